@@ -1,0 +1,1 @@
+"""gradmedic: stream gradient statistics from a training loop, read what is wrong, why, and what fixes it."""

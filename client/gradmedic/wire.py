@@ -1,0 +1,489 @@
+"""The schema that client and service share: what travels in requests and answers.
+
+One idea: plain dataclasses say it once. The client decodes into them with msgspec, which ignores fields it does not
+know; the service validates them with pydantic, which refuses such fields (`__pydantic_config__` below is data, nothing
+here imports pydantic). Numbers may be non-finite: JSON carries those as the strings "NaN", "Infinity", "-Infinity".
+
+A field named with a trailing underscore (`class_`) travels without it (`class`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Annotated, Any, ClassVar
+from uuid import UUID
+
+WIRE_VERSIONS = (1,)
+"""Versions of this schema that this package speaks, oldest first; published by `GET /limits`."""
+
+API_PATH = "/api/v1"
+JSON_MEDIA_TYPE = "application/json"
+MSGPACK_MEDIA_TYPE = "application/vnd.msgpack"
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+
+STATISTICS = (
+    "grad_norm",
+    "grad_abs_max",
+    "grad_mean",
+    "grad_zero_fraction",
+    "nonfinite_count",
+    "weight_norm",
+    "update_norm",
+    "activation_zero_fraction",
+    "activation_saturation",
+)
+"""Every statistic there is: one number per layer per step."""
+
+SERIES = ("loss", "learning_rate", "time", "loss_scale", "clip_coefficient")
+"""Numbers of a step as a whole, one each per step; free-form ones go under `metrics`."""
+
+VERDICTS = ("undetermined", "healthy", "vanishing", "exploding")
+STATUSES = ("running", "stalled", "finished", "failed")
+LAYER_ROLES = ("weight", "recurrent", "bias", "gain", "embedding")
+OUTCOME_STATES = ("verified", "healthy", "failed", "not_applicable")
+SEVERITIES = ("note", "warning", "critical")
+
+
+class OneOf:
+    """The values a string field has today. Documents them in OpenAPI without refusing a value that a newer peer adds."""
+
+    def __init__(self, *values: str) -> None:
+        self.values = values
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> Any:
+        """Add the values to the field's JSON schema (called by pydantic, in the service)."""
+        return {**handler(schema), "enum": list(self.values)}
+
+
+Verdict = Annotated[str, OneOf(*VERDICTS)]
+Status = Annotated[str, OneOf(*STATUSES)]
+
+
+def without_trailing_underscore(name: str) -> str:
+    """Name a field on the wire: `class_` is a Python name for `class`."""
+    return name.rstrip("_")
+
+
+_SCHEMA: dict[str, Any] = {
+    "extra": "forbid",
+    "use_attribute_docstrings": True,
+    "alias_generator": without_trailing_underscore,
+}
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One parameter tensor of a run. Only `name` is needed; every other field sharpens the diagnosis."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    name: str
+    """Unique in the run, for example `encoder.0.weight`."""
+    kind: str | None = None
+    """Type of the module that owns it, for example `Linear`, `Conv2d`, `RNN`."""
+    shape: list[int] | None = None
+    numel: int | None = None
+    """Number of elements; follows from `shape` where that is given."""
+    depth: int | None = None
+    """Place in forward order; without it, the position in the list."""
+    frozen: bool = False
+    """No optimizer updates it."""
+    role: Annotated[str, OneOf(*LAYER_ROLES)] | None = None
+    """What it is to its module; `recurrent` for a hidden-to-hidden matrix."""
+    fan_in: int | None = None
+    fan_out: int | None = None
+    activation: str | None = None
+    """Activation its output goes through, lower case: `relu`, `sigmoid`, `tanh`, `linear`, ..."""
+    normalized: bool | None = None
+    """Whether a normalization layer directly follows the module."""
+    branch: bool | None = None
+    """Whether it lies on a branch beside an identity path (a residual block)."""
+    initial_rms: float | None = None
+    """Root mean square of its elements before the first update."""
+    spectral_norm: float | None = None
+    """Largest singular value before the first update; measured for recurrent matrices."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Optimizer:
+    """An optimizer as it was when the run began."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    name: str
+    """Class name, for example `SGD`, `AdamW`."""
+    learning_rate: float | None = None
+    momentum: float | None = None
+    weight_decay: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """What the client knows about how the run trains, beyond its layers. Everything is optional."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    optimizers: list[Optimizer] = field(default_factory=list)
+    precision: str | None = None
+    """Dtype of the parameters, or `float16`/`bfloat16` under autocast."""
+    input_rms: float | None = None
+    """Root mean square of the first batch's floating-point input."""
+    input_abs_max: float | None = None
+    target_rms: float | None = None
+    batch_size: int | None = None
+    clips_gradients: bool | None = None
+    """Whether the client saw the script clip gradients."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunCreate:
+    """Body of `POST /runs`."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    project: str
+    layers: list[Layer]
+    """In forward order unless `depth` says otherwise. May be empty and appended to later."""
+    name: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    tags: list[str] = field(default_factory=list)
+    notes: str | None = None
+    group: str | None = None
+    framework: str | None = None
+    """For example `torch 2.13.0`."""
+    statistics: list[str] = field(default_factory=lambda: ["grad_norm"])
+    """The statistics that every sampled step carries, in this order."""
+    training: Training | None = None
+    trainable: str | None = None
+    id: UUID | None = None
+    """UUIDv7 chosen by the client; creating the same id again answers the same run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunUpdate:
+    """Body of `PATCH /runs/{id}`. What is left out or null stays as it is."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    name: str | None = None
+    notes: str | None = None
+    tags: list[str] | None = None
+    config: dict[str, Any] | None = None
+    status: Status | None = None
+    training: Training | None = None
+    append_layers: list[Layer] | None = None
+    """Layers to add behind those the run has. Existing ones are never reordered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """A run as lists show it."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    id: UUID
+    project: str
+    name: str
+    status: Status
+    verdict: Verdict
+    score: float
+    """Confidence in the verdict, 0 to 1."""
+    since_step: int | None
+    """First step of the verdict; null while it is undetermined."""
+    last_step: int | None
+    """Largest stored step; null before the first."""
+    generation: int
+    revision: int
+    tags: list[str]
+    group: str | None
+    framework: str | None
+    trainable: str | None
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunDetail(RunSummary):
+    """A run with everything that was said about it."""
+
+    notes: str | None
+    config: dict[str, Any]
+    statistics: list[str]
+    layers: list[Layer]
+    training: Training | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunList:
+    """A page of runs."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    items: list[RunSummary]
+    next_page_token: str | None
+    """Opaque; pass it as `page_token` to read on. Null on the last page."""
+
+
+# --- steps ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepsAppend:
+    """JSON body of `POST /runs/{id}/steps`: consecutive steps of one run, column by column.
+
+    The msgpack form has the same fields, but each of `statistics` is the bytes of a little-endian float32 array
+    `[sampled step, layer]`, and `present` may be given: the bits of a boolean array of that shape, packed with the
+    first element in the lowest bit (`numpy.packbits(..., bitorder="little")`).
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    steps: list[int]
+    """Strictly increasing, each at least 0."""
+    generation: int | None = None
+    """How often the run was rewound; without it, the current generation."""
+    loss: list[float | None] | None = None
+    learning_rate: list[float | None] | None = None
+    time: list[float | None] | None = None
+    """Seconds since the Unix epoch; must be finite."""
+    sampled: list[bool] | None = None
+    """Which steps carry statistics; without it, all do where `statistics` is given, else none."""
+    skipped: list[bool] | None = None
+    """Which steps a loss scaler skipped on purpose."""
+    loss_scale: list[float | None] | None = None
+    clip_coefficient: list[float | None] | None = None
+    """What the script's own clipping multiplied the gradients by; 1 where it left them alone."""
+    metrics: dict[str, list[float | None]] = field(default_factory=dict)
+    statistics: dict[str, list[list[float | None]]] = field(default_factory=dict)
+    """`[sampled step][layer]`; null where the layer was not touched by an optimizer in that step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppendResult:
+    """Answer to a block: what was stored, and what the training loop should know now."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    accepted: int
+    """Steps stored by this request."""
+    ignored: int
+    """Steps that were stored before."""
+    last_step: int | None
+    generation: int
+    revision: int
+    verdict: Verdict
+    since_step: int | None
+    alerts: list[str]
+    """Summaries of verdict changes that this block caused."""
+    stop: bool
+    """The budget of the trial is spent or it was cancelled."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """One series over the answer's buckets; null where a bucket holds no value of it."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    statistic: str
+    """A statistic, a name in SERIES, or a metric."""
+    layer: str | None
+    min: list[float | None]
+    """Over the finite values of the bucket."""
+    mean: list[float | None]
+    max: list[float | None]
+    count: list[int]
+    """Values in the bucket, non-finite ones included."""
+    nonfinite: list[int]
+    """How many of them are NaN or infinite."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeriesResult:
+    """Answer to `GET /runs/{id}/steps`: series over common buckets of consecutive steps."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    run_id: UUID
+    first_step: list[int]
+    """First step of each bucket."""
+    last_step: list[int]
+    series: list[Series]
+
+
+# --- diagnosis --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One detector's evidence."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    detector: str
+    class_: Verdict
+    """The verdict it speaks for."""
+    severity: Annotated[str, OneOf(*SEVERITIES)]
+    layers: list[str]
+    """First bad layer first."""
+    first_step: int
+    last_step: int
+    resolved_step: int | None
+    """Step at which it no longer held; null while it holds."""
+    evidence: dict[str, float]
+    explanation: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cause:
+    """What probably made it so."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    cause: str
+    score: float
+    """0 to 1; causes are independent, the scores need not add up."""
+    evidence: dict[str, float]
+    explanation: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remedy:
+    """One fix, by id and parameters."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    id: str
+    parameters: dict[str, float | int | str | bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What happened when a remedy was tried on the run's own trainable."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    state: Annotated[str, OneOf(*OUTCOME_STATES)]
+    rerun_id: UUID
+    seeds: int
+    healthy: int
+    loss: float | None
+    control_loss: float | None
+    cost_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advice:
+    """One ranked remedy with its reason."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    remedy: Remedy
+    rank: int
+    """1 is tried first."""
+    reason: str
+    snippet: str
+    """Code to paste."""
+    sources: list[str]
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """What is wrong with a run, why, and what fixes it, as of `step`."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    run_id: UUID
+    step: int | None
+    verdict: Verdict
+    score: float
+    since_step: int | None
+    summary: str
+    findings: list[Finding]
+    causes: list[Cause]
+    advice: list[Advice]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerdictChange:
+    """The verdict from `step` on."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    step: int
+    """The step whose data changed it."""
+    verdict: Verdict
+    score: float
+    finding: str | None
+    """Detector of the finding that decided it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerdictHistory:
+    """Every change of a run's verdict, oldest first."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    items: list[VerdictChange]
+
+
+# --- service ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the service accepts; a client splits its blocks accordingly."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    wire_versions: list[int]
+    max_body_bytes: int
+    max_layers: int
+    max_steps_per_block: int
+    max_values_per_block: int
+    """Sampled steps x layers x statistics."""
+    max_metrics: int
+    """Metric names per block."""
+    max_name_length: int
+    """Characters of a name: run, project, layer, metric, tag, group."""
+    max_notes_length: int
+    max_tags: int
+    max_config_bytes: int
+    """Of `config` as compact JSON."""
+    max_config_depth: int
+    max_points: int
+    """Buckets of a series."""
+    max_results: int
+    """Items of a page."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldError:
+    """One bad field of a request."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    path: str
+    """Where it is, for example `layers[3].name`."""
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """RFC 9457 `application/problem+json`: every error answer."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    error_code: str
+    """Stable, snake_case."""
+    request_id: str
+    errors: list[FieldError] = field(default_factory=list)

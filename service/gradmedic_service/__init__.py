@@ -1,0 +1,1 @@
+"""The gradmedic service: runs, telemetry and diagnoses over HTTP."""

@@ -1,0 +1,26 @@
+"""The pure core: from blocks of gradient statistics to a verdict with its reasons.
+
+numpy and the standard library only, no input or output: the same code serves the API, `gradmedic rediagnose`, the
+benchmarks and the tests.
+"""
+
+from gradmedic_service.diagnosis.block import Block, StepSeries
+from gradmedic_service.diagnosis.diagnostician import Diagnostician
+from gradmedic_service.diagnosis.facts import LayerFacts, OptimizerFacts, TrainingFacts
+from gradmedic_service.diagnosis.report import Advice, Cause, Diagnosis, Finding, Remedy, Verdict, VerdictChange
+
+__all__ = [
+    "Advice",
+    "Block",
+    "Cause",
+    "Diagnosis",
+    "Diagnostician",
+    "Finding",
+    "LayerFacts",
+    "OptimizerFacts",
+    "Remedy",
+    "StepSeries",
+    "TrainingFacts",
+    "Verdict",
+    "VerdictChange",
+]
