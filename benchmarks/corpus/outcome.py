@@ -1,0 +1,101 @@
+"""Labels from the outcome: the loss, the weights and the skill, never the gradients.
+
+One idea: the same rule for every family. What the author of a configuration intended decides only between *vanishing*
+and *other* for a run that did not learn; where outcome and intent do not fit together, the run is dropped, with its
+reason, and not bent into a class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOW_UP: Final = 10.0
+"""A loss this many times its start is an explosion (the rule of the shared recordings)."""
+VANISHING_SHARE: Final = 0.25
+"""A vanishing run has at most this share of its repaired twin's skill."""
+FALLING: Final = 0.05
+"""A loss that falls by this share of its start in the last quarter of a run has not settled: it learns late."""
+BUILD_UP: Final = 2.0
+"""An explosion has begun at the first step from which on the loss stays above this many times its median so far."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of a run, as far as labels need it."""
+
+    loss: NDArray[np.float32]
+    died: bool
+    skill: float
+    min_skill: float
+    """What this program reaches at least when it learns."""
+
+    @property
+    def learns(self) -> bool:
+        """Whether it ends at a sensible skill."""
+        return not self.died and self.skill >= self.min_skill
+
+    @property
+    def start(self) -> float:
+        """The size of the first loss (a negative log-likelihood may be negative)."""
+        return abs(float(self.loss[0]))
+
+    @property
+    def end(self) -> float:
+        """The median of the last ten losses."""
+        return float(np.median(self.loss[-10:]))
+
+    @property
+    def is_on_its_way(self) -> bool:
+        """Whether the loss still falls at the end: by more than a twentieth over the last quarter of the run."""
+        quarter = max(1, len(self.loss) // 4)
+        before = float(np.median(self.loss[-2 * quarter : -quarter]))
+        last = float(np.median(self.loss[-max(10, quarter // 4) :]))
+        return last < before - FALLING * self.start
+
+    @property
+    def peak(self) -> float:
+        """The largest loss."""
+        return float(np.max(self.loss))
+
+
+def label_of(outcome: Outcome, intended: str, twin_skill: float | None) -> tuple[str | None, str]:
+    """Return (label, why); None where the outcome is ambiguous. `intended` is the family's own expectation."""
+    if outcome.died:
+        return "exploding", "the loss or a weight turned non-finite"
+    if outcome.end > BLOW_UP * outcome.start:
+        return "exploding", "the loss ended above ten times its start"
+    if outcome.learns:
+        if intended == "other":
+            return None, "meant to be badly posed, but it learns"
+        return "healthy", "it learns"
+    if outcome.peak > BLOW_UP * outcome.start:
+        return "exploding", "the loss peaked above ten times its start and the run never learned"
+    if outcome.is_on_its_way:
+        return None, "its loss was still falling when the run ended"
+    if intended == "other":
+        return "other", "it does not learn, and not for its gradients"
+    if intended == "vanishing" and twin_skill is not None:
+        if outcome.skill <= VANISHING_SHARE * twin_skill:
+            return "vanishing", "finite, and at most a quarter of the repaired twin's skill"
+        return None, "between a quarter of the twin's skill and the family's minimum"
+    return None, f"meant to be {intended}, but it neither learns nor blows up"
+
+
+def build_up_steps(loss: NDArray[np.float32], first_nonfinite: int | None) -> int | None:
+    """Return how many steps an explosion took before its first non-finite value; None where nothing was non-finite.
+
+    >>> build_up_steps(np.float32([1, 1, 1, 1, 4, 9, 30, 100, 1e3, 1e4, np.inf]), 10)
+    6
+    """
+    if first_nonfinite is None:
+        return None
+    begun = 0
+    for step in range(first_nonfinite):
+        typical = float(np.median(loss[: step + 1]))
+        if not loss[step] > BUILD_UP * abs(typical):
+            begun = step + 1
+    return first_nonfinite - begun

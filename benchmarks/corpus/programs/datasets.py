@@ -1,0 +1,164 @@
+"""Small data sets, generated or shipped with scikit-learn and Python: nothing is downloaded."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class Dataset:
+    """Training and clean evaluation data; `classes` is 0 for regression."""
+
+    x: Tensor
+    y: Tensor
+    eval_x: Tensor
+    eval_y: Tensor
+    classes: int
+
+
+def _split(x: Tensor, y: Tensor, classes: int, share: float = 0.8) -> Dataset:
+    order = torch.randperm(len(x))
+    cut = int(share * len(x))
+    train, held = order[:cut], order[cut:]
+    return Dataset(x[train], y[train], x[held], y[held], classes)
+
+
+def _from_sklearn(name: str) -> tuple[Tensor, Tensor]:
+    from sklearn import datasets
+
+    bunch = getattr(datasets, f"load_{name}")()
+    return torch.tensor(np.asarray(bunch.data), dtype=torch.float32), torch.tensor(np.asarray(bunch.target))
+
+
+def dataset(name: str, *, inputs: str = "std", label_noise: float = 0.0, targets: str = "std") -> Dataset:
+    """Make a data set. `inputs`: `raw`, `std` (standardized) or a factor on standardized; `targets` likewise.
+
+    Label noise touches the training part alone.
+    """
+    made = _make(name)
+    if inputs != "raw":
+        mean, std = made.x.mean(0), made.x.std(0).clamp_min(1e-3)
+        factor = 1.0 if inputs == "std" else float(inputs)
+        made.x, made.eval_x = (made.x - mean) / std * factor, (made.eval_x - mean) / std * factor
+    if made.classes == 0 and targets != "raw":
+        mean, std = made.y.mean(0), made.y.std(0).clamp_min(1e-6)
+        factor = 1.0 if targets == "std" else float(targets)
+        made.y, made.eval_y = (made.y - mean) / std * factor, (made.eval_y - mean) / std * factor
+    if label_noise > 0 and made.classes:
+        noisy = torch.rand(len(made.y)) < label_noise
+        made.y = torch.where(noisy, torch.randint(made.classes, made.y.shape), made.y)
+    return made
+
+
+def _make(name: str) -> Dataset:
+    kind, _, argument = name.partition(":")
+    match kind:
+        case "digits" | "wine" | "breast_cancer":
+            x, y = _from_sklearn(kind)
+            return _split(x, y.long(), int(y.max()) + 1)
+        case "diabetes":
+            from sklearn import datasets
+
+            x_, y_ = datasets.load_diabetes(return_X_y=True, scaled=False)
+            return _split(torch.tensor(x_, dtype=torch.float32), torch.tensor(y_, dtype=torch.float32)[:, None], 0)
+        case "blobs":
+            classes = int(argument or 4)
+            centres = torch.randn(classes, 2) * 5
+            y = torch.randint(classes, (2000,))
+            return _split(centres[y] + torch.randn(2000, 2) * 0.8, y, classes)
+        case "circle":
+            y = torch.randint(2, (2000,))
+            angle = torch.rand(2000) * 2 * math.pi
+            radius = torch.where(y == 0, 1.0, 0.5) + 0.08 * torch.randn(2000)
+            return _split(torch.stack([radius * angle.cos(), radius * angle.sin()], 1), y, 2)
+        case "spirals":
+            classes = int(argument or 2)
+            y = torch.randint(classes, (2400,))
+            t = torch.rand(2400).sqrt() * 2.0 * math.pi
+            angle = t + 2 * math.pi * y / classes
+            points = torch.stack([t * angle.cos(), t * angle.sin()], 1) / 3
+            return _split(points + 0.05 * torch.randn(2400, 2), y, classes)
+        case "moons":
+            y = torch.randint(2, (2000,))
+            angle = torch.rand(2000) * math.pi
+            x = torch.stack([angle.cos(), angle.sin()], 1)
+            x = torch.where(y[:, None] == 1, torch.tensor([1.0, 0.5]) - x, x)
+            return _split(x + 0.1 * torch.randn(2000, 2), y, 2)
+        case "parity":
+            bits = int(argument or 3)
+            x = torch.randint(0, 2, (4000, 16)).float() * 2 - 1
+            return _split(x, (x[:, :bits].prod(1) > 0).long(), 2)
+        case "housing":  # features of very different units, prices in currency
+            x = torch.stack(
+                [
+                    torch.randn(2000) * 900 + 2000,
+                    torch.randint(1, 7, (2000,)).float(),
+                    torch.rand(2000) * 80 + 1930,
+                    torch.rand(2000) * 12000,
+                    torch.rand(2000),
+                ],
+                1,
+            )
+            y = 150 * x[:, 0] + 20000 * x[:, 1] + 800 * (x[:, 2] - 1930) + 3 * x[:, 3] + 50000 * x[:, 4].square()
+            return _split(x, (y + 8000 * torch.randn(2000))[:, None], 0)
+        case "friedman":
+            x = torch.rand(2000, 10)
+            y = 10 * (math.pi * x[:, 0] * x[:, 1]).sin() + 20 * (x[:, 2] - 0.5) ** 2 + 10 * x[:, 3] + 5 * x[:, 4]
+            return _split(x, (y + torch.randn(2000) * 0.5)[:, None], 0)
+        case "sine":
+            x = torch.rand(2000, 1) * 6 - 3
+            return _split(x, (x * 2).sin() + 0.3 * x + 0.05 * torch.randn(2000, 1), 0)
+        case "powers":  # a polynomial's raw features
+            base = torch.rand(1500, 1) * 4 - 2
+            degree = int(argument or 5)
+            x = torch.cat([base**k for k in range(1, degree + 1)], 1)
+            return _split(x, base**3 - 2 * base + 0.1 * torch.randn(1500, 1), 0)
+        case "teacher":
+            x = torch.randn(3000, 12)
+            hidden = torch.tanh(x @ torch.randn(12, 8))
+            return _split(x, hidden @ torch.randn(8, 1) + 0.05 * torch.randn(3000, 1), 0)
+        case "waves":  # one-dimensional signals in four classes
+            y = torch.randint(4, (2400,))
+            t = torch.linspace(0, 1, 64)
+            frequency = torch.tensor([3.0, 5.0, 3.0, 5.0])[y][:, None] + 0.3 * torch.randn(2400, 1)
+            phase = torch.rand(2400, 1) * 2 * math.pi
+            wave = (2 * math.pi * frequency * t + phase).sin()
+            wave = torch.where((y >= 2)[:, None], wave.sign(), wave)
+            return _split(wave + 0.25 * torch.randn(2400, 64), y, 4)
+        case "stripes":  # small images in three classes
+            y = torch.randint(3, (2400,))
+            grid = torch.arange(12.0)
+            phase = torch.rand(2400, 1, 1) * 6
+            across = torch.stack([grid[None, :].expand(12, 12), grid[:, None].expand(12, 12),
+                                  (grid[None, :] + grid[:, None]) * 0.7])  # fmt: skip
+            x = (across[y] * 1.2 + phase).sin() + 0.5 * torch.randn(2400, 12, 12)
+            return _split(x.flatten(1), y, 3)
+        case _:
+            raise ValueError(f"unknown data set {name!r}")
+
+
+def python_text(source: str, characters: int = 120_000) -> tuple[Tensor, int]:
+    """Return text that ships with Python, as codes of its alphabet, and the alphabet's size."""
+    if source == "topics":
+        from pydoc_data import topics
+
+        text = "".join(topics.topics[key] for key in sorted(topics.topics))
+    else:
+        module = __import__(source)
+        text = inspect.getsource(module)
+    text = "".join(c if 32 <= ord(c) < 127 else "\n" for c in text[:characters])
+    alphabet = {c: i for i, c in enumerate(sorted(set(text)))}
+    return torch.tensor([alphabet[c] for c in text]), len(alphabet)
+
+
+def unigram_entropy(text: Tensor) -> float:
+    """Return the entropy of the text's characters in nats."""
+    share = torch.bincount(text).double() / len(text)
+    share = share[share > 0]
+    return float(-(share * share.log()).sum())

@@ -1,0 +1,93 @@
+"""A recording on disk, and as what the diagnostician reads.
+
+One idea: one loader for every corpus of this format - ours and the recordings in ../shared/corpus, which carry fewer facts.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.corpus.ledger import Entry
+from benchmarks.corpus.recorder import STATISTICS, as_float32
+from benchmarks.corpus.training import Run
+from gradmedic_service.diagnosis import Block, LayerFacts, OptimizerFacts, StepSeries, TrainingFacts
+
+SERIES: Final = ("loss", "learning_rate", "clip_coefficient", "loss_scale")
+
+
+def save(path: Path, run: Run, entries: list[Entry]) -> None:
+    """Write a recording: the keys of the shared corpus, `facts` as JSON, and the other series that the run has."""
+    records = [entry.record for entry in entries]
+    arrays: dict[str, NDArray[Any]] = {
+        "loss": run.loss,
+        "learning_rate": run.learning_rate,
+        "skipped": run.skipped,
+        "layer": np.array([record.name for record in records]),
+        "numel": np.array([record.numel for record in records], dtype=np.int64),
+        "ndim": np.array([len(record.shape) for record in records], dtype=np.int64),
+        "frozen": np.array([record.frozen for record in records], dtype=bool),
+        "facts": np.array(json.dumps({"layers": [record.as_facts() for record in records], "training": run.training})),
+        **run.statistics,
+    }
+    if run.clip_coefficient is not None:
+        arrays["clip_coefficient"] = run.clip_coefficient
+    if run.loss_scale is not None:
+        arrays["loss_scale"] = run.loss_scale
+    partial = path.with_name(path.name + ".partial.npz")
+    np.savez_compressed(partial, **arrays)
+    partial.replace(path)
+
+
+def load(path: Path, *, bare: bool = False) -> tuple[tuple[LayerFacts, ...], TrainingFacts, Block]:
+    """Read a recording as layers, training facts and one block of all its steps.
+
+    Without facts in the file, or `bare`, a layer is known by its name, size, and, where it is a vector, its shape.
+    """
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    training = TrainingFacts()
+    if "facts" in arrays and not bare:
+        facts = json.loads(str(arrays["facts"]))
+        layers = tuple(LayerFacts(**{**layer, "shape": tuple(layer["shape"])}) for layer in facts["layers"])
+        optimizers = tuple(OptimizerFacts(**optimizer) for optimizer in facts["training"]["optimizers"])
+        training = TrainingFacts(**{**facts["training"], "optimizers": optimizers})
+    else:
+        layers = tuple(
+            LayerFacts(
+                name=str(name),
+                numel=int(numel),
+                depth=depth,
+                frozen=bool(frozen),
+                shape=(int(numel),) if ndim == 1 else None,
+            )
+            for depth, (name, numel, ndim, frozen) in enumerate(
+                zip(arrays["layer"], arrays["numel"], arrays["ndim"], arrays["frozen"], strict=True)
+            )
+        )
+    return layers, training, to_block(arrays)
+
+
+def to_block(arrays: dict[str, NDArray[Any]]) -> Block:
+    """Convert a recording's arrays: absent where `nonfinite_count` is NaN; every other NaN was computed by the job."""
+    present = ~np.isnan(arrays["nonfinite_count"])
+    values = np.stack([as_float32(arrays[name]) for name in STATISTICS], axis=-1)
+    values[~present] = 0.0
+    steps = len(arrays["loss"])
+    return Block(
+        steps=np.arange(steps, dtype=np.int64),
+        sampled=np.ones(steps, dtype=bool),
+        skipped=arrays["skipped"].astype(bool),
+        statistics=STATISTICS,
+        values=values,
+        present=present,
+        series={
+            name: StepSeries(arrays[name].astype(np.float64), np.ones(steps, dtype=bool))
+            for name in SERIES
+            if name in arrays
+        },
+    )
