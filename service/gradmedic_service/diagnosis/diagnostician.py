@@ -1,42 +1,232 @@
-"""The streaming diagnostician."""
+"""The streaming diagnostician: blocks in, a diagnosis out.
+
+One idea: a block is measured and averaged as a whole (vectorized over steps and layers), then its steps are walked one
+by one through the detectors, so that verdict, step and layer never depend on how the steps were cut into blocks. The
+state is O(layers) and serializes to bytes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+
+from gradmedic_service.diagnosis.advice import advise
 from gradmedic_service.diagnosis.block import Block
+from gradmedic_service.diagnosis.case import Case
+from gradmedic_service.diagnosis.causes import find_causes
+from gradmedic_service.diagnosis.detectors import ALL, Detector, Moment
 from gradmedic_service.diagnosis.facts import LayerFacts, TrainingFacts
-from gradmedic_service.diagnosis.report import Diagnosis
+from gradmedic_service.diagnosis.history import RunHistory
+from gradmedic_service.diagnosis.measurements import Architecture, Measurements, measure
+from gradmedic_service.diagnosis.network import MAX_GROUPS, Depth, NetworkAverages
+from gradmedic_service.diagnosis.progress import LossProgress
+from gradmedic_service.diagnosis.report import Advice, Cause, Diagnosis, Finding, Verdict, VerdictChange
+from gradmedic_service.diagnosis.state import pack_state, unpack_state
+from gradmedic_service.diagnosis.wording import summarize
+
+ENOUGH = 20
+"""Steps with a loss, or with statistics, before a run is called healthy: below that it is undetermined."""
 
 
 class Diagnostician:
-    """Reads a run block by block."""
+    """Reads a run block by block.
+
+    Args:
+        layers: The run's layers, in the order of the blocks' layer axis.
+        training: How it trains, as far as known.
+
+    Example:
+        >>> import numpy as np
+        >>> doctor = Diagnostician([LayerFacts(name="w", numel=4)])
+        >>> doctor.diagnose().verdict
+        'undetermined'
+    """
 
     def __init__(self, layers: Sequence[LayerFacts], training: TrainingFacts | None = None) -> None:
         self._layers = tuple(layers)
         self._training = training or TrainingFacts()
+        self._architecture = Architecture.of(self._layers)
+        self._averages = NetworkAverages()
+        self._averages.grow(len(self._layers))
+        self._streams: dict[str, LossProgress] = {}
+        """Losses by the group of layers that was present; alternating optimizers have a stream each."""
+        self._stream_key = ""
+        self._detectors: list[Detector] = [detector() for detector in ALL]
+        self._history = RunHistory()
         self._last_step: int | None = None
+        self._sampled = 0
+        self._logged = 0
+        self._verdict: Verdict = "undetermined"
+        self._since: int | None = None
 
     def update(self, block: Block) -> Diagnosis:
-        """Advance by a block and return the diagnosis as of its last step."""
-        self._last_step = int(block.steps[-1])
-        return self.diagnose()
+        """Advance by a block and return the diagnosis as of its last step, with the changes that the block made.
+
+        Args:
+            block: Steps behind those seen so far, with as many layers as the run has.
+        """
+        measurements = measure(block, self._architecture)
+        self._averages.grow(len(self._layers))
+        depth = self._averages.advance(measurements, self._architecture)
+        self._history.take(block, measurements)
+        changes = self._walk(block, measurements, depth)
+        if len(block):
+            self._last_step = int(block.steps[-1])
+        return self._report(tuple(changes))
 
     def diagnose(self) -> Diagnosis:
         """Return the diagnosis as of the last step, with no changes."""
+        return self._report(())
+
+    def _walk(self, block: Block, measurements: Measurements, depth: Depth) -> list[VerdictChange]:
+        changes: list[VerdictChange] = []
+        loss = block.series.get("loss")
+        row = -1
+        for i in range(len(block)):
+            step = int(block.steps[i])
+            is_sampled = bool(block.sampled[i])
+            if is_sampled:
+                row += 1
+                self._sampled += 1
+                self._stream_key = self._stream_of(measurements.group[row])
+            progress = self._streams.setdefault(self._stream_key, LossProgress())
+            value = float(loss.values[i]) if loss is not None and loss.present[i] else None
+            excess = np.nan
+            if value is not None:
+                self._logged += 1
+                if np.isfinite(value):
+                    excess = progress.excess(value)
+                    progress.observe(value)
+            moment = Moment(
+                step=step,
+                skipped=bool(block.skipped[i]),
+                loss=value,
+                excess=excess,
+                progress=progress,
+                architecture=self._architecture,
+                averages=self._averages,
+                sampled_count=self._sampled,
+                is_multi_stream=len(self._streams) > 1,
+            )
+            if is_sampled:
+                moment.row, moment.measurements, moment.depth = row, measurements, depth
+                moment.gradient = float(measurements.total_gradient[row])
+                moment.weight = float(measurements.total_weight[row])
+                moment.ratio = float(measurements.update_ratio[row])
+                moment.gap = float(depth.gap[row])
+                moment.dead_share = float(depth.dead_share[row])
+                moment.nonfinite = float(measurements.nonfinite[row].sum())
+            for detector in self._detectors:
+                detector.observe(moment)
+            change = self._decide(step)
+            if change is not None:
+                changes.append(change)
+        return changes
+
+    def _stream_of(self, group: bytes) -> str:
+        key = group.hex()
+        if key in self._streams or len(self._streams) < MAX_GROUPS:
+            return key
+        return next(iter(self._streams))
+
+    def _decide(self, step: int) -> VerdictChange | None:
+        """Combine the detectors: an explosion outranks vanishing, and the first detector of a class decides it."""
+        verdict, decider = self._loudest()
+        if verdict == self._verdict:
+            return None
+        self._verdict, self._since = verdict, step
+        return VerdictChange(step=step, verdict=verdict, score=self._score(), finding=decider)
+
+    def _loudest(self) -> tuple[Verdict, str | None]:
+        for verdict in ("exploding", "vanishing"):
+            speaking = [d for d in self._detectors if d.verdict == verdict and d.signal > 0]
+            if speaking:
+                loudest = max(speaking, key=lambda d: d.signal)
+                return loudest.verdict, loudest.id
+        if max(self._logged, self._sampled) >= ENOUGH:
+            return "healthy", None
+        return "undetermined", None
+
+    def _score(self) -> float:
+        if self._verdict == "undetermined":
+            return 0.0
+        if self._verdict == "healthy":
+            return 0.9
+        silence = 1.0
+        for detector in self._detectors:
+            if detector.verdict == self._verdict:
+                silence *= 1 - min(detector.signal, 0.99)
+        return round(1 - silence, 4)
+
+    def _report(self, changes: tuple[VerdictChange, ...]) -> Diagnosis:
+        findings = self._findings()
+        causes: tuple[Cause, ...] = ()
+        advice: tuple[Advice, ...] = ()
+        if self._verdict in ("vanishing", "exploding"):
+            case = Case(
+                verdict=self._verdict,
+                findings=findings,
+                layers=self._layers,
+                architecture=self._architecture,
+                training=self._training,
+                averages=self._averages,
+                history=self._history,
+            )
+            causes = find_causes(case)
+            advice = advise(case, causes)
         return Diagnosis(
-            step=self._last_step, verdict="undetermined", score=0.0, since_step=None, summary="Too little data yet."
+            step=self._last_step,
+            verdict=self._verdict,
+            score=self._score(),
+            since_step=self._since,
+            summary=summarize(self._verdict, self._since, findings, causes),
+            findings=findings,
+            causes=causes,
+            advice=advice,
+            changes=changes,
         )
+
+    def _findings(self) -> tuple[Finding, ...]:
+        speaking = sorted(self._detectors, key=lambda d: (d.verdict != self._verdict, -d.signal))
+        found = (detector.finding(self._architecture) for detector in speaking)
+        return tuple(finding for finding in found if finding is not None)
 
     def to_bytes(self) -> bytes:
         """Serialize the state; layers and training facts are not part of it."""
-        return b"" if self._last_step is None else self._last_step.to_bytes(8, "little")
+        state: dict[str, Any] = {
+            "averages": self._averages.to_state(),
+            "streams": {key: progress.to_state() for key, progress in self._streams.items()},
+            "stream_key": self._stream_key,
+            "detectors": {detector.id: detector.to_state() for detector in self._detectors},
+            "history": self._history.to_state(),
+            "last_step": self._last_step,
+            "sampled": self._sampled,
+            "logged": self._logged,
+            "verdict": self._verdict,
+            "since": self._since,
+        }
+        return pack_state(state)
 
     @classmethod
     def from_bytes(
         cls, data: bytes, layers: Sequence[LayerFacts], training: TrainingFacts | None = None
     ) -> Diagnostician:
-        """Restore a state; `layers` may have grown at its end since."""
+        """Restore a state; `layers` may have grown at its end since. Raises StateError on bytes it cannot read."""
         self = cls(layers, training)
-        self._last_step = int.from_bytes(data, "little") if data else None
+        state = unpack_state(data)
+        self._averages.restore(state["averages"])
+        self._averages.grow(len(self._layers))
+        for key, progress in state["streams"].items():
+            self._streams[key] = LossProgress()
+            self._streams[key].restore(progress)
+        self._stream_key = state["stream_key"]
+        self._detectors = [
+            detector.from_state(state["detectors"][detector.id]) if detector.id in state["detectors"] else detector()
+            for detector in ALL
+        ]
+        self._history.restore(state["history"])
+        self._last_step, self._sampled, self._logged = state["last_step"], state["sampled"], state["logged"]
+        self._verdict, self._since = state["verdict"], state["since"]
         return self

@@ -1,0 +1,42 @@
+"""From causes to ranked remedies for this run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gradmedic_service.diagnosis.case import Case
+from gradmedic_service.diagnosis.remedies import CATALOGUE, RemedySpec
+from gradmedic_service.diagnosis.report import Advice, Cause, Remedy
+
+MAX_ADVICE = 6
+LEAST_MERIT = 0.1
+"""Below this a remedy is not worth a reader's time."""
+
+
+def advise(case: Case, causes: Sequence[Cause]) -> tuple[Advice, ...]:
+    """Return at most `MAX_ADVICE` remedies, the most promising first.
+
+    A remedy's merit is the chance that it meets at least one of the causes, taking each cause's score times the
+    remedy's weight against it as independent chances.
+    """
+    scored = [(_merit(spec, causes), spec) for spec in CATALOGUE if spec.applies(case)]
+    ranked = sorted((pair for pair in scored if pair[0] >= LEAST_MERIT), key=lambda pair: -pair[0])
+    return tuple(_advice(rank, spec, case) for rank, (_, spec) in enumerate(ranked[:MAX_ADVICE], start=1))
+
+
+def _merit(spec: RemedySpec, causes: Sequence[Cause]) -> float:
+    miss = 1.0
+    for cause in causes:
+        miss *= 1 - cause.score * spec.weights.get(cause.cause, 0.0)
+    return 1 - miss
+
+
+def _advice(rank: int, spec: RemedySpec, case: Case) -> Advice:
+    parameters = spec.parameters(case)
+    return Advice(
+        remedy=Remedy(id=spec.id, parameters=parameters),
+        rank=rank,
+        reason=spec.reason,
+        snippet=spec.snippet.format(**parameters),
+        sources=spec.sources,
+    )

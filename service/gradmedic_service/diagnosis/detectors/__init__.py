@@ -1,0 +1,19 @@
+"""Detectors: each reads the stream step by step and holds at most one finding.
+
+A detector is a small state machine. `observe` takes a `Moment` - one step, already measured - and updates the finding;
+`signal` says how strongly the detector speaks for its verdict at that step, 0 (silent) to 1. Detectors do not know each
+other; `gradmedic_service.diagnosis.diagnostician` combines them.
+"""
+
+from gradmedic_service.diagnosis.detectors.base import Detector, Episode, Moment
+from gradmedic_service.diagnosis.detectors.contracting_recurrence import ContractingRecurrence
+from gradmedic_service.diagnosis.detectors.depth_gap import DepthGap
+from gradmedic_service.diagnosis.detectors.divergence import Divergence
+from gradmedic_service.diagnosis.detectors.growth_in_time import GrowthInTime
+from gradmedic_service.diagnosis.detectors.nonfinite import NonFinite
+from gradmedic_service.diagnosis.detectors.zero_gradient import ZeroGradient
+
+ALL: tuple[type[Detector], ...] = (NonFinite, Divergence, GrowthInTime, ZeroGradient, DepthGap, ContractingRecurrence)
+"""Every detector; where several speak for one verdict, the first of these decides it."""
+
+__all__ = ["ALL", "Detector", "Episode", "Moment"]

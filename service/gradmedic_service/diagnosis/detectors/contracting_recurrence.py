@@ -1,0 +1,59 @@
+"""Vanishing through time: a recurrent matrix that shrinks every signal, and a loss that never moved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from gradmedic_service.diagnosis.detectors.base import Detector, Episode, Moment
+
+CONTRACTION = 0.7
+"""Per-step factor (typical singular value times the activation's largest slope) below which a signal loses a decade in
+seven steps. A factor below 1 is sufficient to vanish (Pascanu et al. 2013, section 2.1)."""
+PATIENCE = 120
+"""Steps of the run before a stuck loss speaks."""
+NEVER_MOVED = 0.1
+"""The loss has fallen by less than this share of its start."""
+
+
+class ContractingRecurrence(Detector):
+    """Weight gradients look moderate, since the last time steps feed them; only the recurrent matrix gives it away."""
+
+    id = "contracting_recurrence"
+    verdict = "vanishing"
+    remembered = ("since",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.since: int | None = None
+
+    def observe(self, moment: Moment) -> None:
+        """Estimate the per-step factor from the matrix's norm: its Frobenius norm over the root of its rank."""
+        layers = np.flatnonzero(moment.architecture.is_recurrent)
+        if moment.row is None or layers.size == 0 or moment.is_multi_stream:
+            return
+        norms = moment.averages.weight[layers]
+        side = np.sqrt(moment.architecture.sqrt_numel[layers])
+        factors = norms / side * moment.architecture.recurrent_slope[layers]
+        if not np.isfinite(factors).all() or float(factors.max()) >= CONTRACTION:
+            self.since = None
+            self.close(moment.step)
+            return
+        if self.since is None:
+            self.since = moment.step
+        progress = moment.progress
+        if progress.fallen >= NEVER_MOVED or not moment.is_stuck:
+            self.close(moment.step)
+        elif progress.count >= PATIENCE:
+            self.signal = 0.75
+            evidence = {"factor_per_time_step": float(factors.max()), "loss_fallen": progress.fallen}
+            self.open(moment.step, "critical", [int(i) for i in layers], evidence, since=self.since)
+
+    def explain(self, episode: Episode, names: Sequence[str]) -> str:
+        """Give the factor per time step."""
+        factor = episode.evidence["factor_per_time_step"]
+        return (
+            f"{names[0]} shrinks gradients to about {factor:.2g} of their size per time step, so that "
+            f"nothing older than a few steps is learned, and the loss never moved."
+        )

@@ -1,0 +1,66 @@
+"""Gradients that grow from step to step, before the loss is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from gradmedic_service.diagnosis.detectors.base import Detector, Episode, Moment
+
+GROWTH_DECADES = 1.0
+"""Median growth of the layers above their own baselines that is worth a finding (an order of magnitude)."""
+REACH_RATIO = 0.3
+"""Network-wide update over weight from which growing gradients are about to destroy the weights."""
+PERSISTENCE = 3
+"""Sampled steps running; a spike of one or two batches is not growth."""
+LOSS_RISES = 2.0
+"""Factor over its reference by which the loss must have risen along, where there is one."""
+
+
+class GrowthInTime(Detector):
+    """The typical layer's gradient stands a decade or more above its baseline, step after step.
+
+    Alone this is a finding. It speaks for a verdict when the updates are of the order of the weights and the loss
+    rises with it: then the weights are being lost.
+    """
+
+    id = "growth_in_time"
+    verdict = "exploding"
+    remembered = ("running", "since", "start_level", "reaching")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running = 0
+        self.since = 0
+        self.start_level = 0.0
+        self.reaching = 0
+
+    def observe(self, moment: Moment) -> None:
+        """Compare each layer with its own past."""
+        if moment.row is None or moment.depth is None or moment.skipped or not moment.has_row:
+            return
+        growth = moment.depth.growth[moment.row]
+        known = growth[np.isfinite(growth)]
+        typical = float(np.median(known)) if known.size else 0.0
+        if typical < GROWTH_DECADES:
+            self.running = self.reaching = 0
+            self.close(moment.step)
+            return
+        if self.running == 0:
+            self.since, self.start_level = moment.step, typical
+        self.running += 1
+        rises = np.isnan(moment.excess) or moment.excess >= LOSS_RISES
+        self.reaching = self.reaching + 1 if moment.ratio >= REACH_RATIO and rises else 0
+        if self.running >= PERSISTENCE:
+            factor = 10 ** ((typical - self.start_level) / max(1, moment.step - self.since))
+            evidence = {"growth_decades": typical, "growth_per_step": float(factor), "update_to_weight": moment.ratio}
+            self.open(moment.step, "warning", moment.layers_by_growth(), evidence, since=self.since)
+        self.signal = 0.8 if self.reaching >= PERSISTENCE else 0.0
+
+    def explain(self, episode: Episode, names: Sequence[str]) -> str:
+        """Give the growth against the baseline."""
+        evidence = episode.evidence
+        factor = 10 ** evidence["growth_decades"]
+        text = f"Gradients stand {factor:.3g} times above their own baseline since step {episode.first_step}"
+        return text + (f", most in {names[0]}." if names else ".")

@@ -1,0 +1,64 @@
+"""Layers whose gradient is exactly zero: dead units, symmetric initialization, a collapsed network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from gradmedic_service.diagnosis.detectors.base import MAX_LAYERS_NAMED, Detector, Episode, Moment
+from gradmedic_service.diagnosis.network import DEAD_SHARE
+
+MOST = 0.5
+"""Share of the weight matrices with exactly zero gradients from which the network counts as dead."""
+PERSISTENCE = 20
+"""Sampled steps running: one batch can leave every unit of a small layer silent."""
+PATIENCE = 60
+"""Steps of the run before a partly dead network and a stuck loss together speak; one that is dead throughout can never
+move again and speaks at once."""
+CONVERGED = 0.5
+"""A loss that fell by this share of its start may leave zero gradients behind because nothing is left to learn, or
+because the script froze layers by hand; that is no failure."""
+
+
+class ZeroGradient(Detector):
+    """At least half of the weight matrices get gradients that are exactly zero, and the loss is not down."""
+
+    id = "zero_gradient"
+    verdict = "vanishing"
+    remembered = ("running", "since")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running = 0
+        self.since = 0
+
+    def observe(self, moment: Moment) -> None:
+        """Count sampled steps with a mostly dead network."""
+        if moment.row is None or not moment.has_row or moment.skipped:
+            return
+        if moment.dead_share < MOST:
+            self.running = 0
+            self.close(moment.step)
+            return
+        if self.running == 0:
+            self.since = moment.step
+        self.running += 1
+        if self.running < PERSISTENCE:
+            return
+        progress = moment.progress
+        is_down = progress.count > 0 and progress.fallen >= CONVERGED
+        is_final = moment.dead_share == 1 or progress.count == 0 or (progress.count >= PATIENCE and moment.is_stuck)
+        speaks = is_final and not is_down
+        self.signal = 0.9 if speaks else 0.0
+        dead = (moment.averages.zero > DEAD_SHARE) & moment.architecture.is_path
+        layers = [int(i) for i in moment.architecture.order if dead[i]][:MAX_LAYERS_NAMED]
+        evidence = {"dead_share": moment.dead_share, "dead_layers": float(np.count_nonzero(dead))}
+        self.open(moment.step, "critical" if speaks else "note", layers, evidence, since=self.since)
+
+    def explain(self, episode: Episode, names: Sequence[str]) -> str:
+        """Say how many layers are dead."""
+        evidence = episode.evidence
+        dead, share = int(evidence["dead_layers"]), evidence["dead_share"]
+        text = f"{dead} weight matrices ({share:.0%}) get gradients that are exactly zero"
+        return text + (f", the first being {names[0]}." if names else ".")

@@ -1,0 +1,164 @@
+"""Is the loss still getting anywhere?
+
+One idea: keep the whole history at a resolution that halves whenever it fills up (`History`), so that "long" always
+means long for *this* run, in constant memory. A run is stuck when the later half of its life shows no decline that the
+noise could hide.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from statistics import median
+
+from gradmedic_service.diagnosis.state import Persistent
+
+BUCKETS = 32
+"""Buckets of a history; between 16 and 32 are in use once it has filled."""
+
+FIRST_VALUES = 5
+"""A run's start is the median of this many losses: one odd first batch does not define it."""
+
+OUTLIER = 3.0
+"""The slow average takes a loss at most this many scales above itself, so that a blow-up does not become the norm that
+it is judged against (a z-score with the sample inside its own window cannot exceed sqrt(n - 1))."""
+
+FAST_HORIZON = 8
+SLOW_HORIZON = 40
+"""Steps that the fast and the slow average look back; a factor 5 apart, as in a moving-average crossover."""
+
+STUCK_DECLINE = 0.03
+"""A loss that fell by less than this share of itself over the later half of the run is not falling ..."""
+STUCK_DECLINE_BOUND = 0.12
+"""... provided that even the upper end of the decline's confidence interval is below this share."""
+STUCK_WANDER = 0.25
+"""A loss whose averages wander over more than this share of themselves is going somewhere, if not down: a network that
+is cut off from its input repeats the same loss."""
+
+
+@dataclass(slots=True)
+class History(Persistent):
+    """A series at falling resolution: `BUCKETS` buckets of equal width, which doubles when they are full."""
+
+    width: int = 1
+    counts: list[int] = field(default_factory=list)
+    sums: list[float] = field(default_factory=list)
+    squares: list[float] = field(default_factory=list)
+
+    def add(self, value: float) -> None:
+        """Append one finite value."""
+        if not self.counts or self.counts[-1] == self.width:
+            if len(self.counts) == BUCKETS:
+                self._halve()
+            self.counts.append(0)
+            self.sums.append(0.0)
+            self.squares.append(0.0)
+        self.counts[-1] += 1
+        self.sums[-1] += value
+        self.squares[-1] += value * value
+
+    def _halve(self) -> None:
+        self.width *= 2
+        self.counts = [a + b for a, b in zip(self.counts[::2], self.counts[1::2], strict=True)]
+        self.sums = [a + b for a, b in zip(self.sums[::2], self.sums[1::2], strict=True)]
+        self.squares = [a + b for a, b in zip(self.squares[::2], self.squares[1::2], strict=True)]
+
+    def means(self, start: float) -> list[float]:
+        """Return the buckets' means from a share (0 to 1) of the history on; the last bucket only if half full."""
+        first = min(int(len(self.counts) * start), len(self.counts) - 1)
+        stop = len(self.counts) - (self.counts[-1] < self.width / 2)
+        return [self.sums[i] / self.counts[i] for i in range(first, max(first + 1, stop))]
+
+    def mean(self, start: float, stop: float) -> tuple[float, float]:
+        """Return mean and standard error of the mean between two shares (0 to 1) of the history, in whole buckets."""
+        n = len(self.counts)
+        first = min(int(n * start), n - 1)
+        last = max(first + 1, math.ceil(n * stop))
+        count = sum(self.counts[first:last])
+        mean = sum(self.sums[first:last]) / count
+        spread = max(0.0, sum(self.squares[first:last]) / count - mean * mean)
+        return mean, math.sqrt(spread / count)
+
+
+@dataclass(slots=True)
+class LossProgress(Persistent):
+    """Where the finite losses of one stream (one optimizer's, in a GAN) came from and are going."""
+
+    count: int = 0
+    first: list[float] = field(default_factory=list)
+    fast: float = 0.0
+    slow: float = 0.0
+    lowest: float = math.inf
+    """Of the fast average."""
+    highest: float = -math.inf
+    """Of the slow average."""
+    history: History = field(default_factory=History)
+
+    @property
+    def start(self) -> float:
+        """Loss at the beginning; NaN before there is one."""
+        return median(self.first) if self.first else math.nan
+
+    @property
+    def scale(self) -> float:
+        """What counts as one unit of loss here: its start or its range so far, whichever is larger.
+
+        For a positive loss this is about its start; for a loss that may be zero or negative, the range takes over.
+        """
+        return max(abs(self.start), self.highest - self.lowest) if self.first else math.nan
+
+    def excess(self, loss: float) -> float:
+        """Return how many times its reference a loss is; for positive losses, plainly `loss / reference`.
+
+        The reference is the start or the slow average of what came before, whichever is higher.
+        """
+        if not self.first:
+            return 1.0
+        reference = max(self.start, self.slow)
+        unit = max(abs(reference), self.highest - self.lowest)
+        return 1.0 + (loss - reference) / unit if unit > 0 else 1.0
+
+    @property
+    def rise(self) -> float:
+        """How many times its start the loss is now (fast average); for positive losses, plainly `loss / start`."""
+        if not self.first:
+            return 1.0
+        unit = max(abs(self.start), max(self.first) - min(self.first))
+        return 1.0 + (self.fast - self.start) / unit if unit > 0 else 1.0
+
+    def observe(self, loss: float) -> None:
+        """Take the next finite loss."""
+        if len(self.first) < FIRST_VALUES:
+            self.first.append(loss)
+        self.count += 1
+        if self.count == 1:
+            self.fast = self.slow = loss
+        else:
+            fast_weight = max(1 / FAST_HORIZON, 1 / self.count)
+            slow_weight = max(1 / SLOW_HORIZON, 1 / self.count)
+            self.fast += fast_weight * (loss - self.fast)
+            self.slow += slow_weight * (min(loss, self.slow + OUTLIER * max(self.scale, 1e-30)) - self.slow)
+        self.lowest = min(self.lowest, self.fast)
+        self.highest = max(self.highest, self.slow)
+        self.history.add(loss)
+
+    @property
+    def fallen(self) -> float:
+        """Share of its scale by which the loss is below its start now; negative above it."""
+        return (self.start - self.fast) / self.scale if self.first and self.scale > 0 else 0.0
+
+    def is_stuck(self) -> bool:
+        """Whether the later half of the history shows no decline, beyond what noise could hide."""
+        if self.count < 2 * FIRST_VALUES:
+            return False
+        earlier, earlier_error = self.history.mean(0.5, 0.75)
+        later, later_error = self.history.mean(0.75, 1.0)
+        level = max(abs(earlier), abs(later))
+        if level == 0:
+            return True
+        decline = (earlier - later) / level
+        error = math.hypot(earlier_error, later_error) / level
+        if decline >= STUCK_DECLINE or decline + 2 * error >= STUCK_DECLINE_BOUND:
+            return False
+        means = self.history.means(0.5)
+        return max(means) - min(means) < STUCK_WANDER * level
