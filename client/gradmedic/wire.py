@@ -46,7 +46,7 @@ SEVERITIES = ("note", "warning", "critical")
 
 
 class OneOf:
-    """The values a string field has today. Documents them in OpenAPI without refusing a value that a newer peer adds."""
+    """The values a string field has today. Documents them in OpenAPI without refusing one that a newer peer adds."""
 
     def __init__(self, *values: str) -> None:
         self.values = values
@@ -237,7 +237,8 @@ class StepsAppend:
 
     The msgpack form has the same fields, but each of `statistics` is the bytes of a little-endian float32 array
     `[sampled step, layer]`, and `present` may be given: the bits of a boolean array of that shape, packed with the
-    first element in the lowest bit (`numpy.packbits(..., bitorder="little")`).
+    first element in the lowest bit (`numpy.packbits(..., bitorder="little")`). Values of absent layers are ignored. A
+    series or metric that has a value in every step may also be the bytes of a little-endian float64 array `[step]`.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA

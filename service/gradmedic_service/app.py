@@ -1,0 +1,67 @@
+"""The one place where the service is put together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import APIRouter, FastAPI
+
+from gradmedic import wire
+from gradmedic_service import schema
+from gradmedic_service.bodies import BoundedBodies
+from gradmedic_service.db import Database
+from gradmedic_service.documentation import add_documentation
+from gradmedic_service.health import health_router, limits_router
+from gradmedic_service.problems import answer_with_problems
+from gradmedic_service.requests import RequestContext
+from gradmedic_service.responses import WireResponse
+from gradmedic_service.runs.endpoints import router as runs_router
+from gradmedic_service.runs.facts import FactsCache
+from gradmedic_service.settings import Settings
+from gradmedic_service.telemetry.endpoints import router as telemetry_router
+
+DESCRIPTION = """\
+Reads the gradients of training jobs and says what is wrong, why, and what fixes it.
+
+A training loop creates a *run*, appends *steps* with statistics of every layer's gradient, and reads the *diagnosis*.
+Non-finite numbers are the strings `"NaN"`, `"Infinity"` and `"-Infinity"`, both ways; `null` in a statistic means that
+no optimizer touched the layer in that step. Errors are RFC 9457 problems with a stable `error_code`.
+"""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Return the service as an ASGI application. Its database must have been migrated."""
+    database = Database(settings)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        database.close()
+
+    app = FastAPI(
+        title="gradmedic",
+        version=version("gradmedic"),
+        description=DESCRIPTION,
+        default_response_class=WireResponse,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.database = database
+    app.state.limits = settings.limits()
+    app.state.facts = FactsCache()
+    app.state.schema_revision = schema.head()
+
+    app.include_router(health_router)
+    api = APIRouter(prefix=wire.API_PATH)
+    for router in (limits_router, runs_router, telemetry_router):
+        api.include_router(router)
+    app.include_router(api)
+    add_documentation(app)
+    answer_with_problems(app)
+    app.add_middleware(BoundedBodies, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(RequestContext)
+    return app

@@ -1,0 +1,145 @@
+"""Request bodies, bounded while they stream in and unpacked within the same bound.
+
+One idea: no route can be handed more bytes than `max_body_bytes`, whatever the headers say and however small the body
+was before decompression. The body is read when the application asks for it, not before.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+
+import zstandard
+from anyio import to_thread
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gradmedic_service.errors import BodyTooLarge, MalformedBody, UnsupportedMediaType
+
+MAX_ZSTD_WINDOW_BYTES = 8 * 2**20
+"""What RFC 8878, section 3.1.1.1.2, recommends that every decoder supports; a frame may ask for 2 GiB."""
+UNPACK_INLINE_BYTES = 2**15
+"""Smaller bodies are unpacked faster than a thread is reached."""
+GZIP_WBITS = 31
+ZSTD_UNKNOWN_SIZE = zstandard.CONTENTSIZE_UNKNOWN
+
+
+class BoundedBodies:
+    """ASGI middleware: limits what `receive` yields, and undoes `Content-Encoding: gzip` and `zstd`."""
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+        self._app = app
+        self._limit = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        encoding = headers.get("content-encoding", "").strip().lower()
+        declared = headers.get("content-length", "")
+        body = _Body(receive, encoding, int(declared) if declared.isdecimal() else None, self._limit)
+        await self._app(scope, body.receive, send)
+
+
+class _Body:
+    """The body of one request."""
+
+    def __init__(self, receive: Receive, encoding: str, declared: int | None, limit: int) -> None:
+        self._receive = receive
+        self._encoding = encoding
+        self._declared = declared
+        self._limit = limit
+        self._received = 0
+        self._is_unpacked = False
+
+    async def receive(self) -> Message:
+        """Return the next message, or all of the unpacked body as one."""
+        if self._encoding in ("", "identity") or self._is_unpacked:
+            return await self._receive_bounded()
+        unpack = UNPACKERS.get(self._encoding)
+        if unpack is None:
+            raise UnsupportedMediaType(f"Content-Encoding is {self._encoding}; send {' or '.join(UNPACKERS)}.")
+        packed = bytearray()
+        while True:
+            message = await self._receive_bounded()
+            if message["type"] != "http.request":
+                return message
+            packed += message.get("body", b"")
+            if not message.get("more_body", False):
+                break
+        self._is_unpacked = True
+        data = bytes(packed)
+        if len(data) <= UNPACK_INLINE_BYTES:
+            body = unpack(data, self._limit)
+        else:
+            body = await to_thread.run_sync(unpack, data, self._limit)
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def _receive_bounded(self) -> Message:
+        if self._declared is not None and self._declared > self._limit:
+            raise too_large(self._limit)
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._received += len(message.get("body", b""))
+            if self._received > self._limit:
+                raise too_large(self._limit)
+        return message
+
+
+def unpack_gzip(data: bytes, limit: int) -> bytes:
+    """Decompress to at most `limit` bytes. Raises MalformedBody, BodyTooLarge."""
+    parts: list[bytes] = []
+    room = limit
+    while data or not parts:
+        stream = zlib.decompressobj(wbits=GZIP_WBITS)
+        try:
+            part = stream.decompress(data, room + 1)
+        except zlib.error as error:
+            raise MalformedBody(f"The body is not gzip: {error}.") from None
+        if len(part) > room:
+            raise too_large(limit)
+        if not stream.eof:
+            raise MalformedBody("The gzip body is cut short.")
+        parts.append(part)
+        room -= len(part)
+        data = stream.unused_data
+    return b"".join(parts)
+
+
+def unpack_zstd(data: bytes, limit: int) -> bytes:
+    """Decompress to at most `limit` bytes. Raises MalformedBody, BodyTooLarge."""
+    decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW_BYTES)
+    try:
+        size = zstandard.get_frame_parameters(data).content_size
+        if size != ZSTD_UNKNOWN_SIZE and size > limit:
+            raise too_large(limit)
+        return decompressor.decompress(data, max_output_size=limit, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        if _is_longer(decompressor, data, limit):
+            raise too_large(limit) from None
+        raise MalformedBody(f"The body is not zstd: {error}.") from None
+
+
+def _is_longer(decompressor: zstandard.ZstdDecompressor, data: bytes, limit: int) -> bool:
+    """Whether a frame of unknown size holds over `limit` bytes: decompressing at once does not tell why it fails."""
+    read = 0
+    with decompressor.stream_reader(data) as reader:
+        try:
+            while read <= limit:
+                part = reader.read(min(2**20, limit + 1 - read))
+                if not part:
+                    break
+                read += len(part)
+        except zstandard.ZstdError:
+            return False
+    return read > limit
+
+
+def too_large(limit: int) -> BodyTooLarge:
+    """Return the error of a body over the limit."""
+    return BodyTooLarge(f"The body is over {limit} bytes; `GET /api/v1/limits` says what is accepted.")
+
+
+UNPACKERS: dict[str, Callable[[bytes, int], bytes]] = {"gzip": unpack_gzip, "zstd": unpack_zstd}

@@ -1,0 +1,48 @@
+"""What endpoints ask for: the parts that `create_app` put together.
+
+The request commits once, at its boundary: an endpoint opens `database.writing()` or `database.reading()` around one
+call of its service and answers when that has ended, so that a 2xx means durable.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from gradmedic import wire
+from gradmedic_service.db import Database
+from gradmedic_service.errors import UnsupportedMediaType
+from gradmedic_service.runs.facts import FactsCache
+
+
+def _database(request: Request) -> Database:
+    database: Database = request.app.state.database
+    return database
+
+
+def _limits(request: Request) -> wire.Limits:
+    limits: wire.Limits = request.app.state.limits
+    return limits
+
+
+def _facts(request: Request) -> FactsCache:
+    facts: FactsCache = request.app.state.facts
+    return facts
+
+
+def media_type(request: Request) -> str:
+    """Return the request's Content-Type without parameters, lower case."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def json_only(request: Request) -> None:
+    """Refuse a body that does not say it is JSON."""
+    found = media_type(request)
+    if found != wire.JSON_MEDIA_TYPE:
+        raise UnsupportedMediaType(f"Content-Type is {found or 'missing'}; send {wire.JSON_MEDIA_TYPE}.")
+
+
+DatabaseDependency = Annotated[Database, Depends(_database)]
+LimitsDependency = Annotated[wire.Limits, Depends(_limits)]
+FactsDependency = Annotated[FactsCache, Depends(_facts)]

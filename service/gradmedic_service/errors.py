@@ -1,0 +1,200 @@
+"""Every error that the service answers with, and how it becomes an RFC 9457 problem.
+
+    ServiceError
+    ├── InvalidRequest           422 invalid_request
+    ├── MalformedBody            400 malformed_body
+    ├── BodyTooLarge             413 body_too_large
+    ├── UnsupportedMediaType     415 unsupported_media_type
+    ├── RunNotFound              404 run_not_found
+    ├── RunExists                409 run_exists
+    ├── StaleGeneration          409 stale_generation
+    ├── UnknownGeneration        409 unknown_generation
+    ├── DatabaseBusy             503 database_busy
+    ├── DatabaseUnavailable      503 database_unavailable
+    ├── DatabaseNotMigrated      503 database_not_migrated
+    └── StorageFull              507 storage_full
+
+One idea: a class carries its status and code, an instance says what happened. `documented()` turns classes into the
+`responses` of a route, so that what OpenAPI promises and what is raised share one source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+from gradmedic import wire
+
+MAX_REPORTED_FIELDS = 20
+"""Bad fields named in one answer; a block of a million bad values must not make a gigabyte of text."""
+
+
+MAX_PATH_LENGTH = 600
+"""Characters of a path: a name in it may be as long as the body, and is echoed to the log and the answer."""
+
+
+class ServiceError(Exception):
+    """Base of every error here; `detail` is for a person, the class's `error_code` for a program."""
+
+    status: ClassVar[int] = 500
+    error_code: ClassVar[str] = "internal_error"
+    title: ClassVar[str] = "The service failed"
+
+    def __init__(self, detail: str, *, errors: Sequence[wire.FieldError] = (), retry_after: int | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.errors = list(errors)
+        self.retry_after = retry_after
+
+    def problem(self, request_id: str) -> wire.Problem:
+        """Return the body of the answer."""
+        return wire.Problem(
+            type=problem_type(self.error_code),
+            title=self.title,
+            status=self.status,
+            detail=self.detail,
+            error_code=self.error_code,
+            request_id=request_id,
+            errors=self.errors[:MAX_REPORTED_FIELDS],
+        )
+
+
+class InvalidRequest(ServiceError):
+    """The request contradicts the schema or the run; `errors` names the fields."""
+
+    status = 422
+    error_code = "invalid_request"
+    title = "The request is invalid"
+
+    def __init__(self, errors: Sequence[wire.FieldError]) -> None:
+        first = errors[0]
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        super().__init__(f"{first.path}: {first.message}{more}", errors=errors)
+
+    @classmethod
+    def at(cls, path: str, message: str) -> InvalidRequest:
+        """Return the error of one bad field."""
+        return cls([wire.FieldError(path=path, message=message)])
+
+
+class MalformedBody(ServiceError):
+    """The body is not what its headers say: not JSON, not msgpack, not gzip, or cut short."""
+
+    status = 400
+    error_code = "malformed_body"
+    title = "The request body cannot be read"
+
+
+class BodyTooLarge(ServiceError):
+    """The body, as sent or decompressed, is over the limit."""
+
+    status = 413
+    error_code = "body_too_large"
+    title = "The request body is too large"
+
+
+class UnsupportedMediaType(ServiceError):
+    """The Content-Type or Content-Encoding is not one that the route reads."""
+
+    status = 415
+    error_code = "unsupported_media_type"
+    title = "The request body is of an unsupported type"
+
+
+class RunNotFound(ServiceError):
+    """There is no such run."""
+
+    status = 404
+    error_code = "run_not_found"
+    title = "There is no such run"
+
+
+class RunExists(ServiceError):
+    """The id belongs to a run that the request does not describe."""
+
+    status = 409
+    error_code = "run_exists"
+    title = "Another run has this id"
+
+
+class StaleGeneration(ServiceError):
+    """The block was made before the run was rewound."""
+
+    status = 409
+    error_code = "stale_generation"
+    title = "The block is of an older generation"
+
+
+class UnknownGeneration(ServiceError):
+    """The block is of a generation that the run has not reached."""
+
+    status = 409
+    error_code = "unknown_generation"
+    title = "The block is of a generation that does not exist"
+
+
+class DatabaseBusy(ServiceError):
+    """A lock or a connection was not to be had in time. Nothing was stored; the same request may be sent again."""
+
+    status = 503
+    error_code = "database_busy"
+    title = "The database is busy"
+
+
+class DatabaseUnavailable(ServiceError):
+    """The database cannot be reached. Nothing was acknowledged; the same request may be sent again."""
+
+    status = 503
+    error_code = "database_unavailable"
+    title = "The database is unavailable"
+
+
+class DatabaseNotMigrated(ServiceError):
+    """The database's schema is not the one that this version of the service needs."""
+
+    status = 503
+    error_code = "database_not_migrated"
+    title = "The database needs a migration"
+
+
+class StorageFull(ServiceError):
+    """The database's disk is full. Nothing was stored."""
+
+    status = 507
+    error_code = "storage_full"
+    title = "The disk is full"
+
+
+def problem_type(error_code: str) -> str:
+    """Return the URI that identifies a kind of problem."""
+    return f"urn:gradmedic:error:{error_code}"
+
+
+def field_path(location: Iterable[str | int]) -> str:
+    """Write a location as in `layers[3].name`.
+
+    >>> field_path(["statistics", "grad_norm", 2, 7])
+    'statistics.grad_norm[2][7]'
+    """
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    return path
+
+
+def documented(*classes: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
+    """Return the `responses` of a route that may raise these; classes of one status share an entry."""
+    responses: dict[int | str, dict[str, Any]] = {}
+    for cls in classes:
+        example = wire.Problem(
+            type=problem_type(cls.error_code),
+            title=cls.title,
+            status=cls.status,
+            detail=(cls.__doc__ or "").splitlines()[0],
+            error_code=cls.error_code,
+            request_id="0199b7f0c8d27a31",
+        )
+        entry = responses.setdefault(cls.status, {"model": wire.Problem, "description": cls.title, "content": {}})
+        examples = entry["content"].setdefault(wire.PROBLEM_MEDIA_TYPE, {"examples": {}})["examples"]
+        examples[cls.error_code] = {"value": {name: getattr(example, name) for name in example.__slots__}}
+    return responses

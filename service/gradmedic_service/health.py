@@ -1,0 +1,47 @@
+"""Routes about the service itself: is it alive, is it ready, what does it accept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+
+from gradmedic import wire
+from gradmedic_service.dependencies import DatabaseDependency, LimitsDependency
+from gradmedic_service.errors import DatabaseBusy, DatabaseNotMigrated, DatabaseUnavailable, documented
+from gradmedic_service.schema import check_revision
+
+health_router = APIRouter(tags=["service"])
+limits_router = APIRouter(tags=["service"])
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Answer of a health check that passed; one that did not is an error."""
+
+    status: str = "ok"
+
+
+def _revision(request: Request) -> str:
+    revision: str = request.app.state.schema_revision
+    return revision
+
+
+@health_router.get("/healthz")
+async def alive() -> Health:
+    """Answer as long as the process serves requests."""
+    return Health()
+
+
+@health_router.get("/readyz", responses=documented(DatabaseBusy, DatabaseUnavailable, DatabaseNotMigrated))
+def ready(database: DatabaseDependency, revision: Annotated[str, Depends(_revision)]) -> Health:
+    """Answer if the database can be used and has the schema that this version needs."""
+    check_revision(database, revision)
+    return Health()
+
+
+@limits_router.get("/limits", response_model=wire.Limits)
+async def read_limits(limits: LimitsDependency) -> wire.Limits:
+    """Return what the service accepts, so that clients can split their blocks."""
+    return limits

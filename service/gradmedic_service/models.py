@@ -1,0 +1,168 @@
+"""The tables.
+
+One idea: what an append touches is apart from what it does not. A run's row is small and is rewritten by every block;
+its layers and its settings are not. Telemetry is never a row per value.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+)
+from sqlalchemy.engine import Dialect
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+NAME_LENGTH = 512
+"""Columns that hold names; `Settings.max_name_length` is not larger."""
+
+NAMING_CONVENTION = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A time with its zone, which SQLite would forget."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 (protocol)
+        """Store in UTC."""
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 (protocol)
+        """Read as UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Base(DeclarativeBase):
+    """Base of every table."""
+
+    metadata = MetaData(naming_convention=NAMING_CONVENTION)
+    type_annotation_map = {  # noqa: RUF012 (SQLAlchemy's own protocol)
+        datetime: UtcDateTime(),
+        dict[str, Any]: JSON(none_as_null=True),
+        list[Any]: JSON(none_as_null=True),
+    }
+
+
+class Run(Base):
+    """One training job: who it is and how it stands.
+
+    No index holds a column that an append changes, so that PostgreSQL can update the row in place (HOT).
+    """
+
+    __tablename__ = "runs"
+    __table_args__ = (
+        Index(None, "created_at", "id"),
+        Index(None, "name", "id"),
+        Index(None, "project", "created_at", "id"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    project: Mapped[str] = mapped_column(String(NAME_LENGTH))
+    name: Mapped[str] = mapped_column(String(NAME_LENGTH))
+    group: Mapped[str | None] = mapped_column(String(NAME_LENGTH))
+    framework: Mapped[str | None] = mapped_column(String(NAME_LENGTH))
+    trainable: Mapped[str | None] = mapped_column(String(NAME_LENGTH))
+    status: Mapped[str] = mapped_column(String(16))
+    verdict: Mapped[str] = mapped_column(String(16))
+    score: Mapped[float] = mapped_column(Double)
+    since_step: Mapped[int | None] = mapped_column(BigInteger)
+    last_step: Mapped[int | None] = mapped_column(BigInteger)
+    generation: Mapped[int] = mapped_column(Integer)
+    revision: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+    statistics: Mapped[list[Any]]
+    """Names, in the order that the client gave."""
+    metrics: Mapped[list[Any]]
+    """Names of every metric that was ever sent."""
+    layer_counts: Mapped[list[Any]]
+    """How many layers the run has had, ascending: a block that was made before layers were added has fewer."""
+    facts_digest: Mapped[bytes] = mapped_column(LargeBinary(16))
+    """Of the layers and the training facts: the key of what is derived from them."""
+
+    details: Mapped[RunDetails] = relationship(cascade="all, delete-orphan", passive_deletes=True)
+    tags: Mapped[list[RunTag]] = relationship(
+        cascade="all, delete-orphan", passive_deletes=True, order_by="RunTag.position"
+    )
+
+
+class RunDetails(Base):
+    """What was said about a run and seldom changes; apart from `runs` since SQLite rewrites a row as a whole."""
+
+    __tablename__ = "run_details"
+
+    run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    notes: Mapped[str | None] = mapped_column(Text)
+    config: Mapped[dict[str, Any]]
+    training: Mapped[dict[str, Any] | None]
+    layers: Mapped[list[Any]]
+
+
+class RunTag(Base):
+    """A tag of a run."""
+
+    __tablename__ = "run_tags"
+    __table_args__ = (Index(None, "tag", "run_id"),)
+
+    run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    position: Mapped[int] = mapped_column(Integer, primary_key=True)
+    tag: Mapped[str] = mapped_column(String(NAME_LENGTH))
+
+
+class DiagnosisState(Base):
+    """Where the diagnostician of a run stands after its first block."""
+
+    __tablename__ = "diagnosis_states"
+
+    run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    state: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class VerdictChange(Base):
+    """The verdict of a run from a step on."""
+
+    __tablename__ = "verdict_changes"
+    __table_args__ = (Index(None, "run_id", "step"),)
+
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True)
+    run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    step: Mapped[int] = mapped_column(BigInteger)
+    verdict: Mapped[str] = mapped_column(String(16))
+    score: Mapped[float] = mapped_column(Double)
+    finding: Mapped[str | None] = mapped_column(String(NAME_LENGTH))
+
+
+class TelemetryChunk(Base):
+    """Consecutive steps of a run as one compressed array; `telemetry.chunks` reads `data`."""
+
+    __tablename__ = "telemetry_chunks"
+
+    run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    first_step: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    last_step: Mapped[int] = mapped_column(BigInteger)
+    step_count: Mapped[int] = mapped_column(Integer)
+    data: Mapped[bytes] = mapped_column(LargeBinary)

@@ -1,0 +1,1 @@
+"""Runs: creating, listing, changing and deleting training jobs."""

@@ -1,0 +1,109 @@
+"""What the diagnosis is told about a run: its layers and training, in the core's own words.
+
+One idea: facts are found by the digest of what they are made from. A digest never means anything else, so that every
+replica may keep what it has seen, and runs of the same model share it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from gradmedic import wire
+from gradmedic_service.diagnosis import LayerFacts, OptimizerFacts, TrainingFacts
+from gradmedic_service.responses import to_json
+
+LAYERS = TypeAdapter(list[wire.Layer])
+TRAINING = TypeAdapter(wire.Training | None)
+CACHED_MODELS = 64
+"""Some 0.5 KB a layer: 64 models of a thousand layers are 32 MB."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """Everything about a run that the diagnostician takes besides its steps."""
+
+    layers: tuple[LayerFacts, ...]
+    training: TrainingFacts
+
+
+class FactsCache:
+    """The facts of the models seen last; safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._facts: OrderedDict[bytes, RunFacts] = OrderedDict()
+
+    def get(self, digest: bytes, load: Callable[[], tuple[list[Any], dict[str, Any] | None]]) -> RunFacts:
+        """Return the facts of a digest; `load` reads the stored layers and training if they are not known."""
+        with self._lock:
+            facts = self._facts.get(digest)
+            if facts is not None:
+                self._facts.move_to_end(digest)
+                return facts
+        layers, training = load()
+        facts = facts_of(LAYERS.validate_python(layers), TRAINING.validate_python(training))
+        with self._lock:
+            self._facts[digest] = facts
+            while len(self._facts) > CACHED_MODELS:
+                self._facts.popitem(last=False)
+        return facts
+
+
+def digest_of(layers: Sequence[Any], training: dict[str, Any] | None) -> bytes:
+    """Return 16 bytes that stand for the stored layers and training."""
+    return hashlib.blake2b(to_json([layers, training]).encode(), digest_size=16).digest()
+
+
+def facts_of(layers: Sequence[wire.Layer], training: wire.Training | None) -> RunFacts:
+    """Translate from the wire."""
+    return RunFacts(tuple(_layer_facts(layer) for layer in layers), _training_facts(training))
+
+
+def _layer_facts(layer: wire.Layer) -> LayerFacts:
+    shape = None if layer.shape is None else tuple(layer.shape)
+    return LayerFacts(
+        name=layer.name,
+        kind=layer.kind,
+        shape=shape,
+        numel=math.prod(shape) if layer.numel is None and shape is not None else layer.numel,
+        depth=layer.depth,
+        frozen=layer.frozen,
+        role=layer.role,
+        fan_in=layer.fan_in,
+        fan_out=layer.fan_out,
+        activation=layer.activation,
+        normalized=layer.normalized,
+        branch=layer.branch,
+        initial_rms=layer.initial_rms,
+        spectral_norm=layer.spectral_norm,
+    )
+
+
+def _training_facts(training: wire.Training | None) -> TrainingFacts:
+    if training is None:
+        return TrainingFacts()
+    return TrainingFacts(
+        optimizers=tuple(
+            OptimizerFacts(
+                name=optimizer.name,
+                learning_rate=optimizer.learning_rate,
+                momentum=optimizer.momentum,
+                weight_decay=optimizer.weight_decay,
+            )
+            for optimizer in training.optimizers
+        ),
+        precision=training.precision,
+        input_rms=training.input_rms,
+        input_abs_max=training.input_abs_max,
+        target_rms=training.target_rms,
+        batch_size=training.batch_size,
+        clips_gradients=training.clips_gradients,
+    )

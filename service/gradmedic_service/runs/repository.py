@@ -1,0 +1,124 @@
+"""Runs in the database."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, delete, exists, or_, select, tuple_
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session, joinedload, selectinload
+
+from gradmedic_service import models
+
+SortKey = Literal["created_at", "updated_at", "name"]
+"""Columns to sort by; none of them is ever null."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunQuery:
+    """Which runs, in which order, after which one."""
+
+    project: str | None = None
+    verdict: str | None = None
+    status: str | None = None
+    tag: str | None = None
+    text: str | None = None
+    """Anywhere in name, notes or group, in any case."""
+    sort_key: SortKey = "created_at"
+    is_descending: bool = True
+    after: tuple[datetime | str, UUID] | None = None
+    """Sort key and id of the last run of the page before."""
+
+
+def add(session: Session, run: models.Run) -> bool:
+    """Store a new run; False if its id is taken."""
+    try:
+        with session.begin_nested():
+            session.add(run)
+    except IntegrityError:
+        return False
+    return True
+
+
+def find(session: Session, run_id: UUID, *, is_locked: bool = False) -> models.Run | None:
+    """Read a run with everything that was said about it; locked, nobody else changes it until the transaction ends."""
+    query = (
+        select(models.Run)
+        .where(models.Run.id == run_id)
+        .options(joinedload(models.Run.details, innerjoin=True), selectinload(models.Run.tags))
+    )
+    if is_locked:
+        query = query.with_for_update(of=models.Run)
+    return session.scalars(query).one_or_none()
+
+
+def exists_run(session: Session, run_id: UUID) -> bool:
+    """Whether there is such a run."""
+    return bool(session.scalar(select(exists().where(models.Run.id == run_id))))
+
+
+def remove(session: Session, run_id: UUID) -> bool:
+    """Delete a run and everything of it; False if there is none."""
+    deleted = session.execute(delete(models.Run).where(models.Run.id == run_id).returning(models.Run.id))
+    return deleted.one_or_none() is not None
+
+
+def page(session: Session, query: RunQuery, size: int) -> Sequence[models.Run]:
+    """Read the first `size` runs of a query, with their tags."""
+    column = getattr(models.Run, query.sort_key)
+    position = tuple_(column, models.Run.id)
+    statement = select(models.Run).options(selectinload(models.Run.tags)).where(*_conditions(query)).limit(size)
+    if query.after is not None:
+        after = tuple_(*query.after, types=[column.type, models.Run.id.type])
+        statement = statement.where(position < after if query.is_descending else position > after)
+    if query.is_descending:
+        return session.scalars(statement.order_by(column.desc(), models.Run.id.desc())).all()
+    return session.scalars(statement.order_by(column, models.Run.id)).all()
+
+
+def set_tags(session: Session, run: models.Run, tags: Sequence[str]) -> None:
+    """Replace a run's tags."""
+    session.execute(delete(models.RunTag).where(models.RunTag.run_id == run.id))
+    session.expire(run, ["tags"])
+    session.add_all(models.RunTag(run_id=run.id, position=index, tag=tag) for index, tag in enumerate(tags))
+    session.flush()
+
+
+def touch(run: models.Run) -> None:
+    """Count a transaction that changes a run."""
+    run.revision += 1
+    run.updated_at = datetime.now(UTC)
+
+
+def layers_and_training(session: Session, run_id: UUID) -> tuple[list[Any], dict[str, Any] | None]:
+    """Read what a run's facts are made from."""
+    layers, training = session.execute(
+        select(models.RunDetails.layers, models.RunDetails.training).where(models.RunDetails.run_id == run_id)
+    ).one()
+    return layers, training
+
+
+def _conditions(query: RunQuery) -> list[ColumnElement[bool]]:
+    run = models.Run
+    conditions: list[ColumnElement[bool]] = []
+    if query.project is not None:
+        conditions.append(run.project == query.project)
+    if query.verdict is not None:
+        conditions.append(run.verdict == query.verdict)
+    if query.status is not None:
+        conditions.append(run.status == query.status)
+    if query.tag is not None:
+        conditions.append(exists().where(models.RunTag.run_id == run.id, models.RunTag.tag == query.tag))
+    if query.text is not None:
+        conditions.append(
+            or_(
+                run.name.icontains(query.text, autoescape=True),
+                run.group.icontains(query.text, autoescape=True),
+                run.details.has(models.RunDetails.notes.icontains(query.text, autoescape=True)),
+            )
+        )
+    return conditions

@@ -1,0 +1,223 @@
+"""Runs: what creating, listing and changing one means."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from typing import Any, get_args
+from uuid import UUID
+
+from gradmedic import wire
+from gradmedic_service import models
+from gradmedic_service.db import Session
+from gradmedic_service.errors import InvalidRequest, RunExists, RunNotFound
+from gradmedic_service.ids import new_id
+from gradmedic_service.responses import to_json, without_nonfinite
+from gradmedic_service.runs import repository
+from gradmedic_service.runs.facts import LAYERS, TRAINING, digest_of
+from gradmedic_service.runs.repository import RunQuery, SortKey
+from gradmedic_service.runs.schemas import check_appended_layers
+
+SORTS = tuple(f"{sign}{key}" for key in get_args(SortKey) for sign in ("", "-"))
+"""What `sort` may be; the sign means descending."""
+DEFAULT_SORT = "-created_at"
+
+
+def create(session: Session, body: wire.RunCreate) -> tuple[wire.RunDetail, bool]:
+    """Store a run, or find the one that the same request stored before; the flag says whether it is new.
+
+    Raises RunExists if the id belongs to a run that the body does not describe.
+    """
+    run_id = body.id or new_id()
+    layers = _stored(LAYERS.dump_python(body.layers, mode="python", exclude_defaults=True))
+    training = _stored(TRAINING.dump_python(body.training, exclude_none=True))
+    now = datetime.now(UTC)
+    run = models.Run(
+        id=run_id,
+        project=body.project,
+        name=body.name or f"run-{run_id.hex[-8:]}",
+        group=body.group,
+        framework=body.framework,
+        trainable=body.trainable,
+        status="running",
+        verdict="undetermined",
+        score=0.0,
+        since_step=None,
+        last_step=None,
+        generation=0,
+        revision=1,
+        created_at=now,
+        updated_at=now,
+        statistics=body.statistics,
+        metrics=[],
+        layer_counts=[len(layers)],
+        facts_digest=digest_of(layers, training),
+        details=models.RunDetails(
+            notes=body.notes, config=without_nonfinite(body.config), training=training, layers=layers
+        ),
+        tags=[models.RunTag(position=index, tag=tag) for index, tag in enumerate(body.tags)],
+    )
+    if repository.add(session, run):
+        return _detail(run), True
+    existing = _existing(session, run_id)
+    difference = _difference(existing, body)
+    if difference is not None:
+        raise RunExists(f"Run {run_id} exists with {difference}.")
+    return _detail(existing), False
+
+
+def get(session: Session, run_id: UUID) -> wire.RunDetail:
+    """Return a run. Raises RunNotFound."""
+    return _detail(_existing(session, run_id))
+
+
+def update(session: Session, run_id: UUID, body: wire.RunUpdate, limits: wire.Limits) -> wire.RunDetail:
+    """Change what the body names. Raises RunNotFound, InvalidRequest.
+
+    Layers that the run already ends with are not appended again, so that the request may be repeated.
+    """
+    run = repository.find(session, run_id, is_locked=True)
+    if run is None:
+        raise _not_found(run_id)
+    details = run.details
+    if body.name is not None:
+        run.name = body.name
+    if body.notes is not None:
+        details.notes = body.notes
+    if body.config is not None:
+        details.config = without_nonfinite(body.config)
+    if body.status is not None:
+        run.status = body.status
+    if body.training is not None:
+        details.training = _stored(TRAINING.dump_python(body.training, exclude_none=True))
+    if body.append_layers:
+        _append_layers(run, body.append_layers, limits)
+    run.facts_digest = digest_of(details.layers, details.training)
+    if body.tags is not None:
+        repository.set_tags(session, run, body.tags)
+    repository.touch(run)
+    return _detail(run)
+
+
+def remove(session: Session, run_id: UUID) -> None:
+    """Delete a run with its steps and its diagnosis. Raises RunNotFound."""
+    if not repository.remove(session, run_id):
+        raise _not_found(run_id)
+
+
+def list_page(session: Session, query: RunQuery, page_token: str | None, max_results: int) -> wire.RunList:
+    """Return a page of runs and where the next one begins. Raises InvalidRequest for a token of another query."""
+    if page_token is not None:
+        query = _after(query, page_token)
+    runs = repository.page(session, query, max_results + 1)
+    items = runs[:max_results]
+    return wire.RunList(
+        items=[_summary(run) for run in items],
+        next_page_token=_token(query, items[-1]) if len(runs) > max_results else None,
+    )
+
+
+def require(session: Session, run_id: UUID) -> None:
+    """Raise RunNotFound unless there is such a run."""
+    if not repository.exists_run(session, run_id):
+        raise _not_found(run_id)
+
+
+def _existing(session: Session, run_id: UUID) -> models.Run:
+    run = repository.find(session, run_id)
+    if run is None:
+        raise _not_found(run_id)
+    return run
+
+
+def _not_found(run_id: UUID) -> RunNotFound:
+    return RunNotFound(f"There is no run {run_id}.")
+
+
+def _difference(run: models.Run, body: wire.RunCreate) -> str | None:
+    """Say in what a run differs from the body that would create it again; the run may have grown layers since."""
+    if run.project != body.project:
+        return f"project {run.project!r}"
+    if run.statistics != body.statistics:
+        return f"statistics {', '.join(run.statistics)}"
+    names = [layer["name"] for layer in run.details.layers]
+    wanted = [layer.name for layer in body.layers]
+    if names[: len(wanted)] == wanted:
+        return None
+    return f"other layers: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else "no layers"
+
+
+def _append_layers(run: models.Run, layers: list[wire.Layer], limits: wire.Limits) -> None:
+    existing = [layer["name"] for layer in run.details.layers]
+    if existing[-len(layers) :] == [layer.name for layer in layers]:
+        return
+    check_appended_layers(layers, existing, limits)
+    run.details.layers = run.details.layers + _stored(LAYERS.dump_python(layers, exclude_defaults=True))
+    run.layer_counts = [*run.layer_counts, len(run.details.layers)]
+
+
+def _stored(value: Any) -> Any:
+    """Return a value as JSON columns hold it: names for non-finite numbers."""
+    return without_nonfinite(value)
+
+
+def _summary_fields(run: models.Run) -> dict[str, Any]:
+    return {
+        "id": run.id,
+        "project": run.project,
+        "name": run.name,
+        "status": run.status,
+        "verdict": run.verdict,
+        "score": run.score,
+        "since_step": run.since_step,
+        "last_step": run.last_step,
+        "generation": run.generation,
+        "revision": run.revision,
+        "tags": [tag.tag for tag in run.tags],
+        "group": run.group,
+        "framework": run.framework,
+        "trainable": run.trainable,
+        "created_at": run.created_at,
+        "updated_at": run.updated_at,
+    }
+
+
+def _summary(run: models.Run) -> wire.RunSummary:
+    return wire.RunSummary(**_summary_fields(run))
+
+
+def _detail(run: models.Run) -> wire.RunDetail:
+    return wire.RunDetail(
+        **_summary_fields(run),
+        notes=run.details.notes,
+        config=run.details.config,
+        statistics=run.statistics,
+        layers=LAYERS.validate_python(run.details.layers),
+        training=TRAINING.validate_python(run.details.training),
+    )
+
+
+def _token(query: RunQuery, last: models.Run) -> str:
+    value = getattr(last, query.sort_key)
+    content = [_query_digest(query), value.isoformat() if isinstance(value, datetime) else value, last.id.hex]
+    return base64.urlsafe_b64encode(to_json(content).encode()).decode().rstrip("=")
+
+
+def _after(query: RunQuery, page_token: str) -> RunQuery:
+    try:
+        padded = page_token + "=" * (-len(page_token) % 4)
+        digest, value, run_id = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+        position = (value if query.sort_key == "name" else datetime.fromisoformat(value), UUID(hex=run_id))
+    except (ValueError, TypeError, AttributeError):
+        raise InvalidRequest.at("page_token", "is not a token of this list") from None
+    if digest != _query_digest(query) or not isinstance(value, str):
+        raise InvalidRequest.at("page_token", "belongs to a list with other filters or another order")
+    return replace(query, after=position)
+
+
+def _query_digest(query: RunQuery) -> str:
+    content = {**asdict(query), "after": None}
+    return hashlib.blake2b(to_json(content).encode(), digest_size=6).hexdigest()

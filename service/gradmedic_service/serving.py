@@ -1,0 +1,109 @@
+"""The service as a process: its checks before it starts, its socket, its end."""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+import structlog
+import uvicorn
+
+from gradmedic_service import schema
+from gradmedic_service.app import create_app
+from gradmedic_service.cli import EXIT_FAILURE, EXIT_USAGE, is_loopback
+from gradmedic_service.db import create_parent_folder, is_sqlite, printable_url
+from gradmedic_service.errors import ServiceError
+from gradmedic_service.logs import set_up_logging
+from gradmedic_service.settings import Settings
+
+BACKLOG = 2048
+
+_logger = structlog.get_logger("gradmedic.service")
+
+
+def serve(settings: Settings) -> int:
+    """Prepare the database, listen, and serve until a signal; return the exit status.
+
+    SQLite is migrated; PostgreSQL, which other processes may be using, is only checked.
+    """
+    set_up_logging(settings)
+    if not is_loopback(settings.host):
+        if not settings.allow_unauthenticated_network:
+            return _refuse(
+                f"{settings.host or 'that address'} can be reached from other machines, and this version does not "
+                "check who connects. Listen at 127.0.0.1, or accept the risk with --allow-unauthenticated-network."
+            )
+        _logger.warning("anyone who can reach this address can read and delete every run", host=settings.host)
+    database_url = settings.database_url.get_secret_value()
+    try:
+        _prepare_database(database_url)
+    except ServiceError as error:
+        return _refuse(error.detail, EXIT_FAILURE)
+    except OSError as error:
+        return _refuse(f"the database cannot be prepared: {error}", EXIT_FAILURE)
+    try:
+        listener = socket.create_server(
+            (settings.host, settings.port),
+            family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET,
+            backlog=BACKLOG,
+        )
+    except OSError as error:
+        reason = error.strerror or error
+        return _refuse(f"cannot listen at {settings.host} port {settings.port}: {reason}", EXIT_FAILURE)
+    with listener:
+        config = uvicorn.Config(
+            create_app(settings),
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=settings.shutdown_timeout,
+        )
+        _AnnouncingServer(config, database_url).run(sockets=[listener])
+    return 0
+
+
+def change_schema(settings: Settings, action: str, revision: str | None) -> int:
+    """Carry out `upgrade`, `downgrade` or `current`; return the exit status."""
+    database_url = settings.database_url.get_secret_value()
+    try:
+        if action == "upgrade":
+            create_parent_folder(database_url)
+            schema.upgrade(database_url, revision or "head")
+        elif action == "downgrade":
+            schema.downgrade(database_url, revision or "base")
+        found = schema.current(database_url)
+    except (ServiceError, OSError) as error:
+        return _refuse(str(error), EXIT_FAILURE)
+    print(f"{printable_url(database_url)}: revision {found or 'none'}, this version needs {schema.head()}")
+    return 0
+
+
+def _prepare_database(database_url: str) -> None:
+    if is_sqlite(database_url):
+        create_parent_folder(database_url)
+        schema.upgrade(database_url)
+        return
+    found = schema.current(database_url)
+    if found != schema.head():
+        raise schema.not_migrated(found, schema.head(), f" --database-url {printable_url(database_url)}")
+
+
+def _refuse(reason: str, status: int = EXIT_USAGE) -> int:
+    print(f"gradmedic: {reason}", file=sys.stderr)
+    return status
+
+
+class _AnnouncingServer(uvicorn.Server):
+    """Prints where it listens once it does."""
+
+    def __init__(self, config: uvicorn.Config, database_url: str) -> None:
+        super().__init__(config)
+        self._database_url = database_url
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if not self.should_exit:
+            for listener in sockets or []:
+                host, port = listener.getsockname()[:2]
+                address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+                print(f"gradmedic is at {address} (database: {printable_url(self._database_url)})", flush=True)

@@ -1,0 +1,68 @@
+"""What an operator can set: environment variables `GRADMEDIC_*`, read once where the service is composed."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from gradmedic import wire
+
+DEFAULT_DATABASE_URL = "sqlite:///.gradmedic/gradmedic.db"
+DEFAULT_PORT = 8642
+
+
+class Settings(BaseSettings):
+    """Every setting with its default; the field `port` is the variable `GRADMEDIC_PORT`."""
+
+    model_config = SettingsConfigDict(env_prefix="GRADMEDIC_", frozen=True, use_attribute_docstrings=True)
+
+    database_url: SecretStr = SecretStr(DEFAULT_DATABASE_URL)
+    """`sqlite:///relative/path.db`, `sqlite:////absolute/path.db` or `postgresql://user:password@host/name`."""
+    database_pool_size: int = Field(default=20, ge=1)
+    """Connections held at most."""
+    database_timeout: float = Field(default=15.0, gt=0)
+    """Seconds to wait for a connection or a lock before the answer is 503."""
+    host: str = "127.0.0.1"
+    port: int = Field(default=DEFAULT_PORT, ge=0, le=65535)
+    """0 takes a free one."""
+    allow_unauthenticated_network: bool = False
+    """Accept connections from other machines, although nothing checks who they are."""
+    shutdown_timeout: int = Field(default=20, ge=0)
+    """Seconds that requests under way get when the service is told to stop."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["console", "json"] = "console"
+
+    max_body_bytes: int = Field(default=16 * 2**20, ge=1024)
+    """Of a request, as sent and after decompression."""
+    max_layers: int = Field(default=10_000, ge=1)
+    max_steps_per_block: int = Field(default=10_000, ge=1)
+    max_values_per_block: int = Field(default=4_000_000, ge=1)
+    max_metrics: int = Field(default=256, ge=1)
+    max_name_length: int = Field(default=512, ge=1, le=512)
+    """Not more than 512: a PostgreSQL index entry holds no more than that at four bytes a character."""
+    max_notes_length: int = Field(default=20_000, ge=1)
+    max_tags: int = Field(default=64, ge=1)
+    max_config_bytes: int = Field(default=256 * 2**10, ge=2)
+    max_config_depth: int = Field(default=32, ge=1)
+    max_points: int = Field(default=10_000, ge=1)
+    max_results: int = Field(default=1_000, ge=1, le=1_000)
+
+    def limits(self) -> wire.Limits:
+        """Return what `GET /limits` publishes."""
+        return wire.Limits(
+            wire_versions=list(wire.WIRE_VERSIONS),
+            max_body_bytes=self.max_body_bytes,
+            max_layers=self.max_layers,
+            max_steps_per_block=self.max_steps_per_block,
+            max_values_per_block=self.max_values_per_block,
+            max_metrics=self.max_metrics,
+            max_name_length=self.max_name_length,
+            max_notes_length=self.max_notes_length,
+            max_tags=self.max_tags,
+            max_config_bytes=self.max_config_bytes,
+            max_config_depth=self.max_config_depth,
+            max_points=self.max_points,
+            max_results=self.max_results,
+        )

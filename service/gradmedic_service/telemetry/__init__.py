@@ -1,0 +1,1 @@
+"""Telemetry: appending steps exactly once, reading series, and the diagnosis that follows the steps."""

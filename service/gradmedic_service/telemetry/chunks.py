@@ -1,0 +1,297 @@
+"""Chunks: consecutive steps of a run as compressed bytes.
+
+One idea: what is read together lies together. A chunk is a small header and sections that are compressed one by one:
+the frame (steps, masks), the series of the steps, and one section for each statistic, in which the values of a layer
+are neighbours. Reading one statistic unpacks that section alone. Bytes of equal weight are put side by side before
+compression: exponents of neighbouring norms repeat, mantissas do not (byte shuffle, as in Blosc; zstd level 3).
+
+    1 byte    format version
+    4 bytes   length of the header, little-endian
+    header    msgpack: counts, names, lengths of the sections
+    sections  zstd: frame, series, statistics[0], statistics[1], ...
+
+Pure: blocks in, bytes out, and back. NaN and the infinities come back as they were; a NaN's payload too.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import msgspec
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from gradmedic_service.diagnosis import Block, StepSeries
+
+FORMAT_VERSION = 1
+COMPRESSION_LEVEL = 3
+_PREFIX_LENGTH = 5
+_codecs = threading.local()
+
+
+class CorruptChunk(ValueError):
+    """The bytes are not a chunk that this version of the service can read."""
+
+
+class _Header(msgspec.Struct, array_like=True, frozen=True):
+    step_count: int
+    sampled_count: int
+    layer_count: int
+    first_step: int
+    is_all_present: bool
+    statistics: tuple[str, ...]
+    series: tuple[str, ...]
+    metrics: tuple[str, ...]
+    section_lengths: tuple[int, ...]
+
+
+def encode(block: Block) -> bytes:
+    """Return a block as bytes."""
+    sampled_count, layer_count = block.present.shape
+    is_all_present = bool(block.present.all())
+    sections = [
+        _compress(_frame(block, is_all_present)),
+        _compress(_packed_series([*block.series.values(), *block.metrics.values()])),
+    ]
+    by_statistic = np.ascontiguousarray(block.values.transpose(2, 1, 0), dtype="<f4")
+    sections += [_compress(_shuffled(values)) for values in by_statistic]
+    header = msgspec.msgpack.encode(
+        _Header(
+            step_count=len(block),
+            sampled_count=sampled_count,
+            layer_count=layer_count,
+            first_step=int(block.steps[0]),
+            is_all_present=is_all_present,
+            statistics=block.statistics,
+            series=tuple(block.series),
+            metrics=tuple(block.metrics),
+            section_lengths=tuple(map(len, sections)),
+        )
+    )
+    return b"".join([bytes([FORMAT_VERSION]), len(header).to_bytes(4, "little"), header, *sections])
+
+
+def decode(data: bytes) -> Block:
+    """Return the block that the bytes hold. Raises CorruptChunk."""
+    return Chunk(data).block()
+
+
+class Chunk:
+    """The parts of a chunk, each unpacked when it is asked for. Raises CorruptChunk."""
+
+    def __init__(self, data: bytes) -> None:
+        if not data or data[0] != FORMAT_VERSION:
+            raise CorruptChunk(f"format version {data[0] if data else 'missing'}, expected {FORMAT_VERSION}")
+        header_end = _PREFIX_LENGTH + int.from_bytes(data[1:_PREFIX_LENGTH], "little")
+        try:
+            self._header = msgspec.msgpack.decode(data[_PREFIX_LENGTH:header_end], type=_Header)
+        except msgspec.MsgspecError as error:
+            raise CorruptChunk(f"header: {error}") from None
+        ends = header_end + np.cumsum((0, *self._header.section_lengths))
+        if len(data) != ends[-1]:
+            raise CorruptChunk(f"{len(data)} bytes, expected {ends[-1]}")
+        self._sections = [memoryview(data)[start:end] for start, end in pairwise(ends)]
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """Names of the statistics."""
+        return self._header.statistics
+
+    @property
+    def steps(self) -> NDArray[np.int64]:
+        """The steps, ascending."""
+        return self._frame[0]
+
+    @property
+    def sampled(self) -> NDArray[np.bool_]:
+        """Which steps carry statistics."""
+        return self._frame[1]
+
+    @property
+    def skipped(self) -> NDArray[np.bool_]:
+        """Which steps a loss scaler skipped."""
+        return self._frame[2]
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """`[layer, sampled step]`: which layers an optimizer touched."""
+        return self._frame[3]
+
+    def statistic(self, name: str) -> NDArray[np.float32]:
+        """Return `[layer, sampled step]` of a statistic; 0 where the layer was absent."""
+        header = self._header
+        section = self._sections[2 + header.statistics.index(name)]
+        shape = (header.layer_count, header.sampled_count)
+        return _unshuffled(_decompress(section), np.dtype("<f4"), shape)
+
+    @property
+    def series(self) -> Mapping[str, StepSeries]:
+        """The series of the steps as a whole."""
+        return self._all_series[0]
+
+    @property
+    def metrics(self) -> Mapping[str, StepSeries]:
+        """The user's own series."""
+        return self._all_series[1]
+
+    def block(self) -> Block:
+        """Return everything as a block."""
+        header = self._header
+        values = np.empty((header.sampled_count, header.layer_count, len(header.statistics)), dtype=np.float32)
+        for index, name in enumerate(header.statistics):
+            values[:, :, index] = self.statistic(name).T
+        return Block(
+            steps=self.steps,
+            sampled=self.sampled,
+            skipped=self.skipped,
+            statistics=header.statistics,
+            values=values,
+            present=np.ascontiguousarray(self.present.T),
+            series=self.series,
+            metrics=self.metrics,
+        )
+
+    @cached_property
+    def _frame(self) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
+        header = self._header
+        data = _decompress(self._sections[0])
+        steps_length = header.step_count * 8
+        flags_length = _bits_length(header.step_count)
+        present_shape = (header.layer_count, header.sampled_count)
+        present_length = 0 if header.is_all_present else _bits_length(header.layer_count * header.sampled_count)
+        if len(data) != steps_length + 2 * flags_length + present_length:
+            raise CorruptChunk("the frame is of the wrong length")
+        increments = _unshuffled(data[:steps_length], np.dtype("<i8"), (header.step_count,))
+        flags = data[steps_length:]
+        if header.is_all_present:
+            present = np.ones(present_shape, dtype=np.bool_)
+        else:
+            present = _unpacked(flags[2 * flags_length :], header.layer_count * header.sampled_count)
+        return (
+            np.cumsum(increments, dtype=np.int64) + header.first_step,
+            _unpacked(flags[:flags_length], header.step_count),
+            _unpacked(flags[flags_length : 2 * flags_length], header.step_count),
+            present.reshape(present_shape),
+        )
+
+    @cached_property
+    def _all_series(self) -> tuple[dict[str, StepSeries], dict[str, StepSeries]]:
+        header = self._header
+        count, length = len(header.series) + len(header.metrics), header.step_count
+        data = _decompress(self._sections[1])
+        if len(data) != count * length * 8 + _bits_length(count * length):
+            raise CorruptChunk("the series are of the wrong length")
+        values = _unshuffled(data[: count * length * 8], np.dtype("<f8"), (count, length))
+        present = _unpacked(data[count * length * 8 :], count * length).reshape(count, length)
+        every = [StepSeries(row, mask) for row, mask in zip(values, present, strict=True)]
+        split = len(header.series)
+        return (
+            dict(zip(header.series, every[:split], strict=True)),
+            dict(zip(header.metrics, every[split:], strict=True)),
+        )
+
+
+def concatenate(blocks: Sequence[Block]) -> Block:
+    """Join blocks of one run, in order; layers and series that one of them lacks are absent in its steps."""
+    layer_count = max(block.present.shape[1] for block in blocks)
+    widened = [widen(block, layer_count) for block in blocks]
+    return Block(
+        steps=np.concatenate([block.steps for block in blocks]),
+        sampled=np.concatenate([block.sampled for block in blocks]),
+        skipped=np.concatenate([block.skipped for block in blocks]),
+        statistics=blocks[0].statistics,
+        values=np.concatenate([block.values for block in widened]),
+        present=np.concatenate([block.present for block in widened]),
+        series=_joined([block.series for block in blocks], [len(block) for block in blocks]),
+        metrics=_joined([block.metrics for block in blocks], [len(block) for block in blocks]),
+    )
+
+
+def widen(block: Block, layer_count: int) -> Block:
+    """Return the block with layers added at the end, absent in every step."""
+    missing = layer_count - block.present.shape[1]
+    if missing == 0:
+        return block
+    return Block(
+        steps=block.steps,
+        sampled=block.sampled,
+        skipped=block.skipped,
+        statistics=block.statistics,
+        values=np.pad(block.values, ((0, 0), (0, missing), (0, 0))),
+        present=np.pad(block.present, ((0, 0), (0, missing))),
+        series=block.series,
+        metrics=block.metrics,
+    )
+
+
+def _joined(parts: Sequence[Mapping[str, StepSeries]], lengths: Sequence[int]) -> dict[str, StepSeries]:
+    absent = [StepSeries(np.zeros(length), np.zeros(length, dtype=np.bool_)) for length in lengths]
+    joined: dict[str, StepSeries] = {}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        pieces = [part.get(name, nothing) for part, nothing in zip(parts, absent, strict=True)]
+        joined[name] = StepSeries(
+            np.concatenate([piece.values for piece in pieces]), np.concatenate([piece.present for piece in pieces])
+        )
+    return joined
+
+
+def _frame(block: Block, is_all_present: bool) -> bytes:
+    increments = np.diff(block.steps, prepend=block.steps[0]).astype("<i8")
+    parts = [_shuffled(increments), _packed(block.sampled), _packed(block.skipped)]
+    if not is_all_present:
+        parts.append(_packed(block.present.T))
+    return b"".join(parts)
+
+
+def _packed_series(series: Iterable[StepSeries]) -> bytes:
+    every = list(series)
+    if not every:
+        return b""
+    values = np.stack([one.values for one in every]).astype("<f8", copy=False)
+    return _shuffled(values) + _packed(np.stack([one.present for one in every]))
+
+
+def _shuffled(array: NDArray[Any]) -> bytes:
+    """Return the first bytes of every element, then the second ones, ..."""
+    return np.ascontiguousarray(array).view(np.uint8).reshape(-1, array.itemsize).T.tobytes()
+
+
+def _unshuffled(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    if len(data) != int(np.prod(shape)) * dtype.itemsize:
+        raise CorruptChunk("a section is of the wrong length")
+    planes = np.frombuffer(data, dtype=np.uint8).reshape(dtype.itemsize, -1)
+    return np.ascontiguousarray(planes.T).view(dtype).reshape(shape)
+
+
+def _packed(mask: NDArray[np.bool_]) -> bytes:
+    return np.packbits(mask, bitorder="little").tobytes()
+
+
+def _unpacked(data: bytes, count: int) -> NDArray[np.bool_]:
+    return np.unpackbits(np.frombuffer(data, dtype=np.uint8), count=count, bitorder="little").view(np.bool_)
+
+
+def _bits_length(count: int) -> int:
+    return (count + 7) // 8
+
+
+def _compress(data: bytes) -> bytes:
+    compressor: zstandard.ZstdCompressor | None = getattr(_codecs, "compressor", None)
+    if compressor is None:
+        compressor = _codecs.compressor = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL)
+    return compressor.compress(data)
+
+
+def _decompress(section: memoryview) -> bytes:
+    decompressor: zstandard.ZstdDecompressor | None = getattr(_codecs, "decompressor", None)
+    if decompressor is None:
+        decompressor = _codecs.decompressor = zstandard.ZstdDecompressor()
+    try:
+        return decompressor.decompress(section)
+    except zstandard.ZstdError as error:
+        raise CorruptChunk(str(error)) from None

@@ -1,0 +1,398 @@
+"""From the body of `POST /runs/{id}/steps` to a block.
+
+One idea: both forms, JSON and msgpack, become one `ReceivedBlock`, and every rule is checked on that. What can be
+checked without the run is checked before its lock is taken; `ReceivedBlock.fit` checks the rest under it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+
+from gradmedic import wire
+from gradmedic.wire import FieldError
+from gradmedic_service.diagnosis import Block, StepSeries
+from gradmedic_service.errors import MAX_PATH_LENGTH, InvalidRequest, MalformedBody, UnsupportedMediaType, field_path
+from gradmedic_service.names import name_error
+from gradmedic_service.validation import field_errors
+
+STEPS_APPEND = TypeAdapter(wire.StepsAppend)
+LARGEST_STEP = 2**53
+"""The largest up to which JSON readers agree about integers (RFC 8259, section 6)."""
+LARGEST_GENERATION = 2**31 - 1
+LARGEST_FLOAT32 = np.finfo(np.float32).max
+FLOAT32_BYTES = 4
+FLOAT64_BYTES = 8
+
+Matrix = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReceivedBlock:
+    """A block that is consistent in itself; whether it fits the run is not known yet."""
+
+    generation: int | None
+    steps: NDArray[np.int64]
+    sampled: Mask
+    skipped: Mask
+    series: Mapping[str, StepSeries]
+    metrics: Mapping[str, StepSeries]
+    statistics: Mapping[str, Matrix]
+    """`[sampled step, layer]` each, 0 where absent."""
+    present: Mask
+    """`[sampled step, layer]`."""
+
+    def fit(self, statistics: Sequence[str], layer_counts: Sequence[int]) -> Block:
+        """Return the block as its run sees it. Raises InvalidRequest where it does not fit.
+
+        Args:
+            statistics: those of the run, in its order.
+            layer_counts: how many layers the run has had, ascending. A block of an earlier count gets the layers that
+                came later as absent.
+        """
+        sampled_count, width = self.present.shape
+        layer_count = layer_counts[-1]
+        if sampled_count:
+            errors = list(self._misfits(statistics, layer_counts, width))
+            if errors:
+                raise InvalidRequest(errors)
+        values = np.zeros((sampled_count, layer_count, len(statistics)), dtype=np.float32)
+        present = np.zeros((sampled_count, layer_count), dtype=np.bool_)
+        if sampled_count:
+            present[:, :width] = self.present
+            for index, name in enumerate(statistics):
+                values[:, :width, index] = self.statistics[name]
+        return Block(
+            steps=self.steps,
+            sampled=self.sampled,
+            skipped=self.skipped,
+            statistics=tuple(statistics),
+            values=values,
+            present=present,
+            series=self.series,
+            metrics=self.metrics,
+        )
+
+    def _misfits(self, statistics: Sequence[str], layer_counts: Sequence[int], width: int) -> Iterable[FieldError]:
+        recorded = ", ".join(statistics)
+        for name in self.statistics:
+            if name not in statistics:
+                yield FieldError(path=f"statistics.{name}", message=f"the run does not record it, only {recorded}")
+        for name in statistics:
+            if name not in self.statistics:
+                message = "is missing; every sampled step carries every statistic of the run"
+                yield FieldError(path=f"statistics.{name}", message=message)
+        if self.statistics and width not in layer_counts:
+            path = f"statistics.{next(iter(self.statistics))}"
+            yield FieldError(
+                path=path, message=f"the second dimension, layers, must be {layer_counts[-1]}; got {width}"
+            )
+
+
+def decode_block(body: bytes, media_type: str, limits: wire.Limits) -> ReceivedBlock:
+    """Read a body of either form. Raises MalformedBody, UnsupportedMediaType, InvalidRequest."""
+    if media_type == wire.JSON_MEDIA_TYPE:
+        return _from_json(body, limits)
+    if media_type == wire.MSGPACK_MEDIA_TYPE:
+        return _from_msgpack(body, limits)
+    raise UnsupportedMediaType(
+        f"Content-Type is {media_type or 'missing'}; send {wire.JSON_MEDIA_TYPE} or {wire.MSGPACK_MEDIA_TYPE}."
+    )
+
+
+def _from_json(body: bytes, limits: wire.Limits) -> ReceivedBlock:
+    try:
+        append = STEPS_APPEND.validate_json(body)
+    except ValidationError as error:
+        raise _refusal(error) from None
+    check = _Check(append, limits)
+    statistics: dict[str, Matrix] = {}
+    absences: dict[str, Mask] = {}
+    rows_expected = int(np.count_nonzero(check.sampled))
+    for name, rows in append.statistics.items():
+        path = f"statistics.{name}"
+        width = len(rows[0]) if rows else 0
+        if not check.has_statistic(name) or not check.has_rows(path, len(rows), rows_expected):
+            continue
+        ragged = [index for index, row in enumerate(rows) if len(row) != width]
+        if ragged:
+            check.refuse(
+                f"{path}[{ragged[0]}]", f"must have {width} layers as in {path}[0]; got {len(rows[ragged[0]])}"
+            )
+            continue
+        wide = np.array(rows, dtype=np.float64).reshape(len(rows), width)
+        absent = np.isnan(wide)
+        if absent.any():
+            for row, column in np.argwhere(absent):
+                absent[row, column] = rows[row][column] is None
+            wide[absent] = 0.0
+        statistics[name] = _to_float32(wide)
+        absences[name] = absent
+    check.stop_if_refused()
+    check.widths_agree(statistics)
+    check.absences_agree(absences)
+    absent = next(iter(absences.values()), np.zeros((rows_expected, 0), dtype=np.bool_))
+    return check.received(statistics, ~absent)
+
+
+def _from_msgpack(body: bytes, limits: wire.Limits) -> ReceivedBlock:
+    try:
+        content = msgspec.msgpack.decode(body)
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise MalformedBody(f"The body is not msgpack: {error}.") from None
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise MalformedBody("The body is not a msgpack map with names as keys.")
+    packed_statistics = content.pop("statistics", None)
+    packed_present = content.pop("present", None)
+    packed_series = {name: content.pop(name) for name in wire.SERIES if isinstance(content.get(name), bytes)}
+    packed_metrics: dict[str, bytes] = {}
+    if isinstance(content.get("metrics"), dict):
+        packed_metrics = {name: value for name, value in content["metrics"].items() if isinstance(value, bytes)}
+        content["metrics"] = {name: value for name, value in content["metrics"].items() if name not in packed_metrics}
+    try:
+        append = STEPS_APPEND.validate_python(content)
+    except ValidationError as error:
+        raise _refusal(error) from None
+    if packed_statistics is None:
+        packed_statistics = {}
+    elif not isinstance(packed_statistics, dict) or not all(isinstance(name, str) for name in packed_statistics):
+        raise InvalidRequest.at("statistics", "must be a map from names to bytes")
+    check = _Check(append, limits, has_statistics=bool(packed_statistics))
+    check.add_packed_series(packed_series, packed_metrics)
+    rows_expected = int(np.count_nonzero(check.sampled))
+    statistics: dict[str, Matrix] = {}
+    for name, data in packed_statistics.items():
+        path = f"statistics.{name}"
+        if not check.has_statistic(name):
+            continue
+        if not isinstance(data, bytes):
+            check.refuse(path, "must be the bytes of a little-endian float32 array [sampled step, layer]")
+        elif len(data) % (FLOAT32_BYTES * rows_expected or len(data) or 1):
+            check.refuse(
+                path, f"{len(data)} bytes are no whole number of float32 layers in {rows_expected} sampled steps"
+            )
+        elif data and not rows_expected:
+            check.refuse(path, f"must be empty where no step is sampled; got {len(data)} bytes")
+        else:
+            width = len(data) // (FLOAT32_BYTES * rows_expected) if rows_expected else 0
+            statistics[name] = np.frombuffer(data, dtype="<f4").reshape(rows_expected, width).astype(np.float32)
+    check.stop_if_refused()
+    check.widths_agree(statistics)
+    width = next((matrix.shape[1] for matrix in statistics.values()), 0)
+    present = _unpacked_present(packed_present, (rows_expected, width))
+    if not present.all():
+        for matrix in statistics.values():
+            matrix[~present] = 0.0
+    return check.received(statistics, present)
+
+
+def _refusal(error: ValidationError) -> MalformedBody | InvalidRequest:
+    errors = error.errors(include_url=False, include_input=False, include_context=False)
+    if errors[0]["type"] == "json_invalid":
+        return MalformedBody(f"The body is not JSON: {errors[0]['msg'].removeprefix('Invalid JSON: ')}.")
+    return InvalidRequest(field_errors(errors))
+
+
+def _unpacked_present(packed: Any, shape: tuple[int, int]) -> Mask:
+    if packed is None:
+        return np.ones(shape, dtype=np.bool_)
+    count = shape[0] * shape[1]
+    expected = (count + 7) // 8
+    if not isinstance(packed, bytes):
+        raise InvalidRequest.at("present", "must be bytes, eight layers each")
+    if len(packed) != expected:
+        message = f"must be {expected} bytes for [{shape[0]} sampled steps, {shape[1]} layers]; got {len(packed)}"
+        raise InvalidRequest.at("present", message)
+    bits = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=count, bitorder="little")
+    return bits.view(np.bool_).reshape(shape)
+
+
+def _to_float32(values: NDArray[np.float64]) -> Matrix:
+    """Narrow; a finite value beyond float32 becomes the largest float32, never infinity."""
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float32)
+    overflowed = np.isinf(narrow)
+    if overflowed.any():
+        overflowed &= np.isfinite(values)
+        narrow[overflowed] = np.copysign(LARGEST_FLOAT32, values[overflowed])
+    return narrow
+
+
+class _Check:
+    """Collects what is wrong with a block, and builds it if nothing is."""
+
+    def __init__(self, append: wire.StepsAppend, limits: wire.Limits, *, has_statistics: bool | None = None) -> None:
+        self._errors: list[FieldError] = []
+        self._append = append
+        self._limits = limits
+        self._count = len(append.steps)
+        self._steps = self._checked_steps(append.steps)
+        has_statistics = bool(append.statistics) if has_statistics is None else has_statistics
+        self.sampled = self._flags("sampled", append.sampled, default=has_statistics)
+        self._skipped = self._flags("skipped", append.skipped, default=False)
+        if append.generation is not None and not 0 <= append.generation <= LARGEST_GENERATION:
+            self.refuse("generation", f"must be from 0 to {LARGEST_GENERATION}")
+        self._series = {
+            name: self._listed(name, values) for name in wire.SERIES if (values := getattr(append, name)) is not None
+        }
+        self._metrics = {}
+        if self._has_metric_names(append.metrics):
+            self._metrics = {name: self._listed(f"metrics.{name}", values) for name, values in append.metrics.items()}
+        self.stop_if_refused()
+
+    def refuse(self, path: str, message: str) -> None:
+        """Note that a field is bad."""
+        self._errors.append(FieldError(path=path[:MAX_PATH_LENGTH], message=message))
+
+    def stop_if_refused(self) -> None:
+        """Raise InvalidRequest if a field was bad."""
+        if self._errors:
+            raise InvalidRequest(self._errors)
+
+    def add_packed_series(self, series: Mapping[str, bytes], metrics: Mapping[str, bytes]) -> None:
+        """Take the series that came as bytes."""
+        for name, data in series.items():
+            self._series[name] = self._packed(name, data)
+        if self._has_metric_names([*self._metrics, *metrics]):
+            for name, data in metrics.items():
+                self._metrics[name] = self._packed(f"metrics.{name}", data)
+        self.stop_if_refused()
+
+    def has_statistic(self, name: str) -> bool:
+        """Whether there is a statistic of that name."""
+        if name in wire.STATISTICS:
+            return True
+        self.refuse(f"statistics.{name}", f"is not a statistic; there are {', '.join(wire.STATISTICS)}")
+        return False
+
+    def has_rows(self, path: str, found: int, expected: int) -> bool:
+        """Whether a matrix has a row for each sampled step."""
+        if found == expected:
+            return True
+        self.refuse(path, f"the first dimension, sampled steps, must be {expected}; got {found}")
+        return False
+
+    def widths_agree(self, statistics: Mapping[str, Matrix]) -> None:
+        """Raise InvalidRequest unless every matrix has as many layers, and not too many values together."""
+        if not statistics:
+            return
+        first, matrix = next(iter(statistics.items()))
+        for name, other in statistics.items():
+            if other.shape[1] != matrix.shape[1]:
+                message = f"the second dimension, layers, is {other.shape[1]}, but {matrix.shape[1]} in {first}"
+                self.refuse(f"statistics.{name}", message)
+        values = matrix.size * len(statistics)
+        if values > self._limits.max_values_per_block:
+            self.refuse("statistics", f"has {values} values; at most {self._limits.max_values_per_block} are allowed")
+        self.stop_if_refused()
+
+    def absences_agree(self, absences: Mapping[str, Mask]) -> None:
+        """Raise InvalidRequest unless a layer is absent in every statistic of a step, or in none."""
+        names = list(absences)
+        for name in names[1:]:
+            differing = np.argwhere(absences[name] != absences[names[0]])
+            if len(differing):
+                row, column = (int(index) for index in differing[0])
+                null, number = (name, names[0]) if absences[name][row, column] else (names[0], name)
+                path = field_path(["statistics", null, row, column])
+                other = field_path([number, row, column])
+                message = f"is null, but {other} is a number: a layer is absent in every statistic of a step or in none"
+                self.refuse(path, message)
+        self.stop_if_refused()
+
+    def received(self, statistics: Mapping[str, Matrix], present: Mask) -> ReceivedBlock:
+        """Return the block."""
+        return ReceivedBlock(
+            generation=self._append.generation,
+            steps=self._steps,
+            sampled=self.sampled,
+            skipped=self._skipped,
+            series=self._series,
+            metrics=self._metrics,
+            statistics=statistics,
+            present=present,
+        )
+
+    def _checked_steps(self, steps: list[int]) -> NDArray[np.int64]:
+        if not steps:
+            self.refuse("steps", "must name at least one step")
+        elif len(steps) > self._limits.max_steps_per_block:
+            self.refuse("steps", f"has {len(steps)} steps; at most {self._limits.max_steps_per_block} are allowed")
+        elif (outside := next((i for i, step in enumerate(steps) if not 0 <= step <= LARGEST_STEP), None)) is not None:
+            self.refuse(f"steps[{outside}]", f"must be from 0 to {LARGEST_STEP}; got {steps[outside]}")
+        else:
+            checked = np.array(steps, dtype=np.int64)
+            backward = np.flatnonzero(np.diff(checked) <= 0)
+            if len(backward):
+                at = int(backward[0]) + 1
+                word = "repeats" if steps[at] == steps[at - 1] else "comes after"
+                self.refuse(f"steps[{at}]", f"{steps[at]} {word} {steps[at - 1]}; steps must increase")
+            return checked
+        self.stop_if_refused()
+        raise AssertionError("unreachable")
+
+    def _flags(self, path: str, flags: list[bool] | None, *, default: bool) -> Mask:
+        if flags is None:
+            return np.full(self._count, default, dtype=np.bool_)
+        if self._has_length(path, len(flags)):
+            return np.array(flags, dtype=np.bool_)
+        return np.zeros(self._count, dtype=np.bool_)
+
+    def _listed(self, path: str, values: list[float | None]) -> StepSeries:
+        if not self._has_length(path, len(values)):
+            return _no_series()
+        numbers = np.array(values, dtype=np.float64)
+        present = np.ones(len(values), dtype=np.bool_)
+        for index in np.flatnonzero(np.isnan(numbers)):
+            present[index] = values[index] is not None
+        numbers[~present] = 0.0
+        return self._checked_series(path, StepSeries(numbers, present))
+
+    def _packed(self, path: str, data: bytes) -> StepSeries:
+        if len(data) != self._count * FLOAT64_BYTES:
+            expected = f"{self._count * FLOAT64_BYTES} bytes, a little-endian float64 for each step"
+            self.refuse(path, f"must be {expected}; got {len(data)} bytes")
+            return _no_series()
+        numbers = np.frombuffer(data, dtype="<f8").astype(np.float64)
+        return self._checked_series(path, StepSeries(numbers, np.ones(self._count, dtype=np.bool_)))
+
+    def _checked_series(self, path: str, series: StepSeries) -> StepSeries:
+        if path == "time":
+            nonfinite = np.flatnonzero(~np.isfinite(series.values))
+            if len(nonfinite):
+                self.refuse(f"time[{nonfinite[0]}]", f"must be finite; got {series.values[nonfinite[0]]}")
+        return series
+
+    def _has_length(self, path: str, found: int) -> bool:
+        if found == self._count:
+            return True
+        self.refuse(path, f"must have {self._count} values, one for each step; got {found}")
+        return False
+
+    def _has_metric_names(self, names: Iterable[str]) -> bool:
+        names = list(names)
+        if len(names) > self._limits.max_metrics:
+            self.refuse("metrics", f"has {len(names)} metrics; at most {self._limits.max_metrics} are allowed")
+            return False
+        for name in names:
+            if not isinstance(name, str):
+                self.refuse("metrics", "must have names as keys")
+            elif (message := name_error(name, self._limits.max_name_length)) is not None:
+                self.refuse(f"metrics.{name}", message)
+            elif name in wire.SERIES or name in wire.STATISTICS:
+                self.refuse(f"metrics.{name}", "is a name that gradmedic gives a meaning of its own; choose another")
+            else:
+                continue
+            return False
+        return True
+
+
+def _no_series() -> StepSeries:
+    return StepSeries(np.zeros(0), np.zeros(0, dtype=np.bool_))

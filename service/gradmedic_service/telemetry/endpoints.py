@@ -1,0 +1,147 @@
+"""Routes of a run's steps and its diagnosis."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from uuid import UUID
+
+import msgspec
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+
+from gradmedic import wire
+from gradmedic_service.dependencies import DatabaseDependency, FactsDependency, LimitsDependency, media_type
+from gradmedic_service.errors import (
+    BodyTooLarge,
+    InvalidRequest,
+    MalformedBody,
+    RunNotFound,
+    StaleGeneration,
+    UnknownGeneration,
+    UnsupportedMediaType,
+    documented,
+)
+from gradmedic_service.telemetry import service
+from gradmedic_service.telemetry.decoding import LARGEST_STEP, STEPS_APPEND, decode_block
+
+DEFAULT_POINTS = 500
+"""About a pixel column each in a picture."""
+
+router = APIRouter(prefix="/runs/{run_id}")
+
+RunId = Annotated[UUID, Path(description="Id of the run.", examples=["0199b7f0-c8d2-7a31-8f55-0b1c2d3e4f50"])]
+
+APPEND_EXAMPLE = {
+    "steps": [0, 1],
+    "loss": [2.31, 2.29],
+    "learning_rate": [0.003, 0.003],
+    "statistics": {"grad_norm": [[0.51, 0.07], [0.49, None]], "weight_norm": [[9.2, 4.1], [9.2, None]]},
+}
+APPEND_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            wire.JSON_MEDIA_TYPE: {"schema": STEPS_APPEND.json_schema(), "example": APPEND_EXAMPLE},
+            wire.MSGPACK_MEDIA_TYPE: {
+                "schema": {
+                    "type": "string",
+                    "format": "binary",
+                    "description": "A map of the same fields; each of `statistics` is little-endian float32 bytes.",
+                }
+            },
+        },
+    }
+}
+
+
+async def _body(request: Request) -> bytes:
+    return await request.body()
+
+
+@router.post(
+    "/steps",
+    tags=["steps"],
+    response_model=wire.AppendResult,
+    openapi_extra=APPEND_BODY,
+    responses=documented(
+        RunNotFound,
+        StaleGeneration,
+        UnknownGeneration,
+        MalformedBody,
+        BodyTooLarge,
+        UnsupportedMediaType,
+        InvalidRequest,
+    ),
+)
+def append_steps(
+    run_id: RunId,
+    body: Annotated[bytes, Depends(_body)],
+    content_type: Annotated[str, Depends(media_type)],
+    database: DatabaseDependency,
+    facts: FactsDependency,
+    limits: LimitsDependency,
+) -> Response:
+    """Append steps, exactly once: those at or below the run's last step are ignored and counted.
+
+    `Content-Encoding` may be `gzip` or `zstd`. A 2xx means that the steps are durable.
+    """
+    block = decode_block(body, content_type, limits)
+    with database.writing() as session:
+        result = service.append(session, facts, run_id, block)
+    return Response(msgspec.json.encode(result), media_type=wire.JSON_MEDIA_TYPE)
+
+
+@router.get(
+    "/steps", tags=["steps"], response_model=wire.SeriesResult, responses=documented(RunNotFound, InvalidRequest)
+)
+def read_steps(
+    run_id: RunId,
+    database: DatabaseDependency,
+    limits: LimitsDependency,
+    statistic: Annotated[
+        list[str],
+        Query(
+            description="A statistic of the run, a series of its steps (`loss`, ...) or a metric; repeatable.",
+            examples=[["loss"], ["grad_norm", "weight_norm"]],
+        ),
+    ],
+    layer: Annotated[list[str] | None, Query(description="A layer; repeatable. Without it, all.")] = None,
+    from_step: Annotated[int, Query(ge=0, le=LARGEST_STEP)] = 0,
+    to_step: Annotated[int | None, Query(ge=0, le=LARGEST_STEP, description="Inclusive; without it, the last.")] = None,
+    max_points: Annotated[int, Query(description="Buckets at most, up to what `/limits` says.")] = DEFAULT_POINTS,
+) -> wire.SeriesResult:
+    """Read series: minimum, mean and maximum over buckets of steps, and how many values were not finite."""
+    if not 1 <= max_points <= limits.max_points:
+        raise InvalidRequest.at("max_points", f"must be from 1 to {limits.max_points}")
+    if to_step is not None and to_step < from_step:
+        raise InvalidRequest.at("to_step", f"must not be before from_step, {from_step}")
+    with database.reading() as session:
+        return service.read_series(session, run_id, statistic, layer or [], from_step, to_step, max_points)
+
+
+@router.get(
+    "/diagnosis",
+    tags=["diagnosis"],
+    response_model=wire.Diagnosis,
+    responses=documented(RunNotFound, InvalidRequest),
+)
+def read_diagnosis(
+    run_id: RunId,
+    database: DatabaseDependency,
+    facts: FactsDependency,
+    at_step: Annotated[int | None, Query(ge=0, le=LARGEST_STEP, description="As it was then; without it, now.")] = None,
+) -> wire.Diagnosis:
+    """Return what is wrong with the run, why, and what fixes it."""
+    with database.reading() as session:
+        return service.diagnose(session, facts, run_id, at_step)
+
+
+@router.get(
+    "/diagnosis/history",
+    tags=["diagnosis"],
+    response_model=wire.VerdictHistory,
+    responses=documented(RunNotFound, InvalidRequest),
+)
+def read_history(run_id: RunId, database: DatabaseDependency) -> wire.VerdictHistory:
+    """Return every change of the run's verdict, at the step whose data changed it."""
+    with database.reading() as session:
+        return service.history(session, run_id)

@@ -1,0 +1,265 @@
+"""Telemetry: what appending steps and reading them back means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+import numpy as np
+
+from gradmedic import wire
+from gradmedic_service.db import Session
+from gradmedic_service.diagnosis import Block, Diagnosis, Diagnostician
+from gradmedic_service.errors import InvalidRequest, RunNotFound, StaleGeneration, UnknownGeneration
+from gradmedic_service.runs.facts import FactsCache, RunFacts
+from gradmedic_service.runs.repository import layers_and_training
+from gradmedic_service.telemetry import repository
+from gradmedic_service.telemetry.buckets import Buckets, Selection
+from gradmedic_service.telemetry.chunks import Chunk, concatenate, decode, encode, widen
+from gradmedic_service.telemetry.decoding import ReceivedBlock
+from gradmedic_service.telemetry.repository import Advance, ChunkExtent, RunState
+
+FULL_CHUNK_STEPS = 50
+"""A chunk of this many steps is left alone: it is what a client sends under load, compresses as well as a longer one,
+and is small enough that reading a few steps unpacks little."""
+MAX_TAIL_CHUNKS = FULL_CHUNK_STEPS.bit_length() + 1
+"""Chunks that are not full grow smaller by halves towards the end, so that there are never more."""
+MAX_METRICS_OF_A_RUN = 1_000
+"""Names of metrics over the whole run; more come from a script that makes names up."""
+MAX_SERIES_POINTS = 1_000_000
+"""Series times buckets of one answer: some 40 MB of JSON."""
+ALARMING = ("vanishing", "exploding")
+
+
+def append(session: Session, facts: FactsCache, run_id: UUID, received: ReceivedBlock) -> wire.AppendResult:
+    """Store the steps that the run does not have yet and advance its diagnosis; in one transaction, exactly once.
+
+    Raises RunNotFound, StaleGeneration, UnknownGeneration, InvalidRequest where the block does not fit the run.
+    """
+    run = _state(session, run_id, is_locked=True)
+    _check_generation(run, received.generation)
+    block = received.fit(run.statistics, run.layer_counts)
+    metrics = list(dict.fromkeys([*run.metrics, *block.metrics]))
+    if len(metrics) > MAX_METRICS_OF_A_RUN:
+        message = f"make {len(metrics)} names with those that the run has; at most {MAX_METRICS_OF_A_RUN} are allowed"
+        raise InvalidRequest.at("metrics", message)
+    ignored = 0 if run.last_step is None else int(np.searchsorted(block.steps, run.last_step, side="right"))
+    if ignored == len(block):
+        return _result(run, accepted=0, ignored=ignored)
+    block = block.cut(ignored, len(block))
+
+    diagnostician = _diagnostician(run, _facts(session, facts, run))
+    diagnosis = diagnostician.update(block)
+    advance = Advance(
+        revision=run.revision + 1,
+        last_step=int(block.steps[-1]),
+        verdict=diagnosis.verdict,
+        score=float(diagnosis.score),
+        since_step=diagnosis.since_step,
+        metrics=metrics,
+        diagnostician=diagnostician.to_bytes(),
+        changes=diagnosis.changes,
+    )
+    repository.advance(session, run_id, advance, is_first=run.diagnostician is None)
+    _store(session, run_id, block)
+    return wire.AppendResult(
+        accepted=len(block),
+        ignored=ignored,
+        last_step=advance.last_step,
+        generation=run.generation,
+        revision=advance.revision,
+        verdict=advance.verdict,
+        since_step=advance.since_step,
+        alerts=_alerts(diagnosis),
+        stop=False,
+    )
+
+
+def diagnose(session: Session, facts: FactsCache, run_id: UUID, at_step: int | None) -> wire.Diagnosis:
+    """Return the diagnosis of a run, now or as it was at a step. Raises RunNotFound."""
+    run = _state(session, run_id)
+    known = _facts(session, facts, run)
+    if at_step is None or (run.last_step is not None and at_step >= run.last_step):
+        return _on_the_wire(run_id, _diagnostician(run, known).diagnose())
+    diagnostician = Diagnostician(known.layers, known.training)
+    for data in repository.chunks(session, run_id, 0, at_step):
+        block = widen(decode(data), len(known.layers))
+        count = int(np.searchsorted(block.steps, at_step, side="right"))
+        if count:
+            diagnostician.update(block.cut(0, count))
+    return _on_the_wire(run_id, diagnostician.diagnose())
+
+
+def history(session: Session, run_id: UUID) -> wire.VerdictHistory:
+    """Return every change of a run's verdict. Raises RunNotFound."""
+    _state(session, run_id)
+    return wire.VerdictHistory(
+        items=[
+            wire.VerdictChange(step=change.step, verdict=change.verdict, score=change.score, finding=change.finding)
+            for change in repository.verdict_changes(session, run_id)
+        ]
+    )
+
+
+def read_series(
+    session: Session,
+    run_id: UUID,
+    names: Sequence[str],
+    layers: Sequence[str],
+    from_step: int,
+    to_step: int | None,
+    max_points: int,
+) -> wire.SeriesResult:
+    """Return series over at most `max_points` buckets. Raises RunNotFound, InvalidRequest for names there are not.
+
+    Without `layers`, a statistic answers with every layer of the run.
+    """
+    run = _state(session, run_id)
+    selection = _selection(run, repository.layer_names(session, run_id), names, layers)
+    if selection.series_count * max_points > MAX_SERIES_POINTS:
+        most = MAX_SERIES_POINTS // selection.series_count
+        message = f"{selection.series_count} series allow {most}; ask for fewer layers, statistics or points"
+        raise InvalidRequest.at("max_points", message)
+    first = max(from_step, repository.first_step(session, run_id) or 0)
+    last = run.last_step if to_step is None else min(to_step, run.last_step or 0)
+    if run.last_step is None or last is None or last < first:
+        return Buckets(selection, 0, 0, max_points).result(run_id)
+    buckets = Buckets(selection, first, last, max_points)
+    for data in repository.chunks(session, run_id, first, last):
+        buckets.add(Chunk(data))
+    return buckets.result(run_id)
+
+
+def _state(session: Session, run_id: UUID, *, is_locked: bool = False) -> RunState:
+    run = repository.read_state(session, run_id, is_locked=is_locked)
+    if run is None:
+        raise RunNotFound(f"There is no run {run_id}.")
+    return run
+
+
+def _check_generation(run: RunState, generation: int | None) -> None:
+    if generation is None or generation == run.generation:
+        return
+    if generation < run.generation:
+        raise StaleGeneration(
+            f"The block is of generation {generation}; the run was rewound and is at {run.generation}."
+        )
+    raise UnknownGeneration(f"The block is of generation {generation}; the run is at {run.generation}.")
+
+
+def _facts(session: Session, facts: FactsCache, run: RunState) -> RunFacts:
+    return facts.get(run.facts_digest, lambda: layers_and_training(session, run.id))
+
+
+def _diagnostician(run: RunState, facts: RunFacts) -> Diagnostician:
+    if run.diagnostician is None:
+        return Diagnostician(facts.layers, facts.training)
+    return Diagnostician.from_bytes(run.diagnostician, facts.layers, facts.training)
+
+
+def _store(session: Session, run_id: UUID, block: Block) -> None:
+    """Write a block, together with the chunks before it that are not full and no longer than what follows them.
+
+    As in a binary counter, a step is rewritten only into a chunk at least twice as long as its own: at most
+    log2(FULL_CHUNK_STEPS) + 1 times, and not at all where blocks are full.
+    """
+    count, first_step = len(block), None
+    for extent in repository.tail(session, run_id, MAX_TAIL_CHUNKS):
+        if extent.step_count >= FULL_CHUNK_STEPS or extent.step_count > count:
+            break
+        count += extent.step_count
+        first_step = extent.first_step
+    if first_step is not None:
+        taken = repository.take_from(session, run_id, first_step)
+        block = concatenate([*map(decode, taken), block])
+    extent = ChunkExtent(first_step=int(block.steps[0]), last_step=int(block.steps[-1]), step_count=len(block))
+    repository.add_chunk(session, run_id, extent, encode(block))
+
+
+def _result(run: RunState, *, accepted: int, ignored: int) -> wire.AppendResult:
+    return wire.AppendResult(
+        accepted=accepted,
+        ignored=ignored,
+        last_step=run.last_step,
+        generation=run.generation,
+        revision=run.revision,
+        verdict=run.verdict,
+        since_step=run.since_step,
+        alerts=[],
+        stop=False,
+    )
+
+
+def _alerts(diagnosis: Diagnosis) -> list[str]:
+    """Tell each change to an alarming verdict; the last one in the diagnosis's own words."""
+    alerts = [
+        f"{change.verdict.capitalize()} at step {change.step}" + (f": {change.finding}." if change.finding else ".")
+        for change in diagnosis.changes
+        if change.verdict in ALARMING
+    ]
+    if diagnosis.changes and diagnosis.changes[-1].verdict in ALARMING:
+        alerts[-1] = diagnosis.summary
+    return alerts
+
+
+def _selection(run: RunState, run_layers: list[str], names: Sequence[str], layers: Sequence[str]) -> Selection:
+    known = [*run.statistics, *wire.SERIES, *run.metrics]
+    for index, name in enumerate(names):
+        if name not in known:
+            message = f"{name!r} is none of the run's: {', '.join(known[:40])}{', ...' if len(known) > 40 else ''}"
+            raise InvalidRequest.at(f"statistic[{index}]", message)
+    positions = {name: position for position, name in enumerate(run_layers)}
+    for index, layer in enumerate(layers):
+        if layer not in positions:
+            raise InvalidRequest.at(f"layer[{index}]", f"{layer!r} is not a layer of the run")
+    chosen = list(dict.fromkeys(layers)) or run_layers
+    unique = list(dict.fromkeys(names))
+    return Selection(
+        statistics=tuple(name for name in unique if name in run.statistics),
+        layers=tuple((name, positions[name]) for name in chosen),
+        series=tuple(name for name in unique if name not in run.statistics),
+    )
+
+
+def _on_the_wire(run_id: UUID, diagnosis: Diagnosis) -> wire.Diagnosis:
+    return wire.Diagnosis(
+        run_id=run_id,
+        step=diagnosis.step,
+        verdict=diagnosis.verdict,
+        score=float(diagnosis.score),
+        since_step=diagnosis.since_step,
+        summary=diagnosis.summary,
+        findings=[
+            wire.Finding(
+                detector=finding.detector,
+                class_=finding.class_,
+                severity=finding.severity,
+                layers=list(finding.layers),
+                first_step=finding.first_step,
+                last_step=finding.last_step,
+                resolved_step=finding.resolved_step,
+                evidence={name: float(value) for name, value in finding.evidence.items()},
+                explanation=finding.explanation,
+            )
+            for finding in diagnosis.findings
+        ],
+        causes=[
+            wire.Cause(
+                cause=cause.cause,
+                score=float(cause.score),
+                evidence={name: float(value) for name, value in cause.evidence.items()},
+                explanation=cause.explanation,
+            )
+            for cause in diagnosis.causes
+        ],
+        advice=[
+            wire.Advice(
+                remedy=wire.Remedy(id=advice.remedy.id, parameters=dict(advice.remedy.parameters)),
+                rank=advice.rank,
+                reason=advice.reason,
+                snippet=advice.snippet,
+                sources=list(advice.sources),
+            )
+            for advice in diagnosis.advice
+        ],
+    )
