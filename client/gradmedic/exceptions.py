@@ -3,13 +3,15 @@
     GradmedicError
     ├── ConfigurationError       a wrong argument or environment variable
     ├── UsageError               a call that makes no sense now, such as log() after finish()
+    ├── UnhealthyRunError        the run is vanishing or exploding, and was to stop then
     ├── TransportError           the service could not be reached, or answered nonsense
     └── ApiError                 the service refused (RFC 9457 problem)
         ├── NotFoundError        404
         ├── ConflictError        409
         └── InvalidRequestError  400, 413, 415, 422
 
-A training loop never sees these from `log()`: there, a problem is logged once and the training goes on.
+A training loop never sees these from `log()`: there, a problem is logged once and the training goes on. The one
+exception is `UnhealthyRunError`, which is asked for by `gradmedic.init(on_unhealthy="stop")`.
 """
 
 from __future__ import annotations
@@ -29,15 +31,35 @@ class UsageError(GradmedicError):
     """A call that makes no sense in the present state, such as `log()` after `finish()`."""
 
 
+class UnhealthyRunError(GradmedicError):
+    """The run's verdict became unhealthy, and `on_unhealthy="stop"` asked to be told by this."""
+
+    def __init__(self, message: str, *, verdict: str, since_step: int | None) -> None:
+        super().__init__(message)
+        self.verdict = verdict
+        """`vanishing` or `exploding`."""
+        self.since_step = since_step
+        """First step of the verdict."""
+
+
 class TransportError(GradmedicError):
     """The service could not be reached within the retries, or its answer was not gradmedic's."""
+
+    def __init__(self, message: str, *, status: int | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        """HTTP status of the answer; None if there was none."""
+        self.retry_after = retry_after
+        """Seconds after which whoever answered wants to be asked again."""
 
 
 class ApiError(GradmedicError):
     """The service refused the request; `problem` says why."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, *, retry_after: float | None = None) -> None:
         self.problem = problem
+        self.retry_after = retry_after
+        """Seconds after which the service wants to be asked again."""
         fields = "".join(f"\n  {error.path}: {error.message}" for error in problem.errors)
         super().__init__(f"{problem.detail} ({problem.status} {problem.error_code}){fields}")
 

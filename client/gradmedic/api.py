@@ -1,0 +1,166 @@
+"""Questions to the service: runs, their steps and their diagnoses.
+
+One idea: an answer is a dataclass of `gradmedic.wire`, a list is an iterator that fetches its pages as it goes, and a
+failure that may pass is retried before it is raised.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+from uuid import UUID
+
+from gradmedic import wire
+from gradmedic.configuration import resolve_connection
+from gradmedic.exceptions import GradmedicError
+from gradmedic.http import Service, Transport, is_retryable, retry_delay
+
+T = TypeVar("T")
+
+DEFAULT_ATTEMPTS = 4
+"""Attempts at a request in total: with the delays of `retry_delay`, about four seconds of patience."""
+
+_PAGE = 100
+
+
+class Client:
+    """Asks the service.
+
+    Args:
+        base_url: of the service; `GRADMEDIC_BASE_URL`, else http://127.0.0.1:8642.
+        api_key: `GRADMEDIC_API_KEY`, else none.
+        timeout: seconds for one request; `GRADMEDIC_TIMEOUT`, else 10.
+        attempts: at one request, when it fails with 408, 429, 5xx or on the network.
+        transport: what carries the requests, if other than urllib3.
+
+    Raises:
+        ConfigurationError: an argument or environment variable is wrong.
+
+    Every method raises `TransportError` if the service cannot be reached, and a subclass of `ApiError` if it refuses.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout: float | None = None,
+        attempts: int = DEFAULT_ATTEMPTS,
+        transport: Transport | None = None,
+    ) -> None:
+        self._service = Service(resolve_connection(base_url, api_key, timeout), transport)
+        self._attempts = attempts
+        self.runs = Runs(self)
+        """Runs, their steps and their diagnoses."""
+
+    def limits(self) -> wire.Limits:
+        """Return what the service accepts."""
+        return self._ask(wire.Limits, "GET", "/limits")
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._service.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _ask(self, answer: type[T], method: str, path: str, **request: Any) -> T:
+        return self._retry(lambda: self._service.ask(answer, method, path, **request))
+
+    def _tell(self, method: str, path: str) -> None:
+        self._retry(lambda: self._service.call(method, path))
+
+    def _retry(self, attempt: Callable[[], T]) -> T:
+        for failures in range(self._attempts):
+            try:
+                return attempt()
+            except GradmedicError as error:
+                if not is_retryable(error) or failures == self._attempts - 1:
+                    raise
+                time.sleep(retry_delay(error, failures))
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+class Runs:
+    """The runs of the service; see `Client`."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def list(
+        self,
+        *,
+        project: str | None = None,
+        verdict: str | None = None,
+        status: str | None = None,
+        tag: str | None = None,
+        text: str | None = None,
+        sort: str | None = None,
+        page_size: int = _PAGE,
+    ) -> Iterator[wire.RunSummary]:
+        """Iterate over the runs that match every argument given; pages of `page_size` are fetched as needed."""
+        query: dict[str, Any] = {
+            "project": project,
+            "verdict": verdict,
+            "status": status,
+            "tag": tag,
+            "text": text,
+            "sort": sort,
+            "max_results": page_size,
+        }
+        while True:
+            page = self._client._ask(wire.RunList, "GET", "/runs", query=query)
+            yield from page.items
+            if page.next_page_token is None:
+                return
+            query["page_token"] = page.next_page_token
+
+    def get(self, id: UUID | str) -> wire.RunDetail:
+        """Return one run."""
+        return self._client._ask(wire.RunDetail, "GET", f"/runs/{id}")
+
+    def delete(self, id: UUID | str) -> None:
+        """Delete a run with all its steps."""
+        self._client._tell("DELETE", f"/runs/{id}")
+
+    def diagnosis(self, id: UUID | str, *, at_step: int | None = None) -> wire.Diagnosis:
+        """Return what is wrong with a run, why, and what fixes it - now, or as of step `at_step`."""
+        return self._client._ask(wire.Diagnosis, "GET", f"/runs/{id}/diagnosis", query={"at_step": at_step})
+
+    def history(self, id: UUID | str) -> Sequence[wire.VerdictChange]:
+        """Return every change of a run's verdict, oldest first."""
+        return self._client._ask(wire.VerdictHistory, "GET", f"/runs/{id}/diagnosis/history").items
+
+    def steps(
+        self,
+        id: UUID | str,
+        statistic: str | Sequence[str],
+        *,
+        layer: str | Sequence[str] | None = None,
+        from_step: int | None = None,
+        to_step: int | None = None,
+        max_points: int | None = None,
+    ) -> wire.SeriesResult:
+        """Return series of a run over at most `max_points` buckets of consecutive steps.
+
+        Args:
+            id: of the run.
+            statistic: names of statistics, `loss`, `learning_rate` or metrics.
+            layer: names of layers; without it, all.
+            from_step: first step.
+            to_step: last step.
+            max_points: number of buckets.
+        """
+        query = {
+            "statistic": statistic,
+            "layer": layer,
+            "from_step": from_step,
+            "to_step": to_step,
+            "max_points": max_points,
+        }
+        return self._client._ask(wire.SeriesResult, "GET", f"/runs/{id}/steps", query=query)

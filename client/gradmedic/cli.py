@@ -1,0 +1,319 @@
+"""The `gradmedic` command.
+
+One idea: this module knows the commands that a training machine needs; all others - the service's, a worker's - join
+through the entry-point group `gradmedic.commands`, are imported only when they are asked for, and without their extra
+say which one it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import math
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+from uuid import UUID
+
+from gradmedic import __version__, wire
+from gradmedic.api import Client
+from gradmedic.encoding import to_json
+from gradmedic.exceptions import ConfigurationError, GradmedicError, UsageError
+
+COMMANDS = "gradmedic.commands"
+"""Entry-point group of the commands of other parts."""
+
+EXIT_ERROR = 2
+EXIT_UNHEALTHY = 3
+"""What `diagnose --fail-on` exits with; not 1, which a crashed interpreter uses."""
+
+_WIDEST = 100
+_SHORT_ID = 13
+"""Characters of an id that `runs` shows: the time to the millisecond, which also serves as a prefix."""
+
+
+class Command(Protocol):
+    """One command. An entry point of `gradmedic.commands` names an object like this."""
+
+    help: str
+    """One line for `gradmedic --help`."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare its arguments."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do it and return the exit code. A `GradmedicError` is printed in one line and becomes code 2."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        return _dispatch(arguments)
+    except GradmedicError as error:
+        print(f"gradmedic: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `gradmedic runs | head`
+        sys.stderr.close()
+        return 0
+
+
+def _dispatch(arguments: Sequence[str]) -> int:
+    joined = {point.name: point for point in importlib.metadata.entry_points(group=COMMANDS)}
+    parser = argparse.ArgumentParser(
+        prog="gradmedic",
+        description="Reads the gradients of any training job and says what is wrong, why, and what fixes it.",
+    )
+    parser.add_argument("--version", action="version", version=f"gradmedic {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    # Only the command that is asked for is imported; without one, --help shows all, and loads what it can.
+    asked = next((argument for argument in arguments if not argument.startswith("-")), None)
+    for name in sorted({*_OWN, *joined}):
+        command: Command | None = _OWN.get(name)
+        if command is None and asked in (None, name):
+            command = _load(joined[name], is_needed=asked == name)
+        help_text = _needs_extra(joined[name]) if command is None else command.help
+        child = commands.add_parser(name, help=help_text, description=command.help if command else None)
+        if command is not None:
+            command.add_arguments(child)
+            child.set_defaults(command=command)
+    args = parser.parse_args(arguments)
+    chosen: Command = args.command
+    return chosen.run(args)
+
+
+def _load(point: importlib.metadata.EntryPoint, *, is_needed: bool) -> Command | None:
+    try:
+        command: Command = point.load()
+    except ImportError as error:
+        if not is_needed:
+            return None
+        if (error.name or "").partition(".")[0] == "gradmedic_service" or not point.extras:
+            raise  # ours is there in every installation: this is a bug, not a missing extra
+        extra = point.extras[0]
+        raise ConfigurationError(
+            f"gradmedic {point.name} needs the {extra} extra: pip install 'gradmedic[{extra}]'"
+        ) from error
+    return command
+
+
+def _needs_extra(point: importlib.metadata.EntryPoint) -> str:
+    return f"needs the {point.extras[0]} extra" if point.extras else ""
+
+
+# --- gradmedic runs ---------------------------------------------------------------------------------------------------
+
+
+class RunsCommand:
+    """`gradmedic runs`."""
+
+    help = "list runs, newest first, with their verdicts"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare its arguments."""
+        _add_connection(parser)
+        parser.add_argument("--project", help="only of this project")
+        parser.add_argument("--verdict", choices=wire.VERDICTS, help="only with this verdict")
+        parser.add_argument("--status", choices=wire.STATUSES, help="only in this state")
+        parser.add_argument("--tag", help="only with this tag")
+        parser.add_argument("--text", help="only with this text in the name")
+        parser.add_argument("--limit", type=_count, default=50, help="at most so many (default: 50)")
+        parser.add_argument("--json", action="store_true", help="print JSON, one run a line")
+
+    def run(self, args: argparse.Namespace) -> int:
+        """List the runs."""
+        with _client(args) as client:
+            listing = client.runs.list(
+                project=args.project,
+                verdict=args.verdict,
+                status=args.status,
+                tag=args.tag,
+                text=args.text,
+                page_size=min(args.limit, 1000),
+            )
+            runs = [run for run, _ in zip(listing, range(args.limit), strict=False)]
+        if args.json:
+            for run in runs:
+                print(to_json(run).decode())
+        elif runs:
+            _print_table(
+                ("ID", "PROJECT", "NAME", "STATUS", "VERDICT", "SINCE", "STEPS", "UPDATED"),
+                [
+                    (
+                        str(run.id)[:_SHORT_ID],
+                        run.project,
+                        run.name,
+                        run.status,
+                        run.verdict,
+                        _or_dash(run.since_step),
+                        _or_dash(run.last_step),
+                        f"{run.updated_at:%Y-%m-%d %H:%M}",
+                    )
+                    for run in runs
+                ],
+            )
+        else:
+            print("no runs")
+        return 0
+
+
+# --- gradmedic diagnose -----------------------------------------------------------------------------------------------
+
+
+class DiagnoseCommand:
+    """`gradmedic diagnose`."""
+
+    help = "say what is wrong with a run, why, and what fixes it"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare its arguments."""
+        _add_connection(parser)
+        parser.add_argument("run", metavar="RUN", help="id, the beginning of an id, or name of the run")
+        parser.add_argument("--project", help="look for the name in this project only")
+        parser.add_argument("--at-step", type=int, help="as of this step")
+        parser.add_argument("--json", action="store_true", help="print the diagnosis as JSON")
+        parser.add_argument(
+            "--fail-on",
+            type=_verdicts,
+            default=frozenset(),
+            metavar="VERDICT,...",
+            help=f"exit with code {EXIT_UNHEALTHY} if the verdict is one of these",
+        )
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Print the diagnosis."""
+        with _client(args) as client:
+            run_id = _find_run(client, args.run, args.project)
+            diagnosis = client.runs.diagnosis(run_id, at_step=args.at_step)
+            if args.json:
+                print(to_json(diagnosis).decode())
+            else:
+                print(render_diagnosis(diagnosis, client.runs.get(run_id)))
+        return EXIT_UNHEALTHY if diagnosis.verdict in args.fail_on else 0
+
+
+_OWN: Mapping[str, Command] = {"diagnose": DiagnoseCommand(), "runs": RunsCommand()}
+
+
+def render_diagnosis(diagnosis: wire.Diagnosis, run: wire.RunSummary) -> str:
+    """Return a diagnosis as text for a terminal: what, since when, where, why, and what to do, in this order."""
+    width = min(_WIDEST, shutil.get_terminal_size().columns)
+    since = "" if diagnosis.since_step is None else f" since step {diagnosis.since_step}"
+    bad = [finding for finding in diagnosis.findings if finding.resolved_step is None and finding.layers]
+    lines = [
+        f"{diagnosis.verdict.upper()}{since}  (confidence {diagnosis.score:.0%})",
+        f"run {run.name} in {run.project}, {run.status}, "
+        + ("no steps yet" if diagnosis.step is None else f"as of step {diagnosis.step}"),
+    ]
+    if bad and diagnosis.verdict in ("vanishing", "exploding"):
+        lines.append(f"first bad layer: {bad[0].layers[0]}")
+    lines += ["", *_wrap(diagnosis.summary, width)]
+    if diagnosis.findings:
+        lines += ["", "What was seen"]
+        for finding in diagnosis.findings:
+            until = "" if finding.resolved_step is None else f", resolved at step {finding.resolved_step}"
+            lines += _item(
+                f"{finding.severity}: {finding.detector} from step {finding.first_step}{until}",
+                [finding.explanation, _numbers(finding.evidence)],
+                width,
+            )
+    if diagnosis.causes:
+        lines += ["", "Why, most likely first"]
+        for cause in sorted(diagnosis.causes, key=lambda cause: -cause.score):
+            heading = f"{cause.cause.replace('_', ' ')} ({cause.score:.0%})"
+            lines += _item(heading, [cause.explanation, _numbers(cause.evidence)], width)
+    if diagnosis.advice:
+        lines += ["", "What to do, best first"]
+        for advice in sorted(diagnosis.advice, key=lambda advice: advice.rank):
+            parameters = ", ".join(f"{name}={value}" for name, value in advice.remedy.parameters.items())
+            lines += _item(
+                f"{advice.rank}. {advice.remedy.id}({parameters})", [advice.reason, _tried(advice.outcome)], width
+            )
+            lines += ["", textwrap.indent(advice.snippet.rstrip(), " " * 8), ""]
+    return "\n".join(lines).rstrip()
+
+
+def _tried(outcome: wire.Outcome | None) -> str:
+    if outcome is None:
+        return ""
+    losses = " against ".join("?" if n is None else f"{n:.4g}" for n in (outcome.loss, outcome.control_loss))
+    return f"Tried: {outcome.state}, healthy in {outcome.healthy} of {outcome.seeds} seeds, loss {losses} without it."
+
+
+def _item(heading: str, paragraphs: Iterable[str], width: int) -> list[str]:
+    lines = [f"  {heading}"]
+    for paragraph in paragraphs:
+        lines += _wrap(paragraph, width, indent=" " * 6)
+    return lines
+
+
+def _wrap(text: str, width: int, indent: str = "") -> list[str]:
+    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent, break_long_words=False)
+
+
+def _numbers(evidence: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} = {_short(value)}" for name, value in evidence.items())
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else str(value)
+
+
+def _find_run(client: Client, reference: str, project: str | None) -> UUID:
+    """Return the id of the run that a reference means.
+
+    Raises:
+        UsageError: none or several are meant.
+    """
+    try:
+        return UUID(reference)
+    except ValueError:
+        pass
+    found = {
+        run.id: run
+        for run in client.runs.list(project=project, page_size=1000)
+        if run.name == reference or str(run.id).startswith(reference.lower())
+    }
+    if len(found) == 1:
+        return next(iter(found))
+    if not found:
+        raise UsageError(f"no run has the name {reference!r} or an id that begins so; see `gradmedic runs`")
+    examples = ", ".join(str(run_id) for run_id in list(found)[:3])
+    raise UsageError(f"{len(found)} runs are called {reference!r} or have an id that begins so, for example {examples}")
+
+
+def _add_connection(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--base-url", help="of the service (default: $GRADMEDIC_BASE_URL or http://127.0.0.1:8642)")
+
+
+def _client(args: argparse.Namespace) -> Client:
+    return Client(args.base_url)  # a key on the command line would show in the list of processes
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    for row in (header, *rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _or_dash(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return count
+
+
+def _verdicts(text: str) -> frozenset[str]:
+    verdicts = frozenset(text.split(","))
+    unknown = verdicts - set(wire.VERDICTS)
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: choose from {', '.join(wire.VERDICTS)}")
+    return verdicts

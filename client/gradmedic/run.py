@@ -1,0 +1,648 @@
+"""`gradmedic.init()` and `Run`: what a training loop holds.
+
+One idea: the training loop comes first. `log()` hands a step to a queue and returns; the network belongs to the
+sender's thread; whatever goes wrong is logged once and the training goes on. The only exceptions are wrong arguments to
+`init()` and `watch()`, which are raised before training begins, and `UnhealthyRunError`, which is raised if it was
+asked for.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import operator
+import os
+import sys
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import UUID
+
+import numpy as np
+
+from gradmedic import wire
+from gradmedic.api import Client
+from gradmedic.configuration import Configuration, resolve_configuration
+from gradmedic.encoding import to_float32
+from gradmedic.exceptions import ConfigurationError, UnhealthyRunError, UsageError
+from gradmedic.http import Service, Transport
+from gradmedic.jump import JumpDetector
+from gradmedic.layers import LayerBook
+from gradmedic.sender import Sender
+from gradmedic.source import Pending, PendingNumber, Sampler, Source
+from gradmedic.statistics import ARRAY_STATISTICS, measure_gradient
+from gradmedic.step import Row, Step
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger("gradmedic")
+
+DEFAULT_FLUSH_TIMEOUT = 30.0
+DEFAULT_FINISH_TIMEOUT = 15.0
+"""Seconds that the end of a job may be delayed by a service that does not answer."""
+
+UNHEALTHY = ("vanishing", "exploding")
+_STATISTICS_BEFORE_ANY = ("grad_norm",)
+"""What a run is said to carry if it is registered before it showed any statistics: every kind of row has this."""
+
+Number = Any
+"""A Python or numpy number, or a tensor with one element."""
+Callback = TypeVar("Callback", bound=Callable[["VerdictEvent"], object])
+
+_runs: weakref.WeakSet[Run] = weakref.WeakSet()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerdictEvent:
+    """The service changed its verdict on a run."""
+
+    run_id: UUID
+    verdict: str
+    """`undetermined`, `healthy`, `vanishing` or `exploding`."""
+    since_step: int | None
+    """First step of the verdict."""
+    summary: str
+    """One sentence for a human."""
+
+
+def init(
+    project: str | None = None,
+    *,
+    config: Any = None,
+    name: str | None = None,
+    id: UUID | str | None = None,
+    tags: Iterable[str] = (),
+    notes: str | None = None,
+    group: str | None = None,
+    base_url: str | None = None,
+    api_key: str | None = None,
+    mode: str | None = None,
+    trainable: str | None = None,
+    log_freq: int | None = None,
+    flush_interval: float | None = None,
+    max_queue_bytes: int | None = None,
+    timeout: float | None = None,
+    silent: bool | None = None,
+    on_unhealthy: str = "warn",
+    transport: Transport | None = None,
+) -> Run:
+    """Begin a run and say where to look at it. Does not touch the network: that is left to a thread.
+
+    What is not given comes from the environment variable in brackets, else from the default.
+
+    Args:
+        project: that owns the run [GRADMEDIC_PROJECT], "default".
+        config: hyperparameters: a mapping, an `argparse.Namespace`, a dataclass.
+        name: for humans [GRADMEDIC_RUN_NAME]; the service makes one up.
+        id: UUID of the run [GRADMEDIC_RUN_ID]; a new UUIDv7.
+        tags: words to find the run by [GRADMEDIC_TAGS, separated by commas].
+        notes: free text.
+        group: of runs that belong together [GRADMEDIC_RUN_GROUP].
+        base_url: of the service [GRADMEDIC_BASE_URL], http://127.0.0.1:8642.
+        api_key: [GRADMEDIC_API_KEY], none.
+        mode: "online", or "disabled" to do nothing at all [GRADMEDIC_MODE].
+        trainable: name under which a worker may rerun this job.
+        log_freq: statistics are taken at every `log_freq`-th step, and the first ones [GRADMEDIC_LOG_FREQ], 1.
+        flush_interval: seconds that a step waits to be sent [GRADMEDIC_FLUSH_INTERVAL], 1.
+        max_queue_bytes: memory for steps that wait for the service [GRADMEDIC_MAX_QUEUE_BYTES], 64 MiB.
+        timeout: seconds for one request [GRADMEDIC_TIMEOUT], 10.
+        silent: print nothing [GRADMEDIC_SILENT], False.
+        on_unhealthy: when the verdict becomes vanishing or exploding: "warn" logs a warning, "stop" raises
+            `UnhealthyRunError` from the next `log()` too.
+        transport: what carries the requests, if other than urllib3.
+
+    Raises:
+        ConfigurationError: an argument or environment variable is wrong.
+    """
+    configuration = resolve_configuration(
+        project=project,
+        config=config,
+        name=name,
+        id=id,
+        tags=tags,
+        notes=notes,
+        group=group,
+        base_url=base_url,
+        api_key=api_key,
+        mode=mode,
+        trainable=trainable,
+        log_freq=log_freq,
+        flush_interval=flush_interval,
+        max_queue_bytes=max_queue_bytes,
+        timeout=timeout,
+        silent=silent,
+        on_unhealthy=on_unhealthy,
+    )
+    run = Run(configuration, transport)
+    if configuration.mode == "online" and not configuration.silent:
+        sys.stderr.write(f"gradmedic: this run is at {run.url}\n")
+    return run
+
+
+class Run:
+    """One training job, streamed to the service. Made by `gradmedic.init()`; used by one thread.
+
+    As a context manager it is finished at the end of the block, as `failed` if an exception leaves it. A run that is
+    never finished is finished when the interpreter exits. In a forked child it does nothing.
+    """
+
+    def __init__(self, configuration: Configuration, transport: Transport | None = None) -> None:
+        self._configuration = configuration
+        self._transport = transport
+        self._book = LayerBook()
+        self._sampler = Sampler(configuration.log_freq)
+        self._sources: list[Source] = []
+        self._statistics: tuple[str, ...] | None = None
+        self._jumps = JumpDetector()
+        self._last_number = -1
+        self._held: _Held | None = None
+        self._said: set[str] = set()
+
+        self._verdict = "undetermined"
+        self._events: deque[VerdictEvent] = deque()
+        self._callbacks: list[Callable[[VerdictEvent], object]] = []
+        self._reason_to_stop: VerdictEvent | None = None
+
+        self._is_inert = configuration.mode == "disabled"
+        self._is_finished = False
+        self._error_before = getattr(sys, "last_value", None)
+        self._sender = Sender(
+            service=Service(configuration.connection, transport),
+            run_id=configuration.run_id,
+            describe=self._describe,
+            flush_interval=configuration.flush_interval,
+            max_queue_bytes=configuration.max_queue_bytes,
+            on_result=self._take_result,
+        )
+        if not self._is_inert:
+            atexit.register(self._finish_at_exit)
+            _runs.add(self)
+
+    @property
+    def id(self) -> UUID:
+        """Id of the run."""
+        return self._configuration.run_id
+
+    @property
+    def url(self) -> str:
+        """Page of the run."""
+        return f"{self._configuration.connection.base_url}/runs/{self.id}"
+
+    @property
+    def project(self) -> str:
+        """Project that owns the run."""
+        return self._configuration.project
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Hyperparameters, as given to `init()`."""
+        return self._configuration.config
+
+    @property
+    def verdict(self) -> str:
+        """The last verdict that the service gave: `undetermined`, `healthy`, `vanishing` or `exploding`."""
+        return self._verdict
+
+    def watch(
+        self,
+        model: torch.nn.Module | Mapping[str, torch.nn.Module],
+        optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer],
+        *,
+        scaler: torch.amp.GradScaler | None = None,
+        prefix: str = "",
+    ) -> None:
+        """Take statistics of a torch model's gradients, weights and updates whenever an optimizer steps.
+
+        They are taken after unscaling and, where the script clips with `torch.nn.utils`, before clipping. What the
+        training computes stays the same to the bit.
+
+        Args:
+            model: its parameters are the layers. Several models that train together come as a mapping from name to
+                model, or in several calls.
+            optimizer: one, or all that update the model.
+            scaler: the loss scaler, if there is one: its scale is recorded, and so are the steps that it skips.
+            prefix: goes before the names of the layers.
+
+        Raises:
+            ConfigurationError: the arguments are not a model and its optimizers, or torch is missing.
+            UsageError: the run is finished.
+        """
+        if self._is_finished:
+            raise UsageError("watch() after finish()")
+        try:
+            from gradmedic.torch.watch import Watch
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(f"watch() needs torch: {error}") from error
+        watch = Watch(model, optimizer, scaler=scaler, prefix=prefix)
+        if self._is_inert:
+            return
+        watch.begin(book=self._book, sampler=self._sampler, before_first_step=self._describe_sources)
+        self._sources.append(watch)
+
+    def log(
+        self,
+        loss: Number | None = None,
+        step: int | None = None,
+        *,
+        gradients: Mapping[str, Any] | None = None,
+        statistics: Mapping[str, Mapping[str, Number]] | None = None,
+        learning_rate: Number | None = None,
+        metrics: Mapping[str, Number] | None = None,
+        **more_metrics: Number,
+    ) -> None:
+        """Record one step: everything since the last call.
+
+        Returns within microseconds and raises nothing but `UnhealthyRunError`; what cannot be recorded is left out and
+        logged once. A run without `watch()` gives its gradients, or their statistics, here.
+
+        Args:
+            loss: of the step; NaN and infinity are recorded as they are.
+            step: number of the step, larger than the last; without it, one more than the last, from 0.
+            gradients: arrays of any shape by layer name.
+            statistics: of each layer: statistic to value, with names from `gradmedic.wire.STATISTICS`.
+            learning_rate: if it is not that of the watched optimizers.
+            metrics: further numbers by name.
+            more_metrics: the same.
+
+        Raises:
+            UnhealthyRunError: the verdict became unhealthy and `init(on_unhealthy="stop")` asked for it.
+        """
+        if self._is_inert:
+            return
+        if self._is_finished:
+            self._say_once("finished", "log() after finish() records nothing")
+            return
+        try:
+            self._record(loss, step, gradients, statistics, learning_rate, {**(metrics or {}), **more_metrics})
+        except Exception as error:
+            self._say_once(f"log {type(error)}", f"a step could not be recorded: {error!r}")
+        if self._events:
+            self._call_back()
+        if self._reason_to_stop is not None:
+            event, self._reason_to_stop = self._reason_to_stop, None
+            raise UnhealthyRunError(
+                f"{event.summary} See {self.url}", verdict=event.verdict, since_step=event.since_step
+            )
+
+    def flush(self, timeout: float = DEFAULT_FLUSH_TIMEOUT) -> bool:
+        """Wait until the service has every step logged so far, at most `timeout` seconds; return whether it has."""
+        if self._is_inert or self._is_finished:
+            return True
+        self._complete_held()
+        self._describe_sources()
+        is_delivered = self._sender.flush(timeout)
+        self._call_back()
+        return is_delivered
+
+    def finish(self, timeout: float = DEFAULT_FINISH_TIMEOUT, status: str = "finished") -> bool:
+        """Send what is left and end the run; a second call does nothing.
+
+        Args:
+            timeout: seconds that this may take.
+            status: "finished" or "failed".
+
+        Returns:
+            Whether the service has everything.
+
+        Raises:
+            ConfigurationError: there is no such status.
+        """
+        if status not in ("finished", "failed"):
+            raise ConfigurationError(f"status must be 'finished' or 'failed', not {status!r}")
+        if self._is_inert or self._is_finished:
+            return True
+        self._complete_held()
+        self._describe_sources()
+        self._is_finished = True
+        for source in self._sources:
+            source.close()
+        atexit.unregister(self._finish_at_exit)
+        is_delivered = self._sender.close(status, timeout)
+        self._call_back()
+        return is_delivered
+
+    def diagnosis(self) -> wire.Diagnosis:
+        """Return what the service says of the run, with every step logged so far.
+
+        Raises:
+            TransportError, ApiError: the service cannot be reached, or refuses.
+            UsageError: the run is disabled.
+        """
+        if self._is_inert:
+            raise UsageError("a disabled run has no diagnosis")
+        self.flush()
+        connection = self._configuration.connection
+        with Client(
+            connection.base_url, connection.api_key, timeout=connection.timeout, transport=self._transport
+        ) as client:
+            return client.runs.diagnosis(self.id)
+
+    def on_verdict(self, callback: Callback) -> Callback:
+        """Call `callback(event)` whenever the verdict changes; usable as a decorator.
+
+        It is called by the thread that trains, from the next `log()`, `flush()` or `finish()`, so it may change the
+        optimizer. Its exceptions are logged.
+        """
+        self._callbacks.append(callback)
+        return callback
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.finish(status="finished" if kind is None else "failed")
+
+    # --- recording ----------------------------------------------------------------------------------------------------
+
+    def _record(
+        self,
+        loss: Number | None,
+        step: int | None,
+        gradients: Mapping[str, Any] | None,
+        statistics: Mapping[str, Mapping[str, Number]] | None,
+        learning_rate: Number | None,
+        metrics: Mapping[str, Number],
+    ) -> None:
+        self._complete_held()
+        self._describe_sources()
+        pending = [source.take() for source in self._sources]
+        is_sampled = self._sampler.is_sampling
+        self._sampler.advance()
+        number = self._number_of(step)
+        if number is None:
+            return
+        self._last_number = number
+        held = _Held(
+            number=number,
+            time=time.time(),
+            loss=self._hold("loss", loss),
+            learning_rate=self._hold("learning_rate", learning_rate),
+            metrics={name: self._hold(name, value) for name, value in metrics.items()},
+            pending=pending,
+            row=self._row_of(gradients, statistics) if is_sampled else None,
+        )
+        if held.is_ready:
+            self._send(held)
+        else:
+            self._held = held
+
+    def _number_of(self, step: int | None) -> int | None:
+        """Return the number of the step, or None if it cannot be recorded under the number given."""
+        if step is None:
+            return self._last_number + 1
+        try:
+            number = operator.index(step)
+        except TypeError:
+            self._say_once("step type", f"step must be an integer, not {step!r}; the step is left out")
+            return None
+        if number <= self._last_number or number < 0:
+            self._say_once("step order", f"step {number} is left out: it does not follow step {self._last_number}")
+            return None
+        return number
+
+    def _hold(self, name: str, value: Number | None) -> float | PendingNumber | None:
+        if value is None or type(value) is float:
+            return value
+        for source in self._sources:
+            pending = source.hold(value)
+            if pending is not None:
+                return pending
+        try:
+            return float(value.item() if hasattr(value, "item") else value)
+        except Exception as error:
+            self._say_once(f"number {name}", f"{name} is left out where it is not a number: {error}")
+            return None
+
+    def _complete_held(self) -> None:
+        """Send the step whose numbers were still on a device at the last call."""
+        held, self._held = self._held, None
+        if held is not None:
+            self._send(held)
+
+    def _send(self, held: _Held) -> None:
+        measurements = [pending.read() for pending in held.pending]
+        step = Step(
+            number=held.number,
+            time=held.time,
+            loss=_read(held.loss),
+            learning_rate=_first(
+                _read(held.learning_rate), _largest(measurement.learning_rate for measurement in measurements)
+            ),
+            loss_scale=_largest(measurement.loss_scale for measurement in measurements),
+            clip_coefficient=_smallest(measurement.clip_coefficient for measurement in measurements),
+            skipped=any(measurement.skipped for measurement in measurements),
+            metrics={name: number for name, value in held.metrics.items() if (number := _read(value)) is not None},
+            row=_join([held.row, *(measurement.row for measurement in measurements)]),
+        )
+        if step.row is not None and self._statistics is None:
+            self._statistics = step.row.statistics
+        self._sender.put(step, is_urgent=self._jumps.update(step))
+
+    def _row_of(
+        self, gradients: Mapping[str, Any] | None, statistics: Mapping[str, Mapping[str, Number]] | None
+    ) -> Row | None:
+        """Return the row of gradients or statistics given to `log()`."""
+        if gradients is None and statistics is None:
+            return None
+        if self._sources or (gradients is not None and statistics is not None):
+            self._say_once(
+                "two sources",
+                "gradients and statistics given to log() are left out: a run gets them from watch(), from gradients= "
+                "or from statistics=, not from several of them",
+            )
+            return None
+        if statistics is not None:
+            return self._row_of_statistics(statistics)
+        layers, values = [], []
+        for name, gradient in (gradients or {}).items():
+            try:
+                array = np.asarray(gradient)
+                values.append(measure_gradient(array))
+            except Exception as error:
+                self._say_once(f"gradient {name}", f"the gradient of {name} is left out: {error}")
+                continue
+            layers.append(self._position_of(name, list(array.shape)))
+        return _row(ARRAY_STATISTICS, layers, values)
+
+    def _row_of_statistics(self, statistics: Mapping[str, Mapping[str, Number]]) -> Row | None:
+        given = [name for name in wire.STATISTICS if all(name in layer for layer in statistics.values())]
+        for layer, numbers in statistics.items():
+            left_out = sorted(set(numbers) - set(given))
+            if left_out:
+                self._say_once(
+                    f"statistics {left_out}",
+                    f"{', '.join(left_out)} of {layer} is left out: statistics are {', '.join(wire.STATISTICS)}, "
+                    "and every layer of a step has the same ones",
+                )
+        if not given:
+            return None
+        layers, values = [], []
+        for name, numbers in statistics.items():
+            held = [self._hold(f"{statistic} of {name}", numbers[statistic]) for statistic in given]
+            row = [number for value in held if (number := _read(value)) is not None]
+            if len(row) == len(given):
+                layers.append(self._position_of(name, None))
+                values.append(tuple(row))
+        return _row(tuple(given), layers, values)
+
+    def _position_of(self, name: str, shape: list[int] | None) -> int:
+        position = self._book.position(name)
+        if position is None:
+            numel = None if shape is None else int(np.prod(shape, dtype=np.int64))
+            position = self._book.add(wire.Layer(name=str(name), shape=shape, numel=numel))
+        return position
+
+    # --- describing, on either thread ---------------------------------------------------------------------------------
+
+    def _describe_sources(self) -> None:
+        for source in self._sources:
+            source.describe()
+
+    def _describe(self) -> wire.RunCreate:
+        """Return what the service should know of the run by now. Called by the sender's thread."""
+        configuration = self._configuration
+        trainings = [training for source in self._sources if (training := source.training()) is not None]
+        statistics = self._statistics or _first(*(source.statistics for source in self._sources))
+        return wire.RunCreate(
+            id=self.id,
+            project=configuration.project,
+            name=configuration.name,
+            config=dict(configuration.config),
+            tags=list(configuration.tags),
+            notes=configuration.notes,
+            group=configuration.group,
+            trainable=configuration.trainable,
+            framework=_first(*(source.framework for source in self._sources)),
+            layers=self._book.snapshot(),
+            statistics=list(statistics or _STATISTICS_BEFORE_ANY),
+            training=_merge(trainings),
+        )
+
+    # --- verdicts -----------------------------------------------------------------------------------------------------
+
+    def _take_result(self, result: wire.AppendResult) -> None:
+        """Take the service's answer to a block. Called by the sender's thread."""
+        if result.verdict == self._verdict:
+            return
+        self._verdict = result.verdict
+        since = "" if result.since_step is None else f" since step {result.since_step}"
+        summary = " ".join(result.alerts) or f"The verdict is {result.verdict}{since}."
+        self._events.append(
+            VerdictEvent(run_id=self.id, verdict=result.verdict, since_step=result.since_step, summary=summary)
+        )
+        if result.verdict in UNHEALTHY:
+            logger.warning("gradmedic: this run is %s%s: %s See %s", result.verdict, since, summary, self.url)
+
+    def _call_back(self) -> None:
+        """Tell the callbacks what changed, and remember whether the training is to stop."""
+        while self._events:
+            event = self._events.popleft()
+            is_to_stop = event.verdict in UNHEALTHY and self._configuration.on_unhealthy == "stop"
+            self._reason_to_stop = event if is_to_stop else None
+            for callback in self._callbacks:
+                try:
+                    callback(event)
+                except Exception:
+                    logger.exception("gradmedic: a callback of on_verdict() failed")
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def _finish_at_exit(self) -> None:
+        has_failed = getattr(sys, "last_value", None) is not self._error_before
+        self.finish(status="failed" if has_failed else "finished")
+
+    def _become_inert(self) -> None:
+        """Do nothing from now on: this process is a fork."""
+        self._is_inert = True
+        self._sender.abandon()
+        for source in self._sources:
+            source.close()
+
+    def _say_once(self, kind: str, message: str) -> None:
+        if kind not in self._said:
+            self._said.add(kind)
+            logger.warning("gradmedic: %s (said once)", message)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Held:
+    """A step some of whose numbers may still be on a device."""
+
+    number: int
+    time: float
+    loss: float | PendingNumber | None
+    learning_rate: float | PendingNumber | None
+    metrics: Mapping[str, float | PendingNumber | None]
+    pending: list[Pending]
+    row: Row | None
+
+    @property
+    def is_ready(self) -> bool:
+        numbers = (self.loss, self.learning_rate, *self.metrics.values())
+        return all(p.is_ready for p in self.pending) and all(n is None or type(n) is float for n in numbers)
+
+
+def _read(number: float | PendingNumber | None) -> float | None:
+    return number if number is None or isinstance(number, float) else number.read()
+
+
+def _row(statistics: tuple[str, ...], layers: Sequence[int], values: Sequence[tuple[float, ...]]) -> Row:
+    array = np.array(values, dtype=np.float64).reshape(len(layers), len(statistics))
+    return Row(statistics, np.array(layers, dtype=np.int32), to_float32(array))
+
+
+def _join(rows: Iterable[Row | None]) -> Row | None:
+    present = [row for row in rows if row is not None]
+    if len(present) < 2:
+        return present[0] if present else None
+    return Row(
+        present[0].statistics,
+        np.concatenate([row.layers for row in present]),
+        np.concatenate([row.values for row in present]),
+    )
+
+
+def _merge(trainings: list[wire.Training]) -> wire.Training | None:
+    """Return what several sources know: everything of the first, and the optimizers of all."""
+    if not trainings:
+        return None
+    first = trainings[0]
+    return wire.Training(
+        optimizers=[optimizer for training in trainings for optimizer in training.optimizers],
+        precision=first.precision,
+        input_rms=first.input_rms,
+        input_abs_max=first.input_abs_max,
+        target_rms=first.target_rms,
+        batch_size=first.batch_size,
+        clips_gradients=_largest(training.clips_gradients for training in trainings),
+    )
+
+
+T = TypeVar("T")
+Ordered = TypeVar("Ordered", bound=float)
+
+
+def _first(*values: T | None) -> T | None:
+    return next((value for value in values if value is not None), None)
+
+
+def _largest(values: Iterable[Ordered | None]) -> Ordered | None:
+    return max((value for value in values if value is not None), default=None)
+
+
+def _smallest(values: Iterable[Ordered | None]) -> Ordered | None:
+    return min((value for value in values if value is not None), default=None)
+
+
+def _disable_runs_of_parent() -> None:
+    for run in list(_runs):
+        run._become_inert()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disable_runs_of_parent)

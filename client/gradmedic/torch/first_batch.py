@@ -1,0 +1,109 @@
+"""What the first batch tells: how large the inputs are, how many, and in which precision the model computes.
+
+One idea: a hook that works once. It survives `copy.deepcopy` and `torch.save` of the model only as an inert object, it
+is invisible to `torch.compile`, and it removes itself at the first call.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradmedic import wire
+from gradmedic.torch.statistics import measure_gradients
+
+logger = logging.getLogger("gradmedic")
+
+
+class FirstBatch:
+    """Forward pre-hook of a model; its attributes are None until the model is called.
+
+    `input_rms` and `input_abs_max` are those of the first floating-point tensor among the arguments, `batch_size` is
+    the first dimension of the first tensor of any type, `autocast` the dtype that autocast computes in.
+    """
+
+    def __init__(self, model: nn.Module | None) -> None:
+        self.input_rms: float | None = None
+        self.input_abs_max: float | None = None
+        self.batch_size: int | None = None
+        self.autocast: str | None = None
+        self._hook = None if model is None else model.register_forward_pre_hook(self, with_kwargs=True)
+
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Look at the arguments of the model's first call."""
+        if self._hook is None or torch.compiler.is_compiling():
+            return
+        self.close()
+        try:
+            with torch.no_grad():
+                self._look_at([tensor for value in (*args, *kwargs.values()) for tensor in _tensors_in(value)])
+        except Exception as error:  # a model's first call must not fail because of us
+            logger.warning("gradmedic: the first batch could not be looked at: %r", error)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the first batch was seen, or will not be."""
+        return self._hook is None
+
+    def close(self) -> None:
+        """Remove the hook."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    def __reduce__(self) -> tuple[type[FirstBatch], tuple[None]]:
+        return FirstBatch, (None,)
+
+    def _look_at(self, tensors: list[Tensor]) -> None:
+        if not tensors:
+            return
+        self.batch_size = tensors[0].shape[0] if tensors[0].ndim else None
+        device = tensors[0].device.type
+        if torch.is_autocast_enabled(device):
+            self.autocast = str(torch.get_autocast_dtype(device)).removeprefix("torch.")
+        floats = next((t for t in tensors if t.is_floating_point() and t.numel()), None)
+        if floats is not None:
+            norm, abs_max, *_ = measure_gradients([floats]).read()[0]
+            self.input_rms = float(norm) / math.sqrt(floats.numel())
+            self.input_abs_max = float(abs_max)
+
+
+def precision_of(parameters: list[Tensor], first_batch: FirstBatch) -> str | None:
+    """Return the dtype the model computes in: autocast's, else that of most elements of its parameters."""
+    if first_batch.autocast is not None:
+        return first_batch.autocast
+    elements: dict[str, int] = {}
+    for parameter in parameters:
+        name = str(parameter.dtype).removeprefix("torch.")
+        elements[name] = elements.get(name, 0) + parameter.numel()
+    return max(elements, key=lambda name: elements[name], default=None)
+
+
+def describe_training(
+    optimizers: list[wire.Optimizer], precision: str | None, first_batch: FirstBatch, clips_gradients: bool | None
+) -> wire.Training:
+    """Put together what is known of how the run trains."""
+    return wire.Training(
+        optimizers=optimizers,
+        precision=precision,
+        input_rms=first_batch.input_rms,
+        input_abs_max=first_batch.input_abs_max,
+        batch_size=first_batch.batch_size,
+        clips_gradients=clips_gradients,
+    )
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors_in(item)
