@@ -38,8 +38,11 @@ check: $(READY) ## lint, types, import rules, spelling of the documented command
 	@$(BIN)/lint-imports
 	@$(BIN)/python tests/check_docs.py
 
+bench-diagnosis: $(READY) ## judge the diagnosis on labelled runs (generates our own the first time: several minutes)
+	@$(BIN)/python -m benchmarks.diagnosis
+
 clean: ## remove the environment and everything generated
 	@rm -rf $(VENV) .gradmedic dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo serve test test-fast check clean
+.PHONY: help install demo serve test test-fast check bench-diagnosis clean

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import multiprocessing
@@ -11,13 +10,13 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from benchmarks.corpus.families import Case, Family, families_of
+from benchmarks.corpus.families import SPLITS, Case, Family
 from benchmarks.corpus.ledger import Ledger
 from benchmarks.corpus.outcome import Outcome, build_up_steps, label_of
 from benchmarks.corpus.programs import PROGRAMS
@@ -25,8 +24,6 @@ from benchmarks.corpus.recording import save
 from benchmarks.corpus.training import Recipe, Run, train
 
 SEED: Final = 20240607
-FORMAT: Final = 1
-"""Raise it when the same configuration would be recorded otherwise."""
 RECIPE_FIELDS: Final = frozenset(field.name for field in fields(Recipe))
 
 
@@ -48,14 +45,10 @@ def _finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _digest(case: Case) -> str:
-    return hashlib.sha256(json.dumps([FORMAT, SEED, asdict(case)], sort_keys=True).encode()).hexdigest()[:16]
-
-
 def make_case(case: Case, split: str, out: Path, twin: dict[str, Any] | None) -> dict[str, Any]:
     """Make one recording, or read what was made before; return its manifest entry, with `label` None if dropped."""
     note = out / "entries" / f"{case.id}.json"
-    digest = _digest(case)
+    digest = case.digest
     if note.exists():
         entry: dict[str, Any] = json.loads(note.read_text())
         if entry["digest"] == digest and (entry["label"] is None or (out / f"{case.id}.npz").exists()):
@@ -112,16 +105,16 @@ def make_family(family: Family, split: str, out: Path) -> list[dict[str, Any]]:
 
 def _make_by_name(task: tuple[str, str, str]) -> list[dict[str, Any]]:
     name, split, out = task
-    family = next(family for family in families_of(split) if family.name == name)
+    family = next(family for family in SPLITS[split] if family.name == name)
     return make_family(family, split, Path(out))
 
 
 def generate(
-    split: str, out: Path, *, jobs: int = 1, only: str = "", report: Callable[[str], None] = lambda line: None
+    split: str, out: Path, *, jobs: int = 1, only: str = "", report: Callable[[str], object] = str
 ) -> list[dict[str, Any]]:
     """Make a split in `out` and return its manifest, which is also written there. `only`: families of that prefix."""
     (out / "entries").mkdir(parents=True, exist_ok=True)
-    tasks = [(family.name, split, str(out)) for family in families_of(split) if family.name.startswith(only)]
+    tasks = [(family.name, split, str(out)) for family in SPLITS[split] if family.name.startswith(only)]
     entries: list[dict[str, Any]] = []
     if jobs > 1:
         with multiprocessing.get_context("spawn").Pool(jobs) as pool:
@@ -136,6 +129,7 @@ def generate(
     kept = [entry for entry in entries if entry["label"] is not None]
     if not only:
         (out / "manifest.json").write_text(json.dumps(kept, indent=1) + "\n")
+        (out / "made.json").write_text(json.dumps({entry["id"]: entry["digest"] for entry in entries}))
     labels = Counter(entry["label"] for entry in kept)
     seconds = sum(entry.get("cpu_seconds", 0.0) for entry in entries)
     slow = sum(1 for entry in kept if entry["label"] == "exploding" and (entry["build_up"] or 0) > 5)
@@ -148,7 +142,7 @@ def generate(
     return kept
 
 
-def _report_family(made: list[dict[str, Any]], report: Callable[[str], None]) -> None:
+def _report_family(made: list[dict[str, Any]], report: Callable[[str], object]) -> None:
     for entry in made:
         skill = entry.get("skill")
         report(

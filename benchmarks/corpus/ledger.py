@@ -80,7 +80,7 @@ class Ledger:
         branch: bool | None = False,
         frozen: bool = False,
     ) -> M:
-        """Write down the tensors that `module` itself holds, and return it. A tensor counts once, however often used."""
+        """Write down the tensors that `module` itself holds, and return it. A tensor counts once."""
         kind = type(module).__name__
         is_normalization = isinstance(module, NORMALIZATIONS)
         for parameter_name, parameter in module.named_parameters(recurse=False):
@@ -144,7 +144,7 @@ class Ledger:
         return parameter
 
     def measure_initial_weights(self) -> None:
-        """Fill in what is measured before the first update: scale, and the recurrent matrices' largest singular value."""
+        """Fill in what is measured before the first update: scale, and recurrent matrices' spectral norm."""
         for entry in self.entries:
             weights = entry.parameter.detach().double()
             rms = float(weights.square().mean().sqrt())

@@ -74,10 +74,10 @@ def label_of(outcome: Outcome, intended: str, twin_skill: float | None) -> tuple
         return "healthy", "it learns"
     if outcome.peak > BLOW_UP * outcome.start:
         return "exploding", "the loss peaked above ten times its start and the run never learned"
-    if outcome.is_on_its_way:
-        return None, "its loss was still falling when the run ended"
     if intended == "other":
         return "other", "it does not learn, and not for its gradients"
+    if outcome.is_on_its_way:
+        return None, "its loss was still falling when the run ended"
     if intended == "vanishing" and twin_skill is not None:
         if outcome.skill <= VANISHING_SHARE * twin_skill:
             return "vanishing", "finite, and at most a quarter of the repaired twin's skill"

@@ -5,32 +5,13 @@ One idea: a plain and slow reference of its own, so that the corpus does not dep
 
 from __future__ import annotations
 
-from typing import Final
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.corpus.ledger import Entry
-
-STATISTICS: Final = (
-    "grad_norm",
-    "grad_mean",
-    "grad_abs_max",
-    "grad_zero_fraction",
-    "nonfinite_count",
-    "weight_norm",
-    "update_norm",
-)
-LARGEST: Final = float(np.finfo(np.float32).max)
-
-
-def as_float32(values: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Cast; a finite value beyond float32 becomes the largest float32, never infinity."""
-    clamped = np.where(np.isfinite(values), np.clip(values, -LARGEST, LARGEST), values)
-    with np.errstate(over="ignore"):
-        return clamped.astype(np.float32)
+from benchmarks.corpus.recording import STATISTICS, as_float32
 
 
 def norm(tensor: Tensor) -> float:

@@ -1,23 +1,42 @@
 """A recording on disk, and as what the diagnostician reads.
 
-One idea: one loader for every corpus of this format - ours and the recordings in ../shared/corpus, which carry fewer facts.
+One idea: one loader for every corpus of this format: ours, and the recordings in ../shared/corpus, where they are
+there, which carry fewer facts. Reading needs no torch.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.corpus.ledger import Entry
-from benchmarks.corpus.recorder import STATISTICS, as_float32
-from benchmarks.corpus.training import Run
 from gradmedic_service.diagnosis import Block, LayerFacts, OptimizerFacts, StepSeries, TrainingFacts
 
+if TYPE_CHECKING:
+    from benchmarks.corpus.ledger import Entry
+    from benchmarks.corpus.training import Run
+
+STATISTICS: Final = (
+    "grad_norm",
+    "grad_mean",
+    "grad_abs_max",
+    "grad_zero_fraction",
+    "nonfinite_count",
+    "weight_norm",
+    "update_norm",
+)
+LARGEST: Final = float(np.finfo(np.float32).max)
 SERIES: Final = ("loss", "learning_rate", "clip_coefficient", "loss_scale")
+
+
+def as_float32(values: NDArray[Any]) -> NDArray[np.float32]:
+    """Cast; a finite value beyond float32 becomes the largest float32, never infinity."""
+    clamped = np.where(np.isfinite(values), np.clip(values, -LARGEST, LARGEST), values)
+    with np.errstate(over="ignore"):
+        return clamped.astype(np.float32)
 
 
 def save(path: Path, run: Run, entries: list[Entry]) -> None:
@@ -39,7 +58,7 @@ def save(path: Path, run: Run, entries: list[Entry]) -> None:
     if run.loss_scale is not None:
         arrays["loss_scale"] = run.loss_scale
     partial = path.with_name(path.name + ".partial.npz")
-    np.savez_compressed(partial, **arrays)
+    np.savez_compressed(partial, allow_pickle=False, **arrays)
     partial.replace(path)
 
 
@@ -48,8 +67,7 @@ def load(path: Path, *, bare: bool = False) -> tuple[tuple[LayerFacts, ...], Tra
 
     Without facts in the file, or `bare`, a layer is known by its name, size, and, where it is a vector, its shape.
     """
-    with np.load(path) as file:
-        arrays = {name: file[name] for name in file.files}
+    arrays = read_arrays(path)
     training = TrainingFacts()
     if "facts" in arrays and not bare:
         facts = json.loads(str(arrays["facts"]))
@@ -70,6 +88,12 @@ def load(path: Path, *, bare: bool = False) -> tuple[tuple[LayerFacts, ...], Tra
             )
         )
     return layers, training, to_block(arrays)
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read a recording's arrays as they are."""
+    with np.load(path) as file:
+        return {name: file[name] for name in file.files}
 
 
 def to_block(arrays: dict[str, NDArray[Any]]) -> Block:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from benchmarks.corpus.ledger import Ledger
 from benchmarks.corpus.program import Program
-from benchmarks.corpus.recorder import Recorder, as_float32
+from benchmarks.corpus.recorder import Recorder
+from benchmarks.corpus.recording import as_float32
 
 STEPS_AFTER_NONFINITE: Final = 20
 HALF_LARGEST: Final = 65504.0
@@ -36,8 +37,9 @@ class Recipe:
     momentum: float = 0.0
     weight_decay: float = 0.0
     schedule: str = "const"
-    """`const`, `warmup:N`, `cosine`, `cosine-restarts:PERIOD`, `step:AT:FACTOR`, `onecycle`, `ramp:FACTOR` (geometric, over
-    the run), `late:AT:FACTOR:OVER` (constant, then geometric over OVER steps), `zero:AT`, `burst:AT:FOR:FACTOR`."""
+    """`const`, `warmup:N`, `cosine`, `cosine-restarts:PERIOD`, `step:AT:FACTOR`, `onecycle`, `ramp:FACTOR` (geometric,
+    over the run), `late:AT:FACTOR:OVER` (constant, then geometric over OVER steps), `zero:AT`,
+    `burst:AT:FOR:FACTOR`."""
     clip_norm: float | None = None
     clip_value: float | None = None
     accumulate: int = 1
@@ -177,8 +179,16 @@ def describe(recipe: Recipe, program: Program) -> dict[str, object]:
             return None
         return float(tensor.double().square().mean().sqrt())
 
-    names = {"sgd": "SGD", "nesterov": "SGD", "adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop",
-             "adagrad": "Adagrad", "sparse_adam": "SparseAdam", "lbfgs": "LBFGS"}  # fmt: skip
+    names = {
+        "sgd": "SGD",
+        "nesterov": "SGD",
+        "adam": "Adam",
+        "adamw": "AdamW",
+        "rmsprop": "RMSprop",
+        "adagrad": "Adagrad",
+        "sparse_adam": "SparseAdam",
+        "lbfgs": "LBFGS",
+    }
     is_float = program.inputs is not None and program.inputs.is_floating_point()
     return {
         "optimizers": [

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Final
+
+from benchmarks.corpus.families import fit, heldout
 from benchmarks.corpus.families.family import Case, Family
 
-
-def families_of(split: str) -> tuple[Family, ...]:
-    """Return the families of `fit` or `heldout`."""
-    if split == "fit":
-        from benchmarks.corpus.families import fit
-
-        return fit.FAMILIES
-    if split == "heldout":
-        from benchmarks.corpus.families import heldout
-
-        return heldout.FAMILIES
-    raise ValueError(f"unknown split {split!r}")
+SPLITS: Final[dict[str, tuple[Family, ...]]] = {"fit": fit.FAMILIES, "heldout": heldout.FAMILIES}
 
 
-__all__ = ["Case", "Family", "families_of"]
+def is_made(split: str, out: Path) -> bool:
+    """Whether `out` holds the split's recordings as they are described now."""
+    made = out / "made.json"
+    if not made.exists():
+        return False
+    wanted = {case.id: case.digest for family in SPLITS[split] for case in family.cases()}
+    return bool(json.loads(made.read_text()) == wanted)
+
+
+__all__ = ["SPLITS", "Case", "Family", "is_made"]

@@ -6,10 +6,14 @@ construction - the same program, data and seed without the override - and the ov
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+FORMAT: Final = 2
+"""Raise it when the same configuration would be recorded or labelled otherwise."""
 CAUSES: Final = (
     "learning_rate_too_high",
     "poor_initialization",
@@ -49,6 +53,11 @@ class Case:
     seed_name: str
     """Runs of one seed name draw the same weights and data."""
 
+    @property
+    def digest(self) -> str:
+        """What the recording depends on, in sixteen characters."""
+        return hashlib.sha256(json.dumps([FORMAT, asdict(self)], sort_keys=True).encode()).hexdigest()[:16]
+
 
 @dataclass(frozen=True, slots=True)
 class Family:
@@ -65,9 +74,15 @@ class Family:
         self._append("base", "healthy", (), {}, None, None)
 
     def _append(
-        self, name: str, intended: str, causes: tuple[str, ...], override: Config, fault: Config | None,
-        twin: str | None, seed_name: str | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        intended: str,
+        causes: tuple[str, ...],
+        override: Config,
+        fault: Config | None,
+        twin: str | None,
+        seed_name: str | None = None,
+    ) -> None:
         unknown = set(causes) - set(CAUSES)
         if unknown:
             raise ValueError(f"unknown causes {unknown}")
@@ -88,8 +103,14 @@ class Family:
 
     def fault(self, intended: str, name: str, causes: str, override: Config, *, twin: Config | None = None) -> Family:
         """Add a faulty run. `causes`: those that count as right, separated by blanks; `twin`: a repair of its own."""
-        self._append(name, intended, tuple(causes.split()), override, override, f"{self.name}.{name}.fixed" if twin
-                     is not None else f"{self.name}.base")  # fmt: skip
+        self._append(
+            name,
+            intended,
+            tuple(causes.split()),
+            override,
+            override,
+            f"{self.name}.{name}.fixed" if twin is not None else f"{self.name}.base",
+        )
         if twin is not None:
             self._append(f"{name}.fixed", "healthy", (), {**override, **twin}, None, None)
         return self

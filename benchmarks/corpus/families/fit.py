@@ -31,9 +31,11 @@ _digits.other("slow", {"optimizer": "sgd", "lr": 1e-6})
 _digits.other("random-labels", {"label_noise": 1.0})
 
 _sigmoid = Family(
-    "deep-sigmoid", "mlp", 0.6,
+    "deep-sigmoid",
+    "mlp",
+    0.6,
     {"data": "digits", "hidden": [32] * 8, "activation": "elu", "init": "he", "steps": 400, "lr": 1e-3},
-)  # fmt: skip
+)
 _sigmoid.vanishing(
     "sigmoid",
     "saturating_activation poor_initialization missing_normalization",
@@ -62,12 +64,24 @@ _sigmoid.healthy("sigmoid-norm", {"activation": "sigmoid", "norm": "batch", "ini
 _sigmoid.healthy("shallow-sigmoid", {"activation": "sigmoid", "hidden": [48, 48], "init": "xavier", "lr": 5e-3})
 
 _deep_relu = Family(
-    "deep-relu-blobs", "mlp", 0.6,
-    {"data": "blobs:5", "hidden": [24] * 20, "activation": "relu", "init": "he", "norm": "batch", "steps": 300,
-     "lr": 3e-3},
-)  # fmt: skip
-_deep_relu.vanishing("narrow", "dead_units poor_initialization missing_normalization",
-                     {"norm": None, "hidden": [4] * 20, "init": "default"})  # fmt: skip
+    "deep-relu-blobs",
+    "mlp",
+    0.6,
+    {
+        "data": "blobs:5",
+        "hidden": [24] * 20,
+        "activation": "relu",
+        "init": "he",
+        "norm": "batch",
+        "steps": 300,
+        "lr": 3e-3,
+    },
+)
+_deep_relu.vanishing(
+    "narrow",
+    "dead_units poor_initialization missing_normalization",
+    {"norm": None, "hidden": [4] * 20, "init": "default"},
+)
 _deep_relu.vanishing(
     "dead-bias", "dead_units poor_initialization", {"norm": None, "hidden": [24] * 4, "bias": -8.0, "lr": 1e-3}
 )
@@ -77,154 +91,273 @@ _deep_relu.vanishing(
     {"norm": None, "init": "default", "gain": 0.6, "hidden": [24] * 30, "optimizer": "sgd", "lr": 0.05},
 )
 _deep_relu.exploding(
-    "large-init", "poor_initialization missing_normalization",
+    "large-init",
+    "poor_initialization missing_normalization",
     {"norm": None, "gain": 3.0, "optimizer": "sgd", "lr": 0.01},
-)  # fmt: skip
+)
 _deep_relu.exploding(
-    "exp", "saturating_activation poor_initialization numerical_instability missing_normalization",
+    "exp",
+    "saturating_activation poor_initialization numerical_instability missing_normalization",
     {"activation": "exp", "norm": None, "hidden": [24] * 4},
-)  # fmt: skip
+)
 _deep_relu.healthy("residual-zero", {"norm": None, "residual": "zero", "hidden": [24] * 30, "lr": 1e-3})
 _deep_relu.healthy("layer-norm", {"norm": "layer", "hidden": [24] * 14})
 _deep_relu.healthy("leaky", {"norm": None, "activation": "leaky_relu", "hidden": [32] * 12, "lr": 1e-3})
 
-_friedman = Family(
-    "friedman", "mlp", 0.6, {"data": "friedman", "hidden": [32, 32], "steps": 500, "lr": 3e-3}
-)  # fmt: skip
-_friedman.exploding("raw-targets", "unscaled_targets learning_rate_too_high",
-                    {"targets": "1000", "optimizer": "sgd", "lr": 0.01})  # fmt: skip
+_friedman = Family("friedman", "mlp", 0.6, {"data": "friedman", "hidden": [32, 32], "steps": 500, "lr": 3e-3})
 _friedman.exploding(
-    "late-ramp", "learning_rate_too_high",
+    "raw-targets", "unscaled_targets learning_rate_too_high", {"targets": "1000", "optimizer": "sgd", "lr": 0.01}
+)
+_friedman.exploding(
+    "late-ramp",
+    "learning_rate_too_high",
     {"optimizer": "sgd", "lr": 0.02, "schedule": "late:250:400:200", "hidden": [32]},
-)  # fmt: skip
+)
 _friedman.exploding(
-    "late-ramp-momentum", "learning_rate_too_high",
+    "late-ramp-momentum",
+    "learning_rate_too_high",
     {"optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "schedule": "ramp:3000", "activation": "tanh"},
-)  # fmt: skip
+)
+_friedman.exploding("adam-lr", "learning_rate_too_high", {"lr": 30.0, "hidden": [32, 32, 32]})
 _friedman.exploding(
-    "adam-lr", "learning_rate_too_high", {"lr": 30.0, "hidden": [32, 32, 32]}
-)  # fmt: skip
-_friedman.exploding(
-    "quartic", "numerical_instability unscaled_targets learning_rate_too_high",
+    "quartic",
+    "numerical_instability unscaled_targets learning_rate_too_high",
     {"loss": "quartic", "optimizer": "sgd", "lr": 0.02, "targets": "4"},
-)  # fmt: skip
-_friedman.exploding("linear-slow", "learning_rate_too_high",
-                    {"hidden": [], "optimizer": "sgd", "lr": 1.06, "inputs": "1.4"})  # fmt: skip
+)
+_friedman.exploding(
+    "linear-slow", "learning_rate_too_high", {"hidden": [], "optimizer": "sgd", "lr": 1.06, "inputs": "1.4"}
+)
 _friedman.healthy("large-targets", {"targets": "300", "lr": 0.02, "steps": 900})
 _friedman.healthy("raw-huber", {"targets": "raw", "loss": "huber", "lr": 0.01})
 _friedman.healthy("edge", {"optimizer": "sgd", "lr": 0.25, "activation": "tanh"})
 _friedman.healthy("adagrad", {"optimizer": "adagrad", "lr": 0.1})
 
 _housing = Family("housing", "mlp", 0.6, {"data": "housing", "hidden": [16], "steps": 400, "lr": 0.02})
-_housing.exploding("raw", "unscaled_inputs unscaled_targets learning_rate_too_high",
-                   {"inputs": "raw", "targets": "raw", "optimizer": "sgd", "lr": 1e-3})  # fmt: skip
-_housing.exploding("raw-inputs-linear", "unscaled_inputs learning_rate_too_high",
-                   {"inputs": "raw", "hidden": [], "optimizer": "sgd", "lr": 2e-7, "batch": 256})  # fmt: skip
-_housing.exploding("raw-targets-momentum", "unscaled_targets learning_rate_too_high",
-                   {"targets": "raw", "optimizer": "sgd", "lr": 1e-4, "momentum": 0.9})  # fmt: skip
+_housing.exploding(
+    "raw",
+    "unscaled_inputs unscaled_targets learning_rate_too_high",
+    {"inputs": "raw", "targets": "raw", "optimizer": "sgd", "lr": 1e-3},
+)
+_housing.exploding(
+    "raw-inputs-linear",
+    "unscaled_inputs learning_rate_too_high",
+    {"inputs": "raw", "hidden": [], "optimizer": "sgd", "lr": 2e-7, "batch": 256},
+)
+_housing.exploding(
+    "raw-targets-momentum",
+    "unscaled_targets learning_rate_too_high",
+    {"targets": "raw", "optimizer": "sgd", "lr": 1e-4, "momentum": 0.9},
+)
 _housing.healthy("raw-targets-adam", {"targets": "1e5", "optimizer": "adam", "lr": 30.0, "hidden": [16], "steps": 700})
 
 _conv = Family(
-    "waves-conv1d", "convolutional", 0.6,
-    {"data": "waves", "dims": 1, "channels": [8] + [16] * 7, "pool_after": [1, 3], "norm": "batch", "init": "he",
-     "steps": 220, "lr": 3e-3, "batch": 32},
-)  # fmt: skip
-_conv.vanishing("plain-deep", "poor_initialization missing_normalization saturating_activation",
-                {"norm": None, "init": "default", "channels": [8] * 16, "optimizer": "sgd", "lr": 0.05})  # fmt: skip
-_conv.vanishing("tanh-small", "poor_initialization missing_normalization saturating_activation",
-                {"norm": None, "activation": "sigmoid", "init": "xavier"})  # fmt: skip
-_conv.exploding("large-init", "poor_initialization missing_normalization",
-                {"norm": None, "gain": 2.2, "optimizer": "sgd", "lr": 0.05})  # fmt: skip
-_conv.exploding("residual-unnormalized", "missing_normalization learning_rate_too_high",
-                {"norm": None, "residual": True, "channels": [8] + [8] * 14, "optimizer": "sgd", "lr": 0.1})  # fmt: skip
+    "waves-conv1d",
+    "convolutional",
+    0.6,
+    {
+        "data": "waves",
+        "dims": 1,
+        "channels": [8] + [16] * 7,
+        "pool_after": [1, 3],
+        "norm": "batch",
+        "init": "he",
+        "steps": 220,
+        "lr": 3e-3,
+        "batch": 32,
+    },
+)
+_conv.vanishing(
+    "plain-deep",
+    "poor_initialization missing_normalization saturating_activation",
+    {"norm": None, "init": "default", "channels": [8] * 16, "optimizer": "sgd", "lr": 0.05},
+)
+_conv.vanishing(
+    "tanh-small",
+    "poor_initialization missing_normalization saturating_activation",
+    {"norm": None, "activation": "sigmoid", "init": "xavier"},
+)
+_conv.exploding(
+    "large-init",
+    "poor_initialization missing_normalization",
+    {"norm": None, "gain": 2.2, "optimizer": "sgd", "lr": 0.05},
+)
+_conv.exploding(
+    "residual-unnormalized",
+    "missing_normalization learning_rate_too_high",
+    {"norm": None, "residual": True, "channels": [8] + [8] * 14, "optimizer": "sgd", "lr": 0.1},
+)
 _conv.healthy("group-norm", {"norm": "group"})
 _conv.healthy("sgd-momentum", {"optimizer": "nesterov", "lr": 0.05, "momentum": 0.9, "schedule": "cosine"})
 
 _lenet = Family(
-    "lenet-digits", "convolutional", 0.7,
-    {"data": "digits", "channels": [6, 16], "pool_after": [0], "dense": [48, 32], "global_pool": False, "steps": 260,
-     "lr": 3e-3, "batch": 32},
-)  # fmt: skip
+    "lenet-digits",
+    "convolutional",
+    0.7,
+    {
+        "data": "digits",
+        "channels": [6, 16],
+        "pool_after": [0],
+        "dense": [48, 32],
+        "global_pool": False,
+        "steps": 260,
+        "lr": 3e-3,
+        "batch": 32,
+    },
+)
 _lenet.exploding("exp", "saturating_activation numerical_instability", {"activation": "exp", "init": "he", "lr": 0.01})
-_lenet.exploding("raw-lr", "unscaled_inputs learning_rate_too_high",
-                 {"inputs": "255", "optimizer": "sgd", "lr": 0.05})  # fmt: skip
-_lenet.vanishing("sigmoid-sgd", "saturating_activation poor_initialization",
-                 {"activation": "sigmoid", "optimizer": "sgd", "lr": 0.01})  # fmt: skip
+_lenet.exploding("raw-lr", "unscaled_inputs learning_rate_too_high", {"inputs": "255", "optimizer": "sgd", "lr": 0.05})
+_lenet.vanishing(
+    "sigmoid-sgd",
+    "saturating_activation poor_initialization",
+    {"activation": "sigmoid", "optimizer": "sgd", "lr": 0.01},
+)
 _lenet.vanishing("const", "poor_initialization", {"init": "const:0.0", "optimizer": "sgd", "lr": 0.05})
 _lenet.healthy("cosine", {"schedule": "cosine", "optimizer": "adamw", "weight_decay": 0.05})
 _lenet.healthy("rmsprop", {"optimizer": "rmsprop", "lr": 1e-3})
 
 _auto = Family("autoencoder", "autoencoder", 0.3, {"hidden": [64, 32, 10], "steps": 500, "lr": 3e-3})
-_auto.vanishing("sigmoid-deep", "saturating_activation poor_initialization",
-                {"activation": "sigmoid", "hidden": [64, 48, 32, 24, 10]})  # fmt: skip
+_auto.vanishing(
+    "sigmoid-deep",
+    "saturating_activation poor_initialization",
+    {"activation": "sigmoid", "hidden": [64, 48, 32, 24, 10]},
+)
 _auto.vanishing("tiny", "poor_initialization", {"init": "normal:0.002", "optimizer": "sgd", "lr": 0.1})
-_auto.exploding("linear-lr", "learning_rate_too_high",
-                {"activation": "linear", "inputs": "std", "optimizer": "sgd", "lr": 1.2})  # fmt: skip
-_auto.exploding("raw-late", "learning_rate_too_high unscaled_inputs",
-                {"inputs": "std", "optimizer": "sgd", "lr": 0.05, "schedule": "late:200:300:120"})  # fmt: skip
+_auto.exploding(
+    "linear-lr", "learning_rate_too_high", {"activation": "linear", "inputs": "std", "optimizer": "sgd", "lr": 1.2}
+)
+_auto.exploding(
+    "raw-late",
+    "learning_rate_too_high unscaled_inputs",
+    {"inputs": "std", "optimizer": "sgd", "lr": 0.05, "schedule": "late:200:300:120"},
+)
 _auto.healthy("variational", {"variational": True, "hidden": [64, 8], "lr": 2e-3})
 _auto.healthy("tanh", {"activation": "tanh", "steps": 700})
 
 _rnn = Family(
-    "rnn-recall", "recurrent", 0.7,
-    {"task": "recall", "length": 20, "cell": "rnn-tanh", "init": "orthogonal", "clip_norm": 1.0, "steps": 400,
-     "lr": 3e-3, "batch": 32},
-)  # fmt: skip
+    "rnn-recall",
+    "recurrent",
+    0.7,
+    {
+        "task": "recall",
+        "length": 20,
+        "cell": "rnn-tanh",
+        "init": "orthogonal",
+        "clip_norm": 1.0,
+        "steps": 400,
+        "lr": 3e-3,
+        "batch": 32,
+    },
+)
 _rnn.vanishing("small", "poor_initialization long_recurrence", {"init": "normal:0.02", "length": 30})
-_rnn.vanishing("sigmoid", "saturating_activation long_recurrence poor_initialization",
-               {"cell": "rnn-sigmoid", "init": "default", "length": 30})  # fmt: skip
-_rnn.vanishing("long", "long_recurrence poor_initialization",
-               {"init": "default", "gain": 0.5, "length": 60, "steps": 300})  # fmt: skip
-_rnn.exploding("relu-gain", "poor_initialization long_recurrence missing_clipping",
-               {"cell": "rnn-relu", "gain": 1.8, "length": 40, "clip_norm": None, "optimizer": "sgd", "lr": 0.05})  # fmt: skip
-_rnn.exploding("linear", "long_recurrence poor_initialization missing_clipping",
-               {"cell": "rnn-linear", "gain": 1.15, "length": 40, "clip_norm": None, "optimizer": "sgd", "lr": 0.1})  # fmt: skip
+_rnn.vanishing(
+    "sigmoid",
+    "saturating_activation long_recurrence poor_initialization",
+    {"cell": "rnn-sigmoid", "init": "default", "length": 30},
+)
+_rnn.vanishing(
+    "long", "long_recurrence poor_initialization", {"init": "default", "gain": 0.5, "length": 60, "steps": 300}
+)
+_rnn.exploding(
+    "relu-gain",
+    "poor_initialization long_recurrence missing_clipping",
+    {"cell": "rnn-relu", "gain": 1.8, "length": 40, "clip_norm": None, "optimizer": "sgd", "lr": 0.05},
+)
+_rnn.exploding(
+    "linear",
+    "long_recurrence poor_initialization missing_clipping",
+    {"cell": "rnn-linear", "gain": 1.15, "length": 40, "clip_norm": None, "optimizer": "sgd", "lr": 0.1},
+)
 _rnn.healthy("lstm", {"cell": "lstm", "init": None, "forget_bias": 3.0, "lr": 8e-3, "steps": 500, "length": 12})
 _rnn.healthy("gru", {"cell": "gru", "init": None, "lr": 8e-3})
 _rnn.healthy("irnn", {"cell": "rnn-relu", "init": "eye", "lr": 1e-3})
 
 _late_rnn = Family(
-    "rnn-accumulate", "recurrent", 0.6,
-    {"task": "accumulate", "length": 20, "cell": "rnn-relu", "width": 24, "init": "eye", "clip_norm": 1.0, "steps": 400,
-     "lr": 3e-3, "batch": 32},
-)  # fmt: skip
-_late_rnn.exploding("no-clip", "missing_clipping learning_rate_too_high long_recurrence",
-                    {"clip_norm": None, "optimizer": "sgd", "lr": 0.08, "length": 40})  # fmt: skip
-_late_rnn.exploding("adam-no-clip", "learning_rate_too_high missing_clipping long_recurrence",
-                    {"clip_norm": None, "lr": 0.05, "length": 60})  # fmt: skip
-_late_rnn.exploding("late-ramp", "learning_rate_too_high missing_clipping long_recurrence",
-                    {"clip_norm": None, "optimizer": "sgd", "lr": 2e-3, "schedule": "late:150:300:150"})  # fmt: skip
+    "rnn-accumulate",
+    "recurrent",
+    0.6,
+    {
+        "task": "accumulate",
+        "length": 20,
+        "cell": "rnn-relu",
+        "width": 24,
+        "init": "eye",
+        "clip_norm": 1.0,
+        "steps": 400,
+        "lr": 3e-3,
+        "batch": 32,
+    },
+)
+_late_rnn.exploding(
+    "no-clip",
+    "missing_clipping learning_rate_too_high long_recurrence",
+    {"clip_norm": None, "optimizer": "sgd", "lr": 0.08, "length": 40},
+)
+_late_rnn.exploding(
+    "adam-no-clip",
+    "learning_rate_too_high missing_clipping long_recurrence",
+    {"clip_norm": None, "lr": 0.05, "length": 60},
+)
+_late_rnn.exploding(
+    "late-ramp",
+    "learning_rate_too_high missing_clipping long_recurrence",
+    {"clip_norm": None, "optimizer": "sgd", "lr": 2e-3, "schedule": "late:150:300:150"},
+)
 _late_rnn.healthy("gru", {"cell": "gru", "init": None, "lr": 0.01})
 
 _lm = Family(
-    "lm-lstm", "recurrent_language_model", 0.12,
+    "lm-lstm",
+    "recurrent_language_model",
+    0.12,
     {"cell": "lstm", "width": 48, "steps": 260, "lr": 0.01, "batch": 16, "clip_norm": 1.0},
-)  # fmt: skip
-_lm.exploding("relu-rnn", "poor_initialization learning_rate_too_high missing_clipping long_recurrence",
-              {"cell": "rnn-relu", "init": "normal:0.35", "clip_norm": None, "optimizer": "sgd", "lr": 0.3,
-               "length": 48})  # fmt: skip
+)
+_lm.exploding(
+    "relu-rnn",
+    "poor_initialization learning_rate_too_high missing_clipping long_recurrence",
+    {"cell": "rnn-relu", "init": "normal:0.35", "clip_norm": None, "optimizer": "sgd", "lr": 0.3, "length": 48},
+)
 _lm.healthy("gru-carry", {"cell": "gru", "carry": True})
 _lm.healthy("tight-clip", {"clip_norm": 0.05})
 
 _gpt = Family(
-    "lm-transformer", "transformer", 0.1,
+    "lm-transformer",
+    "transformer",
+    0.1,
     {"blocks": 2, "steps": 220, "lr": 4e-3, "batch": 16, "schedule": "warmup:20"},
-)  # fmt: skip
-_gpt.vanishing("post-deep", "missing_normalization learning_rate_too_high poor_initialization",
-               {"norm": "post", "blocks": 8, "lr": 0.01, "schedule": "const", "steps": 150})  # fmt: skip
-_gpt.exploding("sgd-unnormalized", "missing_normalization learning_rate_too_high poor_initialization",
-               {"norm": "none", "blocks": 4, "gain": 3.0, "optimizer": "sgd", "lr": 1.0})  # fmt: skip
+)
+_gpt.vanishing(
+    "post-deep",
+    "missing_normalization learning_rate_too_high poor_initialization",
+    {"norm": "post", "blocks": 8, "lr": 0.01, "schedule": "const", "steps": 150},
+)
+_gpt.exploding(
+    "sgd-unnormalized",
+    "missing_normalization learning_rate_too_high poor_initialization",
+    {"norm": "none", "blocks": 4, "gain": 3.0, "optimizer": "sgd", "lr": 1.0},
+)
 _gpt.healthy("post-warm", {"norm": "post", "blocks": 2, "lr": 2e-3})
 _gpt.healthy("zero-branches", {"zero_branches": True, "embedding_scale": 0.02, "optimizer": "adamw"})
 _gpt.healthy("onecycle", {"schedule": "onecycle", "lr": 8e-3})
 
 _modular = Family(
-    "modular-sum", "transformer", 0.6,
-    {"task": "sum", "modulus": 11, "blocks": 1, "steps": 700, "lr": 3e-3, "batch": 64, "optimizer": "adamw",
-     "weight_decay": 0.1},
-)  # fmt: skip
-_modular.vanishing("unnormalized-deep", "missing_normalization poor_initialization",
-                   {"norm": "none", "residual": False, "blocks": 6, "steps": 400})  # fmt: skip
+    "modular-sum",
+    "transformer",
+    0.6,
+    {
+        "task": "sum",
+        "modulus": 11,
+        "blocks": 1,
+        "steps": 700,
+        "lr": 3e-3,
+        "batch": 64,
+        "optimizer": "adamw",
+        "weight_decay": 0.1,
+    },
+)
+_modular.vanishing(
+    "unnormalized-deep",
+    "missing_normalization poor_initialization",
+    {"norm": "none", "residual": False, "blocks": 6, "steps": 400},
+)
 _modular.healthy("tiny-embedding", {"embedding_scale": 0.01})
 
 _parity = Family("parity", "mlp", 0.7, {"data": "parity:3", "hidden": [64], "steps": 900, "lr": 5e-3})
@@ -241,14 +374,18 @@ _words.healthy("adagrad", {"optimizer": "adagrad", "lr": 0.1, "hidden": None})
 _words.exploding("lr", "learning_rate_too_high", {"optimizer": "sgd", "lr": 3e4, "embedding_scale": 1.0})
 
 _tune = Family("lora", "fine_tune", 0.7, {"method": "lora", "steps": 300, "lr": 5e-3})
-_tune.exploding("lr", "learning_rate_too_high poor_initialization",
-                {"optimizer": "sgd", "lr": 1.5, "adapter_gain": 12.0})  # fmt: skip
+_tune.exploding(
+    "lr", "learning_rate_too_high poor_initialization", {"optimizer": "sgd", "lr": 1.5, "adapter_gain": 12.0}
+)
 _tune.healthy("frozen", {"method": "frozen", "lr": 0.01})
 _tune.healthy("all-tiny-rate", {"method": "all", "lr": 5e-4})
 
 _td = Family("q-learning", "temporal_difference", 0.6, {"steps": 1500, "lr": 2e-3, "batch": 32})
-_td.exploding("self-bootstrap", "learning_rate_too_high unscaled_inputs",
-              {"target_every": 0, "optimizer": "sgd", "lr": 0.15, "feature_scale": 6.0})  # fmt: skip
+_td.exploding(
+    "self-bootstrap",
+    "learning_rate_too_high unscaled_inputs",
+    {"target_every": 0, "optimizer": "sgd", "lr": 0.15, "feature_scale": 6.0},
+)
 _td.healthy("large-rewards", {"reward_scale": 50.0, "lr": 0.01})
 
 _chain = Family("linear-chain", "linear_chain", 0.8, {"scale": 1.0, "optimizer": "sgd", "lr": 0.02, "steps": 600})
@@ -259,37 +396,63 @@ _chain.vanishing("0.7-deep", "poor_initialization", {"scale": 0.7, "layers": 24}
 _chain.healthy("residual", {"residual": True, "scale": 0.0, "layers": 16})
 
 _mdn = Family("mixture-density", "mixture_density", 0.3, {"steps": 700, "lr": 3e-3})
-_mdn.exploding("exp-scale", "numerical_instability learning_rate_too_high unscaled_targets",
-               {"scale_map": "exp", "optimizer": "sgd", "lr": 0.5, "target_scale": 10.0})  # fmt: skip
-_mdn.exploding("late", "learning_rate_too_high numerical_instability",
-               {"scale_map": "exp", "optimizer": "sgd", "lr": 0.01, "schedule": "late:300:500:250"})  # fmt: skip
+_mdn.exploding(
+    "exp-scale",
+    "numerical_instability learning_rate_too_high unscaled_targets",
+    {"scale_map": "exp", "optimizer": "sgd", "lr": 0.5, "target_scale": 10.0},
+)
+_mdn.exploding(
+    "late",
+    "learning_rate_too_high numerical_instability",
+    {"scale_map": "exp", "optimizer": "sgd", "lr": 0.01, "schedule": "late:300:500:250"},
+)
 _mdn.healthy("exp-clipped", {"scale_map": "exp", "clip_norm": 1.0})
 
 _contrast = Family("contrastive", "contrastive", 0.5, {"steps": 300, "lr": 2e-3, "batch": 64})
-_contrast.vanishing("sigmoid-deep", "saturating_activation poor_initialization missing_normalization",
-                    {"activation": "sigmoid", "hidden": [32] * 8, "init": "xavier", "optimizer": "sgd", "lr": 0.05})  # fmt: skip
+_contrast.vanishing(
+    "sigmoid-deep",
+    "saturating_activation poor_initialization missing_normalization",
+    {"activation": "sigmoid", "hidden": [32] * 8, "init": "xavier", "optimizer": "sgd", "lr": 0.05},
+)
 
 _half = Family(
-    "half-precision", "mlp", 0.7,
-    {"data": "digits", "hidden": [40, 40], "steps": 500, "lr": 2e-3, "loss_scale": 65536.0, "dynamic_scale": True,
-     "scale_growth_interval": 60},
-)  # fmt: skip
+    "half-precision",
+    "mlp",
+    0.7,
+    {
+        "data": "digits",
+        "hidden": [40, 40],
+        "steps": 500,
+        "lr": 2e-3,
+        "loss_scale": 65536.0,
+        "dynamic_scale": True,
+        "scale_growth_interval": 60,
+    },
+)
 _half.exploding("static", "precision_overflow", {"dynamic_scale": False, "loss_scale": 2.0**24})
-_half.exploding("static-late", "precision_overflow learning_rate_too_high",
-                {"dynamic_scale": False, "loss_scale": 2.0**15, "optimizer": "sgd", "lr": 0.02,
-                 "schedule": "late:200:300:200"})  # fmt: skip
-_half.vanishing("underflow", "precision_overflow", {"dynamic_scale": False, "loss_scale": 1e-8, "optimizer": "sgd",
-                                                    "lr": 0.1})  # fmt: skip
+_half.exploding(
+    "static-late",
+    "precision_overflow learning_rate_too_high",
+    {"dynamic_scale": False, "loss_scale": 2.0**15, "optimizer": "sgd", "lr": 0.02, "schedule": "late:200:300:200"},
+)
+_half.vanishing(
+    "underflow", "precision_overflow", {"dynamic_scale": False, "loss_scale": 1e-8, "optimizer": "sgd", "lr": 0.1}
+)
 _half.healthy("absent", {"record_skipped": False, "scale_growth_interval": 30})
 
 _dying = Family("dying-relu", "mlp", 0.6, {"data": "teacher", "hidden": [32, 32], "steps": 500, "lr": 3e-3})
-_dying.vanishing("midway", "dead_units learning_rate_too_high",
-                 {"optimizer": "sgd", "lr": 0.05, "schedule": "burst:100:3:100"})  # fmt: skip
+_dying.vanishing(
+    "midway", "dead_units learning_rate_too_high", {"optimizer": "sgd", "lr": 0.05, "schedule": "burst:100:3:100"}
+)
 _dying.vanishing("burst-adam", "dead_units learning_rate_too_high", {"schedule": "burst:100:3:1000"})
 _dying.vanishing("decay", "excessive_weight_decay", {"optimizer": "sgd", "lr": 0.05, "weight_decay": 2.0})
-_dying.exploding("slow-momentum", "learning_rate_too_high",
-                 {"hidden": [], "optimizer": "sgd", "momentum": 0.9, "lr": 2.2})  # fmt: skip
-_dying.exploding("growing-targets", "unscaled_targets learning_rate_too_high",
-                 {"activation": "linear", "hidden": [16], "optimizer": "sgd", "lr": 0.05, "targets": "30"})  # fmt: skip
+_dying.exploding(
+    "slow-momentum", "learning_rate_too_high", {"hidden": [], "optimizer": "sgd", "momentum": 0.9, "lr": 2.2}
+)
+_dying.exploding(
+    "growing-targets",
+    "unscaled_targets learning_rate_too_high",
+    {"activation": "linear", "hidden": [16], "optimizer": "sgd", "lr": 0.05, "targets": "30"},
+)
 
 FAMILIES: Final = tuple(value for value in list(globals().values()) if isinstance(value, Family))

@@ -135,8 +135,9 @@ def _make(name: str) -> Dataset:
             y = torch.randint(3, (2400,))
             grid = torch.arange(12.0)
             phase = torch.rand(2400, 1, 1) * 6
-            across = torch.stack([grid[None, :].expand(12, 12), grid[:, None].expand(12, 12),
-                                  (grid[None, :] + grid[:, None]) * 0.7])  # fmt: skip
+            across = torch.stack(
+                [grid[None, :].expand(12, 12), grid[:, None].expand(12, 12), (grid[None, :] + grid[:, None]) * 0.7]
+            )
             x = (across[y] * 1.2 + phase).sin() + 0.5 * torch.randn(2400, 12, 12)
             return _split(x.flatten(1), y, 3)
         case _:

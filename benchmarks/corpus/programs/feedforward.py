@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -35,11 +36,11 @@ def dense_stack(
     dropout: float = 0.0,
     noise: float = 0.0,
 ) -> tuple[Map, list[nn.Module]]:
-    """Build Linear layers of these sizes. `residual`: `plain` adds the identity, `zero` also starts branches at zero."""
+    """Build Linear layers. `residual`: `plain` adds the identity, `zero` also starts branches at zero."""
     act, out_act = ACTIVATIONS[activation], ACTIVATIONS[out_activation]
     linears: list[nn.Linear] = []
     norms: list[nn.Module | None] = []
-    for index, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for index, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
         last = index == len(sizes) - 2
         branch = residual is not None and inputs == outputs and not last
         linear = nn.Linear(inputs, outputs)
@@ -226,7 +227,7 @@ def convolutional(
     pools = set(pool_after or [])
     convolutions: list[nn.Module] = []
     norms: list[nn.Module | None] = []
-    for index, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for index, (a, b) in enumerate(itertools.pairwise(widths)):
         convolution = nn.Conv2d(a, b, 3, padding=1) if dims == 2 else nn.Conv1d(a, b, 5, padding=2)
         branch = residual and a == b
         convolutions.append(

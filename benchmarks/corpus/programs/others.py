@@ -1,7 +1,8 @@
-"""Programs of other kinds: adversarial, sparse, fine-tuned, reinforcement, densities, physics, shared weights, graphs."""
+"""Programs of other kinds: adversarial, sparse, fine-tuned, reinforcement, densities, physics, graphs."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -195,7 +196,9 @@ def fine_tune(
     ledger.rescale(lambda record: record.name.endswith("down.weight"), adapter_gain)
     head = ledger.add(nn.Linear(hidden, made.classes), "head")
     ledger.rescale(lambda record: record.name == "head.weight", head_gain)
-    extra = [lambda x, d=d, u=u: u(d(x)) for d, u in zip(downs, ups, strict=True)] if downs else None
+    extra: list[Callable[[Tensor], Tensor]] | None = None
+    if downs:
+        extra = [nn.Sequential(down, up) for down, up in zip(downs, ups, strict=True)]
     draw = batches(made.x, made.y, batch)
 
     def step_loss(step: int) -> Tensor:  # noqa: ARG001
@@ -234,9 +237,10 @@ def temporal_difference(
         nn.init.ones_(weight.weight)
 
         def twin_loss(step: int) -> Tensor:  # noqa: ARG001
-            value = weight(torch.ones(1, 1) * feature_scale)
+            value: Tensor = weight(torch.ones(1, 1) * feature_scale)
             following = weight(torch.full((1, 1), 2.0) * feature_scale).detach()
-            return (value - discount * following + 0.05 * torch.randn(1, 1)).square().mean()
+            error: Tensor = value - discount * following + 0.05 * torch.randn(1, 1)
+            return error.square().mean()
 
         return Program(loss=twin_loss, skill=lambda: 1.0 - float(weight.weight.abs().max()), inputs=torch.ones(1, 1))
     forward, _ = dense_stack(ledger, [states, *(hidden or [32, 32]), 2], activation=activation)
@@ -281,9 +285,17 @@ def temporal_difference(
     return Program(loss=step_loss, skill=skill, inputs=one_hot[:batch], after_step=after_step)
 
 
-def policy_gradient(ledger: Ledger, batch: int, *, actions: int = 5, baseline: bool = True, entropy: float = 0.01,
-                    hidden: int = 32, reward_scale: float = 1.0) -> Program:  # fmt: skip
-    """REINFORCE on contextual bandits: a noisy loss of both signs that does not fall. Skill: share of the best return."""
+def policy_gradient(
+    ledger: Ledger,
+    batch: int,
+    *,
+    actions: int = 5,
+    baseline: bool = True,
+    entropy: float = 0.01,
+    hidden: int = 32,
+    reward_scale: float = 1.0,
+) -> Program:
+    """REINFORCE on contextual bandits: a noisy loss of both signs. Skill: share of the best return."""
     contexts = torch.randn(400, 6)
     value = torch.tanh(contexts @ torch.randn(6, actions))
     forward, _ = dense_stack(ledger, [6, hidden, actions], activation="tanh")
@@ -485,9 +497,12 @@ def tied_network(
     made = dataset(data)
     first = ledger.add(nn.Linear(made.x.shape[1], width), "first", activation=activation)
     shared = ledger.add(
-        nn.Linear(width, width), "shared", activation=activation, normalized=norm is not None,
+        nn.Linear(width, width),
+        "shared",
+        activation=activation,
+        normalized=norm is not None,
         branch=residual is not None,
-    )  # fmt: skip
+    )
     norm_module = ledger.add(normalization(norm, width), "norm") if norm is not None else None
     last = ledger.add(nn.Linear(width, made.classes or 1), "last")
     ledger.initialize(init)
@@ -536,7 +551,7 @@ def multi_task(
     norm: str | None = None,
     alternate: bool = False,
 ) -> Program:
-    """One trunk, two heads: the digit, and the brightness of its image. `alternate`: one head a step, the other absent."""
+    """One trunk, two heads: the digit and its image's brightness. `alternate`: one a step, the other absent."""
     made = dataset("digits")
     brightness = made.x.mean(1, keepdim=True)
     eval_brightness = made.eval_x.mean(1, keepdim=True)
@@ -573,9 +588,16 @@ def multi_task(
 
 
 def matrix_factorization(
-    ledger: Ledger, batch: int, *, users: int = 120, items: int = 80, rank: int = 6, scale: float = 0.3,
-    rating_scale: float = 1.0, full: bool = False,
-) -> Program:  # fmt: skip
+    ledger: Ledger,
+    batch: int,
+    *,
+    users: int = 120,
+    items: int = 80,
+    rank: int = 6,
+    scale: float = 0.3,
+    rating_scale: float = 1.0,
+    full: bool = False,
+) -> Program:
     """Factors a table of ratings: bilinear, so that a large step runs away."""
     truth = torch.randn(users, rank) @ torch.randn(rank, items) / math.sqrt(rank) * rating_scale
     left = ledger.add(nn.Embedding(users, rank), "users")
@@ -587,7 +609,8 @@ def matrix_factorization(
         if full:
             return (left.weight @ right.weight.T - truth).square().mean() * items
         u, i = torch.randint(users, (batch,)), torch.randint(items, (batch,))
-        return ((left(u) * right(i)).sum(-1) - truth[u, i]).square().mean()
+        error: Tensor = (left(u) * right(i)).sum(-1) - truth[u, i]
+        return error.square().mean()
 
     return Program(
         loss=step_loss, skill=lambda: variance_skill((left.weight @ right.weight.T).flatten(), truth.flatten())
@@ -595,10 +618,18 @@ def matrix_factorization(
 
 
 def graph_network(
-    ledger: Ledger, batch: int, *, layers: int = 2, width: int = 16, activation: str = "relu",
-    norm: str | None = None, residual: bool = False, init: str = "default", gain: float = 1.0,
+    ledger: Ledger,
+    batch: int,
+    *,
+    layers: int = 2,
+    width: int = 16,
+    activation: str = "relu",
+    norm: str | None = None,
+    residual: bool = False,
+    init: str = "default",
+    gain: float = 1.0,
     normalized_graph: bool = True,
-) -> Program:  # fmt: skip
+) -> Program:
     """Graph convolutions on a graph of four communities; unnormalized, every layer multiplies by the degree."""
     nodes, classes = 160, 4
     y = torch.arange(nodes) % classes
@@ -614,8 +645,9 @@ def graph_network(
     first = ledger.add(nn.Linear(12, width), "conv0", activation=activation)
     middle: list[tuple[nn.Module, nn.Module | None]] = []
     for index in range(1, layers):
-        linear = ledger.add(nn.Linear(width, width), f"conv{index}", activation=activation,
-                            normalized=norm is not None, branch=residual)  # fmt: skip
+        linear = ledger.add(
+            nn.Linear(width, width), f"conv{index}", activation=activation, normalized=norm is not None, branch=residual
+        )
         norm_module = ledger.add(normalization(norm, width), f"norm{index}", branch=residual) if norm else None
         middle.append((linear, norm_module))
     last = ledger.add(nn.Linear(width, classes), "out")
@@ -640,15 +672,24 @@ def graph_network(
 
 
 def denoising_diffusion(
-    ledger: Ledger, batch: int, *, data: str = "moons", hidden: list[int] | None = None, activation: str = "silu",
-    residual: str | None = None, norm: str | None = None, init: str = "default", gain: float = 1.0,
+    ledger: Ledger,
+    batch: int,
+    *,
+    data: str = "moons",
+    hidden: list[int] | None = None,
+    activation: str = "silu",
+    residual: str | None = None,
+    norm: str | None = None,
+    init: str = "default",
+    gain: float = 1.0,
     data_scale: float = 1.0,
-) -> Program:  # fmt: skip
+) -> Program:
     """Predicts the noise in a noised point; a loss that stays high and noisy however well it is trained."""
     made = dataset(data)
     made.x, made.eval_x = made.x * data_scale, made.eval_x * data_scale
-    forward, _ = dense_stack(ledger, [4, *(hidden or [64, 64, 64]), 2], activation=activation, residual=residual,
-                             norm=norm)  # fmt: skip
+    forward, _ = dense_stack(
+        ledger, [4, *(hidden or [64, 64, 64]), 2], activation=activation, residual=residual, norm=norm
+    )
     ledger.initialize(init, gain)
 
     def errors(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -672,9 +713,15 @@ def denoising_diffusion(
 
 
 def coordinate_network(
-    ledger: Ledger, batch: int, *, hidden: list[int] | None = None, activation: str = "sin", omega: float = 10.0,
-    siren_init: bool = True, gain: float = 1.0,
-) -> Program:  # fmt: skip
+    ledger: Ledger,
+    batch: int,
+    *,
+    hidden: list[int] | None = None,
+    activation: str = "sin",
+    omega: float = 10.0,
+    siren_init: bool = True,
+    gain: float = 1.0,
+) -> Program:
     """Fits an image as a function of its coordinates, with sines for activations (Sitzmann et al. 2020)."""
     side = 24
     axis = torch.linspace(-1, 1, side)
@@ -699,8 +746,14 @@ def coordinate_network(
 
 
 def mixture_of_experts(
-    ledger: Ledger, batch: int, *, data: str = "spirals:3", experts: int = 6, hidden: int = 24, gain: float = 1.0,
-) -> Program:  # fmt: skip
+    ledger: Ledger,
+    batch: int,
+    *,
+    data: str = "spirals:3",
+    experts: int = 6,
+    hidden: int = 24,
+    gain: float = 1.0,
+) -> Program:
     """Each example goes to one expert: experts that no example of a batch chose are absent in that step."""
     made = dataset(data)
     gate = ledger.add(nn.Linear(made.x.shape[1], experts), "gate", activation="softmax")
@@ -734,9 +787,16 @@ def mixture_of_experts(
 
 
 def unrolled_simulation(
-    ledger: Ledger, batch: int, *, horizon: int = 20, step_size: float = 0.1, hidden: int = 24,
-    activation: str = "tanh", gain: float = 1.0, system: str = "pendulum",
-) -> Program:  # fmt: skip
+    ledger: Ledger,
+    batch: int,
+    *,
+    horizon: int = 20,
+    step_size: float = 0.1,
+    hidden: int = 24,
+    activation: str = "tanh",
+    gain: float = 1.0,
+    system: str = "pendulum",
+) -> Program:
     """Learns a system's dynamics through its simulated path: backpropagation through a differential equation."""
 
     def derivative(state: Tensor) -> Tensor:
@@ -770,15 +830,21 @@ def unrolled_simulation(
 
 
 def variational_regression(
-    ledger: Ledger, batch: int, *, data: str = "sine", hidden: int = 24, initial_log_std: float = -3.0,
-    divergence_weight: float = 1e-3, noise_scale: float = 0.2,
-) -> Program:  # fmt: skip
+    ledger: Ledger,
+    batch: int,
+    *,
+    data: str = "sine",
+    hidden: int = 24,
+    initial_log_std: float = -3.0,
+    divergence_weight: float = 1e-3,
+    noise_scale: float = 0.2,
+) -> Program:
     """A network with a distribution over every weight, sampled anew at each step."""
     made = dataset(data)
     sizes = [made.x.shape[1], hidden, hidden, 1]
     means: list[nn.Parameter] = []
     spreads: list[nn.Parameter] = []
-    for index, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for index, (a, b) in enumerate(itertools.pairwise(sizes)):
         mean = nn.Parameter(torch.randn(b, a + 1) / math.sqrt(a))
         spread = nn.Parameter(torch.full((b, a + 1), initial_log_std))
         act = "tanh" if index < 2 else "linear"
@@ -811,9 +877,17 @@ def variational_regression(
 
 
 def highway(
-    ledger: Ledger, batch: int, *, data: str = "digits", layers: int = 20, width: int = 32, gate_bias: float = -2.0,
-    activation: str = "relu", gated: bool = True, init: str = "he",
-) -> Program:  # fmt: skip
+    ledger: Ledger,
+    batch: int,
+    *,
+    data: str = "digits",
+    layers: int = 20,
+    width: int = 32,
+    gate_bias: float = -2.0,
+    activation: str = "relu",
+    gated: bool = True,
+    init: str = "he",
+) -> Program:
     """Gated identity paths (Srivastava et al. 2015); `gated=False` leaves the plain deep network."""
     made = dataset(data)
     act = ACTIVATIONS[activation]
@@ -854,8 +928,16 @@ def highway(
     )
 
 
-def distillation(ledger: Ledger, batch: int, *, data: str = "digits", temperature: float = 4.0,
-                 hidden: int = 24, init: str = "default", gain: float = 1.0) -> Program:  # fmt: skip
+def distillation(
+    ledger: Ledger,
+    batch: int,
+    *,
+    data: str = "digits",
+    temperature: float = 4.0,
+    hidden: int = 24,
+    init: str = "default",
+    gain: float = 1.0,
+) -> Program:
     """A small student learns a teacher's softened answers: a loss that starts tiny."""
     made = dataset(data)
     teacher_ledger = Ledger()
@@ -881,8 +963,18 @@ def distillation(ledger: Ledger, batch: int, *, data: str = "digits", temperatur
     )
 
 
-def count_words(ledger: Ledger, batch: int, *, source: str = "argparse", context: int = 3, width: int = 12,
-                hidden: int = 48, activation: str = "tanh", init: str = "default", gain: float = 1.0) -> Program:  # fmt: skip
+def count_words(
+    ledger: Ledger,
+    batch: int,
+    *,
+    source: str = "argparse",
+    context: int = 3,
+    width: int = 12,
+    hidden: int = 48,
+    activation: str = "tanh",
+    init: str = "default",
+    gain: float = 1.0,
+) -> Program:
     """A feed-forward language model over the last characters (Bengio et al. 2003)."""
     text, alphabet = python_text(source)
     embedding = ledger.add(nn.Embedding(alphabet, width), "embedding")

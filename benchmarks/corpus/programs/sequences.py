@@ -56,12 +56,18 @@ class Recurrence(nn.Module):
                 return out, hidden
             out, hidden = self.core(x, state)
             return out, hidden
+        input_weight, recurrent_weight = self.weight_ih_l0, self.weight_hh_l0
+        input_bias, recurrent_bias = self.bias_ih_l0, self.bias_hh_l0
+        assert isinstance(input_weight, Tensor)
+        assert isinstance(recurrent_weight, Tensor)
+        assert isinstance(input_bias, Tensor)
+        assert isinstance(recurrent_bias, Tensor)
         act = ACTIVATIONS[self.activation or "tanh"]
         h = x.new_zeros(len(x), self.width) if state is None else state[0]
-        drive = functional.linear(x, self.weight_ih_l0, self.bias_ih_l0)
+        drive = functional.linear(x, input_weight, input_bias)
         outs = []
         for t in range(x.shape[1]):
-            h = act(drive[:, t] + functional.linear(h, self.weight_hh_l0, self.bias_hh_l0))
+            h = act(drive[:, t] + functional.linear(h, recurrent_weight, recurrent_bias))
             outs.append(h)
         return torch.stack(outs, 1), h[None]
 
@@ -326,7 +332,7 @@ def transformer(
     modulus: int = 11,
     zero_branches: bool = False,
 ) -> Program:
-    """A transformer. `task`: `text` (language model), `reverse`, `sum` (modular addition), `waves` (patches of signals)."""
+    """A transformer. `task`: `text` (language model), `reverse`, `sum` (modular addition), `waves` (signals)."""
     text, alphabet = python_text(source) if task == "text" else (torch.zeros(1).long(), 10)
     vocabulary = alphabet if task == "text" else modulus if task == "sum" else 10
     classes = 4 if task == "waves" else vocabulary
