@@ -27,6 +27,7 @@ __all__ = [
     "Database",
     "Session",
     "create_parent_folder",
+    "is_missing",
     "is_sqlite",
     "make_engine",
     "parse_url",
@@ -133,6 +134,12 @@ def create_parent_folder(text: str) -> None:
     database = parse_url(text).database
     if is_sqlite(text) and database is not None:
         Path(database).parent.mkdir(parents=True, exist_ok=True)
+
+
+def is_missing(text: str) -> bool:
+    """Whether the URL is that of a SQLite file that does not exist; connecting would create it."""
+    database = parse_url(text).database
+    return is_sqlite(text) and database is not None and not Path(database).exists()
 
 
 def make_engine(url: URL, *, pool_size: int = 1, timeout: float = 15.0, foreign_keys: bool = True) -> Engine:

@@ -12,7 +12,8 @@
     ├── DatabaseBusy             503 database_busy
     ├── DatabaseUnavailable      503 database_unavailable
     ├── DatabaseNotMigrated      503 database_not_migrated
-    └── StorageFull              507 storage_full
+    ├── StorageFull              507 storage_full
+    └── UnknownRevision          of the schema; met on the command line alone
 
 One idea: a class carries its status and code, an instance says what happened. `documented()` turns classes into the
 `responses` of a route, so that what OpenAPI promises and what is raised share one source.
@@ -33,6 +34,9 @@ MAX_PATH_LENGTH = 600
 """Characters of a path: a name in it may be as long as the body, and is echoed to the log and the answer."""
 
 
+MAX_REASON_LENGTH = 500
+
+
 class ServiceError(Exception):
     """Base of every error here; `detail` is for a person, the class's `error_code` for a program."""
 
@@ -45,6 +49,11 @@ class ServiceError(Exception):
         self.detail = detail
         self.errors = list(errors)
         self.retry_after = retry_after
+
+    @property
+    def reason(self) -> str | None:
+        """What the database said, in one line: for the log and the operator, not for the client."""
+        return None if self.__cause__ is None else " ".join(str(self.__cause__).split())[:MAX_REASON_LENGTH]
 
     def problem(self, request_id: str) -> wire.Problem:
         """Return the body of the answer."""
@@ -163,6 +172,10 @@ class StorageFull(ServiceError):
     status = 507
     error_code = "storage_full"
     title = "The disk is full"
+
+
+class UnknownRevision(ServiceError):
+    """There is no such revision of the schema, or no way to it."""
 
 
 def problem_type(error_code: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from http import HTTPStatus
 
+import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -15,6 +16,9 @@ from gradmedic import wire
 from gradmedic_service.errors import InvalidRequest, MalformedBody, ServiceError, problem_type
 from gradmedic_service.responses import ProblemResponse
 from gradmedic_service.validation import field_errors
+
+
+_logger = structlog.get_logger("gradmedic.request")
 
 
 def problem_response(problem: wire.Problem, headers: Mapping[str, str] | None = None) -> Response:
@@ -32,6 +36,8 @@ def answer_with_problems(app: FastAPI) -> None:
 def _answer_service_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, ServiceError):
         raise error
+    if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        _logger.warning("refused", error_code=error.error_code, reason=error.reason)
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     return problem_response(error.problem(request.state.request_id), headers)
 

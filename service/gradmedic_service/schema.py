@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
+from alembic.util import CommandError
+from sqlalchemy import Connection, inspect, text
 
 from gradmedic_service.db import Database, make_engine, parse_url, service_errors
-from gradmedic_service.errors import DatabaseNotMigrated
+from gradmedic_service.errors import DatabaseNotMigrated, UnknownRevision
 
 UPGRADE_COMMAND = "gradmedic db upgrade"
+VERSION_TABLE = "alembic_version"
 
 
 def migrations_folder() -> Path:
@@ -23,14 +26,14 @@ def migrations_folder() -> Path:
 
 
 def upgrade(database_url: str, revision: str = "head") -> None:
-    """Bring the schema up to a revision."""
-    with service_errors():
+    """Bring the schema up to a revision. Raises UnknownRevision."""
+    with service_errors(), _known_revisions():
         command.upgrade(_config(database_url), revision)
 
 
 def downgrade(database_url: str, revision: str) -> None:
-    """Take the schema back to a revision; `base` removes everything."""
-    with service_errors():
+    """Take the schema back to a revision; `base` removes everything. Raises UnknownRevision."""
+    with service_errors(), _known_revisions():
         command.downgrade(_config(database_url), revision)
 
 
@@ -69,7 +72,18 @@ def not_migrated(found: str | None, expected: str, arguments: str = "") -> Datab
 
 
 def _revision_of(connection: Connection) -> str | None:
-    return MigrationContext.configure(connection).get_current_revision()
+    if not inspect(connection).has_table(VERSION_TABLE):
+        return None
+    revision: str | None = connection.scalar(text(f"SELECT version_num FROM {VERSION_TABLE}"))
+    return revision
+
+
+@contextmanager
+def _known_revisions() -> Iterator[None]:
+    try:
+        yield
+    except CommandError as error:
+        raise UnknownRevision(f"{error}; `gradmedic db current` shows where the schema is.") from None
 
 
 def _config(database_url: str) -> Config:

@@ -11,7 +11,7 @@ import uvicorn
 from gradmedic_service import schema
 from gradmedic_service.app import create_app
 from gradmedic_service.cli import EXIT_FAILURE, EXIT_USAGE, is_loopback
-from gradmedic_service.db import create_parent_folder, is_sqlite, printable_url
+from gradmedic_service.db import create_parent_folder, is_missing, is_sqlite, printable_url
 from gradmedic_service.errors import ServiceError
 from gradmedic_service.logs import set_up_logging
 from gradmedic_service.settings import Settings
@@ -38,7 +38,7 @@ def serve(settings: Settings) -> int:
     try:
         _prepare_database(database_url)
     except ServiceError as error:
-        return _refuse(error.detail, EXIT_FAILURE)
+        return _refuse(_with_reason(error), EXIT_FAILURE)
     except OSError as error:
         return _refuse(f"the database cannot be prepared: {error}", EXIT_FAILURE)
     try:
@@ -69,11 +69,15 @@ def change_schema(settings: Settings, action: str, revision: str | None) -> int:
         if action == "upgrade":
             create_parent_folder(database_url)
             schema.upgrade(database_url, revision or "head")
+        elif is_missing(database_url):
+            return _refuse(f"there is no database at {printable_url(database_url)}: run `{schema.UPGRADE_COMMAND}`.")
         elif action == "downgrade":
             schema.downgrade(database_url, revision or "base")
         found = schema.current(database_url)
-    except (ServiceError, OSError) as error:
-        return _refuse(str(error), EXIT_FAILURE)
+    except ServiceError as error:
+        return _refuse(_with_reason(error), EXIT_FAILURE)
+    except OSError as error:
+        return _refuse(f"the database cannot be prepared: {error}", EXIT_FAILURE)
     print(f"{printable_url(database_url)}: revision {found or 'none'}, this version needs {schema.head()}")
     return 0
 
@@ -86,6 +90,10 @@ def _prepare_database(database_url: str) -> None:
     found = schema.current(database_url)
     if found != schema.head():
         raise schema.not_migrated(found, schema.head(), f" --database-url {printable_url(database_url)}")
+
+
+def _with_reason(error: ServiceError) -> str:
+    return error.detail if error.reason is None else f"{error.detail} ({error.reason})"
 
 
 def _refuse(reason: str, status: int = EXIT_USAGE) -> int:

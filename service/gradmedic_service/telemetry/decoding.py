@@ -321,22 +321,22 @@ class _Check:
         )
 
     def _checked_steps(self, steps: list[int]) -> NDArray[np.int64]:
+        """Nothing else can be checked where the steps are bad."""
         if not steps:
-            self.refuse("steps", "must name at least one step")
-        elif len(steps) > self._limits.max_steps_per_block:
-            self.refuse("steps", f"has {len(steps)} steps; at most {self._limits.max_steps_per_block} are allowed")
-        elif (outside := next((i for i, step in enumerate(steps) if not 0 <= step <= LARGEST_STEP), None)) is not None:
-            self.refuse(f"steps[{outside}]", f"must be from 0 to {LARGEST_STEP}; got {steps[outside]}")
-        else:
-            checked = np.array(steps, dtype=np.int64)
-            backward = np.flatnonzero(np.diff(checked) <= 0)
-            if len(backward):
-                at = int(backward[0]) + 1
-                word = "repeats" if steps[at] == steps[at - 1] else "comes after"
-                self.refuse(f"steps[{at}]", f"{steps[at]} {word} {steps[at - 1]}; steps must increase")
-            return checked
-        self.stop_if_refused()
-        raise AssertionError("unreachable")
+            raise InvalidRequest.at("steps", "must name at least one step")
+        if len(steps) > self._limits.max_steps_per_block:
+            message = f"has {len(steps)} steps; at most {self._limits.max_steps_per_block} are allowed"
+            raise InvalidRequest.at("steps", message)
+        outside = next((index for index, step in enumerate(steps) if not 0 <= step <= LARGEST_STEP), None)
+        if outside is not None:
+            raise InvalidRequest.at(f"steps[{outside}]", f"must be from 0 to {LARGEST_STEP}; got {steps[outside]}")
+        checked = np.array(steps, dtype=np.int64)
+        backward = np.flatnonzero(np.diff(checked) <= 0)
+        if len(backward):
+            at = int(backward[0]) + 1
+            word = "repeats" if steps[at] == steps[at - 1] else "comes after"
+            raise InvalidRequest.at(f"steps[{at}]", f"{steps[at]} {word} {steps[at - 1]}; steps must increase")
+        return checked
 
     def _flags(self, path: str, flags: list[bool] | None, *, default: bool) -> Mask:
         if flags is None:

@@ -1,0 +1,75 @@
+"""The migrations make what the models say, on both databases, and can be undone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import inspect
+
+from gradmedic_service import schema
+from gradmedic_service.db import make_engine, parse_url
+from gradmedic_service.errors import UnknownRevision
+from gradmedic_service.models import Base
+
+
+def tables(url: str) -> set[str]:
+    engine = make_engine(parse_url(url))
+    try:
+        return set(inspect(engine).get_table_names())
+    finally:
+        engine.dispose()
+
+
+def test_upgrade_creates_every_table(empty_database_url: str) -> None:
+    """An empty database upgraded to head has the tables of the models and says so."""
+    assert schema.current(empty_database_url) is None
+    schema.upgrade(empty_database_url)
+    assert tables(empty_database_url) == {*Base.metadata.tables, schema.VERSION_TABLE}
+    assert schema.current(empty_database_url) == schema.head()
+
+
+def test_upgrade_can_be_repeated(empty_database_url: str) -> None:
+    """Upgrading an upgraded database changes nothing."""
+    schema.upgrade(empty_database_url)
+    schema.upgrade(empty_database_url)
+    assert schema.current(empty_database_url) == schema.head()
+
+
+def test_downgrade_removes_everything(empty_database_url: str) -> None:
+    """Downgrading to base leaves no table of ours, and upgrading works again."""
+    schema.upgrade(empty_database_url)
+    schema.downgrade(empty_database_url, "base")
+    assert tables(empty_database_url) == {schema.VERSION_TABLE}
+    schema.upgrade(empty_database_url)
+    assert schema.current(empty_database_url) == schema.head()
+
+
+def test_models_and_migrations_do_not_drift(database_url: str) -> None:
+    """Alembic finds nothing to change between the migrated database and the models."""
+    engine = make_engine(parse_url(database_url))
+    try:
+        with engine.connect() as connection:
+            context = MigrationContext.configure(connection, opts={"compare_server_default": True})
+            assert compare_metadata(context, Base.metadata) == []
+    finally:
+        engine.dispose()
+
+
+def test_unknown_revision_is_refused(sqlite_url: str) -> None:
+    """A revision that does not exist is an error that names it."""
+    with pytest.raises(UnknownRevision, match="nonsense"):
+        schema.upgrade(sqlite_url, "nonsense")
+
+
+def test_template_warns_about_the_previous_version() -> None:
+    """Who writes a migration is told not to break the code that is running."""
+    template = schema.migrations_folder() / "script.py.mako"
+    assert "Do not break the previous version of the code" in template.read_text()
+
+
+def test_migrations_are_found_in_the_checkout() -> None:
+    """Without a packaged folder, the migrations are those at the root of the checkout."""
+    assert schema.migrations_folder() == Path(__file__).parents[2] / "migrations"

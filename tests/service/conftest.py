@@ -1,0 +1,118 @@
+"""The service for the tests: in this process over ASGI, or a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx2
+import pytest
+from starlette.testclient import TestClient
+
+from gradmedic_service.app import create_app
+from gradmedic_service.db import Database
+from gradmedic_service.settings import Settings
+
+
+@pytest.fixture
+def settings(database_url: str) -> Settings:
+    """Settings of a service on each database in turn."""
+    return Settings(database_url=database_url, database_timeout=10)
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[TestClient]:
+    """The service on each database in turn."""
+    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture
+def sqlite_client(sqlite_url: str) -> Iterator[TestClient]:
+    """The service on SQLite, for what does not depend on the database."""
+    with TestClient(create_app(Settings(database_url=sqlite_url)), raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture
+def database(settings: Settings) -> Iterator[Database]:
+    """The database alone, on each backend in turn."""
+    database = Database(settings)
+    yield database
+    database.close()
+
+
+class CreateRun(Protocol):
+    """Creates a run of some layers and statistics and returns its path."""
+
+    def __call__(
+        self, client: httpx2.Client, layers: int = 2, statistics: tuple[str, ...] = ("grad_norm",), **fields: Any
+    ) -> str:
+        """Send the request."""
+
+
+@pytest.fixture
+def create_run() -> CreateRun:
+    """Create runs whose layers are `layer0`, `layer1`, ..."""
+
+    def create(
+        client: httpx2.Client, layers: int = 2, statistics: tuple[str, ...] = ("grad_norm",), **fields: Any
+    ) -> str:
+        body = {
+            "project": "tests",
+            "layers": [{"name": f"layer{index}"} for index in range(layers)],
+            "statistics": list(statistics),
+            **fields,
+        }
+        response = client.post("/api/v1/runs", json=body)
+        assert response.status_code == 201, response.text
+        return f"/api/v1/runs/{response.json()['id']}"
+
+    return create
+
+
+@dataclass(frozen=True)
+class Served:
+    """A service in a process of its own."""
+
+    url: str
+    process: subprocess.Popen[str]
+
+
+Serve = Callable[..., AbstractContextManager[Served]]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Serve:
+    """Start `gradmedic serve` on a free port; it is killed at the end if it has not ended."""
+
+    @contextmanager
+    def start(database_url: str, *arguments: str) -> Iterator[Served]:
+        command = [Path(sys.executable).parent / "gradmedic", "serve", "--port", "0"]
+        with (tmp_path / "serve.log").open("a") as log:
+            process = subprocess.Popen(
+                [*command, "--database-url", database_url, *arguments],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env={"PATH": os.environ["PATH"]},
+                cwd=tmp_path,
+            )
+        with process:
+            try:
+                assert process.stdout is not None
+                found = re.search(r"http://\S+", process.stdout.readline())
+                assert found is not None, (tmp_path / "serve.log").read_text()
+                yield Served(found.group(), process)
+            finally:
+                if process.poll() is None:
+                    process.kill()
+
+    return start

@@ -1,0 +1,343 @@
+"""Runs over HTTP, on both databases."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import func, select
+from starlette.testclient import TestClient
+
+from gradmedic_service.app import create_app
+from gradmedic_service.db import Database
+from gradmedic_service.ids import new_id
+from gradmedic_service.models import Base
+from gradmedic_service.settings import Settings
+
+RUNS = "/api/v1/runs"
+
+
+def paths(response: Any) -> dict[str, str]:
+    assert response.status_code == 422, response.text
+    return {error["path"]: error["message"] for error in response.json()["errors"]}
+
+
+def test_smallest_run(client: TestClient) -> None:
+    """A project and a layer's name are enough; the rest has defaults."""
+    response = client.post(RUNS, json={"project": "p", "layers": [{"name": "w"}]})
+    run = response.json()
+    assert response.status_code == 201
+    assert response.headers["Location"] == f"{RUNS}/{run['id']}"
+    assert UUID(run["id"]).version == 7
+    assert run["statistics"] == ["grad_norm"]
+    assert (run["status"], run["verdict"], run["last_step"]) == ("running", "undetermined", None)
+    assert run["name"]
+    assert client.get(f"{RUNS}/{run['id']}").json() == run
+
+
+def test_everything_said_is_kept(client: TestClient) -> None:
+    """Every field comes back as it was sent, non-finite numbers and any Unicode included."""
+    body = {
+        "project": "πρ",
+        "name": "naïve ☃",
+        "config": {"lr": 0.1, "deep": {"list": [1, None, "NaN", True]}, "big": 2**70},
+        "tags": ["b", "a"],
+        "notes": "line\nline",
+        "group": "g",
+        "framework": "torch 2.13.0",
+        "trainable": "t",
+        "statistics": ["weight_norm", "grad_norm"],
+        "layers": [
+            {
+                "name": "w",
+                "kind": "Linear",
+                "shape": [2, 3],
+                "numel": 6,
+                "depth": 4,
+                "frozen": True,
+                "role": "weight",
+                "fan_in": 3,
+                "fan_out": 2,
+                "activation": "relu",
+                "normalized": False,
+                "branch": True,
+                "initial_rms": "NaN",
+                "spectral_norm": "Infinity",
+            }
+        ],
+        "training": {
+            "optimizers": [{"name": "SGD", "learning_rate": 0.1, "momentum": 0.9, "weight_decay": None}],
+            "precision": "float32",
+            "input_rms": 1.0,
+            "input_abs_max": "Infinity",
+            "target_rms": None,
+            "batch_size": 32,
+            "clips_gradients": False,
+        },
+        "id": str(new_id()),
+    }
+    response = client.post(RUNS, json=body)
+    assert response.status_code == 201, response.text
+    stored = client.get(response.headers["Location"]).json()
+    assert {name: stored[name] for name in body} == body
+
+
+def test_bare_nan_in_config_is_stored_by_name(client: TestClient) -> None:
+    """A NaN that Python's json wrote into the configuration comes back as its name."""
+    content = '{"project": "p", "layers": [], "config": {"lr": NaN, "inf": [-Infinity]}}'
+    response = client.post(RUNS, content=content, headers={"Content-Type": "application/json"})
+    assert response.json()["config"] == {"lr": "NaN", "inf": ["-Infinity"]}
+
+
+def test_same_id_again_is_the_same_run(client: TestClient) -> None:
+    """Sending the creation again answers 200 with the same run, also after layers were appended."""
+    body = {"project": "p", "layers": [{"name": "w"}], "id": str(new_id())}
+    first = client.post(RUNS, json=body)
+    again = client.post(RUNS, json=body)
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert again.json() == first.json()
+    client.patch(f"{RUNS}/{body['id']}", json={"append_layers": [{"name": "v"}]})
+    assert client.post(RUNS, json=body).status_code == 200
+
+
+@pytest.mark.parametrize("difference", [{"project": "q"}, {"layers": [{"name": "v"}]}, {"statistics": ["weight_norm"]}])
+def test_an_id_cannot_mean_two_runs(client: TestClient, difference: dict[str, Any]) -> None:
+    """The id of a run with another project, layers or statistics is refused, and that run is untouched."""
+    body = {"project": "p", "layers": [{"name": "w"}], "id": str(new_id())}
+    created = client.post(RUNS, json=body).json()
+    response = client.post(RUNS, json={**body, **difference})
+    assert (response.status_code, response.json()["error_code"]) == (409, "run_exists")
+    assert client.get(f"{RUNS}/{body['id']}").json() == created
+
+
+@pytest.mark.parametrize(
+    ("fields", "path", "words"),
+    [
+        ({"project": " "}, "project", "empty"),
+        ({"project": "p\x00"}, "project", "NUL"),
+        ({"project": "p\n"}, "project", "control"),
+        ({"project": "p" * 513}, "project", "at most 512"),
+        ({"project": None}, "project", "string"),
+        ({"colour": 1}, "colour", "no such field"),
+        ({"layers": [{"name": "w", "shap": [1]}]}, "layers[0].shap", "no such field"),
+        ({"layers": [{"kind": "Linear"}]}, "layers[0].name", "required"),
+        ({"layers": [{"name": "w"}, {"name": "v"}, {"name": "w"}]}, "layers[2].name", "layers[0]"),
+        ({"layers": [{"name": "w", "shape": [2, -1]}]}, "layers[0].shape[1]", "from 0"),
+        ({"layers": [{"name": "w", "shape": [2, 3], "numel": 7}]}, "layers[0].numel", "has 6 elements"),
+        ({"layers": [{"name": "w", "shape": [1] * 40}]}, "layers[0].shape", "32 dimensions"),
+        ({"layers": [{"name": "w", "shape": [2**40, 2**40]}]}, "layers[0].shape", "elements"),
+        ({"layers": [{"name": "w", "fan_in": 2**60}]}, "layers[0].fan_in", "from 0"),
+        ({"layers": [{"name": "w", "initial_rms": -1}]}, "layers[0].initial_rms", "negative"),
+        ({"statistics": []}, "statistics", "names none"),
+        ({"statistics": ["grad_norm", "grad_norm"]}, "statistics[1]", "repeats"),
+        ({"statistics": ["grad"]}, "statistics[0]", "is not one of grad_norm, "),
+        ({"tags": ["a", "a"]}, "tags[1]", "repeats"),
+        ({"tags": ["t"] * 65}, "tags", "at most 64"),
+        ({"notes": "n" * 20_001}, "notes", "at most 20000"),
+        ({"notes": "a\x00"}, "notes", "NUL"),
+        ({"config": {"a": "x" * 300_000}}, "config", "at most 262144"),
+        ({"config": {"a": "\x00"}}, "config", "NUL"),
+        ({"id": "0" * 32}, "id", "version 7"),
+        ({"id": "x"}, "id", "UUID"),
+        ({"training": {"batch_size": -1}}, "training.batch_size", "from 0"),
+        ({"training": {"optimizers": [{"name": ""}]}}, "training.optimizers[0].name", "empty"),
+    ],
+)
+def test_bad_fields_are_named(sqlite_client: TestClient, fields: dict[str, Any], path: str, words: str) -> None:
+    """A field that cannot be is refused by its path and with its reason, and nothing is stored."""
+    response = sqlite_client.post(RUNS, json={"project": "p", "layers": [], **fields})
+    assert words in paths(response)[path]
+    assert sqlite_client.get(RUNS).json()["items"] == []
+
+
+def test_deep_configuration_is_refused(sqlite_client: TestClient) -> None:
+    """A configuration nested beyond the limit is refused, and one at the limit is not."""
+    for depth, status in ((32, 201), (33, 422)):
+        config: dict[str, Any] = {}
+        for _ in range(depth - 1):
+            config = {"a": config}
+        assert sqlite_client.post(RUNS, json={"project": "p", "layers": [], "config": config}).status_code == status
+
+
+def test_lone_surrogates_are_refused(client: TestClient) -> None:
+    """Text that is no Unicode is refused and not a failure of the database."""
+    for field in ('"notes": "\\ud800"', '"config": {"a": "\\ud800"}', '"tags": ["\\ud800"]'):
+        content = f'{{"project": "p", "layers": [], {field}}}'
+        response = client.post(RUNS, content=content, headers={"Content-Type": "application/json"})
+        assert response.status_code == 422, response.text
+
+
+def test_too_many_layers_are_refused(sqlite_url: str) -> None:
+    """A run over the limit of layers is refused at creation and when layers are appended."""
+    layers = [{"name": f"w{index}"} for index in range(4)]
+    with TestClient(create_app(Settings(database_url=sqlite_url, max_layers=3))) as client:
+        assert (
+            "makes 4 layers; at most 3" in paths(client.post(RUNS, json={"project": "p", "layers": layers}))["layers"]
+        )
+        run = client.post(RUNS, json={"project": "p", "layers": layers[:2]}).json()
+        response = client.patch(f"{RUNS}/{run['id']}", json={"append_layers": layers[2:]})
+        assert "makes 4 layers" in paths(response)["append_layers"]
+
+
+def test_update(client: TestClient, create_run: Any) -> None:
+    """What a PATCH names changes, the rest stays, and the revision grows."""
+    path = create_run(client, name="old", tags=["a"], notes="n", config={"a": 1})
+    before = client.get(path).json()
+    change = {"name": "new", "tags": ["c", "b"], "status": "finished", "training": {"optimizers": [], "batch_size": 8}}
+    response = client.patch(path, json=change)
+    assert response.status_code == 200, response.text
+    after = response.json()
+    assert (after["name"], after["tags"], after["status"]) == ("new", ["c", "b"], "finished")
+    assert after["training"]["batch_size"] == 8
+    assert (after["notes"], after["config"]) == ("n", {"a": 1})
+    assert after["revision"] == before["revision"] + 1
+    assert client.get(path).json() == after
+
+
+def test_append_layers(client: TestClient, create_run: Any) -> None:
+    """Layers are added behind the existing ones; sending the same request again adds nothing."""
+    path = create_run(client, layers=1)
+    for _ in range(2):
+        response = client.patch(path, json={"append_layers": [{"name": "new", "kind": "Linear"}]})
+        assert [layer["name"] for layer in response.json()["layers"]] == ["layer0", "new"]
+
+
+@pytest.mark.parametrize(
+    ("change", "path", "words"),
+    [
+        ({"append_layers": [{"name": "v"}, {"name": "layer0"}]}, "append_layers[1].name", "a layer that the run has"),
+        ({"append_layers": [{"name": "v"}, {"name": "v"}]}, "append_layers[1].name", "append_layers[0]"),
+        ({"status": "stalled"}, "status", "is not one of running, finished, failed"),
+        ({"status": "done"}, "status", "is not one of"),
+        ({"statistics": ["weight_norm"]}, "statistics", "no such field"),
+        ({"name": ""}, "name", "empty"),
+    ],
+)
+def test_bad_updates_change_nothing(
+    client: TestClient, create_run: Any, change: dict[str, Any], path: str, words: str
+) -> None:
+    """A bad field is named, and the run is as it was."""
+    run = create_run(client)
+    before = client.get(run).json()
+    response = client.patch(run, json={"notes": "changed", **change})
+    assert words in paths(response)[path]
+    assert client.get(run).json() == before
+
+
+def test_unknown_run_is_not_found(client: TestClient) -> None:
+    """Every route of a run that does not exist answers 404 run_not_found."""
+    run = f"{RUNS}/{new_id()}"
+    steps = {"steps": [0], "loss": [1.0]}
+    for response in (
+        client.get(run),
+        client.patch(run, json={"name": "n"}),
+        client.delete(run),
+        client.post(f"{run}/steps", json=steps),
+        client.get(f"{run}/steps?statistic=loss"),
+        client.get(f"{run}/diagnosis"),
+        client.get(f"{run}/diagnosis?at_step=1"),
+        client.get(f"{run}/diagnosis/history"),
+    ):
+        assert (response.status_code, response.json()["error_code"]) == (404, "run_not_found")
+
+
+def test_deleting_removes_everything(client: TestClient, create_run: Any, database: Database) -> None:
+    """After a deletion no table holds a row of the run, and another run keeps its own."""
+    kept, deleted = (create_run(client, tags=["a"]) for _ in range(2))
+    for run in (kept, deleted):
+        body = {"steps": [0, 1], "loss": [1.0, "NaN"], "statistics": {"grad_norm": [[1, 1], ["NaN", 1]]}}
+        assert client.post(f"{run}/steps", json=body).status_code == 200
+    assert client.delete(deleted).status_code == 204
+    assert client.get(deleted).status_code == 404
+    assert client.delete(deleted).status_code == 404
+    with database.reading() as session:
+        for table in Base.metadata.sorted_tables:
+            column = table.c.id if table.name == "runs" else table.c.run_id
+            runs = set(session.scalars(select(column)).all())
+            assert runs == {UUID(kept.rpartition("/")[2])}, table.name
+        assert session.scalar(select(func.count()).select_from(Base.metadata.tables["telemetry_chunks"])) == 1
+
+
+def listed(client: TestClient, **parameters: Any) -> list[str]:
+    response = client.get(RUNS, params=parameters)
+    assert response.status_code == 200, response.text
+    return [run["name"] for run in response.json()["items"]]
+
+
+def test_filters(client: TestClient, create_run: Any) -> None:
+    """Each filter keeps the runs it names, and filters combine."""
+    create_run(client, project="p", name="Alpha", tags=["x", "y"], notes="50% done")
+    create_run(client, project="p", name="beta", tags=["y"], group="ablation")
+    gamma = create_run(client, project="q", name="gamma_1")
+    client.patch(gamma, json={"status": "failed"})
+    assert listed(client) == ["gamma_1", "beta", "Alpha"]
+    assert listed(client, project="p") == ["beta", "Alpha"]
+    assert listed(client, tag="x") == ["Alpha"]
+    assert listed(client, tag="y", q="BET") == ["beta"]
+    assert listed(client, q="50%") == ["Alpha"]
+    assert listed(client, q="abl") == ["beta"]
+    assert listed(client, q="a_1") == ["gamma_1"]
+    assert listed(client, q="aX1") == []
+    assert listed(client, status="failed") == ["gamma_1"]
+    assert listed(client, verdict="exploding") == []
+
+
+@pytest.mark.parametrize("sort", ["created_at", "-created_at", "updated_at", "-updated_at", "name", "-name"])
+def test_pages_cover_every_run_once(client: TestClient, create_run: Any, sort: str) -> None:
+    """Reading page after page yields every run once, in order, also where names repeat."""
+    for index in range(7):
+        create_run(client, name=f"run {index // 3}")
+    names: list[str] = []
+    ids: list[str] = []
+    token = None
+    while True:
+        page = client.get(
+            RUNS, params={"sort": sort, "max_results": 2} | ({"page_token": token} if token else {})
+        ).json()
+        ids += [run["id"] for run in page["items"]]
+        names += [run["name"] for run in page["items"]]
+        token = page["next_page_token"]
+        if token is None:
+            break
+    assert len(set(ids)) == len(ids) == 7
+    if sort.endswith("name"):
+        assert names == sorted(names, reverse=sort.startswith("-"))
+    else:
+        assert ids == sorted(ids, reverse=sort.startswith("-"))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "path"),
+    [
+        ({"max_results": 0}, "max_results"),
+        ({"max_results": 1001}, "max_results"),
+        ({"max_results": "many"}, "max_results"),
+        ({"sort": "score"}, "sort"),
+        ({"page_token": "nonsense"}, "page_token"),
+        ({"page_token": "W10"}, "page_token"),
+        ({"verdict": "sick"}, "verdict"),
+        ({"status": "sick"}, "status"),
+        ({"q": "a\x00"}, "q"),
+        ({"project": ""}, "project"),
+    ],
+)
+def test_bad_queries_are_named(client: TestClient, parameters: dict[str, Any], path: str) -> None:
+    """A query parameter that cannot be is named."""
+    assert path in paths(client.get(RUNS, params=parameters))
+
+
+def test_a_token_belongs_to_its_query(client: TestClient, create_run: Any) -> None:
+    """A page token is refused with other filters or another order than it was given for."""
+    for _ in range(2):
+        create_run(client, project="p")
+    token = client.get(RUNS, params={"max_results": 1, "project": "p"}).json()["next_page_token"]
+    assert client.get(RUNS, params={"page_token": token, "project": "p"}).status_code == 200
+    for other in ({"project": "q"}, {}, {"project": "p", "sort": "name"}):
+        assert "page_token" in paths(client.get(RUNS, params={"page_token": token, **other}))
+
+
+def test_score_is_a_number(client: TestClient, create_run: Any) -> None:
+    """The score of a new run is finite."""
+    assert math.isfinite(client.get(create_run(client)).json()["score"])

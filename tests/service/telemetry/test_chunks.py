@@ -1,0 +1,149 @@
+"""What is stored comes back exactly, whatever it was."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from gradmedic_service.diagnosis import Block, StepSeries
+from gradmedic_service.telemetry.chunks import Chunk, CorruptChunk, concatenate, decode, encode, widen
+
+SERIES_NAMES = ("loss", "learning_rate")
+METRIC_NAMES = ("accuracy", "π")
+STATISTICS = ("grad_norm", "weight_norm", "nonfinite_count")
+
+
+def step_series(length: int) -> st.SearchStrategy[StepSeries]:
+    """Numbers per step, any of them absent."""
+    return st.builds(
+        lambda values, present: StepSeries(np.where(present, values, 0.0), present),
+        arrays.arrays(np.float64, length),
+        arrays.arrays(np.bool_, length),
+    )
+
+
+@st.composite
+def blocks(draw: st.DrawFn, statistics: tuple[str, ...] | None = None) -> Block:
+    """Blocks of any size, with NaN, infinities, denormals and absent layers."""
+    steps = sorted(draw(st.sets(st.integers(0, 2**53), min_size=1, max_size=20)))
+    layers = draw(st.integers(0, 5))
+    sampled = draw(arrays.arrays(np.bool_, len(steps)))
+    rows = int(np.count_nonzero(sampled))
+    names = statistics or STATISTICS[: draw(st.integers(1, 3))]
+    present = draw(arrays.arrays(np.bool_, (rows, layers)))
+    values = draw(arrays.arrays(np.float32, (rows, layers, len(names))))
+    return Block(
+        steps=np.array(steps, dtype=np.int64),
+        sampled=sampled,
+        skipped=draw(arrays.arrays(np.bool_, len(steps))),
+        statistics=names,
+        values=np.where(present[:, :, None], values, np.float32(0)),
+        present=present,
+        series={name: draw(step_series(len(steps))) for name in draw(st.sets(st.sampled_from(SERIES_NAMES)))},
+        metrics={name: draw(step_series(len(steps))) for name in draw(st.sets(st.sampled_from(METRIC_NAMES)))},
+    )
+
+
+def assert_same(left: Block, right: Block) -> None:
+    """Equal in everything, NaN and the sign of zero included."""
+    assert left.statistics == right.statistics
+    for name in ("steps", "sampled", "skipped", "values", "present"):
+        one, other = getattr(left, name), getattr(right, name)
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+    for one, other in ((left.series, right.series), (left.metrics, right.metrics)):
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name].values, other[name].values)
+            np.testing.assert_array_equal(one[name].present, other[name].present)
+
+
+@given(blocks())
+def test_round_trip(block: Block) -> None:
+    """A block comes back as it was, NaN, infinities and absence included."""
+    assert_same(decode(encode(block)), block)
+
+
+@given(blocks())
+def test_one_statistic_is_read_alone(block: Block) -> None:
+    """A statistic read by name is that of the whole block, with layers first."""
+    chunk = Chunk(encode(block))
+    for index, name in enumerate(block.statistics):
+        np.testing.assert_array_equal(chunk.statistic(name), block.values[:, :, index].T)
+    np.testing.assert_array_equal(chunk.present, block.present.T)
+
+
+@given(blocks(), st.data())
+def test_pieces_join_to_the_whole(block: Block, data: st.DataObject) -> None:
+    """However a block is cut, its pieces concatenate to it."""
+    cut = data.draw(st.integers(1, len(block)))
+    pieces = [piece for piece in (block.cut(0, cut), block.cut(cut, len(block))) if len(piece)]
+    assert_same(concatenate(pieces), block)
+
+
+@given(blocks(statistics=STATISTICS), blocks(statistics=STATISTICS))
+def test_what_one_piece_lacks_is_absent(first: Block, second: Block) -> None:
+    """Layers and series that only one of two blocks has are absent in the other's steps, and otherwise unchanged."""
+    joined = concatenate([first, second])
+    layers = max(first.present.shape[1], second.present.shape[1])
+    split = first.present.shape[0]
+    assert joined.present.shape == (split + second.present.shape[0], layers)
+    assert not joined.present[:split, first.present.shape[1] :].any()
+    np.testing.assert_array_equal(joined.values[split:, : second.present.shape[1]], second.values)
+    assert joined.metrics.keys() == first.metrics.keys() | second.metrics.keys()
+    for name, series in joined.metrics.items():
+        expected = first.metrics[name].present if name in first.metrics else np.zeros(len(first), dtype=np.bool_)
+        np.testing.assert_array_equal(series.present[: len(first)], expected)
+    assert_same(decode(encode(joined)), joined)
+
+
+@given(blocks(), st.data())
+def test_damage_is_noticed(block: Block, data: st.DataObject) -> None:
+    """Bytes cut short are a CorruptChunk, not a wrong block."""
+    encoded = encode(block)
+    length = data.draw(st.integers(0, len(encoded) - 1))
+    with pytest.raises(CorruptChunk):
+        decode(encoded[:length])
+
+
+def test_another_version_is_refused() -> None:
+    """A chunk of a format that this version does not know is a CorruptChunk that says so."""
+    with pytest.raises(CorruptChunk, match="version 9"):
+        Chunk(b"\x09rest")
+
+
+def test_drifting_norms_cost_little_more_than_their_noise() -> None:
+    """Of 32 bits of a noisy norm 23 are noise; sign and exponent, which drift slowly, take less than two bits more."""
+    random = np.random.default_rng(0)
+    start = random.lognormal(sigma=3, size=(1, 100, 8))
+    values = (start * np.exp(np.cumsum(random.normal(scale=0.02, size=(50, 100, 8)), axis=0))).astype(np.float32)
+    block = Block(
+        steps=np.arange(50, dtype=np.int64),
+        sampled=np.ones(50, dtype=np.bool_),
+        skipped=np.zeros(50, dtype=np.bool_),
+        statistics=tuple("abcdefgh"),
+        values=values,
+        present=np.ones((50, 100), dtype=np.bool_),
+    )
+    assert 8 * len(encode(block)) / values.size < 23 + 2
+
+
+def test_widening_by_nothing_is_free() -> None:
+    """A block that has every layer is returned as it is."""
+    block = decode(encode(next_block()))
+    assert widen(block, block.present.shape[1]) is block
+
+
+def next_block() -> Block:
+    """The smallest block there is."""
+    return Block(
+        steps=np.array([7], dtype=np.int64),
+        sampled=np.array([True]),
+        skipped=np.array([False]),
+        statistics=("grad_norm",),
+        values=np.ones((1, 1, 1), dtype=np.float32),
+        present=np.ones((1, 1), dtype=np.bool_),
+    )

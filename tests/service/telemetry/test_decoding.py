@@ -1,0 +1,302 @@
+"""Both forms of a block say the same, and a bad one is refused by the name of the bad field."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from gradmedic import wire
+from gradmedic_service.errors import InvalidRequest, MalformedBody, ServiceError, UnsupportedMediaType
+from gradmedic_service.settings import Settings
+from gradmedic_service.telemetry.decoding import LARGEST_FLOAT32, ReceivedBlock, decode_block
+
+LIMITS = Settings(max_steps_per_block=5, max_values_per_block=40, max_metrics=2, max_name_length=8).limits()
+LARGEST = float(LARGEST_FLOAT32)
+
+
+def from_json(content: Any) -> ReceivedBlock:
+    return decode_block(json.dumps(content).encode(), wire.JSON_MEDIA_TYPE, LIMITS)
+
+
+def from_msgpack(content: Any) -> ReceivedBlock:
+    return decode_block(msgspec.msgpack.encode(content), wire.MSGPACK_MEDIA_TYPE, LIMITS)
+
+
+def packed(rows: list[list[float]]) -> bytes:
+    return np.array(rows, dtype="<f4").tobytes()
+
+
+def refused(decode: Any, content: Any) -> dict[str, str]:
+    """Return the messages of a refusal by their paths."""
+    with pytest.raises(InvalidRequest) as caught:
+        decode(content)
+    return {error.path: error.message for error in caught.value.errors}
+
+
+def test_json_form() -> None:
+    """Numbers, null and the names of non-finite numbers are read column by column."""
+    block = from_json(
+        {
+            "steps": [3, 4, 9],
+            "loss": [1.5, None, "NaN"],
+            "sampled": [True, False, True],
+            "skipped": [False, True, False],
+            "metrics": {"acc": [0.1, 0.2, 0.3]},
+            "statistics": {"grad_norm": [[1, None], ["Infinity", "NaN"]], "weight_norm": [[2, None], ["-Infinity", 4]]},
+        }
+    )
+    assert block.steps.tolist() == [3, 4, 9]
+    assert block.sampled.tolist() == [True, False, True]
+    assert block.skipped.tolist() == [False, True, False]
+    assert block.series["loss"].present.tolist() == [True, False, True]
+    assert math.isnan(block.series["loss"].values[2])
+    assert block.present.tolist() == [[True, False], [True, True]]
+    np.testing.assert_array_equal(block.statistics["grad_norm"], np.float32([[1, 0], [np.inf, np.nan]]))
+    np.testing.assert_array_equal(block.statistics["weight_norm"], np.float32([[2, 0], [-np.inf, 4]]))
+
+
+def test_msgpack_form_says_the_same() -> None:
+    """The same block in msgpack, with bytes for arrays and a mask for what is absent, decodes to the same arrays."""
+    rows = [[1.0, 7.0], [math.inf, math.nan]]
+    as_json = from_json(
+        {"steps": [1, 2], "loss": [0.5, "NaN"], "statistics": {"grad_norm": [[1, None], ["Infinity", "NaN"]]}}
+    )
+    as_msgpack = from_msgpack(
+        {
+            "steps": [1, 2],
+            "loss": np.array([0.5, math.nan], dtype="<f8").tobytes(),
+            "statistics": {"grad_norm": packed(rows)},
+            "present": np.packbits([[1, 0], [1, 1]], bitorder="little").tobytes(),
+        }
+    )
+    for name in ("steps", "sampled", "skipped", "present"):
+        np.testing.assert_array_equal(getattr(as_json, name), getattr(as_msgpack, name))
+    np.testing.assert_array_equal(as_json.statistics["grad_norm"], as_msgpack.statistics["grad_norm"])
+    np.testing.assert_array_equal(as_json.series["loss"].values, as_msgpack.series["loss"].values)
+
+
+def test_bare_nan_is_read_too() -> None:
+    """Python's own way to write non-finite numbers in JSON is accepted."""
+    body = b'{"steps": [0], "loss": [NaN], "statistics": {"grad_norm": [[Infinity, -Infinity]]}}'
+    block = decode_block(body, wire.JSON_MEDIA_TYPE, LIMITS)
+    assert math.isnan(block.series["loss"].values[0])
+    assert block.statistics["grad_norm"].tolist() == [[math.inf, -math.inf]]
+
+
+@pytest.mark.parametrize(("sent", "stored"), [(1e39, LARGEST), (-1e300, -LARGEST), (1e-50, 0.0), (LARGEST, LARGEST)])
+def test_finite_stays_finite(sent: float, stored: float) -> None:
+    """A finite number beyond float32 is stored as the largest float32, never as infinity."""
+    block = from_json({"steps": [0], "statistics": {"grad_norm": [[sent]]}})
+    assert block.statistics["grad_norm"].tolist() == [[stored]]
+
+
+def test_nan_is_not_absence() -> None:
+    """A NaN is a present value; only null is absent."""
+    block = from_json({"steps": [0], "statistics": {"grad_norm": [["NaN", None]]}})
+    assert block.present.tolist() == [[True, False]]
+
+
+def test_steps_without_statistics_are_not_sampled() -> None:
+    """A block of losses alone needs neither `sampled` nor statistics."""
+    block = from_json({"steps": [0, 1], "loss": [1, 2]})
+    assert not block.sampled.any()
+    fitted = block.fit(["grad_norm"], [3])
+    assert fitted.values.shape == (0, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "path", "words"),
+    [
+        ({"steps": []}, "steps", "at least one"),
+        ({"steps": [0, 1, 2, 3, 4, 5]}, "steps", "at most 5"),
+        ({"steps": [-1]}, "steps[0]", "from 0"),
+        ({"steps": [0, 2**60]}, "steps[1]", "from 0"),
+        ({"steps": [4, 7, 5]}, "steps[2]", "5 comes after 7"),
+        ({"steps": [4, 4]}, "steps[1]", "repeats 4"),
+        ({"steps": [1.5]}, "steps[0]", "integer"),
+        ({"steps": ["x"]}, "steps[0]", "integer"),
+        ({}, "steps", "required"),
+        ({"steps": [0], "los": [1]}, "los", "no such field"),
+        ({"steps": [0], "loss": ["abc"]}, "loss[0]", "number"),
+        ({"steps": [0, 1], "loss": [1]}, "loss", "2 values, one for each step; got 1"),
+        ({"steps": [0], "sampled": [True, True]}, "sampled", "got 2"),
+        ({"steps": [0, 1], "time": [1, "Infinity"]}, "time[1]", "finite"),
+        ({"steps": [0], "generation": -1}, "generation", "from 0"),
+        ({"steps": [0], "metrics": {"loss": [1]}}, "metrics.loss", "choose another"),
+        ({"steps": [0], "metrics": {"": [1]}}, "metrics.", "empty"),
+        ({"steps": [0], "metrics": {"a\x00b": [1]}}, "metrics.a\x00b", "NUL"),
+        ({"steps": [0], "metrics": {"overlong name": [1]}}, "metrics.overlong name", "at most 8"),
+        ({"steps": [0], "metrics": {"a": [1], "b": [1], "c": [1]}}, "metrics", "at most 2"),
+        ({"steps": [0], "metrics": {"a": [1, 2]}}, "metrics.a", "got 2"),
+    ],
+)
+@pytest.mark.parametrize("decode", [from_json, from_msgpack])
+def test_both_forms_refuse_the_same(decode: Any, content: Any, path: str, words: str) -> None:
+    """What is wrong beside the statistics is refused by both forms under the same path and for the same reason."""
+    messages = refused(decode, content)
+    assert words in messages[path]
+
+
+@pytest.mark.parametrize(
+    ("statistics", "path", "words"),
+    [
+        ({"grad_nrm": [[1]]}, "statistics.grad_nrm", "is not a statistic"),
+        ({"grad_norm": [[1], [2]]}, "statistics.grad_norm", "sampled steps, must be 1; got 2"),
+        ({"grad_norm": []}, "statistics.grad_norm", "sampled steps, must be 1; got 0"),
+        ({"grad_norm": [[1, 2]], "weight_norm": [[1]]}, "statistics.weight_norm", "layers, is 1, but 2 in grad_norm"),
+        (
+            {"grad_norm": [[1, 2]], "weight_norm": [[1, None]]},
+            "statistics.weight_norm[0][1]",
+            "grad_norm[0][1] is a num",
+        ),
+        (
+            {"grad_norm": [[None, 2]], "weight_norm": [[1, 2]]},
+            "statistics.grad_norm[0][0]",
+            "weight_norm[0][0] is a num",
+        ),
+        ({"grad_norm": [["x"]]}, "statistics.grad_norm[0][0]", "number"),
+        ({"grad_norm": [[0] * 41]}, "statistics", "41 values; at most 40"),
+    ],
+)
+def test_json_statistics_are_refused_by_position(statistics: Any, path: str, words: str) -> None:
+    """A wrong shape names the dimension, what was expected and what came; a wrong value names its position."""
+    assert words in refused(from_json, {"steps": [0], "statistics": statistics})[path]
+
+
+def test_ragged_rows_are_refused() -> None:
+    """A row of another length than the first is named."""
+    messages = refused(from_json, {"steps": [0, 1], "statistics": {"grad_norm": [[1, 2], [1]]}})
+    assert messages == {"statistics.grad_norm[1]": "must have 2 layers as in statistics.grad_norm[0]; got 1"}
+
+
+@pytest.mark.parametrize(
+    ("content", "path", "words"),
+    [
+        ({"statistics": {"grad_norm": [[1.0]]}}, "statistics.grad_norm", "little-endian float32"),
+        ({"statistics": {"grad_norm": b"12345"}}, "statistics.grad_norm", "5 bytes are no whole number"),
+        ({"statistics": {"grad_nrm": b"1234"}}, "statistics.grad_nrm", "is not a statistic"),
+        ({"statistics": [b""]}, "statistics", "map"),
+        ({"statistics": {"grad_norm": b"1234", "weight_norm": b"12345678"}}, "statistics.weight_norm", "is 2, but 1"),
+        ({"statistics": {"grad_norm": bytes(164)}}, "statistics", "41 values; at most 40"),
+        ({"statistics": {"grad_norm": b"1234"}, "present": b""}, "present", "must be 1 bytes"),
+        ({"statistics": {"grad_norm": b"1234"}, "present": [True]}, "present", "must be bytes"),
+        ({"sampled": [False], "statistics": {"grad_norm": b"1234"}}, "statistics.grad_norm", "must be empty"),
+        ({"loss": b"1234"}, "loss", "8 bytes"),
+        ({"metrics": {"acc": b"1234"}}, "metrics.acc", "8 bytes"),
+        ({"time": np.array([math.nan]).tobytes()}, "time[0]", "finite"),
+        ({"metrics": {1: [1.0]}}, "metrics[1]", "string"),
+    ],
+)
+def test_msgpack_arrays_are_refused(content: Any, path: str, words: str) -> None:
+    """Bytes of a wrong length or type are refused under the path of the array."""
+    messages = refused(from_msgpack, {"steps": [0], **content})
+    assert any(key.startswith(path) and words in message for key, message in messages.items()), messages
+
+
+def test_fit_orders_and_widens() -> None:
+    """The run's order of statistics holds; layers that were added after the block was made are absent in it."""
+    received = from_json({"steps": [0], "statistics": {"weight_norm": [[5, 6]], "grad_norm": [[1, 2]]}})
+    block = received.fit(["grad_norm", "weight_norm"], [2, 3])
+    assert block.values.tolist() == [[[1, 5], [2, 6], [0, 0]]]
+    assert block.present.tolist() == [[True, True, False]]
+
+
+@pytest.mark.parametrize(
+    ("statistics", "layer_counts", "path", "words"),
+    [
+        (["grad_norm"], [3], "statistics.grad_norm", "layers, must be 3; got 2"),
+        (["grad_norm", "weight_norm"], [2], "statistics.weight_norm", "missing"),
+        (["weight_norm"], [2], "statistics.grad_norm", "does not record it"),
+    ],
+)
+def test_fit_refuses_what_is_not_the_runs(
+    statistics: list[str], layer_counts: list[int], path: str, words: str
+) -> None:
+    """A block of other layers or statistics than the run's is refused."""
+    received = from_json({"steps": [0], "statistics": {"grad_norm": [[1, 2]]}})
+    with pytest.raises(InvalidRequest) as caught:
+        received.fit(statistics, layer_counts)
+    assert words in {error.path: error.message for error in caught.value.errors}[path]
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"nonsense", b'{"steps": [0]', b"\xff", b"[" * 10_000])
+def test_what_is_not_json_is_malformed(body: bytes) -> None:
+    """A body that is not JSON is a MalformedBody."""
+    with pytest.raises(MalformedBody):
+        decode_block(body, wire.JSON_MEDIA_TYPE, LIMITS)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"\x93", b"\xc1", b"\x91" * 10_000, b"\x01", b"\x81\x01\x02", b"\x81\xa1\xff\x00"]
+)
+def test_what_is_not_msgpack_is_malformed(body: bytes) -> None:
+    """A body that is not a msgpack map is a MalformedBody."""
+    with pytest.raises(MalformedBody):
+        decode_block(body, wire.MSGPACK_MEDIA_TYPE, LIMITS)
+
+
+def test_other_types_are_unsupported() -> None:
+    """A body of another Content-Type is not guessed at."""
+    with pytest.raises(UnsupportedMediaType, match=r"text/csv; send application/json or application/vnd\.msgpack"):
+        decode_block(b"1,2", "text/csv", LIMITS)
+
+
+scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=5)
+fields = st.sampled_from(
+    ["steps", *wire.SERIES, "sampled", "skipped", "generation", "metrics", "statistics", "present", "x"]
+)
+contents = st.dictionaries(
+    fields,
+    st.recursive(
+        scalars | st.binary(max_size=20),
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.dictionaries(st.sampled_from(["grad_norm", "acc", "loss", ""]), inner, max_size=3)
+        ),
+        max_leaves=12,
+    )
+    | st.lists(st.integers(0, 9), max_size=3, unique=True).map(sorted),
+    max_size=5,
+)
+
+
+@settings(max_examples=400)
+@given(contents)
+@example({"steps": [0], "statistics": {}, "present": b"\x01"})
+def test_any_msgpack_decodes_or_is_refused(content: Any) -> None:
+    """Whatever comes as msgpack becomes a consistent block or one of the service's errors."""
+    decodes_or_is_refused(msgspec.msgpack.encode(content), wire.MSGPACK_MEDIA_TYPE)
+
+
+@settings(max_examples=400)
+@given(contents)
+def test_any_json_decodes_or_is_refused(content: Any) -> None:
+    """Whatever comes as JSON becomes a consistent block or one of the service's errors."""
+    decodes_or_is_refused(json.dumps(content, default=repr).encode(), wire.JSON_MEDIA_TYPE)
+
+
+@given(st.binary(max_size=200), st.sampled_from([wire.JSON_MEDIA_TYPE, wire.MSGPACK_MEDIA_TYPE]))
+def test_any_bytes_decode_or_are_refused(body: bytes, media_type: str) -> None:
+    """Whatever bytes come, the answer is a block or one of the service's errors."""
+    decodes_or_is_refused(body, media_type)
+
+
+def decodes_or_is_refused(body: bytes, media_type: str) -> None:
+    """Check the block if there is one."""
+    try:
+        block = decode_block(body, media_type, LIMITS)
+    except ServiceError as error:
+        assert 400 <= error.status < 500
+        return
+    rows = int(np.count_nonzero(block.sampled))
+    assert len(block.sampled) == len(block.skipped) == len(block.steps) > 0
+    assert block.present.shape[0] == rows
+    assert all(matrix.shape == block.present.shape for matrix in block.statistics.values())
+    assert all(len(series.values) == len(block.steps) for series in (*block.series.values(), *block.metrics.values()))
