@@ -36,7 +36,7 @@ check: $(READY) ## lint, types, import rules, spelling of the documented command
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/python tests/check_docs.py
+	@$(BIN)/python -m pytest -q -p no:cacheprovider tests/docs
 
 bench-diagnosis: $(READY) ## judge the diagnosis on labelled runs (generates our own the first time: several minutes)
 	@$(BIN)/python -m benchmarks.diagnosis

@@ -139,5 +139,5 @@ class Case:
 
     @cached_property
     def numel(self) -> float:
-        """Number of parameters."""
-        return float(np.square(self.architecture.sqrt_numel).sum())
+        """Number of parameters, at least 1."""
+        return max(1.0, float(np.square(self.architecture.sqrt_numel).sum()))

@@ -115,6 +115,7 @@ class Diagnostician:
                 moment.gradient = float(measurements.total_gradient[row])
                 moment.weight = float(measurements.total_weight[row])
                 moment.ratio = float(measurements.update_ratio[row])
+                moment.grip = float(measurements.grip[row])
                 moment.gap = float(depth.gap[row])
                 moment.dead_share = float(depth.dead_share[row])
                 moment.nonfinite = float(measurements.nonfinite[row].sum())

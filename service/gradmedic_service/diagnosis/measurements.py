@@ -102,6 +102,9 @@ class Measurements:
     total_weight: NDArray[np.float64]
     update_ratio: NDArray[np.float64]
     """Network-wide L2 of the update over that of the weights, present layers only."""
+    grip: NDArray[np.float64]
+    """Largest product of a layer's gradient and weight norms: what the loss would change by, were the layer to change
+    by its own size."""
     has_weights: bool
     """Whether weight and update norms are among the run's statistics."""
     group: list[bytes]
@@ -131,6 +134,7 @@ def measure(block: Block, architecture: Architecture) -> Measurements:
         total_gradient = np.sqrt(np.square(np.where(present, gradient, 0.0)).sum(axis=1))
         total_weight = np.sqrt(np.square(np.where(present, weight, 0.0)).sum(axis=1))
         update_ratio = np.sqrt(np.square(np.where(present, update, 0.0)).sum(axis=1)) / total_weight
+        grip = np.fmax.reduce(np.where(present, gradient * weight, np.nan), axis=1, initial=0.0)
     touched = present.any(axis=1)
     total_gradient[~touched] = np.nan
     total_weight[~touched] = np.nan
@@ -149,6 +153,7 @@ def measure(block: Block, architecture: Architecture) -> Measurements:
         total_gradient=total_gradient,
         total_weight=total_weight,
         update_ratio=update_ratio,
+        grip=grip,
         has_weights="weight_norm" in column and "update_norm" in column,
         group=group,
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from statistics import median
 
 from gradmedic_service.diagnosis.state import Persistent
 
@@ -17,7 +16,7 @@ BUCKETS = 32
 """Buckets of a history; between 16 and 32 are in use once it has filled."""
 
 FIRST_VALUES = 5
-"""A run's start is the median of this many losses: one odd first batch does not define it."""
+"""A run's start is the second largest of this many losses: no single odd batch and no fast descent defines it."""
 
 OUTLIER = 3.0
 """The slow average takes a loss at most this many scales above itself, so that a blow-up does not become the norm that
@@ -97,15 +96,14 @@ class LossProgress(Persistent):
     @property
     def start(self) -> float:
         """Loss at the beginning; NaN before there is one."""
-        return median(self.first) if self.first else math.nan
+        return sorted(self.first)[-2:][0] if self.first else math.nan
 
     @property
     def scale(self) -> float:
-        """What counts as one unit of loss here: its start or its range so far, whichever is larger.
-
-        For a positive loss this is about its start; for a loss that may be zero or negative, the range takes over.
-        """
-        return max(abs(self.start), self.highest - self.lowest) if self.first else math.nan
+        """What counts as one unit of loss here: its start; for a loss that was negative, at least its range so far."""
+        if not self.first:
+            return math.nan
+        return abs(self.start) if self.lowest >= 0 else max(abs(self.start), self.highest - self.lowest)
 
     def excess(self, loss: float) -> float:
         """Return how many times its reference a loss is; for positive losses, plainly `loss / reference`.
@@ -115,7 +113,7 @@ class LossProgress(Persistent):
         if not self.first:
             return 1.0
         reference = max(self.start, self.slow)
-        unit = max(abs(reference), self.highest - self.lowest)
+        unit = max(abs(reference), self.scale)
         return 1.0 + (loss - reference) / unit if unit > 0 else 1.0
 
     @property

@@ -10,10 +10,19 @@ from gradmedic_service.diagnosis.detectors.contracting_recurrence import Contrac
 from gradmedic_service.diagnosis.detectors.depth_gap import DepthGap
 from gradmedic_service.diagnosis.detectors.divergence import Divergence
 from gradmedic_service.diagnosis.detectors.growth_in_time import GrowthInTime
+from gradmedic_service.diagnosis.detectors.insensitive_loss import InsensitiveLoss
 from gradmedic_service.diagnosis.detectors.nonfinite import NonFinite
 from gradmedic_service.diagnosis.detectors.zero_gradient import ZeroGradient
 
-ALL: tuple[type[Detector], ...] = (NonFinite, Divergence, GrowthInTime, ZeroGradient, DepthGap, ContractingRecurrence)
+ALL: tuple[type[Detector], ...] = (
+    NonFinite,
+    Divergence,
+    GrowthInTime,
+    ZeroGradient,
+    DepthGap,
+    ContractingRecurrence,
+    InsensitiveLoss,
+)
 """Every detector; where several speak for one verdict, the first of these decides it."""
 
 __all__ = ["ALL", "Detector", "Episode", "Moment"]

@@ -44,6 +44,8 @@ class Moment:
     weight: float = np.nan
     ratio: float = np.nan
     """Network-wide update over weight."""
+    grip: float = 0.0
+    """Largest product of a layer's gradient and weight norms."""
     gap: float = np.nan
     dead_share: float = 0.0
     nonfinite: float = 0.0

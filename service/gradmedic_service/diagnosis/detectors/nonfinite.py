@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gradmedic_service.diagnosis.detectors.base import MAX_LAYERS_NAMED, Detector, Episode, Moment
+from gradmedic_service.diagnosis.detectors.base import MAX_LAYERS_NAMED, Detector, Episode, Moment, rank
 from gradmedic_service.diagnosis.measurements import Measurements
 
 PERSISTENT_LOSSES = 2
@@ -15,6 +15,9 @@ PERSISTENT_LOSSES = 2
 CLIPPED_AWAY = 3
 """Non-finite gradients that left the weights finite (cleaned by the script) speak for a verdict from this many in the
 last ten such steps on."""
+
+GREW_BEFORE = 0.3
+"""Decades above its baseline (a doubling) by which a layer that grew before it broke is named as the first bad one."""
 
 
 class NonFinite(Detector):
@@ -74,6 +77,9 @@ class NonFinite(Detector):
         if moment.measurements is None or moment.row is None:
             return []
         bad = moment.measurements.nonfinite[moment.row] > 0
+        grown = np.where(bad, moment.averages.smooth - moment.averages.baseline, np.nan)
+        if bad.any() and np.nanmax(grown, initial=0.0) >= GREW_BEFORE:
+            return rank(grown)
         # Backpropagation carries NaN from the output to the input: the bad layer nearest the output had it first.
         return [int(i) for i in moment.architecture.order[::-1] if bad[i]][:MAX_LAYERS_NAMED]
 
@@ -90,7 +96,7 @@ class NonFinite(Detector):
         """Name the first layers and whether the run can still recover."""
         count = int(episode.evidence.get("nonfinite_count", 0))
         what = f"{count} gradient elements are NaN or infinite" if count else "The loss is NaN or infinite"
-        where = f", nearest the output in {names[0]}" if names else ""
+        where = f", first in {names[0]}" if names else ""
         end = (
             "They reached the weights: nothing after this step is learned."
             if self.is_dead

@@ -1,0 +1,66 @@
+"""A loss that no weight has a grip on: attenuation so even over depth that no gap shows it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from gradmedic_service.diagnosis.detectors.base import Detector, Episode, Moment, rank
+
+NO_GRIP = 0.01
+"""Grip of a layer: |gradient| * |weights| / |loss|, the share by which the loss would answer to a change of the layer
+by its own size along the gradient. The best layer of networks that train has 0.1 to 1000 while the loss is still high;
+below a hundredth, no ordinary step moves it. A linear chain W = a*I of depth n has a grip of the order of a^n."""
+HORIZON = 20
+"""Sampled steps that the grip is averaged over."""
+PATIENCE = 120
+"""Steps of the run before a stuck loss speaks."""
+NEVER_MOVED = 0.1
+"""The loss has fallen by less than this share of its start; a loss that fell and flattened has converged."""
+
+
+class InsensitiveLoss(Detector):
+    """The loss never moved, and its gradient is far too small, against weights and loss, to ever move it."""
+
+    id = "insensitive_loss"
+    verdict = "vanishing"
+    remembered = ("log_grip", "count", "since")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_grip = 0.0
+        self.count = 0
+        self.since = 0
+
+    def observe(self, moment: Moment) -> None:
+        """Average the best layer's grip and ask whether the loss ever moved."""
+        progress = moment.progress
+        level = abs(progress.fast)
+        usable = moment.grip > 0 and level > 0 and math.isfinite(moment.grip)
+        if moment.row is None or moment.is_multi_stream or not usable:
+            return
+        value = math.log10(moment.grip / level)
+        self.count += 1
+        self.log_grip += (value - self.log_grip) * max(1 / HORIZON, 1 / self.count)
+        if self.log_grip >= math.log10(NO_GRIP):
+            self.since = moment.step + 1
+            self.close(moment.step)
+        elif progress.fallen >= NEVER_MOVED or not (progress.count >= PATIENCE and moment.is_stuck):
+            self.close(moment.step)
+        elif moment.depth is not None:
+            self.signal = 0.8
+            level_by_layer = np.where(moment.architecture.is_path, moment.depth.smooth[moment.row], np.nan)
+            evidence = {"grip": 10**self.log_grip, "loss_fallen": progress.fallen}
+            layers = rank(level_by_layer, largest_first=False)
+            self.open(moment.step, "critical", layers, evidence, since=self.since)
+
+    def explain(self, episode: Episode, names: Sequence[str]) -> str:
+        """Give the grip against that of a network that trains."""
+        grip = episode.evidence["grip"]
+        where = f"; the gradient is smallest in {names[0]}" if names else ""
+        return (
+            f"The loss would change by only {grip:.1g} of itself if the strongest layer changed by its own size "
+            f"(networks that train: 0.1 and more), and it never moved{where}."
+        )

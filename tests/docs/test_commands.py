@@ -1,0 +1,50 @@
+"""The commands that the documentation shows exist, with the options it shows."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+_FENCE = re.compile(r"^```(?:sh|bash|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_INLINE = re.compile(r"`((?:gradmedic|make) [^`]+)`")
+
+
+def shown_commands(document: Path) -> list[str]:
+    """Return the `gradmedic` and `make` lines of a document, in shell blocks and inline."""
+    text = document.read_text()
+    lines = [line.removeprefix("$ ").strip() for block in _FENCE.findall(text) for line in block.splitlines()]
+    found = [line for line in lines if line.split(" ")[0] in ("gradmedic", "make")]
+    return sorted({*found, *_INLINE.findall(text)})
+
+
+@cache
+def gradmedic_help(command: str) -> str:
+    """Return what `gradmedic COMMAND --help` prints; fails on an unknown command."""
+    arguments = [sys.executable, "-m", "gradmedic", *shlex.split(command), "--help"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_documented_commands_exist(document: Path) -> None:
+    """Every documented `make` target and `gradmedic` command is there, and knows each option it is shown with."""
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for line in shown_commands(document):
+        words = shlex.split(line, comments=True)
+        if words[0] == "make":
+            named = [word for word in words[1:] if "=" not in word and not word.isupper() and "NAME" not in word]
+            assert set(named) <= targets, f"{document.name}: `{line}`"
+            continue
+        nested = words[2:3] if words[1] in ("db", "api-key", "import") else []
+        help_text = gradmedic_help(shlex.join([words[1], *nested]))
+        for option in (word.split("=")[0] for word in words if word.startswith("--")):
+            assert option in help_text, f"{document.name}: `{line}` has no option {option}"

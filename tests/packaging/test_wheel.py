@@ -1,0 +1,106 @@
+"""The built wheel, installed where no checkout is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOREIGN = ("fastapi", "pydantic", "sqlalchemy", "starlette", "torch", "uvicorn")
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("packaging")]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from this checkout."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def install(wheel: Path, folder: Path, extra: str = "") -> Path:
+    """Install the wheel into a new environment in `folder` and return its bin folder."""
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=120)
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "-c", str(ROOT / "constraints.txt")]
+    done = subprocess.run([*pip, f"{wheel}{extra}"], capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return folder / "bin"
+
+
+@pytest.fixture(scope="module")
+def base(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bin folder of an environment with the base distribution only."""
+    return install(wheel, tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def service(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bin folder of an environment with the service extra."""
+    return install(wheel, tmp_path_factory.mktemp("service"), "[service]")
+
+
+def test_wheel_holds_what_a_plain_install_needs(wheel: Path) -> None:
+    """Migrations and examples are packed beside the service; tests and benchmarks are not packed."""
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "gradmedic_service/migrations/env.py" in names
+    assert any(name.startswith("gradmedic_service/migrations/versions/0001") for name in names)
+    assert "gradmedic_service/examples/digits_classifier.py" in names
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"gradmedic", "gradmedic_service"}
+
+
+def test_base_install_imports_without_the_service(base: Path, tmp_path: Path) -> None:
+    """`import gradmedic` works with base dependencies alone and takes no service library or framework."""
+    code = f"import sys, gradmedic; print([name for name in {FOREIGN!r} if name in sys.modules])"
+    done = subprocess.run([base / "python", "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.strip() == "[]"
+
+
+def test_base_install_lacks_what_it_does_not_need(base: Path, tmp_path: Path) -> None:
+    """None of the service's libraries is installed with the base distribution."""
+    code = f"import importlib.util as u; print([name for name in {FOREIGN!r} if u.find_spec(name)])"
+    done = subprocess.run([base / "python", "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.strip() == "[]"
+
+
+def test_serve_without_its_extra_names_it(base: Path, tmp_path: Path) -> None:
+    """`gradmedic serve` from a base install says which extra it needs and exits with 2."""
+    done = subprocess.run([base / "gradmedic", "serve"], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "pip install 'gradmedic[service]'" in done.stderr
+
+
+@pytest.fixture
+def served(service: Path, tmp_path: Path) -> Iterator[str]:
+    """The URL of `gradmedic serve`, started in an empty folder outside the checkout."""
+    process = subprocess.Popen(
+        [service / "gradmedic", "serve", "--port", "0"], stdout=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    try:
+        assert process.stdout is not None
+        line = next(line for line in process.stdout if line.startswith("gradmedic is at"))
+        yield line.split()[3]
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+
+
+def test_service_install_creates_its_database(served: str, tmp_path: Path) -> None:
+    """`gradmedic serve` from a wheel migrates its own database in the working directory, and is ready."""
+    assert (tmp_path / ".gradmedic" / "gradmedic.db").is_file()
+    with urllib.request.urlopen(f"{served}/readyz", timeout=10) as answer:  # noqa: S310  # our own loopback URL
+        assert answer.status == 200
+    body = json.dumps({"project": "p", "layers": [{"name": "w"}]}).encode()
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{served}/api/v1/runs", data=body, headers=headers)  # noqa: S310
+    with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+        assert answer.status == 201
