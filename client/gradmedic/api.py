@@ -109,7 +109,7 @@ class Runs:
             "verdict": verdict,
             "status": status,
             "tag": tag,
-            "text": text,
+            "q": text,
             "sort": sort,
             "max_results": page_size,
         }

@@ -70,11 +70,12 @@ def _dispatch(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--version", action="version", version=f"gradmedic {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    # Only the command that is asked for is imported; without one, --help shows all, and loads what it can.
+    # Only the command that is asked for is imported; --help without one shows all, and imports what it can.
     asked = next((argument for argument in arguments if not argument.startswith("-")), None)
+    shows_all = asked is None and not {"-h", "--help"}.isdisjoint(arguments)
     for name in sorted({*_OWN, *joined}):
         command: Command | None = _OWN.get(name)
-        if command is None and asked in (None, name):
+        if command is None and (shows_all or asked == name):
             command = _load(joined[name], is_needed=asked == name)
         help_text = _needs_extra(joined[name]) if command is None else command.help
         child = commands.add_parser(name, help=help_text, description=command.help if command else None)

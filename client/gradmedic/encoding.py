@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence, Set
+from datetime import datetime
 from typing import Any, TypeVar
 
 import msgspec
@@ -25,7 +26,7 @@ _INTEGERS = range(-(2**63), 2**64)  # what msgspec writes and every JSON reader 
 
 
 def to_json(value: Any) -> bytes:
-    """Encode as compact JSON; None fields of dataclasses are left out.
+    """Encode as compact JSON.
 
     >>> to_json({"loss": float("nan"), "lr": 0.5})
     b'{"loss":"NaN","lr":0.5}'
@@ -51,10 +52,12 @@ def to_plain(value: Any, depth: int = 0) -> Any:
         if isinstance(value, (Sequence, Set)) and not isinstance(value, (bytes, bytearray, memoryview)):
             return [to_plain(v, depth + 1) for v in value]
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
             return {
-                wire.without_trailing_underscore(k): to_plain(v, depth + 1) for k, v in fields.items() if v is not None
+                wire.without_trailing_underscore(field.name): to_plain(getattr(value, field.name), depth + 1)
+                for field in dataclasses.fields(value)
             }
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
     return str(value)
 
 

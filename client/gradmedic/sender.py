@@ -23,7 +23,7 @@ import numpy as np
 
 from gradmedic import wire
 from gradmedic.encoding import to_json, to_plain
-from gradmedic.exceptions import ApiError, ConfigurationError, GradmedicError
+from gradmedic.exceptions import ApiError, ConfigurationError, ConflictError, GradmedicError
 from gradmedic.http import Service, is_retryable, retry_delay
 from gradmedic.step import Columns, Step, carries, encode_block
 
@@ -238,7 +238,7 @@ class Sender:
         return bool(self._queue) and self._urgent_step >= self._queue.front(1)[0].number
 
     def _is_delivered(self) -> bool:
-        return self._is_registered and not self._queue
+        return self._is_registered and not self._queue and not self._is_refused
 
     def _make_attempt(self) -> None:
         """Do the next thing that is due, once. A failure only sets when to try again, or that it is over."""
@@ -280,8 +280,15 @@ class Sender:
                 f"{self._service.base_url} speaks wire versions {self._limits.wire_versions}, this gradmedic "
                 f"{list(wire.WIRE_VERSIONS)}: install versions of both that have one in common"
             )
-        fitted = self._fit_config(description, self._limits)
-        self._match(self._service.ask(wire.RunDetail, "POST", "/runs", body=to_json(fitted)), description)
+        body = to_json(self._fit_config(description, self._limits))
+        try:
+            run = self._service.ask(wire.RunDetail, "POST", "/runs", body=body)
+        except ConflictError:
+            # Another process began this run with other layers, or an answer was lost before layers were added.
+            run = self._service.ask(wire.RunDetail, "GET", f"/runs/{self._run_id}")
+            if run.project != description.project:
+                raise
+        self._match(run, description)
         self._sent_training = description.training
         with self._changed:
             self._is_registered = True

@@ -1,0 +1,59 @@
+"""Questions to the service."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import numpy as np
+import pytest
+
+import gradmedic
+from tests.client.faults import FaultyProxy
+
+
+@pytest.fixture
+def project(service_url: str) -> str:
+    """A project with seven runs, of which the third is tagged."""
+    project = f"project-{uuid4()}"
+    for i in range(7):
+        with gradmedic.init(project, name=f"run {i}", tags=["third"] if i == 2 else [], base_url=service_url) as run:
+            run.log(1.0, gradients={"w": np.ones(2)})
+    return project
+
+
+def test_a_list_reads_all_pages(proxy: FaultyProxy, project: str) -> None:
+    """The iterator fetches page after page, only as far as it is read."""
+    with gradmedic.Client(proxy.url) as client:
+        names = [run.name for run in client.runs.list(project=project, page_size=3)]
+        assert sorted(names) == [f"run {i}" for i in range(7)]
+        assert len(proxy.seen) == 3
+        next(client.runs.list(project=project, page_size=3))
+        assert len(proxy.seen) == 4
+
+
+def test_a_list_is_filtered(client: gradmedic.Client, project: str) -> None:
+    """Tag, text, status and verdict are conditions of which all must hold."""
+    assert [run.name for run in client.runs.list(project=project, tag="third")] == ["run 2"]
+    assert [run.name for run in client.runs.list(project=project, text="run 5")] == ["run 5"]
+    assert list(client.runs.list(project=project, status="failed")) == []
+    assert len(list(client.runs.list(project=project, status="finished", verdict="undetermined"))) == 7
+
+
+def test_a_run_can_be_read_and_deleted(client: gradmedic.Client, project: str) -> None:
+    """Detail, steps, diagnosis and history are typed; a deleted run is not found."""
+    (summary,) = client.runs.list(project=project, tag="third")
+    assert client.runs.get(summary.id).layers[0].name == "w"
+    assert client.runs.steps(summary.id, "grad_norm", layer="w").series[0].mean[0] == np.float32(np.sqrt(2))
+    assert client.runs.diagnosis(summary.id).verdict == "undetermined"
+    assert client.runs.diagnosis(str(summary.id), at_step=0).step == 0
+    assert list(client.runs.history(summary.id)) == []
+    client.runs.delete(summary.id)
+    with pytest.raises(gradmedic.NotFoundError):
+        client.runs.get(summary.id)
+
+
+def test_a_wrong_question_is_answered_by_field(client: gradmedic.Client, project: str) -> None:
+    """The service's words reach the user."""
+    (summary,) = client.runs.list(project=project, tag="third")
+    with pytest.raises(gradmedic.InvalidRequestError, match="statistic"):
+        client.runs.steps(summary.id, "steepness")

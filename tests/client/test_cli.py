@@ -1,0 +1,188 @@
+"""The `gradmedic` command."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import pytest
+
+import gradmedic
+from gradmedic import cli, wire
+from gradmedic.cli import main, render_diagnosis
+from tests.client.test_run import explode
+
+
+@pytest.fixture(autouse=True)
+def service_of_the_command(service_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command finds the service by the environment."""
+    monkeypatch.setenv("GRADMEDIC_BASE_URL", service_url)
+
+
+@pytest.fixture(scope="module")
+def exploding(service_url: str) -> gradmedic.Run:
+    """A run that exploded."""
+    run = gradmedic.init(f"cli-{uuid4()}", name=f"exploding-{uuid4()}", base_url=service_url, silent=True)
+    explode(run)
+    run.finish()
+    return run
+
+
+@pytest.fixture(scope="module")
+def quiet(service_url: str) -> gradmedic.Run:
+    """A run of one step."""
+    with gradmedic.init(f"cli-{uuid4()}", name=f"quiet-{uuid4()}", base_url=service_url, silent=True) as run:
+        run.log(1.0, gradients={"w": np.ones(2)})
+    return run
+
+
+def test_runs_are_listed_with_their_verdicts(exploding: gradmedic.Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """A table for eyes, JSON lines for programs."""
+    assert main(["runs", "--project", exploding.project]) == 0
+    table = capsys.readouterr().out
+    assert str(exploding.id)[:13] in table
+    assert "exploding" in table
+    assert main(["runs", "--project", exploding.project, "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    run = json.loads(line)
+    assert (run["id"], run["verdict"], run["group"]) == (str(exploding.id), "exploding", None)
+    assert run["created_at"].endswith("Z")
+    assert main(["runs", "--project", "nothing"]) == 0
+    assert capsys.readouterr().out == "no runs\n"
+
+
+def test_a_run_is_found_by_id_beginning_of_id_or_name(
+    exploding: gradmedic.Run, service_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever names one run only will do; what names none or several is refused."""
+    name = gradmedic.Client(service_url).runs.get(exploding.id).name
+    for reference in (str(exploding.id), str(exploding.id)[:35].upper(), name):
+        assert main(["diagnose", reference, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["run_id"] == str(exploding.id)
+    assert main(["diagnose", "nobody"]) == 2
+    assert "no run has the name 'nobody'" in capsys.readouterr().err
+    with gradmedic.init(exploding.project, name=name):
+        pass
+    assert main(["diagnose", name, "--project", exploding.project]) == 2
+    assert f"2 runs are called '{name}'" in capsys.readouterr().err
+    assert main(["diagnose", str(uuid4())]) == 2
+
+
+def test_a_diagnosis_reads_from_verdict_to_code(exploding: gradmedic.Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """What, since when, where, why with numbers, and what to do with code to paste, in this order."""
+    assert main(["diagnose", str(exploding.id)]) == 0
+    text = capsys.readouterr().out
+    places = [text.index(part) for part in ("EXPLODING since step", "first bad layer: w", "What was seen")]
+    places += [text.index(part) for part in ("Why, most likely first", "What to do, best first", "  1. ")]
+    assert places == sorted(places)
+    assert " = " in text
+
+
+def test_fail_on_makes_a_pipeline_fail(exploding: gradmedic.Run, quiet: gradmedic.Run, capsys: object) -> None:
+    """Code 3 for the verdicts named, 0 for others, 2 for one that does not exist."""
+    assert main(["diagnose", str(exploding.id), "--fail-on", "exploding,vanishing"]) == 3
+    assert main(["diagnose", str(exploding.id), "--fail-on", "vanishing"]) == 0
+    assert main(["diagnose", str(quiet.id), "--fail-on", "exploding,vanishing"]) == 0
+    with pytest.raises(SystemExit) as caught:
+        main(["diagnose", str(quiet.id), "--fail-on", "imploding"])
+    assert caught.value.code == 2
+
+
+def test_outcomes_and_resolved_findings_are_shown(exploding: gradmedic.Run, service_url: str) -> None:
+    """What was tried is said with its seeds and losses; what is over is said to be over."""
+    with gradmedic.Client(service_url) as client:
+        run = client.runs.get(exploding.id)
+    outcome = wire.Outcome(
+        state="verified", rerun_id=uuid4(), seeds=3, healthy=3, loss=1.31, control_loss=float("nan"), cost_seconds=41.0
+    )
+    advice = wire.Advice(
+        remedy=wire.Remedy(id="clip_grad_norm", parameters={"max_norm": 1.0}),
+        rank=1,
+        reason="It grows.",
+        snippet="clip(1.0)\nstep()",
+        sources=[],
+        outcome=outcome,
+    )
+    finding = wire.Finding(
+        detector="dead_units",
+        class_="vanishing",
+        severity="warning",
+        layers=["w"],
+        first_step=1,
+        last_step=4,
+        resolved_step=5,
+        evidence={"share": 0.5, "growth": float("inf")},
+        explanation="Half are dead.",
+    )
+    diagnosis = wire.Diagnosis(
+        run_id=run.id, step=9, verdict="healthy", score=0.5, since_step=6, summary="Well again.", findings=[finding],
+        causes=[], advice=[advice],
+    )  # fmt: skip
+    text = render_diagnosis(diagnosis, run)
+    assert "resolved at step 5" in text
+    assert "share = 0.5, growth = inf" in text
+    assert "clip_grad_norm(max_norm=1.0)" in text
+    assert "Tried: verified, healthy in 3 of 3 seeds, loss 1.31 against nan without it." in " ".join(text.split())
+    assert "        clip(1.0)\n        step()" in text
+    assert "first bad layer" not in text
+
+
+def test_an_error_is_one_line_and_code_two(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No traceback for a service that is away or an address that is none."""
+    monkeypatch.setattr("gradmedic.http.FIRST_DELAY", 0.01)
+    for url in ("http://127.0.0.1:1", "nonsense"):
+        assert main(["runs", "--base-url", url]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("gradmedic: ")
+        assert url in line
+
+
+def with_entry_points(monkeypatch: pytest.MonkeyPatch, values: Sequence[tuple[str, str]]) -> None:
+    """Let only these commands join."""
+    points = [importlib.metadata.EntryPoint(name, value, cli.COMMANDS) for name, value in values]
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: points)
+
+
+def test_a_command_whose_extra_is_missing_names_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Help still shows everything; the command itself says what to install."""
+    with_entry_points(monkeypatch, [("serve", "no_such_library.cli:SERVE [service]")])
+    assert main(["serve"]) == 2
+    assert (
+        capsys.readouterr().err
+        == "gradmedic: gradmedic serve needs the service extra: pip install 'gradmedic[service]'\n"
+    )
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    assert "needs the service extra" in capsys.readouterr().out
+
+
+def test_only_the_command_that_is_asked_for_is_imported() -> None:
+    """`gradmedic runs` does not import the service; `gradmedic --version` imports nothing."""
+    for arguments in (["runs", "--limit", "1"], ["--version"]):
+        script = (
+            "import sys, gradmedic.cli\n"
+            f"try: gradmedic.cli.main({arguments!r})\n"
+            "except SystemExit: pass\n"
+            "print('gradmedic_service' in sys.modules, 'torch' in sys.modules)"
+        )
+        result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        assert result.stdout.endswith("False False\n"), arguments
+
+
+def test_the_installed_command_works(quiet: gradmedic.Run) -> None:
+    """The script that the package installs is this command, and it survives a closed pipe."""
+    command = Path(sys.executable).with_name("gradmedic")
+    result = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout == f"gradmedic {gradmedic.__version__}\n"
+    assert importlib.metadata.version("gradmedic") == gradmedic.__version__

@@ -1,0 +1,70 @@
+"""Arguments and environment variables of a run."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import pytest
+
+import gradmedic
+
+
+def test_an_argument_wins_over_the_environment_and_that_over_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not given comes from GRADMEDIC_*, else from the default."""
+    monkeypatch.setenv("GRADMEDIC_PROJECT", "from-environment")
+    monkeypatch.setenv("GRADMEDIC_RUN_ID", "01a20088-6da0-7e80-b639-b6f5d5d30828")
+    monkeypatch.setenv("GRADMEDIC_BASE_URL", "https://gradmedic.example/")
+    run = gradmedic.init(mode="disabled")
+    assert run.project == "from-environment"
+    assert run.url == "https://gradmedic.example/runs/01a20088-6da0-7e80-b639-b6f5d5d30828"
+    assert gradmedic.init("given", mode="disabled").project == "given"
+    monkeypatch.delenv("GRADMEDIC_BASE_URL")
+    assert gradmedic.init(mode="disabled").url.startswith("http://127.0.0.1:8642/runs/")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"project": " "}, "project"),
+        ({"base_url": "localhost:8642"}, "base_url"),
+        ({"base_url": "http://[::1"}, "base_url"),
+        ({"id": "seven"}, "id"),
+        ({"tags": "one"}, "tags"),
+        ({"config": 3}, "config"),
+        ({"mode": "offline-ish"}, "mode"),
+        ({"log_freq": 0}, "log_freq"),
+        ({"log_freq": 1.5}, "log_freq"),
+        ({"flush_interval": float("nan")}, "flush_interval"),
+        ({"max_queue_bytes": -1}, "max_queue_bytes"),
+        ({"timeout": "soon"}, "timeout"),
+        ({"on_unhealthy": "panic"}, "on_unhealthy"),
+    ],
+)
+def test_a_wrong_argument_is_refused_by_its_name(arguments: dict[str, Any], named: str) -> None:
+    """`init()` raises before training begins, and says which argument and what it was."""
+    with pytest.raises(gradmedic.ConfigurationError, match=named):
+        gradmedic.init(**arguments)
+
+
+def test_a_wrong_environment_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment is checked like the arguments."""
+    monkeypatch.setenv("GRADMEDIC_LOG_FREQ", "often")
+    with pytest.raises(gradmedic.ConfigurationError, match="GRADMEDIC_LOG_FREQ must be a positive number"):
+        gradmedic.init(mode="disabled")
+
+
+def test_hyperparameters_come_as_a_mapping_or_as_an_object() -> None:
+    """An `argparse.Namespace` is as good as a mapping."""
+    assert gradmedic.init(mode="disabled", config=argparse.Namespace(lr=0.1)).config == {"lr": 0.1}
+    assert gradmedic.init(mode="disabled", config={"lr": 0.1}).config == {"lr": 0.1}
+
+
+def test_a_disabled_run_does_nothing() -> None:
+    """In mode "disabled" every call returns at once, and nothing is started."""
+    run = gradmedic.init(mode="disabled", base_url="http://127.0.0.1:1")
+    run.log(loss=object())
+    assert run.flush()
+    assert run.finish()
+    with pytest.raises(gradmedic.UsageError):
+        run.diagnosis()

@@ -1,0 +1,54 @@
+"""Which steps are sent at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gradmedic.jump import JumpDetector
+from gradmedic.step import Row, Step
+
+
+def step(number: int, loss: float, norm: float = 1.0) -> Step:
+    """Return a step with one layer."""
+    row = Row(("grad_norm",), np.array([0], dtype=np.int32), np.array([[norm]], dtype=np.float32))
+    return Step(number=number, time=0.0, loss=loss, row=row)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_growth_is_noticed_within_two_steps_at_any_scale(scale: float) -> None:
+    """A norm that doubles at each step after 30 noisy ones jumps by the third doubling, whatever its size."""
+    generator = np.random.default_rng(0)
+    detector = JumpDetector()
+    for number in range(30):
+        assert not detector.update(step(number, 1.0, scale * float(np.exp(generator.normal(0, 0.1)))))
+    assert any(detector.update(step(30 + i, 1.0, scale * 2.0 ** (i + 1))) for i in range(3))
+
+
+def test_usual_noise_is_no_jump() -> None:
+    """Of 2000 steps with lognormal gradient norms, fewer than one in fifty is sent at once."""
+    generator = np.random.default_rng(0)
+    detector = JumpDetector()
+    jumps = sum(detector.update(step(i, 1.0, float(np.exp(generator.normal(0, 0.5))))) for i in range(2000))
+    assert jumps < 40
+
+
+def test_a_falling_loss_is_no_jump() -> None:
+    """Only growth is urgent."""
+    detector = JumpDetector()
+    assert not any(detector.update(step(i, 10.0 * 0.5**i)) for i in range(50))
+
+
+def test_the_first_nonfinite_step_is_urgent_and_the_next_ones_are_not() -> None:
+    """A run that stays NaN does not send a request per step."""
+    detector = JumpDetector()
+    assert detector.update(step(0, float("nan")))
+    assert not detector.update(step(1, float("nan")))
+    assert not detector.update(step(2, 1.0))
+    assert detector.update(step(3, float("inf")))
+
+
+def test_negative_and_zero_losses_are_taken_without_complaint() -> None:
+    """A loss has no logarithm there; nothing jumps."""
+    detector = JumpDetector()
+    assert not any(detector.update(step(i, loss)) for i, loss in enumerate([-1.0, 0.0, -5.0, 0.0, -1e9]))

@@ -1,0 +1,36 @@
+"""What `import gradmedic` offers and costs."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import gradmedic
+
+FRAMEWORKS = ("torch", "tensorflow", "jax", "fastapi", "sqlalchemy", "pydantic", "urllib3", "gradmedic_service")
+
+
+def test_the_public_names_are_sorted_documented_and_there() -> None:
+    """`__all__` is the whole public API, in order; everything in it has a docstring."""
+    assert gradmedic.__all__ == sorted(gradmedic.__all__)
+    for name in gradmedic.__all__:
+        value = getattr(gradmedic, name)
+        assert isinstance(value, str) or inspect.getdoc(value), name
+
+
+def test_importing_takes_no_framework_and_no_service() -> None:
+    """A fresh interpreter that imports gradmedic has none of them loaded, nor the HTTP library before it is needed."""
+    script = f"import sys, gradmedic; print([name for name in {FRAMEWORKS!r} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_importing_costs_a_tenth_of_a_second_beyond_numpy() -> None:
+    """CPU time of the import, numpy loaded before; the best of five, since the machine is shared."""
+    script = "import numpy, time; t = time.process_time(); import gradmedic; print(time.process_time() - t)"
+    costs = [
+        float(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
+        for _ in range(5)
+    ]
+    assert min(costs) <= 0.1, costs

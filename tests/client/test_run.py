@@ -1,0 +1,444 @@
+"""A run from `init()` to `finish()`, against the real service."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gradmedic
+from gradmedic.http import Request, Response, Transport
+from tests.client.faults import Fault, FaultyProxy, Seen
+
+
+def start(url: str, **arguments: Any) -> gradmedic.Run:
+    """Return a run that sends to `url`."""
+    return gradmedic.init(project="test-run", base_url=url, **arguments)
+
+
+def losses(client: gradmedic.Client, run: gradmedic.Run) -> dict[int, float | None]:
+    """Return the stored losses by step."""
+    result = client.runs.steps(run.id, "loss", max_points=2000)
+    (series,) = result.series
+    assert result.first_step == result.last_step
+    return dict(zip(result.first_step, series.mean, strict=True))
+
+
+def appends(seen: list[Seen]) -> list[Seen]:
+    """Return the requests that carried steps."""
+    return [request for request in seen if request.method == "POST" and request.path.endswith("/steps")]
+
+
+# --- what is stored -----------------------------------------------------------------------------------------------
+
+
+def test_what_was_logged_is_stored_to_the_bit(service_url: str, client: gradmedic.Client) -> None:
+    """Losses, learning rates, metrics, steps, status, config and statistics arrive as they were given."""
+    generator = np.random.default_rng(0)
+    gradients = [generator.normal(size=(3, 4)) for _ in range(70)]
+    with start(service_url, name="whole", config={"lr": 0.1}, tags=["a", "b"], notes="n", group="g") as run:
+        for i, gradient in enumerate(gradients):
+            run.log(1.0 / (i + 1), step=2 * i, gradients={"w": gradient}, learning_rate=0.1, accuracy=i / 70)
+    stored = client.runs.get(run.id)
+    assert (stored.name, stored.status, stored.last_step) == ("whole", "finished", 138)
+    assert (stored.config, stored.tags, stored.notes, stored.group) == ({"lr": 0.1}, ["a", "b"], "n", "g")
+    assert [(layer.name, layer.shape, layer.numel) for layer in stored.layers] == [("w", [3, 4], 12)]
+    assert losses(client, run) == {2 * i: 1.0 / (i + 1) for i in range(70)}
+    result = client.runs.steps(run.id, ["grad_norm", "accuracy", "learning_rate"], layer="w", max_points=2000)
+    by_name = {series.statistic: series for series in result.series}
+    np.testing.assert_array_equal(by_name["grad_norm"].mean, [np.float32(np.linalg.norm(g)) for g in gradients])
+    assert by_name["accuracy"].mean == [i / 70 for i in range(70)]
+    assert set(by_name["learning_rate"].mean) == {0.1}
+
+
+def test_nonfinite_numbers_are_stored_and_absent_layers_are_absent(service_url: str, client: gradmedic.Client) -> None:
+    """A NaN is counted as a value; a layer that is not there has none."""
+    with start(service_url) as run:
+        run.log(math.nan, statistics={"a": {"grad_norm": math.inf}, "b": {"grad_norm": 1.0}})
+        run.log(1.0, statistics={"b": {"grad_norm": 2.0}})
+    result = client.runs.steps(run.id, ["grad_norm", "loss"], max_points=10)
+    series = {(s.statistic, s.layer): s for s in result.series}
+    assert (series["grad_norm", "a"].count, series["grad_norm", "a"].nonfinite) == ([1, 0], [1, 0])
+    assert series["grad_norm", "b"].mean == [1.0, 2.0]
+    assert series["loss", None].nonfinite == [1, 0]
+
+
+def test_layers_may_appear_while_the_run_goes_on(service_url: str, client: gradmedic.Client) -> None:
+    """A layer that comes later is appended; earlier steps do not have it."""
+    with start(service_url) as run:
+        run.log(1.0, gradients={"first": np.ones(2)})
+        assert run.flush()
+        run.log(0.9, gradients={"second": np.ones(3), "first": np.ones(2)})
+        assert run.flush()
+        run.log(0.8, gradients={"third": np.ones(3)})
+    assert [layer.name for layer in client.runs.get(run.id).layers] == ["first", "second", "third"]
+    result = client.runs.steps(run.id, "grad_norm", max_points=10)
+    assert {s.layer: s.count for s in result.series} == {"first": [1, 1, 0], "second": [0, 1, 0], "third": [0, 0, 1]}
+
+
+def test_a_run_may_log_losses_only(service_url: str, client: gradmedic.Client) -> None:
+    """No layer and no statistic is needed; statistics that come later are still taken as far as they fit."""
+    with start(service_url) as run:
+        run.log(1.0)
+        assert run.flush()
+        run.log(0.9, gradients={"w": np.array([3.0, 4.0])})
+    assert losses(client, run) == {0: 1.0, 1: 0.9}
+    (series,) = client.runs.steps(run.id, "grad_norm", layer="w").series
+    assert 5.0 in series.mean
+
+
+def test_a_run_without_any_step_exists(service_url: str, client: gradmedic.Client) -> None:
+    """init and finish alone register the run; an exception in its block makes it failed."""
+    with pytest.raises(ZeroDivisionError), start(service_url) as run:
+        raise ZeroDivisionError
+    assert client.runs.get(run.id).status == "failed"
+
+
+def test_the_same_id_is_the_same_run(service_url: str, client: gradmedic.Client, caplog: Any) -> None:
+    """A second process with the run's id goes on with it; steps that are there already are ignored and said to be."""
+    first = start(service_url)
+    first.log(1.0, gradients={"a": np.ones(1)})
+    first.finish()
+    second = start(service_url, id=first.id)
+    second.log(9.0, gradients={"b": np.ones(1)})
+    second.log(2.0, gradients={"b": np.ones(1), "a": np.ones(1)})
+    second.finish()
+    assert losses(client, first) == {0: 1.0, 1: 2.0}
+    assert [layer.name for layer in client.runs.get(first.id).layers] == ["a", "b"]
+    assert "were ignored" in caplog.text
+
+
+def test_log_freq_leaves_statistics_out_but_no_step(service_url: str, client: gradmedic.Client) -> None:
+    """Every loss is kept; statistics are those of the first ten steps and of every eighth."""
+    with start(service_url, log_freq=8) as run:
+        for _ in range(30):
+            run.log(1.0, gradients={"w": np.ones(1)})
+    (series,) = client.runs.steps(run.id, "grad_norm", layer="w", max_points=100).series
+    assert len(losses(client, run)) == 30
+    assert [i for i, count in enumerate(series.count) if count] == [*range(10), 16, 24]
+
+
+# --- bad input to log() -------------------------------------------------------------------------------------------
+
+
+def test_bad_input_is_left_out_said_once_and_never_raised(
+    service_url: str, client: gradmedic.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever log() is given, the training goes on, and what was good of the step is stored."""
+    bad: list[dict[str, Any]] = [
+        {"loss": "high"},
+        {"loss": np.ones(3)},
+        {"loss": 0.5, "accuracy": object()},
+        {"loss": 0.5, "gradients": {"w": "steep"}},
+        {"loss": 0.5, "gradients": 3},
+        {"loss": 0.5, "statistics": {"w": {"steepness": 1.0}}},
+        {"loss": 0.5, "statistics": {"w": {"grad_norm": "x"}}},
+        {"loss": 0.5, "statistics": {}, "gradients": {}},
+        {"loss": 0.5, "step": "three"},
+        {"loss": 0.5, "step": -1},
+    ]
+    with caplog.at_level(logging.WARNING, "gradmedic"), start(service_url) as run:
+        for _ in range(3):
+            for arguments in bad:
+                run.log(**arguments)
+        run.log(7.0, step=1000)
+        run.log(8.0, step=1000)
+        run.log(9.0, step=1001)
+    stored = losses(client, run)
+    assert stored[1000] == 7.0
+    assert stored[1001] == 9.0
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == len(set(messages))
+    for word in ("loss is left out", "accuracy is left out", "steepness", "step must be an integer", "does not follow"):
+        assert any(word in message for message in messages), word
+
+
+def test_log_after_finish_is_said_once_and_does_nothing(service_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A late log() is no reason to crash; finish() may be called again; watch() is an error of the program."""
+    run = start(service_url)
+    assert run.finish()
+    assert run.finish()
+    run.log(1.0)
+    run.log(1.0)
+    assert caplog.text.count("log() after finish()") == 1
+    with pytest.raises(gradmedic.UsageError):
+        run.watch(None, None)  # type: ignore[arg-type]
+    with pytest.raises(gradmedic.ConfigurationError, match="status"):
+        run.finish(status="done")
+
+
+def test_a_config_that_is_too_large_costs_the_config_and_not_the_run(
+    service_url: str, client: gradmedic.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the service would refuse is cut to plain values before it is sent."""
+    with start(service_url, config={"lr": 0.1, "table": [1.0] * 500_000}) as run:
+        run.log(1.0)
+    assert client.runs.get(run.id).config == {"lr": 0.1}
+    assert "config is cut" in caplog.text
+
+
+# --- a service that fails -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick_retries")
+def test_every_step_is_stored_once_whatever_the_network_does(proxy: FaultyProxy, client: gradmedic.Client) -> None:
+    """Refused connections, 5xx, 429, lost answers and lost registrations: the stored run is the logged one."""
+    run = start(proxy.url)
+    proxy.fail(
+        Fault("/limits", status=502),
+        Fault("/runs", lost=True),
+        Fault("/steps", lost=True),
+        Fault("/steps", status=429, headers={"retry-after": "0.02"}),
+        Fault("/steps", status=500),
+        Fault("/steps", lost=True),
+        Fault("/runs/", method="PATCH", lost=True),
+        Fault("/runs/", method="GET", status=503),
+    )
+    for i in range(120):
+        run.log(float(i), gradients={"w": np.full(3, i), **({"late": np.ones(2)} if i > 80 else {})})
+        if i % 40 == 20:
+            run.flush()
+    assert run.finish()
+    assert losses(client, run) == {i: float(i) for i in range(120)}
+    assert [layer.name for layer in client.runs.get(run.id).layers] == ["w", "late"]
+
+
+@pytest.mark.usefixtures("quick_retries")
+def test_an_outage_is_said_once_and_so_is_its_end(proxy: FaultyProxy, caplog: pytest.LogCaptureFixture) -> None:
+    """One warning when the service goes, one when it is back, however long it was away."""
+    run = start(proxy.url)
+    proxy.permanent = Fault(status=503)
+    run.log(1.0)
+    assert not run.flush(timeout=0.3)
+    proxy.wait_for(lambda seen: len(seen) > 3)
+    proxy.permanent = None
+    assert run.finish()
+    assert caplog.text.count("tries again") == 1
+    assert caplog.text.count("reaches") == 1
+
+
+def test_training_with_a_service_that_is_down_goes_on_and_ends(caplog: pytest.LogCaptureFixture) -> None:
+    """log() neither waits nor raises, and finish() gives up within its timeout."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        run = start(f"http://127.0.0.1:{free.getsockname()[1]}")
+        for i in range(1000):
+            run.log(float(i))
+        begun = time.monotonic()
+        assert not run.finish(timeout=0.3)
+        assert time.monotonic() - begun < 3.0
+    assert "1000 steps were not sent" in caplog.text
+
+
+def test_a_wrong_url_is_said_with_the_url_and_does_not_delay_the_end(
+    proxy: FaultyProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another server's page is named in the warning; finish() does not wait for what will not come."""
+    proxy.permanent = Fault(status=404, headers={"content-type": "text/html"}, body=b"<html>It works!</html>")
+    run = start(proxy.url)
+    run.log(1.0)
+    begun = time.monotonic()
+    assert not run.finish(timeout=30.0)
+    assert time.monotonic() - begun < 10.0
+    assert proxy.url in caplog.text
+    assert "It works!" in caplog.text
+    assert "check the base URL" in caplog.text
+
+
+def test_a_refused_block_is_said_once_and_the_rest_is_stored(
+    service_url: str, client: gradmedic.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A metric name that the service refuses loses its block, loudly, and nothing else."""
+    with start(service_url) as run:
+        run.log(1.0)
+        assert run.flush()
+        run.log(2.0, **{"x" * 5000: 1.0})
+        assert run.flush()
+        run.log(3.0, **{"x" * 5000: 1.0})
+        assert run.flush()
+        run.log(4.0)
+    assert losses(client, run) == {0: 1.0, 3: 4.0}
+    assert caplog.text.count("the service refused 1 steps") == 1
+
+
+def test_a_run_that_was_deleted_stops_sending(
+    service_url: str, client: gradmedic.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A 404 for the run is final: said once, nothing is kept, training goes on."""
+    run = start(service_url)
+    run.log(1.0)
+    assert run.flush()
+    client.runs.delete(run.id)
+    run.log(2.0)
+    assert not run.flush()
+    run.log(3.0)
+    assert not run.finish()
+    assert caplog.text.count("stopped sending") == 1
+
+
+def test_blocks_are_split_to_the_limits_of_the_service(
+    proxy: FaultyProxy, client: gradmedic.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block that is too large is halved until it fits; published limits are kept from the start."""
+    run = start(proxy.url, flush_interval=60)
+    too_large = b"""{"type": "about:blank", "title": "Too large", "status": 413, "detail": "too large",
+        "error_code": "body_too_large", "request_id": "r", "errors": []}"""
+    refusal = Fault("/steps", status=413, headers={"content-type": "application/problem+json"}, body=too_large)
+    proxy.fail(refusal, refusal)
+    for i in range(40):
+        run.log(float(i))
+    assert run.finish()
+    assert losses(client, run) == {i: float(i) for i in range(40)}
+    assert len(appends(proxy.seen)) == 2 + 4
+
+
+def test_no_request_is_made_by_the_training_thread(service_url: str) -> None:
+    """init, watch and log leave the network to another thread."""
+
+    class Noting:
+        threads: set[int | None] = set()
+
+        def send(self, request: Request, timeout: float) -> Response:
+            self.threads.add(threading.get_ident())
+            raise gradmedic.TransportError("away", status=404)
+
+        def close(self) -> None:
+            pass
+
+    transport: Transport = Noting()
+    run = start(service_url, transport=transport)
+    run.log(math.nan)
+    run.finish(timeout=2)
+    assert Noting.threads
+    assert threading.get_ident() not in Noting.threads
+
+
+# --- when blocks leave --------------------------------------------------------------------------------------------
+
+
+def test_a_block_leaves_when_it_is_full(proxy: FaultyProxy) -> None:
+    """Fifty steps do not wait for the clock; forty-nine do."""
+    with start(proxy.url, flush_interval=60) as run:
+        for _ in range(50):
+            run.log(1.0)
+        proxy.wait_for(lambda seen: len(appends(seen)) == 1)
+        run.log(1.0)
+
+
+def test_a_block_leaves_when_its_first_step_has_waited_long_enough(proxy: FaultyProxy) -> None:
+    """A single step does not wait longer than flush_interval."""
+    with start(proxy.url, flush_interval=0.05) as run:
+        run.log(1.0)
+        proxy.wait_for(lambda seen: len(appends(seen)) == 1)
+
+
+@pytest.mark.parametrize("jump", [{"loss": math.nan}, {"loss": 1e6}, {"loss": 1.0, "gradients": {"w": np.full(2, 1e6)}}])
+def test_a_jump_leaves_at_once(proxy: FaultyProxy, jump: dict[str, Any]) -> None:
+    """A step whose loss or norm jumps is sent without waiting for the block or the clock."""
+    with start(proxy.url, flush_interval=60) as run:
+        for _ in range(10):
+            run.log(1.0, gradients={"w": np.ones(2)})
+        run.log(**jump)
+        proxy.wait_for(lambda seen: len(appends(seen)) == 1)
+
+
+# --- verdicts -----------------------------------------------------------------------------------------------------
+
+
+def explode(run: gradmedic.Run, steps: int = 200) -> int:
+    """Log a run whose gradients grow by half at each step until they overflow; return how many steps were logged."""
+    for i in range(steps):
+        norm = 1.5 ** max(0, i - 60)
+        run.log(min(norm, 1e30), gradients={"w": np.array([norm if norm < 1e30 else math.nan])})
+        if i % 10 == 9:
+            run.flush()
+    return steps
+
+
+def test_callbacks_hear_of_a_verdict_on_the_training_thread(service_url: str, caplog: Any) -> None:
+    """on_verdict is called with what changed, where the optimizer may be touched; its own errors are logged."""
+    run = start(service_url)
+    events: list[tuple[gradmedic.VerdictEvent, int]] = []
+
+    @run.on_verdict
+    def note(event: gradmedic.VerdictEvent) -> None:
+        events.append((event, threading.get_ident()))
+        raise ValueError("in the callback")
+
+    explode(run)
+    run.finish()
+    assert events[-1][0].verdict == run.verdict == "exploding"
+    assert events[-1][0].run_id == run.id
+    assert {thread for _, thread in events} == {threading.get_ident()}
+    assert "in the callback" in caplog.text
+    assert f"exploding since step {events[-1][0].since_step}" in caplog.text
+    assert run.url in caplog.text
+
+
+def test_on_unhealthy_stop_raises_at_the_next_log_and_the_run_fails(service_url: str, client: Any) -> None:
+    """The exception says verdict, step and page; as it leaves the run's block, the run is failed."""
+    with pytest.raises(gradmedic.UnhealthyRunError) as caught, start(service_url, on_unhealthy="stop") as run:
+        explode(run)
+    assert caught.value.verdict == "exploding"
+    assert caught.value.since_step is not None
+    assert run.url in str(caught.value)
+    assert client.runs.get(run.id).status == "failed"
+    assert run.diagnosis().verdict == "exploding"
+
+
+# --- processes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_does_nothing_and_the_parent_goes_on(service_url: str, client: gradmedic.Client) -> None:
+    """The child's calls return at once and send nothing, also while the parent's thread is sending."""
+    run = start(service_url)
+    for i in range(60):
+        run.log(float(i))
+    child = os.fork()
+    if child == 0:
+        run.log(-1.0)
+        is_quiet = run.flush() and run.finish()
+        os._exit(0 if is_quiet else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    run.log(60.0)
+    assert run.finish()
+    assert losses(client, run) == {i: float(i) for i in range(61)}
+    assert client.runs.get(run.id).status == "finished"
+
+
+@pytest.mark.parametrize(
+    ("ending", "status", "code"), [("", "finished", 0), ("raise SystemExit(0)", "finished", 0), ("1 / 0", "failed", 1)]
+)
+def test_a_script_that_forgets_to_finish_is_finished(
+    service_url: str, client: gradmedic.Client, ending: str, status: str, code: int
+) -> None:
+    """At exit the rest is sent; an exception that ended the script makes the run failed."""
+    script = (
+        "import gradmedic\n"
+        "run = gradmedic.init(project='exit')\n"
+        "for i in range(5): run.log(float(i))\n"
+        "print(run.id, flush=True)\n" + ending
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"GRADMEDIC_BASE_URL": service_url, "GRADMEDIC_SILENT": "false"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == code, result.stderr
+    run_id = result.stdout.strip()
+    assert f"{service_url}/runs/{run_id}" in result.stderr
+    stored = client.runs.get(run_id)
+    assert (stored.status, stored.last_step) == (status, 4)
