@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.client.faults import FaultyProxy
 
 import gradmedic
-from tests.client.faults import FaultyProxy
 
 
 @pytest.fixture(autouse=True)

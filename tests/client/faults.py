@@ -1,7 +1,7 @@
 """A proxy in front of the real service that fails on demand.
 
-One idea: what a client sees when a service fails is an answer of another kind, or none; so the failures are put between a
-real client and a real service, and what the service stored afterwards is the proof.
+One idea: what a client sees when a service fails is an answer of another kind, or none; so the failures are put between
+a real client and a real service, and what the service stored afterwards is the proof.
 """
 
 from __future__ import annotations

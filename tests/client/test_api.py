@@ -6,9 +6,9 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
+from tests.client.faults import FaultyProxy
 
 import gradmedic
-from tests.client.faults import FaultyProxy
 
 
 @pytest.fixture

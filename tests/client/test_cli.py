@@ -12,11 +12,11 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
+from tests.client.test_run import explode
 
 import gradmedic
 from gradmedic import cli, wire
 from gradmedic.cli import main, render_diagnosis
-from tests.client.test_run import explode
 
 
 @pytest.fixture(autouse=True)
@@ -133,9 +133,7 @@ def test_outcomes_and_resolved_findings_are_shown(exploding: gradmedic.Run, serv
     assert "first bad layer" not in text
 
 
-def test_an_error_is_one_line_and_code_two(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_is_one_line_and_code_two(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """No traceback for a service that is away or an address that is none."""
     monkeypatch.setattr("gradmedic.http.FIRST_DELAY", 0.01)
     for url in ("http://127.0.0.1:1", "nonsense"):
@@ -148,7 +146,7 @@ def test_an_error_is_one_line_and_code_two(
 def with_entry_points(monkeypatch: pytest.MonkeyPatch, values: Sequence[tuple[str, str]]) -> None:
     """Let only these commands join."""
     points = [importlib.metadata.EntryPoint(name, value, cli.COMMANDS) for name, value in values]
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: points)
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: points)
 
 
 def test_a_command_whose_extra_is_missing_names_it(

@@ -45,7 +45,7 @@ def test_any_hyperparameters_become_strict_json(value: Any) -> None:
 
 
 def test_odd_hyperparameters_become_text_or_numbers() -> None:
-    """numpy scalars become numbers, non-finite ones their names, everything unknown its text; nesting has an end."""
+    """Numpy scalars become numbers, non-finite ones their names, everything unknown its text; nesting has an end."""
     loop: list[Any] = []
     loop.append(loop)
     config = {
@@ -74,8 +74,8 @@ def test_odd_hyperparameters_become_text_or_numbers() -> None:
 def test_a_diagnosis_is_read_with_nonfinite_numbers_and_unknown_fields() -> None:
     """`class` becomes `class_`, "NaN" a number, and fields of a newer service are ignored."""
     body = {
-        "run_id": "01a20088-6da0-7e80-b639-b6f5d5d30828", "step": 3, "verdict": "exploding", "score": 1, "since_step": 2,
-        "summary": "s", "causes": [], "advice": [], "new": True,
+        "run_id": "01a20088-6da0-7e80-b639-b6f5d5d30828", "step": 3, "verdict": "exploding", "score": 1,
+        "since_step": 2, "summary": "s", "causes": [], "advice": [], "new": True,
         "findings": [{
             "detector": "nonfinite", "class": "exploding", "severity": "critical", "layers": ["w"], "first_step": 2,
             "last_step": 3, "resolved_step": None, "evidence": {"norm": "NaN", "top": "Infinity"}, "explanation": "e",

@@ -7,6 +7,7 @@ import time
 from email.utils import formatdate
 
 import pytest
+from tests.client.faults import Fault, FaultyProxy
 
 from gradmedic import (
     ApiError,
@@ -21,14 +22,13 @@ from gradmedic import (
 from gradmedic.configuration import Connection
 from gradmedic.encoding import to_json
 from gradmedic.http import LONGEST_DELAY, Request, Response, Service, is_retryable, retry_delay
-from tests.client.faults import Fault, FaultyProxy
 
 
 class Canned:
     """A transport with one answer."""
 
-    def __init__(self, status: int, body: bytes = b"{}", content_type: str = "application/json", **headers: str) -> None:
-        self.response = Response(status, {"content-type": content_type, **headers}, body)
+    def __init__(self, status: int, body: bytes = b"{}", media: str = "application/json", **headers: str) -> None:
+        self.response = Response(status, {"content-type": media, **headers}, body)
         self.requests: list[Request] = []
 
     def send(self, request: Request, timeout: float) -> Response:

@@ -40,7 +40,7 @@ def test_the_queue_stays_within_its_bytes_and_counts_what_it_drops(losses: list[
     assert numbers == sorted(numbers)
     assert not losses or numbers[-1] == len(losses) - 1
     if losses.count(math.nan) < room * 7 // 8:
-        kept = {number for number in numbers}
+        kept = set(numbers)
         assert all(i in kept for i, loss in enumerate(losses) if math.isnan(loss))
 
 

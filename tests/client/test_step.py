@@ -17,7 +17,7 @@ def row(layers: list[int], values: list[list[float]], names: tuple[str, ...] = (
 
 
 def test_a_block_is_the_binary_form_of_the_wire() -> None:
-    """Statistics are float32 `[sampled step, layer]` in the service's order of layers; the mask says who was present."""
+    """Statistics are float32 `[sampled step, layer]` in the service's order of layers; a mask says who was present."""
     steps = [
         Step(number=3, time=1.0, loss=2.0, row=row([0, 1], [[5.0, 0.0], [float("nan"), 7.0]])),
         Step(number=5, time=2.0, metrics={"accuracy": 0.5}),

@@ -36,7 +36,7 @@ class FirstBatch:
 
     def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Look at the arguments of the model's first call."""
-        if self._hook is None or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or self._hook is None:  # in this order: the hook cannot be traced
             return
         self.close()
         try:

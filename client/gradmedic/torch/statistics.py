@@ -135,19 +135,20 @@ def _measure_on_cpu(flat: list[Tensor], sizes: NDArray[np.float64]) -> NDArray[n
         values[stored, 1] = torch.stack(extremes).abs_().view(-1, 2).amax(dim=1).numpy()
         values[stored, 2] = torch.stack(sums).numpy()
         values[stored, 3] = torch.stack(counts).numpy()
+    divisors = np.maximum(sizes, 1.0)
+    values[:, 2] /= divisors
+    values[:, 3] = (sizes - values[:, 3]) / divisors
     abs_max = values[:, 1]
     with np.errstate(invalid="ignore"):
         unsafe = ~((abs_max > _SMALLEST_SAFE) & (abs_max < _LARGEST_SAFE)) & (abs_max != 0)
     for i in map(int, np.flatnonzero(unsafe)):
-        exact = flat[i].double()
-        if math.isfinite(abs_max[i]):
-            values[i, 0] = float(torch.linalg.vector_norm(exact / abs_max[i])) * abs_max[i]
-            values[i, 2] = float((exact / abs_max[i]).mean()) * abs_max[i] * len(exact)
+        largest = float(abs_max[i])
+        if math.isfinite(largest):
+            scaled = flat[i].double() / largest
+            values[i, 0] = float(torch.linalg.vector_norm(scaled)) * largest
+            values[i, 2] = float(scaled.sum()) / float(sizes[i]) * largest
         else:
-            values[i, 4] = len(exact) - int(torch.isfinite(exact).sum())
-    sizes = np.maximum(sizes, 1.0)
-    values[:, 2] /= sizes
-    values[:, 3] = 1.0 - values[:, 3] / sizes
+            values[i, 4] = len(flat[i]) - int(torch.isfinite(flat[i]).sum())
     return values
 
 
@@ -161,8 +162,8 @@ def _measure_on_device(flat: list[Tensor], sizes: NDArray[np.float64], scale: Te
         columns = [column / scale for column in columns]
     nonzero = torch.stack([torch.count_nonzero(t) for t in flat])
     nonfinite = torch.stack([t.numel() - torch.isfinite(t).sum() for t in flat])
-    size = torch.from_numpy(np.maximum(sizes, 1.0).astype(np.float32)).to(nonzero.device, non_blocking=True)
-    return torch.stack([*columns, (size - nonzero) / size, nonfinite.float()], dim=1)
+    size = torch.from_numpy(sizes.astype(np.float32)).to(nonzero.device, non_blocking=True)
+    return torch.stack([*columns, (size - nonzero) / size.clamp_min(1.0), nonfinite.float()], dim=1)
 
 
 def _norms_on_cpu(flat: list[Tensor]) -> NDArray[np.float64]:

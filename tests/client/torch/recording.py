@@ -1,0 +1,65 @@
+"""Reads what a `Watch` measures, without a service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from gradmedic import wire
+from gradmedic.layers import LayerBook
+from gradmedic.source import Measurement, Sampler
+from gradmedic.torch.watch import STATISTICS, Watch
+
+Statistics = dict[str, dict[str, float]]
+
+
+class Recording:
+    """A watch and what `Run` does with it at each `log()`."""
+
+    def __init__(
+        self,
+        model: Any,
+        optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer],
+        *,
+        log_freq: int = 1,
+        **arguments: Any,
+    ) -> None:
+        self.book = LayerBook()
+        self.sampler = Sampler(log_freq)
+        self.watch = Watch(model, optimizer, **arguments)
+        self.watch.begin(book=self.book, sampler=self.sampler, before_first_step=self.watch.describe)
+
+    @property
+    def layers(self) -> dict[str, wire.Layer]:
+        """Return the layers by name."""
+        self.watch.describe()
+        return {layer.name: layer for layer in self.book.snapshot()}
+
+    def log(self) -> Measurement:
+        """Return what was measured since the last call."""
+        self.watch.describe()
+        measurement = self.watch.take().read()
+        self.sampler.advance()
+        return measurement
+
+    def statistics(self) -> Statistics:
+        """Return the same as statistics by layer; empty if the step was not sampled."""
+        return self.by_layer(self.log())
+
+    def by_layer(self, measurement: Measurement) -> Statistics:
+        """Return the statistics of a measurement by layer."""
+        if measurement.row is None:
+            return {}
+        layers = self.book.snapshot()
+        return {
+            layers[position].name: dict(zip(STATISTICS, map(float, values), strict=True))
+            for position, values in zip(measurement.row.layers, measurement.row.values, strict=True)
+        }
+
+    def __enter__(self) -> Recording:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.watch.close()
