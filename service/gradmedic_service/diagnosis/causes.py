@@ -263,6 +263,15 @@ def _excessive_weight_decay(case: Case) -> Cause | None:
     )
 
 
+def _excessive_clipping(case: Case) -> Cause | None:
+    finding = case.finding("excessive_clipping")
+    if finding is None:
+        return None
+    share = finding.evidence["share_of_gradient_left"]
+    text = f"Clipping leaves {share:.1g} of the gradient; a useful bound is 0.5 to 10 times its typical norm."
+    return _cause("excessive_clipping", 0.95, text, share_of_gradient_left=share)
+
+
 def _destroyed_by_updates(case: Case) -> Cause | None:
     peak = case.history.largest_ratio
     if peak < HIGH_RATIO:
@@ -294,6 +303,7 @@ _VANISHING: tuple[Callable[[Case], Cause | None], ...] = (
     _dead_units,
     _contracting_recurrence,
     _excessive_weight_decay,
+    _excessive_clipping,
     _missing_normalization,
     _destroyed_by_updates,
 )

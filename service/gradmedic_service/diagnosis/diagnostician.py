@@ -82,7 +82,7 @@ class Diagnostician:
 
     def _walk(self, block: Block, measurements: Measurements, depth: Depth) -> list[VerdictChange]:
         changes: list[VerdictChange] = []
-        loss = block.series.get("loss")
+        loss, rate, clip = (block.series.get(name) for name in ("loss", "learning_rate", "clip_coefficient"))
         row = -1
         for i in range(len(block)):
             step = int(block.steps[i])
@@ -93,7 +93,7 @@ class Diagnostician:
                 self._stream_key = self._stream_of(measurements.group[row])
             progress = self._streams.setdefault(self._stream_key, LossProgress())
             value = float(loss.values[i]) if loss is not None and loss.present[i] else None
-            excess = np.nan
+            excess, reference = np.nan, progress.reference
             if value is not None:
                 self._logged += 1
                 if np.isfinite(value):
@@ -104,12 +104,17 @@ class Diagnostician:
                 skipped=bool(block.skipped[i]),
                 loss=value,
                 excess=excess,
+                reference=reference,
                 progress=progress,
                 architecture=self._architecture,
                 averages=self._averages,
                 sampled_count=self._sampled,
                 is_multi_stream=len(self._streams) > 1,
             )
+            if rate is not None and rate.present[i]:
+                moment.learning_rate = float(rate.values[i])
+            if clip is not None and clip.present[i]:
+                moment.clip_coefficient = float(clip.values[i])
             if is_sampled:
                 moment.row, moment.measurements, moment.depth = row, measurements, depth
                 moment.gradient = float(measurements.total_gradient[row])

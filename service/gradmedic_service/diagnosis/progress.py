@@ -18,19 +18,27 @@ BUCKETS = 32
 FIRST_VALUES = 5
 """A run's start is the second largest of this many losses: no single odd batch and no fast descent defines it."""
 
+BLOW_UP = 10.0
+"""Times its reference from which a loss has blown up: the outcome that defines an exploding run. Such a loss does not
+count towards the start."""
+
 OUTLIER = 3.0
 """The slow average takes a loss at most this many scales above itself, so that a blow-up does not become the norm that
 it is judged against (a z-score with the sample inside its own window cannot exceed sqrt(n - 1))."""
 
-FAST_HORIZON = 8
+RECENT = 9
+"""The loss now is the median of this many: neither one bad batch nor a blow-up of four steps defines it."""
 SLOW_HORIZON = 40
-"""Steps that the fast and the slow average look back; a factor 5 apart, as in a moving-average crossover."""
+"""Steps that the slow average looks back; a factor 5 apart from the recent ones, as in a moving-average crossover."""
+LAG = 3.0
+"""The slow average of a positive loss never stands more than this many times above the loss now: after a steep descent
+it would otherwise hide a blow-up for hundreds of steps."""
 
 STUCK_DECLINE = 0.03
 """A loss that fell by less than this share of itself over the later half of the run is not falling ..."""
 STUCK_DECLINE_BOUND = 0.12
 """... provided that even the upper end of the decline's confidence interval is below this share."""
-STUCK_WANDER = 0.25
+STUCK_WANDER = 0.4
 """A loss whose averages wander over more than this share of themselves is going somewhere, if not down: a network that
 is cut off from its input repeats the same loss."""
 
@@ -85,10 +93,12 @@ class LossProgress(Persistent):
 
     count: int = 0
     first: list[float] = field(default_factory=list)
+    recent: list[float] = field(default_factory=list)
     fast: float = 0.0
+    """The loss now: median of the recent ones."""
     slow: float = 0.0
     lowest: float = math.inf
-    """Of the fast average."""
+    """Of the loss now."""
     highest: float = -math.inf
     """Of the slow average."""
     history: History = field(default_factory=History)
@@ -105,20 +115,24 @@ class LossProgress(Persistent):
             return math.nan
         return abs(self.start) if self.lowest >= 0 else max(abs(self.start), self.highest - self.lowest)
 
+    @property
+    def reference(self) -> float:
+        """What a loss is held against: the start or the slow average of what came before, whichever is higher."""
+        return max(self.start, self.slow)
+
     def excess(self, loss: float) -> float:
         """Return how many times its reference a loss is; for positive losses, plainly `loss / reference`.
 
-        The reference is the start or the slow average of what came before, whichever is higher.
+        The reference must be that of the steps before it.
         """
         if not self.first:
             return 1.0
-        reference = max(self.start, self.slow)
-        unit = max(abs(reference), self.scale)
-        return 1.0 + (loss - reference) / unit if unit > 0 else 1.0
+        unit = max(abs(self.reference), self.scale)
+        return 1.0 + (loss - self.reference) / unit if unit > 0 else 1.0
 
     @property
     def rise(self) -> float:
-        """How many times its start the loss is now (fast average); for positive losses, plainly `loss / start`."""
+        """How many times its start the loss is now; for positive losses, plainly `loss / start`."""
         if not self.first:
             return 1.0
         unit = max(abs(self.start), max(self.first) - min(self.first))
@@ -126,16 +140,17 @@ class LossProgress(Persistent):
 
     def observe(self, loss: float) -> None:
         """Take the next finite loss."""
-        if len(self.first) < FIRST_VALUES:
+        if len(self.first) < FIRST_VALUES and self.excess(loss) < BLOW_UP:
             self.first.append(loss)
         self.count += 1
+        self.recent = [*self.recent[1 - RECENT :], loss]
+        self.fast = sorted(self.recent)[len(self.recent) // 2]
         if self.count == 1:
-            self.fast = self.slow = loss
-        else:
-            fast_weight = max(1 / FAST_HORIZON, 1 / self.count)
-            slow_weight = max(1 / SLOW_HORIZON, 1 / self.count)
-            self.fast += fast_weight * (loss - self.fast)
-            self.slow += slow_weight * (min(loss, self.slow + OUTLIER * max(self.scale, 1e-30)) - self.slow)
+            self.slow = loss
+        weight = max(1 / SLOW_HORIZON, 1 / self.count)
+        self.slow += weight * (min(loss, self.slow + OUTLIER * max(self.scale, 1e-30)) - self.slow)
+        if self.lowest >= 0:
+            self.slow = min(self.slow, max(self.fast, 0.0) * LAG)
         self.lowest = min(self.lowest, self.fast)
         self.highest = max(self.highest, self.slow)
         self.history.add(loss)

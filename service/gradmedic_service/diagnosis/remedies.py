@@ -269,6 +269,14 @@ CATALOGUE: tuple[RemedySpec, ...] = (
         parameters=lambda _: {"factor": 0.01},
     ),
     RemedySpec(
+        id="relax_clipping",
+        weights={"excessive_clipping": 1.0},
+        reason="A bound near this run's typical gradient norm stops spikes and lets everything else through.",
+        snippet="torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={max_norm})",
+        sources=(PASCANU,),
+        parameters=_clip_norm,
+    ),
+    RemedySpec(
         id="scale_loss",
         weights={"precision_overflow": 0.95},
         reason="Dynamic loss scaling finds the largest scale that does not overflow, and skips the steps that do.",

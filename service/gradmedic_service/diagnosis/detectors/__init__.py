@@ -9,6 +9,7 @@ from gradmedic_service.diagnosis.detectors.base import Detector, Episode, Moment
 from gradmedic_service.diagnosis.detectors.contracting_recurrence import ContractingRecurrence
 from gradmedic_service.diagnosis.detectors.depth_gap import DepthGap
 from gradmedic_service.diagnosis.detectors.divergence import Divergence
+from gradmedic_service.diagnosis.detectors.excessive_clipping import ExcessiveClipping
 from gradmedic_service.diagnosis.detectors.growth_in_time import GrowthInTime
 from gradmedic_service.diagnosis.detectors.insensitive_loss import InsensitiveLoss
 from gradmedic_service.diagnosis.detectors.nonfinite import NonFinite
@@ -22,6 +23,7 @@ ALL: tuple[type[Detector], ...] = (
     DepthGap,
     ContractingRecurrence,
     InsensitiveLoss,
+    ExcessiveClipping,
 )
 """Every detector; where several speak for one verdict, the first of these decides it."""
 

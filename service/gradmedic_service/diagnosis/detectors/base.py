@@ -29,7 +29,9 @@ class Moment:
     loss: float | None
     """As sent, possibly NaN or infinite; None where the step has none."""
     excess: float
-    """The loss over its reference before this step (`LossProgress.excess`); NaN without a finite loss."""
+    """The loss over its reference (`LossProgress.excess`); NaN without a finite loss."""
+    reference: float
+    """What the loss is held against, from the steps before this one."""
     progress: LossProgress
     """Of the stream that this step belongs to, this loss included."""
     architecture: Architecture
@@ -44,6 +46,9 @@ class Moment:
     weight: float = np.nan
     ratio: float = np.nan
     """Network-wide update over weight."""
+    learning_rate: float = np.nan
+    clip_coefficient: float = np.nan
+    """What the script's clipping multiplied the gradient by; NaN where the client did not see it."""
     grip: float = 0.0
     """Largest product of a layer's gradient and weight norms."""
     gap: float = np.nan

@@ -18,9 +18,14 @@ PATIENCE = 120
 LARGE_GAP_PATIENCE = 60
 """Steps of the run before a stuck loss and a (large) gap together speak: many healthy runs begin with a plateau."""
 CLOSING = 0.3
-"""A gap that has narrowed by this many decades over the later half of the run is about to let the loss fall."""
+"""A gap of less than three decades that has narrowed by this much over the later half of the run is about to let the
+loss fall."""
 LEARNED = 0.5
-"""A run that lost half of its starting loss learns through its layers, whatever they look like."""
+"""A run that lost half of its starting loss learns through its layers, whatever they look like ..."""
+LEARNED_DESPITE_LARGE_GAP = 0.9
+"""... unless the gap is large: an output bias alone takes a loss from its start to that of a constant predictor."""
+HYSTERESIS = 0.5
+"""Decades below `GAP_DECADES` to which the gap must close before a verdict is taken back while the loss is stuck."""
 
 
 class DepthGap(Detector):
@@ -40,20 +45,18 @@ class DepthGap(Detector):
         if moment.row is None or np.isnan(moment.gap) or moment.depth is None:
             return
         self.history.add(moment.gap)
-        if moment.gap < GAP_DECADES:
+        if moment.gap < GAP_DECADES - (HYSTERESIS if self.signal else 0.0):
             self.since = None
             self.close(moment.step)
             return
         if self.since is None:
             self.since = moment.step
         is_large = moment.gap >= LARGE_GAP_DECADES
-        is_closing = moment.gap < self.history.mean(0.5, 0.75)[0] - CLOSING
-        patient = moment.progress.count >= (LARGE_GAP_PATIENCE if is_large else PATIENCE)
-        speaks = patient and moment.progress.fallen < LEARNED and not is_closing and moment.is_stuck
-        if speaks and not moment.is_multi_stream:
+        if self.signal:
+            if not moment.is_stuck:
+                self.signal = 0.0
+        elif self._speaks(moment, is_large=is_large):
             self.signal = 0.9 if is_large else 0.8
-        elif self.signal and (is_closing or not moment.is_stuck):
-            self.signal = 0.0
         if self.signal or is_large:
             level = moment.depth.smooth[moment.row].copy()
             level[~moment.architecture.is_path] = np.nan
@@ -65,6 +68,21 @@ class DepthGap(Detector):
                 "loss_fallen": moment.progress.fallen,
             }
             self.open(moment.step, "critical" if self.signal else "note", layers, evidence, since=self.since)
+
+    def _speaks(self, moment: Moment, *, is_large: bool) -> bool:
+        """Whether the loss has been stuck for long enough, given the gap, for nothing else to explain it."""
+        progress = moment.progress
+        if moment.is_multi_stream:
+            return False
+        if is_large:
+            # A gap down to exactly zero may be a backbone that the script froze: then only an unmoved loss counts.
+            learned = LEARNED if moment.dead_share > 0 else LEARNED_DESPITE_LARGE_GAP
+            patience = LARGE_GAP_PATIENCE if progress.fallen < LEARNED else PATIENCE
+            return progress.count >= patience and progress.fallen < learned and moment.is_stuck
+        if progress.count < PATIENCE or progress.fallen >= LEARNED:
+            return False
+        is_closing = moment.gap < self.history.mean(0.5, 0.75)[0] - CLOSING
+        return not is_closing and moment.is_stuck
 
     def explain(self, episode: Episode, names: Sequence[str]) -> str:
         """Give the gap and what the loss did meanwhile."""

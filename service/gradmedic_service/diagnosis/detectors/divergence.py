@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from gradmedic_service.diagnosis.detectors.base import Detector, Episode, Moment
+from gradmedic_service.diagnosis.progress import BLOW_UP
 
-LOSS_FACTOR = 10.0
-"""A loss this many times its reference is a blow-up, not noise: the outcome that defines an exploding run."""
 SUDDEN_FACTOR = 1000.0
 """At this factor one step is enough ..."""
 REPLACED_RATIO = 10.0
@@ -21,6 +20,13 @@ REACH_MEMORY = 20
 """Steps for which an update of that size explains a loss."""
 GRADIENT_DECADES = 2.0
 """Where no weights are sent: the gradient must stand this far above its baseline instead."""
+WEAK_REACH_RATIO = 0.1
+"""Reach from which a blow-up of the loss is held against a run that never learns afterwards."""
+NEVER_RECOVERED_STEPS = 60
+"""Steps after such a blow-up ..."""
+NEVER_RECOVERED_FALL = 0.2
+"""... within which a loss that is stuck has lost less than this share of what it was right after it (or the network is
+dead): it was the blow-up that ended the training, whatever the loss looks like now."""
 WEIGHT_GROWTH = 2.0
 """Slow divergence: the loss is up tenfold while the weights have at least doubled, for `SLOW_PERSISTENCE` steps."""
 SLOW_PERSISTENCE = 10
@@ -33,17 +39,30 @@ class Divergence(Detector):
 
     id = "loss_divergence"
     verdict = "exploding"
-    remembered = ("reach_left", "peak_ratio", "running", "slow_running", "initial_weight", "reference", "calm")
+    remembered = (
+        "reach_left",
+        "weak_reach_left",
+        "peak_ratio",
+        "running",
+        "slow_running",
+        "initial_weight",
+        "reference",
+        "calm",
+        "blow_up",
+    )
 
     def __init__(self) -> None:
         super().__init__()
         self.reach_left = 0
+        self.weak_reach_left = 0
         self.peak_ratio = 0.0
         self.running = 0
         self.slow_running = 0
         self.initial_weight = float("nan")
         self.reference = float("nan")
         self.calm = 0
+        self.blow_up: dict[str, float] | None = None
+        """The last blow-up that was no verdict by itself: its step, evidence, and the loss after it."""
 
     def observe(self, moment: Moment) -> None:
         """Compare the loss with its reference and the update with the weights."""
@@ -51,26 +70,52 @@ class Divergence(Detector):
         if np.isnan(moment.excess) or moment.skipped:
             return
         reached = self.reach_left > 0
-        self.running = self.running + 1 if moment.excess >= LOSS_FACTOR else 0
+        self.running = self.running + 1 if moment.excess >= BLOW_UP else 0
         weight_growth = moment.weight / self.initial_weight if self.initial_weight > 0 else float("nan")
         if not np.isnan(weight_growth) or moment.row is None:
-            is_slow = moment.progress.rise >= LOSS_FACTOR and (moment.row is None or weight_growth >= WEIGHT_GROWTH)
+            is_slow = moment.progress.rise >= BLOW_UP and (moment.row is None or weight_growth >= WEIGHT_GROWTH)
             self.slow_running = self.slow_running + 1 if is_slow and not moment.is_multi_stream else 0
         is_enough = self.running >= 2 or moment.excess >= SUDDEN_FACTOR or self.peak_ratio >= REPLACED_RATIO
         sudden = reached and self.running >= 1 and is_enough
         slow = self.slow_running >= SLOW_PERSISTENCE and bool(np.isfinite(self.initial_weight))
+        if self.running and self.weak_reach_left:
+            self.blow_up = {
+                "step": moment.step,
+                "count": moment.progress.count,
+                **self._evidence(moment, weight_growth),
+            }
         if sudden or slow:
             if not self.is_open:
-                self.reference = max(moment.progress.start, moment.progress.slow)
+                self.reference = moment.reference
             self.open(moment.step, "critical", moment.layers_by_growth(), self._evidence(moment, weight_growth))
             self.signal = 0.95
             self.calm = 0
         elif self.is_open:
             self._watch_recovery(moment)
+        elif self.blow_up is not None:
+            self._watch_aftermath(moment, self.blow_up)
+
+    def _watch_aftermath(self, moment: Moment, blow_up: dict[str, float]) -> None:
+        """A single large loss is forgiven unless the training never goes anywhere again."""
+        since = moment.progress.count - blow_up["count"]
+        if since == RECOVERED_STEPS:
+            blow_up["level"] = moment.progress.fast
+        if since < NEVER_RECOVERED_STEPS or "level" not in blow_up or not moment.is_stuck:
+            return
+        fall = (blow_up["level"] - moment.progress.fast) / max(abs(blow_up["level"]), 1e-30)
+        if fall >= NEVER_RECOVERED_FALL:
+            self.blow_up = None
+            return
+        evidence = {name: value for name, value in blow_up.items() if name not in ("step", "count", "level")}
+        layers = self.episode.layers if self.episode else []
+        self.open(moment.step, "critical", layers, evidence, since=int(blow_up["step"]))
+        self.reference = blow_up["level"]
+        self.signal = 0.8
 
     def _remember_reach(self, moment: Moment) -> None:
         if moment.row is None:
             self.reach_left = max(0, self.reach_left - 1)
+            self.weak_reach_left = max(0, self.weak_reach_left - 1)
             return
         if np.isnan(self.initial_weight) and np.isfinite(moment.weight):
             self.initial_weight = moment.weight
@@ -79,13 +124,13 @@ class Divergence(Detector):
             growth = moment.depth.growth[moment.row]
             known = growth[np.isfinite(growth)]
             reach = known.size > 0 and float(np.median(known)) >= GRADIENT_DECADES
-        if reach:
-            self.reach_left = REACH_MEMORY
+        self.reach_left = REACH_MEMORY if reach else max(0, self.reach_left - 1)
+        is_weak_reach = reach or moment.ratio >= WEAK_REACH_RATIO
+        self.weak_reach_left = REACH_MEMORY if is_weak_reach else max(0, self.weak_reach_left - 1)
+        if is_weak_reach:
             self.peak_ratio = max(self.peak_ratio, moment.ratio)
-        else:
-            self.reach_left = max(0, self.reach_left - 1)
-            if self.reach_left == 0 and not self.is_open:
-                self.peak_ratio = 0.0
+        elif self.weak_reach_left == 0 and not self.is_open:
+            self.peak_ratio = 0.0
 
     def _watch_recovery(self, moment: Moment) -> None:
         """Recovered means below the old reference for a while, still moving down, with living gradients."""
@@ -108,7 +153,7 @@ class Divergence(Detector):
         """Give the factor of the loss and the size of the updates."""
         evidence = episode.evidence
         text = f"The loss is {evidence['loss_over_reference']:.3g} times its reference"
-        if evidence["update_to_weight"] >= REACH_RATIO:
+        if evidence["update_to_weight"] >= WEAK_REACH_RATIO:
             ratio = evidence["update_to_weight"]
             text += f" after updates of {ratio:.2g} times the weights themselves (healthy: about 0.001)"
         elif evidence.get("weight_growth", 1.0) >= WEIGHT_GROWTH:

@@ -12,8 +12,12 @@ GROWTH_DECADES = 1.0
 """Median growth of the layers above their own baselines that is worth a finding (an order of magnitude)."""
 REACH_RATIO = 0.3
 """Network-wide update over weight from which growing gradients are about to destroy the weights."""
+OVERWRITE_RATIO = 1.0
+"""An update as large as the weights, by gradients that have grown, needs no persistence: it rewrites the network."""
 PERSISTENCE = 3
 """Sampled steps running; a spike of one or two batches is not growth."""
+CALM_STEPS = 20
+"""Sampled steps below the threshold, with the loss back, after which a verdict is taken back."""
 LOSS_RISES = 2.0
 """Factor over its reference by which the loss must have risen along, where there is one."""
 
@@ -27,7 +31,7 @@ class GrowthInTime(Detector):
 
     id = "growth_in_time"
     verdict = "exploding"
-    remembered = ("running", "since", "start_level", "reaching")
+    remembered = ("running", "since", "start_level", "reaching", "calm")
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,6 +39,7 @@ class GrowthInTime(Detector):
         self.since = 0
         self.start_level = 0.0
         self.reaching = 0
+        self.calm = 0
 
     def observe(self, moment: Moment) -> None:
         """Compare each layer with its own past."""
@@ -45,18 +50,24 @@ class GrowthInTime(Detector):
         typical = float(np.median(known)) if known.size else 0.0
         if typical < GROWTH_DECADES:
             self.running = self.reaching = 0
-            self.close(moment.step)
+            is_back = np.isnan(moment.excess) or moment.excess < LOSS_RISES
+            self.calm = self.calm + 1 if is_back else 0
+            if not self.signal or self.calm >= CALM_STEPS:
+                self.close(moment.step)
             return
+        self.calm = 0
         if self.running == 0:
             self.since, self.start_level = moment.step, typical
         self.running += 1
         rises = np.isnan(moment.excess) or moment.excess >= LOSS_RISES
         self.reaching = self.reaching + 1 if moment.ratio >= REACH_RATIO and rises else 0
-        if self.running >= PERSISTENCE:
+        if self.running >= PERSISTENCE or self.reaching:
             factor = 10 ** ((typical - self.start_level) / max(1, moment.step - self.since))
             evidence = {"growth_decades": typical, "growth_per_step": float(factor), "update_to_weight": moment.ratio}
             self.open(moment.step, "warning", moment.layers_by_growth(), evidence, since=self.since)
-        self.signal = 0.8 if self.reaching >= PERSISTENCE else 0.0
+        overwrites = moment.ratio >= OVERWRITE_RATIO and rises
+        if self.reaching >= PERSISTENCE or overwrites:
+            self.signal = 0.8
 
     def explain(self, episode: Episode, names: Sequence[str]) -> str:
         """Give the growth against the baseline."""
