@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
+from pydantic import TypeAdapter
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
@@ -18,7 +19,7 @@ FILES_PATH = "/docs/files"
 
 
 def add_documentation(app: FastAPI) -> None:
-    """Serve `/docs`, and describe errors in `/openapi.json` as the problems that they are."""
+    """Serve `/docs`, and describe problems in `/openapi.json`."""
     folder = Path(str(files("fastapi_offline") / "static"))
 
     async def docs(_request: Request) -> Response:
@@ -37,17 +38,17 @@ def add_documentation(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            _give_errors_their_media_type(described())
+            described()["components"]["schemas"].update(_problem_schemas())
         return described()
 
     app.openapi = openapi  # type: ignore[method-assign] # FastAPI's documented way to extend it
 
 
-def _give_errors_their_media_type(schema: dict[str, Any]) -> None:
-    """FastAPI documents a `model` under the route's own media type; a problem has one of its own."""
-    for operations in schema["paths"].values():
-        for operation in operations.values():
-            for status, response in operation["responses"].items():
-                content = response.get("content", {})
-                if int(status) >= 400 and wire.JSON_MEDIA_TYPE in content:
-                    content.setdefault(wire.PROBLEM_MEDIA_TYPE, {}).update(content.pop(wire.JSON_MEDIA_TYPE))
+def _problem_schemas() -> dict[str, Any]:
+    """Return what `errors.documented` refers to.
+
+    As a `model` of every error of every route, the same schema would be built a hundred times, and under the wrong
+    media type.
+    """
+    problem = TypeAdapter(wire.Problem).json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
+    return {**problem.pop("$defs"), "Problem": problem}

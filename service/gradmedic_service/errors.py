@@ -22,9 +22,12 @@ One idea: a class carries its status and code, an instance says what happened. `
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 from gradmedic import wire
+
+PROBLEM_REFERENCE = "#/components/schemas/Problem"
 
 MAX_REPORTED_FIELDS = 20
 """Bad fields named in one answer; a block of a million bad values must not make a gigabyte of text."""
@@ -207,7 +210,7 @@ def documented(*classes: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
             error_code=cls.error_code,
             request_id="0199b7f0c8d27a31",
         )
-        entry = responses.setdefault(cls.status, {"model": wire.Problem, "description": cls.title, "content": {}})
-        examples = entry["content"].setdefault(wire.PROBLEM_MEDIA_TYPE, {"examples": {}})["examples"]
-        examples[cls.error_code] = {"value": {name: getattr(example, name) for name in example.__slots__}}
+        content = {wire.PROBLEM_MEDIA_TYPE: {"schema": {"$ref": PROBLEM_REFERENCE}, "examples": {}}}
+        entry = responses.setdefault(cls.status, {"description": cls.title, "content": content})
+        entry["content"][wire.PROBLEM_MEDIA_TYPE]["examples"][cls.error_code] = {"value": asdict(example)}
     return responses

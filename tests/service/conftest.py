@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import httpx2
 import pytest
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from gradmedic_service.app import create_app
@@ -27,18 +28,27 @@ def settings(database_url: str) -> Settings:
     return Settings(database_url=database_url, database_timeout=10)
 
 
+@pytest.fixture(scope="session")
+def session_app(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
+    """The service, put together once: that takes longer than most tests."""
+    return create_app(Settings(database_url=f"sqlite:///{tmp_path_factory.mktemp('app')}/unused.db"))
+
+
 @pytest.fixture
-def client(settings: Settings) -> Iterator[TestClient]:
+def client(session_app: FastAPI, database: Database) -> Iterator[TestClient]:
     """The service on each database in turn."""
-    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+    session_app.state.database = database
+    with TestClient(session_app, raise_server_exceptions=False) as client:
         yield client
 
 
 @pytest.fixture
-def sqlite_client(sqlite_url: str) -> Iterator[TestClient]:
+def sqlite_client(session_app: FastAPI, sqlite_url: str) -> Iterator[TestClient]:
     """The service on SQLite, for what does not depend on the database."""
-    with TestClient(create_app(Settings(database_url=sqlite_url)), raise_server_exceptions=False) as client:
+    database = session_app.state.database = Database(Settings(database_url=sqlite_url))
+    with TestClient(session_app, raise_server_exceptions=False) as client:
         yield client
+    database.close()
 
 
 @pytest.fixture

@@ -1,0 +1,293 @@
+"""Appending steps, exactly once, on both databases."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import math
+import threading
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import numpy as np
+import pytest
+import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import func, select, update
+from starlette.testclient import TestClient
+
+from gradmedic import wire
+from gradmedic_service.app import create_app
+from gradmedic_service.db import Database
+from gradmedic_service.models import Run, TelemetryChunk
+from gradmedic_service.settings import Settings
+from gradmedic_service.telemetry.service import FULL_CHUNK_STEPS, MAX_TAIL_CHUNKS
+
+BLOCK = {"steps": [0, 1], "loss": [1.0, 0.5], "statistics": {"grad_norm": [[1.0, 2.0], [3.0, None]]}}
+
+
+def steps_of(first: int, count: int) -> dict[str, Any]:
+    """A block of one statistic and two layers in which every value names its step."""
+    steps = list(range(first, first + count))
+    return {
+        "steps": steps,
+        "loss": [step * 1.0 for step in steps],
+        "statistics": {"grad_norm": [[s, -s] for s in steps]},
+    }
+
+
+def series(client: TestClient, run: str, *names: str, **parameters: Any) -> dict[str, Any]:
+    response = client.get(f"{run}/steps", params={"statistic": names, "max_points": 10_000, **parameters})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def chunk_lengths(database: Database, run: str) -> list[int]:
+    with database.reading() as session:
+        chunks = select(TelemetryChunk.step_count).where(TelemetryChunk.run_id == UUID(run.rpartition("/")[2]))
+        return list(session.scalars(chunks.order_by(TelemetryChunk.first_step)))
+
+
+def test_append_and_read_back(client: TestClient, create_run: Any) -> None:
+    """Appended steps are acknowledged and come back as they were, absence included."""
+    run = create_run(client)
+    response = client.post(f"{run}/steps", json=BLOCK)
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "application/json"
+    answer = response.json()
+    assert (answer["accepted"], answer["ignored"], answer["last_step"]) == (2, 0, 1)
+    assert (answer["generation"], answer["revision"], answer["stop"]) == (0, 2, False)
+    stored = client.get(run).json()
+    assert (stored["last_step"], stored["revision"]) == (1, 2)
+    answer = series(client, run, "grad_norm", "loss")
+    assert answer["first_step"] == answer["last_step"] == [0, 1]
+    by_layer = {(one["statistic"], one["layer"]): one for one in answer["series"]}
+    assert by_layer["grad_norm", "layer0"]["mean"] == [1.0, 3.0]
+    assert by_layer["grad_norm", "layer1"]["mean"] == [2.0, None]
+    assert by_layer["grad_norm", "layer1"]["count"] == [1, 0]
+    assert by_layer["loss", None]["mean"] == [1.0, 0.5]
+
+
+def test_resending_is_ignored(client: TestClient, create_run: Any) -> None:
+    """Sent again, a block is counted as ignored and changes nothing; overlapping, only its new steps are stored."""
+    run = create_run(client)
+    client.post(f"{run}/steps", json=steps_of(0, 5))
+    before = client.get(run).json()
+    again = client.post(f"{run}/steps", json=steps_of(0, 5)).json()
+    assert (again["accepted"], again["ignored"], again["revision"]) == (0, 5, before["revision"])
+    assert client.get(run).json() == before
+    overlapping = client.post(f"{run}/steps", json=steps_of(3, 5)).json()
+    assert (overlapping["accepted"], overlapping["ignored"], overlapping["last_step"]) == (3, 2, 7)
+    assert series(client, run, "loss")["series"][0]["mean"] == [float(step) for step in range(8)]
+
+
+def test_both_forms_and_encodings_store_the_same(client: TestClient, create_run: Any) -> None:
+    """JSON and msgpack, plain, gzip and zstd: the stored series are the same."""
+    values = np.float32([[1, 7], [np.nan, np.inf], [0, 3]])
+    as_json = msgspec.json.encode(
+        {
+            "steps": [0, 1, 2],
+            "loss": [1, "NaN", None],
+            "statistics": {"grad_norm": [[1, 7], ["NaN", "Infinity"], [None, 3]]},
+        }
+    )
+    as_msgpack = msgspec.msgpack.encode(
+        {
+            "steps": [0, 1, 2],
+            "loss": [1.0, math.nan, None],
+            "statistics": {"grad_norm": values.tobytes()},
+            "present": np.packbits([1, 1, 1, 1, 0, 1], bitorder="little").tobytes(),
+        }
+    )
+    encodings = {"": bytes, "gzip": gzip.compress, "zstd": zstandard.compress}
+    answers = []
+    for (media_type, body), (encoding, pack) in itertools.product(
+        [(wire.JSON_MEDIA_TYPE, as_json), (wire.MSGPACK_MEDIA_TYPE, as_msgpack)], encodings.items()
+    ):
+        run = create_run(client)
+        headers = {"Content-Type": media_type} | ({"Content-Encoding": encoding} if encoding else {})
+        response = client.post(f"{run}/steps", content=pack(body), headers=headers)
+        assert response.status_code == 200, response.text
+        answers.append(series(client, run, "grad_norm", "loss")["series"])
+    assert all(answer == answers[0] for answer in answers)
+
+
+def test_bad_blocks_change_nothing(client: TestClient, create_run: Any) -> None:
+    """A block that does not fit the run is refused by the name of its field; the run and its steps are as before."""
+    run = create_run(client)
+    client.post(f"{run}/steps", json=BLOCK)
+    before = client.get(run).json()
+    for content, path in (
+        ({"steps": [2], "statistics": {"grad_norm": [[1]]}}, "statistics.grad_norm"),
+        ({"steps": [2], "statistics": {"weight_norm": [[1, 2]]}}, "statistics.weight_norm"),
+        ({"steps": [2], "sampled": [True]}, "statistics.grad_norm"),
+        ({"steps": [2, 2]}, "steps[1]"),
+        ({"steps": [2], "colour": 1}, "colour"),
+    ):
+        response = client.post(f"{run}/steps", json=content)
+        assert response.status_code == 422
+        assert path in [error["path"] for error in response.json()["errors"]]
+    assert client.get(run).json() == before
+    assert series(client, run, "loss")["first_step"] == [0, 1]
+
+
+def test_generations(client: TestClient, create_run: Any, database: Database) -> None:
+    """Only a block of the run's own generation is taken; one without a generation means the current one."""
+    run = create_run(client)
+    with database.writing() as session:
+        session.execute(update(Run).values(generation=2))
+    for generation, status, code in ((1, 409, "stale_generation"), (3, 409, "unknown_generation"), (2, 200, None)):
+        response = client.post(f"{run}/steps", json={**BLOCK, "generation": generation})
+        assert (response.status_code, response.json().get("error_code")) == (status, code)
+    assert client.post(f"{run}/steps", json=steps_of(2, 1)).json()["generation"] == 2
+
+
+def test_layers_may_be_added_between_blocks(client: TestClient, create_run: Any) -> None:
+    """A block made before layers were added is still taken after; the new layers are absent in it."""
+    run = create_run(client, layers=1)
+    client.post(f"{run}/steps", json={"steps": [0], "statistics": {"grad_norm": [[1]]}})
+    client.patch(run, json={"append_layers": [{"name": "new1"}, {"name": "new2"}]})
+    for steps, row, status in (([1], [2], 200), ([2], [3, 4], 422), ([2], [3, 4, 5], 200)):
+        response = client.post(f"{run}/steps", json={"steps": steps, "statistics": {"grad_norm": [row]}})
+        assert response.status_code == status, response.text
+    means = [one["mean"] for one in series(client, run, "grad_norm")["series"]]
+    assert means == [[1, 2, 3], [None, None, 4], [None, None, 5]]
+
+
+def test_too_many_metric_names(client: TestClient, create_run: Any) -> None:
+    """A run whose script makes up names of metrics is stopped before its row grows without bound."""
+    run = create_run(client)
+    for block in range(5):
+        metrics = {f"m{block}.{index}": [1.0] for index in range(250)}
+        response = client.post(f"{run}/steps", json={"steps": [block], "metrics": metrics})
+        assert response.status_code == (200 if block < 4 else 422)
+    assert "at most 1000" in response.json()["detail"]
+
+
+def test_an_explosion_alerts_once(client: TestClient, create_run: Any) -> None:
+    """The block that makes a run explode answers with an alert and the verdict; the next one has no alert."""
+    run = create_run(client)
+    for step in range(40):
+        client.post(f"{run}/steps", json={"steps": [step], "loss": [1.0], "statistics": {"grad_norm": [[1, 1]]}})
+    block = {"steps": [40], "loss": ["NaN"], "statistics": {"grad_norm": [["NaN", "NaN"]]}}
+    answer = client.post(f"{run}/steps", json=block).json()
+    assert answer["verdict"] == "exploding"
+    assert len(answer["alerts"]) == 1
+    assert "xploding" in answer["alerts"][0]
+    following = client.post(f"{run}/steps", json={**block, "steps": [41]}).json()
+    assert (following["verdict"], following["alerts"]) == ("exploding", [])
+    history = client.get(f"{run}/diagnosis/history").json()["items"]
+    assert history[-1]["verdict"] == "exploding"
+    assert history[-1]["step"] == 40
+    assert client.get("/api/v1/runs?verdict=exploding").json()["items"][0]["id"] in run
+
+
+def test_single_steps_fold_together(client: TestClient, create_run: Any, database: Database) -> None:
+    """Steps sent one by one make few chunks: full ones, then a tail that shrinks by halves; nothing is lost."""
+    run = create_run(client)
+    for step in range(150):
+        assert client.post(f"{run}/steps", json=steps_of(step, 1)).status_code == 200
+        lengths = chunk_lengths(database, run)
+        tail = [length for length in lengths if length < FULL_CHUNK_STEPS]
+        assert sum(lengths) == step + 1
+        assert tail == sorted(tail, reverse=True)
+        assert len(tail) <= MAX_TAIL_CHUNKS
+        assert all(length >= FULL_CHUNK_STEPS for length in lengths[: len(lengths) - len(tail)])
+    assert series(client, run, "loss")["series"][0]["mean"] == [float(step) for step in range(150)]
+
+
+def test_full_blocks_are_written_once(client: TestClient, create_run: Any, database: Database) -> None:
+    """Blocks as long as a full chunk are never rewritten."""
+    run = create_run(client)
+    for block in range(4):
+        client.post(f"{run}/steps", json=steps_of(block * FULL_CHUNK_STEPS, FULL_CHUNK_STEPS))
+    assert chunk_lengths(database, run) == [FULL_CHUNK_STEPS] * 4
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 70)), min_size=1, max_size=8))
+def test_any_order_of_blocks_stores_each_step_once(
+    sqlite_client: TestClient, create_run: Any, blocks: list[tuple[int, int]]
+) -> None:
+    """However blocks overlap, repeat or leave gaps, what is stored are the steps that grew the run, each once."""
+    run = create_run(sqlite_client)
+    expected: list[int] = []
+    for first, count in blocks:
+        answer = sqlite_client.post(f"{run}/steps", json=steps_of(first, count)).json()
+        new = [step for step in range(first, first + count) if not expected or step > expected[-1]]
+        assert (answer["accepted"], answer["ignored"]) == (len(new), count - len(new))
+        expected += new
+    answer = series(sqlite_client, run, "loss", "grad_norm", layer="layer1")
+    assert answer["first_step"] == expected
+    assert [one["mean"] for one in answer["series"]] == [[-s for s in expected], [float(s) for s in expected]]
+
+
+def test_two_writers_stay_exact(client: TestClient, create_run: Any, settings: Settings) -> None:
+    """Two replicas that append overlapping blocks to one run at once store each step once, and lose none."""
+    run = create_run(client)
+    total, answers = 60, []
+
+    def write(replica: TestClient, sizes: list[int]) -> None:
+        first = 0
+        for size in itertools.cycle(sizes):
+            if first >= total:
+                return
+            response = replica.post(f"{run}/steps", json=steps_of(first, size))
+            assert response.status_code == 200, response.text
+            answers.append(response.json())
+            first += size
+
+    with TestClient(create_app(settings)) as other:
+        writers = [
+            threading.Thread(target=write, args=(client, [1, 3])),
+            threading.Thread(target=write, args=(other, [2, 4])),
+        ]
+        for writer in writers:
+            writer.start()
+        for writer in writers:
+            writer.join()
+    stored = series(client, run, "loss")
+    assert stored["first_step"] == list(range(len(stored["first_step"])))
+    assert sum(answer["accepted"] for answer in answers) == len(stored["first_step"]) >= total
+    assert client.get(run).json()["revision"] == 1 + sum(answer["accepted"] > 0 for answer in answers)
+
+
+def test_runs_are_written_in_parallel(client: TestClient, create_run: Any, settings: Settings) -> None:
+    """Appends to different runs do not disturb each other."""
+    runs = [create_run(client) for _ in range(4)]
+
+    def write(run: str) -> None:
+        for block in range(10):
+            assert client.post(f"{run}/steps", json=steps_of(block * 3, 3)).status_code == 200
+
+    writers = [threading.Thread(target=write, args=(run,)) for run in runs]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    for run in runs:
+        assert series(client, run, "loss")["first_step"] == list(range(30))
+
+
+def test_a_failed_append_leaves_nothing(
+    client: TestClient, create_run: Any, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where storing the chunk fails, neither the run nor its diagnosis has moved, and the answer is a 500 problem."""
+    run = create_run(client)
+    client.post(f"{run}/steps", json=steps_of(0, 2))
+    before = client.get(run).json()
+
+    def fail(*_arguments: object) -> bytes:
+        raise RuntimeError("no more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gradmedic_service.telemetry.service.encode", fail)
+        response = client.post(f"{run}/steps", json=steps_of(2, 2))
+    assert (response.status_code, response.json()["error_code"]) == (500, "internal_error")
+    assert "no more" not in response.text
+    assert client.get(run).json() == before
+    assert client.post(f"{run}/steps", json=steps_of(2, 2)).json()["accepted"] == 2
+    with database.reading() as session:
+        assert session.scalar(select(func.sum(TelemetryChunk.step_count))) == 4

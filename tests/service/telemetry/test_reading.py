@@ -1,0 +1,196 @@
+"""Series and diagnoses as they are read back."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from gradmedic import wire
+from gradmedic_service.diagnosis import Diagnostician, LayerFacts
+from gradmedic_service.ids import new_id
+from gradmedic_service.settings import Settings
+from gradmedic_service.telemetry.decoding import decode_block
+
+
+def fill(client: TestClient, run: str, steps: list[int], values: np.ndarray[Any, Any]) -> None:
+    """Append in blocks of seven steps; `values[step, layer]`, NaN and infinities included."""
+    named = np.where(np.isnan(values), "NaN", np.where(np.isinf(values), "Infinity", values.astype(str)))
+    for start in range(0, len(steps), 7):
+        part = slice(start, start + 7)
+        rows = [[float(text) if math.isfinite(float(text)) else text for text in row] for row in named[part]]
+        losses = [float(step) for step in steps[part]]
+        body = {"steps": steps[part], "loss": losses, "statistics": {"grad_norm": rows}, "metrics": {"acc": losses}}
+        assert client.post(f"{run}/steps", json=body).status_code == 200
+
+
+def read(client: TestClient, run: str, **parameters: Any) -> dict[str, Any]:
+    response = client.get(f"{run}/steps", params=parameters)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+@pytest.mark.parametrize("max_points", [1, 3, 10, 100, 1000])
+def test_buckets_against_a_plain_loop(client: TestClient, create_run: Any, max_points: int) -> None:
+    """Minimum, mean, maximum and counts of every bucket are those that a plain loop finds over the same steps."""
+    random = np.random.default_rng(1)
+    steps = sorted(random.choice(300, size=90, replace=False).tolist())
+    values = random.normal(size=(90, 3)).round(3)
+    values[random.random(values.shape) < 0.1] = np.nan
+    values[random.random(values.shape) < 0.1] = np.inf
+    run = create_run(client, layers=3)
+    fill(client, run, steps, values)
+    answer = read(client, run, statistic="grad_norm", max_points=max_points)
+    assert 1 <= len(answer["first_step"]) <= max_points
+    if max_points == 1000:
+        assert answer["first_step"] == steps
+    covered: list[int] = []
+    for bucket, (first, last) in enumerate(zip(answer["first_step"], answer["last_step"], strict=True)):
+        inside = [index for index, step in enumerate(steps) if first <= step <= last]
+        covered += inside
+        for layer, one in enumerate(answer["series"]):
+            column = values[inside, layer].astype(np.float32).astype(np.float64)
+            finite = column[np.isfinite(column)]
+            assert one["count"][bucket] == len(column)
+            assert one["nonfinite"][bucket] == len(column) - len(finite)
+            if len(finite):
+                found = [one[name][bucket] for name in ("min", "mean", "max")]
+                assert found == pytest.approx([finite.min(), finite.mean(), finite.max()], rel=1e-12)
+            else:
+                assert one["min"][bucket] is one["mean"][bucket] is one["max"][bucket] is None
+    assert covered == list(range(90))
+
+
+def test_a_single_nan_among_many_steps_is_counted(client: TestClient, create_run: Any) -> None:
+    """A NaN is never averaged away, however coarse the buckets."""
+    values = np.ones((140, 1))
+    values[77] = np.nan
+    run = create_run(client, layers=1)
+    fill(client, run, list(range(140)), values)
+    one = read(client, run, statistic="grad_norm", max_points=1)["series"][0]
+    assert (one["count"], one["nonfinite"], one["mean"]) == ([140], [1], [1.0])
+
+
+def test_ranges_layers_and_names(client: TestClient, create_run: Any) -> None:
+    """A range of steps is inclusive; layers and names come in the order asked for, each once."""
+    run = create_run(client, layers=3)
+    fill(client, run, list(range(30)), np.arange(90.0).reshape(30, 3))
+    answer = read(
+        client, run, statistic=["acc", "grad_norm", "acc", "loss"], layer=["layer2", "layer0"], from_step=5, to_step=8
+    )
+    assert answer["first_step"] == [5, 6, 7, 8]
+    names = [(one["statistic"], one["layer"]) for one in answer["series"]]
+    assert names == [("grad_norm", "layer2"), ("grad_norm", "layer0"), ("acc", None), ("loss", None)]
+    assert answer["series"][0]["mean"] == [17, 20, 23, 26]
+    assert answer["series"][2]["mean"] == [5, 6, 7, 8]
+
+
+def test_nothing_to_read(client: TestClient, create_run: Any) -> None:
+    """Without steps, or with none in the range, the answer has no buckets and is no error."""
+    run = create_run(client, layers=1)
+    assert read(client, run, statistic="loss")["first_step"] == []
+    fill(client, run, [5, 6], np.ones((2, 1)))
+    for parameters in ({"from_step": 7}, {"to_step": 4}):
+        answer = read(client, run, statistic=["loss", "grad_norm"], **parameters)
+        assert answer["first_step"] == []
+        assert [one["mean"] for one in answer["series"]] == [[], []]
+
+
+def test_the_largest_numbers_have_a_mean(client: TestClient, create_run: Any) -> None:
+    """Losses whose sum is beyond any number still have a finite mean between them."""
+    run = create_run(client, layers=1)
+    body = {"steps": [0, 1], "loss": [1.7e308, 1.6e308]}
+    assert client.post(f"{run}/steps", json=body).status_code == 200
+    one = read(client, run, statistic="loss", max_points=1)["series"][0]
+    assert 1.6e308 <= one["mean"][0] <= 1.7e308
+
+
+@pytest.mark.parametrize(
+    ("parameters", "path", "words"),
+    [
+        ({}, "statistic", "required"),
+        ({"statistic": "grad_nrm"}, "statistic[0]", "is none of the run's: grad_norm, loss"),
+        ({"statistic": ["loss", "weight_norm"]}, "statistic[1]", "none of the run's"),
+        ({"statistic": "grad_norm", "layer": ["layer0", "x"]}, "layer[1]", "not a layer"),
+        ({"statistic": "loss", "max_points": 0}, "max_points", "from 1 to 10000"),
+        ({"statistic": "loss", "max_points": 10_001}, "max_points", "from 1 to 10000"),
+        ({"statistic": "loss", "from_step": -1}, "from_step", "0"),
+        ({"statistic": "loss", "from_step": 5, "to_step": 4}, "to_step", "before"),
+        ({"statistic": "loss", "to_step": 2**80}, "to_step", ""),
+        ({"statistic": "loss", "from_step": "x"}, "from_step", "integer"),
+    ],
+)
+def test_bad_queries_are_named(
+    client: TestClient, create_run: Any, parameters: dict[str, Any], path: str, words: str
+) -> None:
+    """A parameter that cannot be is named, with what it may be."""
+    run = create_run(client)
+    response = client.get(f"{run}/steps", params=parameters)
+    assert response.status_code == 422, response.text
+    assert words in {error["path"]: error["message"] for error in response.json()["errors"]}[path]
+
+
+def test_an_answer_has_a_bound(client: TestClient, create_run: Any) -> None:
+    """More series and buckets than an answer can hold are refused, with how many buckets there may be."""
+    run = create_run(client, layers=200)
+    response = client.get(f"{run}/steps", params={"statistic": "grad_norm", "max_points": 10_000})
+    assert response.status_code == 422
+    assert "200 series allow 5000" in response.json()["detail"]
+
+
+def test_diagnosis_is_the_diagnosticians(client: TestClient, create_run: Any) -> None:
+    """What is answered after many requests is what one diagnostician says that saw the same steps at once."""
+    run = create_run(client, layers=3)
+    growth = 1.3 ** np.maximum(0, np.arange(120) - 40)
+    values = np.ones((120, 3)) * growth[:, None]
+    fill(client, run, list(range(120)), values)
+    answer = client.get(f"{run}/diagnosis").json()
+    body = {"steps": list(range(120)), "loss": list(range(120)), "statistics": {"grad_norm": values.tolist()}}
+    received = decode_block(json.dumps(body).encode(), wire.JSON_MEDIA_TYPE, Settings().limits())
+    layers = [LayerFacts(name=f"layer{index}") for index in range(3)]
+    expected = Diagnostician(layers).update(received.fit(["grad_norm"], [3]))
+    assert (answer["run_id"] in run, answer["step"]) == (True, 119)
+    assert (answer["verdict"], answer["since_step"]) == (expected.verdict, expected.since_step)
+    assert [f["detector"] for f in answer["findings"]] == [f.detector for f in expected.findings]
+    assert [f["class"] for f in answer["findings"]] == [f.class_ for f in expected.findings]
+    assert [a["remedy"]["id"] for a in answer["advice"]] == [a.remedy.id for a in expected.advice]
+
+
+def test_at_step_is_what_was_said_then(client: TestClient, create_run: Any) -> None:
+    """The diagnosis at an earlier step is what was answered when that step was the last one."""
+    run = create_run(client, layers=2)
+    then: dict[int, Any] = {}
+    for first in range(0, 60, 5):
+        steps = list(range(first, first + 5))
+        rows = [[2.0 ** max(0, step - 30), 1.0] for step in steps]
+        body = {"steps": steps, "loss": [1.0] * 5, "statistics": {"grad_norm": rows}}
+        client.post(f"{run}/steps", json=body)
+        then[steps[-1]] = client.get(f"{run}/diagnosis").json()
+    for step, said in then.items():
+        replayed = client.get(f"{run}/diagnosis", params={"at_step": step}).json()
+        assert (replayed["step"], replayed["verdict"], replayed["since_step"]) == (
+            said["step"],
+            said["verdict"],
+            said["since_step"],
+        )
+        assert [f["layers"] for f in replayed["findings"]] == [f["layers"] for f in said["findings"]]
+
+
+def test_before_the_first_step_nothing_is_known(client: TestClient, create_run: Any) -> None:
+    """A run without steps, or before its first, is undetermined as of no step."""
+    run = create_run(client)
+    for parameters in ({}, {"at_step": 3}):
+        answer = client.get(f"{run}/diagnosis", params=parameters).json()
+        assert (answer["step"], answer["verdict"], answer["since_step"]) == (None, "undetermined", None)
+    client.post(f"{run}/steps", json={"steps": [5], "loss": [1]})
+    assert client.get(f"{run}/diagnosis", params={"at_step": 4}).json()["step"] is None
+
+
+def test_bad_at_step_is_named(client: TestClient) -> None:
+    """A negative step is refused."""
+    response = client.get(f"/api/v1/runs/{new_id()}/diagnosis", params={"at_step": -1})
+    assert response.json()["errors"][0]["path"] == "at_step"
