@@ -7,10 +7,9 @@ state is O(layers) and serializes to bytes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from gradmedic_service.diagnosis.advice import advise
 from gradmedic_service.diagnosis.block import Block
@@ -52,6 +51,7 @@ class Diagnostician:
         self._averages.grow(len(self._layers))
         self._streams: dict[str, LossProgress] = {}
         """Losses by the group of layers that was present; alternating optimizers have a stream each."""
+        self._stream_names: dict[bytes, str] = {}
         self._stream_key = ""
         self._detectors: list[Detector] = [detector() for detector in ALL]
         self._history = RunHistory()
@@ -82,27 +82,30 @@ class Diagnostician:
 
     def _walk(self, block: Block, measurements: Measurements, depth: Depth) -> list[VerdictChange]:
         changes: list[VerdictChange] = []
-        loss, rate, clip = (block.series.get(name) for name in ("loss", "learning_rate", "clip_coefficient"))
+        losses, rates, clips = (_numbers(block, name) for name in ("loss", "learning_rate", "clip_coefficient"))
+        rows = _by_row(measurements, depth)
         row = -1
-        for i in range(len(block)):
-            step = int(block.steps[i])
-            is_sampled = bool(block.sampled[i])
+        for i, (step, is_sampled, is_skipped) in enumerate(
+            zip(block.steps.tolist(), block.sampled.tolist(), block.skipped.tolist(), strict=True)
+        ):
             if is_sampled:
                 row += 1
                 self._sampled += 1
                 self._stream_key = self._stream_of(measurements.group[row])
-            progress = self._streams.setdefault(self._stream_key, LossProgress())
-            value = float(loss.values[i]) if loss is not None and loss.present[i] else None
-            excess, reference = np.nan, progress.reference
-            if value is not None:
+            progress = self._streams.get(self._stream_key)
+            if progress is None:
+                progress = self._streams[self._stream_key] = LossProgress()
+            loss = losses[i]
+            excess, reference = math.nan, progress.reference
+            if loss is not None:
                 self._logged += 1
-                if np.isfinite(value):
-                    excess = progress.excess(value)
-                    progress.observe(value)
+                if math.isfinite(loss):
+                    excess = progress.excess(loss)
+                    progress.observe(loss)
             moment = Moment(
                 step=step,
-                skipped=bool(block.skipped[i]),
-                loss=value,
+                skipped=is_skipped,
+                loss=loss,
                 excess=excess,
                 reference=reference,
                 progress=progress,
@@ -111,19 +114,13 @@ class Diagnostician:
                 sampled_count=self._sampled,
                 is_multi_stream=len(self._streams) > 1,
             )
-            if rate is not None and rate.present[i]:
-                moment.learning_rate = float(rate.values[i])
-            if clip is not None and clip.present[i]:
-                moment.clip_coefficient = float(clip.values[i])
+            if (rate := rates[i]) is not None:
+                moment.learning_rate = rate
+            if (clip := clips[i]) is not None:
+                moment.clip_coefficient = clip
             if is_sampled:
                 moment.row, moment.measurements, moment.depth = row, measurements, depth
-                moment.gradient = float(measurements.total_gradient[row])
-                moment.weight = float(measurements.total_weight[row])
-                moment.ratio = float(measurements.update_ratio[row])
-                moment.grip = float(measurements.grip[row])
-                moment.gap = float(depth.gap[row])
-                moment.dead_share = float(depth.dead_share[row])
-                moment.nonfinite = float(measurements.nonfinite[row].sum())
+                moment.read(rows[row])
             for detector in self._detectors:
                 detector.observe(moment)
             change = self._decide(step)
@@ -132,7 +129,9 @@ class Diagnostician:
         return changes
 
     def _stream_of(self, group: bytes) -> str:
-        key = group.hex()
+        key = self._stream_names.get(group)
+        if key is None:
+            key = self._stream_names[group] = group.hex()
         if key in self._streams or len(self._streams) < MAX_GROUPS:
             return key
         return next(iter(self._streams))
@@ -146,11 +145,10 @@ class Diagnostician:
         return VerdictChange(step=step, verdict=verdict, score=self._score(), finding=decider)
 
     def _loudest(self) -> tuple[Verdict, str | None]:
-        for verdict in ("exploding", "vanishing"):
-            speaking = [d for d in self._detectors if d.verdict == verdict and d.signal > 0]
-            if speaking:
-                loudest = max(speaking, key=lambda d: d.signal)
-                return loudest.verdict, loudest.id
+        speaking = [detector for detector in self._detectors if detector.signal > 0]
+        if speaking:
+            loudest = max(speaking, key=lambda d: (d.verdict == "exploding", d.signal))
+            return loudest.verdict, loudest.id
         if max(self._logged, self._sampled) >= ENOUGH:
             return "healthy", None
         return "undetermined", None
@@ -236,3 +234,28 @@ class Diagnostician:
         self._last_step, self._sampled, self._logged = state["last_step"], state["sampled"], state["logged"]
         self._verdict, self._since = state["verdict"], state["since"]
         return self
+
+
+def _numbers(block: Block, name: str) -> list[float | None]:
+    """Return a step series as Python floats, None where the step has none."""
+    series = block.series.get(name)
+    if series is None:
+        return [None] * len(block)
+    pairs = zip(series.values.tolist(), series.present.tolist(), strict=True)
+    return [value if present else None for value, present in pairs]
+
+
+def _by_row(measurements: Measurements, depth: Depth) -> list[tuple[Any, ...]]:
+    """Return the row-wise facts as tuples of Python numbers, in the order in which `Moment.read` takes them."""
+    columns = (
+        measurements.total_gradient,
+        measurements.total_weight,
+        measurements.update_ratio,
+        measurements.grip,
+        measurements.nonfinite_total,
+        measurements.reaches_weights,
+        depth.gap,
+        depth.dead_share,
+        depth.typical_growth,
+    )
+    return list(zip(*(column.tolist() for column in columns), strict=True))

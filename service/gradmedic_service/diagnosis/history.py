@@ -16,6 +16,8 @@ from gradmedic_service.diagnosis.state import Persistent
 
 CALM_WINDOW = 64
 """Gradient norms kept for quantiles: the first ones, then the most recent calm ones in turn."""
+REFRESH = 8
+"""Calm norms after which the level that they are judged against is worked out again."""
 CALM_FACTOR = 10.0
 """A norm beyond this many times the median so far is not calm and does not shape a clipping threshold."""
 
@@ -27,6 +29,8 @@ class RunHistory(Persistent):
     calm_norms: list[float] = field(default_factory=list)
     """Network-wide gradient norms, at most `CALM_WINDOW`."""
     calm_count: int = 0
+    calm_level: float = math.inf
+    """Typical calm norm, as of the last refresh."""
     calm_ratios: list[float] = field(default_factory=list)
     """Network-wide update over weight, beside `calm_norms`."""
     first_ratio: float = math.nan
@@ -71,7 +75,7 @@ class RunHistory(Persistent):
         if not math.isfinite(norm):
             self.overflowed_norms += math.isinf(norm)
             return
-        if self.calm_norms and norm > CALM_FACTOR * self.typical_norm():
+        if norm > CALM_FACTOR * self.calm_level:
             return
         if len(self.calm_norms) < CALM_WINDOW:
             self.calm_norms.append(norm)
@@ -80,6 +84,8 @@ class RunHistory(Persistent):
             self.calm_norms[self.calm_count % CALM_WINDOW] = norm
             self.calm_ratios[self.calm_count % CALM_WINDOW] = ratio
         self.calm_count += 1
+        if self.calm_count <= REFRESH or self.calm_count % REFRESH == 0:
+            self.calm_level = self.typical_norm()
 
     def typical_norm(self) -> float:
         """Return the median calm gradient norm; NaN before the first."""

@@ -105,8 +105,10 @@ class Measurements:
     grip: NDArray[np.float64]
     """Largest product of a layer's gradient and weight norms: what the loss would change by, were the layer to change
     by its own size."""
-    has_weights: bool
-    """Whether weight and update norms are among the run's statistics."""
+    nonfinite_total: NDArray[np.float64]
+    """`[row]` NaN and Inf elements of all gradients."""
+    reaches_weights: NDArray[np.bool_]
+    """`[row]` a weight or an update is non-finite; where no such norms are sent, a gradient is."""
     group: list[bytes]
     """Which layers were present: a key that alternating optimizers (a GAN) differ in."""
 
@@ -139,6 +141,11 @@ def measure(block: Block, architecture: Architecture) -> Measurements:
     total_gradient[~touched] = np.nan
     total_weight[~touched] = np.nan
     update_ratio[~touched] = np.nan
+    nonfinite_total = nonfinite.sum(axis=1)
+    if "weight_norm" in column and "update_norm" in column:
+        reaches = np.logical_or.reduce(present & ~(np.isfinite(weight) & np.isfinite(update)), axis=1)
+    else:
+        reaches = nonfinite_total > 0
     if rows and (present == present[0]).all():
         group = [present[0].tobytes()] * rows
     else:
@@ -154,6 +161,7 @@ def measure(block: Block, architecture: Architecture) -> Measurements:
         total_weight=total_weight,
         update_ratio=update_ratio,
         grip=grip,
-        has_weights="weight_norm" in column and "update_norm" in column,
+        nonfinite_total=nonfinite_total,
+        reaches_weights=reaches,
         group=group,
     )

@@ -39,6 +39,8 @@ class Depth:
     """`[row, layer]` averaged log10 rms."""
     growth: NDArray[np.float64]
     """`[row, layer]` decades of the step's log10 rms above the layer's own baseline; NaN where there is none."""
+    typical_growth: NDArray[np.float64]
+    """`[row]` median growth of the layers that have one; 0 where none has."""
     gap: NDArray[np.float64]
     """`[row]` decades between the strongest weight matrix and the median of the input-side half; NaN below two."""
     dead_share: NDArray[np.float64]
@@ -58,8 +60,6 @@ class NetworkAverages(Persistent):
     seen_nonzero: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     initial_weight: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     weight: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    update_share: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    """Averaged update over weight."""
 
     def grow(self, layers: int) -> None:
         """Make room for layers that were appended to the run."""
@@ -68,56 +68,79 @@ class NetworkAverages(Persistent):
             return
         for name, fill in (
             ("smooth", ZERO_FLOOR),
-            ("baseline", np.nan),
+            ("baseline", 0.0),
             ("zero", 0.0),
             ("seen", 0),
             ("seen_nonzero", 0),
         ):
             old = getattr(self, name)
             setattr(self, name, np.concatenate([old, np.full(missing, fill, dtype=old.dtype)]))
-        for name in ("initial_weight", "weight", "update_share"):
+        for name in ("initial_weight", "weight"):
             setattr(self, name, np.concatenate([getattr(self, name), np.full(missing, np.nan)]))
 
     def advance(self, measurements: Measurements, architecture: Architecture) -> Depth:
         """Take the rows in order and return what depth looked like after each."""
-        rows, layers = measurements.present.shape
-        smooth_rows = np.empty((rows, layers))
-        growth_rows = np.empty((rows, layers))
-        zero_rows = np.empty((rows, layers))
-        known = ~np.isnan(measurements.log_rms)
-        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-            shares = measurements.update_norm / measurements.weight_norm
-            for row in range(rows):
-                log_rms, is_known, present = measurements.log_rms[row], known[row], measurements.present[row]
-                self.seen += present
-                self.seen_nonzero += is_known
-                growth_rows[row] = log_rms - self.baseline
-                first = is_known & np.isnan(self.baseline)
-                if first.any():
-                    self.smooth[first] = self.baseline[first] = log_rms[first]
-                weight = np.where(is_known, np.maximum(1 / SMOOTH_HORIZON, 1 / np.maximum(self.seen_nonzero, 1)), 0.0)
-                value = np.where(is_known, log_rms, 0.0)
-                self.smooth += weight * (value - self.smooth)
-                weight = np.where(is_known, np.maximum(1 / BASELINE_HORIZON, 1 / np.maximum(self.seen_nonzero, 1)), 0.0)
-                clipped = np.minimum(value, self.baseline + BASELINE_OUTLIER)
-                self.baseline = np.where(is_known, self.baseline + weight * (clipped - self.baseline), self.baseline)
-                weight = np.where(present, np.maximum(1 / SMOOTH_HORIZON, 1 / np.maximum(self.seen, 1)), 0.0)
-                self.zero += weight * (measurements.is_zero[row] - self.zero)
-                smooth_rows[row] = self.smooth
-                zero_rows[row] = self.zero
-                share = shares[row]
-                finite = np.isfinite(share)
-                fresh = finite & np.isnan(self.update_share)
-                self.update_share = np.where(fresh, share, self.update_share)
-                self.update_share = np.where(
-                    finite, self.update_share + (share - self.update_share) / SMOOTH_HORIZON, self.update_share
-                )
-                norms = measurements.weight_norm[row]
-                has_weight = present & np.isfinite(norms)
-                self.weight = np.where(has_weight, norms, self.weight)
-                self.initial_weight = np.where(has_weight & np.isnan(self.initial_weight), norms, self.initial_weight)
-        gap, dead_share, weakest = self._along_depth(measurements, architecture, smooth_rows, zero_rows)
-        return Depth(smooth=smooth_rows, growth=growth_rows, gap=gap, dead_share=dead_share, weakest=weakest)
+        smooth, growth, zero = self._average(measurements)
+        self._remember_weights(measurements)
+        gap, dead_share, weakest = self._along_depth(measurements, architecture, smooth, zero)
+        return Depth(
+            smooth=smooth,
+            growth=growth,
+            typical_growth=_median_of_known(growth),
+            gap=gap,
+            dead_share=dead_share,
+            weakest=weakest,
+        )
+
+    def _average(
+        self, measurements: Measurements
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Advance `smooth`, `baseline` and `zero` row by row; return smooth, growth and zero after each row."""
+        known, present = ~np.isnan(measurements.log_rms), measurements.present
+        values = np.where(known, measurements.log_rms, 0.0)
+        counts = self.seen_nonzero + np.cumsum(known, axis=0)
+        first = known & (counts == 1)
+        smooth_weight = np.where(known, np.maximum(1 / SMOOTH_HORIZON, 1 / np.maximum(counts, 1)), 0.0)
+        baseline_weight = np.where(known, np.maximum(1 / BASELINE_HORIZON, 1 / np.maximum(counts, 1)), 0.0)
+        has_first = first.any(axis=1)
+        smooth_rows, growth_rows = np.empty_like(values), np.empty_like(values)
+        smooth, baseline = self.smooth.copy(), self.baseline.copy()
+        for row, value in enumerate(values):
+            np.subtract(value, baseline, out=growth_rows[row])
+            if has_first[row]:
+                smooth[first[row]] = baseline[first[row]] = value[first[row]]
+            smooth += smooth_weight[row] * (value - smooth)
+            baseline += baseline_weight[row] * (np.minimum(value, baseline + BASELINE_OUTLIER) - baseline)
+            smooth_rows[row] = smooth
+        growth_rows[first | ~known] = np.nan
+        self.smooth, self.baseline = smooth, baseline
+        self.seen_nonzero = self.seen_nonzero + known.sum(axis=0)
+
+        counts = self.seen + np.cumsum(present, axis=0)
+        self.seen = self.seen + present.sum(axis=0)
+        zero_rows = np.zeros_like(values)
+        if measurements.is_zero.any() or self.zero.any():
+            zero_weight = np.where(present, np.maximum(1 / SMOOTH_HORIZON, 1 / np.maximum(counts, 1)), 0.0)
+            zero = self.zero.copy()
+            for row, is_zero in enumerate(measurements.is_zero):
+                zero += zero_weight[row] * (is_zero - zero)
+                zero_rows[row] = zero
+            self.zero = zero
+        return smooth_rows, growth_rows, zero_rows
+
+    def _remember_weights(self, measurements: Measurements) -> None:
+        """Keep each layer's first and last finite weight norm."""
+        has_weight = measurements.present & np.isfinite(measurements.weight_norm)
+        if not has_weight.any():
+            return
+        layers = np.flatnonzero(has_weight.any(axis=0))
+        norms = measurements.weight_norm[:, layers]
+        earliest = norms[has_weight[:, layers].argmax(axis=0), np.arange(len(layers))]
+        latest = norms[len(norms) - 1 - has_weight[::-1, layers].argmax(axis=0), np.arange(len(layers))]
+        initial, weight = self.initial_weight.copy(), self.weight.copy()
+        initial[layers] = np.where(np.isnan(initial[layers]), earliest, initial[layers])
+        weight[layers] = latest
+        self.initial_weight, self.weight = initial, weight
 
     @staticmethod
     def _along_depth(
@@ -146,3 +169,14 @@ class NetworkAverages(Persistent):
                 half = max(1, len(layers) // 2)
                 gap[group_rows] = level.max(axis=1) - np.median(level[:, :half], axis=1)
         return gap, dead_share, weakest
+
+
+def _median_of_known(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the median of each row's numbers that are not NaN, and 0 for a row of none."""
+    if values.shape[1] == 0:
+        return np.zeros(len(values))
+    ordered = np.sort(values, axis=1)  # NaN goes last
+    known = np.count_nonzero(~np.isnan(values), axis=1)
+    rows = np.arange(len(values))
+    low, high = ordered[rows, np.maximum(known - 1, 0) // 2], ordered[rows, np.minimum(known // 2, values.shape[1] - 1)]
+    return np.where(known > 0, (low + high) / 2, 0.0)

@@ -93,6 +93,8 @@ class LossProgress(Persistent):
 
     count: int = 0
     first: list[float] = field(default_factory=list)
+    start: float = math.nan
+    """Loss at the beginning; NaN before there is one."""
     recent: list[float] = field(default_factory=list)
     fast: float = 0.0
     """The loss now: median of the recent ones."""
@@ -102,11 +104,6 @@ class LossProgress(Persistent):
     highest: float = -math.inf
     """Of the slow average."""
     history: History = field(default_factory=History)
-
-    @property
-    def start(self) -> float:
-        """Loss at the beginning; NaN before there is one."""
-        return sorted(self.first)[-2:][0] if self.first else math.nan
 
     @property
     def scale(self) -> float:
@@ -142,6 +139,7 @@ class LossProgress(Persistent):
         """Take the next finite loss."""
         if len(self.first) < FIRST_VALUES and self.excess(loss) < BLOW_UP:
             self.first.append(loss)
+            self.start = sorted(self.first)[-2:][0]
         self.count += 1
         self.recent = [*self.recent[1 - RECENT :], loss]
         self.fast = sorted(self.recent)[len(self.recent) // 2]

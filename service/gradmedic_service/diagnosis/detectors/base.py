@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,11 +54,29 @@ class Moment:
     """Largest product of a layer's gradient and weight norms."""
     gap: float = np.nan
     dead_share: float = 0.0
+    typical_growth: float = 0.0
+    """Decades by which the median layer's gradient stands above its own baseline."""
+    reaches_weights: bool = False
+    """A weight or an update is non-finite."""
     nonfinite: float = 0.0
     """NaN and Inf elements of all gradients."""
     is_multi_stream: bool = False
     """Several optimizers take turns, each with a loss of its own."""
     _stuck: bool | None = None
+
+    def read(self, row: tuple[Any, ...]) -> None:
+        """Take over the facts of a sampled step."""
+        (
+            self.gradient,
+            self.weight,
+            self.ratio,
+            self.grip,
+            self.nonfinite,
+            self.reaches_weights,
+            self.gap,
+            self.dead_share,
+            self.typical_growth,
+        ) = row
 
     @property
     def is_stuck(self) -> bool:
@@ -69,7 +88,7 @@ class Moment:
     @property
     def has_row(self) -> bool:
         """Whether the step carries statistics of at least one layer."""
-        return self.row is not None and bool(np.isfinite(self.gradient) or np.isinf(self.gradient) or self.nonfinite)
+        return self.row is not None and (not math.isnan(self.gradient) or self.nonfinite > 0)
 
     def layers_by_growth(self) -> list[int]:
         """Return the layers whose gradient stands furthest above their own baseline, worst first."""
@@ -146,7 +165,7 @@ class Detector(ABC):
     def close(self, step: int) -> None:
         """End the open episode, if there is one, and fall silent."""
         self.signal = 0.0
-        if self.is_open and self.episode is not None:
+        if self.episode is not None and self.episode.resolved_step is None:
             self.episode.resolved_step = step
 
     def finding(self, architecture: Architecture) -> Finding | None:

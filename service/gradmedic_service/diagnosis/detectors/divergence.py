@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-
-import numpy as np
 
 from gradmedic_service.diagnosis.detectors.base import Detector, Episode, Moment
 from gradmedic_service.diagnosis.progress import BLOW_UP
@@ -67,17 +66,17 @@ class Divergence(Detector):
     def observe(self, moment: Moment) -> None:
         """Compare the loss with its reference and the update with the weights."""
         self._remember_reach(moment)
-        if np.isnan(moment.excess) or moment.skipped:
+        if math.isnan(moment.excess) or moment.skipped:
             return
         reached = self.reach_left > 0
         self.running = self.running + 1 if moment.excess >= BLOW_UP else 0
         weight_growth = moment.weight / self.initial_weight if self.initial_weight > 0 else float("nan")
-        if not np.isnan(weight_growth) or moment.row is None:
+        if not math.isnan(weight_growth) or moment.row is None:
             is_slow = moment.progress.rise >= BLOW_UP and (moment.row is None or weight_growth >= WEIGHT_GROWTH)
             self.slow_running = self.slow_running + 1 if is_slow and not moment.is_multi_stream else 0
         is_enough = self.running >= 2 or moment.excess >= SUDDEN_FACTOR or self.peak_ratio >= REPLACED_RATIO
         sudden = reached and self.running >= 1 and is_enough
-        slow = self.slow_running >= SLOW_PERSISTENCE and bool(np.isfinite(self.initial_weight))
+        slow = self.slow_running >= SLOW_PERSISTENCE and math.isfinite(self.initial_weight)
         if self.running and self.weak_reach_left:
             self.blow_up = {
                 "step": moment.step,
@@ -117,13 +116,11 @@ class Divergence(Detector):
             self.reach_left = max(0, self.reach_left - 1)
             self.weak_reach_left = max(0, self.weak_reach_left - 1)
             return
-        if np.isnan(self.initial_weight) and np.isfinite(moment.weight):
+        if math.isnan(self.initial_weight) and math.isfinite(moment.weight):
             self.initial_weight = moment.weight
         reach = moment.ratio >= REACH_RATIO
-        if not np.isfinite(self.initial_weight) and moment.depth is not None:
-            growth = moment.depth.growth[moment.row]
-            known = growth[np.isfinite(growth)]
-            reach = known.size > 0 and float(np.median(known)) >= GRADIENT_DECADES
+        if not math.isfinite(self.initial_weight):
+            reach = moment.typical_growth >= GRADIENT_DECADES
         self.reach_left = REACH_MEMORY if reach else max(0, self.reach_left - 1)
         is_weak_reach = reach or moment.ratio >= WEAK_REACH_RATIO
         self.weak_reach_left = REACH_MEMORY if is_weak_reach else max(0, self.weak_reach_left - 1)
@@ -145,7 +142,7 @@ class Divergence(Detector):
             "loss_over_reference": moment.excess,
             "update_to_weight": self.peak_ratio,
         }
-        if np.isfinite(weight_growth):
+        if math.isfinite(weight_growth):
             evidence["weight_growth"] = float(weight_growth)
         return evidence
 

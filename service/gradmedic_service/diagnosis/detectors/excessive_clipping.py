@@ -40,12 +40,19 @@ class ExcessiveClipping(Detector):
 
     def observe(self, moment: Moment) -> None:
         """Average the share of the gradient that is left and compare it with what training needs."""
+        if moment.row is None or moment.is_multi_stream:
+            return
+        if not moment.ratio < STARVED_RATIO:
+            self.count = 0
+            self.since = moment.step + 1
+            self.close(moment.step)
+            return
         share = self._share(moment)
-        if moment.row is None or moment.is_multi_stream or not 0 < share < math.inf:
+        if not 0 < share < math.inf:
             return
         self.count += 1
         self.log_share += (math.log10(share) - self.log_share) * max(1 / HORIZON, 1 / self.count)
-        if self.log_share >= math.log10(TIGHT) or not moment.ratio < STARVED_RATIO:
+        if self.log_share >= math.log10(TIGHT):
             self.since = moment.step + 1
             self.close(moment.step)
             return

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-
-import numpy as np
 
 from gradmedic_service.diagnosis.detectors.base import Detector, Episode, Moment
 
@@ -45,12 +44,10 @@ class GrowthInTime(Detector):
         """Compare each layer with its own past."""
         if moment.row is None or moment.depth is None or moment.skipped or not moment.has_row:
             return
-        growth = moment.depth.growth[moment.row]
-        known = growth[np.isfinite(growth)]
-        typical = float(np.median(known)) if known.size else 0.0
+        typical = moment.typical_growth
         if typical < GROWTH_DECADES:
             self.running = self.reaching = 0
-            is_back = np.isnan(moment.excess) or moment.excess < LOSS_RISES
+            is_back = math.isnan(moment.excess) or moment.excess < LOSS_RISES
             self.calm = self.calm + 1 if is_back else 0
             if not self.signal or self.calm >= CALM_STEPS:
                 self.close(moment.step)
@@ -59,7 +56,7 @@ class GrowthInTime(Detector):
         if self.running == 0:
             self.since, self.start_level = moment.step, typical
         self.running += 1
-        rises = np.isnan(moment.excess) or moment.excess >= LOSS_RISES
+        rises = math.isnan(moment.excess) or moment.excess >= LOSS_RISES
         self.reaching = self.reaching + 1 if moment.ratio >= REACH_RATIO and rises else 0
         if self.running >= PERSISTENCE or self.reaching:
             factor = 10 ** ((typical - self.start_level) / max(1, moment.step - self.since))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from gradmedic_service.diagnosis.detectors.base import MAX_LAYERS_NAMED, Detector, Episode, Moment, rank
-from gradmedic_service.diagnosis.measurements import Measurements
 
 PERSISTENT_LOSSES = 2
 """A loss alone may be NaN once (an empty batch) without anything reaching the weights; twice running it is the run."""
@@ -41,13 +41,13 @@ class NonFinite(Detector):
         """Look at one step; a skipped step and an absent layer say nothing."""
         if moment.skipped:
             return
-        loss_is_bad = moment.loss is not None and not np.isfinite(moment.loss)
+        loss_is_bad = moment.loss is not None and not math.isfinite(moment.loss)
         if moment.loss is not None:
             self.losses_running = self.losses_running + 1 if loss_is_bad else 0
         weights_bad, gradients_bad = False, False
         if moment.row is not None and moment.measurements is not None:
             gradients_bad = moment.nonfinite > 0
-            weights_bad = self._reached_weights(moment.measurements, moment.row, gradients_bad)
+            weights_bad = moment.reaches_weights
             self.recent += ((1.0 if gradients_bad else 0.0) - self.recent) / 10
         dies = weights_bad or self.losses_running >= PERSISTENT_LOSSES or (loss_is_bad and gradients_bad)
         if dies and not self.is_dead:
@@ -62,15 +62,6 @@ class NonFinite(Detector):
             self.episode.last_step = moment.step
         elif moment.has_row or moment.loss is not None:
             self.close(moment.step)
-
-    @staticmethod
-    def _reached_weights(measurements: Measurements, row: int, gradients_bad: bool) -> bool:
-        """Whether a weight or an update is non-finite; where none are sent, a bad gradient is taken to reach them."""
-        present = measurements.present[row]
-        weight, update = measurements.weight_norm[row], measurements.update_norm[row]
-        if not measurements.has_weights:
-            return gradients_bad
-        return bool((present & ~(np.isfinite(weight) & np.isfinite(update))).any())
 
     @staticmethod
     def _layers(moment: Moment) -> list[int]:
