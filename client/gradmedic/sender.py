@@ -255,7 +255,10 @@ class Sender:
         self._report_drops()
 
     def _advance(self) -> None:
-        description = self._describe()
+        with self._changed:
+            waiting = self._queue.front(self._block_steps)
+            status = self._final_status
+        description = self._describe()  # after the steps were looked at, so that it has all of their layers
         if self._columns is None:
             self._register(description)
         elif len(description.layers) > len(self._columns.positions):
@@ -263,11 +266,8 @@ class Sender:
         elif description.training != self._sent_training:
             self._patch(wire.RunUpdate(training=description.training))
             self._sent_training = description.training
-        with self._changed:
-            block = self._queue.front(self._largest_block())
-            status = self._final_status
-        if block:
-            self._send(block)
+        if waiting:
+            self._send(waiting[: self._largest_block()])
         elif status is not None:
             self._patch(wire.RunUpdate(status=status))
             with self._changed:

@@ -17,6 +17,7 @@ import pytest
 from tests.client.faults import Fault, FaultyProxy, Seen
 
 import gradmedic
+from gradmedic import wire
 from gradmedic.http import Request, Response
 
 
@@ -210,6 +211,46 @@ def test_every_step_is_stored_once_whatever_the_network_does(proxy: FaultyProxy,
     assert run.finish()
     assert losses(client, run) == {i: float(i) for i in range(120)}
     assert [layer.name for layer in client.runs.get(run.id).layers] == ["w", "late"]
+
+
+def test_a_layer_that_appears_while_a_block_is_made_is_in_the_next_block(
+    service_url: str, client: gradmedic.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training thread may log a new layer at any moment of the sender's work."""
+    run = start(service_url)
+    describe = run._describe
+
+    def describe_and_be_overtaken() -> wire.RunCreate:
+        description = describe()
+        monkeypatch.setattr(run._sender, "_describe", describe)
+        run.log(2.0, gradients={"late": np.ones(2)})
+        return description
+
+    monkeypatch.setattr(run._sender, "_describe", describe_and_be_overtaken)
+    run.log(1.0, gradients={"early": np.ones(2)})
+    assert run.flush()
+    assert run.finish()
+    assert losses(client, run) == {0: 1.0, 1: 2.0}
+    assert [layer.name for layer in client.runs.get(run.id).layers] == ["early", "late"]
+
+
+@pytest.mark.usefixtures("quick_retries")
+def test_a_full_queue_drops_healthy_steps_and_says_so(
+    proxy: FaultyProxy, client: gradmedic.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When the service is away for too long, memory stays bounded, and what is stored later is in order and counted."""
+    run = start(proxy.url, max_queue_bytes=40_000)
+    proxy.permanent = Fault(status=503)
+    for i in range(1000):
+        run.log(math.nan if i == 3 else float(i))
+    proxy.wait_for(lambda seen: len(seen) > 1)
+    proxy.permanent = None
+    assert run.finish()
+    stored = losses(client, run)
+    assert 50 < len(stored) < 150
+    assert 3 in stored
+    assert 999 in stored
+    assert f"dropped {1000 - len(stored)} steps" in caplog.text
 
 
 @pytest.mark.usefixtures("quick_retries")

@@ -468,7 +468,8 @@ def _models_of(model: nn.Module | Mapping[str, nn.Module]) -> dict[str, nn.Modul
 
 
 def _optimizers_of(optimizer: Any) -> list[torch.optim.Optimizer]:
-    optimizers = list(optimizer) if isinstance(optimizer, (list, tuple, set)) else [optimizer]
+    is_one = isinstance(optimizer, torch.optim.Optimizer) or not isinstance(optimizer, Iterable)
+    optimizers = [optimizer] if is_one else list(optimizer)
     for each in optimizers:
         if not isinstance(each, torch.optim.Optimizer):
             raise ConfigurationError(

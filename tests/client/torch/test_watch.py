@@ -503,6 +503,44 @@ def test_gradients_with_a_graph_are_measured_and_keep_it() -> None:
         assert layer.weight.grad.requires_grad
 
 
+# --- with a service -----------------------------------------------------------------------------------------------
+
+
+def test_a_watched_training_is_stored_and_diagnosed(service_url: str, client: gradmedic.Client) -> None:
+    """From init to diagnosis: layers, statistics, learning rates, the clipping that began late, and a verdict."""
+    model = perceptron()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.99)
+    norms, rates = [], []
+    with gradmedic.init("watched", base_url=service_url, flush_interval=0.01) as run:
+        run.watch(model, optimizer)
+        for i in range(60):
+            optimizer.zero_grad()
+            loss = backward(model)
+            norms.append(np.float32(norm(model.get_parameter("2.weight").grad)))
+            rates.append(optimizer.param_groups[0]["lr"])
+            if i >= 30:
+                nn.utils.clip_grad_norm_(model.parameters(), 1e-4)
+            optimizer.step()
+            scheduler.step()
+            run.log(loss)
+            if i == 20:
+                assert run.flush()
+                training = client.runs.get(run.id).training
+                assert training is not None
+                assert training.clips_gradients is False
+    stored = client.runs.get(run.id)
+    assert stored.framework == f"torch {torch.__version__}"
+    assert [layer.name for layer in stored.layers] == [name for name, _ in model.named_parameters()]
+    assert stored.training is not None
+    assert stored.training.clips_gradients is True
+    series = client.runs.steps(run.id, ["grad_norm", "learning_rate"], layer="2.weight", max_points=100).series
+    by_name = {each.statistic: each for each in series}
+    np.testing.assert_allclose(np.array(by_name["grad_norm"].mean, dtype=float), norms, rtol=1e-6)
+    assert by_name["learning_rate"].mean == rates
+    assert run.diagnosis().verdict in ("undetermined", "healthy", "vanishing", "exploding")
+
+
 # --- wrong use ----------------------------------------------------------------------------------------------------
 
 
