@@ -61,7 +61,7 @@ class Postgres:
         if self._template is not None:
             self.drop(self._template)
 
-    def execute(self, statement: sql.Composable) -> None:
+    def execute(self, statement: sql.Composed) -> None:
         """Run a statement outside of any transaction."""
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             connection.execute(statement)

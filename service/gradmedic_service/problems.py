@@ -17,7 +17,6 @@ from gradmedic_service.errors import InvalidRequest, MalformedBody, ServiceError
 from gradmedic_service.responses import ProblemResponse
 from gradmedic_service.validation import field_errors
 
-
 _logger = structlog.get_logger("gradmedic.request")
 
 

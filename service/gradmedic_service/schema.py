@@ -10,7 +10,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, column, inspect, select, table
 
 from gradmedic_service.db import Database, make_engine, parse_url, service_errors
 from gradmedic_service.errors import DatabaseNotMigrated, UnknownRevision
@@ -74,7 +74,7 @@ def not_migrated(found: str | None, expected: str, arguments: str = "") -> Datab
 def _revision_of(connection: Connection) -> str | None:
     if not inspect(connection).has_table(VERSION_TABLE):
         return None
-    revision: str | None = connection.scalar(text(f"SELECT version_num FROM {VERSION_TABLE}"))
+    revision: str | None = connection.scalar(select(column("version_num")).select_from(table(VERSION_TABLE)))
     return revision
 
 

@@ -16,6 +16,7 @@ from gradmedic_service.models import Base
 
 
 def tables(url: str) -> set[str]:
+    """Names of the tables there are."""
     engine = make_engine(parse_url(url))
     try:
         return set(inspect(engine).get_table_names())

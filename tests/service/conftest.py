@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import httpx2
 import pytest
 from fastapi import FastAPI
+from pydantic import SecretStr
 from starlette.testclient import TestClient
 
 from gradmedic_service.app import create_app
@@ -25,13 +26,13 @@ from gradmedic_service.settings import Settings
 @pytest.fixture
 def settings(database_url: str) -> Settings:
     """Settings of a service on each database in turn."""
-    return Settings(database_url=database_url, database_timeout=10)
+    return Settings(database_url=SecretStr(database_url), database_timeout=10)
 
 
 @pytest.fixture(scope="session")
 def session_app(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
     """The service, put together once: that takes longer than most tests."""
-    return create_app(Settings(database_url=f"sqlite:///{tmp_path_factory.mktemp('app')}/unused.db"))
+    return create_app(Settings(database_url=SecretStr(f"sqlite:///{tmp_path_factory.mktemp('app')}/unused.db")))
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def client(session_app: FastAPI, database: Database) -> Iterator[TestClient]:
 @pytest.fixture
 def sqlite_client(session_app: FastAPI, sqlite_url: str) -> Iterator[TestClient]:
     """The service on SQLite, for what does not depend on the database."""
-    database = session_app.state.database = Database(Settings(database_url=sqlite_url))
+    database = session_app.state.database = Database(Settings(database_url=SecretStr(sqlite_url)))
     with TestClient(session_app, raise_server_exceptions=False) as client:
         yield client
     database.close()
@@ -105,7 +106,7 @@ def serve(tmp_path: Path) -> Serve:
 
     @contextmanager
     def start(database_url: str, *arguments: str) -> Iterator[Served]:
-        command = [Path(sys.executable).parent / "gradmedic", "serve", "--port", "0"]
+        command = [str(Path(sys.executable).parent / "gradmedic"), "serve", "--port", "0"]
         with (tmp_path / "serve.log").open("a") as log:
             process = subprocess.Popen(
                 [*command, "--database-url", database_url, *arguments],

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import func, select
 from starlette.testclient import TestClient
 
@@ -20,6 +21,7 @@ RUNS = "/api/v1/runs"
 
 
 def paths(response: Any) -> dict[str, str]:
+    """Messages of a refusal by their paths."""
     assert response.status_code == 422, response.text
     return {error["path"]: error["message"] for error in response.json()["errors"]}
 
@@ -172,7 +174,7 @@ def test_lone_surrogates_are_refused(client: TestClient) -> None:
 def test_too_many_layers_are_refused(sqlite_url: str) -> None:
     """A run over the limit of layers is refused at creation and when layers are appended."""
     layers = [{"name": f"w{index}"} for index in range(4)]
-    with TestClient(create_app(Settings(database_url=sqlite_url, max_layers=3))) as client:
+    with TestClient(create_app(Settings(database_url=SecretStr(sqlite_url), max_layers=3))) as client:
         assert (
             "makes 4 layers; at most 3" in paths(client.post(RUNS, json={"project": "p", "layers": layers}))["layers"]
         )
@@ -261,6 +263,7 @@ def test_deleting_removes_everything(client: TestClient, create_run: Any, databa
 
 
 def listed(client: TestClient, **parameters: Any) -> list[str]:
+    """Names of the runs that a query finds."""
     response = client.get(RUNS, params=parameters)
     assert response.status_code == 200, response.text
     return [run["name"] for run in response.json()["items"]]
@@ -293,9 +296,8 @@ def test_pages_cover_every_run_once(client: TestClient, create_run: Any, sort: s
     ids: list[str] = []
     token = None
     while True:
-        page = client.get(
-            RUNS, params={"sort": sort, "max_results": 2} | ({"page_token": token} if token else {})
-        ).json()
+        parameters: dict[str, str] = {"sort": sort, "max_results": "2"}
+        page = client.get(RUNS, params={**parameters, "page_token": token} if token else parameters).json()
         ids += [run["id"] for run in page["items"]]
         names += [run["name"] for run in page["items"]]
         token = page["next_page_token"]

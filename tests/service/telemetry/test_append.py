@@ -6,6 +6,7 @@ import gzip
 import itertools
 import math
 import threading
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -38,13 +39,15 @@ def steps_of(first: int, count: int) -> dict[str, Any]:
     }
 
 
-def series(client: TestClient, run: str, *names: str, **parameters: Any) -> dict[str, Any]:
+def series(client: TestClient, run: str, *names: str, **parameters: Any) -> Any:
+    """Read series at full resolution."""
     response = client.get(f"{run}/steps", params={"statistic": names, "max_points": 10_000, **parameters})
     assert response.status_code == 200, response.text
     return response.json()
 
 
 def chunk_lengths(database: Database, run: str) -> list[int]:
+    """Steps of each chunk of a run, in order."""
     with database.reading() as session:
         chunks = select(TelemetryChunk.step_count).where(TelemetryChunk.run_id == UUID(run.rpartition("/")[2]))
         return list(session.scalars(chunks.order_by(TelemetryChunk.first_step)))
@@ -85,7 +88,7 @@ def test_resending_is_ignored(client: TestClient, create_run: Any) -> None:
 
 def test_both_forms_and_encodings_store_the_same(client: TestClient, create_run: Any) -> None:
     """JSON and msgpack, plain, gzip and zstd: the stored series are the same."""
-    values = np.float32([[1, 7], [np.nan, np.inf], [0, 3]])
+    values = np.array([[1, 7], [np.nan, np.inf], [0, 3]], np.float32)
     as_json = msgspec.json.encode(
         {
             "steps": [0, 1, 2],
@@ -101,7 +104,7 @@ def test_both_forms_and_encodings_store_the_same(client: TestClient, create_run:
             "present": np.packbits([1, 1, 1, 1, 0, 1], bitorder="little").tobytes(),
         }
     )
-    encodings = {"": bytes, "gzip": gzip.compress, "zstd": zstandard.compress}
+    encodings: dict[str, Callable[[bytes], bytes]] = {"": bytes, "gzip": gzip.compress, "zstd": zstandard.compress}
     answers = []
     for (media_type, body), (encoding, pack) in itertools.product(
         [(wire.JSON_MEDIA_TYPE, as_json), (wire.MSGPACK_MEDIA_TYPE, as_msgpack)], encodings.items()

@@ -28,7 +28,8 @@ def fill(client: TestClient, run: str, steps: list[int], values: np.ndarray[Any,
         assert client.post(f"{run}/steps", json=body).status_code == 200
 
 
-def read(client: TestClient, run: str, **parameters: Any) -> dict[str, Any]:
+def read(client: TestClient, run: str, **parameters: Any) -> Any:
+    """Read series."""
     response = client.get(f"{run}/steps", params=parameters)
     assert response.status_code == 200, response.text
     return response.json()

@@ -1,0 +1,91 @@
+"""OpenAPI says what the service does, and its pages need no network."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from pydantic import TypeAdapter
+from starlette.testclient import TestClient
+
+from gradmedic import wire
+from gradmedic_service.runs.endpoints import CREATE_EXAMPLES, UPDATE_EXAMPLES
+from gradmedic_service.telemetry.endpoints import APPEND_EXAMPLE
+
+
+@pytest.fixture(scope="session")
+def document(session_app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document."""
+    return session_app.openapi()
+
+
+def operations(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Each route with what is documented of it."""
+    return [
+        (f"{method} {path}", operation)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    ]
+
+
+def test_every_route_is_there(document: dict[str, Any]) -> None:
+    """The document lists exactly the routes that there are."""
+    assert {name for name, _ in operations(document)} == {
+        "get /healthz",
+        "get /readyz",
+        "get /api/v1/limits",
+        "post /api/v1/runs",
+        "get /api/v1/runs",
+        "get /api/v1/runs/{run_id}",
+        "patch /api/v1/runs/{run_id}",
+        "delete /api/v1/runs/{run_id}",
+        "post /api/v1/runs/{run_id}/steps",
+        "get /api/v1/runs/{run_id}/steps",
+        "get /api/v1/runs/{run_id}/diagnosis",
+        "get /api/v1/runs/{run_id}/diagnosis/history",
+    }
+
+
+def test_errors_are_documented_as_problems(document: dict[str, Any]) -> None:
+    """Every error of every route is a problem with an example; what takes a body may be malformed, large or foreign."""
+    for name, operation in operations(document):
+        documented = {int(status): response for status, response in operation["responses"].items()}
+        for status, response in documented.items():
+            if status >= 400:
+                content = response["content"][wire.PROBLEM_MEDIA_TYPE]
+                assert content["schema"] == {"$ref": "#/components/schemas/Problem"}, name
+                assert content["examples"], name
+        if "requestBody" in operation:
+            assert {400, 413, 415, 422} <= documented.keys(), name
+        if "{run_id}" in name:
+            assert {404, 422} <= documented.keys(), name
+
+
+def test_every_reference_resolves(document: dict[str, Any]) -> None:
+    """No schema refers to one that is not in the document."""
+    references = set(re.findall(r"'\$ref': '#/components/schemas/(\w+)'", str(document)))
+    assert references <= document["components"]["schemas"].keys()
+    assert "class" in document["components"]["schemas"]["Finding"]["properties"]
+
+
+def test_examples_are_valid() -> None:
+    """The examples are requests that the service would take."""
+    for example in CREATE_EXAMPLES.values():
+        TypeAdapter(wire.RunCreate).validate_python(example["value"])
+    for example in UPDATE_EXAMPLES.values():
+        TypeAdapter(wire.RunUpdate).validate_python(example["value"])
+    TypeAdapter(wire.StepsAppend).validate_python(APPEND_EXAMPLE)
+
+
+def test_docs_need_no_network(sqlite_client: TestClient) -> None:
+    """The page loads nothing from another host, and what it loads is there."""
+    page = sqlite_client.get("/docs")
+    assert page.status_code == 200
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(loaded) == 3
+    for address in loaded:
+        assert address.startswith("/docs/files/")
+        assert sqlite_client.get(address).status_code == 200
+    assert "http" not in page.text

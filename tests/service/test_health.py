@@ -1,0 +1,36 @@
+"""Liveness, readiness and the published limits."""
+
+from __future__ import annotations
+
+import msgspec
+from starlette.testclient import TestClient
+
+from gradmedic import wire
+from gradmedic_service import schema
+from gradmedic_service.settings import Settings
+
+
+def test_alive(client: TestClient) -> None:
+    """A process that serves requests is alive."""
+    assert client.get("/healthz").json() == {"status": "ok"}
+
+
+def test_ready(client: TestClient) -> None:
+    """A migrated database makes the service ready."""
+    assert client.get("/readyz").json() == {"status": "ok"}
+
+
+def test_not_ready_without_migrations(client: TestClient, database_url: str) -> None:
+    """A database at another revision answers 503 and the command to run; the process is alive all the same."""
+    schema.downgrade(database_url, "base")
+    response = client.get("/readyz")
+    assert (response.status_code, response.json()["error_code"]) == (503, "database_not_migrated")
+    assert "`gradmedic db upgrade`" in response.json()["detail"]
+    assert client.get("/healthz").status_code == 200
+
+
+def test_limits_are_published(sqlite_client: TestClient) -> None:
+    """The limits are those of the settings, in the form that clients decode."""
+    response = sqlite_client.get("/api/v1/limits")
+    assert msgspec.json.decode(response.content, type=wire.Limits) == Settings().limits()
+    assert response.json()["wire_versions"] == [1]
