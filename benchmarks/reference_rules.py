@@ -133,7 +133,7 @@ def is_not_learning(run: Arrays) -> Fires:
 
 def _any_layer(fires: NDArray[np.bool_], run: Arrays) -> Fires:
     trained = ~np.isnan(run["nonfinite_count"]) & ~run["frozen"]
-    return (fires & trained).any(axis=1)
+    return np.asarray((fires & trained).any(axis=1), dtype=bool)
 
 
 def _update_ratio(run: Arrays) -> NDArray[np.float64]:

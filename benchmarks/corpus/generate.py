@@ -45,6 +45,18 @@ def _finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def _fix(case: Case, twin: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return what the repaired twin does otherwise; `default` where it says nothing."""
+    if twin is None:
+        return None
+    names = (case.config.keys() | twin["config"].keys()) - {"program"}
+    return {
+        name: twin["config"].get(name, "default")
+        for name in sorted(names)
+        if name not in case.config or name not in twin["config"] or case.config[name] != twin["config"][name]
+    }
+
+
 def make_case(case: Case, split: str, out: Path, twin: dict[str, Any] | None) -> dict[str, Any]:
     """Make one recording, or read what was made before; return its manifest entry, with `label` None if dropped."""
     note = out / "entries" / f"{case.id}.json"

@@ -40,8 +40,10 @@ class Outcome:
 
     @property
     def start(self) -> float:
-        """The size of the first loss (a negative log-likelihood may be negative)."""
-        return abs(float(self.loss[0]))
+        """The size of the first loss; of the first twenty, typically, where a loss takes both signs."""
+        if (self.loss < 0).any():
+            return float(np.median(np.abs(self.loss[:20])))
+        return float(self.loss[0])
 
     @property
     def end(self) -> float:
@@ -93,9 +95,9 @@ def build_up_steps(loss: NDArray[np.float32], first_nonfinite: int | None) -> in
     """
     if first_nonfinite is None:
         return None
-    begun = 0
+    begun, size = 0, np.abs(loss)
     for step in range(first_nonfinite):
-        typical = float(np.median(loss[: step + 1]))
-        if not loss[step] > BUILD_UP * abs(typical):
+        typical = float(np.median(size[: step + 1]))
+        if not size[step] > BUILD_UP * typical:
             begun = step + 1
     return first_nonfinite - begun

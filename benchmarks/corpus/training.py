@@ -49,6 +49,7 @@ class Recipe:
     scale_growth_interval: int = 100
     record_skipped: bool = True
     """Whether statistics are taken of a step that the scaler skips."""
+    beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float | None = None
 
@@ -124,7 +125,7 @@ def schedule_factor(schedule: str, step: int, steps: int) -> float:
 def make_optimizer(recipe: Recipe, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """Build the optimizer that the recipe names."""
     lr, decay = recipe.lr, recipe.weight_decay
-    betas = (0.9, recipe.beta2)
+    betas = (recipe.beta1, recipe.beta2)
     match recipe.optimizer:
         case "sgd":
             return torch.optim.SGD(parameters, lr=lr, momentum=recipe.momentum, weight_decay=decay)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-FORMAT: Final = 2
+FORMAT: Final = 4
 """Raise it when the same configuration would be recorded or labelled otherwise."""
 CAUSES: Final = (
     "learning_rate_too_high",

@@ -223,14 +223,14 @@ _auto.vanishing(
 )
 _auto.vanishing("tiny", "poor_initialization", {"init": "normal:0.002", "optimizer": "sgd", "lr": 0.1})
 _auto.exploding(
-    "linear-lr", "learning_rate_too_high", {"activation": "linear", "inputs": "std", "optimizer": "sgd", "lr": 1.2}
+    "linear-lr", "learning_rate_too_high", {"activation": "linear", "inputs": "std", "optimizer": "sgd", "lr": 6.0}
 )
 _auto.exploding(
     "raw-late",
     "learning_rate_too_high unscaled_inputs",
-    {"inputs": "std", "optimizer": "sgd", "lr": 0.05, "schedule": "late:200:300:120"},
+    {"inputs": "std", "optimizer": "sgd", "lr": 0.05, "schedule": "late:200:3000:200", "activation": "linear"},
 )
-_auto.healthy("variational", {"variational": True, "hidden": [64, 8], "lr": 2e-3})
+_auto.healthy("variational", {"variational": True, "hidden": [64, 8], "lr": 2e-3, "inputs": "std"})
 _auto.healthy("tanh", {"activation": "tanh", "steps": 700})
 
 _rnn = Family(
@@ -268,7 +268,7 @@ _rnn.exploding(
     {"cell": "rnn-linear", "gain": 1.15, "length": 40, "clip_norm": None, "optimizer": "sgd", "lr": 0.1},
 )
 _rnn.healthy("lstm", {"cell": "lstm", "init": None, "forget_bias": 3.0, "lr": 8e-3, "steps": 500, "length": 12})
-_rnn.healthy("gru", {"cell": "gru", "init": None, "lr": 8e-3})
+_rnn.healthy("gru", {"cell": "gru", "init": None, "lr": 0.01, "length": 10, "steps": 500})
 _rnn.healthy("irnn", {"cell": "rnn-relu", "init": "eye", "lr": 1e-3})
 
 _late_rnn = Family(
@@ -364,9 +364,14 @@ _parity = Family("parity", "mlp", 0.7, {"data": "parity:3", "hidden": [64], "ste
 _parity.healthy("sgd-plateau", {"optimizer": "sgd", "lr": 0.3, "batch": 32, "steps": 1600, "data": "parity:2"})
 _parity.healthy("four", {"data": "parity:4", "hidden": [128], "steps": 1500})
 
-_gan = Family("gan-ring", "adversarial", 0.6, {"modes": 8, "steps": 1800, "lr": 2e-3, "batch": 64})
-_gan.exploding("lr-ramp", "learning_rate_too_high", {"optimizer": "sgd", "lr": 0.05, "schedule": "ramp:20000"})
-_gan.healthy("critic-3", {"critic_steps": 3, "steps": 2000, "modes": 6})
+_gan = Family(
+    "gan-ring",
+    "adversarial",
+    0.6,
+    {"modes": 5, "critic_steps": 2, "steps": 2000, "lr": 3e-3, "batch": 128, "hidden": 64, "beta1": 0.5, "beta2": 0.99},
+)
+_gan.exploding("growing-rate", "learning_rate_too_high", {"optimizer": "sgd", "lr": 0.05, "schedule": "ramp:1e8"})
+_gan.healthy("in-turn", {"critic_steps": 1, "modes": 4, "lr": 4e-3, "hidden": 96})
 
 _words = Family("bag-of-words", "bag_of_words", 0.6, {"hidden": 32, "steps": 500, "lr": 0.01, "batch": 32})
 _words.healthy("sparse-adam", {"sparse": True, "optimizer": "sparse_adam", "hidden": None, "lr": 0.03})
@@ -454,5 +459,162 @@ _dying.exploding(
     "unscaled_targets learning_rate_too_high",
     {"activation": "linear", "hidden": [16], "optimizer": "sgd", "lr": 0.05, "targets": "30"},
 )
+
+# Explosions that take their time: a convex loss just beyond the edge of stability, Adam's bounded steps under a rate that
+# grows by mistake, a momentum above one, a penalty of the wrong sign.
+
+_linear = Family(
+    "digits-least-squares",
+    "mlp",
+    0.4,
+    {"data": "digits", "hidden": [], "loss": "mse_one_hot", "optimizer": "sgd", "lr": 0.05, "steps": 500, "batch": 128},
+)
+_linear.exploding("edge", "learning_rate_too_high", {"lr": 1.35})
+_linear.exploding("sum-not-mean", "learning_rate_too_high", {"loss": "sum_one_hot", "lr": 0.0012})
+_linear.exploding("momentum-above-one", "learning_rate_too_high", {"momentum": 1.12, "lr": 0.02, "steps": 900})
+_linear.exploding("scaled-inputs", "unscaled_inputs learning_rate_too_high", {"inputs": "10", "lr": 0.012})
+_linear.exploding("ramp", "learning_rate_too_high", {"lr": 0.05, "schedule": "late:200:80:300", "steps": 700})
+_linear.healthy("just-below", {"lr": 0.5})
+
+_runaway = Family(
+    "friedman-runaway", "mlp", 0.6, {"data": "friedman", "hidden": [32, 32], "steps": 500, "lr": 3e-3, "batch": 32}
+)
+_runaway.exploding("adam-growing-rate", "learning_rate_too_high", {"schedule": "ramp:1e26", "lr": 1e-3})
+_runaway.exploding(
+    "adam-growing-rate-tanh",
+    "learning_rate_too_high",
+    {"schedule": "ramp:1e25", "lr": 1e-3, "activation": "tanh", "optimizer": "adamw"},
+)
+_runaway.exploding(
+    "rmsprop-late", "learning_rate_too_high", {"optimizer": "rmsprop", "lr": 1e-3, "schedule": "late:250:1e15:200"}
+)
+_runaway.exploding(
+    "momentum-above-one",
+    "learning_rate_too_high",
+    {"optimizer": "sgd", "lr": 1e-3, "momentum": 1.1, "activation": "tanh", "steps": 800},
+)
+_runaway.exploding("penalty-of-wrong-sign", "", {"wrong_sign_decay": 0.6, "optimizer": "sgd", "lr": 0.05})
+_runaway.exploding("adam-hot-linear-head", "learning_rate_too_high", {"schedule": "step:120:1e6", "lr": 2e-3})
+_runaway.exploding(
+    "edge-linear", "learning_rate_too_high", {"hidden": [], "optimizer": "sgd", "lr": 1.15, "batch": 128}
+)
+_runaway.exploding(
+    "adagrad-growing-rate",
+    "learning_rate_too_high",
+    {"optimizer": "adagrad", "lr": 0.02, "schedule": "late:150:1e24:300"},
+)
+_runaway.exploding(
+    "nesterov-late",
+    "learning_rate_too_high",
+    {"optimizer": "nesterov", "momentum": 0.9, "lr": 1e-3, "hidden": [], "schedule": "late:150:3000:200"},
+)
+_runaway.healthy("warm-restarts", {"schedule": "cosine-restarts:100", "lr": 0.01})
+_runaway.healthy("log-cosh", {"loss": "log_cosh", "lr": 0.01})
+_runaway.healthy("late-burst", {"schedule": "burst:300:10:12", "lr": 2e-3, "steps": 700})
+
+_plain = Family(
+    "digits-plain-deep",
+    "mlp",
+    0.6,
+    {
+        "data": "digits",
+        "hidden": [32] * 16,
+        "activation": "relu",
+        "init": "he",
+        "norm": "layer",
+        "steps": 350,
+        "lr": 2e-3,
+    },
+)
+_plain.vanishing(
+    "default-init",
+    "poor_initialization missing_normalization dead_units",
+    {"norm": None, "init": "default", "optimizer": "sgd", "lr": 0.1, "hidden": [32] * 20},
+)
+_plain.vanishing(
+    "linear-small",
+    "poor_initialization missing_normalization",
+    {"norm": None, "activation": "linear", "init": "lecun", "gain": 0.3, "optimizer": "sgd", "lr": 0.1},
+)
+_plain.vanishing(
+    "saturated-tanh",
+    "unscaled_inputs saturating_activation poor_initialization",
+    {
+        "norm": None,
+        "activation": "tanh",
+        "init": "normal:3.0",
+        "inputs": "30",
+        "optimizer": "sgd",
+        "lr": 0.01,
+        "loss": "mse_one_hot",
+        "hidden": [32] * 10,
+        "out_activation": "sigmoid",
+    },
+)
+_plain.vanishing(
+    "softsign-small",
+    "poor_initialization missing_normalization saturating_activation",
+    {"norm": None, "activation": "softsign", "init": "uniform:0.05", "optimizer": "rmsprop", "lr": 1e-4},
+)
+_plain.healthy("rms-norm", {"norm": "rms", "activation": "gelu"})
+_plain.healthy("residual", {"norm": None, "residual": "plain", "init": "default", "lr": 1e-3})
+
+_images = Family(
+    "digits-conv-deep",
+    "convolutional",
+    0.6,
+    {"data": "digits", "channels": [8] * 10, "norm": "batch", "pool_after": [3], "steps": 180, "lr": 3e-3, "batch": 32},
+)
+_images.vanishing(
+    "plain-elu-small",
+    "poor_initialization missing_normalization",
+    {"norm": None, "activation": "elu", "init": "normal:0.01", "optimizer": "sgd", "lr": 0.1},
+)
+_images.vanishing(
+    "plain-default",
+    "poor_initialization missing_normalization dead_units",
+    {"norm": None, "init": "default", "channels": [8] * 16, "optimizer": "sgd", "lr": 0.05},
+)
+_images.healthy("residual", {"residual": True})
+
+_sums = Family(
+    "rnn-majority",
+    "recurrent",
+    0.5,
+    {"task": "majority", "length": 25, "cell": "gru", "width": 24, "steps": 350, "lr": 5e-3, "batch": 32},
+)
+_sums.vanishing(
+    "elman-small",
+    "long_recurrence poor_initialization",
+    {"cell": "rnn-tanh", "init": "normal:0.03", "task": "recall", "length": 40},
+    twin={"cell": "rnn-tanh", "init": "orthogonal", "length": 20, "clip_norm": 1.0, "lr": 3e-3},
+)
+_sums.exploding(
+    "softplus",
+    "long_recurrence poor_initialization missing_clipping",
+    {"cell": "rnn-softplus", "gain": 3.0, "optimizer": "sgd", "lr": 0.05},
+)
+
+_bursts = Family(
+    "digits-burst", "mlp", 0.7, {"data": "digits", "hidden": [24, 24, 24], "steps": 500, "optimizer": "sgd", "lr": 0.1}
+)
+_bursts.vanishing("dead-midway", "dead_units learning_rate_too_high", {"schedule": "burst:150:3:60"})
+_bursts.vanishing(
+    "dead-midway-momentum",
+    "dead_units learning_rate_too_high",
+    {"schedule": "burst:200:4:30", "momentum": 0.9, "lr": 0.05},
+)
+_bursts.vanishing("decay-late", "excessive_weight_decay", {"weight_decay": 1.2, "lr": 0.05})
+_bursts.vanishing("choked-by-value", "excessive_clipping", {"clip_value": 1e-9})
+_bursts.healthy("small-burst", {"schedule": "burst:150:3:5"})
+
+# Runs that do not learn although nothing is wrong with their gradients.
+
+_parity.other("linear", {"hidden": [], "steps": 600})
+_conv.other("no-rate", {"lr": 1e-8})
+_rnn.other("no-rate", {"lr": 1e-8, "steps": 300})
+_friedman.other("shuffled", {"targets_shuffled": True})
+_gpt.other("no-rate", {"optimizer": "sgd", "lr": 1e-7, "schedule": "const", "steps": 120})
+_lenet.other("random-labels", {"label_noise": 1.0, "lr": 3e-4})
 
 FAMILIES: Final = tuple(value for value in list(globals().values()) if isinstance(value, Family))

@@ -123,6 +123,7 @@ def make_criterion(loss: str, classes: int) -> Callable[[Tensor, Tensor], Tensor
         "bce_naive": lambda out, y: -(y * out[:, 0].log() + (1 - y) * (1 - out[:, 0]).log()).mean(),
         "mse": functional.mse_loss,
         "mse_sum": lambda out, y: functional.mse_loss(out, y, reduction="sum"),
+        "sum_one_hot": lambda out, y: functional.mse_loss(out, one_hot(y), reduction="sum"),
         "mse_one_hot": lambda out, y: functional.mse_loss(out, one_hot(y)),
         "mae": functional.l1_loss,
         "huber": functional.smooth_l1_loss,
@@ -155,9 +156,16 @@ def mlp(
     dropout: float = 0.0,
     bad_batch: tuple[int, float] | None = None,
     last_gain: float | None = None,
+    wrong_sign_decay: float = 0.0,
+    targets_shuffled: bool = False,
 ) -> Program:
-    """A multilayer perceptron."""
+    """A multilayer perceptron.
+
+    `wrong_sign_decay`: a weight penalty that was subtracted by mistake; `targets_shuffled`: answers of other questions.
+    """
     made = dataset(data, inputs=inputs, targets=targets, label_noise=label_noise)
+    if targets_shuffled:
+        made.y = made.y[torch.randperm(len(made.y))]
     chosen = loss or ("ce" if made.classes else "mse")
     outputs = 1 if chosen.startswith("bce") else made.classes or made.y.shape[1]
     sizes = [made.x.shape[1], *(hidden if hidden is not None else [32, 32]), outputs]
@@ -177,7 +185,16 @@ def mlp(
     if last_gain is not None:
         last = [e.record.name for e in ledger.entries if e.record.role == "weight"][-1]
         ledger.rescale(lambda record: record.name == last, last_gain)
-    return supervised(made, forward, batch, chosen, modules=modules, bad_batch=bad_batch)
+    program = supervised(made, forward, batch, chosen, modules=modules, bad_batch=bad_batch)
+    if wrong_sign_decay:
+        loss_alone, matrices = program.loss, [e.parameter for e in ledger.entries if e.record.role == "weight"]
+
+        def mistaken_loss(step: int) -> Tensor:
+            penalty = torch.stack([matrix.square().sum() for matrix in matrices]).sum()
+            return loss_alone(step) - wrong_sign_decay * penalty
+
+        program.loss = mistaken_loss
+    return program
 
 
 def linear_chain(
