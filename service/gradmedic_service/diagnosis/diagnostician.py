@@ -255,6 +255,7 @@ def _by_row(measurements: Measurements, depth: Depth) -> list[tuple[Any, ...]]:
         measurements.nonfinite_total,
         measurements.reaches_weights,
         depth.gap,
+        depth.input_excess,
         depth.dead_share,
         depth.typical_growth,
     )

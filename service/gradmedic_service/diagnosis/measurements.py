@@ -7,7 +7,7 @@ does not depend on how the steps were cut into blocks.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,11 +47,15 @@ class Architecture:
         """Read the architecture off the layers."""
         depth = [(layer.depth if layer.depth is not None else i, i) for i, layer in enumerate(layers)]
         sizes = [_numel(layer) for layer in layers]
+        size_of = {layer.name: size for layer, size in zip(layers, sizes, strict=True)}
         return cls(
             names=tuple(layer.name for layer in layers),
             order=np.array([i for _, i in sorted(depth)], dtype=np.intp),
             sqrt_numel=np.sqrt(np.array(sizes, dtype=np.float64)),
-            is_path=np.array([_is_matrix(layer) and not layer.frozen for layer in layers], dtype=np.bool_),
+            is_path=np.array(
+                [_is_matrix(layer) and not layer.frozen and not _is_gain(layer, size_of) for layer in layers],
+                dtype=np.bool_,
+            ),
             is_recurrent=np.array([_is_plain_recurrent(layer) for layer in layers], dtype=np.bool_),
             recurrent_slope=np.array(
                 [0.25 if layer.activation == "sigmoid" else 1.0 for layer in layers], dtype=np.float64
@@ -74,6 +78,13 @@ def _is_matrix(layer: LayerFacts) -> bool:
     if layer.shape is not None and len(layer.shape) < 2:
         return False
     return _NOT_MATRIX_NAME.search(layer.name) is None
+
+
+def _is_gain(layer: LayerFacts, size_of: Mapping[str, int]) -> bool:
+    """Whether a `weight` of unknown shape is as large as its `bias`: a normalization's gain, not a matrix."""
+    if layer.shape is not None or layer.role is not None or not layer.name.endswith("weight"):
+        return False
+    return size_of.get(layer.name.removesuffix("weight") + "bias") == size_of[layer.name] > 1
 
 
 def _is_plain_recurrent(layer: LayerFacts) -> bool:
@@ -109,6 +120,8 @@ class Measurements:
     """`[row]` NaN and Inf elements of all gradients."""
     reaches_weights: NDArray[np.bool_]
     """`[row]` a weight or an update is non-finite; where no such norms are sent, a gradient is."""
+    saturation: NDArray[np.float64] | None
+    """`[row, layer]` share of saturated activations; 0 where the layer is absent, None where none are watched."""
     group: list[bytes]
     """Which layers were present: a key that alternating optimizers (a GAN) differ in."""
 
@@ -127,6 +140,7 @@ def measure(block: Block, architecture: Architecture) -> Measurements:
         return block.values[:, :, column[name]].astype(np.float64)
 
     present = block.present
+    watches_activations = "activation_saturation" in column
     gradient, weight, update = statistic("grad_norm"), statistic("weight_norm"), statistic("update_norm")
     nonfinite = statistic("nonfinite_count") if "nonfinite_count" in column else np.isnan(gradient).astype(np.float64)
     nonfinite = np.where(present, nonfinite, 0.0)
@@ -163,5 +177,6 @@ def measure(block: Block, architecture: Architecture) -> Measurements:
         grip=grip,
         nonfinite_total=nonfinite_total,
         reaches_weights=reaches,
+        saturation=np.where(present, statistic("activation_saturation"), 0.0) if watches_activations else None,
         group=group,
     )

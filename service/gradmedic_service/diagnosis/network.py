@@ -43,10 +43,10 @@ class Depth:
     """`[row]` median growth of the layers that have one; 0 where none has."""
     gap: NDArray[np.float64]
     """`[row]` decades between the strongest weight matrix and the median of the input-side half; NaN below two."""
+    input_excess: NDArray[np.float64]
+    """`[row]` decades of the strongest input-side matrix above the median of the output-side half; NaN below two."""
     dead_share: NDArray[np.float64]
     """`[row]` share of the weight matrices whose gradient is exactly zero."""
-    weakest: NDArray[np.intp]
-    """`[row]` the weight matrix with the smallest gradient; -1 where there is none."""
 
 
 @dataclass(slots=True)
@@ -82,14 +82,14 @@ class NetworkAverages(Persistent):
         """Take the rows in order and return what depth looked like after each."""
         smooth, growth, zero = self._average(measurements)
         self._remember_weights(measurements)
-        gap, dead_share, weakest = self._along_depth(measurements, architecture, smooth, zero)
+        gap, input_excess, dead_share = self._along_depth(measurements, architecture, smooth, zero)
         return Depth(
             smooth=smooth,
             growth=growth,
             typical_growth=_median_of_known(growth),
             gap=gap,
+            input_excess=input_excess,
             dead_share=dead_share,
-            weakest=weakest,
         )
 
     def _average(
@@ -145,10 +145,9 @@ class NetworkAverages(Persistent):
     @staticmethod
     def _along_depth(
         measurements: Measurements, architecture: Architecture, smooth: NDArray[Any], zero: NDArray[Any]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.intp]]:
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         rows = len(measurements)
-        gap, dead_share = np.full(rows, np.nan), np.zeros(rows)
-        weakest = np.full(rows, -1, dtype=np.intp)
+        gap, input_excess, dead_share = np.full(rows, np.nan), np.full(rows, np.nan), np.zeros(rows)
         path = architecture.order[architecture.is_path[architecture.order]]
         keys = set(measurements.group)
         members: dict[bytes | None, list[int]] = {}
@@ -164,11 +163,11 @@ class NetworkAverages(Persistent):
             dead = zero[index] > DEAD_SHARE
             level = np.where(dead, ZERO_FLOOR, smooth[index])
             dead_share[group_rows] = dead.mean(axis=1)
-            weakest[group_rows] = layers[level.argmin(axis=1)]
             if len(layers) >= 2:
                 half = max(1, len(layers) // 2)
                 gap[group_rows] = level.max(axis=1) - np.median(level[:, :half], axis=1)
-        return gap, dead_share, weakest
+                input_excess[group_rows] = level[:, :half].max(axis=1) - np.median(level[:, half:], axis=1)
+        return gap, input_excess, dead_share
 
 
 def _median_of_known(values: NDArray[np.float64]) -> NDArray[np.float64]:

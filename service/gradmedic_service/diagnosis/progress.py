@@ -34,6 +34,8 @@ LAG = 3.0
 """The slow average of a positive loss never stands more than this many times above the loss now: after a steep descent
 it would otherwise hide a blow-up for hundreds of steps."""
 
+STUCK_EVERY = 4
+"""Losses after which the question is asked again; the answer needs many more than that to change."""
 STUCK_DECLINE = 0.03
 """A loss that fell by less than this share of itself over the later half of the run is not falling ..."""
 STUCK_DECLINE_BOUND = 0.12
@@ -104,6 +106,8 @@ class LossProgress(Persistent):
     highest: float = -math.inf
     """Of the slow average."""
     history: History = field(default_factory=History)
+    is_stuck: bool = False
+    """Whether the later half of the history shows no decline, beyond what noise could hide."""
 
     @property
     def scale(self) -> float:
@@ -152,14 +156,15 @@ class LossProgress(Persistent):
         self.lowest = min(self.lowest, self.fast)
         self.highest = max(self.highest, self.slow)
         self.history.add(loss)
+        if self.count % STUCK_EVERY == 0:
+            self.is_stuck = self._shows_no_decline()
 
     @property
     def fallen(self) -> float:
         """Share of its scale by which the loss is below its start now; negative above it."""
         return (self.start - self.fast) / self.scale if self.first and self.scale > 0 else 0.0
 
-    def is_stuck(self) -> bool:
-        """Whether the later half of the history shows no decline, beyond what noise could hide."""
+    def _shows_no_decline(self) -> bool:
         if self.count < 2 * FIRST_VALUES:
             return False
         earlier, earlier_error = self.history.mean(0.5, 0.75)

@@ -8,23 +8,33 @@ other; `gradmedic_service.diagnosis.diagnostician` combines them.
 from gradmedic_service.diagnosis.detectors.base import Detector, Episode, Moment
 from gradmedic_service.diagnosis.detectors.contracting_recurrence import ContractingRecurrence
 from gradmedic_service.diagnosis.detectors.depth_gap import DepthGap
+from gradmedic_service.diagnosis.detectors.depth_growth import DepthGrowth
 from gradmedic_service.diagnosis.detectors.divergence import Divergence
 from gradmedic_service.diagnosis.detectors.excessive_clipping import ExcessiveClipping
 from gradmedic_service.diagnosis.detectors.growth_in_time import GrowthInTime
 from gradmedic_service.diagnosis.detectors.insensitive_loss import InsensitiveLoss
 from gradmedic_service.diagnosis.detectors.nonfinite import NonFinite
+from gradmedic_service.diagnosis.detectors.oscillation import Oscillation
+from gradmedic_service.diagnosis.detectors.plateau import Plateau
+from gradmedic_service.diagnosis.detectors.saturation import Saturation
+from gradmedic_service.diagnosis.detectors.starvation import Starvation
 from gradmedic_service.diagnosis.detectors.zero_gradient import ZeroGradient
 
 ALL: tuple[type[Detector], ...] = (
     NonFinite,
     Divergence,
     GrowthInTime,
+    DepthGrowth,
+    Oscillation,
     ZeroGradient,
     DepthGap,
+    Saturation,
     ContractingRecurrence,
     InsensitiveLoss,
     ExcessiveClipping,
+    Starvation,
+    Plateau,
 )
-"""Every detector; where several speak for one verdict, the first of these decides it."""
+"""Every detector; where several speak equally loud for one verdict, the first of these decides it."""
 
 __all__ = ["ALL", "Detector", "Episode", "Moment"]

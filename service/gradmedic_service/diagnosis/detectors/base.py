@@ -53,6 +53,8 @@ class Moment:
     grip: float = 0.0
     """Largest product of a layer's gradient and weight norms."""
     gap: float = np.nan
+    input_excess: float = np.nan
+    """Decades of the strongest input-side weight matrix above the typical output-side one."""
     dead_share: float = 0.0
     typical_growth: float = 0.0
     """Decades by which the median layer's gradient stands above its own baseline."""
@@ -62,7 +64,6 @@ class Moment:
     """NaN and Inf elements of all gradients."""
     is_multi_stream: bool = False
     """Several optimizers take turns, each with a loss of its own."""
-    _stuck: bool | None = None
 
     def read(self, row: tuple[Any, ...]) -> None:
         """Take over the facts of a sampled step."""
@@ -74,16 +75,15 @@ class Moment:
             self.nonfinite,
             self.reaches_weights,
             self.gap,
+            self.input_excess,
             self.dead_share,
             self.typical_growth,
         ) = row
 
     @property
     def is_stuck(self) -> bool:
-        """Whether the loss is going nowhere (`LossProgress.is_stuck`), worked out once a step and only when asked."""
-        if self._stuck is None:
-            self._stuck = self.progress.is_stuck()
-        return self._stuck
+        """Whether the loss is going nowhere."""
+        return self.progress.is_stuck
 
     @property
     def has_row(self) -> bool:
