@@ -81,11 +81,11 @@ def to_float32(values: NDArray[np.float64]) -> NDArray[np.float32]:
     """
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         narrow = values.astype(np.float32)
+    if not np.isfinite(narrow).all():
         overflown = np.isinf(narrow) & np.isfinite(values)
-        vanished = (narrow == 0) & (values != 0)
-    if overflown.any():
         narrow[overflown] = np.copysign(_FLOAT32.max, values[overflown]).astype(np.float32)
-    if vanished.any():
+    if np.count_nonzero(narrow) != np.count_nonzero(values):
+        vanished = (narrow == 0) & (values != 0)
         narrow[vanished] = np.copysign(_FLOAT32.smallest_subnormal, values[vanished]).astype(np.float32)
     return narrow
 

@@ -41,7 +41,7 @@ class FirstBatch:
         self.close()
         try:
             with torch.no_grad():
-                self._look_at([tensor for value in (*args, *kwargs.values()) for tensor in _tensors_in(value)])
+                self._look_at([tensor for value in (*args, *kwargs.values()) for tensor in tensors_in(value)])
         except Exception as error:  # a model's first call must not fail because of us
             logger.warning("gradmedic: the first batch could not be looked at: %r", error)
 
@@ -73,6 +73,18 @@ class FirstBatch:
             self.input_abs_max = float(abs_max)
 
 
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Iterate over the tensors in nested lists, tuples and dictionaries."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item)
+
+
 def precision_of(parameters: list[Tensor], first_batch: FirstBatch) -> str | None:
     """Return the dtype the model computes in: autocast's, else that of most elements of its parameters."""
     if first_batch.autocast is not None:
@@ -96,14 +108,3 @@ def describe_training(
         batch_size=first_batch.batch_size,
         clips_gradients=clips_gradients,
     )
-
-
-def _tensors_in(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors_in(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors_in(item)

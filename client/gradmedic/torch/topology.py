@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
 from gradmedic import wire
+from gradmedic.torch.graph import Follower
 from gradmedic.torch.statistics import measure_norms
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {
@@ -77,20 +78,29 @@ def list_parameters(model: nn.Module, prefix: str = "") -> Iterator[Owned]:
         yield Owned(prefix + name.replace("_orig_mod.", ""), parameter, module, attribute)
 
 
-def describe_layers(parameters: list[Owned], models: list[nn.Module], updated: set[int]) -> list[wire.Layer]:
+def describe_layers(
+    parameters: list[Owned], models: list[nn.Module], updated: set[int], seen: Mapping[int, Follower]
+) -> list[wire.Layer]:
     """Return what is known of each parameter.
 
     Args:
         parameters: to describe.
         models: that they belong to, to learn what follows each module.
         updated: ids of the parameters that an optimizer has.
+        seen: what follows each parameter, by its id, as far as it was seen in a graph.
     """
-    followers: dict[int, _Follower] = {}
+    followers: dict[int, Follower] = {}
     for model in models:
         followers.update(_find_followers(model))
+    followers = {
+        id(owned.parameter): _complete(followers.get(id(owned.module)), seen.get(id(owned.parameter)))
+        for owned in parameters
+    }
     norms = _norms_of([owned.parameter for owned in parameters])
     return [
-        _describe_layer(owned, followers, norms.get(id(owned.parameter)), id(owned.parameter) in updated)
+        _describe_layer(
+            owned, followers[id(owned.parameter)], norms.get(id(owned.parameter)), id(owned.parameter) in updated
+        )
         for owned in parameters
     ]
 
@@ -118,9 +128,16 @@ def number_at_hand(value: object) -> float | None:
     return None
 
 
-def _describe_layer(
-    owned: Owned, followers: Mapping[int, _Follower], norm: float | None, is_updated: bool
-) -> wire.Layer:
+def _complete(declared: Follower | None, seen: Follower | None) -> Follower:
+    """Return what the modules declare, completed by what a graph showed."""
+    declared, seen = declared or Follower(), seen or Follower()
+    return Follower(
+        activation=seen.activation if declared.activation is None else declared.activation,
+        normalized=seen.normalized if declared.normalized is None else declared.normalized,
+    )
+
+
+def _describe_layer(owned: Owned, follower: Follower, norm: float | None, is_updated: bool) -> wire.Layer:
     parameter, module = owned.parameter, owned.module
     is_frozen = not (parameter.requires_grad and is_updated)
     kind = None if module is None else type(module).__name__
@@ -128,7 +145,6 @@ def _describe_layer(
         return wire.Layer(name=owned.name, kind=kind, frozen=is_frozen)
     role = _role_of(owned)
     gates = next((gates for type_, gates in _GATES.items() if isinstance(module, type_)), 1)
-    follower = followers.get(id(module), _Follower())
     activation = follower.activation
     if isinstance(module, (nn.RNN, nn.RNNCell)):
         activation = str(module.nonlinearity)
@@ -196,17 +212,9 @@ def _spectral_norm(parameter: Tensor, gates: int) -> float | None:
         return float(torch.linalg.vector_norm(stacked @ vectors, dim=1).amax())
 
 
-@dataclass(frozen=True, slots=True)
-class _Follower:
-    """What the output of a module goes through."""
-
-    activation: str | None = None
-    normalized: bool | None = None
-
-
-def _find_followers(model: nn.Module) -> dict[int, _Follower]:
+def _find_followers(model: nn.Module) -> dict[int, Follower]:
     """Return what follows each module inside a `Sequential`, by the module's id; elsewhere the code decides."""
-    found: dict[int, _Follower] = {}
+    found: dict[int, Follower] = {}
     nested = {id(child) for module in model.modules() if isinstance(module, nn.Sequential) for child in module}
     for module in model.modules():
         if isinstance(module, nn.Sequential) and id(module) not in nested:
@@ -224,15 +232,15 @@ def _flatten_sequential(sequence: nn.Sequential) -> Iterator[nn.Module]:
             yield module
 
 
-def _follow(rest: list[nn.Module]) -> _Follower:
+def _follow(rest: list[nn.Module]) -> Follower:
     normalized = False
     for module in rest:
         if isinstance(module, _NORMALIZATIONS):
             normalized = True
         elif type(module) in _ACTIVATIONS:
-            return _Follower(_ACTIVATIONS[type(module)], normalized)
+            return Follower(_ACTIVATIONS[type(module)], normalized)
         elif not isinstance(module, _TRANSPARENT):
             has_layers = next(module.parameters(), None) is not None
             is_plain = isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
-            return _Follower("linear" if has_layers and is_plain else None, normalized)
-    return _Follower(None, normalized or None)
+            return Follower("linear" if has_layers and is_plain else None, normalized)
+    return Follower(None, normalized or None)

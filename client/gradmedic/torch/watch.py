@@ -31,6 +31,7 @@ from gradmedic.source import Measurement, PendingNumber, Sampler
 from gradmedic.step import Row
 from gradmedic.torch import clipping
 from gradmedic.torch.first_batch import FirstBatch, describe_training, precision_of
+from gradmedic.torch.graph import FirstGraph, Follower
 from gradmedic.torch.statistics import (
     GRADIENT_STATISTICS,
     Here,
@@ -116,6 +117,7 @@ class Watch:
         book.reserve(owned.name for owned in self._owned)
         self._book, self._sampler, self._before_first_step = book, sampler, before_first_step
         self._first_batch = FirstBatch(next(iter(self._models.values())))
+        self._first_graphs = [FirstGraph(model) for model in self._models.values()]
         for optimizer in self._optimizers:
             self._handles.append(optimizer.register_step_pre_hook(self._before_step))
             self._handles.append(optimizer.register_step_post_hook(self._after_step))
@@ -127,6 +129,8 @@ class Watch:
             handle.remove()
         self._handles.clear()
         self._first_batch.close()
+        for graph in self._first_graphs:
+            graph.close()
         clipping.ignore(self)
         self._steps, self._update = _Steps(), None
         for slot in self._slots.values():
@@ -141,7 +145,7 @@ class Watch:
         self._is_described = True
         with self._guard("the model could not be described"):
             updated = {id(p) for p in self._updated_parameters()}
-            layers = describe_layers(self._owned, list(self._models.values()), updated)
+            layers = self._describe_layers(self._owned, updated)
             for owned, layer in zip(self._owned, layers, strict=True):
                 self._slots[id(owned.parameter)].position = self._book.add(layer)
             self._described_optimizers = [describe_optimizer(optimizer) for optimizer in self._optimizers]
@@ -279,8 +283,14 @@ class Watch:
         owned = next(known, unnamed)
         self._owned.append(owned)
         slot = self._slots[id(parameter)] = _Slot(parameter)
-        slot.position = self._book.add(describe_layers([owned], list(self._models.values()), {id(parameter)})[0])
+        slot.position = self._book.add(self._describe_layers([owned], {id(parameter)})[0])
         return slot
+
+    def _describe_layers(self, owned: list[Owned], updated: set[int]) -> list[wire.Layer]:
+        seen: dict[int, Follower] = {}
+        for graph in self._first_graphs:
+            seen.update(graph.followers)
+        return describe_layers(owned, list(self._models.values()), updated, seen)
 
     def _updated_parameters(self) -> Iterator[Tensor]:
         for optimizer in self._optimizers:
@@ -437,16 +447,22 @@ class _Steps:
         """
         if not self._parts:
             return None
-        touched = np.unique(np.concatenate([part.positions for part in self._parts]))
-        values = np.zeros((int(touched[-1]) + 1, len(STATISTICS)))
-        worst = np.zeros(len(values))
+        first = self._parts[0].positions
+        if all(np.array_equal(part.positions, first) for part in self._parts):
+            touched, places = first, slice(None)  # the usual case, and several times faster
+        else:
+            touched = np.unique(np.concatenate([part.positions for part in self._parts]))
+            places = None
+        values = np.zeros((len(touched), len(STATISTICS)))
+        worst = np.zeros(len(touched))
         for part in self._parts:
             array = part.array.read()
             array = array.reshape(len(array), -1)
-            values[part.positions, part.columns] = array if part.rows is None else array[part.rows]
+            at = np.searchsorted(touched, part.positions) if places is None else places
+            values[at, part.columns] = array if part.rows is None else array[part.rows]
             np.maximum(worst, values[:, _NONFINITE], out=worst)
         values[:, _NONFINITE] = worst
-        return Row(STATISTICS, touched.astype(np.int32), to_float32(values[touched]))
+        return Row(STATISTICS, touched, to_float32(values))
 
 
 class _PendingTensor:

@@ -9,6 +9,7 @@ from tests.client.torch.recording import Recording
 from torch import nn
 
 from gradmedic import wire
+from gradmedic.torch.graph import find_followers
 
 
 def describe(model: nn.Module) -> dict[str, wire.Layer]:
@@ -131,3 +132,60 @@ def test_integer_inputs_have_no_size_and_autocast_is_noticed() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         training = training_of(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.tensor([[1, 2]]))
     assert (training.input_rms, training.batch_size, training.precision) == (None, 1, "bfloat16")
+
+
+class Functional(nn.Module):
+    """A model whose `forward` alone says what follows what."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.flat = nn.Linear(4, 6)
+        self.gate = nn.Linear(6, 6)
+        self.up = nn.Linear(6, 6)
+        self.raw = nn.Parameter(torch.ones(6, 6))
+        self.bias = nn.Parameter(torch.ones(6))
+        self.residual = nn.Linear(6, 6)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Go through one of each."""
+        signal = torch.relu(self.norm(self.conv(images))).mean(dim=(2, 3))
+        signal = nn.functional.dropout(self.flat(signal), 0.1).sigmoid()
+        signal = nn.functional.silu(self.gate(signal)) * self.up(signal)
+        signal = torch.tanh(signal @ self.raw + self.bias)
+        signal = signal + self.residual(signal)
+        return {"logits": self.head(signal)}
+
+
+def test_a_functional_model_is_read_from_its_first_graph() -> None:
+    """Activations and normalizations that are calls, gates, a residual connection, and a bias added by hand."""
+    model = Functional()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    images = torch.randn(2, 1, 3, 3)
+    with Recording(model, optimizer) as recording:
+        with torch.no_grad():
+            model(images)  # a validation before the training shows no graph
+        model(images)["logits"].sum().backward()
+        optimizer.step()
+        layers = recording.layers
+        assert not model._forward_hooks
+    found = {name: (layer.activation, layer.normalized) for name, layer in layers.items() if layer.role == "weight"}
+    assert found == {
+        "conv.weight": ("relu", True),
+        "flat.weight": ("sigmoid", False),
+        "gate.weight": ("silu", False),
+        "up.weight": (None, False),
+        "raw": ("tanh", False),
+        "residual.weight": (None, False),
+        "head.weight": (None, None),
+    }
+
+
+def test_a_parameter_used_in_different_ways_has_no_activation() -> None:
+    """One matrix before a sigmoid and before a tanh: nothing is claimed."""
+    model = nn.ParameterDict({"w": nn.Parameter(torch.ones(2, 2))})
+    output = torch.sigmoid(model["w"] @ torch.ones(2)) + torch.tanh(model["w"] @ torch.ones(2))
+    assert output.grad_fn is not None
+    assert find_followers([output.grad_fn]) == {}
