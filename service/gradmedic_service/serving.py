@@ -70,7 +70,8 @@ def change_schema(settings: Settings, action: str, revision: str | None) -> int:
             create_parent_folder(database_url)
             schema.upgrade(database_url, revision or "head")
         elif is_missing(database_url):
-            return _refuse(f"there is no database at {printable_url(database_url)}: run `{schema.UPGRADE_COMMAND}`.")
+            place = printable_url(database_url)
+            return _refuse(f"there is no database at {place}: run `{schema.UPGRADE_COMMAND}`.", EXIT_FAILURE)
         elif action == "downgrade":
             schema.downgrade(database_url, revision or "base")
         found = schema.current(database_url)

@@ -1,0 +1,177 @@
+"""The service's commands."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import structlog
+
+from gradmedic_service import schema
+from gradmedic_service.cli import DB, SERVE, is_loopback
+from gradmedic_service.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """Undo what a command that serves does to this process's logging."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+def run(command: Any, *arguments: str) -> int:
+    """Run a command as the command line would."""
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    status: int = command.run(parser.parse_args(arguments))
+    return status
+
+
+def test_commands_join_the_command_line() -> None:
+    """`gradmedic` finds both commands through their entry points."""
+    commands = {entry.name: entry for entry in entry_points(group="gradmedic.commands")}
+    assert commands["serve"].load() is SERVE
+    assert commands["db"].load() is DB
+
+
+def test_importing_the_commands_is_cheap() -> None:
+    """`gradmedic --help` does not wait for the service's dependencies."""
+    script = (
+        "import sys, gradmedic_service.cli; print(sorted({'fastapi', 'sqlalchemy', 'uvicorn'} & sys.modules.keys()))"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
+
+
+def test_schema_by_hand(empty_database_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`db upgrade`, `db current` and `db downgrade` do and say what they do."""
+    url = ("--database-url", empty_database_url)
+    assert run(DB, "upgrade", *url) == 0
+    assert f"revision {schema.head()}, this version needs {schema.head()}" in capsys.readouterr().out
+    assert run(DB, "current", *url) == 0
+    assert run(DB, "downgrade", "base", *url) == 0
+    assert "revision none" in capsys.readouterr().out
+    assert schema.current(empty_database_url) is None
+
+
+def test_looking_creates_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Asking for the revision of a SQLite file that does not exist is an error that names the command to run."""
+    path = tmp_path / "none" / "a.db"
+    assert run(DB, "current", "--database-url", f"sqlite:///{path}") == 1
+    assert "run `gradmedic db upgrade`" in capsys.readouterr().err
+    assert not path.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["upgrade", "nonsense"], "nonsense"),
+        (["upgrade", "--database-url", "mysql://h/d"], "mysql is not supported"),
+        (["current", "--database-url", "postgresql://u:hidden@127.0.0.1:1/d"], "refused"),
+    ],
+)
+def test_bad_schema_commands(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A command that cannot be carried out fails with one line that says why, without a password."""
+    monkeypatch.chdir(tmp_path)
+    assert run(DB, *arguments) in (1, 2)
+    error = capsys.readouterr().err.strip()
+    assert words in error
+    assert "\n" not in error
+    assert "hidden" not in error
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1", "no.such.host.invalid"])
+def test_other_machines_are_refused(host: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Listening beyond this machine is refused, with the flag that accepts the risk, before anything is created."""
+    path = tmp_path / "a.db"
+    assert run(SERVE, "--host", host, "--database-url", f"sqlite:///{path}") == 2
+    assert "--allow-unauthenticated-network" in capsys.readouterr().err
+    assert not path.exists()
+
+
+def test_loopback_addresses() -> None:
+    """Every loopback address is one, not only the usual."""
+    assert [is_loopback(host) for host in ("127.0.0.1", "127.8.9.1", "::1", "10.0.0.1")] == [True, True, True, False]
+
+
+def test_a_taken_port_is_said_so(sqlite_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where another program listens, the command fails with one line."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert run(SERVE, "--port", str(port), "--database-url", sqlite_url) == 1
+    assert f"cannot listen at 127.0.0.1 port {port}" in capsys.readouterr().err
+
+
+def test_bad_settings_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A variable of the wrong type is named, and nothing starts."""
+    monkeypatch.setenv("GRADMEDIC_MAX_LAYERS", "many")
+    assert run(SERVE) == 2
+    assert "GRADMEDIC_MAX_LAYERS" in capsys.readouterr().err
+
+
+def test_postgres_is_checked_and_not_migrated(
+    empty_database_url: str, backend: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An unmigrated PostgreSQL is left alone, and the error has the command that migrates it."""
+    if backend == "sqlite":
+        return
+    assert run(SERVE, "--port", "0", "--database-url", empty_database_url) == 1
+    command = re.search(r"`gradmedic (db upgrade .*)`", capsys.readouterr().err)
+    assert command is not None
+    assert schema.current(empty_database_url) is None
+    _, *arguments = command.group(1).split()
+    assert run(DB, *arguments) == 0
+    assert schema.current(empty_database_url) == schema.head()
+
+
+def test_serving_from_nothing(serve: Any, tmp_path: Path, create_run: Any) -> None:
+    """With a SQLite URL alone the service creates folder and database, serves, and ends well when told to."""
+    url = f"sqlite:///{tmp_path}/new/folder/gradmedic.db"
+    with serve(url) as served, httpx2.Client(base_url=served.url) as client:
+        assert client.get("/readyz").json() == {"status": "ok"}
+        path = create_run(client)
+        assert client.post(f"{path}/steps", json={"steps": [0], "loss": [1.0]}).status_code == 200
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(timeout=30) == -signal.SIGTERM
+    log = (tmp_path / "serve.log").read_text()
+    assert "Application shutdown complete" in log
+    assert log.count(f"path={path}/steps") == 1
+    assert "Traceback" not in log
+    with serve(url) as served, httpx2.Client(base_url=served.url) as client:
+        assert client.get(path).json()["last_step"] == 0
+
+
+def test_serving_the_network_when_told_to(serve: Any, sqlite_url: str, tmp_path: Path) -> None:
+    """With the flag the service listens everywhere, and says in the log what that means."""
+    with serve(sqlite_url, "--host", "0.0.0.0", "--allow-unauthenticated-network") as served:
+        port = served.url.rpartition(":")[2]
+        assert httpx2.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
+    assert "anyone who can reach this address" in (tmp_path / "serve.log").read_text()
+
+
+def test_defaults_are_loopback() -> None:
+    """Without settings the service is this machine's alone, in the working directory."""
+    settings = Settings()
+    assert is_loopback(settings.host)
+    assert settings.database_url.get_secret_value() == "sqlite:///.gradmedic/gradmedic.db"
