@@ -460,8 +460,8 @@ _dying.exploding(
     {"activation": "linear", "hidden": [16], "optimizer": "sgd", "lr": 0.05, "targets": "30"},
 )
 
-# Explosions that take their time: a convex loss just beyond the edge of stability, Adam's bounded steps under a rate that
-# grows by mistake, a momentum above one, a penalty of the wrong sign.
+# Explosions that take their time: a convex loss just beyond the edge of stability, Adam's bounded steps under a rate
+# that grows by mistake, a momentum above one, a penalty of the wrong sign.
 
 _linear = Family(
     "digits-least-squares",

@@ -1,0 +1,116 @@
+"""The bench: how what was said is compared with what was so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from benchmarks.corpus.recording import STATISTICS, to_block
+from benchmarks.diagnosis import Reading, Recording, Score, diagnose, judge, score
+
+from gradmedic_service.diagnosis import LayerFacts, TrainingFacts
+
+
+def recording(
+    label: str, *, causes: tuple[str, ...] = (), first_nonfinite: int | None = None, build_up: int | None = None
+) -> Recording:
+    """Make a labelled recording of one layer and sixty calm steps."""
+    arrays: dict[str, Any] = {name: np.full((60, 1), 0.1) for name in STATISTICS}
+    arrays["nonfinite_count"] = np.zeros((60, 1))
+    arrays["loss"] = np.linspace(2, 1, 60)
+    arrays["learning_rate"] = np.full(60, 0.1)
+    arrays["skipped"] = np.zeros(60, dtype=bool)
+    return Recording(
+        id="made-by-hand",
+        label=label,
+        causes=causes,
+        first_nonfinite=first_nonfinite,
+        build_up=build_up,
+        layers=(LayerFacts(name="w", shape=(2, 2), numel=4),),
+        training=TrainingFacts(),
+        block=to_block(arrays),
+        arrays=arrays,
+    )
+
+
+def said(final: str, causes: tuple[str, ...] = (), **first_alarms: int) -> Reading:
+    """Make a reading."""
+    return Reading(final=final, first_alarms=first_alarms, causes=causes, score=1.0)
+
+
+def test_perfect_answers_score_one() -> None:
+    """Right verdicts on every class give a macro-F1 of 1 and a Brier score of 0."""
+    recordings = [recording("healthy"), recording("vanishing"), recording("exploding"), recording("other")]
+    readings = [said("healthy"), said("vanishing", vanishing=3), said("exploding", exploding=4), said("undetermined")]
+    result = score("it", recordings, readings)
+    assert result.macro_f1 == 1
+    assert result.brier == 0
+    assert (result.healthy_alarmed, result.other_alarmed) == (0, 0)
+
+
+def test_an_alarm_that_was_taken_back_still_counts_on_a_healthy_run() -> None:
+    """A healthy run that was ever alarmed is wrong, whatever the last verdict was."""
+    result = score("it", [recording("healthy")], [said("healthy", vanishing=10)])
+    assert result.healthy_alarmed == 1
+    assert result.recall["healthy"] == 0
+    assert result.precision["vanishing"] == 0
+
+
+def test_undetermined_at_the_end_is_a_miss() -> None:
+    """A run that ends undetermined counts against recall."""
+    result = score("it", [recording("healthy"), recording("healthy")], [said("healthy"), said("undetermined")])
+    assert result.recall["healthy"] == 0.5
+
+
+def test_an_alarm_on_other_is_an_error_and_silence_is_not_scored() -> None:
+    """`other` lowers the precision of what it was called; calling it healthy lowers nothing."""
+    pairs = [recording("exploding"), recording("other"), recording("other")]
+    result = score("it", pairs, [said("exploding", exploding=1), said("exploding", exploding=5), said("healthy")])
+    assert result.precision["exploding"] == 0.5
+    assert result.other_alarmed == 1
+    assert np.isnan(result.precision["healthy"])
+
+
+def test_leads_are_of_explosions_that_build_up() -> None:
+    """Only explosions that take more than five steps count, from their first announcement."""
+    recordings = [recording("exploding", first_nonfinite=20, build_up=b) for b in (6, 6, 5, 9)]
+    readings = [said("exploding", exploding=12), said("exploding", exploding=20), said("exploding", exploding=0),
+                said("healthy")]  # fmt: skip
+    assert score("it", recordings, readings).leads == [8, 0, -1]
+
+
+def test_a_cause_counts_among_the_first_two_of_a_right_verdict() -> None:
+    """The third cause is too late, and a wrong verdict has no right cause."""
+    recordings = [recording("exploding", causes=("a", "b"))] * 3
+    readings = [said("exploding", ("x", "b"), exploding=1), said("exploding", ("x", "y", "a"), exploding=1),
+                said("healthy", ("a",))]  # fmt: skip
+    result = score("it", recordings, readings)
+    assert (result.cause_hits, result.cause_total) == (1, 3)
+
+
+def test_a_recording_is_streamed_to_its_end() -> None:
+    """The diagnostician sees every step of a calm run and raises no alarm."""
+    reading = diagnose(recording("healthy"))
+    assert reading.first_alarms == {}
+    assert reading.final in ("healthy", "undetermined")
+
+
+@pytest.mark.parametrize(
+    ("change", "missed"),
+    [
+        ({}, []),
+        ({"macro_f1": 0.97}, ["macro-F1 0.970 on fit"]),
+        ({"healthy_alarmed": 1}, ["1 healthy alarmed on fit"]),
+        ({"leads": [1] * 30}, ["announced five steps before 0%"]),
+        ({"leads": [9] * 8 + [0] * 2}, ["announced 80%"]),
+        ({"cause_hits": 8}, ["cause 8/10 on fit"]),
+    ],
+)
+def test_every_target_can_fail_the_bench(change: dict[str, Any], missed: list[str]) -> None:
+    """Each target that is missed is named; none is missed by the sound result."""
+    sound: dict[str, Any] = {
+        "system": "it", "macro_f1": 0.99, "healthy": 9, "leads": [9] * 30, "cause_hits": 9, "cause_total": 10
+    }  # fmt: skip
+    assert judge({"fit": Score(**{**sound, **change})}, 1.0, 1000) == missed
+    assert judge({"fit": Score(**sound)}, 2.0, 50_000) == ["2.00 ms a block", "50000 bytes of state"]
