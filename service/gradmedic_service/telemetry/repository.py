@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import cast
 from uuid import UUID
 
-from sqlalchemy import Table, delete, func, insert, select, update
+from sqlalchemy import Table, bindparam, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from gradmedic_service import diagnosis, models
@@ -17,6 +17,7 @@ CHUNKS_READ_AT_ONCE = 16
 
 _RUNS = cast("Table", models.Run.__table__)
 _STATES = cast("Table", models.DiagnosisState.__table__)
+_CHUNKS = cast("Table", models.TelemetryChunk.__table__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,54 +60,69 @@ class ChunkExtent:
     step_count: int
 
 
+# Statements of the append path are built once, over tables: building them anew costs more than running them.
 _STATE_COLUMNS = (
-    models.Run.id,
-    models.Run.generation,
-    models.Run.revision,
-    models.Run.last_step,
-    models.Run.verdict,
-    models.Run.since_step,
-    models.Run.statistics,
-    models.Run.metrics,
-    models.Run.layer_counts,
-    models.Run.facts_digest,
-    models.DiagnosisState.state,
+    _RUNS.c.id,
+    _RUNS.c.generation,
+    _RUNS.c.revision,
+    _RUNS.c.last_step,
+    _RUNS.c.verdict,
+    _RUNS.c.since_step,
+    _RUNS.c.statistics,
+    _RUNS.c.metrics,
+    _RUNS.c.layer_counts,
+    _RUNS.c.facts_digest,
+    _STATES.c.state.label("diagnostician"),
 )
-_STATE = select(*_STATE_COLUMNS).outerjoin(models.DiagnosisState, models.DiagnosisState.run_id == models.Run.id)
+_READ_STATE = (
+    select(*_STATE_COLUMNS)
+    .select_from(_RUNS.outerjoin(_STATES, _STATES.c.run_id == _RUNS.c.id))
+    .where(_RUNS.c.id == bindparam("run_id"))
+)
+_READ_STATE_LOCKED = _READ_STATE.with_for_update(of=_RUNS)
+_ADVANCE_RUN = update(_RUNS).where(_RUNS.c.id == bindparam("run_id"))
+_ADVANCE_STATE = update(_STATES).where(_STATES.c.run_id == bindparam("id"))
+_READ_TAIL = (
+    select(_CHUNKS.c.first_step, _CHUNKS.c.last_step, _CHUNKS.c.step_count)
+    .where(_CHUNKS.c.run_id == bindparam("run_id"))
+    .order_by(_CHUNKS.c.first_step.desc())
+    .limit(bindparam("count"))
+)
+_TAKE_FROM = (
+    delete(_CHUNKS)
+    .where(_CHUNKS.c.run_id == bindparam("run_id"), _CHUNKS.c.first_step >= bindparam("first_step"))
+    .returning(_CHUNKS.c.first_step, _CHUNKS.c.data)
+)
+_ADD_CHUNK = insert(_CHUNKS)
+_ADD_STATE = insert(_STATES)
 
 
 def read_state(session: Session, run_id: UUID, *, is_locked: bool = False) -> RunState | None:
     """Read a run's state; locked, nobody else appends to it until the transaction ends."""
-    query = _STATE.where(models.Run.id == run_id)
-    if is_locked:
-        query = query.with_for_update(of=models.Run)
-    row = session.execute(query).one_or_none()
-    if row is None:
-        return None
-    *columns, diagnostician = row
-    names = [column.key for column in _STATE_COLUMNS[:-1]]
-    return RunState(**dict(zip(names, columns, strict=True)), diagnostician=diagnostician)
+    statement = _READ_STATE_LOCKED if is_locked else _READ_STATE
+    row = session.execute(statement, {"run_id": run_id}).one_or_none()
+    return None if row is None else RunState(**row._mapping)
 
 
 def advance(session: Session, run_id: UUID, to: Advance, *, is_first: bool) -> None:
     """Write what an append made of a run."""
     session.execute(
-        update(_RUNS)
-        .where(_RUNS.c.id == run_id)
-        .values(
-            revision=to.revision,
-            last_step=to.last_step,
-            verdict=to.verdict,
-            score=to.score,
-            since_step=to.since_step,
-            metrics=to.metrics,
-            updated_at=datetime.now(UTC),
-        )
+        _ADVANCE_RUN,
+        {
+            "run_id": run_id,
+            "revision": to.revision,
+            "last_step": to.last_step,
+            "verdict": to.verdict,
+            "score": to.score,
+            "since_step": to.since_step,
+            "metrics": to.metrics,
+            "updated_at": datetime.now(UTC),
+        },
     )
     if is_first:
-        session.execute(insert(models.DiagnosisState), {"run_id": run_id, "state": to.diagnostician})
+        session.execute(_ADD_STATE, {"run_id": run_id, "state": to.diagnostician})
     else:
-        session.execute(update(_STATES).where(_STATES.c.run_id == run_id).values(state=to.diagnostician))
+        session.execute(_ADVANCE_STATE, {"id": run_id, "state": to.diagnostician})
     if to.changes:
         session.execute(
             insert(models.VerdictChange),
@@ -131,31 +147,20 @@ def verdict_changes(session: Session, run_id: UUID) -> Sequence[models.VerdictCh
 
 def tail(session: Session, run_id: UUID, count: int) -> list[ChunkExtent]:
     """Read where the last chunks of a run lie, last one first."""
-    chunk = models.TelemetryChunk
-    rows = session.execute(
-        select(chunk.first_step, chunk.last_step, chunk.step_count)
-        .where(chunk.run_id == run_id)
-        .order_by(chunk.first_step.desc())
-        .limit(count)
-    )
-    return [ChunkExtent(first_step=first, last_step=last, step_count=count) for first, last, count in rows]
+    rows = session.execute(_READ_TAIL, {"run_id": run_id, "count": count})
+    return [ChunkExtent(first_step=first, last_step=last, step_count=steps) for first, last, steps in rows]
 
 
 def take_from(session: Session, run_id: UUID, first_step: int) -> list[bytes]:
     """Remove the chunks that begin at a step or later and return their data in order."""
-    chunk = models.TelemetryChunk
-    rows = session.execute(
-        delete(chunk)
-        .where(chunk.run_id == run_id, chunk.first_step >= first_step)
-        .returning(chunk.first_step, chunk.data)
-    )
+    rows = session.execute(_TAKE_FROM, {"run_id": run_id, "first_step": first_step})
     return [data for _, data in sorted(rows, key=lambda row: int(row[0]))]
 
 
 def add_chunk(session: Session, run_id: UUID, extent: ChunkExtent, data: bytes) -> None:
     """Store a chunk."""
     session.execute(
-        insert(models.TelemetryChunk),
+        _ADD_CHUNK,
         {
             "run_id": run_id,
             "first_step": extent.first_step,
