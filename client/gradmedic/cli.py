@@ -84,22 +84,30 @@ def _dispatch(arguments: Sequence[str]) -> int:
             child.set_defaults(command=command)
     args = parser.parse_args(arguments)
     chosen: Command = args.command
-    return chosen.run(args)
+    if asked not in joined:
+        return chosen.run(args)
+    try:
+        return chosen.run(args)
+    except ModuleNotFoundError as error:  # a command may import what it needs only when it runs
+        raise _missing_extra(joined[asked], error) from error
 
 
 def _load(point: importlib.metadata.EntryPoint, *, is_needed: bool) -> Command | None:
     try:
         command: Command = point.load()
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         if not is_needed:
             return None
-        if (error.name or "").partition(".")[0] == "gradmedic_service" or not point.extras:
-            raise  # ours is there in every installation: this is a bug, not a missing extra
-        extra = point.extras[0]
-        raise ConfigurationError(
-            f"gradmedic {point.name} needs the {extra} extra: pip install 'gradmedic[{extra}]'"
-        ) from error
+        raise _missing_extra(point, error) from error
     return command
+
+
+def _missing_extra(point: importlib.metadata.EntryPoint, error: ModuleNotFoundError) -> Exception:
+    """Say which extra a command needs; the error itself if what is missing is our own and so a bug."""
+    if (error.name or "").partition(".")[0] in ("gradmedic", "gradmedic_service") or not point.extras:
+        return error
+    extra = point.extras[0]
+    return ConfigurationError(f"gradmedic {point.name} needs the {extra} extra: pip install 'gradmedic[{extra}]'")
 
 
 def _needs_extra(point: importlib.metadata.EntryPoint) -> str:
