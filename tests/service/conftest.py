@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import httpx2
 import pytest
+import structlog
 from fastapi import FastAPI
 from pydantic import SecretStr
 from starlette.testclient import TestClient
@@ -21,6 +22,12 @@ from starlette.testclient import TestClient
 from gradmedic_service.app import create_app
 from gradmedic_service.db import Database
 from gradmedic_service.settings import Settings
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plain_logging() -> None:
+    """Print events without the local variables of every frame, which takes longer than the tests."""
+    structlog.configure(processors=[structlog.contextvars.merge_contextvars, structlog.processors.KeyValueRenderer()])
 
 
 @pytest.fixture

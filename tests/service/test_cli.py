@@ -27,11 +27,11 @@ from gradmedic_service.settings import Settings
 def _logging_as_before() -> Iterator[None]:
     """Undo what a command that serves does to this process's logging."""
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers, level, events = root.handlers[:], root.level, structlog.get_config()
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
-    structlog.reset_defaults()
+    structlog.configure(**events)
 
 
 def run(command: Any, *arguments: str) -> int:
@@ -101,7 +101,7 @@ def test_bad_schema_commands(
     assert "hidden" not in error
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1", "no.such.host.invalid"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1", "no.such.host.invalid"])  # noqa: S104 (refused, or asked for)
 def test_other_machines_are_refused(host: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Listening beyond this machine is refused, with the flag that accepts the risk, before anything is created."""
     path = tmp_path / "a.db"
@@ -164,7 +164,7 @@ def test_serving_from_nothing(serve: Any, tmp_path: Path, create_run: Any) -> No
 
 def test_serving_the_network_when_told_to(serve: Any, sqlite_url: str, tmp_path: Path) -> None:
     """With the flag the service listens everywhere, and says in the log what that means."""
-    with serve(sqlite_url, "--host", "0.0.0.0", "--allow-unauthenticated-network") as served:
+    with serve(sqlite_url, "--host", "0.0.0.0", "--allow-unauthenticated-network") as served:  # noqa: S104 (refused, or asked for)
         port = served.url.rpartition(":")[2]
         assert httpx2.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
     assert "anyone who can reach this address" in (tmp_path / "serve.log").read_text()

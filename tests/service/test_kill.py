@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import httpx2
 import pytest
 
-STEPS = 250
 KILLS = 5
+STEPS_AFTER_THE_LAST = 30
 
 
 @pytest.mark.slow
@@ -19,39 +20,38 @@ def test_kill_nine_in_the_middle_of_a_stream(serve: Any, database_url: str, crea
     moments = random.Random(0)
     acknowledged = -1
     path: str | None = None
-    kills = 0
-    while acknowledged < STEPS - 1:
+    for remaining_kills in reversed(range(KILLS + 1)):
         with serve(database_url) as served, httpx2.Client(base_url=served.url, timeout=30) as client:
             if path is None:
                 path = create_run(client, layers=3)
             run = client.get(path).json()
             assert acknowledged <= (-1 if run["last_step"] is None else run["last_step"])
-            killer = threading.Timer(moments.uniform(0.05, 0.6), served.process.kill)
-            if kills < KILLS:
+            last = math.inf if remaining_kills else acknowledged + STEPS_AFTER_THE_LAST
+            killer = threading.Timer(moments.uniform(0.05, 0.8), served.process.kill)
+            if remaining_kills:
                 killer.start()
             try:
-                while acknowledged < STEPS - 1:
+                while acknowledged < last:
                     first, count = acknowledged + 1, moments.randint(1, 4)
-                    steps = list(range(first, min(first + count, STEPS)))
+                    steps = list(range(first, first + count))
                     rows = [[step, "NaN", None] for step in steps]
                     body = {"steps": steps, "loss": steps, "statistics": {"grad_norm": rows}}
                     response = client.post(f"{path}/steps", json=body)
                     assert response.status_code == 200, response.text
                     acknowledged = steps[-1]
             except httpx2.TransportError:
-                kills += 1
+                assert remaining_kills
             killer.cancel()
     with serve(database_url) as served, httpx2.Client(base_url=served.url, timeout=30) as client:
-        query = {"statistic": ["loss", "grad_norm"], "max_points": 10_000}
+        query: dict[str, Any] = {"statistic": ["loss", "grad_norm"], "max_points": 10_000}
         answer = client.get(f"{path}/steps", params=query).json()
         diagnosis = client.get(f"{path}/diagnosis").json()
-        replayed = client.get(f"{path}/diagnosis", params={"at_step": STEPS - 2}).json()
-    assert kills == KILLS
-    assert answer["first_step"] == list(range(STEPS))
+        replayed = client.get(f"{path}/diagnosis", params={"at_step": acknowledged - 1}).json()
+    assert answer["first_step"] == list(range(acknowledged + 1))
     by_layer = {(one["statistic"], one["layer"]): one for one in answer["series"]}
-    assert by_layer["loss", None]["mean"] == list(range(STEPS))
-    assert by_layer["grad_norm", "layer0"]["mean"] == list(range(STEPS))
-    assert by_layer["grad_norm", "layer1"]["nonfinite"] == [1] * STEPS
-    assert by_layer["grad_norm", "layer2"]["count"] == [0] * STEPS
-    assert diagnosis["step"] == STEPS - 1
+    assert by_layer["loss", None]["mean"] == list(range(acknowledged + 1))
+    assert by_layer["grad_norm", "layer0"]["mean"] == list(range(acknowledged + 1))
+    assert by_layer["grad_norm", "layer1"]["nonfinite"] == [1] * (acknowledged + 1)
+    assert by_layer["grad_norm", "layer2"]["count"] == [0] * (acknowledged + 1)
+    assert diagnosis["step"] == acknowledged
     assert (replayed["verdict"], replayed["since_step"]) == (diagnosis["verdict"], diagnosis["since_step"])
