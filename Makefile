@@ -42,7 +42,7 @@ bench-diagnosis: $(READY) ## judge the diagnosis on labelled runs (generates our
 	@$(BIN)/python -m benchmarks.diagnosis
 
 clean: ## remove the environment and everything generated
-	@rm -rf $(VENV) .gradmedic dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) .gradmedic benchmarks/.cache dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help install demo serve test test-fast check bench-diagnosis clean
