@@ -78,7 +78,7 @@ def test_what_is_made_is_kept_until_its_case_changes(tmp_path: Path) -> None:
 
 
 def test_no_family_is_in_both_splits() -> None:
-    """The split that is kept aside shares no family, no recording and no (program, data) of a family with the other."""
+    """The split that is kept aside shares no family, no id and no configuration with the other."""
     fit, heldout = ({family.name for family in SPLITS[split]} for split in ("fit", "heldout"))
     assert not fit & heldout
     ids = [c.id for families in SPLITS.values() for family in families for c in family.cases()]
