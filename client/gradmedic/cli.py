@@ -239,9 +239,8 @@ def render_diagnosis(diagnosis: wire.Diagnosis, run: wire.RunSummary) -> str:
         lines += ["", "What to do, best first"]
         for advice in sorted(diagnosis.advice, key=lambda advice: advice.rank):
             parameters = ", ".join(f"{name}={value}" for name, value in advice.remedy.parameters.items())
-            lines += _item(
-                f"{advice.rank}. {advice.remedy.id}({parameters})", [advice.reason, _tried(advice.outcome)], width
-            )
+            paragraphs = [advice.reason, f"Cost: {advice.cost}", _tried(advice.outcome)]
+            lines += _item(f"{advice.rank}. {advice.remedy.id}({parameters})", paragraphs, width)
             lines += ["", textwrap.indent(advice.snippet.rstrip(), " " * 8), ""]
     return "\n".join(lines).rstrip()
 

@@ -387,8 +387,10 @@ class Advice:
     rank: int
     """1 is tried first."""
     reason: str
+    cost: str
+    """What it takes away: time, signal, exactness, or work."""
     snippet: str
-    """Code to paste."""
+    """Code to paste, in the run's framework."""
     sources: list[str]
     outcome: Outcome | None = None
 

@@ -105,6 +105,7 @@ def test_outcomes_and_resolved_findings_are_shown(exploding: gradmedic.Run, serv
         remedy=wire.Remedy(id="clip_grad_norm", parameters={"max_norm": 1.0}),
         rank=1,
         reason="It grows.",
+        cost="None.",
         snippet="clip(1.0)\nstep()",
         sources=[],
         outcome=outcome,

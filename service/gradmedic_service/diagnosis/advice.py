@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from gradmedic_service.diagnosis.case import Case
 from gradmedic_service.diagnosis.remedies import CATALOGUE, RemedySpec
 from gradmedic_service.diagnosis.report import Advice, Cause, Remedy
+from gradmedic_service.diagnosis.snippets import write_snippet
 
-MAX_ADVICE = 6
+MAX_ADVICE = 8
+MAX_VARIANTS = 2
+"""Rows of one remedy with different parameters: a reader wants alternatives, not a list of activations."""
 LEAST_MERIT = 0.1
 """Below this a remedy is not worth a reader's time."""
 
@@ -21,7 +25,13 @@ def advise(case: Case, causes: Sequence[Cause]) -> tuple[Advice, ...]:
     """
     scored = [(_merit(spec, causes), spec) for spec in CATALOGUE if spec.applies(case)]
     ranked = sorted((pair for pair in scored if pair[0] >= LEAST_MERIT), key=lambda pair: -pair[0])
-    return tuple(_advice(rank, spec, case) for rank, (_, spec) in enumerate(ranked[:MAX_ADVICE], start=1))
+    variants: Counter[str] = Counter()
+    chosen: list[RemedySpec] = []
+    for _, spec in ranked:
+        variants[spec.id] += 1
+        if variants[spec.id] <= MAX_VARIANTS:
+            chosen.append(spec)
+    return tuple(_advice(rank, spec, case) for rank, spec in enumerate(chosen[:MAX_ADVICE], start=1))
 
 
 def _merit(spec: RemedySpec, causes: Sequence[Cause]) -> float:
@@ -32,11 +42,12 @@ def _merit(spec: RemedySpec, causes: Sequence[Cause]) -> float:
 
 
 def _advice(rank: int, spec: RemedySpec, case: Case) -> Advice:
-    parameters = spec.parameters(case)
+    remedy = Remedy(id=spec.id, parameters=spec.parameters(case))
     return Advice(
-        remedy=Remedy(id=spec.id, parameters=parameters),
+        remedy=remedy,
         rank=rank,
         reason=spec.reason,
-        snippet=spec.snippet.format(**parameters),
+        cost=spec.cost,
+        snippet=write_snippet(remedy, case.training.framework),
         sources=spec.sources,
     )

@@ -42,6 +42,8 @@ class OptimizerFacts:
 class TrainingFacts:
     """How the run trains; the fields are those of `training` on the wire."""
 
+    framework: str | None = None
+    """Of the run, for example `torch 2.13.0`: the language that code in advice is written in."""
     optimizers: tuple[OptimizerFacts, ...] = ()
     precision: str | None = None
     input_rms: float | None = None

@@ -50,6 +50,7 @@ class Advice:
     remedy: Remedy
     rank: int
     reason: str
+    cost: str
     snippet: str
     sources: tuple[str, ...]
 

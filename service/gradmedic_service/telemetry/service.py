@@ -257,6 +257,7 @@ def _on_the_wire(run_id: UUID, diagnosis: Diagnosis) -> wire.Diagnosis:
                 remedy=wire.Remedy(id=advice.remedy.id, parameters=dict(advice.remedy.parameters)),
                 rank=advice.rank,
                 reason=advice.reason,
+                cost=advice.cost,
                 snippet=advice.snippet,
                 sources=list(advice.sources),
             )
