@@ -57,10 +57,10 @@ class Case:
         is_path = self.architecture.is_path
         return [int(i) for i in self.architecture.order if is_path[i]]
 
-    @cached_property
-    def recurrent(self) -> list[int]:
+    @property
+    def recurrent(self) -> tuple[int, ...]:
         """Plain recurrent matrices."""
-        return [int(i) for i in np.flatnonzero(self.architecture.is_recurrent)]
+        return self.architecture.recurrent
 
     @cached_property
     def has_recurrence(self) -> bool:

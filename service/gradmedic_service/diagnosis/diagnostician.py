@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from gradmedic_service.diagnosis.advice import advise
 from gradmedic_service.diagnosis.block import Block
@@ -24,6 +24,8 @@ from gradmedic_service.diagnosis.progress import LossProgress
 from gradmedic_service.diagnosis.report import Advice, Cause, Diagnosis, Finding, Verdict, VerdictChange
 from gradmedic_service.diagnosis.state import pack_state, unpack_state
 from gradmedic_service.diagnosis.wording import summarize
+
+T = TypeVar("T")
 
 ENOUGH = 20
 """Steps with a loss, or with statistics, before a run is called healthy: below that it is undetermined."""
@@ -82,9 +84,13 @@ class Diagnostician:
 
     def _walk(self, block: Block, measurements: Measurements, depth: Depth) -> list[VerdictChange]:
         changes: list[VerdictChange] = []
-        losses, rates, clips = (_numbers(block, name) for name in ("loss", "learning_rate", "clip_coefficient"))
+        losses = _numbers(block, "loss", None)
+        rates, clips = _numbers(block, "learning_rate", math.nan), _numbers(block, "clip_coefficient", math.nan)
         rows = _by_row(measurements, depth)
         row = -1
+        moment = Moment(
+            architecture=self._architecture, averages=self._averages, measurements=measurements, depth=depth
+        )
         for i, (step, is_sampled, is_skipped) in enumerate(
             zip(block.steps.tolist(), block.sampled.tolist(), block.skipped.tolist(), strict=True)
         ):
@@ -102,25 +108,15 @@ class Diagnostician:
                 if math.isfinite(loss):
                     excess = progress.excess(loss)
                     progress.observe(loss)
-            moment = Moment(
-                step=step,
-                skipped=is_skipped,
-                loss=loss,
-                excess=excess,
-                reference=reference,
-                progress=progress,
-                architecture=self._architecture,
-                averages=self._averages,
-                sampled_count=self._sampled,
-                is_multi_stream=len(self._streams) > 1,
-            )
-            if (rate := rates[i]) is not None:
-                moment.learning_rate = rate
-            if (clip := clips[i]) is not None:
-                moment.clip_coefficient = clip
+            moment.step, moment.skipped, moment.progress = step, is_skipped, progress
+            moment.loss, moment.excess, moment.reference = loss, excess, reference
+            moment.learning_rate, moment.clip_coefficient = rates[i], clips[i]
+            moment.sampled_count, moment.is_multi_stream = self._sampled, len(self._streams) > 1
             if is_sampled:
-                moment.row, moment.measurements, moment.depth = row, measurements, depth
+                moment.row = row
                 moment.read(rows[row])
+            else:
+                moment.row = None
             for detector in self._detectors:
                 detector.observe(moment)
             change = self._decide(step)
@@ -236,13 +232,13 @@ class Diagnostician:
         return self
 
 
-def _numbers(block: Block, name: str) -> list[float | None]:
-    """Return a step series as Python floats, None where the step has none."""
+def _numbers(block: Block, name: str, absent: T) -> list[float | T]:
+    """Return a step series as Python floats, `absent` where the step has none."""
     series = block.series.get(name)
     if series is None:
-        return [None] * len(block)
+        return [absent] * len(block)
     pairs = zip(series.values.tolist(), series.present.tolist(), strict=True)
-    return [value if present else None for value, present in pairs]
+    return [value if present else absent for value, present in pairs]
 
 
 def _by_row(measurements: Measurements, depth: Depth) -> list[tuple[Any, ...]]:

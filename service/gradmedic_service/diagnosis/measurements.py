@@ -37,7 +37,7 @@ class Architecture:
     """1 where the size is unknown, so that an RMS is then a norm."""
     is_path: NDArray[np.bool_]
     """Weight matrices that the gradient's path through depth is read from: not frozen, not an embedding."""
-    is_recurrent: NDArray[np.bool_]
+    recurrent: tuple[int, ...]
     """Plain (ungated) hidden-to-hidden matrices."""
     recurrent_slope: NDArray[np.float64]
     """Largest slope of the activation behind each layer: 1/4 for a sigmoid, else 1."""
@@ -56,7 +56,7 @@ class Architecture:
                 [_is_matrix(layer) and not layer.frozen and not _is_gain(layer, size_of) for layer in layers],
                 dtype=np.bool_,
             ),
-            is_recurrent=np.array([_is_plain_recurrent(layer) for layer in layers], dtype=np.bool_),
+            recurrent=tuple(i for i, layer in enumerate(layers) if _is_plain_recurrent(layer)),
             recurrent_slope=np.array(
                 [0.25 if layer.activation == "sigmoid" else 1.0 for layer in layers], dtype=np.float64
             ),

@@ -97,6 +97,10 @@ class LossProgress(Persistent):
     first: list[float] = field(default_factory=list)
     start: float = math.nan
     """Loss at the beginning; NaN before there is one."""
+    scale: float = math.nan
+    """What counts as one unit of loss here: its start; for a loss that was negative, at least its range so far."""
+    reference: float = math.nan
+    """What the next loss is held against: the start or the slow average, whichever is higher."""
     recent: list[float] = field(default_factory=list)
     fast: float = 0.0
     """The loss now: median of the recent ones."""
@@ -108,18 +112,6 @@ class LossProgress(Persistent):
     history: History = field(default_factory=History)
     is_stuck: bool = False
     """Whether the later half of the history shows no decline, beyond what noise could hide."""
-
-    @property
-    def scale(self) -> float:
-        """What counts as one unit of loss here: its start; for a loss that was negative, at least its range so far."""
-        if not self.first:
-            return math.nan
-        return abs(self.start) if self.lowest >= 0 else max(abs(self.start), self.highest - self.lowest)
-
-    @property
-    def reference(self) -> float:
-        """What a loss is held against: the start or the slow average of what came before, whichever is higher."""
-        return max(self.start, self.slow)
 
     def excess(self, loss: float) -> float:
         """Return how many times its reference a loss is; for positive losses, plainly `loss / reference`.
@@ -144,17 +136,20 @@ class LossProgress(Persistent):
         if len(self.first) < FIRST_VALUES and self.excess(loss) < BLOW_UP:
             self.first.append(loss)
             self.start = sorted(self.first)[-2:][0]
+            self.scale = abs(self.start)
         self.count += 1
         self.recent = [*self.recent[1 - RECENT :], loss]
         self.fast = sorted(self.recent)[len(self.recent) // 2]
         if self.count == 1:
             self.slow = loss
-        weight = max(1 / SLOW_HORIZON, 1 / self.count)
-        self.slow += weight * (min(loss, self.slow + OUTLIER * max(self.scale, 1e-30)) - self.slow)
+        self.slow += (min(loss, self.slow + OUTLIER * self.scale) - self.slow) / min(self.count, SLOW_HORIZON)
         if self.lowest >= 0:
             self.slow = min(self.slow, max(self.fast, 0.0) * LAG)
         self.lowest = min(self.lowest, self.fast)
         self.highest = max(self.highest, self.slow)
+        if self.lowest < 0:
+            self.scale = max(abs(self.start), self.highest - self.lowest)
+        self.reference = max(self.start, self.slow)
         self.history.add(loss)
         if self.count % STUCK_EVERY == 0:
             self.is_stuck = self._shows_no_decline()
@@ -162,7 +157,7 @@ class LossProgress(Persistent):
     @property
     def fallen(self) -> float:
         """Share of its scale by which the loss is below its start now; negative above it."""
-        return (self.start - self.fast) / self.scale if self.first and self.scale > 0 else 0.0
+        return (self.start - self.fast) / self.scale if self.scale > 0 else 0.0
 
     def _shows_no_decline(self) -> bool:
         if self.count < 2 * FIRST_VALUES:

@@ -23,47 +23,51 @@ MAX_LAYERS_NAMED = 8
 
 @dataclass(slots=True, eq=False)
 class Moment:
-    """One step as the detectors see it. Row-wise facts are None or NaN on a step without statistics."""
+    """One step as the detectors see it; the object is used again for the next one.
 
-    step: int
-    skipped: bool
-    loss: float | None
-    """As sent, possibly NaN or infinite; None where the step has none."""
-    excess: float
-    """The loss over its reference (`LossProgress.excess`); NaN without a finite loss."""
-    reference: float
-    """What the loss is held against, from the steps before this one."""
-    progress: LossProgress
-    """Of the stream that this step belongs to, this loss included."""
+    What follows from statistics is of the last sampled step: it holds only where `row` is not None.
+    """
+
     architecture: Architecture
     averages: NetworkAverages
-    sampled_count: int
-    """Sampled steps so far, this one included."""
+    measurements: Measurements
+    depth: Depth
+    progress: LossProgress = field(default_factory=LossProgress)
+    """Of the stream that this step belongs to, this loss included."""
+    step: int = 0
     row: int | None = None
-    measurements: Measurements | None = None
-    depth: Depth | None = None
-    gradient: float = np.nan
-    """Network-wide gradient norm."""
-    weight: float = np.nan
-    ratio: float = np.nan
-    """Network-wide update over weight."""
-    learning_rate: float = np.nan
-    clip_coefficient: float = np.nan
+    """Index into `measurements` and `depth`; None on a step without statistics."""
+    skipped: bool = False
+    loss: float | None = None
+    """As sent, possibly NaN or infinite; None where the step has none."""
+    excess: float = math.nan
+    """The loss over its reference (`LossProgress.excess`); NaN without a finite loss."""
+    reference: float = math.nan
+    """What the loss is held against, from the steps before this one."""
+    sampled_count: int = 0
+    """Sampled steps so far, this one included."""
+    is_multi_stream: bool = False
+    """Several optimizers take turns, each with a loss of its own."""
+    learning_rate: float = math.nan
+    clip_coefficient: float = math.nan
     """What the script's clipping multiplied the gradient by; NaN where the client did not see it."""
+    gradient: float = math.nan
+    """Network-wide gradient norm."""
+    weight: float = math.nan
+    ratio: float = math.nan
+    """Network-wide update over weight."""
     grip: float = 0.0
     """Largest product of a layer's gradient and weight norms."""
-    gap: float = np.nan
-    input_excess: float = np.nan
+    nonfinite: float = 0.0
+    """NaN and Inf elements of all gradients."""
+    reaches_weights: bool = False
+    """A weight or an update is non-finite."""
+    gap: float = math.nan
+    input_excess: float = math.nan
     """Decades of the strongest input-side weight matrix above the typical output-side one."""
     dead_share: float = 0.0
     typical_growth: float = 0.0
     """Decades by which the median layer's gradient stands above its own baseline."""
-    reaches_weights: bool = False
-    """A weight or an update is non-finite."""
-    nonfinite: float = 0.0
-    """NaN and Inf elements of all gradients."""
-    is_multi_stream: bool = False
-    """Several optimizers take turns, each with a loss of its own."""
 
     def read(self, row: tuple[Any, ...]) -> None:
         """Take over the facts of a sampled step."""
@@ -92,7 +96,7 @@ class Moment:
 
     def layers_by_growth(self) -> list[int]:
         """Return the layers whose gradient stands furthest above their own baseline, worst first."""
-        if self.depth is None or self.row is None or self.measurements is None:
+        if self.row is None:
             return []
         growth = self.depth.growth[self.row]
         score = growth if np.isfinite(growth).any() else self.measurements.log_rms[self.row]

@@ -30,9 +30,9 @@ class ContractingRecurrence(Detector):
 
     def observe(self, moment: Moment) -> None:
         """Estimate the per-step factor from the matrix's norm: its Frobenius norm over the root of its rank."""
-        layers = np.flatnonzero(moment.architecture.is_recurrent)
-        if moment.row is None or layers.size == 0 or moment.is_multi_stream:
+        if not moment.architecture.recurrent or moment.row is None or moment.is_multi_stream:
             return
+        layers = list(moment.architecture.recurrent)
         norms = moment.averages.weight[layers]
         side = np.sqrt(moment.architecture.sqrt_numel[layers])
         factors = norms / side * moment.architecture.recurrent_slope[layers]
@@ -48,7 +48,7 @@ class ContractingRecurrence(Detector):
         elif progress.count >= PATIENCE:
             self.signal = 0.75
             evidence = {"factor_per_time_step": float(factors.max()), "loss_fallen": progress.fallen}
-            self.open(moment.step, "critical", [int(i) for i in layers], evidence, since=self.since)
+            self.open(moment.step, "critical", layers, evidence, since=self.since)
 
     def explain(self, episode: Episode, names: Sequence[str]) -> str:
         """Give the factor per time step."""

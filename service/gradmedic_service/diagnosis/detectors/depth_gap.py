@@ -43,7 +43,7 @@ class DepthGap(Detector):
 
     def observe(self, moment: Moment) -> None:
         """Read the gap, then ask whether the loss is stuck."""
-        if moment.row is None or math.isnan(moment.gap) or moment.depth is None:
+        if moment.row is None or math.isnan(moment.gap):
             return
         self.history.add(moment.gap)
         if moment.gap < GAP_DECADES - (HYSTERESIS if self.signal else 0.0):

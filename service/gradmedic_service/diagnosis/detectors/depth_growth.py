@@ -30,7 +30,7 @@ class DepthGrowth(Detector):
 
     def observe(self, moment: Moment) -> None:
         """Compare the input side with the output side."""
-        if moment.row is None or moment.depth is None or math.isnan(moment.input_excess):
+        if moment.row is None or math.isnan(moment.input_excess):
             return
         if moment.input_excess < GROWTH_DECADES:
             self.running = 0

@@ -51,7 +51,7 @@ class ExcessiveClipping(Detector):
         if not 0 < share < math.inf:
             return
         self.count += 1
-        self.log_share += (math.log10(share) - self.log_share) * max(1 / HORIZON, 1 / self.count)
+        self.log_share += (math.log10(share) - self.log_share) / min(self.count, HORIZON)
         if self.log_share >= math.log10(TIGHT):
             self.since = moment.step + 1
             self.close(moment.step)

@@ -42,7 +42,7 @@ class GrowthInTime(Detector):
 
     def observe(self, moment: Moment) -> None:
         """Compare each layer with its own past."""
-        if moment.row is None or moment.depth is None or moment.skipped or not moment.has_row:
+        if moment.row is None or moment.skipped or not moment.has_row:
             return
         typical = moment.typical_growth
         if typical < GROWTH_DECADES:

@@ -43,13 +43,13 @@ class InsensitiveLoss(Detector):
             return
         value = math.log10(moment.grip / level)
         self.count += 1
-        self.log_grip += (value - self.log_grip) * max(1 / HORIZON, 1 / self.count)
+        self.log_grip += (value - self.log_grip) / min(self.count, HORIZON)
         if self.log_grip >= math.log10(NO_GRIP):
             self.since = moment.step + 1
             self.close(moment.step)
         elif progress.fallen >= NEVER_MOVED or not (progress.count >= PATIENCE and moment.is_stuck):
             self.close(moment.step)
-        elif moment.depth is not None:
+        else:
             self.signal = 0.8
             level_by_layer = np.where(moment.architecture.is_path, moment.depth.smooth[moment.row], np.nan)
             evidence = {"grip": 10**self.log_grip, "loss_fallen": progress.fallen}

@@ -45,7 +45,7 @@ class NonFinite(Detector):
         if moment.loss is not None:
             self.losses_running = self.losses_running + 1 if loss_is_bad else 0
         weights_bad, gradients_bad = False, False
-        if moment.row is not None and moment.measurements is not None:
+        if moment.row is not None:
             gradients_bad = moment.nonfinite > 0
             weights_bad = moment.reaches_weights
             self.recent += ((1.0 if gradients_bad else 0.0) - self.recent) / 10
@@ -65,7 +65,7 @@ class NonFinite(Detector):
 
     @staticmethod
     def _layers(moment: Moment) -> list[int]:
-        if moment.measurements is None or moment.row is None:
+        if moment.row is None:
             return []
         bad = moment.measurements.nonfinite[moment.row] > 0
         grown = np.where(bad, moment.averages.smooth - moment.averages.baseline, np.nan)
@@ -77,7 +77,7 @@ class NonFinite(Detector):
     @staticmethod
     def _evidence(moment: Moment) -> dict[str, float]:
         evidence = {"nonfinite_count": float(moment.nonfinite)}
-        if moment.measurements is not None and moment.row is not None:
+        if moment.row is not None:
             evidence["layers_affected"] = float((moment.measurements.nonfinite[moment.row] > 0).sum())
         if moment.loss is not None:
             evidence["loss"] = float(moment.loss)

@@ -37,13 +37,13 @@ class Oscillation(Detector):
             return
         deviation = moment.loss - moment.progress.fast
         self.count += 1
-        weight = max(1 / HORIZON, 1 / self.count)
+        weight = 1 / min(self.count, HORIZON)
         self.product += weight * (deviation * self.previous - self.product)
         self.square += weight * (deviation * deviation - self.square)
         self.previous = deviation
         level = abs(moment.progress.fast)
-        swings = self.count >= HORIZON and 0 < self.square < math.inf and math.sqrt(self.square) >= SWING * level
-        if not swings or self.product > CORRELATION * self.square:
+        is_alternating = self.count >= HORIZON and self.product <= CORRELATION * self.square
+        if not is_alternating or not 0 < self.square < math.inf or math.sqrt(self.square) < SWING * level:
             self.since = moment.step + 1
             self.close(moment.step)
         else:

@@ -35,7 +35,7 @@ class Saturation(Detector):
 
     def observe(self, moment: Moment) -> None:
         """Look at the watched layers; a layer whose share is 0 may have no saturating activation at all."""
-        if moment.row is None or moment.measurements is None or moment.measurements.saturation is None:
+        if moment.row is None or moment.measurements.saturation is None:
             return
         share = moment.measurements.saturation[moment.row]
         saturated = share >= SATURATED_SHARE

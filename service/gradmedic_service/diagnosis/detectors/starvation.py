@@ -37,7 +37,7 @@ class Starvation(Detector):
         if moment.row is None or not 0 < moment.ratio < math.inf:
             return
         self.count += 1
-        self.log_ratio += (math.log10(moment.ratio) - self.log_ratio) * max(1 / HORIZON, 1 / self.count)
+        self.log_ratio += (math.log10(moment.ratio) - self.log_ratio) / min(self.count, HORIZON)
         if self.log_ratio >= math.log10(STARVED_RATIO):
             self.since = moment.step + 1
             self.close(moment.step)
