@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import threading
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -15,7 +16,7 @@ STEPS_AFTER_THE_LAST = 30
 
 
 @pytest.mark.slow
-def test_kill_nine_in_the_middle_of_a_stream(serve: Any, database_url: str, create_run: Any) -> None:
+def test_kill_nine_in_the_middle_of_a_stream(serve: Any, database_url: str, create_run: Any, tmp_path: Path) -> None:
     """Killed again and again, the service never loses an acknowledged step, and resent ones are stored once."""
     moments = random.Random(0)
     acknowledged = -1
@@ -44,9 +45,13 @@ def test_kill_nine_in_the_middle_of_a_stream(serve: Any, database_url: str, crea
             killer.cancel()
     with serve(database_url) as served, httpx2.Client(base_url=served.url, timeout=30) as client:
         query: dict[str, Any] = {"statistic": ["loss", "grad_norm"], "max_points": 10_000}
-        answer = client.get(f"{path}/steps", params=query).json()
-        diagnosis = client.get(f"{path}/diagnosis").json()
-        replayed = client.get(f"{path}/diagnosis", params={"at_step": acknowledged - 1}).json()
+        read = [
+            client.get(f"{path}/steps", params=query),
+            client.get(f"{path}/diagnosis"),
+            client.get(f"{path}/diagnosis", params={"at_step": acknowledged - 1}),
+        ]
+    assert [response.status_code for response in read] == [200] * 3, (tmp_path / "serve.log").read_text()
+    answer, diagnosis, replayed = (response.json() for response in read)
     assert answer["first_step"] == list(range(acknowledged + 1))
     by_layer = {(one["statistic"], one["layer"]): one for one in answer["series"]}
     assert by_layer["loss", None]["mean"] == list(range(acknowledged + 1))

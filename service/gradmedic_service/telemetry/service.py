@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from uuid import UUID
 
 import numpy as np
+import structlog
 
 from gradmedic import wire
 from gradmedic_service.db import Session
 from gradmedic_service.diagnosis import Block, Diagnosis, Diagnostician
+from gradmedic_service.diagnosis.state import StateError
 from gradmedic_service.errors import InvalidRequest, RunNotFound, StaleGeneration, UnknownGeneration
 from gradmedic_service.runs.facts import FactsCache, RunFacts
 from gradmedic_service.runs.repository import layers_and_training
@@ -30,6 +32,8 @@ MAX_SERIES_POINTS = 1_000_000
 """Series times buckets of one answer: some 40 MB of JSON."""
 ALARMING = ("vanishing", "exploding")
 
+_logger = structlog.get_logger("gradmedic.telemetry")
+
 
 def append(session: Session, facts: FactsCache, run_id: UUID, received: ReceivedBlock) -> wire.AppendResult:
     """Store the steps that the run does not have yet and advance its diagnosis; in one transaction, exactly once.
@@ -48,7 +52,7 @@ def append(session: Session, facts: FactsCache, run_id: UUID, received: Received
         return _result(run, accepted=0, ignored=ignored)
     block = block.cut(ignored, len(block))
 
-    diagnostician = _diagnostician(run, _facts(session, facts, run))
+    diagnostician = _diagnostician(session, run, _facts(session, facts, run))
     diagnosis = diagnostician.update(block)
     advance = Advance(
         revision=run.revision + 1,
@@ -80,14 +84,8 @@ def diagnose(session: Session, facts: FactsCache, run_id: UUID, at_step: int | N
     run = _state(session, run_id)
     known = _facts(session, facts, run)
     if at_step is None or (run.last_step is not None and at_step >= run.last_step):
-        return _on_the_wire(run_id, _diagnostician(run, known).diagnose())
-    diagnostician = Diagnostician(known.layers, known.training)
-    for data in repository.chunks(session, run_id, 0, at_step):
-        block = widen(decode(data), len(known.layers))
-        count = int(np.searchsorted(block.steps, at_step, side="right"))
-        if count:
-            diagnostician.update(block.cut(0, count))
-    return _on_the_wire(run_id, diagnostician.diagnose())
+        return _on_the_wire(run_id, _diagnostician(session, run, known).diagnose())
+    return _on_the_wire(run_id, _replayed(session, run_id, known, at_step).diagnose())
 
 
 def history(session: Session, run_id: UUID) -> wire.VerdictHistory:
@@ -151,10 +149,26 @@ def _facts(session: Session, facts: FactsCache, run: RunState) -> RunFacts:
     return facts.get(run.facts_digest, lambda: layers_and_training(session, run.id))
 
 
-def _diagnostician(run: RunState, facts: RunFacts) -> Diagnostician:
-    if run.diagnostician is None:
+def _diagnostician(session: Session, run: RunState, facts: RunFacts) -> Diagnostician:
+    """Return the run's diagnostician as of its last step; rebuilt where another version of the code left the state."""
+    if run.diagnostician is None or run.last_step is None:
         return Diagnostician(facts.layers, facts.training)
-    return Diagnostician.from_bytes(run.diagnostician, facts.layers, facts.training)
+    try:
+        return Diagnostician.from_bytes(run.diagnostician, facts.layers, facts.training)
+    except StateError as error:
+        _logger.warning("the diagnosis is rebuilt from the stored steps", run_id=str(run.id), reason=str(error))
+        return _replayed(session, run.id, facts, run.last_step)
+
+
+def _replayed(session: Session, run_id: UUID, facts: RunFacts, last_step: int) -> Diagnostician:
+    """Return a diagnostician that has read the stored steps up to one, a chunk at a time."""
+    diagnostician = Diagnostician(facts.layers, facts.training)
+    for data in repository.chunks(session, run_id, 0, last_step):
+        block = widen(decode(data), len(facts.layers))
+        count = int(np.searchsorted(block.steps, last_step, side="right"))
+        if count:
+            diagnostician.update(block.cut(0, count))
+    return diagnostician
 
 
 def _store(session: Session, run_id: UUID, block: Block) -> None:

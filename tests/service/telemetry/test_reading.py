@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import math
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
+from sqlalchemy import update
 from starlette.testclient import TestClient
 
 from gradmedic import wire
+from gradmedic_service.db import Database
 from gradmedic_service.diagnosis import Diagnostician, LayerFacts
 from gradmedic_service.ids import new_id
+from gradmedic_service.models import DiagnosisState
 from gradmedic_service.settings import Settings
 from gradmedic_service.telemetry.decoding import decode_block
 
@@ -189,6 +193,25 @@ def test_before_the_first_step_nothing_is_known(client: TestClient, create_run: 
         assert (answer["step"], answer["verdict"], answer["since_step"]) == (None, "undetermined", None)
     client.post(f"{run}/steps", json={"steps": [5], "loss": [1]})
     assert client.get(f"{run}/diagnosis", params={"at_step": 4}).json()["step"] is None
+
+
+def test_an_unreadable_state_is_rebuilt(client: TestClient, create_run: Any, database: Database) -> None:
+    """A state that this version of the code cannot read is replaced by what the stored steps say, and goes on."""
+    runs = [create_run(client, layers=2) for _ in range(2)]
+    for run in runs:
+        fill(client, run, list(range(50)), np.ones((50, 2)))
+    with database.writing() as session:
+        run_id = UUID(runs[0].rpartition("/")[2])
+        session.execute(update(DiagnosisState).where(DiagnosisState.run_id == run_id).values(state=b"of old"))
+    for action in ("read", "append"):
+        if action == "append":
+            for run in runs:
+                body = {"steps": [50], "loss": [50.0], "statistics": {"grad_norm": [["NaN", 1]]}}
+                assert client.post(f"{run}/steps", json=body).status_code == 200
+        rebuilt, untouched = (client.get(f"{run}/diagnosis").json() for run in runs)
+        for field in ("step", "verdict", "since_step", "summary"):
+            assert rebuilt[field] == untouched[field]
+    assert rebuilt["verdict"] == "exploding"
 
 
 def test_bad_at_step_is_named(client: TestClient) -> None:
