@@ -10,14 +10,14 @@ from gradmedic_service.diagnosis.detectors.base import Detector, Episode, Moment
 SWING = 0.1
 """Share of the loss by which it must swing to be worth a note."""
 CORRELATION = -0.8
-"""Correlation of successive deviations from the recent loss. Batch noise has none; a step that overshoots the minimum
+"""Correlation of successive deviations from the slow average. Batch noise has none; a step that overshoots the minimum
 along its steepest direction and comes back has -1 (Cohen et al. 2021, edge of stability)."""
 HORIZON = 30
 """Steps that the correlation is averaged over."""
 
 
 class Oscillation(Detector):
-    """Successive losses lie on opposite sides of the recent median: a note that the learning rate is at its limit."""
+    """Successive losses lie on opposite sides of their average: a note that the learning rate is at its limit."""
 
     id = "oscillation"
     verdict = "exploding"
@@ -35,7 +35,7 @@ class Oscillation(Detector):
         """Correlate this deviation with the one before."""
         if moment.loss is None or not math.isfinite(moment.loss) or moment.is_multi_stream:
             return
-        deviation = moment.loss - moment.progress.fast
+        deviation = moment.loss - moment.progress.slow
         self.count += 1
         weight = 1 / min(self.count, HORIZON)
         self.product += weight * (deviation * self.previous - self.product)

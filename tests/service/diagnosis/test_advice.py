@@ -1,0 +1,93 @@
+"""Remedies: complete, applicable, and computed for the run."""
+
+from __future__ import annotations
+
+import ast
+import string
+
+import numpy as np
+import pytest
+from tests.service.diagnosis.synthetic_run import noisy, run
+
+from gradmedic_service.diagnosis import Diagnostician, LayerFacts, Remedy, TrainingFacts
+from gradmedic_service.diagnosis.remedies import CATALOGUE, RemedySpec
+from gradmedic_service.diagnosis.snippets import write_snippet
+
+FRAMEWORKS = ("torch 2.13.0", "keras 3.15", "jax 0.10", None)
+EXAMPLES: dict[str, float | int | str] = {
+    "activation": "ELU",
+    "cell": "GRU",
+    "clip_value": 0.1,
+    "clipping": 0.01,
+    "factor": 0.1,
+    "kind": "LayerNorm",
+    "learning_rate": 0.001,
+    "max_norm": 1.0,
+    "optimizer": "Adam",
+    "scheme": "kaiming_normal",
+    "steps": 100,
+    "strength": 1e-5,
+    "time_steps": 35,
+    "weight_decay": 0.01,
+}
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("id", sorted({spec.id for spec in CATALOGUE}))
+def test_snippets_are_python(id: str, framework: str | None) -> None:
+    """Every remedy's code parses, in every framework, with its parameters filled in."""
+    code = write_snippet(Remedy(id=id, parameters=EXAMPLES), framework)
+    ast.parse(code)
+    assert not [field for _, field, _, _ in string.Formatter().parse(code.replace("{}", "")) if field in EXAMPLES]
+
+
+@pytest.mark.parametrize("spec", CATALOGUE, ids=lambda spec: spec.id)
+def test_every_remedy_is_documented(spec: RemedySpec) -> None:
+    """Every remedy has a reason, a cost, a source, and a cause that it is for."""
+    assert spec.reason.endswith(".")
+    assert spec.cost.endswith(".")
+    assert spec.sources
+    assert any(weight >= 0.1 for weight in spec.weights.values())
+
+
+def test_the_textbook_remedies_are_all_there() -> None:
+    """The catalogue holds every remedy that the literature on exploding and vanishing gradients names."""
+    assert {
+        "add_residual",
+        "clip_grad_norm",
+        "clip_grad_norm_per_layer",
+        "clip_grad_value",
+        "insert_normalization",
+        "l1_penalty",
+        "reinitialize",
+        "replace_activation",
+        "replace_recurrent_cell",
+        "scale_learning_rate",
+        "standardize_inputs",
+        "switch_optimizer",
+        "weight_decay",
+        "weight_normalization",
+    } <= {spec.id for spec in CATALOGUE}
+
+
+def test_clipping_bound_comes_from_the_calm_part_of_the_run() -> None:
+    """The proposed norm is the run's own typical one, however large the gradients of the explosion are."""
+    steps = 150
+    gradient, update = np.full((steps, 1), 0.35), np.full((steps, 1), 0.01)
+    loss = noisy(2.3, steps)
+    gradient[120:], update[120:], loss[120:] = 1e6, 100.0, 1e6
+    facts = tuple(LayerFacts(name=f"{i}.weight", numel=100, role="weight") for i in range(4))
+    diagnosis = Diagnostician(facts).update(run(loss, gradient=gradient, update=update))
+    assert diagnosis.verdict == "exploding"
+    remedy = next(a.remedy for a in diagnosis.advice if a.remedy.id == "clip_grad_norm")
+    assert remedy.parameters == {"max_norm": 0.7}  # sqrt(4 * 0.35^2)
+
+
+def test_advice_speaks_the_runs_framework() -> None:
+    """A run that says it is JAX gets optax code."""
+    facts = tuple(LayerFacts(name=f"{i}.weight", numel=100, role="weight") for i in range(4))
+    block = run(noisy(2.3, 150) * np.where(np.arange(150) > 100, 1e4, 1), update=8.0)
+    diagnosis = Diagnostician(facts, TrainingFacts(framework="jax 0.10")).update(block)
+    assert diagnosis.verdict == "exploding"
+    assert any("optax" in advice.snippet for advice in diagnosis.advice)
+    assert not any("torch" in advice.snippet for advice in diagnosis.advice if advice.remedy.id != "add_residual")

@@ -1,0 +1,180 @@
+"""What each detector sees, and what it leaves alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.service.diagnosis.synthetic_run import falling, layers, noisy, run
+
+from gradmedic_service.diagnosis import Block, Diagnosis, Diagnostician, Finding
+
+STEPS = 300
+
+
+def diagnose(block: Block) -> Diagnosis:
+    """Diagnose a whole run at once."""
+    return Diagnostician(layers(block.present.shape[1])).update(block)
+
+
+def found(diagnosis: Diagnosis, detector: str) -> Finding | None:
+    """Return a detector's finding."""
+    return next((finding for finding in diagnosis.findings if finding.detector == detector), None)
+
+
+def alarms(diagnosis: Diagnosis) -> list[tuple[int, str]]:
+    """Return the unhealthy verdicts of the whole run with their steps."""
+    return [(c.step, c.verdict) for c in diagnosis.changes if c.verdict in ("vanishing", "exploding")]
+
+
+def test_a_falling_loss_is_healthy() -> None:
+    """An ordinary run has no finding at all."""
+    diagnosis = diagnose(run(falling(STEPS)))
+    assert diagnosis.verdict == "healthy"
+    assert not diagnosis.findings
+
+
+def test_a_gap_over_depth_needs_a_stuck_loss() -> None:
+    """Early gradients four decades below the last are a verdict while the loss is flat, and none while it falls."""
+    gradient = 10.0 ** np.array([-4, -3, -1, 0])
+    stuck = diagnose(run(noisy(2.3, STEPS), gradient=gradient))
+    assert stuck.verdict == "vanishing"
+    finding = found(stuck, "depth_gap")
+    assert finding is not None
+    assert finding.layers[0] == "0.weight"
+    assert finding.evidence["gap_decades"] == pytest.approx(3.5)
+    assert not alarms(diagnose(run(falling(STEPS), gradient=gradient)))
+
+
+def test_a_plateau_without_a_gap_is_a_note() -> None:
+    """A flat loss with even gradients is noted as a plateau and is no alarm."""
+    diagnosis = diagnose(run(noisy(2.3, STEPS)))
+    assert not alarms(diagnosis)
+    finding = found(diagnosis, "plateau")
+    assert finding is not None
+    assert finding.severity == "note"
+
+
+def test_a_low_learning_rate_is_a_note() -> None:
+    """Updates a billion times smaller than the weights are noted as starvation and are no alarm."""
+    diagnosis = diagnose(run(noisy(2.3, STEPS), update=1e-8, learning_rate=1e-8))
+    assert not alarms(diagnosis)
+    finding = found(diagnosis, "starvation")
+    assert finding is not None
+    assert finding.evidence["update_to_weight"] == pytest.approx(1e-9, rel=1e-3)
+
+
+def test_clipping_to_nothing_is_called() -> None:
+    """An update a million times below learning rate times gradient, with a stuck loss, is over-tight clipping."""
+    diagnosis = diagnose(run(noisy(2.3, STEPS), update=1e-8, learning_rate=0.01))
+    assert diagnosis.verdict == "vanishing"
+    assert diagnosis.causes[0].cause == "excessive_clipping"
+    assert diagnosis.advice[0].remedy.id == "relax_clipping"
+    finding = found(diagnosis, "excessive_clipping")
+    assert finding is not None
+    assert finding.evidence["share_of_gradient_left"] == pytest.approx(1e-6, rel=1e-3)
+
+
+def test_dead_network_is_called_at_once() -> None:
+    """When every gradient is exactly zero and the loss is not down, that is said within fifty steps."""
+    gradient = np.ones((STEPS, 4))
+    gradient[100:] = 0
+    loss = np.concatenate([falling(100, half_life=300), noisy(2.3, STEPS - 100)])
+    diagnosis = diagnose(run(loss, gradient=gradient))
+    assert diagnosis.verdict == "vanishing"
+    assert 119 <= alarms(diagnosis)[0][0] <= 150
+    assert diagnosis.causes[0].cause == "dead_units"
+
+
+def test_converged_to_zero_gradient_is_healthy() -> None:
+    """Zero gradients at the bottom of a fallen loss mean that nothing is left to learn."""
+    gradient = np.ones((STEPS, 4))
+    gradient[250:] = 0
+    assert not alarms(diagnose(run(falling(STEPS, half_life=20), gradient=gradient)))
+
+
+def test_saturation_is_found_where_it_is_watched() -> None:
+    """Mostly saturated activations are a warning in a run that learns, and a verdict in one that is stuck."""
+    learning = diagnose(run(falling(STEPS), saturation=0.8))
+    finding = found(learning, "saturation")
+    assert finding is not None
+    assert finding.severity == "warning"
+    assert not alarms(learning)
+    assert diagnose(run(noisy(2.3, STEPS), saturation=0.8)).verdict == "vanishing"
+
+
+def test_growth_towards_the_input_is_a_warning() -> None:
+    """Input-side gradients four decades above the output side are a warning, no verdict."""
+    diagnosis = diagnose(run(falling(STEPS), gradient=10.0 ** np.array([4, 2, 0, 0])))
+    finding = found(diagnosis, "depth_growth")
+    assert finding is not None
+    assert finding.layers[0] == "0.weight"
+    assert not alarms(diagnosis)
+
+
+def test_overshooting_is_a_note() -> None:
+    """A loss that alternates around its level is noted as oscillation."""
+    swing = [2.3 * (1 + 0.4 * (-1) ** step) for step in range(STEPS)]
+    finding = found(diagnose(run(swing)), "oscillation")
+    assert finding is not None
+    assert finding.severity == "note"
+
+
+def test_geometric_growth_is_announced_early() -> None:
+    """Gradients and updates that double every step are called exploding long before the loss leaves float32."""
+    steps = 200
+    growth = np.maximum(0, np.arange(steps) - 100)
+    loss = falling(steps) * 1.5**growth
+    scale = (2.0**growth)[:, None]
+    diagnosis = diagnose(
+        run(np.minimum(loss, 1e30), gradient=np.minimum(scale, 1e30), update=np.minimum(0.01 * scale, 1e30))
+    )
+    assert diagnosis.verdict == "exploding"
+    assert alarms(diagnosis)[0][0] < 116
+
+
+def test_one_bad_batch_is_forgiven() -> None:
+    """A loss a thousand times too high for one step, that moved the weights by little, is no verdict."""
+    loss, gradient = falling(STEPS), np.ones((STEPS, 1))
+    loss[150] *= 1000
+    gradient[150] = 1000
+    assert not alarms(diagnose(run(loss, gradient=gradient)))
+
+
+def test_a_blow_up_that_ends_the_training_is_remembered() -> None:
+    """After one blow-up that rewrote a tenth of the weights, a loss that never falls again is an explosion."""
+    loss, update = noisy(2.3, STEPS), np.full((STEPS, 1), 0.01)
+    loss[5], update[4] = 80, 3.0
+    diagnosis = diagnose(run(loss, update=update))
+    assert diagnosis.verdict == "exploding"
+    finding = found(diagnosis, "loss_divergence")
+    assert finding is not None
+    assert finding.first_step == 5
+
+
+def test_slow_divergence_is_called() -> None:
+    """A loss that climbs tenfold over hundreds of steps while the weights double is exploding, with tiny updates."""
+    growth = np.exp(np.arange(900) / 250)
+    block = run(2.0 * growth, gradient=growth[:, None], weight=(10 * np.sqrt(growth))[:, None], update=0.02)
+    assert diagnose(block).verdict == "exploding"
+
+
+@settings(max_examples=25, deadline=None)
+@given(order=st.permutations(range(4)))
+def test_equal_layers_are_interchangeable(order: list[int]) -> None:
+    """Permuting layers, with their depth told, changes nothing but the order in which they are stored."""
+    gradient = 10.0 ** np.array([-4, -3, -1, 0])
+    facts = layers()
+    block = run(noisy(2.3, 150), gradient=gradient)
+    permuted = run(noisy(2.3, 150), gradient=gradient[list(order)])
+    named = tuple(type(facts[i])(name=facts[i].name, numel=100, role="weight", depth=i) for i in order)
+    expected = Diagnostician(facts).update(block)
+    assert Diagnostician(named).update(permuted) == expected
+
+
+@settings(max_examples=25, deadline=None)
+@given(cut=st.integers(21, STEPS))
+def test_a_healthy_prefix_stays_healthy(cut: int) -> None:
+    """What a run is called at a step does not depend on what comes after it."""
+    assert diagnose(run(falling(STEPS)).cut(0, cut)).verdict == "healthy"
