@@ -536,7 +536,7 @@ class Run:
             VerdictEvent(run_id=self.id, verdict=result.verdict, since_step=result.since_step, summary=summary)
         )
         if result.verdict in UNHEALTHY:
-            logger.warning("gradmedic: this run is %s%s: %s See %s", result.verdict, since, summary, self.url)
+            logger.warning("gradmedic: %s See %s", summary, self.url)
 
     def _call_back(self) -> None:
         """Tell the callbacks what changed, and remember whether the training is to stop."""

@@ -25,6 +25,7 @@ CAUSES: Final = (
     "missing_normalization",
     "missing_clipping",
     "precision_overflow",
+    "precision_underflow",
     "excessive_weight_decay",
     "numerical_instability",
     "excessive_clipping",

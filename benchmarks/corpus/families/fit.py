@@ -441,7 +441,7 @@ _half.exploding(
     {"dynamic_scale": False, "loss_scale": 2.0**15, "optimizer": "sgd", "lr": 0.02, "schedule": "late:200:300:200"},
 )
 _half.vanishing(
-    "underflow", "precision_overflow", {"dynamic_scale": False, "loss_scale": 1e-8, "optimizer": "sgd", "lr": 0.1}
+    "underflow", "precision_underflow", {"dynamic_scale": False, "loss_scale": 1e-8, "optimizer": "sgd", "lr": 0.1}
 )
 _half.healthy("absent", {"record_skipped": False, "scale_growth_interval": 30})
 

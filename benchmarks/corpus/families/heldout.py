@@ -590,7 +590,7 @@ _moons_half = Family(
 )
 _moons_half.exploding("static-overflow", "precision_overflow", {"dynamic_scale": False, "loss_scale": 2.0**23})
 _moons_half.vanishing(
-    "underflow", "precision_overflow", {"dynamic_scale": False, "loss_scale": 1e-9, "optimizer": "sgd", "lr": 0.3}
+    "underflow", "precision_underflow", {"dynamic_scale": False, "loss_scale": 1e-9, "optimizer": "sgd", "lr": 0.3}
 )
 _moons_half.healthy("absent", {"record_skipped": False, "loss_scale": 2.0**24})
 

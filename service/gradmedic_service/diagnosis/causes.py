@@ -157,6 +157,14 @@ def _precision_overflow(case: Case) -> Cause | None:
     return None
 
 
+def _precision_underflow(case: Case) -> Cause | None:
+    half = (case.training.precision or "").lower() in ("float16", "fp16", "half")
+    if not half or case.finding("zero_gradient") is None:
+        return None
+    text = "Parameters are in half precision, whose smallest number is 6e-8: smaller gradients become exactly zero."
+    return _cause("precision_underflow", 0.85, text, loss_scale=case.history.loss_scale)
+
+
 def _numerical_instability(case: Case) -> Cause | None:
     finding = case.finding("nonfinite")
     if finding is None:
@@ -299,6 +307,7 @@ _EXPLODING: tuple[Callable[[Case], Cause | None], ...] = (
 )
 _VANISHING: tuple[Callable[[Case], Cause | None], ...] = (
     _saturating_activation,
+    _precision_underflow,
     _poor_initialization_small,
     _dead_units,
     _contracting_recurrence,

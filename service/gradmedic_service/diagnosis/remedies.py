@@ -400,14 +400,14 @@ CATALOGUE: tuple[RemedySpec, ...] = (
     ),
     RemedySpec(
         id="scale_loss",
-        weights={"precision_overflow": 0.95},
+        weights={"precision_overflow": 0.95, "precision_underflow": 0.95},
         reason="Dynamic loss scaling finds the largest scale that does not overflow, and skips the steps that do.",
         cost="A few skipped steps.",
         sources=("Micikevicius et al. 2018, Mixed precision training, section 3.2",),
     ),
     RemedySpec(
         id="use_bfloat16",
-        weights={"precision_overflow": 0.6},
+        weights={"precision_overflow": 0.6, "precision_underflow": 0.8},
         reason="bfloat16 has the exponent range of float32 and needs no loss scale.",
         cost="Eight bits of mantissa in place of eleven.",
         sources=("Kalamkar et al. 2019, A study of bfloat16 for deep learning training",),

@@ -55,7 +55,10 @@ class NonFinite(Detector):
         if self.is_dead:
             self.signal = 1.0
         if gradients_bad or weights_bad or loss_is_bad:
-            self.open(moment.step, "critical", self._layers(moment), self._evidence(moment))
+            if self.is_open and self.episode is not None:
+                self.episode.last_step = moment.step  # what broke first is told; what follows from it is not
+            else:
+                self.open(moment.step, "critical", self._layers(moment), self._evidence(moment))
             if not self.is_dead:
                 self.signal = 0.6 if self.recent * 10 >= CLIPPED_AWAY - 0.5 else 0.0
         elif self.is_dead and self.episode is not None:
