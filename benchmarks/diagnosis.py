@@ -1,6 +1,6 @@
 """How right, how early and how cheap the diagnosis is, beside the rules of other systems.
 
-Reads the recordings in ../shared/corpus, where they are there (or `GRADMEDIC_CORPUS`), and both splits of our own
+Reads the recordings in ../shared/corpus, where they are there (or `GRADMEDIC_CORPUS`), and the splits of our own
 corpus, which are generated into `benchmarks/.cache` first. Each recording is streamed in blocks of random sizes.
 
 A run's verdict is the last one; a healthy run that was *ever* alarmed counts as wrong, and so does an alarm on a run of
@@ -25,7 +25,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.corpus.families import is_made
+from benchmarks.corpus.families import ASIDE, SPLITS, is_made
 from benchmarks.corpus.outcome import build_up_steps
 from benchmarks.corpus.recording import load, read_arrays
 from benchmarks.reference_rules import REFERENCES, RuleSet
@@ -325,7 +325,9 @@ def corpora(*, heldout: bool, jobs: int) -> list[tuple[str, Path]]:
     found = [("shared", shared)] if (shared / "manifest.json").exists() else []
     if not found:
         print(f"(no recordings in {shared}: left out)")
-    for split in ("fit", "heldout") if heldout else ("fit",):
+    for split in SPLITS:
+        if split == ASIDE and not heldout:
+            continue
         if not is_made(split, CACHE / split):
             from benchmarks.corpus.generate import generate
 
@@ -346,7 +348,7 @@ def judge(results: dict[str, Score], milliseconds: float, state_bytes: int) -> l
         if result.cause_total and result.cause_hits < TARGET_CAUSE * result.cause_total:
             missed.append(f"cause {result.cause_hits}/{result.cause_total} on {corpus}")
     leads = [lead for corpus, result in results.items() if corpus != "shared" for lead in result.leads]
-    if len(leads) < TARGET_EXPLOSIONS and "heldout" in results:
+    if len(leads) < TARGET_EXPLOSIONS and ASIDE in results:
         missed.append(f"only {len(leads)} explosions that build up")
     if not announced(leads, 1) >= TARGET_ANNOUNCED:
         missed.append(f"announced {announced(leads, 1):.0%}")
@@ -380,7 +382,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(row(results[name]))
         for rules in REFERENCES:
             print(row(score(rules.name, recordings, [apply_rules(rules, recording) for recording in recordings])))
-        if options.verbose and name != "heldout":
+        if options.verbose and name != ASIDE:
             print("\n".join(errors(recordings, readings)) or "  no errors")
     milliseconds, state_bytes = measure_cost()
     print(f"\n50 x 100 x 8 block: {milliseconds:.2f} ms of CPU (median); state of 100 layers: {state_bytes} bytes")

@@ -1,10 +1,11 @@
-"""`python -m benchmarks.corpus generate --split fit|heldout --out DIR [--jobs N] [--only FAMILY]`."""
+"""`python -m benchmarks.corpus generate --split fit|tune|heldout --out DIR [--jobs N] [--only FAMILY]`."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from benchmarks.corpus.families import SPLITS
 from benchmarks.corpus.generate import generate
 
 
@@ -13,7 +14,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.corpus")
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("generate", help="make the recordings of a split")
-    command.add_argument("--split", choices=("fit", "heldout"), required=True)
+    command.add_argument("--split", choices=tuple(SPLITS), required=True)
     command.add_argument("--out", type=Path, required=True)
     command.add_argument("--jobs", type=int, default=1)
     command.add_argument("--only", default="", help="families whose name starts so; writes no manifest")

@@ -1,4 +1,4 @@
-"""Families of runs, by split; no family is in both."""
+"""Families of runs, by split; no family is in two."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Final
 
-from benchmarks.corpus.families import fit, heldout
+from benchmarks.corpus.families import fit, tune
 from benchmarks.corpus.families.family import Case, Family
 
-SPLITS: Final[dict[str, tuple[Family, ...]]] = {"fit": fit.FAMILIES, "heldout": heldout.FAMILIES}
+SPLITS: Final[dict[str, tuple[Family, ...]]] = {"fit": fit.FAMILIES, "tune": tune.FAMILIES}
+ASIDE: Final = "heldout"
+"""The split that is looked at only when a diagnostician is done."""
 
 
 def is_made(split: str, out: Path) -> bool:
@@ -21,4 +23,4 @@ def is_made(split: str, out: Path) -> bool:
     return bool(json.loads(made.read_text()) == wanted)
 
 
-__all__ = ["SPLITS", "Case", "Family", "is_made"]
+__all__ = ["ASIDE", "SPLITS", "Case", "Family", "is_made"]

@@ -1,4 +1,4 @@
-"""The split that a diagnostician may be developed on."""
+"""The first split that a diagnostician may be developed on."""
 
 from __future__ import annotations
 

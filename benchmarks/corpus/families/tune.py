@@ -1,4 +1,4 @@
-"""The split that is kept aside: looked at only when a diagnostician is done."""
+"""The second split that a diagnostician may be developed on: families that `fit` does not have."""
 
 from __future__ import annotations
 
