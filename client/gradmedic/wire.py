@@ -159,6 +159,8 @@ class RunCreate:
     """The statistics that every sampled step carries, in this order."""
     training: Training | None = None
     trainable: str | None = None
+    muted_detectors: list[str] = field(default_factory=list)
+    """Ids of detectors that are not to be heard about this run, beside those that its project mutes."""
     id: UUID | None = None
     """UUIDv7 chosen by the client; creating the same id again answers the same run."""
 
@@ -175,6 +177,8 @@ class RunUpdate:
     config: dict[str, Any] | None = None
     status: Status | None = None
     training: Training | None = None
+    muted_detectors: list[str] | None = None
+    """Takes effect on the findings at once, on the verdict with the next block."""
     append_layers: list[Layer] | None = None
     """Layers to add behind those the run has. Existing ones are never reordered."""
 
@@ -215,6 +219,8 @@ class RunDetail(RunSummary):
     statistics: list[str]
     layers: list[Layer]
     training: Training | None
+    muted_detectors: list[str] = field(default_factory=list)
+    """The run's own; its project may mute more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,6 +230,42 @@ class RunList:
     __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
 
     items: list[RunSummary]
+    next_page_token: str | None
+    """Opaque; pass it as `page_token` to read on. Null on the last page."""
+
+
+# --- projects ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Project:
+    """What runs are grouped by; it appears with its first run."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    name: str
+    muted_detectors: list[str]
+    """Ids of detectors that are not to be heard about any of its runs."""
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectUpdate:
+    """Body of `PATCH /projects/{name}`. What is left out or null stays as it is."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    muted_detectors: list[str] | None = None
+    """Takes effect on findings at once, on a run's verdict with its next block."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectList:
+    """A page of projects."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    items: list[Project]
     next_page_token: str | None
     """Opaque; pass it as `page_token` to read on. Null on the last page."""
 

@@ -15,6 +15,7 @@ from gradmedic_service.db import Database
 from gradmedic_service.documentation import add_documentation
 from gradmedic_service.health import health_router, limits_router
 from gradmedic_service.problems import answer_with_problems
+from gradmedic_service.projects.endpoints import router as projects_router
 from gradmedic_service.requests import RequestContext
 from gradmedic_service.responses import WireResponse
 from gradmedic_service.runs.endpoints import router as runs_router
@@ -57,7 +58,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     app.include_router(health_router)
     api = APIRouter(prefix=wire.API_PATH)
-    for router in (limits_router, runs_router, telemetry_router):
+    for router in (limits_router, projects_router, runs_router, telemetry_router):
         api.include_router(router)
     app.include_router(api)
     add_documentation(app)

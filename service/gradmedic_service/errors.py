@@ -6,6 +6,7 @@
     ├── BodyTooLarge             413 body_too_large
     ├── UnsupportedMediaType     415 unsupported_media_type
     ├── RunNotFound              404 run_not_found
+    ├── ProjectNotFound          404 project_not_found
     ├── RunExists                409 run_exists
     ├── StaleGeneration          409 stale_generation
     ├── UnknownGeneration        409 unknown_generation
@@ -119,6 +120,14 @@ class RunNotFound(ServiceError):
     status = 404
     error_code = "run_not_found"
     title = "There is no such run"
+
+
+class ProjectNotFound(ServiceError):
+    """There is no such project: it has no run."""
+
+    status = 404
+    error_code = "project_not_found"
+    title = "There is no such project"
 
 
 class RunExists(ServiceError):

@@ -67,6 +67,16 @@ class Base(DeclarativeBase):
     }
 
 
+class Project(Base):
+    """What runs are grouped by. Runs refer to it by name without a foreign key: what a project says is optional."""
+
+    __tablename__ = "projects"
+
+    name: Mapped[str] = mapped_column(String(NAME_LENGTH), primary_key=True)
+    muted_detectors: Mapped[list[Any]]
+    created_at: Mapped[datetime]
+
+
 class Run(Base):
     """One training job: who it is and how it stands.
 
@@ -102,7 +112,9 @@ class Run(Base):
     layer_counts: Mapped[list[Any]]
     """How many layers the run has had, ascending: a block that was made before layers were added has fewer."""
     facts_digest: Mapped[bytes] = mapped_column(LargeBinary(16))
-    """Of the layers and the training facts: the key of what is derived from them."""
+    """Of the layers, the training facts and the framework: the key of what is derived from them."""
+    muted_detectors: Mapped[list[Any] | None]
+    """Ids; null where nothing was ever said about them."""
 
     details: Mapped[RunDetails] = relationship(cascade="all, delete-orphan", passive_deletes=True)
     tags: Mapped[list[RunTag]] = relationship(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import inspect
+from sqlalchemy import column, insert, inspect, select, table
 
 from gradmedic_service import schema
 from gradmedic_service.db import make_engine, parse_url
 from gradmedic_service.errors import UnknownRevision
+from gradmedic_service.ids import new_id
 from gradmedic_service.models import Base
 
 
@@ -57,6 +59,33 @@ def test_models_and_migrations_do_not_drift(database_url: str) -> None:
             assert compare_metadata(context, Base.metadata) == []
     finally:
         engine.dispose()
+
+
+def test_projects_of_earlier_runs_appear(empty_database_url: str) -> None:
+    """Upgrading a database that has runs makes each of their projects once, and keeps the runs."""
+    schema.upgrade(empty_database_url, "0001")
+    engine = make_engine(parse_url(empty_database_url))
+    run = {
+        "project": "p", "name": "n", "status": "running", "verdict": "undetermined", "score": 0.0, "generation": 0,
+        "revision": 1, "created_at": datetime(2026, 1, 2, tzinfo=UTC), "updated_at": datetime(2026, 1, 2, tzinfo=UTC),
+        "statistics": [], "metrics": [], "layer_counts": [0], "facts_digest": bytes(16),
+    }  # fmt: skip
+    try:
+        of_models = [one for one in Base.metadata.tables["runs"].columns if one.name != "muted_detectors"]
+        runs = table("runs", *(column(one.name, one.type) for one in of_models))
+        with engine.begin() as connection:
+            for _ in range(2):
+                connection.execute(insert(runs).values(id=new_id(), **run))
+        schema.upgrade(empty_database_url)
+        with engine.connect() as connection:
+            found = connection.execute(select(Base.metadata.tables["projects"])).all()
+            assert [(row.name, row.muted_detectors) for row in found] == [("p", [])]
+            assert found[0].created_at == run["created_at"]
+            assert len(connection.execute(select(runs)).all()) == 2
+    finally:
+        engine.dispose()
+    schema.downgrade(empty_database_url, "0001")
+    schema.upgrade(empty_database_url)
 
 
 def test_unknown_revision_is_refused(sqlite_url: str) -> None:

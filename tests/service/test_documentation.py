@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from starlette.testclient import TestClient
 
 from gradmedic import wire
+from gradmedic_service.projects.endpoints import UPDATE_EXAMPLES as PROJECT_UPDATE_EXAMPLES
 from gradmedic_service.runs.endpoints import CREATE_EXAMPLES, UPDATE_EXAMPLES
 from gradmedic_service.telemetry.endpoints import APPEND_EXAMPLE
 
@@ -36,6 +37,9 @@ def test_every_route_is_there(document: dict[str, Any]) -> None:
         "get /healthz",
         "get /readyz",
         "get /api/v1/limits",
+        "get /api/v1/projects",
+        "get /api/v1/projects/{name}",
+        "patch /api/v1/projects/{name}",
         "post /api/v1/runs",
         "get /api/v1/runs",
         "get /api/v1/runs/{run_id}",
@@ -76,6 +80,8 @@ def test_examples_are_valid() -> None:
         TypeAdapter(wire.RunCreate).validate_python(example["value"])
     for example in UPDATE_EXAMPLES.values():
         TypeAdapter(wire.RunUpdate).validate_python(example["value"])
+    for example in PROJECT_UPDATE_EXAMPLES.values():
+        TypeAdapter(wire.ProjectUpdate).validate_python(example["value"])
     TypeAdapter(wire.StepsAppend).validate_python(APPEND_EXAMPLE)
 
 

@@ -5,11 +5,13 @@ benchmarks and the tests.
 """
 
 from gradmedic_service.diagnosis.block import Block, StepSeries
+from gradmedic_service.diagnosis.detectors import DETECTORS
 from gradmedic_service.diagnosis.diagnostician import Diagnostician
 from gradmedic_service.diagnosis.facts import LayerFacts, OptimizerFacts, TrainingFacts
 from gradmedic_service.diagnosis.report import Advice, Cause, Diagnosis, Finding, Remedy, Verdict, VerdictChange
 
 __all__ = [
+    "DETECTORS",
     "Advice",
     "Block",
     "Cause",

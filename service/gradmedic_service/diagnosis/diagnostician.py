@@ -8,7 +8,7 @@ state is O(layers) and serializes to bytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, TypeVar
 
 from gradmedic_service.diagnosis.advice import advise
@@ -37,6 +37,8 @@ class Diagnostician:
     Args:
         layers: The run's layers, in the order of the blocks' layer axis.
         training: How it trains, as far as known.
+        muted: Ids of detectors that watch without being heard: they neither speak for a verdict nor appear in findings.
+            Not part of the state; unmuted, a detector knows all that it saw meanwhile.
 
     Example:
         >>> import numpy as np
@@ -45,8 +47,14 @@ class Diagnostician:
         'undetermined'
     """
 
-    def __init__(self, layers: Sequence[LayerFacts], training: TrainingFacts | None = None) -> None:
+    def __init__(
+        self,
+        layers: Sequence[LayerFacts],
+        training: TrainingFacts | None = None,
+        muted: Collection[str] = frozenset(),
+    ) -> None:
         self._layers = tuple(layers)
+        self._muted = frozenset(muted)
         self._training = training or TrainingFacts()
         self._architecture = Architecture.of(self._layers)
         self._averages = NetworkAverages()
@@ -141,7 +149,7 @@ class Diagnostician:
         return VerdictChange(step=step, verdict=verdict, score=self._score(), finding=decider)
 
     def _loudest(self) -> tuple[Verdict, str | None]:
-        speaking = [detector for detector in self._detectors if detector.signal > 0]
+        speaking = [detector for detector in self._detectors if detector.signal > 0 and detector.id not in self._muted]
         if speaking:
             loudest = max(speaking, key=lambda d: (d.verdict == "exploding", d.signal))
             return loudest.verdict, loudest.id
@@ -155,7 +163,7 @@ class Diagnostician:
         if self._verdict == "healthy":
             return 0.9
         silence = 1.0
-        for detector in self._detectors:
+        for detector in self._audible():
             if detector.verdict == self._verdict:
                 silence *= 1 - min(detector.signal, 0.99)
         return round(1 - silence, 4)
@@ -189,9 +197,12 @@ class Diagnostician:
         )
 
     def _findings(self) -> tuple[Finding, ...]:
-        speaking = sorted(self._detectors, key=lambda d: (d.verdict != self._verdict, -d.signal))
+        speaking = sorted(self._audible(), key=lambda d: (d.verdict != self._verdict, -d.signal))
         found = (detector.finding(self._architecture) for detector in speaking)
         return tuple(finding for finding in found if finding is not None)
+
+    def _audible(self) -> list[Detector]:
+        return [detector for detector in self._detectors if detector.id not in self._muted]
 
     def to_bytes(self) -> bytes:
         """Serialize the state; layers and training facts are not part of it."""
@@ -211,10 +222,14 @@ class Diagnostician:
 
     @classmethod
     def from_bytes(
-        cls, data: bytes, layers: Sequence[LayerFacts], training: TrainingFacts | None = None
+        cls,
+        data: bytes,
+        layers: Sequence[LayerFacts],
+        training: TrainingFacts | None = None,
+        muted: Collection[str] = frozenset(),
     ) -> Diagnostician:
         """Restore a state; `layers` may have grown at its end since. Raises StateError on bytes it cannot read."""
-        self = cls(layers, training)
+        self = cls(layers, training, muted)
         state = unpack_state(data)
         self._averages.restore(state["averages"])
         self._averages.grow(len(self._layers))

@@ -22,6 +22,8 @@ from gradmedic_service.responses import to_json
 
 LAYERS = TypeAdapter(list[wire.Layer])
 TRAINING = TypeAdapter(wire.Training | None)
+StoredFacts = tuple[list[Any], dict[str, Any] | None, str | None]
+"""Layers and training as they are stored, and the framework."""
 CACHED_MODELS = 64
 """Some 0.5 KB a layer: 64 models of a thousand layers are 32 MB."""
 
@@ -41,15 +43,15 @@ class FactsCache:
         self._lock = threading.Lock()
         self._facts: OrderedDict[bytes, RunFacts] = OrderedDict()
 
-    def get(self, digest: bytes, load: Callable[[], tuple[list[Any], dict[str, Any] | None]]) -> RunFacts:
-        """Return the facts of a digest; `load` reads the stored layers and training if they are not known."""
+    def get(self, digest: bytes, load: Callable[[], StoredFacts]) -> RunFacts:
+        """Return the facts of a digest; `load` reads what they are made from if they are not known."""
         with self._lock:
             facts = self._facts.get(digest)
             if facts is not None:
                 self._facts.move_to_end(digest)
                 return facts
-        layers, training = load()
-        facts = facts_of(LAYERS.validate_python(layers), TRAINING.validate_python(training))
+        layers, training, framework = load()
+        facts = facts_of(LAYERS.validate_python(layers), TRAINING.validate_python(training), framework)
         with self._lock:
             self._facts[digest] = facts
             while len(self._facts) > CACHED_MODELS:
@@ -57,14 +59,14 @@ class FactsCache:
         return facts
 
 
-def digest_of(layers: Sequence[Any], training: dict[str, Any] | None) -> bytes:
-    """Return 16 bytes that stand for the stored layers and training."""
-    return hashlib.blake2b(to_json([layers, training]).encode(), digest_size=16).digest()
+def digest_of(layers: Sequence[Any], training: dict[str, Any] | None, framework: str | None) -> bytes:
+    """Return 16 bytes that stand for the stored layers, training and framework."""
+    return hashlib.blake2b(to_json([layers, training, framework]).encode(), digest_size=16).digest()
 
 
-def facts_of(layers: Sequence[wire.Layer], training: wire.Training | None) -> RunFacts:
+def facts_of(layers: Sequence[wire.Layer], training: wire.Training | None, framework: str | None) -> RunFacts:
     """Translate from the wire."""
-    return RunFacts(tuple(_layer_facts(layer) for layer in layers), _training_facts(training))
+    return RunFacts(tuple(_layer_facts(layer) for layer in layers), _training_facts(training, framework))
 
 
 def _layer_facts(layer: wire.Layer) -> LayerFacts:
@@ -87,10 +89,11 @@ def _layer_facts(layer: wire.Layer) -> LayerFacts:
     )
 
 
-def _training_facts(training: wire.Training | None) -> TrainingFacts:
+def _training_facts(training: wire.Training | None, framework: str | None) -> TrainingFacts:
     if training is None:
-        return TrainingFacts()
+        return TrainingFacts(framework=framework)
     return TrainingFacts(
+        framework=framework,
         optimizers=tuple(
             OptimizerFacts(
                 name=optimizer.name,

@@ -94,12 +94,14 @@ def touch(run: models.Run) -> None:
     run.updated_at = datetime.now(UTC)
 
 
-def layers_and_training(session: Session, run_id: UUID) -> tuple[list[Any], dict[str, Any] | None]:
-    """Read what a run's facts are made from."""
-    layers, training = session.execute(
-        select(models.RunDetails.layers, models.RunDetails.training).where(models.RunDetails.run_id == run_id)
+def stored_facts(session: Session, run_id: UUID) -> tuple[list[Any], dict[str, Any] | None, str | None]:
+    """Read what a run's facts are made from: layers, training, framework."""
+    layers, training, framework = session.execute(
+        select(models.RunDetails.layers, models.RunDetails.training, models.Run.framework)
+        .join(models.Run, models.Run.id == models.RunDetails.run_id)
+        .where(models.RunDetails.run_id == run_id)
     ).one()
-    return layers, training
+    return layers, training, framework
 
 
 def _conditions(query: RunQuery) -> list[ColumnElement[bool]]:

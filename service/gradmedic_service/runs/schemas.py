@@ -9,6 +9,7 @@ from typing import Any
 from gradmedic import wire
 from gradmedic.wire import FieldError
 from gradmedic_service.errors import InvalidRequest
+from gradmedic_service.muting import muting_errors
 from gradmedic_service.names import name_error, text_error
 from gradmedic_service.responses import to_json
 
@@ -29,6 +30,7 @@ def check_create(run: wire.RunCreate, limits: wire.Limits) -> None:
         *_name_errors("trainable", run.trainable, limits),
         *_statistics_errors(run.statistics),
         *_layers_errors("layers", run.layers, (), limits),
+        *muting_errors(run.muted_detectors),
     ]
     if run.id is not None and run.id.version != 7:
         errors.append(FieldError(path="id", message=f"must be a UUID of version 7, not {run.id.version}"))
@@ -38,7 +40,7 @@ def check_create(run: wire.RunCreate, limits: wire.Limits) -> None:
 
 def check_update(update: wire.RunUpdate, limits: wire.Limits) -> None:
     """Raise InvalidRequest naming every field of a change that cannot be, whatever the run holds."""
-    errors = list(_description_errors(update, limits))
+    errors = [*_description_errors(update, limits), *muting_errors(update.muted_detectors or ())]
     if update.status is not None and update.status not in SETTABLE_STATUSES:
         errors.append(FieldError(path="status", message=_not_one_of(update.status, SETTABLE_STATUSES)))
     if errors:

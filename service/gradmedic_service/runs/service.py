@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import json
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any, get_args
@@ -15,6 +13,8 @@ from gradmedic_service import models
 from gradmedic_service.db import Session
 from gradmedic_service.errors import InvalidRequest, RunExists, RunNotFound
 from gradmedic_service.ids import new_id
+from gradmedic_service.pages import position_of, token_of
+from gradmedic_service.projects import service as projects
 from gradmedic_service.responses import to_json, without_nonfinite
 from gradmedic_service.runs import repository
 from gradmedic_service.runs.facts import LAYERS, TRAINING, digest_of
@@ -54,13 +54,15 @@ def create(session: Session, body: wire.RunCreate) -> tuple[wire.RunDetail, bool
         statistics=body.statistics,
         metrics=[],
         layer_counts=[len(layers)],
-        facts_digest=digest_of(layers, training),
+        facts_digest=digest_of(layers, training, body.framework),
+        muted_detectors=body.muted_detectors,
         details=models.RunDetails(
             notes=body.notes, config=without_nonfinite(body.config), training=training, layers=layers
         ),
         tags=[models.RunTag(position=index, tag=tag) for index, tag in enumerate(body.tags)],
     )
     if repository.add(session, run):
+        projects.ensure(session, body.project, now)
         return _detail(run), True
     existing = _existing(session, run_id)
     difference = _difference(existing, body)
@@ -93,9 +95,11 @@ def update(session: Session, run_id: UUID, body: wire.RunUpdate, limits: wire.Li
         run.status = body.status
     if body.training is not None:
         details.training = _stored(TRAINING.dump_python(body.training, exclude_none=True))
+    if body.muted_detectors is not None:
+        run.muted_detectors = body.muted_detectors
     if body.append_layers:
         _append_layers(run, body.append_layers, limits)
-    run.facts_digest = digest_of(details.layers, details.training)
+    run.facts_digest = digest_of(details.layers, details.training, run.framework)
     if body.tags is not None:
         repository.set_tags(session, run, body.tags)
     repository.touch(run)
@@ -197,24 +201,21 @@ def _detail(run: models.Run) -> wire.RunDetail:
         statistics=run.statistics,
         layers=LAYERS.validate_python(run.details.layers),
         training=TRAINING.validate_python(run.details.training),
+        muted_detectors=run.muted_detectors or [],
     )
 
 
 def _token(query: RunQuery, last: models.Run) -> str:
     value = getattr(last, query.sort_key)
-    content = [_query_digest(query), value.isoformat() if isinstance(value, datetime) else value, last.id.hex]
-    return base64.urlsafe_b64encode(to_json(content).encode()).decode().rstrip("=")
+    return token_of(_query_digest(query), value.isoformat() if isinstance(value, datetime) else value, last.id.hex)
 
 
 def _after(query: RunQuery, page_token: str) -> RunQuery:
+    value, run_id = position_of(page_token, _query_digest(query), 2)
     try:
-        padded = page_token + "=" * (-len(page_token) % 4)
-        digest, value, run_id = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
         position = (value if query.sort_key == "name" else datetime.fromisoformat(value), UUID(hex=run_id))
-    except (ValueError, TypeError, AttributeError):
+    except ValueError:
         raise InvalidRequest.at("page_token", "is not a token of this list") from None
-    if digest != _query_digest(query) or not isinstance(value, str):
-        raise InvalidRequest.at("page_token", "belongs to a list with other filters or another order")
     return replace(query, after=position)
 
 

@@ -15,6 +15,7 @@ from gradmedic_service import diagnosis, models
 
 CHUNKS_READ_AT_ONCE = 16
 
+_PROJECTS = cast("Table", models.Project.__table__)
 _RUNS = cast("Table", models.Run.__table__)
 _STATES = cast("Table", models.DiagnosisState.__table__)
 _CHUNKS = cast("Table", models.TelemetryChunk.__table__)
@@ -34,7 +35,14 @@ class RunState:
     metrics: list[str]
     layer_counts: list[int]
     facts_digest: bytes
+    muted_by_run: list[str] | None
+    muted_by_project: list[str] | None
     diagnostician: bytes | None
+
+    @property
+    def muted(self) -> frozenset[str]:
+        """Ids of the detectors that are not to be heard."""
+        return frozenset((*(self.muted_by_run or ()), *(self.muted_by_project or ())))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,11 +80,17 @@ _STATE_COLUMNS = (
     _RUNS.c.metrics,
     _RUNS.c.layer_counts,
     _RUNS.c.facts_digest,
+    _RUNS.c.muted_detectors.label("muted_by_run"),
+    _PROJECTS.c.muted_detectors.label("muted_by_project"),
     _STATES.c.state.label("diagnostician"),
 )
 _READ_STATE = (
     select(*_STATE_COLUMNS)
-    .select_from(_RUNS.outerjoin(_STATES, _STATES.c.run_id == _RUNS.c.id))
+    .select_from(
+        _RUNS.outerjoin(_PROJECTS, _PROJECTS.c.name == _RUNS.c.project).outerjoin(
+            _STATES, _STATES.c.run_id == _RUNS.c.id
+        )
+    )
     .where(_RUNS.c.id == bindparam("run_id"))
 )
 _READ_STATE_LOCKED = _READ_STATE.with_for_update(of=_RUNS)

@@ -14,7 +14,7 @@ from gradmedic_service.diagnosis import Block, Diagnosis, Diagnostician
 from gradmedic_service.diagnosis.state import StateError
 from gradmedic_service.errors import InvalidRequest, RunNotFound, StaleGeneration, UnknownGeneration
 from gradmedic_service.runs.facts import FactsCache, RunFacts
-from gradmedic_service.runs.repository import layers_and_training
+from gradmedic_service.runs.repository import stored_facts
 from gradmedic_service.telemetry import repository
 from gradmedic_service.telemetry.buckets import Buckets, Selection
 from gradmedic_service.telemetry.chunks import Chunk, concatenate, decode, encode, widen
@@ -85,7 +85,7 @@ def diagnose(session: Session, facts: FactsCache, run_id: UUID, at_step: int | N
     known = _facts(session, facts, run)
     if at_step is None or (run.last_step is not None and at_step >= run.last_step):
         return _on_the_wire(run_id, _diagnostician(session, run, known).diagnose())
-    return _on_the_wire(run_id, _replayed(session, run_id, known, at_step).diagnose())
+    return _on_the_wire(run_id, _replayed(session, run, known, at_step).diagnose())
 
 
 def history(session: Session, run_id: UUID) -> wire.VerdictHistory:
@@ -146,24 +146,24 @@ def _check_generation(run: RunState, generation: int | None) -> None:
 
 
 def _facts(session: Session, facts: FactsCache, run: RunState) -> RunFacts:
-    return facts.get(run.facts_digest, lambda: layers_and_training(session, run.id))
+    return facts.get(run.facts_digest, lambda: stored_facts(session, run.id))
 
 
 def _diagnostician(session: Session, run: RunState, facts: RunFacts) -> Diagnostician:
     """Return the run's diagnostician as of its last step; rebuilt where another version of the code left the state."""
     if run.diagnostician is None or run.last_step is None:
-        return Diagnostician(facts.layers, facts.training)
+        return Diagnostician(facts.layers, facts.training, run.muted)
     try:
-        return Diagnostician.from_bytes(run.diagnostician, facts.layers, facts.training)
+        return Diagnostician.from_bytes(run.diagnostician, facts.layers, facts.training, run.muted)
     except StateError as error:
         _logger.warning("the diagnosis is rebuilt from the stored steps", run_id=str(run.id), reason=str(error))
-        return _replayed(session, run.id, facts, run.last_step)
+        return _replayed(session, run, facts, run.last_step)
 
 
-def _replayed(session: Session, run_id: UUID, facts: RunFacts, last_step: int) -> Diagnostician:
+def _replayed(session: Session, run: RunState, facts: RunFacts, last_step: int) -> Diagnostician:
     """Return a diagnostician that has read the stored steps up to one, a chunk at a time."""
-    diagnostician = Diagnostician(facts.layers, facts.training)
-    for data in repository.chunks(session, run_id, 0, last_step):
+    diagnostician = Diagnostician(facts.layers, facts.training, run.muted)
+    for data in repository.chunks(session, run.id, 0, last_step):
         block = widen(decode(data), len(facts.layers))
         count = int(np.searchsorted(block.steps, last_step, side="right"))
         if count:

@@ -50,6 +50,7 @@ def test_everything_said_is_kept(client: TestClient) -> None:
         "group": "g",
         "framework": "torch 2.13.0",
         "trainable": "t",
+        "muted_detectors": ["plateau"],
         "statistics": ["weight_norm", "grad_norm"],
         "layers": [
             {
@@ -141,6 +142,8 @@ def test_an_id_cannot_mean_two_runs(client: TestClient, difference: dict[str, An
         ({"notes": "a\x00"}, "notes", "NUL"),
         ({"config": {"a": "x" * 300_000}}, "config", "at most 262144"),
         ({"config": {"a": "\x00"}}, "config", "NUL"),
+        ({"muted_detectors": ["plateau", "noise"]}, "muted_detectors[1]", "is not one of nonfinite, "),
+        ({"muted_detectors": ["plateau", "plateau"]}, "muted_detectors[1]", "repeats"),
         ({"id": "0" * 32}, "id", "version 7"),
         ({"id": "x"}, "id", "UUID"),
         ({"training": {"batch_size": -1}}, "training.batch_size", "from 0"),
@@ -215,6 +218,7 @@ def test_append_layers(client: TestClient, create_run: Any) -> None:
         ({"status": "done"}, "status", "is not one of"),
         ({"statistics": ["weight_norm"]}, "statistics", "no such field"),
         ({"name": ""}, "name", "empty"),
+        ({"muted_detectors": ["noise"]}, "muted_detectors[0]", "is not one of nonfinite, "),
     ],
 )
 def test_bad_updates_change_nothing(
@@ -256,6 +260,8 @@ def test_deleting_removes_everything(client: TestClient, create_run: Any, databa
     assert client.delete(deleted).status_code == 404
     with database.reading() as session:
         for table in Base.metadata.sorted_tables:
+            if table.name == "projects":
+                continue
             column = table.c.id if table.name == "runs" else table.c.run_id
             runs = set(session.scalars(select(column)).all())
             assert runs == {UUID(kept.rpartition("/")[2])}, table.name

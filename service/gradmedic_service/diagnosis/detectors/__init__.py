@@ -37,4 +37,7 @@ ALL: tuple[type[Detector], ...] = (
 )
 """Every detector; where several speak equally loud for one verdict, the first of these decides it."""
 
-__all__ = ["ALL", "Detector", "Episode", "Moment"]
+DETECTORS: tuple[str, ...] = tuple(detector.id for detector in ALL)
+"""Their ids, by which findings name them and a run or project may mute them."""
+
+__all__ = ["ALL", "DETECTORS", "Detector", "Episode", "Moment"]

@@ -1,0 +1,1 @@
+"""Projects: what runs are grouped by."""

@@ -1,0 +1,77 @@
+"""Routes of projects."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends, Path, Query
+
+from gradmedic import wire
+from gradmedic_service.dependencies import DatabaseDependency, LimitsDependency, json_only
+from gradmedic_service.errors import (
+    BodyTooLarge,
+    InvalidRequest,
+    MalformedBody,
+    ProjectNotFound,
+    UnsupportedMediaType,
+    documented,
+)
+from gradmedic_service.names import text_error
+from gradmedic_service.projects import service
+
+router = APIRouter(prefix="/projects", tags=["projects"])
+
+Name = Annotated[str, Path(description="Name of the project, percent-encoded.", examples=["char-lm"])]
+
+UPDATE_EXAMPLES: dict[str, Any] = {
+    "mute": {"summary": "Its losses plateau by design", "value": {"muted_detectors": ["plateau"]}},
+    "unmute": {"summary": "Hear every detector again", "value": {"muted_detectors": []}},
+}
+
+
+@router.get("", response_model=wire.ProjectList, responses=documented(InvalidRequest))
+def list_projects(
+    database: DatabaseDependency,
+    limits: LimitsDependency,
+    sort: Annotated[str, Query(description=f"One of {', '.join(service.SORTS)}.")] = service.SORTS[0],
+    max_results: Annotated[int, Query(description="Items of a page, at most what `/limits` says.")] = 100,
+    page_token: Annotated[str | None, Query(description="`next_page_token` of the page before.")] = None,
+) -> wire.ProjectList:
+    """List projects by name."""
+    if sort not in service.SORTS:
+        raise InvalidRequest.at("sort", f"{sort!r} is not one of {', '.join(service.SORTS)}")
+    if not 1 <= max_results <= limits.max_results:
+        raise InvalidRequest.at("max_results", f"must be from 1 to {limits.max_results}")
+    with database.reading() as session:
+        return service.list_page(session, sort, page_token, max_results)
+
+
+@router.get("/{name:path}", response_model=wire.Project, responses=documented(ProjectNotFound, InvalidRequest))
+def get_project(name: Name, database: DatabaseDependency) -> wire.Project:
+    """Return a project."""
+    _check_name(name)
+    with database.reading() as session:
+        return service.get(session, name)
+
+
+@router.patch(
+    "/{name:path}",
+    response_model=wire.Project,
+    dependencies=[Depends(json_only)],
+    responses=documented(ProjectNotFound, MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidRequest),
+)
+def update_project(
+    name: Name,
+    body: Annotated[wire.ProjectUpdate, Body(openapi_examples=UPDATE_EXAMPLES)],
+    database: DatabaseDependency,
+) -> wire.Project:
+    """Change what holds for every run of a project."""
+    _check_name(name)
+    with database.writing() as session:
+        return service.update(session, name, body)
+
+
+def _check_name(name: str) -> None:
+    message = text_error(name)
+    if message is not None:
+        raise InvalidRequest.at("name", message)
