@@ -53,8 +53,8 @@ class Case:
 
     @cached_property
     def path(self) -> list[int]:
-        """Weight matrices in forward order."""
-        is_path = self.architecture.is_path
+        """Weight matrices in forward order; in a model of embeddings alone, those."""
+        is_path = self.architecture.is_path if self.architecture.is_path.any() else self.architecture.is_embedding
         return [int(i) for i in self.architecture.order if is_path[i]]
 
     @property

@@ -21,9 +21,8 @@ _RECURRENT_NAME = re.compile(
     r"(^|[._/])(weight_hh|w_hh|hh|h2h|recurrent_kernel|recurrent)([._/]|_l\d|$)", re.IGNORECASE
 )
 _GATED_KINDS = ("lstm", "gru", "lstmcell", "grucell")
-_NOT_MATRIX_NAME = re.compile(
-    r"(bias|beta|gamma|(norm|bn|ln)[\w]*[._]weight|(^|[._])(emb\w*|wte|wpe|pos)([._]|$))", re.IGNORECASE
-)
+_EMBEDDING_NAME = re.compile(r"(^|[._])(emb\w*|wte|wpe|pos)([._]|$)", re.IGNORECASE)
+_VECTOR_NAME = re.compile(r"(bias|beta|gamma|(norm|bn|ln)[\w]*[._]weight)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,10 +36,17 @@ class Architecture:
     """1 where the size is unknown, so that an RMS is then a norm."""
     is_path: NDArray[np.bool_]
     """Weight matrices that the gradient's path through depth is read from: not frozen, not an embedding."""
+    is_embedding: NDArray[np.bool_]
+    """Embeddings that train."""
     recurrent: tuple[int, ...]
     """Plain (ungated) hidden-to-hidden matrices."""
     recurrent_slope: NDArray[np.float64]
     """Largest slope of the activation behind each layer: 1/4 for a sigmoid, else 1."""
+
+    @property
+    def has_product(self) -> bool:
+        """Whether there are two weight tensors in a row: in one alone no gradient can vanish."""
+        return int(np.count_nonzero(self.is_path | self.is_embedding)) >= 2
 
     @classmethod
     def of(cls, layers: Sequence[LayerFacts]) -> Architecture:
@@ -56,6 +62,7 @@ class Architecture:
                 [_is_matrix(layer) and not layer.frozen and not _is_gain(layer, size_of) for layer in layers],
                 dtype=np.bool_,
             ),
+            is_embedding=np.array([_is_embedding(layer) and not layer.frozen for layer in layers], dtype=np.bool_),
             recurrent=tuple(i for i, layer in enumerate(layers) if _is_plain_recurrent(layer)),
             recurrent_slope=np.array(
                 [0.25 if layer.activation == "sigmoid" else 1.0 for layer in layers], dtype=np.float64
@@ -69,15 +76,18 @@ def _numel(layer: LayerFacts) -> int:
     return max(1, int(np.prod(layer.shape))) if layer.shape is not None else 1
 
 
+def _is_embedding(layer: LayerFacts) -> bool:
+    if layer.role is not None:
+        return layer.role == "embedding"
+    return (layer.kind or "").lower() in _EMBEDDING_KINDS or _EMBEDDING_NAME.search(layer.name) is not None
+
+
 def _is_matrix(layer: LayerFacts) -> bool:
-    kind = (layer.kind or "").lower()
     if layer.role is not None:
         return layer.role in ("weight", "recurrent")
-    if kind in _EMBEDDING_KINDS:
+    if _is_embedding(layer) or (layer.shape is not None and len(layer.shape) < 2):
         return False
-    if layer.shape is not None and len(layer.shape) < 2:
-        return False
-    return _NOT_MATRIX_NAME.search(layer.name) is None
+    return _VECTOR_NAME.search(layer.name) is None
 
 
 def _is_gain(layer: LayerFacts, size_of: Mapping[str, int]) -> bool:

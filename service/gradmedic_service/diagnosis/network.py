@@ -149,6 +149,8 @@ class NetworkAverages(Persistent):
         rows = len(measurements)
         gap, input_excess, dead_share = np.full(rows, np.nan), np.full(rows, np.nan), np.zeros(rows)
         path = architecture.order[architecture.is_path[architecture.order]]
+        if len(path) == 0:  # embeddings, or vectors alone: there is no depth, but there may be death
+            path = architecture.order
         keys = set(measurements.group)
         members: dict[bytes | None, list[int]] = {}
         for row, key in enumerate(measurements.group):
@@ -163,7 +165,7 @@ class NetworkAverages(Persistent):
             dead = zero[index] > DEAD_SHARE
             level = np.where(dead, ZERO_FLOOR, smooth[index])
             dead_share[group_rows] = dead.mean(axis=1)
-            if len(layers) >= 2:
+            if len(layers) >= 2 and architecture.is_path.any():
                 half = max(1, len(layers) // 2)
                 gap[group_rows] = level.max(axis=1) - np.median(level[:, :half], axis=1)
                 input_excess[group_rows] = level[:, :half].max(axis=1) - np.median(level[:, half:], axis=1)

@@ -17,6 +17,9 @@ from gradmedic_service.diagnosis.progress import LossProgress
 from gradmedic_service.diagnosis.report import Finding, Severity, Verdict
 from gradmedic_service.diagnosis.state import Persistent
 
+RELEASE = 0.1
+"""Share by which a loss must fall below the level at which it was found stuck before it counts as moving again. Whether
+a noisy loss is stuck flickers; this does not."""
 MAX_LAYERS_NAMED = 8
 """Layers that a finding names, worst first."""
 
@@ -135,6 +138,8 @@ class Detector(ABC):
         self.episode: Episode | None = None
         self.signal = 0.0
         """How strongly it speaks for its verdict at the last step, 0 (silent) to 1."""
+        self.stuck_level = math.nan
+        """Loss at which it began to speak, for detectors that speak while the loss is stuck."""
 
     @abstractmethod
     def observe(self, moment: Moment) -> None:
@@ -143,6 +148,17 @@ class Detector(ABC):
     @abstractmethod
     def explain(self, episode: Episode, names: Sequence[str]) -> str:
         """Say in a sentence or two what was seen, against what it should be. `names` are the episode's layers."""
+
+    def speak_while_stuck(self, moment: Moment, strength: float, *, holds: bool) -> bool:
+        """Begin to speak if the evidence `holds` and the loss is stuck; go on until the loss moves. Return whether."""
+        if self.signal == 0:
+            if holds and moment.is_stuck:
+                self.signal, self.stuck_level = strength, moment.progress.fast
+        elif moment.progress.fast < self.stuck_level - RELEASE * abs(self.stuck_level):
+            self.signal = 0.0
+        else:
+            self.signal = max(self.signal, strength if holds else 0.0)
+        return self.signal > 0
 
     @property
     def is_open(self) -> bool:
@@ -196,13 +212,18 @@ class Detector(ABC):
         for name in self.remembered:
             value = getattr(self, name)
             state[name] = value.to_state() if isinstance(value, Persistent) else value
-        return {**state, "signal": self.signal, "episode": self.episode and self.episode.to_state()}
+        return {
+            **state,
+            "signal": self.signal,
+            "stuck_level": self.stuck_level,
+            "episode": self.episode and self.episode.to_state(),
+        }
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Self:
         """Restore what `to_state` returned."""
         self = cls()
-        self.signal = state["signal"]
+        self.signal, self.stuck_level = state["signal"], state["stuck_level"]
         for name in cls.remembered:
             if name not in state:
                 continue

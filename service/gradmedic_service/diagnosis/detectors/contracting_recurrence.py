@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gradmedic_service.diagnosis.detectors.base import Detector, Episode, Moment
+from gradmedic_service.diagnosis.progress import LossProgress
 
 CONTRACTION = 0.7
 """Per-step factor (typical singular value times the activation's largest slope) below which a signal loses a decade in
@@ -14,7 +15,12 @@ seven steps. A factor below 1 is sufficient to vanish (Pascanu et al. 2013, sect
 PATIENCE = 120
 """Steps of the run before a stuck loss speaks."""
 NEVER_MOVED = 0.1
-"""The loss has fallen by less than this share of its start."""
+"""The loss has fallen by less than this share of its start; or, under a strong contraction, ..."""
+STRONG_CONTRACTION = 0.5
+FLAT_SINCE_EARLY = 0.1
+"""... it fell at first, to what the last few inputs tell, and lost less than this share of itself over the last three
+quarters of the run."""
+STRONG_PATIENCE = 200
 
 
 class ContractingRecurrence(Detector):
@@ -43,17 +49,25 @@ class ContractingRecurrence(Detector):
         if self.since is None:
             self.since = moment.step
         progress = moment.progress
-        if progress.fallen >= NEVER_MOVED or not moment.is_stuck:
+        never_moved = progress.count >= PATIENCE and progress.fallen < NEVER_MOVED
+        holds = never_moved or (float(factors.max()) < STRONG_CONTRACTION and self._fell_at_first_only(progress))
+        if not self.speak_while_stuck(moment, 0.75, holds=holds):
             self.close(moment.step)
-        elif progress.count >= PATIENCE:
-            self.signal = 0.75
+        else:
             evidence = {"factor_per_time_step": float(factors.max()), "loss_fallen": progress.fallen}
             self.open(moment.step, "critical", layers, evidence, since=self.since)
+
+    @staticmethod
+    def _fell_at_first_only(progress: LossProgress) -> bool:
+        if progress.count < STRONG_PATIENCE:
+            return False
+        early, now = progress.history.mean(0.25, 0.5)[0], progress.history.mean(0.75, 1.0)[0]
+        return early - now < FLAT_SINCE_EARLY * abs(early)
 
     def explain(self, episode: Episode, names: Sequence[str]) -> str:
         """Give the factor per time step."""
         factor = episode.evidence["factor_per_time_step"]
         return (
             f"{names[0]} shrinks gradients to about {factor:.2g} of their size per time step, so that "
-            f"nothing older than a few steps is learned, and the loss never moved."
+            f"nothing older than a few steps is learned, and the loss is stuck."
         )

@@ -25,8 +25,8 @@ LEARNED = 0.5
 """A run that lost half of its starting loss learns through its layers, whatever they look like ..."""
 LEARNED_DESPITE_LARGE_GAP = 0.9
 """... unless the gap is large: an output bias alone takes a loss from its start to that of a constant predictor."""
-HYSTERESIS = 0.5
-"""Decades below `GAP_DECADES` to which the gap must close before a verdict is taken back while the loss is stuck."""
+CLOSED = 0.5
+"""Decades to which the gap must close before a verdict is taken back while the loss is stuck."""
 
 
 class DepthGap(Detector):
@@ -46,18 +46,14 @@ class DepthGap(Detector):
         if moment.row is None or math.isnan(moment.gap):
             return
         self.history.add(moment.gap)
-        if moment.gap < GAP_DECADES - (HYSTERESIS if self.signal else 0.0):
+        if moment.gap < (CLOSED if self.signal else GAP_DECADES):
             self.since = None
             self.close(moment.step)
             return
         if self.since is None:
             self.since = moment.step
         is_large = moment.gap >= LARGE_GAP_DECADES
-        if self.signal:
-            if not moment.is_stuck:
-                self.signal = 0.0
-        elif self._speaks(moment, is_large=is_large):
-            self.signal = 0.9 if is_large else 0.8
+        self.speak_while_stuck(moment, 0.9 if is_large else 0.8, holds=self._holds(moment, is_large=is_large))
         if self.signal or is_large:
             level = moment.depth.smooth[moment.row].copy()
             level[~moment.architecture.is_path] = np.nan
@@ -70,8 +66,8 @@ class DepthGap(Detector):
             }
             self.open(moment.step, "critical" if self.signal else "note", layers, evidence, since=self.since)
 
-    def _speaks(self, moment: Moment, *, is_large: bool) -> bool:
-        """Whether the loss has been stuck for long enough, given the gap, for nothing else to explain it."""
+    def _holds(self, moment: Moment, *, is_large: bool) -> bool:
+        """Whether the run is old enough, given the gap, and has not learned in spite of it."""
         progress = moment.progress
         if moment.is_multi_stream:
             return False
@@ -79,11 +75,10 @@ class DepthGap(Detector):
             # A gap down to exactly zero may be a backbone that the script froze: then only an unmoved loss counts.
             learned = LEARNED if moment.dead_share > 0 else LEARNED_DESPITE_LARGE_GAP
             patience = LARGE_GAP_PATIENCE if progress.fallen < LEARNED else PATIENCE
-            return progress.count >= patience and progress.fallen < learned and moment.is_stuck
+            return progress.count >= patience and progress.fallen < learned
         if progress.count < PATIENCE or progress.fallen >= LEARNED:
             return False
-        is_closing = moment.gap < self.history.mean(0.5, 0.75)[0] - CLOSING
-        return not is_closing and moment.is_stuck
+        return moment.gap >= self.history.mean(0.5, 0.75)[0] - CLOSING
 
     def explain(self, episode: Episode, names: Sequence[str]) -> str:
         """Give the gap and what the loss did meanwhile."""

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from gradmedic_service.diagnosis.detectors.base import Detector, Episode, Moment
 from gradmedic_service.diagnosis.progress import BLOW_UP
 
+PERSISTENCE = 5
+"""Steps running: a network that one bad update knocked over may get up again within a few."""
 SUDDEN_FACTOR = 1000.0
 """At this factor one step is enough ..."""
 REPLACED_RATIO = 10.0
@@ -74,7 +76,7 @@ class Divergence(Detector):
         if not math.isnan(weight_growth) or moment.row is None:
             is_slow = moment.progress.rise >= BLOW_UP and (moment.row is None or weight_growth >= WEIGHT_GROWTH)
             self.slow_running = self.slow_running + 1 if is_slow and not moment.is_multi_stream else 0
-        is_enough = self.running >= 2 or moment.excess >= SUDDEN_FACTOR or self.peak_ratio >= REPLACED_RATIO
+        is_enough = self.running >= PERSISTENCE or moment.excess >= SUDDEN_FACTOR or self.peak_ratio >= REPLACED_RATIO
         sudden = reached and self.running >= 1 and is_enough
         slow = self.slow_running >= SLOW_PERSISTENCE and math.isfinite(self.initial_weight)
         if self.running and self.weak_reach_left:

@@ -59,8 +59,7 @@ class ExcessiveClipping(Detector):
         progress = moment.progress
         if progress.count < PATIENCE:
             return
-        speaks = progress.fallen < NEVER_MOVED and moment.is_stuck
-        self.signal = 0.85 if speaks else 0.0
+        speaks = self.speak_while_stuck(moment, 0.85, holds=progress.fallen < NEVER_MOVED)
         evidence = {
             "share_of_gradient_left": 10**self.log_share,
             "update_to_weight": moment.ratio,

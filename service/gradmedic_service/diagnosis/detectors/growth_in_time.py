@@ -11,10 +11,13 @@ GROWTH_DECADES = 1.0
 """Median growth of the layers above their own baselines that is worth a finding (an order of magnitude)."""
 REACH_RATIO = 0.3
 """Network-wide update over weight from which growing gradients are about to destroy the weights."""
-OVERWRITE_RATIO = 1.0
-"""An update as large as the weights, by gradients that have grown, needs no persistence: it rewrites the network."""
+OVERWRITE_RATIO = 10.0
+"""An update ten times the weights, by gradients that have grown, needs no persistence: nothing of the network before is
+left."""
 PERSISTENCE = 3
-"""Sampled steps running; a spike of one or two batches is not growth."""
+"""Sampled steps running for a finding; a spike of one or two batches is not growth."""
+REACH_PERSISTENCE = 4
+"""Sampled steps running, with updates of that size, for a verdict: networks have survived three."""
 CALM_STEPS = 20
 """Sampled steps below the threshold, with the loss back, after which a verdict is taken back."""
 LOSS_RISES = 2.0
@@ -63,7 +66,7 @@ class GrowthInTime(Detector):
             evidence = {"growth_decades": typical, "growth_per_step": float(factor), "update_to_weight": moment.ratio}
             self.open(moment.step, "warning", moment.layers_by_growth(), evidence, since=self.since)
         overwrites = moment.ratio >= OVERWRITE_RATIO and rises
-        if self.reaching >= PERSISTENCE or overwrites:
+        if self.reaching >= REACH_PERSISTENCE or overwrites:
             self.signal = 0.8
 
     def explain(self, episode: Episode, names: Sequence[str]) -> str:

@@ -47,10 +47,11 @@ class InsensitiveLoss(Detector):
         if self.log_grip >= math.log10(NO_GRIP):
             self.since = moment.step + 1
             self.close(moment.step)
-        elif progress.fallen >= NEVER_MOVED or not (progress.count >= PATIENCE and moment.is_stuck):
+            return
+        holds = progress.count >= PATIENCE and progress.fallen < NEVER_MOVED and moment.architecture.has_product
+        if not self.speak_while_stuck(moment, 0.8, holds=holds):
             self.close(moment.step)
         else:
-            self.signal = 0.8
             level_by_layer = np.where(moment.architecture.is_path, moment.depth.smooth[moment.row], np.nan)
             evidence = {"grip": 10**self.log_grip, "loss_fallen": progress.fallen}
             layers = rank(level_by_layer, largest_first=False)

@@ -50,7 +50,7 @@ class Saturation(Detector):
             return
         watched = np.count_nonzero(share > 0)
         most = np.count_nonzero(saturated) >= MOST * watched
-        self.signal = 0.8 if most and not moment.is_multi_stream and moment.is_stuck else 0.0
+        self.speak_while_stuck(moment, 0.8, holds=bool(most) and not moment.is_multi_stream)
         evidence = {"saturated_layers": float(np.count_nonzero(saturated)), "largest_share": float(np.nanmax(share))}
         severity: Severity = "critical" if self.signal else "warning"
         self.open(moment.step, severity, rank(np.where(saturated, share, np.nan)), evidence, since=self.since)

@@ -48,10 +48,14 @@ class ZeroGradient(Detector):
             return
         progress = moment.progress
         is_down = progress.count > 0 and progress.fallen >= CONVERGED
-        is_final = moment.dead_share == 1 or progress.count == 0 or (progress.count >= PATIENCE and moment.is_stuck)
-        speaks = is_final and not is_down
-        self.signal = 0.9 if speaks else 0.0
-        dead = (moment.averages.zero > DEAD_SHARE) & moment.architecture.is_path
+        if moment.dead_share == 1 or progress.count == 0:
+            speaks = not is_down and moment.dead_share == 1
+            self.signal = 0.9 if speaks else 0.0
+        else:
+            speaks = self.speak_while_stuck(moment, 0.9, holds=progress.count >= PATIENCE and not is_down)
+        dead = (moment.averages.zero > DEAD_SHARE) & (moment.averages.seen > 0)
+        if moment.architecture.is_path.any():
+            dead &= moment.architecture.is_path
         layers = [int(i) for i in moment.architecture.order if dead[i]][:MAX_LAYERS_NAMED]
         evidence = {"dead_share": moment.dead_share, "dead_layers": float(np.count_nonzero(dead))}
         self.open(moment.step, "critical" if speaks else "note", layers, evidence, since=self.since)
