@@ -22,6 +22,7 @@ from gradmedic_service.runs.endpoints import router as runs_router
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.settings import Settings
 from gradmedic_service.telemetry.endpoints import router as telemetry_router
+from gradmedic_service.web.links import router as links_router
 
 DESCRIPTION = """\
 Reads the gradients of training jobs and says what is wrong, why, and what fixes it.
@@ -57,6 +58,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.schema_revision = schema.head()
 
     app.include_router(health_router)
+    app.include_router(links_router)
     api = APIRouter(prefix=wire.API_PATH)
     for router in (limits_router, projects_router, runs_router, telemetry_router):
         api.include_router(router)
