@@ -94,6 +94,7 @@ class Diagnostician:
         changes: list[VerdictChange] = []
         losses = _numbers(block, "loss", None)
         rates, clips = _numbers(block, "learning_rate", math.nan), _numbers(block, "clip_coefficient", math.nan)
+        observers = [detector.observe for detector in self._detectors]
         rows = _by_row(measurements, depth)
         row = -1
         moment = Moment(
@@ -125,8 +126,8 @@ class Diagnostician:
                 moment.read(rows[row])
             else:
                 moment.row = None
-            for detector in self._detectors:
-                detector.observe(moment)
+            for observe in observers:
+                observe(moment)
             change = self._decide(step)
             if change is not None:
                 changes.append(change)

@@ -104,15 +104,21 @@ class NetworkAverages(Persistent):
         baseline_weight = np.where(known, np.maximum(1 / BASELINE_HORIZON, 1 / np.maximum(counts, 1)), 0.0)
         has_first = first.any(axis=1)
         smooth_rows, growth_rows = np.empty_like(values), np.empty_like(values)
-        smooth, baseline = self.smooth.copy(), self.baseline.copy()
-        for row, value in enumerate(values):
-            np.subtract(value, baseline, out=growth_rows[row])
-            if has_first[row]:
+        smooth, baseline, step = self.smooth.copy(), self.baseline.copy(), np.empty_like(self.smooth)
+        for row, (value, begins) in enumerate(zip(values, has_first.tolist(), strict=True)):
+            growth = growth_rows[row]
+            np.subtract(value, baseline, out=growth)
+            if begins:
                 smooth[first[row]] = baseline[first[row]] = value[first[row]]
-            smooth += smooth_weight[row] * (value - smooth)
-            baseline += baseline_weight[row] * (np.minimum(value, baseline + BASELINE_OUTLIER) - baseline)
+                growth[first[row]] = 0.0
+            np.subtract(value, smooth, out=step)
+            step *= smooth_weight[row]
+            smooth += step
+            np.minimum(growth, BASELINE_OUTLIER, out=step)
+            step *= baseline_weight[row]
+            baseline += step
             smooth_rows[row] = smooth
-        growth_rows[first | ~known] = np.nan
+        growth_rows[first | ~known] = np.nan  # a layer's first value is its baseline
         self.smooth, self.baseline = smooth, baseline
         self.seen_nonzero = self.seen_nonzero + known.sum(axis=0)
 
@@ -167,9 +173,17 @@ class NetworkAverages(Persistent):
             dead_share[group_rows] = dead.mean(axis=1)
             if len(layers) >= 2 and architecture.is_path.any():
                 half = max(1, len(layers) // 2)
-                gap[group_rows] = level.max(axis=1) - np.median(level[:, :half], axis=1)
-                input_excess[group_rows] = level[:, :half].max(axis=1) - np.median(level[:, half:], axis=1)
+                gap[group_rows] = level.max(axis=1) - _median_of_rows(level[:, :half])
+                input_excess[group_rows] = level[:, :half].max(axis=1) - _median_of_rows(level[:, half:])
         return gap, input_excess, dead_share
+
+
+def _median_of_rows(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the median of each row; without the checks for NaN that take numpy's longer than the median itself."""
+    low, high = (values.shape[1] - 1) // 2, values.shape[1] // 2
+    ordered = np.partition(values, (low, high), axis=1)
+    median: NDArray[np.float64] = (ordered[:, low] + ordered[:, high]) / 2
+    return median
 
 
 def _median_of_known(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -74,7 +74,7 @@ class Divergence(Detector):
         self.running = self.running + 1 if moment.excess >= BLOW_UP else 0
         weight_growth = moment.weight / self.initial_weight if self.initial_weight > 0 else float("nan")
         if not math.isnan(weight_growth) or moment.row is None:
-            is_slow = moment.progress.rise >= BLOW_UP and (moment.row is None or weight_growth >= WEIGHT_GROWTH)
+            is_slow = (moment.row is None or weight_growth >= WEIGHT_GROWTH) and moment.progress.rise >= BLOW_UP
             self.slow_running = self.slow_running + 1 if is_slow and not moment.is_multi_stream else 0
         is_enough = self.running >= PERSISTENCE or moment.excess >= SUDDEN_FACTOR or self.peak_ratio >= REPLACED_RATIO
         sudden = reached and self.running >= 1 and is_enough
