@@ -327,6 +327,32 @@ class AppendResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunRewind:
+    """Body of `POST /runs/{id}/rewind`: the job resumed from a checkpoint."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    step: int
+    """The last step that stays; -1 drops every step."""
+    generation: int
+    """The run's generation before this request, so that repeating it rewinds once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewindResult:
+    """Answer to a rewind: how the run stands now."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    generation: int
+    """What blocks must carry from now on, where they carry one."""
+    last_step: int | None
+    revision: int
+    verdict: Verdict
+    since_step: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
     """One series over the answer's buckets; null where a bucket holds no value of it."""
 

@@ -115,6 +115,8 @@ class Run(Base):
     """Of the layers, the training facts and the framework: the key of what is derived from them."""
     muted_detectors: Mapped[list[Any] | None]
     """Ids; null where nothing was ever said about them."""
+    rewound_to: Mapped[int | None] = mapped_column(BigInteger)
+    """Step of the last rewind: by it a repeated request is recognized."""
 
     details: Mapped[RunDetails] = relationship(cascade="all, delete-orphan", passive_deletes=True)
     tags: Mapped[list[RunTag]] = relationship(
@@ -152,6 +154,19 @@ class DiagnosisState(Base):
 
     run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
     state: Mapped[bytes] = mapped_column(LargeBinary)
+    steps_since_snapshot: Mapped[int | None] = mapped_column(Integer)
+    """Null, from the version before, counts as none."""
+
+
+class DiagnosisSnapshot(Base):
+    """Where the diagnostician of a run stood after a step; going back replays the steps behind it."""
+
+    __tablename__ = "diagnosis_snapshots"
+
+    run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    step: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    state: Mapped[bytes] = mapped_column(LargeBinary)
+    """Compressed."""
 
 
 class VerdictChange(Base):

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from gradmedic import wire
 from gradmedic_service.projects.endpoints import UPDATE_EXAMPLES as PROJECT_UPDATE_EXAMPLES
 from gradmedic_service.runs.endpoints import CREATE_EXAMPLES, UPDATE_EXAMPLES
-from gradmedic_service.telemetry.endpoints import APPEND_EXAMPLE
+from gradmedic_service.telemetry.endpoints import APPEND_EXAMPLE, REWIND_EXAMPLES
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +47,7 @@ def test_every_route_is_there(document: dict[str, Any]) -> None:
         "delete /api/v1/runs/{run_id}",
         "post /api/v1/runs/{run_id}/steps",
         "get /api/v1/runs/{run_id}/steps",
+        "post /api/v1/runs/{run_id}/rewind",
         "get /api/v1/runs/{run_id}/diagnosis",
         "get /api/v1/runs/{run_id}/diagnosis/history",
     }
@@ -82,6 +83,8 @@ def test_examples_are_valid() -> None:
         TypeAdapter(wire.RunUpdate).validate_python(example["value"])
     for example in PROJECT_UPDATE_EXAMPLES.values():
         TypeAdapter(wire.ProjectUpdate).validate_python(example["value"])
+    for example in REWIND_EXAMPLES.values():
+        TypeAdapter(wire.RunRewind).validate_python(example["value"])
     TypeAdapter(wire.StepsAppend).validate_python(APPEND_EXAMPLE)
 
 

@@ -55,11 +55,11 @@ def encode(block: Block) -> bytes:
     sampled_count, layer_count = block.present.shape
     is_all_present = bool(block.present.all())
     sections = [
-        _compress(_frame(block, is_all_present)),
-        _compress(_packed_series([*block.series.values(), *block.metrics.values()])),
+        compress(_frame(block, is_all_present)),
+        compress(_packed_series([*block.series.values(), *block.metrics.values()])),
     ]
     by_statistic = np.ascontiguousarray(block.values.transpose(2, 1, 0), dtype="<f4")
-    sections += [_compress(_shuffled(values)) for values in by_statistic]
+    sections += [compress(_shuffled(values)) for values in by_statistic]
     header = msgspec.msgpack.encode(
         _Header(
             step_count=len(block),
@@ -127,7 +127,7 @@ class Chunk:
         header = self._header
         section = self._sections[2 + header.statistics.index(name)]
         shape = (header.layer_count, header.sampled_count)
-        return _unshuffled(_decompress(section), np.dtype("<f4"), shape)
+        return _unshuffled(decompress(section), np.dtype("<f4"), shape)
 
     @property
     def series(self) -> Mapping[str, StepSeries]:
@@ -159,7 +159,7 @@ class Chunk:
     @cached_property
     def _frame(self) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
         header = self._header
-        data = _decompress(self._sections[0])
+        data = decompress(self._sections[0])
         steps_length = header.step_count * 8
         flags_length = _bits_length(header.step_count)
         present_shape = (header.layer_count, header.sampled_count)
@@ -183,7 +183,7 @@ class Chunk:
     def _all_series(self) -> tuple[dict[str, StepSeries], dict[str, StepSeries]]:
         header = self._header
         count, length = len(header.series) + len(header.metrics), header.step_count
-        data = _decompress(self._sections[1])
+        data = decompress(self._sections[1])
         if len(data) != count * length * 8 + _bits_length(count * length):
             raise CorruptChunk("the series are of the wrong length")
         values = _unshuffled(data[: count * length * 8], np.dtype("<f8"), (count, length))
@@ -280,14 +280,16 @@ def _bits_length(count: int) -> int:
     return (count + 7) // 8
 
 
-def _compress(data: bytes) -> bytes:
+def compress(data: bytes) -> bytes:
+    """Return the bytes as a zstd frame."""
     compressor: zstandard.ZstdCompressor | None = getattr(_codecs, "compressor", None)
     if compressor is None:
         compressor = _codecs.compressor = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL)
     return compressor.compress(data)
 
 
-def _decompress(section: memoryview) -> bytes:
+def decompress(section: bytes | memoryview) -> bytes:
+    """Return what `compress` was given. Raises CorruptChunk."""
     decompressor: zstandard.ZstdDecompressor | None = getattr(_codecs, "decompressor", None)
     if decompressor is None:
         decompressor = _codecs.decompressor = zstandard.ZstdDecompressor()

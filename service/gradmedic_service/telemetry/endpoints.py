@@ -6,10 +6,16 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import msgspec
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response
 
 from gradmedic import wire
-from gradmedic_service.dependencies import DatabaseDependency, FactsDependency, LimitsDependency, media_type
+from gradmedic_service.dependencies import (
+    DatabaseDependency,
+    FactsDependency,
+    LimitsDependency,
+    json_only,
+    media_type,
+)
 from gradmedic_service.errors import (
     BodyTooLarge,
     InvalidRequest,
@@ -21,7 +27,7 @@ from gradmedic_service.errors import (
     documented,
 )
 from gradmedic_service.telemetry import service
-from gradmedic_service.telemetry.decoding import LARGEST_STEP, STEPS_APPEND, decode_block
+from gradmedic_service.telemetry.decoding import LARGEST_GENERATION, LARGEST_STEP, STEPS_APPEND, decode_block
 
 DEFAULT_POINTS = 500
 """About a pixel column each in a picture."""
@@ -50,6 +56,11 @@ APPEND_BODY: dict[str, Any] = {
             },
         },
     }
+}
+
+
+REWIND_EXAMPLES: dict[str, Any] = {
+    "checkpoint": {"summary": "Resumed from the checkpoint of step 4000", "value": {"step": 4000, "generation": 0}}
 }
 
 
@@ -88,6 +99,43 @@ def append_steps(
     with database.writing() as session:
         result = service.append(session, facts, run_id, block)
     return Response(msgspec.json.encode(result), media_type=wire.JSON_MEDIA_TYPE)
+
+
+@router.post(
+    "/rewind",
+    tags=["steps"],
+    response_model=wire.RewindResult,
+    dependencies=[Depends(json_only)],
+    responses=documented(
+        RunNotFound,
+        StaleGeneration,
+        UnknownGeneration,
+        MalformedBody,
+        BodyTooLarge,
+        UnsupportedMediaType,
+        InvalidRequest,
+    ),
+)
+def rewind_run(
+    run_id: RunId,
+    body: Annotated[wire.RunRewind, Body(openapi_examples=REWIND_EXAMPLES)],
+    database: DatabaseDependency,
+    facts: FactsDependency,
+) -> wire.RewindResult:
+    """Go back to a step, as a job does that resumes from a checkpoint.
+
+    Later steps and what was concluded from them are dropped, the run is `running` again, and its generation grows by
+    one: blocks of the one before, which may still be on their way, are refused. May be repeated.
+    """
+    errors = []
+    if not -1 <= body.step <= LARGEST_STEP:
+        errors.append(wire.FieldError(path="step", message=f"must be from -1 to {LARGEST_STEP}"))
+    if not 0 <= body.generation < LARGEST_GENERATION:
+        errors.append(wire.FieldError(path="generation", message=f"must be from 0 to {LARGEST_GENERATION - 1}"))
+    if errors:
+        raise InvalidRequest(errors)
+    with database.writing() as session:
+        return service.rewind(session, facts, run_id, body)
 
 
 @router.get(

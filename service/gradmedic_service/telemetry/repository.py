@@ -18,6 +18,7 @@ CHUNKS_READ_AT_ONCE = 16
 _PROJECTS = cast("Table", models.Project.__table__)
 _RUNS = cast("Table", models.Run.__table__)
 _STATES = cast("Table", models.DiagnosisState.__table__)
+_SNAPSHOTS = cast("Table", models.DiagnosisSnapshot.__table__)
 _CHUNKS = cast("Table", models.TelemetryChunk.__table__)
 
 
@@ -37,12 +38,22 @@ class RunState:
     facts_digest: bytes
     muted_by_run: list[str] | None
     muted_by_project: list[str] | None
+    rewound_to: int | None
     diagnostician: bytes | None
+    steps_since_snapshot: int | None
 
     @property
     def muted(self) -> frozenset[str]:
         """Ids of the detectors that are not to be heard."""
         return frozenset((*(self.muted_by_run or ()), *(self.muted_by_project or ())))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A diagnostician's state after a step."""
+
+    step: int
+    state: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +67,25 @@ class Advance:
     since_step: int | None
     metrics: list[str]
     diagnostician: bytes
+    steps_since_snapshot: int
+    snapshots: Sequence[Snapshot]
     changes: Sequence[diagnosis.VerdictChange]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retreat:
+    """What a rewind makes of a run."""
+
+    generation: int
+    revision: int
+    rewound_to: int
+    last_step: int | None
+    verdict: str
+    score: float
+    since_step: int | None
+    diagnostician: bytes | None
+    """None where no step is left."""
+    steps_since_snapshot: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +111,9 @@ _STATE_COLUMNS = (
     _RUNS.c.facts_digest,
     _RUNS.c.muted_detectors.label("muted_by_run"),
     _PROJECTS.c.muted_detectors.label("muted_by_project"),
+    _RUNS.c.rewound_to,
     _STATES.c.state.label("diagnostician"),
+    _STATES.c.steps_since_snapshot,
 )
 _READ_STATE = (
     select(*_STATE_COLUMNS)
@@ -133,10 +164,14 @@ def advance(session: Session, run_id: UUID, to: Advance, *, is_first: bool) -> N
             "updated_at": datetime.now(UTC),
         },
     )
+    state = {"state": to.diagnostician, "steps_since_snapshot": to.steps_since_snapshot}
     if is_first:
-        session.execute(_ADD_STATE, {"run_id": run_id, "state": to.diagnostician})
+        session.execute(_ADD_STATE, {"run_id": run_id, **state})
     else:
-        session.execute(_ADVANCE_STATE, {"id": run_id, "state": to.diagnostician})
+        session.execute(_ADVANCE_STATE, {"id": run_id, **state})
+    if to.snapshots:
+        rows = [{"run_id": run_id, "step": snapshot.step, "state": snapshot.state} for snapshot in to.snapshots]
+        session.execute(insert(_SNAPSHOTS), rows)
     if to.changes:
         session.execute(
             insert(models.VerdictChange),
@@ -151,6 +186,51 @@ def advance(session: Session, run_id: UUID, to: Advance, *, is_first: bool) -> N
                 for change in to.changes
             ],
         )
+
+
+def retreat(session: Session, run_id: UUID, to: Retreat) -> None:
+    """Write what a rewind made of a run, whose later steps are gone."""
+    session.execute(
+        _ADVANCE_RUN,
+        {
+            "run_id": run_id,
+            "generation": to.generation,
+            "revision": to.revision,
+            "rewound_to": to.rewound_to,
+            "last_step": to.last_step,
+            "verdict": to.verdict,
+            "score": to.score,
+            "since_step": to.since_step,
+            "status": "running",
+            "updated_at": datetime.now(UTC),
+        },
+    )
+    if to.diagnostician is None:
+        session.execute(delete(_STATES).where(_STATES.c.run_id == run_id))
+    else:
+        state = {"state": to.diagnostician, "steps_since_snapshot": to.steps_since_snapshot}
+        session.execute(_ADVANCE_STATE, {"id": run_id, **state})
+
+
+def remove_steps_after(session: Session, run_id: UUID, step: int) -> list[bytes]:
+    """Remove the chunks that hold a step behind one, with what was concluded from it; return those that hold both."""
+    session.execute(delete(_SNAPSHOTS).where(_SNAPSHOTS.c.run_id == run_id, _SNAPSHOTS.c.step > step))
+    change = models.VerdictChange
+    session.execute(delete(change).where(change.run_id == run_id, change.step > step))
+    session.execute(delete(_CHUNKS).where(_CHUNKS.c.run_id == run_id, _CHUNKS.c.first_step > step))
+    straddling = delete(_CHUNKS).where(_CHUNKS.c.run_id == run_id, _CHUNKS.c.last_step > step)
+    return list(session.scalars(straddling.returning(_CHUNKS.c.data)))
+
+
+def last_snapshot(session: Session, run_id: UUID, at_step: int) -> Snapshot | None:
+    """Read the last snapshot of a run's diagnosis at or before a step."""
+    row = session.execute(
+        select(_SNAPSHOTS.c.step, _SNAPSHOTS.c.state)
+        .where(_SNAPSHOTS.c.run_id == run_id, _SNAPSHOTS.c.step <= at_step)
+        .order_by(_SNAPSHOTS.c.step.desc())
+        .limit(1)
+    ).one_or_none()
+    return None if row is None else Snapshot(step=row.step, state=row.state)
 
 
 def verdict_changes(session: Session, run_id: UUID) -> Sequence[models.VerdictChange]:

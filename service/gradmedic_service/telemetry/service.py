@@ -10,22 +10,33 @@ import structlog
 
 from gradmedic import wire
 from gradmedic_service.db import Session
-from gradmedic_service.diagnosis import Block, Diagnosis, Diagnostician
+from gradmedic_service.diagnosis import Block, Diagnosis, Diagnostician, VerdictChange
 from gradmedic_service.diagnosis.state import StateError
 from gradmedic_service.errors import InvalidRequest, RunNotFound, StaleGeneration, UnknownGeneration
 from gradmedic_service.runs.facts import FactsCache, RunFacts
 from gradmedic_service.runs.repository import stored_facts
 from gradmedic_service.telemetry import repository
 from gradmedic_service.telemetry.buckets import Buckets, Selection
-from gradmedic_service.telemetry.chunks import Chunk, concatenate, decode, encode, widen
+from gradmedic_service.telemetry.chunks import (
+    Chunk,
+    CorruptChunk,
+    compress,
+    concatenate,
+    decode,
+    decompress,
+    encode,
+    widen,
+)
 from gradmedic_service.telemetry.decoding import ReceivedBlock
-from gradmedic_service.telemetry.repository import Advance, ChunkExtent, RunState
+from gradmedic_service.telemetry.repository import Advance, ChunkExtent, Retreat, RunState, Snapshot
 
 FULL_CHUNK_STEPS = 50
 """A chunk of this many steps is left alone: it is what a client sends under load, compresses as well as a longer one,
 and is small enough that reading a few steps unpacks little."""
 MAX_TAIL_CHUNKS = FULL_CHUNK_STEPS.bit_length() + 1
 """Chunks that are not full grow smaller by halves towards the end, so that there are never more."""
+SNAPSHOT_STEPS = 1_000
+"""Stored steps from one snapshot of the diagnosis to the next, and so the most that going back replays."""
 MAX_METRICS_OF_A_RUN = 1_000
 """Names of metrics over the whole run; more come from a script that makes names up."""
 MAX_SERIES_POINTS = 1_000_000
@@ -53,7 +64,7 @@ def append(session: Session, facts: FactsCache, run_id: UUID, received: Received
     block = block.cut(ignored, len(block))
 
     diagnostician = _diagnostician(session, run, _facts(session, facts, run))
-    diagnosis = diagnostician.update(block)
+    diagnosis, changes, snapshots, steps_since_snapshot = _advance(diagnostician, block, run.steps_since_snapshot or 0)
     advance = Advance(
         revision=run.revision + 1,
         last_step=int(block.steps[-1]),
@@ -62,7 +73,9 @@ def append(session: Session, facts: FactsCache, run_id: UUID, received: Received
         since_step=diagnosis.since_step,
         metrics=metrics,
         diagnostician=diagnostician.to_bytes(),
-        changes=diagnosis.changes,
+        steps_since_snapshot=steps_since_snapshot,
+        snapshots=snapshots,
+        changes=changes,
     )
     repository.advance(session, run_id, advance, is_first=run.diagnostician is None)
     _store(session, run_id, block)
@@ -74,8 +87,49 @@ def append(session: Session, facts: FactsCache, run_id: UUID, received: Received
         revision=advance.revision,
         verdict=advance.verdict,
         since_step=advance.since_step,
-        alerts=_alerts(diagnosis),
+        alerts=_alerts(changes, diagnosis.summary),
         stop=False,
+    )
+
+
+def rewind(session: Session, facts: FactsCache, run_id: UUID, body: wire.RunRewind) -> wire.RewindResult:
+    """Drop the steps behind one, with what was concluded from them, and begin a new generation.
+
+    The same request again, after the answer was lost, changes nothing. Raises RunNotFound, StaleGeneration,
+    UnknownGeneration.
+    """
+    run = _state(session, run_id, is_locked=True)
+    if body.generation == run.generation - 1 and body.step == run.rewound_to:
+        return wire.RewindResult(
+            generation=run.generation,
+            last_step=run.last_step,
+            revision=run.revision,
+            verdict=run.verdict,
+            since_step=run.since_step,
+        )
+    _check_generation(run, body.generation)
+    for data in repository.remove_steps_after(session, run_id, body.step):
+        _store(session, run_id, _until(decode(data), body.step))
+    diagnostician, steps_since_snapshot = _replayed(session, run, _facts(session, facts, run), body.step)
+    diagnosis = diagnostician.diagnose()
+    retreat = Retreat(
+        generation=run.generation + 1,
+        revision=run.revision + 1,
+        rewound_to=body.step,
+        last_step=diagnosis.step,
+        verdict=diagnosis.verdict,
+        score=float(diagnosis.score),
+        since_step=diagnosis.since_step,
+        diagnostician=None if diagnosis.step is None else diagnostician.to_bytes(),
+        steps_since_snapshot=steps_since_snapshot,
+    )
+    repository.retreat(session, run_id, retreat)
+    return wire.RewindResult(
+        generation=retreat.generation,
+        last_step=retreat.last_step,
+        revision=retreat.revision,
+        verdict=retreat.verdict,
+        since_step=retreat.since_step,
     )
 
 
@@ -85,7 +139,7 @@ def diagnose(session: Session, facts: FactsCache, run_id: UUID, at_step: int | N
     known = _facts(session, facts, run)
     if at_step is None or (run.last_step is not None and at_step >= run.last_step):
         return _on_the_wire(run_id, _diagnostician(session, run, known).diagnose())
-    return _on_the_wire(run_id, _replayed(session, run, known, at_step).diagnose())
+    return _on_the_wire(run_id, _replayed(session, run, known, at_step)[0].diagnose())
 
 
 def history(session: Session, run_id: UUID) -> wire.VerdictHistory:
@@ -157,18 +211,63 @@ def _diagnostician(session: Session, run: RunState, facts: RunFacts) -> Diagnost
         return Diagnostician.from_bytes(run.diagnostician, facts.layers, facts.training, run.muted)
     except StateError as error:
         _logger.warning("the diagnosis is rebuilt from the stored steps", run_id=str(run.id), reason=str(error))
-        return _replayed(session, run, facts, run.last_step)
+        return _replayed(session, run, facts, run.last_step, from_snapshot=False)[0]
 
 
-def _replayed(session: Session, run: RunState, facts: RunFacts, last_step: int) -> Diagnostician:
-    """Return a diagnostician that has read the stored steps up to one, a chunk at a time."""
+def _advance(
+    diagnostician: Diagnostician, block: Block, steps_since_snapshot: int
+) -> tuple[Diagnosis, list[VerdictChange], list[Snapshot], int]:
+    """Let a diagnostician read a block, with a stop for a snapshot after every `SNAPSHOT_STEPS` steps of the run.
+
+    Returns the diagnosis, the changes of the whole block, the snapshots, and how many steps lie behind the last one.
+    """
+    changes: list[VerdictChange] = []
+    snapshots: list[Snapshot] = []
+    start = 0
+    while True:
+        stop = min(len(block), start + SNAPSHOT_STEPS - steps_since_snapshot)
+        diagnosis = diagnostician.update(block if stop - start == len(block) else block.cut(start, stop))
+        changes += diagnosis.changes
+        steps_since_snapshot += stop - start
+        if steps_since_snapshot >= SNAPSHOT_STEPS:
+            snapshots.append(Snapshot(step=int(block.steps[stop - 1]), state=compress(diagnostician.to_bytes())))
+            steps_since_snapshot = 0
+        if stop == len(block):
+            return diagnosis, changes, snapshots, steps_since_snapshot
+        start = stop
+
+
+def _replayed(
+    session: Session, run: RunState, facts: RunFacts, last_step: int, *, from_snapshot: bool = True
+) -> tuple[Diagnostician, int]:
+    """Return a diagnostician that has read the stored steps up to one, and how many of them since the last snapshot.
+
+    It reads a chunk at a time, and only what follows the last snapshot; everything where `from_snapshot` is false or
+    the snapshot is of another version of the code.
+    """
+    snapshot = repository.last_snapshot(session, run.id, last_step) if from_snapshot else None
     diagnostician = Diagnostician(facts.layers, facts.training, run.muted)
-    for data in repository.chunks(session, run.id, 0, last_step):
-        block = widen(decode(data), len(facts.layers))
-        count = int(np.searchsorted(block.steps, last_step, side="right"))
-        if count:
-            diagnostician.update(block.cut(0, count))
-    return diagnostician
+    first_step = 0
+    if snapshot is not None:
+        try:
+            state = decompress(snapshot.state)
+            diagnostician = Diagnostician.from_bytes(state, facts.layers, facts.training, run.muted)
+            first_step = snapshot.step + 1
+        except (StateError, CorruptChunk) as error:
+            _logger.warning("a snapshot of the diagnosis is passed over", run_id=str(run.id), reason=str(error))
+    steps_since_snapshot = 0
+    for data in repository.chunks(session, run.id, first_step, last_step):
+        block = _until(widen(decode(data), len(facts.layers)), last_step)
+        block = block.cut(int(np.searchsorted(block.steps, first_step)), len(block))
+        if len(block):
+            diagnostician.update(block)
+            steps_since_snapshot += len(block)
+    return diagnostician, min(steps_since_snapshot, SNAPSHOT_STEPS - 1)
+
+
+def _until(block: Block, last_step: int) -> Block:
+    """Return the block without the steps behind one."""
+    return block.cut(0, int(np.searchsorted(block.steps, last_step, side="right")))
 
 
 def _store(session: Session, run_id: UUID, block: Block) -> None:
@@ -204,15 +303,15 @@ def _result(run: RunState, *, accepted: int, ignored: int) -> wire.AppendResult:
     )
 
 
-def _alerts(diagnosis: Diagnosis) -> list[str]:
+def _alerts(changes: Sequence[VerdictChange], summary: str) -> list[str]:
     """Tell each change to an alarming verdict; the last one in the diagnosis's own words."""
     alerts = [
         f"{change.verdict.capitalize()} at step {change.step}" + (f": {change.finding}." if change.finding else ".")
-        for change in diagnosis.changes
+        for change in changes
         if change.verdict in ALARMING
     ]
-    if diagnosis.changes and diagnosis.changes[-1].verdict in ALARMING:
-        alerts[-1] = diagnosis.summary
+    if changes and changes[-1].verdict in ALARMING:
+        alerts[-1] = summary
     return alerts
 
 

@@ -242,6 +242,7 @@ def test_unknown_run_is_not_found(client: TestClient) -> None:
         client.delete(run),
         client.post(f"{run}/steps", json=steps),
         client.get(f"{run}/steps?statistic=loss"),
+        client.post(f"{run}/rewind", json={"step": 0, "generation": 0}),
         client.get(f"{run}/diagnosis"),
         client.get(f"{run}/diagnosis?at_step=1"),
         client.get(f"{run}/diagnosis/history"),
@@ -253,7 +254,8 @@ def test_deleting_removes_everything(client: TestClient, create_run: Any, databa
     """After a deletion no table holds a row of the run, and another run keeps its own."""
     kept, deleted = (create_run(client, tags=["a"]) for _ in range(2))
     for run in (kept, deleted):
-        body = {"steps": [0, 1], "loss": [1.0, "NaN"], "statistics": {"grad_norm": [[1, 1], ["NaN", 1]]}}
+        rows: list[Any] = [[1, 1]] * 1599 + [["NaN", 1]]
+        body = {"steps": list(range(1600)), "loss": [1.0] * 1600, "statistics": {"grad_norm": rows}}
         assert client.post(f"{run}/steps", json=body).status_code == 200
     assert client.delete(deleted).status_code == 204
     assert client.get(deleted).status_code == 404

@@ -1,0 +1,179 @@
+"""Rewinding a run to a checkpoint, and the snapshots that make going back cheap, on both databases."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+import pytest
+from sqlalchemy import select, update
+from starlette.testclient import TestClient
+
+from gradmedic_service.db import Database
+from gradmedic_service.models import DiagnosisSnapshot
+from gradmedic_service.telemetry import repository
+from gradmedic_service.telemetry.chunks import compress
+from gradmedic_service.telemetry.service import SNAPSHOT_STEPS
+
+
+def block(steps: list[int], explodes_at: int = 10**9) -> dict[str, Any]:
+    """Steps with a falling loss and noisy norms, until the gradients grow."""
+    random = np.random.default_rng(steps[0])
+    growth = [1.5 ** max(0, min(step - explodes_at, 60)) for step in steps]
+    rows = [[factor * norm for norm in random.uniform(0.5, 1.5, 2).tolist()] for factor in growth]
+    losses = [2.0 * 0.999**step * factor for step, factor in zip(steps, growth, strict=True)]
+    return {"steps": steps, "loss": losses, "statistics": {"grad_norm": rows}}
+
+
+def fill(client: TestClient, run: str, first: int, last: int, size: int = 20, **fields: Any) -> None:
+    """Append the steps from `first` to `last`."""
+    for start in range(first, last + 1, size):
+        body = block(list(range(start, min(start + size, last + 1))), fields.get("explodes_at", 10**9))
+        if "generation" in fields:
+            body["generation"] = fields["generation"]
+        response = client.post(f"{run}/steps", json=body)
+        assert response.status_code == 200, response.text
+
+
+def rewind(client: TestClient, run: str, step: int, generation: int) -> Any:
+    """Rewind, and expect it to succeed."""
+    response = client.post(f"{run}/rewind", json={"step": step, "generation": generation})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def story(client: TestClient, run: str) -> Any:
+    """Everything that is concluded and stored of a run, but for who it is."""
+    diagnosis = client.get(f"{run}/diagnosis").json()
+    query: dict[str, Any] = {"statistic": ["grad_norm", "loss"], "max_points": 10_000}
+    series = client.get(f"{run}/steps", params=query).json()
+    return (
+        {name: value for name, value in diagnosis.items() if name != "run_id"},
+        client.get(f"{run}/diagnosis/history").json(),
+        {name: value for name, value in series.items() if name != "run_id"},
+    )
+
+
+@pytest.mark.parametrize("step", [99, 113, 40])
+def test_a_rewound_run_is_as_if_it_had_never_gone_further(client: TestClient, create_run: Any, step: int) -> None:
+    """Series, diagnosis and history after a rewind are those of a run that ended there; and it goes on as that one."""
+    rewound, plain = create_run(client), create_run(client)
+    fill(client, rewound, 0, 199, explodes_at=100)
+    assert client.get(rewound).json()["verdict"] == "exploding"
+    client.patch(rewound, json={"status": "failed"})
+    answer = rewind(client, rewound, step, 0)
+    fill(client, plain, 0, step, explodes_at=100)
+    assert (answer["generation"], answer["last_step"]) == (1, step)
+    run = client.get(rewound).json()
+    assert (run["generation"], run["last_step"], run["status"]) == (1, step, "running")
+    assert (run["verdict"], run["revision"]) == (answer["verdict"], answer["revision"])
+    assert story(client, rewound) == story(client, plain)
+    for one in (rewound, plain):
+        fill(client, one, step + 1, step + 70)
+    assert story(client, rewound) == story(client, plain)
+
+
+def test_blocks_of_the_generation_before_are_refused(client: TestClient, create_run: Any) -> None:
+    """A block that was on its way when the run was rewound is refused, and stores nothing."""
+    run = create_run(client)
+    fill(client, run, 0, 39, generation=0)
+    rewind(client, run, 9, 0)
+    late = client.post(f"{run}/steps", json={**block([10, 11]), "generation": 0})
+    assert (late.status_code, late.json()["error_code"]) == (409, "stale_generation")
+    assert client.get(run).json()["last_step"] == 9
+    fill(client, run, 10, 19, generation=1)
+    assert client.get(run).json()["last_step"] == 19
+
+
+def test_the_same_rewind_again_changes_nothing(client: TestClient, create_run: Any) -> None:
+    """Repeated after its answer was lost, a rewind answers how the run stands; another of that generation is stale."""
+    run = create_run(client)
+    fill(client, run, 0, 39)
+    first = rewind(client, run, 9, 0)
+    assert rewind(client, run, 9, 0) == first
+    fill(client, run, 10, 19)
+    again = rewind(client, run, 9, 0)
+    assert (again["generation"], again["last_step"]) == (1, 19)
+    assert client.get(run).json()["last_step"] == 19
+    for body, code in (({"step": 5, "generation": 0}, "stale"), ({"step": 5, "generation": 2}, "unknown")):
+        response = client.post(f"{run}/rewind", json=body)
+        assert (response.status_code, response.json()["error_code"]) == (409, f"{code}_generation")
+    assert rewind(client, run, 9, 1)["generation"] == 2
+
+
+def test_rewinding_to_before_the_first_step(client: TestClient, create_run: Any) -> None:
+    """A run rewound to before its first step is as new, and may be filled again."""
+    run, plain = create_run(client), create_run(client)
+    fill(client, run, 0, 99, explodes_at=50)
+    answer = rewind(client, run, -1, 0)
+    assert (answer["last_step"], answer["verdict"], answer["since_step"]) == (None, "undetermined", None)
+    assert story(client, run)[1:] == story(client, plain)[1:]
+    for one in (run, plain):
+        fill(client, one, 0, 30)
+    assert story(client, run) == story(client, plain)
+
+
+def test_rewinding_beyond_the_last_step_drops_nothing(client: TestClient, create_run: Any) -> None:
+    """A checkpoint later than what arrived keeps every step and still begins a generation."""
+    run = create_run(client)
+    fill(client, run, 0, 29)
+    before = story(client, run)
+    answer = rewind(client, run, 1000, 0)
+    assert (answer["generation"], answer["last_step"]) == (1, 29)
+    assert story(client, run) == before
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"), [({"step": -2}, "step"), ({"step": None}, "step"), ({"generation": -1}, "generation")]
+)
+def test_bad_rewinds_are_named(client: TestClient, create_run: Any, fields: dict[str, Any], path: str) -> None:
+    """A field that cannot be is refused by its name."""
+    response = client.post(f"{create_run(client)}/rewind", json={"step": 0, "generation": 0, **fields})
+    assert (response.status_code, response.json()["errors"][0]["path"]) == (422, path)
+
+
+def snapshot_steps(database: Database, run: str) -> list[int]:
+    """Steps at which a run has a snapshot."""
+    with database.reading() as session:
+        query = select(DiagnosisSnapshot.step).where(DiagnosisSnapshot.run_id == UUID(run.rpartition("/")[2]))
+        return list(session.scalars(query.order_by(DiagnosisSnapshot.step)))
+
+
+@pytest.mark.parametrize("size", [150, 2500])
+def test_snapshots_come_after_every_thousand_steps(
+    client: TestClient, create_run: Any, database: Database, size: int
+) -> None:
+    """However the steps were cut into blocks, there is a snapshot after each thousand; a rewind drops later ones."""
+    run = create_run(client)
+    fill(client, run, 0, 2499, size=size)
+    assert snapshot_steps(database, run) == [SNAPSHOT_STEPS - 1, 2 * SNAPSHOT_STEPS - 1]
+    rewind(client, run, 1500, 0)
+    assert snapshot_steps(database, run) == [SNAPSHOT_STEPS - 1]
+    fill(client, run, 1501, 2100, size=size)
+    assert snapshot_steps(database, run) == [SNAPSHOT_STEPS - 1, 2 * SNAPSHOT_STEPS - 1]
+
+
+def test_going_back_replays_at_most_a_thousand_steps(
+    client: TestClient, create_run: Any, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`at_step` and a rewind begin at the last snapshot, and say what reading every step would."""
+    run = create_run(client)
+    fill(client, run, 0, 2999, size=500, explodes_at=1700)
+    read: list[int] = []
+    read_chunks = repository.chunks
+
+    def counted(session: Any, run_id: UUID, from_step: int, to_step: int) -> Any:
+        read.append(to_step - from_step + 1)
+        return read_chunks(session, run_id, from_step, to_step)
+
+    monkeypatch.setattr(repository, "chunks", counted)
+    steps = [500, 999, 1000, 1710, 2500]
+    found = [client.get(f"{run}/diagnosis", params={"at_step": step}).json() for step in steps]
+    assert max(read) <= SNAPSHOT_STEPS
+    with database.writing() as session:  # of a version of the code that nobody has any more
+        session.execute(update(DiagnosisSnapshot).values(state=compress(b"of old")))
+    replayed = [client.get(f"{run}/diagnosis", params={"at_step": step}).json() for step in steps]
+    assert replayed == found
+    assert [answer["step"] for answer in found] == steps
+    assert {answer["verdict"] for answer in found} == {"healthy", "exploding"}
