@@ -100,8 +100,8 @@ def _is_gain(layer: LayerFacts, size_of: Mapping[str, int]) -> bool:
 def _is_plain_recurrent(layer: LayerFacts) -> bool:
     if (layer.kind or "").lower() in _GATED_KINDS or not _is_matrix(layer):
         return False
-    if layer.shape is not None and (len(layer.shape) != 2 or layer.shape[0] != layer.shape[1]):
-        return False  # a gated cell stacks its gates
+    if layer.shape is not None and (len(layer.shape) != 2 or 1 < min(layer.shape) != max(layer.shape)):
+        return False  # a gated cell stacks its gates; (1, n) is a client's way to say n elements
     return layer.role == "recurrent" or (layer.role is None and _RECURRENT_NAME.search(layer.name) is not None)
 
 

@@ -94,6 +94,6 @@ class NonFinite(Detector):
         end = (
             "They reached the weights: nothing after this step is learned."
             if self.is_dead
-            else "The weights stayed finite."
+            else "Nothing shows that they reached the weights."
         )
         return f"{what}{where}, from step {episode.first_step} on. {end}"
