@@ -192,4 +192,20 @@ class TelemetryChunk(Base):
     first_step: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     last_step: Mapped[int] = mapped_column(BigInteger)
     step_count: Mapped[int] = mapped_column(Integer)
+    position: Mapped[int | None] = mapped_column(Integer)
+    """Chunks of the run before it; null where the version before wrote it, and from then on: such have no rollups."""
+    data: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class TelemetryRollup(Base):
+    """Buckets of many steps, one for each of the rows of the level below; `telemetry.rollups` reads `data`."""
+
+    __tablename__ = "telemetry_rollups"
+
+    run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    level: Mapped[int] = mapped_column(Integer, primary_key=True)
+    first_step: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    last_step: Mapped[int] = mapped_column(BigInteger)
+    position: Mapped[int] = mapped_column(Integer)
+    """Rows of the level before it."""
     data: Mapped[bytes] = mapped_column(LargeBinary)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from gradmedic import wire
 from gradmedic_service.telemetry.chunks import Chunk
+from gradmedic_service.telemetry.rollups import Extremes, Rollup, each_by_itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,27 +53,49 @@ class Buckets:
     def add(self, chunk: Chunk) -> None:
         """Add the steps of a chunk that are in the range."""
         steps = chunk.steps
-        bucket = (steps - self._first) // self._width
         inside = (steps >= self._first) & (steps <= self._last)
         if not inside.any():
             return
-        self._note_steps(bucket[inside], steps[inside])
+        bucket = (steps - self._first) // self._width
+        self._note_steps(bucket[inside], steps[inside], steps[inside])
         selection = self._selection
-        layer_count = len(selection.layers)
         if selection.statistics and chunk.sampled.any():
             rows = inside[chunk.sampled]
-            positions = np.array([position for _, position in selection.layers], dtype=np.int64)
-            known = np.flatnonzero(positions < chunk.present.shape[0])
-            present = chunk.present[positions[known]][:, rows]
+            known, positions = self._known_layers(chunk.present.shape[0])
+            present = chunk.present[positions][:, rows]
             for index, name in enumerate(selection.statistics):
-                values = chunk.statistic(name)[positions[known]][:, rows].astype(np.float64)
-                self._accumulate(index * layer_count + known, bucket[chunk.sampled][rows], values, present)
-        offset = len(selection.statistics) * layer_count
-        for index, name in enumerate(selection.series):
+                values = chunk.statistic(name)[positions][:, rows]
+                at = index * len(selection.layers) + known
+                self._accumulate(at, bucket[chunk.sampled][rows], each_by_itself(values, present))
+        for row, name in self._series_rows():
             series = chunk.series.get(name) or chunk.metrics.get(name)
             if series is not None:
-                row = np.array([offset + index])
-                self._accumulate(row, bucket[inside], series.values[None, inside], series.present[None, inside])
+                parts = each_by_itself(series.values[None, inside], series.present[None, inside])
+                self._accumulate(row, bucket[inside], parts)
+
+    def add_rollup(self, rollup: Rollup) -> None:
+        """Add buckets that lie in the range; each goes where its first step does."""
+        bucket = (rollup.first_step - self._first) // self._width
+        self._note_steps(bucket, rollup.first_step, rollup.last_step)
+        selection = self._selection
+        if selection.statistics:
+            known, positions = self._known_layers(rollup.layer_count)
+            for index, name in enumerate(selection.statistics):
+                extremes = rollup.statistic(name).taken(positions)
+                self._accumulate(index * len(selection.layers) + known, bucket, extremes)
+        for row, name in self._series_rows():
+            if name in rollup.series:
+                self._accumulate(row, bucket, rollup.series[name].taken(None))
+
+    def _known_layers(self, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return which of the selected layers are among the first `count` of the run, and their positions there."""
+        positions = np.array([position for _, position in self._selection.layers], dtype=np.int64)
+        known = np.flatnonzero(positions < count)
+        return known, positions[known]
+
+    def _series_rows(self) -> list[tuple[NDArray[np.int64], str]]:
+        offset = len(self._selection.statistics) * len(self._selection.layers)
+        return [(np.array([offset + index]), name) for index, name in enumerate(self._selection.series)]
 
     def result(self, run_id: UUID) -> wire.SeriesResult:
         """Return the buckets that hold a step."""
@@ -88,32 +111,30 @@ class Buckets:
             series=[self._series(row, kept, *name) for row, name in enumerate(names)],
         )
 
-    def _note_steps(self, bucket: NDArray[np.int64], steps: NDArray[np.int64]) -> None:
+    def _note_steps(
+        self, bucket: NDArray[np.int64], first_step: NDArray[np.int64], last_step: NDArray[np.int64]
+    ) -> None:
         buckets, starts = np.unique(bucket, return_index=True)
         ends = np.append(starts[1:], len(bucket)) - 1
         unseen = self._first_step[buckets] < 0
-        self._first_step[buckets[unseen]] = steps[starts[unseen]]
-        self._last_step[buckets] = steps[ends]
+        self._first_step[buckets[unseen]] = first_step[starts[unseen]]
+        self._last_step[buckets] = last_step[ends]
 
-    def _accumulate(
-        self,
-        rows: NDArray[np.int64],
-        bucket: NDArray[np.int64],
-        values: NDArray[np.float64],
-        present: NDArray[np.bool_],
-    ) -> None:
-        """Add `values[series, step]`, where present, to the buckets of the steps, which ascend."""
-        if not values.size:
+    def _accumulate(self, rows: NDArray[np.int64], bucket: NDArray[np.int64], parts: Extremes) -> None:
+        """Add `parts[series, part]` to the buckets of the parts, which ascend."""
+        if not parts.count.size:
             return
         buckets, starts = np.unique(bucket, return_index=True)
-        finite = present & np.isfinite(values)
+        counted = parts.count.astype(np.int64)
+        finite = counted - parts.nonfinite
         at = np.ix_(rows, buckets)
-        self._count[at] += np.add.reduceat(present, starts, axis=1, dtype=np.int64)
-        self._finite[at] += np.add.reduceat(finite, starts, axis=1, dtype=np.int64)
+        self._count[at] += np.add.reduceat(counted, starts, axis=1)
+        self._finite[at] += np.add.reduceat(finite, starts, axis=1)
         with np.errstate(over="ignore", invalid="ignore"):
-            self._sum[at] += np.add.reduceat(np.where(finite, values, 0.0), starts, axis=1)
-        lowest = np.minimum.reduceat(np.where(finite, values, np.inf), starts, axis=1)
-        highest = np.maximum.reduceat(np.where(finite, values, -np.inf), starts, axis=1)
+            self._sum[at] += np.add.reduceat(parts.mean * finite.astype(np.float64), starts, axis=1)
+        is_finite = finite > 0
+        lowest = np.minimum.reduceat(np.where(is_finite, parts.low, np.inf), starts, axis=1)
+        highest = np.maximum.reduceat(np.where(is_finite, parts.high, -np.inf), starts, axis=1)
         self._min[at] = np.minimum(self._min[at], lowest)
         self._max[at] = np.maximum(self._max[at], highest)
 

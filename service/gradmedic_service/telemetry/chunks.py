@@ -2,12 +2,9 @@
 
 One idea: what is read together lies together. A chunk is a small header and sections that are compressed one by one:
 the frame (steps, masks), the series of the steps, and one section for each statistic, in which the values of a layer
-are neighbours. Reading one statistic unpacks that section alone. Bytes of equal weight are put side by side before
-compression: exponents of neighbouring norms repeat, mantissas do not (byte shuffle, as in Blosc; zstd level 3).
+are neighbours. Reading one statistic unpacks that section alone.
 
-    1 byte    format version
-    4 bytes   length of the header, little-endian
-    header    msgpack: counts, names, lengths of the sections
+    header    counts, names, lengths of the sections (`packing` describes how it is framed)
     sections  zstd: frame, series, statistics[0], statistics[1], ...
 
 Pure: blocks in, bytes out, and back. NaN and the infinities come back as they were; a NaN's payload too.
@@ -15,27 +12,28 @@ Pure: blocks in, bytes out, and back. NaN and the infinities come back as they w
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise
-from typing import Any
 
 import msgspec
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
 
 from gradmedic_service.diagnosis import Block, StepSeries
+from gradmedic_service.telemetry.packing import (
+    CorruptChunk,
+    bits_length,
+    compress,
+    decompress,
+    join_sections,
+    packed,
+    shuffled,
+    split_sections,
+    unpacked,
+    unshuffled,
+)
 
 FORMAT_VERSION = 1
-COMPRESSION_LEVEL = 3
-_PREFIX_LENGTH = 5
-_codecs = threading.local()
-
-
-class CorruptChunk(ValueError):
-    """The bytes are not a chunk that this version of the service can read."""
 
 
 class _Header(msgspec.Struct, array_like=True, frozen=True):
@@ -59,21 +57,19 @@ def encode(block: Block) -> bytes:
         compress(_packed_series([*block.series.values(), *block.metrics.values()])),
     ]
     by_statistic = np.ascontiguousarray(block.values.transpose(2, 1, 0), dtype="<f4")
-    sections += [compress(_shuffled(values)) for values in by_statistic]
-    header = msgspec.msgpack.encode(
-        _Header(
-            step_count=len(block),
-            sampled_count=sampled_count,
-            layer_count=layer_count,
-            first_step=int(block.steps[0]),
-            is_all_present=is_all_present,
-            statistics=block.statistics,
-            series=tuple(block.series),
-            metrics=tuple(block.metrics),
-            section_lengths=tuple(map(len, sections)),
-        )
+    sections += [compress(shuffled(values)) for values in by_statistic]
+    header = _Header(
+        step_count=len(block),
+        sampled_count=sampled_count,
+        layer_count=layer_count,
+        first_step=int(block.steps[0]),
+        is_all_present=is_all_present,
+        statistics=block.statistics,
+        series=tuple(block.series),
+        metrics=tuple(block.metrics),
+        section_lengths=tuple(map(len, sections)),
     )
-    return b"".join([bytes([FORMAT_VERSION]), len(header).to_bytes(4, "little"), header, *sections])
+    return join_sections(FORMAT_VERSION, header, sections)
 
 
 def decode(data: bytes) -> Block:
@@ -85,17 +81,7 @@ class Chunk:
     """The parts of a chunk, each unpacked when it is asked for. Raises CorruptChunk."""
 
     def __init__(self, data: bytes) -> None:
-        if not data or data[0] != FORMAT_VERSION:
-            raise CorruptChunk(f"format version {data[0] if data else 'missing'}, expected {FORMAT_VERSION}")
-        header_end = _PREFIX_LENGTH + int.from_bytes(data[1:_PREFIX_LENGTH], "little")
-        try:
-            self._header = msgspec.msgpack.decode(data[_PREFIX_LENGTH:header_end], type=_Header)
-        except msgspec.MsgspecError as error:
-            raise CorruptChunk(f"header: {error}") from None
-        ends = header_end + np.cumsum((0, *self._header.section_lengths))
-        if len(data) != ends[-1]:
-            raise CorruptChunk(f"{len(data)} bytes, expected {ends[-1]}")
-        self._sections = [memoryview(data)[start:end] for start, end in pairwise(ends)]
+        self._header, self._sections = split_sections(FORMAT_VERSION, data, _Header)
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -127,7 +113,7 @@ class Chunk:
         header = self._header
         section = self._sections[2 + header.statistics.index(name)]
         shape = (header.layer_count, header.sampled_count)
-        return _unshuffled(decompress(section), np.dtype("<f4"), shape)
+        return unshuffled(decompress(section), np.dtype("<f4"), shape)
 
     @property
     def series(self) -> Mapping[str, StepSeries]:
@@ -161,21 +147,21 @@ class Chunk:
         header = self._header
         data = decompress(self._sections[0])
         steps_length = header.step_count * 8
-        flags_length = _bits_length(header.step_count)
+        flags_length = bits_length(header.step_count)
         present_shape = (header.layer_count, header.sampled_count)
-        present_length = 0 if header.is_all_present else _bits_length(header.layer_count * header.sampled_count)
+        present_length = 0 if header.is_all_present else bits_length(header.layer_count * header.sampled_count)
         if len(data) != steps_length + 2 * flags_length + present_length:
             raise CorruptChunk("the frame is of the wrong length")
-        increments = _unshuffled(data[:steps_length], np.dtype("<i8"), (header.step_count,))
+        increments = unshuffled(data[:steps_length], np.dtype("<i8"), (header.step_count,))
         flags = data[steps_length:]
         if header.is_all_present:
             present = np.ones(present_shape, dtype=np.bool_)
         else:
-            present = _unpacked(flags[2 * flags_length :], header.layer_count * header.sampled_count)
+            present = unpacked(flags[2 * flags_length :], header.layer_count * header.sampled_count)
         return (
             np.cumsum(increments, dtype=np.int64) + header.first_step,
-            _unpacked(flags[:flags_length], header.step_count),
-            _unpacked(flags[flags_length : 2 * flags_length], header.step_count),
+            unpacked(flags[:flags_length], header.step_count),
+            unpacked(flags[flags_length : 2 * flags_length], header.step_count),
             present.reshape(present_shape),
         )
 
@@ -184,10 +170,10 @@ class Chunk:
         header = self._header
         count, length = len(header.series) + len(header.metrics), header.step_count
         data = decompress(self._sections[1])
-        if len(data) != count * length * 8 + _bits_length(count * length):
+        if len(data) != count * length * 8 + bits_length(count * length):
             raise CorruptChunk("the series are of the wrong length")
-        values = _unshuffled(data[: count * length * 8], np.dtype("<f8"), (count, length))
-        present = _unpacked(data[count * length * 8 :], count * length).reshape(count, length)
+        values = unshuffled(data[: count * length * 8], np.dtype("<f8"), (count, length))
+        present = unpacked(data[count * length * 8 :], count * length).reshape(count, length)
         every = [StepSeries(row, mask) for row, mask in zip(values, present, strict=True)]
         split = len(header.series)
         return (
@@ -242,9 +228,9 @@ def _joined(parts: Sequence[Mapping[str, StepSeries]], lengths: Sequence[int]) -
 
 def _frame(block: Block, is_all_present: bool) -> bytes:
     increments = np.diff(block.steps, prepend=block.steps[0]).astype("<i8")
-    parts = [_shuffled(increments), _packed(block.sampled), _packed(block.skipped)]
+    parts = [shuffled(increments), packed(block.sampled), packed(block.skipped)]
     if not is_all_present:
-        parts.append(_packed(block.present.T))
+        parts.append(packed(block.present.T))
     return b"".join(parts)
 
 
@@ -253,47 +239,4 @@ def _packed_series(series: Iterable[StepSeries]) -> bytes:
     if not every:
         return b""
     values = np.stack([one.values for one in every]).astype("<f8", copy=False)
-    return _shuffled(values) + _packed(np.stack([one.present for one in every]))
-
-
-def _shuffled(array: NDArray[Any]) -> bytes:
-    """Return the first bytes of every element, then the second ones, ..."""
-    return np.ascontiguousarray(array).view(np.uint8).reshape(-1, array.itemsize).T.tobytes()
-
-
-def _unshuffled(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    if len(data) != int(np.prod(shape)) * dtype.itemsize:
-        raise CorruptChunk("a section is of the wrong length")
-    planes = np.frombuffer(data, dtype=np.uint8).reshape(dtype.itemsize, -1)
-    return np.ascontiguousarray(planes.T).view(dtype).reshape(shape)
-
-
-def _packed(mask: NDArray[np.bool_]) -> bytes:
-    return np.packbits(mask, bitorder="little").tobytes()
-
-
-def _unpacked(data: bytes, count: int) -> NDArray[np.bool_]:
-    return np.unpackbits(np.frombuffer(data, dtype=np.uint8), count=count, bitorder="little").view(np.bool_)
-
-
-def _bits_length(count: int) -> int:
-    return (count + 7) // 8
-
-
-def compress(data: bytes) -> bytes:
-    """Return the bytes as a zstd frame."""
-    compressor: zstandard.ZstdCompressor | None = getattr(_codecs, "compressor", None)
-    if compressor is None:
-        compressor = _codecs.compressor = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL)
-    return compressor.compress(data)
-
-
-def decompress(section: bytes | memoryview) -> bytes:
-    """Return what `compress` was given. Raises CorruptChunk."""
-    decompressor: zstandard.ZstdDecompressor | None = getattr(_codecs, "decompressor", None)
-    if decompressor is None:
-        decompressor = _codecs.decompressor = zstandard.ZstdDecompressor()
-    try:
-        return decompressor.decompress(section)
-    except zstandard.ZstdError as error:
-        raise CorruptChunk(str(error)) from None
+    return shuffled(values) + packed(np.stack([one.present for one in every]))

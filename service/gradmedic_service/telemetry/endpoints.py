@@ -156,14 +156,15 @@ def read_steps(
     from_step: Annotated[int, Query(ge=0, le=LARGEST_STEP)] = 0,
     to_step: Annotated[int | None, Query(ge=0, le=LARGEST_STEP, description="Inclusive; without it, the last.")] = None,
     max_points: Annotated[int, Query(description="Buckets at most, up to what `/limits` says.")] = DEFAULT_POINTS,
-) -> wire.SeriesResult:
+) -> Response:
     """Read series: minimum, mean and maximum over buckets of steps, and how many values were not finite."""
     if not 1 <= max_points <= limits.max_points:
         raise InvalidRequest.at("max_points", f"must be from 1 to {limits.max_points}")
     if to_step is not None and to_step < from_step:
         raise InvalidRequest.at("to_step", f"must not be before from_step, {from_step}")
     with database.reading() as session:
-        return service.read_series(session, run_id, statistic, layer or [], from_step, to_step, max_points)
+        series = service.read_series(session, run_id, statistic, layer or [], from_step, to_step, max_points)
+    return Response(msgspec.json.encode(series), media_type=wire.JSON_MEDIA_TYPE)
 
 
 @router.get(

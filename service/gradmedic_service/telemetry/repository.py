@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import cast
 from uuid import UUID
 
-from sqlalchemy import Table, bindparam, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Table, and_, bindparam, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from gradmedic_service import diagnosis, models
@@ -20,6 +20,7 @@ _RUNS = cast("Table", models.Run.__table__)
 _STATES = cast("Table", models.DiagnosisState.__table__)
 _SNAPSHOTS = cast("Table", models.DiagnosisSnapshot.__table__)
 _CHUNKS = cast("Table", models.TelemetryChunk.__table__)
+_ROLLUPS = cast("Table", models.TelemetryRollup.__table__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +96,8 @@ class ChunkExtent:
     first_step: int
     last_step: int
     step_count: int
+    position: int | None
+    """Chunks of the run before it, where it is known."""
 
 
 # Statements of the append path are built once, over tables: building them anew costs more than running them.
@@ -128,7 +131,7 @@ _READ_STATE_LOCKED = _READ_STATE.with_for_update(of=_RUNS)
 _ADVANCE_RUN = update(_RUNS).where(_RUNS.c.id == bindparam("run_id"))
 _ADVANCE_STATE = update(_STATES).where(_STATES.c.run_id == bindparam("id"))
 _READ_TAIL = (
-    select(_CHUNKS.c.first_step, _CHUNKS.c.last_step, _CHUNKS.c.step_count)
+    select(_CHUNKS.c.first_step, _CHUNKS.c.last_step, _CHUNKS.c.step_count, _CHUNKS.c.position)
     .where(_CHUNKS.c.run_id == bindparam("run_id"))
     .order_by(_CHUNKS.c.first_step.desc())
     .limit(bindparam("count"))
@@ -217,6 +220,7 @@ def remove_steps_after(session: Session, run_id: UUID, step: int) -> list[bytes]
     session.execute(delete(_SNAPSHOTS).where(_SNAPSHOTS.c.run_id == run_id, _SNAPSHOTS.c.step > step))
     change = models.VerdictChange
     session.execute(delete(change).where(change.run_id == run_id, change.step > step))
+    session.execute(delete(_ROLLUPS).where(_ROLLUPS.c.run_id == run_id, _ROLLUPS.c.last_step > step))
     session.execute(delete(_CHUNKS).where(_CHUNKS.c.run_id == run_id, _CHUNKS.c.first_step > step))
     straddling = delete(_CHUNKS).where(_CHUNKS.c.run_id == run_id, _CHUNKS.c.last_step > step)
     return list(session.scalars(straddling.returning(_CHUNKS.c.data)))
@@ -242,7 +246,7 @@ def verdict_changes(session: Session, run_id: UUID) -> Sequence[models.VerdictCh
 def tail(session: Session, run_id: UUID, count: int) -> list[ChunkExtent]:
     """Read where the last chunks of a run lie, last one first."""
     rows = session.execute(_READ_TAIL, {"run_id": run_id, "count": count})
-    return [ChunkExtent(first_step=first, last_step=last, step_count=steps) for first, last, steps in rows]
+    return [ChunkExtent(**row._mapping) for row in rows]
 
 
 def take_from(session: Session, run_id: UUID, first_step: int) -> list[bytes]:
@@ -260,6 +264,7 @@ def add_chunk(session: Session, run_id: UUID, extent: ChunkExtent, data: bytes) 
             "first_step": extent.first_step,
             "last_step": extent.last_step,
             "step_count": extent.step_count,
+            "position": extent.position,
             "data": data,
         },
     )
@@ -276,6 +281,72 @@ def chunks(session: Session, run_id: UUID, from_step: int, to_step: int) -> Iter
     )
     for (data,) in rows:
         yield data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredPart:
+    """A chunk (level 0) or a rollup row, and its place among those of its level."""
+
+    position: int | None
+    last_step: int
+    data: bytes
+
+
+def last_parts(session: Session, run_id: UUID, level: int, count: int) -> list[StoredPart]:
+    """Read the last rows of a level, 0 being the chunks, in order."""
+    if level == 0:
+        table, condition = _CHUNKS, _CHUNKS.c.run_id == run_id
+    else:
+        table, condition = _ROLLUPS, and_(_ROLLUPS.c.run_id == run_id, _ROLLUPS.c.level == level)
+    query = select(table.c.position, table.c.last_step, table.c.data).where(condition)
+    rows = session.execute(query.order_by(table.c.first_step.desc()).limit(count)).all()
+    return [StoredPart(**row._mapping) for row in reversed(rows)]
+
+
+def add_rollup(
+    session: Session, run_id: UUID, *, level: int, first_step: int, last_step: int, position: int, data: bytes
+) -> None:
+    """Store a rollup row."""
+    row = {"level": level, "first_step": first_step, "last_step": last_step, "position": position, "data": data}
+    session.execute(insert(_ROLLUPS), {"run_id": run_id, **row})
+
+
+def top_level(session: Session, run_id: UUID) -> int:
+    """Return the highest level of rollups that a run has; 0 where it has none."""
+    return session.scalar(select(func.max(_ROLLUPS.c.level)).where(_ROLLUPS.c.run_id == run_id)) or 0
+
+
+def rollup_extent(session: Session, run_id: UUID, level: int, from_step: int, to_step: int) -> tuple[int, int, int]:
+    """Count the rows of a level that lie within a range of steps; return also its first and its last step."""
+    found = session.execute(
+        select(func.count(), func.min(_ROLLUPS.c.first_step), func.max(_ROLLUPS.c.last_step)).where(
+            *_within(run_id, level, from_step, to_step)
+        )
+    ).one()
+    return (found[0], found[1], found[2]) if found[0] else (0, to_step + 1, to_step)
+
+
+def rollups(session: Session, run_id: UUID, level: int, from_step: int, to_step: int) -> Iterator[bytes]:
+    """Read the rows of a level that lie within a range of steps, in order, a few at a time."""
+    rows = session.execute(
+        select(_ROLLUPS.c.data)
+        .where(*_within(run_id, level, from_step, to_step))
+        .order_by(_ROLLUPS.c.first_step)
+        .execution_options(yield_per=CHUNKS_READ_AT_ONCE)
+    )
+    for (data,) in rows:
+        yield data
+
+
+def _within(run_id: UUID, level: int, from_step: int, to_step: int) -> tuple[ColumnElement[bool], ...]:
+    # The last condition follows from the one before for every row but one, and lets the index end the search.
+    return (
+        _ROLLUPS.c.run_id == run_id,
+        _ROLLUPS.c.level == level,
+        _ROLLUPS.c.first_step >= from_step,
+        _ROLLUPS.c.last_step <= to_step,
+        _ROLLUPS.c.first_step <= to_step,
+    )
 
 
 def first_step(session: Session, run_id: UUID) -> int | None:

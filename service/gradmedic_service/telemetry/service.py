@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from uuid import UUID
 
 import numpy as np
@@ -19,16 +20,16 @@ from gradmedic_service.telemetry import repository
 from gradmedic_service.telemetry.buckets import Buckets, Selection
 from gradmedic_service.telemetry.chunks import (
     Chunk,
-    CorruptChunk,
-    compress,
     concatenate,
     decode,
-    decompress,
     encode,
     widen,
 )
 from gradmedic_service.telemetry.decoding import ReceivedBlock
+from gradmedic_service.telemetry.packing import CorruptChunk, compress, decompress
 from gradmedic_service.telemetry.repository import Advance, ChunkExtent, Retreat, RunState, Snapshot
+from gradmedic_service.telemetry.rollups import FACTOR, Rollup, bucket_of
+from gradmedic_service.telemetry.rollups import encode as encode_rollup
 
 FULL_CHUNK_STEPS = 50
 """A chunk of this many steps is left alone: it is what a client sends under load, compresses as well as a longer one,
@@ -177,8 +178,7 @@ def read_series(
     if run.last_step is None or last is None or last < first:
         return Buckets(selection, 0, 0, max_points).result(run_id)
     buckets = Buckets(selection, first, last, max_points)
-    for data in repository.chunks(session, run_id, first, last):
-        buckets.add(Chunk(data))
+    _read(session, run_id, _coarsest_level(session, run_id, first, last, max_points), first, last, buckets)
     return buckets.result(run_id)
 
 
@@ -274,19 +274,83 @@ def _store(session: Session, run_id: UUID, block: Block) -> None:
     """Write a block, together with the chunks before it that are not full and no longer than what follows them.
 
     As in a binary counter, a step is rewritten only into a chunk at least twice as long as its own: at most
-    log2(FULL_CHUNK_STEPS) + 1 times, and not at all where blocks are full.
+    log2(FULL_CHUNK_STEPS) + 1 times, and not at all where blocks are full. Long blocks become several full chunks, and
+    each full chunk may complete a row of the rollups.
     """
     count, first_step = len(block), None
-    for extent in repository.tail(session, run_id, MAX_TAIL_CHUNKS):
+    extents = repository.tail(session, run_id, MAX_TAIL_CHUNKS)
+    position = _position_after(extents[0]) if extents else 0
+    for extent in extents:
         if extent.step_count >= FULL_CHUNK_STEPS or extent.step_count > count:
             break
         count += extent.step_count
-        first_step = extent.first_step
+        first_step, position = extent.first_step, extent.position
     if first_step is not None:
         taken = repository.take_from(session, run_id, first_step)
         block = concatenate([*map(decode, taken), block])
-    extent = ChunkExtent(first_step=int(block.steps[0]), last_step=int(block.steps[-1]), step_count=len(block))
-    repository.add_chunk(session, run_id, extent, encode(block))
+    parts = max(1, count // FULL_CHUNK_STEPS)
+    for start, stop in pairwise(count * part // parts for part in range(parts + 1)):
+        chunk = block if parts == 1 else block.cut(start, stop)
+        extent = ChunkExtent(
+            first_step=int(chunk.steps[0]),
+            last_step=int(chunk.steps[-1]),
+            step_count=len(chunk),
+            position=position,
+        )
+        repository.add_chunk(session, run_id, extent, encode(chunk))
+        if position is not None and len(chunk) >= FULL_CHUNK_STEPS:
+            _roll_up(session, run_id, 1, position)
+        position = _position_after(extent)
+
+
+def _position_after(extent: ChunkExtent) -> int | None:
+    return None if extent.position is None else extent.position + 1
+
+
+def _roll_up(session: Session, run_id: UUID, level: int, position: int) -> None:
+    """Write the row of a level that is complete with the part of the level below that was just written, if one is."""
+    if (position + 1) % FACTOR:
+        return
+    parts = repository.last_parts(session, run_id, level - 1, FACTOR)
+    if [part.position for part in parts] != list(range(position + 1 - FACTOR, position + 1)):
+        return  # some are of a version that made no rollups
+    open_part = Chunk if level == 1 else Rollup
+    buckets = [bucket_of(open_part(part.data)) for part in parts]
+    repository.add_rollup(
+        session,
+        run_id,
+        level=level,
+        first_step=buckets[0].first_step,
+        last_step=buckets[-1].last_step,
+        position=position // FACTOR,
+        data=encode_rollup(buckets),
+    )
+    _roll_up(session, run_id, level + 1, position // FACTOR)
+
+
+def _read(session: Session, run_id: UUID, level: int, first: int, last: int, buckets: Buckets) -> None:
+    """Add the steps from `first` to `last`: from the rollups of a level, and from finer ones at both ends."""
+    if first > last:
+        return
+    if level == 0:
+        for data in repository.chunks(session, run_id, first, last):
+            buckets.add(Chunk(data))
+        return
+    _, begin, end = repository.rollup_extent(session, run_id, level, first, last)
+    _read(session, run_id, level - 1, first, begin - 1, buckets)
+    if begin <= end:
+        for data in repository.rollups(session, run_id, level, begin, end):
+            buckets.add_rollup(Rollup(data))
+        _read(session, run_id, level - 1, end + 1, last, buckets)
+
+
+def _coarsest_level(session: Session, run_id: UUID, first: int, last: int, max_points: int) -> int:
+    """Return the highest level that still has a bucket for each point of a picture, or 0, where all steps are read."""
+    for level in range(repository.top_level(session, run_id), 0, -1):
+        count, _, _ = repository.rollup_extent(session, run_id, level, first, last)
+        if count * FACTOR >= max_points:
+            return level
+    return 0
 
 
 def _result(run: RunState, *, accepted: int, ignored: int) -> wire.AppendResult:

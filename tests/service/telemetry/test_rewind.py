@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from gradmedic_service.db import Database
 from gradmedic_service.models import DiagnosisSnapshot
 from gradmedic_service.telemetry import repository
-from gradmedic_service.telemetry.chunks import compress
+from gradmedic_service.telemetry.packing import compress
 from gradmedic_service.telemetry.service import SNAPSHOT_STEPS
 
 

@@ -1,0 +1,205 @@
+"""Rollups: many steps as a few buckets, at several resolutions.
+
+One idea: a rollup row stands for `FACTOR` rows of the level below it, with a bucket for each, and level 0 are the full
+chunks. A bucket keeps what `buckets` shows: minimum, mean and maximum of the finite values, how many values there are,
+and how many of them are not finite. Counts are exact at every level, so are minimum and maximum; the mean of a
+statistic is kept as float32, like the values themselves.
+
+    header    names, shape (`packing` describes how it is framed)
+    sections  zstd: frame, series, statistics[0], statistics[1], ...
+
+Pure: chunks in, bytes out, and back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from gradmedic_service.telemetry.chunks import Chunk
+from gradmedic_service.telemetry.packing import (
+    CorruptChunk,
+    compress,
+    decompress,
+    join_sections,
+    shuffled,
+    split_sections,
+    unshuffled,
+)
+
+FORMAT_VERSION = 1
+FACTOR = 16
+"""Rows that make one of the next level. A picture of n buckets reads at most n rows' worth of buckets times this, and a
+bucket of level 1 stands for 50 steps and more: all levels together add a tenth to what is stored."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Extremes:
+    """Numbers per bucket, the last axis; `low`, `mean` and `high` are 0 where nothing is finite."""
+
+    low: NDArray[Any]
+    mean: NDArray[Any]
+    high: NDArray[Any]
+    count: NDArray[np.uint32]
+    nonfinite: NDArray[np.uint32]
+
+    def taken(self, rows: NDArray[np.int64] | None) -> Extremes:
+        """Return some of the rows; None makes a single series a row."""
+        return Extremes(self.low[rows], self.mean[rows], self.high[rows], self.count[rows], self.nonfinite[rows])
+
+    def merged(self) -> Extremes:
+        """Return all buckets as one."""
+        finite = (self.count - self.nonfinite).astype(np.float64)
+        is_finite = finite > 0
+        total = finite.sum(axis=-1, keepdims=True)
+        weights = np.divide(finite, total, out=np.zeros_like(finite), where=total > 0)
+        low = np.where(is_finite, self.low, np.inf).min(axis=-1, keepdims=True, initial=np.inf)
+        high = np.where(is_finite, self.high, -np.inf).max(axis=-1, keepdims=True, initial=-np.inf)
+        # Weights before the sum, so that numbers near the largest do not overflow.
+        mean = (self.mean * weights).sum(axis=-1, keepdims=True)
+        return Extremes(
+            low=np.where(total > 0, low, 0).astype(self.low.dtype),
+            mean=np.where(total > 0, np.clip(mean, low, high), 0).astype(self.mean.dtype),
+            high=np.where(total > 0, high, 0).astype(self.high.dtype),
+            count=self.count.sum(axis=-1, keepdims=True, dtype=np.uint32),
+            nonfinite=self.nonfinite.sum(axis=-1, keepdims=True, dtype=np.uint32),
+        )
+
+
+class _Header(msgspec.Struct, array_like=True, frozen=True):
+    layer_count: int
+    first_step: tuple[int, ...]
+    last_step: tuple[int, ...]
+    statistics: tuple[str, ...]
+    series: tuple[str, ...]
+    """Of the steps, metrics included."""
+    section_lengths: tuple[int, ...]
+
+
+class Rollup:
+    """The parts of a stored rollup row, each unpacked when it is asked for. Raises CorruptChunk."""
+
+    def __init__(self, data: bytes) -> None:
+        self._header, self._sections = split_sections(FORMAT_VERSION, data, _Header)
+        self.first_step = np.array(self._header.first_step, dtype=np.int64)
+        """Of each bucket."""
+        self.last_step = np.array(self._header.last_step, dtype=np.int64)
+        self.layer_count = self._header.layer_count
+        self.statistics = self._header.statistics
+
+    def statistic(self, name: str) -> Extremes:
+        """Return `[layer, bucket]` of a statistic."""
+        shape = (self.layer_count, len(self.first_step))
+        data = decompress(self._sections[2 + self.statistics.index(name)])
+        length = 4 * shape[0] * shape[1]
+        if len(data) != 4 * length:
+            raise CorruptChunk("a section is of the wrong length")
+        numbers = unshuffled(data[: 3 * length], np.dtype("<f4"), (3, *shape))
+        nonfinite = unshuffled(data[3 * length :], np.dtype("<u4"), shape)
+        return Extremes(numbers[0], numbers[1], numbers[2], self._count, nonfinite)
+
+    @cached_property
+    def series(self) -> Mapping[str, Extremes]:
+        """The series of the steps and the metrics, `[bucket]` each."""
+        names = self._header.series
+        shape = (len(names), len(self.first_step))
+        data = decompress(self._sections[1])
+        split = 3 * 8 * shape[0] * shape[1]
+        numbers = unshuffled(data[:split], np.dtype("<f8"), (3, *shape))
+        counts = unshuffled(data[split:], np.dtype("<u4"), (2, *shape))
+        return {
+            name: Extremes(numbers[0][row], numbers[1][row], numbers[2][row], counts[0][row], counts[1][row])
+            for row, name in enumerate(names)
+        }
+
+    @cached_property
+    def _count(self) -> NDArray[np.uint32]:
+        shape = (self.layer_count, len(self.first_step))
+        return unshuffled(decompress(self._sections[0]), np.dtype("<u4"), shape)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bucket:
+    """One bucket: a full chunk, or a whole row of the level below."""
+
+    first_step: int
+    last_step: int
+    statistics: Mapping[str, Extremes]
+    """`[layer, 1]` each."""
+    series: Mapping[str, Extremes]
+    """`[1]` each."""
+
+
+def bucket_of(part: Chunk | Rollup) -> Bucket:
+    """Return a chunk or a row as one bucket."""
+    if isinstance(part, Chunk):
+        steps = part.steps
+        numbered = {**part.series, **part.metrics}
+        return Bucket(
+            int(steps[0]),
+            int(steps[-1]),
+            {name: each_by_itself(part.statistic(name), part.present).merged() for name in part.statistics},
+            {name: each_by_itself(one.values, one.present).merged() for name, one in numbered.items()},
+        )
+    return Bucket(
+        int(part.first_step[0]),
+        int(part.last_step[-1]),
+        {name: part.statistic(name).merged() for name in part.statistics},
+        {name: one.merged() for name, one in part.series.items()},
+    )
+
+
+def each_by_itself(values: NDArray[Any], present: NDArray[np.bool_]) -> Extremes:
+    """Return every value as a bucket of its own."""
+    finite = present & np.isfinite(values)
+    known = np.where(finite, values, 0)
+    return Extremes(known, known, known, present.astype(np.uint32), (present & ~finite).astype(np.uint32))
+
+
+def encode(buckets: Sequence[Bucket]) -> bytes:
+    """Return consecutive buckets as a row. Layers and series that one of them lacks have no value in it."""
+    statistics = tuple(buckets[0].statistics)
+    layer_count = max(one.count.shape[0] for bucket in buckets for one in bucket.statistics.values())
+    names = tuple(dict.fromkeys(name for bucket in buckets for name in bucket.series))
+    nothing, none = np.zeros(1), np.zeros(1, dtype=np.uint32)
+    empty = Extremes(nothing, nothing, nothing, none, none)
+    series = [[bucket.series.get(name, empty) for bucket in buckets] for name in names]
+    count = _side_by_side([bucket.statistics[statistics[0]].count for bucket in buckets], layer_count)
+    sections = [compress(shuffled(count.astype("<u4"))), compress(_packed_series(series))]
+    for name in statistics:
+        parts = [bucket.statistics[name] for bucket in buckets]
+        numbers = np.stack(
+            [
+                _side_by_side(columns, layer_count)
+                for columns in ([p.low for p in parts], [p.mean for p in parts], [p.high for p in parts])
+            ]
+        )
+        nonfinite = _side_by_side([p.nonfinite for p in parts], layer_count)
+        sections.append(compress(shuffled(numbers.astype("<f4")) + shuffled(nonfinite.astype("<u4"))))
+    header = _Header(
+        layer_count=layer_count,
+        first_step=tuple(bucket.first_step for bucket in buckets),
+        last_step=tuple(bucket.last_step for bucket in buckets),
+        statistics=statistics,
+        series=names,
+        section_lengths=tuple(map(len, sections)),
+    )
+    return join_sections(FORMAT_VERSION, header, sections)
+
+
+def _side_by_side(columns: Sequence[NDArray[Any]], layer_count: int) -> NDArray[Any]:
+    return np.concatenate([np.pad(column, ((0, layer_count - len(column)), (0, 0))) for column in columns], axis=1)
+
+
+def _packed_series(series: Sequence[Sequence[Extremes]]) -> bytes:
+    if not series:
+        return b""
+    numbers = np.array([[[getattr(one, part)[0] for one in row] for row in series] for part in ("low", "mean", "high")])
+    counts = np.array([[[getattr(one, part)[0] for one in row] for row in series] for part in ("count", "nonfinite")])
+    return shuffled(numbers.astype("<f8")) + shuffled(counts.astype("<u4"))
