@@ -21,10 +21,12 @@ from benchmarks.corpus.ledger import Ledger
 from benchmarks.corpus.outcome import Outcome, build_up_steps, label_of
 from benchmarks.corpus.programs import PROGRAMS
 from benchmarks.corpus.recording import save
+from benchmarks.corpus.script import Script
 from benchmarks.corpus.training import Recipe, Run, train
 
 SEED: Final = 20240607
 RECIPE_FIELDS: Final = frozenset(field.name for field in fields(Recipe))
+SCRIPT_FIELDS: Final = frozenset(field.name for field in fields(Script))
 
 
 def perform(case: Case) -> tuple[Run, Ledger]:
@@ -32,9 +34,10 @@ def perform(case: Case) -> tuple[Run, Ledger]:
     torch.set_num_threads(1)
     torch.manual_seed(SEED + zlib.crc32(case.seed_name.encode()))
     recipe = Recipe(**{name: value for name, value in case.config.items() if name in RECIPE_FIELDS})
-    model = {name: value for name, value in case.config.items() if name not in RECIPE_FIELDS}
+    script = Script(**{name: value for name, value in case.config.items() if name in SCRIPT_FIELDS})
+    model = {n: value for n, value in case.config.items() if n not in RECIPE_FIELDS and n not in SCRIPT_FIELDS}
     ledger = Ledger()
-    program = PROGRAMS[case.program](ledger, recipe.batch, **model)
+    program = script.apply(PROGRAMS[case.program](ledger, recipe.batch, **model), ledger)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         run = train(program, ledger, recipe)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -39,10 +39,15 @@ class Recipe:
     schedule: str = "const"
     """`const`, `warmup:N`, `cosine`, `cosine-restarts:PERIOD`, `step:AT:FACTOR`, `onecycle`, `ramp:FACTOR` (geometric,
     over the run), `late:AT:FACTOR:OVER` (constant, then geometric over OVER steps), `zero:AT`,
-    `burst:AT:FOR:FACTOR`."""
+    `burst:AT:FOR:FACTOR`, `triangle:PERIOD:FACTOR`, `doubling:EVERY`, `rising-restarts:PERIOD:FACTOR` (each cosine
+    cycle begins that much higher)."""
     clip_norm: float | None = None
     clip_value: float | None = None
     accumulate: int = 1
+    average: bool = True
+    """Whether accumulated gradients are averaged, not summed; the loss that is reported is the average."""
+    group_rates: tuple[float, ...] = ()
+    """What multiplies the learning rate of each optimizer; 1 where it says nothing."""
     loss_scale: float | None = None
     """Half-precision gradients are simulated under this scale."""
     dynamic_scale: bool = False
@@ -115,11 +120,38 @@ def schedule_factor(schedule: str, step: int, steps: int) -> float:
             return float(factor ** min(1.0, max(0.0, (step - start) / over)))
         case "zero":
             return max(0.0, 1.0 - step / numbers[0])
+        case "doubling":
+            return float(2.0 ** (step // numbers[0]))
+        case "rising-restarts":
+            period, factor = numbers
+            return float(factor ** (step // period)) * 0.5 * (1 + math.cos(math.pi * (step % period) / period))
+        case "triangle":
+            period, factor = numbers
+            return 1.0 + (factor - 1.0) * (1.0 - abs(2.0 * (step % period) / period - 1.0))
         case "burst":
             start, duration, factor = numbers
             return factor if start <= step < start + duration else 1.0
         case _:
             raise ValueError(f"unknown schedule {schedule!r}")
+
+
+class Lion(torch.optim.Optimizer):
+    """Steps of equal size in every weight, along the sign of a running mean (Chen et al. 2023)."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter], *, lr: float, momentum: float, weight_decay: float):
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override] # noqa: ARG002
+        """Update every weight that has a gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                mean = self.state[parameter].setdefault("mean", torch.zeros_like(parameter))
+                direction = torch.lerp(parameter.grad, mean, group["momentum"]).sign()
+                parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * direction)
+                mean.lerp_(parameter.grad, 0.01)
 
 
 def make_optimizer(recipe: Recipe, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -141,6 +173,16 @@ def make_optimizer(recipe: Recipe, parameters: list[torch.nn.Parameter]) -> torc
             return torch.optim.Adagrad(parameters, lr=lr, weight_decay=decay)
         case "sparse_adam":
             return torch.optim.SparseAdam(parameters, lr=lr)
+        case "adadelta":
+            return torch.optim.Adadelta(parameters, lr=lr, weight_decay=decay)
+        case "adamax":
+            return torch.optim.Adamax(parameters, lr=lr, weight_decay=decay, betas=betas)
+        case "nadam":
+            return torch.optim.NAdam(parameters, lr=lr, weight_decay=decay, betas=betas)
+        case "rprop":
+            return torch.optim.Rprop(parameters, lr=lr)
+        case "lion":
+            return Lion(parameters, lr=lr, momentum=recipe.beta1, weight_decay=decay)
         case "lbfgs":
             return torch.optim.LBFGS(parameters, lr=lr, max_iter=4, history_size=10)
         case name:
@@ -189,6 +231,11 @@ def describe(recipe: Recipe, program: Program) -> dict[str, object]:
         "adagrad": "Adagrad",
         "sparse_adam": "SparseAdam",
         "lbfgs": "LBFGS",
+        "adadelta": "Adadelta",
+        "adamax": "Adamax",
+        "nadam": "NAdam",
+        "rprop": "Rprop",
+        "lion": "Lion",
     }
     is_float = program.inputs is not None and program.inputs.is_floating_point()
     return {
@@ -224,9 +271,10 @@ def train(program: Program, ledger: Ledger, recipe: Recipe) -> Run:
         rate = recipe.lr * schedule_factor(recipe.schedule, step, recipe.steps)
         turn = program.turn(step)
         stepping = [turn] if turn is not None else groups
-        for optimizer in optimizers.values():
+        for group_index, optimizer in optimizers.items():
+            own = recipe.group_rates[group_index] if group_index < len(recipe.group_rates) else 1.0
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * own
         for parameter in trained:
             parameter.grad = None
         loss_value = 0.0
@@ -235,7 +283,7 @@ def train(program: Program, ledger: Ledger, recipe: Recipe) -> Run:
         else:
             for _ in range(recipe.accumulate):
                 loss = program.loss(step) / recipe.accumulate
-                torch.autograd.backward(loss)
+                torch.autograd.backward(loss if recipe.average else loss * recipe.accumulate)
                 loss_value += float(loss.detach())
             for parameter in trained:
                 if parameter.grad is not None and parameter.grad.is_sparse:

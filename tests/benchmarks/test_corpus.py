@@ -18,7 +18,7 @@ from benchmarks.corpus.outcome import Outcome, build_up_steps, label_of
 from benchmarks.corpus.program import Program
 from benchmarks.corpus.recorder import Recorder
 from benchmarks.corpus.recording import LARGEST, STATISTICS, load, read_arrays, save, to_block
-from benchmarks.corpus.training import Recipe, Run, train
+from benchmarks.corpus.training import Recipe, Run, schedule_factor, train
 from torch import nn
 
 
@@ -259,3 +259,99 @@ def test_frozen_layers_are_absent_throughout() -> None:
     assert np.isnan(run.statistics["nonfinite_count"][:, frozen]).all()
     assert not np.isnan(run.statistics["nonfinite_count"][:, ~frozen]).any()
     assert isinstance(run, Run)
+
+
+# --- scripts around a program -----------------------------------------------------------------------------------------
+
+SMALL: dict[str, Any] = {"data": "gaussians:3", "hidden": [6], "steps": 3, "batch": 8, "optimizer": "sgd", "lr": 0.1}
+
+
+@pytest.mark.parametrize("by", ["flag", "hook", "group"])
+def test_frozen_tensors_stay_where_they_are(by: str) -> None:
+    """However a tensor is frozen it does not move: absent, without a gradient, or with a rate of zero."""
+    run, _ = perform(case("mlp", **SMALL, freeze_first=2, freeze_by=by, group_rates=(1.0, 0.0)))
+    gradient, update = run.statistics["grad_norm"], run.statistics["update_norm"]
+    assert (update[:, 2:] > 0).all()
+    if by == "flag":
+        assert np.isnan(gradient[:, :2]).all()
+        return
+    assert (update[:, :2] == 0).all()
+    assert ((gradient[:, :2] == 0) == (by == "hook")).all()
+
+
+def test_the_unit_of_the_loss_scales_its_gradients() -> None:
+    """A loss in other units is the same run under an optimizer without a scale; an offset changes no gradient."""
+    plain, _ = perform(case("mlp", **SMALL))
+    other, _ = perform(case("mlp", **SMALL, loss_factor=4.0, loss_offset=-10.0))
+    assert other.loss[0] == pytest.approx(4 * plain.loss[0] - 10, rel=1e-5)
+    np.testing.assert_allclose(other.statistics["grad_norm"][0], 4 * plain.statistics["grad_norm"][0], rtol=1e-5)
+
+
+def test_accumulated_gradients_may_be_summed() -> None:
+    """A script that forgets to average takes larger gradients and reports the same loss."""
+    averaged, _ = perform(case("mlp", **SMALL, accumulate=4))
+    summed, _ = perform(case("mlp", **SMALL, accumulate=4, average=False))
+    assert summed.loss[0] == averaged.loss[0]
+    np.testing.assert_allclose(summed.statistics["grad_norm"][0], 4 * averaged.statistics["grad_norm"][0], rtol=1e-5)
+
+
+def test_weights_are_rounded_to_a_grid() -> None:
+    """After each update every weight is a multiple of the grid's step."""
+    _, ledger = perform(case("mlp", **SMALL, weight_grid=0.125))
+    for parameter in ledger.parameters():
+        np.testing.assert_array_equal((parameter.detach() * 8) % 1, 0)
+
+
+def test_a_switch_changes_the_world_for_good() -> None:
+    """Before the switch nothing differs; at it the loss is another."""
+    plain, _ = perform(case("mlp", **SMALL))
+    other, _ = perform(case("mlp", **SMALL, switch=(2, "mirror")))
+    np.testing.assert_array_equal(plain.loss[:2], other.loss[:2])
+    assert plain.loss[2] != other.loss[2]
+
+
+def test_lion_moves_every_weight_by_its_rate() -> None:
+    """Its steps have one size, whatever the gradient's."""
+    run, ledger = perform(case("mlp", **{**SMALL, "optimizer": "lion", "lr": 1e-3}))
+    sizes = np.sqrt([entry.record.numel for entry in ledger.entries]) * 1e-3
+    np.testing.assert_allclose(run.statistics["update_norm"][:, -1], sizes[-1], rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [
+        ("doubling:2", [1, 1, 2, 2, 4]),
+        ("triangle:4:3", [1, 2, 3, 2, 1]),
+        ("rising-restarts:2:10", [1, 0.5, 10, 5, 100]),
+    ],
+)
+def test_schedules_multiply_the_rate(schedule: str, factors: list[float]) -> None:
+    """Each schedule is what its name says."""
+    assert [schedule_factor(schedule, step, 5) for step in range(5)] == pytest.approx(factors)
+
+
+@pytest.mark.parametrize(
+    ("program", "config"),
+    [
+        ("gated_stack", {"layers": 2, "norm": "layer"}),
+        ("pre_activation", {"blocks": 2, "layer_scale": 0.1, "branch_dropout": 0.3}),
+        ("sign_network", {"hidden": [8]}),
+        ("drifting_values", {"hidden": [4]}),
+        ("bilinear_game", {"damping": 0.5}),
+        ("principal_component", {}),
+        ("actor_critic", {"hidden": 4}),
+        ("meta_learning", {"hidden": 4}),
+        ("heteroscedastic", {"hidden": [4]}),
+        ("mean_teacher", {"hidden": 4}),
+        ("pooled_set", {"size": 3, "width": 4}),
+        ("word_vectors", {"words": 10}),
+        ("transfer", {"method": "adapter", "pretraining": 2, "hidden": 4}),
+        ("transfer", {"method": "prompt", "pretraining": 2, "hidden": 4}),
+    ],
+)
+def test_programs_run_and_write_down_what_they_train(program: str, config: dict[str, Any]) -> None:
+    """A program's tensors are all in its ledger: each that is not frozen has a gradient."""
+    run, ledger = perform(case(program, steps=4, batch=8, **config))
+    assert np.isfinite(run.loss).all()
+    trained = np.array([not entry.record.frozen for entry in ledger.entries])
+    assert (~np.isnan(run.statistics["nonfinite_count"])).any(axis=0).tolist() == trained.tolist()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from benchmarks.corpus.program import Program
-from benchmarks.corpus.programs import feedforward, others, sequences
+from benchmarks.corpus.programs import feedback, feedforward, gates, likelihoods, others, sequences, transfer
 
 PROGRAMS: Final[dict[str, Callable[..., Program]]] = {
     function.__name__: function
@@ -19,6 +19,19 @@ PROGRAMS: Final[dict[str, Callable[..., Program]]] = {
         sequences.recurrent_language_model,
         sequences.sequence_to_sequence,
         sequences.transformer,
+        feedback.actor_critic,
+        feedback.bilinear_game,
+        feedback.drifting_values,
+        feedback.meta_learning,
+        feedback.principal_component,
+        gates.gated_stack,
+        gates.pre_activation,
+        gates.sign_network,
+        likelihoods.heteroscedastic,
+        likelihoods.mean_teacher,
+        likelihoods.pooled_set,
+        likelihoods.word_vectors,
+        transfer.transfer,
         others.adversarial,
         others.bag_of_words,
         others.contrastive,

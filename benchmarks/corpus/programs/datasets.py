@@ -59,7 +59,7 @@ def dataset(name: str, *, inputs: str = "std", label_noise: float = 0.0, targets
 def _make(name: str) -> Dataset:
     kind, _, argument = name.partition(":")
     match kind:
-        case "digits" | "wine" | "breast_cancer":
+        case "digits" | "wine" | "breast_cancer" | "iris":
             x, y = _from_sklearn(kind)
             return _split(x, y.long(), int(y.max()) + 1)
         case "diabetes":
@@ -140,6 +140,56 @@ def _make(name: str) -> Dataset:
             )
             x = (across[y] * 1.2 + phase).sin() + 0.5 * torch.randn(2400, 12, 12)
             return _split(x.flatten(1), y, 3)
+        case "checkerboard":
+            side = int(argument or 2)
+            x = torch.rand(2400, 2) * 2 - 1
+            cell = ((x + 1) / 2 * side).long().clamp_max(side - 1)
+            return _split(x, cell.sum(1) % 2, 2)
+        case "rings":
+            classes = int(argument or 3)
+            y = torch.randint(classes, (2400,))
+            direction = torch.nn.functional.normalize(torch.randn(2400, 3), dim=1)
+            return _split(direction * (1 + y[:, None] + 0.15 * torch.randn(2400, 1)), y, classes)
+        case "gaussians":  # a table of twenty columns
+            classes = int(argument or 5)
+            y = torch.randint(classes, (2400,))
+            return _split(1.1 * torch.randn(classes, 20)[y] + torch.randn(2400, 20), y, classes)
+        case "rare":  # a few in a hundred are of the second class
+            y = (torch.rand(4000) < float(argument or 4) / 100).long()
+            return _split(torch.randn(4000, 10) + 1.6 * y[:, None], y, 2)
+        case "strength":  # what a recipe's quantities, in their units, make of a material
+            x = torch.rand(1600, 6) * torch.tensor([540.0, 360.0, 250.0, 32.0, 1145.0, 365.0])
+            y = 0.08 * x[:, 0] + 0.05 * x[:, 1] - 0.09 * x[:, 2] + 0.4 * x[:, 3] + 7 * (x[:, 5] + 1).log()
+            return _split(x, (y + 2 * torch.randn(1600))[:, None], 0)
+        case "counts":  # how many come, a Poisson number with a rate between one and a few dozen
+            x = torch.randn(2000, 5)
+            rate = (1.2 + 0.5 * x[:, 0] - 0.4 * x[:, 1] + 0.3 * x[:, 2].sin()).exp()
+            return _split(x, torch.poisson(rate)[:, None], 0)
+        case "saddle":
+            x = torch.rand(2000, 2) * 4 - 2
+            return _split(x, (x[:, :1] * x[:, 1:]) + 0.1 * torch.randn(2000, 1), 0)
+        case "decay":  # a response that spans three decades and comes close to zero
+            x = torch.rand(2000, 3) * 2
+            return _split(x, (-1.2 * x.sum(1, keepdim=True)).exp(), 0)
+        case "shapes":  # small images: a square, a cross, a disc, a bar
+            y = torch.randint(4, (2000,))
+            centre, size = torch.randint(3, 7, (2000, 2, 1, 1)).float(), torch.rand(2000, 1, 1) + 2
+            down, right = torch.arange(10.0)[:, None] - centre[:, 0], torch.arange(10.0)[None] - centre[:, 1]
+            drawn = torch.stack(
+                [
+                    torch.maximum(down.abs(), right.abs()) < size,
+                    torch.minimum(down.abs(), right.abs()) < 0.6,
+                    down.square() + right.square() < size.square(),
+                    (down.abs() < 1) & (right.abs() < size + 1),
+                ]
+            )[y, torch.arange(2000)]
+            return _split((drawn.float() + 0.15 * torch.randn(2000, 10, 10)).flatten(1), y, 4)
+        case "chirps":  # one-dimensional signals whose pitch rises, falls or stays
+            y = torch.randint(3, (2400,))
+            t = torch.linspace(0, 1, 48)
+            pitch = 4 + (y[:, None] - 1) * 2.5 * (t - 0.5)
+            phase = 2 * math.pi * (torch.rand(2400, 1) + torch.cumsum(pitch, 1) / 48)
+            return _split(phase.sin() + 0.2 * torch.randn(2400, 48), y, 3)
         case _:
             raise ValueError(f"unknown data set {name!r}")
 

@@ -21,6 +21,7 @@ from benchmarks.corpus.programs.modules import (
     normalization,
     variance_skill,
 )
+from benchmarks.corpus.training import HALF_LARGEST
 
 
 def dense_stack(
@@ -35,8 +36,12 @@ def dense_stack(
     prefix: str = "",
     dropout: float = 0.0,
     noise: float = 0.0,
+    half: bool = False,
 ) -> tuple[Map, list[nn.Module]]:
-    """Build Linear layers. `residual`: `plain` adds the identity, `zero` also starts branches at zero."""
+    """Build Linear layers. `residual`: `plain` adds the identity, `zero` also starts branches at zero.
+
+    `half`: activations overflow as half precision does.
+    """
     act, out_act = ACTIVATIONS[activation], ACTIVATIONS[out_activation]
     linears: list[nn.Linear] = []
     norms: list[nn.Module | None] = []
@@ -63,6 +68,8 @@ def dense_stack(
     def forward(x: Tensor) -> Tensor:
         for index, (linear, norm_module) in enumerate(zip(linears, norms, strict=True)):
             h: Tensor = linear(x)
+            if half:
+                h = torch.where(h.abs() > HALF_LARGEST, h.sign() * math.inf, h)
             if index == len(linears) - 1:
                 return out_act(h)
             if norm_module is not None:
@@ -79,14 +86,26 @@ def dense_stack(
 
 
 def supervised(
-    made: Dataset, forward: Map, batch: int, loss: str, *, modules: list[nn.Module], bad_batch: tuple[int, float] | None
+    made: Dataset,
+    forward: Map,
+    batch: int,
+    loss: str,
+    *,
+    modules: list[nn.Module],
+    bad_batch: tuple[int, float] | None,
+    switch: tuple[int, str] | None = None,
 ) -> Program:
-    """Train `forward` on a data set. `bad_batch` (step, factor): that step's inputs are multiplied."""
+    """Train `forward` on a data set. `bad_batch` (step, factor): that step's inputs are multiplied.
+
+    `switch` (step, kind): from that step on the world is another: see `switched`.
+    """
     draw = batches(made.x, made.y, batch)
     criterion = make_criterion(loss, made.classes)
 
     def step_loss(step: int) -> Tensor:
         x, y = draw()
+        if switch is not None and step >= switch[0]:
+            x, y = switched(x, y, switch[1], made.classes)
         if bad_batch is not None and step == bad_batch[0]:
             x = x * bad_batch[1]
         return criterion(forward(x), y)
@@ -94,16 +113,34 @@ def supervised(
     def skill() -> float:
         for module in modules:
             module.eval()
-        out = forward(made.eval_x)
+        eval_x, eval_y = made.eval_x, made.eval_y
+        if switch is not None:
+            eval_x, eval_y = switched(eval_x, eval_y, switch[1], made.classes)
+        out = forward(eval_x)
         if made.classes == 0:
-            return variance_skill(out, made.eval_y)
+            return variance_skill(out.exp() if loss == "poisson" else out, eval_y)
         if loss in ("bce", "bce_naive"):
             cut = 0.0 if loss == "bce" else 0.5
             out = torch.cat([2 * cut - out, out], -1)
-        return accuracy_skill(out, made.eval_y, made.classes)
+        return accuracy_skill(out, eval_y, made.classes)
 
     x, y = draw()
     return Program(loss=step_loss, skill=skill, inputs=x, targets=y)
+
+
+def switched(x: Tensor, y: Tensor, kind: str, classes: int) -> tuple[Tensor, Tensor]:
+    """Return the data of a changed world: other names for the classes, mirrored or noisier inputs, larger targets."""
+    match kind:
+        case "labels":
+            return x, (y + 1) % classes
+        case "mirror":
+            return -x, y
+        case "noise":
+            return x + 0.5 * torch.randn_like(x), y
+        case "targets":
+            return x, 3 * y + 1
+        case _:
+            raise ValueError(f"unknown switch {kind!r}")
 
 
 def make_criterion(loss: str, classes: int) -> Callable[[Tensor, Tensor], Tensor]:
@@ -131,6 +168,14 @@ def make_criterion(loss: str, classes: int) -> Callable[[Tensor, Tensor], Tensor
         "log_cosh": lambda out, y: (out - y).cosh().log().mean(),
         "poisson": lambda out, y: (out.exp() - y * out).mean(),
         "relative": lambda out, y: ((out - y) / y).square().mean(),
+        "focal": lambda out, y: (
+            (1 - (-functional.cross_entropy(out, y, reduction="none")).exp()).square()
+            * functional.cross_entropy(out, y, reduction="none")
+        ).mean(),
+        "hinge": functional.multi_margin_loss,
+        "pinball": lambda out, y: torch.maximum(0.7 * (y - out), -0.3 * (y - out)).mean(),
+        "ratio": lambda out, y: (y / out + out / y).mean(),
+        "log_error": lambda out, y: (out - y).abs().log().mean(),
         "sqrt": lambda out, y: (out - y).square().sum(-1).sqrt().mean(),
     }
     return losses[loss]
@@ -158,6 +203,9 @@ def mlp(
     last_gain: float | None = None,
     wrong_sign_decay: float = 0.0,
     targets_shuffled: bool = False,
+    noise: float = 0.0,
+    half: bool = False,
+    switch: tuple[int, str] | None = None,
 ) -> Program:
     """A multilayer perceptron.
 
@@ -178,6 +226,8 @@ def mlp(
         out_activation=out_activation,
         bias=bias,
         dropout=dropout,
+        noise=noise,
+        half=half,
     )
     ledger.initialize(init, gain)
     if residual == "zero":
@@ -185,7 +235,7 @@ def mlp(
     if last_gain is not None:
         last = [e.record.name for e in ledger.entries if e.record.role == "weight"][-1]
         ledger.rescale(lambda record: record.name == last, last_gain)
-    program = supervised(made, forward, batch, chosen, modules=modules, bad_batch=bad_batch)
+    program = supervised(made, forward, batch, chosen, modules=modules, bad_batch=bad_batch, switch=switch)
     if wrong_sign_decay:
         loss_alone, matrices = program.loss, [e.parameter for e in ledger.entries if e.record.role == "weight"]
 
@@ -236,6 +286,7 @@ def convolutional(
     label_noise: float = 0.0,
     global_pool: bool = True,
     bad_batch: tuple[int, float] | None = None,
+    switch: tuple[int, str] | None = None,
 ) -> Program:
     """A convolutional classifier; with `residual`, equal-width layers are branches beside an identity."""
     made = dataset(data, inputs=inputs, label_noise=label_noise)
@@ -271,7 +322,7 @@ def convolutional(
         return head(x.flatten(2).mean(-1) if global_pool else x.flatten(1))
 
     modules = [*convolutions, *(m for m in norms if m is not None)]
-    return supervised(made, forward, batch, "ce", modules=modules, bad_batch=bad_batch)
+    return supervised(made, forward, batch, "ce", modules=modules, bad_batch=bad_batch, switch=switch)
 
 
 def autoencoder(
@@ -290,8 +341,13 @@ def autoencoder(
     beta: float = 1.0,
     data: str = "digits",
     loss: str = "mse",
+    blur: float = 0.0,
+    sparsity: float = 0.0,
 ) -> Program:
-    """An autoencoder of images; `variational` draws its code and adds the Kullback-Leibler divergence."""
+    """An autoencoder of images; `variational` draws its code and adds the Kullback-Leibler divergence.
+
+    `blur`: noise on what it reads, not on what it should return; `sparsity`: a penalty on the size of its code.
+    """
     made = dataset(data, inputs="raw" if inputs in ("unit", "raw") else inputs)
     if inputs == "unit":
         peak = made.x.abs().max()
@@ -318,9 +374,10 @@ def autoencoder(
 
     def step_loss(step: int) -> Tensor:  # noqa: ARG001
         x, _ = draw()
-        h = encode(x)
+        h = encode(x + blur * torch.randn_like(x) if blur else x)
         if not variational:
-            return criterion(decode(h), x)
+            error = criterion(decode(h), x)
+            return error + sparsity * h.abs().mean() if sparsity else error
         mean, log_variance = h.chunk(2, -1)
         z = mean + (log_variance / 2).exp() * torch.randn_like(mean)
         divergence = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(-1).mean()

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from benchmarks.corpus.ledger import Ledger, initialize
 from benchmarks.corpus.program import Program
-from benchmarks.corpus.programs.datasets import python_text, unigram_entropy
+from benchmarks.corpus.programs.datasets import dataset, python_text, unigram_entropy
 from benchmarks.corpus.programs.modules import ACTIVATIONS, accuracy_skill, normalization, variance_skill
 
 SYMBOLS = 4
@@ -104,14 +104,57 @@ def sequence_task(task: str, length: int) -> tuple[Callable[[int], Batch], int, 
         x = torch.randn(batch, length, 1)
         return x, x.sum(1) / math.sqrt(length)
 
+    def order(batch: int) -> Batch:  # which of two rare symbols came first
+        y = torch.randint(2, (batch,))
+        x = torch.zeros(batch, length, 3)
+        early, late = torch.randint(length // 2, (batch,)), torch.randint(length // 2, length, (batch,))
+        rows = torch.arange(batch)
+        x[..., 2] = 0.1 * torch.randn(batch, length)
+        x[rows, early, y], x[rows, late, 1 - y] = 1.0, 1.0
+        return x, y
+
+    def parity(batch: int) -> Batch:
+        bits = torch.randint(2, (batch, length))
+        return bits.float()[..., None] * 2 - 1, bits.sum(1) % 2
+
+    def latch(batch: int) -> Batch:  # the sign of the first of many numbers, in noise
+        x = 0.2 * torch.randn(batch, length, 1)
+        x[:, 0] += torch.randint(2, (batch, 1)) * 2 - 1
+        return x, (x[:, 0, 0] > 0).long()
+
+    def lag(batch: int) -> Batch:  # the first number, said at the end
+        x = torch.randn(batch, length, 1)
+        return x, x[:, 0]
+
+    def chaos(batch: int) -> Batch:  # the next value of a logistic map seen through noise
+        value, seen = torch.rand(batch, 1), []
+        for _ in range(length + 1):
+            value = 3.7 * value * (1 - value)
+            seen.append(value)
+        return (torch.stack(seen[:-1], 1) - 0.6 + 0.02 * torch.randn(batch, length, 1)) * 3, (seen[-1] - 0.6) * 4
+
     tasks: dict[str, tuple[Callable[[int], Batch], int, int]] = {
+        "order": (order, 3, 2),
+        "parity": (parity, 1, 2),
+        "latch": (latch, 1, 2),
+        "lag": (lag, 1, 0),
+        "chaos": (chaos, 1, 0),
         "recall": (recall, SYMBOLS, SYMBOLS),
         "adding": (adding, 2, 0),
         "majority": (majority, 2, 2),
         "frequency": (frequency, 1, 0),
         "accumulate": (accumulate, 1, 0),
     }
-    return tasks[task]
+    if task not in ("rows", "pixels"):
+        return tasks[task]
+    made = dataset("digits")
+    width = 8 if task == "rows" else 1
+
+    def image(batch: int) -> Batch:  # the last rows, or pixels, of a digit
+        chosen = torch.randint(len(made.x), (batch,))
+        return made.x[chosen].reshape(batch, -1, width)[:, -length:], made.y[chosen]
+
+    return image, width, made.classes
 
 
 def recurrent(
@@ -223,8 +266,9 @@ def sequence_to_sequence(
     init: str | None = None,
     gain: float = 1.0,
     embedding_scale: float = 1.0,
+    reverse: bool = True,
 ) -> Program:
-    """Encoder and decoder: "translates" a sentence into its reverse with each word replaced."""
+    """Encoder and decoder: "translates" a sentence into its reverse (or not) with each word replaced."""
     words = 10
     dictionary = torch.randperm(words)
     source_embedding = ledger.add(nn.Embedding(words, 16), "encoder.embedding")
@@ -240,7 +284,7 @@ def sequence_to_sequence(
 
     def draw(count: int) -> Batch:
         x = torch.randint(words, (count, length))
-        return x, dictionary[x.flip(1)]
+        return x, dictionary[x.flip(1) if reverse else x]
 
     def forward(x: Tensor, y: Tensor) -> Tensor:
         memory, hidden = encoder(source_embedding(x))
@@ -332,14 +376,14 @@ def transformer(
     modulus: int = 11,
     zero_branches: bool = False,
 ) -> Program:
-    """A transformer. `task`: `text` (language model), `reverse`, `sum` (modular addition), `waves` (signals)."""
+    """A transformer. `task`: `text` (a language model), `reverse`, `sort`, `sum` (modulo), `waves`, `digits`."""
     text, alphabet = python_text(source) if task == "text" else (torch.zeros(1).long(), 10)
     vocabulary = alphabet if task == "text" else modulus if task == "sum" else 10
-    classes = 4 if task == "waves" else vocabulary
-    if task == "waves":
-        from benchmarks.corpus.programs.datasets import dataset
-
-        made = dataset("waves", inputs="std")
+    classes = vocabulary
+    patched = task in ("waves", "digits")
+    if patched:
+        made = dataset(task, inputs="std")
+        classes = made.classes
         patches = ledger.add(nn.Linear(8, width), "patches")
         length = made.x.shape[1] // 8
     else:
@@ -357,12 +401,12 @@ def transformer(
         ledger.rescale(lambda record: record.name.endswith(("project.weight", "down.weight")), 0.0)
 
     def forward(x: Tensor) -> Tensor:
-        h = patches(x.reshape(len(x), length, 8)) if task == "waves" else tokens(x)
+        h = patches(x.reshape(len(x), length, 8)) if patched else tokens(x)
         h = h + positions(torch.arange(h.shape[1]))
         for block in body:
             h = block(h)
         out: Tensor = head(last(h) if last is not None else h)
-        return out.mean(1) if task == "waves" else out
+        return out.mean(1) if patched else out
 
     def draw(count: int) -> Batch:
         if task == "text":
@@ -372,6 +416,9 @@ def transformer(
         if task == "reverse":
             x = torch.randint(vocabulary, (count, length))
             return x, x.flip(1)
+        if task == "sort":
+            x = torch.randint(vocabulary, (count, length))
+            return x, x.sort(1).values
         if task == "sum":
             x = torch.randint(modulus, (count, 2))
             return x, (x.sum(1, keepdim=True) % modulus).expand(-1, 2)
@@ -386,7 +433,7 @@ def transformer(
     def skill() -> float:
         if task == "text":
             return language_skill(forward, text, length)
-        x, y = (made.eval_x, made.eval_y) if task == "waves" else draw(512)
+        x, y = (made.eval_x, made.eval_y) if patched else draw(512)
         return accuracy_skill(forward(x).reshape(-1, classes), y.reshape(-1), classes)
 
-    return Program(loss=step_loss, skill=skill, inputs=draw(batch)[0] if task == "waves" else None)
+    return Program(loss=step_loss, skill=skill, inputs=draw(batch)[0] if patched else None)

@@ -1,0 +1,66 @@
+"""What a script does to any program: it counts the loss in other units, freezes layers, rounds weights, adds noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.corpus.ledger import Ledger
+from benchmarks.corpus.program import Program
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Script:
+    """The lines around a model that are not its recipe."""
+
+    loss_factor: float = 1.0
+    """The loss is counted in other units; -1 is the sign that somebody forgot."""
+    loss_offset: float = 0.0
+    freeze_first: int = 0
+    """So many tensors, from the input on, do not learn."""
+    freeze_by: str = "flag"
+    """`flag` (no gradient), `hook` (its gradient is set to zero) or `group` (an optimizer of its own, the second)."""
+    weight_grid: float = 0.0
+    """After each update weights are rounded, at random up or down, to multiples of this."""
+    gradient_noise: float = 0.0
+    """Noise of this size is added to every gradient (private or distributed training)."""
+
+    def apply(self, program: Program, ledger: Ledger) -> Program:
+        """Change a program that has just been built."""
+        self._freeze(ledger)
+        if self.loss_factor != 1.0 or self.loss_offset:
+            own_loss = program.loss
+            program.loss = lambda step: own_loss(step) * self.loss_factor + self.loss_offset
+        if self.weight_grid:
+            own_ending, parameters = program.after_step, ledger.parameters()
+
+            def round_weights(step: int) -> None:
+                own_ending(step)
+                with torch.no_grad():
+                    for parameter in parameters:
+                        steps = parameter / self.weight_grid
+                        parameter.copy_((steps + torch.rand_like(steps)).floor() * self.weight_grid)
+
+            program.after_step = round_weights
+        if self.gradient_noise:
+            for parameter in ledger.parameters():
+                parameter.register_hook(self._with_noise)  # type: ignore[no-untyped-call]
+        return program
+
+    def _with_noise(self, gradient: Tensor) -> Tensor:
+        return gradient + self.gradient_noise * torch.randn_like(gradient)
+
+    def _freeze(self, ledger: Ledger) -> None:
+        for entry in ledger.entries[: self.freeze_first]:
+            match self.freeze_by:
+                case "flag":
+                    entry.parameter.requires_grad_(False)
+                    entry.record.frozen, entry.group = True, -1
+                case "hook":
+                    entry.parameter.register_hook(torch.zeros_like)  # type: ignore[no-untyped-call]
+                case "group":
+                    entry.group = 1
+                case name:
+                    raise ValueError(f"unknown way to freeze {name!r}")
