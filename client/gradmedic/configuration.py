@@ -16,6 +16,7 @@ from uuid import UUID
 
 from gradmedic.exceptions import ConfigurationError
 from gradmedic.identity import new_run_id
+from gradmedic.names import name_error
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8642"
 DEFAULT_PROJECT = "default"
@@ -147,6 +148,8 @@ def _check(name: str, value: Any, check: Check[T]) -> T | None:
 def _name(name: str, value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ConfigurationError(f"{name} must be a string that is not blank, not {value!r}")
+    if (error := name_error(value)) is not None:
+        raise ConfigurationError(f"{name} {error}")
     return value
 
 
@@ -158,9 +161,12 @@ def _text(name: str, value: Any) -> str:
 
 def _uuid(name: str, value: Any) -> UUID:
     try:
-        return value if isinstance(value, UUID) else UUID(value)
+        id = value if isinstance(value, UUID) else UUID(value)
     except (ValueError, AttributeError, TypeError):
-        raise ConfigurationError(f"{name} must be a UUID such as {new_run_id()}, not {value!r}") from None
+        id = None
+    if id is None or id.version != 7:
+        raise ConfigurationError(f"{name} must be a UUID of version 7 such as {new_run_id()}, not {str(value)!r}")
+    return id
 
 
 def _positive(name: str, value: Any) -> float:

@@ -32,6 +32,7 @@ from gradmedic.exceptions import ConfigurationError, UnhealthyRunError, UsageErr
 from gradmedic.http import Service, Transport
 from gradmedic.jump import JumpDetector
 from gradmedic.layers import LayerBook
+from gradmedic.names import name_error
 from gradmedic.sender import Sender
 from gradmedic.source import Pending, PendingNumber, Sampler, Source
 from gradmedic.statistics import ARRAY_STATISTICS, measure_gradient
@@ -47,6 +48,10 @@ DEFAULT_FINISH_TIMEOUT = 15.0
 """Seconds that the end of a job may be delayed by a service that does not answer."""
 
 UNHEALTHY = ("vanishing", "exploding")
+_EXCERPT = 50
+"""Characters of a name that are shown when something is wrong with it."""
+_LARGEST_STEP = 2**53
+"""Beyond it, JSON readers that hold numbers in float64 would confuse steps; the service takes no larger one."""
 _STATISTICS_BEFORE_ANY = ("grad_norm",)
 """What a run is said to carry if it is registered before it showed any statistics: every kind of row has this."""
 
@@ -162,6 +167,7 @@ class Run:
         self._last_number = -1
         self._held: _Held | None = None
         self._said: set[str] = set()
+        self._metric_names: set[str] = set()  # that were found good
 
         self._verdict = "undetermined"
         self._events: deque[VerdictEvent] = deque()
@@ -278,7 +284,7 @@ class Run:
             self._say_once("finished", "log() after finish() records nothing")
             return
         try:
-            self._record(loss, step, gradients, statistics, learning_rate, {**(metrics or {}), **more_metrics})
+            self._record(loss, step, gradients, statistics, learning_rate, self._join_metrics(metrics, more_metrics))
         except Exception as error:
             self._say_once(f"log {type(error)}", f"a step could not be recorded: {error!r}")
         if self._events:
@@ -299,7 +305,7 @@ class Run:
         self._call_back()
         return is_delivered
 
-    def finish(self, timeout: float = DEFAULT_FINISH_TIMEOUT, status: str = "finished") -> bool:
+    def finish(self, *, timeout: float = DEFAULT_FINISH_TIMEOUT, status: str = "finished") -> bool:
         """Send what is left and end the run; a second call does nothing.
 
         Args:
@@ -382,7 +388,9 @@ class Run:
             time=time.time(),
             loss=self._hold("loss", loss),
             learning_rate=self._hold("learning_rate", learning_rate),
-            metrics={name: self._hold(name, value) for name, value in metrics.items()},
+            metrics={
+                str(name): self._hold(name, value) for name, value in metrics.items() if self._takes_metric(str(name))
+            },
             pending=pending,
             row=self._row_of(gradients, statistics) if is_sampled else None,
         )
@@ -403,6 +411,9 @@ class Run:
         if number <= self._last_number or number < 0:
             self._say_once("step order", f"step {number} is left out: it does not follow step {self._last_number}")
             return None
+        if number > _LARGEST_STEP:
+            self._say_once("step size", f"step {number} is left out: steps end at {_LARGEST_STEP}")
+            return None
         return number
 
     def _hold(self, name: str, value: Number | None) -> float | PendingNumber | None:
@@ -417,6 +428,27 @@ class Run:
         except Exception as error:
             self._say_once(f"number {name}", f"{name} is left out where it is not a number: {error}")
             return None
+
+    def _join_metrics(self, metrics: Mapping[str, Number] | None, more: Mapping[str, Number]) -> Mapping[str, Number]:
+        if metrics is None:
+            return more
+        if not isinstance(metrics, Mapping):
+            self._say_once("metrics", f"metrics must map names to numbers; {type(metrics)} is left out")
+            return more
+        return {**metrics, **more}
+
+    def _takes_metric(self, name: str) -> bool:
+        """Whether the service takes a metric of this name; it would refuse the whole block for one that it does not."""
+        if name in self._metric_names:
+            return True
+        error = name_error(name)
+        if name in wire.SERIES or name in wire.STATISTICS:
+            error = "is a name that gradmedic gives a meaning of its own; choose another"
+        if error is not None:
+            self._say_once(f"metric {name}", f"the metric {name[:_EXCERPT]!r} is left out: {error}")
+            return False
+        self._metric_names.add(name)
+        return True
 
     def _complete_held(self) -> None:
         """Send the step whose numbers were still on a device at the last call."""
@@ -458,18 +490,27 @@ class Run:
             return None
         if statistics is not None:
             return self._row_of_statistics(statistics)
+        if not isinstance(gradients, Mapping):
+            self._say_once("gradients", f"gradients must map names of layers to arrays; {type(gradients)} is left out")
+            return None
         layers, values = [], []
-        for name, gradient in (gradients or {}).items():
+        for name, gradient in gradients.items():
             try:
                 array = np.asarray(gradient)
-                values.append(measure_gradient(array))
+                measured = measure_gradient(array)
             except Exception as error:
                 self._say_once(f"gradient {name}", f"the gradient of {name} is left out: {error}")
                 continue
-            layers.append(self._position_of(name, list(array.shape)))
+            position = self._position_of(name, list(array.shape))
+            if position is not None:
+                layers.append(position)
+                values.append(measured)
         return _row(ARRAY_STATISTICS, layers, values)
 
     def _row_of_statistics(self, statistics: Mapping[str, Mapping[str, Number]]) -> Row | None:
+        if not isinstance(statistics, Mapping) or not all(isinstance(of, Mapping) for of in statistics.values()):
+            self._say_once("statistics", 'statistics must map like {"layer": {"grad_norm": 0.3}}; others are left out')
+            return None
         given = [name for name in wire.STATISTICS if all(name in layer for layer in statistics.values())]
         for layer, numbers in statistics.items():
             left_out = sorted(set(numbers) - set(given))
@@ -485,16 +526,22 @@ class Run:
         for name, numbers in statistics.items():
             held = [self._hold(f"{statistic} of {name}", numbers[statistic]) for statistic in given]
             row = [number for value in held if (number := _read(value)) is not None]
-            if len(row) == len(given):
-                layers.append(self._position_of(name, None))
+            position = self._position_of(name, None) if len(row) == len(given) else None
+            if position is not None:
+                layers.append(position)
                 values.append(tuple(row))
         return _row(tuple(given), layers, values)
 
-    def _position_of(self, name: str, shape: list[int] | None) -> int:
+    def _position_of(self, name: object, shape: list[int] | None) -> int | None:
+        """Return the position of a layer, which is new if its name is; None if the service would not take the name."""
+        name = str(name)
         position = self._book.position(name)
         if position is None:
+            if (error := name_error(name)) is not None:
+                self._say_once(f"layer {name}", f"the layer {name[:_EXCERPT]!r} is left out: its name {error}")
+                return None
             numel = None if shape is None else int(np.prod(shape, dtype=np.int64))
-            position = self._book.add(wire.Layer(name=str(name), shape=shape, numel=numel))
+            position = self._book.add(wire.Layer(name=name, shape=shape, numel=numel))
         return position
 
     # --- describing, on either thread ---------------------------------------------------------------------------------

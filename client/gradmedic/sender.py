@@ -25,7 +25,7 @@ from gradmedic import wire
 from gradmedic.encoding import to_json, to_plain
 from gradmedic.exceptions import ApiError, ConfigurationError, ConflictError, GradmedicError
 from gradmedic.http import Service, is_retryable, retry_delay
-from gradmedic.step import Columns, Step, carries, encode_block
+from gradmedic.step import Columns, Step, carries, encode_block, metric_names
 
 logger = logging.getLogger("gradmedic")
 
@@ -332,9 +332,13 @@ class Sender:
         return max(1, min(self._block_steps, self._limits.max_steps_per_block, by_values, by_body))
 
     def _send(self, block: Sequence[Step]) -> None:
-        columns = self._columns
-        if columns is None:
+        columns, limits = self._columns, self._limits
+        if columns is None or limits is None:
             return
+        if (count := len(metric_names(block))) > limits.max_metrics:
+            self._say_once(
+                "metrics", f"{count - limits.max_metrics} metrics are left out: the service takes {limits.max_metrics}"
+            )
         for step in block:
             if step.row is not None and not carries(step.row, columns):
                 lacking = ", ".join(name for name in columns.statistics if name not in step.row.statistics)
@@ -348,7 +352,7 @@ class Sender:
                 wire.AppendResult,
                 "POST",
                 f"/runs/{self._run_id}/steps",
-                body=encode_block(block, columns),
+                body=encode_block(block, columns, max_metrics=limits.max_metrics),
                 content_type=wire.MSGPACK_MEDIA_TYPE,
             )
         except ApiError as error:

@@ -81,10 +81,11 @@ class Columns:
     """Number of layers that the service knows."""
 
 
-def encode_block(steps: Sequence[Step], columns: Columns) -> bytes:
+def encode_block(steps: Sequence[Step], columns: Columns, *, max_metrics: int | None = None) -> bytes:
     """Encode steps as the msgpack body of `POST /runs/{id}/steps` (`wire.StepsAppend`).
 
-    A row that lacks one of the run's statistics is left out: its step counts as not sampled.
+    A row that lacks one of the run's statistics is left out: its step counts as not sampled. So are metrics beyond the
+    first `max_metrics` of the block.
     """
     rows = [step.row if step.row and carries(step.row, columns) else None for step in steps]
     body: dict[str, Any] = {"steps": [step.number for step in steps], "time": [step.time for step in steps]}
@@ -94,7 +95,7 @@ def encode_block(steps: Sequence[Step], columns: Columns) -> bytes:
             body[name] = series
     if any(step.skipped for step in steps):
         body["skipped"] = [step.skipped for step in steps]
-    names = dict.fromkeys(name for step in steps for name in step.metrics)
+    names = metric_names(steps)[:max_metrics]
     if names:
         body["metrics"] = {name: [step.metrics.get(name) for step in steps] for name in names}
     body["sampled"] = [row is not None for row in rows]
@@ -104,6 +105,11 @@ def encode_block(steps: Sequence[Step], columns: Columns) -> bytes:
         body["statistics"] = {name: values[i].tobytes() for i, name in enumerate(columns.statistics)}
         body["present"] = np.packbits(present, bitorder="little").tobytes()
     return msgspec.msgpack.encode(body)
+
+
+def metric_names(steps: Sequence[Step]) -> list[str]:
+    """Return the names of the metrics of some steps, each once, in their order."""
+    return list(dict.fromkeys(name for step in steps for name in step.metrics))
 
 
 def carries(row: Row, columns: Columns) -> bool:

@@ -12,6 +12,7 @@ import threading
 import time
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from tests.client.faults import Fault, FaultyProxy, Seen
@@ -154,13 +155,91 @@ def test_bad_input_is_left_out_said_once_and_never_raised(
         run.log(7.0, step=1000)
         run.log(8.0, step=1000)
         run.log(9.0, step=1001)
+        run.log(9.5, step=2**60)
     stored = losses(client, run)
     assert stored[1000] == 7.0
     assert stored[1001] == 9.0
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == len(set(messages))
-    for word in ("loss is left out", "accuracy is left out", "steepness", "step must be an integer", "does not follow"):
+    for word in (
+        "loss is left out",
+        "accuracy is left out",
+        "steepness",
+        "step must be an integer",
+        "does not follow",
+        "steps end",
+    ):
         assert any(word in message for message in messages), word
+
+
+def test_a_name_that_the_service_refuses_costs_that_number_and_not_the_run(
+    service_url: str, client: gradmedic.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Metrics and layers with impossible names are left out and named; loss, other metrics and layers are stored."""
+    names = ["grad_norm", "time", "", "a" * 600, "nul\x00", "lone\ud800"]
+    with start(service_url) as run:
+        for name in names:
+            layers = {name: np.ones(2), "w": np.ones(2)}
+            run.log(1.0, metrics={name: 3.0, "accuracy": 0.5}, gradients=layers)
+            assert f"the metric {name[:50]!r} is left out" in caplog.text
+    assert losses(client, run) == dict.fromkeys(range(len(names)), 1.0)
+    assert {layer.name for layer in client.runs.get(run.id).layers} == {"w", "grad_norm", "time"}
+    (accuracy,) = client.runs.steps(run.id, "accuracy").series
+    assert accuracy.mean == [0.5] * len(names)
+
+
+def test_more_metrics_than_the_service_takes_are_left_out(
+    service_url: str, client: gradmedic.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first ones are stored, and the number of others is said."""
+    most = client.limits().max_metrics
+    with start(service_url) as run:
+        run.log(1.0, metrics={f"m{i}": float(i) for i in range(most + 5)})
+    assert client.runs.steps(run.id, f"m{most - 1}").series[0].mean == [most - 1.0]
+    with pytest.raises(gradmedic.InvalidRequestError):
+        client.runs.steps(run.id, f"m{most}")
+    assert "5 metrics are left out" in caplog.text
+
+
+def test_layers_and_metrics_may_be_numbered(service_url: str, client: gradmedic.Client) -> None:
+    """A key that is no string stands for its text, and for the same layer at every step."""
+    with start(service_url) as run:
+        for _ in range(3):
+            run.log(1.0, gradients={0: np.ones(2), 1: np.ones(2)}, metrics={5: 0.5})  # type: ignore[dict-item]
+    assert [layer.name for layer in client.runs.get(run.id).layers] == ["0", "1"]
+    assert client.runs.steps(run.id, "5").series[0].mean == [0.5] * 3
+
+
+@pytest.mark.parametrize("name", ["gradients", "statistics", "metrics"])
+def test_what_is_no_mapping_is_named_and_the_loss_is_kept(
+    name: str, service_url: str, client: gradmedic.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A list in place of a mapping costs that argument alone."""
+    arguments: dict[str, Any] = {name: [np.ones(2)]}
+    with start(service_url) as run:
+        run.log(1.0, **arguments)
+        run.log(0.5, **arguments)
+    assert losses(client, run) == {0: 1.0, 1: 0.5}
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith(f"gradmedic: {name} ")
+    assert "map" in message
+
+
+def test_statistics_of_a_layer_are_a_mapping(service_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A number in place of a layer's statistics is explained."""
+    with start(service_url) as run:
+        run.log(1.0, statistics={"w": 3.0})  # type: ignore[dict-item]
+    assert 'statistics must map like {"layer": {"grad_norm": 0.3}}' in caplog.text
+
+
+def test_finish_takes_a_status_by_name_only(service_url: str, client: gradmedic.Client) -> None:
+    """`finish("failed")` could only be meant as a status, and would be a timeout: it is refused and loses nothing."""
+    run: Any = start(service_url)
+    run.log(1.0)
+    with pytest.raises(TypeError):
+        run.finish("failed")
+    assert run.finish(status="failed")
+    assert (client.runs.get(run.id).status, losses(client, run)) == ("failed", {0: 1.0})
 
 
 def test_log_after_finish_is_said_once_and_does_nothing(service_url: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -296,15 +375,20 @@ def test_a_wrong_url_is_said_with_the_url_and_does_not_delay_the_end(
 
 
 def test_a_refused_block_is_said_once_and_the_rest_is_stored(
-    service_url: str, client: gradmedic.Client, caplog: pytest.LogCaptureFixture
+    proxy: FaultyProxy, client: gradmedic.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A metric name that the service refuses loses its block, loudly, and nothing else."""
-    with start(service_url) as run:
+    """What the service refuses is lost, loudly, and nothing else."""
+    problem = wire.Problem(type="t", title="t", status=422, detail="d", error_code="invalid_request", request_id="r")
+    refusal = Fault(
+        "/steps", status=422, headers={"content-type": wire.PROBLEM_MEDIA_TYPE}, body=msgspec.json.encode(problem)
+    )
+    with start(proxy.url) as run:
         run.log(1.0)
         assert run.flush()
-        run.log(2.0, metrics={"x" * 5000: 1.0})
+        proxy.fail(refusal, refusal)
+        run.log(2.0)
         assert run.flush()
-        run.log(3.0, metrics={"x" * 5000: 1.0})
+        run.log(3.0)
         assert run.flush()
         run.log(4.0)
     assert losses(client, run) == {0: 1.0, 3: 4.0}
@@ -422,7 +506,8 @@ def test_callbacks_hear_of_a_verdict_on_the_training_thread(service_url: str, ca
     assert events[-1][0].run_id == run.id
     assert {thread for _, thread in events} == {threading.get_ident()}
     assert "in the callback" in caplog.text
-    assert f"exploding since step {events[-1][0].since_step}" in caplog.text
+    assert f"xploding since step {events[-1][0].since_step}" in events[-1][0].summary
+    assert events[-1][0].summary in caplog.text
     assert run.url in caplog.text
 
 
