@@ -150,7 +150,7 @@ class RunsCommand:
                 print(to_json(run).decode())
         elif runs:
             _print_table(
-                ("ID", "PROJECT", "NAME", "STATUS", "VERDICT", "SINCE", "STEPS", "UPDATED"),
+                ("ID", "PROJECT", "NAME", "STATUS", "VERDICT", "SINCE", "STEP", "UPDATED"),
                 [
                     (
                         str(run.id)[:_SHORT_ID],
@@ -212,7 +212,7 @@ def render_diagnosis(diagnosis: wire.Diagnosis, run: wire.RunSummary) -> str:
     """Return a diagnosis as text for a terminal: what, since when, where, why, and what to do, in this order."""
     width = min(_WIDEST, shutil.get_terminal_size().columns)
     since = "" if diagnosis.since_step is None else f" since step {diagnosis.since_step}"
-    bad = [finding for finding in diagnosis.findings if finding.resolved_step is None and finding.layers]
+    bad = [f for f in diagnosis.findings if f.class_ == diagnosis.verdict and f.resolved_step is None and f.layers]
     lines = [
         f"{diagnosis.verdict.upper()}{since}  (confidence {diagnosis.score:.0%})",
         f"run {run.name} in {run.project}, {run.status}, "
@@ -313,10 +313,9 @@ def _or_dash(value: int | None) -> str:
 
 
 def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return count
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, not {text!r}")
+    return int(text)
 
 
 def _verdicts(text: str) -> frozenset[str]:

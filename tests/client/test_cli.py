@@ -134,6 +134,15 @@ def test_outcomes_and_resolved_findings_are_shown(exploding: gradmedic.Run, serv
     assert "first bad layer" not in text
 
 
+@pytest.mark.parametrize("limit", ["0", "-1", "many", "1.5"])
+def test_a_limit_is_a_whole_number(limit: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Any other is refused with what it may be."""
+    with pytest.raises(SystemExit) as error:
+        main(["runs", f"--limit={limit}"])
+    assert error.value.code == 2
+    assert f"must be a whole number from 1, not '{limit}'" in capsys.readouterr().err
+
+
 def test_an_error_is_one_line_and_code_two(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """No traceback for a service that is away or an address that is none."""
     monkeypatch.setattr("gradmedic.http.FIRST_DELAY", 0.01)
