@@ -1,4 +1,4 @@
-"""The service's commands: `gradmedic serve` and `gradmedic db`.
+"""The service's commands: `gradmedic serve`, `gradmedic db` and `gradmedic rediagnose`.
 
 Each is an object that `gradmedic.cli` finds through the entry-point group `gradmedic.commands`. Importing this module
 is cheap: what a command needs is imported when it runs.
@@ -11,6 +11,7 @@ import ipaddress
 import socket
 import sys
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 if TYPE_CHECKING:
     from gradmedic_service.settings import Settings
@@ -77,8 +78,32 @@ class DatabaseCommand:
         return change_schema(settings, args.action, getattr(args, "revision", None))
 
 
+class RediagnoseCommand:
+    """`gradmedic rediagnose`."""
+
+    help = "build diagnoses anew from the stored steps, with the code of today"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's options."""
+        which = parser.add_mutually_exclusive_group(required=True)
+        which.add_argument("runs", nargs="*", type=UUID, default=[], metavar="RUN", help="id of a run")
+        which.add_argument("--all", action="store_true", help="every run of the database")
+        parser.add_argument("--json", action="store_true", help="print one JSON object a run")
+        _add_database_argument(parser)
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Rediagnose; return the exit status."""
+        settings = _settings(database_url=args.database_url)
+        if settings is None:
+            return EXIT_USAGE
+        from gradmedic_service.serving import rediagnose
+
+        return rediagnose(settings, None if args.all else args.runs, as_json=args.json)
+
+
 SERVE = ServeCommand()
 DB = DatabaseCommand()
+REDIAGNOSE = RediagnoseCommand()
 
 
 def is_loopback(host: str) -> bool:

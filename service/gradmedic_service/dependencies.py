@@ -14,6 +14,7 @@ from gradmedic import wire
 from gradmedic_service.db import Database
 from gradmedic_service.errors import UnsupportedMediaType
 from gradmedic_service.runs.facts import FactsCache
+from gradmedic_service.telemetry.warm import WarmDiagnosticians
 
 
 def _database(request: Request) -> Database:
@@ -31,6 +32,11 @@ def _facts(request: Request) -> FactsCache:
     return facts
 
 
+def _warm(request: Request) -> WarmDiagnosticians:
+    warm: WarmDiagnosticians = request.app.state.warm
+    return warm
+
+
 def media_type(request: Request) -> str:
     """Return the request's Content-Type without parameters, lower case."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -46,3 +52,4 @@ def json_only(request: Request) -> None:
 DatabaseDependency = Annotated[Database, Depends(_database)]
 LimitsDependency = Annotated[wire.Limits, Depends(_limits)]
 FactsDependency = Annotated[FactsCache, Depends(_facts)]
+WarmDependency = Annotated[WarmDiagnosticians, Depends(_warm)]

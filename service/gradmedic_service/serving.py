@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import sys
+from collections.abc import Sequence
+from uuid import UUID
 
 import structlog
 import uvicorn
@@ -11,10 +13,13 @@ import uvicorn
 from gradmedic_service import schema
 from gradmedic_service.app import create_app
 from gradmedic_service.cli import EXIT_FAILURE, EXIT_USAGE, is_loopback
-from gradmedic_service.db import create_parent_folder, is_missing, is_sqlite, printable_url
+from gradmedic_service.db import Database, create_parent_folder, is_missing, is_sqlite, printable_url
 from gradmedic_service.errors import ServiceError
 from gradmedic_service.logs import set_up_logging
+from gradmedic_service.responses import to_json
+from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.settings import Settings
+from gradmedic_service.telemetry import rediagnosis
 
 BACKLOG = 2048
 
@@ -80,6 +85,28 @@ def change_schema(settings: Settings, action: str, revision: str | None) -> int:
     except OSError as error:
         return _refuse(f"the database cannot be prepared: {error}", EXIT_FAILURE)
     print(f"{printable_url(database_url)}: revision {found or 'none'}, this version needs {schema.head()}")
+    return 0
+
+
+def rediagnose(settings: Settings, run_ids: Sequence[UUID] | None, *, as_json: bool) -> int:
+    """Build the diagnoses of some runs, or of all, anew and say what became of them; return the exit status."""
+    database_url = settings.database_url.get_secret_value()
+    if is_missing(database_url):
+        return _refuse(f"there is no database at {printable_url(database_url)}.", EXIT_FAILURE)
+    database, facts = Database(settings), FactsCache()
+    try:
+        schema.check_revision(database, schema.head())
+        for run_id in rediagnosis.every_run(database) if run_ids is None else run_ids:
+            done = rediagnosis.rediagnose(database, facts, run_id)
+            if as_json:
+                print(to_json({"run_id": str(run_id), "before": done.before, "after": done.after}), flush=True)
+            else:
+                was = "" if done.before == done.after else f" (was {done.before})"
+                print(f"{run_id}: {done.after}{was}", flush=True)
+    except ServiceError as error:
+        return _refuse(_with_reason(error), EXIT_FAILURE)
+    finally:
+        database.close()
     return 0
 
 

@@ -19,7 +19,7 @@ import pytest
 import structlog
 
 from gradmedic_service import schema
-from gradmedic_service.cli import DB, SERVE, is_loopback
+from gradmedic_service.cli import DB, REDIAGNOSE, SERVE, is_loopback
 from gradmedic_service.settings import Settings
 
 
@@ -43,10 +43,11 @@ def run(command: Any, *arguments: str) -> int:
 
 
 def test_commands_join_the_command_line() -> None:
-    """`gradmedic` finds both commands through their entry points."""
+    """`gradmedic` finds the commands through their entry points."""
     commands = {entry.name: entry for entry in entry_points(group="gradmedic.commands")}
     assert commands["serve"].load() is SERVE
     assert commands["db"].load() is DB
+    assert commands["rediagnose"].load() is REDIAGNOSE
 
 
 def test_importing_the_commands_is_cheap() -> None:

@@ -13,6 +13,7 @@ from gradmedic_service.dependencies import (
     DatabaseDependency,
     FactsDependency,
     LimitsDependency,
+    WarmDependency,
     json_only,
     media_type,
 )
@@ -89,6 +90,7 @@ def append_steps(
     content_type: Annotated[str, Depends(media_type)],
     database: DatabaseDependency,
     facts: FactsDependency,
+    warm: WarmDependency,
     limits: LimitsDependency,
 ) -> Response:
     """Append steps, exactly once: those at or below the run's last step are ignored and counted.
@@ -97,7 +99,9 @@ def append_steps(
     """
     block = decode_block(body, content_type, limits)
     with database.writing() as session:
-        result = service.append(session, facts, run_id, block)
+        result, advanced = service.append(session, facts, warm, run_id, block)
+    if advanced is not None:
+        warm.keep(advanced)
     return Response(msgspec.json.encode(result), media_type=wire.JSON_MEDIA_TYPE)
 
 

@@ -28,6 +28,7 @@ class RunState:
     """What an append and a reading need of a run's row, and its diagnostician's state."""
 
     id: UUID
+    created_at: datetime
     generation: int
     revision: int
     last_step: int | None
@@ -103,6 +104,7 @@ class ChunkExtent:
 # Statements of the append path are built once, over tables: building them anew costs more than running them.
 _STATE_COLUMNS = (
     _RUNS.c.id,
+    _RUNS.c.created_at,
     _RUNS.c.generation,
     _RUNS.c.revision,
     _RUNS.c.last_step,
@@ -235,6 +237,17 @@ def last_snapshot(session: Session, run_id: UUID, at_step: int) -> Snapshot | No
         .limit(1)
     ).one_or_none()
     return None if row is None else Snapshot(step=row.step, state=row.state)
+
+
+def forget_diagnosis(session: Session, run_id: UUID) -> None:
+    """Remove the snapshots and the verdict changes of a run."""
+    session.execute(delete(_SNAPSHOTS).where(_SNAPSHOTS.c.run_id == run_id))
+    session.execute(delete(models.VerdictChange).where(models.VerdictChange.run_id == run_id))
+
+
+def run_ids(session: Session) -> list[UUID]:
+    """Read the ids of every run, oldest first."""
+    return list(session.scalars(select(models.Run.id).order_by(models.Run.created_at, models.Run.id)))
 
 
 def verdict_changes(session: Session, run_id: UUID) -> Sequence[models.VerdictChange]:

@@ -130,8 +130,9 @@ class Bucket:
 
     first_step: int
     last_step: int
-    statistics: Mapping[str, Extremes]
-    """`[layer, 1]` each."""
+    statistics: tuple[str, ...]
+    values: Extremes
+    """`[statistic, layer, 1]`; `count` is `[layer, 1]`."""
     series: Mapping[str, Extremes]
     """`[1]` each."""
 
@@ -140,17 +141,24 @@ def bucket_of(part: Chunk | Rollup) -> Bucket:
     """Return a chunk or a row as one bucket."""
     if isinstance(part, Chunk):
         steps = part.steps
+        values = np.stack([part.statistic(name) for name in part.statistics])
         numbered = {**part.series, **part.metrics}
         return Bucket(
             int(steps[0]),
             int(steps[-1]),
-            {name: each_by_itself(part.statistic(name), part.present).merged() for name in part.statistics},
+            part.statistics,
+            each_by_itself(values, part.present).merged(),
             {name: each_by_itself(one.values, one.present).merged() for name, one in numbered.items()},
         )
+    each = [part.statistic(name) for name in part.statistics]
+    low, mean, high, nonfinite = (
+        np.stack([getattr(one, name) for one in each]) for name in ("low", "mean", "high", "nonfinite")
+    )
     return Bucket(
         int(part.first_step[0]),
         int(part.last_step[-1]),
-        {name: part.statistic(name).merged() for name in part.statistics},
+        part.statistics,
+        Extremes(low, mean, high, each[0].count, nonfinite).merged(),
         {name: one.merged() for name, one in part.series.items()},
     )
 
@@ -164,24 +172,25 @@ def each_by_itself(values: NDArray[Any], present: NDArray[np.bool_]) -> Extremes
 
 def encode(buckets: Sequence[Bucket]) -> bytes:
     """Return consecutive buckets as a row. Layers and series that one of them lacks have no value in it."""
-    statistics = tuple(buckets[0].statistics)
-    layer_count = max(one.count.shape[0] for bucket in buckets for one in bucket.statistics.values())
+    statistics = buckets[0].statistics
+    layer_count = max(len(bucket.values.count) for bucket in buckets)
+    shape = (len(statistics), layer_count, len(buckets))
+    count = np.zeros(shape[1:], dtype="<u4")
+    nonfinite = np.zeros(shape, dtype="<u4")
+    numbers = np.zeros((3, *shape), dtype="<f4")
+    for index, bucket in enumerate(buckets):
+        values = bucket.values
+        known = len(values.count)
+        count[:known, index] = values.count[:, 0]
+        nonfinite[:, :known, index] = values.nonfinite[..., 0]
+        for row, extreme in enumerate((values.low, values.mean, values.high)):
+            numbers[row, :, :known, index] = extreme[..., 0]
     names = tuple(dict.fromkeys(name for bucket in buckets for name in bucket.series))
     nothing, none = np.zeros(1), np.zeros(1, dtype=np.uint32)
     empty = Extremes(nothing, nothing, nothing, none, none)
     series = [[bucket.series.get(name, empty) for bucket in buckets] for name in names]
-    count = _side_by_side([bucket.statistics[statistics[0]].count for bucket in buckets], layer_count)
-    sections = [compress(shuffled(count.astype("<u4"))), compress(_packed_series(series))]
-    for name in statistics:
-        parts = [bucket.statistics[name] for bucket in buckets]
-        numbers = np.stack(
-            [
-                _side_by_side(columns, layer_count)
-                for columns in ([p.low for p in parts], [p.mean for p in parts], [p.high for p in parts])
-            ]
-        )
-        nonfinite = _side_by_side([p.nonfinite for p in parts], layer_count)
-        sections.append(compress(shuffled(numbers.astype("<f4")) + shuffled(nonfinite.astype("<u4"))))
+    sections = [compress(shuffled(count)), compress(_packed_series(series))]
+    sections += [compress(shuffled(numbers[:, index]) + shuffled(nonfinite[index])) for index in range(len(statistics))]
     header = _Header(
         layer_count=layer_count,
         first_step=tuple(bucket.first_step for bucket in buckets),
@@ -191,10 +200,6 @@ def encode(buckets: Sequence[Bucket]) -> bytes:
         section_lengths=tuple(map(len, sections)),
     )
     return join_sections(FORMAT_VERSION, header, sections)
-
-
-def _side_by_side(columns: Sequence[NDArray[Any]], layer_count: int) -> NDArray[Any]:
-    return np.concatenate([np.pad(column, ((0, layer_count - len(column)), (0, 0))) for column in columns], axis=1)
 
 
 def _packed_series(series: Sequence[Sequence[Extremes]]) -> bytes:

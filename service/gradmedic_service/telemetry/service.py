@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from uuid import UUID
 
@@ -30,6 +30,7 @@ from gradmedic_service.telemetry.packing import CorruptChunk, compress, decompre
 from gradmedic_service.telemetry.repository import Advance, ChunkExtent, Retreat, RunState, Snapshot
 from gradmedic_service.telemetry.rollups import FACTOR, Rollup, bucket_of
 from gradmedic_service.telemetry.rollups import encode as encode_rollup
+from gradmedic_service.telemetry.warm import WarmDiagnostician, WarmDiagnosticians
 
 FULL_CHUNK_STEPS = 50
 """A chunk of this many steps is left alone: it is what a client sends under load, compresses as well as a longer one,
@@ -47,8 +48,12 @@ ALARMING = ("vanishing", "exploding")
 _logger = structlog.get_logger("gradmedic.telemetry")
 
 
-def append(session: Session, facts: FactsCache, run_id: UUID, received: ReceivedBlock) -> wire.AppendResult:
+def append(
+    session: Session, facts: FactsCache, warm: WarmDiagnosticians, run_id: UUID, received: ReceivedBlock
+) -> tuple[wire.AppendResult, WarmDiagnostician | None]:
     """Store the steps that the run does not have yet and advance its diagnosis; in one transaction, exactly once.
+
+    Returns the answer, and what `warm` may keep once the transaction has been committed.
 
     Raises RunNotFound, StaleGeneration, UnknownGeneration, InvalidRequest where the block does not fit the run.
     """
@@ -61,11 +66,13 @@ def append(session: Session, facts: FactsCache, run_id: UUID, received: Received
         raise InvalidRequest.at("metrics", message)
     ignored = 0 if run.last_step is None else int(np.searchsorted(block.steps, run.last_step, side="right"))
     if ignored == len(block):
-        return _result(run, accepted=0, ignored=ignored)
+        return _result(run, accepted=0, ignored=ignored), None
     block = block.cut(ignored, len(block))
 
-    diagnostician = _diagnostician(session, run, _facts(session, facts, run))
-    diagnosis, changes, snapshots, steps_since_snapshot = _advance(diagnostician, block, run.steps_since_snapshot or 0)
+    diagnostician = warm.take(run) or _diagnostician(session, run, facts_of(session, facts, run))
+    diagnosis, changes, snapshots, steps_since_snapshot = advance_through(
+        diagnostician, block, run.steps_since_snapshot or 0
+    )
     advance = Advance(
         revision=run.revision + 1,
         last_step=int(block.steps[-1]),
@@ -80,7 +87,7 @@ def append(session: Session, facts: FactsCache, run_id: UUID, received: Received
     )
     repository.advance(session, run_id, advance, is_first=run.diagnostician is None)
     _store(session, run_id, block)
-    return wire.AppendResult(
+    result = wire.AppendResult(
         accepted=len(block),
         ignored=ignored,
         last_step=advance.last_step,
@@ -91,6 +98,7 @@ def append(session: Session, facts: FactsCache, run_id: UUID, received: Received
         alerts=_alerts(changes, diagnosis.summary),
         stop=False,
     )
+    return result, WarmDiagnostician(diagnostician, run, advance.revision, advance.last_step)
 
 
 def rewind(session: Session, facts: FactsCache, run_id: UUID, body: wire.RunRewind) -> wire.RewindResult:
@@ -111,7 +119,7 @@ def rewind(session: Session, facts: FactsCache, run_id: UUID, body: wire.RunRewi
     _check_generation(run, body.generation)
     for data in repository.remove_steps_after(session, run_id, body.step):
         _store(session, run_id, _until(decode(data), body.step))
-    diagnostician, steps_since_snapshot = _replayed(session, run, _facts(session, facts, run), body.step)
+    diagnostician, steps_since_snapshot = _replayed(session, run, facts_of(session, facts, run), body.step)
     diagnosis = diagnostician.diagnose()
     retreat = Retreat(
         generation=run.generation + 1,
@@ -137,7 +145,7 @@ def rewind(session: Session, facts: FactsCache, run_id: UUID, body: wire.RunRewi
 def diagnose(session: Session, facts: FactsCache, run_id: UUID, at_step: int | None) -> wire.Diagnosis:
     """Return the diagnosis of a run, now or as it was at a step. Raises RunNotFound."""
     run = _state(session, run_id)
-    known = _facts(session, facts, run)
+    known = facts_of(session, facts, run)
     if at_step is None or (run.last_step is not None and at_step >= run.last_step):
         return _on_the_wire(run_id, _diagnostician(session, run, known).diagnose())
     return _on_the_wire(run_id, _replayed(session, run, known, at_step)[0].diagnose())
@@ -199,7 +207,8 @@ def _check_generation(run: RunState, generation: int | None) -> None:
     raise UnknownGeneration(f"The block is of generation {generation}; the run is at {run.generation}.")
 
 
-def _facts(session: Session, facts: FactsCache, run: RunState) -> RunFacts:
+def facts_of(session: Session, facts: FactsCache, run: RunState) -> RunFacts:
+    """Return what the diagnosis is told about a run besides its steps."""
     return facts.get(run.facts_digest, lambda: stored_facts(session, run.id))
 
 
@@ -214,7 +223,7 @@ def _diagnostician(session: Session, run: RunState, facts: RunFacts) -> Diagnost
         return _replayed(session, run, facts, run.last_step, from_snapshot=False)[0]
 
 
-def _advance(
+def advance_through(
     diagnostician: Diagnostician, block: Block, steps_since_snapshot: int
 ) -> tuple[Diagnosis, list[VerdictChange], list[Snapshot], int]:
     """Let a diagnostician read a block, with a stop for a snapshot after every `SNAPSHOT_STEPS` steps of the run.
@@ -256,13 +265,19 @@ def _replayed(
         except (StateError, CorruptChunk) as error:
             _logger.warning("a snapshot of the diagnosis is passed over", run_id=str(run.id), reason=str(error))
     steps_since_snapshot = 0
-    for data in repository.chunks(session, run.id, first_step, last_step):
-        block = _until(widen(decode(data), len(facts.layers)), last_step)
+    for block in chunk_blocks(session, run.id, len(facts.layers), first_step, last_step):
+        diagnostician.update(block)
+        steps_since_snapshot += len(block)
+    return diagnostician, min(steps_since_snapshot, SNAPSHOT_STEPS - 1)
+
+
+def chunk_blocks(session: Session, run_id: UUID, layer_count: int, first_step: int, last_step: int) -> Iterator[Block]:
+    """Yield the stored steps of a range, a chunk at a time, each with as many layers as the run has now."""
+    for data in repository.chunks(session, run_id, first_step, last_step):
+        block = _until(widen(decode(data), layer_count), last_step)
         block = block.cut(int(np.searchsorted(block.steps, first_step)), len(block))
         if len(block):
-            diagnostician.update(block)
-            steps_since_snapshot += len(block)
-    return diagnostician, min(steps_since_snapshot, SNAPSHOT_STEPS - 1)
+            yield block
 
 
 def _until(block: Block, last_step: int) -> Block:

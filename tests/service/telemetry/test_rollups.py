@@ -224,7 +224,7 @@ def test_the_largest_numbers_have_a_mean() -> None:
     row = encode_rollup([bucket_of(Chunk(encode(block(50 * index, 50, largest)))) for index in range(FACTOR)])
     bucket = bucket_of(Rollup(row))
     assert (bucket.first_step, bucket.last_step) == (0, 50 * FACTOR - 1)
-    for one in (bucket.statistics["grad_norm"], bucket.series["loss"]):
+    for one in (bucket.values, bucket.series["loss"]):
         assert one.low.ravel() == one.mean.ravel() == one.high.ravel() == [largest]
         assert (int(one.count.item()), int(one.nonfinite.item())) == (50 * FACTOR, 0)
 

@@ -1,0 +1,106 @@
+"""Building the diagnosis of a run anew from its stored steps, with the code of today.
+
+One idea: reading a long run takes longer than others should wait. Steps are read in transactions that lock nothing, and
+under the run's lock it is only checked that nothing came since; what did is read in the next round.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from gradmedic_service.db import Database, Session
+from gradmedic_service.diagnosis import Diagnosis, Diagnostician, VerdictChange
+from gradmedic_service.errors import RunNotFound
+from gradmedic_service.runs.facts import FactsCache
+from gradmedic_service.telemetry import repository
+from gradmedic_service.telemetry.repository import Advance, RunState, Snapshot
+from gradmedic_service.telemetry.service import advance_through, chunk_blocks, facts_of
+
+
+@dataclass(frozen=True, slots=True)
+class Rediagnosed:
+    """A run's verdict before and after."""
+
+    run_id: UUID
+    before: str
+    after: str
+
+
+class _Reading:
+    """A diagnostician that reads a run from its first step."""
+
+    def __init__(self, session: Session, facts: FactsCache, run: RunState) -> None:
+        self._started = run
+        self._facts = facts_of(session, facts, run)
+        self._diagnostician = Diagnostician(self._facts.layers, self._facts.training, run.muted)
+        self._steps_since_snapshot = 0
+        self._changes: list[VerdictChange] = []
+        self._snapshots: list[Snapshot] = []
+        self._last_step = -1
+        self._diagnosis: Diagnosis = self._diagnostician.diagnose()
+
+    def is_of(self, run: RunState) -> bool:
+        """Whether what was read is still the beginning of the run."""
+        then = self._started
+        return (then.generation, then.facts_digest, then.muted) == (run.generation, run.facts_digest, run.muted)
+
+    def read_on(self, session: Session, run: RunState) -> None:
+        """Read the steps that were not read yet."""
+        for block in chunk_blocks(session, run.id, len(self._facts.layers), self._last_step + 1, run.last_step or 0):
+            self._diagnosis, changes, snapshots, self._steps_since_snapshot = advance_through(
+                self._diagnostician, block, self._steps_since_snapshot
+            )
+            self._changes += changes
+            self._snapshots += snapshots
+            self._last_step = int(block.steps[-1])
+
+    def replace(self, session: Session, run: RunState) -> None:
+        """Write the diagnosis in place of the stored one."""
+        repository.forget_diagnosis(session, run.id)
+        to = Advance(
+            revision=run.revision + 1,
+            last_step=self._last_step,
+            verdict=self._diagnosis.verdict,
+            score=float(self._diagnosis.score),
+            since_step=self._diagnosis.since_step,
+            metrics=run.metrics,
+            diagnostician=self._diagnostician.to_bytes(),
+            steps_since_snapshot=self._steps_since_snapshot,
+            snapshots=self._snapshots,
+            changes=self._changes,
+        )
+        repository.advance(session, run.id, to, is_first=run.diagnostician is None)
+
+
+def every_run(database: Database) -> list[UUID]:
+    """Return the ids of every run, oldest first."""
+    with database.reading() as session:
+        return repository.run_ids(session)
+
+
+def rediagnose(database: Database, facts: FactsCache, run_id: UUID) -> Rediagnosed:
+    """Build the diagnosis of a run anew, while it may go on. Raises RunNotFound."""
+    reading: _Reading | None = None
+    while True:
+        with database.reading() as session:
+            seen = _state(session, run_id, is_locked=False)
+            if reading is None or not reading.is_of(seen):
+                reading = _Reading(session, facts, seen)
+            reading.read_on(session, seen)
+        with database.writing() as session:
+            run = _state(session, run_id, is_locked=True)
+            if run.revision != seen.revision:
+                continue
+            if run.last_step is None:
+                return Rediagnosed(run_id, run.verdict, run.verdict)
+            reading.replace(session, run)
+        with database.reading() as session:
+            return Rediagnosed(run_id, run.verdict, _state(session, run_id, is_locked=False).verdict)
+
+
+def _state(session: Session, run_id: UUID, *, is_locked: bool) -> RunState:
+    run = repository.read_state(session, run_id, is_locked=is_locked)
+    if run is None:
+        raise RunNotFound(f"There is no run {run_id}.")
+    return run

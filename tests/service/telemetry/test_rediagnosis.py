@@ -1,0 +1,122 @@
+"""Diagnoses built anew from the stored steps, on both databases."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import delete, update
+from starlette.testclient import TestClient
+
+from gradmedic_service.cli import REDIAGNOSE
+from gradmedic_service.db import Database
+from gradmedic_service.ids import new_id
+from gradmedic_service.models import DiagnosisSnapshot, DiagnosisState, Run, VerdictChange
+from gradmedic_service.runs.facts import FactsCache
+from gradmedic_service.telemetry import rediagnosis
+
+
+def fill(client: TestClient, run: str, first: int, last: int) -> None:
+    """Append the steps from `first` to `last`; gradients grow from step 1100 on."""
+    for start in range(first, last + 1, 400):
+        steps = list(range(start, min(start + 400, last + 1)))
+        growth = [1.5 ** max(0, min(step - 1100, 60)) for step in steps]
+        rows = [[factor, 2 * factor] for factor in growth]
+        body = {"steps": steps, "loss": growth, "statistics": {"grad_norm": rows}}
+        assert client.post(f"{run}/steps", json=body).status_code == 200
+
+
+def story(client: TestClient, run: str) -> Any:
+    """What is concluded of a run."""
+    earlier = client.get(f"{run}/diagnosis", params={"at_step": 1000}).json()
+    return client.get(f"{run}/diagnosis").json(), client.get(f"{run}/diagnosis/history").json(), earlier
+
+
+def spoil(database: Database) -> None:
+    """Make every diagnosis in the database one that nobody can read or believe."""
+    with database.writing() as session:
+        session.execute(update(DiagnosisState).values(state=b"of old", steps_since_snapshot=None))
+        session.execute(update(DiagnosisSnapshot).values(state=b"of old"))
+        session.execute(update(VerdictChange).values(verdict="vanishing"))
+        session.execute(update(Run).values(verdict="vanishing", score=0.1, since_step=3))
+        session.execute(delete(DiagnosisSnapshot))
+
+
+def command(*arguments: str) -> int:
+    """Run `gradmedic rediagnose`."""
+    parser = argparse.ArgumentParser()
+    REDIAGNOSE.add_arguments(parser)
+    return REDIAGNOSE.run(parser.parse_args(arguments))
+
+
+def test_everything_is_built_anew(
+    client: TestClient, create_run: Any, database: Database, database_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After `rediagnose --all` every run's diagnosis, history and past are what the stored steps say."""
+    full, empty = create_run(client), create_run(client)
+    fill(client, full, 0, 1300)
+    before = story(client, full)
+    assert before[0]["verdict"] == "exploding"
+    spoil(database)
+    capsys.readouterr()
+    assert command("--all", "--json", "--database-url", database_url) == 0
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["run_id"] in path for line, path in zip(printed, (full, empty), strict=True)] == [True, True]
+    assert (printed[0]["before"], printed[0]["after"]) == ("vanishing", "exploding")
+    assert story(client, full) == before
+    run = client.get(full).json()
+    assert (run["verdict"], run["since_step"]) == (before[0]["verdict"], before[0]["since_step"])
+    fill(client, full, 1301, 1400)
+    assert client.get(f"{full}/diagnosis").json()["step"] == 1400
+
+
+def test_one_run_by_its_id(
+    client: TestClient, create_run: Any, database_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Naming a run rediagnoses that one; an unknown one is an error of one line, and so is none at all."""
+    run = create_run(client)
+    fill(client, run, 0, 30)
+    run_id = run.rpartition("/")[2]
+    capsys.readouterr()
+    assert command(run_id, "--database-url", database_url) == 0
+    assert capsys.readouterr().out == f"{run_id}: healthy\n"
+    unknown = str(new_id())
+    assert command(unknown, "--database-url", database_url) == 1
+    assert capsys.readouterr().err == f"gradmedic: There is no run {unknown}.\n"
+    with pytest.raises(SystemExit):
+        command("--database-url", database_url)
+
+
+def test_a_run_may_go_on_meanwhile(
+    client: TestClient, create_run: Any, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps that arrive, and a rewind, while a run is read are part of what is concluded."""
+    run, plain = create_run(client), create_run(client)
+    fill(client, run, 0, 1150)
+    fill(client, plain, 0, 1200)
+    interruptions: Iterator[Callable[[], object]] = iter(
+        [
+            lambda: fill(client, run, 1151, 1300),
+            lambda: client.post(f"{run}/rewind", json={"step": 1120, "generation": 0}),
+            lambda: fill(client, run, 1121, 1200),
+        ]
+    )
+    read_on = rediagnosis._Reading.read_on
+
+    def interrupted(self: Any, session: Any, seen: Any) -> None:
+        read_on(self, session, seen)
+        session.rollback()
+        for interrupt in itertools.islice(interruptions, 1):
+            interrupt()
+
+    monkeypatch.setattr(rediagnosis._Reading, "read_on", interrupted)
+    rediagnosis.rediagnose(database, FactsCache(), UUID(run.rpartition("/")[2]))
+    found, expected = story(client, run), story(client, plain)
+    for answer in (found[0], expected[0], found[2], expected[2]):
+        del answer["run_id"]
+    assert found == expected

@@ -1,0 +1,148 @@
+"""Diagnosticians that are kept between requests: never seen, whoever else writes the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import update
+from starlette.testclient import TestClient
+
+from gradmedic_service.app import create_app
+from gradmedic_service.db import Database
+from gradmedic_service.diagnosis import Diagnostician, LayerFacts
+from gradmedic_service.ids import new_id
+from gradmedic_service.models import DiagnosisState, Run
+from gradmedic_service.settings import Settings
+from gradmedic_service.telemetry import repository
+from gradmedic_service.telemetry.warm import WEIGHT_OF_A_RUN, WarmDiagnostician, WarmDiagnosticians
+
+
+def append(client: TestClient, run: str, first: int, count: int = 5, norm: float = 1.0) -> None:
+    """Append steps."""
+    rows = [[norm, 1.0] for _ in range(count)]
+    body = {"steps": list(range(first, first + count)), "loss": [1.0] * count, "statistics": {"grad_norm": rows}}
+    response = client.post(f"{run}/steps", json=body)
+    assert response.status_code == 200, response.text
+
+
+@pytest.fixture
+def restored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How often a state was read from bytes."""
+    times: list[int] = []
+    restore: Callable[..., Diagnostician] = Diagnostician.from_bytes
+
+    def counted(*arguments: Any) -> Diagnostician:
+        times.append(1)
+        return restore(*arguments)
+
+    monkeypatch.setattr(Diagnostician, "from_bytes", counted)
+    return times
+
+
+def test_a_run_that_nobody_else_writes_is_not_restored(
+    client: TestClient, create_run: Any, restored: list[int]
+) -> None:
+    """Block after block, the state is written but never read."""
+    run = create_run(client)
+    for block in range(10):
+        append(client, run, 5 * block)
+    assert restored == []
+
+
+@pytest.mark.parametrize(
+    ("place", "change"),
+    [
+        ("run", {"notes": "n"}),
+        ("run", {"muted_detectors": ["plateau"]}),
+        ("project", {"muted_detectors": ["plateau"]}),
+        ("run", {"training": {"batch_size": 3}}),
+    ],
+)
+def test_a_changed_run_is_restored(
+    client: TestClient, create_run: Any, restored: list[int], place: str, change: Any
+) -> None:
+    """Whatever changes the run or what is heard of it, the state in the database is read again."""
+    run = create_run(client)
+    append(client, run, 0)
+    assert client.patch(run if place == "run" else "/api/v1/projects/tests", json=change).status_code == 200
+    append(client, run, 5)
+    assert len(restored) == 1
+
+
+def test_another_replica_is_noticed(client: TestClient, create_run: Any, settings: Settings) -> None:
+    """Two replicas that take turns conclude what one alone would."""
+    run, alone = create_run(client), create_run(client)
+    with TestClient(create_app(settings)) as other:
+        for block in range(12):
+            for path, replica in ((run, (client, other)[block % 3 == 1]), (alone, client)):
+                append(replica, path, 5 * block, norm=1.4 ** max(0, block - 6))
+    answers = [client.get(f"{path}/diagnosis").json() for path in (run, alone)]
+    for answer in answers:
+        del answer["run_id"]
+    assert answers[0] == answers[1]
+
+
+def test_a_run_of_the_same_id_is_another(client: TestClient, create_run: Any, restored: list[int]) -> None:
+    """A run that was deleted and created again with its id does not inherit what was kept."""
+    run_id = str(new_id())
+    run = create_run(client, id=run_id)
+    append(client, run, 0, norm=1e30)
+    assert client.delete(run).status_code == 204
+    assert create_run(client, id=run_id) == run
+    append(client, run, 0)
+    append(client, run, 5)
+    assert client.get(f"{run}/diagnosis").json()["findings"] == []
+
+
+def test_a_failed_append_keeps_nothing(
+    client: TestClient, create_run: Any, database: Database, restored: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A diagnostician that has read a block which was not stored is never used again."""
+    run = create_run(client)
+    append(client, run, 0)
+
+    def fail(*_arguments: object) -> bytes:
+        raise RuntimeError("no more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gradmedic_service.telemetry.service.encode", fail)
+        assert client.post(f"{run}/steps", json={"steps": [5], "loss": ["NaN"]}).status_code == 500
+    append(client, run, 5)
+    assert len(restored) == 1
+    assert client.get(f"{run}/diagnosis").json()["findings"] == []
+
+
+def test_an_older_state_in_the_database_is_believed(client: TestClient, create_run: Any, database: Database) -> None:
+    """A database that was put back to an earlier moment is read, whatever this process remembers."""
+    run = create_run(client)
+    append(client, run, 0)
+    with database.reading() as session:
+        earlier = repository.read_state(session, UUID(run.rpartition("/")[2]))
+    assert earlier is not None
+    append(client, run, 5, norm=1e30)
+    with database.writing() as session:
+        session.execute(update(Run).values(last_step=earlier.last_step))
+        session.execute(update(DiagnosisState).values(state=earlier.diagnostician))
+    append(client, run, 20)
+    assert client.get(f"{run}/diagnosis").json()["findings"] == []
+
+
+def test_what_is_kept_is_bounded(client: TestClient, create_run: Any, database: Database) -> None:
+    """The run that was advanced longest ago makes room."""
+    states = []
+    for _ in range(3):
+        run = create_run(client)
+        append(client, run, 0)
+        with database.reading() as session:
+            state = repository.read_state(session, UUID(run.rpartition("/")[2]))
+        assert state is not None
+        states.append(state)
+    warm = WarmDiagnosticians(max_weight=2 * (WEIGHT_OF_A_RUN + 2))
+    for state in states:
+        doctor = Diagnostician([LayerFacts(name="w"), LayerFacts(name="v")])
+        warm.keep(WarmDiagnostician(doctor, state, state.revision, state.last_step or 0))
+    assert [warm.take(state) is not None for state in states] == [False, True, True]
+    assert warm.take(states[2]) is None
