@@ -83,29 +83,29 @@ def make_case(case: Case, split: str, out: Path, twin: dict[str, Any] | None) ->
     }
     if case.twin is not None and (twin is None or twin["label"] != "healthy"):
         entry["why"] = "its repaired twin does not learn"
-    else:
-        started = time.process_time()
-        run, ledger = perform(case)
-        outcome = Outcome(loss=run.loss, died=run.died, skill=run.skill, min_skill=case.min_skill)
-        label, why = label_of(outcome, case.intended, twin["skill"] if twin else None)
-        if label == "healthy" and case.intended not in ("healthy", "other"):
-            entry["cause"] = []
-        if label in ("exploding", "vanishing") and case.intended == "healthy":
-            label, why = None, f"meant to be healthy, but: {why}"
-        entry.update(
-            label=label,
-            why=why,
-            first_nonfinite=run.first_nonfinite,
-            build_up=build_up_steps(run.loss, run.first_nonfinite),
-            steps=len(run.loss),
-            skill=_finite_or_none(run.skill),
-            loss_first=_finite_or_none(float(run.loss[0])),
-            loss_last=_finite_or_none(outcome.end),
-            loss_peak=_finite_or_none(outcome.peak),
-            cpu_seconds=round(time.process_time() - started, 2),
-        )
-        if label is not None:
-            save(out / f"{case.id}.npz", run, ledger.entries)
+        return entry
+    started = time.process_time()
+    run, ledger = perform(case)
+    outcome = Outcome(loss=run.loss, died=run.died, skill=run.skill, min_skill=case.min_skill)
+    label, why = label_of(outcome, case.intended, twin["skill"] if twin else None)
+    if label == "healthy" and case.intended not in ("healthy", "other"):
+        entry["cause"] = []
+    if label in ("exploding", "vanishing") and case.intended == "healthy":
+        label, why = None, f"meant to be healthy, but: {why}"
+    entry.update(
+        label=label,
+        why=why,
+        first_nonfinite=run.first_nonfinite,
+        build_up=build_up_steps(run.loss, run.first_nonfinite),
+        steps=len(run.loss),
+        skill=_finite_or_none(run.skill),
+        loss_first=_finite_or_none(float(run.loss[0])),
+        loss_last=_finite_or_none(outcome.end),
+        loss_peak=_finite_or_none(outcome.peak),
+        cpu_seconds=round(time.process_time() - started, 2),
+    )
+    if label is not None:
+        save(out / f"{case.id}.npz", run, ledger.entries)
     note.write_text(json.dumps(entry))
     return entry
 
