@@ -47,6 +47,10 @@ logger = logging.getLogger("gradmedic")
 STATISTICS = (*GRADIENT_STATISTICS, "weight_norm", "update_norm")
 """What a watched run carries, in order."""
 
+_MOST_HELD = 300
+"""Arrays of one step: a hundred optimizer steps between two `log()`. More are folded into one, so that a script that
+seldom or never logs does not fill the memory."""
+
 _GRADIENT = slice(0, len(GRADIENT_STATISTICS))
 _NONFINITE = STATISTICS.index("nonfinite_count")
 _WEIGHT = slice(5, 6)
@@ -428,6 +432,8 @@ class _Steps:
         self, slots: Sequence[_Slot], columns: slice, array: HostArray, rows: NDArray[np.int_] | None = None
     ) -> None:
         """Take in some statistics of some layers, in these rows of an array; later ones replace earlier ones."""
+        if len(self._parts) >= _MOST_HELD:
+            self._fold()
         positions = np.fromiter((slot.position for slot in slots), dtype=np.int32, count=len(slots))
         self._parts.append(_Part(positions, columns, array, rows))
 
@@ -447,6 +453,19 @@ class _Steps:
         """
         if not self._parts:
             return None
+        touched, values = self._join()
+        return Row(STATISTICS, touched, to_float32(values))
+
+    def _fold(self) -> None:
+        """Keep of what is held only what will count in the end."""
+        touched, values = self._join()
+        self._parts = [_Part(touched, slice(None), Here(values), None)]
+        if self.coefficients:
+            self.coefficients = [Here(np.min([array.read() for array in self.coefficients], axis=0))]
+        if self.found_inf:
+            self.found_inf = [Here(np.max([array.read() for array in self.found_inf], axis=0))]
+
+    def _join(self) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
         first = self._parts[0].positions
         if all(np.array_equal(part.positions, first) for part in self._parts):
             touched, places = first, slice(None)  # the usual case, and several times faster
@@ -462,7 +481,7 @@ class _Steps:
             values[at, part.columns] = array if part.rows is None else array[part.rows]
             np.maximum(worst, values[:, _NONFINITE], out=worst)
         values[:, _NONFINITE] = worst
-        return Row(STATISTICS, touched, to_float32(values))
+        return touched, values
 
 
 class _PendingTensor:

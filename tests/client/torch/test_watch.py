@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import math
+import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -287,6 +289,44 @@ def test_several_optimizer_steps_in_one_log_keep_the_last_values_and_the_worst_c
         (numbers,) = recording.statistics().values()
         assert numbers["nonfinite_count"] == 2
         assert recording.statistics() == {}
+
+
+def test_seldom_logging_keeps_the_same_numbers_and_no_memory() -> None:
+    """After a thousand optimizer steps: the last values, the worst count, the smallest coefficient, and little held."""
+    model = perceptron()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def step(gradient: float, max_norm: float) -> None:
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, gradient)
+        nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+        optimizer.step()
+
+    with Recording(model, optimizer) as recording:
+        step(1.0, max_norm=1e-3)
+        for parameter in list(model.parameters())[:1]:
+            parameter.grad = torch.full_like(parameter, math.inf)
+        optimizer.step()
+        for parameter in model.parameters():
+            parameter.data.fill_(1.0)
+        for _ in range(200):
+            step(1.0, max_norm=100.0)
+        tracemalloc.start()
+        for _ in range(800):
+            step(1.0, max_norm=100.0)
+        grown, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        step(0.5, max_norm=100.0)
+        measurement = recording.log()
+    assert grown < 800_000  # one by one they take twice as much
+    assert measurement.row is not None
+    counts = measurement.row.column("nonfinite_count")
+    norms = measurement.row.column("grad_norm")
+    assert counts is not None
+    assert norms is not None
+    assert list(counts) == [30.0, 0, 0, 0, 0, 0]
+    np.testing.assert_allclose(norms, [0.5 * math.sqrt(p.numel()) for p in model.parameters()], rtol=1e-6)
+    assert measurement.clip_coefficient == pytest.approx(1e-3 / math.sqrt(sum(p.numel() for p in model.parameters())))
 
 
 def test_accumulated_gradients_are_measured_once_whole() -> None:
