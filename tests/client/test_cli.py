@@ -134,6 +134,24 @@ def test_outcomes_and_resolved_findings_are_shown(exploding: gradmedic.Run, serv
     assert "first bad layer" not in text
 
 
+def test_the_first_bad_layer_is_that_of_the_verdict(exploding: gradmedic.Run, service_url: str) -> None:
+    """A finding of the other class that stands before it does not name it."""
+    findings = [
+        wire.Finding(
+            detector=class_, class_=class_, severity="critical", layers=[f"{class_}.weight"], first_step=1, last_step=9,
+            resolved_step=None, evidence={}, explanation="x",
+        )
+        for class_ in ("vanishing", "exploding")
+    ]  # fmt: skip
+    diagnosis = wire.Diagnosis(
+        run_id=exploding.id, step=9, verdict="exploding", score=0.9, since_step=1, summary="s", findings=findings,
+        causes=[], advice=[],
+    )  # fmt: skip
+    with gradmedic.Client(service_url) as client:
+        text = render_diagnosis(diagnosis, client.runs.get(exploding.id))
+    assert "first bad layer: exploding.weight\n" in text
+
+
 @pytest.mark.parametrize("limit", ["0", "-1", "many", "1.5"])
 def test_a_limit_is_a_whole_number(limit: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Any other is refused with what it may be."""
