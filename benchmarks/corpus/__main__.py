@@ -1,4 +1,4 @@
-"""`python -m benchmarks.corpus generate --split fit|tune|heldout --out DIR [--jobs N] [--only FAMILY]`."""
+"""`python -m benchmarks.corpus generate --split fit|tune|review|heldout --out DIR [--jobs N] [--only FAMILY]`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The split that is kept aside: looked at only when a diagnostician is done."""
+"""The third split that a diagnostician may be developed on: families that `fit` and `tune` do not have."""
 
 from __future__ import annotations
 
