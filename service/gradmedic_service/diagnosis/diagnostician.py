@@ -190,7 +190,7 @@ class Diagnostician:
             verdict=self._verdict,
             score=self._score(),
             since_step=self._since,
-            summary=summarize(self._verdict, self._since, findings, causes),
+            summary=summarize(self._verdict, self._since, findings, causes, self._history),
             findings=findings,
             causes=causes,
             advice=advice,

@@ -130,6 +130,8 @@ class Measurements:
     """`[row]` NaN and Inf elements of all gradients."""
     reaches_weights: NDArray[np.bool_]
     """`[row]` a weight or an update is non-finite; where no such norms are sent, a gradient is."""
+    sends_weights: bool
+    """Whether weight and update norms are among the run's statistics."""
     saturation: NDArray[np.float64] | None
     """`[row, layer]` share of saturated activations; 0 where the layer is absent, None where none are watched."""
     group: list[bytes]
@@ -166,7 +168,8 @@ def measure(block: Block, architecture: Architecture) -> Measurements:
     total_weight[~touched] = np.nan
     update_ratio[~touched] = np.nan
     nonfinite_total = nonfinite.sum(axis=1)
-    if "weight_norm" in column and "update_norm" in column:
+    sends_weights = "weight_norm" in column and "update_norm" in column
+    if sends_weights:
         reaches = np.logical_or.reduce(present & ~(np.isfinite(weight) & np.isfinite(update)), axis=1)
     else:
         reaches = nonfinite_total > 0
@@ -187,6 +190,7 @@ def measure(block: Block, architecture: Architecture) -> Measurements:
         grip=grip,
         nonfinite_total=nonfinite_total,
         reaches_weights=reaches,
+        sends_weights=sends_weights,
         saturation=np.where(present, statistic("activation_saturation"), 0.0) if watches_activations else None,
         group=group,
     )

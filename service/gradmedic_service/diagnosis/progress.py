@@ -34,6 +34,10 @@ LAG = 3.0
 """The slow average of a positive loss never stands more than this many times above the loss now: after a steep descent
 it would otherwise hide a blow-up for hundreds of steps."""
 
+LONG = 200
+"""Losses from which on a run has a beginning to tell from the rest."""
+FLAT = 0.1
+"""Share of itself that a flat loss may still lose over the last three quarters of the run."""
 STUCK_EVERY = 4
 """Losses after which the question is asked again; the answer needs many more than that to change."""
 STUCK_DECLINE = 0.03
@@ -116,12 +120,16 @@ class LossProgress(Persistent):
     def excess(self, loss: float) -> float:
         """Return how many times its reference a loss is; for positive losses, plainly `loss / reference`.
 
-        The reference must be that of the steps before it.
+        A negative loss is as far out below as above: an objective without a floor diverges downwards. The reference
+        must be that of the steps before it.
         """
         if not self.first:
             return 1.0
         unit = max(abs(self.reference), self.scale)
-        return 1.0 + (loss - self.reference) / unit if unit > 0 else 1.0
+        if unit == 0:
+            return 1.0
+        distance = (loss - self.reference) / unit
+        return 1.0 + (abs(distance) if loss < 0 else distance)
 
     @property
     def rise(self) -> float:
@@ -158,6 +166,13 @@ class LossProgress(Persistent):
     def fallen(self) -> float:
         """Share of its scale by which the loss is below its start now; negative above it."""
         return (self.start - self.fast) / self.scale if self.scale > 0 else 0.0
+
+    def fell_at_first_only(self) -> bool:
+        """Whether the loss has been flat for the last three quarters of a run of some length."""
+        if self.count < LONG:
+            return False
+        early, now = self.history.mean(0.25, 0.5)[0], self.history.mean(0.75, 1.0)[0]
+        return early - now < FLAT * abs(early)
 
     def _shows_no_decline(self) -> bool:
         if self.count < 2 * FIRST_VALUES:

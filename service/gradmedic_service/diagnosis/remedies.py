@@ -51,8 +51,10 @@ def round_to(value: float, digits: int = 1) -> float:
 
 def _clip_norm(case: Case) -> Parameters:
     typical = case.history.typical_norm()
-    is_usable = math.isfinite(typical) and 1e-3 <= typical <= 100.0
-    return {"max_norm": round_to(typical) if is_usable else 1.0}
+    if not math.isfinite(typical) or not 1e-3 <= typical <= 100.0:
+        return {"max_norm": 1.0}
+    # 0.5 to 10 times the typical norm; the low end where one factor is multiplied up over many time steps
+    return {"max_norm": round_to(typical * (0.5 if case.has_recurrence else 1.0))}
 
 
 def _clip_layer_norm(case: Case) -> Parameters:
@@ -119,7 +121,7 @@ CATALOGUE: tuple[RemedySpec, ...] = (
         weights={
             "missing_clipping": 0.95,
             "long_recurrence": 0.8,
-            "learning_rate_too_high": 0.6,
+            "learning_rate_too_high": 0.4,
             "unscaled_targets": 0.4,
         },
         reason="Rescales the gradient when its norm exceeds a bound from this run's calm steps; its direction stays.",

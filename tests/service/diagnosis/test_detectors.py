@@ -178,3 +178,51 @@ def test_equal_layers_are_interchangeable(order: list[int]) -> None:
 def test_a_healthy_prefix_stays_healthy(cut: int) -> None:
     """What a run is called at a step does not depend on what comes after it."""
     assert diagnose(run(falling(STEPS)).cut(0, cut)).verdict == "healthy"
+
+
+def without_weights(block: Block) -> Block:
+    """Leave weight and update norms out, as a client does that only knows its gradients."""
+    keep = [block.statistics.index(name) for name in ("grad_norm", "nonfinite_count")]
+    fields = {name: getattr(block, name) for name in Block.__dataclass_fields__}
+    return Block(**{**fields, "statistics": ("grad_norm", "nonfinite_count"), "values": block.values[:, :, keep]})
+
+
+def test_gradients_alone_can_explode() -> None:
+    """Gradients that double every step are exploding, also where neither loss nor weights are sent."""
+    scale = 2.0 ** np.maximum(0, np.arange(120) - 60)
+    block = without_weights(run(falling(120), gradient=scale[:, None]))
+    silent = Block(**{**{n: getattr(block, n) for n in Block.__dataclass_fields__}, "series": {}})
+    assert diagnose(silent).verdict == "exploding"
+
+
+def test_losses_alone_can_explode() -> None:
+    """A loss that climbs by a third every step is exploding without any statistics."""
+    block = run([2.0 * 1.3**step for step in range(60)])
+    empty = np.zeros((0, 4, len(block.statistics)), dtype=np.float32)
+    fields = {name: getattr(block, name) for name in Block.__dataclass_fields__}
+    none = np.zeros(60, dtype=np.bool_)
+    alone = Block(**{**fields, "sampled": none, "values": empty, "present": np.zeros((0, 4), dtype=np.bool_)})
+    assert diagnose(alone).verdict == "exploding"
+
+
+def test_an_objective_without_a_floor_diverges_downwards() -> None:
+    """A negative loss that runs away to minus infinity, with growing updates, is exploding before it gets there."""
+    steps = 160
+    growth = np.maximum(0, np.arange(steps) - 100)
+    loss = np.where(growth == 0, 1.0 - np.arange(steps) / 100, -(1.8 ** growth.astype(float)))
+    scale = (2.0**growth)[:, None]
+    diagnosis = diagnose(run(loss, gradient=scale, update=0.01 * scale))
+    assert diagnosis.verdict == "exploding"
+    assert alarms(diagnosis)[0][0] < 125
+
+
+def test_the_summary_of_a_healthy_run_claims_what_was_measured() -> None:
+    """The summary names gradients and updates only where they were sent, and a warning where one is open."""
+    assert "an update changes the weights by 0.001" in diagnose(run(falling(100))).summary
+    assert "update" not in diagnose(without_weights(run(falling(100)))).summary
+    assert diagnose(run(falling(100), saturation=0.8)).summary.startswith("No alarm, but:")
+
+
+def test_an_update_of_exactly_zero_is_starvation() -> None:
+    """A learning rate too small for float32 to change any weight is noted like any other that starves."""
+    assert found(diagnose(run(noisy(2.3, STEPS), update=0.0, learning_rate=1e-12)), "starvation") is not None

@@ -109,7 +109,7 @@ def test_little_data_is_undetermined(steps: int, verdict: str) -> None:
 
 
 def test_a_run_of_losses_alone_can_be_diagnosed() -> None:
-    """Without any statistics a loss that stays NaN is an explosion; one NaN alone is not."""
+    """Without any statistics a loss that stays NaN is an explosion, until it is finite again; one NaN alone is not."""
     every = np.ones(40, dtype=np.bool_)
 
     def losses(*bad: int) -> Block:
@@ -121,7 +121,9 @@ def test_a_run_of_losses_alone_can_be_diagnosed() -> None:
         return Block(np.arange(40), ~every, ~every, ("grad_norm",), empty, present, series)
 
     assert Diagnostician(()).update(losses(20)).verdict == "healthy"
-    assert Diagnostician(()).update(losses(20, 21)).verdict == "exploding"
+    assert Diagnostician(()).update(losses(38, 39)).verdict == "exploding"
+    recovered = Diagnostician(()).update(losses(20, 21))
+    assert [(change.step, change.verdict) for change in recovered.changes[1:]] == [(21, "exploding"), (26, "healthy")]
 
 
 def test_layers_may_be_appended() -> None:

@@ -18,8 +18,8 @@ from gradmedic_service.diagnosis.report import Finding, Severity, Verdict
 from gradmedic_service.diagnosis.state import Persistent
 
 RELEASE = 0.1
-"""Share by which a loss must fall below the level at which it was found stuck before it counts as moving again. Whether
-a noisy loss is stuck flickers; this does not."""
+"""Share by which the slow average must fall below the level at which the loss was found stuck before it counts as
+moving again. Whether a noisy loss is stuck flickers; this does not."""
 MAX_LAYERS_NAMED = 8
 """Layers that a finding names, worst first."""
 
@@ -153,8 +153,8 @@ class Detector(ABC):
         """Begin to speak if the evidence `holds` and the loss is stuck; go on until the loss moves. Return whether."""
         if self.signal == 0:
             if holds and moment.is_stuck:
-                self.signal, self.stuck_level = strength, moment.progress.fast
-        elif moment.progress.fast < self.stuck_level - RELEASE * abs(self.stuck_level):
+                self.signal, self.stuck_level = strength, moment.progress.slow
+        elif moment.progress.slow < self.stuck_level - RELEASE * abs(self.stuck_level):
             self.signal = 0.0
         else:
             self.signal = max(self.signal, strength if holds else 0.0)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from gradmedic_service.diagnosis.detectors.base import Detector, Episode, Moment
-from gradmedic_service.diagnosis.progress import LossProgress
 
 CONTRACTION = 0.7
 """Per-step factor (typical singular value times the activation's largest slope) below which a signal loses a decade in
@@ -17,10 +16,7 @@ PATIENCE = 120
 NEVER_MOVED = 0.1
 """The loss has fallen by less than this share of its start; or, under a strong contraction, ..."""
 STRONG_CONTRACTION = 0.5
-FLAT_SINCE_EARLY = 0.1
-"""... it fell at first, to what the last few inputs tell, and lost less than this share of itself over the last three
-quarters of the run."""
-STRONG_PATIENCE = 200
+"""... it fell at first only, to what the last few inputs tell."""
 
 
 class ContractingRecurrence(Detector):
@@ -50,19 +46,12 @@ class ContractingRecurrence(Detector):
             self.since = moment.step
         progress = moment.progress
         never_moved = progress.count >= PATIENCE and progress.fallen < NEVER_MOVED
-        holds = never_moved or (float(factors.max()) < STRONG_CONTRACTION and self._fell_at_first_only(progress))
+        holds = never_moved or (float(factors.max()) < STRONG_CONTRACTION and progress.fell_at_first_only())
         if not self.speak_while_stuck(moment, 0.75, holds=holds):
             self.close(moment.step)
         else:
             evidence = {"factor_per_time_step": float(factors.max()), "loss_fallen": progress.fallen}
             self.open(moment.step, "critical", layers, evidence, since=self.since)
-
-    @staticmethod
-    def _fell_at_first_only(progress: LossProgress) -> bool:
-        if progress.count < STRONG_PATIENCE:
-            return False
-        early, now = progress.history.mean(0.25, 0.5)[0], progress.history.mean(0.75, 1.0)[0]
-        return early - now < FLAT_SINCE_EARLY * abs(early)
 
     def explain(self, episode: Episode, names: Sequence[str]) -> str:
         """Give the factor per time step."""

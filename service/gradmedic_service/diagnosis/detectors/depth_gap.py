@@ -24,7 +24,8 @@ loss fall."""
 LEARNED = 0.5
 """A run that lost half of its starting loss learns through its layers, whatever they look like ..."""
 LEARNED_DESPITE_LARGE_GAP = 0.9
-"""... unless the gap is large: an output bias alone takes a loss from its start to that of a constant predictor."""
+"""... unless the gap is large: an output bias alone takes a loss from its start to that of a constant predictor, soon
+and for good. A loss that fell at first only is held against it whatever it has lost."""
 CLOSED = 0.5
 """Decades to which the gap must close before a verdict is taken back while the loss is stuck."""
 
@@ -75,7 +76,8 @@ class DepthGap(Detector):
             # A gap down to exactly zero may be a backbone that the script froze: then only an unmoved loss counts.
             learned = LEARNED if moment.dead_share > 0 else LEARNED_DESPITE_LARGE_GAP
             patience = LARGE_GAP_PATIENCE if progress.fallen < LEARNED else PATIENCE
-            return progress.count >= patience and progress.fallen < learned
+            fell_by_bias_alone = moment.dead_share == 0 and progress.fell_at_first_only()
+            return progress.count >= patience and (progress.fallen < learned or fell_by_bias_alone)
         if progress.count < PATIENCE or progress.fallen >= LEARNED:
             return False
         return moment.gap >= self.history.mean(0.5, 0.75)[0] - CLOSING

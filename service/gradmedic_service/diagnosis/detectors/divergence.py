@@ -31,6 +31,10 @@ dead): it was the blow-up that ended the training, whatever the loss looks like 
 WEIGHT_GROWTH = 2.0
 """Slow divergence: the loss is up tenfold while the weights have at least doubled, for `SLOW_PERSISTENCE` steps."""
 SLOW_PERSISTENCE = 10
+BLIND_PERSISTENCE = 20
+"""Where no weight norms are sent, a loss of ten times its start must last this long, and gradients (where there are
+any) must have grown with it."""
+BLIND_GROWTH_DECADES = 0.3
 RECOVERED_STEPS = 20
 """Steps at or below the old reference, learning again, after which a blow-up counts as recovered."""
 
@@ -73,12 +77,11 @@ class Divergence(Detector):
         reached = self.reach_left > 0
         self.running = self.running + 1 if moment.excess >= BLOW_UP else 0
         weight_growth = moment.weight / self.initial_weight if self.initial_weight > 0 else float("nan")
-        if not math.isnan(weight_growth) or moment.row is None:
-            is_slow = (moment.row is None or weight_growth >= WEIGHT_GROWTH) and moment.progress.rise >= BLOW_UP
-            self.slow_running = self.slow_running + 1 if is_slow and not moment.is_multi_stream else 0
+        self._count_slow(moment, weight_growth)
         is_enough = self.running >= PERSISTENCE or moment.excess >= SUDDEN_FACTOR or self.peak_ratio >= REPLACED_RATIO
         sudden = reached and self.running >= 1 and is_enough
-        slow = self.slow_running >= SLOW_PERSISTENCE and math.isfinite(self.initial_weight)
+        knows_weights = math.isfinite(self.initial_weight)
+        slow = self.slow_running >= (SLOW_PERSISTENCE if knows_weights else BLIND_PERSISTENCE)
         if self.running and self.weak_reach_left:
             self.blow_up = {
                 "step": moment.step,
@@ -96,10 +99,21 @@ class Divergence(Detector):
         elif self.blow_up is not None:
             self._watch_aftermath(moment, self.blow_up)
 
+    def _count_slow(self, moment: Moment, weight_growth: float) -> None:
+        """Count steps on which the loss stands far above its start and nothing speaks against a slow divergence."""
+        if math.isfinite(self.initial_weight):
+            if moment.row is not None and math.isnan(weight_growth):
+                return
+            agrees = moment.row is None or weight_growth >= WEIGHT_GROWTH
+        else:
+            agrees = moment.row is None or moment.typical_growth >= BLIND_GROWTH_DECADES
+        is_slow = agrees and not moment.is_multi_stream and moment.progress.rise >= BLOW_UP
+        self.slow_running = self.slow_running + 1 if is_slow else 0
+
     def _watch_aftermath(self, moment: Moment, blow_up: dict[str, float]) -> None:
         """A single large loss is forgiven unless the training never goes anywhere again."""
         since = moment.progress.count - blow_up["count"]
-        if since == RECOVERED_STEPS:
+        if since >= RECOVERED_STEPS and "level" not in blow_up:
             blow_up["level"] = moment.progress.fast
         if since < NEVER_RECOVERED_STEPS or "level" not in blow_up or not moment.is_stuck:
             return

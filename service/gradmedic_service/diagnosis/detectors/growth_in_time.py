@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from gradmedic_service.diagnosis.detectors.base import Detector, Episode, Moment
+from gradmedic_service.diagnosis.report import Severity
 
 GROWTH_DECADES = 1.0
 """Median growth of the layers above their own baselines that is worth a finding (an order of magnitude)."""
@@ -18,6 +19,9 @@ PERSISTENCE = 3
 """Sampled steps running for a finding; a spike of one or two batches is not growth."""
 REACH_PERSISTENCE = 4
 """Sampled steps running, with updates of that size, for a verdict: networks have survived three."""
+BLIND_DECADES = 3.0
+BLIND_PERSISTENCE = 10
+"""Where no update and weight norms are sent, growth alone must be this large for this many sampled steps running."""
 CALM_STEPS = 20
 """Sampled steps below the threshold, with the loss back, after which a verdict is taken back."""
 LOSS_RISES = 2.0
@@ -33,7 +37,7 @@ class GrowthInTime(Detector):
 
     id = "growth_in_time"
     verdict = "exploding"
-    remembered = ("running", "since", "start_level", "reaching", "calm")
+    remembered = ("running", "since", "start_level", "reaching", "blind", "calm")
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,6 +45,7 @@ class GrowthInTime(Detector):
         self.since = 0
         self.start_level = 0.0
         self.reaching = 0
+        self.blind = 0
         self.calm = 0
 
     def observe(self, moment: Moment) -> None:
@@ -49,7 +54,7 @@ class GrowthInTime(Detector):
             return
         typical = moment.typical_growth
         if typical < GROWTH_DECADES:
-            self.running = self.reaching = 0
+            self.running = self.reaching = self.blind = 0
             is_back = math.isnan(moment.excess) or moment.excess < LOSS_RISES
             self.calm = self.calm + 1 if is_back else 0
             if not self.signal or self.calm >= CALM_STEPS:
@@ -61,13 +66,18 @@ class GrowthInTime(Detector):
         self.running += 1
         rises = math.isnan(moment.excess) or moment.excess >= LOSS_RISES
         self.reaching = self.reaching + 1 if moment.ratio >= REACH_RATIO and rises else 0
+        is_blind = not moment.measurements.sends_weights
+        self.blind = self.blind + 1 if is_blind and rises and typical >= BLIND_DECADES else 0
+        overwrites = moment.ratio >= OVERWRITE_RATIO and rises
+        if self.reaching >= REACH_PERSISTENCE or self.blind >= BLIND_PERSISTENCE or overwrites:
+            self.signal = 0.8
         if self.running >= PERSISTENCE or self.reaching:
             factor = 10 ** ((typical - self.start_level) / max(1, moment.step - self.since))
-            evidence = {"growth_decades": typical, "growth_per_step": float(factor), "update_to_weight": moment.ratio}
-            self.open(moment.step, "warning", moment.layers_by_growth(), evidence, since=self.since)
-        overwrites = moment.ratio >= OVERWRITE_RATIO and rises
-        if self.reaching >= REACH_PERSISTENCE or overwrites:
-            self.signal = 0.8
+            evidence = {"growth_decades": typical, "growth_per_step": float(factor)}
+            if not is_blind:
+                evidence["update_to_weight"] = moment.ratio
+            severity: Severity = "critical" if self.signal else "warning"
+            self.open(moment.step, severity, moment.layers_by_growth(), evidence, since=self.since)
 
     def explain(self, episode: Episode, names: Sequence[str]) -> str:
         """Give the growth against the baseline."""

@@ -10,6 +10,8 @@ from gradmedic_service.diagnosis.detectors.base import Detector, Episode, Moment
 STARVED_RATIO = 1e-6
 """Network-wide update over weight at which a thousand steps change the weights by a thousandth. The practical band ends
 at 1e-5; a decade below it is no matter of taste."""
+LEAST_RATIO = 1e-12
+"""What an update counts as that changed no weight at all."""
 HORIZON = 20
 """Sampled steps that the ratio is averaged over."""
 PATIENCE = 100
@@ -34,10 +36,10 @@ class Starvation(Detector):
 
     def observe(self, moment: Moment) -> None:
         """Average the update-to-weight ratio."""
-        if moment.row is None or not 0 < moment.ratio < math.inf:
+        if moment.row is None or not 0 <= moment.ratio < math.inf:
             return
         self.count += 1
-        self.log_ratio += (math.log10(moment.ratio) - self.log_ratio) / min(self.count, HORIZON)
+        self.log_ratio += (math.log10(max(moment.ratio, LEAST_RATIO)) - self.log_ratio) / min(self.count, HORIZON)
         if self.log_ratio >= math.log10(STARVED_RATIO):
             self.since = moment.step + 1
             self.close(moment.step)

@@ -48,17 +48,25 @@ class ZeroGradient(Detector):
             return
         progress = moment.progress
         is_down = progress.count > 0 and progress.fallen >= CONVERGED
-        if moment.dead_share == 1 or progress.count == 0:
-            speaks = not is_down and moment.dead_share == 1
+        if moment.dead_share == 1 and moment.gradient == 0:
+            speaks = not is_down
             self.signal = 0.9 if speaks else 0.0
         else:
-            speaks = self.speak_while_stuck(moment, 0.9, holds=progress.count >= PATIENCE and not is_down)
+            is_old = progress.count >= PATIENCE
+            holds = is_old and (not is_down or (self._died(moment) and progress.fell_at_first_only()))
+            speaks = self.speak_while_stuck(moment, 0.9, holds=holds)
         dead = (moment.averages.zero > DEAD_SHARE) & (moment.averages.seen > 0)
         if moment.architecture.is_path.any():
             dead &= moment.architecture.is_path
         layers = [int(i) for i in moment.architecture.order if dead[i]][:MAX_LAYERS_NAMED]
         evidence = {"dead_share": moment.dead_share, "dead_layers": float(np.count_nonzero(dead))}
         self.open(moment.step, "critical" if speaks else "note", layers, evidence, since=self.since)
+
+    @staticmethod
+    def _died(moment: Moment) -> bool:
+        """Whether all weight matrices are dead while biases go on, or one is that once lived: nobody froze them."""
+        dead = (moment.averages.zero > DEAD_SHARE) & moment.architecture.is_path
+        return moment.dead_share == 1 or bool((moment.averages.seen_nonzero[dead] > 0).any())
 
     def explain(self, episode: Episode, names: Sequence[str]) -> str:
         """Say how many layers are dead."""
