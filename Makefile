@@ -41,8 +41,14 @@ check: $(READY) ## lint, types, import rules, spelling of the documented command
 bench-diagnosis: $(READY) ## judge the diagnosis on labelled runs (generates our own the first time: several minutes)
 	@$(BIN)/python -m benchmarks.diagnosis
 
+bench-ingest: $(READY) ## measure what storing costs, beside MLflow and trackio (installs them the first time)
+	@$(BIN)/python -m benchmarks.ingest
+
+bench-query: $(READY) ## measure what reading costs, from a thousand steps to a million (several minutes)
+	@$(BIN)/python -m benchmarks.query
+
 clean: ## remove the environment and everything generated
 	@rm -rf $(VENV) .gradmedic benchmarks/.cache dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo serve test test-fast check bench-diagnosis clean
+.PHONY: help install demo serve test test-fast check bench-diagnosis bench-ingest bench-query clean

@@ -2,6 +2,8 @@
 
 The request commits once, at its boundary: an endpoint opens `database.writing()` or `database.reading()` around one
 call of its service and answers when that has ended, so that a 2xx means durable.
+
+These are coroutines although they wait for nothing: FastAPI would send each plain function to a thread.
 """
 
 from __future__ import annotations
@@ -17,34 +19,38 @@ from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.telemetry.warm import WarmDiagnosticians
 
 
-def _database(request: Request) -> Database:
+async def _database(request: Request) -> Database:
     database: Database = request.app.state.database
     return database
 
 
-def _limits(request: Request) -> wire.Limits:
+async def _limits(request: Request) -> wire.Limits:
     limits: wire.Limits = request.app.state.limits
     return limits
 
 
-def _facts(request: Request) -> FactsCache:
+async def _facts(request: Request) -> FactsCache:
     facts: FactsCache = request.app.state.facts
     return facts
 
 
-def _warm(request: Request) -> WarmDiagnosticians:
+async def _warm(request: Request) -> WarmDiagnosticians:
     warm: WarmDiagnosticians = request.app.state.warm
     return warm
 
 
-def media_type(request: Request) -> str:
+async def media_type(request: Request) -> str:
     """Return the request's Content-Type without parameters, lower case."""
+    return _media_type(request)
+
+
+def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def json_only(request: Request) -> None:
+async def json_only(request: Request) -> None:
     """Refuse a body that does not say it is JSON."""
-    found = media_type(request)
+    found = _media_type(request)
     if found != wire.JSON_MEDIA_TYPE:
         raise UnsupportedMediaType(f"Content-Type is {found or 'missing'}; send {wire.JSON_MEDIA_TYPE}.")
 

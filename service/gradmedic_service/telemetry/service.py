@@ -354,8 +354,7 @@ def _read(session: Session, run_id: UUID, level: int, first: int, last: int, buc
     _, begin, end = repository.rollup_extent(session, run_id, level, first, last)
     _read(session, run_id, level - 1, first, begin - 1, buckets)
     if begin <= end:
-        for data in repository.rollups(session, run_id, level, begin, end):
-            buckets.add_rollup(Rollup(data))
+        buckets.add_rollups(map(Rollup, repository.rollups(session, run_id, level, begin, end)))
         _read(session, run_id, level - 1, end + 1, last, buckets)
 
 
