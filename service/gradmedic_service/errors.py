@@ -4,6 +4,7 @@
     ├── InvalidRequest           422 invalid_request
     ├── MalformedBody            400 malformed_body
     ├── BodyTooLarge             413 body_too_large
+    ├── NotAcceptable            406 not_acceptable
     ├── UnsupportedMediaType     415 unsupported_media_type
     ├── RunNotFound              404 run_not_found
     ├── ProjectNotFound          404 project_not_found
@@ -104,6 +105,14 @@ class BodyTooLarge(ServiceError):
     status = 413
     error_code = "body_too_large"
     title = "The request body is too large"
+
+
+class NotAcceptable(ServiceError):
+    """The answer cannot be given in the form that `Accept` asks for."""
+
+    status = 406
+    error_code = "not_acceptable"
+    title = "The answer is not available in this form"
 
 
 class UnsupportedMediaType(ServiceError):

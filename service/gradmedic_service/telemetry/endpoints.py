@@ -6,7 +6,8 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import msgspec
-from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
 
 from gradmedic import wire
 from gradmedic_service.dependencies import (
@@ -21,13 +22,14 @@ from gradmedic_service.errors import (
     BodyTooLarge,
     InvalidRequest,
     MalformedBody,
+    NotAcceptable,
     RunNotFound,
     StaleGeneration,
     UnknownGeneration,
     UnsupportedMediaType,
     documented,
 )
-from gradmedic_service.telemetry import service
+from gradmedic_service.telemetry import export, service
 from gradmedic_service.telemetry.decoding import LARGEST_GENERATION, LARGEST_STEP, STEPS_APPEND, decode_block
 
 DEFAULT_POINTS = 500
@@ -143,7 +145,10 @@ def rewind_run(
 
 
 @router.get(
-    "/steps", tags=["steps"], response_model=wire.SeriesResult, responses=documented(RunNotFound, InvalidRequest)
+    "/steps",
+    tags=["steps"],
+    response_model=wire.SeriesResult,
+    responses=documented(RunNotFound, NotAcceptable, InvalidRequest),
 )
 def read_steps(
     run_id: RunId,
@@ -160,12 +165,24 @@ def read_steps(
     from_step: Annotated[int, Query(ge=0, le=LARGEST_STEP)] = 0,
     to_step: Annotated[int | None, Query(ge=0, le=LARGEST_STEP, description="Inclusive; without it, the last.")] = None,
     max_points: Annotated[int, Query(description="Buckets at most, up to what `/limits` says.")] = DEFAULT_POINTS,
+    accept: Annotated[str, Header(description="`application/json`, or the form of an export.")] = wire.JSON_MEDIA_TYPE,
 ) -> Response:
-    """Read series: minimum, mean and maximum over buckets of steps, and how many values were not finite."""
+    """Read series: minimum, mean and maximum over buckets of steps, and how many values were not finite.
+
+    With `Accept: text/csv` or `application/vnd.apache.parquet`: every step, a row each, whatever `max_points` says.
+    """
     if not 1 <= max_points <= limits.max_points:
         raise InvalidRequest.at("max_points", f"must be from 1 to {limits.max_points}")
     if to_step is not None and to_step < from_step:
         raise InvalidRequest.at("to_step", f"must not be before from_step, {from_step}")
+    wanted = next((kind for kind in export.MEDIA_TYPES if kind in accept.lower()), None)
+    if wanted is not None:
+        with database.reading() as session:
+            selection, generation, last_step = service.select_for_export(session, run_id, statistic, layer or [])
+        last_step = last_step if to_step is None else min(to_step, last_step)
+        table = export.table_of(wanted, selection)
+        parts = export.stream(database, run_id, generation, selection, from_step, last_step, table)
+        return StreamingResponse(parts, media_type=wanted)
     with database.reading() as session:
         series = service.read_series(session, run_id, statistic, layer or [], from_step, to_step, max_points)
     return Response(msgspec.json.encode(series), media_type=wire.JSON_MEDIA_TYPE)

@@ -362,6 +362,14 @@ def _within(run_id: UUID, level: int, from_step: int, to_step: int) -> tuple[Col
     )
 
 
+def first_chunks(session: Session, run_id: UUID, from_step: int, to_step: int, count: int) -> list[bytes]:
+    """Read the data of the first chunks that touch a range of steps, in order."""
+    query = select(_CHUNKS.c.data).where(
+        _CHUNKS.c.run_id == run_id, _CHUNKS.c.last_step >= from_step, _CHUNKS.c.first_step <= to_step
+    )
+    return list(session.scalars(query.order_by(_CHUNKS.c.first_step).limit(count)))
+
+
 def first_step(session: Session, run_id: UUID) -> int | None:
     """Read the first stored step of a run."""
     chunk = models.TelemetryChunk

@@ -190,6 +190,15 @@ def read_series(
     return buckets.result(run_id)
 
 
+def select_for_export(
+    session: Session, run_id: UUID, names: Sequence[str], layers: Sequence[str]
+) -> tuple[Selection, int, int]:
+    """Return what to export, the run's generation and its last step. Raises RunNotFound, InvalidRequest."""
+    run = _state(session, run_id)
+    selection = _selection(run, repository.layer_names(session, run_id), names, layers)
+    return selection, run.generation, -1 if run.last_step is None else run.last_step
+
+
 def _state(session: Session, run_id: UUID, *, is_locked: bool = False) -> RunState:
     run = repository.read_state(session, run_id, is_locked=is_locked)
     if run is None:

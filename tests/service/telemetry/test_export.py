@@ -1,0 +1,111 @@
+"""Exports: every step as it was sent, in parts, on both databases."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import sys
+from typing import Any
+from uuid import UUID
+
+import pyarrow.parquet
+import pytest
+from starlette.testclient import TestClient
+
+from gradmedic_service.db import Database
+from gradmedic_service.telemetry import export, service
+
+STEPS = 2000
+ROWS: list[list[Any]] = [[float(step) / 3, "NaN" if step % 7 == 0 else None] for step in range(0, STEPS, 2)]
+
+
+@pytest.fixture
+def run(client: TestClient, create_run: Any) -> str:
+    """A run with every kind of value: every other step is sampled, and a layer came later."""
+    path: str = create_run(client, layers=2)
+    body = {
+        "steps": list(range(STEPS)),
+        "sampled": [step % 2 == 0 for step in range(STEPS)],
+        "loss": ["Infinity" if step == 5 else None if step == 6 else step * 0.1 for step in range(STEPS)],
+        "statistics": {"grad_norm": ROWS},
+    }
+    assert client.post(f"{path}/steps", json=body).status_code == 200
+    assert client.patch(path, json={"append_layers": [{"name": "la,te"}]}).status_code == 200
+    return path
+
+
+def expected(step: int) -> list[float | None]:
+    """Values of a step: two layers, the late one, the loss; None where there is none."""
+    layers: list[Any] = ROWS[step // 2] if step % 2 == 0 else [None, None]
+    loss: Any = math.inf if step == 5 else None if step == 6 else step * 0.1
+    return [*(None if value is None else float(value) for value in layers), None, loss]
+
+
+def check(names: list[str], rows: list[list[float | None]], first: int, last: int) -> None:
+    """Compare a table with what was sent."""
+    assert names == ["step", "grad_norm/layer0", "grad_norm/layer1", "grad_norm/la,te", "loss"]
+    assert [row[0] for row in rows] == list(range(first, last + 1))
+    for step, row in enumerate(rows, start=first):
+        for value, wanted in zip(row[1:], expected(step), strict=True):
+            if wanted is None or value is None:
+                assert value is wanted
+            else:
+                assert value == pytest.approx(wanted, rel=1e-7, nan_ok=True)
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, STEPS - 1), (3, 3), (777, 1333)])
+@pytest.mark.parametrize("media_type", export.MEDIA_TYPES)
+def test_every_step_as_it_was_sent(client: TestClient, run: str, media_type: str, first: int, last: int) -> None:
+    """A row a step and a column a series; what is absent is empty, NaN and infinities are values."""
+    query: dict[str, Any] = {"statistic": ["grad_norm", "loss"], "from_step": first, "to_step": last, "max_points": 1}
+    response = client.get(f"{run}/steps", params=query, headers={"Accept": media_type})
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith(media_type)
+    if media_type == export.PARQUET_MEDIA_TYPE:
+        table = pyarrow.parquet.read_table(io.BytesIO(response.content))
+        assert [str(kind) for kind in table.schema.types] == ["int64", "float", "float", "float", "double"]
+        check(table.column_names, [list(row.values()) for row in table.to_pylist()], first, last)
+    else:
+        names, *rows = csv.reader(io.StringIO(response.text))
+        check(names, [[float(text) if text else None for text in row] for row in rows], first, last)
+
+
+@pytest.mark.parametrize("media_type", export.MEDIA_TYPES)
+def test_a_run_without_steps_is_a_table_without_rows(client: TestClient, create_run: Any, media_type: str) -> None:
+    """Nothing to export is a table with its header, not an error."""
+    response = client.get(f"{create_run(client)}/steps", params={"statistic": "loss"}, headers={"Accept": media_type})
+    assert response.status_code == 200
+    if media_type == export.PARQUET_MEDIA_TYPE:
+        table = pyarrow.parquet.read_table(io.BytesIO(response.content))
+        assert (table.column_names, table.num_rows) == (["step", "loss"], 0)
+    else:
+        assert response.text == "step,loss\r\n"
+
+
+def test_bad_names_are_refused_before_the_first_byte(client: TestClient, run: str) -> None:
+    """An export of what the run does not have is the same problem as a picture of it."""
+    response = client.get(f"{run}/steps", params={"statistic": "loss", "layer": "x"}, headers={"Accept": "text/csv"})
+    assert (response.status_code, response.json()["errors"][0]["path"]) == (422, "layer[0]")
+
+
+def test_without_pyarrow_the_extra_is_named(client: TestClient, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Parquet cannot be written, the answer says what to install."""
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    headers = {"Accept": export.PARQUET_MEDIA_TYPE}
+    response = client.get(f"{run}/steps", params={"statistic": "loss"}, headers=headers)
+    assert (response.status_code, response.json()["error_code"]) == (406, "not_acceptable")
+    assert "gradmedic[parquet]" in response.json()["detail"]
+
+
+def test_parts_are_small_and_stop_where_the_past_changes(client: TestClient, run: str, database: Database) -> None:
+    """A part is a few chunks, whatever the run's length; a rewind in the middle ends the download with an error."""
+    run_id = UUID(run.rpartition("/")[2])
+    with database.reading() as session:
+        selection, generation, last = service.select_for_export(session, run_id, ["loss"], [])
+    parts = export.stream(database, run_id, generation, selection, 0, last, export.CsvTable(selection))
+    first = next(parts).decode()
+    assert 50 <= first.count("\n") <= 100
+    assert client.post(f"{run}/rewind", json={"step": 1500, "generation": 0}).status_code == 200
+    with pytest.raises(export.RewoundMeanwhile):
+        list(parts)
