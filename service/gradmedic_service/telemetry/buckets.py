@@ -90,13 +90,15 @@ class Buckets:
         self._note_steps(bucket, first_step, np.concatenate([rollup.last_step for rollup in rollups]))
         selection = self._selection
         if selection.statistics:
-            known, positions = self._known_layers(rollups[0].layer_count)
+            count = rollups[0].layer_count
+            known, positions = self._known_layers(count)
+            chosen = None if np.array_equal(positions, np.arange(count)) else positions
             for index, name in enumerate(selection.statistics):
-                parts = joined([rollup.statistic(name).taken(positions) for rollup in rollups])
+                parts = joined([rollup.statistic(name, chosen) for rollup in rollups])
                 self._accumulate(index * len(selection.layers) + known, bucket, parts)
         for row, name in self._series_rows():
             if name in rollups[0].series_names:
-                self._accumulate(row, bucket, joined([rollup.series[name].taken(None) for rollup in rollups]))
+                self._accumulate(row, bucket, joined([rollup.series[name].as_row() for rollup in rollups]))
 
     def _known_layers(self, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return which of the selected layers are among the first `count` of the run, and their positions there."""

@@ -12,6 +12,7 @@ so that each can be unpacked by itself:
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from itertools import pairwise
@@ -72,12 +73,17 @@ def shuffled(array: NDArray[Any]) -> bytes:
     return np.ascontiguousarray(array).view(np.uint8).reshape(-1, array.itemsize).T.tobytes()
 
 
-def unshuffled(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    """Undo `shuffled`. Raises CorruptChunk."""
-    if len(data) != int(np.prod(shape)) * dtype.itemsize:
+def unshuffled(
+    data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], rows: NDArray[np.int64] | None = None
+) -> NDArray[Any]:
+    """Undo `shuffled`, for some rows of the last axis but one, or all. Raises CorruptChunk."""
+    if len(data) != math.prod(shape) * dtype.itemsize:
         raise CorruptChunk("a section is of the wrong length")
-    planes = np.frombuffer(data, dtype=np.uint8).reshape(dtype.itemsize, -1)
-    return np.ascontiguousarray(planes.T).view(dtype).reshape(shape)
+    planes = np.frombuffer(data, dtype=np.uint8)
+    if rows is None:
+        return np.ascontiguousarray(planes.reshape(dtype.itemsize, -1).T).view(dtype).reshape(shape)
+    chosen = np.moveaxis(planes.reshape(dtype.itemsize, *shape)[..., rows, :], 0, -1)
+    return np.ascontiguousarray(chosen).view(dtype)[..., 0]
 
 
 def packed(mask: NDArray[np.bool_]) -> bytes:

@@ -49,9 +49,9 @@ class Extremes:
     count: NDArray[np.uint32]
     nonfinite: NDArray[np.uint32]
 
-    def taken(self, rows: NDArray[np.int64] | None) -> Extremes:
-        """Return some of the rows; None makes a single series a row."""
-        return Extremes(self.low[rows], self.mean[rows], self.high[rows], self.count[rows], self.nonfinite[rows])
+    def as_row(self) -> Extremes:
+        """Return a single series as the only row of a table."""
+        return Extremes(self.low[None], self.mean[None], self.high[None], self.count[None], self.nonfinite[None])
 
     def merged(self) -> Extremes:
         """Return all buckets as one."""
@@ -103,16 +103,17 @@ class Rollup:
         self.statistics = self._header.statistics
         self.series_names = self._header.series
 
-    def statistic(self, name: str) -> Extremes:
-        """Return `[layer, bucket]` of a statistic."""
+    def statistic(self, name: str, layers: NDArray[np.int64] | None = None) -> Extremes:
+        """Return `[layer, bucket]` of a statistic, for some layers or all."""
         shape = (self.layer_count, len(self.first_step))
         data = decompress(self._sections[2 + self.statistics.index(name)])
         length = 4 * shape[0] * shape[1]
         if len(data) != 4 * length:
             raise CorruptChunk("a section is of the wrong length")
-        numbers = unshuffled(data[: 3 * length], np.dtype("<f4"), (3, *shape))
-        nonfinite = unshuffled(data[3 * length :], np.dtype("<u4"), shape)
-        return Extremes(numbers[0], numbers[1], numbers[2], self._count, nonfinite)
+        numbers = unshuffled(data[: 3 * length], np.dtype("<f4"), (3, *shape), layers)
+        nonfinite = unshuffled(data[3 * length :], np.dtype("<u4"), shape, layers)
+        count = self._count if layers is None else self._count[layers]
+        return Extremes(numbers[0], numbers[1], numbers[2], count, nonfinite)
 
     @cached_property
     def series(self) -> Mapping[str, Extremes]:
