@@ -6,12 +6,17 @@ import json
 from pathlib import Path
 from typing import Final
 
-from benchmarks.corpus.families import fit, review, tune
+from benchmarks.corpus.families import fit, heldout, review, tune
 from benchmarks.corpus.families.family import Case, Family
 
 ASIDE: Final = "heldout"
 """The split that is looked at only when a diagnostician is done."""
-SPLITS: Final[dict[str, tuple[Family, ...]]] = {"fit": fit.FAMILIES, "tune": tune.FAMILIES, "review": review.FAMILIES}
+SPLITS: Final[dict[str, tuple[Family, ...]]] = {
+    "fit": fit.FAMILIES,
+    "tune": tune.FAMILIES,
+    "review": review.FAMILIES,
+    ASIDE: heldout.FAMILIES,
+}
 
 
 def is_made(split: str, out: Path) -> bool:

@@ -6,11 +6,20 @@ from collections.abc import Callable
 from typing import Final
 
 from benchmarks.corpus.program import Program
-from benchmarks.corpus.programs import feedback, feedforward, gates, likelihoods, others, sequences, transfer
+from benchmarks.corpus.programs import applied, feedback, feedforward, gates, likelihoods, others, sequences, transfer
 
 PROGRAMS: Final[dict[str, Callable[..., Program]]] = {
     function.__name__: function
     for function in (
+        applied.click_rates,
+        applied.fixed_point,
+        applied.forecasting,
+        applied.hypernetwork,
+        applied.quantized_codes,
+        applied.ranking,
+        applied.segmentation,
+        applied.survival,
+        applied.transcription,
         feedforward.mlp,
         feedforward.linear_chain,
         feedforward.convolutional,

@@ -190,6 +190,37 @@ def _make(name: str) -> Dataset:
             pitch = 4 + (y[:, None] - 1) * 2.5 * (t - 0.5)
             phase = 2 * math.pi * (torch.rand(2400, 1) + torch.cumsum(pitch, 1) / 48)
             return _split(phase.sin() + 0.2 * torch.randn(2400, 48), y, 3)
+        case "impedance":  # of a circuit, from its parts in their units (Friedman 1991)
+            low, high = torch.tensor([0.0, 125.0, 0.0, 1.0]), torch.tensor([100.0, 1760.0, 1.0, 11.0])
+            x = low + (high - low) * torch.rand(2000, 4)
+            reactance = x[:, 1] * x[:, 2] - 1 / (x[:, 1] * x[:, 3])
+            return _split(x, (x[:, 0].square() + reactance.square()).sqrt()[:, None], 0)
+        case "chi_square":  # whether a point is farther from the origin than most (Hastie et al. 2009)
+            x = torch.randn(4000, 10)
+            return _split(x, (x.square().sum(1) > 9.34).long(), 2)
+        case "roll":  # how far along a rolled-up sheet
+            t = 1.5 * math.pi * (1 + 2 * torch.rand(2000, 1))
+            x = torch.cat([t * t.cos(), 21 * torch.rand(2000, 1), t * t.sin()], 1)
+            return _split(x + 0.1 * torch.randn(2000, 3), t, 0)
+        case "dots":  # small images with one to four dots
+            y = torch.randint(4, (2400,))
+            x = torch.zeros(2400, 10, 10)
+            rows = torch.arange(2400)
+            for index in range(4):
+                down, right = torch.randint(1, 9, (2, 2400))
+                there = (index <= y).float()
+                for a, b in ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0)):
+                    x[rows, down + a, right + b] += there
+            return _split((x.clamp_max(2) + 0.1 * torch.randn(2400, 10, 10)).flatten(1), y, 4)
+        case "beats":  # pulses: all alike, one of them inverted, or one of them wide
+            y = torch.randint(3, (2400,))
+            t = torch.arange(64.0)
+            middle = torch.arange(4.0)[:, None] * 16 + 8 * torch.rand(2400, 1, 1) + 4
+            odd = torch.randint(4, (2400, 1, 1)) == torch.arange(4)[:, None]
+            width = torch.where(odd & (y[:, None, None] == 2), 4.0, 1.3)
+            height = torch.where(odd & (y[:, None, None] == 1), -1.0, 1.0)
+            pulses = height * (-((t - middle) / width).square()).exp()
+            return _split(pulses.sum(1) + 0.1 * torch.randn(2400, 64), y, 3)
         case _:
             raise ValueError(f"unknown data set {name!r}")
 

@@ -133,7 +133,28 @@ def sequence_task(task: str, length: int) -> tuple[Callable[[int], Batch], int, 
             seen.append(value)
         return (torch.stack(seen[:-1], 1) - 0.6 + 0.02 * torch.randn(batch, length, 1)) * 3, (seen[-1] - 0.6) * 4
 
+    def marked(batch: int) -> Batch:  # the one number that was marked
+        x = torch.randn(batch, length, 2)
+        x[..., 1] = 0.0
+        chosen = torch.randint(length, (batch,))
+        x[torch.arange(batch), chosen, 1] = 1.0
+        return x, x[torch.arange(batch), chosen, :1]
+
+    def maximum(batch: int) -> Batch:  # the largest number, above what is usual
+        x = torch.randn(batch, length, 1)
+        return x, (x.max(1).values - math.sqrt(2 * math.log(length)) + 0.5) * 2
+
+    def brackets(batch: int) -> Batch:  # how deep the brackets are nested at the end: shallow or deep
+        opened = torch.randint(2, (batch, length)) * 2 - 1
+        depth = torch.zeros(batch)
+        for t in range(length):
+            depth = (depth + opened[:, t]).clamp_min(0)
+        return opened.float()[..., None], (depth > math.sqrt(length / 2)).long()
+
     tasks: dict[str, tuple[Callable[[int], Batch], int, int]] = {
+        "marked": (marked, 2, 0),
+        "maximum": (maximum, 1, 0),
+        "brackets": (brackets, 1, 2),
         "order": (order, 3, 2),
         "parity": (parity, 1, 2),
         "latch": (latch, 1, 2),
@@ -376,11 +397,11 @@ def transformer(
     modulus: int = 11,
     zero_branches: bool = False,
 ) -> Program:
-    """A transformer. `task`: `text` (a language model), `reverse`, `sort`, `sum` (modulo), `waves`, `digits`."""
+    """A transformer. `task`: `text` (language), `reverse`, `sort`, `sum` (modulo), `waves`, `digits` or `beats`."""
     text, alphabet = python_text(source) if task == "text" else (torch.zeros(1).long(), 10)
     vocabulary = alphabet if task == "text" else modulus if task == "sum" else 10
     classes = vocabulary
-    patched = task in ("waves", "digits")
+    patched = task in ("waves", "digits", "beats")
     if patched:
         made = dataset(task, inputs="std")
         classes = made.classes
