@@ -7,6 +7,7 @@ O(layers); every number of a step depends on that step and the ones before it on
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,8 +101,8 @@ class NetworkAverages(Persistent):
         values = np.where(known, measurements.log_rms, 0.0)
         counts = self.seen_nonzero + np.cumsum(known, axis=0)
         first = known & (counts == 1)
-        smooth_weight = np.where(known, np.maximum(1 / SMOOTH_HORIZON, 1 / np.maximum(counts, 1)), 0.0)
-        baseline_weight = np.where(known, np.maximum(1 / BASELINE_HORIZON, 1 / np.maximum(counts, 1)), 0.0)
+        smooth_weight = _weights(known, counts, SMOOTH_HORIZON)
+        baseline_weight = _weights(known, counts, BASELINE_HORIZON)
         has_first = first.any(axis=1)
         smooth_rows, growth_rows = np.empty_like(values), np.empty_like(values)
         smooth, baseline, step = self.smooth.copy(), self.baseline.copy(), np.empty_like(self.smooth)
@@ -126,7 +127,7 @@ class NetworkAverages(Persistent):
         self.seen = self.seen + present.sum(axis=0)
         zero_rows = np.zeros_like(values)
         if measurements.is_zero.any() or self.zero.any():
-            zero_weight = np.where(present, np.maximum(1 / SMOOTH_HORIZON, 1 / np.maximum(counts, 1)), 0.0)
+            zero_weight = _weights(present, counts, SMOOTH_HORIZON)
             zero = self.zero.copy()
             for row, is_zero in enumerate(measurements.is_zero):
                 zero += zero_weight[row] * (is_zero - zero)
@@ -157,6 +158,7 @@ class NetworkAverages(Persistent):
         path = architecture.order[architecture.is_path[architecture.order]]
         if len(path) == 0:  # embeddings, or vectors alone: there is no depth, but there may be death
             path = architecture.order
+        has_zeros = bool(zero.any())
         keys = set(measurements.group)
         members: dict[bytes | None, list[int]] = {}
         for row, key in enumerate(measurements.group):
@@ -167,15 +169,24 @@ class NetworkAverages(Persistent):
             layers = path[present[path]]
             if len(layers) == 0:
                 continue
-            index = np.ix_(group_rows, layers)
-            dead = zero[index] > DEAD_SHARE
-            level = np.where(dead, ZERO_FLOOR, smooth[index])
-            dead_share[group_rows] = dead.mean(axis=1)
+            level = smooth[group_rows].take(layers, axis=1)
+            if has_zeros:
+                dead = zero[group_rows].take(layers, axis=1) > DEAD_SHARE
+                level[dead] = ZERO_FLOOR
+                dead_share[group_rows] = dead.mean(axis=1)
             if len(layers) >= 2 and architecture.is_path.any():
                 half = max(1, len(layers) // 2)
                 gap[group_rows] = level.max(axis=1) - _median_of_rows(level[:, :half])
                 input_excess[group_rows] = level[:, :half].max(axis=1) - _median_of_rows(level[:, half:])
         return gap, input_excess, dead_share
+
+
+def _weights(takes_part: NDArray[np.bool_], counts: NDArray[np.int64], horizon: int) -> Sequence[Any]:
+    """Return each row's weights of the new values: 1 / count up to the horizon, 0 for a layer that takes no part."""
+    if takes_part.all() and (counts.size == 0 or counts[0].min() >= horizon):
+        return [1 / horizon] * len(takes_part)
+    weights: Sequence[Any] = np.where(takes_part, np.maximum(1 / horizon, 1 / np.maximum(counts, 1)), 0.0)  # type: ignore[assignment]  # its rows are
+    return weights
 
 
 def _median_of_rows(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -190,8 +201,11 @@ def _median_of_known(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the median of each row's numbers that are not NaN, and 0 for a row of none."""
     if values.shape[1] == 0:
         return np.zeros(len(values))
+    is_known = ~np.isnan(values)
+    if is_known.all():
+        return _median_of_rows(values)
     ordered = np.sort(values, axis=1)  # NaN goes last
-    known = np.count_nonzero(~np.isnan(values), axis=1)
+    known = np.count_nonzero(is_known, axis=1)
     rows = np.arange(len(values))
     low, high = ordered[rows, np.maximum(known - 1, 0) // 2], ordered[rows, np.minimum(known // 2, values.shape[1] - 1)]
     return np.where(known > 0, (low + high) / 2, 0.0)
