@@ -120,7 +120,7 @@ class Diagnostician:
             moment.step, moment.skipped, moment.progress = step, is_skipped, progress
             moment.loss, moment.excess, moment.reference = loss, excess, reference
             moment.learning_rate, moment.clip_coefficient = rates[i], clips[i]
-            moment.sampled_count, moment.is_multi_stream = self._sampled, len(self._streams) > 1
+            moment.is_multi_stream = len(self._streams) > 1
             if is_sampled:
                 moment.row = row
                 moment.read(rows[row])

@@ -39,9 +39,7 @@ class RunHistory(Persistent):
     """Largest so far."""
     first_learning_rate: float = math.nan
     last_learning_rate: float = math.nan
-    smallest_clip: float = 1.0
     clipped_steps: int = 0
-    overflowed_norms: int = 0
     first_loss: float = math.nan
     loss_scale: float = math.nan
 
@@ -60,7 +58,6 @@ class RunHistory(Persistent):
                     self.first_learning_rate = float(values[0])
                 self.last_learning_rate = float(values[-1])
             elif name == "clip_coefficient":
-                self.smallest_clip = min(self.smallest_clip, float(values.min()))
                 self.clipped_steps += int(np.count_nonzero(values < 1))
             elif name == "loss_scale":
                 self.loss_scale = float(values[-1])
@@ -73,7 +70,6 @@ class RunHistory(Persistent):
                 self.first_ratio = ratio
             self.largest_ratio = max(self.largest_ratio, ratio)
         if not math.isfinite(norm):
-            self.overflowed_norms += math.isinf(norm)
             return
         if norm > CALM_FACTOR * self.calm_level:
             return

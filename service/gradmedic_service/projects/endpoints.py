@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Depends, Path, Query
 
 from gradmedic import wire
+from gradmedic.names import text_error
 from gradmedic_service.dependencies import DatabaseDependency, LimitsDependency, json_only
 from gradmedic_service.errors import (
     BodyTooLarge,
@@ -16,7 +17,6 @@ from gradmedic_service.errors import (
     UnsupportedMediaType,
     documented,
 )
-from gradmedic_service.names import text_error
 from gradmedic_service.projects import service
 
 router = APIRouter(prefix="/projects", tags=["projects"])

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gradmedic import wire
+from gradmedic.names import name_error, text_error
 from gradmedic.wire import FieldError
 from gradmedic_service.errors import InvalidRequest
 from gradmedic_service.muting import muting_errors
-from gradmedic_service.names import name_error, text_error
 from gradmedic_service.responses import to_json
 
 LARGEST_INTEGER = 2**53

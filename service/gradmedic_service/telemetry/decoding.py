@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from gradmedic import wire
+from gradmedic.names import name_error
 from gradmedic.wire import FieldError
 from gradmedic_service.diagnosis import Block, StepSeries
 from gradmedic_service.errors import MAX_PATH_LENGTH, InvalidRequest, MalformedBody, UnsupportedMediaType, field_path
-from gradmedic_service.names import name_error
 from gradmedic_service.validation import field_errors
 
 STEPS_APPEND = TypeAdapter(wire.StepsAppend)

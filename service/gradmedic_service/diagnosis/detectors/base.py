@@ -47,8 +47,6 @@ class Moment:
     """The loss over its reference (`LossProgress.excess`); NaN without a finite loss."""
     reference: float = math.nan
     """What the loss is held against, from the steps before this one."""
-    sampled_count: int = 0
-    """Sampled steps so far, this one included."""
     is_multi_stream: bool = False
     """Several optimizers take turns, each with a loss of its own."""
     learning_rate: float = math.nan
