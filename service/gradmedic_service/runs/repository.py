@@ -45,14 +45,17 @@ def add(session: Session, run: models.Run) -> bool:
 
 
 def find(session: Session, run_id: UUID, *, is_locked: bool = False) -> models.Run | None:
-    """Read a run with everything that was said about it; locked, nobody else changes it until the transaction ends."""
+    """Read a run with everything that was said about it; locked, nobody else changes it until the transaction ends.
+
+    The lock comes first, by itself: PostgreSQL, having waited for it, reads anew only the row that it locked.
+    """
+    if is_locked:
+        session.execute(select(models.Run.id).where(models.Run.id == run_id).with_for_update())
     query = (
         select(models.Run)
         .where(models.Run.id == run_id)
         .options(joinedload(models.Run.details, innerjoin=True), selectinload(models.Run.tags))
     )
-    if is_locked:
-        query = query.with_for_update(of=models.Run)
     return session.scalars(query).one_or_none()
 
 

@@ -70,7 +70,7 @@ class _Reading:
             snapshots=self._snapshots,
             changes=self._changes,
         )
-        repository.advance(session, run.id, to, is_first=run.diagnostician is None)
+        repository.advance(session, run.id, to)
 
 
 def every_run(database: Database) -> list[UUID]:

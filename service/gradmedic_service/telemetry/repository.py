@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import cast
+from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Table, and_, bindparam, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, CursorResult, Table, and_, bindparam, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from gradmedic_service import diagnosis, models
@@ -25,7 +25,7 @@ _ROLLUPS = cast("Table", models.TelemetryRollup.__table__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """What an append and a reading need of a run's row, and its diagnostician's state."""
+    """What an append and a reading need of a run's row."""
 
     id: UUID
     created_at: datetime
@@ -41,13 +41,19 @@ class RunState:
     muted_by_run: list[str] | None
     muted_by_project: list[str] | None
     rewound_to: int | None
-    diagnostician: bytes | None
-    steps_since_snapshot: int | None
 
     @property
     def muted(self) -> frozenset[str]:
         """Ids of the detectors that are not to be heard."""
         return frozenset((*(self.muted_by_run or ()), *(self.muted_by_project or ())))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredState:
+    """Where the diagnostician of a run stands."""
+
+    state: bytes
+    steps_since_snapshot: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,19 +123,16 @@ _STATE_COLUMNS = (
     _RUNS.c.muted_detectors.label("muted_by_run"),
     _PROJECTS.c.muted_detectors.label("muted_by_project"),
     _RUNS.c.rewound_to,
-    _STATES.c.state.label("diagnostician"),
-    _STATES.c.steps_since_snapshot,
 )
 _READ_STATE = (
     select(*_STATE_COLUMNS)
-    .select_from(
-        _RUNS.outerjoin(_PROJECTS, _PROJECTS.c.name == _RUNS.c.project).outerjoin(
-            _STATES, _STATES.c.run_id == _RUNS.c.id
-        )
-    )
+    .select_from(_RUNS.outerjoin(_PROJECTS, _PROJECTS.c.name == _RUNS.c.project))
     .where(_RUNS.c.id == bindparam("run_id"))
 )
 _READ_STATE_LOCKED = _READ_STATE.with_for_update(of=_RUNS)
+_READ_STORED_STATE = select(_STATES.c.state, _STATES.c.steps_since_snapshot).where(
+    _STATES.c.run_id == bindparam("run_id")
+)
 _ADVANCE_RUN = update(_RUNS).where(_RUNS.c.id == bindparam("run_id"))
 _ADVANCE_STATE = update(_STATES).where(_STATES.c.run_id == bindparam("id"))
 _READ_TAIL = (
@@ -148,13 +151,23 @@ _ADD_STATE = insert(_STATES)
 
 
 def read_state(session: Session, run_id: UUID, *, is_locked: bool = False) -> RunState | None:
-    """Read a run's state; locked, nobody else appends to it until the transaction ends."""
+    """Read a run's row; locked, nobody else appends to it until the transaction ends.
+
+    What belongs to the row is read by statements after this one. Where PostgreSQL has waited for the lock, it reads the
+    locked row anew, but a row joined to it as it was before the wait.
+    """
     statement = _READ_STATE_LOCKED if is_locked else _READ_STATE
     row = session.execute(statement, {"run_id": run_id}).one_or_none()
     return None if row is None else RunState(**row._mapping)
 
 
-def advance(session: Session, run_id: UUID, to: Advance, *, is_first: bool) -> None:
+def read_stored_state(session: Session, run_id: UUID) -> StoredState | None:
+    """Read where the diagnostician of a run stands; None before its first step."""
+    row = session.execute(_READ_STORED_STATE, {"run_id": run_id}).one_or_none()
+    return None if row is None else StoredState(state=row.state, steps_since_snapshot=row.steps_since_snapshot or 0)
+
+
+def advance(session: Session, run_id: UUID, to: Advance) -> None:
     """Write what an append made of a run."""
     session.execute(
         _ADVANCE_RUN,
@@ -170,10 +183,9 @@ def advance(session: Session, run_id: UUID, to: Advance, *, is_first: bool) -> N
         },
     )
     state = {"state": to.diagnostician, "steps_since_snapshot": to.steps_since_snapshot}
-    if is_first:
+    advanced = cast("CursorResult[Any]", session.execute(_ADVANCE_STATE, {"id": run_id, **state}))
+    if advanced.rowcount == 0:
         session.execute(_ADD_STATE, {"run_id": run_id, **state})
-    else:
-        session.execute(_ADVANCE_STATE, {"id": run_id, **state})
     if to.snapshots:
         rows = [{"run_id": run_id, "step": snapshot.step, "state": snapshot.state} for snapshot in to.snapshots]
         session.execute(insert(_SNAPSHOTS), rows)

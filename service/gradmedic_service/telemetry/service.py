@@ -69,10 +69,12 @@ def append(
         return _result(run, accepted=0, ignored=ignored), None
     block = block.cut(ignored, len(block))
 
-    diagnostician = warm.take(run) or _diagnostician(session, run, facts_of(session, facts, run))
-    diagnosis, changes, snapshots, steps_since_snapshot = advance_through(
-        diagnostician, block, run.steps_since_snapshot or 0
-    )
+    known = warm.take(run)
+    if known is None:
+        diagnostician, steps_since_snapshot = _diagnostician(session, run, facts_of(session, facts, run))
+    else:
+        diagnostician, steps_since_snapshot = known.diagnostician, known.steps_since_snapshot
+    diagnosis, changes, snapshots, steps_since_snapshot = advance_through(diagnostician, block, steps_since_snapshot)
     advance = Advance(
         revision=run.revision + 1,
         last_step=int(block.steps[-1]),
@@ -85,7 +87,7 @@ def append(
         snapshots=snapshots,
         changes=changes,
     )
-    repository.advance(session, run_id, advance, is_first=run.diagnostician is None)
+    repository.advance(session, run_id, advance)
     _store(session, run_id, block)
     result = wire.AppendResult(
         accepted=len(block),
@@ -98,7 +100,7 @@ def append(
         alerts=_alerts(changes, diagnosis.summary),
         stop=False,
     )
-    return result, WarmDiagnostician(diagnostician, run, advance.revision, advance.last_step)
+    return result, WarmDiagnostician(diagnostician, run, advance.revision, advance.last_step, steps_since_snapshot)
 
 
 def rewind(session: Session, facts: FactsCache, run_id: UUID, body: wire.RunRewind) -> wire.RewindResult:
@@ -147,7 +149,7 @@ def diagnose(session: Session, facts: FactsCache, run_id: UUID, at_step: int | N
     run = _state(session, run_id)
     known = facts_of(session, facts, run)
     if at_step is None or (run.last_step is not None and at_step >= run.last_step):
-        return _on_the_wire(run_id, _diagnostician(session, run, known).diagnose())
+        return _on_the_wire(run_id, _diagnostician(session, run, known)[0].diagnose())
     return _on_the_wire(run_id, _replayed(session, run, known, at_step)[0].diagnose())
 
 
@@ -221,15 +223,20 @@ def facts_of(session: Session, facts: FactsCache, run: RunState) -> RunFacts:
     return facts.get(run.facts_digest, lambda: stored_facts(session, run.id))
 
 
-def _diagnostician(session: Session, run: RunState, facts: RunFacts) -> Diagnostician:
-    """Return the run's diagnostician as of its last step; rebuilt where another version of the code left the state."""
-    if run.diagnostician is None or run.last_step is None:
-        return Diagnostician(facts.layers, facts.training, run.muted)
+def _diagnostician(session: Session, run: RunState, facts: RunFacts) -> tuple[Diagnostician, int]:
+    """Return the run's diagnostician as of its last step, and how many steps lie behind the last snapshot.
+
+    It is rebuilt where another version of the code left the state.
+    """
+    stored = repository.read_stored_state(session, run.id)
+    if stored is None or run.last_step is None:
+        return Diagnostician(facts.layers, facts.training, run.muted), 0
     try:
-        return Diagnostician.from_bytes(run.diagnostician, facts.layers, facts.training, run.muted)
+        restored = Diagnostician.from_bytes(stored.state, facts.layers, facts.training, run.muted)
     except StateError as error:
         _logger.warning("the diagnosis is rebuilt from the stored steps", run_id=str(run.id), reason=str(error))
-        return _replayed(session, run, facts, run.last_step, from_snapshot=False)[0]
+        return _replayed(session, run, facts, run.last_step, from_snapshot=False)
+    return restored, stored.steps_since_snapshot
 
 
 def advance_through(

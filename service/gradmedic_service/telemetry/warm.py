@@ -30,6 +30,7 @@ class WarmDiagnostician:
     """As it was before the advance."""
     revision: int
     last_step: int
+    steps_since_snapshot: int
 
     @property
     def weight(self) -> int:
@@ -57,14 +58,14 @@ class WarmDiagnosticians:
         self._max_weight = max_weight
         self._weight = 0
 
-    def take(self, run: RunState) -> Diagnostician | None:
+    def take(self, run: RunState) -> WarmDiagnostician | None:
         """Hand over the diagnostician of a run, if it is kept and as the run; nobody else gets it meanwhile."""
         with self._lock:
             warm = self._kept.pop(run.id, None)
             if warm is None:
                 return None
             self._weight -= warm.weight
-        return warm.diagnostician if warm.is_of(run) else None
+        return warm if warm.is_of(run) else None
 
     def keep(self, warm: WarmDiagnostician) -> None:
         """Keep a diagnostician whose advance is durable."""

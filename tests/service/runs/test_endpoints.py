@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from typing import Any
 from uuid import UUID
 
@@ -10,11 +11,14 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import select
 from starlette.testclient import TestClient
+from tests.service.locks import is_anyone_waiting
 
+from gradmedic import wire
 from gradmedic_service.app import create_app
 from gradmedic_service.db import Database
 from gradmedic_service.ids import new_id
 from gradmedic_service.models import Base
+from gradmedic_service.runs.service import update
 from gradmedic_service.settings import Settings
 
 RUNS = "/api/v1/runs"
@@ -207,6 +211,27 @@ def test_append_layers(client: TestClient, create_run: Any) -> None:
     for _ in range(2):
         response = client.patch(path, json={"append_layers": [{"name": "new", "kind": "Linear"}]})
         assert [layer["name"] for layer in response.json()["layers"]] == ["layer0", "new"]
+
+
+def test_layers_appended_at_once_are_all_kept(
+    client: TestClient, create_run: Any, database: Database, settings: Settings
+) -> None:
+    """Who waited for another replica's update adds to what that one made of the run."""
+    path = create_run(client, layers=1)
+    first = wire.RunUpdate(append_layers=[wire.Layer(name="first")])
+    answers = []
+    with TestClient(create_app(settings)) as other:
+        body = {"append_layers": [{"name": "second"}]}
+        waiting = threading.Thread(target=lambda: answers.append(other.patch(path, json=body)))
+        with database.writing() as session:
+            update(session, UUID(path.rpartition("/")[2]), first, settings.limits())
+            session.flush()
+            waiting.start()
+            while waiting.is_alive() and not is_anyone_waiting(database):
+                pass
+        waiting.join()
+    assert answers[0].status_code == 200, answers[0].text
+    assert [layer["name"] for layer in client.get(path).json()["layers"]] == ["layer0", "first", "second"]
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, select, update
 from starlette.testclient import TestClient
+from tests.service.locks import is_anyone_waiting
 
 from gradmedic import wire
 from gradmedic_service.app import create_app
 from gradmedic_service.db import Database
 from gradmedic_service.models import Run, TelemetryChunk
+from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.settings import Settings
-from gradmedic_service.telemetry.service import FULL_CHUNK_STEPS, MAX_TAIL_CHUNKS
+from gradmedic_service.telemetry.decoding import decode_block
+from gradmedic_service.telemetry.repository import read_stored_state
+from gradmedic_service.telemetry.service import FULL_CHUNK_STEPS, MAX_TAIL_CHUNKS, append
+from gradmedic_service.telemetry.warm import WarmDiagnosticians
 
 BLOCK = {"steps": [0, 1], "loss": [1.0, 0.5], "statistics": {"grad_norm": [[1.0, 2.0], [3.0, None]]}}
 
@@ -255,6 +260,36 @@ def test_two_writers_stay_exact(client: TestClient, create_run: Any, settings: S
     assert stored["first_step"] == list(range(len(stored["first_step"])))
     assert sum(answer["accepted"] for answer in answers) == len(stored["first_step"]) >= total
     assert client.get(run).json()["revision"] == 1 + sum(answer["accepted"] > 0 for answer in answers)
+
+
+@pytest.mark.parametrize("blocks_before", [0, 1])
+def test_who_waited_reads_what_was_written_meanwhile(
+    client: TestClient, create_run: Any, database: Database, settings: Settings, blocks_before: int
+) -> None:
+    """An append that waited for another replica's goes on from that one's diagnosis, not from the one before it."""
+    run, alone = create_run(client), create_run(client)
+    bodies = [{"steps": list(range(30 * i, 30 * i + 30)), "loss": [1.3**i] * 30} for i in range(blocks_before + 2)]
+    for body in bodies:
+        assert client.post(f"{alone}/steps", json=body).status_code == 200
+    for body in bodies[:-2]:
+        assert client.post(f"{run}/steps", json=body).status_code == 200
+    answers = []
+    with TestClient(create_app(settings)) as other:
+        waiting = threading.Thread(target=lambda: answers.append(other.post(f"{run}/steps", json=bodies[-1])))
+        with database.writing() as session:
+            received = decode_block(msgspec.json.encode(bodies[-2]), wire.JSON_MEDIA_TYPE, settings.limits())
+            append(session, FactsCache(), WarmDiagnosticians(), UUID(run.rpartition("/")[2]), received)
+            waiting.start()
+            while waiting.is_alive() and not is_anyone_waiting(database):
+                pass
+        waiting.join()
+    assert answers[0].status_code == 200, answers[0].text
+    diagnoses = [client.get(f"{path}/diagnosis").json() | {"run_id": None} for path in (run, alone)]
+    assert diagnoses[0] == diagnoses[1]
+    assert diagnoses[0]["step"] == 30 * len(bodies) - 1
+    with database.reading() as session:
+        states = [read_stored_state(session, UUID(path.rpartition("/")[2])) for path in (run, alone)]
+    assert states[0] == states[1]
 
 
 def test_runs_are_written_in_parallel(client: TestClient, create_run: Any, settings: Settings) -> None:

@@ -120,12 +120,14 @@ def test_an_older_state_in_the_database_is_believed(client: TestClient, create_r
     run = create_run(client)
     append(client, run, 0)
     with database.reading() as session:
-        earlier = repository.read_state(session, UUID(run.rpartition("/")[2]))
+        run_id = UUID(run.rpartition("/")[2])
+        earlier, stored = repository.read_state(session, run_id), repository.read_stored_state(session, run_id)
     assert earlier is not None
+    assert stored is not None
     append(client, run, 5, norm=1e30)
     with database.writing() as session:
         session.execute(update(Run).values(last_step=earlier.last_step))
-        session.execute(update(DiagnosisState).values(state=earlier.diagnostician))
+        session.execute(update(DiagnosisState).values(state=stored.state))
     append(client, run, 20)
     assert client.get(f"{run}/diagnosis").json()["findings"] == []
 
@@ -143,6 +145,6 @@ def test_what_is_kept_is_bounded(client: TestClient, create_run: Any, database: 
     warm = WarmDiagnosticians(max_weight=2 * (WEIGHT_OF_A_RUN + 2))
     for state in states:
         doctor = Diagnostician([LayerFacts(name="w"), LayerFacts(name="v")])
-        warm.keep(WarmDiagnostician(doctor, state, state.revision, state.last_step or 0))
+        warm.keep(WarmDiagnostician(doctor, state, state.revision, state.last_step or 0, 0))
     assert [warm.take(state) is not None for state in states] == [False, True, True]
     assert warm.take(states[2]) is None
