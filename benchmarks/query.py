@@ -33,7 +33,7 @@ from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.settings import Settings
 from gradmedic_service.telemetry import service as telemetry
 from gradmedic_service.telemetry.decoding import ReceivedBlock
-from gradmedic_service.telemetry.warm import WarmDiagnosticians
+from gradmedic_service.telemetry.warm import WarmRuns
 
 LENGTHS: Final = (1_000, 100_000, 1_000_000)
 BUCKETS: Final = 500
@@ -54,7 +54,7 @@ def fill(database: Database, length: int) -> UUID:
     every = np.ones(RECORDED_STEPS, dtype=np.bool_)
     present = np.ones((RECORDED_STEPS, LAYERS), dtype=np.bool_)
     matrices = {name: np.ascontiguousarray(blocks.values[:, :, at]) for at, name in enumerate(NAMES)}
-    facts, warm = FactsCache(), WarmDiagnosticians()
+    facts, warm = FactsCache(), WarmRuns()
     with database.writing() as session:
         run, _ = runs.create(session, TypeAdapter(wire.RunCreate).validate_json(blocks.run()))
     for first in range(0, length, RECORDED_STEPS):
@@ -69,8 +69,8 @@ def fill(database: Database, length: int) -> UUID:
             statistics={name: matrix[:count] for name, matrix in matrices.items()},
             present=present[:count],
         )
-        with database.writing() as session:
-            _, advanced = telemetry.append(session, facts, warm, run.id, received)
+        with database.writing_rows() as connection:
+            _, advanced = telemetry.append(connection, facts, warm, run.id, received)
         if advanced is not None:
             warm.keep(advanced)
     return run.id

@@ -22,7 +22,7 @@ from gradmedic_service.runs.endpoints import router as runs_router
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.settings import Settings
 from gradmedic_service.telemetry.endpoints import router as telemetry_router
-from gradmedic_service.telemetry.warm import WarmDiagnosticians
+from gradmedic_service.telemetry.warm import WarmRuns
 from gradmedic_service.web.links import router as links_router
 
 DESCRIPTION = """\
@@ -56,7 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.database = database
     app.state.limits = settings.limits()
     app.state.facts = FactsCache()
-    app.state.warm = WarmDiagnosticians()
+    app.state.warm = WarmRuns()
     app.state.schema_revision = schema.head()
 
     app.include_router(health_router)

@@ -1,7 +1,9 @@
 """The database: one engine, two kinds of transaction.
 
-One idea: `reading()` sees one snapshot, `writing()` holds the right to write from its first statement and commits once,
-at its end. What the driver raises leaves here as an error of the service's own.
+One idea: reading sees one snapshot, writing holds the right to write from its first statement and commits once, at its
+end. `reading()` and `writing()` give objects; `reading_rows()` and `writing_rows()` take statements over tables alone,
+which is cheaper: for what is done with every block. What the driver raises leaves here as an error of the service's
+own.
 
 SQLite: write-ahead log, `synchronous=FULL` (an acknowledged step survives a power cut), `BEGIN IMMEDIATE` for writes: a
 transaction that first reads and then writes would otherwise fail where another wrote in between. PostgreSQL: row locks.
@@ -24,6 +26,7 @@ from gradmedic_service.responses import to_json
 from gradmedic_service.settings import Settings
 
 __all__ = [
+    "Connection",
     "Database",
     "Session",
     "create_parent_folder",
@@ -68,7 +71,7 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """Open a transaction that sees one snapshot and changes nothing."""
-        with service_errors(), Session(self._read_engine, autoflush=False) as session:
+        with self.reading_rows() as connection, Session(connection, autoflush=False) as session:
             yield session
 
     @contextmanager
@@ -77,13 +80,21 @@ class Database:
 
         Raises DatabaseBusy where the lock is not to be had in time, StorageFull, DatabaseUnavailable.
         """
-        with (
-            service_errors(),
-            self._turn_to_write(),
-            Session(self._write_engine, expire_on_commit=False) as session,
-            session.begin(),
-        ):
+        with self.writing_rows() as connection, Session(connection, expire_on_commit=False) as session:
             yield session
+            session.flush()
+
+    @contextmanager
+    def reading_rows(self) -> Iterator[Connection]:
+        """Open the transaction of `reading()` without objects."""
+        with service_errors(), self._read_engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def writing_rows(self) -> Iterator[Connection]:
+        """Open the transaction of `writing()` without objects."""
+        with service_errors(), self._turn_to_write(), self._write_engine.begin() as connection:
+            yield connection
 
     @contextmanager
     def _turn_to_write(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ from gradmedic import wire
 from gradmedic_service.db import Database
 from gradmedic_service.errors import UnsupportedMediaType
 from gradmedic_service.runs.facts import FactsCache
-from gradmedic_service.telemetry.warm import WarmDiagnosticians
+from gradmedic_service.telemetry.warm import WarmRuns
 
 
 async def _database(request: Request) -> Database:
@@ -34,8 +34,8 @@ async def _facts(request: Request) -> FactsCache:
     return facts
 
 
-async def _warm(request: Request) -> WarmDiagnosticians:
-    warm: WarmDiagnosticians = request.app.state.warm
+async def _warm(request: Request) -> WarmRuns:
+    warm: WarmRuns = request.app.state.warm
     return warm
 
 
@@ -58,4 +58,4 @@ async def json_only(request: Request) -> None:
 DatabaseDependency = Annotated[Database, Depends(_database)]
 LimitsDependency = Annotated[wire.Limits, Depends(_limits)]
 FactsDependency = Annotated[FactsCache, Depends(_facts)]
-WarmDependency = Annotated[WarmDiagnosticians, Depends(_warm)]
+WarmDependency = Annotated[WarmRuns, Depends(_warm)]

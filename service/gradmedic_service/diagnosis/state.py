@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+from array import array
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 _HEADER = struct.Struct("<4sI")
 _MAGIC = b"gmd1"
 _ARRAY = "$array"
+_FLOATS = "$floats"
 
 
 class StateError(ValueError):
@@ -29,6 +31,9 @@ def pack_state(state: Mapping[str, Any]) -> bytes:
     arrays: list[bytes] = []
 
     def encode(value: object) -> object:
+        if isinstance(value, array):
+            arrays.append(value.tobytes())
+            return {_FLOATS: len(value)}
         if isinstance(value, np.ndarray):
             arrays.append(value.tobytes())
             return {_ARRAY: [value.dtype.str, list(value.shape)]}
@@ -51,6 +56,10 @@ def unpack_state(data: bytes) -> dict[str, Any]:
 
     def decode(value: dict[str, Any]) -> object:
         nonlocal offset
+        if _FLOATS in value:
+            floats = np.frombuffer(data, dtype=np.float64, count=value[_FLOATS], offset=offset)
+            offset += floats.nbytes
+            return floats.tolist()
         if _ARRAY not in value:
             return value
         dtype, shape = np.dtype(value[_ARRAY][0]), tuple(value[_ARRAY][1])
@@ -69,9 +78,8 @@ class Persistent:
     __slots__ = ()
 
     def to_state(self) -> dict[str, Any]:
-        """Return the fields by name."""
-        values = ((f.name, getattr(self, f.name)) for f in fields(self))  # type: ignore[arg-type]  # subclasses are dataclasses
-        return {name: value.to_state() if isinstance(value, Persistent) else value for name, value in values}
+        """Return the fields by name; lists of floats as arrays, which cost a twentieth of their texts."""
+        return {f.name: _as_state(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]  # subclasses are dataclasses
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Set the fields; those that an older state does not have keep their value."""
@@ -83,3 +91,11 @@ class Persistent:
                 current.restore(state[f.name])
             else:
                 setattr(self, f.name, state[f.name])
+
+
+def _as_state(value: Any) -> Any:
+    if isinstance(value, Persistent):
+        return value.to_state()
+    if isinstance(value, list) and value and isinstance(value[0], float):
+        return array("d", value)
+    return value

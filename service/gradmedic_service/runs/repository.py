@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, delete, exists, or_, select, tuple_
+from sqlalchemy import ColumnElement, Connection, delete, exists, or_, select, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, joinedload, selectinload
 
@@ -97,9 +97,9 @@ def touch(run: models.Run) -> None:
     run.updated_at = datetime.now(UTC)
 
 
-def stored_facts(session: Session, run_id: UUID) -> tuple[list[Any], dict[str, Any] | None, str | None]:
+def stored_facts(connection: Connection | Session, run_id: UUID) -> tuple[list[Any], dict[str, Any] | None, str | None]:
     """Read what a run's facts are made from: layers, training, framework."""
-    layers, training, framework = session.execute(
+    layers, training, framework = connection.execute(
         select(models.RunDetails.layers, models.RunDetails.training, models.Run.framework)
         .join(models.Run, models.Run.id == models.RunDetails.run_id)
         .where(models.RunDetails.run_id == run_id)

@@ -128,15 +128,15 @@ class Chunk:
     def block(self) -> Block:
         """Return everything as a block."""
         header = self._header
-        values = np.empty((header.sampled_count, header.layer_count, len(header.statistics)), dtype=np.float32)
+        by_statistic = np.empty((len(header.statistics), header.layer_count, header.sampled_count), dtype=np.float32)
         for index, name in enumerate(header.statistics):
-            values[:, :, index] = self.statistic(name).T
+            by_statistic[index] = self.statistic(name)
         return Block(
             steps=self.steps,
             sampled=self.sampled,
             skipped=self.skipped,
             statistics=header.statistics,
-            values=values,
+            values=by_statistic.transpose(2, 1, 0),
             present=np.ascontiguousarray(self.present.T),
             series=self.series,
             metrics=self.metrics,

@@ -63,18 +63,19 @@ class ReceivedBlock:
             errors = list(self._misfits(statistics, layer_counts, width))
             if errors:
                 raise InvalidRequest(errors)
-        values = np.zeros((sampled_count, layer_count, len(statistics)), dtype=np.float32)
+        # A statistic's values lie together, as they came and as they are stored; the block shows them by step.
+        by_statistic = np.zeros((len(statistics), sampled_count, layer_count), dtype=np.float32)
         present = np.zeros((sampled_count, layer_count), dtype=np.bool_)
         if sampled_count:
             present[:, :width] = self.present
             for index, name in enumerate(statistics):
-                values[:, :width, index] = self.statistics[name]
+                by_statistic[index, :, :width] = self.statistics[name]
         return Block(
             steps=self.steps,
             sampled=self.sampled,
             skipped=self.skipped,
             statistics=tuple(statistics),
-            values=values,
+            values=by_statistic.transpose(1, 2, 0),
             present=present,
             series=self.series,
             metrics=self.metrics,
@@ -182,14 +183,13 @@ def _from_msgpack(body: bytes, limits: wire.Limits) -> ReceivedBlock:
             check.refuse(path, f"must be empty where no step is sampled; got {len(data)} bytes")
         else:
             width = len(data) // (FLOAT32_BYTES * rows_expected) if rows_expected else 0
-            statistics[name] = np.frombuffer(data, dtype="<f4").reshape(rows_expected, width).astype(np.float32)
+            statistics[name] = np.frombuffer(data, dtype="<f4").reshape(rows_expected, width)
     check.stop_if_refused()
     check.widths_agree(statistics)
     width = next((matrix.shape[1] for matrix in statistics.values()), 0)
     present = _unpacked_present(packed_present, (rows_expected, width))
     if not present.all():
-        for matrix in statistics.values():
-            matrix[~present] = 0.0
+        statistics = {name: np.where(present, matrix, np.float32(0)) for name, matrix in statistics.items()}
     return check.received(statistics, present)
 
 

@@ -100,8 +100,8 @@ def append_steps(
     `Content-Encoding` may be `gzip` or `zstd`. A 2xx means that the steps are durable.
     """
     block = decode_block(body, content_type, limits)
-    with database.writing() as session:
-        result, advanced = service.append(session, facts, warm, run_id, block)
+    with database.writing_rows() as connection:
+        result, advanced = service.append(connection, facts, warm, run_id, block)
     if advanced is not None:
         warm.keep(advanced)
     return Response(msgspec.json.encode(result), media_type=wire.JSON_MEDIA_TYPE)
@@ -140,8 +140,8 @@ def rewind_run(
         errors.append(wire.FieldError(path="generation", message=f"must be from 0 to {LARGEST_GENERATION - 1}"))
     if errors:
         raise InvalidRequest(errors)
-    with database.writing() as session:
-        return service.rewind(session, facts, run_id, body)
+    with database.writing_rows() as connection:
+        return service.rewind(connection, facts, run_id, body)
 
 
 @router.get(
@@ -177,14 +177,14 @@ def read_steps(
         raise InvalidRequest.at("to_step", f"must not be before from_step, {from_step}")
     wanted = next((kind for kind in export.MEDIA_TYPES if kind in accept.lower()), None)
     if wanted is not None:
-        with database.reading() as session:
-            selection, generation, last_step = service.select_for_export(session, run_id, statistic, layer or [])
+        with database.reading_rows() as connection:
+            selection, generation, last_step = service.select_for_export(connection, run_id, statistic, layer or [])
         last_step = last_step if to_step is None else min(to_step, last_step)
         table = export.table_of(wanted, selection)
         parts = export.stream(database, run_id, generation, selection, from_step, last_step, table)
         return StreamingResponse(parts, media_type=wanted)
-    with database.reading() as session:
-        series = service.read_series(session, run_id, statistic, layer or [], from_step, to_step, max_points)
+    with database.reading_rows() as connection:
+        series = service.read_series(connection, run_id, statistic, layer or [], from_step, to_step, max_points)
     return Response(msgspec.json.encode(series), media_type=wire.JSON_MEDIA_TYPE)
 
 
@@ -201,8 +201,8 @@ def read_diagnosis(
     at_step: Annotated[int | None, Query(ge=0, le=LARGEST_STEP, description="As it was then; without it, now.")] = None,
 ) -> wire.Diagnosis:
     """Return what is wrong with the run, why, and what fixes it."""
-    with database.reading() as session:
-        return service.diagnose(session, facts, run_id, at_step)
+    with database.reading_rows() as connection:
+        return service.diagnose(connection, facts, run_id, at_step)
 
 
 @router.get(
@@ -213,5 +213,5 @@ def read_diagnosis(
 )
 def read_history(run_id: RunId, database: DatabaseDependency) -> wire.VerdictHistory:
     """Return every change of the run's verdict, at the step whose data changed it."""
-    with database.reading() as session:
-        return service.history(session, run_id)
+    with database.reading_rows() as connection:
+        return service.history(connection, run_id)

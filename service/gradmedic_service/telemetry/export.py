@@ -68,11 +68,11 @@ def stream(
 ) -> Iterator[bytes]:
     """Yield a table of the steps from `first` to `last`, in parts."""
     while True:
-        with database.reading() as session:
-            run = repository.read_state(session, run_id)
+        with database.reading_rows() as connection:
+            run = repository.read_state(connection, run_id)
             if run is None or run.generation != generation:
                 raise RewoundMeanwhile(str(run_id))
-            parts = [Chunk(data) for data in repository.first_chunks(session, run_id, first, last, CHUNKS_OF_A_PART)]
+            parts = [Chunk(data) for data in repository.first_chunks(connection, run_id, first, last, CHUNKS_OF_A_PART)]
         if not parts:
             yield table.end()
             return

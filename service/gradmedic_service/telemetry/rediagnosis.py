@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from uuid import UUID
 
-from gradmedic_service.db import Database, Session
+from gradmedic_service.db import Connection, Database
 from gradmedic_service.diagnosis import Diagnosis, Diagnostician, VerdictChange
 from gradmedic_service.errors import RunNotFound
 from gradmedic_service.runs.facts import FactsCache
@@ -30,9 +30,9 @@ class Rediagnosed:
 class _Reading:
     """A diagnostician that reads a run from its first step."""
 
-    def __init__(self, session: Session, facts: FactsCache, run: RunState) -> None:
+    def __init__(self, connection: Connection, facts: FactsCache, run: RunState) -> None:
         self._started = run
-        self._facts = facts_of(session, facts, run)
+        self._facts = facts_of(connection, facts, run)
         self._diagnostician = Diagnostician(self._facts.layers, self._facts.training, run.muted)
         self._steps_since_snapshot = 0
         self._changes: list[VerdictChange] = []
@@ -45,9 +45,9 @@ class _Reading:
         then = self._started
         return (then.generation, then.facts_digest, then.muted) == (run.generation, run.facts_digest, run.muted)
 
-    def read_on(self, session: Session, run: RunState) -> None:
+    def read_on(self, connection: Connection, run: RunState) -> None:
         """Read the steps that were not read yet."""
-        for block in chunk_blocks(session, run.id, len(self._facts.layers), self._last_step + 1, run.last_step or 0):
+        for block in chunk_blocks(connection, run.id, len(self._facts.layers), self._last_step + 1, run.last_step or 0):
             self._diagnosis, changes, snapshots, self._steps_since_snapshot = advance_through(
                 self._diagnostician, block, self._steps_since_snapshot
             )
@@ -55,9 +55,9 @@ class _Reading:
             self._snapshots += snapshots
             self._last_step = int(block.steps[-1])
 
-    def replace(self, session: Session, run: RunState) -> None:
+    def replace(self, connection: Connection, run: RunState) -> None:
         """Write the diagnosis in place of the stored one."""
-        repository.forget_diagnosis(session, run.id)
+        repository.forget_diagnosis(connection, run.id)
         to = Advance(
             revision=run.revision + 1,
             last_step=self._last_step,
@@ -70,37 +70,37 @@ class _Reading:
             snapshots=self._snapshots,
             changes=self._changes,
         )
-        repository.advance(session, run.id, to)
+        repository.advance(connection, run.id, to)
 
 
 def every_run(database: Database) -> list[UUID]:
     """Return the ids of every run, oldest first."""
-    with database.reading() as session:
-        return repository.run_ids(session)
+    with database.reading_rows() as connection:
+        return repository.run_ids(connection)
 
 
 def rediagnose(database: Database, facts: FactsCache, run_id: UUID) -> Rediagnosed:
     """Build the diagnosis of a run anew, while it may go on. Raises RunNotFound."""
     reading: _Reading | None = None
     while True:
-        with database.reading() as session:
-            seen = _state(session, run_id, is_locked=False)
+        with database.reading_rows() as connection:
+            seen = _state(connection, run_id, is_locked=False)
             if reading is None or not reading.is_of(seen):
-                reading = _Reading(session, facts, seen)
-            reading.read_on(session, seen)
-        with database.writing() as session:
-            run = _state(session, run_id, is_locked=True)
+                reading = _Reading(connection, facts, seen)
+            reading.read_on(connection, seen)
+        with database.writing_rows() as connection:
+            run = _state(connection, run_id, is_locked=True)
             if run.revision != seen.revision:
                 continue
             if run.last_step is None:
                 return Rediagnosed(run_id, run.verdict, run.verdict)
-            reading.replace(session, run)
-        with database.reading() as session:
-            return Rediagnosed(run_id, run.verdict, _state(session, run_id, is_locked=False).verdict)
+            reading.replace(connection, run)
+        with database.reading_rows() as connection:
+            return Rediagnosed(run_id, run.verdict, _state(connection, run_id, is_locked=False).verdict)
 
 
-def _state(session: Session, run_id: UUID, *, is_locked: bool) -> RunState:
-    run = repository.read_state(session, run_id, is_locked=is_locked)
+def _state(connection: Connection, run_id: UUID, *, is_locked: bool) -> RunState:
+    run = repository.read_state(connection, run_id, is_locked=is_locked)
     if run is None:
         raise RunNotFound(f"There is no run {run_id}.")
     return run

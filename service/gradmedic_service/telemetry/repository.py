@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import cast
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, CursorResult, Table, and_, bindparam, delete, func, insert, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Connection, Row, Table, and_, bindparam, delete, func, insert, select, update
 
 from gradmedic_service import diagnosis, models
 
@@ -150,26 +149,26 @@ _ADD_CHUNK = insert(_CHUNKS)
 _ADD_STATE = insert(_STATES)
 
 
-def read_state(session: Session, run_id: UUID, *, is_locked: bool = False) -> RunState | None:
+def read_state(connection: Connection, run_id: UUID, *, is_locked: bool = False) -> RunState | None:
     """Read a run's row; locked, nobody else appends to it until the transaction ends.
 
     What belongs to the row is read by statements after this one. Where PostgreSQL has waited for the lock, it reads the
     locked row anew, but a row joined to it as it was before the wait.
     """
     statement = _READ_STATE_LOCKED if is_locked else _READ_STATE
-    row = session.execute(statement, {"run_id": run_id}).one_or_none()
+    row = connection.execute(statement, {"run_id": run_id}).one_or_none()
     return None if row is None else RunState(**row._mapping)
 
 
-def read_stored_state(session: Session, run_id: UUID) -> StoredState | None:
+def read_stored_state(connection: Connection, run_id: UUID) -> StoredState | None:
     """Read where the diagnostician of a run stands; None before its first step."""
-    row = session.execute(_READ_STORED_STATE, {"run_id": run_id}).one_or_none()
+    row = connection.execute(_READ_STORED_STATE, {"run_id": run_id}).one_or_none()
     return None if row is None else StoredState(state=row.state, steps_since_snapshot=row.steps_since_snapshot or 0)
 
 
-def advance(session: Session, run_id: UUID, to: Advance) -> None:
+def advance(connection: Connection, run_id: UUID, to: Advance) -> None:
     """Write what an append made of a run."""
-    session.execute(
+    connection.execute(
         _ADVANCE_RUN,
         {
             "run_id": run_id,
@@ -183,14 +182,13 @@ def advance(session: Session, run_id: UUID, to: Advance) -> None:
         },
     )
     state = {"state": to.diagnostician, "steps_since_snapshot": to.steps_since_snapshot}
-    advanced = cast("CursorResult[Any]", session.execute(_ADVANCE_STATE, {"id": run_id, **state}))
-    if advanced.rowcount == 0:
-        session.execute(_ADD_STATE, {"run_id": run_id, **state})
+    if connection.execute(_ADVANCE_STATE, {"id": run_id, **state}).rowcount == 0:
+        connection.execute(_ADD_STATE, {"run_id": run_id, **state})
     if to.snapshots:
         rows = [{"run_id": run_id, "step": snapshot.step, "state": snapshot.state} for snapshot in to.snapshots]
-        session.execute(insert(_SNAPSHOTS), rows)
+        connection.execute(insert(_SNAPSHOTS), rows)
     if to.changes:
-        session.execute(
+        connection.execute(
             insert(models.VerdictChange),
             [
                 {
@@ -205,9 +203,9 @@ def advance(session: Session, run_id: UUID, to: Advance) -> None:
         )
 
 
-def retreat(session: Session, run_id: UUID, to: Retreat) -> None:
+def retreat(connection: Connection, run_id: UUID, to: Retreat) -> None:
     """Write what a rewind made of a run, whose later steps are gone."""
-    session.execute(
+    connection.execute(
         _ADVANCE_RUN,
         {
             "run_id": run_id,
@@ -223,26 +221,26 @@ def retreat(session: Session, run_id: UUID, to: Retreat) -> None:
         },
     )
     if to.diagnostician is None:
-        session.execute(delete(_STATES).where(_STATES.c.run_id == run_id))
+        connection.execute(delete(_STATES).where(_STATES.c.run_id == run_id))
     else:
         state = {"state": to.diagnostician, "steps_since_snapshot": to.steps_since_snapshot}
-        session.execute(_ADVANCE_STATE, {"id": run_id, **state})
+        connection.execute(_ADVANCE_STATE, {"id": run_id, **state})
 
 
-def remove_steps_after(session: Session, run_id: UUID, step: int) -> list[bytes]:
+def remove_steps_after(connection: Connection, run_id: UUID, step: int) -> list[bytes]:
     """Remove the chunks that hold a step behind one, with what was concluded from it; return those that hold both."""
-    session.execute(delete(_SNAPSHOTS).where(_SNAPSHOTS.c.run_id == run_id, _SNAPSHOTS.c.step > step))
+    connection.execute(delete(_SNAPSHOTS).where(_SNAPSHOTS.c.run_id == run_id, _SNAPSHOTS.c.step > step))
     change = models.VerdictChange
-    session.execute(delete(change).where(change.run_id == run_id, change.step > step))
-    session.execute(delete(_ROLLUPS).where(_ROLLUPS.c.run_id == run_id, _ROLLUPS.c.last_step > step))
-    session.execute(delete(_CHUNKS).where(_CHUNKS.c.run_id == run_id, _CHUNKS.c.first_step > step))
+    connection.execute(delete(change).where(change.run_id == run_id, change.step > step))
+    connection.execute(delete(_ROLLUPS).where(_ROLLUPS.c.run_id == run_id, _ROLLUPS.c.last_step > step))
+    connection.execute(delete(_CHUNKS).where(_CHUNKS.c.run_id == run_id, _CHUNKS.c.first_step > step))
     straddling = delete(_CHUNKS).where(_CHUNKS.c.run_id == run_id, _CHUNKS.c.last_step > step)
-    return list(session.scalars(straddling.returning(_CHUNKS.c.data)))
+    return list(connection.scalars(straddling.returning(_CHUNKS.c.data)))
 
 
-def last_snapshot(session: Session, run_id: UUID, at_step: int) -> Snapshot | None:
+def last_snapshot(connection: Connection, run_id: UUID, at_step: int) -> Snapshot | None:
     """Read the last snapshot of a run's diagnosis at or before a step."""
-    row = session.execute(
+    row = connection.execute(
         select(_SNAPSHOTS.c.step, _SNAPSHOTS.c.state)
         .where(_SNAPSHOTS.c.run_id == run_id, _SNAPSHOTS.c.step <= at_step)
         .order_by(_SNAPSHOTS.c.step.desc())
@@ -251,38 +249,39 @@ def last_snapshot(session: Session, run_id: UUID, at_step: int) -> Snapshot | No
     return None if row is None else Snapshot(step=row.step, state=row.state)
 
 
-def forget_diagnosis(session: Session, run_id: UUID) -> None:
+def forget_diagnosis(connection: Connection, run_id: UUID) -> None:
     """Remove the snapshots and the verdict changes of a run."""
-    session.execute(delete(_SNAPSHOTS).where(_SNAPSHOTS.c.run_id == run_id))
-    session.execute(delete(models.VerdictChange).where(models.VerdictChange.run_id == run_id))
+    connection.execute(delete(_SNAPSHOTS).where(_SNAPSHOTS.c.run_id == run_id))
+    connection.execute(delete(models.VerdictChange).where(models.VerdictChange.run_id == run_id))
 
 
-def run_ids(session: Session) -> list[UUID]:
+def run_ids(connection: Connection) -> list[UUID]:
     """Read the ids of every run, oldest first."""
-    return list(session.scalars(select(models.Run.id).order_by(models.Run.created_at, models.Run.id)))
+    return list(connection.scalars(select(models.Run.id).order_by(models.Run.created_at, models.Run.id)))
 
 
-def verdict_changes(session: Session, run_id: UUID) -> Sequence[models.VerdictChange]:
-    """Read every change of a run's verdict, oldest first."""
+def verdict_changes(connection: Connection, run_id: UUID) -> Sequence[Row[int, str, float, str | None]]:
+    """Read every change of a run's verdict, oldest first: step, verdict, score, finding."""
     change = models.VerdictChange
-    return session.scalars(select(change).where(change.run_id == run_id).order_by(change.step, change.id)).all()
+    query = select(change.step, change.verdict, change.score, change.finding)
+    return connection.execute(query.where(change.run_id == run_id).order_by(change.step, change.id)).all()
 
 
-def tail(session: Session, run_id: UUID, count: int) -> list[ChunkExtent]:
+def tail(connection: Connection, run_id: UUID, count: int) -> list[ChunkExtent]:
     """Read where the last chunks of a run lie, last one first."""
-    rows = session.execute(_READ_TAIL, {"run_id": run_id, "count": count})
+    rows = connection.execute(_READ_TAIL, {"run_id": run_id, "count": count})
     return [ChunkExtent(**row._mapping) for row in rows]
 
 
-def take_from(session: Session, run_id: UUID, first_step: int) -> list[bytes]:
+def take_from(connection: Connection, run_id: UUID, first_step: int) -> list[bytes]:
     """Remove the chunks that begin at a step or later and return their data in order."""
-    rows = session.execute(_TAKE_FROM, {"run_id": run_id, "first_step": first_step})
+    rows = connection.execute(_TAKE_FROM, {"run_id": run_id, "first_step": first_step})
     return [data for _, data in sorted(rows, key=lambda row: int(row[0]))]
 
 
-def add_chunk(session: Session, run_id: UUID, extent: ChunkExtent, data: bytes) -> None:
+def add_chunk(connection: Connection, run_id: UUID, extent: ChunkExtent, data: bytes) -> None:
     """Store a chunk."""
-    session.execute(
+    connection.execute(
         _ADD_CHUNK,
         {
             "run_id": run_id,
@@ -295,10 +294,10 @@ def add_chunk(session: Session, run_id: UUID, extent: ChunkExtent, data: bytes) 
     )
 
 
-def chunks(session: Session, run_id: UUID, from_step: int, to_step: int) -> Iterator[bytes]:
+def chunks(connection: Connection, run_id: UUID, from_step: int, to_step: int) -> Iterator[bytes]:
     """Read the data of the chunks that touch a range of steps, in order, a few at a time."""
     chunk = models.TelemetryChunk
-    rows = session.execute(
+    rows = connection.execute(
         select(chunk.data)
         .where(chunk.run_id == run_id, chunk.last_step >= from_step, chunk.first_step <= to_step)
         .order_by(chunk.first_step)
@@ -317,33 +316,35 @@ class StoredPart:
     data: bytes
 
 
-def last_parts(session: Session, run_id: UUID, level: int, count: int) -> list[StoredPart]:
+def last_parts(connection: Connection, run_id: UUID, level: int, count: int) -> list[StoredPart]:
     """Read the last rows of a level, 0 being the chunks, in order."""
     if level == 0:
         table, condition = _CHUNKS, _CHUNKS.c.run_id == run_id
     else:
         table, condition = _ROLLUPS, and_(_ROLLUPS.c.run_id == run_id, _ROLLUPS.c.level == level)
     query = select(table.c.position, table.c.last_step, table.c.data).where(condition)
-    rows = session.execute(query.order_by(table.c.first_step.desc()).limit(count)).all()
+    rows = connection.execute(query.order_by(table.c.first_step.desc()).limit(count)).all()
     return [StoredPart(**row._mapping) for row in reversed(rows)]
 
 
 def add_rollup(
-    session: Session, run_id: UUID, *, level: int, first_step: int, last_step: int, position: int, data: bytes
+    connection: Connection, run_id: UUID, *, level: int, first_step: int, last_step: int, position: int, data: bytes
 ) -> None:
     """Store a rollup row."""
     row = {"level": level, "first_step": first_step, "last_step": last_step, "position": position, "data": data}
-    session.execute(insert(_ROLLUPS), {"run_id": run_id, **row})
+    connection.execute(insert(_ROLLUPS), {"run_id": run_id, **row})
 
 
-def top_level(session: Session, run_id: UUID) -> int:
+def top_level(connection: Connection, run_id: UUID) -> int:
     """Return the highest level of rollups that a run has; 0 where it has none."""
-    return session.scalar(select(func.max(_ROLLUPS.c.level)).where(_ROLLUPS.c.run_id == run_id)) or 0
+    return connection.scalar(select(func.max(_ROLLUPS.c.level)).where(_ROLLUPS.c.run_id == run_id)) or 0
 
 
-def rollup_extent(session: Session, run_id: UUID, level: int, from_step: int, to_step: int) -> tuple[int, int, int]:
+def rollup_extent(
+    connection: Connection, run_id: UUID, level: int, from_step: int, to_step: int
+) -> tuple[int, int, int]:
     """Count the rows of a level that lie within a range of steps; return also its first and its last step."""
-    found = session.execute(
+    found = connection.execute(
         select(func.count(), func.min(_ROLLUPS.c.first_step), func.max(_ROLLUPS.c.last_step)).where(
             *_within(run_id, level, from_step, to_step)
         )
@@ -351,9 +352,9 @@ def rollup_extent(session: Session, run_id: UUID, level: int, from_step: int, to
     return (found[0], found[1], found[2]) if found[0] else (0, to_step + 1, to_step)
 
 
-def rollups(session: Session, run_id: UUID, level: int, from_step: int, to_step: int) -> Iterator[bytes]:
+def rollups(connection: Connection, run_id: UUID, level: int, from_step: int, to_step: int) -> Iterator[bytes]:
     """Read the rows of a level that lie within a range of steps, in order, a few at a time."""
-    rows = session.execute(
+    rows = connection.execute(
         select(_ROLLUPS.c.data)
         .where(*_within(run_id, level, from_step, to_step))
         .order_by(_ROLLUPS.c.first_step)
@@ -374,21 +375,21 @@ def _within(run_id: UUID, level: int, from_step: int, to_step: int) -> tuple[Col
     )
 
 
-def first_chunks(session: Session, run_id: UUID, from_step: int, to_step: int, count: int) -> list[bytes]:
+def first_chunks(connection: Connection, run_id: UUID, from_step: int, to_step: int, count: int) -> list[bytes]:
     """Read the data of the first chunks that touch a range of steps, in order."""
     query = select(_CHUNKS.c.data).where(
         _CHUNKS.c.run_id == run_id, _CHUNKS.c.last_step >= from_step, _CHUNKS.c.first_step <= to_step
     )
-    return list(session.scalars(query.order_by(_CHUNKS.c.first_step).limit(count)))
+    return list(connection.scalars(query.order_by(_CHUNKS.c.first_step).limit(count)))
 
 
-def first_step(session: Session, run_id: UUID) -> int | None:
+def first_step(connection: Connection, run_id: UUID) -> int | None:
     """Read the first stored step of a run."""
     chunk = models.TelemetryChunk
-    return session.scalar(select(func.min(chunk.first_step)).where(chunk.run_id == run_id))
+    return connection.scalar(select(func.min(chunk.first_step)).where(chunk.run_id == run_id))
 
 
-def layer_names(session: Session, run_id: UUID) -> list[str]:
+def layer_names(connection: Connection, run_id: UUID) -> list[str]:
     """Read the names of a run's layers."""
-    layers = session.scalar(select(models.RunDetails.layers).where(models.RunDetails.run_id == run_id))
+    layers = connection.scalar(select(models.RunDetails.layers).where(models.RunDetails.run_id == run_id))
     return [layer["name"] for layer in layers or []]

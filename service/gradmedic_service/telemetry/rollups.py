@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from gradmedic_service.telemetry.chunks import Chunk
+from gradmedic_service.diagnosis import Block
 from gradmedic_service.telemetry.packing import (
     CorruptChunk,
     compress,
@@ -148,17 +148,15 @@ class Bucket:
     """`[1]` each."""
 
 
-def bucket_of(part: Chunk | Rollup) -> Bucket:
-    """Return a chunk or a row as one bucket."""
-    if isinstance(part, Chunk):
-        steps = part.steps
-        values = np.stack([part.statistic(name) for name in part.statistics])
+def bucket_of(part: Block | Rollup) -> Bucket:
+    """Return the steps of a chunk, or a row, as one bucket."""
+    if isinstance(part, Block):
         numbered = {**part.series, **part.metrics}
         return Bucket(
-            int(steps[0]),
-            int(steps[-1]),
+            int(part.steps[0]),
+            int(part.steps[-1]),
             part.statistics,
-            _merged(values, part.present),
+            _merged(part.values.transpose(2, 1, 0), part.present.T),
             {name: _merged(one.values, one.present) for name, one in numbered.items()},
         )
     each = [part.statistic(name) for name in part.statistics]

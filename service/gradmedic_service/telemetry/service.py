@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from uuid import UUID
 
 import numpy as np
 import structlog
 
 from gradmedic import wire
-from gradmedic_service.db import Session
+from gradmedic_service.db import Connection
 from gradmedic_service.diagnosis import Block, Diagnosis, Diagnostician, VerdictChange
 from gradmedic_service.diagnosis.state import StateError
 from gradmedic_service.errors import InvalidRequest, RunNotFound, StaleGeneration, UnknownGeneration
@@ -18,25 +17,14 @@ from gradmedic_service.runs.facts import FactsCache, RunFacts
 from gradmedic_service.runs.repository import stored_facts
 from gradmedic_service.telemetry import repository
 from gradmedic_service.telemetry.buckets import Buckets, Selection
-from gradmedic_service.telemetry.chunks import (
-    Chunk,
-    concatenate,
-    decode,
-    encode,
-    widen,
-)
+from gradmedic_service.telemetry.chunks import Chunk, decode, widen
 from gradmedic_service.telemetry.decoding import ReceivedBlock
 from gradmedic_service.telemetry.packing import CorruptChunk, compress, decompress
-from gradmedic_service.telemetry.repository import Advance, ChunkExtent, Retreat, RunState, Snapshot
-from gradmedic_service.telemetry.rollups import FACTOR, Rollup, bucket_of
-from gradmedic_service.telemetry.rollups import encode as encode_rollup
-from gradmedic_service.telemetry.warm import WarmDiagnostician, WarmDiagnosticians
+from gradmedic_service.telemetry.repository import Advance, Retreat, RunState, Snapshot
+from gradmedic_service.telemetry.rollups import FACTOR, Rollup
+from gradmedic_service.telemetry.storing import store
+from gradmedic_service.telemetry.warm import WarmRun, WarmRuns
 
-FULL_CHUNK_STEPS = 50
-"""A chunk of this many steps is left alone: it is what a client sends under load, compresses as well as a longer one,
-and is small enough that reading a few steps unpacks little."""
-MAX_TAIL_CHUNKS = FULL_CHUNK_STEPS.bit_length() + 1
-"""Chunks that are not full grow smaller by halves towards the end, so that there are never more."""
 SNAPSHOT_STEPS = 1_000
 """Stored steps from one snapshot of the diagnosis to the next, and so the most that going back replays."""
 MAX_METRICS_OF_A_RUN = 1_000
@@ -49,15 +37,15 @@ _logger = structlog.get_logger("gradmedic.telemetry")
 
 
 def append(
-    session: Session, facts: FactsCache, warm: WarmDiagnosticians, run_id: UUID, received: ReceivedBlock
-) -> tuple[wire.AppendResult, WarmDiagnostician | None]:
+    connection: Connection, facts: FactsCache, warm: WarmRuns, run_id: UUID, received: ReceivedBlock
+) -> tuple[wire.AppendResult, WarmRun | None]:
     """Store the steps that the run does not have yet and advance its diagnosis; in one transaction, exactly once.
 
     Returns the answer, and what `warm` may keep once the transaction has been committed.
 
     Raises RunNotFound, StaleGeneration, UnknownGeneration, InvalidRequest where the block does not fit the run.
     """
-    run = _state(session, run_id, is_locked=True)
+    run = _state(connection, run_id, is_locked=True)
     _check_generation(run, received.generation)
     block = received.fit(run.statistics, run.layer_counts)
     metrics = list(dict.fromkeys([*run.metrics, *block.metrics]))
@@ -71,7 +59,7 @@ def append(
 
     known = warm.take(run)
     if known is None:
-        diagnostician, steps_since_snapshot = _diagnostician(session, run, facts_of(session, facts, run))
+        diagnostician, steps_since_snapshot = _diagnostician(connection, run, facts_of(connection, facts, run))
     else:
         diagnostician, steps_since_snapshot = known.diagnostician, known.steps_since_snapshot
     diagnosis, changes, snapshots, steps_since_snapshot = advance_through(diagnostician, block, steps_since_snapshot)
@@ -87,8 +75,8 @@ def append(
         snapshots=snapshots,
         changes=changes,
     )
-    repository.advance(session, run_id, advance)
-    _store(session, run_id, block)
+    repository.advance(connection, run_id, advance)
+    tail = store(connection, run_id, block, None if known is None else known.tail)
     result = wire.AppendResult(
         accepted=len(block),
         ignored=ignored,
@@ -100,16 +88,23 @@ def append(
         alerts=_alerts(changes, diagnosis.summary),
         stop=False,
     )
-    return result, WarmDiagnostician(diagnostician, run, advance.revision, advance.last_step, steps_since_snapshot)
+    return result, WarmRun(
+        run=run,
+        revision=advance.revision,
+        last_step=advance.last_step,
+        diagnostician=diagnostician,
+        steps_since_snapshot=steps_since_snapshot,
+        tail=tail,
+    )
 
 
-def rewind(session: Session, facts: FactsCache, run_id: UUID, body: wire.RunRewind) -> wire.RewindResult:
+def rewind(connection: Connection, facts: FactsCache, run_id: UUID, body: wire.RunRewind) -> wire.RewindResult:
     """Drop the steps behind one, with what was concluded from them, and begin a new generation.
 
     The same request again, after the answer was lost, changes nothing. Raises RunNotFound, StaleGeneration,
     UnknownGeneration.
     """
-    run = _state(session, run_id, is_locked=True)
+    run = _state(connection, run_id, is_locked=True)
     if body.generation == run.generation - 1 and body.step == run.rewound_to:
         return wire.RewindResult(
             generation=run.generation,
@@ -119,9 +114,9 @@ def rewind(session: Session, facts: FactsCache, run_id: UUID, body: wire.RunRewi
             since_step=run.since_step,
         )
     _check_generation(run, body.generation)
-    for data in repository.remove_steps_after(session, run_id, body.step):
-        _store(session, run_id, _until(decode(data), body.step))
-    diagnostician, steps_since_snapshot = _replayed(session, run, facts_of(session, facts, run), body.step)
+    for data in repository.remove_steps_after(connection, run_id, body.step):
+        store(connection, run_id, _until(decode(data), body.step))
+    diagnostician, steps_since_snapshot = _replayed(connection, run, facts_of(connection, facts, run), body.step)
     diagnosis = diagnostician.diagnose()
     retreat = Retreat(
         generation=run.generation + 1,
@@ -134,7 +129,7 @@ def rewind(session: Session, facts: FactsCache, run_id: UUID, body: wire.RunRewi
         diagnostician=None if diagnosis.step is None else diagnostician.to_bytes(),
         steps_since_snapshot=steps_since_snapshot,
     )
-    repository.retreat(session, run_id, retreat)
+    repository.retreat(connection, run_id, retreat)
     return wire.RewindResult(
         generation=retreat.generation,
         last_step=retreat.last_step,
@@ -144,28 +139,28 @@ def rewind(session: Session, facts: FactsCache, run_id: UUID, body: wire.RunRewi
     )
 
 
-def diagnose(session: Session, facts: FactsCache, run_id: UUID, at_step: int | None) -> wire.Diagnosis:
+def diagnose(connection: Connection, facts: FactsCache, run_id: UUID, at_step: int | None) -> wire.Diagnosis:
     """Return the diagnosis of a run, now or as it was at a step. Raises RunNotFound."""
-    run = _state(session, run_id)
-    known = facts_of(session, facts, run)
+    run = _state(connection, run_id)
+    known = facts_of(connection, facts, run)
     if at_step is None or (run.last_step is not None and at_step >= run.last_step):
-        return _on_the_wire(run_id, _diagnostician(session, run, known)[0].diagnose())
-    return _on_the_wire(run_id, _replayed(session, run, known, at_step)[0].diagnose())
+        return _on_the_wire(run_id, _diagnostician(connection, run, known)[0].diagnose())
+    return _on_the_wire(run_id, _replayed(connection, run, known, at_step)[0].diagnose())
 
 
-def history(session: Session, run_id: UUID) -> wire.VerdictHistory:
+def history(connection: Connection, run_id: UUID) -> wire.VerdictHistory:
     """Return every change of a run's verdict. Raises RunNotFound."""
-    _state(session, run_id)
+    _state(connection, run_id)
     return wire.VerdictHistory(
         items=[
             wire.VerdictChange(step=change.step, verdict=change.verdict, score=change.score, finding=change.finding)
-            for change in repository.verdict_changes(session, run_id)
+            for change in repository.verdict_changes(connection, run_id)
         ]
     )
 
 
 def read_series(
-    session: Session,
+    connection: Connection,
     run_id: UUID,
     names: Sequence[str],
     layers: Sequence[str],
@@ -177,32 +172,32 @@ def read_series(
 
     Without `layers`, a statistic answers with every layer of the run.
     """
-    run = _state(session, run_id)
-    selection = _selection(run, repository.layer_names(session, run_id), names, layers)
+    run = _state(connection, run_id)
+    selection = _selection(run, repository.layer_names(connection, run_id), names, layers)
     if selection.series_count * max_points > MAX_SERIES_POINTS:
         most = MAX_SERIES_POINTS // selection.series_count
         message = f"{selection.series_count} series allow {most}; ask for fewer layers, statistics or points"
         raise InvalidRequest.at("max_points", message)
-    first = max(from_step, repository.first_step(session, run_id) or 0)
+    first = max(from_step, repository.first_step(connection, run_id) or 0)
     last = run.last_step if to_step is None else min(to_step, run.last_step or 0)
     if run.last_step is None or last is None or last < first:
         return Buckets(selection, 0, 0, max_points).result(run_id)
     buckets = Buckets(selection, first, last, max_points)
-    _read(session, run_id, _coarsest_level(session, run_id, first, last, max_points), first, last, buckets)
+    _read(connection, run_id, _coarsest_level(connection, run_id, first, last, max_points), first, last, buckets)
     return buckets.result(run_id)
 
 
 def select_for_export(
-    session: Session, run_id: UUID, names: Sequence[str], layers: Sequence[str]
+    connection: Connection, run_id: UUID, names: Sequence[str], layers: Sequence[str]
 ) -> tuple[Selection, int, int]:
     """Return what to export, the run's generation and its last step. Raises RunNotFound, InvalidRequest."""
-    run = _state(session, run_id)
-    selection = _selection(run, repository.layer_names(session, run_id), names, layers)
+    run = _state(connection, run_id)
+    selection = _selection(run, repository.layer_names(connection, run_id), names, layers)
     return selection, run.generation, -1 if run.last_step is None else run.last_step
 
 
-def _state(session: Session, run_id: UUID, *, is_locked: bool = False) -> RunState:
-    run = repository.read_state(session, run_id, is_locked=is_locked)
+def _state(connection: Connection, run_id: UUID, *, is_locked: bool = False) -> RunState:
+    run = repository.read_state(connection, run_id, is_locked=is_locked)
     if run is None:
         raise RunNotFound(f"There is no run {run_id}.")
     return run
@@ -218,24 +213,24 @@ def _check_generation(run: RunState, generation: int | None) -> None:
     raise UnknownGeneration(f"The block is of generation {generation}; the run is at {run.generation}.")
 
 
-def facts_of(session: Session, facts: FactsCache, run: RunState) -> RunFacts:
+def facts_of(connection: Connection, facts: FactsCache, run: RunState) -> RunFacts:
     """Return what the diagnosis is told about a run besides its steps."""
-    return facts.get(run.facts_digest, lambda: stored_facts(session, run.id))
+    return facts.get(run.facts_digest, lambda: stored_facts(connection, run.id))
 
 
-def _diagnostician(session: Session, run: RunState, facts: RunFacts) -> tuple[Diagnostician, int]:
+def _diagnostician(connection: Connection, run: RunState, facts: RunFacts) -> tuple[Diagnostician, int]:
     """Return the run's diagnostician as of its last step, and how many steps lie behind the last snapshot.
 
     It is rebuilt where another version of the code left the state.
     """
-    stored = repository.read_stored_state(session, run.id)
+    stored = repository.read_stored_state(connection, run.id)
     if stored is None or run.last_step is None:
         return Diagnostician(facts.layers, facts.training, run.muted), 0
     try:
         restored = Diagnostician.from_bytes(stored.state, facts.layers, facts.training, run.muted)
     except StateError as error:
         _logger.warning("the diagnosis is rebuilt from the stored steps", run_id=str(run.id), reason=str(error))
-        return _replayed(session, run, facts, run.last_step, from_snapshot=False)
+        return _replayed(connection, run, facts, run.last_step, from_snapshot=False)
     return restored, stored.steps_since_snapshot
 
 
@@ -263,14 +258,14 @@ def advance_through(
 
 
 def _replayed(
-    session: Session, run: RunState, facts: RunFacts, last_step: int, *, from_snapshot: bool = True
+    connection: Connection, run: RunState, facts: RunFacts, last_step: int, *, from_snapshot: bool = True
 ) -> tuple[Diagnostician, int]:
     """Return a diagnostician that has read the stored steps up to one, and how many of them since the last snapshot.
 
     It reads a chunk at a time, and only what follows the last snapshot; everything where `from_snapshot` is false or
     the snapshot is of another version of the code.
     """
-    snapshot = repository.last_snapshot(session, run.id, last_step) if from_snapshot else None
+    snapshot = repository.last_snapshot(connection, run.id, last_step) if from_snapshot else None
     diagnostician = Diagnostician(facts.layers, facts.training, run.muted)
     first_step = 0
     if snapshot is not None:
@@ -281,15 +276,17 @@ def _replayed(
         except (StateError, CorruptChunk) as error:
             _logger.warning("a snapshot of the diagnosis is passed over", run_id=str(run.id), reason=str(error))
     steps_since_snapshot = 0
-    for block in chunk_blocks(session, run.id, len(facts.layers), first_step, last_step):
+    for block in chunk_blocks(connection, run.id, len(facts.layers), first_step, last_step):
         diagnostician.update(block)
         steps_since_snapshot += len(block)
     return diagnostician, min(steps_since_snapshot, SNAPSHOT_STEPS - 1)
 
 
-def chunk_blocks(session: Session, run_id: UUID, layer_count: int, first_step: int, last_step: int) -> Iterator[Block]:
+def chunk_blocks(
+    connection: Connection, run_id: UUID, layer_count: int, first_step: int, last_step: int
+) -> Iterator[Block]:
     """Yield the stored steps of a range, a chunk at a time, each with as many layers as the run has now."""
-    for data in repository.chunks(session, run_id, first_step, last_step):
+    for data in repository.chunks(connection, run_id, first_step, last_step):
         block = _until(widen(decode(data), layer_count), last_step)
         block = block.cut(int(np.searchsorted(block.steps, first_step)), len(block))
         if len(block):
@@ -301,83 +298,25 @@ def _until(block: Block, last_step: int) -> Block:
     return block.cut(0, int(np.searchsorted(block.steps, last_step, side="right")))
 
 
-def _store(session: Session, run_id: UUID, block: Block) -> None:
-    """Write a block, together with the chunks before it that are not full and no longer than what follows them.
-
-    As in a binary counter, a step is rewritten only into a chunk at least twice as long as its own: at most
-    log2(FULL_CHUNK_STEPS) + 1 times, and not at all where blocks are full. Long blocks become several full chunks, and
-    each full chunk may complete a row of the rollups.
-    """
-    count, first_step = len(block), None
-    extents = repository.tail(session, run_id, MAX_TAIL_CHUNKS)
-    position = _position_after(extents[0]) if extents else 0
-    for extent in extents:
-        if extent.step_count >= FULL_CHUNK_STEPS or extent.step_count > count:
-            break
-        count += extent.step_count
-        first_step, position = extent.first_step, extent.position
-    if first_step is not None:
-        taken = repository.take_from(session, run_id, first_step)
-        block = concatenate([*map(decode, taken), block])
-    parts = max(1, count // FULL_CHUNK_STEPS)
-    for start, stop in pairwise(count * part // parts for part in range(parts + 1)):
-        chunk = block if parts == 1 else block.cut(start, stop)
-        extent = ChunkExtent(
-            first_step=int(chunk.steps[0]),
-            last_step=int(chunk.steps[-1]),
-            step_count=len(chunk),
-            position=position,
-        )
-        repository.add_chunk(session, run_id, extent, encode(chunk))
-        if position is not None and len(chunk) >= FULL_CHUNK_STEPS:
-            _roll_up(session, run_id, 1, position)
-        position = _position_after(extent)
-
-
-def _position_after(extent: ChunkExtent) -> int | None:
-    return None if extent.position is None else extent.position + 1
-
-
-def _roll_up(session: Session, run_id: UUID, level: int, position: int) -> None:
-    """Write the row of a level that is complete with the part of the level below that was just written, if one is."""
-    if (position + 1) % FACTOR:
-        return
-    parts = repository.last_parts(session, run_id, level - 1, FACTOR)
-    if [part.position for part in parts] != list(range(position + 1 - FACTOR, position + 1)):
-        return  # some are of a version that made no rollups
-    open_part = Chunk if level == 1 else Rollup
-    buckets = [bucket_of(open_part(part.data)) for part in parts]
-    repository.add_rollup(
-        session,
-        run_id,
-        level=level,
-        first_step=buckets[0].first_step,
-        last_step=buckets[-1].last_step,
-        position=position // FACTOR,
-        data=encode_rollup(buckets),
-    )
-    _roll_up(session, run_id, level + 1, position // FACTOR)
-
-
-def _read(session: Session, run_id: UUID, level: int, first: int, last: int, buckets: Buckets) -> None:
+def _read(connection: Connection, run_id: UUID, level: int, first: int, last: int, buckets: Buckets) -> None:
     """Add the steps from `first` to `last`: from the rollups of a level, and from finer ones at both ends."""
     if first > last:
         return
     if level == 0:
-        for data in repository.chunks(session, run_id, first, last):
+        for data in repository.chunks(connection, run_id, first, last):
             buckets.add(Chunk(data))
         return
-    _, begin, end = repository.rollup_extent(session, run_id, level, first, last)
-    _read(session, run_id, level - 1, first, begin - 1, buckets)
+    _, begin, end = repository.rollup_extent(connection, run_id, level, first, last)
+    _read(connection, run_id, level - 1, first, begin - 1, buckets)
     if begin <= end:
-        buckets.add_rollups(map(Rollup, repository.rollups(session, run_id, level, begin, end)))
-        _read(session, run_id, level - 1, end + 1, last, buckets)
+        buckets.add_rollups(map(Rollup, repository.rollups(connection, run_id, level, begin, end)))
+        _read(connection, run_id, level - 1, end + 1, last, buckets)
 
 
-def _coarsest_level(session: Session, run_id: UUID, first: int, last: int, max_points: int) -> int:
+def _coarsest_level(connection: Connection, run_id: UUID, first: int, last: int, max_points: int) -> int:
     """Return the highest level that still has a bucket for each point of a picture, or 0, where all steps are read."""
-    for level in range(repository.top_level(session, run_id), 0, -1):
-        count, _, _ = repository.rollup_extent(session, run_id, level, first, last)
+    for level in range(repository.top_level(connection, run_id), 0, -1):
+        count, _, _ = repository.rollup_extent(connection, run_id, level, first, last)
         if count * FACTOR >= max_points:
             return level
     return 0

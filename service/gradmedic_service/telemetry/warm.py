@@ -1,8 +1,8 @@
-"""Diagnosticians that this process need not restore, because it was the one that advanced them last.
+"""What this process knows of runs without asking, because it was the one that advanced them last.
 
-One idea: the database decides. A kept diagnostician is used only if the run's row, read under its lock, is at the very
+One idea: the database decides. What is kept of a run is used only if the run's row, read under its lock, is at the very
 revision at which this process left it, and it is kept only once that revision is durable. Whatever another replica, a
-rewind or an update of the run did raises the revision, and the state in the database is read instead.
+rewind or an update of the run did raises the revision, and the database is read instead.
 """
 
 from __future__ import annotations
@@ -14,23 +14,26 @@ from uuid import UUID
 
 from gradmedic_service.diagnosis import Diagnostician
 from gradmedic_service.telemetry.repository import RunState
+from gradmedic_service.telemetry.storing import Tail
 
-MAX_WEIGHT = 100_000
-"""Layers of all runs together, some 0.5 KB each: about 50 MB."""
+MAX_WEIGHT = 50_000
+"""Layers of all runs together. The buckets of a layer that wait for their row take 1 KB where it has eight statistics,
+its diagnosis half of that: some 75 MB."""
 WEIGHT_OF_A_RUN = 50
 """What a run weighs beside its layers."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class WarmDiagnostician:
-    """A diagnostician as of a revision of its run."""
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class WarmRun:
+    """A run as of a revision."""
 
-    diagnostician: Diagnostician
     run: RunState
     """As it was before the advance."""
     revision: int
     last_step: int
+    diagnostician: Diagnostician
     steps_since_snapshot: int
+    tail: Tail
 
     @property
     def weight(self) -> int:
@@ -49,17 +52,17 @@ class WarmDiagnostician:
         )
 
 
-class WarmDiagnosticians:
-    """The diagnosticians of the runs advanced last; safe to share between threads."""
+class WarmRuns:
+    """The runs advanced last; safe to share between threads."""
 
     def __init__(self, max_weight: int = MAX_WEIGHT) -> None:
         self._lock = threading.Lock()
-        self._kept: OrderedDict[UUID, WarmDiagnostician] = OrderedDict()
+        self._kept: OrderedDict[UUID, WarmRun] = OrderedDict()
         self._max_weight = max_weight
         self._weight = 0
 
-    def take(self, run: RunState) -> WarmDiagnostician | None:
-        """Hand over the diagnostician of a run, if it is kept and as the run; nobody else gets it meanwhile."""
+    def take(self, run: RunState) -> WarmRun | None:
+        """Hand over what is kept of a run, if it is as the run; nobody else gets it meanwhile."""
         with self._lock:
             warm = self._kept.pop(run.id, None)
             if warm is None:
@@ -67,8 +70,8 @@ class WarmDiagnosticians:
             self._weight -= warm.weight
         return warm if warm.is_of(run) else None
 
-    def keep(self, warm: WarmDiagnostician) -> None:
-        """Keep a diagnostician whose advance is durable."""
+    def keep(self, warm: WarmRun) -> None:
+        """Keep a run whose advance is durable."""
         with self._lock:
             replaced = self._kept.pop(warm.run.id, None)
             self._weight += warm.weight - (0 if replaced is None else replaced.weight)

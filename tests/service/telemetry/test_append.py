@@ -28,8 +28,9 @@ from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.settings import Settings
 from gradmedic_service.telemetry.decoding import decode_block
 from gradmedic_service.telemetry.repository import read_stored_state
-from gradmedic_service.telemetry.service import FULL_CHUNK_STEPS, MAX_TAIL_CHUNKS, append
-from gradmedic_service.telemetry.warm import WarmDiagnosticians
+from gradmedic_service.telemetry.service import append
+from gradmedic_service.telemetry.storing import FULL_CHUNK_STEPS, MAX_TAIL_CHUNKS
+from gradmedic_service.telemetry.warm import WarmRuns
 
 BLOCK = {"steps": [0, 1], "loss": [1.0, 0.5], "statistics": {"grad_norm": [[1.0, 2.0], [3.0, None]]}}
 
@@ -276,9 +277,9 @@ def test_who_waited_reads_what_was_written_meanwhile(
     answers = []
     with TestClient(create_app(settings)) as other:
         waiting = threading.Thread(target=lambda: answers.append(other.post(f"{run}/steps", json=bodies[-1])))
-        with database.writing() as session:
+        with database.writing_rows() as connection:
             received = decode_block(msgspec.json.encode(bodies[-2]), wire.JSON_MEDIA_TYPE, settings.limits())
-            append(session, FactsCache(), WarmDiagnosticians(), UUID(run.rpartition("/")[2]), received)
+            append(connection, FactsCache(), WarmRuns(), UUID(run.rpartition("/")[2]), received)
             waiting.start()
             while waiting.is_alive() and not is_anyone_waiting(database):
                 pass
@@ -287,8 +288,8 @@ def test_who_waited_reads_what_was_written_meanwhile(
     diagnoses = [client.get(f"{path}/diagnosis").json() | {"run_id": None} for path in (run, alone)]
     assert diagnoses[0] == diagnoses[1]
     assert diagnoses[0]["step"] == 30 * len(bodies) - 1
-    with database.reading() as session:
-        states = [read_stored_state(session, UUID(path.rpartition("/")[2])) for path in (run, alone)]
+    with database.reading_rows() as connection:
+        states = [read_stored_state(connection, UUID(path.rpartition("/")[2])) for path in (run, alone)]
     assert states[0] == states[1]
 
 
@@ -321,7 +322,7 @@ def test_a_failed_append_leaves_nothing(
         raise RuntimeError("no more")
 
     with monkeypatch.context() as patch:
-        patch.setattr("gradmedic_service.telemetry.service.encode", fail)
+        patch.setattr("gradmedic_service.telemetry.storing.encode", fail)
         response = client.post(f"{run}/steps", json=steps_of(2, 2))
     assert (response.status_code, response.json()["error_code"]) == (500, "internal_error")
     assert "no more" not in response.text

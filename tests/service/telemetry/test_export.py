@@ -101,8 +101,8 @@ def test_without_pyarrow_the_extra_is_named(client: TestClient, run: str, monkey
 def test_parts_are_small_and_stop_where_the_past_changes(client: TestClient, run: str, database: Database) -> None:
     """A part is a few chunks, whatever the run's length; a rewind in the middle ends the download with an error."""
     run_id = UUID(run.rpartition("/")[2])
-    with database.reading() as session:
-        selection, generation, last = service.select_for_export(session, run_id, ["loss"], [])
+    with database.reading_rows() as connection:
+        selection, generation, last = service.select_for_export(connection, run_id, ["loss"], [])
     parts = export.stream(database, run_id, generation, selection, 0, last, export.CsvTable(selection))
     first = next(parts).decode()
     assert 50 <= first.count("\n") <= 100

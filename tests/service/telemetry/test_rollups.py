@@ -14,8 +14,7 @@ from starlette.testclient import TestClient
 from gradmedic_service.db import Database
 from gradmedic_service.diagnosis import Block, StepSeries
 from gradmedic_service.models import TelemetryChunk, TelemetryRollup
-from gradmedic_service.telemetry import repository, service
-from gradmedic_service.telemetry.chunks import Chunk, encode
+from gradmedic_service.telemetry import repository, service, storing
 from gradmedic_service.telemetry.packing import CorruptChunk
 from gradmedic_service.telemetry.rollups import FACTOR, Rollup, bucket_of
 from gradmedic_service.telemetry.rollups import encode as encode_rollup
@@ -26,7 +25,8 @@ SMALL_CHUNK, SMALL_FACTOR = 3, 4
 @pytest.fixture
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks and rows so short that a few hundred steps make several levels."""
-    monkeypatch.setattr(service, "FULL_CHUNK_STEPS", SMALL_CHUNK)
+    monkeypatch.setattr(storing, "FULL_CHUNK_STEPS", SMALL_CHUNK)
+    monkeypatch.setattr(storing, "FACTOR", SMALL_FACTOR)
     monkeypatch.setattr(service, "FACTOR", SMALL_FACTOR)
 
 
@@ -200,7 +200,7 @@ def test_long_blocks_become_chunks_of_bounded_length(client: TestClient, create_
         query = select(TelemetryChunk.step_count, TelemetryChunk.position).order_by(TelemetryChunk.first_step)
         rows_found = session.execute(query).all()
     assert sum(count for count, _ in rows_found) == 1777
-    assert all(service.FULL_CHUNK_STEPS <= count < 2 * service.FULL_CHUNK_STEPS for count, _ in rows_found)
+    assert all(storing.FULL_CHUNK_STEPS <= count < 2 * storing.FULL_CHUNK_STEPS for count, _ in rows_found)
     assert [position for _, position in rows_found] == list(range(len(rows_found)))
 
 
@@ -221,7 +221,7 @@ def block(first: int, count: int, value: float) -> Block:
 def test_the_largest_numbers_have_a_mean() -> None:
     """Numbers near the largest do not overflow when they are merged, at any level."""
     largest = float(np.finfo(np.float32).max)
-    row = encode_rollup([bucket_of(Chunk(encode(block(50 * index, 50, largest)))) for index in range(FACTOR)])
+    row = encode_rollup([bucket_of(block(50 * index, 50, largest)) for index in range(FACTOR)])
     bucket = bucket_of(Rollup(row))
     assert (bucket.first_step, bucket.last_step) == (0, 50 * FACTOR - 1)
     for one in (bucket.values, bucket.series["loss"]):
@@ -231,7 +231,7 @@ def test_the_largest_numbers_have_a_mean() -> None:
 
 def test_damaged_rows_are_refused() -> None:
     """A row that is cut short or of another version is an error, not a wrong picture."""
-    row = encode_rollup([bucket_of(Chunk(encode(block(0, 50, 1.0))))])
+    row = encode_rollup([bucket_of(block(0, 50, 1.0))])
     for data in (b"", row[:-1], row + b"x", bytes([9]) + row[1:]):
         with pytest.raises(CorruptChunk):
             Rollup(data)

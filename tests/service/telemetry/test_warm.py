@@ -17,7 +17,8 @@ from gradmedic_service.ids import new_id
 from gradmedic_service.models import DiagnosisState, Run
 from gradmedic_service.settings import Settings
 from gradmedic_service.telemetry import repository
-from gradmedic_service.telemetry.warm import WEIGHT_OF_A_RUN, WarmDiagnostician, WarmDiagnosticians
+from gradmedic_service.telemetry.storing import Tail
+from gradmedic_service.telemetry.warm import WEIGHT_OF_A_RUN, WarmRun, WarmRuns
 
 
 def append(client: TestClient, run: str, first: int, count: int = 5, norm: float = 1.0) -> None:
@@ -108,7 +109,7 @@ def test_a_failed_append_keeps_nothing(
         raise RuntimeError("no more")
 
     with monkeypatch.context() as patch:
-        patch.setattr("gradmedic_service.telemetry.service.encode", fail)
+        patch.setattr("gradmedic_service.telemetry.storing.encode", fail)
         assert client.post(f"{run}/steps", json={"steps": [5], "loss": ["NaN"]}).status_code == 500
     append(client, run, 5)
     assert len(restored) == 1
@@ -119,9 +120,9 @@ def test_an_older_state_in_the_database_is_believed(client: TestClient, create_r
     """A database that was put back to an earlier moment is read, whatever this process remembers."""
     run = create_run(client)
     append(client, run, 0)
-    with database.reading() as session:
-        run_id = UUID(run.rpartition("/")[2])
-        earlier, stored = repository.read_state(session, run_id), repository.read_stored_state(session, run_id)
+    run_id = UUID(run.rpartition("/")[2])
+    with database.reading_rows() as connection:
+        earlier, stored = repository.read_state(connection, run_id), repository.read_stored_state(connection, run_id)
     assert earlier is not None
     assert stored is not None
     append(client, run, 5, norm=1e30)
@@ -138,13 +139,22 @@ def test_what_is_kept_is_bounded(client: TestClient, create_run: Any, database: 
     for _ in range(3):
         run = create_run(client)
         append(client, run, 0)
-        with database.reading() as session:
-            state = repository.read_state(session, UUID(run.rpartition("/")[2]))
+        with database.reading_rows() as connection:
+            state = repository.read_state(connection, UUID(run.rpartition("/")[2]))
         assert state is not None
         states.append(state)
-    warm = WarmDiagnosticians(max_weight=2 * (WEIGHT_OF_A_RUN + 2))
+    warm = WarmRuns(max_weight=2 * (WEIGHT_OF_A_RUN + 2))
     for state in states:
         doctor = Diagnostician([LayerFacts(name="w"), LayerFacts(name="v")])
-        warm.keep(WarmDiagnostician(doctor, state, state.revision, state.last_step or 0, 0))
+        warm.keep(
+            WarmRun(
+                run=state,
+                revision=state.revision,
+                last_step=state.last_step or 0,
+                diagnostician=doctor,
+                steps_since_snapshot=0,
+                tail=Tail((), None),
+            )
+        )
     assert [warm.take(state) is not None for state in states] == [False, True, True]
     assert warm.take(states[2]) is None
