@@ -71,6 +71,11 @@ class Diagnostician:
         self._verdict: Verdict = "undetermined"
         self._since: int | None = None
 
+    @property
+    def last_step(self) -> int | None:
+        """The last step that was read."""
+        return self._last_step
+
     def update(self, block: Block) -> Diagnosis:
         """Advance by a block and return the diagnosis as of its last step, with the changes that the block made.
 
@@ -94,7 +99,7 @@ class Diagnostician:
         changes: list[VerdictChange] = []
         losses = _numbers(block, "loss", None)
         rates, clips = _numbers(block, "learning_rate", math.nan), _numbers(block, "clip_coefficient", math.nan)
-        observers = [detector.observe for detector in self._detectors]
+        observers = [d.observe for d in self._detectors if d.applies(self._architecture, measurements)]
         rows = _by_row(measurements, depth)
         row = -1
         moment = Moment(
@@ -150,7 +155,9 @@ class Diagnostician:
         return VerdictChange(step=step, verdict=verdict, score=self._score(), finding=decider)
 
     def _loudest(self) -> tuple[Verdict, str | None]:
-        speaking = [detector for detector in self._detectors if detector.signal > 0 and detector.id not in self._muted]
+        speaking = [detector for detector in self._detectors if detector.signal]
+        if speaking and self._muted:
+            speaking = [detector for detector in speaking if detector.id not in self._muted]
         if speaking:
             loudest = max(speaking, key=lambda d: (d.verdict == "exploding", d.signal))
             return loudest.verdict, loudest.id

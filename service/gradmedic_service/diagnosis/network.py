@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ ZERO_FLOOR = -45.0
 """log10 of the smallest float32 above zero, for a gradient that is exactly zero."""
 DEAD_SHARE = 0.9
 """A layer is dead when its gradient was exactly zero in (nearly) every one of the last `SMOOTH_HORIZON` steps."""
+DECAY_ROWS = 50
+"""Rows averaged by one product of matrices: what a client sends at once."""
 MAX_GROUPS = 8
 """Presence patterns told apart; beyond that (randomly routed experts) all layers count as one group."""
 
@@ -100,6 +103,43 @@ class NetworkAverages(Persistent):
         known, present = ~np.isnan(measurements.log_rms), measurements.present
         values = np.where(known, measurements.log_rms, 0.0)
         counts = self.seen_nonzero + np.cumsum(known, axis=0)
+        is_steady = bool(known.all()) and counts.size > 0 and int(counts[0].min()) >= BASELINE_HORIZON
+        steady = self._average_steadily(values) if is_steady else None
+        if steady is None:
+            smooth_rows, growth_rows = self._average_one_by_one(values, known, counts)
+        else:
+            smooth_rows, growth_rows = steady
+        self.seen_nonzero = self.seen_nonzero + known.sum(axis=0)
+
+        counts = self.seen + np.cumsum(present, axis=0)
+        self.seen = self.seen + present.sum(axis=0)
+        zero_rows = np.zeros_like(values)
+        if measurements.is_zero.any() or self.zero.any():
+            zero_weight = _weights(present, counts, SMOOTH_HORIZON)
+            zero = self.zero.copy()
+            for row, is_zero in enumerate(measurements.is_zero):
+                zero += zero_weight[row] * (is_zero - zero)
+                zero_rows[row] = zero
+            self.zero = zero
+        return smooth_rows, growth_rows, zero_rows
+
+    def _average_steadily(self, values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        """Advance `smooth` and `baseline` by all rows at once, where every weight is the horizon's and nothing is cut.
+
+        Returns smooth and growth after each row, or None, with nothing advanced, where a value stands out.
+        """
+        baseline_rows = _decayed(values, self.baseline, BASELINE_HORIZON)
+        growth_rows: NDArray[np.float64] = values - np.concatenate([self.baseline[None], baseline_rows[:-1]])
+        if growth_rows.max(initial=0.0) > BASELINE_OUTLIER:
+            return None
+        smooth_rows = _decayed(values, self.smooth, SMOOTH_HORIZON)
+        self.smooth, self.baseline = smooth_rows[-1].copy(), baseline_rows[-1].copy()
+        return smooth_rows, growth_rows
+
+    def _average_one_by_one(
+        self, values: NDArray[np.float64], known: NDArray[np.bool_], counts: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Advance `smooth` and `baseline` row by row; return smooth and growth after each."""
         first = known & (counts == 1)
         smooth_weight = _weights(known, counts, SMOOTH_HORIZON)
         baseline_weight = _weights(known, counts, BASELINE_HORIZON)
@@ -121,19 +161,7 @@ class NetworkAverages(Persistent):
             smooth_rows[row] = smooth
         growth_rows[first | ~known] = np.nan  # a layer's first value is its baseline
         self.smooth, self.baseline = smooth, baseline
-        self.seen_nonzero = self.seen_nonzero + known.sum(axis=0)
-
-        counts = self.seen + np.cumsum(present, axis=0)
-        self.seen = self.seen + present.sum(axis=0)
-        zero_rows = np.zeros_like(values)
-        if measurements.is_zero.any() or self.zero.any():
-            zero_weight = _weights(present, counts, SMOOTH_HORIZON)
-            zero = self.zero.copy()
-            for row, is_zero in enumerate(measurements.is_zero):
-                zero += zero_weight[row] * (is_zero - zero)
-                zero_rows[row] = zero
-            self.zero = zero
-        return smooth_rows, growth_rows, zero_rows
+        return smooth_rows, growth_rows
 
     def _remember_weights(self, measurements: Measurements) -> None:
         """Keep each layer's first and last finite weight norm."""
@@ -179,6 +207,27 @@ class NetworkAverages(Persistent):
                 gap[group_rows] = level.max(axis=1) - _median_of_rows(level[:, :half])
                 input_excess[group_rows] = level[:, :half].max(axis=1) - _median_of_rows(level[:, half:])
         return gap, input_excess, dead_share
+
+
+@lru_cache(maxsize=64)
+def _decay(rows: int, horizon: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return `[row, value]` weights of an exponential average's values after each row, and `[row, 1]` of its start."""
+    kept = 1 - 1 / horizon
+    ages = np.arange(rows)[:, None] - np.arange(rows)
+    weights: NDArray[np.float64] = np.where(ages >= 0, kept ** np.maximum(ages, 0) / horizon, 0.0)
+    start_weight: NDArray[np.float64] = kept ** np.arange(1, rows + 1, dtype=np.float64)[:, None]
+    return weights, start_weight
+
+
+def _decayed(values: NDArray[np.float64], start: NDArray[np.float64], horizon: int) -> NDArray[np.float64]:
+    """Return an exponential average after each row. In pieces: the product costs the square of their length."""
+    averages = np.empty_like(values)
+    for first in range(0, len(values), DECAY_ROWS):
+        piece = values[first : first + DECAY_ROWS]
+        weights, start_weight = _decay(len(piece), horizon)
+        averages[first : first + DECAY_ROWS] = weights @ piece + start_weight * start
+        start = averages[first + len(piece) - 1]
+    return averages
 
 
 def _weights(takes_part: NDArray[np.bool_], counts: NDArray[np.int64], horizon: int) -> Sequence[Any]:

@@ -327,13 +327,13 @@ class _Check:
         if len(steps) > self._limits.max_steps_per_block:
             message = f"has {len(steps)} steps; at most {self._limits.max_steps_per_block} are allowed"
             raise InvalidRequest.at("steps", message)
-        outside = next((index for index, step in enumerate(steps) if not 0 <= step <= LARGEST_STEP), None)
-        if outside is not None:
+        if min(steps) < 0 or max(steps) > LARGEST_STEP:
+            outside = next(index for index, step in enumerate(steps) if not 0 <= step <= LARGEST_STEP)
             raise InvalidRequest.at(f"steps[{outside}]", f"must be from 0 to {LARGEST_STEP}; got {steps[outside]}")
         checked = np.array(steps, dtype=np.int64)
-        backward = np.flatnonzero(np.diff(checked) <= 0)
-        if len(backward):
-            at = int(backward[0]) + 1
+        is_backward = checked[1:] <= checked[:-1]
+        if is_backward.any():
+            at = int(is_backward.argmax()) + 1
             word = "repeats" if steps[at] == steps[at - 1] else "comes after"
             raise InvalidRequest.at(f"steps[{at}]", f"{steps[at]} {word} {steps[at - 1]}; steps must increase")
         return checked

@@ -14,7 +14,7 @@ from gradmedic_service.diagnosis import Diagnosis, Diagnostician, VerdictChange
 from gradmedic_service.errors import RunNotFound
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.telemetry import repository
-from gradmedic_service.telemetry.repository import Advance, RunState, Snapshot
+from gradmedic_service.telemetry.repository import Advance, RunState, Snapshot, StoredState
 from gradmedic_service.telemetry.service import advance_through, chunk_blocks, facts_of
 
 
@@ -65,8 +65,7 @@ class _Reading:
             score=float(self._diagnosis.score),
             since_step=self._diagnosis.since_step,
             metrics=run.metrics,
-            diagnostician=self._diagnostician.to_bytes(),
-            steps_since_snapshot=self._steps_since_snapshot,
+            state=StoredState(self._diagnostician.to_bytes(), self._steps_since_snapshot),
             snapshots=self._snapshots,
             changes=self._changes,
         )

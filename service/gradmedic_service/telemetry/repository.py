@@ -47,9 +47,9 @@ class RunState:
         return frozenset((*(self.muted_by_run or ()), *(self.muted_by_project or ())))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class StoredState:
-    """Where the diagnostician of a run stands."""
+    """Where the diagnostician of a run stood some steps ago, or stands."""
 
     state: bytes
     steps_since_snapshot: int
@@ -73,8 +73,8 @@ class Advance:
     score: float
     since_step: int | None
     metrics: list[str]
-    diagnostician: bytes
-    steps_since_snapshot: int
+    state: StoredState | None
+    """None where the stored one is to stay."""
     snapshots: Sequence[Snapshot]
     changes: Sequence[diagnosis.VerdictChange]
 
@@ -90,9 +90,8 @@ class Retreat:
     verdict: str
     score: float
     since_step: int | None
-    diagnostician: bytes | None
+    state: StoredState | None
     """None where no step is left."""
-    steps_since_snapshot: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,9 +160,9 @@ def read_state(connection: Connection, run_id: UUID, *, is_locked: bool = False)
 
 
 def read_stored_state(connection: Connection, run_id: UUID) -> StoredState | None:
-    """Read where the diagnostician of a run stands; None before its first step."""
+    """Read the diagnostician of a run as it was stored last; None before its first step."""
     row = connection.execute(_READ_STORED_STATE, {"run_id": run_id}).one_or_none()
-    return None if row is None else StoredState(state=row.state, steps_since_snapshot=row.steps_since_snapshot or 0)
+    return None if row is None else StoredState(row.state, row.steps_since_snapshot or 0)
 
 
 def advance(connection: Connection, run_id: UUID, to: Advance) -> None:
@@ -181,9 +180,8 @@ def advance(connection: Connection, run_id: UUID, to: Advance) -> None:
             "updated_at": datetime.now(UTC),
         },
     )
-    state = {"state": to.diagnostician, "steps_since_snapshot": to.steps_since_snapshot}
-    if connection.execute(_ADVANCE_STATE, {"id": run_id, **state}).rowcount == 0:
-        connection.execute(_ADD_STATE, {"run_id": run_id, **state})
+    if to.state is not None:
+        _write_state(connection, run_id, to.state)
     if to.snapshots:
         rows = [{"run_id": run_id, "step": snapshot.step, "state": snapshot.state} for snapshot in to.snapshots]
         connection.execute(insert(_SNAPSHOTS), rows)
@@ -220,11 +218,16 @@ def retreat(connection: Connection, run_id: UUID, to: Retreat) -> None:
             "updated_at": datetime.now(UTC),
         },
     )
-    if to.diagnostician is None:
+    if to.state is None:
         connection.execute(delete(_STATES).where(_STATES.c.run_id == run_id))
     else:
-        state = {"state": to.diagnostician, "steps_since_snapshot": to.steps_since_snapshot}
-        connection.execute(_ADVANCE_STATE, {"id": run_id, **state})
+        _write_state(connection, run_id, to.state)
+
+
+def _write_state(connection: Connection, run_id: UUID, to: StoredState) -> None:
+    state = {"state": to.state, "steps_since_snapshot": to.steps_since_snapshot}
+    if connection.execute(_ADVANCE_STATE, {"id": run_id, **state}).rowcount == 0:
+        connection.execute(_ADD_STATE, {"run_id": run_id, **state})
 
 
 def remove_steps_after(connection: Connection, run_id: UUID, step: int) -> list[bytes]:

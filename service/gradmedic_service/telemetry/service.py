@@ -20,11 +20,14 @@ from gradmedic_service.telemetry.buckets import Buckets, Selection
 from gradmedic_service.telemetry.chunks import Chunk, decode, widen
 from gradmedic_service.telemetry.decoding import ReceivedBlock
 from gradmedic_service.telemetry.packing import CorruptChunk, compress, decompress
-from gradmedic_service.telemetry.repository import Advance, Retreat, RunState, Snapshot
+from gradmedic_service.telemetry.repository import Advance, Retreat, RunState, Snapshot, StoredState
 from gradmedic_service.telemetry.rollups import FACTOR, Rollup
 from gradmedic_service.telemetry.storing import store
 from gradmedic_service.telemetry.warm import WarmRun, WarmRuns
 
+STATE_STEPS = 100
+"""Steps after which the diagnosis state is stored anew; also with a snapshot and when the verdict changes. Who has to
+restore it reads the steps behind it, a few milliseconds; to store it with every block would cost every block more."""
 SNAPSHOT_STEPS = 1_000
 """Stored steps from one snapshot of the diagnosis to the next, and so the most that going back replays."""
 MAX_METRICS_OF_A_RUN = 1_000
@@ -60,9 +63,12 @@ def append(
     known = warm.take(run)
     if known is None:
         diagnostician, steps_since_snapshot = _diagnostician(connection, run, facts_of(connection, facts, run))
+        steps_since_state = STATE_STEPS
     else:
         diagnostician, steps_since_snapshot = known.diagnostician, known.steps_since_snapshot
+        steps_since_state = known.steps_since_state + len(block)
     diagnosis, changes, snapshots, steps_since_snapshot = advance_through(diagnostician, block, steps_since_snapshot)
+    saves_state = steps_since_state >= STATE_STEPS or bool(changes or snapshots)
     advance = Advance(
         revision=run.revision + 1,
         last_step=int(block.steps[-1]),
@@ -70,8 +76,7 @@ def append(
         score=float(diagnosis.score),
         since_step=diagnosis.since_step,
         metrics=metrics,
-        diagnostician=diagnostician.to_bytes(),
-        steps_since_snapshot=steps_since_snapshot,
+        state=StoredState(diagnostician.to_bytes(), steps_since_snapshot) if saves_state else None,
         snapshots=snapshots,
         changes=changes,
     )
@@ -94,6 +99,7 @@ def append(
         last_step=advance.last_step,
         diagnostician=diagnostician,
         steps_since_snapshot=steps_since_snapshot,
+        steps_since_state=0 if saves_state else steps_since_state,
         tail=tail,
     )
 
@@ -126,8 +132,7 @@ def rewind(connection: Connection, facts: FactsCache, run_id: UUID, body: wire.R
         verdict=diagnosis.verdict,
         score=float(diagnosis.score),
         since_step=diagnosis.since_step,
-        diagnostician=None if diagnosis.step is None else diagnostician.to_bytes(),
-        steps_since_snapshot=steps_since_snapshot,
+        state=None if diagnosis.step is None else StoredState(diagnostician.to_bytes(), steps_since_snapshot),
     )
     repository.retreat(connection, run_id, retreat)
     return wire.RewindResult(
@@ -221,7 +226,7 @@ def facts_of(connection: Connection, facts: FactsCache, run: RunState) -> RunFac
 def _diagnostician(connection: Connection, run: RunState, facts: RunFacts) -> tuple[Diagnostician, int]:
     """Return the run's diagnostician as of its last step, and how many steps lie behind the last snapshot.
 
-    It is rebuilt where another version of the code left the state.
+    The stored state, and what was stored since; everything anew where another version of the code left the state.
     """
     stored = repository.read_stored_state(connection, run.id)
     if stored is None or run.last_step is None:
@@ -231,7 +236,9 @@ def _diagnostician(connection: Connection, run: RunState, facts: RunFacts) -> tu
     except StateError as error:
         _logger.warning("the diagnosis is rebuilt from the stored steps", run_id=str(run.id), reason=str(error))
         return _replayed(connection, run, facts, run.last_step, from_snapshot=False)
-    return restored, stored.steps_since_snapshot
+    next_step = 0 if restored.last_step is None else restored.last_step + 1
+    read = _read_on(connection, run, restored, next_step, run.last_step)
+    return restored, stored.steps_since_snapshot + read
 
 
 def advance_through(
@@ -275,11 +282,20 @@ def _replayed(
             first_step = snapshot.step + 1
         except (StateError, CorruptChunk) as error:
             _logger.warning("a snapshot of the diagnosis is passed over", run_id=str(run.id), reason=str(error))
-    steps_since_snapshot = 0
-    for block in chunk_blocks(connection, run.id, len(facts.layers), first_step, last_step):
-        diagnostician.update(block)
-        steps_since_snapshot += len(block)
+    steps_since_snapshot = _read_on(connection, run, diagnostician, first_step, last_step)
     return diagnostician, min(steps_since_snapshot, SNAPSHOT_STEPS - 1)
+
+
+def _read_on(
+    connection: Connection, run: RunState, diagnostician: Diagnostician, first_step: int, last_step: int
+) -> int:
+    """Let a diagnostician read stored steps, a chunk at a time; return how many there were."""
+    count = 0
+    if first_step <= last_step:
+        for block in chunk_blocks(connection, run.id, run.layer_counts[-1], first_step, last_step):
+            diagnostician.update(block)
+            count += len(block)
+    return count
 
 
 def chunk_blocks(

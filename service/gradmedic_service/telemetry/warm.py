@@ -33,6 +33,8 @@ class WarmRun:
     last_step: int
     diagnostician: Diagnostician
     steps_since_snapshot: int
+    steps_since_state: int
+    """How far the stored state lies behind."""
     tail: Tail
 
     @property

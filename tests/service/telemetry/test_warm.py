@@ -7,16 +7,17 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import update
+from fastapi import FastAPI
+from sqlalchemy import select, update
 from starlette.testclient import TestClient
 
 from gradmedic_service.app import create_app
 from gradmedic_service.db import Database
 from gradmedic_service.diagnosis import Diagnostician, LayerFacts
 from gradmedic_service.ids import new_id
-from gradmedic_service.models import DiagnosisState, Run
+from gradmedic_service.models import DiagnosisSnapshot, DiagnosisState, Run
 from gradmedic_service.settings import Settings
-from gradmedic_service.telemetry import repository
+from gradmedic_service.telemetry import repository, service
 from gradmedic_service.telemetry.storing import Tail
 from gradmedic_service.telemetry.warm import WEIGHT_OF_A_RUN, WarmRun, WarmRuns
 
@@ -153,8 +154,49 @@ def test_what_is_kept_is_bounded(client: TestClient, create_run: Any, database: 
                 last_step=state.last_step or 0,
                 diagnostician=doctor,
                 steps_since_snapshot=0,
+                steps_since_state=0,
                 tail=Tail((), None),
             )
         )
     assert [warm.take(state) is not None for state in states] == [False, True, True]
     assert warm.take(states[2]) is None
+
+
+@pytest.mark.parametrize("size", [1, 7, 13])
+def test_forgetting_changes_nothing(
+    client: TestClient, create_run: Any, database: Database, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """The stored state may lie behind: a process that restores it reads on to where one that never forgot stands."""
+    monkeypatch.setattr(service, "STATE_STEPS", 20)
+    monkeypatch.setattr(service, "SNAPSHOT_STEPS", 50)
+    runs = [create_run(client) for _ in range(2)]
+    snapshots, answers = [], []
+    for run, forgets in zip(runs, (False, True), strict=True):
+        for block in range(160 // size):
+            if forgets and block % 3:
+                app = client.app
+                assert isinstance(app, FastAPI)
+                app.state.warm = WarmRuns()
+            append(client, run, size * block, size, norm=1.05 ** max(0, size * block - 60))
+            if block % 5 == 0:
+                answers.append((run, block, client.get(f"{run}/diagnosis").json() | {"run_id": None}))
+        answers.append((run, -1, client.get(f"{run}/diagnosis/history").json()))
+        with database.reading() as session:
+            of_run = select(DiagnosisSnapshot.step).where(DiagnosisSnapshot.run_id == UUID(run.rpartition("/")[2]))
+            snapshots.append(session.scalars(of_run.order_by(DiagnosisSnapshot.step)).all())
+    for (_, block, kept), (_, same_block, restored) in zip(
+        answers[: len(answers) // 2], answers[len(answers) // 2 :], strict=True
+    ):
+        assert block == same_block
+        assert restored == approximately(kept)
+    assert snapshots[0] == snapshots[1]
+    assert len(snapshots[0]) == 160 // size * size // 50
+
+
+def approximately(content: Any) -> Any:
+    """Return what compares equal to the content up to the rounding of its numbers."""
+    if isinstance(content, dict):
+        return {name: approximately(value) for name, value in content.items()}
+    if isinstance(content, list):
+        return [approximately(value) for value in content]
+    return pytest.approx(content, rel=1e-6) if isinstance(content, float) else content

@@ -139,6 +139,10 @@ class Detector(ABC):
         self.stuck_level = math.nan
         """Loss at which it began to speak, for detectors that speak while the loss is stuck."""
 
+    def applies(self, architecture: Architecture, measurements: Measurements) -> bool:  # noqa: ARG002 (for subclasses)
+        """Whether there is anything to see in a block: a detector of what the run does not have is not asked."""
+        return True
+
     @abstractmethod
     def observe(self, moment: Moment) -> None:
         """Take the next step; update `episode` and `signal`."""

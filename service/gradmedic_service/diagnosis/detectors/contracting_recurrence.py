@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gradmedic_service.diagnosis.detectors.base import Detector, Episode, Moment
+from gradmedic_service.diagnosis.measurements import Architecture, Measurements
 
 CONTRACTION = 0.7
 """Per-step factor (typical singular value times the activation's largest slope) below which a signal loses a decade in
@@ -30,9 +31,13 @@ class ContractingRecurrence(Detector):
         super().__init__()
         self.since: int | None = None
 
+    def applies(self, architecture: Architecture, measurements: Measurements) -> bool:  # noqa: ARG002 (the base's)
+        """Only where there is a plain recurrent matrix."""
+        return bool(architecture.recurrent)
+
     def observe(self, moment: Moment) -> None:
         """Estimate the per-step factor from the matrix's norm: its Frobenius norm over the root of its rank."""
-        if not moment.architecture.recurrent or moment.row is None or moment.is_multi_stream:
+        if moment.row is None or moment.is_multi_stream:
             return
         layers = list(moment.architecture.recurrent)
         norms = moment.averages.weight[layers]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gradmedic_service.diagnosis.detectors.base import Detector, Episode, Moment, rank
+from gradmedic_service.diagnosis.measurements import Architecture, Measurements
 from gradmedic_service.diagnosis.report import Severity
 
 SATURATED_SHARE = 0.5
@@ -32,6 +33,10 @@ class Saturation(Detector):
         super().__init__()
         self.running = 0
         self.since = 0
+
+    def applies(self, architecture: Architecture, measurements: Measurements) -> bool:  # noqa: ARG002 (the base's)
+        """Only where activations are watched."""
+        return measurements.saturation is not None
 
     def observe(self, moment: Moment) -> None:
         """Look at the watched layers; a layer whose share is 0 may have no saturating activation at all."""
