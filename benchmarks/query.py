@@ -26,6 +26,7 @@ from benchmarks.recorded_values import LAYERS, NAMES, RECORDED_STEPS, Blocks
 from benchmarks.servers import gradmedic
 from gradmedic import wire
 from gradmedic_service import schema
+from gradmedic_service.access.principal import OPERATOR
 from gradmedic_service.db import Database
 from gradmedic_service.diagnosis import StepSeries
 from gradmedic_service.runs import service as runs
@@ -56,7 +57,7 @@ def fill(database: Database, length: int) -> UUID:
     matrices = {name: np.ascontiguousarray(blocks.values[:, :, at]) for at, name in enumerate(NAMES)}
     facts, warm = FactsCache(), WarmRuns()
     with database.writing() as session:
-        run, _ = runs.create(session, TypeAdapter(wire.RunCreate).validate_json(blocks.run()))
+        run, _ = runs.create(session, OPERATOR, TypeAdapter(wire.RunCreate).validate_json(blocks.run()))
     for first in range(0, length, RECORDED_STEPS):
         count = min(RECORDED_STEPS, length - first)
         received = ReceivedBlock(
@@ -70,7 +71,7 @@ def fill(database: Database, length: int) -> UUID:
             present=present[:count],
         )
         with database.writing_rows() as connection:
-            _, advanced = telemetry.append(connection, facts, warm, run.id, received)
+            _, advanced = telemetry.append(connection, OPERATOR, facts, warm, run.id, received)
         if advanced is not None:
             warm.keep(advanced)
     return run.id

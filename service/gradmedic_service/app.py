@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -10,6 +11,10 @@ from fastapi import APIRouter, FastAPI
 
 from gradmedic import wire
 from gradmedic_service import schema
+from gradmedic_service.access.authentication import Authentication
+from gradmedic_service.access.authorization import require_needs
+from gradmedic_service.access.endpoints import router as access_router
+from gradmedic_service.access.keyring import LAST_USE_SECONDS, Keyring
 from gradmedic_service.bodies import BoundedBodies
 from gradmedic_service.db import Database
 from gradmedic_service.documentation import add_documentation
@@ -39,8 +44,11 @@ def create_app(settings: Settings) -> FastAPI:
     database = Database(settings)
 
     @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        writing = asyncio.create_task(_write_last_uses(app))
         yield
+        writing.cancel()
+        await asyncio.to_thread(app.state.keyring.write_last_uses, app.state.database)
         database.close()
 
     app = FastAPI(
@@ -49,11 +57,14 @@ def create_app(settings: Settings) -> FastAPI:
         description=DESCRIPTION,
         default_response_class=WireResponse,
         lifespan=lifespan,
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
     app.state.database = database
+    app.state.requires_keys = settings.requires_keys
+    app.state.keyring = Keyring()
     app.state.limits = settings.limits()
     app.state.facts = FactsCache()
     app.state.warm = WarmRuns()
@@ -62,11 +73,19 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(health_router)
     app.include_router(links_router)
     api = APIRouter(prefix=wire.API_PATH)
-    for router in (limits_router, projects_router, runs_router, telemetry_router):
+    for router in (limits_router, access_router, projects_router, runs_router, telemetry_router):
         api.include_router(router)
     app.include_router(api)
     add_documentation(app)
+    require_needs(app)
     answer_with_problems(app)
     app.add_middleware(BoundedBodies, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(Authentication)
     app.add_middleware(RequestContext)
     return app
+
+
+async def _write_last_uses(app: FastAPI) -> None:
+    while True:
+        await asyncio.sleep(LAST_USE_SECONDS)
+        await asyncio.to_thread(app.state.keyring.write_last_uses, app.state.database)

@@ -1,4 +1,4 @@
-"""The service's commands: `gradmedic serve`, `gradmedic db` and `gradmedic rediagnose`.
+"""The service's commands: `gradmedic serve`, `gradmedic db`, `gradmedic api-key` and `gradmedic rediagnose`.
 
 Each is an object that `gradmedic.cli` finds through the entry-point group `gradmedic.commands`. Importing this module
 is cheap: what a command needs is imported when it runs.
@@ -7,11 +7,13 @@ is cheap: what a command needs is imported when it runs.
 from __future__ import annotations
 
 import argparse
-import ipaddress
-import socket
 import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
+
+from gradmedic import wire
 
 if TYPE_CHECKING:
     from gradmedic_service.settings import Settings
@@ -31,10 +33,10 @@ class ServeCommand:
         parser.add_argument("--port", type=int, help="port to listen at (default: 8642; 0: a free one)")
         _add_database_argument(parser)
         parser.add_argument(
-            "--allow-unauthenticated-network",
+            "--require-auth",
             action="store_true",
             default=None,
-            help="listen beyond this machine although nothing checks who connects",
+            help="ask for an API key from this machine too; from others it is always asked for",
         )
 
     def run(self, args: argparse.Namespace) -> int:
@@ -43,7 +45,7 @@ class ServeCommand:
             host=args.host,
             port=args.port,
             database_url=args.database_url,
-            allow_unauthenticated_network=args.allow_unauthenticated_network,
+            require_auth=args.require_auth,
         )
         if settings is None:
             return EXIT_USAGE
@@ -78,6 +80,68 @@ class DatabaseCommand:
         return change_schema(settings, args.action, getattr(args, "revision", None))
 
 
+class ApiKeyCommand:
+    """`gradmedic api-key`."""
+
+    help = "make, list and revoke API keys, in the database itself"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the actions."""
+        actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+        create = actions.add_parser("create", help="make a key and print its secret, once")
+        reach = create.add_mutually_exclusive_group(required=True)
+        reach.add_argument("--project", metavar="NAME", help="the project that the key reaches")
+        reach.add_argument("--all-projects", action="store_true", help="the key reaches every project")
+        create.add_argument(
+            "--scope",
+            dest="scopes",
+            action="append",
+            required=True,
+            choices=wire.SCOPES,
+            help="what the key may do; may be given again (`admin` includes the others)",
+        )
+        create.add_argument("--name", help="who or what uses it: a job, a person, a worker")
+        create.add_argument(
+            "--expires",
+            type=_moment,
+            metavar="WHEN",
+            help="in so many days, hours or minutes (30d, 12h, 5m), or a date",
+        )
+        create.add_argument(
+            "--from-file",
+            type=Path,
+            metavar="FILE",
+            help="take the secret from FILE, or write a new one to it; the same again changes nothing",
+        )
+        show = actions.add_parser("list", help="list keys with their last use")
+        show.add_argument("--project", metavar="NAME", help="only of this project")
+        revoke = actions.add_parser("revoke", help="let a key be accepted no more")
+        revoke.add_argument("key", metavar="KEY", help="id, name, or what `list` shows of the secret")
+        for action in (create, show):
+            action.add_argument("--json", action="store_true", help="print one JSON object a key")
+        for action in (create, show, revoke):
+            _add_database_argument(action)
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Carry out an action; return the exit status."""
+        settings = _settings(database_url=args.database_url)
+        if settings is None:
+            return EXIT_USAGE
+        from gradmedic_service.access import cli
+
+        if args.action == "list":
+            return cli.show(settings, args.project, as_json=args.json)
+        if args.action == "revoke":
+            return cli.revoke(settings, args.key)
+        wanted = wire.ApiKeyCreate(
+            project=args.project,
+            name=args.name,
+            scopes=list(dict.fromkeys(args.scopes)),
+            expires_at=args.expires,
+        )
+        return cli.create(settings, wanted, args.from_file, as_json=args.json)
+
+
 class RediagnoseCommand:
     """`gradmedic rediagnose`."""
 
@@ -103,26 +167,8 @@ class RediagnoseCommand:
 
 SERVE = ServeCommand()
 DB = DatabaseCommand()
+API_KEY = ApiKeyCommand()
 REDIAGNOSE = RediagnoseCommand()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can connect to an address.
-
-    >>> [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "")]
-    [True, True, True, False, False]
-    """
-    if not host:
-        return False
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        pass
-    try:
-        found = socket.getaddrinfo(host, None)
-    except OSError:
-        return False
-    return all(ipaddress.ip_address(address[0]).is_loopback for *_, address in found)
 
 
 def _add_database_argument(parser: argparse.ArgumentParser) -> None:
@@ -132,6 +178,18 @@ def _add_database_argument(parser: argparse.ArgumentParser) -> None:
         help="sqlite:///path/to/file.db or postgresql://user:password@host/name "
         "(default: GRADMEDIC_DATABASE_URL, else .gradmedic/gradmedic.db)",
     )
+
+
+def _moment(text: str) -> datetime:
+    """Return the moment that `30d`, `12h`, `5m` from now or a date means."""
+    units = {"d": "days", "h": "hours", "m": "minutes"}
+    if text[:-1].isdecimal() and text[-1:] in units:
+        return datetime.now(UTC) + timedelta(**{units[text[-1]]: int(text[:-1])})
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be like 30d, 12h, 5m or 2027-01-31, not {text!r}") from None
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
 
 def _settings(**given: Any) -> Settings | None:

@@ -14,7 +14,7 @@ from fastapi import Depends, Request
 
 from gradmedic import wire
 from gradmedic_service.db import Database
-from gradmedic_service.errors import UnsupportedMediaType
+from gradmedic_service.errors import InvalidRequest, UnsupportedMediaType
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.telemetry.warm import WarmRuns
 
@@ -53,6 +53,12 @@ async def json_only(request: Request) -> None:
     found = _media_type(request)
     if found != wire.JSON_MEDIA_TYPE:
         raise UnsupportedMediaType(f"Content-Type is {found or 'missing'}; send {wire.JSON_MEDIA_TYPE}.")
+
+
+def check_max_results(max_results: int, limits: wire.Limits) -> None:
+    """Raise InvalidRequest for a page of no size, or of more than is allowed."""
+    if not 1 <= max_results <= limits.max_results:
+        raise InvalidRequest.at("max_results", f"must be from 1 to {limits.max_results}")
 
 
 DatabaseDependency = Annotated[Database, Depends(_database)]

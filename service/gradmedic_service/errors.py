@@ -6,6 +6,13 @@
     ├── BodyTooLarge             413 body_too_large
     ├── NotAcceptable            406 not_acceptable
     ├── UnsupportedMediaType     415 unsupported_media_type
+    ├── ApiKeyMissing            401 api_key_missing
+    ├── ApiKeyUnknown            401 api_key_unknown
+    ├── ApiKeyRevoked            401 api_key_revoked
+    ├── ApiKeyExpired            401 api_key_expired
+    ├── ScopeMissing             403 scope_missing
+    ├── BeyondKey                403 beyond_key
+    ├── ApiKeyNotFound           404 api_key_not_found
     ├── RunNotFound              404 run_not_found
     ├── ProjectNotFound          404 project_not_found
     ├── RunExists                409 run_exists
@@ -23,7 +30,7 @@ One idea: a class carries its status and code, an instance says what happened. `
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar
 
@@ -41,6 +48,9 @@ MAX_PATH_LENGTH = 600
 
 MAX_REASON_LENGTH = 500
 
+INVALID_TOKEN: Mapping[str, str] = {"WWW-Authenticate": 'Bearer realm="gradmedic", error="invalid_token"'}
+"""RFC 6750, section 3: a key was sent, and is no good."""
+
 
 class ServiceError(Exception):
     """Base of every error here; `detail` is for a person, the class's `error_code` for a program."""
@@ -48,6 +58,8 @@ class ServiceError(Exception):
     status: ClassVar[int] = 500
     error_code: ClassVar[str] = "internal_error"
     title: ClassVar[str] = "The service failed"
+    headers: ClassVar[Mapping[str, str]] = {}
+    """What the answer has beside its body."""
 
     def __init__(self, detail: str, *, errors: Sequence[wire.FieldError] = (), retry_after: int | None = None) -> None:
         super().__init__(detail)
@@ -123,6 +135,67 @@ class UnsupportedMediaType(ServiceError):
     title = "The request body is of an unsupported type"
 
 
+class ApiKeyMissing(ServiceError):
+    """The request has no API key, and needs one."""
+
+    status = 401
+    error_code = "api_key_missing"
+    title = "An API key is needed"
+    headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": 'Bearer realm="gradmedic"'}
+
+
+class ApiKeyUnknown(ServiceError):
+    """The API key is not one of this service's."""
+
+    status = 401
+    error_code = "api_key_unknown"
+    title = "The API key is unknown"
+    headers: ClassVar[Mapping[str, str]] = INVALID_TOKEN
+
+
+class ApiKeyRevoked(ServiceError):
+    """The API key was revoked."""
+
+    status = 401
+    error_code = "api_key_revoked"
+    title = "The API key was revoked"
+    headers: ClassVar[Mapping[str, str]] = INVALID_TOKEN
+
+
+class ApiKeyExpired(ServiceError):
+    """The API key has expired."""
+
+    status = 401
+    error_code = "api_key_expired"
+    title = "The API key has expired"
+    headers: ClassVar[Mapping[str, str]] = INVALID_TOKEN
+
+
+class ScopeMissing(ServiceError):
+    """The API key lacks the scope that the route needs."""
+
+    status = 403
+    error_code = "scope_missing"
+    title = "The API key may not do this"
+    headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": 'Bearer realm="gradmedic", error="insufficient_scope"'}
+
+
+class BeyondKey(ServiceError):
+    """The request names a project or a run beyond those that its API key is for."""
+
+    status = 403
+    error_code = "beyond_key"
+    title = "The API key is not for this project or run"
+
+
+class ApiKeyNotFound(ServiceError):
+    """There is no such API key."""
+
+    status = 404
+    error_code = "api_key_not_found"
+    title = "There is no such API key"
+
+
 class RunNotFound(ServiceError):
     """There is no such run."""
 
@@ -132,7 +205,7 @@ class RunNotFound(ServiceError):
 
 
 class ProjectNotFound(ServiceError):
-    """There is no such project: it has no run."""
+    """There is no such project: it has neither a run nor a key."""
 
     status = 404
     error_code = "project_not_found"

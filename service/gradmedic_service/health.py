@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 
 from gradmedic import wire
+from gradmedic_service.access.authorization import PUBLIC, AnyKey
 from gradmedic_service.dependencies import DatabaseDependency, LimitsDependency
 from gradmedic_service.errors import DatabaseBusy, DatabaseNotMigrated, DatabaseUnavailable, documented
 from gradmedic_service.schema import check_revision
@@ -28,13 +29,15 @@ def _revision(request: Request) -> str:
     return revision
 
 
-@health_router.get("/healthz")
+@health_router.get("/healthz", dependencies=[PUBLIC])
 async def alive() -> Health:
     """Answer as long as the process serves requests."""
     return Health()
 
 
-@health_router.get("/readyz", responses=documented(DatabaseBusy, DatabaseUnavailable, DatabaseNotMigrated))
+@health_router.get(
+    "/readyz", dependencies=[PUBLIC], responses=documented(DatabaseBusy, DatabaseUnavailable, DatabaseNotMigrated)
+)
 def ready(database: DatabaseDependency, revision: Annotated[str, Depends(_revision)]) -> Health:
     """Answer if the database can be used and has the schema that this version needs."""
     check_revision(database, revision)
@@ -42,6 +45,6 @@ def ready(database: DatabaseDependency, revision: Annotated[str, Depends(_revisi
 
 
 @limits_router.get("/limits", response_model=wire.Limits)
-async def read_limits(limits: LimitsDependency) -> wire.Limits:
+async def read_limits(_principal: AnyKey, limits: LimitsDependency) -> wire.Limits:
     """Return what the service accepts, so that clients can split their blocks."""
     return limits

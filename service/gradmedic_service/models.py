@@ -209,3 +209,38 @@ class TelemetryRollup(Base):
     position: Mapped[int] = mapped_column(Integer)
     """Rows of the level before it."""
     data: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class ApiKey(Base):
+    """A key by its hash. It outlives its project and its run, and its revocation: what it did is on record."""
+
+    __tablename__ = "api_keys"
+    __table_args__ = (Index(None, "project", "id"),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(NAME_LENGTH))
+    prefix: Mapped[str] = mapped_column(String(32))
+    digest: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
+    """SHA-256 of the secret, which has 256 random bits: nothing slower is needed."""
+    project: Mapped[str | None] = mapped_column(String(NAME_LENGTH))
+    run_id: Mapped[UUID | None]
+    scopes: Mapped[list[Any]]
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+
+
+class AuditRecord(Base):
+    """Who did what. It refers to nothing by foreign key, since it outlives what it speaks of."""
+
+    __tablename__ = "audit_records"
+    __table_args__ = (Index(None, "project", "id"),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    at: Mapped[datetime]
+    actor: Mapped[str] = mapped_column(String(NAME_LENGTH))
+    actor_key_id: Mapped[UUID | None]
+    action: Mapped[str] = mapped_column(String(64))
+    project: Mapped[str | None] = mapped_column(String(NAME_LENGTH))
+    object_id: Mapped[UUID]

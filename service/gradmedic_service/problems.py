@@ -35,10 +35,17 @@ def answer_with_problems(app: FastAPI) -> None:
 def _answer_service_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, ServiceError):
         raise error
+    return answer_of(error, request.state.request_id)
+
+
+def answer_of(error: ServiceError, request_id: str) -> Response:
+    """Return the answer to what failed with an error of the service's own."""
     if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         _logger.warning("refused", error_code=error.error_code, reason=error.reason)
-    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
-    return problem_response(error.problem(request.state.request_id), headers)
+    headers = dict(error.headers)
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
+    return problem_response(error.problem(request_id), headers)
 
 
 def _answer_validation_error(request: Request, error: Exception) -> Response:

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gradmedic_service.errors import ServiceError
 from gradmedic_service.ids import new_id
-from gradmedic_service.problems import problem_response
+from gradmedic_service.problems import answer_of, problem_response
 
 REQUEST_ID_HEADER = "X-Request-ID"
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -48,6 +48,8 @@ class RequestContext:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, send_with_id)
+            except ServiceError as refusal:  # of another middleware; those of routes are answered within
+                await answer_of(refusal, request_id)(scope, receive, send_with_id)
             except Exception:
                 _logger.exception("failed", method=scope["method"], path=scope["path"])
                 if status is not None:

@@ -11,14 +11,16 @@ import structlog
 import uvicorn
 
 from gradmedic_service import schema
+from gradmedic_service.access import service as access
+from gradmedic_service.addresses import is_loopback
 from gradmedic_service.app import create_app
-from gradmedic_service.cli import EXIT_FAILURE, EXIT_USAGE, is_loopback
+from gradmedic_service.cli import EXIT_FAILURE, EXIT_USAGE
 from gradmedic_service.db import Database, create_parent_folder, is_missing, is_sqlite, printable_url
 from gradmedic_service.errors import ServiceError
 from gradmedic_service.logs import set_up_logging
 from gradmedic_service.responses import to_json
 from gradmedic_service.runs.facts import FactsCache
-from gradmedic_service.settings import Settings
+from gradmedic_service.settings import DEFAULT_DATABASE_URL, Settings
 from gradmedic_service.telemetry import rediagnosis
 
 BACKLOG = 2048
@@ -32,20 +34,15 @@ def serve(settings: Settings) -> int:
     SQLite is migrated; PostgreSQL, which other processes may be using, is only checked.
     """
     set_up_logging(settings)
-    if not is_loopback(settings.host):
-        if not settings.allow_unauthenticated_network:
-            return _refuse(
-                f"{settings.host or 'that address'} can be reached from other machines, and this version does not "
-                "check who connects. Listen at 127.0.0.1, or accept the risk with --allow-unauthenticated-network."
-            )
-        _logger.warning("anyone who can reach this address can read and delete every run", host=settings.host)
     database_url = settings.database_url.get_secret_value()
     try:
-        _prepare_database(database_url)
+        prepare_database(database_url)
+        if settings.requires_keys and not _has_usable_key(settings):
+            return refuse(_no_key_yet(settings))
     except ServiceError as error:
-        return _refuse(_with_reason(error), EXIT_FAILURE)
+        return refuse(with_reason(error), EXIT_FAILURE)
     except OSError as error:
-        return _refuse(f"the database cannot be prepared: {error}", EXIT_FAILURE)
+        return refuse(f"the database cannot be prepared: {error}", EXIT_FAILURE)
     try:
         listener = socket.create_server(
             (settings.host, settings.port),
@@ -54,7 +51,7 @@ def serve(settings: Settings) -> int:
         )
     except OSError as error:
         reason = error.strerror or error
-        return _refuse(f"cannot listen at {settings.host} port {settings.port}: {reason}", EXIT_FAILURE)
+        return refuse(f"cannot listen at {settings.host} port {settings.port}: {reason}", EXIT_FAILURE)
     with listener:
         config = uvicorn.Config(
             create_app(settings),
@@ -76,14 +73,14 @@ def change_schema(settings: Settings, action: str, revision: str | None) -> int:
             schema.upgrade(database_url, revision or "head")
         elif is_missing(database_url):
             place = printable_url(database_url)
-            return _refuse(f"there is no database at {place}: run `{schema.UPGRADE_COMMAND}`.", EXIT_FAILURE)
+            return refuse(f"there is no database at {place}: run `{schema.UPGRADE_COMMAND}`.", EXIT_FAILURE)
         elif action == "downgrade":
             schema.downgrade(database_url, revision or "base")
         found = schema.current(database_url)
     except ServiceError as error:
-        return _refuse(_with_reason(error), EXIT_FAILURE)
+        return refuse(with_reason(error), EXIT_FAILURE)
     except OSError as error:
-        return _refuse(f"the database cannot be prepared: {error}", EXIT_FAILURE)
+        return refuse(f"the database cannot be prepared: {error}", EXIT_FAILURE)
     print(f"{printable_url(database_url)}: revision {found or 'none'}, this version needs {schema.head()}")
     return 0
 
@@ -92,7 +89,7 @@ def rediagnose(settings: Settings, run_ids: Sequence[UUID] | None, *, as_json: b
     """Build the diagnoses of some runs, or of all, anew and say what became of them; return the exit status."""
     database_url = settings.database_url.get_secret_value()
     if is_missing(database_url):
-        return _refuse(f"there is no database at {printable_url(database_url)}.", EXIT_FAILURE)
+        return refuse(f"there is no database at {printable_url(database_url)}.", EXIT_FAILURE)
     database, facts = Database(settings), FactsCache()
     try:
         schema.check_revision(database, schema.head())
@@ -104,13 +101,14 @@ def rediagnose(settings: Settings, run_ids: Sequence[UUID] | None, *, as_json: b
                 was = "" if done.before == done.after else f" (was {done.before})"
                 print(f"{run_id}: {done.after}{was}", flush=True)
     except ServiceError as error:
-        return _refuse(_with_reason(error), EXIT_FAILURE)
+        return refuse(with_reason(error), EXIT_FAILURE)
     finally:
         database.close()
     return 0
 
 
-def _prepare_database(database_url: str) -> None:
+def prepare_database(database_url: str) -> None:
+    """Create and migrate a SQLite database; raise DatabaseNotMigrated for a PostgreSQL at another revision."""
     if is_sqlite(database_url):
         create_parent_folder(database_url)
         schema.upgrade(database_url)
@@ -120,11 +118,34 @@ def _prepare_database(database_url: str) -> None:
         raise schema.not_migrated(found, schema.head(), f" --database-url {printable_url(database_url)}")
 
 
-def _with_reason(error: ServiceError) -> str:
+def _has_usable_key(settings: Settings) -> bool:
+    database = Database(settings)
+    try:
+        with database.reading() as session:
+            return access.has_usable_key(session)
+    finally:
+        database.close()
+
+
+def _no_key_yet(settings: Settings) -> str:
+    url = settings.database_url.get_secret_value()
+    where = "" if url == DEFAULT_DATABASE_URL else f" --database-url {printable_url(url)}"
+    command = f"`gradmedic api-key create --all-projects --scope admin{where}`"
+    if is_loopback(settings.host):
+        return f"--require-auth asks everybody for an API key, and there is none yet. Make the first with {command}."
+    return (
+        f"{settings.host or 'that address'} can be reached from other machines, so that every request needs an API "
+        f"key, and there is none yet. Make the first with {command}, or listen at 127.0.0.1."
+    )
+
+
+def with_reason(error: ServiceError) -> str:
+    """Return what an error says, with what the database said."""
     return error.detail if error.reason is None else f"{error.detail} ({error.reason})"
 
 
-def _refuse(reason: str, status: int = EXIT_USAGE) -> int:
+def refuse(reason: str, status: int = EXIT_USAGE) -> int:
+    """Print why a command does nothing; return the exit status."""
     print(f"gradmedic: {reason}", file=sys.stderr)
     return status
 

@@ -8,6 +8,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gradmedic import wire
+from gradmedic_service.addresses import is_loopback
 
 DEFAULT_DATABASE_URL = "sqlite:///.gradmedic/gradmedic.db"
 DEFAULT_PORT = 8642
@@ -27,8 +28,8 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=DEFAULT_PORT, ge=0, le=65535)
     """0 takes a free one."""
-    allow_unauthenticated_network: bool = False
-    """Accept connections from other machines, although nothing checks who they are."""
+    require_auth: bool = False
+    """Ask for an API key from this machine too. From others it is always asked for."""
     shutdown_timeout: int = Field(default=20, ge=0)
     """Seconds that requests under way get when the service is told to stop."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -48,6 +49,11 @@ class Settings(BaseSettings):
     max_config_depth: int = Field(default=32, ge=1)
     max_points: int = Field(default=10_000, ge=1)
     max_results: int = Field(default=1_000, ge=1, le=1_000)
+
+    @property
+    def requires_keys(self) -> bool:
+        """Whether a request without an API key is refused: wherever another machine may connect."""
+        return self.require_auth or not is_loopback(self.host)
 
     def limits(self) -> wire.Limits:
         """Return what `GET /limits` publishes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import re
 import signal
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,9 @@ import pytest
 import structlog
 
 from gradmedic_service import schema
-from gradmedic_service.cli import DB, REDIAGNOSE, SERVE, is_loopback
+from gradmedic_service.access.secrets import is_secret
+from gradmedic_service.addresses import is_loopback
+from gradmedic_service.cli import API_KEY, DB, REDIAGNOSE, SERVE
 from gradmedic_service.settings import Settings
 
 
@@ -47,6 +51,7 @@ def test_commands_join_the_command_line() -> None:
     commands = {entry.name: entry for entry in entry_points(group="gradmedic.commands")}
     assert commands["serve"].load() is SERVE
     assert commands["db"].load() is DB
+    assert commands["api-key"].load() is API_KEY
     assert commands["rediagnose"].load() is REDIAGNOSE
 
 
@@ -104,11 +109,20 @@ def test_bad_schema_commands(
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1", "no.such.host.invalid"])  # noqa: S104 (refused, or asked for)
 def test_other_machines_are_refused(host: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Listening beyond this machine is refused, with the flag that accepts the risk, before anything is created."""
-    path = tmp_path / "a.db"
-    assert run(SERVE, "--host", host, "--database-url", f"sqlite:///{path}") == 2
-    assert "--allow-unauthenticated-network" in capsys.readouterr().err
-    assert not path.exists()
+    """Listening beyond this machine is refused while nobody has a key; the error has the command that makes one."""
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    assert run(SERVE, "--host", host, "--database-url", url) == 2
+    error = capsys.readouterr().err
+    command = re.search(r"`gradmedic api-key (.*?)`", error)
+    assert command is not None, error
+    assert run(API_KEY, *command.group(1).split()) == 0
+    assert is_secret(capsys.readouterr().out.strip())
+
+
+def test_asking_this_machine_too(sqlite_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """With `--require-auth` loopback is refused as well while nobody has a key."""
+    assert run(SERVE, "--require-auth", "--port", "0", "--database-url", sqlite_url) == 2
+    assert "`gradmedic api-key create" in capsys.readouterr().err
 
 
 def test_loopback_addresses() -> None:
@@ -163,12 +177,100 @@ def test_serving_from_nothing(serve: Any, tmp_path: Path, create_run: Any) -> No
         assert client.get(path).json()["last_step"] == 0
 
 
-def test_serving_the_network_when_told_to(serve: Any, sqlite_url: str, tmp_path: Path) -> None:
-    """With the flag the service listens everywhere, and says in the log what that means."""
-    with serve(sqlite_url, "--host", "0.0.0.0", "--allow-unauthenticated-network") as served:  # noqa: S104 (refused, or asked for)
+def test_serving_the_network(serve: Any, sqlite_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Once there is a key the service listens everywhere, and asks everybody for one, this machine too."""
+    key = ("create", "--project", "p", "--scope", "ingest", "--database-url", sqlite_url)
+    assert run(API_KEY, *key) == 0
+    secret = capsys.readouterr().out.strip()
+    with serve(sqlite_url, "--host", "0.0.0.0") as served:  # noqa: S104 (asked for)
         port = served.url.rpartition(":")[2]
-        assert httpx2.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
-    assert "anyone who can reach this address" in (tmp_path / "serve.log").read_text()
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}") as client:
+            assert client.get("/healthz").status_code == 200
+            body = {"project": "p", "layers": []}
+            assert client.post("/api/v1/runs", json=body).status_code == 401
+            headers = {"Authorization": f"Bearer {secret}"}
+            assert client.post("/api/v1/runs", json=body, headers=headers).status_code == 201
+        served.process.send_signal(signal.SIGTERM)
+        served.process.wait(timeout=30)
+    assert run(API_KEY, "list", "--json", "--database-url", sqlite_url) == 0
+    (listed,) = capsys.readouterr().out.splitlines()
+    assert json.loads(listed)["last_used_at"] is not None
+    assert secret not in listed
+
+
+def test_keys_by_hand(database_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Keys are made with name and end, listed, found again by what the list shows, and revoked."""
+    url = ("--database-url", database_url)
+    make = ("create", "--project", "p", "--scope", "ingest", "--scope", "read", "--name", "nightly", "--expires", "30d")
+    assert run(API_KEY, *make, "--json", *url) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert is_secret(made["secret"])
+    assert (made["name"], made["scopes"]) == ("nightly", ["ingest", "read"])
+    days = (datetime.fromisoformat(made["expires_at"]) - datetime.now(UTC)) / timedelta(days=1)
+    assert days == pytest.approx(30, abs=0.01)
+    assert run(API_KEY, "list", *url) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split()[:3] == ["KEY", "NAME", "PROJECT"]
+    assert row.split()[:4] == [made["prefix"], "nightly", "p", "ingest,read"]
+    assert "never" in row
+    assert run(API_KEY, "revoke", made["secret"][:-3], *url) == 0
+    assert run(API_KEY, "revoke", "nothing", *url) == 1
+    assert "no key has" in capsys.readouterr().err
+    assert run(API_KEY, "list", "--project", "p", *url) == 0
+    assert "revoked" in capsys.readouterr().out
+    assert run(API_KEY, "list", "--project", "q", *url) == 0
+    assert capsys.readouterr().out == "no keys\n"
+
+
+def test_the_first_key_from_a_file(empty_database_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--from-file` writes a secret that only its owner can read, once; again, it changes nothing; else it refuses."""
+    schema.upgrade(empty_database_url)
+    file, url = tmp_path / "key", ("--database-url", empty_database_url)
+    admin = ("create", "--all-projects", "--scope", "admin", "--from-file", str(file))
+    assert run(API_KEY, *admin, *url) == 0
+    secret = file.read_text().strip()
+    assert is_secret(secret)
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert run(API_KEY, *admin, *url) == 0
+    assert file.read_text().strip() == secret
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert secret not in shown.err
+    run(API_KEY, "list", "--json", *url)
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    other = ("create", "--project", "p", "--scope", "read", "--from-file", str(file))
+    assert run(API_KEY, *other, *url) == 1
+    run(API_KEY, "revoke", secret, *url)
+    assert run(API_KEY, *admin, *url) == 1
+    assert "was revoked" in capsys.readouterr().err
+    file.write_text("password123")
+    assert run(API_KEY, *admin, *url) == 1
+    assert "password123" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["create", "--scope", "read"], "--project"),
+        (["create", "--project", "p"], "--scope"),
+        (["create", "--project", "p", "--scope", "root"], "root"),
+        (["create", "--project", "p", "--scope", "read", "--expires", "soon"], "30d"),
+        (["create", "--project", "p", "--scope", "read", "--expires", "2020-01-01"], "future"),
+        (["create", "--project", " ", "--scope", "read"], "project: must not be empty"),
+    ],
+)
+def test_bad_key_commands(
+    arguments: list[str], words: str, sqlite_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A key that cannot be made is refused with what is wrong, and none is made."""
+    try:
+        status: int | str | None = run(API_KEY, *arguments, "--database-url", sqlite_url)
+    except SystemExit as error:
+        status = error.code
+    assert status in (1, 2)
+    assert words in capsys.readouterr().err
+    run(API_KEY, "list", "--database-url", sqlite_url)
+    assert capsys.readouterr().out == "no keys\n"
 
 
 def test_defaults_are_loopback() -> None:

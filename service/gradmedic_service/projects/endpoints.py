@@ -8,7 +8,8 @@ from fastapi import APIRouter, Body, Depends, Path, Query
 
 from gradmedic import wire
 from gradmedic.names import text_error
-from gradmedic_service.dependencies import DatabaseDependency, LimitsDependency, json_only
+from gradmedic_service.access.authorization import MayAdminister, MayRead
+from gradmedic_service.dependencies import DatabaseDependency, LimitsDependency, check_max_results, json_only
 from gradmedic_service.errors import (
     BodyTooLarge,
     InvalidRequest,
@@ -31,27 +32,27 @@ UPDATE_EXAMPLES: dict[str, Any] = {
 
 @router.get("", response_model=wire.ProjectList, responses=documented(InvalidRequest))
 def list_projects(
+    principal: MayRead,
     database: DatabaseDependency,
     limits: LimitsDependency,
     sort: Annotated[str, Query(description=f"One of {', '.join(service.SORTS)}.")] = service.SORTS[0],
     max_results: Annotated[int, Query(description="Items of a page, at most what `/limits` says.")] = 100,
     page_token: Annotated[str | None, Query(description="`next_page_token` of the page before.")] = None,
 ) -> wire.ProjectList:
-    """List projects by name."""
+    """List the projects that the key reaches, by name."""
     if sort not in service.SORTS:
         raise InvalidRequest.at("sort", f"{sort!r} is not one of {', '.join(service.SORTS)}")
-    if not 1 <= max_results <= limits.max_results:
-        raise InvalidRequest.at("max_results", f"must be from 1 to {limits.max_results}")
+    check_max_results(max_results, limits)
     with database.reading() as session:
-        return service.list_page(session, sort, page_token, max_results)
+        return service.list_page(session, principal, sort, page_token, max_results)
 
 
 @router.get("/{name:path}", response_model=wire.Project, responses=documented(ProjectNotFound, InvalidRequest))
-def get_project(name: Name, database: DatabaseDependency) -> wire.Project:
+def get_project(name: Name, principal: MayRead, database: DatabaseDependency) -> wire.Project:
     """Return a project."""
     _check_name(name)
     with database.reading() as session:
-        return service.get(session, name)
+        return service.get(session, principal, name)
 
 
 @router.patch(
@@ -62,13 +63,14 @@ def get_project(name: Name, database: DatabaseDependency) -> wire.Project:
 )
 def update_project(
     name: Name,
+    principal: MayAdminister,
     body: Annotated[wire.ProjectUpdate, Body(openapi_examples=UPDATE_EXAMPLES)],
     database: DatabaseDependency,
 ) -> wire.Project:
     """Change what holds for every run of a project."""
     _check_name(name)
     with database.writing() as session:
-        return service.update(session, name, body)
+        return service.update(session, principal, name, body)
 
 
 def _check_name(name: str) -> None:

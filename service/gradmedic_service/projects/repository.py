@@ -30,10 +30,14 @@ def find(session: Session, name: str, *, is_locked: bool = False) -> models.Proj
     return session.scalars(query.with_for_update() if is_locked else query).one_or_none()
 
 
-def page(session: Session, *, is_descending: bool, after: str | None, size: int) -> Sequence[models.Project]:
-    """Read the first `size` projects by name behind one."""
+def page(
+    session: Session, *, only: str | None, is_descending: bool, after: str | None, size: int
+) -> Sequence[models.Project]:
+    """Read the first `size` projects by name behind one; of a single name where `only` is given."""
     name = models.Project.name
     query = select(models.Project).order_by(name.desc() if is_descending else name).limit(size)
+    if only is not None:
+        query = query.where(name == only)
     if after is not None:
         query = query.where(name < after if is_descending else name > after)
     return session.scalars(query).all()

@@ -6,6 +6,7 @@ from datetime import datetime
 
 from gradmedic import wire
 from gradmedic_service import models
+from gradmedic_service.access.principal import Principal
 from gradmedic_service.db import Session
 from gradmedic_service.errors import InvalidRequest, ProjectNotFound
 from gradmedic_service.muting import muting_errors
@@ -20,27 +21,31 @@ def ensure(session: Session, name: str, now: datetime) -> None:
     repository.add_missing(session, name, now)
 
 
-def get(session: Session, name: str) -> wire.Project:
-    """Return a project. Raises ProjectNotFound."""
-    return _on_the_wire(_existing(repository.find(session, name), name))
+def get(session: Session, principal: Principal, name: str) -> wire.Project:
+    """Return a project. Raises ProjectNotFound, also for one that the principal does not reach."""
+    return _on_the_wire(_existing(principal, repository.find(session, name), name))
 
 
-def update(session: Session, name: str, body: wire.ProjectUpdate) -> wire.Project:
+def update(session: Session, principal: Principal, name: str, body: wire.ProjectUpdate) -> wire.Project:
     """Change what the body names. Raises ProjectNotFound, InvalidRequest."""
     errors = list(muting_errors(body.muted_detectors or ()))
     if errors:
         raise InvalidRequest(errors)
-    project = _existing(repository.find(session, name, is_locked=True), name)
+    project = _existing(principal, repository.find(session, name, is_locked=True), name)
     if body.muted_detectors is not None:
         project.muted_detectors = body.muted_detectors
     return _on_the_wire(project)
 
 
-def list_page(session: Session, sort: str, page_token: str | None, max_results: int) -> wire.ProjectList:
+def list_page(
+    session: Session, principal: Principal, sort: str, page_token: str | None, max_results: int
+) -> wire.ProjectList:
     """Return a page of projects. Raises InvalidRequest for a token of another list."""
     query = f"projects by {sort}"
     after = None if page_token is None else position_of(page_token, query, 1)[0]
-    found = repository.page(session, is_descending=sort.startswith("-"), after=after, size=max_results + 1)
+    found = repository.page(
+        session, only=principal.project, is_descending=sort.startswith("-"), after=after, size=max_results + 1
+    )
     items = found[:max_results]
     return wire.ProjectList(
         items=[_on_the_wire(project) for project in items],
@@ -48,9 +53,9 @@ def list_page(session: Session, sort: str, page_token: str | None, max_results: 
     )
 
 
-def _existing(project: models.Project | None, name: str) -> models.Project:
-    if project is None:
-        raise ProjectNotFound(f"There is no project {name!r}; one appears with its first run.")
+def _existing(principal: Principal, project: models.Project | None, name: str) -> models.Project:
+    if project is None or not principal.reaches_project(name):
+        raise ProjectNotFound(f"There is no project {name!r}; one appears with its first run or key.")
     return project
 
 

@@ -8,7 +8,8 @@ from uuid import UUID
 from fastapi import APIRouter, Body, Depends, Path, Query, Response, status
 
 from gradmedic import wire
-from gradmedic_service.dependencies import DatabaseDependency, LimitsDependency, json_only
+from gradmedic_service.access.authorization import MayAdminister, MayFollow, MayIngest, MayRead
+from gradmedic_service.dependencies import DatabaseDependency, LimitsDependency, check_max_results, json_only
 from gradmedic_service.errors import (
     BodyTooLarge,
     InvalidRequest,
@@ -79,6 +80,7 @@ UPDATE_EXAMPLES: dict[str, Any] = {
     },
 )
 def create_run(
+    principal: MayIngest,
     body: Annotated[wire.RunCreate, Body(openapi_examples=CREATE_EXAMPLES)],
     database: DatabaseDependency,
     limits: LimitsDependency,
@@ -87,7 +89,7 @@ def create_run(
     """Create a run. With an `id` of its own choice a client may send the request again without creating another."""
     check_create(body, limits)
     with database.writing() as session:
-        run, is_new = service.create(session, body)
+        run, is_new = service.create(session, principal, body)
     response.status_code = status.HTTP_201_CREATED if is_new else status.HTTP_200_OK
     response.headers["Location"] = f"{wire.API_PATH}/runs/{run.id}"
     return run
@@ -95,6 +97,7 @@ def create_run(
 
 @router.get("", response_model=wire.RunList, responses=documented(InvalidRequest))
 def list_runs(
+    principal: MayRead,
     database: DatabaseDependency,
     limits: LimitsDependency,
     project: str | None = None,
@@ -106,12 +109,11 @@ def list_runs(
     max_results: Annotated[int, Query(description="Items of a page, at most what `/limits` says.")] = 100,
     page_token: Annotated[str | None, Query(description="`next_page_token` of the page before.")] = None,
 ) -> wire.RunList:
-    """List runs, newest first unless `sort` says otherwise."""
+    """List the runs that the key reaches, newest first unless `sort` says otherwise."""
     check_filters(limits, project=project, verdict=verdict, status=status, tag=tag, q=q)
     if sort not in service.SORTS:
         raise InvalidRequest.at("sort", f"{sort!r} is not one of {', '.join(service.SORTS)}")
-    if not 1 <= max_results <= limits.max_results:
-        raise InvalidRequest.at("max_results", f"must be from 1 to {limits.max_results}")
+    check_max_results(max_results, limits)
     query = RunQuery(
         project=project,
         verdict=verdict,
@@ -122,14 +124,14 @@ def list_runs(
         is_descending=sort.startswith("-"),
     )
     with database.reading() as session:
-        return service.list_page(session, query, page_token, max_results)
+        return service.list_page(session, principal, query, page_token, max_results)
 
 
 @router.get("/{run_id}", response_model=wire.RunDetail, responses=documented(RunNotFound, InvalidRequest))
-def get_run(run_id: RunId, database: DatabaseDependency) -> wire.RunDetail:
+def get_run(run_id: RunId, principal: MayFollow, database: DatabaseDependency) -> wire.RunDetail:
     """Return a run with its layers and configuration."""
     with database.reading() as session:
-        return service.get(session, run_id)
+        return service.get(session, principal, run_id)
 
 
 @router.patch(
@@ -140,6 +142,7 @@ def get_run(run_id: RunId, database: DatabaseDependency) -> wire.RunDetail:
 )
 def update_run(
     run_id: RunId,
+    principal: MayIngest,
     body: Annotated[wire.RunUpdate, Body(openapi_examples=UPDATE_EXAMPLES)],
     database: DatabaseDependency,
     limits: LimitsDependency,
@@ -147,11 +150,11 @@ def update_run(
     """Change a run's description or status, or add layers behind those it has."""
     check_update(body, limits)
     with database.writing() as session:
-        return service.update(session, run_id, body, limits)
+        return service.update(session, principal, run_id, body, limits)
 
 
 @router.delete("/{run_id}", status_code=status.HTTP_204_NO_CONTENT, responses=documented(RunNotFound, InvalidRequest))
-def delete_run(run_id: RunId, database: DatabaseDependency) -> None:
+def delete_run(run_id: RunId, principal: MayAdminister, database: DatabaseDependency) -> None:
     """Delete a run and everything of it: steps, diagnosis, history."""
     with database.writing() as session:
-        service.remove(session, run_id)
+        service.remove(session, principal, run_id)

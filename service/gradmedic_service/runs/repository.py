@@ -30,6 +30,9 @@ class RunQuery:
     """Anywhere in name, notes or group, in any case."""
     sort_key: SortKey = "created_at"
     is_descending: bool = True
+    reachable_project: str | None = None
+    """The only project of whoever asks, whatever they ask for."""
+    reachable_run: UUID | None = None
     after: tuple[datetime | str, UUID] | None = None
     """Sort key and id of the last run of the page before."""
 
@@ -59,15 +62,9 @@ def find(session: Session, run_id: UUID, *, is_locked: bool = False) -> models.R
     return session.scalars(query).one_or_none()
 
 
-def exists_run(session: Session, run_id: UUID) -> bool:
-    """Whether there is such a run."""
-    return bool(session.scalar(select(exists().where(models.Run.id == run_id))))
-
-
-def remove(session: Session, run_id: UUID) -> bool:
-    """Delete a run and everything of it; False if there is none."""
-    deleted = session.execute(delete(models.Run).where(models.Run.id == run_id).returning(models.Run.id))
-    return deleted.one_or_none() is not None
+def remove(session: Session, run_id: UUID) -> None:
+    """Delete a run and everything of it."""
+    session.execute(delete(models.Run).where(models.Run.id == run_id))
 
 
 def page(session: Session, query: RunQuery, size: int) -> Sequence[models.Run]:
@@ -110,6 +107,10 @@ def stored_facts(connection: Connection | Session, run_id: UUID) -> tuple[list[A
 def _conditions(query: RunQuery) -> list[ColumnElement[bool]]:
     run = models.Run
     conditions: list[ColumnElement[bool]] = []
+    if query.reachable_project is not None:
+        conditions.append(run.project == query.reachable_project)
+    if query.reachable_run is not None:
+        conditions.append(run.id == query.reachable_run)
     if query.project is not None:
         conditions.append(run.project == query.project)
     if query.verdict is not None:

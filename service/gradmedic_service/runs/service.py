@@ -10,6 +10,8 @@ from uuid import UUID
 
 from gradmedic import wire
 from gradmedic_service import models
+from gradmedic_service.access import service as access
+from gradmedic_service.access.principal import Principal
 from gradmedic_service.db import Session
 from gradmedic_service.errors import InvalidRequest, RunExists, RunNotFound
 from gradmedic_service.ids import new_id
@@ -26,11 +28,13 @@ SORTS = tuple(f"{sign}{key}" for key in get_args(SortKey) for sign in ("", "-"))
 DEFAULT_SORT = "-created_at"
 
 
-def create(session: Session, body: wire.RunCreate) -> tuple[wire.RunDetail, bool]:
+def create(session: Session, principal: Principal, body: wire.RunCreate) -> tuple[wire.RunDetail, bool]:
     """Store a run, or find the one that the same request stored before; the flag says whether it is new.
 
-    Raises RunExists if the id belongs to a run that the body does not describe.
+    Raises RunExists if the id belongs to a run that the body does not describe, BeyondKey if the principal may not
+    make it.
     """
+    principal.must_reach(body.project, body.id)
     run_id = body.id or new_id()
     layers = _stored(LAYERS.dump_python(body.layers, mode="python", exclude_defaults=True))
     training = _stored(TRAINING.dump_python(body.training, exclude_none=True))
@@ -63,27 +67,30 @@ def create(session: Session, body: wire.RunCreate) -> tuple[wire.RunDetail, bool
     )
     if repository.add(session, run):
         projects.ensure(session, body.project, now)
+        access.record(session, principal, "create_run", run_id, body.project)
         return _detail(run), True
-    existing = _existing(session, run_id)
+    existing = repository.find(session, run_id)
+    if existing is None or not principal.reaches_run(run_id, existing.project):
+        raise RunExists(f"The id {run_id} is taken; leave it out to be given one.")
     difference = _difference(existing, body)
     if difference is not None:
         raise RunExists(f"Run {run_id} exists with {difference}.")
     return _detail(existing), False
 
 
-def get(session: Session, run_id: UUID) -> wire.RunDetail:
-    """Return a run. Raises RunNotFound."""
-    return _detail(_existing(session, run_id))
+def get(session: Session, principal: Principal, run_id: UUID) -> wire.RunDetail:
+    """Return a run. Raises RunNotFound, also for one that the principal does not reach."""
+    return _detail(_existing(session, principal, run_id))
 
 
-def update(session: Session, run_id: UUID, body: wire.RunUpdate, limits: wire.Limits) -> wire.RunDetail:
+def update(
+    session: Session, principal: Principal, run_id: UUID, body: wire.RunUpdate, limits: wire.Limits
+) -> wire.RunDetail:
     """Change what the body names. Raises RunNotFound, InvalidRequest.
 
     Layers that the run already ends with are not appended again, so that the request may be repeated.
     """
-    run = repository.find(session, run_id, is_locked=True)
-    if run is None:
-        raise _not_found(run_id)
+    run = _existing(session, principal, run_id, is_locked=True)
     details = run.details
     if body.name is not None:
         run.name = body.name
@@ -106,14 +113,21 @@ def update(session: Session, run_id: UUID, body: wire.RunUpdate, limits: wire.Li
     return _detail(run)
 
 
-def remove(session: Session, run_id: UUID) -> None:
+def remove(session: Session, principal: Principal, run_id: UUID) -> None:
     """Delete a run with its steps and its diagnosis. Raises RunNotFound."""
-    if not repository.remove(session, run_id):
-        raise _not_found(run_id)
+    run = _existing(session, principal, run_id, is_locked=True)
+    access.record(session, principal, "delete_run", run_id, run.project)
+    repository.remove(session, run_id)
 
 
-def list_page(session: Session, query: RunQuery, page_token: str | None, max_results: int) -> wire.RunList:
-    """Return a page of runs and where the next one begins. Raises InvalidRequest for a token of another query."""
+def list_page(
+    session: Session, principal: Principal, query: RunQuery, page_token: str | None, max_results: int
+) -> wire.RunList:
+    """Return a page of the runs that a principal reaches, and where the next one begins.
+
+    Raises InvalidRequest for a token of another query.
+    """
+    query = replace(query, reachable_project=principal.project, reachable_run=principal.run_id)
     if page_token is not None:
         query = _after(query, page_token)
     runs = repository.page(session, query, max_results + 1)
@@ -124,21 +138,11 @@ def list_page(session: Session, query: RunQuery, page_token: str | None, max_res
     )
 
 
-def require(session: Session, run_id: UUID) -> None:
-    """Raise RunNotFound unless there is such a run."""
-    if not repository.exists_run(session, run_id):
-        raise _not_found(run_id)
-
-
-def _existing(session: Session, run_id: UUID) -> models.Run:
-    run = repository.find(session, run_id)
-    if run is None:
-        raise _not_found(run_id)
+def _existing(session: Session, principal: Principal, run_id: UUID, *, is_locked: bool = False) -> models.Run:
+    run = repository.find(session, run_id, is_locked=is_locked)
+    if run is None or not principal.reaches_run(run_id, run.project):
+        raise RunNotFound(f"There is no run {run_id}.")
     return run
-
-
-def _not_found(run_id: UUID) -> RunNotFound:
-    return RunNotFound(f"There is no run {run_id}.")
 
 
 def _difference(run: models.Run, body: wire.RunCreate) -> str | None:

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request, Resp
 from fastapi.responses import StreamingResponse
 
 from gradmedic import wire
+from gradmedic_service.access.authorization import MayFollow, MayIngest, MayRead
 from gradmedic_service.dependencies import (
     DatabaseDependency,
     FactsDependency,
@@ -88,6 +89,7 @@ async def _body(request: Request) -> bytes:
 )
 def append_steps(
     run_id: RunId,
+    principal: MayIngest,
     body: Annotated[bytes, Depends(_body)],
     content_type: Annotated[str, Depends(media_type)],
     database: DatabaseDependency,
@@ -101,7 +103,7 @@ def append_steps(
     """
     block = decode_block(body, content_type, limits)
     with database.writing_rows() as connection:
-        result, advanced = service.append(connection, facts, warm, run_id, block)
+        result, advanced = service.append(connection, principal, facts, warm, run_id, block)
     if advanced is not None:
         warm.keep(advanced)
     return Response(msgspec.json.encode(result), media_type=wire.JSON_MEDIA_TYPE)
@@ -124,6 +126,7 @@ def append_steps(
 )
 def rewind_run(
     run_id: RunId,
+    principal: MayIngest,
     body: Annotated[wire.RunRewind, Body(openapi_examples=REWIND_EXAMPLES)],
     database: DatabaseDependency,
     facts: FactsDependency,
@@ -141,7 +144,7 @@ def rewind_run(
     if errors:
         raise InvalidRequest(errors)
     with database.writing_rows() as connection:
-        return service.rewind(connection, facts, run_id, body)
+        return service.rewind(connection, principal, facts, run_id, body)
 
 
 @router.get(
@@ -152,6 +155,7 @@ def rewind_run(
 )
 def read_steps(
     run_id: RunId,
+    principal: MayRead,
     database: DatabaseDependency,
     limits: LimitsDependency,
     statistic: Annotated[
@@ -178,13 +182,17 @@ def read_steps(
     wanted = next((kind for kind in export.MEDIA_TYPES if kind in accept.lower()), None)
     if wanted is not None:
         with database.reading_rows() as connection:
-            selection, generation, last_step = service.select_for_export(connection, run_id, statistic, layer or [])
+            selection, generation, last_step = service.select_for_export(
+                connection, principal, run_id, statistic, layer or []
+            )
         last_step = last_step if to_step is None else min(to_step, last_step)
         table = export.table_of(wanted, selection)
         parts = export.stream(database, run_id, generation, selection, from_step, last_step, table)
         return StreamingResponse(parts, media_type=wanted)
     with database.reading_rows() as connection:
-        series = service.read_series(connection, run_id, statistic, layer or [], from_step, to_step, max_points)
+        series = service.read_series(
+            connection, principal, run_id, statistic, layer or [], from_step, to_step, max_points
+        )
     return Response(msgspec.json.encode(series), media_type=wire.JSON_MEDIA_TYPE)
 
 
@@ -196,13 +204,14 @@ def read_steps(
 )
 def read_diagnosis(
     run_id: RunId,
+    principal: MayFollow,
     database: DatabaseDependency,
     facts: FactsDependency,
     at_step: Annotated[int | None, Query(ge=0, le=LARGEST_STEP, description="As it was then; without it, now.")] = None,
 ) -> wire.Diagnosis:
     """Return what is wrong with the run, why, and what fixes it."""
     with database.reading_rows() as connection:
-        return service.diagnose(connection, facts, run_id, at_step)
+        return service.diagnose(connection, principal, facts, run_id, at_step)
 
 
 @router.get(
@@ -211,7 +220,7 @@ def read_diagnosis(
     response_model=wire.VerdictHistory,
     responses=documented(RunNotFound, InvalidRequest),
 )
-def read_history(run_id: RunId, database: DatabaseDependency) -> wire.VerdictHistory:
+def read_history(run_id: RunId, principal: MayFollow, database: DatabaseDependency) -> wire.VerdictHistory:
     """Return every change of the run's verdict, at the step whose data changed it."""
     with database.reading_rows() as connection:
-        return service.history(connection, run_id)
+        return service.history(connection, principal, run_id)

@@ -27,6 +27,7 @@ class RunState:
     """What an append and a reading need of a run's row."""
 
     id: UUID
+    project: str
     created_at: datetime
     generation: int
     revision: int
@@ -108,6 +109,7 @@ class ChunkExtent:
 # Statements of the append path are built once, over tables: building them anew costs more than running them.
 _STATE_COLUMNS = (
     _RUNS.c.id,
+    _RUNS.c.project,
     _RUNS.c.created_at,
     _RUNS.c.generation,
     _RUNS.c.revision,

@@ -9,6 +9,7 @@ import numpy as np
 import structlog
 
 from gradmedic import wire
+from gradmedic_service.access.principal import Principal
 from gradmedic_service.db import Connection
 from gradmedic_service.diagnosis import Block, Diagnosis, Diagnostician, VerdictChange
 from gradmedic_service.diagnosis.state import StateError
@@ -40,7 +41,12 @@ _logger = structlog.get_logger("gradmedic.telemetry")
 
 
 def append(
-    connection: Connection, facts: FactsCache, warm: WarmRuns, run_id: UUID, received: ReceivedBlock
+    connection: Connection,
+    principal: Principal,
+    facts: FactsCache,
+    warm: WarmRuns,
+    run_id: UUID,
+    received: ReceivedBlock,
 ) -> tuple[wire.AppendResult, WarmRun | None]:
     """Store the steps that the run does not have yet and advance its diagnosis; in one transaction, exactly once.
 
@@ -48,7 +54,7 @@ def append(
 
     Raises RunNotFound, StaleGeneration, UnknownGeneration, InvalidRequest where the block does not fit the run.
     """
-    run = _state(connection, run_id, is_locked=True)
+    run = _state(connection, principal, run_id, is_locked=True)
     _check_generation(run, received.generation)
     block = received.fit(run.statistics, run.layer_counts)
     metrics = list(dict.fromkeys([*run.metrics, *block.metrics]))
@@ -104,13 +110,15 @@ def append(
     )
 
 
-def rewind(connection: Connection, facts: FactsCache, run_id: UUID, body: wire.RunRewind) -> wire.RewindResult:
+def rewind(
+    connection: Connection, principal: Principal, facts: FactsCache, run_id: UUID, body: wire.RunRewind
+) -> wire.RewindResult:
     """Drop the steps behind one, with what was concluded from them, and begin a new generation.
 
     The same request again, after the answer was lost, changes nothing. Raises RunNotFound, StaleGeneration,
     UnknownGeneration.
     """
-    run = _state(connection, run_id, is_locked=True)
+    run = _state(connection, principal, run_id, is_locked=True)
     if body.generation == run.generation - 1 and body.step == run.rewound_to:
         return wire.RewindResult(
             generation=run.generation,
@@ -144,18 +152,20 @@ def rewind(connection: Connection, facts: FactsCache, run_id: UUID, body: wire.R
     )
 
 
-def diagnose(connection: Connection, facts: FactsCache, run_id: UUID, at_step: int | None) -> wire.Diagnosis:
+def diagnose(
+    connection: Connection, principal: Principal, facts: FactsCache, run_id: UUID, at_step: int | None
+) -> wire.Diagnosis:
     """Return the diagnosis of a run, now or as it was at a step. Raises RunNotFound."""
-    run = _state(connection, run_id)
+    run = _state(connection, principal, run_id)
     known = facts_of(connection, facts, run)
     if at_step is None or (run.last_step is not None and at_step >= run.last_step):
         return _on_the_wire(run_id, _diagnostician(connection, run, known)[0].diagnose())
     return _on_the_wire(run_id, _replayed(connection, run, known, at_step)[0].diagnose())
 
 
-def history(connection: Connection, run_id: UUID) -> wire.VerdictHistory:
+def history(connection: Connection, principal: Principal, run_id: UUID) -> wire.VerdictHistory:
     """Return every change of a run's verdict. Raises RunNotFound."""
-    _state(connection, run_id)
+    _state(connection, principal, run_id)
     return wire.VerdictHistory(
         items=[
             wire.VerdictChange(step=change.step, verdict=change.verdict, score=change.score, finding=change.finding)
@@ -166,6 +176,7 @@ def history(connection: Connection, run_id: UUID) -> wire.VerdictHistory:
 
 def read_series(
     connection: Connection,
+    principal: Principal,
     run_id: UUID,
     names: Sequence[str],
     layers: Sequence[str],
@@ -177,7 +188,7 @@ def read_series(
 
     Without `layers`, a statistic answers with every layer of the run.
     """
-    run = _state(connection, run_id)
+    run = _state(connection, principal, run_id)
     selection = _selection(run, repository.layer_names(connection, run_id), names, layers)
     if selection.series_count * max_points > MAX_SERIES_POINTS:
         most = MAX_SERIES_POINTS // selection.series_count
@@ -193,17 +204,17 @@ def read_series(
 
 
 def select_for_export(
-    connection: Connection, run_id: UUID, names: Sequence[str], layers: Sequence[str]
+    connection: Connection, principal: Principal, run_id: UUID, names: Sequence[str], layers: Sequence[str]
 ) -> tuple[Selection, int, int]:
     """Return what to export, the run's generation and its last step. Raises RunNotFound, InvalidRequest."""
-    run = _state(connection, run_id)
+    run = _state(connection, principal, run_id)
     selection = _selection(run, repository.layer_names(connection, run_id), names, layers)
     return selection, run.generation, -1 if run.last_step is None else run.last_step
 
 
-def _state(connection: Connection, run_id: UUID, *, is_locked: bool = False) -> RunState:
+def _state(connection: Connection, principal: Principal, run_id: UUID, *, is_locked: bool = False) -> RunState:
     run = repository.read_state(connection, run_id, is_locked=is_locked)
-    if run is None:
+    if run is None or not principal.reaches_run(run_id, run.project):
         raise RunNotFound(f"There is no run {run_id}.")
     return run
 

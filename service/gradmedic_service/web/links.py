@@ -8,8 +8,10 @@ from fastapi import APIRouter
 from fastapi.responses import RedirectResponse
 
 from gradmedic import wire
+from gradmedic_service.access.authorization import PUBLIC
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, dependencies=[PUBLIC])
+"""Public: where a link leads says nothing of what is there."""
 
 
 @router.get("/")

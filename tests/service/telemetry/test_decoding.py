@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gradmedic import wire
@@ -270,7 +270,7 @@ contents = st.dictionaries(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 @given(contents)
 @example({"steps": [0], "statistics": {}, "present": b"\x01"})
 def test_any_msgpack_decodes_or_is_refused(content: Any) -> None:
@@ -278,7 +278,7 @@ def test_any_msgpack_decodes_or_is_refused(content: Any) -> None:
     decodes_or_is_refused(msgspec.msgpack.encode(content), wire.MSGPACK_MEDIA_TYPE)
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 @given(contents)
 def test_any_json_decodes_or_is_refused(content: Any) -> None:
     """Whatever comes as JSON becomes a consistent block or one of the service's errors."""

@@ -13,6 +13,7 @@ import pyarrow.parquet
 import pytest
 from starlette.testclient import TestClient
 
+from gradmedic_service.access.principal import LOOPBACK
 from gradmedic_service.db import Database
 from gradmedic_service.telemetry import export, service
 
@@ -102,7 +103,7 @@ def test_parts_are_small_and_stop_where_the_past_changes(client: TestClient, run
     """A part is a few chunks, whatever the run's length; a rewind in the middle ends the download with an error."""
     run_id = UUID(run.rpartition("/")[2])
     with database.reading_rows() as connection:
-        selection, generation, last = service.select_for_export(connection, run_id, ["loss"], [])
+        selection, generation, last = service.select_for_export(connection, LOOPBACK, run_id, ["loss"], [])
     parts = export.stream(database, run_id, generation, selection, 0, last, export.CsvTable(selection))
     first = next(parts).decode()
     assert 50 <= first.count("\n") <= 100

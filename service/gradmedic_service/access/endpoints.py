@@ -1,0 +1,124 @@
+"""Routes of API keys and of the record of who did what."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response, status
+
+from gradmedic import wire
+from gradmedic_service.access import service
+from gradmedic_service.access.authorization import MayAdminister
+from gradmedic_service.access.keyring import Keyring
+from gradmedic_service.access.schemas import check_create
+from gradmedic_service.dependencies import DatabaseDependency, LimitsDependency, check_max_results, json_only
+from gradmedic_service.errors import (
+    ApiKeyNotFound,
+    BodyTooLarge,
+    InvalidRequest,
+    MalformedBody,
+    UnsupportedMediaType,
+    documented,
+)
+
+router = APIRouter(tags=["access"])
+
+KeyId = Annotated[UUID, Path(description="Id of the key.", examples=["0199b7f0-c8d2-7a31-8f55-0b1c2d3e4f50"])]
+MaxResults = Annotated[int, Query(description="Items of a page, at most what `/limits` says.")]
+PageToken = Annotated[str | None, Query(description="`next_page_token` of the page before.")]
+
+CREATE_EXAMPLES: dict[str, Any] = {
+    "job": {"summary": "For a training job", "value": {"project": "char-lm", "name": "nightly", "scopes": ["ingest"]}},
+    "person": {
+        "summary": "For a person, until the end of the year",
+        "value": {"project": "char-lm", "scopes": ["read", "rerun"], "expires_at": "2099-12-31T00:00:00Z"},
+    },
+}
+
+
+async def _keyring(request: Request) -> Keyring:
+    keyring: Keyring = request.app.state.keyring
+    return keyring
+
+
+KeyringDependency = Annotated[Keyring, Depends(_keyring)]
+
+
+@router.post(
+    "/api-keys",
+    status_code=status.HTTP_201_CREATED,
+    response_model=wire.ApiKeyCreated,
+    dependencies=[Depends(json_only)],
+    responses=documented(MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidRequest),
+)
+def create_api_key(
+    principal: MayAdminister,
+    body: Annotated[wire.ApiKeyCreate, Body(openapi_examples=CREATE_EXAMPLES)],
+    database: DatabaseDependency,
+    limits: LimitsDependency,
+    keyring: KeyringDependency,
+    response: Response,
+) -> wire.ApiKeyCreated:
+    """Make a key. Its secret is in this answer and never again.
+
+    A key for every project (`project` null) is made by one that is for every project itself.
+    """
+    check_create(body, limits)
+    principal.must_reach(body.project)
+    with database.writing() as session:
+        key, secret = service.create_key(
+            session,
+            project=body.project,
+            name=body.name,
+            scopes=body.scopes,
+            run_id=body.run_id,
+            expires_at=body.expires_at,
+            by=principal,
+        )
+        shown = service.on_the_wire(key)
+    keyring.forget()
+    response.headers["Cache-Control"] = "no-store"
+    return wire.ApiKeyCreated(secret=secret, **{one.name: getattr(shown, one.name) for one in fields(shown)})
+
+
+@router.get("/api-keys", response_model=wire.ApiKeyList, responses=documented(InvalidRequest))
+def list_api_keys(
+    principal: MayAdminister,
+    database: DatabaseDependency,
+    limits: LimitsDependency,
+    keyring: KeyringDependency,
+    max_results: MaxResults = 100,
+    page_token: PageToken = None,
+) -> wire.ApiKeyList:
+    """List keys, newest first, revoked and expired ones included, with their last use."""
+    check_max_results(max_results, limits)
+    with database.reading() as session:
+        return service.list_keys(session, principal, keyring, page_token, max_results)
+
+
+@router.delete(
+    "/api-keys/{key_id}", status_code=status.HTTP_204_NO_CONTENT, responses=documented(ApiKeyNotFound, InvalidRequest)
+)
+def revoke_api_key(
+    key_id: KeyId, principal: MayAdminister, database: DatabaseDependency, keyring: KeyringDependency
+) -> None:
+    """Revoke a key: this process refuses it at once, every other within five seconds. It stays listed."""
+    with database.writing() as session:
+        service.revoke_key(session, principal, key_id)
+    keyring.forget()
+
+
+@router.get("/audit-records", response_model=wire.AuditRecordList, responses=documented(InvalidRequest))
+def list_audit_records(
+    principal: MayAdminister,
+    database: DatabaseDependency,
+    limits: LimitsDependency,
+    max_results: MaxResults = 100,
+    page_token: PageToken = None,
+) -> wire.AuditRecordList:
+    """List who created, deleted and reran what and who made and revoked keys, newest first."""
+    check_max_results(max_results, limits)
+    with database.reading() as session:
+        return service.list_records(session, principal, page_token, max_results)

@@ -1,0 +1,51 @@
+"""What a new API key must hold beyond its schema."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from gradmedic import wire
+from gradmedic.names import name_error
+from gradmedic.wire import FieldError
+from gradmedic_service.errors import InvalidRequest
+
+SCOPES_OF_A_RUN = ("ingest", "read")
+"""What a key of one run may hold: the others concern whole projects."""
+
+
+def check_create(key: wire.ApiKeyCreate, limits: wire.Limits) -> None:
+    """Raise InvalidRequest naming every field of a new key that cannot be."""
+    errors = [*_name_errors(key, limits), *_scope_errors(key)]
+    if key.run_id is not None and key.project is None:
+        errors.append(FieldError(path="run_id", message="needs the project of the run"))
+    if key.expires_at is not None:
+        if key.expires_at.tzinfo is None:
+            errors.append(FieldError(path="expires_at", message="must say its time zone, as in 2027-01-01T00:00:00Z"))
+        elif key.expires_at <= datetime.now(UTC):
+            errors.append(FieldError(path="expires_at", message="must be in the future"))
+    if errors:
+        raise InvalidRequest(errors)
+
+
+def _name_errors(key: wire.ApiKeyCreate, limits: wire.Limits) -> Iterator[FieldError]:
+    for path in ("name", "project"):
+        name = getattr(key, path)
+        if name is not None and (message := name_error(name, limits.max_name_length)) is not None:
+            yield FieldError(path=path, message=message)
+
+
+def _scope_errors(key: wire.ApiKeyCreate) -> Iterator[FieldError]:
+    if not key.scopes:
+        yield FieldError(path="scopes", message=f"names none of {', '.join(wire.SCOPES)}")
+    for index, scope in enumerate(key.scopes):
+        path = f"scopes[{index}]"
+        if scope not in wire.SCOPES:
+            yield FieldError(path=path, message=f"{scope!r} is not one of {', '.join(wire.SCOPES)}")
+            return
+        if scope in key.scopes[:index]:
+            yield FieldError(path=path, message=f"repeats {scope!r}")
+            return
+        if key.run_id is not None and scope not in SCOPES_OF_A_RUN:
+            yield FieldError(path=path, message=f"a key of one run has {' or '.join(SCOPES_OF_A_RUN)} alone")
+            return

@@ -1,0 +1,61 @@
+"""A service that asks for keys, and clients that have some."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+from uuid import UUID
+
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from gradmedic_service.access import service
+from gradmedic_service.access.keyring import Keyring
+from gradmedic_service.db import Database
+
+
+class MakeSecret(Protocol):
+    """Makes a key and returns its secret."""
+
+    def __call__(self, *scopes: str, project: str | None = "mine", run_id: UUID | None = None, name: str = "k") -> str:
+        """Store the key."""
+
+
+class Bearing(Protocol):
+    """Returns a client that sends a key."""
+
+    def __call__(self, *scopes: str, project: str | None = "mine", run_id: UUID | None = None) -> TestClient:
+        """Make the key and the client."""
+
+
+@pytest.fixture
+def make_secret(database: Database) -> MakeSecret:
+    """Make keys in the test's database."""
+
+    def make(*scopes: str, project: str | None = "mine", run_id: UUID | None = None, name: str = "k") -> str:
+        with database.writing() as session:
+            _, secret = service.create_key(session, project=project, name=name, scopes=scopes, run_id=run_id)
+        return secret
+
+    return make
+
+
+@pytest.fixture
+def guarded(session_app: FastAPI, client: TestClient) -> Iterator[TestClient]:
+    """The service on each database in turn, with authentication on; this client has no key."""
+    session_app.state.requires_keys, session_app.state.keyring = True, Keyring()
+    yield client
+    session_app.state.requires_keys, session_app.state.keyring = False, Keyring()
+
+
+@pytest.fixture
+def bearing(guarded: TestClient, make_secret: MakeSecret) -> Bearing:
+    """Make clients with keys of their own."""
+
+    def bear(*scopes: str, project: str | None = "mine", run_id: UUID | None = None) -> TestClient:
+        secret = make_secret(*scopes, project=project, run_id=run_id)
+        headers = {"Authorization": f"Bearer {secret}"}
+        return TestClient(guarded.app, raise_server_exceptions=False, headers=headers, base_url=str(guarded.base_url))
+
+    return bear
