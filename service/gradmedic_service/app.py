@@ -13,6 +13,7 @@ from gradmedic import wire
 from gradmedic_service import schema
 from gradmedic_service.access.authentication import Authentication
 from gradmedic_service.access.authorization import require_needs
+from gradmedic_service.access.browsers import BrowserGuard
 from gradmedic_service.access.endpoints import router as access_router
 from gradmedic_service.access.keyring import LAST_USE_SECONDS, Keyring
 from gradmedic_service.bodies import BoundedBodies
@@ -81,6 +82,7 @@ def create_app(settings: Settings) -> FastAPI:
     answer_with_problems(app)
     app.add_middleware(BoundedBodies, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(Authentication)
+    app.add_middleware(BrowserGuard, allowed_hosts=settings.answering_hosts)
     app.add_middleware(RequestContext)
     return app
 

@@ -39,6 +39,23 @@ class ServeCommand:
             help="ask for an API key from this machine too; from others it is always asked for",
         )
 
+        parser.add_argument(
+            "--allowed-host",
+            dest="allowed_hosts",
+            action="append",
+            metavar="NAME",
+            help="answer under this name too; may be given again (default: this machine's; every one where keys are "
+            "asked for)",
+        )
+        parser.add_argument(
+            "--behind-proxy",
+            action="store_true",
+            default=None,
+            help="believe the X-Forwarded headers of a proxy on this machine, or on FORWARDED_ALLOW_IPS; asks for keys",
+        )
+        parser.add_argument("--ssl-certfile", metavar="FILE", help="certificate chain in PEM: speak HTTPS")
+        parser.add_argument("--ssl-keyfile", metavar="FILE", help="its private key in PEM")
+
     def run(self, args: argparse.Namespace) -> int:
         """Serve until told to stop; return the exit status."""
         settings = _settings(
@@ -46,6 +63,10 @@ class ServeCommand:
             port=args.port,
             database_url=args.database_url,
             require_auth=args.require_auth,
+            allowed_hosts=args.allowed_hosts,
+            behind_proxy=args.behind_proxy,
+            ssl_certfile=args.ssl_certfile,
+            ssl_keyfile=args.ssl_keyfile,
         )
         if settings is None:
             return EXIT_USAGE
@@ -204,8 +225,8 @@ def _settings(**given: Any) -> Settings | None:
         parse_url(settings.database_url.get_secret_value())
     except ValidationError as error:
         for problem in error.errors(include_url=False, include_input=False):
-            name = "_".join(map(str, problem["loc"])).upper()
-            print(f"gradmedic: GRADMEDIC_{name}: {problem['msg']}", file=sys.stderr)
+            name = f"GRADMEDIC_{'_'.join(map(str, problem['loc'])).upper()}: " if problem["loc"] else ""
+            print(f"gradmedic: {name}{problem['msg'].removeprefix('Value error, ')}", file=sys.stderr)
         return None
     except ValueError as error:
         print(f"gradmedic: {error}", file=sys.stderr)

@@ -6,12 +6,15 @@
     ├── BodyTooLarge             413 body_too_large
     ├── NotAcceptable            406 not_acceptable
     ├── UnsupportedMediaType     415 unsupported_media_type
+    ├── ApiKeyInUrl              400 api_key_in_url
     ├── ApiKeyMissing            401 api_key_missing
     ├── ApiKeyUnknown            401 api_key_unknown
     ├── ApiKeyRevoked            401 api_key_revoked
     ├── ApiKeyExpired            401 api_key_expired
     ├── ScopeMissing             403 scope_missing
     ├── BeyondKey                403 beyond_key
+    ├── HostNotAllowed           403 host_not_allowed
+    ├── CrossOrigin              403 cross_origin
     ├── ApiKeyNotFound           404 api_key_not_found
     ├── RunNotFound              404 run_not_found
     ├── ProjectNotFound          404 project_not_found
@@ -135,6 +138,14 @@ class UnsupportedMediaType(ServiceError):
     title = "The request body is of an unsupported type"
 
 
+class ApiKeyInUrl(ServiceError):
+    """The URL contains an API key, and URLs are logged and remembered in many places: revoke the key."""
+
+    status = 400
+    error_code = "api_key_in_url"
+    title = "An API key does not belong in a URL"
+
+
 class ApiKeyMissing(ServiceError):
     """The request has no API key, and needs one."""
 
@@ -186,6 +197,22 @@ class BeyondKey(ServiceError):
     status = 403
     error_code = "beyond_key"
     title = "The API key is not for this project or run"
+
+
+class HostNotAllowed(ServiceError):
+    """The request's Host is not a name under which the service answers."""
+
+    status = 403
+    error_code = "host_not_allowed"
+    title = "The service does not answer under this name"
+
+
+class CrossOrigin(ServiceError):
+    """A page of another origin tried to change something."""
+
+    status = 403
+    error_code = "cross_origin"
+    title = "Pages of other origins may not change anything"
 
 
 class ApiKeyNotFound(ServiceError):

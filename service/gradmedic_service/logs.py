@@ -1,12 +1,14 @@
-"""Logging: one line an event, to standard error, for people or for machines."""
+"""Logging: one line an event, to standard error, for people or for machines, and without the secret of any key."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from typing import Any
 
 import structlog
 
+from gradmedic_service.access.secrets import without_secrets
 from gradmedic_service.settings import Settings
 
 
@@ -39,6 +41,7 @@ def set_up_logging(settings: Settings) -> None:
             )
         ]
     )
+    rendering.append(_hide_secrets)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -49,3 +52,8 @@ def set_up_logging(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.log_level.upper())
+
+
+def _hide_secrets(_logger: Any, _method: str, line: Any) -> str:
+    """Cut keys out of the finished line, wherever in an event or a traceback they came from."""
+    return without_secrets(str(line))

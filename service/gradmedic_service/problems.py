@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from gradmedic import wire
-from gradmedic_service.errors import InvalidRequest, MalformedBody, ServiceError, problem_type
+from gradmedic_service.errors import MAX_PATH_LENGTH, InvalidRequest, MalformedBody, ServiceError, problem_type
 from gradmedic_service.responses import ProblemResponse
 from gradmedic_service.validation import field_errors
 
@@ -80,7 +80,7 @@ def _answer_http_exception(request: Request, error: Exception) -> Response:
 
 def _detail_of(request: Request, status: HTTPStatus) -> str | None:
     if status == HTTPStatus.NOT_FOUND:
-        return f"There is nothing at {request.url.path}; /docs lists the routes."
+        return f"There is nothing at {request.url.path[:MAX_PATH_LENGTH]}; /docs lists the routes."
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
-        return f"{request.method} is not possible at {request.url.path}."
+        return f"{request.method} is not possible at {request.url.path[:MAX_PATH_LENGTH]}."
     return None

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 import time
+from urllib.parse import unquote
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gradmedic_service.errors import ServiceError
+from gradmedic_service.access.browsers import missing_headers
+from gradmedic_service.access.principal import Principal
+from gradmedic_service.access.secrets import without_secrets
+from gradmedic_service.errors import ApiKeyInUrl, ServiceError
 from gradmedic_service.ids import new_id
 from gradmedic_service.problems import answer_of, problem_response
 
@@ -37,21 +41,26 @@ class RequestContext:
         scope.setdefault("state", {})["request_id"] = request_id
         started = time.perf_counter()
         status: int | None = None
+        path = without_secrets(scope["path"])
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID_HEADER] = request_id
+                for name, value in missing_headers(headers.keys(), scope["path"]).items():
+                    headers.append(name, value)
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
+                _refuse_secrets(scope)
                 await self._app(scope, receive, send_with_id)
             except ServiceError as refusal:  # of another middleware; those of routes are answered within
                 await answer_of(refusal, request_id)(scope, receive, send_with_id)
             except Exception:
-                _logger.exception("failed", method=scope["method"], path=scope["path"])
+                _logger.exception("failed", method=scope["method"], path=path)
                 if status is not None:
                     raise  # the answer has begun: only breaking the connection tells the client
                 error = ServiceError("The service failed; its log has the reason under this request id.")
@@ -61,7 +70,25 @@ class RequestContext:
                     _logger.info(
                         "request",
                         method=scope["method"],
-                        path=scope["path"],
+                        path=path,
                         status=None if status is None else int(status),
+                        client=(scope.get("client") or ("",))[0],
+                        key=_key_of(scope),
                         milliseconds=round((time.perf_counter() - started) * 1000, 1),
                     )
+
+
+def _key_of(scope: Scope) -> str | None:
+    """Name the key of a request."""
+    found = scope["state"].get("authenticated")
+    return found.name if isinstance(found, Principal) else None
+
+
+def _refuse_secrets(scope: Scope) -> None:
+    """Raise ApiKeyInUrl if there is a key in the URL, however it is written."""
+    url = f"{scope['path']}?{unquote(scope['query_string'].decode('latin-1'))}"
+    if without_secrets(url) != url:
+        raise ApiKeyInUrl(
+            "The URL contains an API key. URLs end up in logs and histories: revoke that key, and send its successor "
+            "as `Authorization: Bearer <api key>`."
+        )

@@ -43,6 +43,20 @@ def serve(settings: Settings) -> int:
         return refuse(with_reason(error), EXIT_FAILURE)
     except OSError as error:
         return refuse(f"the database cannot be prepared: {error}", EXIT_FAILURE)
+    config = uvicorn.Config(
+        create_app(settings),
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=settings.behind_proxy,
+        ssl_certfile=settings.ssl_certfile,
+        ssl_keyfile=settings.ssl_keyfile,
+        timeout_graceful_shutdown=settings.shutdown_timeout,
+    )
+    try:
+        config.load()
+    except OSError as error:  # ssl.SSLError is one
+        return refuse(f"the certificate or its key cannot be used: {error}", EXIT_FAILURE)
     try:
         listener = socket.create_server(
             (settings.host, settings.port),
@@ -53,13 +67,6 @@ def serve(settings: Settings) -> int:
         reason = error.strerror or error
         return refuse(f"cannot listen at {settings.host} port {settings.port}: {reason}", EXIT_FAILURE)
     with listener:
-        config = uvicorn.Config(
-            create_app(settings),
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            timeout_graceful_shutdown=settings.shutdown_timeout,
-        )
         _AnnouncingServer(config, database_url).run(sockets=[listener])
     return 0
 
@@ -132,7 +139,8 @@ def _no_key_yet(settings: Settings) -> str:
     where = "" if url == DEFAULT_DATABASE_URL else f" --database-url {printable_url(url)}"
     command = f"`gradmedic api-key create --all-projects --scope admin{where}`"
     if is_loopback(settings.host):
-        return f"--require-auth asks everybody for an API key, and there is none yet. Make the first with {command}."
+        option = "--behind-proxy" if settings.behind_proxy else "--require-auth"
+        return f"with {option} every request needs an API key, and there is none yet. Make the first with {command}."
     return (
         f"{settings.host or 'that address'} can be reached from other machines, so that every request needs an API "
         f"key, and there is none yet. Make the first with {command}, or listen at 127.0.0.1."
@@ -160,7 +168,8 @@ class _AnnouncingServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if not self.should_exit:
+            scheme = "https" if self.config.is_ssl else "http"
             for listener in sockets or []:
                 host, port = listener.getsockname()[:2]
-                address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+                address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
                 print(f"gradmedic is at {address} (database: {printable_url(self._database_url)})", flush=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gradmedic import wire
+from gradmedic_service.access.browsers import LOOPBACK_HOSTS
 from gradmedic_service.addresses import is_loopback
 
 DEFAULT_DATABASE_URL = "sqlite:///.gradmedic/gradmedic.db"
@@ -30,6 +32,16 @@ class Settings(BaseSettings):
     """0 takes a free one."""
     require_auth: bool = False
     """Ask for an API key from this machine too. From others it is always asked for."""
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Names under which the service answers, beside those of this machine; separated by commas. Without any, and with
+    keys asked for, it answers under every name."""
+    behind_proxy: bool = False
+    """Believe the `X-Forwarded-For` and `X-Forwarded-Proto` of a proxy, whose requests are other machines' and need
+    keys."""
+    ssl_certfile: Path | None = None
+    """Certificate chain in PEM; with it, the service speaks HTTPS."""
+    ssl_keyfile: Path | None = None
+    """Private key in PEM, where the certificate's file does not hold it."""
     shutdown_timeout: int = Field(default=20, ge=0)
     """Seconds that requests under way get when the service is told to stop."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -50,10 +62,32 @@ class Settings(BaseSettings):
     max_points: int = Field(default=10_000, ge=1)
     max_results: int = Field(default=1_000, ge=1, le=1_000)
 
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_certificate(self) -> Settings:
+        if self.ssl_keyfile is not None and self.ssl_certfile is None:
+            raise ValueError("ssl_keyfile needs ssl_certfile")
+        return self
+
     @property
     def requires_keys(self) -> bool:
         """Whether a request without an API key is refused: wherever another machine may connect."""
-        return self.require_auth or not is_loopback(self.host)
+        return self.require_auth or self.behind_proxy or not is_loopback(self.host)
+
+    @property
+    def answering_hosts(self) -> tuple[str, ...] | None:
+        """Names under which the service answers; None for every one.
+
+        Where no key is asked for, a page whose name was made to point here must not be served.
+        """
+        if self.requires_keys and not self.allowed_hosts:
+            return None
+        own = f"[{self.host}]" if ":" in self.host else self.host
+        return tuple(dict.fromkeys((*LOOPBACK_HOSTS, own, *self.allowed_hosts)))
 
     def limits(self) -> wire.Limits:
         """Return what `GET /limits` publishes."""

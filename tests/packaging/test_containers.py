@@ -25,11 +25,12 @@ def compose() -> dict[str, Any]:
 
 
 def test_services_wait_for_each_other(compose: dict[str, Any]) -> None:
-    """The API starts after the migration has ended well, and that after the database is healthy."""
+    """The API starts after there is a key, the key after the migration, and that after the database is healthy."""
     services = compose["services"]
-    assert set(services) == {"db", "migrate", "api"}
+    assert set(services) == {"db", "migrate", "key", "api"}
     assert services["migrate"]["depends_on"] == {"db": {"condition": "service_healthy"}}
-    assert services["api"]["depends_on"] == {"migrate": {"condition": "service_completed_successfully"}}
+    assert services["key"]["depends_on"] == {"migrate": {"condition": "service_completed_successfully"}}
+    assert services["api"]["depends_on"] == {"key": {"condition": "service_completed_successfully"}}
     for name in ("db", "api"):
         assert services[name]["healthcheck"]["test"][0] == "CMD"
 
@@ -37,7 +38,7 @@ def test_services_wait_for_each_other(compose: dict[str, Any]) -> None:
 def test_commands_exist(compose: dict[str, Any]) -> None:
     """Every command is one that the command line takes."""
     commands = {entry.name: entry for entry in entry_points(group="gradmedic.commands")}
-    started = [compose["services"][name]["command"] for name in ("migrate", "api")]
+    started = [compose["services"][name]["command"] for name in ("migrate", "key", "api")]
     started.append(re.findall(r'"([^"]+)"', DOCKERFILE.splitlines()[-1]))
     for program, name, *arguments in started:
         assert program == "gradmedic"
@@ -53,6 +54,16 @@ def test_variables_are_settings(compose: dict[str, Any]) -> None:
     assert {name.removeprefix("GRADMEDIC_").lower() for name in variables} <= Settings.model_fields.keys()
 
 
+def test_the_first_key_outlives_the_containers(compose: dict[str, Any]) -> None:
+    """The file that the first key is written to lies in a volume that the image's user may write to."""
+    key, api = compose["services"]["key"], compose["services"]["api"]
+    assert key["command"][-2:] == ["--from-file", "/keys/admin"]
+    assert key["volumes"] == ["keys:/keys"]
+    assert api["volumes"] == ["keys:/keys:ro"]
+    assert "keys" in compose["volumes"]
+    assert "--owner=gradmedic --mode=0700 /keys" in DOCKERFILE
+
+
 def test_only_loopback_is_published(compose: dict[str, Any]) -> None:
     """No port is open to other machines, the database's not even to this one."""
     assert compose["services"]["api"]["ports"] == [f"127.0.0.1:{DEFAULT_PORT}:{DEFAULT_PORT}"]
@@ -66,6 +77,6 @@ def test_image_is_built_from_what_there_is(compose: dict[str, Any]) -> None:
     assert copied
     assert all((ROOT / name).exists() for name in copied)
     assert "\nUSER gradmedic\n" in DOCKERFILE
-    for name in ("migrate", "api"):
+    for name in ("migrate", "key", "api"):
         build = compose["services"][name]["build"]
         assert (ROOT / build["context"] / build["dockerfile"]).is_file()

@@ -25,6 +25,14 @@ from gradmedic_service.settings import Settings
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _answer_the_test_client() -> Iterator[None]:
+    """Let services in this process answer under the name that Starlette's test client uses."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("GRADMEDIC_ALLOWED_HOSTS", "testserver")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _plain_logging() -> None:
     """Print events without the local variables of every frame, which takes longer than the tests."""
     structlog.configure(processors=[structlog.contextvars.merge_contextvars, structlog.processors.KeyValueRenderer()])
@@ -37,7 +45,7 @@ def settings(database_url: str) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def session_app(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
+def session_app(_answer_the_test_client: None, tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
     """The service, put together once: that takes longer than most tests."""
     return create_app(Settings(database_url=SecretStr(f"sqlite:///{tmp_path_factory.mktemp('app')}/unused.db")))
 
@@ -126,7 +134,7 @@ def serve(tmp_path: Path) -> Serve:
         with process:
             try:
                 assert process.stdout is not None
-                found = re.search(r"http://\S+", process.stdout.readline())
+                found = re.search(r"https?://\S+", process.stdout.readline())
                 assert found is not None, (tmp_path / "serve.log").read_text()
                 yield Served(found.group(), process)
             finally:

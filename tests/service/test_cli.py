@@ -8,6 +8,7 @@ import logging
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -196,6 +197,56 @@ def test_serving_the_network(serve: Any, sqlite_url: str, capsys: pytest.Capture
     (listed,) = capsys.readouterr().out.splitlines()
     assert json.loads(listed)["last_used_at"] is not None
     assert secret not in listed
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate of this machine and its key."""
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
+        check=True,
+        capture_output=True,
+    )  # fmt: skip
+    return certificate, key
+
+
+def test_serving_https(serve: Any, sqlite_url: str, certificate: tuple[Path, Path]) -> None:
+    """With a certificate the service speaks HTTPS, says so, and answers nobody who does not."""
+    file, key = map(str, certificate)
+    with serve(sqlite_url, "--ssl-certfile", file, "--ssl-keyfile", key) as served:
+        assert served.url.startswith("https://127.0.0.1:")
+        trusting = ssl.create_default_context(cafile=file)
+        assert httpx2.get(f"{served.url}/healthz", verify=trusting).status_code == 200
+        with pytest.raises(httpx2.TransportError):
+            httpx2.get(f"{served.url}/healthz".replace("https", "http"))
+
+
+def test_bad_certificates_are_said_so(
+    sqlite_url: str, certificate: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A certificate that is not there or none, and a key without one, end the command with one line."""
+    file, key = map(str, certificate)
+    for given in ((key,), (f"{file}.none",)):
+        arguments = ["--port", "0", "--database-url", sqlite_url, "--ssl-certfile", *given]
+        assert run(SERVE, *arguments) == 1
+        assert "certificate" in capsys.readouterr().err
+    assert run(SERVE, "--ssl-keyfile", key, "--database-url", sqlite_url) == 2
+    assert capsys.readouterr().err == "gradmedic: ssl_keyfile needs ssl_certfile\n"
+
+
+@pytest.mark.parametrize("option", ["--behind-proxy", "--require-auth"])
+def test_forwarded_headers(option: str, serve: Any, sqlite_url: str, capsys: Any, tmp_path: Path) -> None:
+    """Only behind a proxy is a client's address what `X-Forwarded-For` says; keys are needed either way."""
+    assert run(API_KEY, "create", "--project", "p", "--scope", "read", "--database-url", sqlite_url) == 0
+    secret = capsys.readouterr().out.strip()
+    with serve(sqlite_url, option) as served:
+        headers = {"Authorization": f"Bearer {secret}", "X-Forwarded-For": "192.0.2.7"}
+        assert httpx2.get(f"{served.url}/api/v1/runs", headers=headers).status_code == 200
+        assert httpx2.get(f"{served.url}/api/v1/runs", headers={"Host": "any.example"}).status_code == 401
+    log = (tmp_path / "serve.log").read_text()
+    assert ("192.0.2.7" in log) == (option == "--behind-proxy")
 
 
 def test_keys_by_hand(database_url: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 from tests.service.locks import is_anyone_waiting
 
 from gradmedic import wire
+from gradmedic_service.access.principal import OPERATOR
 from gradmedic_service.app import create_app
 from gradmedic_service.db import Database
 from gradmedic_service.ids import new_id
@@ -224,7 +225,7 @@ def test_layers_appended_at_once_are_all_kept(
         body = {"append_layers": [{"name": "second"}]}
         waiting = threading.Thread(target=lambda: answers.append(other.patch(path, json=body)))
         with database.writing() as session:
-            update(session, UUID(path.rpartition("/")[2]), first, settings.limits())
+            update(session, OPERATOR, UUID(path.rpartition("/")[2]), first, settings.limits())
             session.flush()
             waiting.start()
             while waiting.is_alive() and not is_anyone_waiting(database):

@@ -21,6 +21,7 @@ from starlette.testclient import TestClient
 from tests.service.locks import is_anyone_waiting
 
 from gradmedic import wire
+from gradmedic_service.access.principal import OPERATOR
 from gradmedic_service.app import create_app
 from gradmedic_service.db import Database
 from gradmedic_service.models import Run, TelemetryChunk
@@ -278,7 +279,7 @@ def test_who_waited_reads_what_was_written_meanwhile(
         waiting = threading.Thread(target=lambda: answers.append(other.post(f"{run}/steps", json=bodies[-1])))
         with database.writing_rows() as connection:
             received = decode_block(msgspec.json.encode(bodies[-2]), wire.JSON_MEDIA_TYPE, settings.limits())
-            append(connection, FactsCache(), WarmRuns(), UUID(run.rpartition("/")[2]), received)
+            append(connection, OPERATOR, FactsCache(), WarmRuns(), UUID(run.rpartition("/")[2]), received)
             waiting.start()
             while waiting.is_alive() and not is_anyone_waiting(database):
                 pass

@@ -1,0 +1,106 @@
+"""Another site's page gets neither in nor anything changed nor anything read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx2
+import pytest
+from starlette.testclient import TestClient
+
+from gradmedic import wire
+from gradmedic_service.access.browsers import SECURITY_HEADERS
+from gradmedic_service.settings import Settings
+
+RUNS = f"{wire.API_PATH}/runs"
+RUN = {"project": "p", "layers": []}
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "LOCALHOST", "localhost:8642", "[::1]:1"])
+def test_own_names_are_answered(sqlite_client: TestClient, host: str) -> None:
+    """Every way to name this machine is answered, with any port."""
+    assert sqlite_client.get(RUNS, headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8642", "", "[::1", "127.0.0.2"]
+)
+@pytest.mark.parametrize("path", [RUNS, "/docs", "/openapi.json", "/"])
+def test_rebound_names_are_refused(sqlite_client: TestClient, host: str, path: str) -> None:
+    """A page whose name was made to point here (DNS rebinding) is refused, and told how to allow the name."""
+    response = sqlite_client.get(path, headers={"Host": host})
+    assert (response.status_code, response.json()["error_code"]) == (403, "host_not_allowed")
+    assert "--allowed-host" in response.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "http://testserver:8080"},
+        {"Origin": "http://testserver.evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Origin": "http://testserver", "Sec-Fetch-Site": "cross-site"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("method", ["POST", "PATCH", "DELETE", "PUT"])
+def test_cross_origin_writes_are_refused(sqlite_client: TestClient, headers: dict[str, str], method: str) -> None:
+    """What changes something is refused to a page of another origin, another port included."""
+    response = sqlite_client.request(method, RUNS, json=RUN, headers=headers)
+    assert (response.status_code, response.json()["error_code"]) == (403, "cross_origin")
+    assert sqlite_client.get(RUNS).json()["items"] == []
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"Origin": "http://testserver"}, {"Origin": "http://testserver", "Sec-Fetch-Site": "same-origin"}],
+    ids=str,
+)
+def test_own_pages_and_programs_may_write(sqlite_client: TestClient, headers: dict[str, str]) -> None:
+    """The service's own pages, and programs, which send neither header, are not refused."""
+    assert sqlite_client.post(RUNS, json=RUN, headers=headers).status_code == 201
+
+
+def test_no_answer_may_be_read_elsewhere(sqlite_client: TestClient) -> None:
+    """There is no CORS: neither a preflight nor an answer allows another origin anything."""
+    headers = {"Origin": "http://evil.example", "Access-Control-Request-Method": "GET"}
+    for response in (sqlite_client.options(RUNS, headers=headers), sqlite_client.get(RUNS, headers=headers)):
+        assert not [name for name in response.headers if name.startswith("access-control-")]
+
+
+@pytest.mark.parametrize("path", [RUNS, f"{RUNS}/x", "/docs", "/nothing", "/healthz", "/docs/files/swagger-ui.css"])
+def test_security_headers_are_on_every_answer(sqlite_client: TestClient, path: str) -> None:
+    """Good answers and errors, of routes, pages and files, carry every security header; the API's are not cached."""
+    headers = sqlite_client.get(path).headers
+    assert {name.lower() for name in SECURITY_HEADERS} <= headers.keys()
+    assert headers["x-content-type-options"] == "nosniff"
+    assert "default-src 'none'" in headers["content-security-policy"]
+    assert (headers.get("cache-control") == "no-store") == path.startswith(wire.API_PATH)
+
+
+def test_refusals_carry_them_too(sqlite_client: TestClient) -> None:
+    """A refused name is answered with the same headers, a request id and a line in the log."""
+    response = sqlite_client.get(RUNS, headers={"Host": "evil.example"})
+    assert {name.lower() for name in SECURITY_HEADERS} <= response.headers.keys()
+    assert response.json()["request_id"] == response.headers["x-request-id"]
+
+
+def test_which_names_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without keys this machine's names and those given; with keys every one, unless some are given."""
+    monkeypatch.delenv("GRADMEDIC_ALLOWED_HOSTS")
+    assert Settings().answering_hosts == ("localhost", "127.0.0.1", "[::1]")
+    assert Settings(host="::1").answering_hosts == ("localhost", "127.0.0.1", "[::1]")
+    assert Settings(require_auth=True).answering_hosts is None
+    assert Settings(behind_proxy=True).answering_hosts is None
+    monkeypatch.setenv("GRADMEDIC_ALLOWED_HOSTS", "a.example, b.example")
+    assert Settings(require_auth=True).answering_hosts == ("localhost", "127.0.0.1", "[::1]", "a.example", "b.example")
+
+
+def test_a_name_that_is_allowed(serve: Any, sqlite_url: str) -> None:
+    """`--allowed-host` adds a name to those of this machine."""
+    with serve(sqlite_url, "--allowed-host", "gradmedic.lan") as served:
+        for host, status in (("gradmedic.lan", 200), ("other.lan", 403)):
+            assert httpx2.get(f"{served.url}/api/v1/limits", headers={"Host": host}).status_code == status
