@@ -103,12 +103,12 @@ class NetworkAverages(Persistent):
         known, present = ~np.isnan(measurements.log_rms), measurements.present
         values = np.where(known, measurements.log_rms, 0.0)
         counts = self.seen_nonzero + np.cumsum(known, axis=0)
-        is_steady = bool(known.all()) and counts.size > 0 and int(counts[0].min()) >= BASELINE_HORIZON
-        steady = self._average_steadily(values) if is_steady else None
-        if steady is None:
-            smooth_rows, growth_rows = self._average_one_by_one(values, known, counts)
+        is_idle: NDArray[np.bool_] = np.logical_not(known.any(axis=0))
+        is_steady = known.all(axis=0) & (counts[:1] >= BASELINE_HORIZON).all(axis=0)
+        if len(values) and (is_steady | is_idle).all():
+            smooth_rows, growth_rows = self._average_steadily(values, is_idle)
         else:
-            smooth_rows, growth_rows = steady
+            smooth_rows, growth_rows = self._average_one_by_one(values, known, counts)
         self.seen_nonzero = self.seen_nonzero + known.sum(axis=0)
 
         counts = self.seen + np.cumsum(present, axis=0)
@@ -123,23 +123,37 @@ class NetworkAverages(Persistent):
             self.zero = zero
         return smooth_rows, growth_rows, zero_rows
 
-    def _average_steadily(self, values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-        """Advance `smooth` and `baseline` by all rows at once, where every weight is the horizon's and nothing is cut.
+    def _average_steadily(
+        self, values: NDArray[np.float64], is_idle: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Advance `smooth` and `baseline` where each layer takes part in every row, or in none (`is_idle`).
 
-        Returns smooth and growth after each row, or None, with nothing advanced, where a value stands out.
+        The same as `_average_one_by_one` for weights that are the horizons', with as little as can be row by row.
         """
-        baseline_rows = _decayed(values, self.baseline, BASELINE_HORIZON)
-        growth_rows: NDArray[np.float64] = values - np.concatenate([self.baseline[None], baseline_rows[:-1]])
-        if growth_rows.max(initial=0.0) > BASELINE_OUTLIER:
-            return None
         smooth_rows = _decayed(values, self.smooth, SMOOTH_HORIZON)
-        self.smooth, self.baseline = smooth_rows[-1].copy(), baseline_rows[-1].copy()
+        smooth_rows[:, is_idle] = self.smooth[is_idle]
+        weight = 1 / BASELINE_HORIZON
+        weighted = values * weight
+        highest = np.empty_like(self.baseline)
+        baseline_rows = np.empty((len(values) + 1, values.shape[1]))
+        before = baseline_rows[0] = self.baseline
+        for row, taken_in in enumerate(weighted):
+            after = baseline_rows[row + 1]
+            np.multiply(before, 1 - weight, out=after)
+            after += taken_in
+            np.add(before, weight * BASELINE_OUTLIER, out=highest)
+            np.minimum(after, highest, out=after)
+            before = after
+        growth_rows: NDArray[np.float64] = values - baseline_rows[:-1]
+        growth_rows[:, is_idle] = np.nan
+        self.smooth = smooth_rows[-1].copy()
+        self.baseline = np.where(is_idle, self.baseline, baseline_rows[-1])
         return smooth_rows, growth_rows
 
     def _average_one_by_one(
         self, values: NDArray[np.float64], known: NDArray[np.bool_], counts: NDArray[np.int64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Advance `smooth` and `baseline` row by row; return smooth and growth after each."""
+        """Advance `smooth` and `baseline` row by row, whoever takes part; return smooth and growth after each."""
         first = known & (counts == 1)
         smooth_weight = _weights(known, counts, SMOOTH_HORIZON)
         baseline_weight = _weights(known, counts, BASELINE_HORIZON)
