@@ -1,0 +1,137 @@
+"""Killed before or after any of its statements, a transaction on a run has happened as a whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import pytest
+from sqlalchemy import event
+from starlette.testclient import TestClient
+
+from gradmedic import wire
+from gradmedic_service.access.principal import OPERATOR
+from gradmedic_service.db import Connection, Database
+from gradmedic_service.runs.facts import FactsCache
+from gradmedic_service.settings import Settings
+from gradmedic_service.telemetry import service, storing
+from gradmedic_service.telemetry.decoding import decode_block
+from gradmedic_service.telemetry.warm import WarmRuns
+
+BEFORE = [23, 3, 2]
+"""Blocks whose last ones are short: the next one is stored together with them."""
+NEXT = 5
+SNAPSHOT_STEPS = 30
+"""The next block crosses it."""
+Act = Callable[[Connection, UUID], object]
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks, rows and snapshots so short that one block completes each of them."""
+    monkeypatch.setattr(storing, "FULL_CHUNK_STEPS", 10)
+    monkeypatch.setattr(storing, "FACTOR", 3)
+    monkeypatch.setattr(service, "FACTOR", 3)
+    monkeypatch.setattr(service, "SNAPSHOT_STEPS", SNAPSHOT_STEPS)
+
+
+def block(first: int, count: int) -> dict[str, Any]:
+    """Steps whose gradients overflow from the 31st on: the verdict changes there."""
+    steps = list(range(first, first + count))
+    norms = [["NaN" if step >= SNAPSHOT_STEPS else 1.0 + step, 1.0] for step in steps]
+    losses = ["NaN" if step >= SNAPSHOT_STEPS else 1.0 for step in steps]
+    return {"steps": steps, "loss": losses, "statistics": {"grad_norm": norms}}
+
+
+def append(connection: Connection, run_id: UUID) -> None:
+    """Append the next block."""
+    body = msgspec.json.encode(block(sum(BEFORE), NEXT))
+    received = decode_block(body, wire.JSON_MEDIA_TYPE, Settings().limits())
+    service.append(connection, OPERATOR, FactsCache(), WarmRuns(), run_id, received)
+
+
+def rewind(connection: Connection, run_id: UUID) -> None:
+    """Drop the steps of the last two blocks and some of the first."""
+    service.rewind(connection, OPERATOR, FactsCache(), run_id, wire.RunRewind(step=20, generation=0))
+
+
+def act_until(settings: Settings, act: Act, run_id: UUID, point: int) -> bool:
+    """Act in a process that kills itself at a point of the transaction; return whether it survived."""
+    child = os.fork()
+    if child == 0:
+        database = Database(settings)
+        passed = 0
+
+        def pass_point(*_arguments: object) -> None:
+            nonlocal passed
+            passed += 1
+            if passed == point:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        for moment in ("begin", "before_cursor_execute", "after_cursor_execute", "commit"):
+            event.listen(database.engine, moment, pass_point)
+        try:
+            with database.writing_rows() as connection:
+                act(connection, run_id)
+            pass_point()
+        finally:
+            os._exit(0 if passed < point else 1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) in (0, -signal.SIGKILL)
+    return os.waitstatus_to_exitcode(status) == 0
+
+
+def told(client: TestClient, run: str) -> dict[str, Any]:
+    """Everything that the service says of a run, but for its name and the time."""
+    steps = {"statistic": ["loss", "grad_norm"]}
+    answers = {
+        "run": client.get(run).json(),
+        "every step": client.get(f"{run}/steps", params={**steps, "max_points": 100}).json(),
+        "picture": client.get(f"{run}/steps", params={**steps, "max_points": 2}).json(),
+        "diagnosis": client.get(f"{run}/diagnosis").json(),
+        "earlier": client.get(f"{run}/diagnosis", params={"at_step": 12}).json(),
+        "history": client.get(f"{run}/diagnosis/history").json(),
+    }
+    for answer in answers.values():
+        for name in ("id", "run_id", "name", "created_at", "updated_at"):
+            answer.pop(name, None)
+    return answers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("act", [append, rewind])
+def test_killed_at_any_statement(client: TestClient, create_run: Any, settings: Settings, act: Act) -> None:
+    """Afterwards the run is as before or as after, never between, and the same request completes it."""
+
+    def started() -> tuple[str, UUID]:
+        run = create_run(client)
+        first = 0
+        for count in BEFORE:
+            assert client.post(f"{run}/steps", json=block(first, count)).status_code == 200
+            first += count
+        return run, UUID(run.rpartition("/")[2])
+
+    run, run_id = started()
+    before = told(client, run)
+    assert act_until(settings, act, run_id, 10**6)
+    after = told(client, run)
+    assert after["run"]["last_step"] == (sum(BEFORE) + NEXT - 1 if act is append else 20)
+    assert after["diagnosis"]["verdict"] == ("exploding" if act is append else "healthy")
+
+    found, point = [], 0
+    while True:
+        point += 1
+        run, run_id = started()
+        if act_until(settings, act, run_id, point):
+            break
+        left = told(client, run)
+        assert left in (before, after)
+        found.append(left == after)
+        assert act_until(settings, act, run_id, 10**6)
+        assert told(client, run) == after
+    assert point > 20
+    assert found == [False] * (point - 2) + [True]
