@@ -10,6 +10,7 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import select, update
 from starlette.testclient import TestClient
+from tests.service.approximation import approximately
 
 from gradmedic_service.app import create_app
 from gradmedic_service.db import Database
@@ -191,12 +192,3 @@ def test_forgetting_changes_nothing(
         assert restored == approximately(kept)
     assert snapshots[0] == snapshots[1]
     assert len(snapshots[0]) == 160 // size * size // 50
-
-
-def approximately(content: Any) -> Any:
-    """Return what compares equal to the content up to the rounding of its numbers."""
-    if isinstance(content, dict):
-        return {name: approximately(value) for name, value in content.items()}
-    if isinstance(content, list):
-        return [approximately(value) for value in content]
-    return pytest.approx(content, rel=1e-6) if isinstance(content, float) else content
