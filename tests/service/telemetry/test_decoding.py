@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 from typing import Any
 
 import msgspec
@@ -335,6 +336,51 @@ def test_any_json_decodes_or_is_refused(content: Any) -> None:
 def test_any_bytes_decode_or_are_refused(body: bytes, media_type: str) -> None:
     """Whatever bytes come, the answer is a block or one of the service's errors."""
     decodes_or_is_refused(body, media_type)
+
+
+VALID = msgspec.msgpack.encode(
+    {
+        "steps": [0, 1, 2],
+        "loss": np.array([1.0, 2.0, 3.0], dtype="<f8").tobytes(),
+        "metrics": {"acc": [0.1, None, 0.3]},
+        "statistics": {"grad_norm": packed([[1, 2, 3]] * 3), "weight_norm": packed([[4, 5, 6]] * 3)},
+        "present": b"\xff\x01",
+    }
+)
+MAX_DECODING_BYTES = 2 * 2**20
+"""What decoding a few hundred bytes may take, whatever they say that they are."""
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_damaged_blocks_decode_or_are_refused_in_bounded_memory(data: st.DataObject) -> None:
+    """A block cut short, with bytes replaced, left out or put in, is a block or refused, and takes little memory."""
+    body = bytearray(VALID)
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, max(0, len(body) - 1)))
+        damage = data.draw(st.binary(max_size=6))
+        body[at : at + data.draw(st.integers(0, 6))] = damage
+    if data.draw(st.booleans()):
+        del body[data.draw(st.integers(0, len(body))) :]
+    assert memory_of(bytes(body)) < MAX_DECODING_BYTES
+
+
+@pytest.mark.parametrize("marker", [b"\xdd", b"\xdf", b"\xc6", b"\xdb"], ids=["array", "map", "bytes", "text"])
+@pytest.mark.parametrize("field", ["steps", "loss", "metrics", "statistics", "present"])
+def test_lying_lengths_take_no_memory(marker: bytes, field: str) -> None:
+    """An array, a map, bytes or a text that says it has four billion parts is refused by what is there."""
+    name = field.encode()
+    assert memory_of(b"\x81" + bytes([0xA0 + len(name)]) + name + marker + b"\xff\xff\xff\xff") < MAX_DECODING_BYTES
+
+
+def memory_of(body: bytes) -> int:
+    """Decode, and return how much memory that took at most."""
+    tracemalloc.start()
+    try:
+        decodes_or_is_refused(body, wire.MSGPACK_MEDIA_TYPE)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def decodes_or_is_refused(body: bytes, media_type: str) -> None:
