@@ -31,6 +31,9 @@ test: $(READY) ## run the whole suite
 test-fast: $(READY) ## run what takes less than two minutes
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
 
+fuzz: $(READY) ## ask a running service everything that its OpenAPI document says, for long (EXAMPLES=300)
+	@GRADMEDIC_FUZZ_EXAMPLES=$(or $(EXAMPLES),300) $(BIN)/python -m pytest tests/service/test_fuzz.py -q -p no:cacheprovider
+
 check: $(READY) ## lint, types, import rules, spelling of the documented commands
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -47,8 +50,11 @@ bench-ingest: $(READY) ## measure what storing costs, beside MLflow and trackio 
 bench-query: $(READY) ## measure what reading costs, from a thousand steps to a million (several minutes)
 	@$(BIN)/python -m benchmarks.query
 
+bench-load: $(READY) ## stream 200 runs at once, then four times as much as that (some four minutes)
+	@$(BIN)/python -m benchmarks.load
+
 clean: ## remove the environment and everything generated
 	@rm -rf $(VENV) .gradmedic benchmarks/.cache dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo serve test test-fast check bench-diagnosis bench-ingest bench-query clean
+.PHONY: help install demo serve test test-fast fuzz check bench-diagnosis bench-ingest bench-query bench-load clean

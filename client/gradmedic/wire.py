@@ -34,6 +34,10 @@ STATISTICS = (
     "activation_saturation",
 )
 """Every statistic there is: one number per layer per step."""
+SIGNED_STATISTICS = ("grad_mean",)
+"""Those that may be negative; of the others NaN may mean anything, a number below 0 nothing."""
+FRACTIONS = ("grad_zero_fraction", "activation_zero_fraction", "activation_saturation")
+"""Those that are at most 1."""
 
 SERIES = ("loss", "learning_rate", "time", "loss_scale", "clip_coefficient")
 """Numbers of a step as a whole, one each per step; free-form ones go under `metrics`."""
@@ -42,6 +46,7 @@ VERDICTS = ("undetermined", "healthy", "vanishing", "exploding")
 STATUSES = ("running", "stalled", "finished", "failed")
 LAYER_ROLES = ("weight", "recurrent", "bias", "gain", "embedding")
 OUTCOME_STATES = ("verified", "healthy", "failed", "not_applicable")
+NONFINITE_NAMES = ("NaN", "Infinity", "-Infinity")
 SEVERITIES = ("note", "warning", "critical")
 SCOPES = ("ingest", "read", "rerun", "worker", "admin")
 """What an API key may do; `admin` includes the others."""
@@ -67,6 +72,34 @@ def without_trailing_underscore(name: str) -> str:
     return name.rstrip("_")
 
 
+class Strictly:
+    """Nothing of another type becomes a value of this: neither "2" nor true is 2. Pydantic asks it, in the service."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        """Make the field's validation strict."""
+        return {**handler(source), "strict": True}
+
+
+class NumberOnly:
+    """A number or the name of a non-finite one; a float would also be made of "1.5" and of true."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        """Look at the value before it is validated."""
+        function = {"type": "no-info", "function": self._refuse_others}
+        return {"type": "function-before", "function": function, "schema": handler(source)}
+
+    @staticmethod
+    def _refuse_others(value: Any) -> Any:
+        if isinstance(value, bool) or (isinstance(value, str) and value not in NONFINITE_NAMES):
+            raise ValueError(f"must be a number or one of {', '.join(NONFINITE_NAMES)}")
+        return value
+
+
+Whole = Annotated[int, Strictly()]
+Flag = Annotated[bool, Strictly()]
+Number = Annotated[float, NumberOnly()]
+"""For what is said once of a run. Of the many values of a block each would be looked at twice."""
+
 _SCHEMA: dict[str, Any] = {
     "extra": "forbid",
     "use_attribute_docstrings": True,
@@ -87,26 +120,26 @@ class Layer:
     """Unique in the run, for example `encoder.0.weight`."""
     kind: str | None = None
     """Type of the module that owns it, for example `Linear`, `Conv2d`, `RNN`."""
-    shape: list[int] | None = None
-    numel: int | None = None
+    shape: list[Whole] | None = None
+    numel: Whole | None = None
     """Number of elements; follows from `shape` where that is given."""
-    depth: int | None = None
+    depth: Whole | None = None
     """Place in forward order; without it, the position in the list."""
-    frozen: bool = False
+    frozen: Flag = False
     """No optimizer updates it."""
     role: Annotated[str, OneOf(*LAYER_ROLES)] | None = None
     """What it is to its module; `recurrent` for a hidden-to-hidden matrix."""
-    fan_in: int | None = None
-    fan_out: int | None = None
+    fan_in: Whole | None = None
+    fan_out: Whole | None = None
     activation: str | None = None
     """Activation its output goes through, lower case: `relu`, `sigmoid`, `tanh`, `linear`, ..."""
-    normalized: bool | None = None
+    normalized: Flag | None = None
     """Whether a normalization layer directly follows the module."""
-    branch: bool | None = None
+    branch: Flag | None = None
     """Whether it lies on a branch beside an identity path (a residual block)."""
-    initial_rms: float | None = None
+    initial_rms: Number | None = None
     """Root mean square of its elements before the first update."""
-    spectral_norm: float | None = None
+    spectral_norm: Number | None = None
     """Largest singular value before the first update; measured for recurrent matrices."""
 
 
@@ -118,9 +151,9 @@ class Optimizer:
 
     name: str
     """Class name, for example `SGD`, `AdamW`."""
-    learning_rate: float | None = None
-    momentum: float | None = None
-    weight_decay: float | None = None
+    learning_rate: Number | None = None
+    momentum: Number | None = None
+    weight_decay: Number | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,12 +165,12 @@ class Training:
     optimizers: list[Optimizer] = field(default_factory=list)
     precision: str | None = None
     """Dtype of the parameters, or `float16`/`bfloat16` under autocast."""
-    input_rms: float | None = None
+    input_rms: Number | None = None
     """Root mean square of the first batch's floating-point input."""
-    input_abs_max: float | None = None
-    target_rms: float | None = None
-    batch_size: int | None = None
-    clips_gradients: bool | None = None
+    input_abs_max: Number | None = None
+    target_rms: Number | None = None
+    batch_size: Whole | None = None
+    clips_gradients: Flag | None = None
     """Whether the client saw the script clip gradients."""
 
 
@@ -287,17 +320,17 @@ class StepsAppend:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
 
-    steps: list[int]
+    steps: list[Whole]
     """Strictly increasing, each at least 0."""
-    generation: int | None = None
+    generation: Whole | None = None
     """How often the run was rewound; without it, the current generation."""
     loss: list[float | None] | None = None
     learning_rate: list[float | None] | None = None
     time: list[float | None] | None = None
     """Seconds since the Unix epoch; must be finite."""
-    sampled: list[bool] | None = None
+    sampled: list[Flag] | None = None
     """Which steps carry statistics; without it, all do where `statistics` is given, else none."""
-    skipped: list[bool] | None = None
+    skipped: list[Flag] | None = None
     """Which steps a loss scaler skipped on purpose."""
     loss_scale: list[float | None] | None = None
     clip_coefficient: list[float | None] | None = None
@@ -334,9 +367,9 @@ class RunRewind:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
 
-    step: int
+    step: Whole
     """The last step that stays; -1 drops every step."""
-    generation: int
+    generation: Whole
     """The run's generation before this request, so that repeating it rewinds once."""
 
 
@@ -605,6 +638,7 @@ class Limits:
 
     wire_versions: list[int]
     max_body_bytes: int
+    """Of a request, as sent and after decompression."""
     max_layers: int
     max_steps_per_block: int
     max_values_per_block: int
@@ -622,6 +656,9 @@ class Limits:
     """Buckets of a series."""
     max_results: int
     """Items of a page."""
+    max_requests_per_minute: int | None = None
+    """Of one API key, to each process of the service; null from a service that sets no bound."""
+    max_runs_per_project: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

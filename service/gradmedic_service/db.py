@@ -15,11 +15,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import Connection, Engine, create_engine, event, exc, make_url
 from sqlalchemy.engine import URL
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import QueuePool
 
 from gradmedic_service.errors import DatabaseBusy, DatabaseUnavailable, StorageFull
 from gradmedic_service.responses import to_json
@@ -108,6 +109,11 @@ class Database:
             yield
         finally:
             self._writer.release()
+
+    def connections(self) -> tuple[int, int]:
+        """Return how many connections are in use, and how many may be."""
+        pool = cast("QueuePool", self.engine.pool)
+        return pool.checkedout(), pool.size()
 
     def close(self) -> None:
         """Close every connection."""

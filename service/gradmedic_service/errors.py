@@ -4,6 +4,7 @@
     ├── InvalidRequest           422 invalid_request
     ├── MalformedBody            400 malformed_body
     ├── BodyTooLarge             413 body_too_large
+    ├── RequestTimeout           408 request_timeout
     ├── NotAcceptable            406 not_acceptable
     ├── UnsupportedMediaType     415 unsupported_media_type
     ├── ApiKeyInUrl              400 api_key_in_url
@@ -19,8 +20,11 @@
     ├── RunNotFound              404 run_not_found
     ├── ProjectNotFound          404 project_not_found
     ├── RunExists                409 run_exists
+    ├── ProjectFull              409 project_full
     ├── StaleGeneration          409 stale_generation
     ├── UnknownGeneration        409 unknown_generation
+    ├── TooManyRequests          429 too_many_requests
+    ├── Overloaded               503 overloaded
     ├── DatabaseBusy             503 database_busy
     ├── DatabaseUnavailable      503 database_unavailable
     ├── DatabaseNotMigrated      503 database_not_migrated
@@ -120,6 +124,14 @@ class BodyTooLarge(ServiceError):
     status = 413
     error_code = "body_too_large"
     title = "The request body is too large"
+
+
+class RequestTimeout(ServiceError):
+    """The body did not arrive in time. Nothing was stored; the same request may be sent again."""
+
+    status = 408
+    error_code = "request_timeout"
+    title = "The request body did not arrive"
 
 
 class NotAcceptable(ServiceError):
@@ -247,6 +259,14 @@ class RunExists(ServiceError):
     title = "Another run has this id"
 
 
+class ProjectFull(ServiceError):
+    """The project has as many runs as it may; waiting does not help, deleting does."""
+
+    status = 409
+    error_code = "project_full"
+    title = "The project is full"
+
+
 class StaleGeneration(ServiceError):
     """The block was made before the run was rewound."""
 
@@ -261,6 +281,22 @@ class UnknownGeneration(ServiceError):
     status = 409
     error_code = "unknown_generation"
     title = "The block is of a generation that does not exist"
+
+
+class TooManyRequests(ServiceError):
+    """The key, or the address, sent more requests than it may. Come back after `Retry-After` seconds."""
+
+    status = 429
+    error_code = "too_many_requests"
+    title = "Too many requests"
+
+
+class Overloaded(ServiceError):
+    """More requests came than can be worked on. Nothing was stored; come back after `Retry-After` seconds."""
+
+    status = 503
+    error_code = "overloaded"
+    title = "The service is busy"
 
 
 class DatabaseBusy(ServiceError):

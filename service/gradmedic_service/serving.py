@@ -24,6 +24,9 @@ from gradmedic_service.settings import DEFAULT_DATABASE_URL, Settings
 from gradmedic_service.telemetry import rediagnosis
 
 BACKLOG = 2048
+KEEP_ALIVE_SECONDS = 75
+"""How long a silent connection stays open: jobs that report every few seconds keep theirs, and none is closed just as
+the next block sets out."""
 
 _logger = structlog.get_logger("gradmedic.service")
 
@@ -48,6 +51,7 @@ def serve(settings: Settings) -> int:
         access_log=False,
         log_config=None,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         proxy_headers=settings.behind_proxy,
         ssl_certfile=settings.ssl_certfile,
         ssl_keyfile=settings.ssl_keyfile,

@@ -49,6 +49,13 @@ class Settings(BaseSettings):
 
     max_body_bytes: int = Field(default=16 * 2**20, ge=1024)
     """Of a request, as sent and after decompression."""
+    max_concurrent_requests: int = Field(default=20, ge=1)
+    """Requests worked on at once; others wait for a second at most."""
+    max_waiting_requests: int = Field(default=200, ge=0)
+    """Requests that wait; further ones get 503."""
+    max_requests_per_minute: int = Field(default=12_000, ge=1)
+    """Of one key, to one process; further ones get 429."""
+    max_runs_per_project: int = Field(default=100_000, ge=1)
     max_layers: int = Field(default=10_000, ge=1)
     max_steps_per_block: int = Field(default=10_000, ge=1)
     max_values_per_block: int = Field(default=4_000_000, ge=1)
@@ -94,6 +101,8 @@ class Settings(BaseSettings):
         return wire.Limits(
             wire_versions=list(wire.WIRE_VERSIONS),
             max_body_bytes=self.max_body_bytes,
+            max_requests_per_minute=self.max_requests_per_minute,
+            max_runs_per_project=self.max_runs_per_project,
             max_layers=self.max_layers,
             max_steps_per_block=self.max_steps_per_block,
             max_values_per_block=self.max_values_per_block,

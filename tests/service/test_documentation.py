@@ -36,6 +36,7 @@ def test_every_route_is_there(document: dict[str, Any]) -> None:
     assert {name for name, _ in operations(document)} == {
         "get /healthz",
         "get /readyz",
+        "get /metrics",
         "get /api/v1/limits",
         "post /api/v1/api-keys",
         "get /api/v1/api-keys",

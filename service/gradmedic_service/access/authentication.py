@@ -21,9 +21,18 @@ from gradmedic_service.errors import (
     DatabaseBusy,
     DatabaseUnavailable,
     ServiceError,
+    TooManyRequests,
 )
 
-REFUSALS = (ApiKeyMissing, ApiKeyUnknown, ApiKeyRevoked, ApiKeyExpired, DatabaseBusy, DatabaseUnavailable)
+REFUSALS = (
+    ApiKeyMissing,
+    ApiKeyUnknown,
+    ApiKeyRevoked,
+    ApiKeyExpired,
+    TooManyRequests,
+    DatabaseBusy,
+    DatabaseUnavailable,
+)
 """Why nobody may have been recognized."""
 
 
@@ -54,6 +63,11 @@ class Authentication:
         await self._app(scope, receive_nothing, send)
 
 
+def is_recognized(scope: Scope) -> bool:
+    """Whether it is known who asks."""
+    return isinstance(scope["state"]["authenticated"], Principal)
+
+
 def authenticated(scope: Scope) -> Principal:
     """Return who asks. Raises one of REFUSALS where nobody was recognized."""
     found: Principal | ServiceError = scope["state"]["authenticated"]
@@ -79,9 +93,25 @@ async def _authenticate(scope: Scope) -> Principal:
     keyring: Keyring = state.keyring
     try:
         known = keyring.recall(secret)
-        return await to_thread.run_sync(keyring.look_up, state.database, secret) if known is None else known
+        if known is None:
+            known = await _look_up(scope, keyring, secret)
+        state.rates.count_request(str(known.key_id), known.name)
+        return known
     except ServiceError as error:
         if state.requires_keys or error.status != ApiKeyMissing.status:
             raise
         detail = f"{error.detail} This service needs no key from this machine: unset GRADMEDIC_API_KEY."
         raise type(error)(detail) from None
+
+
+async def _look_up(scope: Scope, keyring: Keyring, secret: str) -> Principal:
+    """Ask the database, unless an address has had it asked for unknown keys too often."""
+    state = scope["app"].state
+    address = (scope.get("client") or ("",))[0]
+    if not keyring.knows(secret):
+        state.rates.check_attempts(address)
+    try:
+        return await to_thread.run_sync(keyring.look_up, state.database, secret)
+    except ApiKeyUnknown:
+        state.rates.count_failure(address)
+        raise

@@ -61,6 +61,11 @@ class Keyring:
             return None
         return self._accept(known, digest, secret)
 
+    def knows(self, secret: str) -> bool:
+        """Whether the secret was somebody's when it was last looked up."""
+        known = self._known.get(digest_of(secret))
+        return known is not None and known.key is not None
+
     def look_up(self, database: Database, secret: str) -> Principal:
         """Ask the database whose secret it is. Raises ApiKeyUnknown, ApiKeyRevoked, ApiKeyExpired."""
         if not is_secret(secret):

@@ -80,6 +80,14 @@ def page(session: Session, query: RunQuery, size: int) -> Sequence[models.Run]:
     return session.scalars(statement.order_by(column, models.Run.id)).all()
 
 
+def has_more_than(session: Session, project: str, count: int | None) -> bool:
+    """Whether a project has more than so many runs; None is any number."""
+    if count is None:
+        return False
+    beyond = select(models.Run.id).where(models.Run.project == project).order_by(models.Run.created_at)
+    return session.scalar(beyond.offset(count).limit(1)) is not None
+
+
 def set_tags(session: Session, run: models.Run, tags: Sequence[str]) -> None:
     """Replace a run's tags."""
     session.execute(delete(models.RunTag).where(models.RunTag.run_id == run.id))

@@ -13,7 +13,7 @@ from gradmedic_service import models
 from gradmedic_service.access import service as access
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.db import Session
-from gradmedic_service.errors import InvalidRequest, RunExists, RunNotFound
+from gradmedic_service.errors import InvalidRequest, ProjectFull, RunExists, RunNotFound
 from gradmedic_service.ids import new_id
 from gradmedic_service.pages import position_of, token_of
 from gradmedic_service.projects import service as projects
@@ -28,11 +28,13 @@ SORTS = tuple(f"{sign}{key}" for key in get_args(SortKey) for sign in ("", "-"))
 DEFAULT_SORT = "-created_at"
 
 
-def create(session: Session, principal: Principal, body: wire.RunCreate) -> tuple[wire.RunDetail, bool]:
+def create(
+    session: Session, principal: Principal, body: wire.RunCreate, limits: wire.Limits
+) -> tuple[wire.RunDetail, bool]:
     """Store a run, or find the one that the same request stored before; the flag says whether it is new.
 
     Raises RunExists if the id belongs to a run that the body does not describe, BeyondKey if the principal may not
-    make it.
+    make it, ProjectFull.
     """
     principal.must_reach(body.project, body.id)
     run_id = body.id or new_id()
@@ -68,6 +70,10 @@ def create(session: Session, principal: Principal, body: wire.RunCreate) -> tupl
     if repository.add(session, run):
         projects.ensure(session, body.project, now)
         access.record(session, principal, "create_run", run_id, body.project)
+        if repository.has_more_than(session, body.project, limits.max_runs_per_project):
+            raise ProjectFull(
+                f"Project {body.project!r} has {limits.max_runs_per_project} runs, as many as it may; delete some."
+            )
         return _detail(run), True
     existing = repository.find(session, run_id)
     if existing is None or not principal.reaches_run(run_id, existing.project):

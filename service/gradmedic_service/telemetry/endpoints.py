@@ -15,6 +15,7 @@ from gradmedic_service.dependencies import (
     DatabaseDependency,
     FactsDependency,
     LimitsDependency,
+    MetricsDependency,
     WarmDependency,
     json_only,
     media_type,
@@ -95,6 +96,7 @@ def append_steps(
     database: DatabaseDependency,
     facts: FactsDependency,
     warm: WarmDependency,
+    metrics: MetricsDependency,
     limits: LimitsDependency,
 ) -> Response:
     """Append steps, exactly once: those at or below the run's last step are ignored and counted.
@@ -106,6 +108,8 @@ def append_steps(
         result, advanced = service.append(connection, principal, facts, warm, run_id, block)
     if advanced is not None:
         warm.keep(advanced)
+        changed_to = result.verdict if result.verdict != advanced.run.verdict else None
+        metrics.count_block(result.accepted, block.values_of_last(result.accepted), changed_to)
     return Response(msgspec.json.encode(result), media_type=wire.JSON_MEDIA_TYPE)
 
 

@@ -41,7 +41,7 @@ def steps_of(first: int, count: int) -> dict[str, Any]:
     return {
         "steps": steps,
         "loss": [step * 1.0 for step in steps],
-        "statistics": {"grad_norm": [[s, -s] for s in steps]},
+        "statistics": {"grad_norm": [[s, s + 0.5] for s in steps]},
     }
 
 
@@ -230,7 +230,7 @@ def test_any_order_of_blocks_stores_each_step_once(
         expected += new
     answer = series(sqlite_client, run, "loss", "grad_norm", layer="layer1")
     assert answer["first_step"] == expected
-    assert [one["mean"] for one in answer["series"]] == [[-s for s in expected], [float(s) for s in expected]]
+    assert [one["mean"] for one in answer["series"]] == [[s + 0.5 for s in expected], [float(s) for s in expected]]
 
 
 def test_two_writers_stay_exact(client: TestClient, create_run: Any, settings: Settings) -> None:

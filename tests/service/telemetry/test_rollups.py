@@ -45,6 +45,7 @@ class Recorded:
         rows: list[list[Any]] = []
         choices = np.array([None, "NaN", "Infinity", "-Infinity", *self.random.normal(size=20).round(4)], dtype=object)
         losses = [self.random.choice(choices) for _ in steps]
+        choices = np.array([None, "NaN", "Infinity", *self.random.random(size=20).round(4)], dtype=object)
         for is_sampled in sampled:
             row = [self.random.choice(choices) if is_sampled else None for _ in range(self.layers)]
             for layer, value in enumerate(row):
