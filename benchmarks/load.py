@@ -5,8 +5,9 @@ its own and with a key; then four times as often for half a minute; then as befo
 block was due, so that a client that had to wait for its turn is not left out. Who is refused comes back when told to.
 At the end every step that was acknowledged is looked for.
 
-Before the minute every run gets as many blocks as complete its first row of rollups, so that the service has in memory
-what it keeps of so many runs; memory is compared from then on.
+Before the minute each run gets between one and two rows of rollups, each another number of blocks: the service keeps in
+memory what waits for the next row, and runs that had all begun at once would let that grow and shrink together. Memory
+is compared from then on.
 
     python -m benchmarks.load [--quick] [--postgresql]
 """
@@ -171,17 +172,17 @@ def in_parallel(jobs: Sequence[Job], work: Any) -> None:
 
 
 def fill(jobs: Sequence[Job], bodies: Sequence[bytes], count: int) -> None:
-    """Send the first blocks of every run, a few runs at a time."""
-    remaining = iter(jobs)
+    """Send the first blocks of every run, from `count` to nearly twice as many, a few runs at a time."""
+    remaining = iter(enumerate(jobs))
     lock = threading.Lock()
 
     def work(_index: int, _job: Job) -> None:
         while True:
             with lock:
-                job = next(remaining, None)
+                index, job = next(remaining, (0, None))
             if job is None:
                 return
-            while job.acknowledged < count:
+            while job.acknowledged < count + index % count:
                 job.send(bodies)
 
     in_parallel(jobs[:4], work)
@@ -229,8 +230,8 @@ def main() -> int:
     overload = Phase(f"{OVERLOAD} times as often", PERIOD / OVERLOAD, max(PERIOD, OVERLOAD_SECONDS * share))
     afterwards = Phase("every 5 s again", PERIOD, max(2 * PERIOD, AFTERWARDS_SECONDS * share))
     blocks = Blocks()
-    prefill = 2 if args.quick else FACTOR + 1
-    most = prefill + 10 + sum(int(phase.seconds / phase.period) for phase in (usual, overload, afterwards))
+    prefill = 2 if args.quick else FACTOR
+    most = 2 * prefill + 10 + sum(int(phase.seconds / phase.period) for phase in (usual, overload, afterwards))
     bodies = [blocks.body(index, wire.MSGPACK_MEDIA_TYPE) for index in range(most)]
     with tempfile.TemporaryDirectory(prefix="gradmedic-load-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
