@@ -59,6 +59,11 @@ class Replay:
             logger.warning("gradmedic: %d steps of run %s are obsolete: %s", self.remaining, self.run_id, error)
         return True
 
+    def send_all(self) -> None:
+        """Make attempts until nothing is left; may be called again after a failure. Raises GradmedicError."""
+        while not self.advance():
+            pass
+
     def close(self) -> None:
         """Delete the session: all of it was sent."""
         self._journal.delete()

@@ -71,20 +71,19 @@ Rule = Callable[[Group, Mapping[str, Any], Tensor, Tensor], Update]
 """From group, state, parameter after the step, and gradient to the update."""
 
 
-def rule_for(optimizer: optim.Optimizer, group: Group, parameter: Tensor) -> Rule | None:
+def rule_for(optimizer: optim.Optimizer, group: Group, parameter: Tensor, *, has_gradient: bool = True) -> Rule | None:
     """Return how the next update of a parameter can be read from the optimizer's state, None if it cannot.
 
-    Only the classes of `torch.optim` themselves are known; one derived from them may do anything.
+    Only the classes of `torch.optim` themselves are known; one derived from them may do anything. `has_gradient` says
+    whether the gradient is there already; a closure may compute it later.
     """
     rule = _RULES.get(type(optimizer))
     if rule is None or parameter.dtype not in (torch.float32, torch.float64) or group.get("differentiable"):
         return None
-    if (
-        parameter.grad is None
-        or parameter.grad.layout != torch.strided
-        or parameter.grad.dtype != parameter.dtype
-        or number_at_hand(group["lr"]) is None
-    ):
+    gradient = parameter.grad
+    if has_gradient and not (gradient is not None and _is_plain_gradient(gradient, parameter)):
+        return None
+    if number_at_hand(group["lr"]) is None:
         return None
     return rule if rule is _adam or _is_plain(optimizer, group) else None
 
@@ -103,6 +102,7 @@ class UpdateMeasurement:
         optimizer: that is about to step.
         groups: the group of each parameter.
         parameters: on one device.
+        has_gradients: whether they are there already.
         trusts_state: whether updates may be read from the optimizer's state. One layer is compared with a copy anyhow.
         turn: a number that grows, which decides whose turn it is to be compared.
     """
@@ -113,6 +113,7 @@ class UpdateMeasurement:
         groups: Sequence[Group],
         parameters: Sequence[Tensor],
         *,
+        has_gradients: bool,
         trusts_state: bool,
         turn: int,
     ) -> None:
@@ -120,7 +121,7 @@ class UpdateMeasurement:
         self._optimizer, self._groups, self._parameters = optimizer, groups, parameters
         self._local = [local_part(parameter).detach() for parameter in parameters]
         self._rules = [
-            rule_for(optimizer, group, parameter) if trusts_state else None
+            rule_for(optimizer, group, parameter, has_gradient=has_gradients) if trusts_state else None
             for group, parameter in zip(groups, parameters, strict=True)
         ]
         self._compared = self._choose_compared(turn)
@@ -163,6 +164,8 @@ class UpdateMeasurement:
         parameter, rule = self._parameters[row], self._rules[row]
         if rule is None or parameter.grad is None:
             raise UnknownUpdate("a gradient disappeared in the step")
+        if not _is_plain_gradient(parameter.grad, parameter):
+            raise UnknownUpdate("a gradient is sparse, or of another precision than its parameter")
         return rule(self._groups[row], self._optimizer.state[parameter], parameter, parameter.grad)
 
     def _check(self, told: float, happened: float, row: int) -> None:
@@ -183,6 +186,10 @@ def _is_plain(optimizer: optim.Optimizer, group: Group) -> bool:
     if type(optimizer) is optim.SGD or group.get("momentum"):
         return True
     return not group.get("weight_decay")  # it was added before the division, to weights that are no longer there
+
+
+def _is_plain_gradient(gradient: Tensor, parameter: Tensor) -> bool:
+    return gradient.layout == torch.strided and gradient.dtype == parameter.dtype
 
 
 def _sgd(group: Group, state: Mapping[str, Any], parameter: Tensor, gradient: Tensor) -> Update:

@@ -92,7 +92,9 @@ class Watch:
         activations: bool = False,
     ) -> None:
         self._models = _models_of(model)
-        self._optimizers = _optimizers_of(optimizer)
+        given = _optimizers_of(optimizer)
+        self._optimizers = [_unwrapped(each) for each in given]
+        scaler = scaler or next((found for each in given if (found := getattr(each, "scaler", None))), None)
         if scaler is not None and not hasattr(scaler, "get_scale"):
             raise ConfigurationError(f"scaler must be a torch.amp.GradScaler, not {type(scaler).__name__}")
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
@@ -118,6 +120,7 @@ class Watch:
         self._max_norm: float | None = None
         self._is_described = False
         self._has_early = False
+        self._is_waiting_for_graph = False
         self._steps = _Steps(self.statistics)
         self._update: _Update | None = None
         self._untold: set[int] = set()  # ids of optimizers whose state does not tell their updates
@@ -158,7 +161,7 @@ class Watch:
             sampler.follow_first_process()
         self._first_batch = FirstBatch(next(iter(self._models.values())))
         self._first_target = FirstTarget()
-        self._first_graphs = [FirstGraph(model) for model in self._models.values()]
+        self._first_graphs = [FirstGraph(model, self._take_graph) for model in self._models.values()]
         if self._with_activations:
             self._activations = ActivationMeter(
                 list(self._models.values()), self._owned, sampler, self._seen_followers, self._run_guarded
@@ -269,25 +272,29 @@ class Watch:
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         with self._guard("a step could not be measured"), torch.no_grad():
-            self._before_first_step()
+            # A closure computes the gradients during the step: then they are there afterwards only.
+            has_closure = any(callable(value) for value in (*args[1:], *kwargs.values()))
+            if has_closure and not self._is_described:
+                self._is_waiting_for_graph = True  # the closure calls the model: a moment when more is known
+            else:
+                self._before_first_step()
             if self._clips_gradients is None:
                 self._clips_gradients = False
             self._steps.note(optimizer)
             self._update = None
-            # A closure computes the gradients during the step: then they are there afterwards only.
-            has_closure = any(callable(value) for value in (*args[1:], *kwargs.values()))
             if self._sampler.is_sampling:
                 slots, groups = self._slots_of(optimizer, needs_gradient=not has_closure)
                 update = _Update(has_closure, _Steps(self.statistics) if self._sharding is not None else self._steps)
                 if not has_closure:
                     self._take_gradients(update.steps, slots, _tensor_or_none(optimizer, "grad_scale"))
                 self._turn += 1
-                trusts_state = not has_closure and id(optimizer) not in self._untold
+                trusts_state = id(optimizer) not in self._untold
                 for at in _by_device(slots):
                     measurement = UpdateMeasurement(
                         optimizer,
                         [groups[id(slot)] for slot in at],
                         [slot.parameter for slot in at],
+                        has_gradients=not has_closure,
                         trusts_state=trusts_state,
                         turn=self._turn,
                     )
@@ -298,6 +305,7 @@ class Watch:
 
     def _after_step(self, optimizer: torch.optim.Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
         with self._guard("a step could not be measured"), torch.no_grad():
+            self._before_first_step()
             update, self._update = self._update, None
             if update is None:
                 return
@@ -417,6 +425,10 @@ class Watch:
         for graph in self._first_graphs:
             seen.update(graph.followers)
         return seen
+
+    def _take_graph(self) -> None:
+        if self._is_waiting_for_graph:
+            self._before_first_step()
 
     def _updated_parameters(self) -> Iterator[Tensor]:
         for optimizer in self._optimizers:
@@ -661,6 +673,12 @@ def _optimizers_of(optimizer: Any) -> list[torch.optim.Optimizer]:
                 f"optimizer must be a torch.optim.Optimizer or a list of them, not {type(each).__name__}"
             )
     return optimizers
+
+
+def _unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return the optimizer that does the work, as `accelerate` and Lightning wrap it."""
+    inner = getattr(optimizer, "optimizer", None)
+    return _unwrapped(inner) if isinstance(inner, torch.optim.Optimizer) else optimizer
 
 
 def _by_device(slots: Sequence[_Slot]) -> Iterable[list[_Slot]]:
