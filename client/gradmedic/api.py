@@ -6,6 +6,7 @@ failure that may pass is retried before it is raised.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
@@ -14,6 +15,7 @@ from uuid import UUID
 
 from gradmedic import wire
 from gradmedic.configuration import resolve_connection
+from gradmedic.encoding import to_json
 from gradmedic.exceptions import GradmedicError
 from gradmedic.http import Service, Transport, is_retryable, retry_delay
 
@@ -23,6 +25,20 @@ DEFAULT_ATTEMPTS = 4
 """Attempts at a request in total: with the delays of `retry_delay`, about four seconds of patience."""
 
 _PAGE = 100
+_POLL_INTERVAL = 0.5
+"""Seconds between two looks at a run that is waited for."""
+
+
+def attempt(act: Callable[[], T], attempts: int = DEFAULT_ATTEMPTS) -> T:
+    """Call `act` until it succeeds, `attempts` times at most; raise what another attempt would not help against."""
+    for failures in range(attempts):
+        try:
+            return act()
+        except GradmedicError as error:
+            if not is_retryable(error) or failures == attempts - 1:
+                raise
+            time.sleep(retry_delay(error, failures))
+    raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 class Client:
@@ -75,15 +91,8 @@ class Client:
     def _tell(self, method: str, path: str) -> None:
         self._retry(lambda: self._service.call(method, path))
 
-    def _retry(self, attempt: Callable[[], T]) -> T:
-        for failures in range(self._attempts):
-            try:
-                return attempt()
-            except GradmedicError as error:
-                if not is_retryable(error) or failures == self._attempts - 1:
-                    raise
-                time.sleep(retry_delay(error, failures))
-        raise AssertionError("unreachable: the last attempt returns or raises")
+    def _retry(self, act: Callable[[], T]) -> T:
+        return attempt(act, self._attempts)
 
 
 class Runs:
@@ -123,6 +132,42 @@ class Runs:
     def get(self, id: UUID | str) -> wire.RunDetail:
         """Return one run."""
         return self._client._ask(wire.RunDetail, "GET", f"/runs/{id}")
+
+    def update(
+        self,
+        id: UUID | str,
+        *,
+        name: str | None = None,
+        notes: str | None = None,
+        tags: Sequence[str] | None = None,
+        config: dict[str, Any] | None = None,
+        muted_detectors: Sequence[str] | None = None,
+    ) -> wire.RunDetail:
+        """Change what is given of a run and return it."""
+        update = wire.RunUpdate(
+            name=name,
+            notes=notes,
+            tags=None if tags is None else [*tags],
+            config=config,
+            muted_detectors=None if muted_detectors is None else [*muted_detectors],
+        )
+        return self._client._ask(wire.RunDetail, "PATCH", f"/runs/{id}", body=to_json(update))
+
+    def wait(
+        self, id: UUID | str, *, timeout: float | None = None, until: Callable[[wire.RunDetail], bool] | None = None
+    ) -> wire.RunDetail:
+        """Wait until a run is finished or failed, or `until(run)` holds, and return it.
+
+        Raises:
+            TimeoutError: it was not so within `timeout` seconds.
+        """
+        has_ended = until or (lambda run: run.status in ("finished", "failed"))
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        while not has_ended(run := self.get(id)):
+            if time.monotonic() >= deadline:
+                raise TimeoutError(f"run {id} is {run.status}, at step {run.last_step}, after {timeout:g} s")
+            time.sleep(min(_POLL_INTERVAL, max(0.0, deadline - time.monotonic())))
+        return run
 
     def delete(self, id: UUID | str) -> None:
         """Delete a run with all its steps."""

@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import json
 import math
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 from uuid import UUID
 
 from gradmedic import __version__, wire
-from gradmedic.api import Client
+from gradmedic.api import Client, attempt
+from gradmedic.configuration import resolve_connection, resolve_directory
 from gradmedic.encoding import to_json
 from gradmedic.exceptions import ConfigurationError, GradmedicError, UsageError
+from gradmedic.http import Service
+from gradmedic.identity import earliest_time
+from gradmedic.sync import find_leftovers
 
 COMMANDS = "gradmedic.commands"
 """Entry-point group of the commands of other parts."""
@@ -30,6 +35,8 @@ EXIT_UNHEALTHY = 3
 """What `diagnose --fail-on` exits with; not 1, which a crashed interpreter uses."""
 
 _WIDEST = 100
+_CLOCK_SKEW = 86_400.0
+"""Seconds that the clock of a training machine may be ahead of the service's."""
 _SHORT_ID = 13
 """Characters of an id that `runs` shows: the time to the millisecond, which also serves as a prefix."""
 
@@ -205,7 +212,47 @@ class DiagnoseCommand:
         return EXIT_UNHEALTHY if diagnosis.verdict in args.fail_on else 0
 
 
-_OWN: Mapping[str, Command] = {"diagnose": DiagnoseCommand(), "runs": RunsCommand()}
+# --- gradmedic sync ---------------------------------------------------------------------------------------------------
+
+
+class SyncCommand:
+    """`gradmedic sync`."""
+
+    help = "send what offline runs recorded, and what others could not send"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare its arguments."""
+        _add_connection(parser)
+        parser.add_argument(
+            "dir", metavar="DIR", nargs="?", help="where runs keep it (default: $GRADMEDIC_DIR or ./.gradmedic)"
+        )
+        parser.add_argument("--json", action="store_true", help="print JSON, one session a line")
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Send every session whose process has ended."""
+        directory = resolve_directory(args.dir)
+        if args.dir is not None and not directory.is_dir():
+            raise UsageError(f"there is no folder {directory}")
+        service = Service(resolve_connection(args.base_url))
+        replays = find_leftovers(service, directory)
+        try:
+            for replay in replays:
+                attempt(replay.send_all)
+                replay.close()
+                if args.json:
+                    print(json.dumps({"run_id": str(replay.run_id), "steps": replay.sent}))
+                else:
+                    print(f"{replay.run_id}: {replay.sent} steps sent, see {service.base_url}/runs/{replay.run_id}")
+        finally:
+            for replay in replays:
+                replay.keep()
+            service.close()
+        if not replays and not args.json:
+            print(f"nothing to send in {directory}")
+        return 0
+
+
+_OWN: Mapping[str, Command] = {"diagnose": DiagnoseCommand(), "runs": RunsCommand(), "sync": SyncCommand()}
 
 
 def render_diagnosis(diagnosis: wire.Diagnosis, run: wire.RunSummary) -> str:
@@ -220,6 +267,9 @@ def render_diagnosis(diagnosis: wire.Diagnosis, run: wire.RunSummary) -> str:
     ]
     if bad and diagnosis.verdict in ("vanishing", "exploding"):
         lines.append(f"first bad layer: {bad[0].layers[0]}")
+    training = run.training if isinstance(run, wire.RunDetail) else None
+    if training is not None and training.dropped_steps:
+        lines.append(f"{training.dropped_steps} steps are missing: the client had no room for them")
     lines += ["", *_wrap(diagnosis.summary, width)]
     if diagnosis.findings:
         lines += ["", "What was seen"]
@@ -282,16 +332,27 @@ def _find_run(client: Client, reference: str, project: str | None) -> UUID:
     except ValueError:
         pass
     found = {
-        run.id: run
-        for run in client.runs.list(project=project, page_size=1000)
-        if run.name == reference or str(run.id).startswith(reference.lower())
+        run.id for run in client.runs.list(project=project, text=reference, page_size=1000) if run.name == reference
     }
+    found |= set(_runs_that_begin(client, reference.lower(), project))
     if len(found) == 1:
         return next(iter(found))
     if not found:
         raise UsageError(f"no run has the name {reference!r} or an id that begins so; see `gradmedic runs`")
     examples = ", ".join(str(run_id) for run_id in list(found)[:3])
     raise UsageError(f"{len(found)} runs are called {reference!r} or have an id that begins so, for example {examples}")
+
+
+def _runs_that_begin(client: Client, beginning: str, project: str | None) -> Iterator[UUID]:
+    """Iterate over the runs whose id begins so; an id begins with its time, so older runs need not be looked at."""
+    earliest = earliest_time(beginning)
+    if earliest is None:
+        return
+    for run in client.runs.list(project=project, sort="-created_at", page_size=1000):
+        if run.created_at.timestamp() < earliest - _CLOCK_SKEW:
+            return
+        if str(run.id).startswith(beginning):
+            yield run.id
 
 
 def _add_connection(parser: argparse.ArgumentParser) -> None:

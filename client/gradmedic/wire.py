@@ -172,6 +172,8 @@ class Training:
     batch_size: Whole | None = None
     clips_gradients: Flag | None = None
     """Whether the client saw the script clip gradients."""
+    dropped_steps: int | None = None
+    """Steps that the client gave up: the service was away for longer than its disk had room. They are missing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
