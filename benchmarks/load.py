@@ -6,8 +6,8 @@ block was due, so that a client that had to wait for its turn is not left out. W
 At the end every step that was acknowledged is looked for.
 
 Before the minute each run gets between one and two rows of rollups, each another number of blocks: the service keeps in
-memory what waits for the next row, and runs that had all begun at once would let that grow and shrink together. Memory
-is compared from then on.
+memory what waits for the next row, and runs that had all begun at once would let that grow and shrink together. After
+two more blocks of each at the usual rate memory is compared.
 
     python -m benchmarks.load [--quick] [--postgresql]
 """
@@ -118,6 +118,10 @@ class Job:
         if status != 201:
             raise RuntimeError(f"{status}: {body[:500]!r}")
         self.path = f"{wire.API_PATH}/runs/{json.loads(body)['id']}"
+
+    def reconnect(self) -> None:
+        """Forget the connection, which the service may have closed while others were busy."""
+        self._connection.close()
 
     def ask(self, method: str, path: str, body: bytes | None = None, media_type: str = "") -> tuple[int, bool, bytes]:
         """Make one attempt; return status, whether the answer says when to come back, and body."""
@@ -242,6 +246,9 @@ def main() -> int:
                 for job in jobs:
                     job.register(blocks)
                 fill(jobs, bodies, prefill)
+                for job in jobs:
+                    job.reconnect()
+                run_phase(Phase("warm-up", PERIOD, 2 * PERIOD), jobs, bodies)
                 memory = [process.memory_info().rss]
                 cpu = cpu_seconds(process)
                 run_phase(usual, jobs, bodies)
