@@ -28,7 +28,8 @@ _random = random.Random()
 class Admission:
     """ASGI middleware: bounds the requests of the API that are worked on and that wait.
 
-    An event stream gives its place back once it has begun: it works only now and then, and may last for days.
+    An answer that comes in parts, as an export or a stream of events, gives its place back once it has begun: it waits
+    for its reader most of the time, and may last for days.
     """
 
     def __init__(self, app: ASGIApp, max_concurrent: int, max_waiting: int) -> None:
@@ -80,9 +81,10 @@ class _Place:
 
 def _giving_back(place: _Place, send: Send) -> Send:
     async def watched(message: Message) -> None:
-        if message["type"] == "http.response.start" and any(
-            name == b"content-type" and value.startswith(EVENT_STREAM) for name, value in message["headers"]
-        ):
+        if message["type"] == "http.response.start":
+            if any(name == b"content-type" and value.startswith(EVENT_STREAM) for name, value in message["headers"]):
+                place.give_back()
+        elif message.get("more_body"):
             place.give_back()
         await send(message)
 

@@ -99,9 +99,15 @@ def test_limits_publish_all(sqlite_client: TestClient) -> None:
 
 
 class Gate:
-    """An application that answers when it is told to, and counts how many requests it works on."""
+    """An application that answers when it is told to, and counts how many requests it works on.
 
-    def __init__(self, content_type: bytes = b"application/json") -> None:
+    Args:
+        content_type: of the answer.
+        parts: whether the first part of it leaves at once.
+    """
+
+    def __init__(self, content_type: bytes = b"application/json", *, parts: bool = False) -> None:
+        self._parts = parts
         self.opened = asyncio.Event()
         self.inside = self.most = 0
         self._content_type = content_type
@@ -111,6 +117,8 @@ class Gate:
         self.inside += 1
         self.most = max(self.most, self.inside)
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", self._content_type)]})
+        if self._parts:
+            await send({"type": "http.response.body", "body": b"first", "more_body": True})
         await self.opened.wait()
         self.inside -= 1
 
@@ -176,11 +184,12 @@ def test_waiting_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(scenario())
 
 
-def test_event_streams_take_no_place() -> None:
-    """A stream of events that has begun lets others work."""
+@pytest.mark.parametrize(("content_type", "parts"), [(b"text/event-stream; charset=utf-8", False), (b"text/csv", True)])
+def test_streams_take_no_place(content_type: bytes, parts: bool) -> None:
+    """A stream of events that has begun, and an export whose reader takes its time, let others work."""
 
     async def scenario() -> None:
-        gate = Gate(b"text/event-stream; charset=utf-8")
+        gate = Gate(content_type, parts=parts)
         admission = Admission(gate, max_concurrent=1, max_waiting=0)
         streams = [asyncio.create_task(ask(admission)) for _ in range(3)]
         for stream in streams:
