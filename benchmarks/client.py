@@ -73,7 +73,7 @@ class Worker:
 
     def median(self, name: str) -> float:
         """Return the median of a number over its turns."""
-        return statistics.median(answer[name] for answer in self.answers)
+        return float(statistics.median(answer[name] for answer in self.answers))
 
     def calls(self) -> list[float]:
         """Return the milliseconds of every call that observed a step, ascending."""
@@ -134,10 +134,12 @@ def print_table(job: str, workers: Mapping[str, Worker]) -> None:
         quarter = len(ratios) // 4
         calls = worker.calls()
         own = f"{worker.median('own') / worker.median('wall'):.1%}" if name.startswith("gradmedic") else ""
+        spread = f"{ratios[quarter]:+.1%} to {ratios[-1 - quarter]:+.1%}"
+        memory = f"{(worker.answers[-1]['memory'] - bare) / 1e6:+.1f} MB"
+        p50, p99 = (calls[int(len(calls) * share)] for share in (0.5, 0.99))
         print(
-            f"| {name} | {statistics.median(ratios):+.1%} | {ratios[quarter]:+.1%} to {ratios[-1 - quarter]:+.1%} | {own} "
-            f"| {(worker.answers[-1]['memory'] - bare) / 1e6:+.1f} MB "
-            f"| {calls[len(calls) // 2]:.3f} ms | {calls[int(len(calls) * 0.99)]:.3f} ms |"
+            f"| {name} | {statistics.median(ratios):+.1%} | {spread} | {own} | {memory} | {p50:.3f} ms | {p99:.3f} ms |",
+            flush=True,
         )
 
 

@@ -25,9 +25,7 @@ def test_every_section_has_an_example() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("title", STEPS)
-def test_an_example_runs_and_is_stored(
-    title: str, service_url: str, client: gradmedic.Client, tmp_path: Path
-) -> None:
+def test_an_example_runs_and_is_stored(title: str, service_url: str, client: gradmedic.Client, tmp_path: Path) -> None:
     """It ends well, and its run has a step for each update, with statistics of every layer."""
     script = tmp_path / "example.py"
     script.write_text(EXAMPLES[title])
