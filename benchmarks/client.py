@@ -126,7 +126,7 @@ def overheads(workers: Mapping[str, Worker]) -> dict[str, list[float]]:
 def print_table(job: str, workers: Mapping[str, Worker]) -> None:
     """Print what was measured."""
     print(f"\n{JOBS[job]}; {workers['nothing'].median('cpu') * 1e3:.0f} ms CPU a step, 1 thread\n")
-    print("| variant | overhead, CPU | quartiles | by own account | extra memory | call p50 | p99 |")
+    print("| variant | overhead, CPU | quartiles | by own account | extra memory | call p50, ms | p99 |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     bare = workers["nothing"].answers[-1]["memory"]
     for name, ratios in overheads(workers).items():
@@ -138,7 +138,7 @@ def print_table(job: str, workers: Mapping[str, Worker]) -> None:
         memory = f"{(worker.answers[-1]['memory'] - bare) / 1e6:+.1f} MB"
         p50, p99 = (calls[int(len(calls) * share)] for share in (0.5, 0.99))
         print(
-            f"| {name} | {statistics.median(ratios):+.1%} | {spread} | {own} | {memory} | {p50:.3f} ms | {p99:.3f} ms |",
+            f"| {name} | {statistics.median(ratios):+.1%} | {spread} | {own} | {memory} | {p50:.3f} | {p99:.3f} ms |",
             flush=True,
         )
 
