@@ -47,6 +47,9 @@ bench-diagnosis: $(READY) ## judge the diagnosis on labelled runs (generates our
 bench-ingest: $(READY) ## measure what storing costs, beside MLflow and trackio (installs them the first time)
 	@$(BIN)/python -m benchmarks.ingest
 
+bench-client: $(READY) ## measure what observing costs the training, beside wandb and TensorBoard (installs them; 10 minutes)
+	@$(BIN)/python -m benchmarks.client
+
 bench-query: $(READY) ## measure what reading costs, from a thousand steps to a million (several minutes)
 	@$(BIN)/python -m benchmarks.query
 
@@ -57,4 +60,4 @@ clean: ## remove the environment and everything generated
 	@rm -rf $(VENV) .gradmedic benchmarks/.cache dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo serve test test-fast fuzz check bench-diagnosis bench-ingest bench-query bench-load clean
+.PHONY: help install demo serve test test-fast fuzz check bench-client bench-diagnosis bench-ingest bench-query bench-load clean

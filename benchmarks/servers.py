@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -117,8 +118,11 @@ def postgres(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
         process.wait(timeout=START_SECONDS)
 
 
-def environment_of(package: str, version: str) -> Path:
-    """Return the interpreter of an environment that holds a release of a peer, made the first time."""
+def environment_of(package: str, version: str, *, with_ours: bool = False) -> Path:
+    """Return the interpreter of an environment that holds a release of a peer, made the first time.
+
+    `with_ours`: what it does not have itself, such as torch, comes from the environment of this process.
+    """
     home = CACHE / f"{package}-{version}"
     python = home / "bin" / "python"
     if not (home / ".ready").exists():
@@ -126,5 +130,9 @@ def environment_of(package: str, version: str) -> Path:
         subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"{package}=={version}"]
         subprocess.run(pip, check=True, stderr=subprocess.DEVNULL)
+        if with_ours:
+            version_folder = f"python{sys.version_info.major}.{sys.version_info.minor}"
+            ours = Path(sysconfig.get_path("purelib"))
+            (home / "lib" / version_folder / "site-packages" / "ours.pth").write_text(f"{ours}\n")
         (home / ".ready").touch()
     return python

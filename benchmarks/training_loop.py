@@ -21,6 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+own_seconds = [0.0]
+"""What gradmedic itself says that its observation took."""
+
 Observer = Callable[[Tensor], None]
 """Called after each optimizer step with the loss."""
 
@@ -116,6 +119,13 @@ def _gradmedic(options: dict[str, str], model: nn.Module, optimizer: torch.optim
         log_freq=int(log_freq) if log_freq.isdecimal() else log_freq,
     )
     run.watch(model, optimizer)
+    spend = run._sampler.spend
+
+    def note(seconds: float) -> None:
+        own_seconds[0] += seconds
+        spend(seconds)
+
+    run._sampler.spend = note  # type: ignore[method-assign]
     return lambda loss: run.log(loss=loss)
 
 
@@ -205,6 +215,7 @@ def main() -> None:
     for line in sys.stdin:
         count = int(line)
         calls, loss = [], math.nan
+        own_seconds[0] = 0.0
         cpu, wall = time.thread_time(), time.perf_counter()
         for _ in range(count):
             tensor = step()
@@ -216,6 +227,7 @@ def main() -> None:
             "cpu": (time.thread_time() - cpu) / count,
             "wall": (time.perf_counter() - wall) / count,
             "calls": calls,
+            "own": own_seconds[0] / count,
             "memory": _peak_memory() - memory,
             "loss": loss,
         }

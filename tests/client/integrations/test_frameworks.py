@@ -148,7 +148,12 @@ class Losses(TrainerCallback):
 def train(callbacks: list[Any], **arguments: Any) -> LlamaForCausalLM:
     """Train a small language model by the Trainer."""
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     model = LlamaForCausalLM(LlamaConfig(vocab_size=32, **sizes))
     texts = torch.randint(0, 32, (48, 10), generator=torch.Generator().manual_seed(1))
     data = [{"input_ids": text, "labels": text} for text in texts]

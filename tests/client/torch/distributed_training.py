@@ -1,6 +1,6 @@
 """A training of several processes, one of which this is; prints what it knows of it as JSON.
 
-    RANK=0 WORLD_SIZE=2 ... python distributed_training.py ddp|fsdp|hybrid watched|plain URL
+RANK=0 WORLD_SIZE=2 ... python distributed_training.py ddp|fsdp|hybrid watched|plain URL
 """
 
 from __future__ import annotations

@@ -185,7 +185,7 @@ class OnADevice:
 
 @pytest.mark.parametrize("name", ["sgd nesterov decay", "adamw", "rmsprop centered", "adagrad", "adamax"])
 def test_the_path_of_accelerators_measures_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Foreach operations, one stacked table, read later: the same numbers to float32's precision."""
+    """Foreach operations, one stacked table, read later: the same numbers, as far as a float32 sum is right."""
 
     def measure() -> list[dict[str, dict[str, float]]]:
         network = model()
@@ -205,4 +205,5 @@ def test_the_path_of_accelerators_measures_the_same(name: str, monkeypatch: pyte
     OnADevice(monkeypatch)
     for expected, found in zip(on_cpu, measure(), strict=True):
         for layer, numbers in found.items():
-            assert numbers == pytest.approx(expected[layer], rel=2e-5, abs=1e-7, nan_ok=True), layer
+            # the one float32 sum that the foreach norm is drifts on a CPU, as it does not in pieces
+            assert numbers == pytest.approx(expected[layer], rel=2e-4, abs=1e-7, nan_ok=True), layer
