@@ -172,7 +172,7 @@ class Training:
     batch_size: Whole | None = None
     clips_gradients: Flag | None = None
     """Whether the client saw the script clip gradients."""
-    dropped_steps: int | None = None
+    dropped_steps: Whole | None = None
     """Steps that the client gave up: the service was away for longer than its disk had room. They are missing."""
 
 
