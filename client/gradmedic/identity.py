@@ -14,7 +14,7 @@ def earliest_time(beginning: str) -> float | None:
     """Return the Unix time from which ids that begin so were made, None if no id begins so.
 
     >>> earliest_time("0199b7f0-c8d2")
-    1759694899.41
+    1759727634.642
     >>> earliest_time("char-lm")
     """
     digits = beginning.replace("-", "")

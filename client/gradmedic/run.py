@@ -200,6 +200,7 @@ class Run:
         self._reason_to_stop: GradmedicError | None = None
         self._limits_to_set: deque[float] = deque()
         self._is_told_to_stop = False
+        self._may_clip = configuration.on_unhealthy == "clip"
 
         self._is_inert = configuration.mode == "disabled"
         self._is_follower = not self._is_inert and process_rank() > 0
@@ -291,6 +292,7 @@ class Run:
         if not watch.is_needed:
             return
         if watch.has_others and self._configuration.on_unhealthy == "clip":
+            self._may_clip = False  # the others would not, and train another model
             self._say_once("clip", 'on_unhealthy="clip" is for trainings of one process; this one is only warned')
         watch.begin(book=self._book, sampler=self._sampler, before_first_step=self._describe_sources)
         self._sources.append(watch)
@@ -667,7 +669,7 @@ class Run:
         summary = " ".join(result.alerts) or f"The verdict is {result.verdict}{since}."
         if result.verdict in UNHEALTHY:
             logger.warning("gradmedic: %s See %s", summary, self.url)
-            if self._configuration.on_unhealthy == "clip":
+            if self._may_clip:
                 self._find_limit()
         self._events.append(
             VerdictEvent(run_id=self.id, verdict=result.verdict, since_step=result.since_step, summary=summary)

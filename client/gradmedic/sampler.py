@@ -23,7 +23,7 @@ _LARGEST_DEBT = 2 * HURRIED_STEPS
 """In sampled steps; hurrying stops there, so that a training that jumps all the time is not sampled all the time."""
 _SLOWEST = 2.0
 """Times the usual distance between samples while a debt is paid back."""
-_LONGEST_STEP = 5.0
+_LONGEST_STEP = 2.0
 """A step of more than so many usual ones was an evaluation or a pause, and pays as much as this many."""
 _MEMORY = 0.1
 """Weight of a new duration in the averages."""

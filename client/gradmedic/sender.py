@@ -23,7 +23,7 @@ from uuid import UUID
 from gradmedic import wire
 from gradmedic.backlog import Backlog, Described
 from gradmedic.delivery import BLOCK_STEPS, Delivery
-from gradmedic.exceptions import ApiError, ConfigurationError, GradmedicError
+from gradmedic.exceptions import ApiError, ConfigurationError, ConflictError, GradmedicError, NotFoundError
 from gradmedic.http import Service, is_retryable, retry_delay
 from gradmedic.jump import JumpDetector
 from gradmedic.spill import Journal
@@ -104,6 +104,7 @@ class Sender:
         self._retry_at = 0.0
         self._failures = 0  # in a row
         self._is_refused = False
+        self._is_obsolete = False  # the run was deleted, or went on elsewhere: nobody wants what was not sent
         self._is_over = False  # nothing will be sent any more
 
         self._jumps = JumpDetector()  # of the recorder alone
@@ -163,7 +164,7 @@ class Sender:
             self._is_over = True
             self._press()
             self._backlog.close()
-            if journal is not None and succeeded and self._service is not None:
+            if journal is not None and (self._is_obsolete or (succeeded and self._service is not None)):
                 journal.delete()
         if not succeeded and self._service is not None:
             self._say_what_remains(unsent, journal, timeout)
@@ -331,6 +332,7 @@ class Sender:
             is_refusal = isinstance(error, (ApiError, ConfigurationError)) or self._final_status is not None
             if is_hopeless and is_refusal:
                 self._is_refused = self._is_over = True
+                self._is_obsolete = isinstance(error, (NotFoundError, ConflictError))
                 unsent = len(self._backlog)
                 self._backlog.clear()
             else:

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradmedic import wire
@@ -74,6 +74,7 @@ def test_the_oldest_healthy_steps_are_dropped_first() -> None:
     assert backlog.dropped == 100 - len(kept)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([1.0, math.nan])), st.integers(1, 30))
 def test_memory_stays_within_its_bytes_and_counts_what_it_drops(losses: list[float], room: int) -> None:
     """Whatever comes, memory is bounded, order is kept, the newest step is there and none is lost uncounted."""
@@ -105,6 +106,7 @@ def begin(folder: Path, run_id: UUID, *, memory: int, disk: int = 2**30, segment
     return Backlog(memory, Known(), lambda: Journal(folder / str(run_id) / "session", disk, segment))
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     st.lists(st.integers(0, 12), max_size=60),
     st.integers(0, 6),

@@ -33,7 +33,7 @@ model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Dropout(0.2), torch
 optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
 mode, steps, pause = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 first, checkpoint, run_id = 0, sys.argv[4], sys.argv[5] if len(sys.argv) > 5 else None
-run = gradmedic.init('faults', mode=mode, id=run_id, log_freq=1, flush_interval=0.05, timeout=1)
+run = gradmedic.init('faults', mode=mode, id=run_id, log_freq=1, flush_interval=0.05)
 try:
     state = torch.load(checkpoint)
     model.load_state_dict(state['model']); optimizer.load_state_dict(state['optimizer'])
@@ -118,6 +118,7 @@ def result_of(job: subprocess.Popen[str]) -> dict[str, Any]:
     out, err = job.communicate(timeout=200)
     assert job.returncode == 0, err
     result: dict[str, Any] = json.loads(out.splitlines()[-1])
+    assert result["delivered"], err
     return result
 
 
@@ -149,7 +150,6 @@ def test_a_service_that_is_killed_again_and_again_while_a_job_streams(tmp_path: 
         own_service.kill()
         own_service.start()
     computed = result_of(job)
-    assert computed["delivered"]
     with gradmedic.Client(own_service.url) as client:
         assert_stored(client, run_id, computed)
         assert client.runs.get(run_id).status == "finished"

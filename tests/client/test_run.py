@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -411,6 +412,8 @@ def test_a_run_that_was_deleted_stops_sending(
     run.log(3.0)
     assert not run.finish()
     assert caplog.text.count("stopped sending") == 1
+    assert "gradmedic sync" not in caplog.text  # nobody wants the rest
+    assert not Path(os.environ["GRADMEDIC_DIR"]).exists()
 
 
 def test_blocks_are_split_to_the_limits_of_the_service(

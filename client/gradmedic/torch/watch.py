@@ -109,6 +109,10 @@ class Watch:
         self._slots = {id(owned.parameter): _Slot(owned.parameter) for owned in self._owned}
         if not any(id(p) in self._slots for p in self._updated_parameters()):
             raise ConfigurationError("the optimizer updates no parameter of the model: was the model replaced since?")
+        if any(_is_flat_sharded(module) for each in self._models.values() for module in each.modules()):
+            raise ConfigurationError(
+                "watch() takes models that torch.distributed.fsdp.fully_shard shards, not FullyShardedDataParallel"
+            )
         self._sharding = Sharding.of([owned.parameter for owned in self._owned])
         self._rank = process_rank()
         self._with_activations = activations
@@ -679,6 +683,11 @@ def _unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """Return the optimizer that does the work, as `accelerate` and Lightning wrap it."""
     inner = getattr(optimizer, "optimizer", None)
     return _unwrapped(inner) if isinstance(inner, torch.optim.Optimizer) else optimizer
+
+
+def _is_flat_sharded(module: nn.Module) -> bool:
+    """Whether FSDP1 made flat parameters of a module's, of which a process holds a part that no layer answers to."""
+    return any(base.__name__ == "FullyShardedDataParallel" for base in type(module).__mro__)
 
 
 def _by_device(slots: Sequence[_Slot]) -> Iterable[list[_Slot]]:

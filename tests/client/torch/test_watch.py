@@ -601,6 +601,17 @@ def test_what_cannot_be_watched_is_refused(arguments: tuple[Any, Any], message: 
         gradmedic.init(mode="disabled").watch(*arguments)
 
 
+def test_models_whose_parameters_are_flat_parts_are_refused() -> None:
+    """FSDP1 leaves a process a part that belongs to no layer: better none than wrong numbers."""
+
+    class FullyShardedDataParallel(nn.Sequential):
+        """Named as torch's own, which needs several processes."""
+
+    model = FullyShardedDataParallel(nn.Linear(2, 1))
+    with pytest.raises(gradmedic.ConfigurationError, match="fully_shard"):
+        gradmedic.init(mode="disabled").watch(model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+
 def test_two_models_need_names_that_differ() -> None:
     """Watching a second model with the same layer names asks for a prefix."""
     run = gradmedic.init(base_url="http://127.0.0.1:1")
