@@ -83,6 +83,7 @@ def test_everything_said_is_kept(client: TestClient) -> None:
             "target_rms": None,
             "batch_size": 32,
             "clips_gradients": False,
+            "dropped_steps": 3,
         },
         "id": str(new_id()),
     }
