@@ -124,7 +124,7 @@ def init(
         mode: "online"; "offline" to keep everything on disk for `gradmedic sync`; "disabled" to do nothing at all
             [GRADMEDIC_MODE].
         trainable: name under which a worker may rerun this job.
-        log_freq: "auto" takes statistics as often as costs less than 1.5 % of the training's time, and at every step
+        log_freq: "auto" takes statistics as often as should cost 1.5 % of the training's time, and at every step
             at the start and when a verdict is near; a number takes them at every such step, and at the first twenty
             [GRADMEDIC_LOG_FREQ], "auto".
         flush_interval: seconds that a step waits to be sent [GRADMEDIC_FLUSH_INTERVAL], 1.
