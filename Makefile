@@ -53,6 +53,9 @@ bench-client: $(READY) ## measure what observing costs the training, beside wand
 bench-query: $(READY) ## measure what reading costs, from a thousand steps to a million (several minutes)
 	@$(BIN)/python -m benchmarks.query
 
+bench-faults: $(READY) ## kill each part of a rerun in the middle of a trial, on both databases (several minutes)
+	@$(BIN)/python -m benchmarks.faults
+
 bench-load: $(READY) ## stream 200 runs at once, then four times as much as that (some four minutes)
 	@$(BIN)/python -m benchmarks.load
 
@@ -60,4 +63,4 @@ clean: ## remove the environment and everything generated
 	@rm -rf $(VENV) .gradmedic benchmarks/.cache dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo serve test test-fast fuzz check bench-client bench-diagnosis bench-ingest bench-query bench-load clean
+.PHONY: help install demo serve test test-fast fuzz check bench-client bench-diagnosis bench-ingest bench-query bench-load bench-faults clean

@@ -23,6 +23,7 @@ from gradmedic.exceptions import (
     UsageError,
 )
 from gradmedic.run import Run, VerdictEvent, init
+from gradmedic.trial import TrialEnded
 
 __all__ = [
     "ApiError",
@@ -35,6 +36,7 @@ __all__ = [
     "Run",
     "RunStoppedError",
     "TransportError",
+    "TrialEnded",
     "UnhealthyRunError",
     "UsageError",
     "VerdictEvent",

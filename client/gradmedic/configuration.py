@@ -10,7 +10,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -19,6 +19,7 @@ from uuid import UUID
 from gradmedic.exceptions import ConfigurationError
 from gradmedic.identity import new_run_id
 from gradmedic.names import name_error
+from gradmedic.trial import with_parameters
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8642"
 DEFAULT_PROJECT = "default"
@@ -162,6 +163,30 @@ def is_being_imported_by_spawn() -> bool:
     """Whether this process was spawned and is importing the main script for the functions in it."""
     process = sys.modules.get("multiprocessing.process")
     return process is not None and bool(getattr(process.current_process(), "_inheriting", False))
+
+
+def as_trial(configuration: Configuration, parameters: Mapping[str, Any]) -> Configuration:
+    """Return the configuration of a trial: whatever the script said, the worker decides whose run it is.
+
+    Raises:
+        ConfigurationError: the worker's environment lacks the run's id or its project.
+    """
+    project = _resolve("project", None, None, _name)
+    run_id = _resolve("id", None, None, _uuid, variable="GRADMEDIC_RUN_ID")
+    if project is None or run_id is None:
+        raise ConfigurationError("a trial needs GRADMEDIC_RUN_ID and GRADMEDIC_PROJECT")
+    return replace(
+        configuration,
+        connection=replace(resolve_connection(), timeout=configuration.connection.timeout),
+        project=project,
+        run_id=run_id,
+        name=None,
+        group=None,
+        trainable=None,
+        mode="online",
+        on_unhealthy="warn",
+        config=with_parameters(configuration.config, parameters),
+    )
 
 
 Check = Callable[[str, Any], T]

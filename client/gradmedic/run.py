@@ -20,14 +20,20 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from uuid import UUID
 
 import numpy as np
 
 from gradmedic import endings, wire
 from gradmedic.api import Client
-from gradmedic.configuration import Configuration, is_being_imported_by_spawn, process_rank, resolve_configuration
+from gradmedic.configuration import (
+    Configuration,
+    as_trial,
+    is_being_imported_by_spawn,
+    process_rank,
+    resolve_configuration,
+)
 from gradmedic.encoding import to_float32
 from gradmedic.exceptions import (
     ConfigurationError,
@@ -46,9 +52,12 @@ from gradmedic.spill import Journal
 from gradmedic.statistics import ARRAY_STATISTICS, measure_gradient
 from gradmedic.step import Rewind, Row, Step
 from gradmedic.sync import find_leftovers
+from gradmedic.trial import Circumstances, Report, TrialEnded, circumstances, seed_generators
 
 if TYPE_CHECKING:
     import torch
+
+    from gradmedic.torch.remedies import Treatment
 
 logger = logging.getLogger("gradmedic")
 
@@ -138,9 +147,13 @@ def init(
             advises.
         transport: what carries the requests, if other than urllib3.
 
+    In a trial of a rerun, the worker says project, id and mode, and random, numpy and torch are seeded from the trial's
+    seed; by hand, `GRADMEDIC_SEED` does the same.
+
     Raises:
         ConfigurationError: an argument or environment variable is wrong.
     """
+    started = circumstances()
     configuration = resolve_configuration(
         project=project,
         config=config,
@@ -162,12 +175,16 @@ def init(
         silent=silent,
         on_unhealthy=on_unhealthy,
     )
+    if started.order is not None:
+        configuration = as_trial(configuration, started.order.parameters)
     if is_being_imported_by_spawn():  # a process that only wants the functions of the main script
         configuration = dataclasses.replace(configuration, mode="disabled")
     if "ipykernel" in sys.modules:  # a cell that is run again begins its run again
         for earlier in list(_runs):
             earlier.finish()
-    run = Run(configuration, transport)
+    if started.seed is not None:
+        seed_generators(started.seed)
+    run = Run(configuration, transport, started)
     if not configuration.silent and not run.is_follower:
         if configuration.mode == "online":
             sys.stderr.write(f"gradmedic: this run is at {run.url}\n")
@@ -183,8 +200,16 @@ class Run:
     never finished is finished when the interpreter exits. In a forked child it does nothing.
     """
 
-    def __init__(self, configuration: Configuration, transport: Transport | None = None) -> None:
+    def __init__(
+        self,
+        configuration: Configuration,
+        transport: Transport | None = None,
+        started: Circumstances | None = None,
+    ) -> None:
         self._configuration = configuration
+        self._started = started or Circumstances(seed=None, order=None, report=Report(None))
+        self._treatments: list[Treatment] = []
+        self._reason_to_end: str | None = None
         self._transport = transport
         self._book = LayerBook()
         self._sampler = Sampler(configuration.log_freq)
@@ -238,8 +263,13 @@ class Run:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """Hyperparameters, as given to `init()`."""
+        """Hyperparameters, as given to `init()`; in a trial, with the values that it is to use."""
         return self._configuration.config
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether this is a trial of a rerun: a script may then skip its checkpoints and its evaluation."""
+        return self._started.order is not None
 
     @property
     def is_follower(self) -> bool:
@@ -289,13 +319,17 @@ class Run:
             return
         if watch.is_follower and not self._is_follower:
             self._become_follower()
-        if not watch.is_needed:
-            return
-        if watch.has_others and self._configuration.on_unhealthy == "clip":
-            self._may_clip = False  # the others would not, and train another model
-            self._say_once("clip", 'on_unhealthy="clip" is for trainings of one process; this one is only warned')
-        watch.begin(book=self._book, sampler=self._sampler, before_first_step=self._describe_sources)
-        self._sources.append(watch)
+        treatment = self._treat(model, optimizer)  # on every process: they train together
+        if treatment is not None:
+            treatment.before()
+        if watch.is_needed:
+            if watch.has_others and self._configuration.on_unhealthy == "clip":
+                self._may_clip = False  # the others would not, and train another model
+                self._say_once("clip", 'on_unhealthy="clip" is for trainings of one process; this one is only warned')
+            watch.begin(book=self._book, sampler=self._sampler, before_first_step=self._describe_sources)
+            self._sources.append(watch)
+        if treatment is not None:
+            treatment.after(watch if watch.is_needed else None)
 
     def log(
         self,
@@ -324,7 +358,8 @@ class Run:
 
         Raises:
             UnhealthyRunError: the verdict became unhealthy and `init(on_unhealthy="stop")` asked for it.
-            RunStoppedError: the run is a trial, and it is to stop.
+            TrialEnded: this is a trial, and it is over.
+            RunStoppedError: the service asked for it.
         """
         if self._is_inert:
             return
@@ -337,6 +372,7 @@ class Run:
             self._say_once(f"log {type(error)}", f"a step could not be recorded: {error!r}")
         if self._events or self._limits_to_set:
             self._call_back()
+        self._end_trial_if_due()
         if self._reason_to_stop is not None:
             reason, self._reason_to_stop = self._reason_to_stop, None
             raise reason
@@ -371,6 +407,8 @@ class Run:
         self._is_finished = True
         for source in self._sources:
             source.close()
+        for treatment in self._treatments:
+            treatment.close()
         if self._is_follower:
             return True
         atexit.unregister(self._finish_at_exit)
@@ -648,6 +686,47 @@ class Run:
             training=_merge(trainings),
         )
 
+    # --- trials -------------------------------------------------------------------------------------------------------
+
+    def _treat(
+        self,
+        model: torch.nn.Module | Mapping[str, torch.nn.Module],
+        optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer],
+    ) -> Treatment | None:
+        """Prepare the trial's remedies for the optimizers; end the trial if they cannot be applied."""
+        if not self.is_trial:
+            return None
+        from gradmedic.torch.remedies import NotApplicable, Treatment, models_of, optimizers_of
+        from gradmedic.torch.seeding import describe_device
+
+        models = models_of(model)
+        report = Report(None) if self._is_follower else self._started.report
+        report.say(watched=True, environment={"device": describe_device(models[0])})
+        if not self._started.remedies:
+            return None
+        try:
+            treatment = Treatment(optimizers_of(optimizer), models, self._started.remedies)
+        except NotApplicable as reason:
+            report.say(not_applicable=str(reason))
+            self._end_trial(f"not applicable: {reason}")
+        self._treatments.append(treatment)
+        report.say(applied=sum(one.count for one in self._treatments), not_applied=treatment.not_applied)
+        return treatment
+
+    def _end_trial_if_due(self) -> None:
+        order = self._started.order
+        if order is None:
+            return
+        if order.steps is not None and self._last_number + 1 >= order.steps:
+            self._reason_to_end = f"its {order.steps} steps are done"
+        if self._reason_to_end is not None:
+            self._end_trial(self._reason_to_end)
+
+    def _end_trial(self, reason: str) -> NoReturn:
+        self.finish()
+        self._started.report.say(ended=reason)
+        raise TrialEnded(reason)
+
     # --- verdicts -----------------------------------------------------------------------------------------------------
 
     def take_jump(self) -> None:
@@ -656,7 +735,9 @@ class Run:
 
     def take_result(self, result: wire.AppendResult) -> None:
         """Take the service's answer to a block; see `gradmedic.sender.Observer`."""
-        if result.stop and not self._is_told_to_stop:
+        if result.stop and self.is_trial:
+            self._reason_to_end = "the service needs no more of this trial"
+        elif result.stop and not self._is_told_to_stop:
             self._is_told_to_stop = True
             self._reason_to_stop = RunStoppedError(
                 "the service asked this run to stop: the budget of its trial is spent, or it was cancelled"

@@ -50,6 +50,15 @@ NONFINITE_NAMES = ("NaN", "Infinity", "-Infinity")
 SEVERITIES = ("note", "warning", "critical")
 SCOPES = ("ingest", "read", "rerun", "worker", "admin")
 """What an API key may do; `admin` includes the others."""
+RERUN_STATUSES = ("queued", "running", "done", "not_reproduced", "failed", "cancelled")
+TRIAL_STATUSES = ("queued", "running", "done", "failed", "cancelled", "stopped", "not_applicable")
+RESULT_STATUSES = ("done", "failed", "not_applicable")
+"""What a worker may say of a trial that has ended; the service knows which it stopped or cancelled."""
+ATTEMPT_STATUSES = ("running", "lost", "done", "failed", "cancelled", "stopped", "not_applicable")
+EXECUTORS = ("local",)
+PARAMETER_TYPES = ("float", "int", "str", "bool")
+LONGEST_TIMEOUT = 30 * 86400.0
+"""Seconds that a trial may be given."""
 
 
 class OneOf:
@@ -245,6 +254,8 @@ class RunSummary:
     trainable: str | None
     created_at: datetime
     updated_at: datetime
+    parent_id: UUID | None = None
+    """The suspect run, if this is an attempt at a trial of a rerun of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,6 +295,12 @@ class Project:
     muted_detectors: list[str]
     """Ids of detectors that are not to be heard about any of its runs."""
     created_at: datetime
+    rerun_automatically: bool = False
+    """Whether a run that turns vanishing or exploding is rerun without being asked, if its key may."""
+    max_concurrent_trials: int = 8
+    """Trials of its reruns that run at the same time at most."""
+    max_rerun_seconds: float = 86400.0
+    """The largest budget of seconds that one of its reruns may have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,6 +311,10 @@ class ProjectUpdate:
 
     muted_detectors: list[str] | None = None
     """Takes effect on findings at once, on a run's verdict with its next block."""
+    rerun_automatically: bool | None = None
+    max_concurrent_trials: int | None = None
+    """From 1 to 1000. Trials that run already go on."""
+    max_rerun_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -501,6 +522,17 @@ class Advice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """Remedies that were tried together, and what happened."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    remedies: list[Remedy]
+    outcome: Outcome
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
     """What is wrong with a run, why, and what fixes it, as of `step`."""
 
@@ -515,6 +547,8 @@ class Diagnosis:
     findings: list[Finding]
     causes: list[Cause]
     advice: list[Advice]
+    tried: list[Tried] = field(default_factory=list)
+    """What reruns of this run have shown, the latest first; combinations of remedies too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -629,6 +663,279 @@ class AuditRecordList:
     """Opaque; pass it as `page_token` to read on. Null on the last page."""
 
 
+# --- reruns -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RerunBudget:
+    """What a rerun may spend; what is left out follows from the run and the project."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    steps: int | None = None
+    """Of each trial."""
+    seconds: float | None = None
+    """Of all trials together, each from its start to its end."""
+    trials: int | None = None
+    """Candidates times seeds; further attempts at one trial do not count."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RerunCreate:
+    """Body of `POST /runs/{id}/reruns`."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    remedies: list[list[Remedy]] | None = None
+    """The candidates, each some remedies that are applied together; without it, the run's advice is raced. The remedy
+    `set_parameter` sets parameters of the trainable by their own names."""
+    seeds: int | None = None
+    """How many; 3 unless given."""
+    budget: RerunBudget = field(default_factory=RerunBudget)
+    executor: str | None = None
+    id: UUID | None = None
+    """UUIDv7 chosen by the client; asking with the same id again answers the same rerun."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RerunSummary:
+    """A rerun as lists show it."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    id: UUID
+    run_id: UUID
+    """The suspect run."""
+    project: str
+    trainable: str
+    status: Annotated[str, OneOf(*RERUN_STATUSES)]
+    reason: str | None
+    """How it came out, in a sentence."""
+    is_automatic: bool
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """Remedies that are tried together; none of them in the control, which comes first."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    remedies: list[Remedy]
+    outcome: Outcome | None
+    """Once the rerun is over; null for the control and for what was not tried."""
+    reason: str | None
+    """Of the outcome."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One process that ran, or runs, a trial; its steps are those of a run of its own."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    number: int
+    """From 1."""
+    run_id: UUID
+    worker: str
+    status: Annotated[str, OneOf(*ATTEMPT_STATUSES)]
+    reason: str | None
+    exit_code: int | None
+    """Negative: the signal that ended it."""
+    started_at: datetime
+    ended_at: datetime | None
+    environment: dict[str, str]
+    """Versions and device that it ran on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One candidate on one seed."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    id: UUID
+    candidate: int
+    """Position in the rerun's `candidates`; 0 is the control."""
+    seed: int
+    status: Annotated[str, OneOf(*TRIAL_STATUSES)]
+    reason: str | None
+    verdict: Verdict
+    step: int | None
+    """The last step of its latest attempt."""
+    start_loss: float | None
+    loss: float | None
+    """The final one: median of the last tenth."""
+    seconds: float
+    """Of all its attempts that have ended."""
+    attempts: list[Attempt]
+    lease_expires_at: datetime | None
+    """When whoever runs it is given up, unless heard of before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RerunDetail(RerunSummary):
+    """A rerun with everything that belongs to it."""
+
+    budget: RerunBudget
+    seeds: list[int]
+    executor: str
+    parameters: dict[str, float | int | str | bool | None]
+    """Of the trainable, as the control has them."""
+    candidates: list[Candidate]
+    trials: list[Trial]
+    cost_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RerunList:
+    """A page of reruns."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    items: list[RerunSummary]
+    next_page_token: str | None
+    """Opaque; pass it as `page_token` to read on. Null on the last page."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainableParameter:
+    """What a rerun may set of a trainable."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    name: str
+    """Of its placeholder, and of its key in the run's config: dots lead into nested mappings."""
+    type: Annotated[str, OneOf(*PARAMETER_TYPES)]
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: list[str] | None = None
+    """Of a `str`, every value that it may have."""
+    default: float | int | str | bool | None = None
+    """Where the run's config has no such key."""
+    is_optional: bool = False
+    """Whether it may have no value; its argument is then left out."""
+    remedy: str | None = None
+    """The remedy, or the parameter of one (`truncate_backpropagation.time_steps`), that it carries out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trainable:
+    """A command that a worker's operator has allowed to be rerun. The command itself stays with the worker."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    name: str
+    parameters: list[TrainableParameter] = field(default_factory=list)
+    gpus: int = 0
+    timeout: float = 3600.0
+    """Seconds after which a trial of it is ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trainables:
+    """Body of and answer to `PUT /trainables`, and answer to `GET /trainables`."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    items: list[Trainable]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialClaim:
+    """Body of `POST /trials/claim`."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    worker: str
+    """Name of whoever asks, for people."""
+    trainables: list[str]
+    """Those that it can run now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimedTrial:
+    """Answer to a claim: what to run."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    trial_id: UUID
+    attempt: int
+    rerun_id: UUID
+    run_id: UUID
+    """Of the attempt: a run of its own, which the script creates."""
+    parent_id: UUID
+    """The suspect run."""
+    project: str
+    candidate: int
+    trainable: str
+    parameters: dict[str, float | int | str | bool | None]
+    seed: int
+    remedies: list[Remedy]
+    steps: int
+    """After which the trial ends."""
+    seconds: float
+    """After which it must have ended."""
+    lease_seconds: float
+    """Without a heartbeat for so long, another attempt is made."""
+    api_key: str | None = None
+    """That the trial streams with: for its own run alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialHeartbeat:
+    """Body of `POST /trials/{id}/heartbeat`."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    attempt: int
+    output: str | None = None
+    """The end of what it has printed, if that changed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeartbeatResult:
+    """Answer to a heartbeat."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    stop: bool
+    """End the trial: others are better, or the budget is spent."""
+    reason: str | None
+    seconds: float
+    """That it may still take."""
+    step: int | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialResult:
+    """Body of `POST /trials/{id}/result`."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    attempt: int
+    status: Annotated[str, OneOf(*RESULT_STATUSES)]
+    reason: str | None = None
+    """Why it failed, or could not be applied."""
+    exit_code: int | None = None
+    output: str | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialOutput:
+    """Answer to `GET /trials/{id}/output`: the end of what an attempt has printed."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    trial_id: UUID
+    attempt: int
+    output: str
+
+
 # --- service ----------------------------------------------------------------------------------------------------------
 
 
@@ -658,6 +965,10 @@ class Limits:
     """Buckets of a series."""
     max_results: int
     """Items of a page."""
+    max_rerun_steps: int = 1_000_000
+    """Steps of a trial."""
+    max_rerun_trials: int = 200
+    """Trials of a rerun."""
     max_requests_per_minute: int | None = None
     """Of one API key, to each process of the service; null from a service that sets no bound."""
     max_runs_per_project: int | None = None

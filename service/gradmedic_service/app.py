@@ -26,6 +26,8 @@ from gradmedic_service.metrics import Metrics
 from gradmedic_service.problems import answer_with_problems
 from gradmedic_service.projects.endpoints import router as projects_router
 from gradmedic_service.requests import RequestContext
+from gradmedic_service.reruns.endpoints import router as reruns_router
+from gradmedic_service.reruns.endpoints import workers_router
 from gradmedic_service.responses import WireResponse
 from gradmedic_service.routes import RouteTable
 from gradmedic_service.runs.endpoints import router as runs_router
@@ -73,6 +75,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.rates = Rates(settings.max_requests_per_minute)
     app.state.metrics = Metrics()
     app.state.limits = settings.limits()
+    app.state.trial_lease = settings.trial_lease
     app.state.facts = FactsCache()
     app.state.warm = WarmRuns()
     app.state.schema_revision = schema.head()
@@ -80,7 +83,15 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(health_router)
     app.include_router(links_router)
     api = APIRouter(prefix=wire.API_PATH)
-    for router in (limits_router, access_router, projects_router, runs_router, telemetry_router):
+    for router in (
+        limits_router,
+        access_router,
+        projects_router,
+        runs_router,
+        telemetry_router,
+        reruns_router,
+        workers_router,
+    ):
         api.include_router(router)
     app.include_router(api)
     add_documentation(app)

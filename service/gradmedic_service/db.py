@@ -97,6 +97,14 @@ class Database:
         with service_errors(), self._turn_to_write(), self._write_engine.begin() as connection:
             yield connection
 
+    @staticmethod
+    @contextmanager
+    def objects(connection: Connection) -> Iterator[Session]:
+        """Give objects within a transaction of `writing_rows()`."""
+        with Session(connection, expire_on_commit=False) as session:
+            yield session
+            session.flush()
+
     @contextmanager
     def _turn_to_write(self) -> Iterator[None]:
         """Queue up the writers of this process: SQLite itself only lets them poll, which is slow and unfair."""

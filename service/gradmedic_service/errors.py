@@ -19,6 +19,13 @@
     ├── ApiKeyNotFound           404 api_key_not_found
     ├── RunNotFound              404 run_not_found
     ├── ProjectNotFound          404 project_not_found
+    ├── RerunNotFound            404 rerun_not_found
+    ├── TrialNotFound            404 trial_not_found
+    ├── RerunExists              409 rerun_exists
+    ├── NotRerunnable            409 not_rerunnable
+    ├── TrainableUnknown         409 trainable_unknown
+    ├── TrainableTaken           409 trainable_taken
+    ├── StaleAttempt             409 stale_attempt
     ├── RunExists                409 run_exists
     ├── ProjectFull              409 project_full
     ├── StaleGeneration          409 stale_generation
@@ -249,6 +256,62 @@ class ProjectNotFound(ServiceError):
     status = 404
     error_code = "project_not_found"
     title = "There is no such project"
+
+
+class RerunNotFound(ServiceError):
+    """There is no such rerun."""
+
+    status = 404
+    error_code = "rerun_not_found"
+    title = "There is no such rerun"
+
+
+class TrialNotFound(ServiceError):
+    """There is no such trial, or it has not been attempted."""
+
+    status = 404
+    error_code = "trial_not_found"
+    title = "There is no such trial"
+
+
+class RerunExists(ServiceError):
+    """The id belongs to a rerun of another run."""
+
+    status = 409
+    error_code = "rerun_exists"
+    title = "Another rerun has this id"
+
+
+class NotRerunnable(ServiceError):
+    """The run cannot be rerun as it is: it names no trainable, its config does not fit, or there is nothing to try."""
+
+    status = 409
+    error_code = "not_rerunnable"
+    title = "The run cannot be rerun"
+
+
+class TrainableUnknown(ServiceError):
+    """No worker has allowed the run's trainable to be rerun."""
+
+    status = 409
+    error_code = "trainable_unknown"
+    title = "No worker offers this trainable"
+
+
+class TrainableTaken(ServiceError):
+    """The name belongs to the key that registered it first."""
+
+    status = 409
+    error_code = "trainable_taken"
+    title = "The trainable's name is taken"
+
+
+class StaleAttempt(ServiceError):
+    """The attempt was given up, cancelled or has ended: nobody waits for it. Its process must end."""
+
+    status = 409
+    error_code = "stale_attempt"
+    title = "The attempt is over"
 
 
 class RunExists(ServiceError):

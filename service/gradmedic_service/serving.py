@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import socket
+import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from uuid import UUID
 
 import structlog
@@ -37,12 +40,15 @@ MALLOC_ARENAS = 2
 _logger = structlog.get_logger("gradmedic.service")
 
 
-def serve(settings: Settings) -> int:
+def serve(settings: Settings, worker_file: str | None = None) -> int:
     """Prepare the database, listen, and serve until a signal; return the exit status.
 
-    SQLite is migrated; PostgreSQL, which other processes may be using, is only checked.
+    SQLite is migrated; PostgreSQL, which other processes may be using, is only checked. With `worker_file`, a worker
+    runs beside it, as a process of its own.
     """
     set_up_logging(settings)
+    if worker_file is not None and not Path(worker_file).is_file():
+        return refuse(f"there is no {worker_file}, which says what a worker may run")
     _bound_heaps()
     database_url = settings.database_url.get_secret_value()
     try:
@@ -78,7 +84,7 @@ def serve(settings: Settings) -> int:
         reason = error.strerror or error
         return refuse(f"cannot listen at {settings.host} port {settings.port}: {reason}", EXIT_FAILURE)
     with listener:
-        _AnnouncingServer(config, database_url).run(sockets=[listener])
+        _AnnouncingServer(config, database_url, worker_file).run(sockets=[listener])
     return 0
 
 
@@ -177,17 +183,40 @@ def refuse(reason: str, status: int = EXIT_USAGE) -> int:
 
 
 class _AnnouncingServer(uvicorn.Server):
-    """Prints where it listens once it does."""
+    """Prints where it listens once it does, and has its worker begin then."""
 
-    def __init__(self, config: uvicorn.Config, database_url: str) -> None:
+    def __init__(self, config: uvicorn.Config, database_url: str, worker_file: str | None) -> None:
         super().__init__(config)
         self._database_url = database_url
+        self._worker_file = worker_file
+        self._worker: subprocess.Popen[bytes] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if not self.should_exit:
-            scheme = "https" if self.config.is_ssl else "http"
-            for listener in sockets or []:
-                host, port = listener.getsockname()[:2]
-                address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-                print(f"gradmedic is at {address} (database: {printable_url(self._database_url)})", flush=True)
+        if self.should_exit:
+            return
+        scheme = "https" if self.config.is_ssl else "http"
+        for listener in sockets or []:
+            host, port = listener.getsockname()[:2]
+            address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+            print(f"gradmedic is at {address} (database: {printable_url(self._database_url)})", flush=True)
+            if self._worker_file is not None:
+                reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host)  # noqa: S104  # compared, not bound to
+                self._worker = _start_worker(
+                    self._worker_file, address if reachable is None else f"{scheme}://{reachable}:{port}"
+                )
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._worker is not None:
+            await asyncio.to_thread(self._worker.communicate)  # its input ends, and so does it
+        await super().shutdown(sockets)
+
+
+def _start_worker(worker_file: str, address: str) -> subprocess.Popen[bytes]:
+    """Start `gradmedic worker`; it ends when this process does, however that ends."""
+    command = [sys.executable, "-m", "gradmedic", "worker", "--config", worker_file, "--base-url", address]
+    return subprocess.Popen(  # noqa: S603  # our own command
+        [*command, "--until-input-ends"],
+        stdin=subprocess.PIPE,
+        start_new_session=True,  # an interrupt at the terminal is for the service, which ends the worker
+    )

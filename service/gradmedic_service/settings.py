@@ -68,6 +68,12 @@ class Settings(BaseSettings):
     max_config_depth: int = Field(default=32, ge=1)
     max_points: int = Field(default=10_000, ge=1)
     max_results: int = Field(default=1_000, ge=1, le=1_000)
+    max_rerun_steps: int = Field(default=1_000_000, ge=1)
+    """Steps of a trial."""
+    max_rerun_trials: int = Field(default=200, ge=1)
+    """Trials of a rerun."""
+    trial_lease: float = Field(default=15.0, gt=0)
+    """Seconds without a heartbeat after which a trial is given to another worker."""
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod
@@ -114,4 +120,6 @@ class Settings(BaseSettings):
             max_config_depth=self.max_config_depth,
             max_points=self.max_points,
             max_results=self.max_results,
+            max_rerun_steps=self.max_rerun_steps,
+            max_rerun_trials=self.max_rerun_trials,
         )

@@ -72,6 +72,8 @@ MayIngest = Annotated[Principal, Depends(Need("ingest"))]
 MayFollow = Annotated[Principal, Depends(Need("read", "ingest"))]
 """For what a training job reads back: the run that it knows the id of, and its diagnosis."""
 MayRerun = Annotated[Principal, Depends(Need("rerun"))]
+MayFollowRerun = Annotated[Principal, Depends(Need("read", "rerun", "worker"))]
+"""For whoever asks for reruns, runs them or reads what came of them."""
 MayWork = Annotated[Principal, Depends(Need("worker"))]
 MayAdminister = Annotated[Principal, Depends(Need("admin"))]
 

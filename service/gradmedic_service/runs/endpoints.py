@@ -105,6 +105,9 @@ def list_runs(
     verdict: Annotated[str | None, Query(description=f"One of {', '.join(wire.VERDICTS)}.")] = None,
     status: Annotated[str | None, Query(description=f"One of {', '.join(wire.STATUSES)}.")] = None,
     tag: str | None = None,
+    parent_id: Annotated[
+        UUID | None, Query(description="Runs of the trials of this run's reruns; without it, those are left out.")
+    ] = None,
     q: Annotated[str | None, Query(description="Text anywhere in name, group or notes, in any case.")] = None,
     sort: Annotated[str, Query(description=f"One of {', '.join(service.SORTS)}.")] = service.DEFAULT_SORT,
     max_results: Annotated[int, Query(description="Items of a page, at most what `/limits` says.")] = 100,
@@ -120,6 +123,7 @@ def list_runs(
         verdict=verdict,
         status=status,
         tag=tag,
+        parent_id=parent_id,
         text=q,
         sort_key=cast("SortKey", sort.removeprefix("-")),
         is_descending=sort.startswith("-"),

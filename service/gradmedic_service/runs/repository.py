@@ -26,6 +26,8 @@ class RunQuery:
     verdict: str | None = None
     status: str | None = None
     tag: str | None = None
+    parent_id: UUID | None = None
+    """Whose trials' runs; without it, all runs but those of trials."""
     text: str | None = None
     """Anywhere in name, notes or group, in any case."""
     sort_key: SortKey = "created_at"
@@ -127,6 +129,7 @@ def _conditions(query: RunQuery) -> list[ColumnElement[bool]]:
         conditions.append(run.status == query.status)
     if query.tag is not None:
         conditions.append(exists().where(models.RunTag.run_id == run.id, models.RunTag.tag == query.tag))
+    conditions.append(run.parent_id.is_(None) if query.parent_id is None else run.parent_id == query.parent_id)
     if query.text is not None:
         conditions.append(
             or_(

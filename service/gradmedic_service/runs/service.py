@@ -17,6 +17,7 @@ from gradmedic_service.errors import InvalidRequest, ProjectFull, RunExists, Run
 from gradmedic_service.ids import new_id
 from gradmedic_service.pages import position_of, token_of
 from gradmedic_service.projects import service as projects
+from gradmedic_service.reruns import repository as reruns
 from gradmedic_service.responses import to_json, without_nonfinite
 from gradmedic_service.runs import repository
 from gradmedic_service.runs.facts import LAYERS, TRAINING, digest_of
@@ -41,6 +42,9 @@ def create(
     layers = _stored(LAYERS.dump_python(body.layers, mode="python", exclude_defaults=True))
     training = _stored(TRAINING.dump_python(body.training, exclude_none=True))
     now = datetime.now(UTC)
+    trial = None if body.id is None else reruns.run_of_attempt(session, body.id)
+    if trial is not None:
+        body = replace(body, project=trial.project, name=trial.name)
     run = models.Run(
         id=run_id,
         project=body.project,
@@ -62,6 +66,8 @@ def create(
         layer_counts=[len(layers)],
         facts_digest=digest_of(layers, training, body.framework),
         muted_detectors=body.muted_detectors,
+        parent_id=None if trial is None else trial.parent_id,
+        stop_after=None if trial is None else trial.stop_after,
         details=models.RunDetails(
             notes=body.notes, config=without_nonfinite(body.config), training=training, layers=layers
         ),
@@ -194,6 +200,7 @@ def _summary_fields(run: models.Run) -> dict[str, Any]:
         "group": run.group,
         "framework": run.framework,
         "trainable": run.trainable,
+        "parent_id": run.parent_id,
         "created_at": run.created_at,
         "updated_at": run.updated_at,
     }

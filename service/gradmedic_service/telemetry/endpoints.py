@@ -31,6 +31,7 @@ from gradmedic_service.errors import (
     UnsupportedMediaType,
     documented,
 )
+from gradmedic_service.reruns import service as reruns
 from gradmedic_service.telemetry import export, service
 from gradmedic_service.telemetry.decoding import LARGEST_GENERATION, LARGEST_STEP, STEPS_APPEND, decode_block
 
@@ -106,6 +107,9 @@ def append_steps(
     block = decode_block(body, content_type, limits)
     with database.writing_rows() as connection:
         result, advanced = service.append(connection, principal, facts, warm, run_id, block)
+        if result.alerts:
+            with database.objects(connection) as session:
+                reruns.start_automatically(session, principal, facts, limits, run_id)
     if advanced is not None:
         warm.keep(advanced)
         changed_to = result.verdict if result.verdict != advanced.run.verdict else None
@@ -215,7 +219,8 @@ def read_diagnosis(
 ) -> wire.Diagnosis:
     """Return what is wrong with the run, why, and what fixes it."""
     with database.reading_rows() as connection:
-        return service.diagnose(connection, principal, facts, run_id, at_step)
+        diagnosis = service.diagnose(connection, principal, facts, run_id, at_step)
+        return reruns.with_outcomes(connection, diagnosis)
 
 
 @router.get(

@@ -41,6 +41,7 @@ class RunState:
     muted_by_run: list[str] | None
     muted_by_project: list[str] | None
     rewound_to: int | None
+    stop_after: int | None
 
     @property
     def muted(self) -> frozenset[str]:
@@ -123,6 +124,7 @@ _STATE_COLUMNS = (
     _RUNS.c.muted_detectors.label("muted_by_run"),
     _PROJECTS.c.muted_detectors.label("muted_by_project"),
     _RUNS.c.rewound_to,
+    _RUNS.c.stop_after,
 )
 _READ_STATE = (
     select(*_STATE_COLUMNS)

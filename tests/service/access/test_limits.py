@@ -228,7 +228,7 @@ def test_unknown_query_parameters_are_refused(sqlite_client: TestClient, query: 
     """A parameter that the route does not know is named, and so are those that it knows."""
     response = sqlite_client.get(f"{RUNS}{query}")
     assert (response.status_code, response.json()["error_code"]) == (422, "invalid_request")
-    assert "max_results, page_token, project" in response.json()["detail"]
+    assert "max_results, page_token, parent_id, project" in response.json()["detail"]
     assert sqlite_client.get(f"{wire.API_PATH}/limits?x=1").status_code == 422
 
 
