@@ -37,6 +37,8 @@ _PAUSE = 0.02
 call. An explosion is announced that much later."""
 _LONGEST_PAUSE = 0.2
 """Where nothing comes for a while, it looks less often."""
+_LONGEST_DELAY_AT_END = 2.0
+"""Seconds between attempts while somebody waits for the run's end, unless the service asks for more."""
 _DRAFT_BYTES = 1_000
 """About what a draft takes at least."""
 _FEWEST_DRAFTS = 10_000
@@ -336,7 +338,10 @@ class Sender:
                 unsent = len(self._backlog)
                 self._backlog.clear()
             else:
-                self._retry_at = time.monotonic() + retry_delay(error, self._failures)
+                delay = retry_delay(error, self._failures)
+                if self._final_status is not None and getattr(error, "retry_after", None) is None:
+                    delay = min(delay, _LONGEST_DELAY_AT_END)
+                self._retry_at = time.monotonic() + delay
                 self._failures += 1
         if self._is_refused:
             logger.error("gradmedic stopped sending (%d steps not sent), training goes on: %s", unsent, error)

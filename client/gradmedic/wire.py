@@ -311,10 +311,10 @@ class ProjectUpdate:
 
     muted_detectors: list[str] | None = None
     """Takes effect on findings at once, on a run's verdict with its next block."""
-    rerun_automatically: bool | None = None
-    max_concurrent_trials: int | None = None
+    rerun_automatically: Flag | None = None
+    max_concurrent_trials: Whole | None = None
     """From 1 to 1000. Trials that run already go on."""
-    max_rerun_seconds: float | None = None
+    max_rerun_seconds: Number | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -672,11 +672,11 @@ class RerunBudget:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
 
-    steps: int | None = None
+    steps: Whole | None = None
     """Of each trial."""
-    seconds: float | None = None
+    seconds: Number | None = None
     """Of all trials together, each from its start to its end."""
-    trials: int | None = None
+    trials: Whole | None = None
     """Candidates times seeds; further attempts at one trial do not count."""
 
 
@@ -689,7 +689,7 @@ class RerunCreate:
     remedies: list[list[Remedy]] | None = None
     """The candidates, each some remedies that are applied together; without it, the run's advice is raced. The remedy
     `set_parameter` sets parameters of the trainable by their own names."""
-    seeds: int | None = None
+    seeds: Whole | None = None
     """How many; 3 unless given."""
     budget: RerunBudget = field(default_factory=RerunBudget)
     executor: str | None = None
@@ -809,13 +809,13 @@ class TrainableParameter:
     name: str
     """Of its placeholder, and of its key in the run's config: dots lead into nested mappings."""
     type: Annotated[str, OneOf(*PARAMETER_TYPES)]
-    minimum: float | None = None
-    maximum: float | None = None
+    minimum: Number | None = None
+    maximum: Number | None = None
     choices: list[str] | None = None
     """Of a `str`, every value that it may have."""
     default: float | int | str | bool | None = None
     """Where the run's config has no such key."""
-    is_optional: bool = False
+    is_optional: Flag = False
     """Whether it may have no value; its argument is then left out."""
     remedy: str | None = None
     """The remedy, or the parameter of one (`truncate_backpropagation.time_steps`), that it carries out."""
@@ -829,8 +829,8 @@ class Trainable:
 
     name: str
     parameters: list[TrainableParameter] = field(default_factory=list)
-    gpus: int = 0
-    timeout: float = 3600.0
+    gpus: Whole = 0
+    timeout: Number = 3600.0
     """Seconds after which a trial of it is ended."""
 
 
@@ -890,7 +890,7 @@ class TrialHeartbeat:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
 
-    attempt: int
+    attempt: Whole
     output: str | None = None
     """The end of what it has printed, if that changed."""
 
@@ -916,11 +916,11 @@ class TrialResult:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
 
-    attempt: int
+    attempt: Whole
     status: Annotated[str, OneOf(*RESULT_STATUSES)]
     reason: str | None = None
     """Why it failed, or could not be applied."""
-    exit_code: int | None = None
+    exit_code: Whole | None = None
     output: str | None = None
     environment: dict[str, str] = field(default_factory=dict)
 

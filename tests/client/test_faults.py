@@ -57,7 +57,7 @@ for step in range(first, steps):
         import os; os.replace(checkpoint + '.new', checkpoint)
         print('checkpoint', step, flush=True)
     time.sleep(pause)
-delivered = run.finish(timeout=60)
+delivered = run.finish(timeout=120)
 weights = hashlib.sha256(b''.join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
 print(json.dumps({'losses': losses, 'norms': norms, 'weights': weights, 'delivered': delivered}), flush=True)
 """

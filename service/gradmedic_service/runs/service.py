@@ -237,5 +237,6 @@ def _after(query: RunQuery, page_token: str) -> RunQuery:
 
 
 def _query_digest(query: RunQuery) -> str:
-    content = {**asdict(query), "after": None}
+    parent_id = None if query.parent_id is None else query.parent_id.hex
+    content = {**asdict(query), "parent_id": parent_id, "after": None}
     return hashlib.blake2b(to_json(content).encode(), digest_size=6).hexdigest()

@@ -377,3 +377,10 @@ def test_a_token_belongs_to_its_query(client: TestClient, create_run: Any) -> No
 def test_score_is_a_number(client: TestClient, create_run: Any) -> None:
     """The score of a new run is finite."""
     assert math.isfinite(client.get(create_run(client)).json()["score"])
+
+
+def test_a_list_of_trials_is_paged(client: TestClient) -> None:
+    """The runs of a parent have pages of their own; a token that is none of theirs is refused."""
+    query = {"parent_id": str(new_id())}
+    assert client.get(RUNS, params=query).json() == {"items": [], "next_page_token": None}
+    assert "page_token" in paths(client.get(RUNS, params={**query, "page_token": "bm9uZQ"}))
