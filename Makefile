@@ -28,7 +28,7 @@ serve: $(READY) ## start the service on http://127.0.0.1:8642 with a SQLite data
 test: $(READY) ## run the whole suite
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-test-fast: $(READY) ## run what takes less than two minutes
+test-fast: $(READY) ## run what takes about two minutes
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
 
 fuzz: $(READY) ## ask a running service everything that its OpenAPI document says, for long (EXAMPLES=300)

@@ -27,6 +27,8 @@ from gradmedic_service.addresses import is_loopback
 from gradmedic_service.cli import API_KEY, DB, REDIAGNOSE, SERVE
 from gradmedic_service.settings import Settings
 
+pytestmark = pytest.mark.slow  # services of their own
+
 
 @pytest.fixture(autouse=True)
 def _logging_as_before() -> Iterator[None]:

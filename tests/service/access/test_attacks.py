@@ -39,6 +39,7 @@ SQL = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", [scope for scope in wire.SCOPES if scope != "admin"])
 def test_no_scope_makes_keys(scope: str, bearing: Any) -> None:
     """Scope escalation: whoever is no admin makes no key, and so cannot give itself more."""
@@ -82,6 +83,7 @@ def test_decompression_bombs(sqlite_client: TestClient, encoding: str, bomb: byt
     assert response.status_code in (400, 413, 415)
 
 
+@pytest.mark.slow
 def test_oversized_bodies_are_refused_before_they_are_read(serve: Any, sqlite_url: str) -> None:
     """A body that says it is too large is refused by what it says; one that lies by what comes."""
     with serve(sqlite_url) as served, httpx2.Client(base_url=served.url) as client:
@@ -227,6 +229,7 @@ def test_no_line_of_the_log_holds_a_secret(form: Any, capsys: pytest.CaptureFixt
         assert all(json.loads(line) for line in lines.splitlines())
 
 
+@pytest.mark.slow
 def test_the_log_of_a_service_holds_no_secret(serve: Any, sqlite_url: str, tmp_path: Path, capsys: Any) -> None:
     """A running service that sees keys good and bad writes none of them, nor the password of its database."""
     good, bad = new_secret(), new_secret()

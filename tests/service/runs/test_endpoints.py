@@ -180,6 +180,7 @@ def test_lone_surrogates_are_refused(client: TestClient) -> None:
         assert response.status_code == 422, response.text
 
 
+@pytest.mark.slow
 def test_too_many_layers_are_refused(sqlite_url: str) -> None:
     """A run over the limit of layers is refused at creation and when layers are appended."""
     layers = [{"name": f"w{index}"} for index in range(4)]
@@ -215,6 +216,7 @@ def test_append_layers(client: TestClient, create_run: Any) -> None:
         assert [layer["name"] for layer in response.json()["layers"]] == ["layer0", "new"]
 
 
+@pytest.mark.slow
 def test_layers_appended_at_once_are_all_kept(
     client: TestClient, create_run: Any, database: Database, settings: Settings
 ) -> None:

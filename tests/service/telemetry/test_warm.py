@@ -75,6 +75,7 @@ def test_a_changed_run_is_restored(
     assert len(restored) == 1
 
 
+@pytest.mark.slow
 def test_another_replica_is_noticed(client: TestClient, create_run: Any, settings: Settings) -> None:
     """Two replicas that take turns conclude what one alone would."""
     run, alone = create_run(client), create_run(client)
@@ -163,6 +164,7 @@ def test_what_is_kept_is_bounded(client: TestClient, create_run: Any, database: 
     assert warm.take(states[2]) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 7, 13])
 def test_forgetting_changes_nothing(
     client: TestClient, create_run: Any, database: Database, monkeypatch: pytest.MonkeyPatch, size: int

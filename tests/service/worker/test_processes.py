@@ -17,6 +17,8 @@ import pytest
 from gradmedic_service.worker.launcher import KEEP_FIRST, KEEP_LAST
 from gradmedic_service.worker.processes import Ended, LocalExecutor, LocalProcess, Order, is_plain_script
 
+pytestmark = pytest.mark.slow  # services of their own
+
 Wait = Callable[[Callable[[], bool]], None]
 ENVIRONMENT = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
