@@ -38,8 +38,8 @@ TARGETS = {
 IMPORTS = 9
 MEMORY_STEPS = 5
 RESAMPLINGS = 400
-SETTLING_STEPS = 35
-"""Until there was a verdict."""
+SETTLING_STEPS = 20
+"""Of the start, which is sampled at every step."""
 STEPS = {"mlp": 10, "gpt": 5}
 """Of a turn."""
 TURNS = {"mlp": 16, "gpt": 6}

@@ -134,7 +134,8 @@ def init(
             [GRADMEDIC_MODE].
         trainable: name under which a worker may rerun this job.
         log_freq: "auto" takes statistics as often as should cost 1.5 % of the training's time, and at every step
-            at the start and when a verdict is near; a number takes them at every such step, and at the first twenty
+            at the start - the first twenty, and on until a second was spent - and when a verdict is near: for 25 steps
+            after a jump or an alarm; a number takes them at every such step, and at the first twenty
             [GRADMEDIC_LOG_FREQ], "auto".
         flush_interval: seconds that a step waits to be sent [GRADMEDIC_FLUSH_INTERVAL], 1.
         max_queue_bytes: memory for steps that wait for the service [GRADMEDIC_MAX_QUEUE_BYTES], 64 MiB.
@@ -344,8 +345,9 @@ class Run:
     ) -> None:
         """Record one step: everything since the last call.
 
-        Returns within microseconds and raises nothing but `UnhealthyRunError`; what cannot be recorded is left out and
-        logged once. A run without `watch()` gives its gradients, or their statistics, here.
+        Takes some 50 microseconds, whatever the network and the disk do, and raises nothing but what is named below;
+        what cannot be recorded is left out and logged once. A run without `watch()` gives its gradients, or their
+        statistics, here.
 
         Args:
             loss: of the step; NaN and infinity are recorded as they are.
@@ -743,11 +745,11 @@ class Run:
             )
         if result.verdict == self._verdict:
             return
-        self._sampler.hurry()
         self._verdict = result.verdict
         since = "" if result.since_step is None else f" since step {result.since_step}"
         summary = " ".join(result.alerts) or f"The verdict is {result.verdict}{since}."
         if result.verdict in UNHEALTHY:
+            self._sampler.hurry()
             logger.warning("gradmedic: %s See %s", summary, self.url)
             if self._may_clip:
                 self._find_limit()

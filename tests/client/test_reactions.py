@@ -14,6 +14,7 @@ from tests.client.faults import FaultyProxy
 from tests.client.test_run import losses, start
 
 import gradmedic
+from gradmedic import wire
 from gradmedic.http import Request, Response, Transport, Urllib3Transport
 
 
@@ -103,6 +104,22 @@ def test_worker_processes_begin_no_runs_of_their_own(
     assert done.returncode == 0, done.stderr
     runs = [run for run in client.runs.list(project="spawned") if run.name == f"spawned by {method}"]
     assert [(run.status, run.last_step) for run in runs] == [("finished", 3)]
+
+
+def test_an_alarm_is_looked_at_closely_and_a_recovery_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only an unhealthy verdict makes the next steps sampled ones; the first healthy one comes in every run."""
+    run = gradmedic.init(mode="offline", dir=tmp_path)
+    hurried: list[str] = []
+    monkeypatch.setattr(run._sampler, "hurry", lambda: hurried.append(run.verdict))
+    for verdict in ("healthy", "exploding", "exploding", "healthy", "vanishing"):
+        run.take_result(
+            wire.AppendResult(
+                accepted=1, ignored=0, last_step=1, generation=0, revision=1, verdict=verdict, since_step=0, alerts=[],
+                stop=False,
+            )
+        )  # fmt: skip
+    run.finish()
+    assert hurried == ["exploding", "vanishing"]
 
 
 LOADING = """
