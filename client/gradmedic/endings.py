@@ -20,7 +20,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from types import FrameType, ModuleType
+from types import FrameType
 from typing import Any, Protocol
 
 SIGNAL_TIMEOUT = 5.0
@@ -37,8 +37,9 @@ class Ending(Protocol):
 _open: list[Ending] = []
 _exit_code: object = None
 _last_error: object = None
-_wrapped: list[tuple[Any, str, Any]] = []
-"""Objects, names of their attributes, and our functions there, which know what they replaced."""
+_wrapped: list[tuple[Any, str, Any, bool]] = []
+"""Objects, names of their attributes, our functions there, which know what they replaced, and whether that was the
+object's own or its class's."""
 
 
 def watch_for_end(run: Ending) -> None:
@@ -49,7 +50,7 @@ def watch_for_end(run: Ending) -> None:
         for module, name in ((sys, "exit"), (builtins, "exit"), (builtins, "quit")):
             if hasattr(module, name):  # python -S has no exit() and quit()
                 _wrap(module, name, _noting_code(getattr(module, name)))
-        with contextlib.suppress(AttributeError):  # a stream that somebody made, or none
+        with contextlib.suppress(AttributeError, TypeError):  # a stream that somebody made, or none
             _wrap(sys.stderr, "flush", _looking_for_exit(sys.stderr.flush))
         if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
             signal.signal(signal.SIGTERM, _terminate)
@@ -88,9 +89,9 @@ def become_child() -> None:
 
 def _restore() -> None:
     while _wrapped:
-        owner, name, ours = _wrapped.pop()
+        owner, name, ours, was_its_own = _wrapped.pop()
         is_still_ours = getattr(owner, name, None) is ours  # somebody may have wrapped it again
-        if is_still_ours and isinstance(owner, ModuleType):
+        if is_still_ours and was_its_own:
             setattr(owner, name, ours.__wrapped__)
         elif is_still_ours:
             delattr(owner, name)  # what it replaced is the class's
@@ -100,8 +101,9 @@ def _restore() -> None:
 
 
 def _wrap(owner: Any, name: str, ours: Callable[..., Any]) -> None:
+    was_its_own = name in vars(owner)
     setattr(owner, name, ours)
-    _wrapped.append((owner, name, ours))
+    _wrapped.append((owner, name, ours, was_its_own))
 
 
 def _noting_code(leave: Callable[..., Any]) -> Callable[..., Any]:

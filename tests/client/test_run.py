@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
+import io
 import logging
 import math
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -597,6 +600,28 @@ def test_a_forked_child_does_nothing_and_the_parent_goes_on(service_url: str, cl
     assert run.finish()
     assert losses(client, run) == {i: float(i) for i in range(61)}
     assert client.runs.get(run.id).status == "finished"
+
+
+def test_after_the_last_run_nothing_of_the_process_is_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exits, streams and signals are what they were, a function that somebody put on a stream included."""
+    streams: list[Any] = [io.TextIOWrapper(io.BytesIO()), io.StringIO(), None]
+    for stream in streams:
+        monkeypatch.setattr(sys, "stderr", stream)
+        for has_flush_of_its_own in (False, True):
+            if has_flush_of_its_own and stream is not None:
+                monkeypatch.setattr(stream, "flush", lambda: None)
+
+            def state(stream: Any = stream) -> list[Any]:
+                flush = None if stream is None else vars(stream).get("flush")
+                return [sys.exit, builtins.exit, builtins.quit, signal.getsignal(signal.SIGTERM), flush]
+
+            before = state()
+            runs = [gradmedic.init(mode="offline", dir=tmp_path, silent=True) for _ in range(2)]
+            assert sys.exit is not before[0]
+            for run in runs:
+                assert state() != before
+                run.finish()
+            assert state() == before
 
 
 @pytest.mark.parametrize(
