@@ -52,7 +52,7 @@ from gradmedic.spill import Journal
 from gradmedic.statistics import ARRAY_STATISTICS, measure_gradient
 from gradmedic.step import Rewind, Row, Step
 from gradmedic.sync import find_leftovers
-from gradmedic.trial import Circumstances, Report, TrialEnded, circumstances, seed_generators
+from gradmedic.trial import Circumstances, Report, TrialEnded, TrialOrder, circumstances, seed_generators
 
 if TYPE_CHECKING:
     import torch
@@ -134,7 +134,8 @@ def init(
             [GRADMEDIC_MODE].
         trainable: name under which a worker may rerun this job.
         log_freq: "auto" takes statistics as often as should cost 1.5 % of the training's time, and at every step
-            at the start and when a verdict is near; a number takes them at every such step, and at the first twenty
+            at the start - the first twenty, and on until a second was spent - and when a verdict is near: for 25 steps
+            after a jump or an alarm; a number takes them at every such step, and at the first twenty
             [GRADMEDIC_LOG_FREQ], "auto".
         flush_interval: seconds that a step waits to be sent [GRADMEDIC_FLUSH_INTERVAL], 1.
         max_queue_bytes: memory for steps that wait for the service [GRADMEDIC_MAX_QUEUE_BYTES], 64 MiB.
@@ -196,8 +197,8 @@ def init(
 class Run:
     """One training job, streamed to the service. Made by `gradmedic.init()`; used by one thread.
 
-    As a context manager it is finished at the end of the block, as `failed` if an exception leaves it. A run that is
-    never finished is finished when the interpreter exits. In a forked child it does nothing.
+    As a context manager it is finished at the end of the block, as `failed` if an exception leaves it that is no exit
+    with code 0. A run that is never finished is finished when the interpreter exits. In a forked child it does nothing.
     """
 
     def __init__(
@@ -344,8 +345,9 @@ class Run:
     ) -> None:
         """Record one step: everything since the last call.
 
-        Returns within microseconds and raises nothing but `UnhealthyRunError`; what cannot be recorded is left out and
-        logged once. A run without `watch()` gives its gradients, or their statistics, here.
+        Takes some 50 microseconds, whatever the network and the disk do, and raises nothing but what is named below;
+        what cannot be recorded is left out and logged once. A run without `watch()` gives its gradients, or their
+        statistics, here.
 
         Args:
             loss: of the step; NaN and infinity are recorded as they are.
@@ -367,12 +369,15 @@ class Run:
             self._say_once("finished", "log() after finish() records nothing")
             return
         try:
-            self._record(loss, step, gradients, statistics, learning_rate, self._join_metrics(metrics, more_metrics))
+            if metrics is not None:
+                more_metrics = self._join_metrics(metrics, more_metrics)
+            self._record(loss, step, gradients, statistics, learning_rate, more_metrics)
         except Exception as error:
             self._say_once(f"log {type(error)}", f"a step could not be recorded: {error!r}")
         if self._events or self._limits_to_set:
             self._call_back()
-        self._end_trial_if_due()
+        if self._started.order is not None:
+            self._end_trial_if_due(self._started.order)
         if self._reason_to_stop is not None:
             reason, self._reason_to_stop = self._reason_to_stop, None
             raise reason
@@ -469,7 +474,9 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        is_meant = kind is None or issubclass(kind, RunStoppedError)
+        is_meant = error is None or isinstance(error, RunStoppedError)
+        if isinstance(error, SystemExit):
+            is_meant = not endings.is_failure(error.code)
         self.finish(status="finished" if is_meant else "failed")
 
     # --- recording ----------------------------------------------------------------------------------------------------
@@ -483,43 +490,44 @@ class Run:
         learning_rate: Number | None,
         metrics: Mapping[str, Number],
     ) -> None:
-        begun = self._sampler.clock()
-        endings.forget_exit()
+        sampler = self._sampler
+        begun = sampler.clock()
         try:
-            self._describe_sources()
-            pending = [source.take() for source in self._sources]
+            endings.forget_exit()
+            pending = []  # no comprehension here and below: each is a call, and the caches are cold after a step
+            for source in self._sources:
+                pending.append(source.take())  # noqa: PERF401
             if self._is_follower:
                 return
-            number = self._number_of(step)
+            number = self._last_number + 1 if step is None else self._number_of(step)
             if number is None:
                 return
             self._last_number = number
+            held: dict[str, float | PendingNumber | None] = {}
+            for name, value in metrics.items():
+                if self._takes_metric(str(name)):
+                    held[str(name)] = self._hold(name, value)
+            row = None
+            if sampler.is_sampling and (gradients is not None or statistics is not None):
+                row = self._row_of(gradients, statistics)
             self._sender.put(
                 _Draft(
-                    run=self,
-                    number=number,
-                    time=time.time(),
-                    loss=self._hold("loss", loss),
-                    learning_rate=self._hold("learning_rate", learning_rate),
-                    metrics={
-                        str(name): self._hold(name, value)
-                        for name, value in metrics.items()
-                        if self._takes_metric(str(name))
-                    }
-                    if metrics
-                    else {},
-                    pending=pending,
-                    row=self._row_of(gradients, statistics) if self._sampler.is_sampling else None,
+                    self,
+                    number,
+                    time.time(),
+                    None if loss is None else self._hold("loss", loss),
+                    None if learning_rate is None else self._hold("learning_rate", learning_rate),
+                    held,
+                    pending,
+                    row,
                 )
             )
         finally:
-            self._sampler.spend(self._sampler.clock() - begun)
-            self._sampler.advance()
+            sampler.spend(sampler.clock() - begun)
+            sampler.advance()
 
-    def _number_of(self, step: int | None) -> int | None:
+    def _number_of(self, step: int) -> int | None:
         """Return the number of the step, or None if it cannot be recorded under the number given."""
-        if step is None:
-            return self._last_number + 1
         try:
             number = operator.index(step)
         except TypeError:
@@ -546,9 +554,7 @@ class Run:
             self._say_once(f"number {name}", f"{name} is left out where it is not a number: {error}")
             return None
 
-    def _join_metrics(self, metrics: Mapping[str, Number] | None, more: Mapping[str, Number]) -> Mapping[str, Number]:
-        if metrics is None:
-            return more
+    def _join_metrics(self, metrics: Mapping[str, Number], more: dict[str, Number]) -> dict[str, Number]:
         if not isinstance(metrics, Mapping):
             self._say_once("metrics", f"metrics must map names to numbers; {type(metrics)} is left out")
             return more
@@ -590,9 +596,7 @@ class Run:
     def _row_of(
         self, gradients: Mapping[str, Any] | None, statistics: Mapping[str, Mapping[str, Number]] | None
     ) -> Row | None:
-        """Return the row of gradients or statistics given to `log()`."""
-        if gradients is None and statistics is None:
-            return None
+        """Return the row of gradients or statistics given to `log()`; one of them is not None."""
         if self._sources or (gradients is not None and statistics is not None):
             self._say_once(
                 "two sources",
@@ -713,10 +717,7 @@ class Run:
         report.say(applied=sum(one.count for one in self._treatments), not_applied=treatment.not_applied)
         return treatment
 
-    def _end_trial_if_due(self) -> None:
-        order = self._started.order
-        if order is None:
-            return
+    def _end_trial_if_due(self, order: TrialOrder) -> None:
         if order.steps is not None and self._last_number + 1 >= order.steps:
             self._reason_to_end = f"its {order.steps} steps are done"
         if self._reason_to_end is not None:
@@ -744,11 +745,11 @@ class Run:
             )
         if result.verdict == self._verdict:
             return
-        self._sampler.hurry()
         self._verdict = result.verdict
         since = "" if result.since_step is None else f" since step {result.since_step}"
         summary = " ".join(result.alerts) or f"The verdict is {result.verdict}{since}."
         if result.verdict in UNHEALTHY:
+            self._sampler.hurry()
             logger.warning("gradmedic: %s See %s", summary, self.url)
             if self._may_clip:
                 self._find_limit()
@@ -819,7 +820,7 @@ class Run:
             logger.warning("gradmedic: %s (said once)", message)
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class _Draft:
     """A step some of whose numbers may still be on a device."""
 
