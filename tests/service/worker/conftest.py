@@ -42,7 +42,6 @@ CONFIGURATION = """
     command = ["python", "train.py", "--how={{how}}", "--pause={{pause}}"]
     timeout = {timeout}
     preload = false
-    environment = {{ PYTHONPATH = "{without_torch}" }}
     [trainables.train.parameters]
     how = {{ type = "str", choices = ["explode", "learn", "crash", "hang", "spam"] }}
     pause = {{ type = "float", minimum = 0.0, maximum = 10.0 }}
@@ -53,10 +52,7 @@ StartWorker = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
 def write_trainable(folder: Path, *, script: str = SCRIPT, slots: int = 1, timeout: float = 60) -> None:
     """Write the script, and the `worker.toml` that allows it."""
     (folder / "train.py").write_text(textwrap.dedent(script))
-    without_torch = folder / "without_torch"  # importing it takes longer than the trials
-    without_torch.mkdir(exist_ok=True)
-    (without_torch / "torch.py").write_text("raise ModuleNotFoundError('not here', name='torch')")
-    configuration = textwrap.dedent(CONFIGURATION).format(slots=slots, timeout=timeout, without_torch=without_torch)
+    configuration = textwrap.dedent(CONFIGURATION).format(slots=slots, timeout=timeout)
     (folder / "worker.toml").write_text(configuration)
 
 
