@@ -34,7 +34,7 @@ def test_a_race_from_the_question_to_the_proof(client: TestClient, worker: Playe
     first, second = done["candidates"][1:]
     assert first["outcome"] | {"cost_seconds": 0, "loss": 0} == {
         "state": "verified", "rerun_id": asked["id"], "seeds": 3, "healthy": 3, "loss": 0, "control_loss": "NaN",
-        "cost_seconds": 0,
+        "cost_seconds": 0, "environment": {"torch": "2.13.0", "device": "cpu"},
     }  # fmt: skip
     assert 0.2 < first["outcome"]["loss"] < 1.0
     assert (second["outcome"]["state"], second["outcome"]["healthy"]) == ("failed", 0)
@@ -445,9 +445,22 @@ def test_lists_page_and_filter(client: TestClient, worker: PlayedWorker) -> None
         ({"parameters": [{"name": "a", "type": "int", "default": "x"}]}, "items[0].parameters[0].default"),
         ({"parameters": [{"name": "a", "type": "int", "remedy": "magic"}]}, "items[0].parameters[0].remedy"),
         ({"parameters": [{"name": "a", "type": "int", "remedy": "warm_up"}]}, "items[0].parameters[0].remedy"),
+        ({"parameters": [{"name": "a", "type": "int", "remedy": "use_bfloat16"}]}, "items[0].parameters[0].remedy"),
         ({"command": ["rm"]}, "items[0].command"),
     ],
-    ids=["name", "gpus", "timeout", "type", "choices", "twice", "default", "remedy", "no parameter", "command"],
+    ids=[
+        "name",
+        "gpus",
+        "timeout",
+        "type",
+        "choices",
+        "twice",
+        "default",
+        "remedy",
+        "no parameter",
+        "not bool",
+        "command",
+    ],
 )
 def test_bad_trainables_name_the_field(sqlite_client: TestClient, change: dict[str, Any], path: str) -> None:
     """What a worker cannot offer is refused with its path; a command is no field at all."""
