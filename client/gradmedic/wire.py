@@ -936,6 +936,8 @@ class TrialResult:
     exit_code: Whole | None = None
     output: str | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    seconds: Number | None = None
+    """That it took; without it, until the result arrives, which the service's absence may delay."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

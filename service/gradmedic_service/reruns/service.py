@@ -525,6 +525,8 @@ def finish(session: Session, principal: Principal, trial_id: UUID, body: wire.Tr
 
     The same result again changes nothing. Raises TrialNotFound, StaleAttempt, InvalidRequest.
     """
+    if body.seconds is not None and not body.seconds >= 0:
+        raise InvalidRequest.at("seconds", f"must not be negative, not {body.seconds!r}")
     if body.status not in wire.RESULT_STATUSES:
         raise InvalidRequest.at("status", f"{body.status!r} is not one of {', '.join(wire.RESULT_STATUSES)}")
     _, rerun = _worked_on(session, principal, trial_id)
@@ -561,6 +563,7 @@ def finish(session: Session, principal: Principal, trial_id: UUID, body: wire.Tr
         exit_code=body.exit_code,
         output=body.output,
         environment=body.environment,
+        seconds=body.seconds,
     )
     _advance(session, rerun, at)
     return _detail(session, rerun)
@@ -726,11 +729,13 @@ def _cancel_queued(trials: Sequence[models.Trial], reason: str) -> None:
 
 def _queue_lost(session: Session, rerun: models.Rerun, at: datetime) -> None:
     """Queue again the trials whose worker was not heard of in time; those that lost several workers have failed."""
-    for trial in repository.trials_of(session, rerun.id):
+    trials = repository.trials_of(session, rerun.id)
+    for trial in trials:
         if trial.status != "running" or trial.lease_expires_at is None or trial.lease_expires_at >= at:
             continue
-        ended = trial.lease_expires_at
-        _end_attempt(session, trial, ended, status="lost", reason="its worker was not heard of any more")
+        left = max(0.0, rerun.seconds - sum(one.seconds for one in trials))  # its launcher has ended it by then
+        ended, why = trial.lease_expires_at, "its worker was not heard of any more"
+        _end_attempt(session, trial, ended, status="lost", reason=why, seconds=left)
         trial.lease_expires_at = None
         if trial.attempt >= MAX_ATTEMPTS:
             trial.status, trial.reason = "failed", f"{trial.attempt} workers were lost while they ran it"
@@ -758,6 +763,7 @@ def _end_attempt(
     exit_code: int | None = None,
     output: str | None = None,
     environment: Mapping[str, str] | None = None,
+    seconds: float | None = None,
 ) -> None:
     """Note the end of a trial's latest attempt: its run takes no further step, its key opens nothing any more."""
     attempt = repository.find_attempt(session, trial.id, trial.attempt)
@@ -768,7 +774,8 @@ def _end_attempt(
         attempt.output = _bounded(output)
     if environment:
         attempt.environment = {str(name)[:64]: str(value)[:256] for name, value in list(environment.items())[:32]}
-    trial.seconds += max(0.0, (at - attempt.started_at).total_seconds())
+    passed = max(0.0, (at - attempt.started_at).total_seconds())
+    trial.seconds += passed if seconds is None else min(passed, seconds)
     repository.stop_run(session, attempt.run_id, "finished" if status in ("done", "stopped") else "failed")
     if attempt.key_id is not None:
         access.revoke_key(session, OPERATOR, attempt.key_id)

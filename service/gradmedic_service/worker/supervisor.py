@@ -261,7 +261,7 @@ class _TrialAtWork:
         self._tell = tell
         self._interval = min(LONGEST_HEARTBEAT, claimed.lease_seconds / HEARTBEATS_PER_LEASE)
         self._deadline = asked_at + claimed.seconds - GRACE
-        self._heard_at = asked_at
+        self._asked_at = self._heard_at = asked_at
         self._is_abandoned = threading.Event()
         self._sent_output: str | None = None
         self._seen: wire.HeartbeatResult | None = None
@@ -369,6 +369,7 @@ class _TrialAtWork:
             exit_code=ended.exit_code,
             output=_read_output(output),
             environment=environment,
+            seconds=time.monotonic() - self._asked_at,
         )
 
     def _judge(self, ended: Ended, report: Mapping[str, object]) -> tuple[str, str | None]:

@@ -372,6 +372,42 @@ def test_output_is_readable_and_bounded(client: TestClient, worker: PlayedWorker
     assert client.get(f"{API}/trials/{new_id()}/output").json()["error_code"] == "trial_not_found"
 
 
+def test_what_a_trial_took_is_what_its_worker_says(client: TestClient, worker: PlayedWorker) -> None:
+    """A result that a service was not there for costs the time of the trial, and never more than has passed."""
+    asked = rerun(client, suspect(client), CLIP, seeds=1)
+    claimed = worker.claim()
+    assert claimed is not None
+    worker.stream(claimed, "exploding")
+    assert worker.publish(claimed, seconds=-1.0).json()["errors"][0]["path"] == "seconds"
+    worker.publish(claimed, seconds=0.0)
+    claimed = worker.claim()
+    assert claimed is not None
+    worker.publish(claimed, seconds=1e6)
+    trials = get(client, f"/reruns/{asked['id']}")["trials"]
+    assert trials[0]["seconds"] == 0.0
+    assert 0.0 < trials[1]["seconds"] < 60.0
+
+
+def test_a_lost_worker_costs_no_more_than_there_is(
+    client: TestClient, worker: PlayedWorker, short_lease: None, wait_until: Callable[[Callable[[], bool]], None]
+) -> None:
+    """A lease that ends beyond the budget is not counted to its end: the trial was ended before."""
+    asked = rerun(client, suspect(client), CLIP, budget={"steps": STEPS, "seconds": 1.0})
+    client.app.state.trial_lease = 1.5  # type: ignore[attr-defined]
+    assert worker.claim() is not None
+
+    def is_lost() -> bool:
+        worker.claim()
+        status: str = get(client, f"/reruns/{asked['id']}")["status"]
+        return status == "failed"
+
+    wait_until(is_lost)
+    ended = get(client, f"/reruns/{asked['id']}")
+    assert [one["status"] for one in ended["trials"][0]["attempts"]] == ["lost"]
+    assert ended["cost_seconds"] == 1.0
+    assert "budget of seconds is spent" in ended["reason"]
+
+
 def test_projects_cap_what_runs_at_the_same_time(client: TestClient, worker: PlayedWorker) -> None:
     """No more trials of a project run than it allows; its cap on seconds holds for new reruns."""
     rerun(client, suspect(client), CLIP)

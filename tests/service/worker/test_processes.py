@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from gradmedic_service.worker import processes
 from gradmedic_service.worker.launcher import KEEP_FIRST, KEEP_LAST
 from gradmedic_service.worker.processes import Ended, LocalExecutor, LocalProcess, Order, is_plain_script
 
@@ -260,6 +261,33 @@ def test_only_this_interpreters_scripts_are_forked() -> None:
     assert is_plain_script([sys.executable, "train.py"])
     for other in (["/bin/sh", "x.py"], [sys.executable, "-m", "x"], [sys.executable], ["/usr/bin/python3", "x.py"]):
         assert not is_plain_script(other)
+
+
+def test_a_trial_does_not_wait_for_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait_until: Wait) -> None:
+    """While torch is being imported, trials start without it; once it is there, they are forked."""
+    monkeypatch.setattr(processes, "PRELOAD_WAIT", 0.0)
+    (tmp_path / "script.py").write_text("import sys\nprint('torch' in sys.modules)")
+    order = Order(
+        command=[sys.executable, str(tmp_path / "script.py")],
+        environment=ENVIRONMENT,
+        directory=tmp_path,
+        output=tmp_path / "output",
+        seconds=60,
+        memory=None,
+    )
+    executor = LocalExecutor()
+
+    def said() -> str:
+        process = executor.start(order, ENVIRONMENT, may_preload=True)
+        assert end_of(process) == Ended(0, None)
+        process.close()
+        return printed(tmp_path)
+
+    try:
+        assert said() == "False\n"
+        wait_until(lambda: said() == "True\n")
+    finally:
+        executor.close()
 
 
 def test_several_threads_are_no_place_to_fork_from(executor: LocalExecutor, tmp_path: Path) -> None:
