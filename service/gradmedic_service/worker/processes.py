@@ -202,9 +202,9 @@ class _Preloaded:
             self._process.wait(timeout=10)
 
     def _find_out(self) -> None:
-        ready, _, _ = select.select([self._socket], [], [], PRELOAD_SECONDS)
         line = b""
-        with suppress(OSError):  # closed meanwhile
+        with suppress(OSError, ValueError):  # closed meanwhile
+            ready, _, _ = select.select([self._socket], [], [], PRELOAD_SECONDS)
             line = self._socket.recv(4096) if ready else b""
         self._is_usable = bool(line) and json.loads(line)["threads"] == 1
         self._is_known.set()
