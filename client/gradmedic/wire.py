@@ -538,6 +538,8 @@ class Outcome:
     loss: float | None
     control_loss: float | None
     cost_seconds: float
+    environment: dict[str, str] = field(default_factory=dict)
+    """Versions and device that it was tried on; several are separated by commas."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -747,7 +749,7 @@ class RerunSummary:
     trainable: str
     status: Annotated[str, OneOf(*RERUN_STATUSES)]
     reason: str | None
-    """How it came out, in a sentence."""
+    """How it came out, in a sentence; before that, what it waits for, if there is no worker for it."""
     is_automatic: bool
     created_at: datetime
     started_at: datetime | None
@@ -872,8 +874,19 @@ class Trainable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrainablesOffer:
+    """Body of `PUT /trainables`. A worker repeats it every few seconds, as long as it offers them."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    items: list[Trainable]
+    worker: str | None = None
+    """Name of whoever offers them: what it offered before and no longer does is withdrawn, unless another offers it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trainables:
-    """Body of and answer to `PUT /trainables`, and answer to `GET /trainables`."""
+    """Answer to `PUT /trainables` and to `GET /trainables`."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
 
@@ -960,6 +973,8 @@ class TrialResult:
     exit_code: Whole | None = None
     output: str | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    seconds: Number | None = None
+    """That it took; without it, until the result arrives, which the service's absence may delay."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -112,7 +112,7 @@ def test_examples_are_valid() -> None:
         TypeAdapter(wire.RunRewind).validate_python(example["value"])
     for type_, examples in (
         (wire.RerunCreate, CREATE_RERUN_EXAMPLES),
-        (wire.Trainables, TRAINABLES_EXAMPLES),
+        (wire.TrainablesOffer, TRAINABLES_EXAMPLES),
         (wire.TrialClaim, CLAIM_EXAMPLES),
         (wire.TrialHeartbeat, HEARTBEAT_EXAMPLES),
         (wire.TrialResult, RESULT_EXAMPLES),

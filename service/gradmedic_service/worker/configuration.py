@@ -22,6 +22,7 @@ from gradmedic import wire
 from gradmedic.exceptions import ConfigurationError
 from gradmedic.names import name_error
 from gradmedic.remedies import REMEDIES
+from gradmedic.trainables import Value, value_error
 
 DEFAULT_FILE = "worker.toml"
 DEFAULT_TIMEOUT = 3600.0
@@ -29,8 +30,6 @@ SEED = "seed"
 """Placeholder that is the trial's seed, for scripts that seed themselves."""
 PLACEHOLDER = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-
-Value = float | int | str | bool | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,15 +61,16 @@ class TrainableCommand:
         """Return the command with every placeholder filled; an argument whose parameter has no value is left out.
 
         Raises:
-            ConfigurationError: a placeholder has no parameter.
+            ConfigurationError: a value is not what the operator allows.
         """
-        given: dict[str, Value] = {**values, SEED: seed}
+        given: dict[str, Value] = {SEED: seed}
+        for parameter in self.parameters:
+            value = given[parameter.name] = values.get(parameter.name, parameter.default)
+            if (message := value_error(parameter, value)) is not None:
+                raise ConfigurationError(f"trainable {self.name!r}: {parameter.name} {message}")
         filled = []
         for argument in self.command:
             names = placeholders(argument)
-            missing = [name for name in names if name not in given]
-            if missing:
-                raise ConfigurationError(f"trainable {self.name!r}: nothing fills {{{missing[0]}}}")
             if any(given[name] is None for name in names):
                 continue
             filled.append(

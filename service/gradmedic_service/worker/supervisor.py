@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from gradmedic import wire
@@ -23,7 +23,6 @@ from gradmedic.api import Client
 from gradmedic.exceptions import ApiError, ConfigurationError, ConflictError, GradmedicError, NotFoundError
 from gradmedic.http import is_retryable, retry_delay
 from gradmedic.remedies import describe_remedies
-from gradmedic.trial import describe_environment
 from gradmedic_service.worker.configuration import TrainableCommand, WorkerConfiguration, program_of
 from gradmedic_service.worker.environment import (
     base_environment,
@@ -35,6 +34,8 @@ from gradmedic_service.worker.environment import (
 from gradmedic_service.worker.launcher import GRACE
 from gradmedic_service.worker.processes import Ended, LocalExecutor, LocalProcess, Order
 
+OFFER_INTERVAL = 10.0
+"""Seconds between offers of the trainables: the service lets those go that nobody offers any more."""
 POLL = 0.5
 """Seconds between claims while slots are free."""
 HEARTBEATS_PER_LEASE = 10
@@ -44,6 +45,8 @@ PUBLISH_SECONDS = 600.0
 """For which a result is offered to a service that does not answer."""
 MEMORY_SHARE = 0.9
 """Of the machine's memory that all trials together may hold, unless an operator says otherwise."""
+CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Of a container's memory: of control groups version 2, and 1."""
 OUTPUT_CHARACTERS = 64 * 1024
 
 Print = Callable[[str], None]
@@ -82,6 +85,7 @@ class Supervisor:
         self._changed = threading.Condition()
         self._running: dict[threading.Thread, _TrialAtWork] = {}
         self._is_draining = False
+        self._offered_at = 0.0
         self._executor = LocalExecutor()
         self._programs = {name: program_of(one) for name, one in configuration.trainables.items()}
 
@@ -100,9 +104,13 @@ class Supervisor:
             if not self._is_draining:
                 self._tell(f"worker {self._configuration.name}: {self._slots} slots, trainables {names}")
             while not self._is_draining:
+                self._offer_again()
                 self._fill_slots(root)
-            self._wait_for_all()
+        except BaseException:
+            self.abandon()
+            raise
         finally:
+            self._wait_for_all()
             self._executor.close()
             shutil.rmtree(root, ignore_errors=True)
         return 0
@@ -124,9 +132,8 @@ class Supervisor:
             self._changed.notify_all()
 
     def _register(self, failures: int) -> bool:
-        trainables = [one.on_the_wire() for one in self._configuration.trainables.values()]
         try:
-            self._client.work.register(trainables)
+            self._offer()
         except GradmedicError as error:
             if not is_retryable(error):
                 raise
@@ -136,11 +143,27 @@ class Supervisor:
             return False
         return True
 
+    def _offer(self) -> None:
+        self._offered_at = time.monotonic()
+        trainables = [one.on_the_wire() for one in self._configuration.trainables.values()]
+        self._client.work.register(trainables, self._configuration.name)
+
+    def _offer_again(self) -> None:
+        """Let the service know that the trainables are still there."""
+        if time.monotonic() - self._offered_at < OFFER_INTERVAL:
+            return
+        try:
+            self._offer()
+        except GradmedicError as error:
+            if not is_retryable(error):
+                raise
+
     def _fill_slots(self, root: Path) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._is_draining or len(self._running) < self._slots)
+            self._changed.wait_for(lambda: self._is_draining or len(self._running) < self._slots, OFFER_INTERVAL)
+            is_full = len(self._running) >= self._slots
             fitting = [name for name, one in self._configuration.trainables.items() if one.gpus <= len(self._free_gpus)]
-        if self._is_draining:
+        if self._is_draining or is_full:
             return
         asked_at = time.monotonic()
         try:
@@ -157,7 +180,8 @@ class Supervisor:
 
     def _begin(self, claimed: wire.ClaimedTrial, asked_at: float, root: Path) -> None:
         trainable = self._configuration.trainables[claimed.trainable]
-        gpus = [self._free_gpus.pop(0) for _ in range(trainable.gpus)]
+        with self._changed:
+            gpus = [self._free_gpus.pop(0) for _ in range(trainable.gpus)]
         base = base_environment(trainable, self._environment, max(1, self._cores // self._slots))
         memory = trainable.memory or int(_total_memory() * MEMORY_SHARE / self._slots)
         trial = _TrialAtWork(
@@ -182,7 +206,8 @@ class Supervisor:
         try:
             trial.run()
         except Exception as error:
-            self._tell(f"{trial.title}: the worker failed on it: {error!r}")
+            reason = f"the worker could not run it: {error or type(error).__name__}"
+            self._tell(f"{trial.title}: {reason}: {trial.give_up(reason)}")
         finally:
             with self._changed:
                 self._free_gpus += gpus
@@ -236,7 +261,7 @@ class _TrialAtWork:
         self._tell = tell
         self._interval = min(LONGEST_HEARTBEAT, claimed.lease_seconds / HEARTBEATS_PER_LEASE)
         self._deadline = asked_at + claimed.seconds - GRACE
-        self._heard_at = asked_at
+        self._asked_at = self._heard_at = asked_at
         self._is_abandoned = threading.Event()
         self._sent_output: str | None = None
         self._seen: wire.HeartbeatResult | None = None
@@ -275,6 +300,10 @@ class _TrialAtWork:
             self._tell(f"{self.title}: {self._publish(result)}, {seconds:.1f} s")
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+    def give_up(self, reason: str) -> str:
+        """Publish that it cannot be run here; return what became of that."""
+        return self._publish(wire.TrialResult(attempt=self._claimed.attempt, status="failed", reason=reason))
 
     def _command(self) -> list[str]:
         arguments = self._trainable.arguments(self._claimed.parameters, self._claimed.seed)
@@ -339,7 +368,8 @@ class _TrialAtWork:
             reason=reason,
             exit_code=ended.exit_code,
             output=_read_output(output),
-            environment={**describe_environment(_torch_version()), **environment},
+            environment=environment,
+            seconds=time.monotonic() - self._asked_at,
         )
 
     def _judge(self, ended: Ended, report: Mapping[str, object]) -> tuple[str, str | None]:
@@ -352,7 +382,7 @@ class _TrialAtWork:
         if ended.reason is not None:
             return "failed", ended.reason
         if ended.exit_code is None or ended.exit_code < 0:
-            return "failed", f"it was ended by signal {-(ended.exit_code or 0)}"
+            return "failed", f"it was ended by signal {_signal_name(-(ended.exit_code or 0))}"
         if ended.exit_code > 0:
             return "failed", f"it ended with exit code {ended.exit_code}"
         if self._claimed.remedies and "applied" not in report:
@@ -402,12 +432,22 @@ def _read_output(path: Path) -> str:
         return ""
 
 
+def _signal_name(number: int) -> str:
+    """Name a signal as a person would, and say what SIGKILL mostly means.
+
+    >>> _signal_name(11)
+    '11 (SIGSEGV)'
+    """
+    known = {one.value: one.name for one in signal.Signals}
+    hint = ", as the kernel does where memory runs out" if number == signal.SIGKILL else ""
+    return f"{number} ({known[number]}{hint})" if number in known else str(number)
+
+
 def _total_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _torch_version() -> str | None:
-    try:
-        return f"torch {version('torch')}"
-    except PackageNotFoundError:
-        return None
+    """Return the bytes of this machine, or of the container that this process is in, if that has fewer."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [physical]
+    for path in CONTAINER_LIMITS:
+        with suppress(OSError, ValueError):  # "max" where there is no limit
+            limits.append(int(Path(path).read_text()))
+    return min(limits)

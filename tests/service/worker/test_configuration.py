@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,7 +60,23 @@ def test_placeholders_are_filled(tmp_path: Path) -> None:
     filled = train.arguments({"lr": 1e-5, "clip": None, "deep": True}, seed=7)
     assert filled == ["python", "train.py", "--lr=1e-05", "{literal}", "--deep=true", "--seed=7"]
     assert "--clip=0.5" in train.arguments({"lr": 1, "clip": 0.5, "deep": False}, seed=7)
-    assert train.arguments({"lr": 1, "clip": "; rm -rf /", "deep": False}, seed=7)[3] == "--clip=; rm -rf /"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"lr": 2.0, "deep": True}, "lr must be from 1e-06 to 1, not 2.0"),
+        ({"lr": float("nan"), "deep": True}, "lr must be from 1e-06 to 1, not nan"),
+        ({"lr": 0.1, "clip": "; rm -rf /", "deep": True}, "clip must be of type float"),
+        ({"deep": True}, "lr has no value"),
+    ],
+    ids=["range", "nan", "type", "missing"],
+)
+def test_the_worker_need_not_trust_the_service(tmp_path: Path, values: dict[str, Any], message: str) -> None:
+    """A value that the operator does not allow reaches no command, whoever sends it."""
+    train = read_configuration(write(tmp_path, GOOD)).trainables["train"]
+    with pytest.raises(ConfigurationError, match=message):
+        train.arguments(values, seed=7)
 
 
 @pytest.mark.parametrize(
