@@ -13,15 +13,10 @@ from typing import Final
 
 from benchmarks.reruns.configurations import CONFIGURATIONS, FAMILIES, Configuration
 from benchmarks.reruns.strategies import SEEDS, STRATEGIES, Race, race, trials_in_turn
-from benchmarks.reruns.trials import Laboratory, Result, baseline, laboratory
+from benchmarks.reruns.trials import LEAST_SKILL, Laboratory, is_failing, laboratory, skill
 
 OURS: Final = "gradmedic"
 RANDOM: Final = "random"
-LOST_SKILL: Final = 0.25
-"""A configuration fails if it keeps at most this share of its twin's skill (the rule of our labelled corpus)."""
-BLOW_UP: Final = 10.0
-LEAST_SKILL: Final = 0.2
-"""Of a twin that is good."""
 TARGET_VERIFIED: Final = 0.95
 TARGET_TRIALS: Final = 0.5
 TARGET_HEALTHY: Final = 60
@@ -55,31 +50,12 @@ def wilson(hits: int, of: int) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def skill(result: Result, task: str) -> float:
-    """Return how far a result's final loss is below the best constant answer's: 1 is perfect; -inf: not finite."""
-    if result.curve is None or not math.isfinite(result.curve.final):
-        return -math.inf
-    return 1 - result.curve.final / baseline(task)
-
-
-def fails(configuration: Configuration, control: Result, twin: Result) -> bool:
-    """Whether a configuration is one: it truly fails, by its loss, and its twin truly learns."""
-    good = skill(twin, configuration.twin.task)
-    if good < LEAST_SKILL or control.status != "done" or control.curve is None:
-        return False
-    is_blown_up = not control.curve.final <= BLOW_UP * control.curve.start
-    return is_blown_up or skill(control, configuration.faulty.task) <= LOST_SKILL * good
-
-
 def measure(laboratory: Laboratory, configuration: Configuration) -> Measured | None:
     """Rerun a configuration by every strategy; None if it does not fail on every seed, or its twin does not learn."""
-    pairs = [
-        (laboratory.trial(configuration, (), seed), laboratory.trial(configuration, (), seed, is_twin=True))
-        for seed in SEEDS
-    ]
-    if not all(fails(configuration, control, twin) for control, twin in pairs):
+    if not all(is_failing(laboratory, configuration, seed) for seed in SEEDS):
         return None
-    suspect, twin = pairs[0]
+    suspect, *others = (laboratory.trial(configuration, (), seed) for seed in SEEDS)
+    twin = laboratory.trial(configuration, (), SEEDS[0], is_twin=True)
     races, in_turn, best = {}, {}, math.nan
     for name, strategy in STRATEGIES.items():
         candidates = strategy(suspect, configuration)
@@ -99,7 +75,7 @@ def measure(laboratory: Laboratory, configuration: Configuration) -> Measured | 
             "repaired": best,
             "twin": skill(twin, configuration.twin.task),
         },
-        slowest=max(control.cpu_seconds or 0.0 for control, _ in pairs),
+        slowest=max(control.cpu_seconds or 0.0 for control in (suspect, *others)),
     )
 
 

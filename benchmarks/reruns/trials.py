@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import math
 import os
 import re
 import shutil
@@ -44,6 +45,11 @@ SCRIPT: Final = Path(__file__).resolve().parent / "train.py"
 RESULTS: Final = CACHE / "reruns"
 LONGEST_SECONDS: Final = 180.0
 AUTOTRAINER: Final = next(rules for rules in REFERENCES if rules.name == "AUTOTRAINER, loss gate")
+LOST_SKILL: Final = 0.25
+"""A configuration fails if it keeps at most this share of its twin's skill (the rule of our labelled corpus)."""
+BLOW_UP: Final = 10.0
+LEAST_SKILL: Final = 0.2
+"""Of a twin that is good."""
 READ: Final = ("loss", "grad_norm", "grad_zero_fraction", "nonfinite_count", "weight_norm", "update_norm")
 SOURCES: Final = (
     *sorted((ROOT / "client" / "gradmedic" / "torch").glob("*.py")),
@@ -245,3 +251,20 @@ def laboratory() -> Iterator[Laboratory]:
                 yield made
             finally:
                 made.close()
+
+
+def skill(result: Result, task: str) -> float:
+    """Return how far a result's final loss is below the best constant answer's: 1 is perfect; -inf: not finite."""
+    if result.curve is None or not math.isfinite(result.curve.final):
+        return -math.inf
+    return 1 - result.curve.final / baseline(task)
+
+
+def is_failing(laboratory: Laboratory, configuration: Configuration, seed: int = 0) -> bool:
+    """Whether a configuration is one: it truly fails, by its loss, and its twin truly learns."""
+    twin = skill(laboratory.trial(configuration, (), seed, is_twin=True), configuration.twin.task)
+    control = laboratory.trial(configuration, (), seed)
+    if twin < LEAST_SKILL or control.status != "done" or control.curve is None:
+        return False
+    is_blown_up = not control.curve.final <= BLOW_UP * control.curve.start
+    return is_blown_up or skill(control, configuration.faulty.task) <= LOST_SKILL * twin
