@@ -57,7 +57,7 @@ from gradmedic.trial import Circumstances, Report, TrialEnded, circumstances, se
 if TYPE_CHECKING:
     import torch
 
-    from gradmedic.torch.remedies import Treatment
+    from gradmedic.torch.treatment import Treatment
 
 logger = logging.getLogger("gradmedic")
 
@@ -319,8 +319,11 @@ class Run:
             return
         if watch.is_follower and not self._is_follower:
             self._become_follower()
-        treatment = self._treat(model, optimizer)  # on every process: they train together
+        treatment = self._treat(
+            model, optimizer, has_scaler=scaler is not None
+        )  # on every process: they train together
         if treatment is not None:
+            watch = Watch(model, optimizer, scaler=scaler, prefix=prefix, activations=activations)  # as it is now
             treatment.before()
         if watch.is_needed:
             if watch.has_others and self._configuration.on_unhealthy == "clip":
@@ -692,23 +695,31 @@ class Run:
         self,
         model: torch.nn.Module | Mapping[str, torch.nn.Module],
         optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer],
+        *,
+        has_scaler: bool,
     ) -> Treatment | None:
-        """Prepare the trial's remedies for the optimizers; end the trial if they cannot be applied."""
+        """Prepare the trial's remedies for optimizers and models; end the trial if they cannot be applied."""
         if not self.is_trial:
             return None
-        from gradmedic.torch.remedies import NotApplicable, Treatment, models_of, optimizers_of
+        from gradmedic.torch.remedies import NotApplicable
         from gradmedic.torch.seeding import describe_device
+        from gradmedic.torch.treatment import Treatment, optimizers_of
 
-        models = models_of(model)
+        models = model if isinstance(model, Mapping) else {"": model}
         report = Report(None) if self._is_follower else self._started.report
-        report.say(watched=True, environment={"device": describe_device(models[0])})
+        report.say(watched=True, environment={"device": describe_device(next(iter(models.values())))})
         if not self._started.remedies:
             return None
         try:
-            treatment = Treatment(optimizers_of(optimizer), models, self._started.remedies)
+            treatment = Treatment(
+                optimizers_of(optimizer),
+                models,
+                self._started.remedies,
+                seed=self._started.seed or 0,
+                has_scaler=has_scaler,
+            )
         except NotApplicable as reason:
-            report.say(not_applicable=str(reason))
-            self._end_trial(f"not applicable: {reason}")
+            self._end_as_not_applicable(str(reason))
         self._treatments.append(treatment)
         report.say(applied=sum(one.count for one in self._treatments), not_applied=treatment.not_applied)
         return treatment
@@ -717,10 +728,18 @@ class Run:
         order = self._started.order
         if order is None:
             return
+        for treatment in self._treatments:
+            if (reason := treatment.reason_to_end()) is not None:
+                self._end_as_not_applicable(reason)
         if order.steps is not None and self._last_number + 1 >= order.steps:
             self._reason_to_end = f"its {order.steps} steps are done"
         if self._reason_to_end is not None:
             self._end_trial(self._reason_to_end)
+
+    def _end_as_not_applicable(self, reason: str) -> NoReturn:
+        report = Report(None) if self._is_follower else self._started.report
+        report.say(not_applicable=reason)
+        self._end_trial(f"not applicable: {reason}")
 
     def _end_trial(self, reason: str) -> NoReturn:
         self.finish()
