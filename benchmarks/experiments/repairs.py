@@ -40,7 +40,7 @@ TRIED: Final = (
     _remedy("replace_activation", activation="ReLU"),
     _remedy("replace_activation", activation="ELU"),
     _remedy("replace_activation", activation="SELU"),
-    _remedy("insert_normalization", kind="BatchNorm1d"),
+    _remedy("insert_normalization", kind="BatchNorm"),
     _remedy("insert_normalization", kind="LayerNorm"),
     _remedy("add_residual"),
     _remedy("replace_recurrent_cell", cell="GRU"),

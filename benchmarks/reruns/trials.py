@@ -52,7 +52,7 @@ LEAST_SKILL: Final = 0.2
 """Of a twin that is good."""
 READ: Final = ("loss", "grad_norm", "grad_zero_fraction", "nonfinite_count", "weight_norm", "update_norm")
 SOURCES: Final = (
-    *sorted((ROOT / "client" / "gradmedic" / "torch").glob("*.py")),
+    *sorted((ROOT / "client" / "gradmedic" / "torch").rglob("*.py")),
     *sorted((ROOT / "service" / "gradmedic_service" / "diagnosis").rglob("*.py")),
     *(SCRIPT.parent / name for name in ("networks.py", "tasks.py", "train.py")),
 )
