@@ -14,7 +14,7 @@ from torch.nn import functional
 
 KINDS = ("BatchNorm", "LayerNorm", "RMSNorm")
 EPSILON = 1e-5
-"""What torch's own modules add to a variance."""
+"""What torch's own modules add to a variance; RMS normalization adds the dtype's own epsilon."""
 MOMENTUM = 0.1
 """By which `torch.nn.BatchNorm1d` moves its running moments."""
 
@@ -45,7 +45,7 @@ class Normalize:
             )
         if self._kind == "RMSNorm":
             shape = output.shape[1:] if is_convolution else output.shape[-1:]
-            return functional.rms_norm(output, shape, eps=EPSILON)
+            return functional.rms_norm(output, shape)
         if is_convolution:
             return functional.group_norm(output, 1, eps=EPSILON)
         return functional.layer_norm(output, output.shape[-1:], eps=EPSILON)

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 KINDS: dict[str, Callable[[int], nn.Module]] = {
     "BatchNorm": lambda n: nn.BatchNorm1d(n, affine=False),
     "LayerNorm": lambda n: nn.LayerNorm(n, elementwise_affine=False),
-    "RMSNorm": lambda n: nn.RMSNorm(n, eps=1e-5, elementwise_affine=False),
+    "RMSNorm": lambda n: nn.RMSNorm(n, elementwise_affine=False),
 }
 IN_CONVOLUTIONS: dict[str, Callable[[int], nn.Module]] = {
     "BatchNorm": lambda n: nn.BatchNorm2d(n, affine=False),
     "LayerNorm": lambda n: nn.GroupNorm(1, n, affine=False),
-    "RMSNorm": lambda n: nn.RMSNorm((n, 8, 8), eps=1e-5, elementwise_affine=False),
+    "RMSNorm": lambda n: nn.RMSNorm((n, 8, 8), elementwise_affine=False),
 }
 
 
