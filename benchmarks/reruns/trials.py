@@ -52,7 +52,8 @@ LEAST_SKILL: Final = 0.2
 """Of a twin that is good."""
 READ: Final = ("loss", "grad_norm", "grad_zero_fraction", "nonfinite_count", "weight_norm", "update_norm")
 SOURCES: Final = (
-    *sorted((ROOT / "client" / "gradmedic" / "torch").rglob("*.py")),
+    *sorted((ROOT / "client" / "gradmedic" / "torch" / "modules").glob("*.py")),
+    *(ROOT / "client" / "gradmedic" / "torch" / name for name in ("remedies.py", "treatment.py", "clipping.py")),
     *sorted((ROOT / "service" / "gradmedic_service" / "diagnosis").rglob("*.py")),
     *(SCRIPT.parent / name for name in ("networks.py", "tasks.py", "train.py")),
 )
