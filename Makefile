@@ -56,6 +56,13 @@ bench-query: $(READY) ## measure what reading costs, from a thousand steps to a 
 bench-faults: $(READY) ## kill each part of a rerun in the middle of a trial, on both databases (several minutes)
 	@$(BIN)/python -m benchmarks.faults
 
+bench-reruns: $(READY) ## rerun 90 failing configurations by our advice, at random and by AUTOTRAINER (an hour; PART=1/4)
+	@$(BIN)/python -m benchmarks.reruns --part $(or $(PART),1/1)
+
+experiments: $(READY) ## try every remedy on every failing configuration, and sweep clipping; redraws docs/images
+	@$(BIN)/python -m benchmarks.experiments repairs --pictures docs/images
+	@$(BIN)/python -m benchmarks.experiments clipping --pictures docs/images
+
 bench-load: $(READY) ## stream 200 runs at once, then four times as much as that (some four minutes)
 	@$(BIN)/python -m benchmarks.load
 
@@ -63,4 +70,4 @@ clean: ## remove the environment and everything generated
 	@rm -rf $(VENV) .gradmedic benchmarks/.cache dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo serve test test-fast fuzz check bench-client bench-diagnosis bench-ingest bench-query bench-load bench-faults clean
+.PHONY: help install demo serve test test-fast fuzz check bench-client bench-diagnosis bench-ingest bench-query bench-load bench-faults bench-reruns experiments clean
