@@ -26,7 +26,6 @@ MAX_CANDIDATES: Final = 8
 MAX_DRAWN: Final = 16
 """Of random search where it tries in turn: it is to find something."""
 SEEDS: Final = (0, 1, 2)
-UNLIMITED: Final = 1e9
 RANGES: Final = {
     "max_norm": (0.01, 10.0),
     "clip_value": (1e-3, 1.0),
@@ -127,7 +126,7 @@ def race(
     design = Design(
         candidates=len(everything) - 1,
         seeds=SEEDS,
-        budget=Budget(steps=configuration.faulty.steps, seconds=UNLIMITED, trials=len(everything) * len(SEEDS)),
+        budget=Budget(steps=configuration.faulty.steps, trials=len(everything) * len(SEEDS)),
     )
     while True:
         plan = experiment.plan(design, list(known.values()))
