@@ -343,7 +343,7 @@ def test_parts_that_the_script_calls_are_treated(each: Remedy) -> None:
     assert all(place.startswith("body.") for place in treatment.places[each.id])
     treated = len(treatment.places[each.id])
     model(batch())
-    # Now that it is seen whole, the activation between the parts is hidden, and a layer leads to it; nothing else is new.
+    # Now that it is seen whole, the activation between the parts is hidden, behind a layer; nothing else is new
     assert treatment.places[each.id][treated:] == ["forward" if each.id == "replace_activation" else "body.4"]
 
 
