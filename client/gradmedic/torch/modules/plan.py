@@ -10,7 +10,7 @@ A plan is data: names of modules and places in the code, so that it can be copie
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -82,6 +82,15 @@ class Plan:
     blocks: list[Block] = field(default_factory=list)
     excluded: list[str] = field(default_factory=list)
     """Reasons why places were left out."""
+
+    def without(self, modules: set[str]) -> Plan:
+        """Return the plan but for some modules: they have their remedies already."""
+        return replace(
+            self,
+            activations=[(place, function) for place, function in self.activations if place.owner not in modules],
+            normalizable=[layer for layer in self.normalizable if layer not in modules],
+            blocks=[block for block in self.blocks if block.layer not in modules],
+        )
 
     def why_nothing(self, otherwise: str) -> str:
         """Say why there is no place: the reasons that were met, or the one given."""

@@ -97,7 +97,11 @@ class ModelTreatment:
         self._handles: list[RemovableHandle] = []
         self._places: dict[str, list[str]] = {id: [] for id in self._remedies}
         self._reasons: dict[str, list[str]] = {id: [] for id in self._remedies}
-        self._called: set[str] = set()
+        self._depths: dict[str, int] = dict.fromkeys(self._models, 0)
+        self._called: dict[str, set[str]] = {name: set() for name in self._models}
+        """Of each model the parts that the script itself called, by path; the model itself is the part `""`."""
+        self._changed: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        """Modules that have their remedies, from a call of a part of the model."""
         self._states = CellStates()
         self._inputs: list[StandardizeInputs] = []
         self._targets: list[StandardizeTargets] = []
@@ -140,16 +144,12 @@ class ModelTreatment:
         if not is_step_over:
             return None
         late = [id for id in self._remedies if id in (*AT_FIRST_CALL, *AT_THE_EDGES)] if self._models else []
-        if late and not self._called:
-            return f"{late[0]}: the script calls parts of the model, never the model itself"
+        if late and not any(self._called.values()):
+            return f"{late[0]}: the script computes past the model"
         for id in late:
-            if id == "standardize_inputs":
-                self._settle(id, self._inputs)
-            elif id == "standardize_targets":
-                for hook in self._targets:
-                    hook.settle()
-                self._settle(id, self._targets)
-            if not self._places[id] and len(self._called) == len(self._models):
+            if not self._places[id] and id in AT_THE_EDGES:
+                self._settle(id)
+            if not self._places[id] and all(self._called.values()):
                 return f"{id}: {'; '.join(dict.fromkeys(self._reasons[id]))}"
         if self.loss_scale is not None and not self.loss_scale.sees_half:
             return "scale_loss: nothing is computed in float16"
@@ -160,6 +160,7 @@ class ModelTreatment:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._called.clear()
         for hook in self._targets:
             hook.finish()
         if self.loss_scale is not None:
@@ -191,7 +192,10 @@ class ModelTreatment:
     def _wait_for_call(self, name: str, model: nn.Module) -> None:
         if not any(id in self._remedies for id in (*AT_FIRST_CALL, *AT_THE_EDGES, "scale_loss")):
             return
-        self._handles.append(model.register_forward_pre_hook(_FirstCall(self, name), with_kwargs=True))
+        # A script may call the model, or one part of it after the other, as many a `training_step` does.
+        for path, module in model.named_modules():
+            self._handles.append(module.register_forward_pre_hook(_Begin(self, name, path), with_kwargs=True))
+            self._handles.append(module.register_forward_hook(_End(self, name), always_call=True))
         # These are part of the model, and so stay when the treatment is over and come along with a copy.
         if "standardize_inputs" in self._remedies:
             inputs = StandardizeInputs(channel=_channel_of(model))
@@ -202,23 +206,33 @@ class ModelTreatment:
             self._targets.append(targets)
             model.register_forward_hook(targets)
 
-    def call(self, name: str, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """A model is called; the first time, place what needs a trace."""
-        if self.loss_scale is not None and _computes_in_half(model):
-            self.loss_scale.sees_half = True
-        if name in self._called:
+    def begin(self, name: str, path: str, part: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """A part of a model is called; the first time that the script itself calls it, place what needs a trace."""
+        self._depths[name] += 1
+        if self._depths[name] > 1:
             return
-        self._called.add(name)
+        if self.loss_scale is not None and _computes_in_half(part):
+            self.loss_scale.sees_half = True
+        called = self._called[name]
+        if any(path == other or other == "" or path.startswith(f"{other}.") for other in called):
+            return  # also what a checkpoint calls again
+        called.add(path)
         if not any(id in self._remedies for id in AT_FIRST_CALL):
             return
         try:
-            plan = make_plan(model, trace(model, args, kwargs))
+            plan = make_plan(part, trace(part, args, kwargs)).without(
+                {each for each, module in part.named_modules() if module in self._changed}
+            )
         except NotApplicable as reason:
             for id in AT_FIRST_CALL:
                 if id in self._remedies:
                     self._reasons[id].append(str(reason))
             return
-        self._place(name, model, plan)
+        self._place(".".join(each for each in (name, path) if each), part, plan)
+
+    def end(self, name: str) -> None:
+        """It has returned, or raised."""
+        self._depths[name] -= 1
 
     def _place(self, name: str, model: nn.Module, plan: Plan) -> None:
         modules = dict(model.named_modules())
@@ -249,6 +263,8 @@ class ModelTreatment:
             self._note(
                 "add_residual", name, blocks, plan.why_nothing("no hidden layer that goes to one activation or layer")
             )
+        owners = [change.place.owner for change in changes]
+        self._changed.update(modules[each] for each in {*owners, *plan.normalizable, *(b.layer for b in plan.blocks)})
         if changes:
             calls = Calls(changes)
             if calls.install(model):
@@ -260,27 +276,49 @@ class ModelTreatment:
         if not named:
             self._reasons[id].append(why_nothing)
 
-    def _settle(self, id: str, hooks: Sequence[StandardizeInputs] | Sequence[StandardizeTargets]) -> None:
-        for hook in hooks:
-            if hook.is_applied and not self._places[id]:
-                self._places[id].append("the model")
+    def _settle(self, id: str) -> None:
+        hooks: Sequence[StandardizeInputs | StandardizeTargets] = (
+            self._inputs if id == "standardize_inputs" else self._targets
+        )
+        for (name, called), hook in zip(self._called.items(), hooks, strict=True):
+            if isinstance(hook, StandardizeTargets):
+                hook.settle()
+            if hook.is_applied:
+                self._places[id].append(name or "the model")
+            elif called and "" not in called:
+                self._reasons[id].append("the script calls parts of the model, never the model itself")
             elif hook.reason is not None:
                 self._reasons[id].append(hook.reason)
 
 
-class _FirstCall:
-    """Forward pre-hook of a watched model; in a copy of the model, nothing."""
+class _Begin:
+    """Forward pre-hook of each part of a watched model; in a copy of the model, nothing."""
 
-    def __init__(self, treatment: ModelTreatment | None, name: str) -> None:
-        self._treatment, self._name = treatment, name
+    def __init__(self, treatment: ModelTreatment | None, name: str, path: str) -> None:
+        self._treatment, self._name, self._path = treatment, name, path
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Tell the treatment."""
         if self._treatment is not None:
-            self._treatment.call(self._name, module, args, kwargs)
+            self._treatment.begin(self._name, self._path, module, args, kwargs)
 
-    def __reduce__(self) -> tuple[type[_FirstCall], tuple[None, str]]:
-        return _FirstCall, (None, self._name)
+    def __reduce__(self) -> tuple[type[_Begin], tuple[None, str, str]]:
+        return _Begin, (None, self._name, self._path)
+
+
+class _End:
+    """Forward hook of each part of a watched model; in a copy of the model, nothing."""
+
+    def __init__(self, treatment: ModelTreatment | None, name: str) -> None:
+        self._treatment, self._name = treatment, name
+
+    def __call__(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+        """Tell the treatment."""
+        if self._treatment is not None:
+            self._treatment.end(self._name)
+
+    def __reduce__(self) -> tuple[type[_End], tuple[None, str]]:
+        return _End, (None, self._name)
 
 
 def _check_wrappers(remedies: Iterable[str], wrappers: set[str]) -> None:

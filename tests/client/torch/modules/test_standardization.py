@@ -167,6 +167,15 @@ def test_both_together_learn_what_neither_does() -> None:
         assert (losses[-1] < 0.1 * losses[0]) is learns
 
 
+def test_parts_have_no_edges() -> None:
+    """Where the script calls parts of the model, its inputs and outputs are not known."""
+    for each in (INPUTS, TARGETS):
+        first, second, third = model = regression()
+        treatment = treat(model, optimizer := sgd(model), each)
+        step(model, optimizer, lambda _: functional.mse_loss(third(second(first(raw_inputs()))), raw_targets()))  # noqa: B023
+        assert "calls parts of the model" in str(treatment.reason_to_end())
+
+
 class Pair(nn.Module):
     """Returns two tensors."""
 

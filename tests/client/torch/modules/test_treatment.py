@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from gradmedic.exceptions import ConfigurationError
 from gradmedic.remedies import REMEDIES
+from gradmedic.torch.modules.treatment import AT_FIRST_CALL
 from gradmedic.torch.remedies import NotApplicable
 from gradmedic.torch.treatment import Treatment
 from gradmedic.wire import Remedy
@@ -308,25 +309,56 @@ class Uncopiable(nn.Module):
 
 
 class Parts(nn.Module):
-    """Has parts that the script calls one by one."""
+    """Has parts that the script calls one by one, as the `training_step` of a framework does."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 1)
+        torch.manual_seed(3)
+        self.body = nn.Sequential(nn.Linear(6, 6), nn.Sigmoid(), nn.Linear(6, 6), nn.Sigmoid(), nn.Linear(6, 6))
+        self.head = nn.Linear(6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the output."""
+        out: Tensor = self.head(torch.tanh(self.body(x)))
+        return out
+
+    def training_step(self, x: Tensor) -> Tensor:
+        """Return the loss, past `forward`."""
+        value: Tensor = self.head(torch.tanh(self.body(x))).sum()
+        return value
+
+
+@pytest.mark.parametrize("each", [r for r in OF_MODULES if r.id in AT_FIRST_CALL], ids=names)
+def test_parts_that_the_script_calls_are_treated(each: Remedy) -> None:
+    """Where parts of the model are called, each is looked at by itself; calling the whole adds nothing twice."""
+    model, reference = Parts(), Parts()
+    treatment = treat(model, optimizer := sgd(model), each)
+    treat(reference.body, None, each)
+    expected = torch.tanh(reference.body(batch()))
+    for _ in range(2):
+        torch.testing.assert_close(torch.tanh(model.body(batch())), expected)
+        model.training_step(batch())
+    optimizer.step()
+    assert treatment.reason_to_end() is None
+    assert all(place.startswith("body.") for place in treatment.places[each.id])
+    treated = len(treatment.places[each.id])
+    model(batch())
+    # Now that it is seen whole, the activation between the parts is hidden, behind a layer; nothing else is new
+    assert treatment.places[each.id][treated:] == ["forward" if each.id == "replace_activation" else "body.4"]
 
 
 @pytest.mark.parametrize(
     ("model", "loss", "reason"),
     [
         (Uncopiable, lambda m: m(batch()).sum(), "cannot be tried on a copy"),
-        (Parts, lambda m: m.b(torch.tanh(m.a(batch()))).sum(), "calls parts of the model"),
+        (Regression, lambda m: functional.linear(batch(), m.a.weight).sum(), "computes past the model"),
     ],
-    ids=["no copy", "parts"],
+    ids=["no copy", "past it"],
 )
 def test_models_that_cannot_be_looked_at_say_why(
     model: Callable[[], nn.Module], loss: Callable[[Any], Tensor], reason: str
 ) -> None:
-    """A model that cannot be copied, or is never called itself, is refused after its first step."""
+    """A model that cannot be copied, or is never called, is refused after its first step."""
     made = model()
     treatment = treat(made, optimizer := sgd(made), remedy("replace_activation", activation="ELU"))
     step(made, optimizer, loss)
