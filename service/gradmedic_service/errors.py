@@ -182,6 +182,15 @@ class ApiKeyExpired(ServiceError):
     headers: ClassVar[Mapping[str, str]] = INVALID_TOKEN
 
 
+class SessionEnded(ServiceError):
+    """The browser's session has ended, or was never one."""
+
+    status = 401
+    error_code = "session_ended"
+    title = "The session has ended"
+    headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": 'Bearer realm="gradmedic"'}
+
+
 class ScopeMissing(ServiceError):
     """The API key lacks the scope that the route needs."""
 
@@ -261,6 +270,14 @@ class UnknownGeneration(ServiceError):
     status = 409
     error_code = "unknown_generation"
     title = "The block is of a generation that does not exist"
+
+
+class TooManyStreams(ServiceError):
+    """This process follows as many runs for others as it may; ask again later, or ask for the run itself."""
+
+    status = 503
+    error_code = "too_many_streams"
+    title = "Too many event streams are open"
 
 
 class DatabaseBusy(ServiceError):

@@ -165,6 +165,11 @@ class _AnnouncingServer(uvicorn.Server):
         super().__init__(config)
         self._database_url = database_url
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the event streams first: uvicorn waits for every answer that is under way."""
+        self.config.app.state.live.close()  # type: ignore[union-attr] # the application of `create_app`
+        await super().shutdown(sockets)
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if not self.should_exit:

@@ -44,6 +44,8 @@ class Settings(BaseSettings):
     """Private key in PEM, where the certificate's file does not hold it."""
     shutdown_timeout: int = Field(default=20, ge=0)
     """Seconds that requests under way get when the service is told to stop."""
+    max_streams: int = Field(default=256, ge=0)
+    """Event streams that a process holds open at most; beyond them the answer is 503, and pages ask now and then."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
 

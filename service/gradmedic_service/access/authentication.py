@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from anyio import to_thread
 from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gradmedic_service.access.browsers import OWN_ORIGIN_HEADERS, SAFE_METHODS
 from gradmedic_service.access.keyring import Keyring
 from gradmedic_service.access.principal import LOOPBACK, Principal
 from gradmedic_service.errors import (
@@ -18,12 +20,24 @@ from gradmedic_service.errors import (
     ApiKeyMissing,
     ApiKeyRevoked,
     ApiKeyUnknown,
+    CrossOrigin,
     DatabaseBusy,
     DatabaseUnavailable,
     ServiceError,
+    SessionEnded,
 )
 
-REFUSALS = (ApiKeyMissing, ApiKeyUnknown, ApiKeyRevoked, ApiKeyExpired, DatabaseBusy, DatabaseUnavailable)
+SESSION_COOKIE = "gradmedic_session"
+REFUSALS = (
+    ApiKeyMissing,
+    ApiKeyUnknown,
+    ApiKeyRevoked,
+    ApiKeyExpired,
+    SessionEnded,
+    CrossOrigin,
+    DatabaseBusy,
+    DatabaseUnavailable,
+)
 """Why nobody may have been recognized."""
 
 
@@ -39,7 +53,7 @@ class Authentication:
             await self._app(scope, receive, send)
             return
         try:
-            found: Principal | ServiceError = await _authenticate(scope)
+            found: Principal | ServiceError = await authenticate(scope)
         except ServiceError as error:
             found = error
         scope.setdefault("state", {})["authenticated"] = found
@@ -62,12 +76,17 @@ def authenticated(scope: Scope) -> Principal:
     return found
 
 
-async def _authenticate(scope: Scope) -> Principal:
+async def authenticate(scope: Scope) -> Principal:
+    """Find out who asks, now. Raises one of REFUSALS."""
     state = scope["app"].state
-    header = Headers(scope=scope).get("authorization")
+    headers = Headers(scope=scope)
+    header = headers.get("authorization")
     if header is None:
         if not state.requires_keys:
             return LOOPBACK
+        cookie = cookie_parser(headers.get("cookie", "")).get(SESSION_COOKIE)
+        if cookie is not None:
+            return await _authenticate_session(scope, headers, cookie)
         raise ApiKeyMissing(
             "The request has no `Authorization: Bearer <api key>`. The client takes the key from GRADMEDIC_API_KEY; "
             "`gradmedic api-key create` makes one."
@@ -85,3 +104,16 @@ async def _authenticate(scope: Scope) -> Principal:
             raise
         detail = f"{error.detail} This service needs no key from this machine: unset GRADMEDIC_API_KEY."
         raise type(error)(detail) from None
+
+
+async def _authenticate_session(scope: Scope, headers: Headers, cookie: str) -> Principal:
+    """Recognize a browser, which sends its cookie by itself: what changes something must say which page asks.
+
+    `BrowserGuard` has refused it already where that page is another site's.
+    """
+    if scope["method"] not in SAFE_METHODS and not any(name in headers for name in OWN_ORIGIN_HEADERS):
+        raise CrossOrigin("With a session, what changes something must come from a page: send `Origin`, or an API key.")
+    state = scope["app"].state
+    keyring: Keyring = state.keyring
+    known = keyring.recall_session(cookie)
+    return await to_thread.run_sync(keyring.look_up_session, state.database, cookie) if known is None else known

@@ -22,6 +22,7 @@ from gradmedic_service.runs import repository
 from gradmedic_service.runs.facts import LAYERS, TRAINING, digest_of
 from gradmedic_service.runs.repository import RunQuery, SortKey
 from gradmedic_service.runs.schemas import check_appended_layers
+from gradmedic_service.runs.stalling import Patience, status_of
 
 SORTS = tuple(f"{sign}{key}" for key in get_args(SortKey) for sign in ("", "-"))
 """What `sort` may be; the sign means descending."""
@@ -39,6 +40,7 @@ def create(session: Session, principal: Principal, body: wire.RunCreate) -> tupl
     layers = _stored(LAYERS.dump_python(body.layers, mode="python", exclude_defaults=True))
     training = _stored(TRAINING.dump_python(body.training, exclude_none=True))
     now = datetime.now(UTC)
+    patience = Patience.at_start(now)
     run = models.Run(
         id=run_id,
         project=body.project,
@@ -60,6 +62,8 @@ def create(session: Session, principal: Principal, body: wire.RunCreate) -> tupl
         layer_counts=[len(layers)],
         facts_digest=digest_of(layers, training, body.framework),
         muted_detectors=body.muted_detectors,
+        patience=patience.seconds,
+        stalls_at=patience.stalls_at,
         details=models.RunDetails(
             notes=body.notes, config=without_nonfinite(body.config), training=training, layers=layers
         ),
@@ -100,6 +104,8 @@ def update(
         details.config = without_nonfinite(body.config)
     if body.status is not None:
         run.status = body.status
+        patience = Patience.at_start(datetime.now(UTC))
+        run.patience, run.stalls_at = patience.seconds, patience.stalls_at
     if body.training is not None:
         details.training = _stored(TRAINING.dump_python(body.training, exclude_none=True))
     if body.muted_detectors is not None:
@@ -177,7 +183,7 @@ def _summary_fields(run: models.Run) -> dict[str, Any]:
         "id": run.id,
         "project": run.project,
         "name": run.name,
-        "status": run.status,
+        "status": status_of(run.status, run.stalls_at, datetime.now(UTC)),
         "verdict": run.verdict,
         "score": run.score,
         "since_step": run.since_step,

@@ -288,7 +288,7 @@ def test_deleting_removes_everything(client: TestClient, create_run: Any, databa
     assert client.delete(deleted).status_code == 404
     with database.reading() as session:
         for table in Base.metadata.sorted_tables:
-            if table.name in ("projects", "api_keys", "audit_records"):
+            if table.name in ("projects", "api_keys", "audit_records", "browser_sessions"):
                 continue
             column = table.c.id if table.name == "runs" else table.c.run_id
             runs = set(session.scalars(select(column)).all())
