@@ -4,9 +4,10 @@ One idea: nobody sweeps. Each append writes into the run's row until when its si
 and whoever reads the row compares that with the time; so every replica says the same, and the filter of a list agrees
 with what the list shows.
 
-The rhythm is the longest pause of late. A job that evaluates for ten minutes after every epoch is given forty; one that
-spoke every second is given a minute. The longest pause is forgotten by and by, so that a slow start does not count for
-ever, and a pause counts for no more than what was allowed for it, so that a night's stall does not buy a week.
+The rhythm is the longest pause of late. A job that evaluates for ten minutes after every epoch is given forty, and is
+forgiven the first such pause if it comes early. What is allowed shrinks slowly while the run speaks, so that a long
+pause is remembered over an epoch of many times its length, and a slow start is not held against it for ever. A pause
+counts for no more than ten times what was allowed, so that a night's stall does not buy a week.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ LEAST_SECONDS = 60.0
 """A client that lost its connection tries again within that time."""
 PAUSES = 4.0
 """How many of its longest pauses a run may be silent."""
-KEPT_PER_APPEND = 0.95
-"""Of the patience; after 50 quick appends less than a tenth is left of it."""
+MOST_PAUSES = 10.0
+"""How many times what was allowed a pause may count for."""
+SHRINKING = 0.05
+"""Seconds by which patience shrinks in a second: a start's ten minutes are a minute after three hours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +42,9 @@ class Patience:
     def after_append(self, now: datetime) -> Patience:
         """Return that of a run which has just spoken."""
         spoke_at = self.stalls_at - timedelta(seconds=self.seconds)
-        pause = min(max((now - spoke_at).total_seconds(), 0.0), self.seconds)
-        seconds = max(LEAST_SECONDS, PAUSES * pause, KEPT_PER_APPEND * self.seconds)
+        pause = max((now - spoke_at).total_seconds(), 0.0)
+        counted = min(pause, MOST_PAUSES * self.seconds)
+        seconds = max(LEAST_SECONDS, PAUSES * counted, self.seconds - SHRINKING * counted)
         return Patience(seconds, now + timedelta(seconds=seconds))
 
 

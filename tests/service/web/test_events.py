@@ -1,0 +1,166 @@
+"""Events of a run, from real servers: nothing is missed, nobody is kept waiting, and the end is clean."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+import pytest
+
+RUNS = "/api/v1/runs"
+END_SECONDS = 10
+"""Half of what requests under way get when the service is told to stop."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One that a server sent."""
+
+    name: str
+    content: Any
+    id: str | None
+
+
+@contextmanager
+def following(url: str, run: str, last_event_id: str | None = None) -> Iterator[Iterator[Event]]:
+    """Follow a run."""
+    headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
+    with httpx2.stream("GET", f"{url}{run}/events", headers=headers, timeout=30) as response:
+        assert response.status_code == 200, response.read()
+        assert response.headers["content-type"].startswith("text/event-stream")
+        yield events(response)
+
+
+def events(response: httpx2.Response) -> Iterator[Event]:
+    """Read events as a browser does."""
+    found: dict[str, str] = {}
+    for line in response.iter_lines():
+        if line:
+            name, _, value = line.partition(":")
+            found[name] = value.removeprefix(" ")
+        else:
+            if "event" in found:
+                yield Event(found["event"], json.loads(found["data"]), found.get("id"))
+            found = {}
+
+
+@pytest.fixture
+def run_at(create_run: Any) -> Callable[[str], str]:
+    """Create a run at a server."""
+
+    def create(url: str) -> str:
+        with httpx2.Client(base_url=url) as client:
+            path: str = create_run(client)
+        return path
+
+    return create
+
+
+def append(url: str, run: str, *steps: int, values: Any = 1.0) -> int:
+    """Append steps; return the run's revision."""
+    rows = [[values, values]] * len(steps)
+    body = {"steps": steps, "loss": [values] * len(steps), "statistics": {"grad_norm": rows}}
+    response = httpx2.post(f"{url}{run}/steps", json=body)
+    assert response.status_code == 200, response.text
+    revision: int = response.json()["revision"]
+    return revision
+
+
+def test_a_stream_tells_what_is_and_what_comes(serve: Any, database_url: str, run_at: Any) -> None:
+    """A new stream says how the run stands; then come steps, a change of the verdict, and the end of the run."""
+    with serve(database_url) as served:
+        run = run_at(served.url)
+        append(served.url, run, *range(5))
+        with following(served.url, run) as stream:
+            first = [next(stream) for _ in range(3)]
+            assert [event.name for event in first] == ["status", "verdict", "steps"]
+            assert first[0].content == {"status": "running"}
+            assert first[1].content["verdict"] == "undetermined"
+            assert (first[2].content["last_step"], first[2].id) == (4, "2")
+            revision = append(served.url, run, 5, values="NaN")
+            verdict, steps = next(stream), next(stream)
+            assert (verdict.name, verdict.content["verdict"], verdict.id) == ("verdict", "exploding", None)
+            assert (steps.name, steps.id, steps.content["last_step"]) == ("steps", str(revision), 5)
+            httpx2.patch(f"{served.url}{run}", json={"status": "failed"})
+            assert next(stream) == Event("status", {"status": "failed"}, None)
+            assert next(stream).id == str(revision + 1)
+
+
+def test_another_replica_takes_a_stream_up(serve: Any, postgres_url: str, run_at: Any) -> None:
+    """What was appended at one replica is told by another, which resumes from the last event that was seen."""
+    with serve(postgres_url) as one, serve(postgres_url) as other:
+        run = run_at(one.url)
+        with following(one.url, run) as stream:
+            seen = [next(stream) for _ in range(3)][-1]
+            append(other.url, run, 0)
+            seen = next(stream)
+            assert (seen.name, seen.content["last_step"]) == ("steps", 0)
+        revision = append(one.url, run, 1, 2)
+        with following(other.url, run, last_event_id=seen.id) as stream:
+            missed = [next(stream) for _ in range(3)]
+            assert (missed[2].content["last_step"], missed[2].id) == (2, str(revision))
+        with following(other.url, run, last_event_id=str(revision)) as stream:
+            assert next(stream).name == "status"
+            revision = append(one.url, run, 3)
+            assert next(stream).id == str(revision)
+
+
+def test_streams_are_bounded(serve: Any, sqlite_url: str, run_at: Any, wait_until: Any) -> None:
+    """Beyond the bound the answer is 503 with a time to wait; a stream that is closed makes room."""
+    with serve(sqlite_url, GRADMEDIC_MAX_STREAMS="1") as served:
+        run = run_at(served.url)
+
+        def has_room() -> bool:
+            with httpx2.stream("GET", f"{served.url}{run}/events") as response:
+                return response.status_code == 200
+
+        with following(served.url, run) as stream:
+            next(stream)
+            refused = httpx2.get(f"{served.url}{run}/events")
+            assert (refused.status_code, refused.json()["error_code"]) == (503, "too_many_streams")
+            assert int(refused.headers["retry-after"]) > 0
+        wait_until(has_room)
+
+
+def test_streams_hold_no_connection_of_the_database(serve: Any, postgres_url: str, run_at: Any) -> None:
+    """With more streams open than the pool has connections, other requests are answered."""
+    with serve(postgres_url, GRADMEDIC_DATABASE_POOL_SIZE="2") as served:
+        run = run_at(served.url)
+        with httpx2.Client(base_url=served.url) as client:
+            responses = [client.send(client.build_request("GET", f"{run}/events"), stream=True) for _ in range(8)]
+            try:
+                assert {response.status_code for response in responses} == {200}
+                assert client.get(RUNS).status_code == 200
+            finally:
+                for response in responses:
+                    response.close()
+
+
+def test_an_open_stream_does_not_keep_the_service_from_ending(serve: Any, sqlite_url: str, run_at: Any) -> None:
+    """Told to stop, the service ends its streams and itself, long before the time that requests under way get."""
+    with serve(sqlite_url) as served:
+        run = run_at(served.url)
+        with following(served.url, run) as stream:
+            next(stream)
+            started = time.monotonic()
+            served.process.send_signal(signal.SIGTERM)
+            assert len(list(stream)) == 2  # what was sent before, and then the end
+            served.process.wait(timeout=END_SECONDS)
+            assert time.monotonic() - started < END_SECONDS
+
+
+def test_a_deleted_runs_stream_ends(serve: Any, sqlite_url: str, run_at: Any) -> None:
+    """The stream of a run that is deleted ends, and a browser that asks again is told that there is none."""
+    with serve(sqlite_url) as served:
+        run = run_at(served.url)
+        with following(served.url, run) as stream:
+            next(stream)
+            assert httpx2.delete(f"{served.url}{run}").status_code == 204
+            assert len(list(stream)) == 2
+        assert httpx2.get(f"{served.url}{run}/events").json()["error_code"] == "run_not_found"
