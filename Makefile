@@ -47,8 +47,14 @@ bench-ingest: $(READY) ## measure what storing costs, beside MLflow and trackio 
 bench-query: $(READY) ## measure what reading costs, from a thousand steps to a million (several minutes)
 	@$(BIN)/python -m benchmarks.query
 
+bench-page: $(READY) ## measure how soon the page of a run can be used and what it weighs (needs Chromium; several minutes)
+	@$(BIN)/python -m benchmarks.page
+
+screenshots: $(READY) ## take the pictures of docs/images anew (needs Chromium)
+	@$(BIN)/python -m tests.e2e.screenshots
+
 clean: ## remove the environment and everything generated
 	@rm -rf $(VENV) .gradmedic benchmarks/.cache dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo serve test test-fast check bench-diagnosis bench-ingest bench-query clean
+.PHONY: help install demo serve test test-fast check bench-diagnosis bench-ingest bench-query bench-page screenshots clean

@@ -63,9 +63,10 @@ def is_listening(port: int) -> bool:
 
 
 @contextmanager
-def gradmedic(database_url: str, folder: Path) -> Iterator[tuple[str, psutil.Process]]:
+def gradmedic(database_url: str, folder: Path, *arguments: str) -> Iterator[tuple[str, psutil.Process]]:
     """Run the service; yields its address and process."""
-    command = [str(Path(sys.executable).parent / "gradmedic"), "serve", "--port", "0", "--database-url", database_url]
+    executable = str(Path(sys.executable).parent / "gradmedic")
+    command = [executable, "serve", "--port", "0", "--database-url", database_url, *arguments]
     with (folder / "serve.log").open("a") as log:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=folder, env={"PATH": os.environ["PATH"]}
@@ -79,6 +80,8 @@ def gradmedic(database_url: str, folder: Path) -> Iterator[tuple[str, psutil.Pro
     finally:
         process.terminate()
         process.wait(timeout=START_SECONDS)
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 @contextmanager

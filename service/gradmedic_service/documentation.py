@@ -20,6 +20,7 @@ from gradmedic_service.errors import (
     ApiKeyRevoked,
     ApiKeyUnknown,
     ScopeMissing,
+    SessionEnded,
     documented,
 )
 from gradmedic_service.responses import WireResponse
@@ -71,7 +72,7 @@ def add_documentation(app: FastAPI) -> None:
 
 def _describe_access(app: FastAPI, document: dict[str, Any]) -> None:
     """Say of each route which scopes it needs and how it refuses."""
-    refusals = documented(ApiKeyMissing, ApiKeyUnknown, ApiKeyRevoked, ApiKeyExpired, ScopeMissing)
+    refusals = documented(ApiKeyMissing, ApiKeyUnknown, ApiKeyRevoked, ApiKeyExpired, SessionEnded, ScopeMissing)
     if app.state.requires_keys:
         scheme = {"type": "http", "scheme": "bearer", "description": "An API key: `Authorization: Bearer <secret>`."}
         document["components"]["securitySchemes"] = {SECURITY_SCHEME: scheme}

@@ -11,6 +11,7 @@
     ├── ApiKeyUnknown            401 api_key_unknown
     ├── ApiKeyRevoked            401 api_key_revoked
     ├── ApiKeyExpired            401 api_key_expired
+    ├── SessionEnded             401 session_ended
     ├── ScopeMissing             403 scope_missing
     ├── BeyondKey                403 beyond_key
     ├── HostNotAllowed           403 host_not_allowed
@@ -21,6 +22,7 @@
     ├── RunExists                409 run_exists
     ├── StaleGeneration          409 stale_generation
     ├── UnknownGeneration        409 unknown_generation
+    ├── TooManyStreams           503 too_many_streams
     ├── DatabaseBusy             503 database_busy
     ├── DatabaseUnavailable      503 database_unavailable
     ├── DatabaseNotMigrated      503 database_not_migrated

@@ -100,6 +100,9 @@ class LiveRuns:
             except ServiceError as error:
                 _logger.warning("watched runs are asked for later", reason=error.reason or error.detail)
                 continue
+            except Exception:  # whoever watches would wait for ever
+                _logger.exception("watched runs are asked for later")
+                continue
             for run_id in run_ids:
                 for watcher in self._watchers.get(run_id, ()):
                     watcher.show(pulses.get(run_id))

@@ -33,7 +33,7 @@ export function pointsOf(table, series) {
 export class Chart {
   /**
    * options: `title`, `scale` ("linear" or "log"), `toScale(scale)` when the reader changes it, `pick(x)` when a place is
-   * chosen, `x` (how a place is told, steps by default), `unit` of the horizontal axis, `dots` for points without lines.
+   * chosen, `x` (how a place is told, steps by default), `unit` of the horizontal axis, `dots` for points without lines, `heading` (h3 by default).
    */
   constructor(root, options) {
     this.options = { unit: "step", x: (point) => stepWords(point.x, point.last ?? point.x), ...options };
@@ -42,7 +42,7 @@ export class Chart {
     this.marks = [];
     this.selected = null;
     this.at = null;
-    this.title = el("h3", {}, options.title);
+    this.title = el(options.heading ?? "h3", {}, options.title);
     this.note = el("p", { class: "note muted" });
     this.svg = svg("svg", { class: "chart", height: HEIGHT, role: "img", tabindex: "0" });
     this.readout = el("p", { class: "readout", role: "status", "aria-live": "polite" });

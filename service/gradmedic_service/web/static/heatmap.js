@@ -10,9 +10,10 @@ import { integer, number, steps as stepWords, words } from "./format.js";
 import { foldable, rowsOf } from "./layers.js";
 import { linear } from "./scales.js";
 
-const HEIGHT = 560; // that rows are fitted into, in CSS pixels
-const ROW = { least: 4, most: 22 };
+const HEIGHT = 600; // that rows are fitted into, in CSS pixels
+const ROW = { least: 4, most: 24 };
 const LABEL_HEIGHT = 15;
+const BUTTON_HEIGHT = 24; // the least that a finger hits (WCAG 2.5.8)
 const LEAST_DRAG = 6;
 const LONGEST_GAP = 2; // columns, of the usual distance, that a cell is widened over steps that were not sampled
 
@@ -75,6 +76,8 @@ export class Heatmap {
 
   /** Show series of all layers over the steps `view.from` to `view.to`; `cell` names the number that colours a cell. */
   setData(table, statistic, cell, view) {
+    const told = this.cursor && { row: this.cursor.row, step: this.columns[this.cursor.column].first };
+    this.cursor = null;
     this.statistic = statistic;
     this.cell = cell;
     this.view = view;
@@ -86,6 +89,26 @@ export class Heatmap {
     for (let at = 0; at < any.length; at += 1) if (any[at]) this.columns.push({ at, first: table.first[at], last: table.last[at] });
     this.#widen();
     this.domain = domainOf([...this.byLayer.values()], statistic);
+    this.draw();
+    this.#describe();
+    if (told) this.#goOn(told);
+  }
+
+  /** Keep the cursor at its step while the columns change under it; a mouse points anew when it moves. */
+  #goOn({ row, step }) {
+    if (document.activeElement !== this.canvas || !this.columns.length) {
+      this.tip.hidden = true;
+      return;
+    }
+    const found = this.columns.findIndex(({ first, end }) => step >= first && step < end);
+    const nearest = step < this.columns[0].first ? 0 : this.columns.length - 1;
+    this.#point({ row: Math.min(row, this.rows.length - 1), column: found < 0 ? nearest : found });
+  }
+
+  /** Show other steps at once, with the buckets that are there, until those of the new view have come. */
+  setView(view) {
+    if (!this.view) return;
+    this.view = view;
     this.draw();
     this.#describe();
   }
@@ -276,21 +299,21 @@ export class Heatmap {
   #labels() {
     this.gutter.replaceChildren();
     this.gutter.style.height = `${this.rowHeight * this.rows.length}px`;
-    const height = Math.max(this.rowHeight, LABEL_HEIGHT);
     const whole = this.rowHeight * this.rows.length;
     const places = [];
-    const isFree = (top) => places.every((other) => Math.abs(other - top) >= height);
+    const isFree = (top, height) => places.every((other) => top >= other.top + other.height || other.top >= top + height);
     const heads = this.rows.map((row, index) => row.isFolded || (!row.isAlone && this.rows[index - 1]?.group !== row.group));
     const labelled = new Map(); // the heads of modules have the first choice of the room there is
     for (const wantsHead of [true, false]) {
       heads.forEach((isHead, index) => {
+        const height = Math.max(this.rowHeight, isHead ? BUTTON_HEIGHT : LABEL_HEIGHT);
         const top = Math.max(0, Math.min(whole - height, (index + 0.5) * this.rowHeight - height / 2));
-        if (isHead !== wantsHead || !isFree(top)) return;
-        places.push(top);
-        labelled.set(index, top);
+        if (isHead !== wantsHead || !isFree(top, height)) return;
+        places.push({ top, height });
+        labelled.set(index, { top, height });
       });
     }
-    for (const [index, top] of [...labelled].sort(([one], [other]) => one - other)) {
+    for (const [index, { top, height }] of [...labelled].sort(([one], [other]) => one - other)) {
       const row = this.rows[index];
       const isGroup = heads[index];
       let label;

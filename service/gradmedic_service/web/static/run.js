@@ -200,6 +200,7 @@ function zoom(from, to, isPan = false) {
     view.to = Math.max(view.from, Math.min(end, last));
     if (view.from === 0 && view.to === last) [view.from, view.to] = [null, null];
   }
+  heatmap.setView(extent());
   remember();
   refresh();
 }
