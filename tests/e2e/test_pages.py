@@ -47,7 +47,7 @@ def test_axe_finds_nothing(open_page: Any, service: Service, scheme: str, width:
             continue
         page.goto(f"{service.url}{path}")
         if name in ("projects", "api keys"):
-            expect(page.locator("main table")).to_be_visible()
+            page.wait_for_load_state("networkidle")
         else:
             page.wait_for_selector("body[data-ready]")
         for summary in page.locator("main details summary").all()[:4]:
