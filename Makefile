@@ -28,8 +28,11 @@ serve: $(READY) ## start the service on http://127.0.0.1:8642 with a SQLite data
 test: $(READY) ## run the whole suite
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-test-fast: $(READY) ## run what takes less than two minutes
+test-fast: $(READY) ## run what takes about two minutes
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+
+fuzz: $(READY) ## ask a running service everything that its OpenAPI document says, for long (EXAMPLES=300)
+	@GRADMEDIC_FUZZ_EXAMPLES=$(or $(EXAMPLES),300) $(BIN)/python -m pytest tests/service/test_fuzz.py -q -p no:cacheprovider
 
 check: $(READY) ## lint, types, import rules, spelling of the documented commands
 	@$(BIN)/ruff check .
@@ -44,11 +47,20 @@ bench-diagnosis: $(READY) ## judge the diagnosis on labelled runs (generates our
 bench-ingest: $(READY) ## measure what storing costs, beside MLflow and trackio (installs them the first time)
 	@$(BIN)/python -m benchmarks.ingest
 
+bench-client: $(READY) ## measure what observing costs the training, beside wandb and TensorBoard (installs them; 10 minutes)
+	@$(BIN)/python -m benchmarks.client
+
 bench-query: $(READY) ## measure what reading costs, from a thousand steps to a million (several minutes)
 	@$(BIN)/python -m benchmarks.query
 
 bench-page: $(READY) ## measure how soon the page of a run can be used and what it weighs (needs Chromium; several minutes)
 	@$(BIN)/python -m benchmarks.page
+
+bench-faults: $(READY) ## kill each part of a rerun in the middle of a trial, on both databases (several minutes)
+	@$(BIN)/python -m benchmarks.faults
+
+bench-load: $(READY) ## stream 200 runs at once, then four times as much as that (some four minutes)
+	@$(BIN)/python -m benchmarks.load
 
 screenshots: $(READY) ## take the pictures of docs/images anew (needs Chromium)
 	@$(BIN)/python -m tests.e2e.screenshots
@@ -57,4 +69,4 @@ clean: ## remove the environment and everything generated
 	@rm -rf $(VENV) .gradmedic benchmarks/.cache dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo serve test test-fast check bench-diagnosis bench-ingest bench-query bench-page screenshots clean
+.PHONY: help install demo serve test test-fast fuzz check bench-client bench-diagnosis bench-ingest bench-query bench-page bench-load bench-faults screenshots clean

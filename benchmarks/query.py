@@ -57,7 +57,9 @@ def fill(database: Database, length: int) -> UUID:
     matrices = {name: np.ascontiguousarray(blocks.values[:, :, at]) for at, name in enumerate(NAMES)}
     facts, warm = FactsCache(), WarmRuns()
     with database.writing() as session:
-        run, _ = runs.create(session, OPERATOR, TypeAdapter(wire.RunCreate).validate_json(blocks.run()))
+        run, _ = runs.create(
+            session, OPERATOR, TypeAdapter(wire.RunCreate).validate_json(blocks.run()), Settings().limits()
+        )
     for first in range(0, length, RECORDED_STEPS):
         count = min(RECORDED_STEPS, length - first)
         received = ReceivedBlock(

@@ -29,7 +29,8 @@ EIGHTH: Final = "activation_zero_fraction"
 """Not recorded; the mantissas of `grad_norm` in reverse order stand for it, which are as hard to compress."""
 GRADIENTS: Final = ("grad_norm", "grad_mean", "grad_abs_max")
 NAMES: Final = (*STATISTICS, EIGHTH)
-VALUES_PER_BLOCK: Final = BLOCK_STEPS * LAYERS * len(NAMES)
+VALUES_PER_STEP: Final = LAYERS * len(NAMES)
+VALUES_PER_BLOCK: Final = BLOCK_STEPS * VALUES_PER_STEP
 
 
 def recorded() -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -65,15 +66,15 @@ class Blocks:
     def __init__(self) -> None:
         self.values, self.loss = recorded()
 
-    def part(self, index: int) -> tuple[list[int], NDArray[np.float32], NDArray[np.float64]]:
-        """Return the steps, values and losses of the block of an index."""
-        first = index * BLOCK_STEPS
-        rows = slice(first % RECORDED_STEPS, first % RECORDED_STEPS + BLOCK_STEPS)
-        return list(range(first, first + BLOCK_STEPS)), self.values[rows], self.loss[rows]
+    def part(self, index: int, length: int = BLOCK_STEPS) -> tuple[list[int], NDArray[np.float32], NDArray[np.float64]]:
+        """Return the steps, values and losses of the block of an index, each of a length."""
+        first = index * length
+        rows = slice(first % RECORDED_STEPS, first % RECORDED_STEPS + length)
+        return list(range(first, first + length)), self.values[rows], self.loss[rows]
 
-    def body(self, index: int, media_type: str) -> bytes:
+    def body(self, index: int, media_type: str, length: int = BLOCK_STEPS) -> bytes:
         """Return the block of an index as it is sent."""
-        steps, values, loss = self.part(index)
+        steps, values, loss = self.part(index, length)
         content: dict[str, Any] = {"steps": steps, "loss": loss.tolist()}
         if media_type == wire.MSGPACK_MEDIA_TYPE:
             matrices = {name: values[:, :, at].astype("<f4").tobytes() for at, name in enumerate(NAMES)}

@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -63,10 +64,10 @@ def is_listening(port: int) -> bool:
 
 
 @contextmanager
-def gradmedic(database_url: str, folder: Path, *arguments: str) -> Iterator[tuple[str, psutil.Process]]:
+def gradmedic(database_url: str, folder: Path, *options: str) -> Iterator[tuple[str, psutil.Process]]:
     """Run the service; yields its address and process."""
-    executable = str(Path(sys.executable).parent / "gradmedic")
-    command = [executable, "serve", "--port", "0", "--database-url", database_url, *arguments]
+    program = str(Path(sys.executable).parent / "gradmedic")
+    command = [program, "serve", "--port", "0", "--database-url", database_url, *options]
     with (folder / "serve.log").open("a") as log:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=folder, env={"PATH": os.environ["PATH"]}
@@ -119,8 +120,11 @@ def postgres(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
         process.wait(timeout=START_SECONDS)
 
 
-def environment_of(package: str, version: str) -> Path:
-    """Return the interpreter of an environment that holds a release of a peer, made the first time."""
+def environment_of(package: str, version: str, *, with_ours: bool = False) -> Path:
+    """Return the interpreter of an environment that holds a release of a peer, made the first time.
+
+    `with_ours`: what it does not have itself, such as torch, comes from the environment of this process.
+    """
     home = CACHE / f"{package}-{version}"
     python = home / "bin" / "python"
     if not (home / ".ready").exists():
@@ -128,5 +132,9 @@ def environment_of(package: str, version: str) -> Path:
         subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"{package}=={version}"]
         subprocess.run(pip, check=True, stderr=subprocess.DEVNULL)
+        if with_ours:
+            version_folder = f"python{sys.version_info.major}.{sys.version_info.minor}"
+            ours = Path(sysconfig.get_path("purelib"))
+            (home / "lib" / version_folder / "site-packages" / "ours.pth").write_text(f"{ours}\n")
         (home / ".ready").touch()
     return python

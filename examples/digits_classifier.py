@@ -37,7 +37,7 @@ def build(depth: int, width: int, activation: str) -> nn.Sequential:
 def main() -> None:
     """Train and report to gradmedic."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--activation", choices=sorted(ACTIVATIONS), default="sigmoid")
+    parser.add_argument("--activation", type=str.lower, choices=sorted(ACTIVATIONS), default="sigmoid")
     parser.add_argument("--depth", type=int, default=8, help="hidden layers")
     parser.add_argument("--width", type=int, default=64, help="units of each")
     parser.add_argument("--lr", type=float, default=0.05, help="learning rate of SGD")
@@ -54,7 +54,7 @@ def main() -> None:
     model = build(arguments.depth, arguments.width, arguments.activation)
     optimizer = torch.optim.SGD(model.parameters(), lr=arguments.lr, momentum=0.9)
 
-    run = gradmedic.init(project="examples", config=vars(arguments))
+    run = gradmedic.init(project="examples", config=vars(arguments), trainable="digits-classifier")
     run.watch(model, optimizer)
     for _ in range(arguments.steps):
         batch = torch.randint(len(images), (arguments.batch_size,))

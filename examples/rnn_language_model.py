@@ -56,7 +56,7 @@ def main() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=arguments.lr, momentum=0.9)
     warmup = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.01, total_iters=arguments.warmup)
 
-    run = gradmedic.init(project="examples", config=vars(arguments))
+    run = gradmedic.init(project="examples", config=vars(arguments), trainable="rnn-language-model")
     run.watch(model, optimizer)
     window = torch.arange(arguments.sequence_length + 1)
     for _ in range(arguments.steps):

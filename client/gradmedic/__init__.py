@@ -17,11 +17,13 @@ from gradmedic.exceptions import (
     GradmedicError,
     InvalidRequestError,
     NotFoundError,
+    RunStoppedError,
     TransportError,
     UnhealthyRunError,
     UsageError,
 )
 from gradmedic.run import Run, VerdictEvent, init
+from gradmedic.trial import TrialEnded
 
 __all__ = [
     "ApiError",
@@ -32,7 +34,9 @@ __all__ = [
     "InvalidRequestError",
     "NotFoundError",
     "Run",
+    "RunStoppedError",
     "TransportError",
+    "TrialEnded",
     "UnhealthyRunError",
     "UsageError",
     "VerdictEvent",

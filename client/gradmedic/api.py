@@ -1,4 +1,4 @@
-"""Questions to the service: runs, their steps and their diagnoses.
+"""Questions to the service: runs, their steps and their diagnoses, and reruns.
 
 One idea: an answer is a dataclass of `gradmedic.wire`, a list is an iterator that fetches its pages as it goes, and a
 failure that may pass is retried before it is raised.
@@ -6,6 +6,7 @@ failure that may pass is retried before it is raised.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
@@ -14,8 +15,10 @@ from uuid import UUID
 
 from gradmedic import wire
 from gradmedic.configuration import resolve_connection
+from gradmedic.encoding import from_json, to_json
 from gradmedic.exceptions import GradmedicError
 from gradmedic.http import Service, Transport, is_retryable, retry_delay
+from gradmedic.identity import new_run_id
 
 T = TypeVar("T")
 
@@ -23,6 +26,20 @@ DEFAULT_ATTEMPTS = 4
 """Attempts at a request in total: with the delays of `retry_delay`, about four seconds of patience."""
 
 _PAGE = 100
+_POLL_INTERVAL = 0.5
+"""Seconds between two looks at a run that is waited for."""
+
+
+def attempt(act: Callable[[], T], attempts: int = DEFAULT_ATTEMPTS) -> T:
+    """Call `act` until it succeeds, `attempts` times at most; raise what another attempt would not help against."""
+    for failures in range(attempts):
+        try:
+            return act()
+        except GradmedicError as error:
+            if not is_retryable(error) or failures == attempts - 1:
+                raise
+            time.sleep(retry_delay(error, failures))
+    raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 class Client:
@@ -54,6 +71,10 @@ class Client:
         self._attempts = attempts
         self.runs = Runs(self)
         """Runs, their steps and their diagnoses."""
+        self.reruns = Reruns(self)
+        """Races of remedies."""
+        self.work = Work(self)
+        """The workers' side of reruns."""
 
     def limits(self) -> wire.Limits:
         """Return what the service accepts."""
@@ -75,15 +96,8 @@ class Client:
     def _tell(self, method: str, path: str) -> None:
         self._retry(lambda: self._service.call(method, path))
 
-    def _retry(self, attempt: Callable[[], T]) -> T:
-        for failures in range(self._attempts):
-            try:
-                return attempt()
-            except GradmedicError as error:
-                if not is_retryable(error) or failures == self._attempts - 1:
-                    raise
-                time.sleep(retry_delay(error, failures))
-        raise AssertionError("unreachable: the last attempt returns or raises")
+    def _retry(self, act: Callable[[], T]) -> T:
+        return attempt(act, self._attempts)
 
 
 class Runs:
@@ -100,16 +114,21 @@ class Runs:
         status: str | None = None,
         tag: str | None = None,
         text: str | None = None,
+        parent_id: UUID | str | None = None,
         sort: str | None = None,
         page_size: int = _PAGE,
     ) -> Iterator[wire.RunSummary]:
-        """Iterate over the runs that match every argument given; pages of `page_size` are fetched as needed."""
+        """Iterate over the runs that match every argument given; pages of `page_size` are fetched as needed.
+
+        The runs of trials are left out, unless `parent_id` asks for those of one suspect run.
+        """
         query: dict[str, Any] = {
             "project": project,
             "verdict": verdict,
             "status": status,
             "tag": tag,
             "q": text,
+            "parent_id": parent_id,
             "sort": sort,
             "max_results": page_size,
         }
@@ -123,6 +142,42 @@ class Runs:
     def get(self, id: UUID | str) -> wire.RunDetail:
         """Return one run."""
         return self._client._ask(wire.RunDetail, "GET", f"/runs/{id}")
+
+    def update(
+        self,
+        id: UUID | str,
+        *,
+        name: str | None = None,
+        notes: str | None = None,
+        tags: Sequence[str] | None = None,
+        config: dict[str, Any] | None = None,
+        muted_detectors: Sequence[str] | None = None,
+    ) -> wire.RunDetail:
+        """Change what is given of a run and return it."""
+        update = wire.RunUpdate(
+            name=name,
+            notes=notes,
+            tags=None if tags is None else [*tags],
+            config=config,
+            muted_detectors=None if muted_detectors is None else [*muted_detectors],
+        )
+        return self._client._ask(wire.RunDetail, "PATCH", f"/runs/{id}", body=to_json(update))
+
+    def wait(
+        self, id: UUID | str, *, timeout: float | None = None, until: Callable[[wire.RunDetail], bool] | None = None
+    ) -> wire.RunDetail:
+        """Wait until a run is finished or failed, or `until(run)` holds, and return it.
+
+        Raises:
+            TimeoutError: it was not so within `timeout` seconds.
+        """
+        has_ended = until or (lambda run: run.status in ("finished", "failed"))
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        while not has_ended(run := self.get(id)):
+            if time.monotonic() >= deadline:
+                raise TimeoutError(f"run {id} is {run.status}, at step {run.last_step}, after {timeout:g} s")
+            time.sleep(min(_POLL_INTERVAL, max(0.0, deadline - time.monotonic())))
+        return run
 
     def delete(self, id: UUID | str) -> None:
         """Delete a run with all its steps."""
@@ -164,3 +219,135 @@ class Runs:
             "max_points": max_points,
         }
         return self._client._ask(wire.SeriesResult, "GET", f"/runs/{id}/steps", query=query)
+
+
+class Reruns:
+    """The reruns of the service; see `Client`."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def create(
+        self,
+        run_id: UUID | str,
+        *,
+        remedies: Sequence[Sequence[wire.Remedy]] | None = None,
+        seeds: int | None = None,
+        steps: int | None = None,
+        seconds: float | None = None,
+        trials: int | None = None,
+        id: UUID | None = None,
+    ) -> wire.RerunDetail:
+        """Race remedies on a run's own trainable against an unchanged control, and return the rerun at once.
+
+        Args:
+            run_id: the suspect run.
+            remedies: candidates, each some remedies that are applied together; without them, the run's advice.
+            seeds: how many; 3.
+            steps: of each trial; without it, half as many again as the run took to fail.
+            seconds: that all trials may take together.
+            trials: how many there may be.
+            id: UUIDv7 of the rerun; asking again with it makes no second one.
+        """
+        body = wire.RerunCreate(
+            remedies=None if remedies is None else [list(candidate) for candidate in remedies],
+            seeds=seeds,
+            budget=wire.RerunBudget(steps=steps, seconds=seconds, trials=trials),
+            id=id or new_run_id(),  # one id for all attempts at this request
+        )
+        return self._client._ask(wire.RerunDetail, "POST", f"/runs/{run_id}/reruns", body=to_json(body))
+
+    def get(self, id: UUID | str) -> wire.RerunDetail:
+        """Return a rerun with its candidates, trials and attempts."""
+        return self._client._ask(wire.RerunDetail, "GET", f"/reruns/{id}")
+
+    def list(
+        self,
+        *,
+        run_id: UUID | str | None = None,
+        project: str | None = None,
+        status: str | None = None,
+        page_size: int = _PAGE,
+    ) -> Iterator[wire.RerunSummary]:
+        """Iterate over the reruns that match every argument given, newest first."""
+        query: dict[str, Any] = {"run_id": run_id, "project": project, "status": status, "max_results": page_size}
+        while True:
+            page = self._client._ask(wire.RerunList, "GET", "/reruns", query=query)
+            yield from page.items
+            if page.next_page_token is None:
+                return
+            query["page_token"] = page.next_page_token
+
+    def cancel(self, id: UUID | str) -> wire.RerunDetail:
+        """End a rerun and everything that runs for it."""
+        return self._client._ask(wire.RerunDetail, "POST", f"/reruns/{id}/cancel")
+
+    def output(self, trial_id: UUID | str, *, attempt: int | None = None) -> str:
+        """Return the end of what an attempt at a trial, the latest unless one is named, has printed."""
+        path = f"/trials/{trial_id}/output"
+        return self._client._ask(wire.TrialOutput, "GET", path, query={"attempt": attempt}).output
+
+    def wait(
+        self,
+        id: UUID | str,
+        *,
+        timeout: float | None = None,
+        interval: float = 1.0,
+        on_change: Callable[[wire.RerunDetail], object] | None = None,
+    ) -> wire.RerunDetail:
+        """Wait until a rerun is over, and return it.
+
+        Args:
+            id: of the rerun.
+            timeout: seconds to wait at most; None waits for ever.
+            interval: seconds between looks.
+            on_change: called with the rerun whenever it is not as at the look before.
+
+        Raises:
+            TimeoutError: it is not over in time.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        seen: wire.RerunDetail | None = None
+        while True:
+            rerun = self.get(id)
+            if on_change is not None and rerun != seen:
+                on_change(rerun)
+            if rerun.status not in ("queued", "running"):
+                return rerun
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError(f"rerun {id} is still {rerun.status} after {timeout:g} seconds")
+            seen = rerun
+            time.sleep(interval)
+
+
+class Work:
+    """What a worker says and asks; see `Client`. Needs a key with the scope `worker` where keys are needed."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def trainables(self) -> Sequence[wire.Trainable]:
+        """Return what may be rerun."""
+        return self._client._ask(wire.Trainables, "GET", "/trainables").items
+
+    def register(self, trainables: Sequence[wire.Trainable]) -> None:
+        """Offer trainables, in place of what was said about them before."""
+        body = to_json(wire.Trainables(items=list(trainables)))
+        self._client._ask(wire.Trainables, "PUT", "/trainables", body=body)
+
+    def claim(self, worker: str, trainables: Sequence[str]) -> wire.ClaimedTrial | None:
+        """Take a trial to run; None if there is none. One attempt: a claim whose answer was lost is lost too."""
+        body = to_json(wire.TrialClaim(worker=worker, trainables=list(trainables)))
+        answer = self._client._service.call("POST", "/trials/claim", body=body)
+        return from_json(answer, wire.ClaimedTrial) if answer else None
+
+    def heartbeat(self, trial_id: UUID, attempt: int, output: str | None, *, timeout: float) -> wire.HeartbeatResult:
+        """Renew a lease. One attempt: the next heartbeat is soon."""
+        body = to_json(wire.TrialHeartbeat(attempt=attempt, output=output))
+        return self._client._service.ask(
+            wire.HeartbeatResult, "POST", f"/trials/{trial_id}/heartbeat", body=body, timeout=timeout
+        )
+
+    def publish(self, trial_id: UUID, result: wire.TrialResult) -> wire.RerunDetail:
+        """Say how an attempt ended. One attempt: the same again changes nothing."""
+        return self._client._service.ask(wire.RerunDetail, "POST", f"/trials/{trial_id}/result", body=to_json(result))

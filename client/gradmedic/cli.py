@@ -9,18 +9,25 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import json
 import math
+import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol, TextIO
 from uuid import UUID
 
 from gradmedic import __version__, wire
-from gradmedic.api import Client
+from gradmedic.api import Client, attempt
+from gradmedic.configuration import resolve_connection, resolve_directory
 from gradmedic.encoding import to_json
 from gradmedic.exceptions import ConfigurationError, GradmedicError, UsageError
+from gradmedic.http import Service
+from gradmedic.identity import earliest_time
+from gradmedic.remedies import REMEDIES, describe_remedies
+from gradmedic.sync import find_leftovers
 
 COMMANDS = "gradmedic.commands"
 """Entry-point group of the commands of other parts."""
@@ -30,6 +37,8 @@ EXIT_UNHEALTHY = 3
 """What `diagnose --fail-on` exits with; not 1, which a crashed interpreter uses."""
 
 _WIDEST = 100
+_CLOCK_SKEW = 86_400.0
+"""Seconds that the clock of a training machine may be ahead of the service's."""
 _SHORT_ID = 13
 """Characters of an id that `runs` shows: the time to the millisecond, which also serves as a prefix."""
 
@@ -205,7 +214,230 @@ class DiagnoseCommand:
         return EXIT_UNHEALTHY if diagnosis.verdict in args.fail_on else 0
 
 
-_OWN: Mapping[str, Command] = {"diagnose": DiagnoseCommand(), "runs": RunsCommand()}
+# --- gradmedic rerun --------------------------------------------------------------------------------------------------
+
+
+class RerunCommand:
+    """`gradmedic rerun`."""
+
+    help = "race remedies on a suspect run, against an unchanged control; or show, follow, cancel a rerun"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare its arguments."""
+        _add_connection(parser)
+        parser.add_argument(
+            "words",
+            nargs="+",
+            metavar="RUN | ACTION ID",
+            help="id, beginning of an id, or name of the run; or show, follow or cancel and the id of a rerun; or "
+            "output and the id of a trial",
+        )
+        parser.add_argument("--project", help="look for the name in this project only")
+        parser.add_argument(
+            "--remedy",
+            action="append",
+            type=_candidate,
+            metavar="REMEDY",
+            help="a candidate, as `clip_grad_norm(max_norm=1.0)`, or several joined by +; may be given again "
+            "(default: the run's advice)",
+        )
+        parser.add_argument("--seeds", type=_count, help="on which a remedy must hold (default: 3)")
+        parser.add_argument("--steps", type=_count, help="of each trial")
+        parser.add_argument("--seconds", type=float, help="that all trials may take together")
+        parser.add_argument("--trials", type=_count, help="that there may be")
+        parser.add_argument("--detach", action="store_true", help="do not wait for the end")
+        parser.add_argument("--json", action="store_true", help="print the rerun as JSON")
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Carry out what was asked."""
+        action, *rest = args.words
+        with _client(args) as client:
+            if not rest:
+                rerun = client.reruns.create(
+                    _find_run(client, action, args.project),
+                    remedies=args.remedy,
+                    seeds=args.seeds,
+                    steps=args.steps,
+                    seconds=args.seconds,
+                    trials=args.trials,
+                )
+                if not args.detach:
+                    rerun = follow_rerun(client, rerun.id, None if args.json else sys.stderr)
+            elif len(rest) > 1 or action not in ("show", "follow", "cancel", "output"):
+                raise UsageError("give a RUN, or one of show, follow, cancel, output and one id")
+            elif action == "output":
+                sys.stdout.write(client.reruns.output(rest[0]))
+                return 0
+            elif action == "follow":
+                rerun = follow_rerun(client, _id(rest[0]), None if args.json else sys.stderr)
+            elif action == "cancel":
+                rerun = client.reruns.cancel(_id(rest[0]))
+            else:
+                rerun = client.reruns.get(_id(rest[0]))
+        print(to_json(rerun).decode() if args.json else render_rerun(rerun))
+        return 0 if rerun.status in ("queued", "running", "done") else EXIT_ERROR
+
+
+def render_rerun(rerun: wire.RerunDetail) -> str:
+    """Return a rerun as text for a terminal: each candidate with what trying it has shown."""
+    tried = sum(trial.status not in ("queued", "running") for trial in rerun.trials)
+    lines = [
+        f"rerun {rerun.id}: {rerun.status}" + (f", {rerun.reason}" if rerun.reason else ""),
+        (
+            f"{rerun.trainable} in {rerun.project}, {tried} of {len(rerun.trials)} trials ended, "
+            f"{rerun.cost_seconds:.0f} s of {rerun.budget.seconds or 0:.0f} s"
+        ),
+        "",
+    ]
+    for index, candidate in enumerate(rerun.candidates):
+        trials = [trial for trial in rerun.trials if trial.candidate == index]
+        if candidate.outcome is not None:
+            said = f"{render_outcome(candidate.outcome)}"
+            if candidate.outcome.state != "verified" and candidate.reason:
+                said += f" ({candidate.reason})"
+        elif trials:
+            said = "; ".join(
+                f"seed {trial.seed} {trial.status}, {trial.verdict}" + _loss_of(trial.loss) for trial in trials
+            )
+        else:
+            said = "not tried"
+        lines += _item(
+            f"{describe_remedies(candidate.remedies)}:", [said], min(_WIDEST, shutil.get_terminal_size().columns)
+        )
+    return "\n".join(lines)
+
+
+def render_outcome(outcome: wire.Outcome) -> str:
+    """Write an outcome as a person would.
+
+    >>> from uuid import UUID
+    >>> render_outcome(wire.Outcome(state="verified", rerun_id=UUID(int=0), seeds=3, healthy=3, loss=1.31,
+    ...                             control_loss=float("nan"), cost_seconds=41.2))
+    'verified: healthy in 3 of 3 seeds, loss 1.31 against NaN; 41 s'
+    """
+    if outcome.state == "not_applicable":
+        return "not applicable"
+    seeds = "1 seed" if outcome.seeds == 1 else f"{outcome.seeds} seeds"
+    losses = "" if outcome.loss is None else f", loss {_loss(outcome.loss)} against {_loss(outcome.control_loss)}"
+    return f"{outcome.state}: healthy in {outcome.healthy} of {seeds}{losses}; {outcome.cost_seconds:.0f} s"
+
+
+def _loss(loss: float | None) -> str:
+    return "?" if loss is None else "NaN" if math.isnan(loss) else f"{loss:.4g}"
+
+
+def _loss_of(loss: float | None) -> str:
+    return "" if loss is None else f", loss {_loss(loss)}"
+
+
+def follow_rerun(
+    client: Client, rerun_id: UUID, to: TextIO | None, *, timeout: float | None = None
+) -> wire.RerunDetail:
+    """Wait for the end of a rerun; on the way, print what becomes of each trial. Raises TimeoutError."""
+    shown: set[tuple[UUID, str]] = set()
+
+    def show(rerun: wire.RerunDetail) -> None:
+        for trial in rerun.trials:
+            if (trial.id, trial.status) in shown or trial.status == "queued":
+                continue
+            shown.add((trial.id, trial.status))
+            title = f"{describe_remedies(rerun.candidates[trial.candidate].remedies)}, seed {trial.seed}"
+            why = f" ({trial.reason})" if trial.reason else ""
+            ended = "" if trial.status == "running" else f", {trial.verdict}{_loss_of(trial.loss)}{why}"
+            print(f"  {title}: {trial.status}{ended}", file=to, flush=True)
+
+    return client.reruns.wait(rerun_id, timeout=timeout, on_change=None if to is None else show)
+
+
+def _id(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise UsageError(f"{text!r} is not the id of a rerun") from None
+
+
+_REMEDY = re.compile(r"(\w+)(?:\((.*)\))?", re.DOTALL)
+
+
+def _candidate(text: str) -> list[wire.Remedy]:
+    """Read `clip_grad_norm(max_norm=1.0) + warm_up(steps=100)`; one parameter needs no name."""
+    remedies = []
+    for part in re.split(r"\+(?![^(]*\))", text):
+        found = _REMEDY.fullmatch(part.strip())
+        if found is None:
+            raise argparse.ArgumentTypeError(f"must be like clip_grad_norm(max_norm=1.0), not {part.strip()!r}")
+        id, inside = found[1], (found[2] or "").strip()
+        kind = REMEDIES.get(id)
+        parameters: dict[str, float | int | str | bool] = {}
+        for position, given in enumerate(part for part in inside.split(",") if part.strip()):
+            name, _, value = given.rpartition("=")
+            if not name:
+                names = [] if kind is None else list(kind.parameters)
+                if position >= len(names):
+                    raise argparse.ArgumentTypeError(f"name the parameter {given.strip()!r} of {id}")
+                name = names[position]
+            parameters[name.strip()] = _plain(value.strip())
+        remedies.append(wire.Remedy(id=id, parameters=parameters))
+    return remedies
+
+
+def _plain(text: str) -> float | int | str | bool:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text.strip("'\"")
+
+
+# --- gradmedic sync ---------------------------------------------------------------------------------------------------
+
+
+class SyncCommand:
+    """`gradmedic sync`."""
+
+    help = "send what offline runs recorded, and what others could not send"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare its arguments."""
+        _add_connection(parser)
+        parser.add_argument(
+            "dir", metavar="DIR", nargs="?", help="where runs keep it (default: $GRADMEDIC_DIR or ./.gradmedic)"
+        )
+        parser.add_argument("--json", action="store_true", help="print JSON, one session a line")
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Send every session whose process has ended."""
+        directory = resolve_directory(args.dir)
+        if args.dir is not None and not directory.is_dir():
+            raise UsageError(f"there is no folder {directory}")
+        service = Service(resolve_connection(args.base_url))
+        replays = find_leftovers(service, directory)
+        try:
+            for replay in replays:
+                attempt(replay.send_all)
+                replay.close()
+                if args.json:
+                    print(json.dumps({"run_id": str(replay.run_id), "steps": replay.sent}))
+                else:
+                    print(f"{replay.run_id}: {replay.sent} steps sent, see {service.base_url}/runs/{replay.run_id}")
+        finally:
+            for replay in replays:
+                replay.keep()
+            service.close()
+        if not replays and not args.json:
+            print(f"nothing to send in {directory}")
+        return 0
+
+
+_OWN: Mapping[str, Command] = {
+    "diagnose": DiagnoseCommand(),
+    "rerun": RerunCommand(),
+    "runs": RunsCommand(),
+    "sync": SyncCommand(),
+}
 
 
 def render_diagnosis(diagnosis: wire.Diagnosis, run: wire.RunSummary) -> str:
@@ -220,6 +452,9 @@ def render_diagnosis(diagnosis: wire.Diagnosis, run: wire.RunSummary) -> str:
     ]
     if bad and diagnosis.verdict in ("vanishing", "exploding"):
         lines.append(f"first bad layer: {bad[0].layers[0]}")
+    training = run.training if isinstance(run, wire.RunDetail) else None
+    if training is not None and training.dropped_steps:
+        lines.append(f"{training.dropped_steps} steps are missing: the client had no room for them")
     lines += ["", *_wrap(diagnosis.summary, width)]
     if diagnosis.findings:
         lines += ["", "What was seen"]
@@ -242,14 +477,16 @@ def render_diagnosis(diagnosis: wire.Diagnosis, run: wire.RunSummary) -> str:
             paragraphs = [advice.reason, f"Cost: {advice.cost}", _tried(advice.outcome)]
             lines += _item(f"{advice.rank}. {advice.remedy.id}({parameters})", paragraphs, width)
             lines += ["", textwrap.indent(advice.snippet.rstrip(), " " * 8), ""]
+    combined = [tried for tried in diagnosis.tried if len(tried.remedies) > 1]
+    if combined:
+        lines += ["", "What was tried together"]
+        for tried in combined:
+            lines += _item(describe_remedies(tried.remedies), [render_outcome(tried.outcome)], width)
     return "\n".join(lines).rstrip()
 
 
 def _tried(outcome: wire.Outcome | None) -> str:
-    if outcome is None:
-        return ""
-    losses = " against ".join("?" if n is None else f"{n:.4g}" for n in (outcome.loss, outcome.control_loss))
-    return f"Tried: {outcome.state}, healthy in {outcome.healthy} of {outcome.seeds} seeds, loss {losses} without it."
+    return "" if outcome is None else f"Tried: {render_outcome(outcome)}."
 
 
 def _item(heading: str, paragraphs: Iterable[str], width: int) -> list[str]:
@@ -282,16 +519,27 @@ def _find_run(client: Client, reference: str, project: str | None) -> UUID:
     except ValueError:
         pass
     found = {
-        run.id: run
-        for run in client.runs.list(project=project, page_size=1000)
-        if run.name == reference or str(run.id).startswith(reference.lower())
+        run.id for run in client.runs.list(project=project, text=reference, page_size=1000) if run.name == reference
     }
+    found |= set(_runs_that_begin(client, reference.lower(), project))
     if len(found) == 1:
         return next(iter(found))
     if not found:
         raise UsageError(f"no run has the name {reference!r} or an id that begins so; see `gradmedic runs`")
     examples = ", ".join(str(run_id) for run_id in list(found)[:3])
     raise UsageError(f"{len(found)} runs are called {reference!r} or have an id that begins so, for example {examples}")
+
+
+def _runs_that_begin(client: Client, beginning: str, project: str | None) -> Iterator[UUID]:
+    """Iterate over the runs whose id begins so; an id begins with its time, so older runs need not be looked at."""
+    earliest = earliest_time(beginning)
+    if earliest is None:
+        return
+    for run in client.runs.list(project=project, sort="-created_at", page_size=1000):
+        if run.created_at.timestamp() < earliest - _CLOCK_SKEW:
+            return
+        if str(run.id).startswith(beginning):
+            yield run.id
 
 
 def _add_connection(parser: argparse.ArgumentParser) -> None:

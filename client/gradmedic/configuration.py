@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -17,16 +19,18 @@ from uuid import UUID
 from gradmedic.exceptions import ConfigurationError
 from gradmedic.identity import new_run_id
 from gradmedic.names import name_error
+from gradmedic.trial import with_parameters
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8642"
 DEFAULT_PROJECT = "default"
-DEFAULT_LOG_FREQ = 1
 DEFAULT_FLUSH_INTERVAL = 1.0
 DEFAULT_MAX_QUEUE_BYTES = 64 * 1024 * 1024
+DEFAULT_MAX_DISK_BYTES = 1024 * 1024 * 1024
+DEFAULT_DIRECTORY = ".gradmedic"
 DEFAULT_TIMEOUT = 10.0
-MODES = ("online", "disabled")
-REACTIONS = ("warn", "stop")
-"""What a run may do about an unhealthy verdict: log a warning, or stop the training by an exception too."""
+MODES = ("online", "offline", "disabled")
+REACTIONS = ("warn", "stop", "clip")
+"""What a run may do about an unhealthy verdict: log a warning; raise an exception as well; clip the gradients."""
 
 T = TypeVar("T")
 
@@ -55,9 +59,12 @@ class Configuration:
     group: str | None
     trainable: str | None
     mode: str
-    log_freq: int
+    log_freq: int | None
+    """None: as often as the training does not notice."""
     flush_interval: float
     max_queue_bytes: int
+    max_disk_bytes: int
+    directory: Path
     silent: bool
     on_unhealthy: str
 
@@ -98,9 +105,11 @@ def resolve_configuration(
     api_key: str | None,
     mode: str | None,
     trainable: str | None,
-    log_freq: int | None,
+    log_freq: int | str | None,
     flush_interval: float | None,
     max_queue_bytes: int | None,
+    max_disk_bytes: int | None,
+    dir: str | os.PathLike[str] | None,
     timeout: float | None,
     silent: bool | None,
     on_unhealthy: str,
@@ -121,11 +130,62 @@ def resolve_configuration(
         group=_resolve("group", group, None, _name, variable="GRADMEDIC_RUN_GROUP"),
         trainable=_check("trainable", trainable, _name),
         mode=_resolve("mode", mode, "online", _one_of(*MODES)),
-        log_freq=_resolve("log_freq", log_freq, DEFAULT_LOG_FREQ, _positive_integer),
+        log_freq=_resolve("log_freq", log_freq, None, _frequency),
         flush_interval=_resolve("flush_interval", flush_interval, DEFAULT_FLUSH_INTERVAL, _positive),
         max_queue_bytes=_resolve("max_queue_bytes", max_queue_bytes, DEFAULT_MAX_QUEUE_BYTES, _positive_integer),
+        max_disk_bytes=_resolve("max_disk_bytes", max_disk_bytes, DEFAULT_MAX_DISK_BYTES, _positive_integer),
+        directory=resolve_directory(dir),
         silent=_resolve("silent", silent, False, _boolean),
         on_unhealthy=_one_of(*REACTIONS)("on_unhealthy", on_unhealthy),
+    )
+
+
+def resolve_directory(dir: str | os.PathLike[str] | None = None) -> Path:
+    """Return where runs keep what they did not send, from the argument or `GRADMEDIC_DIR`.
+
+    Raises:
+        ConfigurationError: it is no path, or is not a folder.
+    """
+    directory: Path = _resolve("dir", dir, Path(DEFAULT_DIRECTORY), _folder)
+    return directory.absolute()  # the script may change its working directory
+
+
+def process_rank() -> int:
+    """Return the rank of this process among those that train together: as torch has it, else as its launcher said."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return int(distributed.get_rank())
+    rank, size = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    return int(rank) if rank.isdecimal() and size.isdecimal() and int(size) > 1 else 0
+
+
+def is_being_imported_by_spawn() -> bool:
+    """Whether this process was spawned and is importing the main script for the functions in it."""
+    process = sys.modules.get("multiprocessing.process")
+    return process is not None and bool(getattr(process.current_process(), "_inheriting", False))
+
+
+def as_trial(configuration: Configuration, parameters: Mapping[str, Any]) -> Configuration:
+    """Return the configuration of a trial: whatever the script said, the worker decides whose run it is.
+
+    Raises:
+        ConfigurationError: the worker's environment lacks the run's id or its project.
+    """
+    project = _resolve("project", None, None, _name)
+    run_id = _resolve("id", None, None, _uuid, variable="GRADMEDIC_RUN_ID")
+    if project is None or run_id is None:
+        raise ConfigurationError("a trial needs GRADMEDIC_RUN_ID and GRADMEDIC_PROJECT")
+    return replace(
+        configuration,
+        connection=replace(resolve_connection(), timeout=configuration.connection.timeout),
+        project=project,
+        run_id=run_id,
+        name=None,
+        group=None,
+        trainable=None,
+        mode="online",
+        on_unhealthy="warn",
+        config=with_parameters(configuration.config, parameters),
     )
 
 
@@ -184,6 +244,24 @@ def _positive_integer(name: str, value: Any) -> int:
     if number != int(number):
         raise ConfigurationError(f"{name} must be a whole number, not {value!r}")
     return int(number)
+
+
+def _frequency(name: str, value: Any) -> int | None:
+    if value == "auto":
+        return None
+    try:
+        return _positive_integer(name, value)
+    except ConfigurationError:
+        raise ConfigurationError(f'{name} must be "auto" or a whole number from 1, not {value!r}') from None
+
+
+def _folder(name: str, value: Any) -> Path:
+    if not isinstance(value, (str, os.PathLike)) or not str(value):
+        raise ConfigurationError(f"{name} must be the path of a folder, not {value!r}")
+    path = Path(value)
+    if path.exists() and not path.is_dir():
+        raise ConfigurationError(f"{name} must be a folder; {str(path)!r} is none")
+    return path
 
 
 def _boolean(name: str, value: Any) -> bool:

@@ -4,6 +4,7 @@
     ├── ConfigurationError       a wrong argument or environment variable
     ├── UsageError               a call that makes no sense now, such as log() after finish()
     ├── UnhealthyRunError        the run is vanishing or exploding, and was to stop then
+    ├── RunStoppedError          the run is a trial whose budget is spent, or that was cancelled
     ├── TransportError           the service could not be reached, or answered nonsense
     └── ApiError                 the service refused (RFC 9457 problem)
         ├── NotFoundError        404
@@ -11,7 +12,8 @@
         └── InvalidRequestError  400, 413, 415, 422
 
 A training loop never sees these from `log()`: there, a problem is logged once and the training goes on. The one
-exception is `UnhealthyRunError`, which is asked for by `gradmedic.init(on_unhealthy="stop")`.
+exceptions are `UnhealthyRunError`, which is asked for by `gradmedic.init(on_unhealthy="stop")`, and `RunStoppedError`,
+which ends a trial.
 """
 
 from __future__ import annotations
@@ -40,6 +42,10 @@ class UnhealthyRunError(GradmedicError):
         """`vanishing` or `exploding`."""
         self.since_step = since_step
         """First step of the verdict."""
+
+
+class RunStoppedError(GradmedicError):
+    """The service asked the training to end: its run is a trial whose budget is spent, or that was cancelled."""
 
 
 class TransportError(GradmedicError):

@@ -136,6 +136,7 @@ class Service:
         query: Mapping[str, Any] | None = None,
         body: bytes | None = None,
         content_type: str = wire.JSON_MEDIA_TYPE,
+        content_encoding: str | None = None,
         timeout: float | None = None,
     ) -> bytes:
         """Make one attempt and return the body of a 2xx answer.
@@ -146,6 +147,7 @@ class Service:
             query: parameters; None values are left out, sequences are repeated.
             body: encoded already.
             content_type: of `body`.
+            content_encoding: of `body`, such as gzip.
             timeout: seconds, if other than the connection's.
 
         Raises:
@@ -159,6 +161,8 @@ class Service:
         headers = {"Accept": wire.JSON_MEDIA_TYPE}
         if body is not None:
             headers["Content-Type"] = content_type
+            if content_encoding is not None:
+                headers["Content-Encoding"] = content_encoding
         if self._connection.api_key is not None:
             headers["Authorization"] = f"Bearer {self._connection.api_key}"
         request = Request(method, url, headers, body)

@@ -10,6 +10,19 @@ _VERSION_7 = 0x7 << 76
 _RFC_VARIANT = 0b10 << 62
 
 
+def earliest_time(beginning: str) -> float | None:
+    """Return the Unix time from which ids that begin so were made, None if no id begins so.
+
+    >>> earliest_time("0199b7f0-c8d2")
+    1759727634.642
+    >>> earliest_time("char-lm")
+    """
+    digits = beginning.replace("-", "")
+    if not digits or len(digits) > 32 or set(digits) - set("0123456789abcdef"):
+        return None
+    return int(digits.ljust(12, "0")[:12], 16) / 1000
+
+
 def new_run_id() -> UUID:
     """Return a UUIDv7: 48 bits of Unix time in milliseconds, then 74 random bits.
 

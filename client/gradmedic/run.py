@@ -2,13 +2,14 @@
 
 One idea: the training loop comes first. `log()` hands a step to a queue and returns; the network belongs to the
 sender's thread; whatever goes wrong is logged once and the training goes on. The only exceptions are wrong arguments to
-`init()` and `watch()`, which are raised before training begins, and `UnhealthyRunError`, which is raised if it was
-asked for.
+`init()` and `watch()`, which are raised before training begins, `UnhealthyRunError`, which is raised if it was asked
+for, and `RunStoppedError`, which ends a trial.
 """
 
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import logging
 import operator
 import os
@@ -19,27 +20,44 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from uuid import UUID
 
 import numpy as np
 
-from gradmedic import wire
+from gradmedic import endings, wire
 from gradmedic.api import Client
-from gradmedic.configuration import Configuration, resolve_configuration
+from gradmedic.configuration import (
+    Configuration,
+    as_trial,
+    is_being_imported_by_spawn,
+    process_rank,
+    resolve_configuration,
+)
 from gradmedic.encoding import to_float32
-from gradmedic.exceptions import ConfigurationError, UnhealthyRunError, UsageError
+from gradmedic.exceptions import (
+    ConfigurationError,
+    GradmedicError,
+    RunStoppedError,
+    UnhealthyRunError,
+    UsageError,
+)
 from gradmedic.http import Service, Transport
-from gradmedic.jump import JumpDetector
 from gradmedic.layers import LayerBook
 from gradmedic.names import name_error
+from gradmedic.sampler import Sampler
 from gradmedic.sender import Sender
-from gradmedic.source import Pending, PendingNumber, Sampler, Source
+from gradmedic.source import Pending, PendingNumber, Source
+from gradmedic.spill import Journal
 from gradmedic.statistics import ARRAY_STATISTICS, measure_gradient
-from gradmedic.step import Row, Step
+from gradmedic.step import Rewind, Row, Step
+from gradmedic.sync import find_leftovers
+from gradmedic.trial import Circumstances, Report, TrialEnded, circumstances, seed_generators
 
 if TYPE_CHECKING:
     import torch
+
+    from gradmedic.torch.remedies import Treatment
 
 logger = logging.getLogger("gradmedic")
 
@@ -88,9 +106,11 @@ def init(
     api_key: str | None = None,
     mode: str | None = None,
     trainable: str | None = None,
-    log_freq: int | None = None,
+    log_freq: int | str | None = None,
     flush_interval: float | None = None,
     max_queue_bytes: int | None = None,
+    max_disk_bytes: int | None = None,
+    dir: str | os.PathLike[str] | None = None,
     timeout: float | None = None,
     silent: bool | None = None,
     on_unhealthy: str = "warn",
@@ -110,20 +130,30 @@ def init(
         group: of runs that belong together [GRADMEDIC_RUN_GROUP].
         base_url: of the service [GRADMEDIC_BASE_URL], http://127.0.0.1:8642.
         api_key: [GRADMEDIC_API_KEY], none.
-        mode: "online", or "disabled" to do nothing at all [GRADMEDIC_MODE].
+        mode: "online"; "offline" to keep everything on disk for `gradmedic sync`; "disabled" to do nothing at all
+            [GRADMEDIC_MODE].
         trainable: name under which a worker may rerun this job.
-        log_freq: statistics are taken at every `log_freq`-th step, and the first ones [GRADMEDIC_LOG_FREQ], 1.
+        log_freq: "auto" takes statistics as often as should cost 1.5 % of the training's time, and at every step
+            at the start and when a verdict is near; a number takes them at every such step, and at the first twenty
+            [GRADMEDIC_LOG_FREQ], "auto".
         flush_interval: seconds that a step waits to be sent [GRADMEDIC_FLUSH_INTERVAL], 1.
         max_queue_bytes: memory for steps that wait for the service [GRADMEDIC_MAX_QUEUE_BYTES], 64 MiB.
+        max_disk_bytes: disk for steps that wait for the service [GRADMEDIC_MAX_DISK_BYTES], 1 GiB.
+        dir: where they are kept [GRADMEDIC_DIR], ".gradmedic".
         timeout: seconds for one request [GRADMEDIC_TIMEOUT], 10.
         silent: print nothing [GRADMEDIC_SILENT], False.
         on_unhealthy: when the verdict becomes vanishing or exploding: "warn" logs a warning, "stop" raises
-            `UnhealthyRunError` from the next `log()` too.
+            `UnhealthyRunError` from the next `log()` too, "clip" limits the gradients from then on as the diagnosis
+            advises.
         transport: what carries the requests, if other than urllib3.
+
+    In a trial of a rerun, the worker says project, id and mode, and random, numpy and torch are seeded from the trial's
+    seed; by hand, `GRADMEDIC_SEED` does the same.
 
     Raises:
         ConfigurationError: an argument or environment variable is wrong.
     """
+    started = circumstances()
     configuration = resolve_configuration(
         project=project,
         config=config,
@@ -139,13 +169,27 @@ def init(
         log_freq=log_freq,
         flush_interval=flush_interval,
         max_queue_bytes=max_queue_bytes,
+        max_disk_bytes=max_disk_bytes,
+        dir=dir,
         timeout=timeout,
         silent=silent,
         on_unhealthy=on_unhealthy,
     )
-    run = Run(configuration, transport)
-    if configuration.mode == "online" and not configuration.silent:
-        sys.stderr.write(f"gradmedic: this run is at {run.url}\n")
+    if started.order is not None:
+        configuration = as_trial(configuration, started.order.parameters)
+    if is_being_imported_by_spawn():  # a process that only wants the functions of the main script
+        configuration = dataclasses.replace(configuration, mode="disabled")
+    if "ipykernel" in sys.modules:  # a cell that is run again begins its run again
+        for earlier in list(_runs):
+            earlier.finish()
+    if started.seed is not None:
+        seed_generators(started.seed)
+    run = Run(configuration, transport, started)
+    if not configuration.silent and not run.is_follower:
+        if configuration.mode == "online":
+            sys.stderr.write(f"gradmedic: this run is at {run.url}\n")
+        elif configuration.mode == "offline":
+            sys.stderr.write(f"gradmedic: this run is kept for `gradmedic sync {configuration.directory}`\n")
     return run
 
 
@@ -156,37 +200,50 @@ class Run:
     never finished is finished when the interpreter exits. In a forked child it does nothing.
     """
 
-    def __init__(self, configuration: Configuration, transport: Transport | None = None) -> None:
+    def __init__(
+        self,
+        configuration: Configuration,
+        transport: Transport | None = None,
+        started: Circumstances | None = None,
+    ) -> None:
         self._configuration = configuration
+        self._started = started or Circumstances(seed=None, order=None, report=Report(None))
+        self._treatments: list[Treatment] = []
+        self._reason_to_end: str | None = None
         self._transport = transport
         self._book = LayerBook()
         self._sampler = Sampler(configuration.log_freq)
         self._sources: list[Source] = []
         self._statistics: tuple[str, ...] | None = None
-        self._jumps = JumpDetector()
         self._last_number = -1
-        self._held: _Held | None = None
         self._said: set[str] = set()
         self._metric_names: set[str] = set()  # that were found good
 
         self._verdict = "undetermined"
         self._events: deque[VerdictEvent] = deque()
         self._callbacks: list[Callable[[VerdictEvent], object]] = []
-        self._reason_to_stop: VerdictEvent | None = None
+        self._reason_to_stop: GradmedicError | None = None
+        self._limits_to_set: deque[float] = deque()
+        self._is_told_to_stop = False
+        self._may_clip = configuration.on_unhealthy == "clip"
 
         self._is_inert = configuration.mode == "disabled"
+        self._is_follower = not self._is_inert and process_rank() > 0
         self._is_finished = False
-        self._error_before = getattr(sys, "last_value", None)
+        self._service = Service(configuration.connection, transport)
+        is_online = configuration.mode == "online"
         self._sender = Sender(
-            service=Service(configuration.connection, transport),
+            service=self._service if is_online else None,
             run_id=configuration.run_id,
-            describe=self._describe,
+            observer=self,
             flush_interval=configuration.flush_interval,
             max_queue_bytes=configuration.max_queue_bytes,
-            on_result=self._take_result,
+            open_journal=self._open_journal,
+            leftovers=lambda: find_leftovers(self._service, configuration.directory, self.id),
         )
-        if not self._is_inert:
+        if not self._is_inert and not self._is_follower:
             atexit.register(self._finish_at_exit)
+            endings.watch_for_end(self)
             _runs.add(self)
 
     @property
@@ -206,8 +263,18 @@ class Run:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """Hyperparameters, as given to `init()`."""
+        """Hyperparameters, as given to `init()`; in a trial, with the values that it is to use."""
         return self._configuration.config
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether this is a trial of a rerun: a script may then skip its checkpoints and its evaluation."""
+        return self._started.order is not None
+
+    @property
+    def is_follower(self) -> bool:
+        """Whether this process trains together with a first one, which sends for all of them."""
+        return self._is_follower
 
     @property
     def verdict(self) -> str:
@@ -221,6 +288,7 @@ class Run:
         *,
         scaler: torch.amp.GradScaler | None = None,
         prefix: str = "",
+        activations: bool = False,
     ) -> None:
         """Take statistics of a torch model's gradients, weights and updates whenever an optimizer steps.
 
@@ -233,6 +301,8 @@ class Run:
             optimizer: one, or all that update the model.
             scaler: the loss scaler, if there is one: its scale is recorded, and so are the steps that it skips.
             prefix: goes before the names of the layers.
+            activations: measure the outputs of activations too: shares of zeros and of saturated ones. It costs about
+                as much as the activations do, on sampled steps.
 
         Raises:
             ConfigurationError: the arguments are not a model and its optimizers, or torch is missing.
@@ -244,11 +314,22 @@ class Run:
             from gradmedic.torch.watch import Watch
         except ModuleNotFoundError as error:
             raise ConfigurationError(f"watch() needs torch: {error}") from error
-        watch = Watch(model, optimizer, scaler=scaler, prefix=prefix)
+        watch = Watch(model, optimizer, scaler=scaler, prefix=prefix, activations=activations)
         if self._is_inert:
             return
-        watch.begin(book=self._book, sampler=self._sampler, before_first_step=self._describe_sources)
-        self._sources.append(watch)
+        if watch.is_follower and not self._is_follower:
+            self._become_follower()
+        treatment = self._treat(model, optimizer)  # on every process: they train together
+        if treatment is not None:
+            treatment.before()
+        if watch.is_needed:
+            if watch.has_others and self._configuration.on_unhealthy == "clip":
+                self._may_clip = False  # the others would not, and train another model
+                self._say_once("clip", 'on_unhealthy="clip" is for trainings of one process; this one is only warned')
+            watch.begin(book=self._book, sampler=self._sampler, before_first_step=self._describe_sources)
+            self._sources.append(watch)
+        if treatment is not None:
+            treatment.after(watch if watch.is_needed else None)
 
     def log(
         self,
@@ -277,6 +358,8 @@ class Run:
 
         Raises:
             UnhealthyRunError: the verdict became unhealthy and `init(on_unhealthy="stop")` asked for it.
+            TrialEnded: this is a trial, and it is over.
+            RunStoppedError: the service asked for it.
         """
         if self._is_inert:
             return
@@ -287,19 +370,17 @@ class Run:
             self._record(loss, step, gradients, statistics, learning_rate, self._join_metrics(metrics, more_metrics))
         except Exception as error:
             self._say_once(f"log {type(error)}", f"a step could not be recorded: {error!r}")
-        if self._events:
+        if self._events or self._limits_to_set:
             self._call_back()
+        self._end_trial_if_due()
         if self._reason_to_stop is not None:
-            event, self._reason_to_stop = self._reason_to_stop, None
-            raise UnhealthyRunError(
-                f"{event.summary} See {self.url}", verdict=event.verdict, since_step=event.since_step
-            )
+            reason, self._reason_to_stop = self._reason_to_stop, None
+            raise reason
 
     def flush(self, timeout: float = DEFAULT_FLUSH_TIMEOUT) -> bool:
         """Wait until the service has every step logged so far, at most `timeout` seconds; return whether it has."""
-        if self._is_inert or self._is_finished:
+        if self._is_inert or self._is_finished or self._is_follower:
             return True
-        self._complete_held()
         self._describe_sources()
         is_delivered = self._sender.flush(timeout)
         self._call_back()
@@ -322,25 +403,52 @@ class Run:
             raise ConfigurationError(f"status must be 'finished' or 'failed', not {status!r}")
         if self._is_inert or self._is_finished:
             return True
-        self._complete_held()
         self._describe_sources()
         self._is_finished = True
         for source in self._sources:
             source.close()
+        for treatment in self._treatments:
+            treatment.close()
+        if self._is_follower:
+            return True
         atexit.unregister(self._finish_at_exit)
+        endings.ignore_end(self)
         is_delivered = self._sender.close(status, timeout)
         self._call_back()
         return is_delivered
+
+    def rewind(self, step: int) -> None:
+        """Say that the job resumed from the checkpoint of `step`: later steps of the run are dropped.
+
+        For a run that goes on under its id, in this process or in another one. The next `log()` is step `step + 1`.
+
+        Args:
+            step: the last one that stays; -1 drops all.
+
+        Raises:
+            ConfigurationError: there is no such step.
+            UsageError: the run is finished.
+        """
+        if not isinstance(step, int) or isinstance(step, bool) or not -1 <= step <= _LARGEST_STEP:
+            raise ConfigurationError(f"step must be a whole number from -1, not {step!r}")
+        if self._is_finished:
+            raise UsageError("rewind() after finish()")
+        if self._is_inert:
+            return
+        self._last_number = step
+        if not self._is_follower:
+            self._sender.put(Rewind(step))
 
     def diagnosis(self) -> wire.Diagnosis:
         """Return what the service says of the run, with every step logged so far.
 
         Raises:
             TransportError, ApiError: the service cannot be reached, or refuses.
-            UsageError: the run is disabled.
+            UsageError: the run is disabled or offline, or another process sends for this one.
         """
-        if self._is_inert:
-            raise UsageError("a disabled run has no diagnosis")
+        if self._is_inert or self._is_follower or self._configuration.mode == "offline":
+            why = "another process sends for this one" if self._is_follower else f"mode is {self._configuration.mode!r}"
+            raise UsageError(f"there is no diagnosis here: {why}")
         self.flush()
         connection = self._configuration.connection
         with Client(
@@ -361,7 +469,8 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.finish(status="finished" if kind is None else "failed")
+        is_meant = kind is None or issubclass(kind, RunStoppedError)
+        self.finish(status="finished" if is_meant else "failed")
 
     # --- recording ----------------------------------------------------------------------------------------------------
 
@@ -374,30 +483,38 @@ class Run:
         learning_rate: Number | None,
         metrics: Mapping[str, Number],
     ) -> None:
-        self._complete_held()
-        self._describe_sources()
-        pending = [source.take() for source in self._sources]
-        is_sampled = self._sampler.is_sampling
-        self._sampler.advance()
-        number = self._number_of(step)
-        if number is None:
-            return
-        self._last_number = number
-        held = _Held(
-            number=number,
-            time=time.time(),
-            loss=self._hold("loss", loss),
-            learning_rate=self._hold("learning_rate", learning_rate),
-            metrics={
-                str(name): self._hold(name, value) for name, value in metrics.items() if self._takes_metric(str(name))
-            },
-            pending=pending,
-            row=self._row_of(gradients, statistics) if is_sampled else None,
-        )
-        if held.is_ready:
-            self._send(held)
-        else:
-            self._held = held
+        begun = self._sampler.clock()
+        endings.forget_exit()
+        try:
+            self._describe_sources()
+            pending = [source.take() for source in self._sources]
+            if self._is_follower:
+                return
+            number = self._number_of(step)
+            if number is None:
+                return
+            self._last_number = number
+            self._sender.put(
+                _Draft(
+                    run=self,
+                    number=number,
+                    time=time.time(),
+                    loss=self._hold("loss", loss),
+                    learning_rate=self._hold("learning_rate", learning_rate),
+                    metrics={
+                        str(name): self._hold(name, value)
+                        for name, value in metrics.items()
+                        if self._takes_metric(str(name))
+                    }
+                    if metrics
+                    else {},
+                    pending=pending,
+                    row=self._row_of(gradients, statistics) if self._sampler.is_sampling else None,
+                )
+            )
+        finally:
+            self._sampler.spend(self._sampler.clock() - begun)
+            self._sampler.advance()
 
     def _number_of(self, step: int | None) -> int | None:
         """Return the number of the step, or None if it cannot be recorded under the number given."""
@@ -450,30 +567,25 @@ class Run:
         self._metric_names.add(name)
         return True
 
-    def _complete_held(self) -> None:
-        """Send the step whose numbers were still on a device at the last call."""
-        held, self._held = self._held, None
-        if held is not None:
-            self._send(held)
-
-    def _send(self, held: _Held) -> None:
-        measurements = [pending.read() for pending in held.pending]
+    def _complete(self, draft: _Draft) -> Step:
+        """Return the step of what `log()` was given. Called by the recorder's thread."""
+        measurements = [pending.read() for pending in draft.pending]
         step = Step(
-            number=held.number,
-            time=held.time,
-            loss=_read(held.loss),
+            number=draft.number,
+            time=draft.time,
+            loss=_read(draft.loss),
             learning_rate=_first(
-                _read(held.learning_rate), _largest(measurement.learning_rate for measurement in measurements)
+                _read(draft.learning_rate), _largest(measurement.learning_rate for measurement in measurements)
             ),
             loss_scale=_largest(measurement.loss_scale for measurement in measurements),
             clip_coefficient=_smallest(measurement.clip_coefficient for measurement in measurements),
             skipped=any(measurement.skipped for measurement in measurements),
-            metrics={name: number for name, value in held.metrics.items() if (number := _read(value)) is not None},
-            row=_join([held.row, *(measurement.row for measurement in measurements)]),
+            metrics={name: number for name, value in draft.metrics.items() if (number := _read(value)) is not None},
+            row=_join([draft.row, *(measurement.row for measurement in measurements)]),
         )
         if step.row is not None and self._statistics is None:
             self._statistics = step.row.statistics
-        self._sender.put(step, is_urgent=self._jumps.update(step))
+        return step
 
     def _row_of(
         self, gradients: Mapping[str, Any] | None, statistics: Mapping[str, Mapping[str, Number]] | None
@@ -550,8 +662,12 @@ class Run:
         for source in self._sources:
             source.describe()
 
-    def _describe(self) -> wire.RunCreate:
-        """Return what the service should know of the run by now. Called by the sender's thread."""
+    def description_key(self) -> object:
+        """Return what differs when `describe` does; see `gradmedic.sender.Observer`."""
+        return len(self._book), self._statistics, *(id(source.training()) for source in self._sources)
+
+    def describe(self) -> wire.RunCreate:
+        """Return what the service should know of the run by now; see `gradmedic.sender.Observer`."""
         configuration = self._configuration
         trainings = [training for source in self._sources if (training := source.training()) is not None]
         statistics = self._statistics or _first(*(source.statistics for source in self._sources))
@@ -570,27 +686,105 @@ class Run:
             training=_merge(trainings),
         )
 
+    # --- trials -------------------------------------------------------------------------------------------------------
+
+    def _treat(
+        self,
+        model: torch.nn.Module | Mapping[str, torch.nn.Module],
+        optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer],
+    ) -> Treatment | None:
+        """Prepare the trial's remedies for the optimizers; end the trial if they cannot be applied."""
+        if not self.is_trial:
+            return None
+        from gradmedic.torch.remedies import NotApplicable, Treatment, models_of, optimizers_of
+        from gradmedic.torch.seeding import describe_device
+
+        models = models_of(model)
+        report = Report(None) if self._is_follower else self._started.report
+        report.say(watched=True, environment={"device": describe_device(models[0])})
+        if not self._started.remedies:
+            return None
+        try:
+            treatment = Treatment(optimizers_of(optimizer), models, self._started.remedies)
+        except NotApplicable as reason:
+            report.say(not_applicable=str(reason))
+            self._end_trial(f"not applicable: {reason}")
+        self._treatments.append(treatment)
+        report.say(applied=sum(one.count for one in self._treatments), not_applied=treatment.not_applied)
+        return treatment
+
+    def _end_trial_if_due(self) -> None:
+        order = self._started.order
+        if order is None:
+            return
+        if order.steps is not None and self._last_number + 1 >= order.steps:
+            self._reason_to_end = f"its {order.steps} steps are done"
+        if self._reason_to_end is not None:
+            self._end_trial(self._reason_to_end)
+
+    def _end_trial(self, reason: str) -> NoReturn:
+        self.finish()
+        self._started.report.say(ended=reason)
+        raise TrialEnded(reason)
+
     # --- verdicts -----------------------------------------------------------------------------------------------------
 
-    def _take_result(self, result: wire.AppendResult) -> None:
-        """Take the service's answer to a block. Called by the sender's thread."""
+    def take_jump(self) -> None:
+        """Sample the next steps, because one jumped; see `gradmedic.sender.Observer`."""
+        self._sampler.hurry()
+
+    def take_result(self, result: wire.AppendResult) -> None:
+        """Take the service's answer to a block; see `gradmedic.sender.Observer`."""
+        if result.stop and self.is_trial:
+            self._reason_to_end = "the service needs no more of this trial"
+        elif result.stop and not self._is_told_to_stop:
+            self._is_told_to_stop = True
+            self._reason_to_stop = RunStoppedError(
+                "the service asked this run to stop: the budget of its trial is spent, or it was cancelled"
+            )
         if result.verdict == self._verdict:
             return
+        self._sampler.hurry()
         self._verdict = result.verdict
         since = "" if result.since_step is None else f" since step {result.since_step}"
         summary = " ".join(result.alerts) or f"The verdict is {result.verdict}{since}."
+        if result.verdict in UNHEALTHY:
+            logger.warning("gradmedic: %s See %s", summary, self.url)
+            if self._may_clip:
+                self._find_limit()
         self._events.append(
             VerdictEvent(run_id=self.id, verdict=result.verdict, since_step=result.since_step, summary=summary)
         )
-        if result.verdict in UNHEALTHY:
-            logger.warning("gradmedic: %s See %s", summary, self.url)
+
+    def _find_limit(self) -> None:
+        """Ask the diagnosis to which norm gradients should be clipped."""
+        try:
+            diagnosis = self._service.ask(wire.Diagnosis, "GET", f"/runs/{self.id}/diagnosis")
+        except GradmedicError as error:
+            logger.warning("gradmedic: the gradients are not clipped, the advice cannot be read: %s", error)
+            return
+        for advice in sorted(diagnosis.advice, key=lambda advice: advice.rank):
+            max_norm = advice.remedy.parameters.get("max_norm")
+            if advice.remedy.id == "clip_grad_norm" and isinstance(max_norm, (int, float)) and max_norm > 0:
+                self._limits_to_set.append(float(max_norm))
+                return
+        logger.warning("gradmedic: the gradients are not clipped, which is not what the diagnosis advises")
 
     def _call_back(self) -> None:
-        """Tell the callbacks what changed, and remember whether the training is to stop."""
+        """Tell the callbacks what changed, and do what was asked for about it."""
+        while self._limits_to_set:
+            max_norm = self._limits_to_set.popleft()
+            for source in self._sources:
+                source.clip(max_norm)
+            logger.warning("gradmedic: gradients are clipped to the norm %.4g from now on", max_norm)
         while self._events:
             event = self._events.popleft()
-            is_to_stop = event.verdict in UNHEALTHY and self._configuration.on_unhealthy == "stop"
-            self._reason_to_stop = event if is_to_stop else None
+            if event.verdict in UNHEALTHY and self._configuration.on_unhealthy == "stop":
+                self._reason_to_stop = UnhealthyRunError(
+                    f"{event.summary} See {self.url}", verdict=event.verdict, since_step=event.since_step
+                )
+            elif not self._is_told_to_stop:
+                self._reason_to_stop = None
             for callback in self._callbacks:
                 try:
                     callback(event)
@@ -600,8 +794,17 @@ class Run:
     # --- the end ------------------------------------------------------------------------------------------------------
 
     def _finish_at_exit(self) -> None:
-        has_failed = getattr(sys, "last_value", None) is not self._error_before
-        self.finish(status="failed" if has_failed else "finished")
+        self.finish(status="failed" if endings.has_failed() else "finished")
+
+    def _open_journal(self) -> Journal:
+        configuration = self._configuration
+        return Journal.begin(configuration.directory, self.id, configuration.max_disk_bytes)
+
+    def _become_follower(self) -> None:
+        """Leave the sending to the first process, which this one turned out not to be."""
+        self._is_follower = True
+        atexit.unregister(self._finish_at_exit)
+        endings.ignore_end(self)
 
     def _become_inert(self) -> None:
         """Do nothing from now on: this process is a fork."""
@@ -617,9 +820,10 @@ class Run:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Held:
+class _Draft:
     """A step some of whose numbers may still be on a device."""
 
+    run: Run
     number: int
     time: float
     loss: float | PendingNumber | None
@@ -628,10 +832,13 @@ class _Held:
     pending: list[Pending]
     row: Row | None
 
-    @property
-    def is_ready(self) -> bool:
-        numbers = (self.loss, self.learning_rate, *self.metrics.values())
-        return all(p.is_ready for p in self.pending) and all(n is None or type(n) is float for n in numbers)
+    def complete(self) -> Step | None:
+        """Return the step; see `gradmedic.sender.Draft`."""
+        try:
+            return self.run._complete(self)
+        except Exception as error:
+            self.run._say_once(f"step {type(error)}", f"a step could not be recorded: {error!r}")
+            return None
 
 
 def _read(number: float | PendingNumber | None) -> float | None:
@@ -664,7 +871,7 @@ def _merge(trainings: list[wire.Training]) -> wire.Training | None:
         precision=first.precision,
         input_rms=first.input_rms,
         input_abs_max=first.input_abs_max,
-        target_rms=first.target_rms,
+        target_rms=_first(*(training.target_rms for training in trainings)),
         batch_size=first.batch_size,
         clips_gradients=_largest(training.clips_gradients for training in trainings),
     )
@@ -687,6 +894,7 @@ def _smallest(values: Iterable[Ordered | None]) -> Ordered | None:
 
 
 def _disable_runs_of_parent() -> None:
+    endings.become_child()
     for run in list(_runs):
         run._become_inert()
 

@@ -1,217 +1,260 @@
-"""Carries the steps of a run to the service, from a thread of its own.
+"""Records the steps of a run and carries them to the service, on threads of their own.
 
-One idea: the queue is the truth. A step leaves it only when the service has acknowledged it; every attempt cuts a new
-block from the front of the queue, and because the service appends each step once, sending too much is harmless. So
-there is one loop with one attempt a turn, and all that can go wrong - service away, slow, restarted, full - is a delay
-before the next turn.
+One idea: two threads, each of which waits for one kind of thing. The recorder waits for the training: it makes steps
+of what `log()` left, reads what was on its way from a device, and puts them into the backlog, on disk too. The sender
+waits for the service: every attempt offers the front of the backlog, where an entry stays until it is acknowledged. So
+all that can go wrong - service away, slow, restarted, full - is a delay before the next attempt.
 
-The training thread only ever appends to the queue, under a lock that is never held during I/O.
+The training thread only ever appends to a `deque`, and takes no lock.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Protocol
 from uuid import UUID
 
-import numpy as np
-
 from gradmedic import wire
-from gradmedic.encoding import to_json, to_plain
-from gradmedic.exceptions import ApiError, ConfigurationError, ConflictError, GradmedicError
+from gradmedic.backlog import Backlog, Described
+from gradmedic.delivery import BLOCK_STEPS, Delivery
+from gradmedic.exceptions import ApiError, ConfigurationError, ConflictError, GradmedicError, NotFoundError
 from gradmedic.http import Service, is_retryable, retry_delay
-from gradmedic.step import Columns, Step, carries, encode_block, metric_names
+from gradmedic.jump import JumpDetector
+from gradmedic.spill import Journal
+from gradmedic.step import Entry, Rewind, Step
+from gradmedic.sync import Replay
 
 logger = logging.getLogger("gradmedic")
 
-BLOCK_STEPS = 50
-"""A block leaves when it has this many steps. Larger blocks save little and are seen later."""
+_PAUSE = 0.02
+"""Seconds after which the recorder looks again whether there is something: to be woken would cost the training a system
+call. An explosion is announced that much later."""
+_LONGEST_PAUSE = 0.2
+"""Where nothing comes for a while, it looks less often."""
+_LONGEST_DELAY_AT_END = 2.0
+"""Seconds between attempts while somebody waits for the run's end, unless the service asks for more."""
+_DRAFT_BYTES = 1_000
+"""About what a draft takes at least."""
+_FEWEST_DRAFTS = 10_000
+"""Drafts that there is room for at any rate: a burst of small steps, while the recorder writes some to disk."""
 
-_BODY_HEADROOM = 0.5
-"""Share of the service's largest body that a block's statistics may fill: what else it holds is not counted."""
-_TOO_LARGE = 413
-_RUN_IS_LOST = frozenset({401, 403, 404, 409})
-"""Refusals of a block that the next block would meet as well: no access, no such run, a stale generation."""
+
+class Draft(Protocol):
+    """What `log()` left of a step."""
+
+    def complete(self) -> Step | None:
+        """Return the step, waiting for a device if need be; None if it cannot be recorded."""
 
 
-class StepQueue:
-    """Steps that are not acknowledged yet, oldest first, bounded in bytes. Not thread-safe: the sender locks."""
+class Observer(Described, Protocol):
+    """Who wants to know what becomes of the steps; all is called on the threads here."""
 
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._steps: deque[Step] = deque()
-        self._bytes = 0
-        self.dropped = 0
-        """Steps that were given up for lack of room."""
+    def take_jump(self) -> None:
+        """A step jumped."""
 
-    def __len__(self) -> int:
-        return len(self._steps)
-
-    def append(self, step: Step) -> None:
-        """Append a step; if that takes too much room, drop the oldest healthy ones, and others only after them."""
-        self._steps.append(step)
-        self._bytes += step.nbytes
-        if self._bytes > self._max_bytes:
-            self._make_room()
-
-    def front(self, count: int) -> list[Step]:
-        """Return the oldest steps, `count` at most, and keep them."""
-        return [self._steps[i] for i in range(min(count, len(self._steps)))]
-
-    def remove_until(self, number: int) -> None:
-        """Remove the steps up to and including step `number`."""
-        while self._steps and self._steps[0].number <= number:
-            self._bytes -= self._steps.popleft().nbytes
-
-    def clear(self) -> None:
-        """Remove all steps."""
-        self._steps.clear()
-        self._bytes = 0
-
-    def _make_room(self) -> None:
-        # An eighth more than needed, so that a full queue is not searched at every step. The newest step stays.
-        target = self._max_bytes - self._max_bytes // 8
-        for drops_nonfinite in (False, True):
-            kept: deque[Step] = deque()
-            newest = self._steps.pop()
-            for step in self._steps:
-                if self._bytes > target and (drops_nonfinite or step.is_finite):
-                    self._bytes -= step.nbytes
-                    self.dropped += 1
-                else:
-                    kept.append(step)
-            kept.append(newest)
-            self._steps = kept
+    def take_result(self, result: wire.AppendResult) -> None:
+        """The service answered to a block."""
 
 
 class Sender:
-    """Registers a run, sends its steps and its end.
+    """Records and sends a run's steps and its end.
 
     Args:
-        service: where to.
+        service: where to; None where nothing is sent, but kept on disk.
         run_id: of the run.
-        describe: returns what `POST /runs` needs to say, as of now; called on the sender's thread.
+        observer: of what happens.
         flush_interval: seconds that a step waits for others at most.
         max_queue_bytes: memory for steps that are not acknowledged.
-        on_result: called on the sender's thread with each answer to a block.
+        open_journal: begins the journal; None keeps to memory.
+        leftovers: returns what other processes recorded of this run and did not send.
     """
 
     def __init__(
         self,
         *,
-        service: Service,
+        service: Service | None,
         run_id: UUID,
-        describe: Callable[[], wire.RunCreate],
+        observer: Observer,
         flush_interval: float,
         max_queue_bytes: int,
-        on_result: Callable[[wire.AppendResult], None],
+        open_journal: Callable[[], Journal] | None = None,
+        leftovers: Callable[[], list[Replay]] = list,
     ) -> None:
         self._service = service
-        self._run_id = run_id
-        self._describe = describe
+        self._observer = observer
         self._flush_interval = flush_interval
-        self._on_result = on_result
+        self._most_drafts = max(_FEWEST_DRAFTS, max_queue_bytes // _DRAFT_BYTES)
+        self._inbox: deque[Draft | Rewind] = deque()
+        self._put = 0  # drafts so far; written by the training thread
+        self._overflow = 0
+        self._is_pressed = threading.Event()  # somebody waits: no pauses
 
         self._changed = threading.Condition()  # guards what follows
-        self._queue = StepQueue(max_queue_bytes)
-        self._thread: threading.Thread | None = None
+        self._backlog = Backlog(max_queue_bytes if service is not None else 0, observer, open_journal)
+        self._threads: list[threading.Thread] = []
+        self._recorded = 0
         self._due_at = 0.0  # when the oldest step has waited long enough; counts while there is one
-        self._urgent_step = -1  # the last step that should not wait
+        self._urgent = 0  # number of the last entry that should not wait
         self._waiting_flushes = 0
         self._final_status: str | None = None  # what remains to be said of the run's end
         self._retry_at = 0.0
         self._failures = 0  # in a row
-        self._is_registered = False
         self._is_refused = False
+        self._is_obsolete = False  # the run was deleted, or went on elsewhere: nobody wants what was not sent
         self._is_over = False  # nothing will be sent any more
 
+        self._jumps = JumpDetector()  # of the recorder alone
         # The sender's thread alone uses what follows.
-        self._limits: wire.Limits | None = None
-        self._columns: Columns | None = None
-        self._sent_training: wire.Training | None = None
-        self._block_steps = BLOCK_STEPS
+        self._leftovers: Callable[[], list[Replay]] | None = leftovers
+        self._replays: list[Replay] = []
+        self._delivery = Delivery(
+            service or _nowhere(), run_id, on_result=observer.take_result, journal=lambda: self._backlog.journal
+        )
         self._reported_drops = 0
-        self._said: set[str] = set()
 
-    def put(self, step: Step, *, is_urgent: bool = False) -> None:
-        """Take a step to be sent; returns at once. An urgent one does not wait for others."""
-        with self._changed:
-            if self._is_over:
-                return
-            self._queue.append(step)
-            if is_urgent:
-                self._urgent_step = step.number
-            if len(self._queue) == 1:
-                self._due_at = time.monotonic() + self._flush_interval
-            if is_urgent or len(self._queue) in (1, BLOCK_STEPS):
-                self._changed.notify_all()  # otherwise the thread knows how long to wait
+    def put(self, draft: Draft | Rewind) -> None:
+        """Take a step to be sent; returns at once."""
+        if self._is_over:
+            return
+        if len(self._inbox) > self._most_drafts:  # the recorder hangs, on a disk most likely
+            self._overflow += 1
+            return
+        self._put += 1
+        self._inbox.append(draft)
+        if not self._threads:
             self._start()
 
     def flush(self, timeout: float) -> bool:
         """Wait until every step so far is acknowledged, at most `timeout` seconds; return whether it is."""
+        self._start()
         with self._changed:
-            self._start()
+            wanted = self._put
             self._waiting_flushes += 1
             self._retry_at = 0.0
-            self._changed.notify_all()
+            self._press()
             try:
-                self._changed.wait_for(lambda: self._is_over or self._is_delivered(), timeout)
+                self._changed.wait_for(lambda: self._is_over or self._is_delivered(wanted), timeout)
             finally:
                 self._waiting_flushes -= 1
-            return self._is_delivered()
+            return self._is_delivered(wanted)
 
     def close(self, status: str, timeout: float) -> bool:
         """Send what is left and the run's final status, within `timeout` seconds; return whether that succeeded."""
+        deadline = time.monotonic() + timeout
+        with contextlib.suppress(RuntimeError):  # the interpreter ends, and starts no threads any more
+            self._start()
         with self._changed:
+            wanted = self._put
+            self._press()
             if not self._is_over:
+                self._changed.wait_for(lambda: self._is_over or self._recorded >= wanted, timeout)
+                self._backlog.end(status)
                 self._final_status = status
                 self._retry_at = 0.0
-                self._start()
+                if self._service is None:
+                    self._is_over = True
                 self._changed.notify_all()
-            self._changed.wait_for(lambda: self._is_over, timeout)
+            self._changed.wait_for(lambda: self._is_over, max(0.0, deadline - time.monotonic()))
             succeeded = self._is_over and not self._is_refused
-            unsent = len(self._queue)
+            unsent, journal = len(self._backlog), self._backlog.journal
             self._is_over = True
-            self._changed.notify_all()
-        if not succeeded and not self._is_refused:
-            logger.warning(
-                "gradmedic could not tell %s of the run's end within %g s; %d steps were not sent",
-                self._service.base_url,
-                timeout,
-                unsent,
-            )
+            self._press()
+            self._backlog.close()
+            if journal is not None and (self._is_obsolete or (succeeded and self._service is not None)):
+                journal.delete()
+        if not succeeded and self._service is not None:
+            self._say_what_remains(unsent, journal, timeout)
         return succeeded
 
     def abandon(self) -> None:
-        """Forget everything without a word: this process is a fork, and its parent goes on sending."""
+        """Forget everything without a word: this process is a fork, and its parent goes on."""
         self._changed = threading.Condition()  # another thread of the parent may have held the old lock
+        self._is_pressed = threading.Event()
         self._is_over = True
-        self._queue.clear()
+        self._inbox.clear()
+        self._backlog.close()
 
-    # --- the thread ---------------------------------------------------------------------------------------------------
+    @property
+    def dropped(self) -> int:
+        """Steps that were given up so far."""
+        return self._backlog.dropped + self._overflow
+
+    @property
+    def journal(self) -> Journal | None:
+        """The journal of this session, None if nothing was written to one."""
+        return self._backlog.journal
+
+    # --- the threads --------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        if self._thread is None and not self._is_over:
-            self._thread = threading.Thread(target=self._run, name="gradmedic-sender", daemon=True)
-            self._thread.start()
+        if self._threads or self._is_over:
+            return
+        works = [("recorder", self._record)] + ([("sender", self._send)] if self._service is not None else [])
+        self._threads = [threading.Thread(target=work, name=f"gradmedic-{name}", daemon=True) for name, work in works]
+        for thread in self._threads:
+            thread.start()
 
-    def _run(self) -> None:
+    def _press(self) -> None:
+        self._is_pressed.set()
+        self._changed.notify_all()
+
+    def _record(self) -> None:
+        try:
+            pause = _PAUSE
+            while not self._is_over:
+                pause = _PAUSE if self._inbox else min(1.5 * pause, _LONGEST_PAUSE)
+                while self._inbox:
+                    self._record_one(self._inbox.popleft())
+                with self._changed:
+                    if self._is_pressed.is_set():
+                        self._is_pressed.clear()
+                        self._changed.notify_all()
+                self._is_pressed.wait(pause)
+        except Exception:
+            self._break_off("gradmedic stopped recording because of an error of its own; training goes on")
+
+    def _record_one(self, draft: Draft | Rewind) -> None:
+        entry: Entry | None = draft if isinstance(draft, Rewind) else draft.complete()
+        is_urgent = isinstance(entry, Step) and self._jumps.update(entry)
+        if is_urgent:
+            self._observer.take_jump()
+        with self._changed:
+            self._recorded += 1
+            if entry is None or self._is_over:
+                return
+            number = self._backlog.append(entry)
+            if is_urgent:
+                self._urgent = number
+            if len(self._backlog) == 1:
+                self._due_at = time.monotonic() + self._flush_interval
+            if is_urgent or len(self._backlog) in (1, BLOCK_STEPS):
+                self._changed.notify_all()  # otherwise the sender knows how long to wait
+
+    def _send(self) -> None:
         try:
             while self._wait_until_due():
                 self._make_attempt()
         except Exception:
-            self._is_refused = True
-            logger.exception("gradmedic stopped sending because of an error of its own; training goes on")
+            self._break_off("gradmedic stopped sending because of an error of its own; training goes on")
         finally:
             with self._changed:
                 self._is_over = True
                 self._changed.notify_all()
-            self._service.close()
+            if self._service is not None:
+                self._service.close()
+
+    def _break_off(self, message: str) -> None:
+        self._is_refused = True
+        logger.exception(message)
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
 
     def _wait_until_due(self) -> bool:
         """Wait until there is something to do; return False when there never will be."""
@@ -225,20 +268,21 @@ class Sender:
 
     def _seconds_until_due(self) -> float | None:
         now = time.monotonic()
-        is_waited_for = self._final_status is not None or (self._waiting_flushes > 0 and not self._is_delivered())
-        if is_waited_for or self._is_urgent() or len(self._queue) >= BLOCK_STEPS:
+        is_waited_for = self._final_status is not None or (
+            self._waiting_flushes > 0 and self._recorded >= self._put and not self._is_delivered(self._put)
+        )
+        is_urgent = self._urgent > self._backlog.acknowledged
+        if is_waited_for or is_urgent or len(self._backlog) >= BLOCK_STEPS:
             due_at = now
-        elif self._queue:
+        elif len(self._backlog):
             due_at = self._due_at
         else:
             return None
         return max(due_at, self._retry_at) - now
 
-    def _is_urgent(self) -> bool:
-        return bool(self._queue) and self._urgent_step >= self._queue.front(1)[0].number
-
-    def _is_delivered(self) -> bool:
-        return self._is_registered and not self._queue and not self._is_refused
+    def _is_delivered(self, wanted: int) -> bool:
+        is_known = self._service is None or (self._delivery.is_registered and not len(self._backlog))
+        return self._recorded >= wanted and is_known and not self._is_refused
 
     def _make_attempt(self) -> None:
         """Do the next thing that is due, once. A failure only sets when to try again, or that it is over."""
@@ -250,138 +294,38 @@ class Sender:
             with self._changed:
                 recovered, self._failures = self._failures > 0, 0
                 self._changed.notify_all()
-            if recovered:
+            if recovered and self._service is not None:
                 logger.warning("gradmedic reaches %s again", self._service.base_url)
         self._report_drops()
 
     def _advance(self) -> None:
+        if self._leftovers is not None:
+            self._replays, self._leftovers = self._leftovers(), None
+        if self._replays:
+            if self._replays[0].advance():
+                self._replays.pop(0).close()
+            return
         with self._changed:
-            waiting = self._queue.front(self._block_steps)
+            waiting = self._backlog.front(self._delivery.block_steps)
             status = self._final_status
-        description = self._describe()  # after the steps were looked at, so that it has all of their layers
-        if self._columns is None:
-            self._register(description)
-        elif len(description.layers) > len(self._columns.positions):
-            self._match(self._service.ask(wire.RunDetail, "GET", f"/runs/{self._run_id}"), description)
-        elif description.training != self._sent_training:
-            self._patch(wire.RunUpdate(training=description.training))
-            self._sent_training = description.training
+        self._delivery.prepare(self._described())  # after the steps were looked at, so that it has all of their layers
         if waiting:
-            self._send(waiting[: self._largest_block()])
+            number = self._delivery.send(waiting, is_repeated=self._failures > 0)
+            if number is not None:
+                with self._changed:
+                    self._backlog.acknowledge(number)
+                    self._due_at = time.monotonic() + self._flush_interval
         elif status is not None:
-            self._patch(wire.RunUpdate(status=status))
+            self._delivery.end(status)
             with self._changed:
                 self._is_over = True
 
-    def _register(self, description: wire.RunCreate) -> None:
-        self._limits = self._service.ask(wire.Limits, "GET", "/limits")
-        if not set(self._limits.wire_versions) & set(wire.WIRE_VERSIONS):
-            raise ConfigurationError(
-                f"{self._service.base_url} speaks wire versions {self._limits.wire_versions}, this gradmedic "
-                f"{list(wire.WIRE_VERSIONS)}: install versions of both that have one in common"
-            )
-        body = to_json(self._fit_config(description, self._limits))
-        try:
-            run = self._service.ask(wire.RunDetail, "POST", "/runs", body=body)
-        except ConflictError:
-            # Another process began this run with other layers, or an answer was lost before layers were added.
-            run = self._service.ask(wire.RunDetail, "GET", f"/runs/{self._run_id}")
-            if run.project != description.project:
-                raise
-        self._match(run, description)
-        self._sent_training = description.training
-        with self._changed:
-            self._is_registered = True
-
-    def _match(self, run: wire.RunDetail, description: wire.RunCreate) -> None:
-        """Learn from the run as the service has it which layer is which; append the layers that it lacks."""
-        known = {layer.name for layer in run.layers}
-        missing = [layer for layer in description.layers if layer.name not in known]
-        if missing:
-            run = self._patch(wire.RunUpdate(append_layers=missing))
-        places = {layer.name: i for i, layer in enumerate(run.layers)}
-        self._columns = Columns(
-            statistics=tuple(run.statistics),
-            positions=np.array([places[layer.name] for layer in description.layers], dtype=np.intp),
-            width=len(run.layers),
-        )
-
-    def _patch(self, update: wire.RunUpdate) -> wire.RunDetail:
-        return self._service.ask(wire.RunDetail, "PATCH", f"/runs/{self._run_id}", body=to_json(update))
-
-    def _fit_config(self, description: wire.RunCreate, limits: wire.Limits) -> wire.RunCreate:
-        """Return the description with a `config` that the service accepts: the run matters more than all of it."""
-        config = to_plain(description.config)
-        if not _fits(config, limits):
-            scalars = {k: v for k, v in config.items() if not isinstance(v, (dict, list))}
-            config = scalars if _fits(scalars, limits) else {}
-            self._say_once(
-                "config",
-                f"config is cut to {len(config)} plain values: the service takes {limits.max_config_bytes} bytes "
-                f"and {limits.max_config_depth} levels",
-            )
-        return dataclasses.replace(description, config=config)
-
-    def _largest_block(self) -> int:
-        """Return how many steps the next block may have under the service's limits."""
-        if self._limits is None or self._columns is None:
-            return 0
-        values = max(1, self._columns.width * len(self._columns.statistics))
-        by_body = int(self._limits.max_body_bytes * _BODY_HEADROOM) // (4 * values)
-        by_values = self._limits.max_values_per_block // values
-        return max(1, min(self._block_steps, self._limits.max_steps_per_block, by_values, by_body))
-
-    def _send(self, block: Sequence[Step]) -> None:
-        columns, limits = self._columns, self._limits
-        if columns is None or limits is None:
-            return
-        if (count := len(metric_names(block))) > limits.max_metrics:
-            self._say_once(
-                "metrics", f"{count - limits.max_metrics} metrics are left out: the service takes {limits.max_metrics}"
-            )
-        for step in block:
-            if step.row is not None and not carries(step.row, columns):
-                lacking = ", ".join(name for name in columns.statistics if name not in step.row.statistics)
-                self._say_once(
-                    f"lacking {lacking}",
-                    f"the statistics of step {step.number} and of others like it are left out: this run's steps "
-                    f"have {', '.join(columns.statistics)}, these lack {lacking}",
-                )
-        try:
-            result = self._service.ask(
-                wire.AppendResult,
-                "POST",
-                f"/runs/{self._run_id}/steps",
-                body=encode_block(block, columns, max_metrics=limits.max_metrics),
-                content_type=wire.MSGPACK_MEDIA_TYPE,
-            )
-        except ApiError as error:
-            self._take_refusal(error, block)
-            return
-        self._acknowledge(block)
-        if result.ignored and self._failures == 0:
-            self._say_once(
-                "ignored",
-                f"{result.ignored} steps up to step {block[-1].number} were ignored: the run has steps up to "
-                f"{result.last_step} already. Go on with log(step=...), or start a new run",
-            )
-        self._on_result(result)
-
-    def _take_refusal(self, error: ApiError, block: Sequence[Step]) -> None:
-        """Take the refusal of one block; raise if the next one would fare no better."""
-        status = error.problem.status
-        if is_retryable(error) or status in _RUN_IS_LOST:
-            raise error
-        if status == _TOO_LARGE and len(block) > 1:
-            self._block_steps = len(block) // 2
-            return
-        self._say_once(error.problem.error_code, f"the service refused {len(block)} steps, they are lost: {error}")
-        self._acknowledge(block)
-
-    def _acknowledge(self, block: Sequence[Step]) -> None:
-        with self._changed:
-            self._queue.remove_until(block[-1].number)
-            self._due_at = time.monotonic() + self._flush_interval
+    def _described(self) -> wire.RunCreate:
+        description = self._observer.describe()
+        if not self.dropped:
+            return description
+        training = description.training or wire.Training()
+        return dataclasses.replace(description, training=dataclasses.replace(training, dropped_steps=self.dropped))
 
     def _take_failure(self, error: GradmedicError) -> None:
         with self._changed:
@@ -390,10 +334,14 @@ class Sender:
             is_refusal = isinstance(error, (ApiError, ConfigurationError)) or self._final_status is not None
             if is_hopeless and is_refusal:
                 self._is_refused = self._is_over = True
-                unsent = len(self._queue)
-                self._queue.clear()
+                self._is_obsolete = isinstance(error, (NotFoundError, ConflictError))
+                unsent = len(self._backlog)
+                self._backlog.clear()
             else:
-                self._retry_at = time.monotonic() + retry_delay(error, self._failures)
+                delay = retry_delay(error, self._failures)
+                if self._final_status is not None and getattr(error, "retry_after", None) is None:
+                    delay = min(delay, _LONGEST_DELAY_AT_END)
+                self._retry_at = time.monotonic() + delay
                 self._failures += 1
         if self._is_refused:
             logger.error("gradmedic stopped sending (%d steps not sent), training goes on: %s", unsent, error)
@@ -401,26 +349,27 @@ class Sender:
             logger.warning("gradmedic keeps the steps and tries again, training goes on: %s", error)
 
     def _report_drops(self) -> None:
-        with self._changed:
-            dropped = self._queue.dropped
+        dropped = self.dropped
         if dropped > self._reported_drops:
             self._reported_drops = dropped
-            logger.warning("gradmedic dropped %d steps so far: its queue is full and the service away", dropped)
+            logger.warning("gradmedic dropped %d steps so far: no room is left, and the service is away", dropped)
 
-    def _say_once(self, kind: str, message: str) -> None:
-        if kind not in self._said:
-            self._said.add(kind)
-            logger.warning("gradmedic: %s", message)
+    def _say_what_remains(self, unsent: int, journal: Journal | None, timeout: float) -> None:
+        base_url = "" if self._service is None else self._service.base_url
+        if journal is not None and journal.folder.is_dir():
+            logger.warning(
+                "gradmedic could not tell %s of the run's end within %g s; %d steps were not sent. They are kept: "
+                "send them with `gradmedic sync %s`",
+                base_url, timeout, unsent, journal.folder.parent.parent,
+            )  # fmt: skip
+        elif not self._is_refused:
+            logger.warning(
+                "gradmedic could not tell %s of the run's end within %g s; %d steps were not sent",
+                base_url, timeout, unsent,
+            )  # fmt: skip
 
 
-def _fits(config: dict[str, Any], limits: wire.Limits) -> bool:
-    return len(to_json(config)) <= limits.max_config_bytes and _depth(config) <= limits.max_config_depth
+def _nowhere() -> Service:
+    from gradmedic.configuration import resolve_connection
 
-
-def _depth(value: Any) -> int:
-    """Return how many mappings and lists are nested: 0 for a number, 1 for a flat mapping."""
-    if isinstance(value, dict):
-        return 1 + max(map(_depth, value.values()), default=0)
-    if isinstance(value, list):
-        return 1 + max(map(_depth, value), default=0)
-    return 0
+    return Service(resolve_connection("http://127.0.0.1"))

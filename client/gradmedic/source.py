@@ -1,7 +1,7 @@
 """What a framework must offer so that a run can record its training: the seam between `Run` and `gradmedic.torch`.
 
-One idea: a measurement may be under way on an accelerator when `log()` is called. Then the run keeps the step and reads
-the numbers at the next call, so that the training thread never waits for a device.
+One idea: a measurement may be under way on an accelerator when `log()` is called, so it is handed on unread. The thread
+that records steps reads it and waits for the device if need be; the training never does.
 """
 
 from __future__ import annotations
@@ -11,24 +11,6 @@ from typing import Any, Protocol
 
 from gradmedic import wire
 from gradmedic.step import Row
-
-FIRST_STEPS = 10
-"""Steps at the start that are always sampled: they tell how the weights were initialized."""
-
-
-class Sampler:
-    """Decides which steps are sampled: the first ones and every `log_freq`-th."""
-
-    def __init__(self, log_freq: int) -> None:
-        self._log_freq = log_freq
-        self._count = 0
-        self.is_sampling = True
-        """Whether the step that is being computed carries statistics."""
-
-    def advance(self) -> None:
-        """Go on to the next step."""
-        self._count += 1
-        self.is_sampling = self._count < FIRST_STEPS or self._count % self._log_freq == 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +26,7 @@ class Measurement:
 
 
 class Pending(Protocol):
-    """A measurement that may still be on its way from a device."""
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether `read` returns without waiting for a device."""
+    """A measurement that may still be on its way from a device. Read once, on any thread."""
 
     def read(self) -> Measurement:
         """Return the measurement, waiting for it if need be."""
@@ -81,8 +59,11 @@ class Source(Protocol):
     def take(self) -> Pending:
         """Return what was measured since the last call, and begin the next step."""
 
-    def hold(self, number: Any) -> PendingNumber | None:
-        """Start copying a number that lives on a device; None if it does not."""
+    def clip(self, max_norm: float) -> None:
+        """Limit the norm of the gradients from the next update on. Called by the training thread."""
+
+    def hold(self, number: Any) -> PendingNumber | float | None:
+        """Return a number of the framework's own, or start copying it from a device; None if it is none."""
 
     def close(self) -> None:
         """Stop observing and leave no trace in model, optimizer or framework."""

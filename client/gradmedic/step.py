@@ -70,6 +70,18 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Rewind:
+    """The job resumed from a checkpoint: what follows comes behind `step`."""
+
+    step: int
+    """The last step that stays."""
+
+
+Entry = Step | Rewind
+"""What waits to be sent, in this order."""
+
+
+@dataclass(frozen=True, slots=True)
 class Columns:
     """Where the service keeps what the client measures."""
 
@@ -81,7 +93,9 @@ class Columns:
     """Number of layers that the service knows."""
 
 
-def encode_block(steps: Sequence[Step], columns: Columns, *, max_metrics: int | None = None) -> bytes:
+def encode_block(
+    steps: Sequence[Step], columns: Columns, *, max_metrics: int | None = None, generation: int | None = None
+) -> bytes:
     """Encode steps as the msgpack body of `POST /runs/{id}/steps` (`wire.StepsAppend`).
 
     A row that lacks one of the run's statistics is left out: its step counts as not sampled. So are metrics beyond the
@@ -89,6 +103,8 @@ def encode_block(steps: Sequence[Step], columns: Columns, *, max_metrics: int | 
     """
     rows = [step.row if step.row and carries(step.row, columns) else None for step in steps]
     body: dict[str, Any] = {"steps": [step.number for step in steps], "time": [step.time for step in steps]}
+    if generation is not None:
+        body["generation"] = generation
     for name in ("loss", "learning_rate", "loss_scale", "clip_coefficient"):
         series = [getattr(step, name) for step in steps]
         if any(value is not None for value in series):
@@ -105,6 +121,40 @@ def encode_block(steps: Sequence[Step], columns: Columns, *, max_metrics: int | 
         body["statistics"] = {name: values[i].tobytes() for i, name in enumerate(columns.statistics)}
         body["present"] = np.packbits(present, bitorder="little").tobytes()
     return msgspec.msgpack.encode(body)
+
+
+def pack_step(step: Step) -> bytes:
+    """Encode a step for the journal."""
+    row = step.row
+    return msgspec.msgpack.encode((
+        step.number, step.time, step.loss, step.learning_rate, step.loss_scale, step.clip_coefficient, step.skipped,
+        step.metrics, None if row is None else (row.statistics, row.layers.tobytes(), row.values.tobytes()),
+    ))  # fmt: skip
+
+
+def unpack_step(packed: bytes) -> Step:
+    """Decode what `pack_step` encoded."""
+    number, time, loss, learning_rate, loss_scale, clip_coefficient, skipped, metrics, row = msgspec.msgpack.decode(
+        packed
+    )
+    if row is not None:
+        statistics, layers, values = row
+        row = Row(
+            tuple(statistics),
+            np.frombuffer(layers, dtype=np.int32),
+            np.frombuffer(values, dtype=np.float32).reshape(-1, len(statistics)),
+        )
+    return Step(
+        number=number,
+        time=time,
+        loss=loss,
+        learning_rate=learning_rate,
+        loss_scale=loss_scale,
+        clip_coefficient=clip_coefficient,
+        skipped=skipped,
+        metrics=metrics,
+        row=row,
+    )
 
 
 def metric_names(steps: Sequence[Step]) -> list[str]:

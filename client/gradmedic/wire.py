@@ -34,6 +34,10 @@ STATISTICS = (
     "activation_saturation",
 )
 """Every statistic there is: one number per layer per step."""
+SIGNED_STATISTICS = ("grad_mean",)
+"""Those that may be negative; of the others NaN may mean anything, a number below 0 nothing."""
+FRACTIONS = ("grad_zero_fraction", "activation_zero_fraction", "activation_saturation")
+"""Those that are at most 1."""
 
 SERIES = ("loss", "learning_rate", "time", "loss_scale", "clip_coefficient")
 """Numbers of a step as a whole, one each per step; free-form ones go under `metrics`."""
@@ -42,9 +46,19 @@ VERDICTS = ("undetermined", "healthy", "vanishing", "exploding")
 STATUSES = ("running", "stalled", "finished", "failed")
 LAYER_ROLES = ("weight", "recurrent", "bias", "gain", "embedding")
 OUTCOME_STATES = ("verified", "healthy", "failed", "not_applicable")
+NONFINITE_NAMES = ("NaN", "Infinity", "-Infinity")
 SEVERITIES = ("note", "warning", "critical")
 SCOPES = ("ingest", "read", "rerun", "worker", "admin")
 """What an API key may do; `admin` includes the others."""
+RERUN_STATUSES = ("queued", "running", "done", "not_reproduced", "failed", "cancelled")
+TRIAL_STATUSES = ("queued", "running", "done", "failed", "cancelled", "stopped", "not_applicable")
+RESULT_STATUSES = ("done", "failed", "not_applicable")
+"""What a worker may say of a trial that has ended; the service knows which it stopped or cancelled."""
+ATTEMPT_STATUSES = ("running", "lost", "done", "failed", "cancelled", "stopped", "not_applicable")
+EXECUTORS = ("local",)
+PARAMETER_TYPES = ("float", "int", "str", "bool")
+LONGEST_TIMEOUT = 30 * 86400.0
+"""Seconds that a trial may be given."""
 
 
 class OneOf:
@@ -67,6 +81,34 @@ def without_trailing_underscore(name: str) -> str:
     return name.rstrip("_")
 
 
+class Strictly:
+    """Nothing of another type becomes a value of this: neither "2" nor true is 2. Pydantic asks it, in the service."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        """Make the field's validation strict."""
+        return {**handler(source), "strict": True}
+
+
+class NumberOnly:
+    """A number or the name of a non-finite one; a float would also be made of "1.5" and of true."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        """Look at the value before it is validated."""
+        function = {"type": "no-info", "function": self._refuse_others}
+        return {"type": "function-before", "function": function, "schema": handler(source)}
+
+    @staticmethod
+    def _refuse_others(value: Any) -> Any:
+        if isinstance(value, bool) or (isinstance(value, str) and value not in NONFINITE_NAMES):
+            raise ValueError(f"must be a number or one of {', '.join(NONFINITE_NAMES)}")
+        return value
+
+
+Whole = Annotated[int, Strictly()]
+Flag = Annotated[bool, Strictly()]
+Number = Annotated[float, NumberOnly()]
+"""For what is said once of a run. Of the many values of a block each would be looked at twice."""
+
 _SCHEMA: dict[str, Any] = {
     "extra": "forbid",
     "use_attribute_docstrings": True,
@@ -87,26 +129,26 @@ class Layer:
     """Unique in the run, for example `encoder.0.weight`."""
     kind: str | None = None
     """Type of the module that owns it, for example `Linear`, `Conv2d`, `RNN`."""
-    shape: list[int] | None = None
-    numel: int | None = None
+    shape: list[Whole] | None = None
+    numel: Whole | None = None
     """Number of elements; follows from `shape` where that is given."""
-    depth: int | None = None
+    depth: Whole | None = None
     """Place in forward order; without it, the position in the list."""
-    frozen: bool = False
+    frozen: Flag = False
     """No optimizer updates it."""
     role: Annotated[str, OneOf(*LAYER_ROLES)] | None = None
     """What it is to its module; `recurrent` for a hidden-to-hidden matrix."""
-    fan_in: int | None = None
-    fan_out: int | None = None
+    fan_in: Whole | None = None
+    fan_out: Whole | None = None
     activation: str | None = None
     """Activation its output goes through, lower case: `relu`, `sigmoid`, `tanh`, `linear`, ..."""
-    normalized: bool | None = None
+    normalized: Flag | None = None
     """Whether a normalization layer directly follows the module."""
-    branch: bool | None = None
+    branch: Flag | None = None
     """Whether it lies on a branch beside an identity path (a residual block)."""
-    initial_rms: float | None = None
+    initial_rms: Number | None = None
     """Root mean square of its elements before the first update."""
-    spectral_norm: float | None = None
+    spectral_norm: Number | None = None
     """Largest singular value before the first update; measured for recurrent matrices."""
 
 
@@ -118,9 +160,9 @@ class Optimizer:
 
     name: str
     """Class name, for example `SGD`, `AdamW`."""
-    learning_rate: float | None = None
-    momentum: float | None = None
-    weight_decay: float | None = None
+    learning_rate: Number | None = None
+    momentum: Number | None = None
+    weight_decay: Number | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,13 +174,15 @@ class Training:
     optimizers: list[Optimizer] = field(default_factory=list)
     precision: str | None = None
     """Dtype of the parameters, or `float16`/`bfloat16` under autocast."""
-    input_rms: float | None = None
+    input_rms: Number | None = None
     """Root mean square of the first batch's floating-point input."""
-    input_abs_max: float | None = None
-    target_rms: float | None = None
-    batch_size: int | None = None
-    clips_gradients: bool | None = None
+    input_abs_max: Number | None = None
+    target_rms: Number | None = None
+    batch_size: Whole | None = None
+    clips_gradients: Flag | None = None
     """Whether the client saw the script clip gradients."""
+    dropped_steps: Whole | None = None
+    """Steps that the client gave up: the service was away for longer than its disk had room. They are missing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,6 +254,8 @@ class RunSummary:
     trainable: str | None
     created_at: datetime
     updated_at: datetime
+    parent_id: UUID | None = None
+    """The suspect run, if this is an attempt at a trial of a rerun of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,6 +295,12 @@ class Project:
     muted_detectors: list[str]
     """Ids of detectors that are not to be heard about any of its runs."""
     created_at: datetime
+    rerun_automatically: bool = False
+    """Whether a run that turns vanishing or exploding is rerun without being asked, if its key may."""
+    max_concurrent_trials: int = 8
+    """Trials of its reruns that run at the same time at most."""
+    max_rerun_seconds: float = 86400.0
+    """The largest budget of seconds that one of its reruns may have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,6 +311,10 @@ class ProjectUpdate:
 
     muted_detectors: list[str] | None = None
     """Takes effect on findings at once, on a run's verdict with its next block."""
+    rerun_automatically: Flag | None = None
+    max_concurrent_trials: Whole | None = None
+    """From 1 to 1000. Trials that run already go on."""
+    max_rerun_seconds: Number | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,17 +343,17 @@ class StepsAppend:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
 
-    steps: list[int]
+    steps: list[Whole]
     """Strictly increasing, each at least 0."""
-    generation: int | None = None
+    generation: Whole | None = None
     """How often the run was rewound; without it, the current generation."""
     loss: list[float | None] | None = None
     learning_rate: list[float | None] | None = None
     time: list[float | None] | None = None
     """Seconds since the Unix epoch; must be finite."""
-    sampled: list[bool] | None = None
+    sampled: list[Flag] | None = None
     """Which steps carry statistics; without it, all do where `statistics` is given, else none."""
-    skipped: list[bool] | None = None
+    skipped: list[Flag] | None = None
     """Which steps a loss scaler skipped on purpose."""
     loss_scale: list[float | None] | None = None
     clip_coefficient: list[float | None] | None = None
@@ -334,9 +390,9 @@ class RunRewind:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
 
-    step: int
+    step: Whole
     """The last step that stays; -1 drops every step."""
-    generation: int
+    generation: Whole
     """The run's generation before this request, so that repeating it rewinds once."""
 
 
@@ -471,6 +527,17 @@ class Advice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """Remedies that were tried together, and what happened."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    remedies: list[Remedy]
+    outcome: Outcome
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
     """What is wrong with a run, why, and what fixes it, as of `step`."""
 
@@ -485,6 +552,8 @@ class Diagnosis:
     findings: list[Finding]
     causes: list[Cause]
     advice: list[Advice]
+    tried: list[Tried] = field(default_factory=list)
+    """What reruns of this run have shown, the latest first; combinations of remedies too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -615,6 +684,279 @@ class AuditRecordList:
     """Opaque; pass it as `page_token` to read on. Null on the last page."""
 
 
+# --- reruns -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RerunBudget:
+    """What a rerun may spend; what is left out follows from the run and the project."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    steps: Whole | None = None
+    """Of each trial."""
+    seconds: Number | None = None
+    """Of all trials together, each from its start to its end."""
+    trials: Whole | None = None
+    """Candidates times seeds; further attempts at one trial do not count."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RerunCreate:
+    """Body of `POST /runs/{id}/reruns`."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    remedies: list[list[Remedy]] | None = None
+    """The candidates, each some remedies that are applied together; without it, the run's advice is raced. The remedy
+    `set_parameter` sets parameters of the trainable by their own names."""
+    seeds: Whole | None = None
+    """How many; 3 unless given."""
+    budget: RerunBudget = field(default_factory=RerunBudget)
+    executor: str | None = None
+    id: UUID | None = None
+    """UUIDv7 chosen by the client; asking with the same id again answers the same rerun."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RerunSummary:
+    """A rerun as lists show it."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    id: UUID
+    run_id: UUID
+    """The suspect run."""
+    project: str
+    trainable: str
+    status: Annotated[str, OneOf(*RERUN_STATUSES)]
+    reason: str | None
+    """How it came out, in a sentence."""
+    is_automatic: bool
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """Remedies that are tried together; none of them in the control, which comes first."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    remedies: list[Remedy]
+    outcome: Outcome | None
+    """Once the rerun is over; null for the control and for what was not tried."""
+    reason: str | None
+    """Of the outcome."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One process that ran, or runs, a trial; its steps are those of a run of its own."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    number: int
+    """From 1."""
+    run_id: UUID
+    worker: str
+    status: Annotated[str, OneOf(*ATTEMPT_STATUSES)]
+    reason: str | None
+    exit_code: int | None
+    """Negative: the signal that ended it."""
+    started_at: datetime
+    ended_at: datetime | None
+    environment: dict[str, str]
+    """Versions and device that it ran on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One candidate on one seed."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    id: UUID
+    candidate: int
+    """Position in the rerun's `candidates`; 0 is the control."""
+    seed: int
+    status: Annotated[str, OneOf(*TRIAL_STATUSES)]
+    reason: str | None
+    verdict: Verdict
+    step: int | None
+    """The last step of its latest attempt."""
+    start_loss: float | None
+    loss: float | None
+    """The final one: median of the last tenth."""
+    seconds: float
+    """Of all its attempts that have ended."""
+    attempts: list[Attempt]
+    lease_expires_at: datetime | None
+    """When whoever runs it is given up, unless heard of before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RerunDetail(RerunSummary):
+    """A rerun with everything that belongs to it."""
+
+    budget: RerunBudget
+    seeds: list[int]
+    executor: str
+    parameters: dict[str, float | int | str | bool | None]
+    """Of the trainable, as the control has them."""
+    candidates: list[Candidate]
+    trials: list[Trial]
+    cost_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RerunList:
+    """A page of reruns."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    items: list[RerunSummary]
+    next_page_token: str | None
+    """Opaque; pass it as `page_token` to read on. Null on the last page."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainableParameter:
+    """What a rerun may set of a trainable."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    name: str
+    """Of its placeholder, and of its key in the run's config: dots lead into nested mappings."""
+    type: Annotated[str, OneOf(*PARAMETER_TYPES)]
+    minimum: Number | None = None
+    maximum: Number | None = None
+    choices: list[str] | None = None
+    """Of a `str`, every value that it may have."""
+    default: float | int | str | bool | None = None
+    """Where the run's config has no such key."""
+    is_optional: Flag = False
+    """Whether it may have no value; its argument is then left out."""
+    remedy: str | None = None
+    """The remedy, or the parameter of one (`truncate_backpropagation.time_steps`), that it carries out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trainable:
+    """A command that a worker's operator has allowed to be rerun. The command itself stays with the worker."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    name: str
+    parameters: list[TrainableParameter] = field(default_factory=list)
+    gpus: Whole = 0
+    timeout: Number = 3600.0
+    """Seconds after which a trial of it is ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trainables:
+    """Body of and answer to `PUT /trainables`, and answer to `GET /trainables`."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    items: list[Trainable]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialClaim:
+    """Body of `POST /trials/claim`."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    worker: str
+    """Name of whoever asks, for people."""
+    trainables: list[str]
+    """Those that it can run now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimedTrial:
+    """Answer to a claim: what to run."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    trial_id: UUID
+    attempt: int
+    rerun_id: UUID
+    run_id: UUID
+    """Of the attempt: a run of its own, which the script creates."""
+    parent_id: UUID
+    """The suspect run."""
+    project: str
+    candidate: int
+    trainable: str
+    parameters: dict[str, float | int | str | bool | None]
+    seed: int
+    remedies: list[Remedy]
+    steps: int
+    """After which the trial ends."""
+    seconds: float
+    """After which it must have ended."""
+    lease_seconds: float
+    """Without a heartbeat for so long, another attempt is made."""
+    api_key: str | None = None
+    """That the trial streams with: for its own run alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialHeartbeat:
+    """Body of `POST /trials/{id}/heartbeat`."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    attempt: Whole
+    output: str | None = None
+    """The end of what it has printed, if that changed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeartbeatResult:
+    """Answer to a heartbeat."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    stop: bool
+    """End the trial: others are better, or the budget is spent."""
+    reason: str | None
+    seconds: float
+    """That it may still take."""
+    step: int | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialResult:
+    """Body of `POST /trials/{id}/result`."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    attempt: Whole
+    status: Annotated[str, OneOf(*RESULT_STATUSES)]
+    reason: str | None = None
+    """Why it failed, or could not be applied."""
+    exit_code: Whole | None = None
+    output: str | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialOutput:
+    """Answer to `GET /trials/{id}/output`: the end of what an attempt has printed."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    trial_id: UUID
+    attempt: int
+    output: str
+
+
 # --- service ----------------------------------------------------------------------------------------------------------
 
 
@@ -626,6 +968,7 @@ class Limits:
 
     wire_versions: list[int]
     max_body_bytes: int
+    """Of a request, as sent and after decompression."""
     max_layers: int
     max_steps_per_block: int
     max_values_per_block: int
@@ -643,6 +986,13 @@ class Limits:
     """Buckets of a series."""
     max_results: int
     """Items of a page."""
+    max_rerun_steps: int = 1_000_000
+    """Steps of a trial."""
+    max_rerun_trials: int = 200
+    """Trials of a rerun."""
+    max_requests_per_minute: int | None = None
+    """Of one API key, to each process of the service; null from a service that sets no bound."""
+    max_runs_per_project: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

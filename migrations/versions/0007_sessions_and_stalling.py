@@ -1,7 +1,7 @@
 """Sessions of browsers, and until when a silent run counts as running.
 
 Revision ID: 0007
-Revises: 0005
+Revises: 0006
 
 The version before goes on creating runs and appending while this one is served: what it does not know may be null.
 """
@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0007"
-down_revision = "0005"
+down_revision = "0006"
 branch_labels = None
 depends_on = None
 

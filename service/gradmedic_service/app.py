@@ -11,19 +11,25 @@ from fastapi import APIRouter, FastAPI
 
 from gradmedic import wire
 from gradmedic_service import schema
+from gradmedic_service.access.admission import Admission
 from gradmedic_service.access.authentication import Authentication
 from gradmedic_service.access.authorization import require_needs
 from gradmedic_service.access.browsers import BrowserGuard
 from gradmedic_service.access.endpoints import router as access_router
 from gradmedic_service.access.keyring import LAST_USE_SECONDS, Keyring
+from gradmedic_service.access.rates import Rates
 from gradmedic_service.bodies import BoundedBodies
 from gradmedic_service.db import Database
 from gradmedic_service.documentation import add_documentation
 from gradmedic_service.health import health_router, limits_router
+from gradmedic_service.metrics import Metrics
 from gradmedic_service.problems import answer_with_problems
 from gradmedic_service.projects.endpoints import router as projects_router
 from gradmedic_service.requests import RequestContext
+from gradmedic_service.reruns.endpoints import router as reruns_router
+from gradmedic_service.reruns.endpoints import workers_router
 from gradmedic_service.responses import WireResponse
+from gradmedic_service.routes import RouteTable
 from gradmedic_service.runs.endpoints import router as runs_router
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.settings import Settings
@@ -70,7 +76,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.database = database
     app.state.requires_keys = settings.requires_keys
     app.state.keyring = Keyring()
+    app.state.rates = Rates(settings.max_requests_per_minute)
+    app.state.metrics = Metrics()
     app.state.limits = settings.limits()
+    app.state.trial_lease = settings.trial_lease
     app.state.facts = FactsCache()
     app.state.warm = WarmRuns()
     app.state.schema_revision = schema.head()
@@ -78,13 +87,26 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(health_router)
     add_pages(app)
     api = APIRouter(prefix=wire.API_PATH)
-    for router in (limits_router, access_router, projects_router, runs_router, telemetry_router, events_router):
+    for router in (
+        limits_router,
+        access_router,
+        projects_router,
+        runs_router,
+        telemetry_router,
+        events_router,
+        reruns_router,
+        workers_router,
+    ):
         api.include_router(router)
     app.include_router(api)
     add_documentation(app)
     require_needs(app)
+    app.state.routes = RouteTable(app)
     answer_with_problems(app)
     app.add_middleware(BoundedBodies, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        Admission, max_concurrent=settings.max_concurrent_requests, max_waiting=settings.max_waiting_requests
+    )
     app.add_middleware(Authentication)
     app.add_middleware(BrowserGuard, allowed_hosts=settings.answering_hosts)
     app.add_middleware(RequestContext)

@@ -7,6 +7,7 @@ was before decompression. The body is read when the application asks for it, not
 from __future__ import annotations
 
 import zlib
+from asyncio import timeout
 from collections.abc import Callable
 
 import zstandard
@@ -14,10 +15,12 @@ from anyio import to_thread
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gradmedic_service.errors import BodyTooLarge, MalformedBody, UnsupportedMediaType
+from gradmedic_service.errors import BodyTooLarge, MalformedBody, RequestTimeout, UnsupportedMediaType
 
 MAX_ZSTD_WINDOW_BYTES = 8 * 2**20
 """What RFC 8878, section 3.1.1.1.2, recommends that every decoder supports; a frame may ask for 2 GiB."""
+BODY_SECONDS = 20.0
+"""How long the next piece of a body may take: whoever sends slowly holds a place that others wait for."""
 UNPACK_INLINE_BYTES = 2**15
 """Smaller bodies are unpacked faster than a thread is reached."""
 GZIP_WBITS = 31
@@ -53,6 +56,7 @@ class _Body:
         self._limit = limit
         self._received = 0
         self._is_unpacked = False
+        self._is_complete = False
 
     async def receive(self) -> Message:
         """Return the next message, or all of the unpacked body as one."""
@@ -80,8 +84,15 @@ class _Body:
     async def _receive_bounded(self) -> Message:
         if self._declared is not None and self._declared > self._limit:
             raise too_large(self._limit)
-        message = await self._receive()
+        if self._is_complete:  # what comes now is the end of the connection, whenever that may be
+            return await self._receive()
+        try:
+            async with timeout(BODY_SECONDS):
+                message = await self._receive()
+        except TimeoutError:
+            raise RequestTimeout(f"Nothing of the body arrived for {BODY_SECONDS:g} s.") from None
         if message["type"] == "http.request":
+            self._is_complete = not message.get("more_body", False)
             self._received += len(message.get("body", b""))
             if self._received > self._limit:
                 raise too_large(self._limit)

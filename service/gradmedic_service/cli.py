@@ -33,6 +33,13 @@ class ServeCommand:
         parser.add_argument("--port", type=int, help="port to listen at (default: 8642; 0: a free one)")
         _add_database_argument(parser)
         parser.add_argument(
+            "--with-worker",
+            nargs="?",
+            const="worker.toml",
+            metavar="FILE",
+            help="start `gradmedic worker` too, with FILE (default: worker.toml)",
+        )
+        parser.add_argument(
             "--require-auth",
             action="store_true",
             default=None,
@@ -72,7 +79,7 @@ class ServeCommand:
             return EXIT_USAGE
         from gradmedic_service.serving import serve
 
-        return serve(settings)
+        return serve(settings, args.with_worker)
 
 
 class DatabaseCommand:

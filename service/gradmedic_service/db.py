@@ -15,11 +15,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import Connection, Engine, create_engine, event, exc, make_url
 from sqlalchemy.engine import URL
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import QueuePool
 
 from gradmedic_service.errors import DatabaseBusy, DatabaseUnavailable, StorageFull
 from gradmedic_service.responses import to_json
@@ -96,6 +97,14 @@ class Database:
         with service_errors(), self._turn_to_write(), self._write_engine.begin() as connection:
             yield connection
 
+    @staticmethod
+    @contextmanager
+    def objects(connection: Connection) -> Iterator[Session]:
+        """Give objects within a transaction of `writing_rows()`."""
+        with Session(connection, expire_on_commit=False) as session:
+            yield session
+            session.flush()
+
     @contextmanager
     def _turn_to_write(self) -> Iterator[None]:
         """Queue up the writers of this process: SQLite itself only lets them poll, which is slow and unfair."""
@@ -108,6 +117,11 @@ class Database:
             yield
         finally:
             self._writer.release()
+
+    def connections(self) -> tuple[int, int]:
+        """Return how many connections are in use, and how many may be."""
+        pool = cast("QueuePool", self.engine.pool)
+        return pool.checkedout(), pool.size()
 
     def close(self) -> None:
         """Close every connection."""

@@ -15,6 +15,7 @@ from fastapi import Depends, Request
 from gradmedic import wire
 from gradmedic_service.db import Database
 from gradmedic_service.errors import InvalidRequest, UnsupportedMediaType
+from gradmedic_service.metrics import Metrics
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.telemetry.warm import WarmRuns
 
@@ -37,6 +38,11 @@ async def _facts(request: Request) -> FactsCache:
 async def _warm(request: Request) -> WarmRuns:
     warm: WarmRuns = request.app.state.warm
     return warm
+
+
+async def _metrics(request: Request) -> Metrics:
+    metrics: Metrics = request.app.state.metrics
+    return metrics
 
 
 async def media_type(request: Request) -> str:
@@ -64,4 +70,5 @@ def check_max_results(max_results: int, limits: wire.Limits) -> None:
 DatabaseDependency = Annotated[Database, Depends(_database)]
 LimitsDependency = Annotated[wire.Limits, Depends(_limits)]
 FactsDependency = Annotated[FactsCache, Depends(_facts)]
+MetricsDependency = Annotated[Metrics, Depends(_metrics)]
 WarmDependency = Annotated[WarmRuns, Depends(_warm)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,17 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
 from gradmedic import wire
+from gradmedic_service.access.authentication import REFUSALS
 from gradmedic_service.access.authorization import PUBLIC, Need, PublicFiles, needs
 from gradmedic_service.errors import (
-    ApiKeyExpired,
-    ApiKeyMissing,
-    ApiKeyRevoked,
-    ApiKeyUnknown,
+    ApiKeyInUrl,
+    BeyondKey,
+    CrossOrigin,
+    HostNotAllowed,
+    InvalidRequest,
+    Overloaded,
+    RequestTimeout,
     ScopeMissing,
-    SessionEnded,
     documented,
 )
 from gradmedic_service.responses import WireResponse
@@ -65,6 +69,7 @@ def add_documentation(app: FastAPI) -> None:
         if is_new:
             document["components"]["schemas"].update(_problem_schemas())
             _describe_access(app, document)
+            _describe_numbers(document)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign] # FastAPI's documented way to extend it
@@ -72,19 +77,48 @@ def add_documentation(app: FastAPI) -> None:
 
 def _describe_access(app: FastAPI, document: dict[str, Any]) -> None:
     """Say of each route which scopes it needs and how it refuses."""
-    refusals = documented(ApiKeyMissing, ApiKeyUnknown, ApiKeyRevoked, ApiKeyExpired, SessionEnded, ScopeMissing)
+    refusals = documented(*REFUSALS, ScopeMissing, BeyondKey, Overloaded, InvalidRequest)
+    of_all = documented(HostNotAllowed, CrossOrigin, ApiKeyInUrl)
     if app.state.requires_keys:
         scheme = {"type": "http", "scheme": "bearer", "description": "An API key: `Authorization: Bearer <secret>`."}
         document["components"]["securitySchemes"] = {SECURITY_SCHEME: scheme}
     for path, methods, need in needs(app):
         for method in methods:
             operation = document["paths"].get(path.replace(":path", ""), {}).get(method.lower())
-            if operation is None or not isinstance(need, Need):
+            if operation is None:
+                continue
+            for status, response in of_all.items():
+                operation["responses"].setdefault(str(status), response)
+            if not isinstance(need, Need):
                 continue
             for status, response in refusals.items():
-                operation["responses"].setdefault(str(status), response)
+                _add(operation["responses"], str(status), response)
+            if "requestBody" in operation:
+                operation["responses"].update({str(status): one for status, one in documented(RequestTimeout).items()})
             if app.state.requires_keys:
                 operation["security"] = [{SECURITY_SCHEME: list(need.scopes)}]
+
+
+def _add(responses: dict[str, Any], status: str, response: dict[str, Any]) -> None:
+    """Document an answer, beside what the route documents of the same status."""
+    if status not in responses:
+        responses[status] = deepcopy(response)
+        return
+    ours = response["content"][wire.PROBLEM_MEDIA_TYPE]["examples"]
+    theirs = responses[status].get("content", {}).get(wire.PROBLEM_MEDIA_TYPE, {}).get("examples")
+    if theirs is not None:
+        theirs.update(ours)
+
+
+def _describe_numbers(node: Any) -> None:
+    """Say of every number of the document, in place, that it may be one of the names of non-finite ones."""
+    for key, child in list(node.items() if isinstance(node, dict) else enumerate(node)):
+        if isinstance(child, dict) and child.get("type") == "number":
+            node[key] = {name: value for name, value in child.items() if name != "type"} | {
+                "anyOf": [{"type": "number"}, {"type": "string", "enum": list(wire.NONFINITE_NAMES)}]
+            }
+        elif isinstance(child, dict | list):
+            _describe_numbers(child)
 
 
 def _problem_schemas() -> dict[str, Any]:

@@ -4,6 +4,7 @@
     ├── InvalidRequest           422 invalid_request
     ├── MalformedBody            400 malformed_body
     ├── BodyTooLarge             413 body_too_large
+    ├── RequestTimeout           408 request_timeout
     ├── NotAcceptable            406 not_acceptable
     ├── UnsupportedMediaType     415 unsupported_media_type
     ├── ApiKeyInUrl              400 api_key_in_url
@@ -19,10 +20,20 @@
     ├── ApiKeyNotFound           404 api_key_not_found
     ├── RunNotFound              404 run_not_found
     ├── ProjectNotFound          404 project_not_found
+    ├── RerunNotFound            404 rerun_not_found
+    ├── TrialNotFound            404 trial_not_found
+    ├── RerunExists              409 rerun_exists
+    ├── NotRerunnable            409 not_rerunnable
+    ├── TrainableUnknown         409 trainable_unknown
+    ├── TrainableTaken           409 trainable_taken
+    ├── StaleAttempt             409 stale_attempt
     ├── RunExists                409 run_exists
+    ├── ProjectFull              409 project_full
     ├── StaleGeneration          409 stale_generation
     ├── UnknownGeneration        409 unknown_generation
     ├── TooManyStreams           503 too_many_streams
+    ├── TooManyRequests          429 too_many_requests
+    ├── Overloaded               503 overloaded
     ├── DatabaseBusy             503 database_busy
     ├── DatabaseUnavailable      503 database_unavailable
     ├── DatabaseNotMigrated      503 database_not_migrated
@@ -122,6 +133,14 @@ class BodyTooLarge(ServiceError):
     status = 413
     error_code = "body_too_large"
     title = "The request body is too large"
+
+
+class RequestTimeout(ServiceError):
+    """The body did not arrive in time. Nothing was stored; the same request may be sent again."""
+
+    status = 408
+    error_code = "request_timeout"
+    title = "The request body did not arrive"
 
 
 class NotAcceptable(ServiceError):
@@ -250,12 +269,76 @@ class ProjectNotFound(ServiceError):
     title = "There is no such project"
 
 
+class RerunNotFound(ServiceError):
+    """There is no such rerun."""
+
+    status = 404
+    error_code = "rerun_not_found"
+    title = "There is no such rerun"
+
+
+class TrialNotFound(ServiceError):
+    """There is no such trial, or it has not been attempted."""
+
+    status = 404
+    error_code = "trial_not_found"
+    title = "There is no such trial"
+
+
+class RerunExists(ServiceError):
+    """The id belongs to a rerun of another run."""
+
+    status = 409
+    error_code = "rerun_exists"
+    title = "Another rerun has this id"
+
+
+class NotRerunnable(ServiceError):
+    """The run cannot be rerun as it is: it names no trainable, its config does not fit, or there is nothing to try."""
+
+    status = 409
+    error_code = "not_rerunnable"
+    title = "The run cannot be rerun"
+
+
+class TrainableUnknown(ServiceError):
+    """No worker has allowed the run's trainable to be rerun."""
+
+    status = 409
+    error_code = "trainable_unknown"
+    title = "No worker offers this trainable"
+
+
+class TrainableTaken(ServiceError):
+    """The name belongs to the key that registered it first."""
+
+    status = 409
+    error_code = "trainable_taken"
+    title = "The trainable's name is taken"
+
+
+class StaleAttempt(ServiceError):
+    """The attempt was given up, cancelled or has ended: nobody waits for it. Its process must end."""
+
+    status = 409
+    error_code = "stale_attempt"
+    title = "The attempt is over"
+
+
 class RunExists(ServiceError):
     """The id belongs to a run that the request does not describe."""
 
     status = 409
     error_code = "run_exists"
     title = "Another run has this id"
+
+
+class ProjectFull(ServiceError):
+    """The project has as many runs as it may; waiting does not help, deleting does."""
+
+    status = 409
+    error_code = "project_full"
+    title = "The project is full"
 
 
 class StaleGeneration(ServiceError):
@@ -280,6 +363,22 @@ class TooManyStreams(ServiceError):
     status = 503
     error_code = "too_many_streams"
     title = "Too many event streams are open"
+
+
+class TooManyRequests(ServiceError):
+    """The key, or the address, sent more requests than it may. Come back after `Retry-After` seconds."""
+
+    status = 429
+    error_code = "too_many_requests"
+    title = "Too many requests"
+
+
+class Overloaded(ServiceError):
+    """More requests came than can be worked on. Nothing was stored; come back after `Retry-After` seconds."""
+
+    status = 503
+    error_code = "overloaded"
+    title = "The service is busy"
 
 
 class DatabaseBusy(ServiceError):

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from gradmedic import wire
-from gradmedic_service.access.authorization import PUBLIC, AnyKey
-from gradmedic_service.dependencies import DatabaseDependency, LimitsDependency
+from gradmedic_service.access.authorization import PUBLIC, AnyKey, MayRead
+from gradmedic_service.dependencies import DatabaseDependency, LimitsDependency, MetricsDependency
 from gradmedic_service.errors import DatabaseBusy, DatabaseNotMigrated, DatabaseUnavailable, documented
 from gradmedic_service.schema import check_revision
 
@@ -42,6 +44,13 @@ def ready(database: DatabaseDependency, revision: Annotated[str, Depends(_revisi
     """Answer if the database can be used and has the schema that this version needs."""
     check_revision(database, revision)
     return Health()
+
+
+@health_router.get("/metrics", response_class=PlainTextResponse)
+def read_metrics(principal: MayRead, metrics: MetricsDependency, database: DatabaseDependency) -> Response:
+    """Return what Prometheus reads, about this process and every project: a key of one project is not enough."""
+    principal.must_reach(None)
+    return Response(metrics.exposition(database), media_type=CONTENT_TYPE_LATEST)
 
 
 @limits_router.get("/limits", response_model=wire.Limits)

@@ -75,6 +75,10 @@ class Project(Base):
     name: Mapped[str] = mapped_column(String(NAME_LENGTH), primary_key=True)
     muted_detectors: Mapped[list[Any]]
     created_at: Mapped[datetime]
+    rerun_automatically: Mapped[bool | None]
+    """Null, here and below, where nothing was ever said about it."""
+    max_concurrent_trials: Mapped[int | None]
+    max_rerun_seconds: Mapped[float | None] = mapped_column(Double)
 
 
 class Run(Base):
@@ -88,6 +92,7 @@ class Run(Base):
         Index(None, "created_at", "id"),
         Index(None, "name", "id"),
         Index(None, "project", "created_at", "id"),
+        Index(None, "parent_id"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -117,6 +122,10 @@ class Run(Base):
     """Ids; null where nothing was ever said about them."""
     rewound_to: Mapped[int | None] = mapped_column(BigInteger)
     """Step of the last rewind: by it a repeated request is recognized."""
+    parent_id: Mapped[UUID | None] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    """The suspect run, where this is an attempt at a trial."""
+    stop_after: Mapped[int | None] = mapped_column(BigInteger)
+    """The last step that is taken, of a trial's run; -1 once the trial is over, whatever its process still sends."""
     patience: Mapped[float | None] = mapped_column(Double)
     """Seconds that the run may be silent; null until a version that knows of it has stored a step."""
     stalls_at: Mapped[datetime | None]
@@ -261,3 +270,97 @@ class AuditRecord(Base):
     action: Mapped[str] = mapped_column(String(64))
     project: Mapped[str | None] = mapped_column(String(NAME_LENGTH))
     object_id: Mapped[UUID]
+
+
+class Trainable(Base):
+    """A command that may be rerun, as its worker describes it."""
+
+    __tablename__ = "trainables"
+
+    name: Mapped[str] = mapped_column(String(NAME_LENGTH), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(NAME_LENGTH))
+    """Who registered it and alone may run it: the id of a key; empty where there are no keys."""
+    project: Mapped[str | None] = mapped_column(String(NAME_LENGTH))
+    """Of whose runs it may be; null for any."""
+    gpus: Mapped[int]
+    timeout: Mapped[float] = mapped_column(Double)
+    parameters: Mapped[list[Any]]
+    updated_at: Mapped[datetime]
+
+
+class Rerun(Base):
+    """A race of remedies. Everything but how it stands and came out is said when it is made."""
+
+    __tablename__ = "reruns"
+    __table_args__ = (Index(None, "run_id"), Index(None, "created_at", "id"), Index(None, "status"))
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    project: Mapped[str] = mapped_column(String(NAME_LENGTH))
+    trainable: Mapped[str] = mapped_column(String(NAME_LENGTH))
+    owner: Mapped[str] = mapped_column(String(NAME_LENGTH))
+    """Of the trainable, when the rerun was made: a name that changes hands is not run for it."""
+    executor: Mapped[str] = mapped_column(String(16))
+    is_automatic: Mapped[bool]
+    status: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str | None] = mapped_column(Text)
+    candidates: Mapped[list[Any]]
+    """Remedies of each; none of the first, the control."""
+    parameters: Mapped[dict[str, Any]]
+    seeds: Mapped[list[Any]]
+    steps: Mapped[int] = mapped_column(BigInteger)
+    seconds: Mapped[float] = mapped_column(Double)
+    max_trials: Mapped[int]
+    outcomes: Mapped[list[Any] | None]
+    """Written once, when it ends."""
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+
+
+class Trial(Base):
+    """One candidate on one seed."""
+
+    __tablename__ = "trials"
+    __table_args__ = (Index(None, "rerun_id", "candidate", "seed", unique=True), Index(None, "status"))
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    rerun_id: Mapped[UUID] = mapped_column(ForeignKey("reruns.id", ondelete="CASCADE"))
+    position: Mapped[int]
+    """In the order in which they are started."""
+    candidate: Mapped[int]
+    seed: Mapped[int] = mapped_column(BigInteger)
+    status: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str | None] = mapped_column(Text)
+    attempt: Mapped[int]
+    """The latest; 0 before the first."""
+    lease_expires_at: Mapped[datetime | None]
+    reason_to_stop: Mapped[str | None] = mapped_column(Text)
+    """Why it is to end early; its worker is told with the next heartbeat."""
+    verdict: Mapped[str] = mapped_column(String(16))
+    rungs: Mapped[list[Any]]
+    curve: Mapped[dict[str, Any] | None]
+    seconds: Mapped[float] = mapped_column(Double)
+
+
+class Attempt(Base):
+    """A process that ran, or runs, a trial."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (Index(None, "run_id", unique=True),)
+
+    trial_id: Mapped[UUID] = mapped_column(ForeignKey("trials.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    run_id: Mapped[UUID]
+    """Of its run, which is there once the script has created it."""
+    worker: Mapped[str] = mapped_column(String(NAME_LENGTH))
+    status: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str | None] = mapped_column(Text)
+    exit_code: Mapped[int | None]
+    started_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+    environment: Mapped[dict[str, Any]]
+    key_id: Mapped[UUID | None]
+    """Of the key that it streams with."""
+    output: Mapped[str] = mapped_column(Text)
+    """The end of what it has printed."""

@@ -67,6 +67,9 @@ def _answer_http_exception(request: Request, error: Exception) -> Response:
     if error.status_code == HTTPStatus.BAD_REQUEST:
         return _answer_service_error(request, MalformedBody(f"{error.detail}."))
     status = HTTPStatus(error.status_code)
+    headers = dict(error.headers or {})
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(sorted(request.app.state.routes.methods(request.url.path)))
     problem = wire.Problem(
         type=problem_type(status.name.lower()),
         title=status.phrase,
@@ -75,7 +78,7 @@ def _answer_http_exception(request: Request, error: Exception) -> Response:
         error_code=status.name.lower(),
         request_id=request.state.request_id,
     )
-    return problem_response(problem, error.headers)
+    return problem_response(problem, headers)
 
 
 def _detail_of(request: Request, status: HTTPStatus) -> str | None:

@@ -15,11 +15,12 @@ from gradmedic_service.access.principal import Principal
 from gradmedic_service.access.secrets import without_secrets
 from gradmedic_service.errors import ApiKeyInUrl, ServiceError
 from gradmedic_service.ids import new_id
+from gradmedic_service.metrics import NO_ROUTE
 from gradmedic_service.problems import answer_of, problem_response
 
 REQUEST_ID_HEADER = "X-Request-ID"
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-QUIET_PATHS = ("/healthz", "/readyz")
+QUIET_PATHS = ("/healthz", "/readyz", "/metrics")
 """Asked every few seconds by supervisors; logged only when they fail."""
 
 _logger = structlog.get_logger("gradmedic.request")
@@ -66,6 +67,11 @@ class RequestContext:
                 error = ServiceError("The service failed; its log has the reason under this request id.")
                 await problem_response(error.problem(request_id))(scope, receive, send_with_id)
             finally:
+                seconds = time.perf_counter() - started
+                state = scope["app"].state
+                state.metrics.count_request(
+                    scope["method"], state.routes.template(scope) or NO_ROUTE, int(status or 500), seconds
+                )
                 if scope["path"] not in QUIET_PATHS or status is None or status >= 400:
                     _logger.info(
                         "request",
@@ -74,7 +80,7 @@ class RequestContext:
                         status=None if status is None else int(status),
                         client=(scope.get("client") or ("",))[0],
                         key=_key_of(scope),
-                        milliseconds=round((time.perf_counter() - started) * 1000, 1),
+                        milliseconds=round(seconds * 1000, 1),
                     )
 
 

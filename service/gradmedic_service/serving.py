@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import ctypes
 import socket
+import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from uuid import UUID
 
 import structlog
@@ -24,16 +28,28 @@ from gradmedic_service.settings import DEFAULT_DATABASE_URL, Settings
 from gradmedic_service.telemetry import rediagnosis
 
 BACKLOG = 2048
+KEEP_ALIVE_SECONDS = 75
+"""How long a silent connection stays open: jobs that report every few seconds keep theirs, and none is closed just as
+the next block sets out."""
+
+M_ARENA_MAX = -8
+"""Of `mallopt`, in glibc's malloc.h."""
+MALLOC_ARENAS = 2
+"""glibc gives each of some forty threads a heap of its own, none of which returns what a large body once took."""
 
 _logger = structlog.get_logger("gradmedic.service")
 
 
-def serve(settings: Settings) -> int:
+def serve(settings: Settings, worker_file: str | None = None) -> int:
     """Prepare the database, listen, and serve until a signal; return the exit status.
 
-    SQLite is migrated; PostgreSQL, which other processes may be using, is only checked.
+    SQLite is migrated; PostgreSQL, which other processes may be using, is only checked. With `worker_file`, a worker
+    runs beside it, as a process of its own.
     """
     set_up_logging(settings)
+    if worker_file is not None and not Path(worker_file).is_file():
+        return refuse(f"there is no {worker_file}, which says what a worker may run")
+    _bound_heaps()
     database_url = settings.database_url.get_secret_value()
     try:
         prepare_database(database_url)
@@ -48,6 +64,7 @@ def serve(settings: Settings) -> int:
         access_log=False,
         log_config=None,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         proxy_headers=settings.behind_proxy,
         ssl_certfile=settings.ssl_certfile,
         ssl_keyfile=settings.ssl_keyfile,
@@ -67,7 +84,7 @@ def serve(settings: Settings) -> int:
         reason = error.strerror or error
         return refuse(f"cannot listen at {settings.host} port {settings.port}: {reason}", EXIT_FAILURE)
     with listener:
-        _AnnouncingServer(config, database_url).run(sockets=[listener])
+        _AnnouncingServer(config, database_url, worker_file).run(sockets=[listener])
     return 0
 
 
@@ -147,6 +164,13 @@ def _no_key_yet(settings: Settings) -> str:
     )
 
 
+def _bound_heaps() -> None:
+    """Let threads share heaps, so that memory under load stays what it was; elsewhere than on glibc, do nothing."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_ARENA_MAX, MALLOC_ARENAS)
+
+
 def with_reason(error: ServiceError) -> str:
     """Return what an error says, with what the database said."""
     return error.detail if error.reason is None else f"{error.detail} ({error.reason})"
@@ -159,22 +183,42 @@ def refuse(reason: str, status: int = EXIT_USAGE) -> int:
 
 
 class _AnnouncingServer(uvicorn.Server):
-    """Prints where it listens once it does."""
+    """Prints where it listens once it does, and has its worker begin then."""
 
-    def __init__(self, config: uvicorn.Config, database_url: str) -> None:
+    def __init__(self, config: uvicorn.Config, database_url: str, worker_file: str | None) -> None:
         super().__init__(config)
         self._database_url = database_url
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End the event streams first: uvicorn waits for every answer that is under way."""
-        self.config.app.state.live.close()  # type: ignore[union-attr] # the application of `create_app`
-        await super().shutdown(sockets)
+        self._worker_file = worker_file
+        self._worker: subprocess.Popen[bytes] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if not self.should_exit:
-            scheme = "https" if self.config.is_ssl else "http"
-            for listener in sockets or []:
-                host, port = listener.getsockname()[:2]
-                address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-                print(f"gradmedic is at {address} (database: {printable_url(self._database_url)})", flush=True)
+        if self.should_exit:
+            return
+        scheme = "https" if self.config.is_ssl else "http"
+        for listener in sockets or []:
+            host, port = listener.getsockname()[:2]
+            address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+            print(f"gradmedic is at {address} (database: {printable_url(self._database_url)})", flush=True)
+            if self._worker_file is not None:
+                reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host)  # noqa: S104  # compared, not bound to
+                self._worker = _start_worker(
+                    self._worker_file, address if reachable is None else f"{scheme}://{reachable}:{port}"
+                )
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the worker, which still asks the service; then the event streams, for whose ends uvicorn would wait."""
+        if self._worker is not None:
+            await asyncio.to_thread(self._worker.communicate)  # its input ends, and so does it
+        self.config.app.state.live.close()  # type: ignore[union-attr] # the application of `create_app`
+        await super().shutdown(sockets)
+
+
+def _start_worker(worker_file: str, address: str) -> subprocess.Popen[bytes]:
+    """Start `gradmedic worker`; it ends when this process does, however that ends."""
+    command = [sys.executable, "-m", "gradmedic", "worker", "--config", worker_file, "--base-url", address]
+    return subprocess.Popen(  # noqa: S603  # our own command
+        [*command, "--until-input-ends"],
+        stdin=subprocess.PIPE,
+        start_new_session=True,  # an interrupt at the terminal is for the service, which ends the worker
+    )

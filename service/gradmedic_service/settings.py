@@ -44,13 +44,20 @@ class Settings(BaseSettings):
     """Private key in PEM, where the certificate's file does not hold it."""
     shutdown_timeout: int = Field(default=20, ge=0)
     """Seconds that requests under way get when the service is told to stop."""
-    max_streams: int = Field(default=256, ge=0)
-    """Event streams that a process holds open at most; beyond them the answer is 503, and pages ask now and then."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
 
     max_body_bytes: int = Field(default=16 * 2**20, ge=1024)
     """Of a request, as sent and after decompression."""
+    max_concurrent_requests: int = Field(default=20, ge=1)
+    """Requests worked on at once; others wait for a second at most."""
+    max_waiting_requests: int = Field(default=200, ge=0)
+    """Requests that wait; further ones get 503."""
+    max_streams: int = Field(default=256, ge=0)
+    """Event streams that a process holds open at most; beyond them the answer is 503, and pages ask now and then."""
+    max_requests_per_minute: int = Field(default=12_000, ge=1)
+    """Of one key, to one process; further ones get 429."""
+    max_runs_per_project: int = Field(default=100_000, ge=1)
     max_layers: int = Field(default=10_000, ge=1)
     max_steps_per_block: int = Field(default=10_000, ge=1)
     max_values_per_block: int = Field(default=4_000_000, ge=1)
@@ -63,6 +70,12 @@ class Settings(BaseSettings):
     max_config_depth: int = Field(default=32, ge=1)
     max_points: int = Field(default=10_000, ge=1)
     max_results: int = Field(default=1_000, ge=1, le=1_000)
+    max_rerun_steps: int = Field(default=1_000_000, ge=1)
+    """Steps of a trial."""
+    max_rerun_trials: int = Field(default=200, ge=1)
+    """Trials of a rerun."""
+    trial_lease: float = Field(default=15.0, gt=0)
+    """Seconds without a heartbeat after which a trial is given to another worker."""
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod
@@ -96,6 +109,8 @@ class Settings(BaseSettings):
         return wire.Limits(
             wire_versions=list(wire.WIRE_VERSIONS),
             max_body_bytes=self.max_body_bytes,
+            max_requests_per_minute=self.max_requests_per_minute,
+            max_runs_per_project=self.max_runs_per_project,
             max_layers=self.max_layers,
             max_steps_per_block=self.max_steps_per_block,
             max_values_per_block=self.max_values_per_block,
@@ -107,4 +122,6 @@ class Settings(BaseSettings):
             max_config_depth=self.max_config_depth,
             max_points=self.max_points,
             max_results=self.max_results,
+            max_rerun_steps=self.max_rerun_steps,
+            max_rerun_trials=self.max_rerun_trials,
         )

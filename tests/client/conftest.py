@@ -15,11 +15,12 @@ import gradmedic
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take the machine's own configuration out of every test."""
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Take the machine's own configuration out of every test, and keep what it does not send in a folder of its own."""
     for name in [name for name in os.environ if name.startswith("GRADMEDIC_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("GRADMEDIC_SILENT", "true")
+    monkeypatch.setenv("GRADMEDIC_DIR", str(tmp_path / "unsent"))
 
 
 @pytest.fixture(scope="session")

@@ -129,7 +129,7 @@ def test_outcomes_and_resolved_findings_are_shown(exploding: gradmedic.Run, serv
     assert "resolved at step 5" in text
     assert "share = 0.5, growth = inf" in text
     assert "clip_grad_norm(max_norm=1.0)" in text
-    assert "Tried: verified, healthy in 3 of 3 seeds, loss 1.31 against nan without it." in " ".join(text.split())
+    assert "Tried: verified: healthy in 3 of 3 seeds, loss 1.31 against NaN; 41 s." in " ".join(text.split())
     assert "        clip(1.0)\n        step()" in text
     assert "first bad layer" not in text
 

@@ -53,7 +53,7 @@ def test_a_wrong_argument_is_refused_by_its_name(arguments: dict[str, Any], name
 def test_a_wrong_environment_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The environment is checked like the arguments."""
     monkeypatch.setenv("GRADMEDIC_LOG_FREQ", "often")
-    with pytest.raises(gradmedic.ConfigurationError, match="GRADMEDIC_LOG_FREQ must be a positive number"):
+    with pytest.raises(gradmedic.ConfigurationError, match="GRADMEDIC_LOG_FREQ must be"):
         gradmedic.init(mode="disabled")
 
 

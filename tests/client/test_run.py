@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -120,13 +121,13 @@ def test_the_same_id_is_the_same_run(service_url: str, client: gradmedic.Client,
 
 
 def test_log_freq_leaves_statistics_out_but_no_step(service_url: str, client: gradmedic.Client) -> None:
-    """Every loss is kept; statistics are those of the first ten steps and of every eighth."""
+    """Every loss is kept; statistics are those of the first twenty steps and of every eighth."""
     with start(service_url, log_freq=8) as run:
-        for _ in range(30):
+        for _ in range(40):
             run.log(1.0, gradients={"w": np.ones(1)})
     (series,) = client.runs.steps(run.id, "grad_norm", layer="w", max_points=100).series
-    assert len(losses(client, run)) == 30
-    assert [i for i, count in enumerate(series.count) if count] == [*range(10), 16, 24]
+    assert len(losses(client, run)) == 40
+    assert [i for i, count in enumerate(series.count) if count] == [*range(20), 24, 32]
 
 
 # --- bad input to log() -------------------------------------------------------------------------------------------
@@ -297,15 +298,15 @@ def test_a_layer_that_appears_while_a_block_is_made_is_in_the_next_block(
 ) -> None:
     """The training thread may log a new layer at any moment of the sender's work."""
     run = start(service_url)
-    describe = run._describe
+    describe = run.describe
 
     def describe_and_be_overtaken() -> wire.RunCreate:
         description = describe()
-        monkeypatch.setattr(run._sender, "_describe", describe)
+        monkeypatch.setattr(run, "describe", describe)
         run.log(2.0, gradients={"late": np.ones(2)})
         return description
 
-    monkeypatch.setattr(run._sender, "_describe", describe_and_be_overtaken)
+    monkeypatch.setattr(run, "describe", describe_and_be_overtaken)
     run.log(1.0, gradients={"early": np.ones(2)})
     assert run.flush()
     assert run.finish()
@@ -317,8 +318,8 @@ def test_a_layer_that_appears_while_a_block_is_made_is_in_the_next_block(
 def test_a_full_queue_drops_healthy_steps_and_says_so(
     proxy: FaultyProxy, client: gradmedic.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """When the service is away for too long, memory stays bounded, and what is stored later is in order and counted."""
-    run = start(proxy.url, max_queue_bytes=40_000)
+    """When the service is away for too long, memory and disk stay bounded; what is lost is counted where it is seen."""
+    run = start(proxy.url, max_queue_bytes=10_000, max_disk_bytes=40_000)
     proxy.permanent = Fault(status=503)
     for i in range(1000):
         run.log(math.nan if i == 3 else float(i))
@@ -326,10 +327,13 @@ def test_a_full_queue_drops_healthy_steps_and_says_so(
     proxy.permanent = None
     assert run.finish()
     stored = losses(client, run)
-    assert 50 < len(stored) < 150
+    assert 50 < len(stored) < 800
     assert 3 in stored
     assert 999 in stored
     assert f"dropped {1000 - len(stored)} steps" in caplog.text
+    training = client.runs.get(run.id).training
+    assert training is not None
+    assert training.dropped_steps == 1000 - len(stored)
 
 
 @pytest.mark.usefixtures("quick_retries")
@@ -408,6 +412,8 @@ def test_a_run_that_was_deleted_stops_sending(
     run.log(3.0)
     assert not run.finish()
     assert caplog.text.count("stopped sending") == 1
+    assert "gradmedic sync" not in caplog.text  # nobody wants the rest
+    assert not Path(os.environ["GRADMEDIC_DIR"]).exists()
 
 
 def test_blocks_are_split_to_the_limits_of_the_service(

@@ -252,11 +252,12 @@ def long_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("long")
     url = f"sqlite:///{folder / 'long.db'}"
     schema.upgrade(url)
-    database = Database(Settings(database_url=SecretStr(url)))
+    settings = Settings(database_url=SecretStr(url))
+    database = Database(settings)
     body = {"project": "p", "name": "long", "layers": [{"name": f"layer{index}.weight"} for index in range(8)]}
     facts, warm, block = FactsCache(), WarmRuns(), 1000
     with database.writing() as session:
-        run, _ = runs.create(session, OPERATOR, TypeAdapter(wire.RunCreate).validate_python(body))
+        run, _ = runs.create(session, OPERATOR, TypeAdapter(wire.RunCreate).validate_python(body), settings.limits())
     random = np.random.default_rng(0)
     for first in range(0, LONG, block):
         values = np.exp(random.normal(0, 0.2, (block, 8))).astype(np.float32)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 from starlette.testclient import TestClient
 
+from gradmedic_service import schema
 from gradmedic_service.app import create_app
 from gradmedic_service.bodies import UNPACK_INLINE_BYTES, UNPACKERS
 from gradmedic_service.errors import BodyTooLarge, MalformedBody
@@ -96,10 +97,12 @@ def test_zstd_windows_are_bounded() -> None:
         UNPACKERS["zstd"](frame, LIMIT)
 
 
-@pytest.fixture
-def small_client(sqlite_url: str) -> Iterator[TestClient]:
+@pytest.fixture(scope="module")
+def small_client(_answer_the_test_client: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     """A service that takes bodies up to the limit of this module."""
-    with TestClient(create_app(Settings(database_url=SecretStr(sqlite_url), max_body_bytes=LIMIT))) as client:
+    url = f"sqlite:///{tmp_path_factory.mktemp('bodies')}/service.db"
+    schema.upgrade(url)
+    with TestClient(create_app(Settings(database_url=SecretStr(url), max_body_bytes=LIMIT))) as client:
         yield client
 
 

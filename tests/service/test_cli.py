@@ -27,6 +27,8 @@ from gradmedic_service.addresses import is_loopback
 from gradmedic_service.cli import API_KEY, DB, REDIAGNOSE, SERVE
 from gradmedic_service.settings import Settings
 
+pytestmark = pytest.mark.slow  # services of their own
+
 
 @pytest.fixture(autouse=True)
 def _logging_as_before() -> Iterator[None]:
@@ -199,40 +201,27 @@ def test_serving_the_network(serve: Any, sqlite_url: str, capsys: pytest.Capture
     assert secret not in listed
 
 
-@pytest.fixture
-def certificate(tmp_path: Path) -> tuple[Path, Path]:
-    """A certificate of this machine and its key."""
-    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
-        check=True,
-        capture_output=True,
-    )  # fmt: skip
-    return certificate, key
+TLS = Path(__file__).parents[1] / "data" / "tls"
+CERTIFICATE, CERTIFICATE_KEY = str(TLS / "certificate.pem"), str(TLS / "key.pem")
 
 
-def test_serving_https(serve: Any, sqlite_url: str, certificate: tuple[Path, Path]) -> None:
+def test_serving_https(serve: Any, sqlite_url: str) -> None:
     """With a certificate the service speaks HTTPS, says so, and answers nobody who does not."""
-    file, key = map(str, certificate)
-    with serve(sqlite_url, "--ssl-certfile", file, "--ssl-keyfile", key) as served:
+    with serve(sqlite_url, "--ssl-certfile", CERTIFICATE, "--ssl-keyfile", CERTIFICATE_KEY) as served:
         assert served.url.startswith("https://127.0.0.1:")
-        trusting = ssl.create_default_context(cafile=file)
+        trusting = ssl.create_default_context(cafile=CERTIFICATE)
         assert httpx2.get(f"{served.url}/healthz", verify=trusting).status_code == 200
         with pytest.raises(httpx2.TransportError):
             httpx2.get(f"{served.url}/healthz".replace("https", "http"))
 
 
-def test_bad_certificates_are_said_so(
-    sqlite_url: str, certificate: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_certificates_are_said_so(sqlite_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A certificate that is not there or none, and a key without one, end the command with one line."""
-    file, key = map(str, certificate)
-    for given in ((key,), (f"{file}.none",)):
-        arguments = ["--port", "0", "--database-url", sqlite_url, "--ssl-certfile", *given]
+    for given in (CERTIFICATE_KEY, f"{CERTIFICATE}.none"):
+        arguments = ["--port", "0", "--database-url", sqlite_url, "--ssl-certfile", given]
         assert run(SERVE, *arguments) == 1
         assert "certificate" in capsys.readouterr().err
-    assert run(SERVE, "--ssl-keyfile", key, "--database-url", sqlite_url) == 2
+    assert run(SERVE, "--ssl-keyfile", CERTIFICATE_KEY, "--database-url", sqlite_url) == 2
     assert capsys.readouterr().err == "gradmedic: ssl_keyfile needs ssl_certfile\n"
 
 

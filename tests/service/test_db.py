@@ -22,6 +22,8 @@ from gradmedic_service.ids import new_id
 from gradmedic_service.models import Run, RunTag
 from gradmedic_service.settings import Settings
 
+pytestmark = pytest.mark.slow  # services of their own
+
 
 def file_of(url: str) -> Path:
     """The file of a SQLite URL."""

@@ -12,6 +12,8 @@ from starlette.testclient import TestClient
 
 from gradmedic import wire
 from gradmedic_service.projects.endpoints import UPDATE_EXAMPLES as PROJECT_UPDATE_EXAMPLES
+from gradmedic_service.reruns.endpoints import CLAIM_EXAMPLES, HEARTBEAT_EXAMPLES, RESULT_EXAMPLES, TRAINABLES_EXAMPLES
+from gradmedic_service.reruns.endpoints import CREATE_EXAMPLES as CREATE_RERUN_EXAMPLES
 from gradmedic_service.runs.endpoints import CREATE_EXAMPLES, UPDATE_EXAMPLES
 from gradmedic_service.telemetry.endpoints import APPEND_EXAMPLE, REWIND_EXAMPLES
 
@@ -36,6 +38,7 @@ def test_every_route_is_there(document: dict[str, Any]) -> None:
     assert {name for name, _ in operations(document)} == {
         "get /healthz",
         "get /readyz",
+        "get /metrics",
         "get /api/v1/limits",
         "post /api/v1/api-keys",
         "get /api/v1/api-keys",
@@ -58,6 +61,16 @@ def test_every_route_is_there(document: dict[str, Any]) -> None:
         "post /api/v1/runs/{run_id}/rewind",
         "get /api/v1/runs/{run_id}/diagnosis",
         "get /api/v1/runs/{run_id}/diagnosis/history",
+        "post /api/v1/runs/{run_id}/reruns",
+        "get /api/v1/reruns",
+        "get /api/v1/reruns/{rerun_id}",
+        "post /api/v1/reruns/{rerun_id}/cancel",
+        "get /api/v1/trials/{trial_id}/output",
+        "post /api/v1/trials/claim",
+        "post /api/v1/trials/{trial_id}/heartbeat",
+        "post /api/v1/trials/{trial_id}/result",
+        "get /api/v1/trainables",
+        "put /api/v1/trainables",
     }
 
 
@@ -93,6 +106,15 @@ def test_examples_are_valid() -> None:
         TypeAdapter(wire.ProjectUpdate).validate_python(example["value"])
     for example in REWIND_EXAMPLES.values():
         TypeAdapter(wire.RunRewind).validate_python(example["value"])
+    for type_, examples in (
+        (wire.RerunCreate, CREATE_RERUN_EXAMPLES),
+        (wire.Trainables, TRAINABLES_EXAMPLES),
+        (wire.TrialClaim, CLAIM_EXAMPLES),
+        (wire.TrialHeartbeat, HEARTBEAT_EXAMPLES),
+        (wire.TrialResult, RESULT_EXAMPLES),
+    ):
+        for example in examples.values():
+            TypeAdapter(type_).validate_python(example["value"])
     TypeAdapter(wire.StepsAppend).validate_python(APPEND_EXAMPLE)
 
 

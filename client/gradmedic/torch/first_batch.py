@@ -97,7 +97,12 @@ def precision_of(parameters: list[Tensor], first_batch: FirstBatch) -> str | Non
 
 
 def describe_training(
-    optimizers: list[wire.Optimizer], precision: str | None, first_batch: FirstBatch, clips_gradients: bool | None
+    optimizers: list[wire.Optimizer],
+    precision: str | None,
+    first_batch: FirstBatch,
+    *,
+    target_rms: float | None,
+    clips_gradients: bool | None,
 ) -> wire.Training:
     """Put together what is known of how the run trains."""
     return wire.Training(
@@ -105,6 +110,7 @@ def describe_training(
         precision=precision,
         input_rms=first_batch.input_rms,
         input_abs_max=first_batch.input_abs_max,
+        target_rms=target_rms,
         batch_size=first_batch.batch_size,
         clips_gradients=clips_gradients,
     )

@@ -8,7 +8,7 @@ signal. Only names of nodes are read: no tensor is touched, and nothing of the g
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,9 +49,13 @@ class Follower:
 
 
 class FirstGraph:
-    """Forward hook of a model that walks the first graph it sees; until then, `followers` is empty."""
+    """Forward hook of a model that walks the first graph it sees; until then, `followers` is empty.
 
-    def __init__(self, model: nn.Module | None) -> None:
+    `on_seen` is called then.
+    """
+
+    def __init__(self, model: nn.Module | None, on_seen: Callable[[], None] = lambda: None) -> None:
+        self._on_seen = on_seen
         self.followers: dict[int, Follower] = {}
         """By the id of the parameter."""
         self._hook = None if model is None else model.register_forward_hook(self)
@@ -65,6 +69,7 @@ class FirstGraph:
             if roots:
                 self.close()
                 self.followers = find_followers(roots)
+                self._on_seen()
         except Exception as error:  # a model's first call must not fail because of us
             logger.warning("gradmedic: the first graph could not be looked at: %r", error)
 

@@ -17,16 +17,16 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from gradmedic import wire
 from gradmedic.torch.graph import Follower
-from gradmedic.torch.statistics import measure_norms
+from gradmedic.torch.statistics import local_part, measure_norms
 
-_ACTIVATIONS: dict[type[nn.Module], str] = {
+ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.ReLU: "relu", nn.ReLU6: "relu6", nn.LeakyReLU: "leaky_relu", nn.PReLU: "prelu", nn.RReLU: "rrelu",
     nn.ELU: "elu", nn.CELU: "celu", nn.SELU: "selu", nn.GELU: "gelu", nn.SiLU: "silu", nn.Mish: "mish",
     nn.Sigmoid: "sigmoid", nn.LogSigmoid: "logsigmoid", nn.Hardsigmoid: "hardsigmoid", nn.Hardswish: "hardswish",
     nn.Tanh: "tanh", nn.Hardtanh: "hardtanh", nn.Tanhshrink: "tanhshrink", nn.Softplus: "softplus",
     nn.Softsign: "softsign", nn.Softmax: "softmax", nn.LogSoftmax: "log_softmax", nn.GLU: "glu",
 }  # fmt: skip
-_NORMALIZATIONS = (
+NORMALIZATIONS = (
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm,
     nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.LocalResponseNorm,
 )  # fmt: skip
@@ -161,7 +161,7 @@ def _describe_layer(owned: Owned, follower: Follower, norm: float | None, is_upd
         fan_out=fan_out,
         activation=activation,
         normalized=follower.normalized,
-        initial_rms=None if norm is None else norm / math.sqrt(max(1, parameter.numel())),
+        initial_rms=None if norm is None else norm / math.sqrt(max(1, local_part(parameter).numel())),
         spectral_norm=_spectral_norm(parameter, gates) if role == "recurrent" else None,
     )
 
@@ -198,6 +198,8 @@ def _norms_of(parameters: list[Tensor]) -> dict[int, float]:
 
 def _spectral_norm(parameter: Tensor, gates: int) -> float | None:
     """Return the largest singular value of the hidden-to-hidden matrices stacked in `parameter`."""
+    if local_part(parameter) is not parameter:  # a shard tells of its rows alone
+        return None
     with torch.no_grad():
         matrices = parameter.detach().float()
         if matrices.ndim != 2 or not bool(torch.isfinite(matrices).all()):
@@ -235,10 +237,10 @@ def _flatten_sequential(sequence: nn.Sequential) -> Iterator[nn.Module]:
 def _follow(rest: list[nn.Module]) -> Follower:
     normalized = False
     for module in rest:
-        if isinstance(module, _NORMALIZATIONS):
+        if isinstance(module, NORMALIZATIONS):
             normalized = True
-        elif type(module) in _ACTIVATIONS:
-            return Follower(_ACTIVATIONS[type(module)], normalized)
+        elif type(module) in ACTIVATIONS:
+            return Follower(ACTIVATIONS[type(module)], normalized)
         elif not isinstance(module, _TRANSPARENT):
             has_layers = next(module.parameters(), None) is not None
             is_plain = isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))

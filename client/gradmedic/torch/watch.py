@@ -1,11 +1,12 @@
 """Observes a torch model at the moments when its optimizers step.
 
 One idea: hooks of the optimizer frame every update, whoever causes it. Before it, gradients are as the optimizer will
-use them and weights as they were; after it, the difference is the update. Gradients that the script clips are measured
-when it clips, and count if nothing but clipping touched them since, which their version counters tell.
+use them and weights as they were; after it, the optimizer's state or a copy tells the update. Gradients that the script
+clips are measured when it clips, and count if nothing but clipping touched them since, which their version counters
+tell.
 
-Only sampled steps are measured. Nothing here draws random numbers or changes a tensor of the training, and an error of
-its own ends the observation, not the training.
+Only sampled steps are measured. Nothing here draws random numbers or changes a tensor of the training, unless it was
+asked to clip; and an error of its own ends the observation, not the training.
 """
 
 from __future__ import annotations
@@ -27,9 +28,12 @@ from gradmedic import wire
 from gradmedic.encoding import to_float32
 from gradmedic.exceptions import ConfigurationError
 from gradmedic.layers import LayerBook
-from gradmedic.source import Measurement, PendingNumber, Sampler
+from gradmedic.sampler import Sampler
+from gradmedic.source import Measurement, PendingNumber
 from gradmedic.step import Row
 from gradmedic.torch import clipping
+from gradmedic.torch.activations import ACTIVATION_STATISTICS, ActivationMeter
+from gradmedic.torch.distributed import Reduced, Sharding, process_count, process_rank
 from gradmedic.torch.first_batch import FirstBatch, describe_training, precision_of
 from gradmedic.torch.graph import FirstGraph, Follower
 from gradmedic.torch.statistics import (
@@ -37,15 +41,17 @@ from gradmedic.torch.statistics import (
     Here,
     HostArray,
     UnderWay,
+    local_part,
     measure_gradients,
-    measure_norms,
 )
+from gradmedic.torch.targets import FirstTarget
 from gradmedic.torch.topology import Owned, describe_layers, describe_optimizer, list_parameters, number_at_hand
+from gradmedic.torch.updates import UnknownUpdate, UpdateMeasurement
 
 logger = logging.getLogger("gradmedic")
 
 STATISTICS = (*GRADIENT_STATISTICS, "weight_norm", "update_norm")
-"""What a watched run carries, in order."""
+"""What a watched run carries, in order; `ACTIVATION_STATISTICS` follow where they are asked for."""
 
 _MOST_HELD = 300
 """Arrays of one step: a hundred optimizer steps between two `log()`. More are folded into one, so that a script that
@@ -55,6 +61,9 @@ _GRADIENT = slice(0, len(GRADIENT_STATISTICS))
 _NONFINITE = STATISTICS.index("nonfinite_count")
 _WEIGHT = slice(5, 6)
 _UPDATE = slice(6, 7)
+_ACTIVATION = slice(7, 9)
+_EPSILON = 1e-6
+"""Added to a norm before it is divided by, as in `torch.nn.utils.clip_grad_norm_`."""
 
 
 class Watch:
@@ -65,12 +74,12 @@ class Watch:
         optimizer: one or several.
         scaler: loss scaler, if any.
         prefix: goes before the names of the layers.
+        activations: whether to measure activations too.
 
     Raises:
         ConfigurationError: the arguments are not what they should be.
     """
 
-    statistics = STATISTICS
     framework = f"torch {torch.__version__}"
 
     def __init__(
@@ -80,9 +89,12 @@ class Watch:
         *,
         scaler: torch.amp.GradScaler | None = None,
         prefix: str = "",
+        activations: bool = False,
     ) -> None:
         self._models = _models_of(model)
-        self._optimizers = _optimizers_of(optimizer)
+        given = _optimizers_of(optimizer)
+        self._optimizers = [_unwrapped(each) for each in given]
+        scaler = scaler or next((found for each in given if (found := getattr(each, "scaler", None))), None)
         if scaler is not None and not hasattr(scaler, "get_scale"):
             raise ConfigurationError(f"scaler must be a torch.amp.GradScaler, not {type(scaler).__name__}")
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
@@ -97,15 +109,44 @@ class Watch:
         self._slots = {id(owned.parameter): _Slot(owned.parameter) for owned in self._owned}
         if not any(id(p) in self._slots for p in self._updated_parameters()):
             raise ConfigurationError("the optimizer updates no parameter of the model: was the model replaced since?")
+        if any(_is_flat_sharded(module) for each in self._models.values() for module in each.modules()):
+            raise ConfigurationError(
+                "watch() takes models that torch.distributed.fsdp.fully_shard shards, not FullyShardedDataParallel"
+            )
+        self._sharding = Sharding.of([owned.parameter for owned in self._owned])
+        self._rank = process_rank()
+        self._with_activations = activations
+        self.statistics = (*STATISTICS, *ACTIVATION_STATISTICS) if activations else STATISTICS
         self._described_optimizers: list[wire.Optimizer] = []
         self._training: wire.Training | None = None
         self._training_is_of: object = None
         self._clips_gradients: bool | None = None
+        self._max_norm: float | None = None
         self._is_described = False
-        self._steps = _Steps()
+        self._has_early = False
+        self._is_waiting_for_graph = False
+        self._steps = _Steps(self.statistics)
         self._update: _Update | None = None
+        self._untold: set[int] = set()  # ids of optimizers whose state does not tell their updates
+        self._turn = 0
         self._scale = _scale_of(self._scaler)
         self._handles: list[RemovableHandle] = []
+        self._activations: ActivationMeter | None = None
+
+    @property
+    def is_follower(self) -> bool:
+        """Whether another process speaks for this one too: it is not the first of those that train together."""
+        return self._rank > 0
+
+    @property
+    def has_others(self) -> bool:
+        """Whether other processes train with this one."""
+        return process_count() > 1
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether this process has to measure at all: a follower only where the first process needs its part."""
+        return not self.is_follower or self._sharding is not None
 
     def begin(self, *, book: LayerBook, sampler: Sampler, before_first_step: Callable[[], None]) -> None:
         """Start observing.
@@ -120,8 +161,15 @@ class Watch:
         """
         book.reserve(owned.name for owned in self._owned)
         self._book, self._sampler, self._before_first_step = book, sampler, before_first_step
+        if self._sharding is not None:
+            sampler.follow_first_process()
         self._first_batch = FirstBatch(next(iter(self._models.values())))
-        self._first_graphs = [FirstGraph(model) for model in self._models.values()]
+        self._first_target = FirstTarget()
+        self._first_graphs = [FirstGraph(model, self._take_graph) for model in self._models.values()]
+        if self._with_activations:
+            self._activations = ActivationMeter(
+                list(self._models.values()), self._owned, sampler, self._seen_followers, self._run_guarded
+            )
         for optimizer in self._optimizers:
             self._handles.append(optimizer.register_step_pre_hook(self._before_step))
             self._handles.append(optimizer.register_step_post_hook(self._after_step))
@@ -133,12 +181,15 @@ class Watch:
             handle.remove()
         self._handles.clear()
         self._first_batch.close()
+        self._first_target.close()
         for graph in self._first_graphs:
             graph.close()
+        if self._activations is not None:
+            self._activations.close()
         clipping.ignore(self)
-        self._steps, self._update = _Steps(), None
+        self._steps, self._update = _Steps(self.statistics), None
         for slot in self._slots.values():
-            slot.forget()
+            slot.early = None
 
     # --- what the run asks --------------------------------------------------------------------------------------------
 
@@ -161,21 +212,38 @@ class Watch:
     def take(self) -> Taken:
         """Return what was measured since the last call."""
         with self._guard("a step could not be taken"):
+            self._first_target.close()  # the first step is over
             self._update_training()
-            steps, self._steps = self._steps, _Steps()
-            for slot in self._slots.values():
-                slot.early = None
-            scale_before, self._scale = self._scale, _scale_of(self._scaler)
+            steps, self._steps = self._steps, _Steps(self.statistics)
+            if self._has_early:
+                self._has_early = False
+                for slot in self._slots.values():
+                    slot.early = None
+            if self._activations is not None:
+                self._activations.forget()
             if self._scaler is not None:
+                scale_before, self._scale = self._scale, _scale_of(self._scaler)
                 steps.scale_before, steps.scale_after = scale_before, self._scale
             return Taken(steps)
-        return Taken(_Steps())
+        return Taken(_Steps(self.statistics))
 
-    def hold(self, number: Any) -> PendingNumber | None:
-        """Start copying a tensor with one element to the host, unless it is there."""
-        if isinstance(number, Tensor) and number.device.type != "cpu" and number.numel() == 1:
+    def hold(self, number: Any) -> PendingNumber | float | None:
+        """Return a tensor with one element as a number, or start copying it to the host."""
+        if not isinstance(number, Tensor) or number.numel() != 1:
+            return None
+        if number.device.type != "cpu":
             return _PendingTensor(UnderWay(number.detach().reshape(1)))
+        if number.dtype in (torch.float32, torch.float64):
+            return float(number.numpy(force=True).item())  # not item(): that lets other threads go first
         return None
+
+    def clip(self, max_norm: float) -> None:
+        """Limit the norm of each optimizer's gradients from its next step on, after they were measured."""
+        self._max_norm = max_norm
+
+    def distrust_state(self, optimizer: torch.optim.Optimizer) -> None:
+        """Measure the updates of an optimizer by copies of the weights from now on: something else does its work."""
+        self._untold.add(id(optimizer))
 
     # --- what the training does ---------------------------------------------------------------------------------------
 
@@ -194,6 +262,7 @@ class Watch:
                 array = measure_gradients([_gradient_of(slot) for slot in group])
                 for row, slot in enumerate(group):
                     slot.early = _Early(array, row, _gradient_of(slot))
+                    self._has_early = True
 
     def after_clipping(self, parameters: list[Tensor], coefficient: Tensor | None) -> None:
         """Remember that what changed the gradients was clipping, and by how much."""
@@ -207,50 +276,61 @@ class Watch:
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         with self._guard("a step could not be measured"), torch.no_grad():
-            self._before_first_step()
+            # A closure computes the gradients during the step: then they are there afterwards only.
+            has_closure = any(callable(value) for value in (*args[1:], *kwargs.values()))
+            if has_closure and not self._is_described:
+                self._is_waiting_for_graph = True  # the closure calls the model: a moment when more is known
+            else:
+                self._before_first_step()
             if self._clips_gradients is None:
                 self._clips_gradients = False
             self._steps.note(optimizer)
             self._update = None
-            if not self._sampler.is_sampling:
-                return
-            # A closure computes the gradients during the step: then they are there afterwards only.
-            has_closure = any(callable(value) for value in (*args[1:], *kwargs.values()))
-            slots = self._slots_of(optimizer, needs_gradient=not has_closure)
-            if not has_closure:
-                self._take_gradients(slots, _tensor_or_none(optimizer, "grad_scale"))
-            weights = []
-            for group in _by_device(slots):
-                parameters = [slot.parameter.detach() for slot in group]
-                weights.append((group, measure_norms(parameters)))
-                torch._foreach_copy_([slot.buffer() for slot in group], parameters)
-            self._update = _Update(has_closure, weights)
+            if self._sampler.is_sampling:
+                slots, groups = self._slots_of(optimizer, needs_gradient=not has_closure)
+                update = _Update(has_closure, _Steps(self.statistics) if self._sharding is not None else self._steps)
+                if not has_closure:
+                    self._take_gradients(update.steps, slots, _tensor_or_none(optimizer, "grad_scale"))
+                self._turn += 1
+                trusts_state = id(optimizer) not in self._untold
+                for at in _by_device(slots):
+                    measurement = UpdateMeasurement(
+                        optimizer,
+                        [groups[id(slot)] for slot in at],
+                        [slot.parameter for slot in at],
+                        has_gradients=not has_closure,
+                        trusts_state=trusts_state,
+                        turn=self._turn,
+                    )
+                    update.measurements.append((at, measurement))
+                self._update = update
+            if self._max_norm is not None and not has_closure:
+                self._clip(optimizer, self._max_norm)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
         with self._guard("a step could not be measured"), torch.no_grad():
+            self._before_first_step()
             update, self._update = self._update, None
             if update is None:
                 return
-            for group, weight_norms in update.weights:
-                rows = np.arange(len(group))
-                if update.has_closure:
-                    rows = np.array([i for i, slot in enumerate(group) if slot.parameter.grad is not None], dtype=int)
-                touched = [group[i] for i in rows]
-                if not touched:
-                    continue
-                if update.has_closure:
-                    self._take_gradients(touched, None)
-                self._steps.add(touched, _WEIGHT, weight_norms, rows)
-                differences = [slot.buffer() for slot in touched]
-                torch._foreach_sub_(differences, [slot.parameter.detach() for slot in touched])
-                self._steps.add(touched, _UPDATE, measure_norms(differences))
+            is_told = True
+            try:
+                self._take_update(update)
+            except UnknownUpdate as error:
+                is_told = False
+                self._untold.add(id(optimizer))
+                logger.info("gradmedic: %s is measured by copies of the weights: %s", type(optimizer).__name__, error)
+            if self._sharding is not None:
+                self._reduce(self._sharding, update, is_told=is_told)
+            elif not is_told:
+                self._steps.discard()
             found_inf = _tensor_or_none(optimizer, "found_inf")
             if found_inf is not None:
                 self._steps.found_inf.append(_host(found_inf))
 
-    # --- helpers ------------------------------------------------------------------------------------------------------
+    # --- measuring ----------------------------------------------------------------------------------------------------
 
-    def _take_gradients(self, slots: Sequence[_Slot], scale: Tensor | None) -> None:
+    def _take_gradients(self, steps: _Steps, slots: Sequence[_Slot], scale: Tensor | None) -> None:
         fresh = []
         early: dict[int, list[_Slot]] = {}
         for slot in slots:
@@ -260,20 +340,67 @@ class Watch:
                 fresh.append(slot)
         for group in early.values():
             measured = [slot.early for slot in group if slot.early is not None]
-            self._steps.add(group, _GRADIENT, measured[0].array, np.array([each.row for each in measured]))
+            steps.add(group, _GRADIENT, measured[0].array, np.array([each.row for each in measured]))
+            for slot in group:
+                slot.early = None
         for group in _by_device(fresh):
-            self._steps.add(group, _GRADIENT, measure_gradients([_gradient_of(slot) for slot in group], scale))
-        for slot in slots:
-            slot.early = None
+            steps.add(group, _GRADIENT, measure_gradients([_gradient_of(slot) for slot in group], scale))
 
-    def _slots_of(self, optimizer: torch.optim.Optimizer, *, needs_gradient: bool) -> list[_Slot]:
-        found = []
+    def _take_update(self, update: _Update) -> None:
+        for group, measurement in update.measurements:
+            rows = list(range(len(group)))
+            if update.has_closure:
+                rows = [row for row in rows if group[row].parameter.grad is not None]
+                self._take_gradients(update.steps, [group[row] for row in rows], None)
+            if not rows:
+                continue
+            touched = [group[row] for row in rows]
+            update.steps.add(touched, _WEIGHT, measurement.weight_norms, np.array(rows))
+            if self._activations is not None:
+                update.steps.add(touched, _ACTIVATION, self._activations.read([slot.parameter for slot in touched]))
+            for measured, norms in measurement.finish(rows):
+                update.steps.add([group[row] for row in measured], _UPDATE, norms)
+
+    def _reduce(self, sharding: Sharding, update: _Update, *, is_told: bool) -> None:
+        """Make whole statistics of those that each process has, together with the other processes."""
+        slots = [slot for group, _ in update.measurements for slot in group]
+        slots = [slot for slot in slots if slot.parameter.grad is not None]
+        table = update.steps.table(slots)
+        reduced = sharding.reduce(
+            table, [slot.parameter for slot in slots], interval=self._sampler.wish(), has_failed=not is_told
+        )
+        whole = _Whole(reduced)
+        self._sampler.follow(whole.read_interval)
+        self._steps.add(slots, slice(None), whole)
+
+    def _clip(self, optimizer: torch.optim.Optimizer, max_norm: float) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not gradients:
+            return
+        total = torch.nn.utils.get_total_norm(gradients)
+        scale = _tensor_or_none(optimizer, "grad_scale")
+        limit = max_norm if scale is None else max_norm * scale.to(total.device)
+        coefficient = torch.clamp(limit / (total + _EPSILON), max=1.0).nan_to_num(0.0)
+        for gradient in gradients:
+            if gradient.layout == torch.strided:
+                gradient.mul_(coefficient.to(gradient.device)).nan_to_num_(0.0, 0.0, 0.0)
+            else:
+                gradient.mul_(coefficient.to(gradient.device))
+        if self._sampler.is_sampling or coefficient.device.type == "cpu":
+            self._steps.coefficients.append(_host(coefficient))
+
+    def _slots_of(
+        self, optimizer: torch.optim.Optimizer, *, needs_gradient: bool
+    ) -> tuple[list[_Slot], dict[int, Mapping[str, Any]]]:
+        found: list[_Slot] = []
+        groups: dict[int, Mapping[str, Any]] = {}
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 slot = self._slots.get(id(parameter)) or self._add_slot(parameter)
                 if parameter.grad is not None or (parameter.requires_grad and not needs_gradient):
                     found.append(slot)
-        return found
+                    groups[id(slot)] = group
+        return found, groups
 
     def _add_slot(self, parameter: Tensor) -> _Slot:
         """Begin to observe a parameter that came into the optimizer after `watch()`, or that no model has."""
@@ -290,11 +417,22 @@ class Watch:
         slot.position = self._book.add(self._describe_layers([owned], {id(parameter)})[0])
         return slot
 
+    # --- describing ---------------------------------------------------------------------------------------------------
+
     def _describe_layers(self, owned: list[Owned], updated: set[int]) -> list[wire.Layer]:
+        return describe_layers(owned, list(self._models.values()), updated, self._seen_followers())
+
+    def _seen_followers(self) -> dict[int, Follower]:
+        if len(self._first_graphs) == 1:
+            return self._first_graphs[0].followers
         seen: dict[int, Follower] = {}
         for graph in self._first_graphs:
             seen.update(graph.followers)
-        return describe_layers(owned, list(self._models.values()), updated, seen)
+        return seen
+
+    def _take_graph(self) -> None:
+        if self._is_waiting_for_graph:
+            self._before_first_step()
 
     def _updated_parameters(self) -> Iterator[Tensor]:
         for optimizer in self._optimizers:
@@ -302,24 +440,34 @@ class Watch:
                 yield from group["params"]
 
     def _update_training(self) -> None:
-        is_of = (self._clips_gradients, self._first_batch.is_over)
+        is_of = (self._clips_gradients, self._first_batch.is_over, self._first_target.rms)
         if is_of != self._training_is_of:
             self._training_is_of = is_of
             self._training = describe_training(
                 self._described_optimizers,
                 precision_of([o.parameter for o in self._owned if not is_lazy(o.parameter)], self._first_batch),
                 self._first_batch,
-                self._clips_gradients,
+                target_rms=self._first_target.rms,
+                clips_gradients=self._clips_gradients,
             )
+
+    # --- safety -------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def _guard(self, what: str) -> Iterator[None]:
-        """Turn an error of ours into a warning, after which nothing more is observed."""
+        """Turn an error of ours into a warning, after which nothing more is observed; account for the time."""
+        begun = self._sampler.clock()
         try:
             yield
         except Exception as error:
             self.close()
             logger.warning("gradmedic: %s, so this model is no longer watched: %r", what, error)
+        finally:
+            self._sampler.spend(self._sampler.clock() - begun)
+
+    def _run_guarded(self, look: Callable[[], None]) -> None:
+        with self._guard("activations could not be measured"):
+            look()
 
 
 class Taken:
@@ -327,11 +475,6 @@ class Taken:
 
     def __init__(self, steps: _Steps) -> None:
         self._steps = steps
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether `read` returns without waiting for a device."""
-        return all(array.is_ready for array in self._steps.arrays())
 
     def read(self) -> Measurement:
         """Return the measurement."""
@@ -367,35 +510,27 @@ class _Early:
 class _Slot:
     """A parameter under observation."""
 
-    __slots__ = ("_buffer", "early", "parameter", "position")
+    __slots__ = ("early", "parameter", "position")
 
     def __init__(self, parameter: Tensor) -> None:
         self.parameter = parameter
         self.position = -1
         self.early: _Early | None = None
-        self._buffer: Tensor | None = None
 
     def is_early_valid(self) -> bool:
         """Whether nothing but clipping changed the gradient since it was measured."""
         early = self.early
         return early is not None and early.gradient is self.parameter.grad and early.version == early.gradient._version
 
-    def buffer(self) -> Tensor:
-        """Return memory for a copy of the weights, allocated once."""
-        if self._buffer is None or self._buffer.shape != self.parameter.shape:
-            self._buffer = torch.empty_like(self.parameter, requires_grad=False)
-        return self._buffer
 
-    def forget(self) -> None:
-        self.early = self._buffer = None
-
-
-@dataclass(frozen=True, slots=True)
 class _Update:
-    """An optimizer's step that is under way: whose weights were copied, and their norms."""
+    """An optimizer's step that is under way."""
 
-    has_closure: bool
-    weights: list[tuple[list[_Slot], HostArray]]
+    def __init__(self, has_closure: bool, steps: _Steps) -> None:
+        self.has_closure = has_closure
+        self.steps = steps
+        """What takes its statistics."""
+        self.measurements: list[tuple[list[_Slot], UpdateMeasurement]] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,7 +546,8 @@ class _Part:
 class _Steps:
     """What happened since the last `log()`: usually one optimizer step."""
 
-    def __init__(self) -> None:
+    def __init__(self, statistics: tuple[str, ...]) -> None:
+        self._statistics = statistics
         self._parts: list[_Part] = []
         self.has_stepped = False
         self.learning_rate: float | None = None
@@ -437,24 +573,34 @@ class _Steps:
         positions = np.fromiter((slot.position for slot in slots), dtype=np.int32, count=len(slots))
         self._parts.append(_Part(positions, columns, array, rows))
 
-    def arrays(self) -> Iterator[HostArray]:
-        """Iterate over everything that may be on its way."""
-        yield from (part.array for part in self._parts)
-        yield from self.coefficients
-        yield from self.found_inf
-        for scale in (self.scale_before, self.scale_after):
-            if scale is not None:
-                yield scale
+    def discard(self) -> None:
+        """Forget the statistics: they cannot be trusted."""
+        self._parts.clear()
+
+    def table(self, slots: Sequence[_Slot]) -> Tensor:
+        """Return `[slot, statistic]` on the device where it was measured; each part lies in the order of its slots."""
+        places = {slot.position: row for row, slot in enumerate(slots)}
+        table: Tensor | None = None
+        for part in self._parts:
+            measured = part.array.tensor()
+            measured = measured.reshape(len(measured), -1)
+            if part.rows is not None:
+                measured = measured[torch.from_numpy(part.rows).to(measured.device)]
+            if table is None:
+                table = measured.new_zeros((len(slots), len(self._statistics)))
+            rows = torch.tensor([places[position] for position in part.positions.tolist()], device=table.device)
+            table[rows, part.columns] = measured.to(table)
+        return torch.zeros((len(slots), len(self._statistics))) if table is None else table
 
     def row(self) -> Row | None:
         """Return the statistics of all layers that were touched; of several optimizer steps, the last.
 
         Only `nonfinite_count` is that of the worst one.
         """
-        if not self._parts:
+        if not self._parts or any(part.array.read().size == 0 for part in self._parts):
             return None
         touched, values = self._join()
-        return Row(STATISTICS, touched, to_float32(values))
+        return Row(self._statistics, touched, to_float32(values))
 
     def _fold(self) -> None:
         """Keep of what is held only what will count in the end."""
@@ -472,7 +618,7 @@ class _Steps:
         else:
             touched = np.unique(np.concatenate([part.positions for part in self._parts]))
             places = None
-        values = np.zeros((len(touched), len(STATISTICS)))
+        values = np.zeros((len(touched), len(self._statistics)))
         worst = np.zeros(len(touched))
         for part in self._parts:
             array = part.array.read()
@@ -482,6 +628,26 @@ class _Steps:
             np.maximum(worst, values[:, _NONFINITE], out=worst)
         values[:, _NONFINITE] = worst
         return touched, values
+
+
+class _Whole:
+    """A table that was reduced over all processes, and what came with it; empty if the measurement failed somewhere."""
+
+    def __init__(self, reduced: Reduced) -> None:
+        self._table = _host_array(reduced.table)
+        self._signals = _host_array(reduced.signals)
+        self.is_ready = self._table.is_ready
+
+    def read(self) -> NDArray[np.float64]:
+        table = self._table.read()
+        return table if self._signals.read()[1] == 0 else np.empty((0, table.shape[1]))
+
+    def tensor(self) -> Tensor:
+        return self._table.tensor()
+
+    def read_interval(self) -> int:
+        """Return the steps to the next sample, as the first process has it."""
+        return round(float(self._signals.read()[0]))
 
 
 class _PendingTensor:
@@ -513,10 +679,21 @@ def _optimizers_of(optimizer: Any) -> list[torch.optim.Optimizer]:
     return optimizers
 
 
+def _unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return the optimizer that does the work, as `accelerate` and Lightning wrap it."""
+    inner = getattr(optimizer, "optimizer", None)
+    return _unwrapped(inner) if isinstance(inner, torch.optim.Optimizer) else optimizer
+
+
+def _is_flat_sharded(module: nn.Module) -> bool:
+    """Whether FSDP1 made flat parameters of a module's, of which a process holds a part that no layer answers to."""
+    return any(base.__name__ == "FullyShardedDataParallel" for base in type(module).__mro__)
+
+
 def _by_device(slots: Sequence[_Slot]) -> Iterable[list[_Slot]]:
     groups: dict[torch.device, list[_Slot]] = {}
     for slot in slots:
-        groups.setdefault(slot.parameter.device, []).append(slot)
+        groups.setdefault(local_part(slot.parameter).device, []).append(slot)
     return groups.values()
 
 
@@ -534,10 +711,11 @@ def _tensor_or_none(optimizer: torch.optim.Optimizer, name: str) -> Tensor | Non
 
 
 def _host(tensor: Tensor) -> HostArray:
-    tensor = tensor.detach().reshape(-1)[:1]
-    if tensor.device.type == "cpu":
-        return Here(tensor.numpy().astype(np.float64))
-    return UnderWay(tensor)
+    return _host_array(local_part(tensor.detach()).reshape(-1)[:1])
+
+
+def _host_array(tensor: Tensor) -> HostArray:
+    return Here(tensor.numpy().astype(np.float64)) if tensor.device.type == "cpu" else UnderWay(tensor)
 
 
 def _scale_of(scaler: torch.amp.GradScaler | None) -> HostArray | None:

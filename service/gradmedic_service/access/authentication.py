@@ -25,6 +25,7 @@ from gradmedic_service.errors import (
     DatabaseUnavailable,
     ServiceError,
     SessionEnded,
+    TooManyRequests,
 )
 
 SESSION_COOKIE = "gradmedic_session"
@@ -35,6 +36,7 @@ REFUSALS = (
     ApiKeyExpired,
     SessionEnded,
     CrossOrigin,
+    TooManyRequests,
     DatabaseBusy,
     DatabaseUnavailable,
 )
@@ -68,6 +70,11 @@ class Authentication:
         await self._app(scope, receive_nothing, send)
 
 
+def is_recognized(scope: Scope) -> bool:
+    """Whether it is known who asks."""
+    return isinstance(scope["state"]["authenticated"], Principal)
+
+
 def authenticated(scope: Scope) -> Principal:
     """Return who asks. Raises one of REFUSALS where nobody was recognized."""
     found: Principal | ServiceError = scope["state"]["authenticated"]
@@ -98,7 +105,10 @@ async def authenticate(scope: Scope) -> Principal:
     keyring: Keyring = state.keyring
     try:
         known = keyring.recall(secret)
-        return await to_thread.run_sync(keyring.look_up, state.database, secret) if known is None else known
+        if known is None:
+            known = await _look_up(scope, keyring, secret)
+        state.rates.count_request(str(known.key_id), known.name)
+        return known
     except ServiceError as error:
         if state.requires_keys or error.status != ApiKeyMissing.status:
             raise
@@ -117,3 +127,16 @@ async def _authenticate_session(scope: Scope, headers: Headers, cookie: str) -> 
     keyring: Keyring = state.keyring
     known = keyring.recall_session(cookie)
     return await to_thread.run_sync(keyring.look_up_session, state.database, cookie) if known is None else known
+
+
+async def _look_up(scope: Scope, keyring: Keyring, secret: str) -> Principal:
+    """Ask the database, unless an address has had it asked for unknown keys too often."""
+    state = scope["app"].state
+    address = (scope.get("client") or ("",))[0]
+    if not keyring.knows(secret):
+        state.rates.check_attempts(address)
+    try:
+        return await to_thread.run_sync(keyring.look_up, state.database, secret)
+    except ApiKeyUnknown:
+        state.rates.count_failure(address)
+        raise

@@ -27,7 +27,12 @@ class Need:
         self.scopes = scopes
 
     async def __call__(self, request: Request) -> Principal:
-        """Authorize a request. Raises ApiKeyMissing, ApiKeyUnknown, ApiKeyRevoked, ApiKeyExpired, ScopeMissing."""
+        """Authorize a request.
+
+        Raises ApiKeyMissing, ApiKeyUnknown, ApiKeyRevoked, ApiKeyExpired, ScopeMissing.
+
+        Raises InvalidRequest for a query parameter that the route does not know.
+        """
         principal = authenticated(request.scope)
         if self.scopes and not principal.holds(*self.scopes):
             needed = " or ".join(repr(scope) for scope in self.scopes)
@@ -36,6 +41,8 @@ class Need:
                 f"{request.method} {request.url.path} needs the scope {needed}; the API key {principal.name!r} has "
                 f"{held}."
             )
+        if request.scope["query_string"]:
+            request.app.state.routes.check_query(request.scope)
         return principal
 
 
@@ -65,6 +72,8 @@ MayIngest = Annotated[Principal, Depends(Need("ingest"))]
 MayFollow = Annotated[Principal, Depends(Need("read", "ingest"))]
 """For what a training job reads back: the run that it knows the id of, and its diagnosis."""
 MayRerun = Annotated[Principal, Depends(Need("rerun"))]
+MayFollowRerun = Annotated[Principal, Depends(Need("read", "rerun", "worker"))]
+"""For whoever asks for reruns, runs them or reads what came of them."""
 MayWork = Annotated[Principal, Depends(Need("worker"))]
 MayAdminister = Annotated[Principal, Depends(Need("admin"))]
 

@@ -102,7 +102,10 @@ def list_api_keys(
 
 
 @router.delete(
-    "/api-keys/{key_id}", status_code=status.HTTP_204_NO_CONTENT, responses=documented(ApiKeyNotFound, InvalidRequest)
+    "/api-keys/{key_id}",
+    status_code=status.HTTP_204_NO_CONTENT,
+    response_class=Response,
+    responses=documented(ApiKeyNotFound, InvalidRequest),
 )
 def revoke_api_key(
     key_id: KeyId, principal: MayAdminister, database: DatabaseDependency, keyring: KeyringDependency

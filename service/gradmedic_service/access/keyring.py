@@ -61,6 +61,11 @@ class Keyring:
             return None
         return self._accept(known, digest, secret)
 
+    def knows(self, secret: str) -> bool:
+        """Whether the secret was somebody's when it was last looked up."""
+        known = self._known.get(digest_of(secret))
+        return known is not None and known.key is not None
+
     def recall_session(self, cookie: str) -> Principal | None:
         """Return whose session it is, None where the database must be asked. Raises as `look_up_session` does."""
         known = self._known.get(digest_of(cookie))

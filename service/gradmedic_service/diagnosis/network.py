@@ -41,6 +41,10 @@ class Depth:
 
     smooth: NDArray[np.float64]
     """`[row, layer]` averaged log10 rms."""
+    rise: NDArray[np.float64]
+    """`[row, layer]` decades of `smooth` above the baseline, after the row."""
+    zero: NDArray[np.float64]
+    """`[row, layer]` averaged share of gradients that are exactly zero."""
     growth: NDArray[np.float64]
     """`[row, layer]` decades of the step's log10 rms above the layer's own baseline; NaN where there is none."""
     typical_growth: NDArray[np.float64]
@@ -84,11 +88,13 @@ class NetworkAverages(Persistent):
 
     def advance(self, measurements: Measurements, architecture: Architecture) -> Depth:
         """Take the rows in order and return what depth looked like after each."""
-        smooth, growth, zero = self._average(measurements)
+        smooth, growth, rise, zero = self._average(measurements)
         self._remember_weights(measurements)
         gap, input_excess, dead_share = self._along_depth(measurements, architecture, smooth, zero)
         return Depth(
             smooth=smooth,
+            rise=rise,
+            zero=zero,
             growth=growth,
             typical_growth=_median_of_known(growth),
             gap=gap,
@@ -98,17 +104,17 @@ class NetworkAverages(Persistent):
 
     def _average(
         self, measurements: Measurements
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """Advance `smooth`, `baseline` and `zero` row by row; return smooth, growth and zero after each row."""
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Advance `smooth`, `baseline` and `zero` row by row; return smooth, growth, rise and zero after each row."""
         known, present = ~np.isnan(measurements.log_rms), measurements.present
         values = np.where(known, measurements.log_rms, 0.0)
         counts = self.seen_nonzero + np.cumsum(known, axis=0)
         is_idle: NDArray[np.bool_] = np.logical_not(known.any(axis=0))
         is_steady = known.all(axis=0) & (counts[:1] >= BASELINE_HORIZON).all(axis=0)
         if len(values) and (is_steady | is_idle).all():
-            smooth_rows, growth_rows = self._average_steadily(values, is_idle)
+            smooth_rows, growth_rows, baseline_rows = self._average_steadily(values, is_idle)
         else:
-            smooth_rows, growth_rows = self._average_one_by_one(values, known, counts)
+            smooth_rows, growth_rows, baseline_rows = self._average_one_by_one(values, known, counts)
         self.seen_nonzero = self.seen_nonzero + known.sum(axis=0)
 
         counts = self.seen + np.cumsum(present, axis=0)
@@ -121,11 +127,11 @@ class NetworkAverages(Persistent):
                 zero += zero_weight[row] * (is_zero - zero)
                 zero_rows[row] = zero
             self.zero = zero
-        return smooth_rows, growth_rows, zero_rows
+        return smooth_rows, growth_rows, smooth_rows - baseline_rows, zero_rows
 
     def _average_steadily(
         self, values: NDArray[np.float64], is_idle: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """Advance `smooth` and `baseline` where each layer takes part in every row, or in none (`is_idle`).
 
         The same as `_average_one_by_one` for weights that are the horizons', with as little as can be row by row.
@@ -146,19 +152,19 @@ class NetworkAverages(Persistent):
             before = after
         growth_rows: NDArray[np.float64] = values - baseline_rows[:-1]
         growth_rows[:, is_idle] = np.nan
-        self.smooth = smooth_rows[-1].copy()
-        self.baseline = np.where(is_idle, self.baseline, baseline_rows[-1])
-        return smooth_rows, growth_rows
+        baseline_rows[:, is_idle] = self.baseline[is_idle]
+        self.smooth, self.baseline = smooth_rows[-1].copy(), baseline_rows[-1].copy()
+        return smooth_rows, growth_rows, baseline_rows[1:]
 
     def _average_one_by_one(
         self, values: NDArray[np.float64], known: NDArray[np.bool_], counts: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Advance `smooth` and `baseline` row by row, whoever takes part; return smooth and growth after each."""
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Advance `smooth` and `baseline` row by row, whoever takes part; return smooth, growth and baseline."""
         first = known & (counts == 1)
         smooth_weight = _weights(known, counts, SMOOTH_HORIZON)
         baseline_weight = _weights(known, counts, BASELINE_HORIZON)
         has_first = first.any(axis=1)
-        smooth_rows, growth_rows = np.empty_like(values), np.empty_like(values)
+        smooth_rows, growth_rows, baseline_rows = (np.empty_like(values) for _ in range(3))
         smooth, baseline, step = self.smooth.copy(), self.baseline.copy(), np.empty_like(self.smooth)
         for row, (value, begins) in enumerate(zip(values, has_first.tolist(), strict=True)):
             growth = growth_rows[row]
@@ -172,10 +178,10 @@ class NetworkAverages(Persistent):
             np.minimum(growth, BASELINE_OUTLIER, out=step)
             step *= baseline_weight[row]
             baseline += step
-            smooth_rows[row] = smooth
+            smooth_rows[row], baseline_rows[row] = smooth, baseline
         growth_rows[first | ~known] = np.nan  # a layer's first value is its baseline
         self.smooth, self.baseline = smooth, baseline
-        return smooth_rows, growth_rows
+        return smooth_rows, growth_rows, baseline_rows
 
     def _remember_weights(self, measurements: Measurements) -> None:
         """Keep each layer's first and last finite weight norm."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from gradmedic import wire
+from gradmedic.wire import FieldError
 from gradmedic_service import models
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.db import Session
@@ -14,6 +15,22 @@ from gradmedic_service.pages import position_of, token_of
 from gradmedic_service.projects import repository
 
 SORTS = ("name", "-name")
+DEFAULT_CONCURRENT_TRIALS = 8
+DEFAULT_RERUN_SECONDS = 86_400.0
+"""What a project allows its reruns until it says otherwise."""
+MAX_CONCURRENT_TRIALS = 1_000
+MAX_RERUN_SECONDS = 30 * 86_400.0
+
+
+def caps(session: Session, name: str) -> tuple[int, float]:
+    """Return how many trials of a project may run at once, and how many seconds a rerun of it may take."""
+    return _caps(repository.find(session, name))
+
+
+def _caps(project: models.Project | None) -> tuple[int, float]:
+    trials = None if project is None else project.max_concurrent_trials
+    seconds = None if project is None else project.max_rerun_seconds
+    return trials or DEFAULT_CONCURRENT_TRIALS, seconds or DEFAULT_RERUN_SECONDS
 
 
 def ensure(session: Session, name: str, now: datetime) -> None:
@@ -29,11 +46,21 @@ def get(session: Session, principal: Principal, name: str) -> wire.Project:
 def update(session: Session, principal: Principal, name: str, body: wire.ProjectUpdate) -> wire.Project:
     """Change what the body names. Raises ProjectNotFound, InvalidRequest."""
     errors = list(muting_errors(body.muted_detectors or ()))
+    if body.max_concurrent_trials is not None and not 1 <= body.max_concurrent_trials <= MAX_CONCURRENT_TRIALS:
+        errors.append(FieldError(path="max_concurrent_trials", message=f"must be from 1 to {MAX_CONCURRENT_TRIALS}"))
+    if body.max_rerun_seconds is not None and not 1 <= body.max_rerun_seconds <= MAX_RERUN_SECONDS:
+        errors.append(FieldError(path="max_rerun_seconds", message=f"must be from 1 to {MAX_RERUN_SECONDS:g}"))
     if errors:
         raise InvalidRequest(errors)
     project = _existing(principal, repository.find(session, name, is_locked=True), name)
     if body.muted_detectors is not None:
         project.muted_detectors = body.muted_detectors
+    if body.rerun_automatically is not None:
+        project.rerun_automatically = body.rerun_automatically
+    if body.max_concurrent_trials is not None:
+        project.max_concurrent_trials = body.max_concurrent_trials
+    if body.max_rerun_seconds is not None:
+        project.max_rerun_seconds = body.max_rerun_seconds
     return _on_the_wire(project)
 
 
@@ -60,4 +87,12 @@ def _existing(principal: Principal, project: models.Project | None, name: str) -
 
 
 def _on_the_wire(project: models.Project) -> wire.Project:
-    return wire.Project(name=project.name, muted_detectors=list(project.muted_detectors), created_at=project.created_at)
+    trials, seconds = _caps(project)
+    return wire.Project(
+        name=project.name,
+        muted_detectors=list(project.muted_detectors),
+        created_at=project.created_at,
+        rerun_automatically=bool(project.rerun_automatically),
+        max_concurrent_trials=trials,
+        max_rerun_seconds=seconds,
+    )

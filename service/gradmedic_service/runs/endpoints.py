@@ -14,6 +14,7 @@ from gradmedic_service.errors import (
     BodyTooLarge,
     InvalidRequest,
     MalformedBody,
+    ProjectFull,
     RunExists,
     RunNotFound,
     UnsupportedMediaType,
@@ -76,7 +77,7 @@ UPDATE_EXAMPLES: dict[str, Any] = {
     dependencies=[Depends(json_only)],
     responses={
         200: {"model": wire.RunDetail, "description": "The same request created this run before"},
-        **documented(RunExists, *BODY_ERRORS),
+        **documented(RunExists, ProjectFull, *BODY_ERRORS),
     },
 )
 def create_run(
@@ -89,7 +90,7 @@ def create_run(
     """Create a run. With an `id` of its own choice a client may send the request again without creating another."""
     check_create(body, limits)
     with database.writing() as session:
-        run, is_new = service.create(session, principal, body)
+        run, is_new = service.create(session, principal, body, limits)
     response.status_code = status.HTTP_201_CREATED if is_new else status.HTTP_200_OK
     response.headers["Location"] = f"{wire.API_PATH}/runs/{run.id}"
     return run
@@ -104,6 +105,9 @@ def list_runs(
     verdict: Annotated[str | None, Query(description=f"One of {', '.join(wire.VERDICTS)}.")] = None,
     status: Annotated[str | None, Query(description=f"One of {', '.join(wire.STATUSES)}.")] = None,
     tag: str | None = None,
+    parent_id: Annotated[
+        UUID | None, Query(description="Runs of the trials of this run's reruns; without it, those are left out.")
+    ] = None,
     q: Annotated[str | None, Query(description="Text anywhere in name, group or notes, in any case.")] = None,
     sort: Annotated[str, Query(description=f"One of {', '.join(service.SORTS)}.")] = service.DEFAULT_SORT,
     max_results: Annotated[int, Query(description="Items of a page, at most what `/limits` says.")] = 100,
@@ -119,6 +123,7 @@ def list_runs(
         verdict=verdict,
         status=status,
         tag=tag,
+        parent_id=parent_id,
         text=q,
         sort_key=cast("SortKey", sort.removeprefix("-")),
         is_descending=sort.startswith("-"),
@@ -153,7 +158,12 @@ def update_run(
         return service.update(session, principal, run_id, body, limits)
 
 
-@router.delete("/{run_id}", status_code=status.HTTP_204_NO_CONTENT, responses=documented(RunNotFound, InvalidRequest))
+@router.delete(
+    "/{run_id}",
+    status_code=status.HTTP_204_NO_CONTENT,
+    response_class=Response,
+    responses=documented(RunNotFound, InvalidRequest),
+)
 def delete_run(run_id: RunId, principal: MayAdminister, database: DatabaseDependency) -> None:
     """Delete a run and everything of it: steps, diagnosis, history."""
     with database.writing() as session:

@@ -27,6 +27,8 @@ class RunQuery:
     verdict: str | None = None
     status: str | None = None
     tag: str | None = None
+    parent_id: UUID | None = None
+    """Whose trials' runs; without it, all runs but those of trials."""
     text: str | None = None
     """Anywhere in name, notes or group, in any case."""
     sort_key: SortKey = "created_at"
@@ -79,6 +81,14 @@ def page(session: Session, query: RunQuery, size: int) -> Sequence[models.Run]:
     if query.is_descending:
         return session.scalars(statement.order_by(column.desc(), models.Run.id.desc())).all()
     return session.scalars(statement.order_by(column, models.Run.id)).all()
+
+
+def has_more_than(session: Session, project: str, count: int | None) -> bool:
+    """Whether a project has more than so many runs; None is any number."""
+    if count is None:
+        return False
+    beyond = select(models.Run.id).where(models.Run.project == project).order_by(models.Run.created_at)
+    return session.scalar(beyond.offset(count).limit(1)) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +188,7 @@ def _conditions(query: RunQuery) -> list[ColumnElement[bool]]:
         conditions.append(_has_status(query.status))
     if query.tag is not None:
         conditions.append(exists().where(models.RunTag.run_id == run.id, models.RunTag.tag == query.tag))
+    conditions.append(run.parent_id.is_(None) if query.parent_id is None else run.parent_id == query.parent_id)
     if query.text is not None:
         conditions.append(
             or_(

@@ -13,10 +13,11 @@ from gradmedic_service import models
 from gradmedic_service.access import service as access
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.db import Session
-from gradmedic_service.errors import InvalidRequest, RunExists, RunNotFound
+from gradmedic_service.errors import InvalidRequest, ProjectFull, RunExists, RunNotFound
 from gradmedic_service.ids import new_id
 from gradmedic_service.pages import position_of, token_of
 from gradmedic_service.projects import service as projects
+from gradmedic_service.reruns import repository as reruns
 from gradmedic_service.responses import to_json, without_nonfinite
 from gradmedic_service.runs import repository
 from gradmedic_service.runs.facts import LAYERS, TRAINING, digest_of
@@ -29,17 +30,22 @@ SORTS = tuple(f"{sign}{key}" for key in get_args(SortKey) for sign in ("", "-"))
 DEFAULT_SORT = "-created_at"
 
 
-def create(session: Session, principal: Principal, body: wire.RunCreate) -> tuple[wire.RunDetail, bool]:
+def create(
+    session: Session, principal: Principal, body: wire.RunCreate, limits: wire.Limits
+) -> tuple[wire.RunDetail, bool]:
     """Store a run, or find the one that the same request stored before; the flag says whether it is new.
 
     Raises RunExists if the id belongs to a run that the body does not describe, BeyondKey if the principal may not
-    make it.
+    make it, ProjectFull.
     """
     principal.must_reach(body.project, body.id)
     run_id = body.id or new_id()
     layers = _stored(LAYERS.dump_python(body.layers, mode="python", exclude_defaults=True))
     training = _stored(TRAINING.dump_python(body.training, exclude_none=True))
     now = datetime.now(UTC)
+    trial = None if body.id is None else reruns.run_of_attempt(session, body.id)
+    if trial is not None:
+        body = replace(body, project=trial.project, name=trial.name)
     patience = Patience.at_start(now)
     run = models.Run(
         id=run_id,
@@ -62,6 +68,8 @@ def create(session: Session, principal: Principal, body: wire.RunCreate) -> tupl
         layer_counts=[len(layers)],
         facts_digest=digest_of(layers, training, body.framework),
         muted_detectors=body.muted_detectors,
+        parent_id=None if trial is None else trial.parent_id,
+        stop_after=None if trial is None else trial.stop_after,
         patience=patience.seconds,
         stalls_at=patience.stalls_at,
         details=models.RunDetails(
@@ -72,6 +80,10 @@ def create(session: Session, principal: Principal, body: wire.RunCreate) -> tupl
     if repository.add(session, run):
         projects.ensure(session, body.project, now)
         access.record(session, principal, "create_run", run_id, body.project)
+        if repository.has_more_than(session, body.project, limits.max_runs_per_project):
+            raise ProjectFull(
+                f"Project {body.project!r} has {limits.max_runs_per_project} runs, as many as it may; delete some."
+            )
         return _detail(run), True
     existing = repository.find(session, run_id)
     if existing is None or not principal.reaches_run(run_id, existing.project):
@@ -194,6 +206,7 @@ def _summary_fields(run: models.Run) -> dict[str, Any]:
         "group": run.group,
         "framework": run.framework,
         "trainable": run.trainable,
+        "parent_id": run.parent_id,
         "created_at": run.created_at,
         "updated_at": run.updated_at,
     }
@@ -230,5 +243,6 @@ def _after(query: RunQuery, page_token: str) -> RunQuery:
 
 
 def _query_digest(query: RunQuery) -> str:
-    content = {**asdict(query), "after": None}
+    parent_id = None if query.parent_id is None else query.parent_id.hex
+    content = {**asdict(query), "parent_id": parent_id, "after": None}
     return hashlib.blake2b(to_json(content).encode(), digest_size=6).hexdigest()

@@ -49,6 +49,11 @@ class ReceivedBlock:
     present: Mask
     """`[sampled step, layer]`."""
 
+    def values_of_last(self, steps: int) -> int:
+        """Return how many values the last so many steps carry: sampled steps x layers x statistics."""
+        sampled = int(np.count_nonzero(self.sampled[len(self.steps) - steps :]))
+        return sampled * int(self.present.shape[1]) * len(self.statistics)
+
     def fit(self, statistics: Sequence[str], layer_counts: Sequence[int]) -> Block:
         """Return the block as its run sees it. Raises InvalidRequest where it does not fit.
 
@@ -139,6 +144,7 @@ def _from_json(body: bytes, limits: wire.Limits) -> ReceivedBlock:
     check.stop_if_refused()
     check.widths_agree(statistics)
     check.absences_agree(absences)
+    check.are_possible(statistics)
     absent = next(iter(absences.values()), np.zeros((rows_expected, 0), dtype=np.bool_))
     return check.received(statistics, ~absent)
 
@@ -190,6 +196,7 @@ def _from_msgpack(body: bytes, limits: wire.Limits) -> ReceivedBlock:
     present = _unpacked_present(packed_present, (rows_expected, width))
     if not present.all():
         statistics = {name: np.where(present, matrix, np.float32(0)) for name, matrix in statistics.items()}
+    check.are_possible(statistics)
     return check.received(statistics, present)
 
 
@@ -291,6 +298,22 @@ class _Check:
         values = matrix.size * len(statistics)
         if values > self._limits.max_values_per_block:
             self.refuse("statistics", f"has {values} values; at most {self._limits.max_values_per_block} are allowed")
+        self.stop_if_refused()
+
+    def are_possible(self, statistics: Mapping[str, Matrix]) -> None:
+        """Raise InvalidRequest for a norm, a count or a fraction below 0, and a fraction above 1; NaN is neither."""
+        for name, matrix in statistics.items():
+            if name in wire.SIGNED_STATISTICS:
+                continue
+            impossible = matrix < 0
+            if name in wire.FRACTIONS:
+                impossible |= matrix > 1
+            if impossible.any():
+                row, column = (int(index) for index in np.argwhere(impossible)[0])
+                bounds = "from 0 to 1" if name in wire.FRACTIONS else "0 or more"
+                self.refuse(
+                    field_path(["statistics", name, row, column]), f"must be {bounds}; got {matrix[row, column]}"
+                )
         self.stop_if_refused()
 
     def absences_agree(self, absences: Mapping[str, Mask]) -> None:

@@ -16,6 +16,7 @@ from gradmedic_service.dependencies import (
     DatabaseDependency,
     FactsDependency,
     LimitsDependency,
+    MetricsDependency,
     WarmDependency,
     json_only,
     media_type,
@@ -31,6 +32,7 @@ from gradmedic_service.errors import (
     UnsupportedMediaType,
     documented,
 )
+from gradmedic_service.reruns import service as reruns
 from gradmedic_service.telemetry import export, service
 from gradmedic_service.telemetry.decoding import LARGEST_GENERATION, LARGEST_STEP, STEPS_APPEND, decode_block
 from gradmedic_service.telemetry.pictures import NUMBERS
@@ -100,6 +102,7 @@ def append_steps(
     database: DatabaseDependency,
     facts: FactsDependency,
     warm: WarmDependency,
+    metrics: MetricsDependency,
     limits: LimitsDependency,
 ) -> Response:
     """Append steps, exactly once: those at or below the run's last step are ignored and counted.
@@ -109,8 +112,13 @@ def append_steps(
     block = decode_block(body, content_type, limits)
     with database.writing_rows() as connection:
         result, advanced = service.append(connection, principal, facts, warm, run_id, block)
+        if result.alerts:
+            with database.objects(connection) as session:
+                reruns.start_automatically(session, principal, facts, limits, run_id)
     if advanced is not None:
         warm.keep(advanced)
+        changed_to = result.verdict if result.verdict != advanced.run.verdict else None
+        metrics.count_block(result.accepted, block.values_of_last(result.accepted), changed_to)
     return Response(msgspec.json.encode(result), media_type=wire.JSON_MEDIA_TYPE)
 
 
@@ -236,7 +244,8 @@ def read_diagnosis(
 ) -> wire.Diagnosis:
     """Return what is wrong with the run, why, and what fixes it."""
     with database.reading_rows() as connection:
-        return service.diagnose(connection, principal, facts, run_id, at_step)
+        diagnosis = service.diagnose(connection, principal, facts, run_id, at_step)
+        return reruns.with_outcomes(connection, diagnosis)
 
 
 @router.get(

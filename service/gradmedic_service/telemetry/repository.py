@@ -42,6 +42,7 @@ class RunState:
     muted_by_run: list[str] | None
     muted_by_project: list[str] | None
     rewound_to: int | None
+    stop_after: int | None
     patience: float | None
     stalls_at: datetime | None
 
@@ -130,6 +131,7 @@ _STATE_COLUMNS = (
     _RUNS.c.muted_detectors.label("muted_by_run"),
     _PROJECTS.c.muted_detectors.label("muted_by_project"),
     _RUNS.c.rewound_to,
+    _RUNS.c.stop_after,
     _RUNS.c.patience,
     _RUNS.c.stalls_at,
 )

@@ -8,6 +8,7 @@ from uuid import UUID
 
 import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from gradmedic import wire
 from gradmedic_service.access.principal import Principal
@@ -60,13 +61,16 @@ def append(
     run = _state(connection, principal, run_id, is_locked=True)
     _check_generation(run, received.generation)
     block = received.fit(run.statistics, run.layer_counts)
+    sent = len(block)
+    if run.stop_after is not None:
+        block = _until(block, run.stop_after)
     metrics = list(dict.fromkeys([*run.metrics, *block.metrics]))
     if len(metrics) > MAX_METRICS_OF_A_RUN:
         message = f"make {len(metrics)} names with those that the run has; at most {MAX_METRICS_OF_A_RUN} are allowed"
         raise InvalidRequest.at("metrics", message)
     ignored = 0 if run.last_step is None else int(np.searchsorted(block.steps, run.last_step, side="right"))
     if ignored == len(block):
-        return _result(run, accepted=0, ignored=ignored), None
+        return _result(run, accepted=0, ignored=sent), None
     block = block.cut(ignored, len(block))
 
     known = warm.take(run)
@@ -96,14 +100,14 @@ def append(
     tail = store(connection, run_id, block, None if known is None else known.tail)
     result = wire.AppendResult(
         accepted=len(block),
-        ignored=ignored,
+        ignored=sent - len(block),
         last_step=advance.last_step,
         generation=run.generation,
         revision=advance.revision,
         verdict=advance.verdict,
         since_step=advance.since_step,
         alerts=_alerts(changes, diagnosis.summary),
-        stop=False,
+        stop=_is_spent(run, advance.last_step),
     )
     return result, WarmRun(
         run=run,
@@ -217,6 +221,17 @@ def select_for_export(
     run = _state(connection, principal, run_id)
     selection = _selection(run, repository.layer_names(connection, run_id), names, layers)
     return selection, run.generation, -1 if run.last_step is None else run.last_step
+
+
+def losses(connection: Connection, run_id: UUID, last_step: int) -> NDArray[np.float64]:
+    """Return every loss of a run up to a step, in order; the steps without one are left out."""
+    found = [np.zeros(0)]
+    for data in repository.chunks(connection, run_id, 0, last_step):
+        chunk = Chunk(data)
+        series = chunk.series.get("loss")
+        if series is not None:
+            found.append(series.values[series.present & (chunk.steps <= last_step)])
+    return np.concatenate(found)
 
 
 def _state(connection: Connection, principal: Principal, run_id: UUID, *, is_locked: bool = False) -> RunState:
@@ -372,8 +387,13 @@ def _result(run: RunState, *, accepted: int, ignored: int) -> wire.AppendResult:
         verdict=run.verdict,
         since_step=run.since_step,
         alerts=[],
-        stop=False,
+        stop=_is_spent(run, run.last_step),
     )
+
+
+def _is_spent(run: RunState, last_step: int | None) -> bool:
+    """Whether a run takes no further step: a trial's budget is spent, or the trial is over."""
+    return run.stop_after is not None and (-1 if last_step is None else last_step) >= run.stop_after
 
 
 def _alerts(changes: Sequence[VerdictChange], summary: str) -> list[str]:

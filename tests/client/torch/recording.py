@@ -9,8 +9,9 @@ import torch
 
 from gradmedic import wire
 from gradmedic.layers import LayerBook
-from gradmedic.source import Measurement, Sampler
-from gradmedic.torch.watch import STATISTICS, Watch
+from gradmedic.sampler import Sampler
+from gradmedic.source import Measurement
+from gradmedic.torch.watch import Watch
 
 Statistics = dict[str, dict[str, float]]
 
@@ -23,7 +24,7 @@ class Recording:
         model: Any,
         optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer],
         *,
-        log_freq: int = 1,
+        log_freq: int | None = 1,
         **arguments: Any,
     ) -> None:
         self.book = LayerBook()
@@ -54,7 +55,7 @@ class Recording:
             return {}
         layers = self.book.snapshot()
         return {
-            layers[position].name: dict(zip(STATISTICS, map(float, values), strict=True))
+            layers[position].name: dict(zip(measurement.row.statistics, map(float, values), strict=True))
             for position, values in zip(measurement.row.layers, measurement.row.values, strict=True)
         }
 

@@ -21,7 +21,7 @@ def test_an_error_of_ours_ends_the_observation_and_not_the_training(
         raise MemoryError("no room for a copy")
 
     with Recording(model, optimizer) as recording:
-        monkeypatch.setattr("gradmedic.torch.watch.measure_norms", fail)
+        monkeypatch.setattr("gradmedic.torch.updates.measure_norms", fail)
         for _ in range(3):
             before = model.weight.clone()
             model(torch.ones(1, 2)).sum().backward()

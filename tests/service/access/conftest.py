@@ -12,7 +12,9 @@ from starlette.testclient import TestClient
 
 from gradmedic_service.access import service
 from gradmedic_service.access.keyring import Keyring
+from gradmedic_service.access.rates import Rates
 from gradmedic_service.db import Database
+from gradmedic_service.settings import Settings
 
 
 class MakeSecret(Protocol):
@@ -44,9 +46,11 @@ def make_secret(database: Database) -> MakeSecret:
 @pytest.fixture
 def guarded(session_app: FastAPI, client: TestClient) -> Iterator[TestClient]:
     """The service on each database in turn, with authentication on; this client has no key."""
-    session_app.state.requires_keys, session_app.state.keyring = True, Keyring()
+    state = session_app.state
+    rates, state.rates = state.rates, Rates(Settings().max_requests_per_minute)
+    state.requires_keys, state.keyring = True, Keyring()
     yield client
-    session_app.state.requires_keys, session_app.state.keyring = False, Keyring()
+    state.requires_keys, state.keyring, state.rates = False, Keyring(), rates
 
 
 @pytest.fixture

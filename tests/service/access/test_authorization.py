@@ -173,3 +173,13 @@ def test_the_keyring_is_bounded(database: Database, monkeypatch: pytest.MonkeyPa
         with pytest.raises(ApiKeyUnknown):
             keyring.look_up(database, f"gradmedic_{number:043d}")
     assert len(keyring._known) == 10
+
+
+def test_metrics_concern_every_project(bearing: Any, guarded: TestClient) -> None:
+    """Where keys are asked for, `/metrics` is read with one that reads every project, and with no other."""
+    assert guarded.get("/metrics").status_code == 401
+    assert bearing("ingest", project=None).get("/metrics").json()["error_code"] == "scope_missing"
+    assert bearing("admin").get("/metrics").json()["error_code"] == "beyond_key"
+    response = bearing("read", project=None).get("/metrics")
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/plain")

@@ -99,6 +99,7 @@ def test_which_names_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Settings(require_auth=True).answering_hosts == ("localhost", "127.0.0.1", "[::1]", "a.example", "b.example")
 
 
+@pytest.mark.slow
 def test_a_name_that_is_allowed(serve: Any, sqlite_url: str) -> None:
     """`--allowed-host` adds a name to those of this machine."""
     with serve(sqlite_url, "--allowed-host", "gradmedic.lan") as served:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from tests.service.diagnosis.synthetic_run import noisy, run
 
+from gradmedic import wire
+from gradmedic.remedies import REMEDIES, remedy_errors
 from gradmedic_service.diagnosis import Diagnostician, LayerFacts, Remedy, TrainingFacts
 from gradmedic_service.diagnosis.remedies import CATALOGUE, RemedySpec
 from gradmedic_service.diagnosis.snippets import write_snippet
@@ -91,3 +93,11 @@ def test_advice_speaks_the_runs_framework() -> None:
     assert diagnosis.verdict == "exploding"
     assert any("optax" in advice.snippet for advice in diagnosis.advice)
     assert not any("torch" in advice.snippet for advice in diagnosis.advice if advice.remedy.id != "add_residual")
+
+
+def test_every_remedy_can_be_asked_for() -> None:
+    """The catalogue that client and service share has each remedy of the advice, with the parameters it is given."""
+    assert {spec.id for spec in CATALOGUE} == set(REMEDIES)
+    for id, kind in REMEDIES.items():
+        remedy = wire.Remedy(id=id, parameters={name: EXAMPLES[name] for name in kind.parameters})
+        assert list(remedy_errors("remedies", [remedy])) == []

@@ -83,6 +83,7 @@ def test_everything_said_is_kept(client: TestClient) -> None:
             "target_rms": None,
             "batch_size": 32,
             "clips_gradients": False,
+            "dropped_steps": 3,
         },
         "id": str(new_id()),
     }
@@ -179,6 +180,7 @@ def test_lone_surrogates_are_refused(client: TestClient) -> None:
         assert response.status_code == 422, response.text
 
 
+@pytest.mark.slow
 def test_too_many_layers_are_refused(sqlite_url: str) -> None:
     """A run over the limit of layers is refused at creation and when layers are appended."""
     layers = [{"name": f"w{index}"} for index in range(4)]
@@ -214,6 +216,7 @@ def test_append_layers(client: TestClient, create_run: Any) -> None:
         assert [layer["name"] for layer in response.json()["layers"]] == ["layer0", "new"]
 
 
+@pytest.mark.slow
 def test_layers_appended_at_once_are_all_kept(
     client: TestClient, create_run: Any, database: Database, settings: Settings
 ) -> None:
@@ -276,6 +279,12 @@ def test_unknown_run_is_not_found(client: TestClient) -> None:
         assert (response.status_code, response.json()["error_code"]) == (404, "run_not_found")
 
 
+OF_NO_RUN = (
+    *("projects", "api_keys", "browser_sessions", "audit_records"),
+    *("trainables", "reruns", "trials", "attempts"),
+)
+
+
 def test_deleting_removes_everything(client: TestClient, create_run: Any, database: Database) -> None:
     """After a deletion no table but the record of it holds a row of the run, and another run keeps its own."""
     kept, deleted = (create_run(client, tags=["a"]) for _ in range(2))
@@ -288,7 +297,7 @@ def test_deleting_removes_everything(client: TestClient, create_run: Any, databa
     assert client.delete(deleted).status_code == 404
     with database.reading() as session:
         for table in Base.metadata.sorted_tables:
-            if table.name in ("projects", "api_keys", "audit_records", "browser_sessions"):
+            if table.name in OF_NO_RUN:
                 continue
             column = table.c.id if table.name == "runs" else table.c.run_id
             runs = set(session.scalars(select(column)).all())
@@ -376,3 +385,10 @@ def test_a_token_belongs_to_its_query(client: TestClient, create_run: Any) -> No
 def test_score_is_a_number(client: TestClient, create_run: Any) -> None:
     """The score of a new run is finite."""
     assert math.isfinite(client.get(create_run(client)).json()["score"])
+
+
+def test_a_list_of_trials_is_paged(client: TestClient) -> None:
+    """The runs of a parent have pages of their own; a token that is none of theirs is refused."""
+    query = {"parent_id": str(new_id())}
+    assert client.get(RUNS, params=query).json() == {"items": [], "next_page_token": None}
+    assert "page_token" in paths(client.get(RUNS, params={**query, "page_token": "bm9uZQ"}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from gradmedic import wire
 from gradmedic_service.errors import InvalidRequest, MalformedBody, UnsupportedMediaType
+from gradmedic_service.responses import without_nonfinite
 from gradmedic_service.settings import Settings
 from gradmedic_service.telemetry.decoding import LARGEST_FLOAT32, ReceivedBlock, decode_block
 
@@ -52,7 +54,7 @@ def test_json_form() -> None:
             "sampled": [True, False, True],
             "skipped": [False, True, False],
             "metrics": {"acc": [0.1, 0.2, 0.3]},
-            "statistics": {"grad_norm": [[1, None], ["Infinity", "NaN"]], "weight_norm": [[2, None], ["-Infinity", 4]]},
+            "statistics": {"grad_norm": [[1, None], ["Infinity", "NaN"]], "grad_mean": [[2, None], ["-Infinity", 4]]},
         }
     )
     assert block.steps.tolist() == [3, 4, 9]
@@ -62,7 +64,7 @@ def test_json_form() -> None:
     assert math.isnan(block.series["loss"].values[2])
     assert block.present.tolist() == [[True, False], [True, True]]
     np.testing.assert_array_equal(block.statistics["grad_norm"], np.array([[1, 0], [np.inf, np.nan]], np.float32))
-    np.testing.assert_array_equal(block.statistics["weight_norm"], np.array([[2, 0], [-np.inf, 4]], np.float32))
+    np.testing.assert_array_equal(block.statistics["grad_mean"], np.array([[2, 0], [-np.inf, 4]], np.float32))
 
 
 def test_msgpack_form_says_the_same() -> None:
@@ -87,17 +89,62 @@ def test_msgpack_form_says_the_same() -> None:
 
 def test_bare_nan_is_read_too() -> None:
     """Python's own way to write non-finite numbers in JSON is accepted."""
-    body = b'{"steps": [0], "loss": [NaN], "statistics": {"grad_norm": [[Infinity, -Infinity]]}}'
+    body = b'{"steps": [0], "loss": [NaN], "statistics": {"grad_mean": [[Infinity, -Infinity]]}}'
     block = decode_block(body, wire.JSON_MEDIA_TYPE, LIMITS)
     assert math.isnan(block.series["loss"].values[0])
-    assert block.statistics["grad_norm"].tolist() == [[math.inf, -math.inf]]
+    assert block.statistics["grad_mean"].tolist() == [[math.inf, -math.inf]]
 
 
 @pytest.mark.parametrize(("sent", "stored"), [(1e39, LARGEST), (-1e300, -LARGEST), (1e-50, 0.0), (LARGEST, LARGEST)])
 def test_finite_stays_finite(sent: float, stored: float) -> None:
     """A finite number beyond float32 is stored as the largest float32, never as infinity."""
-    block = from_json({"steps": [0], "statistics": {"grad_norm": [[sent]]}})
-    assert block.statistics["grad_norm"].tolist() == [[stored]]
+    block = from_json({"steps": [0], "statistics": {"grad_mean": [[sent]]}})
+    assert block.statistics["grad_mean"].tolist() == [[stored]]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "bounds"),
+    [
+        *(
+            (name, -1.0, "0 or more")
+            for name in wire.STATISTICS
+            if name not in (*wire.SIGNED_STATISTICS, *wire.FRACTIONS)
+        ),
+        *((name, value, "from 0 to 1") for name in wire.FRACTIONS for value in (-0.5, 1.5, math.inf)),
+        ("grad_norm", -math.inf, "0 or more"),
+    ],
+)
+def test_impossible_statistics_are_refused(name: str, value: float, bounds: str) -> None:
+    """No norm and no count is negative and no fraction leaves 0 to 1; the refusal names the number, in both forms."""
+    rows = [[0.5, math.nan], [0.5, value]]
+    for decode, statistics in ((from_json, without_nonfinite(rows)), (from_msgpack, packed(rows))):
+        assert refused(decode, {"steps": [0, 1], "statistics": {name: statistics}}) == {
+            f"statistics.{name}[1][1]": f"must be {bounds}; got {value}"
+        }
+
+
+def test_possible_statistics_are_taken() -> None:
+    """NaN is no number and so never impossible, means may be negative, 0 and 1 are fractions, norms may be infinite."""
+    statistics = {
+        "grad_norm": [["NaN", "Infinity"]],
+        "grad_mean": [[-1, "-Infinity"]],
+        "grad_zero_fraction": [[0, 1]],
+        "nonfinite_count": [["NaN", 0]],
+    }
+    assert from_json({"steps": [0], "statistics": statistics}).present.all()
+
+
+@pytest.mark.parametrize(
+    "field",
+    [{"steps": ["2"]}, {"steps": [True]}, {"steps": [2.0]}, {"generation": "0"}, {"sampled": [1]}, {"skipped": ["no"]}],
+    ids=str,
+)
+def test_nothing_becomes_an_integer_or_a_flag(field: dict[str, Any]) -> None:
+    """A text, a truth value or a float is not taken for a step, nor a number for a flag, in either form."""
+    content = {"steps": [2], **field}
+    for decode in (from_json, from_msgpack):
+        (path,) = refused(decode, content)
+        assert path.startswith(next(iter(field)))
 
 
 def test_nan_is_not_absence() -> None:
@@ -289,6 +336,51 @@ def test_any_json_decodes_or_is_refused(content: Any) -> None:
 def test_any_bytes_decode_or_are_refused(body: bytes, media_type: str) -> None:
     """Whatever bytes come, the answer is a block or one of the service's errors."""
     decodes_or_is_refused(body, media_type)
+
+
+VALID = msgspec.msgpack.encode(
+    {
+        "steps": [0, 1, 2],
+        "loss": np.array([1.0, 2.0, 3.0], dtype="<f8").tobytes(),
+        "metrics": {"acc": [0.1, None, 0.3]},
+        "statistics": {"grad_norm": packed([[1, 2, 3]] * 3), "weight_norm": packed([[4, 5, 6]] * 3)},
+        "present": b"\xff\x01",
+    }
+)
+MAX_DECODING_BYTES = 2 * 2**20
+"""What decoding a few hundred bytes may take, whatever they say that they are."""
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_damaged_blocks_decode_or_are_refused_in_bounded_memory(data: st.DataObject) -> None:
+    """A block cut short, with bytes replaced, left out or put in, is a block or refused, and takes little memory."""
+    body = bytearray(VALID)
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, max(0, len(body) - 1)))
+        damage = data.draw(st.binary(max_size=6))
+        body[at : at + data.draw(st.integers(0, 6))] = damage
+    if data.draw(st.booleans()):
+        del body[data.draw(st.integers(0, len(body))) :]
+    assert memory_of(bytes(body)) < MAX_DECODING_BYTES
+
+
+@pytest.mark.parametrize("marker", [b"\xdd", b"\xdf", b"\xc6", b"\xdb"], ids=["array", "map", "bytes", "text"])
+@pytest.mark.parametrize("field", ["steps", "loss", "metrics", "statistics", "present"])
+def test_lying_lengths_take_no_memory(marker: bytes, field: str) -> None:
+    """An array, a map, bytes or a text that says it has four billion parts is refused by what is there."""
+    name = field.encode()
+    assert memory_of(b"\x81" + bytes([0xA0 + len(name)]) + name + marker + b"\xff\xff\xff\xff") < MAX_DECODING_BYTES
+
+
+def memory_of(body: bytes) -> int:
+    """Decode, and return how much memory that took at most."""
+    tracemalloc.start()
+    try:
+        decodes_or_is_refused(body, wire.MSGPACK_MEDIA_TYPE)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def decodes_or_is_refused(body: bytes, media_type: str) -> None:

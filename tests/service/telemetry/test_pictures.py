@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from gradmedic import wire
 
-VALUES: list[list[Any]] = [[0.5, None], ["NaN", 3e38], ["Infinity", 0.0], ["-Infinity", "NaN"]]
+VALUES: list[list[Any]] = [[0.5, None], ["NaN", 3e38], ["Infinity", 0.0], ["Infinity", "NaN"]]
 QUERY: dict[str, Any] = {"statistic": ["grad_norm", "loss"], "max_points": 2}
 MSGPACK = {"Accept": wire.MSGPACK_MEDIA_TYPE, "Accept-Encoding": "identity"}
 

@@ -44,7 +44,7 @@ def test_buckets_against_a_plain_loop(client: TestClient, create_run: Any, max_p
     """Minimum, mean, maximum and counts of every bucket are those that a plain loop finds over the same steps."""
     random = np.random.default_rng(1)
     steps = sorted(random.choice(300, size=90, replace=False).tolist())
-    values = random.normal(size=(90, 3)).round(3)
+    values = np.abs(random.normal(size=(90, 3))).round(3)
     values[random.random(values.shape) < 0.1] = np.nan
     values[random.random(values.shape) < 0.1] = np.inf
     run = create_run(client, layers=3)

@@ -45,6 +45,7 @@ class Recorded:
         rows: list[list[Any]] = []
         choices = np.array([None, "NaN", "Infinity", "-Infinity", *self.random.normal(size=20).round(4)], dtype=object)
         losses = [self.random.choice(choices) for _ in steps]
+        choices = np.array([None, "NaN", "Infinity", *self.random.random(size=20).round(4)], dtype=object)
         for is_sampled in sampled:
             row = [self.random.choice(choices) if is_sampled else None for _ in range(self.layers)]
             for layer, value in enumerate(row):
@@ -102,6 +103,7 @@ def levels(database: Database, run: str) -> list[int]:
     return [found.count(level) for level in range(1, max(found, default=0) + 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_small")
 @pytest.mark.parametrize("size", [1, 3, 7, 300])
 def test_pictures_are_exact_whatever_they_are_made_from(
@@ -123,6 +125,7 @@ def test_pictures_are_exact_whatever_they_are_made_from(
             recorded.check(max_points, from_step, to_step)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_small")
 def test_rewinding_takes_rollups_back(client: TestClient, create_run: Any, database: Database) -> None:
     """After a rewind no row speaks of dropped steps, and rows are made again as the run grows again."""
@@ -160,6 +163,7 @@ def test_layers_and_series_may_come_later(client: TestClient, create_run: Any) -
     assert [one["mean"][-1] for one in answer["series"]] == [1.0, 2.0, 0.5]
 
 
+@pytest.mark.slow
 def test_a_long_run_is_read_from_few_rows(
     client: TestClient, create_run: Any, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

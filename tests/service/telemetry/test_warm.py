@@ -10,6 +10,7 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import select, update
 from starlette.testclient import TestClient
+from tests.service.approximation import approximately
 
 from gradmedic_service.app import create_app
 from gradmedic_service.db import Database
@@ -74,6 +75,7 @@ def test_a_changed_run_is_restored(
     assert len(restored) == 1
 
 
+@pytest.mark.slow
 def test_another_replica_is_noticed(client: TestClient, create_run: Any, settings: Settings) -> None:
     """Two replicas that take turns conclude what one alone would."""
     run, alone = create_run(client), create_run(client)
@@ -162,6 +164,7 @@ def test_what_is_kept_is_bounded(client: TestClient, create_run: Any, database: 
     assert warm.take(states[2]) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 7, 13])
 def test_forgetting_changes_nothing(
     client: TestClient, create_run: Any, database: Database, monkeypatch: pytest.MonkeyPatch, size: int
@@ -191,12 +194,3 @@ def test_forgetting_changes_nothing(
         assert restored == approximately(kept)
     assert snapshots[0] == snapshots[1]
     assert len(snapshots[0]) == 160 // size * size // 50
-
-
-def approximately(content: Any) -> Any:
-    """Return what compares equal to the content up to the rounding of its numbers."""
-    if isinstance(content, dict):
-        return {name: approximately(value) for name, value in content.items()}
-    if isinstance(content, list):
-        return [approximately(value) for value in content]
-    return pytest.approx(content, rel=1e-6) if isinstance(content, float) else content

@@ -25,11 +25,13 @@ class ContractingRecurrence(Detector):
 
     id = "contracting_recurrence"
     verdict = "vanishing"
-    remembered = ("since",)
+    remembered = ("since", "norms")
 
     def __init__(self) -> None:
         super().__init__()
         self.since: int | None = None
+        self.norms: list[float] = []
+        """Last known weight norm of each recurrent matrix; NaN where there is none."""
 
     def applies(self, architecture: Architecture, measurements: Measurements) -> bool:  # noqa: ARG002 (the base's)
         """Only where there is a plain recurrent matrix."""
@@ -40,7 +42,10 @@ class ContractingRecurrence(Detector):
         if moment.row is None or moment.is_multi_stream:
             return
         layers = list(moment.architecture.recurrent)
-        norms = moment.averages.weight[layers]
+        norms = moment.measurements.weight_norm[moment.row, layers]
+        known = np.isfinite(norms) & moment.measurements.present[moment.row, layers]
+        norms = np.where(known, norms, [*self.norms, *[np.nan] * (len(layers) - len(self.norms))])
+        self.norms = norms.tolist()
         side = np.sqrt(moment.architecture.sqrt_numel[layers])
         factors = norms / side * moment.architecture.recurrent_slope[layers]
         if not np.isfinite(factors).all() or float(factors.max()) >= CONTRACTION:

@@ -82,7 +82,7 @@ class NonFinite(Detector):
         if moment.row is None:
             return []
         bad = moment.measurements.nonfinite[moment.row] > 0
-        grown = np.where(bad, moment.averages.smooth - moment.averages.baseline, np.nan)
+        grown = np.where(bad, moment.depth.rise[moment.row], np.nan)
         if bad.any() and np.nanmax(grown, initial=0.0) >= GREW_BEFORE:
             return rank(grown)
         # Backpropagation carries NaN from the output to the input: the bad layer nearest the output had it first.

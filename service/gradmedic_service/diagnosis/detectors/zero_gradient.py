@@ -55,7 +55,7 @@ class ZeroGradient(Detector):
             is_old = progress.count >= PATIENCE
             holds = is_old and (not is_down or (self._died(moment) and progress.fell_at_first_only()))
             speaks = self.speak_while_stuck(moment, 0.9, holds=holds)
-        dead = (moment.averages.zero > DEAD_SHARE) & (moment.averages.seen > 0)
+        dead = moment.depth.zero[moment.row] > DEAD_SHARE
         if moment.architecture.is_path.any():
             dead &= moment.architecture.is_path
         layers = [int(i) for i in moment.architecture.order if dead[i]][:MAX_LAYERS_NAMED]
@@ -65,7 +65,7 @@ class ZeroGradient(Detector):
     @staticmethod
     def _died(moment: Moment) -> bool:
         """Whether all weight matrices are dead while biases go on, or one is that once lived: nobody froze them."""
-        dead = (moment.averages.zero > DEAD_SHARE) & moment.architecture.is_path
+        dead = (moment.depth.zero[moment.row] > DEAD_SHARE) & moment.architecture.is_path
         return moment.dead_share == 1 or bool((moment.averages.seen_nonzero[dead] > 0).any())
 
     def explain(self, episode: Episode, names: Sequence[str]) -> str:

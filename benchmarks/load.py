@@ -1,0 +1,293 @@
+"""What the service does under load, and under more than it can take.
+
+200 runs send a block of 50 steps x 100 layers x 8 statistics every five seconds for a minute, each over a connection of
+its own and with a key; then four times as often for half a minute; then as before. Latency is counted from the moment a
+block was due, so that a client that had to wait for its turn is not left out. Who is refused comes back when told to.
+At the end every step that was acknowledged is looked for.
+
+Before the minute each run gets between one and two rows of rollups, each another number of blocks: the service keeps in
+memory what waits for the next row, and runs that had all begun at once would let that grow and shrink together. After
+two more blocks of each at the usual rate memory is compared.
+
+    python -m benchmarks.load [--quick] [--postgresql]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import numpy as np
+import psutil
+
+from benchmarks.recorded_values import BLOCK_STEPS, Blocks
+from benchmarks.servers import cpu_seconds, gradmedic, postgres
+from gradmedic import wire
+from gradmedic_service import schema
+from gradmedic_service.telemetry.rollups import FACTOR
+
+RUNS: Final = 200
+PERIOD: Final = 5.0
+SECONDS: Final = 60.0
+OVERLOAD: Final = 4
+OVERLOAD_SECONDS: Final = 30.0
+AFTERWARDS_SECONDS: Final = 20.0
+TIMEOUT: Final = 60.0
+REFUSALS: Final = (429, 503)
+
+TARGETS: Final = {
+    "lost_steps": 0,
+    "unexpected_answers": 0,
+    "p99_seconds": 1.0,
+    "memory_growth_percent": 10.0,
+    "overload_unexpected_answers": 0,
+    "overload_without_retry_after": 0,
+    "overload_lost_steps": 0,
+    "recovery_seconds": 10.0,
+}
+
+
+@dataclass(slots=True)
+class Answer:
+    """How an attempt to send a block fared."""
+
+    status: int
+    """0 where there was none."""
+    ended: float
+    seconds: float
+    """Since the block was due."""
+    says_when: bool
+
+
+@dataclass(slots=True)
+class Phase:
+    """A stretch of the load: how often each run sends, and what came back."""
+
+    name: str
+    period: float
+    seconds: float
+    started: float = 0.0
+    answers: list[Answer] = field(default_factory=list)
+
+    def statuses(self) -> Counter[int]:
+        """Count the answers by status."""
+        return Counter(answer.status for answer in self.answers)
+
+    def latencies(self) -> list[float]:
+        """Seconds from a block's due moment to its acknowledgement."""
+        return [answer.seconds for answer in self.answers if answer.status == 200] or [float("inf")]
+
+    def unexpected(self, *expected: int) -> int:
+        """Count the answers of other statuses."""
+        return sum(count for status, count in self.statuses().items() if status not in expected)
+
+    def __str__(self) -> str:
+        p50, p99 = np.percentile(self.latencies(), [50, 99])
+        statuses = ", ".join(f"{count} x {status}" for status, count in sorted(self.statuses().items()))
+        rate = sum(answer.status == 200 for answer in self.answers) / self.seconds
+        return f"{self.name:28} {rate:10.1f} {p50 * 1000:10.0f} {p99 * 1000:10.0f}   {statuses}"
+
+
+class Job:
+    """A training job: one run, one connection, blocks one after another."""
+
+    def __init__(self, address: str, secret: str) -> None:
+        self._address = urlsplit(address).netloc
+        self._headers = {"Authorization": f"Bearer {secret}"}
+        self._connection = http.client.HTTPConnection(self._address, timeout=TIMEOUT)
+        self.path = ""
+        self.acknowledged = 0
+        """Blocks."""
+
+    def register(self, blocks: Blocks) -> None:
+        """Create the run."""
+        status, _, body = self.ask("POST", f"{wire.API_PATH}/runs", blocks.run(), wire.JSON_MEDIA_TYPE)
+        if status != 201:
+            raise RuntimeError(f"{status}: {body[:500]!r}")
+        self.path = f"{wire.API_PATH}/runs/{json.loads(body)['id']}"
+
+    def reconnect(self) -> None:
+        """Forget the connection, which the service may have closed while others were busy."""
+        self._connection.close()
+
+    def ask(self, method: str, path: str, body: bytes | None = None, media_type: str = "") -> tuple[int, bool, bytes]:
+        """Make one attempt; return status, whether the answer says when to come back, and body."""
+        headers = self._headers | ({"Content-Type": media_type} if media_type else {})
+        try:
+            self._connection.request(method, path, body, headers)
+            response = self._connection.getresponse()
+            content = response.read()
+        except (OSError, http.client.HTTPException):
+            self._connection.close()
+            return 0, False, b""
+        self._retry_after = float(response.headers.get("Retry-After", 1))
+        return response.status, "Retry-After" in response.headers, content
+
+    def send(self, bodies: Sequence[bytes]) -> tuple[int, bool]:
+        """Send the next block once."""
+        status, says_when, _ = self.ask(
+            "POST", f"{self.path}/steps", bodies[self.acknowledged], wire.MSGPACK_MEDIA_TYPE
+        )
+        if status == 200:
+            self.acknowledged += 1
+        return status, says_when
+
+    def stream(self, phase: Phase, bodies: Sequence[bytes], offset: float) -> None:
+        """Send a block whenever one is due, until the phase ends; who is refused comes back when told to."""
+        due, end = phase.started + offset * phase.period, phase.started + phase.seconds
+        while due < end:
+            time.sleep(max(0.0, due - time.monotonic()))
+            if time.monotonic() >= end:
+                return
+            status, says_when = self.send(bodies)
+            ended = time.monotonic()
+            phase.answers.append(Answer(status, ended, ended - due, says_when))
+            due = due + phase.period if status == 200 else ended + self._retry_after
+
+    def missing_steps(self) -> int:
+        """Count the acknowledged steps that the service does not have."""
+        status, body = 0, b""
+        while status in (0, *REFUSALS):  # it is only asked for, and may take its time
+            status, _, body = self.ask("GET", f"{self.path}/steps?statistic=loss&max_points=10000")
+        stored: int = sum(json.loads(body)["series"][0]["count"])
+        return max(0, self.acknowledged * BLOCK_STEPS - stored)
+
+
+def in_parallel(jobs: Sequence[Job], work: Any) -> None:
+    """Do something with every job at once."""
+    threads = [threading.Thread(target=work, args=(index, job)) for index, job in enumerate(jobs)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def fill(jobs: Sequence[Job], bodies: Sequence[bytes], count: int) -> None:
+    """Send the first blocks of every run, from `count` to nearly twice as many, a few runs at a time."""
+    remaining = iter(enumerate(jobs))
+    lock = threading.Lock()
+
+    def work(_index: int, _job: Job) -> None:
+        while True:
+            with lock:
+                index, job = next(remaining, (0, None))
+            if job is None:
+                return
+            while job.acknowledged < count + index % count:
+                job.send(bodies)
+
+    in_parallel(jobs[:4], work)
+
+
+def run_phase(phase: Phase, jobs: Sequence[Job], bodies: Sequence[bytes]) -> None:
+    """Let every run stream, each at a moment of its own within the period."""
+    phase.started = time.monotonic()
+    in_parallel(jobs, lambda index, job: job.stream(phase, bodies, index / len(jobs)))
+
+
+def recovery_seconds(overload: Phase, afterwards: Phase, bound: float) -> float:
+    """Return how long after the overload an answer was still a refusal, or late."""
+    end = overload.started + overload.seconds
+    late = [one.ended - end for one in afterwards.answers if one.status != 200 or one.seconds > bound]
+    return max(late, default=0.0)
+
+
+@contextlib.contextmanager
+def database(kind: str, folder: Path) -> Iterator[str]:
+    """Provide an empty, migrated database."""
+    if kind == "sqlite":
+        yield f"sqlite:///{folder / 'load.db'}"
+        return
+    with postgres(folder) as (url, _):
+        schema.upgrade(url)
+        yield url
+
+
+def new_secret(url: str) -> str:
+    """Make a key by the command line."""
+    program = str(Path(sys.executable).parent / "gradmedic")
+    make = [program, "api-key", "create", "--project", "bench", "--scope", "ingest", "--scope", "read"]
+    return subprocess.run([*make, "--database-url", url], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def main() -> int:
+    """Run the benchmark; 0 only if every target is met."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a tenth of the time, to see that it works")
+    parser.add_argument("--postgresql", action="store_true", help="on PostgreSQL instead of SQLite")
+    args = parser.parse_args()
+    share = 0.1 if args.quick else 1.0
+    usual = Phase("every 5 s", PERIOD, max(PERIOD, SECONDS * share))
+    overload = Phase(f"{OVERLOAD} times as often", PERIOD / OVERLOAD, max(PERIOD, OVERLOAD_SECONDS * share))
+    afterwards = Phase("every 5 s again", PERIOD, max(2 * PERIOD, AFTERWARDS_SECONDS * share))
+    blocks = Blocks()
+    prefill = 2 if args.quick else FACTOR
+    most = 2 * prefill + 10 + sum(int(phase.seconds / phase.period) for phase in (usual, overload, afterwards))
+    bodies = [blocks.body(index, wire.MSGPACK_MEDIA_TYPE) for index in range(most)]
+    with tempfile.TemporaryDirectory(prefix="gradmedic-load-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        with database("postgresql" if args.postgresql else "sqlite", folder) as url:
+            secret = new_secret(url)
+            with gradmedic(url, folder, "--require-auth") as (address, process):
+                jobs = [Job(address, secret) for _ in range(RUNS)]
+                for job in jobs:
+                    job.register(blocks)
+                fill(jobs, bodies, prefill)
+                for job in jobs:
+                    job.reconnect()
+                run_phase(Phase("warm-up", PERIOD, 2 * PERIOD), jobs, bodies)
+                memory = [process.memory_info().rss]
+                cpu = cpu_seconds(process)
+                run_phase(usual, jobs, bodies)
+                cpu = cpu_seconds(process) - cpu
+                memory.append(process.memory_info().rss)
+                lost = sum(job.missing_steps() for job in jobs)
+                run_phase(overload, jobs, bodies)
+                run_phase(afterwards, jobs, bodies)
+                memory.append(process.memory_info().rss)
+                overload_lost = sum(job.missing_steps() for job in jobs)
+    refusals = [answer for answer in overload.answers if answer.status in REFUSALS]
+    found = {
+        "lost_steps": lost,
+        "unexpected_answers": usual.unexpected(200),
+        "p99_seconds": float(np.percentile(usual.latencies(), 99)),
+        "memory_growth_percent": (memory[1] / memory[0] - 1) * 100,
+        "overload_unexpected_answers": overload.unexpected(200, *REFUSALS) + afterwards.unexpected(200, *REFUSALS),
+        "overload_without_retry_after": sum(not answer.says_when for answer in refusals),
+        "overload_lost_steps": overload_lost,
+        "recovery_seconds": recovery_seconds(overload, afterwards, TARGETS["p99_seconds"]),
+    }
+    return report([usual, overload, afterwards], memory, cpu, usual.seconds, found)
+
+
+def report(phases: Sequence[Phase], memory: Sequence[int], cpu: float, seconds: float, found: dict[str, float]) -> int:
+    """Print the table and what became of the targets; return the exit status."""
+    print(f"\n{RUNS} runs, {psutil.cpu_count()} CPUs, load average {psutil.getloadavg()[0]:.1f}\n")
+    print(f"{'':28} {'blocks/s':>10} {'p50 ms':>10} {'p99 ms':>10}   answers")
+    for phase in phases:
+        print(phase)
+    print(f"\nCPU of the service in the minute: {cpu / seconds:.2f} of one core")
+    print(f"resident memory: {', '.join(f'{one / 2**20:.0f} MiB' for one in memory)} (filled, minute, end)\n")
+    is_met = {name: found[name] <= target for name, target in TARGETS.items()}
+    for name, target in TARGETS.items():
+        print(f"{name:32} {found[name]:10.2f}  (target <= {target:g}) {'PASS' if is_met[name] else 'FAIL'}")
+    passed = sum(is_met.values())
+    print(f"\nload: {passed} of {len(TARGETS)} (target {len(TARGETS)}) {'PASS' if passed == len(TARGETS) else 'FAIL'}")
+    return 0 if passed == len(TARGETS) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

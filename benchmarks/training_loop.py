@@ -1,0 +1,242 @@
+"""A training loop that reports what its own thread costs, for `benchmarks.client`; a process for each variant.
+
+One idea: it does as many steps as it is told on standard input and answers with numbers, so that whoever compares
+variants can take turns between them: they then meet the same state of a shared machine. It imports torch and, for a
+variant, that variant's package, nothing of ours otherwise: it also runs in the environments of the peers.
+
+    python training_loop.py gpt gradmedic log_freq=1
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+own_seconds = [0.0]
+"""What gradmedic itself says that its observation took."""
+
+Observer = Callable[[Tensor], None]
+"""Called after each optimizer step with the loss."""
+
+_VOCABULARY, _WIDTH, _CONTEXT = 256, 320, 128
+
+
+class _Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.before_attention = nn.LayerNorm(_WIDTH)
+        self.qkv = nn.Linear(_WIDTH, 3 * _WIDTH)
+        self.out = nn.Linear(_WIDTH, _WIDTH)
+        self.before_mlp = nn.LayerNorm(_WIDTH)
+        self.mlp = nn.Sequential(nn.Linear(_WIDTH, 4 * _WIDTH), nn.GELU(), nn.Linear(4 * _WIDTH, _WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        q, k, v = (
+            part.view(batch, length, 8, _WIDTH // 8).transpose(1, 2)
+            for part in self.qkv(self.before_attention(x)).chunk(3, dim=-1)
+        )
+        attended = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(attended.transpose(1, 2).reshape(batch, length, _WIDTH))
+        result: Tensor = x + self.mlp(self.before_mlp(x))
+        return result
+
+
+class Transformer(nn.Module):
+    """A small GPT: 10 M parameters in 102 tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(_VOCABULARY, _WIDTH)
+        self.places = nn.Parameter(torch.zeros(_CONTEXT, _WIDTH))
+        self.blocks = nn.Sequential(*[_Block() for _ in range(8)])
+        self.norm = nn.LayerNorm(_WIDTH)
+        self.head = nn.Linear(_WIDTH, _VOCABULARY)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return logits."""
+        result: Tensor = self.head(self.norm(self.blocks(self.tokens(tokens) + self.places)))
+        return result
+
+
+def perceptron() -> nn.Module:
+    """Return 50 layers of 256 units: 3.2 M parameters in 100 tensors."""
+    layers: list[nn.Module] = []
+    for _ in range(49):
+        linear = nn.Linear(256, 256)
+        nn.init.kaiming_normal_(linear.weight)
+        layers += [linear, nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(256, 256))
+
+
+def make_job(name: str) -> tuple[nn.Module, torch.optim.Optimizer, Callable[[], Tensor]]:
+    """Return a model, its optimizer, and what computes the loss of the next batch."""
+    generator = torch.Generator().manual_seed(1)
+    if name == "gpt":
+        model: nn.Module = Transformer()
+        text = torch.randint(0, _VOCABULARY, (8, _CONTEXT + 1), generator=generator)
+
+        def compute_loss() -> Tensor:
+            return nn.functional.cross_entropy(model(text[:, :-1]).flatten(0, 1), text[:, 1:].flatten())
+
+        return model, torch.optim.AdamW(model.parameters(), lr=3e-4), compute_loss
+    model = perceptron()
+    inputs = torch.randn(256, 256, generator=generator)
+    targets = torch.randint(0, 256, (256,), generator=generator)
+    return (
+        model,
+        torch.optim.Adam(model.parameters(), lr=1e-5),
+        lambda: nn.functional.cross_entropy(model(inputs), targets),
+    )
+
+
+def observe(variant: str, options: dict[str, str], model: nn.Module, optimizer: torch.optim.Optimizer) -> Observer:
+    """Return what a script of this variant calls after each step."""
+    if variant == "nothing":
+        return lambda _loss: None
+    return {"gradmedic": _gradmedic, "wandb": _wandb, "tensorboard": _tensorboard, "naive": _naive}[variant](
+        options, model, optimizer
+    )
+
+
+def _gradmedic(options: dict[str, str], model: nn.Module, optimizer: torch.optim.Optimizer) -> Observer:
+    import gradmedic
+
+    log_freq = options.get("log_freq", "1")
+    run = gradmedic.init(
+        project="benchmark",
+        base_url=options["base_url"],
+        silent=True,
+        log_freq=int(log_freq) if log_freq.isdecimal() else log_freq,
+    )
+    run.watch(model, optimizer)
+    spend = run._sampler.spend
+
+    def note(seconds: float) -> None:
+        own_seconds[0] += seconds
+        spend(seconds)
+
+    run._sampler.spend = note  # type: ignore[method-assign]
+    return lambda loss: run.log(loss=loss)
+
+
+def _wandb(options: dict[str, str], model: nn.Module, _optimizer: torch.optim.Optimizer) -> Observer:
+    import wandb
+
+    run = wandb.init(project="benchmark", mode="offline", dir=options["folder"], settings=wandb.Settings(silent=True))
+    run.watch(model, log="gradients", log_freq=1)
+    return lambda loss: run.log({"loss": loss.item()})
+
+
+def _tensorboard(options: dict[str, str], model: nn.Module, _optimizer: torch.optim.Optimizer) -> Observer:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(options["folder"])
+    step = 0
+
+    def log(loss: Tensor) -> None:
+        nonlocal step
+        step += 1
+        writer.add_scalar("loss", loss.item(), step)
+        for name, parameter in model.named_parameters():
+            writer.add_histogram(name, parameter.grad, step)
+
+    return log
+
+
+def _naive(options: dict[str, str], model: nn.Module, optimizer: torch.optim.Optimizer) -> Observer:
+    """What a user writes first: the same seven statistics and the loss, one `.item()` each, to a file."""
+    file = (Path(options["folder"]) / "naive.jsonl").open("w")
+    before: dict[str, Tensor] = {}
+
+    def keep(*_: Any) -> None:
+        before.update({name: parameter.detach().clone() for name, parameter in model.named_parameters()})
+
+    optimizer.register_step_pre_hook(keep)
+
+    def log(loss: Tensor) -> None:
+        row: dict[str, Any] = {"loss": loss.item()}
+        for name, parameter in model.named_parameters():
+            gradient = parameter.grad
+            if gradient is not None:
+                row[name] = [
+                    gradient.norm().item(),
+                    gradient.abs().max().item(),
+                    gradient.mean().item(),
+                    (gradient == 0).float().mean().item(),
+                    (~torch.isfinite(gradient)).sum().item(),
+                    before[name].norm().item(),
+                    (parameter.detach() - before[name]).norm().item(),
+                ]
+        file.write(json.dumps(row) + "\n")
+
+    return log
+
+
+def _peak_memory() -> int:
+    """Return the largest resident size so far, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def main() -> None:
+    """Train as told: each line of standard input is a number of steps, each answer a line of JSON."""
+    job, variant, *rest = sys.argv[1:]
+    options = dict(option.split("=", 1) for option in rest)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model, optimizer, compute_loss = make_job(job)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = compute_loss()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return loss
+
+    observer: Observer = lambda _loss: None  # noqa: E731
+    for _ in range(5):
+        step()
+    if "loads_first" in options:  # then memory is what is allocated, without the code
+        import urllib3  # noqa: F401
+
+        import gradmedic.torch.watch  # noqa: F401
+    gc.collect()
+    memory = _peak_memory()
+    observer = observe(variant, options, model, optimizer)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        count = int(line)
+        calls, loss = [], math.nan
+        own_seconds[0] = 0.0
+        cpu, wall = time.thread_time(), time.perf_counter()
+        for _ in range(count):
+            tensor = step()
+            begun = time.perf_counter_ns()
+            observer(tensor)
+            calls.append(time.perf_counter_ns() - begun)
+            loss = float(tensor.detach())
+        answer = {
+            "cpu": (time.thread_time() - cpu) / count,
+            "wall": (time.perf_counter() - wall) / count,
+            "calls": calls,
+            "own": own_seconds[0] / count,
+            "memory": _peak_memory() - memory,
+            "loss": loss,
+        }
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

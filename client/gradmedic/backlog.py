@@ -1,0 +1,192 @@
+"""What is recorded and not acknowledged yet, in memory and on disk.
+
+One idea: the journal has everything, memory has the newest of it. While the service keeps up, the disk is only
+written to; when memory is full, the oldest steps are forgotten there and read from disk when their turn comes. Without
+a disk to write to, memory is all there is, and healthy steps are dropped before others.
+
+Entries are numbered without gaps as they come, so that whatever is between the last acknowledged number and the oldest
+in memory is on disk, or was given up.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from gradmedic import wire
+from gradmedic.spill import Journal
+from gradmedic.step import Entry, Rewind, Step
+
+logger = logging.getLogger("gradmedic")
+
+_REWIND_BYTES = 100
+_NEVER = object()
+
+
+class Described(Protocol):
+    """Who knows what the run is."""
+
+    def describe(self) -> wire.RunCreate:
+        """Return what the service should know of the run by now."""
+
+    def description_key(self) -> object:
+        """Return something cheap that differs when the description does."""
+
+
+class Backlog:
+    """Entries that the service has not acknowledged, oldest first. Not thread-safe: the sender locks.
+
+    Args:
+        max_bytes: of memory; 0 keeps everything on disk alone.
+        described: says what the journal needs to know of the run.
+        open_journal: begins the journal when the first entry comes; None keeps to memory.
+    """
+
+    def __init__(
+        self, max_bytes: int, described: Described | None = None, open_journal: Callable[[], Journal] | None = None
+    ) -> None:
+        self._max_bytes = max_bytes
+        self._described = described
+        self._described_as: object = _NEVER
+        self._open_journal = open_journal
+        self._journal: Journal | None = None
+        self._is_written = open_journal is not None
+        self._memory: deque[tuple[int, Entry]] = deque()
+        self._bytes = 0
+        self._newest = 0
+        self._acknowledged = 0
+        self.dropped = 0
+        """Steps that were given up for lack of room."""
+
+    def __len__(self) -> int:
+        return self._newest - self._acknowledged
+
+    @property
+    def journal(self) -> Journal | None:
+        """The journal, None if nothing was written to one."""
+        return self._journal
+
+    @property
+    def newest(self) -> int:
+        """Number of the newest entry; 0 before the first."""
+        return self._newest
+
+    @property
+    def acknowledged(self) -> int:
+        """Number of the last entry that the service has, or that was given up in front of the others."""
+        return self._acknowledged
+
+    def append(self, entry: Entry) -> int:
+        """Append an entry and return its number; if that takes too much room, give up steps.
+
+        The oldest healthy ones go first, others only after them.
+        """
+        self._newest += 1
+        self._memory.append((self._newest, entry))
+        self._bytes += _nbytes(entry)
+        self._write(entry)
+        if self._bytes > self._max_bytes:
+            self._make_room()
+        return self._newest
+
+    def front(self, count: int) -> list[tuple[int, Entry]]:
+        """Return the oldest entries with their numbers, `count` at most, and keep them."""
+        first = self._first_in_memory()
+        if self._acknowledged + 1 < first:
+            found: list[tuple[int, Entry]] = []
+            if self._journal is not None:
+                try:
+                    found = [each for each in self._journal.read(self._acknowledged, count) if each[0] < first]
+                except OSError as error:
+                    logger.warning("gradmedic cannot read %s: %s", self._journal.folder, error)
+                    self.dropped += first - 1 - self._acknowledged
+            if found:
+                return found
+            self._acknowledged = first - 1
+        return [self._memory[i] for i in range(min(count, len(self._memory)))]
+
+    def acknowledge(self, number: int) -> None:
+        """Remove the entries up to and including `number`."""
+        while self._memory and self._memory[0][0] <= number:
+            self._bytes -= _nbytes(self._memory.popleft()[1])
+        self._acknowledged = max(self._acknowledged, number)
+        if self._journal is not None:
+            try:
+                self._journal.acknowledge(number)
+            except OSError as error:
+                self._stop_writing(error)
+
+    def clear(self) -> None:
+        """Forget everything here; what is on disk stays there."""
+        self._memory.clear()
+        self._bytes = 0
+        self._acknowledged = self._newest
+
+    def end(self, status: str) -> None:
+        """Write how the run ended."""
+        try:
+            if (journal := self._described_journal()) is not None:
+                journal.end(status)
+        except OSError as error:
+            self._stop_writing(error)
+
+    def close(self) -> None:
+        """Close the journal; what is written stays."""
+        self._is_written = False
+        if self._journal is not None:
+            self._journal.close()
+
+    def _first_in_memory(self) -> int:
+        return self._memory[0][0] if self._memory else self._newest + 1
+
+    def _described_journal(self) -> Journal | None:
+        """Return the journal to write to, with a description that is not out of date."""
+        if not self._is_written:
+            return None
+        if self._journal is None and self._open_journal is not None:
+            self._journal = self._open_journal()
+        if self._journal is not None and self._described is not None:
+            key = self._described.description_key()
+            if key != self._described_as:
+                self._journal.describe(self._described.describe())
+                self._described_as = key
+        return self._journal
+
+    def _write(self, entry: Entry) -> None:
+        try:
+            if (journal := self._described_journal()) is not None:
+                first = self._first_in_memory() if self._max_bytes else self._newest + 1
+                self.dropped += journal.append(self._newest, entry, in_memory_from=first)
+        except OSError as error:
+            self._stop_writing(error)
+
+    def _stop_writing(self, error: OSError) -> None:
+        """Go on in memory: the disk is full, or not there."""
+        if self._is_written:
+            self._is_written = False
+            logger.warning("gradmedic cannot keep steps on disk any more, they wait in memory only: %s", error)
+
+    def _make_room(self) -> None:
+        # An eighth more than needed, so that a full memory is not searched at every step.
+        target = self._max_bytes - self._max_bytes // 8
+        if self._is_written:
+            while self._bytes > target:
+                self._bytes -= _nbytes(self._memory.popleft()[1])
+            return
+        for drops_nonfinite in (False, True):
+            kept: deque[tuple[int, Entry]] = deque()
+            newest = self._memory.pop()  # stays
+            for number, entry in self._memory:
+                if self._bytes > target and isinstance(entry, Step) and (drops_nonfinite or entry.is_finite):
+                    self._bytes -= _nbytes(entry)
+                    self.dropped += 1
+                else:
+                    kept.append((number, entry))
+            kept.append(newest)
+            self._memory = kept
+
+
+def _nbytes(entry: Entry) -> int:
+    return _REWIND_BYTES if isinstance(entry, Rewind) else entry.nbytes

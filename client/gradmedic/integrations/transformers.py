@@ -1,0 +1,121 @@
+"""A callback for the Trainer of Hugging Face Transformers: `Trainer(..., callbacks=[GradmedicCallback()])`.
+
+One idea: the Trainer's own hook before the optimizer's step comes after clipping, and its losses come as averages over
+many steps. So gradients are observed where torch clips them, and the loss where the model answers it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+import gradmedic
+from gradmedic import wire
+
+_RESERVED = frozenset({"loss", *wire.SERIES, *wire.STATISTICS})
+"""What the Trainer logs under names that have a meaning here."""
+
+
+class GradmedicCallback(TrainerCallback):
+    """Reports a training to gradmedic.
+
+    Args:
+        project: that owns the run.
+        run: one that was begun already; it is not finished here. Without it, a run is begun with each training.
+        activations: whether to measure activations too; see `gradmedic.Run.watch`.
+        init: further arguments of `gradmedic.init`; `config` is the training's arguments unless given.
+    """
+
+    def __init__(
+        self, project: str | None = None, *, run: gradmedic.Run | None = None, activations: bool = False, **init: Any
+    ) -> None:
+        self.run = run
+        """The run of the present training, or of the last one."""
+        self._is_own = run is None
+        self._arguments = {"project": project, **init}
+        self._activations = activations
+        self._losses = _Losses()
+        self._metrics: dict[str, float] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin a run and watch the model and its optimizer."""
+        model, optimizer = kwargs["model"], kwargs["optimizer"]
+        if self._is_own:
+            config = {
+                **args.to_dict(),  # type: ignore[no-untyped-call]
+                "model_type": getattr(getattr(model, "config", None), "model_type", None),
+            }
+            self.run = gradmedic.init(**{"config": config, **self._arguments})
+        if self.run is None:
+            return
+        if state.global_step > 0:  # the Trainer resumed from a checkpoint
+            self.run.rewind(state.global_step - 1)
+        self.run.watch(model, optimizer, activations=self._activations)
+        self._losses = _Losses(model)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Keep evaluations and the like for the next step."""
+        numbers = {k: v for k, v in (logs or {}).items() if k not in _RESERVED and isinstance(v, (int, float))}
+        self._metrics.update(numbers)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Log a step."""
+        if self.run is None:
+            return
+        metrics, self._metrics = self._metrics, {}
+        self.run.log(loss=self._losses.take(), step=state.global_step - 1, metrics=metrics)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """End the run."""
+        self._losses.close()
+        if self._is_own and self.run is not None:
+            self.run.finish()
+
+
+class _Losses:
+    """Collects the losses that a model answers while it trains."""
+
+    def __init__(self, model: nn.Module | None = None) -> None:
+        self._losses: list[Tensor] = []
+        self._are_parts = False  # of a sum over all batches that are accumulated
+        self._hook = None if model is None else model.register_forward_hook(self, with_kwargs=True)
+
+    def __call__(self, module: nn.Module, _args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
+        if torch.compiler.is_compiling() or not module.training:
+            return
+        loss = output.get("loss") if isinstance(output, Mapping) else None
+        if isinstance(loss, Tensor) and loss.numel() == 1:
+            self._losses.append(loss.detach())
+            self._are_parts = kwargs.get("num_items_in_batch") is not None
+
+    def take(self) -> Tensor | None:
+        """Return the loss of the step that is over."""
+        losses, self._losses = self._losses, []
+        if len(losses) < 2:
+            return losses[0] if losses else None
+        stacked = torch.stack([loss.reshape(()) for loss in losses])
+        return stacked.sum() if self._are_parts else stacked.mean()
+
+    def close(self) -> None:
+        """Look at the model no longer."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    def __reduce__(self) -> tuple[type[_Losses], tuple[()]]:
+        return _Losses, ()

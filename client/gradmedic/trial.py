@@ -1,0 +1,138 @@
+"""What a script is told when it runs as a trial: its seed, its remedies, its parameters, and where it ends.
+
+One idea: the script stays as it is. Whoever starts it says the rest in environment variables; `gradmedic.init()` and
+`Run.watch()` do it. What the trial has to say beside its steps goes to a small file that its launcher reads.
+
+`GRADMEDIC_SEED` works for every run: with it a script does by hand what it does in a trial.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from gradmedic.exceptions import ConfigurationError
+from gradmedic.wire import Remedy
+
+SEED_VARIABLE = "GRADMEDIC_SEED"
+TRIAL_VARIABLE = "GRADMEDIC_TRIAL"
+REPORT_VARIABLE = "GRADMEDIC_REPORT"
+LARGEST_SEED = 2**32 - 1
+"""What numpy's generator takes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialOrder:
+    """What `GRADMEDIC_TRIAL` says, as JSON."""
+
+    remedies: list[Remedy] = field(default_factory=list)
+    parameters: dict[str, float | int | str | bool | None] = field(default_factory=dict)
+    steps: int | None = None
+    """After which the trial ends."""
+
+
+class TrialEnded(SystemExit):
+    """The trial is over: its steps are done, it was stopped, or its remedies do not apply. Ends the script with 0."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(0)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class Report:
+    """What the launcher of a trial is told; written at once, and as a whole."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._said: dict[str, Any] = {}
+
+    def say(self, **facts: Any) -> None:
+        """Add facts."""
+        self._said.update(facts)
+        if self._path is not None:
+            draft = self._path.with_suffix(".draft")
+            draft.write_text(json.dumps(self._said))
+            draft.replace(self._path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Circumstances:
+    """How this process was started."""
+
+    seed: int | None
+    order: TrialOrder | None
+    """None if this is no trial."""
+    report: Report
+
+    @property
+    def remedies(self) -> list[Remedy]:
+        """What to apply."""
+        return [] if self.order is None else self.order.remedies
+
+
+def circumstances() -> Circumstances:
+    """Read the environment.
+
+    Raises:
+        ConfigurationError: a variable is not what it should be.
+    """
+    text = os.environ.get(SEED_VARIABLE)
+    try:
+        seed = int(text) if text else None
+    except ValueError:
+        seed = -1
+    if seed is not None and not 0 <= seed <= LARGEST_SEED:
+        raise ConfigurationError(f"{SEED_VARIABLE} must be a whole number from 0 to {LARGEST_SEED}, not {text!r}")
+    order = os.environ.get(TRIAL_VARIABLE)
+    path = os.environ.get(REPORT_VARIABLE)
+    try:
+        decoded = msgspec.json.decode(order.encode(), type=TrialOrder) if order else None
+    except msgspec.MsgspecError as error:
+        raise ConfigurationError(f"{TRIAL_VARIABLE} must be what a worker writes: {error}") from None
+    return Circumstances(seed=seed, order=decoded, report=Report(Path(path) if path else None))
+
+
+def seed_generators(seed: int) -> None:
+    """Seed Python's, numpy's and torch's global generators."""
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        from gradmedic.torch.seeding import seed_torch
+    except ModuleNotFoundError:
+        return  # without torch there is nothing of it to seed
+    seed_torch(seed)
+
+
+def with_parameters(config: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config with the trial's parameters in their places; dots lead into nested mappings.
+
+    >>> with_parameters({"lr": 0.1, "model": {"depth": 3}}, {"lr": 0.2, "model.depth": 4})
+    {'lr': 0.2, 'model': {'depth': 4}}
+    """
+    merged = dict(config)
+    for name, value in parameters.items():
+        first, _, rest = name.partition(".")
+        inner = merged.get(first)
+        if rest and name not in merged:
+            merged[first] = with_parameters(inner if isinstance(inner, Mapping) else {}, {rest: value})
+        else:
+            merged[name] = value
+    return merged
+
+
+def describe_environment(framework: str | None) -> dict[str, str]:
+    """Return what a result should be read with: versions and machine."""
+    described = {"python": platform.python_version(), "numpy": np.__version__, "machine": platform.machine()}
+    return described if framework is None else {**described, "framework": framework}

@@ -1,0 +1,254 @@
+"""Routes of reruns, and the workers' side of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response, status
+
+from gradmedic import wire
+from gradmedic_service.access.authorization import MayFollowRerun, MayRerun, MayWork
+from gradmedic_service.dependencies import (
+    DatabaseDependency,
+    FactsDependency,
+    LimitsDependency,
+    check_max_results,
+    json_only,
+)
+from gradmedic_service.errors import (
+    BodyTooLarge,
+    InvalidRequest,
+    MalformedBody,
+    NotRerunnable,
+    RerunExists,
+    RerunNotFound,
+    RunNotFound,
+    StaleAttempt,
+    TrainableTaken,
+    TrainableUnknown,
+    TrialNotFound,
+    UnsupportedMediaType,
+    documented,
+)
+from gradmedic_service.reruns import service
+from gradmedic_service.reruns.repository import RerunQuery
+
+router = APIRouter(tags=["reruns"])
+workers_router = APIRouter(tags=["workers"])
+
+RunId = Annotated[UUID, Path(description="Id of the run.", examples=["0199b7f0-c8d2-7a31-8f55-0b1c2d3e4f50"])]
+RerunId = Annotated[UUID, Path(description="Id of the rerun.", examples=["0199b7f0-c8d2-7a31-8f55-0b1c2d3e4f51"])]
+TrialId = Annotated[UUID, Path(description="Id of the trial.", examples=["0199b7f0-c8d2-7a31-8f55-0b1c2d3e4f52"])]
+BODY_ERRORS = (MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidRequest)
+
+CREATE_EXAMPLES: dict[str, Any] = {
+    "advice": {"summary": "Race the run's advice", "value": {}},
+    "remedies": {
+        "summary": "Race these, on one seed",
+        "value": {
+            "remedies": [
+                [{"id": "clip_grad_norm", "parameters": {"max_norm": 1.0}}],
+                [
+                    {"id": "scale_learning_rate", "parameters": {"factor": 0.1}},
+                    {"id": "warm_up", "parameters": {"steps": 100}},
+                ],
+            ],
+            "seeds": 1,
+            "budget": {"steps": 500, "seconds": 600, "trials": 10},
+        },
+    },
+}
+TRAINABLES_EXAMPLES: dict[str, Any] = {
+    "one": {
+        "summary": "A script whose learning rate may be set",
+        "value": {
+            "items": [
+                {
+                    "name": "train",
+                    "parameters": [{"name": "lr", "type": "float", "minimum": 1e-6, "maximum": 10.0}],
+                    "gpus": 1,
+                    "timeout": 3600,
+                }
+            ]
+        },
+    }
+}
+CLAIM_EXAMPLES: dict[str, Any] = {
+    "claim": {"summary": "Anything of one trainable", "value": {"worker": "gpu-7", "trainables": ["train"]}}
+}
+HEARTBEAT_EXAMPLES: dict[str, Any] = {
+    "alive": {"summary": "Still at it", "value": {"attempt": 1, "output": "step 100: 2.31\n"}}
+}
+RESULT_EXAMPLES: dict[str, Any] = {
+    "done": {"summary": "It ran to its end", "value": {"attempt": 1, "status": "done", "exit_code": 0}},
+    "failed": {
+        "summary": "It crashed",
+        "value": {"attempt": 1, "status": "failed", "exit_code": 1, "reason": "exit code 1", "output": "KeyError"},
+    },
+}
+
+
+async def _lease(request: Request) -> float:
+    seconds: float = request.app.state.trial_lease
+    return seconds
+
+
+LeaseDependency = Annotated[float, Depends(_lease)]
+
+
+@router.post(
+    "/runs/{run_id}/reruns",
+    status_code=status.HTTP_202_ACCEPTED,
+    response_model=wire.RerunDetail,
+    dependencies=[Depends(json_only)],
+    responses={
+        200: {"model": wire.RerunDetail, "description": "The same request made this rerun before"},
+        **documented(RunNotFound, RerunExists, NotRerunnable, TrainableUnknown, *BODY_ERRORS),
+    },
+)
+def create_rerun(
+    run_id: RunId,
+    principal: MayRerun,
+    body: Annotated[wire.RerunCreate, Body(openapi_examples=CREATE_EXAMPLES)],
+    database: DatabaseDependency,
+    facts: FactsDependency,
+    limits: LimitsDependency,
+    response: Response,
+) -> wire.RerunDetail:
+    """Race remedies on a run's trainable; without any named, the run's advice. A 202 means that this is durable."""
+    with database.writing() as session:
+        rerun, is_new = service.create(session, principal, facts, limits, run_id, body)
+    response.status_code = status.HTTP_202_ACCEPTED if is_new else status.HTTP_200_OK
+    response.headers["Location"] = f"{wire.API_PATH}/reruns/{rerun.id}"
+    return rerun
+
+
+@router.get("/reruns", response_model=wire.RerunList, responses=documented(InvalidRequest))
+def list_reruns(
+    principal: MayFollowRerun,
+    database: DatabaseDependency,
+    limits: LimitsDependency,
+    project: str | None = None,
+    run_id: UUID | None = None,
+    status: Annotated[str | None, Query(description=f"One of {', '.join(wire.RERUN_STATUSES)}.")] = None,
+    max_results: Annotated[int, Query(description="Items of a page, at most what `/limits` says.")] = 100,
+    page_token: Annotated[str | None, Query(description="`next_page_token` of the page before.")] = None,
+) -> wire.RerunList:
+    """List reruns, newest first."""
+    check_max_results(max_results, limits)
+    if status is not None and status not in wire.RERUN_STATUSES:
+        raise InvalidRequest.at("status", f"{status!r} is not one of {', '.join(wire.RERUN_STATUSES)}")
+    query = RerunQuery(project=project, run_id=run_id, status=status)
+    with database.reading() as session:
+        return service.list_page(session, principal, query, page_token, max_results)
+
+
+@router.get("/reruns/{rerun_id}", response_model=wire.RerunDetail, responses=documented(RerunNotFound, InvalidRequest))
+def get_rerun(rerun_id: RerunId, principal: MayFollowRerun, database: DatabaseDependency) -> wire.RerunDetail:
+    """Return a rerun with its candidates, its trials and every attempt at them."""
+    with database.reading() as session:
+        return service.get(session, principal, rerun_id)
+
+
+@router.post(
+    "/reruns/{rerun_id}/cancel",
+    response_model=wire.RerunDetail,
+    responses=documented(RerunNotFound, InvalidRequest),
+)
+def cancel_rerun(rerun_id: RerunId, principal: MayRerun, database: DatabaseDependency) -> wire.RerunDetail:
+    """End a rerun and everything that runs for it; its workers know within seconds."""
+    with database.writing() as session:
+        return service.cancel(session, principal, rerun_id)
+
+
+@router.get(
+    "/trials/{trial_id}/output", response_model=wire.TrialOutput, responses=documented(TrialNotFound, InvalidRequest)
+)
+def read_output(
+    trial_id: TrialId,
+    principal: MayFollowRerun,
+    database: DatabaseDependency,
+    attempt: Annotated[int | None, Query(description="The latest, unless given.", ge=1, le=2**31 - 1)] = None,
+) -> wire.TrialOutput:
+    """Return the end of what an attempt at a trial has printed."""
+    with database.reading() as session:
+        return service.output(session, principal, trial_id, attempt)
+
+
+@workers_router.post(
+    "/trials/claim",
+    response_model=wire.ClaimedTrial,
+    dependencies=[Depends(json_only)],
+    responses={204: {"description": "Nothing waits for this worker now"}, **documented(*BODY_ERRORS)},
+)
+def claim_trial(
+    principal: MayWork,
+    body: Annotated[wire.TrialClaim, Body(openapi_examples=CLAIM_EXAMPLES)],
+    database: DatabaseDependency,
+    limits: LimitsDependency,
+    lease: LeaseDependency,
+) -> Any:
+    """Take a trial to run. Without a heartbeat for as long as the lease, another attempt is made elsewhere."""
+    with database.writing() as session:
+        claimed = service.claim(session, principal, body, limits, lease)
+    return Response(status_code=status.HTTP_204_NO_CONTENT) if claimed is None else claimed
+
+
+@workers_router.post(
+    "/trials/{trial_id}/heartbeat",
+    response_model=wire.HeartbeatResult,
+    dependencies=[Depends(json_only)],
+    responses=documented(TrialNotFound, StaleAttempt, *BODY_ERRORS),
+)
+def renew_lease(
+    trial_id: TrialId,
+    principal: MayWork,
+    body: Annotated[wire.TrialHeartbeat, Body(openapi_examples=HEARTBEAT_EXAMPLES)],
+    database: DatabaseDependency,
+    lease: LeaseDependency,
+) -> wire.HeartbeatResult:
+    """Renew the lease of an attempt, and ask whether it is worth going on."""
+    with database.writing() as session:
+        return service.heartbeat(session, principal, trial_id, body, lease)
+
+
+@workers_router.post(
+    "/trials/{trial_id}/result",
+    response_model=wire.RerunDetail,
+    dependencies=[Depends(json_only)],
+    responses=documented(TrialNotFound, StaleAttempt, *BODY_ERRORS),
+)
+def publish_result(
+    trial_id: TrialId,
+    principal: MayWork,
+    body: Annotated[wire.TrialResult, Body(openapi_examples=RESULT_EXAMPLES)],
+    database: DatabaseDependency,
+) -> wire.RerunDetail:
+    """Publish how an attempt ended, once; the rerun goes on from there."""
+    with database.writing() as session:
+        return service.finish(session, principal, trial_id, body)
+
+
+@workers_router.get("/trainables", response_model=wire.Trainables)
+def list_trainables(principal: MayFollowRerun, database: DatabaseDependency) -> wire.Trainables:
+    """List what may be rerun."""
+    with database.reading() as session:
+        return service.list_trainables(session, principal)
+
+
+@workers_router.put(
+    "/trainables",
+    response_model=wire.Trainables,
+    dependencies=[Depends(json_only)],
+    responses=documented(TrainableTaken, *BODY_ERRORS),
+)
+def register_trainables(
+    principal: MayWork,
+    body: Annotated[wire.Trainables, Body(openapi_examples=TRAINABLES_EXAMPLES)],
+    database: DatabaseDependency,
+    limits: LimitsDependency,
+) -> wire.Trainables:
+    """Say what may be rerun, and with which parameters. A name belongs to the key that registered it."""
+    with database.writing() as session:
+        return service.register(session, principal, body, limits)

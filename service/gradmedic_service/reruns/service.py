@@ -1,0 +1,842 @@
+"""Reruns: what asking for one, working on one and ending one means.
+
+One idea: the experiment is a function of the rows (`experiment.plan`), and it is asked after every change of them, in
+the transaction that makes the change, with the rerun's row held. Whoever crashes, the next request finds rows that say
+what is to be done.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import structlog
+from pydantic import TypeAdapter
+
+from gradmedic import wire
+from gradmedic.names import name_error
+from gradmedic_service import models
+from gradmedic_service.access import repository as keys
+from gradmedic_service.access import service as access
+from gradmedic_service.access.principal import OPERATOR, Principal
+from gradmedic_service.db import Connection, Session
+from gradmedic_service.errors import (
+    InvalidRequest,
+    NotRerunnable,
+    RerunExists,
+    RerunNotFound,
+    RunNotFound,
+    ServiceError,
+    StaleAttempt,
+    TrainableTaken,
+    TrainableUnknown,
+    TrialNotFound,
+)
+from gradmedic_service.ids import new_id
+from gradmedic_service.pages import position_of, token_of
+from gradmedic_service.projects import repository as stored_projects
+from gradmedic_service.projects import service as projects
+from gradmedic_service.reruns import experiment, repository
+from gradmedic_service.reruns.candidates import (
+    candidates_of_advice,
+    check_candidates,
+    control_parameters,
+    of_the_optimizer,
+    trainable_errors,
+    with_remedies,
+)
+from gradmedic_service.reruns.experiment import Budget, CandidateOutcome, Curve, Design
+from gradmedic_service.reruns.repository import LIVING, RerunQuery
+from gradmedic_service.responses import to_json, without_nonfinite
+from gradmedic_service.runs import repository as runs
+from gradmedic_service.runs.facts import FactsCache
+from gradmedic_service.telemetry import service as telemetry
+
+DEFAULT_SEEDS = 3
+MAX_SEEDS = 10
+MAX_CANDIDATES = 50
+DEFAULT_SECONDS = 3600.0
+LEAST_STEPS = 200
+"""Steps that a trial gets at least, unless it was said otherwise."""
+BEYOND_FAILURE = 1.5
+"""A trial gets so many times the steps after which the suspect run had failed: a repaired one must be seen to learn."""
+MAX_ATTEMPTS = 3
+"""Workers that may be lost on one trial before it is given up: then it is the trial that loses them."""
+LEAST_SECONDS = 1.0
+"""No trial is started with less time than this."""
+MAX_OUTPUT = 64 * 1024
+"""Characters kept of what an attempt prints: the last."""
+MAX_CLAIM_SEARCH = 50
+MAX_TRAINABLES = 1_000
+MAX_REASON = 2_000
+FINAL = ("done", "not_reproduced", "failed", "cancelled")
+
+REMEDIES = TypeAdapter(list[list[wire.Remedy]])
+PARAMETERS = TypeAdapter(list[wire.TrainableParameter])
+CURVE = TypeAdapter(Curve)
+OUTCOMES = TypeAdapter(list[CandidateOutcome])
+
+_logger = structlog.get_logger("gradmedic.reruns")
+
+
+# --- trainables -------------------------------------------------------------------------------------------------------
+
+
+def register(session: Session, principal: Principal, body: wire.Trainables, limits: wire.Limits) -> wire.Trainables:
+    """Store what a worker offers. Raises InvalidRequest, and TrainableTaken where a name is another key's."""
+    errors = []
+    if len(body.items) > MAX_TRAINABLES:
+        raise InvalidRequest.at("items", f"has {len(body.items)}; at most {MAX_TRAINABLES} are allowed")
+    for index, item in enumerate(body.items):
+        path = f"items[{index}]"
+        if (message := name_error(item.name, limits.max_name_length)) is not None:
+            errors.append(wire.FieldError(path=f"{path}.name", message=message))
+        errors += trainable_errors(item, path)
+    if errors:
+        raise InvalidRequest(errors)
+    at = repository.now(session)
+    for item in body.items:
+        _register(session, principal, item, at)
+    return wire.Trainables(items=body.items)
+
+
+def _register(session: Session, principal: Principal, item: wire.Trainable, at: datetime) -> None:
+    owner = _owner(principal)
+    described: dict[str, Any] = {
+        "owner": owner,
+        "project": principal.project,
+        "gpus": item.gpus,
+        "timeout": item.timeout,
+        "parameters": PARAMETERS.dump_python(item.parameters, exclude_defaults=True),
+        "updated_at": at,
+    }
+    existing = repository.find_trainable(session, item.name, is_locked=True)
+    if existing is None:
+        if repository.add_trainable(session, models.Trainable(name=item.name, **described)):
+            return
+        existing = repository.find_trainable(session, item.name, is_locked=True)
+    if existing is None or (existing.owner != owner and not _is_free(session, existing.owner, at)):
+        raise TrainableTaken(f"The trainable {item.name!r} belongs to the key that registered it; choose another name.")
+    for name, value in described.items():
+        setattr(existing, name, value)
+
+
+def _owner(principal: Principal) -> str:
+    return "" if principal.key_id is None else principal.key_id.hex
+
+
+def _is_free(session: Session, owner: str, at: datetime) -> bool:
+    """Whether a name's owner can no longer use it: it was registered without a key, or with one that is dead."""
+    if not owner:
+        return True
+    key = keys.find(session, UUID(hex=owner))
+    return key is None or key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= at)
+
+
+def list_trainables(session: Session, principal: Principal) -> wire.Trainables:
+    """Return the trainables that a principal's runs may name."""
+    return wire.Trainables(
+        items=[
+            wire.Trainable(
+                name=one.name,
+                parameters=PARAMETERS.validate_python(one.parameters),
+                gpus=one.gpus,
+                timeout=one.timeout,
+            )
+            for one in repository.trainables(session, principal.project)
+        ]
+    )
+
+
+# --- asking -----------------------------------------------------------------------------------------------------------
+
+
+def create(
+    session: Session, principal: Principal, facts: FactsCache, limits: wire.Limits, run_id: UUID, body: wire.RerunCreate
+) -> tuple[wire.RerunDetail, bool]:
+    """Store a rerun and its first trial, or find the one that the same request stored; the flag says if it is new.
+
+    Raises RunNotFound, RerunExists, NotRerunnable, TrainableUnknown, InvalidRequest.
+    """
+    run = runs.find(session, run_id, is_locked=True)
+    if run is None or not principal.reaches_run(run_id, run.project):
+        raise RunNotFound(f"There is no run {run_id}.")
+    if body.id is not None:
+        existing = repository.find_rerun(session, body.id)
+        if existing is not None:
+            if existing.run_id != run_id:
+                raise RerunExists(f"The id {body.id} is taken; leave it out to be given one.")
+            return _detail(session, existing), False
+    rerun = _new_rerun(session, facts, limits, run, body)
+    if not repository.add_rerun(session, rerun):
+        raise RerunExists(f"The id {rerun.id} is taken; leave it out to be given one.")
+    access.record(session, principal, "create_rerun", rerun.id, run.project)
+    runs.touch(run)
+    _advance(session, rerun, rerun.created_at)
+    return _detail(session, rerun), True
+
+
+def start_automatically(
+    session: Session, principal: Principal, facts: FactsCache, limits: wire.Limits, run_id: UUID
+) -> None:
+    """Rerun a run that has just turned unhealthy, if its project wants that, its key may, and it was not yet."""
+    if not principal.holds("rerun"):
+        return
+    run = runs.find(session, run_id)
+    if run is None or run.trainable is None or run.parent_id is not None:
+        return
+    project = stored_projects.find(session, run.project)
+    if project is None or not project.rerun_automatically or repository.has_rerun(session, run_id):
+        return
+    try:
+        rerun = _new_rerun(session, facts, limits, run, wire.RerunCreate(), is_automatic=True)
+    except ServiceError as error:
+        _logger.warning("not rerun automatically", run_id=str(run_id), reason=error.detail)
+        return
+    if repository.add_rerun(session, rerun):
+        access.record(session, principal, "create_rerun", rerun.id, run.project)
+        _advance(session, rerun, rerun.created_at)
+
+
+def _new_rerun(
+    session: Session,
+    facts: FactsCache,
+    limits: wire.Limits,
+    run: models.Run,
+    body: wire.RerunCreate,
+    *,
+    is_automatic: bool = False,
+) -> models.Rerun:
+    if run.parent_id is not None:
+        raise NotRerunnable("The run is an attempt at a trial of a rerun itself.")
+    if run.trainable is None:
+        raise NotRerunnable("The run names no trainable: give gradmedic.init(trainable=...) the name of one.")
+    trainable = repository.find_trainable(session, run.trainable)
+    if trainable is None or trainable.project not in (None, run.project):
+        raise TrainableUnknown(
+            f"No worker offers the trainable {run.trainable!r} for project {run.project!r}: "
+            "start `gradmedic worker` with a worker.toml that has it."
+        )
+    parameters = PARAMETERS.validate_python(trainable.parameters)
+    seeds, seconds, trials = _checked_budget(body, limits, projects.caps(session, run.project)[1])
+    if body.remedies is None:
+        diagnosis = telemetry.diagnose(session.connection(), OPERATOR, facts, run.id, None)
+        advice = [(one.remedy.id, one.remedy.parameters) for one in diagnosis.advice]
+        candidates = candidates_of_advice(advice, parameters)
+        if not candidates:
+            raise NotRerunnable(
+                f"The run is {run.verdict}, and nothing of its advice can be tried automatically: name remedies."
+            )
+    else:
+        check_candidates(body.remedies, parameters)
+        candidates = body.remedies
+    if len(candidates) > MAX_CANDIDATES:
+        raise InvalidRequest.at("remedies", f"has {len(candidates)} candidates; at most {MAX_CANDIDATES} are allowed")
+    return models.Rerun(
+        id=body.id or new_id(),
+        run_id=run.id,
+        project=run.project,
+        trainable=trainable.name,
+        owner=trainable.owner,
+        executor=body.executor or wire.EXECUTORS[0],
+        is_automatic=is_automatic,
+        status="queued",
+        reason=None,
+        candidates=without_nonfinite(REMEDIES.dump_python([[], *candidates])),
+        parameters=control_parameters(run.details.config, parameters),
+        seeds=list(range(seeds)),
+        steps=body.budget.steps or min(_steps_for(run), limits.max_rerun_steps),
+        seconds=seconds,
+        max_trials=trials,
+        outcomes=None,
+        created_at=repository.now(session),
+        started_at=None,
+        ended_at=None,
+    )
+
+
+def _steps_for(run: models.Run) -> int:
+    failed_after = (run.since_step or 0) + 1
+    return max(LEAST_STEPS, math.ceil(BEYOND_FAILURE * failed_after) + LEAST_STEPS // 2)
+
+
+def _checked_budget(body: wire.RerunCreate, limits: wire.Limits, cap: float) -> tuple[int, float, int]:
+    """Return seeds, seconds and trials. Raises InvalidRequest naming every one that cannot be."""
+    seeds = DEFAULT_SEEDS if body.seeds is None else body.seeds
+    seconds = min(DEFAULT_SECONDS, cap) if body.budget.seconds is None else body.budget.seconds
+    trials = limits.max_rerun_trials if body.budget.trials is None else body.budget.trials
+    steps = 1 if body.budget.steps is None else body.budget.steps
+    errors = []
+    if not 1 <= seeds <= MAX_SEEDS:
+        errors.append(wire.FieldError(path="seeds", message=f"must be from 1 to {MAX_SEEDS}"))
+    if not 1 <= steps <= limits.max_rerun_steps:
+        errors.append(wire.FieldError(path="budget.steps", message=f"must be from 1 to {limits.max_rerun_steps}"))
+    if not LEAST_SECONDS <= seconds <= cap:
+        errors.append(wire.FieldError(path="budget.seconds", message=f"must be from {LEAST_SECONDS:g} to {cap:g}"))
+    if not 1 <= trials <= limits.max_rerun_trials:
+        errors.append(wire.FieldError(path="budget.trials", message=f"must be from 1 to {limits.max_rerun_trials}"))
+    if body.executor is not None and body.executor not in wire.EXECUTORS:
+        message = f"{body.executor!r} is not one of {', '.join(wire.EXECUTORS)}"
+        errors.append(wire.FieldError(path="executor", message=message))
+    if body.id is not None and body.id.version != 7:
+        errors.append(wire.FieldError(path="id", message=f"must be a UUID of version 7, not {body.id.version}"))
+    if errors:
+        raise InvalidRequest(errors)
+    return seeds, seconds, trials
+
+
+def get(session: Session, principal: Principal, rerun_id: UUID) -> wire.RerunDetail:
+    """Return a rerun with its candidates, trials and attempts. Raises RerunNotFound."""
+    return _detail(session, _reached(principal, repository.find_rerun(session, rerun_id), rerun_id))
+
+
+def list_page(
+    session: Session, principal: Principal, query: RerunQuery, page_token: str | None, max_results: int
+) -> wire.RerunList:
+    """Return a page of reruns, newest first. Raises InvalidRequest for a token of another list."""
+    query = replace(query, reachable_project=principal.project)
+    digest = to_json([query.reachable_project, query.project, str(query.run_id), query.status])
+    if page_token is not None:
+        moment, rerun_id = position_of(page_token, digest, 2)
+        try:
+            query = replace(query, after=(datetime.fromisoformat(moment), UUID(hex=rerun_id)))
+        except ValueError:
+            raise InvalidRequest.at("page_token", "is not a token of this list") from None
+    found = repository.page(session, query, max_results + 1)
+    items = found[:max_results]
+    return wire.RerunList(
+        items=[wire.RerunSummary(**_summary_fields(rerun)) for rerun in items],
+        next_page_token=token_of(digest, items[-1].created_at.isoformat(), items[-1].id.hex)
+        if len(found) > max_results
+        else None,
+    )
+
+
+def cancel(session: Session, principal: Principal, rerun_id: UUID) -> wire.RerunDetail:
+    """End a rerun and everything that runs for it; once is enough. Raises RerunNotFound."""
+    rerun = _reached(principal, repository.lock_rerun(session, rerun_id), rerun_id)
+    if rerun.status not in FINAL:
+        at = repository.now(session)
+        for trial in repository.trials_of(session, rerun.id):
+            if trial.status == "running":
+                _end_attempt(session, trial, at, status="cancelled", reason="the rerun was cancelled")
+            if trial.status in LIVING:
+                trial.status, trial.reason, trial.lease_expires_at = "cancelled", "the rerun was cancelled", None
+        rerun.status, rerun.reason, rerun.ended_at = "cancelled", f"cancelled by {principal.name}", at
+        access.record(session, principal, "cancel_rerun", rerun.id, rerun.project)
+        _touch_suspect(session, rerun)
+    return _detail(session, rerun)
+
+
+# --- working ----------------------------------------------------------------------------------------------------------
+
+
+def claim(
+    session: Session, principal: Principal, body: wire.TrialClaim, limits: wire.Limits, lease: float
+) -> wire.ClaimedTrial | None:
+    """Hand a queued trial to a worker, as a new attempt with a lease; None if there is none for it now.
+
+    Trials whose worker was not heard of in time are queued again first.
+    """
+    if (message := name_error(body.worker, limits.max_name_length)) is not None:
+        raise InvalidRequest.at("worker", message)
+    if len(body.trainables) > MAX_TRAINABLES:
+        raise InvalidRequest.at("trainables", f"has {len(body.trainables)}; at most {MAX_TRAINABLES} are allowed")
+    at = repository.now(session)
+    _give_up_lost(session, at)
+    waiting = repository.with_queued_trials(
+        session, _owner(principal), principal.project, body.trainables, MAX_CLAIM_SEARCH
+    )
+    for rerun_id, project_name in waiting:
+        stored_projects.find(session, project_name, is_locked=True)  # so that two claims do not exceed its cap
+        if repository.running_in_project(session, project_name) >= projects.caps(session, project_name)[0]:
+            continue
+        rerun = repository.lock_rerun(session, rerun_id, skips_locked=True)
+        if rerun is None or rerun.status not in LIVING:
+            continue
+        trials = repository.trials_of(session, rerun_id)
+        trial = next((one for one in trials if one.status == "queued"), None)
+        if trial is None:
+            continue
+        seconds = _seconds_for_one_more(session, rerun, trials, at)
+        if seconds < LEAST_SECONDS:
+            _cancel_queued(trials)
+            _advance(session, rerun, at)
+            continue
+        return _start(session, principal, rerun, trial, body.worker, at, lease, seconds)
+    return None
+
+
+def _start(
+    session: Session,
+    principal: Principal,
+    rerun: models.Rerun,
+    trial: models.Trial,
+    worker: str,
+    at: datetime,
+    lease: float,
+    seconds: float,
+) -> wire.ClaimedTrial:
+    trainable = repository.find_trainable(session, rerun.trainable)
+    parameters = [] if trainable is None else PARAMETERS.validate_python(trainable.parameters)
+    timeout = seconds if trainable is None else min(seconds, trainable.timeout)
+    remedies = REMEDIES.validate_python(rerun.candidates)[trial.candidate]
+    run_id = new_id()
+    key = secret = None
+    if principal.key_id is not None:
+        key, secret = access.create_key(
+            session,
+            project=rerun.project,
+            name=f"trial {trial.id} attempt {trial.attempt + 1}",
+            scopes=["ingest"],
+            run_id=run_id,
+            expires_at=at + timedelta(seconds=timeout + 10 * lease),
+            by=principal,
+        )
+    trial.attempt += 1
+    trial.status, trial.reason, trial.reason_to_stop = "running", None, None
+    trial.lease_expires_at = repository.lease_end(at, lease)
+    trial.rungs, trial.curve, trial.verdict = [], None, "undetermined"
+    repository.add_attempt(
+        session,
+        models.Attempt(
+            trial_id=trial.id,
+            number=trial.attempt,
+            run_id=run_id,
+            worker=worker,
+            status="running",
+            reason=None,
+            exit_code=None,
+            started_at=at,
+            ended_at=None,
+            environment={},
+            key_id=None if key is None else key.id,
+            output="",
+        ),
+    )
+    if rerun.status == "queued":
+        rerun.status, rerun.started_at = "running", at
+        _touch_suspect(session, rerun)
+    return wire.ClaimedTrial(
+        trial_id=trial.id,
+        attempt=trial.attempt,
+        rerun_id=rerun.id,
+        run_id=run_id,
+        parent_id=rerun.run_id,
+        project=rerun.project,
+        candidate=trial.candidate,
+        trainable=rerun.trainable,
+        parameters=with_remedies(rerun.parameters, remedies, parameters),
+        seed=trial.seed,
+        remedies=of_the_optimizer(remedies, parameters),
+        steps=rerun.steps,
+        seconds=timeout,
+        lease_seconds=lease,
+        api_key=secret,
+    )
+
+
+def heartbeat(
+    session: Session, principal: Principal, trial_id: UUID, body: wire.TrialHeartbeat, lease: float
+) -> wire.HeartbeatResult:
+    """Renew an attempt's lease and say whether it is worth going on. Raises TrialNotFound, StaleAttempt."""
+    trial, rerun = _worked_on(session, principal, trial_id)
+    at = repository.now(session)
+    if not repository.renew(session, trial_id, body.attempt, repository.lease_end(at, lease)):
+        raise _stale(trial, body.attempt)
+    trials = repository.trials_of(session, rerun.id)
+    trial = next(one for one in trials if one.id == trial_id)
+    attempt = repository.find_attempt(session, trial_id, body.attempt)
+    if attempt is None:
+        raise _stale(trial, body.attempt)
+    if body.output is not None:
+        attempt.output = _bounded(body.output)
+    run = repository.runs_of(session, [attempt.run_id]).get(attempt.run_id)
+    if run is not None and trial.reason_to_stop is None:
+        trial.verdict = run.verdict
+        _pass_rungs(session, rerun, trial, run)
+        if trial.rungs or trial.verdict == "exploding":
+            trial.reason_to_stop = _reason_to_stop(rerun, trial, trials, (run.last_step or 0) + 1)
+    left = _seconds_left(session, rerun, trials, at)
+    running = sum(one.status == "running" for one in trials)
+    seconds = left / max(1, running)
+    if trial.reason_to_stop is None and seconds <= 0:
+        trial.reason_to_stop = "the rerun's budget of seconds is spent"
+    if trial.reason_to_stop is not None:
+        repository.stop_run(session, attempt.run_id, None)
+    return wire.HeartbeatResult(
+        stop=trial.reason_to_stop is not None,
+        reason=trial.reason_to_stop,
+        seconds=seconds,
+        step=None if run is None else run.last_step,
+        verdict=trial.verdict,
+    )
+
+
+def finish(session: Session, principal: Principal, trial_id: UUID, body: wire.TrialResult) -> wire.RerunDetail:
+    """Publish what an attempt showed, once, and go on with the experiment.
+
+    The same result again changes nothing. Raises TrialNotFound, StaleAttempt, InvalidRequest.
+    """
+    if body.status not in wire.RESULT_STATUSES:
+        raise InvalidRequest.at("status", f"{body.status!r} is not one of {', '.join(wire.RESULT_STATUSES)}")
+    _, rerun = _worked_on(session, principal, trial_id)
+    locked = repository.lock_rerun(session, rerun.id)
+    if locked is None:
+        raise TrialNotFound(f"There is no trial {trial_id}.")
+    rerun = locked
+    trial = next(one for one in repository.trials_of(session, rerun.id) if one.id == trial_id)
+    attempt = repository.find_attempt(session, trial_id, body.attempt)
+    if attempt is not None and attempt.ended_at is not None and attempt.status not in ("lost", "cancelled"):
+        return _detail(session, rerun)
+    at = repository.now(session)
+    status, reason = body.status, None if body.reason is None else body.reason[:MAX_REASON]
+    run = None if attempt is None else repository.runs_of(session, [attempt.run_id]).get(attempt.run_id)
+    if trial.reason_to_stop is not None and status != "not_applicable":
+        status, reason = "stopped", trial.reason_to_stop
+    elif status == "done" and (run is None or run.last_step is None):
+        status = "failed"
+        reason = "the script ended without gradmedic.init()" if run is None else "the script never called run.log()"
+    if not repository.end_trial(session, trial_id, body.attempt, status=status, reason=reason):
+        raise _stale(trial, body.attempt)
+    trial = next(one for one in repository.trials_of(session, rerun.id) if one.id == trial_id)
+    if run is not None:
+        trial.verdict = run.verdict
+        _pass_rungs(session, rerun, trial, run)
+        curve = experiment.describe_curve(telemetry.losses(session.connection(), run.id, rerun.steps - 1))
+        trial.curve = None if curve is None else without_nonfinite(asdict(curve))
+    _end_attempt(
+        session,
+        trial,
+        at,
+        status=status,
+        reason=reason,
+        exit_code=body.exit_code,
+        output=body.output,
+        environment=body.environment,
+    )
+    _advance(session, rerun, at)
+    return _detail(session, rerun)
+
+
+def output(session: Session, principal: Principal, trial_id: UUID, number: int | None) -> wire.TrialOutput:
+    """Return the end of what an attempt, the latest unless another is named, has printed. Raises TrialNotFound."""
+    trial = repository.find_trial(session, trial_id)
+    rerun = None if trial is None else repository.find_rerun(session, trial.rerun_id)
+    if trial is None or rerun is None or not principal.reaches_run(rerun.run_id, rerun.project):
+        raise TrialNotFound(f"There is no trial {trial_id}.")
+    number = trial.attempt if number is None else number
+    attempt = repository.find_attempt(session, trial_id, number)
+    if attempt is None:
+        raise TrialNotFound(f"There is no attempt {number} at trial {trial_id}.")
+    return wire.TrialOutput(trial_id=trial_id, attempt=number, output=attempt.output)
+
+
+def _worked_on(session: Session, principal: Principal, trial_id: UUID) -> tuple[models.Trial, models.Rerun]:
+    """Return a trial that a worker may work on: whose trainable is its own. Raises TrialNotFound."""
+    trial = repository.find_trial(session, trial_id)
+    rerun = None if trial is None else repository.find_rerun(session, trial.rerun_id)
+    if (
+        trial is None
+        or rerun is None
+        or not principal.reaches_project(rerun.project)
+        or rerun.owner != _owner(principal)
+    ):
+        raise TrialNotFound(f"There is no trial {trial_id}.")
+    return trial, rerun
+
+
+def _stale(trial: models.Trial, attempt: int) -> StaleAttempt:
+    if trial.attempt != attempt:
+        return StaleAttempt(f"Attempt {attempt} at this trial was given up; attempt {trial.attempt} is the latest.")
+    return StaleAttempt(f"The trial is {trial.status}: {trial.reason or 'it has ended'}.")
+
+
+def _bounded(text: str) -> str:
+    """Return the end of a text, as a database can store it."""
+    return text.replace("\x00", "").encode("utf-8", "replace").decode()[-MAX_OUTPUT:]
+
+
+def _pass_rungs(session: Session, rerun: models.Rerun, trial: models.Trial, run: models.Run) -> None:
+    """Note a trial's loss at each rung that it has passed since the last look."""
+    passed = [step for step in experiment.rungs_of(rerun.steps) if step <= (run.last_step or 0) + 1]
+    missing = passed[len(trial.rungs) :]
+    if missing:
+        losses = [
+            experiment.loss_at_rung(telemetry.losses(session.connection(), run.id, step - 1), trial.verdict)
+            for step in missing
+        ]
+        trial.rungs = [*trial.rungs, *without_nonfinite(losses)]
+
+
+# --- the experiment ---------------------------------------------------------------------------------------------------
+
+
+def _advance(session: Session, rerun: models.Rerun, at: datetime) -> None:
+    """Do what the experiment does now: start trials, or conclude. The rerun's row is held."""
+    if rerun.status in FINAL:
+        return
+    trials = list(repository.trials_of(session, rerun.id))
+    spent = rerun.seconds - _seconds_left(session, rerun, trials, at)
+    if rerun.seconds - spent < LEAST_SECONDS:
+        spent = rerun.seconds
+        _cancel_queued(trials)
+    now = experiment.plan(_design(rerun), [_seen(trial) for trial in trials], spent)
+    if now.conclusion is not None:
+        _conclude(session, rerun, now.conclusion, at)
+        return
+    repository.add_trials(
+        session,
+        [
+            models.Trial(
+                id=new_id(),
+                rerun_id=rerun.id,
+                position=len(trials) + index,
+                candidate=candidate,
+                seed=seed,
+                status="queued",
+                reason=None,
+                attempt=0,
+                lease_expires_at=None,
+                reason_to_stop=None,
+                verdict="undetermined",
+                rungs=[],
+                curve=None,
+                seconds=0.0,
+            )
+            for index, (candidate, seed) in enumerate(now.start)
+        ],
+    )
+
+
+def _design(rerun: models.Rerun) -> Design:
+    budget = Budget(steps=rerun.steps, seconds=rerun.seconds, trials=rerun.max_trials)
+    return Design(candidates=len(rerun.candidates) - 1, seeds=tuple(rerun.seeds), budget=budget)
+
+
+def _reason_to_stop(rerun: models.Rerun, trial: models.Trial, trials: Sequence[models.Trial], steps: int) -> str | None:
+    seen = {one.id: _seen(one) for one in trials}
+    control = next(
+        (one for one in seen.values() if (one.candidate, one.seed) == (experiment.CONTROL, rerun.seeds[0])), None
+    )
+    if control is None:
+        return None
+    others = [one for id, one in seen.items() if id != trial.id]
+    return experiment.reason_to_stop(_seen(trial), others, control, _design(rerun), steps)
+
+
+def _conclude(session: Session, rerun: models.Rerun, conclusion: experiment.Conclusion, at: datetime) -> None:
+    rerun.status, rerun.reason, rerun.ended_at = conclusion.status, conclusion.reason, at
+    rerun.outcomes = [without_nonfinite(asdict(outcome)) for outcome in conclusion.outcomes]
+    _touch_suspect(session, rerun)
+
+
+def _touch_suspect(session: Session, rerun: models.Rerun) -> None:
+    run = runs.find(session, rerun.run_id, is_locked=True)
+    if run is not None:
+        runs.touch(run)
+
+
+def _seen(trial: models.Trial) -> experiment.Trial:
+    """Return a trial as the experiment sees it."""
+    return experiment.Trial(
+        candidate=trial.candidate,
+        seed=trial.seed,
+        status=trial.status,
+        verdict=trial.verdict,
+        curve=None if trial.curve is None else CURVE.validate_python(trial.curve),
+        rungs=tuple(float(loss) for loss in trial.rungs),
+        seconds=trial.seconds,
+        reason=trial.reason,
+    )
+
+
+def _seconds_left(session: Session, rerun: models.Rerun, trials: Sequence[models.Trial], at: datetime) -> float:
+    """Return what is left of a rerun's seconds, counting what runs as it runs."""
+    left = rerun.seconds - sum(trial.seconds for trial in trials)
+    for trial in trials:
+        if trial.status == "running":
+            attempt = repository.find_attempt(session, trial.id, trial.attempt)
+            if attempt is not None:
+                left -= max(0.0, (at - attempt.started_at).total_seconds())
+    return left
+
+
+def _seconds_for_one_more(session: Session, rerun: models.Rerun, trials: Sequence[models.Trial], at: datetime) -> float:
+    """Return how long one more trial may run beside those that run: they use up the rest together."""
+    running = sum(trial.status == "running" for trial in trials)
+    return _seconds_left(session, rerun, trials, at) / (running + 1)
+
+
+def _cancel_queued(trials: Sequence[models.Trial]) -> None:
+    for trial in trials:
+        if trial.status == "queued":
+            trial.status, trial.reason = "cancelled", "the rerun's budget of seconds is spent"
+
+
+def _give_up_lost(session: Session, at: datetime) -> None:
+    """Queue again the trials whose worker was not heard of in time; those that lost several workers have failed."""
+    for rerun_id in repository.with_expired_trials(session, at):
+        rerun = repository.lock_rerun(session, rerun_id, skips_locked=True)
+        if rerun is None:
+            continue
+        for trial in repository.trials_of(session, rerun_id):
+            if trial.status != "running" or trial.lease_expires_at is None or trial.lease_expires_at >= at:
+                continue
+            ended = trial.lease_expires_at
+            _end_attempt(session, trial, ended, status="lost", reason="its worker was not heard of any more")
+            trial.lease_expires_at = None
+            if trial.attempt >= MAX_ATTEMPTS:
+                trial.status, trial.reason = "failed", f"{trial.attempt} workers were lost while they ran it"
+            else:
+                trial.status, trial.reason = "queued", None
+        _advance(session, rerun, at)
+
+
+def _end_attempt(
+    session: Session,
+    trial: models.Trial,
+    at: datetime,
+    *,
+    status: str,
+    reason: str | None,
+    exit_code: int | None = None,
+    output: str | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    """Note the end of a trial's latest attempt: its run takes no further step, its key opens nothing any more."""
+    attempt = repository.find_attempt(session, trial.id, trial.attempt)
+    if attempt is None:
+        return
+    attempt.status, attempt.reason, attempt.exit_code, attempt.ended_at = status, reason, exit_code, at
+    if output is not None:
+        attempt.output = _bounded(output)
+    if environment:
+        attempt.environment = {str(name)[:64]: str(value)[:256] for name, value in list(environment.items())[:32]}
+    trial.seconds += max(0.0, (at - attempt.started_at).total_seconds())
+    repository.stop_run(session, attempt.run_id, "finished" if status in ("done", "stopped") else "failed")
+    if attempt.key_id is not None:
+        access.revoke_key(session, OPERATOR, attempt.key_id)
+
+
+# --- on the wire ------------------------------------------------------------------------------------------------------
+
+
+def with_outcomes(connection: Connection, diagnosis: wire.Diagnosis) -> wire.Diagnosis:
+    """Return a diagnosis with what reruns of its run have shown: the advice that is proven comes first."""
+    tried = [
+        wire.Tried(
+            remedies=REMEDIES.validate_python(rerun.candidates)[outcome.candidate],
+            outcome=_outcome(rerun.id, outcome),
+            reason=outcome.reason,
+        )
+        for rerun in repository.concluded(connection, diagnosis.run_id)
+        for outcome in OUTCOMES.validate_python(rerun.outcomes)
+    ]
+    if not tried:
+        return diagnosis
+    alone = {_key(one.remedies[0]): one.outcome for one in reversed(tried) if len(one.remedies) == 1}
+    advice = [replace(one, outcome=alone.get(_key(one.remedy))) for one in diagnosis.advice]
+    advice.sort(key=lambda one: one.outcome is None or one.outcome.state != "verified")
+    ranked = [replace(one, rank=rank) for rank, one in enumerate(advice, start=1)]
+    return replace(diagnosis, advice=ranked, tried=tried)
+
+
+def _key(remedy: wire.Remedy) -> str:
+    return to_json([remedy.id, sorted(remedy.parameters.items())])
+
+
+def _outcome(rerun_id: UUID, outcome: CandidateOutcome) -> wire.Outcome:
+    return wire.Outcome(
+        state=outcome.state,
+        rerun_id=rerun_id,
+        seeds=outcome.seeds,
+        healthy=outcome.healthy,
+        loss=outcome.loss,
+        control_loss=outcome.control_loss,
+        cost_seconds=outcome.cost_seconds,
+    )
+
+
+def _reached(principal: Principal, rerun: models.Rerun | None, rerun_id: UUID) -> models.Rerun:
+    if rerun is None or not principal.reaches_run(rerun.run_id, rerun.project):
+        raise RerunNotFound(f"There is no rerun {rerun_id}.")
+    return rerun
+
+
+def _summary_fields(rerun: models.Rerun) -> dict[str, Any]:
+    return {
+        "id": rerun.id,
+        "run_id": rerun.run_id,
+        "project": rerun.project,
+        "trainable": rerun.trainable,
+        "status": rerun.status,
+        "reason": rerun.reason,
+        "is_automatic": rerun.is_automatic,
+        "created_at": rerun.created_at,
+        "started_at": rerun.started_at,
+        "ended_at": rerun.ended_at,
+    }
+
+
+def _detail(session: Session, rerun: models.Rerun) -> wire.RerunDetail:
+    trials = repository.trials_of(session, rerun.id)
+    attempts = repository.attempts_of(session, rerun.id)
+    created = repository.runs_of(session, [attempt.run_id for attempt in attempts])
+    outcomes = {outcome.candidate: outcome for outcome in OUTCOMES.validate_python(rerun.outcomes or [])}
+    return wire.RerunDetail(
+        **_summary_fields(rerun),
+        budget=wire.RerunBudget(steps=rerun.steps, seconds=rerun.seconds, trials=rerun.max_trials),
+        seeds=list(rerun.seeds),
+        executor=rerun.executor,
+        parameters=dict(rerun.parameters),
+        candidates=[
+            wire.Candidate(
+                remedies=remedies,
+                outcome=_outcome(rerun.id, outcomes[index]) if index in outcomes else None,
+                reason=outcomes[index].reason if index in outcomes else None,
+            )
+            for index, remedies in enumerate(REMEDIES.validate_python(rerun.candidates))
+        ],
+        trials=[
+            _trial(trial, [attempt for attempt in attempts if attempt.trial_id == trial.id], created)
+            for trial in trials
+        ],
+        cost_seconds=sum(trial.seconds for trial in trials),
+    )
+
+
+def _trial(trial: models.Trial, attempts: Sequence[models.Attempt], created: Mapping[UUID, models.Run]) -> wire.Trial:
+    curve = None if trial.curve is None else CURVE.validate_python(trial.curve)
+    run = created.get(attempts[-1].run_id) if attempts else None
+    return wire.Trial(
+        id=trial.id,
+        candidate=trial.candidate,
+        seed=trial.seed,
+        status=trial.status,
+        reason=trial.reason,
+        verdict=trial.verdict if run is None or trial.status != "running" else run.verdict,
+        step=None if run is None else run.last_step,
+        start_loss=None if curve is None else curve.start,
+        loss=None if curve is None else curve.final,
+        seconds=trial.seconds,
+        attempts=[
+            wire.Attempt(
+                number=attempt.number,
+                run_id=attempt.run_id,
+                worker=attempt.worker,
+                status=attempt.status,
+                reason=attempt.reason,
+                exit_code=attempt.exit_code,
+                started_at=attempt.started_at,
+                ended_at=attempt.ended_at,
+                environment=dict(attempt.environment),
+            )
+            for attempt in attempts
+        ],
+        lease_expires_at=trial.lease_expires_at,
+    )

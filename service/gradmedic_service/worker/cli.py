@@ -1,0 +1,72 @@
+"""`gradmedic worker`: offers the trainables of a `worker.toml` and runs their trials."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+
+class WorkerCommand:
+    """`gradmedic worker`."""
+
+    help = "run the trials of reruns on this machine"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare its arguments."""
+        parser.add_argument("--config", type=Path, default=Path("worker.toml"), help="(default: worker.toml)")
+        parser.add_argument("--base-url", help="of the service (default: $GRADMEDIC_BASE_URL or http://127.0.0.1:8642)")
+        parser.add_argument("--slots", type=int, help="trials at the same time, if other than worker.toml says")
+        parser.add_argument("--until-input-ends", action="store_true", help="end when standard input is closed")
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Work until a signal. The first lets running trials end, a second ends them."""
+        from dataclasses import replace
+
+        from gradmedic.api import Client
+        from gradmedic.configuration import resolve_connection
+        from gradmedic.exceptions import ConfigurationError
+        from gradmedic_service.worker.configuration import read_configuration
+        from gradmedic_service.worker.supervisor import Supervisor, find_gpus
+
+        configuration = read_configuration(args.config)
+        if args.slots is not None:
+            if args.slots < 1:
+                raise ConfigurationError(f"--slots must be at least 1, not {args.slots}")
+            configuration = replace(configuration, slots=args.slots)
+        base_url = resolve_connection(args.base_url).base_url
+        with Client(base_url, attempts=1) as client:
+            supervisor = Supervisor(
+                client,
+                base_url,
+                configuration,
+                gpus=find_gpus(os.environ),
+                environment=dict(os.environ),
+                tell=lambda line: print(line, flush=True),
+            )
+            asked = threading.Event()
+
+            def stop(_signal: int, _frame: FrameType | None) -> None:
+                # A handler must not wait for a lock that the thread it interrupts may hold.
+                act = supervisor.abandon if asked.is_set() else supervisor.drain
+                asked.set()
+                threading.Thread(target=act, daemon=True).start()
+
+            for each in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(each, stop)
+            if args.until_input_ends:
+                threading.Thread(target=_abandon_at_end_of_input, args=(supervisor.abandon,), daemon=True).start()
+            return supervisor.run()
+
+
+def _abandon_at_end_of_input(abandon: Callable[[], None]) -> None:
+    sys.stdin.buffer.read()
+    abandon()
+
+
+WORKER = WorkerCommand()

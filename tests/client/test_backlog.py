@@ -1,0 +1,221 @@
+"""What waits to be sent: in memory, and on disk."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from uuid import UUID
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gradmedic import wire
+from gradmedic.backlog import Backlog
+from gradmedic.identity import new_run_id
+from gradmedic.spill import Journal, sessions
+from gradmedic.step import Rewind, Row, Step
+
+SIZE = Step(number=0, time=0.0).nbytes
+RUN = wire.RunCreate(project="p", layers=[wire.Layer(name="w")])
+
+
+class Known:
+    """Says what the run is."""
+
+    def describe(self) -> wire.RunCreate:
+        """Return the same description always."""
+        return RUN
+
+    def description_key(self) -> object:
+        """It never changes."""
+        return None
+
+
+def step(number: int, loss: float = 1.0) -> Step:
+    """Return a step with statistics."""
+    row = Row(("grad_norm",), np.array([0], dtype=np.int32), np.array([[number]], dtype=np.float32))
+    return Step(number=number, time=float(number), loss=loss, metrics={"m": 0.5}, row=row)
+
+
+def fill(backlog: Backlog, losses: list[float]) -> None:
+    """Append a step for each loss."""
+    for number, loss in enumerate(losses):
+        backlog.append(Step(number=number, time=0.0, loss=loss))
+
+
+def numbers(backlog: Backlog, count: int = 10_000) -> list[int]:
+    """Return the numbers of the steps in front."""
+    return [entry.number for _, entry in backlog.front(count) if isinstance(entry, Step)]
+
+
+def drain(backlog: Backlog, count: int = 7) -> list[int]:
+    """Take everything as a sender does, block by block."""
+    taken: list[int] = []
+    while front := backlog.front(count):
+        taken += [entry.number for _, entry in front if isinstance(entry, Step)]
+        backlog.acknowledge(front[-1][0])
+    assert len(backlog) == 0
+    backlog.close()
+    return taken
+
+
+# --- memory alone -------------------------------------------------------------------------------------------------
+
+
+def test_the_oldest_healthy_steps_are_dropped_first() -> None:
+    """Of a memory that is full, what remains is every non-finite step and the newest healthy ones."""
+    backlog = Backlog(SIZE * 20)
+    fill(backlog, [math.nan if i in (3, 10) else 1.0 for i in range(100)])
+    kept = numbers(backlog)
+    assert kept[:2] == [3, 10]
+    assert kept[2:] == list(range(kept[2], 100))
+    assert backlog.dropped == 100 - len(kept)
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from([1.0, math.nan])), st.integers(1, 30))
+def test_memory_stays_within_its_bytes_and_counts_what_it_drops(losses: list[float], room: int) -> None:
+    """Whatever comes, memory is bounded, order is kept, the newest step is there and none is lost uncounted."""
+    backlog = Backlog(SIZE * room)
+    fill(backlog, losses)
+    kept = numbers(backlog)
+    assert len(kept) <= room
+    assert len(kept) + backlog.dropped == len(losses)
+    assert kept == sorted(kept)
+    assert not losses or kept[-1] == len(losses) - 1
+    if losses.count(math.nan) < room * 7 // 8:
+        assert all(i in set(kept) for i, loss in enumerate(losses) if math.isnan(loss))
+    assert drain(backlog) == kept
+
+
+def test_acknowledged_steps_leave_and_others_stay() -> None:
+    """What was appended while a block was under way is not taken for acknowledged."""
+    backlog = Backlog(SIZE * 100)
+    fill(backlog, [1.0] * 10)
+    backlog.acknowledge(backlog.front(4)[-1][0])
+    assert numbers(backlog) == [4, 5, 6, 7, 8, 9]
+
+
+# --- with a disk --------------------------------------------------------------------------------------------------
+
+
+def begin(folder: Path, run_id: UUID, *, memory: int, disk: int = 2**30, segment: int = 2_000) -> Backlog:
+    """Return a backlog with a journal of small segments."""
+    return Backlog(memory, Known(), lambda: Journal(folder / str(run_id) / "session", disk, segment))
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.integers(0, 12), max_size=60),
+    st.integers(0, 6),
+    st.integers(1, 9),
+)
+def test_what_memory_forgets_comes_back_from_disk(
+    tmp_path_factory: pytest.TempPathFactory, acts: list[int], memory: int, count: int
+) -> None:
+    """However appending and acknowledging alternate, every step comes out once, in order, and none is dropped."""
+    backlog = begin(tmp_path_factory.mktemp("journal"), new_run_id(), memory=memory * SIZE, segment=700)
+    taken: list[int] = []
+    appended = 0
+    for act in acts:
+        for _ in range(act):
+            backlog.append(step(appended))
+            appended += 1
+        front = backlog.front(count)
+        if front and act % 3:
+            taken += [entry.number for _, entry in front if isinstance(entry, Step)]
+            backlog.acknowledge(front[-1][0])
+    assert taken + drain(backlog, count) == list(range(appended))
+    assert backlog.dropped == 0
+
+
+def test_beyond_the_disk_healthy_steps_are_given_up_first_and_counted(tmp_path: Path) -> None:
+    """The journal stays within its bound; non-finite steps and the newest ones are there."""
+    backlog = begin(tmp_path, new_run_id(), memory=2 * SIZE, disk=20_000)
+    bad = (3, 50, 51, 300)
+    for i in range(1000):
+        backlog.append(step(i, math.nan if i in bad else 1.0))
+    size = sum(path.stat().st_size for path in tmp_path.rglob("*.journal"))
+    assert size <= 20_000
+    kept = drain(backlog)
+    assert kept[: len(bad)] == list(bad)
+    assert kept[len(bad) :] == list(range(kept[len(bad)], 1000))
+    assert len(kept) > 50
+    assert len(kept) + backlog.dropped == 1000
+
+
+def test_a_journal_that_cannot_be_written_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Steps wait in memory then, and those on disk are still read."""
+    backlog = begin(tmp_path, new_run_id(), memory=4 * step(0).nbytes)
+    for i in range(10):
+        backlog.append(step(i))
+    assert backlog.journal is not None
+
+    def fail(*_: object, **__: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    backlog.journal.append = fail  # type: ignore[method-assign]
+    for i in range(10, 13):
+        backlog.append(step(i))
+    assert drain(backlog) == list(range(13))
+    assert caplog.text.count("No space left") == 1
+
+
+# --- what another process reads -----------------------------------------------------------------------------------
+
+
+def test_a_session_is_read_by_another_process_from_where_it_was_acknowledged(tmp_path: Path) -> None:
+    """Steps to the bit, rewinds in their place, the description, the position and the ending."""
+    run_id = new_run_id()
+    backlog = begin(tmp_path, run_id, memory=2**20, segment=400)
+    steps = [step(i, math.inf if i == 7 else 0.1) for i in range(20)]
+    for i, each in enumerate(steps):
+        backlog.append(each)
+        if i == 14:
+            backlog.append(Rewind(9))
+    backlog.acknowledge(5)
+    backlog.end("failed")
+    assert backlog.journal is not None
+    backlog.journal.move(generation=3)
+    backlog.journal.close()
+    (session,) = sessions(tmp_path)
+    journal = Journal.open(session, 2**30)
+    assert journal is not None
+    assert (journal.position.acknowledged, journal.position.generation) == (5, 3)
+    assert journal.ending() == "failed"
+    assert journal.description() == RUN
+    entries = [entry for _, entry in journal.read(5, 100)]
+    assert entries[10] == Rewind(9)
+    for found, expected in zip([e for e in entries if isinstance(e, Step)], steps[5:], strict=True):
+        assert found.row is not None
+        assert expected.row is not None
+        assert found.row.values.tobytes() == expected.row.values.tobytes()
+        assert (found.number, found.time, found.loss, found.metrics) == (
+            expected.number, expected.time, expected.loss, expected.metrics
+        )  # fmt: skip
+    assert Journal.open(session, 2**30) is None, "it is locked while it is read"
+    journal.delete()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["torn", "flipped"])
+def test_a_damaged_tail_costs_what_is_damaged(tmp_path: Path, damage: str) -> None:
+    """A record that is cut short or changed ends its segment; what stands before it is read."""
+    backlog = begin(tmp_path, new_run_id(), memory=2**20, segment=10**6)
+    for i in range(10):
+        backlog.append(step(i))
+    assert backlog.journal is not None
+    backlog.journal.close()
+    (file,) = tmp_path.rglob("*.journal")
+    data = bytearray(file.read_bytes())
+    if damage == "torn":
+        del data[-5:]
+    else:
+        data[-5] ^= 1
+    file.write_bytes(data)
+    journal = Journal.open(file.parent, 2**30)
+    assert journal is not None
+    assert [entry.number for _, entry in journal.read(0, 100) if isinstance(entry, Step)] == list(range(9))
+    journal.close()

@@ -1,0 +1,74 @@
+"""Trainings of several processes, over gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gradmedic
+
+SCRIPT = Path(__file__).with_name("distributed_training.py")
+STATISTICS = ("grad_norm", "grad_abs_max", "grad_mean", "grad_zero_fraction", "nonfinite_count", "update_norm")
+
+pytestmark = pytest.mark.slow
+
+
+def train(kind: str, mode: str, url: str, processes: int) -> list[dict[str, Any]]:
+    """Train in several processes and return what each says."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    started = []
+    for rank in range(processes):
+        environment = os.environ | {
+            "RANK": str(rank), "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+            "GLOO_SOCKET_IFNAME": "lo",
+        }  # fmt: skip
+        command = [sys.executable, str(SCRIPT), kind, mode, url]
+        started.append(
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+    answers = []
+    for process in started:
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err
+        assert "no longer watched" not in err
+        answers.append(json.loads(out.splitlines()[-1]))
+    return answers
+
+
+@pytest.mark.parametrize(("kind", "processes"), [("ddp", 2), ("fsdp", 2), ("hybrid", 4)])
+def test_the_first_process_sends_what_all_of_them_did(
+    kind: str, processes: int, service_url: str, client: gradmedic.Client
+) -> None:
+    """One run, with the statistics of whole gradients and updates at the same steps; the training is the same."""
+    first, *others = train(kind, "watched", service_url, processes)
+    assert not first["follows"]
+    assert all(other["follows"] for other in others)
+    for other in others:
+        with pytest.raises(gradmedic.NotFoundError):
+            client.runs.get(other["id"])
+    run = client.runs.get(first["id"])
+    assert (run.status, run.last_step) == ("finished", 29)
+    assert [layer.shape for layer in run.layers] == [[5, 7], [5], [5, 5], [5], [3, 5], [3]]
+    result = client.runs.steps(first["id"], STATISTICS, max_points=100)
+    places = {layer.name: i for i, layer in enumerate(run.layers)}
+    sampled = {step for step, count in zip(result.first_step, result.series[0].count, strict=True) if count}
+    assert set(range(20)) <= sampled < set(range(30))
+    for series in result.series:
+        place = places[str(series.layer)]
+        values = dict(zip(result.first_step, series.mean, strict=True))
+        for step in sampled:
+            if step >= 25 and series.statistic != "nonfinite_count":  # from here on, the loss is NaN
+                continue
+            expected = first["truth"][series.statistic][step][place]
+            assert values[step] == pytest.approx(expected, rel=1e-5, abs=1e-7), (series.statistic, series.layer, step)
+    plain = train(kind, "plain", service_url, processes)
+    assert [answer["weights"] for answer in plain] == [answer["weights"] for answer in (first, *others)]

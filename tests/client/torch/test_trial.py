@@ -1,0 +1,168 @@
+"""A script that runs as a trial: seeded, treated, and ended at its budget."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import gradmedic
+from gradmedic.encoding import to_json
+from gradmedic.identity import new_run_id
+from gradmedic.trial import TrialOrder
+from gradmedic.wire import Remedy
+
+CLIP = Remedy(id="clip_grad_norm", parameters={"max_norm": 0.01})
+
+
+@pytest.fixture
+def as_trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, service_url: str) -> Any:
+    """Make this process a trial; returns where it reports, and its run's id."""
+
+    def begin(*remedies: Remedy, **order: Any) -> tuple[Path, str]:
+        run_id, report = str(new_run_id()), tmp_path / "report.json"
+        variables = {
+            "GRADMEDIC_BASE_URL": service_url,
+            "GRADMEDIC_RUN_ID": run_id,
+            "GRADMEDIC_PROJECT": "trials",
+            "GRADMEDIC_SEED": "7",
+            "GRADMEDIC_REPORT": str(report),
+            "GRADMEDIC_TRIAL": to_json(TrialOrder(remedies=list(remedies), **order)).decode(),
+        }
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        return report, run_id
+
+    return begin
+
+
+def train(run: gradmedic.Run, steps: int) -> list[float]:
+    """Train a little and return the norms of the updates."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    run.watch(model, optimizer)
+    moved = []
+    for _ in range(steps):
+        before = model.weight.detach().clone()
+        optimizer.zero_grad()
+        loss = (100 * model(torch.ones(2, 4))).square().mean()
+        loss.backward()
+        optimizer.step()
+        moved.append(float((model.weight.detach() - before).norm()))
+        run.log(loss=loss)
+    return moved
+
+
+def test_the_worker_decides_whose_run_it_is(as_trial: Any, client: gradmedic.Client) -> None:
+    """Whatever the script says of project, name and id, a trial is the run that the worker ordered."""
+    _, run_id = as_trial(parameters={"lr": 0.5, "model.depth": 3})
+    run = gradmedic.init(project="mine", name="mine", id=new_run_id(), mode="disabled", config={"lr": 1, "seed": 2})
+    assert run.is_trial
+    assert (str(run.id), run.project) == (run_id, "trials")
+    assert run.config == {"lr": 0.5, "seed": 2, "model": {"depth": 3}}
+    run.log(loss=1.0)
+    assert run.finish()
+    assert client.runs.get(run_id).project == "trials"
+
+
+def test_generators_are_seeded(as_trial: Any) -> None:
+    """After init() every generator stands where its own seeding leaves it."""
+    as_trial()
+    drawn = []
+    for _ in range(2):
+        gradmedic.init().finish()
+        drawn.append((random.random(), np.random.rand(), torch.rand(1).item()))
+        random.random()
+    torch.manual_seed(7)
+    assert drawn[0] == drawn[1]
+    assert drawn[0] == (random.Random(7).random(), np.random.RandomState(7).rand(), torch.rand(1).item())
+
+
+def test_a_seed_works_by_hand_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `GRADMEDIC_SEED` alone a run is seeded and is no trial; without it nothing is touched."""
+    before = torch.get_rng_state()
+    gradmedic.init(mode="disabled")
+    assert torch.equal(before, torch.get_rng_state())
+    monkeypatch.setenv("GRADMEDIC_SEED", "7")
+    assert not gradmedic.init(mode="disabled").is_trial
+    drawn = torch.rand(1)
+    torch.manual_seed(7)
+    assert torch.equal(drawn, torch.rand(1))
+
+
+def test_it_ends_at_its_budget(as_trial: Any, client: gradmedic.Client) -> None:
+    """The log() that completes the steps ends the script with 0, and every step has arrived."""
+    report, run_id = as_trial(steps=5)
+    run = gradmedic.init()
+    with pytest.raises(gradmedic.TrialEnded, match="its 5 steps are done") as raised:
+        train(run, 10)
+    assert raised.value.code == 0
+    found = client.runs.get(run_id)
+    assert (found.last_step, found.status) == (4, "finished")
+    assert json.loads(report.read_text())["ended"] == "its 5 steps are done"
+
+
+def test_remedies_are_applied_and_told(as_trial: Any, client: gradmedic.Client) -> None:
+    """watch() applies the remedy, statistics are of the gradients before it, and the report says so."""
+    report, run_id = as_trial(CLIP)
+    run = gradmedic.init()
+    moved = train(run, 3)
+    assert run.finish()
+    assert max(moved) < 0.0101
+    said = json.loads(report.read_text())
+    assert (said["applied"], said["environment"]) == (1, {"device": "cpu"})
+    series = client.runs.steps(run_id, ["grad_norm", "update_norm"], layer="weight").series
+    by_name = {one.statistic: one.max for one in series}
+    assert min(value or 0 for value in by_name["grad_norm"]) > 1.0
+    assert max(value or 0 for value in by_name["update_norm"]) < 0.0101
+
+
+def test_another_optimizers_updates_are_measured(as_trial: Any, client: gradmedic.Client) -> None:
+    """Where another optimizer steps behind the script's, updates and rates are those that reach the weights."""
+    _, run_id = as_trial(Remedy(id="switch_optimizer", parameters={"optimizer": "Adam", "learning_rate": 0.01}))
+    run = gradmedic.init()
+    moved = train(run, 3)
+    assert run.finish()
+    answer = client.runs.steps(run_id, ["update_norm", "learning_rate"], layer="weight")
+    by_name = {one.statistic: one.mean for one in answer.series}
+    assert by_name["update_norm"] == pytest.approx(moved, rel=1e-3)
+    assert by_name["learning_rate"] == pytest.approx([0.01] * 3)
+
+
+@pytest.mark.parametrize(
+    ("remedy", "reason"),
+    [
+        (Remedy(id="reduce_weight_decay", parameters={"factor": 0.1}), "decays no weights"),
+        (Remedy(id="add_residual"), "changes more than the optimizer"),
+    ],
+    ids=["condition", "tier"],
+)
+def test_what_cannot_be_applied_ends_the_trial(as_trial: Any, remedy: Remedy, reason: str) -> None:
+    """A remedy that does not apply ends the script at watch(), and the report says why."""
+    report, _ = as_trial(remedy)
+    with pytest.raises(gradmedic.TrialEnded, match=reason):
+        train(gradmedic.init(), 3)
+    assert reason in json.loads(report.read_text())["not_applicable"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("GRADMEDIC_SEED", "-1"), ("GRADMEDIC_SEED", "x"), ("GRADMEDIC_TRIAL", "{"), ("GRADMEDIC_RUN_ID", "1")],
+)
+def test_wrong_orders_name_their_variable(
+    as_trial: Any, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    """What a worker would never write is an error that names the variable."""
+    as_trial()
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(gradmedic.ConfigurationError, match=variable):
+        gradmedic.init()
+    assert os.environ[variable] == value

@@ -1,0 +1,336 @@
+"""The experiment: what it starts, when it stops, and what it calls verified."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradmedic_service.reruns.experiment import (
+    CONFIRMED,
+    CONTROL,
+    Budget,
+    Conclusion,
+    Design,
+    Trial,
+    describe_curve,
+    final_loss,
+    is_better,
+    loss_at_rung,
+    plan,
+    reason_to_stop,
+    rungs_of,
+)
+
+STEPS = 20
+
+
+def design(candidates: int = 3, seeds: int = 3, trials: int = 40, seconds: float = 1e6) -> Design:
+    """Return a design."""
+    budget = Budget(steps=STEPS, seconds=seconds, trials=trials)
+    return Design(candidates=candidates, seeds=tuple(range(seeds)), budget=budget)
+
+
+def trial(candidate: int, seed: int = 0, *losses: float, verdict: str = "healthy", status: str = "done") -> Trial:
+    """Return a trial with these losses."""
+    curve = describe_curve(np.array(losses, dtype=np.float64))
+    return Trial(candidate=candidate, seed=seed, status=status, verdict=verdict, curve=curve, seconds=1.0)
+
+
+def failing(seed: int = 0, best: float = 2.0) -> Trial:
+    """Return a control that fails."""
+    return trial(CONTROL, seed, 2.3, best, math.nan, verdict="exploding")
+
+
+def learning(candidate: int, seed: int = 0, final: float = 1.0) -> Trial:
+    """Return a candidate that learns; its curve is of its own seed."""
+    return trial(candidate, seed, 2.3, 2.0 + seed / 100, final)
+
+
+def carry_out(of: Design, results: dict[tuple[int, int], Trial]) -> tuple[Conclusion, list[tuple[int, int]]]:
+    """Run an experiment whose trials end as `results` says; return how it came out, and what was started."""
+    done: list[Trial] = []
+    started: list[tuple[int, int]] = []
+    while True:
+        now = plan(of, done)
+        if now.conclusion is not None:
+            return now.conclusion, started
+        assert now.start
+        for place in now.start:
+            started.append(place)
+            done.append(results[place])
+
+
+def test_the_control_runs_first_and_alone() -> None:
+    """Nothing else starts before the control has failed."""
+    assert plan(design(), []).start == ((CONTROL, 0),)
+    assert plan(design(), [replace(failing(), status="running")]).start == ()
+    assert plan(design(), [failing()]).start == ((1, 0), (2, 0), (3, 0))
+
+
+@pytest.mark.parametrize("verdict", ["healthy", "undetermined"])
+def test_a_failure_that_does_not_show_again_ends_the_rerun(verdict: str) -> None:
+    """A control that ends healthy, or with too little data, proves nothing: not reproduced."""
+    conclusion = plan(design(), [trial(CONTROL, 0, 2.0, 1.0, verdict=verdict)]).conclusion
+    assert conclusion is not None
+    assert (conclusion.status, conclusion.outcomes) == ("not_reproduced", ())
+    assert verdict in conclusion.reason
+
+
+def test_a_control_that_crashes_ends_the_rerun_unless_it_failed_as_expected() -> None:
+    """A script that ends with an error because its loss is NaN has reproduced the failure; another crash has not."""
+    crashed = replace(failing(), status="failed", reason="exit code 1")
+    assert plan(design(), [crashed]).start
+    conclusion = plan(design(), [replace(crashed, verdict="undetermined")]).conclusion
+    assert conclusion is not None
+    assert conclusion.status == "failed"
+    assert "exit code 1" in conclusion.reason
+
+
+def test_the_best_two_are_confirmed_with_the_control() -> None:
+    """Of the candidates that beat the control on the first seed, the two with the lowest loss go on."""
+    raced = [failing(), learning(1, final=1.5), learning(2, final=0.5), learning(3, final=1.0), learning(4, final=9.0)]
+    assert plan(design(candidates=4), raced).start == ((0, 1), (2, 1), (3, 1), (0, 2), (2, 2), (3, 2))
+
+
+def test_verified_means_every_seed() -> None:
+    """A candidate that is better on all seeds is verified; one that fails on one of them is not."""
+    results = {(c, s): learning(c, s) for c in (1, 2, 3) for s in range(3)} | {(0, s): failing(s) for s in range(3)}
+    results[2, 2] = trial(2, 2, 2.3, 2.0, math.nan, verdict="exploding")
+    results[3, 0] = trial(3, 0, 2.3, 2.2, 2.25)
+    conclusion, started = carry_out(design(), results)
+    assert (conclusion.status, len(started)) == ("done", 10)
+    verified, failed, healthy = conclusion.outcomes
+    assert (verified.state, verified.seeds, verified.healthy, verified.loss) == ("verified", 3, 3, 1.0)
+    assert verified.control_loss is not None
+    assert math.isnan(verified.control_loss)
+    assert verified.cost_seconds == 3.0
+    assert (failed.state, failed.seeds, failed.healthy) == ("failed", 3, 2)
+    assert (healthy.state, healthy.seeds, healthy.healthy) == ("healthy", 1, 1)
+    assert "no better than the control" in healthy.reason
+
+
+def test_one_seed_is_enough_if_one_was_asked_for() -> None:
+    """With one seed there is no confirmation, and the outcome says that it was one."""
+    conclusion, started = carry_out(design(candidates=1, seeds=1), {(0, 0): failing(), (1, 0): learning(1)})
+    assert started == [(0, 0), (1, 0)]
+    assert [(o.state, o.seeds) for o in conclusion.outcomes] == [("verified", 1)]
+
+
+def test_identical_curves_are_one_seed() -> None:
+    """A script that ignores the seed gives the same curve three times: that counts as one."""
+    results = {(1, s): trial(1, s, 2.3, 2.0, 1.0) for s in range(3)} | {(0, s): failing(s) for s in range(3)}
+    conclusion, _ = carry_out(design(candidates=1), results)
+    (outcome,) = conclusion.outcomes
+    assert (outcome.state, outcome.seeds, outcome.healthy) == ("verified", 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("losses", "verdict", "control_best", "expected"),
+    [
+        ((2.0, 1.0), "healthy", 2.0, True),
+        ((2.0, 1.0), "undetermined", 2.0, False),
+        ((2.0, 1.0), "vanishing", 2.0, False),
+        ((2.0, 1.0), "healthy", 1.0, False),
+        ((2.0, 1.81), "healthy", 3.0, False),
+        ((2.0, 1.8), "healthy", 3.0, False),
+        ((2.0, math.nan), "healthy", 3.0, False),
+        ((-1.0, -2.0), "healthy", 0.0, True),
+        ((-1.0, -1.01), "healthy", 0.0, False),
+        ((), "healthy", 3.0, False),
+    ],
+    ids=["better", "undetermined", "bad", "as good", "fell 5 %", "fell a bit", "nan", "negative", "hardly", "no loss"],
+)
+def test_what_counts_as_better(losses: tuple[float, ...], verdict: str, control_best: float, expected: bool) -> None:
+    """Healthy, below the control's best, and at least a tenth below its own start; never without a loss."""
+    control = trial(CONTROL, 0, control_best, verdict="exploding")
+    assert is_better(trial(1, 0, *losses, verdict=verdict), control) is expected
+
+
+def test_a_margin_of_exactly_a_tenth() -> None:
+    """Where the start is clear, a tenth below it is enough and less is not."""
+    control = trial(CONTROL, 0, 100.0, verdict="exploding")
+    start = [2.0] * 10
+    assert is_better(trial(1, 0, *start, *[1.8] * 10), control)
+    assert not is_better(trial(1, 0, *start, *[1.81] * 10), control)
+
+
+def test_a_control_without_losses_is_beaten_by_whoever_learns() -> None:
+    """There is no best to be below; the other conditions stay."""
+    control = trial(CONTROL, 0, verdict="exploding")
+    assert is_better(learning(1), control)
+
+
+def test_remedies_that_do_not_apply_do_not_race_on() -> None:
+    """Not applicable is an outcome with its reason, and the others are tried."""
+    refused = Trial(candidate=1, seed=0, status="not_applicable", reason="Adam has no use for it")
+    results = {(0, s): failing(s) for s in range(3)} | {(2, s): learning(2, s) for s in range(3)} | {(1, 0): refused}
+    conclusion, _ = carry_out(design(candidates=2), results)
+    first, second = conclusion.outcomes
+    assert (first.state, first.seeds, first.reason) == ("not_applicable", 0, "Adam has no use for it")
+    assert second.state == "verified"
+
+
+def test_a_crash_is_an_outcome_and_the_others_go_on() -> None:
+    """A trial that failed makes its candidate failed, with the reason."""
+    crashed = Trial(candidate=1, seed=0, status="failed", reason="killed by signal 9")
+    conclusion, _ = carry_out(design(candidates=2, seeds=1), {(0, 0): failing(), (1, 0): crashed, (2, 0): learning(2)})
+    first, second = conclusion.outcomes
+    assert (first.state, first.reason, second.state) == ("failed", "killed by signal 9", "verified")
+
+
+def test_confirmation_that_the_budget_cut_short_is_no_proof() -> None:
+    """A candidate that was better on one of three seeds, because no trials were left, is healthy and not verified."""
+    results = {(c, 0): learning(c) for c in (1, 2, 3)} | {(0, 0): failing()}
+    conclusion, started = carry_out(design(candidates=1, trials=3), results)
+    assert len(started) == 2
+    (outcome,) = conclusion.outcomes
+    assert (outcome.state, outcome.seeds) == ("healthy", 1)
+    assert "1 of 3 seeds" in outcome.reason
+
+
+def test_spent_seconds_start_nothing() -> None:
+    """Once the seconds are spent nothing starts, and what has ended is summed up."""
+    trials = [failing(), learning(1)]
+    conclusion = plan(design(), trials, seconds_spent=1e6).conclusion
+    assert conclusion is not None
+    assert [o.state for o in conclusion.outcomes] == ["healthy"]
+    assert "budget" in conclusion.reason
+    assert plan(design(), [failing(), replace(learning(1), status="running")], seconds_spent=1e6).start == ()
+
+
+def test_halving_stops_the_worse_half_but_never_the_best_two() -> None:
+    """At a rung a trial stops if as many others were better there as are kept."""
+
+    def at(candidate: int, *rungs: float, verdict: str = "healthy") -> Trial:
+        return Trial(candidate=candidate, seed=0, status="running", verdict=verdict, rungs=rungs)
+
+    def reason(one: Trial, others: list[Trial], steps: int = 10) -> str | None:
+        return reason_to_stop(one, others, failing(), design(candidates=5), steps)
+
+    others = [at(1, 1.0), at(2, 2.0), at(3, 3.0)]
+    assert reason(at(4, 4.0), []) is None
+    assert reason(at(4, 4.0), others[:1]) is None
+    assert reason(at(4, 4.0), others) == "3 of 3 others were better at the same step"
+    assert reason(at(4, 1.5), others) is None
+    assert reason(at(4), others) is None
+    assert reason(at(4, 0.5, verdict="exploding"), []) == "it is exploding"
+    assert reason(at(CONTROL, math.inf, verdict="exploding"), others) is None
+    assert reason(replace(at(4, 4.0), seed=1), others) is None
+    assert reason(at(4, 1.0, 9.0), others) is None
+    assert reason(at(4, 4.0), others, steps=19) is None
+
+
+def test_halving_compares_with_those_that_may_still_win() -> None:
+    """Who was fast at first and has exploded since, or ended no better than the control, drives nobody out."""
+    late = replace(learning(4), status="running", rungs=(2.2,), curve=None)
+    winners = [replace(learning(c), rungs=(2.1,)) for c in (1, 2, 3)]
+    losers = [replace(trial(c, 0, 2.3, 2.0, math.nan, verdict="exploding"), rungs=(2.1,)) for c in (1, 2, 3)]
+    assert reason_to_stop(late, winners, failing(), design(candidates=5), 10) is not None
+    assert reason_to_stop(late, losers, failing(), design(candidates=5), 10) is None
+
+
+def test_losses_at_rungs() -> None:
+    """What is not finite, or unhealthy, is worse than any loss."""
+    assert loss_at_rung(np.array([3.0, 2.0]), "healthy") == 2.0
+    assert loss_at_rung(np.array([3.0, math.nan]), "healthy") == math.inf
+    assert loss_at_rung(np.array([3.0, 2.0]), "vanishing") == math.inf
+    assert loss_at_rung(np.array([]), "undetermined") == math.inf
+    assert rungs_of(100) == (50, 75)
+
+
+@given(st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=1, max_size=60))
+def test_final_loss_is_the_median_of_the_last_tenth(losses: list[float]) -> None:
+    """Against numpy: the median of the last tenth's finite values, if they are the majority."""
+    last = losses[-max(1, round(len(losses) / 10)) :]
+    finite = [loss for loss in last if math.isfinite(loss)]
+    found = final_loss(np.array(losses))
+    if len(finite) * 2 <= len(last):
+        assert math.isnan(found)
+    else:
+        low, high = sorted(finite)[(len(finite) - 1) // 2], sorted(finite)[len(finite) // 2]
+        assert min(low, high) <= found <= max(low, high)
+
+
+@st.composite
+def experiments(draw: st.DrawFn) -> tuple[Design, dict[tuple[int, int], Trial]]:
+    """Draw a design and how each of its trials would end."""
+    of = design(candidates=draw(st.integers(0, 6)), seeds=draw(st.integers(1, 4)), trials=draw(st.integers(0, 20)))
+    loss = st.sampled_from([0.5, 1.0, 1.9, 2.0, 2.2, 3.0, math.nan])
+    results = {}
+    for candidate in range(of.candidates + 1):
+        for seed in of.seeds:
+            losses = [2.3, draw(loss), draw(loss)] if draw(st.integers(0, 5)) else []
+            ended = trial(
+                candidate,
+                seed,
+                *losses,
+                verdict=draw(st.sampled_from(["healthy", "healthy", "vanishing", "exploding", "undetermined"])),
+                status=draw(st.sampled_from(["done", "done", "done", "failed", "stopped", "not_applicable"])),
+            )
+            results[candidate, seed] = ended
+    return of, results
+
+
+@given(experiments())
+def test_budgets_are_never_exceeded_and_every_rerun_ends(
+    experiment: tuple[Design, dict[tuple[int, int], Trial]],
+) -> None:
+    """Whatever the trials do, no trial starts twice, none beyond the budget, and the rerun comes to an end."""
+    of, results = experiment
+    conclusion, started = carry_out(of, results)
+    assert len(started) == len(set(started)) <= of.budget.trials
+    assert all(c <= of.candidates and s in of.seeds for c, s in started)
+    assert conclusion.status in ("done", "not_reproduced", "failed")
+    confirmed = {c for c, s in started if s != of.seeds[0]} - {CONTROL}
+    assert len(confirmed) <= CONFIRMED
+    assert len({o.candidate for o in conclusion.outcomes}) == len(conclusion.outcomes)
+
+
+@given(experiments())
+def test_verified_is_exactly_the_criterion(experiment: tuple[Design, dict[tuple[int, int], Trial]]) -> None:
+    """Against the criterion written out: a candidate is verified where it met it on every seed of the design."""
+    of, results = experiment
+    conclusion, started = carry_out(of, results)
+    for outcome in conclusion.outcomes:
+        holds = []
+        for seed in of.seeds:
+            mine, control = results[outcome.candidate, seed], results[CONTROL, seed]
+            has_run = (outcome.candidate, seed) in started
+            curve = mine.curve
+            holds.append(
+                has_run
+                and mine.status == "done"
+                and mine.verdict == "healthy"
+                and curve is not None
+                and curve.final < (control.curve.best if control.curve else math.inf)
+                and curve.final <= 0.9 * curve.start
+            )
+        assert (outcome.state == "verified") == all(holds)
+
+
+@given(experiments(), st.randoms(use_true_random=False))
+def test_the_order_in_which_trials_end_changes_nothing(
+    experiment: tuple[Design, dict[tuple[int, int], Trial]], random: object
+) -> None:
+    """Trials that end one by one, in any order, lead to the same conclusion as in bulk; nothing starts twice."""
+    of, results = experiment
+    expected, _ = carry_out(of, results)
+    rows: dict[tuple[int, int], Trial] = {}
+    while True:
+        now = plan(of, list(rows.values()))
+        if now.conclusion is not None:
+            break
+        for place in now.start:
+            assert place not in rows
+            rows[place] = replace(results[place], status="running", curve=None, verdict="undetermined")
+        running = sorted(place for place, row in rows.items() if row.status == "running")
+        assert running
+        chosen = running[random.randrange(len(running))]  # type: ignore[attr-defined]
+        rows[chosen] = results[chosen]
+    assert repr(dataclasses.asdict(now.conclusion)) == repr(dataclasses.asdict(expected))

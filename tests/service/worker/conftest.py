@@ -1,0 +1,95 @@
+"""A service, a worker, and scripts that a worker may run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gradmedic
+from gradmedic import wire
+
+SCRIPT = """
+    import sys, time
+    import gradmedic
+    arguments = dict(argument[2:].split("=") for argument in sys.argv[1:])
+    how, pause = arguments["how"], float(arguments["pause"])
+    run = gradmedic.init(project="p", config={"how": how, "pause": pause}, trainable="train")
+    is_control = not run.is_trial or how == "explode"
+    for step in range(80):
+        bad = is_control and step >= 20
+        loss = float("nan") if bad else 2.2 * 0.97 ** step + 0.2
+        norm = float("nan") if bad else 0.5 + 0.01 * (step % 3)
+        run.log(loss=loss, statistics={name: {"grad_norm": norm} for name in ("a", "b")})
+        print(how, step, flush=True)
+        time.sleep(pause)
+    run.finish()
+"""
+"""Explodes unless its parameter says otherwise: what a remedy that the script itself carries out would change."""
+CONFIGURATION = """
+    [worker]
+    slots = {slots}
+    scratch = "scratch"
+    [trainables.train]
+    command = ["python", "train.py", "--how={{how}}", "--pause={{pause}}"]
+    timeout = {timeout}
+    preload = false
+    environment = {{ PYTHONPATH = "{without_torch}" }}
+    [trainables.train.parameters]
+    how = {{ type = "str", choices = ["explode", "learn", "crash", "hang", "spam"] }}
+    pause = {{ type = "float", minimum = 0.0, maximum = 10.0 }}
+"""
+StartWorker = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
+
+
+@pytest.fixture
+def start_worker(tmp_path: Path) -> StartWorker:
+    """Start `gradmedic worker` with the script; it is killed at the end if it has not ended."""
+
+    @contextmanager
+    def start(base_url: str, *, script: str = SCRIPT, slots: int = 1, timeout: float = 60) -> Iterator[Any]:
+        (tmp_path / "train.py").write_text(textwrap.dedent(script))
+        without_torch = tmp_path / "without_torch"  # importing it takes longer than the trials
+        without_torch.mkdir(exist_ok=True)
+        (without_torch / "torch.py").write_text("raise ModuleNotFoundError('not here', name='torch')")
+        configuration = textwrap.dedent(CONFIGURATION).format(slots=slots, timeout=timeout, without_torch=without_torch)
+        (tmp_path / "worker.toml").write_text(configuration)
+        command = [str(Path(sys.executable).with_name("gradmedic")), "worker", "--base-url", base_url]
+        with (tmp_path / "worker.log").open("a") as log:
+            process = subprocess.Popen(
+                command, cwd=tmp_path, stdout=log, stderr=log, text=True, env={"PATH": os.environ["PATH"]}
+            )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+    return start
+
+
+def suspect(client: gradmedic.Client, pause: float = 0.0) -> str:
+    """Stream a run of the script's that explodes, and return its id."""
+    run = gradmedic.init(
+        project="p", config={"how": "explode", "pause": pause}, trainable="train",
+        base_url=client._service.base_url, silent=True,
+    )  # fmt: skip
+    for step in range(30):
+        bad = step >= 20
+        norm = float("nan") if bad else 0.5
+        run.log(loss=norm, statistics={name: {"grad_norm": norm} for name in ("a", "b")})
+    assert run.finish()
+    return str(run.id)
+
+
+def setting(**values: Any) -> list[wire.Remedy]:
+    """Return the candidate that sets parameters of the script."""
+    return [wire.Remedy(id="set_parameter", parameters=values)]
