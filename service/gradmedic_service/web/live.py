@@ -1,6 +1,6 @@
 """What is new about the runs that somebody is looking at.
 
-One idea: a process asks the database once a second about all watched runs together, by one query, however many look.
+One idea: a process asks the database once a second about all watched runs together, by two queries, however many look.
 Every transaction on a run raises its `revision`, so that who knows the last one they saw misses nothing, whichever
 replica they ask next; there is nothing to publish and nothing to queue. A slow watcher sees fewer, later states.
 """
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from uuid import UUID
 
 import structlog
@@ -18,7 +19,9 @@ from anyio import to_thread
 
 from gradmedic_service.db import Database
 from gradmedic_service.errors import ServiceError, TooManyStreams
-from gradmedic_service.runs import repository
+from gradmedic_service.reruns import repository as reruns
+from gradmedic_service.reruns.repository import RerunPulse
+from gradmedic_service.runs import repository as runs
 from gradmedic_service.runs.repository import Pulse
 
 POLL_SECONDS = 1.0
@@ -27,18 +30,26 @@ RETRY_AFTER_SECONDS = 30
 _logger = structlog.get_logger("gradmedic.live")
 
 
-class Watcher:
-    """One stream's view of a run: the latest pulse, and a bell."""
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What a watcher sees of a run."""
 
-    def __init__(self, pulse: Pulse) -> None:
-        self.pulse: Pulse | None = pulse
+    pulse: Pulse
+    reruns: list[RerunPulse]
+
+
+class Watcher:
+    """One stream's view of a run: what was seen last, and a bell."""
+
+    def __init__(self, sight: Sight) -> None:
+        self.sight: Sight | None = sight
         """None once the run is gone."""
         self.bell = asyncio.Event()
 
-    def show(self, pulse: Pulse | None) -> None:
+    def show(self, sight: Sight | None) -> None:
         """Ring if something is new."""
-        if pulse != self.pulse:
-            self.pulse = pulse
+        if sight != self.sight:
+            self.sight = sight
             self.bell.set()
 
 
@@ -66,10 +77,10 @@ class LiveRuns:
             )
 
     @contextmanager
-    def watch(self, database: Database, pulse: Pulse) -> Iterator[Watcher]:
-        """Follow a run from a pulse on."""
-        watcher = Watcher(pulse)
-        self._watchers[pulse.run_id].add(watcher)
+    def watch(self, database: Database, sight: Sight) -> Iterator[Watcher]:
+        """Follow a run from what was seen of it on."""
+        watcher, run_id = Watcher(sight), sight.pulse.run_id
+        self._watchers[run_id].add(watcher)
         self._count += 1
         if self._polling is None or self._polling.done():
             self._polling = asyncio.create_task(self._poll(database))
@@ -77,9 +88,9 @@ class LiveRuns:
             yield watcher
         finally:
             self._count -= 1
-            self._watchers[pulse.run_id].discard(watcher)
-            if not self._watchers[pulse.run_id]:
-                del self._watchers[pulse.run_id]
+            self._watchers[run_id].discard(watcher)
+            if not self._watchers[run_id]:
+                del self._watchers[run_id]
 
     def close(self) -> None:
         """Let every stream end, and accept no more."""
@@ -96,7 +107,7 @@ class LiveRuns:
             if not run_ids:
                 return
             try:
-                pulses = await to_thread.run_sync(_read, database, run_ids)
+                sights = await to_thread.run_sync(look, database, run_ids)
             except ServiceError as error:
                 _logger.warning("watched runs are asked for later", reason=error.reason or error.detail)
                 continue
@@ -105,12 +116,12 @@ class LiveRuns:
                 continue
             for run_id in run_ids:
                 for watcher in self._watchers.get(run_id, ()):
-                    watcher.show(pulses.get(run_id))
+                    watcher.show(sights.get(run_id))
 
 
-async def states_of(watcher: Watcher, live: LiveRuns, idle_seconds: float) -> AsyncIterator[Pulse | None]:
-    """Yield each new pulse of a run, and None after a while without one; end with the run or the process."""
-    while not live.is_closed and watcher.pulse is not None:
+async def sights_of(watcher: Watcher, live: LiveRuns, idle_seconds: float) -> AsyncIterator[Sight | None]:
+    """Yield each new sight of a run, and None after a while without one; end with the run or the process."""
+    while not live.is_closed and watcher.sight is not None:
         try:
             async with asyncio.timeout(idle_seconds):
                 await watcher.bell.wait()
@@ -118,11 +129,14 @@ async def states_of(watcher: Watcher, live: LiveRuns, idle_seconds: float) -> As
             yield None
             continue
         watcher.bell.clear()
-        if watcher.pulse is None or live.is_closed:
+        if watcher.sight is None or live.is_closed:
             return
-        yield watcher.pulse
+        yield watcher.sight
 
 
-def _read(database: Database, run_ids: list[UUID]) -> dict[UUID, Pulse]:
+def look(database: Database, run_ids: Collection[UUID]) -> dict[UUID, Sight]:
+    """Look at some runs now; those that are gone are missing."""
     with database.reading() as session:
-        return repository.pulses(session, run_ids)
+        pulses = runs.pulses(session, run_ids)
+        of_run = reruns.pulses(session, run_ids)
+    return {run_id: Sight(pulse, of_run.get(run_id, [])) for run_id, pulse in pulses.items()}

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from tests.service.reruns.conftest import CLIP, PlayedWorker, rerun, suspect
 
 RUNS = "/api/v1/runs"
 END_SECONDS = 10
@@ -164,3 +165,34 @@ def test_a_deleted_runs_stream_ends(serve: Any, sqlite_url: str, run_at: Any) ->
             assert httpx2.delete(f"{served.url}{run}").status_code == 204
             assert len(list(stream)) == 2
         assert httpx2.get(f"{served.url}{run}/events").json()["error_code"] == "run_not_found"
+
+
+def test_a_rerun_is_told_as_it_goes(serve: Any, database_url: str) -> None:
+    """Who follows a run hears of a rerun that is made, of each trial that starts, grows or ends, and of its result."""
+    with serve(database_url) as served, httpx2.Client(base_url=served.url) as client:
+        worker = PlayedWorker(client)
+        worker.register()
+        run = suspect(client)
+        with following(served.url, f"{RUNS}/{run}") as stream:
+            assert [next(stream).name for _ in range(3)] == ["status", "verdict", "steps"]
+            made = rerun(client, run, CLIP, seeds=1)
+
+            def told() -> Any:
+                return next(event.content for event in stream if event.name == "rerun")
+
+            queued = told()
+            assert (queued["rerun_id"], queued["status"], queued["trials"]) == (made["id"], "queued", {"queued": 1})
+            claimed = worker.claim()
+            assert claimed is not None
+            running = told()
+            assert (running["status"], running["trials"]) == ("running", {"running": 1})
+            worker.stream(claimed, "exploding")
+            assert told()["revision"] > running["revision"]
+            worker.publish(claimed)
+            assert told()["trials"] == {"done": 1, "queued": 1}
+            worker.work({1: "learning"})
+            while (last := told())["status"] == "running":
+                pass
+            assert (last["status"], last["trials"]) == ("done", {"done": 2})
+        with following(served.url, f"{RUNS}/{run}", last_event_id="1000000") as stream:
+            assert next(stream) == Event("rerun", last, None)
