@@ -189,7 +189,7 @@ def test_the_depth_chart_shows_the_slope(open_page: Any, service: Service) -> No
     """The fitted slope of a run that loses six powers of ten over its depth is told as such."""
     page = open_page(f"{service.url}/runs/{service.slow}")
     note = page.locator("#depth-chart .note")
-    expect(note).to_contain_text(re.compile(r"10\^(5\.[5-9]|6\.[0-4]) from the first to the last"))
+    expect(note).to_contain_text(re.compile(r"×(\d(\.\d+)?e6|\d{3},000) from the first layer to the last"))
 
 
 def test_pictures_have_tables_behind_them(open_page: Any, service: Service) -> None:

@@ -22,7 +22,8 @@ from gradmedic_service.access.authentication import authenticated
 from gradmedic_service.access.authorization import PUBLIC
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.db import Database
-from gradmedic_service.errors import RunNotFound, ScopeMissing, ServiceError
+from gradmedic_service.errors import RerunNotFound, RunNotFound, ScopeMissing, ServiceError
+from gradmedic_service.reruns import service as reruns
 from gradmedic_service.runs import service as runs
 from gradmedic_service.web.assets import STATIC_PATH, Assets
 
@@ -51,13 +52,14 @@ class Pages:
             lstrip_blocks=True,
         )
         self._environment.globals.update(asset=assets.url, api_path=wire.API_PATH, verdicts=wire.VERDICTS)
-        self._environment.globals.update(statuses=wire.STATUSES, scopes=wire.SCOPES)
+        self._environment.globals.update(statuses=wire.STATUSES, rerun_statuses=wire.RERUN_STATUSES, scopes=wire.SCOPES)
 
     def render(self, name: str, principal: Principal | None, status: int = 200, **context: Any) -> HTMLResponse:
         """Return a page for somebody, or for nobody known."""
         content = self._environment.get_template(f"{name}.html").render(
             principal=principal,
             is_admin=principal is not None and principal.holds("admin"),
+            may_rerun=principal is not None and principal.holds("rerun"),
             **context,
         )
         return HTMLResponse(content, status_code=status, headers=HEADERS)
@@ -79,8 +81,23 @@ def add_pages(app: FastAPI) -> None:
         def render(principal: Principal) -> Response:
             database: Database = request.app.state.database
             with database.reading() as session:
-                run = runs.get(session, principal, _uuid(run_id))
+                run = runs.get(session, principal, _run_id(run_id))
             return pages.render("run", principal, run=run)
+
+        return _for_a_reader(pages, request, render)
+
+    @router.get("/reruns")
+    def show_reruns(request: Request) -> Response:
+        return _for_a_reader(pages, request, lambda principal: pages.render("reruns", principal))
+
+    @router.get("/reruns/{rerun_id}")
+    def show_rerun(request: Request, rerun_id: str) -> Response:
+        def render(principal: Principal) -> Response:
+            database: Database = request.app.state.database
+            with database.reading() as session:
+                rerun = reruns.get(session, principal, _rerun_id(rerun_id))
+                run = runs.get(session, principal, rerun.run_id)
+            return pages.render("rerun", principal, rerun=rerun, run=run)
 
         return _for_a_reader(pages, request, render)
 
@@ -124,8 +141,15 @@ def _for_a_reader(
         return pages.render("problem", principal, error.status, title=error.title, detail=error.detail)
 
 
-def _uuid(text: str) -> UUID:
+def _run_id(text: str) -> UUID:
     try:
         return UUID(text)
     except ValueError:
         raise RunNotFound(f"There is no run {text[:100]}.") from None
+
+
+def _rerun_id(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise RerunNotFound(f"There is no rerun {text[:100]}.") from None

@@ -40,6 +40,9 @@ async function refresh() {
   token = null;
   body.replaceChildren();
   await read();
+  byId("keys").hidden = !body.childElementCount;
+  byId("none").hidden = body.childElementCount > 0;
+  document.body.dataset.ready = "yes";
 }
 
 byId("more").addEventListener("click", () => read().catch(showTrouble));

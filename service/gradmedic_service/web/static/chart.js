@@ -8,8 +8,21 @@ import { integer, number, steps as stepWords } from "./format.js";
 import * as scales from "./scales.js";
 
 const HEIGHT = 210;
-const MARGIN = { left: 62, right: 10, top: 16, bottom: 30 };
+const COLORS = 6;
+const MOST_ROOM = 10; // times what is usual that an axis makes room for, where rare values may be cut
+const MARGIN = { left: 62, right: 10, top: 16, bottom: 36 };
 const DASHES = ["", "7 3", "2 3", "9 3 2 3", "5 5", "1 4"];
+
+/** What the others are measured by is a line in the colour of text. */
+export const CONTROL = -1;
+
+/** How a line looks by its index: colours, and dashes too, so that colour is not the only sign. */
+export const lineStyle = (index) => (index === CONTROL
+  ? { class: "line line-control", dash: "" }
+  : { class: `line line-${index % COLORS}`, dash: DASHES[(index + Math.floor(index / COLORS)) % DASHES.length] });
+
+/** The bucket of a line that a step is in. */
+const pointAt = (points, x) => points.find((point) => point.x === x) ?? points.find((point) => point.x <= x && x <= (point.last ?? point.x));
 
 /** Points of a series: what is not finite in a bucket is kept beside its numbers. */
 export function pointsOf(table, series) {
@@ -33,7 +46,8 @@ export function pointsOf(table, series) {
 export class Chart {
   /**
    * options: `title`, `scale` ("linear" or "log"), `toScale(scale)` when the reader changes it, `pick(x)` when a place is
-   * chosen, `x` (how a place is told, steps by default), `unit` of the horizontal axis, `dots` for points without lines, `heading` (h3 by default).
+   * chosen, `x` (how a place is told, steps by default), `unit` of the horizontal axis, `dots` for points without lines, `heading` (h3 by default), `height` in pixels, `shown`: the
+   * share of values that the vertical axis is made for; what lies far above is drawn at its upper end.
    */
   constructor(root, options) {
     this.options = { unit: "step", x: (point) => stepWords(point.x, point.last ?? point.x), ...options };
@@ -44,7 +58,8 @@ export class Chart {
     this.at = null;
     this.title = el(options.heading ?? "h3", {}, options.title);
     this.note = el("p", { class: "note muted" });
-    this.svg = svg("svg", { class: "chart", height: HEIGHT, role: "img", tabindex: "0" });
+    this.height = options.height ?? HEIGHT;
+    this.svg = svg("svg", { class: "chart", height: this.height, role: "img", tabindex: "0" });
     this.readout = el("p", { class: "readout", role: "status", "aria-live": "polite" });
     this.key = el("ul", { class: "key" });
     this.table = el("details", { class: "behind" }, el("summary", {}, "The same as a table"));
@@ -71,13 +86,12 @@ export class Chart {
     this.title.textContent = text;
   }
 
-  /** `lines: [{name, points, index?, isFit?}]`, `from` and `to` of the horizontal axis, `note` below the title. */
+  /** `lines: [{name, told?, points, index?, isFit?}]`; `told` tells lines of one name apart, `from` and `to` of the horizontal axis, `note` below the title. */
   setData({ lines, from, to, note = "" }) {
     this.lines = lines.map((line, index) => ({ index, ...line }));
     this.from = from;
     this.to = to;
-    this.note.textContent = note;
-    this.note.hidden = !note;
+    this.about = note;
     this.draw();
   }
 
@@ -93,16 +107,21 @@ export class Chart {
 
   #range() {
     let [low, high] = [Infinity, -Infinity];
+    const highs = [];
     for (const { points } of this.lines) {
       for (const point of points) {
         for (const value of [point.low ?? point.y, point.high ?? point.y]) {
           if (value === null || (this.scale === "log" && value <= 0)) continue;
           low = Math.min(low, value);
           high = Math.max(high, value);
+          highs.push(value);
         }
       }
     }
     if (low > high) return null;
+    const most = this.options.shown ? Float64Array.from(highs).sort()[Math.floor(this.options.shown * (highs.length - 1))] : high;
+    this.cut = most < high / MOST_ROOM ? most : null;
+    if (this.cut !== null) high = most;
     if (this.scale === "log") return low === high ? [low / 2, high * 2] : [low / (high / low) ** 0.04, high * (high / low) ** 0.04];
     const margin = (high - low || Math.abs(high) || 1) * 0.05;
     return [low - margin, high + margin];
@@ -114,14 +133,17 @@ export class Chart {
     this.toggle.setAttribute("aria-label", `Vertical axis of ${this.title.textContent}: ${this.scale}; switch`);
     if (!this.width || this.from === undefined) return;
     const range = this.#range();
+    const cut = range && this.cut !== null ? `What is higher than ${number(range[1])} is drawn at the upper edge.` : "";
+    this.note.textContent = [this.about, cut].filter(Boolean).join(" ");
+    this.note.hidden = !this.note.textContent;
     const hasPoints = this.lines.some(({ points }) => points.length);
     this.svg.replaceChildren();
     this.svg.setAttribute("aria-label", this.#summary(range));
-    const [right, bottom] = [this.width - MARGIN.right, HEIGHT - MARGIN.bottom];
+    const [right, bottom] = [this.width - MARGIN.right, this.height - MARGIN.bottom];
     const x = scales.linear(this.from, Math.max(this.to, this.from + 1), MARGIN.left, right);
     this.x = x;
     if (!hasPoints) {
-      this.svg.append(svg("text", { x: this.width / 2, y: HEIGHT / 2, "text-anchor": "middle", class: "nothing" }, "nothing here in these steps"));
+      this.svg.append(svg("text", { x: this.width / 2, y: this.height / 2, "text-anchor": "middle", class: "nothing" }, "nothing here in these steps"));
       this.#legend();
       return;
     }
@@ -135,7 +157,7 @@ export class Chart {
     for (const tick of x.ticks(Math.max(2, Math.floor(this.width / 100)), true)) {
       this.svg.append(svg("text", { x: x(tick), y: bottom + 16, "text-anchor": "middle" }, integer(tick)));
     }
-    this.svg.append(svg("text", { x: right, y: HEIGHT - 1, "text-anchor": "end", class: "unit" }, this.options.unit));
+    this.svg.append(svg("text", { x: right, y: this.height - 1, "text-anchor": "end", class: "unit" }, this.options.unit));
     for (const mark of this.marks) {
       if (mark.step < this.from || mark.step > this.to) continue;
       this.svg.append(svg("line", { x1: x(mark.step), x2: x(mark.step), y1: MARGIN.top, y2: bottom, class: "mark", "data-verdict": mark.verdict }, svg("title", {}, mark.title)));
@@ -150,7 +172,7 @@ export class Chart {
     if (this.table.open) this.#fillTable();
   }
 
-  #drawLine({ points, index, isFit }, x, y, bottom) {
+  #drawLine({ name, points, index, isFit }, x, y, bottom) {
     const shown = (value) => value !== null && (this.scale !== "log" || value > 0);
     const parts = [];
     let part = [];
@@ -159,38 +181,42 @@ export class Chart {
       else if (part.length) { parts.push(part); part = []; }
     }
     if (part.length) parts.push(part);
-    const low = (point) => Math.min(y(shown(point.low) ? point.low : point.y), bottom);
-    const group = svg("g", { class: `line line-${index % 6}${isFit ? " fit" : ""}` });
+    const high = (value) => Math.max(y(value), MARGIN.top);
+    const low = (point) => Math.min(high(shown(point.low) ? point.low : point.y), bottom);
+    const group = svg("g", { class: `${lineStyle(index).class}${isFit ? " fit" : ""}` });
     for (const one of parts) {
       if (!isFit && !this.options.dots && one.some((point) => point.low !== point.high)) {
-        const top = one.map((point) => `${x(point.x).toFixed(1)},${y(point.high ?? point.y).toFixed(1)}`);
+        const top = one.map((point) => `${x(point.x).toFixed(1)},${high(point.high ?? point.y).toFixed(1)}`);
         const back = one.map((point) => `${x(point.x).toFixed(1)},${low(point).toFixed(1)}`).reverse();
         group.append(svg("path", { d: `M${top.join("L")}L${back.join("L")}Z`, class: "range" }));
       }
-      const path = one.map((point) => `${x(point.x).toFixed(1)},${y(point.y).toFixed(1)}`).join("L");
+      const path = one.map((point) => `${x(point.x).toFixed(1)},${high(point.y).toFixed(1)}`).join("L");
       if (this.options.dots && !isFit) {
-        for (const point of one) group.append(svg("circle", { cx: x(point.x), cy: y(point.y), r: one.length > 60 ? 2 : 3.2 }));
+        for (const point of one) group.append(svg("circle", { cx: x(point.x), cy: high(point.y), r: one.length > 60 ? 2 : 3.2 }));
       } else if (one.length === 1) {
-        group.append(svg("circle", { cx: x(one[0].x), cy: y(one[0].y), r: 2.5 }));
+        group.append(svg("circle", { cx: x(one[0].x), cy: high(one[0].y), r: 2.5 }));
       } else {
-        group.append(svg("path", { d: `M${path}`, "stroke-dasharray": isFit ? "6 4" : DASHES[index % 6] }));
+        group.append(svg("path", { d: `M${path}`, "stroke-dasharray": isFit ? "6 4" : lineStyle(index).dash }));
       }
     }
     this.svg.append(group);
-    for (const point of points) {
-      if (!point.nan && !point.infinite) continue;
+    const isAlone = this.lines.length === 1;
+    for (const [at, point] of points.entries()) {
+      const isBad = ({ nan, infinite }) => nan || infinite;
+      if (!isBad(point) || (!isAlone && at > 0 && isBad(points[at - 1]))) continue; // of several lines, where each goes bad
       const [place, kind] = [x(point.x), point.nan ? "nan" : "infinite"];
       const top = MARGIN.top - 12;
       const shape = kind === "nan" ? `M${place - 4},${top}l8,8m0,-8l-8,8` : `M${place - 4},${top + 8}l4,-8l4,8z`;
-      this.svg.append(svg("path", { d: shape, class: `not-finite ${kind}` }, svg("title", {}, `${kind === "nan" ? "NaN" : "infinite"}, ${this.options.x(point)}`)));
+      (isAlone ? this.svg : group).append(svg("path", { d: shape, class: `not-finite ${kind}` }, svg("title", {}, `${isAlone ? "" : `${name}: `}${kind === "nan" ? "NaN" : "infinite"}, ${this.options.x(point)}`)));
     }
   }
 
   #legend() {
-    this.key.hidden = this.lines.length < 2;
-    this.key.replaceChildren(...this.lines.map(({ name, index, isFit }) => el("li", {},
-      svg("svg", { width: 26, height: 10, "aria-hidden": "true", class: `line line-${index % 6}${isFit ? " fit" : ""}` },
-        this.options.dots && !isFit ? svg("circle", { cx: 13, cy: 5, r: 3.2 }) : svg("path", { d: "M0,5H26", "stroke-dasharray": isFit ? "6 4" : DASHES[index % 6] })),
+    const lines = this.lines.filter(({ name }, at) => this.lines.findIndex((line) => line.name === name) === at);
+    this.key.hidden = lines.length < 2;
+    this.key.replaceChildren(...lines.map(({ name, index, isFit }) => el("li", {},
+      svg("svg", { width: 26, height: 10, "aria-hidden": "true", class: `${lineStyle(index).class}${isFit ? " fit" : ""}` },
+        this.options.dots && !isFit ? svg("circle", { cx: 13, cy: 5, r: 3.2 }) : svg("path", { d: "M0,5H26", "stroke-dasharray": isFit ? "6 4" : lineStyle(index).dash })),
       name)));
   }
 
@@ -237,22 +263,22 @@ export class Chart {
     this.cross.setAttribute("visibility", "visible");
     const told = [];
     let where = "";
-    for (const { name, points, isFit } of this.lines) {
+    for (const { name, told: title, points, isFit } of this.lines) {
       if (isFit) continue;
-      const point = points.find(({ x }) => x === place);
+      const point = pointAt(points, place);
       if (!point) continue;
       where = this.options.x(point);
       const finite = point.y === null ? "" : point.low === point.high || point.low === undefined ? number(point.y) : `${number(point.y)} (${number(point.low)} to ${number(point.high)})`;
       const bad = [point.nan ? `${point.nan} NaN` : "", point.infinite ? `${point.infinite} infinite` : ""].filter(Boolean).join(", ");
-      told.push(`${this.lines.length > 1 ? `${name} ` : ""}${[finite, bad].filter(Boolean).join(", ")}`);
+      told.push(`${this.lines.length > 1 ? `${title ?? name} ` : ""}${[finite, bad].filter(Boolean).join(", ")}`);
     }
     this.readout.textContent = `${where}: ${told.join("; ")}`;
   }
 
   #fillTable() {
     const lines = this.lines.filter(({ isFit }) => !isFit);
-    const rows = lines.flatMap(({ name, points }) => points.map((point) => el("tr", {},
-      lines.length > 1 ? el("th", { scope: "row" }, name) : null,
+    const rows = lines.flatMap(({ name, told: title, points }) => points.map((point) => el("tr", {},
+      lines.length > 1 ? el("th", { scope: "row" }, title ?? name) : null,
       el("th", { scope: "row" }, this.options.x(point)),
       [point.low, point.y, point.high].map((value) => el("td", { class: "number" }, number(value))),
       el("td", { class: "number" }, integer(point.nan ?? 0)), el("td", { class: "number" }, integer(point.infinite ?? 0)))));

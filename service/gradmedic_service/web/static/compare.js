@@ -1,14 +1,13 @@
 // Up to six runs side by side: their losses and their gradients over the same axis.
 
 import { get, readSeries, showTrouble } from "./api.js";
-import { Chart, pointsOf } from "./chart.js";
+import { Chart, lineStyle, pointsOf } from "./chart.js";
 import { byId, el, setText, svg } from "./dom.js";
 import { badge, integer, number, statusWord } from "./format.js";
 
 const MOST = 6;
 const POINTS = 250;
 const REFRESH_MILLISECONDS = 3000;
-const DASHES = ["", "7 3", "2 3", "9 3 2 3", "5 5", "1 4"];
 
 const asked = new URLSearchParams(location.search);
 const runIds = [...new Set(asked.getAll("run"))].slice(0, MOST);
@@ -56,7 +55,7 @@ function rowOf({ run, diagnosis, loss }, index) {
     location.search = new URLSearchParams(runIds.filter((id) => id !== run.id).map((id) => ["run", id])).toString();
   });
   return el("tr", { "data-run": run.id },
-    el("td", {}, svg("svg", { width: 34, height: 12, class: `line line-${index}`, role: "img", "aria-label": `line ${index + 1}` }, svg("path", { d: "M0,6H34", "stroke-dasharray": DASHES[index] }))),
+    el("td", {}, svg("svg", { width: 34, height: 12, class: lineStyle(index).class, role: "img", "aria-label": `line ${index + 1}` }, svg("path", { d: "M0,6H34", "stroke-dasharray": lineStyle(index).dash }))),
     el("th", { scope: "row" }, el("a", { href: `/runs/${run.id}` }, run.name)),
     el("td", { "data-label": "Verdict" }, badge(run.verdict)),
     el("td", { "data-label": "Status" }, statusWord(run.status)),

@@ -2,6 +2,7 @@
 
 import { copyButton, el } from "./dom.js";
 import { badge, integer, number, words } from "./format.js";
+import { outcomeLine, outcomeText, parametersOf, remediesText, remedyText, snippetOf } from "./remedies.js";
 
 const FIRST_ADVICE = 3;
 
@@ -11,20 +12,6 @@ const evidence = (numbers) => {
     ? el("details", { class: "numbers" }, el("summary", {}, "Numbers"), el("dl", { class: "pairs" }, entries.map(([name, value]) => [el("dt", {}, words(name)), el("dd", {}, number(value))])))
     : null;
 };
-
-const parameters = (remedy) => Object.entries(remedy.parameters).map(([name, value]) => `${name}=${typeof value === "number" ? number(value) : value}`).join(", ");
-export const remedyText = (remedy) => `${words(remedy.id)}${parameters(remedy) ? ` (${parameters(remedy)})` : ""}`;
-
-function outcomeOf(outcome) {
-  const sentence = {
-    verified: `verified: healthy in ${outcome.healthy} of ${outcome.seeds} seeds, loss ${number(outcome.loss)} against ${number(outcome.control_loss)} unchanged`,
-    healthy: `healthy in ${outcome.healthy} of ${outcome.seeds} seeds, but no better than unchanged: loss ${number(outcome.loss)} against ${number(outcome.control_loss)}`,
-    failed: `did not help: healthy in ${outcome.healthy} of ${outcome.seeds} seeds, loss ${number(outcome.loss)} against ${number(outcome.control_loss)} unchanged`,
-    not_applicable: "could not be applied to this job",
-  }[outcome.state] ?? words(outcome.state);
-  return el("p", { class: "outcome", "data-state": outcome.state },
-    el("strong", {}, "Tried on this job: "), sentence, outcome.cost_seconds ? ` (${number(Math.round(outcome.cost_seconds))} s of computing)` : "");
-}
 
 const none = (text) => el("li", { class: "muted none" }, text);
 
@@ -39,9 +26,9 @@ function replace(list, items) {
 export function showAdvice(list, diagnosis) {
   const isWhole = list.dataset.whole === "yes";
   const shown = diagnosis.advice.filter((advice, index) => isWhole || index < FIRST_ADVICE || advice.outcome);
-  const items = shown.map((advice) => el("li", { class: "card advice", "data-key": advice.remedy.id + parameters(advice.remedy) },
+  const items = shown.map((advice) => el("li", { class: "card advice", "data-key": advice.remedy.id + parametersOf(advice.remedy) },
     el("h3", {}, `${advice.rank}. ${remedyText(advice.remedy)}`),
-    advice.outcome ? outcomeOf(advice.outcome) : null,
+    advice.outcome ? outcomeLine(advice.outcome) : null,
     el("p", {}, advice.reason),
     el("div", { class: "snippet" }, el("pre", { tabindex: "0", "aria-label": `Code for ${words(advice.remedy.id)}` }, el("code", {}, advice.snippet)), copyButton(advice.snippet)),
     el("p", { class: "muted small" }, `Takes away: ${advice.cost}`),
@@ -56,6 +43,24 @@ export function showAdvice(list, diagnosis) {
     items.push(el("li", {}, more));
   }
   replace(list, items.length ? items : [none(diagnosis.verdict === "healthy" ? "Nothing: go on." : "No advice yet.")]);
+}
+
+const isVerified = ({ outcome }) => outcome.state === "verified";
+const lossOf = ({ outcome }) => (typeof outcome.loss === "number" ? outcome.loss : Infinity);
+
+/** The remedies that are proven on the job itself, the best first. */
+export const proven = (diagnosis) => diagnosis.tried.filter(isVerified).sort((one, other) => lossOf(one) - lossOf(other));
+
+/** Show what reruns have tried that is not said beside a remedy already: combinations, and what is no advice. */
+export function showTried(list, diagnosis) {
+  const isTold = ({ remedies, outcome }) => remedies.length === 1 && diagnosis.advice.some((advice) => advice.outcome?.rerun_id === outcome.rerun_id && remediesText([advice.remedy]) === remediesText(remedies));
+  const others = diagnosis.tried.filter((one) => !isTold(one)).sort((one, other) => isVerified(other) - isVerified(one) || lossOf(one) - lossOf(other));
+  replace(list, others.map(({ remedies, outcome }) => {
+    const snippet = snippetOf(remedies, diagnosis.advice);
+    return el("li", { class: "outcome", "data-state": outcome.state },
+      el("p", {}, el("strong", {}, remediesText(remedies)), ": ", outcomeText(outcome), ". ", el("a", { href: `/reruns/${outcome.rerun_id}` }, "See the race")),
+      snippet && isVerified({ outcome }) ? el("div", { class: "snippet" }, el("pre", { tabindex: "0", role: "region", "aria-label": `Code for ${remediesText(remedies)}` }, el("code", {}, snippet)), copyButton(snippet)) : null);
+  }));
 }
 
 export function showCauses(list, diagnosis) {

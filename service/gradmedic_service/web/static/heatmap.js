@@ -281,7 +281,7 @@ export class Heatmap {
 
   #drawLegend() {
     const [low, high] = this.domain;
-    const write = (value) => (isLinear(this.statistic) ? number(value) : `10^${value.toFixed(1).replace(/\.0$/, "")}`);
+    const write = (value) => number(Number((isLinear(this.statistic) ? value : 10 ** value).toPrecision(2)));
     const stops = Array.from({ length: 10 }, (_, at) => `rgb(${viridis(at / 9).join(" ")}) ${(at / 9) * 100}%`);
     const bar = el("span", { class: "bar" });
     bar.style.background = `linear-gradient(to right, ${stops.join(", ")})`;

@@ -22,4 +22,4 @@ byId("login").addEventListener("submit", async (event) => {
 });
 
 // A link from elsewhere comes without the cookie (SameSite=Strict); the session may be there all the same.
-get("/session").then(() => location.replace(next()), () => byId("login").elements.key.focus());
+get("/session").then(() => location.replace(next()), () => { byId("login").elements.key.focus(); document.body.dataset.ready = "yes"; });

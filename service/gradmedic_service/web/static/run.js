@@ -2,16 +2,20 @@
 
 import { get, readSeries, showTrouble } from "./api.js";
 import { Chart, pointsOf } from "./chart.js";
-import { marksOf, remedyText, showAdvice, showCauses, showFindings, showHistory } from "./diagnosis.js";
+import { marksOf, proven, showAdvice, showCauses, showFindings, showHistory, showTried } from "./diagnosis.js";
 import { byId, debounce, el, setText } from "./dom.js";
 import { badge, integer, number, time, words } from "./format.js";
 import { Heatmap } from "./heatmap.js";
 import { arrange } from "./layers.js";
 import { follow } from "./live.js";
+import { outcomeText, remediesText, remedyText } from "./remedies.js";
+import { hearOfRerun, readReruns, showChoices, startReruns } from "./reruns_of_run.js";
 
 const MOST_COLUMNS = 500;
 const CHART_COLUMNS = 300;
 const REFRESH_MILLISECONDS = 1000;
+const AROUND = 25; // steps shown before and after the one at which the trouble began
+const SICK = ["exploding", "vanishing"];
 const FIT_ROLES = ["weight", "recurrent", undefined, null]; // biases and gains have gradients of another size
 
 const runId = document.body.dataset.run;
@@ -50,6 +54,9 @@ function remember() {
 }
 
 const firstBad = () => diagnosis?.findings.find(({ layers: found }) => found.length)?.layers[0] ?? null;
+const mayBeRerun = () => run.trainable !== null && run.parent_id === null;
+/** The step at which the trouble began, as far as it is known; null of a run without any. */
+const beginning = () => (SICK.includes(diagnosis.verdict) ? Math.min(diagnosis.since_step, ...diagnosis.findings.map((finding) => finding.first_step)) : null);
 const has = (statistic) => run.statistics.includes(statistic);
 
 // --- pictures ----------------------------------------------------------------------------------------------------------
@@ -177,7 +184,7 @@ async function drawDepth() {
     const fit = (x) => 10 ** (y0 + slope * (x - x0));
     const ends = [xs[0], xs.at(-1)];
     lines.push({ name: "fitted slope", isFit: true, index: 1, points: ends.map((x) => ({ x, y: fit(x), low: fit(x), high: fit(x) })) });
-    note += ` Gradients change by ×${number(10 ** slope)} a layer towards the output: 10^${(slope * (ends[1] - ends[0])).toFixed(1)} from the first to the last.`;
+    note += ` Gradients change by ×${number(Number((10 ** slope).toPrecision(3)))} a layer towards the output: ×${number(Number((10 ** (slope * (ends[1] - ends[0]))).toPrecision(2)))} from the first layer to the last.`;
   }
   charts.depth.setData({ lines, from: -0.5, to: layers.length - 0.5, note });
   const chosen = layers.find(({ name }) => name === view.layer);
@@ -224,6 +231,12 @@ byId("zoom-in").addEventListener("click", () => heatmap.zoomBy(0.5, view.step));
 byId("zoom-out").addEventListener("click", () => heatmap.zoomBy(2, view.step));
 byId("earlier").addEventListener("click", () => heatmap.panBy(-0.5));
 byId("later").addEventListener("click", () => heatmap.panBy(0.5));
+byId("to-begin").addEventListener("click", () => {
+  const step = beginning();
+  select(firstBad(), step);
+  zoom(Math.max(0, step - AROUND), step + AROUND);
+  byId("heatmap").scrollIntoView({ block: "nearest" });
+});
 byId("all-steps").addEventListener("click", () => zoom(null, null));
 byId("fold-all").addEventListener("click", () => heatmap.foldAll(true));
 byId("unfold-all").addEventListener("click", () => heatmap.foldAll(false));
@@ -246,16 +259,20 @@ function showDiagnosis() {
   if (place.dataset.verdict !== diagnosis.verdict) place.replaceWith(badge(diagnosis.verdict));
   setText(byId("since"), diagnosis.since_step === null ? "" : `since step ${integer(diagnosis.since_step)} · confidence ${diagnosis.score.toFixed(2)}`);
   setText(byId("summary"), diagnosis.summary);
+  byId("to-begin").hidden = beginning() === null;
   const first = firstBad();
   byId("first-layer").hidden = !first;
   if (first) byId("first-layer").replaceChildren("First bad layer: ", el("code", {}, first));
-  const [best] = diagnosis.advice;
-  byId("then").hidden = !best;
-  if (best) byId("then").replaceChildren("Try first: ", el("a", { href: "#advice-title" }, remedyText(best.remedy)));
+  const [[verified], [best]] = [proven(diagnosis), diagnosis.advice];
+  byId("then").hidden = !verified && !best;
+  if (verified) byId("then").replaceChildren("Proven on this job: ", el("a", { href: `/reruns/${verified.outcome.rerun_id}` }, remediesText(verified.remedies)), `, ${outcomeText(verified.outcome)}`);
+  else if (best) byId("then").replaceChildren("Try first: ", el("a", { href: "#advice-title" }, remedyText(best.remedy)));
   const findingsNow = marksOf(diagnosis, history);
   heatmap.setMarks(findingsNow);
   for (const chart of overSteps) chart.setMarks(findingsNow);
   showAdvice(byId("advice"), diagnosis);
+  showTried(byId("tried"), diagnosis);
+  showChoices(diagnosis.advice);
   showCauses(byId("causes"), diagnosis);
   showFindings(byId("findings"), diagnosis, select);
   showHistory(byId("history"), history, select);
@@ -302,7 +319,9 @@ async function update() {
   isReading = false;
 }
 
-function changed({ steps, status }) {
+function changed({ steps, status, rerun, isAsking }) {
+  if (rerun) hearOfRerun(runId, rerun);
+  else if (isAsking && mayBeRerun()) readReruns(runId).catch(showTrouble);
   if (status && status.status !== run.status) {
     run.status = status.status;
     showRun();
@@ -324,6 +343,8 @@ async function start() {
   showDiagnosis();
   for (const chart of overSteps) chart.setSelected(view.step);
   await refresh();
+  if (mayBeRerun()) await readReruns(runId).catch(showTrouble);
+  startReruns(runId);
   follow(runId, changed, (text) => setText(byId("live"), text));
 }
 

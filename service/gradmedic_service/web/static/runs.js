@@ -79,6 +79,7 @@ async function refresh() {
     if (mine !== asking) return;
     byId("none").replaceChildren();
     showRows(page.items);
+    byId("previous").parentElement.hidden = tokens.length < 2 && !page.next_page_token;
     byId("previous").disabled = tokens.length < 2;
     byId("next").disabled = !page.next_page_token;
     byId("next").dataset.token = page.next_page_token ?? "";
