@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from benchmarks.servers import gradmedic
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+from tests.service.reruns.conftest import CLIP, SLOW, PlayedWorker, rerun, suspect
 
 from gradmedic_service import schema
 
@@ -52,6 +53,8 @@ class Service:
     well: str
     slow: str
     """One that vanishes and is still running."""
+    rerun: str
+    """Id of a rerun in which a remedy was verified."""
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +70,18 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         with httpx2.Client(base_url=address) as client:
             client.patch(f"/api/v1/runs/{sick}", json={"status": "failed"})
             client.patch(f"/api/v1/runs/{well}", json={"status": "finished"})
-        yield Service(address, sick, well, slow)
+            race = raced(client)
+        yield Service(address, sick, well, slow, race)
+
+
+def raced(client: httpx2.Client) -> str:
+    """Have a suspect rerun by a worker that is played: one remedy is verified, one fails; return the rerun's id."""
+    worker = PlayedWorker(client)
+    worker.register()
+    made: str = rerun(client, suspect(client, name="suspect"), CLIP, SLOW)["id"]
+    worker.work({0: "exploding", 1: "learning", 2: "exploding"})
+    assert client.get(f"/api/v1/reruns/{made}").json()["status"] == "done"
+    return made
 
 
 Step = Callable[[int, Any], tuple[float, Any]]

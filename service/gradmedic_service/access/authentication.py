@@ -7,6 +7,8 @@ send no body.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from anyio import to_thread
 from starlette.datastructures import Headers
 from starlette.requests import cookie_parser
@@ -15,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gradmedic_service.access.browsers import OWN_ORIGIN_HEADERS, SAFE_METHODS
 from gradmedic_service.access.keyring import Keyring
 from gradmedic_service.access.principal import LOOPBACK, Principal
+from gradmedic_service.db import Database
 from gradmedic_service.errors import (
     ApiKeyExpired,
     ApiKeyMissing,
@@ -104,11 +107,7 @@ async def authenticate(scope: Scope) -> Principal:
         raise ApiKeyMissing("`Authorization` must be `Bearer <api key>`.")
     keyring: Keyring = state.keyring
     try:
-        known = keyring.recall(secret)
-        if known is None:
-            known = await _look_up(scope, keyring, secret)
-        state.rates.count_request(str(known.key_id), known.name)
-        return known
+        return await _recognize(scope, keyring.recall, keyring.look_up, secret)
     except ServiceError as error:
         if state.requires_keys or error.status != ApiKeyMissing.status:
             raise
@@ -123,20 +122,30 @@ async def _authenticate_session(scope: Scope, headers: Headers, cookie: str) -> 
     """
     if scope["method"] not in SAFE_METHODS and not any(name in headers for name in OWN_ORIGIN_HEADERS):
         raise CrossOrigin("With a session, what changes something must come from a page: send `Origin`, or an API key.")
-    state = scope["app"].state
-    keyring: Keyring = state.keyring
-    known = keyring.recall_session(cookie)
-    return await to_thread.run_sync(keyring.look_up_session, state.database, cookie) if known is None else known
+    keyring: Keyring = scope["app"].state.keyring
+    return await _recognize(scope, keyring.recall_session, keyring.look_up_session, cookie)
 
 
-async def _look_up(scope: Scope, keyring: Keyring, secret: str) -> Principal:
-    """Ask the database, unless an address has had it asked for unknown keys too often."""
+async def _recognize(
+    scope: Scope,
+    recall: Callable[[str], Principal | None],
+    look_up: Callable[[Database, str], Principal],
+    secret: str,
+) -> Principal:
+    """Find out whose secret it is, and count the request.
+
+    The database is asked where nobody here knows, unless an address has had it asked for unknown secrets too often.
+    """
     state = scope["app"].state
-    address = (scope.get("client") or ("",))[0]
-    if not keyring.knows(secret):
-        state.rates.check_attempts(address)
-    try:
-        return await to_thread.run_sync(keyring.look_up, state.database, secret)
-    except ApiKeyUnknown:
-        state.rates.count_failure(address)
-        raise
+    known = recall(secret)
+    if known is None:
+        address = (scope.get("client") or ("",))[0]
+        if not state.keyring.knows(secret):
+            state.rates.check_attempts(address)
+        try:
+            known = await to_thread.run_sync(look_up, state.database, secret)
+        except (ApiKeyUnknown, SessionEnded):
+            state.rates.count_failure(address)
+            raise
+    state.rates.count_request(str(known.key_id), known.name)
+    return known

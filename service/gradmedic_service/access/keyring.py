@@ -62,7 +62,7 @@ class Keyring:
         return self._accept(known, digest, secret)
 
     def knows(self, secret: str) -> bool:
-        """Whether the secret was somebody's when it was last looked up."""
+        """Whether the secret, or a session's cookie, was somebody's when it was last looked up."""
         known = self._known.get(digest_of(secret))
         return known is not None and known.key is not None
 

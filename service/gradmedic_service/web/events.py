@@ -8,6 +8,7 @@ goes on without the revision of the run that it is about: how each stands is tol
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from typing import Annotated
 from uuid import UUID
@@ -82,17 +83,19 @@ async def _stream(
         is_known = last_event_id == str(sight.pulse.revision)
         run_events = _event("status", sight.pulse) if is_known else _run_events(None, sight.pulse)
         yield f"retry: {RECONNECT_MILLISECONDS}\n\n{_rerun_events([], sight.reruns)}{run_events}"
-        seen = sight
+        seen, checked_at = sight, time.monotonic()
         async for new in sights_of(watcher, live, HEARTBEAT_SECONDS):
-            if new is not None:
+            if time.monotonic() - checked_at >= HEARTBEAT_SECONDS:
+                try:
+                    await authenticate(request.scope)
+                except ServiceError:
+                    return  # who asks again is told why
+                checked_at = time.monotonic()
+            if new is None:
+                yield ": still here\n\n"
+            else:
                 yield _rerun_events(seen.reruns, new.reruns) + _run_events(seen.pulse, new.pulse)
                 seen = new
-                continue
-            try:
-                await authenticate(request.scope)
-            except ServiceError:
-                return  # who asks again is told why
-            yield ": still here\n\n"
 
 
 def _find(database: Database, principal: Principal, run_id: UUID) -> Sight:

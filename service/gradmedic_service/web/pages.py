@@ -137,7 +137,8 @@ def _for_a_reader(
     except ServiceError as error:
         if error.status == HTTPStatus.UNAUTHORIZED:
             query = f"?{request.url.query}" if request.url.query else ""
-            return RedirectResponse(f"{LOGIN_PATH}?next={quote(request.url.path + query, safe='')}", status_code=303)
+            address = f"{LOGIN_PATH}?next={quote(request.url.path + query, safe='')}"
+            return RedirectResponse(address, status_code=303, headers={"Cache-Control": "no-store"})
         return pages.render("problem", principal, error.status, title=error.title, detail=error.detail)
 
 

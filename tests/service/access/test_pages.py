@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from tests.service.reruns.conftest import CLIP, PlayedWorker, rerun, suspect
 
 
 @pytest.mark.parametrize(
@@ -35,3 +36,17 @@ def test_pages_of_administration_need_an_administrator(bearing: Any) -> None:
     assert reader.get("/api-keys").status_code == 403
     assert 'href="/api-keys"' not in reader.get("/").text
     assert bearing("admin").get("/api-keys").status_code == 200
+
+
+def test_reruns_are_started_by_who_may(bearing: Any) -> None:
+    """The form that starts a rerun, and the pages of another project's reruns, are there for who reaches them."""
+    admin, reader, other = bearing("admin"), bearing("read"), bearing("admin", project="theirs")
+    worker = PlayedWorker(bearing("worker"))
+    worker.register()
+    run = suspect(admin, project="mine")
+    assert 'id="start"' in admin.get(f"/runs/{run}").text
+    assert 'id="start"' not in reader.get(f"/runs/{run}").text
+    made = rerun(admin, run, CLIP)["id"]
+    assert 'id="cancel"' in admin.get(f"/reruns/{made}").text
+    assert 'id="cancel"' not in reader.get(f"/reruns/{made}").text
+    assert other.get(f"/reruns/{made}").status_code == 404

@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 from gradmedic import wire
 from gradmedic_service.access.authentication import SESSION_COOKIE
 from gradmedic_service.access.keyring import Keyring
+from gradmedic_service.access.rates import FAILED_ATTEMPTS_PER_MINUTE, Rates
 from gradmedic_service.db import Database
 from gradmedic_service.models import BrowserSession
 
@@ -142,3 +143,21 @@ def test_without_keys_there_are_no_sessions(client: TestClient) -> None:
     assert client.get(SESSION).json()["name"] == "loopback"
     assert client.post(SESSION).json()["error_code"] == "api_key_missing"
     client.cookies.clear()
+
+
+def test_sessions_count_as_requests_of_their_key(guarded: TestClient, browser: TestClient) -> None:
+    """A session has no more requests a minute than its key, and gets 429 beyond them."""
+    guarded.app.state.rates = Rates(3)  # type: ignore[attr-defined]
+    answers = [browser.get(SESSION) for _ in range(4)]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+    assert int(answers[-1].headers["retry-after"]) > 0
+
+
+def test_cookies_are_not_guessed_at_will(guarded: TestClient, browser: TestClient) -> None:
+    """An address may try so many unknown cookies a minute; the session of somebody there goes on."""
+    tried = [
+        guarded.get(RUNS, headers={"Cookie": f"{SESSION_COOKIE}={index}"}).status_code
+        for index in range(FAILED_ATTEMPTS_PER_MINUTE + 1)
+    ]
+    assert tried == [401] * FAILED_ATTEMPTS_PER_MINUTE + [429]
+    assert browser.get(RUNS).status_code == 200

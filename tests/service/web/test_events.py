@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 from tests.service.reruns.conftest import CLIP, PlayedWorker, rerun, suspect
+
+from gradmedic_service import schema
 
 RUNS = "/api/v1/runs"
 END_SECONDS = 10
@@ -196,3 +202,26 @@ def test_a_rerun_is_told_as_it_goes(serve: Any, database_url: str) -> None:
             assert (last["status"], last["trials"]) == ("done", {"done": 2})
         with following(served.url, f"{RUNS}/{run}", last_event_id="1000000") as stream:
             assert next(stream) == Event("rerun", last, None)
+
+
+@pytest.mark.slow
+def test_a_revoked_key_ends_its_stream(serve: Any, sqlite_url: str) -> None:
+    """A stream that always has something to tell ends all the same once its key is worth nothing."""
+    command = [Path(sys.executable).parent / "gradmedic", "api-key", "create", "--all-projects", "--scope", "admin"]
+    schema.upgrade(sqlite_url)
+    made = subprocess.run([*command, "--database-url", sqlite_url], check=True, capture_output=True, text=True)
+    (secret,) = re.findall(r"gradmedic_[\w-]{43}", made.stdout)
+    with serve(sqlite_url, "--require-auth") as served:
+        headers = {"Authorization": f"Bearer {secret}"}
+        with httpx2.Client(base_url=served.url, headers=headers) as admin:
+            key = admin.post("/api/v1/api-keys", json={"project": "tests", "scopes": ["read"]}).json()
+            run = admin.post(RUNS, json={"project": "tests", "layers": [{"name": "a"}]}).json()["id"]
+            reader = {"Authorization": f"Bearer {key['secret']}"}
+            with httpx2.stream("GET", f"{served.url}{RUNS}/{run}/events", headers=reader, timeout=30) as response:
+                stream = events(response)
+                next(stream)
+                assert admin.delete(f"/api/v1/api-keys/{key['id']}").status_code == 204
+                for step, _ in enumerate(stream):  # one more step whenever the last was told, until the stream ends
+                    body = {"steps": [step], "loss": [1.0], "statistics": {"grad_norm": [[1.0]]}}
+                    assert admin.post(f"{RUNS}/{run}/steps", json=body).status_code == 200
+            assert httpx2.get(f"{served.url}{RUNS}/{run}/events", headers=reader).status_code == 401

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from tests.service.reruns.conftest import CLIP, PlayedWorker, rerun, suspect
 
 from gradmedic_service.web.assets import Assets
 
-PAGES = ["/", "/compare", "/projects", "/api-keys", "/login"]
+PAGES = ["/", "/compare", "/reruns", "/projects", "/api-keys", "/login"]
 
 
 def links(page: str) -> list[str]:
@@ -28,6 +29,7 @@ def test_pages_load_from_here_alone(sqlite_client: TestClient, path: str) -> Non
     policy = page.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
+    assert page.headers["cache-control"] == "no-store"
     assert not re.search(r"<script(?![^>]* src=)|<style|\bstyle=|\bon[a-z]+=|https?://", page.text)
     found = links(page.text)
     assert len(found) >= 3
@@ -68,13 +70,34 @@ def test_names_cannot_become_markup(client: TestClient, create_run: Any) -> None
     assert "&lt;script&gt;alert(1)" in page
 
 
-@pytest.mark.parametrize("path", ["/runs/nonsense", "/runs/0199b7f0-c8d2-7a31-8f55-0b1c2d3e4f50"])
-def test_a_link_to_no_run_is_a_page(client: TestClient, path: str) -> None:
-    """Who follows a link to a run that is not there is told so by a page."""
-    answer = client.get(path)
+@pytest.mark.parametrize("kind", ["run", "rerun"])
+@pytest.mark.parametrize("id", ["nonsense", "0199b7f0-c8d2-7a31-8f55-0b1c2d3e4f50", "<script>alert(1)</script>"])
+def test_a_link_to_nothing_is_a_page(client: TestClient, kind: str, id: str) -> None:
+    """Who follows a link to what is not there is told so by a page, which lets a browser do no more than the others."""
+    answer = client.get(f"/{kind}s/{id}")
     assert answer.status_code == 404
-    assert "There is no run" in answer.text
+    assert f"There is no {kind}" in answer.text
+    assert "<script>alert" not in answer.text
     assert answer.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert answer.headers["cache-control"] == "no-store"
+
+
+def test_the_page_of_a_rerun_names_its_run_as_text(client: TestClient, worker: PlayedWorker) -> None:
+    """The frame of a rerun's page says whose rerun it is and how it stands."""
+    made = rerun(worker.client, suspect(worker.client, name="<i>sick</i>"), CLIP)
+    answer = client.get(f"/reruns/{made['id']}")
+    assert answer.status_code == 200
+    assert "<h1>Rerun of &lt;i&gt;sick&lt;/i&gt;</h1>" in answer.text
+    assert 'data-status="queued"' in answer.text
+
+
+@pytest.fixture
+def worker(client: TestClient) -> PlayedWorker:
+    """A worker that has offered its trainable."""
+    played = PlayedWorker(client)
+    played.register()
+    return played
 
 
 def test_the_link_that_the_client_prints_is_the_page(client: TestClient, create_run: Any) -> None:

@@ -9,7 +9,8 @@ import * as scales from "./scales.js";
 
 const HEIGHT = 210;
 const COLORS = 6;
-const MOST_ROOM = 10; // times what is usual that an axis makes room for, where rare values may be cut
+const SHOWN = 0.98; // of the values have room where `cuts`, and what is no more than so many times higher:
+const MOST_ROOM = 10;
 const MARGIN = { left: 62, right: 10, top: 16, bottom: 36 };
 const DASHES = ["", "7 3", "2 3", "9 3 2 3", "5 5", "1 4"];
 
@@ -46,8 +47,8 @@ export function pointsOf(table, series) {
 export class Chart {
   /**
    * options: `title`, `scale` ("linear" or "log"), `toScale(scale)` when the reader changes it, `pick(x)` when a place is
-   * chosen, `x` (how a place is told, steps by default), `unit` of the horizontal axis, `dots` for points without lines, `heading` (h3 by default), `height` in pixels, `shown`: the
-   * share of values that the vertical axis is made for; what lies far above is drawn at its upper end.
+   * chosen, `x` (how a place is told, steps by default), `unit` of the horizontal axis, `dots` for points without lines, `heading` (h3 by default), `height` in pixels, `cuts`:
+   * whether rare values far above all others, as of a run that explodes beside those that do not, are drawn at the upper edge.
    */
   constructor(root, options) {
     this.options = { unit: "step", x: (point) => stepWords(point.x, point.last ?? point.x), ...options };
@@ -119,7 +120,7 @@ export class Chart {
       }
     }
     if (low > high) return null;
-    const most = this.options.shown ? Float64Array.from(highs).sort()[Math.floor(this.options.shown * (highs.length - 1))] : high;
+    const most = this.options.cuts ? Float64Array.from(highs).sort()[Math.floor(SHOWN * (highs.length - 1))] : high;
     this.cut = most < high / MOST_ROOM ? most : null;
     if (this.cut !== null) high = most;
     if (this.scale === "log") return low === high ? [low / 2, high * 2] : [low / (high / low) ** 0.04, high * (high / low) ** 0.04];
@@ -255,6 +256,7 @@ export class Chart {
     if (!this.cross) return;
     if (place === null) {
       this.cross.setAttribute("visibility", "hidden");
+      this.readout.style.minHeight = `${this.readout.offsetHeight}px`; // so that nothing below moves away from a click
       this.readout.textContent = "";
       return;
     }

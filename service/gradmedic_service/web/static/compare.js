@@ -13,8 +13,8 @@ const asked = new URLSearchParams(location.search);
 const runIds = [...new Set(asked.getAll("run"))].slice(0, MOST);
 const put = (name) => (scale) => { asked.set(name, scale); history.replaceState(null, "", `?${asked}`); };
 const charts = {
-  loss: new Chart(byId("loss-chart"), { title: "Loss", heading: "h2", scale: asked.get("loss") === "linear" ? "linear" : "log", toScale: put("loss") }),
-  gradient: new Chart(byId("gradient-chart"), { title: "Gradient norm", heading: "h2", scale: asked.get("gradient") === "linear" ? "linear" : "log", toScale: put("gradient") }),
+  loss: new Chart(byId("loss-chart"), { title: "Loss", heading: "h2", cuts: true, scale: asked.get("loss") === "linear" ? "linear" : "log", toScale: put("loss") }),
+  gradient: new Chart(byId("gradient-chart"), { title: "Gradient norm", heading: "h2", cuts: true, scale: asked.get("gradient") === "linear" ? "linear" : "log", toScale: put("gradient") }),
 };
 const known = new Map();
 

@@ -12,12 +12,11 @@ const { rerun: rerunId, run: runId } = document.body.dataset;
 const FINAL = ["done", "not_reproduced", "failed", "cancelled"];
 const POINTS = 250;
 const MOST_COMPARED = 6;
-const SHOWN = 0.98; // of the losses: a control that explodes would press all others together
 const DOTS = { width: 240, height: 24, left: 12, right: 34 };
 
 const asked = new URLSearchParams(location.search);
 const race = new Chart(byId("race-chart"), {
-  title: "Race: loss of every trial", heading: "h2", height: 300, shown: SHOWN, scale: asked.get("loss") === "linear" ? "linear" : "log",
+  title: "Race: loss of every trial", heading: "h2", height: 300, cuts: true, scale: asked.get("loss") === "linear" ? "linear" : "log",
   toScale: (scale) => { asked.set("loss", scale); history.replaceState(null, "", `?${asked}`); },
 });
 const curves = new Map(); // of each trial: {of, points}

@@ -344,8 +344,8 @@ async function start() {
   for (const chart of overSteps) chart.setSelected(view.step);
   await refresh();
   if (mayBeRerun()) await readReruns(runId).catch(showTrouble);
-  startReruns(runId);
   follow(runId, changed, (text) => setText(byId("live"), text));
 }
 
+startReruns(runId);
 start();
