@@ -29,7 +29,7 @@ WAIT_SECONDS = 900
 def train(address: str, folder: Path) -> None:
     """Train each job; a script's exit is not looked at, since a run that explodes may end as it likes."""
     for name, script, *options in JOBS:
-        print(f"(training {name} ...)", flush=True)
+        sys.stderr.write(f"training {name} ...\n")
         environment = {"PATH": "/usr/bin:/bin", "GRADMEDIC_BASE_URL": address, "GRADMEDIC_RUN_NAME": name}
         command = [sys.executable, ROOT / "examples" / script, "--steps", "200", *options]
         subprocess.run(command, env=environment, cwd=folder, check=False, capture_output=True)
@@ -50,7 +50,7 @@ def main() -> int:
         with gradmedic(url, folder, *worker) as (address, _), Client(address) as client:
             train(address, folder)
             runs = {run.name: run.id for run in client.runs.list()}
-            print(f"(rerunning {RERUN} ...)", flush=True)
+            sys.stderr.write(f"rerunning {RERUN} ...\n")
             rerun = client.reruns.wait(client.reruns.create(runs[RERUN]).id, timeout=WAIT_SECONDS)
             compared = "&".join(f"run={runs[one]}" for one in ("char-lm", "char-lm, clip 0.25"))
             with sync_playwright() as playwright:

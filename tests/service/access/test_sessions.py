@@ -155,6 +155,7 @@ def test_sessions_count_as_requests_of_their_key(guarded: TestClient, browser: T
 
 def test_cookies_are_not_guessed_at_will(guarded: TestClient, browser: TestClient) -> None:
     """An address may try so many unknown cookies a minute; the session of somebody there goes on."""
+    assert browser.get(RUNS).status_code == 200
     tried = [
         guarded.get(RUNS, headers={"Cookie": f"{SESSION_COOKIE}={index}"}).status_code
         for index in range(FAILED_ATTEMPTS_PER_MINUTE + 1)

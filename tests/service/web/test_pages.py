@@ -71,7 +71,7 @@ def test_names_cannot_become_markup(client: TestClient, create_run: Any) -> None
 
 
 @pytest.mark.parametrize("kind", ["run", "rerun"])
-@pytest.mark.parametrize("id", ["nonsense", "0199b7f0-c8d2-7a31-8f55-0b1c2d3e4f50", "<script>alert(1)</script>"])
+@pytest.mark.parametrize("id", ["nonsense", "0199b7f0-c8d2-7a31-8f55-0b1c2d3e4f50", "<script>alert(1)"])
 def test_a_link_to_nothing_is_a_page(client: TestClient, kind: str, id: str) -> None:
     """Who follows a link to what is not there is told so by a page, which lets a browser do no more than the others."""
     answer = client.get(f"/{kind}s/{id}")
