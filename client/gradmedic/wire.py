@@ -9,8 +9,13 @@ A field named with a trailing underscore (`class_`) travels without it (`class`)
 
 from __future__ import annotations
 
+import ast
+import inspect
+import sys
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
@@ -109,9 +114,30 @@ Flag = Annotated[bool, Strictly()]
 Number = Annotated[float, NumberOnly()]
 """For what is said once of a run. Of the many values of a block each would be looked at twice."""
 
+
+@cache
+def _field_docstrings() -> dict[str, dict[str, str]]:
+    """Read what this file says below its fields, by class and by the field's name on the wire."""
+    described: dict[str, dict[str, str]] = {}
+    for node in ast.parse(inspect.getsource(sys.modules[__name__])).body:
+        if isinstance(node, ast.ClassDef):
+            for statement, following in pairwise(node.body):
+                match statement, following:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                        described.setdefault(node.name, {})[without_trailing_underscore(name)] = inspect.cleandoc(text)
+    return described
+
+
+def _describe_fields(schema: dict[str, Any], cls: type) -> None:
+    """Put the fields' docstrings into OpenAPI. Pydantic's `use_attribute_docstrings` would, parsing at every start."""
+    for base in reversed(cls.__mro__):
+        for name, text in _field_docstrings().get(base.__name__, {}).items():
+            schema["properties"][name].setdefault("description", text)
+
+
 _SCHEMA: dict[str, Any] = {
     "extra": "forbid",
-    "use_attribute_docstrings": True,
+    "json_schema_extra": _describe_fields,
     "alias_generator": without_trailing_underscore,
 }
 
