@@ -31,7 +31,7 @@ def train(address: str, folder: Path) -> None:
     for name, script, *options in JOBS:
         sys.stderr.write(f"training {name} ...\n")
         environment = {"PATH": "/usr/bin:/bin", "GRADMEDIC_BASE_URL": address, "GRADMEDIC_RUN_NAME": name}
-        command = [sys.executable, ROOT / "examples" / script, "--steps", "200", *options]
+        command = [sys.executable, str(ROOT / "examples" / script), "--steps", "200", *options]
         subprocess.run(command, env=environment, cwd=folder, check=False, capture_output=True)
 
 

@@ -142,7 +142,7 @@ def test_the_whole_journey_of_a_real_job(open_page: Any, tmp_path: Path) -> None
         page = open_page(address)
         environment = {"PATH": "/usr/bin:/bin", "GRADMEDIC_BASE_URL": address, "GRADMEDIC_RUN_NAME": "watched job"}
         with (tmp_path / "job.log").open("w") as log:
-            script = [sys.executable, EXAMPLES / "rnn_language_model.py", "--steps", "60"]
+            script = [sys.executable, str(EXAMPLES / "rnn_language_model.py"), "--steps", "60"]
             job = subprocess.Popen(script, stdout=log, stderr=log, env=environment, cwd=tmp_path)
             try:
                 link = page.get_by_role("link", name="watched job")

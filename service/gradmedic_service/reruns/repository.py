@@ -149,7 +149,7 @@ def pulses(session: Session, run_ids: Collection[UUID]) -> dict[UUID, list[Rerun
             rerun.id,
             rerun.status,
             trial.status.label("trials"),
-            func.count(trial.id).label("count"),
+            func.count(trial.id).label("number"),
             func.coalesce(func.sum(run.revision + 1), 0).label("revision"),
         )
         .outerjoin(trial, trial.rerun_id == rerun.id)
@@ -163,7 +163,7 @@ def pulses(session: Session, run_ids: Collection[UUID]) -> dict[UUID, list[Rerun
     for row in rows:
         of_run = found.setdefault(row.run_id, {})
         before = of_run.get(row.id) or RerunPulse(rerun_id=row.id, status=row.status, trials={}, revision=0)
-        trials = before.trials if row.trials is None else before.trials | {row.trials: row.count}
+        trials = before.trials if row.trials is None else before.trials | {row.trials: row.number}
         of_run[row.id] = replace(before, trials=trials, revision=before.revision + int(row.revision))
     return {run_id: list(of_run.values()) for run_id, of_run in found.items()}
 

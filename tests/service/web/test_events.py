@@ -207,7 +207,14 @@ def test_a_rerun_is_told_as_it_goes(serve: Any, database_url: str) -> None:
 @pytest.mark.slow
 def test_a_revoked_key_ends_its_stream(serve: Any, sqlite_url: str) -> None:
     """A stream that always has something to tell ends all the same once its key is worth nothing."""
-    command = [Path(sys.executable).parent / "gradmedic", "api-key", "create", "--all-projects", "--scope", "admin"]
+    command = [
+        str(Path(sys.executable).parent / "gradmedic"),
+        "api-key",
+        "create",
+        "--all-projects",
+        "--scope",
+        "admin",
+    ]
     schema.upgrade(sqlite_url)
     made = subprocess.run([*command, "--database-url", sqlite_url], check=True, capture_output=True, text=True)
     (secret,) = re.findall(r"gradmedic_[\w-]{43}", made.stdout)
