@@ -20,9 +20,9 @@ JOBS = (
     ("digits, relu", "digits_classifier.py", "--activation", "relu"),
     ("digits, sigmoid", "digits_classifier.py"),
     ("char-lm, clip 0.25", "rnn_language_model.py", "--clip", "0.25"),
-    ("char-lm", "rnn_language_model.py"),
+    ("char-lm, no clipping", "rnn_language_model.py"),
 )
-RERUN, VANISHING = "char-lm", "digits, sigmoid"
+RERUN, VANISHING = "char-lm, no clipping", "digits, sigmoid"
 WAIT_SECONDS = 900
 
 
@@ -52,7 +52,7 @@ def main() -> int:
             runs = {run.name: run.id for run in client.runs.list()}
             sys.stderr.write(f"rerunning {RERUN} ...\n")
             rerun = client.reruns.wait(client.reruns.create(runs[RERUN]).id, timeout=WAIT_SECONDS)
-            compared = "&".join(f"run={runs[one]}" for one in ("char-lm", "char-lm, clip 0.25"))
+            compared = "&".join(f"run={runs[one]}" for one in (RERUN, "char-lm, clip 0.25"))
             with sync_playwright() as playwright:
                 browser = playwright.chromium.launch(executable_path=executable)
                 for picture, path, scheme, width, height in (
