@@ -53,6 +53,9 @@ bench-client: $(READY) ## measure what observing costs the training, beside wand
 bench-query: $(READY) ## measure what reading costs, from a thousand steps to a million (several minutes)
 	@$(BIN)/python -m benchmarks.query
 
+bench-page: $(READY) ## measure how soon the page of a run can be used and what it weighs (needs Chromium; several minutes)
+	@$(BIN)/python -m benchmarks.page
+
 bench-faults: $(READY) ## kill each part of a rerun in the middle of a trial, on both databases (several minutes)
 	@$(BIN)/python -m benchmarks.faults
 
@@ -66,8 +69,11 @@ experiments: $(READY) ## try every remedy on every failing configuration, and sw
 bench-load: $(READY) ## stream 200 runs at once, then four times as much as that (some four minutes)
 	@$(BIN)/python -m benchmarks.load
 
+screenshots: $(READY) ## take the pictures of docs/images anew (needs Chromium)
+	@$(BIN)/python -m tests.e2e.screenshots
+
 clean: ## remove the environment and everything generated
 	@rm -rf $(VENV) .gradmedic benchmarks/.cache dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo serve test test-fast fuzz check bench-client bench-diagnosis bench-ingest bench-query bench-load bench-faults bench-reruns experiments clean
+.PHONY: help install demo serve test test-fast fuzz check bench-client bench-diagnosis bench-ingest bench-query bench-page bench-load bench-faults bench-reruns experiments screenshots clean

@@ -449,7 +449,10 @@ class RewindResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """One series over the answer's buckets; null where a bucket holds no value of it."""
+    """One series over the answer's buckets; null where a bucket holds no finite value of it.
+
+    Of `min`, `mean` and `max`, those are empty that the question did not name under `field`.
+    """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
 
@@ -464,6 +467,8 @@ class Series:
     """Values in the bucket, non-finite ones included."""
     nonfinite: list[int]
     """How many of them are NaN or infinite."""
+    infinite: list[int] = field(default_factory=list)
+    """How many of those are infinite; the others are NaN."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -660,6 +665,22 @@ class ApiKeyCreated(ApiKey):
 
     secret: str
     """Send it as `Authorization: Bearer <secret>`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrowserSession:
+    """Who asks, and what they may do."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    name: str
+    """Of the key."""
+    key_id: UUID | None
+    """Null at the service's own machine, where no key is needed."""
+    project: str | None
+    """The only one that it reaches; null reaches every project."""
+    run_id: UUID | None
+    scopes: list[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
