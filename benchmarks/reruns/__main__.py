@@ -60,7 +60,8 @@ def measure(laboratory: Laboratory, configuration: Configuration) -> Measured | 
     for name, strategy in STRATEGIES.items():
         candidates = strategy(suspect, configuration)
         races[name] = race(laboratory, configuration, candidates)
-        in_turn[name] = trials_in_turn(laboratory, configuration, candidates)
+        is_reproduced = races[name].conclusion.status == "done"  # else a rerun would try nothing
+        in_turn[name] = trials_in_turn(laboratory, configuration, candidates) if is_reproduced else None
         if name == OURS and races[name].verified:
             chosen = min(races[name].verified, key=lambda outcome: outcome.loss or 0.0)
             best = skill(
