@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, Final
 
-OF_A_FAMILY: Final = 6
+OF_A_FAMILY: Final = 5
 """Members of a family, spread over all that it describes."""
 
 
@@ -227,6 +227,9 @@ FAMILIES: Final = {
     "post-norm-transformer": _post_norm_transformer,
     "weight-decay": _weight_decay,
 }
+
+FITTED: Final = tuple(FAMILIES)[::2]
+"""Families whose trials correct the weights of the advice (`benchmarks.experiments.evidence`); the others test them."""
 
 
 def _configurations() -> Iterator[Configuration]:
