@@ -41,7 +41,7 @@ class ZeroGradient(Detector):
         """Count sampled steps with a mostly dead network."""
         if moment.row is None or not moment.has_row or moment.skipped:
             return
-        if moment.dead_share < MOST and not self._forgets(moment):
+        if moment.dead_share == 0 or (moment.dead_share < MOST and not self._forgets(moment)):
             self.running = 0
             self.close(moment.step)
             return
