@@ -1,8 +1,9 @@
 """What repairs what: the counts that correct the published weights of the advice.
 
-Half of the families, chosen by their place in the list, are what the counts come from; `make bench-reruns` reports on
-the other half apart. Each failing configuration of them is tried with the remedies that the advice names for it by the
-published weights alone, and with those of `repairs` that need no number; each counts for the most probable cause.
+Every other configuration is what the counts come from; `make bench-reruns` reports on the rest apart. Each that fails
+is tried with the remedies that the advice names for it by the published weights alone, and with those of `repairs` that
+need no number. A trial counts for each cause that was found, in proportion to its score: which was the true one is not
+known.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ WITHOUT_NUMBERS: Final = tuple(
     if all(isinstance(parameter, Choice) for parameter in REMEDIES[remedy.id].parameters.values())
 )
 
-Shown = tuple[str, str, bool]
-"""A kind of remedy, the cause, and whether it repaired."""
+Shown = tuple[str, str, float, bool]
+"""A kind of remedy, a cause, its share of all causes, and whether the remedy repaired."""
 
 
 @contextmanager
@@ -47,16 +48,19 @@ def published_beliefs() -> Iterator[None]:
 
 def gather(laboratory: Laboratory, pool: Executor) -> None:
     """Try the remedies, and write down what they have shown."""
-    chosen = [one for one in CONFIGURATIONS.values() if one.family in FITTED]
-    counts: defaultdict[str, defaultdict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
+    chosen = [one for name, one in CONFIGURATIONS.items() if name in FITTED]
+    counts: defaultdict[str, defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(lambda: [0.0, 0.0]))
     for shown in pool.map(lambda one: _try(laboratory, one), chosen):
-        for kind, cause, is_repaired in shown:
-            counts[kind][cause][0] += is_repaired
-            counts[kind][cause][1] += 1
-    ordered = {kind: dict(sorted(causes.items())) for kind, causes in sorted(counts.items())}
-    PATH.write_bytes(msgspec.json.format(msgspec.json.encode(ordered), indent=2) + b"\n")
-    for kind, causes in ordered.items():
-        print(f"{kind:32}" + ", ".join(f"{cause} {hits}/{of}" for cause, (hits, of) in causes.items()))
+        for kind, cause, share, is_repaired in shown:
+            counts[kind][cause][0] += share * is_repaired
+            counts[kind][cause][1] += share
+    rounded = {
+        kind: {cause: [round(count, 2) for count in pair] for cause, pair in sorted(causes.items())}
+        for kind, causes in sorted(counts.items())
+    }
+    PATH.write_bytes(msgspec.json.encode(rounded).replace(b"},", b"},\n") + b"\n")
+    for kind, causes in rounded.items():
+        print(f"{kind:32}" + ", ".join(f"{cause} {hits:g}/{of:g}" for cause, (hits, of) in causes.items()))
 
 
 def _try(laboratory: Laboratory, configuration: Configuration) -> list[Shown]:
@@ -72,7 +76,9 @@ def _try(laboratory: Laboratory, configuration: Configuration) -> list[Shown]:
             continue
         trial = laboratory.trial(configuration, (remedy,), SEED).as_trial(1, SEED)
         if trial.status != "not_applicable":
-            shown.append((_kind(remedy), suspect.causes[0], experiment.is_better(trial, control)))
+            is_repaired = experiment.is_better(trial, control)
+            total = sum(suspect.causes.values())
+            shown += [(_kind(remedy), cause, score / total, is_repaired) for cause, score in suspect.causes.items()]
     return shown
 
 

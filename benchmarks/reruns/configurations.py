@@ -228,9 +228,6 @@ FAMILIES: Final = {
     "weight-decay": _weight_decay,
 }
 
-FITTED: Final = tuple(FAMILIES)[::2]
-"""Families whose trials correct the weights of the advice (`benchmarks.experiments.evidence`); the others test them."""
-
 
 def _configurations() -> Iterator[Configuration]:
     for family, settings in FAMILIES.items():
@@ -244,3 +241,5 @@ def _configurations() -> Iterator[Configuration]:
 
 CONFIGURATIONS: Final = {one.name: one for one in _configurations()}
 """By name."""
+FITTED: Final = frozenset(list(CONFIGURATIONS)[::2])
+"""Every other: their trials correct the weights of the advice (`benchmarks.experiments.evidence`); the rest tests."""

@@ -77,8 +77,8 @@ class Result:
     is_silent: bool
     """AUTOTRAINER's rules never fired."""
     has_dead_units: bool
-    causes: list[str]
-    """Of a control: the most probable first."""
+    causes: dict[str, float]
+    """Of a control: their scores."""
     advice: list[wire.Remedy]
     """Of a control: the most promising first."""
     cpu_seconds: float | None
@@ -207,7 +207,7 @@ class Laboratory:
             curve=None,
             is_silent=False,
             has_dead_units=False,
-            causes=[],
+            causes={},
             advice=[],
             cpu_seconds=seconds,
         )
@@ -222,7 +222,7 @@ class Laboratory:
             curve=experiment.describe_curve(recorded["loss"]),
             is_silent=not AUTOTRAINER.first_alarms(recorded),
             has_dead_units=any(finding.detector == "zero_gradient" for finding in diagnosis.findings),
-            causes=[one.cause for one in diagnosis.causes] if is_control else [],
+            causes={one.cause: one.score for one in diagnosis.causes} if is_control else {},
             advice=[one.remedy for one in diagnosis.advice] if is_control else [],
             cpu_seconds=seconds,
         )

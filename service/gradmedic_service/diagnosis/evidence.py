@@ -2,7 +2,8 @@
 
 One idea: a published belief counts as much as a few trials, so that measured ones outweigh it as they come in. The
 counts stand in `evidence.json`, by remedy and cause: how often it repaired, of how many trials. They come from
-`make experiments`, which tries the remedies on training runs that fail for known reasons.
+`python -m benchmarks.experiments evidence`, which tries remedies on training runs that fail; a trial with several
+causes counts a part for each.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import msgspec
 BELIEF = 4
 """Trials that a published belief counts as."""
 
-Evidence = Mapping[str, Mapping[str, tuple[int, int]]]
+Evidence = Mapping[str, Mapping[str, tuple[float, float]]]
 """By remedy (`name_kind`) and cause: trials that it repaired, and all."""
 
 PATH = Path(__file__).with_name("evidence.json")
-EVIDENCE: Evidence = msgspec.json.decode(PATH.read_bytes(), type=dict[str, dict[str, tuple[int, int]]])
+EVIDENCE: Evidence = msgspec.json.decode(PATH.read_bytes(), type=dict[str, dict[str, tuple[float, float]]])
 
 
 def name_kind(id: str, parameters: Mapping[str, float | int | str | bool]) -> str:
