@@ -2,7 +2,8 @@
 
 Every other configuration is what the counts come from; `make bench-reruns` reports on the rest apart. Each that fails
 is tried with the remedies that the advice names for it by the published weights alone, and with those of `repairs` that
-need no number. A trial counts for the most probable cause.
+need no number. A trial counts for the most probable cause. Where two remedies repair together what neither does alone,
+both count as having repaired: two things were wrong.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from benchmarks.reruns.trials import KINDS, Laboratory, is_failing
 from gradmedic.remedies import REMEDIES
 from gradmedic_service.diagnosis.evidence import PATH
 from gradmedic_service.reruns import experiment
+from gradmedic_service.reruns.candidates import COMPOUNDS
 
 CHOICES: Final = {
     kind: remedy
@@ -56,7 +58,7 @@ def gather(laboratory: Laboratory, pool: Executor) -> None:
     ordered = {kind: dict(sorted(causes.items())) for kind, causes in sorted(counts.items())}
     PATH.write_bytes(msgspec.json.encode(ordered).replace(b"},", b"},\n") + b"\n")
     for kind, causes in ordered.items():
-        print(f"{kind:32}" + ", ".join(f"{cause} {hits}/{of}" for cause, (hits, of) in causes.items()))
+        print(f"{kind:36}" + ", ".join(f"{cause} {hits}/{of}" for cause, (hits, of) in causes.items()))
 
 
 def _try(laboratory: Laboratory, configuration: Configuration) -> list[Shown]:
@@ -67,11 +69,21 @@ def _try(laboratory: Laboratory, configuration: Configuration) -> list[Shown]:
     tried = dict(zip(suspect.kinds, suspect.advice, strict=True))
     tried |= {kind: remedy for kind, remedy in CHOICES.items() if kind not in tried}
     cause = max(suspect.causes, key=lambda name: suspect.causes[name])
-    shown = []
+    repaired: dict[str, bool] = {}
     for kind, remedy in tried.items():
-        if REMEDIES[remedy.id].tier > 2:
+        if REMEDIES[remedy.id].tier <= 2:
+            trial = laboratory.trial(configuration, (remedy,), SEED).as_trial(1, SEED)
+            if trial.status != "not_applicable":
+                repaired[kind] = experiment.is_better(trial, control)
+    alone = dict(repaired)
+    first = {remedy.id: (kind, remedy) for kind, remedy in reversed(tried.items()) if kind in suspect.kinds}
+    for one, other in COMPOUNDS:
+        if one not in first or other not in first:
             continue
-        trial = laboratory.trial(configuration, (remedy,), SEED).as_trial(1, SEED)
-        if trial.status != "not_applicable":
-            shown.append((kind, cause, experiment.is_better(trial, control)))
-    return shown
+        (kind, remedy), (other_kind, other_remedy) = first[one], first[other]
+        if alone.get(kind, True) or alone.get(other_kind, True):
+            continue  # it does not apply, or repairs alone
+        trial = laboratory.trial(configuration, (remedy, other_remedy), SEED).as_trial(1, SEED)
+        if experiment.is_better(trial, control):
+            repaired[kind] = repaired[other_kind] = True
+    return [(kind, cause, is_repaired) for kind, is_repaired in repaired.items()]
