@@ -141,8 +141,8 @@ def race(
 def trials_in_turn(laboratory: Laboratory, configuration: Configuration, candidates: Sequence[Candidate]) -> int | None:
     """Return how many trials it takes to the first verified candidate, tried one after the other; None if none is.
 
-    Each gets a trial on the first seed, and one on each other seed if it passes there. The control's trials, one a seed,
-    are the same for every strategy and not counted.
+    Each gets a trial on the first seed, and one on each other seed if it passes there. The control's trials, one a seed
+    for every strategy, are not counted.
     """
     spent = 0
 
