@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from gradmedic.torch.modules import modes
 from gradmedic.torch.modules.plan import ACTIVATIONS, GROWING, Place
 from gradmedic.torch.modules.trace import Site, name_of, site_of
 
@@ -90,7 +91,7 @@ class Calls(TorchFunctionMode):
         if self._frames:
             self._frames.pop()
             if not self._frames:
-                self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+                modes.leave(self)
 
     def remember(self, layer: str, given: Tensor) -> None:
         """Keep the input of a block until its end."""

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, _get_current_function_mode
+from torch.overrides import TorchFunctionMode
 
+from gradmedic.torch.modules import modes
 from gradmedic.torch.modules.trace import name_of
 
 STANDARD_MEAN, STANDARD_FACTOR = 0.5, 2.0
@@ -157,6 +158,7 @@ class StandardizeTargets:
             self.reason = "the model returns something else than one tensor"
             return None
         if self._target.is_known:
+            self.finish()
             return self._target.scale(output)
         if torch.is_grad_enabled():
             self.finish()
@@ -201,8 +203,7 @@ class _FirstLoss(TorchFunctionMode):
     def end(self) -> None:
         """Look no more."""
         self._output = self._difference = None
-        if _get_current_function_mode() is self:  # type: ignore[no-untyped-call]  # else something else was entered since, and is left first
-            self.__exit__(None, None, None)
+        modes.leave(self)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -167,6 +167,52 @@ def test_both_together_learn_what_neither_does() -> None:
         assert (losses[-1] < 0.1 * losses[0]) is learns
 
 
+class Functional(nn.Module):
+    """Calls its activation itself, in the module whose output is compared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.a, self.b = nn.Linear(6, 5), nn.Linear(5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the prediction."""
+        out: Tensor = self.b(torch.tanh(self.a(x)))
+        return out
+
+
+def test_targets_together_with_changed_functions() -> None:
+    """A model whose own functions are changed too is left before its loss is there: neither takes the other's place."""
+    model, reference = Functional(), regression()
+    reference[1] = nn.ELU()
+    both = (remedy("replace_activation", activation="ELU"), TARGETS)
+    treatment = treat(model, optimizer := sgd(model, 0.01), *both)
+    treat(reference, other := sgd(reference, 0.01), TARGETS)
+    for seed in range(2, 5):
+        losses = [
+            step(each, of, lambda m, s=seed: functional.mse_loss(m(batch(s, rows=16)), raw_targets(s)))  # type: ignore[misc]
+            for each, of in ((model, optimizer), (reference, other))
+        ]
+        assert losses[0] == pytest.approx(losses[1])
+        assert treatment.reason_to_end() is None
+    assert torch._C._len_torch_function_stack() == 0
+
+
+def test_models_that_wait_for_their_losses_together() -> None:
+    """Two models may be called before either has its loss, and the mode of each is gone after the steps."""
+    models = {name: regression() for name in "ab"}
+    optimizer = torch.optim.SGD([p for m in models.values() for p in m.parameters()], lr=0.01)
+    treatment = Treatment([optimizer], models, [TARGETS])
+    treatment.before()
+    treatment.after()
+    outputs = [m(batch(rows=16)) for m in models.values()]
+    sum(functional.mse_loss(o, raw_targets()) for o in outputs).backward()  # type: ignore[union-attr]
+    optimizer.step()
+    assert treatment.reason_to_end() is None
+    assert treatment.places["standardize_targets"] == ["a", "b"]
+    assert torch._C._len_torch_function_stack() == 0
+
+
 def test_parts_have_no_edges() -> None:
     """Where the script calls parts of the model, its inputs and outputs are not known."""
     for each in (INPUTS, TARGETS):
