@@ -80,6 +80,10 @@ class Calls(TorchFunctionMode):
             modules[layer].register_forward_pre_hook(Remember(self, layer))
         return type(model) in kinds
 
+    def has_changes(self, owner: str) -> bool:
+        """Whether anything is changed in calls of a module."""
+        return owner in self._by_owner
+
     def enter(self, owner: str) -> None:
         """A module begins to compute."""
         if not self._frames:
@@ -139,6 +143,11 @@ class Enter:
 
     def __init__(self, calls: Calls, owner: str) -> None:
         self._calls, self._owner = calls, owner
+
+    @property
+    def has_changes(self) -> bool:
+        """Whether anything is changed in this very module."""
+        return self._calls.has_changes(self._owner)
 
     def __call__(self, _module: nn.Module, _args: Any) -> None:
         """Tell that the module begins."""

@@ -82,6 +82,9 @@ class StandardizeInputs:
         """Whether inputs are standardized."""
         return self._moments is not None and self.reason is None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> StandardizeInputs:
+        return self  # a copy of the model has the same moments, also if it is made before they are known
+
     def __call__(
         self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -139,8 +142,9 @@ class Target:
 class StandardizeTargets:
     """Forward hook of a model: scales back what it returns, once the targets are known."""
 
-    def __init__(self) -> None:
-        self._target = Target()
+    def __init__(self, target: Target | None = None) -> None:
+        self._is_copy = target is not None
+        self._target = target or Target()
         self._waiting: _FirstLoss | None = None
         self.reason: str | None = None
         """Why it did nothing."""
@@ -160,7 +164,7 @@ class StandardizeTargets:
         if self._target.is_known:
             self.finish()
             return self._target.scale(output)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not self._is_copy:
             self.finish()
             self._waiting = _FirstLoss(output, self._target)
             self._waiting.__enter__()  # type: ignore[no-untyped-call]
@@ -178,6 +182,11 @@ class StandardizeTargets:
         self.finish()
         if not self.is_applied and self.reason is None:
             self.reason = "no squared or absolute error of the model's output was seen"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StandardizeTargets:
+        copied = StandardizeTargets(self._target)  # known to a copy of the model as soon as it is known here
+        copied.reason = self.reason
+        return copied
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_waiting": None}
