@@ -76,6 +76,10 @@ class Calls(TorchFunctionMode):
             if type(module) in kinds:  # a module of the same code, called by one of these, has changes of its own
                 module.register_forward_pre_hook(Enter(self, name), prepend=True)
                 module.register_forward_hook(Leave(self), always_call=True)
+            if isinstance(module, nn.TransformerEncoder) and any(
+                each.startswith(f"{name}." if name else "") for each in self._by_owner
+            ):
+                module.use_nested_tensor = False  # in evaluation: its layers cannot take them where functions change
         for layer in sorted({change.layer for change in self._changes if change.layer is not None}):
             modules[layer].register_forward_pre_hook(Remember(self, layer))
         return type(model) in kinds

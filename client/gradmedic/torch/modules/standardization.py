@@ -10,6 +10,7 @@ difference that is squared or made absolute.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -73,6 +74,7 @@ class StandardizeInputs:
 
     def __init__(self, channel: int | None = None) -> None:
         self._channel = channel
+        self._which: int | str | None = None
         self._moments: Moments | None = None
         self.reason: str | None = None
         """Why it did nothing."""
@@ -89,22 +91,43 @@ class StandardizeInputs:
         self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Return the arguments that the model is to have."""
-        at = next((i for i, value in enumerate(args) if _is_real(value)), None)
-        key = next((name for name, value in kwargs.items() if _is_real(value)), None) if at is None else None
-        if at is None and key is None:
+        given: dict[int | str, Any] = dict([*enumerate(args), *kwargs.items()])
+        if self._moments is None and self.reason is None:
+            self._look_at(given)
+        if self._moments is None or self._which is None or self.reason is not None:
+            return None
+        batch: Any = given.get(self._which)
+        if not _is_real(batch):
+            return None
+        given[self._which] = (batch - self._moments.mean) / self._moments.deviation
+        return tuple(given[i] for i in range(len(args))), {name: given[name] for name in kwargs}
+
+    def _look_at(self, given: Mapping[int | str, Any]) -> None:
+        """Take the moments of the first batch, or say why not."""
+        self._which = _first_real(given)
+        if self._which is None:
             self.reason = "the model's inputs are not of floating point"
-            return None
-        batch: Tensor = args[at] if at is not None else kwargs[key]  # type: ignore[index]
-        if self._moments is None:
-            self._moments = moments_of(batch, self._channel)
-            if self._moments.are_standard:
-                self.reason = "the inputs are standardized already"
-        if self.reason is not None:
-            return None
-        standard = (batch - self._moments.mean) / self._moments.deviation
-        if at is not None:
-            return (*args[:at], standard, *args[at + 1 :]), kwargs
-        return args, {**kwargs, str(key): standard}
+            return
+        moments = moments_of(given[self._which], self._channel)
+        if moments.mean.numel() == given[self._which].numel():
+            if torch.is_grad_enabled():  # else it may be there for the shapes
+                self.reason = "the first batch has one example, and of one example there are no moments"
+            return
+        if not bool((moments.mean + moments.deviation).isfinite().all()):
+            self.reason = "the first inputs are not finite"
+        elif moments.are_standard:
+            self.reason = "the inputs are standardized already"
+        self._moments = moments
+
+
+def _first_real(given: Mapping[int | str, Any]) -> int | str | None:
+    """Return where the first numbers are; behind tokens, two values are a mask."""
+    has_tokens = False
+    for which, value in given.items():
+        if _is_real(value) and not (has_tokens and len(value.unique()) <= 2):
+            return which
+        has_tokens = has_tokens or isinstance(value, Tensor)
+    return None
 
 
 def _is_real(value: Any) -> bool:

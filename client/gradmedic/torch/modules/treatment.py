@@ -102,6 +102,7 @@ class ModelTreatment:
         self._states = CellStates()
         self._inputs: list[StandardizeInputs] = []
         self._targets: list[StandardizeTargets] = []
+        self._normalizations: list[Normalize] = []
         self._stance: Any = None
         self.loss_scale: LossScale | None = None
 
@@ -138,6 +139,9 @@ class ModelTreatment:
         """
         if self._states.reason is not None:
             return f"replace_recurrent_cell: {self._states.reason}"
+        for normalize in self._normalizations:
+            if normalize.reason is not None:
+                return f"insert_normalization: {normalize.reason}"
         if not is_step_over:
             return None
         late = [id for id in self._remedies if id in (*AT_FIRST_CALL, *AT_THE_EDGES)] if self._models else []
@@ -243,10 +247,15 @@ class ModelTreatment:
             kind = str(wanted["kind"])
             layers, why = plan.normalizable, plan.why_nothing("no hidden layer that goes to one activation or layer")
             if kind == "BatchNorm" and layers:
-                layers = [layer for layer in layers if layer not in plan.over_time | plan.single]
+                # A lone example without gradients may be there for the shapes; one that is trained on is noticed later.
+                single = plan.single if torch.is_grad_enabled() else set()
+                layers = [layer for layer in layers if layer not in plan.over_time | single]
                 why = "moments over a batch of time steps would show the future, and of one example there are none"
             for layer in layers:
-                modules[layer].register_forward_hook(Normalize(kind))
+                normalize = Normalize(kind)
+                modules[layer].register_forward_hook(normalize)
+                if not awaited.is_copy:
+                    self._normalizations.append(normalize)
             found["insert_normalization"] = layers, why
         if "add_residual" in self._remedies:
             for block in plan.blocks:
@@ -286,8 +295,10 @@ class ModelTreatment:
 
 
 class _Awaited:
-    """A model whose calls are waited for. A copy of the model is waited for by itself: an average of the weights, or a
-    target network, that is made before the first call has its remedies too. One that comes from a file is not.
+    """A model whose calls are waited for.
+
+    A copy of the model is waited for by itself: an average of the weights, or a target network, that is made before the
+    first call has its remedies too. A model that comes from a file is not waited for.
     """
 
     def __init__(

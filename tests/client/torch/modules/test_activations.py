@@ -173,6 +173,25 @@ def test_a_transformers_hidden_activation() -> None:
         torch.testing.assert_close(model.eval()(x), reference(x))
 
 
+def test_a_transformer_with_padding_in_evaluation() -> None:
+    """Where torch would hand nested tensors to the layers, they get padded ones, and the other activation."""
+    torch.manual_seed(3)
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), 2)
+    reference = copy.deepcopy(model)
+    reference.use_nested_tensor = False
+    for layer in reference.layers:
+        layer.activation = functional.elu
+        layer.activation_relu_or_gelu = 0
+    treat(model, None, TO_ELU)
+    x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1))
+    padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    model(x, src_key_padding_mask=padding)
+    for each in (model, copy.deepcopy(model)):
+        with torch.no_grad():
+            answer, expected = (m.eval()(x, src_key_padding_mask=padding) for m in (each, reference))
+        torch.testing.assert_close(answer[~padding], expected[~padding])
+
+
 class Blocks(nn.Module):
     """Recomputes modules, or a function of its own, in the backward pass."""
 

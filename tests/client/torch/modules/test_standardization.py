@@ -117,6 +117,45 @@ def test_inputs_that_cannot_be_standardized_say_why(model: Callable[[], nn.Modul
     assert reason in str(treatment.reason_to_end())
 
 
+class Masked(nn.Module):
+    """Takes tokens, and which of them count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(9, 3)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Return the mean of those that count."""
+        out: Tensor = (self.embedding(tokens) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return out
+
+
+def test_the_mask_of_tokens_stays() -> None:
+    """Of tokens and a mask of zeros and ones, none is standardized."""
+    model = Masked()
+    treatment = treat(model, optimizer := sgd(model), INPUTS)
+    mask = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    tokens = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    assert torch.equal(model(tokens, mask), model.forward(tokens, mask))
+    step(model, optimizer, lambda m: m(tokens, mask).sum())
+    assert "not of floating point" in str(treatment.reason_to_end())
+
+
+def test_one_example_has_no_moments() -> None:
+    """One without gradients, as for the shapes, is passed over; one to train on is not enough, nor is infinity."""
+    model = regression()
+    treatment = treat(model, optimizer := sgd(model), INPUTS)
+    with torch.no_grad():
+        model(raw_inputs()[:1])
+    step(model, optimizer, lambda m: m(raw_inputs()).sum())
+    assert treatment.reason_to_end() is None
+    for x, reason in ((raw_inputs()[:1], "has one example"), (raw_inputs() / 0.0, "not finite")):
+        model = regression()
+        treatment = treat(model, optimizer := sgd(model), INPUTS)
+        step(model, optimizer, lambda m, x=x: m(x).sum())  # type: ignore[misc]
+        assert reason in str(treatment.reason_to_end())
+
+
 def train_beside(loss: Error, degree: int) -> tuple[Treatment, list[float], list[float]]:
     """Train with the remedy on raw targets, and by hand on standardized ones; compare weights."""
     model, reference = regression(), regression()
