@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
 from torch.optim import Optimizer
 
-from gradmedic.torch.modules.initialization import seed_of
+from gradmedic.torch.modules.initialization import recurrent_weights_of, seed_of
 from gradmedic.torch.remedies import NotApplicable
 
 GATES = {"GRU": 3, "LSTM": 4}
@@ -161,7 +161,7 @@ def _plain_recurrent(model: nn.Module) -> Iterator[tuple[str, nn.RNN | nn.RNNCel
             yield path, module
 
 
-def _check_parameters(path: str, module: nn.Module, model: nn.Module, optimizers: list[Optimizer]) -> None:
+def _check_parameters(path: str, module: nn.RNN | nn.RNNCell, model: nn.Module, optimizers: list[Optimizer]) -> None:
     own = {id(p) for p in module.parameters(recurse=False)}
     for parameter in module.parameters():
         if is_lazy(parameter) or hasattr(parameter, "device_mesh"):
@@ -171,5 +171,5 @@ def _check_parameters(path: str, module: nn.Module, model: nn.Module, optimizers
     for other in model.modules():
         if other is not module and any(id(p) in own for p in other.parameters(recurse=False)):
             raise NotApplicable(f"{path} shares its weights with another module")
-    if getattr(module, "parametrizations", None) is not None:
+    if any(name not in module._parameters for name in recurrent_weights_of(module)):
         raise NotApplicable(f"the weights of {path} are computed from others")

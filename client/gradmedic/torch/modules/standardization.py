@@ -139,12 +139,13 @@ class _Scaled(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, target: Target) -> Tensor:
-        ctx.target = target
-        return output * target.deviation + target.mean
+        ctx.target, ctx.dtype = target, output.dtype
+        wide = output.to(torch.promote_types(output.dtype, torch.float32))  # a mean may be large for half precision
+        return wide * target.deviation + target.mean
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient * ctx.target.deviation ** (1 - ctx.target.degree), None
+        return (gradient * ctx.target.deviation ** (1 - ctx.target.degree)).to(ctx.dtype), None
 
 
 class Target:
@@ -218,6 +219,7 @@ class StandardizeTargets:
 _LOSSES = {"mse_loss": 2, "l1_loss": 1}
 _WITH_THRESHOLDS = ("smooth_l1_loss", "huber_loss")
 _DIFFERENCES = ("sub", "__sub__", "rsub", "__rsub__", "subtract")
+_CASTS = ("float", "double", "to")
 _SQUARES = ("square", "pow", "__pow__", "mul", "__mul__", "multiply")
 _ABSOLUTES = ("abs", "absolute", "__abs__")
 
@@ -228,6 +230,7 @@ class _FirstLoss(TorchFunctionMode):
     def __init__(self, output: Tensor, target: Target) -> None:
         super().__init__()
         self._output: Tensor | None = output
+        self._casts: list[Tensor] = []
         self._target = target
         self._difference: Tensor | None = None
         self.reason: str | None = None
@@ -235,6 +238,7 @@ class _FirstLoss(TorchFunctionMode):
     def end(self) -> None:
         """Look no more."""
         self._output = self._difference = None
+        self._casts.clear()
         modes.leave(self)
 
     def __torch_function__(
@@ -249,6 +253,11 @@ class _FirstLoss(TorchFunctionMode):
         if name in _WITH_THRESHOLDS and self._is_compared(*self._pair(args, kwargs)):
             self.reason = f"{name} has a threshold in the targets' units"
             self._output = None
+        elif name in _CASTS and args and isinstance(args[0], Tensor) and self._is_output(args[0]):
+            cast = func(*args, **kwargs)
+            if isinstance(cast, Tensor) and cast.is_floating_point():
+                self._casts.append(cast)
+            return cast
         elif name in _LOSSES or name in _DIFFERENCES:
             first, second = self._pair(args, kwargs)
             if self._is_compared(first, second):
@@ -273,11 +282,10 @@ class _FirstLoss(TorchFunctionMode):
         )
 
     def _is_output(self, tensor: Tensor) -> bool:
-        return (
-            self._output is not None
-            and tensor.numel() == self._output.numel()
-            and tensor.untyped_storage().data_ptr() == self._output.untyped_storage().data_ptr()
-        )
+        if self._output is None or tensor.numel() != self._output.numel():
+            return False
+        storages = (each.untyped_storage().data_ptr() for each in (self._output, *self._casts))
+        return tensor.untyped_storage().data_ptr() in storages
 
     def _compare(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         first, second = self._pair(args, kwargs)

@@ -39,6 +39,8 @@ AT_THE_EDGES = ("standardize_inputs", "standardize_targets")
 NEW_SHAPES = ("replace_recurrent_cell", "weight_normalization")
 """Remedies that change which numbers the parameters hold, or how many parameters there are."""
 
+_NO_LAYER = "no hidden layer that goes to one activation or layer"
+
 _treated: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
@@ -245,7 +247,7 @@ class ModelTreatment:
             found["replace_activation"] = [place.owner or "forward" for place in old], why
         if (wanted := self._remedies.get("insert_normalization")) is not None:
             kind = str(wanted["kind"])
-            layers, why = plan.normalizable, plan.why_nothing("no hidden layer that goes to one activation or layer")
+            layers, why = plan.normalizable, plan.why_nothing(_NO_LAYER, plan.not_normalizable)
             if kind == "BatchNorm" and layers:
                 # A lone example without gradients may be there for the shapes; one that is trained on is noticed later.
                 single = plan.single if torch.is_grad_enabled() else set()
@@ -263,7 +265,7 @@ class ModelTreatment:
                     modules[block.layer].register_forward_hook(AddInput())
                 else:
                     changes.append(Change(block.end, layer=block.layer))
-            why = plan.why_nothing("no hidden layer that goes to one activation or layer")
+            why = plan.why_nothing(_NO_LAYER, plan.not_blocks)
             found["add_residual"] = [block.layer for block in plan.blocks], why
         if not awaited.is_copy:
             for id, (places, why) in found.items():

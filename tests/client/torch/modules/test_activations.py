@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.client.torch.modules.treating import batch, perceptron, remedy, sgd, treat
+from tests.client.torch.modules.treating import batch, perceptron, remedy, sgd, step, treat
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -190,6 +190,32 @@ def test_a_transformer_with_padding_in_evaluation() -> None:
         with torch.no_grad():
             answer, expected = (m.eval()(x, src_key_padding_mask=padding) for m in (each, reference))
         torch.testing.assert_close(answer[~padding], expected[~padding])
+
+
+class Masked(nn.Module):
+    """Multiplies hidden units with a mask that it is given."""
+
+    def __init__(self, activation: Callable[[Tensor], Tensor] = torch.tanh) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.a, self.b, self.activation = nn.Linear(6, 6), nn.Linear(6, 2), activation
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Return the output."""
+        out: Tensor = self.b(self.activation(self.a(x)) * mask.float()[:, None])
+        return out
+
+
+def test_a_mask_is_no_gate() -> None:
+    """What is multiplied with an input is masked and replaced, unless it is a share between 0 and 1 itself."""
+    model, mask = Masked(), torch.ones(8)
+    treatment = treat(model, None, TO_ELU)
+    torch.testing.assert_close(model(batch(), mask), Masked(functional.elu)(batch(), mask))
+    assert treatment.places["replace_activation"] == ["forward"]
+    gated = Masked(torch.sigmoid)
+    treatment = treat(gated, optimizer := sgd(gated), TO_ELU)
+    step(gated, optimizer, lambda m: m(batch(), mask).sum())
+    assert "is a gate" in str(treatment.reason_to_end())
 
 
 class Blocks(nn.Module):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from tests.client.torch.modules.treating import batch, perceptron, remedy, sgd, step, treat
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 KINDS: dict[str, Callable[[int], nn.Module]] = {
     "BatchNorm": lambda n: nn.BatchNorm1d(n, affine=False),
@@ -162,6 +163,18 @@ def test_over_time_each_row_is_normalized_by_itself() -> None:
     changed = x.clone()
     changed[:, -1] = 7.0
     assert torch.equal(model(x)[:, 0], model(changed)[:, 0])
+
+
+def test_layers_with_computed_weights() -> None:
+    """A layer whose weights are parametrized is a layer; reasons against residual blocks are no reasons here."""
+    model = nn.Sequential(spectral_norm(nn.Linear(6, 5)), nn.ReLU(), nn.Linear(5, 2))
+    treatment = treat(model, optimizer := sgd(model), remedy("insert_normalization", kind="LayerNorm"))
+    step(model, optimizer, lambda m: squared(m, batch()))
+    assert treatment.places["insert_normalization"] == ["0"]
+    normalized = normalized_before("layer")
+    treatment = treat(normalized, optimizer := sgd(normalized), remedy("insert_normalization", kind="LayerNorm"))
+    step(normalized, optimizer, lambda m: squared(m, batch()))
+    assert treatment.reason_to_end() == "insert_normalization: the hidden layers are normalized already"
 
 
 def test_attention_keeps_its_projections() -> None:

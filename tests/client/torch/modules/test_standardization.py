@@ -220,6 +220,26 @@ class Functional(nn.Module):
         return out
 
 
+@pytest.mark.parametrize("is_cast", [False, True], ids=["as it is", "cast"])
+def test_targets_far_from_zero_under_autocast(is_cast: bool) -> None:
+    """In bfloat16 a prediction of ten thousand would be rounded to 64: it is scaled back in single precision."""
+    model = regression()
+    treatment = treat(model, optimizer := sgd(model, 0.01), TARGETS)
+    y = 1e4 + batch(2, rows=16, columns=1)
+
+    def loss(model: nn.Module) -> Tensor:
+        out = model(batch(rows=16))
+        return functional.mse_loss(out.to(torch.float32) if is_cast else out, y)
+
+    for _ in range(3):
+        with torch.autocast("cpu", torch.bfloat16):
+            step(model, optimizer, loss)
+    assert treatment.reason_to_end() is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert float((model(batch(rows=16)) - y).detach().abs().max()) < 10
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+
+
 def test_targets_together_with_changed_functions() -> None:
     """A model whose own functions are changed too is left before its loss is there: neither takes the other's place."""
     model, reference = Functional(), regression()
