@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,10 +68,15 @@ class Calls(TorchFunctionMode):
         self._frames: list[_Frame] = []
         self._inputs: dict[str, Tensor] = {}
 
-    def install(self, model: nn.Module) -> bool:
-        """Register the hooks; say whether the model itself has some."""
+    def install(self, model: nn.Module, callers: Iterable[str] = ()) -> bool:
+        """Register the hooks; say whether the model itself has some.
+
+        Args:
+            model: whose modules are changed.
+            callers: modules that call the same code, as a function that several share, and may have no changes.
+        """
         modules = dict(model.named_modules())
-        kinds = {type(modules[owner]) for owner in self._by_owner}
+        kinds = {type(modules[owner]) for owner in {*self._by_owner, *callers}}
         for name, module in modules.items():
             if type(module) in kinds:  # a module of the same code, called by one of these, has changes of its own
                 module.register_forward_pre_hook(Enter(self, name), prepend=True)

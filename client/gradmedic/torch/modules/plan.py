@@ -76,6 +76,8 @@ class Plan:
 
     activations: list[tuple[Place, str]] = field(default_factory=list)
     """With the function that stands there now."""
+    callers: set[str] = field(default_factory=set)
+    """Modules that call a function in one of these places of the code, whether it is replaced there or not."""
     normalizable: list[str] = field(default_factory=list)
     """Names of layers, in the order of their calls."""
     over_time: set[str] = field(default_factory=set)
@@ -130,6 +132,8 @@ class _Reader:
 
     def plan(self) -> Plan:
         replaceable = self._read_activations()
+        sites = {place.site for place, _ in self._plan.activations}
+        self._plan.callers = {call.owner for call in self._calls if call.site in sites}
         for call in self._calls:
             module = self._modules.get(call.owner)
             if call.is_layer and _is_plain(module) and call.turn == 0 and call.ordinal == 0:

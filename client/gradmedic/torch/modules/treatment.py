@@ -124,8 +124,8 @@ class ModelTreatment:
         for id in self._remedies:
             if id in AT_WATCH and not self._places[id] and not self._again:
                 raise NotApplicable(f"{id}: {'; '.join(dict.fromkeys(self._reasons[id]))}")
-        if any(id in self._remedies for id in (*AT_FIRST_CALL, *AT_THE_EDGES)):
-            # What hooks and modes change must not be compiled away, and a trial need not be fast.
+        if any(id in self._remedies for id in (*AT_FIRST_CALL, *AT_THE_EDGES, "replace_recurrent_cell")):
+            # What hooks, modes and kept cell states change must not be compiled away, and a trial need not be fast.
             self._stance = torch.compiler.set_stance("force_eager")
         if "scale_loss" in self._remedies:
             self.loss_scale = scale_losses(self._optimizers)
@@ -272,7 +272,7 @@ class ModelTreatment:
                 self._note(id, ".".join(each for each in (awaited.name, path) if each), places, why)
         if changes:
             calls = Calls(changes)
-            if calls.install(part):
+            if calls.install(part, plan.callers):
                 calls.enter("")  # this call of the model is under way already; its hook behind is yet to come
 
     def _note(self, id: str, model: str, found: Iterable[str], why_nothing: str) -> None:

@@ -192,6 +192,47 @@ def test_a_transformer_with_padding_in_evaluation() -> None:
         torch.testing.assert_close(answer[~padding], expected[~padding])
 
 
+def bend(x: Tensor) -> Tensor:
+    """Return what a script's own function makes of hidden units and of outputs."""
+    return torch.tanh(x)
+
+
+class Head(nn.Module):
+    """Ends a model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the output."""
+        return bend(self.layer(x))
+
+
+class Headed(nn.Module):
+    """Calls the function, and a module that calls it too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.layer, self.head = nn.Linear(6, 6), Head()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the output."""
+        out: Tensor = self.head(bend(self.layer(x)))
+        return out
+
+
+def test_a_function_that_modules_share_is_replaced_where_it_is_hidden() -> None:
+    """A function of the script that the model and a part of it call is told apart by who calls it."""
+    model = Headed()
+    treatment = treat(model, None, TO_ELU)
+    expected = torch.tanh(model.head.layer(functional.elu(model.layer(batch()))))
+    for _ in range(2):
+        torch.testing.assert_close(model(batch()), expected)
+    assert treatment.places["replace_activation"] == ["forward"]
+
+
 class Masked(nn.Module):
     """Multiplies hidden units with a mask that it is given."""
 
