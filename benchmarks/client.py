@@ -39,7 +39,7 @@ IMPORTS = 9
 MEMORY_STEPS = 5
 RESAMPLINGS = 400
 SETTLING_STEPS = 20
-"""Of the start, which is sampled at every step."""
+"""In which the sampler learns what a step and a sample take."""
 STEPS = {"mlp": 10, "gpt": 5}
 """Of a turn."""
 TURNS = {"mlp": 16, "gpt": 6}

@@ -47,7 +47,7 @@ class Gradmedic:
         """What it says itself that its observation took."""
         sampler = self.run._sampler
         sampler.clock = lambda: time.perf_counter() - self._paused
-        sampler._count, sampler._spent_at_start = FIRST_STEPS, START_SECONDS  # the start is sampled at every step
+        sampler._count, sampler._spent_at_start = FIRST_STEPS, START_SECONDS  # its start has a price of its own
         self.run.watch(model, optimizer)
         self._spend = sampler.spend
         sampler.spend = self._note  # type: ignore[method-assign]

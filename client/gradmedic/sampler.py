@@ -17,9 +17,10 @@ START_SECONDS = 1.0
 """What the start may cost without being owed: a short training is sampled throughout, a long one does not notice."""
 SHARE = 0.0125
 """Of the training's time that sampling may take; the measurement of it is not exact, and 0.015 is promised."""
-HURRIED_STEPS = 25
-"""Steps that are sampled after something happened that a verdict may follow from."""
-_LARGEST_DEBT = 2 * HURRIED_STEPS
+HURRIED_STEPS = 12
+"""Steps that are sampled after something happened that a verdict may follow from: what grows must do so for ten sampled
+steps running at most. What goes on growing jumps again."""
+_LARGEST_DEBT = 4 * HURRIED_STEPS
 """In sampled steps; hurrying stops there, so that a training that jumps all the time is not sampled all the time."""
 _SLOWEST = 2.0
 """Times the usual distance between samples while a debt is paid back."""
