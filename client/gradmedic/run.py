@@ -25,8 +25,8 @@ from uuid import UUID
 
 import numpy as np
 
-from gradmedic import endings, wire
-from gradmedic.api import Client
+from gradmedic import endings
+from gradmedic import wire_stream as wire
 from gradmedic.configuration import (
     Configuration,
     as_trial,
@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     import torch
 
     from gradmedic.torch.treatment import Treatment
+    from gradmedic.wire import Diagnosis
 
 logger = logging.getLogger("gradmedic")
 
@@ -469,7 +470,7 @@ class Run:
         if not self._is_follower:
             self._sender.put(Rewind(step))
 
-    def diagnosis(self) -> wire.Diagnosis:
+    def diagnosis(self) -> Diagnosis:
         """Return what the service says of the run, with every step logged so far.
 
         Raises:
@@ -479,6 +480,8 @@ class Run:
         if self._is_inert or self._is_follower or self._configuration.mode == "offline":
             why = "another process sends for this one" if self._is_follower else f"mode is {self._configuration.mode!r}"
             raise UsageError(f"there is no diagnosis here: {why}")
+        from gradmedic.api import Client  # no training needs it
+
         self.flush()
         connection = self._configuration.connection
         with Client(
@@ -535,18 +538,19 @@ class Run:
             row = None
             if sampler.is_sampling and (gradients is not None or statistics is not None):
                 row = self._row_of(gradients, statistics)
-            self._sender.put((
-                number,
-                time.time(),
-                None if loss is None else self._hold("loss", loss),
-                None if learning_rate is None else self._hold("learning_rate", learning_rate),
-                held,
-                pending,
-                row,
-            ))
+            self._sender.put(
+                (
+                    number,
+                    time.time(),
+                    None if loss is None else self._hold("loss", loss),
+                    None if learning_rate is None else self._hold("learning_rate", learning_rate),
+                    held,
+                    pending,
+                    row,
+                )
+            )
         finally:
-            sampler.spend(sampler.clock() - begun)
-            sampler.advance()
+            sampler.advance(sampler.clock() - begun)
 
     def _number_of(self, step: int) -> int | None:
         """Return the number of the step, or None if it cannot be recorded under the number given."""
@@ -814,8 +818,10 @@ class Run:
 
     def _find_limit(self) -> None:
         """Ask the diagnosis to which norm gradients should be clipped."""
+        from gradmedic.wire import Diagnosis  # few trainings need it
+
         try:
-            diagnosis = self._service.ask(wire.Diagnosis, "GET", f"/runs/{self.id}/diagnosis")
+            diagnosis = self._service.ask(Diagnosis, "GET", f"/runs/{self.id}/diagnosis")
         except GradmedicError as error:
             logger.warning("gradmedic: the gradients are not clipped, the advice cannot be read: %s", error)
             return

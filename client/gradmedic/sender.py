@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 from uuid import UUID
 
-from gradmedic import wire
+from gradmedic import wire_stream as wire
 from gradmedic.backlog import Backlog, Described
 from gradmedic.delivery import BLOCK_STEPS, Delivery
 from gradmedic.exceptions import ApiError, ConfigurationError, ConflictError, GradmedicError, NotFoundError

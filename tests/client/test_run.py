@@ -327,7 +327,7 @@ def test_a_full_queue_drops_healthy_steps_and_says_so(
     proxy.permanent = Fault(status=503)
     for i in range(1000):
         run.log(math.nan if i == 3 else float(i))
-    proxy.wait_for(lambda seen: len(seen) > 1)
+    proxy.wait_for(lambda seen: len(seen) > 1 and run._sender._recorded == 1000)  # everything met the full disk
     proxy.permanent = None
     assert run.finish()
     stored = losses(client, run)
