@@ -27,7 +27,7 @@ Observer = Callable[[Tensor], None]
 
 
 class Gradmedic:
-    """gradmedic at work, or laid aside. Its clock stands still meanwhile, so that it does not see the pause."""
+    """gradmedic at work, or laid aside: then it does not see how time passes. What it calls is not wrapped."""
 
     def __init__(self, options: dict[str, str], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         import gradmedic
@@ -42,15 +42,9 @@ class Gradmedic:
         )
         self._optimizer = optimizer
         self._paused_at = 0.0
-        self._paused = 0.0
-        self.own_seconds = 0.0
-        """What it says itself that its observation took."""
         sampler = self.run._sampler
-        sampler.clock = lambda: time.perf_counter() - self._paused
-        sampler._count, sampler._spent_at_start = FIRST_STEPS, START_SECONDS  # the start is sampled at every step
+        sampler._count, sampler._spent_at_start = FIRST_STEPS, START_SECONDS  # its start has a price of its own
         self.run.watch(model, optimizer)
-        self._spend = sampler.spend
-        sampler.spend = self._note  # type: ignore[method-assign]
         self._hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
 
     def __call__(self, loss: Tensor) -> None:
@@ -62,6 +56,11 @@ class Gradmedic:
         """Whether the step under way is sampled."""
         return self.run._sampler.is_sampling
 
+    @property
+    def own_seconds(self) -> float:
+        """What it says itself that its observation took."""
+        return self.run._sampler.spent
+
     def lay_aside(self) -> None:
         """Leave the training alone."""
         self._paused_at = time.perf_counter()
@@ -70,7 +69,8 @@ class Gradmedic:
     def take_up(self) -> None:
         """Observe it again."""
         self._set_hooks(*self._hooks)
-        self._paused += time.perf_counter() - self._paused_at
+        if self.run._sampler._last_at is not None:
+            self.run._sampler._last_at += time.perf_counter() - self._paused_at
 
     def settle(self) -> None:
         """Forget what the beginning cost: the first verdict comes with a while of sampling at every step."""
@@ -79,10 +79,6 @@ class Gradmedic:
 
     def _set_hooks(self, before: Any, after: Any) -> None:
         self._optimizer._optimizer_step_pre_hooks, self._optimizer._optimizer_step_post_hooks = before, after
-
-    def _note(self, seconds: float) -> None:
-        self.own_seconds += seconds
-        self._spend(seconds)
 
 
 _VOCABULARY, _WIDTH, _CONTEXT = 256, 320, 128

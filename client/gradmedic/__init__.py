@@ -9,7 +9,8 @@ True
 
 from __future__ import annotations
 
-from gradmedic.api import Client
+from typing import TYPE_CHECKING, Any
+
 from gradmedic.exceptions import (
     ApiError,
     ConfigurationError,
@@ -24,6 +25,19 @@ from gradmedic.exceptions import (
 )
 from gradmedic.run import Run, VerdictEvent, init
 from gradmedic.trial import TrialEnded
+
+if TYPE_CHECKING:
+    from gradmedic.api import Client
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Load `Client` when it is asked for: no training needs it, and every training would wait for it."""
+        if name == "Client":
+            from gradmedic.api import Client
+
+            return Client
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "ApiError",

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from gradmedic import wire
+from gradmedic import wire_stream as wire
 from gradmedic.spill import Journal
 from gradmedic.step import Entry, Rewind, Step
 

@@ -18,7 +18,7 @@ from uuid import UUID
 
 import numpy as np
 
-from gradmedic import wire
+from gradmedic import wire_stream as wire
 from gradmedic.encoding import to_json, to_plain
 from gradmedic.exceptions import ApiError, ConfigurationError, ConflictError
 from gradmedic.http import Service, is_retryable

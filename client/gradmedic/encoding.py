@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from gradmedic import wire
+from gradmedic import wire_stream as wire
 
 T = TypeVar("T")
 
@@ -68,7 +68,7 @@ def from_json(body: bytes, type_: type[T]) -> T:
         msgspec.MsgspecError: the body is not JSON, or not of that type.
     """
     plain = msgspec.json.decode(body)
-    if type_ is wire.Diagnosis:
+    if "findings" in getattr(type_, "__dataclass_fields__", ()):
         plain = plain | {"findings": [_with_python_names(finding) for finding in plain.get("findings", [])]}
     return msgspec.convert(plain, type_, strict=False)  # lax: "NaN" is a float
 

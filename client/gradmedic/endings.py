@@ -19,6 +19,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, Protocol
@@ -36,6 +37,7 @@ class Ending(Protocol):
 
 _open: list[Ending] = []
 _exit_code: object = None
+_exit_at = 0.0  # by time.perf_counter()
 _last_error: object = None
 _wrapped: list[tuple[Any, str, Any, bool]] = []
 """Objects, names of their attributes, our functions there, which know what they replaced, and whether that was the
@@ -65,15 +67,14 @@ def ignore_end(run: Ending) -> None:
             _restore()
 
 
-def forget_exit() -> None:
-    """Take in that an exit was called off: the training goes on."""
-    global _exit_code
-    _exit_code = None
+def has_failed(alive_at: float) -> bool:
+    """Whether the process ends because of an exception, or with an exit code that says so.
 
-
-def has_failed() -> bool:
-    """Whether the process ends because of an exception, or with an exit code that says so."""
-    return getattr(sys, "last_value", None) is not _last_error or is_failure(_exit_code)
+    Args:
+        alive_at: when the training went on for the last time, by `time.perf_counter()`; an earlier exit was called off.
+    """
+    is_exit = is_failure(_exit_code) and _exit_at >= alive_at
+    return getattr(sys, "last_value", None) is not _last_error or is_exit
 
 
 def is_failure(code: object) -> bool:
@@ -111,8 +112,7 @@ def _noting_code(leave: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(leave)
     def exit_(code: Any = None, /) -> Any:
-        global _exit_code
-        _exit_code = code
+        _note_exit(code)
         return leave(code)
 
     return exit_
@@ -123,14 +123,19 @@ def _looking_for_exit(flush: Callable[[], Any]) -> Callable[[], Any]:
 
     @functools.wraps(flush)
     def flush_() -> Any:
-        global _exit_code
         if sys._getframe().f_back is None and threading.current_thread() is threading.main_thread():
             for each in gc.get_objects():
-                if isinstance(each, SystemExit) and each.__traceback__ is None:  # it gets one where it is caught
-                    _exit_code = each.code
+                # Not isinstance(): that asks the object itself for its class, and lazy ones do something then.
+                if issubclass(type(each), SystemExit) and each.__traceback__ is None:  # it gets one where it is caught
+                    _note_exit(each.code)
         return flush()
 
     return flush_
+
+
+def _note_exit(code: object) -> None:
+    global _exit_code, _exit_at
+    _exit_code, _exit_at = code, time.perf_counter()
 
 
 def _terminate(signum: int, _frame: FrameType | None) -> None:

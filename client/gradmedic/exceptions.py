@@ -18,7 +18,7 @@ which ends a trial.
 
 from __future__ import annotations
 
-from gradmedic.wire import Problem
+from gradmedic.wire_stream import Problem
 
 
 class GradmedicError(Exception):

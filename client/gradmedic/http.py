@@ -17,7 +17,7 @@ from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
-from gradmedic import wire
+from gradmedic import wire_stream as wire
 from gradmedic.configuration import Connection
 from gradmedic.encoding import from_json
 from gradmedic.exceptions import (

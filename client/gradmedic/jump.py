@@ -2,7 +2,8 @@
 
 One idea: an explosion takes fewer steps than a block, so waiting for the block would announce it too late. The test
 must cost microseconds and need no scale: it compares the logarithm of each number with a slow average of itself, in
-units of its own usual deviation.
+units of its own usual deviation. The average is one over steps, however few of them are sampled: what grows slowly must
+not look like a jump from one sample to the next.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from gradmedic.step import Step
 
 _MEMORY = 0.05
-"""Weight of a new value in the slow average: about the last 20 steps."""
+"""Weight of a step in the slow average: about the last 20."""
 _FEWEST = 3
 """Values needed before anything can be called a jump."""
 _SMALLEST_JUMP = math.log(2.0)
@@ -40,7 +41,9 @@ class JumpDetector:
                 column = step.row.column(name)
                 if column is not None:
                     numbers[name] = math.sqrt(float(np.square(column, dtype=np.float64).sum()))
-        jumps = [self._signals[name].update(number) for name, number in numbers.items() if number is not None]
+        jumps = [
+            self._signals[name].update(number, step.number) for name, number in numbers.items() if number is not None
+        ]
         return any(jumps)
 
 
@@ -49,18 +52,20 @@ class _Signal:
 
     def __init__(self) -> None:
         self._count = 0
+        self._last_step = 0
         self._mean = 0.0
         self._deviation = 0.0
 
-    def update(self, number: float) -> bool:
+    def update(self, number: float, step: int) -> bool:
         if not 0 < number < math.inf:
             return False
         value = math.log(number)
         excess = value - self._mean
         is_jump = self._count >= _FEWEST and excess > max(_SMALLEST_JUMP, _DEVIATIONS * self._deviation)
+        steps, self._last_step = max(1, step - self._last_step), step  # fewer than one after a rewind
         self._count += 1
-        weight = max(_MEMORY, 1.0 / self._count)  # a plain average until the memory is full
-        self._mean += weight * excess
-        if self._count > 1:
-            self._deviation += weight * (abs(excess) - self._deviation)
+        fewest = 1.0 / self._count  # a plain average until the memory is full
+        self._mean += max(1.0 - (1.0 - _MEMORY) ** steps, fewest) * excess
+        if self._count > 1:  # over values: two or three would not tell what is usual
+            self._deviation += max(_MEMORY, fewest) * (abs(excess) - self._deviation)
         return is_jump

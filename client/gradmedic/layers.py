@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from gradmedic import wire
+from gradmedic import wire_stream as wire
 from gradmedic.exceptions import ConfigurationError
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from gradmedic.wire import FieldError, Remedy
+from gradmedic.wire_stream import FieldError, Remedy
 
 LARGEST_FACTOR = 1e6
 """No factor, bound or rate of a sensible experiment is beyond it, nor below its inverse squared."""
@@ -107,7 +107,7 @@ MAX_COMBINED = 16
 def remedy_errors(path: str, remedies: Sequence[Remedy]) -> Iterator[FieldError]:
     """Say what is wrong with the remedies of one candidate: unknown, twice, or with parameters out of range.
 
-    >>> from gradmedic.wire import Remedy
+    >>> from gradmedic.wire_stream import Remedy
     >>> [error.message for error in remedy_errors("remedies[0]", [Remedy(id="warm_up", parameters={"steps": 0})])]
     ['must be from 1 to 1e+09, not 0']
     """
@@ -143,7 +143,7 @@ def remedy_errors(path: str, remedies: Sequence[Remedy]) -> Iterator[FieldError]
 def describe_remedies(remedies: Sequence[Remedy]) -> str:
     """Write the remedies of a candidate as a person would.
 
-    >>> from gradmedic.wire import Remedy
+    >>> from gradmedic.wire_stream import Remedy
     >>> describe_remedies([Remedy(id="clip_grad_norm", parameters={"max_norm": 1.0}), Remedy(id="add_residual")])
     'clip_grad_norm(1.0) + add_residual()'
     >>> describe_remedies([])

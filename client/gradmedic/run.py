@@ -25,8 +25,8 @@ from uuid import UUID
 
 import numpy as np
 
-from gradmedic import endings, wire
-from gradmedic.api import Client
+from gradmedic import endings
+from gradmedic import wire_stream as wire
 from gradmedic.configuration import (
     Configuration,
     as_trial,
@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     import torch
 
     from gradmedic.torch.treatment import Treatment
+    from gradmedic.wire import Diagnosis
 
 logger = logging.getLogger("gradmedic")
 
@@ -84,6 +85,17 @@ _STATISTICS_BEFORE_ANY = ("grad_norm",)
 Number = Any
 """A Python or numpy number, or a tensor with one element."""
 Callback = TypeVar("Callback", bound=Callable[["VerdictEvent"], object])
+
+_Draft = tuple[
+    int,
+    float,
+    float | PendingNumber | None,
+    float | PendingNumber | None,
+    Mapping[str, float | PendingNumber | None],
+    list[Pending],
+    Row | None,
+]
+"""A step some of whose numbers may still be on a device: number, time, loss, learning rate, metrics, statistics."""
 
 _runs: weakref.WeakSet[Run] = weakref.WeakSet()
 
@@ -142,8 +154,8 @@ def init(
             [GRADMEDIC_MODE].
         trainable: name under which a worker may rerun this job.
         log_freq: "auto" takes statistics as often as should cost 1.5 % of the training's time, and at every step
-            at the start - the first twenty, and on until a second was spent - and when a verdict is near: for 25 steps
-            after a jump or an alarm; a number takes them at every such step, and at the first twenty
+            at the start - the first twenty, and on until a second was spent - and when a verdict is near: for twelve
+            steps after a jump or an alarm; a number takes them at every such step, and at the first twenty
             [GRADMEDIC_LOG_FREQ], "auto".
         flush_interval: seconds that a step waits to be sent [GRADMEDIC_FLUSH_INTERVAL], 1.
         max_queue_bytes: memory for steps that wait for the service [GRADMEDIC_MAX_QUEUE_BYTES], 64 MiB.
@@ -227,6 +239,7 @@ class Run:
         self._sources: list[Source] = []
         self._statistics: tuple[str, ...] | None = None
         self._last_number = -1
+        self._alive_at = 0.0
         self._said: set[str] = set()
         self._metric_names: set[str] = set()  # that were found good
 
@@ -457,7 +470,7 @@ class Run:
         if not self._is_follower:
             self._sender.put(Rewind(step))
 
-    def diagnosis(self) -> wire.Diagnosis:
+    def diagnosis(self) -> Diagnosis:
         """Return what the service says of the run, with every step logged so far.
 
         Raises:
@@ -467,6 +480,8 @@ class Run:
         if self._is_inert or self._is_follower or self._configuration.mode == "offline":
             why = "another process sends for this one" if self._is_follower else f"mode is {self._configuration.mode!r}"
             raise UsageError(f"there is no diagnosis here: {why}")
+        from gradmedic.api import Client  # no training needs it
+
         self.flush()
         connection = self._configuration.connection
         with Client(
@@ -505,8 +520,8 @@ class Run:
     ) -> None:
         sampler = self._sampler
         begun = sampler.clock()
+        self._alive_at = begun
         try:
-            endings.forget_exit()
             pending = []  # no comprehension here and below: each is a call, and the caches are cold after a step
             for source in self._sources:
                 pending.append(source.take())  # noqa: PERF401
@@ -524,8 +539,7 @@ class Run:
             if sampler.is_sampling and (gradients is not None or statistics is not None):
                 row = self._row_of(gradients, statistics)
             self._sender.put(
-                _Draft(
-                    self,
+                (
                     number,
                     time.time(),
                     None if loss is None else self._hold("loss", loss),
@@ -536,8 +550,7 @@ class Run:
                 )
             )
         finally:
-            sampler.spend(sampler.clock() - begun)
-            sampler.advance()
+            sampler.advance(sampler.clock() - begun)
 
     def _number_of(self, step: int) -> int | None:
         """Return the number of the step, or None if it cannot be recorded under the number given."""
@@ -586,21 +599,37 @@ class Run:
         self._metric_names.add(name)
         return True
 
-    def _complete(self, draft: _Draft) -> Step:
-        """Return the step of what `log()` was given. Called by the recorder's thread."""
-        measurements = [pending.read() for pending in draft.pending]
+    def complete(self, draft: _Draft) -> Step | None:
+        """Return the step of what `log()` was given; see `gradmedic.sender.Observer`."""
+        try:
+            return self._complete(*draft)
+        except Exception as error:
+            self._say_once(f"step {type(error)}", f"a step could not be recorded: {error!r}")
+            return None
+
+    def _complete(
+        self,
+        number: int,
+        time: float,
+        loss: float | PendingNumber | None,
+        learning_rate: float | PendingNumber | None,
+        metrics: Mapping[str, float | PendingNumber | None],
+        pending: list[Pending],
+        row: Row | None,
+    ) -> Step:
+        measurements = [each.read() for each in pending]
         step = Step(
-            number=draft.number,
-            time=draft.time,
-            loss=_read(draft.loss),
+            number=number,
+            time=time,
+            loss=_read(loss),
             learning_rate=_first(
-                _read(draft.learning_rate), _largest(measurement.learning_rate for measurement in measurements)
+                _read(learning_rate), _largest(measurement.learning_rate for measurement in measurements)
             ),
             loss_scale=_largest(measurement.loss_scale for measurement in measurements),
             clip_coefficient=_smallest(measurement.clip_coefficient for measurement in measurements),
             skipped=any(measurement.skipped for measurement in measurements),
-            metrics={name: number for name, value in draft.metrics.items() if (number := _read(value)) is not None},
-            row=_join([draft.row, *(measurement.row for measurement in measurements)]),
+            metrics={name: known for name, value in metrics.items() if (known := _read(value)) is not None},
+            row=_join([row, *(measurement.row for measurement in measurements)]),
         )
         if step.row is not None and self._statistics is None:
             self._statistics = step.row.statistics
@@ -789,8 +818,10 @@ class Run:
 
     def _find_limit(self) -> None:
         """Ask the diagnosis to which norm gradients should be clipped."""
+        from gradmedic.wire import Diagnosis  # few trainings need it
+
         try:
-            diagnosis = self._service.ask(wire.Diagnosis, "GET", f"/runs/{self.id}/diagnosis")
+            diagnosis = self._service.ask(Diagnosis, "GET", f"/runs/{self.id}/diagnosis")
         except GradmedicError as error:
             logger.warning("gradmedic: the gradients are not clipped, the advice cannot be read: %s", error)
             return
@@ -825,7 +856,7 @@ class Run:
     # --- the end ------------------------------------------------------------------------------------------------------
 
     def _finish_at_exit(self) -> None:
-        self.finish(status="failed" if endings.has_failed() else "finished")
+        self.finish(status="failed" if endings.has_failed(self._alive_at) else "finished")
 
     def _open_journal(self) -> Journal:
         configuration = self._configuration
@@ -848,28 +879,6 @@ class Run:
         if kind not in self._said:
             self._said.add(kind)
             logger.warning("gradmedic: %s (said once)", message)
-
-
-@dataclass(slots=True)
-class _Draft:
-    """A step some of whose numbers may still be on a device."""
-
-    run: Run
-    number: int
-    time: float
-    loss: float | PendingNumber | None
-    learning_rate: float | PendingNumber | None
-    metrics: Mapping[str, float | PendingNumber | None]
-    pending: list[Pending]
-    row: Row | None
-
-    def complete(self) -> Step | None:
-        """Return the step; see `gradmedic.sender.Draft`."""
-        try:
-            return self.run._complete(self)
-        except Exception as error:
-            self.run._say_once(f"step {type(error)}", f"a step could not be recorded: {error!r}")
-            return None
 
 
 def _read(number: float | PendingNumber | None) -> float | None:

@@ -17,9 +17,10 @@ START_SECONDS = 1.0
 """What the start may cost without being owed: a short training is sampled throughout, a long one does not notice."""
 SHARE = 0.0125
 """Of the training's time that sampling may take; the measurement of it is not exact, and 0.015 is promised."""
-HURRIED_STEPS = 25
-"""Steps that are sampled after something happened that a verdict may follow from."""
-_LARGEST_DEBT = 2 * HURRIED_STEPS
+HURRIED_STEPS = 12
+"""Steps that are sampled after something happened that a verdict may follow from: what grows must do so for ten sampled
+steps running at most. What goes on growing jumps again."""
+_LARGEST_DEBT = 4 * HURRIED_STEPS
 """In sampled steps; hurrying stops there, so that a training that jumps all the time is not sampled all the time."""
 _SLOWEST = 2.0
 """Times the usual distance between samples while a debt is paid back."""
@@ -43,12 +44,15 @@ class Sampler:
         """What the time spent is measured with."""
         self._count = 0
         self._last_at: float | None = None
-        self._spent = 0.0  # in the step that is being computed
+        self.spent = 0.0
+        """Seconds that observing the training took so far."""
+        self._accounted = 0.0  # of them
         self._spent_at_start = 0.0
         self._step_seconds = 0.0  # average, without what is spent here
         self._sample_seconds = 0.0  # average cost of a sampled step
         self._debt = 0.0
         self._since_sample = 0
+        self._longest_gap = 0.0  # in steps
         self._hurried = 0
         self._follows = False
         self._next_interval: Callable[[], int] | None = None
@@ -66,7 +70,7 @@ class Sampler:
 
     def spend(self, seconds: float) -> None:
         """Take in what an observation cost the training."""
-        self._spent += seconds
+        self.spent += seconds
 
     def hurry(self) -> None:
         """Sample the next steps, because a verdict may be near."""
@@ -87,10 +91,18 @@ class Sampler:
         is_near = self._hurried > 0 and self._debt < _LARGEST_DEBT * self._sample_seconds
         if is_near:
             self._hurried -= 1
-        return 1 if self._is_at_start() or is_near else self.interval
+        is_at_start = self._count < FIRST_STEPS or self._spent_at_start < START_SECONDS
+        return 1 if is_at_start or is_near else self.interval
 
-    def advance(self) -> None:
-        """Go on to the next step."""
+    def advance(self, spent: float = 0.0) -> None:
+        """Go on to the next step.
+
+        Written for few calls: after a training step its code must be fetched from memory, every function of it.
+
+        Args:
+            spent: seconds that the last observation of the step took.
+        """
+        self.spent += spent
         self._count += 1
         if self._follows:
             self._account()
@@ -104,12 +116,21 @@ class Sampler:
             self.is_sampling = self._count < FIRST_STEPS or self._count % self._log_freq == 0
             return
         self._account()
-        self._since_sample = 0 if self.is_sampling else self._since_sample + 1
-        self.is_sampling = self._is_due()
+        if self.is_sampling:
+            self._since_sample, self._longest_gap = 0, _SLOWEST * self.interval
+        else:
+            self._since_sample += 1
+        if self._count < FIRST_STEPS or self._spent_at_start < START_SECONDS:
+            self.is_sampling = True
+        elif self._hurried > 0 and self._debt < _LARGEST_DEBT * self._sample_seconds:
+            self._hurried -= 1
+            self.is_sampling = True
+        else:
+            self.is_sampling = self._debt <= 0.0 or self._since_sample + 1 >= self._longest_gap
 
     def _account(self) -> None:
-        now, spent = self.clock(), self._spent
-        self._spent = 0.0
+        now, spent = self.clock(), self.spent - self._accounted
+        self._accounted = self.spent
         if self.is_sampling:
             self._sample_seconds = _average(self._sample_seconds, spent)
         if self._last_at is not None:
@@ -124,17 +145,6 @@ class Sampler:
         else:
             self._debt += spent
         self._debt = max(self._debt, 0.0)
-
-    def _is_due(self) -> bool:
-        if self._is_at_start():
-            return True
-        if self._hurried > 0 and self._debt < _LARGEST_DEBT * self._sample_seconds:
-            self._hurried -= 1
-            return True
-        return self._debt <= 0.0 or self._since_sample + 1 >= _SLOWEST * self.interval
-
-    def _is_at_start(self) -> bool:
-        return self._count < FIRST_STEPS or self._spent_at_start < START_SECONDS
 
 
 def _average(average: float, value: float) -> float:

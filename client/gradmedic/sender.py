@@ -17,10 +17,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
-from gradmedic import wire
+from gradmedic import wire_stream as wire
 from gradmedic.backlog import Backlog, Described
 from gradmedic.delivery import BLOCK_STEPS, Delivery
 from gradmedic.exceptions import ApiError, ConfigurationError, ConflictError, GradmedicError, NotFoundError
@@ -45,15 +45,15 @@ _FEWEST_DRAFTS = 10_000
 """Drafts that there is room for at any rate: a burst of small steps, while the recorder writes some to disk."""
 
 
-class Draft(Protocol):
-    """What `log()` left of a step."""
-
-    def complete(self) -> Step | None:
-        """Return the step, waiting for a device if need be; None if it cannot be recorded."""
+Draft = tuple[Any, ...]
+"""What `log()` left of a step, as its observer knows it: a tuple costs the training least."""
 
 
 class Observer(Described, Protocol):
     """Who wants to know what becomes of the steps; all is called on the threads here."""
+
+    def complete(self, draft: Draft) -> Step | None:
+        """Make a step of a draft, waiting for a device if need be; None if it cannot be recorded."""
 
     def take_jump(self) -> None:
         """A step jumped."""
@@ -222,7 +222,7 @@ class Sender:
             self._break_off("gradmedic stopped recording because of an error of its own; training goes on")
 
     def _record_one(self, draft: Draft | Rewind) -> None:
-        entry: Entry | None = draft if isinstance(draft, Rewind) else draft.complete()
+        entry: Entry | None = draft if isinstance(draft, Rewind) else self._observer.complete(draft)
         is_urgent = isinstance(entry, Step) and self._jumps.update(entry)
         if is_urgent:
             self._observer.take_jump()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from gradmedic import wire
+from gradmedic import wire_stream as wire
 from gradmedic.step import Row
 
 

@@ -28,7 +28,7 @@ from uuid import UUID
 
 import msgspec
 
-from gradmedic import wire
+from gradmedic import wire_stream as wire
 from gradmedic.encoding import from_json, to_json
 from gradmedic.step import Entry, Rewind, pack_step, unpack_step
 

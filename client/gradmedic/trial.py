@@ -25,7 +25,7 @@ import msgspec
 import numpy as np
 
 from gradmedic.exceptions import ConfigurationError
-from gradmedic.wire import Remedy
+from gradmedic.wire_stream import Remedy
 
 SEED_VARIABLE = "GRADMEDIC_SEED"
 TRIAL_VARIABLE = "GRADMEDIC_TRIAL"

@@ -9,49 +9,53 @@ A field named with a trailing underscore (`class_`) travels without it (`class`)
 
 from __future__ import annotations
 
-import ast
-import inspect
-import sys
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cache
-from itertools import pairwise
-from typing import Annotated, Any, ClassVar, get_args
+from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
-WIRE_VERSIONS = (1,)
-"""Versions of this schema that this package speaks, oldest first; published by `GET /limits`."""
+from gradmedic.wire_stream import API_PATH as API_PATH
+from gradmedic.wire_stream import JSON_MEDIA_TYPE as JSON_MEDIA_TYPE
+from gradmedic.wire_stream import LAYER_ROLES as LAYER_ROLES
+from gradmedic.wire_stream import MSGPACK_MEDIA_TYPE as MSGPACK_MEDIA_TYPE
+from gradmedic.wire_stream import NONFINITE_NAMES as NONFINITE_NAMES
+from gradmedic.wire_stream import PROBLEM_MEDIA_TYPE as PROBLEM_MEDIA_TYPE
+from gradmedic.wire_stream import SCHEMA as _SCHEMA
+from gradmedic.wire_stream import SERIES as SERIES
+from gradmedic.wire_stream import STATISTICS as STATISTICS
+from gradmedic.wire_stream import STATUSES as STATUSES
+from gradmedic.wire_stream import VERDICTS as VERDICTS
+from gradmedic.wire_stream import WIRE_VERSIONS as WIRE_VERSIONS
+from gradmedic.wire_stream import AppendResult as AppendResult
+from gradmedic.wire_stream import FieldError as FieldError
+from gradmedic.wire_stream import Flag as Flag
+from gradmedic.wire_stream import Layer as Layer
+from gradmedic.wire_stream import Limits as Limits
+from gradmedic.wire_stream import Number as Number
+from gradmedic.wire_stream import NumberOnly as NumberOnly
+from gradmedic.wire_stream import NumberOrNull as NumberOrNull
+from gradmedic.wire_stream import OneOf as OneOf
+from gradmedic.wire_stream import Optimizer as Optimizer
+from gradmedic.wire_stream import Problem as Problem
+from gradmedic.wire_stream import Remedy as Remedy
+from gradmedic.wire_stream import RewindResult as RewindResult
+from gradmedic.wire_stream import RunCreate as RunCreate
+from gradmedic.wire_stream import RunDetail as RunDetail
+from gradmedic.wire_stream import RunRewind as RunRewind
+from gradmedic.wire_stream import RunSummary as RunSummary
+from gradmedic.wire_stream import RunUpdate as RunUpdate
+from gradmedic.wire_stream import Status as Status
+from gradmedic.wire_stream import Strictly as Strictly
+from gradmedic.wire_stream import Training as Training
+from gradmedic.wire_stream import Verdict as Verdict
+from gradmedic.wire_stream import Whole as Whole
+from gradmedic.wire_stream import without_trailing_underscore as without_trailing_underscore
 
-API_PATH = "/api/v1"
-JSON_MEDIA_TYPE = "application/json"
-MSGPACK_MEDIA_TYPE = "application/vnd.msgpack"
-PROBLEM_MEDIA_TYPE = "application/problem+json"
-
-STATISTICS = (
-    "grad_norm",
-    "grad_abs_max",
-    "grad_mean",
-    "grad_zero_fraction",
-    "nonfinite_count",
-    "weight_norm",
-    "update_norm",
-    "activation_zero_fraction",
-    "activation_saturation",
-)
-"""Every statistic there is: one number per layer per step."""
 SIGNED_STATISTICS = ("grad_mean",)
 """Those that may be negative; of the others NaN may mean anything, a number below 0 nothing."""
 FRACTIONS = ("grad_zero_fraction", "activation_zero_fraction", "activation_saturation")
 """Those that are at most 1."""
-
-SERIES = ("loss", "learning_rate", "time", "loss_scale", "clip_coefficient")
-"""Numbers of a step as a whole, one each per step; free-form ones go under `metrics`."""
-
-VERDICTS = ("undetermined", "healthy", "vanishing", "exploding")
-STATUSES = ("running", "stalled", "finished", "failed")
-LAYER_ROLES = ("weight", "recurrent", "bias", "gain", "embedding")
 OUTCOME_STATES = ("verified", "healthy", "failed", "not_applicable")
-NONFINITE_NAMES = ("NaN", "Infinity", "-Infinity")
 SEVERITIES = ("note", "warning", "critical")
 SCOPES = ("ingest", "read", "rerun", "worker", "admin")
 """What an API key may do; `admin` includes the others."""
@@ -66,246 +70,7 @@ LONGEST_TIMEOUT = 30 * 86400.0
 """Seconds that a trial may be given."""
 
 
-class OneOf:
-    """The values a string field has today. Documents them in OpenAPI without refusing one that a newer peer adds."""
-
-    def __init__(self, *values: str) -> None:
-        self.values = values
-
-    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> Any:
-        """Add the values to the field's JSON schema (called by pydantic, in the service)."""
-        return {**handler(schema), "enum": list(self.values)}
-
-
-Verdict = Annotated[str, OneOf(*VERDICTS)]
-Status = Annotated[str, OneOf(*STATUSES)]
-
-
-def without_trailing_underscore(name: str) -> str:
-    """Name a field on the wire: `class_` is a Python name for `class`."""
-    return name.rstrip("_")
-
-
-class Strictly:
-    """Nothing of another type becomes a value of this: neither "2" nor true is 2. Pydantic asks it, in the service."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        """Make the field's validation strict."""
-        return {**handler(source), "strict": True}
-
-
-class NumberOnly:
-    """A number or the name of a non-finite one; a float would also be made of "1.5" and of true.
-
-    A block has thousands of them, so the schema is one that pydantic checks without calling Python.
-    """
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        """Try the usual case first (called by pydantic, in the service)."""
-        named = {"type": "chain", "steps": [{"type": "literal", "expected": list(NONFINITE_NAMES)}, {"type": "float"}]}
-        number = {"type": "float", "strict": True}
-        is_nullable = type(None) in get_args(source)
-        return {
-            "type": "union",
-            "mode": "left_to_right",
-            "choices": [number, *([{"type": "none"}] if is_nullable else []), named],
-            "custom_error_type": "number_only",
-            "custom_error_message": f"must be a number or one of {', '.join(NONFINITE_NAMES)}",
-        }
-
-    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> Any:
-        """Say of it in OpenAPI what is said of a float."""
-        has_null = any(choice["type"] == "none" for choice in schema["choices"])
-        return {"anyOf": [{"type": "number"}, {"type": "null"}]} if has_null else {"type": "number"}
-
-
-Whole = Annotated[int, Strictly()]
-Flag = Annotated[bool, Strictly()]
-Number = Annotated[float, NumberOnly()]
-NumberOrNull = Annotated[float | None, NumberOnly()]
-"""A third faster than `Number | None`."""
-
-
-@cache
-def _field_docstrings() -> dict[str, dict[str, str]]:
-    """Read what this file says below its fields, by class and by the field's name on the wire."""
-    described: dict[str, dict[str, str]] = {}
-    for node in ast.parse(inspect.getsource(sys.modules[__name__])).body:
-        if isinstance(node, ast.ClassDef):
-            for statement, following in pairwise(node.body):
-                match statement, following:
-                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                        described.setdefault(node.name, {})[without_trailing_underscore(name)] = inspect.cleandoc(text)
-    return described
-
-
-def _describe_fields(schema: dict[str, Any], cls: type) -> None:
-    """Put the fields' docstrings into OpenAPI. Pydantic's `use_attribute_docstrings` would, parsing at every start."""
-    for base in reversed(cls.__mro__):
-        for name, text in _field_docstrings().get(base.__name__, {}).items():
-            schema["properties"][name].setdefault("description", text)
-
-
-_SCHEMA: dict[str, Any] = {
-    "extra": "forbid",
-    "json_schema_extra": _describe_fields,
-    "alias_generator": without_trailing_underscore,
-}
-
-
 # --- runs -------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layer:
-    """One parameter tensor of a run. Only `name` is needed; every other field sharpens the diagnosis."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
-
-    name: str
-    """Unique in the run, for example `encoder.0.weight`."""
-    kind: str | None = None
-    """Type of the module that owns it, for example `Linear`, `Conv2d`, `RNN`."""
-    shape: list[Whole] | None = None
-    numel: Whole | None = None
-    """Number of elements; follows from `shape` where that is given."""
-    depth: Whole | None = None
-    """Place in forward order; without it, the position in the list."""
-    frozen: Flag = False
-    """No optimizer updates it."""
-    role: Annotated[str, OneOf(*LAYER_ROLES)] | None = None
-    """What it is to its module; `recurrent` for a hidden-to-hidden matrix."""
-    fan_in: Whole | None = None
-    fan_out: Whole | None = None
-    activation: str | None = None
-    """Activation its output goes through, lower case: `relu`, `sigmoid`, `tanh`, `linear`, ..."""
-    normalized: Flag | None = None
-    """Whether a normalization layer directly follows the module."""
-    branch: Flag | None = None
-    """Whether it lies on a branch beside an identity path (a residual block)."""
-    initial_rms: Number | None = None
-    """Root mean square of its elements before the first update."""
-    spectral_norm: Number | None = None
-    """Largest singular value before the first update; measured for recurrent matrices."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Optimizer:
-    """An optimizer as it was when the run began."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
-
-    name: str
-    """Class name, for example `SGD`, `AdamW`."""
-    learning_rate: Number | None = None
-    momentum: Number | None = None
-    weight_decay: Number | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Training:
-    """What the client knows about how the run trains, beyond its layers. Everything is optional."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
-
-    optimizers: list[Optimizer] = field(default_factory=list)
-    precision: str | None = None
-    """Dtype of the parameters, or `float16`/`bfloat16` under autocast."""
-    input_rms: Number | None = None
-    """Root mean square of the first batch's floating-point input."""
-    input_abs_max: Number | None = None
-    target_rms: Number | None = None
-    batch_size: Whole | None = None
-    clips_gradients: Flag | None = None
-    """Whether the client saw the script clip gradients."""
-    dropped_steps: Whole | None = None
-    """Steps that the client gave up: the service was away for longer than its disk had room. They are missing."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunCreate:
-    """Body of `POST /runs`."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
-
-    project: str
-    layers: list[Layer]
-    """In forward order unless `depth` says otherwise. May be empty and appended to later."""
-    name: str | None = None
-    config: dict[str, Any] = field(default_factory=dict)
-    tags: list[str] = field(default_factory=list)
-    notes: str | None = None
-    group: str | None = None
-    framework: str | None = None
-    """For example `torch 2.13.0`."""
-    statistics: list[str] = field(default_factory=lambda: ["grad_norm"])
-    """The statistics that every sampled step carries, in this order."""
-    training: Training | None = None
-    trainable: str | None = None
-    muted_detectors: list[str] = field(default_factory=list)
-    """Ids of detectors that are not to be heard about this run, beside those that its project mutes."""
-    id: UUID | None = None
-    """UUIDv7 chosen by the client; creating the same id again answers the same run."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunUpdate:
-    """Body of `PATCH /runs/{id}`. What is left out or null stays as it is."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
-
-    name: str | None = None
-    notes: str | None = None
-    tags: list[str] | None = None
-    config: dict[str, Any] | None = None
-    status: Status | None = None
-    training: Training | None = None
-    muted_detectors: list[str] | None = None
-    """Takes effect on the findings at once, on the verdict with the next block."""
-    append_layers: list[Layer] | None = None
-    """Layers to add behind those the run has. Existing ones are never reordered."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunSummary:
-    """A run as lists show it."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
-
-    id: UUID
-    project: str
-    name: str
-    status: Status
-    verdict: Verdict
-    score: float
-    """Confidence in the verdict, 0 to 1."""
-    since_step: int | None
-    """First step of the verdict; null while it is undetermined."""
-    last_step: int | None
-    """Largest stored step; null before the first."""
-    generation: int
-    revision: int
-    tags: list[str]
-    group: str | None
-    framework: str | None
-    trainable: str | None
-    created_at: datetime
-    updated_at: datetime
-    parent_id: UUID | None = None
-    """The suspect run, if this is an attempt at a trial of a rerun of it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunDetail(RunSummary):
-    """A run with everything that was said about it."""
-
-    notes: str | None
-    config: dict[str, Any]
-    statistics: list[str]
-    layers: list[Layer]
-    training: Training | None
-    muted_detectors: list[str] = field(default_factory=list)
-    """The run's own; its project may mute more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -401,53 +166,6 @@ class StepsAppend:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AppendResult:
-    """Answer to a block: what was stored, and what the training loop should know now."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
-
-    accepted: int
-    """Steps stored by this request."""
-    ignored: int
-    """Steps that were stored before."""
-    last_step: int | None
-    generation: int
-    revision: int
-    verdict: Verdict
-    since_step: int | None
-    alerts: list[str]
-    """Summaries of verdict changes that this block caused."""
-    stop: bool
-    """The budget of the trial is spent or it was cancelled."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunRewind:
-    """Body of `POST /runs/{id}/rewind`: the job resumed from a checkpoint."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
-
-    step: Whole
-    """The last step that stays; -1 drops every step."""
-    generation: Whole
-    """The run's generation before this request, so that repeating it rewinds once."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RewindResult:
-    """Answer to a rewind: how the run stands now."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
-
-    generation: int
-    """What blocks must carry from now on, where they carry one."""
-    last_step: int | None
-    revision: int
-    verdict: Verdict
-    since_step: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
     """One series over the answer's buckets; null where a bucket holds no finite value of it.
 
@@ -518,16 +236,6 @@ class Cause:
     """0 to 1; causes are independent, the scores need not add up."""
     evidence: dict[str, float]
     explanation: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Remedy:
-    """One fix, by id and parameters."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
-
-    id: str
-    parameters: dict[str, float | int | str | bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1010,65 +718,3 @@ class TrialOutput:
 
 
 # --- service ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What the service accepts; a client splits its blocks accordingly."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
-
-    wire_versions: list[int]
-    max_body_bytes: int
-    """Of a request, as sent and after decompression."""
-    max_layers: int
-    max_steps_per_block: int
-    max_values_per_block: int
-    """Sampled steps x layers x statistics."""
-    max_metrics: int
-    """Metric names per block."""
-    max_name_length: int
-    """Characters of a name: run, project, layer, metric, tag, group."""
-    max_notes_length: int
-    max_tags: int
-    max_config_bytes: int
-    """Of `config` as compact JSON."""
-    max_config_depth: int
-    max_points: int
-    """Buckets of a series."""
-    max_results: int
-    """Items of a page."""
-    max_rerun_steps: int = 1_000_000
-    """Steps of a trial."""
-    max_rerun_trials: int = 200
-    """Trials of a rerun."""
-    max_requests_per_minute: int | None = None
-    """Of one API key, to each process of the service; null from a service that sets no bound."""
-    max_runs_per_project: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FieldError:
-    """One bad field of a request."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
-
-    path: str
-    """Where it is, for example `layers[3].name`."""
-    message: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """RFC 9457 `application/problem+json`: every error answer."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    error_code: str
-    """Stable, snake_case."""
-    request_id: str
-    errors: list[FieldError] = field(default_factory=list)

@@ -33,6 +33,23 @@ def test_usual_noise_is_no_jump() -> None:
     assert jumps < 40
 
 
+@pytest.mark.parametrize("distance", [1, 4, 12])
+def test_slow_growth_is_no_jump_however_few_steps_are_sampled(distance: int) -> None:
+    """A norm that rises by 2 % a step after a quiet while is not sent at once, be it seen at every step or seldom."""
+    detector = JumpDetector()
+    norms = {i: 1.02 ** max(0, i - 120) * (1.05 if i % 8 else 1.0) for i in range(0, 600, distance)}
+    assert not any(detector.update(step(i, 1.0, norm)) for i, norm in norms.items())
+
+
+def test_a_jump_between_two_samples_is_noticed() -> None:
+    """A norm that is three times the last one, a dozen steps before, is sent at once."""
+    generator = np.random.default_rng(0)
+    detector = JumpDetector()
+    for number in range(0, 360, 12):
+        assert not detector.update(step(number, 1.0, float(np.exp(generator.normal(0, 0.1)))))
+    assert detector.update(step(360, 1.0, 3.0))
+
+
 def test_a_falling_loss_is_no_jump() -> None:
     """Only growth is urgent."""
     detector = JumpDetector()

@@ -28,6 +28,20 @@ def test_importing_takes_no_framework_and_no_service() -> None:
     assert result.stdout.strip() == "[]"
 
 
+def test_the_client_is_loaded_when_it_is_asked_for() -> None:
+    """A training neither asks questions nor needs the answers' schema; both ways to name `Client` load it."""
+    for question in ("gradmedic.Client", "from gradmedic import Client"):
+        script = (
+            "import sys, gradmedic\n"
+            "later = ('gradmedic.api', 'gradmedic.wire')\n"
+            "print([name in sys.modules for name in later])\n"
+            f"{question}\n"
+            "print([name in sys.modules for name in later], hasattr(gradmedic, 'Clients'))\n"
+        )
+        result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        assert result.stdout.split("\n")[:2] == ["[False, False]", "[True, True] False"]
+
+
 def test_importing_costs_a_tenth_of_a_second_beyond_numpy(tmp_path: Path) -> None:
     """CPU time of the import from bytecode, numpy loaded before; the best of five, since the machine is shared."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}

@@ -327,7 +327,7 @@ def test_a_full_queue_drops_healthy_steps_and_says_so(
     proxy.permanent = Fault(status=503)
     for i in range(1000):
         run.log(math.nan if i == 3 else float(i))
-    proxy.wait_for(lambda seen: len(seen) > 1)
+    proxy.wait_for(lambda seen: len(seen) > 1 and run._sender._recorded == 1000)  # everything met the full disk
     proxy.permanent = None
     assert run.finish()
     stored = losses(client, run)
@@ -635,6 +635,8 @@ def test_after_the_last_run_nothing_of_the_process_is_changed(tmp_path: Path, mo
         ("def main(): raise SystemExit('no data')\nmain()", "failed", 1),
         ("try: raise SystemExit(3)\nexcept SystemExit as error: kept = error", "finished", 0),
         ("import sys\ntry: sys.exit(3)\nexcept SystemExit: run.log(5.0)", "finished", 0),
+        # An object that does something when it is asked for its class, as proxies do.
+        ("class Lazy: __class__ = property(print)\nlazy = Lazy()\nraise SystemExit(3)", "failed", 3),
     ],
 )
 def test_a_script_that_forgets_to_finish_is_finished(

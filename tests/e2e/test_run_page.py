@@ -63,6 +63,19 @@ def hover(page: Page, step: float, row: float, steps: int = 200, rows: int = 16)
     page.mouse.move(x, y)
 
 
+def test_steps_that_the_client_gave_up_are_missing_on_the_page_too(open_page: Any, service: Service) -> None:
+    """How many a run lost stands beside its last step, and nothing of the kind where it lost none."""
+    address = f"/runs/{fill(service.url, 'gaps', well_step, 20)}"
+    page = open_page(f"{service.url}{address}")
+    expect(page.locator("#facts")).to_contain_text("last step 19")
+    expect(page.locator("#facts")).not_to_contain_text("missing")
+    body = {"training": {"dropped_steps": 1234}}
+    assert httpx2.patch(f"{service.url}/api/v1{address}", json=body).status_code == 200
+    page.reload()
+    expect(page.locator("#facts")).to_contain_text(re.compile("1.?234 steps are missing"))
+    httpx2.delete(f"{service.url}/api/v1{address}")
+
+
 def test_the_page_says_what_is_wrong_where_why_and_what_to_do(open_page: Any, service: Service) -> None:
     """Verdict, first bad layer, cause with its numbers and advice with a snippet to copy are on the page."""
     page = open_page(f"{service.url}/runs/{service.sick}", permissions=["clipboard-read", "clipboard-write"])

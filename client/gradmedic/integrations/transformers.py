@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 import gradmedic
-from gradmedic import wire
+from gradmedic import wire_stream as wire
 
 _RESERVED = frozenset({"loss", *wire.SERIES, *wire.STATISTICS})
 """What the Trainer logs under names that have a meaning here."""

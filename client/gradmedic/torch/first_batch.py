@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradmedic import wire
+from gradmedic import wire_stream as wire
 from gradmedic.torch.statistics import measure_gradients
 
 logger = logging.getLogger("gradmedic")

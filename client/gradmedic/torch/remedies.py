@@ -32,7 +32,7 @@ from torch.utils.hooks import RemovableHandle
 from gradmedic.exceptions import ConfigurationError, UsageError
 from gradmedic.remedies import REMEDIES, remedy_errors
 from gradmedic.torch.loss_scaling import LossScale
-from gradmedic.wire import Remedy
+from gradmedic.wire_stream import Remedy
 
 AGC_EPSILON = 1e-3
 """Least norm of a row's weights that adaptive clipping counts with (Brock et al. 2021, section 4.1): a row that is zero

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
-from gradmedic import wire
+from gradmedic import wire_stream as wire
 from gradmedic.torch.graph import Follower
 from gradmedic.torch.statistics import local_part, measure_norms
 

@@ -15,7 +15,7 @@ from gradmedic.exceptions import ConfigurationError
 from gradmedic.remedies import REMEDIES, remedy_errors
 from gradmedic.torch.modules.treatment import ModelTreatment
 from gradmedic.torch.remedies import NotApplicable, Observer, Surgery, is_treated
-from gradmedic.wire import Remedy
+from gradmedic.wire_stream import Remedy
 
 
 def optimizers_of(optimizer: Optimizer | Iterable[Optimizer]) -> list[Optimizer]:

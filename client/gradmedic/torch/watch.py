@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
-from gradmedic import wire
+from gradmedic import wire_stream as wire
 from gradmedic.encoding import to_float32
 from gradmedic.exceptions import ConfigurationError
 from gradmedic.layers import LayerBook

@@ -79,7 +79,10 @@ def main() -> None:
     }  # fmt: skip
     print(json.dumps(answer), flush=True)
     dist.destroy_process_group()
-    os._exit(0)  # gloo deadlocks now and then where the model is freed: it joins a thread that waits for Python's lock
+    # Not by returning, which frees the model: torch does that under Python's lock, and joins a thread of gloo's that
+    # may wait for this lock to free what backward() left in its thread-local state. On a busy machine it deadlocks,
+    # without gradmedic as with it.
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from gradmedic.torch.modules.standardization import StandardizeInputs, Standardi
 from gradmedic.torch.modules.trace import trace
 from gradmedic.torch.modules.weight_normalization import normalize_weights
 from gradmedic.torch.remedies import NotApplicable
-from gradmedic.wire import Remedy
+from gradmedic.wire_stream import Remedy
 
 logger = logging.getLogger("gradmedic")
 

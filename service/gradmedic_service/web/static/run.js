@@ -248,7 +248,7 @@ function showRun() {
   status.dataset.status = run.status;
   setText(status, run.status);
   document.title = `${run.name} · ${run.verdict} · gradmedic`;
-  const facts = [`last step ${integer(run.last_step)}`, `${integer(layers.length)} layers`, run.framework, run.group && `group ${run.group}`, run.generation ? `resumed ${run.generation} times` : null];
+  const facts = [`last step ${integer(run.last_step)}`, `${integer(layers.length)} layers`, run.framework, run.group && `group ${run.group}`, run.generation ? `resumed ${run.generation} times` : null, run.training?.dropped_steps && `${integer(run.training.dropped_steps)} steps are missing: the client had no room for them`];
   byId("facts").replaceChildren(facts.filter(Boolean).join(" · "), " · begun ", time(run.created_at), ...run.tags.flatMap((tag) => [" ", el("a", { class: "tag", href: `/?tag=${encodeURIComponent(tag)}` }, tag)]));
 }
 
