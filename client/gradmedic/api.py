@@ -335,9 +335,9 @@ class Work:
         body = to_json(wire.Trainables(items=list(trainables)))
         self._client._ask(wire.Trainables, "PUT", "/trainables", body=body)
 
-    def claim(self, worker: str, trainables: Sequence[str]) -> wire.ClaimedTrial | None:
+    def claim(self, worker: str, trainables: Sequence[str], executor: str = "local") -> wire.ClaimedTrial | None:
         """Take a trial to run; None if there is none. One attempt: a claim whose answer was lost is lost too."""
-        body = to_json(wire.TrialClaim(worker=worker, trainables=list(trainables)))
+        body = to_json(wire.TrialClaim(worker=worker, trainables=list(trainables), executor=executor))
         answer = self._client._service.call("POST", "/trials/claim", body=body)
         return from_json(answer, wire.ClaimedTrial) if answer else None
 
@@ -346,6 +346,23 @@ class Work:
         body = to_json(wire.TrialHeartbeat(attempt=attempt, output=output))
         return self._client._service.ask(
             wire.HeartbeatResult, "POST", f"/trials/{trial_id}/heartbeat", body=body, timeout=timeout
+        )
+
+    def issue_ticket(self, trial_id: UUID, attempt: int, ticket: str, seconds: float) -> wire.TrialLease:
+        """Let a ticket be redeemed once. One attempt: the same again changes nothing."""
+        body = to_json(wire.TrialTicket(attempt=attempt, ticket=ticket, seconds=seconds))
+        return self._client._service.ask(wire.TrialLease, "POST", f"/trials/{trial_id}/ticket", body=body)
+
+    def redeem(self, trial_id: UUID, attempt: int) -> wire.ClaimedTrial:
+        """Exchange the ticket, which is this client's key, for what the attempt needs. One attempt: it is spent."""
+        body = to_json(wire.TrialRedemption(attempt=attempt))
+        return self._client._service.ask(wire.ClaimedTrial, "POST", f"/trials/{trial_id}/redeem", body=body)
+
+    def lease(self, trial_id: UUID, attempt: int, *, timeout: float) -> wire.TrialLease:
+        """Ask whether anybody waits for an attempt, with the attempt's own key. One attempt: the next is soon."""
+        query = {"attempt": attempt}
+        return self._client._service.ask(
+            wire.TrialLease, "GET", f"/trials/{trial_id}/lease", query=query, timeout=timeout
         )
 
     def publish(self, trial_id: UUID, result: wire.TrialResult) -> wire.RerunDetail:

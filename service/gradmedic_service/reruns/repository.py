@@ -142,7 +142,7 @@ def concluded(connection: Connection, run_id: UUID) -> list[Concluded]:
 
 
 def with_queued_trials(
-    session: Session, owner: str, project: str | None, names: Sequence[str], limit: int
+    session: Session, owner: str, project: str | None, names: Sequence[str], executor: str, limit: int
 ) -> list[tuple[UUID, str]]:
     """Read id and project of the reruns of some trainables that wait for a worker, the oldest first."""
     rerun, trial = models.Rerun, models.Trial
@@ -150,6 +150,7 @@ def with_queued_trials(
         rerun.status.in_(LIVING),
         rerun.owner == owner,
         rerun.trainable.in_(names),
+        (rerun.executor == executor) | rerun.executor.is_(None),
         exists().where(trial.rerun_id == rerun.id, trial.status == "queued"),
     )
     if project is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,7 +60,61 @@ def test_placeholders_are_filled(tmp_path: Path) -> None:
     filled = train.arguments({"lr": 1e-5, "clip": None, "deep": True}, seed=7)
     assert filled == ["python", "train.py", "--lr=1e-05", "{literal}", "--deep=true", "--seed=7"]
     assert "--clip=0.5" in train.arguments({"lr": 1, "clip": 0.5, "deep": False}, seed=7)
-    assert train.arguments({"lr": 1, "clip": "; rm -rf /", "deep": False}, seed=7)[3] == "--clip=; rm -rf /"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("lr", 2.0), ("lr", float("nan")), ("lr", True), ("lr", None), ("clip", "; rm -rf /"), ("deep", "false")],
+)
+def test_what_the_operator_does_not_allow_fills_nothing(tmp_path: Path, name: str, value: Any) -> None:
+    """A value of another type or beyond its range is refused here too, whatever the service let pass."""
+    train = read_configuration(write(tmp_path, GOOD)).trainables["train"]
+    with pytest.raises(ConfigurationError, match=f"is not allowed for {name}"):
+        train.arguments({"lr": 0.1, "clip": 0.5, "deep": False} | {name: value}, seed=7)
+
+
+RAY = """
+[ray]
+address = "http://head:8265/"
+base_url = "http://service:8642"
+"""
+
+
+def of_a_cluster(text: str = GOOD) -> str:
+    """Return a configuration whose trials run on a cluster, in folders that are there alone."""
+    text = text.replace("[worker]", '[worker]\nexecutor = "ray"')
+    return text.replace("[trainables.train]", "[trainables.train]\ndirectory = '/of/the/nodes'\ncpus = 4", 1) + RAY
+
+
+def test_folders_of_the_nodes_need_not_be_here(tmp_path: Path) -> None:
+    """Where Ray runs the trials, the supervisor does not look for their folders; a node does."""
+    configuration = read_configuration(write(tmp_path, of_a_cluster()))
+    assert configuration.ray is not None
+    assert configuration.ray.address == "http://head:8265"
+    assert configuration.ray.pending_timeout == 600
+    assert configuration.trainables["train"].cpus == 4
+    with pytest.raises(ConfigurationError, match="/of/the/nodes is not a folder"):
+        read_configuration(tmp_path / "worker.toml", on_node=True)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("http://head:8265/", "head:8265", "ray.address: must be http://host:port"),
+        ("http://head:8265/", "http://user:password@head:8265", "ray.address: must be"),
+        ('base_url = "http://service:8642"', "", "ray.base_url: is required"),
+        ("[ray]", "[ray]\npython = 'python; reboot'", "ray.python: must be the path of an interpreter"),
+        ("[ray]", "[ray]\npending_timeout = 0", "ray.pending_timeout: must be a number from 1"),
+        ("[ray]", "[ray]\ntoken = 'secret'", "ray.token: there is no such field"),
+        ('executor = "ray"', 'executor = "slurm"', "worker.executor: must be one of local, ray"),
+        ('executor = "ray"', "", "ray: there is no such field"),
+    ],
+)
+def test_mistakes_about_the_cluster_name_the_field(tmp_path: Path, old: str, new: str, message: str) -> None:
+    """What is wrong in the table of the cluster is said with its field."""
+    assert old in of_a_cluster()
+    with pytest.raises(ConfigurationError, match=message):
+        read_configuration(write(tmp_path, of_a_cluster().replace(old, new)))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from gradmedic_service.worker.launcher import KEEP_FIRST, KEEP_LAST
-from gradmedic_service.worker.processes import Ended, LocalExecutor, LocalProcess, Order, is_plain_script
+from gradmedic_service.worker.processes import Ended, LocalProcess, Order, Starter, is_plain_script
 
 pytestmark = pytest.mark.slow  # services of their own
 
@@ -24,17 +24,15 @@ ENVIRONMENT = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "PYTHONUNBUFF
 
 
 @pytest.fixture(scope="module")
-def executor() -> Iterator[LocalExecutor]:
-    """An executor; the process with torch in memory is started once."""
-    executor = LocalExecutor()
-    yield executor
-    executor.close()
+def starter() -> Iterator[Starter]:
+    """What starts processes; the one with torch in memory is started once."""
+    starter = Starter()
+    yield starter
+    starter.close()
 
 
 @pytest.fixture(params=["anew", "forked"])
-def start(
-    request: pytest.FixtureRequest, executor: LocalExecutor, tmp_path: Path
-) -> Iterator[Callable[..., LocalProcess]]:
+def start(request: pytest.FixtureRequest, starter: Starter, tmp_path: Path) -> Iterator[Callable[..., LocalProcess]]:
     """Start scripts, each way in turn; what is left at the end is ended."""
     started: list[LocalProcess] = []
 
@@ -48,7 +46,7 @@ def start(
             seconds=seconds,
             memory=memory,
         )
-        started.append(executor.start(order, ENVIRONMENT, may_preload=request.param == "forked"))
+        started.append(starter.start(order, ENVIRONMENT, may_preload=request.param == "forked"))
         return started[-1]
 
     yield run
@@ -240,7 +238,7 @@ def test_only_this_interpreters_scripts_are_forked() -> None:
         assert not is_plain_script(other)
 
 
-def test_several_threads_are_no_place_to_fork_from(executor: LocalExecutor, tmp_path: Path) -> None:
+def test_several_threads_are_no_place_to_fork_from(starter: Starter, tmp_path: Path) -> None:
     """Where importing starts threads, trials start without it, and run all the same."""
     (tmp_path / "script.py").write_text("print('ran')")
     many = {**ENVIRONMENT, "OMP_NUM_THREADS": "4", "OPENBLAS_NUM_THREADS": "4"}
@@ -252,7 +250,7 @@ def test_several_threads_are_no_place_to_fork_from(executor: LocalExecutor, tmp_
         seconds=60,
         memory=None,
     )
-    process = executor.start(order, many, may_preload=True)
+    process = starter.start(order, many, may_preload=True)
     assert end_of(process) == Ended(0, None)
     process.close()
     assert printed(tmp_path) == "ran\n"
