@@ -75,8 +75,8 @@ class Executor(Protocol):
     def fitting(self) -> list[str]:
         """Return the trainables that it could start a trial of now."""
 
-    def start(self, claimed: wire.ClaimedTrial, seconds: float) -> HostedTrial:
-        """Begin an attempt that may take so long; returns at once."""
+    def start(self, claimed: wire.ClaimedTrial) -> HostedTrial:
+        """Begin an attempt, which ends `launcher.GRACE` before its seconds are over; returns at once."""
 
     def close(self) -> None:
         """End whatever was kept for trials to come."""

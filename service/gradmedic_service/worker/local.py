@@ -27,6 +27,7 @@ from gradmedic_service.worker.environment import (
     trial_environment,
 )
 from gradmedic_service.worker.executor import TrialEnd
+from gradmedic_service.worker.launcher import GRACE
 from gradmedic_service.worker.processes import LocalProcess, Order, Starter
 
 MEMORY_SHARE = 0.9
@@ -89,7 +90,7 @@ class LocalExecutor:
             free = len(self._free_gpus)
         return [name for name, one in self._configuration.trainables.items() if one.gpus <= free]
 
-    def start(self, claimed: wire.ClaimedTrial, seconds: float) -> LocalTrial:
+    def start(self, claimed: wire.ClaimedTrial) -> LocalTrial:
         """Start a trial's process."""
         if self._root is None:
             raise RuntimeError("prepare() comes first")
@@ -107,7 +108,7 @@ class LocalExecutor:
                 environment=trial_environment(base, claimed, self._base_url, scratch, gpus),
                 directory=scratch / "work",
                 output=scratch / "output",
-                seconds=seconds,
+                seconds=max(0.0, claimed.seconds - GRACE),
                 memory=memory,
             )
             may_preload = self._may_preload and trainable.preloads

@@ -28,7 +28,6 @@ from gradmedic.http import is_retryable
 from gradmedic_service.worker.configuration import WorkerConfiguration, read_configuration
 from gradmedic_service.worker.events import Teller
 from gradmedic_service.worker.executor import HostedTrial, TrialEnd
-from gradmedic_service.worker.launcher import GRACE
 from gradmedic_service.worker.local import LocalExecutor, find_gpus
 from gradmedic_service.worker.tickets import read_token, ticket_of
 
@@ -100,7 +99,7 @@ def _host(
         return
     try:
         executor.prepare()
-        trial = executor.start(claimed, max(0.0, claimed.seconds - GRACE))
+        trial = executor.start(claimed)
     except GradmedicError as error:
         executor.close()
         teller.end(TrialEnd(exit_code=None, reason=str(error)), "")

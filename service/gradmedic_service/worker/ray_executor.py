@@ -79,7 +79,7 @@ class RayExecutor:
         """Return all trainables, as placement is Ray's; none while the cluster does not answer."""
         return list(self._configuration.trainables) if self._is_there() else []
 
-    def start(self, claimed: wire.ClaimedTrial, seconds: float) -> RayTrial:  # noqa: ARG002  # the node is told by its ticket
+    def start(self, claimed: wire.ClaimedTrial) -> RayTrial:
         """Submit a trial."""
         trainable = self._configuration.trainables[claimed.trainable]
         name = f"{claimed.trial_id}-{claimed.attempt}"

@@ -178,9 +178,9 @@ class _TrialAtWork:
         """Run it and publish how it ended."""
         started_at = time.monotonic()
         self._tell(f"{self.title}: started")
-        seconds = max(0.0, self._claimed.seconds - GRACE - (started_at - self._heard_at))
+        seconds = self._claimed.seconds - GRACE - (started_at - self._heard_at)
         try:
-            process = self._executor.start(self._claimed, seconds)
+            process = self._executor.start(self._claimed)
         except ConfigurationError as error:
             refusal = wire.TrialResult(attempt=self._claimed.attempt, status="failed", reason=str(error))
             self._tell(f"{self.title}: {self._publish(refusal)}")
