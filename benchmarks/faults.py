@@ -60,7 +60,6 @@ CONFIGURATION: Final = """
     [trainables.train]
     command = ["python", "train.py", "{how}"]
     preload = false
-    environment = { PYTHONPATH = "without_torch" }
     [trainables.train.parameters]
     how = { type = "str", choices = ["explode", "learn"] }
 """
@@ -87,11 +86,7 @@ class House:
         self.folder, self.kind = folder, kind
         self.port, self.database_port = free_port(), free_port()
         (folder / "train.py").write_text(textwrap.dedent(SCRIPT))
-        without_torch = folder / "without_torch"  # importing it would take longer than a trial
-        without_torch.mkdir()
-        (without_torch / "torch.py").write_text("raise ModuleNotFoundError('not here', name='torch')")
-        configuration = textwrap.dedent(CONFIGURATION).replace("without_torch", str(without_torch))
-        (folder / "worker.toml").write_text(configuration)
+        (folder / "worker.toml").write_text(textwrap.dedent(CONFIGURATION))
         self.url = f"http://127.0.0.1:{self.port}"
         self.database_url = (
             f"sqlite:///{folder / 'gradmedic.db'}"

@@ -217,6 +217,10 @@ class DiagnoseCommand:
 # --- gradmedic rerun --------------------------------------------------------------------------------------------------
 
 
+_RERUN_ACTIONS = ("show", "follow", "cancel", "output")
+_RERUN_OPTIONS = ("remedy", "seeds", "steps", "seconds", "trials", "project", "detach")
+
+
 class RerunCommand:
     """`gradmedic rerun`."""
 
@@ -251,7 +255,17 @@ class RerunCommand:
     def run(self, args: argparse.Namespace) -> int:
         """Carry out what was asked."""
         action, *rest = args.words
+        if not rest and action in _RERUN_ACTIONS:
+            raise UsageError(f"`gradmedic rerun {action}` needs an id; to rerun a run of this name, give its id")
+        if rest and (len(rest) > 1 or action not in _RERUN_ACTIONS):
+            raise UsageError(f"give a RUN, or one of {', '.join(_RERUN_ACTIONS)} and one id")
+        if rest and (given := [name for name in _RERUN_OPTIONS if getattr(args, name)]):
+            raise UsageError(f"--{given[0]} is for asking for a rerun of a RUN, not for {action}")
+        to = None if args.json else sys.stderr
         with _client(args) as client:
+            if action == "output" and rest:
+                sys.stdout.write(client.reruns.output(_id(rest[0], "trial")))
+                return 0
             if not rest:
                 rerun = client.reruns.create(
                     _find_run(client, action, args.project),
@@ -262,20 +276,16 @@ class RerunCommand:
                     trials=args.trials,
                 )
                 if not args.detach:
-                    rerun = follow_rerun(client, rerun.id, None if args.json else sys.stderr)
-            elif len(rest) > 1 or action not in ("show", "follow", "cancel", "output"):
-                raise UsageError("give a RUN, or one of show, follow, cancel, output and one id")
-            elif action == "output":
-                sys.stdout.write(client.reruns.output(rest[0]))
-                return 0
+                    rerun = follow_rerun(client, rerun.id, to)
             elif action == "follow":
-                rerun = follow_rerun(client, _id(rest[0]), None if args.json else sys.stderr)
+                rerun = follow_rerun(client, _id(rest[0]), to)
             elif action == "cancel":
                 rerun = client.reruns.cancel(_id(rest[0]))
             else:
                 rerun = client.reruns.get(_id(rest[0]))
         print(to_json(rerun).decode() if args.json else render_rerun(rerun))
-        return 0 if rerun.status in ("queued", "running", "done") else EXIT_ERROR
+        has_failed = rerun.status not in ("queued", "running", "done")
+        return EXIT_ERROR if has_failed and action not in ("show", "cancel") else 0
 
 
 def render_rerun(rerun: wire.RerunDetail) -> str:
@@ -349,11 +359,11 @@ def follow_rerun(
     return client.reruns.wait(rerun_id, timeout=timeout, on_change=None if to is None else show)
 
 
-def _id(text: str) -> UUID:
+def _id(text: str, of: str = "rerun") -> UUID:
     try:
         return UUID(text)
     except ValueError:
-        raise UsageError(f"{text!r} is not the id of a rerun") from None
+        raise UsageError(f"{text!r} is not the id of a {of}") from None
 
 
 _REMEDY = re.compile(r"(\w+)(?:\((.*)\))?", re.DOTALL)
@@ -477,10 +487,11 @@ def render_diagnosis(diagnosis: wire.Diagnosis, run: wire.RunSummary) -> str:
             paragraphs = [advice.reason, f"Cost: {advice.cost}", _tried(advice.outcome)]
             lines += _item(f"{advice.rank}. {advice.remedy.id}({parameters})", paragraphs, width)
             lines += ["", textwrap.indent(advice.snippet.rstrip(), " " * 8), ""]
-    combined = [tried for tried in diagnosis.tried if len(tried.remedies) > 1]
-    if combined:
-        lines += ["", "What was tried together"]
-        for tried in combined:
+    advised = [[advice.remedy] for advice in diagnosis.advice]
+    others = [tried for tried in diagnosis.tried if tried.remedies not in advised]
+    if others:
+        lines += ["", "What else was tried"]
+        for tried in others:
             lines += _item(describe_remedies(tried.remedies), [render_outcome(tried.outcome)], width)
     return "\n".join(lines).rstrip()
 

@@ -12,9 +12,13 @@ import json
 import os
 import platform
 import random
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -105,14 +109,59 @@ def circumstances() -> Circumstances:
 
 
 def seed_generators(seed: int) -> None:
-    """Seed Python's, numpy's and torch's global generators."""
+    """Seed Python's and numpy's global generators, and torch's: now, or as soon as the script imports it.
+
+    A script without torch does not pay for importing it.
+    """
     random.seed(seed)
     np.random.seed(seed)
-    try:
-        from gradmedic.torch.seeding import seed_torch
-    except ModuleNotFoundError:
-        return  # without torch there is nothing of it to seed
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _TorchSeeder)]
+    if sys.modules.get("torch") is not None:
+        _seed_torch(seed)
+    else:
+        sys.meta_path.insert(0, _TorchSeeder(seed))
+
+
+def _seed_torch(seed: int) -> None:
+    from gradmedic.torch.seeding import seed_torch
+
     seed_torch(seed)
+
+
+class _TorchSeeder(MetaPathFinder):
+    """Finds torch as the other finders do, and has it seeded by whoever loads it."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None, /
+    ) -> ModuleSpec | None:
+        if name != "torch":
+            return None
+        others = [finder for finder in sys.meta_path if not isinstance(finder, _TorchSeeder)]
+        spec = next((found for one in others if (found := one.find_spec(name, path, target)) is not None), None)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _SeedingLoader(spec.loader, self._seed)
+        return spec
+
+
+class _SeedingLoader(Loader):
+    """Loads a module by its own loader, and seeds torch after it."""
+
+    def __init__(self, loader: Loader, seed: int) -> None:
+        self._loader = loader
+        self._seed = seed
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self._loader  # nothing is to see of this one
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        _seed_torch(self._seed)
 
 
 def with_parameters(config: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import ctypes
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from uuid import UUID
@@ -31,6 +32,9 @@ BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 75
 """How long a silent connection stays open: jobs that report every few seconds keep theirs, and none is closed just as
 the next block sets out."""
+
+WORKER_SECONDS = 30
+"""For which the worker beside the service may take to end its trials."""
 
 M_ARENA_MAX = -8
 """Of `mallopt`, in glibc's malloc.h."""
@@ -190,6 +194,7 @@ class _AnnouncingServer(uvicorn.Server):
         self._database_url = database_url
         self._worker_file = worker_file
         self._worker: subprocess.Popen[bytes] | None = None
+        self._is_ending = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -206,10 +211,19 @@ class _AnnouncingServer(uvicorn.Server):
                     self._worker_file, address if reachable is None else f"{scheme}://{reachable}:{port}"
                 )
 
+                threading.Thread(target=self._tell_if_worker_ends, daemon=True).start()
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._is_ending = True
         if self._worker is not None:
-            await asyncio.to_thread(self._worker.communicate)  # its input ends, and so does it
+            await asyncio.to_thread(_end_worker, self._worker)
         await super().shutdown(sockets)
+
+    def _tell_if_worker_ends(self) -> None:
+        if self._worker is not None:
+            status = self._worker.wait()
+            if not self._is_ending:
+                _logger.error("the worker beside the service has ended: no trial is run any more", exit_status=status)
 
 
 def _start_worker(worker_file: str, address: str) -> subprocess.Popen[bytes]:
@@ -220,3 +234,11 @@ def _start_worker(worker_file: str, address: str) -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         start_new_session=True,  # an interrupt at the terminal is for the service, which ends the worker
     )
+
+
+def _end_worker(worker: subprocess.Popen[bytes]) -> None:
+    try:
+        worker.communicate(timeout=WORKER_SECONDS)  # its input ends, and so does it
+    except subprocess.TimeoutExpired:
+        worker.kill()  # and its trials with it
+        worker.wait()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -18,7 +20,9 @@ import structlog
 from fastapi import FastAPI
 from pydantic import SecretStr
 from starlette.testclient import TestClient
+from tests.service.faults.restartable import RestartablePostgres
 
+from gradmedic_service import schema
 from gradmedic_service.app import create_app
 from gradmedic_service.db import Database
 from gradmedic_service.settings import Settings
@@ -73,6 +77,19 @@ def database(settings: Settings) -> Iterator[Database]:
     database = Database(settings)
     yield database
     database.close()
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[RestartablePostgres]:
+    """A PostgreSQL server of the test's own, migrated."""
+    with tempfile.TemporaryDirectory(prefix="gradmedic-faults-", ignore_cleanup_errors=True) as folder:
+        server = RestartablePostgres(Path(folder))
+        try:
+            server.start()
+            schema.upgrade(server.url)
+            yield server
+        finally:
+            server.stop(signal.SIGINT)
 
 
 class CreateRun(Protocol):

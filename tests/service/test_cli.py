@@ -141,6 +141,15 @@ def test_a_taken_port_is_said_so(sqlite_url: str, capsys: pytest.CaptureFixture[
     assert f"cannot listen at 127.0.0.1 port {port}" in capsys.readouterr().err
 
 
+def test_the_file_of_a_worker_beside_it_must_be_there(
+    sqlite_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a worker wanted and without its file the service does not start, and names it."""
+    missing = str(tmp_path / "none.toml")
+    assert run(SERVE, "--port", "0", "--database-url", sqlite_url, "--with-worker", missing) == 2
+    assert f"there is no {missing}" in capsys.readouterr().err
+
+
 def test_bad_settings_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A variable of the wrong type is named, and nothing starts."""
     monkeypatch.setenv("GRADMEDIC_MAX_LAYERS", "many")

@@ -8,9 +8,11 @@ import signal
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import psycopg
 
 START_SECONDS = 60
@@ -50,10 +52,18 @@ class RestartablePostgres:
                 return
 
     def stop(self, how: signal.Signals) -> None:
-        """End the server: SIGINT ends every connection and writes everything down, SIGKILL does neither."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(how)
-            self._process.wait(timeout=START_SECONDS)
+        """End the server: SIGINT ends every connection and writes everything down, SIGKILL does neither.
+
+        SIGKILL goes to every process of it, as when the machine is gone.
+        """
+        if self._process is None or self._process.poll() is not None:
+            return
+        server = psutil.Process(self._process.pid)
+        killed = [server, *server.children(recursive=True)] if how == signal.SIGKILL else [server]
+        for process in killed:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(how)
+        self._process.wait(timeout=START_SECONDS)
 
     def _launch(self) -> subprocess.Popen[bytes]:
         options = {"listen_addresses": "127.0.0.1", "port": self._port, "unix_socket_directories": self._folder}

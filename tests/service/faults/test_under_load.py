@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import random
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 from tests.service.faults.restartable import RestartablePostgres
 
-from gradmedic_service import schema
 from gradmedic_service.ids import new_id
 
 JOBS = 8
@@ -28,19 +25,6 @@ BETWEEN_FAULTS = 24
 API = "/api/v1"
 
 WaitUntil = Callable[[Callable[[], bool]], None]
-
-
-@pytest.fixture
-def own_postgres() -> Iterator[RestartablePostgres]:
-    """A PostgreSQL server of the test's own, migrated."""
-    with tempfile.TemporaryDirectory(prefix="gradmedic-faults-", ignore_cleanup_errors=True) as folder:
-        server = RestartablePostgres(Path(folder))
-        try:
-            server.start()
-            schema.upgrade(server.url)
-            yield server
-        finally:
-            server.stop(signal.SIGINT)
 
 
 class Job(threading.Thread):

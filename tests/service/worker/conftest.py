@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import gradmedic
@@ -41,12 +42,18 @@ CONFIGURATION = """
     command = ["python", "train.py", "--how={{how}}", "--pause={{pause}}"]
     timeout = {timeout}
     preload = false
-    environment = {{ PYTHONPATH = "{without_torch}" }}
     [trainables.train.parameters]
     how = {{ type = "str", choices = ["explode", "learn", "crash", "hang", "spam"] }}
     pause = {{ type = "float", minimum = 0.0, maximum = 10.0 }}
 """
 StartWorker = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
+
+
+def write_trainable(folder: Path, *, script: str = SCRIPT, slots: int = 1, timeout: float = 60) -> None:
+    """Write the script, and the `worker.toml` that allows it."""
+    (folder / "train.py").write_text(textwrap.dedent(script))
+    configuration = textwrap.dedent(CONFIGURATION).format(slots=slots, timeout=timeout)
+    (folder / "worker.toml").write_text(configuration)
 
 
 @pytest.fixture
@@ -55,12 +62,7 @@ def start_worker(tmp_path: Path) -> StartWorker:
 
     @contextmanager
     def start(base_url: str, *, script: str = SCRIPT, slots: int = 1, timeout: float = 60) -> Iterator[Any]:
-        (tmp_path / "train.py").write_text(textwrap.dedent(script))
-        without_torch = tmp_path / "without_torch"  # importing it takes longer than the trials
-        without_torch.mkdir(exist_ok=True)
-        (without_torch / "torch.py").write_text("raise ModuleNotFoundError('not here', name='torch')")
-        configuration = textwrap.dedent(CONFIGURATION).format(slots=slots, timeout=timeout, without_torch=without_torch)
-        (tmp_path / "worker.toml").write_text(configuration)
+        write_trainable(tmp_path, script=script, slots=slots, timeout=timeout)
         command = [str(Path(sys.executable).with_name("gradmedic")), "worker", "--base-url", base_url]
         with (tmp_path / "worker.log").open("a") as log:
             process = subprocess.Popen(
@@ -93,3 +95,27 @@ def suspect(client: gradmedic.Client, pause: float = 0.0) -> str:
 def setting(**values: Any) -> list[wire.Remedy]:
     """Return the candidate that sets parameters of the script."""
     return [wire.Remedy(id="set_parameter", parameters=values)]
+
+
+def ended(client: gradmedic.Client, rerun: wire.RerunDetail) -> wire.RerunDetail:
+    """Wait for the end of a rerun."""
+    return client.reruns.wait(rerun.id, timeout=120, interval=0.1)
+
+
+def offered(client: gradmedic.Client) -> bool:
+    """Whether a worker has offered its trainable."""
+    return bool(client.work.trainables())
+
+
+def is_gone(process: psutil.Process) -> bool:
+    """Whether a process has ended, or only waits to be collected."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def running(client: gradmedic.Client, rerun: wire.RerunDetail) -> wire.Trial | None:
+    """Return the trial that runs and has steps, if one does."""
+    found = client.reruns.get(rerun.id).trials
+    return next((one for one in found if one.status == "running" and one.step is not None), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.service.worker.conftest import SCRIPT, StartWorker, setting, suspect
+from tests.service.worker.conftest import SCRIPT, StartWorker, ended, offered, running, setting, suspect
 
 import gradmedic
 from gradmedic import wire
@@ -18,30 +17,6 @@ from gradmedic import wire
 Wait = Callable[[Callable[[], bool]], None]
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("worker")]
-
-
-def ended(client: gradmedic.Client, rerun: wire.RerunDetail) -> wire.RerunDetail:
-    """Wait for the end of a rerun."""
-    return client.reruns.wait(rerun.id, timeout=120, interval=0.1)
-
-
-def offered(client: gradmedic.Client) -> bool:
-    """Whether a worker has offered its trainable."""
-    return bool(client.work.trainables())
-
-
-def is_gone(process: psutil.Process) -> bool:
-    """Whether a process has ended, or only waits to be collected."""
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def running(client: gradmedic.Client, rerun: wire.RerunDetail) -> wire.Trial | None:
-    """Return the trial that runs and has steps, if one does."""
-    found = client.reruns.get(rerun.id).trials
-    return next((one for one in found if one.status == "running" and one.step is not None), None)
 
 
 FAULTY = """
@@ -113,52 +88,3 @@ def test_a_worker_that_is_told_to_end_lets_its_trial_end(
         assert worker.wait(60) == 0
         trials = client.reruns.get(rerun.id).trials
         assert [one.status for one in trials] == ["done", "queued"]
-
-
-@pytest.mark.parametrize("victim", ["api", "worker", "launcher", "script", "frozen worker"])
-def test_kill_nine_at_any_moment(
-    serve: Any, database_url: str, start_worker: StartWorker, wait_until: Wait, victim: str
-) -> None:
-    """Whoever is killed or frozen in the middle of a trial: the rerun ends, once, and each attempt is on record."""
-    with serve(database_url, lease=2.0) as served, gradmedic.Client(served.url, attempts=20) as client:
-        port = ("--port", served.url.rpartition(":")[2])
-        with start_worker(served.url) as worker:
-            wait_until(lambda: offered(client))
-            rerun = client.reruns.create(
-                suspect(client, pause=0.03), remedies=[setting(how="learn")], seeds=1, steps=80
-            )
-            wait_until(lambda: running(client, rerun) is not None)
-            below = psutil.Process(worker.pid).children(recursive=True)
-            launcher = next(one for one in below if "gradmedic_service.worker.launcher" in one.cmdline())
-            script = next(one for one in below if any("train.py" in word for word in one.cmdline()))
-            if victim == "api":
-                served.process.kill()
-                served.process.wait()
-                with serve(database_url, *port, lease=2.0):
-                    done = ended(client, rerun)
-            elif victim == "frozen worker":
-                worker.send_signal(signal.SIGSTOP)
-                with start_worker(served.url):
-                    done = ended(client, rerun)
-                worker.send_signal(signal.SIGCONT)
-                wait_until(lambda: not psutil.Process(worker.pid).children(recursive=True))
-                assert repr(client.reruns.get(rerun.id)) == repr(done)  # NaN is not equal to itself
-            elif victim == "worker":
-                worker.kill()
-                worker.wait()
-                wait_until(lambda: is_gone(script) and is_gone(launcher))
-                with start_worker(served.url):
-                    done = ended(client, rerun)
-            else:
-                os.kill((launcher if victim == "launcher" else script).pid, signal.SIGKILL)
-                done = ended(client, rerun)
-    attempts = [[attempt.status for attempt in trial.attempts] for trial in done.trials]
-    if victim in ("launcher", "script"):
-        assert (done.status, attempts) == ("failed", [["failed"]])
-        assert "signal" in (done.reason or "") or "launcher" in (done.reason or "")
-    elif victim == "api":
-        assert (done.status, done.reason) == ("done", "1 of 1 candidates verified")
-        assert all(one[-1] == "done" for one in attempts)
-    else:
-        assert (done.status, done.reason) == ("done", "1 of 1 candidates verified")
-        assert attempts[0] == ["lost", "done"]

@@ -1,0 +1,219 @@
+"""`gradmedic rerun`: what it prints, what it exits with, and what it says of each mistake."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import httpx2
+import pytest
+from tests.service.reruns.conftest import CLIP, SLOW, PlayedWorker, rerun, suspect
+
+import gradmedic
+from gradmedic.cli import main
+
+CLIP_TEXT = "clip_grad_norm(1.0)"
+SLOW_TEXT = "scale_learning_rate(0.1)"
+
+
+@pytest.fixture
+def http(service_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx2.Client]:
+    """The service, which the command finds by the environment; no rerun is left that waits."""
+    monkeypatch.setenv("GRADMEDIC_BASE_URL", service_url)
+    monkeypatch.setenv("COLUMNS", "200")
+    with httpx2.Client(base_url=service_url, timeout=30) as client, gradmedic.Client(service_url) as ours:
+        yield client
+        for status in ("queued", "running"):
+            for one in list(ours.reruns.list(status=status)):
+                ours.reruns.cancel(one.id)
+
+
+@pytest.fixture
+def worker(http: httpx2.Client) -> PlayedWorker:
+    """A worker that has offered its trainable."""
+    played = PlayedWorker(http)
+    played.register()
+    return played
+
+
+def outcome_of(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Run the command; return exit code, output and errors."""
+    code = main(["rerun", *arguments])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_a_rerun_from_the_question_to_the_proof(
+    http: httpx2.Client, worker: PlayedWorker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It follows each trial as it ends, then prints each candidate with its outcome; `show` prints the same again."""
+    run_id = suspect(http)
+    is_over = threading.Event()
+
+    def work() -> None:
+        while not is_over.wait(0.01):
+            worker.work({0: "exploding", 1: "learning", 2: "exploding"})
+
+    working = threading.Thread(target=work)
+    working.start()
+    try:
+        asked = ("--remedy", CLIP_TEXT, "--remedy", SLOW_TEXT, "--seeds", "1", "--steps", "80", "--seconds", "500")
+        code, out, err = outcome_of(run_id, *asked, capsys=capsys)
+    finally:
+        is_over.set()
+        working.join()
+    assert code == 0
+    followed = [line for line in err.splitlines() if "running" not in line]
+    assert followed[0] == "  control, seed 0: done, exploding, loss NaN"
+    assert followed[1].startswith(f"  {CLIP_TEXT}, seed 0: done, healthy, loss 0.")
+    assert followed[2] == f"  {SLOW_TEXT}, seed 0: done, exploding, loss NaN"
+    first, second, empty, *candidates = out.splitlines()
+    id = first.removeprefix("rerun ").partition(":")[0]
+    assert first == f"rerun {id}: done, 1 of 2 candidates verified"
+    assert (second.startswith("train in tests, 3 of 3 trials ended, "), second.endswith(" of 500 s")) == (True, True)
+    assert empty == ""
+    assert candidates[0] == "  control:"
+    assert candidates[1].strip() == "seed 0 done, exploding, loss NaN"
+    assert candidates[2] == f"  {CLIP_TEXT}:"
+    assert candidates[3].strip().startswith("verified: healthy in 1 of 1 seed, loss 0.")
+    assert " against NaN; " in candidates[3]
+    assert candidates[4] == f"  {SLOW_TEXT}:"
+    assert candidates[5].strip().startswith("failed: healthy in 0 of 1 seed, loss NaN against NaN; ")
+    assert candidates[5].endswith("(it is exploding on seed 0)")
+    assert outcome_of("show", id, capsys=capsys) == (0, out, "")
+    assert outcome_of("follow", id, capsys=capsys)[:2] == (0, out)
+    code, out, _ = outcome_of("show", id, "--json", capsys=capsys)
+    assert json.loads(out) == http.get(f"/api/v1/reruns/{id}").json()
+    assert main(["diagnose", run_id]) == 0
+    said = capsys.readouterr().out.partition("What else was tried")[2]
+    assert said.split(CLIP_TEXT)[1].strip().startswith("verified: healthy in 1 of 1 seed")
+
+
+def test_what_is_not_over_is_shown_as_it_stands(
+    http: httpx2.Client, worker: PlayedWorker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Detached, it is queued; under way, trials stand with their state; cancelled, it says by whom."""
+    code, out, err = outcome_of(suspect(http), "--remedy", CLIP_TEXT, "--detach", capsys=capsys)
+    assert (code, err) == (0, "")
+    id = out.split()[1].rstrip(":")
+    assert out.splitlines()[0] == f"rerun {id}: queued"
+    assert "seed 0 queued, undetermined" in out
+    assert "not tried" in out
+    claimed = worker.claim()
+    assert claimed is not None
+    worker.beat(claimed, output="epoch 1\n")
+    assert outcome_of("output", claimed["trial_id"], capsys=capsys) == (0, "epoch 1\n", "")
+    assert "seed 0 running" in outcome_of("show", id, capsys=capsys)[1]
+    code, out, err = outcome_of("cancel", id, capsys=capsys)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0].startswith(f"rerun {id}: cancelled, cancelled by ")
+    assert "seed 0 cancelled" in out
+    assert outcome_of("cancel", id, capsys=capsys) == (0, out, "")
+    assert outcome_of("show", id, capsys=capsys) == (0, out, "")
+    assert outcome_of("follow", id, capsys=capsys)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nobody"], "no run has the name 'nobody'"),
+        (["show"], "`gradmedic rerun show` needs an id"),
+        (["show", "x"], "'x' is not the id of a rerun"),
+        (["output", "x"], "'x' is not the id of a trial"),
+        (["shout", "x"], "give a RUN, or one of show, follow, cancel, output and one id"),
+        (["show", "x", "y"], "give a RUN, or one of show, follow, cancel, output and one id"),
+        (["cancel", "x", "--seeds", "2"], "--seeds is for asking for a rerun of a RUN, not for cancel"),
+    ],
+    ids=["run", "no id", "id", "trial", "action", "two", "option"],
+)
+def test_wrong_words_are_named(
+    http: httpx2.Client, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A word that means nothing is an error of one line, and code 2."""
+    code, out, err = outcome_of(*arguments, capsys=capsys)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert err.startswith("gradmedic: ")
+    assert message in err
+
+
+@pytest.mark.parametrize("action", ["show", "follow", "cancel", "output"])
+def test_what_is_not_there_is_said(http: httpx2.Client, action: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """An id of nothing is named, with what it was taken for."""
+    id = str(uuid4())
+    code, out, err = outcome_of(action, id, capsys=capsys)
+    thing = "trial" if action == "output" else "rerun"
+    assert (code, out, err) == (2, "", f"gradmedic: There is no {thing} {id}. (404 {thing}_not_found)\n")
+
+
+@pytest.mark.parametrize(
+    ("remedy", "message"),
+    [
+        ("clip!", "must be like clip_grad_norm(max_norm=1.0), not 'clip!'"),
+        ("clip_grad_norm(1.0, 2.0)", "name the parameter '2.0' of clip_grad_norm"),
+    ],
+    ids=["form", "name"],
+)
+def test_what_is_no_remedy_is_named(remedy: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A remedy that cannot be read is refused before anything is asked for."""
+    with pytest.raises(SystemExit) as refused:
+        main(["rerun", "run", "--remedy", remedy])
+    assert refused.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--remedy", "pray()"], "remedies[0][0].id: 'pray' is not one of clip_grad_norm"),
+        (["--remedy", "clip_grad_norm(-1)"], "remedies[0][0].parameters.max_norm: must be from"),
+        (["--remedy", "warm_up"], "remedies[0][0].parameters.steps: is required"),
+        (["--remedy", "set_parameter(shell=1)"], "the trainable has no such parameter: lr, depth, window"),
+        (["--remedy", "use_bfloat16"], "only the script can carry out 'use_bfloat16'"),
+        (["--remedy", CLIP_TEXT, "--seeds", "11"], "seeds: must be from 1 to 10"),
+        (["--remedy", CLIP_TEXT, "--seconds", "0"], "budget.seconds: must be from 1 to"),
+        (["--remedy", CLIP_TEXT, "--seconds", "nan"], "budget.seconds: must be from 1 to"),
+        (["--remedy", CLIP_TEXT, "--steps", "1000000000000"], "budget.steps: must be from 1 to"),
+        (["--remedy", CLIP_TEXT, "--trials", "1000000"], "budget.trials: must be from 1 to"),
+    ],
+    ids=["unknown", "range", "missing", "parameter", "tier", "seeds", "seconds", "nan", "steps", "trials"],
+)
+def test_what_the_service_refuses_is_printed_with_its_field(
+    http: httpx2.Client, worker: PlayedWorker, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Field and limit stand in the error; nothing was asked for."""
+    run_id = suspect(http)
+    code, out, err = outcome_of(run_id, *options, "--detach", capsys=capsys)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert http.get(f"/api/v1/reruns?run_id={run_id}").json()["items"] == []
+
+
+def test_runs_that_cannot_be_rerun_say_why(
+    http: httpx2.Client, worker: PlayedWorker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No trainable, one that nobody offers, and a config that does not fit."""
+    fields: list[tuple[dict[str, Any], str]] = [
+        ({"trainable": None}, "give gradmedic.init(trainable=...)"),
+        ({"trainable": "nobody's"}, 'No worker offers the trainable "nobody\'s"'),
+        ({"config": {"lr": 99.0}}, "lr must be from 0.001 to 10"),
+    ]
+    for changed, message in fields:
+        code, out, err = outcome_of(suspect(http, **changed), "--remedy", CLIP_TEXT, capsys=capsys)
+        assert (code, out) == (2, "")
+        assert message in err
+
+
+def test_a_rerun_that_shows_nothing_exits_with_two(
+    http: httpx2.Client, worker: PlayedWorker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A control that does not fail again proves nothing: followed, that is code 2; shown, it is an answer."""
+    asked = rerun(http, suspect(http), CLIP, SLOW, seeds=1)
+    worker.work({0: "learning"})
+    code, out, err = outcome_of("follow", asked["id"], capsys=capsys)
+    assert code == 2
+    assert "not_reproduced, the unchanged control is healthy after 80 steps" in out
+    assert err.startswith("  control, seed 0: done, healthy, loss 0.")
+    assert outcome_of("show", asked["id"], capsys=capsys) == (0, out, "")
