@@ -236,6 +236,7 @@ class Reruns:
         steps: int | None = None,
         seconds: float | None = None,
         trials: int | None = None,
+        executor: str | None = None,
         id: UUID | None = None,
     ) -> wire.RerunDetail:
         """Race remedies on a run's own trainable against an unchanged control, and return the rerun at once.
@@ -247,12 +248,14 @@ class Reruns:
             steps: of each trial; without it, half as many again as the run took to fail.
             seconds: that all trials may take together.
             trials: how many there may be.
+            executor: `local` or `ray`, whose workers are to run them; without it, those who are first.
             id: UUIDv7 of the rerun; asking again with it makes no second one.
         """
         body = wire.RerunCreate(
             remedies=None if remedies is None else [list(candidate) for candidate in remedies],
             seeds=seeds,
             budget=wire.RerunBudget(steps=steps, seconds=seconds, trials=trials),
+            executor=executor,
             id=id or new_run_id(),  # one id for all attempts at this request
         )
         return self._client._ask(wire.RerunDetail, "POST", f"/runs/{run_id}/reruns", body=to_json(body))

@@ -27,7 +27,7 @@ from gradmedic.exceptions import GradmedicError
 from gradmedic.http import is_retryable
 from gradmedic_service.worker.configuration import WorkerConfiguration, read_configuration
 from gradmedic_service.worker.events import Teller
-from gradmedic_service.worker.executor import HostedTrial, TrialEnd
+from gradmedic_service.worker.executor import STOPPED, HostedTrial, TrialEnd
 from gradmedic_service.worker.local import LocalExecutor, find_gpus
 from gradmedic_service.worker.tickets import read_token, ticket_of
 
@@ -159,6 +159,8 @@ def _follow(
     while True:
         ended = trial.wait(LOOK)
         if isinstance(ended, TrialEnd):
+            if is_stopped.is_set() and ended.reason is None:
+                ended = replace(ended, reason=STOPPED)  # Ray's signal was for the script too
             teller.end(ended, _without_key(trial.output(), claimed.api_key))
             return
         if lease.is_over is not None:

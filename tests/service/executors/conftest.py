@@ -42,7 +42,7 @@ SCRIPT = """
     if kind == "environment":
         print(json.dumps(dict(os.environ))); print(json.dumps(sys.argv)); print(os.getcwd())
     if kind == "spam":
-        print("first words"); line = b"x" * 65536
+        print("first words", flush=True); line = b"x" * 65536
         for _ in range(1024): os.write(1, line)
         print("last words")
     if kind == "stubborn":
@@ -264,13 +264,17 @@ def suspect_of_kind(guarded: Guarded, executor: str, kind: str, pause: float) ->
     return str(run.id)
 
 
-@pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.xdist_group("ray"))])
+@pytest.fixture(params=["local", "ray"])
 def hosting(
-    request: pytest.FixtureRequest, guarded: Guarded, person: gradmedic.Client, working: gradmedic.Client, tmp_path: Path
+    request: pytest.FixtureRequest,
+    workshop: Workshop,
+    guarded: Guarded,
+    person: gradmedic.Client,
+    working: gradmedic.Client,
+    tmp_path: Path,
 ) -> Iterator[Hosting]:
     """Each executor in turn, ready to start trials."""
     environment = {"PATH": os.environ["PATH"], "GRADMEDIC_API_KEY": guarded.worker, "HOME": str(tmp_path)}
-    workshop: Workshop = request.getfixturevalue("workshop")
     configuration = read_configuration(workshop.configure(guarded.url, executor=request.param))
     executor: Executor
     if request.param == "ray":
