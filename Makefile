@@ -53,7 +53,7 @@ bench-client: $(READY) ## measure what observing costs the training, beside wand
 bench-query: $(READY) ## measure what reading costs, from a thousand steps to a million (several minutes)
 	@$(BIN)/python -m benchmarks.query
 
-bench-faults: $(READY) ## kill each part of a rerun in the middle of a trial, on both databases (several minutes)
+bench-faults: $(READY) ## kill or cut off each part of a rerun in the middle of a trial, also on Ray (a quarter of an hour)
 	@$(BIN)/python -m benchmarks.faults
 
 bench-load: $(READY) ## stream 200 runs at once, then four times as much as that (some four minutes)

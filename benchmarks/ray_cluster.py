@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,9 +25,9 @@ from typing import Final
 import psutil
 import urllib3
 
-from benchmarks.servers import free_port
-
 START_SECONDS: Final = 120
+PORTS: Final = (20_000, 32_000)
+"""Between those that Ray gives to its processes and those that the kernel gives to connections."""
 STARTED: Final = "Ray runtime started"
 OBJECT_STORE_BYTES: Final = 80_000_000
 """Close to the least that Ray takes; trials put nothing there."""
@@ -37,13 +39,15 @@ class RayCluster:
     Args:
         configuration: the `worker.toml` of every node; it may be written later, and again.
         cpus: of the head; 0 for one that runs no jobs.
+        is_impatient: whether the head takes a silent node for dead after five seconds, not after Ray's twenty or more.
     """
 
-    def __init__(self, configuration: Path, *, cpus: int) -> None:
+    def __init__(self, configuration: Path, *, cpus: int, is_impatient: bool = False) -> None:
         self._configuration = configuration
         self._cpus = cpus
+        self._is_impatient = is_impatient
         self._folder = Path(tempfile.mkdtemp(prefix="gm-ray-"))  # short: Ray's sockets lie below it
-        self._port, dashboard_port = free_port(), free_port()
+        self._port, dashboard_port = _fixed_port(), _fixed_port()
         self._dashboard_port = dashboard_port
         self.address = f"http://127.0.0.1:{dashboard_port}"
         self.token = secrets.token_urlsafe(32)
@@ -55,7 +59,9 @@ class RayCluster:
     @property
     def environment(self) -> dict[str, str]:
         """Return what a node of the cluster is started with."""
+        impatience = {"RAY_health_check_period_ms": "1000"} if self._is_impatient else {}
         return {
+            **impatience,
             "PATH": os.environ["PATH"],
             "HOME": str(self._folder),
             "RAY_AUTH_MODE": "token",
@@ -120,7 +126,7 @@ class RayCluster:
         command = [str(Path(sys.executable).with_name("ray")), "start", "--block", *options]
         command += [f"--num-cpus={cpus}", "--num-gpus=0", f"--object-store-memory={OBJECT_STORE_BYTES}"]
         command += ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
-        command += [f"--temp-dir={self._folder / name}", "--disable-usage-stats", "--include-log-monitor=false"]
+        command += [f"--temp-dir={self._folder / 'ray'}", "--disable-usage-stats", "--include-log-monitor=false"]
         with (self._folder / f"{name}.log").open("wb") as log:
             self._nodes[name] = subprocess.Popen(
                 command,
@@ -138,6 +144,15 @@ class RayCluster:
             if self._nodes[name].poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{name} of the Ray cluster did not start:\n{self.log(name)[-3000:]}")
             time.sleep(0.1)
+
+
+def _fixed_port() -> int:
+    """Return a free port that no outgoing connection is given by chance: the head comes back to it after a kill."""
+    while True:
+        port = random.randrange(*PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
 
 
 def _session_of(leader: int) -> list[int]:

@@ -227,9 +227,9 @@ def add_attempt(session: Session, attempt: models.Attempt) -> None:
     session.flush()
 
 
-def find_attempt(session: Session, trial_id: UUID, number: int) -> models.Attempt | None:
-    """Read an attempt."""
-    return session.get(models.Attempt, (trial_id, number))
+def find_attempt(session: Session, trial_id: UUID, number: int, *, is_fresh: bool = False) -> models.Attempt | None:
+    """Read an attempt; fresh, as it is now, whatever was read before a lock was waited for."""
+    return session.get(models.Attempt, (trial_id, number), populate_existing=is_fresh)
 
 
 def attempts_of(session: Session, rerun_id: UUID) -> Sequence[models.Attempt]:

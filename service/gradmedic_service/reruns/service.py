@@ -549,7 +549,7 @@ def _held(session: Session, rerun_id: UUID, trial_id: UUID, number: int) -> tupl
     """Hold a rerun and return one of its trials with the attempt that runs. Raises TrialNotFound, StaleAttempt."""
     repository.lock_rerun(session, rerun_id)
     trial = repository.find_trial(session, trial_id)
-    attempt = repository.find_attempt(session, trial_id, number)
+    attempt = repository.find_attempt(session, trial_id, number, is_fresh=True)
     if trial is None or attempt is None:
         raise _no_trial(trial_id)
     if trial.attempt != number or trial.status != "running":

@@ -248,8 +248,8 @@ class RayTrial:
             return TrialEnd(exit_code=None, reason=STOPPED)
         if job.status == "STOPPED":
             return Lost("somebody stopped its job with Ray's own tools")
-        said = "\n".join(self._told.others[-5:]) or "it printed nothing"
-        return Lost(f"its job {job.status.lower()} without a result: {job.message or said}")
+        said = job.message if job.status == "FAILED" else "\n".join(self._told.others[-5:]) or "its log is empty"
+        return Lost(f"its job {job.status.lower()}, but told no result: {said}")
 
     def _read_log(self) -> bool:
         """Read what the node told; False if it could not be read."""

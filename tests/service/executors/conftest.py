@@ -144,7 +144,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
     (folder / "train.py").write_text(textwrap.dedent(SCRIPT))
     (folder / "without_torch").mkdir()  # importing it takes longer than the trials
     (folder / "without_torch" / "torch.py").write_text("raise ModuleNotFoundError('not here', name='torch')")
-    cluster = RayCluster(folder / "worker.toml", cpus=HEAD_CPUS)
+    cluster = RayCluster(folder / "worker.toml", cpus=HEAD_CPUS, is_impatient=True)
     try:
         cluster.start_head()
         yield Workshop(cluster, folder)

@@ -58,7 +58,7 @@ def supervise(workshop: Workshop, tmp_path: Path) -> Supervise:
 def ask(guarded: Guarded, client: gradmedic.Client, pause: float = 0.0) -> wire.RerunDetail:
     """Ask for a rerun of a run that explodes, with one candidate that learns."""
     run_id = suspect(client, guarded.url, guarded.person, "ray", pause)
-    return client.reruns.create(run_id, remedies=[setting(kind="learn")], seeds=1, steps=80, executor="ray")
+    return client.reruns.create(run_id, remedies=[setting(kind="learn", pause=0.0)], seeds=1, steps=80, executor="ray")
 
 
 def offer(guarded: Guarded, workshop: Workshop) -> None:
@@ -101,10 +101,21 @@ def outcomes(rerun: wire.RerunDetail) -> list[list[str]]:
     return [[attempt.status for attempt in trial.attempts] for trial in rerun.trials]
 
 
+def story(rerun: wire.RerunDetail) -> str:
+    """Say what became of each attempt, for whoever reads of a failure."""
+    lines = [
+        f"{trial.candidate}.{attempt.number} {attempt.status} {attempt.started_at:%M:%S}-{attempt.ended_at:%M:%S} "
+        f"step {trial.step}, {trial.verdict}, loss {trial.loss}: {attempt.reason}"
+        for trial in rerun.trials
+        for attempt in trial.attempts
+    ]
+    return "\n".join([f"{rerun.reason}; {[one.reason for one in rerun.candidates]}", *lines])
+
+
 def test_a_rerun_on_the_cluster_leaves_no_secret_there(
     workshop: Workshop, guarded: Guarded, person: gradmedic.Client, supervise: Supervise, tmp_path: Path
 ) -> None:
-    """A candidate is verified by jobs named for their attempts; no key, ticket or token is in what Ray keeps or logs."""
+    """Jobs are named for their attempts and verify a remedy; no key, ticket or token is in what Ray keeps or logs."""
     workshop.configure(guarded.url)
     offer(guarded, workshop)
     with supervise(guarded):
@@ -254,13 +265,13 @@ def test_a_killed_supervisor_leaves_no_trial_behind(
         workshop.configure(guarded.url)
         offer(guarded, workshop)
         with supervise(guarded) as supervisor:
-            rerun = ask(guarded, person, pause=0.1)
+            rerun = ask(guarded, person, pause=0.03)
             wait_until(lambda: running(person, rerun) is not None)
             supervisor.kill()
             wait_until(lambda: not processes_of_trials(workshop))
         with supervise(guarded):
             rerun = ended(person, rerun)
-    assert rerun.reason == "1 of 1 candidates verified"
+    assert rerun.reason == "1 of 1 candidates verified", story(rerun)
     assert outcomes(rerun) == [["lost", "done"], ["done"]]
 
 
@@ -278,7 +289,7 @@ def test_a_cut_cable_is_survived(
         workshop.configure(guarded.url, address=near if to == "Ray" else None)
         offer(guarded, workshop)
         with supervise(guarded, None if to == "Ray" else near):
-            rerun = ask(guarded, person, pause=0.05)
+            rerun = ask(guarded, person, pause=0.03)
             wait_until(lambda: running(person, rerun) is not None)
             cable.cut()
             if to == "Ray":
@@ -287,7 +298,7 @@ def test_a_cut_cable_is_survived(
                 wait_until(lambda: not processes_of_trials(workshop))
             cable.mend()
             rerun = ended(person, rerun)
-    assert rerun.reason == "1 of 1 candidates verified"
+    assert rerun.reason == "1 of 1 candidates verified", story(rerun)
     assert outcomes(rerun) == ([["done"], ["done"]] if to == "Ray" else [["lost", "done"], ["done"]])
 
 
@@ -300,7 +311,7 @@ def test_a_lost_node_loses_an_attempt(
     workshop.cluster.start_node("first", HEAD_CPUS + 1)
     try:
         with supervise(guarded):
-            rerun = ask(guarded, person, pause=0.05)
+            rerun = ask(guarded, person, pause=0.03)
             wait_until(lambda: running(person, rerun) is not None)
             workshop.cluster.kill("first")
             wait_until(lambda: not processes_of_trials(workshop))
@@ -308,7 +319,7 @@ def test_a_lost_node_loses_an_attempt(
             rerun = ended(person, rerun)
     finally:
         workshop.cluster.kill("second")
-    assert rerun.reason == "1 of 1 candidates verified"
+    assert rerun.reason == "1 of 1 candidates verified", story(rerun)
     assert outcomes(rerun) == [["lost", "done"], ["done"]]
     assert "died" in (rerun.trials[0].attempts[0].reason or "")
 
@@ -320,7 +331,7 @@ def test_a_restarted_head_loses_an_attempt(
     workshop.configure(guarded.url)
     offer(guarded, workshop)
     with supervise(guarded):
-        rerun = ask(guarded, person, pause=0.05)
+        rerun = ask(guarded, person, pause=0.03)
         wait_until(lambda: running(person, rerun) is not None)
         workshop.cluster.kill("head")
         wait_until(lambda: not processes_of_trials(workshop))
@@ -328,6 +339,6 @@ def test_a_restarted_head_loses_an_attempt(
             RayJobs(workshop.cluster.address, workshop.cluster.token).check()
         workshop.cluster.start_head()
         rerun = ended(person, rerun)
-    assert rerun.reason == "1 of 1 candidates verified"
+    assert rerun.reason == "1 of 1 candidates verified", story(rerun)
     assert outcomes(rerun) == [["lost", "done"], ["done"]]
     assert "does not know its job" in (rerun.trials[0].attempts[0].reason or "")

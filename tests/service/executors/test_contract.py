@@ -90,9 +90,8 @@ def test_a_trial_finds_nothing_that_is_not_for_it(hosting: Hosting, start: Start
     """Neither the worker's key nor the cluster's token nor where it lies is in its environment, arguments or folder."""
     trial = start("environment")
     assert end_of(trial).exit_code == 0
-    environment, arguments, folder = (
-        json.loads(line) if line[0] in "[{" else line for line in trial.output().split("\n")[:3]
-    )
+    first, second, folder, *_ = trial.output().split("\n")
+    environment, arguments = json.loads(first), json.loads(second)
     assert hosting.guarded.worker not in trial.output()
     assert workshop.cluster.token not in trial.output()
     assert not [name for name in environment if name.startswith("RAY_")]
