@@ -74,6 +74,11 @@ def is_secret_of(session: Session, key_id: UUID | None, secret: str) -> bool:
     return key is not None and hmac.compare_digest(key.digest, digest_of(secret))
 
 
+def is_taken(session: Session, secret: str) -> bool:
+    """Whether any key, dead ones included, has this secret."""
+    return repository.find_by_digest(session, digest_of(secret)) is not None
+
+
 def has_usable_key(session: Session) -> bool:
     """Whether anybody could get in where keys are needed."""
     return repository.has_usable(session, datetime.now(UTC))

@@ -487,6 +487,8 @@ def issue_ticket(session: Session, principal: Principal, trial_id: UUID, body: w
     if not attempt.is_waiting:
         raise StaleAttempt(f"Attempt {attempt.number} at this trial waits for nobody: its ticket was redeemed.")
     if not access.is_secret_of(session, attempt.key_id, body.ticket):
+        if access.is_taken(session, body.ticket):
+            raise InvalidRequest.at("ticket", "was used before")
         if attempt.key_id is not None:
             access.revoke_key(session, OPERATOR, attempt.key_id)
         ticket, _ = access.create_key(

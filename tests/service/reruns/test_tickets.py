@@ -213,6 +213,8 @@ def test_a_new_ticket_replaces_the_one_before(waiting: Claimed, supervisor: Play
     issue(supervisor, waiting, first)
     issue(supervisor, waiting, second)
     assert code(redeem(holding(first), waiting)) == "api_key_revoked"
+    again = issue(supervisor, waiting, first)
+    assert again.json()["errors"] == [{"path": "ticket", "message": "was used before"}]
     assert redeem(holding(second), waiting).status_code == 200
 
 
