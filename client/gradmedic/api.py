@@ -333,9 +333,9 @@ class Work:
         """Return what may be rerun."""
         return self._client._ask(wire.Trainables, "GET", "/trainables").items
 
-    def register(self, trainables: Sequence[wire.Trainable]) -> None:
-        """Offer trainables, in place of what was said about them before."""
-        body = to_json(wire.Trainables(items=list(trainables)))
+    def register(self, trainables: Sequence[wire.Trainable], worker: str | None = None) -> None:
+        """Offer trainables, in place of what was said about them before, and in place of what `worker` offered."""
+        body = to_json(wire.TrainablesOffer(items=list(trainables), worker=worker))
         self._client._ask(wire.Trainables, "PUT", "/trainables", body=body)
 
     def claim(self, worker: str, trainables: Sequence[str], executor: str = "local") -> wire.ClaimedTrial | None:

@@ -494,12 +494,23 @@ def render_diagnosis(diagnosis: wire.Diagnosis, run: wire.RunSummary) -> str:
     if others:
         lines += ["", "What else was tried"]
         for tried in others:
-            lines += _item(describe_remedies(tried.remedies), [render_outcome(tried.outcome)], width)
+            lines += _item(
+                describe_remedies(tried.remedies),
+                [f"{render_outcome(tried.outcome)}.{_tried_on(tried.outcome)}"],
+                width,
+            )
     return "\n".join(lines).rstrip()
 
 
 def _tried(outcome: wire.Outcome | None) -> str:
-    return "" if outcome is None else f"Tried: {render_outcome(outcome)}."
+    return "" if outcome is None else f"Tried: {render_outcome(outcome)}.{_tried_on(outcome)}"
+
+
+def _tried_on(outcome: wire.Outcome) -> str:
+    """Say on which versions and device."""
+    named = [f"{name} {outcome.environment[name]}" for name in ("python", "torch") if name in outcome.environment]
+    device = outcome.environment.get("device")
+    return f" On {', '.join([*named, *([device] if device else [])])}." if named or device else ""
 
 
 def _item(heading: str, paragraphs: Iterable[str], width: int) -> list[str]:

@@ -52,7 +52,14 @@ from gradmedic.spill import Journal
 from gradmedic.statistics import ARRAY_STATISTICS, measure_gradient
 from gradmedic.step import Rewind, Row, Step
 from gradmedic.sync import find_leftovers
-from gradmedic.trial import Circumstances, Report, TrialEnded, circumstances, seed_generators
+from gradmedic.trial import (
+    Circumstances,
+    Report,
+    TrialEnded,
+    circumstances,
+    describe_environment,
+    seed_generators,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -185,6 +192,8 @@ def init(
     if started.seed is not None:
         seed_generators(started.seed)
     run = Run(configuration, transport, started)
+    if run.is_trial and not run.is_follower and configuration.mode != "disabled":
+        started.report.say(environment=describe_environment())
     if not configuration.silent and not run.is_follower:
         if configuration.mode == "online":
             sys.stderr.write(f"gradmedic: this run is at {run.url}\n")
@@ -701,7 +710,7 @@ class Run:
 
         models = models_of(model)
         report = Report(None) if self._is_follower else self._started.report
-        report.say(watched=True, environment={"device": describe_device(models[0])})
+        report.say(watched=True, environment={**describe_environment(), "device": describe_device(models[0])})
         if not self._started.remedies:
             return None
         try:

@@ -181,7 +181,15 @@ def with_parameters(config: Mapping[str, Any], parameters: Mapping[str, Any]) ->
     return merged
 
 
-def describe_environment(framework: str | None) -> dict[str, str]:
-    """Return what a result should be read with: versions and machine."""
-    described = {"python": platform.python_version(), "numpy": np.__version__, "machine": platform.machine()}
-    return described if framework is None else {**described, "framework": framework}
+def describe_environment() -> dict[str, str]:
+    """Return what a result should be read with: versions and machine; torch's where it is loaded."""
+    from gradmedic import __version__
+
+    torch = sys.modules.get("torch")
+    described = {
+        "python": platform.python_version(),
+        "gradmedic": __version__,
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+    }
+    return described if torch is None else {**described, "torch": str(torch.__version__)}

@@ -9,8 +9,13 @@ A field named with a trailing underscore (`class_`) travels without it (`class`)
 
 from __future__ import annotations
 
+import ast
+import inspect
+import sys
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
@@ -110,9 +115,30 @@ Flag = Annotated[bool, Strictly()]
 Number = Annotated[float, NumberOnly()]
 """For what is said once of a run. Of the many values of a block each would be looked at twice."""
 
+
+@cache
+def _field_docstrings() -> dict[str, dict[str, str]]:
+    """Read what this file says below its fields, by class and by the field's name on the wire."""
+    described: dict[str, dict[str, str]] = {}
+    for node in ast.parse(inspect.getsource(sys.modules[__name__])).body:
+        if isinstance(node, ast.ClassDef):
+            for statement, following in pairwise(node.body):
+                match statement, following:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                        described.setdefault(node.name, {})[without_trailing_underscore(name)] = inspect.cleandoc(text)
+    return described
+
+
+def _describe_fields(schema: dict[str, Any], cls: type) -> None:
+    """Put the fields' docstrings into OpenAPI. Pydantic's `use_attribute_docstrings` would, parsing at every start."""
+    for base in reversed(cls.__mro__):
+        for name, text in _field_docstrings().get(base.__name__, {}).items():
+            schema["properties"][name].setdefault("description", text)
+
+
 _SCHEMA: dict[str, Any] = {
     "extra": "forbid",
-    "use_attribute_docstrings": True,
+    "json_schema_extra": _describe_fields,
     "alias_generator": without_trailing_underscore,
 }
 
@@ -502,6 +528,8 @@ class Outcome:
     loss: float | None
     control_loss: float | None
     cost_seconds: float
+    environment: dict[str, str] = field(default_factory=dict)
+    """Versions and device that it was tried on; several are separated by commas."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -712,7 +740,7 @@ class RerunSummary:
     trainable: str
     status: Annotated[str, OneOf(*RERUN_STATUSES)]
     reason: str | None
-    """How it came out, in a sentence."""
+    """How it came out, in a sentence; before that, what it waits for, if there is no worker for it."""
     is_automatic: bool
     created_at: datetime
     started_at: datetime | None
@@ -838,8 +866,19 @@ class Trainable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrainablesOffer:
+    """Body of `PUT /trainables`. A worker repeats it every few seconds, as long as it offers them."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    items: list[Trainable]
+    worker: str | None = None
+    """Name of whoever offers them: what it offered before and no longer does is withdrawn, unless another offers it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trainables:
-    """Body of and answer to `PUT /trainables`, and answer to `GET /trainables`."""
+    """Answer to `PUT /trainables` and to `GET /trainables`."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
 
@@ -963,6 +1002,8 @@ class TrialResult:
     exit_code: Whole | None = None
     output: str | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    seconds: Number | None = None
+    """That it took; without it, until the result arrives, which the service's absence may delay."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Executors: reruns that leave theirs to the first worker, and attempts that wait for a process elsewhere.
 
 Revision ID: 0008
-Revises: 0006
+Revises: 0007
 
 The version before goes on serving while this one is: it names an executor for each rerun that it makes, and the new
 column may be null.
@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0008"
-down_revision = "0006"
+down_revision = "0007"
 branch_labels = None
 depends_on = None
 

@@ -76,6 +76,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.metrics = Metrics()
     app.state.limits = settings.limits()
     app.state.trial_lease = settings.trial_lease
+    app.state.worker_patience = settings.worker_patience
     app.state.facts = FactsCache()
     app.state.warm = WarmRuns()
     app.state.schema_revision = schema.head()

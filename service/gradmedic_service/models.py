@@ -269,6 +269,11 @@ class Trainable(Base):
     timeout: Mapped[float] = mapped_column(Double)
     parameters: Mapped[list[Any]]
     updated_at: Mapped[datetime]
+    """When it was last offered."""
+    worker: Mapped[str | None] = mapped_column(String(NAME_LENGTH))
+    """Who offered it last."""
+    withdrawn_at: Mapped[datetime | None]
+    """Since when its worker is there without it, and no other offers it."""
 
 
 class Rerun(Base):

@@ -74,6 +74,8 @@ class Settings(BaseSettings):
     """Trials of a rerun."""
     trial_lease: float = Field(default=15.0, gt=0)
     """Seconds without a heartbeat after which a trial is given to another worker."""
+    worker_patience: float = Field(default=86_400.0, gt=0)
+    """Seconds that a rerun waits for a worker that offers its trainable."""
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod

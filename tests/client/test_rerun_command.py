@@ -89,7 +89,9 @@ def test_a_rerun_from_the_question_to_the_proof(
     assert json.loads(out) == http.get(f"/api/v1/reruns/{id}").json()
     assert main(["diagnose", run_id]) == 0
     said = capsys.readouterr().out.partition("What else was tried")[2]
-    assert said.split(CLIP_TEXT)[1].strip().startswith("verified: healthy in 1 of 1 seed")
+    first = said.split(CLIP_TEXT)[1].strip().splitlines()[0]
+    assert first.startswith("verified: healthy in 1 of 1 seed")
+    assert first.endswith(". On torch 2.13.0, cpu.")
 
 
 def test_what_is_not_over_is_shown_as_it_stands(

@@ -1,4 +1,4 @@
-"""Seeding by `GRADMEDIC_SEED`: what a script draws is the same in a trial and by hand, and torch costs only its users."""
+"""Seeding by `GRADMEDIC_SEED`: a script draws the same in a trial and by hand, and torch costs only its users."""
 
 from __future__ import annotations
 

@@ -92,6 +92,14 @@ def test_every_reference_resolves(document: dict[str, Any]) -> None:
     assert "class" in document["components"]["schemas"]["Finding"]["properties"]
 
 
+def test_fields_are_described(document: dict[str, Any]) -> None:
+    """A field's docstring in the schema is its description, under its name on the wire and when it is inherited."""
+    schemas = document["components"]["schemas"]
+    assert schemas["Layer"]["properties"]["name"]["description"] == "Unique in the run, for example `encoder.0.weight`."
+    assert schemas["RunDetail"]["properties"]["parent_id"]["description"].startswith("The suspect run")
+    assert schemas["Finding"]["properties"]["class"]["description"] == "The verdict it speaks for."
+
+
 def test_examples_are_valid() -> None:
     """The examples are requests that the service would take."""
     for example in CREATE_EXAMPLES.values():
@@ -104,7 +112,7 @@ def test_examples_are_valid() -> None:
         TypeAdapter(wire.RunRewind).validate_python(example["value"])
     for type_, examples in (
         (wire.RerunCreate, CREATE_RERUN_EXAMPLES),
-        (wire.Trainables, TRAINABLES_EXAMPLES),
+        (wire.TrainablesOffer, TRAINABLES_EXAMPLES),
         (wire.TrialClaim, CLAIM_EXAMPLES),
         (wire.TrialHeartbeat, HEARTBEAT_EXAMPLES),
         (wire.TrialResult, RESULT_EXAMPLES),

@@ -6,16 +6,15 @@ declared type and range is refused, and what no trainable has a parameter for, o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gradmedic import wire
 from gradmedic.remedies import REMEDIES, SET_PARAMETER, remedy_errors
+from gradmedic.trainables import Value, value_error
 from gradmedic.wire import FieldError, Remedy, TrainableParameter
 from gradmedic_service.errors import InvalidRequest, NotRerunnable
 
-Value = float | int | str | bool | None
 COMPOUNDS = (
     ("clip_grad_norm", "scale_learning_rate"),
     ("switch_optimizer", "clip_grad_norm"),
@@ -97,24 +96,6 @@ def of_the_optimizer(remedies: Iterable[Remedy], parameters: Sequence[TrainableP
     return [remedy for remedy in remedies if remedy.id != SET_PARAMETER and not _is_carried_out(remedy, parameters)]
 
 
-def value_error(parameter: TrainableParameter, value: Value) -> str | None:
-    """Say what is wrong with a value of a trainable's parameter, None if nothing is."""
-    if value is None:
-        return None if parameter.is_optional else "has no value"
-    kinds: dict[str, tuple[type, ...]] = {"float": (int, float), "int": (int,), "str": (str,), "bool": (bool,)}
-    is_kind = isinstance(value, kinds[parameter.type]) and (parameter.type == "bool" or not isinstance(value, bool))
-    if not is_kind:
-        return f"must be of type {parameter.type}, not {value!r}"
-    if parameter.choices is not None and value not in parameter.choices:
-        return f"must be one of {', '.join(parameter.choices)}, not {value!r}"
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        low = -math.inf if parameter.minimum is None else parameter.minimum
-        high = math.inf if parameter.maximum is None else parameter.maximum
-        if not math.isfinite(value) or not low <= value <= high:
-            return f"must be from {low:g} to {high:g}, not {value!r}"
-    return None
-
-
 def trainable_errors(trainable: wire.Trainable, path: str) -> Iterator[FieldError]:
     """Say what is wrong with what a worker declares."""
     if trainable.gpus < 0:
@@ -138,18 +119,20 @@ def trainable_errors(trainable: wire.Trainable, path: str) -> Iterator[FieldErro
             yield FieldError(path=f"{at}.choices", message="is required: a text must be one of some")
         if parameter.default is not None and (message := value_error(parameter, parameter.default)) is not None:
             yield FieldError(path=f"{at}.default", message=message)
-        if parameter.remedy is not None and (message := _remedy_name_error(parameter.remedy)) is not None:
+        if parameter.remedy is not None and (message := _remedy_name_error(parameter)) is not None:
             yield FieldError(path=f"{at}.remedy", message=message)
 
 
-def _remedy_name_error(name: str) -> str | None:
-    id, _, of = name.partition(".")
+def _remedy_name_error(parameter: TrainableParameter) -> str | None:
+    id, _, of = (parameter.remedy or "").partition(".")
     kind = REMEDIES.get(id)
     if kind is None:
         return f"{id!r} is not one of {', '.join(REMEDIES)}"
     if kind.parameters and of not in kind.parameters:
         return f"must name a parameter: one of {', '.join(f'{id}.{one}' for one in kind.parameters)}"
-    return f"{id} has no parameters" if of and not kind.parameters else None
+    if kind.parameters:
+        return None
+    return f"{id} has no parameters" if of else None if parameter.type == "bool" else f"{id} is done or not: a bool"
 
 
 def _is_carried_out(remedy: Remedy, parameters: Sequence[TrainableParameter]) -> bool:

@@ -70,7 +70,8 @@ TRAINABLES_EXAMPLES: dict[str, Any] = {
                     "gpus": 1,
                     "timeout": 3600,
                 }
-            ]
+            ],
+            "worker": "gpu-7",
         },
     }
 }
@@ -98,7 +99,13 @@ async def _lease(request: Request) -> float:
     return seconds
 
 
+async def _patience(request: Request) -> float:
+    seconds: float = request.app.state.worker_patience
+    return seconds
+
+
 LeaseDependency = Annotated[float, Depends(_lease)]
+PatienceDependency = Annotated[float, Depends(_patience)]
 
 
 @router.post(
@@ -149,8 +156,17 @@ def list_reruns(
 
 
 @router.get("/reruns/{rerun_id}", response_model=wire.RerunDetail, responses=documented(RerunNotFound, InvalidRequest))
-def get_rerun(rerun_id: RerunId, principal: MayFollowRerun, database: DatabaseDependency) -> wire.RerunDetail:
+def get_rerun(
+    rerun_id: RerunId, principal: MayFollowRerun, database: DatabaseDependency, patience: PatienceDependency
+) -> wire.RerunDetail:
     """Return a rerun with its candidates, its trials and every attempt at them."""
+    with database.reading() as session:
+        rerun = service.get(session, principal, rerun_id)
+        is_forsaken = service.is_forsaken(session, rerun_id, patience)
+    if not is_forsaken:
+        return rerun
+    with database.writing() as session:  # there may be no worker whose claims would show it
+        service.give_up(session, patience)
     with database.reading() as session:
         return service.get(session, principal, rerun_id)
 
@@ -192,10 +208,15 @@ def claim_trial(
     database: DatabaseDependency,
     limits: LimitsDependency,
     lease: LeaseDependency,
+    patience: PatienceDependency,
 ) -> Any:
     """Take a trial to run. Without a heartbeat for as long as the lease, another attempt is made elsewhere."""
     with database.writing() as session:
-        claimed = service.claim(session, principal, body, limits, lease)
+        has_changed = service.give_up(session, patience)
+        claimed = None if has_changed else service.claim(session, principal, body, limits, lease)
+    if has_changed:
+        with database.writing() as session:
+            claimed = service.claim(session, principal, body, limits, lease)
     return Response(status_code=status.HTTP_204_NO_CONTENT) if claimed is None else claimed
 
 
@@ -300,10 +321,14 @@ def list_trainables(principal: MayFollowRerun, database: DatabaseDependency) -> 
 )
 def register_trainables(
     principal: MayWork,
-    body: Annotated[wire.Trainables, Body(openapi_examples=TRAINABLES_EXAMPLES)],
+    body: Annotated[wire.TrainablesOffer, Body(openapi_examples=TRAINABLES_EXAMPLES)],
     database: DatabaseDependency,
     limits: LimitsDependency,
 ) -> wire.Trainables:
-    """Say what may be rerun, and with which parameters. A name belongs to the key that registered it."""
+    """Say what may be rerun, and with which parameters. A name belongs to the key that registered it.
+
+    A worker says so again every ten seconds. What it offered before and, for a minute, nobody has offered since is
+    withdrawn: reruns of it end, and say why.
+    """
     with database.writing() as session:
         return service.register(session, principal, body, limits)

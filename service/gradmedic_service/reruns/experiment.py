@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import median
 
 import numpy as np
@@ -50,8 +50,6 @@ class Budget:
 
     steps: int
     """Of each trial."""
-    seconds: float
-    """Of all trials together, from each one's start to its end."""
     trials: int
 
 
@@ -96,6 +94,8 @@ class Trial:
     seconds: float = 0.0
     reason: str | None = None
     """Why it did not run to its end."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Versions and device that it ran on."""
 
     @property
     def has_ended(self) -> bool:
@@ -118,6 +118,8 @@ class CandidateOutcome:
     control_loss: float | None
     cost_seconds: float
     reason: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Versions and device that its trials ran on; several are separated by commas."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,17 +218,22 @@ def reason_to_stop(trial: Trial, others: Iterable[Trial], control: Trial, design
     return None
 
 
-def plan(design: Design, trials: Sequence[Trial], seconds_spent: float = 0.0) -> Plan:
-    """Say what a rerun does now. Never starts a trial twice, nor more trials than the budget has."""
+def plan(design: Design, trials: Sequence[Trial], closed: str | None = None) -> Plan:
+    """Say what a rerun does now. Never starts a trial twice, nor more trials than the budget has.
+
+    Args:
+        design: what was asked for.
+        trials: all that there are.
+        closed: why no further trial can be started, if that is so.
+    """
     known = {(trial.candidate, trial.seed): trial for trial in trials}
     left = design.budget.trials - len(trials)
     first = design.seeds[0]
-    is_spent = seconds_spent >= design.budget.seconds
 
     control = known.get((CONTROL, first))
     if control is None:
-        if left < 1 or is_spent:
-            return _concluded("failed", "the budget allows not even the control", ())
+        if left < 1 or closed is not None:
+            return _concluded("failed", closed or "the budget allows not even the control", ())
         return Plan(start=((CONTROL, first),))
     if not control.has_ended:
         return Plan()
@@ -237,14 +244,14 @@ def plan(design: Design, trials: Sequence[Trial], seconds_spent: float = 0.0) ->
         return _concluded("not_reproduced", reason, ())
 
     racing = [(candidate, first) for candidate in range(1, _racing(design) + 1)]
-    missing = () if is_spent else tuple(place for place in racing if place not in known)[:left]
+    missing = () if closed is not None else tuple(place for place in racing if place not in known)[:left]
     if missing:
         return Plan(start=missing)
     if not all(known[place].has_ended for place in racing if place in known):
         return Plan()
 
     confirming = _confirming(design, known, control)
-    if confirming and not any(seed != first for _, seed in known) and not is_spent:
+    if confirming and not any(seed != first for _, seed in known) and closed is None:
         group = 1 + len(confirming)
         places = [(candidate, seed) for seed in design.seeds[1:] for candidate in (CONTROL, *confirming)]
         whole = tuple(places[: left - left % group])  # a seed without its control would show nothing
@@ -256,8 +263,10 @@ def plan(design: Design, trials: Sequence[Trial], seconds_spent: float = 0.0) ->
     tried = [outcome for outcome in outcomes if outcome is not None]
     verified = sum(outcome.state == "verified" for outcome in tried)
     reason = f"{verified} of {len(tried)} candidates verified"
-    if len(tried) < design.candidates or is_spent:
-        reason += "; the budget was spent before everything was tried"
+    if closed is not None:
+        reason += f"; not everything was tried: {closed}"
+    elif len(tried) < design.candidates:
+        reason += "; not everything was tried: the budget of trials is spent"
     return _concluded("done", reason, tried)
 
 
@@ -270,6 +279,8 @@ def is_better(trial: Trial, control: Trial) -> bool:
     curve = trial.curve
     if trial.status != "done" or trial.verdict != "healthy" or curve is None or not math.isfinite(curve.final):
         return False
+    if control.curve is None and control.verdict not in UNHEALTHY:
+        return False  # it never ran: there is nothing to be better than
     best = math.inf if control.curve is None else control.curve.best
     return curve.final < best and curve.final <= curve.start - LEAST_DECLINE * abs(curve.start)
 
@@ -296,10 +307,12 @@ def _outcome(design: Design, known: dict[tuple[int, int], Trial], candidate: int
     if not mine:
         return None
     controls = {trial.seed: trial for seed in design.seeds if (trial := known.get((CONTROL, seed))) is not None}
-    distinct = list({trial.curve.digest if trial.curve else f"seed {trial.seed}": trial for trial in mine}.values())
+    distinct: dict[str, list[Trial]] = {}
+    for trial in mine:
+        distinct.setdefault(trial.curve.digest if trial.curve else f"seed {trial.seed}", []).append(trial)
     is_proven = [trial.seed in controls and is_better(trial, controls[trial.seed]) for trial in mine]
     refused = next((trial for trial in mine if trial.status == "not_applicable"), None)
-    healthy = [trial for trial in distinct if trial.verdict == "healthy" and trial.status in ("done", "stopped")]
+    healthy = [same for same in distinct.values() if all(_is_healthy(trial) for trial in same)]
     if refused is not None:
         state, reason = "not_applicable", refused.reason or "it could not be applied"
     elif all(is_proven) and len(mine) == len(design.seeds):
@@ -307,7 +320,7 @@ def _outcome(design: Design, known: dict[tuple[int, int], Trial], candidate: int
     elif len(healthy) == len(distinct):
         state, reason = "healthy", _why_not_verified(design, mine, controls)
     else:
-        worst = next(trial for trial in mine if trial.verdict != "healthy" or trial.status not in ("done", "stopped"))
+        worst = next(trial for trial in mine if not _is_healthy(trial))
         state, reason = "failed", worst.reason or f"it is {worst.verdict} on seed {worst.seed}"
     return CandidateOutcome(
         candidate=candidate,
@@ -318,7 +331,27 @@ def _outcome(design: Design, known: dict[tuple[int, int], Trial], candidate: int
         control_loss=_typical([controls[trial.seed] for trial in mine if trial.seed in controls]),
         cost_seconds=sum(trial.seconds for trial in mine),
         reason=reason,
+        environment=_environment_of(mine),
     )
+
+
+def _environment_of(trials: Sequence[Trial]) -> dict[str, str]:
+    """Sum up what trials ran on.
+
+    >>> one, other = {"torch": "2.13.0", "device": "cpu"}, {"torch": "2.13.0", "device": "NVIDIA A100"}
+    >>> ran_on = lambda seed, on: Trial(candidate=1, seed=seed, status="done", environment=on)
+    >>> _environment_of([ran_on(0, one), ran_on(1, other), ran_on(2, one)])
+    {'torch': '2.13.0', 'device': 'cpu, NVIDIA A100'}
+    """
+    seen: dict[str, dict[str, None]] = {}
+    for trial in trials:
+        for name, value in trial.environment.items():
+            seen.setdefault(name, {})[value] = None
+    return {name: ", ".join(values) for name, values in seen.items()}
+
+
+def _is_healthy(trial: Trial) -> bool:
+    return trial.verdict == "healthy" and trial.status in ("done", "stopped")
 
 
 def _why_not_verified(design: Design, mine: Sequence[Trial], controls: dict[int, Trial]) -> str:

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Table, bindparam, exists, func, select, text, tuple_, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from gradmedic.remedies import describe_remedies
 from gradmedic.wire import Remedy
@@ -56,10 +56,18 @@ def now(session: Session) -> datetime:
 # --- trainables -------------------------------------------------------------------------------------------------------
 
 
-def find_trainable(session: Session, name: str, *, is_locked: bool = False) -> models.Trainable | None:
+def find_trainable(session: Session, name: str) -> models.Trainable | None:
     """Read a trainable."""
     query = select(models.Trainable).where(models.Trainable.name == name)
-    return session.scalars(query.with_for_update() if is_locked else query).one_or_none()
+    return session.scalars(query.execution_options(populate_existing=True)).one_or_none()
+
+
+def lock_trainables(session: Session, owner: str, names: Sequence[str]) -> dict[str, models.Trainable]:
+    """Read the trainables of an owner, and those of some names, by name, and hold them until the transaction ends."""
+    trainable = models.Trainable
+    query = select(trainable).where((trainable.owner == owner) | trainable.name.in_(names)).order_by(trainable.name)
+    found = session.scalars(query.with_for_update().execution_options(populate_existing=True))
+    return {one.name: one for one in found}
 
 
 def add_trainable(session: Session, trainable: models.Trainable) -> bool:
@@ -74,7 +82,7 @@ def add_trainable(session: Session, trainable: models.Trainable) -> bool:
 
 def trainables(session: Session, project: str | None) -> Sequence[models.Trainable]:
     """Read the trainables that may be rerun for a project, or all, by name."""
-    query = select(models.Trainable).order_by(models.Trainable.name)
+    query = select(models.Trainable).where(models.Trainable.withdrawn_at.is_(None)).order_by(models.Trainable.name)
     if project is not None:
         query = query.where(models.Trainable.project.in_([project]) | models.Trainable.project.is_(None))
     return session.scalars(query).all()
@@ -165,6 +173,18 @@ def with_expired_trials(session: Session, at: datetime) -> list[UUID]:
     return list(session.scalars(query))
 
 
+def without_worker(session: Session, at: datetime, since: datetime, rerun_id: UUID | None = None) -> list[UUID]:
+    """Read the ids of the reruns, or say it of one, that nobody works on, and whose trainable was not offered since."""
+    rerun, trial, trainable = models.Rerun, models.Trial, models.Trainable
+    is_theirs = (
+        (trainable.name == rerun.trainable) & (trainable.owner == rerun.owner) & trainable.withdrawn_at.is_(None)
+    )
+    is_offered = exists().where(is_theirs, trainable.updated_at >= since)
+    is_worked_on = exists().where(trial.rerun_id == rerun.id, trial.status == "running", trial.lease_expires_at >= at)
+    query = select(rerun.id).where(rerun.status.in_(LIVING), ~is_offered, ~is_worked_on).order_by(rerun.id)
+    return list(session.scalars(query if rerun_id is None else query.where(rerun.id == rerun_id)))
+
+
 def running_in_project(session: Session, project: str) -> int:
     """Count the trials of a project's reruns that run now."""
     trial, rerun = models.Trial, models.Rerun
@@ -233,9 +253,10 @@ def find_attempt(session: Session, trial_id: UUID, number: int, *, is_fresh: boo
 
 
 def attempts_of(session: Session, rerun_id: UUID) -> Sequence[models.Attempt]:
-    """Read every attempt at the trials of a rerun."""
+    """Read every attempt at the trials of a rerun; what each has printed only when it is asked for."""
     attempt, trial = models.Attempt, models.Trial
     query = select(attempt).join(trial, trial.id == attempt.trial_id).where(trial.rerun_id == rerun_id)
+    query = query.options(defer(attempt.output))
     return session.scalars(query.order_by(attempt.trial_id, attempt.number)).all()
 
 

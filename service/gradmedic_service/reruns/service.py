@@ -71,8 +71,11 @@ MAX_TICKET_SECONDS = 86_400.0
 """For which a ticket may be good; the attempt's lease is what ends it as a rule."""
 LEAST_SECONDS = 1.0
 """No trial is started with less time than this."""
+SECONDS_SPENT = "the rerun's budget of seconds is spent"
 MAX_OUTPUT = 64 * 1024
 """Characters kept of what an attempt prints: the last."""
+OFFER_LAPSE = timedelta(seconds=60)
+"""After which a trainable that was not offered again is not offered now: workers say so every ten seconds."""
 MAX_CLAIM_SEARCH = 50
 MAX_TRAINABLES = 1_000
 MAX_REASON = 2_000
@@ -89,9 +92,16 @@ _logger = structlog.get_logger("gradmedic.reruns")
 # --- trainables -------------------------------------------------------------------------------------------------------
 
 
-def register(session: Session, principal: Principal, body: wire.Trainables, limits: wire.Limits) -> wire.Trainables:
-    """Store what a worker offers. Raises InvalidRequest, and TrainableTaken where a name is another key's."""
+def register(
+    session: Session, principal: Principal, body: wire.TrainablesOffer, limits: wire.Limits
+) -> wire.Trainables:
+    """Store what a worker offers, and withdraw what it, and nobody else, offered before.
+
+    Raises InvalidRequest, and TrainableTaken where a name is another key's.
+    """
     errors = []
+    if body.worker is not None and (message := name_error(body.worker, limits.max_name_length)) is not None:
+        raise InvalidRequest.at("worker", message)
     if len(body.items) > MAX_TRAINABLES:
         raise InvalidRequest.at("items", f"has {len(body.items)}; at most {MAX_TRAINABLES} are allowed")
     for index, item in enumerate(body.items):
@@ -101,13 +111,25 @@ def register(session: Session, principal: Principal, body: wire.Trainables, limi
         errors += trainable_errors(item, path)
     if errors:
         raise InvalidRequest(errors)
-    at = repository.now(session)
+    owner, at = _owner(principal), repository.now(session)
+    known = repository.lock_trainables(session, owner, [item.name for item in body.items])
     for item in body.items:
-        _register(session, principal, item, at)
+        _register(session, principal, item, known.pop(item.name, None), body.worker, at)
+    if body.worker is not None:
+        for one in known.values():  # a worker of the same name that has it would have said so by now
+            if one.worker == body.worker and one.withdrawn_at is None and at - one.updated_at >= OFFER_LAPSE:
+                one.withdrawn_at = at
     return wire.Trainables(items=body.items)
 
 
-def _register(session: Session, principal: Principal, item: wire.Trainable, at: datetime) -> None:
+def _register(
+    session: Session,
+    principal: Principal,
+    item: wire.Trainable,
+    existing: models.Trainable | None,
+    worker: str | None,
+    at: datetime,
+) -> None:
     owner = _owner(principal)
     described: dict[str, Any] = {
         "owner": owner,
@@ -116,12 +138,13 @@ def _register(session: Session, principal: Principal, item: wire.Trainable, at: 
         "timeout": item.timeout,
         "parameters": PARAMETERS.dump_python(item.parameters, exclude_defaults=True),
         "updated_at": at,
+        "worker": worker,
+        "withdrawn_at": None,
     }
-    existing = repository.find_trainable(session, item.name, is_locked=True)
     if existing is None:
         if repository.add_trainable(session, models.Trainable(name=item.name, **described)):
             return
-        existing = repository.find_trainable(session, item.name, is_locked=True)
+        existing = repository.find_trainable(session, item.name)  # whoever stored it meanwhile has committed
     if existing is None or (existing.owner != owner and not _is_free(session, existing.owner, at)):
         raise TrainableTaken(f"The trainable {item.name!r} belongs to the key that registered it; choose another name.")
     for name, value in described.items():
@@ -219,7 +242,7 @@ def _new_rerun(
     if run.trainable is None:
         raise NotRerunnable("The run names no trainable: give gradmedic.init(trainable=...) the name of one.")
     trainable = repository.find_trainable(session, run.trainable)
-    if trainable is None or trainable.project not in (None, run.project):
+    if trainable is None or trainable.withdrawn_at is not None or trainable.project not in (None, run.project):
         raise TrainableUnknown(
             f"No worker offers the trainable {run.trainable!r} for project {run.project!r}: "
             "start `gradmedic worker` with a worker.toml that has it."
@@ -341,13 +364,34 @@ def cancel(session: Session, principal: Principal, rerun_id: UUID) -> wire.Rerun
 # --- working ----------------------------------------------------------------------------------------------------------
 
 
+def is_forsaken(session: Session, rerun_id: UUID, patience: float) -> bool:
+    """Whether nobody works on a rerun, and nobody has offered its trainable for that long, or ever will."""
+    at = repository.now(session)
+    return bool(repository.without_worker(session, at, at - timedelta(seconds=patience), rerun_id))
+
+
+def give_up(session: Session, patience: float) -> bool:
+    """Queue the trials again whose worker was lost, and end the reruns that are forsaken; False if there are none.
+
+    A transaction of its own: it holds what a claim takes in another order.
+    """
+    at = repository.now(session)
+    forsaken = repository.without_worker(session, at, at - timedelta(seconds=patience))
+    concerned = {*repository.with_expired_trials(session, at), *forsaken}
+    for rerun_id in sorted(concerned):
+        rerun = repository.lock_rerun(session, rerun_id, skips_locked=True)
+        if rerun is None:
+            continue
+        _queue_lost(session, rerun, at)
+        silent = f"no worker has offered the trainable {rerun.trainable!r} for {patience:g} seconds"
+        _advance(session, rerun, at, silent if rerun_id in forsaken else None)
+    return bool(concerned)
+
+
 def claim(
     session: Session, principal: Principal, body: wire.TrialClaim, limits: wire.Limits, lease: float
 ) -> wire.ClaimedTrial | None:
-    """Hand a queued trial to a worker, as a new attempt with a lease; None if there is none for it now.
-
-    Trials whose worker was not heard of in time are queued again first.
-    """
+    """Hand a queued trial to a worker, as a new attempt with a lease; None if there is none for it now."""
     if (message := name_error(body.worker, limits.max_name_length)) is not None:
         raise InvalidRequest.at("worker", message)
     if len(body.trainables) > MAX_TRAINABLES:
@@ -355,7 +399,6 @@ def claim(
     if body.executor not in wire.EXECUTORS:
         raise InvalidRequest.at("executor", _no_executor(body.executor))
     at = repository.now(session)
-    _give_up_lost(session, at)
     waiting = repository.with_queued_trials(
         session, _owner(principal), principal.project, body.trainables, body.executor, MAX_CLAIM_SEARCH
     )
@@ -372,7 +415,7 @@ def claim(
             continue
         seconds = _seconds_for_one_more(session, rerun, trials, at)
         if seconds < LEAST_SECONDS:
-            _cancel_queued(trials)
+            _cancel_queued(trials, SECONDS_SPENT)
             _advance(session, rerun, at)
             continue
         rerun.executor = body.executor
@@ -593,7 +636,7 @@ def heartbeat(
     running = sum(one.status == "running" for one in trials)
     seconds = left / max(1, running)
     if trial.reason_to_stop is None and seconds <= 0:
-        trial.reason_to_stop = "the rerun's budget of seconds is spent"
+        trial.reason_to_stop = SECONDS_SPENT
     if trial.reason_to_stop is not None:
         repository.stop_run(session, attempt.run_id, None)
     return wire.HeartbeatResult(
@@ -610,6 +653,8 @@ def finish(session: Session, principal: Principal, trial_id: UUID, body: wire.Tr
 
     The same result again changes nothing. Raises TrialNotFound, StaleAttempt, InvalidRequest.
     """
+    if body.seconds is not None and not body.seconds >= 0:
+        raise InvalidRequest.at("seconds", f"must not be negative, not {body.seconds!r}")
     if body.status not in wire.RESULT_STATUSES:
         raise InvalidRequest.at("status", f"{body.status!r} is not one of {', '.join(wire.RESULT_STATUSES)}")
     _, rerun = _worked_on(session, principal, trial_id)
@@ -631,7 +676,7 @@ def finish(session: Session, principal: Principal, trial_id: UUID, body: wire.Tr
     elif status == "lost":
         if trial.attempt != body.attempt or trial.status != "running":
             raise _stale(trial, body.attempt)
-        _lose(session, trial, at, reason or "what hosted it was lost", body.output)
+        _lose(session, trial, at, reason or "what hosted it was lost", output=body.output)
         _advance(session, rerun, at)
         return _detail(session, rerun)
     elif status == "done" and (run is None or run.last_step is None):
@@ -654,6 +699,7 @@ def finish(session: Session, principal: Principal, trial_id: UUID, body: wire.Tr
         exit_code=body.exit_code,
         output=body.output,
         environment=body.environment,
+        seconds=body.seconds,
     )
     _advance(session, rerun, at)
     return _detail(session, rerun)
@@ -712,16 +758,19 @@ def _pass_rungs(session: Session, rerun: models.Rerun, trial: models.Trial, run:
 # --- the experiment ---------------------------------------------------------------------------------------------------
 
 
-def _advance(session: Session, rerun: models.Rerun, at: datetime) -> None:
-    """Do what the experiment does now: start trials, or conclude. The rerun's row is held."""
+def _advance(session: Session, rerun: models.Rerun, at: datetime, closed: str | None = None) -> None:
+    """Do what the experiment does now: start trials, unless `closed` says why not, or conclude. The row is held."""
     if rerun.status in FINAL:
         return
     trials = list(repository.trials_of(session, rerun.id))
-    spent = rerun.seconds - _seconds_left(session, rerun, trials, at)
-    if rerun.seconds - spent < LEAST_SECONDS:
-        spent = rerun.seconds
-        _cancel_queued(trials)
-    now = experiment.plan(_design(rerun), [_seen(trial) for trial in trials], spent)
+    closed = _reason_withdrawn(session, rerun) or closed
+    if closed is None and _seconds_left(session, rerun, trials, at) < LEAST_SECONDS:
+        closed = SECONDS_SPENT
+    if closed is not None:
+        _cancel_queued(trials, closed)
+    environments = {one.trial_id: one.environment for one in repository.attempts_of(session, rerun.id)}  # the latest
+    seen = [replace(_seen(trial), environment=environments.get(trial.id, {})) for trial in trials]
+    now = experiment.plan(_design(rerun), seen, closed)
     if now.conclusion is not None:
         _conclude(session, rerun, now.conclusion, at)
         return
@@ -750,7 +799,7 @@ def _advance(session: Session, rerun: models.Rerun, at: datetime) -> None:
 
 
 def _design(rerun: models.Rerun) -> Design:
-    budget = Budget(steps=rerun.steps, seconds=rerun.seconds, trials=rerun.max_trials)
+    budget = Budget(steps=rerun.steps, trials=rerun.max_trials)
     return Design(candidates=len(rerun.candidates) - 1, seeds=tuple(rerun.seeds), budget=budget)
 
 
@@ -808,28 +857,43 @@ def _seconds_for_one_more(session: Session, rerun: models.Rerun, trials: Sequenc
     return _seconds_left(session, rerun, trials, at) / (running + 1)
 
 
-def _cancel_queued(trials: Sequence[models.Trial]) -> None:
+def _cancel_queued(trials: Sequence[models.Trial], reason: str) -> None:
     for trial in trials:
         if trial.status == "queued":
-            trial.status, trial.reason = "cancelled", "the rerun's budget of seconds is spent"
+            trial.status, trial.reason = "cancelled", reason
 
 
-def _give_up_lost(session: Session, at: datetime) -> None:
+def _queue_lost(session: Session, rerun: models.Rerun, at: datetime) -> None:
     """Queue again the trials whose worker was not heard of in time; those that lost several workers have failed."""
-    for rerun_id in repository.with_expired_trials(session, at):
-        rerun = repository.lock_rerun(session, rerun_id, skips_locked=True)
-        if rerun is None:
+    trials = repository.trials_of(session, rerun.id)
+    for trial in trials:
+        if trial.status != "running" or trial.lease_expires_at is None or trial.lease_expires_at >= at:
             continue
-        for trial in repository.trials_of(session, rerun_id):
-            if trial.status != "running" or trial.lease_expires_at is None or trial.lease_expires_at >= at:
-                continue
-            _lose(session, trial, trial.lease_expires_at, "its worker was not heard of any more")
-        _advance(session, rerun, at)
+        left = max(0.0, rerun.seconds - sum(one.seconds for one in trials))  # its launcher has ended it by then
+        _lose(session, trial, trial.lease_expires_at, "its worker was not heard of any more", seconds=left)
 
 
-def _lose(session: Session, trial: models.Trial, at: datetime, reason: str, output: str | None = None) -> None:
+def _reason_withdrawn(session: Session, rerun: models.Rerun) -> str | None:
+    """Say why no worker will ever run a rerun's trainable, if that is so."""
+    trainable = repository.find_trainable(session, rerun.trainable)
+    if trainable is None or trainable.owner != rerun.owner:
+        return f"the trainable {rerun.trainable!r} belongs to another key now"
+    if trainable.withdrawn_at is not None:
+        return f"the worker {trainable.worker!r} does not offer the trainable {rerun.trainable!r} any more"
+    return None
+
+
+def _lose(
+    session: Session,
+    trial: models.Trial,
+    at: datetime,
+    reason: str,
+    *,
+    output: str | None = None,
+    seconds: float | None = None,
+) -> None:
     """Give an attempt up and queue its trial again, unless it has lost too many."""
-    _end_attempt(session, trial, at, status="lost", reason=reason, output=output)
+    _end_attempt(session, trial, at, status="lost", reason=reason, output=output, seconds=seconds)
     trial.lease_expires_at = None
     if trial.attempt >= MAX_ATTEMPTS:
         trial.status, trial.reason = "failed", f"{trial.attempt} attempts at it were lost, the last: {reason}"
@@ -847,6 +911,7 @@ def _end_attempt(
     exit_code: int | None = None,
     output: str | None = None,
     environment: Mapping[str, str] | None = None,
+    seconds: float | None = None,
 ) -> None:
     """Note the end of a trial's latest attempt: its run takes no further step, its key opens nothing any more."""
     attempt = repository.find_attempt(session, trial.id, trial.attempt)
@@ -858,7 +923,8 @@ def _end_attempt(
     if environment:
         attempt.environment = {str(name)[:64]: str(value)[:256] for name, value in list(environment.items())[:32]}
     if not attempt.is_waiting:
-        trial.seconds += max(0.0, (at - attempt.started_at).total_seconds())
+        passed = max(0.0, (at - attempt.started_at).total_seconds())
+        trial.seconds += passed if seconds is None else min(passed, seconds)
     attempt.is_waiting = False
     repository.stop_run(session, attempt.run_id, "finished" if status in ("done", "stopped") else "failed")
     if attempt.key_id is not None:
@@ -901,6 +967,7 @@ def _outcome(rerun_id: UUID, outcome: CandidateOutcome) -> wire.Outcome:
         loss=outcome.loss,
         control_loss=outcome.control_loss,
         cost_seconds=outcome.cost_seconds,
+        environment=dict(outcome.environment),
     )
 
 
@@ -931,7 +998,7 @@ def _detail(session: Session, rerun: models.Rerun) -> wire.RerunDetail:
     created = repository.runs_of(session, [attempt.run_id for attempt in attempts])
     outcomes = {outcome.candidate: outcome for outcome in OUTCOMES.validate_python(rerun.outcomes or [])}
     return wire.RerunDetail(
-        **_summary_fields(rerun),
+        **_summary_fields(rerun) | {"reason": rerun.reason or _reason_to_wait(session, rerun, trials)},
         budget=wire.RerunBudget(steps=rerun.steps, seconds=rerun.seconds, trials=rerun.max_trials),
         seeds=list(rerun.seeds),
         executor=rerun.executor,
@@ -950,6 +1017,18 @@ def _detail(session: Session, rerun: models.Rerun) -> wire.RerunDetail:
         ],
         cost_seconds=sum(trial.seconds for trial in trials),
     )
+
+
+def _reason_to_wait(session: Session, rerun: models.Rerun, trials: Sequence[models.Trial]) -> str | None:
+    """Say that no worker is there, if that is what a rerun waits for."""
+    statuses = {trial.status for trial in trials}
+    if rerun.status in FINAL or "running" in statuses or "queued" not in statuses:
+        return None
+    trainable = repository.find_trainable(session, rerun.trainable)
+    if trainable is None or repository.now(session) - trainable.updated_at < OFFER_LAPSE:
+        return None
+    since = f"{trainable.updated_at:%Y-%m-%d %H:%M:%S} UTC"
+    return f"waits for a worker: none has offered the trainable {rerun.trainable!r} since {since}"
 
 
 def _trial(trial: models.Trial, attempts: Sequence[models.Attempt], created: Mapping[UUID, models.Run]) -> wire.Trial:

@@ -21,6 +21,9 @@ class WorkerCommand:
         """Declare its arguments."""
         parser.add_argument("--config", type=Path, default=Path("worker.toml"), help="(default: worker.toml)")
         parser.add_argument("--base-url", help="of the service (default: $GRADMEDIC_BASE_URL or http://127.0.0.1:8642)")
+        parser.add_argument(
+            "--api-key-file", type=Path, help="that holds its key (default: the key is $GRADMEDIC_API_KEY)"
+        )
         parser.add_argument("--slots", type=int, help="trials at the same time, if other than worker.toml says")
         parser.add_argument("--until-input-ends", action="store_true", help="end when standard input is closed")
 
@@ -47,7 +50,7 @@ class WorkerCommand:
             print(line, flush=True)
 
         base_url = resolve_connection(args.base_url).base_url
-        with Client(base_url, attempts=1) as client:
+        with Client(base_url, _key_in(args.api_key_file), attempts=1) as client:
             environment = dict(os.environ)
             executor: Executor
             if configuration.ray is not None:
@@ -69,6 +72,17 @@ class WorkerCommand:
             if args.until_input_ends:
                 threading.Thread(target=_abandon_at_end_of_input, args=(supervisor.abandon,), daemon=True).start()
             return supervisor.run()
+
+
+def _key_in(file: Path | None) -> str | None:
+    from gradmedic.exceptions import ConfigurationError
+
+    if file is None:
+        return None
+    try:
+        return file.read_text().strip()
+    except OSError as error:
+        raise ConfigurationError(f"--api-key-file {file} cannot be read: {error.strerror or error}") from None
 
 
 def _abandon_at_end_of_input(abandon: Callable[[], None]) -> None:

@@ -23,6 +23,7 @@ from gradmedic import wire
 from gradmedic.exceptions import ConfigurationError
 from gradmedic.names import name_error
 from gradmedic.remedies import REMEDIES
+from gradmedic.trainables import Value, value_error
 
 DEFAULT_FILE = "worker.toml"
 DEFAULT_PENDING_TIMEOUT = 600.0
@@ -34,8 +35,6 @@ INTERPRETER = re.compile(r"[A-Za-z0-9_./-]+")
 """It becomes a word of the entrypoint, which Ray hands to a shell."""
 PLACEHOLDER = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-
-Value = float | int | str | bool | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,19 +68,16 @@ class TrainableCommand:
         """Return the command with every placeholder filled; an argument whose parameter has no value is left out.
 
         Raises:
-            ConfigurationError: a placeholder has no parameter, or a value is not what the operator allows.
+            ConfigurationError: a value is not what the operator allows.
         """
+        given: dict[str, Value] = {SEED: seed}
         for parameter in self.parameters:
-            if not _is_allowed(parameter, values.get(parameter.name)):
-                value = values.get(parameter.name)
-                raise ConfigurationError(f"trainable {self.name!r}: {value!r} is not allowed for {parameter.name}")
-        given: dict[str, Value] = {**values, SEED: seed}
+            value = given[parameter.name] = values.get(parameter.name, parameter.default)
+            if (message := value_error(parameter, value)) is not None:
+                raise ConfigurationError(f"trainable {self.name!r}: {parameter.name} {message}")
         filled = []
         for argument in self.command:
             names = placeholders(argument)
-            missing = [name for name in names if name not in given]
-            if missing:
-                raise ConfigurationError(f"trainable {self.name!r}: nothing fills {{{missing[0]}}}")
             if any(given[name] is None for name in names):
                 continue
             filled.append(
@@ -281,23 +277,6 @@ def _parts(argument: str) -> list[tuple[str, str | None]]:
 
 def _written(value: Value) -> str:
     return str(value).lower() if isinstance(value, bool) else repr(value) if isinstance(value, float) else str(value)
-
-
-def _is_allowed(parameter: wire.TrainableParameter, value: Value) -> bool:
-    """Whether a value is of the type and in the range that this file gives: the service was asked, but here it ends."""
-    if value is None:
-        return parameter.is_optional
-    if parameter.type == "bool":
-        return isinstance(value, bool)
-    if parameter.type == "str":
-        return isinstance(value, str) and value in (parameter.choices or [])
-    if isinstance(value, bool) or not isinstance(value, int if parameter.type == "int" else (int, float)):
-        return False
-    return (
-        parameter.minimum is not None
-        and parameter.maximum is not None
-        and (parameter.minimum <= value <= parameter.maximum)
-    )
 
 
 def program_of(command: TrainableCommand) -> str | None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from gradmedic import wire
 from gradmedic.encoding import to_json
+from gradmedic.exceptions import ConfigurationError
 from gradmedic.trial import REPORT_VARIABLE, SEED_VARIABLE, TRIAL_VARIABLE, TrialOrder
 from gradmedic_service.worker.configuration import TrainableCommand
 
@@ -102,7 +104,12 @@ def make_scratch(root: Path, trainable: TrainableCommand, name: str) -> Path:
 def make_root(parent: Path) -> Path:
     """Make the folder of this worker's trials, and remove those of workers that were killed."""
     home = parent / f"gradmedic-worker-{os.getuid()}"
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        home.mkdir(mode=0o700)
+    found = home.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise ConfigurationError(f"worker.scratch: {home} is not a folder that this user alone may write to")
     for left in home.iterdir():
         if left.name.isdecimal() and not _is_alive(int(left.name)):
             shutil.rmtree(left, ignore_errors=True)

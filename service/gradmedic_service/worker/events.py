@@ -39,7 +39,6 @@ class Teller:
             "exit_code": ended.exit_code,
             "reason": ended.reason,
             "report": dict(ended.report),
-            "environment": dict(ended.environment),
         }
         self._say({"ended": fact})
 

@@ -26,9 +26,7 @@ class TrialEnd:
     reason: str | None = None
     """Why it was ended: `TIMEOUT`, `STOPPED` or a sentence; None if it ended by itself."""
     report: Mapping[str, object] = field(default_factory=dict)
-    """What `gradmedic.init()` and `run.watch()` said in it."""
-    environment: Mapping[str, str] = field(default_factory=dict)
-    """Versions and device that it ran with."""
+    """What `gradmedic.init()` and `run.watch()` said in it: what was applied, versions and device."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,9 +140,10 @@ def _watch(order: dict[str, Any], child: int, lifeline: int, printed: int, wake:
         if reason is None and now >= deadline:
             reason = "timeout"
         if reason is None and limit is not None and now >= look_at:
-            look_at = now + LOOK  # a look takes milliseconds, and output may come much faster
-            if _memory_of_descendants() > limit:
+            if _holds_more_than(limit):
                 reason, kill_at = "memory", now
+            took = time.monotonic() - now  # milliseconds at least, and output may come much faster
+            look_at = now + max(LOOK, 10 * took)
         if reason is not None and kill_at is None:
             kill_at = now + GRACE
             with contextlib.suppress(ProcessLookupError):
@@ -253,17 +254,25 @@ def _parents() -> Iterator[tuple[int, int]]:
                 yield int(entry), int(fields[1])
 
 
-def _memory_of_descendants() -> int:
-    page = os.sysconf("SC_PAGE_SIZE")
-    total = 0
-    for pid in descendants(os.getpid()):
-        try:
-            with open(f"/proc/{pid}/statm", "rb") as file:  # noqa: PTH123
-                _, resident, shared, *_ = file.read().split()
-        except (OSError, ValueError):
-            continue
-        total += (int(resident) - int(shared)) * page
-    return total
+def _holds_more_than(limit: int) -> bool:
+    """Whether the descendants together hold more bytes of memory than they may.
+
+    What each has in memory is cheap to read, but counts what forked processes share once for each of them. Only where
+    that is too much is it read page by page, with what is shared divided among those that share it.
+    """
+    pids = descendants(os.getpid())
+    if sum(_bytes_of(pid, "status", (b"RssAnon", b"RssShmem")) for pid in pids) <= limit:
+        return False
+    return sum(_bytes_of(pid, "smaps_rollup", (b"Pss_Anon", b"Pss_Shmem")) for pid in pids) > limit
+
+
+def _bytes_of(pid: int, file_name: str, names: tuple[bytes, ...]) -> int:
+    try:
+        with open(f"/proc/{pid}/{file_name}", "rb") as file:  # noqa: PTH123
+            fields = dict(line.split(b":", 1) for line in file.read().splitlines() if line.startswith(names))
+    except OSError:
+        return 0  # it has ended
+    return sum(int(value.split()[0]) for value in fields.values()) * 1024
 
 
 def _kill_descendants() -> None:

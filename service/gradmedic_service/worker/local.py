@@ -12,12 +12,10 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from gradmedic import wire
 from gradmedic.exceptions import ConfigurationError
-from gradmedic.trial import describe_environment
 from gradmedic_service.worker.configuration import TrainableCommand, WorkerConfiguration, program_of
 from gradmedic_service.worker.environment import (
     base_environment,
@@ -32,6 +30,8 @@ from gradmedic_service.worker.processes import LocalProcess, Order, Starter
 
 MEMORY_SHARE = 0.9
 """Of the machine's memory that all trials together may hold, unless an operator says otherwise."""
+CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Of a container's memory: of control groups version 2, and 1."""
 
 
 class LocalExecutor:
@@ -159,7 +159,6 @@ class LocalTrial:
             exit_code=ended.exit_code,
             reason=too_much if ended.reason == "memory" else ended.reason,
             report=read_report(self._scratch),
-            environment=describe_environment(_torch_version()),
         )
 
     def output(self) -> str:
@@ -194,11 +193,10 @@ def find_gpus(environment: Mapping[str, str]) -> list[str]:
 
 
 def _total_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _torch_version() -> str | None:
-    try:
-        return f"torch {version('torch')}"
-    except PackageNotFoundError:
-        return None
+    """Return the bytes of this machine, or of the container that this process is in, if that has fewer."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [physical]
+    for path in CONTAINER_LIMITS:
+        with suppress(OSError, ValueError):  # "max" where there is no limit
+            limits.append(int(Path(path).read_text()))
+    return min(limits)

@@ -21,6 +21,8 @@ from typing import Any
 
 PRELOAD_SECONDS = 120.0
 """Within which a process must have imported torch, else trials start without it."""
+PRELOAD_WAIT = 5.0
+"""Seconds that a trial waits for it, because nobody renews its lease meanwhile; then it starts without it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +133,7 @@ class Starter:
             preloaded = self._preloaded.get(key)
             if preloaded is None:
                 preloaded = self._preloaded[key] = _Preloaded(environment)
-            return preloaded.fork()
+        return preloaded.fork()
 
 
 def is_plain_script(command: list[str]) -> bool:
@@ -169,20 +171,20 @@ class _Preloaded:
                 env=dict(environment),
                 start_new_session=True,
             )
-        self.is_usable = self._is_single_threaded()
-        if not self.is_usable:
-            self.close()
+        self._is_usable = False
+        self._is_known = threading.Event()
+        threading.Thread(target=self._find_out, name="preload", daemon=True).start()
 
     def fork(self) -> LocalProcess | None:
-        """Return a new launcher, or None if this process cannot be used."""
-        if not self.is_usable:
+        """Return a new launcher, or None if this process cannot be used, or not yet."""
+        if not self._is_known.wait(PRELOAD_WAIT) or not self._is_usable:
             return None
         lifeline_theirs, lifeline = os.pipe()
         status, status_theirs = os.pipe()
         try:
             socket.send_fds(self._socket, [b"trial"], [lifeline_theirs, status_theirs])
         except OSError:
-            self.is_usable = False
+            self._is_usable = False
             os.close(lifeline)
             os.close(status)
             return None
@@ -193,16 +195,18 @@ class _Preloaded:
 
     def close(self) -> None:
         """End the process."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes up whoever waits for its word
         self._socket.close()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=10)
 
-    def _is_single_threaded(self) -> bool:
-        self._socket.settimeout(PRELOAD_SECONDS)
-        try:
-            line = self._socket.recv(4096)
-        except OSError:
-            return False
-        finally:
-            self._socket.settimeout(None)
-        return bool(line) and json.loads(line)["threads"] == 1
+    def _find_out(self) -> None:
+        line = b""
+        with suppress(OSError, ValueError):  # closed meanwhile
+            ready, _, _ = select.select([self._socket], [], [], PRELOAD_SECONDS)
+            line = self._socket.recv(4096) if ready else b""
+        self._is_usable = bool(line) and json.loads(line)["threads"] == 1
+        self._is_known.set()
+        if not self._is_usable:
+            self.close()

@@ -7,6 +7,7 @@ frozen and wakes up late finds its attempts given up, and its processes end.
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -14,13 +15,15 @@ from dataclasses import dataclass
 
 from gradmedic import wire
 from gradmedic.api import Client
-from gradmedic.exceptions import ApiError, ConfigurationError, ConflictError, GradmedicError, NotFoundError
+from gradmedic.exceptions import ApiError, ConflictError, GradmedicError, NotFoundError
 from gradmedic.http import is_retryable, retry_delay
 from gradmedic.remedies import describe_remedies
 from gradmedic_service.worker.configuration import WorkerConfiguration
 from gradmedic_service.worker.executor import STOPPED, TIMEOUT, Executor, HostedTrial, Lost, TrialEnd
 from gradmedic_service.worker.launcher import GRACE
 
+OFFER_INTERVAL = 10.0
+"""Seconds between offers of the trainables: the service lets those go that nobody offers any more."""
 POLL = 0.5
 """Seconds between claims while slots are free."""
 HEARTBEATS_PER_LEASE = 10
@@ -51,6 +54,7 @@ class Supervisor:
         self._changed = threading.Condition()
         self._running: dict[threading.Thread, _TrialAtWork] = {}
         self._is_draining = False
+        self._offered_at = 0.0
 
     def run(self) -> int:
         """Offer the trainables and work; return the exit status."""
@@ -64,9 +68,13 @@ class Supervisor:
             if not self._is_draining:
                 self._tell(f"worker {self._configuration.name}: executor {name}, {slots} slots, trainables {names}")
             while not self._is_draining:
+                self._offer_again()
                 self._fill_slots()
-            self._wait_for_all()
+        except BaseException:
+            self.abandon()
+            raise
         finally:
+            self._wait_for_all()
             self._executor.close()
         return 0
 
@@ -87,9 +95,8 @@ class Supervisor:
             self._changed.notify_all()
 
     def _register(self, failures: int) -> bool:
-        trainables = [one.on_the_wire() for one in self._configuration.trainables.values()]
         try:
-            self._client.work.register(trainables)
+            self._offer()
         except GradmedicError as error:
             if not is_retryable(error):
                 raise
@@ -99,10 +106,27 @@ class Supervisor:
             return False
         return True
 
+    def _offer(self) -> None:
+        self._offered_at = time.monotonic()
+        trainables = [one.on_the_wire() for one in self._configuration.trainables.values()]
+        self._client.work.register(trainables, self._configuration.name)
+
+    def _offer_again(self) -> None:
+        """Let the service know that the trainables are still there."""
+        if time.monotonic() - self._offered_at < OFFER_INTERVAL:
+            return
+        try:
+            self._offer()
+        except GradmedicError as error:
+            if not is_retryable(error):
+                raise
+
     def _fill_slots(self) -> None:
+        slots = self._executor.slots
         with self._changed:
-            self._changed.wait_for(lambda: self._is_draining or len(self._running) < self._executor.slots)
-        if self._is_draining:
+            self._changed.wait_for(lambda: self._is_draining or len(self._running) < slots, OFFER_INTERVAL)
+            is_full = len(self._running) >= slots
+        if self._is_draining or is_full:
             return
         fitting = self._executor.fitting()
         asked_at = time.monotonic()
@@ -131,7 +155,8 @@ class Supervisor:
         try:
             trial.run()
         except Exception as error:
-            self._tell(f"{trial.title}: the worker failed on it: {error!r}")
+            reason = f"the worker could not run it: {error or type(error).__name__}"
+            self._tell(f"{trial.title}: {reason}: {trial.give_up(reason)}")
         finally:
             with self._changed:
                 del self._running[threading.current_thread()]
@@ -165,7 +190,7 @@ class _TrialAtWork:
         self._executor = executor
         self._tell = tell
         self._interval = min(LONGEST_HEARTBEAT, claimed.lease_seconds / HEARTBEATS_PER_LEASE)
-        self._heard_at = asked_at
+        self._began_at = self._heard_at = asked_at
         self._is_abandoned = threading.Event()
         self._sent_output: str | None = None
         self.title = f"{describe_remedies(claimed.remedies)}, seed {claimed.seed}, attempt {claimed.attempt}"
@@ -179,12 +204,7 @@ class _TrialAtWork:
         started_at = time.monotonic()
         self._tell(f"{self.title}: started")
         seconds = self._claimed.seconds - GRACE - (started_at - self._heard_at)
-        try:
-            process = self._executor.start(self._claimed)
-        except ConfigurationError as error:
-            refusal = wire.TrialResult(attempt=self._claimed.attempt, status="failed", reason=str(error))
-            self._tell(f"{self.title}: {self._publish(refusal)}")
-            return
+        process = self._executor.start(self._claimed)
         try:
             ended = self._follow(process, seconds)
             if isinstance(ended, _Refused):
@@ -195,6 +215,10 @@ class _TrialAtWork:
             process.close()
         published = self._publish(result)
         self._tell(f"{self.title}: {published}, {time.monotonic() - started_at:.1f} s")
+
+    def give_up(self, reason: str) -> str:
+        """Publish that it cannot be run here; return what became of that."""
+        return self._publish(wire.TrialResult(attempt=self._claimed.attempt, status="failed", reason=reason))
 
     def _follow(self, process: HostedTrial, seconds: float) -> TrialEnd | Lost | _Refused:
         """Renew the lease until the process has ended, or there is no point in it."""
@@ -209,7 +233,7 @@ class _TrialAtWork:
                 return _Refused("this worker ends")
             now = time.monotonic()
             if deadline is None and process.has_started:
-                deadline = now + seconds
+                self._began_at, deadline = now, now + seconds
             if now < next_at:
                 continue
             next_at = now + self._interval
@@ -258,7 +282,8 @@ class _TrialAtWork:
             reason=reason,
             exit_code=ended.exit_code,
             output=output,
-            environment={**ended.environment, **environment},
+            environment=environment,
+            seconds=time.monotonic() - self._began_at,
         )
 
     def _judge(self, ended: TrialEnd) -> tuple[str, str | None]:
@@ -269,7 +294,7 @@ class _TrialAtWork:
         if ended.reason is not None:
             return "failed", ended.reason
         if ended.exit_code is None or ended.exit_code < 0:
-            return "failed", f"it was ended by signal {-(ended.exit_code or 0)}"
+            return "failed", f"it was ended by signal {_signal_name(-(ended.exit_code or 0))}"
         if ended.exit_code > 0:
             return "failed", f"it ended with exit code {ended.exit_code}"
         if self._claimed.remedies and "applied" not in ended.report:
@@ -296,3 +321,14 @@ class _TrialAtWork:
                 loss = "" if trial.loss is None else f", loss {trial.loss:.4g}"
                 why = "" if trial.reason is None else f" ({trial.reason})"
                 return f"{trial.status}, {trial.verdict}{loss}{why}"
+
+
+def _signal_name(number: int) -> str:
+    """Name a signal as a person would, and say what SIGKILL mostly means.
+
+    >>> _signal_name(11)
+    '11 (SIGSEGV)'
+    """
+    known = {one.value: one.name for one in signal.Signals}
+    hint = ", as the kernel does where memory runs out" if number == signal.SIGKILL else ""
+    return f"{number} ({known[number]}{hint})" if number in known else str(number)

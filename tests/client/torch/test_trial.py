@@ -16,7 +16,7 @@ from torch import nn
 import gradmedic
 from gradmedic.encoding import to_json
 from gradmedic.identity import new_run_id
-from gradmedic.trial import TrialOrder
+from gradmedic.trial import TrialOrder, describe_environment
 from gradmedic.wire import Remedy
 
 CLIP = Remedy(id="clip_grad_norm", parameters={"max_norm": 0.01})
@@ -118,7 +118,11 @@ def test_remedies_are_applied_and_told(as_trial: Any, client: gradmedic.Client) 
     assert run.finish()
     assert max(moved) < 0.0101
     said = json.loads(report.read_text())
-    assert (said["applied"], said["environment"]) == (1, {"device": "cpu"})
+    assert (said["applied"], said["environment"]) == (1, describe_environment() | {"device": "cpu"})
+    assert (said["environment"]["torch"], said["environment"]["gradmedic"]) == (
+        torch.__version__,
+        gradmedic.__version__,
+    )
     series = client.runs.steps(run_id, ["grad_norm", "update_norm"], layer="weight").series
     by_name = {one.statistic: one.max for one in series}
     assert min(value or 0 for value in by_name["grad_norm"]) > 1.0

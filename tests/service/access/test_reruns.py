@@ -104,8 +104,9 @@ def test_only_keys_that_may_rerun_rerun_by_themselves(team: Any, bearing: Any) -
 
 
 def test_a_name_whose_key_was_revoked_is_free(team: Any, bearing: Any) -> None:
-    """An operator who renews a worker's key keeps the name."""
-    _, worker = team
+    """An operator who renews a worker's key keeps the name; what was asked of the old key ends, and says why."""
+    person, _ = team
+    asked = rerun(person, suspect(person, project="mine"), CLIP)
     admin = bearing("admin", project=None)
     keys = admin.get(f"{API}/api-keys").json()["items"]
     of_worker = next(one for one in keys if one["scopes"] == ["worker"])
@@ -114,4 +115,6 @@ def test_a_name_whose_key_was_revoked_is_free(team: Any, bearing: Any) -> None:
     assert renewed.client.put(f"{API}/trainables", json=offer).status_code == 409
     assert admin.delete(f"{API}/api-keys/{of_worker['id']}").status_code < 300
     assert renewed.client.put(f"{API}/trainables", json=offer).status_code == 200
-    del worker
+    ended = person.get(f"{API}/reruns/{asked['id']}").json()
+    assert ended["status"] == "failed"
+    assert "the trainable 'train' belongs to another key now" in ended["reason"]

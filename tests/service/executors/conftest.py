@@ -282,7 +282,7 @@ def hosting(
     else:
         executor = LocalExecutor(configuration, guarded.url, gpus=[], environment=environment)
     executor.prepare()
-    working.work.register([one.on_the_wire() for one in configuration.trainables.values()])
+    working.work.register([one.on_the_wire() for one in configuration.trainables.values()], "test")
     yield Hosting(request.param, executor, person, working, guarded)
     executor.close()
     for rerun in person.reruns.list():

@@ -65,7 +65,7 @@ def offer(guarded: Guarded, workshop: Workshop) -> None:
     """Offer the trainable, as the supervisor will once it is there."""
     configuration = read_configuration(workshop.configuration)
     with gradmedic.Client(guarded.url, guarded.worker) as working:
-        working.work.register([one.on_the_wire() for one in configuration.trainables.values()])
+        working.work.register([one.on_the_wire() for one in configuration.trainables.values()], "test")
 
 
 def ended(client: gradmedic.Client, rerun: wire.RerunDetail) -> wire.RerunDetail:

@@ -30,9 +30,9 @@ from gradmedic_service.reruns.experiment import (
 STEPS = 20
 
 
-def design(candidates: int = 3, seeds: int = 3, trials: int = 40, seconds: float = 1e6) -> Design:
+def design(candidates: int = 3, seeds: int = 3, trials: int = 40) -> Design:
     """Return a design."""
-    budget = Budget(steps=STEPS, seconds=seconds, trials=trials)
+    budget = Budget(steps=STEPS, trials=trials)
     return Design(candidates=candidates, seeds=tuple(range(seeds)), budget=budget)
 
 
@@ -194,14 +194,53 @@ def test_confirmation_that_the_budget_cut_short_is_no_proof() -> None:
     assert "1 of 3 seeds" in outcome.reason
 
 
-def test_spent_seconds_start_nothing() -> None:
-    """Once the seconds are spent nothing starts, and what has ended is summed up."""
+def test_a_closed_rerun_starts_nothing() -> None:
+    """Once no trial can be started, what has ended is summed up, with the reason; before the control, it has failed."""
     trials = [failing(), learning(1)]
-    conclusion = plan(design(), trials, seconds_spent=1e6).conclusion
+    conclusion = plan(design(), trials, "the worker is gone").conclusion
     assert conclusion is not None
     assert [o.state for o in conclusion.outcomes] == ["healthy"]
-    assert "budget" in conclusion.reason
-    assert plan(design(), [failing(), replace(learning(1), status="running")], seconds_spent=1e6).start == ()
+    assert conclusion.reason == "0 of 1 candidates verified; not everything was tried: the worker is gone"
+    assert plan(design(), [failing(), replace(learning(1), status="running")], "the worker is gone").start == ()
+    conclusion = plan(design(), [], "the worker is gone").conclusion
+    assert conclusion is not None
+    assert (conclusion.status, conclusion.reason) == ("failed", "the worker is gone")
+
+
+def test_a_control_that_reported_nothing_proves_nothing() -> None:
+    """Where the control of a seed never ran, nothing is better than it."""
+    lost = Trial(candidate=CONTROL, seed=1, status="failed", verdict="undetermined")
+    assert not is_better(learning(1, 1), lost)
+    results = {(CONTROL, 0): failing(), (1, 0): learning(1), (CONTROL, 1): lost, (1, 1): learning(1, 1)}
+    conclusion, _ = carry_out(design(candidates=1, seeds=2), results)
+    assert [outcome.state for outcome in conclusion.outcomes] == ["healthy"]
+    assert "seed 1" in conclusion.outcomes[0].reason
+
+
+def test_one_curve_with_two_ends_is_not_healthy() -> None:
+    """Of seeds with one and the same loss curve, one that failed makes all of them fail."""
+    same = trial(1, 0, 2.3, 2.0, 1.0)
+    results = {
+        (CONTROL, 0): failing(),
+        (CONTROL, 1): failing(1),
+        (1, 0): same,
+        (1, 1): replace(same, seed=1, status="failed", reason="it ended with exit code 1"),
+    }
+    conclusion, _ = carry_out(design(candidates=1, seeds=2), results)
+    (outcome,) = conclusion.outcomes
+    assert (outcome.state, outcome.healthy, outcome.reason) == ("failed", 0, "it ended with exit code 1")
+
+
+def test_outcomes_say_what_they_were_tried_on() -> None:
+    """Versions and device of the trials are the outcome's; where they differ, all are named."""
+    on = [{"torch": "2.13.0", "device": "cpu"}, {"torch": "2.12.0", "device": "cpu"}]
+    results = {
+        (candidate, seed): replace(failing(seed) if candidate == CONTROL else learning(1, seed), environment=on[seed])
+        for candidate in (CONTROL, 1)
+        for seed in (0, 1)
+    }
+    conclusion, _ = carry_out(design(candidates=1, seeds=2), results)
+    assert conclusion.outcomes[0].environment == {"torch": "2.13.0, 2.12.0", "device": "cpu"}
 
 
 def test_halving_stops_the_worse_half_but_never_the_best_two() -> None:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 from tests.service.reruns.conftest import API, CLIP, LATE, SLOW, STEPS, PlayedWorker, rerun, suspect
 
@@ -34,7 +35,7 @@ def test_a_race_from_the_question_to_the_proof(client: TestClient, worker: Playe
     first, second = done["candidates"][1:]
     assert first["outcome"] | {"cost_seconds": 0, "loss": 0} == {
         "state": "verified", "rerun_id": asked["id"], "seeds": 3, "healthy": 3, "loss": 0, "control_loss": "NaN",
-        "cost_seconds": 0,
+        "cost_seconds": 0, "environment": {"torch": "2.13.0", "device": "cpu"},
     }  # fmt: skip
     assert 0.2 < first["outcome"]["loss"] < 1.0
     assert (second["outcome"]["state"], second["outcome"]["healthy"]) == ("failed", 0)
@@ -372,6 +373,46 @@ def test_output_is_readable_and_bounded(client: TestClient, worker: PlayedWorker
     assert client.get(f"{API}/trials/{new_id()}/output").json()["error_code"] == "trial_not_found"
 
 
+def test_what_a_trial_took_is_what_its_worker_says(client: TestClient, worker: PlayedWorker) -> None:
+    """A result that a service was not there for costs the time of the trial, and never more than has passed."""
+    asked = rerun(client, suspect(client), CLIP, seeds=1)
+    claimed = worker.claim()
+    assert claimed is not None
+    worker.stream(claimed, "exploding")
+    assert worker.publish(claimed, seconds=-1.0).json()["errors"][0]["path"] == "seconds"
+    worker.publish(claimed, seconds=0.0)
+    claimed = worker.claim()
+    assert claimed is not None
+    worker.publish(claimed, seconds=1e6)
+    trials = get(client, f"/reruns/{asked['id']}")["trials"]
+    assert trials[0]["seconds"] == 0.0
+    assert 0.0 < trials[1]["seconds"] < 60.0
+
+
+def test_a_lost_worker_costs_no_more_than_there_is(
+    client: TestClient,
+    worker: PlayedWorker,
+    session_app: FastAPI,
+    short_lease: None,
+    wait_until: Callable[[Callable[[], bool]], None],
+) -> None:
+    """A lease that ends beyond the budget is not counted to its end: the trial was ended before."""
+    asked = rerun(client, suspect(client), CLIP, budget={"steps": STEPS, "seconds": 1.0})
+    session_app.state.trial_lease = 1.5
+    assert worker.claim() is not None
+
+    def is_lost() -> bool:
+        worker.claim()
+        status: str = get(client, f"/reruns/{asked['id']}")["status"]
+        return status == "failed"
+
+    wait_until(is_lost)
+    ended = get(client, f"/reruns/{asked['id']}")
+    assert [one["status"] for one in ended["trials"][0]["attempts"]] == ["lost"]
+    assert ended["cost_seconds"] == 1.0
+    assert "budget of seconds is spent" in ended["reason"]
+
+
 def test_projects_cap_what_runs_at_the_same_time(client: TestClient, worker: PlayedWorker) -> None:
     """No more trials of a project run than it allows; its cap on seconds holds for new reruns."""
     rerun(client, suspect(client), CLIP)
@@ -445,9 +486,22 @@ def test_lists_page_and_filter(client: TestClient, worker: PlayedWorker) -> None
         ({"parameters": [{"name": "a", "type": "int", "default": "x"}]}, "items[0].parameters[0].default"),
         ({"parameters": [{"name": "a", "type": "int", "remedy": "magic"}]}, "items[0].parameters[0].remedy"),
         ({"parameters": [{"name": "a", "type": "int", "remedy": "warm_up"}]}, "items[0].parameters[0].remedy"),
+        ({"parameters": [{"name": "a", "type": "int", "remedy": "use_bfloat16"}]}, "items[0].parameters[0].remedy"),
         ({"command": ["rm"]}, "items[0].command"),
     ],
-    ids=["name", "gpus", "timeout", "type", "choices", "twice", "default", "remedy", "no parameter", "command"],
+    ids=[
+        "name",
+        "gpus",
+        "timeout",
+        "type",
+        "choices",
+        "twice",
+        "default",
+        "remedy",
+        "no parameter",
+        "not bool",
+        "command",
+    ],
 )
 def test_bad_trainables_name_the_field(sqlite_client: TestClient, change: dict[str, Any], path: str) -> None:
     """What a worker cannot offer is refused with its path; a command is no field at all."""

@@ -41,19 +41,22 @@ CONFIGURATION = """
     [trainables.train]
     command = ["python", "train.py", "--how={{how}}", "--pause={{pause}}"]
     timeout = {timeout}
+    memory = "400MiB"
     preload = false
     [trainables.train.parameters]
-    how = {{ type = "str", choices = ["explode", "learn", "crash", "hang", "spam"] }}
+    how = {{ type = "str", choices = ["explode", "learn", "crash", "hang", "spam", "exhaust"] }}
     pause = {{ type = "float", minimum = 0.0, maximum = 10.0 }}
 """
 StartWorker = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
 
 
-def write_trainable(folder: Path, *, script: str = SCRIPT, slots: int = 1, timeout: float = 60) -> None:
-    """Write the script, and the `worker.toml` that allows it."""
+def write_trainable(
+    folder: Path, *, script: str = SCRIPT, slots: int = 1, timeout: float = 60, changed: tuple[str, str] = ("", "")
+) -> None:
+    """Write the script, and the `worker.toml` that allows it, with something changed."""
     (folder / "train.py").write_text(textwrap.dedent(script))
     configuration = textwrap.dedent(CONFIGURATION).format(slots=slots, timeout=timeout)
-    (folder / "worker.toml").write_text(configuration)
+    (folder / "worker.toml").write_text(configuration.replace(*changed))
 
 
 @pytest.fixture
@@ -61,12 +64,17 @@ def start_worker(tmp_path: Path) -> StartWorker:
     """Start `gradmedic worker` with the script; it is killed at the end if it has not ended."""
 
     @contextmanager
-    def start(base_url: str, *, script: str = SCRIPT, slots: int = 1, timeout: float = 60) -> Iterator[Any]:
-        write_trainable(tmp_path, script=script, slots=slots, timeout=timeout)
+    def start(base_url: str, *, api_key: str = "", **written: Any) -> Iterator[Any]:
+        write_trainable(tmp_path, **written)
         command = [str(Path(sys.executable).with_name("gradmedic")), "worker", "--base-url", base_url]
         with (tmp_path / "worker.log").open("a") as log:
             process = subprocess.Popen(
-                command, cwd=tmp_path, stdout=log, stderr=log, text=True, env={"PATH": os.environ["PATH"]}
+                command,
+                cwd=tmp_path,
+                stdout=log,
+                stderr=log,
+                text=True,
+                env={"PATH": os.environ["PATH"], "GRADMEDIC_API_KEY": api_key},
             )
         try:
             yield process
@@ -78,11 +86,11 @@ def start_worker(tmp_path: Path) -> StartWorker:
     return start
 
 
-def suspect(client: gradmedic.Client, pause: float = 0.0) -> str:
+def suspect(client: gradmedic.Client, pause: float = 0.0, api_key: str | None = None) -> str:
     """Stream a run of the script's that explodes, and return its id."""
     run = gradmedic.init(
         project="p", config={"how": "explode", "pause": pause}, trainable="train",
-        base_url=client._service.base_url, silent=True,
+        base_url=client._service.base_url, api_key=api_key, silent=True,
     )  # fmt: skip
     for step in range(30):
         bad = step >= 20

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from gradmedic_service.worker import processes
 from gradmedic_service.worker.launcher import KEEP_FIRST, KEEP_LAST
 from gradmedic_service.worker.processes import Ended, LocalProcess, Order, Starter, is_plain_script
 
@@ -181,10 +182,32 @@ def test_nothing_of_a_forking_script_is_left(start: Start, tmp_path: Path, wait_
     wait_until(lambda: all(is_gone(pid) for pid in pids))
 
 
-def test_memory_is_bounded(start: Start, tmp_path: Path) -> None:
-    """A trial that holds more memory than it may is ended, and the reason is told."""
-    script = "import time\nheld = []\nwhile True:\n    held.append(bytearray(b'x' * 2**24))\n    time.sleep(0.01)\n"
-    assert end_of(start(script, memory=400 * 2**20)) == Ended(-signal.SIGKILL, "memory")
+@pytest.mark.parametrize(
+    "script",
+    [
+        "import time\nheld = []\nwhile True:\n    held.append(b'x' * 2**24)\n    time.sleep(0.01)\n",
+        "held = []\nwhile True: held.append(b'x' * 2**25)\n",
+        "import os, time\nfor _ in range(3): os.fork()\nheld = b'x' * 2**26\ntime.sleep(600)\n",
+        "import mmap, time\nheld = mmap.mmap(-1, 2**29)\nheld[:] = b'x' * 2**29\ntime.sleep(600)\n",
+    ],
+    ids=["slowly", "at once", "by children", "shared"],
+)
+def test_memory_is_bounded(start: Start, tmp_path: Path, script: str) -> None:
+    """A trial whose processes together hold more memory than they may is ended, and the reason and output are told."""
+    process = start(f"print('begins', flush=True)\n{script}", memory=400 * 2**20)
+    assert end_of(process) == Ended(-signal.SIGKILL, "memory")
+    assert "begins" in printed(tmp_path)
+
+
+@pytest.mark.parametrize("held", ["b'x' * 2**27", "mmap.mmap(-1, 2**27)"], ids=["forked", "mapped"])
+def test_what_processes_share_counts_once(start: Start, tmp_path: Path, held: str) -> None:
+    """A data set that forked loaders all see is held once."""
+    script = (
+        f"import mmap, os, time\nheld = {held}\n"
+        "if type(held) is mmap.mmap: held[:] = b'x' * 2**27\n"
+        "for _ in range(2): os.fork()\nassert held[-1:] == b'x' and len(set(held[::4096])) == 1\ntime.sleep(1)\n"
+    )
+    assert end_of(start(script, memory=400 * 2**20)) == Ended(0, None)
 
 
 def test_a_killed_launcher_takes_its_script_along(start: Start, tmp_path: Path, wait_until: Wait) -> None:
@@ -236,6 +259,33 @@ def test_only_this_interpreters_scripts_are_forked() -> None:
     assert is_plain_script([sys.executable, "train.py"])
     for other in (["/bin/sh", "x.py"], [sys.executable, "-m", "x"], [sys.executable], ["/usr/bin/python3", "x.py"]):
         assert not is_plain_script(other)
+
+
+def test_a_trial_does_not_wait_for_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait_until: Wait) -> None:
+    """While torch is being imported, trials start without it; once it is there, they are forked."""
+    monkeypatch.setattr(processes, "PRELOAD_WAIT", 0.0)
+    (tmp_path / "script.py").write_text("import sys\nprint('torch' in sys.modules)")
+    order = Order(
+        command=[sys.executable, str(tmp_path / "script.py")],
+        environment=ENVIRONMENT,
+        directory=tmp_path,
+        output=tmp_path / "output",
+        seconds=60,
+        memory=None,
+    )
+    starter = Starter()
+
+    def said() -> str:
+        process = starter.start(order, ENVIRONMENT, may_preload=True)
+        assert end_of(process) == Ended(0, None)
+        process.close()
+        return printed(tmp_path)
+
+    try:
+        assert said() == "False\n"
+        wait_until(lambda: said() == "True\n")
+    finally:
+        starter.close()
 
 
 def test_several_threads_are_no_place_to_fork_from(starter: Starter, tmp_path: Path) -> None:

@@ -1,0 +1,31 @@
+"""Trainables: who offered one last, and since when nobody does.
+
+Revision ID: 0007
+Revises: 0006
+
+The version before goes on serving while this one is: the new columns may be null, and it knows nothing of withdrawing.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0007"
+down_revision = "0006"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Add the columns."""
+    with op.batch_alter_table("trainables") as trainables:
+        trainables.add_column(sa.Column("worker", sa.String(512), nullable=True))
+        trainables.add_column(sa.Column("withdrawn_at", sa.DateTime(timezone=True), nullable=True))
+
+
+def downgrade() -> None:
+    """Remove them."""
+    with op.batch_alter_table("trainables") as trainables:
+        trainables.drop_column("withdrawn_at")
+        trainables.drop_column("worker")
