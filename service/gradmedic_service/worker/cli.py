@@ -15,7 +15,7 @@ from types import FrameType
 class WorkerCommand:
     """`gradmedic worker`."""
 
-    help = "run the trials of reruns on this machine"
+    help = "run the trials of reruns, on this machine or on a Ray cluster"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare its arguments."""
