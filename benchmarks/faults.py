@@ -181,11 +181,13 @@ class House:
         self.start_worker()
 
     def kill_head(self) -> None:
-        """Kill Ray's head and start it again, and the node with it, which belongs to a cluster that is gone."""
+        """Kill Ray's head, leave the node alone for a while, and start both again: no two clusters fit one machine."""
         assert self.cluster is not None
         self.cluster.kill("head")
+        time.sleep(LEASE)
+        self.cluster.kill("node")
         self.cluster.start_head()
-        self.kill_node()
+        self.cluster.start_node("node", 2)
 
     def kill_node(self) -> None:
         """Kill the Ray node that runs the trial, and start another."""
