@@ -47,20 +47,33 @@ bench-diagnosis: $(READY) ## judge the diagnosis on labelled runs (generates our
 bench-ingest: $(READY) ## measure what storing costs, beside MLflow and trackio (installs them the first time)
 	@$(BIN)/python -m benchmarks.ingest
 
-bench-client: $(READY) ## measure what observing costs the training, beside wandb and TensorBoard (installs them; 10 minutes)
+bench-client: $(READY) ## measure what observing costs the training, beside wandb and TensorBoard (installs them; 8 minutes)
 	@$(BIN)/python -m benchmarks.client
 
 bench-query: $(READY) ## measure what reading costs, from a thousand steps to a million (several minutes)
 	@$(BIN)/python -m benchmarks.query
 
+bench-page: $(READY) ## measure how soon the page of a run can be used and what it weighs (needs Chromium; several minutes)
+	@$(BIN)/python -m benchmarks.page
+
 bench-faults: $(READY) ## kill or cut off each part of a rerun in the middle of a trial, also on Ray (a quarter of an hour)
 	@$(BIN)/python -m benchmarks.faults
 
+bench-reruns: $(READY) ## rerun failing configurations by our advice, at random and by AUTOTRAINER's order (long; PART=1/4)
+	@$(BIN)/python -m benchmarks.reruns --part $(or $(PART),1/1)
+
+experiments: $(READY) ## try every remedy on every failing configuration, and sweep clipping; redraws docs/images
+	@$(BIN)/python -m benchmarks.experiments repairs --pictures docs/images
+	@$(BIN)/python -m benchmarks.experiments clipping --pictures docs/images
+
 bench-load: $(READY) ## stream 200 runs at once, then four times as much as that (some four minutes)
 	@$(BIN)/python -m benchmarks.load
+
+screenshots: $(READY) ## take the pictures of docs/images anew (needs Chromium)
+	@$(BIN)/python -m tests.e2e.screenshots
 
 clean: ## remove the environment and everything generated
 	@rm -rf $(VENV) .gradmedic benchmarks/.cache dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo serve test test-fast fuzz check bench-client bench-diagnosis bench-ingest bench-query bench-load bench-faults clean
+.PHONY: help install demo serve test test-fast fuzz check bench-client bench-diagnosis bench-ingest bench-query bench-page bench-load bench-faults bench-reruns experiments screenshots clean

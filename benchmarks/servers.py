@@ -81,6 +81,8 @@ def gradmedic(database_url: str, folder: Path, *options: str) -> Iterator[tuple[
     finally:
         process.terminate()
         process.wait(timeout=START_SECONDS)
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 @contextmanager

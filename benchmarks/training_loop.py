@@ -1,19 +1,20 @@
 """A training loop that reports what its own thread costs, for `benchmarks.client`; a process for each variant.
 
 One idea: it does as many steps as it is told on standard input and answers with numbers, so that whoever compares
-variants can take turns between them: they then meet the same state of a shared machine. It imports torch and, for a
+variants can take turns between them: they then meet the same state of a shared machine. gradmedic can also be laid
+aside for a step, so that it is compared with the same memory in the same process. The loop imports torch and, for a
 variant, that variant's package, nothing of ours otherwise: it also runs in the environments of the peers.
 
-    python training_loop.py gpt gradmedic log_freq=1
+    python training_loop.py gpt gradmedic log_freq=1 base_url=http://127.0.0.1:8642
 """
 
 from __future__ import annotations
 
 import gc
 import json
-import math
 import sys
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,68 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-own_seconds = [0.0]
-"""What gradmedic itself says that its observation took."""
-
 Observer = Callable[[Tensor], None]
 """Called after each optimizer step with the loss."""
+
+
+class Gradmedic:
+    """gradmedic at work, or laid aside. Its clock stands still meanwhile, so that it does not see the pause."""
+
+    def __init__(self, options: dict[str, str], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        import gradmedic
+        from gradmedic.sampler import FIRST_STEPS, START_SECONDS
+
+        log_freq = options["log_freq"]
+        self.run = gradmedic.init(
+            project="benchmark",
+            base_url=options["base_url"],
+            silent=True,
+            log_freq=int(log_freq) if log_freq.isdecimal() else log_freq,
+        )
+        self._optimizer = optimizer
+        self._paused_at = 0.0
+        self._paused = 0.0
+        self.own_seconds = 0.0
+        """What it says itself that its observation took."""
+        sampler = self.run._sampler
+        sampler.clock = lambda: time.perf_counter() - self._paused
+        sampler._count, sampler._spent_at_start = FIRST_STEPS, START_SECONDS  # the start is sampled at every step
+        self.run.watch(model, optimizer)
+        self._spend = sampler.spend
+        sampler.spend = self._note  # type: ignore[method-assign]
+        self._hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+
+    def __call__(self, loss: Tensor) -> None:
+        """Log a step."""
+        self.run.log(loss=loss)
+
+    @property
+    def is_sampling(self) -> bool:
+        """Whether the step under way is sampled."""
+        return self.run._sampler.is_sampling
+
+    def lay_aside(self) -> None:
+        """Leave the training alone."""
+        self._paused_at = time.perf_counter()
+        self._set_hooks(OrderedDict(), OrderedDict())
+
+    def take_up(self) -> None:
+        """Observe it again."""
+        self._set_hooks(*self._hooks)
+        self._paused += time.perf_counter() - self._paused_at
+
+    def settle(self) -> None:
+        """Forget what the beginning cost: the first verdict comes with a while of sampling at every step."""
+        self.run.flush()
+        self.run._sampler._hurried, self.run._sampler._debt = 0, 0.0
+
+    def _set_hooks(self, before: Any, after: Any) -> None:
+        self._optimizer._optimizer_step_pre_hooks, self._optimizer._optimizer_step_post_hooks = before, after
+
+    def _note(self, seconds: float) -> None:
+        self.own_seconds += seconds
+        self._spend(seconds)
+
 
 _VOCABULARY, _WIDTH, _CONTEXT = 256, 320, 128
 
@@ -103,30 +161,9 @@ def observe(variant: str, options: dict[str, str], model: nn.Module, optimizer: 
     """Return what a script of this variant calls after each step."""
     if variant == "nothing":
         return lambda _loss: None
-    return {"gradmedic": _gradmedic, "wandb": _wandb, "tensorboard": _tensorboard, "naive": _naive}[variant](
-        options, model, optimizer
-    )
-
-
-def _gradmedic(options: dict[str, str], model: nn.Module, optimizer: torch.optim.Optimizer) -> Observer:
-    import gradmedic
-
-    log_freq = options.get("log_freq", "1")
-    run = gradmedic.init(
-        project="benchmark",
-        base_url=options["base_url"],
-        silent=True,
-        log_freq=int(log_freq) if log_freq.isdecimal() else log_freq,
-    )
-    run.watch(model, optimizer)
-    spend = run._sampler.spend
-
-    def note(seconds: float) -> None:
-        own_seconds[0] += seconds
-        spend(seconds)
-
-    run._sampler.spend = note  # type: ignore[method-assign]
-    return lambda loss: run.log(loss=loss)
+    observers: dict[str, Callable[..., Observer]]
+    observers = {"gradmedic": Gradmedic, "wandb": _wandb, "tensorboard": _tensorboard, "naive": _naive}
+    return observers[variant](options, model, optimizer)
 
 
 def _wandb(options: dict[str, str], model: nn.Module, _optimizer: torch.optim.Optimizer) -> Observer:
@@ -191,7 +228,7 @@ def _peak_memory() -> int:
 
 
 def main() -> None:
-    """Train as told: each line of standard input is a number of steps, each answer a line of JSON."""
+    """Train as told: each line of standard input is a number of steps, then "settle" if they are only a beginning."""
     job, variant, *rest = sys.argv[1:]
     options = dict(option.split("=", 1) for option in rest)
     torch.set_num_threads(1)
@@ -205,7 +242,6 @@ def main() -> None:
         optimizer.step()
         return loss
 
-    observer: Observer = lambda _loss: None  # noqa: E731
     for _ in range(5):
         step()
     if "loads_first" in options:  # then memory is what is allocated, without the code
@@ -215,26 +251,47 @@ def main() -> None:
     gc.collect()
     memory = _peak_memory()
     observer = observe(variant, options, model, optimizer)
+    ours = observer if isinstance(observer, Gradmedic) else None
+
+    def observed_step() -> None:
+        are_sampled.append(ours is not None and ours.is_sampling)
+        begun = time.thread_time()
+        tensor = step()
+        called = time.perf_counter_ns()
+        observer(tensor)
+        calls.append(time.perf_counter_ns() - called)
+        cpus.append(time.thread_time() - begun)
+
+    def bare_step() -> None:
+        if ours is not None:
+            ours.lay_aside()
+            begun = time.thread_time()
+            step()
+            bare_cpus.append(time.thread_time() - begun)
+            ours.take_up()
+
     print("ready", flush=True)
     for line in sys.stdin:
-        count = int(line)
-        calls, loss = [], math.nan
-        own_seconds[0] = 0.0
-        cpu, wall = time.thread_time(), time.perf_counter()
-        for _ in range(count):
-            tensor = step()
-            begun = time.perf_counter_ns()
-            observer(tensor)
-            calls.append(time.perf_counter_ns() - begun)
-            loss = float(tensor.detach())
+        count, *how = line.split()
+        calls: list[int] = []
+        cpus: list[float] = []
+        bare_cpus: list[float] = []
+        are_sampled: list[bool] = []
+        own, everything, here = 0.0 if ours is None else ours.own_seconds, time.process_time(), time.thread_time()
+        for i in range(int(count)):
+            for one in (observed_step, bare_step) if i % 2 else (bare_step, observed_step):
+                one()
         answer = {
-            "cpu": (time.thread_time() - cpu) / count,
-            "wall": (time.perf_counter() - wall) / count,
+            "cpu": cpus,
+            "bare": bare_cpus,
+            "sampled": are_sampled,
+            "other_threads": time.process_time() - everything - (time.thread_time() - here),
             "calls": calls,
-            "own": own_seconds[0] / count,
+            "own": 0.0 if ours is None else ours.own_seconds - own,
             "memory": _peak_memory() - memory,
-            "loss": loss,
         }
+        if "settle" in how and ours is not None:
+            ours.settle()
         print(json.dumps(answer), flush=True)
 
 

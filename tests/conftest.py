@@ -71,6 +71,12 @@ class Postgres:
         return f"{self._url}/{name}"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> None:
+    """A suite that a shell started in the background ignores interrupts, and so would all that it starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """A PostgreSQL server."""

@@ -23,7 +23,7 @@ from gradmedic import __version__, wire
 from gradmedic.api import Client, attempt
 from gradmedic.configuration import resolve_connection, resolve_directory
 from gradmedic.encoding import to_json
-from gradmedic.exceptions import ConfigurationError, GradmedicError, UsageError
+from gradmedic.exceptions import ApiError, ConfigurationError, GradmedicError, UsageError
 from gradmedic.http import Service
 from gradmedic.identity import earliest_time
 from gradmedic.remedies import REMEDIES, describe_remedies
@@ -421,15 +421,21 @@ class SyncCommand:
         parser.add_argument("--json", action="store_true", help="print JSON, one session a line")
 
     def run(self, args: argparse.Namespace) -> int:
-        """Send every session whose process has ended."""
+        """Send every session whose process has ended; one that is refused is kept and does not hold up the others."""
         directory = resolve_directory(args.dir)
         if args.dir is not None and not directory.is_dir():
             raise UsageError(f"there is no folder {directory}")
         service = Service(resolve_connection(args.base_url))
         replays = find_leftovers(service, directory)
         try:
+            refused = 0
             for replay in replays:
-                attempt(replay.send_all)
+                try:
+                    attempt(replay.send_all)
+                except ApiError as error:
+                    refused += 1
+                    sys.stderr.write(f"gradmedic: {replay.run_id} is kept, {replay.remaining} steps: {error}\n")
+                    continue
                 replay.close()
                 if args.json:
                     print(json.dumps({"run_id": str(replay.run_id), "steps": replay.sent}))
@@ -441,7 +447,7 @@ class SyncCommand:
             service.close()
         if not replays and not args.json:
             print(f"nothing to send in {directory}")
-        return 0
+        return 2 if refused else 0
 
 
 _OWN: Mapping[str, Command] = {

@@ -56,6 +56,7 @@ from gradmedic.trial import (
     Circumstances,
     Report,
     TrialEnded,
+    TrialOrder,
     circumstances,
     describe_environment,
     seed_generators,
@@ -64,7 +65,7 @@ from gradmedic.trial import (
 if TYPE_CHECKING:
     import torch
 
-    from gradmedic.torch.remedies import Treatment
+    from gradmedic.torch.treatment import Treatment
 
 logger = logging.getLogger("gradmedic")
 
@@ -141,7 +142,8 @@ def init(
             [GRADMEDIC_MODE].
         trainable: name under which a worker may rerun this job.
         log_freq: "auto" takes statistics as often as should cost 1.5 % of the training's time, and at every step
-            at the start and when a verdict is near; a number takes them at every such step, and at the first twenty
+            at the start - the first twenty, and on until a second was spent - and when a verdict is near: for 25 steps
+            after a jump or an alarm; a number takes them at every such step, and at the first twenty
             [GRADMEDIC_LOG_FREQ], "auto".
         flush_interval: seconds that a step waits to be sent [GRADMEDIC_FLUSH_INTERVAL], 1.
         max_queue_bytes: memory for steps that wait for the service [GRADMEDIC_MAX_QUEUE_BYTES], 64 MiB.
@@ -205,8 +207,8 @@ def init(
 class Run:
     """One training job, streamed to the service. Made by `gradmedic.init()`; used by one thread.
 
-    As a context manager it is finished at the end of the block, as `failed` if an exception leaves it. A run that is
-    never finished is finished when the interpreter exits. In a forked child it does nothing.
+    As a context manager it is finished at the end of the block, as `failed` if an exception leaves it that is no exit
+    with code 0. A run that is never finished is finished when the interpreter exits. In a forked child it does nothing.
     """
 
     def __init__(
@@ -328,8 +330,11 @@ class Run:
             return
         if watch.is_follower and not self._is_follower:
             self._become_follower()
-        treatment = self._treat(model, optimizer)  # on every process: they train together
+        treatment = self._treat(
+            model, optimizer, has_scaler=scaler is not None
+        )  # on every process: they train together
         if treatment is not None:
+            watch = Watch(model, optimizer, scaler=scaler, prefix=prefix, activations=activations)  # as it is now
             treatment.before()
         if watch.is_needed:
             if watch.has_others and self._configuration.on_unhealthy == "clip":
@@ -353,8 +358,9 @@ class Run:
     ) -> None:
         """Record one step: everything since the last call.
 
-        Returns within microseconds and raises nothing but `UnhealthyRunError`; what cannot be recorded is left out and
-        logged once. A run without `watch()` gives its gradients, or their statistics, here.
+        Takes some 50 microseconds, whatever the network and the disk do, and raises nothing but what is named below;
+        what cannot be recorded is left out and logged once. A run without `watch()` gives its gradients, or their
+        statistics, here.
 
         Args:
             loss: of the step; NaN and infinity are recorded as they are.
@@ -376,12 +382,15 @@ class Run:
             self._say_once("finished", "log() after finish() records nothing")
             return
         try:
-            self._record(loss, step, gradients, statistics, learning_rate, self._join_metrics(metrics, more_metrics))
+            if metrics is not None:
+                more_metrics = self._join_metrics(metrics, more_metrics)
+            self._record(loss, step, gradients, statistics, learning_rate, more_metrics)
         except Exception as error:
             self._say_once(f"log {type(error)}", f"a step could not be recorded: {error!r}")
         if self._events or self._limits_to_set:
             self._call_back()
-        self._end_trial_if_due()
+        if self._started.order is not None:
+            self._end_trial_if_due(self._started.order)
         if self._reason_to_stop is not None:
             reason, self._reason_to_stop = self._reason_to_stop, None
             raise reason
@@ -478,7 +487,9 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        is_meant = kind is None or issubclass(kind, RunStoppedError)
+        is_meant = error is None or isinstance(error, RunStoppedError)
+        if isinstance(error, SystemExit):
+            is_meant = not endings.is_failure(error.code)
         self.finish(status="finished" if is_meant else "failed")
 
     # --- recording ----------------------------------------------------------------------------------------------------
@@ -492,43 +503,44 @@ class Run:
         learning_rate: Number | None,
         metrics: Mapping[str, Number],
     ) -> None:
-        begun = self._sampler.clock()
-        endings.forget_exit()
+        sampler = self._sampler
+        begun = sampler.clock()
         try:
-            self._describe_sources()
-            pending = [source.take() for source in self._sources]
+            endings.forget_exit()
+            pending = []  # no comprehension here and below: each is a call, and the caches are cold after a step
+            for source in self._sources:
+                pending.append(source.take())  # noqa: PERF401
             if self._is_follower:
                 return
-            number = self._number_of(step)
+            number = self._last_number + 1 if step is None else self._number_of(step)
             if number is None:
                 return
             self._last_number = number
+            held: dict[str, float | PendingNumber | None] = {}
+            for name, value in metrics.items():
+                if self._takes_metric(str(name)):
+                    held[str(name)] = self._hold(name, value)
+            row = None
+            if sampler.is_sampling and (gradients is not None or statistics is not None):
+                row = self._row_of(gradients, statistics)
             self._sender.put(
                 _Draft(
-                    run=self,
-                    number=number,
-                    time=time.time(),
-                    loss=self._hold("loss", loss),
-                    learning_rate=self._hold("learning_rate", learning_rate),
-                    metrics={
-                        str(name): self._hold(name, value)
-                        for name, value in metrics.items()
-                        if self._takes_metric(str(name))
-                    }
-                    if metrics
-                    else {},
-                    pending=pending,
-                    row=self._row_of(gradients, statistics) if self._sampler.is_sampling else None,
+                    self,
+                    number,
+                    time.time(),
+                    None if loss is None else self._hold("loss", loss),
+                    None if learning_rate is None else self._hold("learning_rate", learning_rate),
+                    held,
+                    pending,
+                    row,
                 )
             )
         finally:
-            self._sampler.spend(self._sampler.clock() - begun)
-            self._sampler.advance()
+            sampler.spend(sampler.clock() - begun)
+            sampler.advance()
 
-    def _number_of(self, step: int | None) -> int | None:
+    def _number_of(self, step: int) -> int | None:
         """Return the number of the step, or None if it cannot be recorded under the number given."""
-        if step is None:
-            return self._last_number + 1
         try:
             number = operator.index(step)
         except TypeError:
@@ -555,9 +567,7 @@ class Run:
             self._say_once(f"number {name}", f"{name} is left out where it is not a number: {error}")
             return None
 
-    def _join_metrics(self, metrics: Mapping[str, Number] | None, more: Mapping[str, Number]) -> Mapping[str, Number]:
-        if metrics is None:
-            return more
+    def _join_metrics(self, metrics: Mapping[str, Number], more: dict[str, Number]) -> dict[str, Number]:
         if not isinstance(metrics, Mapping):
             self._say_once("metrics", f"metrics must map names to numbers; {type(metrics)} is left out")
             return more
@@ -599,9 +609,7 @@ class Run:
     def _row_of(
         self, gradients: Mapping[str, Any] | None, statistics: Mapping[str, Mapping[str, Number]] | None
     ) -> Row | None:
-        """Return the row of gradients or statistics given to `log()`."""
-        if gradients is None and statistics is None:
-            return None
+        """Return the row of gradients or statistics given to `log()`; one of them is not None."""
         if self._sources or (gradients is not None and statistics is not None):
             self._say_once(
                 "two sources",
@@ -701,35 +709,49 @@ class Run:
         self,
         model: torch.nn.Module | Mapping[str, torch.nn.Module],
         optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer],
+        *,
+        has_scaler: bool,
     ) -> Treatment | None:
-        """Prepare the trial's remedies for the optimizers; end the trial if they cannot be applied."""
+        """Prepare the trial's remedies for optimizers and models; end the trial if they cannot be applied."""
         if not self.is_trial:
             return None
-        from gradmedic.torch.remedies import NotApplicable, Treatment, models_of, optimizers_of
+        from gradmedic.torch.remedies import NotApplicable
         from gradmedic.torch.seeding import describe_device
+        from gradmedic.torch.treatment import Treatment, optimizers_of
 
-        models = models_of(model)
+        models = model if isinstance(model, Mapping) else {"": model}
         report = Report(None) if self._is_follower else self._started.report
-        report.say(watched=True, environment={**describe_environment(), "device": describe_device(models[0])})
+        device = describe_device(next(iter(models.values())))
+        report.say(watched=True, environment={**describe_environment(), "device": device})
         if not self._started.remedies:
             return None
         try:
-            treatment = Treatment(optimizers_of(optimizer), models, self._started.remedies)
+            treatment = Treatment(
+                optimizers_of(optimizer),
+                models,
+                self._started.remedies,
+                seed=self._started.seed or 0,
+                has_scaler=has_scaler,
+            )
         except NotApplicable as reason:
-            report.say(not_applicable=str(reason))
-            self._end_trial(f"not applicable: {reason}")
+            self._end_as_not_applicable(str(reason))
         self._treatments.append(treatment)
         report.say(applied=sum(one.count for one in self._treatments), not_applied=treatment.not_applied)
         return treatment
 
-    def _end_trial_if_due(self) -> None:
-        order = self._started.order
-        if order is None:
-            return
+    def _end_trial_if_due(self, order: TrialOrder) -> None:
+        for treatment in self._treatments:
+            if (reason := treatment.reason_to_end()) is not None:
+                self._end_as_not_applicable(reason)
         if order.steps is not None and self._last_number + 1 >= order.steps:
             self._reason_to_end = f"its {order.steps} steps are done"
         if self._reason_to_end is not None:
             self._end_trial(self._reason_to_end)
+
+    def _end_as_not_applicable(self, reason: str) -> NoReturn:
+        report = Report(None) if self._is_follower else self._started.report
+        report.say(not_applicable=reason)
+        self._end_trial(f"not applicable: {reason}")
 
     def _end_trial(self, reason: str) -> NoReturn:
         self.finish()
@@ -753,11 +775,11 @@ class Run:
             )
         if result.verdict == self._verdict:
             return
-        self._sampler.hurry()
         self._verdict = result.verdict
         since = "" if result.since_step is None else f" since step {result.since_step}"
         summary = " ".join(result.alerts) or f"The verdict is {result.verdict}{since}."
         if result.verdict in UNHEALTHY:
+            self._sampler.hurry()
             logger.warning("gradmedic: %s See %s", summary, self.url)
             if self._may_clip:
                 self._find_limit()
@@ -828,7 +850,7 @@ class Run:
             logger.warning("gradmedic: %s (said once)", message)
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class _Draft:
     """A step some of whose numbers may still be on a device."""
 

@@ -39,7 +39,8 @@ class Sampler:
 
     def __init__(self, log_freq: int | None, clock: Callable[[], float] = time.perf_counter) -> None:
         self._log_freq = log_freq
-        self._clock = clock
+        self.clock = clock
+        """What the time spent is measured with."""
         self._count = 0
         self._last_at: float | None = None
         self._spent = 0.0  # in the step that is being computed
@@ -54,11 +55,6 @@ class Sampler:
         self._led_interval = 1
         self.is_sampling = True
         """Whether the step that is being computed carries statistics."""
-
-    @property
-    def clock(self) -> Callable[[], float]:
-        """What the time spent is measured with."""
-        return self._clock
 
     @property
     def interval(self) -> int:
@@ -112,7 +108,7 @@ class Sampler:
         self.is_sampling = self._is_due()
 
     def _account(self) -> None:
-        now, spent = self._clock(), self._spent
+        now, spent = self.clock(), self._spent
         self._spent = 0.0
         if self.is_sampling:
             self._sample_seconds = _average(self._sample_seconds, spent)

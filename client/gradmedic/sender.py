@@ -106,6 +106,7 @@ class Sender:
         self._retry_at = 0.0
         self._failures = 0  # in a row
         self._is_refused = False
+        self._is_denied = False  # for now: the last attempt was refused, and not because of what it carried
         self._is_obsolete = False  # the run was deleted, or went on elsewhere: nobody wants what was not sent
         self._is_over = False  # nothing will be sent any more
 
@@ -117,6 +118,7 @@ class Sender:
             service or _nowhere(), run_id, on_result=observer.take_result, journal=lambda: self._backlog.journal
         )
         self._reported_drops = 0
+        self._was_denied = False
 
     def put(self, draft: Draft | Rewind) -> None:
         """Take a step to be sent; returns at once."""
@@ -136,10 +138,10 @@ class Sender:
         with self._changed:
             wanted = self._put
             self._waiting_flushes += 1
-            self._retry_at = 0.0
+            self._retry_at, self._is_denied = 0.0, False
             self._press()
             try:
-                self._changed.wait_for(lambda: self._is_over or self._is_delivered(wanted), timeout)
+                self._changed.wait_for(lambda: self._is_over or self._is_denied or self._is_delivered(wanted), timeout)
             finally:
                 self._waiting_flushes -= 1
             return self._is_delivered(wanted)
@@ -286,13 +288,14 @@ class Sender:
 
     def _make_attempt(self) -> None:
         """Do the next thing that is due, once. A failure only sets when to try again, or that it is over."""
+        is_at_end = self._final_status is not None  # an attempt from before the end is not the last one
         try:
             self._advance()
         except GradmedicError as error:
-            self._take_failure(error)
+            self._take_failure(error, is_at_end=is_at_end)
         else:
             with self._changed:
-                recovered, self._failures = self._failures > 0, 0
+                recovered, self._failures, self._is_denied = self._failures > 0, 0, False
                 self._changed.notify_all()
             if recovered and self._service is not None:
                 logger.warning("gradmedic reaches %s again", self._service.base_url)
@@ -327,25 +330,36 @@ class Sender:
         training = description.training or wire.Training()
         return dataclasses.replace(description, training=dataclasses.replace(training, dropped_steps=self.dropped))
 
-    def _take_failure(self, error: GradmedicError) -> None:
+    def _take_failure(self, error: GradmedicError, *, is_at_end: bool) -> None:
+        # Before the service knew the run, such answers speak of the key or the project, and not of the run.
+        is_obsolete = self._delivery.is_registered and isinstance(error, (NotFoundError, ConflictError))
+        is_hopeless = not is_retryable(error)
+        is_refusal = is_hopeless and isinstance(error, (ApiError, ConfigurationError))
         with self._changed:
-            is_hopeless = not is_retryable(error)
-            # A wrong URL may be put right while training goes on, but nobody should wait for that at the end.
-            is_refusal = isinstance(error, (ApiError, ConfigurationError)) or self._final_status is not None
-            if is_hopeless and is_refusal:
+            if is_obsolete or (is_hopeless and is_at_end):
                 self._is_refused = self._is_over = True
-                self._is_obsolete = isinstance(error, (NotFoundError, ConflictError))
                 unsent = len(self._backlog)
-                self._backlog.clear()
-            else:
+                if is_obsolete:
+                    self._is_obsolete = True
+                    self._backlog.clear()
+            else:  # a key or a URL may be put right while training goes on, but nobody waits for that
+                self._is_denied = is_refusal
                 delay = retry_delay(error, self._failures)
                 if self._final_status is not None and getattr(error, "retry_after", None) is None:
                     delay = min(delay, _LONGEST_DELAY_AT_END)
                 self._retry_at = time.monotonic() + delay
                 self._failures += 1
-        if self._is_refused:
+            self._changed.notify_all()
+        if self._is_refused and not self._was_denied:
             logger.error("gradmedic stopped sending (%d steps not sent), training goes on: %s", unsent, error)
-        elif self._failures == 1:
+        elif is_refusal and not self._was_denied:
+            self._was_denied = True
+            logger.error(
+                "gradmedic is refused by %s and keeps the steps, until it is let in or for `gradmedic sync`; "
+                "training goes on: %s",
+                "" if self._service is None else self._service.base_url, error,
+            )  # fmt: skip
+        elif not is_refusal and self._failures == 1:
             logger.warning("gradmedic keeps the steps and tries again, training goes on: %s", error)
 
     def _report_drops(self) -> None:

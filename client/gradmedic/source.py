@@ -46,7 +46,7 @@ class Source(Protocol):
         """Add its layers to the run's book, unless that is done. Called before the first update at the latest."""
 
     def training(self) -> wire.Training | None:
-        """Return what is known of how it trains, as of now."""
+        """Return what is known of how it trains, as of the last measurement that was read. Any thread may call."""
 
     @property
     def framework(self) -> str:
@@ -57,7 +57,7 @@ class Source(Protocol):
         """The statistics of its rows."""
 
     def take(self) -> Pending:
-        """Return what was measured since the last call, and begin the next step."""
+        """Return what was measured since the last call, and begin the next step. Describes, unless that is done."""
 
     def clip(self, max_norm: float) -> None:
         """Limit the norm of the gradients from the next update on. Called by the training thread."""

@@ -55,6 +55,8 @@ class Replay:
             if (status := self._journal.ending()) is not None:
                 self._delivery.end(status)
         except (ConflictError, NotFoundError) as error:
+            if not self._delivery.is_registered:
+                raise  # that speaks of the key or the project
             # The run went on elsewhere from an earlier step, or was deleted: nobody waits for these steps.
             logger.warning("gradmedic: %d steps of run %s are obsolete: %s", self.remaining, self.run_id, error)
         return True

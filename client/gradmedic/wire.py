@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, get_args
 from uuid import UUID
 
 WIRE_VERSIONS = (1,)
@@ -96,24 +96,35 @@ class Strictly:
 
 
 class NumberOnly:
-    """A number or the name of a non-finite one; a float would also be made of "1.5" and of true."""
+    """A number or the name of a non-finite one; a float would also be made of "1.5" and of true.
+
+    A block has thousands of them, so the schema is one that pydantic checks without calling Python.
+    """
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        """Look at the value before it is validated."""
-        function = {"type": "no-info", "function": self._refuse_others}
-        return {"type": "function-before", "function": function, "schema": handler(source)}
+        """Try the usual case first (called by pydantic, in the service)."""
+        named = {"type": "chain", "steps": [{"type": "literal", "expected": list(NONFINITE_NAMES)}, {"type": "float"}]}
+        number = {"type": "float", "strict": True}
+        is_nullable = type(None) in get_args(source)
+        return {
+            "type": "union",
+            "mode": "left_to_right",
+            "choices": [number, *([{"type": "none"}] if is_nullable else []), named],
+            "custom_error_type": "number_only",
+            "custom_error_message": f"must be a number or one of {', '.join(NONFINITE_NAMES)}",
+        }
 
-    @staticmethod
-    def _refuse_others(value: Any) -> Any:
-        if isinstance(value, bool) or (isinstance(value, str) and value not in NONFINITE_NAMES):
-            raise ValueError(f"must be a number or one of {', '.join(NONFINITE_NAMES)}")
-        return value
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> Any:
+        """Say of it in OpenAPI what is said of a float."""
+        has_null = any(choice["type"] == "none" for choice in schema["choices"])
+        return {"anyOf": [{"type": "number"}, {"type": "null"}]} if has_null else {"type": "number"}
 
 
 Whole = Annotated[int, Strictly()]
 Flag = Annotated[bool, Strictly()]
 Number = Annotated[float, NumberOnly()]
-"""For what is said once of a run. Of the many values of a block each would be looked at twice."""
+NumberOrNull = Annotated[float | None, NumberOnly()]
+"""A third faster than `Number | None`."""
 
 
 @cache
@@ -374,19 +385,19 @@ class StepsAppend:
     """Strictly increasing, each at least 0."""
     generation: Whole | None = None
     """How often the run was rewound; without it, the current generation."""
-    loss: list[float | None] | None = None
-    learning_rate: list[float | None] | None = None
-    time: list[float | None] | None = None
+    loss: list[NumberOrNull] | None = None
+    learning_rate: list[NumberOrNull] | None = None
+    time: list[NumberOrNull] | None = None
     """Seconds since the Unix epoch; must be finite."""
     sampled: list[Flag] | None = None
     """Which steps carry statistics; without it, all do where `statistics` is given, else none."""
     skipped: list[Flag] | None = None
     """Which steps a loss scaler skipped on purpose."""
-    loss_scale: list[float | None] | None = None
-    clip_coefficient: list[float | None] | None = None
+    loss_scale: list[NumberOrNull] | None = None
+    clip_coefficient: list[NumberOrNull] | None = None
     """What the script's own clipping multiplied the gradients by; 1 where it left them alone."""
-    metrics: dict[str, list[float | None]] = field(default_factory=dict)
-    statistics: dict[str, list[list[float | None]]] = field(default_factory=dict)
+    metrics: dict[str, list[NumberOrNull]] = field(default_factory=dict)
+    statistics: dict[str, list[list[NumberOrNull]]] = field(default_factory=dict)
     """`[sampled step][layer]`; null where the layer was not touched by an optimizer in that step."""
 
 
@@ -439,7 +450,10 @@ class RewindResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """One series over the answer's buckets; null where a bucket holds no value of it."""
+    """One series over the answer's buckets; null where a bucket holds no finite value of it.
+
+    Of `min`, `mean` and `max`, those are empty that the question did not name under `field`.
+    """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
 
@@ -454,6 +468,8 @@ class Series:
     """Values in the bucket, non-finite ones included."""
     nonfinite: list[int]
     """How many of them are NaN or infinite."""
+    infinite: list[int] = field(default_factory=list)
+    """How many of those are infinite; the others are NaN."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -650,6 +666,22 @@ class ApiKeyCreated(ApiKey):
 
     secret: str
     """Send it as `Authorization: Bearer <secret>`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrowserSession:
+    """Who asks, and what they may do."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    name: str
+    """Of the key."""
+    key_id: UUID | None
+    """Null at the service's own machine, where no key is needed."""
+    project: str | None
+    """The only one that it reaches; null reaches every project."""
+    run_id: UUID | None
+    scopes: list[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,7 +35,9 @@ from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.settings import Settings
 from gradmedic_service.telemetry.endpoints import router as telemetry_router
 from gradmedic_service.telemetry.warm import WarmRuns
-from gradmedic_service.web.links import router as links_router
+from gradmedic_service.web.events import router as events_router
+from gradmedic_service.web.live import LiveRuns
+from gradmedic_service.web.pages import add_pages
 
 DESCRIPTION = """\
 Reads the gradients of training jobs and says what is wrong, why, and what fixes it.
@@ -52,8 +54,10 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.live = LiveRuns(settings.max_streams)
         writing = asyncio.create_task(_write_last_uses(app))
         yield
+        app.state.live.close()
         writing.cancel()
         await asyncio.to_thread(app.state.keyring.write_last_uses, app.state.database)
         database.close()
@@ -82,7 +86,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.schema_revision = schema.head()
 
     app.include_router(health_router)
-    app.include_router(links_router)
+    add_pages(app)
     api = APIRouter(prefix=wire.API_PATH)
     for router in (
         limits_router,
@@ -90,6 +94,7 @@ def create_app(settings: Settings) -> FastAPI:
         projects_router,
         runs_router,
         telemetry_router,
+        events_router,
         reruns_router,
         workers_router,
     ):

@@ -12,6 +12,7 @@
     ├── ApiKeyUnknown            401 api_key_unknown
     ├── ApiKeyRevoked            401 api_key_revoked
     ├── ApiKeyExpired            401 api_key_expired
+    ├── SessionEnded             401 session_ended
     ├── ScopeMissing             403 scope_missing
     ├── BeyondKey                403 beyond_key
     ├── HostNotAllowed           403 host_not_allowed
@@ -30,6 +31,7 @@
     ├── ProjectFull              409 project_full
     ├── StaleGeneration          409 stale_generation
     ├── UnknownGeneration        409 unknown_generation
+    ├── TooManyStreams           503 too_many_streams
     ├── TooManyRequests          429 too_many_requests
     ├── Overloaded               503 overloaded
     ├── DatabaseBusy             503 database_busy
@@ -201,6 +203,15 @@ class ApiKeyExpired(ServiceError):
     headers: ClassVar[Mapping[str, str]] = INVALID_TOKEN
 
 
+class SessionEnded(ServiceError):
+    """The browser's session has ended, or was never one."""
+
+    status = 401
+    error_code = "session_ended"
+    title = "The session has ended"
+    headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": 'Bearer realm="gradmedic"'}
+
+
 class ScopeMissing(ServiceError):
     """The API key lacks the scope that the route needs."""
 
@@ -344,6 +355,14 @@ class UnknownGeneration(ServiceError):
     status = 409
     error_code = "unknown_generation"
     title = "The block is of a generation that does not exist"
+
+
+class TooManyStreams(ServiceError):
+    """This process follows as many runs for others as it may; ask again later, or ask for the run itself."""
+
+    status = 503
+    error_code = "too_many_streams"
+    title = "Too many event streams are open"
 
 
 class TooManyRequests(ServiceError):

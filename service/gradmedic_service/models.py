@@ -126,6 +126,10 @@ class Run(Base):
     """The suspect run, where this is an attempt at a trial."""
     stop_after: Mapped[int | None] = mapped_column(BigInteger)
     """The last step that is taken, of a trial's run; -1 once the trial is over, whatever its process still sends."""
+    patience: Mapped[float | None] = mapped_column(Double)
+    """Seconds that the run may be silent; null until a version that knows of it has stored a step."""
+    stalls_at: Mapped[datetime | None]
+    """When that time is over."""
 
     details: Mapped[RunDetails] = relationship(cascade="all, delete-orphan", passive_deletes=True)
     tags: Mapped[list[RunTag]] = relationship(
@@ -238,6 +242,19 @@ class ApiKey(Base):
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
+
+
+class BrowserSession(Base):
+    """A key exchanged for a cookie. It is the key's: it ends with it."""
+
+    __tablename__ = "browser_sessions"
+    __table_args__ = (Index(None, "expires_at"),)
+
+    digest: Mapped[bytes] = mapped_column(LargeBinary(32), primary_key=True)
+    """SHA-256 of the cookie's value."""
+    key_id: Mapped[UUID] = mapped_column(ForeignKey("api_keys.id", ondelete="CASCADE"))
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
 
 
 class AuditRecord(Base):

@@ -214,9 +214,11 @@ class _AnnouncingServer(uvicorn.Server):
                 threading.Thread(target=self._tell_if_worker_ends, daemon=True).start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the worker, which still asks the service; then the event streams, for whose ends uvicorn would wait."""
         self._is_ending = True
         if self._worker is not None:
             await asyncio.to_thread(_end_worker, self._worker)
+        self.config.app.state.live.close()  # type: ignore[union-attr] # the application of `create_app`
         await super().shutdown(sockets)
 
     def _tell_if_worker_ends(self) -> None:

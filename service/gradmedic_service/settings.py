@@ -53,6 +53,8 @@ class Settings(BaseSettings):
     """Requests worked on at once; others wait for a second at most."""
     max_waiting_requests: int = Field(default=200, ge=0)
     """Requests that wait; further ones get 503."""
+    max_streams: int = Field(default=256, ge=0)
+    """Event streams that a process holds open at most; beyond them the answer is 503, and pages ask now and then."""
     max_requests_per_minute: int = Field(default=12_000, ge=1)
     """Of one key, to one process; further ones get 429."""
     max_runs_per_project: int = Field(default=100_000, ge=1)

@@ -93,13 +93,11 @@ class FaultyProxy:
         fault = self._next_fault(handler)
         status: int | None = None
         if fault is None or fault.lost:
-            connection = http.client.HTTPConnection(self._target, timeout=30)
-            headers = {k: v for k, v in handler.headers.items() if k.lower() not in ("host", "connection")}
-            connection.request(handler.command, handler.path, body, headers)
-            answer = connection.getresponse()
-            status, payload = answer.status, answer.read()
-            answer_headers = {"content-type": answer.getheader("content-type") or "application/json"}
-            connection.close()
+            try:
+                status, payload, answer_headers = self._forward(handler, body)
+            except (OSError, http.client.HTTPException):  # the service is away, which looks like a lost answer
+                handler.close_connection = True
+                return
         else:
             status, payload, answer_headers = fault.status, fault.body, fault.headers
         if fault is not None and fault.lost:
@@ -116,6 +114,17 @@ class FaultyProxy:
         with self._changed:
             self.seen.append(Seen(handler.command, handler.path, len(body), status))
             self._changed.notify_all()
+
+    def _forward(self, handler: BaseHTTPRequestHandler, body: bytes) -> tuple[int, bytes, dict[str, str]]:
+        connection = http.client.HTTPConnection(self._target, timeout=30)
+        try:
+            headers = {k: v for k, v in handler.headers.items() if k.lower() not in ("host", "connection")}
+            connection.request(handler.command, handler.path, body, headers)
+            answer = connection.getresponse()
+            content_type = answer.getheader("content-type") or "application/json"
+            return answer.status, answer.read(), {"content-type": content_type}
+        finally:
+            connection.close()
 
     def _next_fault(self, handler: BaseHTTPRequestHandler) -> Fault | None:
         def matches(fault: Fault) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -10,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,6 +112,11 @@ def begin(folder: Path, url: str, mode: str, steps: int, pause: float, *more: st
     )  # fmt: skip
 
 
+def wait_for_blocks(proxy: FaultyProxy, count: int) -> None:
+    """Wait until the service has stored so many blocks."""
+    proxy.wait_for(lambda seen: sum(request.status == 200 for request in appends(seen)) >= count, timeout=60.0)
+
+
 def result_of(job: subprocess.Popen[str]) -> dict[str, Any]:
     """Wait for a job's end and return what it says."""
     out, err = job.communicate(timeout=200)
@@ -137,20 +140,15 @@ def assert_stored(client: gradmedic.Client, run_id: str, computed: dict[str, Any
 @pytest.mark.slow
 def test_a_service_that_is_killed_again_and_again_while_a_job_streams(tmp_path: Path, own_service: OwnService) -> None:
     """Everything is stored once, and the job's weights are those of a job that nobody watches."""
-    job = begin(tmp_path, own_service.url, "online", 300, 0.01)
-    assert job.stdout is not None
-    run_id = job.stdout.readline().strip()
-    stored = -1
-    for _ in range(3):
-        with gradmedic.Client(own_service.url) as client:
-            wanted = stored + 20
-            while job.poll() is None and stored < wanted:
-                time.sleep(0.02)
-                with contextlib.suppress(gradmedic.GradmedicError):  # the job has not created it yet
-                    stored = client.runs.get(run_id).last_step or -1
-        own_service.kill()
-        own_service.start()
-    computed = result_of(job)
+    with FaultyProxy(own_service.url) as proxy:  # it sees what is stored
+        job = begin(tmp_path, proxy.url, "online", 300, 0.01)
+        assert job.stdout is not None
+        run_id = job.stdout.readline().strip()
+        for stored in (3, 6, 9):
+            wait_for_blocks(proxy, stored)
+            own_service.kill()
+            own_service.start()
+        computed = result_of(job)
     with gradmedic.Client(own_service.url) as client:
         assert_stored(client, run_id, computed)
         assert client.runs.get(run_id).status == "finished"
@@ -159,18 +157,19 @@ def test_a_service_that_is_killed_again_and_again_while_a_job_streams(tmp_path: 
 
 @pytest.mark.slow
 def test_a_job_that_is_killed_and_resumed_from_its_checkpoint(
-    tmp_path: Path, service_url: str, client: gradmedic.Client
+    tmp_path: Path, proxy: FaultyProxy, service_url: str, client: gradmedic.Client
 ) -> None:
-    """The run is that of a job that was never interrupted."""
-    job = begin(tmp_path, service_url, "online", 200, 0.01)
+    """The run is that of a job that was never interrupted, though steps behind the checkpoint were stored."""
+    job = begin(tmp_path, proxy.url, "online", 200, 0.01)
     assert job.stdout is not None
     run_id = job.stdout.readline().strip()
     for line in job.stdout:
         if line.startswith("checkpoint 99"):
             break
-    threading.Event().wait(0.1)
+    wait_for_blocks(proxy, len(appends(proxy.seen)) + 3)
     job.kill()
     job.communicate()
+    assert (client.runs.get(run_id).last_step or 0) > 99
     assert job.returncode == -signal.SIGKILL
     resumed = result_of(begin(tmp_path, service_url, "online", 200, 0, run_id))
     whole = result_of(begin(tmp_path, service_url, "disabled", 200, 0))

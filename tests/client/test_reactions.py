@@ -14,6 +14,7 @@ from tests.client.faults import FaultyProxy
 from tests.client.test_run import losses, start
 
 import gradmedic
+from gradmedic import wire
 from gradmedic.http import Request, Response, Transport, Urllib3Transport
 
 
@@ -103,6 +104,72 @@ def test_worker_processes_begin_no_runs_of_their_own(
     assert done.returncode == 0, done.stderr
     runs = [run for run in client.runs.list(project="spawned") if run.name == f"spawned by {method}"]
     assert [(run.status, run.last_step) for run in runs] == [("finished", 3)]
+
+
+def test_an_alarm_is_looked_at_closely_and_a_recovery_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only an unhealthy verdict makes the next steps sampled ones; the first healthy one comes in every run."""
+    run = gradmedic.init(mode="offline", dir=tmp_path)
+    hurried: list[str] = []
+    monkeypatch.setattr(run._sampler, "hurry", lambda: hurried.append(run.verdict))
+    for verdict in ("healthy", "exploding", "exploding", "healthy", "vanishing"):
+        run.take_result(
+            wire.AppendResult(
+                accepted=1, ignored=0, last_step=1, generation=0, revision=1, verdict=verdict, since_step=0, alerts=[],
+                stop=False,
+            )
+        )  # fmt: skip
+    run.finish()
+    assert hurried == ["exploding", "vanishing"]
+
+
+LOADING = """
+import sys, torch, gradmedic
+torch.manual_seed(0)
+model = torch.nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+data = torch.utils.data.TensorDataset(torch.randn(24, 4), torch.randn(24, 1))
+loader = torch.utils.data.DataLoader(
+    data, batch_size=4, num_workers=2, shuffle=True, persistent_workers=True, multiprocessing_context=sys.argv[1]
+)
+run = gradmedic.init('loading by ' + sys.argv[1], mode=sys.argv[2], flush_interval=0.01)
+run.watch(model, optimizer)
+for epoch in range(2):
+    for inputs, targets in loader:
+        optimizer.zero_grad()
+        loss = torch.nn.functional.mse_loss(model(inputs), targets)
+        loss.backward()
+        optimizer.step()
+        run.log(loss=loss)
+print(run.id, run.finish(), model.weight.tolist())
+"""
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_of_a_data_loader_leave_the_run_alone(
+    method: str, service_url: str, client: gradmedic.Client, tmp_path: Path
+) -> None:
+    """They start while the run sends; each step is stored once, and the training is the one without a run."""
+    script = tmp_path / "loading.py"
+    body = "".join(f"    {line}\n" for line in LOADING.splitlines())
+    script.write_text(f"if __name__ == '__main__':\n{body}")
+    said = []
+    for mode in ("online", "disabled"):
+        done = subprocess.run(
+            [sys.executable, str(script), method, mode],
+            env=os.environ | {"GRADMEDIC_BASE_URL": service_url},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=100,
+        )
+        said.append(done.stdout.split(maxsplit=2))
+    (run_id, is_delivered, weights), (_, _, unwatched) = said
+    assert is_delivered == "True"
+    assert weights == unwatched
+    stored = client.runs.get(run_id)
+    assert (stored.status, stored.last_step) == ("finished", 11)
+    assert [run.id for run in client.runs.list(project=f"loading by {method}")] == [stored.id]
 
 
 def test_a_notebook_cell_that_is_run_again_ends_its_first_run(

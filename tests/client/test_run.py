@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
+import io
 import logging
 import math
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +23,7 @@ from tests.client.faults import Fault, FaultyProxy, Seen
 
 import gradmedic
 from gradmedic import wire
+from gradmedic.cli import main
 from gradmedic.http import Request, Response
 
 
@@ -399,6 +403,54 @@ def test_a_refused_block_is_said_once_and_the_rest_is_stored(
     assert caplog.text.count("the service refused 1 steps") == 1
 
 
+def denial(status: int) -> Fault:
+    """Return what a service answers to a key that is not, or no longer, good."""
+    problem = wire.Problem(
+        type="t", title="t", status=status, detail="The key was revoked.", error_code="denied", request_id="r"
+    )
+    return Fault(status=status, headers={"content-type": wire.PROBLEM_MEDIA_TYPE}, body=msgspec.json.encode(problem))
+
+
+@pytest.mark.usefixtures("quick_retries")
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_key_that_is_revoked_costs_no_step(
+    status: int, proxy: FaultyProxy, service_url: str, client: gradmedic.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said loud, once; what is logged afterwards is kept too, nobody waits, and sync sends all of it."""
+    run = start(proxy.url)
+    run.log(0.0)
+    assert run.flush()
+    proxy.permanent = denial(status)
+    for i in range(1, 200):
+        run.log(float(i))
+        if i in (50, 100):
+            begun = time.monotonic()
+            assert not run.flush(timeout=30.0)
+            assert time.monotonic() - begun < 20.0
+    assert not run.finish(timeout=30.0)
+    loud = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert len(loud) == 1
+    assert "keeps the steps" in loud[0]
+    assert "The key was revoked." in loud[0]
+    assert "199 steps were not sent" in caplog.text
+    assert main(["sync", os.environ["GRADMEDIC_DIR"], "--base-url", service_url]) == 0
+    assert losses(client, run) == {i: float(i) for i in range(200)}
+    assert client.runs.get(run.id).status == "finished"
+
+
+@pytest.mark.usefixtures("quick_retries")
+def test_a_key_that_is_good_again_is_noticed(proxy: FaultyProxy, client: gradmedic.Client) -> None:
+    """The run goes on sending by itself, also if it was refused from the start."""
+    proxy.permanent = denial(403)
+    run = start(proxy.url)
+    run.log(0.0)
+    proxy.wait_for(lambda seen: len(seen) >= 3)
+    proxy.permanent = None
+    run.log(1.0)
+    assert run.finish()
+    assert losses(client, run) == {0: 0.0, 1: 1.0}
+
+
 def test_a_run_that_was_deleted_stops_sending(
     service_url: str, client: gradmedic.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -550,21 +602,54 @@ def test_a_forked_child_does_nothing_and_the_parent_goes_on(service_url: str, cl
     assert client.runs.get(run.id).status == "finished"
 
 
+def test_after_the_last_run_nothing_of_the_process_is_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exits, streams and signals are what they were, a function that somebody put on a stream included."""
+    streams: list[Any] = [io.TextIOWrapper(io.BytesIO()), io.StringIO(), None]
+    for stream in streams:
+        monkeypatch.setattr(sys, "stderr", stream)
+        for has_flush_of_its_own in (False, True):
+            if has_flush_of_its_own and stream is not None:
+                monkeypatch.setattr(stream, "flush", lambda: None)
+
+            def state(stream: Any = stream) -> list[Any]:
+                flush = None if stream is None else vars(stream).get("flush")
+                return [sys.exit, builtins.exit, builtins.quit, signal.getsignal(signal.SIGTERM), flush]
+
+            before = state()
+            runs = [gradmedic.init(mode="offline", dir=tmp_path, silent=True) for _ in range(2)]
+            assert sys.exit is not before[0]
+            for run in runs:
+                assert state() != before
+                run.finish()
+            assert state() == before
+
+
 @pytest.mark.parametrize(
-    ("ending", "status", "code"), [("", "finished", 0), ("raise SystemExit(0)", "finished", 0), ("1 / 0", "failed", 1)]
+    ("ending", "status", "code"),
+    [
+        ("", "finished", 0),
+        ("1 / 0", "failed", 1),
+        ("raise SystemExit", "finished", 0),
+        ("raise SystemExit(0)", "finished", 0),
+        ("raise SystemExit(3)", "failed", 3),
+        ("def main(): raise SystemExit('no data')\nmain()", "failed", 1),
+        ("try: raise SystemExit(3)\nexcept SystemExit as error: kept = error", "finished", 0),
+        ("import sys\ntry: sys.exit(3)\nexcept SystemExit: run.log(5.0)", "finished", 0),
+    ],
 )
 def test_a_script_that_forgets_to_finish_is_finished(
-    service_url: str, client: gradmedic.Client, ending: str, status: str, code: int
+    service_url: str, client: gradmedic.Client, ending: str, status: str, code: int, tmp_path: Path
 ) -> None:
-    """At exit the rest is sent; an exception that ended the script makes the run failed."""
-    script = (
+    """At exit the rest is sent; an exception or an exit code that ended the script makes the run failed."""
+    script = tmp_path / "train.py"
+    script.write_text(
         "import gradmedic\n"
         "run = gradmedic.init(project='exit')\n"
         "for i in range(5): run.log(float(i))\n"
         "print(run.id, flush=True)\n" + ending
     )
     result = subprocess.run(
-        [sys.executable, "-c", script],
+        [sys.executable, str(script)],
         env=os.environ | {"GRADMEDIC_BASE_URL": service_url, "GRADMEDIC_SILENT": "false"},
         capture_output=True,
         text=True,
@@ -574,4 +659,4 @@ def test_a_script_that_forgets_to_finish_is_finished(
     run_id = result.stdout.strip()
     assert f"{service_url}/runs/{run_id}" in result.stderr
     stored = client.runs.get(run_id)
-    assert (stored.status, stored.last_step) == (status, 4)
+    assert (stored.status, stored.last_step) == (status, 5 if "run.log(5.0)" in ending else 4)

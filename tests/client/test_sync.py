@@ -11,12 +11,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from tests.client.faults import Fault, FaultyProxy
 from tests.client.test_run import losses, start
 
 import gradmedic
+from gradmedic import wire
 from gradmedic.cli import main
 from gradmedic.spill import sessions
 
@@ -159,6 +161,10 @@ def end(ending: str, url: str, *arguments: str, before: str = "run.flush()") -> 
         ("sys.exit(3)", 3, "failed"),
         ("sys.exit('no')", 1, "failed"),
         ("sys.exit(0)", 0, "finished"),
+        ("exit(3)", 3, "failed"),
+        ("quit()", 0, "finished"),
+        ("with run: sys.exit(3)", 3, "failed"),
+        ("with run: sys.exit(0)", 0, "finished"),
         ("os.kill(os.getpid(), signal.SIGTERM); threading.Event().wait(60)", -signal.SIGTERM, "failed"),
         ("raise KeyboardInterrupt", 1, "failed"),
     ],
@@ -185,6 +191,29 @@ def test_an_end_that_nothing_survives_leaves_all_steps_on_disk(
     assert main(["sync", str(directory), "--base-url", service_url]) == 0
     run = client.runs.get(run_id)
     assert (run.last_step, run.status) == (99, "running")
+
+
+def test_a_key_that_may_not_see_the_run_deletes_nothing(
+    unreachable: str,
+    proxy: FaultyProxy,
+    service_url: str,
+    client: gradmedic.Client,
+    directory: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Steps are kept where a 404 does not speak of their run, and the sync goes on with the next one."""
+    run, other = (gradmedic.init(base_url=unreachable, dir=directory) for _ in range(2))
+    for each in (run, other):
+        record(each, 0, 10)
+        assert not each.finish(timeout=0.3)
+    problem = wire.Problem(type="t", title="t", status=404, detail="d", error_code="not_found", request_id="r")
+    headers = {"content-type": wire.PROBLEM_MEDIA_TYPE}
+    proxy.fail(Fault("/runs", status=404, headers=headers, body=msgspec.json.encode(problem)))
+    assert main(["sync", str(directory), "--base-url", proxy.url]) == 2
+    assert f"{run.id} is kept, 10 steps" in capsys.readouterr().err
+    assert losses(client, other) == {i: float(i) for i in range(10)}
+    assert main(["sync", str(directory), "--base-url", service_url]) == 0
+    assert losses(client, run) == {i: float(i) for i in range(10)}
 
 
 def test_a_job_that_was_killed_goes_on_from_its_checkpoint(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import urllib.request
@@ -104,3 +105,18 @@ def test_service_install_creates_its_database(served: str, tmp_path: Path) -> No
     request = urllib.request.Request(f"{served}/api/v1/runs", data=body, headers=headers)  # noqa: S310
     with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
         assert answer.status == 201
+
+
+def test_service_install_shows_its_pages(served: str) -> None:
+    """Templates, scripts and styles are in the wheel: `/` is a page, and whatever it links to is there."""
+    with urllib.request.urlopen(f"{served}/", timeout=10) as answer:  # noqa: S310  # our own loopback URL
+        assert answer.headers["content-type"] == "text/html; charset=utf-8"
+        page = answer.read().decode()
+    assert "<h1>Runs</h1>" in page
+    linked = re.findall(r'(?:src|href)="(/static/[^"]+)"', page)
+    kinds = set()
+    for path in linked:
+        with urllib.request.urlopen(f"{served}{path}", timeout=10) as answer:  # noqa: S310
+            kinds.add(answer.headers["content-type"])
+            assert answer.read()
+    assert kinds == {"text/javascript; charset=utf-8", "text/css; charset=utf-8", "image/svg+xml"}

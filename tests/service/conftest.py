@@ -137,7 +137,7 @@ def serve(tmp_path: Path) -> Serve:
     """Start `gradmedic serve` on a free port; it is killed at the end if it has not ended."""
 
     @contextmanager
-    def start(database_url: str, *arguments: str, lease: float = 15.0) -> Iterator[Served]:
+    def start(database_url: str, *arguments: str, lease: float = 15.0, **environment: str) -> Iterator[Served]:
         command = [str(Path(sys.executable).parent / "gradmedic"), "serve", "--port", "0"]
         with (tmp_path / "serve.log").open("a") as log:
             process = subprocess.Popen(
@@ -145,7 +145,7 @@ def serve(tmp_path: Path) -> Serve:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env={"PATH": os.environ["PATH"], "GRADMEDIC_TRIAL_LEASE": str(lease)},
+                env={"PATH": os.environ["PATH"], "GRADMEDIC_TRIAL_LEASE": str(lease), **environment},
                 cwd=tmp_path,
             )
         with process:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
+
+TABLES: Final = Path(__file__).resolve().parents[2] / ".cache" / "tables"
 
 
 @dataclass(slots=True)
@@ -29,11 +34,19 @@ def _split(x: Tensor, y: Tensor, classes: int, share: float = 0.8) -> Dataset:
     return Dataset(x[train], y[train], x[held], y[held], classes)
 
 
-def _from_sklearn(name: str) -> tuple[Tensor, Tensor]:
-    from sklearn import datasets
+def _from_sklearn(name: str, **options: bool) -> tuple[Tensor, Tensor]:
+    """Return a table that scikit-learn ships; kept in a file, since importing it takes longer than a training."""
+    kept = TABLES / f"{name}.npz"
+    if not kept.exists():
+        from sklearn import datasets
 
-    bunch = getattr(datasets, f"load_{name}")()
-    return torch.tensor(np.asarray(bunch.data), dtype=torch.float32), torch.tensor(np.asarray(bunch.target))
+        bunch = getattr(datasets, f"load_{name}")(**options)
+        TABLES.mkdir(parents=True, exist_ok=True)
+        draft = kept.with_suffix(f".{os.getpid()}.npz")
+        np.savez(draft, x=bunch.data, y=bunch.target)
+        draft.replace(kept)
+    table = np.load(kept)
+    return torch.tensor(table["x"], dtype=torch.float32), torch.tensor(table["y"])
 
 
 def dataset(name: str, *, inputs: str = "std", label_noise: float = 0.0, targets: str = "std") -> Dataset:
@@ -63,10 +76,8 @@ def _make(name: str) -> Dataset:
             x, y = _from_sklearn(kind)
             return _split(x, y.long(), int(y.max()) + 1)
         case "diabetes":
-            from sklearn import datasets
-
-            x_, y_ = datasets.load_diabetes(return_X_y=True, scaled=False)
-            return _split(torch.tensor(x_, dtype=torch.float32), torch.tensor(y_, dtype=torch.float32)[:, None], 0)
+            x, y = _from_sklearn("diabetes", scaled=False)
+            return _split(x, y.float()[:, None], 0)
         case "blobs":
             classes = int(argument or 4)
             centres = torch.randn(classes, 2) * 5

@@ -59,7 +59,8 @@ class ActivationMeter:
         owned: their parameters.
         sampler: says which steps to measure.
         followers: what follows each parameter by its id, as far as a graph has shown it.
-        guard: runs what may fail, so that an error of ours is none of the training's.
+        guard: is told what failed if a function does, the function and its arguments, and calls it, so that an error
+            of ours is none of the training's.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class ActivationMeter:
         owned: Sequence[Owned],
         sampler: Sampler,
         followers: Callable[[], dict[int, Follower]],
-        guard: Callable[[Callable[[], None]], None],
+        guard: Callable[..., None],
     ) -> None:
         self._sampler = sampler
         self._followers = followers
@@ -122,7 +123,7 @@ class ActivationMeter:
         if torch.compiler.is_compiling() or not self._sampler.is_sampling or not torch.is_grad_enabled():
             return
         if isinstance(output, Tensor) and output.is_floating_point() and output.numel():
-            self._guard(lambda: self._look_at(module, output.detach()))
+            self._guard("activations could not be measured", self._look_at, module, output.detach())
 
     def __reduce__(self) -> tuple[type[_Inert], tuple[()]]:
         return _Inert, ()

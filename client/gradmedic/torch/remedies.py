@@ -17,9 +17,11 @@ Nothing here draws random numbers.
 from __future__ import annotations
 
 import itertools
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -29,6 +31,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gradmedic.exceptions import ConfigurationError, UsageError
 from gradmedic.remedies import REMEDIES, remedy_errors
+from gradmedic.torch.loss_scaling import LossScale
 from gradmedic.wire import Remedy
 
 AGC_EPSILON = 1e-3
@@ -47,6 +50,7 @@ ON_GRADIENTS = (
     "rescale_loss_gradient",
     "skip_nonfinite_steps",
     "switch_optimizer",
+    "scale_loss",
 )
 
 BESIDE_THE_OPTIMIZER = ("switch_optimizer", "weight_decay")
@@ -81,7 +85,8 @@ class Surgery:
     Args:
         optimizer: whose steps they change.
         models: whose parameters it updates.
-        remedies: of tier 1; their order does not matter.
+        remedies: of tier 1, and `scale_loss`; their order does not matter.
+        loss_scale: of the losses, for `scale_loss`: says which steps overflowed.
 
     Raises:
         NotApplicable: a remedy cannot be applied here; the message says which and why.
@@ -89,7 +94,13 @@ class Surgery:
         UsageError: remedies are applied to this optimizer already.
     """
 
-    def __init__(self, optimizer: Optimizer, models: Iterable[nn.Module], remedies: Sequence[Remedy]) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        models: Iterable[nn.Module],
+        remedies: Sequence[Remedy],
+        loss_scale: LossScale | None = None,
+    ) -> None:
         if is_treated(optimizer):
             raise UsageError("remedies are applied to this optimizer already; they cannot be applied twice")
         errors = [f"{error.path}: {error.message}" for error in remedy_errors("remedies", remedies)]
@@ -108,6 +119,11 @@ class Surgery:
         self._hidden: list[tuple[Tensor, Tensor]] = []
         self._grad_scale: Tensor | None = None
         self._is_skipped = False
+        self._loss_scale = loss_scale
+        self.has_stepped = False
+        """Whether the optimizer has made a step since."""
+        self.reason: str | None = None
+        """What was found to stand against a remedy after all."""
 
     def before(self) -> None:
         """Register what must happen before a step is measured, and what must happen after it and before that is."""
@@ -143,6 +159,10 @@ class Surgery:
 
     def _set_rates(self, optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
         self._restore(optimizer)  # what a step that raised may have left
+        if self._loss_scale is not None:
+            self._loss_scale.scale_back(_with_gradients(optimizer))
+            if hasattr(optimizer, "found_inf"):
+                del optimizer.found_inf  # of the step before; an optimizer that is not fused wants none
         factor = 1.0
         if (scaled := self._by_id.get("scale_learning_rate")) is not None:
             factor *= scaled["factor"]
@@ -164,7 +184,7 @@ class Surgery:
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Treat the gradients; those that a closure computes, whenever it has computed them."""
-        self._is_skipped = _found_inf(optimizer)
+        self._is_skipped = self._loss_scale is None and _found_inf(optimizer)
         closures = [value for value in (*args[1:], *kwargs.values()) if callable(value)]
         if not closures:
             self._treat_gradients(optimizer)
@@ -194,7 +214,11 @@ class Surgery:
         if has_switched and not is_skipped:
             self._step_inside(optimizer)
         self._restore(optimizer)
+        if self._loss_scale is not None:
+            skipped = torch.tensor(float(is_skipped))
+            optimizer.found_inf = skipped  # type: ignore[attr-defined]  # where a loss scaler says so, and `Watch` looks
         self._steps_taken += 1
+        self.has_stepped = True
 
     def _restore(self, optimizer: Optimizer) -> None:
         """Give back to the script what was changed for the length of a step."""
@@ -217,10 +241,16 @@ class Surgery:
     @torch.no_grad()
     def _treat_gradients(self, optimizer: Optimizer) -> None:
         parameters = _with_gradients(optimizer)
+        if self._loss_scale is not None:
+            self._loss_scale.scale_back(parameters)  # those that a closure computed
         if not parameters or not any(name in self._by_id for name in ON_GRADIENTS):
             return
         gradients = [_gradient(p) for p in parameters]
         self._unscale(optimizer, gradients)
+        if self._loss_scale is not None:
+            if not self.has_stepped and _is_in_loss_scaler():
+                self.reason = "scale_loss: the script scales its losses dynamically already"
+            self._is_skipped = self._loss_scale.note_step(gradients)
         if (rescaled := self._by_id.get("rescale_loss_gradient")) is not None:
             torch._foreach_mul_(gradients, rescaled["factor"])
         if "skip_nonfinite_steps" in self._by_id and not all(bool(g.isfinite().all()) for g in gradients):
@@ -320,8 +350,8 @@ class _Condition:
 
 def _check_applicable(by_id: Mapping[str, Any], optimizer: Optimizer, models: list[nn.Module]) -> None:
     for remedy in by_id:
-        if REMEDIES[remedy].tier != 1:
-            raise NotApplicable(f"{remedy} changes more than the optimizer, which is not possible here yet")
+        if REMEDIES[remedy].tier != 1 and remedy != "scale_loss":
+            raise NotApplicable(f"{remedy} changes more than the optimizer")
     for condition in _conditions(by_id, optimizer, models):
         for remedy in condition.remedies:
             if remedy in by_id:
@@ -375,6 +405,16 @@ def _found_inf(optimizer: Optimizer) -> bool:
     return isinstance(found, Tensor) and bool(found.item())
 
 
+def _is_in_loss_scaler() -> bool:
+    """Whether the step that is under way was called by torch's own loss scaler."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename.endswith("torch/amp/grad_scaler.py"):
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _with_gradients(optimizer: Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
 
@@ -396,64 +436,3 @@ def _clip_rows(parameter: Tensor, gradient: Tensor, clipping: float) -> None:
     norms = gradient.reshape(rows).norm(dim=1)
     factor = (bound / norms.clamp(min=CLIP_EPSILON)).clamp(max=1.0)
     gradient.mul_(factor.view(-1, *[1] * (gradient.ndim - 1)) if gradient.ndim > 1 else factor.reshape(()))
-
-
-def models_of(model: nn.Module | Mapping[str, nn.Module]) -> list[nn.Module]:
-    """Return the models that `watch()` was given."""
-    return list(model.values()) if isinstance(model, Mapping) else [model]
-
-
-def optimizers_of(optimizer: Optimizer | Iterable[Optimizer]) -> list[Optimizer]:
-    """Return the optimizers that `watch()` was given."""
-    return [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
-
-
-class Treatment:
-    """The remedies of all optimizers that one `watch()` names.
-
-    Args:
-        optimizers: those that are treated already are left alone: a script may watch two models of one optimizer.
-        models: whose parameters they update.
-        remedies: of the trial.
-
-    Raises:
-        NotApplicable: no optimizer can take them; a set of remedies is applied as a whole or not at all.
-        ConfigurationError: a remedy is unknown, named twice, or has a parameter out of range.
-    """
-
-    def __init__(
-        self, optimizers: Iterable[Optimizer], models: Iterable[nn.Module], remedies: Sequence[Remedy]
-    ) -> None:
-        self._surgeries: list[Surgery] = []
-        self.not_applied: list[str] = []
-        """Reasons of the optimizers that were left alone."""
-        kept = list(models)
-        for optimizer in optimizers:
-            if is_treated(optimizer):
-                continue
-            try:
-                self._surgeries.append(Surgery(optimizer, kept, remedies))
-            except NotApplicable as reason:
-                self.not_applied.append(str(reason))
-        if self.not_applied and not self._surgeries:
-            raise NotApplicable("; ".join(dict.fromkeys(self.not_applied)))
-
-    @property
-    def count(self) -> int:
-        """How many optimizers are treated."""
-        return len(self._surgeries)
-
-    def before(self) -> None:
-        """See `Surgery.before`."""
-        for surgery in self._surgeries:
-            surgery.before()
-
-    def after(self, listener: Observer | None = None) -> None:
-        """See `Surgery.after`."""
-        for surgery in self._surgeries:
-            surgery.after(listener)
-
-    def close(self) -> None:
-        """Leave every optimizer as it was."""
-        for surgery in self._surgeries:
-            surgery.close()

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,9 +122,10 @@ class Watch:
         self._clips_gradients: bool | None = None
         self._max_norm: float | None = None
         self._is_described = False
+        self._is_first_step = True
         self._has_early = False
         self._is_waiting_for_graph = False
-        self._steps = _Steps(self.statistics)
+        self._steps = _Steps(self)
         self._update: _Update | None = None
         self._untold: set[int] = set()  # ids of optimizers whose state does not tell their updates
         self._turn = 0
@@ -161,6 +161,7 @@ class Watch:
         """
         book.reserve(owned.name for owned in self._owned)
         self._book, self._sampler, self._before_first_step = book, sampler, before_first_step
+        self._clock = sampler.clock
         if self._sharding is not None:
             sampler.follow_first_process()
         self._first_batch = FirstBatch(next(iter(self._models.values())))
@@ -168,7 +169,7 @@ class Watch:
         self._first_graphs = [FirstGraph(model, self._take_graph) for model in self._models.values()]
         if self._with_activations:
             self._activations = ActivationMeter(
-                list(self._models.values()), self._owned, sampler, self._seen_followers, self._run_guarded
+                list(self._models.values()), self._owned, sampler, self._seen_followers, self._guard
             )
         for optimizer in self._optimizers:
             self._handles.append(optimizer.register_step_pre_hook(self._before_step))
@@ -187,7 +188,7 @@ class Watch:
         if self._activations is not None:
             self._activations.close()
         clipping.ignore(self)
-        self._steps, self._update = _Steps(self.statistics), None
+        self._steps, self._update = _Steps(self), None
         for slot in self._slots.values():
             slot.early = None
 
@@ -198,23 +199,24 @@ class Watch:
         if self._is_described:
             return
         self._is_described = True
-        with self._guard("the model could not be described"):
-            updated = {id(p) for p in self._updated_parameters()}
-            layers = self._describe_layers(self._owned, updated)
-            for owned, layer in zip(self._owned, layers, strict=True):
-                self._slots[id(owned.parameter)].position = self._book.add(layer)
-            self._described_optimizers = [describe_optimizer(optimizer) for optimizer in self._optimizers]
+        try:
+            self._describe_all()
+        except Exception as error:
+            self._give_up("the model could not be described", error)
 
     def training(self) -> wire.Training | None:
-        """Return what is known of how the models train; called by the sender's thread."""
+        """Return what is known of how the models train."""
         return self._training
 
-    def take(self) -> Taken:
+    def take(self) -> _Steps:
         """Return what was measured since the last call."""
-        with self._guard("a step could not be taken"):
-            self._first_target.close()  # the first step is over
-            self._update_training()
-            steps, self._steps = self._steps, _Steps(self.statistics)
+        taken, self._steps = self._steps, _Steps(self)
+        try:
+            if not self._is_described:
+                self.describe()
+            if self._is_first_step:
+                self._is_first_step = False
+                self._first_target.close()
             if self._has_early:
                 self._has_early = False
                 for slot in self._slots.values():
@@ -223,19 +225,19 @@ class Watch:
                 self._activations.forget()
             if self._scaler is not None:
                 scale_before, self._scale = self._scale, _scale_of(self._scaler)
-                steps.scale_before, steps.scale_after = scale_before, self._scale
-            return Taken(steps)
-        return Taken(_Steps(self.statistics))
+                taken.scale_before, taken.scale_after = scale_before, self._scale
+        except Exception as error:
+            self._give_up("a step could not be taken", error)
+        return taken
 
     def hold(self, number: Any) -> PendingNumber | float | None:
         """Return a tensor with one element as a number, or start copying it to the host."""
-        if not isinstance(number, Tensor) or number.numel() != 1:
+        if type(number) is Tensor and number.is_cpu and number.ndim == 0:
+            value: object = number.tolist()  # not item(): that lets other threads go first
+            return value if isinstance(value, float) else None
+        if not isinstance(number, Tensor) or number.is_cpu or number.numel() != 1:
             return None
-        if number.device.type != "cpu":
-            return _PendingTensor(UnderWay(number.detach().reshape(1)))
-        if number.dtype in (torch.float32, torch.float64):
-            return float(number.numpy(force=True).item())  # not item(): that lets other threads go first
-        return None
+        return _PendingTensor(UnderWay(number.detach().reshape(1)))
 
     def clip(self, max_norm: float) -> None:
         """Limit the norm of each optimizer's gradients from its next step on, after they were measured."""
@@ -249,14 +251,23 @@ class Watch:
 
     def before_clipping(self, parameters: list[Tensor]) -> None:
         """Measure gradients that are about to be clipped."""
-        with self._guard("clipping could not be observed"), torch.no_grad():
-            slots = [slot for p in parameters if (slot := self._slots.get(id(p))) is not None]
-            if not slots:
-                return
-            self._clips_gradients = True
-            if not self._sampler.is_sampling:
-                return
-            self._before_first_step()
+        self._guard("clipping could not be observed", self._look_before_clipping, parameters)
+
+    def after_clipping(self, parameters: list[Tensor], coefficient: Tensor | None) -> None:
+        """Remember that what changed the gradients was clipping, and by how much."""
+        self._guard("clipping could not be observed", self._look_after_clipping, parameters, coefficient)
+
+    def _look_before_clipping(self, parameters: list[Tensor]) -> None:
+        if not self._sampler.is_sampling and self._clips_gradients:
+            return
+        slots = [slot for p in parameters if (slot := self._slots.get(id(p))) is not None]
+        if not slots:
+            return
+        self._clips_gradients = True
+        if not self._sampler.is_sampling:
+            return
+        self._before_first_step()
+        with torch.no_grad():
             fresh = [slot for slot in slots if slot.parameter.grad is not None and not slot.is_early_valid()]
             for group in _by_device(fresh):
                 array = measure_gradients([_gradient_of(slot) for slot in group])
@@ -264,31 +275,41 @@ class Watch:
                     slot.early = _Early(array, row, _gradient_of(slot))
                     self._has_early = True
 
-    def after_clipping(self, parameters: list[Tensor], coefficient: Tensor | None) -> None:
-        """Remember that what changed the gradients was clipping, and by how much."""
-        with self._guard("clipping could not be observed"):
-            slots = [slot for p in parameters if (slot := self._slots.get(id(p))) is not None]
-            for slot in slots:
-                if slot.early is not None:
-                    slot.early.version = slot.early.gradient._version
-            if slots and coefficient is not None and (self._sampler.is_sampling or coefficient.device.type == "cpu"):
-                self._steps.coefficients.append(_host(coefficient))
+    def _look_after_clipping(self, parameters: list[Tensor], coefficient: Tensor | None) -> None:
+        slots = [slot for p in parameters if (slot := self._slots.get(id(p))) is not None]
+        for slot in slots:
+            if slot.early is not None:
+                slot.early.version = slot.early.gradient._version
+        if slots and coefficient is not None and (self._sampler.is_sampling or coefficient.device.type == "cpu"):
+            self._steps.coefficients.append(_host(coefficient))
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        with self._guard("a step could not be measured"), torch.no_grad():
-            # A closure computes the gradients during the step: then they are there afterwards only.
-            has_closure = any(callable(value) for value in (*args[1:], *kwargs.values()))
-            if has_closure and not self._is_described:
+        self._guard("a step could not be measured", self._look_before_step, optimizer, args, kwargs)
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
+        if self._update is not None or not self._is_described:
+            self._guard("a step could not be measured", self._look_after_step, optimizer)
+
+    def _look_before_step(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        # A closure computes the gradients during the step: then they are there afterwards only.
+        has_closure = any(callable(value) for value in (*args[1:], *kwargs.values()))
+        if not self._is_described:
+            if has_closure:
                 self._is_waiting_for_graph = True  # the closure calls the model: a moment when more is known
             else:
                 self._before_first_step()
-            if self._clips_gradients is None:
-                self._clips_gradients = False
-            self._steps.note(optimizer)
-            self._update = None
+        if self._clips_gradients is None:
+            self._clips_gradients = False
+        self._steps.note(optimizer)
+        self._update = None
+        if not self._sampler.is_sampling and self._max_norm is None:
+            return
+        with torch.no_grad():
             if self._sampler.is_sampling:
                 slots, groups = self._slots_of(optimizer, needs_gradient=not has_closure)
-                update = _Update(has_closure, _Steps(self.statistics) if self._sharding is not None else self._steps)
+                update = _Update(has_closure, _Steps(self) if self._sharding is not None else self._steps)
                 if not has_closure:
                     self._take_gradients(update.steps, slots, _tensor_or_none(optimizer, "grad_scale"))
                 self._turn += 1
@@ -307,13 +328,13 @@ class Watch:
             if self._max_norm is not None and not has_closure:
                 self._clip(optimizer, self._max_norm)
 
-    def _after_step(self, optimizer: torch.optim.Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
-        with self._guard("a step could not be measured"), torch.no_grad():
-            self._before_first_step()
-            update, self._update = self._update, None
-            if update is None:
-                return
-            is_told = True
+    def _look_after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self._before_first_step()
+        update, self._update = self._update, None
+        if update is None:
+            return
+        is_told = True
+        with torch.no_grad():
             try:
                 self._take_update(update)
             except UnknownUpdate as error:
@@ -419,6 +440,13 @@ class Watch:
 
     # --- describing ---------------------------------------------------------------------------------------------------
 
+    def _describe_all(self) -> None:
+        updated = {id(p) for p in self._updated_parameters()}
+        layers = self._describe_layers(self._owned, updated)
+        for owned, layer in zip(self._owned, layers, strict=True):
+            self._slots[id(owned.parameter)].position = self._book.add(layer)
+        self._described_optimizers = [describe_optimizer(optimizer) for optimizer in self._optimizers]
+
     def _describe_layers(self, owned: list[Owned], updated: set[int]) -> list[wire.Layer]:
         return describe_layers(owned, list(self._models.values()), updated, self._seen_followers())
 
@@ -453,46 +481,20 @@ class Watch:
 
     # --- safety -------------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _guard(self, what: str) -> Iterator[None]:
-        """Turn an error of ours into a warning, after which nothing more is observed; account for the time."""
-        begun = self._sampler.clock()
+    def _guard(self, what: str, look: Callable[..., None], *arguments: Any) -> None:
+        """Account for the time that looking takes; turn an error of ours into a warning."""
+        begun = self._clock()
         try:
-            yield
+            look(*arguments)
         except Exception as error:
-            self.close()
-            logger.warning("gradmedic: %s, so this model is no longer watched: %r", what, error)
+            self._give_up(what, error)
         finally:
-            self._sampler.spend(self._sampler.clock() - begun)
+            self._sampler.spend(self._clock() - begun)
 
-    def _run_guarded(self, look: Callable[[], None]) -> None:
-        with self._guard("activations could not be measured"):
-            look()
-
-
-class Taken:
-    """What was measured in one step, with arrays that may still be on their way."""
-
-    def __init__(self, steps: _Steps) -> None:
-        self._steps = steps
-
-    def read(self) -> Measurement:
-        """Return the measurement."""
-        steps = self._steps
-        skipped = any(array.read().max() > 0 for array in steps.found_inf)
-        scale = None
-        if steps.scale_before is not None and steps.scale_after is not None:
-            scale, scale_after = float(steps.scale_before.read()[0]), float(steps.scale_after.read()[0])
-            skipped = skipped or (not steps.has_stepped and scale_after < scale)
-        coefficients = [float(array.read()[0]) for array in steps.coefficients]
-        clip_coefficient = float(np.min(coefficients)) if coefficients else None  # NaN if any is
-        return Measurement(
-            row=None if skipped else steps.row(),
-            learning_rate=steps.learning_rate,
-            loss_scale=scale,
-            clip_coefficient=clip_coefficient,
-            skipped=skipped,
-        )
+    def _give_up(self, what: str, error: Exception) -> None:
+        """Observe nothing more."""
+        self.close()
+        logger.warning("gradmedic: %s, so this model is no longer watched: %r", what, error)
 
 
 class _Early:
@@ -544,10 +546,14 @@ class _Part:
 
 
 class _Steps:
-    """What happened since the last `log()`: usually one optimizer step."""
+    """What happened since the last `log()`, usually one optimizer step; what is measured may still be on its way."""
 
-    def __init__(self, statistics: tuple[str, ...]) -> None:
-        self._statistics = statistics
+    __slots__ = (
+        "_parts", "_watch", "coefficients", "found_inf", "has_stepped", "learning_rate", "scale_after", "scale_before",
+    )  # fmt: skip
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
         self._parts: list[_Part] = []
         self.has_stepped = False
         self.learning_rate: float | None = None
@@ -587,10 +593,27 @@ class _Steps:
             if part.rows is not None:
                 measured = measured[torch.from_numpy(part.rows).to(measured.device)]
             if table is None:
-                table = measured.new_zeros((len(slots), len(self._statistics)))
+                table = measured.new_zeros((len(slots), len(self._watch.statistics)))
             rows = torch.tensor([places[position] for position in part.positions.tolist()], device=table.device)
             table[rows, part.columns] = measured.to(table)
-        return torch.zeros((len(slots), len(self._statistics))) if table is None else table
+        return torch.zeros((len(slots), len(self._watch.statistics))) if table is None else table
+
+    def read(self) -> Measurement:
+        """Return the measurement; see `gradmedic.source.Pending`."""
+        self._watch._update_training()
+        skipped = any(array.read().max() > 0 for array in self.found_inf)
+        scale = None
+        if self.scale_before is not None and self.scale_after is not None:
+            scale, scale_after = float(self.scale_before.read()[0]), float(self.scale_after.read()[0])
+            skipped = skipped or (not self.has_stepped and scale_after < scale)
+        coefficients = [float(array.read()[0]) for array in self.coefficients]
+        return Measurement(
+            row=None if skipped else self.row(),
+            learning_rate=self.learning_rate,
+            loss_scale=scale,
+            clip_coefficient=float(np.min(coefficients)) if coefficients else None,  # NaN if any is
+            skipped=skipped,
+        )
 
     def row(self) -> Row | None:
         """Return the statistics of all layers that were touched; of several optimizer steps, the last.
@@ -600,7 +623,7 @@ class _Steps:
         if not self._parts or any(part.array.read().size == 0 for part in self._parts):
             return None
         touched, values = self._join()
-        return Row(self._statistics, touched, to_float32(values))
+        return Row(self._watch.statistics, touched, to_float32(values))
 
     def _fold(self) -> None:
         """Keep of what is held only what will count in the end."""
@@ -618,7 +641,7 @@ class _Steps:
         else:
             touched = np.unique(np.concatenate([part.positions for part in self._parts]))
             places = None
-        values = np.zeros((len(touched), len(self._statistics)))
+        values = np.zeros((len(touched), len(self._watch.statistics)))
         worst = np.zeros(len(touched))
         for part in self._parts:
             array = part.array.read()

@@ -7,28 +7,38 @@ send no body.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from anyio import to_thread
 from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gradmedic_service.access.browsers import OWN_ORIGIN_HEADERS, SAFE_METHODS
 from gradmedic_service.access.keyring import Keyring
 from gradmedic_service.access.principal import LOOPBACK, Principal
+from gradmedic_service.db import Database
 from gradmedic_service.errors import (
     ApiKeyExpired,
     ApiKeyMissing,
     ApiKeyRevoked,
     ApiKeyUnknown,
+    CrossOrigin,
     DatabaseBusy,
     DatabaseUnavailable,
     ServiceError,
+    SessionEnded,
     TooManyRequests,
 )
 
+SESSION_COOKIE = "gradmedic_session"
 REFUSALS = (
     ApiKeyMissing,
     ApiKeyUnknown,
     ApiKeyRevoked,
     ApiKeyExpired,
+    SessionEnded,
+    CrossOrigin,
     TooManyRequests,
     DatabaseBusy,
     DatabaseUnavailable,
@@ -48,7 +58,7 @@ class Authentication:
             await self._app(scope, receive, send)
             return
         try:
-            found: Principal | ServiceError = await _authenticate(scope)
+            found: Principal | ServiceError = await authenticate(scope)
         except ServiceError as error:
             found = error
         scope.setdefault("state", {})["authenticated"] = found
@@ -76,12 +86,17 @@ def authenticated(scope: Scope) -> Principal:
     return found
 
 
-async def _authenticate(scope: Scope) -> Principal:
+async def authenticate(scope: Scope) -> Principal:
+    """Find out who asks, now. Raises one of REFUSALS."""
     state = scope["app"].state
-    header = Headers(scope=scope).get("authorization")
+    headers = Headers(scope=scope)
+    header = headers.get("authorization")
     if header is None:
         if not state.requires_keys:
             return LOOPBACK
+        cookie = cookie_parser(headers.get("cookie", "")).get(SESSION_COOKIE)
+        if cookie is not None:
+            return await _authenticate_session(scope, headers, cookie)
         raise ApiKeyMissing(
             "The request has no `Authorization: Bearer <api key>`. The client takes the key from GRADMEDIC_API_KEY; "
             "`gradmedic api-key create` makes one."
@@ -92,11 +107,7 @@ async def _authenticate(scope: Scope) -> Principal:
         raise ApiKeyMissing("`Authorization` must be `Bearer <api key>`.")
     keyring: Keyring = state.keyring
     try:
-        known = keyring.recall(secret)
-        if known is None:
-            known = await _look_up(scope, keyring, secret)
-        state.rates.count_request(str(known.key_id), known.name)
-        return known
+        return await _recognize(scope, keyring.recall, keyring.look_up, secret)
     except ServiceError as error:
         if state.requires_keys or error.status != ApiKeyMissing.status:
             raise
@@ -104,14 +115,37 @@ async def _authenticate(scope: Scope) -> Principal:
         raise type(error)(detail) from None
 
 
-async def _look_up(scope: Scope, keyring: Keyring, secret: str) -> Principal:
-    """Ask the database, unless an address has had it asked for unknown keys too often."""
+async def _authenticate_session(scope: Scope, headers: Headers, cookie: str) -> Principal:
+    """Recognize a browser, which sends its cookie by itself: what changes something must say which page asks.
+
+    `BrowserGuard` has refused it already where that page is another site's.
+    """
+    if scope["method"] not in SAFE_METHODS and not any(name in headers for name in OWN_ORIGIN_HEADERS):
+        raise CrossOrigin("With a session, what changes something must come from a page: send `Origin`, or an API key.")
+    keyring: Keyring = scope["app"].state.keyring
+    return await _recognize(scope, keyring.recall_session, keyring.look_up_session, cookie)
+
+
+async def _recognize(
+    scope: Scope,
+    recall: Callable[[str], Principal | None],
+    look_up: Callable[[Database, str], Principal],
+    secret: str,
+) -> Principal:
+    """Find out whose secret it is, and count the request.
+
+    The database is asked where nobody here knows, unless an address has had it asked for unknown secrets too often.
+    """
     state = scope["app"].state
-    address = (scope.get("client") or ("",))[0]
-    if not keyring.knows(secret):
-        state.rates.check_attempts(address)
-    try:
-        return await to_thread.run_sync(keyring.look_up, state.database, secret)
-    except ApiKeyUnknown:
-        state.rates.count_failure(address)
-        raise
+    known = recall(secret)
+    if known is None:
+        address = (scope.get("client") or ("",))[0]
+        if not state.keyring.knows(secret):
+            state.rates.check_attempts(address)
+        try:
+            known = await to_thread.run_sync(look_up, state.database, secret)
+        except (ApiKeyUnknown, SessionEnded):
+            state.rates.count_failure(address)
+            raise
+    state.rates.count_request(str(known.key_id), known.name)
+    return known

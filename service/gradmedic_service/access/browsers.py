@@ -18,6 +18,8 @@ from gradmedic_service.errors import CrossOrigin, HostNotAllowed
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+OWN_ORIGIN_HEADERS = ("origin", "sec-fetch-site")
+"""By either a browser says which page a request is from; whoever is not a browser need not."""
 OWN_SITES = ("same-origin", "none")
 """`Sec-Fetch-Site` of the service's own pages, and of what a person typed. Another port is `same-site`: not its own."""
 

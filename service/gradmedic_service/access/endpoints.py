@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -10,11 +10,14 @@ from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response, st
 
 from gradmedic import wire
 from gradmedic_service.access import service
-from gradmedic_service.access.authorization import MayAdminister
+from gradmedic_service.access.authentication import SESSION_COOKIE
+from gradmedic_service.access.authorization import AnyKey, MayAdminister
 from gradmedic_service.access.keyring import Keyring
+from gradmedic_service.access.principal import Principal
 from gradmedic_service.access.schemas import check_create
 from gradmedic_service.dependencies import DatabaseDependency, LimitsDependency, check_max_results, json_only
 from gradmedic_service.errors import (
+    ApiKeyMissing,
     ApiKeyNotFound,
     BodyTooLarge,
     InvalidRequest,
@@ -111,6 +114,67 @@ def revoke_api_key(
     with database.writing() as session:
         service.revoke_key(session, principal, key_id)
     keyring.forget()
+
+
+@router.post(
+    "/session",
+    status_code=status.HTTP_201_CREATED,
+    response_model=wire.BrowserSession,
+    responses=documented(ApiKeyMissing),
+)
+def open_session(
+    principal: AnyKey,
+    request: Request,
+    database: DatabaseDependency,
+    response: Response,
+) -> wire.BrowserSession:
+    """Exchange the API key of this request for a cookie that a browser's scripts cannot read.
+
+    The session reaches what the key reaches, and ends with it, after a week, or when it is closed.
+    """
+    with database.writing() as session:
+        # A session does not open another one, which would outlive it.
+        opening = principal if "authorization" in request.headers else replace(principal, key_id=None)
+        token, expires_at = service.open_session(session, opening)
+    response.set_cookie(
+        SESSION_COOKIE,
+        token,
+        expires=expires_at,
+        path="/",
+        secure=request.url.scheme == "https",
+        httponly=True,
+        samesite="strict",
+    )
+    return _session_of(principal)
+
+
+@router.get("/session", response_model=wire.BrowserSession)
+def read_session(principal: AnyKey) -> wire.BrowserSession:
+    """Return who asks, and what they may do."""
+    return _session_of(principal)
+
+
+@router.delete("/session", status_code=status.HTTP_204_NO_CONTENT)
+def close_session(
+    principal: AnyKey, request: Request, database: DatabaseDependency, keyring: KeyringDependency, response: Response
+) -> None:
+    """End the session of this browser. The key goes on."""
+    token = request.cookies.get(SESSION_COOKIE)
+    if token is not None:
+        with database.writing() as session:
+            service.close_session(session, principal, token)
+        keyring.forget()
+    response.delete_cookie(SESSION_COOKIE, path="/", httponly=True, samesite="strict")
+
+
+def _session_of(principal: Principal) -> wire.BrowserSession:
+    return wire.BrowserSession(
+        name=principal.name,
+        key_id=principal.key_id,
+        project=principal.project,
+        run_id=principal.run_id,
+        scopes=[scope for scope in wire.SCOPES if scope in principal.scopes],
+    )
 
 
 @router.get("/audit-records", response_model=wire.AuditRecordList, responses=documented(InvalidRequest))

@@ -20,8 +20,8 @@ import structlog
 from gradmedic_service.access import repository
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.access.secrets import digest_of, is_secret, recognizable_part
-from gradmedic_service.db import Database
-from gradmedic_service.errors import ApiKeyExpired, ApiKeyRevoked, ApiKeyUnknown, ServiceError
+from gradmedic_service.db import Database, Session
+from gradmedic_service.errors import ApiKeyExpired, ApiKeyRevoked, ApiKeyUnknown, ServiceError, SessionEnded
 
 VERIFIED_SECONDS = 5.0
 """How long a process believes what it read about a key: the longest that a revoked key is still accepted."""
@@ -35,7 +35,7 @@ _logger = structlog.get_logger("gradmedic.access")
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What the database said about a secret, and when."""
+    """What the database said about a secret or a session's cookie, and when."""
 
     key: repository.StoredKey | None
     principal: Principal | None
@@ -62,18 +62,34 @@ class Keyring:
         return self._accept(known, digest, secret)
 
     def knows(self, secret: str) -> bool:
-        """Whether the secret was somebody's when it was last looked up."""
+        """Whether the secret, or a session's cookie, was somebody's when it was last looked up."""
         known = self._known.get(digest_of(secret))
         return known is not None and known.key is not None
+
+    def recall_session(self, cookie: str) -> Principal | None:
+        """Return whose session it is, None where the database must be asked. Raises as `look_up_session` does."""
+        known = self._known.get(digest_of(cookie))
+        if known is None or self._clock() - known.read_at >= VERIFIED_SECONDS:
+            return None
+        return self._accept_session(known)
+
+    def look_up_session(self, database: Database, cookie: str) -> Principal:
+        """Ask the database whose session it is. Raises SessionEnded, ApiKeyRevoked, ApiKeyExpired."""
+        return self._accept_session(self._read(database, digest_of(cookie), repository.find_by_session))
 
     def look_up(self, database: Database, secret: str) -> Principal:
         """Ask the database whose secret it is. Raises ApiKeyUnknown, ApiKeyRevoked, ApiKeyExpired."""
         if not is_secret(secret):
             raise ApiKeyUnknown("The API key does not have the form of one of gradmedic's: was it cut short?")
         digest = digest_of(secret)
+        return self._accept(self._read(database, digest, repository.find_by_digest), digest, secret)
+
+    def _read(
+        self, database: Database, digest: bytes, find: Callable[[Session, bytes], repository.StoredKey | None]
+    ) -> _Known:
         read_at, forgotten = self._clock(), self._forgotten
         with database.reading() as session:
-            key = repository.find_by_digest(session, digest)
+            key = find(session, digest)
         principal = None
         if key is not None:
             principal = Principal(
@@ -86,7 +102,7 @@ class Keyring:
                 self._known.move_to_end(digest)
             while len(self._known) > KNOWN_KEYS:
                 self._known.popitem(last=False)
-        return self._accept(known, digest, secret)
+        return known
 
     def forget(self) -> None:
         """Believe nothing that was read before: a key was made or revoked."""
@@ -120,6 +136,17 @@ class Keyring:
                 f"The API key {recognizable_part(secret)}... is not one of this service's; "
                 "`gradmedic api-key list` shows those that are."
             )
+        return self._accept_key(key, principal)
+
+    def _accept_session(self, known: _Known) -> Principal:
+        key, principal = known.key, known.principal
+        if key is None or principal is None or key.session_expires_at is None:
+            raise SessionEnded("The session has ended: log in again.")
+        if key.session_expires_at <= datetime.now(UTC):
+            raise SessionEnded(f"The session ended at {key.session_expires_at:%FT%TZ}: log in again.")
+        return self._accept_key(key, principal)
+
+    def _accept_key(self, key: repository.StoredKey, principal: Principal) -> Principal:
         now = datetime.now(UTC)
         if key.revoked_at is not None:
             raise ApiKeyRevoked(f"The API key {key.name!r} ({key.prefix}...) was revoked at {key.revoked_at:%FT%TZ}.")

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TypeVar, cast
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Table, bindparam, exists, or_, select, update
+from sqlalchemy import ColumnElement, Table, bindparam, delete, exists, or_, select, update
 from sqlalchemy.orm import Session
 
 from gradmedic_service import models
@@ -16,7 +16,8 @@ from gradmedic_service import models
 Listed = TypeVar("Listed", models.ApiKey, models.AuditRecord)
 
 _KEYS = cast("Table", models.ApiKey.__table__)
-_FIND = select(
+_SESSIONS = cast("Table", models.BrowserSession.__table__)
+_KEY_COLUMNS = (
     _KEYS.c.id,
     _KEYS.c.name,
     _KEYS.c.prefix,
@@ -26,7 +27,13 @@ _FIND = select(
     _KEYS.c.scopes,
     _KEYS.c.expires_at,
     _KEYS.c.revoked_at,
-).where(_KEYS.c.digest == bindparam("wanted"))
+)
+_FIND = select(*_KEY_COLUMNS).where(_KEYS.c.digest == bindparam("wanted"))
+_FIND_SESSION = (
+    select(*_KEY_COLUMNS, _SESSIONS.c.expires_at.label("session_expires_at"))
+    .join(_SESSIONS, _SESSIONS.c.key_id == _KEYS.c.id)
+    .where(_SESSIONS.c.digest == bindparam("wanted"))
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +49,32 @@ class StoredKey:
     scopes: list[str]
     expires_at: datetime | None
     revoked_at: datetime | None
+    session_expires_at: datetime | None = None
+    """Of the session through which it was found."""
 
 
 def find_by_digest(session: Session, digest: bytes) -> StoredKey | None:
     """Read the key whose secret has a digest."""
     row = session.execute(_FIND, {"wanted": digest}).one_or_none()
     return None if row is None else StoredKey(**row._mapping)
+
+
+def find_by_session(session: Session, digest: bytes) -> StoredKey | None:
+    """Read the key whose session's cookie has a digest."""
+    row = session.execute(_FIND_SESSION, {"wanted": digest}).one_or_none()
+    return None if row is None else StoredKey(**row._mapping)
+
+
+def add_session(session: Session, row: models.BrowserSession) -> None:
+    """Store a session, and remove those that have ended."""
+    session.execute(delete(models.BrowserSession).where(models.BrowserSession.expires_at <= row.created_at))
+    session.add(row)
+
+
+def remove_session(session: Session, key_id: UUID, digest: bytes) -> None:
+    """Remove a session of a key, if it is there."""
+    row = models.BrowserSession
+    session.execute(delete(row).where(row.digest == digest, row.key_id == key_id))
 
 
 def find(session: Session, key_id: UUID, *, is_locked: bool = False) -> models.ApiKey | None:

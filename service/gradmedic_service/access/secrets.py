@@ -43,6 +43,11 @@ def without_secrets(text: str) -> str:
     return SECRET_PATTERN.sub(lambda found: f"{recognizable_part(found.group())}...", text)
 
 
+def new_session_token() -> str:
+    """Return the value of a new session's cookie."""
+    return secrets.token_urlsafe(RANDOM_BYTES)
+
+
 def digest_of(secret: str) -> bytes:
     """Return what is stored of a secret."""
     return hashlib.sha256(secret.encode()).digest()

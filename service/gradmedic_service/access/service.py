@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from gradmedic import wire
@@ -12,15 +12,17 @@ from gradmedic_service import models
 from gradmedic_service.access import repository
 from gradmedic_service.access.keyring import Keyring
 from gradmedic_service.access.principal import OPERATOR, TICKET, Principal
-from gradmedic_service.access.secrets import digest_of, new_secret, recognizable_part
+from gradmedic_service.access.secrets import digest_of, new_secret, new_session_token, recognizable_part
 from gradmedic_service.db import Session
-from gradmedic_service.errors import ApiKeyNotFound, InvalidRequest
+from gradmedic_service.errors import ApiKeyMissing, ApiKeyNotFound, InvalidRequest
 from gradmedic_service.ids import new_id
 from gradmedic_service.pages import position_of, token_of
 from gradmedic_service.projects import repository as projects
 
 KEYS = "api keys"
 RECORDS = "audit records"
+SESSION_SECONDS = 7 * 24 * 3600
+"""A week: long enough not to paste a key every morning."""
 
 
 def create_key(
@@ -93,6 +95,28 @@ def revoke_key(session: Session, by: Principal, key_id: UUID) -> models.ApiKey:
         key.revoked_at = datetime.now(UTC)
         record(session, by, "revoke_api_key", key_id, key.project)
     return key
+
+
+def open_session(session: Session, by: Principal) -> tuple[str, datetime]:
+    """Exchange the key of a principal for a session; return its cookie's value and when it ends."""
+    if by.key_id is None:
+        raise ApiKeyMissing("A session is opened with an API key: send `Authorization: Bearer <api key>`.")
+    now = datetime.now(UTC)
+    key = repository.find(session, by.key_id)
+    expires_at = now + timedelta(seconds=SESSION_SECONDS)
+    if key is not None and key.expires_at is not None:
+        expires_at = min(expires_at, key.expires_at)
+    token = new_session_token()
+    row = models.BrowserSession(digest=digest_of(token), key_id=by.key_id, created_at=now, expires_at=expires_at)
+    repository.add_session(session, row)
+    record(session, by, "open_session", by.key_id, by.project)
+    return token, expires_at
+
+
+def close_session(session: Session, by: Principal, token: str) -> None:
+    """End a session of a principal; once is enough."""
+    if by.key_id is not None:
+        repository.remove_session(session, by.key_id, digest_of(token))
 
 
 def list_keys(

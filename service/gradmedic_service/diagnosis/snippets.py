@@ -10,6 +10,20 @@ from typing import Final
 
 from gradmedic_service.diagnosis.report import Remedy
 
+
+def _start(initialize: str, imports: str = "") -> str:
+    """Return code that initializes every layer, gate by gate where a weight is stacked of several."""
+    return f"""{imports}for module in model.modules():
+    if isinstance(module, (torch.nn.Linear, torch.nn.modules.conv._ConvNd)):
+        {initialize}(module.weight)
+        if module.bias is not None:
+            torch.nn.init.zeros_(module.bias)
+    elif isinstance(module, torch.nn.RNNBase):
+        for name, p in module.named_parameters():
+            for gate in p.data.chunk(len(p) // module.hidden_size):
+                {initialize}(gate) if name.startswith("weight") else gate.zero_()"""
+
+
 _TORCH: Final = {
     "clip_grad_norm": "torch.nn.utils.clip_grad_norm_(model.parameters(), {max_norm})  # before optimizer.step()",
     "clip_grad_value": "torch.nn.utils.clip_grad_value_(model.parameters(), {clip_value})  # before optimizer.step()",
@@ -22,28 +36,30 @@ _TORCH: Final = {
     "scale_learning_rate": "for group in optimizer.param_groups:\n    group['lr'] *= {factor}",
     "warm_up": "scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.01, total_iters={steps})",
     "rescale_loss_gradient": "(loss * {factor}).backward()",
-    "reinitialize": "for p in model.parameters():\n    if p.ndim >= 2:\n        torch.nn.init.{scheme}_(p)",
-    "reinitialize:lecun_normal": (
-        "for p in model.parameters():\n    if p.ndim >= 2:\n"
-        "        torch.nn.init.kaiming_normal_(p, nonlinearity='linear')  # LeCun: variance 1 / fan_in"
+    "reinitialize": _start("torch.nn.init.{scheme}_"),
+    "reinitialize:lecun_normal": _start(
+        "functools.partial(torch.nn.init.kaiming_normal_, nonlinearity='linear')", "import functools\n\n"
     ),
-    "replace_activation": "activation = torch.nn.{activation}()  # in place of the hidden activations",
-    "replace_activation:SELU": (
-        "activation = torch.nn.SELU()  # in place of the hidden activations\n"
-        "torch.nn.init.kaiming_normal_(layer.weight, nonlinearity='linear')  # LeCun: variance 1 / fan_in"
+    "replace_activation": "activation = torch.nn.{activation}()  # the hidden ones; gates and the output's stay",
+    "insert_normalization": (
+        "block = torch.nn.Sequential(\n    torch.nn.Linear(n_in, n_out), "
+        "torch.nn.{kind}(n_out, elementwise_affine=False), activation\n)"
     ),
-    "replace_activation:ReLU": (
-        "activation = torch.nn.ReLU()  # in place of the hidden activations\n"
-        "torch.nn.init.kaiming_normal_(layer.weight, nonlinearity='relu')"
+    "insert_normalization:BatchNorm": (
+        "block = torch.nn.Sequential(  # BatchNorm2d behind a convolution\n"
+        "    torch.nn.Linear(n_in, n_out), torch.nn.BatchNorm1d(n_out, affine=False), activation\n)"
     ),
-    "insert_normalization": "torch.nn.Sequential(torch.nn.Linear(n_in, n_out), torch.nn.{kind}(n_out), activation)",
-    "add_residual": "x = x + block(x)  # around blocks that keep the shape",
+    "add_residual": "x = x + activation(layer(x))  # around layers that keep the shape",
     "replace_recurrent_cell": "rnn = torch.nn.{cell}(input_size, hidden_size, batch_first=True)",
+    "replace_recurrent_cell:LSTM": (
+        "rnn = torch.nn.LSTM(input_size, hidden_size, batch_first=True)\n"
+        "output, (hidden, cell) = rnn(x)  # the state is a pair: hand both back"
+    ),
     "truncate_backpropagation": "hidden = hidden.detach()  # between pieces of {time_steps} time steps",
     "standardize_inputs": "x = (x - x_train.mean(0)) / x_train.std(0)",
     "standardize_targets": "y = (y - y_train.mean()) / y_train.std()",
     "switch_optimizer": "optimizer = torch.optim.{optimizer}(model.parameters(), lr={learning_rate})",
-    "weight_normalization": "layer = torch.nn.utils.parametrizations.weight_norm(layer)",
+    "weight_normalization": "layer = torch.nn.utils.parametrizations.weight_norm(layer)  # each Linear and Conv",
     "weight_decay": "optimizer = torch.optim.AdamW(model.parameters(), weight_decay={weight_decay})",
     "l1_penalty": "loss = loss + {strength} * sum(p.abs().sum() for p in model.parameters())",
     "reduce_weight_decay": "for group in optimizer.param_groups:\n    group['weight_decay'] *= {factor}",
@@ -73,11 +89,10 @@ _KERAS: Final = {
     "reinitialize:xavier_uniform": "keras.layers.Dense(units, kernel_initializer='glorot_uniform')",
     "reinitialize:orthogonal": "keras.layers.SimpleRNN(units, recurrent_initializer='orthogonal')",
     "replace_activation": "keras.layers.Dense(units, activation='{activation}'.lower())",
-    "replace_activation:ReLU": "keras.layers.Dense(units, activation='relu', kernel_initializer='he_normal')",
-    "replace_activation:SELU": "keras.layers.Dense(units, activation='selu', kernel_initializer='lecun_normal')",
     "replace_activation:LeakyReLU": "keras.layers.Dense(units, activation='leaky_relu')",
     "insert_normalization": "keras.layers.LayerNormalization()  # between a Dense layer and its activation",
-    "insert_normalization:BatchNorm1d": "keras.layers.BatchNormalization()  # between a Dense layer and its activation",
+    "insert_normalization:RMSNorm": "keras.layers.RMSNormalization()  # between a Dense layer and its activation",
+    "insert_normalization:BatchNorm": "keras.layers.BatchNormalization()  # between a Dense layer and its activation",
     "add_residual": "x = keras.layers.Add()([x, block(x)])  # around blocks that keep the shape",
     "replace_recurrent_cell": "keras.layers.{cell}(units)",
     "truncate_backpropagation": "# cut the sequences into pieces of {time_steps} and use stateful=True",
@@ -104,11 +119,14 @@ _JAX: Final = {
     "reinitialize:kaiming_normal": "flax.linen.Dense(units, kernel_init=jax.nn.initializers.he_normal())",
     "reinitialize:xavier_uniform": "flax.linen.Dense(units, kernel_init=jax.nn.initializers.glorot_uniform())",
     "replace_activation": "x = jax.nn.elu(x)",
-    "replace_activation:ReLU": "x = jax.nn.relu(x)  # with he_normal initialization",
-    "replace_activation:SELU": "x = jax.nn.selu(x)  # with lecun_normal initialization",
+    "replace_activation:ReLU": "x = jax.nn.relu(x)",
+    "replace_activation:SELU": "x = jax.nn.selu(x)",
+    "replace_activation:GELU": "x = jax.nn.gelu(x)",
+    "replace_activation:Tanh": "x = jax.nn.tanh(x)",
     "replace_activation:LeakyReLU": "x = jax.nn.leaky_relu(x)",
     "insert_normalization": "x = flax.linen.LayerNorm()(x)",
-    "insert_normalization:BatchNorm1d": "x = flax.linen.BatchNorm(use_running_average=not training)(x)",
+    "insert_normalization:RMSNorm": "x = flax.linen.RMSNorm()(x)",
+    "insert_normalization:BatchNorm": "x = flax.linen.BatchNorm(use_running_average=not training)(x)",
     "replace_recurrent_cell": "flax.linen.RNN(flax.linen.{cell}Cell(features))",
     "replace_recurrent_cell:LSTM": "flax.linen.RNN(flax.linen.OptimizedLSTMCell(features))",
     "truncate_backpropagation": "carry = jax.lax.stop_gradient(carry)  # between pieces of {time_steps} time steps",

@@ -16,10 +16,19 @@ from gradmedic.wire import FieldError, Remedy, TrainableParameter
 from gradmedic_service.errors import InvalidRequest, NotRerunnable
 
 COMPOUNDS = (
+    ("standardize_inputs", "standardize_targets"),
     ("clip_grad_norm", "scale_learning_rate"),
     ("switch_optimizer", "clip_grad_norm"),
+    ("replace_recurrent_cell", "clip_grad_norm"),
+    ("reinitialize", "scale_learning_rate"),
+    ("reinitialize", "clip_grad_norm"),
+    ("insert_normalization", "scale_learning_rate"),
 )
 """Remedies of the advice that are also tried together: where one alone is not enough, these often are."""
+INITIALIZATIONS = {"SELU": "lecun_normal", "Tanh": "xavier_uniform"}
+"""Of the activations that need another than He's; Klambauer et al. 2017 for SELU, Glorot and Bengio 2010 for tanh."""
+MAX_COMPOUNDS = 6
+"""So many pairs, those of the most promising remedies first, beside the single ones."""
 
 
 def candidates_of_advice(
@@ -30,14 +39,22 @@ def candidates_of_advice(
     possible = [
         remedy
         for remedy in remedies
-        if (REMEDIES[remedy.id].tier == 1 or _is_carried_out(remedy, parameters))
+        if (REMEDIES[remedy.id].tier <= 2 or _is_carried_out(remedy, parameters))
         and not list(_placing_errors("", remedy, parameters))
     ]
     first: dict[str, Remedy] = {}
     for remedy in possible:
         first.setdefault(remedy.id, remedy)
-    compounds = [[first[one], first[other]] for one, other in COMPOUNDS if one in first and other in first]
-    return [[remedy] for remedy in possible] + compounds
+    ranks = {id: rank for rank, id in enumerate(first)}
+    pairs = [[first[one], first[other]] for one, other in COMPOUNDS if one in first and other in first]
+    pairs.sort(key=lambda pair: sum(ranks[remedy.id] for remedy in pair))
+    # An activation in weights that were drawn for another one often learns no better: it is tried with its own, too.
+    started = [
+        [remedy, _initialization_of(remedy)]
+        for remedy in possible
+        if remedy.id == "replace_activation" and not _is_carried_out(remedy, parameters)
+    ]
+    return [[remedy] for remedy in possible] + (started + pairs)[:MAX_COMPOUNDS]
 
 
 def check_candidates(candidates: Sequence[Sequence[Remedy]], parameters: Sequence[TrainableParameter]) -> None:
@@ -133,6 +150,11 @@ def _remedy_name_error(parameter: TrainableParameter) -> str | None:
     if kind.parameters:
         return None
     return f"{id} has no parameters" if of else None if parameter.type == "bool" else f"{id} is done or not: a bool"
+
+
+def _initialization_of(activation: Remedy) -> Remedy:
+    scheme = INITIALIZATIONS.get(str(activation.parameters["activation"]), "kaiming_normal")
+    return Remedy(id="reinitialize", parameters={"scheme": scheme})
 
 
 def _is_carried_out(remedy: Remedy, parameters: Sequence[TrainableParameter]) -> bool:

@@ -7,8 +7,8 @@ joined row as it was before the wait. Locks are taken in one order: project, rer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from uuid import UUID
@@ -133,6 +133,47 @@ def page(session: Session, query: RerunQuery, size: int) -> Sequence[models.Reru
 def has_rerun(session: Session, run_id: UUID) -> bool:
     """Whether a run was ever rerun."""
     return bool(session.scalar(select(exists().where(models.Rerun.run_id == run_id))))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RerunPulse:
+    """How a rerun stands, in the few words that change while it is under way."""
+
+    rerun_id: UUID
+    status: str
+    trials: dict[str, int]
+    """How many there are of each status."""
+    revision: int
+    """Grows with whatever its trials' runs are told."""
+
+
+def pulses(session: Session, run_ids: Collection[UUID]) -> dict[UUID, list[RerunPulse]]:
+    """Read how the reruns of some runs stand, by one query, the oldest first; runs without any are missing."""
+    rerun, trial, attempt, run = models.Rerun, models.Trial, models.Attempt, models.Run
+    is_latest = (attempt.trial_id == trial.id) & (attempt.number == trial.attempt)
+    rows = session.execute(
+        select(
+            rerun.run_id,
+            rerun.id,
+            rerun.status,
+            trial.status.label("trials"),
+            func.count(trial.id).label("number"),
+            func.coalesce(func.sum(run.revision + 1), 0).label("revision"),
+        )
+        .outerjoin(trial, trial.rerun_id == rerun.id)
+        .outerjoin(attempt, is_latest)
+        .outerjoin(run, run.id == attempt.run_id)
+        .where(rerun.run_id.in_(run_ids))
+        .group_by(rerun.run_id, rerun.id, rerun.status, trial.status)
+        .order_by(rerun.id, trial.status)
+    )
+    found: dict[UUID, dict[UUID, RerunPulse]] = {}
+    for row in rows:
+        of_run = found.setdefault(row.run_id, {})
+        before = of_run.get(row.id) or RerunPulse(rerun_id=row.id, status=row.status, trials={}, revision=0)
+        trials = before.trials if row.trials is None else before.trials | {row.trials: row.number}
+        of_run[row.id] = replace(before, trials=trials, revision=before.revision + int(row.revision))
+    return {run_id: list(of_run.values()) for run_id, of_run in found.items()}
 
 
 @dataclass(frozen=True, slots=True)

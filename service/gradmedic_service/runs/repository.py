@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, delete, exists, or_, select, tuple_
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, or_, select, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, joinedload, selectinload
 
 from gradmedic_service import models
+from gradmedic_service.runs.stalling import status_of
 
 SortKey = Literal["created_at", "updated_at", "name"]
 """Columns to sort by; none of them is ever null."""
@@ -90,6 +91,54 @@ def has_more_than(session: Session, project: str, count: int | None) -> bool:
     return session.scalar(beyond.offset(count).limit(1)) is not None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pulse:
+    """How a run stands, in the few words that change while it trains."""
+
+    run_id: UUID
+    project: str
+    revision: int
+    generation: int
+    status: str
+    verdict: str
+    score: float
+    since_step: int | None
+    last_step: int | None
+
+
+def pulses(session: Session, run_ids: Collection[UUID]) -> dict[UUID, Pulse]:
+    """Read how some runs stand, by one query; those that are gone are missing."""
+    run, now = models.Run, datetime.now(UTC)
+    rows = session.execute(
+        select(
+            run.id,
+            run.project,
+            run.revision,
+            run.generation,
+            run.status,
+            run.stalls_at,
+            run.verdict,
+            run.score,
+            run.since_step,
+            run.last_step,
+        ).where(run.id.in_(run_ids))
+    )
+    return {
+        row.id: Pulse(
+            run_id=row.id,
+            project=row.project,
+            revision=row.revision,
+            generation=row.generation,
+            status=status_of(row.status, row.stalls_at, now),
+            verdict=row.verdict,
+            score=row.score,
+            since_step=row.since_step,
+            last_step=row.last_step,
+        )
+        for row in rows
+    }
+
+
 def set_tags(session: Session, run: models.Run, tags: Sequence[str]) -> None:
     """Replace a run's tags."""
     session.execute(delete(models.RunTag).where(models.RunTag.run_id == run.id))
@@ -114,6 +163,16 @@ def stored_facts(connection: Connection | Session, run_id: UUID) -> tuple[list[A
     return layers, training, framework
 
 
+def _has_status(status: str) -> ColumnElement[bool]:
+    """Ask as `stalling.status_of` answers."""
+    run, now = models.Run, datetime.now(UTC)
+    if status == "stalled":
+        return and_(run.status == "running", run.stalls_at <= now)
+    if status == "running":
+        return and_(run.status == "running", or_(run.stalls_at.is_(None), run.stalls_at > now))
+    return run.status == status
+
+
 def _conditions(query: RunQuery) -> list[ColumnElement[bool]]:
     run = models.Run
     conditions: list[ColumnElement[bool]] = []
@@ -126,7 +185,7 @@ def _conditions(query: RunQuery) -> list[ColumnElement[bool]]:
     if query.verdict is not None:
         conditions.append(run.verdict == query.verdict)
     if query.status is not None:
-        conditions.append(run.status == query.status)
+        conditions.append(_has_status(query.status))
     if query.tag is not None:
         conditions.append(exists().where(models.RunTag.run_id == run.id, models.RunTag.tag == query.tag))
     conditions.append(run.parent_id.is_(None) if query.parent_id is None else run.parent_id == query.parent_id)

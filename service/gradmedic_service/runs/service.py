@@ -23,6 +23,7 @@ from gradmedic_service.runs import repository
 from gradmedic_service.runs.facts import LAYERS, TRAINING, digest_of
 from gradmedic_service.runs.repository import RunQuery, SortKey
 from gradmedic_service.runs.schemas import check_appended_layers
+from gradmedic_service.runs.stalling import Patience, status_of
 
 SORTS = tuple(f"{sign}{key}" for key in get_args(SortKey) for sign in ("", "-"))
 """What `sort` may be; the sign means descending."""
@@ -45,6 +46,7 @@ def create(
     trial = None if body.id is None else reruns.run_of_attempt(session, body.id)
     if trial is not None:
         body = replace(body, project=trial.project, name=trial.name)
+    patience = Patience.at_start(now)
     run = models.Run(
         id=run_id,
         project=body.project,
@@ -68,6 +70,8 @@ def create(
         muted_detectors=body.muted_detectors,
         parent_id=None if trial is None else trial.parent_id,
         stop_after=None if trial is None else trial.stop_after,
+        patience=patience.seconds,
+        stalls_at=patience.stalls_at,
         details=models.RunDetails(
             notes=body.notes, config=without_nonfinite(body.config), training=training, layers=layers
         ),
@@ -112,6 +116,8 @@ def update(
         details.config = without_nonfinite(body.config)
     if body.status is not None:
         run.status = body.status
+        patience = Patience.at_start(datetime.now(UTC))
+        run.patience, run.stalls_at = patience.seconds, patience.stalls_at
     if body.training is not None:
         details.training = _stored(TRAINING.dump_python(body.training, exclude_none=True))
     if body.muted_detectors is not None:
@@ -189,7 +195,7 @@ def _summary_fields(run: models.Run) -> dict[str, Any]:
         "id": run.id,
         "project": run.project,
         "name": run.name,
-        "status": run.status,
+        "status": status_of(run.status, run.stalls_at, datetime.now(UTC)),
         "verdict": run.verdict,
         "score": run.score,
         "since_step": run.since_step,

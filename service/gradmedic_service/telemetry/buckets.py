@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
-from typing import Any
-from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradmedic import wire
 from gradmedic_service.telemetry.chunks import Chunk
+from gradmedic_service.telemetry.pictures import SeriesTable
 from gradmedic_service.telemetry.rollups import Extremes, Rollup, each_by_itself, joined
 
 ROWS_AT_ONCE = 64
@@ -54,6 +52,7 @@ class Buckets:
         self._sum = np.zeros(shape)
         self._count = np.zeros(shape, dtype=np.int64)
         self._finite = np.zeros(shape, dtype=np.int64)
+        self._infinite = np.zeros(shape, dtype=np.int64)
 
     def add(self, chunk: Chunk) -> None:
         """Add the steps of a chunk that are in the range."""
@@ -110,18 +109,25 @@ class Buckets:
         offset = len(self._selection.statistics) * len(self._selection.layers)
         return [(np.array([offset + index]), name) for index, name in enumerate(self._selection.series)]
 
-    def result(self, run_id: UUID) -> wire.SeriesResult:
+    def table(self) -> SeriesTable:
         """Return the buckets that hold a step."""
         kept = np.flatnonzero(self._first_step >= 0)
         names: list[tuple[str, str | None]] = [
             (statistic, layer) for statistic in self._selection.statistics for layer, _ in self._selection.layers
         ]
         names += [(series, None) for series in self._selection.series]
-        return wire.SeriesResult(
-            run_id=run_id,
-            first_step=self._first_step[kept].tolist(),
-            last_step=self._last_step[kept].tolist(),
-            series=[self._series(row, kept, *name) for row, name in enumerate(names)],
+        count, finite = self._count[: len(names), kept], self._finite[: len(names), kept]
+        lowest, highest = self._min[: len(names), kept], self._max[: len(names), kept]
+        # A sum of numbers near the largest may overflow; their mean is still between the lowest and the highest.
+        mean = np.clip(self._sum[: len(names), kept] / np.maximum(finite, 1), lowest, highest)
+        return SeriesTable(
+            names=names,
+            first_step=self._first_step[kept],
+            last_step=self._last_step[kept],
+            numbers={"min": lowest, "mean": mean, "max": highest},
+            count=count,
+            nonfinite=count - finite,
+            infinite=self._infinite[: len(names), kept],
         )
 
     def _note_steps(
@@ -143,6 +149,8 @@ class Buckets:
         at = np.ix_(rows, buckets)
         self._count[at] += np.add.reduceat(counted, starts, axis=1)
         self._finite[at] += np.add.reduceat(finite, starts, axis=1)
+        if parts.infinite.any():
+            self._infinite[at] += np.add.reduceat(parts.infinite.astype(np.int64), starts, axis=1)
         with np.errstate(over="ignore", invalid="ignore"):
             self._sum[at] += np.add.reduceat(parts.mean * finite.astype(np.float64), starts, axis=1)
         is_finite = finite > 0
@@ -150,22 +158,3 @@ class Buckets:
         highest = np.maximum.reduceat(np.where(is_finite, parts.high, -np.inf), starts, axis=1)
         self._min[at] = np.minimum(self._min[at], lowest)
         self._max[at] = np.maximum(self._max[at], highest)
-
-    def _series(self, row: int, kept: NDArray[np.int64], statistic: str, layer: str | None) -> wire.Series:
-        count, finite = self._count[row, kept], self._finite[row, kept]
-        lowest, highest = self._min[row, kept], self._max[row, kept]
-        # A sum of numbers near the largest may overflow; their mean is still between the lowest and the highest.
-        mean = np.clip(self._sum[row, kept] / np.maximum(finite, 1), lowest, highest)
-        return wire.Series(
-            statistic=statistic,
-            layer=layer,
-            min=_where(finite > 0, lowest),
-            mean=_where(finite > 0, mean),
-            max=_where(finite > 0, highest),
-            count=count.tolist(),
-            nonfinite=(count - finite).tolist(),
-        )
-
-
-def _where(mask: NDArray[np.bool_], values: NDArray[np.float64]) -> list[Any]:
-    return [value if is_there else None for value, is_there in zip(values.tolist(), mask.tolist(), strict=True)]

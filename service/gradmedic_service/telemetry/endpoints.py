@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -34,9 +35,13 @@ from gradmedic_service.errors import (
 from gradmedic_service.reruns import service as reruns
 from gradmedic_service.telemetry import export, service
 from gradmedic_service.telemetry.decoding import LARGEST_GENERATION, LARGEST_STEP, STEPS_APPEND, decode_block
+from gradmedic_service.telemetry.pictures import NUMBERS
 
 DEFAULT_POINTS = 500
 """About a pixel column each in a picture."""
+GZIP_LEVEL = 1
+"""Counts are nearly always alike and shrink to nothing at any level, mantissas hardly at any."""
+VARY = {"Vary": "Accept, Accept-Encoding"}
 
 router = APIRouter(prefix="/runs/{run_id}")
 
@@ -177,9 +182,19 @@ def read_steps(
     from_step: Annotated[int, Query(ge=0, le=LARGEST_STEP)] = 0,
     to_step: Annotated[int | None, Query(ge=0, le=LARGEST_STEP, description="Inclusive; without it, the last.")] = None,
     max_points: Annotated[int, Query(description="Buckets at most, up to what `/limits` says.")] = DEFAULT_POINTS,
-    accept: Annotated[str, Header(description="`application/json`, or the form of an export.")] = wire.JSON_MEDIA_TYPE,
+    field: Annotated[
+        list[str] | None,
+        Query(description=f"What of each bucket beside its counts, of {', '.join(NUMBERS)}; repeatable. All without."),
+    ] = None,
+    accept: Annotated[
+        str, Header(description="`application/json`, `application/vnd.msgpack`, or the form of an export.")
+    ] = wire.JSON_MEDIA_TYPE,
+    accept_encoding: Annotated[str, Header(include_in_schema=False)] = "",
 ) -> Response:
     """Read series: minimum, mean and maximum over buckets of steps, and how many values were not finite.
+
+    With `Accept: application/vnd.msgpack`: the same with arrays as little-endian bytes, float32 of a statistic, float64
+    of a series, uint32 of a count; a number is 0 where its bucket has no finite value.
 
     With `Accept: text/csv` or `application/vnd.apache.parquet`: every step, a row each, whatever `max_points` says.
     """
@@ -187,6 +202,9 @@ def read_steps(
         raise InvalidRequest.at("max_points", f"must be from 1 to {limits.max_points}")
     if to_step is not None and to_step < from_step:
         raise InvalidRequest.at("to_step", f"must not be before from_step, {from_step}")
+    unknown = next((name for name in field or () if name not in NUMBERS), None)
+    if unknown is not None:
+        raise InvalidRequest.at("field", f"{unknown!r} is not one of {', '.join(NUMBERS)}")
     wanted = next((kind for kind in export.MEDIA_TYPES if kind in accept.lower()), None)
     if wanted is not None:
         with database.reading_rows() as connection:
@@ -201,7 +219,14 @@ def read_steps(
         series = service.read_series(
             connection, principal, run_id, statistic, layer or [], from_step, to_step, max_points
         )
-    return Response(msgspec.json.encode(series), media_type=wire.JSON_MEDIA_TYPE)
+    fields = field or NUMBERS
+    if wire.MSGPACK_MEDIA_TYPE not in accept.lower():
+        return Response(series.to_json(run_id, fields), media_type=wire.JSON_MEDIA_TYPE, headers=VARY)
+    content = series.to_msgpack(run_id, fields)
+    if "gzip" not in accept_encoding.lower():
+        return Response(content, media_type=wire.MSGPACK_MEDIA_TYPE, headers=VARY)
+    packed = gzip.compress(content, compresslevel=GZIP_LEVEL, mtime=0)
+    return Response(packed, media_type=wire.MSGPACK_MEDIA_TYPE, headers={**VARY, "Content-Encoding": "gzip"})
 
 
 @router.get(

@@ -7,6 +7,7 @@ under the run's lock it is only checked that nothing came since; what did is rea
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from uuid import UUID
 
 from gradmedic_service.db import Connection, Database
@@ -68,6 +69,8 @@ class _Reading:
             state=StoredState(self._diagnostician.to_bytes(), self._steps_since_snapshot),
             snapshots=self._snapshots,
             changes=self._changes,
+            at=datetime.now(UTC),
+            patience=None,
         )
         repository.advance(connection, run.id, to)
 

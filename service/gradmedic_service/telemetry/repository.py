@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import cast
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, Row, Table, and_, bindparam, delete, func, insert, select, update
 
 from gradmedic_service import diagnosis, models
+from gradmedic_service.runs.stalling import Patience
 
 CHUNKS_READ_AT_ONCE = 16
 
@@ -42,6 +43,8 @@ class RunState:
     muted_by_project: list[str] | None
     rewound_to: int | None
     stop_after: int | None
+    patience: float | None
+    stalls_at: datetime | None
 
     @property
     def muted(self) -> frozenset[str]:
@@ -79,6 +82,9 @@ class Advance:
     """None where the stored one is to stay."""
     snapshots: Sequence[Snapshot]
     changes: Sequence[diagnosis.VerdictChange]
+    at: datetime
+    patience: Patience | None
+    """None where the run has not spoken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +100,7 @@ class Retreat:
     since_step: int | None
     state: StoredState | None
     """None where no step is left."""
+    at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +132,8 @@ _STATE_COLUMNS = (
     _PROJECTS.c.muted_detectors.label("muted_by_project"),
     _RUNS.c.rewound_to,
     _RUNS.c.stop_after,
+    _RUNS.c.patience,
+    _RUNS.c.stalls_at,
 )
 _READ_STATE = (
     select(*_STATE_COLUMNS)
@@ -181,7 +190,8 @@ def advance(connection: Connection, run_id: UUID, to: Advance) -> None:
             "score": to.score,
             "since_step": to.since_step,
             "metrics": to.metrics,
-            "updated_at": datetime.now(UTC),
+            "updated_at": to.at,
+            **({} if to.patience is None else {"patience": to.patience.seconds, "stalls_at": to.patience.stalls_at}),
         },
     )
     if to.state is not None:
@@ -207,6 +217,7 @@ def advance(connection: Connection, run_id: UUID, to: Advance) -> None:
 
 def retreat(connection: Connection, run_id: UUID, to: Retreat) -> None:
     """Write what a rewind made of a run, whose later steps are gone."""
+    patience = Patience.at_start(to.at)
     connection.execute(
         _ADVANCE_RUN,
         {
@@ -219,7 +230,9 @@ def retreat(connection: Connection, run_id: UUID, to: Retreat) -> None:
             "score": to.score,
             "since_step": to.since_step,
             "status": "running",
-            "updated_at": datetime.now(UTC),
+            "updated_at": to.at,
+            "patience": patience.seconds,
+            "stalls_at": patience.stalls_at,
         },
     )
     if to.state is None:

@@ -2,8 +2,9 @@
 
 One idea: a rollup row stands for `FACTOR` rows of the level below it, with a bucket for each, and level 0 are the full
 chunks. A bucket keeps what `buckets` shows: minimum, mean and maximum of the finite values, how many values there are,
-and how many of them are not finite. Counts are exact at every level, so are minimum and maximum; the mean of a
-statistic is kept as float32, like the values themselves.
+how many of them are not finite, and how many of those infinite. Counts are exact at every level, so are minimum and
+maximum; the mean of a statistic is kept as float32, like the values themselves. Infinite values are rare: a section
+ends without their counts where it has none.
 
     header    names, shape (`packing` describes how it is framed)
     sections  zstd: frame, series, statistics[0], statistics[1], ...
@@ -39,6 +40,10 @@ FACTOR = 16
 bucket of level 1 stands for 50 steps and more: all levels together add a tenth to what is stored."""
 
 
+PARTS = ("low", "mean", "high", "count", "nonfinite", "infinite")
+"""The fields of `Extremes`."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Extremes:
     """Numbers per bucket, the last axis; `low`, `mean` and `high` are 0 where nothing is finite."""
@@ -48,10 +53,12 @@ class Extremes:
     high: NDArray[Any]
     count: NDArray[np.uint32]
     nonfinite: NDArray[np.uint32]
+    infinite: NDArray[np.uint32]
+    """Of those that are not finite; the others are NaN."""
 
     def as_row(self) -> Extremes:
         """Return a single series as the only row of a table."""
-        return Extremes(self.low[None], self.mean[None], self.high[None], self.count[None], self.nonfinite[None])
+        return Extremes(*(getattr(self, name)[None] for name in PARTS))
 
     def merged(self) -> Extremes:
         """Return all buckets as one."""
@@ -69,16 +76,13 @@ class Extremes:
             high=np.where(total > 0, high, 0).astype(self.high.dtype),
             count=self.count.sum(axis=-1, keepdims=True, dtype=np.uint32),
             nonfinite=self.nonfinite.sum(axis=-1, keepdims=True, dtype=np.uint32),
+            infinite=self.infinite.sum(axis=-1, keepdims=True, dtype=np.uint32),
         )
 
 
 def joined(parts: Sequence[Extremes]) -> Extremes:
     """Return the buckets of all, in order."""
-    low, mean, high, count, nonfinite = (
-        np.concatenate([getattr(part, name) for part in parts], axis=-1)
-        for name in ("low", "mean", "high", "count", "nonfinite")
-    )
-    return Extremes(low, mean, high, count, nonfinite)
+    return Extremes(*(np.concatenate([getattr(part, name) for part in parts], axis=-1) for name in PARTS))
 
 
 class _Header(msgspec.Struct, array_like=True, frozen=True):
@@ -108,12 +112,15 @@ class Rollup:
         shape = (self.layer_count, len(self.first_step))
         data = decompress(self._sections[2 + self.statistics.index(name)])
         length = 4 * shape[0] * shape[1]
-        if len(data) != 4 * length:
+        if len(data) not in (4 * length, 5 * length):
             raise CorruptChunk("a section is of the wrong length")
         numbers = unshuffled(data[: 3 * length], np.dtype("<f4"), (3, *shape), layers)
-        nonfinite = unshuffled(data[3 * length :], np.dtype("<u4"), shape, layers)
+        nonfinite = unshuffled(data[3 * length : 4 * length], np.dtype("<u4"), shape, layers)
+        infinite = np.zeros_like(nonfinite)
+        if len(data) > 4 * length:
+            infinite = unshuffled(data[4 * length :], np.dtype("<u4"), shape, layers)
         count = self._count if layers is None else self._count[layers]
-        return Extremes(numbers[0], numbers[1], numbers[2], count, nonfinite)
+        return Extremes(numbers[0], numbers[1], numbers[2], count, nonfinite, infinite)
 
     @cached_property
     def series(self) -> Mapping[str, Extremes]:
@@ -123,9 +130,11 @@ class Rollup:
         data = decompress(self._sections[1])
         split = 3 * 8 * shape[0] * shape[1]
         numbers = unshuffled(data[:split], np.dtype("<f8"), (3, *shape))
-        counts = unshuffled(data[split:], np.dtype("<u4"), (2, *shape))
+        kinds = (len(data) - split) // (4 * shape[0] * shape[1]) if names else 2
+        stored = unshuffled(data[split:], np.dtype("<u4"), (kinds, *shape))
+        counts = stored if kinds > 2 else np.concatenate([stored, np.zeros_like(stored[:1])])
         return {
-            name: Extremes(numbers[0][row], numbers[1][row], numbers[2][row], counts[0][row], counts[1][row])
+            name: Extremes(*(part[row] for part in numbers), *(part[row] for part in counts))
             for row, name in enumerate(names)
         }
 
@@ -160,14 +169,14 @@ def bucket_of(part: Block | Rollup) -> Bucket:
             {name: _merged(one.values, one.present) for name, one in numbered.items()},
         )
     each = [part.statistic(name) for name in part.statistics]
-    low, mean, high, nonfinite = (
-        np.stack([getattr(one, name) for one in each]) for name in ("low", "mean", "high", "nonfinite")
+    low, mean, high, nonfinite, infinite = (
+        np.stack([getattr(one, name) for one in each]) for name in PARTS if name != "count"
     )
     return Bucket(
         int(part.first_step[0]),
         int(part.last_step[-1]),
         part.statistics,
-        Extremes(low, mean, high, each[0].count, nonfinite).merged(),
+        Extremes(low, mean, high, each[0].count, nonfinite, infinite).merged(),
         {name: one.merged() for name, one in part.series.items()},
     )
 
@@ -183,14 +192,16 @@ def _merged(values: NDArray[Any], present: NDArray[np.bool_]) -> Extremes:
         return each_by_itself(values, present).merged()
     count = np.full((*present.shape[:-1], 1), present.shape[-1], dtype=np.uint32)
     nonfinite = np.zeros(low.shape, dtype=np.uint32)
-    return Extremes(low, np.clip(mean, low, high).astype(values.dtype), high, count, nonfinite)
+    return Extremes(low, np.clip(mean, low, high).astype(values.dtype), high, count, nonfinite, nonfinite)
 
 
 def each_by_itself(values: NDArray[Any], present: NDArray[np.bool_]) -> Extremes:
     """Return every value as a bucket of its own."""
     finite = present & np.isfinite(values)
     known = np.where(finite, values, 0)
-    return Extremes(known, known, known, present.astype(np.uint32), (present & ~finite).astype(np.uint32))
+    nonfinite = (present & ~finite).astype(np.uint32)
+    infinite = (present & np.isinf(values)).astype(np.uint32) if nonfinite.any() else nonfinite
+    return Extremes(known, known, known, present.astype(np.uint32), nonfinite, infinite)
 
 
 def encode(buckets: Sequence[Bucket]) -> bytes:
@@ -199,21 +210,25 @@ def encode(buckets: Sequence[Bucket]) -> bytes:
     layer_count = max(len(bucket.values.count) for bucket in buckets)
     shape = (len(statistics), layer_count, len(buckets))
     count = np.zeros(shape[1:], dtype="<u4")
-    nonfinite = np.zeros(shape, dtype="<u4")
+    nonfinite, infinite = np.zeros(shape, dtype="<u4"), np.zeros(shape, dtype="<u4")
     numbers = np.zeros((3, *shape), dtype="<f4")
     for index, bucket in enumerate(buckets):
         values = bucket.values
         known = len(values.count)
         count[:known, index] = values.count[:, 0]
         nonfinite[:, :known, index] = values.nonfinite[..., 0]
+        infinite[:, :known, index] = values.infinite[..., 0]
         for row, extreme in enumerate((values.low, values.mean, values.high)):
             numbers[row, :, :known, index] = extreme[..., 0]
     names = tuple(dict.fromkeys(name for bucket in buckets for name in bucket.series))
     nothing, none = np.zeros(1), np.zeros(1, dtype=np.uint32)
-    empty = Extremes(nothing, nothing, nothing, none, none)
+    empty = Extremes(nothing, nothing, nothing, none, none, none)
     series = [[bucket.series.get(name, empty) for bucket in buckets] for name in names]
     sections = [compress(shuffled(count)), compress(_packed_series(series))]
-    sections += [compress(shuffled(numbers[:, index]) + shuffled(nonfinite[index])) for index in range(len(statistics))]
+    sections += [
+        compress(shuffled(numbers[:, index]) + shuffled(nonfinite[index]) + _shuffled_if_any(infinite[index]))
+        for index in range(len(statistics))
+    ]
     header = _Header(
         layer_count=layer_count,
         first_step=tuple(bucket.first_step for bucket in buckets),
@@ -228,6 +243,10 @@ def encode(buckets: Sequence[Bucket]) -> bytes:
 def _packed_series(series: Sequence[Sequence[Extremes]]) -> bytes:
     if not series:
         return b""
-    numbers = np.array([[[getattr(one, part)[0] for one in row] for row in series] for part in ("low", "mean", "high")])
-    counts = np.array([[[getattr(one, part)[0] for one in row] for row in series] for part in ("count", "nonfinite")])
-    return shuffled(numbers.astype("<f8")) + shuffled(counts.astype("<u4"))
+    parts = np.array([[[getattr(one, part)[0] for one in row] for row in series] for part in PARTS], dtype="<f8")
+    counts = parts[3:].astype("<u4")
+    return shuffled(parts[:3]) + (shuffled(counts) if counts[2].any() else shuffled(counts[:2]))
+
+
+def _shuffled_if_any(counts: NDArray[np.uint32]) -> bytes:
+    return shuffled(counts) if counts.any() else b""

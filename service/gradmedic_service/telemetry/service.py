@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from uuid import UUID
 
 import numpy as np
@@ -17,11 +18,13 @@ from gradmedic_service.diagnosis.state import StateError
 from gradmedic_service.errors import InvalidRequest, RunNotFound, StaleGeneration, UnknownGeneration
 from gradmedic_service.runs.facts import FactsCache, RunFacts
 from gradmedic_service.runs.repository import stored_facts
+from gradmedic_service.runs.stalling import Patience
 from gradmedic_service.telemetry import repository
 from gradmedic_service.telemetry.buckets import Buckets, Selection
 from gradmedic_service.telemetry.chunks import Chunk, decode, widen
 from gradmedic_service.telemetry.decoding import ReceivedBlock
 from gradmedic_service.telemetry.packing import CorruptChunk, compress, decompress
+from gradmedic_service.telemetry.pictures import SeriesTable
 from gradmedic_service.telemetry.repository import Advance, Retreat, RunState, Snapshot, StoredState
 from gradmedic_service.telemetry.rollups import FACTOR, Rollup
 from gradmedic_service.telemetry.storing import store
@@ -78,6 +81,7 @@ def append(
         diagnostician, steps_since_snapshot = known.diagnostician, known.steps_since_snapshot
         steps_since_state = known.steps_since_state + len(block)
     diagnosis, changes, snapshots, steps_since_snapshot = advance_through(diagnostician, block, steps_since_snapshot)
+    now = datetime.now(UTC)
     saves_state = steps_since_state >= STATE_STEPS or bool(changes or snapshots)
     advance = Advance(
         revision=run.revision + 1,
@@ -89,6 +93,8 @@ def append(
         state=StoredState(diagnostician.to_bytes(), steps_since_snapshot) if saves_state else None,
         snapshots=snapshots,
         changes=changes,
+        at=now,
+        patience=_patience(run, now).after_append(now),
     )
     repository.advance(connection, run_id, advance)
     tail = store(connection, run_id, block, None if known is None else known.tail)
@@ -145,6 +151,7 @@ def rewind(
         score=float(diagnosis.score),
         since_step=diagnosis.since_step,
         state=None if diagnosis.step is None else StoredState(diagnostician.to_bytes(), steps_since_snapshot),
+        at=datetime.now(UTC),
     )
     repository.retreat(connection, run_id, retreat)
     return wire.RewindResult(
@@ -187,7 +194,7 @@ def read_series(
     from_step: int,
     to_step: int | None,
     max_points: int,
-) -> wire.SeriesResult:
+) -> SeriesTable:
     """Return series over at most `max_points` buckets. Raises RunNotFound, InvalidRequest for names there are not.
 
     Without `layers`, a statistic answers with every layer of the run.
@@ -201,10 +208,10 @@ def read_series(
     first = max(from_step, repository.first_step(connection, run_id) or 0)
     last = run.last_step if to_step is None else min(to_step, run.last_step or 0)
     if run.last_step is None or last is None or last < first:
-        return Buckets(selection, 0, 0, max_points).result(run_id)
+        return Buckets(selection, 0, 0, max_points).table()
     buckets = Buckets(selection, first, last, max_points)
     _read(connection, run_id, _coarsest_level(connection, run_id, first, last, max_points), first, last, buckets)
-    return buckets.result(run_id)
+    return buckets.table()
 
 
 def select_for_export(
@@ -232,6 +239,12 @@ def _state(connection: Connection, principal: Principal, run_id: UUID, *, is_loc
     if run is None or not principal.reaches_run(run_id, run.project):
         raise RunNotFound(f"There is no run {run_id}.")
     return run
+
+
+def _patience(run: RunState, now: datetime) -> Patience:
+    if run.patience is None or run.stalls_at is None:
+        return Patience.at_start(now)
+    return Patience(run.patience, run.stalls_at)
 
 
 def _check_generation(run: RunState, generation: int | None) -> None:

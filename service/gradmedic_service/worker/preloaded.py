@@ -33,6 +33,7 @@ def main() -> None:
     with contextlib.suppress(ImportError):
         for module in MODULES:
             importlib.import_module(module)
+        _make_optimizer()
     threads = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 2  # noqa: PTH112, PTH208
     connection.sendall(json.dumps({"threads": threads}).encode() + b"\n")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the launchers
@@ -49,6 +50,13 @@ def main() -> None:
                 os._exit(0)
         for descriptor in descriptors:
             os.close(descriptor)
+
+
+def _make_optimizer() -> None:
+    """Let torch import what it puts off until the first optimizer is made: as much again as torch itself."""
+    import torch
+
+    torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
 
 
 def become_script(order: dict[str, Any]) -> None:

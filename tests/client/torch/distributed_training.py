@@ -6,6 +6,7 @@ RANK=0 WORLD_SIZE=2 ... python distributed_training.py ddp|fsdp|hybrid watched|p
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import numpy as np
@@ -76,8 +77,9 @@ def main() -> None:
     answer = {
         "id": str(run.id), "delivered": is_delivered, "follows": run.is_follower, "truth": truth, "weights": weights,
     }  # fmt: skip
-    print(json.dumps(answer))
+    print(json.dumps(answer), flush=True)
     dist.destroy_process_group()
+    os._exit(0)  # gloo deadlocks now and then where the model is freed: it joins a thread that waits for Python's lock
 
 
 if __name__ == "__main__":

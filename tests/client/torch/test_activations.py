@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -181,22 +182,40 @@ def test_clipping_that_was_asked_for_comes_after_measuring() -> None:
 def test_on_unhealthy_clip_does_what_the_diagnosis_advises(
     service_url: str, client: gradmedic.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A recurrence that explodes is clipped from the alarm on, and the run says so."""
+    """A recurrence that explodes is clipped from the alarm on: its updates are small where its gradients are large."""
     torch.manual_seed(0)
     model = nn.ModuleDict({"rnn": nn.RNN(4, 16, batch_first=True, nonlinearity="relu"), "head": nn.Linear(16, 1)})
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    rate = 1e-5
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    clipped_from = last = 400
     with gradmedic.init("clip", base_url=service_url, on_unhealthy="clip", flush_interval=0.01, log_freq=1) as run:
         run.watch(model, optimizer)
-        for i in range(400):
-            inputs = torch.randn(8, 20, 4) * (1.0 + max(0, i - 60) * 0.2)
+        for i in range(last):
+            inputs = torch.randn(8, 20, 4)
             states, _ = model["rnn"](inputs)
             loss = (model["head"](states).sum(dim=1) - inputs.sum(dim=(1, 2))[:, None]).square().mean()
             optimizer.zero_grad()
-            loss.backward()
+            (loss * 1.4 ** max(0, i - 60)).backward()
             optimizer.step()
             run.log(loss=loss.detach())
-            if i % 10 == 9:
-                run.flush()
-            if "gradients are clipped to the norm" in caplog.text:
+            run.flush()
+            if i == last:
                 break
-    assert "gradients are clipped to the norm" in caplog.text
+            if clipped_from == 400 and "gradients are clipped to the norm" in caplog.text:
+                clipped_from, last = i + 1, i + 20
+    said = re.search(r"gradients are clipped to the norm (\S+) from now on", caplog.text)
+    assert said is not None
+    max_norm = float(said.group(1))
+    names = ["clip_coefficient", "grad_norm", "update_norm"]
+    series = client.runs.steps(run.id, names, max_points=500).series
+    (coefficient,) = [each for each in series if each.statistic == names[0]]
+    assert [i for i, count in enumerate(coefficient.count) if count] == list(range(clipped_from, last + 1))
+    grad_norms, update_norms = (
+        np.linalg.norm(np.array([each.mean for each in series if each.statistic == name], dtype=float), axis=0)
+        for name in names[1:]
+    )
+    grad_norms, coefficients = grad_norms[clipped_from:], np.array(coefficient.mean[clipped_from:], dtype=float)
+    np.testing.assert_allclose(coefficients, max_norm / grad_norms, rtol=1e-3)
+    np.testing.assert_allclose(update_norms[clipped_from:], rate * max_norm, rtol=1e-3)
+    assert grad_norms[-1] > 100 * grad_norms[0]  # it goes on diverging
+    assert update_norms[clipped_from - 1] > 10 * update_norms[-1]

@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 
 from gradmedic.exceptions import ConfigurationError, UsageError
 from gradmedic.remedies import OPTIMIZERS, REMEDIES
-from gradmedic.torch.remedies import AGC_EPSILON, CLIP_EPSILON, NotApplicable, Surgery, Treatment, is_treated
+from gradmedic.torch.remedies import AGC_EPSILON, CLIP_EPSILON, NotApplicable, Surgery, is_treated
+from gradmedic.torch.treatment import Treatment
 from gradmedic.wire import Remedy
 
 STEPS = 8
@@ -475,7 +476,7 @@ def test_what_cannot_be_applied_says_why(id: str, make: Callable[[Any], Optimize
 
 
 def test_sparse_gradients_and_other_tiers_are_refused() -> None:
-    """Sparse embeddings, complex parameters, and remedies that change modules are refused with the reason."""
+    """Sparse embeddings and complex parameters are refused with the reason; remedies of modules are not a surgery's."""
     sparse = nn.Embedding(4, 3, sparse=True)
     with pytest.raises(NotApplicable, match="sparse gradients"):
         Surgery(torch.optim.SGD(sparse.parameters(), lr=0.1), [sparse], remedies("clip_grad_norm"))

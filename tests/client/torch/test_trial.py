@@ -16,6 +16,7 @@ from torch import nn
 import gradmedic
 from gradmedic.encoding import to_json
 from gradmedic.identity import new_run_id
+from gradmedic.torch.modules.initialization import seed_of
 from gradmedic.trial import TrialOrder, describe_environment
 from gradmedic.wire import Remedy
 
@@ -141,16 +142,45 @@ def test_another_optimizers_updates_are_measured(as_trial: Any, client: gradmedi
     assert by_name["learning_rate"] == pytest.approx([0.01] * 3)
 
 
+def test_remedies_of_the_modules_are_seeded_by_the_trial(as_trial: Any, client: gradmedic.Client) -> None:
+    """Weights start from the trial's seed, new parameters are layers of the run, and later steps are as usual."""
+    _, run_id = as_trial(
+        Remedy(id="reinitialize", parameters={"scheme": "orthogonal"}), Remedy(id="weight_normalization")
+    )
+    run = gradmedic.init()
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    run.watch(model, optimizer)
+    drawn = torch.empty(3, 4)
+    nn.init.orthogonal_(drawn, generator=torch.Generator().manual_seed(seed_of(7, "0.weight")))
+    assert torch.equal(model[0].weight, drawn)
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = model(torch.ones(2, 4)).square().mean()
+        loss.backward()
+        optimizer.step()
+        run.log(loss=loss)
+    assert run.finish()
+    found = client.runs.get(run_id)
+    assert [layer.name for layer in found.layers] == [
+        "0.weight", "0.bias", "0.weight_gain", "2.weight", "2.bias", "2.weight_gain"
+    ]  # fmt: skip
+    assert (found.last_step, found.status) == (2, "finished")
+
+
 @pytest.mark.parametrize(
     ("remedy", "reason"),
     [
         (Remedy(id="reduce_weight_decay", parameters={"factor": 0.1}), "decays no weights"),
-        (Remedy(id="add_residual"), "changes more than the optimizer"),
+        (Remedy(id="replace_recurrent_cell", parameters={"cell": "GRU"}), "no plain recurrent module"),
+        (Remedy(id="add_residual"), "no hidden layer"),
+        (Remedy(id="scale_loss"), "nothing is computed in float16"),
     ],
-    ids=["condition", "tier"],
+    ids=["condition", "at watch", "at the first call", "at the first step"],
 )
 def test_what_cannot_be_applied_ends_the_trial(as_trial: Any, remedy: Remedy, reason: str) -> None:
-    """A remedy that does not apply ends the script at watch(), and the report says why."""
+    """A remedy that does not apply ends the script at watch() or at its first log(), and the report says why."""
     report, _ = as_trial(remedy)
     with pytest.raises(gradmedic.TrialEnded, match=reason):
         train(gradmedic.init(), 3)

@@ -23,7 +23,11 @@ from gradmedic_service.errors import ApiKeyUnknown
 from gradmedic_service.ids import new_id
 
 API = wire.API_PATH
-PUBLIC_PATHS = {"/", "/docs", "/docs/files", "/healthz", "/openapi.json", "/readyz", "/runs/{run_id}"}
+PAGES = {"/", "/runs/{run_id}", "/compare", "/reruns", "/reruns/{rerun_id}", "/projects", "/api-keys", "/login"}
+"""Public, since who is not known is led to the login; see tests/service/web."""
+PUBLIC_PATHS = {
+    *PAGES, "/docs", "/docs/files", "/healthz", "/openapi.json", "/readyz", "/static/{version}/{path:path}"
+}  # fmt: skip
 
 
 def concrete(path: str) -> str:

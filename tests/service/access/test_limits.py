@@ -95,7 +95,7 @@ def test_limits_publish_all(sqlite_client: TestClient) -> None:
     """Every bound of the settings that a client can meet is published."""
     published = sqlite_client.get(f"{wire.API_PATH}/limits").json()
     bounds = {name for name in Settings.model_fields if name.startswith("max_")}
-    assert bounds - published.keys() == {"max_concurrent_requests", "max_waiting_requests"}
+    assert bounds - published.keys() == {"max_concurrent_requests", "max_waiting_requests", "max_streams"}
 
 
 class Gate:

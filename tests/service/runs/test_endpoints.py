@@ -279,6 +279,12 @@ def test_unknown_run_is_not_found(client: TestClient) -> None:
         assert (response.status_code, response.json()["error_code"]) == (404, "run_not_found")
 
 
+OF_NO_RUN = (
+    *("projects", "api_keys", "browser_sessions", "audit_records"),
+    *("trainables", "reruns", "trials", "attempts"),
+)
+
+
 def test_deleting_removes_everything(client: TestClient, create_run: Any, database: Database) -> None:
     """After a deletion no table but the record of it holds a row of the run, and another run keeps its own."""
     kept, deleted = (create_run(client, tags=["a"]) for _ in range(2))
@@ -291,7 +297,7 @@ def test_deleting_removes_everything(client: TestClient, create_run: Any, databa
     assert client.delete(deleted).status_code == 404
     with database.reading() as session:
         for table in Base.metadata.sorted_tables:
-            if table.name in ("projects", "api_keys", "audit_records", "trainables", "reruns", "trials", "attempts"):
+            if table.name in OF_NO_RUN:
                 continue
             column = table.c.id if table.name == "runs" else table.c.run_id
             runs = set(session.scalars(select(column)).all())

@@ -147,6 +147,24 @@ def test_nothing_becomes_an_integer_or_a_flag(field: dict[str, Any]) -> None:
         assert path.startswith(next(iter(field)))
 
 
+@pytest.mark.parametrize("value", ["1.5", True, False, "nan", "inf", "", [1.0], {"value": 1.0}], ids=repr)
+def test_nothing_becomes_a_number(value: Any) -> None:
+    """A text or a truth value is no number, but for the names of the three that JSON cannot say."""
+    words = "must be a number or one of NaN, Infinity, -Infinity"
+    for decode in (from_json, from_msgpack):
+        for content, path in (
+            ({"loss": [1.0, value]}, "loss[1]"),
+            ({"time": [value, 2.0]}, "time[0]"),
+            ({"metrics": {"accuracy": [None, value]}}, "metrics.accuracy[1]"),
+        ):
+            assert refused(decode, {"steps": [0, 1], **content}) == {path: words}
+    statistics = {"statistics": {"grad_norm": [[1.0, 2], [None, value]]}}
+    assert refused(from_json, {"steps": [0, 1], **statistics}) == {"statistics.grad_norm[1][1]": words}
+    block = from_json({"steps": [0, 1], "loss": ["NaN", 2], "statistics": {"grad_mean": [["-Infinity"], ["Infinity"]]}})
+    assert np.isnan(block.series["loss"].values[0])
+    assert block.statistics["grad_mean"].tolist() == [[-math.inf], [math.inf]]
+
+
 def test_nan_is_not_absence() -> None:
     """A NaN is a present value; only null is absent."""
     block = from_json({"steps": [0], "statistics": {"grad_norm": [["NaN", None]]}})

@@ -33,7 +33,7 @@ def test_one_command_serves_and_works(serve: Any, sqlite_url: str, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("how", "status"),
-    [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 0), (signal.SIGKILL, -signal.SIGKILL)],
+    [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)],
     ids=["told", "interrupted", "killed"],
 )
 def test_the_worker_ends_with_the_service(

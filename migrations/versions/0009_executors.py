@@ -1,7 +1,7 @@
 """Executors: reruns that leave theirs to the first worker, and attempts that wait for a process elsewhere.
 
-Revision ID: 0008
-Revises: 0007
+Revision ID: 0009
+Revises: 0008
 
 The version before goes on serving while this one is: it names an executor for each rerun that it makes, and the new
 column may be null.
@@ -12,8 +12,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0008"
-down_revision = "0007"
+revision = "0009"
+down_revision = "0008"
 branch_labels = None
 depends_on = None
 

@@ -1,0 +1,71 @@
+"""Runs an experiment and prints its table; see the package."""
+
+from __future__ import annotations
+
+import argparse
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from benchmarks.experiments.clipping import FAMILIES, sweep
+from benchmarks.experiments.repairs import tabulate, try_all
+from benchmarks.reruns.configurations import CONFIGURATIONS, Configuration
+from benchmarks.reruns.trials import Laboratory, is_failing, laboratory
+
+
+def main() -> None:
+    """Run one."""
+    parser = argparse.ArgumentParser(prog="benchmarks.experiments")
+    parser.add_argument("experiment", choices=("repairs", "clipping"))
+    parser.add_argument("--jobs", type=int, default=2, help="trials at a time")
+    parser.add_argument("--pictures", type=Path, help="folder to draw the table into")
+    arguments = parser.parse_args()
+    with laboratory() as made, ThreadPoolExecutor(arguments.jobs) as pool:
+        failing = [
+            one
+            for one, fails in zip(
+                CONFIGURATIONS.values(),
+                pool.map(lambda one: is_failing(made, one), CONFIGURATIONS.values()),
+                strict=True,
+            )
+            if fails
+        ]
+        if arguments.experiment == "repairs":
+            _repairs(made, pool, failing, arguments.pictures)
+        else:
+            _clipping(made, pool, failing, arguments.pictures)
+
+
+def _repairs(
+    laboratory: Laboratory, pool: ThreadPoolExecutor, failing: list[Configuration], pictures: Path | None
+) -> None:
+    found = list(zip(failing, pool.map(lambda one: try_all(laboratory, one), failing), strict=True))
+    table = tabulate(found)
+    families = list(table)
+    print("| remedy | " + " | ".join(families) + " |")
+    print("| --- |" + " --- |" * len(families))
+    for remedy in next(iter(table.values())):
+        print(f"| {remedy} | " + " | ".join(str(table[family][remedy]) for family in families) + " |")
+    if pictures is not None:
+        from benchmarks.experiments.pictures import draw_repairs
+
+        draw_repairs(table, pictures / "repairs.svg")
+
+
+def _clipping(
+    laboratory: Laboratory, pool: ThreadPoolExecutor, failing: list[Configuration], pictures: Path | None
+) -> None:
+    groups = [[one for one in failing if one.family == family] for family in FAMILIES]
+    curves = dict(zip(FAMILIES, pool.map(lambda group: sweep(laboratory, group), groups), strict=True))
+    print("| max_norm | " + " | ".join(f"{family}: stable, skill" for family in curves) + " |")
+    print("| --- |" + " --- |" * len(curves))
+    for points in zip(*curves.values(), strict=True):
+        cells = " | ".join(f"{point.stable:.0%}, {point.skill:.2f}" for point in points)
+        print(f"| {points[0].threshold:g} | {cells} |")
+    if pictures is not None:
+        from benchmarks.experiments.pictures import draw_clipping
+
+        draw_clipping(curves, pictures / "clipping.svg")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""How the threshold of clipping by the norm trades stability against signal.
+
+Low thresholds keep every run finite and let it learn slowly; high ones let it explode. Three seeds of each failing
+configuration of three families.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+from typing import Final
+
+from benchmarks.reruns.configurations import Configuration
+from benchmarks.reruns.trials import Laboratory, skill
+from gradmedic.wire import Remedy
+
+FAMILIES: Final = ("recurrent-language-model", "learning-rate", "large-recurrence")
+THRESHOLDS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
+SEEDS: Final = (0, 1, 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """All runs of a family at one threshold."""
+
+    threshold: float
+    stable: float
+    """Share that ends with a finite loss and is not exploding."""
+    skill: float
+    """Median over all, 0 at least: how far the loss is below the best constant answer's."""
+
+
+def sweep(laboratory: Laboratory, configurations: list[Configuration]) -> list[Point]:
+    """Clip the configurations of a family at every threshold."""
+    points = []
+    for threshold in THRESHOLDS:
+        clipped = (Remedy(id="clip_grad_norm", parameters={"max_norm": threshold}),)
+        results = [(one, laboratory.trial(one, clipped, seed)) for one in configurations for seed in SEEDS]
+        skills = [max(0.0, skill(result, one.faulty.task)) for one, result in results]
+        stable = [
+            result.verdict != "exploding" and value > 0.0 for (_, result), value in zip(results, skills, strict=True)
+        ]
+        points.append(Point(threshold=threshold, stable=sum(stable) / len(stable), skill=median(skills)))
+    return points

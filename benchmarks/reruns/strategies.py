@@ -1,0 +1,160 @@
+"""What is tried, and in which order: our advice, random remedies, AUTOTRAINER's published order.
+
+One idea: a strategy is a list of candidates; everything else is the same for all. They are raced by the service's own
+experiment (`race`), and, to count what a strategy costs until something works, tried one after the other (`in_turn`).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from benchmarks.reruns.configurations import Configuration
+from benchmarks.reruns.trials import Laboratory, Result
+from gradmedic.remedies import REMEDIES, Choice
+from gradmedic.wire import Remedy
+from gradmedic_service.reruns import experiment
+from gradmedic_service.reruns.candidates import candidates_of_advice
+from gradmedic_service.reruns.experiment import Budget, Design
+
+Candidate = tuple[Remedy, ...]
+
+MAX_CANDIDATES: Final = 8
+"""Of a race."""
+MAX_DRAWN: Final = 16
+"""Of random search where it tries in turn: it is to find something."""
+SEEDS: Final = (0, 1, 2)
+RANGES: Final = {
+    "max_norm": (0.01, 10.0),
+    "clip_value": (1e-3, 1.0),
+    "clipping": (1e-3, 0.3),
+    "factor": (1e-3, 1.0),
+    "steps": (10, 100),
+    "learning_rate": (1e-4, 1e-1),
+    "weight_decay": (1e-5, 1e-1),
+    "strength": (1e-6, 1e-2),
+}
+"""From where random search takes a parameter, evenly in its logarithm."""
+
+
+def advised(suspect: Result, configuration: Configuration) -> list[Candidate]:
+    """Return what a rerun of the suspect run races by itself."""
+    del configuration
+    advice = [(remedy.id, remedy.parameters) for remedy in suspect.advice]
+    return [tuple(candidate) for candidate in candidates_of_advice(advice, ())]
+
+
+def at_random(suspect: Result, configuration: Configuration) -> list[Candidate]:
+    """Draw from the same remedies, each as likely, with parameters from sensible ranges."""
+    del suspect
+    generator = random.Random(configuration.name)
+    possible = [id for id, kind in REMEDIES.items() if kind.tier < 3]
+    drawn: list[Candidate] = []
+    while len(drawn) < MAX_DRAWN:
+        candidate = (_drawn(generator, generator.choice(possible)),)
+        if candidate not in drawn:
+            drawn.append(candidate)
+    return drawn
+
+
+def _drawn(generator: random.Random, id: str) -> Remedy:
+    parameters: dict[str, float | int | str | bool] = {}
+    for name, parameter in REMEDIES[id].parameters.items():
+        if isinstance(parameter, Choice):
+            parameters[name] = generator.choice(parameter.values)
+        else:
+            low, high = RANGES[name]
+            value = float(f"{low * (high / low) ** generator.random():.2g}")
+            parameters[name] = round(value) if parameter.is_whole else value
+    return Remedy(id=id, parameters=parameters)
+
+
+SELU: Final = Remedy(id="replace_activation", parameters={"activation": "SELU"})
+RELU: Final = Remedy(id="replace_activation", parameters={"activation": "ReLU"})
+LEAKY: Final = Remedy(id="replace_activation", parameters={"activation": "LeakyReLU"})
+TANH: Final = Remedy(id="replace_activation", parameters={"activation": "Tanh"})
+NORMALIZED: Final = Remedy(id="insert_normalization", parameters={"kind": "BatchNorm"})
+CLIPPED: Final = Remedy(id="clip_grad_norm", parameters={"max_norm": 1.0})
+HE: Final = Remedy(id="reinitialize", parameters={"scheme": "kaiming_normal"})
+XAVIER: Final = Remedy(id="reinitialize", parameters={"scheme": "xavier_uniform"})
+
+
+def autotrainer(suspect: Result, configuration: Configuration) -> list[Candidate]:
+    """Return AUTOTRAINER's published order of repairs for what is wrong (Zhang et al. 2021, table 2)."""
+    del configuration
+    order: tuple[Remedy, ...]
+    if suspect.has_dead_units:
+        order = (SELU, NORMALIZED, HE, XAVIER, LEAKY)
+    elif suspect.verdict == "exploding":
+        order = (SELU, RELU, CLIPPED, TANH, NORMALIZED)
+    else:
+        order = (SELU, RELU, NORMALIZED)
+    return [(remedy,) for remedy in order]
+
+
+STRATEGIES: Final[dict[str, Callable[[Result, Configuration], list[Candidate]]]] = {
+    "gradmedic": advised,
+    "random": at_random,
+    "AUTOTRAINER": autotrainer,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Race:
+    """How a rerun came out."""
+
+    conclusion: experiment.Conclusion
+    trials: int
+    silent: bool
+    """Some candidate is what AUTOTRAINER counts as a repair: on the first seed its rules never fired."""
+
+    @property
+    def verified(self) -> list[experiment.CandidateOutcome]:
+        """The outcomes that are verified."""
+        return [outcome for outcome in self.conclusion.outcomes if outcome.state == "verified"]
+
+
+def race(
+    laboratory: Laboratory, configuration: Configuration, candidates: Sequence[Candidate], *, is_twin: bool = False
+) -> Race:
+    """Rerun a configuration, or its twin, as the service would with a budget for all and no early stopping."""
+    known: dict[tuple[int, int], experiment.Trial] = {}
+    silent = False
+    everything: Sequence[Candidate] = ((), *candidates[:MAX_CANDIDATES])
+    design = Design(
+        candidates=len(everything) - 1,
+        seeds=SEEDS,
+        budget=Budget(steps=configuration.faulty.steps, trials=len(everything) * len(SEEDS)),
+    )
+    while True:
+        plan = experiment.plan(design, list(known.values()))
+        if plan.conclusion is not None:
+            return Race(conclusion=plan.conclusion, trials=len(known), silent=silent)
+        for candidate, seed in plan.start:
+            result = laboratory.trial(configuration, everything[candidate], seed, is_twin=is_twin)
+            known[candidate, seed] = result.as_trial(candidate, seed)
+            silent |= candidate != experiment.CONTROL and seed == SEEDS[0] and result.is_silent
+
+
+def trials_in_turn(laboratory: Laboratory, configuration: Configuration, candidates: Sequence[Candidate]) -> int | None:
+    """Return how many trials it takes to the first verified candidate, tried one after the other; None if none is.
+
+    Each gets a trial on the first seed, and one on each other seed if it passes there. The control's trials count too.
+    """
+    controls: set[int] = set()
+    spent = 0
+
+    def passes(candidate: Candidate, seed: int) -> bool:
+        nonlocal spent
+        spent += 1 + (seed not in controls)
+        controls.add(seed)
+        control = laboratory.trial(configuration, (), seed).as_trial(experiment.CONTROL, seed)
+        trial = laboratory.trial(configuration, candidate, seed).as_trial(1, seed)
+        return experiment.is_better(trial, control)
+
+    for candidate in candidates:
+        if all(passes(candidate, seed) for seed in SEEDS):
+            return spent
+    return None

@@ -1,0 +1,271 @@
+"""Trials: real processes against a real service, each made once and kept.
+
+One idea: a trial follows from the configuration, the remedies and the seed, so its result is a file named after them
+and after the code that made it. Whatever asks for a trial again, another strategy or another day, reads the file.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import math
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlencode
+from uuid import UUID
+
+import msgspec
+import numpy as np
+import torch
+import urllib3
+
+from benchmarks.reference_rules import REFERENCES
+from benchmarks.reruns.configurations import Configuration
+from benchmarks.reruns.tasks import make_task
+from benchmarks.servers import CACHE, gradmedic
+from gradmedic import Client, wire
+from gradmedic.identity import new_run_id
+from gradmedic_service.reruns import experiment
+from gradmedic_service.worker.environment import KEPT as KEPT_VARIABLES
+from gradmedic_service.worker.environment import read_report, trial_environment
+from gradmedic_service.worker.processes import Order, Starter
+
+ROOT: Final = Path(__file__).resolve().parent.parent.parent
+SCRIPT: Final = Path(__file__).resolve().parent / "train.py"
+RESULTS: Final = CACHE / "reruns"
+LONGEST_SECONDS: Final = 180.0
+AUTOTRAINER: Final = next(rules for rules in REFERENCES if rules.name == "AUTOTRAINER, loss gate")
+LOST_SKILL: Final = 0.25
+"""A configuration fails if it keeps at most this share of its twin's skill (the rule of our labelled corpus)."""
+BLOW_UP: Final = 10.0
+LEAST_SKILL: Final = 0.2
+"""Of a twin that is good."""
+READ: Final = ("loss", "grad_norm", "grad_zero_fraction", "nonfinite_count", "weight_norm", "update_norm")
+SOURCES: Final = (
+    *sorted((ROOT / "client" / "gradmedic" / "torch" / "modules").glob("*.py")),
+    *(ROOT / "client" / "gradmedic" / "torch" / name for name in ("remedies.py", "treatment.py", "clipping.py")),
+    *sorted((ROOT / "service" / "gradmedic_service" / "diagnosis").rglob("*.py")),
+    *(SCRIPT.parent / name for name in ("networks.py", "tasks.py", "train.py")),
+)
+"""What a trial's result depends on besides its configuration."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What came of a trial."""
+
+    status: str
+    """`done`, `failed` or `not_applicable`."""
+    reason: str | None
+    verdict: str
+    curve: experiment.Curve | None
+    is_silent: bool
+    """AUTOTRAINER's rules never fired."""
+    has_dead_units: bool
+    advice: list[wire.Remedy]
+    cpu_seconds: float | None
+    """None where the script was killed."""
+
+    def as_trial(self, candidate: int, seed: int) -> experiment.Trial:
+        """Return it as the experiment sees it."""
+        return experiment.Trial(
+            candidate=candidate,
+            seed=seed,
+            status=self.status,
+            verdict=self.verdict,
+            curve=self.curve,
+            reason=self.reason,
+        )
+
+
+@cache
+def code_digest() -> str:
+    """Return a digest of what trials depend on."""
+    digest = hashlib.blake2b(digest_size=8)
+    for source in SOURCES:
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def baseline(task: str) -> float:
+    """Return the loss of a task's best constant answer."""
+    torch.manual_seed(0)
+    return make_task(task).baseline
+
+
+class Laboratory:
+    """Makes trials, and keeps them."""
+
+    def __init__(self, base_url: str, folder: Path) -> None:
+        self._base_url = base_url
+        self._folder = folder
+        self._executor = Starter()
+        self._client = Client(base_url)
+        self._http = urllib3.PoolManager()
+        self._base = {
+            **{name: value for name, value in os.environ.items() if name in KEPT_VARIABLES},
+            "PYTHONPATH": str(ROOT),
+            "PYTHONHASHSEED": "0",
+            "OMP_NUM_THREADS": "1",
+            "MKL_NUM_THREADS": "1",
+        }
+
+    def close(self) -> None:
+        """End the processes that were kept."""
+        self._executor.close()
+        self._client.close()
+
+    def trial(
+        self, configuration: Configuration, remedies: Sequence[wire.Remedy], seed: int, *, is_twin: bool = False
+    ) -> Result:
+        """Return what comes of a configuration with remedies on a seed: from before, or by doing it."""
+        setting = configuration.twin if is_twin else configuration.faulty
+        key = msgspec.json.encode([code_digest(), repr(setting), remedies, seed])
+        kept = RESULTS / f"{hashlib.blake2b(key, digest_size=16).hexdigest()}.msgpack"
+        if kept.exists():
+            return msgspec.msgpack.decode(kept.read_bytes(), type=Result)
+        result = self._make(configuration, remedies, seed, is_twin=is_twin)
+        draft = kept.with_suffix(".draft")
+        draft.write_bytes(msgspec.msgpack.encode(result))
+        draft.replace(kept)
+        return result
+
+    def _make(
+        self, configuration: Configuration, remedies: Sequence[wire.Remedy], seed: int, *, is_twin: bool
+    ) -> Result:
+        setting = configuration.twin if is_twin else configuration.faulty
+        run_id = new_run_id()
+        claimed = wire.ClaimedTrial(
+            trial_id=run_id,
+            attempt=1,
+            rerun_id=run_id,
+            run_id=run_id,
+            parent_id=run_id,
+            project="reruns",
+            candidate=0,
+            trainable="train",
+            parameters={},
+            seed=seed,
+            remedies=list(remedies),
+            steps=setting.steps,
+            seconds=LONGEST_SECONDS,
+            lease_seconds=LONGEST_SECONDS,
+        )
+        scratch = Path(tempfile.mkdtemp(dir=self._folder))
+        (scratch / "tmp").mkdir()
+        output = scratch / "output"
+        order = Order(
+            command=[sys.executable, str(SCRIPT), configuration.name, *(["--twin"] if is_twin else [])],
+            environment=trial_environment(self._base, claimed, self._base_url, scratch, ()),
+            directory=scratch,
+            output=output,
+            seconds=LONGEST_SECONDS,
+            memory=None,
+        )
+        process = self._executor.start(order, self._base, may_preload=True)
+        try:
+            ended = None
+            while ended is None:
+                ended = process.wait(LONGEST_SECONDS)
+        finally:
+            process.close()
+        report, said = read_report(scratch), output.read_text(errors="replace") if output.exists() else ""
+        shutil.rmtree(scratch, ignore_errors=True)
+        cpu = re.findall(r"CPU seconds: ([\d.]+)", said)
+        seconds = float(cpu[-1]) if cpu else None
+        if "not_applicable" in report:
+            return self._nothing("not_applicable", str(report["not_applicable"]), seconds)
+        if ended.reason is not None or ended.exit_code != 0:
+            return self._nothing("failed", ended.reason or said[-300:], seconds)
+        return self._read(run_id, seconds)
+
+    @staticmethod
+    def _nothing(status: str, reason: str, seconds: float | None) -> Result:
+        return Result(
+            status=status,
+            reason=reason,
+            verdict="undetermined",
+            curve=None,
+            is_silent=False,
+            has_dead_units=False,
+            advice=[],
+            cpu_seconds=seconds,
+        )
+
+    def _read(self, run_id: UUID, seconds: float | None) -> Result:
+        diagnosis = self._client.runs.diagnosis(run_id)
+        recorded = self._recording(run_id)
+        return Result(
+            status="done",
+            reason=None,
+            verdict=diagnosis.verdict,
+            curve=experiment.describe_curve(recorded["loss"]),
+            is_silent=not AUTOTRAINER.first_alarms(recorded),
+            has_dead_units=any(finding.detector == "zero_gradient" for finding in diagnosis.findings),
+            advice=[one.remedy for one in diagnosis.advice],
+            cpu_seconds=seconds,
+        )
+
+    def _recording(self, run_id: UUID) -> dict[str, Any]:
+        """Return a run's steps as the reference rules read them."""
+        layers = self._client.runs.get(run_id).layers
+        answer = self._http.request(
+            "GET",
+            f"{self._base_url}/api/v1/runs/{run_id}/steps?" + urlencode([("statistic", name) for name in READ]),
+            headers={"Accept": "text/csv"},
+        )
+        header, *rows = csv.reader(io.StringIO(answer.data.decode()))
+        table = np.array([[float(value or "nan") for value in row] for row in rows])
+        columns = {name: table[:, index] for index, name in enumerate(header)}
+        statistics = {
+            name: np.stack([columns[f"{name}/{layer.name}"] for layer in layers], axis=1) for name in READ[1:]
+        }
+        return {
+            "loss": columns["loss"],
+            "numel": np.array([layer.numel for layer in layers]),
+            "ndim": np.array([len(layer.shape or ()) for layer in layers]),
+            "frozen": np.array([layer.frozen for layer in layers]),
+            **statistics,
+        }
+
+
+@contextmanager
+def laboratory() -> Iterator[Laboratory]:
+    """Run a service of its own for trials."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with gradmedic(f"sqlite:///{folder / 'gradmedic.db'}", folder) as (base_url, _):
+            made = Laboratory(base_url, folder)
+            try:
+                yield made
+            finally:
+                made.close()
+
+
+def skill(result: Result, task: str) -> float:
+    """Return how far a result's final loss is below the best constant answer's: 1 is perfect; -inf: not finite."""
+    if result.curve is None or not math.isfinite(result.curve.final):
+        return -math.inf
+    return 1 - result.curve.final / baseline(task)
+
+
+def is_failing(laboratory: Laboratory, configuration: Configuration, seed: int = 0) -> bool:
+    """Whether a configuration is one: it truly fails, by its loss, and its twin truly learns."""
+    twin = skill(laboratory.trial(configuration, (), seed, is_twin=True), configuration.twin.task)
+    control = laboratory.trial(configuration, (), seed)
+    if twin < LEAST_SKILL or control.status != "done" or control.curve is None:
+        return False
+    is_blown_up = not control.curve.final <= BLOW_UP * control.curve.start
+    return is_blown_up or skill(control, configuration.faulty.task) <= LOST_SKILL * twin

@@ -1,0 +1,51 @@
+"""Normalizes what a hidden layer returns, without parameters of its own: `state_dict()` keeps its keys.
+
+One idea: a forward hook of the layer. Batch normalization keeps its running moments in the hook, for evaluation; a copy
+of the model, or one that is saved and loaded, has them too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+KINDS = ("BatchNorm", "LayerNorm", "RMSNorm")
+EPSILON = 1e-5
+"""What torch's own modules add to a variance; RMS normalization adds the dtype's own epsilon."""
+MOMENTUM = 0.1
+"""By which `torch.nn.BatchNorm1d` moves its running moments."""
+
+
+class Normalize:
+    """Forward hook of a linear layer or a convolution.
+
+    Args:
+        kind: `BatchNorm` over the examples (and positions), each channel by itself; `LayerNorm` and `RMSNorm` over the
+            features of each example, in a convolution over channels and positions.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._mean: Tensor | None = None
+        self._variance: Tensor | None = None
+
+    def __call__(self, module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        """Return the normalized output."""
+        is_convolution = not isinstance(module, nn.Linear)
+        if self._kind == "BatchNorm":
+            if self._mean is None or self._variance is None:
+                channels = output.shape[1]
+                self._mean = torch.zeros(channels, device=output.device, dtype=torch.float32)
+                self._variance = torch.ones(channels, device=output.device, dtype=torch.float32)
+            return functional.batch_norm(
+                output, self._mean, self._variance, training=module.training, momentum=MOMENTUM, eps=EPSILON
+            )
+        if self._kind == "RMSNorm":
+            shape = output.shape[1:] if is_convolution else output.shape[-1:]
+            return functional.rms_norm(output, shape)
+        if is_convolution:
+            return functional.group_norm(output, 1, eps=EPSILON)
+        return functional.layer_norm(output, output.shape[-1:], eps=EPSILON)

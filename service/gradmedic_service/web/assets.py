@@ -1,0 +1,80 @@
+"""Scripts and styles of the pages, served from memory.
+
+One idea: every address holds a digest of all files together. What is behind an address never changes, so browsers keep
+it for ever and never ask again; a new version has new addresses, and scripts import each other by relative paths. The
+files are few and small, and are compressed once, at the start.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from dataclasses import dataclass
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import PurePosixPath
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+STATIC_PATH = "/static"
+MEDIA_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+FOR_EVER = "public, max-age=31536000, immutable"
+DIGEST_LENGTH = 12
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    content: bytes
+    packed: bytes
+    media_type: str
+
+
+class Assets:
+    """The files of `static/`."""
+
+    def __init__(self) -> None:
+        folder = files("gradmedic_service.web") / "static"
+        self._files = {path: _read(one) for path, one in sorted(_walk(folder))}
+        digest = hashlib.sha256()
+        for path, file in self._files.items():
+            digest.update(f"{path}\0{len(file.content)}\0".encode() + file.content)
+        self.version = digest.hexdigest()[:DIGEST_LENGTH]
+
+    def url(self, path: str) -> str:
+        """Return the address of a file. Raises KeyError if there is none."""
+        if path not in self._files:
+            raise KeyError(path)
+        return f"{STATIC_PATH}/{self.version}/{path}"
+
+    def answer(self, request: Request, version: str, path: str) -> Response:
+        """Return a file; of another version there is none."""
+        file = self._files.get(path) if version == self.version else None
+        if file is None:
+            raise HTTPException(404)
+        headers = {"Cache-Control": FOR_EVER, "Vary": "Accept-Encoding"}
+        if "gzip" in request.headers.get("accept-encoding", ""):
+            headers["Content-Encoding"] = "gzip"
+            return Response(file.packed, media_type=file.media_type, headers=headers)
+        return Response(file.content, media_type=file.media_type, headers=headers)
+
+
+def _walk(folder: Traversable, prefix: str = "") -> list[tuple[str, Traversable]]:
+    found: list[tuple[str, Traversable]] = []
+    for one in folder.iterdir():
+        path = f"{prefix}{one.name}"
+        if one.is_dir():
+            found += _walk(one, f"{path}/")
+        elif PurePosixPath(path).suffix in MEDIA_TYPES:
+            found.append((path, one))
+    return found
+
+
+def _read(one: Traversable) -> _File:
+    content = one.read_bytes()
+    return _File(content, gzip.compress(content, mtime=0), MEDIA_TYPES[PurePosixPath(one.name).suffix])

@@ -1,0 +1,156 @@
+"""The pages: what a person with a browser is answered.
+
+One idea: a page carries no data but who asks and, of a run, what its banner shows; its scripts read the rest by the
+same routes as everybody else. There is one source of every number, and nothing that could be forgotten to be escaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote
+from uuid import UUID
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import HTMLResponse, RedirectResponse
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from starlette.responses import Response
+
+from gradmedic import wire
+from gradmedic_service.access.authentication import authenticated
+from gradmedic_service.access.authorization import PUBLIC
+from gradmedic_service.access.principal import Principal
+from gradmedic_service.db import Database
+from gradmedic_service.errors import RerunNotFound, RunNotFound, ScopeMissing, ServiceError
+from gradmedic_service.reruns import service as reruns
+from gradmedic_service.runs import service as runs
+from gradmedic_service.web.assets import STATIC_PATH, Assets
+
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+"""Nothing inline, nothing from elsewhere; scripts may set styles, which needs no permission."""
+HEADERS = {"Content-Security-Policy": CONTENT_SECURITY_POLICY, "Cache-Control": "no-store"}
+LOGIN_PATH = "/login"
+
+
+class Pages:
+    """Renders the templates.
+
+    Args:
+        assets: what they link to.
+    """
+
+    def __init__(self, assets: Assets) -> None:
+        self._environment = Environment(
+            loader=PackageLoader("gradmedic_service.web"),
+            autoescape=select_autoescape(default=True),
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._environment.globals.update(asset=assets.url, api_path=wire.API_PATH, verdicts=wire.VERDICTS)
+        self._environment.globals.update(statuses=wire.STATUSES, rerun_statuses=wire.RERUN_STATUSES, scopes=wire.SCOPES)
+
+    def render(self, name: str, principal: Principal | None, status: int = 200, **context: Any) -> HTMLResponse:
+        """Return a page for somebody, or for nobody known."""
+        content = self._environment.get_template(f"{name}.html").render(
+            principal=principal,
+            is_admin=principal is not None and principal.holds("admin"),
+            may_rerun=principal is not None and principal.holds("rerun"),
+            **context,
+        )
+        return HTMLResponse(content, status_code=status, headers=HEADERS)
+
+
+def add_pages(app: FastAPI) -> None:
+    """Serve the pages and their files."""
+    assets = Assets()
+    pages = Pages(assets)
+    # Public: whoever is not known is led to the login, and a link tells nothing of what is there.
+    router = APIRouter(include_in_schema=False, dependencies=[PUBLIC])
+
+    @router.get("/")
+    def show_runs(request: Request) -> Response:
+        return _for_a_reader(pages, request, lambda principal: pages.render("runs", principal))
+
+    @router.get("/runs/{run_id}")
+    def show_run(request: Request, run_id: str) -> Response:
+        def render(principal: Principal) -> Response:
+            database: Database = request.app.state.database
+            with database.reading() as session:
+                run = runs.get(session, principal, _run_id(run_id))
+            return pages.render("run", principal, run=run)
+
+        return _for_a_reader(pages, request, render)
+
+    @router.get("/reruns")
+    def show_reruns(request: Request) -> Response:
+        return _for_a_reader(pages, request, lambda principal: pages.render("reruns", principal))
+
+    @router.get("/reruns/{rerun_id}")
+    def show_rerun(request: Request, rerun_id: str) -> Response:
+        def render(principal: Principal) -> Response:
+            database: Database = request.app.state.database
+            with database.reading() as session:
+                rerun = reruns.get(session, principal, _rerun_id(rerun_id))
+                run = runs.get(session, principal, rerun.run_id)
+            return pages.render("rerun", principal, rerun=rerun, run=run)
+
+        return _for_a_reader(pages, request, render)
+
+    @router.get("/compare")
+    def compare_runs(request: Request) -> Response:
+        return _for_a_reader(pages, request, lambda principal: pages.render("compare", principal))
+
+    @router.get("/projects")
+    def show_projects(request: Request) -> Response:
+        return _for_a_reader(pages, request, lambda principal: pages.render("projects", principal))
+
+    @router.get("/api-keys")
+    def show_api_keys(request: Request) -> Response:
+        return _for_a_reader(pages, request, lambda principal: pages.render("api_keys", principal), scope="admin")
+
+    @router.get(LOGIN_PATH)
+    async def show_login() -> Response:
+        return pages.render("login", None)
+
+    @router.get(STATIC_PATH + "/{version}/{path:path}")
+    async def read_asset(request: Request, version: str, path: str) -> Response:
+        return assets.answer(request, version, path)
+
+    app.include_router(router)
+
+
+def _for_a_reader(
+    pages: Pages, request: Request, render: Callable[[Principal], Response], scope: str = "read"
+) -> Response:
+    """Answer with a page whatever happens; whoever is not known is led to the login and back."""
+    principal = None
+    try:
+        principal = authenticated(request.scope)
+        if not principal.holds(scope):
+            raise ScopeMissing(f"This page needs the scope {scope!r}, which the API key {principal.name!r} lacks.")
+        return render(principal)
+    except ServiceError as error:
+        if error.status == HTTPStatus.UNAUTHORIZED:
+            query = f"?{request.url.query}" if request.url.query else ""
+            address = f"{LOGIN_PATH}?next={quote(request.url.path + query, safe='')}"
+            return RedirectResponse(address, status_code=303, headers={"Cache-Control": "no-store"})
+        return pages.render("problem", principal, error.status, title=error.title, detail=error.detail)
+
+
+def _run_id(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise RunNotFound(f"There is no run {text[:100]}.") from None
+
+
+def _rerun_id(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise RerunNotFound(f"There is no rerun {text[:100]}.") from None

@@ -1,0 +1,31 @@
+// Remedies in words, what came of them, and the code that applies them.
+
+import { el } from "./dom.js";
+import { number, words } from "./format.js";
+
+export const parametersOf = (remedy) => Object.entries(remedy.parameters).map(([name, value]) => `${name}=${typeof value === "number" ? number(value) : value}`).join(", ");
+export const remedyText = (remedy) => `${words(remedy.id)}${parametersOf(remedy) ? ` (${parametersOf(remedy)})` : ""}`;
+export const remediesText = (remedies) => (remedies.length ? remedies.map(remedyText).join(" + ") : "unchanged control");
+
+/** What happened when it was tried, in a sentence. */
+export function outcomeText(outcome) {
+  const seeds = `healthy in ${outcome.healthy} of ${outcome.seeds} ${outcome.seeds === 1 ? "seed" : "seeds"}`;
+  const loss = `loss ${number(outcome.loss)} against ${number(outcome.control_loss)}`;
+  return {
+    verified: `verified: ${seeds}, ${loss} unchanged`,
+    healthy: `${seeds}, but not shown to be better: ${loss} unchanged`,
+    failed: `did not help: ${seeds}, ${loss} unchanged`,
+    not_applicable: "could not be applied to this job",
+  }[outcome.state] ?? words(outcome.state);
+}
+
+export const outcomeLine = (outcome) => el("p", { class: "outcome", "data-state": outcome.state },
+  el("strong", {}, "Tried on this job: "), outcomeText(outcome), outcome.cost_seconds ? ` (${number(Math.round(outcome.cost_seconds))} s of computing). ` : ". ",
+  el("a", { href: `/reruns/${outcome.rerun_id}` }, "See the race"));
+
+const isSame = (one, other) => one.id === other.id && JSON.stringify(one.parameters) === JSON.stringify(other.parameters);
+
+/** The code of remedies, as far as a diagnosis has it. */
+export const snippetOf = (remedies, advice) => remedies
+  .map((remedy) => advice.find((one) => isSame(one.remedy, remedy))?.snippet)
+  .filter(Boolean).join("\n");

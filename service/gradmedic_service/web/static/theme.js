@@ -1,0 +1,22 @@
+// The theme, before anything is painted: what was chosen here last, else what the system prefers.
+(() => {
+  const root = document.documentElement;
+  let chosen = null;
+  try { chosen = localStorage.getItem("theme"); } catch { /* storage may be switched off */ }
+  if (chosen === "light" || chosen === "dark") root.dataset.theme = chosen;
+
+  document.addEventListener("DOMContentLoaded", () => {
+    document.getElementById("theme").addEventListener("click", () => {
+      const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+      const next = (root.dataset.theme ?? system) === "dark" ? "light" : "dark";
+      root.dataset.theme = next;
+      try { localStorage.setItem("theme", next); } catch { /* then it holds for this page */ }
+      document.dispatchEvent(new Event("themechange"));
+    });
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => document.dispatchEvent(new Event("themechange")));
+    document.getElementById("logout")?.addEventListener("click", async () => {
+      await fetch(`${document.body.dataset.api}/session`, { method: "DELETE" });
+      location.assign("/login");
+    });
+  });
+})();

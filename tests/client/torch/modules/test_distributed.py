@@ -1,0 +1,42 @@
+"""Remedies of the modules in several processes, over gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.client.torch.modules.treated_training import train
+
+SCRIPT = Path(__file__).with_name("treated_training.py")
+
+pytestmark = pytest.mark.slow
+
+
+def test_two_processes_train_as_one() -> None:
+    """Under DistributedDataParallel two halves of each batch give the weights that the whole gives in one process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    started = []
+    for rank in range(2):
+        environment = os.environ | {
+            "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+            "GLOO_SOCKET_IFNAME": "lo",
+        }  # fmt: skip
+        command = [sys.executable, str(SCRIPT)]
+        started.append(
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+    weights = []
+    for process in started:
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err
+        weights.append(json.loads(out.splitlines()[-1]))
+    assert weights[0] == weights[1]
+    for several, one in zip(weights[0], train(0, 1), strict=True):
+        assert several == pytest.approx(one, rel=1e-3, abs=1e-4)

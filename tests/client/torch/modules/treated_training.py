@@ -1,0 +1,62 @@
+"""A treated training of several processes, one of which this is; prints the weights that it ends with as JSON.
+
+RANK=0 WORLD_SIZE=2 ... python treated_training.py
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional
+
+from gradmedic.torch.treatment import Treatment
+from gradmedic.wire import Remedy
+
+REMEDIES = [
+    Remedy(id="replace_activation", parameters={"activation": "ELU"}),
+    Remedy(id="insert_normalization", parameters={"kind": "LayerNorm"}),
+    Remedy(id="add_residual"),
+    Remedy(id="reinitialize", parameters={"scheme": "orthogonal"}),
+    Remedy(id="standardize_inputs"),
+    Remedy(id="standardize_targets"),
+]
+ROWS = 12
+
+
+def train(rank: int, size: int) -> list[list[float]]:
+    """Train on this process' rows of each batch; return the weights."""
+    torch.set_num_threads(1)
+    torch.manual_seed(3)
+    bare = nn.Sequential(nn.Linear(6, 6), nn.Sigmoid(), nn.Linear(6, 6), nn.Sigmoid(), nn.Linear(6, 1))
+    model: nn.Module = nn.parallel.DistributedDataParallel(bare) if size > 1 else bare
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    treatment = Treatment([optimizer], {"": model}, REMEDIES, seed=5)
+    treatment.before()
+    treatment.after()
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(4):
+        x = 4 + 3 * torch.randn(ROWS, 6, generator=generator)
+        y = 100 + 30 * x.sum(1, keepdim=True)
+        own = slice(rank * ROWS // size, (rank + 1) * ROWS // size)
+        optimizer.zero_grad()
+        functional.mse_loss(model(x[own]), y[own]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if (reason := treatment.reason_to_end()) is not None:
+            raise RuntimeError(reason)
+    treatment.close()
+    return [parameter.flatten().tolist() for parameter in bare.parameters()]
+
+
+def main() -> None:
+    """Train as one of the processes."""
+    dist.init_process_group("gloo")
+    sys.stdout.write(json.dumps(train(dist.get_rank(), dist.get_world_size())) + "\n")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

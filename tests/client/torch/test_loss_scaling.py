@@ -1,0 +1,152 @@
+"""Dynamic loss scaling of a script that knows nothing of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tests.client.torch.modules.treating import batch, perceptron, remedy, sgd, step, treat
+from torch import Tensor, nn
+
+from gradmedic.torch.loss_scaling import GROWTH_INTERVAL, INITIAL_SCALE, LossScale
+from gradmedic.torch.remedies import NotApplicable
+from gradmedic.torch.treatment import Treatment
+
+SCALE = remedy("scale_loss")
+
+
+def squared(model: nn.Module) -> Tensor:
+    """Return a loss that stays small."""
+    value: Tensor = model(batch().to(next(model.parameters()).dtype)).float().square().mean()
+    return value
+
+
+def test_whatever_the_script_does_sees_its_own_gradients() -> None:
+    """In float32 a training with the remedy is the same one: gradients, accumulation, and what it clips."""
+    results = []
+    for is_scaled in (False, True):
+        model = perceptron()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        treatment = treat(model, optimizer, SCALE) if is_scaled else None
+        norms = []
+        for _ in range(5):
+            optimizer.zero_grad()
+            for part in (0.25, 0.75):
+                (part * squared(model)).backward()  # type: ignore[no-untyped-call]
+            norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), 0.1)))
+            optimizer.step()
+        results.append((norms, [p.detach() for p in model.parameters()]))
+        if treatment is not None:
+            assert "nothing is computed in float16" in str(treatment.reason_to_end())
+            treatment.close()
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-6)
+    for one, other in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_static_scale_that_overflows_is_repaired() -> None:
+    """Half precision under a scale that is far too large: without the remedy NaN, with it the loss falls."""
+
+    def train(*, is_treated: bool) -> list[float]:
+        model = perceptron(nn.Tanh(), width=32).half()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        treatment = treat(model, optimizer, SCALE) if is_treated else None
+        losses = []
+        for _ in range(60):
+            optimizer.zero_grad()
+            loss = squared(model)
+            (loss * 2.0**24).backward()  # type: ignore[no-untyped-call]
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.div_(2.0**24)
+            optimizer.step()
+            losses.append(loss.item())
+            if treatment is not None:
+                assert treatment.reason_to_end() is None
+        if treatment is not None:
+            treatment.close()
+        return losses
+
+    assert train(is_treated=False)[-1] != train(is_treated=False)[-1]  # NaN
+    treated = train(is_treated=True)
+    assert treated[-1] < 0.7 * treated[0]
+
+
+def test_autocast_to_float16_counts() -> None:
+    """Parameters may be float32 where autocast computes in float16."""
+    model = perceptron()
+    optimizer = sgd(model)
+    treatment = treat(model, optimizer, SCALE)
+
+    def loss(model: nn.Module) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.float16):
+            out = model(batch())
+        value: Tensor = out.float().square().mean()
+        return value
+
+    step(model, optimizer, loss)
+    assert treatment.reason_to_end() is None
+    treatment.close()
+
+
+def test_steps_that_overflow_are_passed_over_and_marked() -> None:
+    """Weights and moments stay, and the step is marked as skipped where a watch looks for it."""
+    model = perceptron()
+    optimizer = torch.optim.Adam(model.parameters())
+    treatment = treat(model, optimizer, SCALE)
+    step(model, optimizer, squared)
+    before = [p.detach().clone() for p in model.parameters()]
+    moments = [state["exp_avg"].clone() for state in optimizer.state.values()]
+    step(model, optimizer, lambda m: squared(m) * torch.inf)
+    found: Any = optimizer
+    assert float(found.found_inf) == 1.0
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert all(torch.equal(a, s["exp_avg"]) for a, s in zip(moments, optimizer.state.values(), strict=True))
+    step(model, optimizer, squared)
+    assert float(found.found_inf) == 0.0
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+    treatment.close()
+
+
+def test_the_scale_falls_faster_in_a_row_and_rises_slowly() -> None:
+    """Each overflow of a row halves once more than the last; a hundred good steps double."""
+    scale = LossScale()
+    bad, good = [torch.tensor(torch.inf)], [torch.tensor(1.0)]
+    assert scale.note_step(bad)
+    assert scale.note_step(bad)
+    assert scale._next == INITIAL_SCALE / 2 / 4
+    for _ in range(GROWTH_INTERVAL):
+        assert not scale.note_step(good)
+    assert scale._next == INITIAL_SCALE / 4
+
+
+def test_two_watched_models_share_one_scale() -> None:
+    """Losses are scaled once, however many models are treated; closing leaves torch as it was."""
+    original = torch.autograd.backward
+    one, other = perceptron(), perceptron()
+    treatments = [treat(model, sgd(model), SCALE) for model in (one, other)]
+    loss = squared(one) + squared(other)
+    loss.backward()  # type: ignore[no-untyped-call]
+    for treatment in treatments:
+        treatment.close()
+    assert torch.autograd.backward is original
+    reference = perceptron()
+    squared(reference).backward()  # type: ignore[no-untyped-call]
+    for model in (one, other):
+        for parameter, expected in zip(model.parameters(), reference.parameters(), strict=True):
+            torch.testing.assert_close(parameter.grad, expected.grad)
+
+
+def test_beside_torchs_own_scaler_it_is_not_applicable() -> None:
+    """A scaler that was handed to watch() is known at once, one that calls the optimizer at its first step."""
+    model = perceptron()
+    with pytest.raises(NotApplicable, match="dynamically already"):
+        Treatment([sgd(model)], {"": model}, [SCALE], has_scaler=True)
+    optimizer = sgd(model)
+    treatment = treat(model, optimizer, SCALE)
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(squared(model)).backward()  # type: ignore[no-untyped-call]
+    scaler.step(optimizer)
+    assert "dynamically already" in str(treatment.reason_to_end())
+    treatment.close()

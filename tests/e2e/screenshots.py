@@ -1,0 +1,80 @@
+"""Pictures of the pages for the documentation, of real jobs and a real rerun: `make screenshots` (some minutes)."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.servers import gradmedic
+from playwright.sync_api import sync_playwright
+
+from gradmedic import Client
+from gradmedic_service import schema
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "docs" / "images"
+JOBS = (
+    ("digits, relu", "digits_classifier.py", "--activation", "relu"),
+    ("digits, sigmoid", "digits_classifier.py"),
+    ("char-lm, clip 0.25", "rnn_language_model.py", "--clip", "0.25"),
+    ("char-lm, no clipping", "rnn_language_model.py"),
+)
+RERUN, VANISHING = "char-lm, no clipping", "digits, sigmoid"
+WAIT_SECONDS = 900
+
+
+def train(address: str, folder: Path) -> None:
+    """Train each job; a script's exit is not looked at, since a run that explodes may end as it likes."""
+    for name, script, *options in JOBS:
+        sys.stderr.write(f"training {name} ...\n")
+        environment = {"PATH": "/usr/bin:/bin", "GRADMEDIC_BASE_URL": address, "GRADMEDIC_RUN_NAME": name}
+        command = [sys.executable, str(ROOT / "examples" / script), "--steps", "200", *options]
+        subprocess.run(command, env=environment, cwd=folder, check=False, capture_output=True)
+
+
+def main() -> int:
+    """Train, rerun, and take the pictures."""
+    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if executable is None:
+        sys.stderr.write("There is no Chromium: apt-get install chromium\n")
+        return 1
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        url = f"sqlite:///{folder / 'pictures.db'}"
+        schema.upgrade(url)
+        worker = ("--with-worker", str(ROOT / "examples" / "worker.toml"))
+        with gradmedic(url, folder, *worker) as (address, _), Client(address) as client:
+            train(address, folder)
+            runs = {run.name: run.id for run in client.runs.list()}
+            sys.stderr.write(f"rerunning {RERUN} ...\n")
+            rerun = client.reruns.wait(client.reruns.create(runs[RERUN]).id, timeout=WAIT_SECONDS)
+            compared = "&".join(f"run={runs[one]}" for one in (RERUN, "char-lm, clip 0.25"))
+            with sync_playwright() as playwright:
+                browser = playwright.chromium.launch(executable_path=executable)
+                for picture, path, scheme, width, height in (
+                    ("runs", "/", "light", 1280, 420),
+                    ("run", f"/runs/{runs[VANISHING]}", "light", 1440, 1180),
+                    ("run-dark", f"/runs/{runs[RERUN]}?from=0&to=30&step=11", "dark", 1440, 1040),
+                    ("run-phone", f"/runs/{runs[VANISHING]}", "dark", 390, 1200),
+                    ("compare", f"/compare?{compared}", "light", 1280, 1080),
+                    ("rerun", f"/reruns/{rerun.id}", "light", 1440, 1240),
+                ):
+                    context = browser.new_context(
+                        viewport={"width": width, "height": height},
+                        color_scheme=scheme,  # type: ignore[arg-type] # one of the two that there are
+                    )
+                    page = context.new_page()
+                    page.goto(f"{address}{path}")
+                    page.wait_for_selector("body[data-ready]")
+                    page.screenshot(path=FOLDER / f"{picture}.png", animations="disabled")
+                    context.close()
+                browser.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""The other pages, and all of them for everybody: list, comparison, login, keys, projects, accessibility, themes."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from benchmarks.servers import gradmedic
+from playwright.sync_api import Page, expect
+from tests.e2e.conftest import Service, fill, well_step
+
+from gradmedic_service import schema
+
+AXE_TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+
+
+def paths(service: Service) -> dict[str, str]:
+    """Every page that there is without keys."""
+    return {
+        "runs": "/",
+        "no runs": "/?q=nothing+like+it",
+        "run": f"/runs/{service.sick}",
+        "zoomed run": f"/runs/{service.sick}?from=150&to=190&step=170&layer=encoder.3.weight&fold=encoder.0",
+        "healthy run": f"/runs/{service.well}",
+        "comparison": f"/compare?run={service.sick}&run={service.well}",
+        "reruns": "/reruns",
+        "rerun": f"/reruns/{service.rerun}",
+        "projects": "/projects",
+        "api keys": "/api-keys",
+        "problem": "/runs/nonsense",
+    }
+
+
+def violations(page: Page) -> str:
+    """What axe-core finds of WCAG 2.2 AA and its best practices, and whether the page is wider than the screen."""
+    found = Axe().run(page, options={"runOnly": AXE_TAGS})
+    told = found.generate_report() if found.violations_count else ""
+    is_wide = page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
+    return f"{told} wider than the screen" if is_wide else told
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1400), ("dark", 390)])
+def test_axe_finds_nothing(open_page: Any, service: Service, scheme: str, width: int) -> None:
+    """axe-core finds nothing on any page, light and wide or dark and narrow, with what can be opened open."""
+    page = open_page(service.url, refusals=(404,), color_scheme=scheme, viewport={"width": width, "height": 900})
+    for name, path in paths(service).items():
+        page.goto(f"{service.url}{path}")
+        if name != "problem":
+            page.wait_for_selector("body[data-ready]")
+        for summary in page.locator("main details summary").all()[:4]:
+            summary.click()
+        if name == "rerun":
+            page.get_by_role("button", name="Output of unchanged control, seed 0").click()
+            expect(page.locator("#output")).to_be_visible()
+        assert violations(page) == "", name
+
+
+def test_the_theme_can_be_chosen_and_stays(open_page: Any, service: Service) -> None:
+    """The page follows the system; the button switches, and the next page has the same."""
+    page = open_page(service.url, color_scheme="dark")
+    background = "getComputedStyle(document.body).backgroundColor"
+    dark = page.evaluate(background)
+    page.get_by_role("button", name="Switch between light and dark").click()
+    light = page.evaluate(background)
+    assert light != dark
+    page.goto(f"{service.url}/projects")
+    assert page.evaluate(background) == light
+
+
+def test_the_list_filters_sorts_and_remembers(open_page: Any, service: Service) -> None:
+    """Every filter keeps what it names; the address holds them."""
+    page = open_page(service.url)
+    rows = page.locator("#runs tbody tr")
+    sick = rows.filter(has_text="no clipping")
+    expect(sick).to_contain_text("exploding")
+    page.get_by_label("Verdict").select_option("exploding")
+    expect(rows.filter(has_text="clipped")).to_have_count(0)
+    expect(sick).to_have_count(1)
+    page.get_by_label("Status").select_option("running")
+    expect(sick).to_have_count(0)
+    page.get_by_role("button", name="Clear").click()
+    expect(rows.filter(has_text="sigmoid")).to_have_count(1)
+    page.get_by_label("Search").fill("sigm")
+    expect(rows).to_have_count(1)
+    page.get_by_label("Tag").fill("seen")
+    page.wait_for_url(re.compile("q=sigm.*tag=seen"))
+    page.reload()
+    expect(rows).to_have_count(1)
+    rows.get_by_role("link", name="sigmoid").click()
+    expect(page.locator("h1")).to_have_text("sigmoid")
+
+
+def test_the_list_is_live(open_page: Any, service: Service) -> None:
+    """A run that begins appears by itself, and the reader's focus stays where it was."""
+    page = open_page(f"{service.url}/?q=appearing")
+    expect(page.locator("#none")).to_contain_text("No run fits")
+    page.get_by_label("Search").focus()
+    fill(service.url, "appearing", well_step, 10)
+    expect(page.locator("#runs tbody tr")).to_have_count(1, timeout=15_000)
+    expect(page.get_by_label("Search")).to_be_focused()
+
+
+def test_pages_of_a_list_go_on_and_back(open_page: Any, tmp_path: Path) -> None:
+    """More runs than fit a page are on the next one."""
+    url = f"sqlite:///{tmp_path / 'many.db'}"
+    schema.upgrade(url)
+    with gradmedic(url, tmp_path) as (address, _):
+        with httpx2.Client(base_url=f"{address}/api/v1") as client:
+            for index in range(55):
+                client.post("/runs", json={"project": "p", "name": f"run {index}", "layers": []})
+        page = open_page(address)
+        rows = page.locator("#runs tbody tr")
+        expect(rows).to_have_count(50)
+        page.get_by_role("button", name="Next page").click()
+        expect(rows).to_have_count(5)
+        expect(rows.first).to_contain_text("run 4")
+        page.get_by_role("button", name="Previous page").click()
+        expect(rows).to_have_count(50)
+
+
+def test_runs_are_compared(open_page: Any, service: Service) -> None:
+    """Marked runs stand side by side, with their verdicts and a line each."""
+    page = open_page(service.url)
+    for name in ("no clipping", "clipped", "sigmoid"):
+        page.get_by_role("checkbox", name=f"Compare {name}", exact=True).check()
+    page.get_by_role("link", name="Compare", exact=True).click()
+    page.wait_for_selector("body[data-ready]")
+    expect(page.locator("#compared tbody tr")).to_have_count(3)
+    expect(page.locator("#compared")).to_contain_text("NaN")
+    expect(page.locator("#loss-chart .key li")).to_have_count(3)
+    expect(page.locator("#gradient-chart svg.chart > g.line")).to_have_count(3)
+    assert page.url.count("run=") == 3
+    page.get_by_role("button", name="Remove clipped").click()
+    expect(page.locator("#compared tbody tr")).to_have_count(2)
+
+
+def test_a_keyed_service_is_logged_in_to_and_out_of(open_page: Any, tmp_path: Path) -> None:
+    """A link leads to the login and back; an administrator makes and revokes keys; logging out ends the session."""
+    url = f"sqlite:///{tmp_path / 'keyed.db'}"
+    schema.upgrade(url)
+    command = [
+        str(Path(sys.executable).parent / "gradmedic"),
+        "api-key",
+        "create",
+        "--all-projects",
+        "--scope",
+        "admin",
+    ]
+    made = subprocess.run([*command, "--database-url", url], check=True, capture_output=True, text=True, cwd=tmp_path)
+    found = re.search(r"gradmedic_[\w-]{43}", made.stdout)
+    assert found is not None
+    with gradmedic(url, tmp_path, "--require-auth") as (address, _):
+        headers = {"Authorization": f"Bearer {found.group()}"}
+        body = {"project": "guarded", "name": "kept", "layers": []}
+        run = httpx2.post(f"{address}/api/v1/runs", json=body, headers=headers).json()["id"]
+        page = open_page("about:blank", waits=False, refusals=(401,))
+        page.goto(f"{address}/runs/{run}?step=3")
+        expect(page.locator("h1")).to_have_text("Log in")
+        page.wait_for_selector("body[data-ready]")
+        for scheme in ("dark", "light"):
+            page.emulate_media(color_scheme=scheme)
+            assert violations(page) == ""
+        page.get_by_label("API key").fill(found.group())
+        page.get_by_role("button", name="Log in").click()
+        expect(page.locator("h1")).to_have_text("kept")
+        assert page.url.startswith(f"{address}/runs/{run}")
+        assert page.evaluate("document.cookie") == ""
+        page.get_by_role("link", name="API keys").click()
+        page.get_by_label("Name").fill("a reader")
+        page.get_by_label("Project").fill("guarded")
+        page.get_by_role("button", name="Make the key").click()
+        secret = page.locator("#created code").inner_text()
+        reader = {"Authorization": f"Bearer {secret}"}
+        assert httpx2.get(f"{address}/api/v1/runs/{run}", headers=reader).status_code == 200
+        page.get_by_role("button", name="Revoke a reader").click()
+        page.get_by_role("button", name="Revoke a reader").click()
+        expect(page.locator("#keys tr", has_text="a reader")).to_contain_text("revoked")
+        assert httpx2.get(f"{address}/api/v1/runs/{run}", headers=reader).status_code == 401
+        page.get_by_role("button", name="Log out").click()
+        expect(page.locator("h1")).to_have_text("Log in")
+        page.goto(f"{address}/")
+        expect(page.locator("h1")).to_have_text("Log in")
+
+
+def test_projects_are_muted(open_page: Any, service: Service) -> None:
+    """An administrator mutes a detector for a project; an unknown one is refused by name."""
+    fill(service.url, "to be muted", well_step, 1)
+    page = open_page(f"{service.url}/projects")
+    field = page.get_by_label("Muted detectors, separated by commas, of pages")
+    field.fill("plateau")
+    page.get_by_label("Trials at once of pages").fill("3")
+    page.get_by_role("button", name="Save pages").click()
+    expect(page.locator("tr", has_text="saved")).to_have_count(1)
+    told = httpx2.get(f"{service.url}/api/v1/projects/pages").json()
+    httpx2.patch(f"{service.url}/api/v1/projects/pages", json={"muted_detectors": [], "max_concurrent_trials": 8})
+    assert (told["muted_detectors"], told["max_concurrent_trials"]) == (["plateau"], 3)
+
+
+def test_what_users_name_is_shown_as_text(open_page: Any, service: Service) -> None:
+    """Names, layers, tags, notes, groups, settings and metrics that are markup are text on every page."""
+    page = open_page(service.url)
+    evil = "<img src=x onerror=alert(1)><script>alert(2)</script>"
+    with httpx2.Client(base_url=f"{service.url}/api/v1") as client:
+        body = {
+            "project": f"{evil} project", "name": f"{evil} run", "group": f"{evil} group", "tags": [f"{evil} tag"],
+            "notes": evil, "framework": evil, "config": {f"{evil} key": f"{evil} value"},
+            "layers": [{"name": f"{evil} layer {index}", "kind": evil, "shape": [2, 2]} for index in range(3)],
+        }  # fmt: skip
+        run = client.post("/runs", json=body).json()["id"]
+        steps = {"steps": [0, 1], "loss": ["NaN", 1.0], "statistics": {"grad_norm": [["NaN"] * 3, [1.0] * 3]}}
+        assert client.post(f"/runs/{run}/steps", json=steps).status_code == 200
+    for path in ("/", f"/runs/{run}", f"/compare?run={run}&run={service.well}", "/projects", "/reruns"):
+        page.goto(f"{service.url}{path}")
+        page.wait_for_selector("body[data-ready]")
+        for summary in page.locator("main details summary").all():
+            if summary.is_visible():
+                summary.click()
+        expect(page.locator("main, title, select").filter(has_text=evil).first).to_be_attached()
+        assert page.locator("img, main script").count() == 0, path

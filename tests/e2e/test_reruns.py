@@ -1,0 +1,172 @@
+"""Reruns as somebody sees them who wants the job repaired: started, watched, read, cancelled."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from benchmarks.servers import gradmedic
+from playwright.sync_api import expect
+from tests.e2e.conftest import Service
+from tests.service.reruns.conftest import CLIP, SLOW, STEPS, PlayedWorker, rerun, suspect
+
+from gradmedic_service import schema
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SOON = 20_000
+"""Milliseconds within which a page shows what has happened: streams look once a second, pages ask every four."""
+TRAINING = 150_000
+
+
+@pytest.fixture
+def worker(service: Service) -> Iterator[PlayedWorker]:
+    """A worker that is played; its client speaks to the service."""
+    with httpx2.Client(base_url=service.url) as client:
+        played = PlayedWorker(client)
+        played.register()
+        yield played
+
+
+def test_a_rerun_is_started_and_watched(open_page: Any, service: Service, worker: PlayedWorker) -> None:
+    """The run's page starts a race of what is marked; the race shows each trial as it goes, and what came of it."""
+    page = open_page(f"{service.url}/runs/{suspect(worker.client, name='to be rerun')}")
+    form = page.locator("#start")
+    form.get_by_text("Choose remedies and budget").click()
+    choice = form.get_by_role("checkbox", name="clip grad norm (")
+    remedy = choice.locator("..").inner_text().strip()
+    choice.check()
+    form.get_by_label("Seeds").fill("1")
+    form.get_by_label("Steps a trial").fill(str(STEPS))
+    form.get_by_role("button", name="Race the remedies").click()
+    expect(page.locator("h1")).to_have_text("Rerun of to be rerun")
+    expect(page.locator("#status")).to_have_text("queued")
+    expect(page.locator("#live")).to_have_text("live")
+    candidates = page.locator("#candidates tbody tr")
+    expect(candidates).to_have_count(2)
+    expect(candidates.nth(1)).to_contain_text(remedy)
+
+    control = worker.claim()
+    assert control is not None
+    worker.stream(control, "exploding", STEPS // 2)
+    worker.beat(control, output="<b>step 7</b> loss 2.3")
+    trials = page.locator("#trials tbody tr")
+    expect(trials.first).to_contain_text("running", timeout=SOON)
+    expect(trials.first).to_contain_text(f"{STEPS // 2} of {STEPS}", timeout=SOON)
+    expect(trials.first).to_contain_text("exploding", timeout=SOON)
+    expect(page.locator("#race-chart svg.chart > g.line")).to_have_count(1)
+    page.get_by_role("button", name="Output of unchanged control, seed 0").click()
+    expect(page.locator("#output pre")).to_have_text("<b>step 7</b> loss 2.3")
+    expect(page.locator("#output-title")).to_be_focused()
+    worker.beat(control, output="step 39 loss NaN")
+    worker.publish(control)
+    expect(page.locator("#output pre")).to_have_text("step 39 loss NaN", timeout=SOON)
+
+    worker.work({1: "learning"})
+    expect(page.locator("#status")).to_have_text("done", timeout=SOON)
+    expect(page.locator("#result")).to_contain_text(re.compile("verified: healthy in 1 of 1 seed, loss .* against NaN"))
+    expect(candidates.first).to_contain_text("0 of 1")
+    expect(candidates.nth(1)).to_contain_text("verified")
+    expect(page.locator("#race-chart svg.chart > g.line")).to_have_count(2)
+    expect(page.locator("#cancel")).to_be_hidden()
+    page.locator(".crumbs").get_by_role("link", name="to be rerun").click()
+    expect(page.locator("#then")).to_contain_text(f"Proven on this job: {remedy}")
+    expect(page.locator("#races li")).to_contain_text("1 of 1 candidates verified")
+
+
+def test_a_race_that_is_over_can_be_read(open_page: Any, service: Service) -> None:
+    """Outcomes stand beside what was tried, losses that are not finite are said to be so, code can be copied."""
+    page = open_page(f"{service.url}/reruns/{service.rerun}", permissions=["clipboard-read", "clipboard-write"])
+    told = httpx2.get(f"{service.url}/api/v1/reruns/{service.rerun}").json()
+    rows = page.locator("#candidates tbody tr")
+    for index, candidate in enumerate(told["candidates"]):
+        if candidate["outcome"] is not None:
+            expect(rows.nth(index)).to_contain_text(candidate["outcome"]["state"])
+            expect(rows.nth(index)).to_contain_text(candidate["reason"])
+    expect(rows.first.get_by_role("img")).to_have_attribute(
+        "aria-label", "Final losses: seed 0 NaN, seed 1 NaN, seed 2 NaN"
+    )
+    expect(rows.nth(1).get_by_role("img")).to_have_attribute(
+        "aria-label", re.compile(r"seed 0 \d.*seed 1 \d.*seed 2 \d")
+    )
+    code = rows.filter(has_text="Code").first
+    code.get_by_text("Code", exact=True).click()
+    code.get_by_role("button", name="Copy").click()
+    expect(code.get_by_role("button", name="Copied")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == code.locator("code").inner_text()
+    page.locator("#race-chart .chart").focus()
+    page.keyboard.press("Home")
+    expect(page.locator("#race-chart .readout")).to_contain_text(re.compile(r"step 0: .*unchanged control, seed 0 \d"))
+    page.get_by_role("link", name="Compare with the suspect").click()
+    expect(page.locator("#compared tbody tr").first).to_contain_text("suspect")
+    expect(page.locator("#compared tbody tr")).to_have_count(4)
+
+
+def test_a_rerun_is_cancelled(open_page: Any, service: Service, worker: PlayedWorker) -> None:
+    """Cancelling asks once more, ends what runs, and the list of reruns says so."""
+    made = rerun(worker.client, suspect(worker.client, name="not to go on"), CLIP, SLOW)
+    claimed = worker.claim()
+    assert claimed is not None
+    page = open_page(f"{service.url}/reruns/{made['id']}")
+    page.get_by_role("button", name="Cancel the rerun").click()
+    page.get_by_role("button", name="Really cancel everything that runs").click()
+    expect(page.locator("#status")).to_have_text("cancelled")
+    expect(page.locator("#trials tbody tr").first).to_contain_text("the rerun was cancelled")
+    assert worker.beat(claimed).status_code == 409
+    page.get_by_role("link", name="Reruns", exact=True).click()
+    expect(page.locator("#reruns tr", has_text="Rerun of not to go on")).to_contain_text("cancelled")
+
+
+def test_a_run_that_cannot_be_rerun_says_why(open_page: Any, service: Service) -> None:
+    """A run without a trainable says what it takes; a trainable that nobody offers is a problem that is shown."""
+    page = open_page(f"{service.url}/runs/{service.sick}", refusals=(409,))
+    expect(page.locator(".diagnosis")).to_contain_text('gradmedic.init(trainable="...")')
+    with httpx2.Client(base_url=service.url) as client:
+        run = suspect(client, trainable="nobody's")
+    page.goto(f"{service.url}/runs/{run}")
+    page.get_by_role("button", name="Race the remedies").click()
+    expect(page.locator("#trouble")).to_contain_text("No worker offers the trainable")
+    expect(page.get_by_role("button", name="Race the remedies")).to_be_enabled()
+
+
+def test_the_whole_journey_of_a_real_job(open_page: Any, tmp_path: Path) -> None:
+    """A real script trains, sickens before somebody's eyes, is rerun with its advice by a real worker, and compared."""
+    url = f"sqlite:///{tmp_path / 'journey.db'}"
+    schema.upgrade(url)
+    with gradmedic(url, tmp_path, "--with-worker", str(EXAMPLES / "worker.toml")) as (address, _):
+        page = open_page(address)
+        environment = {"PATH": "/usr/bin:/bin", "GRADMEDIC_BASE_URL": address, "GRADMEDIC_RUN_NAME": "watched job"}
+        with (tmp_path / "job.log").open("w") as log:
+            script = [sys.executable, str(EXAMPLES / "rnn_language_model.py"), "--steps", "60"]
+            job = subprocess.Popen(script, stdout=log, stderr=log, env=environment, cwd=tmp_path)
+            try:
+                link = page.get_by_role("link", name="watched job")
+                expect(link).to_be_visible(timeout=TRAINING)
+                link.click()
+                expect(page.locator("#banner")).to_contain_text("exploding", timeout=TRAINING)
+                expect(page.locator("#advice li").first).to_contain_text("clip")
+                assert job.wait(timeout=TRAINING / 1000) == 0, (tmp_path / "job.log").read_text()
+                expect(page.locator("#status")).to_have_text("finished", timeout=SOON)
+            finally:
+                if job.poll() is None:
+                    job.kill()
+                    job.wait()
+        page.get_by_role("button", name="Zoom to where it began").click()
+        expect(page).to_have_url(re.compile("from=.*to="))
+        page.get_by_text("Choose remedies and budget").click()
+        page.locator("#start").get_by_role("checkbox", name="clip grad norm (").check()
+        page.get_by_label("Seeds").fill("1")
+        page.get_by_label("Steps a trial").fill("100")
+        page.get_by_role("button", name="Race the remedies").click()
+        expect(page.locator("#trials")).to_contain_text("running", timeout=TRAINING)
+        expect(page.locator("#status")).to_have_text("done", timeout=TRAINING)
+        told = httpx2.get(f"{address}/api/v1{page.url.removeprefix(address)}").json()
+        expect(page.locator("#candidates tbody tr").nth(1)).to_contain_text(told["candidates"][1]["outcome"]["state"])
+        page.get_by_role("link", name="Compare with the suspect").click()
+        expect(page.locator("#compared tbody tr")).to_have_count(3)
+        expect(page.locator("#compared tbody tr").nth(2)).to_contain_text("healthy")

@@ -1,0 +1,303 @@
+"""The page of a run, as somebody sees it who has never read a manual."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import httpx2
+import numpy as np
+import pytest
+from benchmarks.servers import gradmedic
+from playwright.sync_api import Page, expect
+from pydantic import SecretStr, TypeAdapter
+from tests.e2e.conftest import INFINITE_FROM, NAN_FROM, Service, append, fill, sick_step, well_step
+
+from gradmedic import wire
+from gradmedic_service import schema
+from gradmedic_service.access.principal import OPERATOR
+from gradmedic_service.db import Database
+from gradmedic_service.diagnosis import StepSeries
+from gradmedic_service.runs import service as runs
+from gradmedic_service.runs.facts import FactsCache
+from gradmedic_service.settings import Settings
+from gradmedic_service.telemetry import service as telemetry
+from gradmedic_service.telemetry.decoding import ReceivedBlock
+from gradmedic_service.telemetry.warm import WarmRuns
+
+CANVAS = "#heatmap canvas"
+NAN_COLOR, INFINITE_COLOR = [214, 0, 110], [255, 112, 10]
+LONG = 100_000
+
+
+def query_of(page: Page) -> dict[str, list[str]]:
+    """What stands in the page's address."""
+    return parse_qs(urlsplit(page.url).query)
+
+
+def share_of(page: Page, color: list[int]) -> float:
+    """How much of the heatmap has a colour."""
+    share: float = page.evaluate(
+        """([selector, color]) => {
+            const canvas = document.querySelector(selector);
+            const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+            let found = 0;
+            for (let at = 0; at < data.length; at += 4) {
+                found += color.every((value, channel) => data[at + channel] === value);
+            }
+            return found / (data.length / 4);
+        }""",
+        [CANVAS, color],
+    )
+    return share
+
+
+def hover(page: Page, step: float, row: float, steps: int = 200, rows: int = 16) -> None:
+    """Put the mouse on a cell."""
+    box = page.locator(CANVAS).bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] * (step + 0.5) / steps, box["y"] + box["height"] * (row + 0.5) / rows
+    page.mouse.move(x, y)
+
+
+def test_the_page_says_what_is_wrong_where_why_and_what_to_do(open_page: Any, service: Service) -> None:
+    """Verdict, first bad layer, cause with its numbers and advice with a snippet to copy are on the page."""
+    page = open_page(f"{service.url}/runs/{service.sick}", permissions=["clipboard-read", "clipboard-write"])
+    told = httpx2.get(f"{service.url}/api/v1/runs/{service.sick}/diagnosis").json()
+    banner = page.locator("#banner")
+    expect(banner).to_contain_text("exploding")
+    expect(banner).to_contain_text(f"since step {told['since_step']}")
+    expect(banner).to_contain_text(told["summary"])
+    expect(banner).to_contain_text("encoder.0.weight")
+    expect(page.locator("#causes li").first).to_contain_text(told["causes"][0]["explanation"])
+    expect(page.locator("#findings li")).to_have_count(len(told["findings"]))
+    first = page.locator("#advice li").first
+    expect(first).to_contain_text(told["advice"][0]["reason"])
+    first.get_by_role("button", name="Copy").click()
+    expect(first.get_by_role("button", name="Copied")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == told["advice"][0]["snippet"]
+    expect(page).to_have_title(re.compile("no clipping · exploding"))
+
+
+def test_nan_and_infinite_have_colours_of_their_own(open_page: Any, service: Service) -> None:
+    """A tenth of the steps is NaN in every layer and a tenth infinite in half of them: so much of the picture is."""
+    page = open_page(f"{service.url}/runs/{service.sick}")
+    assert 0.05 < share_of(page, NAN_COLOR) < 0.11
+    assert 0.025 < share_of(page, INFINITE_COLOR) < 0.06
+    assert share_of(open_page(f"{service.url}/runs/{service.well}"), NAN_COLOR) == 0
+
+
+def test_a_cell_tells_its_numbers(open_page: Any, service: Service) -> None:
+    """Hovering a cell tells layer, step, minimum, mean, maximum, count and how many are not finite, as stored."""
+    page = open_page(f"{service.url}/runs/{service.sick}")
+    tip = page.locator("#heatmap .tip")
+    hover(page, 30, 2)
+    query: dict[str, Any] = {"statistic": "grad_norm", "layer": "encoder.1.weight", "from_step": 30, "to_step": 30}
+    stored = httpx2.get(f"{service.url}/api/v1/runs/{service.sick}/steps", params=query).json()["series"][0]
+    expect(tip).to_contain_text("encoder.1.weight")
+    expect(tip).to_contain_text("step 30")
+    expect(tip).to_contain_text(re.compile(rf"min {stored['min'][0]:.4g}.*max {stored['max'][0]:.4g}.*values 1"))
+    hover(page, NAN_FROM + 5, 2)
+    expect(tip).to_contain_text(re.compile(r"NaN.*not finite 1 \(1 NaN, 0 infinite\)"))
+    hover(page, INFINITE_FROM + 5, 2)
+    expect(tip).to_contain_text(re.compile(r"infinite.*not finite 1 \(0 NaN, 1 infinite\)"))
+
+
+def test_findings_stand_on_the_axis(open_page: Any, service: Service) -> None:
+    """Each finding is marked where it began; its mark leads to that step."""
+    page = open_page(f"{service.url}/runs/{service.sick}")
+    told = httpx2.get(f"{service.url}/api/v1/runs/{service.sick}/diagnosis").json()
+    finding = told["findings"][0]
+    flag = page.locator("#heatmap .flag", has_text=finding["detector"].replace("_", " ")).first
+    box, canvas = flag.bounding_box(), page.locator(CANVAS).bounding_box()
+    assert box is not None
+    assert canvas is not None
+    expected = canvas["x"] + canvas["width"] * (finding["first_step"] + 0.5) / 200
+    assert abs(min(expected, canvas["x"] + canvas["width"] - box["width"]) - box["x"]) < 2
+    flag.click()
+    assert query_of(page)["step"] == [str(finding["first_step"])]
+
+
+def test_dragging_zooms_and_the_address_holds_the_view(open_page: Any, service: Service) -> None:
+    """A drag shows just these steps; somebody else who opens the address sees the same."""
+    page = open_page(f"{service.url}/runs/{service.sick}")
+    hover(page, 100, 3)
+    page.mouse.down()
+    hover(page, 150, 3)
+    page.mouse.up()
+    page.wait_for_url(re.compile("from="))
+    query = query_of(page)
+    assert abs(int(query["from"][0]) - 100) <= 1
+    assert abs(int(query["to"][0]) - 150) <= 1
+    page.get_by_label("Statistic").select_option("update_norm")
+    page.locator("#loss-chart .scale").click()
+    other = open_page(page.url)
+    expect(other.locator(CANVAS)).to_have_attribute("aria-label", re.compile("update norm.*steps 1"))
+    expect(other.locator("#loss-chart .scale")).to_have_text("linear")
+    assert query_of(other) == query_of(page)
+    other.get_by_role("button", name="All steps").click()
+    other.wait_for_url(lambda url: "from=" not in url)
+
+
+def test_modules_fold_and_hide_nothing(open_page: Any, service: Service) -> None:
+    """Folded, a module is one row that shows the worst of its layers; the address holds what is folded."""
+    page = open_page(f"{service.url}/runs/{service.sick}")
+    before = share_of(page, NAN_COLOR)
+    page.get_by_role("button", name="Fold encoder.0", exact=True).click()
+    assert query_of(page)["fold"] == ["encoder.0"]
+    page.get_by_role("button", name="Fold all", exact=True).click()
+    expect(page.get_by_role("button", name=re.compile("^Unfold encoder"))).to_have_count(8)
+    assert math.isclose(share_of(page, NAN_COLOR), before, rel_tol=0.2)
+    page.reload()
+    expect(page.get_by_role("button", name=re.compile("^Unfold encoder"))).to_have_count(8)
+
+
+def test_everything_by_keyboard(open_page: Any, service: Service) -> None:
+    """Without a mouse a reader reaches the heatmap, reads a cell, selects it, zooms to it and back."""
+    page = open_page(f"{service.url}/runs/{service.sick}")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
+    page.keyboard.press("Enter")
+    for _ in range(120):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.tagName") == "CANVAS":
+            break
+    expect(page.locator(CANVAS)).to_be_focused()
+    tip = page.locator("#heatmap .tip")
+    expect(tip).to_contain_text("encoder.0.weight")
+    expect(tip).to_contain_text("step 0")
+    for key in ["ArrowDown", "ArrowDown", "ArrowRight", "Shift+ArrowRight"]:
+        page.keyboard.press(key)
+    expect(tip).to_contain_text("encoder.1.weight")
+    expect(tip).to_contain_text("step 11")
+    page.keyboard.press("Enter")
+    assert query_of(page) | {} == {"layer": ["encoder.1.weight"], "step": ["11"]}
+    expect(page.locator("#layer-chart h3")).to_contain_text("encoder.1.weight")
+    for _ in range(8):
+        page.keyboard.press("+")
+    expect(page.locator(CANVAS)).to_have_attribute("aria-label", re.compile(r", step \d+;"))
+    page.keyboard.press("0")
+    expect(page.locator(CANVAS)).to_have_attribute("aria-label", re.compile("steps 0 to 199"))
+    page.keyboard.press("f")
+    assert "fold" in query_of(page)
+
+
+def test_the_depth_chart_shows_the_slope(open_page: Any, service: Service) -> None:
+    """The fitted slope of a run that loses six powers of ten over its depth is told as such."""
+    page = open_page(f"{service.url}/runs/{service.slow}")
+    note = page.locator("#depth-chart .note")
+    expect(note).to_contain_text(re.compile(r"×(\d(\.\d+)?e6|\d{3},000) from the first layer to the last"))
+
+
+def test_pictures_have_tables_behind_them(open_page: Any, service: Service) -> None:
+    """The heatmap's table says of each layer since when it is not finite; a chart's has a row a point."""
+    page = open_page(f"{service.url}/runs/{service.sick}")
+    page.locator("#heatmap details summary").click()
+    row = page.locator("#heatmap details tbody tr").first
+    expect(row).to_contain_text("encoder.0.weight")
+    expect(row).to_contain_text(f"step {INFINITE_FROM}")
+    page.locator("#loss-chart details summary").click()
+    expect(page.locator("#loss-chart tbody tr")).to_have_count(200)
+
+
+def test_the_page_follows_the_job(open_page: Any, service: Service) -> None:
+    """Steps, a verdict, a stop: each shows by itself, while the reader's focus stays."""
+    run = fill(service.url, "followed", well_step, 50)
+    page = open_page(f"{service.url}/runs/{run}")
+    expect(page.locator("#live")).to_have_text("live")
+    page.locator(CANVAS).focus()
+    with httpx2.Client(base_url=f"{service.url}/api/v1") as client:
+        append(client, run, well_step, range(50, 100), 16)
+        expect(page.locator("#facts")).to_contain_text("last step 99", timeout=15_000)
+        expect(page.locator(CANVAS)).to_have_attribute("aria-label", re.compile("steps 0 to 99"), timeout=15_000)
+        append(client, run, sick_step, range(100, 200), 16)
+        expect(page.locator("#banner")).to_contain_text("exploding", timeout=15_000)
+        client.patch(f"/runs/{run}", json={"status": "failed"})
+        expect(page.locator("#status")).to_have_text("failed", timeout=15_000)
+    expect(page.locator(CANVAS)).to_be_focused()
+
+
+def test_the_page_asks_where_streams_are_refused(open_page: Any, tmp_path: Path) -> None:
+    """Where no event stream is to be had, the page asks by itself and says so."""
+    url = f"sqlite:///{tmp_path / 'polled.db'}"
+    schema.upgrade(url)
+    with gradmedic(url, tmp_path) as (address, _):
+        run = fill(address, "polled", well_step, 50)
+        page = open_page("about:blank", waits=False, refusals=(404,))
+        page.route("**/events", lambda route: route.fulfill(status=404, body="{}"))
+        page.goto(f"{address}/runs/{run}")
+        expect(page.locator("#live")).to_contain_text("asking every", timeout=15_000)
+        with httpx2.Client(base_url=f"{address}/api/v1") as client:
+            append(client, run, well_step, range(50, 60), 16)
+        expect(page.locator("#facts")).to_contain_text("last step 59", timeout=15_000)
+
+
+def test_a_run_without_steps_waits(open_page: Any, service: Service) -> None:
+    """The page of a run that has just begun says so, and shows the first steps by itself."""
+    run = fill(service.url, "young", well_step, 0)
+    page = open_page(f"{service.url}/runs/{run}", waits=False)
+    expect(page.locator("#summary")).to_contain_text("No step has arrived yet")
+    expect(page.locator("#live")).to_have_text("live")
+    with httpx2.Client(base_url=f"{service.url}/api/v1") as client:
+        append(client, run, well_step, range(10), 16)
+    page.wait_for_selector("body[data-ready]", timeout=15_000)
+
+
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A service with a long run, one of whose values is NaN."""
+    folder = tmp_path_factory.mktemp("long")
+    url = f"sqlite:///{folder / 'long.db'}"
+    schema.upgrade(url)
+    settings = Settings(database_url=SecretStr(url))
+    database = Database(settings)
+    body = {"project": "p", "name": "long", "layers": [{"name": f"layer{index}.weight"} for index in range(8)]}
+    facts, warm, block = FactsCache(), WarmRuns(), 1000
+    with database.writing() as session:
+        run, _ = runs.create(session, OPERATOR, TypeAdapter(wire.RunCreate).validate_python(body), settings.limits())
+    random = np.random.default_rng(0)
+    for first in range(0, LONG, block):
+        values = np.exp(random.normal(0, 0.2, (block, 8))).astype(np.float32)
+        if first <= LONG // 2 + 7 < first + block:
+            values[LONG // 2 + 7 - first, 3] = np.nan
+        every = np.ones(block, dtype=np.bool_)
+        received = ReceivedBlock(
+            generation=None,
+            steps=np.arange(first, first + block),
+            sampled=every,
+            skipped=~every,
+            series={"loss": StepSeries(np.linspace(2, 1, block), every)},
+            metrics={},
+            statistics={"grad_norm": values},
+            present=np.ones((block, 8), dtype=np.bool_),
+        )
+        with database.writing_rows() as connection:
+            _, advanced = telemetry.append(connection, OPERATOR, facts, warm, run.id, received)
+        if advanced is not None:
+            warm.keep(advanced)
+    database.close()
+    with gradmedic(url, folder) as (address, _):
+        yield address, str(run.id)
+
+
+def test_one_nan_of_a_long_run_is_seen_and_found(open_page: Any, long_run: tuple[str, str]) -> None:
+    """One NaN in 100,000 steps is a coloured cell in the whole picture, and keys zoom from all steps to that one."""
+    address, run = long_run
+    page = open_page(f"{address}/runs/{run}")
+    assert share_of(page, NAN_COLOR) > 0
+    page.locator("#heatmap details summary").click()
+    expect(page.locator("#heatmap details tbody tr").nth(3)).to_contain_text(re.compile(r"step 50,0|step 49,9"))
+    last = LONG - 1
+    page.goto(f"{address}/runs/{run}?layer=layer3.weight&step={LONG // 2 + 7}")
+    page.wait_for_selector("body[data-ready]")
+    span = last
+    while span > 1:
+        page.get_by_role("button", name="Zoom in").click()
+        span = math.ceil(span / 2)
+    expect(page.locator(CANVAS)).to_have_attribute(
+        "aria-label", re.compile(f"step {LONG // 2 + 7:,}; values that are not finite in layer3")
+    )
+    assert share_of(page, NAN_COLOR) > 0.05

@@ -1,0 +1,108 @@
+"""Pages and their files: what they carry, who gets them, and what a browser may do with them."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from importlib.resources import files
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+from tests.service.reruns.conftest import CLIP, PlayedWorker, rerun, suspect
+
+from gradmedic_service.web.assets import Assets
+
+PAGES = ["/", "/compare", "/reruns", "/projects", "/api-keys", "/login"]
+
+
+def links(page: str) -> list[str]:
+    """Addresses of the files that a page loads."""
+    return re.findall(r'(?:src|href)="(/static/[^"]+)"', page)
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_pages_load_from_here_alone(sqlite_client: TestClient, path: str) -> None:
+    """Every page forbids scripts and styles within it and from elsewhere, has none, and loads only what is there."""
+    page = sqlite_client.get(path)
+    assert page.status_code == 200
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert page.headers["cache-control"] == "no-store"
+    assert not re.search(r"<script(?![^>]* src=)|<style|\bstyle=|\bon[a-z]+=|https?://", page.text)
+    found = links(page.text)
+    assert len(found) >= 3
+    for address in found:
+        assert sqlite_client.get(address).status_code == 200
+
+
+def test_files_never_change_behind_their_address(sqlite_client: TestClient) -> None:
+    """A file may be kept for ever, comes compressed where that is understood, and is of one version alone."""
+    address = Assets().url("run.js")
+    plain = sqlite_client.get(address, headers={"Accept-Encoding": "identity"})
+    assert "immutable" in plain.headers["cache-control"]
+    assert plain.headers["content-type"].startswith("text/javascript")
+    with sqlite_client.stream("GET", address, headers={"Accept-Encoding": "gzip"}) as packed:
+        assert gzip.decompress(b"".join(packed.iter_raw())) == plain.content
+    for other in (
+        address.replace("/static/", "/static/x"),
+        "/static/x/run.js",
+        address.replace("run.js", "../pages.py"),
+    ):
+        assert sqlite_client.get(other).status_code == 404
+
+
+def test_every_import_of_a_script_is_there() -> None:
+    """No script imports a file that the service does not have."""
+    folder = files("gradmedic_service.web") / "static"
+    scripts = {one.name: one.read_text() for one in folder.iterdir() if one.name.endswith(".js")}
+    imported = {name for text in scripts.values() for name in re.findall(r'from "\./([\w.]+)"', text)}
+    assert {"api.js", "heatmap.js"} <= imported <= scripts.keys()
+
+
+def test_names_cannot_become_markup(client: TestClient, create_run: Any) -> None:
+    """A run that is named like a script is shown as text."""
+    run = create_run(client, name="</title><script>alert(1)</script>", project='"><img src=x>')
+    page = client.get(run.replace("/api/v1", "")).text
+    assert "<script>alert" not in page
+    assert "<img" not in page
+    assert "&lt;script&gt;alert(1)" in page
+
+
+@pytest.mark.parametrize("kind", ["run", "rerun"])
+@pytest.mark.parametrize("id", ["nonsense", "0199b7f0-c8d2-7a31-8f55-0b1c2d3e4f50", "<script>alert(1)"])
+def test_a_link_to_nothing_is_a_page(client: TestClient, kind: str, id: str) -> None:
+    """Who follows a link to what is not there is told so by a page, which lets a browser do no more than the others."""
+    answer = client.get(f"/{kind}s/{id}")
+    assert answer.status_code == 404
+    assert f"There is no {kind}" in answer.text
+    assert "<script>alert" not in answer.text
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert answer.headers["cache-control"] == "no-store"
+
+
+def test_the_page_of_a_rerun_names_its_run_as_text(client: TestClient, worker: PlayedWorker) -> None:
+    """The frame of a rerun's page says whose rerun it is and how it stands."""
+    made = rerun(worker.client, suspect(worker.client, name="<i>sick</i>"), CLIP)
+    answer = client.get(f"/reruns/{made['id']}")
+    assert answer.status_code == 200
+    assert "<h1>Rerun of &lt;i&gt;sick&lt;/i&gt;</h1>" in answer.text
+    assert 'data-status="queued"' in answer.text
+
+
+@pytest.fixture
+def worker(client: TestClient) -> PlayedWorker:
+    """A worker that has offered its trainable."""
+    played = PlayedWorker(client)
+    played.register()
+    return played
+
+
+def test_the_link_that_the_client_prints_is_the_page(client: TestClient, create_run: Any) -> None:
+    """The URL that `gradmedic.init()` prints shows the run by name, with its verdict."""
+    answer = client.get(create_run(client, name="sick one").replace("/api/v1", ""))
+    assert answer.status_code == 200
+    assert "<h1>sick one</h1>" in answer.text
+    assert 'data-verdict="undetermined"' in answer.text
