@@ -32,6 +32,13 @@ STARTED: Final = "Ray runtime started"
 OBJECT_STORE_BYTES: Final = 80_000_000
 """Close to the least that Ray takes; trials put nothing there."""
 
+IMPATIENCE: Final = {
+    "RAY_health_check_initial_delay_ms": "300",
+    "RAY_health_check_period_ms": "300",
+    "RAY_health_check_failure_threshold": "3",
+}
+"""Settings of Ray's own; of `health_check_timeout_ms` the ten seconds stay."""
+
 
 class RayCluster:
     """A head at an address of its own, with a token, and nodes that come and go.
@@ -39,7 +46,8 @@ class RayCluster:
     Args:
         configuration: the `worker.toml` of every node; it may be written later, and again.
         cpus: of the head; 0 for one that runs no jobs.
-        is_impatient: whether the head takes a silent node for dead after five seconds, not after Ray's twenty or more.
+        is_impatient: whether the head looks at its nodes three times a second, and takes one that refuses three times
+            for dead. One that is slow to answer gets as long as ever.
     """
 
     def __init__(self, configuration: Path, *, cpus: int, is_impatient: bool = False) -> None:
@@ -59,9 +67,8 @@ class RayCluster:
     @property
     def environment(self) -> dict[str, str]:
         """Return what a node of the cluster is started with."""
-        impatience = {"RAY_health_check_period_ms": "1000"} if self._is_impatient else {}
         return {
-            **impatience,
+            **(IMPATIENCE if self._is_impatient else {}),
             "PATH": os.environ["PATH"],
             "HOME": str(self._folder),
             "RAY_AUTH_MODE": "token",

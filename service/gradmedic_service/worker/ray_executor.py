@@ -31,8 +31,8 @@ READY_SECONDS = 2.0
 """For which a cluster that has answered is believed to be there."""
 STOP_SECONDS = 10.0
 """Within which a job that is let go of should have ended."""
-LOG_SECONDS = 10.0
-"""For which the log of a job that has ended is asked for."""
+LOG_SECONDS = 3.0
+"""For which the log of a job that has ended is asked for again if it is refused, as it is where the node is gone."""
 
 
 class RayExecutor:

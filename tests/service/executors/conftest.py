@@ -31,13 +31,17 @@ from gradmedic_service.worker.ray_executor import RayExecutor
 HEAD_CPUS = 2
 LEASE = 60.0
 """Seconds; the tests of the contract play a supervisor that sends no heartbeats."""
-KINDS = ["learn", "explode", "print", "exit", "signal", "stubborn", "daemon", "spam", "not_applicable", "environment"]
+SHORT_LEASE = 2.0
+"""Seconds; where a supervisor is lost, and others wait until it has not been heard of for so long."""
+KINDS = ["learn", "explode", "print", "exit", "signal", "stubborn", "daemon", "spam", "environment"]
 SCRIPT = """
-    import json, os, signal, subprocess, sys, time
+    import json, os, pathlib, signal, subprocess, sys, time
     import gradmedic
     kind, pause = sys.argv[1], float(sys.argv[2])
     if kind == "print": print("naïve ✓", os.getpid(), flush=True); time.sleep(pause)
-    if kind == "exit": print("going", file=sys.stderr); sys.exit(3)
+    if kind == "exit":
+        open(os.environ["GRADMEDIC_REPORT"], "w").write('{"not_applicable": "there is nothing to clip"}')
+        print("going", file=sys.stderr); sys.exit(3)
     if kind == "signal": os.kill(os.getpid(), signal.SIGSEGV)
     if kind == "environment":
         print(json.dumps(dict(os.environ))); print(json.dumps(sys.argv)); print(os.getcwd())
@@ -52,11 +56,10 @@ SCRIPT = """
         subprocess.Popen([sys.executable, "-c", code + "; time.sleep(600)"])
         signal.signal(signal.SIGTERM, lambda *_: (print("cleaned up", flush=True), sys.exit(0)))
     if kind in ("stubborn", "daemon"): print(os.getpid(), flush=True); time.sleep(600)
-    if kind == "not_applicable":
-        open(os.environ["GRADMEDIC_REPORT"], "w").write('{"not_applicable": "there is nothing to clip"}')
     if kind not in ("learn", "explode"): sys.exit(0)
     run = gradmedic.init(project="p", config={"kind": kind, "pause": pause}, trainable="train-ray")
     for step in range(80):
+        while step == 10 and pathlib.Path(__file__).with_name("hold").exists(): time.sleep(0.02)
         bad = kind == "explode" and step >= 20
         loss = float("nan") if bad else 2.2 * 0.97 ** step + 0.2
         norm = float("nan") if bad else 0.5 + 0.01 * (step % 3)
@@ -136,6 +139,16 @@ class Workshop:
         draft.replace(path)
         return path
 
+    @contextmanager
+    def holding(self) -> Iterator[Callable[[], None]]:
+        """Have trials wait at step 10 until it is called, so that a test can do something to them meanwhile."""
+        hold = self.folder / "hold"
+        hold.touch()
+        try:
+            yield lambda: hold.unlink(missing_ok=True)
+        finally:
+            hold.unlink(missing_ok=True)
+
 
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
@@ -200,11 +213,26 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
         yield service
 
 
+@pytest.fixture(scope="session")
+def _brisk_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    with guarded_service(tmp_path_factory.mktemp("brisk"), SHORT_LEASE) as service:
+        yield service
+
+
+@pytest.fixture
+def brisk(_brisk_service: Guarded) -> Iterator[Guarded]:
+    """A service with short leases, in which no rerun is left by the test before."""
+    yield _brisk_service
+    with gradmedic.Client(_brisk_service.url, _brisk_service.person) as client:
+        cancel_all(client)
+
+
 @pytest.fixture
 def person(guarded: Guarded) -> Iterator[gradmedic.Client]:
-    """Somebody who asks for reruns."""
+    """Somebody who asks for reruns, and cancels what a test has left of them."""
     with gradmedic.Client(guarded.url, guarded.person) as client:
         yield client
+        cancel_all(client)
 
 
 @pytest.fixture
@@ -214,15 +242,13 @@ def working(guarded: Guarded) -> Iterator[gradmedic.Client]:
         yield client
 
 
-def suspect(client: gradmedic.Client, base_url: str, api_key: str, executor: str, pause: float = 0.0) -> str:
-    """Stream a run that explodes, and return its id."""
+def suspect(guarded: Guarded, executor: str, kind: str = "explode", pause: float = 0.0) -> str:
+    """Stream a run of a kind that is not finite, whatever that kind does, and return its id."""
     run = gradmedic.init(
-        project="p", config={"kind": "explode", "pause": pause}, trainable=f"train-{executor}",
-        base_url=base_url, api_key=api_key, silent=True,
+        project="p", config={"kind": kind, "pause": pause}, trainable=f"train-{executor}",
+        base_url=guarded.url, api_key=guarded.person, silent=True,
     )  # fmt: skip
-    for step in range(30):
-        norm = float("nan") if step >= 20 else 0.5
-        run.log(loss=norm, statistics={name: {"grad_norm": norm} for name in ("a", "b")})
+    run.log(loss=float("nan"), statistics={"a": {"grad_norm": float("nan")}})
     assert run.finish()
     return str(run.id)
 
@@ -230,6 +256,13 @@ def suspect(client: gradmedic.Client, base_url: str, api_key: str, executor: str
 def setting(**values: Any) -> list[wire.Remedy]:
     """Return the candidate that sets parameters of the script."""
     return [wire.Remedy(id="set_parameter", parameters=values)]
+
+
+def cancel_all(client: gradmedic.Client) -> None:
+    """Cancel what a test has left."""
+    for rerun in client.reruns.list():
+        if rerun.status in ("queued", "running"):
+            client.reruns.cancel(rerun.id)
 
 
 @dataclass
@@ -244,24 +277,13 @@ class Hosting:
 
     def claim(self, kind: str, pause: float = 0.0, seconds: float = 60.0) -> wire.ClaimedTrial:
         """Ask for a rerun whose control is of a kind, and claim that."""
-        run_id = suspect_of_kind(self.guarded, self.name, kind, pause)
+        run_id = suspect(self.guarded, self.name, kind, pause)
         self.person.reruns.create(
             run_id, remedies=[setting(pause=9.0)], seeds=1, steps=80, seconds=seconds, executor=self.name
         )
         claimed = self.working.work.claim("test", [f"train-{self.name}"], self.name)
         assert claimed is not None
         return claimed
-
-
-def suspect_of_kind(guarded: Guarded, executor: str, kind: str, pause: float) -> str:
-    """Stream a run of a kind, whatever it does, and return its id."""
-    run = gradmedic.init(
-        project="p", config={"kind": kind, "pause": pause}, trainable=f"train-{executor}",
-        base_url=guarded.url, api_key=guarded.person, silent=True,
-    )  # fmt: skip
-    run.log(loss=float("nan"), statistics={"a": {"grad_norm": float("nan")}})
-    assert run.finish()
-    return str(run.id)
 
 
 @pytest.fixture(params=["local", "ray"])
@@ -285,9 +307,6 @@ def hosting(
     working.work.register([one.on_the_wire() for one in configuration.trainables.values()], "test")
     yield Hosting(request.param, executor, person, working, guarded)
     executor.close()
-    for rerun in person.reruns.list():
-        if rerun.status in ("queued", "running"):
-            person.reruns.cancel(rerun.id)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from uuid import uuid4
 import psutil
 import pytest
 from benchmarks.cable import Cable
-from tests.service.executors.conftest import HEAD_CPUS, Guarded, Workshop, guarded_service, setting, suspect
+from tests.service.executors.conftest import HEAD_CPUS, Guarded, Workshop, setting, suspect
 
 import gradmedic
 from gradmedic import wire
@@ -55,10 +54,12 @@ def supervise(workshop: Workshop, tmp_path: Path) -> Supervise:
     return start
 
 
-def ask(guarded: Guarded, client: gradmedic.Client, pause: float = 0.0) -> wire.RerunDetail:
-    """Ask for a rerun of a run that explodes, with one candidate that learns."""
-    run_id = suspect(client, guarded.url, guarded.person, "ray", pause)
-    return client.reruns.create(run_id, remedies=[setting(kind="learn", pause=0.0)], seeds=1, steps=80, executor="ray")
+def ask(guarded: Guarded, kind: str = "learn") -> wire.RerunDetail:
+    """Ask for a rerun with one candidate, which learns. A control that does so too is the only trial."""
+    with gradmedic.Client(guarded.url, guarded.person) as person:
+        run_id = suspect(guarded, "ray", kind)
+        remedies = [setting(kind="learn", pause=0.0)]
+        return person.reruns.create(run_id, remedies=remedies, seeds=1, steps=80, executor="ray")
 
 
 def offer(guarded: Guarded, workshop: Workshop) -> None:
@@ -119,7 +120,7 @@ def test_a_rerun_on_the_cluster_leaves_no_secret_there(
     workshop.configure(guarded.url)
     offer(guarded, workshop)
     with supervise(guarded):
-        rerun = ended(person, ask(guarded, person))
+        rerun = ended(person, ask(guarded, "explode"))
     assert (rerun.status, rerun.reason, rerun.executor) == ("done", "1 of 1 candidates verified", "ray")
     assert outcomes(rerun) == [["done"], ["done"]]
     jobs = {job["submission_id"]: job for job in json.loads(workshop.cluster.ask("/api/jobs/") or b"[]")}
@@ -141,13 +142,13 @@ def test_a_job_that_somebody_else_submits_gets_nothing(
     """Whoever starts our program for an attempt that waits for no such process is refused, and runs nothing."""
     workshop.configure(guarded.url)
     offer(guarded, workshop)
-    ask(guarded, person)
+    ask(guarded)
     claimed = working.work.claim("test", ["train-ray"], "ray")
     assert claimed is not None
     jobs = RayJobs(workshop.cluster.address, workshop.cluster.token)
     name = f"{claimed.trial_id}-{claimed.attempt}"
     entrypoint = f"{sys.executable} -m gradmedic_service.worker.node {name}"
-    jobs.submit(Submission(id=f"stranger-{name}", entrypoint=entrypoint, cpus=1, gpus=0, memory=None))
+    jobs.submit(Submission(id=f"stranger-{name}", entrypoint=entrypoint, cpus=0, gpus=0, memory=None))
     wait_until(lambda: (job := jobs.find(f"stranger-{name}")) is not None and job.has_ended)
     assert '"lost": ' in jobs.logs(f"stranger-{name}")
     assert "is not one of this service's" in jobs.logs(f"stranger-{name}")
@@ -157,7 +158,7 @@ def test_a_job_that_somebody_else_submits_gets_nothing(
 def test_a_submission_that_arrives_twice_is_one_job(workshop: Workshop) -> None:
     """Submitting again after a lost answer is no error, and the job that is there stays."""
     jobs = RayJobs(workshop.cluster.address, workshop.cluster.token)
-    submission = Submission(id=f"twice-{uuid4()}", entrypoint="sleep 60", cpus=1, gpus=0, memory=None)
+    submission = Submission(id=f"twice-{uuid4()}", entrypoint="sleep 60", cpus=0, gpus=0, memory=None)
     jobs.submit(submission)
     first = jobs.find(submission.id)
     jobs.submit(submission)
@@ -172,8 +173,8 @@ def test_a_job_of_somebody_else_is_not_taken_for_ours(workshop: Workshop, wait_u
     """Where Ray has another job under the id of an attempt, the attempt is lost, and that job is left alone."""
     jobs = RayJobs(workshop.cluster.address, workshop.cluster.token)
     name = f"taken-{uuid4()}"
-    jobs.submit(Submission(id=name, entrypoint="sleep 30", cpus=1, gpus=0, memory=None))
-    ours = Submission(id=name, entrypoint="true", cpus=1, gpus=0, memory=None)
+    jobs.submit(Submission(id=name, entrypoint="sleep 60", cpus=0, gpus=0, memory=None))
+    ours = Submission(id=name, entrypoint="true", cpus=0, gpus=0, memory=None)
     trial = RayTrial(jobs, ours, lambda: None, pending_timeout=60, waits_for="a place")
     wait_until(lambda: isinstance(trial.wait(0.1), Lost))
     end = trial.wait(0)
@@ -190,7 +191,7 @@ def test_a_job_of_somebody_else_is_not_taken_for_ours(workshop: Workshop, wait_u
 def test_a_job_that_cannot_start_is_lost_with_what_it_said(workshop: Workshop, wait_until: Wait) -> None:
     """An interpreter without gradmedic is named in the reason of the attempt."""
     jobs = RayJobs(workshop.cluster.address, workshop.cluster.token)
-    broken = Submission(id=f"broken-{uuid4()}", entrypoint="/no/such/python -m nothing", cpus=1, gpus=0, memory=None)
+    broken = Submission(id=f"broken-{uuid4()}", entrypoint="/no/such/python -m nothing", cpus=0, gpus=0, memory=None)
     trial = RayTrial(jobs, broken, lambda: None, pending_timeout=60, waits_for="a place")
     wait_until(lambda: trial.wait(0.1) is not None)
     end = trial.wait(0)
@@ -234,7 +235,7 @@ def test_a_trial_that_finds_no_place_is_given_up(
     workshop.configure(guarded.url, cpus=64, pending=1)
     offer(guarded, workshop)
     with supervise(guarded):
-        rerun = ended(person, ask(guarded, person))
+        rerun = ended(person, ask(guarded))
     assert rerun.status == "failed"
     assert outcomes(rerun) == [["lost"] * 3]
     assert "waited longer than 1 s for a place with 64 CPUs" in (rerun.reason or "")
@@ -244,83 +245,84 @@ def test_a_trial_that_finds_no_place_is_given_up(
 def test_cancelling_ends_the_job(
     workshop: Workshop, guarded: Guarded, person: gradmedic.Client, supervise: Supervise, wait_until: Wait
 ) -> None:
-    """Seconds after a rerun was cancelled nothing of it runs on the cluster."""
+    """Soon after a rerun was cancelled nothing of it runs on the cluster."""
     workshop.configure(guarded.url)
     offer(guarded, workshop)
-    with supervise(guarded):
-        rerun = ask(guarded, person, pause=1.0)
+    with workshop.holding(), supervise(guarded):
+        rerun = ask(guarded)
         wait_until(lambda: running(person, rerun) is not None)
-        began = time.monotonic()
         person.reruns.cancel(rerun.id)
         wait_until(lambda: not processes_of_trials(workshop))
-        assert time.monotonic() - began < 30
     assert outcomes(person.reruns.get(rerun.id)) == [["cancelled"]]
 
 
 def test_a_killed_supervisor_leaves_no_trial_behind(
-    workshop: Workshop, tmp_path: Path, supervise: Supervise, wait_until: Wait
+    workshop: Workshop, brisk: Guarded, supervise: Supervise, wait_until: Wait
 ) -> None:
     """Its job finds out that nobody waits for it and ends; the next supervisor makes another attempt."""
-    with guarded_service(tmp_path, 2.0) as guarded, gradmedic.Client(guarded.url, guarded.person) as person:
-        workshop.configure(guarded.url)
-        offer(guarded, workshop)
-        with supervise(guarded) as supervisor:
-            rerun = ask(guarded, person, pause=0.03)
+    workshop.configure(brisk.url)
+    offer(brisk, workshop)
+    with gradmedic.Client(brisk.url, brisk.person) as person, workshop.holding() as go_on:
+        with supervise(brisk) as supervisor:
+            rerun = ask(brisk)
             wait_until(lambda: running(person, rerun) is not None)
             supervisor.kill()
             wait_until(lambda: not processes_of_trials(workshop))
-        with supervise(guarded):
+        go_on()
+        with supervise(brisk):
             rerun = ended(person, rerun)
-    assert rerun.reason == "1 of 1 candidates verified", story(rerun)
-    assert outcomes(rerun) == [["lost", "done"], ["done"]]
+    assert outcomes(rerun) == [["lost", "done"]], story(rerun)
 
 
 @pytest.mark.parametrize("to", ["Ray", "the service"])
 def test_a_cut_cable_is_survived(
-    workshop: Workshop, tmp_path: Path, supervise: Supervise, wait_until: Wait, to: str
+    workshop: Workshop, brisk: Guarded, supervise: Supervise, wait_until: Wait, to: str
 ) -> None:
     """Without a way to Ray the trial goes on and is published once; without one to the service it is made again."""
     with (
-        guarded_service(tmp_path, 2.0) as guarded,
-        gradmedic.Client(guarded.url, guarded.person) as person,
-        Cable(int((workshop.cluster.address if to == "Ray" else guarded.url).rpartition(":")[2])) as cable,
+        gradmedic.Client(brisk.url, brisk.person) as person,
+        Cable(int((workshop.cluster.address if to == "Ray" else brisk.url).rpartition(":")[2])) as cable,
+        workshop.holding() as go_on,
     ):
         near = f"http://127.0.0.1:{cable.port}"
-        workshop.configure(guarded.url, address=near if to == "Ray" else None)
-        offer(guarded, workshop)
-        with supervise(guarded, None if to == "Ray" else near):
-            rerun = ask(guarded, person, pause=0.03)
+        workshop.configure(brisk.url, address=near if to == "Ray" else None)
+        offer(brisk, workshop)
+        with supervise(brisk, None if to == "Ray" else near):
+            rerun = ask(brisk)
             wait_until(lambda: running(person, rerun) is not None)
             cable.cut()
             if to == "Ray":
+                go_on()
                 wait_until(lambda: person.reruns.get(rerun.id).trials[0].step == 79)
             else:
                 wait_until(lambda: not processes_of_trials(workshop))
+                go_on()
             cable.mend()
             rerun = ended(person, rerun)
-    assert rerun.reason == "1 of 1 candidates verified", story(rerun)
-    assert outcomes(rerun) == ([["done"], ["done"]] if to == "Ray" else [["lost", "done"], ["done"]])
+    assert outcomes(rerun) == ([["done"]] if to == "Ray" else [["lost", "done"]]), story(rerun)
 
 
 def test_a_lost_node_loses_an_attempt(
     workshop: Workshop, guarded: Guarded, person: gradmedic.Client, supervise: Supervise, wait_until: Wait
 ) -> None:
     """The machine that a trial runs on is gone: the trial is run again on another one."""
-    workshop.configure(guarded.url, cpus=HEAD_CPUS + 1)  # of which the head has too few
+    workshop.configure(guarded.url)
     offer(guarded, workshop)
-    workshop.cluster.start_node("first", HEAD_CPUS + 1)
-    try:
-        with supervise(guarded):
-            rerun = ask(guarded, person, pause=0.03)
-            wait_until(lambda: running(person, rerun) is not None)
-            workshop.cluster.kill("first")
-            wait_until(lambda: not processes_of_trials(workshop))
-            workshop.cluster.start_node("second", HEAD_CPUS + 1)
-            rerun = ended(person, rerun)
-    finally:
-        workshop.cluster.kill("second")
-    assert rerun.reason == "1 of 1 candidates verified", story(rerun)
-    assert outcomes(rerun) == [["lost", "done"], ["done"]]
+    jobs = RayJobs(workshop.cluster.address, workshop.cluster.token)
+    others = Submission(id=f"others-{uuid4()}", entrypoint="sleep 600", cpus=HEAD_CPUS, gpus=0, memory=None)
+    with workshop.holding() as go_on, supervise(guarded):
+        jobs.submit(others)  # so that the head has no place
+        workshop.cluster.start_node("node", 1)
+        wait_until(lambda: (job := jobs.find(others.id)) is not None and job.status == "RUNNING")
+        rerun = ask(guarded)
+        wait_until(lambda: running(person, rerun) is not None)
+        workshop.cluster.kill("node")
+        wait_until(lambda: not processes_of_trials(workshop))
+        go_on()
+        jobs.stop(others.id)
+        rerun = ended(person, rerun)
+    jobs.close()
+    assert outcomes(rerun) == [["lost", "done"]], story(rerun)
     assert "died" in (rerun.trials[0].attempts[0].reason or "")
 
 
@@ -330,15 +332,15 @@ def test_a_restarted_head_loses_an_attempt(
     """A head that is killed forgets its jobs: nothing of them runs on, and each is made again."""
     workshop.configure(guarded.url)
     offer(guarded, workshop)
-    with supervise(guarded):
-        rerun = ask(guarded, person, pause=0.03)
+    with workshop.holding() as go_on, supervise(guarded):
+        rerun = ask(guarded)
         wait_until(lambda: running(person, rerun) is not None)
         workshop.cluster.kill("head")
         wait_until(lambda: not processes_of_trials(workshop))
         with pytest.raises(RayUnreachable):
             RayJobs(workshop.cluster.address, workshop.cluster.token).check()
+        go_on()
         workshop.cluster.start_head()
         rerun = ended(person, rerun)
-    assert rerun.reason == "1 of 1 candidates verified", story(rerun)
-    assert outcomes(rerun) == [["lost", "done"], ["done"]]
+    assert outcomes(rerun) == [["lost", "done"]], story(rerun)
     assert "does not know its job" in (rerun.trials[0].attempts[0].reason or "")

@@ -40,8 +40,8 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-def test_a_trial_streams_to_its_own_run(hosting: Hosting) -> None:
-    """It runs to its end, its steps are in the run that the attempt was promised, and versions are told."""
+def test_a_trial_streams_to_its_own_run(hosting: Hosting, workshop: Workshop, wait_until: Wait) -> None:
+    """Its steps are in the run that the attempt was promised, versions are told, and nothing of it stays on disk."""
     claimed = hosting.claim("explode")
     trial = hosting.executor.start(claimed)
     ended = end_of(trial)
@@ -52,15 +52,22 @@ def test_a_trial_streams_to_its_own_run(hosting: Hosting) -> None:
     assert {"python", "numpy", "machine"} <= environment.keys()
     run = hosting.person.runs.get(claimed.run_id)
     assert (run.last_step, run.verdict, run.parent_id) == (79, "exploding", claimed.parent_id)
+    scratch = workshop.folder / "scratch" / f"gradmedic-worker-{os.getuid()}"
+    wait_until(lambda: not list(scratch.glob("*/*")))
 
 
 @pytest.mark.parametrize(
-    ("kind", "expected", "said"), [("exit", 3, "going"), ("signal", -signal.SIGSEGV, "")], ids=["code", "signal"]
+    ("kind", "expected", "said", "report"),
+    [("exit", 3, "going", {"not_applicable": "there is nothing to clip"}), ("signal", -signal.SIGSEGV, "", {})],
+    ids=["code", "signal"],
 )
-def test_ends_are_told_as_they_are(start: Start, kind: str, expected: int, said: str) -> None:
-    """Exit codes and signals arrive, with what was printed last."""
+def test_ends_are_told_as_they_are(
+    start: Start, kind: str, expected: int, said: str, report: dict[str, object]
+) -> None:
+    """Exit codes and signals arrive, with what was printed last and what remedies had to say."""
     trial = start(kind)
-    assert end_of(trial).exit_code == expected
+    ended = end_of(trial)
+    assert (ended.exit_code, ended.report) == (expected, report)
     assert said in trial.output()
 
 
@@ -81,11 +88,6 @@ def test_output_is_bounded(start: Start) -> None:
     assert kept.startswith("first words")
     assert kept.endswith("last words\n")
     assert "bytes are left out" in kept
-
-
-def test_what_a_remedy_says_arrives(start: Start) -> None:
-    """The report of a trial is read from wherever it was written."""
-    assert end_of(start("not_applicable")).report["not_applicable"] == "there is nothing to clip"
 
 
 def test_a_trial_finds_nothing_that_is_not_for_it(hosting: Hosting, start: Start, workshop: Workshop) -> None:
@@ -127,12 +129,3 @@ def test_nothing_is_left_of_what_it_started(start: Start, wait_until: Wait, how:
     else:
         trial.close()
     wait_until(lambda: all(is_gone(pid) for pid in pids))
-
-
-def test_folders_are_removed(start: Start, workshop: Workshop, wait_until: Wait) -> None:
-    """Nothing of a trial stays on disk."""
-    trial = start("print")
-    end_of(trial)
-    trial.close()
-    scratch = workshop.folder / "scratch" / f"gradmedic-worker-{os.getuid()}"
-    wait_until(lambda: not list(scratch.glob("*/*")))
