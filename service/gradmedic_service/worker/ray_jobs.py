@@ -19,6 +19,7 @@ SHORT = 10.0
 LONG = 60.0
 """Seconds for submitting: the first job of a node waits for its agent."""
 LONGEST_MESSAGE = 500
+VERSION = "/api/version"
 TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -58,13 +59,16 @@ class RayJobs:
         self._address = address
         self._headers = {"Authorization": f"Bearer {token}"}
         self._pool = urllib3.PoolManager(maxsize=16)
+        self._is_guarded = False
 
     def check(self) -> str:
-        """Return Ray's version. Raises RayUnreachable, and ConfigurationError where the token is refused."""
-        status, answer = self._ask("GET", "/api/version")
+        """Return Ray's version. Raises RayUnreachable; ConfigurationError where the token is refused, or not needed."""
+        status, answer = self._ask("GET", VERSION)
         if status != 200:
             raise RayUnreachable(f"{self._address} answered {status}: {_excerpt(answer)}")
-        return str(_decoded(answer).get("ray_version"))
+        version = str(_decoded(answer).get("ray_version"))
+        self._refuse_if_open()
+        return version
 
     def submit(self, submission: Submission) -> None:
         """Hand a job over; one that is there already stays. Raises RayUnreachable if it may not have arrived."""
@@ -108,12 +112,31 @@ class RayJobs:
         """Close the connections."""
         self._pool.clear()
 
+    def _refuse_if_open(self) -> None:
+        """Raise ConfigurationError where anybody may run anything: the cluster answers without its token."""
+        if self._is_guarded:
+            return
+        if self._request("GET", VERSION, {}, None, SHORT).status == 200:
+            raise ConfigurationError(
+                f"the Ray cluster at {self._address} answers without a token: whoever reaches it may run anything. "
+                "Start each of its nodes with RAY_AUTH_MODE=token."
+            )
+        self._is_guarded = True
+
     def _ask(
         self, method: str, path: str, body: dict[str, Any] | None = None, seconds: float = SHORT
     ) -> tuple[int, bytes]:
         headers = self._headers if body is None else {**self._headers, "Content-Type": "application/json"}
+        answer = self._request(method, path, headers, body, seconds)
+        if answer.status in (401, 403):
+            raise ConfigurationError(f"the Ray cluster at {self._address} refuses the token: {_excerpt(answer.data)}")
+        return answer.status, answer.data
+
+    def _request(
+        self, method: str, path: str, headers: dict[str, str], body: dict[str, Any] | None, seconds: float
+    ) -> urllib3.BaseHTTPResponse:
         try:
-            answer = self._pool.request(
+            return self._pool.request(
                 method,
                 self._address + path,
                 body=None if body is None else json.dumps(body),
@@ -124,9 +147,6 @@ class RayJobs:
             )
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise RayUnreachable(f"{self._address} does not answer: {error}") from error
-        if answer.status in (401, 403):
-            raise ConfigurationError(f"the Ray cluster at {self._address} refuses the token: {_excerpt(answer.data)}")
-        return answer.status, answer.data
 
 
 def _decoded(answer: bytes) -> dict[str, Any]:

@@ -193,7 +193,10 @@ class _TrialAtWork:
         self._began_at = self._heard_at = asked_at
         self._is_abandoned = threading.Event()
         self._sent_output: str | None = None
-        self.title = f"{describe_remedies(claimed.remedies)}, seed {claimed.seed}, attempt {claimed.attempt}"
+        what = describe_remedies(claimed.remedies)
+        if claimed.candidate and not claimed.remedies:
+            what = f"candidate {claimed.candidate}, by the script's own parameters"
+        self.title = f"{what}, seed {claimed.seed}, attempt {claimed.attempt}"
 
     def abandon(self) -> None:
         """Let it end at once, without a result."""
@@ -318,6 +321,8 @@ class _TrialAtWork:
                 failures += 1
             else:
                 trial = next(one for one in rerun.trials if one.id == self._claimed.trial_id)
+                if result.status == "lost" and trial.status == "queued":
+                    return f"lost, and queued again ({result.reason})"
                 loss = "" if trial.loss is None else f", loss {trial.loss:.4g}"
                 why = "" if trial.reason is None else f" ({trial.reason})"
                 return f"{trial.status}, {trial.verdict}{loss}{why}"
