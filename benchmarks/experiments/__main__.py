@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.experiments.clipping import FAMILIES, sweep
+from benchmarks.experiments.evidence import gather, published_beliefs
 from benchmarks.experiments.repairs import tabulate, try_all
 from benchmarks.reruns.configurations import CONFIGURATIONS, Configuration
 from benchmarks.reruns.trials import Laboratory, is_failing, laboratory
@@ -15,10 +16,14 @@ from benchmarks.reruns.trials import Laboratory, is_failing, laboratory
 def main() -> None:
     """Run one."""
     parser = argparse.ArgumentParser(prog="benchmarks.experiments")
-    parser.add_argument("experiment", choices=("repairs", "clipping"))
+    parser.add_argument("experiment", choices=("evidence", "repairs", "clipping"))
     parser.add_argument("--jobs", type=int, default=2, help="trials at a time")
     parser.add_argument("--pictures", type=Path, help="folder to draw the table into")
     arguments = parser.parse_args()
+    if arguments.experiment == "evidence":
+        with published_beliefs(), laboratory() as made, ThreadPoolExecutor(arguments.jobs) as pool:
+            gather(made, pool)
+        return
     with laboratory() as made, ThreadPoolExecutor(arguments.jobs) as pool:
         failing = [
             one

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
-from benchmarks.reruns.configurations import CONFIGURATIONS, FAMILIES, Configuration
+from benchmarks.reruns.configurations import CONFIGURATIONS, FAMILIES, FITTED, Configuration
 from benchmarks.reruns.strategies import SEEDS, STRATEGIES, Race, race, trials_in_turn
 from benchmarks.reruns.trials import LEAST_SKILL, Laboratory, is_failing, laboratory, skill
 
@@ -111,6 +111,8 @@ def table(measured: Sequence[Measured]) -> None:
 
 def _median_turns(measured: Sequence[Measured], name: str) -> float:
     """Return the median of trials to the first verified remedy; one that was never found counts as infinite."""
+    if not measured:
+        return math.nan
     return median(math.inf if turns is None else turns for turns in (one.in_turn[name] for one in measured))
 
 
@@ -132,6 +134,11 @@ def report(measured: Sequence[Measured], healthy: Sequence[str]) -> bool:
             f"{name}: {hits} of {count} verified, {hits / max(1, count):.1%} (95 % interval {low:.1%} to {high:.1%}); "
             f"by AUTOTRAINER's criterion {weak / max(1, count):.1%}"
         )
+    for label, is_fitted in (("corrected the advice", True), ("did not", False)):
+        part = [one for one in measured if (one.configuration.name in FITTED) == is_fitted]
+        hits = sum(bool(one.races[OURS].verified) for one in part)
+        turns = ", ".join(f"{name} {_median_turns(part, name):g}" for name in STRATEGIES)
+        print(f"of {len(part)} whose trials {label}: {hits} verified; median trials to the first: {turns}")
     for one in measured:
         if not one.races[OURS].verified:
             print(f"not repaired: {one.configuration.name}: {one.races[OURS].conclusion.reason}")

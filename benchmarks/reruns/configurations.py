@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, Final
 
-OF_A_FAMILY: Final = 6
+OF_A_FAMILY: Final = 5
 """Members of a family, spread over all that it describes."""
 
 
@@ -241,3 +241,5 @@ def _configurations() -> Iterator[Configuration]:
 
 CONFIGURATIONS: Final = {one.name: one for one in _configurations()}
 """By name."""
+FITTED: Final = frozenset(list(CONFIGURATIONS)[::2])
+"""Every other: their trials correct the weights of the advice (`benchmarks.experiments.evidence`); the rest tests."""

@@ -1,7 +1,8 @@
 """Trials: real processes against a real service, each made once and kept.
 
 One idea: a trial follows from the configuration, the remedies and the seed, so its result is a file named after them
-and after the code that made it. Whatever asks for a trial again, another strategy or another day, reads the file.
+and after the code that made it. Whatever asks for a trial again, another strategy or another day, reads the file. The
+advice is read of controls only: what ranks it may change without a trial of a remedy being made again.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ from gradmedic_service.worker.processes import Order, Starter
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 SCRIPT: Final = Path(__file__).resolve().parent / "train.py"
 RESULTS: Final = CACHE / "reruns"
-LONGEST_SECONDS: Final = 180.0
+LONGEST_SECONDS: Final = 900.0
+"""Of the clock, for a trial of a few CPU seconds: the machine may be busy."""
 AUTOTRAINER: Final = next(rules for rules in REFERENCES if rules.name == "AUTOTRAINER, loss gate")
 LOST_SKILL: Final = 0.25
 """A configuration fails if it keeps at most this share of its twin's skill (the rule of our labelled corpus)."""
@@ -51,10 +53,13 @@ BLOW_UP: Final = 10.0
 LEAST_SKILL: Final = 0.2
 """Of a twin that is good."""
 READ: Final = ("loss", "grad_norm", "grad_zero_fraction", "nonfinite_count", "weight_norm", "update_norm")
+DIAGNOSIS: Final = ROOT / "service" / "gradmedic_service" / "diagnosis"
+ADVICE_SOURCES: Final = tuple(DIAGNOSIS / name for name in ("advice.py", "evidence.py", "remedies.py", "evidence.json"))
+"""What the order of the advice depends on besides the diagnosis."""
 SOURCES: Final = (
     *sorted((ROOT / "client" / "gradmedic" / "torch" / "modules").glob("*.py")),
     *(ROOT / "client" / "gradmedic" / "torch" / name for name in ("remedies.py", "treatment.py", "clipping.py")),
-    *sorted((ROOT / "service" / "gradmedic_service" / "diagnosis").rglob("*.py")),
+    *sorted({*DIAGNOSIS.rglob("*.py")} - {*ADVICE_SOURCES, DIAGNOSIS / "snippets.py", DIAGNOSIS / "wording.py"}),
     *(SCRIPT.parent / name for name in ("networks.py", "tasks.py", "train.py")),
 )
 """What a trial's result depends on besides its configuration."""
@@ -72,7 +77,10 @@ class Result:
     is_silent: bool
     """AUTOTRAINER's rules never fired."""
     has_dead_units: bool
+    causes: dict[str, float]
+    """Of a control: their scores."""
     advice: list[wire.Remedy]
+    """Of a control: the most promising first."""
     cpu_seconds: float | None
     """None where the script was killed."""
 
@@ -89,10 +97,10 @@ class Result:
 
 
 @cache
-def code_digest() -> str:
+def code_digest(*, is_control: bool) -> str:
     """Return a digest of what trials depend on."""
     digest = hashlib.blake2b(digest_size=8)
-    for source in SOURCES:
+    for source in (*SOURCES, *(ADVICE_SOURCES if is_control else ())):
         digest.update(source.read_bytes())
     return digest.hexdigest()
 
@@ -131,7 +139,7 @@ class Laboratory:
     ) -> Result:
         """Return what comes of a configuration with remedies on a seed: from before, or by doing it."""
         setting = configuration.twin if is_twin else configuration.faulty
-        key = msgspec.json.encode([code_digest(), repr(setting), remedies, seed])
+        key = msgspec.json.encode([code_digest(is_control=not remedies), repr(setting), remedies, seed])
         kept = RESULTS / f"{hashlib.blake2b(key, digest_size=16).hexdigest()}.msgpack"
         if kept.exists():
             return msgspec.msgpack.decode(kept.read_bytes(), type=Result)
@@ -188,7 +196,7 @@ class Laboratory:
             return self._nothing("not_applicable", str(report["not_applicable"]), seconds)
         if ended.reason is not None or ended.exit_code != 0:
             return self._nothing("failed", ended.reason or said[-300:], seconds)
-        return self._read(run_id, seconds)
+        return self._read(run_id, seconds, is_control=not remedies)
 
     @staticmethod
     def _nothing(status: str, reason: str, seconds: float | None) -> Result:
@@ -199,11 +207,12 @@ class Laboratory:
             curve=None,
             is_silent=False,
             has_dead_units=False,
+            causes={},
             advice=[],
             cpu_seconds=seconds,
         )
 
-    def _read(self, run_id: UUID, seconds: float | None) -> Result:
+    def _read(self, run_id: UUID, seconds: float | None, *, is_control: bool) -> Result:
         diagnosis = self._client.runs.diagnosis(run_id)
         recorded = self._recording(run_id)
         return Result(
@@ -213,7 +222,8 @@ class Laboratory:
             curve=experiment.describe_curve(recorded["loss"]),
             is_silent=not AUTOTRAINER.first_alarms(recorded),
             has_dead_units=any(finding.detector == "zero_gradient" for finding in diagnosis.findings),
-            advice=[one.remedy for one in diagnosis.advice],
+            causes={one.cause: one.score for one in diagnosis.causes} if is_control else {},
+            advice=[one.remedy for one in diagnosis.advice] if is_control else [],
             cpu_seconds=seconds,
         )
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from gradmedic_service.diagnosis.case import Case
+from gradmedic_service.diagnosis.evidence import EVIDENCE, Evidence, name_kind, weigh
 from gradmedic_service.diagnosis.remedies import CATALOGUE, RemedySpec
 from gradmedic_service.diagnosis.report import Advice, Cause, Remedy
 from gradmedic_service.diagnosis.snippets import write_snippet
@@ -17,32 +18,36 @@ LEAST_MERIT = 0.1
 """Below this a remedy is not worth a reader's time."""
 
 
-def advise(case: Case, causes: Sequence[Cause]) -> tuple[Advice, ...]:
+def advise(case: Case, causes: Sequence[Cause], evidence: Evidence = EVIDENCE) -> tuple[Advice, ...]:
     """Return at most `MAX_ADVICE` remedies, the most promising first.
 
     A remedy's merit is the chance that it meets at least one of the causes, taking each cause's score times the
     remedy's weight against it as independent chances.
     """
-    scored = [(_merit(spec, causes), spec) for spec in CATALOGUE if spec.applies(case)]
-    ranked = sorted((pair for pair in scored if pair[0] >= LEAST_MERIT), key=lambda pair: -pair[0])
+    scored = []
+    for spec in CATALOGUE:
+        if spec.applies(case):
+            remedy = Remedy(id=spec.id, parameters=spec.parameters(case))
+            scored.append((_merit(spec, remedy, causes, evidence), spec, remedy))
+    ranked = sorted((row for row in scored if row[0] >= LEAST_MERIT), key=lambda row: -row[0])
     variants: Counter[str] = Counter()
-    chosen: list[RemedySpec] = []
-    for _, spec in ranked:
+    chosen: list[tuple[RemedySpec, Remedy]] = []
+    for _, spec, remedy in ranked:
         variants[spec.id] += 1
         if variants[spec.id] <= MAX_VARIANTS:
-            chosen.append(spec)
-    return tuple(_advice(rank, spec, case) for rank, spec in enumerate(chosen[:MAX_ADVICE], start=1))
+            chosen.append((spec, remedy))
+    return tuple(_advice(rank, *row, case) for rank, row in enumerate(chosen[:MAX_ADVICE], start=1))
 
 
-def _merit(spec: RemedySpec, causes: Sequence[Cause]) -> float:
+def _merit(spec: RemedySpec, remedy: Remedy, causes: Sequence[Cause], evidence: Evidence) -> float:
+    kind = name_kind(remedy.id, remedy.parameters)
     miss = 1.0
     for cause in causes:
-        miss *= 1 - cause.score * spec.weights.get(cause.cause, 0.0)
+        miss *= 1 - cause.score * weigh(spec.weights.get(cause.cause, 0.0), kind, cause.cause, evidence)
     return 1 - miss
 
 
-def _advice(rank: int, spec: RemedySpec, case: Case) -> Advice:
-    remedy = Remedy(id=spec.id, parameters=spec.parameters(case))
+def _advice(rank: int, spec: RemedySpec, remedy: Remedy, case: Case) -> Advice:
     return Advice(
         remedy=remedy,
         rank=rank,

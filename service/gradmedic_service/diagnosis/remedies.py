@@ -1,8 +1,8 @@
 """Every remedy the service knows, as data: what it is for, how its parameters follow from a case, cost and source.
 
 One idea: a remedy is a row. Its weight against a cause is a prior belief that it helps there, from the published repair
-orders and from trying the remedies on failing scripts; advice multiplies it with the cause's score. A remedy with
-several good parameters has a row for each. The code to paste is in `snippets`.
+orders; trials correct it (`evidence`), and advice multiplies it with the cause's score. A remedy with several good
+parameters has a row for each. The code to paste is in `snippets`.
 """
 
 from __future__ import annotations

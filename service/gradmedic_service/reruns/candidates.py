@@ -28,13 +28,17 @@ COMPOUNDS = (
 INITIALIZATIONS = {"SELU": "lecun_normal", "Tanh": "xavier_uniform"}
 """Of the activations that need another than He's; Klambauer et al. 2017 for SELU, Glorot and Bengio 2010 for tanh."""
 MAX_COMPOUNDS = 6
-"""So many pairs, those of the most promising remedies first, beside the single ones."""
+"""So many combinations beside the single remedies."""
 
 
 def candidates_of_advice(
     advice: Sequence[tuple[str, Mapping[str, Any]]], parameters: Sequence[TrainableParameter]
 ) -> list[list[Remedy]]:
-    """Return what of a run's advice can be tried, the most promising first, with some of it combined."""
+    """Return what of a run's advice can be tried, the most promising first, with some of it combined.
+
+    A combination stands behind the later of its parts: where two remedies are promising, both together are more so than
+    what comes after them.
+    """
     remedies = [Remedy(id=id, parameters=dict(values)) for id, values in advice]
     possible = [
         remedy
@@ -42,19 +46,25 @@ def candidates_of_advice(
         if (REMEDIES[remedy.id].tier <= 2 or _is_carried_out(remedy, parameters))
         and not list(_placing_errors("", remedy, parameters))
     ]
+    candidates: list[list[Remedy]] = []
     first: dict[str, Remedy] = {}
+    left = MAX_COMPOUNDS
     for remedy in possible:
-        first.setdefault(remedy.id, remedy)
-    ranks = {id: rank for rank, id in enumerate(first)}
-    pairs = [[first[one], first[other]] for one, other in COMPOUNDS if one in first and other in first]
-    pairs.sort(key=lambda pair: sum(ranks[remedy.id] for remedy in pair))
-    # An activation in weights that were drawn for another one often learns no better: it is tried with its own, too.
-    started = [
-        [remedy, _initialization_of(remedy)]
-        for remedy in possible
-        if remedy.id == "replace_activation" and not _is_carried_out(remedy, parameters)
-    ]
-    return [[remedy] for remedy in possible] + (started + pairs)[:MAX_COMPOUNDS]
+        candidates.append([remedy])
+        combined: list[list[Remedy]] = []
+        # In weights that were drawn for another activation, one often learns no better: it is tried with its own, too.
+        if remedy.id == "replace_activation" and not _is_carried_out(remedy, parameters):
+            combined.append([remedy, _initialization_of(remedy)])
+        if remedy.id not in first:
+            first[remedy.id] = remedy
+            combined += [
+                [first[one], first[other]]
+                for one, other in COMPOUNDS
+                if remedy.id in (one, other) and one in first and other in first
+            ]
+        candidates += combined[:left]
+        left -= len(combined[:left])
+    return candidates
 
 
 def check_candidates(candidates: Sequence[Sequence[Remedy]], parameters: Sequence[TrainableParameter]) -> None:

@@ -8,7 +8,8 @@ trial that is under way beside the others at the same step.
 2. Every candidate runs on the first seed with the same budget of steps. At each rung the worse half is stopped, but
    the best two go on: successive halving without waiting (Li et al. 2020, A system for massively parallel
    hyperparameter tuning, section 3.3).
-3. The best two that beat the control there are confirmed, with the control, on the other seeds.
+3. The best two that beat the control there are confirmed, with the control, on the other seeds; if neither holds, the
+   next best is, and so on.
 """
 
 from __future__ import annotations
@@ -250,15 +251,18 @@ def plan(design: Design, trials: Sequence[Trial], closed: str | None = None) -> 
     if not all(known[place].has_ended for place in racing if place in known):
         return Plan()
 
-    confirming = _confirming(design, known, control)
-    if confirming and not any(seed != first for _, seed in known) and closed is None:
-        group = 1 + len(confirming)
-        places = [(candidate, seed) for seed in design.seeds[1:] for candidate in (CONTROL, *confirming)]
-        whole = tuple(places[: left - left % group])  # a seed without its control would show nothing
+    promising = _promising(design, known, control)
+    if promising and not any(seed != first for _, seed in known) and closed is None:
+        group = (CONTROL, *promising[:CONFIRMED])
+        places = [(candidate, seed) for seed in design.seeds[1:] for candidate in group]
+        whole = tuple(places[: left - left % len(group)])  # a seed without its control would show nothing
         if whole:
             return Plan(start=whole)
     if not all(trial.has_ended for trial in trials):
         return Plan()
+    following = _following(design, known, promising)
+    if following and len(following) <= left and closed is None:
+        return Plan(start=following)
     outcomes = tuple(_outcome(design, known, candidate) for candidate in range(1, design.candidates + 1))
     tried = [outcome for outcome in outcomes if outcome is not None]
     verified = sum(outcome.state == "verified" for outcome in tried)
@@ -291,14 +295,31 @@ def _racing(design: Design) -> int:
     return min(design.candidates, max(design.budget.trials - 1 - for_confirmation, 1))
 
 
-def _confirming(design: Design, known: dict[tuple[int, int], Trial], control: Trial) -> list[int]:
-    first = design.seeds[0]
+def _promising(design: Design, known: Mapping[tuple[int, int], Trial], control: Trial) -> list[int]:
+    """Return the candidates that beat the control on the first seed, the best first."""
     finals = [
         (trial.curve.final, trial.candidate)
         for (candidate, seed), trial in known.items()
-        if candidate != CONTROL and seed == first and is_better(trial, control) and trial.curve is not None
+        if candidate != CONTROL and seed == design.seeds[0] and is_better(trial, control) and trial.curve is not None
     ]
-    return [candidate for _, candidate in sorted(finals)[:CONFIRMED]]
+    return [candidate for _, candidate in sorted(finals)]
+
+
+def _following(
+    design: Design, known: Mapping[tuple[int, int], Trial], promising: Sequence[int]
+) -> tuple[tuple[int, int], ...]:
+    """Return the trials that confirm the next best candidate, if those before it did not hold on every seed."""
+    others = design.seeds[1:]
+    if not others or not all((CONTROL, seed) in known for seed in others):
+        return ()
+    for candidate in promising:
+        if all((candidate, seed) not in known for seed in others):
+            return tuple((candidate, seed) for seed in others)
+        if all(
+            (candidate, seed) in known and is_better(known[candidate, seed], known[CONTROL, seed]) for seed in others
+        ):
+            return ()
+    return ()
 
 
 def _outcome(design: Design, known: dict[tuple[int, int], Trial], candidate: int) -> CandidateOutcome | None:

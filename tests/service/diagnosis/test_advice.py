@@ -10,8 +10,11 @@ import pytest
 from tests.service.diagnosis.synthetic_run import noisy, run
 
 from gradmedic import wire
-from gradmedic.remedies import REMEDIES, remedy_errors
-from gradmedic_service.diagnosis import Diagnostician, LayerFacts, Remedy, TrainingFacts
+from gradmedic.remedies import REMEDIES, Choice, remedy_errors
+from gradmedic_service.diagnosis import Advice, Cause, Diagnostician, LayerFacts, Remedy, TrainingFacts
+from gradmedic_service.diagnosis.advice import advise
+from gradmedic_service.diagnosis.case import Case
+from gradmedic_service.diagnosis.evidence import EVIDENCE, name_kind
 from gradmedic_service.diagnosis.remedies import CATALOGUE, RemedySpec
 from gradmedic_service.diagnosis.snippets import write_snippet
 
@@ -83,6 +86,42 @@ def test_clipping_bound_comes_from_the_calm_part_of_the_run() -> None:
     assert diagnosis.verdict == "exploding"
     remedy = next(a.remedy for a in diagnosis.advice if a.remedy.id == "clip_grad_norm")
     assert remedy.parameters == {"max_norm": 0.7}  # sqrt(4 * 0.35^2)
+
+
+def test_trials_outweigh_what_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A remedy that repaired nothing in many trials loses its place, and one that always did gains it."""
+    asked: list[tuple[Case, tuple[Cause, ...]]] = []
+
+    def listen(case: Case, causes: tuple[Cause, ...]) -> tuple[Advice, ...]:
+        asked.append((case, causes))
+        return advise(case, causes, {})
+
+    monkeypatch.setattr("gradmedic_service.diagnosis.diagnostician.advise", listen)
+    facts = tuple(LayerFacts(name=f"{i}.weight", numel=100, role="weight") for i in range(4))
+    published = Diagnostician(facts).update(run(noisy(2.3, 150) * np.where(np.arange(150) > 100, 1e4, 1), update=8.0))
+    first, *others = published.advice
+    case, causes = asked[-1]
+    shown = {
+        name_kind(first.remedy.id, first.remedy.parameters): {cause.cause: (0, 100) for cause in causes},
+        name_kind(others[-1].remedy.id, others[-1].remedy.parameters): {cause.cause: (100, 100) for cause in causes},
+    }
+    corrected = advise(case, causes, shown)
+    assert corrected[0].remedy == others[-1].remedy
+    assert first.remedy not in [advice.remedy for advice in corrected[:4]]
+
+
+def test_the_evidence_is_of_remedies_and_causes_that_there_are() -> None:
+    """A kind or a cause that was renamed would be lost without a word."""
+    assert EVIDENCE
+    for kind in EVIDENCE:
+        id, *words = kind.split()
+        choices = [parameter for parameter in REMEDIES[id].parameters.values() if isinstance(parameter, Choice)]
+        assert len(words) == len(choices)
+        assert all(word in choice.values for word, choice in zip(words, choices, strict=True))
+    assert {cause for causes in EVIDENCE.values() for cause in causes} <= {
+        cause for spec in CATALOGUE for cause in spec.weights
+    }
+    assert all(0 <= hits <= of for causes in EVIDENCE.values() for hits, of in causes.values())
 
 
 def test_advice_speaks_the_runs_framework() -> None:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from tests.service.diagnosis.synthetic_run import falling, layers, noisy, run
 
-from gradmedic_service.diagnosis import Block, Diagnosis, Diagnostician, Finding
+from gradmedic_service.diagnosis import Block, Diagnosis, Diagnostician, Finding, LayerFacts
 
 STEPS = 300
 
@@ -85,6 +86,38 @@ def test_dead_network_is_called_at_once() -> None:
     assert diagnosis.verdict == "vanishing"
     assert 119 <= alarms(diagnosis)[0][0] <= 150
     assert diagnosis.causes[0].cause == "dead_units"
+
+
+def recurrent_layers() -> tuple[LayerFacts, ...]:
+    """A small plain recurrent network, from its input to its head."""
+    names = ("rnn.weight_ih_l0", "rnn.weight_hh_l0", "hidden.weight", "head.weight")
+    return tuple(LayerFacts(name=name, numel=100, shape=(10, 10)) for name in names)
+
+
+def test_a_dead_hidden_state_is_called() -> None:
+    """A recurrent matrix whose gradient ends at exactly zero, while the loss is stuck, is a dead state."""
+    gradient = np.ones((STEPS, 4))
+    gradient[30:, 1] = 0
+    diagnosis = Diagnostician(recurrent_layers()).update(run(noisy(2.3, STEPS), gradient=gradient))
+    assert diagnosis.verdict == "vanishing"
+    finding = found(diagnosis, "zero_gradient")
+    assert finding is not None
+    assert finding.layers == ("rnn.weight_hh_l0",)
+    assert "dead after its first time step" in finding.explanation
+    assert "replace_recurrent_cell" in {advice.remedy.id for advice in diagnosis.advice}
+
+
+@pytest.mark.parametrize(
+    ("loss", "dead_from"),
+    [(noisy(2.3, STEPS), 0), (falling(STEPS), 30)],
+    ids=["sequences of one step", "the loss falls"],
+)
+def test_a_recurrent_matrix_may_have_nothing_to_do(loss: NDArray[np.float64], dead_from: int) -> None:
+    """One that never got a gradient (one time step), or is not missed, is no dead state."""
+    gradient = np.ones((STEPS, 4))
+    gradient[dead_from:, 1] = 0
+    diagnosis = Diagnostician(recurrent_layers()).update(run(loss, gradient=gradient))
+    assert "zero_gradient" not in {change.finding for change in diagnosis.changes}
 
 
 def test_converged_to_zero_gradient_is_healthy() -> None:

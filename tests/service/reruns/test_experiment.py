@@ -115,6 +115,25 @@ def test_verified_means_every_seed() -> None:
     assert "no better than the control" in healthy.reason
 
 
+def test_the_next_best_is_confirmed_where_the_best_do_not_hold() -> None:
+    """A remedy that shines on one seed only does not keep a steadier one from being proven."""
+    results = {(CONTROL, seed): failing(seed) for seed in range(3)}
+    finals = {1: 0.9, 2: 0.5, 3: 0.7, 4: 1.0}
+    for candidate, final in finals.items():
+        holds = candidate in (1, 4)
+        for seed in range(3):
+            is_lost = seed == 2 and not holds
+            results[candidate, seed] = failing(seed) if is_lost else learning(candidate, seed, final)
+            results[candidate, seed] = replace(results[candidate, seed], candidate=candidate)
+    conclusion, started = carry_out(design(candidates=4), results)
+    assert [outcome.state for outcome in conclusion.outcomes] == ["verified", "failed", "failed", "healthy"]
+    assert started[-2:] == [(1, 1), (1, 2)]
+
+    conclusion, started = carry_out(design(candidates=4, trials=12), results)  # 5 on the first seed, 6 confirm two
+    assert (1, 1) not in started
+    assert conclusion.outcomes[0].state == "healthy"
+
+
 def test_one_seed_is_enough_if_one_was_asked_for() -> None:
     """With one seed there is no confirmation, and the outcome says that it was one."""
     conclusion, started = carry_out(design(candidates=1, seeds=1), {(0, 0): failing(), (1, 0): learning(1)})

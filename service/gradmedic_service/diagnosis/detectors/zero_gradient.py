@@ -1,4 +1,4 @@
-"""Layers whose gradient is exactly zero: dead units, symmetric initialization, a collapsed network."""
+"""Layers whose gradient is exactly zero: dead units, symmetric initialization, a collapsed network, a dead state."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ because the script froze layers by hand; that is no failure."""
 
 
 class ZeroGradient(Detector):
-    """At least half of the weight matrices get gradients that are exactly zero, and the loss is not down."""
+    """At least half of the weight matrices get gradients that are exactly zero, and the loss is not down.
+
+    Or every recurrent matrix does, that once got others: a state that is dead after its first time step carries nothing
+    on, while input and output weights still learn what single inputs tell.
+    """
 
     id = "zero_gradient"
     verdict = "vanishing"
@@ -37,7 +41,7 @@ class ZeroGradient(Detector):
         """Count sampled steps with a mostly dead network."""
         if moment.row is None or not moment.has_row or moment.skipped:
             return
-        if moment.dead_share < MOST:
+        if moment.dead_share == 0 or (moment.dead_share < MOST and not self._forgets(moment)):
             self.running = 0
             self.close(moment.step)
             return
@@ -60,7 +64,16 @@ class ZeroGradient(Detector):
             dead &= moment.architecture.is_path
         layers = [int(i) for i in moment.architecture.order if dead[i]][:MAX_LAYERS_NAMED]
         evidence = {"dead_share": moment.dead_share, "dead_layers": float(np.count_nonzero(dead))}
+        if moment.dead_share < MOST:
+            layers, evidence["dead_state"] = list(moment.architecture.recurrent)[:MAX_LAYERS_NAMED], 1.0
         self.open(moment.step, "critical" if speaks else "note", layers, evidence, since=self.since)
+
+    @staticmethod
+    def _forgets(moment: Moment) -> bool:
+        """Whether all plain recurrent matrices are dead that once lived: one time step never feeds them at all."""
+        layers = list(moment.architecture.recurrent)
+        dead = moment.depth.zero[moment.row, layers] > DEAD_SHARE
+        return bool(layers) and bool((dead & (moment.averages.seen_nonzero[layers] > 0)).all())
 
     @staticmethod
     def _died(moment: Moment) -> bool:
@@ -71,6 +84,11 @@ class ZeroGradient(Detector):
     def explain(self, episode: Episode, names: Sequence[str]) -> str:
         """Say how many layers are dead."""
         evidence = episode.evidence
+        if "dead_state" in evidence:
+            return (
+                f"{names[0]} gets gradients that are exactly zero and once got others: the hidden state is dead after "
+                f"its first time step, and nothing is learned from earlier ones."
+            )
         dead, share = int(evidence["dead_layers"]), evidence["dead_share"]
         text = f"{dead} weight matrices ({share:.0%}) get gradients that are exactly zero"
         return text + (f", the first being {names[0]}." if names else ".")
