@@ -2,8 +2,8 @@
 
 Every other configuration is what the counts come from; `make bench-reruns` reports on the rest apart. Each that fails
 is tried with the remedies that the advice names for it by the published weights alone, and with those of `repairs` that
-need no number. A trial counts for each cause that was found, in proportion to its score: which was the true one is not
-known.
+need no number. A trial counts for the most probable cause. Where two remedies repair together what neither does alone,
+both count as having repaired: two things were wrong.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ import msgspec
 
 from benchmarks.experiments.repairs import SEED, TRIED
 from benchmarks.reruns.configurations import CONFIGURATIONS, FITTED, Configuration
-from benchmarks.reruns.trials import Laboratory, is_failing
-from gradmedic.remedies import REMEDIES, Choice
-from gradmedic.wire import Remedy
-from gradmedic_service.diagnosis.evidence import PATH, name_kind
+from benchmarks.reruns.trials import KINDS, Laboratory, is_failing
+from gradmedic.remedies import REMEDIES
+from gradmedic_service.diagnosis.evidence import PATH
 from gradmedic_service.reruns import experiment
+from gradmedic_service.reruns.candidates import COMPOUNDS
 
-WITHOUT_NUMBERS: Final = tuple(
-    remedy
+CHOICES: Final = {
+    kind: remedy
     for remedy in TRIED
-    if all(isinstance(parameter, Choice) for parameter in REMEDIES[remedy.id].parameters.values())
-)
+    if (kind := " ".join([remedy.id, *map(str, remedy.parameters.values())])) in KINDS.values()
+}
+"""Those that are one row of the catalogue, whatever the run."""
 
-Shown = tuple[str, str, float, bool]
-"""A kind of remedy, a cause, its share of all causes, and whether the remedy repaired."""
+Shown = tuple[str, str, bool]
+"""A kind of remedy, the cause, and whether it repaired."""
 
 
 @contextmanager
@@ -49,18 +50,15 @@ def published_beliefs() -> Iterator[None]:
 def gather(laboratory: Laboratory, pool: Executor) -> None:
     """Try the remedies, and write down what they have shown."""
     chosen = [one for name, one in CONFIGURATIONS.items() if name in FITTED]
-    counts: defaultdict[str, defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(lambda: [0.0, 0.0]))
+    counts: defaultdict[str, defaultdict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
     for shown in pool.map(lambda one: _try(laboratory, one), chosen):
-        for kind, cause, share, is_repaired in shown:
-            counts[kind][cause][0] += share * is_repaired
-            counts[kind][cause][1] += share
-    rounded = {
-        kind: {cause: [round(count, 2) for count in pair] for cause, pair in sorted(causes.items())}
-        for kind, causes in sorted(counts.items())
-    }
-    PATH.write_bytes(msgspec.json.encode(rounded).replace(b"},", b"},\n") + b"\n")
-    for kind, causes in rounded.items():
-        print(f"{kind:32}" + ", ".join(f"{cause} {hits:g}/{of:g}" for cause, (hits, of) in causes.items()))
+        for kind, cause, is_repaired in shown:
+            counts[kind][cause][0] += is_repaired
+            counts[kind][cause][1] += 1
+    ordered = {kind: dict(sorted(causes.items())) for kind, causes in sorted(counts.items())}
+    PATH.write_bytes(msgspec.json.encode(ordered).replace(b"},", b"},\n") + b"\n")
+    for kind, causes in ordered.items():
+        print(f"{kind:36}" + ", ".join(f"{cause} {hits}/{of}" for cause, (hits, of) in causes.items()))
 
 
 def _try(laboratory: Laboratory, configuration: Configuration) -> list[Shown]:
@@ -68,19 +66,24 @@ def _try(laboratory: Laboratory, configuration: Configuration) -> list[Shown]:
     if not is_failing(laboratory, configuration, SEED) or not suspect.causes:
         return []
     control = suspect.as_trial(experiment.CONTROL, SEED)
-    named = {_kind(remedy) for remedy in suspect.advice}
-    further = [remedy for remedy in WITHOUT_NUMBERS if _kind(remedy) not in named]
-    shown = []
-    for remedy in (*suspect.advice, *further):
-        if REMEDIES[remedy.id].tier > 2:
+    tried = dict(zip(suspect.kinds, suspect.advice, strict=True))
+    tried |= {kind: remedy for kind, remedy in CHOICES.items() if kind not in tried}
+    cause = max(suspect.causes, key=lambda name: suspect.causes[name])
+    repaired: dict[str, bool] = {}
+    for kind, remedy in tried.items():
+        if REMEDIES[remedy.id].tier <= 2:
+            trial = laboratory.trial(configuration, (remedy,), SEED).as_trial(1, SEED)
+            if trial.status != "not_applicable":
+                repaired[kind] = experiment.is_better(trial, control)
+    alone = dict(repaired)
+    first = {remedy.id: (kind, remedy) for kind, remedy in reversed(tried.items()) if kind in suspect.kinds}
+    for one, other in COMPOUNDS:
+        if one not in first or other not in first:
             continue
-        trial = laboratory.trial(configuration, (remedy,), SEED).as_trial(1, SEED)
-        if trial.status != "not_applicable":
-            is_repaired = experiment.is_better(trial, control)
-            total = sum(suspect.causes.values())
-            shown += [(_kind(remedy), cause, score / total, is_repaired) for cause, score in suspect.causes.items()]
-    return shown
-
-
-def _kind(remedy: Remedy) -> str:
-    return name_kind(remedy.id, remedy.parameters)
+        (kind, remedy), (other_kind, other_remedy) = first[one], first[other]
+        if alone.get(kind, True) or alone.get(other_kind, True):
+            continue  # it does not apply, or repairs alone
+        trial = laboratory.trial(configuration, (remedy, other_remedy), SEED).as_trial(1, SEED)
+        if experiment.is_better(trial, control):
+            repaired[kind] = repaired[other_kind] = True
+    return [(kind, cause, is_repaired) for kind, is_repaired in repaired.items()]

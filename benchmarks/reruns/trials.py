@@ -18,7 +18,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -36,6 +36,7 @@ from benchmarks.reruns.tasks import make_task
 from benchmarks.servers import CACHE, gradmedic
 from gradmedic import Client, wire
 from gradmedic.identity import new_run_id
+from gradmedic_service.diagnosis.remedies import CATALOGUE
 from gradmedic_service.reruns import experiment
 from gradmedic_service.worker.environment import KEPT as KEPT_VARIABLES
 from gradmedic_service.worker.environment import read_report, trial_environment
@@ -63,6 +64,8 @@ SOURCES: Final = (
     *(SCRIPT.parent / name for name in ("networks.py", "tasks.py", "train.py")),
 )
 """What a trial's result depends on besides its configuration."""
+KINDS: Final = {spec.reason: spec.kind for spec in CATALOGUE}
+"""Rows of the catalogue by what stands in the advice of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +86,8 @@ class Result:
     """Of a control: the most promising first."""
     cpu_seconds: float | None
     """None where the script was killed."""
+    kinds: list[str] = field(default_factory=list)
+    """Of the advice: the rows of the catalogue that it comes from."""
 
     def as_trial(self, candidate: int, seed: int) -> experiment.Trial:
         """Return it as the experiment sees it."""
@@ -225,6 +230,7 @@ class Laboratory:
             causes={one.cause: one.score for one in diagnosis.causes} if is_control else {},
             advice=[one.remedy for one in diagnosis.advice] if is_control else [],
             cpu_seconds=seconds,
+            kinds=[KINDS[one.reason] for one in diagnosis.advice] if is_control else [],
         )
 
     def _recording(self, run_id: UUID) -> dict[str, Any]:

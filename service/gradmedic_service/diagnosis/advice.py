@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from gradmedic_service.diagnosis.case import Case
-from gradmedic_service.diagnosis.evidence import EVIDENCE, Evidence, name_kind, weigh
+from gradmedic_service.diagnosis.evidence import EVIDENCE, Evidence, weigh
 from gradmedic_service.diagnosis.remedies import CATALOGUE, RemedySpec
 from gradmedic_service.diagnosis.report import Advice, Cause, Remedy
 from gradmedic_service.diagnosis.snippets import write_snippet
@@ -22,32 +22,29 @@ def advise(case: Case, causes: Sequence[Cause], evidence: Evidence = EVIDENCE) -
     """Return at most `MAX_ADVICE` remedies, the most promising first.
 
     A remedy's merit is the chance that it meets at least one of the causes, taking each cause's score times the
-    remedy's weight against it as independent chances.
+    remedy's weight against it as independent chances. Merits are known to a tenth at best: among equals, what stands
+    first in the catalogue comes first.
     """
-    scored = []
-    for spec in CATALOGUE:
-        if spec.applies(case):
-            remedy = Remedy(id=spec.id, parameters=spec.parameters(case))
-            scored.append((_merit(spec, remedy, causes, evidence), spec, remedy))
-    ranked = sorted((row for row in scored if row[0] >= LEAST_MERIT), key=lambda row: -row[0])
+    scored = [(_merit(spec, causes, evidence), spec) for spec in CATALOGUE if spec.applies(case)]
+    ranked = sorted((row for row in scored if row[0] >= LEAST_MERIT), key=lambda row: -round(row[0], 1))
     variants: Counter[str] = Counter()
-    chosen: list[tuple[RemedySpec, Remedy]] = []
-    for _, spec, remedy in ranked:
+    chosen: list[RemedySpec] = []
+    for _, spec in ranked:
         variants[spec.id] += 1
         if variants[spec.id] <= MAX_VARIANTS:
-            chosen.append((spec, remedy))
-    return tuple(_advice(rank, *row, case) for rank, row in enumerate(chosen[:MAX_ADVICE], start=1))
+            chosen.append(spec)
+    return tuple(_advice(rank, spec, case) for rank, spec in enumerate(chosen[:MAX_ADVICE], start=1))
 
 
-def _merit(spec: RemedySpec, remedy: Remedy, causes: Sequence[Cause], evidence: Evidence) -> float:
-    kind = name_kind(remedy.id, remedy.parameters)
+def _merit(spec: RemedySpec, causes: Sequence[Cause], evidence: Evidence) -> float:
     miss = 1.0
     for cause in causes:
-        miss *= 1 - cause.score * weigh(spec.weights.get(cause.cause, 0.0), kind, cause.cause, evidence)
+        miss *= 1 - cause.score * weigh(spec.weights.get(cause.cause, 0.0), spec.kind, cause.cause, evidence)
     return 1 - miss
 
 
-def _advice(rank: int, spec: RemedySpec, remedy: Remedy, case: Case) -> Advice:
+def _advice(rank: int, spec: RemedySpec, case: Case) -> Advice:
+    remedy = Remedy(id=spec.id, parameters=spec.parameters(case))
     return Advice(
         remedy=remedy,
         rank=rank,

@@ -2,8 +2,8 @@
 
 One idea: a published belief counts as much as a few trials, so that measured ones outweigh it as they come in. The
 counts stand in `evidence.json`, by remedy and cause: how often it repaired, of how many trials. They come from
-`python -m benchmarks.experiments evidence`, which tries remedies on training runs that fail; a trial with several
-causes counts a part for each.
+`python -m benchmarks.experiments evidence`, which tries remedies on training runs that fail; a trial counts for the
+most probable cause.
 """
 
 from __future__ import annotations
@@ -16,20 +16,11 @@ import msgspec
 BELIEF = 4
 """Trials that a published belief counts as."""
 
-Evidence = Mapping[str, Mapping[str, tuple[float, float]]]
-"""By remedy (`name_kind`) and cause: trials that it repaired, and all."""
+Evidence = Mapping[str, Mapping[str, tuple[int, int]]]
+"""By kind of remedy (`RemedySpec.kind`) and cause: trials that it repaired, and all."""
 
 PATH = Path(__file__).with_name("evidence.json")
-EVIDENCE: Evidence = msgspec.json.decode(PATH.read_bytes(), type=dict[str, dict[str, tuple[float, float]]])
-
-
-def name_kind(id: str, parameters: Mapping[str, float | int | str | bool]) -> str:
-    """Name a remedy with what was chosen, without numbers, which follow from the run.
-
-    >>> name_kind("switch_optimizer", {"optimizer": "Adam", "learning_rate": 0.001})
-    'switch_optimizer Adam'
-    """
-    return " ".join([id, *(value for value in parameters.values() if isinstance(value, str))])
+EVIDENCE: Evidence = msgspec.json.decode(PATH.read_bytes(), type=dict[str, dict[str, tuple[int, int]]])
 
 
 def weigh(belief: float, kind: str, cause: str, evidence: Evidence = EVIDENCE) -> float:

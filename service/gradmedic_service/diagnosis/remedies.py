@@ -38,6 +38,13 @@ class RemedySpec:
     parameters: Callable[[Case], Parameters] = lambda _: {}
     applies: Callable[[Case], bool] = lambda _: True
     """Whether it makes sense for this architecture at all."""
+    variant: str = ""
+    """What tells the rows of one remedy apart."""
+
+    @property
+    def kind(self) -> str:
+        """Name of the row."""
+        return f"{self.id} {self.variant}".rstrip()
 
 
 def round_to(value: float, digits: int = 1) -> float:
@@ -199,6 +206,7 @@ CATALOGUE: tuple[RemedySpec, ...] = (
         reason="Starts from weights that keep the size of signals and gradients the same through every layer.",
         cost="The run starts over; pretrained weights are lost.",
         sources=(GLOROT, HE, SAXE),
+        variant="for its activations",
         parameters=_initialization,
     ),
     RemedySpec(
@@ -207,6 +215,7 @@ CATALOGUE: tuple[RemedySpec, ...] = (
         reason="The other variance-preserving initialization: Glorot for symmetric activations, He for rectifiers.",
         cost="The run starts over; pretrained weights are lost.",
         sources=(GLOROT, HE),
+        variant="for others",
         parameters=lambda case: {"scheme": "kaiming_normal" if _prefers_xavier(case) else "xavier_uniform"},
     ),
     RemedySpec(
@@ -215,6 +224,7 @@ CATALOGUE: tuple[RemedySpec, ...] = (
         reason="ELU has slope 1 for positive inputs and a mean near zero: it does not shrink gradients layer by layer.",
         cost="The run starts over; an exponential per negative unit.",
         sources=("Clevert et al. 2016, Fast and accurate deep network learning by exponential linear units",),
+        variant="ELU",
         parameters=lambda _: {"activation": "ELU"},
         applies=_has_saturation,
     ),
@@ -224,6 +234,7 @@ CATALOGUE: tuple[RemedySpec, ...] = (
         reason="LeakyReLU passes a little gradient through silent units, so that they can come back.",
         cost="The run starts over.",
         sources=("Maas et al. 2013, Rectifier nonlinearities improve neural network acoustic models",),
+        variant="LeakyReLU",
         parameters=lambda _: {"activation": "LeakyReLU"},
         applies=_has_dead_units,
     ),
@@ -233,6 +244,7 @@ CATALOGUE: tuple[RemedySpec, ...] = (
         reason="SELU keeps activations at zero mean and unit variance by itself, with LeCun initialization.",
         cost="The run starts over; needs LeCun initialization and no ordinary dropout.",
         sources=("Klambauer et al. 2017, Self-normalizing neural networks",),
+        variant="SELU",
         parameters=lambda _: {"activation": "SELU"},
         applies=lambda case: _has_saturation(case) and _is_feedforward(case),
     ),
@@ -242,6 +254,7 @@ CATALOGUE: tuple[RemedySpec, ...] = (
         reason="The hyperbolic tangent is bounded: no signal can grow from layer to layer.",
         cost="The run starts over; a deep stack of it can saturate.",
         sources=(GLOROT,),
+        variant="Tanh",
         parameters=lambda _: {"activation": "Tanh"},
         applies=_has_unbounded,
     ),
@@ -251,6 +264,7 @@ CATALOGUE: tuple[RemedySpec, ...] = (
         reason="GELU has no flat side: every unit keeps a gradient, and it is smooth.",
         cost="The run starts over; an error function per unit.",
         sources=("Hendrycks and Gimpel 2016, Gaussian error linear units",),
+        variant="GELU",
         parameters=lambda _: {"activation": "GELU"},
         applies=_has_dead_units,
     ),
@@ -260,6 +274,7 @@ CATALOGUE: tuple[RemedySpec, ...] = (
         reason="ReLU has slope 1 wherever it is active; it needs He initialization.",
         cost="The run starts over; units can die at a high learning rate.",
         sources=(HE,),
+        variant="ReLU",
         parameters=lambda _: {"activation": "ReLU"},
         applies=_has_saturation,
     ),
@@ -275,6 +290,7 @@ CATALOGUE: tuple[RemedySpec, ...] = (
         reason="Rescales every layer's input to unit variance over the batch, whatever the weights do.",
         cost="Couples the examples of a batch; poor with tiny batches.",
         sources=("Ioffe and Szegedy 2015, Batch normalization",),
+        variant="BatchNorm",
         parameters=lambda _: {"kind": "BatchNorm"},
         applies=lambda case: not case.is_normalized and not case.has_recurrence,
     ),
@@ -290,6 +306,7 @@ CATALOGUE: tuple[RemedySpec, ...] = (
         reason="Rescales each example's features to unit variance, at any batch size and over time.",
         cost="A few percent of a step.",
         sources=("Ba et al. 2016, Layer normalization",),
+        variant="LayerNorm",
         parameters=lambda _: {"kind": "LayerNorm"},
         applies=lambda case: not case.is_normalized,
     ),
@@ -299,6 +316,7 @@ CATALOGUE: tuple[RemedySpec, ...] = (
         reason="Rescales each example's features to a root mean square of 1, without centring them.",
         cost="Less than layer normalization.",
         sources=("Zhang and Sennrich 2019, Root mean square layer normalization",),
+        variant="RMSNorm",
         parameters=lambda _: {"kind": "RMSNorm"},
         applies=lambda case: not case.is_normalized,
     ),
@@ -316,6 +334,7 @@ CATALOGUE: tuple[RemedySpec, ...] = (
         reason="A gated cell carries its state additively, so that gradients survive many time steps.",
         cost="Three times the recurrent weights and work.",
         sources=("Cho et al. 2014, Learning phrase representations using RNN encoder-decoder, section 2.3",),
+        variant="GRU",
         parameters=lambda _: {"cell": "GRU"},
         applies=lambda case: bool(case.recurrent),
     ),
@@ -325,6 +344,7 @@ CATALOGUE: tuple[RemedySpec, ...] = (
         reason="The cell state of an LSTM is an uninterrupted path for the gradient through time.",
         cost="Four times the recurrent weights and work.",
         sources=("Hochreiter and Schmidhuber 1997, Long short-term memory",),
+        variant="LSTM",
         parameters=lambda _: {"cell": "LSTM"},
         applies=lambda case: bool(case.recurrent),
     ),
@@ -365,6 +385,7 @@ CATALOGUE: tuple[RemedySpec, ...] = (
         reason="Adaptive optimizers divide by the gradient's own scale: none is too large or too small for them.",
         cost="Two more tensors per parameter; another learning rate.",
         sources=("Kingma and Ba 2015, Adam",),
+        variant="Adam",
         parameters=lambda _: {"optimizer": "Adam", "learning_rate": 1e-3},
         applies=lambda case: not _uses_adam(case),
     ),
@@ -374,6 +395,7 @@ CATALOGUE: tuple[RemedySpec, ...] = (
         reason="RMSprop divides by a running root mean square of the gradient; long a standard for recurrent networks.",
         cost="One more tensor per parameter; another learning rate.",
         sources=("Tieleman and Hinton 2012, Lecture 6.5 - RMSProp",),
+        variant="RMSprop",
         parameters=lambda _: {"optimizer": "RMSprop", "learning_rate": 1e-3},
         applies=lambda case: not _uses_adam(case),
     ),
@@ -383,6 +405,7 @@ CATALOGUE: tuple[RemedySpec, ...] = (
         reason="AdaGrad lowers each parameter's rate as its gradients add up; suits sparse features.",
         cost="One more tensor per parameter; the rate only ever falls.",
         sources=("Duchi et al. 2011, Adaptive subgradient methods",),
+        variant="Adagrad",
         parameters=lambda _: {"optimizer": "Adagrad", "learning_rate": 1e-2},
         applies=lambda case: not _uses_adam(case),
     ),
@@ -456,4 +479,4 @@ CATALOGUE: tuple[RemedySpec, ...] = (
         sources=("Micikevicius et al. 2018, Mixed precision training, section 3.2",),
     ),
 )
-"""Every remedy, in no order that matters."""
+"""Every remedy, in the order in which those that promise the same are tried."""

@@ -935,7 +935,7 @@ def _end_attempt(
 
 
 def with_outcomes(connection: Connection, diagnosis: wire.Diagnosis) -> wire.Diagnosis:
-    """Return a diagnosis with what reruns of its run have shown: the advice that is proven comes first."""
+    """Return a diagnosis with what reruns of its run have shown: what is proven first, by its loss."""
     tried = [
         wire.Tried(
             remedies=REMEDIES.validate_python(rerun.candidates)[outcome.candidate],
@@ -949,9 +949,17 @@ def with_outcomes(connection: Connection, diagnosis: wire.Diagnosis) -> wire.Dia
         return diagnosis
     alone = {_key(one.remedies[0]): one.outcome for one in reversed(tried) if len(one.remedies) == 1}
     advice = [replace(one, outcome=alone.get(_key(one.remedy))) for one in diagnosis.advice]
-    advice.sort(key=lambda one: one.outcome is None or one.outcome.state != "verified")
+    advice.sort(key=_proof)
     ranked = [replace(one, rank=rank) for rank, one in enumerate(advice, start=1)]
     return replace(diagnosis, advice=ranked, tried=tried)
+
+
+def _proof(advice: wire.Advice) -> float:
+    """Return what to sort by: the loss of a remedy that is verified, infinity for the others."""
+    outcome = advice.outcome
+    if outcome is None or outcome.state != "verified" or outcome.loss is None:
+        return math.inf
+    return outcome.loss
 
 
 def _key(remedy: wire.Remedy) -> str:

@@ -10,11 +10,11 @@ import pytest
 from tests.service.diagnosis.synthetic_run import noisy, run
 
 from gradmedic import wire
-from gradmedic.remedies import REMEDIES, Choice, remedy_errors
+from gradmedic.remedies import REMEDIES, remedy_errors
 from gradmedic_service.diagnosis import Advice, Cause, Diagnostician, LayerFacts, Remedy, TrainingFacts
 from gradmedic_service.diagnosis.advice import advise
 from gradmedic_service.diagnosis.case import Case
-from gradmedic_service.diagnosis.evidence import EVIDENCE, name_kind
+from gradmedic_service.diagnosis.evidence import EVIDENCE
 from gradmedic_service.diagnosis.remedies import CATALOGUE, RemedySpec
 from gradmedic_service.diagnosis.snippets import write_snippet
 
@@ -101,9 +101,10 @@ def test_trials_outweigh_what_is_published(monkeypatch: pytest.MonkeyPatch) -> N
     published = Diagnostician(facts).update(run(noisy(2.3, 150) * np.where(np.arange(150) > 100, 1e4, 1), update=8.0))
     first, *others = published.advice
     case, causes = asked[-1]
+    kinds = {spec.reason: spec.kind for spec in CATALOGUE}
     shown = {
-        name_kind(first.remedy.id, first.remedy.parameters): {cause.cause: (0, 100) for cause in causes},
-        name_kind(others[-1].remedy.id, others[-1].remedy.parameters): {cause.cause: (100, 100) for cause in causes},
+        kinds[first.reason]: {cause.cause: (0, 100) for cause in causes},
+        kinds[others[-1].reason]: {cause.cause: (100, 100) for cause in causes},
     }
     corrected = advise(case, causes, shown)
     assert corrected[0].remedy == others[-1].remedy
@@ -113,11 +114,9 @@ def test_trials_outweigh_what_is_published(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_evidence_is_of_remedies_and_causes_that_there_are() -> None:
     """A kind or a cause that was renamed would be lost without a word."""
     assert EVIDENCE
-    for kind in EVIDENCE:
-        id, *words = kind.split()
-        choices = [parameter for parameter in REMEDIES[id].parameters.values() if isinstance(parameter, Choice)]
-        assert len(words) == len(choices)
-        assert all(word in choice.values for word, choice in zip(words, choices, strict=True))
+    kinds = [spec.kind for spec in CATALOGUE]
+    assert len(set(kinds)) == len(kinds)
+    assert set(EVIDENCE) <= set(kinds)
     assert {cause for causes in EVIDENCE.values() for cause in causes} <= {
         cause for spec in CATALOGUE for cause in spec.weights
     }
