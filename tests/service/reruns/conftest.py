@@ -41,7 +41,7 @@ def block(kind: str, steps: int = STEPS, seed: int = 0, first: int = 0) -> dict[
             losses.append("NaN")
             norms.append(["NaN", "NaN"])
         else:
-            falling = 0.97**step if kind == "learning" else 1.0
+            falling = {"learning": 0.97, "learning fast": 0.9}.get(kind, 1.0) ** step
             losses.append((0.2 + 2.0 * falling) * wobble)
             norms.append([0.5 * wobble, 0.6 * wobble])
     return {"steps": list(range(first, first + steps)), "loss": losses, "statistics": {"grad_norm": norms}}
