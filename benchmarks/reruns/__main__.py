@@ -160,7 +160,11 @@ def report(measured: Sequence[Measured], healthy: Sequence[str]) -> bool:
     for value, target, is_met in verdicts:
         print(f"{value} (target {target}) {'PASS' if is_met else 'FAIL'}")
     is_met = all(is_met for _, _, is_met in verdicts)
-    print(f"reruns: {share:.1%} verified (target >= {TARGET_VERIFIED:.0%}) {'PASS' if is_met else 'FAIL'}")
+    print(
+        f"reruns: {share:.1%} verified (target >= {TARGET_VERIFIED:.0%}), "
+        f"{ours:g} trials (<= {TARGET_TRIALS * theirs:g}), "
+        f"{silent} of {len(healthy)} healthy not reproduced (all) {'PASS' if is_met else 'FAIL'}"
+    )
     return is_met
 
 

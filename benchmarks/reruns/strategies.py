@@ -141,15 +141,14 @@ def race(
 def trials_in_turn(laboratory: Laboratory, configuration: Configuration, candidates: Sequence[Candidate]) -> int | None:
     """Return how many trials it takes to the first verified candidate, tried one after the other; None if none is.
 
-    Each gets a trial on the first seed, and one on each other seed if it passes there. The control's trials count too.
+    Each gets a trial on the first seed, and one on each other seed if it passes there. The control's trials, one a seed
+    for every strategy, are not counted.
     """
-    controls: set[int] = set()
     spent = 0
 
     def passes(candidate: Candidate, seed: int) -> bool:
         nonlocal spent
-        spent += 1 + (seed not in controls)
-        controls.add(seed)
+        spent += 1
         control = laboratory.trial(configuration, (), seed).as_trial(experiment.CONTROL, seed)
         trial = laboratory.trial(configuration, candidate, seed).as_trial(1, seed)
         return experiment.is_better(trial, control)

@@ -55,12 +55,15 @@ LEAST_SKILL: Final = 0.2
 """Of a twin that is good."""
 READ: Final = ("loss", "grad_norm", "grad_zero_fraction", "nonfinite_count", "weight_norm", "update_norm")
 DIAGNOSIS: Final = ROOT / "service" / "gradmedic_service" / "diagnosis"
-ADVICE_SOURCES: Final = tuple(DIAGNOSIS / name for name in ("advice.py", "evidence.py", "remedies.py", "evidence.json"))
-"""What the order of the advice depends on besides the diagnosis."""
+ADVICE_SOURCES: Final = tuple(
+    DIAGNOSIS / name
+    for name in ("advice.py", "case.py", "causes.py", "evidence.py", "evidence.json", "remedies.py", "snippets.py")
+)
+"""What causes and advice depend on besides the verdict."""
 SOURCES: Final = (
     *sorted((ROOT / "client" / "gradmedic" / "torch" / "modules").glob("*.py")),
     *(ROOT / "client" / "gradmedic" / "torch" / name for name in ("remedies.py", "treatment.py", "clipping.py")),
-    *sorted({*DIAGNOSIS.rglob("*.py")} - {*ADVICE_SOURCES, DIAGNOSIS / "snippets.py", DIAGNOSIS / "wording.py"}),
+    *sorted({*DIAGNOSIS.rglob("*.py")} - {*ADVICE_SOURCES, DIAGNOSIS / "wording.py"}),
     *(SCRIPT.parent / name for name in ("networks.py", "tasks.py", "train.py")),
 )
 """What a trial's result depends on besides its configuration."""
@@ -144,7 +147,7 @@ class Laboratory:
     ) -> Result:
         """Return what comes of a configuration with remedies on a seed: from before, or by doing it."""
         setting = configuration.twin if is_twin else configuration.faulty
-        key = msgspec.json.encode([code_digest(is_control=not remedies), repr(setting), remedies, seed])
+        key = msgspec.json.encode([code_digest(is_control=not remedies and not is_twin), repr(setting), remedies, seed])
         kept = RESULTS / f"{hashlib.blake2b(key, digest_size=16).hexdigest()}.msgpack"
         if kept.exists():
             return msgspec.msgpack.decode(kept.read_bytes(), type=Result)
@@ -201,7 +204,7 @@ class Laboratory:
             return self._nothing("not_applicable", str(report["not_applicable"]), seconds)
         if ended.reason is not None or ended.exit_code != 0:
             return self._nothing("failed", ended.reason or said[-300:], seconds)
-        return self._read(run_id, seconds, is_control=not remedies)
+        return self._read(run_id, seconds, is_control=not remedies and not is_twin)
 
     @staticmethod
     def _nothing(status: str, reason: str, seconds: float | None) -> Result:

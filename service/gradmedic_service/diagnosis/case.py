@@ -65,8 +65,13 @@ class Case:
     @cached_property
     def has_recurrence(self) -> bool:
         """Whether any layer belongs to a recurrent cell, gated or not."""
-        kinds = ("rnn", "lstm", "gru")
-        return bool(self.recurrent) or any((layer.kind or "").lower().startswith(kinds) for layer in self.layers)
+        return bool(self.recurrent) or any(_is_recurrent(layer) for layer in self.layers)
+
+    @cached_property
+    def is_all_recurrent(self) -> bool:
+        """Whether every weight matrix but the head belongs to a recurrent cell: there is no other hidden layer."""
+        others = [i for i in self.path if i not in self.recurrent and not _is_recurrent(self.layers[i])]
+        return self.has_recurrence and len(others) <= 1
 
     @cached_property
     def activations(self) -> list[str]:
@@ -141,3 +146,7 @@ class Case:
     def numel(self) -> float:
         """Number of parameters, at least 1."""
         return max(1.0, float(np.square(self.architecture.sqrt_numel).sum()))
+
+
+def _is_recurrent(layer: LayerFacts) -> bool:
+    return (layer.kind or "").lower().startswith(("rnn", "lstm", "gru"))

@@ -23,6 +23,8 @@ LARGE_SCALE = 5.0
 """Root mean square of inputs or targets beyond which they count as unscaled (standardized data has 1)."""
 DEEP = 8
 """Weight matrices from which a plain network needs normalization or residual connections to train dependably."""
+LARGE_FACTOR = 2.0
+"""Spectral norm of a recurrent matrix at the start: torch's own initialization has 1.15, an orthogonal matrix 1."""
 INIT_DECADES = 0.5
 """Half a decade of signal gained or lost over the network's depth at initialization."""
 
@@ -69,7 +71,11 @@ def _learning_rate_too_high(case: Case) -> Cause | None:
 
 
 def _poor_initialization_large(case: Case) -> Cause | None:
-    decades = case.init_decades
+    factor, decades = case.recurrent_factor, case.init_decades
+    if factor >= LARGE_FACTOR and not decades >= 2 * INIT_DECADES:
+        score = 0.6 + 0.35 * _ramp(math.log10(factor), math.log10(LARGE_FACTOR), 1.0)
+        text = f"The recurrent matrix starts at a factor of {factor:.3g} per time step; an orthogonal one starts at 1."
+        return _cause("poor_initialization", score, text, recurrent_factor=factor)
     if math.isnan(decades) or decades < INIT_DECADES:
         return None
     return _cause(

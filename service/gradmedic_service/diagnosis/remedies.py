@@ -99,11 +99,17 @@ def _prefers_xavier(case: Case) -> bool:
 
 
 def _has_saturation(case: Case) -> bool:
+    if case.is_all_recurrent:
+        return False  # a cell computes its own
     return not case.activations or any(a in SATURATING for a in case.activations) or _has_unbounded(case)
 
 
 def _has_unbounded(case: Case) -> bool:
     return bool(case.activations) and not all(a in SATURATING + RECTIFIERS for a in case.activations)
+
+
+def _is_plain(case: Case) -> bool:
+    return not case.is_normalized and not case.is_all_recurrent
 
 
 def _is_exploding(case: Case) -> bool:
@@ -115,7 +121,7 @@ def _uses_adam(case: Case) -> bool:
 
 
 def _has_dead_units(case: Case) -> bool:
-    return case.finding("zero_gradient") is not None
+    return case.finding("zero_gradient") is not None and not case.is_all_recurrent
 
 
 def _is_feedforward(case: Case) -> bool:
@@ -292,7 +298,7 @@ CATALOGUE: tuple[RemedySpec, ...] = (
         sources=("Ioffe and Szegedy 2015, Batch normalization",),
         variant="BatchNorm",
         parameters=lambda _: {"kind": "BatchNorm"},
-        applies=lambda case: not case.is_normalized and not case.has_recurrence,
+        applies=lambda case: _is_plain(case) and not case.has_recurrence,
     ),
     RemedySpec(
         id="insert_normalization",
@@ -308,7 +314,7 @@ CATALOGUE: tuple[RemedySpec, ...] = (
         sources=("Ba et al. 2016, Layer normalization",),
         variant="LayerNorm",
         parameters=lambda _: {"kind": "LayerNorm"},
-        applies=lambda case: not case.is_normalized,
+        applies=_is_plain,
     ),
     RemedySpec(
         id="insert_normalization",
@@ -318,7 +324,7 @@ CATALOGUE: tuple[RemedySpec, ...] = (
         sources=("Zhang and Sennrich 2019, Root mean square layer normalization",),
         variant="RMSNorm",
         parameters=lambda _: {"kind": "RMSNorm"},
-        applies=lambda case: not case.is_normalized,
+        applies=_is_plain,
     ),
     RemedySpec(
         id="add_residual",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import string
 
 import numpy as np
@@ -11,7 +12,7 @@ from tests.service.diagnosis.synthetic_run import noisy, run
 
 from gradmedic import wire
 from gradmedic.remedies import REMEDIES, remedy_errors
-from gradmedic_service.diagnosis import Advice, Cause, Diagnostician, LayerFacts, Remedy, TrainingFacts
+from gradmedic_service.diagnosis import Advice, Cause, Diagnosis, Diagnostician, LayerFacts, Remedy, TrainingFacts
 from gradmedic_service.diagnosis.advice import advise
 from gradmedic_service.diagnosis.case import Case
 from gradmedic_service.diagnosis.evidence import EVIDENCE
@@ -121,6 +122,40 @@ def test_the_evidence_is_of_remedies_and_causes_that_there_are() -> None:
         cause for spec in CATALOGUE for cause in spec.weights
     }
     assert all(0 <= hits <= of for causes in EVIDENCE.values() for hits, of in causes.values())
+
+
+def recurrent_network(*hidden: LayerFacts, spectral_norm: float = 1.0, is_dead: bool = False) -> Diagnosis:
+    """Diagnose a plain recurrent network with these layers before its head, that explodes or whose state has died."""
+    layer = functools.partial(LayerFacts, shape=(10, 10), numel=100)
+    facts = (
+        layer(name="rnn.weight_ih_l0", kind="RNN", role="weight"),
+        layer(name="rnn.weight_hh_l0", kind="RNN", role="recurrent", spectral_norm=spectral_norm),
+        *hidden,
+        layer(name="head.weight", kind="Linear", role="weight"),
+    )
+    gradient = np.ones((150, len(facts)))
+    gradient[30:, 1] = 0 if is_dead else 1
+    loss = noisy(2.3, 150) * np.where(np.arange(150) > (150 if is_dead else 100), 1e4, 1)
+    block = run(loss, gradient=gradient, weight=np.sqrt(10), update=0.01 if is_dead else 8.0, count=len(facts))
+    diagnosis = Diagnostician(facts).update(block)
+    assert diagnosis.verdict == ("vanishing" if is_dead else "exploding")
+    return diagnosis
+
+
+def test_a_cell_is_not_advised_what_it_has_no_place_for() -> None:
+    """Without a hidden layer outside of the cell there is no activation to replace, and nowhere to normalize."""
+    placed = {"insert_normalization", "replace_activation"}
+    assert not placed & {advice.remedy.id for advice in recurrent_network(is_dead=True).advice}
+    hidden = LayerFacts(name="hidden.weight", kind="Linear", shape=(10, 10), numel=100, role="weight")
+    assert placed & {advice.remedy.id for advice in recurrent_network(hidden, is_dead=True).advice}
+
+
+def test_a_recurrent_matrix_that_starts_too_large_is_named() -> None:
+    """Its spectral norm at the start tells; torch's own initialization is none of it."""
+    causes = {cause.cause: cause for cause in recurrent_network(spectral_norm=6.0).causes}
+    assert causes["poor_initialization"].evidence == {"recurrent_factor": 6.0}
+    assert "orthogonal" in causes["poor_initialization"].explanation
+    assert "poor_initialization" not in {cause.cause for cause in recurrent_network(spectral_norm=1.15).causes}
 
 
 def test_advice_speaks_the_runs_framework() -> None:

@@ -88,6 +88,18 @@ def test_dead_network_is_called_at_once() -> None:
     assert diagnosis.causes[0].cause == "dead_units"
 
 
+def test_one_batch_with_gradients_revives_nobody() -> None:
+    """A dead network stays called so through a single step with gradients, and not once they are back."""
+    gradient = np.ones((STEPS, 4))
+    gradient[100:] = 0
+    gradient[250] = 1e-7
+    assert diagnose(run(noisy(2.3, STEPS), gradient=gradient)).verdict == "vanishing"
+    gradient[250:] = 1
+    finding = found(diagnose(run(noisy(2.3, STEPS), gradient=gradient)), "zero_gradient")
+    assert finding is not None
+    assert finding.resolved_step is not None
+
+
 def recurrent_layers() -> tuple[LayerFacts, ...]:
     """A small plain recurrent network, from its input to its head."""
     names = ("rnn.weight_ih_l0", "rnn.weight_hh_l0", "hidden.weight", "head.weight")

@@ -13,6 +13,8 @@ MOST = 0.5
 """Share of the weight matrices with exactly zero gradients from which the network counts as dead."""
 PERSISTENCE = 20
 """Sampled steps running: one batch can leave every unit of a small layer silent."""
+REVIVED = 10
+"""Sampled steps running with gradients after which a dead network counts as alive again: one lucky batch is no cure."""
 PATIENCE = 60
 """Steps of the run before a partly dead network and a stuck loss together speak; one that is dead throughout can never
 move again and speaks at once."""
@@ -30,12 +32,13 @@ class ZeroGradient(Detector):
 
     id = "zero_gradient"
     verdict = "vanishing"
-    remembered = ("running", "since")
+    remembered = ("running", "since", "alive")
 
     def __init__(self) -> None:
         super().__init__()
         self.running = 0
         self.since = 0
+        self.alive = 0
 
     def observe(self, moment: Moment) -> None:
         """Count sampled steps with a mostly dead network."""
@@ -43,8 +46,11 @@ class ZeroGradient(Detector):
             return
         if moment.dead_share == 0 or (moment.dead_share < MOST and not self._forgets(moment)):
             self.running = 0
-            self.close(moment.step)
+            self.alive += 1
+            if self.alive >= REVIVED:
+                self.close(moment.step)
             return
+        self.alive = 0
         if self.running == 0:
             self.since = moment.step
         self.running += 1
