@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.optim import Optimizer
 
 from gradmedic.torch import clipping
@@ -52,6 +53,7 @@ class LossScale:
         self._good = self._overflows = 0
         self._scaled_still: dict[int, Tensor] = {}
         self._original: Callable[..., Any] | None = None
+        self._is_under_way = False
 
     def add(self, optimizers: Iterable[Optimizer]) -> None:
         """Scale every loss from now on, and the gradients of these optimizers' parameters back."""
@@ -62,16 +64,25 @@ class LossScale:
 
         @functools.wraps(original)
         def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> None:
+            if self._is_under_way:  # a checkpoint's, inside of a backward pass that is scaled
+                original(tensors, grad_tensors, *args, **kwargs)
+                return
             tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
             if grad_tensors is None:
                 given: list[Any] = [None] * len(tensors)
             else:
                 given = [grad_tensors] if isinstance(grad_tensors, Tensor) else list(grad_tensors)
-            self._prepare()
+            others = self._others(tensors)
+            if others is None:
+                original(tensors, grad_tensors, *args, **kwargs)
+                return
+            self._prepare(others)
+            self._is_under_way = True
             try:
                 original(tensors, self._scaled(tensors, given), *args, **kwargs)
             finally:
-                self._scale_back()
+                self._is_under_way = False
+                self._scale_back(others)
 
         torch.autograd.backward = backward
         clipping.observe(self)
@@ -122,22 +133,52 @@ class LossScale:
         return scaled
 
     @torch.no_grad()
-    def _prepare(self) -> None:
+    def _prepare(self, others: Sequence[Tensor]) -> None:
         """Take the next scale, and bring what is there already to it: gradients add up."""
         before, self.value = self.value, self._next
         for parameter in self._parameters():
             if parameter.grad is not None:
                 is_scaled = id(parameter) in self._scaled_still
                 parameter.grad.mul_(self.value / before if is_scaled else self.value)
+        for leaf in others:
+            if leaf.grad is not None:
+                leaf.grad.mul_(self.value)
 
     @torch.no_grad()
-    def _scale_back(self) -> None:
+    def _scale_back(self, others: Sequence[Tensor]) -> None:
+        for leaf in others:
+            if leaf.grad is not None:
+                leaf.grad.mul_(1 / self.value)
         for parameter in self._parameters():
             if parameter.dtype == torch.float16:
                 self.sees_half = True
                 self._scaled_still[id(parameter)] = parameter
             elif parameter.grad is not None:
                 parameter.grad.mul_(1 / self.value)
+
+    def _others(self, tensors: Sequence[Tensor]) -> list[Tensor] | None:
+        """Return the leaves of a graph that no optimizer here updates: another network's weights, or inputs.
+
+        None if there are no others: it is the loss of another network alone.
+        """
+        own = {id(parameter) for parameter in self._parameters()}
+        found: dict[int, Tensor] = {id(tensor): tensor for tensor in tensors if tensor.is_leaf}
+        waiting = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
+        seen = set(waiting)
+        is_opaque = False
+        while waiting:
+            node = waiting.pop()
+            is_opaque = is_opaque or isinstance(node, BackwardCFunction)  # a checkpoint has its leaves inside
+            leaf = getattr(node, "variable", None)
+            if isinstance(leaf, Tensor):
+                found[id(leaf)] = leaf
+            for source, _ in node.next_functions:
+                if source is not None and source not in seen:
+                    seen.add(source)
+                    waiting.append(source)
+        if not is_opaque and found and not own & found.keys():
+            return None
+        return [leaf for id_, leaf in found.items() if id_ not in own and leaf.requires_grad]
 
     def _parameters(self) -> Iterator[Tensor]:
         for optimizer in self._optimizers:

@@ -388,11 +388,11 @@ def _conditions(by_id: Mapping[str, Any], optimizer: Optimizer, models: list[nn.
 
 
 def _base_rate(optimizer: Optimizer) -> float:
-    """Return the rate that the script gave: what a scheduler multiplies, even if it is at 0 now."""
+    """Return the rate that the script gave: what a scheduler multiplies, even if it is at 0 now, or rises to."""
     found = [
         float(rate)
         for group in optimizer.param_groups
-        if (rate := group.get("initial_lr", group.get("lr"))) is not None
+        if (rate := group.get("max_lr", group.get("initial_lr", group.get("lr")))) is not None
     ]
     largest = max(found, default=0.0)
     default = optimizer.defaults.get("lr")

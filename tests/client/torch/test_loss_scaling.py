@@ -8,6 +8,7 @@ import pytest
 import torch
 from tests.client.torch.modules.treating import batch, perceptron, remedy, sgd, step, treat
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gradmedic.torch.loss_scaling import GROWTH_INTERVAL, INITIAL_SCALE, LossScale
 from gradmedic.torch.remedies import NotApplicable
@@ -43,6 +44,44 @@ def test_whatever_the_script_does_sees_its_own_gradients() -> None:
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-6)
     for one, other in zip(results[0][1], results[1][1], strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_what_no_watched_optimizer_updates_gets_its_own_gradients() -> None:
+    """Another network that a loss goes through, or has alone, and an input, have the gradients that they would have."""
+    results = []
+    for is_scaled in (False, True):
+        model, other = perceptron(), perceptron(nn.Tanh())
+        head = nn.Linear(2, 6)
+        if is_scaled:
+            treat(model, sgd(model), SCALE)
+        x = batch().requires_grad_()
+        for _ in range(2):  # gradients add up
+            other(head(model(x))).square().sum().backward()
+            other(batch(2)).sum().backward()
+        found = [x.grad, *(p.grad for each in (model, head, other) for p in each.parameters())]
+        results.append([g.clone() for g in found if g is not None])
+    for one, expected in zip(*results, strict=True):
+        torch.testing.assert_close(one, expected)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_inside_of_a_scaled_backward_pass(reentrant: bool) -> None:
+    """A checkpoint that runs a backward pass of its own inside of the scaled one is not scaled twice."""
+
+    def gradients(*, is_scaled: bool) -> list[Tensor]:
+        model = perceptron(nn.Tanh()).half()
+        optimizer = sgd(model)
+        treatment = treat(model, optimizer, SCALE) if is_scaled else None
+        out = checkpoint(model[2:], checkpoint(model[:2], x, use_reentrant=reentrant), use_reentrant=reentrant)
+        (1e-4 * out.float().square().sum()).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1e6)
+        if treatment is not None:
+            treatment.close()
+        return [g.clone().float() for p in model.parameters() if (g := p.grad) is not None]
+
+    x = batch().half().requires_grad_()
+    for one, expected in zip(gradients(is_scaled=True), gradients(is_scaled=False), strict=True):
+        torch.testing.assert_close(one, expected, rtol=2e-2, atol=1e-6)
 
 
 def test_a_static_scale_that_overflows_is_repaired() -> None:

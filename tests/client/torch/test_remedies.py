@@ -527,3 +527,21 @@ def test_checkpointing_and_tied_weights() -> None:
     optimizer.step()
     moved = sum(float(((a - b.detach()) ** 2).sum()) for a, b in zip(before, model.parameters(), strict=True)) ** 0.5
     assert moved == pytest.approx(0.5, rel=1e-4)
+
+
+def test_a_rate_that_rises_to_a_peak_has_the_other_optimizers_rate_there() -> None:
+    """A scheduler that was made before and begins far below its peak reaches the rate that was asked for, not more."""
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.5, total_steps=10)
+    surgery = Surgery(optimizer, [model], remedies("switch_optimizer"))
+    seen = []
+    surgery.before()
+    surgery.after()
+    optimizer.register_step_pre_hook(lambda o, *_: seen.append(o.param_groups[0]["lr"]))
+    for _ in range(9):
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        scheduler.step()
+    surgery.close()
+    assert max(seen) == pytest.approx(0.01, rel=0.05)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from gradmedic.torch.modules import modes
 from gradmedic.torch.modules.plan import ACTIVATIONS, GROWING, Place
 from gradmedic.torch.modules.trace import Site, name_of, site_of
 
@@ -67,17 +68,30 @@ class Calls(TorchFunctionMode):
         self._frames: list[_Frame] = []
         self._inputs: dict[str, Tensor] = {}
 
-    def install(self, model: nn.Module) -> bool:
-        """Register the hooks; say whether the model itself has some."""
+    def install(self, model: nn.Module, callers: Iterable[str] = ()) -> bool:
+        """Register the hooks; say whether the model itself has some.
+
+        Args:
+            model: whose modules are changed.
+            callers: modules that call the same code, as a function that several share, and may have no changes.
+        """
         modules = dict(model.named_modules())
-        kinds = {type(modules[owner]) for owner in self._by_owner}
+        kinds = {type(modules[owner]) for owner in {*self._by_owner, *callers}}
         for name, module in modules.items():
             if type(module) in kinds:  # a module of the same code, called by one of these, has changes of its own
                 module.register_forward_pre_hook(Enter(self, name), prepend=True)
                 module.register_forward_hook(Leave(self), always_call=True)
+            if isinstance(module, nn.TransformerEncoder) and any(
+                each.startswith(f"{name}." if name else "") for each in self._by_owner
+            ):
+                module.use_nested_tensor = False  # in evaluation: its layers cannot take them where functions change
         for layer in sorted({change.layer for change in self._changes if change.layer is not None}):
             modules[layer].register_forward_pre_hook(Remember(self, layer))
         return type(model) in kinds
+
+    def has_changes(self, owner: str) -> bool:
+        """Whether anything is changed in calls of a module."""
+        return owner in self._by_owner
 
     def enter(self, owner: str) -> None:
         """A module begins to compute."""
@@ -90,7 +104,7 @@ class Calls(TorchFunctionMode):
         if self._frames:
             self._frames.pop()
             if not self._frames:
-                self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+                modes.leave(self)
 
     def remember(self, layer: str, given: Tensor) -> None:
         """Keep the input of a block until its end."""
@@ -138,6 +152,11 @@ class Enter:
 
     def __init__(self, calls: Calls, owner: str) -> None:
         self._calls, self._owner = calls, owner
+
+    @property
+    def has_changes(self) -> bool:
+        """Whether anything is changed in this very module."""
+        return self._calls.has_changes(self._owner)
 
     def __call__(self, _module: nn.Module, _args: Any) -> None:
         """Tell that the module begins."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,14 +85,16 @@ def reinitialize(model: nn.Module, scheme: str, seed: int, updated: set[int]) ->
 
 def why_trained(model: nn.Module, optimizers: list[Optimizer]) -> str | None:
     """Say what shows that weights are not as they were initialized; None if nothing does."""
-    if any(optimizer.state for optimizer in optimizers):
+    if any(_has_stepped(state) for optimizer in optimizers for state in optimizer.state.values()):
         return "the optimizer has made steps already: initialization would undo them"
     source = getattr(model, "name_or_path", None)
     if isinstance(source, str) and source:
         return f"the weights are pretrained ({source})"
     for name, module in model.named_modules():
-        if getattr(module, "num_batches_tracked", None) is not None and int(module.num_batches_tracked) > 0:
-            return f"the weights are pretrained: {name} has seen batches"
+        if getattr(module, "num_batches_tracked", None) is not None and not is_lazy(module.running_mean):
+            if int(module.num_batches_tracked) > 0 or bool(module.running_mean.any()):
+                return f"the weights are pretrained: {name} has seen batches"
+            continue  # scales that differ were drawn so: a script may initialize them with random numbers
         if isinstance(module, _NORMALIZATIONS) and any(
             p.numel() > 1 and not is_lazy(p) and bool((p != p.flatten()[0]).any()) for p in module.parameters()
         ):
@@ -100,6 +103,11 @@ def why_trained(model: nn.Module, optimizers: list[Optimizer]) -> str | None:
     if any(not matrix.requires_grad for matrix in matrices) and any(matrix.requires_grad for matrix in matrices):
         return "some weights are frozen: the model is pretrained, and the others fit to them"
     return None
+
+
+def _has_stepped(state: Any) -> bool:
+    """Whether the state of a parameter is of a step; some optimizers have one from the beginning."""
+    return bool(state) and float(state.get("step", 1)) > 0
 
 
 def _check_weights(model: nn.Module) -> None:
@@ -117,7 +125,7 @@ def _matrices_of(module: nn.Module) -> Iterator[tuple[str, Tensor, int]]:
             yield "weight", module.weight, 1
     elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         for name, parameter in module.named_parameters(recurse=False):
-            if name.startswith("weight"):
+            if name in recurrent_weights_of(module) and name.startswith("weight"):
                 is_projection = name.startswith("weight_hr")
                 yield name, parameter, 1 if is_projection else len(parameter) // module.hidden_size
     elif isinstance(module, nn.MultiheadAttention):
@@ -127,6 +135,13 @@ def _matrices_of(module: nn.Module) -> Iterator[tuple[str, Tensor, int]]:
             parameter = getattr(module, name)
             if parameter is not None:
                 yield name, parameter, 1
+
+
+def recurrent_weights_of(module: nn.RNNBase | nn.RNNCellBase) -> tuple[str, ...]:
+    """Return the names that a recurrent module computes with; a parametrization has parameters of other names."""
+    if isinstance(module, nn.RNNBase):
+        return tuple(module._flat_weights_names)
+    return ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if module.bias else ()))
 
 
 def _biases_of(module: nn.Module) -> Iterator[Tensor]:

@@ -31,6 +31,8 @@ class Normalize:
         self._kind = kind
         self._mean: Tensor | None = None
         self._variance: Tensor | None = None
+        self.reason: str | None = None
+        """What was found to stand against it."""
 
     def __call__(self, module: nn.Module, _args: Any, output: Tensor) -> Tensor:
         """Return the normalized output."""
@@ -38,10 +40,15 @@ class Normalize:
         if self._kind == "BatchNorm":
             if self._mean is None or self._variance is None:
                 channels = output.shape[1]
-                self._mean = torch.zeros(channels, device=output.device, dtype=torch.float32)
-                self._variance = torch.ones(channels, device=output.device, dtype=torch.float32)
+                dtype = torch.promote_types(output.dtype, torch.float32)
+                self._mean = torch.zeros(channels, device=output.device, dtype=dtype)
+                self._variance = torch.ones(channels, device=output.device, dtype=dtype)
+            is_training = module.training
+            if is_training and output.numel() == output.shape[1]:
+                self.reason = "a batch has one example, and of one example there are no moments"
+                is_training = False  # the trial ends, with this reason and not with torch's error
             return functional.batch_norm(
-                output, self._mean, self._variance, training=module.training, momentum=MOMENTUM, eps=EPSILON
+                output, self._mean, self._variance, training=is_training, momentum=MOMENTUM, eps=EPSILON
             )
         if self._kind == "RMSNorm":
             shape = output.shape[1:] if is_convolution else output.shape[-1:]

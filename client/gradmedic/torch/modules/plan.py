@@ -9,10 +9,11 @@ A plan is data: names of modules and places in the code, so that it can be copie
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from gradmedic.torch.modules.trace import INPUT, Call, Site, Trace
 from gradmedic.torch.modules.weight_normalization import NORMALIZED
@@ -40,6 +41,8 @@ _SCALING = frozenset({
     "div", "__truediv__", "neg", "__neg__",
 })  # fmt: skip
 """Functions that are passed too where the other argument is a number or a parameter."""
+_SHARES = frozenset({"sigmoid", "expit", "hardsigmoid"})
+"""Activations between 0 and 1: multiplied with an input too, they are gates; others are masked by it."""
 _PARTS = frozenset({"chunk", "split", "unbind", "__getitem__", "stack", "cat"})
 _PRODUCTS = frozenset({
     "mul", "__mul__", "__rmul__", "__imul__", "multiply", "lerp", "addcmul", "matmul", "__matmul__", "bmm", "mm",
@@ -73,6 +76,8 @@ class Plan:
 
     activations: list[tuple[Place, str]] = field(default_factory=list)
     """With the function that stands there now."""
+    callers: set[str] = field(default_factory=set)
+    """Modules that call a function in one of these places of the code, whether it is replaced there or not."""
     normalizable: list[str] = field(default_factory=list)
     """Names of layers, in the order of their calls."""
     over_time: set[str] = field(default_factory=set)
@@ -81,7 +86,11 @@ class Plan:
     """Those that see one example at a time."""
     blocks: list[Block] = field(default_factory=list)
     excluded: list[str] = field(default_factory=list)
-    """Reasons why places were left out."""
+    """Reasons why activations were left out, and with them the layers before."""
+    not_normalizable: list[str] = field(default_factory=list)
+    """Reasons why further layers cannot be normalized."""
+    not_blocks: list[str] = field(default_factory=list)
+    """Reasons why further layers are no blocks."""
 
     def without(self, modules: set[str]) -> Plan:
         """Return the plan but for some modules: they have their remedies already."""
@@ -92,9 +101,9 @@ class Plan:
             blocks=[block for block in self.blocks if block.layer not in modules],
         )
 
-    def why_nothing(self, otherwise: str) -> str:
+    def why_nothing(self, otherwise: str, further: Sequence[str] = ()) -> str:
         """Say why there is no place: the reasons that were met, or the one given."""
-        return "; ".join(dict.fromkeys(self.excluded)) or otherwise
+        return "; ".join(dict.fromkeys([*further, *self.excluded])) or otherwise
 
 
 def make_plan(model: nn.Module, trace: Trace) -> Plan:
@@ -104,7 +113,10 @@ def make_plan(model: nn.Module, trace: Trace) -> Plan:
 
 def _is_plain(module: nn.Module | None) -> bool:
     """Whether a module is a layer that computes what its type says."""
-    kind = getattr(type(module), "cls_to_become", None) or type(module)  # a lazy one becomes it at the first call
+    if module is None:
+        return False
+    kind = type_before_parametrizations(module)
+    kind = getattr(kind, "cls_to_become", None) or kind  # a lazy one becomes it at the first call
     return kind in LAYERS or isinstance(module, NORMALIZED)
 
 
@@ -120,6 +132,8 @@ class _Reader:
 
     def plan(self) -> Plan:
         replaceable = self._read_activations()
+        sites = {place.site for place, _ in self._plan.activations}
+        self._plan.callers = {call.owner for call in self._calls if call.site in sites}
         for call in self._calls:
             module = self._modules.get(call.owner)
             if call.is_layer and _is_plain(module) and call.turn == 0 and call.ordinal == 0:
@@ -183,12 +197,24 @@ class _Reader:
             current = waiting.pop()
             for consumer in self._consumers.get(current.index, ()):
                 if consumer.name in _PRODUCTS and len(consumer.sources) > 1:
-                    return True
-                is_passed = self._passes(consumer) or consumer.name in _PARTS
+                    others = [source for source in consumer.sources if source != current.index]
+                    if call.name in _SHARES or not all(self._is_given(source) for source in others):
+                        return True
+                    is_masked = consumer.shape == current.shape
+                else:
+                    is_masked = False
+                is_passed = is_masked or self._passes(consumer) or consumer.name in _PARTS
                 if is_passed and consumer.index not in seen:
                     seen.add(consumer.index)
                     waiting.append(consumer)
         return False
+
+    def _is_given(self, index: int) -> bool:
+        """Whether a signal is an input of the model, or made of inputs without any weights: a mask."""
+        if index == INPUT:
+            return True
+        call = self._calls[index]
+        return not call.has_weights and all(self._is_given(source) for source in call.sources)
 
     # --- layers -------------------------------------------------------------------------------------------------------
 
@@ -207,21 +233,21 @@ class _Reader:
             elif layer.shape[0] < 2 and len(layer.shape) == 2:
                 self._plan.single.add(name)
         else:
-            self._plan.excluded.append("the hidden layers are normalized already")
+            self._plan.not_normalizable.append("the hidden layers are normalized already")
         self._read_block(layer, end, replaceable)
 
     def _read_block(self, layer: Call, end: Call, replaceable: Mapping[int, Place]) -> None:
         last = layer if end.is_layer else end
         if last.shape != layer.input_shape:
-            self._plan.excluded.append("no block gives back the shape that it was given")
+            self._plan.not_blocks.append("no block gives back the shape that it was given")
             return
         if layer.is_recomputed != last.is_recomputed:
             return
         if self._trace.turns[layer.owner] > 1:
-            self._plan.excluded.append(f"{layer.owner} is called several times: it is a recurrence or shared")
+            self._plan.not_blocks.append(f"{layer.owner} is called several times: it is a recurrence or shared")
             return
         if self._joins_another(last):
-            self._plan.excluded.append("the blocks have a residual connection already")
+            self._plan.not_blocks.append("the blocks have a residual connection already")
             return
         self._plan.blocks.append(Block(layer.owner, replaceable.get(end.index)))
 

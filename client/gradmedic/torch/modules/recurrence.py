@@ -8,6 +8,7 @@ memory that it lies in, so that a state that is handed back, also detached, goes
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,10 +19,12 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
 from torch.optim import Optimizer
 
-from gradmedic.torch.modules.initialization import seed_of
+from gradmedic.torch.modules.initialization import recurrent_weights_of, seed_of
 from gradmedic.torch.remedies import NotApplicable
 
 GATES = {"GRU": 3, "LSTM": 4}
+_MARK = "gradmedic.recurrent"
+"""In the metadata of a graph's nodes: a recurrent module returned what they computed."""
 _LARGEST_WALK = 300
 """Nodes of a graph that are looked at for where a changed state comes from."""
 
@@ -33,48 +36,60 @@ class CellStates:
     """
 
     def __init__(self) -> None:
-        self._by_storage: dict[int, tuple[StorageWeakRef, Tensor, Any]] = {}
+        self._by_storage: dict[int, tuple[StorageWeakRef, Tensor, int]] = {}
         self.reason: str | None = None
         """Why cell states are lost, if they are."""
 
-    def keep(self, hidden: Tensor, cell: Tensor) -> None:
-        """Remember the cell state that belongs to a hidden state."""
+    def keep(self, hidden: Tensor, cell: Tensor, *others: Tensor) -> None:
+        """Remember the cell state that belongs to a hidden state, and what else came with them."""
+        for tensor in (hidden, *others):
+            if tensor.grad_fn is not None:
+                _metadata_of(tensor.grad_fn)[_MARK] = True
         self._by_storage = {
             key: kept
             for key, kept in self._by_storage.items()
             if not kept[0].expired()  # type: ignore[no-untyped-call]
         }
         reference = StorageWeakRef(hidden.untyped_storage())  # type: ignore[no-untyped-call]
-        self._by_storage[reference.cdata] = (reference, cell.contiguous(), hidden.grad_fn)
+        self._by_storage[reference.cdata] = (reference, cell.contiguous(), hidden._version)
 
     def find(self, hidden: Tensor) -> Tensor:
         """Return the cell state of a hidden state: zero at the beginning of a sequence."""
         found = self._by_storage.get(hidden.untyped_storage()._cdata)
-        if found is not None:
+        if found is not None and found[2] == hidden._version:
             cell = found[1].as_strided(hidden.size(), hidden.stride(), hidden.storage_offset())  # the same part of it
             return cell if hidden.requires_grad else cell.detach()
-        if self._by_storage and torch.is_grad_enabled() and self._is_made_of_known(hidden):
-            self.reason = "the script changes the hidden state between calls, and no cell state can follow it"
+        if self._by_storage and torch.is_grad_enabled() and _is_made_of_others(hidden):
+            self.reason = (
+                "the script changes the hidden state between calls, or begins with one of its own, "
+                "and no cell state is known for it"
+            )
         return torch.zeros_like(hidden)
-
-    def _is_made_of_known(self, hidden: Tensor) -> bool:
-        if hidden.grad_fn is None:
-            # Without a graph it is a beginning, as zeros are, or a state that was detached and changed.
-            return not hidden.requires_grad and bool(hidden.count_nonzero())
-        known = {id(node) for _, _, node in self._by_storage.values() if node is not None}
-        waiting, seen = [hidden.grad_fn], {hidden.grad_fn}
-        while waiting and len(seen) < _LARGEST_WALK:
-            node = waiting.pop()
-            if id(node) in known:
-                return True
-            for source, _ in node.next_functions:
-                if source is not None and source not in seen:
-                    seen.add(source)
-                    waiting.append(source)
-        return False
 
     def __reduce__(self) -> tuple[type[CellStates], tuple[()]]:
         return CellStates, ()  # a copy begins anew
+
+
+def _metadata_of(node: Any) -> dict[str, Any]:
+    metadata: dict[str, Any] = node.metadata  # which torch declares as a method
+    return metadata
+
+
+def _is_made_of_others(hidden: Tensor) -> bool:
+    """Whether a state was made of what a recurrent module returned."""
+    if hidden.grad_fn is None:
+        # Without a graph it is a beginning, as zeros are, or a state that was detached and changed.
+        return not hidden.requires_grad and bool(hidden.count_nonzero())
+    waiting, seen = deque([hidden.grad_fn]), {hidden.grad_fn}
+    while waiting and len(seen) < _LARGEST_WALK:
+        node = waiting.popleft()
+        if _MARK in _metadata_of(node):
+            return True
+        for source, _ in node.next_functions:
+            if source is not None and source not in seen:
+                seen.add(source)
+                waiting.append(source)
+    return False
 
 
 class StatefulLSTM(nn.LSTM):
@@ -90,7 +105,7 @@ class StatefulLSTM(nn.LSTM):
         """Return the outputs and the hidden state."""
         state = None if hx is None else (hx, self._states.find(hx))
         output, (hidden, cell) = super().forward(input, state)
-        self._states.keep(hidden, cell)
+        self._states.keep(hidden, cell, output.data if isinstance(output, PackedSequence) else output)
         return output, hidden
 
 
@@ -146,7 +161,7 @@ def _plain_recurrent(model: nn.Module) -> Iterator[tuple[str, nn.RNN | nn.RNNCel
             yield path, module
 
 
-def _check_parameters(path: str, module: nn.Module, model: nn.Module, optimizers: list[Optimizer]) -> None:
+def _check_parameters(path: str, module: nn.RNN | nn.RNNCell, model: nn.Module, optimizers: list[Optimizer]) -> None:
     own = {id(p) for p in module.parameters(recurse=False)}
     for parameter in module.parameters():
         if is_lazy(parameter) or hasattr(parameter, "device_mesh"):
@@ -156,5 +171,5 @@ def _check_parameters(path: str, module: nn.Module, model: nn.Module, optimizers
     for other in model.modules():
         if other is not module and any(id(p) in own for p in other.parameters(recurse=False)):
             raise NotApplicable(f"{path} shares its weights with another module")
-    if getattr(module, "parametrizations", None) is not None:
+    if any(name not in module._parameters for name in recurrent_weights_of(module)):
         raise NotApplicable(f"the weights of {path} are computed from others")

@@ -10,12 +10,14 @@ difference that is squared or made absolute.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, _get_current_function_mode
+from torch.overrides import TorchFunctionMode
 
+from gradmedic.torch.modules import modes
 from gradmedic.torch.modules.trace import name_of
 
 STANDARD_MEAN, STANDARD_FACTOR = 0.5, 2.0
@@ -72,6 +74,7 @@ class StandardizeInputs:
 
     def __init__(self, channel: int | None = None) -> None:
         self._channel = channel
+        self._which: int | str | None = None
         self._moments: Moments | None = None
         self.reason: str | None = None
         """Why it did nothing."""
@@ -81,26 +84,50 @@ class StandardizeInputs:
         """Whether inputs are standardized."""
         return self._moments is not None and self.reason is None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> StandardizeInputs:
+        return self  # a copy of the model has the same moments, also if it is made before they are known
+
     def __call__(
         self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Return the arguments that the model is to have."""
-        at = next((i for i, value in enumerate(args) if _is_real(value)), None)
-        key = next((name for name, value in kwargs.items() if _is_real(value)), None) if at is None else None
-        if at is None and key is None:
+        given: dict[int | str, Any] = dict([*enumerate(args), *kwargs.items()])
+        if self._moments is None and self.reason is None:
+            self._look_at(given)
+        if self._moments is None or self._which is None or self.reason is not None:
+            return None
+        batch: Any = given.get(self._which)
+        if not _is_real(batch):
+            return None
+        given[self._which] = (batch - self._moments.mean) / self._moments.deviation
+        return tuple(given[i] for i in range(len(args))), {name: given[name] for name in kwargs}
+
+    def _look_at(self, given: Mapping[int | str, Any]) -> None:
+        """Take the moments of the first batch, or say why not."""
+        self._which = _first_real(given)
+        if self._which is None:
             self.reason = "the model's inputs are not of floating point"
-            return None
-        batch: Tensor = args[at] if at is not None else kwargs[key]  # type: ignore[index]
-        if self._moments is None:
-            self._moments = moments_of(batch, self._channel)
-            if self._moments.are_standard:
-                self.reason = "the inputs are standardized already"
-        if self.reason is not None:
-            return None
-        standard = (batch - self._moments.mean) / self._moments.deviation
-        if at is not None:
-            return (*args[:at], standard, *args[at + 1 :]), kwargs
-        return args, {**kwargs, str(key): standard}
+            return
+        moments = moments_of(given[self._which], self._channel)
+        if moments.mean.numel() == given[self._which].numel():
+            if torch.is_grad_enabled():  # else it may be there for the shapes
+                self.reason = "the first batch has one example, and of one example there are no moments"
+            return
+        if not bool((moments.mean + moments.deviation).isfinite().all()):
+            self.reason = "the first inputs are not finite"
+        elif moments.are_standard:
+            self.reason = "the inputs are standardized already"
+        self._moments = moments
+
+
+def _first_real(given: Mapping[int | str, Any]) -> int | str | None:
+    """Return where the first numbers are; behind tokens, two values are a mask."""
+    has_tokens = False
+    for which, value in given.items():
+        if _is_real(value) and not (has_tokens and len(value.unique()) <= 2):
+            return which
+        has_tokens = has_tokens or isinstance(value, Tensor)
+    return None
 
 
 def _is_real(value: Any) -> bool:
@@ -112,12 +139,13 @@ class _Scaled(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, target: Target) -> Tensor:
-        ctx.target = target
-        return output * target.deviation + target.mean
+        ctx.target, ctx.dtype = target, output.dtype
+        wide = output.to(torch.promote_types(output.dtype, torch.float32))  # a mean may be large for half precision
+        return wide * target.deviation + target.mean
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient * ctx.target.deviation ** (1 - ctx.target.degree), None
+        return (gradient * ctx.target.deviation ** (1 - ctx.target.degree)).to(ctx.dtype), None
 
 
 class Target:
@@ -138,8 +166,9 @@ class Target:
 class StandardizeTargets:
     """Forward hook of a model: scales back what it returns, once the targets are known."""
 
-    def __init__(self) -> None:
-        self._target = Target()
+    def __init__(self, target: Target | None = None) -> None:
+        self._is_copy = target is not None
+        self._target = target or Target()
         self._waiting: _FirstLoss | None = None
         self.reason: str | None = None
         """Why it did nothing."""
@@ -157,8 +186,9 @@ class StandardizeTargets:
             self.reason = "the model returns something else than one tensor"
             return None
         if self._target.is_known:
+            self.finish()
             return self._target.scale(output)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not self._is_copy:
             self.finish()
             self._waiting = _FirstLoss(output, self._target)
             self._waiting.__enter__()  # type: ignore[no-untyped-call]
@@ -177,6 +207,11 @@ class StandardizeTargets:
         if not self.is_applied and self.reason is None:
             self.reason = "no squared or absolute error of the model's output was seen"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> StandardizeTargets:
+        copied = StandardizeTargets(self._target)  # known to a copy of the model as soon as it is known here
+        copied.reason = self.reason
+        return copied
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_waiting": None}
 
@@ -184,6 +219,7 @@ class StandardizeTargets:
 _LOSSES = {"mse_loss": 2, "l1_loss": 1}
 _WITH_THRESHOLDS = ("smooth_l1_loss", "huber_loss")
 _DIFFERENCES = ("sub", "__sub__", "rsub", "__rsub__", "subtract")
+_CASTS = ("float", "double", "to")
 _SQUARES = ("square", "pow", "__pow__", "mul", "__mul__", "multiply")
 _ABSOLUTES = ("abs", "absolute", "__abs__")
 
@@ -194,6 +230,7 @@ class _FirstLoss(TorchFunctionMode):
     def __init__(self, output: Tensor, target: Target) -> None:
         super().__init__()
         self._output: Tensor | None = output
+        self._casts: list[Tensor] = []
         self._target = target
         self._difference: Tensor | None = None
         self.reason: str | None = None
@@ -201,8 +238,8 @@ class _FirstLoss(TorchFunctionMode):
     def end(self) -> None:
         """Look no more."""
         self._output = self._difference = None
-        if _get_current_function_mode() is self:  # type: ignore[no-untyped-call]  # else something else was entered since, and is left first
-            self.__exit__(None, None, None)
+        self._casts.clear()
+        modes.leave(self)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -216,6 +253,11 @@ class _FirstLoss(TorchFunctionMode):
         if name in _WITH_THRESHOLDS and self._is_compared(*self._pair(args, kwargs)):
             self.reason = f"{name} has a threshold in the targets' units"
             self._output = None
+        elif name in _CASTS and args and isinstance(args[0], Tensor) and self._is_output(args[0]):
+            cast = func(*args, **kwargs)
+            if isinstance(cast, Tensor) and cast.is_floating_point():
+                self._casts.append(cast)
+            return cast
         elif name in _LOSSES or name in _DIFFERENCES:
             first, second = self._pair(args, kwargs)
             if self._is_compared(first, second):
@@ -240,11 +282,10 @@ class _FirstLoss(TorchFunctionMode):
         )
 
     def _is_output(self, tensor: Tensor) -> bool:
-        return (
-            self._output is not None
-            and tensor.numel() == self._output.numel()
-            and tensor.untyped_storage().data_ptr() == self._output.untyped_storage().data_ptr()
-        )
+        if self._output is None or tensor.numel() != self._output.numel():
+            return False
+        storages = (each.untyped_storage().data_ptr() for each in (self._output, *self._casts))
+        return tensor.untyped_storage().data_ptr() in storages
 
     def _compare(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         first, second = self._pair(args, kwargs)

@@ -100,6 +100,17 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
         NotApplicable: it cannot be copied, or its copy cannot be run.
     """
     try:
+        return _run(
+            model, args, kwargs, is_training=True
+        )  # not the fast paths of evaluation: they are single functions
+    except NotApplicable:
+        if model.training:
+            raise
+        return _run(model, args, kwargs, is_training=False)  # as a batch norm that is shown one example
+
+
+def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, is_training: bool) -> Trace:
+    try:
         copied = copy.deepcopy(model)
         own_args, own_kwargs = _copied(args), _copied(dict(kwargs))
     except Exception as error:
@@ -110,7 +121,8 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
                 del hooks[
                     key
                 ]  # a copy that is looked at must not measure, treat, or do what the script wants done once
-    copied.train()  # not the fast paths of evaluation: they are single functions
+    if is_training:
+        copied.train()
     with _unchanged_generators(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a copy without gradients may warn of that
         recorder = _Recorder(copied, (own_args, own_kwargs))

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from gradmedic.torch.loss_scaling import LossScale, scale_losses
-from gradmedic.torch.modules.calls import NAMES, AddInput, Calls, Change
+from gradmedic.torch.modules.calls import NAMES, AddInput, Calls, Change, Enter, Remember
 from gradmedic.torch.modules.initialization import reinitialize, why_trained
 from gradmedic.torch.modules.normalization import Normalize
 from gradmedic.torch.modules.plan import Plan, make_plan
@@ -38,6 +38,8 @@ AT_FIRST_CALL = ("replace_activation", "insert_normalization", "add_residual")
 AT_THE_EDGES = ("standardize_inputs", "standardize_targets")
 NEW_SHAPES = ("replace_recurrent_cell", "weight_normalization")
 """Remedies that change which numbers the parameters hold, or how many parameters there are."""
+
+_NO_LAYER = "no hidden layer that goes to one activation or layer"
 
 _treated: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
@@ -97,14 +99,12 @@ class ModelTreatment:
         self._handles: list[RemovableHandle] = []
         self._places: dict[str, list[str]] = {id: [] for id in self._remedies}
         self._reasons: dict[str, list[str]] = {id: [] for id in self._remedies}
-        self._depths: dict[str, int] = dict.fromkeys(self._models, 0)
-        self._called: dict[str, set[str]] = {name: set() for name in self._models}
-        """Of each model the parts that the script itself called, by path; the model itself is the part `""`."""
-        self._changed: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-        """Modules that have their remedies, from a call of a part of the model."""
+        self._awaited = {name: _Awaited(self, name) for name in self._models}
+        self._is_closed = False
         self._states = CellStates()
         self._inputs: list[StandardizeInputs] = []
         self._targets: list[StandardizeTargets] = []
+        self._normalizations: list[Normalize] = []
         self._stance: Any = None
         self.loss_scale: LossScale | None = None
 
@@ -124,8 +124,8 @@ class ModelTreatment:
         for id in self._remedies:
             if id in AT_WATCH and not self._places[id] and not self._again:
                 raise NotApplicable(f"{id}: {'; '.join(dict.fromkeys(self._reasons[id]))}")
-        if any(id in self._remedies for id in (*AT_FIRST_CALL, *AT_THE_EDGES)):
-            # What hooks and modes change must not be compiled away, and a trial need not be fast.
+        if any(id in self._remedies for id in (*AT_FIRST_CALL, *AT_THE_EDGES, "replace_recurrent_cell")):
+            # What hooks, modes and kept cell states change must not be compiled away, and a trial need not be fast.
             self._stance = torch.compiler.set_stance("force_eager")
         if "scale_loss" in self._remedies:
             self.loss_scale = scale_losses(self._optimizers)
@@ -141,15 +141,18 @@ class ModelTreatment:
         """
         if self._states.reason is not None:
             return f"replace_recurrent_cell: {self._states.reason}"
+        for normalize in self._normalizations:
+            if normalize.reason is not None:
+                return f"insert_normalization: {normalize.reason}"
         if not is_step_over:
             return None
         late = [id for id in self._remedies if id in (*AT_FIRST_CALL, *AT_THE_EDGES)] if self._models else []
-        if late and not any(self._called.values()):
+        if late and not any(awaited.called for awaited in self._awaited.values()):
             return f"{late[0]}: the script computes past the model"
         for id in late:
             if not self._places[id] and id in AT_THE_EDGES:
                 self._settle(id)
-            if not self._places[id] and all(self._called.values()):
+            if not self._places[id] and all(awaited.called for awaited in self._awaited.values()):
                 return f"{id}: {'; '.join(dict.fromkeys(self._reasons[id]))}"
         if self.loss_scale is not None and not self.loss_scale.sees_half:
             return "scale_loss: nothing is computed in float16"
@@ -160,7 +163,7 @@ class ModelTreatment:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._called.clear()
+        self._is_closed = True
         for hook in self._targets:
             hook.finish()
         if self.loss_scale is not None:
@@ -193,9 +196,10 @@ class ModelTreatment:
         if not any(id in self._remedies for id in (*AT_FIRST_CALL, *AT_THE_EDGES, "scale_loss")):
             return
         # A script may call the model, or one part of it after the other, as many a `training_step` does.
+        awaited = self._awaited[name]
         for path, module in model.named_modules():
-            self._handles.append(module.register_forward_pre_hook(_Begin(self, name, path), with_kwargs=True))
-            self._handles.append(module.register_forward_hook(_End(self, name), always_call=True))
+            self._handles.append(module.register_forward_pre_hook(_Begin(awaited, path), with_kwargs=True))
+            self._handles.append(module.register_forward_hook(_End(awaited), always_call=True))
         # These are part of the model, and so stay when the treatment is over and come along with a copy.
         if "standardize_inputs" in self._remedies:
             inputs = StandardizeInputs(channel=_channel_of(model))
@@ -206,68 +210,69 @@ class ModelTreatment:
             self._targets.append(targets)
             model.register_forward_hook(targets)
 
-    def begin(self, name: str, path: str, part: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """A part of a model is called; the first time that the script itself calls it, place what needs a trace."""
-        self._depths[name] += 1
-        if self._depths[name] > 1:
+    def begin(
+        self, awaited: _Awaited, path: str, part: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        """The script itself calls a part of a model: if it is the first time, place what needs a trace."""
+        if self._is_closed:
             return
         if self.loss_scale is not None and _computes_in_half(part):
             self.loss_scale.sees_half = True
-        called = self._called[name]
-        if any(path == other or other == "" or path.startswith(f"{other}.") for other in called):
+        if any(path == other or other == "" or path.startswith(f"{other}.") for other in awaited.called):
             return  # also what a checkpoint calls again
-        called.add(path)
+        awaited.called.add(path)
         if not any(id in self._remedies for id in AT_FIRST_CALL):
             return
         try:
             plan = make_plan(part, trace(part, args, kwargs)).without(
-                {each for each, module in part.named_modules() if module in self._changed}
+                {each for each, module in part.named_modules() if _is_changed(module)}
             )
         except NotApplicable as reason:
             for id in AT_FIRST_CALL:
-                if id in self._remedies:
+                if id in self._remedies and not awaited.is_copy:
                     self._reasons[id].append(str(reason))
             return
-        self._place(".".join(each for each in (name, path) if each), part, plan)
+        self._place(awaited, path, part, plan)
 
-    def end(self, name: str) -> None:
-        """It has returned, or raised."""
-        self._depths[name] -= 1
-
-    def _place(self, name: str, model: nn.Module, plan: Plan) -> None:
-        modules = dict(model.named_modules())
+    def _place(self, awaited: _Awaited, path: str, part: nn.Module, plan: Plan) -> None:
+        modules = dict(part.named_modules())
         changes: list[Change] = []
+        found: dict[str, tuple[list[str], str]] = {}
         if (wanted := self._remedies.get("replace_activation")) is not None:
             activation = str(wanted["activation"])
             old = [place for place, function in plan.activations if function != NAMES[activation]]
             changes += [Change(place, activation=activation) for place in old]
             why = f"every hidden activation is {activation} already" if plan.activations else "no hidden activation"
-            found = [place.owner or "forward" for place in old]
-            self._note("replace_activation", name, found, why if plan.activations else plan.why_nothing(why))
+            why = why if plan.activations else plan.why_nothing(why)
+            found["replace_activation"] = [place.owner or "forward" for place in old], why
         if (wanted := self._remedies.get("insert_normalization")) is not None:
             kind = str(wanted["kind"])
-            layers, why = plan.normalizable, plan.why_nothing("no hidden layer that goes to one activation or layer")
+            layers, why = plan.normalizable, plan.why_nothing(_NO_LAYER, plan.not_normalizable)
             if kind == "BatchNorm" and layers:
-                layers = [layer for layer in layers if layer not in plan.over_time | plan.single]
+                # A lone example without gradients may be there for the shapes; one that is trained on is noticed later.
+                single = plan.single if torch.is_grad_enabled() else set()
+                layers = [layer for layer in layers if layer not in plan.over_time | single]
                 why = "moments over a batch of time steps would show the future, and of one example there are none"
             for layer in layers:
-                modules[layer].register_forward_hook(Normalize(kind))
-            self._note("insert_normalization", name, layers, why)
+                normalize = Normalize(kind)
+                modules[layer].register_forward_hook(normalize)
+                if not awaited.is_copy:
+                    self._normalizations.append(normalize)
+            found["insert_normalization"] = layers, why
         if "add_residual" in self._remedies:
             for block in plan.blocks:
                 if block.end is None:
                     modules[block.layer].register_forward_hook(AddInput())
                 else:
                     changes.append(Change(block.end, layer=block.layer))
-            blocks = [block.layer for block in plan.blocks]
-            self._note(
-                "add_residual", name, blocks, plan.why_nothing("no hidden layer that goes to one activation or layer")
-            )
-        owners = [change.place.owner for change in changes]
-        self._changed.update(modules[each] for each in {*owners, *plan.normalizable, *(b.layer for b in plan.blocks)})
+            why = plan.why_nothing(_NO_LAYER, plan.not_blocks)
+            found["add_residual"] = [block.layer for block in plan.blocks], why
+        if not awaited.is_copy:
+            for id, (places, why) in found.items():
+                self._note(id, ".".join(each for each in (awaited.name, path) if each), places, why)
         if changes:
             calls = Calls(changes)
-            if calls.install(model):
+            if calls.install(part, plan.callers):
                 calls.enter("")  # this call of the model is under way already; its hook behind is yet to come
 
     def _note(self, id: str, model: str, found: Iterable[str], why_nothing: str) -> None:
@@ -280,45 +285,71 @@ class ModelTreatment:
         hooks: Sequence[StandardizeInputs | StandardizeTargets] = (
             self._inputs if id == "standardize_inputs" else self._targets
         )
-        for (name, called), hook in zip(self._called.items(), hooks, strict=True):
+        for (name, awaited), hook in zip(self._awaited.items(), hooks, strict=True):
             if isinstance(hook, StandardizeTargets):
                 hook.settle()
             if hook.is_applied:
                 self._places[id].append(name or "the model")
-            elif called and "" not in called:
+            elif awaited.called and "" not in awaited.called:
                 self._reasons[id].append("the script calls parts of the model, never the model itself")
             elif hook.reason is not None:
                 self._reasons[id].append(hook.reason)
 
 
-class _Begin:
-    """Forward pre-hook of each part of a watched model; in a copy of the model, nothing."""
+class _Awaited:
+    """A model whose calls are waited for.
 
-    def __init__(self, treatment: ModelTreatment | None, name: str, path: str) -> None:
-        self._treatment, self._name, self._path = treatment, name, path
+    A copy of the model is waited for by itself: an average of the weights, or a target network, that is made before the
+    first call has its remedies too. A model that comes from a file is not waited for.
+    """
+
+    def __init__(
+        self, treatment: ModelTreatment | None, name: str, called: Iterable[str] = (), *, is_copy: bool = False
+    ) -> None:
+        self.treatment, self.name, self.is_copy = treatment, name, is_copy
+        self.called = set(called)
+        """The parts that the script itself called, by path; the model itself is the part `""`."""
+        self.depth = 0
+        """How many calls of its modules are under way, one inside the other."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Awaited:
+        return _Awaited(self.treatment, self.name, self.called, is_copy=True)
+
+    def __reduce__(self) -> tuple[type[_Awaited], tuple[None, str]]:
+        return _Awaited, (None, self.name)
+
+
+class _Begin:
+    """Forward pre-hook of each part of a model that is waited for."""
+
+    def __init__(self, awaited: _Awaited, path: str) -> None:
+        self._awaited, self._path = awaited, path
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Tell the treatment."""
-        if self._treatment is not None:
-            self._treatment.begin(self._name, self._path, module, args, kwargs)
-
-    def __reduce__(self) -> tuple[type[_Begin], tuple[None, str, str]]:
-        return _Begin, (None, self._name, self._path)
+        """Tell the treatment if the script itself calls the part."""
+        self._awaited.depth += 1
+        if self._awaited.depth == 1 and self._awaited.treatment is not None:
+            self._awaited.treatment.begin(self._awaited, self._path, module, args, kwargs)
 
 
 class _End:
-    """Forward hook of each part of a watched model; in a copy of the model, nothing."""
+    """Forward hook of each part of a model that is waited for."""
 
-    def __init__(self, treatment: ModelTreatment | None, name: str) -> None:
-        self._treatment, self._name = treatment, name
+    def __init__(self, awaited: _Awaited) -> None:
+        self._awaited = awaited
 
     def __call__(self, _module: nn.Module, _args: Any, _output: Any) -> None:
-        """Tell the treatment."""
-        if self._treatment is not None:
-            self._treatment.end(self._name)
+        """Note that the call has returned, or raised."""
+        self._awaited.depth -= 1
 
-    def __reduce__(self) -> tuple[type[_End], tuple[None, str]]:
-        return _End, (None, self._name)
+
+def _is_changed(module: nn.Module) -> bool:
+    """Whether a module has its remedies already, from a call of a part of the model."""
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return any(
+        isinstance(hook, (Normalize, AddInput, Remember)) or (isinstance(hook, Enter) and hook.has_changes)
+        for hook in hooks
+    )
 
 
 def _check_wrappers(remedies: Iterable[str], wrappers: set[str]) -> None:

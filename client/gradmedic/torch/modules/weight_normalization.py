@@ -111,8 +111,7 @@ def normalize_weights(model: nn.Module, optimizers: list[Optimizer]) -> list[str
     found = []
     for path, module in model.named_modules():
         kind = _CLASSES.get(type(module))
-        weight = getattr(module, "weight", None)
-        if kind is None or not isinstance(weight, nn.Parameter):
+        if kind is None or not isinstance(weight := module.weight, nn.Parameter):
             continue
         if is_lazy(weight) or hasattr(weight, "device_mesh"):
             raise NotApplicable(f"the weights of {path} are sharded, or built at the first call only")
@@ -129,5 +128,7 @@ def normalize_weights(model: nn.Module, optimizers: list[Optimizer]) -> list[str
         module.register_load_state_dict_pre_hook(_TakeOldCheckpoints())
         module.register_forward_hook(_KeepFastPathOff())
         group["params"].append(gain)
+        if "param_names" in group:
+            group["param_names"].append(f"{path}.{GAIN}")
         found.append(path)
     return found

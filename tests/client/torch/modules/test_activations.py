@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.client.torch.modules.treating import batch, perceptron, remedy, sgd, treat
+from tests.client.torch.modules.treating import batch, perceptron, remedy, sgd, step, treat
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -171,6 +171,92 @@ def test_a_transformers_hidden_activation() -> None:
     assert_computes_as(model, reference, x)
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(x), reference(x))
+
+
+def test_a_transformer_with_padding_in_evaluation() -> None:
+    """Where torch would hand nested tensors to the layers, they get padded ones, and the other activation."""
+    torch.manual_seed(3)
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), 2)
+    reference = copy.deepcopy(model)
+    reference.use_nested_tensor = False
+    for layer in reference.layers:
+        layer.activation = functional.elu
+        layer.activation_relu_or_gelu = 0
+    treat(model, None, TO_ELU)
+    x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1))
+    padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    model(x, src_key_padding_mask=padding)
+    for each in (model, copy.deepcopy(model)):
+        with torch.no_grad():
+            answer, expected = (m.eval()(x, src_key_padding_mask=padding) for m in (each, reference))
+        torch.testing.assert_close(answer[~padding], expected[~padding])
+
+
+def bend(x: Tensor) -> Tensor:
+    """Return what a script's own function makes of hidden units and of outputs."""
+    return torch.tanh(x)
+
+
+class Head(nn.Module):
+    """Ends a model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the output."""
+        return bend(self.layer(x))
+
+
+class Headed(nn.Module):
+    """Calls the function, and a module that calls it too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.layer, self.head = nn.Linear(6, 6), Head()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the output."""
+        out: Tensor = self.head(bend(self.layer(x)))
+        return out
+
+
+def test_a_function_that_modules_share_is_replaced_where_it_is_hidden() -> None:
+    """A function of the script that the model and a part of it call is told apart by who calls it."""
+    model = Headed()
+    treatment = treat(model, None, TO_ELU)
+    expected = torch.tanh(model.head.layer(functional.elu(model.layer(batch()))))
+    for _ in range(2):
+        torch.testing.assert_close(model(batch()), expected)
+    assert treatment.places["replace_activation"] == ["forward"]
+
+
+class Masked(nn.Module):
+    """Multiplies hidden units with a mask that it is given."""
+
+    def __init__(self, activation: Callable[[Tensor], Tensor] = torch.tanh) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.a, self.b, self.activation = nn.Linear(6, 6), nn.Linear(6, 2), activation
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Return the output."""
+        out: Tensor = self.b(self.activation(self.a(x)) * mask.float()[:, None])
+        return out
+
+
+def test_a_mask_is_no_gate() -> None:
+    """What is multiplied with an input is masked and replaced, unless it is a share between 0 and 1 itself."""
+    model, mask = Masked(), torch.ones(8)
+    treatment = treat(model, None, TO_ELU)
+    torch.testing.assert_close(model(batch(), mask), Masked(functional.elu)(batch(), mask))
+    assert treatment.places["replace_activation"] == ["forward"]
+    gated = Masked(torch.sigmoid)
+    treatment = treat(gated, optimizer := sgd(gated), TO_ELU)
+    step(gated, optimizer, lambda m: m(batch(), mask).sum())
+    assert "is a gate" in str(treatment.reason_to_end())
 
 
 class Blocks(nn.Module):

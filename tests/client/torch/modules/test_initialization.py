@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.client.torch.modules.treating import batch, perceptron, remedy, sgd, step, treat
 from torch import Tensor, nn
+from torch.nn.utils import weight_norm
 
 from gradmedic.torch.modules.initialization import SCHEMES, seed_of
 from gradmedic.torch.remedies import NotApplicable
@@ -150,6 +151,32 @@ def test_what_must_not_start_again_says_why(make: Callable[[], nn.Module], reaso
     model = make()
     with pytest.raises(NotApplicable, match=reason):
         treat(model, torch.optim.SGD(model.parameters(), lr=0.1), start("orthogonal"))
+
+
+def test_a_state_from_the_beginning_and_random_scales_are_no_training() -> None:
+    """Adagrad has its sums before any step, and a GAN's batch norms may be drawn at random."""
+    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 1))
+    nn.init.normal_(model[1].weight, 1.0, 0.02)  # type: ignore[arg-type]
+    optimizer = torch.optim.Adagrad(model.parameters())
+    assert treat(model, optimizer, remedy("reinitialize", scheme="orthogonal")).places
+    stepped = perceptron()
+    optimizer = torch.optim.Adagrad(stepped.parameters())
+    stepped(batch()).sum().backward()
+    optimizer.step()
+    with pytest.raises(NotApplicable, match="has made steps already"):
+        treat(stepped, optimizer, remedy("reinitialize", scheme="orthogonal"))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_what_a_recurrent_weight_is_computed_from_stays() -> None:
+    """Lengths and directions of a normalized weight are no matrices of gates; the others are drawn."""
+    model = nn.Sequential(weight_norm(nn.RNN(3, 4), "weight_hh_l0"))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    treat(model, sgd(model), remedy("reinitialize", scheme="orthogonal"))
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {"0.weight_ih_l0", "0.bias_ih_l0", "0.bias_hh_l0"}
+    with pytest.raises(NotApplicable, match="are computed from others"):
+        treat(model, sgd(model), remedy("replace_recurrent_cell", cell="GRU"))
 
 
 def test_after_a_step_it_is_too_late() -> None:

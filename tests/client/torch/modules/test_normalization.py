@@ -11,6 +11,7 @@ import pytest
 import torch
 from tests.client.torch.modules.treating import batch, perceptron, remedy, sgd, step, treat
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 KINDS: dict[str, Callable[[int], nn.Module]] = {
     "BatchNorm": lambda n: nn.BatchNorm1d(n, affine=False),
@@ -116,6 +117,42 @@ def test_what_has_no_place_says_why(model: Callable[[], Any], x: Tensor, kind: s
     assert reason in str(treatment.reason_to_end())
 
 
+def test_a_batch_of_one_example_ends_the_trial() -> None:
+    """As nn.BatchNorm1d would fail, with a reason; one without gradients, as for the shapes, does not matter."""
+    model = perceptron()
+    treatment = treat(model, optimizer := sgd(model), remedy("insert_normalization", kind="BatchNorm"))
+    with torch.no_grad():
+        model.eval()(batch(rows=1))
+    model.train()
+    step(model, optimizer, lambda m: squared(m, batch()))
+    assert treatment.reason_to_end() is None
+    assert treatment.places["insert_normalization"] == ["0", "2", "4"]
+    step(model, optimizer, lambda m: squared(m, batch(rows=1)))
+    assert "a batch has one example" in str(treatment.reason_to_end())
+
+
+def test_a_first_call_in_evaluation_with_one_example() -> None:
+    """A model with batch norms of its own, which cannot be trained with one example, is looked at as it is called."""
+    model = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 2))
+    treatment = treat(model, optimizer := sgd(model), remedy("insert_normalization", kind="LayerNorm"))
+    model.eval()(batch(rows=1))
+    step(model.train(), optimizer, lambda m: squared(m, batch()))
+    assert treatment.reason_to_end() is None
+    assert treatment.places["insert_normalization"] == ["3"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_other_precisions(kind: str, dtype: torch.dtype) -> None:
+    """The output has the type that it had."""
+    model = perceptron().to(dtype)
+    treatment = treat(model, optimizer := sgd(model), remedy("insert_normalization", kind=kind))
+    for mode in (True, False):
+        step(model.train(mode), optimizer, lambda m: squared(m, batch().to(dtype)))
+    assert treatment.reason_to_end() is None
+    assert model(batch().to(dtype)).dtype == dtype
+
+
 def test_over_time_each_row_is_normalized_by_itself() -> None:
     """Layer normalization does not look at other time steps: a change of the last one leaves the first as it is."""
     model = OverTime()
@@ -126,6 +163,18 @@ def test_over_time_each_row_is_normalized_by_itself() -> None:
     changed = x.clone()
     changed[:, -1] = 7.0
     assert torch.equal(model(x)[:, 0], model(changed)[:, 0])
+
+
+def test_layers_with_computed_weights() -> None:
+    """A layer whose weights are parametrized is a layer; reasons against residual blocks are no reasons here."""
+    model = nn.Sequential(spectral_norm(nn.Linear(6, 5)), nn.ReLU(), nn.Linear(5, 2))
+    treatment = treat(model, optimizer := sgd(model), remedy("insert_normalization", kind="LayerNorm"))
+    step(model, optimizer, lambda m: squared(m, batch()))
+    assert treatment.places["insert_normalization"] == ["0"]
+    normalized = normalized_before("layer")
+    treatment = treat(normalized, optimizer := sgd(normalized), remedy("insert_normalization", kind="LayerNorm"))
+    step(normalized, optimizer, lambda m: squared(m, batch()))
+    assert treatment.reason_to_end() == "insert_normalization: the hidden layers are normalized already"
 
 
 def test_attention_keeps_its_projections() -> None:

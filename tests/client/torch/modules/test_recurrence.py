@@ -11,6 +11,7 @@ import pytest
 import torch
 from tests.client.torch.modules.treating import remedy, sgd, step, treat
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from gradmedic.torch.remedies import NotApplicable
@@ -132,12 +133,45 @@ def test_a_changed_state_ends_the_trial() -> None:
         _, hidden = model(sequence(), begin)
         assert treatment.reason_to_end() is None
     model(sequence(), 0.5 * hidden)
-    assert "the script changes the hidden state" in str(treatment.reason_to_end())
+    assert "the script changes the hidden state between calls" in str(treatment.reason_to_end())
     other = rnn()
     treatment = treat(other, sgd(other), to("LSTM"))
     _, hidden = other(sequence())
     other(sequence(), hidden.detach() * torch.tensor([1.0, 0.0, 1.0, 1.0])[:, None])
-    assert "the script changes the hidden state" in str(treatment.reason_to_end())
+    assert "the script changes the hidden state between calls" in str(treatment.reason_to_end())
+
+
+@pytest.mark.parametrize("is_cell", [False, True], ids=["module", "cell"])
+def test_a_state_that_is_dropped_out_is_a_changed_one(is_cell: bool) -> None:
+    """Also where nobody holds what the module returned, and where it is the last output that is handed on."""
+    torch.manual_seed(3)
+    model: Any = nn.RNNCell(3, 5) if is_cell else nn.RNN(3, 5, batch_first=True)
+    treatment = treat(model, sgd(model), to("LSTM"))
+    other: Any = nn.RNNCell(3, 5)
+    other_treatment = treat(other, sgd(other), to("LSTM"))
+    for _ in range(3):
+        other(sequence()[:, 0])
+    hidden = None
+    for _ in range(3):
+        if is_cell:
+            hidden = functional.dropout(model(sequence()[:, 0], hidden), 0.5)
+        else:
+            hidden = model(sequence(), hidden)[0][:, -1:].transpose(0, 1)
+    assert "the script changes the hidden state between calls" in str(treatment.reason_to_end())
+    assert other_treatment.reason_to_end() is None
+
+
+def test_a_state_that_is_reset_in_place_is_a_beginning() -> None:
+    """What is set to zero where it stands goes on without its cell state; what is halved there ends the trial."""
+    model = rnn()
+    treatment = treat(model, sgd(model), to("LSTM"))
+    _, hidden = model(sequence())
+    hidden = hidden.detach().zero_()
+    torch.testing.assert_close(model(sequence(), hidden)[0], model(sequence())[0])
+    assert treatment.reason_to_end() is None
+    _, hidden = model(sequence())
+    model(sequence(), hidden.detach().mul_(0.5))
+    assert "the script changes the hidden state between calls" in str(treatment.reason_to_end())
 
 
 def test_packed_sequences() -> None:

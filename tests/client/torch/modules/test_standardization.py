@@ -117,6 +117,45 @@ def test_inputs_that_cannot_be_standardized_say_why(model: Callable[[], nn.Modul
     assert reason in str(treatment.reason_to_end())
 
 
+class Masked(nn.Module):
+    """Takes tokens, and which of them count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(9, 3)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Return the mean of those that count."""
+        out: Tensor = (self.embedding(tokens) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return out
+
+
+def test_the_mask_of_tokens_stays() -> None:
+    """Of tokens and a mask of zeros and ones, none is standardized."""
+    model = Masked()
+    treatment = treat(model, optimizer := sgd(model), INPUTS)
+    mask = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    tokens = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    assert torch.equal(model(tokens, mask), model.forward(tokens, mask))
+    step(model, optimizer, lambda m: m(tokens, mask).sum())
+    assert "not of floating point" in str(treatment.reason_to_end())
+
+
+def test_one_example_has_no_moments() -> None:
+    """One without gradients, as for the shapes, is passed over; one to train on is not enough, nor is infinity."""
+    model = regression()
+    treatment = treat(model, optimizer := sgd(model), INPUTS)
+    with torch.no_grad():
+        model(raw_inputs()[:1])
+    step(model, optimizer, lambda m: m(raw_inputs()).sum())
+    assert treatment.reason_to_end() is None
+    for x, reason in ((raw_inputs()[:1], "has one example"), (raw_inputs() / 0.0, "not finite")):
+        model = regression()
+        treatment = treat(model, optimizer := sgd(model), INPUTS)
+        step(model, optimizer, lambda m, x=x: m(x).sum())  # type: ignore[misc]
+        assert reason in str(treatment.reason_to_end())
+
+
 def train_beside(loss: Error, degree: int) -> tuple[Treatment, list[float], list[float]]:
     """Train with the remedy on raw targets, and by hand on standardized ones; compare weights."""
     model, reference = regression(), regression()
@@ -165,6 +204,72 @@ def test_both_together_learn_what_neither_does() -> None:
             y = 300 + 80 * (x / UNITS - 7).sum(1, keepdim=True)
             losses.append(step(model, optimizer, lambda m, x=x, y=y: functional.mse_loss(m(x), y)))  # type: ignore[misc]
         assert (losses[-1] < 0.1 * losses[0]) is learns
+
+
+class Functional(nn.Module):
+    """Calls its activation itself, in the module whose output is compared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.a, self.b = nn.Linear(6, 5), nn.Linear(5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the prediction."""
+        out: Tensor = self.b(torch.tanh(self.a(x)))
+        return out
+
+
+@pytest.mark.parametrize("is_cast", [False, True], ids=["as it is", "cast"])
+def test_targets_far_from_zero_under_autocast(is_cast: bool) -> None:
+    """In bfloat16 a prediction of ten thousand would be rounded to 64: it is scaled back in single precision."""
+    model = regression()
+    treatment = treat(model, optimizer := sgd(model, 0.01), TARGETS)
+    y = 1e4 + batch(2, rows=16, columns=1)
+
+    def loss(model: nn.Module) -> Tensor:
+        out = model(batch(rows=16))
+        return functional.mse_loss(out.to(torch.float32) if is_cast else out, y)
+
+    for _ in range(3):
+        with torch.autocast("cpu", torch.bfloat16):
+            step(model, optimizer, loss)
+    assert treatment.reason_to_end() is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert float((model(batch(rows=16)) - y).detach().abs().max()) < 10
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+def test_targets_together_with_changed_functions() -> None:
+    """A model whose own functions are changed too is left before its loss is there: neither takes the other's place."""
+    model, reference = Functional(), regression()
+    reference[1] = nn.ELU()
+    both = (remedy("replace_activation", activation="ELU"), TARGETS)
+    treatment = treat(model, optimizer := sgd(model, 0.01), *both)
+    treat(reference, other := sgd(reference, 0.01), TARGETS)
+    for seed in range(2, 5):
+        losses = [
+            step(each, of, lambda m, s=seed: functional.mse_loss(m(batch(s, rows=16)), raw_targets(s)))  # type: ignore[misc]
+            for each, of in ((model, optimizer), (reference, other))
+        ]
+        assert losses[0] == pytest.approx(losses[1])
+        assert treatment.reason_to_end() is None
+    assert torch._C._len_torch_function_stack() == 0
+
+
+def test_models_that_wait_for_their_losses_together() -> None:
+    """Two models may be called before either has its loss, and the mode of each is gone after the steps."""
+    models = {name: regression() for name in "ab"}
+    optimizer = torch.optim.SGD([p for m in models.values() for p in m.parameters()], lr=0.01)
+    treatment = Treatment([optimizer], models, [TARGETS])
+    treatment.before()
+    treatment.after()
+    outputs = [m(batch(rows=16)) for m in models.values()]
+    sum(functional.mse_loss(o, raw_targets()) for o in outputs).backward()  # type: ignore[union-attr]
+    optimizer.step()
+    assert treatment.reason_to_end() is None
+    assert treatment.places["standardize_targets"] == ["a", "b"]
+    assert torch._C._len_torch_function_stack() == 0
 
 
 def test_parts_have_no_edges() -> None:

@@ -51,6 +51,15 @@ def test_the_gain_joins_the_group_of_its_weight() -> None:
     assert not torch.equal(before, model[0].get_parameter(GAIN))
 
 
+def test_an_optimizer_that_knows_names() -> None:
+    """Where the optimizer was given names, the gain has one, and the optimizer's state can be saved and loaded."""
+    model = perceptron()
+    optimizer = torch.optim.SGD(model.named_parameters(), lr=0.1, momentum=0.9)
+    treat(model, optimizer, NORMALIZE)
+    (group,) = optimizer.param_groups
+    assert [id(p) for p in group["params"]] == [id(dict(model.named_parameters())[n]) for n in group["param_names"]]
+
+
 def test_checkpoints_from_before_and_after() -> None:
     """A state from before gives the function that it had; one from after gives it back; files and copies work."""
     model = perceptron()
