@@ -56,7 +56,7 @@ bench-query: $(READY) ## measure what reading costs, from a thousand steps to a 
 bench-page: $(READY) ## measure how soon the page of a run can be used and what it weighs (needs Chromium; several minutes)
 	@$(BIN)/python -m benchmarks.page
 
-bench-faults: $(READY) ## kill each part of a rerun in the middle of a trial, on both databases (several minutes)
+bench-faults: $(READY) ## kill or cut off each part of a rerun in the middle of a trial, also on Ray (a quarter of an hour)
 	@$(BIN)/python -m benchmarks.faults
 
 bench-reruns: $(READY) ## rerun failing configurations by our advice, at random and by AUTOTRAINER's order (long; PART=1/4)

@@ -1,11 +1,12 @@
-"""What a rerun survives: each of its parts killed with -9, or frozen, in the middle of a trial, again and again.
+"""What a rerun survives: each of its parts killed with -9, frozen or cut off in the middle of a trial, again and again.
 
-On SQLite and on PostgreSQL, a real service, a real worker and a real script; leases are 2 seconds instead of 15. A
+On SQLite and on PostgreSQL, a real service, a real worker and a real script; on PostgreSQL also a real Ray cluster, of
+a head that runs no jobs and a node that does. Leases are 2 seconds instead of 15, everything of Ray is as it comes. A
 trial is lost if its rerun does not come to its end, and doubly published if more than one attempt at it has a result.
 Recovery is from the kill to the next sign of the trial: another attempt of it, or its end; it includes the restart of
 what was killed. Both are medians.
 
-    python -m benchmarks.faults [--repeat 3] [--quick]
+    python -m benchmarks.faults [--repeat 3] [--quick] [--executor local|ray]
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ import psutil
 from tests.service.faults.restartable import RestartablePostgres
 
 import gradmedic
+from benchmarks.cable import Cable
+from benchmarks.ray_cluster import RayCluster
 from benchmarks.servers import free_port, is_listening, wait_for
 from gradmedic import wire
 from gradmedic.exceptions import GradmedicError
@@ -54,14 +57,24 @@ SCRIPT: Final = """
 """
 CONFIGURATION: Final = """
     [worker]
+    executor = "{executor}"
     slots = 1
     scratch = "scratch"
     [trainables.train]
-    command = ["python", "train.py", "{how}"]
+    command = ["python", "train.py", "{{how}}"]
+    directory = "{directory}"
     preload = false
     [trainables.train.parameters]
-    how = { type = "str", choices = ["explode", "learn"] }
+    how = {{ type = "str", choices = ["explode", "learn"] }}
 """
+RAY: Final = """
+    [ray]
+    address = "http://127.0.0.1:{port}"
+    base_url = "{url}"
+    token_file = "{token_file}"
+    python = "{python}"
+"""
+CUT_SECONDS: Final = 3 * LEASE
 LEARN: Final = [wire.Remedy(id="set_parameter", parameters={"how": "learn"})]
 
 
@@ -81,12 +94,16 @@ class Tally:
 class House:
     """Everything that runs, each part of which can be killed and started again."""
 
-    def __init__(self, folder: Path, kind: str) -> None:
+    def __init__(self, folder: Path, kind: str, executor: str) -> None:
         self.folder, self.kind = folder, kind
         self.port = free_port()
         (folder / "train.py").write_text(textwrap.dedent(SCRIPT))
-        (folder / "worker.toml").write_text(textwrap.dedent(CONFIGURATION))
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = self.url_of_worker = f"http://127.0.0.1:{self.port}"
+        self.cluster: RayCluster | None = None
+        self.cables: list[Cable] = []
+        configuration = CONFIGURATION.format(directory=folder, executor=executor)
+        configuration += self._make_ray() if executor == "ray" else ""
+        (folder / "worker.toml").write_text(textwrap.dedent(configuration))
         self.database_url = f"sqlite:///{folder / 'gradmedic.db'}"
         self.database: RestartablePostgres | None = None
         if kind == "postgresql":
@@ -96,6 +113,9 @@ class House:
             self.database.start()
             self.database_url = self.database.url
         schema.upgrade(self.database_url)
+        if self.cluster is not None:
+            self.cluster.start_head()
+            self.cluster.start_node("node", 2)
         self.start_api()
         self.start_worker()
 
@@ -118,10 +138,22 @@ class House:
 
     def start_worker(self) -> None:
         """Start a worker."""
-        self.worker = self._start(["worker", "--base-url", self.url])
+        self.worker = self._start(["worker", "--base-url", self.url_of_worker])
+
+    def _make_ray(self) -> str:
+        """Make the cluster and the cables to it and to the service, and return what a worker is told of them."""
+        self.cluster = RayCluster(self.folder / "worker.toml", cpus=0)
+        self.cables = [Cable(int(self.cluster.address.rpartition(":")[2])), Cable(self.port)]
+        self.url_of_worker = f"http://127.0.0.1:{self.cables[1].port}"
+        token_file = self.cluster.token_file
+        return RAY.format(port=self.cables[0].port, url=self.url, token_file=token_file, python=sys.executable)
 
     def close(self) -> None:
         """End everything."""
+        for cable in self.cables:
+            cable.mend()
+        if self.cluster is not None:
+            self.cluster.close()
         for process in (self.worker, self.api):
             if process.poll() is None:
                 process.send_signal(signal.SIGCONT)
@@ -148,6 +180,38 @@ class House:
         self.worker.wait()
         self.start_worker()
 
+    def kill_head(self) -> None:
+        """Kill Ray's head, leave the node alone for a while, and start both again: no two clusters fit one machine."""
+        assert self.cluster is not None
+        self.cluster.kill("head")
+        time.sleep(LEASE)
+        self.cluster.kill("node")
+        self.cluster.start_head()
+        self.cluster.start_node("node", 2)
+
+    def kill_node(self) -> None:
+        """Kill the Ray node that runs the trial, and start another."""
+        assert self.cluster is not None
+        self.cluster.kill("node")
+        self.cluster.start_node("node", 2)
+
+    def cut_from_ray(self) -> None:
+        """Cut the worker off from Ray for a while."""
+        self._cut(self.cables[0])
+
+    def cut_from_service(self) -> None:
+        """Cut the worker off from the service for a while."""
+        self._cut(self.cables[1])
+
+    def _cut(self, cable: Cable) -> None:
+        cable.cut()
+        time.sleep(CUT_SECONDS)
+        cable.mend()
+
+    def kill_entrypoint(self) -> None:
+        """Kill the process that Ray has started on the node."""
+        self._kill_first("gradmedic_service.worker.node", list(psutil.process_iter()))
+
     def kill_launcher(self) -> None:
         """Kill the process between worker and script."""
         self._kill_below("gradmedic_service.worker.launcher")
@@ -173,18 +237,23 @@ class House:
         frozen.wait(timeout=60)
 
     def _kill_below(self, word: str) -> None:
-        for process in psutil.Process(self.worker.pid).children(recursive=True):
+        self._kill_first(word, psutil.Process(self.worker.pid).children(recursive=True))
+
+    def _kill_first(self, word: str, processes: list[psutil.Process]) -> None:
+        for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
-                if any(word in argument for argument in process.cmdline()):
+                words = process.cmdline()
+                is_shell = bool(words) and words[0] == "/bin/sh"  # Ray has one between itself and the entrypoint
+                if not is_shell and any(word in argument for argument in words):
                     process.kill()
                     return
 
 
 @contextmanager
-def house(kind: str) -> Iterator[House]:
+def house(kind: str, executor: str) -> Iterator[House]:
     """Build a house and take it down."""
     with tempfile.TemporaryDirectory(prefix="gradmedic-faults-", ignore_cleanup_errors=True) as folder:
-        built = House(Path(folder), kind)
+        built = House(Path(folder), kind, executor)
         try:
             yield built
         finally:
@@ -258,24 +327,31 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=3, help="kills of each part on each database (default: 3)")
     parser.add_argument("--quick", action="store_true", help="one kill each")
+    parser.add_argument("--executor", choices=wire.EXECUTORS, help="of the trials (default: both)")
     arguments = parser.parse_args()
     repeat = 1 if arguments.quick else arguments.repeat
     moments = random.Random(0)
     total = Tally()
     print(f"leases of {LEASE:g} s; {repeat} kills of each part on each database\n")
     print(
-        "| database | killed with -9 | times | attempts | lost | doubly published | restart s | recovery s | longest |"
+        "| executor, database | killed -9 | times | attempts | lost | doubly published | restart s | recovery s | max |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for kind in ("sqlite", "postgresql"):
-        with house(kind) as built:
-            acts = {
-                "service": built.kill_api,
-                "worker": built.kill_worker,
-                "launcher": built.kill_launcher,
-                "script": built.kill_script,
-                "(frozen) worker": built.freeze_worker,
-            }
+    for executor, kind in (("local", "sqlite"), ("local", "postgresql"), ("ray", "postgresql")):
+        if arguments.executor not in (None, executor):
+            continue
+        with house(kind, executor) as built:
+            acts = {"service": built.kill_api, "worker": built.kill_worker, "(frozen) worker": built.freeze_worker}
+            if executor == "local":
+                acts |= {"launcher": built.kill_launcher, "script": built.kill_script}
+            else:
+                acts |= {
+                    "entrypoint": built.kill_entrypoint,
+                    "Ray node": built.kill_node,
+                    "Ray head": built.kill_head,
+                    "(cut off) worker from Ray": built.cut_from_ray,
+                    "(cut off) worker from service": built.cut_from_service,
+                }
             if kind == "postgresql":
                 acts["PostgreSQL"] = built.kill_database
             for name, act in acts.items():
@@ -285,7 +361,7 @@ def main() -> int:
                 counts = f"{tally.killed} | {tally.attempts} | {tally.lost} | {tally.doubly_published}"
                 restart, recovery = statistics.median(tally.restarting), statistics.median(tally.seconds)
                 times = f"{restart:.1f} | {recovery:.1f} | {max(tally.seconds):.1f}"
-                print(f"| {kind} | {name} | {counts} | {times} |", flush=True)
+                print(f"| {executor}, {kind} | {name} | {counts} | {times} |", flush=True)
                 total.killed += tally.killed
                 total.lost += tally.lost
                 total.doubly_published += tally.doubly_published

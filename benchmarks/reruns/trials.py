@@ -40,7 +40,7 @@ from gradmedic_service.diagnosis.remedies import CATALOGUE
 from gradmedic_service.reruns import experiment
 from gradmedic_service.worker.environment import KEPT as KEPT_VARIABLES
 from gradmedic_service.worker.environment import read_report, trial_environment
-from gradmedic_service.worker.processes import LocalExecutor, Order
+from gradmedic_service.worker.processes import Order, Starter
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 SCRIPT: Final = Path(__file__).resolve().parent / "train.py"
@@ -126,7 +126,7 @@ class Laboratory:
     def __init__(self, base_url: str, folder: Path) -> None:
         self._base_url = base_url
         self._folder = folder
-        self._executor = LocalExecutor()
+        self._executor = Starter()
         self._client = Client(base_url)
         self._http = urllib3.PoolManager()
         self._base = {

@@ -236,6 +236,7 @@ class Reruns:
         steps: int | None = None,
         seconds: float | None = None,
         trials: int | None = None,
+        executor: str | None = None,
         id: UUID | None = None,
     ) -> wire.RerunDetail:
         """Race remedies on a run's own trainable against an unchanged control, and return the rerun at once.
@@ -247,12 +248,14 @@ class Reruns:
             steps: of each trial; without it, half as many again as the run took to fail.
             seconds: that all trials may take together.
             trials: how many there may be.
+            executor: `local` or `ray`, whose workers are to run them; without it, those who are first.
             id: UUIDv7 of the rerun; asking again with it makes no second one.
         """
         body = wire.RerunCreate(
             remedies=None if remedies is None else [list(candidate) for candidate in remedies],
             seeds=seeds,
             budget=wire.RerunBudget(steps=steps, seconds=seconds, trials=trials),
+            executor=executor,
             id=id or new_run_id(),  # one id for all attempts at this request
         )
         return self._client._ask(wire.RerunDetail, "POST", f"/runs/{run_id}/reruns", body=to_json(body))
@@ -335,9 +338,9 @@ class Work:
         body = to_json(wire.TrainablesOffer(items=list(trainables), worker=worker))
         self._client._ask(wire.Trainables, "PUT", "/trainables", body=body)
 
-    def claim(self, worker: str, trainables: Sequence[str]) -> wire.ClaimedTrial | None:
+    def claim(self, worker: str, trainables: Sequence[str], executor: str = "local") -> wire.ClaimedTrial | None:
         """Take a trial to run; None if there is none. One attempt: a claim whose answer was lost is lost too."""
-        body = to_json(wire.TrialClaim(worker=worker, trainables=list(trainables)))
+        body = to_json(wire.TrialClaim(worker=worker, trainables=list(trainables), executor=executor))
         answer = self._client._service.call("POST", "/trials/claim", body=body)
         return from_json(answer, wire.ClaimedTrial) if answer else None
 
@@ -346,6 +349,23 @@ class Work:
         body = to_json(wire.TrialHeartbeat(attempt=attempt, output=output))
         return self._client._service.ask(
             wire.HeartbeatResult, "POST", f"/trials/{trial_id}/heartbeat", body=body, timeout=timeout
+        )
+
+    def issue_ticket(self, trial_id: UUID, attempt: int, ticket: str, seconds: float) -> wire.TrialLease:
+        """Let a ticket be redeemed once. One attempt: the same again changes nothing."""
+        body = to_json(wire.TrialTicket(attempt=attempt, ticket=ticket, seconds=seconds))
+        return self._client._service.ask(wire.TrialLease, "POST", f"/trials/{trial_id}/ticket", body=body)
+
+    def redeem(self, trial_id: UUID, attempt: int) -> wire.ClaimedTrial:
+        """Exchange the ticket, which is this client's key, for what the attempt needs. One attempt: it is spent."""
+        body = to_json(wire.TrialRedemption(attempt=attempt))
+        return self._client._service.ask(wire.ClaimedTrial, "POST", f"/trials/{trial_id}/redeem", body=body)
+
+    def lease(self, trial_id: UUID, attempt: int, *, timeout: float) -> wire.TrialLease:
+        """Ask whether anybody waits for an attempt, with the attempt's own key. One attempt: the next is soon."""
+        query = {"attempt": attempt}
+        return self._client._service.ask(
+            wire.TrialLease, "GET", f"/trials/{trial_id}/lease", query=query, timeout=timeout
         )
 
     def publish(self, trial_id: UUID, result: wire.TrialResult) -> wire.RerunDetail:

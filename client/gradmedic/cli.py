@@ -218,7 +218,7 @@ class DiagnoseCommand:
 
 
 _RERUN_ACTIONS = ("show", "follow", "cancel", "output")
-_RERUN_OPTIONS = ("remedy", "seeds", "steps", "seconds", "trials", "project", "detach")
+_RERUN_OPTIONS = ("remedy", "seeds", "steps", "seconds", "trials", "executor", "project", "detach")
 
 
 class RerunCommand:
@@ -249,6 +249,7 @@ class RerunCommand:
         parser.add_argument("--steps", type=_count, help="of each trial")
         parser.add_argument("--seconds", type=float, help="that all trials may take together")
         parser.add_argument("--trials", type=_count, help="that there may be")
+        parser.add_argument("--executor", choices=wire.EXECUTORS, help="of the workers that run them (default: any)")
         parser.add_argument("--detach", action="store_true", help="do not wait for the end")
         parser.add_argument("--json", action="store_true", help="print the rerun as JSON")
 
@@ -274,6 +275,7 @@ class RerunCommand:
                     steps=args.steps,
                     seconds=args.seconds,
                     trials=args.trials,
+                    executor=args.executor,
                 )
                 if not args.detach:
                     rerun = follow_rerun(client, rerun.id, to)

@@ -61,10 +61,11 @@ SCOPES = ("ingest", "read", "rerun", "worker", "admin")
 """What an API key may do; `admin` includes the others."""
 RERUN_STATUSES = ("queued", "running", "done", "not_reproduced", "failed", "cancelled")
 TRIAL_STATUSES = ("queued", "running", "done", "failed", "cancelled", "stopped", "not_applicable")
-RESULT_STATUSES = ("done", "failed", "not_applicable")
+RESULT_STATUSES = ("done", "failed", "not_applicable", "lost")
 """What a worker may say of a trial that has ended; the service knows which it stopped or cancelled."""
 ATTEMPT_STATUSES = ("running", "lost", "done", "failed", "cancelled", "stopped", "not_applicable")
-EXECUTORS = ("local",)
+EXECUTORS = ("local", "ray")
+"""What hosts the processes of trials: the worker's own machine, or a Ray cluster."""
 PARAMETER_TYPES = ("float", "int", "str", "bool")
 LONGEST_TIMEOUT = 30 * 86400.0
 """Seconds that a trial may be given."""
@@ -460,7 +461,8 @@ class RerunCreate:
     seeds: Whole | None = None
     """How many; 3 unless given."""
     budget: RerunBudget = field(default_factory=RerunBudget)
-    executor: str | None = None
+    executor: Annotated[str | None, OneOf(*EXECUTORS)] = None
+    """Without it the first worker that takes a trial decides for all of them, so that all are run by one kind."""
     id: UUID | None = None
     """UUIDv7 chosen by the client; asking with the same id again answers the same rerun."""
 
@@ -549,7 +551,8 @@ class RerunDetail(RerunSummary):
 
     budget: RerunBudget
     seeds: list[int]
-    executor: str
+    executor: Annotated[str | None, OneOf(*EXECUTORS)]
+    """Null until it was named or a first trial was taken."""
     parameters: dict[str, float | int | str | bool | None]
     """Of the trainable, as the control has them."""
     candidates: list[Candidate]
@@ -632,6 +635,8 @@ class TrialClaim:
     """Name of whoever asks, for people."""
     trainables: list[str]
     """Those that it can run now."""
+    executor: Annotated[str, OneOf(*EXECUTORS)] = EXECUTORS[0]
+    """Of another one than the worker's own machine, an attempt waits until its process redeems a ticket."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -661,6 +666,40 @@ class ClaimedTrial:
     """Without a heartbeat for so long, another attempt is made."""
     api_key: str | None = None
     """That the trial streams with: for its own run alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialTicket:
+    """Body of `POST /trials/{id}/ticket`."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    attempt: Whole
+    ticket: str
+    """In the form of an API key; whoever presents it first, and nobody after, gets what the attempt needs."""
+    seconds: Number
+    """For which it is good."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialRedemption:
+    """Body of `POST /trials/{id}/redeem`."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    attempt: Whole
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialLease:
+    """Answer to `GET /trials/{id}/lease` and `POST /trials/{id}/ticket`: whether anybody waits for an attempt."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _SCHEMA
+
+    trial_id: UUID
+    attempt: int
+    seconds: float
+    """Until the attempt is given up, unless its worker is heard of before; negative once that may happen any time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -697,8 +736,9 @@ class TrialResult:
 
     attempt: Whole
     status: Annotated[str, OneOf(*RESULT_STATUSES)]
+    """`lost`: what hosted the process was lost, and nothing can be said of the trial; another attempt is made."""
     reason: str | None = None
-    """Why it failed, or could not be applied."""
+    """Why it failed, was lost, or could not be applied."""
     exit_code: Whole | None = None
     output: str | None = None
     environment: dict[str, str] = field(default_factory=dict)

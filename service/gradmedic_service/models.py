@@ -305,7 +305,8 @@ class Rerun(Base):
     trainable: Mapped[str] = mapped_column(String(NAME_LENGTH))
     owner: Mapped[str] = mapped_column(String(NAME_LENGTH))
     """Of the trainable, when the rerun was made: a name that changes hands is not run for it."""
-    executor: Mapped[str] = mapped_column(String(16))
+    executor: Mapped[str | None] = mapped_column(String(16))
+    """Null until it was named or a first trial was taken."""
     is_automatic: Mapped[bool]
     status: Mapped[str] = mapped_column(String(16))
     reason: Mapped[str | None] = mapped_column(Text)
@@ -366,6 +367,8 @@ class Attempt(Base):
     ended_at: Mapped[datetime | None]
     environment: Mapped[dict[str, Any]]
     key_id: Mapped[UUID | None]
-    """Of the key that it streams with."""
+    """Of the key that it streams with; of its ticket while it waits."""
+    is_waiting: Mapped[bool | None]
+    """Whether its executor has no process for it yet: no time counts, and its ticket is not redeemed."""
     output: Mapped[str] = mapped_column(Text)
     """The end of what it has printed."""

@@ -69,6 +69,9 @@ def test_every_route_is_there(document: dict[str, Any]) -> None:
         "post /api/v1/trials/claim",
         "post /api/v1/trials/{trial_id}/heartbeat",
         "post /api/v1/trials/{trial_id}/result",
+        "post /api/v1/trials/{trial_id}/ticket",
+        "post /api/v1/trials/{trial_id}/redeem",
+        "get /api/v1/trials/{trial_id}/lease",
         "get /api/v1/trainables",
         "put /api/v1/trainables",
     }

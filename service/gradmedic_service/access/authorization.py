@@ -16,7 +16,7 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gradmedic_service.access.authentication import authenticated
-from gradmedic_service.access.principal import Principal
+from gradmedic_service.access.principal import TICKET, Principal
 from gradmedic_service.errors import ScopeMissing
 
 
@@ -75,6 +75,8 @@ MayRerun = Annotated[Principal, Depends(Need("rerun"))]
 MayFollowRerun = Annotated[Principal, Depends(Need("read", "rerun", "worker"))]
 """For whoever asks for reruns, runs them or reads what came of them."""
 MayWork = Annotated[Principal, Depends(Need("worker"))]
+MayRedeem = Annotated[Principal, Depends(Need(TICKET))]
+"""For the process of a trial that runs elsewhere than on its worker's machine."""
 MayAdminister = Annotated[Principal, Depends(Need("admin"))]
 
 

@@ -12,7 +12,9 @@ from uuid import UUID
 from gradmedic import wire
 from gradmedic_service.errors import BeyondKey
 
-EVERY_SCOPE = frozenset(wire.SCOPES)
+TICKET = "ticket"
+"""What a one-time ticket may: be redeemed. Nobody can ask for a key with this scope."""
+EVERY_SCOPE = frozenset((*wire.SCOPES, TICKET))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

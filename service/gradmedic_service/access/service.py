@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -10,7 +11,7 @@ from gradmedic import wire
 from gradmedic_service import models
 from gradmedic_service.access import repository
 from gradmedic_service.access.keyring import Keyring
-from gradmedic_service.access.principal import OPERATOR, Principal
+from gradmedic_service.access.principal import OPERATOR, TICKET, Principal
 from gradmedic_service.access.secrets import digest_of, new_secret, new_session_token, recognizable_part
 from gradmedic_service.db import Session
 from gradmedic_service.errors import ApiKeyMissing, ApiKeyNotFound, InvalidRequest
@@ -41,7 +42,7 @@ def create_key(
         session: of the transaction that makes the key usable when it commits.
         project: the one that the key reaches; None for every project.
         name: who or what uses it; without one it is named for its id.
-        scopes: some of `wire.SCOPES`.
+        scopes: some of `wire.SCOPES`, or `TICKET`.
         run_id: the only run that it reaches; that run need not be there yet.
         expires_at: when it stops being accepted.
         secret: if it was chosen elsewhere.
@@ -56,7 +57,7 @@ def create_key(
         digest=digest_of(secret),
         project=project,
         run_id=run_id,
-        scopes=[scope for scope in wire.SCOPES if scope in set(scopes)],
+        scopes=[scope for scope in (*wire.SCOPES, TICKET) if scope in set(scopes)],
         created_at=now,
         expires_at=expires_at,
         revoked_at=None,
@@ -67,6 +68,17 @@ def create_key(
         projects.add_missing(session, project, now)
     record(session, by, "create_api_key", key_id, project)
     return key, secret
+
+
+def is_secret_of(session: Session, key_id: UUID | None, secret: str) -> bool:
+    """Whether a key, if there is one, has this secret."""
+    key = None if key_id is None else repository.find(session, key_id)
+    return key is not None and hmac.compare_digest(key.digest, digest_of(secret))
+
+
+def is_taken(session: Session, secret: str) -> bool:
+    """Whether any key, dead ones included, has this secret."""
+    return repository.find_by_digest(session, digest_of(secret)) is not None
 
 
 def has_usable_key(session: Session) -> bool:

@@ -8,7 +8,7 @@ from uuid import UUID
 from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response, status
 
 from gradmedic import wire
-from gradmedic_service.access.authorization import MayFollowRerun, MayRerun, MayWork
+from gradmedic_service.access.authorization import MayFollowRerun, MayIngest, MayRedeem, MayRerun, MayWork
 from gradmedic_service.dependencies import (
     DatabaseDependency,
     FactsDependency,
@@ -81,6 +81,10 @@ CLAIM_EXAMPLES: dict[str, Any] = {
 HEARTBEAT_EXAMPLES: dict[str, Any] = {
     "alive": {"summary": "Still at it", "value": {"attempt": 1, "output": "step 100: 2.31\n"}}
 }
+TICKET_EXAMPLES: dict[str, Any] = {
+    "ticket": {"summary": "For ten minutes", "value": {"attempt": 1, "ticket": "gradmedic_" + 43 * "A", "seconds": 600}}
+}
+REDEEM_EXAMPLES: dict[str, Any] = {"redeem": {"summary": "What the ticket is for", "value": {"attempt": 1}}}
 RESULT_EXAMPLES: dict[str, Any] = {
     "done": {"summary": "It ran to its end", "value": {"attempt": 1, "status": "done", "exit_code": 0}},
     "failed": {
@@ -232,6 +236,57 @@ def renew_lease(
     """Renew the lease of an attempt, and ask whether it is worth going on."""
     with database.writing() as session:
         return service.heartbeat(session, principal, trial_id, body, lease)
+
+
+@workers_router.post(
+    "/trials/{trial_id}/ticket",
+    response_model=wire.TrialLease,
+    dependencies=[Depends(json_only)],
+    responses=documented(TrialNotFound, StaleAttempt, *BODY_ERRORS),
+)
+def issue_ticket(
+    trial_id: TrialId,
+    principal: MayWork,
+    body: Annotated[wire.TrialTicket, Body(openapi_examples=TICKET_EXAMPLES)],
+    database: DatabaseDependency,
+) -> wire.TrialLease:
+    """Let whoever presents a ticket first, within seconds, have what a waiting attempt needs: its key for one run."""
+    with database.writing() as session:
+        return service.issue_ticket(session, principal, trial_id, body)
+
+
+@workers_router.post(
+    "/trials/{trial_id}/redeem",
+    response_model=wire.ClaimedTrial,
+    dependencies=[Depends(json_only)],
+    responses=documented(TrialNotFound, StaleAttempt, *BODY_ERRORS),
+)
+def redeem_ticket(
+    trial_id: TrialId,
+    principal: MayRedeem,
+    body: Annotated[wire.TrialRedemption, Body(openapi_examples=REDEEM_EXAMPLES)],
+    database: DatabaseDependency,
+    lease: LeaseDependency,
+) -> wire.ClaimedTrial:
+    """Exchange a ticket, sent as the API key, for what its attempt needs. It is worth nothing afterwards."""
+    with database.writing() as session:
+        return service.redeem(session, principal, trial_id, body, lease)
+
+
+@workers_router.get(
+    "/trials/{trial_id}/lease",
+    response_model=wire.TrialLease,
+    responses=documented(TrialNotFound, StaleAttempt, InvalidRequest),
+)
+def read_lease(
+    trial_id: TrialId,
+    principal: MayIngest,
+    database: DatabaseDependency,
+    attempt: Annotated[int, Query(description="Of the process that asks.", ge=1, le=2**31 - 1)],
+) -> wire.TrialLease:
+    """Say to the process of an attempt, which bears the attempt's key, whether anybody still waits for it."""
+    with database.reading() as session:
+        return service.lease_of(session, principal, trial_id, attempt)
 
 
 @workers_router.post(

@@ -191,7 +191,7 @@ def concluded(connection: Connection, run_id: UUID) -> list[Concluded]:
 
 
 def with_queued_trials(
-    session: Session, owner: str, project: str | None, names: Sequence[str], limit: int
+    session: Session, owner: str, project: str | None, names: Sequence[str], executor: str, limit: int
 ) -> list[tuple[UUID, str]]:
     """Read id and project of the reruns of some trainables that wait for a worker, the oldest first."""
     rerun, trial = models.Rerun, models.Trial
@@ -199,6 +199,7 @@ def with_queued_trials(
         rerun.status.in_(LIVING),
         rerun.owner == owner,
         rerun.trainable.in_(names),
+        (rerun.executor == executor) | rerun.executor.is_(None),
         exists().where(trial.rerun_id == rerun.id, trial.status == "queued"),
     )
     if project is not None:
@@ -287,9 +288,9 @@ def add_attempt(session: Session, attempt: models.Attempt) -> None:
     session.flush()
 
 
-def find_attempt(session: Session, trial_id: UUID, number: int) -> models.Attempt | None:
-    """Read an attempt."""
-    return session.get(models.Attempt, (trial_id, number))
+def find_attempt(session: Session, trial_id: UUID, number: int, *, is_fresh: bool = False) -> models.Attempt | None:
+    """Read an attempt; fresh, as it is now, whatever was read before a lock was waited for."""
+    return session.get(models.Attempt, (trial_id, number), populate_existing=is_fresh)
 
 
 def attempts_of(session: Session, rerun_id: UUID) -> Sequence[models.Attempt]:

@@ -22,7 +22,8 @@ from gradmedic.names import name_error
 from gradmedic_service import models
 from gradmedic_service.access import repository as keys
 from gradmedic_service.access import service as access
-from gradmedic_service.access.principal import OPERATOR, Principal
+from gradmedic_service.access.principal import OPERATOR, TICKET, Principal
+from gradmedic_service.access.secrets import is_secret
 from gradmedic_service.db import Connection, Session
 from gradmedic_service.errors import (
     InvalidRequest,
@@ -65,7 +66,9 @@ LEAST_STEPS = 200
 BEYOND_FAILURE = 1.5
 """A trial gets so many times the steps after which the suspect run had failed: a repaired one must be seen to learn."""
 MAX_ATTEMPTS = 3
-"""Workers that may be lost on one trial before it is given up: then it is the trial that loses them."""
+"""Of one trial that may be lost before it is given up: then it is the trial that loses them."""
+MAX_TICKET_SECONDS = 86_400.0
+"""For which a ticket may be good; the attempt's lease is what ends it as a rule."""
 LEAST_SECONDS = 1.0
 """No trial is started with less time than this."""
 SECONDS_SPENT = "the rerun's budget of seconds is spent"
@@ -265,7 +268,7 @@ def _new_rerun(
         project=run.project,
         trainable=trainable.name,
         owner=trainable.owner,
-        executor=body.executor or wire.EXECUTORS[0],
+        executor=body.executor,
         is_automatic=is_automatic,
         status="queued",
         reason=None,
@@ -303,13 +306,16 @@ def _checked_budget(body: wire.RerunCreate, limits: wire.Limits, cap: float) -> 
     if not 1 <= trials <= limits.max_rerun_trials:
         errors.append(wire.FieldError(path="budget.trials", message=f"must be from 1 to {limits.max_rerun_trials}"))
     if body.executor is not None and body.executor not in wire.EXECUTORS:
-        message = f"{body.executor!r} is not one of {', '.join(wire.EXECUTORS)}"
-        errors.append(wire.FieldError(path="executor", message=message))
+        errors.append(wire.FieldError(path="executor", message=_no_executor(body.executor)))
     if body.id is not None and body.id.version != 7:
         errors.append(wire.FieldError(path="id", message=f"must be a UUID of version 7, not {body.id.version}"))
     if errors:
         raise InvalidRequest(errors)
     return seeds, seconds, trials
+
+
+def _no_executor(name: str) -> str:
+    return f"{name!r} is not one of {', '.join(wire.EXECUTORS)}"
 
 
 def get(session: Session, principal: Principal, rerun_id: UUID) -> wire.RerunDetail:
@@ -390,16 +396,18 @@ def claim(
         raise InvalidRequest.at("worker", message)
     if len(body.trainables) > MAX_TRAINABLES:
         raise InvalidRequest.at("trainables", f"has {len(body.trainables)}; at most {MAX_TRAINABLES} are allowed")
+    if body.executor not in wire.EXECUTORS:
+        raise InvalidRequest.at("executor", _no_executor(body.executor))
     at = repository.now(session)
     waiting = repository.with_queued_trials(
-        session, _owner(principal), principal.project, body.trainables, MAX_CLAIM_SEARCH
+        session, _owner(principal), principal.project, body.trainables, body.executor, MAX_CLAIM_SEARCH
     )
     for rerun_id, project_name in waiting:
         stored_projects.find(session, project_name, is_locked=True)  # so that two claims do not exceed its cap
         if repository.running_in_project(session, project_name) >= projects.caps(session, project_name)[0]:
             continue
         rerun = repository.lock_rerun(session, rerun_id, skips_locked=True)
-        if rerun is None or rerun.status not in LIVING:
+        if rerun is None or rerun.status not in LIVING or rerun.executor not in (None, body.executor):
             continue
         trials = repository.trials_of(session, rerun_id)
         trial = next((one for one in trials if one.status == "queued"), None)
@@ -410,6 +418,7 @@ def claim(
             _cancel_queued(trials, SECONDS_SPENT)
             _advance(session, rerun, at)
             continue
+        rerun.executor = body.executor
         return _start(session, principal, rerun, trial, body.worker, at, lease, seconds)
     return None
 
@@ -424,51 +433,71 @@ def _start(
     lease: float,
     seconds: float,
 ) -> wire.ClaimedTrial:
-    trainable = repository.find_trainable(session, rerun.trainable)
-    parameters = [] if trainable is None else PARAMETERS.validate_python(trainable.parameters)
-    timeout = seconds if trainable is None else min(seconds, trainable.timeout)
-    remedies = REMEDIES.validate_python(rerun.candidates)[trial.candidate]
-    run_id = new_id()
-    key = secret = None
-    if principal.key_id is not None:
-        key, secret = access.create_key(
-            session,
-            project=rerun.project,
-            name=f"trial {trial.id} attempt {trial.attempt + 1}",
-            scopes=["ingest"],
-            run_id=run_id,
-            expires_at=at + timedelta(seconds=timeout + 10 * lease),
-            by=principal,
-        )
+    is_waiting = rerun.executor != wire.EXECUTORS[0]
     trial.attempt += 1
     trial.status, trial.reason, trial.reason_to_stop = "running", None, None
     trial.lease_expires_at = repository.lease_end(at, lease)
     trial.rungs, trial.curve, trial.verdict = [], None, "undetermined"
-    repository.add_attempt(
-        session,
-        models.Attempt(
-            trial_id=trial.id,
-            number=trial.attempt,
-            run_id=run_id,
-            worker=worker,
-            status="running",
-            reason=None,
-            exit_code=None,
-            started_at=at,
-            ended_at=None,
-            environment={},
-            key_id=None if key is None else key.id,
-            output="",
-        ),
+    attempt = models.Attempt(
+        trial_id=trial.id,
+        number=trial.attempt,
+        run_id=new_id(),
+        worker=worker,
+        status="running",
+        reason=None,
+        exit_code=None,
+        started_at=at,
+        ended_at=None,
+        environment={},
+        key_id=None,
+        is_waiting=is_waiting,
+        output="",
     )
+    repository.add_attempt(session, attempt)
     if rerun.status == "queued":
         rerun.status, rerun.started_at = "running", at
         _touch_suspect(session, rerun)
+    trainable = repository.find_trainable(session, rerun.trainable)
+    timeout = seconds if trainable is None else min(seconds, trainable.timeout)
+    secret = None if is_waiting else _give_key(session, principal, rerun, attempt, at, timeout + 10 * lease)
+    return _claimed(rerun, trial, attempt, trainable, lease, timeout, secret)
+
+
+def _give_key(
+    session: Session, principal: Principal, rerun: models.Rerun, attempt: models.Attempt, at: datetime, seconds: float
+) -> str | None:
+    """Make the key that an attempt streams with, and return its secret; None where there are no keys."""
+    if principal.key_id is None:
+        return None
+    key, secret = access.create_key(
+        session,
+        project=rerun.project,
+        name=f"trial {attempt.trial_id} attempt {attempt.number}",
+        scopes=["ingest"],
+        run_id=attempt.run_id,
+        expires_at=at + timedelta(seconds=seconds),
+        by=principal,
+    )
+    attempt.key_id = key.id
+    return secret
+
+
+def _claimed(
+    rerun: models.Rerun,
+    trial: models.Trial,
+    attempt: models.Attempt,
+    trainable: models.Trainable | None,
+    lease: float,
+    seconds: float,
+    secret: str | None,
+) -> wire.ClaimedTrial:
+    parameters = [] if trainable is None else PARAMETERS.validate_python(trainable.parameters)
+    remedies = REMEDIES.validate_python(rerun.candidates)[trial.candidate]
     return wire.ClaimedTrial(
         trial_id=trial.id,
-        attempt=trial.attempt,
+        attempt=attempt.number,
         rerun_id=rerun.id,
-        run_id=run_id,
+        run_id=attempt.run_id,
         parent_id=rerun.run_id,
         project=rerun.project,
         candidate=trial.candidate,
@@ -477,10 +506,109 @@ def _start(
         seed=trial.seed,
         remedies=of_the_optimizer(remedies, parameters),
         steps=rerun.steps,
-        seconds=timeout,
+        seconds=seconds,
         lease_seconds=lease,
         api_key=secret,
     )
+
+
+def issue_ticket(session: Session, principal: Principal, trial_id: UUID, body: wire.TrialTicket) -> wire.TrialLease:
+    """Let a ticket be redeemed once for an attempt that waits; the same again changes nothing.
+
+    Raises TrialNotFound, StaleAttempt, InvalidRequest.
+    """
+    errors = []
+    if not is_secret(body.ticket):
+        errors.append(wire.FieldError(path="ticket", message="must have the form of an API key"))
+    if not 0 < body.seconds <= MAX_TICKET_SECONDS:
+        errors.append(wire.FieldError(path="seconds", message=f"must be above 0 and at most {MAX_TICKET_SECONDS:g}"))
+    if errors:
+        raise InvalidRequest(errors)
+    _, rerun = _worked_on(session, principal, trial_id)
+    trial, attempt = _held(session, rerun.id, trial_id, body.attempt)
+    at = repository.now(session)
+    if not attempt.is_waiting:
+        raise StaleAttempt(f"Attempt {attempt.number} at this trial waits for nobody: its ticket was redeemed.")
+    if not access.is_secret_of(session, attempt.key_id, body.ticket):
+        if access.is_taken(session, body.ticket):
+            raise InvalidRequest.at("ticket", "was used before")
+        if attempt.key_id is not None:
+            access.revoke_key(session, OPERATOR, attempt.key_id)
+        ticket, _ = access.create_key(
+            session,
+            project=rerun.project,
+            name=f"ticket of trial {trial_id} attempt {attempt.number}",
+            scopes=[TICKET],
+            run_id=attempt.run_id,
+            expires_at=at + timedelta(seconds=body.seconds),
+            secret=body.ticket,
+            by=principal,
+        )
+        attempt.key_id = ticket.id
+    return _lease(trial, attempt, at)
+
+
+def redeem(
+    session: Session, principal: Principal, trial_id: UUID, body: wire.TrialRedemption, lease: float
+) -> wire.ClaimedTrial:
+    """Hand the process of a waiting attempt what it needs, once: from now on its time counts.
+
+    Raises TrialNotFound where the ticket is not this attempt's, StaleAttempt.
+    """
+    trial = repository.find_trial(session, trial_id)
+    if trial is None:
+        raise _no_trial(trial_id)
+    found = repository.find_attempt(session, trial_id, body.attempt)
+    if found is None or principal.run_id != found.run_id:
+        raise _no_trial(trial_id)
+    trial, attempt = _held(session, trial.rerun_id, trial_id, body.attempt)
+    rerun = repository.find_rerun(session, trial.rerun_id)
+    at = repository.now(session)
+    if not attempt.is_waiting or principal.key_id is None or principal.key_id != attempt.key_id:
+        raise StaleAttempt(f"The ticket of attempt {attempt.number} at this trial was redeemed before.")
+    if rerun is None or _lease(trial, attempt, at).seconds < 0:
+        raise StaleAttempt(f"The worker of attempt {attempt.number} at this trial was not heard of in time.")
+    access.revoke_key(session, OPERATOR, principal.key_id)
+    trials = repository.trials_of(session, rerun.id)
+    seconds = _seconds_for_one_more(session, rerun, [one for one in trials if one.id != trial_id], at)
+    trainable = repository.find_trainable(session, rerun.trainable)
+    timeout = max(LEAST_SECONDS, seconds if trainable is None else min(seconds, trainable.timeout))
+    attempt.is_waiting, attempt.started_at = False, at
+    secret = _give_key(session, principal, rerun, attempt, at, timeout + 10 * lease)
+    return _claimed(rerun, trial, attempt, trainable, lease, timeout, secret)
+
+
+def lease_of(session: Session, principal: Principal, trial_id: UUID, number: int) -> wire.TrialLease:
+    """Say to the process of an attempt whether its worker still holds it. Raises TrialNotFound, StaleAttempt."""
+    trial = repository.find_trial(session, trial_id)
+    attempt = None if trial is None else repository.find_attempt(session, trial_id, number)
+    rerun = None if trial is None else repository.find_rerun(session, trial.rerun_id)
+    if trial is None or attempt is None or rerun is None or not principal.reaches_run(attempt.run_id, rerun.project):
+        raise _no_trial(trial_id)
+    if trial.attempt != number or trial.status != "running":
+        raise _stale(trial, number)
+    return _lease(trial, attempt, repository.now(session))
+
+
+def _held(session: Session, rerun_id: UUID, trial_id: UUID, number: int) -> tuple[models.Trial, models.Attempt]:
+    """Hold a rerun and return one of its trials with the attempt that runs. Raises TrialNotFound, StaleAttempt."""
+    repository.lock_rerun(session, rerun_id)
+    trial = repository.find_trial(session, trial_id)
+    attempt = repository.find_attempt(session, trial_id, number, is_fresh=True)
+    if trial is None or attempt is None:
+        raise _no_trial(trial_id)
+    if trial.attempt != number or trial.status != "running":
+        raise _stale(trial, number)
+    return trial, attempt
+
+
+def _lease(trial: models.Trial, attempt: models.Attempt, at: datetime) -> wire.TrialLease:
+    until = trial.lease_expires_at or at
+    return wire.TrialLease(trial_id=trial.id, attempt=attempt.number, seconds=(until - at).total_seconds())
+
+
+def _no_trial(trial_id: UUID) -> TrialNotFound:
+    return TrialNotFound(f"There is no trial {trial_id}.")
 
 
 def heartbeat(
@@ -532,17 +660,25 @@ def finish(session: Session, principal: Principal, trial_id: UUID, body: wire.Tr
     _, rerun = _worked_on(session, principal, trial_id)
     locked = repository.lock_rerun(session, rerun.id)
     if locked is None:
-        raise TrialNotFound(f"There is no trial {trial_id}.")
+        raise _no_trial(trial_id)
     rerun = locked
     trial = next(one for one in repository.trials_of(session, rerun.id) if one.id == trial_id)
     attempt = repository.find_attempt(session, trial_id, body.attempt)
-    if attempt is not None and attempt.ended_at is not None and attempt.status not in ("lost", "cancelled"):
-        return _detail(session, rerun)
+    if attempt is not None and attempt.ended_at is not None and attempt.status != "cancelled":
+        if (attempt.status == "lost") == (body.status == "lost"):
+            return _detail(session, rerun)
+        raise _stale(trial, body.attempt)
     at = repository.now(session)
     status, reason = body.status, None if body.reason is None else body.reason[:MAX_REASON]
     run = None if attempt is None else repository.runs_of(session, [attempt.run_id]).get(attempt.run_id)
     if trial.reason_to_stop is not None and status != "not_applicable":
         status, reason = "stopped", trial.reason_to_stop
+    elif status == "lost":
+        if trial.attempt != body.attempt or trial.status != "running":
+            raise _stale(trial, body.attempt)
+        _lose(session, trial, at, reason or "what hosted it was lost", output=body.output)
+        _advance(session, rerun, at)
+        return _detail(session, rerun)
     elif status == "done" and (run is None or run.last_step is None):
         status = "failed"
         reason = "the script ended without gradmedic.init()" if run is None else "the script never called run.log()"
@@ -574,7 +710,7 @@ def output(session: Session, principal: Principal, trial_id: UUID, number: int |
     trial = repository.find_trial(session, trial_id)
     rerun = None if trial is None else repository.find_rerun(session, trial.rerun_id)
     if trial is None or rerun is None or not principal.reaches_run(rerun.run_id, rerun.project):
-        raise TrialNotFound(f"There is no trial {trial_id}.")
+        raise _no_trial(trial_id)
     number = trial.attempt if number is None else number
     attempt = repository.find_attempt(session, trial_id, number)
     if attempt is None:
@@ -592,7 +728,7 @@ def _worked_on(session: Session, principal: Principal, trial_id: UUID) -> tuple[
         or not principal.reaches_project(rerun.project)
         or rerun.owner != _owner(principal)
     ):
-        raise TrialNotFound(f"There is no trial {trial_id}.")
+        raise _no_trial(trial_id)
     return trial, rerun
 
 
@@ -710,7 +846,7 @@ def _seconds_left(session: Session, rerun: models.Rerun, trials: Sequence[models
     for trial in trials:
         if trial.status == "running":
             attempt = repository.find_attempt(session, trial.id, trial.attempt)
-            if attempt is not None:
+            if attempt is not None and not attempt.is_waiting:
                 left -= max(0.0, (at - attempt.started_at).total_seconds())
     return left
 
@@ -734,13 +870,7 @@ def _queue_lost(session: Session, rerun: models.Rerun, at: datetime) -> None:
         if trial.status != "running" or trial.lease_expires_at is None or trial.lease_expires_at >= at:
             continue
         left = max(0.0, rerun.seconds - sum(one.seconds for one in trials))  # its launcher has ended it by then
-        ended, why = trial.lease_expires_at, "its worker was not heard of any more"
-        _end_attempt(session, trial, ended, status="lost", reason=why, seconds=left)
-        trial.lease_expires_at = None
-        if trial.attempt >= MAX_ATTEMPTS:
-            trial.status, trial.reason = "failed", f"{trial.attempt} workers were lost while they ran it"
-        else:
-            trial.status, trial.reason = "queued", None
+        _lose(session, trial, trial.lease_expires_at, "its worker was not heard of any more", seconds=left)
 
 
 def _reason_withdrawn(session: Session, rerun: models.Rerun) -> str | None:
@@ -751,6 +881,24 @@ def _reason_withdrawn(session: Session, rerun: models.Rerun) -> str | None:
     if trainable.withdrawn_at is not None:
         return f"the worker {trainable.worker!r} does not offer the trainable {rerun.trainable!r} any more"
     return None
+
+
+def _lose(
+    session: Session,
+    trial: models.Trial,
+    at: datetime,
+    reason: str,
+    *,
+    output: str | None = None,
+    seconds: float | None = None,
+) -> None:
+    """Give an attempt up and queue its trial again, unless it has lost too many."""
+    _end_attempt(session, trial, at, status="lost", reason=reason, output=output, seconds=seconds)
+    trial.lease_expires_at = None
+    if trial.attempt >= MAX_ATTEMPTS:
+        trial.status, trial.reason = "failed", f"{trial.attempt} attempts at it were lost, the last: {reason}"
+    else:
+        trial.status, trial.reason = "queued", None
 
 
 def _end_attempt(
@@ -774,8 +922,10 @@ def _end_attempt(
         attempt.output = _bounded(output)
     if environment:
         attempt.environment = {str(name)[:64]: str(value)[:256] for name, value in list(environment.items())[:32]}
-    passed = max(0.0, (at - attempt.started_at).total_seconds())
-    trial.seconds += passed if seconds is None else min(passed, seconds)
+    if not attempt.is_waiting:
+        passed = max(0.0, (at - attempt.started_at).total_seconds())
+        trial.seconds += passed if seconds is None else min(passed, seconds)
+    attempt.is_waiting = False
     repository.stop_run(session, attempt.run_id, "finished" if status in ("done", "stopped") else "failed")
     if attempt.key_id is not None:
         access.revoke_key(session, OPERATOR, attempt.key_id)

@@ -1,1 +1,1 @@
-"""The worker: runs the trials of reruns on this machine. It speaks HTTP, and never opens the service's database."""
+"""The worker: runs the trials of reruns, here or on a Ray cluster. It speaks HTTP and never opens the database."""

@@ -15,7 +15,7 @@ from types import FrameType
 class WorkerCommand:
     """`gradmedic worker`."""
 
-    help = "run the trials of reruns on this machine"
+    help = "run the trials of reruns, on this machine or on a Ray cluster"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare its arguments."""
@@ -35,23 +35,30 @@ class WorkerCommand:
         from gradmedic.configuration import resolve_connection
         from gradmedic.exceptions import ConfigurationError
         from gradmedic_service.worker.configuration import read_configuration
-        from gradmedic_service.worker.supervisor import Supervisor, find_gpus
+        from gradmedic_service.worker.executor import Executor
+        from gradmedic_service.worker.local import LocalExecutor, find_gpus
+        from gradmedic_service.worker.ray_executor import RayExecutor
+        from gradmedic_service.worker.supervisor import Supervisor
 
         configuration = read_configuration(args.config)
         if args.slots is not None:
             if args.slots < 1:
                 raise ConfigurationError(f"--slots must be at least 1, not {args.slots}")
             configuration = replace(configuration, slots=args.slots)
+
+        def tell(line: str) -> None:
+            print(line, flush=True)
+
         base_url = resolve_connection(args.base_url).base_url
         with Client(base_url, _key_in(args.api_key_file), attempts=1) as client:
-            supervisor = Supervisor(
-                client,
-                base_url,
-                configuration,
-                gpus=find_gpus(os.environ),
-                environment=dict(os.environ),
-                tell=lambda line: print(line, flush=True),
-            )
+            environment = dict(os.environ)
+            executor: Executor
+            if configuration.ray is not None:
+                executor = RayExecutor(configuration, client, environment=environment, tell=tell)
+            else:
+                gpus = find_gpus(environment)
+                executor = LocalExecutor(configuration, base_url, gpus=gpus, environment=environment)
+            supervisor = Supervisor(client, configuration, executor, tell=tell)
             asked = threading.Event()
 
             def stop(_signal: int, _frame: FrameType | None) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from gradmedic import wire
 from gradmedic.exceptions import ConfigurationError
@@ -25,9 +26,13 @@ from gradmedic.remedies import REMEDIES
 from gradmedic.trainables import Value, value_error
 
 DEFAULT_FILE = "worker.toml"
+DEFAULT_PENDING_TIMEOUT = 600.0
+LONGEST_PENDING_TIMEOUT = 86_400.0
 DEFAULT_TIMEOUT = 3600.0
 SEED = "seed"
 """Placeholder that is the trial's seed, for scripts that seed themselves."""
+INTERPRETER = re.compile(r"[A-Za-z0-9_./-]+")
+"""It becomes a word of the entrypoint, which Ray hands to a shell."""
 PLACEHOLDER = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
@@ -42,6 +47,8 @@ class TrainableCommand:
     """Where the command's script lies, and what `links` are relative to."""
     parameters: tuple[wire.TrainableParameter, ...]
     gpus: int
+    cpus: int
+    """Of a Ray node that a trial takes; on the worker's own machine it takes its share."""
     timeout: float
     environment: Mapping[str, str]
     passes: tuple[str, ...]
@@ -80,6 +87,22 @@ class TrainableCommand:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RayConfiguration:
+    """The Ray cluster that runs the trials."""
+
+    address: str
+    """Of its dashboard, which answers the Jobs API."""
+    base_url: str
+    """Of the service, as the nodes reach it."""
+    token_file: Path | None
+    """That holds the cluster's token; None to look where Ray does."""
+    python: str
+    """Interpreter of the nodes that gradmedic is installed for."""
+    pending_timeout: float
+    """Seconds that a trial may wait for a place."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerConfiguration:
     """Everything that `worker.toml` says."""
 
@@ -88,10 +111,16 @@ class WorkerConfiguration:
     """Trials at the same time; None for one a GPU, or one a CPU core where there is none."""
     scratch: Path
     trainables: Mapping[str, TrainableCommand] = field(default_factory=dict)
+    ray: RayConfiguration | None = None
+    """None where trials run on the worker's own machine."""
 
 
-def read_configuration(path: Path) -> WorkerConfiguration:
+def read_configuration(path: Path, *, on_node: bool = False) -> WorkerConfiguration:
     """Read `worker.toml`.
+
+    Args:
+        path: of the file.
+        on_node: whether trials run here although the file says `executor = "ray"`: this is one of the cluster's nodes.
 
     Raises:
         ConfigurationError: it is missing or wrong; the message names the field.
@@ -107,25 +136,56 @@ def read_configuration(path: Path) -> WorkerConfiguration:
     name = worker.text("name", os.uname().nodename)
     slots = worker.integer("slots", None, minimum=1)
     scratch = worker.text("scratch", tempfile.gettempdir())
+    executor = worker.text("executor", wire.EXECUTORS[0])
+    if executor not in wire.EXECUTORS:
+        raise worker.error("executor", f"must be one of {', '.join(wire.EXECUTORS)}, not {executor!r}")
     worker.refuse_others()
+    ray = _ray(reader.table("ray"), path.parent) if executor == "ray" else None
     trainables = {}
     described = reader.table("trainables")
+    reader.refuse_others()
     for key in described.names():
         if (message := name_error(key)) is not None:
             raise ConfigurationError(f"{path}: trainables.{key}: the name {message}")
-        trainables[key] = _trainable(key, described.table(key), path.parent.resolve())
-    reader.refuse_others()
+        is_run_here = on_node or ray is None
+        trainables[key] = _trainable(key, described.table(key), path.parent.resolve(), is_run_here=is_run_here)
     if not trainables:
         raise ConfigurationError(f"{path}: trainables: names none; nothing could be rerun")
-    return WorkerConfiguration(name=name, slots=slots, scratch=(path.parent / scratch).resolve(), trainables=trainables)
+    scratch_folder = (path.parent / scratch).resolve()
+    return WorkerConfiguration(name=name, slots=slots, scratch=scratch_folder, trainables=trainables, ray=ray)
 
 
-def _trainable(name: str, table: _Table, base: Path) -> TrainableCommand:
+def _ray(table: _Table, base: Path) -> RayConfiguration:
+    token_file = table.text("token_file", "")
+    made = RayConfiguration(
+        address=_url(table, "address"),
+        base_url=_url(table, "base_url"),
+        token_file=base / token_file if token_file else None,
+        python=table.text("python", "python"),
+        pending_timeout=table.number(
+            "pending_timeout", DEFAULT_PENDING_TIMEOUT, minimum=1.0, maximum=LONGEST_PENDING_TIMEOUT
+        ),
+    )
+    if not INTERPRETER.fullmatch(made.python):
+        raise table.error("python", f"must be the path of an interpreter, without spaces, not {made.python!r}")
+    table.refuse_others()
+    return made
+
+
+def _url(table: _Table, key: str) -> str:
+    found = table.text(key, None)
+    parts = urlsplit(found)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
+        raise table.error(key, f"must be http://host:port or https://host:port, not {found!r}")
+    return found.rstrip("/")
+
+
+def _trainable(name: str, table: _Table, base: Path, *, is_run_here: bool) -> TrainableCommand:
     command = table.texts("command")
     if not command:
         raise table.error("command", "is required: a list of arguments, not a shell line")
     directory = (base / table.text("directory", ".")).resolve()
-    if not directory.is_dir():
+    if is_run_here and not directory.is_dir():
         raise table.error("directory", f"{directory} is not a folder")
     parameters = tuple(
         _parameter(key, table.table("parameters").table(key)) for key in table.table("parameters").names()
@@ -147,7 +207,7 @@ def _trainable(name: str, table: _Table, base: Path) -> TrainableCommand:
     for link in links:
         if Path(link).is_absolute() or ".." in Path(link).parts:
             raise table.error("links", f"{link!r} leads out of the directory")
-        if not (directory / link).exists():
+        if is_run_here and not (directory / link).exists():
             raise table.error("links", f"there is no {directory / link}")
     made = TrainableCommand(
         name=name,
@@ -155,6 +215,7 @@ def _trainable(name: str, table: _Table, base: Path) -> TrainableCommand:
         directory=directory,
         parameters=parameters,
         gpus=table.integer("gpus", 0, minimum=0) or 0,
+        cpus=table.integer("cpus", 1, minimum=1) or 1,
         timeout=table.number("timeout", DEFAULT_TIMEOUT, minimum=1.0, maximum=wire.LONGEST_TIMEOUT),
         environment=table.mapping("environment"),
         passes=tuple(table.texts("pass_environment")),

@@ -60,7 +60,8 @@ def run(lifeline: int, status: int, start: Start) -> None:
     """
     with contextlib.suppress(OSError):
         os.setsid()  # an interrupt at the worker's terminal is the worker's to deal with
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)  # only the lifeline ends it: whoever else does would leave the script
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     order = json.loads(_read_line(lifeline))
     wake, waker = os.pipe()

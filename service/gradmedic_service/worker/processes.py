@@ -1,4 +1,4 @@
-"""Starts trials on this machine: the executor `local`.
+"""Starts the processes of trials on this machine.
 
 One idea: a trial is a launcher process and two pipes to it. Whether the launcher was started anew or forked from a
 process that has torch in memory makes no other difference.
@@ -95,7 +95,7 @@ class LocalProcess:
                 self._process.wait(timeout=15)
 
 
-class LocalExecutor:
+class Starter:
     """Starts processes on this machine; safe to share between threads."""
 
     def __init__(self) -> None:

@@ -7,32 +7,20 @@ frozen and wakes up late finds its attempts given up, and its processes end.
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from gradmedic import wire
 from gradmedic.api import Client
-from gradmedic.exceptions import ApiError, ConfigurationError, ConflictError, GradmedicError, NotFoundError
+from gradmedic.exceptions import ApiError, ConflictError, GradmedicError, NotFoundError
 from gradmedic.http import is_retryable, retry_delay
 from gradmedic.remedies import describe_remedies
-from gradmedic_service.worker.configuration import TrainableCommand, WorkerConfiguration, program_of
-from gradmedic_service.worker.environment import (
-    base_environment,
-    make_root,
-    make_scratch,
-    read_report,
-    trial_environment,
-)
+from gradmedic_service.worker.configuration import WorkerConfiguration
+from gradmedic_service.worker.executor import STOPPED, TIMEOUT, Executor, HostedTrial, Lost, TrialEnd
 from gradmedic_service.worker.launcher import GRACE
-from gradmedic_service.worker.processes import Ended, LocalExecutor, LocalProcess, Order
 
 OFFER_INTERVAL = 10.0
 """Seconds between offers of the trainables: the service lets those go that nobody offers any more."""
@@ -43,10 +31,6 @@ LONGEST_HEARTBEAT = 1.0
 """Seconds between heartbeats at most: cancelling takes this long to arrive."""
 PUBLISH_SECONDS = 600.0
 """For which a result is offered to a service that does not answer."""
-MEMORY_SHARE = 0.9
-"""Of the machine's memory that all trials together may hold, unless an operator says otherwise."""
-CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""Of a container's memory: of control groups version 2, and 1."""
 OUTPUT_CHARACTERS = 64 * 1024
 
 Print = Callable[[str], None]
@@ -57,62 +41,41 @@ class Supervisor:
 
     Args:
         client: of the service, with a key of the scope `worker` where keys are needed.
-        base_url: that trials reach the service at.
-        configuration: what may be run here.
-        gpus: of this machine, as `CUDA_VISIBLE_DEVICES` names them.
-        environment: the worker's own.
+        configuration: what may be run.
+        executor: hosts the trials.
         tell: prints a line.
     """
 
-    def __init__(
-        self,
-        client: Client,
-        base_url: str,
-        configuration: WorkerConfiguration,
-        *,
-        gpus: list[str],
-        environment: Mapping[str, str],
-        tell: Print,
-    ) -> None:
+    def __init__(self, client: Client, configuration: WorkerConfiguration, executor: Executor, *, tell: Print) -> None:
         self._client = client
-        self._base_url = base_url
         self._configuration = configuration
-        self._environment = environment
+        self._executor = executor
         self._tell = tell
-        self._cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._slots = configuration.slots or len(gpus) or self._cores
-        self._free_gpus = list(gpus)
         self._changed = threading.Condition()
         self._running: dict[threading.Thread, _TrialAtWork] = {}
         self._is_draining = False
         self._offered_at = 0.0
-        self._executor = LocalExecutor()
-        self._programs = {name: program_of(one) for name, one in configuration.trainables.items()}
 
     def run(self) -> int:
         """Offer the trainables and work; return the exit status."""
-        missing = [name for name, program in self._programs.items() if program is None]
-        if missing:
-            program = self._configuration.trainables[missing[0]].command[0]
-            raise ConfigurationError(f"trainables.{missing[0]}.command: there is no program {program!r}")
-        root = make_root(self._configuration.scratch)
+        self._executor.prepare()
         names = ", ".join(self._configuration.trainables)
+        slots, name = self._executor.slots, self._executor.name
         failures = 0
         try:
             while not self._is_draining and not self._register(failures):
                 failures += 1
             if not self._is_draining:
-                self._tell(f"worker {self._configuration.name}: {self._slots} slots, trainables {names}")
+                self._tell(f"worker {self._configuration.name}: executor {name}, {slots} slots, trainables {names}")
             while not self._is_draining:
                 self._offer_again()
-                self._fill_slots(root)
+                self._fill_slots()
         except BaseException:
             self.abandon()
             raise
         finally:
             self._wait_for_all()
             self._executor.close()
-            shutil.rmtree(root, ignore_errors=True)
         return 0
 
     def drain(self) -> None:
@@ -158,16 +121,19 @@ class Supervisor:
             if not is_retryable(error):
                 raise
 
-    def _fill_slots(self, root: Path) -> None:
+    def _fill_slots(self) -> None:
+        slots = self._executor.slots
         with self._changed:
-            self._changed.wait_for(lambda: self._is_draining or len(self._running) < self._slots, OFFER_INTERVAL)
-            is_full = len(self._running) >= self._slots
-            fitting = [name for name, one in self._configuration.trainables.items() if one.gpus <= len(self._free_gpus)]
+            self._changed.wait_for(lambda: self._is_draining or len(self._running) < slots, OFFER_INTERVAL)
+            is_full = len(self._running) >= slots
         if self._is_draining or is_full:
             return
+        fitting = self._executor.fitting()
         asked_at = time.monotonic()
         try:
-            claimed = self._client.work.claim(self._configuration.name, fitting) if fitting else None
+            claimed = (
+                self._client.work.claim(self._configuration.name, fitting, self._executor.name) if fitting else None
+            )
         except GradmedicError as error:
             if not is_retryable(error):
                 raise
@@ -176,33 +142,16 @@ class Supervisor:
         if claimed is None:
             self._pause(POLL)
             return
-        self._begin(claimed, asked_at, root)
+        self._begin(claimed, asked_at)
 
-    def _begin(self, claimed: wire.ClaimedTrial, asked_at: float, root: Path) -> None:
-        trainable = self._configuration.trainables[claimed.trainable]
-        with self._changed:
-            gpus = [self._free_gpus.pop(0) for _ in range(trainable.gpus)]
-        base = base_environment(trainable, self._environment, max(1, self._cores // self._slots))
-        memory = trainable.memory or int(_total_memory() * MEMORY_SHARE / self._slots)
-        trial = _TrialAtWork(
-            claimed=claimed,
-            trainable=trainable,
-            program=self._programs[claimed.trainable] or "",
-            client=self._client,
-            executor=self._executor,
-            base=base,
-            environment=lambda scratch: trial_environment(base, claimed, self._base_url, scratch, gpus),
-            root=root,
-            asked_at=asked_at,
-            memory=memory,
-            tell=self._tell,
-        )
-        thread = threading.Thread(target=self._see_to, args=(trial, gpus), name=f"trial {claimed.trial_id}")
+    def _begin(self, claimed: wire.ClaimedTrial, asked_at: float) -> None:
+        trial = _TrialAtWork(claimed, self._client, self._executor, asked_at, self._tell)
+        thread = threading.Thread(target=self._see_to, args=(trial,), name=f"trial {claimed.trial_id}")
         with self._changed:
             self._running[thread] = trial
         thread.start()
 
-    def _see_to(self, trial: _TrialAtWork, gpus: list[str]) -> None:
+    def _see_to(self, trial: _TrialAtWork) -> None:
         try:
             trial.run()
         except Exception as error:
@@ -210,7 +159,6 @@ class Supervisor:
             self._tell(f"{trial.title}: {reason}: {trial.give_up(reason)}")
         finally:
             with self._changed:
-                self._free_gpus += gpus
                 del self._running[threading.current_thread()]
                 self._changed.notify_all()
 
@@ -235,37 +183,20 @@ class _TrialAtWork:
     """One attempt at a trial, from the claim to the published result."""
 
     def __init__(
-        self,
-        *,
-        claimed: wire.ClaimedTrial,
-        trainable: TrainableCommand,
-        program: str,
-        client: Client,
-        executor: LocalExecutor,
-        base: Mapping[str, str],
-        environment: Callable[[Path], dict[str, str]],
-        root: Path,
-        asked_at: float,
-        memory: int,
-        tell: Print,
+        self, claimed: wire.ClaimedTrial, client: Client, executor: Executor, asked_at: float, tell: Print
     ) -> None:
         self._claimed = claimed
-        self._trainable = trainable
-        self._program = program
         self._client = client
         self._executor = executor
-        self._base = base
-        self._environment = environment
-        self._root = root
-        self._memory = memory
         self._tell = tell
         self._interval = min(LONGEST_HEARTBEAT, claimed.lease_seconds / HEARTBEATS_PER_LEASE)
-        self._deadline = asked_at + claimed.seconds - GRACE
-        self._asked_at = self._heard_at = asked_at
+        self._began_at = self._heard_at = asked_at
         self._is_abandoned = threading.Event()
         self._sent_output: str | None = None
-        self._seen: wire.HeartbeatResult | None = None
-        self.title = f"{describe_remedies(claimed.remedies)}, seed {claimed.seed}, attempt {claimed.attempt}"
+        what = describe_remedies(claimed.remedies)
+        if claimed.candidate and not claimed.remedies:
+            what = f"candidate {claimed.candidate}, by the script's own parameters"
+        self.title = f"{what}, seed {claimed.seed}, attempt {claimed.attempt}"
 
     def abandon(self) -> None:
         """Let it end at once, without a result."""
@@ -275,46 +206,27 @@ class _TrialAtWork:
         """Run it and publish how it ended."""
         started_at = time.monotonic()
         self._tell(f"{self.title}: started")
-        name = f"{self._claimed.trial_id}-{self._claimed.attempt}"
-        scratch = make_scratch(self._root, self._trainable, name)
-        output = scratch / "output"
+        seconds = self._claimed.seconds - GRACE - (started_at - self._heard_at)
+        process = self._executor.start(self._claimed)
         try:
-            order = Order(
-                command=self._command(),
-                environment=self._environment(scratch),
-                directory=scratch / "work",
-                output=output,
-                seconds=max(0.0, self._deadline - time.monotonic()),
-                memory=self._memory,
-            )
-            process = self._executor.start(order, self._base, may_preload=self._trainable.preloads)
-            try:
-                ended = self._follow(process, output)
-            finally:
-                process.close()
+            ended = self._follow(process, seconds)
             if isinstance(ended, _Refused):
                 self._tell(f"{self.title}: ended, nobody waits for it: {ended.reason}")
                 return
-            result = self._result(ended, scratch, output)
-            seconds = time.monotonic() - started_at
-            self._tell(f"{self.title}: {self._publish(result)}, {seconds:.1f} s")
+            result = self._result(ended, process)
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            process.close()
+        published = self._publish(result)
+        self._tell(f"{self.title}: {published}, {time.monotonic() - started_at:.1f} s")
 
     def give_up(self, reason: str) -> str:
         """Publish that it cannot be run here; return what became of that."""
         return self._publish(wire.TrialResult(attempt=self._claimed.attempt, status="failed", reason=reason))
 
-    def _command(self) -> list[str]:
-        arguments = self._trainable.arguments(self._claimed.parameters, self._claimed.seed)
-        script = self._trainable.directory / arguments[1] if len(arguments) > 1 else None
-        if script is not None and not arguments[1].startswith("-") and script.is_file():
-            arguments[1] = str(script)  # a trial has a working directory of its own
-        return [self._program, *arguments[1:]]
-
-    def _follow(self, process: LocalProcess, output: Path) -> Ended | _Refused:
+    def _follow(self, process: HostedTrial, seconds: float) -> TrialEnd | Lost | _Refused:
         """Renew the lease until the process has ended, or there is no point in it."""
         is_stopping = False
+        deadline: float | None = None
         next_at = time.monotonic()
         while True:
             ended = process.wait(min(self._interval, max(0.0, next_at - time.monotonic())))
@@ -323,23 +235,24 @@ class _TrialAtWork:
             if self._is_abandoned.is_set():
                 return _Refused("this worker ends")
             now = time.monotonic()
+            if deadline is None and process.has_started:
+                self._began_at, deadline = now, now + seconds
             if now < next_at:
                 continue
             next_at = now + self._interval
-            answer = self._beat(output)
+            answer = self._beat(process)
             if isinstance(answer, _Refused):
                 return answer
-            if answer is not None:
-                self._seen = answer
-                self._deadline = min(self._deadline, time.monotonic() + answer.seconds - GRACE)
-            is_over = time.monotonic() >= self._deadline
+            if deadline is not None and answer is not None:
+                deadline = min(deadline, time.monotonic() + answer.seconds - GRACE)
+            is_over = deadline is not None and time.monotonic() >= deadline
             if not is_stopping and (is_over or (answer is not None and answer.stop)):
                 is_stopping = True
                 process.stop()
 
-    def _beat(self, output: Path) -> wire.HeartbeatResult | _Refused | None:
+    def _beat(self, process: HostedTrial) -> wire.HeartbeatResult | _Refused | None:
         """Send a heartbeat; None if the service did not answer this time."""
-        text = _read_output(output)
+        text = process.output()[-OUTPUT_CHARACTERS:]
         changed = None if text == self._sent_output else text
         lease = self._claimed.lease_seconds
         try:
@@ -357,35 +270,37 @@ class _TrialAtWork:
         self._heard_at, self._sent_output = time.monotonic(), text
         return answer
 
-    def _result(self, ended: Ended, scratch: Path, output: Path) -> wire.TrialResult:
-        report = read_report(scratch)
-        status, reason = self._judge(ended, report)
-        said = report.get("environment")
+    def _result(self, ended: TrialEnd | Lost, process: HostedTrial) -> wire.TrialResult:
+        output = process.output()[-OUTPUT_CHARACTERS:]
+        if isinstance(ended, Lost):
+            return wire.TrialResult(
+                attempt=self._claimed.attempt, status="lost", reason=ended.reason, output=output or None
+            )
+        status, reason = self._judge(ended)
+        said = ended.report.get("environment")
         environment = {str(k): str(v) for k, v in said.items()} if isinstance(said, dict) else {}
         return wire.TrialResult(
             attempt=self._claimed.attempt,
             status=status,
             reason=reason,
             exit_code=ended.exit_code,
-            output=_read_output(output),
+            output=output,
             environment=environment,
-            seconds=time.monotonic() - self._asked_at,
+            seconds=time.monotonic() - self._began_at,
         )
 
-    def _judge(self, ended: Ended, report: Mapping[str, object]) -> tuple[str, str | None]:
-        if "not_applicable" in report:
-            return "not_applicable", str(report["not_applicable"])
-        if ended.reason in ("timeout", "stopped"):
+    def _judge(self, ended: TrialEnd) -> tuple[str, str | None]:
+        if "not_applicable" in ended.report:
+            return "not_applicable", str(ended.report["not_applicable"])
+        if ended.reason in (TIMEOUT, STOPPED):
             return "failed", f"it took longer than the {self._claimed.seconds:.0f} s that it was given"
-        if ended.reason == "memory":
-            return "failed", f"it held more than {self._memory / 2**30:.2g} GiB of memory"
         if ended.reason is not None:
             return "failed", ended.reason
         if ended.exit_code is None or ended.exit_code < 0:
             return "failed", f"it was ended by signal {_signal_name(-(ended.exit_code or 0))}"
         if ended.exit_code > 0:
             return "failed", f"it ended with exit code {ended.exit_code}"
-        if self._claimed.remedies and "applied" not in report:
+        if self._claimed.remedies and "applied" not in ended.report:
             return "failed", "the script never called run.watch(), so that its remedies were not applied"
         return "done", None
 
@@ -406,30 +321,11 @@ class _TrialAtWork:
                 failures += 1
             else:
                 trial = next(one for one in rerun.trials if one.id == self._claimed.trial_id)
+                if result.status == "lost" and trial.status == "queued":
+                    return f"lost, and queued again ({result.reason})"
                 loss = "" if trial.loss is None else f", loss {trial.loss:.4g}"
                 why = "" if trial.reason is None else f" ({trial.reason})"
                 return f"{trial.status}, {trial.verdict}{loss}{why}"
-
-
-def find_gpus(environment: Mapping[str, str]) -> list[str]:
-    """Return the GPUs that this worker may use, as `CUDA_VISIBLE_DEVICES` would name them."""
-    named = environment.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [one for one in named.split(",") if one.strip() not in ("", "-1")]
-    if sys.platform != "linux":
-        return []
-    with suppress(OSError):
-        found = Path("/proc/driver/nvidia/gpus")
-        if found.is_dir():
-            return [str(index) for index, _ in enumerate(found.iterdir())]
-    return []
-
-
-def _read_output(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8", "replace").replace("\x00", "")[-OUTPUT_CHARACTERS:]
-    except OSError:
-        return ""
 
 
 def _signal_name(number: int) -> str:
@@ -441,13 +337,3 @@ def _signal_name(number: int) -> str:
     known = {one.value: one.name for one in signal.Signals}
     hint = ", as the kernel does where memory runs out" if number == signal.SIGKILL else ""
     return f"{number} ({known[number]}{hint})" if number in known else str(number)
-
-
-def _total_memory() -> int:
-    """Return the bytes of this machine, or of the container that this process is in, if that has fewer."""
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = [physical]
-    for path in CONTAINER_LIMITS:
-        with suppress(OSError, ValueError):  # "max" where there is no limit
-            limits.append(int(Path(path).read_text()))
-    return min(limits)

@@ -270,7 +270,7 @@ def test_a_trial_that_loses_its_workers_is_given_up(
     wait_until(is_over)
     assert [one["attempt"] for one in seen] == [1, 2, 3]
     done = get(client, f"/reruns/{asked['id']}")
-    assert "3 workers were lost" in done["reason"]
+    assert "3 attempts at it were lost" in done["reason"]
     assert [one["status"] for one in done["trials"][0]["attempts"]] == ["lost"] * 3
     assert len({one["run_id"] for one in done["trials"][0]["attempts"]}) == 3
 

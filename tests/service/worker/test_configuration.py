@@ -79,6 +79,50 @@ def test_the_worker_need_not_trust_the_service(tmp_path: Path, values: dict[str,
         train.arguments(values, seed=7)
 
 
+RAY = """
+[ray]
+address = "http://head:8265/"
+base_url = "http://service:8642"
+"""
+
+
+def of_a_cluster(text: str = GOOD) -> str:
+    """Return a configuration whose trials run on a cluster, in folders that are there alone."""
+    text = text.replace("[worker]", '[worker]\nexecutor = "ray"')
+    return text.replace("[trainables.train]", "[trainables.train]\ndirectory = '/of/the/nodes'\ncpus = 4", 1) + RAY
+
+
+def test_folders_of_the_nodes_need_not_be_here(tmp_path: Path) -> None:
+    """Where Ray runs the trials, the supervisor does not look for their folders; a node does."""
+    configuration = read_configuration(write(tmp_path, of_a_cluster()))
+    assert configuration.ray is not None
+    assert configuration.ray.address == "http://head:8265"
+    assert configuration.ray.pending_timeout == 600
+    assert configuration.trainables["train"].cpus == 4
+    with pytest.raises(ConfigurationError, match="/of/the/nodes is not a folder"):
+        read_configuration(tmp_path / "worker.toml", on_node=True)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("http://head:8265/", "head:8265", "ray.address: must be http://host:port"),
+        ("http://head:8265/", "http://user:password@head:8265", "ray.address: must be"),
+        ('base_url = "http://service:8642"', "", "ray.base_url: is required"),
+        ("[ray]", "[ray]\npython = 'python; reboot'", "ray.python: must be the path of an interpreter"),
+        ("[ray]", "[ray]\npending_timeout = 0", "ray.pending_timeout: must be a number from 1"),
+        ("[ray]", "[ray]\ntoken = 'secret'", "ray.token: there is no such field"),
+        ('executor = "ray"', 'executor = "slurm"', "worker.executor: must be one of local, ray"),
+        ('executor = "ray"', "", "ray: there is no such field"),
+    ],
+)
+def test_mistakes_about_the_cluster_name_the_field(tmp_path: Path, old: str, new: str, message: str) -> None:
+    """What is wrong in the table of the cluster is said with its field."""
+    assert old in of_a_cluster()
+    with pytest.raises(ConfigurationError, match=message):
+        read_configuration(write(tmp_path, of_a_cluster().replace(old, new)))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

@@ -61,13 +61,13 @@ class House:
     wait_until: Wait
     database_url: str
 
-    def begin(self) -> Race:
+    def begin(self, pause: float = 0.03) -> Race:
         """Start service and worker, and a rerun; wait until its first trial is under way."""
         self.service = self.stack.enter_context(self.serve(self.database_url, lease=LEASE))
         client = self.stack.enter_context(gradmedic.Client(self.service.url, attempts=20))
         self.worker = self.stack.enter_context(self.start_worker(self.service.url))
         self.wait_until(lambda: offered(client))
-        asked = client.reruns.create(suspect(client, pause=0.03), remedies=[setting(how="learn")], seeds=1, steps=80)
+        asked = client.reruns.create(suspect(client, pause), remedies=[setting(how="learn")], seeds=1, steps=80)
         self.wait_until(lambda: running(client, asked) is not None)
         below = psutil.Process(self.worker.pid).children(recursive=True)
         launcher = next(one for one in below if "gradmedic_service.worker.launcher" in one.cmdline())
@@ -159,7 +159,7 @@ def test_the_worker_is_killed(house: House) -> None:
 @pytest.mark.parametrize("victim", ["launcher", "script"])
 def test_the_trial_is_killed(house: House, victim: str) -> None:
     """That is how the trial ended: it is published as failed, and says by what."""
-    race = house.begin()
+    race = house.begin(pause=1.0)  # it is not to have exploded by then, which would reproduce the failure
     os.kill((race.launcher if victim == "launcher" else race.script).pid, signal.SIGKILL)
     done = race.end()
     assert (done.status, attempts_of(done)) == ("failed", [["failed"]])

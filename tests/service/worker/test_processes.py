@@ -16,7 +16,7 @@ import pytest
 
 from gradmedic_service.worker import processes
 from gradmedic_service.worker.launcher import KEEP_FIRST, KEEP_LAST
-from gradmedic_service.worker.processes import Ended, LocalExecutor, LocalProcess, Order, is_plain_script
+from gradmedic_service.worker.processes import Ended, LocalProcess, Order, Starter, is_plain_script
 
 pytestmark = pytest.mark.slow  # services of their own
 
@@ -25,17 +25,15 @@ ENVIRONMENT = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "PYTHONUNBUFF
 
 
 @pytest.fixture(scope="module")
-def executor() -> Iterator[LocalExecutor]:
-    """An executor; the process with torch in memory is started once."""
-    executor = LocalExecutor()
-    yield executor
-    executor.close()
+def starter() -> Iterator[Starter]:
+    """What starts processes; the one with torch in memory is started once."""
+    starter = Starter()
+    yield starter
+    starter.close()
 
 
 @pytest.fixture(params=["anew", "forked"])
-def start(
-    request: pytest.FixtureRequest, executor: LocalExecutor, tmp_path: Path
-) -> Iterator[Callable[..., LocalProcess]]:
+def start(request: pytest.FixtureRequest, starter: Starter, tmp_path: Path) -> Iterator[Callable[..., LocalProcess]]:
     """Start scripts, each way in turn; what is left at the end is ended."""
     started: list[LocalProcess] = []
 
@@ -49,7 +47,7 @@ def start(
             seconds=seconds,
             memory=memory,
         )
-        started.append(executor.start(order, ENVIRONMENT, may_preload=request.param == "forked"))
+        started.append(starter.start(order, ENVIRONMENT, may_preload=request.param == "forked"))
         return started[-1]
 
     yield run
@@ -275,10 +273,10 @@ def test_a_trial_does_not_wait_for_torch(tmp_path: Path, monkeypatch: pytest.Mon
         seconds=60,
         memory=None,
     )
-    executor = LocalExecutor()
+    starter = Starter()
 
     def said() -> str:
-        process = executor.start(order, ENVIRONMENT, may_preload=True)
+        process = starter.start(order, ENVIRONMENT, may_preload=True)
         assert end_of(process) == Ended(0, None)
         process.close()
         return printed(tmp_path)
@@ -287,10 +285,10 @@ def test_a_trial_does_not_wait_for_torch(tmp_path: Path, monkeypatch: pytest.Mon
         assert said() == "False\n"
         wait_until(lambda: said() == "True\n")
     finally:
-        executor.close()
+        starter.close()
 
 
-def test_several_threads_are_no_place_to_fork_from(executor: LocalExecutor, tmp_path: Path) -> None:
+def test_several_threads_are_no_place_to_fork_from(starter: Starter, tmp_path: Path) -> None:
     """Where importing starts threads, trials start without it, and run all the same."""
     (tmp_path / "script.py").write_text("print('ran')")
     many = {**ENVIRONMENT, "OMP_NUM_THREADS": "4", "OPENBLAS_NUM_THREADS": "4"}
@@ -302,7 +300,7 @@ def test_several_threads_are_no_place_to_fork_from(executor: LocalExecutor, tmp_
         seconds=60,
         memory=None,
     )
-    process = executor.start(order, many, may_preload=True)
+    process = starter.start(order, many, may_preload=True)
     assert end_of(process) == Ended(0, None)
     process.close()
     assert printed(tmp_path) == "ran\n"

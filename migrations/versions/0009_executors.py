@@ -1,0 +1,35 @@
+"""Executors: reruns that leave theirs to the first worker, and attempts that wait for a process elsewhere.
+
+Revision ID: 0009
+Revises: 0008
+
+The version before goes on serving while this one is: it names an executor for each rerun that it makes, and the new
+column may be null.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0009"
+down_revision = "0008"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Let the executor be open, and say which attempts wait."""
+    with op.batch_alter_table("reruns") as reruns:
+        reruns.alter_column("executor", existing_type=sa.String(16), nullable=True)
+    with op.batch_alter_table("attempts") as attempts:
+        attempts.add_column(sa.Column("is_waiting", sa.Boolean(), nullable=True))
+
+
+def downgrade() -> None:
+    """Let what is open be run where everything was."""
+    with op.batch_alter_table("attempts") as attempts:
+        attempts.drop_column("is_waiting")
+    op.execute("UPDATE reruns SET executor = 'local' WHERE executor IS NULL")
+    with op.batch_alter_table("reruns") as reruns:
+        reruns.alter_column("executor", existing_type=sa.String(16), nullable=False)
