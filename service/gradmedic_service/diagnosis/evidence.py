@@ -8,10 +8,9 @@ most probable cause.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-
-import msgspec
 
 BELIEF = 4
 """Trials that a published belief counts as."""
@@ -20,7 +19,10 @@ Evidence = Mapping[str, Mapping[str, tuple[int, int]]]
 """By kind of remedy (`RemedySpec.kind`) and cause: trials that it repaired, and all."""
 
 PATH = Path(__file__).with_name("evidence.json")
-EVIDENCE: Evidence = msgspec.json.decode(PATH.read_bytes(), type=dict[str, dict[str, tuple[int, int]]])
+EVIDENCE: Evidence = {
+    kind: {cause: (repaired, tried) for cause, (repaired, tried) in causes.items()}
+    for kind, causes in json.loads(PATH.read_bytes()).items()
+}
 
 
 def weigh(belief: float, kind: str, cause: str, evidence: Evidence = EVIDENCE) -> float:
