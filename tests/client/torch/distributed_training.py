@@ -81,7 +81,7 @@ def main() -> None:
     dist.destroy_process_group()
     # Not by returning, which frees the model: torch does that under Python's lock, and joins a thread of gloo's that
     # may wait for this lock to free what backward() left in its thread-local state. On a busy machine it deadlocks,
-    # without gradmedic as with it.
+    # with no run at all as with one that watches.
     os._exit(0)
 
 
