@@ -73,7 +73,18 @@ def test_steps_that_the_client_gave_up_are_missing_on_the_page_too(open_page: An
     assert httpx2.patch(f"{service.url}/api/v1{address}", json=body).status_code == 200
     page.reload()
     expect(page.locator("#facts")).to_contain_text(re.compile("1.?234 steps are missing"))
+    page.close()
     httpx2.delete(f"{service.url}/api/v1{address}")
+
+
+def test_a_page_says_so_when_its_run_is_deleted(open_page: Any, service: Service) -> None:
+    """What was drawn stays; beside it stands that the run does not exist any more."""
+    run = fill(service.url, "short-lived", well_step, 20)
+    page = open_page(f"{service.url}/runs/{run}", refusals=(404,))
+    expect(page.locator("#live")).to_have_text("live")
+    httpx2.delete(f"{service.url}/api/v1/runs/{run}")
+    expect(page.locator("#live")).to_contain_text(run)
+    expect(page.locator("#facts")).to_contain_text("last step 19")
 
 
 def test_the_page_says_what_is_wrong_where_why_and_what_to_do(open_page: Any, service: Service) -> None:
