@@ -59,8 +59,8 @@ bench-page: $(READY) ## measure how soon the page of a run can be used and what 
 bench-faults: $(READY) ## kill or cut off each part of a rerun in the middle of a trial, also on Ray (a quarter of an hour)
 	@$(BIN)/python -m benchmarks.faults
 
-bench-reruns: $(READY) ## rerun failing configurations by our advice, at random and by AUTOTRAINER's order (half an hour; PART=1/4)
-	@$(BIN)/python -m benchmarks.reruns --part $(or $(PART),1/1)
+bench-reruns: $(READY) ## rerun failing configurations by our advice, at random and by AUTOTRAINER's order (half an hour; PART=1/4; others that a seed draws: DRAWN=1)
+	@$(BIN)/python -m benchmarks.reruns --part $(or $(PART),1/1) $(if $(DRAWN),--drawn $(DRAWN))
 
 experiments: $(READY) ## try every remedy on every failing configuration, and sweep clipping; redraws docs/images (half an hour)
 	@$(BIN)/python -m benchmarks.experiments repairs --pictures docs/images

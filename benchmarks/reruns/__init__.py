@@ -5,5 +5,8 @@ fault, and a *twin* without it (`configurations`). Which of them truly fail is d
 is repaired. A *trial* is `train.py` started by the worker's own executor with remedies applied, against a real service
 (`trials`); what a strategy would do next is asked of the service's own experiment (`strategies`).
 
-    python -m benchmarks.reruns [--part 1/4] [--family NAME] [--jobs 2]
+Diagnosis and advice were mended on the listed configurations, so these are no untouched test: `--drawn SEED` measures
+others, of the same faults in the same architectures, that nobody has looked at before.
+
+    python -m benchmarks.reruns [--drawn SEED] [--part 1/4] [--family NAME] [--jobs 2]
 """

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
-from benchmarks.reruns.configurations import CONFIGURATIONS, FAMILIES, FITTED, Configuration
+from benchmarks.reruns.configurations import CONFIGURATIONS, FAMILIES, FITTED, Configuration, drawn
 from benchmarks.reruns.strategies import SEEDS, STRATEGIES, Race, race, trials_in_turn
 from benchmarks.reruns.trials import LEAST_SKILL, Laboratory, is_failing, laboratory, skill
 
@@ -136,6 +136,8 @@ def report(measured: Sequence[Measured], healthy: Sequence[str]) -> bool:
         )
     for label, is_fitted in (("corrected the advice", True), ("did not", False)):
         part = [one for one in measured if (one.configuration.name in FITTED) == is_fitted]
+        if not part:
+            continue
         hits = sum(bool(one.races[OURS].verified) for one in part)
         turns = ", ".join(f"{name} {_median_turns(part, name):g}" for name in STRATEGIES)
         print(f"of {len(part)} whose trials {label}: {hits} verified; median trials to the first: {turns}")
@@ -172,11 +174,13 @@ def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(prog="benchmarks.reruns")
     parser.add_argument("--part", default="1/1", help="K/N: only every Nth configuration; what is done is kept")
+    parser.add_argument("--drawn", type=int, metavar="SEED", help="draw other configurations of the same families")
     parser.add_argument("--family", default="", help="only families whose name starts so")
     parser.add_argument("--jobs", type=int, default=2, help="trials at a time")
     arguments = parser.parse_args()
     part, _, of = arguments.part.partition("/")
-    chosen = [one for one in CONFIGURATIONS.values() if one.family.startswith(arguments.family)]
+    known = CONFIGURATIONS if arguments.drawn is None else drawn(arguments.drawn)
+    chosen = [one for one in known.values() if one.family.startswith(arguments.family)]
     chosen = chosen[int(part) - 1 :: int(of)]
     with laboratory() as made, ThreadPoolExecutor(arguments.jobs) as pool:
 

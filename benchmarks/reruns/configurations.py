@@ -7,6 +7,7 @@ learn, are left out before anything is repaired (`trials`).
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -14,6 +15,8 @@ from typing import Any, Final
 
 OF_A_FAMILY: Final = 5
 """Members of a family, spread over all that it describes."""
+DRAWN: Final = "-of-"
+"""Before the seed in the name of a configuration that was drawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,17 +232,72 @@ FAMILIES: Final = {
 }
 
 
+def _configuration(name: str, family: str, setting: Setting, changes: Mapping[str, Any]) -> Configuration:
+    return Configuration(name=name, family=family, faulty=setting, twin=_changed(setting, **changes))
+
+
 def _configurations() -> Iterator[Configuration]:
     for family, settings in FAMILIES.items():
         members = list(settings())
         for index in sorted({round(place * (len(members) - 1) / (OF_A_FAMILY - 1)) for place in range(OF_A_FAMILY)}):
-            setting, changes = members[index]
-            yield Configuration(
-                name=f"{family}-{index}", family=family, faulty=setting, twin=_changed(setting, **changes)
-            )
+            yield _configuration(f"{family}-{index}", family, *members[index])
 
 
 CONFIGURATIONS: Final = {one.name: one for one in _configurations()}
 """By name."""
 FITTED: Final = frozenset(list(CONFIGURATIONS)[::2])
 """Every other: their trials correct the weights of the advice (`benchmarks.experiments.evidence`); the rest tests."""
+
+
+def drawn(seed: int) -> dict[str, Configuration]:
+    """Draw configurations that nobody has seen: members of every family, each of another size, data order and fault.
+
+    Widths, depths, batches, learning rates and the numbers of the fault differ from what the families list, by up to
+    some half. The same seed draws the same.
+    """
+    configurations = {}
+    for family, settings in FAMILIES.items():
+        members = list(settings())
+        draw = random.Random(f"{seed} {family}")
+        for place, index in enumerate(sorted(draw.choices(range(len(members)), k=OF_A_FAMILY))):
+            setting, changes = members[index]
+            name = f"{family}-{place}{DRAWN}{seed}"
+            configurations[name] = _configuration(name, family, _varied(setting, draw), changes)
+    return configurations
+
+
+def _varied(setting: Setting, draw: random.Random) -> Setting:
+    """Return a setting of another size, rate and fault."""
+
+    def scaled(value: float, most: float) -> float:
+        return float(f"{value * most ** draw.uniform(-1, 1):.2g}")
+
+    options = dict(setting.options)
+    for size in ("width", "hidden"):
+        if size in options:
+            options[size] = 4 * round(options[size] * 1.4 ** draw.uniform(-1, 1) / 4)
+    if "depth" in options:
+        options["depth"] = max(1, options["depth"] + draw.choice((-1, 0, 1)))
+    for fault in ("factor", "recurrent_gain"):
+        if fault in options:
+            options[fault] = scaled(options[fault], 1.15)
+    return replace(
+        setting,
+        options=options,
+        lr=scaled(setting.lr, 1.5),
+        weight_decay=scaled(setting.weight_decay, 1.3),
+        batch=draw.choice((setting.batch // 2, setting.batch, setting.batch * 2)),
+    )
+
+
+def by_name(name: str) -> Configuration:
+    """Return a configuration, listed or drawn.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    _, is_drawn, seed = name.partition(DRAWN)
+    known = drawn(int(seed)) if is_drawn else CONFIGURATIONS
+    if name not in known:
+        raise ValueError(f"there is no configuration {name!r}")
+    return known[name]

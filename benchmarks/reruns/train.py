@@ -12,7 +12,7 @@ import time
 import torch
 
 import gradmedic
-from benchmarks.reruns.configurations import CONFIGURATIONS
+from benchmarks.reruns.configurations import by_name
 from benchmarks.reruns.networks import NETWORKS
 from benchmarks.reruns.tasks import make_task
 
@@ -27,14 +27,14 @@ OPTIMIZERS = {
 def main() -> None:
     """Train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("configuration", choices=CONFIGURATIONS)
+    parser.add_argument("configuration", type=by_name)
     parser.add_argument("--twin", action="store_true", help="leave the fault out")
     arguments = parser.parse_args()
     atexit.register(lambda: print(f"CPU seconds: {time.process_time():.2f}"))
-    configuration = CONFIGURATIONS[arguments.configuration]
+    configuration = arguments.configuration
     setting = configuration.twin if arguments.twin else configuration.faulty
 
-    run = gradmedic.init(project="reruns", name=arguments.configuration, config=vars(arguments))
+    run = gradmedic.init(project="reruns", name=configuration.name, config={"twin": arguments.twin})
     task = make_task(setting.task)
     model = NETWORKS[setting.network](task.inputs, task.outputs, **setting.options)
     options = {"momentum": setting.momentum} if setting.optimizer == "sgd" else {}

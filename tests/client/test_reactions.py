@@ -144,6 +144,7 @@ print(run.id, run.finish(), model.weight.tolist())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_of_a_data_loader_leave_the_run_alone(

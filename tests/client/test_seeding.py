@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow  # processes of their own, with torch
+
 DRAW = "import json, random, numpy\n"
 IN_A_THREAD = """
 import threading, gradmedic

@@ -20,6 +20,8 @@ from tests.service.reruns.conftest import CLIP, PlayedWorker, rerun, suspect
 
 from gradmedic_service import schema
 
+pytestmark = pytest.mark.slow  # services of their own
+
 RUNS = "/api/v1/runs"
 END_SECONDS = 10
 """Half of what requests under way get when the service is told to stop."""
@@ -204,7 +206,6 @@ def test_a_rerun_is_told_as_it_goes(serve: Any, database_url: str) -> None:
             assert next(stream) == Event("rerun", last, None)
 
 
-@pytest.mark.slow
 def test_a_revoked_key_ends_its_stream(serve: Any, sqlite_url: str) -> None:
     """A stream that always has something to tell ends all the same once its key is worth nothing."""
     command = [

@@ -166,6 +166,7 @@ def test_copies_averages_and_files_compute_the_same(each: Remedy) -> None:
 @pytest.mark.parametrize("each", OF_MODULES, ids=names)
 @pytest.mark.parametrize("moment", ["before", "after", "inside"])
 @pytest.mark.parametrize("fullgraph", [False, True])
+@pytest.mark.slow
 def test_compiled_models_train_alike(each: Remedy, moment: str, fullgraph: bool) -> None:
     """A script that compiles its model, before watch() or behind it, trains as one that does not."""
     ends = []
