@@ -15,13 +15,15 @@ from uuid import uuid4
 import psutil
 import pytest
 from benchmarks.cable import Cable
+from benchmarks.ray_cluster import RayCluster
+from tests.conftest import PATIENCE
 from tests.service.executors.conftest import HEAD_CPUS, Guarded, Workshop, setting, suspect
 
 import gradmedic
 from gradmedic import wire
 from gradmedic.exceptions import ConfigurationError
 from gradmedic_service.worker.configuration import read_configuration
-from gradmedic_service.worker.executor import Lost
+from gradmedic_service.worker.executor import Lost, TrialEnd
 from gradmedic_service.worker.ray_executor import RayExecutor, RayTrial
 from gradmedic_service.worker.ray_jobs import RayJobs, RayUnreachable, Submission
 from gradmedic_service.worker.tickets import ticket_of
@@ -30,6 +32,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
 Wait = Callable[[Callable[[], bool]], None]
 Supervise = Callable[..., AbstractContextManager["subprocess.Popen[str]"]]
+PROGRAMS = {"gradmedic_service.worker.node", "gradmedic_service.worker.launcher"}
 SECRET = re.compile(rb"gradmedic_[A-Za-z0-9_-]{43}")
 
 
@@ -71,7 +74,7 @@ def offer(guarded: Guarded, workshop: Workshop) -> None:
 
 def ended(client: gradmedic.Client, rerun: wire.RerunDetail) -> wire.RerunDetail:
     """Wait for the end of a rerun."""
-    return client.reruns.wait(rerun.id, timeout=150, interval=0.1)
+    return client.reruns.wait(rerun.id, timeout=PATIENCE, interval=0.1)
 
 
 def running(client: gradmedic.Client, rerun: wire.RerunDetail) -> wire.Trial | None:
@@ -81,18 +84,16 @@ def running(client: gradmedic.Client, rerun: wire.RerunDetail) -> wire.Trial | N
 
 
 def processes_of_trials(workshop: Workshop) -> list[psutil.Process]:
-    """Return what runs of trials on this machine: nodes' processes, launchers, scripts."""
+    """Return what runs of the cluster's trials: nodes' processes, launchers, scripts."""
     found = []
     for process in psutil.process_iter():
         try:
-            words = " ".join(process.cmdline())
-            if process.status() != psutil.STATUS_ZOMBIE and (
-                "gradmedic_service.worker.node" in words
-                or "gradmedic_service.worker.launcher" in words
-                or str(workshop.folder / "train.py") in words
-            ):
+            names = {*process.cmdline()[1:3], *process.environ().values()}
+            is_trials = not names.isdisjoint({*PROGRAMS, str(workshop.folder / "train.py")})
+            is_here = any(str(workshop.folder) in name for name in names)  # other tests have trials too
+            if is_trials and is_here and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
-        except psutil.NoSuchProcess:
+        except psutil.Error:
             continue
     return found
 
@@ -158,7 +159,7 @@ def test_a_job_that_somebody_else_submits_gets_nothing(
 def test_a_submission_that_arrives_twice_is_one_job(workshop: Workshop) -> None:
     """Submitting again after a lost answer is no error, and the job that is there stays."""
     jobs = RayJobs(workshop.cluster.address, workshop.cluster.token)
-    submission = Submission(id=f"twice-{uuid4()}", entrypoint="sleep 60", cpus=0, gpus=0, memory=None)
+    submission = Submission(id=f"twice-{uuid4()}", entrypoint="sleep 600", cpus=0, gpus=0, memory=None)
     jobs.submit(submission)
     first = jobs.find(submission.id)
     jobs.submit(submission)
@@ -169,13 +170,55 @@ def test_a_submission_that_arrives_twice_is_one_job(workshop: Workshop) -> None:
     jobs.close()
 
 
+class UnheardJobs(RayJobs):
+    """Jobs of a cluster whose answer to the first submission is lost, once something has happened."""
+
+    def __init__(self, cluster: RayCluster, until: Callable[[], None]) -> None:
+        super().__init__(cluster.address, cluster.token)
+        self._until = until
+        self.submissions = 0
+
+    def submit(self, submission: Submission) -> None:
+        """Submit, and say the first time that nobody has answered."""
+        super().submit(submission)
+        self.submissions += 1
+        if self.submissions == 1:
+            self._until()
+            raise RayUnreachable("the answer was lost")
+
+
+def test_a_job_may_start_before_its_submission_is_answered(
+    workshop: Workshop, guarded: Guarded, person: gradmedic.Client, working: gradmedic.Client, wait_until: Wait
+) -> None:
+    """One that has redeemed its ticket when it is submitted again is found, and its end is the attempt's."""
+    configuration = read_configuration(workshop.configure(guarded.url))
+    offer(guarded, workshop)
+    rerun = ask(guarded)
+    claimed = working.work.claim("test", ["train-ray"], "ray")
+    assert claimed is not None
+    executor = RayExecutor(configuration, working, environment={}, tell=lambda _: None)
+    jobs = executor._jobs = UnheardJobs(
+        workshop.cluster, lambda: wait_until(lambda: running(person, rerun) is not None)
+    )
+    with workshop.holding() as go_on:
+        trial = executor.start(claimed)
+        wait_until(lambda: jobs.submissions == 2)
+        go_on()
+        wait_until(lambda: trial.wait(0.1) is not None)
+    end = trial.wait(0)
+    assert isinstance(end, TrialEnd), end
+    assert end.exit_code == 0
+    trial.close()
+    executor.close()
+
+
 def test_a_job_of_somebody_else_is_not_taken_for_ours(workshop: Workshop, wait_until: Wait) -> None:
     """Where Ray has another job under the id of an attempt, the attempt is lost, and that job is left alone."""
     jobs = RayJobs(workshop.cluster.address, workshop.cluster.token)
     name = f"taken-{uuid4()}"
-    jobs.submit(Submission(id=name, entrypoint="sleep 60", cpus=0, gpus=0, memory=None))
+    jobs.submit(Submission(id=name, entrypoint="sleep 600", cpus=0, gpus=0, memory=None))
     ours = Submission(id=name, entrypoint="true", cpus=0, gpus=0, memory=None)
-    trial = RayTrial(jobs, ours, lambda: None, pending_timeout=60, waits_for="a place")
+    trial = RayTrial(jobs, ours, lambda: None, pending_timeout=PATIENCE, waits_for="a place")
     wait_until(lambda: isinstance(trial.wait(0.1), Lost))
     end = trial.wait(0)
     assert isinstance(end, Lost)
@@ -192,7 +235,7 @@ def test_a_job_that_cannot_start_is_lost_with_what_it_said(workshop: Workshop, w
     """An interpreter without gradmedic is named in the reason of the attempt."""
     jobs = RayJobs(workshop.cluster.address, workshop.cluster.token)
     broken = Submission(id=f"broken-{uuid4()}", entrypoint="/no/such/python -m nothing", cpus=0, gpus=0, memory=None)
-    trial = RayTrial(jobs, broken, lambda: None, pending_timeout=60, waits_for="a place")
+    trial = RayTrial(jobs, broken, lambda: None, pending_timeout=PATIENCE, waits_for="a place")
     wait_until(lambda: trial.wait(0.1) is not None)
     end = trial.wait(0)
     assert isinstance(end, Lost)
