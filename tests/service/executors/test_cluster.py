@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from tests.service.executors.conftest import HEAD_CPUS, Guarded, Workshop, setti
 
 import gradmedic
 from gradmedic import wire
+from gradmedic.cli import follow_rerun
 from gradmedic.exceptions import ConfigurationError
 from gradmedic_service.worker.configuration import read_configuration
 from gradmedic_service.worker.executor import Lost, TrialEnd
@@ -274,14 +276,16 @@ def test_a_token_that_is_refused_or_missing_is_an_error_at_the_start(
 def test_a_trial_that_finds_no_place_is_given_up(
     workshop: Workshop, guarded: Guarded, person: gradmedic.Client, supervise: Supervise
 ) -> None:
-    """A job that waits too long is an attempt that was lost, which costs no time; the third is the last."""
-    workshop.configure(guarded.url, cpus=64, pending=1)
+    """It is said to wait; waiting too long loses the attempt, which costs no time, and the third is the last."""
+    workshop.configure(guarded.url, cpus=64, pending=4)
     offer(guarded, workshop)
+    told = io.StringIO()
     with supervise(guarded):
-        rerun = ended(person, ask(guarded))
+        rerun = follow_rerun(person, ask(guarded).id, told, timeout=PATIENCE)
     assert rerun.status == "failed"
     assert outcomes(rerun) == [["lost"] * 3]
-    assert "waited longer than 1 s for a place with 64 CPUs" in (rerun.reason or "")
+    assert "control, seed 0: running (it waits for a place on the cluster)\n" in told.getvalue()
+    assert "waited longer than 4 s for a place with 64 CPUs" in (rerun.reason or "")
     assert rerun.cost_seconds == 0
 
 
