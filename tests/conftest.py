@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import hypothesis
 import psycopg
 import pytest
 from benchmarks.servers import START_SECONDS, free_port
@@ -28,6 +29,15 @@ from gradmedic_service import schema
 POSTGRES_VARIABLE = "GRADMEDIC_TEST_POSTGRES_URL"
 PATIENCE = 300
 """Seconds for a condition to come true: only what is broken takes so long, on however slow a machine."""
+
+
+hypothesis.settings.register_profile(
+    "suite",
+    deadline=None,  # of 200 milliseconds an example, which a busy machine exceeds
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize=True,  # what fails must fail again, and what has passed must not fail for others
+)
+hypothesis.settings.load_profile("suite")
 
 
 class Postgres:
