@@ -204,7 +204,7 @@ def test_a_job_may_start_before_its_submission_is_answered(
     )
     with workshop.holding() as go_on:
         trial = executor.start(claimed)
-        wait_until(lambda: jobs.submissions == 2)
+        wait_until(lambda: jobs.submissions == 2 or trial.wait(0) is not None)
         go_on()
         wait_until(lambda: trial.wait(0.1) is not None)
     end = trial.wait(0)
