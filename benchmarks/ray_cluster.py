@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,9 +23,9 @@ from typing import Final
 import psutil
 import urllib3
 
+from benchmarks.servers import free_port
+
 START_SECONDS: Final = 120
-PORTS: Final = (20_000, 32_000)
-"""Between those that Ray gives to its processes and those that the kernel gives to connections."""
 STARTED: Final = "Ray runtime started"
 OBJECT_STORE_BYTES: Final = 80_000_000
 """Close to the least that Ray takes; trials put nothing there."""
@@ -55,7 +53,7 @@ class RayCluster:
         self._cpus = cpus
         self._is_impatient = is_impatient
         self._folder = Path(tempfile.mkdtemp(prefix="gm-ray-"))  # short: Ray's sockets lie below it
-        self._port, dashboard_port = _fixed_port(), _fixed_port()
+        self._port, dashboard_port = free_port(), free_port()
         self._dashboard_port = dashboard_port
         self.address = f"http://127.0.0.1:{dashboard_port}"
         self.token = secrets.token_urlsafe(32)
@@ -74,6 +72,7 @@ class RayCluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token_file),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_JOB_STOP_WAIT_TIME_S": "60",  # to be asked and not obey is the launcher's to deal with
             "GRADMEDIC_WORKER_CONFIG": str(self._configuration),
         }
 
@@ -151,15 +150,6 @@ class RayCluster:
             if self._nodes[name].poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{name} of the Ray cluster did not start:\n{self.log(name)[-3000:]}")
             time.sleep(0.1)
-
-
-def _fixed_port() -> int:
-    """Return a free port that no outgoing connection is given by chance: the head comes back to it after a kill."""
-    while True:
-        port = random.randrange(*PORTS)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("", port))
-            return port
 
 
 def _session_of(leader: int) -> list[int]:

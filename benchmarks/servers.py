@@ -5,7 +5,9 @@ One idea: wall-clock time on a shared machine says little, CPU seconds of the pr
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import re
 import shutil
 import socket
@@ -23,6 +25,8 @@ import psutil
 
 CACHE: Final = Path(__file__).resolve().parent / ".cache"
 START_SECONDS: Final = 120
+PORTS: Final = (20_000, 32_000)
+"""Between those that Ray gives to its processes and those that the kernel gives to connections."""
 
 
 def cpu_seconds(process: psutil.Process) -> float:
@@ -38,11 +42,12 @@ def cpu_seconds(process: psutil.Process) -> float:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    """Return a port that nobody listens at, and that no connection is given by chance before, or between, servers."""
+    while True:
+        port = random.SystemRandom().randrange(*PORTS)  # whatever a test has seeded
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
 
 
 def wait_for(is_there: Callable[[], bool], process: subprocess.Popen[str]) -> None:

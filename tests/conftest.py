@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -18,14 +17,27 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import hypothesis
 import psycopg
 import pytest
+from benchmarks.servers import START_SECONDS, free_port
+from httpx2._config import DEFAULT_TIMEOUT_CONFIG
 from psycopg import sql
 
 from gradmedic_service import models, schema
 
 POSTGRES_VARIABLE = "GRADMEDIC_TEST_POSTGRES_URL"
-START_SECONDS = 60
+PATIENCE = 300
+"""Seconds for a condition to come true: only what is broken takes so long, on however slow a machine."""
+
+
+hypothesis.settings.register_profile(
+    "suite",
+    deadline=None,  # of 200 milliseconds an example, which a busy machine exceeds
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize=True,  # what fails must fail again, and what has passed must not fail for others
+)
+hypothesis.settings.load_profile("suite")
 
 
 class Postgres:
@@ -97,6 +109,13 @@ def _interruptible() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _patient_requests() -> None:
+    """Let a service on a slow machine take its time to answer; the library would give up after five seconds."""
+    for kind in ("connect", "read", "write", "pool"):
+        setattr(DEFAULT_TIMEOUT_CONFIG, kind, PATIENCE)
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """A PostgreSQL server."""
@@ -118,9 +137,7 @@ def _run_postgres(folder: Path) -> Iterator[Postgres]:
     user = "nobody" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
     if user is not None:
         shutil.chown(folder, user)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     environment = {"PATH": os.environ["PATH"], "LC_ALL": "C"}
     arguments = ["-A", "trust", "-U", "gradmedic", "-E", "UTF8", "--no-sync", "-D", str(folder / "data")]
     subprocess.run(
@@ -210,10 +227,10 @@ def empty_database_url(backend: str, request: pytest.FixtureRequest, tmp_path: P
 
 @pytest.fixture
 def wait_until() -> Callable[[Callable[[], bool]], None]:
-    """Wait for a condition, and fail if it does not come true within a minute."""
+    """Wait for a condition, and fail if it does not come true within minutes."""
 
     def wait(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + PATIENCE
         while not condition():
             assert time.monotonic() < deadline, "the condition did not come true"
             time.sleep(0.02)

@@ -346,17 +346,18 @@ def follow_rerun(
     client: Client, rerun_id: UUID, to: TextIO | None, *, timeout: float | None = None
 ) -> wire.RerunDetail:
     """Wait for the end of a rerun; on the way, print what becomes of each trial. Raises TimeoutError."""
-    shown: set[tuple[UUID, str]] = set()
+    shown: set[tuple[UUID, str, str | None]] = set()
 
     def show(rerun: wire.RerunDetail) -> None:
         for trial in rerun.trials:
-            if (trial.id, trial.status) in shown or trial.status == "queued":
+            stage = trial.id, trial.status, trial.reason  # one that runs may wait for a place before
+            if stage in shown or trial.status == "queued":
                 continue
-            shown.add((trial.id, trial.status))
+            shown.add(stage)
             title = f"{describe_remedies(rerun.candidates[trial.candidate].remedies)}, seed {trial.seed}"
             why = f" ({trial.reason})" if trial.reason else ""
-            ended = "" if trial.status == "running" else f", {trial.verdict}{_loss_of(trial.loss)}{why}"
-            print(f"  {title}: {trial.status}{ended}", file=to, flush=True)
+            ended = "" if trial.status == "running" else f", {trial.verdict}{_loss_of(trial.loss)}"
+            print(f"  {title}: {trial.status}{ended}{why}", file=to, flush=True)
 
     return client.reruns.wait(rerun_id, timeout=timeout, on_change=None if to is None else show)
 

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from tests.conftest import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -29,7 +30,7 @@ def shown_commands(document: Path) -> list[str]:
 def gradmedic_help(command: str) -> str:
     """Return what `gradmedic COMMAND --help` prints; fails on an unknown command."""
     arguments = [sys.executable, "-m", "gradmedic", *shlex.split(command), "--help"]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import httpx2
 import numpy as np
 import pytest
 from benchmarks.servers import gradmedic
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
 from tests.service.reruns.conftest import CLIP, SLOW, PlayedWorker, rerun, suspect
 
 from gradmedic_service import schema
 
+PATIENCE = 300_000
+"""Milliseconds for a page to show something, or a job to end: only what is broken takes so long."""
 BLOCK = 50
 NAN_FROM, INFINITE_FROM, RISING_FROM = 180, 160, 120
 """Steps of the sick run."""
@@ -37,6 +40,7 @@ def chromium() -> Iterator[Browser]:
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:
         pytest.skip("there is no Chromium: apt-get install chromium")
+    expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found)
         yield browser
@@ -152,18 +156,37 @@ def named(value: float) -> float | str:
     return float(value) if math.isfinite(value) else "NaN" if math.isnan(value) else "Infinity"
 
 
+StartService = Callable[..., str]
+
+
+@pytest.fixture
+def start_service(tmp_path: Path) -> Iterator[StartService]:
+    """Start a service of the test's own on a database, and return its address."""
+    with ExitStack() as stack:
+
+        def start(database_url: str, *options: str) -> str:
+            address, _ = stack.enter_context(gradmedic(database_url, tmp_path, *options))
+            return address
+
+        yield start
+
+
 OpenPage = Callable[..., Page]
 
 
 @pytest.fixture
-def open_page(chromium: Browser) -> Iterator[OpenPage]:
-    """Open pages that must not complain: no script fails, nothing is blocked, nothing is missing."""
+def open_page(chromium: Browser, start_service: StartService) -> Iterator[OpenPage]:
+    """Open pages that must not complain: no script fails, nothing is blocked, nothing is missing.
+
+    They are closed before a service of the test's own ends: a page that still follows it would complain of that.
+    """
     contexts: list[BrowserContext] = []
     complaints: list[str] = []
 
     def start(address: str, *, waits: bool = True, refusals: tuple[int, ...] = (), **options: Any) -> Page:
         context = chromium.new_context(**{"viewport": {"width": 1400, "height": 1000}, **options})
         contexts.append(context)
+        context.set_default_timeout(PATIENCE)
         page = context.new_page()
         page.on("pageerror", lambda error: complaints.append(str(error)))
         expected = [f"Failed to load resource: the server responded with a status of {status} " for status in refusals]

@@ -11,9 +11,8 @@ from typing import Any
 import httpx2
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from benchmarks.servers import gradmedic
 from playwright.sync_api import Page, expect
-from tests.e2e.conftest import Service, fill, well_step
+from tests.e2e.conftest import Service, StartService, fill, well_step
 
 from gradmedic_service import schema
 
@@ -102,26 +101,26 @@ def test_the_list_is_live(open_page: Any, service: Service) -> None:
     expect(page.locator("#none")).to_contain_text("No run fits")
     page.get_by_label("Search").focus()
     fill(service.url, "appearing", well_step, 10)
-    expect(page.locator("#runs tbody tr")).to_have_count(1, timeout=15_000)
+    expect(page.locator("#runs tbody tr")).to_have_count(1)
     expect(page.get_by_label("Search")).to_be_focused()
 
 
-def test_pages_of_a_list_go_on_and_back(open_page: Any, tmp_path: Path) -> None:
+def test_pages_of_a_list_go_on_and_back(open_page: Any, start_service: StartService, tmp_path: Path) -> None:
     """More runs than fit a page are on the next one."""
     url = f"sqlite:///{tmp_path / 'many.db'}"
     schema.upgrade(url)
-    with gradmedic(url, tmp_path) as (address, _):
-        with httpx2.Client(base_url=f"{address}/api/v1") as client:
-            for index in range(55):
-                client.post("/runs", json={"project": "p", "name": f"run {index}", "layers": []})
-        page = open_page(address)
-        rows = page.locator("#runs tbody tr")
-        expect(rows).to_have_count(50)
-        page.get_by_role("button", name="Next page").click()
-        expect(rows).to_have_count(5)
-        expect(rows.first).to_contain_text("run 4")
-        page.get_by_role("button", name="Previous page").click()
-        expect(rows).to_have_count(50)
+    address = start_service(url)
+    with httpx2.Client(base_url=f"{address}/api/v1") as client:
+        for index in range(55):
+            client.post("/runs", json={"project": "p", "name": f"run {index}", "layers": []})
+    page = open_page(address)
+    rows = page.locator("#runs tbody tr")
+    expect(rows).to_have_count(50)
+    page.get_by_role("button", name="Next page").click()
+    expect(rows).to_have_count(5)
+    expect(rows.first).to_contain_text("run 4")
+    page.get_by_role("button", name="Previous page").click()
+    expect(rows).to_have_count(50)
 
 
 def test_runs_are_compared(open_page: Any, service: Service) -> None:
@@ -140,7 +139,9 @@ def test_runs_are_compared(open_page: Any, service: Service) -> None:
     expect(page.locator("#compared tbody tr")).to_have_count(2)
 
 
-def test_a_keyed_service_is_logged_in_to_and_out_of(open_page: Any, tmp_path: Path) -> None:
+def test_a_keyed_service_is_logged_in_to_and_out_of(
+    open_page: Any, start_service: StartService, tmp_path: Path
+) -> None:
     """A link leads to the login and back; an administrator makes and revokes keys; logging out ends the session."""
     url = f"sqlite:///{tmp_path / 'keyed.db'}"
     schema.upgrade(url)
@@ -155,37 +156,37 @@ def test_a_keyed_service_is_logged_in_to_and_out_of(open_page: Any, tmp_path: Pa
     made = subprocess.run([*command, "--database-url", url], check=True, capture_output=True, text=True, cwd=tmp_path)
     found = re.search(r"gradmedic_[\w-]{43}", made.stdout)
     assert found is not None
-    with gradmedic(url, tmp_path, "--require-auth") as (address, _):
-        headers = {"Authorization": f"Bearer {found.group()}"}
-        body = {"project": "guarded", "name": "kept", "layers": []}
-        run = httpx2.post(f"{address}/api/v1/runs", json=body, headers=headers).json()["id"]
-        page = open_page("about:blank", waits=False, refusals=(401,))
-        page.goto(f"{address}/runs/{run}?step=3")
-        expect(page.locator("h1")).to_have_text("Log in")
-        page.wait_for_selector("body[data-ready]")
-        for scheme in ("dark", "light"):
-            page.emulate_media(color_scheme=scheme)
-            assert violations(page) == ""
-        page.get_by_label("API key").fill(found.group())
-        page.get_by_role("button", name="Log in").click()
-        expect(page.locator("h1")).to_have_text("kept")
-        assert page.url.startswith(f"{address}/runs/{run}")
-        assert page.evaluate("document.cookie") == ""
-        page.get_by_role("link", name="API keys").click()
-        page.get_by_label("Name").fill("a reader")
-        page.get_by_label("Project").fill("guarded")
-        page.get_by_role("button", name="Make the key").click()
-        secret = page.locator("#created code").inner_text()
-        reader = {"Authorization": f"Bearer {secret}"}
-        assert httpx2.get(f"{address}/api/v1/runs/{run}", headers=reader).status_code == 200
-        page.get_by_role("button", name="Revoke a reader").click()
-        page.get_by_role("button", name="Revoke a reader").click()
-        expect(page.locator("#keys tr", has_text="a reader")).to_contain_text("revoked")
-        assert httpx2.get(f"{address}/api/v1/runs/{run}", headers=reader).status_code == 401
-        page.get_by_role("button", name="Log out").click()
-        expect(page.locator("h1")).to_have_text("Log in")
-        page.goto(f"{address}/")
-        expect(page.locator("h1")).to_have_text("Log in")
+    address = start_service(url, "--require-auth")
+    headers = {"Authorization": f"Bearer {found.group()}"}
+    body = {"project": "guarded", "name": "kept", "layers": []}
+    run = httpx2.post(f"{address}/api/v1/runs", json=body, headers=headers).json()["id"]
+    page = open_page("about:blank", waits=False, refusals=(401,))
+    page.goto(f"{address}/runs/{run}?step=3")
+    expect(page.locator("h1")).to_have_text("Log in")
+    page.wait_for_selector("body[data-ready]")
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme)
+        assert violations(page) == ""
+    page.get_by_label("API key").fill(found.group())
+    page.get_by_role("button", name="Log in").click()
+    expect(page.locator("h1")).to_have_text("kept")
+    assert page.url.startswith(f"{address}/runs/{run}")
+    assert page.evaluate("document.cookie") == ""
+    page.get_by_role("link", name="API keys").click()
+    page.get_by_label("Name").fill("a reader")
+    page.get_by_label("Project").fill("guarded")
+    page.get_by_role("button", name="Make the key").click()
+    secret = page.locator("#created code").inner_text()
+    reader = {"Authorization": f"Bearer {secret}"}
+    assert httpx2.get(f"{address}/api/v1/runs/{run}", headers=reader).status_code == 200
+    page.get_by_role("button", name="Revoke a reader").click()
+    page.get_by_role("button", name="Revoke a reader").click()
+    expect(page.locator("#keys tr", has_text="a reader")).to_contain_text("revoked")
+    assert httpx2.get(f"{address}/api/v1/runs/{run}", headers=reader).status_code == 401
+    page.get_by_role("button", name="Log out").click()
+    expect(page.locator("h1")).to_have_text("Log in")
+    page.goto(f"{address}/")
+    expect(page.locator("h1")).to_have_text("Log in")
 
 
 def test_projects_are_muted(open_page: Any, service: Service) -> None:

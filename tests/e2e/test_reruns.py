@@ -11,17 +11,13 @@ from typing import Any
 
 import httpx2
 import pytest
-from benchmarks.servers import gradmedic
 from playwright.sync_api import expect
-from tests.e2e.conftest import Service
+from tests.e2e.conftest import PATIENCE, Service, StartService
 from tests.service.reruns.conftest import CLIP, SLOW, STEPS, PlayedWorker, rerun, suspect
 
 from gradmedic_service import schema
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SOON = 20_000
-"""Milliseconds within which a page shows what has happened: streams look once a second, pages ask every four."""
-TRAINING = 150_000
 
 
 @pytest.fixture
@@ -56,19 +52,19 @@ def test_a_rerun_is_started_and_watched(open_page: Any, service: Service, worker
     worker.stream(control, "exploding", STEPS // 2)
     worker.beat(control, output="<b>step 7</b> loss 2.3")
     trials = page.locator("#trials tbody tr")
-    expect(trials.first).to_contain_text("running", timeout=SOON)
-    expect(trials.first).to_contain_text(f"{STEPS // 2} of {STEPS}", timeout=SOON)
-    expect(trials.first).to_contain_text("exploding", timeout=SOON)
+    expect(trials.first).to_contain_text("running")
+    expect(trials.first).to_contain_text(f"{STEPS // 2} of {STEPS}")
+    expect(trials.first).to_contain_text("exploding")
     expect(page.locator("#race-chart svg.chart > g.line")).to_have_count(1)
     page.get_by_role("button", name="Output of unchanged control, seed 0").click()
     expect(page.locator("#output pre")).to_have_text("<b>step 7</b> loss 2.3")
     expect(page.locator("#output-title")).to_be_focused()
     worker.beat(control, output="step 39 loss NaN")
     worker.publish(control)
-    expect(page.locator("#output pre")).to_have_text("step 39 loss NaN", timeout=SOON)
+    expect(page.locator("#output pre")).to_have_text("step 39 loss NaN")
 
     worker.work({1: "learning"})
-    expect(page.locator("#status")).to_have_text("done", timeout=SOON)
+    expect(page.locator("#status")).to_have_text("done")
     expect(page.locator("#result")).to_contain_text(re.compile("verified: healthy in 1 of 1 seed, loss .* against NaN"))
     expect(candidates.first).to_contain_text("0 of 1")
     expect(candidates.nth(1)).to_contain_text("verified")
@@ -134,39 +130,39 @@ def test_a_run_that_cannot_be_rerun_says_why(open_page: Any, service: Service) -
     expect(page.get_by_role("button", name="Race the remedies")).to_be_enabled()
 
 
-def test_the_whole_journey_of_a_real_job(open_page: Any, tmp_path: Path) -> None:
+def test_the_whole_journey_of_a_real_job(open_page: Any, start_service: StartService, tmp_path: Path) -> None:
     """A real script trains, sickens before somebody's eyes, is rerun with its advice by a real worker, and compared."""
     url = f"sqlite:///{tmp_path / 'journey.db'}"
     schema.upgrade(url)
-    with gradmedic(url, tmp_path, "--with-worker", str(EXAMPLES / "worker.toml")) as (address, _):
-        page = open_page(address)
-        environment = {"PATH": "/usr/bin:/bin", "GRADMEDIC_BASE_URL": address, "GRADMEDIC_RUN_NAME": "watched job"}
-        with (tmp_path / "job.log").open("w") as log:
-            script = [sys.executable, str(EXAMPLES / "rnn_language_model.py"), "--steps", "60"]
-            job = subprocess.Popen(script, stdout=log, stderr=log, env=environment, cwd=tmp_path)
-            try:
-                link = page.get_by_role("link", name="watched job")
-                expect(link).to_be_visible(timeout=TRAINING)
-                link.click()
-                expect(page.locator("#banner")).to_contain_text("exploding", timeout=TRAINING)
-                expect(page.locator("#advice li").first).to_contain_text("clip")
-                assert job.wait(timeout=TRAINING / 1000) == 0, (tmp_path / "job.log").read_text()
-                expect(page.locator("#status")).to_have_text("finished", timeout=SOON)
-            finally:
-                if job.poll() is None:
-                    job.kill()
-                    job.wait()
-        page.get_by_role("button", name="Zoom to where it began").click()
-        expect(page).to_have_url(re.compile("from=.*to="))
-        page.get_by_text("Choose remedies and budget").click()
-        page.locator("#start").get_by_role("checkbox", name="clip grad norm (").check()
-        page.get_by_label("Seeds").fill("1")
-        page.get_by_label("Steps a trial").fill("100")
-        page.get_by_role("button", name="Race the remedies").click()
-        expect(page.locator("#trials")).to_contain_text("running", timeout=TRAINING)
-        expect(page.locator("#status")).to_have_text("done", timeout=TRAINING)
-        told = httpx2.get(f"{address}/api/v1{page.url.removeprefix(address)}").json()
-        expect(page.locator("#candidates tbody tr").nth(1)).to_contain_text(told["candidates"][1]["outcome"]["state"])
-        page.get_by_role("link", name="Compare with the suspect").click()
-        expect(page.locator("#compared tbody tr")).to_have_count(3)
-        expect(page.locator("#compared tbody tr").nth(2)).to_contain_text("healthy")
+    address = start_service(url, "--with-worker", str(EXAMPLES / "worker.toml"))
+    page = open_page(address)
+    environment = {"PATH": "/usr/bin:/bin", "GRADMEDIC_BASE_URL": address, "GRADMEDIC_RUN_NAME": "watched job"}
+    with (tmp_path / "job.log").open("w") as log:
+        script = [sys.executable, str(EXAMPLES / "rnn_language_model.py"), "--steps", "60"]
+        job = subprocess.Popen(script, stdout=log, stderr=log, env=environment, cwd=tmp_path)
+        try:
+            link = page.get_by_role("link", name="watched job")
+            expect(link).to_be_visible()
+            link.click()
+            expect(page.locator("#banner")).to_contain_text("exploding")
+            expect(page.locator("#advice li").first).to_contain_text("clip")
+            assert job.wait(timeout=PATIENCE / 1000) == 0, (tmp_path / "job.log").read_text()
+            expect(page.locator("#status")).to_have_text("finished")
+        finally:
+            if job.poll() is None:
+                job.kill()
+                job.wait()
+    page.get_by_role("button", name="Zoom to where it began").click()
+    expect(page).to_have_url(re.compile("from=.*to="))
+    page.get_by_text("Choose remedies and budget").click()
+    page.locator("#start").get_by_role("checkbox", name="clip grad norm (").check()
+    page.get_by_label("Seeds").fill("1")
+    page.get_by_label("Steps a trial").fill("100")
+    page.get_by_role("button", name="Race the remedies").click()
+    expect(page.locator("#trials")).to_contain_text("running")
+    expect(page.locator("#status")).to_have_text("done")
+    told = httpx2.get(f"{address}/api/v1{page.url.removeprefix(address)}").json()
+    expect(page.locator("#candidates tbody tr").nth(1)).to_contain_text(told["candidates"][1]["outcome"]["state"])
+    page.get_by_role("link", name="Compare with the suspect").click()
+    expect(page.locator("#compared tbody tr")).to_have_count(3)
+    expect(page.locator("#compared tbody tr").nth(2)).to_contain_text("healthy")

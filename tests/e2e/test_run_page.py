@@ -14,7 +14,7 @@ import pytest
 from benchmarks.servers import gradmedic
 from playwright.sync_api import Page, expect
 from pydantic import SecretStr, TypeAdapter
-from tests.e2e.conftest import INFINITE_FROM, NAN_FROM, Service, append, fill, sick_step, well_step
+from tests.e2e.conftest import INFINITE_FROM, NAN_FROM, Service, StartService, append, fill, sick_step, well_step
 
 from gradmedic import wire
 from gradmedic_service import schema
@@ -235,28 +235,28 @@ def test_the_page_follows_the_job(open_page: Any, service: Service) -> None:
     page.locator(CANVAS).focus()
     with httpx2.Client(base_url=f"{service.url}/api/v1") as client:
         append(client, run, well_step, range(50, 100), 16)
-        expect(page.locator("#facts")).to_contain_text("last step 99", timeout=15_000)
-        expect(page.locator(CANVAS)).to_have_attribute("aria-label", re.compile("steps 0 to 99"), timeout=15_000)
+        expect(page.locator("#facts")).to_contain_text("last step 99")
+        expect(page.locator(CANVAS)).to_have_attribute("aria-label", re.compile("steps 0 to 99"))
         append(client, run, sick_step, range(100, 200), 16)
-        expect(page.locator("#banner")).to_contain_text("exploding", timeout=15_000)
+        expect(page.locator("#banner")).to_contain_text("exploding")
         client.patch(f"/runs/{run}", json={"status": "failed"})
-        expect(page.locator("#status")).to_have_text("failed", timeout=15_000)
+        expect(page.locator("#status")).to_have_text("failed")
     expect(page.locator(CANVAS)).to_be_focused()
 
 
-def test_the_page_asks_where_streams_are_refused(open_page: Any, tmp_path: Path) -> None:
+def test_the_page_asks_where_streams_are_refused(open_page: Any, start_service: StartService, tmp_path: Path) -> None:
     """Where no event stream is to be had, the page asks by itself and says so."""
     url = f"sqlite:///{tmp_path / 'polled.db'}"
     schema.upgrade(url)
-    with gradmedic(url, tmp_path) as (address, _):
-        run = fill(address, "polled", well_step, 50)
-        page = open_page("about:blank", waits=False, refusals=(404,))
-        page.route("**/events", lambda route: route.fulfill(status=404, body="{}"))
-        page.goto(f"{address}/runs/{run}")
-        expect(page.locator("#live")).to_contain_text("asking every", timeout=15_000)
-        with httpx2.Client(base_url=f"{address}/api/v1") as client:
-            append(client, run, well_step, range(50, 60), 16)
-        expect(page.locator("#facts")).to_contain_text("last step 59", timeout=15_000)
+    address = start_service(url)
+    run = fill(address, "polled", well_step, 50)
+    page = open_page("about:blank", waits=False, refusals=(404,))
+    page.route("**/events", lambda route: route.fulfill(status=404, body="{}"))
+    page.goto(f"{address}/runs/{run}")
+    expect(page.locator("#live")).to_contain_text("asking every")
+    with httpx2.Client(base_url=f"{address}/api/v1") as client:
+        append(client, run, well_step, range(50, 60), 16)
+    expect(page.locator("#facts")).to_contain_text("last step 59")
 
 
 def test_a_run_without_steps_waits(open_page: Any, service: Service) -> None:
@@ -267,7 +267,7 @@ def test_a_run_without_steps_waits(open_page: Any, service: Service) -> None:
     expect(page.locator("#live")).to_have_text("live")
     with httpx2.Client(base_url=f"{service.url}/api/v1") as client:
         append(client, run, well_step, range(10), 16)
-    page.wait_for_selector("body[data-ready]", timeout=15_000)
+    page.wait_for_selector("body[data-ready]")
 
 
 @pytest.fixture(scope="module")

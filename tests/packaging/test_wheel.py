@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.conftest import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 FOREIGN = ("fastapi", "pydantic", "sqlalchemy", "starlette", "torch", "uvicorn")
@@ -24,16 +25,17 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from this checkout."""
     folder = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=PATIENCE)
     (built,) = folder.glob("*.whl")
     return built
 
 
 def install(wheel: Path, folder: Path, extra: str = "") -> Path:
     """Install the wheel into a new environment in `folder` and return its bin folder."""
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=120)
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "-c", str(ROOT / "constraints.txt")]
-    done = subprocess.run([*pip, f"{wheel}{extra}"], capture_output=True, text=True, check=False, timeout=600)
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=PATIENCE)
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--retries", "10"]
+    pip += ["-c", str(ROOT / "constraints.txt")]
+    done = subprocess.run([*pip, f"{wheel}{extra}"], capture_output=True, text=True, check=False, timeout=2 * PATIENCE)
     assert done.returncode == 0, done.stderr
     return folder / "bin"
 
@@ -102,31 +104,31 @@ def served(service: Path, tmp_path: Path) -> Iterator[str]:
         yield line.split()[3]
     finally:
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=PATIENCE)
 
 
 def test_service_install_creates_its_database(served: str, tmp_path: Path) -> None:
     """`gradmedic serve` from a wheel migrates its own database in the working directory, and is ready."""
     assert (tmp_path / ".gradmedic" / "gradmedic.db").is_file()
-    with urllib.request.urlopen(f"{served}/readyz", timeout=10) as answer:  # noqa: S310  # our own loopback URL
+    with urllib.request.urlopen(f"{served}/readyz", timeout=PATIENCE) as answer:  # noqa: S310  # our own loopback URL
         assert answer.status == 200
     body = json.dumps({"project": "p", "layers": [{"name": "w"}]}).encode()
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(f"{served}/api/v1/runs", data=body, headers=headers)  # noqa: S310
-    with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:  # noqa: S310
         assert answer.status == 201
 
 
 def test_service_install_shows_its_pages(served: str) -> None:
     """Templates, scripts and styles are in the wheel: `/` is a page, and whatever it links to is there."""
-    with urllib.request.urlopen(f"{served}/", timeout=10) as answer:  # noqa: S310  # our own loopback URL
+    with urllib.request.urlopen(f"{served}/", timeout=PATIENCE) as answer:  # noqa: S310  # our own loopback URL
         assert answer.headers["content-type"] == "text/html; charset=utf-8"
         page = answer.read().decode()
     assert "<h1>Runs</h1>" in page
     linked = re.findall(r'(?:src|href)="(/static/[^"]+)"', page)
     kinds = set()
     for path in linked:
-        with urllib.request.urlopen(f"{served}{path}", timeout=10) as answer:  # noqa: S310
+        with urllib.request.urlopen(f"{served}{path}", timeout=PATIENCE) as answer:  # noqa: S310
             kinds.add(answer.headers["content-type"])
             assert answer.read()
     assert kinds == {"text/javascript; charset=utf-8", "text/css; charset=utf-8", "image/svg+xml"}

@@ -20,6 +20,7 @@ import structlog
 from fastapi import FastAPI
 from pydantic import SecretStr
 from starlette.testclient import TestClient
+from tests.conftest import PATIENCE
 from tests.service.faults.restartable import RestartablePostgres
 
 from gradmedic_service import schema
@@ -45,13 +46,14 @@ def _plain_logging() -> None:
 @pytest.fixture
 def settings(database_url: str) -> Settings:
     """Settings of a service on each database in turn."""
-    return Settings(database_url=SecretStr(database_url), database_timeout=10)
+    return Settings(database_url=SecretStr(database_url), database_timeout=PATIENCE)
 
 
 @pytest.fixture(scope="session")
 def session_app(_answer_the_test_client: None, tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
     """The service, put together once: that takes longer than most tests."""
-    return create_app(Settings(database_url=SecretStr(f"sqlite:///{tmp_path_factory.mktemp('app')}/unused.db")))
+    url = SecretStr(f"sqlite:///{tmp_path_factory.mktemp('app')}/unused.db")
+    return create_app(Settings(database_url=url, trial_lease=PATIENCE))  # workers that are played send no heartbeats
 
 
 @pytest.fixture

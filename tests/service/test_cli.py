@@ -20,6 +20,7 @@ from typing import Any
 import httpx2
 import pytest
 import structlog
+from tests.conftest import PATIENCE
 
 from gradmedic_service import schema
 from gradmedic_service.access.secrets import is_secret
@@ -180,7 +181,7 @@ def test_serving_from_nothing(serve: Any, tmp_path: Path, create_run: Any) -> No
         path = create_run(client)
         assert client.post(f"{path}/steps", json={"steps": [0], "loss": [1.0]}).status_code == 200
         served.process.send_signal(signal.SIGTERM)
-        assert served.process.wait(timeout=30) == -signal.SIGTERM
+        assert served.process.wait(timeout=PATIENCE) == -signal.SIGTERM
     log = (tmp_path / "serve.log").read_text()
     assert "Application shutdown complete" in log
     assert log.count(f"path={path}/steps") == 1
@@ -203,7 +204,7 @@ def test_serving_the_network(serve: Any, sqlite_url: str, capsys: pytest.Capture
             headers = {"Authorization": f"Bearer {secret}"}
             assert client.post("/api/v1/runs", json=body, headers=headers).status_code == 201
         served.process.send_signal(signal.SIGTERM)
-        served.process.wait(timeout=30)
+        served.process.wait(timeout=PATIENCE)
     assert run(API_KEY, "list", "--json", "--database-url", sqlite_url) == 0
     (listed,) = capsys.readouterr().out.splitlines()
     assert json.loads(listed)["last_used_at"] is not None

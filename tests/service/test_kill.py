@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from tests.conftest import PATIENCE
 
 KILLS = 5
 STEPS_AFTER_THE_LAST = 30
@@ -22,7 +23,7 @@ def test_kill_nine_in_the_middle_of_a_stream(serve: Any, database_url: str, crea
     acknowledged = -1
     path: str | None = None
     for remaining_kills in reversed(range(KILLS + 1)):
-        with serve(database_url) as served, httpx2.Client(base_url=served.url, timeout=30) as client:
+        with serve(database_url) as served, httpx2.Client(base_url=served.url, timeout=PATIENCE) as client:
             if path is None:
                 path = create_run(client, layers=3)
             run = client.get(path).json()
@@ -43,7 +44,7 @@ def test_kill_nine_in_the_middle_of_a_stream(serve: Any, database_url: str, crea
             except httpx2.TransportError:
                 assert remaining_kills
             killer.cancel()
-    with serve(database_url) as served, httpx2.Client(base_url=served.url, timeout=30) as client:
+    with serve(database_url) as served, httpx2.Client(base_url=served.url, timeout=PATIENCE) as client:
         query: dict[str, Any] = {"statistic": ["loss", "grad_norm"], "max_points": 10_000}
         read = [
             client.get(f"{path}/steps", params=query),

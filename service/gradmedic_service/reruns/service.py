@@ -71,6 +71,7 @@ MAX_TICKET_SECONDS = 86_400.0
 """For which a ticket may be good; the attempt's lease is what ends it as a rule."""
 LEAST_SECONDS = 1.0
 """No trial is started with less time than this."""
+WAITS_FOR_PLACE = "it waits for a place on the cluster"
 SECONDS_SPENT = "the rerun's budget of seconds is spent"
 MAX_OUTPUT = 64 * 1024
 """Characters kept of what an attempt prints: the last."""
@@ -1042,12 +1043,13 @@ def _reason_to_wait(session: Session, rerun: models.Rerun, trials: Sequence[mode
 def _trial(trial: models.Trial, attempts: Sequence[models.Attempt], created: Mapping[UUID, models.Run]) -> wire.Trial:
     curve = None if trial.curve is None else CURVE.validate_python(trial.curve)
     run = created.get(attempts[-1].run_id) if attempts else None
+    is_waiting = trial.status == "running" and attempts and attempts[-1].is_waiting
     return wire.Trial(
         id=trial.id,
         candidate=trial.candidate,
         seed=trial.seed,
         status=trial.status,
-        reason=trial.reason,
+        reason=WAITS_FOR_PLACE if is_waiting else trial.reason,
         verdict=trial.verdict if run is None or trial.status != "running" else run.verdict,
         step=None if run is None else run.last_step,
         start_loss=None if curve is None else curve.start,

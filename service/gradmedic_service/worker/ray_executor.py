@@ -139,6 +139,7 @@ class RayTrial:
         self._pending_timeout = pending_timeout
         self._waits_for = waits_for
         self._changed = threading.Condition()
+        self._has_ticket = False
         self._is_closed = False
         self._is_stopping = False
         self._has_started = False
@@ -230,11 +231,13 @@ class RayTrial:
 
     def _submit(self) -> None:
         try:
-            self._issue_ticket()
+            if not self._has_ticket:  # of a job that has arrived it may be redeemed, though nobody answered
+                self._issue_ticket()
         except GradmedicError as error:
             if is_retryable(error):
                 raise RayUnreachable(f"the ticket could not be made good: {error}") from error
             raise
+        self._has_ticket = True
         self._jobs.submit(self._submission)
 
     def _end_of(self, job: Job, *, is_stopped: bool) -> TrialEnd | Lost:

@@ -106,7 +106,9 @@ class RayJobs:
 
     def stop(self, id: str) -> None:
         """Ask for the end of a job, or of one that waits as soon as it starts. Raises RayUnreachable."""
-        self._ask("POST", f"/api/jobs/{id}/stop", {})
+        status, answer = self._ask("POST", f"/api/jobs/{id}/stop", {})
+        if status not in (200, 404):
+            raise RayUnreachable(f"Ray did not stop the job: {status}: {_excerpt(answer)}")
 
     def close(self) -> None:
         """Close the connections."""

@@ -53,7 +53,7 @@ class Supervisor:
         self._tell = tell
         self._changed = threading.Condition()
         self._running: dict[threading.Thread, _TrialAtWork] = {}
-        self._is_draining = False
+        self._is_draining = self._is_abandoned = False
         self._offered_at = 0.0
 
     def run(self) -> int:
@@ -89,7 +89,7 @@ class Supervisor:
     def abandon(self) -> None:
         """End everything at once; other workers will make new attempts."""
         with self._changed:
-            self._is_draining = True
+            self._is_draining = self._is_abandoned = True
             for trial in self._running.values():
                 trial.abandon()
             self._changed.notify_all()
@@ -148,8 +148,11 @@ class Supervisor:
         trial = _TrialAtWork(claimed, self._client, self._executor, asked_at, self._tell)
         thread = threading.Thread(target=self._see_to, args=(trial,), name=f"trial {claimed.trial_id}")
         with self._changed:
+            thread.start()
             self._running[thread] = trial
-        thread.start()
+            if self._is_abandoned:  # while it was being claimed
+                trial.abandon()
+        trial.wait_for_place()
 
     def _see_to(self, trial: _TrialAtWork) -> None:
         try:
@@ -192,6 +195,7 @@ class _TrialAtWork:
         self._interval = min(LONGEST_HEARTBEAT, claimed.lease_seconds / HEARTBEATS_PER_LEASE)
         self._began_at = self._heard_at = asked_at
         self._is_abandoned = threading.Event()
+        self._is_placed = threading.Event()
         self._sent_output: str | None = None
         what = describe_remedies(claimed.remedies)
         if claimed.candidate and not claimed.remedies:
@@ -202,12 +206,19 @@ class _TrialAtWork:
         """Let it end at once, without a result."""
         self._is_abandoned.set()
 
+    def wait_for_place(self) -> None:
+        """Wait until the executor has started it or failed to: until then, what it takes seems to be free."""
+        self._is_placed.wait()
+
     def run(self) -> None:
         """Run it and publish how it ended."""
         started_at = time.monotonic()
-        self._tell(f"{self.title}: started")
         seconds = self._claimed.seconds - GRACE - (started_at - self._heard_at)
-        process = self._executor.start(self._claimed)
+        try:
+            self._tell(f"{self.title}: started")
+            process = self._executor.start(self._claimed)
+        finally:
+            self._is_placed.set()
         try:
             ended = self._follow(process, seconds)
             if isinstance(ended, _Refused):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Protocol
 from uuid import UUID
@@ -51,6 +52,13 @@ def guarded(session_app: FastAPI, client: TestClient) -> Iterator[TestClient]:
     state.requires_keys, state.keyring = True, Keyring()
     yield client
     state.requires_keys, state.keyring, state.rates = False, Keyring(), rates
+
+
+@pytest.fixture
+def within_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hold the clock that requests are counted by: a minute that ends meanwhile would allow some more."""
+    moment = time.time()
+    monkeypatch.setattr("time.time", lambda: moment)
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def limited(app: FastAPI, **changes: Any) -> Iterator[None]:
     app.state.limits, app.state.rates = before
 
 
-def test_requests_of_a_key(bearing: Any, session_app: FastAPI) -> None:
+def test_requests_of_a_key(bearing: Any, session_app: FastAPI, within_a_minute: None) -> None:
     """A key that asks too often gets 429 with when to come back; another key, and what is public, do not notice."""
     busy, other = bearing("read"), bearing("read")
     with limited(session_app, max_requests_per_minute=5):
@@ -52,7 +52,7 @@ def test_without_keys_nobody_is_counted(sqlite_client: TestClient, session_app: 
         assert [sqlite_client.get(RUNS).status_code for _ in range(5)] == [200] * 5
 
 
-def test_guessing_is_slowed_down(guarded: TestClient, bearing: Any) -> None:
+def test_guessing_is_slowed_down(guarded: TestClient, bearing: Any, within_a_minute: None) -> None:
     """An address that tries many unknown keys is refused before the database is asked; known keys go on there."""
     known = bearing("read")
     assert known.get(RUNS).status_code == 200

@@ -145,7 +145,9 @@ def test_without_keys_there_are_no_sessions(client: TestClient) -> None:
     client.cookies.clear()
 
 
-def test_sessions_count_as_requests_of_their_key(guarded: TestClient, browser: TestClient) -> None:
+def test_sessions_count_as_requests_of_their_key(
+    guarded: TestClient, browser: TestClient, within_a_minute: None
+) -> None:
     """A session has no more requests a minute than its key, and gets 429 beyond them."""
     guarded.app.state.rates = Rates(3)  # type: ignore[attr-defined]
     answers = [browser.get(SESSION) for _ in range(4)]
@@ -153,7 +155,7 @@ def test_sessions_count_as_requests_of_their_key(guarded: TestClient, browser: T
     assert int(answers[-1].headers["retry-after"]) > 0
 
 
-def test_cookies_are_not_guessed_at_will(guarded: TestClient, browser: TestClient) -> None:
+def test_cookies_are_not_guessed_at_will(guarded: TestClient, browser: TestClient, within_a_minute: None) -> None:
     """An address may try so many unknown cookies a minute; the session of somebody there goes on."""
     assert browser.get(RUNS).status_code == 200
     tried = [

@@ -205,7 +205,7 @@ def test_slow_divergence_is_called() -> None:
     assert diagnose(block).verdict == "exploding"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(order=st.permutations(range(4)))
 def test_equal_layers_are_interchangeable(order: list[int]) -> None:
     """Permuting layers, with their depth told, changes nothing but the order in which they are stored."""
@@ -218,7 +218,7 @@ def test_equal_layers_are_interchangeable(order: list[int]) -> None:
     assert Diagnostician(named).update(permuted) == expected
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(cut=st.integers(21, STEPS))
 def test_a_healthy_prefix_stays_healthy(cut: int) -> None:
     """What a run is called at a step does not depend on what comes after it."""

@@ -63,7 +63,7 @@ def test_explosion_is_announced_before_the_first_nan(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_cuts_change_nothing(name: str, data: st.DataObject) -> None:
     """However a run is cut into blocks, the whole diagnosis is the same: verdicts, steps, layers and numbers."""

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from benchmarks.ray_cluster import RayCluster
 from pydantic import SecretStr
+from tests.conftest import PATIENCE
 
 import gradmedic
 from gradmedic import wire
@@ -29,14 +30,13 @@ from gradmedic_service.worker.local import LocalExecutor
 from gradmedic_service.worker.ray_executor import RayExecutor
 
 HEAD_CPUS = 2
-LEASE = 60.0
+LEASE = float(PATIENCE)
 """Seconds; the tests of the contract play a supervisor that sends no heartbeats."""
-SHORT_LEASE = 2.0
+SHORT_LEASE = 5.0
 """Seconds; where a supervisor is lost, and others wait until it has not been heard of for so long."""
 KINDS = ["learn", "explode", "print", "exit", "signal", "stubborn", "daemon", "spam", "environment"]
 SCRIPT = """
     import json, os, pathlib, signal, subprocess, sys, time
-    import gradmedic
     kind, pause = sys.argv[1], float(sys.argv[2])
     if kind == "print": print("naïve ✓", os.getpid(), flush=True); time.sleep(pause)
     if kind == "exit":
@@ -57,6 +57,7 @@ SCRIPT = """
         signal.signal(signal.SIGTERM, lambda *_: (print("cleaned up", flush=True), sys.exit(0)))
     if kind in ("stubborn", "daemon"): print(os.getpid(), flush=True); time.sleep(600)
     if kind not in ("learn", "explode"): sys.exit(0)
+    import gradmedic
     run = gradmedic.init(project="p", config={"kind": kind, "pause": pause}, trainable="train-ray")
     for step in range(80):
         while step == 10 and pathlib.Path(__file__).with_name("hold").exists(): time.sleep(0.02)
@@ -82,7 +83,7 @@ CONFIGURATION = """
     environment = {{ PYTHONPATH = "{directory}/without_torch" }}
     [trainables.train-{executor}.parameters]
     kind = {{ type = "str", choices = {kinds}, default = "explode" }}
-    pause = {{ type = "float", minimum = 0.0, maximum = 10.0, default = 0.0 }}
+    pause = {{ type = "float", minimum = 0.0, maximum = 600.0, default = 0.0 }}
 """
 TABLE = """
     [ray]
@@ -113,7 +114,7 @@ class Workshop:
         executor: str = "ray",
         slots: int = 2,
         cpus: int = 1,
-        pending: float = 60,
+        pending: float = PATIENCE,
         address: str | None = None,
     ) -> Path:
         """Write the configuration; the one for `ray` is also that of every node."""
@@ -275,7 +276,7 @@ class Hosting:
     working: gradmedic.Client
     guarded: Guarded
 
-    def claim(self, kind: str, pause: float = 0.0, seconds: float = 60.0) -> wire.ClaimedTrial:
+    def claim(self, kind: str, pause: float = 0.0, seconds: float = PATIENCE) -> wire.ClaimedTrial:
         """Ask for a rerun whose control is of a kind, and claim that."""
         run_id = suspect(self.guarded, self.name, kind, pause)
         self.person.reruns.create(
@@ -314,7 +315,7 @@ def start(hosting: Hosting) -> Iterator[Callable[..., HostedTrial]]:
     """Start a trial of a kind; it is let go of at the end."""
     started: list[HostedTrial] = []
 
-    def begin(kind: str, pause: float = 0.0, seconds: float = 60.0) -> HostedTrial:
+    def begin(kind: str, pause: float = 0.0, seconds: float = PATIENCE) -> HostedTrial:
         started.append(hosting.executor.start(hosting.claim(kind, pause, seconds)))
         return started[-1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -15,13 +16,16 @@ from uuid import uuid4
 import psutil
 import pytest
 from benchmarks.cable import Cable
+from benchmarks.ray_cluster import RayCluster
+from tests.conftest import PATIENCE
 from tests.service.executors.conftest import HEAD_CPUS, Guarded, Workshop, setting, suspect
 
 import gradmedic
 from gradmedic import wire
+from gradmedic.cli import follow_rerun
 from gradmedic.exceptions import ConfigurationError
 from gradmedic_service.worker.configuration import read_configuration
-from gradmedic_service.worker.executor import Lost
+from gradmedic_service.worker.executor import Lost, TrialEnd
 from gradmedic_service.worker.ray_executor import RayExecutor, RayTrial
 from gradmedic_service.worker.ray_jobs import RayJobs, RayUnreachable, Submission
 from gradmedic_service.worker.tickets import ticket_of
@@ -30,6 +34,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
 Wait = Callable[[Callable[[], bool]], None]
 Supervise = Callable[..., AbstractContextManager["subprocess.Popen[str]"]]
+PROGRAMS = {"gradmedic_service.worker.node", "gradmedic_service.worker.launcher"}
 SECRET = re.compile(rb"gradmedic_[A-Za-z0-9_-]{43}")
 
 
@@ -71,7 +76,7 @@ def offer(guarded: Guarded, workshop: Workshop) -> None:
 
 def ended(client: gradmedic.Client, rerun: wire.RerunDetail) -> wire.RerunDetail:
     """Wait for the end of a rerun."""
-    return client.reruns.wait(rerun.id, timeout=150, interval=0.1)
+    return client.reruns.wait(rerun.id, timeout=PATIENCE, interval=0.1)
 
 
 def running(client: gradmedic.Client, rerun: wire.RerunDetail) -> wire.Trial | None:
@@ -81,18 +86,16 @@ def running(client: gradmedic.Client, rerun: wire.RerunDetail) -> wire.Trial | N
 
 
 def processes_of_trials(workshop: Workshop) -> list[psutil.Process]:
-    """Return what runs of trials on this machine: nodes' processes, launchers, scripts."""
+    """Return what runs of the cluster's trials: nodes' processes, launchers, scripts."""
     found = []
     for process in psutil.process_iter():
         try:
-            words = " ".join(process.cmdline())
-            if process.status() != psutil.STATUS_ZOMBIE and (
-                "gradmedic_service.worker.node" in words
-                or "gradmedic_service.worker.launcher" in words
-                or str(workshop.folder / "train.py") in words
-            ):
+            names = {*process.cmdline()[1:3], *process.environ().values()}
+            is_trials = not names.isdisjoint({*PROGRAMS, str(workshop.folder / "train.py")})
+            is_here = any(str(workshop.folder) in name for name in names)  # other tests have trials too
+            if is_trials and is_here and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
-        except psutil.NoSuchProcess:
+        except psutil.Error:
             continue
     return found
 
@@ -158,7 +161,7 @@ def test_a_job_that_somebody_else_submits_gets_nothing(
 def test_a_submission_that_arrives_twice_is_one_job(workshop: Workshop) -> None:
     """Submitting again after a lost answer is no error, and the job that is there stays."""
     jobs = RayJobs(workshop.cluster.address, workshop.cluster.token)
-    submission = Submission(id=f"twice-{uuid4()}", entrypoint="sleep 60", cpus=0, gpus=0, memory=None)
+    submission = Submission(id=f"twice-{uuid4()}", entrypoint="sleep 600", cpus=0, gpus=0, memory=None)
     jobs.submit(submission)
     first = jobs.find(submission.id)
     jobs.submit(submission)
@@ -169,13 +172,55 @@ def test_a_submission_that_arrives_twice_is_one_job(workshop: Workshop) -> None:
     jobs.close()
 
 
+class UnheardJobs(RayJobs):
+    """Jobs of a cluster whose answer to the first submission is lost, once something has happened."""
+
+    def __init__(self, cluster: RayCluster, until: Callable[[], None]) -> None:
+        super().__init__(cluster.address, cluster.token)
+        self._until = until
+        self.submissions = 0
+
+    def submit(self, submission: Submission) -> None:
+        """Submit, and say the first time that nobody has answered."""
+        super().submit(submission)
+        self.submissions += 1
+        if self.submissions == 1:
+            self._until()
+            raise RayUnreachable("the answer was lost")
+
+
+def test_a_job_may_start_before_its_submission_is_answered(
+    workshop: Workshop, guarded: Guarded, person: gradmedic.Client, working: gradmedic.Client, wait_until: Wait
+) -> None:
+    """One that has redeemed its ticket when it is submitted again is found, and its end is the attempt's."""
+    configuration = read_configuration(workshop.configure(guarded.url))
+    offer(guarded, workshop)
+    rerun = ask(guarded)
+    claimed = working.work.claim("test", ["train-ray"], "ray")
+    assert claimed is not None
+    executor = RayExecutor(configuration, working, environment={}, tell=lambda _: None)
+    jobs = executor._jobs = UnheardJobs(
+        workshop.cluster, lambda: wait_until(lambda: running(person, rerun) is not None)
+    )
+    with workshop.holding() as go_on:
+        trial = executor.start(claimed)
+        wait_until(lambda: jobs.submissions == 2 or trial.wait(0) is not None)
+        go_on()
+        wait_until(lambda: trial.wait(0.1) is not None)
+    end = trial.wait(0)
+    assert isinstance(end, TrialEnd), end
+    assert end.exit_code == 0
+    trial.close()
+    executor.close()
+
+
 def test_a_job_of_somebody_else_is_not_taken_for_ours(workshop: Workshop, wait_until: Wait) -> None:
     """Where Ray has another job under the id of an attempt, the attempt is lost, and that job is left alone."""
     jobs = RayJobs(workshop.cluster.address, workshop.cluster.token)
     name = f"taken-{uuid4()}"
-    jobs.submit(Submission(id=name, entrypoint="sleep 60", cpus=0, gpus=0, memory=None))
+    jobs.submit(Submission(id=name, entrypoint="sleep 600", cpus=0, gpus=0, memory=None))
     ours = Submission(id=name, entrypoint="true", cpus=0, gpus=0, memory=None)
-    trial = RayTrial(jobs, ours, lambda: None, pending_timeout=60, waits_for="a place")
+    trial = RayTrial(jobs, ours, lambda: None, pending_timeout=PATIENCE, waits_for="a place")
     wait_until(lambda: isinstance(trial.wait(0.1), Lost))
     end = trial.wait(0)
     assert isinstance(end, Lost)
@@ -192,7 +237,7 @@ def test_a_job_that_cannot_start_is_lost_with_what_it_said(workshop: Workshop, w
     """An interpreter without gradmedic is named in the reason of the attempt."""
     jobs = RayJobs(workshop.cluster.address, workshop.cluster.token)
     broken = Submission(id=f"broken-{uuid4()}", entrypoint="/no/such/python -m nothing", cpus=0, gpus=0, memory=None)
-    trial = RayTrial(jobs, broken, lambda: None, pending_timeout=60, waits_for="a place")
+    trial = RayTrial(jobs, broken, lambda: None, pending_timeout=PATIENCE, waits_for="a place")
     wait_until(lambda: trial.wait(0.1) is not None)
     end = trial.wait(0)
     assert isinstance(end, Lost)
@@ -231,14 +276,16 @@ def test_a_token_that_is_refused_or_missing_is_an_error_at_the_start(
 def test_a_trial_that_finds_no_place_is_given_up(
     workshop: Workshop, guarded: Guarded, person: gradmedic.Client, supervise: Supervise
 ) -> None:
-    """A job that waits too long is an attempt that was lost, which costs no time; the third is the last."""
-    workshop.configure(guarded.url, cpus=64, pending=1)
+    """It is said to wait; waiting too long loses the attempt, which costs no time, and the third is the last."""
+    workshop.configure(guarded.url, cpus=64, pending=4)
     offer(guarded, workshop)
+    told = io.StringIO()
     with supervise(guarded):
-        rerun = ended(person, ask(guarded))
+        rerun = follow_rerun(person, ask(guarded).id, told, timeout=PATIENCE)
     assert rerun.status == "failed"
     assert outcomes(rerun) == [["lost"] * 3]
-    assert "waited longer than 1 s for a place with 64 CPUs" in (rerun.reason or "")
+    assert "control, seed 0: running (it waits for a place on the cluster)\n" in told.getvalue()
+    assert "waited longer than 4 s for a place with 64 CPUs" in (rerun.reason or "")
     assert rerun.cost_seconds == 0
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tests.conftest import PATIENCE
 from tests.service.executors.conftest import Hosting, Workshop
 
 from gradmedic_service.worker.executor import STOPPED, TIMEOUT, HostedTrial, Lost, TrialEnd
@@ -23,7 +24,7 @@ Wait = Callable[[Callable[[], bool]], None]
 
 def end_of(trial: HostedTrial) -> TrialEnd:
     """Wait for the end of a trial."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         ended = trial.wait(1.0)
         assert not isinstance(ended, Lost), ended
@@ -73,7 +74,7 @@ def test_ends_are_told_as_they_are(
 
 def test_output_is_seen_while_it_runs(start: Start, wait_until: Wait) -> None:
     """What a trial prints can be read before it ends, whatever characters it has."""
-    trial = start("print", pause=9.0)
+    trial = start("print", pause=PATIENCE)
     wait_until(lambda: trial.output().startswith("naïve ✓"))
     assert trial.has_started
     assert trial.wait(0) is None
@@ -108,7 +109,7 @@ def test_a_trial_finds_nothing_that_is_not_for_it(hosting: Hosting, start: Start
 
 def test_a_script_that_does_not_end_is_ended_in_time(start: Start) -> None:
     """Beyond its seconds a trial is killed, even if it ignores being asked."""
-    trial = start("stubborn", seconds=5.0)
+    trial = start("stubborn", seconds=10.0)
     ended = end_of(trial)
     assert (ended.exit_code, ended.reason) == (-signal.SIGKILL, TIMEOUT)
     assert is_gone(int(trial.output()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from contextlib import suppress
@@ -14,8 +13,7 @@ from pathlib import Path
 
 import psutil
 import psycopg
-
-START_SECONDS = 60
+from benchmarks.servers import START_SECONDS, free_port
 
 
 class RestartablePostgres:
@@ -31,9 +29,7 @@ class RestartablePostgres:
         self._process: subprocess.Popen[bytes] | None = None
         if self._user is not None:
             shutil.chown(folder, self._user)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+        self._port = free_port()
         self.url = f"postgresql://gradmedic@127.0.0.1:{self._port}/postgres"
         self._run("initdb", "-A", "trust", "-U", "gradmedic", "-E", "UTF8", "-D", str(folder / "data"))
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from tests.conftest import PATIENCE
 from tests.service.faults.restartable import RestartablePostgres
 
 from gradmedic_service.ids import new_id
@@ -76,7 +77,7 @@ class Load:
 
     def __init__(self, url: str, wait_until: WaitUntil) -> None:
         self.url = url
-        self.client = httpx2.Client(timeout=30)
+        self.client = httpx2.Client(timeout=PATIENCE)
         self.is_over = threading.Event()
         self._wait_until = wait_until
         self.jobs = [Job(self, number) for number in range(JOBS)]
@@ -141,7 +142,7 @@ def test_the_service_is_restarted(how: signal.Signals, serve: Any, database_url:
             for _ in range(2):
                 load.let_it_go_on()
                 served.process.send_signal(how)
-                served.process.wait(timeout=60)
+                served.process.wait(timeout=PATIENCE)
                 assert load.answers("/healthz") == 0
                 served = services.enter_context(serve(database_url))
                 load.url = served.url

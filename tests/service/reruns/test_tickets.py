@@ -235,6 +235,27 @@ def test_waiting_costs_nothing_and_running_does(
     assert person.get(f"{API}/reruns/{waiting['rerun_id']}").json()["cost_seconds"] > 0
 
 
+def test_a_trial_says_that_it_waits_for_a_place(
+    waiting: Claimed, person: TestClient, supervisor: PlayedWorker, holding: Holding
+) -> None:
+    """Until its process is there, what runs of it is a place in a queue; each further attempt waits anew."""
+
+    def told() -> tuple[str, str | None]:
+        (trial,) = person.get(f"{API}/reruns/{waiting['rerun_id']}").json()["trials"]
+        return trial["status"], trial["reason"]
+
+    assert told() == ("running", "it waits for a place on the cluster")
+    supervisor.publish(waiting, "lost", reason="no place was found", exit_code=None)
+    assert told() == ("queued", None)
+    again = claim(supervisor)
+    assert again is not None
+    assert told() == ("running", "it waits for a place on the cluster")
+    ticket = new_secret()
+    issue(supervisor, again, ticket)
+    redeem(holding(ticket), again)
+    assert told() == ("running", None)
+
+
 def test_what_is_lost_is_tried_again_and_then_given_up(
     waiting: Claimed, person: TestClient, supervisor: PlayedWorker
 ) -> None:

@@ -216,7 +216,7 @@ def test_full_blocks_are_written_once(client: TestClient, create_run: Any, datab
     assert chunk_lengths(database, run) == [FULL_CHUNK_STEPS] * 4
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 70)), min_size=1, max_size=8))
 def test_any_order_of_blocks_stores_each_step_once(
     sqlite_client: TestClient, create_run: Any, blocks: list[tuple[int, int]]

@@ -369,7 +369,7 @@ MAX_DECODING_BYTES = 2 * 2**20
 """What decoding a few hundred bytes may take, whatever they say that they are."""
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 @given(st.data())
 def test_damaged_blocks_decode_or_are_refused_in_bounded_memory(data: st.DataObject) -> None:
     """A block cut short, with bytes replaced, left out or put in, is a block or refused, and takes little memory."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from tests.conftest import PATIENCE
 
 import gradmedic
 from gradmedic import wire
@@ -107,7 +108,7 @@ def setting(**values: Any) -> list[wire.Remedy]:
 
 def ended(client: gradmedic.Client, rerun: wire.RerunDetail) -> wire.RerunDetail:
     """Wait for the end of a rerun."""
-    return client.reruns.wait(rerun.id, timeout=120, interval=0.1)
+    return client.reruns.wait(rerun.id, timeout=PATIENCE, interval=0.1)
 
 
 def offered(client: gradmedic.Client) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+from tests.conftest import PATIENCE
 from tests.service.worker.conftest import ended, is_gone, offered, running, setting, suspect, write_trainable
 
 import gradmedic
@@ -41,16 +42,16 @@ def test_the_worker_ends_with_the_service(
 ) -> None:
     """Told to end, interrupted or killed in the middle of a trial, it leaves no process; the trial is retried."""
     write_trainable(tmp_path)
-    with serve(sqlite_url, "--with-worker", lease=1.0) as served, gradmedic.Client(served.url) as client:
+    with serve(sqlite_url, "--with-worker", lease=5.0) as served, gradmedic.Client(served.url) as client:
         wait_until(lambda: offered(client))
         asked = client.reruns.create(suspect(client, pause=0.1), remedies=[setting(how="learn")], seeds=1, steps=80)
         wait_until(lambda: running(client, asked) is not None)
         left = psutil.Process(served.process.pid).children(recursive=True)
         assert len(left) == 3, [one.cmdline() for one in left]  # worker, launcher, script
         served.process.send_signal(how)
-        assert served.process.wait(60) == status
+        assert served.process.wait(PATIENCE) == status
         wait_until(lambda: all(is_gone(one) for one in left))
-    with serve(sqlite_url, "--with-worker", lease=1.0) as served, gradmedic.Client(served.url) as client:
+    with serve(sqlite_url, "--with-worker", lease=5.0) as served, gradmedic.Client(served.url) as client:
         wait_until(lambda: len(client.reruns.get(asked.id).trials[0].attempts) == 2)
         assert client.reruns.get(asked.id).trials[0].attempts[0].status == "lost"
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from benchmarks.servers import free_port
 from tests.service.faults.restartable import RestartablePostgres
 from tests.service.worker.conftest import StartWorker, ended, is_gone, offered, running, setting, suspect
 
@@ -23,7 +24,8 @@ Wait = Callable[[Callable[[], bool]], None]
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("worker")]
 
-LEASE = 2.0
+LEASE = 5.0
+"""Seconds; nobody who is neither killed nor frozen is silent for so long, on however slow a machine."""
 PUBLISHED = ("done", "failed", "stopped", "not_applicable")
 
 
@@ -63,7 +65,7 @@ class House:
 
     def begin(self, pause: float = 0.03) -> Race:
         """Start service and worker, and a rerun; wait until its first trial is under way."""
-        self.service = self.stack.enter_context(self.serve(self.database_url, lease=LEASE))
+        self.service = self.stack.enter_context(self.serve(self.database_url, "--port", str(free_port()), lease=LEASE))
         client = self.stack.enter_context(gradmedic.Client(self.service.url, attempts=20))
         self.worker = self.stack.enter_context(self.start_worker(self.service.url))
         self.wait_until(lambda: offered(client))

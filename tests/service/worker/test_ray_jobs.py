@@ -17,7 +17,7 @@ Answering = Callable[[int, bytes], AbstractContextManager[str]]
 
 @pytest.fixture
 def answering() -> Answering:
-    """Serve one answer to every question, whoever asks."""
+    """Serve one answer to every question and request, whoever asks."""
 
     @contextmanager
     def serve(status: int, body: bytes) -> Iterator[str]:
@@ -27,6 +27,8 @@ def answering() -> Answering:
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
+
+            do_POST = do_GET  # noqa: N815  # named by the class
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # named by the class
                 pass
@@ -59,4 +61,17 @@ def test_what_is_no_answer_of_ray_counts_as_none(answering: Answering, status: i
         jobs = RayJobs(address, "a token that nobody reads")
         with pytest.raises(RayUnreachable, match=message):
             jobs.check()
+        jobs.close()
+
+
+def test_a_job_that_was_not_stopped_is_not_taken_for_one(answering: Answering) -> None:
+    """An error of the cluster's is an error, so that it is asked again; a job that is gone needs no stopping."""
+    with answering(500, b"Traceback: the agent is away") as address:
+        jobs = RayJobs(address, "a token that nobody reads")
+        with pytest.raises(RayUnreachable, match="did not stop the job: 500: Traceback: the agent is away"):
+            jobs.stop("0199b7f0-c8d2-7a31-8f55-0b1c2d3e4f52-1")
+        jobs.close()
+    with answering(404, b"Job 1 does not exist") as address:
+        jobs = RayJobs(address, "a token that nobody reads")
+        jobs.stop("0199b7f0-c8d2-7a31-8f55-0b1c2d3e4f52-1")
         jobs.close()

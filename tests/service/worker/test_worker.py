@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+from tests.conftest import PATIENCE
 from tests.service.worker.conftest import SCRIPT, StartWorker, ended, is_gone, offered, running, setting, suspect
 
 import gradmedic
@@ -44,7 +45,7 @@ def test_faulty_scripts_have_outcomes_and_the_others_go_on(
     with (
         serve(sqlite_url) as served,
         gradmedic.Client(served.url) as client,
-        start_worker(served.url, script=FAULTY, timeout=10, slots=2),
+        start_worker(served.url, script=FAULTY, timeout=20, slots=2),
     ):
         wait_until(lambda: offered(client))
         remedies = [setting(how=how) for how in ("crash", "hang", "spam", "learn", "exhaust")]
@@ -98,7 +99,7 @@ def test_a_worker_that_is_told_to_end_lets_its_trial_end(
         rerun = client.reruns.create(suspect(client, pause=0.02), remedies=[setting(how="learn")], seeds=1, steps=80)
         wait_until(lambda: running(client, rerun) is not None)
         worker.send_signal(signal.SIGTERM)
-        assert worker.wait(60) == 0
+        assert worker.wait(PATIENCE) == 0
         trials = client.reruns.get(rerun.id).trials
         assert [one.status for one in trials] == ["done", "queued"]
 
@@ -143,5 +144,5 @@ def test_a_worker_whose_key_is_refused_leaves_nothing(
         wait_until(lambda: running(client, rerun) is not None)
         below = psutil.Process(worker.pid).children(recursive=True)
         key("revoke", "theirs")
-        assert worker.wait(60) == 2
+        assert worker.wait(PATIENCE) == 2
         assert all(is_gone(one) for one in below)
