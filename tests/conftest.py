@@ -20,12 +20,17 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, settings
 from psycopg import sql
 
 from gradmedic_service import schema
 
 POSTGRES_VARIABLE = "GRADMEDIC_TEST_POSTGRES_URL"
 START_SECONDS = 60
+
+# How long an example takes is the machine's affair, which other work may have to itself for seconds.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 class Postgres:
