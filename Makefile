@@ -47,7 +47,7 @@ bench-diagnosis: $(READY) ## judge the diagnosis on labelled runs (generates our
 bench-ingest: $(READY) ## measure what storing costs, beside MLflow and trackio (installs them the first time)
 	@$(BIN)/python -m benchmarks.ingest
 
-bench-client: $(READY) ## measure what observing costs the training, beside wandb and TensorBoard (installs them; 8 minutes)
+bench-client: $(READY) ## measure what observing costs the training, beside wandb and TensorBoard (installs them; 12 minutes)
 	@$(BIN)/python -m benchmarks.client
 
 bench-query: $(READY) ## measure what reading costs, from a thousand steps to a million (several minutes)

@@ -224,7 +224,10 @@ def _peak_memory() -> int:
 
 
 def main() -> None:
-    """Train as told: each line of standard input is a number of steps, then "settle" if they are only a beginning."""
+    """Train as told: each line of standard input is a number of steps and how.
+
+    "settle": they are only a beginning; "alone": without the steps that nobody observes.
+    """
     job, variant, *rest = sys.argv[1:]
     options = dict(option.split("=", 1) for option in rest)
     torch.set_num_threads(1)
@@ -275,7 +278,8 @@ def main() -> None:
         are_sampled: list[bool] = []
         own, everything, here = 0.0 if ours is None else ours.own_seconds, time.process_time(), time.thread_time()
         for i in range(int(count)):
-            for one in (observed_step, bare_step) if i % 2 else (bare_step, observed_step):
+            both = (observed_step, bare_step) if i % 2 else (bare_step, observed_step)
+            for one in (observed_step,) if "alone" in how else both:
                 one()
         answer = {
             "cpu": cpus,

@@ -52,6 +52,7 @@ class Delivery:
         on_result: called with each answer to a block.
         journal: returns what remembers the generation; None if nothing does.
         generation: that the run had when the entries were recorded; None if that was not known.
+        is_replay: whether steps that were given up may have been told of before.
     """
 
     def __init__(
@@ -62,12 +63,15 @@ class Delivery:
         on_result: Callable[[wire.AppendResult], None] = lambda _result: None,
         journal: Callable[[], Journal | None] = lambda: None,
         generation: int | None = None,
+        is_replay: bool = False,
     ) -> None:
         self._service = service
         self._run_id = run_id
         self._on_result = on_result
         self._journal = journal
         self._generation = generation
+        self._is_replay = is_replay
+        self._dropped_before = 0  # as the service had it
         self._limits: wire.Limits | None = None
         self._columns: Columns | None = None
         self._sent_training: wire.Training | None = None
@@ -92,7 +96,7 @@ class Delivery:
         elif len(description.layers) > len(self._columns.positions):
             self._match(self._service.ask(wire.RunDetail, "GET", f"/runs/{self._run_id}"), description)
         elif description.training != self._sent_training:
-            self._patch(wire.RunUpdate(training=description.training))
+            self._patch(wire.RunUpdate(training=self._with_earlier_drops(description.training)))
             self._sent_training = description.training
 
     def send(self, entries: Sequence[tuple[int, Entry]], *, is_repeated: bool = False) -> int | None:
@@ -121,6 +125,8 @@ class Delivery:
                 f"{self._service.base_url} speaks wire versions {self._limits.wire_versions}, this gradmedic "
                 f"{list(wire.WIRE_VERSIONS)}: install versions of both that have one in common"
             )
+        # Of drops it is told afterwards: an answer that is lost would leave it open whose drops the service has.
+        description = dataclasses.replace(description, training=_without_drops(description.training))
         body = to_json(self._fit(description, self._limits))
         try:
             run = self._service.ask(wire.RunDetail, "POST", "/runs", body=body)
@@ -132,7 +138,17 @@ class Delivery:
         if self._generation is None:
             self._remember(generation=run.generation)
         self._sent_training = description.training
+        self._dropped_before = (run.training and run.training.dropped_steps) or 0
         self._match(run, description)
+
+    def _with_earlier_drops(self, training: wire.Training | None) -> wire.Training | None:
+        """Return what is to be told: other processes that recorded the run may have dropped steps too."""
+        if training is None or not self._dropped_before:
+            return training
+        dropped, before = training.dropped_steps or 0, self._dropped_before
+        return dataclasses.replace(
+            training, dropped_steps=max(dropped, before) if self._is_replay else dropped + before
+        )
 
     def _match(self, run: wire.RunDetail, description: wire.RunCreate) -> None:
         """Learn from the run as the service has it which layer is which; append the layers that it lacks."""
@@ -270,6 +286,10 @@ class Delivery:
 
 def _is_step(numbered: tuple[int, Entry]) -> bool:
     return isinstance(numbered[1], Step)
+
+
+def _without_drops(training: wire.Training | None) -> wire.Training | None:
+    return training and dataclasses.replace(training, dropped_steps=None)
 
 
 def _gzip(body: bytes) -> bytes:

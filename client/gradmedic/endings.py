@@ -2,8 +2,9 @@
 
 One idea: what Python tells at exit is not enough. An exception that ended the script is in `sys.last_value`; an exit
 code is nowhere, so `sys.exit`, `exit` and `quit` are wrapped while there are runs, and a `SystemExit` that the script
-raises itself is looked for at the one moment when it can be seen: CPython flushes the standard streams between the end
-of a script and the end of that exception. (Not so for `python -m` and `-c`: there such a run counts as finished.)
+raises itself is looked for at the one moment when it can be seen, between the end of the script and the end of that
+exception: then CPython flushes the standard streams or, under `python -m`, forgets the module `runpy`. (Under
+`python -c` it does nothing that could be noticed: there such a run counts as finished.)
 
 A termination signal ends the process without any of it, so it is caught if nobody else does, the runs are finished in
 a few seconds, and it is given again.
@@ -20,8 +21,9 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any, Protocol
 
 SIGNAL_TIMEOUT = 5.0
@@ -42,6 +44,8 @@ _last_error: object = None
 _wrapped: list[tuple[Any, str, Any, bool]] = []
 """Objects, names of their attributes, our functions there, which know what they replaced, and whether that was the
 object's own or its class's."""
+_runpy: weakref.ref[ModuleType] | None = None
+"""The module that runs another one under `python -m`, while the interpreter alone refers to it."""
 
 
 def watch_for_end(run: Ending) -> None:
@@ -54,6 +58,7 @@ def watch_for_end(run: Ending) -> None:
                 _wrap(module, name, _noting_code(getattr(module, name)))
         with contextlib.suppress(AttributeError, TypeError):  # a stream that somebody made, or none
             _wrap(sys.stderr, "flush", _looking_for_exit(sys.stderr.flush))
+        _leave_runpy_to_interpreter()
         if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
             signal.signal(signal.SIGTERM, _terminate)
     _open.append(run)
@@ -96,6 +101,7 @@ def _restore() -> None:
             setattr(owner, name, ours.__wrapped__)
         elif is_still_ours:
             delattr(owner, name)  # what it replaced is the class's
+    _take_runpy_back()
     with contextlib.suppress(ValueError):  # only the main thread may
         if signal.getsignal(signal.SIGTERM) is _terminate:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -124,13 +130,59 @@ def _looking_for_exit(flush: Callable[[], Any]) -> Callable[[], Any]:
     @functools.wraps(flush)
     def flush_() -> Any:
         if sys._getframe().f_back is None and threading.current_thread() is threading.main_thread():
-            for each in gc.get_objects():
-                # Not isinstance(): that asks the object itself for its class, and lazy ones do something then.
-                if issubclass(type(each), SystemExit) and each.__traceback__ is None:  # it gets one where it is caught
-                    _note_exit(each.code)
+            _look_for_exit()
         return flush()
 
     return flush_
+
+
+def _leave_runpy_to_interpreter() -> None:
+    """Notice when the interpreter is done with the module that it was told to run.
+
+    It holds `runpy` until then, and is the only one who does if everybody else holds a copy.
+    """
+    global _runpy
+    original = sys.modules.get("runpy")
+    if _runpy is None and original is not None and _is_running_module():
+        copy = ModuleType("runpy")
+        vars(copy).update(vars(original))
+        _replace_module(original, copy)
+        _runpy = weakref.ref(original, lambda _: _look_for_exit())
+
+
+def _take_runpy_back() -> None:
+    global _runpy
+    original, _runpy = None if _runpy is None else _runpy(), None
+    copy = sys.modules.get("runpy")
+    if original is not None and copy is not None:
+        _replace_module(copy, original)
+
+
+def _is_running_module() -> bool:
+    """Whether the main thread runs a module for `python -m`."""
+    frame: FrameType | None = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None and frame.f_back is not None:
+        frame = frame.f_back
+    return frame is not None and frame.f_code.co_name == "_run_module_as_main"
+
+
+def _replace_module(old: ModuleType, new: ModuleType) -> None:
+    """Let every module refer to another one, as `import old` makes it refer to this one."""
+    for names in gc.get_referrers(old):
+        if type(names) is dict:
+            names.update({name: new for name, value in names.items() if value is old})
+
+
+def _look_for_exit() -> None:
+    """Note the exit code of the `SystemExit` that is ending the script, if there is one: the script keeps no other."""
+    everything = gc.get_objects()
+    # Not isinstance(): that asks the object itself for its class, and lazy ones do something then.
+    exits = [each for each in everything if issubclass(type(each), SystemExit)]
+    ours = {id(everything), id(exits)}
+    for each in exits:
+        # What the interpreter alone holds is on its way; its traceback holds the functions that it came through.
+        if all(id(holder) in ours or type(holder) is FrameType for holder in gc.get_referrers(each)):
+            _note_exit(each.code)
 
 
 def _note_exit(code: object) -> None:
@@ -139,7 +191,7 @@ def _note_exit(code: object) -> None:
 
 
 def _terminate(signum: int, _frame: FrameType | None) -> None:
-    for run in _open:
+    for run in _open.copy():  # each leaves it
         run.finish(timeout=SIGNAL_TIMEOUT, status="failed")
     _restore()
     signal.signal(signum, signal.SIG_DFL)

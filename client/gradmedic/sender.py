@@ -39,6 +39,8 @@ _LONGEST_PAUSE = 0.2
 """Where nothing comes for a while, it looks less often."""
 _LONGEST_DELAY_AT_END = 2.0
 """Seconds between attempts while somebody waits for the run's end, unless the service asks for more."""
+_LEAST_TO_RECORD = 5.0
+"""Seconds that steps may take to reach the disk at the end, however short the patience: else they would be lost."""
 _DRAFT_BYTES = 1_000
 """About what a draft takes at least."""
 _FEWEST_DRAFTS = 10_000
@@ -96,7 +98,7 @@ class Sender:
         self._is_pressed = threading.Event()  # somebody waits: no pauses
 
         self._changed = threading.Condition()  # guards what follows
-        self._backlog = Backlog(max_queue_bytes if service is not None else 0, observer, open_journal)
+        self._backlog = Backlog(max_queue_bytes if service is not None else 0, self, open_journal)
         self._threads: list[threading.Thread] = []
         self._recorded = 0
         self._due_at = 0.0  # when the oldest step has waited long enough; counts while there is one
@@ -152,10 +154,13 @@ class Sender:
         with contextlib.suppress(RuntimeError):  # the interpreter ends, and starts no threads any more
             self._start()
         with self._changed:
-            wanted = self._put
+            wanted, unrecorded = self._put, 0
             self._press()
             if not self._is_over:
-                self._changed.wait_for(lambda: self._is_over or self._recorded >= wanted, timeout)
+                self._changed.wait_for(
+                    lambda: self._is_over or self._recorded >= wanted, max(timeout, _LEAST_TO_RECORD)
+                )
+                unrecorded = wanted - self._recorded
                 self._backlog.end(status)
                 self._final_status = status
                 self._retry_at = 0.0
@@ -172,6 +177,8 @@ class Sender:
                 journal.delete()
         if not succeeded and self._service is not None:
             self._say_what_remains(unsent, journal, timeout)
+        if unrecorded:
+            logger.warning("gradmedic could not record the last %d steps in time, they are lost", unrecorded)
         return succeeded
 
     def abandon(self) -> None:
@@ -191,6 +198,18 @@ class Sender:
     def journal(self) -> Journal | None:
         """The journal of this session, None if nothing was written to one."""
         return self._backlog.journal
+
+    def describe(self) -> wire.RunCreate:
+        """Return what the observer says of the run, and how many steps were given up; see `Described`."""
+        description = self._observer.describe()
+        if not self.dropped:
+            return description
+        training = description.training or wire.Training()
+        return dataclasses.replace(description, training=dataclasses.replace(training, dropped_steps=self.dropped))
+
+    def description_key(self) -> object:
+        """Return what differs when `describe` does; see `Described`."""
+        return self._observer.description_key(), self.dropped
 
     # --- the threads --------------------------------------------------------------------------------------------------
 
@@ -311,7 +330,7 @@ class Sender:
         with self._changed:
             waiting = self._backlog.front(self._delivery.block_steps)
             status = self._final_status
-        self._delivery.prepare(self._described())  # after the steps were looked at, so that it has all of their layers
+        self._delivery.prepare(self.describe())  # after the steps were looked at, so that it has all of their layers
         if waiting:
             number = self._delivery.send(waiting, is_repeated=self._failures > 0)
             if number is not None:
@@ -322,13 +341,6 @@ class Sender:
             self._delivery.end(status)
             with self._changed:
                 self._is_over = True
-
-    def _described(self) -> wire.RunCreate:
-        description = self._observer.describe()
-        if not self.dropped:
-            return description
-        training = description.training or wire.Training()
-        return dataclasses.replace(description, training=dataclasses.replace(training, dropped_steps=self.dropped))
 
     def _take_failure(self, error: GradmedicError, *, is_at_end: bool) -> None:
         # Before the service knew the run, such answers speak of the key or the project, and not of the run.

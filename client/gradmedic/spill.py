@@ -3,7 +3,7 @@
 One idea: append-only segments of checksummed records, each numbered. What is written survives the death of the
 process (not of the machine: nothing is synced), a torn tail ends its segment, and reading begins behind the last number
 that was acknowledged. A segment is deleted when all of it is acknowledged; beyond its bound, the journal gives up
-steps, oldest first, and those with a non-finite number last.
+steps, oldest first, and those with a non-finite number last; never a rewind, nor what the service may be taking in.
 
     DIR/<run id>/<session>/          a session is one process
         lock                         locked by that process while it lives
@@ -80,6 +80,8 @@ class Journal:
         self._position_file: BinaryIO | None = None
         self._reader: tuple[int, int, int] | None = None  # segment, offset, and the number of what ends there
         self._made_directory = False
+        self.given_up: list[int] = []
+        """Numbers of the steps that were given up; who reads them may clear them."""
 
     @classmethod
     def begin(cls, directory: Path, run_id: UUID, max_bytes: int) -> Journal:
@@ -92,6 +94,7 @@ class Journal:
         """Return the journal that another process left, None if that process lives."""
         journal = cls(folder, max_bytes)
         if not journal._acquire():
+            journal.close()
             return None
         journal._load()
         return journal
@@ -108,16 +111,16 @@ class Journal:
             self._description = encoded
             self._write(_DESCRIPTION, 0, encoded)
 
-    def append(self, number: int, entry: Entry, *, in_memory_from: int) -> int:
-        """Write a step or a rewind; return how many steps were lost for it.
+    def append(self, number: int, entry: Entry, *, offered: int) -> None:
+        """Write a step or a rewind, and give up steps beyond number `offered` if that takes too much room.
 
-        Those from number `in_memory_from` on are not lost if they are given up here.
+        Those up to it are what the service may be taking in.
         """
         if isinstance(entry, Rewind):
             self._write(_REWIND, number, msgspec.msgpack.encode(entry.step))
         else:
             self._write(_STEP, number, pack_step(entry), is_finite=entry.is_finite)
-        return self._make_room(in_memory_from)
+        self._make_room(offered)
 
     def end(self, status: str) -> None:
         """Write how the run ended."""
@@ -209,7 +212,7 @@ class Journal:
         if number:
             segment.last = number
         if kind == _STEP:
-            segment.steps += 1
+            segment.healthy += is_finite
             segment.nonfinite += not is_finite
 
     def _put(self, file: BinaryIO, kind: int, number: int, payload: bytes) -> None:
@@ -242,55 +245,56 @@ class Journal:
             self._put(file, _DESCRIPTION, 0, self._description)
         return file
 
-    def _make_room(self, in_memory_from: int) -> int:
-        """Give up steps until the session is within its bound; return how many are lost by that."""
-        lost = 0
-        while sum(segment.size for segment in self._segments) > self._max_bytes and len(self._segments) > 1:
-            self._reader = None
+    def _make_room(self, offered: int) -> None:
+        """Give up steps until the session is within its bound."""
+        while sum(segment.size for segment in self._segments) > self._max_bytes:
             closed = self._segments[:-1]
-            with_healthy = next((s for s in closed if s.steps > s.nonfinite), None)
-            if with_healthy is not None:
-                lost += self._give_up(with_healthy, in_memory_from, keeps_nonfinite=True)
-            else:
-                lost += self._give_up(closed[0], in_memory_from, keeps_nonfinite=False)
-        return lost
+            with_healthy = next((segment for segment in closed if segment.healthy), None)
+            segment = with_healthy or next((segment for segment in closed if segment.nonfinite), None)
+            if segment is None:
+                break
+            self._reader = None
+            self._give_up(segment, offered, keeps_nonfinite=with_healthy is not None)
 
-    def _give_up(self, segment: _Segment, in_memory_from: int, *, keeps_nonfinite: bool) -> int:
-        """Leave of a segment only steps with a non-finite number, or nothing; return how many are lost by that."""
-        lost = steps = 0
+    def _give_up(self, segment: _Segment, offered: int, *, keeps_nonfinite: bool) -> None:
+        """Leave of a segment no steps that can be given up, or none but those with a non-finite number."""
+        given_up: list[int] = []
+        entries = nonfinite = 0
         kept = bytearray()
         for number, kind, payload, _ in _records(segment.path):
-            if kind == _STEP:
-                if not keeps_nonfinite or unpack_step(payload).is_finite:
-                    lost += self._position.acknowledged < number < in_memory_from
+            if kind in (_STEP, _REWIND):
+                if number <= self._position.acknowledged:
                     continue
-                steps += 1
+                if kind == _STEP and number > offered:
+                    if not keeps_nonfinite or unpack_step(payload).is_finite:
+                        given_up.append(number)
+                        continue
+                    nonfinite += 1
+                entries += 1
             kept += _encode_record(kind, number, payload)
-        if not steps:
-            self._segments.remove(segment)
-            segment.path.unlink(missing_ok=True)
-        else:
+        if entries:
             temporary = segment.path.with_suffix(".new")
             temporary.write_bytes(kept)
             temporary.replace(segment.path)
-            segment.size, segment.steps, segment.nonfinite = len(kept), steps, steps
-        return lost
+            segment.size, segment.healthy, segment.nonfinite = len(kept), 0, nonfinite
+        else:
+            self._segments.remove(segment)
+            segment.path.unlink(missing_ok=True)
+        self.given_up += given_up
 
     # --- reading what another process left ----------------------------------------------------------------------------
 
     def _acquire(self) -> bool:
-        """Lock the session; return False if another process has it."""
+        """Lock the session; return False if a process has it: another one or, where there are no locks, this one."""
         self._lock = self._open(self.folder / "lock", os.O_RDWR | os.O_CREAT)
-        if fcntl is None:
-            return True
         try:
+            if fcntl is None:
+                raise OSError("no locks on this system")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._lock.close()
-            self._lock = None
             return False
         except OSError:  # a file system without locks
-            return True
+            return not self.folder.name.endswith(f"-{os.getpid()}")
         return True
 
     def _load(self) -> None:
@@ -309,7 +313,6 @@ class Journal:
             for number, kind, payload, end in _records(path):
                 segment.size = end
                 segment.last = max(segment.last, number)
-                segment.steps += kind == _STEP
                 if kind == _DESCRIPTION:
                     self._description = payload
             self._segments.append(segment)
@@ -327,8 +330,10 @@ class _Segment:
     size: int = 0
     last: int = 0
     """Largest number in it."""
-    steps: int = 0
+    healthy: int = 0
+    """Steps that may be given up."""
     nonfinite: int = 0
+    """Steps with a non-finite number, which may be given up after all others."""
 
 
 def sessions(directory: Path, run_id: UUID | None = None) -> list[Path]:

@@ -27,7 +27,9 @@ class Replay:
         self.run_id = run_id
         self._journal = journal
         self._description = journal.description()
-        self._delivery = Delivery(service, run_id, journal=lambda: journal, generation=journal.position.generation)
+        self._delivery = Delivery(
+            service, run_id, journal=lambda: journal, generation=journal.position.generation, is_replay=True
+        )
         self._count = sum(journal.remaining())
         self._is_first = True
         self.sent = 0

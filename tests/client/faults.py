@@ -76,7 +76,7 @@ class FaultyProxy:
         with self._changed:
             self._faults.extend(faults)
 
-    def wait_for(self, condition: Callable[[list[Seen]], bool], timeout: float = 20.0) -> None:
+    def wait_for(self, condition: Callable[[list[Seen]], bool], timeout: float = 60.0) -> None:
         """Wait until the requests seen so far meet a condition."""
         with self._changed:
             assert self._changed.wait_for(lambda: condition(self.seen), timeout), self.seen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from uuid import UUID
 
@@ -15,7 +16,7 @@ from gradmedic import wire
 from gradmedic.backlog import Backlog
 from gradmedic.identity import new_run_id
 from gradmedic.spill import Journal, sessions
-from gradmedic.step import Rewind, Row, Step
+from gradmedic.step import Entry, Rewind, Row, Step
 
 SIZE = Step(number=0, time=0.0).nbytes
 RUN = wire.RunCreate(project="p", layers=[wire.Layer(name="w")])
@@ -45,16 +46,16 @@ def fill(backlog: Backlog, losses: list[float]) -> None:
         backlog.append(Step(number=number, time=0.0, loss=loss))
 
 
-def numbers(backlog: Backlog, count: int = 10_000) -> list[int]:
-    """Return the numbers of the steps in front."""
-    return [entry.number for _, entry in backlog.front(count) if isinstance(entry, Step)]
+def steps_of(entries: list[tuple[int, Entry]]) -> list[int]:
+    """Return the numbers of the steps among some entries."""
+    return [entry.number for _, entry in entries if isinstance(entry, Step)]
 
 
 def drain(backlog: Backlog, count: int = 7) -> list[int]:
     """Take everything as a sender does, block by block."""
     taken: list[int] = []
     while front := backlog.front(count):
-        taken += [entry.number for _, entry in front if isinstance(entry, Step)]
+        taken += steps_of(front)
         backlog.acknowledge(front[-1][0])
     assert len(backlog) == 0
     backlog.close()
@@ -68,7 +69,7 @@ def test_the_oldest_healthy_steps_are_dropped_first() -> None:
     """Of a memory that is full, what remains is every non-finite step and the newest healthy ones."""
     backlog = Backlog(SIZE * 20)
     fill(backlog, [math.nan if i in (3, 10) else 1.0 for i in range(100)])
-    kept = numbers(backlog)
+    kept = drain(backlog)
     assert kept[:2] == [3, 10]
     assert kept[2:] == list(range(kept[2], 100))
     assert backlog.dropped == 100 - len(kept)
@@ -80,22 +81,33 @@ def test_memory_stays_within_its_bytes_and_counts_what_it_drops(losses: list[flo
     """Whatever comes, memory is bounded, order is kept, the newest step is there and none is lost uncounted."""
     backlog = Backlog(SIZE * room)
     fill(backlog, losses)
-    kept = numbers(backlog)
+    kept = drain(backlog)
     assert len(kept) <= room
     assert len(kept) + backlog.dropped == len(losses)
     assert kept == sorted(kept)
     assert not losses or kept[-1] == len(losses) - 1
     if losses.count(math.nan) < room * 7 // 8:
         assert all(i in set(kept) for i, loss in enumerate(losses) if math.isnan(loss))
-    assert drain(backlog) == kept
 
 
 def test_acknowledged_steps_leave_and_others_stay() -> None:
     """What was appended while a block was under way is not taken for acknowledged."""
     backlog = Backlog(SIZE * 100)
     fill(backlog, [1.0] * 10)
-    backlog.acknowledge(backlog.front(4)[-1][0])
-    assert numbers(backlog) == [4, 5, 6, 7, 8, 9]
+    offered = backlog.front(4)
+    backlog.append(Step(number=10, time=0.0))
+    backlog.acknowledge(offered[-1][0])
+    assert steps_of(backlog.front(100)) == [4, 5, 6, 7, 8, 9, 10]
+
+
+def test_half_of_memory_is_in_hand_at_most_but_one_step_always() -> None:
+    """A block that is being sent leaves memory to the newest steps."""
+    backlog = Backlog(SIZE * 32)
+    fill(backlog, [1.0] * 28)
+    assert steps_of(backlog.front(50)) == list(range(16))
+    tiny = Backlog(SIZE)
+    fill(tiny, [1.0] * 30)
+    assert steps_of(tiny.front(50)) == [29]
 
 
 # --- with a disk --------------------------------------------------------------------------------------------------
@@ -125,7 +137,7 @@ def test_what_memory_forgets_comes_back_from_disk(
             appended += 1
         front = backlog.front(count)
         if front and act % 3:
-            taken += [entry.number for _, entry in front if isinstance(entry, Step)]
+            taken += steps_of(front)
             backlog.acknowledge(front[-1][0])
     assert taken + drain(backlog, count) == list(range(appended))
     assert backlog.dropped == 0
@@ -146,6 +158,89 @@ def test_beyond_the_disk_healthy_steps_are_given_up_first_and_counted(tmp_path: 
     assert len(kept) + backlog.dropped == 1000
 
 
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.sampled_from([1.0, 1.0, math.nan]), max_size=12),
+            st.sampled_from(["offer", "acknowledge", "rewind", "disk full"]),
+        ),
+        max_size=60,
+    ),
+    st.integers(0, 12),
+    st.integers(1_000, 4_000),
+    st.booleans(),
+)
+def test_what_was_offered_is_not_dropped_and_everything_else_is_counted(
+    tmp_path_factory: pytest.TempPathFactory,
+    acts: list[tuple[list[float], str]],
+    memory: int,
+    disk: int,
+    has_disk: bool,
+) -> None:
+    """However sending and giving up interleave, each step is either offered or counted as dropped, in the end.
+
+    An offer whose answer is lost is made again; no rewind is ever lost.
+    """
+    size = memory * step(0).nbytes
+    folder = tmp_path_factory.mktemp("journal")
+    backlog = begin(folder, new_run_id(), memory=size, disk=disk, segment=700) if has_disk else Backlog(size)
+    offered: dict[int, None] = {}
+    in_hand: list[tuple[int, Entry]] = []
+    rewinds = appended = 0
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def offer(count: int) -> None:
+        nonlocal in_hand, rewinds
+        front = backlog.front(count)
+        assert steps_of(front)[: len(steps_of(in_hand))] == steps_of(in_hand)[: len(steps_of(front))]
+        offered.update(dict.fromkeys(steps_of(front)))
+        in_hand = front
+
+    def acknowledge(count: int) -> None:
+        nonlocal in_hand, rewinds
+        if in_hand:
+            done, in_hand = in_hand[:count], in_hand[count:]
+            rewinds -= sum(isinstance(entry, Rewind) for _, entry in done)
+            backlog.acknowledge(done[-1][0])
+
+    for steps, act in acts:
+        count = len(steps)
+        for loss in steps:
+            backlog.append(step(appended, loss))
+            appended += 1
+        if act == "offer":
+            offer(1 + count)
+        elif act == "acknowledge":
+            acknowledge(1 + count // 2)
+        elif act == "rewind":
+            backlog.append(Rewind(appended))
+            rewinds += 1
+        elif backlog.journal is not None:
+            backlog.journal.append = fail  # type: ignore[method-assign]
+    for _ in range(len(backlog) + 1):
+        offer(7)
+        acknowledge(7)
+    assert len(backlog) == 0
+    assert rewinds == 0
+    assert len(offered) + backlog.dropped == appended, (acts, memory, disk, has_disk)
+    assert list(offered) == sorted(offered)
+    backlog.close()
+
+
+def test_a_journal_that_vanishes_costs_steps_that_are_counted(tmp_path: Path) -> None:
+    """Somebody deletes the folder while steps wait there: what was only on disk is dropped, and nothing else."""
+    backlog = begin(tmp_path, new_run_id(), memory=4 * step(0).nbytes)
+    for i in range(50):
+        backlog.append(step(i))
+    shutil.rmtree(tmp_path)
+    kept = drain(backlog)
+    assert kept[-1] == 49
+    assert len(kept) + backlog.dropped == 50
+
+
 def test_a_journal_that_cannot_be_written_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Steps wait in memory then, and those on disk are still read."""
     backlog = begin(tmp_path, new_run_id(), memory=4 * step(0).nbytes)
@@ -153,7 +248,7 @@ def test_a_journal_that_cannot_be_written_costs_a_warning(tmp_path: Path, caplog
         backlog.append(step(i))
     assert backlog.journal is not None
 
-    def fail(*_: object, **__: object) -> int:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     backlog.journal.append = fail  # type: ignore[method-assign]
@@ -175,7 +270,7 @@ def test_a_session_is_read_by_another_process_from_where_it_was_acknowledged(tmp
         backlog.append(each)
         if i == 14:
             backlog.append(Rewind(9))
-    backlog.acknowledge(5)
+    backlog.acknowledge(backlog.front(5)[-1][0])
     backlog.end("failed")
     assert backlog.journal is not None
     backlog.journal.move(generation=3)

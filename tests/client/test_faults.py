@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.client.faults import Fault, FaultyProxy
-from tests.client.test_run import appends, losses, start
+from tests.client.test_run import appends, losses, start, wait_until_recorded
 
 import gradmedic
 from gradmedic.cli import main
@@ -67,21 +67,21 @@ class OwnService:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self._port}"
+        self._port = "0"
+        self.url = ""
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
         """Start it and wait until it listens."""
-        command = [str(Path(sys.executable).with_name("gradmedic")), "serve", "--port", str(self._port)]
+        command = [str(Path(sys.executable).with_name("gradmedic")), "serve", "--port", self._port]
         self.process = subprocess.Popen(
             command, cwd=self._folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             env={k: v for k, v in os.environ.items() if not k.startswith("GRADMEDIC_")} | {"PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
         assert self.process.stdout is not None
-        assert re.search("gradmedic is at", self.process.stdout.readline())
+        found = re.search(r"gradmedic is at (http://127.0.0.1:(\d+))", self.process.stdout.readline())
+        assert found
+        self.url, self._port = found.groups()
 
     def kill(self) -> None:
         """Kill it as a machine that loses power would."""
@@ -186,15 +186,14 @@ def test_a_network_that_swallows_everything(tmp_path: Path, service_url: str, cl
         hole.bind(("127.0.0.1", 0))
         hole.listen(64)
         run = start(f"http://127.0.0.1:{hole.getsockname()[1]}", timeout=0.5, dir=tmp_path / "kept")
-        longest = 0.0
+        begun = time.monotonic()
         for i in range(2000):
-            begun = time.thread_time()
             run.log(float(i), gradients={"w": np.full(3, i)})
-            longest = max(longest, time.thread_time() - begun)
+        assert time.monotonic() - begun < 100.0, "waiting for each request would take 1000 s"
+        wait_until_recorded(run)
         begun = time.monotonic()
         assert not run.finish(timeout=1.0)
-        assert time.monotonic() - begun < 10.0
-        assert longest < 0.5
+        assert time.monotonic() - begun < 60.0
     assert main(["sync", str(tmp_path / "kept"), "--base-url", service_url]) == 0
     assert losses(client, run) == {i: float(i) for i in range(2000)}
 

@@ -15,12 +15,12 @@ import msgspec
 import numpy as np
 import pytest
 from tests.client.faults import Fault, FaultyProxy
-from tests.client.test_run import losses, start
+from tests.client.test_run import losses, start, wait_until_recorded
 
 import gradmedic
 from gradmedic import wire
 from gradmedic.cli import main
-from gradmedic.spill import sessions
+from gradmedic.spill import Journal, sessions
 
 
 @pytest.fixture
@@ -67,6 +67,7 @@ def test_what_could_not_be_sent_is_kept_and_said_how_to_send(
     """finish() gives up in time and names the command; the command loses nothing."""
     run = start(unreachable)
     record(run, 0, 300)
+    wait_until_recorded(run)
     assert not run.finish(timeout=0.2)
     assert f"gradmedic sync {directory}" in caplog.text
     assert main(["sync", str(directory), "--base-url", service_url]) == 0
@@ -142,6 +143,13 @@ print('logged', flush=True)
 {ending}
 """
 
+RECORD = """
+sender = run._sender
+with sender._changed:
+    sender._press()
+    assert sender._changed.wait_for(lambda: sender._recorded == sender._put, 60.0)
+"""
+
 
 def end(ending: str, url: str, *arguments: str, before: str = "run.flush()") -> subprocess.CompletedProcess[str]:
     """Run a script that logs a hundred steps and ends so."""
@@ -187,7 +195,7 @@ def test_an_end_that_nothing_survives_leaves_all_steps_on_disk(
 ) -> None:
     """Nobody can be reached, and the process is gone at once: sync sends what was logged."""
     run_id = str(gradmedic.init(mode="disabled").id)
-    end(ending, unreachable, run_id, before="run.flush(timeout=0.3)")
+    end(ending, unreachable, run_id, before=RECORD)
     assert main(["sync", str(directory), "--base-url", service_url]) == 0
     run = client.runs.get(run_id)
     assert (run.last_step, run.status) == (99, "running")
@@ -205,6 +213,7 @@ def test_a_key_that_may_not_see_the_run_deletes_nothing(
     run, other = sorted((gradmedic.init(base_url=unreachable, dir=directory) for _ in range(2)), key=lambda one: one.id)
     for each in (run, other):
         record(each, 0, 10)
+        wait_until_recorded(each)
         assert not each.finish(timeout=0.3)
     problem = wire.Problem(type="t", title="t", status=404, detail="d", error_code="not_found", request_id="r")
     headers = {"content-type": wire.PROBLEM_MEDIA_TYPE}
@@ -221,13 +230,45 @@ def test_a_job_that_was_killed_goes_on_from_its_checkpoint(
 ) -> None:
     """What the killed process had not sent is sent first; steps behind the checkpoint are those of the second one."""
     run_id = str(gradmedic.init(mode="disabled").id)
-    end("os.kill(os.getpid(), signal.SIGKILL)", unreachable, run_id, before="run.flush(timeout=0.3)")
+    end("os.kill(os.getpid(), signal.SIGKILL)", unreachable, run_id, before=RECORD)
     result = end("", service_url, run_id, "49")
     assert result.returncode == 0, result.stderr
     run: Any = client.runs.get(run_id)
     assert (run.last_step, run.status, run.generation) == (149, "finished", 1)
     assert losses(client, run) == {i: float(i) for i in range(150)}
     assert not sessions(directory)
+
+
+@pytest.mark.parametrize("has_locks", [True, False, None])
+def test_a_run_does_not_take_what_it_waits_to_send_for_a_leftover(
+    has_locks: bool | None,
+    service_url: str,
+    client: gradmedic.Client,
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its own session stays on disk until it is sent, also on systems and disks without locks."""
+    if has_locks is None:
+        monkeypatch.setattr("gradmedic.spill.fcntl", None)
+    elif not has_locks:
+
+        def flock(*_: object) -> None:
+            raise OSError(37, "No locks available")
+
+        monkeypatch.setattr("gradmedic.spill.fcntl.flock", flock)
+    run = start(service_url, flush_interval=60)
+    record(run, 0, 10)
+    wait_until_recorded(run)
+    assert run.flush()
+    record(run, 10, 20)
+    wait_until_recorded(run)
+    (session,) = sessions(directory)
+    journal = Journal(session, 2**30)
+    journal._load()
+    assert len(journal.remaining()) == 10
+    assert run.finish()
+    assert losses(client, run) == {i: float(i) for i in range(20)}
+    assert not directory.exists()
 
 
 # --- rewinding ----------------------------------------------------------------------------------------------------

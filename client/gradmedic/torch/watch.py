@@ -233,7 +233,7 @@ class Watch:
     def hold(self, number: Any) -> PendingNumber | float | None:
         """Return a tensor with one element as a number, or start copying it to the host."""
         if type(number) is Tensor and number.is_cpu and number.ndim == 0:
-            value: object = number.tolist()  # not item(): that lets other threads go first
+            value: object = number.item()  # not tolist(): its code is colder, optimizers themselves call item()
             return value if isinstance(value, float) else None
         if not isinstance(number, Tensor) or number.is_cpu or number.numel() != 1:
             return None
@@ -281,7 +281,7 @@ class Watch:
             if slot.early is not None:
                 slot.early.version = slot.early.gradient._version
         if slots and coefficient is not None and (self._sampler.is_sampling or coefficient.device.type == "cpu"):
-            self._steps.coefficients.append(_host(coefficient))
+            self._steps.note_coefficient(_host(coefficient))
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._guard("a step could not be measured", self._look_before_step, optimizer, args, kwargs)
@@ -408,7 +408,7 @@ class Watch:
             else:
                 gradient.mul_(coefficient.to(gradient.device))
         if self._sampler.is_sampling or coefficient.device.type == "cpu":
-            self._steps.coefficients.append(_host(coefficient))
+            self._steps.note_coefficient(_host(coefficient))
 
     def _slots_of(
         self, optimizer: torch.optim.Optimizer, *, needs_gradient: bool
@@ -570,6 +570,12 @@ class _Steps:
             rates.append(self.learning_rate)
         self.learning_rate = max(rates, default=None)
 
+    def note_coefficient(self, coefficient: HostArray) -> None:
+        """Take in by how much gradients were clipped."""
+        if len(self.coefficients) >= _MOST_HELD:
+            self._fold_coefficients()
+        self.coefficients.append(coefficient)
+
     def add(
         self, slots: Sequence[_Slot], columns: slice, array: HostArray, rows: NDArray[np.int_] | None = None
     ) -> None:
@@ -629,10 +635,13 @@ class _Steps:
         """Keep of what is held only what will count in the end."""
         touched, values = self._join()
         self._parts = [_Part(touched, slice(None), Here(values), None)]
-        if self.coefficients:
-            self.coefficients = [Here(np.min([array.read() for array in self.coefficients], axis=0))]
+        self._fold_coefficients()
         if self.found_inf:
             self.found_inf = [Here(np.max([array.read() for array in self.found_inf], axis=0))]
+
+    def _fold_coefficients(self) -> None:
+        if self.coefficients:
+            self.coefficients = [Here(np.min([array.read() for array in self.coefficients], axis=0))]
 
     def _join(self) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
         first = self._parts[0].positions

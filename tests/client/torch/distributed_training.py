@@ -1,6 +1,6 @@
 """A training of several processes, one of which this is; prints what it knows of it as JSON.
 
-RANK=0 WORLD_SIZE=2 ... python distributed_training.py ddp|fsdp|hybrid watched|plain URL
+RANK=0 WORLD_SIZE=2 python distributed_training.py ddp|fsdp|hybrid watched|plain URL FILE_TO_MEET_IN
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ def whole(tensor: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
 
 def main() -> None:
     """Train, and say what the gradients really were."""
-    kind, mode, url = sys.argv[1:]
+    kind, mode, url, meeting = sys.argv[1:]
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
     torch.manual_seed(0)
     model: nn.Module = nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 3))
     if kind == "ddp":

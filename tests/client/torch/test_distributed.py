@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,18 +19,14 @@ STATISTICS = ("grad_norm", "grad_abs_max", "grad_mean", "grad_zero_fraction", "n
 pytestmark = pytest.mark.slow
 
 
-def train(kind: str, mode: str, url: str, processes: int) -> list[dict[str, Any]]:
+def train(kind: str, mode: str, url: str, processes: int, folder: Path) -> list[dict[str, Any]]:
     """Train in several processes and return what each says."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     started = []
     for rank in range(processes):
         environment = os.environ | {
-            "RANK": str(rank), "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            "GLOO_SOCKET_IFNAME": "lo",
+            "RANK": str(rank), "WORLD_SIZE": str(processes), "GLOO_SOCKET_IFNAME": "lo",
         }  # fmt: skip
-        command = [sys.executable, str(SCRIPT), kind, mode, url]
+        command = [sys.executable, str(SCRIPT), kind, mode, url, str(folder / mode)]
         started.append(
             subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         )
@@ -46,10 +41,10 @@ def train(kind: str, mode: str, url: str, processes: int) -> list[dict[str, Any]
 
 @pytest.mark.parametrize(("kind", "processes"), [("ddp", 2), ("fsdp", 2), ("hybrid", 4)])
 def test_the_first_process_sends_what_all_of_them_did(
-    kind: str, processes: int, service_url: str, client: gradmedic.Client
+    kind: str, processes: int, service_url: str, client: gradmedic.Client, tmp_path: Path
 ) -> None:
     """One run, with the statistics of whole gradients and updates at the same steps; the training is the same."""
-    first, *others = train(kind, "watched", service_url, processes)
+    first, *others = train(kind, "watched", service_url, processes, tmp_path)
     assert not first["follows"]
     assert all(other["follows"] for other in others)
     for other in others:
@@ -70,5 +65,5 @@ def test_the_first_process_sends_what_all_of_them_did(
                 continue
             expected = first["truth"][series.statistic][step][place]
             assert values[step] == pytest.approx(expected, rel=1e-5, abs=1e-7), (series.statistic, series.layer, step)
-    plain = train(kind, "plain", service_url, processes)
+    plain = train(kind, "plain", service_url, processes, tmp_path)
     assert [answer["weights"] for answer in plain] == [answer["weights"] for answer in (first, *others)]

@@ -293,6 +293,21 @@ def test_several_optimizer_steps_in_one_log_keep_the_last_values_and_the_worst_c
         assert recording.statistics() == {}
 
 
+def test_seldom_logging_of_clipped_steps_holds_few_coefficients() -> None:
+    """Also where steps are not sampled, each of which tells by how much it was clipped; the smallest one counts."""
+    model = perceptron()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with Recording(model, optimizer) as recording:
+        recording.sampler.is_sampling = False
+        for max_norm in (1e-3, *[1e-2] * 1000):
+            for parameter in model.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+            optimizer.step()
+        assert len(recording.watch._steps.coefficients) <= 300
+        assert recording.log().clip_coefficient == pytest.approx(1e-3 / float(norm), rel=1e-3)
+
+
 def test_seldom_logging_keeps_the_same_numbers_and_no_memory() -> None:
     """After a thousand optimizer steps: the last values, the worst count, the smallest coefficient, and little held."""
     model = perceptron()

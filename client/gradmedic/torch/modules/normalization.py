@@ -1,7 +1,8 @@
 """Normalizes what a hidden layer returns, without parameters of its own: `state_dict()` keeps its keys.
 
 One idea: a forward hook of the layer. Batch normalization keeps its running moments in the hook, for evaluation; a copy
-of the model, or one that is saved and loaded, has them too.
+of the model, or one that is saved and loaded, has them too. So has a `state_dict()`, in the metadata that torch keeps
+beside the tensors for each module, where they are in nobody's way.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ MOMENTUM = 0.1
 """By which `torch.nn.BatchNorm1d` moves its running moments."""
 
 
+_METADATA = "gradmedic_moments"
+
+
 class Normalize:
     """Forward hook of a linear layer or a convolution.
 
@@ -33,6 +37,22 @@ class Normalize:
         self._variance: Tensor | None = None
         self.reason: str | None = None
         """What was found to stand against it."""
+
+    def attach(self, module: nn.Module) -> None:
+        """Normalize the output of a layer from now on."""
+        module.register_forward_hook(self)
+        if self._kind == "BatchNorm":
+            module.register_state_dict_post_hook(_Save(self))  # type: ignore[no-untyped-call]
+            module.register_load_state_dict_pre_hook(_Load(self))  # type: ignore[no-untyped-call]
+
+    @property
+    def moments(self) -> tuple[Tensor, Tensor] | None:
+        """Running mean and variance, None before the first batch."""
+        return None if self._mean is None or self._variance is None else (self._mean, self._variance)
+
+    @moments.setter
+    def moments(self, moments: tuple[Tensor, Tensor] | None) -> None:
+        self._mean, self._variance = (None, None) if moments is None else moments
 
     def __call__(self, module: nn.Module, _args: Any, output: Tensor) -> Tensor:
         """Return the normalized output."""
@@ -56,3 +76,26 @@ class Normalize:
         if is_convolution:
             return functional.group_norm(output, 1, eps=EPSILON)
         return functional.layer_norm(output, output.shape[-1:], eps=EPSILON)
+
+
+class _Save:
+    """Hook behind `state_dict()` of a layer: its moments go along as its tensors do, not copied."""
+
+    def __init__(self, normalize: Normalize) -> None:
+        self._normalize = normalize
+
+    def __call__(self, _module: nn.Module, _state: Any, _prefix: str, metadata: dict[str, Any]) -> None:
+        metadata[_METADATA] = self._normalize.moments
+
+
+class _Load:
+    """Hook before `load_state_dict()` of a layer: takes the moments, if the state has any."""
+
+    def __init__(self, normalize: Normalize) -> None:
+        self._normalize = normalize
+
+    def __call__(self, module: nn.Module, _state: Any, _prefix: str, metadata: dict[str, Any], *_: Any) -> None:
+        if _METADATA in metadata:
+            moments, device = metadata[_METADATA], next(module.parameters()).device
+            # Of their own: those of the state stay as they are while training goes on.
+            self._normalize.moments = moments and tuple(each.to(device, copy=True) for each in moments)

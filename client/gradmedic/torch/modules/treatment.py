@@ -255,7 +255,7 @@ class ModelTreatment:
                 why = "moments over a batch of time steps would show the future, and of one example there are none"
             for layer in layers:
                 normalize = Normalize(kind)
-                modules[layer].register_forward_hook(normalize)
+                normalize.attach(modules[layer])
                 if not awaited.is_copy:
                     self._normalizations.append(normalize)
             found["insert_normalization"] = layers, why

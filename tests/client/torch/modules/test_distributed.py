@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,18 +16,12 @@ SCRIPT = Path(__file__).with_name("treated_training.py")
 pytestmark = pytest.mark.slow
 
 
-def test_two_processes_train_as_one() -> None:
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """Under DistributedDataParallel two halves of each batch give the weights that the whole gives in one process."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     started = []
     for rank in range(2):
-        environment = os.environ | {
-            "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            "GLOO_SOCKET_IFNAME": "lo",
-        }  # fmt: skip
-        command = [sys.executable, str(SCRIPT)]
+        environment = os.environ | {"RANK": str(rank), "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
+        command = [sys.executable, str(SCRIPT), str(tmp_path / "meeting")]
         started.append(
             subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         )

@@ -215,3 +215,46 @@ def test_running_moments_come_along() -> None:
         torch.testing.assert_close(other(batch()), expected, rtol=0, atol=0)
         step(other.train(), sgd(other), lambda m: squared(m, batch()))
     torch.testing.assert_close(model(batch()), expected, rtol=0, atol=0)  # the copies' training is not the model's
+
+
+def saved(state: dict[str, Any]) -> Any:
+    """Return a state as it is read from a file."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file)
+
+
+@pytest.mark.parametrize("keep", [saved, copy.deepcopy])
+def test_a_checkpoint_evaluates_as_it_did(keep: Callable[[Any], Any]) -> None:
+    """Running moments go back with the weights, as in a model with such layers; `state_dict()` has no new keys."""
+    model = perceptron()
+    reference = nn.Sequential()
+    for module in copy.deepcopy(model):
+        reference.append(module)
+        if isinstance(module, nn.Linear) and module.out_features == 5:
+            reference.append(nn.BatchNorm1d(5, affine=False))
+    keys = list(model.state_dict())
+    treat(model, optimizer := sgd(model), remedy("insert_normalization", kind="BatchNorm"))
+    other = sgd(reference)
+
+    def train(seeds: range) -> None:
+        for seed in seeds:
+            for each, its in ((model, optimizer), (reference, other)):
+                step(each.train(), its, lambda m, seed=seed: squared(m, 3 + batch(seed)))  # type: ignore[misc]
+
+    train(range(3))
+    expected = model.eval()(batch())
+    state, state_of_reference = keep(model.state_dict()), keep(reference.state_dict())
+    train(range(3, 9))
+    assert not torch.equal(model.eval()(batch()), expected)
+    for _ in range(2):  # what is loaded is a copy: training does not change the checkpoint
+        assert list(state) == keys
+        model.load_state_dict(state)
+        reference.load_state_dict(state_of_reference)
+        torch.testing.assert_close(model.eval()(batch()), expected, rtol=0, atol=0)
+        torch.testing.assert_close(reference.eval()(batch()), expected)
+        train(range(2))
+        torch.testing.assert_close(model.eval()(batch()), reference.eval()(batch()), rtol=1e-5, atol=1e-6)
+    perceptron().load_state_dict(state)  # a model without the remedy takes it
+    model.load_state_dict(perceptron().state_dict())  # and gives one

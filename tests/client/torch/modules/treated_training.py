@@ -1,11 +1,12 @@
 """A treated training of several processes, one of which this is; prints the weights that it ends with as JSON.
 
-RANK=0 WORLD_SIZE=2 ... python treated_training.py
+RANK=0 WORLD_SIZE=2 python treated_training.py FILE_TO_MEET_IN
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import torch
@@ -25,6 +26,8 @@ REMEDIES = [
     Remedy(id="standardize_targets"),
 ]
 ROWS = 12
+_kept: list[nn.Module] = []
+"""Torch may hang where it frees a distributed model; docs/client.md, "Several processes"."""
 
 
 def train(rank: int, size: int) -> list[list[float]]:
@@ -33,6 +36,7 @@ def train(rank: int, size: int) -> list[list[float]]:
     torch.manual_seed(3)
     bare = nn.Sequential(nn.Linear(6, 6), nn.Sigmoid(), nn.Linear(6, 6), nn.Sigmoid(), nn.Linear(6, 1))
     model: nn.Module = nn.parallel.DistributedDataParallel(bare) if size > 1 else bare
+    _kept.append(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     treatment = Treatment([optimizer], {"": model}, REMEDIES, seed=5)
     treatment.before()
@@ -53,9 +57,12 @@ def train(rank: int, size: int) -> list[list[float]]:
 
 def main() -> None:
     """Train as one of the processes."""
-    dist.init_process_group("gloo")
-    sys.stdout.write(json.dumps(train(dist.get_rank(), dist.get_world_size())) + "\n")
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=rank, world_size=size)
+    sys.stdout.write(json.dumps(train(rank, size)) + "\n")
+    sys.stdout.flush()
     dist.destroy_process_group()
+    os._exit(0)
 
 
 if __name__ == "__main__":
