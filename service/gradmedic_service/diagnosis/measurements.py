@@ -38,6 +38,8 @@ class Architecture:
     """Weight matrices that the gradient's path through depth is read from: not frozen, not an embedding."""
     is_embedding: NDArray[np.bool_]
     """Embeddings that train."""
+    carriers: NDArray[np.intp]
+    """Layers that inputs pass through: weight matrices and embeddings that train; all layers where there are none."""
     recurrent: tuple[int, ...]
     """Plain (ungated) hidden-to-hidden matrices."""
     recurrent_slope: NDArray[np.float64]
@@ -54,15 +56,19 @@ class Architecture:
         depth = [(layer.depth if layer.depth is not None else i, i) for i, layer in enumerate(layers)]
         sizes = [_numel(layer) for layer in layers]
         size_of = {layer.name: size for layer, size in zip(layers, sizes, strict=True)}
+        is_path = np.array(
+            [_is_matrix(layer) and not layer.frozen and not _is_gain(layer, size_of) for layer in layers],
+            dtype=np.bool_,
+        )
+        is_embedding = np.array([_is_embedding(layer) and not layer.frozen for layer in layers], dtype=np.bool_)
+        carriers = np.flatnonzero(is_path | is_embedding)
         return cls(
             names=tuple(layer.name for layer in layers),
             order=np.array([i for _, i in sorted(depth)], dtype=np.intp),
             sqrt_numel=np.sqrt(np.array(sizes, dtype=np.float64)),
-            is_path=np.array(
-                [_is_matrix(layer) and not layer.frozen and not _is_gain(layer, size_of) for layer in layers],
-                dtype=np.bool_,
-            ),
-            is_embedding=np.array([_is_embedding(layer) and not layer.frozen for layer in layers], dtype=np.bool_),
+            is_path=is_path,
+            is_embedding=is_embedding,
+            carriers=carriers if len(carriers) else np.arange(len(layers), dtype=np.intp),
             recurrent=tuple(i for i, layer in enumerate(layers) if _is_plain_recurrent(layer)),
             recurrent_slope=np.array(
                 [0.25 if layer.activation == "sigmoid" else 1.0 for layer in layers], dtype=np.float64
@@ -124,8 +130,9 @@ class Measurements:
     update_ratio: NDArray[np.float64]
     """Network-wide L2 of the update over that of the weights, present layers only."""
     grip: NDArray[np.float64]
-    """Largest product of a layer's gradient and weight norms: what the loss would change by, were the layer to change
-    by its own size."""
+    """Largest product of a weight tensor's gradient and weight norms: what the loss would change by, were the layer to
+    change by its own size. A bias does not count, where there are matrices or embeddings: an output bias always has a
+    grip, and no input passes through it."""
     nonfinite_total: NDArray[np.float64]
     """`[row]` NaN and Inf elements of all gradients."""
     reaches_weights: NDArray[np.bool_]
@@ -162,7 +169,9 @@ def measure(block: Block, architecture: Architecture) -> Measurements:
         total_gradient = np.sqrt(np.square(np.where(present, gradient, 0.0)).sum(axis=1))
         total_weight = np.sqrt(np.square(np.where(present, weight, 0.0)).sum(axis=1))
         update_ratio = np.sqrt(np.square(np.where(present, update, 0.0)).sum(axis=1)) / total_weight
-        grip = np.fmax.reduce(np.where(present, gradient * weight, np.nan), axis=1, initial=0.0)
+        grip = np.fmax.reduce(
+            np.where(present, gradient * weight, np.nan)[:, architecture.carriers], axis=1, initial=0.0
+        )
     touched = present.any(axis=1)
     total_gradient[~touched] = np.nan
     total_weight[~touched] = np.nan

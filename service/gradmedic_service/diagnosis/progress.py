@@ -47,6 +47,15 @@ STUCK_DECLINE_BOUND = 0.12
 STUCK_WANDER = 0.4
 """A loss whose averages wander over more than this share of themselves is going somewhere, if not down: a network that
 is cut off from its input repeats the same loss."""
+NOISE_ERRORS = 2.0
+"""Standard errors that a difference of losses must exceed to be one (95 %)."""
+RELEASE = 0.1
+"""Share by which the slow average must fall below the level at which the loss was found stuck before it counts as
+moving again. Whether a noisy loss is stuck flickers; this does not."""
+RELEASE_ERRORS = 3.0
+"""Standard errors by which it must have fallen, too: the question is asked at every step, and noise has many tries."""
+SLOW_ERROR = math.sqrt(2 / (2 * SLOW_HORIZON - 1))
+"""Standard error of the difference of two slow averages far apart, in standard deviations of a loss."""
 
 
 @dataclass(slots=True)
@@ -84,13 +93,18 @@ class History(Persistent):
 
     def mean(self, start: float, stop: float) -> tuple[float, float]:
         """Return mean and standard error of the mean between two shares (0 to 1) of the history, in whole buckets."""
+        mean, spread, count = self.spread(start, stop)
+        return mean, spread / math.sqrt(count)
+
+    def spread(self, start: float, stop: float) -> tuple[float, float, int]:
+        """Return mean, standard deviation and number of values between two shares of the history, in whole buckets."""
         n = len(self.counts)
         first = min(int(n * start), n - 1)
         last = max(first + 1, math.ceil(n * stop))
         count = sum(self.counts[first:last])
         mean = sum(self.sums[first:last]) / count
-        spread = max(0.0, sum(self.squares[first:last]) / count - mean * mean)
-        return mean, math.sqrt(spread / count)
+        variance = max(0.0, sum(self.squares[first:last]) / count - mean * mean)
+        return mean, math.sqrt(variance), count
 
 
 @dataclass(slots=True)
@@ -173,6 +187,28 @@ class LossProgress(Persistent):
             return False
         early, now = self.history.mean(0.25, 0.5)[0], self.history.mean(0.75, 1.0)[0]
         return early - now < FLAT * abs(early)
+
+    def shows_no_learning(self) -> bool:
+        """Whether the last quarter is no lower than the first losses, nor than the one before, but for noise.
+
+        Weaker than `is_stuck`, which a noisy loss cannot show: for runs that there is every reason to doubt.
+        """
+        if len(self.first) < FIRST_VALUES:
+            return False
+        later, spread, count = self.history.spread(0.75, 1.0)
+        fall = sum(self.first) / FIRST_VALUES - later
+        if fall >= max(FLAT * self.scale, NOISE_ERRORS * spread * math.sqrt(1 / FIRST_VALUES + 1 / count)):
+            return False
+        earlier, error = self.history.mean(0.5, 0.75)
+        noise = math.hypot(error, spread / math.sqrt(count))
+        return earlier - later < max(STUCK_DECLINE * self.scale, NOISE_ERRORS * noise)
+
+    def has_left(self, level: float) -> bool:
+        """Whether the slow average is well below a level that it once had, further than noise alone would take it."""
+        fall = level - self.slow
+        if fall <= RELEASE * abs(level):
+            return False
+        return fall > RELEASE_ERRORS * SLOW_ERROR * self.history.spread(0.5, 1.0)[1]
 
     def _shows_no_decline(self) -> bool:
         if self.count < 2 * FIRST_VALUES:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tests.service.diagnosis.synthetic_run import falling, layers, noisy, run
 
 from gradmedic_service.diagnosis import Block, Diagnosis, Diagnostician, Finding, LayerFacts
+from gradmedic_service.diagnosis.state import pack_state, unpack_state
 
 STEPS = 300
 
@@ -203,6 +204,103 @@ def test_slow_divergence_is_called() -> None:
     growth = np.exp(np.arange(900) / 250)
     block = run(2.0 * growth, gradient=growth[:, None], weight=(10 * np.sqrt(growth))[:, None], update=0.02)
     assert diagnose(block).verdict == "exploding"
+
+
+BIASED = (*layers(4), LayerFacts(name="4.bias", numel=1, role="bias"))
+"""Weight matrices and an output bias."""
+
+
+@pytest.mark.parametrize("fall", [0.0, 0.6])
+def test_a_bias_has_no_grip_for_the_weights(fall: float) -> None:
+    """Even gradients without any effect are called though an output bias learns, and takes the loss down with it."""
+    loss = noisy(2.3, STEPS, noise=0.1) * (1 - fall * (1 - 0.5 ** (np.arange(STEPS) / 10)))
+    still = run(loss, gradient=[1e-5, 1e-5, 1e-5, 1e-5, 1.0], count=5)
+    diagnosis = Diagnostician(BIASED).update(still)
+    assert diagnosis.verdict == "vanishing"
+    finding = found(diagnosis, "insensitive_loss")
+    assert finding is not None
+    assert finding.evidence["grip"] < 1e-3
+    assert ("never moved" in finding.explanation) == (fall == 0)
+    assert not alarms(Diagnostician(BIASED).update(run(loss, gradient=1.0, count=5)))
+
+
+def test_weights_that_lost_their_grip_have_converged() -> None:
+    """A loss that fell while the weights had a grip, and is flat since they have none, is no failure."""
+    loss = noisy(2.3, STEPS) * (0.4 + 0.6 * 0.5 ** (np.arange(STEPS) / 10))
+    gradient = np.where(np.arange(STEPS) < 40, 1.0, 1e-5)[:, None]
+    assert not alarms(Diagnostician(BIASED).update(run(loss, gradient=gradient, count=5)))
+
+
+def test_a_state_of_before_the_grip_was_remembered_raises_no_alarm() -> None:
+    """A converged run whose state was stored without knowing whether its weights ever had a grip stays healthy."""
+    loss = noisy(2.3, STEPS) * (0.4 + 0.6 * 0.5 ** (np.arange(STEPS) / 10))
+    block = run(loss, gradient=np.where(np.arange(STEPS) < 40, 1.0, 1e-5)[:, None])
+    doctor = Diagnostician(layers(4))
+    doctor.update(block.cut(0, 100))
+    state = unpack_state(doctor.to_bytes())
+    del state["detectors"]["insensitive_loss"]["never_had_grip"]
+    restored = Diagnostician.from_bytes(pack_state(state), layers(4))
+    assert restored.update(block.cut(100, STEPS)).verdict == "healthy"
+
+
+def test_noise_does_not_take_a_verdict_back() -> None:
+    """A noisy loss that goes nowhere seldom looks as if it had moved; one that falls by half always does."""
+    gradient = 10.0 ** np.array([-4, -3, -1, 0])
+    taken_back = 0
+    for seed in range(20):
+        noise = 1 + 0.3 * np.random.default_rng(seed).normal(size=2 * STEPS)
+        verdicts = [c.verdict for c in diagnose(run(np.abs(2.3 * noise), gradient=gradient)).changes]
+        assert "vanishing" in verdicts
+        taken_back += verdicts.count("healthy") > 1
+        moving = np.where(np.arange(2 * STEPS) < STEPS, 1.0, 0.5) * np.abs(2.3 * noise)
+        changes = diagnose(run(moving, gradient=gradient)).changes
+        assert any(change.verdict == "healthy" and change.step > STEPS for change in changes)
+    assert taken_back <= 1
+
+
+def overwritten(loss: NDArray[np.float64]) -> Block:
+    """A run whose second update is thirty times its weights, most in the third layer."""
+    weight, update = np.full((len(loss), 4), 10.0), np.full((len(loss), 4), 0.01)
+    update[1] = weight[2:] = [300.0, 300.0, 600.0, 300.0]
+    return run(loss, weight=weight, update=update)
+
+
+def test_an_explosion_that_saturation_hides_is_called() -> None:
+    """Weights that were overwritten and a noisy loss that never fell are an explosion, wherever the steps are cut."""
+    block = overwritten(noisy(1.5, STEPS, noise=0.3))
+    diagnosis = diagnose(block)
+    assert diagnosis.verdict == "exploding"
+    finding = found(diagnosis, "overwritten_weights")
+    assert finding is not None
+    assert finding.layers[0] == "2.weight"
+    assert finding.first_step == 2
+    assert finding.evidence["weight_growth"] == pytest.approx(np.sqrt(3 * 30**2 + 60**2) / 2)
+    for size in (1, 7, 64):
+        doctor = Diagnostician(layers(4))
+        cuts = [doctor.update(block.cut(start, start + size)) for start in range(0, STEPS, size)]
+        assert [change for cut in cuts for change in cut.changes] == list(diagnosis.changes)
+
+
+def test_overwritten_weights_that_learn_are_healthy() -> None:
+    """A loss that falls after such an update, at once or later, is a recovery; a verdict given before is taken back."""
+    assert not alarms(diagnose(overwritten(falling(STEPS))))
+    late = np.concatenate([noisy(2.3, 100, noise=0.2), falling(500)])
+    changes = diagnose(overwritten(late)).changes
+    assert [change.verdict for change in changes] == ["healthy", "exploding", "healthy"]
+
+
+def test_overwriting_is_left_to_the_loss_that_shows_it() -> None:
+    """Where the loss blew up with the weights and came back, it may relearn from its start without an alarm."""
+    loss = noisy(0.7, STEPS)
+    loss[2] = 10.0
+    loss[120:] = falling(STEPS - 120, start=0.7)
+    assert found(diagnose(overwritten(loss)), "overwritten_weights") is None
+
+
+def test_weights_that_grow_slowly_are_not_overwritten() -> None:
+    """Weights that became thirty times as large by small steps are no explosion, though the loss is flat."""
+    weight = 10 * 30 ** (np.arange(STEPS) / STEPS)
+    assert found(diagnose(run(noisy(1.5, STEPS), weight=weight[:, None])), "overwritten_weights") is None
 
 
 @settings(max_examples=25)

@@ -15,6 +15,7 @@ from gradmedic_service.diagnosis.detectors.growth_in_time import GrowthInTime
 from gradmedic_service.diagnosis.detectors.insensitive_loss import InsensitiveLoss
 from gradmedic_service.diagnosis.detectors.nonfinite import NonFinite
 from gradmedic_service.diagnosis.detectors.oscillation import Oscillation
+from gradmedic_service.diagnosis.detectors.overwritten_weights import OverwrittenWeights
 from gradmedic_service.diagnosis.detectors.plateau import Plateau
 from gradmedic_service.diagnosis.detectors.saturation import Saturation
 from gradmedic_service.diagnosis.detectors.starvation import Starvation
@@ -24,6 +25,7 @@ ALL: tuple[type[Detector], ...] = (
     NonFinite,
     Divergence,
     GrowthInTime,
+    OverwrittenWeights,
     DepthGrowth,
     Oscillation,
     ZeroGradient,

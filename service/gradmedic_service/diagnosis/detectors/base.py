@@ -17,9 +17,6 @@ from gradmedic_service.diagnosis.progress import LossProgress
 from gradmedic_service.diagnosis.report import Finding, Severity, Verdict
 from gradmedic_service.diagnosis.state import Persistent
 
-RELEASE = 0.1
-"""Share by which the slow average must fall below the level at which the loss was found stuck before it counts as
-moving again. Whether a noisy loss is stuck flickers; this does not."""
 MAX_LAYERS_NAMED = 8
 """Layers that a finding names, worst first."""
 
@@ -156,7 +153,7 @@ class Detector(ABC):
         if self.signal == 0:
             if holds and moment.is_stuck:
                 self.signal, self.stuck_level = strength, moment.progress.slow
-        elif moment.progress.slow < self.stuck_level - RELEASE * abs(self.stuck_level):
+        elif moment.progress.has_left(self.stuck_level):
             self.signal = 0.0
         else:
             self.signal = max(self.signal, strength if holds else 0.0)

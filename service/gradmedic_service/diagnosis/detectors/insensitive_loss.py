@@ -18,21 +18,24 @@ HORIZON = 20
 PATIENCE = 120
 """Steps of the run before a stuck loss speaks."""
 NEVER_MOVED = 0.1
-"""The loss has fallen by less than this share of its start; a loss that fell and flattened has converged."""
+"""The loss has fallen by less than this share of its start; a loss that fell and flattened has converged, unless no
+weight ever had a grip on it."""
 
 
 class InsensitiveLoss(Detector):
-    """The loss never moved, and its gradient is far too small, against weights and loss, to ever move it."""
+    """The weights' gradients are far too small, against weights and loss, to ever move the loss, and they never did."""
 
     id = "insensitive_loss"
     verdict = "vanishing"
-    remembered = ("log_grip", "count", "since")
+    remembered = ("log_grip", "count", "since", "never_had_grip")
 
     def __init__(self) -> None:
         super().__init__()
         self.log_grip = 0.0
         self.count = 0
         self.since = 0
+        self.never_had_grip = False
+        """Whether no weight had a grip since the first step: then what the loss has lost is an output bias's doing."""
 
     def observe(self, moment: Moment) -> None:
         """Average the best layer's grip and ask whether the loss ever moved."""
@@ -42,13 +45,17 @@ class InsensitiveLoss(Detector):
         if moment.row is None or moment.is_multi_stream or not usable:
             return
         value = math.log10(moment.grip / level)
+        if self.count == 0:
+            self.never_had_grip = True
         self.count += 1
         self.log_grip += (value - self.log_grip) / min(self.count, HORIZON)
         if self.log_grip >= math.log10(NO_GRIP):
             self.since = moment.step + 1
+            self.never_had_grip = False
             self.close(moment.step)
             return
-        holds = progress.count >= PATIENCE and progress.fallen < NEVER_MOVED and moment.architecture.has_product
+        never_learned = progress.fallen < NEVER_MOVED or self.never_had_grip
+        holds = progress.count >= PATIENCE and never_learned and moment.architecture.has_product
         if not self.speak_while_stuck(moment, 0.8, holds=holds):
             self.close(moment.step)
         else:
@@ -60,8 +67,10 @@ class InsensitiveLoss(Detector):
     def explain(self, episode: Episode, names: Sequence[str]) -> str:
         """Give the grip against that of a network that trains."""
         grip = episode.evidence["grip"]
+        fallen = episode.evidence["loss_fallen"]
+        moved = "it never moved" if fallen < NEVER_MOVED else f"its fall by {fallen:.0%} was no weight's doing"
         where = f"; the gradient is smallest in {names[0]}" if names else ""
         return (
             f"The loss would change by only {grip:.1g} of itself if the strongest layer changed by its own size "
-            f"(networks that train: 0.1 and more), and it never moved{where}."
+            f"(networks that train: 0.1 and more), and {moved}{where}."
         )
