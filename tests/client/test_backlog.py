@@ -75,7 +75,6 @@ def test_the_oldest_healthy_steps_are_dropped_first() -> None:
     assert backlog.dropped == 100 - len(kept)
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from([1.0, math.nan])), st.integers(1, 30))
 def test_memory_stays_within_its_bytes_and_counts_what_it_drops(losses: list[float], room: int) -> None:
     """Whatever comes, memory is bounded, order is kept, the newest step is there and none is lost uncounted."""
@@ -118,7 +117,7 @@ def begin(folder: Path, run_id: UUID, *, memory: int, disk: int = 2**30, segment
     return Backlog(memory, Known(), lambda: Journal(folder / str(run_id) / "session", disk, segment))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.lists(st.integers(0, 12), max_size=60),
     st.integers(0, 6),
@@ -158,7 +157,7 @@ def test_beyond_the_disk_healthy_steps_are_given_up_first_and_counted(tmp_path: 
     assert len(kept) + backlog.dropped == 1000
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.lists(
         st.tuples(
@@ -193,7 +192,7 @@ def test_what_was_offered_is_not_dropped_and_everything_else_is_counted(
         raise OSError(28, "No space left on device")
 
     def offer(count: int) -> None:
-        nonlocal in_hand, rewinds
+        nonlocal in_hand
         front = backlog.front(count)
         assert steps_of(front)[: len(steps_of(in_hand))] == steps_of(in_hand)[: len(steps_of(front))]
         offered.update(dict.fromkeys(steps_of(front)))

@@ -26,7 +26,7 @@ def reference(values: NDArray[np.float64]) -> list[float]:
         ]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.lists(st.floats(width=32), min_size=1, max_size=30),
     st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
