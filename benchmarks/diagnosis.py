@@ -29,7 +29,7 @@ from benchmarks.corpus.families import ASIDE, SPLITS, is_made
 from benchmarks.corpus.outcome import build_up_steps
 from benchmarks.corpus.recording import load, read_arrays
 from benchmarks.reference_rules import REFERENCES, RuleSet
-from gradmedic_service.diagnosis import Block, Diagnostician, LayerFacts, StepSeries, TrainingFacts
+from gradmedic_diagnosis import Block, Diagnostician, LayerFacts, StepSeries, TrainingFacts
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 CACHE: Final = ROOT / "benchmarks" / ".cache"

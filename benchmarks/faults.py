@@ -35,9 +35,10 @@ import gradmedic
 from benchmarks.cable import Cable
 from benchmarks.ray_cluster import RayCluster
 from benchmarks.servers import free_port, is_listening, wait_for
-from gradmedic import wire
 from gradmedic.exceptions import GradmedicError
-from gradmedic_service import schema
+from gradmedic.protocol.remedies import Remedy
+from gradmedic.protocol.reruns import EXECUTORS, RerunDetail
+from gradmedic_service.database import schema
 
 LEASE: Final = 2.0
 STEPS: Final = 40
@@ -75,7 +76,7 @@ RAY: Final = """
     python = "{python}"
 """
 CUT_SECONDS: Final = 3 * LEASE
-LEARN: Final = [wire.Remedy(id="set_parameter", parameters={"how": "learn"})]
+LEARN: Final = [Remedy(id="set_parameter", parameters={"how": "learn"})]
 
 
 @dataclass
@@ -210,11 +211,11 @@ class House:
 
     def kill_entrypoint(self) -> None:
         """Kill the process that Ray has started on the node."""
-        self._kill_first("gradmedic_service.worker.node", list(psutil.process_iter()))
+        self._kill_first("gradmedic_worker.node", list(psutil.process_iter()))
 
     def kill_launcher(self) -> None:
         """Kill the process between worker and script."""
-        self._kill_below("gradmedic_service.worker.launcher")
+        self._kill_below("gradmedic_worker.attempt")
 
     def kill_script(self) -> None:
         """Kill the script."""
@@ -271,7 +272,7 @@ def suspect(client: gradmedic.Client, url: str) -> str:
     return str(run.id)
 
 
-def patiently(ask: Callable[[], wire.RerunDetail]) -> wire.RerunDetail:
+def patiently(ask: Callable[[], RerunDetail]) -> RerunDetail:
     """Ask until there is an answer: the service, or its database, may be down."""
     deadline = time.monotonic() + END_SECONDS
     while True:
@@ -327,7 +328,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=3, help="kills of each part on each database (default: 3)")
     parser.add_argument("--quick", action="store_true", help="one kill each")
-    parser.add_argument("--executor", choices=wire.EXECUTORS, help="of the trials (default: both)")
+    parser.add_argument("--executor", choices=EXECUTORS, help="of the trials (default: both)")
     arguments = parser.parse_args()
     repeat = 1 if arguments.quick else arguments.repeat
     moments = random.Random(0)

@@ -28,8 +28,8 @@ import psycopg
 
 from benchmarks.recorded_values import BLOCK_STEPS, LAYERS, NAMES, VALUES_PER_BLOCK, VALUES_PER_STEP, Blocks
 from benchmarks.servers import cpu_seconds, environment_of, free_port, gradmedic, is_listening, postgres, wait_for
-from gradmedic import wire
-from gradmedic_service import schema
+from gradmedic.protocol.service import API_PATH, JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE
+from gradmedic_service.database import schema
 
 MLFLOW: Final = ("mlflow", "3.17.2")
 TRACKIO: Final = ("trackio", "0.43.0")
@@ -101,7 +101,7 @@ class Sender:
     def __init__(self, address: str) -> None:
         self._connection = http.client.HTTPConnection(urlsplit(address).netloc)
 
-    def post(self, path: str, body: bytes, media_type: str = wire.JSON_MEDIA_TYPE) -> Any:
+    def post(self, path: str, body: bytes, media_type: str = JSON_MEDIA_TYPE) -> Any:
         """Send a request and return its answer."""
         self._connection.request("POST", path, body, {"Content-Type": media_type})
         response = self._connection.getresponse()
@@ -125,7 +125,7 @@ def measure_gradmedic(
     each = count // clients
     bodies = [blocks.body(index, media_type, length) for index in range(WARM_UP_BLOCKS + each)]
     senders = [Sender(address) for _ in range(clients)]
-    paths = [f"{wire.API_PATH}/runs/{sender.post(f'{wire.API_PATH}/runs', blocks.run())['id']}" for sender in senders]
+    paths = [f"{API_PATH}/runs/{sender.post(f'{API_PATH}/runs', blocks.run())['id']}" for sender in senders]
 
     def stream(sender: Sender, path: str, part: list[bytes]) -> None:
         for body in part:
@@ -151,10 +151,10 @@ def measure_sqlite(folder: Path, count: int) -> dict[str, Measured]:
     """Us on SQLite; of what is measured several times, the least CPU."""
     found: dict[str, Measured] = {}
     for form, media_type, clients, share, length, times in (
-        ("binary", wire.MSGPACK_MEDIA_TYPE, 1, 1, BLOCK_STEPS, REPEATS),
-        ("binary", wire.MSGPACK_MEDIA_TYPE, 4, 2, BLOCK_STEPS, 1),
-        ("JSON", wire.JSON_MEDIA_TYPE, 1, 4, BLOCK_STEPS, REPEATS),
-        ("a step a request", wire.MSGPACK_MEDIA_TYPE, 1, 1, 1, 1),
+        ("binary", MSGPACK_MEDIA_TYPE, 1, 1, BLOCK_STEPS, REPEATS),
+        ("binary", MSGPACK_MEDIA_TYPE, 4, 2, BLOCK_STEPS, 1),
+        ("JSON", JSON_MEDIA_TYPE, 1, 4, BLOCK_STEPS, REPEATS),
+        ("a step a request", MSGPACK_MEDIA_TYPE, 1, 1, 1, 1),
     ):
         name = f"{form}, {_clients(clients)}"
         for repeat in range(times):
@@ -174,9 +174,9 @@ def measure_postgres(folder: Path, count: int) -> dict[str, Measured]:
     with postgres(folder) as (url, server):
         schema.upgrade(url)
         for form, media_type, clients, share, times in (
-            ("binary", wire.MSGPACK_MEDIA_TYPE, 1, 1, REPEATS),
-            ("binary", wire.MSGPACK_MEDIA_TYPE, 4, 2, 1),
-            ("JSON", wire.JSON_MEDIA_TYPE, 1, 4, 1),
+            ("binary", MSGPACK_MEDIA_TYPE, 1, 1, REPEATS),
+            ("binary", MSGPACK_MEDIA_TYPE, 4, 2, 1),
+            ("JSON", JSON_MEDIA_TYPE, 1, 4, 1),
         ):
             name = f"{form}, {_clients(clients)}"
             for _ in range(times):

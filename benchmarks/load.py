@@ -35,8 +35,8 @@ import psutil
 
 from benchmarks.recorded_values import BLOCK_STEPS, Blocks
 from benchmarks.servers import cpu_seconds, gradmedic, postgres
-from gradmedic import wire
-from gradmedic_service import schema
+from gradmedic.protocol.service import API_PATH, JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE
+from gradmedic_service.database import schema
 from gradmedic_service.telemetry.rollups import FACTOR
 
 RUNS: Final = 200
@@ -114,10 +114,10 @@ class Job:
 
     def register(self, blocks: Blocks) -> None:
         """Create the run."""
-        status, _, body = self.ask("POST", f"{wire.API_PATH}/runs", blocks.run(), wire.JSON_MEDIA_TYPE)
+        status, _, body = self.ask("POST", f"{API_PATH}/runs", blocks.run(), JSON_MEDIA_TYPE)
         if status != 201:
             raise RuntimeError(f"{status}: {body[:500]!r}")
-        self.path = f"{wire.API_PATH}/runs/{json.loads(body)['id']}"
+        self.path = f"{API_PATH}/runs/{json.loads(body)['id']}"
 
     def reconnect(self) -> None:
         """Forget the connection, which the service may have closed while others were busy."""
@@ -138,9 +138,7 @@ class Job:
 
     def send(self, bodies: Sequence[bytes]) -> tuple[int, bool]:
         """Send the next block once."""
-        status, says_when, _ = self.ask(
-            "POST", f"{self.path}/steps", bodies[self.acknowledged], wire.MSGPACK_MEDIA_TYPE
-        )
+        status, says_when, _ = self.ask("POST", f"{self.path}/steps", bodies[self.acknowledged], MSGPACK_MEDIA_TYPE)
         if status == 200:
             self.acknowledged += 1
         return status, says_when
@@ -236,7 +234,7 @@ def main() -> int:
     blocks = Blocks()
     prefill = 2 if args.quick else FACTOR
     most = 2 * prefill + 10 + sum(int(phase.seconds / phase.period) for phase in (usual, overload, afterwards))
-    bodies = [blocks.body(index, wire.MSGPACK_MEDIA_TYPE) for index in range(most)]
+    bodies = [blocks.body(index, MSGPACK_MEDIA_TYPE) for index in range(most)]
     with tempfile.TemporaryDirectory(prefix="gradmedic-load-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         with database("postgresql" if args.postgresql else "sqlite", folder) as url:

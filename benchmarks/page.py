@@ -22,8 +22,8 @@ from pydantic import SecretStr
 
 from benchmarks.query import LENGTHS, fill
 from benchmarks.servers import gradmedic
-from gradmedic_service import schema
-from gradmedic_service.db import Database
+from gradmedic_service.database import schema
+from gradmedic_service.database.engine import Database
 from gradmedic_service.settings import Settings
 
 VISITS: Final = 7

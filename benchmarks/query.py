@@ -24,17 +24,18 @@ from pydantic import SecretStr, TypeAdapter
 
 from benchmarks.recorded_values import LAYERS, NAMES, RECORDED_STEPS, Blocks
 from benchmarks.servers import gradmedic
-from gradmedic import wire
-from gradmedic_service import schema
+from gradmedic.protocol.runs import RunCreate
+from gradmedic.protocol.service import API_PATH
+from gradmedic_diagnosis import StepSeries
 from gradmedic_service.access.principal import OPERATOR
-from gradmedic_service.db import Database
-from gradmedic_service.diagnosis import StepSeries
+from gradmedic_service.database import schema
+from gradmedic_service.database.engine import Database
 from gradmedic_service.runs import service as runs
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.settings import Settings
 from gradmedic_service.telemetry import service as telemetry
 from gradmedic_service.telemetry.decoding import ReceivedBlock
-from gradmedic_service.telemetry.warm import WarmRuns
+from gradmedic_service.telemetry.run_cache import RunCache
 
 LENGTHS: Final = (1_000, 100_000, 1_000_000)
 BUCKETS: Final = 500
@@ -55,11 +56,9 @@ def fill(database: Database, length: int) -> UUID:
     every = np.ones(RECORDED_STEPS, dtype=np.bool_)
     present = np.ones((RECORDED_STEPS, LAYERS), dtype=np.bool_)
     matrices = {name: np.ascontiguousarray(blocks.values[:, :, at]) for at, name in enumerate(NAMES)}
-    facts, warm = FactsCache(), WarmRuns()
+    facts, warm = FactsCache(), RunCache()
     with database.writing() as session:
-        run, _ = runs.create(
-            session, OPERATOR, TypeAdapter(wire.RunCreate).validate_json(blocks.run()), Settings().limits()
-        )
+        run, _ = runs.create(session, OPERATOR, TypeAdapter(RunCreate).validate_json(blocks.run()), Settings().limits())
     for first in range(0, length, RECORDED_STEPS):
         count = min(RECORDED_STEPS, length - first)
         received = ReceivedBlock(
@@ -115,7 +114,7 @@ def main() -> int:
         with gradmedic(url, folder) as (address, _):
             for query, (path, repeats) in QUERIES.items():
                 for length, run_id in run_ids.items():
-                    times = milliseconds(address, f"{wire.API_PATH}/runs/{run_id}/{path}", repeats)
+                    times = milliseconds(address, f"{API_PATH}/runs/{run_id}/{path}", repeats)
                     p99 = statistics.quantiles(times, n=100, method="inclusive")[98]
                     found[query, length] = statistics.median(times), p99
                     print(f"{query:16} {length:10,} {found[query, length][0]:8.1f} {p99:8.1f}", flush=True)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.corpus.recording import STATISTICS, load
-from gradmedic import wire
+from gradmedic.protocol.service import MSGPACK_MEDIA_TYPE
 
 RECORDINGS: Final = Path(__file__).resolve().parent.parent / "tests" / "data" / "recordings"
 USED: Final = ("H-finetune-hook", "H-lr-to-zero", "O-low-lr", "V-rnn-recall-sigmoid")
@@ -76,7 +76,7 @@ class Blocks:
         """Return the block of an index as it is sent."""
         steps, values, loss = self.part(index, length)
         content: dict[str, Any] = {"steps": steps, "loss": loss.tolist()}
-        if media_type == wire.MSGPACK_MEDIA_TYPE:
+        if media_type == MSGPACK_MEDIA_TYPE:
             matrices = {name: values[:, :, at].astype("<f4").tobytes() for at, name in enumerate(NAMES)}
             return msgspec.msgpack.encode({**content, "loss": loss.astype("<f8").tobytes(), "statistics": matrices})
         content["statistics"] = {name: values[:, :, at].tolist() for at, name in enumerate(NAMES)}

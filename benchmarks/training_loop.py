@@ -31,7 +31,7 @@ class Gradmedic:
 
     def __init__(self, options: dict[str, str], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         import gradmedic
-        from gradmedic.sampler import FIRST_STEPS, START_SECONDS
+        from gradmedic.recording.sampler import FIRST_STEPS, START_SECONDS
 
         log_freq = options["log_freq"]
         self.run = gradmedic.init(

@@ -9,8 +9,8 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import Connection, text
 
-from gradmedic_service.db import SQLITE_BEGIN, make_engine, parse_url
-from gradmedic_service.models import Base
+from gradmedic_service.database.engine import SQLITE_BEGIN, make_engine, parse_url
+from gradmedic_service.database.models import Base
 from gradmedic_service.settings import Settings
 
 ADVISORY_LOCK = 0x67726164  # "grad"

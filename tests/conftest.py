@@ -24,7 +24,7 @@ from benchmarks.servers import START_SECONDS, free_port
 from httpx2._config import DEFAULT_TIMEOUT_CONFIG
 from psycopg import sql
 
-from gradmedic_service import models, schema
+from gradmedic_service.database import models, schema
 
 POSTGRES_VARIABLE = "GRADMEDIC_TEST_POSTGRES_URL"
 PATIENCE = 300

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gradmedic_service.diagnosis import Block, LayerFacts, OptimizerFacts, StepSeries, TrainingFacts
+from gradmedic_diagnosis import Block, LayerFacts, OptimizerFacts, StepSeries, TrainingFacts
 
 if TYPE_CHECKING:
     from benchmarks.corpus.ledger import Entry

@@ -12,7 +12,7 @@ from typing import Final
 
 from benchmarks.reruns.configurations import Configuration
 from benchmarks.reruns.trials import Laboratory, skill
-from gradmedic.wire import Remedy
+from gradmedic.protocol.remedies import Remedy
 
 FAMILIES: Final = ("recurrent-language-model", "learning-rate", "large-recurrence")
 THRESHOLDS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)

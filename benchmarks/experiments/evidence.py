@@ -19,8 +19,8 @@ import msgspec
 from benchmarks.experiments.repairs import SEED, TRIED
 from benchmarks.reruns.configurations import CONFIGURATIONS, FITTED, Configuration
 from benchmarks.reruns.trials import KINDS, Laboratory, is_failing
-from gradmedic.remedies import REMEDIES
-from gradmedic_service.diagnosis.evidence import PATH
+from gradmedic.protocol.remedies import REMEDIES
+from gradmedic_diagnosis.evidence import PATH
 from gradmedic_service.reruns import experiment
 from gradmedic_service.reruns.candidates import COMPOUNDS
 

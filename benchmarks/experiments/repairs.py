@@ -12,8 +12,7 @@ from typing import Any, Final
 
 from benchmarks.reruns.configurations import FAMILIES, Configuration
 from benchmarks.reruns.trials import Laboratory
-from gradmedic.remedies import describe_remedies
-from gradmedic.wire import Remedy
+from gradmedic.protocol.remedies import Remedy, describe_remedies
 from gradmedic_service.reruns import experiment
 
 SEED: Final = 0

@@ -13,8 +13,7 @@ from typing import Final
 
 from benchmarks.reruns.configurations import Configuration
 from benchmarks.reruns.trials import Laboratory, Result
-from gradmedic.remedies import REMEDIES, Choice
-from gradmedic.wire import Remedy
+from gradmedic.protocol.remedies import REMEDIES, Choice, Remedy
 from gradmedic_service.reruns import experiment
 from gradmedic_service.reruns.candidates import candidates_of_advice
 from gradmedic_service.reruns.experiment import Budget, Design

@@ -34,13 +34,15 @@ from benchmarks.reference_rules import REFERENCES
 from benchmarks.reruns.configurations import Configuration
 from benchmarks.reruns.tasks import make_task
 from benchmarks.servers import CACHE, gradmedic
-from gradmedic import Client, wire
-from gradmedic.identity import new_run_id
-from gradmedic_service.diagnosis.remedies import CATALOGUE
+from gradmedic import Client
+from gradmedic.protocol.ids import new_id
+from gradmedic.protocol.remedies import Remedy
+from gradmedic.protocol.trials import ClaimedTrial
+from gradmedic_diagnosis.remedies import CATALOGUE
 from gradmedic_service.reruns import experiment
-from gradmedic_service.worker.environment import KEPT as KEPT_VARIABLES
-from gradmedic_service.worker.environment import read_report, trial_environment
-from gradmedic_service.worker.processes import Order, Starter
+from gradmedic_worker.environment import KEPT as KEPT_VARIABLES
+from gradmedic_worker.environment import read_report, trial_environment
+from gradmedic_worker.processes import LaunchSpec, Starter
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 SCRIPT: Final = Path(__file__).resolve().parent / "train.py"
@@ -85,7 +87,7 @@ class Result:
     has_dead_units: bool
     causes: dict[str, float]
     """Of a control: their scores."""
-    advice: list[wire.Remedy]
+    advice: list[Remedy]
     """Of a control: the most promising first."""
     cpu_seconds: float | None
     """None where the script was killed."""
@@ -143,7 +145,7 @@ class Laboratory:
         self._client.close()
 
     def trial(
-        self, configuration: Configuration, remedies: Sequence[wire.Remedy], seed: int, *, is_twin: bool = False
+        self, configuration: Configuration, remedies: Sequence[Remedy], seed: int, *, is_twin: bool = False
     ) -> Result:
         """Return what comes of a configuration with remedies on a seed: from before, or by doing it."""
         setting = configuration.twin if is_twin else configuration.faulty
@@ -157,12 +159,10 @@ class Laboratory:
         draft.replace(kept)
         return result
 
-    def _make(
-        self, configuration: Configuration, remedies: Sequence[wire.Remedy], seed: int, *, is_twin: bool
-    ) -> Result:
+    def _make(self, configuration: Configuration, remedies: Sequence[Remedy], seed: int, *, is_twin: bool) -> Result:
         setting = configuration.twin if is_twin else configuration.faulty
-        run_id = new_run_id()
-        claimed = wire.ClaimedTrial(
+        run_id = new_id()
+        claimed = ClaimedTrial(
             trial_id=run_id,
             attempt=1,
             rerun_id=run_id,
@@ -181,7 +181,7 @@ class Laboratory:
         scratch = Path(tempfile.mkdtemp(dir=self._folder))
         (scratch / "tmp").mkdir()
         output = scratch / "output"
-        order = Order(
+        order = LaunchSpec(
             command=[sys.executable, str(SCRIPT), configuration.name, *(["--twin"] if is_twin else [])],
             environment=trial_environment(self._base, claimed, self._base_url, scratch, ()),
             directory=scratch,

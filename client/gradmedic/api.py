@@ -1,7 +1,7 @@
 """Questions to the service: runs, their steps and their diagnoses, and reruns.
 
-One idea: an answer is a dataclass of `gradmedic.wire`, a list is an iterator that fetches its pages as it goes, and a
-failure that may pass is retried before it is raised.
+An answer is a dataclass of `gradmedic.protocol`. A list is an iterator that fetches its pages as it goes. A failure
+that may pass is retried before it is raised.
 """
 
 from __future__ import annotations
@@ -13,12 +13,29 @@ from types import TracebackType
 from typing import Any, TypeVar
 from uuid import UUID
 
-from gradmedic import wire
 from gradmedic.configuration import resolve_connection
-from gradmedic.encoding import from_json, to_json
 from gradmedic.exceptions import GradmedicError
-from gradmedic.http import Service, Transport, is_retryable, retry_delay
-from gradmedic.identity import new_run_id
+from gradmedic.protocol.diagnosis import Diagnosis, VerdictChange, VerdictHistory
+from gradmedic.protocol.encoding import from_json, to_json
+from gradmedic.protocol.ids import new_id
+from gradmedic.protocol.remedies import Remedy
+from gradmedic.protocol.reruns import RerunBudget, RerunCreate, RerunDetail, RerunList, RerunSummary
+from gradmedic.protocol.runs import RunDetail, RunList, RunSummary, RunUpdate
+from gradmedic.protocol.series import SeriesResult
+from gradmedic.protocol.service import Limits
+from gradmedic.protocol.trainables import Trainable, Trainables, TrainablesOffer
+from gradmedic.protocol.trials import (
+    ClaimedTrial,
+    HeartbeatResult,
+    TrialClaim,
+    TrialHeartbeat,
+    TrialLease,
+    TrialOutput,
+    TrialRedemption,
+    TrialResult,
+    TrialTicket,
+)
+from gradmedic.transport.http import Service, Transport, is_retryable, retry_delay
 
 T = TypeVar("T")
 
@@ -76,9 +93,9 @@ class Client:
         self.work = Work(self)
         """The workers' side of reruns."""
 
-    def limits(self) -> wire.Limits:
+    def limits(self) -> Limits:
         """Return what the service accepts."""
-        return self._ask(wire.Limits, "GET", "/limits")
+        return self._ask(Limits, "GET", "/limits")
 
     def close(self) -> None:
         """Close the connections."""
@@ -117,7 +134,7 @@ class Runs:
         parent_id: UUID | str | None = None,
         sort: str | None = None,
         page_size: int = _PAGE,
-    ) -> Iterator[wire.RunSummary]:
+    ) -> Iterator[RunSummary]:
         """Iterate over the runs that match every argument given; pages of `page_size` are fetched as needed.
 
         The runs of trials are left out, unless `parent_id` asks for those of one suspect run.
@@ -133,15 +150,15 @@ class Runs:
             "max_results": page_size,
         }
         while True:
-            page = self._client._ask(wire.RunList, "GET", "/runs", query=query)
+            page = self._client._ask(RunList, "GET", "/runs", query=query)
             yield from page.items
             if page.next_page_token is None:
                 return
             query["page_token"] = page.next_page_token
 
-    def get(self, id: UUID | str) -> wire.RunDetail:
+    def get(self, id: UUID | str) -> RunDetail:
         """Return one run."""
-        return self._client._ask(wire.RunDetail, "GET", f"/runs/{id}")
+        return self._client._ask(RunDetail, "GET", f"/runs/{id}")
 
     def update(
         self,
@@ -152,20 +169,20 @@ class Runs:
         tags: Sequence[str] | None = None,
         config: dict[str, Any] | None = None,
         muted_detectors: Sequence[str] | None = None,
-    ) -> wire.RunDetail:
+    ) -> RunDetail:
         """Change what is given of a run and return it."""
-        update = wire.RunUpdate(
+        update = RunUpdate(
             name=name,
             notes=notes,
             tags=None if tags is None else [*tags],
             config=config,
             muted_detectors=None if muted_detectors is None else [*muted_detectors],
         )
-        return self._client._ask(wire.RunDetail, "PATCH", f"/runs/{id}", body=to_json(update))
+        return self._client._ask(RunDetail, "PATCH", f"/runs/{id}", body=to_json(update))
 
     def wait(
-        self, id: UUID | str, *, timeout: float | None = None, until: Callable[[wire.RunDetail], bool] | None = None
-    ) -> wire.RunDetail:
+        self, id: UUID | str, *, timeout: float | None = None, until: Callable[[RunDetail], bool] | None = None
+    ) -> RunDetail:
         """Wait until a run is finished or failed, or `until(run)` holds, and return it.
 
         Raises:
@@ -183,13 +200,13 @@ class Runs:
         """Delete a run with all its steps."""
         self._client._tell("DELETE", f"/runs/{id}")
 
-    def diagnosis(self, id: UUID | str, *, at_step: int | None = None) -> wire.Diagnosis:
+    def diagnosis(self, id: UUID | str, *, at_step: int | None = None) -> Diagnosis:
         """Return what is wrong with a run, why, and what fixes it - now, or as of step `at_step`."""
-        return self._client._ask(wire.Diagnosis, "GET", f"/runs/{id}/diagnosis", query={"at_step": at_step})
+        return self._client._ask(Diagnosis, "GET", f"/runs/{id}/diagnosis", query={"at_step": at_step})
 
-    def history(self, id: UUID | str) -> Sequence[wire.VerdictChange]:
+    def history(self, id: UUID | str) -> Sequence[VerdictChange]:
         """Return every change of a run's verdict, oldest first."""
-        return self._client._ask(wire.VerdictHistory, "GET", f"/runs/{id}/diagnosis/history").items
+        return self._client._ask(VerdictHistory, "GET", f"/runs/{id}/diagnosis/history").items
 
     def steps(
         self,
@@ -200,7 +217,7 @@ class Runs:
         from_step: int | None = None,
         to_step: int | None = None,
         max_points: int | None = None,
-    ) -> wire.SeriesResult:
+    ) -> SeriesResult:
         """Return series of a run over at most `max_points` buckets of consecutive steps.
 
         Args:
@@ -218,7 +235,7 @@ class Runs:
             "to_step": to_step,
             "max_points": max_points,
         }
-        return self._client._ask(wire.SeriesResult, "GET", f"/runs/{id}/steps", query=query)
+        return self._client._ask(SeriesResult, "GET", f"/runs/{id}/steps", query=query)
 
 
 class Reruns:
@@ -231,14 +248,14 @@ class Reruns:
         self,
         run_id: UUID | str,
         *,
-        remedies: Sequence[Sequence[wire.Remedy]] | None = None,
+        remedies: Sequence[Sequence[Remedy]] | None = None,
         seeds: int | None = None,
         steps: int | None = None,
         seconds: float | None = None,
         trials: int | None = None,
         executor: str | None = None,
         id: UUID | None = None,
-    ) -> wire.RerunDetail:
+    ) -> RerunDetail:
         """Race remedies on a run's own trainable against an unchanged control, and return the rerun at once.
 
         Args:
@@ -251,18 +268,18 @@ class Reruns:
             executor: `local` or `ray`, whose workers are to run them; without it, those who are first.
             id: UUIDv7 of the rerun; asking again with it makes no second one.
         """
-        body = wire.RerunCreate(
+        body = RerunCreate(
             remedies=None if remedies is None else [list(candidate) for candidate in remedies],
             seeds=seeds,
-            budget=wire.RerunBudget(steps=steps, seconds=seconds, trials=trials),
+            budget=RerunBudget(steps=steps, seconds=seconds, trials=trials),
             executor=executor,
-            id=id or new_run_id(),  # one id for all attempts at this request
+            id=id or new_id(),  # one id for all attempts at this request
         )
-        return self._client._ask(wire.RerunDetail, "POST", f"/runs/{run_id}/reruns", body=to_json(body))
+        return self._client._ask(RerunDetail, "POST", f"/runs/{run_id}/reruns", body=to_json(body))
 
-    def get(self, id: UUID | str) -> wire.RerunDetail:
+    def get(self, id: UUID | str) -> RerunDetail:
         """Return a rerun with its candidates, trials and attempts."""
-        return self._client._ask(wire.RerunDetail, "GET", f"/reruns/{id}")
+        return self._client._ask(RerunDetail, "GET", f"/reruns/{id}")
 
     def list(
         self,
@@ -271,24 +288,24 @@ class Reruns:
         project: str | None = None,
         status: str | None = None,
         page_size: int = _PAGE,
-    ) -> Iterator[wire.RerunSummary]:
+    ) -> Iterator[RerunSummary]:
         """Iterate over the reruns that match every argument given, newest first."""
         query: dict[str, Any] = {"run_id": run_id, "project": project, "status": status, "max_results": page_size}
         while True:
-            page = self._client._ask(wire.RerunList, "GET", "/reruns", query=query)
+            page = self._client._ask(RerunList, "GET", "/reruns", query=query)
             yield from page.items
             if page.next_page_token is None:
                 return
             query["page_token"] = page.next_page_token
 
-    def cancel(self, id: UUID | str) -> wire.RerunDetail:
+    def cancel(self, id: UUID | str) -> RerunDetail:
         """End a rerun and everything that runs for it."""
-        return self._client._ask(wire.RerunDetail, "POST", f"/reruns/{id}/cancel")
+        return self._client._ask(RerunDetail, "POST", f"/reruns/{id}/cancel")
 
     def output(self, trial_id: UUID | str, *, attempt: int | None = None) -> str:
         """Return the end of what an attempt at a trial, the latest unless one is named, has printed."""
         path = f"/trials/{trial_id}/output"
-        return self._client._ask(wire.TrialOutput, "GET", path, query={"attempt": attempt}).output
+        return self._client._ask(TrialOutput, "GET", path, query={"attempt": attempt}).output
 
     def wait(
         self,
@@ -296,8 +313,8 @@ class Reruns:
         *,
         timeout: float | None = None,
         interval: float = 1.0,
-        on_change: Callable[[wire.RerunDetail], object] | None = None,
-    ) -> wire.RerunDetail:
+        on_change: Callable[[RerunDetail], object] | None = None,
+    ) -> RerunDetail:
         """Wait until a rerun is over, and return it.
 
         Args:
@@ -310,7 +327,7 @@ class Reruns:
             TimeoutError: it is not over in time.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        seen: wire.RerunDetail | None = None
+        seen: RerunDetail | None = None
         while True:
             rerun = self.get(id)
             if on_change is not None and rerun != seen:
@@ -329,45 +346,43 @@ class Work:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def trainables(self) -> Sequence[wire.Trainable]:
+    def trainables(self) -> Sequence[Trainable]:
         """Return what may be rerun."""
-        return self._client._ask(wire.Trainables, "GET", "/trainables").items
+        return self._client._ask(Trainables, "GET", "/trainables").items
 
-    def register(self, trainables: Sequence[wire.Trainable], worker: str | None = None) -> None:
+    def register(self, trainables: Sequence[Trainable], worker: str | None = None) -> None:
         """Offer trainables, in place of what was said about them before, and in place of what `worker` offered."""
-        body = to_json(wire.TrainablesOffer(items=list(trainables), worker=worker))
-        self._client._ask(wire.Trainables, "PUT", "/trainables", body=body)
+        body = to_json(TrainablesOffer(items=list(trainables), worker=worker))
+        self._client._ask(Trainables, "PUT", "/trainables", body=body)
 
-    def claim(self, worker: str, trainables: Sequence[str], executor: str = "local") -> wire.ClaimedTrial | None:
+    def claim(self, worker: str, trainables: Sequence[str], executor: str = "local") -> ClaimedTrial | None:
         """Take a trial to run; None if there is none. One attempt: a claim whose answer was lost is lost too."""
-        body = to_json(wire.TrialClaim(worker=worker, trainables=list(trainables), executor=executor))
+        body = to_json(TrialClaim(worker=worker, trainables=list(trainables), executor=executor))
         answer = self._client._service.call("POST", "/trials/claim", body=body)
-        return from_json(answer, wire.ClaimedTrial) if answer else None
+        return from_json(answer, ClaimedTrial) if answer else None
 
-    def heartbeat(self, trial_id: UUID, attempt: int, output: str | None, *, timeout: float) -> wire.HeartbeatResult:
+    def heartbeat(self, trial_id: UUID, attempt: int, output: str | None, *, timeout: float) -> HeartbeatResult:
         """Renew a lease. One attempt: the next heartbeat is soon."""
-        body = to_json(wire.TrialHeartbeat(attempt=attempt, output=output))
+        body = to_json(TrialHeartbeat(attempt=attempt, output=output))
         return self._client._service.ask(
-            wire.HeartbeatResult, "POST", f"/trials/{trial_id}/heartbeat", body=body, timeout=timeout
+            HeartbeatResult, "POST", f"/trials/{trial_id}/heartbeat", body=body, timeout=timeout
         )
 
-    def issue_ticket(self, trial_id: UUID, attempt: int, ticket: str, seconds: float) -> wire.TrialLease:
+    def issue_ticket(self, trial_id: UUID, attempt: int, ticket: str, seconds: float) -> TrialLease:
         """Let a ticket be redeemed once. One attempt: the same again changes nothing."""
-        body = to_json(wire.TrialTicket(attempt=attempt, ticket=ticket, seconds=seconds))
-        return self._client._service.ask(wire.TrialLease, "POST", f"/trials/{trial_id}/ticket", body=body)
+        body = to_json(TrialTicket(attempt=attempt, ticket=ticket, seconds=seconds))
+        return self._client._service.ask(TrialLease, "POST", f"/trials/{trial_id}/ticket", body=body)
 
-    def redeem(self, trial_id: UUID, attempt: int) -> wire.ClaimedTrial:
+    def redeem(self, trial_id: UUID, attempt: int) -> ClaimedTrial:
         """Exchange the ticket, which is this client's key, for what the attempt needs. One attempt: it is spent."""
-        body = to_json(wire.TrialRedemption(attempt=attempt))
-        return self._client._service.ask(wire.ClaimedTrial, "POST", f"/trials/{trial_id}/redeem", body=body)
+        body = to_json(TrialRedemption(attempt=attempt))
+        return self._client._service.ask(ClaimedTrial, "POST", f"/trials/{trial_id}/redeem", body=body)
 
-    def lease(self, trial_id: UUID, attempt: int, *, timeout: float) -> wire.TrialLease:
+    def lease(self, trial_id: UUID, attempt: int, *, timeout: float) -> TrialLease:
         """Ask whether anybody waits for an attempt, with the attempt's own key. One attempt: the next is soon."""
         query = {"attempt": attempt}
-        return self._client._service.ask(
-            wire.TrialLease, "GET", f"/trials/{trial_id}/lease", query=query, timeout=timeout
-        )
+        return self._client._service.ask(TrialLease, "GET", f"/trials/{trial_id}/lease", query=query, timeout=timeout)
 
-    def publish(self, trial_id: UUID, result: wire.TrialResult) -> wire.RerunDetail:
+    def publish(self, trial_id: UUID, result: TrialResult) -> RerunDetail:
         """Say how an attempt ended. One attempt: the same again changes nothing."""
-        return self._client._service.ask(wire.RerunDetail, "POST", f"/trials/{trial_id}/result", body=to_json(result))
+        return self._client._service.ask(RerunDetail, "POST", f"/trials/{trial_id}/result", body=to_json(result))

@@ -19,15 +19,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, TextIO
 from uuid import UUID
 
-from gradmedic import __version__, wire
+from gradmedic import __version__
 from gradmedic.api import Client, attempt
 from gradmedic.configuration import resolve_connection, resolve_directory
-from gradmedic.encoding import to_json
 from gradmedic.exceptions import ApiError, ConfigurationError, GradmedicError, UsageError
-from gradmedic.http import Service
-from gradmedic.identity import earliest_time
-from gradmedic.remedies import REMEDIES, describe_remedies
-from gradmedic.sync import find_leftovers
+from gradmedic.protocol.diagnosis import Diagnosis, Outcome
+from gradmedic.protocol.encoding import to_json
+from gradmedic.protocol.ids import earliest_time
+from gradmedic.protocol.remedies import REMEDIES, Remedy, describe_remedies
+from gradmedic.protocol.reruns import EXECUTORS, RerunDetail
+from gradmedic.protocol.runs import STATUSES, RunDetail, RunSummary
+from gradmedic.protocol.verdicts import VERDICTS
+from gradmedic.transport.http import Service
+from gradmedic.upload.replay import find_leftovers
 
 COMMANDS = "gradmedic.commands"
 """Entry-point group of the commands of other parts."""
@@ -135,8 +139,8 @@ class RunsCommand:
         """Declare its arguments."""
         _add_connection(parser)
         parser.add_argument("--project", help="only of this project")
-        parser.add_argument("--verdict", choices=wire.VERDICTS, help="only with this verdict")
-        parser.add_argument("--status", choices=wire.STATUSES, help="only in this state")
+        parser.add_argument("--verdict", choices=VERDICTS, help="only with this verdict")
+        parser.add_argument("--status", choices=STATUSES, help="only in this state")
         parser.add_argument("--tag", help="only with this tag")
         parser.add_argument("--text", help="only with this text in the name")
         parser.add_argument("--limit", type=_count, default=50, help="at most so many (default: 50)")
@@ -249,7 +253,7 @@ class RerunCommand:
         parser.add_argument("--steps", type=_count, help="of each trial")
         parser.add_argument("--seconds", type=float, help="that all trials may take together")
         parser.add_argument("--trials", type=_count, help="that there may be")
-        parser.add_argument("--executor", choices=wire.EXECUTORS, help="of the workers that run them (default: any)")
+        parser.add_argument("--executor", choices=EXECUTORS, help="of the workers that run them (default: any)")
         parser.add_argument("--detach", action="store_true", help="do not wait for the end")
         parser.add_argument("--json", action="store_true", help="print the rerun as JSON")
 
@@ -290,7 +294,7 @@ class RerunCommand:
         return EXIT_ERROR if has_failed and action not in ("show", "cancel") else 0
 
 
-def render_rerun(rerun: wire.RerunDetail) -> str:
+def render_rerun(rerun: RerunDetail) -> str:
     """Return a rerun as text for a terminal: each candidate with what trying it has shown."""
     tried = sum(trial.status not in ("queued", "running") for trial in rerun.trials)
     lines = [
@@ -319,11 +323,11 @@ def render_rerun(rerun: wire.RerunDetail) -> str:
     return "\n".join(lines)
 
 
-def render_outcome(outcome: wire.Outcome) -> str:
+def render_outcome(outcome: Outcome) -> str:
     """Write an outcome as a person would.
 
     >>> from uuid import UUID
-    >>> render_outcome(wire.Outcome(state="verified", rerun_id=UUID(int=0), seeds=3, healthy=3, loss=1.31,
+    >>> render_outcome(Outcome(state="verified", rerun_id=UUID(int=0), seeds=3, healthy=3, loss=1.31,
     ...                             control_loss=float("nan"), cost_seconds=41.2))
     'verified: healthy in 3 of 3 seeds, loss 1.31 against NaN; 41 s'
     """
@@ -342,13 +346,11 @@ def _loss_of(loss: float | None) -> str:
     return "" if loss is None else f", loss {_loss(loss)}"
 
 
-def follow_rerun(
-    client: Client, rerun_id: UUID, to: TextIO | None, *, timeout: float | None = None
-) -> wire.RerunDetail:
+def follow_rerun(client: Client, rerun_id: UUID, to: TextIO | None, *, timeout: float | None = None) -> RerunDetail:
     """Wait for the end of a rerun; on the way, print what becomes of each trial. Raises TimeoutError."""
     shown: set[tuple[UUID, str, str | None]] = set()
 
-    def show(rerun: wire.RerunDetail) -> None:
+    def show(rerun: RerunDetail) -> None:
         for trial in rerun.trials:
             stage = trial.id, trial.status, trial.reason  # one that runs may wait for a place before
             if stage in shown or trial.status == "queued":
@@ -372,7 +374,7 @@ def _id(text: str, of: str = "rerun") -> UUID:
 _REMEDY = re.compile(r"(\w+)(?:\((.*)\))?", re.DOTALL)
 
 
-def _candidate(text: str) -> list[wire.Remedy]:
+def _candidate(text: str) -> list[Remedy]:
     """Read `clip_grad_norm(max_norm=1.0) + warm_up(steps=100)`; one parameter needs no name."""
     remedies = []
     for part in re.split(r"\+(?![^(]*\))", text):
@@ -390,7 +392,7 @@ def _candidate(text: str) -> list[wire.Remedy]:
                     raise argparse.ArgumentTypeError(f"name the parameter {given.strip()!r} of {id}")
                 name = names[position]
             parameters[name.strip()] = _plain(value.strip())
-        remedies.append(wire.Remedy(id=id, parameters=parameters))
+        remedies.append(Remedy(id=id, parameters=parameters))
     return remedies
 
 
@@ -459,7 +461,7 @@ _OWN: Mapping[str, Command] = {
 }
 
 
-def render_diagnosis(diagnosis: wire.Diagnosis, run: wire.RunSummary) -> str:
+def render_diagnosis(diagnosis: Diagnosis, run: RunSummary) -> str:
     """Return a diagnosis as text for a terminal: what, since when, where, why, and what to do, in this order."""
     width = min(_WIDEST, shutil.get_terminal_size().columns)
     since = "" if diagnosis.since_step is None else f" since step {diagnosis.since_step}"
@@ -471,7 +473,7 @@ def render_diagnosis(diagnosis: wire.Diagnosis, run: wire.RunSummary) -> str:
     ]
     if bad and diagnosis.verdict in ("vanishing", "exploding"):
         lines.append(f"first bad layer: {bad[0].layers[0]}")
-    training = run.training if isinstance(run, wire.RunDetail) else None
+    training = run.training if isinstance(run, RunDetail) else None
     if training is not None and training.dropped_steps:
         lines.append(f"{training.dropped_steps} steps are missing: the client had no room for them")
     lines += ["", *_wrap(diagnosis.summary, width)]
@@ -509,11 +511,11 @@ def render_diagnosis(diagnosis: wire.Diagnosis, run: wire.RunSummary) -> str:
     return "\n".join(lines).rstrip()
 
 
-def _tried(outcome: wire.Outcome | None) -> str:
+def _tried(outcome: Outcome | None) -> str:
     return "" if outcome is None else f"Tried: {render_outcome(outcome)}.{_tried_on(outcome)}"
 
 
-def _tried_on(outcome: wire.Outcome) -> str:
+def _tried_on(outcome: Outcome) -> str:
     """Say on which versions and device."""
     named = [f"{name} {outcome.environment[name]}" for name in ("python", "torch") if name in outcome.environment]
     device = outcome.environment.get("device")
@@ -599,7 +601,7 @@ def _count(text: str) -> int:
 
 def _verdicts(text: str) -> frozenset[str]:
     verdicts = frozenset(text.split(","))
-    unknown = verdicts - set(wire.VERDICTS)
+    unknown = verdicts - set(VERDICTS)
     if unknown:
-        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: choose from {', '.join(wire.VERDICTS)}")
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: choose from {', '.join(VERDICTS)}")
     return verdicts

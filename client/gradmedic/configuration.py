@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from gradmedic.exceptions import ConfigurationError
-from gradmedic.identity import new_run_id
-from gradmedic.names import name_error
+from gradmedic.protocol.ids import new_id
+from gradmedic.protocol.names import name_error
 from gradmedic.trial import with_parameters
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8642"
@@ -122,7 +122,7 @@ def resolve_configuration(
     return Configuration(
         connection=resolve_connection(base_url, api_key, timeout),
         project=_resolve("project", project, DEFAULT_PROJECT, _name),
-        run_id=_resolve("id", id, None, _uuid, variable="GRADMEDIC_RUN_ID") or new_run_id(),
+        run_id=_resolve("id", id, None, _uuid, variable="GRADMEDIC_RUN_ID") or new_id(),
         name=_resolve("name", name, None, _name, variable="GRADMEDIC_RUN_NAME"),
         config=_mapping_of(config),
         tags=_tags(tags) or _tags(_comma_separated(os.environ.get("GRADMEDIC_TAGS", ""))),
@@ -225,7 +225,7 @@ def _uuid(name: str, value: Any) -> UUID:
     except (ValueError, AttributeError, TypeError):
         id = None
     if id is None or id.version != 7:
-        raise ConfigurationError(f"{name} must be a UUID of version 7 such as {new_run_id()}, not {str(value)!r}")
+        raise ConfigurationError(f"{name} must be a UUID of version 7 such as {new_id()}, not {str(value)!r}")
     return id
 
 

@@ -18,7 +18,7 @@ which ends a trial.
 
 from __future__ import annotations
 
-from gradmedic.wire_stream import Problem
+from gradmedic.protocol.service import Problem
 
 
 class GradmedicError(Exception):

@@ -25,8 +25,6 @@ from uuid import UUID
 
 import numpy as np
 
-from gradmedic import endings
-from gradmedic import wire_stream as wire
 from gradmedic.configuration import (
     Configuration,
     as_trial,
@@ -34,7 +32,6 @@ from gradmedic.configuration import (
     process_rank,
     resolve_configuration,
 )
-from gradmedic.encoding import to_float32
 from gradmedic.exceptions import (
     ConfigurationError,
     GradmedicError,
@@ -42,31 +39,36 @@ from gradmedic.exceptions import (
     UnhealthyRunError,
     UsageError,
 )
-from gradmedic.http import Service, Transport
-from gradmedic.layers import LayerBook
-from gradmedic.names import name_error
-from gradmedic.sampler import Sampler
-from gradmedic.sender import Sender
-from gradmedic.source import Pending, PendingNumber, Source
-from gradmedic.spill import Journal
-from gradmedic.statistics import ARRAY_STATISTICS, measure_gradient
-from gradmedic.step import Rewind, Row, Step
-from gradmedic.sync import find_leftovers
+from gradmedic.protocol.encoding import to_float32
+from gradmedic.protocol.names import name_error
+from gradmedic.protocol.runs import Layer, RunCreate, Training
+from gradmedic.protocol.statistics import SERIES, STATISTICS
+from gradmedic.protocol.steps import AppendResult
+from gradmedic.recording import process_exit
+from gradmedic.recording.instrumentation import Instrumentation, Pending, PendingNumber
+from gradmedic.recording.layers import LayerRegistry
+from gradmedic.recording.measurement import ARRAY_STATISTICS, measure_gradient
+from gradmedic.recording.sampler import Sampler
+from gradmedic.recording.step import Rewind, Row, Step
+from gradmedic.transport.http import Service, Transport
 from gradmedic.trial import (
-    Circumstances,
     Report,
     TrialEnded,
-    TrialOrder,
+    TrialEnvironment,
+    TrialInstructions,
     circumstances,
     describe_environment,
     seed_generators,
 )
+from gradmedic.upload.journal import Journal
+from gradmedic.upload.replay import find_leftovers
+from gradmedic.upload.uploader import Sender
 
 if TYPE_CHECKING:
     import torch
 
+    from gradmedic.protocol.diagnosis import Diagnosis
     from gradmedic.torch.treatment import Treatment
-    from gradmedic.wire import Diagnosis
 
 logger = logging.getLogger("gradmedic")
 
@@ -227,16 +229,16 @@ class Run:
         self,
         configuration: Configuration,
         transport: Transport | None = None,
-        started: Circumstances | None = None,
+        started: TrialEnvironment | None = None,
     ) -> None:
         self._configuration = configuration
-        self._started = started or Circumstances(seed=None, order=None, report=Report(None))
+        self._started = started or TrialEnvironment(seed=None, order=None, report=Report(None))
         self._treatments: list[Treatment] = []
         self._reason_to_end: str | None = None
         self._transport = transport
-        self._book = LayerBook()
+        self._book = LayerRegistry()
         self._sampler = Sampler(configuration.log_freq)
-        self._sources: list[Source] = []
+        self._sources: list[Instrumentation] = []
         self._statistics: tuple[str, ...] | None = None
         self._last_number = -1
         self._alive_at = 0.0
@@ -267,7 +269,7 @@ class Run:
         )
         if not self._is_inert and not self._is_follower:
             atexit.register(self._finish_at_exit)
-            endings.watch_for_end(self)
+            process_exit.watch_for_end(self)
             _runs.add(self)
 
     @property
@@ -379,7 +381,7 @@ class Run:
             loss: of the step; NaN and infinity are recorded as they are.
             step: number of the step, larger than the last; without it, one more than the last, from 0.
             gradients: arrays of any shape by layer name.
-            statistics: of each layer: statistic to value, with names from `gradmedic.wire.STATISTICS`.
+            statistics: of each layer: statistic to value, with names from `gradmedic.protocol.statistics.STATISTICS`.
             learning_rate: if it is not that of the watched optimizers.
             metrics: further numbers by name.
             more_metrics: the same.
@@ -443,7 +445,7 @@ class Run:
         if self._is_follower:
             return True
         atexit.unregister(self._finish_at_exit)
-        endings.ignore_end(self)
+        process_exit.ignore_end(self)
         is_delivered = self._sender.close(status, timeout)
         self._call_back()
         return is_delivered
@@ -504,7 +506,7 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         is_meant = error is None or isinstance(error, RunStoppedError)
         if isinstance(error, SystemExit):
-            is_meant = not endings.is_failure(error.code)
+            is_meant = not process_exit.is_failure(error.code)
         self.finish(status="finished" if is_meant else "failed")
 
     # --- recording ----------------------------------------------------------------------------------------------------
@@ -591,7 +593,7 @@ class Run:
         if name in self._metric_names:
             return True
         error = name_error(name)
-        if name in wire.SERIES or name in wire.STATISTICS:
+        if name in SERIES or name in STATISTICS:
             error = "is a name that gradmedic gives a meaning of its own; choose another"
         if error is not None:
             self._say_once(f"metric {name}", f"the metric {name[:_EXCERPT]!r} is left out: {error}")
@@ -600,7 +602,7 @@ class Run:
         return True
 
     def complete(self, draft: _Draft) -> Step | None:
-        """Return the step of what `log()` was given; see `gradmedic.sender.Observer`."""
+        """Return the step of what `log()` was given; see `gradmedic.upload.uploader.Observer`."""
         try:
             return self._complete(*draft)
         except Exception as error:
@@ -669,13 +671,13 @@ class Run:
         if not isinstance(statistics, Mapping) or not all(isinstance(of, Mapping) for of in statistics.values()):
             self._say_once("statistics", 'statistics must map like {"layer": {"grad_norm": 0.3}}; others are left out')
             return None
-        given = [name for name in wire.STATISTICS if all(name in layer for layer in statistics.values())]
+        given = [name for name in STATISTICS if all(name in layer for layer in statistics.values())]
         for layer, numbers in statistics.items():
             left_out = sorted(set(numbers) - set(given))
             if left_out:
                 self._say_once(
                     f"statistics {left_out}",
-                    f"{', '.join(left_out)} of {layer} is left out: statistics are {', '.join(wire.STATISTICS)}, "
+                    f"{', '.join(left_out)} of {layer} is left out: statistics are {', '.join(STATISTICS)}, "
                     "and every layer of a step has the same ones",
                 )
         if not given:
@@ -699,7 +701,7 @@ class Run:
                 self._say_once(f"layer {name}", f"the layer {name[:_EXCERPT]!r} is left out: its name {error}")
                 return None
             numel = None if shape is None else int(np.prod(shape, dtype=np.int64))
-            position = self._book.add(wire.Layer(name=name, shape=shape, numel=numel))
+            position = self._book.add(Layer(name=name, shape=shape, numel=numel))
         return position
 
     # --- describing, on either thread ---------------------------------------------------------------------------------
@@ -709,15 +711,15 @@ class Run:
             source.describe()
 
     def description_key(self) -> object:
-        """Return what differs when `describe` does; see `gradmedic.sender.Observer`."""
+        """Return what differs when `describe` does; see `gradmedic.upload.uploader.Observer`."""
         return len(self._book), self._statistics, *(id(source.training()) for source in self._sources)
 
-    def describe(self) -> wire.RunCreate:
-        """Return what the service should know of the run by now; see `gradmedic.sender.Observer`."""
+    def describe(self) -> RunCreate:
+        """Return what the service should know of the run by now; see `gradmedic.upload.uploader.Observer`."""
         configuration = self._configuration
         trainings = [training for source in self._sources if (training := source.training()) is not None]
         statistics = self._statistics or _first(*(source.statistics for source in self._sources))
-        return wire.RunCreate(
+        return RunCreate(
             id=self.id,
             project=configuration.project,
             name=configuration.name,
@@ -768,7 +770,7 @@ class Run:
         report.say(applied=sum(one.count for one in self._treatments), not_applied=treatment.not_applied)
         return treatment
 
-    def _end_trial_if_due(self, order: TrialOrder) -> None:
+    def _end_trial_if_due(self, order: TrialInstructions) -> None:
         for treatment in self._treatments:
             if (reason := treatment.reason_to_end()) is not None:
                 self._end_as_not_applicable(reason)
@@ -789,12 +791,12 @@ class Run:
 
     # --- verdicts -----------------------------------------------------------------------------------------------------
 
-    def take_jump(self) -> None:
-        """Sample the next steps, because one jumped; see `gradmedic.sender.Observer`."""
+    def take_spike(self) -> None:
+        """Sample the next steps, because one jumped; see `gradmedic.upload.uploader.Observer`."""
         self._sampler.hurry()
 
-    def take_result(self, result: wire.AppendResult) -> None:
-        """Take the service's answer to a block; see `gradmedic.sender.Observer`."""
+    def take_result(self, result: AppendResult) -> None:
+        """Take the service's answer to a block; see `gradmedic.upload.uploader.Observer`."""
         if result.stop and self.is_trial:
             self._reason_to_end = "the service needs no more of this trial"
         elif result.stop and not self._is_told_to_stop:
@@ -818,7 +820,7 @@ class Run:
 
     def _find_limit(self) -> None:
         """Ask the diagnosis to which norm gradients should be clipped."""
-        from gradmedic.wire import Diagnosis  # few trainings need it
+        from gradmedic.protocol.diagnosis import Diagnosis  # few trainings need it
 
         try:
             diagnosis = self._service.ask(Diagnosis, "GET", f"/runs/{self.id}/diagnosis")
@@ -856,7 +858,7 @@ class Run:
     # --- the end ------------------------------------------------------------------------------------------------------
 
     def _finish_at_exit(self) -> None:
-        self.finish(status="failed" if endings.has_failed(self._alive_at) else "finished")
+        self.finish(status="failed" if process_exit.has_failed(self._alive_at) else "finished")
 
     def _open_journal(self) -> Journal:
         configuration = self._configuration
@@ -866,7 +868,7 @@ class Run:
         """Leave the sending to the first process, which this one turned out not to be."""
         self._is_follower = True
         atexit.unregister(self._finish_at_exit)
-        endings.ignore_end(self)
+        process_exit.ignore_end(self)
 
     def _become_inert(self) -> None:
         """Do nothing from now on: this process is a fork."""
@@ -901,12 +903,12 @@ def _join(rows: Iterable[Row | None]) -> Row | None:
     )
 
 
-def _merge(trainings: list[wire.Training]) -> wire.Training | None:
+def _merge(trainings: list[Training]) -> Training | None:
     """Return what several sources know: everything of the first, and the optimizers of all."""
     if not trainings:
         return None
     first = trainings[0]
-    return wire.Training(
+    return Training(
         optimizers=[optimizer for training in trainings for optimizer in training.optimizers],
         precision=first.precision,
         input_rms=first.input_rms,
@@ -934,7 +936,7 @@ def _smallest(values: Iterable[Ordered | None]) -> Ordered | None:
 
 
 def _disable_runs_of_parent() -> None:
-    endings.become_child()
+    process_exit.become_child()
     for run in list(_runs):
         run._become_inert()
 

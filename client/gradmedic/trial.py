@@ -25,7 +25,7 @@ import msgspec
 import numpy as np
 
 from gradmedic.exceptions import ConfigurationError
-from gradmedic.wire_stream import Remedy
+from gradmedic.protocol.remedies import Remedy
 
 SEED_VARIABLE = "GRADMEDIC_SEED"
 TRIAL_VARIABLE = "GRADMEDIC_TRIAL"
@@ -35,7 +35,7 @@ LARGEST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrialOrder:
+class TrialInstructions:
     """What `GRADMEDIC_TRIAL` says, as JSON."""
 
     remedies: list[Remedy] = field(default_factory=list)
@@ -72,11 +72,11 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Circumstances:
+class TrialEnvironment:
     """How this process was started."""
 
     seed: int | None
-    order: TrialOrder | None
+    order: TrialInstructions | None
     """None if this is no trial."""
     report: Report
 
@@ -86,7 +86,7 @@ class Circumstances:
         return [] if self.order is None else self.order.remedies
 
 
-def circumstances() -> Circumstances:
+def circumstances() -> TrialEnvironment:
     """Read the environment.
 
     Raises:
@@ -102,10 +102,10 @@ def circumstances() -> Circumstances:
     order = os.environ.get(TRIAL_VARIABLE)
     path = os.environ.get(REPORT_VARIABLE)
     try:
-        decoded = msgspec.json.decode(order.encode(), type=TrialOrder) if order else None
+        decoded = msgspec.json.decode(order.encode(), type=TrialInstructions) if order else None
     except msgspec.MsgspecError as error:
         raise ConfigurationError(f"{TRIAL_VARIABLE} must be what a worker writes: {error}") from None
-    return Circumstances(seed=seed, order=decoded, report=Report(Path(path) if path else None))
+    return TrialEnvironment(seed=seed, order=decoded, report=Report(Path(path) if path else None))
 
 
 def seed_generators(seed: int) -> None:

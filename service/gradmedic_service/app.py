@@ -9,8 +9,7 @@ from importlib.metadata import version
 
 from fastapi import APIRouter, FastAPI
 
-from gradmedic import wire
-from gradmedic_service import schema
+from gradmedic.protocol.service import API_PATH
 from gradmedic_service.access.admission import Admission
 from gradmedic_service.access.authentication import Authentication
 from gradmedic_service.access.authorization import require_needs
@@ -18,23 +17,24 @@ from gradmedic_service.access.browsers import BrowserGuard
 from gradmedic_service.access.endpoints import router as access_router
 from gradmedic_service.access.keyring import LAST_USE_SECONDS, Keyring
 from gradmedic_service.access.rates import Rates
-from gradmedic_service.bodies import BoundedBodies
-from gradmedic_service.db import Database
-from gradmedic_service.documentation import add_documentation
-from gradmedic_service.health import health_router, limits_router
-from gradmedic_service.metrics import Metrics
-from gradmedic_service.problems import answer_with_problems
+from gradmedic_service.database import schema
+from gradmedic_service.database.engine import Database
+from gradmedic_service.http.bodies import BoundedBodies
+from gradmedic_service.http.documentation import add_documentation
+from gradmedic_service.http.health import health_router, limits_router
+from gradmedic_service.http.metrics import Metrics
+from gradmedic_service.http.problems import answer_with_problems
+from gradmedic_service.http.requests import RequestContext
+from gradmedic_service.http.responses import WireResponse
+from gradmedic_service.http.routes import RouteTable
 from gradmedic_service.projects.endpoints import router as projects_router
-from gradmedic_service.requests import RequestContext
 from gradmedic_service.reruns.endpoints import router as reruns_router
 from gradmedic_service.reruns.endpoints import workers_router
-from gradmedic_service.responses import WireResponse
-from gradmedic_service.routes import RouteTable
 from gradmedic_service.runs.endpoints import router as runs_router
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.settings import Settings
 from gradmedic_service.telemetry.endpoints import router as telemetry_router
-from gradmedic_service.telemetry.warm import WarmRuns
+from gradmedic_service.telemetry.run_cache import RunCache
 from gradmedic_service.web.events import router as events_router
 from gradmedic_service.web.live import LiveRuns
 from gradmedic_service.web.pages import add_pages
@@ -82,12 +82,12 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.trial_lease = settings.trial_lease
     app.state.worker_patience = settings.worker_patience
     app.state.facts = FactsCache()
-    app.state.warm = WarmRuns()
+    app.state.warm = RunCache()
     app.state.schema_revision = schema.head()
 
     app.include_router(health_router)
     add_pages(app)
-    api = APIRouter(prefix=wire.API_PATH)
+    api = APIRouter(prefix=API_PATH)
     for router in (
         limits_router,
         access_router,

@@ -50,7 +50,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar
 
-from gradmedic import wire
+from gradmedic.protocol.service import PROBLEM_MEDIA_TYPE, FieldError, Problem
 
 PROBLEM_REFERENCE = "#/components/schemas/Problem"
 
@@ -77,7 +77,7 @@ class ServiceError(Exception):
     headers: ClassVar[Mapping[str, str]] = {}
     """What the answer has beside its body."""
 
-    def __init__(self, detail: str, *, errors: Sequence[wire.FieldError] = (), retry_after: int | None = None) -> None:
+    def __init__(self, detail: str, *, errors: Sequence[FieldError] = (), retry_after: int | None = None) -> None:
         super().__init__(detail)
         self.detail = detail
         self.errors = list(errors)
@@ -88,9 +88,9 @@ class ServiceError(Exception):
         """What the database said, in one line: for the log and the operator, not for the client."""
         return None if self.__cause__ is None else " ".join(str(self.__cause__).split())[:MAX_REASON_LENGTH]
 
-    def problem(self, request_id: str) -> wire.Problem:
+    def problem(self, request_id: str) -> Problem:
         """Return the body of the answer."""
-        return wire.Problem(
+        return Problem(
             type=problem_type(self.error_code),
             title=self.title,
             status=self.status,
@@ -108,7 +108,7 @@ class InvalidRequest(ServiceError):
     error_code = "invalid_request"
     title = "The request is invalid"
 
-    def __init__(self, errors: Sequence[wire.FieldError]) -> None:
+    def __init__(self, errors: Sequence[FieldError]) -> None:
         first = errors[0]
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         super().__init__(f"{first.path}: {first.message}{more}", errors=errors)
@@ -116,7 +116,7 @@ class InvalidRequest(ServiceError):
     @classmethod
     def at(cls, path: str, message: str) -> InvalidRequest:
         """Return the error of one bad field."""
-        return cls([wire.FieldError(path=path, message=message)])
+        return cls([FieldError(path=path, message=message)])
 
 
 class MalformedBody(ServiceError):
@@ -438,7 +438,7 @@ def documented(*classes: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
     """Return the `responses` of a route that may raise these; classes of one status share an entry."""
     responses: dict[int | str, dict[str, Any]] = {}
     for cls in classes:
-        example = wire.Problem(
+        example = Problem(
             type=problem_type(cls.error_code),
             title=cls.title,
             status=cls.status,
@@ -446,7 +446,7 @@ def documented(*classes: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
             error_code=cls.error_code,
             request_id="0199b7f0c8d27a31",
         )
-        content = {wire.PROBLEM_MEDIA_TYPE: {"schema": {"$ref": PROBLEM_REFERENCE}, "examples": {}}}
+        content = {PROBLEM_MEDIA_TYPE: {"schema": {"$ref": PROBLEM_REFERENCE}, "examples": {}}}
         entry = responses.setdefault(cls.status, {"description": cls.title, "content": content})
-        entry["content"][wire.PROBLEM_MEDIA_TYPE]["examples"][cls.error_code] = {"value": asdict(example)}
+        entry["content"][PROBLEM_MEDIA_TYPE]["examples"][cls.error_code] = {"value": asdict(example)}
     return responses

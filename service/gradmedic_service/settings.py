@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from gradmedic import wire
+from gradmedic.protocol.service import WIRE_VERSIONS, Limits
 from gradmedic_service.access.browsers import LOOPBACK_HOSTS
-from gradmedic_service.addresses import is_loopback
+from gradmedic_service.http.addresses import is_loopback
 
 DEFAULT_DATABASE_URL = "sqlite:///.gradmedic/gradmedic.db"
 DEFAULT_PORT = 8642
@@ -106,10 +106,10 @@ class Settings(BaseSettings):
         own = f"[{self.host}]" if ":" in self.host else self.host
         return tuple(dict.fromkeys((*LOOPBACK_HOSTS, own, *self.allowed_hosts)))
 
-    def limits(self) -> wire.Limits:
+    def limits(self) -> Limits:
         """Return what `GET /limits` publishes."""
-        return wire.Limits(
-            wire_versions=list(wire.WIRE_VERSIONS),
+        return Limits(
+            wire_versions=list(WIRE_VERSIONS),
             max_body_bytes=self.max_body_bytes,
             max_requests_per_minute=self.max_requests_per_minute,
             max_runs_per_project=self.max_runs_per_project,

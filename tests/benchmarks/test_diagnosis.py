@@ -9,7 +9,7 @@ import pytest
 from benchmarks.corpus.recording import STATISTICS, to_block
 from benchmarks.diagnosis import Reading, Recording, Score, diagnose, judge, score
 
-from gradmedic_service.diagnosis import LayerFacts, TrainingFacts
+from gradmedic_diagnosis import LayerFacts, TrainingFacts
 
 
 def recording(

@@ -6,7 +6,7 @@ import numpy as np
 from benchmarks.ingest import Measured
 from benchmarks.recorded_values import BLOCK_STEPS, LAYERS, NAMES, RECORDED_STEPS, VALUES_PER_BLOCK, Blocks
 
-from gradmedic import wire
+from gradmedic.protocol.service import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE
 from gradmedic_service.settings import Settings
 from gradmedic_service.telemetry.decoding import decode_block
 
@@ -17,7 +17,7 @@ def test_both_forms_carry_the_same_recorded_values() -> None:
     for index in (0, RECORDED_STEPS // BLOCK_STEPS + 1):
         forms = [
             decode_block(blocks.body(index, media_type), media_type, limits).fit(NAMES, [LAYERS])
-            for media_type in (wire.JSON_MEDIA_TYPE, wire.MSGPACK_MEDIA_TYPE)
+            for media_type in (JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE)
         ]
         assert forms[0].values.size == VALUES_PER_BLOCK == 40_000
         assert np.isfinite(forms[0].values).all()

@@ -67,5 +67,5 @@ def client(service_url: str) -> Iterator[gradmedic.Client]:
 @pytest.fixture
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retry after milliseconds instead of half a second."""
-    monkeypatch.setattr("gradmedic.http.FIRST_DELAY", 0.01)
-    monkeypatch.setattr("gradmedic.http.LONGEST_DELAY", 0.05)
+    monkeypatch.setattr("gradmedic.transport.http.FIRST_DELAY", 0.01)
+    monkeypatch.setattr("gradmedic.transport.http.LONGEST_DELAY", 0.05)

@@ -12,20 +12,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradmedic import wire
-from gradmedic.backlog import Backlog
-from gradmedic.identity import new_run_id
-from gradmedic.spill import Journal, sessions
-from gradmedic.step import Entry, Rewind, Row, Step
+from gradmedic.protocol.ids import new_id
+from gradmedic.protocol.runs import Layer, RunCreate
+from gradmedic.recording.step import Entry, Rewind, Row, Step
+from gradmedic.upload.journal import Journal, sessions
+from gradmedic.upload.outbox import Backlog
 
 SIZE = Step(number=0, time=0.0).nbytes
-RUN = wire.RunCreate(project="p", layers=[wire.Layer(name="w")])
+RUN = RunCreate(project="p", layers=[Layer(name="w")])
 
 
 class Known:
     """Says what the run is."""
 
-    def describe(self) -> wire.RunCreate:
+    def describe(self) -> RunCreate:
         """Return the same description always."""
         return RUN
 
@@ -127,7 +127,7 @@ def test_what_memory_forgets_comes_back_from_disk(
     tmp_path_factory: pytest.TempPathFactory, acts: list[int], memory: int, count: int
 ) -> None:
     """However appending and acknowledging alternate, every step comes out once, in order, and none is dropped."""
-    backlog = begin(tmp_path_factory.mktemp("journal"), new_run_id(), memory=memory * SIZE, segment=700)
+    backlog = begin(tmp_path_factory.mktemp("journal"), new_id(), memory=memory * SIZE, segment=700)
     taken: list[int] = []
     appended = 0
     for act in acts:
@@ -144,7 +144,7 @@ def test_what_memory_forgets_comes_back_from_disk(
 
 def test_beyond_the_disk_healthy_steps_are_given_up_first_and_counted(tmp_path: Path) -> None:
     """The journal stays within its bound; non-finite steps and the newest ones are there."""
-    backlog = begin(tmp_path, new_run_id(), memory=2 * SIZE, disk=20_000)
+    backlog = begin(tmp_path, new_id(), memory=2 * SIZE, disk=20_000)
     bad = (3, 50, 51, 300)
     for i in range(1000):
         backlog.append(step(i, math.nan if i in bad else 1.0))
@@ -183,7 +183,7 @@ def test_what_was_offered_is_not_dropped_and_everything_else_is_counted(
     """
     size = memory * step(0).nbytes
     folder = tmp_path_factory.mktemp("journal")
-    backlog = begin(folder, new_run_id(), memory=size, disk=disk, segment=700) if has_disk else Backlog(size)
+    backlog = begin(folder, new_id(), memory=size, disk=disk, segment=700) if has_disk else Backlog(size)
     offered: dict[int, None] = {}
     in_hand: list[tuple[int, Entry]] = []
     rewinds = appended = 0
@@ -231,7 +231,7 @@ def test_what_was_offered_is_not_dropped_and_everything_else_is_counted(
 
 def test_a_journal_that_vanishes_costs_steps_that_are_counted(tmp_path: Path) -> None:
     """Somebody deletes the folder while steps wait there: what was only on disk is dropped, and nothing else."""
-    backlog = begin(tmp_path, new_run_id(), memory=4 * step(0).nbytes)
+    backlog = begin(tmp_path, new_id(), memory=4 * step(0).nbytes)
     for i in range(50):
         backlog.append(step(i))
     shutil.rmtree(tmp_path)
@@ -242,7 +242,7 @@ def test_a_journal_that_vanishes_costs_steps_that_are_counted(tmp_path: Path) ->
 
 def test_a_journal_that_cannot_be_written_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Steps wait in memory then, and those on disk are still read."""
-    backlog = begin(tmp_path, new_run_id(), memory=4 * step(0).nbytes)
+    backlog = begin(tmp_path, new_id(), memory=4 * step(0).nbytes)
     for i in range(10):
         backlog.append(step(i))
     assert backlog.journal is not None
@@ -262,7 +262,7 @@ def test_a_journal_that_cannot_be_written_costs_a_warning(tmp_path: Path, caplog
 
 def test_a_session_is_read_by_another_process_from_where_it_was_acknowledged(tmp_path: Path) -> None:
     """Steps to the bit, rewinds in their place, the description, the position and the ending."""
-    run_id = new_run_id()
+    run_id = new_id()
     backlog = begin(tmp_path, run_id, memory=2**20, segment=400)
     steps = [step(i, math.inf if i == 7 else 0.1) for i in range(20)]
     for i, each in enumerate(steps):
@@ -297,7 +297,7 @@ def test_a_session_is_read_by_another_process_from_where_it_was_acknowledged(tmp
 @pytest.mark.parametrize("damage", ["torn", "flipped"])
 def test_a_damaged_tail_costs_what_is_damaged(tmp_path: Path, damage: str) -> None:
     """A record that is cut short or changed ends its segment; what stands before it is read."""
-    backlog = begin(tmp_path, new_run_id(), memory=2**20, segment=10**6)
+    backlog = begin(tmp_path, new_id(), memory=2**20, segment=10**6)
     for i in range(10):
         backlog.append(step(i))
     assert backlog.journal is not None

@@ -15,8 +15,10 @@ import pytest
 from tests.client.test_run import explode
 
 import gradmedic
-from gradmedic import cli, wire
+from gradmedic import cli
 from gradmedic.cli import main, render_diagnosis
+from gradmedic.protocol.diagnosis import Advice, Diagnosis, Finding, Outcome
+from gradmedic.protocol.remedies import Remedy
 
 
 @pytest.fixture(autouse=True)
@@ -98,11 +100,11 @@ def test_outcomes_and_resolved_findings_are_shown(exploding: gradmedic.Run, serv
     """What was tried is said with its seeds and losses; what is over is said to be over."""
     with gradmedic.Client(service_url) as client:
         run = client.runs.get(exploding.id)
-    outcome = wire.Outcome(
+    outcome = Outcome(
         state="verified", rerun_id=uuid4(), seeds=3, healthy=3, loss=1.31, control_loss=float("nan"), cost_seconds=41.0
     )
-    advice = wire.Advice(
-        remedy=wire.Remedy(id="clip_grad_norm", parameters={"max_norm": 1.0}),
+    advice = Advice(
+        remedy=Remedy(id="clip_grad_norm", parameters={"max_norm": 1.0}),
         rank=1,
         reason="It grows.",
         cost="None.",
@@ -110,7 +112,7 @@ def test_outcomes_and_resolved_findings_are_shown(exploding: gradmedic.Run, serv
         sources=[],
         outcome=outcome,
     )
-    finding = wire.Finding(
+    finding = Finding(
         detector="dead_units",
         class_="vanishing",
         severity="warning",
@@ -121,7 +123,7 @@ def test_outcomes_and_resolved_findings_are_shown(exploding: gradmedic.Run, serv
         evidence={"share": 0.5, "growth": float("inf")},
         explanation="Half are dead.",
     )
-    diagnosis = wire.Diagnosis(
+    diagnosis = Diagnosis(
         run_id=run.id, step=9, verdict="healthy", score=0.5, since_step=6, summary="Well again.", findings=[finding],
         causes=[], advice=[advice],
     )  # fmt: skip
@@ -137,13 +139,13 @@ def test_outcomes_and_resolved_findings_are_shown(exploding: gradmedic.Run, serv
 def test_the_first_bad_layer_is_that_of_the_verdict(exploding: gradmedic.Run, service_url: str) -> None:
     """A finding of the other class that stands before it does not name it."""
     findings = [
-        wire.Finding(
+        Finding(
             detector=class_, class_=class_, severity="critical", layers=[f"{class_}.weight"], first_step=1, last_step=9,
             resolved_step=None, evidence={}, explanation="x",
         )
         for class_ in ("vanishing", "exploding")
     ]  # fmt: skip
-    diagnosis = wire.Diagnosis(
+    diagnosis = Diagnosis(
         run_id=exploding.id, step=9, verdict="exploding", score=0.9, since_step=1, summary="s", findings=findings,
         causes=[], advice=[],
     )  # fmt: skip
@@ -163,7 +165,7 @@ def test_a_limit_is_a_whole_number(limit: str, capsys: pytest.CaptureFixture[str
 
 def test_an_error_is_one_line_and_code_two(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """No traceback for a service that is away or an address that is none."""
-    monkeypatch.setattr("gradmedic.http.FIRST_DELAY", 0.01)
+    monkeypatch.setattr("gradmedic.transport.http.FIRST_DELAY", 0.01)
     for url in ("http://127.0.0.1:1", "nonsense"):
         assert main(["runs", "--base-url", url]) == 2
         (line,) = capsys.readouterr().err.splitlines()

@@ -12,8 +12,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradmedic import wire
-from gradmedic.encoding import from_json, to_float32, to_json
+from gradmedic.protocol.diagnosis import Diagnosis
+from gradmedic.protocol.encoding import from_json, to_float32, to_json
 
 
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True, allow_subnormal=True)))
@@ -81,7 +81,7 @@ def test_a_diagnosis_is_read_with_nonfinite_numbers_and_unknown_fields() -> None
             "last_step": 3, "resolved_step": None, "evidence": {"norm": "NaN", "top": "Infinity"}, "explanation": "e",
         }],
     }  # fmt: skip
-    diagnosis = from_json(json.dumps(body).encode(), wire.Diagnosis)
+    diagnosis = from_json(json.dumps(body).encode(), Diagnosis)
     assert diagnosis.findings[0].class_ == "exploding"
     assert math.isnan(diagnosis.findings[0].evidence["norm"])
     assert diagnosis.findings[0].evidence["top"] == math.inf

@@ -11,7 +11,7 @@ from statistics import median
 import pytest
 
 import gradmedic
-from gradmedic.identity import new_run_id
+from gradmedic.protocol.ids import new_id
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 REPAIRS = {
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 def train(name: str, url: str, directory: Path, *arguments: str) -> str:
     """Run an example and return its run's id."""
-    run_id = str(new_run_id())
+    run_id = str(new_id())
     environment = os.environ | {
         "GRADMEDIC_BASE_URL": url, "GRADMEDIC_RUN_ID": run_id, "GRADMEDIC_DIR": str(directory), "OMP_NUM_THREADS": "1",
     }  # fmt: skip

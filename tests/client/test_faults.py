@@ -241,7 +241,7 @@ def test_a_slow_link_is_sent_compressed_blocks(
     proxy: FaultyProxy, client: gradmedic.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once a block was slow, the following ones are smaller, and what is stored is the same to the bit."""
-    monkeypatch.setattr("gradmedic.delivery._SLOW_LINK", 1e12)
+    monkeypatch.setattr("gradmedic.upload.delivery._SLOW_LINK", 1e12)
     gradients = {f"layer{i}": np.random.default_rng(i).normal(size=4) for i in range(100)}
     run = start(proxy.url, log_freq=1, flush_interval=60)
     for _ in range(150):

@@ -17,11 +17,12 @@ from gradmedic import (
     InvalidRequestError,
     NotFoundError,
     TransportError,
-    wire,
 )
 from gradmedic.configuration import Connection
-from gradmedic.encoding import to_json
-from gradmedic.http import LONGEST_DELAY, Request, Response, Service, is_retryable, retry_delay
+from gradmedic.protocol.encoding import to_json
+from gradmedic.protocol.runs import RunList
+from gradmedic.protocol.service import PROBLEM_MEDIA_TYPE, FieldError, Problem
+from gradmedic.transport.http import LONGEST_DELAY, Request, Response, Service, is_retryable, retry_delay
 
 
 class Canned:
@@ -48,14 +49,14 @@ def service(transport: Canned, api_key: str | None = None) -> Service:
 def problem(status: int) -> bytes:
     """Return the body of a refusal."""
     return to_json(
-        wire.Problem(
+        Problem(
             type="about:blank",
             title="No",
             status=status,
             detail="It is not so.",
             error_code="not_so",
             request_id="r1",
-            errors=[wire.FieldError(path="layers[3].name", message="is there twice")],
+            errors=[FieldError(path="layers[3].name", message="is there twice")],
         )
     )
 
@@ -77,7 +78,7 @@ def problem(status: int) -> bytes:
 )
 def test_a_refusal_is_the_error_of_its_status(status: int, kind: type[ApiError], retryable: bool) -> None:
     """The error says what the service said, down to the field; 408, 429 and 5xx may be retried, others not."""
-    transport = Canned(status, problem(status), wire.PROBLEM_MEDIA_TYPE)
+    transport = Canned(status, problem(status), PROBLEM_MEDIA_TYPE)
     with pytest.raises(kind, match=r"It is not so\..*not_so\)\n  layers\[3\]\.name: is there twice") as caught:
         service(transport).call("GET", "/runs")
     assert is_retryable(caught.value) is retryable
@@ -99,7 +100,7 @@ def test_json_of_another_server_is_not_taken_for_gradmedics() -> None:
     with pytest.raises(TransportError, match="not gradmedic's"):
         service(Canned(500, b'{"error": "oops"}')).call("GET", "/runs")
     with pytest.raises(TransportError, match="cannot read"):
-        service(Canned(200, b'{"hello": "world"}')).ask(wire.RunList, "GET", "/runs")
+        service(Canned(200, b'{"hello": "world"}')).ask(RunList, "GET", "/runs")
 
 
 def test_the_key_travels_in_a_header_and_the_query_is_encoded() -> None:
@@ -115,7 +116,7 @@ def test_the_key_travels_in_a_header_and_the_query_is_encoded() -> None:
 def test_the_service_decides_how_long_to_wait(form: str) -> None:
     """Retry-After, as seconds or as a date, is a lower bound of the delay."""
     asked = "7" if form == "seconds" else formatdate(time.time() + 8, usegmt=True)
-    transport = Canned(429, problem(429), wire.PROBLEM_MEDIA_TYPE, **{"retry-after": asked})
+    transport = Canned(429, problem(429), PROBLEM_MEDIA_TYPE, **{"retry-after": asked})
     with pytest.raises(ApiError) as caught:
         service(transport).call("GET", "/runs")
     assert 6.0 < retry_delay(caught.value, 0) < 9.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gradmedic.jump import JumpDetector
-from gradmedic.step import Row, Step
+from gradmedic.recording.spike_detector import SpikeDetector
+from gradmedic.recording.step import Row, Step
 
 
 def step(number: int, loss: float, norm: float = 1.0) -> Step:
@@ -19,7 +19,7 @@ def step(number: int, loss: float, norm: float = 1.0) -> Step:
 def test_growth_is_noticed_within_two_steps_at_any_scale(scale: float) -> None:
     """A norm that doubles at each step after 30 noisy ones jumps by the third doubling, whatever its size."""
     generator = np.random.default_rng(0)
-    detector = JumpDetector()
+    detector = SpikeDetector()
     for number in range(30):
         assert not detector.update(step(number, 1.0, scale * float(np.exp(generator.normal(0, 0.1)))))
     assert any(detector.update(step(30 + i, 1.0, scale * 2.0 ** (i + 1))) for i in range(3))
@@ -28,7 +28,7 @@ def test_growth_is_noticed_within_two_steps_at_any_scale(scale: float) -> None:
 def test_usual_noise_is_no_jump() -> None:
     """Of 2000 steps with lognormal gradient norms, fewer than one in fifty is sent at once."""
     generator = np.random.default_rng(0)
-    detector = JumpDetector()
+    detector = SpikeDetector()
     jumps = sum(detector.update(step(i, 1.0, float(np.exp(generator.normal(0, 0.5))))) for i in range(2000))
     assert jumps < 40
 
@@ -36,7 +36,7 @@ def test_usual_noise_is_no_jump() -> None:
 @pytest.mark.parametrize("distance", [1, 4, 12])
 def test_slow_growth_is_no_jump_however_few_steps_are_sampled(distance: int) -> None:
     """A norm that rises by 2 % a step after a quiet while is not sent at once, be it seen at every step or seldom."""
-    detector = JumpDetector()
+    detector = SpikeDetector()
     norms = {i: 1.02 ** max(0, i - 120) * (1.05 if i % 8 else 1.0) for i in range(0, 600, distance)}
     assert not any(detector.update(step(i, 1.0, norm)) for i, norm in norms.items())
 
@@ -44,7 +44,7 @@ def test_slow_growth_is_no_jump_however_few_steps_are_sampled(distance: int) -> 
 def test_a_jump_between_two_samples_is_noticed() -> None:
     """A norm that is three times the last one, a dozen steps before, is sent at once."""
     generator = np.random.default_rng(0)
-    detector = JumpDetector()
+    detector = SpikeDetector()
     for number in range(0, 360, 12):
         assert not detector.update(step(number, 1.0, float(np.exp(generator.normal(0, 0.1)))))
     assert detector.update(step(360, 1.0, 3.0))
@@ -52,13 +52,13 @@ def test_a_jump_between_two_samples_is_noticed() -> None:
 
 def test_a_falling_loss_is_no_jump() -> None:
     """Only growth is urgent."""
-    detector = JumpDetector()
+    detector = SpikeDetector()
     assert not any(detector.update(step(i, 10.0 * 0.5**i)) for i in range(50))
 
 
 def test_the_first_nonfinite_step_is_urgent_and_the_next_ones_are_not() -> None:
     """A run that stays NaN does not send a request per step."""
-    detector = JumpDetector()
+    detector = SpikeDetector()
     assert detector.update(step(0, float("nan")))
     assert not detector.update(step(1, float("nan")))
     assert not detector.update(step(2, 1.0))
@@ -67,5 +67,5 @@ def test_the_first_nonfinite_step_is_urgent_and_the_next_ones_are_not() -> None:
 
 def test_negative_and_zero_losses_are_taken_without_complaint() -> None:
     """A loss has no logarithm there; nothing jumps."""
-    detector = JumpDetector()
+    detector = SpikeDetector()
     assert not any(detector.update(step(i, loss)) for i, loss in enumerate([-1.0, 0.0, -5.0, 0.0, -1e9]))

@@ -33,7 +33,7 @@ def test_the_client_is_loaded_when_it_is_asked_for() -> None:
     for question in ("gradmedic.Client", "from gradmedic import Client"):
         script = (
             "import sys, gradmedic\n"
-            "later = ('gradmedic.api', 'gradmedic.wire')\n"
+            "later = ('gradmedic.api', 'gradmedic.protocol.reruns')\n"
             "print([name in sys.modules for name in later])\n"
             f"{question}\n"
             "print([name in sys.modules for name in later], hasattr(gradmedic, 'Clients'))\n"

@@ -14,8 +14,8 @@ from tests.client.faults import FaultyProxy
 from tests.client.test_run import losses, start
 
 import gradmedic
-from gradmedic import wire
-from gradmedic.http import Request, Response, Transport, Urllib3Transport
+from gradmedic.protocol.steps import AppendResult
+from gradmedic.transport.http import Request, Response, Transport, Urllib3Transport
 
 
 class StopAfter:
@@ -113,7 +113,7 @@ def test_an_alarm_is_looked_at_closely_and_a_recovery_is_not(tmp_path: Path, mon
     monkeypatch.setattr(run._sampler, "hurry", lambda: hurried.append(run.verdict))
     for verdict in ("healthy", "exploding", "exploding", "healthy", "vanishing"):
         run.take_result(
-            wire.AppendResult(
+            AppendResult(
                 accepted=1, ignored=0, last_step=1, generation=0, revision=1, verdict=verdict, since_step=0, alerts=[],
                 stop=False,
             )

@@ -22,9 +22,10 @@ import pytest
 from tests.client.faults import Fault, FaultyProxy, Seen
 
 import gradmedic
-from gradmedic import wire
 from gradmedic.cli import main
-from gradmedic.http import Request, Response, Urllib3Transport
+from gradmedic.protocol.runs import RunCreate
+from gradmedic.protocol.service import PROBLEM_MEDIA_TYPE, Problem
+from gradmedic.transport.http import Request, Response, Urllib3Transport
 
 
 def start(url: str, **arguments: Any) -> gradmedic.Run:
@@ -312,7 +313,7 @@ def test_a_layer_that_appears_while_a_block_is_made_is_in_the_next_block(
     run = start(service_url)
     describe = run.describe
 
-    def describe_and_be_overtaken() -> wire.RunCreate:
+    def describe_and_be_overtaken() -> RunCreate:
         description = describe()
         monkeypatch.setattr(run, "describe", describe)
         run.log(2.0, gradients={"late": np.ones(2)})
@@ -474,9 +475,9 @@ def test_a_refused_block_is_said_once_and_the_rest_is_stored(
     proxy: FaultyProxy, client: gradmedic.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What the service refuses is lost, loudly, and nothing else."""
-    problem = wire.Problem(type="t", title="t", status=422, detail="d", error_code="invalid_request", request_id="r")
+    problem = Problem(type="t", title="t", status=422, detail="d", error_code="invalid_request", request_id="r")
     refusal = Fault(
-        "/steps", status=422, headers={"content-type": wire.PROBLEM_MEDIA_TYPE}, body=msgspec.json.encode(problem)
+        "/steps", status=422, headers={"content-type": PROBLEM_MEDIA_TYPE}, body=msgspec.json.encode(problem)
     )
     with start(proxy.url) as run:
         run.log(1.0)
@@ -493,10 +494,10 @@ def test_a_refused_block_is_said_once_and_the_rest_is_stored(
 
 def denial(status: int) -> Fault:
     """Return what a service answers to a key that is not, or no longer, good."""
-    problem = wire.Problem(
+    problem = Problem(
         type="t", title="t", status=status, detail="The key was revoked.", error_code="denied", request_id="r"
     )
-    return Fault(status=status, headers={"content-type": wire.PROBLEM_MEDIA_TYPE}, body=msgspec.json.encode(problem))
+    return Fault(status=status, headers={"content-type": PROBLEM_MEDIA_TYPE}, body=msgspec.json.encode(problem))
 
 
 @pytest.mark.usefixtures("quick_retries")

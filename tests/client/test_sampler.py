@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradmedic.sampler import FIRST_STEPS, HURRIED_STEPS, START_SECONDS, Sampler
+from gradmedic.recording.sampler import FIRST_STEPS, HURRIED_STEPS, START_SECONDS, Sampler
 
 
 class Training:

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from gradmedic.step import Columns, Row, Step, encode_block
+from gradmedic.recording.step import Columns, Row, Step, encode_block
 
 COLUMNS = Columns(("grad_norm", "nonfinite_count"), np.array([2, 0, 1]), 4)
 

@@ -18,9 +18,9 @@ from tests.client.faults import Fault, FaultyProxy
 from tests.client.test_run import losses, start, wait_until_recorded
 
 import gradmedic
-from gradmedic import wire
 from gradmedic.cli import main
-from gradmedic.spill import Journal, sessions
+from gradmedic.protocol.service import PROBLEM_MEDIA_TYPE, Problem
+from gradmedic.upload.journal import Journal, sessions
 
 
 @pytest.fixture
@@ -215,8 +215,8 @@ def test_a_key_that_may_not_see_the_run_deletes_nothing(
         record(each, 0, 10)
         wait_until_recorded(each)
         assert not each.finish(timeout=0.3)
-    problem = wire.Problem(type="t", title="t", status=404, detail="d", error_code="not_found", request_id="r")
-    headers = {"content-type": wire.PROBLEM_MEDIA_TYPE}
+    problem = Problem(type="t", title="t", status=404, detail="d", error_code="not_found", request_id="r")
+    headers = {"content-type": PROBLEM_MEDIA_TYPE}
     proxy.fail(Fault("/runs", status=404, headers=headers, body=msgspec.json.encode(problem)))
     assert main(["sync", str(directory), "--base-url", proxy.url]) == 2
     assert f"{run.id} is kept, 10 steps" in capsys.readouterr().err
@@ -249,13 +249,13 @@ def test_a_run_does_not_take_what_it_waits_to_send_for_a_leftover(
 ) -> None:
     """Its own session stays on disk until it is sent, also on systems and disks without locks."""
     if has_locks is None:
-        monkeypatch.setattr("gradmedic.spill.fcntl", None)
+        monkeypatch.setattr("gradmedic.upload.journal.fcntl", None)
     elif not has_locks:
 
         def flock(*_: object) -> None:
             raise OSError(37, "No locks available")
 
-        monkeypatch.setattr("gradmedic.spill.fcntl.flock", flock)
+        monkeypatch.setattr("gradmedic.upload.journal.fcntl.flock", flock)
     run = start(service_url, flush_interval=60)
     record(run, 0, 10)
     wait_until_recorded(run)

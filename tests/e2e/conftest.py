@@ -17,7 +17,7 @@ from benchmarks.servers import gradmedic
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
 from tests.service.reruns.conftest import CLIP, SLOW, PlayedWorker, rerun, suspect
 
-from gradmedic_service import schema
+from gradmedic_service.database import schema
 
 PATIENCE = 300_000
 """Milliseconds for a page to show something, or a job to end: only what is broken takes so long."""

@@ -12,7 +12,7 @@ from benchmarks.servers import gradmedic
 from playwright.sync_api import sync_playwright
 
 from gradmedic import Client
-from gradmedic_service import schema
+from gradmedic_service.database import schema
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "images"

@@ -15,7 +15,7 @@ from playwright.sync_api import expect
 from tests.e2e.conftest import PATIENCE, Service, StartService
 from tests.service.reruns.conftest import CLIP, SLOW, STEPS, PlayedWorker, rerun, suspect
 
-from gradmedic_service import schema
+from gradmedic_service.database import schema
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

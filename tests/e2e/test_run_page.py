@@ -16,17 +16,17 @@ from playwright.sync_api import Page, expect
 from pydantic import SecretStr, TypeAdapter
 from tests.e2e.conftest import INFINITE_FROM, NAN_FROM, Service, StartService, append, fill, sick_step, well_step
 
-from gradmedic import wire
-from gradmedic_service import schema
+from gradmedic.protocol.runs import RunCreate
+from gradmedic_diagnosis import StepSeries
 from gradmedic_service.access.principal import OPERATOR
-from gradmedic_service.db import Database
-from gradmedic_service.diagnosis import StepSeries
+from gradmedic_service.database import schema
+from gradmedic_service.database.engine import Database
 from gradmedic_service.runs import service as runs
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.settings import Settings
 from gradmedic_service.telemetry import service as telemetry
 from gradmedic_service.telemetry.decoding import ReceivedBlock
-from gradmedic_service.telemetry.warm import WarmRuns
+from gradmedic_service.telemetry.run_cache import RunCache
 
 CANVAS = "#heatmap canvas"
 NAN_COLOR, INFINITE_COLOR = [214, 0, 110], [255, 112, 10]
@@ -279,9 +279,9 @@ def long_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     settings = Settings(database_url=SecretStr(url))
     database = Database(settings)
     body = {"project": "p", "name": "long", "layers": [{"name": f"layer{index}.weight"} for index in range(8)]}
-    facts, warm, block = FactsCache(), WarmRuns(), 1000
+    facts, warm, block = FactsCache(), RunCache(), 1000
     with database.writing() as session:
-        run, _ = runs.create(session, OPERATOR, TypeAdapter(wire.RunCreate).validate_python(body), settings.limits())
+        run, _ = runs.create(session, OPERATOR, TypeAdapter(RunCreate).validate_python(body), settings.limits())
     random = np.random.default_rng(0)
     for first in range(0, LONG, block):
         values = np.exp(random.normal(0, 0.2, (block, 8))).astype(np.float32)

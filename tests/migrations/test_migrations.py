@@ -10,11 +10,11 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import column, insert, inspect, select, table
 
-from gradmedic_service import schema
-from gradmedic_service.db import make_engine, parse_url
+from gradmedic.protocol.ids import new_id
+from gradmedic_service.database import schema
+from gradmedic_service.database.engine import make_engine, parse_url
+from gradmedic_service.database.models import Base
 from gradmedic_service.errors import UnknownRevision
-from gradmedic_service.ids import new_id
-from gradmedic_service.models import Base
 
 
 def tables(url: str) -> set[str]:

@@ -14,7 +14,7 @@ import yaml
 
 from gradmedic.configuration import resolve_connection
 from gradmedic_service.settings import DEFAULT_PORT, Settings
-from gradmedic_service.worker.configuration import read_configuration
+from gradmedic_worker.configuration import read_configuration
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "service" / "Dockerfile").read_text()

@@ -23,9 +23,9 @@ from starlette.testclient import TestClient
 from tests.conftest import PATIENCE
 from tests.service.faults.restartable import RestartablePostgres
 
-from gradmedic_service import schema
 from gradmedic_service.app import create_app
-from gradmedic_service.db import Database
+from gradmedic_service.database import schema
+from gradmedic_service.database.engine import Database
 from gradmedic_service.settings import Settings
 
 

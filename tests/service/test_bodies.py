@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 from starlette.testclient import TestClient
 
-from gradmedic_service import schema
 from gradmedic_service.app import create_app
-from gradmedic_service.bodies import UNPACK_INLINE_BYTES, UNPACKERS
+from gradmedic_service.database import schema
 from gradmedic_service.errors import BodyTooLarge, MalformedBody
+from gradmedic_service.http.bodies import UNPACK_INLINE_BYTES, UNPACKERS
 from gradmedic_service.settings import Settings
 
 LIMIT = 100_000

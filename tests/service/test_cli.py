@@ -22,10 +22,10 @@ import pytest
 import structlog
 from tests.conftest import PATIENCE
 
-from gradmedic_service import schema
 from gradmedic_service.access.secrets import is_secret
-from gradmedic_service.addresses import is_loopback
-from gradmedic_service.cli import API_KEY, DB, REDIAGNOSE, SERVE
+from gradmedic_service.commands.entry_points import API_KEY, DB, REDIAGNOSE, SERVE
+from gradmedic_service.database import schema
+from gradmedic_service.http.addresses import is_loopback
 from gradmedic_service.settings import Settings
 
 pytestmark = pytest.mark.slow  # services of their own
@@ -62,7 +62,8 @@ def test_commands_join_the_command_line() -> None:
 def test_importing_the_commands_is_cheap() -> None:
     """`gradmedic --help` does not wait for the service's dependencies."""
     script = (
-        "import sys, gradmedic_service.cli; print(sorted({'fastapi', 'sqlalchemy', 'uvicorn'} & sys.modules.keys()))"
+        "import sys, gradmedic_service.commands.entry_points\n"
+        "print(sorted({'fastapi', 'sqlalchemy', 'uvicorn'} & sys.modules.keys()))"
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"

@@ -15,11 +15,11 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError
 from starlette.testclient import TestClient
 
+from gradmedic.protocol.ids import new_id
 from gradmedic_service.app import create_app
-from gradmedic_service.db import Database, is_missing, parse_url, printable_url
+from gradmedic_service.database.engine import Database, is_missing, parse_url, printable_url
+from gradmedic_service.database.models import Run, RunTag
 from gradmedic_service.errors import DatabaseBusy, DatabaseUnavailable
-from gradmedic_service.ids import new_id
-from gradmedic_service.models import Run, RunTag
 from gradmedic_service.settings import Settings
 
 pytestmark = pytest.mark.slow  # services of their own

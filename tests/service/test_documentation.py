@@ -10,7 +10,13 @@ from fastapi import FastAPI
 from pydantic import TypeAdapter
 from starlette.testclient import TestClient
 
-from gradmedic import wire
+from gradmedic.protocol.projects import ProjectUpdate
+from gradmedic.protocol.reruns import RerunCreate
+from gradmedic.protocol.runs import RunCreate, RunUpdate
+from gradmedic.protocol.service import PROBLEM_MEDIA_TYPE
+from gradmedic.protocol.steps import RunRewind, StepsAppend
+from gradmedic.protocol.trainables import TrainablesOffer
+from gradmedic.protocol.trials import TrialClaim, TrialHeartbeat, TrialResult
 from gradmedic_service.projects.endpoints import UPDATE_EXAMPLES as PROJECT_UPDATE_EXAMPLES
 from gradmedic_service.reruns.endpoints import CLAIM_EXAMPLES, HEARTBEAT_EXAMPLES, RESULT_EXAMPLES, TRAINABLES_EXAMPLES
 from gradmedic_service.reruns.endpoints import CREATE_EXAMPLES as CREATE_RERUN_EXAMPLES
@@ -83,7 +89,7 @@ def test_errors_are_documented_as_problems(document: dict[str, Any]) -> None:
         documented = {int(status): response for status, response in operation["responses"].items()}
         for status, response in documented.items():
             if status >= 400:
-                content = response["content"][wire.PROBLEM_MEDIA_TYPE]
+                content = response["content"][PROBLEM_MEDIA_TYPE]
                 assert content["schema"] == {"$ref": "#/components/schemas/Problem"}, name
                 assert content["examples"], name
         if "requestBody" in operation:
@@ -110,23 +116,23 @@ def test_fields_are_described(document: dict[str, Any]) -> None:
 def test_examples_are_valid() -> None:
     """The examples are requests that the service would take."""
     for example in CREATE_EXAMPLES.values():
-        TypeAdapter(wire.RunCreate).validate_python(example["value"])
+        TypeAdapter(RunCreate).validate_python(example["value"])
     for example in UPDATE_EXAMPLES.values():
-        TypeAdapter(wire.RunUpdate).validate_python(example["value"])
+        TypeAdapter(RunUpdate).validate_python(example["value"])
     for example in PROJECT_UPDATE_EXAMPLES.values():
-        TypeAdapter(wire.ProjectUpdate).validate_python(example["value"])
+        TypeAdapter(ProjectUpdate).validate_python(example["value"])
     for example in REWIND_EXAMPLES.values():
-        TypeAdapter(wire.RunRewind).validate_python(example["value"])
+        TypeAdapter(RunRewind).validate_python(example["value"])
     for type_, examples in (
-        (wire.RerunCreate, CREATE_RERUN_EXAMPLES),
-        (wire.TrainablesOffer, TRAINABLES_EXAMPLES),
-        (wire.TrialClaim, CLAIM_EXAMPLES),
-        (wire.TrialHeartbeat, HEARTBEAT_EXAMPLES),
-        (wire.TrialResult, RESULT_EXAMPLES),
+        (RerunCreate, CREATE_RERUN_EXAMPLES),
+        (TrainablesOffer, TRAINABLES_EXAMPLES),
+        (TrialClaim, CLAIM_EXAMPLES),
+        (TrialHeartbeat, HEARTBEAT_EXAMPLES),
+        (TrialResult, RESULT_EXAMPLES),
     ):
         for example in examples.values():
             TypeAdapter(type_).validate_python(example["value"])
-    TypeAdapter(wire.StepsAppend).validate_python(APPEND_EXAMPLE)
+    TypeAdapter(StepsAppend).validate_python(APPEND_EXAMPLE)
 
 
 def test_docs_need_no_network(sqlite_client: TestClient) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from gradmedic_service.access import service as access
-from gradmedic_service.db import Database
+from gradmedic_service.database.engine import Database
 
 EXAMPLES_VARIABLE = "GRADMEDIC_FUZZ_EXAMPLES"
 FEW = 2

@@ -7,9 +7,9 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 from starlette.testclient import TestClient
 
-from gradmedic import wire
-from gradmedic_service import schema
-from gradmedic_service.db import Database
+from gradmedic.protocol.service import Limits
+from gradmedic_service.database import schema
+from gradmedic_service.database.engine import Database
 from gradmedic_service.settings import Settings
 
 
@@ -39,5 +39,5 @@ def test_not_ready_without_migrations(session_app: FastAPI, empty_database_url: 
 def test_limits_are_published(sqlite_client: TestClient) -> None:
     """The limits are those of the settings, in the form that clients decode."""
     response = sqlite_client.get("/api/v1/limits")
-    assert msgspec.json.decode(response.content, type=wire.Limits) == Settings().limits()
+    assert msgspec.json.decode(response.content, type=Limits) == Settings().limits()
     assert response.json()["wire_versions"] == [1]

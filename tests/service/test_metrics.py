@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from gradmedic_service.metrics import Metrics
+from gradmedic_service.http.metrics import Metrics
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from gradmedic import wire
+from gradmedic.protocol.service import PROBLEM_MEDIA_TYPE, Problem
 from gradmedic_service import errors
 from gradmedic_service.errors import InvalidRequest, ServiceError, documented
 
@@ -45,8 +45,8 @@ def test_problem(
     response = sqlite_client.request(method, path, **options)
     problem = response.json()
     assert (response.status_code, problem["status"], problem["error_code"]) == (status, status, code)
-    assert response.headers["content-type"] == wire.PROBLEM_MEDIA_TYPE
-    assert set(problem) == set(wire.Problem.__slots__)
+    assert response.headers["content-type"] == PROBLEM_MEDIA_TYPE
+    assert set(problem) == set(Problem.__slots__)
     assert problem["type"].endswith(code)
     assert problem["request_id"] == response.headers["x-request-id"]
     assert problem["title"]
@@ -85,6 +85,6 @@ def test_error_tree_is_as_documented() -> None:
 def test_documented_errors_share_a_status() -> None:
     """Two errors of one status are two examples of one documented answer."""
     responses = documented(errors.StaleGeneration, errors.RunExists, InvalidRequest)
-    examples = responses[409]["content"][wire.PROBLEM_MEDIA_TYPE]["examples"]
+    examples = responses[409]["content"][PROBLEM_MEDIA_TYPE]["examples"]
     assert list(examples) == ["stale_generation", "run_exists"]
     assert list(responses) == [409, 422]

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 import gradmedic
-from gradmedic import wire_stream as wire
+from gradmedic.protocol.statistics import SERIES, STATISTICS
 
-_RESERVED = frozenset({"loss", *wire.SERIES, *wire.STATISTICS})
+_RESERVED = frozenset({"loss", *SERIES, *STATISTICS})
 """What the Trainer logs under names that have a meaning here."""
 
 

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from gradmedic.sampler import Sampler
+from gradmedic.recording.sampler import Sampler
 from gradmedic.torch.graph import Follower
-from gradmedic.torch.statistics import Here, HostArray, UnderWay
+from gradmedic.torch.statistics import HostArray, MeasuredArray, PendingArray
 from gradmedic.torch.topology import ACTIVATIONS, NORMALIZATIONS, Owned
 
 ACTIVATION_STATISTICS = ("activation_zero_fraction", "activation_saturation")
@@ -92,7 +92,7 @@ class ActivationMeter:
         self._handles.clear()
         self._counts.clear()
 
-    def read(self, parameters: Sequence[Tensor]) -> HostArray:
+    def read(self, parameters: Sequence[Tensor]) -> MeasuredArray:
         """Return ACTIVATION_STATISTICS `[parameter, statistic]`, 0 where no activation follows, and forget them."""
         rows: list[Tensor] = []
         places: list[int] = []
@@ -106,12 +106,12 @@ class ActivationMeter:
                 places.append(i)
         values = np.zeros((len(parameters), 2))
         if not rows:
-            return Here(values)
+            return HostArray(values)
         stacked = torch.stack(rows)
         if stacked.device.type == "cpu":
             values[places] = stacked.numpy()
-            return Here(values)
-        return _Spread(UnderWay(stacked), places, values)
+            return HostArray(values)
+        return _Spread(PendingArray(stacked), places, values)
 
     def forget(self) -> None:
         """Begin anew: the step is over."""
@@ -161,7 +161,7 @@ class _Spread:
 
     is_ready = False
 
-    def __init__(self, rows: UnderWay, places: list[int], values: NDArray[np.float64]) -> None:
+    def __init__(self, rows: PendingArray, places: list[int], values: NDArray[np.float64]) -> None:
         self._rows, self._places, self._values = rows, places, values
 
     def read(self) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradmedic import wire_stream as wire
+from gradmedic.protocol.runs import Optimizer, Training
 from gradmedic.torch.statistics import measure_gradients
 
 logger = logging.getLogger("gradmedic")
@@ -97,15 +97,15 @@ def precision_of(parameters: list[Tensor], first_batch: FirstBatch) -> str | Non
 
 
 def describe_training(
-    optimizers: list[wire.Optimizer],
+    optimizers: list[Optimizer],
     precision: str | None,
     first_batch: FirstBatch,
     *,
     target_rms: float | None,
     clips_gradients: bool | None,
-) -> wire.Training:
+) -> Training:
     """Put together what is known of how the run trains."""
-    return wire.Training(
+    return Training(
         optimizers=optimizers,
         precision=precision,
         input_rms=first_batch.input_rms,

@@ -1,17 +1,11 @@
 """Applies remedies to a live optimizer, so that the script that failed can be rerun as it is.
 
-One idea: one `Surgery` per optimizer, with hooks around `step()` and a fixed order, whatever order the remedies were
-named in: the rate of this step (scaled, warmed up, or that of another optimizer), then the gradients (unscaled,
-rescaled, passed over where they are not finite, clipped by value, by layer, by norm and by row, penalized), then the
-weights' decay, then the step. What the script holds stays as it is: its optimizer steps, its schedulers see their own
-learning rates, its state can be saved and loaded. With another optimizer the script's own finds no gradients, and an
-inner one steps behind it.
-
-The hooks stand around those that measure: `before()` is called before a `Watch` registers its own and `after()`
-afterwards. Then statistics are of the gradients before they are clipped here, recorded rates are those that are used,
-and updates are those that reach the weights.
-
-Nothing here draws random numbers.
+There is one `OptimizerRemedies` per optimizer. It hooks into `step()` and always works in the same order, in whichever
+order the remedies were named: the rate of this step (scaled, warmed up, or that of another optimizer), then the
+gradients (unscaled, rescaled, passed over where they are not finite, clipped by value, by layer, by norm and by row,
+penalized), then the weights' decay, then the step. What the script holds stays as it is: its optimizer steps, its
+schedulers see their own learning rates, its state can be saved and loaded. With another optimizer the script's own
+finds no gradients, and an inner one steps behind it.
 """
 
 from __future__ import annotations
@@ -30,9 +24,8 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from gradmedic.exceptions import ConfigurationError, UsageError
-from gradmedic.remedies import REMEDIES, remedy_errors
+from gradmedic.protocol.remedies import REMEDIES, Remedy, remedy_errors
 from gradmedic.torch.loss_scaling import LossScale
-from gradmedic.wire_stream import Remedy
 
 AGC_EPSILON = 1e-3
 """Least norm of a row's weights that adaptive clipping counts with (Brock et al. 2021, section 4.1): a row that is zero
@@ -71,7 +64,7 @@ class Observer(Protocol):
         """The gradients of `parameters` were multiplied by `coefficient`, or limited by value if it is None."""
 
 
-_treated: weakref.WeakKeyDictionary[Optimizer, Surgery] = weakref.WeakKeyDictionary()
+_treated: weakref.WeakKeyDictionary[Optimizer, OptimizerRemedies] = weakref.WeakKeyDictionary()
 
 
 def is_treated(optimizer: Optimizer) -> bool:
@@ -79,7 +72,7 @@ def is_treated(optimizer: Optimizer) -> bool:
     return optimizer in _treated
 
 
-class Surgery:
+class OptimizerRemedies:
     """The remedies of one optimizer.
 
     Args:

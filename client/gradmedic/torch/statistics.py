@@ -1,9 +1,9 @@
 """Numbers of gradients, weights and updates, at the least cost to the training.
 
-One idea: every function returns a `HostArray` of many numbers at once. On a CPU it is there already; on an accelerator
-it is one stacked copy that was only started, and is read a step later. Which operation is fast on which device was
-measured for CPUs; it is not the same one. On a CPU a long tensor is walked in chunks that stay in the cache while every
-statistic reads them, and short ones are joined, because a call costs more than they do.
+Every function returns a `MeasuredArray` of many numbers at once. On a CPU the numbers are there already. On an
+accelerator they are one stacked copy that was only started, and is read a step later. Which operation is fast on which
+device was measured for CPUs; it is not the same one. On a CPU a long tensor is walked in chunks that stay in the cache
+while every statistic reads them, and short ones are joined, because a call costs more than they do.
 
 float32 has its limits: a plain sum of squares drifts by 4e-4 over ten million elements, overflows from 1e19 and is zero
 below 1e-23 - just where gradients explode and vanish. So squares are summed in short pieces, and what lies outside the
@@ -40,7 +40,7 @@ _NATIVE = (torch.float32, torch.float64)
 Vector = NDArray[np.floating[Any]]
 
 
-class HostArray(Protocol):
+class MeasuredArray(Protocol):
     """An array of float64 that may still be on its way to the host."""
 
     @property
@@ -54,7 +54,7 @@ class HostArray(Protocol):
         """Return it as a tensor where it was computed."""
 
 
-class Here:
+class HostArray:
     """An array that is on the host."""
 
     is_ready = True
@@ -71,7 +71,7 @@ class Here:
         return torch.from_numpy(self._array)
 
 
-class UnderWay:
+class PendingArray:
     """A small tensor being copied from a device, without waiting: pinned memory and an event on CUDA."""
 
     is_ready = False
@@ -103,7 +103,7 @@ def is_measured_on_host(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
-def measure_gradients(gradients: Sequence[Tensor], scale: Tensor | None = None) -> HostArray:
+def measure_gradients(gradients: Sequence[Tensor], scale: Tensor | None = None) -> MeasuredArray:
     """Return GRADIENT_STATISTICS `[gradient, statistic]` of gradients that are all on one device.
 
     A complex gradient counts as pairs of real numbers. Of a sparse one, the elements that are not stored are zeros.
@@ -118,15 +118,15 @@ def measure_gradients(gradients: Sequence[Tensor], scale: Tensor | None = None) 
         values = _measure_on_cpu([to_vector(gradient) for gradient in gradients], sizes)
         if scale is not None:
             values[:, :3] /= float(scale)
-        return Here(values)
-    return UnderWay(_measure_on_device([flatten(gradient) for gradient in gradients], sizes, scale))
+        return HostArray(values)
+    return PendingArray(_measure_on_device([flatten(gradient) for gradient in gradients], sizes, scale))
 
 
-def measure_norms(tensors: Sequence[Tensor]) -> HostArray:
+def measure_norms(tensors: Sequence[Tensor]) -> MeasuredArray:
     """Return the L2 norms `[tensor]` of tensors that are all on one device."""
     if is_measured_on_host(local_part(tensors[0])):
-        return Here(_norms_on_cpu([to_vector(tensor) for tensor in tensors]))
-    return UnderWay(torch.stack(torch._foreach_norm([flatten(tensor) for tensor in tensors])).float())
+        return HostArray(_norms_on_cpu([to_vector(tensor) for tensor in tensors]))
+    return PendingArray(torch.stack(torch._foreach_norm([flatten(tensor) for tensor in tensors])).float())
 
 
 def local_part(tensor: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
-from gradmedic import wire_stream as wire
+from gradmedic.protocol.runs import Layer, Optimizer
 from gradmedic.torch.graph import Follower
 from gradmedic.torch.statistics import local_part, measure_norms
 
@@ -80,7 +80,7 @@ def list_parameters(model: nn.Module, prefix: str = "") -> Iterator[Owned]:
 
 def describe_layers(
     parameters: list[Owned], models: list[nn.Module], updated: set[int], seen: Mapping[int, Follower]
-) -> list[wire.Layer]:
+) -> list[Layer]:
     """Return what is known of each parameter.
 
     Args:
@@ -105,13 +105,13 @@ def describe_layers(
     ]
 
 
-def describe_optimizer(optimizer: torch.optim.Optimizer) -> wire.Optimizer:
+def describe_optimizer(optimizer: torch.optim.Optimizer) -> Optimizer:
     """Return name and settings of an optimizer; of several groups, the one with the largest learning rate counts."""
     group = max(optimizer.param_groups, key=lambda group: number_at_hand(group.get("lr")) or 0.0, default={})
     momentum = group.get("momentum")
     if momentum is None and isinstance(group.get("betas"), tuple):
         momentum = group["betas"][0]
-    return wire.Optimizer(
+    return Optimizer(
         name=type(optimizer).__name__,
         learning_rate=number_at_hand(group.get("lr")),
         momentum=number_at_hand(momentum),
@@ -137,12 +137,12 @@ def _complete(declared: Follower | None, seen: Follower | None) -> Follower:
     )
 
 
-def _describe_layer(owned: Owned, follower: Follower, norm: float | None, is_updated: bool) -> wire.Layer:
+def _describe_layer(owned: Owned, follower: Follower, norm: float | None, is_updated: bool) -> Layer:
     parameter, module = owned.parameter, owned.module
     is_frozen = not (parameter.requires_grad and is_updated)
     kind = None if module is None else type(module).__name__
     if is_lazy(parameter):
-        return wire.Layer(name=owned.name, kind=kind, frozen=is_frozen)
+        return Layer(name=owned.name, kind=kind, frozen=is_frozen)
     role = _role_of(owned)
     gates = next((gates for type_, gates in _GATES.items() if isinstance(module, type_)), 1)
     activation = follower.activation
@@ -150,7 +150,7 @@ def _describe_layer(owned: Owned, follower: Follower, norm: float | None, is_upd
         activation = str(module.nonlinearity)
     is_matrix = role in ("weight", "recurrent")
     fan_in, fan_out = _fans_of(parameter, gates) if is_matrix else (None, None)
-    return wire.Layer(
+    return Layer(
         name=owned.name,
         kind=kind,
         shape=list(parameter.shape),

@@ -12,10 +12,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gradmedic.exceptions import ConfigurationError
-from gradmedic.remedies import REMEDIES, remedy_errors
-from gradmedic.torch.modules.treatment import ModelTreatment
-from gradmedic.torch.remedies import NotApplicable, Observer, Surgery, is_treated
-from gradmedic.wire_stream import Remedy
+from gradmedic.protocol.remedies import REMEDIES, Remedy, remedy_errors
+from gradmedic.torch.modules.treatment import ModuleRemedies
+from gradmedic.torch.remedies import NotApplicable, Observer, OptimizerRemedies, is_treated
 
 
 def optimizers_of(optimizer: Optimizer | Iterable[Optimizer]) -> list[Optimizer]:
@@ -56,19 +55,19 @@ class Treatment:
         if has_scaler and any(remedy.id == "scale_loss" for remedy in remedies):
             raise NotApplicable("scale_loss: the script scales its losses dynamically already")
         untreated = [optimizer for optimizer in optimizers if not is_treated(optimizer)]
-        self._of_modules: ModelTreatment | None = None
-        self._surgeries: list[Surgery] = []
+        self._of_modules: ModuleRemedies | None = None
+        self._surgeries: list[OptimizerRemedies] = []
         self.not_applied: list[str] = []
         """Reasons of the optimizers that were left alone."""
         changing = [remedy for remedy in remedies if REMEDIES[remedy.id].tier == 2]
         if changing and untreated:
-            self._of_modules = ModelTreatment(named, untreated, changing, seed)
+            self._of_modules = ModuleRemedies(named, untreated, changing, seed)
             self._of_modules.apply()
         of_steps = [remedy for remedy in remedies if REMEDIES[remedy.id].tier == 1 or remedy.id == "scale_loss"]
         loss_scale = None if self._of_modules is None else self._of_modules.loss_scale
         for optimizer in untreated:
             try:
-                self._surgeries.append(Surgery(optimizer, list(named.values()), of_steps, loss_scale))
+                self._surgeries.append(OptimizerRemedies(optimizer, list(named.values()), of_steps, loss_scale))
             except NotApplicable as reason:
                 self.not_applied.append(str(reason))
         if self.not_applied and not self._surgeries:
@@ -86,12 +85,12 @@ class Treatment:
         return {} if self._of_modules is None else self._of_modules.places
 
     def before(self) -> None:
-        """See `Surgery.before`."""
+        """See `OptimizerRemedies.before`."""
         for surgery in self._surgeries:
             surgery.before()
 
     def after(self, listener: Observer | None = None) -> None:
-        """See `Surgery.after`."""
+        """See `OptimizerRemedies.after`."""
         for surgery in self._surgeries:
             surgery.after(listener)
 

@@ -26,9 +26,9 @@ from gradmedic.torch.statistics import (
     LARGEST_SAFE,
     SHORT,
     SMALLEST_SAFE,
-    Here,
     HostArray,
-    UnderWay,
+    MeasuredArray,
+    PendingArray,
     Vector,
     flatten,
     is_measured_on_host,
@@ -88,11 +88,11 @@ def rule_for(optimizer: optim.Optimizer, group: Group, parameter: Tensor, *, has
     return rule if rule is _adam or _is_plain(optimizer, group) else None
 
 
-def measure_updates(updates: Sequence[Update]) -> HostArray:
+def measure_updates(updates: Sequence[Update]) -> MeasuredArray:
     """Return the L2 norms of updates that are all on one device."""
     if is_measured_on_host(local_part(updates[0].numerator)):
-        return Here(_norms_on_cpu(updates))
-    return UnderWay(torch.stack([_norm_on_device(update) for update in updates]).float())
+        return HostArray(_norms_on_cpu(updates))
+    return PendingArray(torch.stack([_norm_on_device(update) for update in updates]).float())
 
 
 class UpdateMeasurement:
@@ -131,7 +131,7 @@ class UpdateMeasurement:
             if self._rules[row] is None or row == self._compared
         }
 
-    def finish(self, rows: Sequence[int]) -> list[tuple[list[int], HostArray]]:
+    def finish(self, rows: Sequence[int]) -> list[tuple[list[int], MeasuredArray]]:
         """Return the norms of the updates of some of the parameters: which, and their norms.
 
         Raises:

@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
-from gradmedic import wire_stream as wire
-from gradmedic.encoding import to_float32
 from gradmedic.exceptions import ConfigurationError
-from gradmedic.layers import LayerBook
-from gradmedic.sampler import Sampler
-from gradmedic.source import Measurement, PendingNumber
-from gradmedic.step import Row
+from gradmedic.protocol.encoding import to_float32
+from gradmedic.protocol.runs import Layer, Optimizer, Training
+from gradmedic.recording.instrumentation import Measurement, PendingNumber
+from gradmedic.recording.layers import LayerRegistry
+from gradmedic.recording.sampler import Sampler
+from gradmedic.recording.step import Row
 from gradmedic.torch import clipping
 from gradmedic.torch.activations import ACTIVATION_STATISTICS, ActivationMeter
 from gradmedic.torch.distributed import Reduced, Sharding, process_count, process_rank
@@ -37,9 +37,9 @@ from gradmedic.torch.first_batch import FirstBatch, describe_training, precision
 from gradmedic.torch.graph import FirstGraph, Follower
 from gradmedic.torch.statistics import (
     GRADIENT_STATISTICS,
-    Here,
     HostArray,
-    UnderWay,
+    MeasuredArray,
+    PendingArray,
     local_part,
     measure_gradients,
 )
@@ -116,8 +116,8 @@ class Watch:
         self._rank = process_rank()
         self._with_activations = activations
         self.statistics = (*STATISTICS, *ACTIVATION_STATISTICS) if activations else STATISTICS
-        self._described_optimizers: list[wire.Optimizer] = []
-        self._training: wire.Training | None = None
+        self._described_optimizers: list[Optimizer] = []
+        self._training: Training | None = None
         self._training_is_of: object = None
         self._clips_gradients: bool | None = None
         self._max_norm: float | None = None
@@ -148,7 +148,7 @@ class Watch:
         """Whether this process has to measure at all: a follower only where the first process needs its part."""
         return not self.is_follower or self._sharding is not None
 
-    def begin(self, *, book: LayerBook, sampler: Sampler, before_first_step: Callable[[], None]) -> None:
+    def begin(self, *, book: LayerRegistry, sampler: Sampler, before_first_step: Callable[[], None]) -> None:
         """Start observing.
 
         Args:
@@ -204,7 +204,7 @@ class Watch:
         except Exception as error:
             self._give_up("the model could not be described", error)
 
-    def training(self) -> wire.Training | None:
+    def training(self) -> Training | None:
         """Return what is known of how the models train."""
         return self._training
 
@@ -237,7 +237,7 @@ class Watch:
             return value if isinstance(value, float) else None
         if not isinstance(number, Tensor) or number.is_cpu or number.numel() != 1:
             return None
-        return _PendingTensor(UnderWay(number.detach().reshape(1)))
+        return _PendingTensor(PendingArray(number.detach().reshape(1)))
 
     def clip(self, max_norm: float) -> None:
         """Limit the norm of each optimizer's gradients from its next step on, after they were measured."""
@@ -447,7 +447,7 @@ class Watch:
             self._slots[id(owned.parameter)].position = self._book.add(layer)
         self._described_optimizers = [describe_optimizer(optimizer) for optimizer in self._optimizers]
 
-    def _describe_layers(self, owned: list[Owned], updated: set[int]) -> list[wire.Layer]:
+    def _describe_layers(self, owned: list[Owned], updated: set[int]) -> list[Layer]:
         return describe_layers(owned, list(self._models.values()), updated, self._seen_followers())
 
     def _seen_followers(self) -> dict[int, Follower]:
@@ -502,7 +502,7 @@ class _Early:
 
     __slots__ = ("array", "gradient", "row", "version")
 
-    def __init__(self, array: HostArray, row: int, gradient: Tensor) -> None:
+    def __init__(self, array: MeasuredArray, row: int, gradient: Tensor) -> None:
         self.array = array
         self.row = row
         self.gradient = gradient
@@ -541,7 +541,7 @@ class _Part:
 
     positions: NDArray[np.int32]
     columns: slice
-    array: HostArray
+    array: MeasuredArray
     rows: NDArray[np.int_] | None
 
 
@@ -557,10 +557,10 @@ class _Steps:
         self._parts: list[_Part] = []
         self.has_stepped = False
         self.learning_rate: float | None = None
-        self.coefficients: list[HostArray] = []
-        self.found_inf: list[HostArray] = []
-        self.scale_before: HostArray | None = None
-        self.scale_after: HostArray | None = None
+        self.coefficients: list[MeasuredArray] = []
+        self.found_inf: list[MeasuredArray] = []
+        self.scale_before: MeasuredArray | None = None
+        self.scale_after: MeasuredArray | None = None
 
     def note(self, optimizer: torch.optim.Optimizer) -> None:
         """Take in that an optimizer steps."""
@@ -570,14 +570,14 @@ class _Steps:
             rates.append(self.learning_rate)
         self.learning_rate = max(rates, default=None)
 
-    def note_coefficient(self, coefficient: HostArray) -> None:
+    def note_coefficient(self, coefficient: MeasuredArray) -> None:
         """Take in by how much gradients were clipped."""
         if len(self.coefficients) >= _MOST_HELD:
             self._fold_coefficients()
         self.coefficients.append(coefficient)
 
     def add(
-        self, slots: Sequence[_Slot], columns: slice, array: HostArray, rows: NDArray[np.int_] | None = None
+        self, slots: Sequence[_Slot], columns: slice, array: MeasuredArray, rows: NDArray[np.int_] | None = None
     ) -> None:
         """Take in some statistics of some layers, in these rows of an array; later ones replace earlier ones."""
         if len(self._parts) >= _MOST_HELD:
@@ -605,7 +605,7 @@ class _Steps:
         return torch.zeros((len(slots), len(self._watch.statistics))) if table is None else table
 
     def read(self) -> Measurement:
-        """Return the measurement; see `gradmedic.source.Pending`."""
+        """Return the measurement; see `gradmedic.recording.instrumentation.Pending`."""
         self._watch._update_training()
         skipped = any(array.read().max() > 0 for array in self.found_inf)
         scale = None
@@ -634,14 +634,14 @@ class _Steps:
     def _fold(self) -> None:
         """Keep of what is held only what will count in the end."""
         touched, values = self._join()
-        self._parts = [_Part(touched, slice(None), Here(values), None)]
+        self._parts = [_Part(touched, slice(None), HostArray(values), None)]
         self._fold_coefficients()
         if self.found_inf:
-            self.found_inf = [Here(np.max([array.read() for array in self.found_inf], axis=0))]
+            self.found_inf = [HostArray(np.max([array.read() for array in self.found_inf], axis=0))]
 
     def _fold_coefficients(self) -> None:
         if self.coefficients:
-            self.coefficients = [Here(np.min([array.read() for array in self.coefficients], axis=0))]
+            self.coefficients = [HostArray(np.min([array.read() for array in self.coefficients], axis=0))]
 
     def _join(self) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
         first = self._parts[0].positions
@@ -685,7 +685,7 @@ class _Whole:
 class _PendingTensor:
     """A number on its way from a device."""
 
-    def __init__(self, array: HostArray) -> None:
+    def __init__(self, array: MeasuredArray) -> None:
         self._array = array
 
     def read(self) -> float:
@@ -742,19 +742,19 @@ def _tensor_or_none(optimizer: torch.optim.Optimizer, name: str) -> Tensor | Non
     return value if isinstance(value, Tensor) else None
 
 
-def _host(tensor: Tensor) -> HostArray:
+def _host(tensor: Tensor) -> MeasuredArray:
     return _host_array(local_part(tensor.detach()).reshape(-1)[:1])
 
 
-def _host_array(tensor: Tensor) -> HostArray:
-    return Here(tensor.numpy().astype(np.float64)) if tensor.device.type == "cpu" else UnderWay(tensor)
+def _host_array(tensor: Tensor) -> MeasuredArray:
+    return HostArray(tensor.numpy().astype(np.float64)) if tensor.device.type == "cpu" else PendingArray(tensor)
 
 
-def _scale_of(scaler: torch.amp.GradScaler | None) -> HostArray | None:
+def _scale_of(scaler: torch.amp.GradScaler | None) -> MeasuredArray | None:
     """Return a loss scaler's scale, without waiting for a device."""
     if scaler is None:
         return None
     tensor = getattr(scaler, "_scale", None)
     if isinstance(tensor, Tensor):
         return _host(tensor)
-    return Here(np.array([scaler.get_scale()]))
+    return HostArray(np.array([scaler.get_scale()]))

@@ -12,7 +12,7 @@ import random
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gradmedic import wire
+from gradmedic.protocol.service import API_PATH
 from gradmedic_service.access.authentication import is_recognized
 from gradmedic_service.errors import Overloaded
 
@@ -40,7 +40,7 @@ class Admission:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request. Raises Overloaded."""
-        if scope["type"] != "http" or not scope["path"].startswith(wire.API_PATH) or not is_recognized(scope):
+        if scope["type"] != "http" or not scope["path"].startswith(API_PATH) or not is_recognized(scope):
             await self._app(scope, receive, send)
             return
         await self._take_place()

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gradmedic_service.access.browsers import OWN_ORIGIN_HEADERS, SAFE_METHODS
 from gradmedic_service.access.keyring import Keyring
 from gradmedic_service.access.principal import LOOPBACK, Principal
-from gradmedic_service.db import Database
+from gradmedic_service.database.engine import Database
 from gradmedic_service.errors import (
     ApiKeyExpired,
     ApiKeyMissing,

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gradmedic import wire
+from gradmedic.protocol.service import API_PATH
 from gradmedic_service.errors import CrossOrigin, HostNotAllowed
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
@@ -77,7 +77,7 @@ def without_port(host: str) -> str:
 
 def missing_headers(present: Collection[str], path: str) -> Mapping[str, str]:
     """Return what an answer to a path lacks of the headers that it should have; `present` in lower case."""
-    wanted = _OF_THE_API if path.startswith(wire.API_PATH) else SECURITY_HEADERS
+    wanted = _OF_THE_API if path.startswith(API_PATH) else SECURITY_HEADERS
     return {name: value for name, value in wanted.items() if name.lower() not in present}
 
 

@@ -8,14 +8,13 @@ from uuid import UUID
 
 from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response, status
 
-from gradmedic import wire
+from gradmedic.protocol.access import SCOPES, ApiKeyCreate, ApiKeyCreated, ApiKeyList, AuditRecordList, BrowserSession
 from gradmedic_service.access import service
 from gradmedic_service.access.authentication import SESSION_COOKIE
 from gradmedic_service.access.authorization import AnyKey, MayAdminister
 from gradmedic_service.access.keyring import Keyring
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.access.schemas import check_create
-from gradmedic_service.dependencies import DatabaseDependency, LimitsDependency, check_max_results, json_only
 from gradmedic_service.errors import (
     ApiKeyMissing,
     ApiKeyNotFound,
@@ -25,6 +24,7 @@ from gradmedic_service.errors import (
     UnsupportedMediaType,
     documented,
 )
+from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency, check_max_results, json_only
 
 router = APIRouter(tags=["access"])
 
@@ -52,18 +52,18 @@ KeyringDependency = Annotated[Keyring, Depends(_keyring)]
 @router.post(
     "/api-keys",
     status_code=status.HTTP_201_CREATED,
-    response_model=wire.ApiKeyCreated,
+    response_model=ApiKeyCreated,
     dependencies=[Depends(json_only)],
     responses=documented(MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidRequest),
 )
 def create_api_key(
     principal: MayAdminister,
-    body: Annotated[wire.ApiKeyCreate, Body(openapi_examples=CREATE_EXAMPLES)],
+    body: Annotated[ApiKeyCreate, Body(openapi_examples=CREATE_EXAMPLES)],
     database: DatabaseDependency,
     limits: LimitsDependency,
     keyring: KeyringDependency,
     response: Response,
-) -> wire.ApiKeyCreated:
+) -> ApiKeyCreated:
     """Make a key. Its secret is in this answer and never again.
 
     A key for every project (`project` null) is made by one that is for every project itself.
@@ -83,10 +83,10 @@ def create_api_key(
         shown = service.on_the_wire(key)
     keyring.forget()
     response.headers["Cache-Control"] = "no-store"
-    return wire.ApiKeyCreated(secret=secret, **{one.name: getattr(shown, one.name) for one in fields(shown)})
+    return ApiKeyCreated(secret=secret, **{one.name: getattr(shown, one.name) for one in fields(shown)})
 
 
-@router.get("/api-keys", response_model=wire.ApiKeyList, responses=documented(InvalidRequest))
+@router.get("/api-keys", response_model=ApiKeyList, responses=documented(InvalidRequest))
 def list_api_keys(
     principal: MayAdminister,
     database: DatabaseDependency,
@@ -94,7 +94,7 @@ def list_api_keys(
     keyring: KeyringDependency,
     max_results: MaxResults = 100,
     page_token: PageToken = None,
-) -> wire.ApiKeyList:
+) -> ApiKeyList:
     """List keys, newest first, revoked and expired ones included, with their last use."""
     check_max_results(max_results, limits)
     with database.reading() as session:
@@ -119,7 +119,7 @@ def revoke_api_key(
 @router.post(
     "/session",
     status_code=status.HTTP_201_CREATED,
-    response_model=wire.BrowserSession,
+    response_model=BrowserSession,
     responses=documented(ApiKeyMissing),
 )
 def open_session(
@@ -127,7 +127,7 @@ def open_session(
     request: Request,
     database: DatabaseDependency,
     response: Response,
-) -> wire.BrowserSession:
+) -> BrowserSession:
     """Exchange the API key of this request for a cookie that a browser's scripts cannot read.
 
     The session reaches what the key reaches, and ends with it, after a week, or when it is closed.
@@ -148,8 +148,8 @@ def open_session(
     return _session_of(principal)
 
 
-@router.get("/session", response_model=wire.BrowserSession)
-def read_session(principal: AnyKey) -> wire.BrowserSession:
+@router.get("/session", response_model=BrowserSession)
+def read_session(principal: AnyKey) -> BrowserSession:
     """Return who asks, and what they may do."""
     return _session_of(principal)
 
@@ -167,24 +167,24 @@ def close_session(
     response.delete_cookie(SESSION_COOKIE, path="/", httponly=True, samesite="strict")
 
 
-def _session_of(principal: Principal) -> wire.BrowserSession:
-    return wire.BrowserSession(
+def _session_of(principal: Principal) -> BrowserSession:
+    return BrowserSession(
         name=principal.name,
         key_id=principal.key_id,
         project=principal.project,
         run_id=principal.run_id,
-        scopes=[scope for scope in wire.SCOPES if scope in principal.scopes],
+        scopes=[scope for scope in SCOPES if scope in principal.scopes],
     )
 
 
-@router.get("/audit-records", response_model=wire.AuditRecordList, responses=documented(InvalidRequest))
+@router.get("/audit-records", response_model=AuditRecordList, responses=documented(InvalidRequest))
 def list_audit_records(
     principal: MayAdminister,
     database: DatabaseDependency,
     limits: LimitsDependency,
     max_results: MaxResults = 100,
     page_token: PageToken = None,
-) -> wire.AuditRecordList:
+) -> AuditRecordList:
     """List who created, deleted and reran what and who made and revoked keys, newest first."""
     check_max_results(max_results, limits)
     with database.reading() as session:

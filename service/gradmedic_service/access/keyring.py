@@ -20,7 +20,7 @@ import structlog
 from gradmedic_service.access import repository
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.access.secrets import digest_of, is_secret, recognizable_part
-from gradmedic_service.db import Database, Session
+from gradmedic_service.database.engine import Database, Session
 from gradmedic_service.errors import ApiKeyExpired, ApiKeyRevoked, ApiKeyUnknown, ServiceError, SessionEnded
 
 VERIFIED_SECONDS = 5.0

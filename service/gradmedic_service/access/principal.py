@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from uuid import UUID
 
-from gradmedic import wire
+from gradmedic.protocol.access import SCOPES
 from gradmedic_service.errors import BeyondKey
 
 TICKET = "ticket"
 """What a one-time ticket may: be redeemed. Nobody can ask for a key with this scope."""
-EVERY_SCOPE = frozenset((*wire.SCOPES, TICKET))
+EVERY_SCOPE = frozenset((*SCOPES, TICKET))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Table, bindparam, delete, exists, or_, select, update
 from sqlalchemy.orm import Session
 
-from gradmedic_service import models
+from gradmedic_service.database import models
 
 Listed = TypeVar("Listed", models.ApiKey, models.AuditRecord)
 

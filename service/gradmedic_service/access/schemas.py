@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from gradmedic import wire
-from gradmedic.names import name_error
-from gradmedic.wire import FieldError
+from gradmedic.protocol.access import SCOPES, ApiKeyCreate
+from gradmedic.protocol.names import name_error
+from gradmedic.protocol.service import FieldError, Limits
 from gradmedic_service.errors import InvalidRequest
 
 SCOPES_OF_A_RUN = ("ingest", "read")
 """What a key of one run may hold: the others concern whole projects."""
 
 
-def check_create(key: wire.ApiKeyCreate, limits: wire.Limits) -> None:
+def check_create(key: ApiKeyCreate, limits: Limits) -> None:
     """Raise InvalidRequest naming every field of a new key that cannot be."""
     errors = [*_name_errors(key, limits), *_scope_errors(key)]
     if key.run_id is not None and key.project is None:
@@ -28,20 +28,20 @@ def check_create(key: wire.ApiKeyCreate, limits: wire.Limits) -> None:
         raise InvalidRequest(errors)
 
 
-def _name_errors(key: wire.ApiKeyCreate, limits: wire.Limits) -> Iterator[FieldError]:
+def _name_errors(key: ApiKeyCreate, limits: Limits) -> Iterator[FieldError]:
     for path in ("name", "project"):
         name = getattr(key, path)
         if name is not None and (message := name_error(name, limits.max_name_length)) is not None:
             yield FieldError(path=path, message=message)
 
 
-def _scope_errors(key: wire.ApiKeyCreate) -> Iterator[FieldError]:
+def _scope_errors(key: ApiKeyCreate) -> Iterator[FieldError]:
     if not key.scopes:
-        yield FieldError(path="scopes", message=f"names none of {', '.join(wire.SCOPES)}")
+        yield FieldError(path="scopes", message=f"names none of {', '.join(SCOPES)}")
     for index, scope in enumerate(key.scopes):
         path = f"scopes[{index}]"
-        if scope not in wire.SCOPES:
-            yield FieldError(path=path, message=f"{scope!r} is not one of {', '.join(wire.SCOPES)}")
+        if scope not in SCOPES:
+            yield FieldError(path=path, message=f"{scope!r} is not one of {', '.join(SCOPES)}")
             return
         if scope in key.scopes[:index]:
             yield FieldError(path=path, message=f"repeats {scope!r}")

@@ -7,16 +7,16 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from gradmedic import wire
-from gradmedic_service import models
+from gradmedic.protocol.access import SCOPES, ApiKey, ApiKeyList, AuditRecord, AuditRecordList
+from gradmedic.protocol.ids import new_id
 from gradmedic_service.access import repository
 from gradmedic_service.access.keyring import Keyring
 from gradmedic_service.access.principal import OPERATOR, TICKET, Principal
 from gradmedic_service.access.secrets import digest_of, new_secret, new_session_token, recognizable_part
-from gradmedic_service.db import Session
+from gradmedic_service.database import models
+from gradmedic_service.database.engine import Session
 from gradmedic_service.errors import ApiKeyMissing, ApiKeyNotFound, InvalidRequest
-from gradmedic_service.ids import new_id
-from gradmedic_service.pages import position_of, token_of
+from gradmedic_service.http.paging import position_of, token_of
 from gradmedic_service.projects import repository as projects
 
 KEYS = "api keys"
@@ -42,7 +42,7 @@ def create_key(
         session: of the transaction that makes the key usable when it commits.
         project: the one that the key reaches; None for every project.
         name: who or what uses it; without one it is named for its id.
-        scopes: some of `wire.SCOPES`, or `TICKET`.
+        scopes: some of `SCOPES`, or `TICKET`.
         run_id: the only run that it reaches; that run need not be there yet.
         expires_at: when it stops being accepted.
         secret: if it was chosen elsewhere.
@@ -57,7 +57,7 @@ def create_key(
         digest=digest_of(secret),
         project=project,
         run_id=run_id,
-        scopes=[scope for scope in (*wire.SCOPES, TICKET) if scope in set(scopes)],
+        scopes=[scope for scope in (*SCOPES, TICKET) if scope in set(scopes)],
         created_at=now,
         expires_at=expires_at,
         revoked_at=None,
@@ -121,29 +121,27 @@ def close_session(session: Session, by: Principal, token: str) -> None:
 
 def list_keys(
     session: Session, principal: Principal, keyring: Keyring, page_token: str | None, max_results: int
-) -> wire.ApiKeyList:
+) -> ApiKeyList:
     """Return a page of the keys of a principal's project, or of all. Raises InvalidRequest for a foreign token."""
     found = repository.page(
         session, models.ApiKey, project=principal.project, after=_after(page_token, KEYS), size=max_results + 1
     )
     items = found[:max_results]
-    return wire.ApiKeyList(
+    return ApiKeyList(
         items=[on_the_wire(key, keyring) for key in items],
         next_page_token=token_of(KEYS, items[-1].id.hex) if len(found) > max_results else None,
     )
 
 
-def list_records(
-    session: Session, principal: Principal, page_token: str | None, max_results: int
-) -> wire.AuditRecordList:
+def list_records(session: Session, principal: Principal, page_token: str | None, max_results: int) -> AuditRecordList:
     """Return a page of what happened in a principal's project, or in all. Raises InvalidRequest for a foreign token."""
     found = repository.page(
         session, models.AuditRecord, project=principal.project, after=_after(page_token, RECORDS), size=max_results + 1
     )
     items = found[:max_results]
-    return wire.AuditRecordList(
+    return AuditRecordList(
         items=[
-            wire.AuditRecord(
+            AuditRecord(
                 id=one.id,
                 at=one.at,
                 actor=one.actor,
@@ -174,9 +172,9 @@ def record(session: Session, by: Principal, action: str, object_id: UUID, projec
     )
 
 
-def on_the_wire(key: models.ApiKey, keyring: Keyring | None = None) -> wire.ApiKey:
+def on_the_wire(key: models.ApiKey, keyring: Keyring | None = None) -> ApiKey:
     """Return a key as it is shown: without its secret."""
-    return wire.ApiKey(
+    return ApiKey(
         id=key.id,
         name=key.name,
         prefix=key.prefix,

@@ -6,10 +6,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Path, Query
 
-from gradmedic import wire
-from gradmedic.names import text_error
+from gradmedic.protocol.names import text_error
+from gradmedic.protocol.projects import Project, ProjectList, ProjectUpdate
 from gradmedic_service.access.authorization import MayAdminister, MayRead
-from gradmedic_service.dependencies import DatabaseDependency, LimitsDependency, check_max_results, json_only
 from gradmedic_service.errors import (
     BodyTooLarge,
     InvalidRequest,
@@ -18,6 +17,7 @@ from gradmedic_service.errors import (
     UnsupportedMediaType,
     documented,
 )
+from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency, check_max_results, json_only
 from gradmedic_service.projects import service
 
 router = APIRouter(prefix="/projects", tags=["projects"])
@@ -30,7 +30,7 @@ UPDATE_EXAMPLES: dict[str, Any] = {
 }
 
 
-@router.get("", response_model=wire.ProjectList, responses=documented(InvalidRequest))
+@router.get("", response_model=ProjectList, responses=documented(InvalidRequest))
 def list_projects(
     principal: MayRead,
     database: DatabaseDependency,
@@ -38,7 +38,7 @@ def list_projects(
     sort: Annotated[str, Query(description=f"One of {', '.join(service.SORTS)}.")] = service.SORTS[0],
     max_results: Annotated[int, Query(description="Items of a page, at most what `/limits` says.")] = 100,
     page_token: Annotated[str | None, Query(description="`next_page_token` of the page before.")] = None,
-) -> wire.ProjectList:
+) -> ProjectList:
     """List the projects that the key reaches, by name."""
     if sort not in service.SORTS:
         raise InvalidRequest.at("sort", f"{sort!r} is not one of {', '.join(service.SORTS)}")
@@ -47,8 +47,8 @@ def list_projects(
         return service.list_page(session, principal, sort, page_token, max_results)
 
 
-@router.get("/{name:path}", response_model=wire.Project, responses=documented(ProjectNotFound, InvalidRequest))
-def get_project(name: Name, principal: MayRead, database: DatabaseDependency) -> wire.Project:
+@router.get("/{name:path}", response_model=Project, responses=documented(ProjectNotFound, InvalidRequest))
+def get_project(name: Name, principal: MayRead, database: DatabaseDependency) -> Project:
     """Return a project."""
     _check_name(name)
     with database.reading() as session:
@@ -57,16 +57,16 @@ def get_project(name: Name, principal: MayRead, database: DatabaseDependency) ->
 
 @router.patch(
     "/{name:path}",
-    response_model=wire.Project,
+    response_model=Project,
     dependencies=[Depends(json_only)],
     responses=documented(ProjectNotFound, MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidRequest),
 )
 def update_project(
     name: Name,
     principal: MayAdminister,
-    body: Annotated[wire.ProjectUpdate, Body(openapi_examples=UPDATE_EXAMPLES)],
+    body: Annotated[ProjectUpdate, Body(openapi_examples=UPDATE_EXAMPLES)],
     database: DatabaseDependency,
-) -> wire.Project:
+) -> Project:
     """Change what holds for every run of a project."""
     _check_name(name)
     with database.writing() as session:

@@ -9,7 +9,7 @@ from sqlalchemy import exists, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from gradmedic_service import models
+from gradmedic_service.database import models
 
 
 def add_missing(session: Session, name: str, created_at: datetime) -> None:

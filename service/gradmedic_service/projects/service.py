@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from gradmedic import wire
-from gradmedic.wire import FieldError
-from gradmedic_service import models
+from gradmedic.protocol.projects import Project, ProjectList, ProjectUpdate
+from gradmedic.protocol.service import FieldError
 from gradmedic_service.access.principal import Principal
-from gradmedic_service.db import Session
+from gradmedic_service.database import models
+from gradmedic_service.database.engine import Session
 from gradmedic_service.errors import InvalidRequest, ProjectNotFound
-from gradmedic_service.muting import muting_errors
-from gradmedic_service.pages import position_of, token_of
+from gradmedic_service.http.paging import position_of, token_of
 from gradmedic_service.projects import repository
+from gradmedic_service.projects.muting import muting_errors
 
 SORTS = ("name", "-name")
 DEFAULT_CONCURRENT_TRIALS = 8
@@ -38,12 +38,12 @@ def ensure(session: Session, name: str, now: datetime) -> None:
     repository.add_missing(session, name, now)
 
 
-def get(session: Session, principal: Principal, name: str) -> wire.Project:
+def get(session: Session, principal: Principal, name: str) -> Project:
     """Return a project. Raises ProjectNotFound, also for one that the principal does not reach."""
     return _on_the_wire(_existing(principal, repository.find(session, name), name))
 
 
-def update(session: Session, principal: Principal, name: str, body: wire.ProjectUpdate) -> wire.Project:
+def update(session: Session, principal: Principal, name: str, body: ProjectUpdate) -> Project:
     """Change what the body names. Raises ProjectNotFound, InvalidRequest."""
     errors = list(muting_errors(body.muted_detectors or ()))
     if body.max_concurrent_trials is not None and not 1 <= body.max_concurrent_trials <= MAX_CONCURRENT_TRIALS:
@@ -66,7 +66,7 @@ def update(session: Session, principal: Principal, name: str, body: wire.Project
 
 def list_page(
     session: Session, principal: Principal, sort: str, page_token: str | None, max_results: int
-) -> wire.ProjectList:
+) -> ProjectList:
     """Return a page of projects. Raises InvalidRequest for a token of another list."""
     query = f"projects by {sort}"
     after = None if page_token is None else position_of(page_token, query, 1)[0]
@@ -74,7 +74,7 @@ def list_page(
         session, only=principal.project, is_descending=sort.startswith("-"), after=after, size=max_results + 1
     )
     items = found[:max_results]
-    return wire.ProjectList(
+    return ProjectList(
         items=[_on_the_wire(project) for project in items],
         next_page_token=token_of(query, items[-1].name) if len(found) > max_results else None,
     )
@@ -86,9 +86,9 @@ def _existing(principal: Principal, project: models.Project | None, name: str) -
     return project
 
 
-def _on_the_wire(project: models.Project) -> wire.Project:
+def _on_the_wire(project: models.Project) -> Project:
     trials, seconds = _caps(project)
-    return wire.Project(
+    return Project(
         name=project.name,
         muted_detectors=list(project.muted_detectors),
         created_at=project.created_at,

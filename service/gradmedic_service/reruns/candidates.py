@@ -9,10 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from gradmedic import wire
-from gradmedic.remedies import REMEDIES, SET_PARAMETER, remedy_errors
-from gradmedic.trainables import Value, value_error
-from gradmedic.wire import FieldError, Remedy, TrainableParameter
+from gradmedic.protocol.remedies import REMEDIES, SET_PARAMETER, Remedy, remedy_errors
+from gradmedic.protocol.service import FieldError
+from gradmedic.protocol.trainables import (
+    LONGEST_TIMEOUT,
+    PARAMETER_TYPES,
+    Trainable,
+    TrainableParameter,
+    Value,
+    value_error,
+)
 from gradmedic_service.errors import InvalidRequest, NotRerunnable
 
 COMPOUNDS = (
@@ -123,23 +129,21 @@ def of_the_optimizer(remedies: Iterable[Remedy], parameters: Sequence[TrainableP
     return [remedy for remedy in remedies if remedy.id != SET_PARAMETER and not _is_carried_out(remedy, parameters)]
 
 
-def trainable_errors(trainable: wire.Trainable, path: str) -> Iterator[FieldError]:
+def trainable_errors(trainable: Trainable, path: str) -> Iterator[FieldError]:
     """Say what is wrong with what a worker declares."""
     if trainable.gpus < 0:
         yield FieldError(path=f"{path}.gpus", message="must not be negative")
-    if not 0 < trainable.timeout <= wire.LONGEST_TIMEOUT:
-        yield FieldError(
-            path=f"{path}.timeout", message=f"must be above 0 and at most {wire.LONGEST_TIMEOUT:g} seconds"
-        )
+    if not 0 < trainable.timeout <= LONGEST_TIMEOUT:
+        yield FieldError(path=f"{path}.timeout", message=f"must be above 0 and at most {LONGEST_TIMEOUT:g} seconds")
     seen: set[str] = set()
     for index, parameter in enumerate(trainable.parameters):
         at = f"{path}.parameters[{index}]"
         if parameter.name in seen:
             yield FieldError(path=f"{at}.name", message=f"repeats {parameter.name!r}")
         seen.add(parameter.name)
-        if parameter.type not in wire.PARAMETER_TYPES:
+        if parameter.type not in PARAMETER_TYPES:
             yield FieldError(
-                path=f"{at}.type", message=f"{parameter.type!r} is not one of {', '.join(wire.PARAMETER_TYPES)}"
+                path=f"{at}.type", message=f"{parameter.type!r} is not one of {', '.join(PARAMETER_TYPES)}"
             )
             continue
         if parameter.type == "str" and not parameter.choices:

@@ -7,15 +7,21 @@ from uuid import UUID
 
 from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response, status
 
-from gradmedic import wire
-from gradmedic_service.access.authorization import MayFollowRerun, MayIngest, MayRedeem, MayRerun, MayWork
-from gradmedic_service.dependencies import (
-    DatabaseDependency,
-    FactsDependency,
-    LimitsDependency,
-    check_max_results,
-    json_only,
+from gradmedic.protocol.reruns import RERUN_STATUSES, RerunCreate, RerunDetail, RerunList
+from gradmedic.protocol.service import API_PATH
+from gradmedic.protocol.trainables import Trainables, TrainablesOffer
+from gradmedic.protocol.trials import (
+    ClaimedTrial,
+    HeartbeatResult,
+    TrialClaim,
+    TrialHeartbeat,
+    TrialLease,
+    TrialOutput,
+    TrialRedemption,
+    TrialResult,
+    TrialTicket,
 )
+from gradmedic_service.access.authorization import MayFollowRerun, MayIngest, MayRedeem, MayRerun, MayWork
 from gradmedic_service.errors import (
     BodyTooLarge,
     InvalidRequest,
@@ -30,6 +36,13 @@ from gradmedic_service.errors import (
     TrialNotFound,
     UnsupportedMediaType,
     documented,
+)
+from gradmedic_service.http.dependencies import (
+    DatabaseDependency,
+    FactsDependency,
+    LimitsDependency,
+    check_max_results,
+    json_only,
 )
 from gradmedic_service.reruns import service
 from gradmedic_service.reruns.repository import RerunQuery
@@ -111,59 +124,59 @@ PatienceDependency = Annotated[float, Depends(_patience)]
 @router.post(
     "/runs/{run_id}/reruns",
     status_code=status.HTTP_202_ACCEPTED,
-    response_model=wire.RerunDetail,
+    response_model=RerunDetail,
     dependencies=[Depends(json_only)],
     responses={
-        200: {"model": wire.RerunDetail, "description": "The same request made this rerun before"},
+        200: {"model": RerunDetail, "description": "The same request made this rerun before"},
         **documented(RunNotFound, RerunExists, NotRerunnable, TrainableUnknown, *BODY_ERRORS),
     },
 )
 def create_rerun(
     run_id: RunId,
     principal: MayRerun,
-    body: Annotated[wire.RerunCreate, Body(openapi_examples=CREATE_EXAMPLES)],
+    body: Annotated[RerunCreate, Body(openapi_examples=CREATE_EXAMPLES)],
     database: DatabaseDependency,
     facts: FactsDependency,
     limits: LimitsDependency,
     response: Response,
-) -> wire.RerunDetail:
+) -> RerunDetail:
     """Race remedies on a run's trainable; without any named, the run's advice. A 202 means that this is durable."""
     with database.writing() as session:
         rerun, is_new = service.create(session, principal, facts, limits, run_id, body)
     response.status_code = status.HTTP_202_ACCEPTED if is_new else status.HTTP_200_OK
-    response.headers["Location"] = f"{wire.API_PATH}/reruns/{rerun.id}"
+    response.headers["Location"] = f"{API_PATH}/reruns/{rerun.id}"
     return rerun
 
 
-@router.get("/reruns", response_model=wire.RerunList, responses=documented(InvalidRequest))
+@router.get("/reruns", response_model=RerunList, responses=documented(InvalidRequest))
 def list_reruns(
     principal: MayFollowRerun,
     database: DatabaseDependency,
     limits: LimitsDependency,
     project: str | None = None,
     run_id: UUID | None = None,
-    status: Annotated[str | None, Query(description=f"One of {', '.join(wire.RERUN_STATUSES)}.")] = None,
+    status: Annotated[str | None, Query(description=f"One of {', '.join(RERUN_STATUSES)}.")] = None,
     max_results: Annotated[int, Query(description="Items of a page, at most what `/limits` says.")] = 100,
     page_token: Annotated[str | None, Query(description="`next_page_token` of the page before.")] = None,
-) -> wire.RerunList:
+) -> RerunList:
     """List reruns, newest first."""
     check_max_results(max_results, limits)
-    if status is not None and status not in wire.RERUN_STATUSES:
-        raise InvalidRequest.at("status", f"{status!r} is not one of {', '.join(wire.RERUN_STATUSES)}")
+    if status is not None and status not in RERUN_STATUSES:
+        raise InvalidRequest.at("status", f"{status!r} is not one of {', '.join(RERUN_STATUSES)}")
     query = RerunQuery(project=project, run_id=run_id, status=status)
     with database.reading() as session:
         return service.list_page(session, principal, query, page_token, max_results)
 
 
-@router.get("/reruns/{rerun_id}", response_model=wire.RerunDetail, responses=documented(RerunNotFound, InvalidRequest))
+@router.get("/reruns/{rerun_id}", response_model=RerunDetail, responses=documented(RerunNotFound, InvalidRequest))
 def get_rerun(
     rerun_id: RerunId, principal: MayFollowRerun, database: DatabaseDependency, patience: PatienceDependency
-) -> wire.RerunDetail:
+) -> RerunDetail:
     """Return a rerun with its candidates, its trials and every attempt at them."""
     with database.reading() as session:
         rerun = service.get(session, principal, rerun_id)
-        is_forsaken = service.is_forsaken(session, rerun_id, patience)
-    if not is_forsaken:
+        has_no_worker = service.has_no_worker(session, rerun_id, patience)
+    if not has_no_worker:
         return rerun
     with database.writing() as session:  # there may be no worker whose claims would show it
         service.give_up(session, patience)
@@ -173,24 +186,24 @@ def get_rerun(
 
 @router.post(
     "/reruns/{rerun_id}/cancel",
-    response_model=wire.RerunDetail,
+    response_model=RerunDetail,
     responses=documented(RerunNotFound, InvalidRequest),
 )
-def cancel_rerun(rerun_id: RerunId, principal: MayRerun, database: DatabaseDependency) -> wire.RerunDetail:
+def cancel_rerun(rerun_id: RerunId, principal: MayRerun, database: DatabaseDependency) -> RerunDetail:
     """End a rerun and everything that runs for it; its workers know within seconds."""
     with database.writing() as session:
         return service.cancel(session, principal, rerun_id)
 
 
 @router.get(
-    "/trials/{trial_id}/output", response_model=wire.TrialOutput, responses=documented(TrialNotFound, InvalidRequest)
+    "/trials/{trial_id}/output", response_model=TrialOutput, responses=documented(TrialNotFound, InvalidRequest)
 )
 def read_output(
     trial_id: TrialId,
     principal: MayFollowRerun,
     database: DatabaseDependency,
     attempt: Annotated[int | None, Query(description="The latest, unless given.", ge=1, le=2**31 - 1)] = None,
-) -> wire.TrialOutput:
+) -> TrialOutput:
     """Return the end of what an attempt at a trial has printed."""
     with database.reading() as session:
         return service.output(session, principal, trial_id, attempt)
@@ -198,13 +211,13 @@ def read_output(
 
 @workers_router.post(
     "/trials/claim",
-    response_model=wire.ClaimedTrial,
+    response_model=ClaimedTrial,
     dependencies=[Depends(json_only)],
     responses={204: {"description": "Nothing waits for this worker now"}, **documented(*BODY_ERRORS)},
 )
 def claim_trial(
     principal: MayWork,
-    body: Annotated[wire.TrialClaim, Body(openapi_examples=CLAIM_EXAMPLES)],
+    body: Annotated[TrialClaim, Body(openapi_examples=CLAIM_EXAMPLES)],
     database: DatabaseDependency,
     limits: LimitsDependency,
     lease: LeaseDependency,
@@ -222,17 +235,17 @@ def claim_trial(
 
 @workers_router.post(
     "/trials/{trial_id}/heartbeat",
-    response_model=wire.HeartbeatResult,
+    response_model=HeartbeatResult,
     dependencies=[Depends(json_only)],
     responses=documented(TrialNotFound, StaleAttempt, *BODY_ERRORS),
 )
 def renew_lease(
     trial_id: TrialId,
     principal: MayWork,
-    body: Annotated[wire.TrialHeartbeat, Body(openapi_examples=HEARTBEAT_EXAMPLES)],
+    body: Annotated[TrialHeartbeat, Body(openapi_examples=HEARTBEAT_EXAMPLES)],
     database: DatabaseDependency,
     lease: LeaseDependency,
-) -> wire.HeartbeatResult:
+) -> HeartbeatResult:
     """Renew the lease of an attempt, and ask whether it is worth going on."""
     with database.writing() as session:
         return service.heartbeat(session, principal, trial_id, body, lease)
@@ -240,16 +253,16 @@ def renew_lease(
 
 @workers_router.post(
     "/trials/{trial_id}/ticket",
-    response_model=wire.TrialLease,
+    response_model=TrialLease,
     dependencies=[Depends(json_only)],
     responses=documented(TrialNotFound, StaleAttempt, *BODY_ERRORS),
 )
 def issue_ticket(
     trial_id: TrialId,
     principal: MayWork,
-    body: Annotated[wire.TrialTicket, Body(openapi_examples=TICKET_EXAMPLES)],
+    body: Annotated[TrialTicket, Body(openapi_examples=TICKET_EXAMPLES)],
     database: DatabaseDependency,
-) -> wire.TrialLease:
+) -> TrialLease:
     """Let whoever presents a ticket first, within seconds, have what a waiting attempt needs: its key for one run."""
     with database.writing() as session:
         return service.issue_ticket(session, principal, trial_id, body)
@@ -257,17 +270,17 @@ def issue_ticket(
 
 @workers_router.post(
     "/trials/{trial_id}/redeem",
-    response_model=wire.ClaimedTrial,
+    response_model=ClaimedTrial,
     dependencies=[Depends(json_only)],
     responses=documented(TrialNotFound, StaleAttempt, *BODY_ERRORS),
 )
 def redeem_ticket(
     trial_id: TrialId,
     principal: MayRedeem,
-    body: Annotated[wire.TrialRedemption, Body(openapi_examples=REDEEM_EXAMPLES)],
+    body: Annotated[TrialRedemption, Body(openapi_examples=REDEEM_EXAMPLES)],
     database: DatabaseDependency,
     lease: LeaseDependency,
-) -> wire.ClaimedTrial:
+) -> ClaimedTrial:
     """Exchange a ticket, sent as the API key, for what its attempt needs. It is worth nothing afterwards."""
     with database.writing() as session:
         return service.redeem(session, principal, trial_id, body, lease)
@@ -275,7 +288,7 @@ def redeem_ticket(
 
 @workers_router.get(
     "/trials/{trial_id}/lease",
-    response_model=wire.TrialLease,
+    response_model=TrialLease,
     responses=documented(TrialNotFound, StaleAttempt, InvalidRequest),
 )
 def read_lease(
@@ -283,7 +296,7 @@ def read_lease(
     principal: MayIngest,
     database: DatabaseDependency,
     attempt: Annotated[int, Query(description="Of the process that asks.", ge=1, le=2**31 - 1)],
-) -> wire.TrialLease:
+) -> TrialLease:
     """Say to the process of an attempt, which bears the attempt's key, whether anybody still waits for it."""
     with database.reading() as session:
         return service.lease_of(session, principal, trial_id, attempt)
@@ -291,23 +304,23 @@ def read_lease(
 
 @workers_router.post(
     "/trials/{trial_id}/result",
-    response_model=wire.RerunDetail,
+    response_model=RerunDetail,
     dependencies=[Depends(json_only)],
     responses=documented(TrialNotFound, StaleAttempt, *BODY_ERRORS),
 )
 def publish_result(
     trial_id: TrialId,
     principal: MayWork,
-    body: Annotated[wire.TrialResult, Body(openapi_examples=RESULT_EXAMPLES)],
+    body: Annotated[TrialResult, Body(openapi_examples=RESULT_EXAMPLES)],
     database: DatabaseDependency,
-) -> wire.RerunDetail:
+) -> RerunDetail:
     """Publish how an attempt ended, once; the rerun goes on from there."""
     with database.writing() as session:
         return service.finish(session, principal, trial_id, body)
 
 
-@workers_router.get("/trainables", response_model=wire.Trainables)
-def list_trainables(principal: MayFollowRerun, database: DatabaseDependency) -> wire.Trainables:
+@workers_router.get("/trainables", response_model=Trainables)
+def list_trainables(principal: MayFollowRerun, database: DatabaseDependency) -> Trainables:
     """List what may be rerun."""
     with database.reading() as session:
         return service.list_trainables(session, principal)
@@ -315,16 +328,16 @@ def list_trainables(principal: MayFollowRerun, database: DatabaseDependency) -> 
 
 @workers_router.put(
     "/trainables",
-    response_model=wire.Trainables,
+    response_model=Trainables,
     dependencies=[Depends(json_only)],
     responses=documented(TrainableTaken, *BODY_ERRORS),
 )
 def register_trainables(
     principal: MayWork,
-    body: Annotated[wire.TrainablesOffer, Body(openapi_examples=TRAINABLES_EXAMPLES)],
+    body: Annotated[TrainablesOffer, Body(openapi_examples=TRAINABLES_EXAMPLES)],
     database: DatabaseDependency,
     limits: LimitsDependency,
-) -> wire.Trainables:
+) -> Trainables:
     """Say what may be rerun, and with which parameters. A name belongs to the key that registered it.
 
     A worker says so again every ten seconds. What it offered before and, for a minute, nobody has offered since is

@@ -17,9 +17,8 @@ from sqlalchemy import Connection, Table, bindparam, exists, func, select, text,
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, defer
 
-from gradmedic.remedies import describe_remedies
-from gradmedic.wire import Remedy
-from gradmedic_service import models
+from gradmedic.protocol.remedies import Remedy, describe_remedies
+from gradmedic_service.database import models
 
 LIVING = ("queued", "running")
 
@@ -136,7 +135,7 @@ def has_rerun(session: Session, run_id: UUID) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RerunPulse:
+class RerunRevision:
     """How a rerun stands, in the few words that change while it is under way."""
 
     rerun_id: UUID
@@ -147,7 +146,7 @@ class RerunPulse:
     """Grows with whatever its trials' runs are told."""
 
 
-def pulses(session: Session, run_ids: Collection[UUID]) -> dict[UUID, list[RerunPulse]]:
+def pulses(session: Session, run_ids: Collection[UUID]) -> dict[UUID, list[RerunRevision]]:
     """Read how the reruns of some runs stand, by one query, the oldest first; runs without any are missing."""
     rerun, trial, attempt, run = models.Rerun, models.Trial, models.Attempt, models.Run
     is_latest = (attempt.trial_id == trial.id) & (attempt.number == trial.attempt)
@@ -167,10 +166,10 @@ def pulses(session: Session, run_ids: Collection[UUID]) -> dict[UUID, list[Rerun
         .group_by(rerun.run_id, rerun.id, rerun.status, trial.status)
         .order_by(rerun.id, trial.status)
     )
-    found: dict[UUID, dict[UUID, RerunPulse]] = {}
+    found: dict[UUID, dict[UUID, RerunRevision]] = {}
     for row in rows:
         of_run = found.setdefault(row.run_id, {})
-        before = of_run.get(row.id) or RerunPulse(rerun_id=row.id, status=row.status, trials={}, revision=0)
+        before = of_run.get(row.id) or RerunRevision(rerun_id=row.id, status=row.status, trials={}, revision=0)
         trials = before.trials if row.trials is None else before.trials | {row.trials: row.number}
         of_run[row.id] = replace(before, trials=trials, revision=before.revision + int(row.revision))
     return {run_id: list(of_run.values()) for run_id, of_run in found.items()}

@@ -17,14 +17,41 @@ from uuid import UUID
 import structlog
 from pydantic import TypeAdapter
 
-from gradmedic import wire
-from gradmedic.names import name_error
-from gradmedic_service import models
+from gradmedic.protocol.diagnosis import Advice, Diagnosis, Outcome, Tried
+from gradmedic.protocol.ids import new_id
+from gradmedic.protocol.names import name_error
+from gradmedic.protocol.remedies import Remedy
+from gradmedic.protocol.reruns import (
+    EXECUTORS,
+    Attempt,
+    Candidate,
+    RerunBudget,
+    RerunCreate,
+    RerunDetail,
+    RerunList,
+    RerunSummary,
+    Trial,
+)
+from gradmedic.protocol.service import FieldError, Limits
+from gradmedic.protocol.trainables import Trainable, TrainableParameter, Trainables, TrainablesOffer
+from gradmedic.protocol.trials import (
+    RESULT_STATUSES,
+    ClaimedTrial,
+    HeartbeatResult,
+    TrialClaim,
+    TrialHeartbeat,
+    TrialLease,
+    TrialOutput,
+    TrialRedemption,
+    TrialResult,
+    TrialTicket,
+)
 from gradmedic_service.access import repository as keys
 from gradmedic_service.access import service as access
 from gradmedic_service.access.principal import OPERATOR, TICKET, Principal
 from gradmedic_service.access.secrets import is_secret
-from gradmedic_service.db import Connection, Session
+from gradmedic_service.database import models
+from gradmedic_service.database.engine import Connection, Session
 from gradmedic_service.errors import (
     InvalidRequest,
     NotRerunnable,
@@ -37,8 +64,8 @@ from gradmedic_service.errors import (
     TrainableUnknown,
     TrialNotFound,
 )
-from gradmedic_service.ids import new_id
-from gradmedic_service.pages import position_of, token_of
+from gradmedic_service.http.paging import position_of, token_of
+from gradmedic_service.http.responses import to_json, without_nonfinite
 from gradmedic_service.projects import repository as stored_projects
 from gradmedic_service.projects import service as projects
 from gradmedic_service.reruns import experiment, repository
@@ -52,7 +79,6 @@ from gradmedic_service.reruns.candidates import (
 )
 from gradmedic_service.reruns.experiment import Budget, CandidateOutcome, Curve, Design
 from gradmedic_service.reruns.repository import LIVING, RerunQuery
-from gradmedic_service.responses import to_json, without_nonfinite
 from gradmedic_service.runs import repository as runs
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.telemetry import service as telemetry
@@ -82,8 +108,8 @@ MAX_TRAINABLES = 1_000
 MAX_REASON = 2_000
 FINAL = ("done", "not_reproduced", "failed", "cancelled")
 
-REMEDIES = TypeAdapter(list[list[wire.Remedy]])
-PARAMETERS = TypeAdapter(list[wire.TrainableParameter])
+REMEDIES = TypeAdapter(list[list[Remedy]])
+PARAMETERS = TypeAdapter(list[TrainableParameter])
 CURVE = TypeAdapter(Curve)
 OUTCOMES = TypeAdapter(list[CandidateOutcome])
 
@@ -93,9 +119,7 @@ _logger = structlog.get_logger("gradmedic.reruns")
 # --- trainables -------------------------------------------------------------------------------------------------------
 
 
-def register(
-    session: Session, principal: Principal, body: wire.TrainablesOffer, limits: wire.Limits
-) -> wire.Trainables:
+def register(session: Session, principal: Principal, body: TrainablesOffer, limits: Limits) -> Trainables:
     """Store what a worker offers, and withdraw what it, and nobody else, offered before.
 
     Raises InvalidRequest, and TrainableTaken where a name is another key's.
@@ -108,7 +132,7 @@ def register(
     for index, item in enumerate(body.items):
         path = f"items[{index}]"
         if (message := name_error(item.name, limits.max_name_length)) is not None:
-            errors.append(wire.FieldError(path=f"{path}.name", message=message))
+            errors.append(FieldError(path=f"{path}.name", message=message))
         errors += trainable_errors(item, path)
     if errors:
         raise InvalidRequest(errors)
@@ -120,13 +144,13 @@ def register(
         for one in known.values():  # a worker of the same name that has it would have said so by now
             if one.worker == body.worker and one.withdrawn_at is None and at - one.updated_at >= OFFER_LAPSE:
                 one.withdrawn_at = at
-    return wire.Trainables(items=body.items)
+    return Trainables(items=body.items)
 
 
 def _register(
     session: Session,
     principal: Principal,
-    item: wire.Trainable,
+    item: Trainable,
     existing: models.Trainable | None,
     worker: str | None,
     at: datetime,
@@ -164,11 +188,11 @@ def _is_free(session: Session, owner: str, at: datetime) -> bool:
     return key is None or key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= at)
 
 
-def list_trainables(session: Session, principal: Principal) -> wire.Trainables:
+def list_trainables(session: Session, principal: Principal) -> Trainables:
     """Return the trainables that a principal's runs may name."""
-    return wire.Trainables(
+    return Trainables(
         items=[
-            wire.Trainable(
+            Trainable(
                 name=one.name,
                 parameters=PARAMETERS.validate_python(one.parameters),
                 gpus=one.gpus,
@@ -183,8 +207,8 @@ def list_trainables(session: Session, principal: Principal) -> wire.Trainables:
 
 
 def create(
-    session: Session, principal: Principal, facts: FactsCache, limits: wire.Limits, run_id: UUID, body: wire.RerunCreate
-) -> tuple[wire.RerunDetail, bool]:
+    session: Session, principal: Principal, facts: FactsCache, limits: Limits, run_id: UUID, body: RerunCreate
+) -> tuple[RerunDetail, bool]:
     """Store a rerun and its first trial, or find the one that the same request stored; the flag says if it is new.
 
     Raises RunNotFound, RerunExists, NotRerunnable, TrainableUnknown, InvalidRequest.
@@ -208,7 +232,7 @@ def create(
 
 
 def start_automatically(
-    session: Session, principal: Principal, facts: FactsCache, limits: wire.Limits, run_id: UUID
+    session: Session, principal: Principal, facts: FactsCache, limits: Limits, run_id: UUID
 ) -> None:
     """Rerun a run that has just turned unhealthy, if its project wants that, its key may, and it was not yet."""
     if not principal.holds("rerun"):
@@ -220,7 +244,7 @@ def start_automatically(
     if project is None or not project.rerun_automatically or repository.has_rerun(session, run_id):
         return
     try:
-        rerun = _new_rerun(session, facts, limits, run, wire.RerunCreate(), is_automatic=True)
+        rerun = _new_rerun(session, facts, limits, run, RerunCreate(), is_automatic=True)
     except ServiceError as error:
         _logger.warning("not rerun automatically", run_id=str(run_id), reason=error.detail)
         return
@@ -232,9 +256,9 @@ def start_automatically(
 def _new_rerun(
     session: Session,
     facts: FactsCache,
-    limits: wire.Limits,
+    limits: Limits,
     run: models.Run,
-    body: wire.RerunCreate,
+    body: RerunCreate,
     *,
     is_automatic: bool = False,
 ) -> models.Rerun:
@@ -291,7 +315,7 @@ def _steps_for(run: models.Run) -> int:
     return max(LEAST_STEPS, math.ceil(BEYOND_FAILURE * failed_after) + LEAST_STEPS // 2)
 
 
-def _checked_budget(body: wire.RerunCreate, limits: wire.Limits, cap: float) -> tuple[int, float, int]:
+def _checked_budget(body: RerunCreate, limits: Limits, cap: float) -> tuple[int, float, int]:
     """Return seeds, seconds and trials. Raises InvalidRequest naming every one that cannot be."""
     seeds = DEFAULT_SEEDS if body.seeds is None else body.seeds
     seconds = min(DEFAULT_SECONDS, cap) if body.budget.seconds is None else body.budget.seconds
@@ -299,34 +323,34 @@ def _checked_budget(body: wire.RerunCreate, limits: wire.Limits, cap: float) -> 
     steps = 1 if body.budget.steps is None else body.budget.steps
     errors = []
     if not 1 <= seeds <= MAX_SEEDS:
-        errors.append(wire.FieldError(path="seeds", message=f"must be from 1 to {MAX_SEEDS}"))
+        errors.append(FieldError(path="seeds", message=f"must be from 1 to {MAX_SEEDS}"))
     if not 1 <= steps <= limits.max_rerun_steps:
-        errors.append(wire.FieldError(path="budget.steps", message=f"must be from 1 to {limits.max_rerun_steps}"))
+        errors.append(FieldError(path="budget.steps", message=f"must be from 1 to {limits.max_rerun_steps}"))
     if not LEAST_SECONDS <= seconds <= cap:
-        errors.append(wire.FieldError(path="budget.seconds", message=f"must be from {LEAST_SECONDS:g} to {cap:g}"))
+        errors.append(FieldError(path="budget.seconds", message=f"must be from {LEAST_SECONDS:g} to {cap:g}"))
     if not 1 <= trials <= limits.max_rerun_trials:
-        errors.append(wire.FieldError(path="budget.trials", message=f"must be from 1 to {limits.max_rerun_trials}"))
-    if body.executor is not None and body.executor not in wire.EXECUTORS:
-        errors.append(wire.FieldError(path="executor", message=_no_executor(body.executor)))
+        errors.append(FieldError(path="budget.trials", message=f"must be from 1 to {limits.max_rerun_trials}"))
+    if body.executor is not None and body.executor not in EXECUTORS:
+        errors.append(FieldError(path="executor", message=_no_executor(body.executor)))
     if body.id is not None and body.id.version != 7:
-        errors.append(wire.FieldError(path="id", message=f"must be a UUID of version 7, not {body.id.version}"))
+        errors.append(FieldError(path="id", message=f"must be a UUID of version 7, not {body.id.version}"))
     if errors:
         raise InvalidRequest(errors)
     return seeds, seconds, trials
 
 
 def _no_executor(name: str) -> str:
-    return f"{name!r} is not one of {', '.join(wire.EXECUTORS)}"
+    return f"{name!r} is not one of {', '.join(EXECUTORS)}"
 
 
-def get(session: Session, principal: Principal, rerun_id: UUID) -> wire.RerunDetail:
+def get(session: Session, principal: Principal, rerun_id: UUID) -> RerunDetail:
     """Return a rerun with its candidates, trials and attempts. Raises RerunNotFound."""
     return _detail(session, _reached(principal, repository.find_rerun(session, rerun_id), rerun_id))
 
 
 def list_page(
     session: Session, principal: Principal, query: RerunQuery, page_token: str | None, max_results: int
-) -> wire.RerunList:
+) -> RerunList:
     """Return a page of reruns, newest first. Raises InvalidRequest for a token of another list."""
     query = replace(query, reachable_project=principal.project)
     digest = to_json([query.reachable_project, query.project, str(query.run_id), query.status])
@@ -338,15 +362,15 @@ def list_page(
             raise InvalidRequest.at("page_token", "is not a token of this list") from None
     found = repository.page(session, query, max_results + 1)
     items = found[:max_results]
-    return wire.RerunList(
-        items=[wire.RerunSummary(**_summary_fields(rerun)) for rerun in items],
+    return RerunList(
+        items=[RerunSummary(**_summary_fields(rerun)) for rerun in items],
         next_page_token=token_of(digest, items[-1].created_at.isoformat(), items[-1].id.hex)
         if len(found) > max_results
         else None,
     )
 
 
-def cancel(session: Session, principal: Principal, rerun_id: UUID) -> wire.RerunDetail:
+def cancel(session: Session, principal: Principal, rerun_id: UUID) -> RerunDetail:
     """End a rerun and everything that runs for it; once is enough. Raises RerunNotFound."""
     rerun = _reached(principal, repository.lock_rerun(session, rerun_id), rerun_id)
     if rerun.status not in FINAL:
@@ -365,7 +389,7 @@ def cancel(session: Session, principal: Principal, rerun_id: UUID) -> wire.Rerun
 # --- working ----------------------------------------------------------------------------------------------------------
 
 
-def is_forsaken(session: Session, rerun_id: UUID, patience: float) -> bool:
+def has_no_worker(session: Session, rerun_id: UUID, patience: float) -> bool:
     """Whether nobody works on a rerun, and nobody has offered its trainable for that long, or ever will."""
     at = repository.now(session)
     return bool(repository.without_worker(session, at, at - timedelta(seconds=patience), rerun_id))
@@ -390,14 +414,14 @@ def give_up(session: Session, patience: float) -> bool:
 
 
 def claim(
-    session: Session, principal: Principal, body: wire.TrialClaim, limits: wire.Limits, lease: float
-) -> wire.ClaimedTrial | None:
+    session: Session, principal: Principal, body: TrialClaim, limits: Limits, lease: float
+) -> ClaimedTrial | None:
     """Hand a queued trial to a worker, as a new attempt with a lease; None if there is none for it now."""
     if (message := name_error(body.worker, limits.max_name_length)) is not None:
         raise InvalidRequest.at("worker", message)
     if len(body.trainables) > MAX_TRAINABLES:
         raise InvalidRequest.at("trainables", f"has {len(body.trainables)}; at most {MAX_TRAINABLES} are allowed")
-    if body.executor not in wire.EXECUTORS:
+    if body.executor not in EXECUTORS:
         raise InvalidRequest.at("executor", _no_executor(body.executor))
     at = repository.now(session)
     waiting = repository.with_queued_trials(
@@ -433,8 +457,8 @@ def _start(
     at: datetime,
     lease: float,
     seconds: float,
-) -> wire.ClaimedTrial:
-    is_waiting = rerun.executor != wire.EXECUTORS[0]
+) -> ClaimedTrial:
+    is_waiting = rerun.executor != EXECUTORS[0]
     trial.attempt += 1
     trial.status, trial.reason, trial.reason_to_stop = "running", None, None
     trial.lease_expires_at = repository.lease_end(at, lease)
@@ -491,10 +515,10 @@ def _claimed(
     lease: float,
     seconds: float,
     secret: str | None,
-) -> wire.ClaimedTrial:
+) -> ClaimedTrial:
     parameters = [] if trainable is None else PARAMETERS.validate_python(trainable.parameters)
     remedies = REMEDIES.validate_python(rerun.candidates)[trial.candidate]
-    return wire.ClaimedTrial(
+    return ClaimedTrial(
         trial_id=trial.id,
         attempt=attempt.number,
         rerun_id=rerun.id,
@@ -513,16 +537,16 @@ def _claimed(
     )
 
 
-def issue_ticket(session: Session, principal: Principal, trial_id: UUID, body: wire.TrialTicket) -> wire.TrialLease:
+def issue_ticket(session: Session, principal: Principal, trial_id: UUID, body: TrialTicket) -> TrialLease:
     """Let a ticket be redeemed once for an attempt that waits; the same again changes nothing.
 
     Raises TrialNotFound, StaleAttempt, InvalidRequest.
     """
     errors = []
     if not is_secret(body.ticket):
-        errors.append(wire.FieldError(path="ticket", message="must have the form of an API key"))
+        errors.append(FieldError(path="ticket", message="must have the form of an API key"))
     if not 0 < body.seconds <= MAX_TICKET_SECONDS:
-        errors.append(wire.FieldError(path="seconds", message=f"must be above 0 and at most {MAX_TICKET_SECONDS:g}"))
+        errors.append(FieldError(path="seconds", message=f"must be above 0 and at most {MAX_TICKET_SECONDS:g}"))
     if errors:
         raise InvalidRequest(errors)
     _, rerun = _worked_on(session, principal, trial_id)
@@ -549,9 +573,7 @@ def issue_ticket(session: Session, principal: Principal, trial_id: UUID, body: w
     return _lease(trial, attempt, at)
 
 
-def redeem(
-    session: Session, principal: Principal, trial_id: UUID, body: wire.TrialRedemption, lease: float
-) -> wire.ClaimedTrial:
+def redeem(session: Session, principal: Principal, trial_id: UUID, body: TrialRedemption, lease: float) -> ClaimedTrial:
     """Hand the process of a waiting attempt what it needs, once: from now on its time counts.
 
     Raises TrialNotFound where the ticket is not this attempt's, StaleAttempt.
@@ -579,7 +601,7 @@ def redeem(
     return _claimed(rerun, trial, attempt, trainable, lease, timeout, secret)
 
 
-def lease_of(session: Session, principal: Principal, trial_id: UUID, number: int) -> wire.TrialLease:
+def lease_of(session: Session, principal: Principal, trial_id: UUID, number: int) -> TrialLease:
     """Say to the process of an attempt whether its worker still holds it. Raises TrialNotFound, StaleAttempt."""
     trial = repository.find_trial(session, trial_id)
     attempt = None if trial is None else repository.find_attempt(session, trial_id, number)
@@ -603,9 +625,9 @@ def _held(session: Session, rerun_id: UUID, trial_id: UUID, number: int) -> tupl
     return trial, attempt
 
 
-def _lease(trial: models.Trial, attempt: models.Attempt, at: datetime) -> wire.TrialLease:
+def _lease(trial: models.Trial, attempt: models.Attempt, at: datetime) -> TrialLease:
     until = trial.lease_expires_at or at
-    return wire.TrialLease(trial_id=trial.id, attempt=attempt.number, seconds=(until - at).total_seconds())
+    return TrialLease(trial_id=trial.id, attempt=attempt.number, seconds=(until - at).total_seconds())
 
 
 def _no_trial(trial_id: UUID) -> TrialNotFound:
@@ -613,8 +635,8 @@ def _no_trial(trial_id: UUID) -> TrialNotFound:
 
 
 def heartbeat(
-    session: Session, principal: Principal, trial_id: UUID, body: wire.TrialHeartbeat, lease: float
-) -> wire.HeartbeatResult:
+    session: Session, principal: Principal, trial_id: UUID, body: TrialHeartbeat, lease: float
+) -> HeartbeatResult:
     """Renew an attempt's lease and say whether it is worth going on. Raises TrialNotFound, StaleAttempt."""
     trial, rerun = _worked_on(session, principal, trial_id)
     at = repository.now(session)
@@ -640,7 +662,7 @@ def heartbeat(
         trial.reason_to_stop = SECONDS_SPENT
     if trial.reason_to_stop is not None:
         repository.stop_run(session, attempt.run_id, None)
-    return wire.HeartbeatResult(
+    return HeartbeatResult(
         stop=trial.reason_to_stop is not None,
         reason=trial.reason_to_stop,
         seconds=seconds,
@@ -649,15 +671,15 @@ def heartbeat(
     )
 
 
-def finish(session: Session, principal: Principal, trial_id: UUID, body: wire.TrialResult) -> wire.RerunDetail:
+def finish(session: Session, principal: Principal, trial_id: UUID, body: TrialResult) -> RerunDetail:
     """Publish what an attempt showed, once, and go on with the experiment.
 
     The same result again changes nothing. Raises TrialNotFound, StaleAttempt, InvalidRequest.
     """
     if body.seconds is not None and not body.seconds >= 0:
         raise InvalidRequest.at("seconds", f"must not be negative, not {body.seconds!r}")
-    if body.status not in wire.RESULT_STATUSES:
-        raise InvalidRequest.at("status", f"{body.status!r} is not one of {', '.join(wire.RESULT_STATUSES)}")
+    if body.status not in RESULT_STATUSES:
+        raise InvalidRequest.at("status", f"{body.status!r} is not one of {', '.join(RESULT_STATUSES)}")
     _, rerun = _worked_on(session, principal, trial_id)
     locked = repository.lock_rerun(session, rerun.id)
     if locked is None:
@@ -706,7 +728,7 @@ def finish(session: Session, principal: Principal, trial_id: UUID, body: wire.Tr
     return _detail(session, rerun)
 
 
-def output(session: Session, principal: Principal, trial_id: UUID, number: int | None) -> wire.TrialOutput:
+def output(session: Session, principal: Principal, trial_id: UUID, number: int | None) -> TrialOutput:
     """Return the end of what an attempt, the latest unless another is named, has printed. Raises TrialNotFound."""
     trial = repository.find_trial(session, trial_id)
     rerun = None if trial is None else repository.find_rerun(session, trial.rerun_id)
@@ -716,7 +738,7 @@ def output(session: Session, principal: Principal, trial_id: UUID, number: int |
     attempt = repository.find_attempt(session, trial_id, number)
     if attempt is None:
         raise TrialNotFound(f"There is no attempt {number} at trial {trial_id}.")
-    return wire.TrialOutput(trial_id=trial_id, attempt=number, output=attempt.output)
+    return TrialOutput(trial_id=trial_id, attempt=number, output=attempt.output)
 
 
 def _worked_on(session: Session, principal: Principal, trial_id: UUID) -> tuple[models.Trial, models.Rerun]:
@@ -935,10 +957,10 @@ def _end_attempt(
 # --- on the wire ------------------------------------------------------------------------------------------------------
 
 
-def with_outcomes(connection: Connection, diagnosis: wire.Diagnosis) -> wire.Diagnosis:
+def with_outcomes(connection: Connection, diagnosis: Diagnosis) -> Diagnosis:
     """Return a diagnosis with what reruns of its run have shown: what is proven first, by its loss."""
     tried = [
-        wire.Tried(
+        Tried(
             remedies=REMEDIES.validate_python(rerun.candidates)[outcome.candidate],
             outcome=_outcome(rerun.id, outcome),
             reason=outcome.reason,
@@ -955,7 +977,7 @@ def with_outcomes(connection: Connection, diagnosis: wire.Diagnosis) -> wire.Dia
     return replace(diagnosis, advice=ranked, tried=tried)
 
 
-def _proof(advice: wire.Advice) -> float:
+def _proof(advice: Advice) -> float:
     """Return what to sort by: the loss of a remedy that is verified, infinity for the others."""
     outcome = advice.outcome
     if outcome is None or outcome.state != "verified" or outcome.loss is None:
@@ -963,12 +985,12 @@ def _proof(advice: wire.Advice) -> float:
     return outcome.loss
 
 
-def _key(remedy: wire.Remedy) -> str:
+def _key(remedy: Remedy) -> str:
     return to_json([remedy.id, sorted(remedy.parameters.items())])
 
 
-def _outcome(rerun_id: UUID, outcome: CandidateOutcome) -> wire.Outcome:
-    return wire.Outcome(
+def _outcome(rerun_id: UUID, outcome: CandidateOutcome) -> Outcome:
+    return Outcome(
         state=outcome.state,
         rerun_id=rerun_id,
         seeds=outcome.seeds,
@@ -1001,19 +1023,19 @@ def _summary_fields(rerun: models.Rerun) -> dict[str, Any]:
     }
 
 
-def _detail(session: Session, rerun: models.Rerun) -> wire.RerunDetail:
+def _detail(session: Session, rerun: models.Rerun) -> RerunDetail:
     trials = repository.trials_of(session, rerun.id)
     attempts = repository.attempts_of(session, rerun.id)
     created = repository.runs_of(session, [attempt.run_id for attempt in attempts])
     outcomes = {outcome.candidate: outcome for outcome in OUTCOMES.validate_python(rerun.outcomes or [])}
-    return wire.RerunDetail(
+    return RerunDetail(
         **_summary_fields(rerun) | {"reason": rerun.reason or _reason_to_wait(session, rerun, trials)},
-        budget=wire.RerunBudget(steps=rerun.steps, seconds=rerun.seconds, trials=rerun.max_trials),
+        budget=RerunBudget(steps=rerun.steps, seconds=rerun.seconds, trials=rerun.max_trials),
         seeds=list(rerun.seeds),
         executor=rerun.executor,
         parameters=dict(rerun.parameters),
         candidates=[
-            wire.Candidate(
+            Candidate(
                 remedies=remedies,
                 outcome=_outcome(rerun.id, outcomes[index]) if index in outcomes else None,
                 reason=outcomes[index].reason if index in outcomes else None,
@@ -1040,11 +1062,11 @@ def _reason_to_wait(session: Session, rerun: models.Rerun, trials: Sequence[mode
     return f"waits for a worker: none has offered the trainable {rerun.trainable!r} since {since}"
 
 
-def _trial(trial: models.Trial, attempts: Sequence[models.Attempt], created: Mapping[UUID, models.Run]) -> wire.Trial:
+def _trial(trial: models.Trial, attempts: Sequence[models.Attempt], created: Mapping[UUID, models.Run]) -> Trial:
     curve = None if trial.curve is None else CURVE.validate_python(trial.curve)
     run = created.get(attempts[-1].run_id) if attempts else None
     is_waiting = trial.status == "running" and attempts and attempts[-1].is_waiting
-    return wire.Trial(
+    return Trial(
         id=trial.id,
         candidate=trial.candidate,
         seed=trial.seed,
@@ -1056,7 +1078,7 @@ def _trial(trial: models.Trial, attempts: Sequence[models.Attempt], created: Map
         loss=None if curve is None else curve.final,
         seconds=trial.seconds,
         attempts=[
-            wire.Attempt(
+            Attempt(
                 number=attempt.number,
                 run_id=attempt.run_id,
                 worker=attempt.worker,

@@ -7,9 +7,10 @@ from uuid import UUID
 
 from fastapi import APIRouter, Body, Depends, Path, Query, Response, status
 
-from gradmedic import wire
+from gradmedic.protocol.runs import STATUSES, RunCreate, RunDetail, RunList, RunUpdate
+from gradmedic.protocol.service import API_PATH
+from gradmedic.protocol.verdicts import VERDICTS
 from gradmedic_service.access.authorization import MayAdminister, MayFollow, MayIngest, MayRead
-from gradmedic_service.dependencies import DatabaseDependency, LimitsDependency, check_max_results, json_only
 from gradmedic_service.errors import (
     BodyTooLarge,
     InvalidRequest,
@@ -20,6 +21,7 @@ from gradmedic_service.errors import (
     UnsupportedMediaType,
     documented,
 )
+from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency, check_max_results, json_only
 from gradmedic_service.runs import service
 from gradmedic_service.runs.repository import RunQuery, SortKey
 from gradmedic_service.runs.schemas import check_create, check_filters, check_update
@@ -73,37 +75,37 @@ UPDATE_EXAMPLES: dict[str, Any] = {
 @router.post(
     "",
     status_code=status.HTTP_201_CREATED,
-    response_model=wire.RunDetail,
+    response_model=RunDetail,
     dependencies=[Depends(json_only)],
     responses={
-        200: {"model": wire.RunDetail, "description": "The same request created this run before"},
+        200: {"model": RunDetail, "description": "The same request created this run before"},
         **documented(RunExists, ProjectFull, *BODY_ERRORS),
     },
 )
 def create_run(
     principal: MayIngest,
-    body: Annotated[wire.RunCreate, Body(openapi_examples=CREATE_EXAMPLES)],
+    body: Annotated[RunCreate, Body(openapi_examples=CREATE_EXAMPLES)],
     database: DatabaseDependency,
     limits: LimitsDependency,
     response: Response,
-) -> wire.RunDetail:
+) -> RunDetail:
     """Create a run. With an `id` of its own choice a client may send the request again without creating another."""
     check_create(body, limits)
     with database.writing() as session:
         run, is_new = service.create(session, principal, body, limits)
     response.status_code = status.HTTP_201_CREATED if is_new else status.HTTP_200_OK
-    response.headers["Location"] = f"{wire.API_PATH}/runs/{run.id}"
+    response.headers["Location"] = f"{API_PATH}/runs/{run.id}"
     return run
 
 
-@router.get("", response_model=wire.RunList, responses=documented(InvalidRequest))
+@router.get("", response_model=RunList, responses=documented(InvalidRequest))
 def list_runs(
     principal: MayRead,
     database: DatabaseDependency,
     limits: LimitsDependency,
     project: str | None = None,
-    verdict: Annotated[str | None, Query(description=f"One of {', '.join(wire.VERDICTS)}.")] = None,
-    status: Annotated[str | None, Query(description=f"One of {', '.join(wire.STATUSES)}.")] = None,
+    verdict: Annotated[str | None, Query(description=f"One of {', '.join(VERDICTS)}.")] = None,
+    status: Annotated[str | None, Query(description=f"One of {', '.join(STATUSES)}.")] = None,
     tag: str | None = None,
     parent_id: Annotated[
         UUID | None, Query(description="Runs of the trials of this run's reruns; without it, those are left out.")
@@ -112,7 +114,7 @@ def list_runs(
     sort: Annotated[str, Query(description=f"One of {', '.join(service.SORTS)}.")] = service.DEFAULT_SORT,
     max_results: Annotated[int, Query(description="Items of a page, at most what `/limits` says.")] = 100,
     page_token: Annotated[str | None, Query(description="`next_page_token` of the page before.")] = None,
-) -> wire.RunList:
+) -> RunList:
     """List the runs that the key reaches, newest first unless `sort` says otherwise."""
     check_filters(limits, project=project, verdict=verdict, status=status, tag=tag, q=q)
     if sort not in service.SORTS:
@@ -132,8 +134,8 @@ def list_runs(
         return service.list_page(session, principal, query, page_token, max_results)
 
 
-@router.get("/{run_id}", response_model=wire.RunDetail, responses=documented(RunNotFound, InvalidRequest))
-def get_run(run_id: RunId, principal: MayFollow, database: DatabaseDependency) -> wire.RunDetail:
+@router.get("/{run_id}", response_model=RunDetail, responses=documented(RunNotFound, InvalidRequest))
+def get_run(run_id: RunId, principal: MayFollow, database: DatabaseDependency) -> RunDetail:
     """Return a run with its layers and configuration."""
     with database.reading() as session:
         return service.get(session, principal, run_id)
@@ -141,17 +143,17 @@ def get_run(run_id: RunId, principal: MayFollow, database: DatabaseDependency) -
 
 @router.patch(
     "/{run_id}",
-    response_model=wire.RunDetail,
+    response_model=RunDetail,
     dependencies=[Depends(json_only)],
     responses=documented(RunNotFound, *BODY_ERRORS),
 )
 def update_run(
     run_id: RunId,
     principal: MayIngest,
-    body: Annotated[wire.RunUpdate, Body(openapi_examples=UPDATE_EXAMPLES)],
+    body: Annotated[RunUpdate, Body(openapi_examples=UPDATE_EXAMPLES)],
     database: DatabaseDependency,
     limits: LimitsDependency,
-) -> wire.RunDetail:
+) -> RunDetail:
     """Change a run's description or status, or add layers behind those it has."""
     check_update(body, limits)
     with database.writing() as session:

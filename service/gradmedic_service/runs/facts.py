@@ -16,12 +16,12 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from gradmedic import wire
-from gradmedic_service.diagnosis import LayerFacts, OptimizerFacts, TrainingFacts
-from gradmedic_service.responses import to_json
+from gradmedic.protocol.runs import Layer, Training
+from gradmedic_diagnosis import LayerFacts, OptimizerFacts, TrainingFacts
+from gradmedic_service.http.responses import to_json
 
-LAYERS = TypeAdapter(list[wire.Layer])
-TRAINING = TypeAdapter(wire.Training | None)
+LAYERS = TypeAdapter(list[Layer])
+TRAINING = TypeAdapter(Training | None)
 StoredFacts = tuple[list[Any], dict[str, Any] | None, str | None]
 """Layers and training as they are stored, and the framework."""
 CACHED_MODELS = 64
@@ -64,12 +64,12 @@ def digest_of(layers: Sequence[Any], training: dict[str, Any] | None, framework:
     return hashlib.blake2b(to_json([layers, training, framework]).encode(), digest_size=16).digest()
 
 
-def facts_of(layers: Sequence[wire.Layer], training: wire.Training | None, framework: str | None) -> RunFacts:
+def facts_of(layers: Sequence[Layer], training: Training | None, framework: str | None) -> RunFacts:
     """Translate from the wire."""
     return RunFacts(tuple(_layer_facts(layer) for layer in layers), _training_facts(training, framework))
 
 
-def _layer_facts(layer: wire.Layer) -> LayerFacts:
+def _layer_facts(layer: Layer) -> LayerFacts:
     shape = None if layer.shape is None else tuple(layer.shape)
     return LayerFacts(
         name=layer.name,
@@ -89,7 +89,7 @@ def _layer_facts(layer: wire.Layer) -> LayerFacts:
     )
 
 
-def _training_facts(training: wire.Training | None, framework: str | None) -> TrainingFacts:
+def _training_facts(training: Training | None, framework: str | None) -> TrainingFacts:
     if training is None:
         return TrainingFacts(framework=framework)
     return TrainingFacts(

@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, exists, or_, sel
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, joinedload, selectinload
 
-from gradmedic_service import models
+from gradmedic_service.database import models
 from gradmedic_service.runs.stalling import status_of
 
 SortKey = Literal["created_at", "updated_at", "name"]
@@ -92,7 +92,7 @@ def has_more_than(session: Session, project: str, count: int | None) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pulse:
+class RunRevision:
     """How a run stands, in the few words that change while it trains."""
 
     run_id: UUID
@@ -106,7 +106,7 @@ class Pulse:
     last_step: int | None
 
 
-def pulses(session: Session, run_ids: Collection[UUID]) -> dict[UUID, Pulse]:
+def pulses(session: Session, run_ids: Collection[UUID]) -> dict[UUID, RunRevision]:
     """Read how some runs stand, by one query; those that are gone are missing."""
     run, now = models.Run, datetime.now(UTC)
     rows = session.execute(
@@ -124,7 +124,7 @@ def pulses(session: Session, run_ids: Collection[UUID]) -> dict[UUID, Pulse]:
         ).where(run.id.in_(run_ids))
     )
     return {
-        row.id: Pulse(
+        row.id: RunRevision(
             run_id=row.id,
             project=row.project,
             revision=row.revision,

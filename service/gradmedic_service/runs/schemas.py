@@ -6,12 +6,14 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from gradmedic import wire
-from gradmedic.names import name_error, text_error
-from gradmedic.wire import FieldError
+from gradmedic.protocol.names import name_error, text_error
+from gradmedic.protocol.runs import STATUSES, Layer, RunCreate, RunUpdate, Training
+from gradmedic.protocol.service import FieldError, Limits
+from gradmedic.protocol.statistics import STATISTICS
+from gradmedic.protocol.verdicts import VERDICTS
 from gradmedic_service.errors import InvalidRequest
-from gradmedic_service.muting import muting_errors
-from gradmedic_service.responses import to_json
+from gradmedic_service.http.responses import to_json
+from gradmedic_service.projects.muting import muting_errors
 
 LARGEST_INTEGER = 2**53
 """The largest up to which JSON readers agree about integers (RFC 8259, section 6)."""
@@ -20,7 +22,7 @@ SETTABLE_STATUSES = ("running", "finished", "failed")
 """`stalled` is the service's own observation."""
 
 
-def check_create(run: wire.RunCreate, limits: wire.Limits) -> None:
+def check_create(run: RunCreate, limits: Limits) -> None:
     """Raise InvalidRequest naming every field of a new run that cannot be."""
     errors = [
         *_name_errors("project", run.project, limits),
@@ -38,7 +40,7 @@ def check_create(run: wire.RunCreate, limits: wire.Limits) -> None:
         raise InvalidRequest(errors)
 
 
-def check_update(update: wire.RunUpdate, limits: wire.Limits) -> None:
+def check_update(update: RunUpdate, limits: Limits) -> None:
     """Raise InvalidRequest naming every field of a change that cannot be, whatever the run holds."""
     errors = [*_description_errors(update, limits), *muting_errors(update.muted_detectors or ())]
     if update.status is not None and update.status not in SETTABLE_STATUSES:
@@ -47,20 +49,20 @@ def check_update(update: wire.RunUpdate, limits: wire.Limits) -> None:
         raise InvalidRequest(errors)
 
 
-def check_appended_layers(layers: Sequence[wire.Layer], existing: Sequence[str], limits: wire.Limits) -> None:
+def check_appended_layers(layers: Sequence[Layer], existing: Sequence[str], limits: Limits) -> None:
     """Raise InvalidRequest unless the layers can be added behind the existing ones."""
     errors = list(_layers_errors("append_layers", layers, existing, limits))
     if errors:
         raise InvalidRequest(errors)
 
 
-def check_filters(limits: wire.Limits, **filters: str | None) -> None:
+def check_filters(limits: Limits, **filters: str | None) -> None:
     """Raise InvalidRequest for a filter that no run can match by its form: a misspelled verdict, an empty name."""
     errors: list[FieldError] = []
     for name, value in filters.items():
         if value is None:
             continue
-        choices = {"verdict": wire.VERDICTS, "status": wire.STATUSES}.get(name)
+        choices = {"verdict": VERDICTS, "status": STATUSES}.get(name)
         if choices is None:
             errors += _name_errors(name, value, limits)
         elif value not in choices:
@@ -69,7 +71,7 @@ def check_filters(limits: wire.Limits, **filters: str | None) -> None:
         raise InvalidRequest(errors)
 
 
-def _description_errors(described: wire.RunCreate | wire.RunUpdate, limits: wire.Limits) -> Iterator[FieldError]:
+def _description_errors(described: RunCreate | RunUpdate, limits: Limits) -> Iterator[FieldError]:
     yield from _name_errors("name", described.name, limits)
     if described.notes is not None:
         if len(described.notes) > limits.max_notes_length:
@@ -86,12 +88,12 @@ def _description_errors(described: wire.RunCreate | wire.RunUpdate, limits: wire
         yield from _training_errors(described.training, limits)
 
 
-def _name_errors(path: str, name: str | None, limits: wire.Limits) -> Iterator[FieldError]:
+def _name_errors(path: str, name: str | None, limits: Limits) -> Iterator[FieldError]:
     if name is not None and (message := name_error(name, limits.max_name_length)) is not None:
         yield FieldError(path=path, message=message)
 
 
-def _tags_errors(tags: list[str], limits: wire.Limits) -> Iterator[FieldError]:
+def _tags_errors(tags: list[str], limits: Limits) -> Iterator[FieldError]:
     if len(tags) > limits.max_tags:
         yield FieldError(path="tags", message=f"has {len(tags)} tags; at most {limits.max_tags} are allowed")
         return
@@ -103,7 +105,7 @@ def _tags_errors(tags: list[str], limits: wire.Limits) -> Iterator[FieldError]:
         seen.add(tag)
 
 
-def _config_errors(config: dict[str, Any], limits: wire.Limits) -> Iterator[FieldError]:
+def _config_errors(config: dict[str, Any], limits: Limits) -> Iterator[FieldError]:
     if not _is_within_depth(config, limits.max_config_depth):
         yield FieldError(path="config", message=f"is nested deeper than {limits.max_config_depth} levels")
         return
@@ -131,15 +133,13 @@ def _statistics_errors(statistics: list[str]) -> Iterator[FieldError]:
         yield FieldError(path="statistics", message="names none; leave it out for grad_norm alone")
     for index, name in enumerate(statistics):
         path = f"statistics[{index}]"
-        if name not in wire.STATISTICS:
-            yield FieldError(path=path, message=_not_one_of(name, wire.STATISTICS))
+        if name not in STATISTICS:
+            yield FieldError(path=path, message=_not_one_of(name, STATISTICS))
         elif name in statistics[:index]:
             yield FieldError(path=path, message=f"repeats {name!r}")
 
 
-def _layers_errors(
-    path: str, layers: Sequence[wire.Layer], existing: Sequence[str], limits: wire.Limits
-) -> Iterator[FieldError]:
+def _layers_errors(path: str, layers: Sequence[Layer], existing: Sequence[str], limits: Limits) -> Iterator[FieldError]:
     if len(existing) + len(layers) > limits.max_layers:
         total = len(existing) + len(layers)
         yield FieldError(path=path, message=f"makes {total} layers; at most {limits.max_layers} are allowed")
@@ -155,7 +155,7 @@ def _layers_errors(
             position_of[layer.name] = index
 
 
-def _layer_errors(path: str, layer: wire.Layer, limits: wire.Limits) -> Iterator[FieldError]:
+def _layer_errors(path: str, layer: Layer, limits: Limits) -> Iterator[FieldError]:
     for field in ("name", "kind", "role", "activation"):
         yield from _name_errors(f"{path}.{field}", getattr(layer, field), limits)
     for field in ("numel", "depth", "fan_in", "fan_out"):
@@ -179,7 +179,7 @@ def _layer_errors(path: str, layer: wire.Layer, limits: wire.Limits) -> Iterator
             yield FieldError(path=f"{path}.shape", message=f"has more than {LARGEST_INTEGER} elements")
 
 
-def _training_errors(training: wire.Training, limits: wire.Limits) -> Iterator[FieldError]:
+def _training_errors(training: Training, limits: Limits) -> Iterator[FieldError]:
     yield from _name_errors("training.precision", training.precision, limits)
     yield from _integer_errors("training.batch_size", training.batch_size)
     for field in ("input_rms", "input_abs_max", "target_rms"):

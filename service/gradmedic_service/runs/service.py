@@ -8,17 +8,18 @@ from datetime import UTC, datetime
 from typing import Any, get_args
 from uuid import UUID
 
-from gradmedic import wire
-from gradmedic_service import models
+from gradmedic.protocol.ids import new_id
+from gradmedic.protocol.runs import Layer, RunCreate, RunDetail, RunList, RunSummary, RunUpdate
+from gradmedic.protocol.service import Limits
 from gradmedic_service.access import service as access
 from gradmedic_service.access.principal import Principal
-from gradmedic_service.db import Session
+from gradmedic_service.database import models
+from gradmedic_service.database.engine import Session
 from gradmedic_service.errors import InvalidRequest, ProjectFull, RunExists, RunNotFound
-from gradmedic_service.ids import new_id
-from gradmedic_service.pages import position_of, token_of
+from gradmedic_service.http.paging import position_of, token_of
+from gradmedic_service.http.responses import to_json, without_nonfinite
 from gradmedic_service.projects import service as projects
 from gradmedic_service.reruns import repository as reruns
-from gradmedic_service.responses import to_json, without_nonfinite
 from gradmedic_service.runs import repository
 from gradmedic_service.runs.facts import LAYERS, TRAINING, digest_of
 from gradmedic_service.runs.repository import RunQuery, SortKey
@@ -30,9 +31,7 @@ SORTS = tuple(f"{sign}{key}" for key in get_args(SortKey) for sign in ("", "-"))
 DEFAULT_SORT = "-created_at"
 
 
-def create(
-    session: Session, principal: Principal, body: wire.RunCreate, limits: wire.Limits
-) -> tuple[wire.RunDetail, bool]:
+def create(session: Session, principal: Principal, body: RunCreate, limits: Limits) -> tuple[RunDetail, bool]:
     """Store a run, or find the one that the same request stored before; the flag says whether it is new.
 
     Raises RunExists if the id belongs to a run that the body does not describe, BeyondKey if the principal may not
@@ -94,14 +93,12 @@ def create(
     return _detail(existing), False
 
 
-def get(session: Session, principal: Principal, run_id: UUID) -> wire.RunDetail:
+def get(session: Session, principal: Principal, run_id: UUID) -> RunDetail:
     """Return a run. Raises RunNotFound, also for one that the principal does not reach."""
     return _detail(_existing(session, principal, run_id))
 
 
-def update(
-    session: Session, principal: Principal, run_id: UUID, body: wire.RunUpdate, limits: wire.Limits
-) -> wire.RunDetail:
+def update(session: Session, principal: Principal, run_id: UUID, body: RunUpdate, limits: Limits) -> RunDetail:
     """Change what the body names. Raises RunNotFound, InvalidRequest.
 
     Layers that the run already ends with are not appended again, so that the request may be repeated.
@@ -140,7 +137,7 @@ def remove(session: Session, principal: Principal, run_id: UUID) -> None:
 
 def list_page(
     session: Session, principal: Principal, query: RunQuery, page_token: str | None, max_results: int
-) -> wire.RunList:
+) -> RunList:
     """Return a page of the runs that a principal reaches, and where the next one begins.
 
     Raises InvalidRequest for a token of another query.
@@ -150,7 +147,7 @@ def list_page(
         query = _after(query, page_token)
     runs = repository.page(session, query, max_results + 1)
     items = runs[:max_results]
-    return wire.RunList(
+    return RunList(
         items=[_summary(run) for run in items],
         next_page_token=_token(query, items[-1]) if len(runs) > max_results else None,
     )
@@ -163,7 +160,7 @@ def _existing(session: Session, principal: Principal, run_id: UUID, *, is_locked
     return run
 
 
-def _difference(run: models.Run, body: wire.RunCreate) -> str | None:
+def _difference(run: models.Run, body: RunCreate) -> str | None:
     """Say in what a run differs from the body that would create it again; the run may have grown layers since."""
     if run.project != body.project:
         return f"project {run.project!r}"
@@ -176,7 +173,7 @@ def _difference(run: models.Run, body: wire.RunCreate) -> str | None:
     return f"other layers: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else "no layers"
 
 
-def _append_layers(run: models.Run, layers: list[wire.Layer], limits: wire.Limits) -> None:
+def _append_layers(run: models.Run, layers: list[Layer], limits: Limits) -> None:
     existing = [layer["name"] for layer in run.details.layers]
     if existing[-len(layers) :] == [layer.name for layer in layers]:
         return
@@ -212,12 +209,12 @@ def _summary_fields(run: models.Run) -> dict[str, Any]:
     }
 
 
-def _summary(run: models.Run) -> wire.RunSummary:
-    return wire.RunSummary(**_summary_fields(run))
+def _summary(run: models.Run) -> RunSummary:
+    return RunSummary(**_summary_fields(run))
 
 
-def _detail(run: models.Run) -> wire.RunDetail:
-    return wire.RunDetail(
+def _detail(run: models.Run) -> RunDetail:
+    return RunDetail(
         **_summary_fields(run),
         notes=run.details.notes,
         config=run.details.config,

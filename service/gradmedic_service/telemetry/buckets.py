@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradmedic_service.telemetry.chunks import Chunk
-from gradmedic_service.telemetry.pictures import SeriesTable
 from gradmedic_service.telemetry.rollups import Extremes, Rollup, each_by_itself, joined
+from gradmedic_service.telemetry.series_table import SeriesTable
 
 ROWS_AT_ONCE = 64
 """Rollup rows that are added together: adding costs the same for one."""

@@ -15,14 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from gradmedic import wire
-from gradmedic.names import name_error
-from gradmedic.wire import FieldError
-from gradmedic_service.diagnosis import Block, StepSeries
+from gradmedic.protocol.names import name_error
+from gradmedic.protocol.service import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, FieldError, Limits
+from gradmedic.protocol.statistics import FRACTIONS, SERIES, SIGNED_STATISTICS, STATISTICS
+from gradmedic.protocol.steps import StepsAppend
+from gradmedic_diagnosis import Block, StepSeries
 from gradmedic_service.errors import MAX_PATH_LENGTH, InvalidRequest, MalformedBody, UnsupportedMediaType, field_path
-from gradmedic_service.validation import field_errors
+from gradmedic_service.http.validation import field_errors
 
-STEPS_APPEND = TypeAdapter(wire.StepsAppend)
+STEPS_APPEND = TypeAdapter(StepsAppend)
 LARGEST_STEP = 2**53
 """The largest up to which JSON readers agree about integers (RFC 8259, section 6)."""
 LARGEST_GENERATION = 2**31 - 1
@@ -102,18 +103,18 @@ class ReceivedBlock:
             )
 
 
-def decode_block(body: bytes, media_type: str, limits: wire.Limits) -> ReceivedBlock:
+def decode_block(body: bytes, media_type: str, limits: Limits) -> ReceivedBlock:
     """Read a body of either form. Raises MalformedBody, UnsupportedMediaType, InvalidRequest."""
-    if media_type == wire.JSON_MEDIA_TYPE:
+    if media_type == JSON_MEDIA_TYPE:
         return _from_json(body, limits)
-    if media_type == wire.MSGPACK_MEDIA_TYPE:
+    if media_type == MSGPACK_MEDIA_TYPE:
         return _from_msgpack(body, limits)
     raise UnsupportedMediaType(
-        f"Content-Type is {media_type or 'missing'}; send {wire.JSON_MEDIA_TYPE} or {wire.MSGPACK_MEDIA_TYPE}."
+        f"Content-Type is {media_type or 'missing'}; send {JSON_MEDIA_TYPE} or {MSGPACK_MEDIA_TYPE}."
     )
 
 
-def _from_json(body: bytes, limits: wire.Limits) -> ReceivedBlock:
+def _from_json(body: bytes, limits: Limits) -> ReceivedBlock:
     try:
         append = STEPS_APPEND.validate_json(body)
     except ValidationError as error:
@@ -149,7 +150,7 @@ def _from_json(body: bytes, limits: wire.Limits) -> ReceivedBlock:
     return check.received(statistics, ~absent)
 
 
-def _from_msgpack(body: bytes, limits: wire.Limits) -> ReceivedBlock:
+def _from_msgpack(body: bytes, limits: Limits) -> ReceivedBlock:
     try:
         content = msgspec.msgpack.decode(body)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
@@ -158,7 +159,7 @@ def _from_msgpack(body: bytes, limits: wire.Limits) -> ReceivedBlock:
         raise MalformedBody("The body is not a msgpack map with names as keys.")
     packed_statistics = content.pop("statistics", None)
     packed_present = content.pop("present", None)
-    packed_series = {name: content.pop(name) for name in wire.SERIES if isinstance(content.get(name), bytes)}
+    packed_series = {name: content.pop(name) for name in SERIES if isinstance(content.get(name), bytes)}
     packed_metrics: dict[str, bytes] = {}
     if isinstance(content.get("metrics"), dict):
         packed_metrics = {name: value for name, value in content["metrics"].items() if isinstance(value, bytes)}
@@ -235,7 +236,7 @@ def _to_float32(values: NDArray[np.float64]) -> Matrix:
 class _Check:
     """Collects what is wrong with a block, and builds it if nothing is."""
 
-    def __init__(self, append: wire.StepsAppend, limits: wire.Limits, *, has_statistics: bool | None = None) -> None:
+    def __init__(self, append: StepsAppend, limits: Limits, *, has_statistics: bool | None = None) -> None:
         self._errors: list[FieldError] = []
         self._append = append
         self._limits = limits
@@ -247,7 +248,7 @@ class _Check:
         if append.generation is not None and not 0 <= append.generation <= LARGEST_GENERATION:
             self.refuse("generation", f"must be from 0 to {LARGEST_GENERATION}")
         self._series = {
-            name: self._listed(name, values) for name in wire.SERIES if (values := getattr(append, name)) is not None
+            name: self._listed(name, values) for name in SERIES if (values := getattr(append, name)) is not None
         }
         self._metrics = {}
         if self._has_metric_names(append.metrics):
@@ -274,9 +275,9 @@ class _Check:
 
     def has_statistic(self, name: str) -> bool:
         """Whether there is a statistic of that name."""
-        if name in wire.STATISTICS:
+        if name in STATISTICS:
             return True
-        self.refuse(f"statistics.{name}", f"is not a statistic; there are {', '.join(wire.STATISTICS)}")
+        self.refuse(f"statistics.{name}", f"is not a statistic; there are {', '.join(STATISTICS)}")
         return False
 
     def has_rows(self, path: str, found: int, expected: int) -> bool:
@@ -303,14 +304,14 @@ class _Check:
     def are_possible(self, statistics: Mapping[str, Matrix]) -> None:
         """Raise InvalidRequest for a norm, a count or a fraction below 0, and a fraction above 1; NaN is neither."""
         for name, matrix in statistics.items():
-            if name in wire.SIGNED_STATISTICS:
+            if name in SIGNED_STATISTICS:
                 continue
             impossible = matrix < 0
-            if name in wire.FRACTIONS:
+            if name in FRACTIONS:
                 impossible |= matrix > 1
             if impossible.any():
                 row, column = (int(index) for index in np.argwhere(impossible)[0])
-                bounds = "from 0 to 1" if name in wire.FRACTIONS else "0 or more"
+                bounds = "from 0 to 1" if name in FRACTIONS else "0 or more"
                 self.refuse(
                     field_path(["statistics", name, row, column]), f"must be {bounds}; got {matrix[row, column]}"
                 )
@@ -409,7 +410,7 @@ class _Check:
                 self.refuse("metrics", "must have names as keys")
             elif (message := name_error(name, self._limits.max_name_length)) is not None:
                 self.refuse(f"metrics.{name}", message)
-            elif name in wire.SERIES or name in wire.STATISTICS:
+            elif name in SERIES or name in STATISTICS:
                 self.refuse(f"metrics.{name}", "is a name that gradmedic gives a meaning of its own; choose another")
             else:
                 continue

@@ -10,17 +10,11 @@ import msgspec
 from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from gradmedic import wire
+from gradmedic.protocol.diagnosis import Diagnosis, VerdictHistory
+from gradmedic.protocol.series import SeriesResult
+from gradmedic.protocol.service import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, FieldError
+from gradmedic.protocol.steps import AppendResult, RewindResult, RunRewind
 from gradmedic_service.access.authorization import MayFollow, MayIngest, MayRead
-from gradmedic_service.dependencies import (
-    DatabaseDependency,
-    FactsDependency,
-    LimitsDependency,
-    MetricsDependency,
-    WarmDependency,
-    json_only,
-    media_type,
-)
 from gradmedic_service.errors import (
     BodyTooLarge,
     InvalidRequest,
@@ -32,10 +26,19 @@ from gradmedic_service.errors import (
     UnsupportedMediaType,
     documented,
 )
+from gradmedic_service.http.dependencies import (
+    DatabaseDependency,
+    FactsDependency,
+    LimitsDependency,
+    MetricsDependency,
+    RunCacheDependency,
+    json_only,
+    media_type,
+)
 from gradmedic_service.reruns import service as reruns
 from gradmedic_service.telemetry import export, service
 from gradmedic_service.telemetry.decoding import LARGEST_GENERATION, LARGEST_STEP, STEPS_APPEND, decode_block
-from gradmedic_service.telemetry.pictures import NUMBERS
+from gradmedic_service.telemetry.series_table import NUMBERS
 
 DEFAULT_POINTS = 500
 """About a pixel column each in a picture."""
@@ -57,8 +60,8 @@ APPEND_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
-            wire.JSON_MEDIA_TYPE: {"schema": STEPS_APPEND.json_schema(), "example": APPEND_EXAMPLE},
-            wire.MSGPACK_MEDIA_TYPE: {
+            JSON_MEDIA_TYPE: {"schema": STEPS_APPEND.json_schema(), "example": APPEND_EXAMPLE},
+            MSGPACK_MEDIA_TYPE: {
                 "schema": {
                     "type": "string",
                     "format": "binary",
@@ -82,7 +85,7 @@ async def _body(request: Request) -> bytes:
 @router.post(
     "/steps",
     tags=["steps"],
-    response_model=wire.AppendResult,
+    response_model=AppendResult,
     openapi_extra=APPEND_BODY,
     responses=documented(
         RunNotFound,
@@ -101,7 +104,7 @@ def append_steps(
     content_type: Annotated[str, Depends(media_type)],
     database: DatabaseDependency,
     facts: FactsDependency,
-    warm: WarmDependency,
+    warm: RunCacheDependency,
     metrics: MetricsDependency,
     limits: LimitsDependency,
 ) -> Response:
@@ -119,13 +122,13 @@ def append_steps(
         warm.keep(advanced)
         changed_to = result.verdict if result.verdict != advanced.run.verdict else None
         metrics.count_block(result.accepted, block.values_of_last(result.accepted), changed_to)
-    return Response(msgspec.json.encode(result), media_type=wire.JSON_MEDIA_TYPE)
+    return Response(msgspec.json.encode(result), media_type=JSON_MEDIA_TYPE)
 
 
 @router.post(
     "/rewind",
     tags=["steps"],
-    response_model=wire.RewindResult,
+    response_model=RewindResult,
     dependencies=[Depends(json_only)],
     responses=documented(
         RunNotFound,
@@ -140,10 +143,10 @@ def append_steps(
 def rewind_run(
     run_id: RunId,
     principal: MayIngest,
-    body: Annotated[wire.RunRewind, Body(openapi_examples=REWIND_EXAMPLES)],
+    body: Annotated[RunRewind, Body(openapi_examples=REWIND_EXAMPLES)],
     database: DatabaseDependency,
     facts: FactsDependency,
-) -> wire.RewindResult:
+) -> RewindResult:
     """Go back to a step, as a job does that resumes from a checkpoint.
 
     Later steps and what was concluded from them are dropped, the run is `running` again, and its generation grows by
@@ -151,9 +154,9 @@ def rewind_run(
     """
     errors = []
     if not -1 <= body.step <= LARGEST_STEP:
-        errors.append(wire.FieldError(path="step", message=f"must be from -1 to {LARGEST_STEP}"))
+        errors.append(FieldError(path="step", message=f"must be from -1 to {LARGEST_STEP}"))
     if not 0 <= body.generation < LARGEST_GENERATION:
-        errors.append(wire.FieldError(path="generation", message=f"must be from 0 to {LARGEST_GENERATION - 1}"))
+        errors.append(FieldError(path="generation", message=f"must be from 0 to {LARGEST_GENERATION - 1}"))
     if errors:
         raise InvalidRequest(errors)
     with database.writing_rows() as connection:
@@ -163,7 +166,7 @@ def rewind_run(
 @router.get(
     "/steps",
     tags=["steps"],
-    response_model=wire.SeriesResult,
+    response_model=SeriesResult,
     responses=documented(RunNotFound, NotAcceptable, InvalidRequest),
 )
 def read_steps(
@@ -188,7 +191,7 @@ def read_steps(
     ] = None,
     accept: Annotated[
         str, Header(description="`application/json`, `application/vnd.msgpack`, or the form of an export.")
-    ] = wire.JSON_MEDIA_TYPE,
+    ] = JSON_MEDIA_TYPE,
     accept_encoding: Annotated[str, Header(include_in_schema=False)] = "",
 ) -> Response:
     """Read series: minimum, mean and maximum over buckets of steps, and how many values were not finite.
@@ -220,19 +223,19 @@ def read_steps(
             connection, principal, run_id, statistic, layer or [], from_step, to_step, max_points
         )
     fields = field or NUMBERS
-    if wire.MSGPACK_MEDIA_TYPE not in accept.lower():
-        return Response(series.to_json(run_id, fields), media_type=wire.JSON_MEDIA_TYPE, headers=VARY)
+    if MSGPACK_MEDIA_TYPE not in accept.lower():
+        return Response(series.to_json(run_id, fields), media_type=JSON_MEDIA_TYPE, headers=VARY)
     content = series.to_msgpack(run_id, fields)
     if "gzip" not in accept_encoding.lower():
-        return Response(content, media_type=wire.MSGPACK_MEDIA_TYPE, headers=VARY)
+        return Response(content, media_type=MSGPACK_MEDIA_TYPE, headers=VARY)
     packed = gzip.compress(content, compresslevel=GZIP_LEVEL, mtime=0)
-    return Response(packed, media_type=wire.MSGPACK_MEDIA_TYPE, headers={**VARY, "Content-Encoding": "gzip"})
+    return Response(packed, media_type=MSGPACK_MEDIA_TYPE, headers={**VARY, "Content-Encoding": "gzip"})
 
 
 @router.get(
     "/diagnosis",
     tags=["diagnosis"],
-    response_model=wire.Diagnosis,
+    response_model=Diagnosis,
     responses=documented(RunNotFound, InvalidRequest),
 )
 def read_diagnosis(
@@ -241,7 +244,7 @@ def read_diagnosis(
     database: DatabaseDependency,
     facts: FactsDependency,
     at_step: Annotated[int | None, Query(ge=0, le=LARGEST_STEP, description="As it was then; without it, now.")] = None,
-) -> wire.Diagnosis:
+) -> Diagnosis:
     """Return what is wrong with the run, why, and what fixes it."""
     with database.reading_rows() as connection:
         diagnosis = service.diagnose(connection, principal, facts, run_id, at_step)
@@ -251,10 +254,10 @@ def read_diagnosis(
 @router.get(
     "/diagnosis/history",
     tags=["diagnosis"],
-    response_model=wire.VerdictHistory,
+    response_model=VerdictHistory,
     responses=documented(RunNotFound, InvalidRequest),
 )
-def read_history(run_id: RunId, principal: MayFollow, database: DatabaseDependency) -> wire.VerdictHistory:
+def read_history(run_id: RunId, principal: MayFollow, database: DatabaseDependency) -> VerdictHistory:
     """Return every change of the run's verdict, at the step whose data changed it."""
     with database.reading_rows() as connection:
         return service.history(connection, principal, run_id)

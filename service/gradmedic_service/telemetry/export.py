@@ -20,7 +20,7 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
-from gradmedic_service.db import Database
+from gradmedic_service.database.engine import Database
 from gradmedic_service.errors import NotAcceptable
 from gradmedic_service.telemetry import repository
 from gradmedic_service.telemetry.buckets import Selection

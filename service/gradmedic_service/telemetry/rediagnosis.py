@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
 
-from gradmedic_service.db import Connection, Database
-from gradmedic_service.diagnosis import Diagnosis, Diagnostician, VerdictChange
+from gradmedic_diagnosis import Diagnosis, Diagnostician, VerdictChange
+from gradmedic_service.database.engine import Connection, Database
 from gradmedic_service.errors import RunNotFound
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.telemetry import repository
-from gradmedic_service.telemetry.repository import Advance, RunState, Snapshot, StoredState
+from gradmedic_service.telemetry.repository import RunAppend, RunState, Snapshot, StoredState
 from gradmedic_service.telemetry.service import advance_through, chunk_blocks, facts_of
 
 
@@ -59,7 +59,7 @@ class _Reading:
     def replace(self, connection: Connection, run: RunState) -> None:
         """Write the diagnosis in place of the stored one."""
         repository.forget_diagnosis(connection, run.id)
-        to = Advance(
+        to = RunAppend(
             revision=run.revision + 1,
             last_step=self._last_step,
             verdict=self._diagnosis.verdict,

@@ -10,7 +10,8 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, Row, Table, and_, bindparam, delete, func, insert, select, update
 
-from gradmedic_service import diagnosis, models
+from gradmedic_diagnosis import VerdictChange
+from gradmedic_service.database import models
 from gradmedic_service.runs.stalling import Patience
 
 CHUNKS_READ_AT_ONCE = 16
@@ -69,7 +70,7 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Advance:
+class RunAppend:
     """What an append makes of a run."""
 
     revision: int
@@ -81,14 +82,14 @@ class Advance:
     state: StoredState | None
     """None where the stored one is to stay."""
     snapshots: Sequence[Snapshot]
-    changes: Sequence[diagnosis.VerdictChange]
+    changes: Sequence[VerdictChange]
     at: datetime
     patience: Patience | None
     """None where the run has not spoken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Retreat:
+class RunRewindUpdate:
     """What a rewind makes of a run."""
 
     generation: int
@@ -178,7 +179,7 @@ def read_stored_state(connection: Connection, run_id: UUID) -> StoredState | Non
     return None if row is None else StoredState(row.state, row.steps_since_snapshot or 0)
 
 
-def advance(connection: Connection, run_id: UUID, to: Advance) -> None:
+def advance(connection: Connection, run_id: UUID, to: RunAppend) -> None:
     """Write what an append made of a run."""
     connection.execute(
         _ADVANCE_RUN,
@@ -215,7 +216,7 @@ def advance(connection: Connection, run_id: UUID, to: Advance) -> None:
         )
 
 
-def retreat(connection: Connection, run_id: UUID, to: Retreat) -> None:
+def retreat(connection: Connection, run_id: UUID, to: RunRewindUpdate) -> None:
     """Write what a rewind made of a run, whose later steps are gone."""
     patience = Patience.at_start(to.at)
     connection.execute(

@@ -23,8 +23,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from gradmedic_service.diagnosis import Block
-from gradmedic_service.telemetry.packing import (
+from gradmedic_diagnosis import Block
+from gradmedic_service.telemetry.codec import (
     CorruptChunk,
     compress,
     decompress,

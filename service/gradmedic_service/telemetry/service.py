@@ -10,25 +10,28 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from gradmedic import wire
+from gradmedic.protocol.diagnosis import Advice, Cause, Diagnosis, Finding, VerdictChange, VerdictHistory
+from gradmedic.protocol.remedies import Remedy
+from gradmedic.protocol.statistics import SERIES
+from gradmedic.protocol.steps import AppendResult, RewindResult, RunRewind
+from gradmedic_diagnosis import Block, Diagnostician, report
+from gradmedic_diagnosis.state import StateError
 from gradmedic_service.access.principal import Principal
-from gradmedic_service.db import Connection
-from gradmedic_service.diagnosis import Block, Diagnosis, Diagnostician, VerdictChange
-from gradmedic_service.diagnosis.state import StateError
+from gradmedic_service.database.engine import Connection
 from gradmedic_service.errors import InvalidRequest, RunNotFound, StaleGeneration, UnknownGeneration
 from gradmedic_service.runs.facts import FactsCache, RunFacts
 from gradmedic_service.runs.repository import stored_facts
 from gradmedic_service.runs.stalling import Patience
 from gradmedic_service.telemetry import repository
 from gradmedic_service.telemetry.buckets import Buckets, Selection
+from gradmedic_service.telemetry.chunk_writer import store
 from gradmedic_service.telemetry.chunks import Chunk, decode, widen
+from gradmedic_service.telemetry.codec import CorruptChunk, compress, decompress
 from gradmedic_service.telemetry.decoding import ReceivedBlock
-from gradmedic_service.telemetry.packing import CorruptChunk, compress, decompress
-from gradmedic_service.telemetry.pictures import SeriesTable
-from gradmedic_service.telemetry.repository import Advance, Retreat, RunState, Snapshot, StoredState
+from gradmedic_service.telemetry.repository import RunAppend, RunRewindUpdate, RunState, Snapshot, StoredState
 from gradmedic_service.telemetry.rollups import FACTOR, Rollup
-from gradmedic_service.telemetry.storing import store
-from gradmedic_service.telemetry.warm import WarmRun, WarmRuns
+from gradmedic_service.telemetry.run_cache import CachedRun, RunCache
+from gradmedic_service.telemetry.series_table import SeriesTable
 
 STATE_STEPS = 100
 """Steps after which the diagnosis state is stored anew; also with a snapshot and when the verdict changes. Who has to
@@ -48,10 +51,10 @@ def append(
     connection: Connection,
     principal: Principal,
     facts: FactsCache,
-    warm: WarmRuns,
+    warm: RunCache,
     run_id: UUID,
     received: ReceivedBlock,
-) -> tuple[wire.AppendResult, WarmRun | None]:
+) -> tuple[AppendResult, CachedRun | None]:
     """Store the steps that the run does not have yet and advance its diagnosis; in one transaction, exactly once.
 
     Returns the answer, and what `warm` may keep once the transaction has been committed.
@@ -83,7 +86,7 @@ def append(
     diagnosis, changes, snapshots, steps_since_snapshot = advance_through(diagnostician, block, steps_since_snapshot)
     now = datetime.now(UTC)
     saves_state = steps_since_state >= STATE_STEPS or bool(changes or snapshots)
-    advance = Advance(
+    advance = RunAppend(
         revision=run.revision + 1,
         last_step=int(block.steps[-1]),
         verdict=diagnosis.verdict,
@@ -98,7 +101,7 @@ def append(
     )
     repository.advance(connection, run_id, advance)
     tail = store(connection, run_id, block, None if known is None else known.tail)
-    result = wire.AppendResult(
+    result = AppendResult(
         accepted=len(block),
         ignored=sent - len(block),
         last_step=advance.last_step,
@@ -109,7 +112,7 @@ def append(
         alerts=_alerts(changes, diagnosis.summary),
         stop=_is_spent(run, advance.last_step),
     )
-    return result, WarmRun(
+    return result, CachedRun(
         run=run,
         revision=advance.revision,
         last_step=advance.last_step,
@@ -121,8 +124,8 @@ def append(
 
 
 def rewind(
-    connection: Connection, principal: Principal, facts: FactsCache, run_id: UUID, body: wire.RunRewind
-) -> wire.RewindResult:
+    connection: Connection, principal: Principal, facts: FactsCache, run_id: UUID, body: RunRewind
+) -> RewindResult:
     """Drop the steps behind one, with what was concluded from them, and begin a new generation.
 
     The same request again, after the answer was lost, changes nothing. Raises RunNotFound, StaleGeneration,
@@ -130,7 +133,7 @@ def rewind(
     """
     run = _state(connection, principal, run_id, is_locked=True)
     if body.generation == run.generation - 1 and body.step == run.rewound_to:
-        return wire.RewindResult(
+        return RewindResult(
             generation=run.generation,
             last_step=run.last_step,
             revision=run.revision,
@@ -142,7 +145,7 @@ def rewind(
         store(connection, run_id, _until(decode(data), body.step))
     diagnostician, steps_since_snapshot = _replayed(connection, run, facts_of(connection, facts, run), body.step)
     diagnosis = diagnostician.diagnose()
-    retreat = Retreat(
+    retreat = RunRewindUpdate(
         generation=run.generation + 1,
         revision=run.revision + 1,
         rewound_to=body.step,
@@ -154,7 +157,7 @@ def rewind(
         at=datetime.now(UTC),
     )
     repository.retreat(connection, run_id, retreat)
-    return wire.RewindResult(
+    return RewindResult(
         generation=retreat.generation,
         last_step=retreat.last_step,
         revision=retreat.revision,
@@ -165,7 +168,7 @@ def rewind(
 
 def diagnose(
     connection: Connection, principal: Principal, facts: FactsCache, run_id: UUID, at_step: int | None
-) -> wire.Diagnosis:
+) -> Diagnosis:
     """Return the diagnosis of a run, now or as it was at a step. Raises RunNotFound."""
     run = _state(connection, principal, run_id)
     known = facts_of(connection, facts, run)
@@ -174,12 +177,12 @@ def diagnose(
     return _on_the_wire(run_id, _replayed(connection, run, known, at_step)[0].diagnose())
 
 
-def history(connection: Connection, principal: Principal, run_id: UUID) -> wire.VerdictHistory:
+def history(connection: Connection, principal: Principal, run_id: UUID) -> VerdictHistory:
     """Return every change of a run's verdict. Raises RunNotFound."""
     _state(connection, principal, run_id)
-    return wire.VerdictHistory(
+    return VerdictHistory(
         items=[
-            wire.VerdictChange(step=change.step, verdict=change.verdict, score=change.score, finding=change.finding)
+            VerdictChange(step=change.step, verdict=change.verdict, score=change.score, finding=change.finding)
             for change in repository.verdict_changes(connection, run_id)
         ]
     )
@@ -282,12 +285,12 @@ def _diagnostician(connection: Connection, run: RunState, facts: RunFacts) -> tu
 
 def advance_through(
     diagnostician: Diagnostician, block: Block, steps_since_snapshot: int
-) -> tuple[Diagnosis, list[VerdictChange], list[Snapshot], int]:
+) -> tuple[report.Diagnosis, list[report.VerdictChange], list[Snapshot], int]:
     """Let a diagnostician read a block, with a stop for a snapshot after every `SNAPSHOT_STEPS` steps of the run.
 
     Returns the diagnosis, the changes of the whole block, the snapshots, and how many steps lie behind the last one.
     """
-    changes: list[VerdictChange] = []
+    changes: list[report.VerdictChange] = []
     snapshots: list[Snapshot] = []
     start = 0
     while True:
@@ -377,8 +380,8 @@ def _coarsest_level(connection: Connection, run_id: UUID, first: int, last: int,
     return 0
 
 
-def _result(run: RunState, *, accepted: int, ignored: int) -> wire.AppendResult:
-    return wire.AppendResult(
+def _result(run: RunState, *, accepted: int, ignored: int) -> AppendResult:
+    return AppendResult(
         accepted=accepted,
         ignored=ignored,
         last_step=run.last_step,
@@ -396,7 +399,7 @@ def _is_spent(run: RunState, last_step: int | None) -> bool:
     return run.stop_after is not None and (-1 if last_step is None else last_step) >= run.stop_after
 
 
-def _alerts(changes: Sequence[VerdictChange], summary: str) -> list[str]:
+def _alerts(changes: Sequence[report.VerdictChange], summary: str) -> list[str]:
     """Tell each change to an alarming verdict; the last one in the diagnosis's own words."""
     alerts = [
         f"{change.verdict.capitalize()} at step {change.step}" + (f": {change.finding}." if change.finding else ".")
@@ -409,7 +412,7 @@ def _alerts(changes: Sequence[VerdictChange], summary: str) -> list[str]:
 
 
 def _selection(run: RunState, run_layers: list[str], names: Sequence[str], layers: Sequence[str]) -> Selection:
-    known = [*run.statistics, *wire.SERIES, *run.metrics]
+    known = [*run.statistics, *SERIES, *run.metrics]
     for index, name in enumerate(names):
         if name not in known:
             message = f"{name!r} is none of the run's: {', '.join(known[:40])}{', ...' if len(known) > 40 else ''}"
@@ -427,8 +430,8 @@ def _selection(run: RunState, run_layers: list[str], names: Sequence[str], layer
     )
 
 
-def _on_the_wire(run_id: UUID, diagnosis: Diagnosis) -> wire.Diagnosis:
-    return wire.Diagnosis(
+def _on_the_wire(run_id: UUID, diagnosis: report.Diagnosis) -> Diagnosis:
+    return Diagnosis(
         run_id=run_id,
         step=diagnosis.step,
         verdict=diagnosis.verdict,
@@ -436,7 +439,7 @@ def _on_the_wire(run_id: UUID, diagnosis: Diagnosis) -> wire.Diagnosis:
         since_step=diagnosis.since_step,
         summary=diagnosis.summary,
         findings=[
-            wire.Finding(
+            Finding(
                 detector=finding.detector,
                 class_=finding.class_,
                 severity=finding.severity,
@@ -450,7 +453,7 @@ def _on_the_wire(run_id: UUID, diagnosis: Diagnosis) -> wire.Diagnosis:
             for finding in diagnosis.findings
         ],
         causes=[
-            wire.Cause(
+            Cause(
                 cause=cause.cause,
                 score=float(cause.score),
                 evidence={name: float(value) for name, value in cause.evidence.items()},
@@ -459,8 +462,8 @@ def _on_the_wire(run_id: UUID, diagnosis: Diagnosis) -> wire.Diagnosis:
             for cause in diagnosis.causes
         ],
         advice=[
-            wire.Advice(
-                remedy=wire.Remedy(id=advice.remedy.id, parameters=dict(advice.remedy.parameters)),
+            Advice(
+                remedy=Remedy(id=advice.remedy.id, parameters=dict(advice.remedy.parameters)),
                 rank=advice.rank,
                 reason=advice.reason,
                 cost=advice.cost,

@@ -20,13 +20,13 @@ from fastapi.responses import StreamingResponse
 from gradmedic_service.access.authentication import authenticate
 from gradmedic_service.access.authorization import MayFollow
 from gradmedic_service.access.principal import Principal
-from gradmedic_service.db import Database
-from gradmedic_service.dependencies import DatabaseDependency
+from gradmedic_service.database.engine import Database
 from gradmedic_service.errors import InvalidRequest, RunNotFound, ServiceError, TooManyStreams, documented
-from gradmedic_service.reruns.repository import RerunPulse
-from gradmedic_service.responses import to_json
-from gradmedic_service.runs.repository import Pulse
-from gradmedic_service.web.live import LiveRuns, Sight, look, sights_of
+from gradmedic_service.http.dependencies import DatabaseDependency
+from gradmedic_service.http.responses import to_json
+from gradmedic_service.reruns.repository import RerunRevision
+from gradmedic_service.runs.repository import RunRevision
+from gradmedic_service.web.live import LiveRuns, RunSnapshot, look, sights_of
 
 HEARTBEAT_SECONDS = 15.0
 """Proxies close a silent connection after 30 to 60; and that often the key is looked at again."""
@@ -77,7 +77,7 @@ async def follow_run(
 
 
 async def _stream(
-    request: Request, database: Database, live: LiveRuns, sight: Sight, last_event_id: str | None
+    request: Request, database: Database, live: LiveRuns, sight: RunSnapshot, last_event_id: str | None
 ) -> AsyncIterator[str]:
     with live.watch(database, sight) as watcher:
         is_known = last_event_id == str(sight.pulse.revision)
@@ -98,14 +98,14 @@ async def _stream(
                 seen = new
 
 
-def _find(database: Database, principal: Principal, run_id: UUID) -> Sight:
+def _find(database: Database, principal: Principal, run_id: UUID) -> RunSnapshot:
     sight = look(database, [run_id]).get(run_id)
     if sight is None or not principal.reaches_run(run_id, sight.pulse.project):
         raise RunNotFound(f"There is no run {run_id}.")
     return sight
 
 
-def _run_events(seen: Pulse | None, new: Pulse) -> str:
+def _run_events(seen: RunRevision | None, new: RunRevision) -> str:
     """Write what has changed; the id comes last."""
     events = []
     if seen is None or seen.status != new.status:
@@ -117,11 +117,11 @@ def _run_events(seen: Pulse | None, new: Pulse) -> str:
     return "".join(events)
 
 
-def _rerun_events(seen: list[RerunPulse], new: list[RerunPulse]) -> str:
+def _rerun_events(seen: list[RerunRevision], new: list[RerunRevision]) -> str:
     return "".join(_event("rerun", one) for one in new if one not in seen)
 
 
-def _event(name: str, pulse: Pulse | RerunPulse) -> str:
+def _event(name: str, pulse: RunRevision | RerunRevision) -> str:
     fields = {field: getattr(pulse, field) for field in FIELDS[name]}
     content = {field: str(value) if isinstance(value, UUID) else value for field, value in fields.items()}
     return f"event: {name}\ndata: {to_json(content)}\n\n"

@@ -17,12 +17,12 @@ from uuid import UUID
 import structlog
 from anyio import to_thread
 
-from gradmedic_service.db import Database
+from gradmedic_service.database.engine import Database
 from gradmedic_service.errors import ServiceError, TooManyStreams
 from gradmedic_service.reruns import repository as reruns
-from gradmedic_service.reruns.repository import RerunPulse
+from gradmedic_service.reruns.repository import RerunRevision
 from gradmedic_service.runs import repository as runs
-from gradmedic_service.runs.repository import Pulse
+from gradmedic_service.runs.repository import RunRevision
 
 POLL_SECONDS = 1.0
 RETRY_AFTER_SECONDS = 30
@@ -31,22 +31,22 @@ _logger = structlog.get_logger("gradmedic.live")
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class RunSnapshot:
     """What a watcher sees of a run."""
 
-    pulse: Pulse
-    reruns: list[RerunPulse]
+    pulse: RunRevision
+    reruns: list[RerunRevision]
 
 
 class Watcher:
     """One stream's view of a run: what was seen last, and a bell."""
 
-    def __init__(self, sight: Sight) -> None:
-        self.sight: Sight | None = sight
+    def __init__(self, sight: RunSnapshot) -> None:
+        self.sight: RunSnapshot | None = sight
         """None once the run is gone."""
         self.bell = asyncio.Event()
 
-    def show(self, sight: Sight | None) -> None:
+    def show(self, sight: RunSnapshot | None) -> None:
         """Ring if something is new."""
         if sight != self.sight:
             self.sight = sight
@@ -77,7 +77,7 @@ class LiveRuns:
             )
 
     @contextmanager
-    def watch(self, database: Database, sight: Sight) -> Iterator[Watcher]:
+    def watch(self, database: Database, sight: RunSnapshot) -> Iterator[Watcher]:
         """Follow a run from what was seen of it on."""
         watcher, run_id = Watcher(sight), sight.pulse.run_id
         self._watchers[run_id].add(watcher)
@@ -119,7 +119,7 @@ class LiveRuns:
                     watcher.show(sights.get(run_id))
 
 
-async def sights_of(watcher: Watcher, live: LiveRuns, idle_seconds: float) -> AsyncIterator[Sight | None]:
+async def sights_of(watcher: Watcher, live: LiveRuns, idle_seconds: float) -> AsyncIterator[RunSnapshot | None]:
     """Yield each new sight of a run, and None after a while without one; end with the run or the process."""
     while not live.is_closed and watcher.sight is not None:
         try:
@@ -134,9 +134,9 @@ async def sights_of(watcher: Watcher, live: LiveRuns, idle_seconds: float) -> As
         yield watcher.sight
 
 
-def look(database: Database, run_ids: Collection[UUID]) -> dict[UUID, Sight]:
+def look(database: Database, run_ids: Collection[UUID]) -> dict[UUID, RunSnapshot]:
     """Look at some runs now; those that are gone are missing."""
     with database.reading() as session:
         pulses = runs.pulses(session, run_ids)
         of_run = reruns.pulses(session, run_ids)
-    return {run_id: Sight(pulse, of_run.get(run_id, [])) for run_id, pulse in pulses.items()}
+    return {run_id: RunSnapshot(pulse, of_run.get(run_id, [])) for run_id, pulse in pulses.items()}

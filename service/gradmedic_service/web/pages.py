@@ -17,11 +17,15 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from starlette.responses import Response
 
-from gradmedic import wire
+from gradmedic.protocol.access import SCOPES
+from gradmedic.protocol.reruns import RERUN_STATUSES
+from gradmedic.protocol.runs import STATUSES
+from gradmedic.protocol.service import API_PATH
+from gradmedic.protocol.verdicts import VERDICTS
 from gradmedic_service.access.authentication import authenticated
 from gradmedic_service.access.authorization import PUBLIC
 from gradmedic_service.access.principal import Principal
-from gradmedic_service.db import Database
+from gradmedic_service.database.engine import Database
 from gradmedic_service.errors import RerunNotFound, RunNotFound, ScopeMissing, ServiceError
 from gradmedic_service.reruns import service as reruns
 from gradmedic_service.runs import service as runs
@@ -51,8 +55,8 @@ class Pages:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._environment.globals.update(asset=assets.url, api_path=wire.API_PATH, verdicts=wire.VERDICTS)
-        self._environment.globals.update(statuses=wire.STATUSES, rerun_statuses=wire.RERUN_STATUSES, scopes=wire.SCOPES)
+        self._environment.globals.update(asset=assets.url, api_path=API_PATH, verdicts=VERDICTS)
+        self._environment.globals.update(statuses=STATUSES, rerun_statuses=RERUN_STATUSES, scopes=SCOPES)
 
     def render(self, name: str, principal: Principal | None, status: int = 200, **context: Any) -> HTMLResponse:
         """Return a page for somebody, or for nobody known."""

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from gradmedic import wire
-from gradmedic.layers import LayerBook
-from gradmedic.sampler import Sampler
-from gradmedic.source import Measurement
+from gradmedic.protocol.runs import Layer
+from gradmedic.recording.instrumentation import Measurement
+from gradmedic.recording.layers import LayerRegistry
+from gradmedic.recording.sampler import Sampler
 from gradmedic.torch.watch import Watch
 
 Statistics = dict[str, dict[str, float]]
@@ -27,13 +27,13 @@ class Recording:
         log_freq: int | None = 1,
         **arguments: Any,
     ) -> None:
-        self.book = LayerBook()
+        self.book = LayerRegistry()
         self.sampler = Sampler(log_freq)
         self.watch = Watch(model, optimizer, **arguments)
         self.watch.begin(book=self.book, sampler=self.sampler, before_first_step=self.watch.describe)
 
     @property
-    def layers(self) -> dict[str, wire.Layer]:
+    def layers(self) -> dict[str, Layer]:
         """Return the layers by name."""
         self.watch.describe()
         return {layer.name: layer for layer in self.book.snapshot()}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import gradmedic
-from gradmedic import wire
+from gradmedic.protocol.statistics import STATISTICS
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +121,7 @@ def test_activations_are_stored(service_url: str, client: gradmedic.Client) -> N
         for _ in range(5):
             step(model, optimizer, 100.0 * torch.randn(8, 4))
             run.log()
-    assert client.runs.get(run.id).statistics == list(wire.STATISTICS)
+    assert client.runs.get(run.id).statistics == list(STATISTICS)
     (series,) = client.runs.steps(run.id, "activation_saturation", layer="0.weight").series
     assert series.mean[0] is not None
     assert series.mean[0] > 0.5

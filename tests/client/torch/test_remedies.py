@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradmedic.exceptions import ConfigurationError, UsageError
-from gradmedic.remedies import OPTIMIZERS, REMEDIES
-from gradmedic.torch.remedies import AGC_EPSILON, CLIP_EPSILON, NotApplicable, Surgery, is_treated
+from gradmedic.protocol.remedies import OPTIMIZERS, REMEDIES, Remedy
+from gradmedic.torch.remedies import AGC_EPSILON, CLIP_EPSILON, NotApplicable, OptimizerRemedies, is_treated
 from gradmedic.torch.treatment import Treatment
-from gradmedic.wire import Remedy
 
 STEPS = 8
 PARAMETERS: dict[str, dict[str, Any]] = {
@@ -70,9 +69,9 @@ def sgd(model: nn.Module) -> Optimizer:
 Schedule = Callable[[Optimizer], torch.optim.lr_scheduler.LRScheduler]
 
 
-def operate(optimizer: Optimizer, model: nn.Module, given: list[Remedy]) -> Surgery:
+def operate(optimizer: Optimizer, model: nn.Module, given: list[Remedy]) -> OptimizerRemedies:
     """Apply remedies as `watch()` does."""
-    surgery = Surgery(optimizer, [model], given)
+    surgery = OptimizerRemedies(optimizer, [model], given)
     surgery.before()
     surgery.after()
     return surgery
@@ -422,7 +421,7 @@ def test_applying_twice_is_impossible() -> None:
     with pytest.raises(UsageError, match="cannot be applied twice"):
         operate(optimizer, model, remedies("warm_up"))
     with pytest.raises(ConfigurationError, match=r"remedies\[1\].id: repeats 'warm_up'"):
-        Surgery(sgd(model), [model], remedies("warm_up", "warm_up"))
+        OptimizerRemedies(sgd(model), [model], remedies("warm_up", "warm_up"))
 
 
 def test_two_watched_models_of_one_optimizer_are_treated_once() -> None:
@@ -479,13 +478,13 @@ def test_sparse_gradients_and_other_tiers_are_refused() -> None:
     """Sparse embeddings and complex parameters are refused with the reason; remedies of modules are not a surgery's."""
     sparse = nn.Embedding(4, 3, sparse=True)
     with pytest.raises(NotApplicable, match="sparse gradients"):
-        Surgery(torch.optim.SGD(sparse.parameters(), lr=0.1), [sparse], remedies("clip_grad_norm"))
+        OptimizerRemedies(torch.optim.SGD(sparse.parameters(), lr=0.1), [sparse], remedies("clip_grad_norm"))
     complex_ = nn.Linear(2, 2, dtype=torch.complex64)
     with pytest.raises(NotApplicable, match="complex"):
-        Surgery(torch.optim.SGD(complex_.parameters(), lr=0.1), [complex_], remedies("clip_grad_value"))
+        OptimizerRemedies(torch.optim.SGD(complex_.parameters(), lr=0.1), [complex_], remedies("clip_grad_value"))
     model = perceptron()
     with pytest.raises(NotApplicable, match="add_residual changes more than the optimizer"):
-        Surgery(sgd(model), [model], [Remedy(id="add_residual")])
+        OptimizerRemedies(sgd(model), [model], [Remedy(id="add_residual")])
 
 
 def test_one_of_two_optimizers_is_enough() -> None:
@@ -534,7 +533,7 @@ def test_a_rate_that_rises_to_a_peak_has_the_other_optimizers_rate_there() -> No
     model = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.5, total_steps=10)
-    surgery = Surgery(optimizer, [model], remedies("switch_optimizer"))
+    surgery = OptimizerRemedies(optimizer, [model], remedies("switch_optimizer"))
     seen = []
     surgery.before()
     surgery.after()

@@ -8,17 +8,17 @@ import torch
 from tests.client.torch.recording import Recording
 from torch import nn
 
-from gradmedic import wire
+from gradmedic.protocol.runs import Layer, Optimizer, Training
 from gradmedic.torch.graph import find_followers
 
 
-def describe(model: nn.Module) -> dict[str, wire.Layer]:
+def describe(model: nn.Module) -> dict[str, Layer]:
     """Return the layers of a model by name."""
     with Recording(model, torch.optim.SGD(model.parameters(), lr=0.1)) as recording:
         return recording.layers
 
 
-def training_of(model: nn.Module, optimizer: torch.optim.Optimizer, *inputs: torch.Tensor) -> wire.Training:
+def training_of(model: nn.Module, optimizer: torch.optim.Optimizer, *inputs: torch.Tensor) -> Training:
     """Return what is known after one step."""
     with Recording(model, optimizer) as recording:
         output = model(*inputs)
@@ -120,7 +120,7 @@ def test_the_first_batch_and_the_optimizer_are_described() -> None:
     inputs = torch.tensor([[3.0, -400.0, 0.0], [1.0, 2.0, 3.0]])
     adam = torch.optim.AdamW(model.parameters(), lr=0.02, betas=(0.8, 0.99), weight_decay=0.1)
     training = training_of(model, adam, inputs)
-    assert training.optimizers == [wire.Optimizer(name="AdamW", learning_rate=0.02, momentum=0.8, weight_decay=0.1)]
+    assert training.optimizers == [Optimizer(name="AdamW", learning_rate=0.02, momentum=0.8, weight_decay=0.1)]
     assert training.input_rms == pytest.approx(float(np.sqrt(np.mean(inputs.double().numpy() ** 2))), rel=1e-6)
     assert (training.input_abs_max, training.batch_size, training.precision) == (400.0, 2, "float32")
     assert training.clips_gradients is False

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 import gradmedic
-from gradmedic.encoding import to_json
-from gradmedic.identity import new_run_id
+from gradmedic.protocol.encoding import to_json
+from gradmedic.protocol.ids import new_id
+from gradmedic.protocol.remedies import Remedy
 from gradmedic.torch.modules.initialization import seed_of
-from gradmedic.trial import TrialOrder, describe_environment
-from gradmedic.wire import Remedy
+from gradmedic.trial import TrialInstructions, describe_environment
 
 CLIP = Remedy(id="clip_grad_norm", parameters={"max_norm": 0.01})
 
@@ -28,14 +28,14 @@ def as_trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, service_url: str) 
     """Make this process a trial; returns where it reports, and its run's id."""
 
     def begin(*remedies: Remedy, **order: Any) -> tuple[Path, str]:
-        run_id, report = str(new_run_id()), tmp_path / "report.json"
+        run_id, report = str(new_id()), tmp_path / "report.json"
         variables = {
             "GRADMEDIC_BASE_URL": service_url,
             "GRADMEDIC_RUN_ID": run_id,
             "GRADMEDIC_PROJECT": "trials",
             "GRADMEDIC_SEED": "7",
             "GRADMEDIC_REPORT": str(report),
-            "GRADMEDIC_TRIAL": to_json(TrialOrder(remedies=list(remedies), **order)).decode(),
+            "GRADMEDIC_TRIAL": to_json(TrialInstructions(remedies=list(remedies), **order)).decode(),
         }
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
@@ -65,7 +65,7 @@ def train(run: gradmedic.Run, steps: int) -> list[float]:
 def test_the_worker_decides_whose_run_it_is(as_trial: Any, client: gradmedic.Client) -> None:
     """Whatever the script says of project, name and id, a trial is the run that the worker ordered."""
     _, run_id = as_trial(parameters={"lr": 0.5, "model.depth": 3})
-    run = gradmedic.init(project="mine", name="mine", id=new_run_id(), mode="disabled", config={"lr": 1, "seed": 2})
+    run = gradmedic.init(project="mine", name="mine", id=new_id(), mode="disabled", config={"lr": 1, "seed": 2})
     assert run.is_trial
     assert (str(run.id), run.project) == (run_id, "trials")
     assert run.config == {"lr": 0.5, "seed": 2, "model": {"depth": 3}}

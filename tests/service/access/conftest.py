@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from gradmedic_service.access import service
 from gradmedic_service.access.keyring import Keyring
 from gradmedic_service.access.rates import Rates
-from gradmedic_service.db import Database
+from gradmedic_service.database.engine import Database
 from gradmedic_service.settings import Settings
 
 

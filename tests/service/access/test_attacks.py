@@ -17,16 +17,17 @@ import structlog
 import zstandard
 from starlette.testclient import TestClient
 
-from gradmedic import wire
 from gradmedic.cli import main
+from gradmedic.protocol.access import SCOPES
+from gradmedic.protocol.service import API_PATH, JSON_MEDIA_TYPE, PROBLEM_MEDIA_TYPE
 from gradmedic_service.access import service as access
 from gradmedic_service.access.secrets import new_secret
-from gradmedic_service.db import Database
+from gradmedic_service.database.engine import Database
 from gradmedic_service.logs import set_up_logging
 from gradmedic_service.settings import Settings
 
-RUNS = f"{wire.API_PATH}/runs"
-KEYS = f"{wire.API_PATH}/api-keys"
+RUNS = f"{API_PATH}/runs"
+KEYS = f"{API_PATH}/api-keys"
 MARKUP = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 SQL = [
     "'; DROP TABLE runs; --",
@@ -40,7 +41,7 @@ SQL = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scope", [scope for scope in wire.SCOPES if scope != "admin"])
+@pytest.mark.parametrize("scope", [scope for scope in SCOPES if scope != "admin"])
 def test_no_scope_makes_keys(scope: str, bearing: Any) -> None:
     """Scope escalation: whoever is no admin makes no key, and so cannot give itself more."""
     thief = bearing(scope)
@@ -77,7 +78,7 @@ def test_two_keys_are_not_better_than_one(guarded: TestClient, make_secret: Any)
 )
 def test_decompression_bombs(sqlite_client: TestClient, encoding: str, bomb: bytes) -> None:
     """A small body that becomes a huge one, or is packed more than once, is refused."""
-    headers = {"Content-Encoding": encoding, "Content-Type": wire.JSON_MEDIA_TYPE}
+    headers = {"Content-Encoding": encoding, "Content-Type": JSON_MEDIA_TYPE}
     assert len(bomb) < 100_000
     response = sqlite_client.post(RUNS, content=bomb, headers=headers)
     assert response.status_code in (400, 413, 415)
@@ -87,7 +88,7 @@ def test_decompression_bombs(sqlite_client: TestClient, encoding: str, bomb: byt
 def test_oversized_bodies_are_refused_before_they_are_read(serve: Any, sqlite_url: str) -> None:
     """A body that says it is too large is refused by what it says; one that lies by what comes."""
     with serve(sqlite_url) as served, httpx2.Client(base_url=served.url) as client:
-        headers = {"Content-Type": wire.JSON_MEDIA_TYPE}
+        headers = {"Content-Type": JSON_MEDIA_TYPE}
         declared = client.post(RUNS, content=b" " * 17_000_000, headers=headers)
         streamed = client.post(RUNS, content=(b" " * 1_000_000 for _ in range(18)), headers=headers)
         assert {(one.status_code, one.json()["error_code"]) for one in (declared, streamed)} == {
@@ -97,7 +98,7 @@ def test_oversized_bodies_are_refused_before_they_are_read(serve: Any, sqlite_ur
 
 def test_nobody_reads_bodies_of_strangers(guarded: TestClient) -> None:
     """Without a key a body is neither read nor parsed, whatever is in it."""
-    headers = {"Content-Type": wire.JSON_MEDIA_TYPE}
+    headers = {"Content-Type": JSON_MEDIA_TYPE}
     assert guarded.post(RUNS, content=b"[" * 100_000, headers=headers).status_code == 401
     bomb = gzip.compress(bytes(50_000_000))
     assert guarded.post(RUNS, content=bomb, headers=headers | {"Content-Encoding": "gzip"}).status_code == 401
@@ -108,7 +109,7 @@ def test_deep_configuration(sqlite_client: TestClient, depth: int) -> None:
     """Nesting beyond the limit is refused, however deep, without exhausting the stack."""
     config = '{"a":' * depth + "1" + "}" * depth
     body = f'{{"project": "p", "layers": [], "config": {config}}}'
-    response = sqlite_client.post(RUNS, content=body, headers={"Content-Type": wire.JSON_MEDIA_TYPE})
+    response = sqlite_client.post(RUNS, content=body, headers={"Content-Type": JSON_MEDIA_TYPE})
     assert response.status_code in (400, 422), response.text[:200]
     assert sqlite_client.get("/healthz").status_code == 200
 
@@ -175,9 +176,10 @@ def test_sql_metacharacters(client: TestClient, create_run: Any, text: str) -> N
         assert [run["id"] for run in found] == [path.rpartition("/")[2]], query
     assert client.get(RUNS, params={"sort": text}).status_code == 422
     assert client.get(RUNS, params={"page_token": text}).status_code == 422
-    assert client.get(
-        f"{wire.API_PATH}/projects/{httpx2.URL(f'http://h/{text}').raw_path.decode()[1:]}"
-    ).status_code in (200, 404)
+    assert client.get(f"{API_PATH}/projects/{httpx2.URL(f'http://h/{text}').raw_path.decode()[1:]}").status_code in (
+        200,
+        404,
+    )
     assert client.get(other).status_code == 200
 
 
@@ -185,7 +187,7 @@ def test_markup_in_names(sqlite_client: TestClient, create_run: Any) -> None:
     """HTML in a name comes back as JSON that no browser takes for a page."""
     path = create_run(sqlite_client, project=MARKUP, name=MARKUP, notes=MARKUP)
     for response in (sqlite_client.get(path), sqlite_client.get(RUNS), sqlite_client.get(f"/{MARKUP}")):
-        assert response.headers["content-type"] in (wire.JSON_MEDIA_TYPE, wire.PROBLEM_MEDIA_TYPE)
+        assert response.headers["content-type"] in (JSON_MEDIA_TYPE, PROBLEM_MEDIA_TYPE)
         assert response.headers["x-content-type-options"] == "nosniff"
         assert "default-src 'none'" in response.headers["content-security-policy"]
     assert sqlite_client.get(path).json()["name"] == MARKUP

@@ -12,17 +12,18 @@ from sqlalchemy import event
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from gradmedic import wire
+from gradmedic.protocol.access import SCOPES
+from gradmedic.protocol.ids import new_id
+from gradmedic.protocol.service import API_PATH
 from gradmedic_service.access import keyring as keyring_module
 from gradmedic_service.access import service
 from gradmedic_service.access.authorization import Need, Public, needs, require_needs
 from gradmedic_service.access.keyring import Keyring
 from gradmedic_service.access.principal import OPERATOR
-from gradmedic_service.db import Database
+from gradmedic_service.database.engine import Database
 from gradmedic_service.errors import ApiKeyUnknown
-from gradmedic_service.ids import new_id
 
-API = wire.API_PATH
+API = API_PATH
 PAGES = {"/", "/runs/{run_id}", "/compare", "/reruns", "/reruns/{rerun_id}", "/projects", "/api-keys", "/login"}
 """Public, since who is not known is led to the login; see tests/service/web."""
 PUBLIC_PATHS = {
@@ -81,7 +82,7 @@ def test_every_route_refuses_other_scopes(bearing: Any, session_app: FastAPI) ->
     for path, methods, need in needs(session_app):
         if not isinstance(need, Need) or not need.scopes:
             continue
-        others = tuple(scope for scope in wire.SCOPES if scope not in (*need.scopes, "admin"))
+        others = tuple(scope for scope in SCOPES if scope not in (*need.scopes, "admin"))
         client = clients.setdefault(others, bearing(*others))
         for method in methods:
             options: dict[str, Any] = {} if method in ("GET", "DELETE") else {"json": {}}

@@ -8,11 +8,11 @@ import httpx2
 import pytest
 from starlette.testclient import TestClient
 
-from gradmedic import wire
+from gradmedic.protocol.service import API_PATH
 from gradmedic_service.access.browsers import SECURITY_HEADERS
 from gradmedic_service.settings import Settings
 
-RUNS = f"{wire.API_PATH}/runs"
+RUNS = f"{API_PATH}/runs"
 RUN = {"project": "p", "layers": []}
 
 
@@ -78,7 +78,7 @@ def test_security_headers_are_on_every_answer(sqlite_client: TestClient, path: s
     assert {name.lower() for name in SECURITY_HEADERS} <= headers.keys()
     assert headers["x-content-type-options"] == "nosniff"
     assert "default-src 'none'" in headers["content-security-policy"]
-    assert (headers.get("cache-control") == "no-store") == path.startswith(wire.API_PATH)
+    assert (headers.get("cache-control") == "no-store") == path.startswith(API_PATH)
 
 
 def test_refusals_carry_them_too(sqlite_client: TestClient) -> None:

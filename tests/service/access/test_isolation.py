@@ -9,10 +9,10 @@ from uuid import UUID
 import pytest
 from starlette.testclient import TestClient
 
-from gradmedic import wire
-from gradmedic_service.ids import new_id
+from gradmedic.protocol.ids import new_id
+from gradmedic.protocol.service import API_PATH
 
-RUNS = f"{wire.API_PATH}/runs"
+RUNS = f"{API_PATH}/runs"
 
 ON_A_RUN: dict[str, Callable[[TestClient, str], Any]] = {
     "get": lambda client, path: client.get(path),
@@ -103,7 +103,7 @@ def test_lists_hold_what_the_key_reaches(bearing: Any, create_run: Any) -> None:
     assert listed(reader) == {mine}
     assert listed(reader, project="theirs") == listed(reader, project="nobody's") == listed(trial) == set()
     assert listed(everything) == {mine, theirs}
-    projects = f"{wire.API_PATH}/projects"
+    projects = f"{API_PATH}/projects"
     assert [one["name"] for one in reader.get(projects).json()["items"]] == ["mine"]
     assert {one["name"] for one in everything.get(projects).json()["items"]} == {"mine", "theirs"}
 
@@ -113,7 +113,7 @@ def test_projects_of_others_do_not_exist(bearing: Any, create_run: Any) -> None:
     create_run(bearing("admin", project="theirs"), project="theirs")
     admin = bearing("admin")
     for send in (admin.get, lambda path: admin.patch(path, json={"muted_detectors": []})):
-        found, missing = (send(f"{wire.API_PATH}/projects/{name}") for name in ("theirs", "absent"))
+        found, missing = (send(f"{API_PATH}/projects/{name}") for name in ("theirs", "absent"))
         assert found.status_code == missing.status_code == 404
         assert told(found, "theirs") == told(missing, "absent")
 
@@ -121,7 +121,7 @@ def test_projects_of_others_do_not_exist(bearing: Any, create_run: Any) -> None:
 def test_a_project_admin_rules_one_project(bearing: Any) -> None:
     """A project's admin makes, sees and revokes that project's keys, and can give nobody more than it has."""
     mine, theirs = bearing("admin"), bearing("admin", project="theirs")
-    keys = f"{wire.API_PATH}/api-keys"
+    keys = f"{API_PATH}/api-keys"
     their_key = theirs.post(keys, json={"project": "theirs", "scopes": ["read"]}).json()
     for project in ("theirs", None):
         refused = mine.post(keys, json={"project": project, "scopes": ["read"]})
@@ -131,5 +131,5 @@ def test_a_project_admin_rules_one_project(bearing: Any) -> None:
     found, missing = (mine.delete(f"{keys}/{key}") for key in (their_key["id"], nothing))
     assert found.status_code == missing.status_code == 404
     assert told(found, their_key["id"]) == told(missing, nothing)
-    records = mine.get(f"{wire.API_PATH}/audit-records").json()["items"]
+    records = mine.get(f"{API_PATH}/audit-records").json()["items"]
     assert {one["project"] for one in records} == {"mine"}

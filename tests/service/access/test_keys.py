@@ -10,13 +10,13 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from gradmedic import wire
-from gradmedic_service import models
+from gradmedic.protocol.ids import new_id
+from gradmedic.protocol.service import API_PATH
 from gradmedic_service.access.secrets import digest_of, is_secret
-from gradmedic_service.db import Database
-from gradmedic_service.ids import new_id
+from gradmedic_service.database import models
+from gradmedic_service.database.engine import Database
 
-KEYS = f"{wire.API_PATH}/api-keys"
+KEYS = f"{API_PATH}/api-keys"
 
 
 def test_life_of_a_key(bearing: Any, guarded: TestClient, database: Database) -> None:
@@ -41,12 +41,12 @@ def test_life_of_a_key(bearing: Any, guarded: TestClient, database: Database) ->
 
     header = {"Authorization": f"Bearer {secret}"}
     before = datetime.now(UTC)
-    assert guarded.get(f"{wire.API_PATH}/runs", headers=header).status_code == 200
+    assert guarded.get(f"{API_PATH}/runs", headers=header).status_code == 200
     (listed,) = [one for one in admin.get(KEYS).json()["items"] if one["id"] == key["id"]]
     assert before <= datetime.fromisoformat(listed["last_used_at"]) <= datetime.now(UTC)
 
     assert admin.delete(f"{KEYS}/{key['id']}").status_code == 204
-    refused = guarded.get(f"{wire.API_PATH}/runs", headers=header)
+    refused = guarded.get(f"{API_PATH}/runs", headers=header)
     assert (refused.status_code, refused.json()["error_code"]) == (401, "api_key_revoked")
     assert "nightly" in refused.json()["detail"]
     assert admin.delete(f"{KEYS}/{key['id']}").status_code == 204
@@ -82,7 +82,7 @@ def test_last_use_is_written_now_and_then(bearing: Any, session_app: FastAPI, da
     """Using a key writes nothing; what was collected is written at once for all, and survives the process."""
     reader = bearing("read")
     for _ in range(3):
-        reader.get(f"{wire.API_PATH}/runs")
+        reader.get(f"{API_PATH}/runs")
     with database.reading() as session:
         assert session.query(models.ApiKey.last_used_at).scalar() is None
     session_app.state.keyring.write_last_uses(database)
@@ -98,7 +98,7 @@ def test_last_use_is_written_at_the_end(
     """A service that stops writes down what it still knows."""
     secret = make_secret("read")
     with TestClient(session_app, base_url=str(guarded.base_url)) as short_lived:
-        short_lived.get(f"{wire.API_PATH}/runs", headers={"Authorization": f"Bearer {secret}"})
+        short_lived.get(f"{API_PATH}/runs", headers={"Authorization": f"Bearer {secret}"})
     with database.reading() as session:
         assert session.query(models.ApiKey.last_used_at).scalar() is not None
 
@@ -111,7 +111,7 @@ def test_who_did_what_is_on_record(bearing: Any, create_run: Any) -> None:
     key = admin.post(KEYS, json={"project": "mine", "scopes": ["read"]}).json()
     admin.delete(f"{KEYS}/{key['id']}")
     admin.delete(path)
-    records = admin.get(f"{wire.API_PATH}/audit-records").json()["items"]
+    records = admin.get(f"{API_PATH}/audit-records").json()["items"]
     assert [(one["action"], one["object_id"]) for one in records[:4]] == [
         ("delete_run", run_id),
         ("revoke_api_key", key["id"]),
@@ -137,7 +137,7 @@ def test_lists_have_pages(bearing: Any) -> None:
             break
         query["page_token"] = page["next_page_token"]
     assert names == ["key4", "key3", "key2", "key1", "key0", "k"]
-    assert admin.get(f"{wire.API_PATH}/audit-records", params=query).status_code == 422
+    assert admin.get(f"{API_PATH}/audit-records", params=query).status_code == 422
     assert admin.get(KEYS, params={"page_token": "x"}).status_code == 422
     assert admin.get(KEYS, params={"max_results": 0}).status_code == 422
 
@@ -146,4 +146,4 @@ def test_a_key_makes_its_project_appear(bearing: Any) -> None:
     """A project can be listed as soon as somebody has a key for it."""
     admin = bearing("admin", project=None)
     admin.post(KEYS, json={"project": "new", "scopes": ["read"]})
-    assert admin.get(f"{wire.API_PATH}/projects/new").status_code == 200
+    assert admin.get(f"{API_PATH}/projects/new").status_code == 200

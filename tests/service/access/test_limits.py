@@ -12,15 +12,15 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 from starlette.types import Message, Scope
 
-from gradmedic import wire
+from gradmedic.protocol.service import API_PATH
 from gradmedic_service.access.admission import RETRY_AFTER, Admission
 from gradmedic_service.access.principal import LOOPBACK
 from gradmedic_service.access.rates import FAILED_ATTEMPTS_PER_MINUTE, Rates
-from gradmedic_service.bodies import BoundedBodies
 from gradmedic_service.errors import Overloaded, RequestTimeout, TooManyRequests
+from gradmedic_service.http.bodies import BoundedBodies
 from gradmedic_service.settings import Settings
 
-RUNS = f"{wire.API_PATH}/runs"
+RUNS = f"{API_PATH}/runs"
 
 
 @contextmanager
@@ -93,7 +93,7 @@ def test_runs_of_a_project(client: TestClient, session_app: FastAPI, create_run:
 
 def test_limits_publish_all(sqlite_client: TestClient) -> None:
     """Every bound of the settings that a client can meet is published."""
-    published = sqlite_client.get(f"{wire.API_PATH}/limits").json()
+    published = sqlite_client.get(f"{API_PATH}/limits").json()
     bounds = {name for name in Settings.model_fields if name.startswith("max_")}
     assert bounds - published.keys() == {"max_concurrent_requests", "max_waiting_requests", "max_streams"}
 
@@ -203,7 +203,7 @@ def test_streams_take_no_place(content_type: bytes, parts: bool) -> None:
 
 def test_slow_bodies_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A body whose next piece does not come is refused, so that it holds no place; after the body nothing is due."""
-    monkeypatch.setattr("gradmedic_service.bodies.BODY_SECONDS", 0.01)
+    monkeypatch.setattr("gradmedic_service.http.bodies.BODY_SECONDS", 0.01)
 
     async def scenario(pieces: list[Message], reads: int) -> None:
         async def receive() -> Message:
@@ -229,7 +229,7 @@ def test_unknown_query_parameters_are_refused(sqlite_client: TestClient, query: 
     response = sqlite_client.get(f"{RUNS}{query}")
     assert (response.status_code, response.json()["error_code"]) == (422, "invalid_request")
     assert "max_results, page_token, parent_id, project" in response.json()["detail"]
-    assert sqlite_client.get(f"{wire.API_PATH}/limits?x=1").status_code == 422
+    assert sqlite_client.get(f"{API_PATH}/limits?x=1").status_code == 422
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,15 @@ import pytest
 from sqlalchemy import select, update
 from starlette.testclient import TestClient
 
-from gradmedic import wire
+from gradmedic.protocol.service import API_PATH
 from gradmedic_service.access.authentication import SESSION_COOKIE
 from gradmedic_service.access.keyring import Keyring
 from gradmedic_service.access.rates import FAILED_ATTEMPTS_PER_MINUTE, Rates
-from gradmedic_service.db import Database
-from gradmedic_service.models import BrowserSession
+from gradmedic_service.database.engine import Database
+from gradmedic_service.database.models import BrowserSession
 
-SESSION = f"{wire.API_PATH}/session"
-RUNS = f"{wire.API_PATH}/runs"
+SESSION = f"{API_PATH}/session"
+RUNS = f"{API_PATH}/runs"
 RUN = {"project": "mine", "layers": []}
 FROM_A_PAGE = {"Origin": "http://testserver"}
 
@@ -64,7 +64,7 @@ def test_a_session_reaches_what_its_key_reaches(browser: TestClient, bearing: An
     assert browser.post(RUNS, json=RUN, headers=FROM_A_PAGE).status_code == 201
     assert len(browser.get(RUNS).json()["items"]) == 1
     assert browser.get(theirs).status_code == 404
-    assert browser.get(f"{wire.API_PATH}/api-keys").json()["error_code"] == "scope_missing"
+    assert browser.get(f"{API_PATH}/api-keys").json()["error_code"] == "scope_missing"
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_writes_must_come_from_a_page_of_ours(browser: TestClient, headers: dict
 def test_revoking_the_key_ends_its_sessions(browser: TestClient, bearing: Any) -> None:
     """A session whose key was revoked is refused at once, and says why."""
     key_id = browser.get(SESSION).json()["key_id"]
-    assert bearing("admin").delete(f"{wire.API_PATH}/api-keys/{key_id}").status_code == 204
+    assert bearing("admin").delete(f"{API_PATH}/api-keys/{key_id}").status_code == 204
     response = browser.get(RUNS)
     assert (response.status_code, response.json()["error_code"]) == (401, "api_key_revoked")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gradmedic_service.diagnosis import Block, LayerFacts, StepSeries
+from gradmedic_diagnosis import Block, LayerFacts, StepSeries
 
 STATISTICS = ("grad_norm", "nonfinite_count", "weight_norm", "update_norm")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gradmedic_service.diagnosis import Block, LayerFacts, StepSeries
+from gradmedic_diagnosis import Block, LayerFacts, StepSeries
 
 STATISTICS = ("grad_norm", "nonfinite_count", "weight_norm", "update_norm", "activation_saturation")
 

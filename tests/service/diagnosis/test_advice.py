@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from tests.service.diagnosis.synthetic_run import noisy, run
 
-from gradmedic import wire
-from gradmedic.remedies import REMEDIES, remedy_errors
-from gradmedic_service.diagnosis import Advice, Cause, Diagnosis, Diagnostician, LayerFacts, Remedy, TrainingFacts
-from gradmedic_service.diagnosis.advice import advise
-from gradmedic_service.diagnosis.case import Case
-from gradmedic_service.diagnosis.evidence import EVIDENCE
-from gradmedic_service.diagnosis.remedies import CATALOGUE, RemedySpec
-from gradmedic_service.diagnosis.snippets import write_snippet
+from gradmedic.protocol.remedies import REMEDIES, remedy_errors
+from gradmedic.protocol.remedies import Remedy as ProtocolRemedy
+from gradmedic_diagnosis import Advice, Cause, Diagnosis, Diagnostician, LayerFacts, Remedy, TrainingFacts
+from gradmedic_diagnosis.advice import advise
+from gradmedic_diagnosis.evidence import EVIDENCE
+from gradmedic_diagnosis.remedies import CATALOGUE, RemedySpec
+from gradmedic_diagnosis.run_evidence import Case
+from gradmedic_diagnosis.snippets import write_snippet
 
 FRAMEWORKS = ("torch 2.13.0", "keras 3.15", "jax 0.10", None)
 EXAMPLES: dict[str, float | int | str] = {
@@ -97,7 +97,7 @@ def test_trials_outweigh_what_is_published(monkeypatch: pytest.MonkeyPatch) -> N
         asked.append((case, causes))
         return advise(case, causes, {})
 
-    monkeypatch.setattr("gradmedic_service.diagnosis.diagnostician.advise", listen)
+    monkeypatch.setattr("gradmedic_diagnosis.diagnostician.advise", listen)
     facts = tuple(LayerFacts(name=f"{i}.weight", numel=100, role="weight") for i in range(4))
     published = Diagnostician(facts).update(run(noisy(2.3, 150) * np.where(np.arange(150) > 100, 1e4, 1), update=8.0))
     first, *others = published.advice
@@ -172,5 +172,5 @@ def test_every_remedy_can_be_asked_for() -> None:
     """The catalogue that client and service share has each remedy of the advice, with the parameters it is given."""
     assert {spec.id for spec in CATALOGUE} == set(REMEDIES)
     for id, kind in REMEDIES.items():
-        remedy = wire.Remedy(id=id, parameters={name: EXAMPLES[name] for name in kind.parameters})
+        remedy = ProtocolRemedy(id=id, parameters={name: EXAMPLES[name] for name in kind.parameters})
         assert list(remedy_errors("remedies", [remedy])) == []

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tests.service.diagnosis.synthetic_run import falling, layers, noisy, run
 
-from gradmedic_service.diagnosis import Block, Diagnosis, Diagnostician, Finding, LayerFacts
-from gradmedic_service.diagnosis.state import pack_state, unpack_state
+from gradmedic_diagnosis import Block, Diagnosis, Diagnostician, Finding, LayerFacts
+from gradmedic_diagnosis.state import pack_state, unpack_state
 
 STEPS = 300
 

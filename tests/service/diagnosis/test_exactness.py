@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gradmedic_service.diagnosis import Block, Diagnostician, LayerFacts, StepSeries
-from gradmedic_service.diagnosis.state import StateError, pack_state, unpack_state
+from gradmedic_diagnosis import Block, Diagnostician, LayerFacts, StepSeries
+from gradmedic_diagnosis.state import StateError, pack_state, unpack_state
 
 LAYERS = tuple(LayerFacts(name=f"{i}.weight", numel=100) for i in range(3))
 STATISTICS = ("grad_norm", "nonfinite_count", "weight_norm", "update_norm")

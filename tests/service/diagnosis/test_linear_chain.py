@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tests.service.diagnosis.linear_chain import Chain, train_chain
 
-from gradmedic_service.diagnosis import Diagnosis, Diagnostician
+from gradmedic_diagnosis import Diagnosis, Diagnostician
 
 
 def diagnose(chain: Chain) -> Diagnosis:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradmedic_service.diagnosis.network import BASELINE_HORIZON, NetworkAverages
+from gradmedic_diagnosis.network import BASELINE_HORIZON, NetworkAverages
 
 LAYERS = 7
 

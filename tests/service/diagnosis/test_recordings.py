@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.service.approximation import approximately
 
-from gradmedic_service.diagnosis import Block, Diagnosis, Diagnostician, LayerFacts, VerdictChange
+from gradmedic_diagnosis import Block, Diagnosis, Diagnostician, LayerFacts, VerdictChange
 
 RECORDINGS = Path(__file__).parents[2] / "data" / "recordings"
 LABELS = {"E": "exploding", "V": "vanishing", "H": "healthy"}

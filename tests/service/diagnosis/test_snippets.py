@@ -9,17 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradmedic import wire
-from gradmedic.remedies import REMEDIES, Choice
+from gradmedic.protocol.remedies import REMEDIES, Choice, Remedy
 from gradmedic.torch.treatment import Treatment
-from gradmedic_service.diagnosis import Remedy
-from gradmedic_service.diagnosis.snippets import write_snippet
+from gradmedic_diagnosis import report
+from gradmedic_diagnosis.snippets import write_snippet
 
 
 def run_snippet(id: str, names: dict[str, Any], **parameters: str) -> dict[str, Any]:
     """Execute the code for torch among these names; return all names then."""
     names = {"torch": torch, **names}
-    exec(write_snippet(Remedy(id=id, parameters=dict(parameters)), "torch 2.13.0"), names)  # noqa: S102  # it is our own
+    exec(write_snippet(report.Remedy(id=id, parameters=dict(parameters)), "torch 2.13.0"), names)  # noqa: S102  # it is our own
     return names
 
 
@@ -33,7 +32,7 @@ def choices(id: str, parameter: str) -> tuple[str, ...]:
 def treated(model: nn.Module, id: str, **parameters: Any) -> nn.Module:
     """Return a model with the remedy of a rerun."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    treatment = Treatment([optimizer], {"": model}, [wire.Remedy(id=id, parameters=parameters)])
+    treatment = Treatment([optimizer], {"": model}, [Remedy(id=id, parameters=parameters)])
     treatment.before()
     model(torch.randn(8, 6))
     treatment.close()
@@ -164,5 +163,5 @@ def test_inputs() -> None:
     names = run_snippet("standardize_inputs", {"x": x, "x_train": x})
     by_hand, by_rerun = perceptron(as_written), perceptron(as_written)
     optimizer = torch.optim.SGD(by_rerun.parameters(), lr=0.1)
-    Treatment([optimizer], {"": by_rerun}, [wire.Remedy(id="standardize_inputs")])
+    Treatment([optimizer], {"": by_rerun}, [Remedy(id="standardize_inputs")])
     torch.testing.assert_close(by_hand(names["x"]), by_rerun(x), rtol=1e-3, atol=1e-3)

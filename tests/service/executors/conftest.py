@@ -19,15 +19,16 @@ from pydantic import SecretStr
 from tests.conftest import PATIENCE
 
 import gradmedic
-from gradmedic import wire
-from gradmedic_service import schema
+from gradmedic.protocol.remedies import Remedy
+from gradmedic.protocol.trials import ClaimedTrial
 from gradmedic_service.access.service import create_key
-from gradmedic_service.db import Database
+from gradmedic_service.database import schema
+from gradmedic_service.database.engine import Database
 from gradmedic_service.settings import Settings
-from gradmedic_service.worker.configuration import read_configuration
-from gradmedic_service.worker.executor import Executor, HostedTrial
-from gradmedic_service.worker.local import LocalExecutor
-from gradmedic_service.worker.ray_executor import RayExecutor
+from gradmedic_worker.configuration import read_configuration
+from gradmedic_worker.executors.base import Executor, HostedTrial
+from gradmedic_worker.executors.local import LocalExecutor
+from gradmedic_worker.executors.ray import RayExecutor
 
 HEAD_CPUS = 2
 LEASE = float(PATIENCE)
@@ -254,9 +255,9 @@ def suspect(guarded: Guarded, executor: str, kind: str = "explode", pause: float
     return str(run.id)
 
 
-def setting(**values: Any) -> list[wire.Remedy]:
+def setting(**values: Any) -> list[Remedy]:
     """Return the candidate that sets parameters of the script."""
-    return [wire.Remedy(id="set_parameter", parameters=values)]
+    return [Remedy(id="set_parameter", parameters=values)]
 
 
 def cancel_all(client: gradmedic.Client) -> None:
@@ -276,7 +277,7 @@ class Hosting:
     working: gradmedic.Client
     guarded: Guarded
 
-    def claim(self, kind: str, pause: float = 0.0, seconds: float = PATIENCE) -> wire.ClaimedTrial:
+    def claim(self, kind: str, pause: float = 0.0, seconds: float = PATIENCE) -> ClaimedTrial:
         """Ask for a rerun whose control is of a kind, and claim that."""
         run_id = suspect(self.guarded, self.name, kind, pause)
         self.person.reruns.create(

@@ -21,20 +21,20 @@ from tests.conftest import PATIENCE
 from tests.service.executors.conftest import HEAD_CPUS, Guarded, Workshop, setting, suspect
 
 import gradmedic
-from gradmedic import wire
 from gradmedic.cli import follow_rerun
 from gradmedic.exceptions import ConfigurationError
-from gradmedic_service.worker.configuration import read_configuration
-from gradmedic_service.worker.executor import Lost, TrialEnd
-from gradmedic_service.worker.ray_executor import RayExecutor, RayTrial
-from gradmedic_service.worker.ray_jobs import RayJobs, RayUnreachable, Submission
-from gradmedic_service.worker.tickets import ticket_of
+from gradmedic.protocol.reruns import RerunDetail, Trial
+from gradmedic_worker.configuration import read_configuration
+from gradmedic_worker.executors.base import Lost, TrialEnd
+from gradmedic_worker.executors.ray import RayExecutor, RayTrial
+from gradmedic_worker.executors.ray_jobs import RayJobs, RayUnreachable, Submission
+from gradmedic_worker.tickets import ticket_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
 Wait = Callable[[Callable[[], bool]], None]
 Supervise = Callable[..., AbstractContextManager["subprocess.Popen[str]"]]
-PROGRAMS = {"gradmedic_service.worker.node", "gradmedic_service.worker.launcher"}
+PROGRAMS = {"gradmedic_worker.node", "gradmedic_worker.attempt"}
 SECRET = re.compile(rb"gradmedic_[A-Za-z0-9_-]{43}")
 
 
@@ -59,7 +59,7 @@ def supervise(workshop: Workshop, tmp_path: Path) -> Supervise:
     return start
 
 
-def ask(guarded: Guarded, kind: str = "learn") -> wire.RerunDetail:
+def ask(guarded: Guarded, kind: str = "learn") -> RerunDetail:
     """Ask for a rerun with one candidate, which learns. A control that does so too is the only trial."""
     with gradmedic.Client(guarded.url, guarded.person) as person:
         run_id = suspect(guarded, "ray", kind)
@@ -74,12 +74,12 @@ def offer(guarded: Guarded, workshop: Workshop) -> None:
         working.work.register([one.on_the_wire() for one in configuration.trainables.values()], "test")
 
 
-def ended(client: gradmedic.Client, rerun: wire.RerunDetail) -> wire.RerunDetail:
+def ended(client: gradmedic.Client, rerun: RerunDetail) -> RerunDetail:
     """Wait for the end of a rerun."""
     return client.reruns.wait(rerun.id, timeout=PATIENCE, interval=0.1)
 
 
-def running(client: gradmedic.Client, rerun: wire.RerunDetail) -> wire.Trial | None:
+def running(client: gradmedic.Client, rerun: RerunDetail) -> Trial | None:
     """Return the trial that runs and has steps, if one does."""
     found = client.reruns.get(rerun.id).trials
     return next((one for one in found if one.status == "running" and one.step is not None), None)
@@ -100,12 +100,12 @@ def processes_of_trials(workshop: Workshop) -> list[psutil.Process]:
     return found
 
 
-def outcomes(rerun: wire.RerunDetail) -> list[list[str]]:
+def outcomes(rerun: RerunDetail) -> list[list[str]]:
     """Return how each attempt at each trial ended."""
     return [[attempt.status for attempt in trial.attempts] for trial in rerun.trials]
 
 
-def story(rerun: wire.RerunDetail) -> str:
+def story(rerun: RerunDetail) -> str:
     """Say what became of each attempt, for whoever reads of a failure."""
     lines = [
         f"{trial.candidate}.{attempt.number} {attempt.status} {attempt.started_at:%M:%S}-{attempt.ended_at:%M:%S} "
@@ -129,7 +129,7 @@ def test_a_rerun_on_the_cluster_leaves_no_secret_there(
     jobs = {job["submission_id"]: job for job in json.loads(workshop.cluster.ask("/api/jobs/") or b"[]")}
     for trial in rerun.trials:
         name = f"{trial.id}-1"
-        assert jobs[name]["entrypoint"] == f"{sys.executable} -m gradmedic_service.worker.node {name}"
+        assert jobs[name]["entrypoint"] == f"{sys.executable} -m gradmedic_worker.node {name}"
         assert not jobs[name]["metadata"]
         assert not jobs[name]["runtime_env"]
         assert ticket_of(workshop.cluster.token, name).encode() not in workshop.cluster.written()
@@ -150,7 +150,7 @@ def test_a_job_that_somebody_else_submits_gets_nothing(
     assert claimed is not None
     jobs = RayJobs(workshop.cluster.address, workshop.cluster.token)
     name = f"{claimed.trial_id}-{claimed.attempt}"
-    entrypoint = f"{sys.executable} -m gradmedic_service.worker.node {name}"
+    entrypoint = f"{sys.executable} -m gradmedic_worker.node {name}"
     jobs.submit(Submission(id=f"stranger-{name}", entrypoint=entrypoint, cpus=0, gpus=0, memory=None))
     wait_until(lambda: (job := jobs.find(f"stranger-{name}")) is not None and job.has_ended)
     assert '"lost": ' in jobs.logs(f"stranger-{name}")

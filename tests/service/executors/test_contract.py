@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import PATIENCE
 from tests.service.executors.conftest import Hosting, Workshop
 
-from gradmedic_service.worker.executor import STOPPED, TIMEOUT, HostedTrial, Lost, TrialEnd
+from gradmedic_worker.executors.base import STOPPED, TIMEOUT, HostedTrial, Lost, TrialEnd
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 

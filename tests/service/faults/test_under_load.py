@@ -18,7 +18,7 @@ import pytest
 from tests.conftest import PATIENCE
 from tests.service.faults.restartable import RestartablePostgres
 
-from gradmedic_service.ids import new_id
+from gradmedic.protocol.ids import new_id
 
 JOBS = 8
 BETWEEN_FAULTS = 24

@@ -12,9 +12,9 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from gradmedic import wire
+from gradmedic.protocol.service import API_PATH
 
-API = wire.API_PATH
+API = API_PATH
 STEPS = 80
 TRAINABLE = {
     "name": "train",

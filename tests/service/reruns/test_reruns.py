@@ -11,8 +11,8 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 from tests.service.reruns.conftest import API, CLIP, LATE, SLOW, STEPS, PlayedWorker, rerun, suspect
 
-from gradmedic.remedies import REMEDIES
-from gradmedic_service.ids import new_id
+from gradmedic.protocol.ids import new_id
+from gradmedic.protocol.remedies import REMEDIES
 
 
 def get(client: TestClient, path: str) -> Any:

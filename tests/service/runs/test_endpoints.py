@@ -13,12 +13,12 @@ from sqlalchemy import select
 from starlette.testclient import TestClient
 from tests.service.locks import is_anyone_waiting
 
-from gradmedic import wire
+from gradmedic.protocol.ids import new_id
+from gradmedic.protocol.runs import Layer, RunUpdate
 from gradmedic_service.access.principal import OPERATOR
 from gradmedic_service.app import create_app
-from gradmedic_service.db import Database
-from gradmedic_service.ids import new_id
-from gradmedic_service.models import Base
+from gradmedic_service.database.engine import Database
+from gradmedic_service.database.models import Base
 from gradmedic_service.runs.service import update
 from gradmedic_service.settings import Settings
 
@@ -222,7 +222,7 @@ def test_layers_appended_at_once_are_all_kept(
 ) -> None:
     """Who waited for another replica's update adds to what that one made of the run."""
     path = create_run(client, layers=1)
-    first = wire.RunUpdate(append_layers=[wire.Layer(name="first")])
+    first = RunUpdate(append_layers=[Layer(name="first")])
     answers = []
     with TestClient(create_app(settings)) as other:
         body = {"append_layers": [{"name": "second"}]}

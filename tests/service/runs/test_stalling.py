@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from sqlalchemy import update
 from starlette.testclient import TestClient
 
-from gradmedic_service.db import Database
-from gradmedic_service.models import Run
+from gradmedic_service.database.engine import Database
+from gradmedic_service.database.models import Run
 from gradmedic_service.runs.stalling import LEAST_SECONDS, MOST_PAUSES, PAUSES, Patience, status_of
 
 BEGIN = datetime(2026, 1, 2, tzinfo=UTC)

@@ -20,17 +20,17 @@ from sqlalchemy import func, select, update
 from starlette.testclient import TestClient
 from tests.service.locks import is_anyone_waiting
 
-from gradmedic import wire
+from gradmedic.protocol.service import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE
 from gradmedic_service.access.principal import OPERATOR
 from gradmedic_service.app import create_app
-from gradmedic_service.db import Database
-from gradmedic_service.models import Run, TelemetryChunk
+from gradmedic_service.database.engine import Database
+from gradmedic_service.database.models import Run, TelemetryChunk
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.settings import Settings
+from gradmedic_service.telemetry.chunk_writer import FULL_CHUNK_STEPS, MAX_TAIL_CHUNKS
 from gradmedic_service.telemetry.decoding import decode_block
+from gradmedic_service.telemetry.run_cache import RunCache
 from gradmedic_service.telemetry.service import append
-from gradmedic_service.telemetry.storing import FULL_CHUNK_STEPS, MAX_TAIL_CHUNKS
-from gradmedic_service.telemetry.warm import WarmRuns
 
 BLOCK = {"steps": [0, 1], "loss": [1.0, 0.5], "statistics": {"grad_norm": [[1.0, 2.0], [3.0, None]]}}
 
@@ -113,7 +113,7 @@ def test_both_forms_and_encodings_store_the_same(client: TestClient, create_run:
     encodings: dict[str, Callable[[bytes], bytes]] = {"": bytes, "gzip": gzip.compress, "zstd": zstandard.compress}
     answers = []
     for (media_type, body), (encoding, pack) in itertools.product(
-        [(wire.JSON_MEDIA_TYPE, as_json), (wire.MSGPACK_MEDIA_TYPE, as_msgpack)], encodings.items()
+        [(JSON_MEDIA_TYPE, as_json), (MSGPACK_MEDIA_TYPE, as_msgpack)], encodings.items()
     ):
         run = create_run(client)
         headers = {"Content-Type": media_type} | ({"Content-Encoding": encoding} if encoding else {})
@@ -281,8 +281,8 @@ def test_who_waited_reads_what_was_written_meanwhile(
     with TestClient(create_app(settings)) as other:
         waiting = threading.Thread(target=lambda: answers.append(other.post(f"{run}/steps", json=bodies[-1])))
         with database.writing_rows() as connection:
-            received = decode_block(msgspec.json.encode(bodies[-2]), wire.JSON_MEDIA_TYPE, settings.limits())
-            append(connection, OPERATOR, FactsCache(), WarmRuns(), UUID(run.rpartition("/")[2]), received)
+            received = decode_block(msgspec.json.encode(bodies[-2]), JSON_MEDIA_TYPE, settings.limits())
+            append(connection, OPERATOR, FactsCache(), RunCache(), UUID(run.rpartition("/")[2]), received)
             waiting.start()
             while waiting.is_alive() and not is_anyone_waiting(database):
                 pass
@@ -322,7 +322,7 @@ def test_a_failed_append_leaves_nothing(
         raise RuntimeError("no more")
 
     with monkeypatch.context() as patch:
-        patch.setattr("gradmedic_service.telemetry.storing.encode", fail)
+        patch.setattr("gradmedic_service.telemetry.chunk_writer.encode", fail)
         response = client.post(f"{run}/steps", json=steps_of(2, 2))
     assert (response.status_code, response.json()["error_code"]) == (500, "internal_error")
     assert "no more" not in response.text

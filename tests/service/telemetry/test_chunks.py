@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from gradmedic_service.diagnosis import Block, StepSeries
+from gradmedic_diagnosis import Block, StepSeries
 from gradmedic_service.telemetry.chunks import Chunk, concatenate, decode, encode, widen
-from gradmedic_service.telemetry.packing import CorruptChunk
+from gradmedic_service.telemetry.codec import CorruptChunk
 
 SERIES_NAMES = ("loss", "learning_rate")
 METRIC_NAMES = ("accuracy", "π")

@@ -13,14 +13,16 @@ import pytest
 from sqlalchemy import event
 from starlette.testclient import TestClient
 
-from gradmedic import wire
+from gradmedic.protocol.service import JSON_MEDIA_TYPE
+from gradmedic.protocol.steps import RunRewind
 from gradmedic_service.access.principal import OPERATOR
-from gradmedic_service.db import Connection, Database
+from gradmedic_service.database.engine import Connection, Database
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.settings import Settings
-from gradmedic_service.telemetry import service, storing
+from gradmedic_service.telemetry import chunk_writer as storing
+from gradmedic_service.telemetry import service
 from gradmedic_service.telemetry.decoding import decode_block
-from gradmedic_service.telemetry.warm import WarmRuns
+from gradmedic_service.telemetry.run_cache import RunCache
 
 BEFORE = [23, 3, 2]
 """Blocks whose last ones are short: the next one is stored together with them."""
@@ -50,13 +52,13 @@ def block(first: int, count: int) -> dict[str, Any]:
 def append(connection: Connection, run_id: UUID) -> None:
     """Append the next block."""
     body = msgspec.json.encode(block(sum(BEFORE), NEXT))
-    received = decode_block(body, wire.JSON_MEDIA_TYPE, Settings().limits())
-    service.append(connection, OPERATOR, FactsCache(), WarmRuns(), run_id, received)
+    received = decode_block(body, JSON_MEDIA_TYPE, Settings().limits())
+    service.append(connection, OPERATOR, FactsCache(), RunCache(), run_id, received)
 
 
 def rewind(connection: Connection, run_id: UUID) -> None:
     """Drop the steps of the last two blocks and some of the first."""
-    service.rewind(connection, OPERATOR, FactsCache(), run_id, wire.RunRewind(step=20, generation=0))
+    service.rewind(connection, OPERATOR, FactsCache(), run_id, RunRewind(step=20, generation=0))
 
 
 def act_until(settings: Settings, act: Act, run_id: UUID, point: int) -> bool:

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from gradmedic import wire
+from gradmedic.protocol.service import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE
+from gradmedic.protocol.statistics import FRACTIONS, SERIES, SIGNED_STATISTICS, STATISTICS
 from gradmedic_service.errors import InvalidRequest, MalformedBody, UnsupportedMediaType
-from gradmedic_service.responses import without_nonfinite
+from gradmedic_service.http.responses import without_nonfinite
 from gradmedic_service.settings import Settings
 from gradmedic_service.telemetry.decoding import LARGEST_FLOAT32, ReceivedBlock, decode_block
 
@@ -25,12 +26,12 @@ LARGEST = float(LARGEST_FLOAT32)
 
 def from_json(content: Any) -> ReceivedBlock:
     """Decode what a client would send as JSON."""
-    return decode_block(json.dumps(content).encode(), wire.JSON_MEDIA_TYPE, LIMITS)
+    return decode_block(json.dumps(content).encode(), JSON_MEDIA_TYPE, LIMITS)
 
 
 def from_msgpack(content: Any) -> ReceivedBlock:
     """Decode what a client would send as msgpack."""
-    return decode_block(msgspec.msgpack.encode(content), wire.MSGPACK_MEDIA_TYPE, LIMITS)
+    return decode_block(msgspec.msgpack.encode(content), MSGPACK_MEDIA_TYPE, LIMITS)
 
 
 def packed(rows: list[list[float]]) -> bytes:
@@ -90,7 +91,7 @@ def test_msgpack_form_says_the_same() -> None:
 def test_bare_nan_is_read_too() -> None:
     """Python's own way to write non-finite numbers in JSON is accepted."""
     body = b'{"steps": [0], "loss": [NaN], "statistics": {"grad_mean": [[Infinity, -Infinity]]}}'
-    block = decode_block(body, wire.JSON_MEDIA_TYPE, LIMITS)
+    block = decode_block(body, JSON_MEDIA_TYPE, LIMITS)
     assert math.isnan(block.series["loss"].values[0])
     assert block.statistics["grad_mean"].tolist() == [[math.inf, -math.inf]]
 
@@ -105,12 +106,8 @@ def test_finite_stays_finite(sent: float, stored: float) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "bounds"),
     [
-        *(
-            (name, -1.0, "0 or more")
-            for name in wire.STATISTICS
-            if name not in (*wire.SIGNED_STATISTICS, *wire.FRACTIONS)
-        ),
-        *((name, value, "from 0 to 1") for name in wire.FRACTIONS for value in (-0.5, 1.5, math.inf)),
+        *((name, -1.0, "0 or more") for name in STATISTICS if name not in (*SIGNED_STATISTICS, *FRACTIONS)),
+        *((name, value, "from 0 to 1") for name in FRACTIONS for value in (-0.5, 1.5, math.inf)),
         ("grad_norm", -math.inf, "0 or more"),
     ],
 )
@@ -298,7 +295,7 @@ def test_fit_refuses_what_is_not_the_runs(
 def test_what_is_not_json_is_malformed(body: bytes) -> None:
     """A body that is not JSON is a MalformedBody."""
     with pytest.raises(MalformedBody):
-        decode_block(body, wire.JSON_MEDIA_TYPE, LIMITS)
+        decode_block(body, JSON_MEDIA_TYPE, LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -307,7 +304,7 @@ def test_what_is_not_json_is_malformed(body: bytes) -> None:
 def test_what_is_not_msgpack_is_malformed(body: bytes) -> None:
     """A body that is not a msgpack map is a MalformedBody."""
     with pytest.raises(MalformedBody):
-        decode_block(body, wire.MSGPACK_MEDIA_TYPE, LIMITS)
+        decode_block(body, MSGPACK_MEDIA_TYPE, LIMITS)
 
 
 def test_other_types_are_unsupported() -> None:
@@ -318,7 +315,7 @@ def test_other_types_are_unsupported() -> None:
 
 scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=5)
 fields = st.sampled_from(
-    ["steps", *wire.SERIES, "sampled", "skipped", "generation", "metrics", "statistics", "present", "x"]
+    ["steps", *SERIES, "sampled", "skipped", "generation", "metrics", "statistics", "present", "x"]
 )
 contents = st.dictionaries(
     fields,
@@ -340,17 +337,17 @@ contents = st.dictionaries(
 @example({"steps": [0], "statistics": {}, "present": b"\x01"})
 def test_any_msgpack_decodes_or_is_refused(content: Any) -> None:
     """Whatever comes as msgpack becomes a consistent block or one of the service's errors."""
-    decodes_or_is_refused(msgspec.msgpack.encode(content), wire.MSGPACK_MEDIA_TYPE)
+    decodes_or_is_refused(msgspec.msgpack.encode(content), MSGPACK_MEDIA_TYPE)
 
 
 @settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 @given(contents)
 def test_any_json_decodes_or_is_refused(content: Any) -> None:
     """Whatever comes as JSON becomes a consistent block or one of the service's errors."""
-    decodes_or_is_refused(json.dumps(content, default=repr).encode(), wire.JSON_MEDIA_TYPE)
+    decodes_or_is_refused(json.dumps(content, default=repr).encode(), JSON_MEDIA_TYPE)
 
 
-@given(st.binary(max_size=200), st.sampled_from([wire.JSON_MEDIA_TYPE, wire.MSGPACK_MEDIA_TYPE]))
+@given(st.binary(max_size=200), st.sampled_from([JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE]))
 def test_any_bytes_decode_or_are_refused(body: bytes, media_type: str) -> None:
     """Whatever bytes come, the answer is a block or one of the service's errors."""
     decodes_or_is_refused(body, media_type)
@@ -395,7 +392,7 @@ def memory_of(body: bytes) -> int:
     """Decode, and return how much memory that took at most."""
     tracemalloc.start()
     try:
-        decodes_or_is_refused(body, wire.MSGPACK_MEDIA_TYPE)
+        decodes_or_is_refused(body, MSGPACK_MEDIA_TYPE)
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -14,7 +14,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from gradmedic_service.access.principal import LOOPBACK
-from gradmedic_service.db import Database
+from gradmedic_service.database.engine import Database
 from gradmedic_service.telemetry import export, service
 
 STEPS = 2000

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from gradmedic import wire
+from gradmedic.protocol.service import MSGPACK_MEDIA_TYPE
 
 VALUES: list[list[Any]] = [[0.5, None], ["NaN", 3e38], ["Infinity", 0.0], ["Infinity", "NaN"]]
 QUERY: dict[str, Any] = {"statistic": ["grad_norm", "loss"], "max_points": 2}
-MSGPACK = {"Accept": wire.MSGPACK_MEDIA_TYPE, "Accept-Encoding": "identity"}
+MSGPACK = {"Accept": MSGPACK_MEDIA_TYPE, "Accept-Encoding": "identity"}
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ import pytest
 from sqlalchemy import update
 from starlette.testclient import TestClient
 
-from gradmedic import wire
-from gradmedic_service.db import Database
-from gradmedic_service.diagnosis import Diagnostician, LayerFacts
-from gradmedic_service.ids import new_id
-from gradmedic_service.models import DiagnosisState
+from gradmedic.protocol.ids import new_id
+from gradmedic.protocol.service import JSON_MEDIA_TYPE
+from gradmedic_diagnosis import Diagnostician, LayerFacts
+from gradmedic_service.database.engine import Database
+from gradmedic_service.database.models import DiagnosisState
 from gradmedic_service.settings import Settings
 from gradmedic_service.telemetry.decoding import decode_block
 
@@ -155,7 +155,7 @@ def test_diagnosis_is_the_diagnosticians(client: TestClient, create_run: Any) ->
     fill(client, run, list(range(120)), values)
     answer = client.get(f"{run}/diagnosis").json()
     body = {"steps": list(range(120)), "loss": list(range(120)), "statistics": {"grad_norm": values.tolist()}}
-    received = decode_block(json.dumps(body).encode(), wire.JSON_MEDIA_TYPE, Settings().limits())
+    received = decode_block(json.dumps(body).encode(), JSON_MEDIA_TYPE, Settings().limits())
     layers = [LayerFacts(name=f"layer{index}") for index in range(3)]
     expected = Diagnostician(layers).update(received.fit(["grad_norm"], [3]))
     assert (answer["run_id"] in run, answer["step"]) == (True, 119)

@@ -13,10 +13,10 @@ import pytest
 from sqlalchemy import delete, update
 from starlette.testclient import TestClient
 
-from gradmedic_service.cli import REDIAGNOSE
-from gradmedic_service.db import Database
-from gradmedic_service.ids import new_id
-from gradmedic_service.models import DiagnosisSnapshot, DiagnosisState, Run, VerdictChange
+from gradmedic.protocol.ids import new_id
+from gradmedic_service.commands.entry_points import REDIAGNOSE
+from gradmedic_service.database.engine import Database
+from gradmedic_service.database.models import DiagnosisSnapshot, DiagnosisState, Run, VerdictChange
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.telemetry import rediagnosis
 

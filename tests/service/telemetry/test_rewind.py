@@ -10,10 +10,10 @@ import pytest
 from sqlalchemy import select, update
 from starlette.testclient import TestClient
 
-from gradmedic_service.db import Database
-from gradmedic_service.models import DiagnosisSnapshot
+from gradmedic_service.database.engine import Database
+from gradmedic_service.database.models import DiagnosisSnapshot
 from gradmedic_service.telemetry import repository
-from gradmedic_service.telemetry.packing import compress
+from gradmedic_service.telemetry.codec import compress
 from gradmedic_service.telemetry.service import SNAPSHOT_STEPS
 
 

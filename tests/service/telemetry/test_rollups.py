@@ -11,11 +11,12 @@ import pytest
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
-from gradmedic_service.db import Database
-from gradmedic_service.diagnosis import Block, StepSeries
-from gradmedic_service.models import TelemetryChunk, TelemetryRollup
-from gradmedic_service.telemetry import repository, service, storing
-from gradmedic_service.telemetry.packing import CorruptChunk
+from gradmedic_diagnosis import Block, StepSeries
+from gradmedic_service.database.engine import Database
+from gradmedic_service.database.models import TelemetryChunk, TelemetryRollup
+from gradmedic_service.telemetry import chunk_writer as storing
+from gradmedic_service.telemetry import repository, service
+from gradmedic_service.telemetry.codec import CorruptChunk
 from gradmedic_service.telemetry.rollups import FACTOR, Rollup, bucket_of
 from gradmedic_service.telemetry.rollups import encode as encode_rollup
 

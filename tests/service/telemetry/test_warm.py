@@ -12,15 +12,15 @@ from sqlalchemy import select, update
 from starlette.testclient import TestClient
 from tests.service.approximation import approximately
 
+from gradmedic.protocol.ids import new_id
+from gradmedic_diagnosis import Diagnostician, LayerFacts
 from gradmedic_service.app import create_app
-from gradmedic_service.db import Database
-from gradmedic_service.diagnosis import Diagnostician, LayerFacts
-from gradmedic_service.ids import new_id
-from gradmedic_service.models import DiagnosisSnapshot, DiagnosisState, Run
+from gradmedic_service.database.engine import Database
+from gradmedic_service.database.models import DiagnosisSnapshot, DiagnosisState, Run
 from gradmedic_service.settings import Settings
 from gradmedic_service.telemetry import repository, service
-from gradmedic_service.telemetry.storing import Tail
-from gradmedic_service.telemetry.warm import WEIGHT_OF_A_RUN, WarmRun, WarmRuns
+from gradmedic_service.telemetry.chunk_writer import Tail
+from gradmedic_service.telemetry.run_cache import WEIGHT_OF_A_RUN, CachedRun, RunCache
 
 
 def append(client: TestClient, run: str, first: int, count: int = 5, norm: float = 1.0) -> None:
@@ -112,7 +112,7 @@ def test_a_failed_append_keeps_nothing(
         raise RuntimeError("no more")
 
     with monkeypatch.context() as patch:
-        patch.setattr("gradmedic_service.telemetry.storing.encode", fail)
+        patch.setattr("gradmedic_service.telemetry.chunk_writer.encode", fail)
         assert client.post(f"{run}/steps", json={"steps": [5], "loss": ["NaN"]}).status_code == 500
     append(client, run, 5)
     assert len(restored) == 1
@@ -146,11 +146,11 @@ def test_what_is_kept_is_bounded(client: TestClient, create_run: Any, database: 
             state = repository.read_state(connection, UUID(run.rpartition("/")[2]))
         assert state is not None
         states.append(state)
-    warm = WarmRuns(max_weight=2 * (WEIGHT_OF_A_RUN + 2))
+    warm = RunCache(max_weight=2 * (WEIGHT_OF_A_RUN + 2))
     for state in states:
         doctor = Diagnostician([LayerFacts(name="w"), LayerFacts(name="v")])
         warm.keep(
-            WarmRun(
+            CachedRun(
                 run=state,
                 revision=state.revision,
                 last_step=state.last_step or 0,
@@ -179,7 +179,7 @@ def test_forgetting_changes_nothing(
             if forgets and block % 3:
                 app = client.app
                 assert isinstance(app, FastAPI)
-                app.state.warm = WarmRuns()
+                app.state.warm = RunCache()
             append(client, run, size * block, size, norm=1.05 ** max(0, size * block - 60))
             if block % 5 == 0:
                 answers.append((run, block, client.get(f"{run}/diagnosis").json() | {"run_id": None}))

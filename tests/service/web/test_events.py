@@ -18,7 +18,7 @@ import pytest
 from tests.conftest import PATIENCE
 from tests.service.reruns.conftest import CLIP, PlayedWorker, rerun, suspect
 
-from gradmedic_service import schema
+from gradmedic_service.database import schema
 
 pytestmark = pytest.mark.slow  # services of their own
 

@@ -16,7 +16,8 @@ import pytest
 from tests.conftest import PATIENCE
 
 import gradmedic
-from gradmedic import wire
+from gradmedic.protocol.remedies import Remedy
+from gradmedic.protocol.reruns import RerunDetail, Trial
 
 SCRIPT = """
     import sys, time
@@ -101,12 +102,12 @@ def suspect(client: gradmedic.Client, pause: float = 0.0, api_key: str | None = 
     return str(run.id)
 
 
-def setting(**values: Any) -> list[wire.Remedy]:
+def setting(**values: Any) -> list[Remedy]:
     """Return the candidate that sets parameters of the script."""
-    return [wire.Remedy(id="set_parameter", parameters=values)]
+    return [Remedy(id="set_parameter", parameters=values)]
 
 
-def ended(client: gradmedic.Client, rerun: wire.RerunDetail) -> wire.RerunDetail:
+def ended(client: gradmedic.Client, rerun: RerunDetail) -> RerunDetail:
     """Wait for the end of a rerun."""
     return client.reruns.wait(rerun.id, timeout=PATIENCE, interval=0.1)
 
@@ -124,7 +125,7 @@ def is_gone(process: psutil.Process) -> bool:
         return True
 
 
-def running(client: gradmedic.Client, rerun: wire.RerunDetail) -> wire.Trial | None:
+def running(client: gradmedic.Client, rerun: RerunDetail) -> Trial | None:
     """Return the trial that runs and has steps, if one does."""
     found = client.reruns.get(rerun.id).trials
     return next((one for one in found if one.status == "running" and one.step is not None), None)

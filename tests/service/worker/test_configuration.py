@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from gradmedic.exceptions import ConfigurationError
-from gradmedic_service.demo import examples
-from gradmedic_service.worker.configuration import program_of, read_configuration
+from gradmedic_service.commands.demo import examples
+from gradmedic_worker.configuration import program_of, read_configuration
 
 GOOD = """
 [worker]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gradmedic.exceptions import ConfigurationError
-from gradmedic_service.worker.environment import make_root
+from gradmedic_worker.environment import make_root
 
 
 def test_a_worker_has_a_folder_that_nobody_else_reads(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradmedic.exceptions import ConfigurationError
-from gradmedic_service.worker.events import LIVE_CHARACTERS, MARK, Teller, read_events
-from gradmedic_service.worker.executor import Lost, TrialEnd
-from gradmedic_service.worker.tickets import read_token, ticket_of
+from gradmedic_worker.events import LIVE_CHARACTERS, MARK, LogWriter, read_events
+from gradmedic_worker.executors.base import Lost, TrialEnd
+from gradmedic_worker.tickets import read_token, ticket_of
 
 NOISE = "2026-11-22 06:01:54 INFO job_manager.py:581 -- Runtime env is setting up."
 
@@ -20,7 +20,7 @@ NOISE = "2026-11-22 06:01:54 INFO job_manager.py:581 -- Runtime env is setting u
 def test_output_arrives_as_it_was(texts: list[str], last: str) -> None:
     """Whatever a trial prints in which pieces, marks and ends of lines included, its latest state is read."""
     lines = [NOISE]
-    teller = Teller(lines.append)
+    teller = LogWriter(lines.append)
     for text in texts:
         teller.output(text)
         lines.append(NOISE)
@@ -35,7 +35,7 @@ def test_output_arrives_as_it_was(texts: list[str], last: str) -> None:
 def test_a_trial_that_prints_without_end_makes_a_short_log() -> None:
     """Beyond a bound nothing is told until the end, which is told as a whole."""
     lines: list[str] = []
-    teller = Teller(lines.append)
+    teller = LogWriter(lines.append)
     for number in range(1000):
         teller.output(f"{number}" * 5000)
     assert sum(map(len, lines)) < 2 * LIVE_CHARACTERS

@@ -17,8 +17,8 @@ from tests.service.faults.restartable import RestartablePostgres
 from tests.service.worker.conftest import StartWorker, ended, is_gone, offered, running, setting, suspect
 
 import gradmedic
-from gradmedic import wire
 from gradmedic.exceptions import GradmedicError
+from gradmedic.protocol.reruns import RerunDetail
 
 Wait = Callable[[Callable[[], bool]], None]
 
@@ -34,11 +34,11 @@ class Race:
     """A rerun whose control is under way."""
 
     client: gradmedic.Client
-    rerun: wire.RerunDetail
+    rerun: RerunDetail
     launcher: psutil.Process
     script: psutil.Process
 
-    def end(self) -> wire.RerunDetail:
+    def end(self) -> RerunDetail:
         """Wait for its end, and check that it is there once: as rows, and on the suspect run's diagnosis."""
         done = ended(self.client, self.rerun)
         for trial in done.trials:
@@ -72,7 +72,7 @@ class House:
         asked = client.reruns.create(suspect(client, pause), remedies=[setting(how="learn")], seeds=1, steps=80)
         self.wait_until(lambda: running(client, asked) is not None)
         below = psutil.Process(self.worker.pid).children(recursive=True)
-        launcher = next(one for one in below if "gradmedic_service.worker.launcher" in one.cmdline())
+        launcher = next(one for one in below if "gradmedic_worker.attempt" in one.cmdline())
         script = next(one for one in below if any("train.py" in word for word in one.cmdline()))
         return Race(client, asked, launcher, script)
 
@@ -93,7 +93,7 @@ def house(serve: Any, database_url: str, start_worker: StartWorker, wait_until: 
         yield House(stack, serve, start_worker, wait_until, database_url)
 
 
-def attempts_of(done: wire.RerunDetail) -> list[list[str]]:
+def attempts_of(done: RerunDetail) -> list[list[str]]:
     """Return how each attempt at each trial ended."""
     return [[attempt.status for attempt in trial.attempts] for trial in done.trials]
 

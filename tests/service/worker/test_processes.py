@@ -15,9 +15,9 @@ import psutil
 import pytest
 from tests.conftest import PATIENCE
 
-from gradmedic_service.worker import processes
-from gradmedic_service.worker.launcher import KEEP_FIRST, KEEP_LAST
-from gradmedic_service.worker.processes import Ended, LocalProcess, Order, Starter, is_plain_script
+from gradmedic_worker import processes
+from gradmedic_worker.attempt import KEEP_FIRST, KEEP_LAST
+from gradmedic_worker.processes import Ended, LaunchSpec, LocalProcess, Starter, is_plain_script
 
 pytestmark = pytest.mark.slow  # services of their own
 
@@ -40,7 +40,7 @@ def start(request: pytest.FixtureRequest, starter: Starter, tmp_path: Path) -> I
 
     def run(script: str, *arguments: str, seconds: float = PATIENCE, memory: int | None = None) -> LocalProcess:
         (tmp_path / "script.py").write_text(script)
-        order = Order(
+        order = LaunchSpec(
             command=[sys.executable, str(tmp_path / "script.py"), *arguments],
             environment={**ENVIRONMENT, "MARK": "trial"},
             directory=tmp_path,
@@ -264,7 +264,7 @@ def test_a_trial_does_not_wait_for_torch(tmp_path: Path, monkeypatch: pytest.Mon
     """While torch is being imported, trials start without it; once it is there, they are forked."""
     monkeypatch.setattr(processes, "PRELOAD_WAIT", 0.0)
     (tmp_path / "script.py").write_text("import sys\nprint('torch' in sys.modules)")
-    order = Order(
+    order = LaunchSpec(
         command=[sys.executable, str(tmp_path / "script.py")],
         environment=ENVIRONMENT,
         directory=tmp_path,
@@ -291,7 +291,7 @@ def test_several_threads_are_no_place_to_fork_from(starter: Starter, tmp_path: P
     """Where importing starts threads, trials start without it, and run all the same."""
     (tmp_path / "script.py").write_text("print('ran')")
     many = {**ENVIRONMENT, "OMP_NUM_THREADS": "4", "OPENBLAS_NUM_THREADS": "4"}
-    order = Order(
+    order = LaunchSpec(
         command=[sys.executable, str(tmp_path / "script.py")],
         environment=many,
         directory=tmp_path,

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from gradmedic.exceptions import ConfigurationError
-from gradmedic_service.worker.ray_jobs import RayJobs, RayUnreachable
+from gradmedic_worker.executors.ray_jobs import RayJobs, RayUnreachable
 
 Answering = Callable[[int, bytes], AbstractContextManager[str]]
 

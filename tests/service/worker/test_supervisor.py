@@ -13,10 +13,10 @@ from tests.conftest import PATIENCE
 from tests.service.worker.conftest import ended, setting, suspect, write_trainable
 
 import gradmedic
-from gradmedic import wire
-from gradmedic_service.worker.configuration import read_configuration
-from gradmedic_service.worker.local import LocalExecutor, LocalTrial
-from gradmedic_service.worker.supervisor import Supervisor
+from gradmedic.protocol.trials import ClaimedTrial
+from gradmedic_worker.configuration import read_configuration
+from gradmedic_worker.executors.local import LocalExecutor, LocalTrial
+from gradmedic_worker.supervisor import Supervisor
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("worker")]
 
@@ -40,7 +40,7 @@ class SlowExecutor(LocalExecutor):
         self.before_claim()
         return found
 
-    def start(self, claimed: wire.ClaimedTrial) -> LocalTrial:
+    def start(self, claimed: ClaimedTrial) -> LocalTrial:
         """Start a trial; the first one late."""
         if self._is_first:
             self._is_first = False

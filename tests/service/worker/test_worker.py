@@ -14,8 +14,8 @@ from tests.conftest import PATIENCE
 from tests.service.worker.conftest import SCRIPT, StartWorker, ended, is_gone, offered, running, setting, suspect
 
 import gradmedic
-from gradmedic import wire
 from gradmedic.cli import main
+from gradmedic.protocol.remedies import Remedy
 
 Wait = Callable[[Callable[[], bool]], None]
 
@@ -49,7 +49,7 @@ def test_faulty_scripts_have_outcomes_and_the_others_go_on(
     ):
         wait_until(lambda: offered(client))
         remedies = [setting(how=how) for how in ("crash", "hang", "spam", "learn", "exhaust")]
-        remedies.append([wire.Remedy(id="clip_grad_norm", parameters={"max_norm": 1.0}), *setting(how="learn")])
+        remedies.append([Remedy(id="clip_grad_norm", parameters={"max_norm": 1.0}), *setting(how="learn")])
         done = ended(client, client.reruns.create(suspect(client), remedies=remedies, seeds=1, steps=80))
         outcomes = [one.outcome.state for one in done.candidates[1:] if one.outcome is not None]
         assert outcomes == ["failed", "failed", "failed", "verified", "failed", "failed"], done

@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from gradmedic.protocol.remedies import Remedy
 from gradmedic.torch.loss_scaling import LossScale, scale_losses
 from gradmedic.torch.modules.calls import NAMES, AddInput, Calls, Change, Enter, Remember
 from gradmedic.torch.modules.initialization import reinitialize, why_trained
@@ -29,7 +30,6 @@ from gradmedic.torch.modules.standardization import StandardizeInputs, Standardi
 from gradmedic.torch.modules.trace import trace
 from gradmedic.torch.modules.weight_normalization import normalize_weights
 from gradmedic.torch.remedies import NotApplicable
-from gradmedic.wire_stream import Remedy
 
 logger = logging.getLogger("gradmedic")
 
@@ -69,7 +69,7 @@ def _unwrap(model: nn.Module) -> tuple[nn.Module, set[str]]:
             return model, wrappers
 
 
-class ModelTreatment:
+class ModuleRemedies:
     """The remedies of the modules of some models.
 
     Args:
@@ -304,7 +304,7 @@ class _Awaited:
     """
 
     def __init__(
-        self, treatment: ModelTreatment | None, name: str, called: Iterable[str] = (), *, is_copy: bool = False
+        self, treatment: ModuleRemedies | None, name: str, called: Iterable[str] = (), *, is_copy: bool = False
     ) -> None:
         self.treatment, self.name, self.is_copy = treatment, name, is_copy
         self.called = set(called)

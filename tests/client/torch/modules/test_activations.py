@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from gradmedic.remedies import REMEDIES, Choice
+from gradmedic.protocol.remedies import REMEDIES, Choice
 
 TO_ELU = remedy("replace_activation", activation="ELU")
 _CHOICE = REMEDIES["replace_activation"].parameters["activation"]

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradmedic.exceptions import ConfigurationError
-from gradmedic.remedies import REMEDIES
+from gradmedic.protocol.remedies import REMEDIES, Remedy
 from gradmedic.torch.modules.treatment import AT_FIRST_CALL
 from gradmedic.torch.remedies import NotApplicable
 from gradmedic.torch.treatment import Treatment
-from gradmedic.wire import Remedy
 
 OF_MODULES = [
     remedy("replace_activation", activation="ELU"),

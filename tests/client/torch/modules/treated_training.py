@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional
 
+from gradmedic.protocol.remedies import Remedy
 from gradmedic.torch.treatment import Treatment
-from gradmedic.wire import Remedy
 
 REMEDIES = [
     Remedy(id="replace_activation", parameters={"activation": "ELU"}),

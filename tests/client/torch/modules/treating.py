@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gradmedic.protocol.remedies import Remedy
 from gradmedic.torch.treatment import Treatment
-from gradmedic.wire import Remedy
 
 Loss = Callable[[nn.Module], Tensor]
 

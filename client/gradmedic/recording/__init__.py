@@ -1,0 +1,1 @@
+"""From `run.log()` to a recorded step: sampling, layers, spikes."""

@@ -1,0 +1,54 @@
+"""The layers of a run: an append-only list, because the position of a layer never changes once it is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from gradmedic.exceptions import ConfigurationError
+from gradmedic.protocol.runs import Layer
+
+
+class LayerRegistry:
+    """Names every layer of a run once and numbers it. The training thread writes; any thread may read `snapshot()`."""
+
+    def __init__(self) -> None:
+        self._layers: list[Layer] = []
+        self._positions: dict[str, int] = {}
+        self._reserved: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def reserve(self, names: Iterable[str]) -> None:
+        """Keep names for layers that are added later.
+
+        Raises:
+            ConfigurationError: a name is taken.
+        """
+        names = list(names)
+        taken = sorted(self._reserved.union(self._positions).intersection(names))
+        if taken:
+            raise ConfigurationError(
+                f"layer {taken[0]!r} is watched already: tell models apart by watch(..., prefix='generator.')"
+            )
+        self._reserved.update(names)
+
+    def add(self, layer: Layer) -> int:
+        """Append a layer and return its position. A name that exists gets a number behind it."""
+        name, copies = layer.name, 1
+        while name in self._positions:
+            copies += 1
+            name = f"{layer.name}#{copies}"
+        if name != layer.name:
+            layer = Layer(name=name, shape=layer.shape, numel=layer.numel, frozen=layer.frozen)
+        self._positions[name] = len(self._layers)
+        self._layers.append(layer)
+        return len(self._layers) - 1
+
+    def position(self, name: str) -> int | None:
+        """Return the position of a layer, or None if there is none of that name."""
+        return self._positions.get(name)
+
+    def snapshot(self) -> list[Layer]:
+        """Return the layers so far."""
+        return self._layers[:]

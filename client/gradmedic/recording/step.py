@@ -1,0 +1,179 @@
+"""One step of a run as it waits to be sent, and how a block of steps is encoded.
+
+One idea: a step keeps its statistics sparse - which layers, which numbers - and becomes columns of a block only when
+the service knows the layers. So layers may appear at any time, and a block may be cut again when the first cut did not
+arrive.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+_STEP_BYTES = 400
+"""About what a step takes beside its arrays: measured with sys.getsizeof over its parts."""
+_METRIC_BYTES = 120
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """The statistics of one sampled step, for the layers that an optimizer touched."""
+
+    statistics: tuple[str, ...]
+    layers: NDArray[np.int32]
+    """Positions in the run's list of layers, as the client counts them."""
+    values: NDArray[np.float32]
+    """`[touched layer, statistic]`."""
+
+    def column(self, statistic: str) -> NDArray[np.float32] | None:
+        """Return one statistic of every touched layer, or None if it was not taken."""
+        return self.values[:, self.statistics.index(statistic)] if statistic in self.statistics else None
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Step:
+    """One step; None where nothing was said."""
+
+    number: int
+    time: float
+    """Seconds since the Unix epoch."""
+    loss: float | None = None
+    learning_rate: float | None = None
+    loss_scale: float | None = None
+    clip_coefficient: float | None = None
+    skipped: bool = False
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    row: Row | None = None
+    """None if the step is not sampled."""
+
+    @property
+    def nbytes(self) -> int:
+        """About the memory it takes."""
+        arrays = 0 if self.row is None else self.row.values.nbytes
+        return _STEP_BYTES + _METRIC_BYTES * len(self.metrics) + arrays
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether every number of it is finite, the elements of its gradients included."""
+        if self.loss is not None and not math.isfinite(self.loss):
+            return False
+        if self.row is None:
+            return True
+        nonfinite = self.row.column("nonfinite_count")
+        return bool(np.isfinite(self.row.values).all()) and (nonfinite is None or not nonfinite.any())
+
+
+@dataclass(frozen=True, slots=True)
+class Rewind:
+    """The job resumed from a checkpoint: what follows comes behind `step`."""
+
+    step: int
+    """The last step that stays."""
+
+
+Entry = Step | Rewind
+"""What waits to be sent, in this order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Where the service keeps what the client measures."""
+
+    statistics: tuple[str, ...]
+    """Those of the run, in its order."""
+    positions: NDArray[np.intp]
+    """The service's position of each of the client's layers."""
+    width: int
+    """Number of layers that the service knows."""
+
+
+def encode_block(
+    steps: Sequence[Step], columns: Columns, *, max_metrics: int | None = None, generation: int | None = None
+) -> bytes:
+    """Encode steps as the msgpack body of `POST /runs/{id}/steps` (`StepsAppend`).
+
+    A row that lacks one of the run's statistics is left out: its step counts as not sampled. So are metrics beyond the
+    first `max_metrics` of the block.
+    """
+    rows = [step.row if step.row and carries(step.row, columns) else None for step in steps]
+    body: dict[str, Any] = {"steps": [step.number for step in steps], "time": [step.time for step in steps]}
+    if generation is not None:
+        body["generation"] = generation
+    for name in ("loss", "learning_rate", "loss_scale", "clip_coefficient"):
+        series = [getattr(step, name) for step in steps]
+        if any(value is not None for value in series):
+            body[name] = series
+    if any(step.skipped for step in steps):
+        body["skipped"] = [step.skipped for step in steps]
+    names = metric_names(steps)[:max_metrics]
+    if names:
+        body["metrics"] = {name: [step.metrics.get(name) for step in steps] for name in names}
+    body["sampled"] = [row is not None for row in rows]
+    sampled = [row for row in rows if row is not None]
+    if sampled:
+        values, present = _spread(sampled, columns)
+        body["statistics"] = {name: values[i].tobytes() for i, name in enumerate(columns.statistics)}
+        body["present"] = np.packbits(present, bitorder="little").tobytes()
+    return msgspec.msgpack.encode(body)
+
+
+def pack_step(step: Step) -> bytes:
+    """Encode a step for the journal."""
+    row = step.row
+    return msgspec.msgpack.encode((
+        step.number, step.time, step.loss, step.learning_rate, step.loss_scale, step.clip_coefficient, step.skipped,
+        step.metrics, None if row is None else (row.statistics, row.layers.tobytes(), row.values.tobytes()),
+    ))  # fmt: skip
+
+
+def unpack_step(packed: bytes) -> Step:
+    """Decode what `pack_step` encoded."""
+    number, time, loss, learning_rate, loss_scale, clip_coefficient, skipped, metrics, row = msgspec.msgpack.decode(
+        packed
+    )
+    if row is not None:
+        statistics, layers, values = row
+        row = Row(
+            tuple(statistics),
+            np.frombuffer(layers, dtype=np.int32),
+            np.frombuffer(values, dtype=np.float32).reshape(-1, len(statistics)),
+        )
+    return Step(
+        number=number,
+        time=time,
+        loss=loss,
+        learning_rate=learning_rate,
+        loss_scale=loss_scale,
+        clip_coefficient=clip_coefficient,
+        skipped=skipped,
+        metrics=metrics,
+        row=row,
+    )
+
+
+def metric_names(steps: Sequence[Step]) -> list[str]:
+    """Return the names of the metrics of some steps, each once, in their order."""
+    return list(dict.fromkeys(name for step in steps for name in step.metrics))
+
+
+def carries(row: Row, columns: Columns) -> bool:
+    """Whether the row has every statistic of the run."""
+    return row.statistics == columns.statistics or set(columns.statistics) <= set(row.statistics)
+
+
+def _spread(rows: Sequence[Row], columns: Columns) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Return values `[statistic, sampled step, layer]`, little-endian, and present `[sampled step, layer]`."""
+    values = np.zeros((len(columns.statistics), len(rows), columns.width), dtype="<f4")
+    present = np.zeros((len(rows), columns.width), dtype=np.bool_)
+    for i, row in enumerate(rows):
+        places = columns.positions[row.layers]
+        present[i, places] = True
+        order = [row.statistics.index(name) for name in columns.statistics]
+        values[:, i, places] = row.values[:, order].T
+    return values, present

@@ -1,0 +1,1 @@
+"""From a recorded step to an acknowledged block: outbox, journal, uploader, replay."""

@@ -1,0 +1,390 @@
+"""The journal on disk: every step that the service has not acknowledged, whatever happens to this process.
+
+One idea: append-only segments of checksummed records, each numbered. What is written survives the death of the
+process (not of the machine: nothing is synced), a torn tail ends its segment, and reading begins behind the last number
+that was acknowledged. A segment is deleted when all of it is acknowledged; beyond its bound, the journal gives up
+steps, oldest first, and those with a non-finite number last; never a rewind, nor what the service may be taking in.
+
+    DIR/<run id>/<session>/          a session is one process
+        lock                         locked by that process while it lives
+        position                     what was acknowledged, under which generation
+        00000001.journal ...         segments; each begins with a description of the run
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import struct
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+from uuid import UUID
+
+import msgspec
+
+from gradmedic.protocol.encoding import from_json, to_json
+from gradmedic.protocol.runs import RunCreate
+from gradmedic.recording.step import Entry, Rewind, pack_step, unpack_step
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: there, sessions are told apart by their process ids alone
+    fcntl = None  # type: ignore[assignment]
+
+SEGMENT_BYTES = 4 * 1024 * 1024
+_RECORD = struct.Struct("<IIBQ")
+"""Length of the payload, its checksum, kind, number."""
+_POSITION = struct.Struct("<QqQq")
+"""Last acknowledged number, generation, number of the last rewind, its generation; a checksum follows."""
+_CHECKSUM = struct.Struct("<I")
+_DESCRIPTION, _STEP, _REWIND, _END = range(1, 5)
+_LONGEST_RECORD = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far the service has acknowledged a session."""
+
+    acknowledged: int = 0
+    generation: int | None = None
+    """Of the run, when it was last known."""
+    rewind: int = 0
+    """Number of the rewind that was begun last: repeated under the same generation, it happens once."""
+    rewind_generation: int | None = None
+
+
+class Journal:
+    """Writes and reads one session. Not thread-safe: its owner locks. Every method may raise OSError.
+
+    Args:
+        folder: of the session; made with the first record.
+        max_bytes: that the session may take on disk.
+        segment_bytes: after which a new segment begins.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int, segment_bytes: int = SEGMENT_BYTES) -> None:
+        self.folder = folder
+        self._max_bytes = max_bytes
+        self._segment_bytes = min(segment_bytes, max(1, max_bytes // 8))
+        self._lock: BinaryIO | None = None
+        self._file: BinaryIO | None = None
+        self._segments: list[_Segment] = []
+        self._description = b""
+        self._position = Position()
+        self._position_file: BinaryIO | None = None
+        self._reader: tuple[int, int, int] | None = None  # segment, offset, and the number of what ends there
+        self._made_directory = False
+        self.given_up: list[int] = []
+        """Numbers of the steps that were given up; who reads them may clear them."""
+
+    @classmethod
+    def begin(cls, directory: Path, run_id: UUID, max_bytes: int) -> Journal:
+        """Return the journal of a new session of this process."""
+        session = f"{time.time_ns() // 1000:016x}-{os.getpid()}"
+        return cls(directory / str(run_id) / session, max_bytes)
+
+    @classmethod
+    def open(cls, folder: Path, max_bytes: int) -> Journal | None:
+        """Return the journal that another process left, None if that process lives."""
+        journal = cls(folder, max_bytes)
+        if not journal._acquire():
+            journal.close()
+            return None
+        journal._load()
+        return journal
+
+    @property
+    def position(self) -> Position:
+        """How far the service has acknowledged it."""
+        return self._position
+
+    def describe(self, description: RunCreate) -> None:
+        """Write what the run is, if that changed."""
+        encoded = to_json(description)
+        if encoded != self._description:
+            self._description = encoded
+            self._write(_DESCRIPTION, 0, encoded)
+
+    def append(self, number: int, entry: Entry, *, offered: int) -> None:
+        """Write a step or a rewind, and give up steps beyond number `offered` if that takes too much room.
+
+        Those up to it are what the service may be taking in.
+        """
+        if isinstance(entry, Rewind):
+            self._write(_REWIND, number, msgspec.msgpack.encode(entry.step))
+        else:
+            self._write(_STEP, number, pack_step(entry), is_finite=entry.is_finite)
+        self._make_room(offered)
+
+    def end(self, status: str) -> None:
+        """Write how the run ended."""
+        self._write(_END, 0, status.encode())
+
+    def read(self, after: int, count: int) -> list[tuple[int, Entry]]:
+        """Return the oldest entries with a number beyond `after`, `count` at most."""
+        found: list[tuple[int, Entry]] = []
+        start = (0, 0)
+        if self._reader is not None and self._reader[2] == after:
+            start = self._reader[:2]
+        for index in range(start[0], len(self._segments)):
+            segment = self._segments[index]
+            if segment.last <= after:
+                continue
+            begin = start[1] if index == start[0] else 0
+            for number, kind, payload, end in _records(segment.path, begin):
+                if kind in (_STEP, _REWIND) and number > after:
+                    found.append((number, _entry(kind, payload)))
+                    if len(found) == count:
+                        self._reader = (index, end, number)
+                        return found
+        return found
+
+    def remaining(self) -> list[bool]:
+        """Return for each entry that is not acknowledged whether it is a step."""
+        return [
+            kind == _STEP
+            for segment in self._segments
+            for number, kind, _, _ in _records(segment.path)
+            if kind in (_STEP, _REWIND) and number > self._position.acknowledged
+        ]
+
+    def ending(self) -> str | None:
+        """Return how the run ended, None if that was not written."""
+        endings = [p for s in self._segments[-1:] for _, kind, p, _ in _records(s.path) if kind == _END]
+        return endings[-1].decode() if endings else None
+
+    def description(self) -> RunCreate | None:
+        """Return the last description that was written."""
+        return from_json(self._description, RunCreate) if self._description else None
+
+    def acknowledge(self, number: int) -> None:
+        """Take in that the service has everything up to `number`, and delete what is not needed any more."""
+        self.move(acknowledged=number)
+        while len(self._segments) > 1 and self._segments[0].last <= number:
+            self._segments.pop(0).path.unlink(missing_ok=True)
+            self._reader = None
+
+    def move(self, **changes: int | None) -> None:
+        """Write a new position."""
+        self._position = position = dataclasses.replace(self._position, **changes)  # type: ignore[arg-type]
+        if self._position_file is None:
+            if not self.folder.is_dir():
+                return
+            self._position_file = self._open(self.folder / "position", os.O_RDWR | os.O_CREAT)
+        numbers = (position.acknowledged, _or_less(position.generation), position.rewind,
+                   _or_less(position.rewind_generation))  # fmt: skip
+        body = _POSITION.pack(*numbers)
+        self._position_file.seek(0)
+        self._position_file.write(body + _CHECKSUM.pack(zlib.crc32(body)))
+
+    def close(self) -> None:
+        """Close the files; what is written stays."""
+        for file in (self._file, self._position_file, self._lock):
+            if file is not None:
+                with contextlib.suppress(OSError):
+                    file.close()
+        self._file = self._position_file = self._lock = None
+
+    def delete(self) -> None:
+        """Remove the session, and the folders above it that were made for it, if they are empty then."""
+        self.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.folder.parent.rmdir()
+            if self._made_directory:
+                self.folder.parents[1].rmdir()
+
+    # --- writing ------------------------------------------------------------------------------------------------------
+
+    def _write(self, kind: int, number: int, payload: bytes, *, is_finite: bool = True) -> None:
+        if self._file is None or self._segments[-1].size >= self._segment_bytes:
+            self._file = self._begin_segment()
+            if kind == _DESCRIPTION:
+                return
+        segment = self._segments[-1]
+        self._put(self._file, kind, number, payload)
+        if number:
+            segment.last = number
+        if kind == _STEP:
+            segment.healthy += is_finite
+            segment.nonfinite += not is_finite
+
+    def _put(self, file: BinaryIO, kind: int, number: int, payload: bytes) -> None:
+        segment = self._segments[-1]
+        record = _encode_record(kind, number, payload)
+        try:
+            written = file.write(record)
+            if written != len(record):
+                raise OSError(f"only {written} of {len(record)} bytes were written")
+        except OSError:
+            with contextlib.suppress(OSError):  # what was written in part would end the segment
+                file.truncate(segment.size)
+                file.seek(segment.size)
+            raise
+        segment.size += len(record)
+
+    def _begin_segment(self) -> BinaryIO:
+        if self._lock is None:
+            self._made_directory = not self.folder.parents[1].exists()
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._acquire()
+        index = self._segments[-1].index + 1 if self._segments else 1
+        path = self.folder / f"{index:08d}.journal"
+        file = self._open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        if self._file is not None:
+            self._file.close()
+        last = self._segments[-1].last if self._segments else self._position.acknowledged
+        self._segments.append(_Segment(path, index, last=last))
+        if self._description:
+            self._put(file, _DESCRIPTION, 0, self._description)
+        return file
+
+    def _make_room(self, offered: int) -> None:
+        """Give up steps until the session is within its bound."""
+        while sum(segment.size for segment in self._segments) > self._max_bytes:
+            closed = self._segments[:-1]
+            with_healthy = next((segment for segment in closed if segment.healthy), None)
+            segment = with_healthy or next((segment for segment in closed if segment.nonfinite), None)
+            if segment is None:
+                break
+            self._reader = None
+            self._give_up(segment, offered, keeps_nonfinite=with_healthy is not None)
+
+    def _give_up(self, segment: _Segment, offered: int, *, keeps_nonfinite: bool) -> None:
+        """Leave of a segment no steps that can be given up, or none but those with a non-finite number."""
+        given_up: list[int] = []
+        entries = nonfinite = 0
+        kept = bytearray()
+        for number, kind, payload, _ in _records(segment.path):
+            if kind in (_STEP, _REWIND):
+                if number <= self._position.acknowledged:
+                    continue
+                if kind == _STEP and number > offered:
+                    if not keeps_nonfinite or unpack_step(payload).is_finite:
+                        given_up.append(number)
+                        continue
+                    nonfinite += 1
+                entries += 1
+            kept += _encode_record(kind, number, payload)
+        if entries:
+            temporary = segment.path.with_suffix(".new")
+            temporary.write_bytes(kept)
+            temporary.replace(segment.path)
+            segment.size, segment.healthy, segment.nonfinite = len(kept), 0, nonfinite
+        else:
+            self._segments.remove(segment)
+            segment.path.unlink(missing_ok=True)
+        self.given_up += given_up
+
+    # --- reading what another process left ----------------------------------------------------------------------------
+
+    def _acquire(self) -> bool:
+        """Lock the session; return False if a process has it: another one or, where there are no locks, this one."""
+        self._lock = self._open(self.folder / "lock", os.O_RDWR | os.O_CREAT)
+        try:
+            if fcntl is None:
+                raise OSError("no locks on this system")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system without locks
+            return not self.folder.name.endswith(f"-{os.getpid()}")
+        return True
+
+    def _load(self) -> None:
+        with contextlib.suppress(OSError, struct.error):
+            body = (self.folder / "position").read_bytes()
+            if _CHECKSUM.pack(zlib.crc32(body[: _POSITION.size])) == body[_POSITION.size :]:
+                acknowledged, generation, rewind, rewind_generation = _POSITION.unpack_from(body)
+                self._position = Position(
+                    acknowledged,
+                    None if generation < 0 else generation,
+                    rewind,
+                    None if rewind_generation < 0 else rewind_generation,
+                )
+        for path in sorted(self.folder.glob("*.journal")):
+            segment = _Segment(path, int(path.stem))
+            for number, kind, payload, end in _records(path):
+                segment.size = end
+                segment.last = max(segment.last, number)
+                if kind == _DESCRIPTION:
+                    self._description = payload
+            self._segments.append(segment)
+
+    @staticmethod
+    def _open(path: Path, flags: int) -> BinaryIO:
+        descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0), 0o600)
+        return os.fdopen(descriptor, "r+b" if flags & os.O_RDWR else "wb", buffering=0)
+
+
+@dataclass(slots=True)
+class _Segment:
+    path: Path
+    index: int
+    size: int = 0
+    last: int = 0
+    """Largest number in it."""
+    healthy: int = 0
+    """Steps that may be given up."""
+    nonfinite: int = 0
+    """Steps with a non-finite number, which may be given up after all others."""
+
+
+def sessions(directory: Path, run_id: UUID | None = None) -> list[Path]:
+    """Return the folders of all sessions, or those of one run, in the order in which they began."""
+    folders = [directory / str(run_id)] if run_id is not None else sorted(directory.glob("*-*-*-*-*"))
+    return [
+        session
+        for folder in folders
+        if folder.is_dir()
+        for session in sorted(folder.iterdir())
+        if any(session.glob("*.journal"))
+    ]
+
+
+def run_of(session: Path) -> UUID | None:
+    """Return the run of a session, None if its folder is not named after one."""
+    try:
+        return UUID(session.parent.name)
+    except ValueError:
+        return None
+
+
+def _encode_record(kind: int, number: int, payload: bytes) -> bytes:
+    return _RECORD.pack(len(payload), _checksum(kind, number, payload), kind, number) + payload
+
+
+def _checksum(kind: int, number: int, payload: bytes) -> int:
+    return zlib.crc32(payload, zlib.crc32(struct.pack("<BQ", kind, number)))
+
+
+def _records(path: Path, offset: int = 0) -> Iterator[tuple[int, int, bytes, int]]:
+    """Iterate over number, kind, payload and end of each record; a torn or damaged one ends the segment."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        file.seek(offset)
+        while len(header := file.read(_RECORD.size)) == _RECORD.size:
+            length, checksum, kind, number = _RECORD.unpack(header)
+            if length > _LONGEST_RECORD:
+                return
+            payload = file.read(length)
+            if len(payload) < length or _checksum(kind, number, payload) != checksum:
+                return
+            yield number, kind, payload, file.tell()
+
+
+def _entry(kind: int, payload: bytes) -> Entry:
+    return unpack_step(payload) if kind == _STEP else Rewind(msgspec.msgpack.decode(payload, type=int))
+
+
+def _or_less(generation: int | None) -> int:
+    return -1 if generation is None else generation

@@ -1,0 +1,246 @@
+"""`gradmedic demo`: the main job, end to end, on this machine.
+
+It starts a real service with a worker on a free port with a database of its own, trains three real models as processes
+of their own that stream to it through the SDK, asks for their diagnoses over HTTP, has the advice tried on the run that
+explodes, and cleans up. The last line it prints is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gradmedic.api import Client
+from gradmedic.cli import follow_rerun, render_diagnosis, render_outcome, render_rerun
+from gradmedic.exceptions import ConfigurationError, GradmedicError, TransportError
+from gradmedic.protocol.remedies import describe_remedies
+from gradmedic.protocol.reruns import RerunDetail
+from gradmedic.protocol.runs import RunSummary
+
+PROJECT = "examples"
+"""That the scripts name."""
+START_TIMEOUT = 60.0
+"""Seconds for the service to create its database and listen; a cold machine compiles what it imports."""
+TRAINING_TIMEOUT = 300.0
+"""Seconds for one training; each takes a few on one core."""
+POLL_INTERVAL = 0.25
+"""Seconds between looks at a training's progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """One model of the demo."""
+
+    name: str
+    expected: str
+    story: str
+    script: str
+    arguments: tuple[str, ...]
+    steps: int
+
+
+TRAININGS = (
+    Training(
+        name="rnn-language-model",
+        expected="exploding",
+        story="a plain RNN on the Python reference, 100 characters a sequence, high rate, no clipping",
+        script="rnn_language_model.py",
+        arguments=("--steps", "200"),
+        steps=200,
+    ),
+    Training(
+        name="deep-sigmoid-classifier",
+        expected="vanishing",
+        story="a classifier of handwritten digits with eight sigmoid layers",
+        script="digits_classifier.py",
+        arguments=("--steps", "300"),
+        steps=300,
+    ),
+    Training(
+        name="relu-classifier",
+        expected="healthy",
+        story="the same classifier with one argument changed: --activation relu",
+        script="digits_classifier.py",
+        arguments=("--steps", "300", "--activation", "relu"),
+        steps=300,
+    ),
+)
+
+
+RERUN = TRAININGS[0].name
+"""The run whose advice is tried."""
+RERUN_TIMEOUT = 180.0
+"""Seconds for the race; it takes half a minute on two cores."""
+
+
+class DemoCommand:
+    """`gradmedic demo`."""
+
+    help = "train three real models against a service of its own, print their diagnoses, and try the advice on one"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """The demo needs no options."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Run the demo; return 0 only if all three verdicts are right and some advice proved to help."""
+        del args
+        os.environ.pop("GRADMEDIC_API_KEY", None)  # of another service; the demo's own asks for none
+        needed = [name for name in ("torch", "sklearn") if importlib.util.find_spec(name) is None]
+        if needed:
+            names = " and ".join(needed)
+            raise ConfigurationError(f"gradmedic demo needs {names}: pip install 'gradmedic[demo]'")
+        with tempfile.TemporaryDirectory(prefix="gradmedic-demo-") as folder:
+            scratch = Path(folder)
+            with _service(scratch) as base_url, Client(base_url) as client:
+                print(f"The service is at {base_url}, its database in {scratch}.", flush=True)
+                results = [_show(client, training, base_url, scratch) for training in TRAININGS]
+                rerun = _try_advice(client, RERUN)
+        tried = {
+            describe_remedies(candidate.remedies): None if candidate.outcome is None else candidate.outcome.state
+            for candidate in rerun.candidates[1:]
+        }
+        ok = all(result["expected"] == result["verdict"] for result in results) and "verified" in tried.values()
+        print(
+            "\nWhere to look next: `make serve` (or `gradmedic serve`) keeps a service running; the README's first\n"
+            "lines are all that a training loop needs; examples/ has the scripts that were just trained.\n"
+        )
+        print(json.dumps({"demo": results, "rerun": {"run": RERUN, "seeds": 1, "tried": tried}, "ok": ok}), flush=True)
+        return 0 if ok else 1
+
+
+DEMO = DemoCommand()
+
+
+def examples() -> Path:
+    """Return the folder of the example scripts: beside the package in a wheel, at the top of a checkout otherwise."""
+    installed = Path(__file__).parents[1] / "examples"
+    return installed if installed.is_dir() else Path(__file__).parents[3] / "examples"
+
+
+@contextlib.contextmanager
+def _service(scratch: Path) -> Iterator[str]:
+    """Run `gradmedic serve` on a free port and yield its URL; it is stopped in the end."""
+    log = scratch / "service.log"
+    database = scratch / "gradmedic.db"
+    command = [sys.executable, "-m", "gradmedic", "serve", "--port", "0", "--database-url", f"sqlite:///{database}"]
+    command += ["--with-worker", str(examples() / "worker.toml")]
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=_environment())  # noqa: S603  # our own command
+    try:
+        yield _wait_for_url(process, log)
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_for_url(process: subprocess.Popen[bytes], log: Path) -> str:
+    deadline = time.monotonic() + START_TIMEOUT
+    while time.monotonic() < deadline:
+        for line in log.read_text().splitlines():
+            if line.startswith("gradmedic is at "):
+                return line.split()[3]
+        if process.poll() is not None:
+            break
+        time.sleep(POLL_INTERVAL)
+    raise TransportError(f"the service did not start:\n{log.read_text()}")
+
+
+def _environment(**extra: str) -> dict[str, str]:
+    """Return this process's environment without a user's own GRADMEDIC_* settings."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GRADMEDIC_")}
+    return {**kept, **extra}
+
+
+def _show(client: Client, training: Training, base_url: str, scratch: Path) -> dict[str, object]:
+    print(f"\n{'=' * 88}\nTraining {training.name}: {training.story} ...", flush=True)
+    log = scratch / f"{training.name}.log"
+    command = [sys.executable, str(examples() / training.script), *training.arguments]
+    environment = _environment(
+        GRADMEDIC_BASE_URL=base_url,
+        GRADMEDIC_RUN_NAME=training.name,
+        GRADMEDIC_SILENT="1",
+        GRADMEDIC_DIR=str(scratch),
+        OMP_NUM_THREADS="1",  # the models are too small to gain from more, and the service needs a core too
+    )
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=scratch)  # noqa: S603  # our own script
+    try:
+        _follow(client, training, process)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    if process.returncode != 0:
+        raise GradmedicError(f"training {training.name} failed:\n{log.read_text()}")
+    run = _find(client, training.name)
+    if run is None:
+        raise GradmedicError(f"training {training.name} ended without a run:\n{log.read_text()}")
+    diagnosis = client.runs.diagnosis(run.id)
+    print(f"\n{render_diagnosis(diagnosis, run)}", flush=True)
+    return {
+        "run": training.name,
+        "expected": training.expected,
+        "verdict": diagnosis.verdict,
+        "since_step": diagnosis.since_step,
+    }
+
+
+def _try_advice(client: Client, name: str) -> RerunDetail:
+    """Race the advice for a run against an unchanged control, and print what the race has shown."""
+    run = _find(client, name)
+    if run is None:
+        raise GradmedicError(f"run {name} is gone")
+    print(
+        f"\n{'=' * 88}\nTrying the advice for {name}: the same script again, once unchanged and once with each\n"
+        "remedy, on one seed (a rerun uses three unless it is told otherwise) ...",
+        flush=True,
+    )
+    rerun = client.reruns.create(run.id, seeds=1)
+    try:
+        rerun = follow_rerun(client, rerun.id, sys.stdout, timeout=RERUN_TIMEOUT)
+    except TimeoutError as error:
+        client.reruns.cancel(rerun.id)
+        raise GradmedicError(str(error)) from error
+    print(f"\n{render_rerun(rerun)}", flush=True)
+    best = next(iter(client.runs.diagnosis(run.id).advice), None)
+    if best is not None and best.outcome is not None and best.outcome.state == "verified":
+        print(
+            f"\nThe run's diagnosis now says first: {describe_remedies([best.remedy])}, {render_outcome(best.outcome)}"
+        )
+        print(f"\n{textwrap.indent(best.snippet, '    ')}", flush=True)
+    return rerun
+
+
+def _follow(client: Client, training: Training, process: subprocess.Popen[bytes]) -> None:
+    """Print the run's progress, as the service knows it, until the process ends."""
+    deadline = time.monotonic() + TRAINING_TIMEOUT
+    shown: tuple[object, ...] = ()
+    while process.poll() is None:
+        if time.monotonic() > deadline:
+            raise GradmedicError(f"training {training.name} took longer than {TRAINING_TIMEOUT:.0f} s")
+        run = _find(client, training.name)
+        if run is not None and run.last_step is not None and (run.last_step, run.verdict) != shown:
+            shown = (run.last_step, run.verdict)
+            print(f"  step {run.last_step + 1:>4} of {training.steps}: {run.verdict}", flush=True)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=POLL_INTERVAL)
+
+
+def _find(client: Client, name: str) -> RunSummary | None:
+    found: Sequence[RunSummary] = [run for run in client.runs.list(project=PROJECT) if run.name == name]
+    return found[0] if found else None

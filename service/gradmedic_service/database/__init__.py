@@ -1,0 +1,1 @@
+"""The connection, the tables, and the schema's migrations."""

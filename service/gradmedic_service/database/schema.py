@@ -1,0 +1,93 @@
+"""The database's schema: create, upgrade, downgrade and check it by the migrations that come with the service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import Connection, column, inspect, select, table
+
+from gradmedic_service.database.engine import Database, make_engine, parse_url, service_errors
+from gradmedic_service.errors import DatabaseNotMigrated, UnknownRevision
+
+UPGRADE_COMMAND = "gradmedic db upgrade"
+VERSION_TABLE = "alembic_version"
+
+
+def migrations_folder() -> Path:
+    """Return the folder of the migrations: beside the package in a wheel, at the root of a checkout."""
+    packaged = Path(__file__).parents[1] / "migrations"
+    return packaged if packaged.is_dir() else Path(__file__).parents[3] / "migrations"
+
+
+def upgrade(database_url: str, revision: str = "head") -> None:
+    """Bring the schema up to a revision. Raises UnknownRevision."""
+    with service_errors(), _known_revisions():
+        command.upgrade(_config(database_url), revision)
+
+
+def downgrade(database_url: str, revision: str) -> None:
+    """Take the schema back to a revision; `base` removes everything. Raises UnknownRevision."""
+    with service_errors(), _known_revisions():
+        command.downgrade(_config(database_url), revision)
+
+
+def current(database_url: str) -> str | None:
+    """Return the revision of the schema, None for an empty database."""
+    engine = make_engine(parse_url(database_url))
+    try:
+        with service_errors(), engine.connect() as connection:
+            return _revision_of(connection)
+    finally:
+        engine.dispose()
+
+
+def head() -> str:
+    """Return the revision that this version of the service needs."""
+    revision = ScriptDirectory(str(migrations_folder())).get_current_head()
+    if revision is None:
+        raise RuntimeError(f"no migrations in {migrations_folder()}")
+    return revision
+
+
+def check_revision(database: Database, expected: str) -> None:
+    """Raise DatabaseNotMigrated unless the database can be read and its schema is at the expected revision."""
+    with database.reading() as session:
+        found = _revision_of(session.connection())
+    if found != expected:
+        raise not_migrated(found, expected)
+
+
+def not_migrated(found: str | None, expected: str, arguments: str = "") -> DatabaseNotMigrated:
+    """Return the error of a schema at another revision; it names the command to run."""
+    return DatabaseNotMigrated(
+        f"The schema is at revision {found or 'none'}, this version needs {expected}: run "
+        f"`{UPGRADE_COMMAND}{arguments}`."
+    )
+
+
+def _revision_of(connection: Connection) -> str | None:
+    if not inspect(connection).has_table(VERSION_TABLE):
+        return None
+    revision: str | None = connection.scalar(select(column("version_num")).select_from(table(VERSION_TABLE)))
+    return revision
+
+
+@contextmanager
+def _known_revisions() -> Iterator[None]:
+    try:
+        yield
+    except CommandError as error:
+        raise UnknownRevision(f"{error}; `gradmedic db current` shows where the schema is.") from None
+
+
+def _config(database_url: str) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
+    config.attributes["database_url"] = database_url
+    return config

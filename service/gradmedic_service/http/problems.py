@@ -1,0 +1,89 @@
+"""From what went wrong to an RFC 9457 answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from http import HTTPStatus
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from gradmedic.protocol.service import Problem
+from gradmedic_service.errors import MAX_PATH_LENGTH, InvalidRequest, MalformedBody, ServiceError, problem_type
+from gradmedic_service.http.responses import ProblemResponse
+from gradmedic_service.http.validation import field_errors
+
+_logger = structlog.get_logger("gradmedic.request")
+
+
+def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
+    """Return an answer with a problem as its body."""
+    return ProblemResponse(asdict(problem), status_code=problem.status, headers=headers)
+
+
+def answer_with_problems(app: FastAPI) -> None:
+    """Make every error of an application a problem."""
+    app.add_exception_handler(ServiceError, _answer_service_error)
+    app.add_exception_handler(RequestValidationError, _answer_validation_error)
+    app.add_exception_handler(HTTPException, _answer_http_exception)
+
+
+def _answer_service_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, ServiceError):
+        raise error
+    return answer_of(error, request.state.request_id)
+
+
+def answer_of(error: ServiceError, request_id: str) -> Response:
+    """Return the answer to what failed with an error of the service's own."""
+    if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        _logger.warning("refused", error_code=error.error_code, reason=error.reason)
+    headers = dict(error.headers)
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
+    return problem_response(error.problem(request_id), headers)
+
+
+def _answer_validation_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    errors = error.errors()
+    if errors[0]["type"] == "json_invalid":
+        position = errors[0]["loc"][-1]
+        reason = errors[0]["ctx"]["error"]
+        return _answer_service_error(request, MalformedBody(f"The body is not JSON: {reason} at character {position}."))
+    return _answer_service_error(request, InvalidRequest(field_errors(errors)))
+
+
+def _answer_http_exception(request: Request, error: Exception) -> Response:
+    if isinstance(error.__cause__, ServiceError):  # raised while FastAPI was reading the body, and wrapped by it
+        return _answer_service_error(request, error.__cause__)
+    if not isinstance(error, HTTPException):
+        raise error
+    if error.status_code == HTTPStatus.BAD_REQUEST:
+        return _answer_service_error(request, MalformedBody(f"{error.detail}."))
+    status = HTTPStatus(error.status_code)
+    headers = dict(error.headers or {})
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(sorted(request.app.state.routes.methods(request.url.path)))
+    problem = Problem(
+        type=problem_type(status.name.lower()),
+        title=status.phrase,
+        status=error.status_code,
+        detail=_detail_of(request, status) or f"{error.detail}.",
+        error_code=status.name.lower(),
+        request_id=request.state.request_id,
+    )
+    return problem_response(problem, headers)
+
+
+def _detail_of(request: Request, status: HTTPStatus) -> str | None:
+    if status == HTTPStatus.NOT_FOUND:
+        return f"There is nothing at {request.url.path[:MAX_PATH_LENGTH]}; /docs lists the routes."
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        return f"{request.method} is not possible at {request.url.path[:MAX_PATH_LENGTH]}."
+    return None

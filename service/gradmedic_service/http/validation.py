@@ -1,0 +1,34 @@
+"""What pydantic says about a bad request, in the words of `errors: [{path, message}]`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gradmedic.protocol.service import FieldError
+from gradmedic_service.errors import MAX_PATH_LENGTH, field_path
+
+MESSAGES = {
+    "unexpected_keyword_argument": "there is no such field",
+    "extra_forbidden": "there is no such field",
+    "missing": "is required",
+    "missing_argument": "is required",
+    "dataclass_type": "must be an object",
+}
+"""By pydantic's type of error; other messages are good as they are."""
+
+
+def field_errors(errors: Sequence[Mapping[str, Any]]) -> list[FieldError]:
+    """Translate pydantic's errors."""
+    return [FieldError(path=_path(error["loc"]), message=_message(error)) for error in errors]
+
+
+def _path(location: Sequence[str | int]) -> str:
+    """Leave out where in the request the field was; a name in it may be of any form, so that it is cut."""
+    parts = location[1:] if location and location[0] in ("body", "query", "path", "header") else location
+    return field_path(parts)[:MAX_PATH_LENGTH].encode(errors="replace").decode() or "body"
+
+
+def _message(error: Mapping[str, Any]) -> str:
+    message: str = error["msg"]
+    return MESSAGES.get(error["type"], message[:1].lower() + message[1:])
