@@ -15,7 +15,6 @@ from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gradmedic_service.access.browsers import OWN_ORIGIN_HEADERS, SAFE_METHODS
-from gradmedic_service.access.keyring import Keyring
 from gradmedic_service.access.principal import LOOPBACK, Principal
 from gradmedic_service.database.engine import Database
 from gradmedic_service.errors import (
@@ -30,6 +29,7 @@ from gradmedic_service.errors import (
     SessionEnded,
     TooManyRequests,
 )
+from gradmedic_service.services import services_of
 
 SESSION_COOKIE = "gradmedic_session"
 REFUSALS = (
@@ -88,11 +88,11 @@ def authenticated(scope: Scope) -> Principal:
 
 async def authenticate(scope: Scope) -> Principal:
     """Find out who asks, now. Raises one of REFUSALS."""
-    state = scope["app"].state
+    services = services_of(scope["app"])
     headers = Headers(scope=scope)
     header = headers.get("authorization")
     if header is None:
-        if not state.requires_keys:
+        if not services.requires_keys:
             return LOOPBACK
         cookie = cookie_parser(headers.get("cookie", "")).get(SESSION_COOKIE)
         if cookie is not None:
@@ -105,11 +105,11 @@ async def authenticate(scope: Scope) -> Principal:
     secret = secret.strip()
     if scheme.lower() != "bearer" or not secret:
         raise ApiKeyMissing("`Authorization` must be `Bearer <api key>`.")
-    keyring: Keyring = state.keyring
+    keyring = services.keyring
     try:
         return await _recognize(scope, keyring.recall, keyring.look_up, secret)
     except ServiceError as error:
-        if state.requires_keys or error.status != ApiKeyMissing.status:
+        if services.requires_keys or error.status != ApiKeyMissing.status:
             raise
         detail = f"{error.detail} This service needs no key from this machine: unset GRADMEDIC_API_KEY."
         raise type(error)(detail) from None
@@ -122,7 +122,7 @@ async def _authenticate_session(scope: Scope, headers: Headers, cookie: str) -> 
     """
     if scope["method"] not in SAFE_METHODS and not any(name in headers for name in OWN_ORIGIN_HEADERS):
         raise CrossOrigin("With a session, what changes something must come from a page: send `Origin`, or an API key.")
-    keyring: Keyring = scope["app"].state.keyring
+    keyring = services_of(scope["app"]).keyring
     return await _recognize(scope, keyring.recall_session, keyring.look_up_session, cookie)
 
 
@@ -136,16 +136,16 @@ async def _recognize(
 
     The database is asked where nobody here knows, unless an address has had it asked for unknown secrets too often.
     """
-    state = scope["app"].state
+    services = services_of(scope["app"])
     known = recall(secret)
     if known is None:
         address = (scope.get("client") or ("",))[0]
-        if not state.keyring.knows(secret):
-            state.rates.check_attempts(address)
+        if not services.keyring.knows(secret):
+            services.rate_limits.check_attempts(address)
         try:
-            known = await to_thread.run_sync(look_up, state.database, secret)
+            known = await to_thread.run_sync(look_up, services.database, secret)
         except (ApiKeyUnknown, SessionEnded):
-            state.rates.count_failure(address)
+            services.rate_limits.count_failure(address)
             raise
-    state.rates.count_request(str(known.key_id), known.name)
+    services.rate_limits.count_request(str(known.key_id), known.name)
     return known

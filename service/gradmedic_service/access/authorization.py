@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gradmedic_service.access.authentication import authenticated
 from gradmedic_service.access.principal import TICKET, Principal
 from gradmedic_service.errors import ScopeMissing
+from gradmedic_service.services import services_of
 
 
 class Need:
@@ -42,7 +43,7 @@ class Need:
                 f"{held}."
             )
         if request.scope["query_string"]:
-            request.app.state.routes.check_query(request.scope)
+            services_of(request.app).route_table.check_query(request.scope)
         return principal
 
 

@@ -12,7 +12,6 @@ from gradmedic.protocol.access import SCOPES, ApiKeyCreate, ApiKeyCreated, ApiKe
 from gradmedic_service.access import service
 from gradmedic_service.access.authentication import SESSION_COOKIE
 from gradmedic_service.access.authorization import AnyKey, MayAdminister
-from gradmedic_service.access.keyring import Keyring
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.access.schemas import check_create
 from gradmedic_service.errors import (
@@ -24,7 +23,13 @@ from gradmedic_service.errors import (
     UnsupportedMediaType,
     documented,
 )
-from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency, check_max_results, json_only
+from gradmedic_service.http.dependencies import (
+    DatabaseDependency,
+    KeyringDependency,
+    LimitsDependency,
+    check_max_results,
+    json_only,
+)
 
 router = APIRouter(tags=["access"])
 
@@ -39,14 +44,6 @@ CREATE_EXAMPLES: dict[str, Any] = {
         "value": {"project": "char-lm", "scopes": ["read", "rerun"], "expires_at": "2099-12-31T00:00:00Z"},
     },
 }
-
-
-async def _keyring(request: Request) -> Keyring:
-    keyring: Keyring = request.app.state.keyring
-    return keyring
-
-
-KeyringDependency = Annotated[Keyring, Depends(_keyring)]
 
 
 @router.post(

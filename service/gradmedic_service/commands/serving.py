@@ -14,6 +14,7 @@ from uuid import UUID
 
 import structlog
 import uvicorn
+from fastapi import FastAPI
 
 from gradmedic_service.access import service as access
 from gradmedic_service.app import create_app
@@ -25,6 +26,7 @@ from gradmedic_service.http.addresses import is_loopback
 from gradmedic_service.http.responses import to_json
 from gradmedic_service.logs import set_up_logging
 from gradmedic_service.runs.facts import FactsCache
+from gradmedic_service.services import services_of
 from gradmedic_service.settings import DEFAULT_DATABASE_URL, Settings
 from gradmedic_service.telemetry import rediagnosis
 
@@ -63,8 +65,9 @@ def serve(settings: Settings, worker_file: str | None = None) -> int:
         return refuse(with_reason(error), EXIT_FAILURE)
     except OSError as error:
         return refuse(f"the database cannot be prepared: {error}", EXIT_FAILURE)
+    app = create_app(settings)
     config = uvicorn.Config(
-        create_app(settings),
+        app,
         access_log=False,
         log_config=None,
         server_header=False,
@@ -88,7 +91,7 @@ def serve(settings: Settings, worker_file: str | None = None) -> int:
         reason = error.strerror or error
         return refuse(f"cannot listen at {settings.host} port {settings.port}: {reason}", EXIT_FAILURE)
     with listener:
-        _AnnouncingServer(config, database_url, worker_file).run(sockets=[listener])
+        _AnnouncingServer(config, app, database_url, worker_file).run(sockets=[listener])
     return 0
 
 
@@ -189,8 +192,9 @@ def refuse(reason: str, status: int = EXIT_USAGE) -> int:
 class _AnnouncingServer(uvicorn.Server):
     """Prints where it listens once it does, and has its worker begin then."""
 
-    def __init__(self, config: uvicorn.Config, database_url: str, worker_file: str | None) -> None:
+    def __init__(self, config: uvicorn.Config, app: FastAPI, database_url: str, worker_file: str | None) -> None:
         super().__init__(config)
+        self._app = app
         self._database_url = database_url
         self._worker_file = worker_file
         self._worker: subprocess.Popen[bytes] | None = None
@@ -218,7 +222,7 @@ class _AnnouncingServer(uvicorn.Server):
         self._is_ending = True
         if self._worker is not None:
             await asyncio.to_thread(_end_worker, self._worker)
-        self.config.app.state.live.close()  # type: ignore[union-attr] # the application of `create_app`
+        services_of(self._app).live_runs.close()
         await super().shutdown(sockets)
 
     def _tell_if_worker_ends(self) -> None:

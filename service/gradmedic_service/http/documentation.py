@@ -29,6 +29,7 @@ from gradmedic_service.errors import (
     documented,
 )
 from gradmedic_service.http.responses import WireResponse
+from gradmedic_service.services import services_of
 
 FILES_PATH = "/docs/files"
 OPENAPI_PATH = "/openapi.json"
@@ -80,7 +81,7 @@ def _describe_access(app: FastAPI, document: dict[str, Any]) -> None:
     """Say of each route which scopes it needs and how it refuses."""
     refusals = documented(*REFUSALS, ScopeMissing, BeyondKey, Overloaded, InvalidRequest)
     of_all = documented(HostNotAllowed, CrossOrigin, ApiKeyInUrl)
-    if app.state.requires_keys:
+    if services_of(app).requires_keys:
         scheme = {"type": "http", "scheme": "bearer", "description": "An API key: `Authorization: Bearer <secret>`."}
         document["components"]["securitySchemes"] = {SECURITY_SCHEME: scheme}
     for path, methods, need in needs(app):
@@ -96,7 +97,7 @@ def _describe_access(app: FastAPI, document: dict[str, Any]) -> None:
                 _add(operation["responses"], str(status), response)
             if "requestBody" in operation:
                 operation["responses"].update({str(status): one for status, one in documented(RequestTimeout).items()})
-            if app.state.requires_keys:
+            if services_of(app).requires_keys:
                 operation["security"] = [{SECURITY_SCHEME: list(need.scopes)}]
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -13,7 +12,12 @@ from gradmedic.protocol.service import Limits
 from gradmedic_service.access.authorization import PUBLIC, AnyKey, MayRead
 from gradmedic_service.database.schema import check_revision
 from gradmedic_service.errors import DatabaseBusy, DatabaseNotMigrated, DatabaseUnavailable, documented
-from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency, MetricsDependency
+from gradmedic_service.http.dependencies import (
+    DatabaseDependency,
+    LimitsDependency,
+    MetricsDependency,
+    SchemaRevisionDependency,
+)
 
 health_router = APIRouter(tags=["service"])
 limits_router = APIRouter(tags=["service"])
@@ -26,11 +30,6 @@ class Health:
     status: str = "ok"
 
 
-def _revision(request: Request) -> str:
-    revision: str = request.app.state.schema_revision
-    return revision
-
-
 @health_router.get("/healthz", dependencies=[PUBLIC])
 async def alive() -> Health:
     """Answer as long as the process serves requests."""
@@ -40,7 +39,7 @@ async def alive() -> Health:
 @health_router.get(
     "/readyz", dependencies=[PUBLIC], responses=documented(DatabaseBusy, DatabaseUnavailable, DatabaseNotMigrated)
 )
-def ready(database: DatabaseDependency, revision: Annotated[str, Depends(_revision)]) -> Health:
+def ready(database: DatabaseDependency, revision: SchemaRevisionDependency) -> Health:
     """Answer if the database can be used and has the schema that this version needs."""
     check_revision(database, revision)
     return Health()

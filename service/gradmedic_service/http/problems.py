@@ -16,6 +16,7 @@ from gradmedic.protocol.service import Problem
 from gradmedic_service.errors import MAX_PATH_LENGTH, InvalidRequest, MalformedBody, ServiceError, problem_type
 from gradmedic_service.http.responses import ProblemResponse
 from gradmedic_service.http.validation import field_errors
+from gradmedic_service.services import services_of
 
 _logger = structlog.get_logger("gradmedic.request")
 
@@ -69,7 +70,7 @@ def _answer_http_exception(request: Request, error: Exception) -> Response:
     status = HTTPStatus(error.status_code)
     headers = dict(error.headers or {})
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
-        headers["Allow"] = ", ".join(sorted(request.app.state.routes.methods(request.url.path)))
+        headers["Allow"] = ", ".join(sorted(services_of(request.app).route_table.methods(request.url.path)))
     problem = Problem(
         type=problem_type(status.name.lower()),
         title=status.phrase,

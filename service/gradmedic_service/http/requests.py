@@ -17,6 +17,7 @@ from gradmedic_service.access.secrets import without_secrets
 from gradmedic_service.errors import ApiKeyInUrl, ServiceError
 from gradmedic_service.http.metrics import NO_ROUTE
 from gradmedic_service.http.problems import answer_of, problem_response
+from gradmedic_service.services import services_of
 
 REQUEST_ID_HEADER = "X-Request-ID"
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -68,9 +69,9 @@ class RequestContext:
                 await problem_response(error.problem(request_id))(scope, receive, send_with_id)
             finally:
                 seconds = time.perf_counter() - started
-                state = scope["app"].state
-                state.metrics.count_request(
-                    scope["method"], state.routes.template(scope) or NO_ROUTE, int(status or 500), seconds
+                services = services_of(scope["app"])
+                services.metrics.count_request(
+                    scope["method"], services.route_table.template(scope) or NO_ROUTE, int(status or 500), seconds
                 )
                 if scope["path"] not in QUIET_PATHS or status is None or status >= 400:
                     _logger.info(

@@ -25,10 +25,10 @@ from gradmedic.protocol.verdicts import VERDICTS
 from gradmedic_service.access.authentication import authenticated
 from gradmedic_service.access.authorization import PUBLIC
 from gradmedic_service.access.principal import Principal
-from gradmedic_service.database.engine import Database
 from gradmedic_service.errors import RerunNotFound, RunNotFound, ScopeMissing, ServiceError
 from gradmedic_service.reruns import service as reruns
 from gradmedic_service.runs import service as runs
+from gradmedic_service.services import services_of
 from gradmedic_service.web.assets import STATIC_PATH, Assets
 
 CONTENT_SECURITY_POLICY = (
@@ -83,8 +83,7 @@ def add_pages(app: FastAPI) -> None:
     @router.get("/runs/{run_id}")
     def show_run(request: Request, run_id: str) -> Response:
         def render(principal: Principal) -> Response:
-            database: Database = request.app.state.database
-            with database.reading() as session:
+            with services_of(request.app).database.reading() as session:
                 run = runs.get(session, principal, _run_id(run_id))
             return pages.render("run", principal, run=run)
 
@@ -97,8 +96,7 @@ def add_pages(app: FastAPI) -> None:
     @router.get("/reruns/{rerun_id}")
     def show_rerun(request: Request, rerun_id: str) -> Response:
         def render(principal: Principal) -> Response:
-            database: Database = request.app.state.database
-            with database.reading() as session:
+            with services_of(request.app).database.reading() as session:
                 rerun = reruns.get(session, principal, _rerun_id(rerun_id))
                 run = runs.get(session, principal, rerun.run_id)
             return pages.render("rerun", principal, rerun=rerun, run=run)

@@ -15,6 +15,7 @@ from gradmedic.protocol.service import API_PATH
 from gradmedic_service.access.secrets import digest_of, is_secret
 from gradmedic_service.database import models
 from gradmedic_service.database.engine import Database
+from gradmedic_service.services import services_of
 
 KEYS = f"{API_PATH}/api-keys"
 
@@ -85,11 +86,11 @@ def test_last_use_is_written_now_and_then(bearing: Any, session_app: FastAPI, da
         reader.get(f"{API_PATH}/runs")
     with database.reading() as session:
         assert session.query(models.ApiKey.last_used_at).scalar() is None
-    session_app.state.keyring.write_last_uses(database)
+    services_of(session_app).keyring.write_last_uses(database)
     with database.reading() as session:
         written = session.query(models.ApiKey.last_used_at).scalar()
     assert abs(datetime.now(UTC) - written) < timedelta(minutes=1)
-    session_app.state.keyring.write_last_uses(database)
+    services_of(session_app).keyring.write_last_uses(database)
 
 
 def test_last_use_is_written_at_the_end(

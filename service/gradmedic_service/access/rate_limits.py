@@ -22,7 +22,7 @@ FAILED_ATTEMPTS_PER_MINUTE = 60
 """Unknown keys that an address may try; more would let it have the database asked as fast as it likes."""
 
 
-class Rates:
+class RateLimits:
     """Counts requests; safe to share between threads."""
 
     def __init__(self, requests_per_minute: int) -> None:
