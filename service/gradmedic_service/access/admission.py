@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gradmedic.protocol.service import API_PATH
 from gradmedic_service.access.authentication import is_recognized
-from gradmedic_service.errors import Overloaded
+from gradmedic_service.access.errors import Overloaded
 
 LONGEST_WAIT = 1.0
 """Seconds that a request waits for its turn."""

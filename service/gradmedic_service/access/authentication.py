@@ -15,20 +15,19 @@ from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gradmedic_service.access.browsers import OWN_ORIGIN_HEADERS, SAFE_METHODS
-from gradmedic_service.access.principal import LOOPBACK, Principal
-from gradmedic_service.database.engine import Database
-from gradmedic_service.errors import (
+from gradmedic_service.access.errors import (
     ApiKeyExpired,
     ApiKeyMissing,
     ApiKeyRevoked,
     ApiKeyUnknown,
     CrossOrigin,
-    DatabaseBusy,
-    DatabaseUnavailable,
-    ServiceError,
     SessionEnded,
     TooManyRequests,
 )
+from gradmedic_service.access.principal import LOOPBACK, Principal
+from gradmedic_service.database.engine import Database
+from gradmedic_service.database.errors import DatabaseBusy, DatabaseUnavailable
+from gradmedic_service.http.errors import ServiceError
 from gradmedic_service.services import services_of
 
 SESSION_COOKIE = "gradmedic_session"

@@ -16,8 +16,8 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gradmedic_service.access.authentication import authenticated
+from gradmedic_service.access.errors import ScopeMissing
 from gradmedic_service.access.principal import TICKET, Principal
-from gradmedic_service.errors import ScopeMissing
 from gradmedic_service.services import services_of
 
 

@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gradmedic.protocol.service import API_PATH
-from gradmedic_service.errors import CrossOrigin, HostNotAllowed
+from gradmedic_service.access.errors import CrossOrigin, HostNotAllowed
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")

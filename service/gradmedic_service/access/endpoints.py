@@ -12,17 +12,9 @@ from gradmedic.protocol.access import SCOPES, ApiKeyCreate, ApiKeyCreated, ApiKe
 from gradmedic_service.access import service
 from gradmedic_service.access.authentication import SESSION_COOKIE
 from gradmedic_service.access.authorization import AnyKey, MayAdminister
+from gradmedic_service.access.errors import ApiKeyMissing, ApiKeyNotFound
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.access.schemas import check_create
-from gradmedic_service.errors import (
-    ApiKeyMissing,
-    ApiKeyNotFound,
-    BodyTooLarge,
-    InvalidRequest,
-    MalformedBody,
-    UnsupportedMediaType,
-    documented,
-)
 from gradmedic_service.http.dependencies import (
     DatabaseDependency,
     KeyringDependency,
@@ -30,6 +22,7 @@ from gradmedic_service.http.dependencies import (
     check_max_results,
     json_only,
 )
+from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType, documented
 
 router = APIRouter(tags=["access"])
 

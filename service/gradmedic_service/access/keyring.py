@@ -18,10 +18,11 @@ from uuid import UUID
 import structlog
 
 from gradmedic_service.access import repository
+from gradmedic_service.access.errors import ApiKeyExpired, ApiKeyRevoked, ApiKeyUnknown, SessionEnded
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.access.secrets import digest_of, is_secret, recognizable_part
 from gradmedic_service.database.engine import Database, Session
-from gradmedic_service.errors import ApiKeyExpired, ApiKeyRevoked, ApiKeyUnknown, ServiceError, SessionEnded
+from gradmedic_service.http.errors import ServiceError
 
 VERIFIED_SECONDS = 5.0
 """How long a process believes what it read about a key: the longest that a revoked key is still accepted."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from gradmedic.protocol.access import SCOPES
-from gradmedic_service.errors import BeyondKey
+from gradmedic_service.access.errors import BeyondKey
 
 TICKET = "ticket"
 """What a one-time ticket may: be redeemed. Nobody can ask for a key with this scope."""

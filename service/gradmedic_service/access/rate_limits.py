@@ -16,7 +16,7 @@ from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
-from gradmedic_service.errors import TooManyRequests
+from gradmedic_service.access.errors import TooManyRequests
 
 FAILED_ATTEMPTS_PER_MINUTE = 60
 """Unknown keys that an address may try; more would let it have the database asked as fast as it likes."""

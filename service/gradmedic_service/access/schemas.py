@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from gradmedic.protocol.access import SCOPES, ApiKeyCreate
 from gradmedic.protocol.names import name_error
 from gradmedic.protocol.service import FieldError, Limits
-from gradmedic_service.errors import InvalidRequest
+from gradmedic_service.http.errors import InvalidRequest
 
 SCOPES_OF_A_RUN = ("ingest", "read")
 """What a key of one run may hold: the others concern whole projects."""

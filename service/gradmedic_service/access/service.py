@@ -10,12 +10,13 @@ from uuid import UUID
 from gradmedic.protocol.access import SCOPES, ApiKey, ApiKeyList, AuditRecord, AuditRecordList
 from gradmedic.protocol.ids import new_id
 from gradmedic_service.access import repository
+from gradmedic_service.access.errors import ApiKeyMissing, ApiKeyNotFound
 from gradmedic_service.access.keyring import Keyring
 from gradmedic_service.access.principal import OPERATOR, TICKET, Principal
 from gradmedic_service.access.secrets import digest_of, new_secret, new_session_token, recognizable_part
 from gradmedic_service.database import models
 from gradmedic_service.database.engine import Session
-from gradmedic_service.errors import ApiKeyMissing, ApiKeyNotFound, InvalidRequest
+from gradmedic_service.http.errors import InvalidRequest
 from gradmedic_service.http.paging import position_of, token_of
 from gradmedic_service.projects import repository as projects
 

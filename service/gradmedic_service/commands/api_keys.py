@@ -18,7 +18,7 @@ from gradmedic_service.commands.entry_points import EXIT_FAILURE
 from gradmedic_service.commands.serving import prepare_database, refuse, with_reason
 from gradmedic_service.database import models
 from gradmedic_service.database.engine import Database
-from gradmedic_service.errors import ServiceError
+from gradmedic_service.http.errors import ServiceError
 from gradmedic_service.http.responses import to_json
 from gradmedic_service.settings import Settings
 

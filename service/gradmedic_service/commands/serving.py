@@ -21,8 +21,8 @@ from gradmedic_service.app import create_app
 from gradmedic_service.commands.entry_points import EXIT_FAILURE, EXIT_USAGE
 from gradmedic_service.database import schema
 from gradmedic_service.database.engine import Database, create_parent_folder, is_missing, is_sqlite, printable_url
-from gradmedic_service.errors import ServiceError
 from gradmedic_service.http.addresses import is_loopback
+from gradmedic_service.http.errors import ServiceError
 from gradmedic_service.http.responses import to_json
 from gradmedic_service.logs import set_up_logging
 from gradmedic_service.runs.facts import FactsCache

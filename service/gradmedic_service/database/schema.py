@@ -13,7 +13,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, column, inspect, select, table
 
 from gradmedic_service.database.engine import Database, make_engine, parse_url, service_errors
-from gradmedic_service.errors import DatabaseNotMigrated, UnknownRevision
+from gradmedic_service.database.errors import DatabaseNotMigrated, UnknownRevision
 
 UPGRADE_COMMAND = "gradmedic db upgrade"
 VERSION_TABLE = "alembic_version"

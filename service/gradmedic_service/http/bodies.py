@@ -15,7 +15,7 @@ from anyio import to_thread
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gradmedic_service.errors import BodyTooLarge, MalformedBody, RequestTimeout, UnsupportedMediaType
+from gradmedic_service.http.errors import BodyTooLarge, MalformedBody, RequestTimeout, UnsupportedMediaType
 
 MAX_ZSTD_WINDOW_BYTES = 8 * 2**20
 """What RFC 8878, section 3.1.1.1.2, recommends that every decoder supports; a frame may ask for 2 GiB."""

@@ -15,7 +15,7 @@ from fastapi import Depends, Request
 from gradmedic.protocol.service import JSON_MEDIA_TYPE, Limits
 from gradmedic_service.access.keyring import Keyring
 from gradmedic_service.database.engine import Database
-from gradmedic_service.errors import InvalidRequest, UnsupportedMediaType
+from gradmedic_service.http.errors import InvalidRequest, UnsupportedMediaType
 from gradmedic_service.http.metrics import Metrics
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.services import services_of

@@ -17,17 +17,15 @@ from gradmedic.protocol.numbers import NONFINITE_NAMES
 from gradmedic.protocol.service import PROBLEM_MEDIA_TYPE, Problem
 from gradmedic_service.access.authentication import REFUSALS
 from gradmedic_service.access.authorization import PUBLIC, Need, PublicFiles, needs
-from gradmedic_service.errors import (
+from gradmedic_service.access.errors import (
     ApiKeyInUrl,
     BeyondKey,
     CrossOrigin,
     HostNotAllowed,
-    InvalidRequest,
     Overloaded,
-    RequestTimeout,
     ScopeMissing,
-    documented,
 )
+from gradmedic_service.http.errors import InvalidRequest, RequestTimeout, documented
 from gradmedic_service.http.responses import WireResponse
 from gradmedic_service.services import services_of
 

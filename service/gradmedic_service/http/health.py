@@ -10,14 +10,15 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from gradmedic.protocol.service import Limits
 from gradmedic_service.access.authorization import PUBLIC, AnyKey, MayRead
+from gradmedic_service.database.errors import DatabaseBusy, DatabaseNotMigrated, DatabaseUnavailable
 from gradmedic_service.database.schema import check_revision
-from gradmedic_service.errors import DatabaseBusy, DatabaseNotMigrated, DatabaseUnavailable, documented
 from gradmedic_service.http.dependencies import (
     DatabaseDependency,
     LimitsDependency,
     MetricsDependency,
     SchemaRevisionDependency,
 )
+from gradmedic_service.http.errors import documented
 
 health_router = APIRouter(tags=["service"])
 limits_router = APIRouter(tags=["service"])

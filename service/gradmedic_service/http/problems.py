@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from gradmedic.protocol.service import Problem
-from gradmedic_service.errors import MAX_PATH_LENGTH, InvalidRequest, MalformedBody, ServiceError, problem_type
+from gradmedic_service.http.errors import MAX_PATH_LENGTH, InvalidRequest, MalformedBody, ServiceError, problem_type
 from gradmedic_service.http.responses import ProblemResponse
 from gradmedic_service.http.validation import field_errors
 from gradmedic_service.services import services_of

@@ -12,9 +12,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gradmedic.protocol.ids import new_id
 from gradmedic_service.access.browsers import missing_headers
+from gradmedic_service.access.errors import ApiKeyInUrl
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.access.secrets import without_secrets
-from gradmedic_service.errors import ApiKeyInUrl, ServiceError
+from gradmedic_service.http.errors import ServiceError
 from gradmedic_service.http.metrics import NO_ROUTE
 from gradmedic_service.http.problems import answer_of, problem_response
 from gradmedic_service.services import services_of

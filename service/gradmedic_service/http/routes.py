@@ -16,7 +16,7 @@ from fastapi.routing import iter_route_contexts
 from starlette.types import Scope
 
 from gradmedic.protocol.service import FieldError
-from gradmedic_service.errors import InvalidRequest
+from gradmedic_service.http.errors import InvalidRequest
 
 MAX_QUERY_FIELDS = 2_000
 """A thousand layers and statistics; each is looked at."""

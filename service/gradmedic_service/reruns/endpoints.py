@@ -22,21 +22,6 @@ from gradmedic.protocol.trials import (
     TrialTicket,
 )
 from gradmedic_service.access.authorization import MayFollowRerun, MayIngest, MayRedeem, MayRerun, MayWork
-from gradmedic_service.errors import (
-    BodyTooLarge,
-    InvalidRequest,
-    MalformedBody,
-    NotRerunnable,
-    RerunExists,
-    RerunNotFound,
-    RunNotFound,
-    StaleAttempt,
-    TrainableTaken,
-    TrainableUnknown,
-    TrialNotFound,
-    UnsupportedMediaType,
-    documented,
-)
 from gradmedic_service.http.dependencies import (
     DatabaseDependency,
     FactsDependency,
@@ -46,8 +31,13 @@ from gradmedic_service.http.dependencies import (
     check_max_results,
     json_only,
 )
+from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType, documented
 from gradmedic_service.reruns import service
+from gradmedic_service.reruns.errors import NotRerunnable, RerunExists, RerunNotFound
 from gradmedic_service.reruns.repository import RerunQuery
+from gradmedic_service.runs.errors import RunNotFound
+from gradmedic_service.trainables.errors import TrainableTaken, TrainableUnknown
+from gradmedic_service.trials.errors import StaleAttempt, TrialNotFound
 
 router = APIRouter(tags=["reruns"])
 workers_router = APIRouter(tags=["workers"])

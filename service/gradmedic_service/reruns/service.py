@@ -52,18 +52,7 @@ from gradmedic_service.access.principal import OPERATOR, TICKET, Principal
 from gradmedic_service.access.secrets import is_secret
 from gradmedic_service.database import models
 from gradmedic_service.database.engine import Connection, Session
-from gradmedic_service.errors import (
-    InvalidRequest,
-    NotRerunnable,
-    RerunExists,
-    RerunNotFound,
-    RunNotFound,
-    ServiceError,
-    StaleAttempt,
-    TrainableTaken,
-    TrainableUnknown,
-    TrialNotFound,
-)
+from gradmedic_service.http.errors import InvalidRequest, ServiceError
 from gradmedic_service.http.paging import position_of, token_of
 from gradmedic_service.http.responses import to_json, without_nonfinite
 from gradmedic_service.projects import repository as stored_projects
@@ -77,11 +66,15 @@ from gradmedic_service.reruns.candidates import (
     trainable_errors,
     with_remedies,
 )
+from gradmedic_service.reruns.errors import NotRerunnable, RerunExists, RerunNotFound
 from gradmedic_service.reruns.experiment import Budget, CandidateOutcome, Curve, Design
 from gradmedic_service.reruns.repository import LIVING, RerunQuery
 from gradmedic_service.runs import repository as runs
+from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.telemetry import service as telemetry
+from gradmedic_service.trainables.errors import TrainableTaken, TrainableUnknown
+from gradmedic_service.trials.errors import StaleAttempt, TrialNotFound
 
 DEFAULT_SEEDS = 3
 MAX_SEEDS = 10

@@ -21,11 +21,13 @@ from gradmedic_service.access.authentication import authenticate
 from gradmedic_service.access.authorization import MayFollow
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.database.engine import Database
-from gradmedic_service.errors import InvalidRequest, RunNotFound, ServiceError, TooManyStreams, documented
 from gradmedic_service.http.dependencies import DatabaseDependency, LiveRunsDependency
+from gradmedic_service.http.errors import InvalidRequest, ServiceError, documented
 from gradmedic_service.http.responses import to_json
 from gradmedic_service.reruns.repository import RerunRevision
+from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.runs.repository import RunRevision
+from gradmedic_service.web.errors import TooManyStreams
 from gradmedic_service.web.live import LiveRuns, RunSnapshot, look, sights_of
 
 HEARTBEAT_SECONDS = 15.0

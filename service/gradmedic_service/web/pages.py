@@ -24,10 +24,13 @@ from gradmedic.protocol.service import API_PATH
 from gradmedic.protocol.verdicts import VERDICTS
 from gradmedic_service.access.authentication import authenticated
 from gradmedic_service.access.authorization import PUBLIC
+from gradmedic_service.access.errors import ScopeMissing
 from gradmedic_service.access.principal import Principal
-from gradmedic_service.errors import RerunNotFound, RunNotFound, ScopeMissing, ServiceError
+from gradmedic_service.http.errors import ServiceError
 from gradmedic_service.reruns import service as reruns
+from gradmedic_service.reruns.errors import RerunNotFound
 from gradmedic_service.runs import service as runs
+from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.services import services_of
 from gradmedic_service.web.assets import STATIC_PATH, Assets
 

@@ -18,10 +18,10 @@ from gradmedic.protocol.service import API_PATH
 from gradmedic_service.access import keyring as keyring_module
 from gradmedic_service.access import service
 from gradmedic_service.access.authorization import Need, Public, needs, require_needs
+from gradmedic_service.access.errors import ApiKeyUnknown
 from gradmedic_service.access.keyring import Keyring
 from gradmedic_service.access.principal import OPERATOR
 from gradmedic_service.database.engine import Database
-from gradmedic_service.errors import ApiKeyUnknown
 
 API = API_PATH
 PAGES = {"/", "/runs/{run_id}", "/compare", "/reruns", "/reruns/{rerun_id}", "/projects", "/api-keys", "/login"}

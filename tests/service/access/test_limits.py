@@ -13,10 +13,11 @@ from tests.service.conftest import ReplaceServices
 
 from gradmedic.protocol.service import API_PATH
 from gradmedic_service.access.admission import RETRY_AFTER, Admission
+from gradmedic_service.access.errors import Overloaded, TooManyRequests
 from gradmedic_service.access.principal import LOOPBACK
 from gradmedic_service.access.rate_limits import FAILED_ATTEMPTS_PER_MINUTE, RateLimits
-from gradmedic_service.errors import Overloaded, RequestTimeout, TooManyRequests
 from gradmedic_service.http.bodies import BoundedBodies
+from gradmedic_service.http.errors import RequestTimeout
 from gradmedic_service.settings import Settings
 
 RUNS = f"{API_PATH}/runs"

@@ -19,8 +19,8 @@ from starlette.testclient import TestClient
 
 from gradmedic_service.app import create_app
 from gradmedic_service.database import schema
-from gradmedic_service.errors import BodyTooLarge, MalformedBody
 from gradmedic_service.http.bodies import UNPACK_INLINE_BYTES, UNPACKERS
+from gradmedic_service.http.errors import BodyTooLarge, MalformedBody
 from gradmedic_service.settings import Settings
 
 LIMIT = 100_000
