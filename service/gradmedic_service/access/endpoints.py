@@ -70,7 +70,7 @@ def create_api_key(
             expires_at=body.expires_at,
             by=principal,
         )
-        shown = service.on_the_wire(key)
+        shown = service.to_api_key(key)
     keyring.forget()
     response.headers["Cache-Control"] = "no-store"
     return ApiKeyCreated(secret=secret, **{one.name: getattr(shown, one.name) for one in fields(shown)})

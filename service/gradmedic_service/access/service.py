@@ -129,7 +129,7 @@ def list_keys(
     )
     items = found[:max_results]
     return ApiKeyList(
-        items=[on_the_wire(key, keyring) for key in items],
+        items=[to_api_key(key, keyring) for key in items],
         next_page_token=token_of(KEYS, items[-1].id.hex) if len(found) > max_results else None,
     )
 
@@ -173,7 +173,7 @@ def record(session: Session, by: Principal, action: str, object_id: UUID, projec
     )
 
 
-def on_the_wire(key: models.ApiKey, keyring: Keyring | None = None) -> ApiKey:
+def to_api_key(key: models.ApiKey, keyring: Keyring | None = None) -> ApiKey:
     """Return a key as it is shown: without its secret."""
     return ApiKey(
         id=key.id,
