@@ -12,7 +12,7 @@ from fastapi import APIRouter, FastAPI
 from gradmedic.protocol.service import API_PATH
 from gradmedic_service.access.admission import Admission
 from gradmedic_service.access.authentication import Authentication
-from gradmedic_service.access.authorization import require_needs
+from gradmedic_service.access.authorization import check_requirements
 from gradmedic_service.access.browsers import BrowserGuard
 from gradmedic_service.access.endpoints import router as access_router
 from gradmedic_service.access.keyring import LAST_USE_SECONDS, Keyring
@@ -79,7 +79,7 @@ def create_app(settings: Settings) -> FastAPI:
         api.include_router(router)
     app.include_router(api)
     add_documentation(app)
-    require_needs(app)
+    check_requirements(app)
     answer_with_problems(app)
     provide_services(app, build_services(settings, RouteTable(app)))
     app.add_middleware(BoundedBodies, max_body_bytes=settings.max_body_bytes)
@@ -87,7 +87,7 @@ def create_app(settings: Settings) -> FastAPI:
         Admission, max_concurrent=settings.max_concurrent_requests, max_waiting=settings.max_waiting_requests
     )
     app.add_middleware(Authentication)
-    app.add_middleware(BrowserGuard, allowed_hosts=settings.answering_hosts)
+    app.add_middleware(BrowserGuard, allowed_hosts=settings.accepted_hosts)
     app.add_middleware(RequestContext)
     return app
 

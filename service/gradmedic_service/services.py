@@ -37,7 +37,7 @@ class Services:
     live_runs: LiveRuns
     """The runs that open event streams follow."""
     trial_lease: float
-    """Seconds without a heartbeat after which a trial is given to another worker."""
+    """Seconds without a heartbeat after which another worker gets a trial."""
     worker_patience: float
     """Seconds that a rerun waits for a worker that offers its trainable."""
 

@@ -59,14 +59,14 @@ class ApiKeyCommand:
     def run(self, args: argparse.Namespace) -> int:
         """Carry out an action; return the exit status."""
         settings = read_settings(database_url=args.database_url)
-        from gradmedic_service.access.schemas import check_create
+        from gradmedic_service.access.validation import check_new_key
         from gradmedic_service.commands import api_key_actions as actions
         from gradmedic_service.database.engine import Database
 
         if args.action == "create":
             scopes = list(dict.fromkeys(args.scopes))
             key = ApiKeyCreate(project=args.project, name=args.name, scopes=scopes, expires_at=args.expires)
-            check_create(key, settings.limits())
+            check_new_key(key, settings.limits())
         prepare_database(settings)
         database = Database(settings)
         try:

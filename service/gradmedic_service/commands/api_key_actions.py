@@ -12,7 +12,7 @@ from gradmedic.protocol.access import ApiKey, ApiKeyCreate
 from gradmedic.protocol.encoding import to_plain
 from gradmedic_service.access import repository, service
 from gradmedic_service.access.principal import OPERATOR
-from gradmedic_service.access.secrets import digest_of, is_secret, new_secret
+from gradmedic_service.access.secrets import hash_secret, is_secret, new_secret
 from gradmedic_service.commands.errors import CommandError
 from gradmedic_service.database import models
 from gradmedic_service.database.engine import Database
@@ -32,7 +32,7 @@ def create_key(database: Database, wanted: ApiKeyCreate, file: Path | None, *, a
     try:
         secret, is_new = (new_secret(), True) if file is None else _read_secret(file)
         with database.writing() as session:
-            existing = repository.find_by_digest(session, digest_of(secret))
+            existing = repository.find_by_digest(session, hash_secret(secret))
             if existing is not None:
                 difference = _difference(existing, wanted)
                 if difference is not None:
@@ -102,7 +102,7 @@ def _read_keys(database: Database, project: str | None) -> list[ApiKey]:
         keys: list[models.ApiKey] = []
         while not keys or len(keys) % KEYS_PER_QUERY == 0:
             after = keys[-1].id if keys else None
-            page = repository.page(session, models.ApiKey, project=project, after=after, size=KEYS_PER_QUERY)
+            page = repository.list_newest(session, models.ApiKey, project=project, after=after, size=KEYS_PER_QUERY)
             if not page:
                 break
             keys += page

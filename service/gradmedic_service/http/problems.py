@@ -1,4 +1,4 @@
-"""From what went wrong to an RFC 9457 answer."""
+"""Every error becomes an RFC 9457 problem."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _logger = structlog.get_logger("gradmedic.request")
 
 
 def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
-    """Return an answer with a problem as its body."""
+    """Return the answer with a problem as its body."""
     return ProblemResponse(asdict(problem), status_code=problem.status, headers=headers)
 
 
 def answer_with_problems(app: FastAPI) -> None:
-    """Make every error of an application a problem."""
+    """Make an application answer every error with a problem."""
     app.add_exception_handler(ServiceError, _answer_service_error)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
@@ -36,11 +36,11 @@ def answer_with_problems(app: FastAPI) -> None:
 def _answer_service_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, ServiceError):
         raise error
-    return answer_of(error, request.state.request_id)
+    return answer_error(error, request.state.request_id)
 
 
-def answer_of(error: ServiceError, request_id: str) -> Response:
-    """Return the answer to what failed with an error of the service's own."""
+def answer_error(error: ServiceError, request_id: str) -> Response:
+    """Return the answer to a request that failed with an error of the service; log errors of status 500 and above."""
     if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         _logger.warning("refused", error_code=error.error_code, reason=error.reason)
     headers = dict(error.headers)
@@ -61,7 +61,7 @@ def _answer_validation_error(request: Request, error: Exception) -> Response:
 
 
 def _answer_http_exception(request: Request, error: Exception) -> Response:
-    if isinstance(error.__cause__, ServiceError):  # raised while FastAPI was reading the body, and wrapped by it
+    if isinstance(error.__cause__, ServiceError):  # raised while FastAPI read the body, which wraps it
         return _answer_service_error(request, error.__cause__)
     if not isinstance(error, HTTPException):
         raise error

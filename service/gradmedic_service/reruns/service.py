@@ -228,7 +228,7 @@ def start_automatically(
     session: Session, principal: Principal, facts: FactsCache, limits: Limits, run_id: UUID
 ) -> None:
     """Rerun a run that has just turned unhealthy, if its project wants that, its key may, and it was not yet."""
-    if not principal.holds("rerun"):
+    if not principal.has_scope("rerun"):
         return
     run = runs.find(session, run_id)
     if run is None or run.trainable is None or run.parent_id is not None:
@@ -548,7 +548,7 @@ def issue_ticket(session: Session, principal: Principal, trial_id: UUID, body: T
     if not attempt.is_waiting:
         raise StaleAttempt(f"Attempt {attempt.number} at this trial waits for nobody: its ticket was redeemed.")
     if not access.is_secret_of(session, attempt.key_id, body.ticket):
-        if access.is_taken(session, body.ticket):
+        if access.is_secret_taken(session, body.ticket):
             raise InvalidRequest.at("ticket", "was used before")
         if attempt.key_id is not None:
             access.revoke_key(session, OPERATOR, attempt.key_id)

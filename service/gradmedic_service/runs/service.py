@@ -39,7 +39,7 @@ def create(session: Session, principal: Principal, body: RunCreate, limits: Limi
     Raises RunExists if the id belongs to a run that the body does not describe, BeyondKey if the principal may not
     make it, ProjectFull.
     """
-    principal.must_reach(body.project, body.id)
+    principal.check_reach(body.project, body.id)
     run_id = body.id or new_id()
     layers = _stored(LAYERS.dump_python(body.layers, mode="python", exclude_defaults=True))
     training = _stored(TRAINING.dump_python(body.training, exclude_none=True))

@@ -22,7 +22,7 @@ from gradmedic.protocol.reruns import RERUN_STATUSES
 from gradmedic.protocol.runs import STATUSES
 from gradmedic.protocol.service import API_PATH
 from gradmedic.protocol.verdicts import VERDICTS
-from gradmedic_service.access.authentication import authenticated
+from gradmedic_service.access.authentication import principal_of
 from gradmedic_service.access.authorization import PUBLIC
 from gradmedic_service.access.errors import ScopeMissing
 from gradmedic_service.access.principal import Principal
@@ -65,8 +65,8 @@ class Pages:
         """Return a page for somebody, or for nobody known."""
         content = self._environment.get_template(f"{name}.html").render(
             principal=principal,
-            is_admin=principal is not None and principal.holds("admin"),
-            may_rerun=principal is not None and principal.holds("rerun"),
+            is_admin=principal is not None and principal.has_scope("admin"),
+            may_rerun=principal is not None and principal.has_scope("rerun"),
             **context,
         )
         return HTMLResponse(content, status_code=status, headers=HEADERS)
@@ -135,8 +135,8 @@ def _for_a_reader(
     """Answer with a page whatever happens; whoever is not known is led to the login and back."""
     principal = None
     try:
-        principal = authenticated(request.scope)
-        if not principal.holds(scope):
+        principal = principal_of(request.scope)
+        if not principal.has_scope(scope):
             raise ScopeMissing(f"This page needs the scope {scope!r}, which the API key {principal.name!r} lacks.")
         return render(principal)
     except ServiceError as error:

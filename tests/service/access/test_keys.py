@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.service import API_PATH
-from gradmedic_service.access.secrets import digest_of, is_secret
+from gradmedic_service.access.secrets import hash_secret, is_secret
 from gradmedic_service.database import models
 from gradmedic_service.database.engine import Database
 from gradmedic_service.services import services_of
@@ -34,7 +34,7 @@ def test_life_of_a_key(bearing: Any, guarded: TestClient, database: Database) ->
     with database.reading() as session:
         stored = session.get(models.ApiKey, UUID(key["id"]))
         assert stored is not None
-        assert stored.digest == digest_of(secret)
+        assert stored.digest == hash_secret(secret)
         assert secret not in str(vars(stored))
     (listed,) = [one for one in admin.get(KEYS).json()["items"] if one["id"] == key["id"]]
     assert listed == key

@@ -12,7 +12,8 @@ from starlette.types import Message, Scope
 from tests.service.conftest import ReplaceServices
 
 from gradmedic.protocol.service import API_PATH
-from gradmedic_service.access.admission import RETRY_AFTER, Admission
+from gradmedic_service.access.admission import RETRY_AFTER_SECONDS, Admission
+from gradmedic_service.access.authentication import RESULT
 from gradmedic_service.access.errors import Overloaded, TooManyRequests
 from gradmedic_service.access.principal import LOOPBACK
 from gradmedic_service.access.rate_limits import FAILED_ATTEMPTS_PER_MINUTE, RateLimits
@@ -128,11 +129,15 @@ async def ask(admission: Admission, path: str = RUNS) -> str:
     async def send(_message: Message) -> None:
         pass
 
-    scope = {"type": "http", "path": path, "state": {"authenticated": LOOPBACK}}
+    scope = {"type": "http", "path": path, "state": {RESULT: LOOPBACK}}
     try:
         await admission(scope, receive, send)
     except Overloaded as error:
-        return "refused" if error.retry_after in range(RETRY_AFTER[0], RETRY_AFTER[1] + 1) else "told no time"
+        return (
+            "refused"
+            if error.retry_after in range(RETRY_AFTER_SECONDS[0], RETRY_AFTER_SECONDS[1] + 1)
+            else "told no time"
+        )
     return "served"
 
 
@@ -165,7 +170,7 @@ def test_admission() -> None:
 
 def test_waiting_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waits for longer than a moment is refused, and takes no place."""
-    monkeypatch.setattr("gradmedic_service.access.admission.LONGEST_WAIT", 0.01)
+    monkeypatch.setattr("gradmedic_service.access.admission.MAX_WAIT_SECONDS", 0.01)
 
     async def scenario() -> None:
         gate = Gate()

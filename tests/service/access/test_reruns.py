@@ -90,7 +90,7 @@ def test_a_trial_has_a_key_for_its_run_alone(team: Any, guarded: TestClient, ses
     assert code(trial.post(f"{API}/runs/{run_id}/reruns", json={})) == "scope_missing"
     assert code(trial.post(f"{API}/trials/claim", json={"worker": "w", "trainables": []})) == "scope_missing"
     assert worker.publish(claimed).status_code == 200
-    services_of(session_app).keyring.forget()
+    services_of(session_app).keyring.clear()
     assert code(trial.get(f"{API}/runs/{claimed['run_id']}")) == "api_key_revoked"
 
 

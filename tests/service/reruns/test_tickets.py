@@ -103,14 +103,14 @@ def test_a_ticket_buys_the_key_of_its_attempt_once(
     assert bought.json() | {"api_key": None, "seconds": waiting["seconds"]} == waiting
     assert 0 < bought.json()["seconds"] <= 50.0
     assert code(redeem(bearer, waiting)) in ("stale_attempt", "api_key_revoked")
-    services_of(session_app).keyring.forget()
+    services_of(session_app).keyring.clear()
     assert code(redeem(bearer, waiting)) == "api_key_revoked"
     assert code(issue(supervisor, waiting, new_secret())) == "stale_attempt"
     process = PlayedWorker(holding(bought.json()["api_key"]))
     process.stream(waiting, "exploding")
     assert lease(process.client, waiting).json()["seconds"] > 0
     assert supervisor.publish(waiting).status_code == 200
-    services_of(session_app).keyring.forget()
+    services_of(session_app).keyring.clear()
     assert code(lease(process.client, waiting)) == "api_key_revoked"
 
 
