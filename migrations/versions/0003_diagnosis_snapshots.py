@@ -32,7 +32,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove them."""
+    """Remove the table and the columns."""
     with op.batch_alter_table("runs") as runs:
         runs.drop_column("rewound_to")
     with op.batch_alter_table("diagnosis_states") as states:

@@ -21,7 +21,7 @@ COMPRESSED = (("telemetry_chunks", "data"), ("telemetry_rollups", "data"), ("dia
 
 
 def upgrade() -> None:
-    """Add the table, and number the chunks that there are."""
+    """Add the table, and number the existing chunks."""
     op.create_table(
         "telemetry_rollups",
         sa.Column("run_id", sa.Uuid(), nullable=False),
@@ -46,7 +46,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove them."""
+    """Remove the table and the column."""
     with op.batch_alter_table("telemetry_chunks") as chunks:
         chunks.drop_column("position")
     op.drop_table("telemetry_rollups")

@@ -1,4 +1,4 @@
-"""API keys, and the record of who did what.
+"""API keys and audit records.
 
 Revision ID: 0005
 Revises: 0004
@@ -53,6 +53,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove them, and with them everybody's access."""
+    """Remove the tables, and with them every API key."""
     op.drop_table("audit_records")
     op.drop_table("api_keys")

@@ -1,4 +1,4 @@
-"""Trainables: who offered one last, and since when nobody does.
+"""The worker that last offered a trainable, and the time since which no worker offers it.
 
 Revision ID: 0007
 Revises: 0006
@@ -25,7 +25,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove them."""
+    """Remove the columns."""
     with op.batch_alter_table("trainables") as trainables:
         trainables.drop_column("withdrawn_at")
         trainables.drop_column("worker")

@@ -27,7 +27,8 @@ class RediagnoseCommand:
         """Diagnose the runs again, print their verdicts, and return the exit status."""
         settings = read_settings(database_url=args.database_url)
         from gradmedic_service.database import schema
-        from gradmedic_service.database.engine import Database, is_missing, printable_url
+        from gradmedic_service.database.engine import Database
+        from gradmedic_service.database.urls import is_missing, printable_url
         from gradmedic_service.http.responses import to_json
         from gradmedic_service.runs.facts import FactsCache
         from gradmedic_service.telemetry import rediagnosis

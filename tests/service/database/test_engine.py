@@ -17,9 +17,10 @@ from starlette.testclient import TestClient
 
 from gradmedic.protocol.ids import new_id
 from gradmedic_service.app import create_app
-from gradmedic_service.database.engine import Database, is_missing, parse_url, printable_url
+from gradmedic_service.database.engine import Database
 from gradmedic_service.database.errors import DatabaseBusy, DatabaseUnavailable
 from gradmedic_service.database.models import Run, RunTag
+from gradmedic_service.database.urls import is_missing, parse_url, printable_url
 from gradmedic_service.services import services_of
 from gradmedic_service.settings import Settings
 
