@@ -3,8 +3,7 @@
 Revision ID: 0002
 Revises: 0001
 
-The version before goes on creating runs while this one is served: the new column may be null, and a run does not need
-its project's row.
+The previous version can still create runs: the new column may be null, and a run does not need its project's row.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Revision ID: 0003
 Revises: 0002
 
-The version before goes on appending while this one is served: what it does not know may be null.
+The previous version can still append steps: the new columns may be null.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Revision ID: 0004
 Revises: 0003
 
-The version before goes on appending while this one is served: `position` may be null. On PostgreSQL what is compressed
-already is no longer compressed again, and may be read in part.
+The previous version can still append steps: `position` may be null. PostgreSQL no longer compresses the compressed data
+again, and can read parts of it.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Revision ID: 0005
 Revises: 0004
 
-The version before knows neither table and is not disturbed by them.
+The previous version does not use the new tables.
 """
 
 from __future__ import annotations

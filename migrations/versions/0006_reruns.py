@@ -3,7 +3,7 @@
 Revision ID: 0006
 Revises: 0005
 
-The version before goes on serving while this one is: every new column may be null, and it lists the runs of trials
+The previous version can still serve requests: every new column may be null. It lists the runs of trials
 among the others.
 """
 

@@ -3,7 +3,7 @@
 Revision ID: 0007
 Revises: 0006
 
-The version before goes on serving while this one is: the new columns may be null, and it knows nothing of withdrawing.
+The previous version can still serve requests: the new columns may be null. It does not withdraw trainables.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Revision ID: 0008
 Revises: 0007
 
-The version before goes on creating runs and appending while this one is served: what it does not know may be null.
+The previous version can still create runs and append steps: the new columns may be null.
 """
 
 from __future__ import annotations

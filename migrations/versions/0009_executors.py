@@ -3,8 +3,8 @@
 Revision ID: 0009
 Revises: 0008
 
-The version before goes on serving while this one is: it names an executor for each rerun that it makes, and the new
-column may be null.
+The previous version can still serve requests: it names an executor for each rerun that it makes, and the new column may
+be null.
 """
 
 from __future__ import annotations
