@@ -25,9 +25,10 @@ from urllib.parse import urlsplit
 
 import psutil
 import psycopg
+from tests.support.ports import free_port, is_listening
 
 from benchmarks.recorded_values import BLOCK_STEPS, LAYERS, NAMES, VALUES_PER_BLOCK, VALUES_PER_STEP, Blocks
-from benchmarks.servers import cpu_seconds, environment_of, free_port, gradmedic, is_listening, postgres, wait_for
+from benchmarks.servers import cpu_seconds, environment_of, gradmedic, postgres, wait_for
 from gradmedic.protocol.service import API_PATH, JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE
 from gradmedic_service.database import schema
 

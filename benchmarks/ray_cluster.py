@@ -22,8 +22,7 @@ from typing import Final
 
 import psutil
 import urllib3
-
-from benchmarks.servers import free_port
+from tests.support.ports import free_port
 
 START_SECONDS: Final = 120
 STARTED: Final = "Ray runtime started"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.conftest import PATIENCE
+from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 FOREIGN = ("fastapi", "pydantic", "sqlalchemy", "starlette", "torch", "uvicorn")

@@ -17,8 +17,8 @@ import psutil
 import pytest
 from benchmarks.cable import Cable
 from benchmarks.ray_cluster import RayCluster
-from tests.conftest import PATIENCE
 from tests.service.executors.conftest import HEAD_CPUS, Guarded, Workshop, setting, suspect
+from tests.support.patience import PATIENCE
 
 import gradmedic
 from gradmedic.cli import follow_rerun
