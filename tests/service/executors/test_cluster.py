@@ -21,7 +21,7 @@ from tests.service.executors.conftest import HEAD_CPUS, Guarded, Workshop, setti
 from tests.support.patience import PATIENCE
 
 import gradmedic
-from gradmedic.cli import follow_rerun
+from gradmedic.cli.rerun import follow_rerun
 from gradmedic.exceptions import ConfigurationError
 from gradmedic.protocol.reruns import RerunDetail, Trial
 from gradmedic_worker.configuration import read_configuration
