@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gradmedic.api import Client
-from gradmedic.cli import follow_rerun, render_diagnosis, render_outcome, render_rerun
+from gradmedic.cli.diagnose import render_diagnosis
+from gradmedic.cli.rerun import follow_rerun, render_rerun
+from gradmedic.cli.text import format_outcome
 from gradmedic.exceptions import ConfigurationError, GradmedicError, TransportError
 from gradmedic.protocol.remedies import describe_remedies
 from gradmedic.protocol.reruns import RerunDetail
@@ -223,7 +225,7 @@ def _try_advice(client: Client, name: str) -> RerunDetail:
     print(f"\n{render_rerun(rerun)}", flush=True)
     best = next(iter(client.runs.diagnosis(run.id).advice), None)
     if best is not None and best.outcome is not None and best.outcome.state == "verified":
-        print(f"\nThe run's first advice is now: {describe_remedies([best.remedy])}, {render_outcome(best.outcome)}")
+        print(f"\nThe run's first advice is now: {describe_remedies([best.remedy])}, {format_outcome(best.outcome)}")
         print(f"\n{textwrap.indent(best.snippet, '    ')}", flush=True)
     return rerun
 

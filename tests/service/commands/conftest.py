@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from gradmedic.cli import Command
+from gradmedic.cli.command import Command
 
 
 def run(command: Command, *arguments: str) -> int:

@@ -15,8 +15,8 @@ from typing import Any
 import httpx2
 import pytest
 import structlog
-from tests.conftest import PATIENCE
 from tests.service.commands.conftest import run
+from tests.support.patience import PATIENCE
 
 from gradmedic_service.access.secrets import is_secret
 from gradmedic_service.commands.api_key import API_KEY
