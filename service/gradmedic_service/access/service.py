@@ -39,7 +39,7 @@ def create_key(
     secret: str | None = None,
     by: Principal = OPERATOR,
 ) -> tuple[models.ApiKey, str]:
-    """Store a new key and return it with its secret, which is stored nowhere.
+    """Store a new key and return it with its secret, of which only a hash is stored.
 
     Args:
         session: a writing session; the key can be used after its commit.

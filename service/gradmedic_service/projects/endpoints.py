@@ -27,10 +27,7 @@ Name = Annotated[str, Path(description="The name of the project, percent-encoded
 Sort = Annotated[str, Query(description=f"The order of the list: one of {', '.join(service.SORTS)}.")]
 
 UPDATE_EXAMPLES: dict[str, Any] = {
-    "mute": {
-        "summary": "Mute a detector",
-        "value": {"muted_detectors": ["plateau"]},
-    },
+    "mute": {"summary": "Mute a detector", "value": {"muted_detectors": ["plateau"]}},
     "unmute": {"summary": "Unmute every detector", "value": {"muted_detectors": []}},
 }
 
