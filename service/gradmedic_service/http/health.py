@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from gradmedic.protocol.service import Limits
+from gradmedic.protocol.service import Health, Limits
 from gradmedic_service.access.authorization import PUBLIC, AnyKey, MayRead
 from gradmedic_service.database.schema import check_revision
 from gradmedic_service.errors import DatabaseBusy, DatabaseNotMigrated, DatabaseUnavailable, documented
@@ -17,13 +16,6 @@ from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDepend
 
 health_router = APIRouter(tags=["service"])
 limits_router = APIRouter(tags=["service"])
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """Answer of a health check that passed; one that did not is an error."""
-
-    status: str = "ok"
 
 
 def _revision(request: Request) -> str:
