@@ -29,7 +29,7 @@ from gradmedic.protocol.ids import earliest_time
 from gradmedic.protocol.remedies import REMEDIES, Remedy, describe_remedies
 from gradmedic.protocol.reruns import EXECUTORS, RerunDetail
 from gradmedic.protocol.runs import STATUSES, RunDetail, RunSummary
-from gradmedic.protocol.verdicts import VERDICTS
+from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS, VERDICTS
 from gradmedic.transport.http import Service
 from gradmedic.upload.replay import find_leftovers
 
@@ -471,7 +471,7 @@ def render_diagnosis(diagnosis: Diagnosis, run: RunSummary) -> str:
         f"run {run.name} in {run.project}, {run.status}, "
         + ("no steps yet" if diagnosis.step is None else f"as of step {diagnosis.step}"),
     ]
-    if bad and diagnosis.verdict in ("vanishing", "exploding"):
+    if bad and diagnosis.verdict in UNHEALTHY_VERDICTS:
         lines.append(f"first bad layer: {bad[0].layers[0]}")
     training = run.training if isinstance(run, RunDetail) else None
     if training is not None and training.dropped_steps:

@@ -16,7 +16,7 @@ from gradmedic_service.access.secrets import digest_of, new_secret, new_session_
 from gradmedic_service.database import models
 from gradmedic_service.database.engine import Session
 from gradmedic_service.errors import ApiKeyMissing, ApiKeyNotFound, InvalidRequest
-from gradmedic_service.http.paging import position_of, token_of
+from gradmedic_service.http.paging import cut_page, position_of
 from gradmedic_service.projects import repository as projects
 
 KEYS = "api keys"
@@ -126,11 +126,8 @@ def list_keys(
     found = repository.page(
         session, models.ApiKey, project=principal.project, after=_after(page_token, KEYS), size=max_results + 1
     )
-    items = found[:max_results]
-    return ApiKeyList(
-        items=[on_the_wire(key, keyring) for key in items],
-        next_page_token=token_of(KEYS, items[-1].id.hex) if len(found) > max_results else None,
-    )
+    page, token = cut_page(found, max_results, KEYS, lambda key: [key.id.hex])
+    return ApiKeyList(items=[on_the_wire(key, keyring) for key in page], next_page_token=token)
 
 
 def list_records(session: Session, principal: Principal, page_token: str | None, max_results: int) -> AuditRecordList:
@@ -138,7 +135,7 @@ def list_records(session: Session, principal: Principal, page_token: str | None,
     found = repository.page(
         session, models.AuditRecord, project=principal.project, after=_after(page_token, RECORDS), size=max_results + 1
     )
-    items = found[:max_results]
+    page, token = cut_page(found, max_results, RECORDS, lambda record: [record.id.hex])
     return AuditRecordList(
         items=[
             AuditRecord(
@@ -150,9 +147,9 @@ def list_records(session: Session, principal: Principal, page_token: str | None,
                 project=one.project,
                 object_id=one.object_id,
             )
-            for one in items
+            for one in page
         ],
-        next_page_token=token_of(RECORDS, items[-1].id.hex) if len(found) > max_results else None,
+        next_page_token=token,
     )
 
 

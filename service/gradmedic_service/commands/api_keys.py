@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from gradmedic.protocol.access import ApiKey, ApiKeyCreate
-from gradmedic.protocol.encoding import to_plain
+from gradmedic.protocol.encoding import to_json
 from gradmedic_service.access import repository, service
 from gradmedic_service.access.principal import OPERATOR
 from gradmedic_service.access.schemas import check_create
@@ -19,7 +19,6 @@ from gradmedic_service.commands.serving import prepare_database, refuse, with_re
 from gradmedic_service.database import models
 from gradmedic_service.database.engine import Database
 from gradmedic_service.errors import ServiceError
-from gradmedic_service.http.responses import to_json
 from gradmedic_service.settings import Settings
 
 PAGE = 500
@@ -65,7 +64,7 @@ def create(settings: Settings, wanted: ApiKeyCreate, file: Path | None, *, as_js
     except OSError as error:
         return refuse(f"the key cannot be made: {error}", EXIT_FAILURE)
     if as_json:
-        print(to_json(to_plain(shown if file is not None else shown | {"secret": secret})))
+        print(to_json(shown if file is not None else shown | {"secret": secret}).decode())
         return 0
     reach = "every project" if key.project is None else f"project {key.project!r}"
     until = "" if key.expires_at is None else f" until {_time(key.expires_at)}"
@@ -92,7 +91,7 @@ def show(settings: Settings, project: str | None, *, as_json: bool) -> int:
         database.close()
     if as_json:
         for key in keys:
-            print(to_json(to_plain(asdict(key))))
+            print(to_json(key).decode())
         return 0
     if not keys:
         print("no keys")

@@ -15,6 +15,7 @@ from uuid import UUID
 import structlog
 import uvicorn
 
+from gradmedic.protocol.encoding import to_json
 from gradmedic_service.access import service as access
 from gradmedic_service.app import create_app
 from gradmedic_service.commands.entry_points import EXIT_FAILURE, EXIT_USAGE
@@ -22,7 +23,6 @@ from gradmedic_service.database import schema
 from gradmedic_service.database.engine import Database, create_parent_folder, is_missing, is_sqlite, printable_url
 from gradmedic_service.errors import ServiceError
 from gradmedic_service.http.addresses import is_loopback
-from gradmedic_service.http.responses import to_json
 from gradmedic_service.logs import set_up_logging
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.settings import DEFAULT_DATABASE_URL, Settings
@@ -124,7 +124,10 @@ def rediagnose(settings: Settings, run_ids: Sequence[UUID] | None, *, as_json: b
         for run_id in rediagnosis.every_run(database) if run_ids is None else run_ids:
             done = rediagnosis.rediagnose(database, facts, run_id)
             if as_json:
-                print(to_json({"run_id": str(run_id), "before": done.before, "after": done.after}), flush=True)
+                print(
+                    to_json({"run_id": run_id, "before": done.before, "after": done.after}).decode(),
+                    flush=True,
+                )
             else:
                 was = "" if done.before == done.after else f" (was {done.before})"
                 print(f"{run_id}: {done.after}{was}", flush=True)
