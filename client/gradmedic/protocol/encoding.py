@@ -102,7 +102,7 @@ def from_json(body: bytes, type_: type[T]) -> T:
     plain = msgspec.json.decode(body)
     if "findings" in getattr(type_, "__dataclass_fields__", ()):
         plain = plain | {"findings": [_with_python_names(finding) for finding in plain.get("findings", [])]}
-    return msgspec.convert(plain, type_, strict=False)  # not strict: "NaN" is a float
+    return msgspec.convert(plain, type_, strict=False)  # lax: "NaN" is a float
 
 
 def _with_python_names(finding: dict[str, Any]) -> dict[str, Any]:

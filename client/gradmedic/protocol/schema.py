@@ -32,7 +32,7 @@ class OneOf:
 
 
 def without_trailing_underscore(name: str) -> str:
-    """Return the name of a field on the wire: the field `class_` is `class` there."""
+    """Name a field on the wire: `class_` is a Python name for `class`."""
     return name.rstrip("_")
 
 
@@ -84,15 +84,15 @@ NumberOrNull = Annotated[float | None, _StrictNumber()]
 
 @cache
 def _field_docstrings(module: str) -> dict[str, dict[str, str]]:
-    """Return the docstring of each field of a module's classes, by class and by the field's name on the wire."""
-    docstrings: dict[str, dict[str, str]] = {}
+    """Read what a file says below its fields, by class and by the field's name on the wire."""
+    described: dict[str, dict[str, str]] = {}
     for node in ast.parse(inspect.getsource(sys.modules[module])).body:
         if isinstance(node, ast.ClassDef):
             for statement, following in pairwise(node.body):
                 match statement, following:
                     case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                        docstrings.setdefault(node.name, {})[without_trailing_underscore(name)] = inspect.cleandoc(text)
-    return docstrings
+                        described.setdefault(node.name, {})[without_trailing_underscore(name)] = inspect.cleandoc(text)
+    return described
 
 
 def _describe_fields(schema: dict[str, Any], cls: type) -> None:

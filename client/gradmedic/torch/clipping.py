@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad
 
-from gradmedic.protocol.numbers import CLIP_EPSILON
+_EPSILON = 1e-6
+"""What torch adds to the norm before it divides by it."""
 
 
 class ClippingObserver(Protocol):
@@ -81,4 +82,4 @@ def _wrap(original: Callable[..., Any], coefficient_of: Callable[..., Tensor | N
 def _coefficient_of(max_norm: float, total_norm: Tensor, foreach: bool | None = None) -> Tensor:  # noqa: ARG001
     """Return what `_clip_grads_with_norm_` multiplies by; its arguments are the same."""
     with torch.no_grad():
-        return torch.clamp(float(max_norm) / (total_norm + CLIP_EPSILON), max=1.0)
+        return torch.clamp(float(max_norm) / (total_norm + _EPSILON), max=1.0)

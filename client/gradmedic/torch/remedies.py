@@ -24,13 +24,14 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from gradmedic.exceptions import ConfigurationError, UsageError
-from gradmedic.protocol.numbers import CLIP_EPSILON
 from gradmedic.protocol.remedies import REMEDIES, Remedy, remedy_errors
 from gradmedic.torch.loss_scaling import LossScale
 
 AGC_EPSILON = 1e-3
 """Least norm of a row's weights that adaptive clipping counts with (Brock et al. 2021, section 4.1): a row that is zero
 could never move."""
+CLIP_EPSILON = 1e-6
+"""What `torch.nn.utils.clip_grad_norm_` adds to a norm before it divides by it."""
 SCALE_INVARIANT = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta", "Rprop")
 """Optimizers that divide by the gradient's own scale."""
 ON_GRADIENTS = (

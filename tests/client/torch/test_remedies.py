@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradmedic.exceptions import ConfigurationError, UsageError
-from gradmedic.protocol.numbers import CLIP_EPSILON
 from gradmedic.protocol.remedies import OPTIMIZERS, REMEDIES, Remedy
-from gradmedic.torch.remedies import AGC_EPSILON, NotApplicable, OptimizerRemedies, is_treated
+from gradmedic.torch.remedies import AGC_EPSILON, CLIP_EPSILON, NotApplicable, OptimizerRemedies, is_treated
 from gradmedic.torch.treatment import Treatment
 
 STEPS = 8
