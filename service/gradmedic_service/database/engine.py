@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
 
 from gradmedic.protocol.encoding import encode_json
-from gradmedic_service.errors import DatabaseBusy, DatabaseUnavailable, StorageFull
+from gradmedic_service.database.errors import DatabaseBusy, DatabaseUnavailable, StorageFull
 from gradmedic_service.settings import Settings
 
 __all__ = [

@@ -13,7 +13,7 @@ from gradmedic.protocol.runs import STATUSES, Layer, RunCreate, RunUpdate, Train
 from gradmedic.protocol.service import FieldError, Limits
 from gradmedic.protocol.statistics import STATISTICS
 from gradmedic.protocol.verdicts import VERDICTS
-from gradmedic_service.errors import InvalidRequest
+from gradmedic_service.http.errors import InvalidRequest
 from gradmedic_service.projects.muting import muting_errors
 
 MAX_DIMENSIONS = 32

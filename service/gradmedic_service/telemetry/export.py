@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from gradmedic.protocol.numbers import name_nonfinite
 from gradmedic_service.database.engine import Database
-from gradmedic_service.errors import NotAcceptable
 from gradmedic_service.telemetry import repository
 from gradmedic_service.telemetry.buckets import Selection
 from gradmedic_service.telemetry.chunks import Chunk
+from gradmedic_service.telemetry.errors import NotAcceptable
 
 CSV_MEDIA_TYPE = "text/csv"
 PARQUET_MEDIA_TYPE = "application/vnd.apache.parquet"

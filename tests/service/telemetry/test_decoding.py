@@ -17,7 +17,7 @@ from gradmedic.protocol.encoding import without_nonfinite
 from gradmedic.protocol.numbers import LARGEST_FLOAT32, SMALLEST_FLOAT32
 from gradmedic.protocol.service import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE
 from gradmedic.protocol.statistics import SERIES, STATISTICS_TABLE
-from gradmedic_service.errors import InvalidRequest, MalformedBody, UnsupportedMediaType
+from gradmedic_service.http.errors import InvalidRequest, MalformedBody, UnsupportedMediaType
 from gradmedic_service.settings import Settings
 from gradmedic_service.telemetry.decoding import ReceivedBlock, decode_block
 
