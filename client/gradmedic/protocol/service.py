@@ -95,7 +95,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """Answer of a health check that passed. A check that fails answers with an error."""
+    """Answer of a health check that succeeded. A check that fails is answered with an error."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 

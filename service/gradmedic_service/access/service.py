@@ -142,7 +142,7 @@ def list_records(session: Session, principal: Principal, page_token: str | None,
         after=_after(page_token, RECORD_LIST),
         size=max_results + 1,
     )
-    page, token = cut_page(rows, max_results, RECORD_LIST, lambda record: [record.id.hex])
+    page, token = cut_page(rows, max_results, RECORD_LIST, lambda row: [row.id.hex])
     return AuditRecordList(
         items=[
             AuditRecord(

@@ -63,11 +63,11 @@ def add_documentation(app: FastAPI) -> None:
 
     app.mount(FILES_PATH, PublicFiles(StaticFiles(directory=folder)), name="docs-files")
 
-    described = app.openapi
+    make_document = app.openapi
 
     def openapi() -> dict[str, Any]:
         is_new = app.openapi_schema is None
-        document = described()
+        document = make_document()
         if is_new:
             document["components"]["schemas"].update(_problem_schemas())
             _describe_access(app, document)
@@ -79,9 +79,9 @@ def add_documentation(app: FastAPI) -> None:
 
 
 def _describe_access(app: FastAPI, document: dict[str, Any]) -> None:
-    """Add the required scopes and the possible errors to each operation, in place."""
-    refusals = documented(*AUTHENTICATION_ERRORS, ScopeMissing, BeyondKey, Overloaded, InvalidRequest)
-    of_all = documented(HostNotAllowed, CrossOrigin, ApiKeyInUrl)
+    """Add the needed scopes and the possible errors to each operation, in place."""
+    errors_of_protected_routes = documented(*AUTHENTICATION_ERRORS, ScopeMissing, BeyondKey, Overloaded, InvalidRequest)
+    errors_of_every_route = documented(HostNotAllowed, CrossOrigin, ApiKeyInUrl)
     if services_of(app).requires_keys:
         scheme = {"type": "http", "scheme": "bearer", "description": "An API key: `Authorization: Bearer <secret>`."}
         document["components"]["securitySchemes"] = {SECURITY_SCHEME: scheme}
@@ -90,27 +90,27 @@ def _describe_access(app: FastAPI, document: dict[str, Any]) -> None:
             operation = document["paths"].get(path.replace(":path", ""), {}).get(method.lower())
             if operation is None:
                 continue
-            for status, response in of_all.items():
+            for status, response in errors_of_every_route.items():
                 operation["responses"].setdefault(str(status), response)
             if not isinstance(need, ScopeRequirement):
                 continue
-            for status, response in refusals.items():
-                _add(operation["responses"], str(status), response)
+            for status, response in errors_of_protected_routes.items():
+                _add_response(operation["responses"], str(status), response)
             if "requestBody" in operation:
-                operation["responses"].update({str(status): one for status, one in documented(RequestTimeout).items()})
+                for status, response in documented(RequestTimeout).items():
+                    operation["responses"][str(status)] = response
             if services_of(app).requires_keys:
                 operation["security"] = [{SECURITY_SCHEME: list(need.scopes)}]
 
 
-def _add(responses: dict[str, Any], status: str, response: dict[str, Any]) -> None:
+def _add_response(responses: dict[str, Any], status: str, response: dict[str, Any]) -> None:
     """Add a response to an operation. If the operation has one of the same status, add only the examples."""
     if status not in responses:
         responses[status] = deepcopy(response)
         return
-    ours = response["content"][PROBLEM_MEDIA_TYPE]["examples"]
-    theirs = responses[status].get("content", {}).get(PROBLEM_MEDIA_TYPE, {}).get("examples")
-    if theirs is not None:
-        theirs.update(ours)
+    examples = responses[status].get("content", {}).get(PROBLEM_MEDIA_TYPE, {}).get("examples")
+    if examples is not None:
+        examples.update(response["content"][PROBLEM_MEDIA_TYPE]["examples"])
 
 
 def _describe_bodies(document: dict[str, Any]) -> None:
