@@ -31,7 +31,7 @@ def document(session_app: FastAPI) -> dict[str, Any]:
 
 
 def operations(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Each route with what is documented of it."""
+    """Return each route with its description."""
     return [
         (f"{method} {path}", operation)
         for path, methods in document["paths"].items()
@@ -39,8 +39,8 @@ def operations(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-def test_every_route_is_there(document: dict[str, Any]) -> None:
-    """The document lists exactly the routes that there are."""
+def test_every_route_is_documented(document: dict[str, Any]) -> None:
+    """The document has exactly the routes of the service."""
     assert {name for name, _ in operations(document)} == {
         "get /healthz",
         "get /readyz",
@@ -84,7 +84,7 @@ def test_every_route_is_there(document: dict[str, Any]) -> None:
 
 
 def test_errors_are_documented_as_problems(document: dict[str, Any]) -> None:
-    """Every error of every route is a problem with an example; what takes a body may be malformed, large or foreign."""
+    """Every error of every route is a problem with an example, and routes with a body document the errors of bodies."""
     for name, operation in operations(document):
         documented = {int(status): response for status, response in operation["responses"].items()}
         for status, response in documented.items():
@@ -99,7 +99,7 @@ def test_errors_are_documented_as_problems(document: dict[str, Any]) -> None:
 
 
 def test_every_reference_resolves(document: dict[str, Any]) -> None:
-    """No schema refers to one that is not in the document."""
+    """Every schema that the document refers to is in the document."""
     references = set(re.findall(r"'\$ref': '#/components/schemas/(\w+)'", str(document)))
     assert references <= document["components"]["schemas"].keys()
     assert "class" in document["components"]["schemas"]["Finding"]["properties"]
@@ -202,7 +202,7 @@ def test_fields_are_described_by_their_docstrings(document: dict[str, Any]) -> N
 
 
 def test_examples_are_valid() -> None:
-    """The examples are requests that the service would take."""
+    """The examples of request bodies are valid."""
     for example in CREATE_EXAMPLES.values():
         TypeAdapter(RunCreate).validate_python(example["value"])
     for example in UPDATE_EXAMPLES.values():
@@ -224,7 +224,7 @@ def test_examples_are_valid() -> None:
 
 
 def test_docs_need_no_network(sqlite_client: TestClient) -> None:
-    """The page loads nothing from another host, and what it loads is there."""
+    """The page loads files only from the service, and they exist."""
     page = sqlite_client.get("/docs")
     assert page.status_code == 200
     loaded = re.findall(r'(?:src|href)="([^"]+)"', page.text)
