@@ -25,6 +25,7 @@ from uuid import UUID
 
 import numpy as np
 
+from gradmedic import process_exit
 from gradmedic.configuration import (
     Configuration,
     as_trial,
@@ -44,7 +45,6 @@ from gradmedic.protocol.names import name_error
 from gradmedic.protocol.runs import Layer, RunCreate, Training
 from gradmedic.protocol.statistics import SERIES, STATISTICS
 from gradmedic.protocol.steps import AppendResult
-from gradmedic.recording import process_exit
 from gradmedic.recording.instrumentation import Instrumentation, Pending, PendingNumber
 from gradmedic.recording.layers import LayerRegistry
 from gradmedic.recording.measurement import ARRAY_STATISTICS, measure_gradient
@@ -269,7 +269,7 @@ class Run:
         )
         if not self._is_inert and not self._is_follower:
             atexit.register(self._finish_at_exit)
-            process_exit.watch_for_end(self)
+            process_exit.watch_for_exit(self)
             _runs.add(self)
 
     @property
@@ -445,7 +445,7 @@ class Run:
         if self._is_follower:
             return True
         atexit.unregister(self._finish_at_exit)
-        process_exit.ignore_end(self)
+        process_exit.stop_watching(self)
         is_delivered = self._sender.close(status, timeout)
         self._call_back()
         return is_delivered
@@ -868,7 +868,7 @@ class Run:
         """Leave the sending to the first process, which this one turned out not to be."""
         self._is_follower = True
         atexit.unregister(self._finish_at_exit)
-        process_exit.ignore_end(self)
+        process_exit.stop_watching(self)
 
     def _become_inert(self) -> None:
         """Do nothing from now on: this process is a fork."""
@@ -936,7 +936,7 @@ def _smallest(values: Iterable[Ordered | None]) -> Ordered | None:
 
 
 def _disable_runs_of_parent() -> None:
-    process_exit.become_child()
+    process_exit.reset_in_child()
     for run in list(_runs):
         run._become_inert()
 
