@@ -31,7 +31,7 @@ from gradmedic.protocol.reruns import EXECUTORS, RerunDetail
 from gradmedic.protocol.runs import STATUSES, RunDetail, RunSummary
 from gradmedic.protocol.verdicts import VERDICTS
 from gradmedic.transport.http import Service
-from gradmedic.upload.replay import find_leftovers
+from gradmedic.upload.replay import find_replays
 
 COMMANDS = "gradmedic.commands"
 """Entry-point group of the commands of other parts."""
@@ -429,7 +429,7 @@ class SyncCommand:
         if args.dir is not None and not directory.is_dir():
             raise UsageError(f"there is no folder {directory}")
         service = Service(resolve_connection(args.base_url))
-        replays = find_leftovers(service, directory)
+        replays = find_replays(service, directory)
         try:
             refused = 0
             for replay in replays:
@@ -439,14 +439,14 @@ class SyncCommand:
                     refused += 1
                     sys.stderr.write(f"gradmedic: {replay.run_id} is kept, {replay.remaining} steps: {error}\n")
                     continue
-                replay.close()
+                replay.delete()
                 if args.json:
                     print(json.dumps({"run_id": str(replay.run_id), "steps": replay.sent}))
                 else:
                     print(f"{replay.run_id}: {replay.sent} steps sent, see {service.base_url}/runs/{replay.run_id}")
         finally:
             for replay in replays:
-                replay.keep()
+                replay.release()
             service.close()
         if not replays and not args.json:
             print(f"nothing to send in {directory}")

@@ -96,7 +96,7 @@ def _restore() -> None:
     while _wrappers:
         module, name, wrapper = _wrappers.pop()
         if getattr(module, name, None) is wrapper:  # other code may have replaced it since
-            setattr(module, name, wrapper.__wrapped__)  # type: ignore[attr-defined]  # functools.wraps sets it
+            setattr(module, name, wrapper.__wrapped__)
     with contextlib.suppress(ValueError):  # only the main thread may set signals
         if signal.getsignal(signal.SIGTERM) is _finish_all_and_terminate:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)

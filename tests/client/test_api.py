@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import pytest
 from tests.client.faults import FaultyProxy
+from tests.client.runs import start
 
 import gradmedic
 
@@ -26,9 +28,9 @@ def test_a_list_reads_all_pages(proxy: FaultyProxy, project: str) -> None:
     with gradmedic.Client(proxy.url) as client:
         names = [run.name for run in client.runs.list(project=project, page_size=3)]
         assert sorted(names) == [f"run {i}" for i in range(7)]
-        assert len(proxy.seen) == 3
+        assert len(proxy.requests) == 3
         next(client.runs.list(project=project, page_size=3))
-        assert len(proxy.seen) == 4
+        assert len(proxy.requests) == 4
 
 
 def test_a_list_is_filtered(client: gradmedic.Client, project: str) -> None:
@@ -57,3 +59,23 @@ def test_a_wrong_question_is_answered_by_field(client: gradmedic.Client, project
     (summary,) = client.runs.list(project=project, tag="third")
     with pytest.raises(gradmedic.InvalidRequestError, match="statistic"):
         client.runs.steps(summary.id, "steepness")
+
+
+def test_waiting_for_a_run_ends_with_it(service_url: str, client: gradmedic.Client) -> None:
+    """At once if it has ended, at the latest after the timeout; or as soon as something else holds."""
+    run = start(service_url)
+    run.log(1.0)
+    assert run.flush()
+    with pytest.raises(TimeoutError, match="is running, at step 0"):
+        client.runs.wait(run.id, timeout=0)
+    assert client.runs.wait(run.id, until=lambda found: found.last_step == 0).status == "running"
+    run.finish(status="failed")
+    assert client.runs.wait(run.id, timeout=5).status == "failed"
+
+
+def test_a_run_is_changed(service_url: str, client: gradmedic.Client) -> None:
+    """Name, notes and tags; what is not given stays."""
+    with start(service_url, notes="old", tags=["a"]) as run:
+        pass
+    changed: Any = client.runs.update(run.id, name="better", tags=("b", "c"))
+    assert (changed.name, changed.notes, changed.tags) == ("better", "old", ["b", "c"])

@@ -35,13 +35,15 @@ def test_an_argument_wins_over_the_environment_and_that_over_the_default(monkeyp
         ({"project": "a\x00"}, "project must not contain"),
         ({"tags": "one"}, "tags"),
         ({"config": 3}, "config"),
-        ({"mode": "offline-ish"}, "mode"),
-        ({"log_freq": 0}, "log_freq"),
+        ({"mode": "offline-ish"}, "mode must be one of online, offline, disabled"),
+        ({"log_freq": 0}, 'log_freq must be "auto" or a whole number'),
         ({"log_freq": 1.5}, "log_freq"),
         ({"flush_interval": float("nan")}, "flush_interval"),
         ({"max_queue_bytes": -1}, "max_queue_bytes"),
         ({"timeout": "soon"}, "timeout"),
-        ({"on_unhealthy": "panic"}, "on_unhealthy"),
+        ({"on_unhealthy": "panic"}, "on_unhealthy must be one of warn, stop, clip"),
+        ({"max_disk_bytes": 0}, "max_disk_bytes"),
+        ({"dir": 3}, "dir must be the path of a folder"),
     ],
 )
 def test_a_wrong_argument_is_refused_by_its_name(arguments: dict[str, Any], named: str) -> None:

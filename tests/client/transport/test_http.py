@@ -80,7 +80,7 @@ def test_a_refusal_is_the_error_of_its_status(status: int, kind: type[ApiError],
     """The error says what the service said, down to the field; 408, 429 and 5xx may be retried, others not."""
     transport = Canned(status, problem(status), PROBLEM_MEDIA_TYPE)
     with pytest.raises(kind, match=r"It is not so\..*not_so\)\n  layers\[3\]\.name: is there twice") as caught:
-        service(transport).call("GET", "/runs")
+        service(transport).request("GET", "/runs")
     assert is_retryable(caught.value) is retryable
 
 
@@ -91,22 +91,22 @@ def test_an_answer_that_is_not_gradmedics_names_the_url(status: int, retryable: 
     """HTML from a proxy, a redirect or another server is a TransportError with the URL and what came."""
     transport = Canned(status, b"<html>Welcome to nginx</html>", "text/html")
     with pytest.raises(TransportError, match=r"http://gradmedic\.test/api/v1/runs.*Welcome to nginx") as caught:
-        service(transport).call("GET", "/runs")
+        service(transport).request("GET", "/runs")
     assert is_retryable(caught.value) is retryable
 
 
 def test_json_of_another_server_is_not_taken_for_gradmedics() -> None:
     """An error without the fields of a problem, and an answer without those expected, are TransportErrors."""
     with pytest.raises(TransportError, match="not gradmedic's"):
-        service(Canned(500, b'{"error": "oops"}')).call("GET", "/runs")
+        service(Canned(500, b'{"error": "oops"}')).request("GET", "/runs")
     with pytest.raises(TransportError, match="cannot read"):
-        service(Canned(200, b'{"hello": "world"}')).ask(RunList, "GET", "/runs")
+        service(Canned(200, b'{"hello": "world"}')).request_as(RunList, "GET", "/runs")
 
 
 def test_the_key_travels_in_a_header_and_the_query_is_encoded() -> None:
     """No secret is in a URL; None parameters are left out, sequences repeated."""
     transport = Canned(200)
-    service(transport, "s3cret").call("GET", "/runs", query={"a": None, "layer": ["x y", "z&"], "n": 3})
+    service(transport, "s3cret").request("GET", "/runs", query={"a": None, "layer": ["x y", "z&"], "n": 3})
     (request,) = transport.requests
     assert request.url == "http://gradmedic.test/api/v1/runs?layer=x+y&layer=z%26&n=3"
     assert request.headers["Authorization"] == "Bearer s3cret"
@@ -118,7 +118,7 @@ def test_the_service_decides_how_long_to_wait(form: str) -> None:
     asked = "7" if form == "seconds" else formatdate(time.time() + 8, usegmt=True)
     transport = Canned(429, problem(429), PROBLEM_MEDIA_TYPE, **{"retry-after": asked})
     with pytest.raises(ApiError) as caught:
-        service(transport).call("GET", "/runs")
+        service(transport).request("GET", "/runs")
     assert 6.0 < retry_delay(caught.value, 0) < 9.0
 
 
