@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
-from tests.client.faults import ProxiedRequest
+from tests.support.faulty_proxy import ProxiedRequest
 
 import gradmedic
 

@@ -7,8 +7,8 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
-from tests.client.faults import FaultyProxy
 from tests.client.runs import start
+from tests.support.faulty_proxy import FaultyProxy
 
 import gradmedic
 

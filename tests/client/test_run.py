@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.client.faults import FaultyProxy
 from tests.client.runs import (
     losses,
     start,
 )
+from tests.support.faulty_proxy import FaultyProxy
 
 import gradmedic
 

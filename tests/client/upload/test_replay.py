@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.client.faults import Fault, FaultyProxy
 from tests.client.runs import log_losses, losses, start, wait_until_recorded
+from tests.support.faulty_proxy import Fault, FaultyProxy
 
 import gradmedic
 from gradmedic.cli import main
