@@ -1,4 +1,4 @@
-"""Runs of the client's tests: how they begin, wait, and what the service has of them."""
+"""Helps the client's tests to begin runs, to wait for them, and to read what the service has stored."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def log_losses(run: gradmedic.Run, first: int, last: int) -> None:
 
 
 def explode(run: gradmedic.Run, steps: int = 200) -> int:
-    """Log a run whose gradients grow by half at each step until they overflow; return how many steps were logged."""
+    """Log gradients that grow by half at each step until they overflow; return the number of steps."""
     for i in range(steps):
         norm = 1.5 ** max(0, i - 60)
         run.log(min(norm, 1e30), gradients={"w": np.array([norm if norm < 1e30 else math.nan])})

@@ -22,7 +22,7 @@ import gradmedic
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_does_nothing_and_the_parent_goes_on(service_url: str, client: gradmedic.Client) -> None:
-    """The child's calls return at once and send nothing, also while the parent's thread is sending."""
+    """The child's calls return at once and send nothing, even if the parent's thread was sending at the fork."""
     run = start(service_url)
     for i in range(60):
         run.log(float(i))
@@ -107,7 +107,7 @@ def test_a_script_that_forgets_to_finish_is_finished(
 
 
 def test_a_termination_finishes_every_run(service_url: str, client: gradmedic.Client) -> None:
-    """Of several runs of a process none is left `running`."""
+    """SIGTERM finishes each of several runs of a process as failed."""
     script = (
         "import gradmedic, os, signal, threading\n"
         "runs = [gradmedic.init(project='exit') for _ in range(3)]\n"
@@ -134,7 +134,7 @@ def test_a_termination_finishes_every_run(service_url: str, client: gradmedic.Cl
 def test_under_torchrun_an_exit_code_makes_the_run_failed(
     how: str, service_url: str, client: gradmedic.Client, tmp_path: Path
 ) -> None:
-    """A launcher starts the script as a user would, with a process for each rank."""
+    """A script that torchrun starts and that exits with code 3 has a failed run."""
     (tmp_path / "train.py").write_text(
         "import gradmedic, pathlib, sys\n"
         "run = gradmedic.init(project='exit')\n"
@@ -175,7 +175,7 @@ if __name__ == '__main__':
 def test_worker_processes_begin_no_runs_of_their_own(
     method: str, service_url: str, client: gradmedic.Client, tmp_path: Path
 ) -> None:
-    """Also where they import a script that begins one at its top."""
+    """Worker processes begin no run, even if they import a script that calls init() at its top."""
     script = tmp_path / "script.py"
     script.write_text(SPAWNED)
     environment = os.environ | {"GRADMEDIC_BASE_URL": service_url, "NAME": f"spawned by {method}"}
@@ -215,7 +215,7 @@ print(run.id, run.finish(), model.weight.tolist())
 def test_workers_of_a_data_loader_leave_the_run_alone(
     method: str, service_url: str, client: gradmedic.Client, tmp_path: Path
 ) -> None:
-    """They start while the run sends; each step is stored once, and the training is the one without a run."""
+    """Workers that start while the run sends do not disturb it, and the weights are those without a run."""
     script = tmp_path / "loading.py"
     body = "".join(f"    {line}\n" for line in LOADING.splitlines())
     script.write_text(f"if __name__ == '__main__':\n{body}")

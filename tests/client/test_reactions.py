@@ -21,14 +21,14 @@ from gradmedic.upload.answers import AnswerReader
 
 
 class StopAfter:
-    """Carries requests, and changes the answers to blocks as a service does that ends a trial."""
+    """Sends requests, and sets `stop` in the answers from block number `blocks` on."""
 
     def __init__(self, blocks: int) -> None:
         self._inner: Transport = Urllib3Transport()
         self._left = blocks
 
     def send(self, request: Request, timeout: float) -> Response:
-        """Send it."""
+        """Send a request."""
         answer = self._inner.send(request, timeout)
         if request.url.endswith("/steps") and answer.status == 200:
             self._left -= 1
@@ -42,8 +42,8 @@ class StopAfter:
         self._inner.close()
 
 
-def test_a_run_that_is_told_to_stop_stops_at_the_next_log(service_url: str, client: gradmedic.Client) -> None:
-    """By an exception of its own; leaving the run's block by it is a good end."""
+def test_a_run_stops_at_the_next_log_if_the_service_asks_for_it(service_url: str, client: gradmedic.Client) -> None:
+    """log() raises RunStoppedError; the run whose block it leaves is finished, not failed."""
 
     def train() -> None:
         with run:
@@ -130,8 +130,8 @@ def test_a_request_to_stop_is_raised_once() -> None:
     assert reactions.is_stop_requested
 
 
-def test_callbacks_hear_of_a_verdict_on_the_training_thread(service_url: str, caplog: Any) -> None:
-    """on_verdict is called with what changed, where the optimizer may be touched; its own errors are logged."""
+def test_callbacks_are_called_on_the_training_thread(service_url: str, caplog: Any) -> None:
+    """A callback of on_verdict() gets the new verdict on the training thread, and its exceptions are logged."""
     run = start(service_url)
     events: list[tuple[gradmedic.VerdictEvent, int]] = []
 
@@ -152,7 +152,7 @@ def test_callbacks_hear_of_a_verdict_on_the_training_thread(service_url: str, ca
 
 
 def test_on_unhealthy_stop_raises_at_the_next_log_and_the_run_fails(service_url: str, client: Any) -> None:
-    """The exception says verdict, step and page; as it leaves the run's block, the run is failed."""
+    """The exception has verdict, step and page, and the run whose block it leaves is failed."""
     with pytest.raises(gradmedic.UnhealthyRunError) as caught, start(service_url, on_unhealthy="stop") as run:
         explode(run)
     assert caught.value.verdict == "exploding"

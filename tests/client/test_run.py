@@ -37,7 +37,7 @@ def test_what_was_logged_is_stored_to_the_bit(service_url: str, client: gradmedi
 
 
 def test_nonfinite_numbers_are_stored_and_absent_layers_are_absent(service_url: str, client: gradmedic.Client) -> None:
-    """A NaN is counted as a value; a layer that is not there has none."""
+    """A NaN is counted as a value; an absent layer has no value."""
     with start(service_url) as run:
         run.log(math.nan, statistics={"a": {"grad_norm": math.inf}, "b": {"grad_norm": 1.0}})
         run.log(1.0, statistics={"b": {"grad_norm": 2.0}})
@@ -49,7 +49,7 @@ def test_nonfinite_numbers_are_stored_and_absent_layers_are_absent(service_url: 
 
 
 def test_layers_may_appear_while_the_run_goes_on(service_url: str, client: gradmedic.Client) -> None:
-    """A layer that comes later is appended; earlier steps do not have it."""
+    """A layer that appears later is appended, and earlier steps do not have it."""
     with start(service_url) as run:
         run.log(1.0, gradients={"first": np.ones(2)})
         assert run.flush()
@@ -62,7 +62,7 @@ def test_layers_may_appear_while_the_run_goes_on(service_url: str, client: gradm
 
 
 def test_a_run_may_log_losses_only(service_url: str, client: gradmedic.Client) -> None:
-    """No layer and no statistic is needed; statistics that come later are still taken as far as they fit."""
+    """A run needs no layers and no statistics; the grad_norm of later gradients is stored."""
     with start(service_url) as run:
         run.log(1.0)
         assert run.flush()
@@ -73,14 +73,14 @@ def test_a_run_may_log_losses_only(service_url: str, client: gradmedic.Client) -
 
 
 def test_a_run_without_any_step_exists(service_url: str, client: gradmedic.Client) -> None:
-    """Init and finish alone register the run; an exception in its block makes it failed."""
+    """init() and finish() alone register the run; an exception in its `with` block makes it failed."""
     with pytest.raises(ZeroDivisionError), start(service_url) as run:
         raise ZeroDivisionError
     assert client.runs.get(run.id).status == "failed"
 
 
 def test_the_same_id_is_the_same_run(service_url: str, client: gradmedic.Client, caplog: Any) -> None:
-    """A second process with the run's id goes on with it; steps that are there already are ignored and said to be."""
+    """A second process with the run's id continues the run; stored steps are ignored with a warning."""
     first = start(service_url)
     first.log(1.0, gradients={"a": np.ones(1)})
     first.finish()
@@ -94,7 +94,7 @@ def test_the_same_id_is_the_same_run(service_url: str, client: gradmedic.Client,
 
 
 def test_log_freq_leaves_statistics_out_but_no_step(service_url: str, client: gradmedic.Client) -> None:
-    """Every loss is kept; statistics are those of the first twenty steps and of every eighth."""
+    """Every loss is stored; statistics are those of the first twenty steps and of each eighth step."""
     with start(service_url, log_freq=8) as run:
         for _ in range(40):
             run.log(1.0, gradients={"w": np.ones(1)})
@@ -104,7 +104,7 @@ def test_log_freq_leaves_statistics_out_but_no_step(service_url: str, client: gr
 
 
 def test_finish_takes_a_status_by_name_only(service_url: str, client: gradmedic.Client) -> None:
-    """`finish("failed")` could only be meant as a status, and would be a timeout: it is refused and loses nothing."""
+    """`finish("failed")`, which would set the timeout, is a TypeError and loses nothing."""
     run: Any = start(service_url)
     run.log(1.0)
     with pytest.raises(TypeError):
@@ -113,8 +113,10 @@ def test_finish_takes_a_status_by_name_only(service_url: str, client: gradmedic.
     assert (client.runs.get(run.id).status, losses(client, run)) == ("failed", {0: 1.0})
 
 
-def test_log_after_finish_is_said_once_and_does_nothing(service_url: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A late log() is no reason to crash; finish() may be called again; watch() is an error of the program."""
+def test_log_after_finish_is_warned_of_once_and_does_nothing(
+    service_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After finish(), log() warns once, finish() does nothing, and watch() raises UsageError."""
     run = start(service_url)
     assert run.finish()
     assert run.finish()
@@ -130,17 +132,17 @@ def test_log_after_finish_is_said_once_and_does_nothing(service_url: str, caplog
 def test_a_config_that_is_too_large_costs_the_config_and_not_the_run(
     service_url: str, client: gradmedic.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What the service would refuse is cut to plain values before it is sent."""
+    """A config that the service would refuse is cut to plain values before it is sent."""
     with start(service_url, config={"lr": 0.1, "table": [1.0] * 500_000}) as run:
         run.log(1.0)
     assert client.runs.get(run.id).config == {"lr": 0.1}
     assert "config is cut" in caplog.text
 
 
-def test_what_decorates_a_run_is_cut_to_what_the_service_takes(
+def test_notes_and_tags_are_cut_to_what_the_service_accepts(
     service_url: str, client: gradmedic.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Notes, tags and their number cost a warning each, and not the run."""
+    """Notes and tags beyond the limits are cut with a warning, and the run is stored."""
     limits = client.limits()
     with start(
         service_url, notes="n" * (limits.max_notes_length + 1), tags=[f"t{i}" for i in range(limits.max_tags + 3)]
@@ -156,7 +158,7 @@ def test_what_decorates_a_run_is_cut_to_what_the_service_takes(
 def test_a_notebook_cell_that_is_run_again_ends_its_first_run(
     service_url: str, client: gradmedic.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a kernel, a second init() finishes what the first one began."""
+    """In a notebook's kernel, a second init() finishes the first run."""
     monkeypatch.setitem(sys.modules, "ipykernel", sys)
     first = start(service_url)
     first.log(1.0)
@@ -168,7 +170,7 @@ def test_a_notebook_cell_that_is_run_again_ends_its_first_run(
 
 
 def test_a_process_that_is_not_the_first_sends_nothing(proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As its launcher says; its calls are answered, and a diagnosis is refused."""
+    """A process of rank 1 makes no request; flush() and finish() return True, and diagnosis() raises UsageError."""
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     run = start(proxy.url)

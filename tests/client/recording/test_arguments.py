@@ -15,10 +15,10 @@ from tests.client.runs import (
 import gradmedic
 
 
-def test_bad_input_is_left_out_said_once_and_never_raised(
+def test_bad_input_is_left_out_and_logged_once_and_never_raised(
     service_url: str, client: gradmedic.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever log() is given, the training goes on, and what was good of the step is stored."""
+    """log() raises nothing for wrong arguments, and the correct ones of the step are stored."""
     bad: list[dict[str, Any]] = [
         {"loss": "high"},
         {"loss": np.ones(3)},
@@ -58,7 +58,7 @@ def test_bad_input_is_left_out_said_once_and_never_raised(
 def test_a_name_that_the_service_refuses_costs_that_number_and_not_the_run(
     service_url: str, client: gradmedic.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Metrics and layers with impossible names are left out and named; loss, other metrics and layers are stored."""
+    """Metrics and layers with invalid names are left out with a warning; the rest of the step is stored."""
     names = ["grad_norm", "time", "", "a" * 600, "nul\x00", "lone\ud800"]
     with start(service_url) as run:
         for name in names:
@@ -74,7 +74,7 @@ def test_a_name_that_the_service_refuses_costs_that_number_and_not_the_run(
 def test_more_metrics_than_the_service_takes_are_left_out(
     service_url: str, client: gradmedic.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The first ones are stored, and the number of others is said."""
+    """The first metrics are stored, and a warning has the number of the others."""
     most = client.limits().max_metrics
     with start(service_url) as run:
         run.log(1.0, metrics={f"m{i}": float(i) for i in range(most + 5)})
@@ -85,7 +85,7 @@ def test_more_metrics_than_the_service_takes_are_left_out(
 
 
 def test_layers_and_metrics_may_be_numbered(service_url: str, client: gradmedic.Client) -> None:
-    """A key that is no string stands for its text, and for the same layer at every step."""
+    """A key that is no string is converted to one, and names the same layer at every step."""
     with start(service_url) as run:
         for _ in range(3):
             run.log(1.0, gradients={0: np.ones(2), 1: np.ones(2)}, metrics={5: 0.5})  # type: ignore[dict-item]
@@ -94,10 +94,10 @@ def test_layers_and_metrics_may_be_numbered(service_url: str, client: gradmedic.
 
 
 @pytest.mark.parametrize("name", ["gradients", "statistics", "metrics"])
-def test_what_is_no_mapping_is_named_and_the_loss_is_kept(
+def test_an_argument_that_is_no_mapping_is_left_out_and_the_loss_is_stored(
     name: str, service_url: str, client: gradmedic.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A list in place of a mapping costs that argument alone."""
+    """A list in place of a mapping is left out with one warning."""
     arguments: dict[str, Any] = {name: [np.ones(2)]}
     with start(service_url) as run:
         run.log(1.0, **arguments)
@@ -109,7 +109,7 @@ def test_what_is_no_mapping_is_named_and_the_loss_is_kept(
 
 
 def test_statistics_of_a_layer_are_a_mapping(service_url: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A number in place of a layer's statistics is explained."""
+    """A number in place of a layer's statistics causes a warning with an example."""
     with start(service_url) as run:
         run.log(1.0, statistics={"w": 3.0})  # type: ignore[dict-item]
     assert 'statistics must map like {"layer": {"grad_norm": 0.3}}' in caplog.text

@@ -99,7 +99,7 @@ def test_an_alarm_samples_every_step_and_is_paid_back() -> None:
 
 
 def test_a_number_samples_each_multiple_of_it() -> None:
-    """The first twenty steps and each seventh step are sampled, whatever they cost."""
+    """The first twenty steps and each seventh step are sampled, even if samples are expensive."""
     training = Training(0.1, 10.0, log_freq=7)
     assert [i for i, sampled in enumerate(training.run(50)) if sampled] == [*range(20), 21, 28, 35, 42, 49]
 
