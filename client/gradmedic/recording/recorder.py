@@ -113,7 +113,9 @@ class Recorder:
         is_complete = self.wait(timeout)
         self._is_stopped = True
         self._wake_up.set()
-        if not is_complete and not self._output.is_closed:
+        if is_complete and self._thread is not None:
+            self._thread.join(timeout)
+        elif not is_complete and not self._output.is_closed:
             unrecorded = self._accepted - self._recorded
             logger.warning("gradmedic could not record the last %d steps in time, they are lost", unrecorded)
 
@@ -138,6 +140,7 @@ class Recorder:
         except Exception:
             logger.exception("gradmedic stopped recording because of an error of its own; training goes on")
             self._output.fail()
+        self._report_overflow()
         with self._progress:
             self._progress.notify_all()
 
