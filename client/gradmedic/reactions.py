@@ -7,13 +7,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from gradmedic.exceptions import GradmedicError, RunStoppedError, UnhealthyRunError
-from gradmedic.recording.events import ClippingAdvised, Event, SpikeDetected, StopRequested, VerdictEvent
+from gradmedic.recording.events import UNHEALTHY, ClippingAdvised, Event, SpikeDetected, StopRequested, VerdictEvent
 from gradmedic.recording.instrumentation import Instrumentation
 from gradmedic.recording.sampler import Sampler
 
 logger = logging.getLogger("gradmedic")
-
-UNHEALTHY = ("vanishing", "exploding")
 
 
 class Reactions:

@@ -8,12 +8,10 @@ from uuid import UUID
 
 from gradmedic.exceptions import GradmedicError
 from gradmedic.protocol.steps import AppendResult
-from gradmedic.recording.events import ClippingAdvised, Event, StopRequested, VerdictEvent
+from gradmedic.recording.events import UNHEALTHY, ClippingAdvised, Event, StopRequested, VerdictEvent
 from gradmedic.transport.http import Service
 
 logger = logging.getLogger("gradmedic")
-
-UNHEALTHY = ("vanishing", "exploding")
 
 
 class AnswerReader:
