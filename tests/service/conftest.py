@@ -1,4 +1,4 @@
-"""The service for the tests: in this process over ASGI, or a process of its own."""
+"""The service for the tests: in this process over ASGI, or as a process of its own."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from gradmedic_service.settings import Settings
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _answer_the_test_client() -> Iterator[None]:
-    """Let services in this process answer under the name that Starlette's test client uses."""
+def _allow_test_host() -> Iterator[None]:
+    """Make services in this process answer under the host name of Starlette's test client."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("GRADMEDIC_ALLOWED_HOSTS", "testserver")
         yield
@@ -46,7 +46,7 @@ def _plain_logging() -> None:
 
 @pytest.fixture
 def settings(database_url: str) -> Settings:
-    """Settings of a service on each database in turn."""
+    """Settings of a service, on each database in turn."""
     return _patient_settings(database_url)
 
 
@@ -56,7 +56,7 @@ def _patient_settings(database_url: str) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def session_app(_answer_the_test_client: None, tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
+def session_app(_allow_test_host: None, tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
     """The application, built once, because that takes longer than most tests. Each test provides its own services."""
     return create_app(Settings(database_url=SecretStr(f"sqlite:///{tmp_path_factory.mktemp('app')}/unused.db")))
 
@@ -108,7 +108,7 @@ def database(settings: Settings) -> Iterator[Database]:
 
 @pytest.fixture
 def own_postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL server of the test's own, migrated."""
+    """A migrated PostgreSQL server that only this test uses."""
     with tempfile.TemporaryDirectory(prefix="gradmedic-faults-", ignore_cleanup_errors=True) as folder:
         server = PostgresServer(Path(folder))
         try:
@@ -120,7 +120,7 @@ def own_postgres() -> Iterator[PostgresServer]:
 
 
 class CreateRun(Protocol):
-    """Creates a run of some layers and statistics and returns its path."""
+    """Creates a run with some layers and statistics and returns its path."""
 
     def __call__(
         self, client: httpx2.Client, layers: int = 2, statistics: tuple[str, ...] = ("grad_norm",), **fields: Any
@@ -149,22 +149,22 @@ def create_run() -> CreateRun:
 
 
 @dataclass(frozen=True)
-class Served:
-    """A service in a process of its own."""
+class RunningService:
+    """A service that runs as a process of its own."""
 
     url: str
     process: subprocess.Popen[str]
 
 
-Serve = Callable[..., AbstractContextManager[Served]]
+Serve = Callable[..., AbstractContextManager[RunningService]]
 
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Serve:
-    """Start `gradmedic serve` on a free port; it is killed at the end if it has not ended."""
+    """Start `gradmedic serve` at a free port; the process is killed at the end of the block, if it still runs."""
 
     @contextmanager
-    def start(database_url: str, *arguments: str, lease: float = 15.0, **environment: str) -> Iterator[Served]:
+    def start(database_url: str, *arguments: str, lease: float = 15.0, **environment: str) -> Iterator[RunningService]:
         command = [str(Path(sys.executable).parent / "gradmedic"), "serve", "--port", "0"]
         with (tmp_path / "serve.log").open("a") as log:
             process = subprocess.Popen(
@@ -180,7 +180,7 @@ def serve(tmp_path: Path) -> Serve:
                 assert process.stdout is not None
                 found = re.search(r"https?://\S+", process.stdout.readline())
                 assert found is not None, (tmp_path / "serve.log").read_text()
-                yield Served(found.group(), process)
+                yield RunningService(found.group(), process)
             finally:
                 if process.poll() is None:
                     process.kill()

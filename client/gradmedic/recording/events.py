@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from uuid import UUID
 
-UNHEALTHY = ("vanishing", "exploding")
-"""The verdicts that a run may react to."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerdictEvent:
