@@ -35,7 +35,10 @@ from gradmedic_service.database import schema
 MLFLOW: Final = ("mlflow", "3.17.2")
 TRACKIO: Final = ("trackio", "0.43.0")
 REPEATS: Final = 3
-"""Times that what is judged is measured; the least counts, since whatever else the machine does only adds."""
+"""Number of repetitions of a judged measurement.
+
+The smallest value counts: other load of the machine only adds time.
+"""
 WARM_UP_BLOCKS: Final = 10
 BLOCKS: Final = 400
 SINGLE_STEPS: Final = 20

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gradmedic.exceptions import ConfigurationError
-from gradmedic_service.commands.demo import examples
+from gradmedic_service.commands.demo import examples_folder
 from gradmedic_worker.configuration import read_configuration
 
 GOOD = """
@@ -185,6 +185,6 @@ def test_a_missing_or_empty_file_is_an_error(tmp_path: Path) -> None:
 
 def test_the_examples_are_allowed() -> None:
     """The examples' own worker.toml is valid, and has a trainable for each script."""
-    configuration = read_configuration(examples() / "worker.toml")
+    configuration = read_configuration(examples_folder() / "worker.toml")
     scripts = {trainable.command[1] for trainable in configuration.trainables.values()}
-    assert scripts == {path.name for path in examples().glob("*.py")}
+    assert scripts == {path.name for path in examples_folder().glob("*.py")}

@@ -29,7 +29,7 @@ from tests.support.workers import (
 )
 
 import gradmedic
-from gradmedic.cli import follow_rerun
+from gradmedic.cli.rerun import follow_rerun
 from gradmedic.exceptions import ConfigurationError
 from gradmedic.protocol.reruns import RerunDetail
 from gradmedic_worker.configuration import read_configuration
