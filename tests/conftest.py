@@ -117,7 +117,7 @@ def empty_database_url(backend: str, request: pytest.FixtureRequest, tmp_path: P
 
 @pytest.fixture
 def own_postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL server of the test's own, migrated."""
+    """A migrated PostgreSQL server that only this test uses."""
     with tempfile.TemporaryDirectory(prefix="gradmedic-faults-", ignore_cleanup_errors=True) as folder:
         server = PostgresServer(Path(folder))
         try:

@@ -21,8 +21,8 @@ from gradmedic_service.settings import Settings
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _answer_the_test_client() -> Iterator[None]:
-    """Let services in this process answer under the name that Starlette's test client uses."""
+def _allow_test_host() -> Iterator[None]:
+    """Make services in this process answer under the host name of Starlette's test client."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("GRADMEDIC_ALLOWED_HOSTS", "testserver")
         yield
@@ -36,7 +36,7 @@ def _plain_logging() -> None:
 
 @pytest.fixture
 def settings(database_url: str) -> Settings:
-    """Settings of a service on each database in turn."""
+    """Settings of a service, on each database in turn."""
     return _patient_settings(database_url)
 
 
@@ -46,7 +46,7 @@ def _patient_settings(database_url: str) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def session_app(_answer_the_test_client: None, tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
+def session_app(_allow_test_host: None, tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
     """The application, built once, because that takes longer than most tests. Each test provides its own services."""
     return create_app(Settings(database_url=SecretStr(f"sqlite:///{tmp_path_factory.mktemp('app')}/unused.db")))
 
@@ -97,7 +97,7 @@ def database(settings: Settings) -> Iterator[Database]:
 
 
 class CreateRun(Protocol):
-    """Creates a run of some layers and statistics and returns its path."""
+    """Creates a run with some layers and statistics and returns its path."""
 
     def __call__(
         self, client: httpx2.Client, layers: int = 2, statistics: tuple[str, ...] = ("grad_norm",), **fields: Any

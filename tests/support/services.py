@@ -13,21 +13,21 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class ServiceProcess:
-    """A service in a process of its own."""
+class RunningService:
+    """A service that runs as a process of its own."""
 
     url: str
     process: subprocess.Popen[str]
 
 
-Serve = Callable[..., AbstractContextManager[ServiceProcess]]
+Serve = Callable[..., AbstractContextManager[RunningService]]
 """Runs a service: `run_service` in the test's folder."""
 
 
 @contextmanager
 def run_service(
     folder: Path, database_url: str, *arguments: str, lease: float = 15.0, **environment: str
-) -> Iterator[ServiceProcess]:
+) -> Iterator[RunningService]:
     """Run `gradmedic serve` on a free port in `folder`, and kill it at the end if it still runs.
 
     Args:
@@ -52,7 +52,7 @@ def run_service(
             assert process.stdout is not None
             match = re.search(r"https?://\S+", process.stdout.readline())
             assert match is not None, (folder / "serve.log").read_text()
-            yield ServiceProcess(match.group(), process)
+            yield RunningService(match.group(), process)
         finally:
             if process.poll() is None:
                 process.kill()

@@ -108,7 +108,7 @@ def append_steps(
     with database.writing_rows() as connection:
         result, advanced = service.append(connection, principal, facts, warm, run_id, block)
         if result.alerts:
-            with database.objects(connection) as session:
+            with database.session_of(connection) as session:
                 reruns.start_automatically(session, principal, facts, limits, run_id)
     if advanced is not None:
         warm.keep(advanced)
