@@ -40,9 +40,9 @@ from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.trials import ClaimedTrial
 from gradmedic_diagnosis.remedies import CATALOGUE
 from gradmedic_service.reruns import experiment
-from gradmedic_worker.environment import KEPT as KEPT_VARIABLES
-from gradmedic_worker.environment import read_report, trial_environment
-from gradmedic_worker.processes import LaunchSpec, Starter
+from gradmedic_worker.executors.local_processes import LaunchSpec, ProcessStarter
+from gradmedic_worker.executors.trial_environment import INHERITED_VARIABLES, trial_environment
+from gradmedic_worker.executors.trial_folder import read_report
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 SCRIPT: Final = Path(__file__).resolve().parent / "train.py"
@@ -128,11 +128,11 @@ class Laboratory:
     def __init__(self, base_url: str, folder: Path) -> None:
         self._base_url = base_url
         self._folder = folder
-        self._executor = Starter()
+        self._executor = ProcessStarter()
         self._client = Client(base_url)
         self._http = urllib3.PoolManager()
         self._base = {
-            **{name: value for name, value in os.environ.items() if name in KEPT_VARIABLES},
+            **{name: value for name, value in os.environ.items() if name in INHERITED_VARIABLES},
             "PYTHONPATH": str(ROOT),
             "PYTHONHASHSEED": "0",
             "OMP_NUM_THREADS": "1",
@@ -189,7 +189,7 @@ class Laboratory:
             seconds=LONGEST_SECONDS,
             memory=None,
         )
-        process = self._executor.start(order, self._base, may_preload=True)
+        process = self._executor.start(order, self._base, may_fork=True)
         try:
             ended = None
             while ended is None:

@@ -1,17 +1,9 @@
-"""The service for the tests: in this process over ASGI, or as a process of its own."""
+"""The service for the tests, in this process over ASGI."""
 
 from __future__ import annotations
 
-import os
-import re
-import signal
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Protocol
 
 import httpx2
@@ -21,10 +13,8 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 from starlette.testclient import TestClient
 from tests.support.patience import PATIENCE
-from tests.support.postgres import PostgresServer
 
 from gradmedic_service.app import build_services, create_app
-from gradmedic_service.database import schema
 from gradmedic_service.database.engine import Database
 from gradmedic_service.services import Services, provide_services, services_of
 from gradmedic_service.settings import Settings
@@ -106,19 +96,6 @@ def database(settings: Settings) -> Iterator[Database]:
     database.close()
 
 
-@pytest.fixture
-def own_postgres() -> Iterator[PostgresServer]:
-    """A migrated PostgreSQL server that only this test uses."""
-    with tempfile.TemporaryDirectory(prefix="gradmedic-faults-", ignore_cleanup_errors=True) as folder:
-        server = PostgresServer(Path(folder))
-        try:
-            server.start()
-            schema.upgrade(server.url)
-            yield server
-        finally:
-            server.stop(signal.SIGINT)
-
-
 class CreateRun(Protocol):
     """Creates a run with some layers and statistics and returns its path."""
 
@@ -146,43 +123,3 @@ def create_run() -> CreateRun:
         return f"/api/v1/runs/{response.json()['id']}"
 
     return create
-
-
-@dataclass(frozen=True)
-class RunningService:
-    """A service that runs as a process of its own."""
-
-    url: str
-    process: subprocess.Popen[str]
-
-
-Serve = Callable[..., AbstractContextManager[RunningService]]
-
-
-@pytest.fixture
-def serve(tmp_path: Path) -> Serve:
-    """Start `gradmedic serve` at a free port; the process is killed at the end of the block, if it still runs."""
-
-    @contextmanager
-    def start(database_url: str, *arguments: str, lease: float = 15.0, **environment: str) -> Iterator[RunningService]:
-        command = [str(Path(sys.executable).parent / "gradmedic"), "serve", "--port", "0"]
-        with (tmp_path / "serve.log").open("a") as log:
-            process = subprocess.Popen(
-                [*command, "--database-url", database_url, *arguments],
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env={"PATH": os.environ["PATH"], "GRADMEDIC_TRIAL_LEASE": str(lease), **environment},
-                cwd=tmp_path,
-            )
-        with process:
-            try:
-                assert process.stdout is not None
-                found = re.search(r"https?://\S+", process.stdout.readline())
-                assert found is not None, (tmp_path / "serve.log").read_text()
-                yield RunningService(found.group(), process)
-            finally:
-                if process.poll() is None:
-                    process.kill()
-
-    return start

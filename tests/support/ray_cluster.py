@@ -1,8 +1,7 @@
 """A Ray cluster on one machine: a head and nodes, each of which can be killed like a machine that loses its power.
 
-Each `ray start --block` leads a session of processes, and everything that Ray starts stays in that session. Killing the
-whole session at once simulates a machine that loses its power. `ray stop` is not used: it would end every Ray on the
-machine.
+Each `ray start --block` leads a session of processes, in which all of Ray's own processes stay. So a node is killed by
+killing its whole session, and no process is left. `ray stop` would end every Ray on the machine.
 """
 
 from __future__ import annotations
@@ -22,36 +21,36 @@ from typing import Final
 
 import psutil
 import urllib3
+from tests.support.patience import START_SECONDS
 from tests.support.ports import free_port
 
-START_SECONDS: Final = 120
 STARTED: Final = "Ray runtime started"
+"""Text that `ray start` prints when a node is ready."""
 OBJECT_STORE_BYTES: Final = 80_000_000
-"""Close to the least that Ray takes; trials put nothing there."""
-
-IMPATIENCE: Final = {
+"""Close to the smallest size that Ray accepts. Trials do not use the object store."""
+SHORT_HEALTH_CHECKS: Final = {
     "RAY_health_check_initial_delay_ms": "300",
     "RAY_health_check_period_ms": "300",
     "RAY_health_check_failure_threshold": "3",
 }
-"""Settings of Ray's own; of `health_check_timeout_ms` the ten seconds stay."""
+"""Ray's settings for frequent health checks. The default of `health_check_timeout_ms`, ten seconds, stays."""
 
 
 class RayCluster:
-    """A head at an address of its own, with a token, and nodes that come and go.
+    """A head with a fixed address and a token, and nodes that can be started and killed.
 
     Args:
-        configuration: the `worker.toml` of every node; it may be written later, and again.
-        cpus: of the head; 0 for one that runs no jobs.
-        is_impatient: whether the head looks at its nodes three times a second, and takes one that refuses three times
-            for dead. One that is slow to answer gets as long as ever.
+        configuration: The `worker.toml` of every node. It may be written later, and again.
+        cpus: CPUs of the head; with 0 it runs no jobs.
+        has_short_health_checks: Whether the head checks its nodes three times a second, and declares a node dead that
+            refuses three checks. A node that answers slowly has as much time as by default.
     """
 
-    def __init__(self, configuration: Path, *, cpus: int, is_impatient: bool = False) -> None:
+    def __init__(self, configuration: Path, *, cpus: int, has_short_health_checks: bool = False) -> None:
         self._configuration = configuration
         self._cpus = cpus
-        self._is_impatient = is_impatient
-        self._folder = Path(tempfile.mkdtemp(prefix="gm-ray-"))  # short: Ray's sockets lie below it
+        self._has_short_health_checks = has_short_health_checks
+        self._folder = Path(tempfile.mkdtemp(prefix="gm-ray-"))  # short, as the paths of Ray's sockets must be
         self._port, dashboard_port = free_port(), free_port()
         self._dashboard_port = dashboard_port
         self.address = f"http://127.0.0.1:{dashboard_port}"
@@ -63,26 +62,26 @@ class RayCluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Return what a node of the cluster is started with."""
+        """Environment of the cluster's nodes."""
         return {
-            **(IMPATIENCE if self._is_impatient else {}),
+            **(SHORT_HEALTH_CHECKS if self._has_short_health_checks else {}),
             "PATH": os.environ["PATH"],
             "HOME": str(self._folder),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token_file),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_JOB_STOP_WAIT_TIME_S": "60",  # to be asked and not obey is the launcher's to deal with
+            "RAY_JOB_STOP_WAIT_TIME_S": "60",  # the launcher kills a script that ignores SIGTERM
             "GRADMEDIC_WORKER_CONFIG": str(self._configuration),
         }
 
     def start_head(self) -> None:
-        """Start the head, at the address that it always has, and wait until it takes jobs."""
+        """Start the head at its fixed address, and wait until it accepts jobs."""
         options = ["--head", f"--port={self._port}", f"--dashboard-port={self._dashboard_port}"]
         self._start("head", self._cpus, *options, "--dashboard-host=127.0.0.1")
-        self._wait_for(lambda: STARTED in self.log("head") and self.ask("/api/jobs/") is not None, "head")
+        self._wait_for(lambda: STARTED in self.log("head") and self.get("/api/jobs/") is not None, "head")
 
     def start_node(self, name: str, cpus: int) -> None:
-        """Start another node, and wait until the head knows it."""
+        """Start another node, and wait until it has joined the cluster."""
         self._start(name, cpus, f"--address=127.0.0.1:{self._port}")
         self._wait_for(lambda: STARTED in self.log(name), name)
 
@@ -90,8 +89,8 @@ class RayCluster:
         """Kill every process of a node at once."""
         process = self._nodes.pop(name)
         deadline = time.monotonic() + START_SECONDS
-        while (left := _session_of(process.pid)) and time.monotonic() < deadline:
-            for pid in left:
+        while (pids := _find_session(process.pid)) and time.monotonic() < deadline:
+            for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             process.poll()
@@ -99,13 +98,13 @@ class RayCluster:
         process.wait()
 
     def close(self) -> None:
-        """Kill every node, and remove what they wrote."""
+        """Kill every node, and remove the cluster's files."""
         for name in list(self._nodes):
             self.kill(name)
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def ask(self, path: str) -> bytes | None:
-        """Return what the head answers to a question; None if it does not."""
+    def get(self, path: str) -> bytes | None:
+        """Return the head's answer to a GET request, or None if it does not answer with 200."""
         try:
             answer = urllib3.request(
                 "GET",
@@ -118,13 +117,13 @@ class RayCluster:
             return None
         return answer.data if answer.status == 200 else None
 
-    def written(self) -> bytes:
-        """Return everything that the cluster has written down: logs, sessions, but not its token."""
-        files = [one for one in self._folder.rglob("*") if one.is_file() and one != self.token_file]
-        return b"\n".join(one.read_bytes() for one in files)
+    def read_all_files(self) -> bytes:
+        """Return the content of all files of the cluster, such as logs, except for its token."""
+        files = [path for path in self._folder.rglob("*") if path.is_file() and path != self.token_file]
+        return b"\n".join(path.read_bytes() for path in files)
 
     def log(self, name: str) -> str:
-        """Return what `ray start` of a node has printed."""
+        """Return the output of a node's `ray start`."""
         return (self._folder / f"{name}.log").read_text()
 
     def _start(self, name: str, cpus: int, *options: str) -> None:
@@ -151,8 +150,8 @@ class RayCluster:
             time.sleep(0.1)
 
 
-def _session_of(leader: int) -> list[int]:
-    """Return the processes of a session that still run."""
+def _find_session(leader: int) -> list[int]:
+    """Return the ids of the running processes of a session."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):

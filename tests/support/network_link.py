@@ -1,7 +1,7 @@
-"""A network cable that can be cut: forwards TCP connections, until it lets no byte through.
+"""A network link that can be cut: it forwards TCP connections, until it forwards no byte.
 
-After a cut, connections stay open and new ones are accepted, but no byte arrives. That is how a lost route or a
-firewall behaves; a refused connection would be noticed at once.
+While the link is cut, connections stay open and new ones are accepted, but nothing arrives. A lost route or a firewall
+has the same effect. A refused connection would be noticed at once.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from types import TracebackType
 from typing import Final, Self
 
 CHUNK: Final = 65_536
+"""Bytes that are forwarded at once."""
 
 
-class Cable:
-    """Leads from a port of its own to another port of this machine."""
+class NetworkLink:
+    """Forwards connections from a port of its own to the port `target` of this machine."""
 
-    def __init__(self, to: int) -> None:
-        self._to = to
+    def __init__(self, target: int) -> None:
+        self._target = target
         self._is_whole = threading.Event()
         self._is_whole.set()
         self._is_closed = False
@@ -36,42 +37,42 @@ class Cable:
         self.close()
 
     def cut(self) -> None:
-        """Let nothing through from now on."""
+        """Forward nothing from now on."""
         self._is_whole.clear()
 
     def mend(self) -> None:
-        """Let everything through again; connections that were cut are gone, as if their peers had given up."""
-        for one in list(self._sockets - {self._listener}):
-            self._drop(one)
+        """Forward everything again. Connections from the time before are closed, as if their peers had given up."""
+        for connection in list(self._sockets - {self._listener}):
+            self._close(connection)
         self._is_whole.set()
 
     def close(self) -> None:
-        """Take it away."""
+        """Close the port and all connections."""
         self._is_closed = True
         self._is_whole.set()
-        for one in list(self._sockets):
-            self._drop(one)
+        for connection in list(self._sockets):
+            self._close(connection)
 
     def _accept(self) -> None:
         while not self._is_closed:
             try:
-                near, _ = self._listener.accept()
+                source, _ = self._listener.accept()
             except OSError:
                 return
-            self._sockets.add(near)
-            threading.Thread(target=self._carry, args=(near,), daemon=True).start()
+            self._sockets.add(source)
+            threading.Thread(target=self._forward, args=(source,), daemon=True).start()
 
-    def _carry(self, near: socket.socket) -> None:
+    def _forward(self, source: socket.socket) -> None:
         self._is_whole.wait()
         try:
-            far = socket.create_connection(("127.0.0.1", self._to))
+            target = socket.create_connection(("127.0.0.1", self._target))
         except OSError:
-            self._drop(near)
+            self._close(source)
             return
-        self._sockets.add(far)
+        self._sockets.add(target)
         with selectors.DefaultSelector() as selector, contextlib.suppress(OSError, ValueError):
-            selector.register(near, selectors.EVENT_READ, far)
-            selector.register(far, selectors.EVENT_READ, near)
+            selector.register(source, selectors.EVENT_READ, target)
+            selector.register(target, selectors.EVENT_READ, source)
             while True:
                 for key, _ in selector.select():
                     assert isinstance(key.fileobj, socket.socket)
@@ -80,11 +81,11 @@ class Cable:
                         raise ConnectionResetError
                     self._is_whole.wait()
                     key.data.sendall(content)
-        for one in (near, far):
-            self._drop(one)
+        for connection in (source, target):
+            self._close(connection)
 
-    def _drop(self, one: socket.socket) -> None:
-        self._sockets.discard(one)
+    def _close(self, connection: socket.socket) -> None:
+        self._sockets.discard(connection)
         with contextlib.suppress(OSError):
-            one.shutdown(socket.SHUT_RDWR)
-        one.close()
+            connection.shutdown(socket.SHUT_RDWR)
+        connection.close()

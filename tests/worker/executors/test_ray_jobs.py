@@ -1,4 +1,4 @@
-"""What is at the address of a cluster and is none that can be used; those that can are in tests/service/executors."""
+"""Answers that are not those of a usable cluster. Usable clusters are in `test_ray_cluster.py`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 from gradmedic.exceptions import ConfigurationError
 from gradmedic_worker.executors.ray_jobs import RayJobs, RayUnreachable
 
-Answering = Callable[[int, bytes], AbstractContextManager[str]]
+ServeAnswer = Callable[[int, bytes], AbstractContextManager[str]]
 
 
 @pytest.fixture
-def answering() -> Answering:
-    """Serve one answer to every question and request, whoever asks."""
+def serve_answer() -> ServeAnswer:
+    """Run a server that gives the same answer to every request."""
 
     @contextmanager
     def serve(status: int, body: bytes) -> Iterator[str]:
@@ -41,10 +41,10 @@ def answering() -> Answering:
     return serve
 
 
-def test_a_cluster_that_asks_for_no_token_is_refused(answering: Answering) -> None:
-    """Whoever reaches it may run anything, under the ids of our attempts too."""
-    with answering(200, b'{"ray_version": "2.60.0"}') as address:
-        jobs = RayJobs(address, "a token that nobody asks for")
+def test_a_cluster_without_token_authentication_is_refused(serve_answer: ServeAnswer) -> None:
+    """A cluster that answers without a token is refused: everyone who reaches it may run any program."""
+    with serve_answer(200, b'{"ray_version": "2.60.0"}') as address:
+        jobs = RayJobs(address, "a token that no server checks")
         with pytest.raises(ConfigurationError, match=r"answers without a token.* RAY_AUTH_MODE=token"):
             jobs.check()
         jobs.close()
@@ -55,23 +55,25 @@ def test_a_cluster_that_asks_for_no_token_is_refused(answering: Answering) -> No
     [(200, b"<html>", "not one of Ray's: <html>"), (502, b"bad gateway", "answered 502: bad gateway")],
     ids=["page", "proxy"],
 )
-def test_what_is_no_answer_of_ray_counts_as_none(answering: Answering, status: int, body: bytes, message: str) -> None:
-    """A proxy whose cluster is being restarted is waited for, as a cluster that does not answer is."""
-    with answering(status, body) as address:
-        jobs = RayJobs(address, "a token that nobody reads")
+def test_an_answer_that_is_not_rays_counts_as_no_answer(
+    serve_answer: ServeAnswer, status: int, body: bytes, message: str
+) -> None:
+    """A proxy may answer while its cluster restarts, so its answer counts as no answer."""
+    with serve_answer(status, body) as address:
+        jobs = RayJobs(address, "a token that no server checks")
         with pytest.raises(RayUnreachable, match=message):
             jobs.check()
         jobs.close()
 
 
-def test_a_job_that_was_not_stopped_is_not_taken_for_one(answering: Answering) -> None:
-    """An error of the cluster's is an error, so that it is asked again; a job that is gone needs no stopping."""
-    with answering(500, b"Traceback: the agent is away") as address:
-        jobs = RayJobs(address, "a token that nobody reads")
+def test_a_failed_stop_is_an_error(serve_answer: ServeAnswer) -> None:
+    """If the cluster fails to stop a job, the error lets the caller retry. A job that is gone is no error."""
+    with serve_answer(500, b"Traceback: the agent is away") as address:
+        jobs = RayJobs(address, "a token that no server checks")
         with pytest.raises(RayUnreachable, match="did not stop the job: 500: Traceback: the agent is away"):
             jobs.stop("0199b7f0-c8d2-7a31-8f55-0b1c2d3e4f52-1")
         jobs.close()
-    with answering(404, b"Job 1 does not exist") as address:
-        jobs = RayJobs(address, "a token that nobody reads")
+    with serve_answer(404, b"Job 1 does not exist") as address:
+        jobs = RayJobs(address, "a token that no server checks")
         jobs.stop("0199b7f0-c8d2-7a31-8f55-0b1c2d3e4f52-1")
         jobs.close()
