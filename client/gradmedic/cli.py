@@ -465,7 +465,7 @@ def render_diagnosis(diagnosis: Diagnosis, run: RunSummary) -> str:
     """Return a diagnosis as text for a terminal: what, since when, where, why, and what to do, in this order."""
     width = min(_WIDEST, shutil.get_terminal_size().columns)
     since = "" if diagnosis.since_step is None else f" since step {diagnosis.since_step}"
-    bad = [f for f in diagnosis.findings if f.class_ == diagnosis.verdict and f.resolved_step is None and f.layers]
+    bad = [f for f in diagnosis.findings if f.verdict == diagnosis.verdict and f.resolved_step is None and f.layers]
     lines = [
         f"{diagnosis.verdict.upper()}{since}  (confidence {diagnosis.score:.0%})",
         f"run {run.name} in {run.project}, {run.status}, "

@@ -102,7 +102,6 @@ def test_every_reference_resolves(document: dict[str, Any]) -> None:
     """No schema refers to one that is not in the document."""
     references = set(re.findall(r"'\$ref': '#/components/schemas/(\w+)'", str(document)))
     assert references <= document["components"]["schemas"].keys()
-    assert "class" in document["components"]["schemas"]["Finding"]["properties"]
 
 
 def test_fields_are_described(document: dict[str, Any]) -> None:
@@ -110,7 +109,16 @@ def test_fields_are_described(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
     assert schemas["Layer"]["properties"]["name"]["description"] == "Unique in the run, for example `encoder.0.weight`."
     assert schemas["RunDetail"]["properties"]["parent_id"]["description"].startswith("The suspect run")
-    assert schemas["Finding"]["properties"]["class"]["description"] == "The verdict it speaks for."
+    finding = schemas["Finding"]["properties"]
+    assert finding["verdict"]["description"] == "The verdict that this finding supports."
+    assert schemas["Diagnosis"]["properties"]["since_step"]["description"].startswith("First step of the verdict")
+
+
+def test_the_former_key_of_a_findings_verdict_is_deprecated(document: dict[str, Any]) -> None:
+    """A finding still carries `class`, described as deprecated, with the values of `verdict`."""
+    finding = document["components"]["schemas"]["Finding"]["properties"]
+    assert finding["class"]["deprecated"] is True
+    assert finding["class"]["enum"] == finding["verdict"]["enum"]
 
 
 def test_examples_are_valid() -> None:

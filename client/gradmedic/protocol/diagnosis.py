@@ -8,7 +8,7 @@ from uuid import UUID
 
 from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.schema import SCHEMA, OneOf
-from gradmedic.protocol.verdicts import Verdict
+from gradmedic.protocol.verdicts import VERDICTS, Verdict
 
 OUTCOME_STATES = ("verified", "healthy", "failed", "not_applicable")
 
@@ -16,18 +16,32 @@ OUTCOME_STATES = ("verified", "healthy", "failed", "not_applicable")
 SEVERITIES = ("note", "warning", "critical")
 
 
+Severity = Annotated[str, OneOf(*SEVERITIES)]
+
+
+def _describe_finding(schema: dict[str, Any], cls: type) -> None:
+    """Describe the fields in OpenAPI, and the key `class` that `Finding.deprecated_keys` adds."""
+    SCHEMA["json_schema_extra"](schema, cls)
+    schema["properties"]["class"] = {
+        "type": "string",
+        "enum": list(VERDICTS),
+        "deprecated": True,
+        "description": "Deprecated: the same as `verdict`. The next minor version leaves it out.",
+    }
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """One detector's evidence."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
+    __pydantic_config__: ClassVar[dict[str, Any]] = {**SCHEMA, "json_schema_extra": _describe_finding}
 
     detector: str
-    class_: Verdict
-    """The verdict it speaks for."""
-    severity: Annotated[str, OneOf(*SEVERITIES)]
+    verdict: Verdict
+    """The verdict that this finding supports."""
+    severity: Severity
     layers: list[str]
-    """First bad layer first."""
+    """Names of the layers concerned, the first bad layer first."""
     first_step: int
     last_step: int
     resolved_step: int | None
@@ -35,23 +49,37 @@ class Finding:
     evidence: dict[str, float]
     explanation: str
 
+    def deprecated_keys(self) -> dict[str, str]:
+        """Return what JSON carries beside the fields: clients of version 0.1 read the verdict as `class`."""
+        return {"class": self.verdict}
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """Add the deprecated keys to the answer (called by pydantic, in the service)."""
+        schema = handler(source)
+
+        def serialize(finding: Finding, serialize_fields: Any) -> dict[str, Any]:
+            return {**serialize_fields(finding), **finding.deprecated_keys()}
+
+        return {**schema, "serialization": {"type": "function-wrap", "function": serialize}}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cause:
-    """What probably made it so."""
+    """One probable cause of a vanishing or exploding verdict."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     cause: str
     score: float
-    """0 to 1; causes are independent, the scores need not add up."""
+    """Strength of the evidence, 0 to 1. Causes are independent: their scores need not add up to 1."""
     evidence: dict[str, float]
     explanation: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What happened when a remedy was tried on the run's own trainable."""
+    """The outcome of trying a remedy on the run's own trainable."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
@@ -63,7 +91,7 @@ class Outcome:
     control_loss: float | None
     cost_seconds: float
     environment: dict[str, str] = field(default_factory=dict)
-    """Versions and device that it was tried on; several are separated by commas."""
+    """Versions and device of the trials; several are separated by commas."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,10 +102,10 @@ class Advice:
 
     remedy: Remedy
     rank: int
-    """1 is tried first."""
+    """Place in the list, counted from 1."""
     reason: str
     cost: str
-    """What it takes away: time, signal, exactness, or work."""
+    """What the remedy costs: time, signal, exactness, or work."""
     snippet: str
     """Code to paste, in the run's framework."""
     sources: list[str]
@@ -86,7 +114,7 @@ class Advice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tried:
-    """Remedies that were tried together, and what happened."""
+    """Remedies that were tried together, and their outcome."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
@@ -96,36 +124,47 @@ class Tried:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Diagnosis:
+class DiagnosisAtStep:
     """What is wrong with a run, why, and what fixes it, as of `step`."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
-    run_id: UUID
     step: int | None
+    """The last step that the diagnosis has read; null before the first."""
     verdict: Verdict
     score: float
+    """Confidence in the verdict, 0 to 1."""
     since_step: int | None
+    """First step of the verdict; null while it is undetermined."""
     summary: str
     findings: list[Finding]
     causes: list[Cause]
+    """The most probable cause first; empty without a vanishing or exploding verdict."""
     advice: list[Advice]
+    """The most promising remedy first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis(DiagnosisAtStep):
+    """The diagnosis of one run, with what reruns of the run have shown."""
+
+    run_id: UUID
     tried: list[Tried] = field(default_factory=list)
-    """What reruns of this run have shown, the latest first; combinations of remedies too."""
+    """Results of the run's reruns, the latest first; combinations of remedies too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerdictChange:
-    """The verdict from `step` on."""
+    """A change of the verdict, which holds from `step` on."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     step: int
-    """The step whose data changed it."""
+    """The step whose data changed the verdict."""
     verdict: Verdict
     score: float
     finding: str | None
-    """Detector of the finding that decided it."""
+    """Detector of the finding that decided the verdict; null where none did."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

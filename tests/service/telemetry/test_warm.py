@@ -13,7 +13,8 @@ from starlette.testclient import TestClient
 from tests.service.approximation import approximately
 
 from gradmedic.protocol.ids import new_id
-from gradmedic_diagnosis import Diagnostician, LayerFacts
+from gradmedic.protocol.runs import Layer
+from gradmedic_diagnosis import Diagnostician
 from gradmedic_service.app import create_app
 from gradmedic_service.database.engine import Database
 from gradmedic_service.database.models import DiagnosisSnapshot, DiagnosisState, Run
@@ -148,7 +149,7 @@ def test_what_is_kept_is_bounded(client: TestClient, create_run: Any, database: 
         states.append(state)
     warm = RunCache(max_weight=2 * (WEIGHT_OF_A_RUN + 2))
     for state in states:
-        doctor = Diagnostician([LayerFacts(name="w"), LayerFacts(name="v")])
+        doctor = Diagnostician([Layer(name="w"), Layer(name="v")])
         warm.keep(
             CachedRun(
                 run=state,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.service.diagnosis.linear_chain import Chain, train_chain
+from tests.diagnosis.linear_chain import Chain, train_chain
 
-from gradmedic_diagnosis import Diagnosis, Diagnostician
+from gradmedic_diagnosis import Diagnostician, UpdatedDiagnosis
 
 
-def diagnose(chain: Chain) -> Diagnosis:
+def diagnose(chain: Chain) -> UpdatedDiagnosis:
     """Diagnose a chain's whole training."""
     return Diagnostician(chain.layers).update(chain.block)
 
@@ -48,7 +48,7 @@ def test_small_factor_vanishes() -> None:
 
 def test_identity_chain_is_healthy() -> None:
     """With a = 1 the chain trains, down to a loss of exactly zero, and is never alarmed."""
-    doctor = Diagnostician((chain := train_chain(1.0, learning_rate=0.1)).layers)
-    changes = doctor.update(chain.block).changes
+    diagnostician = Diagnostician((chain := train_chain(1.0, learning_rate=0.1)).layers)
+    changes = diagnostician.update(chain.block).changes
     assert chain.block.series["loss"].values[-1] == 0
     assert [change.verdict for change in changes] == ["healthy"]

@@ -7,25 +7,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from tests.service.diagnosis.synthetic_run import falling, layers, noisy, run
+from tests.diagnosis.synthetic_run import falling, layers, noisy, run
 
-from gradmedic_diagnosis import Block, Diagnosis, Diagnostician, Finding, LayerFacts
+from gradmedic.protocol.diagnosis import Finding
+from gradmedic.protocol.runs import Layer
+from gradmedic_diagnosis import Block, Diagnostician, UpdatedDiagnosis
 from gradmedic_diagnosis.state import pack_state, unpack_state
 
 STEPS = 300
 
 
-def diagnose(block: Block) -> Diagnosis:
+def diagnose(block: Block) -> UpdatedDiagnosis:
     """Diagnose a whole run at once."""
     return Diagnostician(layers(block.present.shape[1])).update(block)
 
 
-def found(diagnosis: Diagnosis, detector: str) -> Finding | None:
+def found(diagnosis: UpdatedDiagnosis, detector: str) -> Finding | None:
     """Return a detector's finding."""
     return next((finding for finding in diagnosis.findings if finding.detector == detector), None)
 
 
-def alarms(diagnosis: Diagnosis) -> list[tuple[int, str]]:
+def alarms(diagnosis: UpdatedDiagnosis) -> list[tuple[int, str]]:
     """Return the unhealthy verdicts of the whole run with their steps."""
     return [(c.step, c.verdict) for c in diagnosis.changes if c.verdict in ("vanishing", "exploding")]
 
@@ -101,10 +103,10 @@ def test_one_batch_with_gradients_revives_nobody() -> None:
     assert finding.resolved_step is not None
 
 
-def recurrent_layers() -> tuple[LayerFacts, ...]:
+def recurrent_layers() -> tuple[Layer, ...]:
     """A small plain recurrent network, from its input to its head."""
     names = ("rnn.weight_ih_l0", "rnn.weight_hh_l0", "hidden.weight", "head.weight")
-    return tuple(LayerFacts(name=name, numel=100, shape=(10, 10)) for name in names)
+    return tuple(Layer(name=name, numel=100, shape=[10, 10]) for name in names)
 
 
 def test_a_dead_hidden_state_is_called() -> None:
@@ -115,7 +117,7 @@ def test_a_dead_hidden_state_is_called() -> None:
     assert diagnosis.verdict == "vanishing"
     finding = found(diagnosis, "zero_gradient")
     assert finding is not None
-    assert finding.layers == ("rnn.weight_hh_l0",)
+    assert finding.layers == ["rnn.weight_hh_l0"]
     assert "dead after its first time step" in finding.explanation
     assert "replace_recurrent_cell" in {advice.remedy.id for advice in diagnosis.advice}
 
@@ -206,13 +208,13 @@ def test_slow_divergence_is_called() -> None:
     assert diagnose(block).verdict == "exploding"
 
 
-BIASED = (*layers(4), LayerFacts(name="4.bias", numel=1, role="bias"))
+BIASED = (*layers(4), Layer(name="4.bias", numel=1, role="bias"))
 """Weight matrices and an output bias."""
 
 
 @pytest.mark.parametrize("fall", [0.0, 0.6])
-def test_a_bias_has_no_grip_for_the_weights(fall: float) -> None:
-    """Even gradients without any effect are called though an output bias learns, and takes the loss down with it."""
+def test_a_bias_does_not_make_the_loss_sensitive(fall: float) -> None:
+    """An insensitive loss is found although an output bias learns and lowers the loss."""
     loss = noisy(2.3, STEPS, noise=0.1) * (1 - fall * (1 - 0.5 ** (np.arange(STEPS) / 10)))
     still = run(loss, gradient=[1e-5, 1e-5, 1e-5, 1e-5, 1.0], count=5)
     diagnosis = Diagnostician(BIASED).update(still)
@@ -224,20 +226,20 @@ def test_a_bias_has_no_grip_for_the_weights(fall: float) -> None:
     assert not alarms(Diagnostician(BIASED).update(run(loss, gradient=1.0, count=5)))
 
 
-def test_weights_that_lost_their_grip_have_converged() -> None:
-    """A loss that fell while the weights had a grip, and is flat since they have none, is no failure."""
+def test_a_loss_that_became_insensitive_has_converged() -> None:
+    """A loss that fell while it was sensitive to the weights, and is flat since it is not, is no failure."""
     loss = noisy(2.3, STEPS) * (0.4 + 0.6 * 0.5 ** (np.arange(STEPS) / 10))
     gradient = np.where(np.arange(STEPS) < 40, 1.0, 1e-5)[:, None]
     assert not alarms(Diagnostician(BIASED).update(run(loss, gradient=gradient, count=5)))
 
 
-def test_a_state_of_before_the_grip_was_remembered_raises_no_alarm() -> None:
-    """A converged run whose state was stored without knowing whether its weights ever had a grip stays healthy."""
+def test_a_state_without_the_first_sensitivity_raises_no_alarm() -> None:
+    """A converged run stays healthy if its state lacks whether the loss was ever sensitive to the weights."""
     loss = noisy(2.3, STEPS) * (0.4 + 0.6 * 0.5 ** (np.arange(STEPS) / 10))
     block = run(loss, gradient=np.where(np.arange(STEPS) < 40, 1.0, 1e-5)[:, None])
-    doctor = Diagnostician(layers(4))
-    doctor.update(block.cut(0, 100))
-    state = unpack_state(doctor.to_bytes())
+    diagnostician = Diagnostician(layers(4))
+    diagnostician.update(block.cut(0, 100))
+    state = unpack_state(diagnostician.to_bytes())
     del state["detectors"]["insensitive_loss"]["never_had_grip"]
     restored = Diagnostician.from_bytes(pack_state(state), layers(4))
     assert restored.update(block.cut(100, STEPS)).verdict == "healthy"
@@ -276,8 +278,8 @@ def test_an_explosion_that_saturation_hides_is_called() -> None:
     assert finding.first_step == 2
     assert finding.evidence["weight_growth"] == pytest.approx(np.sqrt(3 * 30**2 + 60**2) / 2)
     for size in (1, 7, 64):
-        doctor = Diagnostician(layers(4))
-        cuts = [doctor.update(block.cut(start, start + size)) for start in range(0, STEPS, size)]
+        diagnostician = Diagnostician(layers(4))
+        cuts = [diagnostician.update(block.cut(start, start + size)) for start in range(0, STEPS, size)]
         assert [change for cut in cuts for change in cut.changes] == list(diagnosis.changes)
 
 

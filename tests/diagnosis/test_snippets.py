@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from gradmedic.protocol.remedies import REMEDIES, Choice, Remedy
 from gradmedic.torch.treatment import Treatment
-from gradmedic_diagnosis import report
 from gradmedic_diagnosis.snippets import write_snippet
 
 
 def run_snippet(id: str, names: dict[str, Any], **parameters: str) -> dict[str, Any]:
     """Execute the code for torch among these names; return all names then."""
     names = {"torch": torch, **names}
-    exec(write_snippet(report.Remedy(id=id, parameters=dict(parameters)), "torch 2.13.0"), names)  # noqa: S102  # it is our own
+    exec(write_snippet(Remedy(id=id, parameters=dict(parameters)), "torch 2.13.0"), names)  # noqa: S102  # it is our own
     return names
 
 

@@ -13,28 +13,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.service.approximation import approximately
 
-from gradmedic_diagnosis import Block, Diagnosis, Diagnostician, LayerFacts, VerdictChange
+from gradmedic.protocol.diagnosis import DiagnosisAtStep, VerdictChange
+from gradmedic.protocol.runs import Layer
+from gradmedic_diagnosis import Block, Diagnostician
 
-RECORDINGS = Path(__file__).parents[2] / "data" / "recordings"
+RECORDINGS = Path(__file__).parents[1] / "data" / "recordings"
 LABELS = {"E": "exploding", "V": "vanishing", "H": "healthy"}
 NAMES = sorted(path.stem for path in RECORDINGS.glob("*.npz"))
 
 
 def diagnose(
-    layers: tuple[LayerFacts, ...], block: Block, cuts: list[int], *, restarts: bool = False
-) -> tuple[Diagnosis, list[VerdictChange]]:
+    layers: tuple[Layer, ...], block: Block, cuts: list[int], *, restarts: bool = False
+) -> tuple[DiagnosisAtStep, list[VerdictChange]]:
     """Send a run cut at the given positions; with `restarts`, through bytes after every block."""
-    doctor = Diagnostician(layers)
+    diagnostician = Diagnostician(layers)
     changes: list[VerdictChange] = []
     edges = [0, *sorted(set(cuts)), len(block)]
-    diagnosis = doctor.diagnose()
+    diagnosis = diagnostician.diagnose()
     for start, stop in pairwise(edges):
         if start == stop:
             continue
-        diagnosis = doctor.update(block.cut(start, stop))
+        diagnosis = diagnostician.update(block.cut(start, stop))
         changes += diagnosis.changes
         if restarts:
-            doctor = Diagnostician.from_bytes(doctor.to_bytes(), layers)
+            diagnostician = Diagnostician.from_bytes(diagnostician.to_bytes(), layers)
     return diagnosis, changes
 
 
@@ -126,7 +128,7 @@ def test_units_of_the_loss_change_no_verdict(name: str, exponent: int) -> None:
 def test_state_stays_small() -> None:
     """The state of a run of a hundred layers is below 40 kB after a thousand steps."""
     rng = np.random.default_rng(0)
-    layers = tuple(LayerFacts(name=f"{i}.weight", numel=100) for i in range(100))
+    layers = tuple(Layer(name=f"{i}.weight", numel=100) for i in range(100))
     every = np.ones(1000, dtype=np.bool_)
     block = Block(
         steps=np.arange(1000),
@@ -136,6 +138,6 @@ def test_state_stays_small() -> None:
         values=rng.lognormal(size=(1000, 100, 1)).astype(np.float32),
         present=np.ones((1000, 100), dtype=np.bool_),
     )
-    doctor = Diagnostician(layers)
-    doctor.update(block)
-    assert len(doctor.to_bytes()) < 40_000
+    diagnostician = Diagnostician(layers)
+    diagnostician.update(block)
+    assert len(diagnostician.to_bytes()) < 40_000

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gradmedic_diagnosis import Block, Diagnostician, LayerFacts, StepSeries
+from gradmedic.protocol.runs import Layer
+from gradmedic_diagnosis import Block, Diagnostician, StepSeries
 from gradmedic_diagnosis.state import StateError, pack_state, unpack_state
 
-LAYERS = tuple(LayerFacts(name=f"{i}.weight", numel=100) for i in range(3))
+LAYERS = tuple(Layer(name=f"{i}.weight", numel=100) for i in range(3))
 STATISTICS = ("grad_norm", "nonfinite_count", "weight_norm", "update_norm")
 
 
@@ -50,11 +51,11 @@ def _replace(block: Block, **arrays: NDArray[np.generic]) -> Block:
 
 def test_one_nan_element_that_reaches_the_weights_is_final() -> None:
     """A single layer's NaN update makes the run exploding at that very step, and it stays so."""
-    doctor = Diagnostician(LAYERS)
+    diagnostician = Diagnostician(LAYERS)
     block = with_nonfinite_gradient(calm_block(60), 33, 1, reaches_weights=True)
-    changes = doctor.update(block).changes
+    changes = diagnostician.update(block).changes
     assert [(change.step, change.verdict) for change in changes] == [(19, "healthy"), (33, "exploding")]
-    diagnosis = doctor.update(calm_block(60, first=60))
+    diagnosis = diagnostician.update(calm_block(60, first=60))
     assert diagnosis.verdict == "exploding"
     finding = next(f for f in diagnosis.findings if f.detector == "nonfinite")
     assert finding.layers[0] == "1.weight"
@@ -102,8 +103,8 @@ def test_overflowed_norm_is_no_nonfinite_element() -> None:
 @pytest.mark.parametrize(("steps", "verdict"), [(0, "undetermined"), (19, "undetermined"), (20, "healthy")])
 def test_little_data_is_undetermined(steps: int, verdict: str) -> None:
     """A run is undetermined until it has twenty steps, with a summary that says so."""
-    doctor = Diagnostician(LAYERS)
-    diagnosis = doctor.update(calm_block(steps)) if steps else doctor.diagnose()
+    diagnostician = Diagnostician(LAYERS)
+    diagnosis = diagnostician.update(calm_block(steps)) if steps else diagnostician.diagnose()
     assert diagnosis.verdict == verdict
     assert ("Too little data" in diagnosis.summary) == (verdict == "undetermined")
 
@@ -128,10 +129,10 @@ def test_a_run_of_losses_alone_can_be_diagnosed() -> None:
 
 def test_layers_may_be_appended() -> None:
     """A restored state takes layers that the run gained since."""
-    doctor = Diagnostician(LAYERS[:2])
+    diagnostician = Diagnostician(LAYERS[:2])
     block = calm_block(30)
-    doctor.update(_replace(block, values=block.values[:, :2], present=block.present[:, :2]))
-    restored = Diagnostician.from_bytes(doctor.to_bytes(), LAYERS)
+    diagnostician.update(_replace(block, values=block.values[:, :2], present=block.present[:, :2]))
+    restored = Diagnostician.from_bytes(diagnostician.to_bytes(), LAYERS)
     assert restored.update(calm_block(30, first=30)).verdict == "healthy"
 
 
