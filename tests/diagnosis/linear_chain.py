@@ -19,7 +19,7 @@ STATISTICS = ("grad_norm", "nonfinite_count", "weight_norm", "update_norm")
 
 @dataclass(frozen=True)
 class Chain:
-    """What a chain's training recorded."""
+    """The recording of a chain's training."""
 
     layers: tuple[Layer, ...]
     block: Block

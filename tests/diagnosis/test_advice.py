@@ -1,4 +1,4 @@
-"""Remedies: complete, applicable, and computed for the run."""
+"""Advice: its remedies are complete, applicable, and have parameters that fit the run."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_snippets_are_python(id: str, framework: str | None) -> None:
 
 @pytest.mark.parametrize("row", CATALOGUE, ids=lambda row: row.id)
 def test_every_remedy_is_documented(row: RemedyRow) -> None:
-    """Every remedy has a reason, a cost, a source, and a cause that it is for."""
+    """Every remedy has a reason, a cost, a source, and a cause that it repairs."""
     assert row.reason.endswith(".")
     assert row.cost.endswith(".")
     assert row.sources
@@ -77,8 +77,8 @@ def test_the_textbook_remedies_are_all_there() -> None:
     } <= {row.id for row in CATALOGUE}
 
 
-def test_clipping_bound_comes_from_the_calm_part_of_the_run() -> None:
-    """The proposed norm is the run's own typical one, however large the gradients of the explosion are."""
+def test_clipping_bound_comes_from_the_calm_steps() -> None:
+    """The advised bound is the run's typical gradient norm, however large the gradients of the explosion are."""
     steps = 150
     gradient, update = np.full((steps, 1), 0.35), np.full((steps, 1), 0.01)
     loss = noisy(2.3, steps)
@@ -90,8 +90,8 @@ def test_clipping_bound_comes_from_the_calm_part_of_the_run() -> None:
     assert remedy.parameters == {"max_norm": 0.7}  # sqrt(4 * 0.35^2)
 
 
-def test_trials_outweigh_what_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A remedy that repaired nothing in many trials loses its place, and one that always did gains it."""
+def test_trials_outweigh_published_chances(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A remedy that never repaired in many trials falls in rank; one that always repaired becomes the first."""
     calls: list[tuple[RunEvidence, list[Cause]]] = []
 
     def advise_as_published(evidence: RunEvidence, causes: list[Cause]) -> list[Advice]:
@@ -126,7 +126,7 @@ def test_repair_counts_are_of_known_rows_and_causes() -> None:
 
 
 def recurrent_network(*hidden: Layer, spectral_norm: float = 1.0, is_dead: bool = False) -> UpdatedDiagnosis:
-    """Diagnose a plain recurrent network with these layers before its head, that explodes or whose state has died."""
+    """Diagnose a plain recurrent network with these hidden layers; it explodes, or its hidden state is dead."""
     layer = functools.partial(Layer, shape=[10, 10], numel=100)
     facts = (
         layer(name="rnn.weight_ih_l0", kind="RNN", role="weight"),
@@ -143,24 +143,24 @@ def recurrent_network(*hidden: Layer, spectral_norm: float = 1.0, is_dead: bool 
     return diagnosis
 
 
-def test_a_cell_is_not_advised_what_it_has_no_place_for() -> None:
-    """Without a hidden layer outside of the cell there is no activation to replace, and nowhere to normalize."""
+def test_a_recurrent_cell_needs_another_hidden_layer_for_some_remedies() -> None:
+    """Activations and normalization are advised only if there is a hidden layer outside of the cell."""
     placed = {"insert_normalization", "replace_activation"}
     assert not placed & {advice.remedy.id for advice in recurrent_network(is_dead=True).advice}
     hidden = Layer(name="hidden.weight", kind="Linear", shape=[10, 10], numel=100, role="weight")
     assert placed & {advice.remedy.id for advice in recurrent_network(hidden, is_dead=True).advice}
 
 
-def test_a_recurrent_matrix_that_starts_too_large_is_named() -> None:
-    """Its spectral norm at the start tells; torch's own initialization is none of it."""
+def test_a_recurrent_matrix_that_starts_too_large_is_a_cause() -> None:
+    """A large spectral norm at the start is a poor initialization; that of torch's own initialization is not."""
     causes = {cause.cause: cause for cause in recurrent_network(spectral_norm=6.0).causes}
     assert causes["poor_initialization"].evidence == {"recurrent_factor": 6.0}
     assert "orthogonal" in causes["poor_initialization"].explanation
     assert "poor_initialization" not in {cause.cause for cause in recurrent_network(spectral_norm=1.15).causes}
 
 
-def test_advice_speaks_the_runs_framework() -> None:
-    """A run that says it is JAX gets optax code."""
+def test_code_is_for_the_runs_framework() -> None:
+    """The advice for a JAX run has optax code."""
     facts = tuple(Layer(name=f"{i}.weight", numel=100, role="weight") for i in range(4))
     block = run(noisy(2.3, 150) * np.where(np.arange(150) > 100, 1e4, 1), update=8.0)
     diagnosis = Diagnostician(facts, framework="jax 0.10").update(block)
@@ -169,8 +169,8 @@ def test_advice_speaks_the_runs_framework() -> None:
     assert not any("torch" in advice.snippet for advice in diagnosis.advice if advice.remedy.id != "add_residual")
 
 
-def test_every_remedy_can_be_asked_for() -> None:
-    """The catalogue that client and service share has each remedy of the advice, with the parameters it is given."""
+def test_every_remedy_can_be_requested() -> None:
+    """The advice has exactly the remedies of the protocol, and their parameters are valid."""
     assert {row.id for row in CATALOGUE} == set(REMEDIES)
     for id, kind in REMEDIES.items():
         remedy = Remedy(id=id, parameters={name: EXAMPLES[name] for name in kind.parameters})

@@ -1,4 +1,4 @@
-"""What each detector sees, and what it leaves alone."""
+"""The condition that each detector finds, and similar runs without a finding."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def diagnose(block: Block) -> UpdatedDiagnosis:
 
 
 def found(diagnosis: UpdatedDiagnosis, detector: str) -> Finding | None:
-    """Return a detector's finding."""
+    """Return a detector's finding; None if it has none."""
     return next((finding for finding in diagnosis.findings if finding.detector == detector), None)
 
 
@@ -69,8 +69,8 @@ def test_a_low_learning_rate_is_a_note() -> None:
     assert finding.evidence["update_to_weight"] == pytest.approx(1e-9, rel=1e-3)
 
 
-def test_clipping_to_nothing_is_called() -> None:
-    """An update a million times below learning rate times gradient, with a stuck loss, is over-tight clipping."""
+def test_excessive_clipping_is_vanishing() -> None:
+    """An update a million times below learning rate times gradient, with a stuck loss, is excessive clipping."""
     diagnosis = diagnose(run(noisy(2.3, STEPS), update=1e-8, learning_rate=0.01))
     assert diagnosis.verdict == "vanishing"
     assert diagnosis.causes[0].cause == "excessive_clipping"
@@ -80,8 +80,8 @@ def test_clipping_to_nothing_is_called() -> None:
     assert finding.evidence["share_of_gradient_left"] == pytest.approx(1e-6, rel=1e-3)
 
 
-def test_dead_network_is_called_at_once() -> None:
-    """When every gradient is exactly zero and the loss is not down, that is said within fifty steps."""
+def test_a_dead_network_is_vanishing_soon() -> None:
+    """Gradients that are all exactly zero, with a loss that is not down, are vanishing within fifty steps."""
     gradient = np.ones((STEPS, 4))
     gradient[100:] = 0
     loss = np.concatenate([falling(100, half_life=300), noisy(2.3, STEPS - 100)])
@@ -91,8 +91,8 @@ def test_dead_network_is_called_at_once() -> None:
     assert diagnosis.causes[0].cause == "dead_units"
 
 
-def test_one_batch_with_gradients_revives_nobody() -> None:
-    """A dead network stays called so through a single step with gradients, and not once they are back."""
+def test_one_batch_with_gradients_revives_no_network() -> None:
+    """A single step with gradients does not resolve a dead network; lasting gradients do."""
     gradient = np.ones((STEPS, 4))
     gradient[100:] = 0
     gradient[250] = 1e-7
@@ -109,8 +109,8 @@ def recurrent_layers() -> tuple[Layer, ...]:
     return tuple(Layer(name=name, numel=100, shape=[10, 10]) for name in names)
 
 
-def test_a_dead_hidden_state_is_called() -> None:
-    """A recurrent matrix whose gradient ends at exactly zero, while the loss is stuck, is a dead state."""
+def test_a_dead_hidden_state_is_vanishing() -> None:
+    """A recurrent matrix whose gradient becomes exactly zero, while the loss is stuck, has a dead hidden state."""
     gradient = np.ones((STEPS, 4))
     gradient[30:, 1] = 0
     diagnosis = Diagnostician(recurrent_layers()).update(run(noisy(2.3, STEPS), gradient=gradient))
@@ -127,8 +127,8 @@ def test_a_dead_hidden_state_is_called() -> None:
     [(noisy(2.3, STEPS), 0), (falling(STEPS), 30)],
     ids=["sequences of one step", "the loss falls"],
 )
-def test_a_recurrent_matrix_may_have_nothing_to_do(loss: NDArray[np.float64], dead_from: int) -> None:
-    """One that never got a gradient (one time step), or is not missed, is no dead state."""
+def test_a_recurrent_matrix_may_be_unused(loss: NDArray[np.float64], dead_from: int) -> None:
+    """A matrix that never had a gradient, or without which the loss falls, is no dead hidden state."""
     gradient = np.ones((STEPS, 4))
     gradient[dead_from:, 1] = 0
     diagnosis = Diagnostician(recurrent_layers()).update(run(loss, gradient=gradient))
@@ -136,7 +136,7 @@ def test_a_recurrent_matrix_may_have_nothing_to_do(loss: NDArray[np.float64], de
 
 
 def test_converged_to_zero_gradient_is_healthy() -> None:
-    """Zero gradients at the bottom of a fallen loss mean that nothing is left to learn."""
+    """Zero gradients after the loss has fallen are no failure: nothing is left to learn."""
     gradient = np.ones((STEPS, 4))
     gradient[250:] = 0
     assert not alarms(diagnose(run(falling(STEPS, half_life=20), gradient=gradient)))
@@ -169,8 +169,8 @@ def test_overshooting_is_a_note() -> None:
     assert finding.severity == "note"
 
 
-def test_geometric_growth_is_announced_early() -> None:
-    """Gradients and updates that double every step are called exploding long before the loss leaves float32."""
+def test_geometric_growth_is_exploding_early() -> None:
+    """Gradients and updates that double every step are exploding long before the loss overflows float32."""
     steps = 200
     growth = np.maximum(0, np.arange(steps) - 100)
     loss = falling(steps) * 1.5**growth
@@ -182,15 +182,15 @@ def test_geometric_growth_is_announced_early() -> None:
     assert alarms(diagnosis)[0][0] < 116
 
 
-def test_one_bad_batch_is_forgiven() -> None:
-    """A loss a thousand times too high for one step, that moved the weights by little, is no verdict."""
+def test_one_bad_batch_is_no_verdict() -> None:
+    """A loss that is a thousand times too high for one step, with a small update, is no verdict."""
     loss, gradient = falling(STEPS), np.ones((STEPS, 1))
     loss[150] *= 1000
     gradient[150] = 1000
     assert not alarms(diagnose(run(loss, gradient=gradient)))
 
 
-def test_a_blow_up_that_ends_the_training_is_remembered() -> None:
+def test_a_blow_up_that_ends_the_training_is_exploding() -> None:
     """After one blow-up that rewrote a tenth of the weights, a loss that never falls again is an explosion."""
     loss, update = noisy(2.3, STEPS), np.full((STEPS, 1), 0.01)
     loss[5], update[4] = 80, 3.0
@@ -201,7 +201,7 @@ def test_a_blow_up_that_ends_the_training_is_remembered() -> None:
     assert finding.first_step == 5
 
 
-def test_slow_divergence_is_called() -> None:
+def test_slow_divergence_is_exploding() -> None:
     """A loss that climbs tenfold over hundreds of steps while the weights double is exploding, with tiny updates."""
     growth = np.exp(np.arange(900) / 250)
     block = run(2.0 * growth, gradient=growth[:, None], weight=(10 * np.sqrt(growth))[:, None], update=0.02)
@@ -245,19 +245,19 @@ def test_a_state_without_the_first_sensitivity_raises_no_alarm() -> None:
     assert restored.update(block.cut(100, STEPS)).verdict == "healthy"
 
 
-def test_noise_does_not_take_a_verdict_back() -> None:
-    """A noisy loss that goes nowhere seldom looks as if it had moved; one that falls by half always does."""
+def test_noise_does_not_withdraw_a_verdict() -> None:
+    """A noisy stuck loss rarely seems to move; a loss that falls by half always does."""
     gradient = 10.0 ** np.array([-4, -3, -1, 0])
-    taken_back = 0
+    withdrawn = 0
     for seed in range(20):
         noise = 1 + 0.3 * np.random.default_rng(seed).normal(size=2 * STEPS)
         verdicts = [c.verdict for c in diagnose(run(np.abs(2.3 * noise), gradient=gradient)).changes]
         assert "vanishing" in verdicts
-        taken_back += verdicts.count("healthy") > 1
+        withdrawn += verdicts.count("healthy") > 1
         moving = np.where(np.arange(2 * STEPS) < STEPS, 1.0, 0.5) * np.abs(2.3 * noise)
         changes = diagnose(run(moving, gradient=gradient)).changes
         assert any(change.verdict == "healthy" and change.step > STEPS for change in changes)
-    assert taken_back <= 1
+    assert withdrawn <= 1
 
 
 def overwritten(loss: NDArray[np.float64]) -> Block:
@@ -267,7 +267,7 @@ def overwritten(loss: NDArray[np.float64]) -> Block:
     return run(loss, weight=weight, update=update)
 
 
-def test_an_explosion_that_saturation_hides_is_called() -> None:
+def test_an_explosion_that_saturation_hides_is_found() -> None:
     """Weights that were overwritten and a noisy loss that never fell are an explosion, wherever the steps are cut."""
     block = overwritten(noisy(1.5, STEPS, noise=0.3))
     diagnosis = diagnose(block)
@@ -284,15 +284,15 @@ def test_an_explosion_that_saturation_hides_is_called() -> None:
 
 
 def test_overwritten_weights_that_learn_are_healthy() -> None:
-    """A loss that falls after such an update, at once or later, is a recovery; a verdict given before is taken back."""
+    """A loss that falls after such an update, at once or later, is a recovery, which withdraws the verdict."""
     assert not alarms(diagnose(overwritten(falling(STEPS))))
     late = np.concatenate([noisy(2.3, 100, noise=0.2), falling(500)])
     changes = diagnose(overwritten(late)).changes
     assert [change.verdict for change in changes] == ["healthy", "exploding", "healthy"]
 
 
-def test_overwriting_is_left_to_the_loss_that_shows_it() -> None:
-    """Where the loss blew up with the weights and came back, it may relearn from its start without an alarm."""
+def test_overwritten_weights_need_a_loss_that_did_not_blow_up() -> None:
+    """A loss that blew up with the weights and came back may start learning again without an alarm."""
     loss = noisy(0.7, STEPS)
     loss[2] = 10.0
     loss[120:] = falling(STEPS - 120, start=0.7)
@@ -308,7 +308,7 @@ def test_weights_that_grow_slowly_are_not_overwritten() -> None:
 @settings(max_examples=25)
 @given(order=st.permutations(range(4)))
 def test_equal_layers_are_interchangeable(order: list[int]) -> None:
-    """Permuting layers, with their depth told, changes nothing but the order in which they are stored."""
+    """Permuting layers, with their depths given, changes nothing but their order in storage."""
     gradient = 10.0 ** np.array([-4, -3, -1, 0])
     facts = layers()
     block = run(noisy(2.3, 150), gradient=gradient)
@@ -321,12 +321,12 @@ def test_equal_layers_are_interchangeable(order: list[int]) -> None:
 @settings(max_examples=25)
 @given(cut=st.integers(21, STEPS))
 def test_a_healthy_prefix_stays_healthy(cut: int) -> None:
-    """What a run is called at a step does not depend on what comes after it."""
+    """The verdict at a step does not depend on later steps."""
     assert diagnose(run(falling(STEPS)).cut(0, cut)).verdict == "healthy"
 
 
 def without_weights(block: Block) -> Block:
-    """Leave weight and update norms out, as a client does that only knows its gradients."""
+    """Return the block without weight and update norms, as from a client that sends only gradients."""
     keep = [block.statistics.index(name) for name in ("grad_norm", "nonfinite_count")]
     fields = {name: getattr(block, name) for name in Block.__dataclass_fields__}
     return Block(**{**fields, "statistics": ("grad_norm", "nonfinite_count"), "values": block.values[:, :, keep]})
@@ -336,8 +336,8 @@ def test_gradients_alone_can_explode() -> None:
     """Gradients that double every step are exploding, also where neither loss nor weights are sent."""
     scale = 2.0 ** np.maximum(0, np.arange(120) - 60)
     block = without_weights(run(falling(120), gradient=scale[:, None]))
-    silent = Block(**{**{n: getattr(block, n) for n in Block.__dataclass_fields__}, "series": {}})
-    assert diagnose(silent).verdict == "exploding"
+    without_loss = Block(**{**{n: getattr(block, n) for n in Block.__dataclass_fields__}, "series": {}})
+    assert diagnose(without_loss).verdict == "exploding"
 
 
 def test_losses_alone_can_explode() -> None:
@@ -351,7 +351,7 @@ def test_losses_alone_can_explode() -> None:
 
 
 def test_an_objective_without_a_floor_diverges_downwards() -> None:
-    """A negative loss that runs away to minus infinity, with growing updates, is exploding before it gets there."""
+    """A negative loss that diverges to minus infinity, with growing updates, is exploding before it is infinite."""
     steps = 160
     growth = np.maximum(0, np.arange(steps) - 100)
     loss = np.where(growth == 0, 1.0 - np.arange(steps) / 100, -(1.8 ** growth.astype(float)))
@@ -361,7 +361,7 @@ def test_an_objective_without_a_floor_diverges_downwards() -> None:
     assert alarms(diagnosis)[0][0] < 125
 
 
-def test_the_summary_of_a_healthy_run_claims_what_was_measured() -> None:
+def test_the_summary_of_a_healthy_run_names_what_was_measured() -> None:
     """The summary names gradients and updates only where they were sent, and a warning where one is open."""
     assert "an update changes the weights by 0.001" in diagnose(run(falling(100))).summary
     assert "update" not in diagnose(without_weights(run(falling(100)))).summary
@@ -369,5 +369,5 @@ def test_the_summary_of_a_healthy_run_claims_what_was_measured() -> None:
 
 
 def test_an_update_of_exactly_zero_is_starvation() -> None:
-    """A learning rate too small for float32 to change any weight is noted like any other that starves."""
+    """A learning rate too small to change any weight in float32 is starvation, too."""
     assert found(diagnose(run(noisy(2.3, STEPS), update=0.0, learning_rate=1e-12)), "starvation") is not None

@@ -1,4 +1,4 @@
-"""What must be exact: non-finite values, skipped steps, absent layers, and too little data."""
+"""Rules without tolerance: non-finite values, skipped steps, absent layers, and too little data."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def calm_block(steps: int, first: int = 0) -> Block:
 
 
 def with_nonfinite_gradient(block: Block, step: int, layer: int, *, reaches_weights: bool) -> Block:
-    """Give one layer NaN gradient elements in one step, which its update does or does not take over."""
+    """Give one layer NaN gradient elements in one step, with or without a NaN update."""
     values = block.values.copy()
     values[step, layer, :2] = np.nan, 7
     if reaches_weights:
@@ -82,7 +82,7 @@ def test_skipped_steps_do_not_count() -> None:
 
 
 def test_absent_layers_do_not_count() -> None:
-    """What stands in `values` for an absent layer is never read."""
+    """The `values` of an absent layer are never read."""
     block = calm_block(60)
     values, present = block.values.copy(), block.present.copy()
     values[:, 2], present[:, 2] = np.nan, False
@@ -102,7 +102,7 @@ def test_overflowed_norm_is_no_nonfinite_element() -> None:
 
 @pytest.mark.parametrize(("steps", "verdict"), [(0, "undetermined"), (19, "undetermined"), (20, "healthy")])
 def test_little_data_is_undetermined(steps: int, verdict: str) -> None:
-    """A run is undetermined until it has twenty steps, with a summary that says so."""
+    """A run is undetermined until it has twenty steps, and so is its summary."""
     diagnostician = Diagnostician(LAYERS)
     diagnosis = diagnostician.update(calm_block(steps)) if steps else diagnostician.diagnose()
     assert diagnosis.verdict == verdict
@@ -137,7 +137,7 @@ def test_layers_may_be_appended() -> None:
 
 
 def test_state_of_another_version_is_refused() -> None:
-    """Bytes that are no state of this version raise StateError instead of a wrong diagnosis."""
+    """Bytes that are no state of a known version raise StateError."""
     for data in (b"", b"abc", b"gmd9" + pack_state({})[4:]):
         with pytest.raises(StateError):
             unpack_state(data)

@@ -1,4 +1,4 @@
-"""Verdicts on recordings of real runs, and their independence of how the run was sent."""
+"""Verdicts on recordings of real runs. They do not depend on how the steps are cut into blocks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def diagnose(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_verdict_is_the_outcome(name: str) -> None:
-    """A recorded run ends with the verdict of its outcome; a healthy or merely slow one is never alarmed."""
+    """A recorded run ends with the verdict of its outcome; a healthy or slow one never has an alarm."""
     layers, _, block = load(RECORDINGS / f"{name}.npz")
     diagnosis, changes = diagnose(layers, block, list(range(0, len(block), 37)))
     alarms = {change.verdict for change in changes} & {"vanishing", "exploding"}
@@ -56,8 +56,8 @@ def test_verdict_is_the_outcome(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["E-late-rnn-noclip", "E-late-lr-ramp-reg"])
-def test_explosion_is_announced_before_the_first_nan(name: str) -> None:
-    """An explosion that builds up is called at least one step before its loss turns non-finite."""
+def test_explosion_is_found_before_the_first_nan(name: str) -> None:
+    """An explosion that builds up is found at least one step before its loss is non-finite."""
     layers, _, block = load(RECORDINGS / f"{name}.npz")
     _, changes = diagnose(layers, block, [])
     first_nonfinite = int(np.flatnonzero(~np.isfinite(block.series["loss"].values))[0])
