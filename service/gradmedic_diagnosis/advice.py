@@ -45,7 +45,7 @@ def _compute_merit(row: RemedyRow, causes: Sequence[Cause], counts: RepairCounts
 
 
 def _write_advice(rank: int, row: RemedyRow, run: RunEvidence) -> Advice:
-    remedy = row.fit(run)
+    remedy = row.create_remedy(run)
     return Advice(
         remedy=remedy,
         rank=rank,

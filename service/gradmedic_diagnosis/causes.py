@@ -1,7 +1,7 @@
 """The probable causes of a vanishing or exploding verdict, ranked by the strength of their evidence.
 
 Each cause has a small function that looks for evidence of that cause and returns None where there is none. Several
-causes may hold at once. The scores (0 to 1) are judgements; their reasons are beside them.
+causes may hold at once. The scores (0 to 1) are judgements of how well the evidence fits the cause.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from gradmedic_diagnosis.measurements import HEALTHY_UPDATE_RATIO
 from gradmedic_diagnosis.run_evidence import SATURATING, UNBOUNDED, RunEvidence
 
 MAX_CAUSES = 5
+MIN_RATIO = 1e-12
+"""Lower bound of a ratio whose logarithm is taken."""
 HIGH_UPDATE_RATIO = 0.03
 """Update over weight well above the practical band of 1e-5 to 1e-2 for a whole network."""
 MAX_PEAK_UPDATE_RATIO = 10.0
@@ -53,7 +55,7 @@ def find_causes(run: RunEvidence) -> list[Cause]:
     return sorted(causes, key=lambda cause: -cause.score)[:MAX_CAUSES]
 
 
-def _cause(name: str, score: float, explanation: str, **evidence: float) -> Cause:
+def _make_cause(name: str, score: float, explanation: str, **evidence: float) -> Cause:
     """Return a cause, with its score in bounds and without evidence that is NaN."""
     known = {key: float(value) for key, value in evidence.items() if not math.isnan(value)}
     return Cause(cause=name, score=round(min(max(score, 0.0), 1.0), 3), evidence=known, explanation=explanation)
@@ -71,9 +73,9 @@ def _check_learning_rate(run: RunEvidence) -> Cause | None:
         return None  # non-finite from the first step: no update was made that could have been too large
     ratio = max(run.typical_update_ratio, first) if not math.isnan(first) else math.nan
     peak = max(ratio, min(history.largest_update_ratio, MAX_PEAK_UPDATE_RATIO)) if not math.isnan(ratio) else math.nan
-    score = 0.3 + 0.4 * _ramp(math.log10(max(ratio, 1e-12)), math.log10(HIGH_UPDATE_RATIO / 3), math.log10(1.0))
+    score = 0.3 + 0.4 * _ramp(math.log10(max(ratio, MIN_RATIO)), math.log10(HIGH_UPDATE_RATIO / 3), math.log10(1.0))
     if not math.isnan(peak):
-        score += 0.2 * _ramp(math.log10(max(peak, 1e-12)), math.log10(HIGH_UPDATE_RATIO), 0.5)
+        score += 0.2 * _ramp(math.log10(max(peak, MIN_RATIO)), math.log10(HIGH_UPDATE_RATIO), 0.5)
     text = (
         f"One update changes the weights by {ratio:.2g} of their size in calm steps; "
         f"about {HEALTHY_UPDATE_RATIO:g} is healthy."
@@ -88,7 +90,7 @@ def _check_learning_rate(run: RunEvidence) -> Cause | None:
     if history.last_learning_rate < 0:
         score = 1.0
         text = f"The learning rate is negative ({history.last_learning_rate:g}): every step raises the loss."
-    return _cause(
+    return _make_cause(
         "learning_rate_too_high", score, text, update_to_weight=ratio, learning_rate=rate, learning_rate_rise=rise
     )
 
@@ -98,10 +100,10 @@ def _check_large_initialization(run: RunEvidence) -> Cause | None:
     if factor >= LARGE_RECURRENT_FACTOR and not decades >= CLEAR_INIT_DECADES:
         score = 0.6 + 0.35 * _ramp(math.log10(factor), math.log10(LARGE_RECURRENT_FACTOR), 1.0)
         text = f"The recurrent matrix starts at a factor of {factor:.3g} per time step; an orthogonal one starts at 1."
-        return _cause("poor_initialization", score, text, recurrent_factor=factor)
+        return _make_cause("poor_initialization", score, text, recurrent_factor=factor)
     if math.isnan(decades) or decades < INIT_DECADES:
         return None
-    return _cause(
+    return _make_cause(
         "poor_initialization",
         0.55 + 0.4 * _ramp(decades, INIT_DECADES, 2.0),
         f"The initial weights amplify a signal 10^{decades:.1f}-fold through {len(run.path)} layers; "
@@ -122,10 +124,10 @@ def _check_input_scale(run: RunEvidence) -> Cause | None:
         text = (
             f"The loss starts at {loss:.3g} with ordinary initial weights: inputs or targets are far from unit scale."
         )
-        return _cause("unscaled_inputs", score, text, first_loss=loss)
+        return _make_cause("unscaled_inputs", score, text, first_loss=loss)
     if rms < LARGE_RMS:
         return None
-    return _cause(
+    return _make_cause(
         "unscaled_inputs",
         0.6 + 0.35 * _ramp(math.log10(rms), math.log10(LARGE_RMS), 2.0),
         f"Inputs have a root mean square of {rms:.3g} (largest {largest or math.nan:.3g}); standardized ones have 1.",
@@ -139,12 +141,12 @@ def _check_target_scale(run: RunEvidence) -> Cause | None:
         if math.isnan(loss) or loss < LARGE_LOSS or run.initial_signal_decades >= CLEAR_INIT_DECADES:
             return None
         score = 0.4 + 0.2 * _ramp(math.log10(loss), math.log10(LARGE_LOSS), 4.0)
-        return _cause("unscaled_targets", score, f"The loss starts at {loss:.3g}.", first_loss=loss)
+        return _make_cause("unscaled_targets", score, f"The loss starts at {loss:.3g}.", first_loss=loss)
     if rms < LARGE_RMS:
         return None
     score = 0.6 + 0.35 * _ramp(math.log10(rms), math.log10(LARGE_RMS), 2.0)
     text = f"Targets have a root mean square of {rms:.3g}; standardized ones have 1."
-    return _cause("unscaled_targets", score, text, target_rms=rms)
+    return _make_cause("unscaled_targets", score, text, target_rms=rms)
 
 
 def _check_expanding_recurrence(run: RunEvidence) -> Cause | None:
@@ -157,7 +159,7 @@ def _check_expanding_recurrence(run: RunEvidence) -> Cause | None:
         text = (
             f"The recurrent matrix multiplies gradients by up to {factor:.3g} per time step; above 1 they can explode."
         )
-    return _cause("long_recurrence", score, text, recurrent_factor=factor)
+    return _make_cause("long_recurrence", score, text, recurrent_factor=factor)
 
 
 def _check_clipping_is_missing(run: RunEvidence) -> Cause | None:
@@ -168,7 +170,7 @@ def _check_clipping_is_missing(run: RunEvidence) -> Cause | None:
     text = "No gradient clipping was seen"
     if not math.isnan(typical):
         text += f"; the typical gradient norm is {typical:.3g}, and nothing bounds a larger one"
-    return _cause("missing_clipping", score, text + ".", typical_gradient_norm=typical)
+    return _make_cause("missing_clipping", score, text + ".", typical_gradient_norm=typical)
 
 
 def _check_precision_overflow(run: RunEvidence) -> Cause | None:
@@ -179,10 +181,10 @@ def _check_precision_overflow(run: RunEvidence) -> Cause | None:
     loss = finding.evidence.get("loss", math.nan)
     if _has_half_precision(run) or scale > 1:
         text = "Gradients overflowed in half precision" + (f" at a loss scale of {scale:g}." if scale > 1 else ".")
-        return _cause("precision_overflow", 0.9, text, loss_scale=scale)
+        return _make_cause("precision_overflow", 0.9, text, loss_scale=scale)
     if math.isfinite(loss) and not run.history.calm_norms:
         text = f"Gradients were non-finite on the first step while the loss was an ordinary {loss:.3g}."
-        return _cause("precision_overflow", 0.75, text, loss=loss)
+        return _make_cause("precision_overflow", 0.75, text, loss=loss)
     return None
 
 
@@ -190,7 +192,7 @@ def _check_precision_underflow(run: RunEvidence) -> Cause | None:
     if not _has_half_precision(run) or run.find("zero_gradient") is None:
         return None
     text = "Parameters are in half precision, whose smallest number is 6e-8: smaller gradients become exactly zero."
-    return _cause("precision_underflow", 0.85, text, loss_scale=run.history.last_loss_scale)
+    return _make_cause("precision_underflow", 0.85, text, loss_scale=run.history.last_loss_scale)
 
 
 def _has_half_precision(run: RunEvidence) -> bool:
@@ -208,10 +210,10 @@ def _check_numerical_instability(run: RunEvidence) -> Cause | None:
             "look for log(0), 0/0, sqrt(0), exp."
         )
         largest = history.largest_update_ratio
-        return _cause("numerical_instability", 0.8, text, largest_update_to_weight=largest)
+        return _make_cause("numerical_instability", 0.8, text, largest_update_to_weight=largest)
     if not history.calm_norms and not math.isfinite(finding.evidence.get("loss", math.nan)):
         text = "The first loss was already non-finite: look for log(0), 0/0, or an exponential in the forward pass."
-        return _cause("numerical_instability", 0.65, text)
+        return _make_cause("numerical_instability", 0.65, text)
     return None
 
 
@@ -220,7 +222,7 @@ def _check_unbounded_activation(run: RunEvidence) -> Cause | None:
     if not count:
         return None
     text = f"{count} layers end in an activation that grows without bound ({run.activations[0]})."
-    return _cause("unbounded_activation", 0.9, text, layers=count)
+    return _make_cause("unbounded_activation", 0.9, text, layers=count)
 
 
 def _check_normalization_is_missing(run: RunEvidence) -> Cause | None:
@@ -228,7 +230,7 @@ def _check_normalization_is_missing(run: RunEvidence) -> Cause | None:
     if depth < DEEP or run.is_normalized:
         return None
     text = f"The network has {depth} weight matrices in sequence and no normalization layer."
-    return _cause("missing_normalization", 0.45 + 0.2 * _ramp(depth, DEEP, 24), text, layers=depth)
+    return _make_cause("missing_normalization", 0.45 + 0.2 * _ramp(depth, DEEP, 24), text, layers=depth)
 
 
 def _check_saturating_activation(run: RunEvidence) -> Cause | None:
@@ -240,7 +242,7 @@ def _check_saturating_activation(run: RunEvidence) -> Cause | None:
             f"{len(saturating)} layers end in {saturating[0]}, whose slope is at most {slope:g}: "
             "each shrinks the gradient."
         )
-        return _cause("saturating_activation", score, text, layers=len(saturating), largest_slope=slope)
+        return _make_cause("saturating_activation", score, text, layers=len(saturating), largest_slope=slope)
     gap = run.find("depth_gap")
     preserves_variance = abs(run.initial_signal_decades) < VARIANCE_PRESERVING_DECADES
     if gap is None or run.activations or run.find("zero_gradient") is not None or not preserves_variance:
@@ -249,22 +251,24 @@ def _check_saturating_activation(run: RunEvidence) -> Cause | None:
         "Gradients fade with depth although the initial weights preserve variance, "
         "and no layer is inactive as dead rectifiers are."
     )
-    return _cause("saturating_activation", 0.5, text, gap_decades=gap.evidence.get("gap_decades", math.nan))
+    return _make_cause("saturating_activation", 0.5, text, gap_decades=gap.evidence.get("gap_decades", math.nan))
 
 
 def _check_small_initialization(run: RunEvidence) -> Cause | None:
     zeros = len(run.zero_initialized)
     if zeros and zeros >= max(1, len(run.path) // 2):
         text = f"{zeros} weight matrices start at exactly zero: all units of a layer stay the same."
-        return _cause("poor_initialization", 0.97, text, zero_layers=zeros)
+        return _make_cause("poor_initialization", 0.97, text, zero_layers=zeros)
     factor, decades = run.recurrent_factor, run.initial_signal_decades
     if not math.isnan(factor) and factor < SMALL_RECURRENT_FACTOR:
         text = f"The recurrent matrix starts at a factor of {factor:.2g} per time step; an orthogonal one starts at 1."
-        return _cause("poor_initialization", 0.8, text, recurrent_factor=factor)
+        return _make_cause("poor_initialization", 0.8, text, recurrent_factor=factor)
     if math.isnan(decades) or decades > -INIT_DECADES:
         return None
     text = f"The initial weights shrink a signal by 10^{-decades:.1f} over {len(run.path)} layers; He or Glorot do not."
-    return _cause("poor_initialization", 0.55 + 0.4 * _ramp(-decades, INIT_DECADES, 3.0), text, signal_decades=decades)
+    return _make_cause(
+        "poor_initialization", 0.55 + 0.4 * _ramp(-decades, INIT_DECADES, 3.0), text, signal_decades=decades
+    )
 
 
 def _check_dead_units(run: RunEvidence) -> Cause | None:
@@ -272,7 +276,7 @@ def _check_dead_units(run: RunEvidence) -> Cause | None:
     if finding is None:
         return None
     text = "Units that are never active pass no gradient at all, so they can never recover."
-    return _cause("dead_units", 0.75, text, dead_share=finding.evidence.get("dead_share", math.nan))
+    return _make_cause("dead_units", 0.75, text, dead_share=finding.evidence.get("dead_share", math.nan))
 
 
 def _check_contracting_recurrence(run: RunEvidence) -> Cause | None:
@@ -280,11 +284,11 @@ def _check_contracting_recurrence(run: RunEvidence) -> Cause | None:
     if finding is not None:
         factor = finding.evidence["factor_per_time_step"]
         text = f"Gradients shrink to {factor:.2g} of their size with every time step that they pass."
-        return _cause("long_recurrence", 0.85, text, factor_per_time_step=factor)
+        return _make_cause("long_recurrence", 0.85, text, factor_per_time_step=factor)
     if not run.has_recurrence:
         return None
     text = "A recurrent cell shrinks gradients once per time step."
-    return _cause("long_recurrence", 0.6, text, factor=run.recurrent_factor)
+    return _make_cause("long_recurrence", 0.6, text, factor=run.recurrent_factor)
 
 
 def _check_weight_decay(run: RunEvidence) -> Cause | None:
@@ -295,8 +299,8 @@ def _check_weight_decay(run: RunEvidence) -> Cause | None:
         return None
     text = f"The weights have shrunk to {shrinkage:.2g} of their initial norm"
     text += f" under a weight decay of {max(decays):g}." if decays else "."
-    score = 0.75 + 0.2 * _ramp(-math.log10(max(shrinkage, 1e-12)), 0.5, 2.0)
-    return _cause("excessive_weight_decay", score, text, weight_shrinkage=shrinkage)
+    score = 0.75 + 0.2 * _ramp(-math.log10(max(shrinkage, MIN_RATIO)), 0.5, 2.0)
+    return _make_cause("excessive_weight_decay", score, text, weight_shrinkage=shrinkage)
 
 
 def _check_excessive_clipping(run: RunEvidence) -> Cause | None:
@@ -305,7 +309,7 @@ def _check_excessive_clipping(run: RunEvidence) -> Cause | None:
         return None
     share = finding.evidence["share_of_gradient_left"]
     text = f"Clipping leaves {share:.1g} of the gradient; a useful bound is 0.5 to 10 times its typical norm."
-    return _cause("excessive_clipping", 0.95, text, share_of_gradient_left=share)
+    return _make_cause("excessive_clipping", 0.95, text, share_of_gradient_left=share)
 
 
 def _check_destroying_updates(run: RunEvidence) -> Cause | None:
@@ -317,7 +321,7 @@ def _check_destroying_updates(run: RunEvidence) -> Cause | None:
         "enough to saturate units."
     )
     score = 0.4 + 0.3 * _ramp(math.log10(peak), math.log10(HIGH_UPDATE_RATIO), 0.0)
-    return _cause("learning_rate_too_high", score, text, update_to_weight=peak)
+    return _make_cause("learning_rate_too_high", score, text, update_to_weight=peak)
 
 
 _EXPLODING_CHECKS: tuple[Callable[[RunEvidence], Cause | None], ...] = (

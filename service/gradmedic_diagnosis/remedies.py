@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from gradmedic.protocol.remedies import Remedy
-from gradmedic_diagnosis import remedy_fit as fit
+from gradmedic_diagnosis import remedy_fit
 from gradmedic_diagnosis.remedy_fit import Parameters
 from gradmedic_diagnosis.run_evidence import RunEvidence
 
@@ -33,7 +33,10 @@ class RemedyRow:
     variant: str = ""
     """Distinguishes the rows of one remedy."""
     chances: Mapping[str, float]
-    """Published chance, by cause, that the remedy repairs what the cause broke. Trials correct it (`repair_counts`)."""
+    """Chance, by cause, that the remedy repairs what the cause broke, judged from publications.
+
+    Our own trials correct it (`repair_counts`).
+    """
     reason: str
     cost: str
     """What the remedy costs: time, signal, exactness, or work."""
@@ -50,7 +53,7 @@ class RemedyRow:
         """Name of the row: the id and the variant."""
         return f"{self.id} {self.variant}".rstrip()
 
-    def fit(self, run: RunEvidence) -> Remedy:
+    def create_remedy(self, run: RunEvidence) -> Remedy:
         """Return the remedy with its parameters for a run."""
         chosen = self.choose_parameters(run) if self.choose_parameters is not None else {}
         return Remedy(id=self.id, parameters={**self.fixed_parameters, **chosen})
@@ -68,8 +71,8 @@ CATALOGUE: tuple[RemedyRow, ...] = (
         reason="Rescales the gradient when its norm exceeds a bound from this run's calm steps; its direction stays.",
         cost="Almost nothing; too low a bound starves the weights.",
         sources=(PASCANU,),
-        choose_parameters=fit.choose_max_norm,
-        is_applicable=fit.is_exploding,
+        choose_parameters=remedy_fit.choose_max_norm,
+        is_applicable=remedy_fit.is_exploding,
     ),
     RemedyRow(
         id="clip_grad_value",
@@ -77,8 +80,8 @@ CATALOGUE: tuple[RemedyRow, ...] = (
         reason="Bounds every element of the gradient; it also helps where a few elements dominate the norm.",
         cost="Changes the gradient's direction where it acts.",
         sources=("Mikolov 2012, Statistical language models based on neural networks, section 3.2.2",),
-        choose_parameters=fit.choose_clip_value,
-        is_applicable=fit.is_exploding,
+        choose_parameters=remedy_fit.choose_clip_value,
+        is_applicable=remedy_fit.is_exploding,
     ),
     RemedyRow(
         id="clip_grad_norm_per_layer",
@@ -86,8 +89,8 @@ CATALOGUE: tuple[RemedyRow, ...] = (
         reason="Clips each tensor by its own norm, so that one exploding layer does not shrink the other gradients.",
         cost="Changes the balance between layers where it acts.",
         sources=(PASCANU,),
-        choose_parameters=fit.choose_layer_max_norm,
-        is_applicable=fit.is_exploding,
+        choose_parameters=remedy_fit.choose_layer_max_norm,
+        is_applicable=remedy_fit.is_exploding,
     ),
     RemedyRow(
         id="adaptive_clip",
@@ -96,7 +99,7 @@ CATALOGUE: tuple[RemedyRow, ...] = (
         cost="A norm per row and step; a second constant to choose.",
         sources=("Brock et al. 2021, High-performance large-scale image recognition without normalization, section 4",),
         fixed_parameters={"clipping": 0.01},
-        is_applicable=fit.is_exploding,
+        is_applicable=remedy_fit.is_exploding,
     ),
     RemedyRow(
         id="scale_learning_rate",
@@ -109,7 +112,7 @@ CATALOGUE: tuple[RemedyRow, ...] = (
         reason="Brings the updates from their measured share of the weights to about the healthy 0.001.",
         cost="Slower training in proportion, where the rate was not the problem.",
         sources=("Bengio 2012, Practical recommendations for gradient-based training, section 3.1",),
-        choose_parameters=fit.choose_learning_rate_factor,
+        choose_parameters=remedy_fit.choose_learning_rate_factor,
     ),
     RemedyRow(
         id="warm_up",
@@ -125,8 +128,8 @@ CATALOGUE: tuple[RemedyRow, ...] = (
         reason="Divides the loss, and with it every gradient, by the loss's own starting scale.",
         cost="None under SGD but a slower start; no effect under Adam.",
         sources=("LeCun et al. 1998, Efficient backprop, section 4.3",),
-        choose_parameters=fit.choose_loss_factor,
-        is_applicable=lambda run: fit.is_exploding(run) and fit.uses_no_adam(run),
+        choose_parameters=remedy_fit.choose_loss_factor,
+        is_applicable=lambda run: remedy_fit.is_exploding(run) and remedy_fit.uses_no_adam(run),
     ),
     RemedyRow(
         id="reinitialize",
@@ -141,7 +144,7 @@ CATALOGUE: tuple[RemedyRow, ...] = (
         cost="The run starts over; pretrained weights are lost.",
         sources=(GLOROT, HE, SAXE),
         variant="for its activations",
-        choose_parameters=fit.choose_initialization,
+        choose_parameters=remedy_fit.choose_initialization,
     ),
     RemedyRow(
         id="reinitialize",
@@ -150,7 +153,7 @@ CATALOGUE: tuple[RemedyRow, ...] = (
         cost="The run starts over; pretrained weights are lost.",
         sources=(GLOROT, HE),
         variant="for others",
-        choose_parameters=fit.choose_other_initialization,
+        choose_parameters=remedy_fit.choose_other_initialization,
     ),
     RemedyRow(
         id="replace_activation",
@@ -160,7 +163,7 @@ CATALOGUE: tuple[RemedyRow, ...] = (
         sources=("Clevert et al. 2016, Fast and accurate deep network learning by exponential linear units",),
         variant="ELU",
         fixed_parameters={"activation": "ELU"},
-        is_applicable=fit.may_saturate,
+        is_applicable=remedy_fit.may_saturate,
     ),
     RemedyRow(
         id="replace_activation",
@@ -170,7 +173,7 @@ CATALOGUE: tuple[RemedyRow, ...] = (
         sources=("Maas et al. 2013, Rectifier nonlinearities improve neural network acoustic models",),
         variant="LeakyReLU",
         fixed_parameters={"activation": "LeakyReLU"},
-        is_applicable=fit.has_dead_units,
+        is_applicable=remedy_fit.has_dead_units,
     ),
     RemedyRow(
         id="replace_activation",
@@ -180,7 +183,7 @@ CATALOGUE: tuple[RemedyRow, ...] = (
         sources=("Klambauer et al. 2017, Self-normalizing neural networks",),
         variant="SELU",
         fixed_parameters={"activation": "SELU"},
-        is_applicable=lambda run: fit.may_saturate(run) and fit.is_feedforward(run),
+        is_applicable=lambda run: remedy_fit.may_saturate(run) and remedy_fit.is_feedforward(run),
     ),
     RemedyRow(
         id="replace_activation",
@@ -190,7 +193,7 @@ CATALOGUE: tuple[RemedyRow, ...] = (
         sources=(GLOROT,),
         variant="Tanh",
         fixed_parameters={"activation": "Tanh"},
-        is_applicable=fit.has_unusual_activation,
+        is_applicable=remedy_fit.has_unusual_activation,
     ),
     RemedyRow(
         id="replace_activation",
@@ -200,7 +203,7 @@ CATALOGUE: tuple[RemedyRow, ...] = (
         sources=("Hendrycks and Gimpel 2016, Gaussian error linear units",),
         variant="GELU",
         fixed_parameters={"activation": "GELU"},
-        is_applicable=fit.has_dead_units,
+        is_applicable=remedy_fit.has_dead_units,
     ),
     RemedyRow(
         id="replace_activation",
@@ -210,7 +213,7 @@ CATALOGUE: tuple[RemedyRow, ...] = (
         sources=(HE,),
         variant="ReLU",
         fixed_parameters={"activation": "ReLU"},
-        is_applicable=fit.may_saturate,
+        is_applicable=remedy_fit.may_saturate,
     ),
     RemedyRow(
         id="insert_normalization",
@@ -226,7 +229,7 @@ CATALOGUE: tuple[RemedyRow, ...] = (
         sources=("Ioffe and Szegedy 2015, Batch normalization",),
         variant="BatchNorm",
         fixed_parameters={"kind": "BatchNorm"},
-        is_applicable=lambda run: fit.can_be_normalized(run) and not run.has_recurrence,
+        is_applicable=lambda run: remedy_fit.can_be_normalized(run) and not run.has_recurrence,
     ),
     RemedyRow(
         id="insert_normalization",
@@ -242,7 +245,7 @@ CATALOGUE: tuple[RemedyRow, ...] = (
         sources=("Ba et al. 2016, Layer normalization",),
         variant="LayerNorm",
         fixed_parameters={"kind": "LayerNorm"},
-        is_applicable=fit.can_be_normalized,
+        is_applicable=remedy_fit.can_be_normalized,
     ),
     RemedyRow(
         id="insert_normalization",
@@ -252,7 +255,7 @@ CATALOGUE: tuple[RemedyRow, ...] = (
         sources=("Zhang and Sennrich 2019, Root mean square layer normalization",),
         variant="RMSNorm",
         fixed_parameters={"kind": "RMSNorm"},
-        is_applicable=fit.can_be_normalized,
+        is_applicable=remedy_fit.can_be_normalized,
     ),
     RemedyRow(
         id="add_residual",
@@ -260,7 +263,7 @@ CATALOGUE: tuple[RemedyRow, ...] = (
         reason="An identity path carries the gradient past every block unchanged.",
         cost="The run starts over; blocks must keep their shape.",
         sources=("He et al. 2016, Deep residual learning for image recognition",),
-        is_applicable=lambda run: fit.is_feedforward(run) and len(run.path) >= MIN_RESIDUAL_DEPTH,
+        is_applicable=lambda run: remedy_fit.is_feedforward(run) and len(run.path) >= MIN_RESIDUAL_DEPTH,
     ),
     RemedyRow(
         id="replace_recurrent_cell",
@@ -270,7 +273,7 @@ CATALOGUE: tuple[RemedyRow, ...] = (
         sources=("Cho et al. 2014, Learning phrase representations using RNN encoder-decoder, section 2.3",),
         variant="GRU",
         fixed_parameters={"cell": "GRU"},
-        is_applicable=fit.has_plain_recurrence,
+        is_applicable=remedy_fit.has_plain_recurrence,
     ),
     RemedyRow(
         id="replace_recurrent_cell",
@@ -280,7 +283,7 @@ CATALOGUE: tuple[RemedyRow, ...] = (
         sources=("Hochreiter and Schmidhuber 1997, Long short-term memory",),
         variant="LSTM",
         fixed_parameters={"cell": "LSTM"},
-        is_applicable=fit.has_plain_recurrence,
+        is_applicable=remedy_fit.has_plain_recurrence,
     ),
     RemedyRow(
         id="truncate_backpropagation",
@@ -291,7 +294,7 @@ CATALOGUE: tuple[RemedyRow, ...] = (
             "Williams and Peng 1990, An efficient gradient-based algorithm for on-line training of recurrent networks",
         ),
         fixed_parameters={"time_steps": 35},
-        is_applicable=lambda run: run.has_recurrence and fit.is_exploding(run),
+        is_applicable=lambda run: run.has_recurrence and remedy_fit.is_exploding(run),
     ),
     RemedyRow(
         id="standardize_inputs",
@@ -321,7 +324,7 @@ CATALOGUE: tuple[RemedyRow, ...] = (
         sources=("Kingma and Ba 2015, Adam",),
         variant="Adam",
         fixed_parameters={"optimizer": "Adam", "learning_rate": 1e-3},
-        is_applicable=fit.uses_no_adam,
+        is_applicable=remedy_fit.uses_no_adam,
     ),
     RemedyRow(
         id="switch_optimizer",
@@ -331,7 +334,7 @@ CATALOGUE: tuple[RemedyRow, ...] = (
         sources=("Tieleman and Hinton 2012, Lecture 6.5 - RMSProp",),
         variant="RMSprop",
         fixed_parameters={"optimizer": "RMSprop", "learning_rate": 1e-3},
-        is_applicable=fit.uses_no_adam,
+        is_applicable=remedy_fit.uses_no_adam,
     ),
     RemedyRow(
         id="switch_optimizer",
@@ -341,7 +344,7 @@ CATALOGUE: tuple[RemedyRow, ...] = (
         sources=("Duchi et al. 2011, Adaptive subgradient methods",),
         variant="Adagrad",
         fixed_parameters={"optimizer": "Adagrad", "learning_rate": 1e-2},
-        is_applicable=fit.uses_no_adam,
+        is_applicable=remedy_fit.uses_no_adam,
     ),
     RemedyRow(
         id="weight_normalization",
@@ -357,7 +360,7 @@ CATALOGUE: tuple[RemedyRow, ...] = (
         cost="A bias of the weights towards zero.",
         sources=(PASCANU,),
         fixed_parameters={"weight_decay": 1e-2},
-        is_applicable=fit.is_exploding,
+        is_applicable=remedy_fit.is_exploding,
     ),
     RemedyRow(
         id="l1_penalty",
@@ -366,7 +369,7 @@ CATALOGUE: tuple[RemedyRow, ...] = (
         cost="A bias of the weights towards zero.",
         sources=(PASCANU,),
         fixed_parameters={"strength": 1e-5},
-        is_applicable=fit.is_exploding,
+        is_applicable=remedy_fit.is_exploding,
     ),
     RemedyRow(
         id="reduce_weight_decay",
@@ -382,7 +385,7 @@ CATALOGUE: tuple[RemedyRow, ...] = (
         reason="A bound near this run's typical gradient norm stops spikes and lets everything else through.",
         cost="None.",
         sources=(PASCANU,),
-        choose_parameters=fit.choose_max_norm,
+        choose_parameters=remedy_fit.choose_max_norm,
     ),
     RemedyRow(
         id="scale_loss",

@@ -64,7 +64,7 @@ def from_json(body: bytes, type_: type[T]) -> T:
         msgspec.MsgspecError: the body is not JSON, or not of that type.
     """
     plain = msgspec.json.decode(body)
-    if "findings" in getattr(type_, "__dataclass_fields__", ()):
+    if "findings" in getattr(type_, "__dataclass_fields__", ()):  # a diagnosis, perhaps of an older service
         plain = plain | {"findings": [_with_verdict(finding) for finding in plain.get("findings", [])]}
     return msgspec.convert(plain, type_, strict=False)  # lax: "NaN" is a float
 
