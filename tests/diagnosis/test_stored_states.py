@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from benchmarks.corpus.recording import load
 from tests.diagnosis.linear_chain import train_chain
-from tests.service.approximation import approximately
+from tests.support.approximation import approximately
 
 from gradmedic.protocol.diagnosis import DiagnosisAtStep, VerdictChange
 from gradmedic.protocol.runs import Layer
