@@ -20,7 +20,7 @@ Severity = Annotated[str, OneOf(*SEVERITIES)]
 
 
 def _describe_finding(schema: dict[str, Any], cls: type) -> None:
-    """Describe the fields in OpenAPI, and the key `class` that `Finding.deprecated_keys` adds."""
+    """Describe the fields in OpenAPI, and the deprecated key `class`."""
     SCHEMA["json_schema_extra"](schema, cls)
     schema["properties"]["class"] = {
         "type": "string",
@@ -49,19 +49,22 @@ class Finding:
     evidence: dict[str, float]
     explanation: str
 
+    @property
+    def class_(self) -> str:
+        """The same as `verdict`, which version 0.1 sent as `class`."""
+        return self.verdict
+
     def deprecated_keys(self) -> dict[str, str]:
-        """Return what JSON carries beside the fields: clients of version 0.1 read the verdict as `class`."""
-        return {"class": self.verdict}
+        """Return what JSON carries beside the fields, for readers of version 0.1."""
+        return {"class": self.class_}
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
-        """Add the deprecated keys to the answer (called by pydantic, in the service)."""
+        """Add the deprecated key to the service's answers (called by pydantic, in the service)."""
         schema = handler(source)
-
-        def serialize(finding: Finding, serialize_fields: Any) -> dict[str, Any]:
-            return {**serialize_fields(finding), **finding.deprecated_keys()}
-
-        return {**schema, "serialization": {"type": "function-wrap", "function": serialize}}
+        deprecated = {"type": "computed-field", "property_name": "class_", "alias": "class"}
+        schema["schema"]["computed_fields"] = [{**deprecated, "return_schema": {"type": "str"}}]
+        return schema
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
