@@ -12,6 +12,7 @@ from gradmedic_diagnosis.run_evidence import RunEvidence
 from gradmedic_diagnosis.snippets import write_snippet
 
 MAX_ADVICE = 8
+"""Most remedies of one diagnosis."""
 MAX_VARIANTS = 2
 """Most rows of one remedy with different parameters: a list of activations alone would be no choice."""
 MIN_MERIT = 0.1

@@ -15,6 +15,7 @@ from gradmedic_diagnosis.measurements import HEALTHY_UPDATE_RATIO
 from gradmedic_diagnosis.run_evidence import SATURATING, UNBOUNDED, RunEvidence
 
 MAX_CAUSES = 5
+"""Most causes of one diagnosis."""
 MIN_RATIO = 1e-12
 """Lower bound of a ratio whose logarithm is taken."""
 HIGH_UPDATE_RATIO = 0.03
@@ -46,6 +47,7 @@ VARIANCE_PRESERVING_DECADES = 1.5
 SHRUNK_WEIGHTS = 0.3
 """Weights that have shrunk to this share of their first norm are evidence of too much weight decay."""
 HALF_PRECISION = ("float16", "fp16", "half")
+"""Names of the 16-bit floating point format with a small range; bfloat16 has the range of float32."""
 
 
 def find_causes(run: RunEvidence) -> list[Cause]:

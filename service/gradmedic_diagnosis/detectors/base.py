@@ -49,7 +49,10 @@ class Detector(ABC):
     def __init__(self) -> None:
         self.finding_state: FindingState | None = None
         self.strength = 0.0
-        """How strongly the finding supports the verdict at the last step, from 0 (not at all) to 1."""
+        """How strongly the finding supports the verdict at the last step, from 0 (not at all) to 1.
+
+        The values, each detector's `STRENGTH`, are judgements: the fewer healthy runs look alike, the higher.
+        """
         self.stuck_level = math.nan
         """Slow average of the loss when the strength rose above 0, for detectors that need a stuck loss."""
 
