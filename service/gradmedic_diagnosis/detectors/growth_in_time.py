@@ -7,19 +7,18 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from gradmedic_diagnosis.detectors.base import Detector, FindingState
+from gradmedic_diagnosis.detectors.loss_divergence import REPLACING_UPDATE_RATIO
 from gradmedic_diagnosis.detectors.step_view import StepView
 
 GROWTH_DECADES = 1.0
 """Median growth of the layers above their own baselines from which there is a finding: an order of magnitude."""
 PERSISTENCE = 3
 """Consecutive sampled steps before there is a finding: a spike of one or two batches is no growth."""
-REWRITING_UPDATE_RATIO = 0.3
+DANGEROUS_UPDATE_RATIO = 0.3
 """Network-wide update over weight from which growing gradients are about to destroy the weights."""
-REWRITING_PERSISTENCE = 4
-"""Consecutive sampled steps with such updates that support a verdict: networks have survived three."""
-REPLACING_UPDATE_RATIO = 10.0
-"""An update of this many times the weights, by gradients that have grown, supports a verdict at once: nothing of the
-network before it is left."""
+DANGEROUS_PERSISTENCE = 4
+"""Consecutive sampled steps with such updates that support a verdict: networks have survived three. A single update of
+`REPLACING_UPDATE_RATIO` supports it at once."""
 UNWEIGHTED_GROWTH_DECADES = 3.0
 UNWEIGHTED_PERSISTENCE = 10
 """Where no weight and update norms are sent, the growth alone must be `UNWEIGHTED_GROWTH_DECADES` for this many
@@ -44,7 +43,7 @@ class GrowthInTime(Detector):
         "grown_steps": "running",
         "since_step": "since",
         "start_growth": "start_level",
-        "rewriting_steps": "reaching",
+        "dangerous_steps": "reaching",
         "unweighted_steps": "blind",
         "calm_steps": "calm",
     }
@@ -56,8 +55,8 @@ class GrowthInTime(Detector):
         self.since_step = 0
         self.start_growth = 0.0
         """Growth in decades on the first of them."""
-        self.rewriting_steps = 0
-        """Consecutive sampled steps with rewriting updates and a risen loss, too."""
+        self.dangerous_steps = 0
+        """Consecutive sampled steps that also have dangerous updates and a risen loss."""
         self.unweighted_steps = 0
         """Consecutive sampled steps with a large growth and no weight norms."""
         self.calm_steps = 0
@@ -68,7 +67,7 @@ class GrowthInTime(Detector):
             return
         growth = view.typical_growth
         if growth < GROWTH_DECADES:
-            self.grown_steps = self.rewriting_steps = self.unweighted_steps = 0
+            self.grown_steps = self.dangerous_steps = self.unweighted_steps = 0
             is_loss_back = math.isnan(view.loss_ratio) or view.loss_ratio < LOSS_RISE
             self.calm_steps = self.calm_steps + 1 if is_loss_back else 0
             if not self.strength or self.calm_steps >= CALM_STEPS:
@@ -79,19 +78,19 @@ class GrowthInTime(Detector):
             self.since_step, self.start_growth = view.step, growth
         self.grown_steps += 1
         has_loss_risen = math.isnan(view.loss_ratio) or view.loss_ratio >= LOSS_RISE
-        is_rewriting = view.update_ratio >= REWRITING_UPDATE_RATIO and has_loss_risen
-        self.rewriting_steps = self.rewriting_steps + 1 if is_rewriting else 0
+        is_dangerous = view.update_ratio >= DANGEROUS_UPDATE_RATIO and has_loss_risen
+        self.dangerous_steps = self.dangerous_steps + 1 if is_dangerous else 0
         has_weights = view.measurements.has_weight_norms
         is_large = not has_weights and has_loss_risen and growth >= UNWEIGHTED_GROWTH_DECADES
         self.unweighted_steps = self.unweighted_steps + 1 if is_large else 0
         is_replacing = view.update_ratio >= REPLACING_UPDATE_RATIO and has_loss_risen
         if (
-            self.rewriting_steps >= REWRITING_PERSISTENCE
+            self.dangerous_steps >= DANGEROUS_PERSISTENCE
             or self.unweighted_steps >= UNWEIGHTED_PERSISTENCE
             or is_replacing
         ):
             self.strength = STRENGTH
-        if self.grown_steps >= PERSISTENCE or self.rewriting_steps:
+        if self.grown_steps >= PERSISTENCE or self.dangerous_steps:
             factor = 10 ** ((growth - self.start_growth) / max(1, view.step - self.since_step))
             evidence = {"growth_decades": growth, "growth_per_step": float(factor)}
             if has_weights:
