@@ -26,28 +26,34 @@ def _describe_finding(schema: dict[str, Any], cls: type) -> None:
         "type": "string",
         "enum": list(VERDICTS),
         "deprecated": True,
-        "description": "Deprecated: the same as `verdict`. The next minor version leaves it out.",
+        "description": "Deprecated: use `verdict`, which has the same value. The next minor version omits this key.",
     }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One detector's evidence."""
+    """The evidence of one detector."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {**SCHEMA, "json_schema_extra": _describe_finding}
 
     detector: str
+    """Id of the detector."""
     verdict: Verdict
-    """The verdict that this finding supports."""
+    """The verdict that the finding supports."""
     severity: Severity
+    """Severity: only a `critical` finding decides a verdict."""
     layers: list[str]
     """Names of the layers concerned, the first bad layer first."""
     first_step: int
+    """First step at which the finding held."""
     last_step: int
+    """Last step at which the finding was seen to hold."""
     resolved_step: int | None
-    """Step at which it no longer held; null while it holds."""
+    """Step at which the finding no longer held. Null while it holds."""
     evidence: dict[str, float]
+    """Numbers that the finding is based on, by name."""
     explanation: str
+    """Explanation of the finding in one or two sentences."""
 
     @property
     def class_(self) -> str:
@@ -74,10 +80,13 @@ class Cause:
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     cause: str
+    """Name of the cause."""
     score: float
     """Strength of the evidence, 0 to 1. Causes are independent: their scores need not add up to 1."""
     evidence: dict[str, float]
+    """Numbers that speak for the cause, by name."""
     explanation: str
+    """Explanation of the cause in one or two sentences."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,14 +96,21 @@ class Outcome:
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     state: Annotated[str, OneOf(*OUTCOME_STATES)]
+    """State: `verified` means that the remedy repaired the run on every seed and that the run then learned."""
     rerun_id: UUID
+    """Id of the rerun that tried the remedy."""
     seeds: int
+    """Number of seeds that the remedy was tried on."""
     healthy: int
+    """Number of seeds on which the run was healthy."""
     loss: float | None
+    """Loss with the remedy. Null where no loss was reported."""
     control_loss: float | None
+    """Loss of the unchanged control. Null where no loss was reported."""
     cost_seconds: float
+    """Seconds from the first trial's start to the outcome."""
     environment: dict[str, str] = field(default_factory=dict)
-    """Versions and device of the trials; several are separated by commas."""
+    """Versions and device of the trials. Several of one kind are separated by commas."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,15 +120,19 @@ class Advice:
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     remedy: Remedy
+    """The remedy, with parameters for this run."""
     rank: int
     """Place in the list, counted from 1."""
     reason: str
+    """Reason why the remedy helps."""
     cost: str
-    """What the remedy costs: time, signal, exactness, or work."""
+    """Price of the remedy in time, signal, exactness, or work."""
     snippet: str
     """Code to paste, in the run's framework."""
     sources: list[str]
+    """Publications on the remedy."""
     outcome: Outcome | None = None
+    """Outcome of the remedy in a rerun of this run. Null where it was not tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,8 +142,11 @@ class Tried:
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     remedies: list[Remedy]
+    """The remedies of the candidate."""
     outcome: Outcome
+    """Outcome of the candidate."""
     reason: str
+    """Reason for the outcome's state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,47 +156,54 @@ class DiagnosisAtStep:
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     step: int | None
-    """The last step that the diagnosis has read; null before the first."""
+    """The last step that the diagnosis has read. Null before the first step."""
     verdict: Verdict
+    """The verdict on the run."""
     score: float
     """Confidence in the verdict, 0 to 1."""
     since_step: int | None
-    """First step of the verdict; null while it is undetermined."""
+    """First step of the verdict. Null while the verdict is undetermined."""
     summary: str
+    """Summary of the diagnosis in one or two sentences."""
     findings: list[Finding]
+    """The findings, those that support the verdict first."""
     causes: list[Cause]
-    """The most probable cause first; empty without a vanishing or exploding verdict."""
+    """The causes, the most probable one first. The list is empty unless the verdict is vanishing or exploding."""
     advice: list[Advice]
-    """The most promising remedy first."""
+    """The advised remedies, the most promising one first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis(DiagnosisAtStep):
-    """The diagnosis of one run, with what reruns of the run have shown."""
+    """The diagnosis of one run, with the results of its reruns."""
 
     run_id: UUID
+    """Id of the run."""
     tried: list[Tried] = field(default_factory=list)
-    """Results of the run's reruns, the latest first; combinations of remedies too."""
+    """Results of the run's reruns, the latest first. They include combinations of remedies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerdictChange:
-    """A change of the verdict, which holds from `step` on."""
+    """A change of the verdict. The new verdict holds from `step` on."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     step: int
     """The step whose data changed the verdict."""
     verdict: Verdict
+    """The new verdict."""
     score: float
+    """Confidence in the new verdict, 0 to 1."""
     finding: str | None
-    """Detector of the finding that decided the verdict; null where none did."""
+    """Detector of the finding that decided the verdict. Null where no finding did."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerdictHistory:
-    """Every change of a run's verdict, oldest first."""
+    """All changes of a run's verdict."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     items: list[VerdictChange]
+    """The changes, the oldest first."""

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, get_args
 from uuid import UUID
 
+from gradmedic.protocol.encoding import encode_json, without_nonfinite
 from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.runs import Layer, RunCreate, RunDetail, RunList, RunSummary, RunUpdate
 from gradmedic.protocol.service import Limits
@@ -16,8 +17,7 @@ from gradmedic_service.access.principal import Principal
 from gradmedic_service.database import models
 from gradmedic_service.database.engine import Session
 from gradmedic_service.http.errors import InvalidRequest
-from gradmedic_service.http.paging import position_of, token_of
-from gradmedic_service.http.responses import to_json, without_nonfinite
+from gradmedic_service.http.paging import cut_page, position_of
 from gradmedic_service.projects import service as projects
 from gradmedic_service.projects.errors import ProjectFull
 from gradmedic_service.reruns import repository as reruns
@@ -147,12 +147,9 @@ def list_page(
     query = replace(query, reachable_project=principal.project, reachable_run=principal.run_id)
     if page_token is not None:
         query = _after(query, page_token)
-    runs = repository.page(session, query, max_results + 1)
-    items = runs[:max_results]
-    return RunList(
-        items=[_summary(run) for run in items],
-        next_page_token=_token(query, items[-1]) if len(runs) > max_results else None,
-    )
+    found = repository.page(session, query, max_results + 1)
+    page, token = cut_page(found, max_results, _query_digest(query), lambda run: _position(query, run))
+    return RunList(items=[_summary(run) for run in page], next_page_token=token)
 
 
 def _existing(session: Session, principal: Principal, run_id: UUID, *, is_locked: bool = False) -> models.Run:
@@ -227,9 +224,9 @@ def _detail(run: models.Run) -> RunDetail:
     )
 
 
-def _token(query: RunQuery, last: models.Run) -> str:
-    value = getattr(last, query.sort_key)
-    return token_of(_query_digest(query), value.isoformat() if isinstance(value, datetime) else value, last.id.hex)
+def _position(query: RunQuery, run: models.Run) -> list[str]:
+    value = getattr(run, query.sort_key)
+    return [value.isoformat() if isinstance(value, datetime) else value, run.id.hex]
 
 
 def _after(query: RunQuery, page_token: str) -> RunQuery:
@@ -244,4 +241,4 @@ def _after(query: RunQuery, page_token: str) -> RunQuery:
 def _query_digest(query: RunQuery) -> str:
     parent_id = None if query.parent_id is None else query.parent_id.hex
     content = {**asdict(query), "parent_id": parent_id, "after": None}
-    return hashlib.blake2b(to_json(content).encode(), digest_size=6).hexdigest()
+    return hashlib.blake2b(encode_json(content), digest_size=6).hexdigest()

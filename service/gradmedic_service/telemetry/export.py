@@ -20,6 +20,7 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
+from gradmedic.protocol.numbers import name_nonfinite
 from gradmedic_service.database.engine import Database
 from gradmedic_service.telemetry import repository
 from gradmedic_service.telemetry.buckets import Selection
@@ -136,7 +137,7 @@ class CsvTable:
 def _text(value: float) -> str:
     if math.isfinite(value):
         return repr(value)
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return name_nonfinite(value)
 
 
 class ParquetTable:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from gradmedic.protocol.diagnosis import Diagnosis, DiagnosisAtStep, VerdictChange, VerdictHistory
 from gradmedic.protocol.statistics import SERIES
 from gradmedic.protocol.steps import AppendResult, RewindResult, RunRewind
+from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
 from gradmedic_diagnosis import Block, Diagnostician
 from gradmedic_diagnosis.state import StateError
 from gradmedic_service.access.principal import Principal
@@ -44,7 +45,6 @@ MAX_METRICS_OF_A_RUN = 1_000
 """Names of metrics over the whole run; more come from a script that makes names up."""
 MAX_SERIES_POINTS = 1_000_000
 """Series times buckets of one answer: some 40 MB of JSON."""
-ALARMING = ("vanishing", "exploding")
 
 _logger = structlog.get_logger("gradmedic.telemetry")
 
@@ -418,9 +418,9 @@ def _alerts(changes: Sequence[VerdictChange], summary: str) -> list[str]:
     alerts = [
         f"{change.verdict.capitalize()} at step {change.step}" + (f": {change.finding}." if change.finding else ".")
         for change in changes
-        if change.verdict in ALARMING
+        if change.verdict in UNHEALTHY_VERDICTS
     ]
-    if changes and changes[-1].verdict in ALARMING:
+    if changes and changes[-1].verdict in UNHEALTHY_VERDICTS:
         alerts[-1] = summary
     return alerts
 

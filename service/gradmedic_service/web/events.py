@@ -17,13 +17,13 @@ from anyio import to_thread
 from fastapi import APIRouter, Header, Path, Request
 from fastapi.responses import StreamingResponse
 
+from gradmedic.protocol.encoding import encode_json
 from gradmedic_service.access.authentication import authenticate
 from gradmedic_service.access.authorization import MayFollow
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.database.engine import Database
 from gradmedic_service.http.dependencies import DatabaseDependency, LiveRunsDependency
 from gradmedic_service.http.errors import InvalidRequest, ServiceError, documented
-from gradmedic_service.http.responses import to_json
 from gradmedic_service.reruns.repository import RerunRevision
 from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.runs.repository import RunRevision
@@ -126,4 +126,4 @@ def _rerun_events(seen: list[RerunRevision], new: list[RerunRevision]) -> str:
 def _event(name: str, pulse: RunRevision | RerunRevision) -> str:
     fields = {field: getattr(pulse, field) for field in FIELDS[name]}
     content = {field: str(value) if isinstance(value, UUID) else value for field, value in fields.items()}
-    return f"event: {name}\ndata: {to_json(content)}\n\n"
+    return f"event: {name}\ndata: {encode_json(content).decode()}\n\n"

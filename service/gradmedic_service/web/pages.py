@@ -21,7 +21,8 @@ from gradmedic.protocol.access import SCOPES
 from gradmedic.protocol.reruns import RERUN_STATUSES
 from gradmedic.protocol.runs import STATUSES
 from gradmedic.protocol.service import API_PATH
-from gradmedic.protocol.verdicts import VERDICTS
+from gradmedic.protocol.statistics import Scale, statistics_drawn
+from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS, VERDICTS
 from gradmedic_service.access.authentication import principal_of
 from gradmedic_service.access.authorization import PUBLIC
 from gradmedic_service.access.errors import ScopeMissing
@@ -60,6 +61,9 @@ class Pages:
         )
         self._environment.globals.update(asset=assets.url, api_path=API_PATH, verdicts=VERDICTS)
         self._environment.globals.update(statuses=STATUSES, rerun_statuses=RERUN_STATUSES, scopes=SCOPES)
+        self._environment.globals.update(
+            linear_statistics=statistics_drawn(Scale.LINEAR), unhealthy_verdicts=UNHEALTHY_VERDICTS
+        )
 
     def render(self, name: str, principal: Principal | None, status: int = 200, **context: Any) -> HTMLResponse:
         """Return a page for somebody, or for nobody known."""
