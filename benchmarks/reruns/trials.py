@@ -56,20 +56,29 @@ BLOW_UP: Final = 10.0
 LEAST_SKILL: Final = 0.2
 """Of a twin that is good."""
 READ: Final = ("loss", "grad_norm", "grad_zero_fraction", "nonfinite_count", "weight_norm", "update_norm")
-DIAGNOSIS: Final = ROOT / "service" / "gradmedic_service" / "diagnosis"
+DIAGNOSIS: Final = ROOT / "service" / "gradmedic_diagnosis"
 ADVICE_SOURCES: Final = tuple(
     DIAGNOSIS / name
-    for name in ("advice.py", "case.py", "causes.py", "evidence.py", "evidence.json", "remedies.py", "snippets.py")
+    for name in (
+        "advice.py",
+        "causes.py",
+        "remedies.py",
+        "remedy_fit.py",
+        "repair_counts.py",
+        "repair_counts.json",
+        "run_evidence.py",
+        "snippets.py",
+    )
 )
 """What causes and advice depend on besides the verdict."""
 SOURCES: Final = (
     *sorted((ROOT / "client" / "gradmedic" / "torch" / "modules").glob("*.py")),
     *(ROOT / "client" / "gradmedic" / "torch" / name for name in ("remedies.py", "treatment.py", "clipping.py")),
-    *sorted({*DIAGNOSIS.rglob("*.py")} - {*ADVICE_SOURCES, DIAGNOSIS / "wording.py"}),
+    *sorted({*DIAGNOSIS.rglob("*.py")} - {*ADVICE_SOURCES, DIAGNOSIS / "summary.py"}),
     *(SCRIPT.parent / name for name in ("networks.py", "tasks.py", "train.py")),
 )
 """What a trial's result depends on besides its configuration."""
-KINDS: Final = {spec.reason: spec.kind for spec in CATALOGUE}
+KINDS: Final = {row.reason: row.name for row in CATALOGUE}
 """Rows of the catalogue by what stands in the advice of them."""
 
 

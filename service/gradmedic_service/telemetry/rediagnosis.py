@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
 
-from gradmedic_diagnosis import Diagnosis, Diagnostician, VerdictChange
+from gradmedic.protocol.diagnosis import DiagnosisAtStep, VerdictChange
 from gradmedic_service.database.engine import Connection, Database
 from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.telemetry import repository
 from gradmedic_service.telemetry.repository import RunAppend, RunState, Snapshot, StoredState
-from gradmedic_service.telemetry.service import advance_through, chunk_blocks, facts_of
+from gradmedic_service.telemetry.service import advance_through, chunk_blocks, facts_of, new_diagnostician
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +34,12 @@ class _Reading:
     def __init__(self, connection: Connection, facts: FactsCache, run: RunState) -> None:
         self._started = run
         self._facts = facts_of(connection, facts, run)
-        self._diagnostician = Diagnostician(self._facts.layers, self._facts.training, run.muted)
+        self._diagnostician = new_diagnostician(self._facts, run)
         self._steps_since_snapshot = 0
         self._changes: list[VerdictChange] = []
         self._snapshots: list[Snapshot] = []
         self._last_step = -1
-        self._diagnosis: Diagnosis = self._diagnostician.diagnose()
+        self._diagnosis: DiagnosisAtStep = self._diagnostician.diagnose()
 
     def is_of(self, run: RunState) -> bool:
         """Whether what was read is still the beginning of the run."""

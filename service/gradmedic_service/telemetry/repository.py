@@ -10,7 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, Row, Table, and_, bindparam, delete, func, insert, select, update
 
-from gradmedic_diagnosis import VerdictChange
+from gradmedic.protocol.diagnosis import VerdictChange
 from gradmedic_service.database import models
 from gradmedic_service.runs.stalling import Patience
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -10,12 +11,11 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from gradmedic.protocol.diagnosis import Advice, Cause, Diagnosis, Finding, VerdictChange, VerdictHistory
-from gradmedic.protocol.remedies import Remedy
+from gradmedic.protocol.diagnosis import Diagnosis, DiagnosisAtStep, VerdictChange, VerdictHistory
 from gradmedic.protocol.statistics import SERIES
 from gradmedic.protocol.steps import AppendResult, RewindResult, RunRewind
 from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
-from gradmedic_diagnosis import Block, Diagnostician, report
+from gradmedic_diagnosis import Block, Diagnostician
 from gradmedic_diagnosis.state import StateError
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.database.engine import Connection
@@ -175,8 +175,11 @@ def diagnose(
     run = _state(connection, principal, run_id)
     known = facts_of(connection, facts, run)
     if at_step is None or (run.last_step is not None and at_step >= run.last_step):
-        return _on_the_wire(run_id, _diagnostician(connection, run, known)[0].diagnose())
-    return _on_the_wire(run_id, _replayed(connection, run, known, at_step)[0].diagnose())
+        diagnostician, _ = _diagnostician(connection, run, known)
+    else:
+        diagnostician, _ = _replayed(connection, run, known, at_step)
+    diagnosis = diagnostician.diagnose()
+    return Diagnosis(run_id=run_id, **{field.name: getattr(diagnosis, field.name) for field in fields(diagnosis)})
 
 
 def history(connection: Connection, principal: Principal, run_id: UUID) -> VerdictHistory:
@@ -267,6 +270,16 @@ def facts_of(connection: Connection, facts: FactsCache, run: RunState) -> RunFac
     return facts.get(run.facts_digest, lambda: stored_facts(connection, run.id))
 
 
+def new_diagnostician(facts: RunFacts, run: RunState) -> Diagnostician:
+    """Return a diagnostician that has read no step of the run."""
+    return Diagnostician(facts.layers, facts.training, framework=facts.framework, muted=run.muted)
+
+
+def _restore(state: bytes, facts: RunFacts, run: RunState) -> Diagnostician:
+    """Restore a diagnostician from its stored state. Raises StateError."""
+    return Diagnostician.from_bytes(state, facts.layers, facts.training, framework=facts.framework, muted=run.muted)
+
+
 def _diagnostician(connection: Connection, run: RunState, facts: RunFacts) -> tuple[Diagnostician, int]:
     """Return the run's diagnostician as of its last step, and how many steps lie behind the last snapshot.
 
@@ -274,9 +287,9 @@ def _diagnostician(connection: Connection, run: RunState, facts: RunFacts) -> tu
     """
     stored = repository.read_stored_state(connection, run.id)
     if stored is None or run.last_step is None:
-        return Diagnostician(facts.layers, facts.training, run.muted), 0
+        return new_diagnostician(facts, run), 0
     try:
-        restored = Diagnostician.from_bytes(stored.state, facts.layers, facts.training, run.muted)
+        restored = _restore(stored.state, facts, run)
     except StateError as error:
         _logger.warning("the diagnosis is rebuilt from the stored steps", run_id=str(run.id), reason=str(error))
         return _replayed(connection, run, facts, run.last_step, from_snapshot=False)
@@ -287,12 +300,12 @@ def _diagnostician(connection: Connection, run: RunState, facts: RunFacts) -> tu
 
 def advance_through(
     diagnostician: Diagnostician, block: Block, steps_since_snapshot: int
-) -> tuple[report.Diagnosis, list[report.VerdictChange], list[Snapshot], int]:
+) -> tuple[DiagnosisAtStep, list[VerdictChange], list[Snapshot], int]:
     """Let a diagnostician read a block, with a stop for a snapshot after every `SNAPSHOT_STEPS` steps of the run.
 
     Returns the diagnosis, the changes of the whole block, the snapshots, and how many steps lie behind the last one.
     """
-    changes: list[report.VerdictChange] = []
+    changes: list[VerdictChange] = []
     snapshots: list[Snapshot] = []
     start = 0
     while True:
@@ -317,12 +330,11 @@ def _replayed(
     the snapshot is of another version of the code.
     """
     snapshot = repository.last_snapshot(connection, run.id, last_step) if from_snapshot else None
-    diagnostician = Diagnostician(facts.layers, facts.training, run.muted)
+    diagnostician = new_diagnostician(facts, run)
     first_step = 0
     if snapshot is not None:
         try:
-            state = decompress(snapshot.state)
-            diagnostician = Diagnostician.from_bytes(state, facts.layers, facts.training, run.muted)
+            diagnostician = _restore(decompress(snapshot.state), facts, run)
             first_step = snapshot.step + 1
         except (StateError, CorruptChunk) as error:
             _logger.warning("a snapshot of the diagnosis is passed over", run_id=str(run.id), reason=str(error))
@@ -401,7 +413,7 @@ def _is_spent(run: RunState, last_step: int | None) -> bool:
     return run.stop_after is not None and (-1 if last_step is None else last_step) >= run.stop_after
 
 
-def _alerts(changes: Sequence[report.VerdictChange], summary: str) -> list[str]:
+def _alerts(changes: Sequence[VerdictChange], summary: str) -> list[str]:
     """Tell each change to an alarming verdict; the last one in the diagnosis's own words."""
     alerts = [
         f"{change.verdict.capitalize()} at step {change.step}" + (f": {change.finding}." if change.finding else ".")
@@ -429,49 +441,4 @@ def _selection(run: RunState, run_layers: list[str], names: Sequence[str], layer
         statistics=tuple(name for name in unique if name in run.statistics),
         layers=tuple((name, positions[name]) for name in chosen),
         series=tuple(name for name in unique if name not in run.statistics),
-    )
-
-
-def _on_the_wire(run_id: UUID, diagnosis: report.Diagnosis) -> Diagnosis:
-    return Diagnosis(
-        run_id=run_id,
-        step=diagnosis.step,
-        verdict=diagnosis.verdict,
-        score=float(diagnosis.score),
-        since_step=diagnosis.since_step,
-        summary=diagnosis.summary,
-        findings=[
-            Finding(
-                detector=finding.detector,
-                class_=finding.class_,
-                severity=finding.severity,
-                layers=list(finding.layers),
-                first_step=finding.first_step,
-                last_step=finding.last_step,
-                resolved_step=finding.resolved_step,
-                evidence={name: float(value) for name, value in finding.evidence.items()},
-                explanation=finding.explanation,
-            )
-            for finding in diagnosis.findings
-        ],
-        causes=[
-            Cause(
-                cause=cause.cause,
-                score=float(cause.score),
-                evidence={name: float(value) for name, value in cause.evidence.items()},
-                explanation=cause.explanation,
-            )
-            for cause in diagnosis.causes
-        ],
-        advice=[
-            Advice(
-                remedy=Remedy(id=advice.remedy.id, parameters=dict(advice.remedy.parameters)),
-                rank=advice.rank,
-                reason=advice.reason,
-                cost=advice.cost,
-                snippet=advice.snippet,
-                sources=list(advice.sources),
-            )
-            for advice in diagnosis.advice
-        ],
     )

@@ -102,7 +102,6 @@ def test_every_reference_resolves(document: dict[str, Any]) -> None:
     """Every schema that the document refers to is in the document."""
     references = set(re.findall(r"'\$ref': '#/components/schemas/(\w+)'", str(document)))
     assert references <= document["components"]["schemas"].keys()
-    assert "class" in document["components"]["schemas"]["Finding"]["properties"]
 
 
 FRAGMENT_BEGINNINGS = (
@@ -198,7 +197,16 @@ def test_fields_are_described_by_their_docstrings(document: dict[str, Any]) -> N
     assert schemas["Layer"]["properties"]["kind"]["description"].startswith("Type of the module that owns the layer")
     assert schemas["RunDetail"]["properties"]["parent_id"]["description"].startswith("Id of the suspect run")
     assert schemas["RunList"]["properties"]["next_page_token"]["description"].startswith("Token of the next page")
-    assert "class" in schemas["Finding"]["properties"]
+    finding = schemas["Finding"]["properties"]
+    assert finding["verdict"]["description"] == "The verdict that the finding supports."
+    assert schemas["Diagnosis"]["properties"]["since_step"]["description"].startswith("First step of the verdict")
+
+
+def test_the_former_key_of_a_findings_verdict_is_deprecated(document: dict[str, Any]) -> None:
+    """A finding still carries `class`, described as deprecated, with the values of `verdict`."""
+    finding = document["components"]["schemas"]["Finding"]["properties"]
+    assert finding["class"]["deprecated"] is True
+    assert finding["class"]["enum"] == finding["verdict"]["enum"]
 
 
 def test_examples_are_valid() -> None:

@@ -82,7 +82,7 @@ export function showFindings(list, diagnosis, select) {
       return [button, " "];
     });
     return el("li", { class: "card", "data-key": finding.detector },
-      el("h3", {}, words(finding.detector), " ", badge(finding.class), " ", el("span", { class: "severity", "data-severity": finding.severity }, finding.severity)),
+      el("h3", {}, words(finding.detector), " ", badge(finding.verdict), " ", el("span", { class: "severity", "data-severity": finding.severity }, finding.severity)),
       el("p", {}, finding.explanation),
       el("p", { class: "small" }, "From ", go, finding.resolved_step === null ? `, still at step ${integer(finding.last_step)}` : `, over at step ${integer(finding.resolved_step)}`,
         finding.layers.length ? ": " : ".", layers, finding.layers.length > 4 ? `and ${finding.layers.length - 4} more` : ""),
@@ -101,7 +101,7 @@ export function showHistory(list, items, select) {
 /** What stands on the step axis: where findings began, and where the verdict changed. */
 export function marksOf(diagnosis, history) {
   const marks = diagnosis.findings.map((finding) => ({
-    step: finding.first_step, verdict: finding.class, layer: finding.layers[0] ?? null, label: words(finding.detector),
+    step: finding.first_step, verdict: finding.verdict, layer: finding.layers[0] ?? null, label: words(finding.detector),
     title: `${words(finding.detector)} from step ${finding.first_step}: ${finding.explanation}`,
   }));
   for (const change of history) {

@@ -11,16 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gradmedic_diagnosis import Block, LayerFacts, StepSeries
+from gradmedic.protocol.runs import Layer
+from gradmedic_diagnosis import Block, StepSeries
 
 STATISTICS = ("grad_norm", "nonfinite_count", "weight_norm", "update_norm")
 
 
 @dataclass(frozen=True)
 class Chain:
-    """What a chain's training recorded."""
+    """The recording of a chain's training."""
 
-    layers: tuple[LayerFacts, ...]
+    layers: tuple[Layer, ...]
     block: Block
     first_output: NDArray[np.float64]
     first_input: NDArray[np.float64]
@@ -69,9 +70,7 @@ def train_chain(a: float, *, depth: int = 10, width: int = 4, steps: int = 200, 
         series={"loss": StepSeries(losses, every), "learning_rate": StepSeries(np.full(steps, learning_rate), every)},
     )
     layers = tuple(
-        LayerFacts(
-            name=f"{k}.weight", shape=(width, width), fan_in=width, fan_out=width, role="weight", activation="linear"
-        )
+        Layer(name=f"{k}.weight", shape=[width, width], fan_in=width, fan_out=width, role="weight", activation="linear")
         for k in range(depth)
     )
     return Chain(layers=layers, block=block, first_output=first_output, first_input=x)

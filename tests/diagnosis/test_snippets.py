@@ -1,4 +1,4 @@
-"""The torch code that advice shows is the change that a rerun makes: both are done, and compared."""
+"""The torch code of the advice makes the same change as a rerun: the tests make both and compare them."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ from torch import Tensor, nn
 
 from gradmedic.protocol.remedies import REMEDIES, Choice, Remedy
 from gradmedic.torch.treatment import Treatment
-from gradmedic_diagnosis import report
 from gradmedic_diagnosis.snippets import write_snippet
 
 
 def run_snippet(id: str, names: dict[str, Any], **parameters: str) -> dict[str, Any]:
-    """Execute the code for torch among these names; return all names then."""
+    """Execute the torch code of a remedy with these names; return all names afterwards."""
     names = {"torch": torch, **names}
-    exec(write_snippet(report.Remedy(id=id, parameters=dict(parameters)), "torch 2.13.0"), names)  # noqa: S102  # it is our own
+    exec(write_snippet(Remedy(id=id, parameters=dict(parameters)), "torch 2.13.0"), names)  # noqa: S102  # it is our own
     return names
 
 
 def choices(id: str, parameter: str) -> tuple[str, ...]:
-    """Return what a parameter may be."""
+    """Return the allowed values of a parameter."""
     choice = REMEDIES[id].parameters[parameter]
     assert isinstance(choice, Choice)
     return choice.values
 
 
 def treated(model: nn.Module, id: str, **parameters: Any) -> nn.Module:
-    """Return a model with the remedy of a rerun."""
+    """Return the model with a remedy applied as a rerun applies it."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     treatment = Treatment([optimizer], {"": model}, [Remedy(id=id, parameters=parameters)])
     treatment.before()
@@ -40,7 +39,7 @@ def treated(model: nn.Module, id: str, **parameters: Any) -> nn.Module:
 
 
 class Mixed(nn.Module):
-    """A layer of every kind that is initialized, and one that is not."""
+    """One layer of every kind that is initialized again, and an embedding, which is not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +63,7 @@ def description(model: nn.Module) -> dict[str, tuple[float, float]]:
 
 @pytest.mark.parametrize("scheme", choices("reinitialize", "scheme"))
 def test_initialization(scheme: str) -> None:
-    """Both give every matrix, each gate by itself, the same scale, zero biases, and leave embeddings alone."""
+    """Snippet and rerun give every matrix, gate by gate, the same scale, zero the biases, and keep embeddings."""
     torch.manual_seed(0)
     by_hand, by_rerun = Mixed(), Mixed()
     by_rerun.load_state_dict(by_hand.state_dict())
@@ -119,7 +118,7 @@ def linear_layers(model: nn.Module) -> list[nn.Linear]:
 
 
 def test_residual_and_weights() -> None:
-    """So do the sum around a layer, and each layer's normalized weights."""
+    """Snippet and rerun compute the same with residual connections, and with normalized weights."""
 
     class Residual(nn.Module):
         def __init__(self, layer: nn.Linear) -> None:
@@ -146,7 +145,7 @@ def test_residual_and_weights() -> None:
 
 @pytest.mark.parametrize("cell", choices("replace_recurrent_cell", "cell"))
 def test_cells(cell: str) -> None:
-    """Both compute the same from the same weights."""
+    """The snippet's recurrent cell computes what a rerun's cell computes from the same weights."""
     names = run_snippet(
         "replace_recurrent_cell", {"input_size": 6, "hidden_size": 4, "x": torch.ones(1, 2, 6)}, cell=cell
     )
@@ -158,7 +157,7 @@ def test_cells(cell: str) -> None:
 
 
 def test_inputs() -> None:
-    """Both standardize by the moments of each feature, one of the training set and one of its first batch."""
+    """Both standardize each feature: the snippet by the training set, a rerun by the first batch."""
     x = 5 + 3 * torch.randn(5000, 6)
     names = run_snippet("standardize_inputs", {"x": x, "x_train": x})
     by_hand, by_rerun = perceptron(as_written), perceptron(as_written)

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gradmedic_diagnosis import Block, LayerFacts, StepSeries
+from gradmedic.protocol.runs import Layer
+from gradmedic_diagnosis import Block, StepSeries
 
 STATISTICS = ("grad_norm", "nonfinite_count", "weight_norm", "update_norm", "activation_saturation")
 
 
-def layers(count: int = 4) -> tuple[LayerFacts, ...]:
+def layers(count: int = 4) -> tuple[Layer, ...]:
     """Equal weight matrices in a row."""
-    return tuple(LayerFacts(name=f"{i}.weight", numel=100, role="weight") for i in range(count))
+    return tuple(Layer(name=f"{i}.weight", numel=100, role="weight") for i in range(count))
 
 
 def run(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.service.diagnosis.linear_chain import Chain, train_chain
+from tests.diagnosis.linear_chain import Chain, train_chain
 
-from gradmedic_diagnosis import Diagnosis, Diagnostician
+from gradmedic_diagnosis import Diagnostician, UpdatedDiagnosis
 
 
-def diagnose(chain: Chain) -> Diagnosis:
+def diagnose(chain: Chain) -> UpdatedDiagnosis:
     """Diagnose a chain's whole training."""
     return Diagnostician(chain.layers).update(chain.block)
 
@@ -29,7 +29,7 @@ def test_recorded_factors_match_the_closed_form(a: float) -> None:
 
 
 def test_large_factor_explodes() -> None:
-    """With a = 1.5 the first update overshoots and the run is called exploding at once; the factors are a cause."""
+    """With a = 1.5 the first update overshoots, and the run is exploding at once; the initialization is a cause."""
     diagnosis = diagnose(train_chain(1.5))
     assert diagnosis.verdict == "exploding"
     assert diagnosis.since_step == 1
@@ -38,7 +38,7 @@ def test_large_factor_explodes() -> None:
 
 
 def test_small_factor_vanishes() -> None:
-    """With a = 0.5 no layer has a grip on the loss: vanishing, caused by the initialization that shrinks the signal."""
+    """With a = 0.5 the loss is insensitive to every layer: the run is vanishing, caused by its initialization."""
     diagnosis = diagnose(train_chain(0.5))
     assert diagnosis.verdict == "vanishing"
     assert diagnosis.causes[0].cause == "poor_initialization"
@@ -47,8 +47,8 @@ def test_small_factor_vanishes() -> None:
 
 
 def test_identity_chain_is_healthy() -> None:
-    """With a = 1 the chain trains, down to a loss of exactly zero, and is never alarmed."""
-    doctor = Diagnostician((chain := train_chain(1.0, learning_rate=0.1)).layers)
-    changes = doctor.update(chain.block).changes
+    """With a = 1 the chain trains down to a loss of exactly zero, without an alarm."""
+    diagnostician = Diagnostician((chain := train_chain(1.0, learning_rate=0.1)).layers)
+    changes = diagnostician.update(chain.block).changes
     assert chain.block.series["loss"].values[-1] == 0
     assert [change.verdict for change in changes] == ["healthy"]

@@ -1,4 +1,4 @@
-"""Verdicts on recordings of real runs, and their independence of how the run was sent."""
+"""Verdicts on recordings of real runs. They do not depend on how the steps are cut into blocks."""
 
 from __future__ import annotations
 
@@ -13,34 +13,36 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.approximation import approximately
 
-from gradmedic_diagnosis import Block, Diagnosis, Diagnostician, LayerFacts, VerdictChange
+from gradmedic.protocol.diagnosis import DiagnosisAtStep, VerdictChange
+from gradmedic.protocol.runs import Layer
+from gradmedic_diagnosis import Block, Diagnostician
 
-RECORDINGS = Path(__file__).parents[2] / "data" / "recordings"
+RECORDINGS = Path(__file__).parents[1] / "data" / "recordings"
 LABELS = {"E": "exploding", "V": "vanishing", "H": "healthy"}
 NAMES = sorted(path.stem for path in RECORDINGS.glob("*.npz"))
 
 
 def diagnose(
-    layers: tuple[LayerFacts, ...], block: Block, cuts: list[int], *, restarts: bool = False
-) -> tuple[Diagnosis, list[VerdictChange]]:
+    layers: tuple[Layer, ...], block: Block, cuts: list[int], *, restarts: bool = False
+) -> tuple[DiagnosisAtStep, list[VerdictChange]]:
     """Send a run cut at the given positions; with `restarts`, through bytes after every block."""
-    doctor = Diagnostician(layers)
+    diagnostician = Diagnostician(layers)
     changes: list[VerdictChange] = []
     edges = [0, *sorted(set(cuts)), len(block)]
-    diagnosis = doctor.diagnose()
+    diagnosis = diagnostician.diagnose()
     for start, stop in pairwise(edges):
         if start == stop:
             continue
-        diagnosis = doctor.update(block.cut(start, stop))
+        diagnosis = diagnostician.update(block.cut(start, stop))
         changes += diagnosis.changes
         if restarts:
-            doctor = Diagnostician.from_bytes(doctor.to_bytes(), layers)
+            diagnostician = Diagnostician.from_bytes(diagnostician.to_bytes(), layers)
     return diagnosis, changes
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_verdict_is_the_outcome(name: str) -> None:
-    """A recorded run ends with the verdict of its outcome; a healthy or merely slow one is never alarmed."""
+    """A recorded run ends with the verdict of its outcome; a healthy or slow one never has an alarm."""
     layers, _, block = load(RECORDINGS / f"{name}.npz")
     diagnosis, changes = diagnose(layers, block, list(range(0, len(block), 37)))
     alarms = {change.verdict for change in changes} & {"vanishing", "exploding"}
@@ -54,8 +56,8 @@ def test_verdict_is_the_outcome(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["E-late-rnn-noclip", "E-late-lr-ramp-reg"])
-def test_explosion_is_announced_before_the_first_nan(name: str) -> None:
-    """An explosion that builds up is called at least one step before its loss turns non-finite."""
+def test_explosion_is_found_before_the_first_nan(name: str) -> None:
+    """An explosion that builds up is found at least one step before its loss is non-finite."""
     layers, _, block = load(RECORDINGS / f"{name}.npz")
     _, changes = diagnose(layers, block, [])
     first_nonfinite = int(np.flatnonzero(~np.isfinite(block.series["loss"].values))[0])
@@ -126,7 +128,7 @@ def test_units_of_the_loss_change_no_verdict(name: str, exponent: int) -> None:
 def test_state_stays_small() -> None:
     """The state of a run of a hundred layers is below 40 kB after a thousand steps."""
     rng = np.random.default_rng(0)
-    layers = tuple(LayerFacts(name=f"{i}.weight", numel=100) for i in range(100))
+    layers = tuple(Layer(name=f"{i}.weight", numel=100) for i in range(100))
     every = np.ones(1000, dtype=np.bool_)
     block = Block(
         steps=np.arange(1000),
@@ -136,6 +138,6 @@ def test_state_stays_small() -> None:
         values=rng.lognormal(size=(1000, 100, 1)).astype(np.float32),
         present=np.ones((1000, 100), dtype=np.bool_),
     )
-    doctor = Diagnostician(layers)
-    doctor.update(block)
-    assert len(doctor.to_bytes()) < 40_000
+    diagnostician = Diagnostician(layers)
+    diagnostician.update(block)
+    assert len(diagnostician.to_bytes()) < 40_000

@@ -1,4 +1,4 @@
-"""What must be exact: non-finite values, skipped steps, absent layers, and too little data."""
+"""Rules without tolerance: non-finite values, skipped steps, absent layers, and too little data."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gradmedic_diagnosis import Block, Diagnostician, LayerFacts, StepSeries
+from gradmedic.protocol.runs import Layer
+from gradmedic_diagnosis import Block, Diagnostician, StepSeries
 from gradmedic_diagnosis.state import StateError, pack_state, unpack_state
 
-LAYERS = tuple(LayerFacts(name=f"{i}.weight", numel=100) for i in range(3))
+LAYERS = tuple(Layer(name=f"{i}.weight", numel=100) for i in range(3))
 STATISTICS = ("grad_norm", "nonfinite_count", "weight_norm", "update_norm")
 
 
@@ -35,7 +36,7 @@ def calm_block(steps: int, first: int = 0) -> Block:
 
 
 def with_nonfinite_gradient(block: Block, step: int, layer: int, *, reaches_weights: bool) -> Block:
-    """Give one layer NaN gradient elements in one step, which its update does or does not take over."""
+    """Give one layer NaN gradient elements in one step, with or without a NaN update."""
     values = block.values.copy()
     values[step, layer, :2] = np.nan, 7
     if reaches_weights:
@@ -50,11 +51,11 @@ def _replace(block: Block, **arrays: NDArray[np.generic]) -> Block:
 
 def test_one_nan_element_that_reaches_the_weights_is_final() -> None:
     """A single layer's NaN update makes the run exploding at that very step, and it stays so."""
-    doctor = Diagnostician(LAYERS)
+    diagnostician = Diagnostician(LAYERS)
     block = with_nonfinite_gradient(calm_block(60), 33, 1, reaches_weights=True)
-    changes = doctor.update(block).changes
+    changes = diagnostician.update(block).changes
     assert [(change.step, change.verdict) for change in changes] == [(19, "healthy"), (33, "exploding")]
-    diagnosis = doctor.update(calm_block(60, first=60))
+    diagnosis = diagnostician.update(calm_block(60, first=60))
     assert diagnosis.verdict == "exploding"
     finding = next(f for f in diagnosis.findings if f.detector == "nonfinite")
     assert finding.layers[0] == "1.weight"
@@ -81,7 +82,7 @@ def test_skipped_steps_do_not_count() -> None:
 
 
 def test_absent_layers_do_not_count() -> None:
-    """What stands in `values` for an absent layer is never read."""
+    """The `values` of an absent layer are never read."""
     block = calm_block(60)
     values, present = block.values.copy(), block.present.copy()
     values[:, 2], present[:, 2] = np.nan, False
@@ -101,9 +102,9 @@ def test_overflowed_norm_is_no_nonfinite_element() -> None:
 
 @pytest.mark.parametrize(("steps", "verdict"), [(0, "undetermined"), (19, "undetermined"), (20, "healthy")])
 def test_little_data_is_undetermined(steps: int, verdict: str) -> None:
-    """A run is undetermined until it has twenty steps, with a summary that says so."""
-    doctor = Diagnostician(LAYERS)
-    diagnosis = doctor.update(calm_block(steps)) if steps else doctor.diagnose()
+    """A run is undetermined until it has twenty steps, and so is its summary."""
+    diagnostician = Diagnostician(LAYERS)
+    diagnosis = diagnostician.update(calm_block(steps)) if steps else diagnostician.diagnose()
     assert diagnosis.verdict == verdict
     assert ("Too little data" in diagnosis.summary) == (verdict == "undetermined")
 
@@ -128,15 +129,15 @@ def test_a_run_of_losses_alone_can_be_diagnosed() -> None:
 
 def test_layers_may_be_appended() -> None:
     """A restored state takes layers that the run gained since."""
-    doctor = Diagnostician(LAYERS[:2])
+    diagnostician = Diagnostician(LAYERS[:2])
     block = calm_block(30)
-    doctor.update(_replace(block, values=block.values[:, :2], present=block.present[:, :2]))
-    restored = Diagnostician.from_bytes(doctor.to_bytes(), LAYERS)
+    diagnostician.update(_replace(block, values=block.values[:, :2], present=block.present[:, :2]))
+    restored = Diagnostician.from_bytes(diagnostician.to_bytes(), LAYERS)
     assert restored.update(calm_block(30, first=30)).verdict == "healthy"
 
 
 def test_state_of_another_version_is_refused() -> None:
-    """Bytes that are no state of this version raise StateError instead of a wrong diagnosis."""
+    """Bytes that are no state of a known version raise StateError."""
     for data in (b"", b"abc", b"gmd9" + pack_state({})[4:]):
         with pytest.raises(StateError):
             unpack_state(data)
