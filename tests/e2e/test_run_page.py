@@ -279,7 +279,7 @@ def long_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     settings = Settings(database_url=SecretStr(url))
     database = Database(settings)
     body = {"project": "p", "name": "long", "layers": [{"name": f"layer{index}.weight"} for index in range(8)]}
-    facts, warm, block = FactsCache(), RunCache(), 1000
+    facts, run_cache, block = FactsCache(), RunCache(), 1000
     with database.writing() as session:
         run, _ = runs.create(session, OPERATOR, TypeAdapter(RunCreate).validate_python(body), settings.limits())
     random = np.random.default_rng(0)
@@ -299,9 +299,9 @@ def long_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
             present=np.ones((block, 8), dtype=np.bool_),
         )
         with database.writing_rows() as connection:
-            _, advanced = telemetry.append(connection, OPERATOR, facts, warm, run.id, received)
-        if advanced is not None:
-            warm.keep(advanced)
+            _, cached_run = telemetry.append(connection, OPERATOR, facts, run_cache, run.id, received)
+        if cached_run is not None:
+            run_cache.add(cached_run)
     database.close()
     with gradmedic(url, folder) as (address, _):
         yield address, str(run.id)

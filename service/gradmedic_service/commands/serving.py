@@ -121,7 +121,7 @@ def rediagnose(settings: Settings, run_ids: Sequence[UUID] | None, *, as_json: b
     database, facts = Database(settings), FactsCache()
     try:
         schema.check_revision(database, schema.head())
-        for run_id in rediagnosis.every_run(database) if run_ids is None else run_ids:
+        for run_id in rediagnosis.read_run_ids(database) if run_ids is None else run_ids:
             done = rediagnosis.rediagnose(database, facts, run_id)
             if as_json:
                 print(to_json({"run_id": str(run_id), "before": done.before, "after": done.after}), flush=True)

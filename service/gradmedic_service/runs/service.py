@@ -24,7 +24,7 @@ from gradmedic_service.runs import repository
 from gradmedic_service.runs.facts import LAYERS, TRAINING, digest_of
 from gradmedic_service.runs.repository import RunQuery, SortKey
 from gradmedic_service.runs.schemas import check_appended_layers
-from gradmedic_service.runs.stalling import Patience, status_of
+from gradmedic_service.runs.stalling import SilenceLimit, status_of
 
 SORTS = tuple(f"{sign}{key}" for key in get_args(SortKey) for sign in ("", "-"))
 """What `sort` may be; the sign means descending."""
@@ -45,7 +45,7 @@ def create(session: Session, principal: Principal, body: RunCreate, limits: Limi
     trial = None if body.id is None else reruns.run_of_attempt(session, body.id)
     if trial is not None:
         body = replace(body, project=trial.project, name=trial.name)
-    patience = Patience.at_start(now)
+    silence_limit = SilenceLimit.at_start(now)
     run = models.Run(
         id=run_id,
         project=body.project,
@@ -69,8 +69,8 @@ def create(session: Session, principal: Principal, body: RunCreate, limits: Limi
         muted_detectors=body.muted_detectors,
         parent_id=None if trial is None else trial.parent_id,
         stop_after=None if trial is None else trial.stop_after,
-        patience=patience.seconds,
-        stalls_at=patience.stalls_at,
+        patience=silence_limit.seconds,
+        stalls_at=silence_limit.stalls_at,
         details=models.RunDetails(
             notes=body.notes, config=without_nonfinite(body.config), training=training, layers=layers
         ),
@@ -113,8 +113,8 @@ def update(session: Session, principal: Principal, run_id: UUID, body: RunUpdate
         details.config = without_nonfinite(body.config)
     if body.status is not None:
         run.status = body.status
-        patience = Patience.at_start(datetime.now(UTC))
-        run.patience, run.stalls_at = patience.seconds, patience.stalls_at
+        silence_limit = SilenceLimit.at_start(datetime.now(UTC))
+        run.patience, run.stalls_at = silence_limit.seconds, silence_limit.stalls_at
     if body.training is not None:
         details.training = _stored(TRAINING.dump_python(body.training, exclude_none=True))
     if body.muted_detectors is not None:

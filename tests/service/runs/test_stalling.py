@@ -14,19 +14,19 @@ from starlette.testclient import TestClient
 
 from gradmedic_service.database.engine import Database
 from gradmedic_service.database.models import Run
-from gradmedic_service.runs.stalling import LEAST_SECONDS, MOST_PAUSES, PAUSES, Patience, status_of
+from gradmedic_service.runs.stalling import MAX_PAUSE_FACTOR, MIN_SECONDS, PAUSE_FACTOR, SilenceLimit, status_of
 
 BEGIN = datetime(2026, 1, 2, tzinfo=UTC)
 RUNS = "/api/v1/runs"
 
 
-def after(pauses: list[float]) -> tuple[Patience, datetime]:
-    """The patience with a run that spoke after each of some pauses, and when it spoke last."""
-    now, patience = BEGIN, Patience.at_start(BEGIN)
+def after(pauses: list[float]) -> tuple[SilenceLimit, datetime]:
+    """The limit with a run that spoke after each of some pauses, and when it spoke last."""
+    now, limit = BEGIN, SilenceLimit.at_start(BEGIN)
     for pause in pauses:
         now += timedelta(seconds=pause)
-        patience = patience.after_append(now)
-    return patience, now
+        limit = limit.after_append(now)
+    return limit, now
 
 
 def silent(run: str, database: Database) -> None:
@@ -38,33 +38,33 @@ def silent(run: str, database: Database) -> None:
 
 def test_a_quick_run_is_missed_after_a_minute() -> None:
     """A run that has spoken every second for hours is stalled a minute after its last word, whatever its start took."""
-    patience, now = after([100.0] + [1.0] * 4 * 3600)
-    assert patience.stalls_at - now == timedelta(seconds=LEAST_SECONDS)
+    limit, now = after([100.0] + [1.0] * 4 * 3600)
+    assert limit.stalls_at - now == timedelta(seconds=MIN_SECONDS)
 
 
 def test_a_run_with_long_pauses_is_given_longer() -> None:
     """A run that evaluates for ten minutes after every epoch of an hour is stalled in none of these pauses."""
-    patience, now = Patience.at_start(BEGIN), BEGIN
+    limit, now = SilenceLimit.at_start(BEGIN), BEGIN
     for epoch in (10, 400, 400, 400, 400):
         for pause in [1.0, *[9.0] * epoch, 590.0]:
             now += timedelta(seconds=pause)
-            assert status_of("running", patience.stalls_at, now) == "running"
-            patience = patience.after_append(now)
+            assert status_of("running", limit.stalls_at, now) == "running"
+            limit = limit.after_append(now)
 
 
 def test_a_nights_stall_does_not_buy_a_week() -> None:
     """A pause counts for no more than ten times what was allowed."""
-    patience, _ = after([1.0] * 4 * 3600 + [12 * 3600.0])
-    assert patience.seconds == PAUSES * MOST_PAUSES * LEAST_SECONDS
+    limit, _ = after([1.0] * 4 * 3600 + [12 * 3600.0])
+    assert limit.seconds == PAUSE_FACTOR * MAX_PAUSE_FACTOR * MIN_SECONDS
 
 
 @given(st.lists(st.floats(-10, 1e5), max_size=5))
 def test_patience_is_bounded_by_what_was_allowed(pauses: list[float]) -> None:
     """Whatever the pauses, clocks that go back included, a minute is allowed, and at most 40 times what was before."""
-    patience, now = after(pauses)
-    later = patience.after_append(now + timedelta(days=30))
-    assert patience.seconds >= LEAST_SECONDS
-    assert LEAST_SECONDS <= later.seconds <= PAUSES * MOST_PAUSES * patience.seconds
+    limit, now = after(pauses)
+    later = limit.after_append(now + timedelta(days=30))
+    assert limit.seconds >= MIN_SECONDS
+    assert MIN_SECONDS <= later.seconds <= PAUSE_FACTOR * MAX_PAUSE_FACTOR * limit.seconds
 
 
 def test_a_silent_run_is_stalled_and_comes_back(client: TestClient, create_run: Any, database: Database) -> None:

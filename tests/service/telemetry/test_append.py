@@ -322,7 +322,7 @@ def test_a_failed_append_leaves_nothing(
         raise RuntimeError("no more")
 
     with monkeypatch.context() as patch:
-        patch.setattr("gradmedic_service.telemetry.chunk_writer.encode", fail)
+        patch.setattr("gradmedic_service.telemetry.chunk_writer.encode_chunk", fail)
         response = client.post(f"{run}/steps", json=steps_of(2, 2))
     assert (response.status_code, response.json()["error_code"]) == (500, "internal_error")
     assert "no more" not in response.text

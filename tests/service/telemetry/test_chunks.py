@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from gradmedic_diagnosis import Block, StepSeries
-from gradmedic_service.telemetry.chunks import Chunk, concatenate, decode, encode, widen
+from gradmedic_service.telemetry.chunks import Chunk, concatenate_blocks, decode_chunk, encode_chunk, widen_block
 from gradmedic_service.telemetry.codec import CorruptChunk
 
 SERIES_NAMES = ("loss", "learning_rate")
@@ -65,15 +65,15 @@ def assert_same(left: Block, right: Block) -> None:
 @given(blocks())
 def test_round_trip(block: Block) -> None:
     """A block comes back as it was, NaN, infinities and absence included."""
-    assert_same(decode(encode(block)), block)
+    assert_same(decode_chunk(encode_chunk(block)), block)
 
 
 @given(blocks())
 def test_one_statistic_is_read_alone(block: Block) -> None:
     """A statistic read by name is that of the whole block, with layers first."""
-    chunk = Chunk(encode(block))
+    chunk = Chunk(encode_chunk(block))
     for index, name in enumerate(block.statistics):
-        np.testing.assert_array_equal(chunk.statistic(name), block.values[:, :, index].T)
+        np.testing.assert_array_equal(chunk.read_statistic(name), block.values[:, :, index].T)
     np.testing.assert_array_equal(chunk.present, block.present.T)
 
 
@@ -82,13 +82,13 @@ def test_pieces_join_to_the_whole(block: Block, data: st.DataObject) -> None:
     """However a block is cut, its pieces concatenate to it."""
     cut = data.draw(st.integers(1, len(block)))
     pieces = [piece for piece in (block.cut(0, cut), block.cut(cut, len(block))) if len(piece)]
-    assert_same(concatenate(pieces), block)
+    assert_same(concatenate_blocks(pieces), block)
 
 
 @given(blocks(statistics=STATISTICS), blocks(statistics=STATISTICS))
 def test_what_one_piece_lacks_is_absent(first: Block, second: Block) -> None:
     """Layers and series that only one of two blocks has are absent in the other's steps, and otherwise unchanged."""
-    joined = concatenate([first, second])
+    joined = concatenate_blocks([first, second])
     layers = max(first.present.shape[1], second.present.shape[1])
     split = first.present.shape[0]
     assert joined.present.shape == (split + second.present.shape[0], layers)
@@ -98,16 +98,16 @@ def test_what_one_piece_lacks_is_absent(first: Block, second: Block) -> None:
     for name, series in joined.metrics.items():
         expected = first.metrics[name].present if name in first.metrics else np.zeros(len(first), dtype=np.bool_)
         np.testing.assert_array_equal(series.present[: len(first)], expected)
-    assert_same(decode(encode(joined)), joined)
+    assert_same(decode_chunk(encode_chunk(joined)), joined)
 
 
 @given(blocks(), st.data())
 def test_damage_is_noticed(block: Block, data: st.DataObject) -> None:
     """Bytes cut short are a CorruptChunk, not a wrong block."""
-    encoded = encode(block)
+    encoded = encode_chunk(block)
     length = data.draw(st.integers(0, len(encoded) - 1))
     with pytest.raises(CorruptChunk):
-        decode(encoded[:length])
+        decode_chunk(encoded[:length])
 
 
 def test_another_version_is_refused() -> None:
@@ -129,13 +129,13 @@ def test_drifting_norms_cost_little_more_than_their_noise() -> None:
         values=values,
         present=np.ones((50, 100), dtype=np.bool_),
     )
-    assert 8 * len(encode(block)) / values.size < 23 + 2
+    assert 8 * len(encode_chunk(block)) / values.size < 23 + 2
 
 
 def test_widening_by_nothing_is_free() -> None:
     """A block that has every layer is returned as it is."""
-    block = decode(encode(next_block()))
-    assert widen(block, block.present.shape[1]) is block
+    block = decode_chunk(encode_chunk(next_block()))
+    assert widen_block(block, block.present.shape[1]) is block
 
 
 def next_block() -> Block:

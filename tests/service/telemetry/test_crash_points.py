@@ -19,8 +19,7 @@ from gradmedic_service.access.principal import OPERATOR
 from gradmedic_service.database.engine import Connection, Database
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.settings import Settings
-from gradmedic_service.telemetry import chunk_writer as storing
-from gradmedic_service.telemetry import service
+from gradmedic_service.telemetry import chunk_writer, diagnosis_state, series_reading, service
 from gradmedic_service.telemetry.decoding import decode_block
 from gradmedic_service.telemetry.run_cache import RunCache
 
@@ -35,10 +34,10 @@ Act = Callable[[Connection, UUID], object]
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks, rows and snapshots so short that one block completes each of them."""
-    monkeypatch.setattr(storing, "FULL_CHUNK_STEPS", 10)
-    monkeypatch.setattr(storing, "FACTOR", 3)
-    monkeypatch.setattr(service, "FACTOR", 3)
-    monkeypatch.setattr(service, "SNAPSHOT_STEPS", SNAPSHOT_STEPS)
+    monkeypatch.setattr(chunk_writer, "FULL_CHUNK_STEPS", 10)
+    monkeypatch.setattr(chunk_writer, "ROLLUP_FACTOR", 3)
+    monkeypatch.setattr(series_reading, "ROLLUP_FACTOR", 3)
+    monkeypatch.setattr(diagnosis_state, "SNAPSHOT_STEPS", SNAPSHOT_STEPS)
 
 
 def block(first: int, count: int) -> dict[str, Any]:

@@ -104,9 +104,9 @@ def test_parts_are_small_and_stop_where_the_past_changes(client: TestClient, run
     run_id = UUID(run.rpartition("/")[2])
     with database.reading_rows() as connection:
         selection, generation, last = service.select_for_export(connection, LOOPBACK, run_id, ["loss"], [])
-    parts = export.stream(database, run_id, generation, selection, 0, last, export.CsvTable(selection))
+    parts = export.stream_table(database, run_id, generation, selection, 0, last, export.CsvTable(selection))
     first = next(parts).decode()
     assert 50 <= first.count("\n") <= 100
     assert client.post(f"{run}/rewind", json={"step": 1500, "generation": 0}).status_code == 200
-    with pytest.raises(export.RewoundMeanwhile):
+    with pytest.raises(export.RunChanged):
         list(parts)

@@ -106,15 +106,15 @@ def test_a_run_may_go_on_meanwhile(
             lambda: fill(client, run, 1121, 1200),
         ]
     )
-    read_on = rediagnosis._Reading.read_on
+    read_new_steps = rediagnosis.Rebuild.read_new_steps
 
     def interrupted(self: Any, session: Any, seen: Any) -> None:
-        read_on(self, session, seen)
+        read_new_steps(self, session, seen)
         session.rollback()
         for interrupt in itertools.islice(interruptions, 1):
             interrupt()
 
-    monkeypatch.setattr(rediagnosis._Reading, "read_on", interrupted)
+    monkeypatch.setattr(rediagnosis.Rebuild, "read_new_steps", interrupted)
     rediagnosis.rediagnose(database, FactsCache(), UUID(run.rpartition("/")[2]))
     found, expected = story(client, run), story(client, plain)
     for answer in (found[0], expected[0], found[2], expected[2]):

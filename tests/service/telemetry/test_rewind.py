@@ -12,9 +12,9 @@ from starlette.testclient import TestClient
 
 from gradmedic_service.database.engine import Database
 from gradmedic_service.database.models import DiagnosisSnapshot
-from gradmedic_service.telemetry import repository
+from gradmedic_service.telemetry import chunk_repository
 from gradmedic_service.telemetry.codec import compress
-from gradmedic_service.telemetry.service import SNAPSHOT_STEPS
+from gradmedic_service.telemetry.diagnosis_state import SNAPSHOT_STEPS
 
 
 def block(steps: list[int], explodes_at: int = 10**9) -> dict[str, Any]:
@@ -161,13 +161,13 @@ def test_going_back_replays_at_most_a_thousand_steps(
     run = create_run(client)
     fill(client, run, 0, 2999, size=500, explodes_at=1700)
     read: list[int] = []
-    read_chunks = repository.chunks
+    read_chunks = chunk_repository.read_chunks
 
     def counted(session: Any, run_id: UUID, from_step: int, to_step: int) -> Any:
         read.append(to_step - from_step + 1)
         return read_chunks(session, run_id, from_step, to_step)
 
-    monkeypatch.setattr(repository, "chunks", counted)
+    monkeypatch.setattr(chunk_repository, "read_chunks", counted)
     steps = [500, 999, 1000, 1710, 2500]
     found = [client.get(f"{run}/diagnosis", params={"at_step": step}).json() for step in steps]
     assert max(read) <= SNAPSHOT_STEPS

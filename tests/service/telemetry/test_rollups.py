@@ -14,11 +14,9 @@ from starlette.testclient import TestClient
 from gradmedic_diagnosis import Block, StepSeries
 from gradmedic_service.database.engine import Database
 from gradmedic_service.database.models import TelemetryChunk, TelemetryRollup
-from gradmedic_service.telemetry import chunk_writer as storing
-from gradmedic_service.telemetry import repository, service
+from gradmedic_service.telemetry import chunk_repository, chunk_writer, series_reading
 from gradmedic_service.telemetry.codec import CorruptChunk
-from gradmedic_service.telemetry.rollups import FACTOR, Rollup, bucket_of
-from gradmedic_service.telemetry.rollups import encode as encode_rollup
+from gradmedic_service.telemetry.rollups import ROLLUP_FACTOR, Rollup, bucket_of_block, bucket_of_rollup, encode_rollup
 
 SMALL_CHUNK, SMALL_FACTOR = 3, 4
 
@@ -26,9 +24,9 @@ SMALL_CHUNK, SMALL_FACTOR = 3, 4
 @pytest.fixture
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks and rows so short that a few hundred steps make several levels."""
-    monkeypatch.setattr(storing, "FULL_CHUNK_STEPS", SMALL_CHUNK)
-    monkeypatch.setattr(storing, "FACTOR", SMALL_FACTOR)
-    monkeypatch.setattr(service, "FACTOR", SMALL_FACTOR)
+    monkeypatch.setattr(chunk_writer, "FULL_CHUNK_STEPS", SMALL_CHUNK)
+    monkeypatch.setattr(chunk_writer, "ROLLUP_FACTOR", SMALL_FACTOR)
+    monkeypatch.setattr(series_reading, "ROLLUP_FACTOR", SMALL_FACTOR)
 
 
 class Recorded:
@@ -174,11 +172,11 @@ def test_a_long_run_is_read_from_few_rows(
         steps = list(range(start, start + 5_000))
         rows = [[float(step)] for step in steps]
         assert client.post(f"{run}/steps", json={"steps": steps, "statistics": {"grad_norm": rows}}).status_code == 200
-    assert levels(database, run) == [900 // FACTOR, 900 // FACTOR**2]
+    assert levels(database, run) == [900 // ROLLUP_FACTOR, 900 // ROLLUP_FACTOR**2]
     opened: list[str] = []
 
     def counting(kind: str) -> Any:
-        read = getattr(repository, kind)
+        read = getattr(chunk_repository, kind)
 
         def counted(*arguments: Any) -> Any:
             for data in read(*arguments):
@@ -187,12 +185,12 @@ def test_a_long_run_is_read_from_few_rows(
 
         return counted
 
-    for kind in ("chunks", "rollups"):
-        monkeypatch.setattr(repository, kind, counting(kind))
+    for kind in ("read_chunks", "read_rollups"):
+        monkeypatch.setattr(chunk_repository, kind, counting(kind))
     one = client.get(f"{run}/steps", params={"statistic": "grad_norm", "max_points": 40}).json()["series"][0]
     assert (one["min"][0], one["max"][-1], sum(one["count"])) == (0, 44_999, 45_000)
-    assert opened.count("chunks") < FACTOR
-    assert opened.count("rollups") < 3 + FACTOR
+    assert opened.count("read_chunks") < ROLLUP_FACTOR
+    assert opened.count("read_rollups") < 3 + ROLLUP_FACTOR
 
 
 def test_long_blocks_become_chunks_of_bounded_length(client: TestClient, create_run: Any, database: Database) -> None:
@@ -205,7 +203,7 @@ def test_long_blocks_become_chunks_of_bounded_length(client: TestClient, create_
         query = select(TelemetryChunk.step_count, TelemetryChunk.position).order_by(TelemetryChunk.first_step)
         rows_found = session.execute(query).all()
     assert sum(count for count, _ in rows_found) == 1777
-    assert all(storing.FULL_CHUNK_STEPS <= count < 2 * storing.FULL_CHUNK_STEPS for count, _ in rows_found)
+    assert all(chunk_writer.FULL_CHUNK_STEPS <= count < 2 * chunk_writer.FULL_CHUNK_STEPS for count, _ in rows_found)
     assert [position for _, position in rows_found] == list(range(len(rows_found)))
 
 
@@ -226,17 +224,17 @@ def block(first: int, count: int, value: float) -> Block:
 def test_the_largest_numbers_have_a_mean() -> None:
     """Numbers near the largest do not overflow when they are merged, at any level."""
     largest = float(np.finfo(np.float32).max)
-    row = encode_rollup([bucket_of(block(50 * index, 50, largest)) for index in range(FACTOR)])
-    bucket = bucket_of(Rollup(row))
-    assert (bucket.first_step, bucket.last_step) == (0, 50 * FACTOR - 1)
+    row = encode_rollup([bucket_of_block(block(50 * index, 50, largest)) for index in range(ROLLUP_FACTOR)])
+    bucket = bucket_of_rollup(Rollup(row))
+    assert (bucket.first_step, bucket.last_step) == (0, 50 * ROLLUP_FACTOR - 1)
     for one in (bucket.values, bucket.series["loss"]):
         assert one.low.ravel() == one.mean.ravel() == one.high.ravel() == [largest]
-        assert (int(one.count.item()), int(one.nonfinite.item())) == (50 * FACTOR, 0)
+        assert (int(one.count.item()), int(one.nonfinite.item())) == (50 * ROLLUP_FACTOR, 0)
 
 
 def test_damaged_rows_are_refused() -> None:
     """A row that is cut short or of another version is an error, not a wrong picture."""
-    row = encode_rollup([bucket_of(block(0, 50, 1.0))])
+    row = encode_rollup([bucket_of_block(block(0, 50, 1.0))])
     for data in (b"", row[:-1], row + b"x", bytes([9]) + row[1:]):
         with pytest.raises(CorruptChunk):
             Rollup(data)
@@ -252,5 +250,5 @@ def test_every_level_is_a_multiple(client: TestClient, create_run: Any, database
         assert client.post(f"{run}/steps", json={"steps": steps, "statistics": {"grad_norm": rows}}).status_code == 200
         with database.reading() as session:
             chunks = len(session.scalars(select(TelemetryChunk.position)).all())
-        assert levels(database, run)[:1] == ([chunks // FACTOR] if chunks >= FACTOR else [])
-    assert chunks > 4 * FACTOR
+        assert levels(database, run)[:1] == ([chunks // ROLLUP_FACTOR] if chunks >= ROLLUP_FACTOR else [])
+    assert chunks > 4 * ROLLUP_FACTOR

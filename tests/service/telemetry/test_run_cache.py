@@ -18,9 +18,9 @@ from gradmedic_service.app import create_app
 from gradmedic_service.database.engine import Database
 from gradmedic_service.database.models import DiagnosisSnapshot, DiagnosisState, Run
 from gradmedic_service.settings import Settings
-from gradmedic_service.telemetry import repository, service
+from gradmedic_service.telemetry import diagnosis_state, repository
 from gradmedic_service.telemetry.chunk_writer import Tail
-from gradmedic_service.telemetry.run_cache import WEIGHT_OF_A_RUN, CachedRun, RunCache
+from gradmedic_service.telemetry.run_cache import RUN_SIZE, CachedRun, RunCache
 
 
 def append(client: TestClient, run: str, first: int, count: int = 5, norm: float = 1.0) -> None:
@@ -112,7 +112,7 @@ def test_a_failed_append_keeps_nothing(
         raise RuntimeError("no more")
 
     with monkeypatch.context() as patch:
-        patch.setattr("gradmedic_service.telemetry.chunk_writer.encode", fail)
+        patch.setattr("gradmedic_service.telemetry.chunk_writer.encode_chunk", fail)
         assert client.post(f"{run}/steps", json={"steps": [5], "loss": ["NaN"]}).status_code == 500
     append(client, run, 5)
     assert len(restored) == 1
@@ -125,7 +125,7 @@ def test_an_older_state_in_the_database_is_believed(client: TestClient, create_r
     append(client, run, 0)
     run_id = UUID(run.rpartition("/")[2])
     with database.reading_rows() as connection:
-        earlier, stored = repository.read_state(connection, run_id), repository.read_stored_state(connection, run_id)
+        earlier, stored = repository.read_run(connection, run_id), repository.read_diagnosis(connection, run_id)
     assert earlier is not None
     assert stored is not None
     append(client, run, 5, norm=1e30)
@@ -143,15 +143,15 @@ def test_what_is_kept_is_bounded(client: TestClient, create_run: Any, database: 
         run = create_run(client)
         append(client, run, 0)
         with database.reading_rows() as connection:
-            state = repository.read_state(connection, UUID(run.rpartition("/")[2]))
+            state = repository.read_run(connection, UUID(run.rpartition("/")[2]))
         assert state is not None
         states.append(state)
-    warm = RunCache(max_weight=2 * (WEIGHT_OF_A_RUN + 2))
+    run_cache = RunCache(max_size=2 * (RUN_SIZE + 2))
     for state in states:
         doctor = Diagnostician([LayerFacts(name="w"), LayerFacts(name="v")])
-        warm.keep(
+        run_cache.add(
             CachedRun(
-                run=state,
+                row_before=state,
                 revision=state.revision,
                 last_step=state.last_step or 0,
                 diagnostician=doctor,
@@ -160,8 +160,8 @@ def test_what_is_kept_is_bounded(client: TestClient, create_run: Any, database: 
                 tail=Tail((), None),
             )
         )
-    assert [warm.take(state) is not None for state in states] == [False, True, True]
-    assert warm.take(states[2]) is None
+    assert [run_cache.pop(state) is not None for state in states] == [False, True, True]
+    assert run_cache.pop(states[2]) is None
 
 
 @pytest.mark.slow
@@ -170,8 +170,8 @@ def test_forgetting_changes_nothing(
     client: TestClient, create_run: Any, database: Database, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     """The stored state may lie behind: a process that restores it reads on to where one that never forgot stands."""
-    monkeypatch.setattr(service, "STATE_STEPS", 20)
-    monkeypatch.setattr(service, "SNAPSHOT_STEPS", 50)
+    monkeypatch.setattr(diagnosis_state, "STATE_STEPS", 20)
+    monkeypatch.setattr(diagnosis_state, "SNAPSHOT_STEPS", 50)
     runs = [create_run(client) for _ in range(2)]
     snapshots, answers = [], []
     for run, forgets in zip(runs, (False, True), strict=True):
