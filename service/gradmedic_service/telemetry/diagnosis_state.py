@@ -16,7 +16,7 @@ from gradmedic_diagnosis import Block, Diagnostician, report
 from gradmedic_diagnosis.state import StateError
 from gradmedic_service.database.engine import Connection
 from gradmedic_service.runs.facts import FactsCache, RunFacts
-from gradmedic_service.runs.repository import stored_facts
+from gradmedic_service.runs.repository import read_stored_facts
 from gradmedic_service.telemetry import chunk_repository, repository
 from gradmedic_service.telemetry.chunks import decode_chunk, widen_block
 from gradmedic_service.telemetry.codec import CorruptChunk, compress, decompress
@@ -33,7 +33,7 @@ _logger = structlog.get_logger("gradmedic.telemetry")
 
 def read_facts(connection: Connection, facts: FactsCache, run: RunRow) -> RunFacts:
     """Return the facts about a run that the diagnosis needs besides its steps."""
-    return facts.get(run.facts_digest, lambda: stored_facts(connection, run.id))
+    return facts.get(run.facts_digest, lambda: read_stored_facts(connection, run.id))
 
 
 def restore(connection: Connection, run: RunRow, facts: RunFacts) -> tuple[Diagnostician, int]:
