@@ -196,9 +196,9 @@ def test_projects_are_muted(open_page: Any, service: Service) -> None:
     page.get_by_label("Trials at once of pages").fill("3")
     page.get_by_role("button", name="Save pages").click()
     expect(page.locator("tr", has_text="saved")).to_have_count(1)
-    told = httpx2.get(f"{service.url}/api/v1/projects/pages").json()
+    stored = httpx2.get(f"{service.url}/api/v1/projects/pages").json()
     httpx2.patch(f"{service.url}/api/v1/projects/pages", json={"muted_detectors": [], "max_concurrent_trials": 8})
-    assert (told["muted_detectors"], told["max_concurrent_trials"]) == (["plateau"], 3)
+    assert (stored["muted_detectors"], stored["max_concurrent_trials"]) == (["plateau"], 3)
 
 
 def test_names_of_users_are_shown_as_text(open_page: Any, service: Service) -> None:

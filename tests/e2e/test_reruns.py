@@ -78,9 +78,9 @@ def test_a_rerun_is_started_and_followed(open_page: Any, service: Service, worke
 def test_a_finished_rerun_shows_its_outcomes(open_page: Any, service: Service) -> None:
     """The candidates have their outcomes and losses, non-finite ones included, and code to copy."""
     page = open_page(f"{service.url}/reruns/{service.rerun}", permissions=["clipboard-read", "clipboard-write"])
-    told = httpx2.get(f"{service.url}/api/v1/reruns/{service.rerun}").json()
+    stored = httpx2.get(f"{service.url}/api/v1/reruns/{service.rerun}").json()
     rows = page.locator("#candidates tbody tr")
-    for index, candidate in enumerate(told["candidates"]):
+    for index, candidate in enumerate(stored["candidates"]):
         if candidate["outcome"] is not None:
             expect(rows.nth(index)).to_contain_text(candidate["outcome"]["state"])
             expect(rows.nth(index)).to_contain_text(candidate["reason"])
@@ -123,7 +123,7 @@ def test_a_run_that_cannot_be_rerun_shows_the_reason(open_page: Any, service: Se
     page = open_page(f"{service.url}/runs/{service.exploding}", refusals=(409,))
     expect(page.locator(".diagnosis")).to_contain_text('gradmedic.init(trainable="...")')
     with httpx2.Client(base_url=service.url) as client:
-        run = suspect(client, trainable="nobody's")
+        run = suspect(client, trainable="unknown")
     page.goto(f"{service.url}/runs/{run}")
     page.get_by_role("button", name="Race the remedies").click()
     expect(page.locator("#error")).to_contain_text("No worker offers the trainable")
@@ -161,8 +161,8 @@ def test_the_whole_journey_of_a_real_job(open_page: Any, start_service: StartSer
     page.get_by_role("button", name="Race the remedies").click()
     expect(page.locator("#trials")).to_contain_text("running")
     expect(page.locator("#status")).to_have_text("done")
-    told = httpx2.get(f"{address}/api/v1{page.url.removeprefix(address)}").json()
-    expect(page.locator("#candidates tbody tr").nth(1)).to_contain_text(told["candidates"][1]["outcome"]["state"])
+    stored = httpx2.get(f"{address}/api/v1{page.url.removeprefix(address)}").json()
+    expect(page.locator("#candidates tbody tr").nth(1)).to_contain_text(stored["candidates"][1]["outcome"]["state"])
     page.get_by_role("link", name="Compare with the suspect").click()
     expect(page.locator("#compared tbody tr")).to_have_count(3)
     expect(page.locator("#compared tbody tr").nth(2)).to_contain_text("healthy")

@@ -93,7 +93,7 @@ def test_bad_names_are_refused_before_the_first_byte(client: TestClient, run: st
 
 
 def test_without_pyarrow_the_extra_is_named(client: TestClient, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where Parquet cannot be written, the answer says what to install."""
+    """Without pyarrow, a Parquet export is refused with the name of the extra to install."""
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     headers = {"Accept": export.PARQUET_MEDIA_TYPE}
     response = client.get(f"{run}/steps", params={"statistic": "loss"}, headers=headers)
@@ -102,7 +102,7 @@ def test_without_pyarrow_the_extra_is_named(client: TestClient, run: str, monkey
 
 
 def test_parts_are_small_and_end_when_the_run_is_rewound(client: TestClient, run: str, database: Database) -> None:
-    """A part holds a few chunks, whatever the length of the run; a rewind ends the export with an error."""
+    """A part holds a few chunks, however long the run; a rewind ends the export with an error."""
     run_id = UUID(run.rpartition("/")[2])
     with database.reading_rows() as connection:
         selection, generation, last = service.select_for_export(connection, LOOPBACK, run_id, ["loss"], [])

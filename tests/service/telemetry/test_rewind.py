@@ -144,7 +144,7 @@ def snapshot_steps(database: Database, run: str) -> list[int]:
 def test_a_snapshot_is_stored_after_every_thousand_steps(
     client: TestClient, create_run: Any, database: Database, size: int
 ) -> None:
-    """A snapshot is stored after each thousand steps, whatever the blocks; a rewind removes later snapshots."""
+    """A snapshot is stored after each thousand steps for blocks of any length; a rewind removes later snapshots."""
     run = create_run(client)
     fill(client, run, 0, 2499, size=size)
     assert snapshot_steps(database, run) == [SNAPSHOT_STEPS - 1, 2 * SNAPSHOT_STEPS - 1]

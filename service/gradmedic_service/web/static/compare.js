@@ -2,15 +2,15 @@
 
 import { get, readSeries, showError } from "./api.js";
 import { Chart, lineStyle, pointsOf } from "./chart.js";
+import { MAX_COMPARED, comparisonAddress } from "./comparison.js";
 import { byId, el, setText, svg } from "./dom.js";
 import { badge, integer, number, statusWord } from "./format.js";
 
-const MAX_RUNS = 6;
 const POINTS = 250;
 const REFRESH_MILLISECONDS = 3000;
 
 const parameters = new URLSearchParams(location.search);
-const runIds = [...new Set(parameters.getAll("run"))].slice(0, MAX_RUNS);
+const runIds = [...new Set(parameters.getAll("run"))].slice(0, MAX_COMPARED);
 const saveScale = (name) => (scale) => { parameters.set(name, scale); history.replaceState(null, "", `?${parameters}`); };
 const charts = {
   loss: new Chart(byId("loss-chart"), { title: "Loss", heading: "h2", cutsOutliers: true, scale: parameters.get("loss") === "linear" ? "linear" : "log", onScale: saveScale("loss") }),
@@ -52,7 +52,7 @@ function rowOf({ run, diagnosis, loss }, index) {
   const last = loss.at(-1);
   const remove = el("button", { type: "button", "aria-label": `Remove ${run.name}` }, "Remove");
   remove.addEventListener("click", () => {
-    location.search = new URLSearchParams(runIds.filter((id) => id !== run.id).map((id) => ["run", id])).toString();
+    location.assign(comparisonAddress(runIds.filter((id) => id !== run.id)));
   });
   return el("tr", { "data-run": run.id },
     el("td", {}, svg("svg", { width: 34, height: 12, class: lineStyle(index).class, role: "img", "aria-label": `Line ${index + 1}` }, svg("path", { d: "M0,6H34", "stroke-dasharray": lineStyle(index).dash }))),

@@ -32,5 +32,4 @@ export function ago(text) {
 export const time = (text) => el("time", { datetime: text, title: new Date(text).toLocaleString() }, ago(text));
 
 export const badge = (verdict) => el("span", { class: "badge", "data-verdict": verdict }, verdict);
-export const statusText = (status) => words(status);
-export const statusWord = (status) => el("span", { class: "status", "data-status": status }, statusText(status));
+export const statusWord = (status) => el("span", { class: "status", "data-status": status }, words(status));

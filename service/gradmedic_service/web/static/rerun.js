@@ -2,8 +2,9 @@
 
 import { get, readSeries, send, showError } from "./api.js";
 import { Chart, CONTROL, lineStyle, pointsOf } from "./chart.js";
+import { MAX_COMPARED, comparisonAddress } from "./comparison.js";
 import { byId, copyButton, debounce, el, setText, svg } from "./dom.js";
-import { badge, integer, number, statusText, statusWord, time } from "./format.js";
+import { badge, integer, number, statusWord, time, words } from "./format.js";
 import { follow } from "./live.js";
 import { outcomeText, remediesText, snippetOf } from "./remedies.js";
 import * as scales from "./scales.js";
@@ -11,7 +12,6 @@ import * as scales from "./scales.js";
 const { rerun: rerunId, run: runId } = document.body.dataset;
 const FINAL_STATUSES = ["done", "not_reproduced", "failed", "cancelled"];
 const POINTS = 250;
-const MAX_COMPARED = 6;
 const DOTS = { width: 240, height: 24, left: 12, right: 34 };
 
 const parameters = new URLSearchParams(location.search);
@@ -57,7 +57,7 @@ function lossDots(losses, candidate, x) {
 }
 
 function outcomeCell(candidate, trials) {
-  if (candidate.outcome) return el("span", { class: "state", "data-state": candidate.outcome.state }, candidate.outcome.state.replaceAll("_", " "));
+  if (candidate.outcome) return el("span", { class: "state", "data-state": candidate.outcome.state }, words(candidate.outcome.state));
   if (!candidate.remedies.length) return el("span", { class: "muted" }, "control");
   return el("span", { class: "muted" }, isOver() ? "not tried" : trials.some(({ status }) => status === "running") ? "running" : trials.some(({ status }) => status === "queued") || !trials.length ? "waiting" : "first seed has ended");
 }
@@ -92,7 +92,7 @@ function showResult() {
   banner.dataset.verdict = best ? "healthy" : "";
   byId("result").replaceChildren(...(best
     ? [el("strong", {}, remediesText(best.remedies)), ` is ${outcomeText(best.outcome)}.`, rerun.reason ? ` Result of the rerun: ${rerun.reason}.` : ""]
-    : [isOver() ? `${statusText(rerun.status)[0].toUpperCase()}${statusText(rerun.status).slice(1)}: ${rerun.reason ?? "no reason was given"}.` : "The race is running. The first result comes after the unchanged control has failed again and the first candidates have run."]));
+    : [isOver() ? `${words(rerun.status)[0].toUpperCase()}${words(rerun.status).slice(1)}: ${rerun.reason ?? "no reason was given"}.` : "The race is running. The first result comes after the unchanged control has failed again and the first candidates have run."]));
   const count = (statuses) => rerun.trials.filter(({ status }) => statuses.includes(status)).length;
   const [running, queued] = [count(["running"]), count(["queued"])];
   setText(byId("progress"), [`${rerun.trials.length - running - queued} trials ended`, running && `${running} running`, queued && `${queued} waiting for a worker`, `${number(Math.round(rerun.cost_seconds))} s of computing`, rerun.budget.seconds && `${number(Math.round(rerun.budget.seconds))} s allowed`].filter(Boolean).join(" · "));
@@ -145,7 +145,7 @@ function showTrials() {
   const compared = [runId, first(0), ...ranked.map(({ index }) => first(index))].filter(Boolean).slice(0, MAX_COMPARED);
   const link = byId("compare");
   link.hidden = compared.length < 2;
-  link.href = `/compare?${new URLSearchParams(compared.map((id) => ["run", id]))}`;
+  link.href = comparisonAddress(compared);
 }
 
 async function showOutput() {
@@ -166,8 +166,8 @@ async function refresh() {
   rerun = found;
   const status = byId("status");
   status.dataset.status = rerun.status;
-  setText(status, statusText(rerun.status));
-  document.title = document.title.replace(/ · [^·]* · gradmedic$/, ` · ${statusText(rerun.status)} · gradmedic`);
+  setText(status, words(rerun.status));
+  document.title = document.title.replace(/ · [^·]* · gradmedic$/, ` · ${words(rerun.status)} · gradmedic`);
   byId("facts").replaceChildren([`trainable ${rerun.trainable}`, `${rerun.candidates.length - 1} candidates`, `${rerun.seeds.length} ${rerun.seeds.length === 1 ? "seed" : "seeds"}`, `${integer(rerun.budget.steps)} steps per trial`, rerun.is_automatic && "started automatically"].filter(Boolean).join(" · "), " · created ", time(rerun.created_at));
   byId("parameters").replaceChildren(...Object.entries(rerun.parameters).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, String(value))]));
   const cancel = byId("cancel");

@@ -1,12 +1,12 @@
 // The page of runs: a list with filters, which are part of the address. It is read again every few seconds.
 
 import { get, getAll, showError } from "./api.js";
+import { MAX_COMPARED, comparisonAddress } from "./comparison.js";
 import { byId, debounce, el, setText } from "./dom.js";
 import { badge, integer, statusWord, time } from "./format.js";
 
 const REFRESH_MILLISECONDS = 3000;
 const PAGE = 50;
-const MAX_COMPARED = 6;
 
 const form = byId("filters");
 const body = byId("runs").tBodies[0];
@@ -27,7 +27,7 @@ function showMarked() {
   const link = byId("compare");
   const isEnough = marked.size >= 2;
   link.setAttribute("aria-disabled", String(!isEnough));
-  if (isEnough) link.href = `/compare?${new URLSearchParams([...marked.keys()].map((id) => ["run", id]))}`;
+  if (isEnough) link.href = comparisonAddress([...marked.keys()]);
   else link.removeAttribute("href");
   setText(byId("marked"), marked.size ? `${marked.size} of at most ${MAX_COMPARED} runs marked: ${[...marked.values()].join(", ")}` : "Mark two to six runs to compare them.");
   for (const box of body.querySelectorAll("input")) box.disabled = !box.checked && marked.size >= MAX_COMPARED;
