@@ -278,7 +278,7 @@ class _BlockCheck:
         self.raise_if_refused()
 
     def has_statistic(self, name: str) -> bool:
-        """Whether the name is one of a statistic; add an error if not."""
+        """Whether there is a statistic of that name; add an error if not."""
         if name in STATISTICS:
             return True
         self.refuse(f"statistics.{name}", f"is not a statistic; there are {', '.join(STATISTICS)}")
@@ -392,6 +392,7 @@ class _BlockCheck:
         return self._check_time(path, StepSeries(numbers, np.ones(self._count, dtype=np.bool_)))
 
     def _check_time(self, path: str, series: StepSeries) -> StepSeries:
+        """Return the series; add an error if it is `time` and not finite."""
         if path == "time":
             nonfinite = np.flatnonzero(~np.isfinite(series.values))
             if len(nonfinite):

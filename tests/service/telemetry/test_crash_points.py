@@ -33,7 +33,7 @@ Act = Callable[[Connection, UUID], object]
 
 
 @pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make chunks, rollups and snapshots so short that one block completes each of them."""
     monkeypatch.setattr(chunk_writer, "FULL_CHUNK_STEPS", 10)
     monkeypatch.setattr(chunk_writer, "ROLLUP_FACTOR", 3)

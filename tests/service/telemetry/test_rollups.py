@@ -22,7 +22,7 @@ SMALL_CHUNK, SMALL_FACTOR = 3, 4
 
 
 @pytest.fixture
-def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make chunks and rollups so short that a few hundred steps have several levels."""
     monkeypatch.setattr(chunk_writer, "FULL_CHUNK_STEPS", SMALL_CHUNK)
     monkeypatch.setattr(chunk_writer, "ROLLUP_FACTOR", SMALL_FACTOR)
@@ -103,7 +103,7 @@ def levels(database: Database, run: str) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("_small")
+@pytest.mark.usefixtures("_short_chunks")
 @pytest.mark.parametrize("size", [1, 3, 7, 300])
 def test_buckets_are_exact_at_every_resolution(
     client: TestClient, create_run: Any, database: Database, size: int
@@ -125,7 +125,7 @@ def test_buckets_are_exact_at_every_resolution(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("_small")
+@pytest.mark.usefixtures("_short_chunks")
 def test_rewinding_removes_rollups(client: TestClient, create_run: Any, database: Database) -> None:
     """After a rewind no rollup holds dropped steps; new rollups are written as the run grows again."""
     recorded = RecordedRun(client, create_run(client, layers=2), 2)
@@ -146,7 +146,7 @@ def test_rewinding_removes_rollups(client: TestClient, create_run: Any, database
     assert len(levels(database, recorded.run)) == len(before)
 
 
-@pytest.mark.usefixtures("_small")
+@pytest.mark.usefixtures("_short_chunks")
 def test_added_layers_and_metrics_have_no_values_before(client: TestClient, create_run: Any) -> None:
     """Layers and metrics that are added to a run have no values before that, also in rollups."""
     run = create_run(client, layers=1)
