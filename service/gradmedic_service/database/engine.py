@@ -22,8 +22,8 @@ from sqlalchemy.engine import URL
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
 
-from gradmedic_service.errors import DatabaseBusy, DatabaseUnavailable, StorageFull
-from gradmedic_service.http.responses import to_json
+from gradmedic.protocol.encoding import encode_json
+from gradmedic_service.database.errors import DatabaseBusy, DatabaseUnavailable, StorageFull
 from gradmedic_service.settings import Settings
 
 __all__ = [
@@ -173,7 +173,7 @@ def make_engine(url: URL, *, pool_size: int = 1, timeout: float = 15.0, foreign_
         "pool_size": pool_size,
         "max_overflow": 0,
         "pool_timeout": timeout,
-        "json_serializer": to_json,
+        "json_serializer": lambda value: encode_json(value).decode(),
     }
     milliseconds = int(timeout * 1000)
     if url.get_backend_name() == "sqlite":

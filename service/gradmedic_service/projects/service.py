@@ -9,9 +9,10 @@ from gradmedic.protocol.service import FieldError
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.database import models
 from gradmedic_service.database.engine import Session
-from gradmedic_service.errors import InvalidRequest, ProjectNotFound
-from gradmedic_service.http.paging import position_of, token_of
+from gradmedic_service.http.errors import InvalidRequest
+from gradmedic_service.http.paging import cut_page, position_of
 from gradmedic_service.projects import repository
+from gradmedic_service.projects.errors import ProjectNotFound
 from gradmedic_service.projects.muting import muting_errors
 
 SORTS = ("name", "-name")
@@ -73,11 +74,8 @@ def list_page(
     found = repository.page(
         session, only=principal.project, is_descending=sort.startswith("-"), after=after, size=max_results + 1
     )
-    items = found[:max_results]
-    return ProjectList(
-        items=[_on_the_wire(project) for project in items],
-        next_page_token=token_of(query, items[-1].name) if len(found) > max_results else None,
-    )
+    page, token = cut_page(found, max_results, query, lambda project: [project.name])
+    return ProjectList(items=[_on_the_wire(project) for project in page], next_page_token=token)
 
 
 def _existing(principal: Principal, project: models.Project | None, name: str) -> models.Project:

@@ -18,6 +18,7 @@ import structlog
 from pydantic import TypeAdapter
 
 from gradmedic.protocol.diagnosis import Advice, Diagnosis, Outcome, Tried
+from gradmedic.protocol.encoding import encode_json, without_nonfinite
 from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.names import name_error
 from gradmedic.protocol.remedies import Remedy
@@ -52,20 +53,8 @@ from gradmedic_service.access.principal import OPERATOR, TICKET, Principal
 from gradmedic_service.access.secrets import is_secret
 from gradmedic_service.database import models
 from gradmedic_service.database.engine import Connection, Session
-from gradmedic_service.errors import (
-    InvalidRequest,
-    NotRerunnable,
-    RerunExists,
-    RerunNotFound,
-    RunNotFound,
-    ServiceError,
-    StaleAttempt,
-    TrainableTaken,
-    TrainableUnknown,
-    TrialNotFound,
-)
-from gradmedic_service.http.paging import position_of, token_of
-from gradmedic_service.http.responses import to_json, without_nonfinite
+from gradmedic_service.http.errors import InvalidRequest, ServiceError
+from gradmedic_service.http.paging import cut_page, position_of
 from gradmedic_service.projects import repository as stored_projects
 from gradmedic_service.projects import service as projects
 from gradmedic_service.reruns import experiment, repository
@@ -77,11 +66,15 @@ from gradmedic_service.reruns.candidates import (
     trainable_errors,
     with_remedies,
 )
+from gradmedic_service.reruns.errors import NotRerunnable, RerunExists, RerunNotFound
 from gradmedic_service.reruns.experiment import Budget, CandidateOutcome, Curve, Design
 from gradmedic_service.reruns.repository import LIVING, RerunQuery
 from gradmedic_service.runs import repository as runs
+from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.telemetry import service as telemetry
+from gradmedic_service.trainables.errors import TrainableTaken, TrainableUnknown
+from gradmedic_service.trials.errors import StaleAttempt, TrialNotFound
 
 DEFAULT_SEEDS = 3
 MAX_SEEDS = 10
@@ -235,7 +228,7 @@ def start_automatically(
     session: Session, principal: Principal, facts: FactsCache, limits: Limits, run_id: UUID
 ) -> None:
     """Rerun a run that has just turned unhealthy, if its project wants that, its key may, and it was not yet."""
-    if not principal.holds("rerun"):
+    if not principal.has_scope("rerun"):
         return
     run = runs.find(session, run_id)
     if run is None or run.trainable is None or run.parent_id is not None:
@@ -353,7 +346,7 @@ def list_page(
 ) -> RerunList:
     """Return a page of reruns, newest first. Raises InvalidRequest for a token of another list."""
     query = replace(query, reachable_project=principal.project)
-    digest = to_json([query.reachable_project, query.project, str(query.run_id), query.status])
+    digest = encode_json([query.reachable_project, query.project, str(query.run_id), query.status]).decode()
     if page_token is not None:
         moment, rerun_id = position_of(page_token, digest, 2)
         try:
@@ -361,13 +354,8 @@ def list_page(
         except ValueError:
             raise InvalidRequest.at("page_token", "is not a token of this list") from None
     found = repository.page(session, query, max_results + 1)
-    items = found[:max_results]
-    return RerunList(
-        items=[RerunSummary(**_summary_fields(rerun)) for rerun in items],
-        next_page_token=token_of(digest, items[-1].created_at.isoformat(), items[-1].id.hex)
-        if len(found) > max_results
-        else None,
-    )
+    page, token = cut_page(found, max_results, digest, lambda rerun: [rerun.created_at.isoformat(), rerun.id.hex])
+    return RerunList(items=[RerunSummary(**_summary_fields(rerun)) for rerun in page], next_page_token=token)
 
 
 def cancel(session: Session, principal: Principal, rerun_id: UUID) -> RerunDetail:
@@ -555,7 +543,7 @@ def issue_ticket(session: Session, principal: Principal, trial_id: UUID, body: T
     if not attempt.is_waiting:
         raise StaleAttempt(f"Attempt {attempt.number} at this trial waits for nobody: its ticket was redeemed.")
     if not access.is_secret_of(session, attempt.key_id, body.ticket):
-        if access.is_taken(session, body.ticket):
+        if access.is_secret_taken(session, body.ticket):
             raise InvalidRequest.at("ticket", "was used before")
         if attempt.key_id is not None:
             access.revoke_key(session, OPERATOR, attempt.key_id)
@@ -985,8 +973,8 @@ def _proof(advice: Advice) -> float:
     return outcome.loss
 
 
-def _key(remedy: Remedy) -> str:
-    return to_json([remedy.id, sorted(remedy.parameters.items())])
+def _key(remedy: Remedy) -> bytes:
+    return encode_json([remedy.id, sorted(remedy.parameters.items())])
 
 
 def _outcome(rerun_id: UUID, outcome: CandidateOutcome) -> Outcome:

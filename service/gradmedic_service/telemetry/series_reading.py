@@ -7,7 +7,7 @@ from uuid import UUID
 
 from gradmedic.protocol.statistics import SERIES
 from gradmedic_service.database.engine import Connection
-from gradmedic_service.errors import InvalidRequest
+from gradmedic_service.http.errors import InvalidRequest
 from gradmedic_service.telemetry import chunk_repository, repository
 from gradmedic_service.telemetry.chunks import Chunk
 from gradmedic_service.telemetry.repository import RunRow

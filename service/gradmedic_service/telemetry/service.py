@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from gradmedic.protocol.diagnosis import Advice, Cause, Diagnosis, Finding, VerdictChange, VerdictHistory
 from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.steps import AppendResult, RewindResult, RunRewind
+from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
 from gradmedic_diagnosis import Block, report
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.database.engine import Connection
-from gradmedic_service.errors import InvalidRequest, RunNotFound, StaleGeneration, UnknownGeneration
+from gradmedic_service.http.errors import InvalidRequest
+from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.runs.stalling import SilenceLimit
 from gradmedic_service.telemetry import chunk_repository, diagnosis_state, repository, series_reading
@@ -23,6 +25,7 @@ from gradmedic_service.telemetry.chunk_writer import write_block
 from gradmedic_service.telemetry.chunks import Chunk, decode_chunk
 from gradmedic_service.telemetry.decoding import ReceivedBlock
 from gradmedic_service.telemetry.diagnosis_state import cut_after, read_facts
+from gradmedic_service.telemetry.errors import StaleGeneration, UnknownGeneration
 from gradmedic_service.telemetry.repository import AppendedRun, RewoundRun, RunRow, StoredDiagnosis
 from gradmedic_service.telemetry.run_cache import CachedRun, RunCache
 from gradmedic_service.telemetry.series_accumulator import SeriesSelection
@@ -32,7 +35,6 @@ MAX_METRICS_OF_A_RUN = 1_000
 """Largest number of metric names of a run. A script that needs more makes names up."""
 MAX_SERIES_POINTS = 1_000_000
 """Largest number of series times buckets in an answer, some 40 MB of JSON."""
-UNHEALTHY_VERDICTS = ("vanishing", "exploding")
 
 
 def append(

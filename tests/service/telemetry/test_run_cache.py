@@ -7,9 +7,9 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from fastapi import FastAPI
 from sqlalchemy import select, update
 from starlette.testclient import TestClient
+from tests.service.conftest import ReplaceServices
 from tests.support.approximation import approximately
 
 from gradmedic.protocol.ids import new_id
@@ -167,7 +167,12 @@ def test_the_cache_is_bounded(client: TestClient, create_run: Any, database: Dat
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 7, 13])
 def test_restoring_an_older_state_changes_nothing(
-    client: TestClient, create_run: Any, database: Database, monkeypatch: pytest.MonkeyPatch, size: int
+    client: TestClient,
+    create_run: Any,
+    database: Database,
+    replace_services: ReplaceServices,
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
 ) -> None:
     """Restoring a state and reading the steps after it gives the diagnosis of a process that cached the run."""
     monkeypatch.setattr(diagnosis_state, "STATE_STEPS", 20)
@@ -177,9 +182,7 @@ def test_restoring_an_older_state_changes_nothing(
     for run, empties_cache in zip(runs, (False, True), strict=True):
         for block in range(160 // size):
             if empties_cache and block % 3:
-                app = client.app
-                assert isinstance(app, FastAPI)
-                app.state.warm = RunCache()
+                replace_services(run_cache=RunCache())
             append(client, run, size * block, size, norm=1.05 ** max(0, size * block - 60))
             if block % 5 == 0:
                 answers.append((run, block, client.get(f"{run}/diagnosis").json() | {"run_id": None}))

@@ -17,8 +17,10 @@ export const SPECIAL = {
   zero: { color: [12, 12, 16], label: "exactly 0" },
 };
 
-/** Whether the colour scale of a statistic is linear; it is logarithmic for all but fractions. */
-export const isLinear = (statistic) => statistic.endsWith("_fraction") || statistic === "activation_saturation";
+const LINEAR = new Set(document.body.dataset.linearStatistics.split(" "));
+
+/** Return whether the colour scale of a statistic is linear; all others are drawn by their power of ten. */
+export const isLinear = (statistic) => LINEAR.has(statistic);
 
 /** Return `[red, green, blue]` of viridis, from 0 to 1. */
 export function viridis(share) {

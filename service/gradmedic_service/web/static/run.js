@@ -4,7 +4,7 @@ import { get, readSeries, showError } from "./api.js";
 import { Chart, pointsOf } from "./chart.js";
 import { marksOf, showAdvice, showCauses, showFindings, showHistory, showTried, verifiedRemedies } from "./diagnosis.js";
 import { byId, debounce, el, setText } from "./dom.js";
-import { badge, integer, number, time, words } from "./format.js";
+import { badge, integer, isUnhealthy, number, time, words } from "./format.js";
 import { Heatmap } from "./heatmap.js";
 import { arrange } from "./layers.js";
 import { follow } from "./live.js";
@@ -15,7 +15,6 @@ const MAX_HEATMAP_COLUMNS = 500;
 const CHART_COLUMNS = 300;
 const REFRESH_MILLISECONDS = 1000;
 const ONSET_MARGIN = 25; // steps that are shown before and after the first bad step
-const UNHEALTHY = ["exploding", "vanishing"];
 const FITTED_ROLES = ["weight", "recurrent", undefined, null]; // biases and gains have gradients of another size
 
 const runId = document.body.dataset.run;
@@ -56,7 +55,7 @@ function saveView() {
 const firstBad = () => diagnosis?.findings.find(({ layers: badLayers }) => badLayers.length)?.layers[0] ?? null;
 const canRerun = () => run.trainable !== null && run.parent_id === null;
 /** Return the first bad step of an unhealthy run, else null. */
-const onsetStep = () => (UNHEALTHY.includes(diagnosis.verdict) ? Math.min(diagnosis.since_step, ...diagnosis.findings.map((finding) => finding.first_step)) : null);
+const onsetStep = () => (isUnhealthy(diagnosis.verdict) ? Math.min(diagnosis.since_step, ...diagnosis.findings.map((finding) => finding.first_step)) : null);
 const has = (statistic) => run.statistics.includes(statistic);
 
 // --- charts ----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What a new API key must hold beyond its schema."""
+"""The rules for a new API key that its schema does not express."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from datetime import UTC, datetime
 from gradmedic.protocol.access import SCOPES, ApiKeyCreate
 from gradmedic.protocol.names import name_error
 from gradmedic.protocol.service import FieldError, Limits
-from gradmedic_service.errors import InvalidRequest
+from gradmedic_service.http.errors import InvalidRequest
 
-SCOPES_OF_A_RUN = ("ingest", "read")
-"""What a key of one run may hold: the others concern whole projects."""
+RUN_SCOPES = ("ingest", "read")
+"""Scopes that a key of one run may have; the others concern whole projects."""
 
 
-def check_create(key: ApiKeyCreate, limits: Limits) -> None:
-    """Raise InvalidRequest naming every field of a new key that cannot be."""
+def check_new_key(key: ApiKeyCreate, limits: Limits) -> None:
+    """Raise InvalidRequest with every invalid field of a new key."""
     errors = [*_name_errors(key, limits), *_scope_errors(key)]
     if key.run_id is not None and key.project is None:
         errors.append(FieldError(path="run_id", message="needs the project of the run"))
     if key.expires_at is not None:
         if key.expires_at.tzinfo is None:
-            errors.append(FieldError(path="expires_at", message="must say its time zone, as in 2027-01-01T00:00:00Z"))
+            errors.append(FieldError(path="expires_at", message="must have a time zone, as in 2027-01-01T00:00:00Z"))
         elif key.expires_at <= datetime.now(UTC):
             errors.append(FieldError(path="expires_at", message="must be in the future"))
     if errors:
@@ -46,6 +46,6 @@ def _scope_errors(key: ApiKeyCreate) -> Iterator[FieldError]:
         if scope in key.scopes[:index]:
             yield FieldError(path=path, message=f"repeats {scope!r}")
             return
-        if key.run_id is not None and scope not in SCOPES_OF_A_RUN:
-            yield FieldError(path=path, message=f"a key of one run has {' or '.join(SCOPES_OF_A_RUN)} alone")
+        if key.run_id is not None and scope not in RUN_SCOPES:
+            yield FieldError(path=path, message=f"a key of one run has {' or '.join(RUN_SCOPES)} alone")
             return

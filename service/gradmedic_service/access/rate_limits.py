@@ -1,10 +1,9 @@
-"""How often somebody may ask: requests of a key, and failed attempts to be recognized from an address.
+"""Rate limits: requests of an API key, and failed authentications of an address.
 
-One idea: counting must cost less than what it guards. A sliding window over two counters a key is exact to within how
-unevenly the minute before was filled, and takes the same time however high the rate is; a list of every request, which
-the library's moving window keeps, would not.
+A sliding window over two counters per key costs the same at every rate. It is exact up to how unevenly the previous
+minute was filled. The moving window of the `limits` package is exact, but keeps a list of every request.
 
-Counts are this process's own: behind N replicas a key may ask up to N times as often as one of them allows.
+Each process counts for itself: behind N replicas a key may send up to N times as many requests.
 """
 
 from __future__ import annotations
@@ -16,14 +15,18 @@ from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
-from gradmedic_service.errors import TooManyRequests
+from gradmedic_service.access.errors import TooManyRequests
 
 FAILED_ATTEMPTS_PER_MINUTE = 60
-"""Unknown keys that an address may try; more would let it have the database asked as fast as it likes."""
+"""Unknown keys that an address may try in a minute: each one costs a query."""
 
 
-class Rates:
-    """Counts requests; safe to share between threads."""
+class RateLimits:
+    """Counts requests; threads may share it.
+
+    Args:
+        requests_per_minute: requests that one API key may send in a minute.
+    """
 
     def __init__(self, requests_per_minute: int) -> None:
         self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
@@ -31,24 +34,24 @@ class Rates:
         self._failures = RateLimitItemPerMinute(FAILED_ATTEMPTS_PER_MINUTE, namespace="failures")
 
     def count_request(self, key: str, name: str) -> None:
-        """Count a request of a key. Raises TooManyRequests if it is one too many."""
+        """Count a request of a key. Raises TooManyRequests if it exceeds the limit."""
         if not self._limiter.hit(self._requests, key):
             raise TooManyRequests(
                 f"The API key {name!r} may send {self._requests.amount} requests a minute.",
-                retry_after=self._seconds_until_room(self._requests, key),
+                retry_after=self._seconds_until_allowed(self._requests, key),
             )
 
-    def check_attempts(self, address: str) -> None:
+    def check_failed_attempts(self, address: str) -> None:
         """Raise TooManyRequests if an address has tried too many unknown keys."""
         if not self._limiter.test(self._failures, address):
             raise TooManyRequests(
                 f"{self._failures.amount} requests of this minute came from {address} with API keys that are unknown.",
-                retry_after=self._seconds_until_room(self._failures, address),
+                retry_after=self._seconds_until_allowed(self._failures, address),
             )
 
-    def count_failure(self, address: str) -> None:
-        """Count an unknown key from an address."""
+    def count_failed_attempt(self, address: str) -> None:
+        """Count an unknown key that an address has tried."""
         self._limiter.hit(self._failures, address)
 
-    def _seconds_until_room(self, limit: RateLimitItemPerMinute, key: str) -> int:
+    def _seconds_until_allowed(self, limit: RateLimitItemPerMinute, key: str) -> int:
         return max(1, math.ceil(self._limiter.get_window_stats(limit, key).reset_time - time.time()))

@@ -19,8 +19,8 @@ from starlette.testclient import TestClient
 
 from gradmedic_service.app import create_app
 from gradmedic_service.database import schema
-from gradmedic_service.errors import BodyTooLarge, MalformedBody
-from gradmedic_service.http.bodies import UNPACK_INLINE_BYTES, UNPACKERS
+from gradmedic_service.http.bodies import DECOMPRESSORS, INLINE_BYTES
+from gradmedic_service.http.errors import BodyTooLarge, MalformedBody
 from gradmedic_service.settings import Settings
 
 LIMIT = 100_000
@@ -40,15 +40,15 @@ PACKERS = [("gzip", gzip.compress), ("zstd", zstandard.compress), ("zstd", zstd_
 @given(data=st.binary(max_size=3000))
 def test_round_trip(encoding: str, pack: Any, data: bytes) -> None:
     """What was compressed is unpacked."""
-    assert UNPACKERS[encoding](pack(data), LIMIT) == data
+    assert DECOMPRESSORS[encoding](pack(data), LIMIT) == data
 
 
 @pytest.mark.parametrize(("encoding", "pack"), PACKERS)
 def test_the_bound_is_exact(encoding: str, pack: Any) -> None:
     """A body of exactly the limit passes; a byte more does not."""
-    assert len(UNPACKERS[encoding](pack(bytes(LIMIT)), LIMIT)) == LIMIT
+    assert len(DECOMPRESSORS[encoding](pack(bytes(LIMIT)), LIMIT)) == LIMIT
     with pytest.raises(BodyTooLarge):
-        UNPACKERS[encoding](pack(bytes(LIMIT + 1)), LIMIT)
+        DECOMPRESSORS[encoding](pack(bytes(LIMIT + 1)), LIMIT)
 
 
 @pytest.mark.parametrize(("encoding", "pack"), PACKERS)
@@ -58,7 +58,7 @@ def test_bombs_take_no_memory(encoding: str, pack: Any) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(BodyTooLarge):
-            UNPACKERS[encoding](bomb, LIMIT)
+            DECOMPRESSORS[encoding](bomb, LIMIT)
         assert tracemalloc.get_traced_memory()[1] < 4_000_000
     finally:
         tracemalloc.stop()
@@ -70,7 +70,7 @@ def test_cut_short_is_malformed(encoding: str, pack: Any, fraction: float) -> No
     """A compressed body that ends too early is refused, not taken as far as it goes."""
     packed = pack(random.Random(0).randbytes(500))
     with pytest.raises(MalformedBody):
-        UNPACKERS[encoding](packed[: int(len(packed) * fraction)], LIMIT)
+        DECOMPRESSORS[encoding](packed[: int(len(packed) * fraction)], LIMIT)
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "zstd"])
@@ -78,14 +78,14 @@ def test_cut_short_is_malformed(encoding: str, pack: Any, fraction: float) -> No
 def test_any_bytes_unpack_or_are_refused(encoding: str, data: bytes) -> None:
     """Whatever bytes come, the answer is a body or one of the service's errors."""
     with suppress(MalformedBody, BodyTooLarge):
-        assert len(UNPACKERS[encoding](data, LIMIT)) <= LIMIT
+        assert len(DECOMPRESSORS[encoding](data, LIMIT)) <= LIMIT
 
 
 def test_gzip_members_join() -> None:
     """Several gzip members one after the other are one body, and are bounded together."""
-    assert UNPACKERS["gzip"](gzip.compress(b"ab") + gzip.compress(b"cd"), 4) == b"abcd"
+    assert DECOMPRESSORS["gzip"](gzip.compress(b"ab") + gzip.compress(b"cd"), 4) == b"abcd"
     with pytest.raises(BodyTooLarge):
-        UNPACKERS["gzip"](gzip.compress(b"ab") + gzip.compress(b"cd"), 3)
+        DECOMPRESSORS["gzip"](gzip.compress(b"ab") + gzip.compress(b"cd"), 3)
 
 
 def test_zstd_windows_are_bounded() -> None:
@@ -94,7 +94,7 @@ def test_zstd_windows_are_bounded() -> None:
     packed = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     frame = packed.compress(random.Random(0).randbytes(1000)) + packed.flush()
     with pytest.raises(MalformedBody):
-        UNPACKERS["zstd"](frame, LIMIT)
+        DECOMPRESSORS["zstd"](frame, LIMIT)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_body_limit_over_http(small_client: TestClient, is_streamed: bool) -> No
     assert (response.status_code, response.json()["error_code"]) == (413, "body_too_large")
 
 
-@pytest.mark.parametrize("length", [200, UNPACK_INLINE_BYTES * 3])
+@pytest.mark.parametrize("length", [200, INLINE_BYTES * 3])
 def test_every_route_takes_compressed_bodies(small_client: TestClient, length: int) -> None:
     """Creating a run with a gzip body works like a plain one, inline and on a thread."""
     packed = zlib.compress(padded(length), level=0, wbits=31)

@@ -18,8 +18,9 @@ from starlette.testclient import TestClient
 from gradmedic.protocol.ids import new_id
 from gradmedic_service.app import create_app
 from gradmedic_service.database.engine import Database, is_missing, parse_url, printable_url
+from gradmedic_service.database.errors import DatabaseBusy, DatabaseUnavailable
 from gradmedic_service.database.models import Run, RunTag
-from gradmedic_service.errors import DatabaseBusy, DatabaseUnavailable
+from gradmedic_service.services import services_of
 from gradmedic_service.settings import Settings
 
 pytestmark = pytest.mark.slow  # services of their own
@@ -129,13 +130,13 @@ def test_a_full_disk_is_said_so(sqlite_url: str, create_run: Any) -> None:
         noise = random.Random(0)
         metrics = {f"m{index}": [noise.random() for _ in range(500)] for index in range(20)}
         body = {"steps": list(range(500)), "metrics": metrics}
-        with app.state.database.reading() as session:
+        with services_of(app).database.reading() as session:
             pages = session.scalar(text("PRAGMA page_count"))
             session.execute(text(f"PRAGMA max_page_count = {pages}"))
         response = client.post(f"{run}/steps", json=body)
         assert (response.status_code, response.json()["error_code"]) == (507, "storage_full")
         assert client.get(run).json()["last_step"] is None
-        with app.state.database.reading() as session:
+        with services_of(app).database.reading() as session:
             session.execute(text("PRAGMA max_page_count = 100000"))
         assert client.post(f"{run}/steps", json=body).json()["accepted"] == 500
 

@@ -5,18 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import pytest
-from fastapi import FastAPI
 from starlette.testclient import TestClient
-
-from gradmedic_service.http.metrics import Metrics
-
-
-@pytest.fixture
-def metrics(session_app: FastAPI) -> Metrics:
-    """Metrics that begin with the test."""
-    session_app.state.metrics = metrics = Metrics()
-    return metrics
 
 
 def value(client: TestClient, series: str) -> float:
@@ -25,7 +14,7 @@ def value(client: TestClient, series: str) -> float:
     return 0.0 if found is None else float(found.group(1))
 
 
-def test_requests_by_route_and_status(sqlite_client: TestClient, create_run: Any, metrics: Metrics) -> None:
+def test_requests_by_route_and_status(sqlite_client: TestClient, create_run: Any) -> None:
     """Requests are counted by the template of their route, so that ids and names make no series."""
     path = create_run(sqlite_client)
     for target in (path, path, f"{path}x", "/made/up/1", "/made/up/2"):
@@ -42,7 +31,7 @@ def test_requests_by_route_and_status(sqlite_client: TestClient, create_run: Any
     assert "made" not in sqlite_client.get("/metrics").text
 
 
-def test_what_was_ingested(client: TestClient, create_run: Any, metrics: Metrics) -> None:
+def test_what_was_ingested(client: TestClient, create_run: Any) -> None:
     """Steps and values are counted when they are stored, once, and a verdict when it changes."""
     path = create_run(client, layers=2)
     body = {"steps": [0, 1, 2], "sampled": [True, False, True], "statistics": {"grad_norm": [[1, 2], [3, None]]}}
@@ -56,7 +45,7 @@ def test_what_was_ingested(client: TestClient, create_run: Any, metrics: Metrics
     assert value(client, 'gradmedic_verdict_changes_total{verdict="exploding"}') == 1
 
 
-def test_connections(client: TestClient, database: Any, metrics: Metrics) -> None:
+def test_connections(client: TestClient, database: Any) -> None:
     """The pool's use shows who holds a connection."""
     assert value(client, "gradmedic_database_connections_in_use") == 0
     with database.reading() as session:

@@ -1,4 +1,4 @@
-"""Values to bytes and back."""
+"""JSON: from Python values to bytes and back."""
 
 from __future__ import annotations
 
@@ -9,23 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gradmedic.protocol.diagnosis import Diagnosis
-from gradmedic.protocol.encoding import from_json, to_float32, to_json
-
-
-@given(st.lists(st.floats(allow_nan=True, allow_infinity=True, allow_subnormal=True)))
-def test_float32_keeps_finite_finite_and_nonzero_nonzero(numbers: list[float]) -> None:
-    """Rounding to float32 never turns a finite number infinite or a nonzero one into zero, and keeps NaN and signs."""
-    values = np.array(numbers, dtype=np.float64)
-    narrow = to_float32(values)
-    assert narrow.dtype == np.float32
-    np.testing.assert_array_equal(np.isfinite(narrow), np.isfinite(values))
-    np.testing.assert_array_equal(np.isnan(narrow), np.isnan(values))
-    np.testing.assert_array_equal(np.sign(narrow), np.sign(values).astype(np.float32))
-
+from gradmedic.protocol.encoding import encode_json, from_json, to_json
 
 json_like = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
@@ -36,7 +25,7 @@ json_like = st.recursive(
 
 @given(json_like)
 def test_any_hyperparameters_become_strict_json(value: Any) -> None:
-    """Whatever a config holds, the bytes are JSON without NaN, Infinity or broken text."""
+    """Any config becomes JSON without NaN, Infinity or broken text."""
 
     def refuse(word: str) -> None:
         raise AssertionError(word)
@@ -45,7 +34,7 @@ def test_any_hyperparameters_become_strict_json(value: Any) -> None:
 
 
 def test_odd_hyperparameters_become_text_or_numbers() -> None:
-    """Numpy scalars become numbers, non-finite ones their names, everything unknown its text; nesting has an end."""
+    """Numpy scalars become numbers, non-finite numbers their names, other objects their text. Nesting has an end."""
     loop: list[Any] = []
     loop.append(loop)
     config = {
@@ -86,3 +75,35 @@ def test_a_diagnosis_is_read_with_nonfinite_numbers_and_unknown_fields() -> None
     assert math.isnan(diagnosis.findings[0].evidence["norm"])
     assert diagnosis.findings[0].evidence["top"] == math.inf
     assert json.loads(to_json(diagnosis))["findings"][0]["class"] == "exploding"
+
+
+plain_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(plain_json)
+def test_plain_values_come_back_unchanged(value: Any) -> None:
+    """`encode_json` writes JSON from which Python reads the same value, integers of any size included."""
+    assert json.loads(encode_json(value)) == value
+
+
+@given(st.lists(st.none() | st.text()))
+def test_text_is_encoded_as_by_the_standard_library(value: list[str | None]) -> None:
+    """Page tokens are made of text and null: their bytes are those of `json.dumps`, as in earlier releases."""
+    assert encode_json(value) == json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def test_nonfinite_numbers_are_encoded_by_name() -> None:
+    """NaN and the infinities become their names at any depth, in tuples and as numpy scalars too."""
+    value = {"a": (math.nan, np.float64(math.inf)), "b": [{"c": -math.inf}, np.float64(0.5)]}
+    assert encode_json(value) == b'{"a":["NaN","Infinity"],"b":[{"c":"-Infinity"},0.5]}'
+
+
+def test_other_objects_are_not_encoded_silently() -> None:
+    """`encode_json` raises for an object that JSON cannot hold, where `to_json` writes its text."""
+    with pytest.raises(TypeError):
+        encode_json({"path": Path("a/b")})
+    assert to_json({"path": Path("a/b")}) == b'{"path":"a/b"}'
