@@ -57,7 +57,7 @@ APPEND_BODY: dict[str, Any] = {
                 "schema": {
                     "type": "string",
                     "format": "binary",
-                    "description": "A map with the same fields; a statistic is little-endian float32 bytes.",
+                    "description": "A map with the same fields. A statistic is little-endian float32 bytes.",
                 }
             },
         },
@@ -172,21 +172,21 @@ def read_steps(
     statistic: Annotated[
         list[str],
         Query(
-            description="Name of a statistic of the run, a series of its steps (`loss`, ...) or a metric; repeatable.",
+            description="Name of a statistic of the run, a series of its steps (`loss`, ...) or a metric. Repeatable.",
             examples=[["loss"], ["grad_norm", "weight_norm"]],
         ),
     ],
-    layer: Annotated[list[str] | None, Query(description="Name of a layer; repeatable. All layers by default.")] = None,
+    layer: Annotated[list[str] | None, Query(description="Name of a layer. Repeatable. All layers by default.")] = None,
     from_step: Annotated[int, Query(ge=0, le=LARGEST_STEP, description="First step of the answer.")] = 0,
     to_step: Annotated[
-        int | None, Query(ge=0, le=LARGEST_STEP, description="Last step of the answer; the run's last step by default.")
+        int | None, Query(ge=0, le=LARGEST_STEP, description="Last step of the answer. By default, that of the run.")
     ] = None,
     max_points: Annotated[
         int, Query(description="Largest number of buckets, at most `max_points` of `/limits`.")
     ] = DEFAULT_POINTS,
     field: Annotated[
         list[str] | None,
-        Query(description=f"Number of each bucket to include: {', '.join(NUMBERS)}; repeatable. All by default."),
+        Query(description=f"Number of each bucket to include: {', '.join(NUMBERS)}. Repeatable. All by default."),
     ] = None,
     accept: Annotated[
         str, Header(description="Media type of the answer: JSON, `application/vnd.msgpack`, `text/csv` or Parquet.")
@@ -244,7 +244,7 @@ def read_diagnosis(
     database: DatabaseDependency,
     facts: FactsDependency,
     at_step: Annotated[
-        int | None, Query(ge=0, le=LARGEST_STEP, description="Step of the diagnosis; the run's last step by default.")
+        int | None, Query(ge=0, le=LARGEST_STEP, description="Step of the diagnosis. By default, the run's last step.")
     ] = None,
 ) -> Diagnosis:
     """Return the diagnosis of the run: verdict, findings, causes and advice."""

@@ -64,7 +64,7 @@ async def follow_run(
     database: DatabaseDependency,
     live: LiveRunsDependency,
     last_event_id: Annotated[
-        str | None, Header(description="Last revision that the client received; later changes come at once.")
+        str | None, Header(description="Last revision that the client received. Later changes come at once.")
     ] = None,
 ) -> StreamingResponse:
     """Follow a run by server-sent events.
