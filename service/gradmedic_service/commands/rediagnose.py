@@ -39,7 +39,7 @@ class RediagnoseCommand:
         database, facts = Database(settings), FactsCache()
         try:
             schema.check_revision(database, schema.head())
-            for run_id in rediagnosis.every_run(database) if args.all else args.runs:
+            for run_id in rediagnosis.read_run_ids(database) if args.all else args.runs:
                 done = rediagnosis.rediagnose(database, facts, run_id)
                 if args.json:
                     print(to_json({"run_id": run_id, "before": done.before, "after": done.after}).decode(), flush=True)

@@ -702,7 +702,7 @@ def finish(session: Session, principal: Principal, trial_id: UUID, body: TrialRe
     if run is not None:
         trial.verdict = run.verdict
         _pass_rungs(session, rerun, trial, run)
-        curve = experiment.describe_curve(telemetry.losses(session.connection(), run.id, rerun.steps - 1))
+        curve = experiment.describe_curve(telemetry.read_losses(session.connection(), run.id, rerun.steps - 1))
         trial.curve = None if curve is None else without_nonfinite(asdict(curve))
     _end_attempt(
         session,
@@ -763,7 +763,7 @@ def _pass_rungs(session: Session, rerun: models.Rerun, trial: models.Trial, run:
     missing = passed[len(trial.rungs) :]
     if missing:
         losses = [
-            experiment.loss_at_rung(telemetry.losses(session.connection(), run.id, step - 1), trial.verdict)
+            experiment.loss_at_rung(telemetry.read_losses(session.connection(), run.id, step - 1), trial.verdict)
             for step in missing
         ]
         trial.rungs = [*trial.rungs, *without_nonfinite(losses)]

@@ -1,4 +1,4 @@
-"""Diagnosticians that are kept between requests: never seen, whoever else writes the run."""
+"""The cache of runs between appends changes no answer, also where another replica writes the run."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from gradmedic_service.app import create_app
 from gradmedic_service.database.engine import Database
 from gradmedic_service.database.models import DiagnosisSnapshot, DiagnosisState, Run
 from gradmedic_service.settings import Settings
-from gradmedic_service.telemetry import repository, service
+from gradmedic_service.telemetry import diagnosis_state, repository
 from gradmedic_service.telemetry.chunk_writer import Tail
-from gradmedic_service.telemetry.run_cache import WEIGHT_OF_A_RUN, CachedRun, RunCache
+from gradmedic_service.telemetry.run_cache import RUN_SIZE, CachedRun, RunCache
 
 
 def append(client: TestClient, run: str, first: int, count: int = 5, norm: float = 1.0) -> None:
@@ -34,22 +34,20 @@ def append(client: TestClient, run: str, first: int, count: int = 5, norm: float
 
 @pytest.fixture
 def restored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How often a state was read from bytes."""
+    """Collect one entry for each state that is restored from bytes."""
     times: list[int] = []
     restore: Callable[..., Diagnostician] = Diagnostician.from_bytes
 
-    def counted(*arguments: Any, **options: Any) -> Diagnostician:
+    def counted(*arguments: Any) -> Diagnostician:
         times.append(1)
-        return restore(*arguments, **options)
+        return restore(*arguments)
 
     monkeypatch.setattr(Diagnostician, "from_bytes", counted)
     return times
 
 
-def test_a_run_that_nobody_else_writes_is_not_restored(
-    client: TestClient, create_run: Any, restored: list[int]
-) -> None:
-    """Block after block, the state is written but never read."""
+def test_a_cached_run_is_not_restored(client: TestClient, create_run: Any, restored: list[int]) -> None:
+    """While one process appends to a run, it never restores the diagnosis state."""
     run = create_run(client)
     for block in range(10):
         append(client, run, 5 * block)
@@ -68,7 +66,7 @@ def test_a_run_that_nobody_else_writes_is_not_restored(
 def test_a_changed_run_is_restored(
     client: TestClient, create_run: Any, restored: list[int], place: str, change: Any
 ) -> None:
-    """Whatever changes the run or what is heard of it, the state in the database is read again."""
+    """After a change of the run or of its project, the next append restores the state from the database."""
     run = create_run(client)
     append(client, run, 0)
     assert client.patch(run if place == "run" else "/api/v1/projects/tests", json=change).status_code == 200
@@ -77,8 +75,8 @@ def test_a_changed_run_is_restored(
 
 
 @pytest.mark.slow
-def test_another_replica_is_noticed(client: TestClient, create_run: Any, settings: Settings) -> None:
-    """Two replicas that take turns conclude what one alone would."""
+def test_replicas_in_turns_reach_the_same_diagnosis(client: TestClient, create_run: Any, settings: Settings) -> None:
+    """Two replicas that append in turns reach the same diagnosis as one replica alone."""
     run, alone = create_run(client), create_run(client)
     with TestClient(create_app(settings)) as other:
         for block in range(12):
@@ -90,8 +88,10 @@ def test_another_replica_is_noticed(client: TestClient, create_run: Any, setting
     assert answers[0] == answers[1]
 
 
-def test_a_run_of_the_same_id_is_another(client: TestClient, create_run: Any, restored: list[int]) -> None:
-    """A run that was deleted and created again with its id does not inherit what was kept."""
+def test_a_new_run_with_the_id_of_a_deleted_one_starts_anew(
+    client: TestClient, create_run: Any, restored: list[int]
+) -> None:
+    """A run that is created with the id of a deleted run does not use its cached diagnostician."""
     run_id = str(new_id())
     run = create_run(client, id=run_id)
     append(client, run, 0, norm=1e30)
@@ -102,10 +102,10 @@ def test_a_run_of_the_same_id_is_another(client: TestClient, create_run: Any, re
     assert client.get(f"{run}/diagnosis").json()["findings"] == []
 
 
-def test_a_failed_append_keeps_nothing(
+def test_a_failed_append_is_not_cached(
     client: TestClient, create_run: Any, database: Database, restored: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A diagnostician that has read a block which was not stored is never used again."""
+    """A diagnostician that has read a block which was not stored is not used again."""
     run = create_run(client)
     append(client, run, 0)
 
@@ -113,20 +113,20 @@ def test_a_failed_append_keeps_nothing(
         raise RuntimeError("no more")
 
     with monkeypatch.context() as patch:
-        patch.setattr("gradmedic_service.telemetry.chunk_writer.encode", fail)
+        patch.setattr("gradmedic_service.telemetry.chunk_writer.encode_chunk", fail)
         assert client.post(f"{run}/steps", json={"steps": [5], "loss": ["NaN"]}).status_code == 500
     append(client, run, 5)
     assert len(restored) == 1
     assert client.get(f"{run}/diagnosis").json()["findings"] == []
 
 
-def test_an_older_state_in_the_database_is_believed(client: TestClient, create_run: Any, database: Database) -> None:
-    """A database that was put back to an earlier moment is read, whatever this process remembers."""
+def test_a_restored_database_wins_over_the_cache(client: TestClient, create_run: Any, database: Database) -> None:
+    """After the database was restored to an earlier moment, the cached run is not used."""
     run = create_run(client)
     append(client, run, 0)
     run_id = UUID(run.rpartition("/")[2])
     with database.reading_rows() as connection:
-        earlier, stored = repository.read_state(connection, run_id), repository.read_stored_state(connection, run_id)
+        earlier, stored = repository.read_run(connection, run_id), repository.read_diagnosis(connection, run_id)
     assert earlier is not None
     assert stored is not None
     append(client, run, 5, norm=1e30)
@@ -137,22 +137,22 @@ def test_an_older_state_in_the_database_is_believed(client: TestClient, create_r
     assert client.get(f"{run}/diagnosis").json()["findings"] == []
 
 
-def test_what_is_kept_is_bounded(client: TestClient, create_run: Any, database: Database) -> None:
-    """The run that was advanced longest ago makes room."""
+def test_the_cache_is_bounded(client: TestClient, create_run: Any, database: Database) -> None:
+    """A full cache removes the run that was appended to longest ago."""
     states = []
     for _ in range(3):
         run = create_run(client)
         append(client, run, 0)
         with database.reading_rows() as connection:
-            state = repository.read_state(connection, UUID(run.rpartition("/")[2]))
+            state = repository.read_run(connection, UUID(run.rpartition("/")[2]))
         assert state is not None
         states.append(state)
-    warm = RunCache(max_weight=2 * (WEIGHT_OF_A_RUN + 2))
+    run_cache = RunCache(max_size=2 * (RUN_SIZE + 2))
     for state in states:
         diagnostician = Diagnostician([Layer(name="w"), Layer(name="v")])
-        warm.keep(
+        run_cache.add(
             CachedRun(
-                run=state,
+                row_before=state,
                 revision=state.revision,
                 last_step=state.last_step or 0,
                 diagnostician=diagnostician,
@@ -161,13 +161,13 @@ def test_what_is_kept_is_bounded(client: TestClient, create_run: Any, database: 
                 tail=Tail((), None),
             )
         )
-    assert [warm.take(state) is not None for state in states] == [False, True, True]
-    assert warm.take(states[2]) is None
+    assert [run_cache.pop(state) is not None for state in states] == [False, True, True]
+    assert run_cache.pop(states[2]) is None
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 7, 13])
-def test_forgetting_changes_nothing(
+def test_restoring_an_older_state_changes_nothing(
     client: TestClient,
     create_run: Any,
     database: Database,
@@ -175,14 +175,14 @@ def test_forgetting_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
     size: int,
 ) -> None:
-    """The stored state may lie behind: a process that restores it reads on to where one that never forgot stands."""
-    monkeypatch.setattr(service, "STATE_STEPS", 20)
-    monkeypatch.setattr(service, "SNAPSHOT_STEPS", 50)
+    """Restoring a state and reading the steps after it gives the diagnosis of a process that cached the run."""
+    monkeypatch.setattr(diagnosis_state, "STATE_STEPS", 20)
+    monkeypatch.setattr(diagnosis_state, "SNAPSHOT_STEPS", 50)
     runs = [create_run(client) for _ in range(2)]
     snapshots, answers = [], []
-    for run, forgets in zip(runs, (False, True), strict=True):
+    for run, empties_cache in zip(runs, (False, True), strict=True):
         for block in range(160 // size):
-            if forgets and block % 3:
+            if empties_cache and block % 3:
                 replace_services(run_cache=RunCache())
             append(client, run, size * block, size, norm=1.05 ** max(0, size * block - 60))
             if block % 5 == 0:
@@ -191,10 +191,10 @@ def test_forgetting_changes_nothing(
         with database.reading() as session:
             of_run = select(DiagnosisSnapshot.step).where(DiagnosisSnapshot.run_id == UUID(run.rpartition("/")[2]))
             snapshots.append(session.scalars(of_run.order_by(DiagnosisSnapshot.step)).all())
-    for (_, block, kept), (_, same_block, restored) in zip(
+    for (_, block, cached), (_, same_block, restored) in zip(
         answers[: len(answers) // 2], answers[len(answers) // 2 :], strict=True
     ):
         assert block == same_block
-        assert restored == approximately(kept)
+        assert restored == approximately(cached)
     assert snapshots[0] == snapshots[1]
     assert len(snapshots[0]) == 160 // size * size // 50

@@ -1,4 +1,4 @@
-"""Series in the form that pages read: msgpack, fields, and infinite apart from NaN."""
+"""The forms of series: JSON and msgpack, selected fields, and separate counts of NaN and infinite values."""
 
 from __future__ import annotations
 
@@ -26,49 +26,49 @@ def run(client: TestClient, create_run: Any) -> str:
     return path
 
 
-def test_infinite_is_told_from_nan(client: TestClient, run: str) -> None:
-    """Each bucket says how many of its non-finite values are infinite."""
+def test_infinite_values_are_counted_apart_from_nan(client: TestClient, run: str) -> None:
+    """Each bucket counts how many of its non-finite values are infinite."""
     first, second, loss = client.get(f"{run}/steps", params=QUERY).json()["series"]
     assert (first["nonfinite"], first["infinite"]) == ([1, 2], [0, 2])
     assert (second["nonfinite"], second["infinite"]) == ([0, 1], [0, 0])
     assert (loss["nonfinite"], loss["infinite"]) == ([1, 1], [1, 0])
 
 
-def test_both_forms_say_the_same(client: TestClient, run: str) -> None:
-    """What msgpack holds as bytes is what JSON says: float32 of statistics, float64 of series, 0 for null."""
-    told = client.get(f"{run}/steps", params=QUERY).json()
+def test_both_forms_hold_the_same(client: TestClient, run: str) -> None:
+    """The arrays of msgpack hold the numbers of JSON: float32 for statistics, float64 for series, 0 for null."""
+    json_answer = client.get(f"{run}/steps", params=QUERY).json()
     packed = msgspec.msgpack.decode(client.get(f"{run}/steps", params=QUERY, headers=MSGPACK).content)
     assert {name: packed[name] for name in ("run_id", "first_step", "last_step")} == {
-        name: told[name] for name in ("run_id", "first_step", "last_step")
+        name: json_answer[name] for name in ("run_id", "first_step", "last_step")
     }
-    for one, other in zip(told["series"], packed["series"], strict=True):
-        assert (one["statistic"], one["layer"]) == (other["statistic"], other["layer"])
-        dtype = "<f8" if one["layer"] is None else "<f4"
+    for as_json, as_msgpack in zip(json_answer["series"], packed["series"], strict=True):
+        assert (as_json["statistic"], as_json["layer"]) == (as_msgpack["statistic"], as_msgpack["layer"])
+        dtype = "<f8" if as_json["layer"] is None else "<f4"
         for name in ("min", "mean", "max"):
-            expected = np.array([0.0 if value is None else value for value in one[name]], dtype=dtype)
-            assert other[name] == expected.tobytes()
+            expected = np.array([0.0 if value is None else value for value in as_json[name]], dtype=dtype)
+            assert as_msgpack[name] == expected.tobytes()
         for name in ("count", "nonfinite", "infinite"):
-            assert np.frombuffer(other[name], "<u4").tolist() == one[name]
+            assert np.frombuffer(as_msgpack[name], "<u4").tolist() == as_json[name]
 
 
-def test_only_the_fields_that_are_asked_for(client: TestClient, run: str) -> None:
-    """`field` leaves numbers out of both forms; counts are always there, since they say what a number means."""
+def test_only_selected_fields_are_answered(client: TestClient, run: str) -> None:
+    """`field` leaves numbers out of both forms; the counts are always there."""
     query = QUERY | {"field": ["max"]}
-    told = client.get(f"{run}/steps", params=query).json()["series"][0]
-    assert (told["min"], told["mean"], told["max"]) == ([], [], [0.5, None])
+    json_answer = client.get(f"{run}/steps", params=query).json()["series"][0]
+    assert (json_answer["min"], json_answer["mean"], json_answer["max"]) == ([], [], [0.5, None])
     packed = msgspec.msgpack.decode(client.get(f"{run}/steps", params=query, headers=MSGPACK).content)["series"][0]
     assert packed.keys() == {"statistic", "layer", "max", "count", "nonfinite", "infinite"}
 
 
 def test_unknown_fields_are_refused(client: TestClient, run: str) -> None:
-    """A field that there is not is an error that names the ones there are."""
+    """An unknown field is refused with a message that lists the fields."""
     response = client.get(f"{run}/steps", params=QUERY | {"field": ["median"]})
     assert (response.status_code, response.json()["errors"][0]["path"]) == (422, "field")
     assert "min, mean, max" in response.json()["detail"]
 
 
-def test_msgpack_is_compressed_where_that_is_understood(client: TestClient, run: str) -> None:
-    """With `Accept-Encoding: gzip` the same bytes come compressed, and caches are told what the answer depends on."""
+def test_msgpack_is_compressed_for_clients_that_accept_gzip(client: TestClient, run: str) -> None:
+    """With `Accept-Encoding: gzip` the same bytes come compressed, and `Vary` lists the headers that matter."""
     plain = client.get(f"{run}/steps", params=QUERY, headers=MSGPACK)
     with client.stream("GET", f"{run}/steps", params=QUERY, headers=MSGPACK | {"Accept-Encoding": "gzip"}) as packed:
         raw = b"".join(packed.iter_raw())

@@ -1,4 +1,4 @@
-"""What a run must hold beyond its schema: limits, names, and numbers that agree with each other."""
+"""Checks of the fields of runs beyond their schema: limits, names, and numbers that agree with each other."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from gradmedic_service.projects.muting import muting_errors
 
 MAX_DIMENSIONS = 32
 SETTABLE_STATUSES = ("running", "finished", "failed")
-"""`stalled` is the service's own observation."""
+"""Statuses that a client may set; only the service sets `stalled`."""
 
 
 def check_create(run: RunCreate, limits: Limits) -> None:
-    """Raise InvalidRequest naming every field of a new run that cannot be."""
+    """Raise InvalidRequest with an error for every invalid field of a new run."""
     errors = [
         *_name_errors("project", run.project, limits),
         *_description_errors(run, limits),
@@ -40,23 +40,23 @@ def check_create(run: RunCreate, limits: Limits) -> None:
 
 
 def check_update(update: RunUpdate, limits: Limits) -> None:
-    """Raise InvalidRequest naming every field of a change that cannot be, whatever the run holds."""
+    """Raise InvalidRequest with an error for every field of a change that is invalid for any run."""
     errors = [*_description_errors(update, limits), *muting_errors(update.muted_detectors or ())]
     if update.status is not None and update.status not in SETTABLE_STATUSES:
-        errors.append(FieldError(path="status", message=_not_one_of(update.status, SETTABLE_STATUSES)))
+        errors.append(FieldError(path="status", message=_describe_choices(update.status, SETTABLE_STATUSES)))
     if errors:
         raise InvalidRequest(errors)
 
 
 def check_appended_layers(layers: Sequence[Layer], existing: Sequence[str], limits: Limits) -> None:
-    """Raise InvalidRequest unless the layers can be added behind the existing ones."""
+    """Raise InvalidRequest unless the layers can be added after the existing ones."""
     errors = list(_layers_errors("append_layers", layers, existing, limits))
     if errors:
         raise InvalidRequest(errors)
 
 
 def check_filters(limits: Limits, **filters: str | None) -> None:
-    """Raise InvalidRequest for a filter that no run can match by its form: a misspelled verdict, an empty name."""
+    """Raise InvalidRequest for a filter that no run can match, such as an unknown verdict or an empty name."""
     errors: list[FieldError] = []
     for name, value in filters.items():
         if value is None:
@@ -65,7 +65,7 @@ def check_filters(limits: Limits, **filters: str | None) -> None:
         if choices is None:
             errors += _name_errors(name, value, limits)
         elif value not in choices:
-            errors.append(FieldError(path=name, message=_not_one_of(value, choices)))
+            errors.append(FieldError(path=name, message=_describe_choices(value, choices)))
     if errors:
         raise InvalidRequest(errors)
 
@@ -134,7 +134,7 @@ def _statistics_errors(statistics: list[str]) -> Iterator[FieldError]:
     for index, name in enumerate(statistics):
         path = f"statistics[{index}]"
         if name not in STATISTICS:
-            yield FieldError(path=path, message=_not_one_of(name, STATISTICS))
+            yield FieldError(path=path, message=_describe_choices(name, STATISTICS))
         elif name in statistics[:index]:
             yield FieldError(path=path, message=f"repeats {name!r}")
 
@@ -197,10 +197,10 @@ def _integer_errors(path: str, value: int | None) -> Iterator[FieldError]:
 
 
 def _size_errors(path: str, value: float | None) -> Iterator[FieldError]:
-    """A size may be NaN or infinite, which is a finding; it cannot be negative, which is a mistake."""
+    """Yield an error for a negative size; a size may be NaN or infinite."""
     if value is not None and value < 0:
         yield FieldError(path=path, message="must not be negative")
 
 
-def _not_one_of(value: str, choices: Sequence[str]) -> str:
+def _describe_choices(value: str, choices: Sequence[str]) -> str:
     return f"{value!r} is not one of {', '.join(choices)}"
