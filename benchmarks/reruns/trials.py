@@ -40,6 +40,7 @@ from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.trials import ClaimedTrial
 from gradmedic_diagnosis.remedies import CATALOGUE
 from gradmedic_service.reruns import experiment
+from gradmedic_service.reruns.loss_curves import LossCurve, summarize_losses
 from gradmedic_worker.environment import KEPT as KEPT_VARIABLES
 from gradmedic_worker.environment import read_report, trial_environment
 from gradmedic_worker.processes import LaunchSpec, Starter
@@ -81,7 +82,7 @@ class Result:
     """`done`, `failed` or `not_applicable`."""
     reason: str | None
     verdict: str
-    curve: experiment.Curve | None
+    curve: LossCurve | None
     is_silent: bool
     """AUTOTRAINER's rules never fired."""
     has_dead_units: bool
@@ -94,9 +95,9 @@ class Result:
     kinds: list[str] = field(default_factory=list)
     """Of the advice: the rows of the catalogue that it comes from."""
 
-    def as_trial(self, candidate: int, seed: int) -> experiment.Trial:
+    def as_trial(self, candidate: int, seed: int) -> experiment.TrialState:
         """Return it as the experiment sees it."""
-        return experiment.Trial(
+        return experiment.TrialState(
             candidate=candidate,
             seed=seed,
             status=self.status,
@@ -227,7 +228,7 @@ class Laboratory:
             status="done",
             reason=None,
             verdict=diagnosis.verdict,
-            curve=experiment.describe_curve(recorded["loss"]),
+            curve=summarize_losses(recorded["loss"]),
             is_silent=not AUTOTRAINER.first_alarms(recorded),
             has_dead_units=any(finding.detector == "zero_gradient" for finding in diagnosis.findings),
             causes={one.cause: one.score for one in diagnosis.causes} if is_control else {},

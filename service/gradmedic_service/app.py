@@ -27,14 +27,16 @@ from gradmedic_service.http.problems import answer_with_problems
 from gradmedic_service.http.requests import RequestContext
 from gradmedic_service.http.responses import WireResponse
 from gradmedic_service.http.routes import RouteTable
+from gradmedic_service.periodic import run_periodically
 from gradmedic_service.projects.endpoints import router as projects_router
 from gradmedic_service.reruns.endpoints import router as reruns_router
-from gradmedic_service.reruns.endpoints import workers_router
 from gradmedic_service.runs.endpoints import router as runs_router
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.settings import Settings
 from gradmedic_service.telemetry.endpoints import router as telemetry_router
 from gradmedic_service.telemetry.run_cache import RunCache
+from gradmedic_service.trainables.endpoints import router as trainables_router
+from gradmedic_service.trials.endpoints import router as trials_router
 from gradmedic_service.web.events import router as events_router
 from gradmedic_service.web.live import LiveRuns
 from gradmedic_service.web.pages import add_pages
@@ -56,9 +58,13 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.live = LiveRuns(settings.max_streams)
         writing = asyncio.create_task(_write_last_uses(app))
+        periodic = asyncio.create_task(
+            run_periodically(app.state.database, settings.periodic_interval, settings.worker_patience)
+        )
         yield
         app.state.live.close()
         writing.cancel()
+        periodic.cancel()
         await asyncio.to_thread(app.state.keyring.write_last_uses, app.state.database)
         database.close()
 
@@ -80,7 +86,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.metrics = Metrics()
     app.state.limits = settings.limits()
     app.state.trial_lease = settings.trial_lease
-    app.state.worker_patience = settings.worker_patience
     app.state.facts = FactsCache()
     app.state.warm = RunCache()
     app.state.schema_revision = schema.head()
@@ -96,7 +101,8 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry_router,
         events_router,
         reruns_router,
-        workers_router,
+        trials_router,
+        trainables_router,
     ):
         api.include_router(router)
     app.include_router(api)

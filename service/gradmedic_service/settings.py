@@ -78,6 +78,8 @@ class Settings(BaseSettings):
     """Seconds without a heartbeat after which a trial is given to another worker."""
     worker_patience: float = Field(default=86_400.0, gt=0)
     """Seconds that a rerun waits for a worker that offers its trainable."""
+    periodic_interval: float = Field(default=1.0, gt=0)
+    """Seconds between two runs of the periodic task, which ends expired leases and marks silent runs as stalled."""
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod

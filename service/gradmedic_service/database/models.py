@@ -23,6 +23,7 @@ from sqlalchemy import (
     String,
     Text,
     TypeDecorator,
+    text,
 )
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
@@ -84,7 +85,8 @@ class Project(Base):
 class Run(Base):
     """One training job: who it is and how it stands.
 
-    No index holds a column that an append changes, so that PostgreSQL can update the row in place (HOT).
+    No index holds a column that an append changes, so that PostgreSQL can update the row in place (HOT). The index of
+    running runs is for the periodic task: an append changes the status of a stalled run only.
     """
 
     __tablename__ = "runs"
@@ -93,6 +95,12 @@ class Run(Base):
         Index(None, "name", "id"),
         Index(None, "project", "created_at", "id"),
         Index(None, "parent_id"),
+        Index(
+            "ix_runs_running",
+            "id",
+            postgresql_where=text("status = 'running'"),
+            sqlite_where=text("status = 'running'"),
+        ),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -129,7 +137,7 @@ class Run(Base):
     patience: Mapped[float | None] = mapped_column(Double)
     """Seconds that the run may be silent; null until a version that knows of it has stored a step."""
     stalls_at: Mapped[datetime | None]
-    """When that time is over."""
+    """When that time is over: the periodic task then marks the run as stalled."""
 
     details: Mapped[RunDetails] = relationship(cascade="all, delete-orphan", passive_deletes=True)
     tags: Mapped[list[RunTag]] = relationship(

@@ -19,12 +19,12 @@ from gradmedic_service.errors import InvalidRequest, ProjectFull, RunExists, Run
 from gradmedic_service.http.paging import position_of, token_of
 from gradmedic_service.http.responses import to_json, without_nonfinite
 from gradmedic_service.projects import service as projects
-from gradmedic_service.reruns import repository as reruns
 from gradmedic_service.runs import repository
 from gradmedic_service.runs.facts import LAYERS, TRAINING, digest_of
 from gradmedic_service.runs.repository import RunQuery, SortKey
 from gradmedic_service.runs.schemas import check_appended_layers
-from gradmedic_service.runs.stalling import Patience, status_of
+from gradmedic_service.runs.stalling import Patience
+from gradmedic_service.trials import repository as trials
 
 SORTS = tuple(f"{sign}{key}" for key in get_args(SortKey) for sign in ("", "-"))
 """What `sort` may be; the sign means descending."""
@@ -42,7 +42,7 @@ def create(session: Session, principal: Principal, body: RunCreate, limits: Limi
     layers = _stored(LAYERS.dump_python(body.layers, mode="python", exclude_defaults=True))
     training = _stored(TRAINING.dump_python(body.training, exclude_none=True))
     now = datetime.now(UTC)
-    trial = None if body.id is None else reruns.run_of_attempt(session, body.id)
+    trial = None if body.id is None else trials.find_run_of_attempt(session, body.id)
     if trial is not None:
         body = replace(body, project=trial.project, name=trial.name)
     patience = Patience.at_start(now)
@@ -135,6 +135,19 @@ def remove(session: Session, principal: Principal, run_id: UUID) -> None:
     repository.remove(session, run_id)
 
 
+def list_silent_runs(session: Session, limit: int) -> list[UUID]:
+    """Return the ids of the running runs that have been silent for longer than they may."""
+    return repository.list_silent_runs(session, datetime.now(UTC), limit)
+
+
+def mark_stalled(session: Session, run_id: UUID) -> bool:
+    """Give a run of `list_silent_runs` the status `stalled`, and raise its revision.
+
+    Returns False if the run is not silent any more, or if another transaction holds it.
+    """
+    return repository.mark_stalled(session, run_id, datetime.now(UTC))
+
+
 def list_page(
     session: Session, principal: Principal, query: RunQuery, page_token: str | None, max_results: int
 ) -> RunList:
@@ -192,7 +205,7 @@ def _summary_fields(run: models.Run) -> dict[str, Any]:
         "id": run.id,
         "project": run.project,
         "name": run.name,
-        "status": status_of(run.status, run.stalls_at, datetime.now(UTC)),
+        "status": run.status,
         "verdict": run.verdict,
         "score": run.score,
         "since_step": run.since_step,

@@ -36,6 +36,7 @@ from gradmedic_service.http.dependencies import (
     media_type,
 )
 from gradmedic_service.reruns import service as reruns
+from gradmedic_service.reruns.outcomes import add_outcomes
 from gradmedic_service.telemetry import export, service
 from gradmedic_service.telemetry.decoding import LARGEST_GENERATION, LARGEST_STEP, STEPS_APPEND, decode_block
 from gradmedic_service.telemetry.series_table import NUMBERS
@@ -248,7 +249,7 @@ def read_diagnosis(
     """Return what is wrong with the run, why, and what fixes it."""
     with database.reading_rows() as connection:
         diagnosis = service.diagnose(connection, principal, facts, run_id, at_step)
-        return reruns.with_outcomes(connection, diagnosis)
+        return add_outcomes(connection, diagnosis)
 
 
 @router.get(

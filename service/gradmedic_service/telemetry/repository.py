@@ -30,6 +30,7 @@ class RunState:
 
     id: UUID
     project: str
+    status: str
     created_at: datetime
     generation: int
     revision: int
@@ -86,6 +87,8 @@ class RunAppend:
     at: datetime
     patience: Patience | None
     """None where the run has not spoken."""
+    ends_stall: bool = False
+    """Whether the run was stalled, and is running again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +122,7 @@ class ChunkExtent:
 _STATE_COLUMNS = (
     _RUNS.c.id,
     _RUNS.c.project,
+    _RUNS.c.status,
     _RUNS.c.created_at,
     _RUNS.c.generation,
     _RUNS.c.revision,
@@ -193,6 +197,7 @@ def advance(connection: Connection, run_id: UUID, to: RunAppend) -> None:
             "metrics": to.metrics,
             "updated_at": to.at,
             **({} if to.patience is None else {"patience": to.patience.seconds, "stalls_at": to.patience.stalls_at}),
+            **({"status": "running"} if to.ends_stall else {}),
         },
     )
     if to.state is not None:

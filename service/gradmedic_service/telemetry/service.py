@@ -98,6 +98,7 @@ def append(
         changes=changes,
         at=now,
         patience=_patience(run, now).after_append(now),
+        ends_stall=run.status == "stalled",
     )
     repository.advance(connection, run_id, advance)
     tail = store(connection, run_id, block, None if known is None else known.tail)

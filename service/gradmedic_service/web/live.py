@@ -138,5 +138,5 @@ def look(database: Database, run_ids: Collection[UUID]) -> dict[UUID, RunSnapsho
     """Look at some runs now; those that are gone are missing."""
     with database.reading() as session:
         pulses = runs.pulses(session, run_ids)
-        of_run = reruns.pulses(session, run_ids)
+        of_run = reruns.read_revisions(session, run_ids)
     return {run_id: RunSnapshot(pulse, of_run.get(run_id, [])) for run_id, pulse in pulses.items()}

@@ -18,13 +18,13 @@ from gradmedic_service.reruns.experiment import (
     Conclusion,
     Design,
     Trial,
-    describe_curve,
     final_loss,
     is_better,
     loss_at_rung,
     plan,
     reason_to_stop,
     rungs_of,
+    summarize_losses,
 )
 
 STEPS = 20
@@ -38,7 +38,7 @@ def design(candidates: int = 3, seeds: int = 3, trials: int = 40) -> Design:
 
 def trial(candidate: int, seed: int = 0, *losses: float, verdict: str = "healthy", status: str = "done") -> Trial:
     """Return a trial with these losses."""
-    curve = describe_curve(np.array(losses, dtype=np.float64))
+    curve = summarize_losses(np.array(losses, dtype=np.float64))
     return Trial(candidate=candidate, seed=seed, status=status, verdict=verdict, curve=curve, seconds=1.0)
 
 
