@@ -53,7 +53,8 @@ def settings(database_url: str) -> Settings:
 def session_app(_answer_the_test_client: None, tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
     """The service, put together once: that takes longer than most tests."""
     url = SecretStr(f"sqlite:///{tmp_path_factory.mktemp('app')}/unused.db")
-    return create_app(Settings(database_url=url, trial_lease=PATIENCE))  # workers that are played send no heartbeats
+    # Played workers send no heartbeats, and tests call the periodic work themselves.
+    return create_app(Settings(database_url=url, trial_lease=PATIENCE, periodic_interval=24 * 3600.0))
 
 
 @pytest.fixture

@@ -1,13 +1,13 @@
-"""When a run that says it is running is believed no longer: `stalled`, until it speaks again.
+"""How long a run may be silent before it counts as `stalled`.
 
-One idea: nobody sweeps. Each append writes into the run's row until when its silence is explained by its own rhythm,
-and whoever reads the row compares that with the time; so every replica says the same, and the filter of a list agrees
-with what the list shows.
+Each append writes into the run's row until when the run may be silent. The periodic task gives a run whose time is over
+the status `stalled`, and the next new step makes it `running` again.
 
-The rhythm is the longest pause of late. A job that evaluates for ten minutes after every epoch is given forty, and is
-forgiven the first such pause if it comes early. What is allowed shrinks slowly while the run speaks, so that a long
-pause is remembered over an epoch of many times its length, and a slow start is not held against it for ever. A pause
-counts for no more than ten times what was allowed, so that a night's stall does not buy a week.
+A run may be silent for a multiple of its longest recent pause. A job that evaluates for ten minutes after every epoch
+is given forty, and is forgiven the first such pause if it comes early. What is allowed shrinks slowly while the run
+sends steps, so that a long pause is remembered over an epoch of many times its length, and a slow start is forgotten
+in time. A pause counts for no more than ten times what was allowed: after a stall of one night, a run may not be silent
+for a week.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SHRINKING = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a run may be silent, and until when that is."""
+    """How many seconds a run may be silent, and until when."""
 
     seconds: float
     stalls_at: datetime
@@ -46,8 +46,3 @@ class Patience:
         counted = min(pause, MOST_PAUSES * self.seconds)
         seconds = max(LEAST_SECONDS, PAUSES * counted, self.seconds - SHRINKING * counted)
         return Patience(seconds, now + timedelta(seconds=seconds))
-
-
-def status_of(stored: str, stalls_at: datetime | None, now: datetime) -> str:
-    """Return the status of a run as of now; without `stalls_at`, as a version before this one stored it."""
-    return "stalled" if stored == "running" and stalls_at is not None and now >= stalls_at else stored

@@ -9,6 +9,9 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 from tests.service.reruns.conftest import API, CLIP, PlayedWorker, rerun, suspect
 
+from gradmedic_service.database.engine import Database
+from gradmedic_service.periodic import do_due_work
+
 
 def code(response: Any) -> str:
     """Return the error code of an answer."""
@@ -103,7 +106,7 @@ def test_only_keys_that_may_rerun_rerun_by_themselves(team: Any, bearing: Any) -
     assert len(person.get(f"{API}/reruns").json()["items"]) == 1
 
 
-def test_a_name_whose_key_was_revoked_is_free(team: Any, bearing: Any) -> None:
+def test_a_name_whose_key_was_revoked_is_free(team: Any, bearing: Any, database: Database) -> None:
     """An operator who renews a worker's key keeps the name; what was asked of the old key ends, and says why."""
     person, _ = team
     asked = rerun(person, suspect(person, project="mine"), CLIP)
@@ -115,6 +118,7 @@ def test_a_name_whose_key_was_revoked_is_free(team: Any, bearing: Any) -> None:
     assert renewed.client.put(f"{API}/trainables", json=offer).status_code == 409
     assert admin.delete(f"{API}/api-keys/{of_worker['id']}").status_code < 300
     assert renewed.client.put(f"{API}/trainables", json=offer).status_code == 200
+    assert do_due_work(database, worker_patience=3600.0) == 1
     ended = person.get(f"{API}/reruns/{asked['id']}").json()
     assert ended["status"] == "failed"
     assert "the trainable 'train' belongs to another key now" in ended["reason"]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx2
 import pytest
-from fastapi import FastAPI
+from sqlalchemy import update
 from starlette.testclient import TestClient
 
 from gradmedic.protocol.service import API_PATH
+from gradmedic_service.database.engine import Database
+from gradmedic_service.database.models import Attempt, Trainable, Trial
+from gradmedic_service.trainables.service import OFFER_LIFETIME
 
 API = API_PATH
 STEPS = 80
@@ -140,10 +143,24 @@ def rerun(client: httpx2.Client, run_id: str, *candidates: list[dict[str, Any]],
     return made
 
 
-@pytest.fixture
-def short_lease(session_app: FastAPI) -> Iterator[None]:
-    """Give trials up after a twentieth of a second."""
-    before = session_app.state.trial_lease
-    session_app.state.trial_lease = 0.05
-    yield
-    session_app.state.trial_lease = before
+def read(client: httpx2.Client, path: str) -> Any:
+    """Return the body of a successful answer."""
+    response = client.get(f"{API}{path}")
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def expire_leases(database: Database, *, started_before: float = 0.0) -> None:
+    """Let the leases of all running trials expire a second ago, and their attempts start some seconds earlier."""
+    moment = datetime.now(UTC)
+    with database.writing() as session:
+        running = update(Trial).where(Trial.status == "running")
+        session.execute(running.values(lease_expires_at=moment - timedelta(seconds=1)))
+        if started_before:
+            session.execute(update(Attempt).values(started_at=moment - timedelta(seconds=started_before)))
+
+
+def forget_offers(database: Database) -> None:
+    """Let the last offer of each trainable be a minute old."""
+    with database.writing() as session:
+        session.execute(update(Trainable).values(updated_at=datetime.now(UTC) - OFFER_LIFETIME))

@@ -1,4 +1,4 @@
-"""A run that falls silent is stalled by itself, on every replica alike, and comes back when it speaks."""
+"""A silent run becomes stalled, and a new step makes it running again."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from starlette.testclient import TestClient
 
 from gradmedic_service.database.engine import Database
 from gradmedic_service.database.models import Run
-from gradmedic_service.runs.stalling import LEAST_SECONDS, MOST_PAUSES, PAUSES, Patience, status_of
+from gradmedic_service.periodic import do_due_work
+from gradmedic_service.runs.stalling import LEAST_SECONDS, MOST_PAUSES, PAUSES, Patience
 
 BEGIN = datetime(2026, 1, 2, tzinfo=UTC)
 RUNS = "/api/v1/runs"
 
 
 def after(pauses: list[float]) -> tuple[Patience, datetime]:
-    """The patience with a run that spoke after each of some pauses, and when it spoke last."""
+    """Return the patience with a run that sent steps after each of some pauses, and the time of the last ones."""
     now, patience = BEGIN, Patience.at_start(BEGIN)
     for pause in pauses:
         now += timedelta(seconds=pause)
@@ -29,11 +30,12 @@ def after(pauses: list[float]) -> tuple[Patience, datetime]:
     return patience, now
 
 
-def silent(run: str, database: Database) -> None:
-    """Let the time be over that a run may be silent."""
+def let_patience_end(run: str, database: Database) -> None:
+    """Let a run have been silent for longer than it may, and do the periodic work."""
     moment = datetime.now(UTC) - timedelta(seconds=1)
     with database.writing() as session:
         session.execute(update(Run).where(Run.id == UUID(run.rpartition("/")[2])).values(stalls_at=moment))
+    do_due_work(database, worker_patience=3600.0)
 
 
 def test_a_quick_run_is_missed_after_a_minute() -> None:
@@ -48,7 +50,7 @@ def test_a_run_with_long_pauses_is_given_longer() -> None:
     for epoch in (10, 400, 400, 400, 400):
         for pause in [1.0, *[9.0] * epoch, 590.0]:
             now += timedelta(seconds=pause)
-            assert status_of("running", patience.stalls_at, now) == "running"
+            assert now < patience.stalls_at
             patience = patience.after_append(now)
 
 
@@ -68,10 +70,13 @@ def test_patience_is_bounded_by_what_was_allowed(pauses: list[float]) -> None:
 
 
 def test_a_silent_run_is_stalled_and_comes_back(client: TestClient, create_run: Any, database: Database) -> None:
-    """Detail, list and filters say `stalled` once the time is over, and `running` after the next block."""
+    """Detail, list and filters show `stalled`, with a new revision, when the time is over; `running` after a block."""
     run = create_run(client)
     client.post(f"{run}/steps", json={"steps": [0], "loss": [1.0]})
-    silent(run, database)
+    revision = client.get(run).json()["revision"]
+    let_patience_end(run, database)
+    assert client.get(run).json()["revision"] == revision + 1
+    assert do_due_work(database, worker_patience=3600.0) == 0
     assert client.get(run).json()["status"] == "stalled"
     assert [one["status"] for one in client.get(RUNS).json()["items"]] == ["stalled"]
     assert len(client.get(RUNS, params={"status": "stalled"}).json()["items"]) == 1
@@ -87,7 +92,7 @@ def test_a_run_that_ended_is_not_stalled(client: TestClient, create_run: Any, da
     """What ended is silent by right; set running again, it is given the time of a start."""
     run = create_run(client)
     client.patch(run, json={"status": status})
-    silent(run, database)
+    let_patience_end(run, database)
     assert client.get(run).json()["status"] == status
     assert client.get(RUNS, params={"status": "stalled"}).json()["items"] == []
     assert client.patch(run, json={"status": "running"}).json()["status"] == "running"
@@ -97,7 +102,7 @@ def test_a_rewind_ends_a_stall(client: TestClient, create_run: Any, database: Da
     """A job that resumes from its checkpoint is running, and is given the time of a start."""
     run = create_run(client)
     client.post(f"{run}/steps", json={"steps": [0, 1], "loss": [1.0, 1.0]})
-    silent(run, database)
+    let_patience_end(run, database)
     assert client.post(f"{run}/rewind", json={"step": 0, "generation": 0}).status_code == 200
     assert client.get(run).json()["status"] == "running"
 
@@ -108,6 +113,6 @@ def test_resending_what_is_stored_does_not_count_as_speaking(
     """Only new steps bring a run back: a journal that is sent again says nothing about the job."""
     run = create_run(client)
     client.post(f"{run}/steps", json={"steps": [0], "loss": [1.0]})
-    silent(run, database)
+    let_patience_end(run, database)
     assert client.post(f"{run}/steps", json={"steps": [0], "loss": [1.0]}).json()["ignored"] == 1
     assert client.get(run).json()["status"] == "stalled"

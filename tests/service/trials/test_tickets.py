@@ -270,7 +270,7 @@ def test_what_is_lost_is_tried_again_and_then_given_up(
         assert code(supervisor.publish(claimed, "done")) == "stale_attempt"
     made = person.get(path).json()
     assert (made["status"], [one["status"] for one in made["trials"][0]["attempts"]]) == ("failed", ["lost"] * 3)
-    assert "the last: the node died" in made["reason"]
+    assert "the last one: the node died" in made["reason"]
 
 
 def test_executors_take_their_own_reruns(person: TestClient, supervisor: PlayedWorker) -> None:

@@ -1,0 +1,219 @@
+"""The periodic task: replicas share its work, nothing is done twice, and errors do not end it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import httpx2
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import event, select, text, update
+from starlette.testclient import TestClient
+from tests.conftest import PATIENCE
+from tests.service.conftest import CreateRun, Serve
+from tests.service.reruns.conftest import CLIP, PlayedWorker, expire_leases, read, rerun, suspect
+
+from gradmedic_service import periodic
+from gradmedic_service.database.engine import Database
+from gradmedic_service.database.models import Run
+from gradmedic_service.errors import DatabaseUnavailable
+from gradmedic_service.periodic import do_due_work, run_periodically
+from gradmedic_service.runs import service as runs
+from gradmedic_service.settings import Settings
+
+WORKER_PATIENCE = 3600.0
+Revisions = dict[str, tuple[str, int]]
+
+
+@pytest.fixture
+def silent_runs(client: TestClient, create_run: CreateRun, database: Database) -> list[str]:
+    """Ids of five running runs that have been silent for longer than they may."""
+    run_ids = [create_run(client).rpartition("/")[2] for _ in range(5)]
+    end_patience(database)
+    return run_ids
+
+
+def end_patience(database: Database) -> None:
+    """Let every run have been silent for longer than it may."""
+    with database.writing() as session:
+        session.execute(update(Run).values(stalls_at=datetime.now(UTC) - timedelta(seconds=1)))
+
+
+def statuses(database: Database) -> Revisions:
+    """Return status and revision of every run."""
+    with database.reading() as session:
+        return {str(row.id): (row.status, row.revision) for row in session.scalars(select(Run))}
+
+
+@pytest.fixture
+def other_replica(settings: Settings) -> Iterator[Database]:
+    """The same database, as another process uses it."""
+    other = Database(settings)
+    yield other
+    other.close()
+
+
+def test_replicas_share_the_work_on_postgresql(
+    postgres_url: str, session_app: Any, create_run: CreateRun, wait_until: Callable[[Callable[[], bool]], None]
+) -> None:
+    """A replica skips the rows that another one has locked, does all others, and waits for none."""
+    one, other = (Database(Settings(database_url=SecretStr(postgres_url), database_timeout=PATIENCE)) for _ in range(2))
+    session_app.state.database = one
+    with TestClient(session_app) as client:
+        run_ids = [create_run(client).rpartition("/")[2] for _ in range(5)]
+        end_patience(one)
+        with one.writing() as session:
+            assert runs.mark_stalled(session, UUID(run_ids[0]))
+            assert do_due_work(other, WORKER_PATIENCE) == 4
+            assert statuses(other) == {id: ("running", 1) if id == run_ids[0] else ("stalled", 2) for id in run_ids}
+        assert statuses(other) == dict.fromkeys(run_ids, ("stalled", 2))
+        assert do_due_work(one, WORKER_PATIENCE) == do_due_work(other, WORKER_PATIENCE) == 0
+    one.close()
+    other.close()
+
+
+def test_a_rerun_that_another_replica_holds_is_left_to_it(postgres_url: str, session_app: Any) -> None:
+    """A lost trial is queued again by one replica only."""
+    one, other = (Database(Settings(database_url=SecretStr(postgres_url), database_timeout=PATIENCE)) for _ in range(2))
+    session_app.state.database = one
+    with TestClient(session_app) as client:
+        worker = PlayedWorker(client)
+        worker.register()
+        asked = rerun(client, suspect(client), CLIP)
+        assert worker.claim() is not None
+        expire_leases(one)
+        (job, *_) = periodic.jobs(WORKER_PATIENCE)
+        with one.writing() as session:
+            assert job.do(session, UUID(asked["id"]))
+            assert do_due_work(other, WORKER_PATIENCE) == 0
+        assert do_due_work(other, WORKER_PATIENCE) == 0
+        (trial,) = read(client, f"/reruns/{asked['id']}")["trials"]
+        assert (trial["status"], [attempt["status"] for attempt in trial["attempts"]]) == ("queued", ["lost"])
+    one.close()
+    other.close()
+
+
+def test_nothing_is_done_twice(silent_runs: list[str], database: Database, other_replica: Database) -> None:
+    """Of many replicas that work at the same time, one does each unit."""
+    done: list[int] = []
+    replicas = [database, other_replica] * 3
+    threads = [
+        threading.Thread(target=lambda replica=replica: done.append(do_due_work(replica, WORKER_PATIENCE)))
+        for replica in replicas
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # A unit that another replica held at that moment is left to the next run.
+    done.append(do_due_work(database, WORKER_PATIENCE))
+    assert sum(done) == len(silent_runs)
+    assert statuses(database) == dict.fromkeys(silent_runs, ("stalled", 2))
+
+
+def test_nothing_due_takes_no_lock(client: TestClient, create_run: CreateRun, database: Database) -> None:
+    """While nothing is due, no transaction that may write is begun."""
+    create_run(client)
+    with database.writing():  # on SQLite, another writer would wait
+        assert do_due_work(database, WORKER_PATIENCE) == 0
+
+
+def test_silent_runs_are_found_by_their_index(sqlite_url: str, database: Database) -> None:
+    """The search reads the index of running runs, not all runs."""
+    statements: list[str] = []
+
+    @event.listens_for(database.engine, "before_cursor_execute")
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+
+    with database.reading() as session:
+        runs.list_silent_runs(session, 10)
+    (statement,) = (one for one in statements if "stalls_at" in one)
+    assert "status = 'running'" in statement
+    if database.engine.dialect.name == "sqlite":
+        with database.reading() as session:
+            plan = str(session.execute(text(f"EXPLAIN QUERY PLAN {statement.replace('?', '1')}")).all())
+        assert "ix_runs_running" in plan
+
+
+def test_one_failing_unit_does_not_stop_the_others(
+    silent_runs: list[str], database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Errors of a unit, whatever they are, leave the other units to be done; the next run does the rest."""
+    mark_stalled = runs.mark_stalled
+    errors = {silent_runs[1]: RuntimeError("a bug"), silent_runs[3]: DatabaseUnavailable("It is away.")}
+
+    def fail_for_some(session: Any, run_id: UUID) -> bool:
+        if (error := errors.get(str(run_id))) is not None:
+            raise error
+        return mark_stalled(session, run_id)
+
+    monkeypatch.setattr(runs, "mark_stalled", fail_for_some)
+    assert do_due_work(database, WORKER_PATIENCE) == 3
+    errors.clear()
+    assert do_due_work(database, WORKER_PATIENCE) == 2
+    assert statuses(database) == dict.fromkeys(silent_runs, ("stalled", 2))
+
+
+def test_a_database_that_is_away_does_not_end_the_task() -> None:
+    """Without a database nothing is done, and nothing is raised."""
+    away = Database(Settings(database_url=SecretStr("postgresql://nobody@127.0.0.1:1/none"), database_timeout=1.0))
+    assert do_due_work(away, WORKER_PATIENCE) == 0
+    away.close()
+
+
+def test_stopping_begins_no_further_unit(silent_runs: list[str], database: Database) -> None:
+    """Once the service stops, the units that are left wait for the next process."""
+    is_stopping = threading.Event()
+    is_stopping.set()
+    assert do_due_work(database, WORKER_PATIENCE, is_stopping) == 0
+    assert statuses(database) == dict.fromkeys(silent_runs, ("running", 1))
+
+
+def test_the_task_does_not_hold_up_the_end_of_a_process(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cancelled task ends at once, while its thread is still busy with a unit, and lets the thread end after it."""
+    has_begun, may_end, stops = threading.Event(), threading.Event(), []
+
+    def work(_database: Database, _worker_patience: float, is_stopping: threading.Event) -> int:
+        has_begun.set()
+        may_end.wait(PATIENCE)
+        stops.append(is_stopping.is_set())
+        return 0
+
+    monkeypatch.setattr(periodic, "do_due_work", work)
+
+    async def begin_and_cancel() -> None:
+        task = asyncio.create_task(run_periodically(database, 0.001, WORKER_PATIENCE))
+        await asyncio.to_thread(has_begun.wait, PATIENCE)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        may_end.set()
+
+    asyncio.run(begin_and_cancel())
+    assert stops == [True]
+
+
+def test_a_running_service_does_it_by_itself(
+    serve: Serve, database_url: str, wait_until: Callable[[Callable[[], bool]], None]
+) -> None:
+    """A lost trial is queued again, and a silent run becomes stalled, without any request that causes it."""
+    with (
+        serve(database_url, lease=0.1, GRADMEDIC_PERIODIC_INTERVAL="0.05") as served,
+        httpx2.Client(base_url=served.url) as client,
+    ):
+        worker = PlayedWorker(client)
+        worker.register()
+        run_id = suspect(client)
+        asked = rerun(client, run_id, CLIP)
+        assert worker.claim() is not None
+        wait_until(lambda: read(client, f"/reruns/{asked['id']}")["trials"][0]["status"] == "queued")
+        database = Database(Settings(database_url=SecretStr(database_url), database_timeout=PATIENCE))
+        end_patience(database)
+        database.close()
+        wait_until(lambda: read(client, f"/runs/{run_id}")["status"] == "stalled")
