@@ -201,8 +201,8 @@ class Laboratory:
         shutil.rmtree(scratch, ignore_errors=True)
         cpu = re.findall(r"CPU seconds: ([\d.]+)", said)
         seconds = float(cpu[-1]) if cpu else None
-        if "not_applicable" in report:
-            return self._nothing("not_applicable", str(report["not_applicable"]), seconds)
+        if report.not_applicable is not None:
+            return self._nothing("not_applicable", report.not_applicable, seconds)
         if ended.reason is not None or ended.exit_code != 0:
             return self._nothing("failed", ended.reason or said[-300:], seconds)
         return self._read(run_id, seconds, is_control=not remedies and not is_twin)

@@ -209,7 +209,7 @@ def init(
         seed_generators(started.seed)
     run = Run(configuration, transport, started)
     if run.is_trial and not run.is_follower and configuration.mode != "disabled":
-        started.report.say(environment=describe_environment())
+        started.report.update(environment=describe_environment())
     if not configuration.silent and not run.is_follower:
         if configuration.mode == "online":
             sys.stderr.write(f"gradmedic: this run is at {run.url}\n")
@@ -753,7 +753,7 @@ class Run:
         models = model if isinstance(model, Mapping) else {"": model}
         report = Report(None) if self._is_follower else self._started.report
         device = describe_device(next(iter(models.values())))
-        report.say(watched=True, environment={**describe_environment(), "device": device})
+        report.update(watched=True, environment={**describe_environment(), "device": device})
         if not self._started.remedies:
             return None
         try:
@@ -767,7 +767,7 @@ class Run:
         except NotApplicable as reason:
             self._end_as_not_applicable(str(reason))
         self._treatments.append(treatment)
-        report.say(applied=sum(one.count for one in self._treatments), not_applied=treatment.not_applied)
+        report.update(applied=sum(one.count for one in self._treatments), not_applied=treatment.not_applied)
         return treatment
 
     def _end_trial_if_due(self, order: TrialInstructions) -> None:
@@ -781,12 +781,12 @@ class Run:
 
     def _end_as_not_applicable(self, reason: str) -> NoReturn:
         report = Report(None) if self._is_follower else self._started.report
-        report.say(not_applicable=reason)
+        report.update(not_applicable=reason)
         self._end_trial(f"not applicable: {reason}")
 
     def _end_trial(self, reason: str) -> NoReturn:
         self.finish()
-        self._started.report.say(ended=reason)
+        self._started.report.update(ended=reason)
         raise TrialEnded(reason)
 
     # --- verdicts -----------------------------------------------------------------------------------------------------

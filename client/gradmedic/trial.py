@@ -14,7 +14,7 @@ import platform
 import random
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -26,6 +26,7 @@ import numpy as np
 
 from gradmedic.exceptions import ConfigurationError
 from gradmedic.protocol.remedies import Remedy
+from gradmedic.protocol.trials import TrialReport
 
 SEED_VARIABLE = "GRADMEDIC_SEED"
 TRIAL_VARIABLE = "GRADMEDIC_TRIAL"
@@ -56,18 +57,22 @@ class TrialEnded(SystemExit):
 
 
 class Report:
-    """What the launcher of a trial is told; written at once, and as a whole."""
+    """The report of a trial. Each change is written at once, and the file is always complete.
+
+    Args:
+        path: of the file; None writes nothing.
+    """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._said: dict[str, Any] = {}
+        self._report = TrialReport()
 
-    def say(self, **facts: Any) -> None:
-        """Add facts."""
-        self._said.update(facts)
+    def update(self, **fields: Any) -> None:
+        """Set fields of the `TrialReport`."""
+        self._report = replace(self._report, **fields)
         if self._path is not None:
             draft = self._path.with_suffix(".draft")
-            draft.write_text(json.dumps(self._said))
+            draft.write_text(json.dumps(self._report.to_fields()))
             draft.replace(self._path)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gradmedic.exceptions import ConfigurationError
 from gradmedic.protocol.encoding import to_json
-from gradmedic.protocol.trials import ClaimedTrial
+from gradmedic.protocol.trials import ClaimedTrial, TrialReport
 from gradmedic.trial import REPORT_VARIABLE, SEED_VARIABLE, TRIAL_VARIABLE, TrialInstructions
 from gradmedic_worker.configuration import TrainableCommand
 
@@ -80,13 +80,12 @@ def report_of(scratch: Path) -> Path:
     return scratch / "report.json"
 
 
-def read_report(scratch: Path) -> dict[str, object]:
-    """Return what a trial said; nothing where it said nothing."""
+def read_report(scratch: Path) -> TrialReport:
+    """Return the report of a trial; an empty one where its script has written none."""
     try:
-        said = json.loads(report_of(scratch).read_text())
+        return TrialReport.from_fields(json.loads(report_of(scratch).read_text()))
     except (OSError, ValueError):
-        return {}
-    return said if isinstance(said, dict) else {}
+        return TrialReport()
 
 
 def make_scratch(root: Path, trainable: TrainableCommand, name: str) -> Path:

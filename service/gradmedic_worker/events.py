@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from gradmedic.protocol.trials import TrialReport
 from gradmedic_worker.executors.base import Lost, TrialEnd
 
 MARK = "gradmedic-trial "
@@ -38,7 +39,7 @@ class LogWriter:
         fact = {
             "exit_code": ended.exit_code,
             "reason": ended.reason,
-            "report": dict(ended.report),
+            "report": ended.report.to_fields(),
         }
         self._say({"ended": fact})
 
@@ -93,6 +94,7 @@ def _add(told: LogState, fact: dict[str, Any]) -> None:
         kept, added = fact["output"]
         told.output = told.output[:kept] + added
     elif "ended" in fact:
-        told.end = TrialEnd(**fact["ended"])
+        ended = dict(fact["ended"])
+        told.end = TrialEnd(**ended | {"report": TrialReport.from_fields(ended.get("report", {}))})
     elif "lost" in fact:
         told.end = Lost(str(fact["lost"]))

@@ -284,21 +284,19 @@ class _TrialAtWork:
         if isinstance(ended, Lost):
             return TrialResult(attempt=self._claimed.attempt, status="lost", reason=ended.reason, output=output or None)
         status, reason = self._judge(ended)
-        said = ended.report.get("environment")
-        environment = {str(k): str(v) for k, v in said.items()} if isinstance(said, dict) else {}
         return TrialResult(
             attempt=self._claimed.attempt,
             status=status,
             reason=reason,
             exit_code=ended.exit_code,
             output=output,
-            environment=environment,
+            environment=ended.report.environment,
             seconds=time.monotonic() - self._began_at,
         )
 
     def _judge(self, ended: TrialEnd) -> tuple[str, str | None]:
-        if "not_applicable" in ended.report:
-            return "not_applicable", str(ended.report["not_applicable"])
+        if ended.report.not_applicable is not None:
+            return "not_applicable", ended.report.not_applicable
         if ended.reason in (TIMEOUT, STOPPED):
             return "failed", f"it took longer than the {self._claimed.seconds:.0f} s that it was given"
         if ended.reason is not None:
@@ -307,7 +305,7 @@ class _TrialAtWork:
             return "failed", f"it was ended by signal {_signal_name(-(ended.exit_code or 0))}"
         if ended.exit_code > 0:
             return "failed", f"it ended with exit code {ended.exit_code}"
-        if self._claimed.remedies and "applied" not in ended.report:
+        if self._claimed.remedies and ended.report.applied is None:
             return "failed", "the script never called run.watch(), so that its remedies were not applied"
         return "done", None
 

@@ -7,11 +7,10 @@ another attempt is made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from gradmedic.protocol.trials import ClaimedTrial
+from gradmedic.protocol.trials import ClaimedTrial, TrialReport
 
 TIMEOUT = "timeout"
 STOPPED = "stopped"
@@ -25,8 +24,8 @@ class TrialEnd:
     """Negative: a signal. None where nobody could tell."""
     reason: str | None = None
     """Why it was ended: `TIMEOUT`, `STOPPED` or a sentence; None if it ended by itself."""
-    report: Mapping[str, object] = field(default_factory=dict)
-    """What `gradmedic.init()` and `run.watch()` said in it: what was applied, versions and device."""
+    report: TrialReport = field(default_factory=TrialReport)
+    """The report of the script, which `gradmedic.init()` and `run.watch()` have written."""
 
 
 @dataclass(frozen=True, slots=True)

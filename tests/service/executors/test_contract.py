@@ -14,6 +14,7 @@ import pytest
 from tests.conftest import PATIENCE
 from tests.service.executors.conftest import Hosting, Workshop
 
+from gradmedic.protocol.trials import TrialReport
 from gradmedic_worker.executors.base import STOPPED, TIMEOUT, HostedTrial, Lost, TrialEnd
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
@@ -48,9 +49,7 @@ def test_a_trial_streams_to_its_own_run(hosting: Hosting, workshop: Workshop, wa
     ended = end_of(trial)
     trial.close()
     assert (ended.exit_code, ended.reason) == (0, None)
-    environment = ended.report["environment"]
-    assert isinstance(environment, dict)
-    assert {"python", "numpy", "machine"} <= environment.keys()
+    assert {"python", "numpy", "machine"} <= ended.report.environment.keys()
     run = hosting.person.runs.get(claimed.run_id)
     assert (run.last_step, run.verdict, run.parent_id) == (79, "exploding", claimed.parent_id)
     scratch = workshop.folder / "scratch" / f"gradmedic-worker-{os.getuid()}"
@@ -59,12 +58,13 @@ def test_a_trial_streams_to_its_own_run(hosting: Hosting, workshop: Workshop, wa
 
 @pytest.mark.parametrize(
     ("kind", "expected", "said", "report"),
-    [("exit", 3, "going", {"not_applicable": "there is nothing to clip"}), ("signal", -signal.SIGSEGV, "", {})],
+    [
+        ("exit", 3, "going", TrialReport(not_applicable="there is nothing to clip")),
+        ("signal", -signal.SIGSEGV, "", TrialReport()),
+    ],
     ids=["code", "signal"],
 )
-def test_ends_are_told_as_they_are(
-    start: Start, kind: str, expected: int, said: str, report: dict[str, object]
-) -> None:
+def test_ends_are_told_as_they_are(start: Start, kind: str, expected: int, said: str, report: TrialReport) -> None:
     """Exit codes and signals arrive, with what was printed last and what remedies had to say."""
     trial = start(kind)
     ended = end_of(trial)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradmedic.exceptions import ConfigurationError
+from gradmedic.protocol.trials import TrialReport
 from gradmedic_worker.events import LIVE_CHARACTERS, MARK, LogWriter, read_events
 from gradmedic_worker.executors.base import Lost, TrialEnd
 from gradmedic_worker.tickets import read_token, ticket_of
@@ -25,7 +26,7 @@ def test_output_arrives_as_it_was(texts: list[str], last: str) -> None:
         teller.output(text)
         lines.append(NOISE)
         assert read_events("\n".join(lines)).output == text
-    end = TrialEnd(exit_code=-9, reason="stopped", report={"applied": 3, "environment": {"device": "cpu"}})
+    end = TrialEnd(exit_code=-9, reason="stopped", report=TrialReport(applied=3, environment={"device": "cpu"}))
     teller.end(end, last)
     told = read_events("\n".join(lines) + "\n")
     assert (told.output, told.end) == (last, end)
