@@ -20,8 +20,8 @@ import structlog
 from fastapi import FastAPI
 from pydantic import SecretStr
 from starlette.testclient import TestClient
-from tests.conftest import PATIENCE
-from tests.service.faults.restartable import RestartablePostgres
+from tests.support.patience import PATIENCE
+from tests.support.postgres import PostgresServer
 
 from gradmedic_service.app import create_app
 from gradmedic_service.database import schema
@@ -83,10 +83,10 @@ def database(settings: Settings) -> Iterator[Database]:
 
 
 @pytest.fixture
-def own_postgres() -> Iterator[RestartablePostgres]:
+def own_postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server of the test's own, migrated."""
     with tempfile.TemporaryDirectory(prefix="gradmedic-faults-", ignore_cleanup_errors=True) as folder:
-        server = RestartablePostgres(Path(folder))
+        server = PostgresServer(Path(folder))
         try:
             server.start()
             schema.upgrade(server.url)

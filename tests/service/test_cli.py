@@ -20,7 +20,7 @@ from typing import Any
 import httpx2
 import pytest
 import structlog
-from tests.conftest import PATIENCE
+from tests.support.patience import PATIENCE
 
 from gradmedic_service.access.secrets import is_secret
 from gradmedic_service.commands.entry_points import API_KEY, DB, REDIAGNOSE, SERVE

@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gradmedic.api import Client
-from gradmedic.cli import follow_rerun, render_diagnosis, render_outcome, render_rerun
+from gradmedic.cli.diagnose import render_diagnosis
+from gradmedic.cli.rerun import follow_rerun, render_rerun
+from gradmedic.cli.text import format_outcome
 from gradmedic.exceptions import ConfigurationError, GradmedicError, TransportError
 from gradmedic.protocol.remedies import describe_remedies
 from gradmedic.protocol.reruns import RerunDetail
@@ -220,7 +222,7 @@ def _try_advice(client: Client, name: str) -> RerunDetail:
     best = next(iter(client.runs.diagnosis(run.id).advice), None)
     if best is not None and best.outcome is not None and best.outcome.state == "verified":
         print(
-            f"\nThe run's diagnosis now says first: {describe_remedies([best.remedy])}, {render_outcome(best.outcome)}"
+            f"\nThe run's diagnosis now says first: {describe_remedies([best.remedy])}, {format_outcome(best.outcome)}"
         )
         print(f"\n{textwrap.indent(best.snippet, '    ')}", flush=True)
     return rerun

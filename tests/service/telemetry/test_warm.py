@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import select, update
 from starlette.testclient import TestClient
-from tests.service.approximation import approximately
+from tests.support.approximation import approximately
 
 from gradmedic.protocol.ids import new_id
 from gradmedic_diagnosis import Diagnostician, LayerFacts
