@@ -14,9 +14,9 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import event, select, text, update
 from starlette.testclient import TestClient
-from tests.conftest import PATIENCE
 from tests.service.conftest import CreateRun, Serve
 from tests.service.reruns.conftest import CLIP, PlayedWorker, expire_leases, read, rerun, suspect
+from tests.support.patience import PATIENCE
 
 from gradmedic_service import periodic
 from gradmedic_service.database.engine import Database
