@@ -40,7 +40,7 @@ class Job:
 
     name: str
     find: Callable[[Session, int], list[UUID]]
-    """Reads the ids of the units that are due, at most as many as the number says."""
+    """Reads the ids of the units that are due; the number is the most that it returns."""
     do: Callable[[Session, UUID], bool]
     """Does one unit, if it is still due and no other transaction does it; returns whether it did."""
 

@@ -62,39 +62,43 @@ def test_replicas_share_the_work_on_postgresql(
     postgres_url: str, session_app: Any, create_run: CreateRun, wait_until: Callable[[Callable[[], bool]], None]
 ) -> None:
     """A replica skips the rows that another one has locked, does all others, and waits for none."""
-    one, other = (Database(Settings(database_url=SecretStr(postgres_url), database_timeout=PATIENCE)) for _ in range(2))
-    session_app.state.database = one
+    replica, other = (
+        Database(Settings(database_url=SecretStr(postgres_url), database_timeout=PATIENCE)) for _ in range(2)
+    )
+    session_app.state.database = replica
     with TestClient(session_app) as client:
         run_ids = [create_run(client).rpartition("/")[2] for _ in range(5)]
-        end_patience(one)
-        with one.writing() as session:
+        end_patience(replica)
+        with replica.writing() as session:
             assert runs.mark_stalled(session, UUID(run_ids[0]))
             assert do_due_work(other, WORKER_PATIENCE) == 4
             assert statuses(other) == {id: ("running", 1) if id == run_ids[0] else ("stalled", 2) for id in run_ids}
         assert statuses(other) == dict.fromkeys(run_ids, ("stalled", 2))
-        assert do_due_work(one, WORKER_PATIENCE) == do_due_work(other, WORKER_PATIENCE) == 0
-    one.close()
+        assert do_due_work(replica, WORKER_PATIENCE) == do_due_work(other, WORKER_PATIENCE) == 0
+    replica.close()
     other.close()
 
 
 def test_a_rerun_that_another_replica_holds_is_left_to_it(postgres_url: str, session_app: Any) -> None:
     """A lost trial is queued again by one replica only."""
-    one, other = (Database(Settings(database_url=SecretStr(postgres_url), database_timeout=PATIENCE)) for _ in range(2))
-    session_app.state.database = one
+    replica, other = (
+        Database(Settings(database_url=SecretStr(postgres_url), database_timeout=PATIENCE)) for _ in range(2)
+    )
+    session_app.state.database = replica
     with TestClient(session_app) as client:
         worker = PlayedWorker(client)
         worker.register()
         asked = rerun(client, suspect(client), CLIP)
         assert worker.claim() is not None
-        expire_leases(one)
+        expire_leases(replica)
         (job, *_) = periodic.jobs(WORKER_PATIENCE)
-        with one.writing() as session:
+        with replica.writing() as session:
             assert job.do(session, UUID(asked["id"]))
             assert do_due_work(other, WORKER_PATIENCE) == 0
         assert do_due_work(other, WORKER_PATIENCE) == 0
         (trial,) = read(client, f"/reruns/{asked['id']}")["trials"]
         assert (trial["status"], [attempt["status"] for attempt in trial["attempts"]]) == ("queued", ["lost"])
-    one.close()
+    replica.close()
     other.close()
 
 
@@ -133,7 +137,7 @@ def test_silent_runs_are_found_by_their_index(sqlite_url: str, database: Databas
 
     with database.reading() as session:
         runs.list_silent_runs(session, 10)
-    (statement,) = (one for one in statements if "stalls_at" in one)
+    (statement,) = (statement for statement in statements if "stalls_at" in statement)
     assert "status = 'running'" in statement
     if database.engine.dialect.name == "sqlite":
         with database.reading() as session:
@@ -144,7 +148,7 @@ def test_silent_runs_are_found_by_their_index(sqlite_url: str, database: Databas
 def test_one_failing_unit_does_not_stop_the_others(
     silent_runs: list[str], database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Errors of a unit, whatever they are, leave the other units to be done; the next run does the rest."""
+    """After any error of a unit the other units are still done; the next run does the rest."""
     mark_stalled = runs.mark_stalled
     errors = {silent_runs[1]: RuntimeError("a bug"), silent_runs[3]: DatabaseUnavailable("It is away.")}
 

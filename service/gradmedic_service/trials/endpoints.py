@@ -120,7 +120,7 @@ def renew_lease(
     database: DatabaseDependency,
     lease: LeaseDependency,
 ) -> HeartbeatResult:
-    """Renew the lease of an attempt. The answer says whether the attempt should stop."""
+    """Renew the lease of an attempt. The answer's field `stop` is true if the worker must stop the attempt."""
     with database.writing() as session:
         return service.renew_lease(session, principal, trial_id, body, lease)
 
@@ -174,7 +174,7 @@ def read_lease(
     database: DatabaseDependency,
     attempt: Annotated[int, Query(description="Number of the attempt.", ge=1, le=2**31 - 1)],
 ) -> TrialLease:
-    """Return the lease of a running attempt. Its process asks, with the attempt's key, whether to go on."""
+    """Return the lease of a running attempt. The attempt's own process reads it, with the attempt's key."""
     with database.reading() as session:
         return tickets.read_lease(session, principal, trial_id, attempt)
 

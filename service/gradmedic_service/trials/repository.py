@@ -101,7 +101,7 @@ def add_attempt(session: Session, attempt: models.Attempt) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptRun:
-    """What the service decides of the run of an attempt, whatever the script sends."""
+    """Fields of an attempt's run that the service sets; those that the script sends are ignored."""
 
     parent_id: UUID
     project: str
@@ -111,7 +111,7 @@ class AttemptRun:
 
 
 def find_run_of_attempt(session: Session, run_id: UUID) -> AttemptRun | None:
-    """Return what the service decides of a run whose id belongs to an attempt; None for any other run."""
+    """Return the fields that the service sets of a run whose id belongs to an attempt; None for any other run."""
     attempt, trial, rerun = models.Attempt, models.Trial, models.Rerun
     query = (
         select(attempt, trial, rerun)

@@ -1,4 +1,4 @@
-"""The experiment: what it starts, when it stops, and what it calls verified."""
+"""The experiment: which trials it starts and stops, and which candidates it calls verified."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ def learning(candidate: int, seed: int = 0, final: float = 1.0) -> TrialState:
 def carry_out(
     of: ExperimentDesign, results: dict[tuple[int, int], TrialState]
 ) -> tuple[Conclusion, list[tuple[int, int]]]:
-    """Run an experiment whose trials end as `results` says; return how it came out, and what was started."""
+    """Run an experiment whose trials end with these results; return its conclusion and the started trials."""
     done: list[TrialState] = []
     started: list[tuple[int, int]] = []
     while True:
-        now = next_step(of, done)
-        if now.conclusion is not None:
-            return now.conclusion, started
-        assert now.start
-        for place in now.start:
+        step = next_step(of, done)
+        if step.conclusion is not None:
+            return step.conclusion, started
+        assert step.start
+        for place in step.start:
             started.append(place)
             done.append(results[place])
 
@@ -115,7 +115,7 @@ def test_verified_means_every_seed() -> None:
 
 
 def test_the_next_best_is_confirmed_where_the_best_do_not_hold() -> None:
-    """A remedy that shines on one seed only does not keep a steadier one from being proven."""
+    """A remedy that is best on one seed only does not keep another one from being verified."""
     results = {(CONTROL, seed): failing(seed) for seed in range(3)}
     finals = {1: 0.9, 2: 0.5, 3: 0.7, 4: 1.0}
     for candidate, final in finals.items():
@@ -134,7 +134,7 @@ def test_the_next_best_is_confirmed_where_the_best_do_not_hold() -> None:
 
 
 def test_one_seed_is_enough_if_one_was_asked_for() -> None:
-    """With one seed there is no confirmation, and the outcome says that it was one."""
+    """With one seed there is no confirmation, and the outcome counts one seed."""
     conclusion, started = carry_out(design(candidates=1, seeds=1), {(0, 0): failing(), (1, 0): learning(1)})
     assert started == [(0, 0), (1, 0)]
     assert [(o.state, o.seeds) for o in conclusion.outcomes] == [("verified", 1)]
@@ -178,8 +178,8 @@ def test_a_margin_of_exactly_a_tenth() -> None:
     assert not is_better(trial(1, 0, *start, *[1.81] * 10), control)
 
 
-def test_a_control_without_losses_is_beaten_by_whoever_learns() -> None:
-    """There is no best to be below; the other conditions stay."""
+def test_a_control_without_losses_is_beaten_by_any_trial_that_learns() -> None:
+    """Without a best loss of the control, the other conditions still hold."""
     control = trial(CONTROL, 0, verdict="exploding")
     assert is_better(learning(1), control)
 
@@ -236,7 +236,7 @@ def test_a_control_that_reported_nothing_proves_nothing() -> None:
 
 
 def test_one_curve_with_two_ends_is_not_healthy() -> None:
-    """Of seeds with one and the same loss curve, one that failed makes all of them fail."""
+    """Of seeds with the same loss curve, one that failed makes all of them count as failed."""
     same = trial(1, 0, 2.3, 2.0, 1.0)
     results = {
         (CONTROL, 0): failing(),
@@ -267,8 +267,8 @@ def test_halving_stops_the_worse_half_but_never_the_best_two() -> None:
     def at(candidate: int, *rungs: float, verdict: str = "healthy") -> TrialState:
         return TrialState(candidate=candidate, seed=0, status="running", verdict=verdict, rungs=rungs)
 
-    def reason(one: TrialState, others: list[TrialState], steps: int = 10) -> str | None:
-        return reason_to_stop(one, others, failing(), design(candidates=5), steps)
+    def reason(trial: TrialState, others: list[TrialState], steps: int = 10) -> str | None:
+        return reason_to_stop(trial, others, failing(), design(candidates=5), steps)
 
     others = [at(1, 1.0), at(2, 2.0), at(3, 3.0)]
     assert reason(at(4, 4.0), []) is None
@@ -284,7 +284,7 @@ def test_halving_stops_the_worse_half_but_never_the_best_two() -> None:
 
 
 def test_halving_compares_with_those_that_may_still_win() -> None:
-    """Who was fast at first and has exploded since, or ended no better than the control, drives nobody out."""
+    """A candidate that has exploded, or ended no better than the control, stops no other one."""
     late = replace(learning(4), status="running", rungs=(2.2,), curve=None)
     winners = [replace(learning(c), rungs=(2.1,)) for c in (1, 2, 3)]
     losers = [replace(trial(c, 0, 2.3, 2.0, math.nan, verdict="exploding"), rungs=(2.1,)) for c in (1, 2, 3)]
@@ -316,7 +316,7 @@ def experiments(draw: st.DrawFn) -> tuple[ExperimentDesign, dict[tuple[int, int]
 def test_budgets_are_never_exceeded_and_every_rerun_ends(
     experiment: tuple[ExperimentDesign, dict[tuple[int, int], TrialState]],
 ) -> None:
-    """Whatever the trials do, no trial starts twice, none beyond the budget, and the rerun comes to an end."""
+    """With any results, no trial starts twice or beyond the budget, and the rerun ends."""
     of, results = experiment
     conclusion, started = carry_out(of, results)
     assert len(started) == len(set(started)) <= of.budget.trials
@@ -355,19 +355,19 @@ def test_verified_is_exactly_the_criterion(
 def test_the_order_in_which_trials_end_changes_nothing(
     experiment: tuple[ExperimentDesign, dict[tuple[int, int], TrialState]], random: object
 ) -> None:
-    """Trials that end one by one, in any order, lead to the same conclusion as in bulk; nothing starts twice."""
+    """Trials that end one by one, in any order, lead to the same conclusion; none starts twice."""
     of, results = experiment
     expected, _ = carry_out(of, results)
     rows: dict[tuple[int, int], TrialState] = {}
     while True:
-        now = next_step(of, list(rows.values()))
-        if now.conclusion is not None:
+        step = next_step(of, list(rows.values()))
+        if step.conclusion is not None:
             break
-        for place in now.start:
+        for place in step.start:
             assert place not in rows
             rows[place] = replace(results[place], status="running", curve=None, verdict="undetermined")
         running = sorted(place for place, row in rows.items() if row.status == "running")
         assert running
         chosen = running[random.randrange(len(running))]  # type: ignore[attr-defined]
         rows[chosen] = results[chosen]
-    assert repr(dataclasses.asdict(now.conclusion)) == repr(dataclasses.asdict(expected))
+    assert repr(dataclasses.asdict(step.conclusion)) == repr(dataclasses.asdict(expected))

@@ -12,7 +12,7 @@ from gradmedic_service.reruns.loss_curves import final_loss, loss_at_rung, rungs
 
 
 def test_losses_at_rungs() -> None:
-    """What is not finite, or unhealthy, is worse than any loss."""
+    """A loss that is not finite, or of an unhealthy run, counts as infinite."""
     assert loss_at_rung(np.array([3.0, 2.0]), "healthy") == 2.0
     assert loss_at_rung(np.array([3.0, math.nan]), "healthy") == math.inf
     assert loss_at_rung(np.array([3.0, 2.0]), "vanishing") == math.inf
@@ -22,7 +22,7 @@ def test_losses_at_rungs() -> None:
 
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=1, max_size=60))
 def test_final_loss_is_the_median_of_the_last_tenth(losses: list[float]) -> None:
-    """Against numpy: the median of the last tenth's finite values, if they are the majority."""
+    """The final loss is the median of the last tenth's finite values, if they are the majority."""
     last = losses[-max(1, round(len(losses) / 10)) :]
     finite = [loss for loss in last if math.isfinite(loss)]
     found = final_loss(np.array(losses))

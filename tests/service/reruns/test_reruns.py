@@ -12,8 +12,8 @@ from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.remedies import REMEDIES
 
 
-def test_a_race_from_the_question_to_the_proof(client: TestClient, worker: PlayedWorker) -> None:
-    """Control, race, confirmation: the outcome stands on the suspect run's diagnosis, with losses, seeds and cost."""
+def test_a_race_from_the_request_to_the_outcome(client: TestClient, worker: PlayedWorker) -> None:
+    """After control, race and confirmation, the suspect run's diagnosis has the outcome with losses, seeds and cost."""
     run_id = suspect(client)
     asked = rerun(client, run_id, CLIP, SLOW)
     assert (asked["status"], asked["seeds"], len(asked["trials"])) == ("queued", [0, 1, 2], 1)
@@ -31,28 +31,28 @@ def test_a_race_from_the_question_to_the_proof(client: TestClient, worker: Playe
     assert (second["outcome"]["state"], second["outcome"]["healthy"]) == ("failed", 0)
     assert "exploding on seed 0" in second["reason"]
     tried = read(client, f"/runs/{run_id}/diagnosis")["tried"]
-    assert [one["remedies"] for one in tried] == [CLIP, SLOW]
+    assert [entry["remedies"] for entry in tried] == [CLIP, SLOW]
     assert tried[0]["outcome"] == first["outcome"]
     assert worker.claim() is None
 
 
-def test_the_advice_is_raced_and_read_with_its_proof(client: TestClient, worker: PlayedWorker) -> None:
-    """Without remedies the run's own advice is raced; each outcome stands beside its advice, the best proven first."""
+def test_the_advice_is_raced_and_read_with_its_outcomes(client: TestClient, worker: PlayedWorker) -> None:
+    """Without remedies the run's advice is raced. The advice then has its outcomes, the best verified one first."""
     run_id = suspect(client)
     before = read(client, f"/runs/{run_id}/diagnosis")["advice"]
     asked = rerun(client, run_id, seeds=1)
-    remedies = [one["remedies"] for one in asked["candidates"]]
-    assert remedies[0] == []
+    candidates = [candidate["remedies"] for candidate in asked["candidates"]]
+    assert candidates[0] == []
     possible = [id for id, kind in REMEDIES.items() if kind.tier <= 2] + ["truncate_backpropagation"]
-    ids = [one["remedy"]["id"] for one in before if one["remedy"]["id"] in possible]
-    assert [one[0]["id"] for one in remedies[1:] if len(one) == 1] == ids
-    alone = [index for index, one in enumerate(remedies) if len(one) == 1]
-    ends = {alone[0]: "learning", alone[2]: "learning fast"}
-    worker.work({index: ends.get(index, "exploding") for index in range(len(remedies))})
+    ids = [entry["remedy"]["id"] for entry in before if entry["remedy"]["id"] in possible]
+    assert [remedies[0]["id"] for remedies in candidates[1:] if len(remedies) == 1] == ids
+    single = [index for index, remedies in enumerate(candidates) if len(remedies) == 1]
+    ends = {single[0]: "learning", single[2]: "learning fast"}
+    worker.work({index: ends.get(index, "exploding") for index in range(len(candidates))})
     after = read(client, f"/runs/{run_id}/diagnosis")["advice"]
-    assert [one["rank"] for one in after] == list(range(1, len(before) + 1))
-    assert (after[0]["remedy"], after[0]["outcome"]["state"]) == (remedies[alone[2]][0], "verified")
-    assert (after[1]["remedy"], after[1]["outcome"]["state"]) == (remedies[alone[0]][0], "verified")
+    assert [entry["rank"] for entry in after] == list(range(1, len(before) + 1))
+    assert (after[0]["remedy"], after[0]["outcome"]["state"]) == (candidates[single[2]][0], "verified")
+    assert (after[1]["remedy"], after[1]["outcome"]["state"]) == (candidates[single[0]][0], "verified")
     assert (after[0]["outcome"]["seeds"], after[0]["outcome"]["healthy"]) == (1, 1)
 
 
@@ -68,13 +68,13 @@ def test_a_failure_that_does_not_show_again(client: TestClient, worker: PlayedWo
 
 
 def test_each_attempt_is_a_run_of_its_own(client: TestClient, worker: PlayedWorker) -> None:
-    """A trial's run is the suspect run's child, named for its remedies, and not among the other runs."""
+    """A trial's run is a child of the suspect run, has the name of its remedies, and is not in the list of runs."""
     run_id = suspect(client)
     rerun(client, run_id, CLIP)
     worker.work({0: "exploding", 1: "learning"}, limit=2)
-    assert [one["id"] for one in read(client, "/runs")["items"]] == [run_id]
+    assert [run["id"] for run in read(client, "/runs")["items"]] == [run_id]
     children = read(client, f"/runs?parent_id={run_id}&sort=created_at")["items"]
-    assert [(one["name"], one["status"], one["parent_id"]) for one in children] == [
+    assert [(run["name"], run["status"], run["parent_id"]) for run in children] == [
         ("control, seed 0", "finished", run_id),
         ("clip_grad_norm(1.0), seed 0", "finished", run_id),
     ]
@@ -134,8 +134,8 @@ def test_each_attempt_is_a_run_of_its_own(client: TestClient, worker: PlayedWork
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_bad_questions_name_the_field(sqlite_client: TestClient, body: dict[str, Any], path: str, message: str) -> None:
-    """Whatever cannot be asked for is refused with its path and its limit, and nothing is stored."""
+def test_bad_requests_name_the_field(sqlite_client: TestClient, body: dict[str, Any], path: str, message: str) -> None:
+    """A field that is not allowed is refused with its path and its limit, and nothing is stored."""
     PlayedWorker(sqlite_client).register()
     run_id = suspect(sqlite_client)
     refused = sqlite_client.post(f"{API}/runs/{run_id}/reruns", json=body)
@@ -145,8 +145,8 @@ def test_bad_questions_name_the_field(sqlite_client: TestClient, body: dict[str,
     assert read(sqlite_client, "/reruns")["items"] == []
 
 
-def test_runs_that_cannot_be_rerun_say_why(sqlite_client: TestClient) -> None:
-    """No trainable, one that nobody offers, a config that does not fit it, no advice that can be tried, a trial."""
+def test_a_run_that_cannot_be_rerun_is_refused_with_the_reason(sqlite_client: TestClient) -> None:
+    """The reason: no trainable, not offered, a config that does not fit, no advice to try, the run of a trial."""
     client = sqlite_client
 
     def refusal(run_id: str, **body: Any) -> tuple[int, str, str]:
@@ -171,12 +171,12 @@ def test_runs_that_cannot_be_rerun_say_why(sqlite_client: TestClient) -> None:
     assert "attempt at a trial" in refusal(claimed["run_id"])[2]
 
 
-def test_the_same_question_makes_one_rerun(client: TestClient, worker: PlayedWorker) -> None:
-    """A client that asks again with the id of its choice gets the rerun that it has."""
+def test_the_same_request_makes_one_rerun(client: TestClient, worker: PlayedWorker) -> None:
+    """A client that sends the same id again gets the rerun that it has created."""
     run_id, id = suspect(client), str(new_id())
     body = {"remedies": [CLIP], "id": id}
     answers = [client.post(f"{API}/runs/{run_id}/reruns", json=body) for _ in range(2)]
-    assert [one.status_code for one in answers] == [202, 200]
+    assert [answer.status_code for answer in answers] == [202, 200]
     assert answers[0].json() == answers[1].json()
     assert len(read(client, "/reruns")["items"]) == 1
     other = client.post(f"{API}/runs/{suspect(client)}/reruns", json=body)
@@ -184,7 +184,7 @@ def test_the_same_question_makes_one_rerun(client: TestClient, worker: PlayedWor
 
 
 def test_cancelling_ends_everything(client: TestClient, worker: PlayedWorker) -> None:
-    """A cancelled rerun has no more trials; the worker of one that runs is told, and so is its script."""
+    """A cancelled rerun starts no trial, and the next answers stop the worker and the script of a running one."""
     asked = rerun(client, suspect(client), CLIP, SLOW)
     worker.work({0: "exploding"}, limit=1)
     claimed = worker.claim()
@@ -192,7 +192,7 @@ def test_cancelling_ends_everything(client: TestClient, worker: PlayedWorker) ->
     worker.stream(claimed, "learning", steps=5)
     cancelled = client.post(f"{API}/reruns/{asked['id']}/cancel")
     assert (cancelled.status_code, cancelled.json()["status"]) == (200, "cancelled")
-    assert {one["status"] for one in cancelled.json()["trials"]} == {"done", "cancelled"}
+    assert {trial["status"] for trial in cancelled.json()["trials"]} == {"done", "cancelled"}
     assert client.post(f"{API}/reruns/{asked['id']}/cancel").json() == cancelled.json()
     beat = worker.beat(claimed)
     assert (beat.status_code, beat.json()["error_code"]) == (409, "stale_attempt")
@@ -203,8 +203,8 @@ def test_cancelling_ends_everything(client: TestClient, worker: PlayedWorker) ->
     assert worker.claim() is None
 
 
-def test_reruns_by_themselves_where_the_project_wants_them(client: TestClient, worker: PlayedWorker) -> None:
-    """A run that turns unhealthy is rerun once, without being asked, if its project says so."""
+def test_a_project_may_rerun_automatically(client: TestClient, worker: PlayedWorker) -> None:
+    """A run that turns unhealthy is rerun once without a request, if its project wants that."""
     suspect(client)
     assert read(client, "/reruns")["items"] == []
     client.patch(f"{API}/projects/tests", json={"rerun_automatically": True})
@@ -226,7 +226,7 @@ def test_lists_page_and_filter(client: TestClient, worker: PlayedWorker) -> None
     token = None
     while True:
         page = client.get(f"{API}/reruns", params={"max_results": 2} | ({"page_token": token} if token else {})).json()
-        found += [one["id"] for one in page["items"]]
+        found += [item["id"] for item in page["items"]]
         token = page["next_page_token"]
         if token is None:
             break
@@ -237,7 +237,7 @@ def test_lists_page_and_filter(client: TestClient, worker: PlayedWorker) -> None
         ("status=cancelled", [made[0]]),
         ("status=queued&project=p0", []),
     ):
-        assert [one["id"] for one in read(client, f"/reruns?{query}")["items"]] == expected
+        assert [item["id"] for item in read(client, f"/reruns?{query}")["items"]] == expected
     assert client.get(f"{API}/reruns?status=odd").json()["errors"][0]["path"] == "status"
     assert client.get(f"{API}/reruns?page_token=W10").json()["errors"][0]["path"] == "page_token"
     assert client.get(f"{API}/reruns/{new_id()}").json()["error_code"] == "rerun_not_found"

@@ -39,7 +39,7 @@ def let_patience_end(run: str, database: Database) -> None:
 
 
 def test_a_quick_run_is_missed_after_a_minute() -> None:
-    """A run that has spoken every second for hours is stalled a minute after its last word, whatever its start took."""
+    """A run that sends steps every second for hours may be silent for a minute, also after a slow start."""
     patience, now = after([100.0] + [1.0] * 4 * 3600)
     assert patience.stalls_at - now == timedelta(seconds=LEAST_SECONDS)
 
@@ -62,7 +62,7 @@ def test_a_nights_stall_does_not_buy_a_week() -> None:
 
 @given(st.lists(st.floats(-10, 1e5), max_size=5))
 def test_patience_is_bounded_by_what_was_allowed(pauses: list[float]) -> None:
-    """Whatever the pauses, clocks that go back included, a minute is allowed, and at most 40 times what was before."""
+    """After any pauses, also negative ones, a run may be silent for a minute, and at most 40 times what it was."""
     patience, now = after(pauses)
     later = patience.after_append(now + timedelta(days=30))
     assert patience.seconds >= LEAST_SECONDS
@@ -107,10 +107,8 @@ def test_a_rewind_ends_a_stall(client: TestClient, create_run: Any, database: Da
     assert client.get(run).json()["status"] == "running"
 
 
-def test_resending_what_is_stored_does_not_count_as_speaking(
-    client: TestClient, create_run: Any, database: Database
-) -> None:
-    """Only new steps bring a run back: a journal that is sent again says nothing about the job."""
+def test_resent_steps_do_not_end_a_stall(client: TestClient, create_run: Any, database: Database) -> None:
+    """Only new steps make a run running again: a journal that is sent again does not show that the job lives."""
     run = create_run(client)
     client.post(f"{run}/steps", json={"steps": [0], "loss": [1.0]})
     let_patience_end(run, database)

@@ -1,4 +1,4 @@
-"""What tests of trainables share with those of reruns."""
+"""Fixtures that tests of trainables share with tests of reruns."""
 
 from __future__ import annotations
 

@@ -39,13 +39,13 @@ from tests.service.reruns.conftest import API, PlayedWorker, read
     ],
 )
 def test_bad_trainables_name_the_field(sqlite_client: TestClient, change: dict[str, Any], path: str) -> None:
-    """What a worker cannot offer is refused with its path; a command is no field at all."""
+    """A field that is not allowed is refused with its path; a command is no field."""
     response = sqlite_client.put(f"{API}/trainables", json={"items": [{"name": "t"} | change]})
     assert (response.status_code, response.json()["errors"][0]["path"]) == (422, path)
 
 
 def test_trainables_are_listed(client: TestClient, worker: PlayedWorker) -> None:
-    """What was offered is listed by name; offering again replaces it."""
+    """Offered trainables are listed by name; a new offer replaces the one before."""
     worker.register(gpus=2, timeout=5.0)
     (found,) = read(client, "/trainables")["items"]
     assert (found["name"], found["gpus"], found["timeout"], len(found["parameters"])) == ("train", 2, 5.0, 3)

@@ -1,4 +1,4 @@
-"""What tests of trials share with those of reruns."""
+"""Fixtures that tests of trials share with tests of reruns."""
 
 from __future__ import annotations
 

@@ -10,20 +10,20 @@ from tests.service.reruns.conftest import API, CLIP, SLOW, STEPS, PlayedWorker, 
 
 
 def test_a_trial_is_claimed_once(client: TestClient, worker: PlayedWorker) -> None:
-    """Ten workers that ask at the same time get each trial once."""
+    """Ten workers that claim at the same time get each trial once."""
     candidates = [[{"id": "clip_grad_norm", "parameters": {"max_norm": norm}}] for norm in range(1, 7)]
     rerun(client, suspect(client), *candidates)
     worker.work({0: "exploding"}, limit=1)
     with ThreadPoolExecutor(10) as pool:
-        found = [one for one in pool.map(lambda _: worker.claim(), range(30)) if one is not None]
+        found = [claimed for claimed in pool.map(lambda _: worker.claim(), range(30)) if claimed is not None]
     found += iter(worker.claim, None)
-    assert len({one["trial_id"] for one in found}) == len(found) == 6
-    assert len({one["run_id"] for one in found}) == 6
-    assert {one["attempt"] for one in found} == {1}
+    assert len({claimed["trial_id"] for claimed in found}) == len(found) == 6
+    assert len({claimed["run_id"] for claimed in found}) == 6
+    assert {claimed["attempt"] for claimed in found} == {1}
 
 
-def test_parameters_reach_the_command_and_the_optimizer_gets_the_rest(client: TestClient, worker: PlayedWorker) -> None:
-    """What the script can do by a parameter is done by it; parameters can be set by name; the rest is for the SDK."""
+def test_parameters_carry_out_remedies_and_the_sdk_applies_the_rest(client: TestClient, worker: PlayedWorker) -> None:
+    """A parameter carries out its remedy, `set_parameter` sets parameters by name, and the SDK applies the rest."""
     truncate = [{"id": "truncate_backpropagation", "parameters": {"time_steps": 7}}, *CLIP]
     by_name = [{"id": "set_parameter", "parameters": {"depth": 1, "lr": 0.01}}]
     rerun(client, suspect(client), truncate, by_name)
@@ -35,8 +35,8 @@ def test_parameters_reach_the_command_and_the_optimizer_gets_the_rest(client: Te
     assert (second["parameters"], second["remedies"]) == ({"lr": 0.01, "depth": 1, "window": 50}, [])
 
 
-def test_seconds_are_shared_by_what_runs(client: TestClient, worker: PlayedWorker) -> None:
-    """Each claim is given its share of what is left, and a heartbeat says how much that still is."""
+def test_running_trials_share_the_seconds(client: TestClient, worker: PlayedWorker) -> None:
+    """Each claim gets its share of the seconds that are left, and a heartbeat answers how many that still are."""
     rerun(client, suspect(client), CLIP, SLOW, budget={"steps": STEPS, "seconds": 100.0})
     control = worker.claim()
     assert control is not None
@@ -51,8 +51,8 @@ def test_seconds_are_shared_by_what_runs(client: TestClient, worker: PlayedWorke
     assert worker.beat(first).json()["seconds"] == pytest.approx(50.0, abs=10)
 
 
-def test_projects_cap_what_runs_at_the_same_time(client: TestClient, worker: PlayedWorker) -> None:
-    """No more trials of a project run than it allows; its cap on seconds holds for new reruns."""
+def test_projects_cap_running_trials_and_seconds(client: TestClient, worker: PlayedWorker) -> None:
+    """No more trials of a project run at a time than it allows; its cap on seconds holds for new reruns."""
     rerun(client, suspect(client), CLIP)
     rerun(client, suspect(client), CLIP)
     changes = {"max_concurrent_trials": 1, "max_rerun_seconds": 60.0}

@@ -40,7 +40,7 @@ def test_a_lost_worker_is_replaced(client: TestClient, worker: PlayedWorker, dat
 
 
 def test_a_heartbeat_keeps_a_trial(client: TestClient, worker: PlayedWorker, database: Database) -> None:
-    """A lease that was renewed is not taken for expired."""
+    """A trial whose lease was renewed is not lost."""
     rerun(client, suspect(client), CLIP)
     claimed = worker.claim()
     assert claimed is not None

@@ -19,14 +19,14 @@ def test_a_result_is_published_once(client: TestClient, worker: PlayedWorker) ->
     worker.stream(claimed, "learning")
     with ThreadPoolExecutor(5) as pool:
         answers = list(pool.map(lambda _: worker.publish(claimed), range(10)))
-    assert {one.status_code for one in answers} == {200}
+    assert {answer.status_code for answer in answers} == {200}
     done = read(client, f"/reruns/{asked['id']}")
     assert (done["status"], len(done["trials"])) == ("done", 2)
     assert worker.publish(claimed).json() == done
 
 
 def test_steps_beyond_the_budget_are_not_taken(client: TestClient, worker: PlayedWorker) -> None:
-    """A trial that goes on sending is told to stop, and what is beyond its steps is not stored."""
+    """Steps beyond the budget are not stored, and the answer tells the script to stop."""
     rerun(client, suspect(client), CLIP)
     claimed = worker.claim()
     assert claimed is not None
@@ -50,11 +50,15 @@ def test_the_worse_half_is_stopped_at_a_rung(client: TestClient, worker: PlayedW
     assert (stopped["status"], stopped["attempts"][0]["status"]) == ("stopped", "stopped")
     worker.work({0: "exploding", 1: "learning", 2: "learning"})
     done = read(client, f"/reruns/{asked['id']}")
-    assert [one["outcome"]["state"] for one in done["candidates"][1:]] == ["verified", "verified", "healthy"]
+    assert [tried["outcome"]["state"] for tried in done["candidates"][1:]] == [
+        "verified",
+        "verified",
+        "healthy",
+    ]
 
 
 def test_trials_without_steps_have_failed(client: TestClient, worker: PlayedWorker) -> None:
-    """A script that ends well but never created its run, or never logged, has shown nothing."""
+    """A script that ends with code 0 without having created its run, or logged a step, has failed."""
     asked = rerun(client, suspect(client), CLIP, SLOW, LATE)
     worker.work({0: "exploding"}, limit=1)
     silent = worker.claim()
@@ -68,14 +72,18 @@ def test_trials_without_steps_have_failed(client: TestClient, worker: PlayedWork
     assert refused is not None
     worker.publish(refused, "not_applicable", reason="no use")
     done = read(client, f"/reruns/{asked['id']}")
-    assert [one["outcome"]["state"] for one in done["candidates"][1:]] == ["failed", "failed", "not_applicable"]
+    assert [tried["outcome"]["state"] for tried in done["candidates"][1:]] == [
+        "failed",
+        "failed",
+        "not_applicable",
+    ]
     assert "gradmedic.init()" in done["candidates"][1]["reason"]
     assert "run.log()" in done["candidates"][2]["reason"]
     assert done["candidates"][3]["reason"] == "no use"
 
 
 def test_output_is_readable_and_bounded(client: TestClient, worker: PlayedWorker) -> None:
-    """The end of what a trial prints can be read while it runs and afterwards, whatever is in it."""
+    """The end of a trial's output can be read while it runs and afterwards, with any characters in it."""
     rerun(client, suspect(client), CLIP)
     claimed = worker.claim()
     assert claimed is not None
@@ -90,8 +98,8 @@ def test_output_is_readable_and_bounded(client: TestClient, worker: PlayedWorker
     assert client.get(f"{API}/trials/{new_id()}/output").json()["error_code"] == "trial_not_found"
 
 
-def test_what_a_trial_took_is_what_its_worker_says(client: TestClient, worker: PlayedWorker) -> None:
-    """A result that a service was not there for costs the time of the trial, and never more than has passed."""
+def test_the_worker_reports_the_seconds_of_a_trial(client: TestClient, worker: PlayedWorker) -> None:
+    """A result that arrives late costs the seconds that its worker reports, and never more than have passed."""
     asked = rerun(client, suspect(client), CLIP, seeds=1)
     claimed = worker.claim()
     assert claimed is not None
