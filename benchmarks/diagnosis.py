@@ -29,12 +29,13 @@ from benchmarks.corpus.families import ASIDE, SPLITS, is_made
 from benchmarks.corpus.outcome import build_up_steps
 from benchmarks.corpus.recording import load, read_arrays
 from benchmarks.reference_rules import REFERENCES, RuleSet
+from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
 from gradmedic_diagnosis import Block, Diagnostician, LayerFacts, StepSeries, TrainingFacts
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 CACHE: Final = ROOT / "benchmarks" / ".cache"
+ALARMS: Final = UNHEALTHY_VERDICTS[::-1]
 CLASSES: Final = ("vanishing", "exploding", "healthy")
-ALARMS: Final = ("exploding", "vanishing")
 LARGEST_BLOCK: Final = 50
 BUILD_UP: Final = 5
 """An explosion that takes more steps than this before its first non-finite value can be announced."""

@@ -1,6 +1,7 @@
 """A deep multilayer perceptron on the handwritten digits that scikit-learn ships.
 
-Without options it fails: each sigmoid shrinks the gradient, until nothing is left of it at the first layers. `--activation relu` repairs it.
+Without options it fails: each sigmoid shrinks the gradient, until nothing is left of it at the first layers.
+`--activation relu` repairs it.
 
     python digits_classifier.py --steps 300
 """

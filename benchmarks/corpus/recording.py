@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from gradmedic.protocol.numbers import to_float32
 from gradmedic_diagnosis import Block, LayerFacts, OptimizerFacts, StepSeries, TrainingFacts
 
 STATISTICS: Final = (
@@ -23,15 +24,7 @@ STATISTICS: Final = (
     "weight_norm",
     "update_norm",
 )
-LARGEST: Final = float(np.finfo(np.float32).max)
 SERIES: Final = ("loss", "learning_rate", "clip_coefficient", "loss_scale")
-
-
-def as_float32(values: NDArray[Any]) -> NDArray[np.float32]:
-    """Cast; a finite value beyond float32 becomes the largest float32, never infinity."""
-    clamped = np.where(np.isfinite(values), np.clip(values, -LARGEST, LARGEST), values)
-    with np.errstate(over="ignore"):
-        return clamped.astype(np.float32)
 
 
 def load(path: Path, *, bare: bool = False) -> tuple[tuple[LayerFacts, ...], TrainingFacts, Block]:
@@ -71,7 +64,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
 def to_block(arrays: dict[str, NDArray[Any]]) -> Block:
     """Convert a recording's arrays: absent where `nonfinite_count` is NaN; every other NaN was computed by the job."""
     present = ~np.isnan(arrays["nonfinite_count"])
-    values = np.stack([as_float32(arrays[name]) for name in STATISTICS], axis=-1)
+    values = np.stack([to_float32(arrays[name]) for name in STATISTICS], axis=-1)
     values[~present] = 0.0
     steps = len(arrays["loss"])
     return Block(

@@ -39,11 +39,12 @@ from gradmedic.exceptions import (
     UnhealthyRunError,
     UsageError,
 )
-from gradmedic.protocol.encoding import to_float32
 from gradmedic.protocol.names import name_error
+from gradmedic.protocol.numbers import MAX_EXACT_INTEGER, to_float32
 from gradmedic.protocol.runs import Layer, RunCreate, Training
 from gradmedic.protocol.statistics import SERIES, STATISTICS
 from gradmedic.protocol.steps import AppendResult
+from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
 from gradmedic.recording import process_exit
 from gradmedic.recording.instrumentation import Instrumentation, Pending, PendingNumber
 from gradmedic.recording.layers import LayerRegistry
@@ -76,11 +77,8 @@ DEFAULT_FLUSH_TIMEOUT = 30.0
 DEFAULT_FINISH_TIMEOUT = 15.0
 """Seconds that the end of a job may be delayed by a service that does not answer."""
 
-UNHEALTHY = ("vanishing", "exploding")
 _EXCERPT = 50
 """Characters of a name that are shown when something is wrong with it."""
-_LARGEST_STEP = 2**53
-"""Beyond it, JSON readers that hold numbers in float64 would confuse steps; the service takes no larger one."""
 _STATISTICS_BEFORE_ANY = ("grad_norm",)
 """What a run is said to carry if it is registered before it showed any statistics: every kind of row has this."""
 
@@ -462,7 +460,7 @@ class Run:
             ConfigurationError: there is no such step.
             UsageError: the run is finished.
         """
-        if not isinstance(step, int) or isinstance(step, bool) or not -1 <= step <= _LARGEST_STEP:
+        if not isinstance(step, int) or isinstance(step, bool) or not -1 <= step <= MAX_EXACT_INTEGER:
             raise ConfigurationError(f"step must be a whole number from -1, not {step!r}")
         if self._is_finished:
             raise UsageError("rewind() after finish()")
@@ -564,8 +562,8 @@ class Run:
         if number <= self._last_number or number < 0:
             self._say_once("step order", f"step {number} is left out: it does not follow step {self._last_number}")
             return None
-        if number > _LARGEST_STEP:
-            self._say_once("step size", f"step {number} is left out: steps end at {_LARGEST_STEP}")
+        if number > MAX_EXACT_INTEGER:
+            self._say_once("step size", f"step {number} is left out: steps end at {MAX_EXACT_INTEGER}")
             return None
         return number
 
@@ -809,7 +807,7 @@ class Run:
         self._verdict = result.verdict
         since = "" if result.since_step is None else f" since step {result.since_step}"
         summary = " ".join(result.alerts) or f"The verdict is {result.verdict}{since}."
-        if result.verdict in UNHEALTHY:
+        if result.verdict in UNHEALTHY_VERDICTS:
             self._sampler.hurry()
             logger.warning("gradmedic: %s See %s", summary, self.url)
             if self._may_clip:
@@ -843,7 +841,7 @@ class Run:
             logger.warning("gradmedic: gradients are clipped to the norm %.4g from now on", max_norm)
         while self._events:
             event = self._events.popleft()
-            if event.verdict in UNHEALTHY and self._configuration.on_unhealthy == "stop":
+            if event.verdict in UNHEALTHY_VERDICTS and self._configuration.on_unhealthy == "stop":
                 self._reason_to_stop = UnhealthyRunError(
                     f"{event.summary} See {self.url}", verdict=event.verdict, since_step=event.since_step
                 )

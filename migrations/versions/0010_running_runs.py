@@ -1,4 +1,4 @@
-"""An index of the running runs, in which the periodic task finds those that are silent.
+"""An index of the running runs, in which the due work finds those that are silent.
 
 Revision ID: 0010
 Revises: 0009

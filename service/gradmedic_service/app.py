@@ -1,4 +1,4 @@
-"""The one place where the service is put together."""
+"""The composition root: builds the application, its services and its periodic tasks."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from threading import Event
 
 from fastapi import APIRouter, FastAPI
 
 from gradmedic.protocol.service import API_PATH
 from gradmedic_service.access.admission import Admission
 from gradmedic_service.access.authentication import Authentication
-from gradmedic_service.access.authorization import require_needs
+from gradmedic_service.access.authorization import check_requirements
 from gradmedic_service.access.browsers import BrowserGuard
 from gradmedic_service.access.endpoints import router as access_router
 from gradmedic_service.access.keyring import LAST_USE_SECONDS, Keyring
-from gradmedic_service.access.rates import Rates
+from gradmedic_service.access.rate_limits import RateLimits
 from gradmedic_service.database import schema
 from gradmedic_service.database.engine import Database
+from gradmedic_service.due_work import do_due_work
 from gradmedic_service.http.bodies import BoundedBodies
 from gradmedic_service.http.documentation import add_documentation
 from gradmedic_service.http.health import health_router, limits_router
@@ -27,11 +29,12 @@ from gradmedic_service.http.problems import answer_with_problems
 from gradmedic_service.http.requests import RequestContext
 from gradmedic_service.http.responses import WireResponse
 from gradmedic_service.http.routes import RouteTable
-from gradmedic_service.periodic import run_periodically
+from gradmedic_service.periodic_tasks import PeriodicTask, running_periodically
 from gradmedic_service.projects.endpoints import router as projects_router
 from gradmedic_service.reruns.endpoints import router as reruns_router
 from gradmedic_service.runs.endpoints import router as runs_router
 from gradmedic_service.runs.facts import FactsCache
+from gradmedic_service.services import Services, provide_services, services_of
 from gradmedic_service.settings import Settings
 from gradmedic_service.telemetry.endpoints import router as telemetry_router
 from gradmedic_service.telemetry.run_cache import RunCache
@@ -42,7 +45,7 @@ from gradmedic_service.web.live import LiveRuns
 from gradmedic_service.web.pages import add_pages
 
 DESCRIPTION = """\
-Reads the gradients of training jobs and says what is wrong, why, and what fixes it.
+The service reads the gradients of training jobs and reports what is wrong, why, and what fixes it.
 
 A training loop creates a *run*, appends *steps* with statistics of every layer's gradient, and reads the *diagnosis*.
 Non-finite numbers are the strings `"NaN"`, `"Infinity"` and `"-Infinity"`, both ways; `null` in a statistic means that
@@ -51,45 +54,18 @@ no optimizer touched the layer in that step. Errors are RFC 9457 problems with a
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """Return the service as an ASGI application. Its database must have been migrated."""
-    database = Database(settings)
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.live = LiveRuns(settings.max_streams)
-        writing = asyncio.create_task(_write_last_uses(app))
-        periodic = asyncio.create_task(
-            run_periodically(app.state.database, settings.periodic_interval, settings.worker_patience)
-        )
-        yield
-        app.state.live.close()
-        writing.cancel()
-        periodic.cancel()
-        await asyncio.to_thread(app.state.keyring.write_last_uses, app.state.database)
-        database.close()
-
+    """Return the service as an ASGI application. Its database must be migrated before it serves requests."""
     app = FastAPI(
         title="gradmedic",
         version=version("gradmedic"),
         description=DESCRIPTION,
         default_response_class=WireResponse,
-        lifespan=lifespan,
+        lifespan=_lifespan,
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.database = database
-    app.state.requires_keys = settings.requires_keys
-    app.state.keyring = Keyring()
-    app.state.rates = Rates(settings.max_requests_per_minute)
-    app.state.metrics = Metrics()
-    app.state.limits = settings.limits()
-    app.state.trial_lease = settings.trial_lease
-    app.state.facts = FactsCache()
-    app.state.warm = RunCache()
-    app.state.schema_revision = schema.head()
-
     app.include_router(health_router)
     add_pages(app)
     api = APIRouter(prefix=API_PATH)
@@ -107,20 +83,65 @@ def create_app(settings: Settings) -> FastAPI:
         api.include_router(router)
     app.include_router(api)
     add_documentation(app)
-    require_needs(app)
-    app.state.routes = RouteTable(app)
+    check_requirements(app)
     answer_with_problems(app)
+    provide_services(app, build_services(settings, RouteTable(app)))
     app.add_middleware(BoundedBodies, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(
         Admission, max_concurrent=settings.max_concurrent_requests, max_waiting=settings.max_waiting_requests
     )
     app.add_middleware(Authentication)
-    app.add_middleware(BrowserGuard, allowed_hosts=settings.answering_hosts)
+    app.add_middleware(BrowserGuard, allowed_hosts=settings.accepted_hosts)
     app.add_middleware(RequestContext)
     return app
 
 
-async def _write_last_uses(app: FastAPI) -> None:
-    while True:
-        await asyncio.sleep(LAST_USE_SECONDS)
-        await asyncio.to_thread(app.state.keyring.write_last_uses, app.state.database)
+def build_services(settings: Settings, route_table: RouteTable) -> Services:
+    """Return the services of an application with these routes."""
+    return Services(
+        database=Database(settings),
+        schema_revision=schema.head(),
+        route_table=route_table,
+        limits=settings.limits(),
+        requires_keys=settings.requires_keys,
+        keyring=Keyring(),
+        rate_limits=RateLimits(settings.max_requests_per_minute),
+        metrics=Metrics(),
+        facts=FactsCache(),
+        run_cache=RunCache(),
+        live_runs=LiveRuns(settings.max_streams),
+        trial_lease=settings.trial_lease,
+        worker_patience=settings.worker_patience,
+        due_work_interval=settings.due_work_interval,
+    )
+
+
+def periodic_tasks(services: Services, is_ending: Event) -> list[PeriodicTask]:
+    """Return what a process repeats while it serves requests, until an event that it is ending."""
+    return [
+        PeriodicTask(
+            name="write the last uses of API keys",
+            seconds=LAST_USE_SECONDS,
+            run=lambda: services.keyring.write_last_uses(services.database),
+        ),
+        PeriodicTask(
+            name="do due work",
+            seconds=services.due_work_interval,
+            run=lambda: do_due_work(services.database, services.worker_patience, is_ending),
+        ),
+    ]
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Run the periodic tasks while requests are served; then end the event streams and close the database."""
+    is_ending = Event()
+    async with running_periodically(periodic_tasks(services_of(app), is_ending)):
+        try:
+            yield
+        finally:
+            is_ending.set()
+    services = services_of(app)
+    services.live_runs.close()
+    await asyncio.to_thread(services.keyring.write_last_uses, services.database)
+    services.database.close()

@@ -17,10 +17,12 @@ from benchmarks.corpus.ledger import Ledger
 from benchmarks.corpus.outcome import Outcome, build_up_steps, label_of
 from benchmarks.corpus.program import Program
 from benchmarks.corpus.recorder import Recorder
-from benchmarks.corpus.recording import LARGEST, STATISTICS, load, read_arrays, to_block
+from benchmarks.corpus.recording import STATISTICS, load, read_arrays, to_block
 from benchmarks.corpus.recording_file import save
 from benchmarks.corpus.training import Recipe, Run, schedule_factor, train
 from torch import nn
+
+from gradmedic.protocol.numbers import LARGEST_FLOAT32
 
 
 def case(program: str, **config: Any) -> Case:
@@ -123,7 +125,7 @@ def test_a_finite_norm_beyond_float32_stays_finite() -> None:
     weight.grad = torch.zeros(4)
     recorder.before_update(None)
     recorder.after_update()
-    assert recorder.arrays()["weight_norm"][0, 0] == np.float32(LARGEST)
+    assert recorder.arrays()["weight_norm"][0, 0] == np.float32(LARGEST_FLOAT32)
 
 
 def test_gradients_are_recorded_before_clipping() -> None:
@@ -217,7 +219,9 @@ def test_absence_and_computed_nan_stay_apart() -> None:
     assert block.present.tolist() == [[True, False], [True, True], [True, True]]
     assert block.skipped.tolist() == [False, True, False]
     norms = block.values[:, :, STATISTICS.index("grad_norm")]
-    np.testing.assert_array_equal(norms, np.array([[1, 0], [np.nan, LARGEST], [np.inf, -LARGEST]], dtype=np.float32))
+    np.testing.assert_array_equal(
+        norms, np.array([[1, 0], [np.nan, LARGEST_FLOAT32], [np.inf, -LARGEST_FLOAT32]], dtype=np.float32)
+    )
     assert (block.values[0, 1] == 0).all()
     np.testing.assert_array_equal(block.series["loss"].values, arrays["loss"])
     assert "clip_coefficient" not in block.series

@@ -1,4 +1,4 @@
-"""The service for the tests: in this process over ASGI, or a process of its own."""
+"""The service for the tests: in this process over ASGI, or as a process of its own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,15 +23,16 @@ from starlette.testclient import TestClient
 from tests.support.patience import PATIENCE
 from tests.support.postgres import PostgresServer
 
-from gradmedic_service.app import create_app
+from gradmedic_service.app import build_services, create_app
 from gradmedic_service.database import schema
 from gradmedic_service.database.engine import Database
+from gradmedic_service.services import Services, provide_services, services_of
 from gradmedic_service.settings import Settings
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _answer_the_test_client() -> Iterator[None]:
-    """Let services in this process answer under the name that Starlette's test client uses."""
+def _allow_test_host() -> Iterator[None]:
+    """Make services in this process answer under the host name of Starlette's test client."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("GRADMEDIC_ALLOWED_HOSTS", "testserver")
         yield
@@ -45,33 +46,61 @@ def _plain_logging() -> None:
 
 @pytest.fixture
 def settings(database_url: str) -> Settings:
-    """Settings of a service on each database in turn."""
-    return Settings(database_url=SecretStr(database_url), database_timeout=PATIENCE)
+    """Settings of a service, on each database in turn."""
+    return _patient_settings(database_url)
+
+
+def _patient_settings(database_url: str) -> Settings:
+    """Return settings for slow machines, and for tests that play a worker, send no heartbeats and do the due work."""
+    return Settings(
+        database_url=SecretStr(database_url),
+        database_timeout=PATIENCE,
+        trial_lease=PATIENCE,
+        due_work_interval=24 * 3600.0,
+    )
 
 
 @pytest.fixture(scope="session")
-def session_app(_answer_the_test_client: None, tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
-    """The service, put together once: that takes longer than most tests."""
-    url = SecretStr(f"sqlite:///{tmp_path_factory.mktemp('app')}/unused.db")
-    # Played workers send no heartbeats, and tests call the periodic work themselves.
-    return create_app(Settings(database_url=url, trial_lease=PATIENCE, periodic_interval=24 * 3600.0))
+def session_app(_allow_test_host: None, tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
+    """The application, built once, because that takes longer than most tests. Each test provides its own services."""
+    return create_app(Settings(database_url=SecretStr(f"sqlite:///{tmp_path_factory.mktemp('app')}/unused.db")))
+
+
+class ReplaceServices(Protocol):
+    """Replaces some parts of the session's application until the end of the test, and returns its services."""
+
+    def __call__(self, **parts: Any) -> Services:
+        """Replace the parts with these names."""
 
 
 @pytest.fixture
-def client(session_app: FastAPI, database: Database) -> Iterator[TestClient]:
-    """The service on each database in turn."""
-    session_app.state.database = database
+def replace_services(session_app: FastAPI) -> ReplaceServices:
+    """Replace parts of the services that a client's fixture has provided."""
+
+    def replace_parts(**parts: Any) -> Services:
+        services = replace(services_of(session_app), **parts)
+        provide_services(session_app, services)
+        return services
+
+    return replace_parts
+
+
+@pytest.fixture
+def client(session_app: FastAPI, settings: Settings, database: Database) -> Iterator[TestClient]:
+    """A client of the service on each database in turn."""
+    services = build_services(settings, services_of(session_app).route_table)
+    provide_services(session_app, replace(services, database=database))
     with TestClient(session_app, raise_server_exceptions=False) as client:
         yield client
 
 
 @pytest.fixture
 def sqlite_client(session_app: FastAPI, sqlite_url: str) -> Iterator[TestClient]:
-    """The service on SQLite, for what does not depend on the database."""
-    database = session_app.state.database = Database(Settings(database_url=SecretStr(sqlite_url)))
+    """A client of the service on SQLite, for what does not depend on the database."""
+    route_table = services_of(session_app).route_table
+    provide_services(session_app, build_services(_patient_settings(sqlite_url), route_table))
     with TestClient(session_app, raise_server_exceptions=False) as client:
         yield client
-    database.close()
 
 
 @pytest.fixture
@@ -84,7 +113,7 @@ def database(settings: Settings) -> Iterator[Database]:
 
 @pytest.fixture
 def own_postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL server of the test's own, migrated."""
+    """A migrated PostgreSQL server that only this test uses."""
     with tempfile.TemporaryDirectory(prefix="gradmedic-faults-", ignore_cleanup_errors=True) as folder:
         server = PostgresServer(Path(folder))
         try:
@@ -96,7 +125,7 @@ def own_postgres() -> Iterator[PostgresServer]:
 
 
 class CreateRun(Protocol):
-    """Creates a run of some layers and statistics and returns its path."""
+    """Creates a run with some layers and statistics and returns its path."""
 
     def __call__(
         self, client: httpx2.Client, layers: int = 2, statistics: tuple[str, ...] = ("grad_norm",), **fields: Any
@@ -125,22 +154,22 @@ def create_run() -> CreateRun:
 
 
 @dataclass(frozen=True)
-class Served:
-    """A service in a process of its own."""
+class RunningService:
+    """A service that runs as a process of its own."""
 
     url: str
     process: subprocess.Popen[str]
 
 
-Serve = Callable[..., AbstractContextManager[Served]]
+Serve = Callable[..., AbstractContextManager[RunningService]]
 
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Serve:
-    """Start `gradmedic serve` on a free port; it is killed at the end if it has not ended."""
+    """Start `gradmedic serve` at a free port; the process is killed at the end of the block, if it still runs."""
 
     @contextmanager
-    def start(database_url: str, *arguments: str, lease: float = 15.0, **environment: str) -> Iterator[Served]:
+    def start(database_url: str, *arguments: str, lease: float = 15.0, **environment: str) -> Iterator[RunningService]:
         command = [str(Path(sys.executable).parent / "gradmedic"), "serve", "--port", "0"]
         with (tmp_path / "serve.log").open("a") as log:
             process = subprocess.Popen(
@@ -156,7 +185,7 @@ def serve(tmp_path: Path) -> Serve:
                 assert process.stdout is not None
                 found = re.search(r"https?://\S+", process.stdout.readline())
                 assert found is not None, (tmp_path / "serve.log").read_text()
-                yield Served(found.group(), process)
+                yield RunningService(found.group(), process)
             finally:
                 if process.poll() is None:
                     process.kill()

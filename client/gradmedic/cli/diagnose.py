@@ -11,7 +11,7 @@ from gradmedic.protocol.diagnosis import Diagnosis, Outcome
 from gradmedic.protocol.encoding import to_json
 from gradmedic.protocol.remedies import describe_remedies
 from gradmedic.protocol.runs import RunDetail, RunSummary
-from gradmedic.protocol.verdicts import VERDICTS
+from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS, VERDICTS
 
 
 class DiagnoseCommand:
@@ -60,7 +60,7 @@ def render_diagnosis(diagnosis: Diagnosis, run: RunSummary) -> str:
         f"run {run.name} in {run.project}, {run.status}, "
         + ("no steps yet" if diagnosis.step is None else f"as of step {diagnosis.step}"),
     ]
-    if open_findings and diagnosis.verdict in ("vanishing", "exploding"):
+    if open_findings and diagnosis.verdict in UNHEALTHY_VERDICTS:
         lines.append(f"first bad layer: {open_findings[0].layers[0]}")
     training = run.training if isinstance(run, RunDetail) else None
     if training is not None and training.dropped_steps:

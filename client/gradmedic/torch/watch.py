@@ -24,7 +24,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from gradmedic.exceptions import ConfigurationError
-from gradmedic.protocol.encoding import to_float32
+from gradmedic.protocol.numbers import CLIP_EPSILON, to_float32
 from gradmedic.protocol.runs import Layer, Optimizer, Training
 from gradmedic.recording.instrumentation import Measurement, PendingNumber
 from gradmedic.recording.layers import LayerRegistry
@@ -61,8 +61,6 @@ _NONFINITE = STATISTICS.index("nonfinite_count")
 _WEIGHT = slice(5, 6)
 _UPDATE = slice(6, 7)
 _ACTIVATION = slice(7, 9)
-_EPSILON = 1e-6
-"""Added to a norm before it is divided by, as in `torch.nn.utils.clip_grad_norm_`."""
 
 
 class Watch:
@@ -401,7 +399,7 @@ class Watch:
         total = torch.nn.utils.get_total_norm(gradients)
         scale = _tensor_or_none(optimizer, "grad_scale")
         limit = max_norm if scale is None else max_norm * scale.to(total.device)
-        coefficient = torch.clamp(limit / (total + _EPSILON), max=1.0).nan_to_num(0.0)
+        coefficient = torch.clamp(limit / (total + CLIP_EPSILON), max=1.0).nan_to_num(0.0)
         for gradient in gradients:
             if gradient.layout == torch.strided:
                 gradient.mul_(coefficient.to(gradient.device)).nan_to_num_(0.0, 0.0, 0.0)

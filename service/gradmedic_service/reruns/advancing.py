@@ -1,7 +1,7 @@
 """Advancing the experiment of a rerun: reads its rows, and starts trials or concludes.
 
 It is called after every change of a trial, in the transaction that makes the change, while the rerun's row is locked.
-After a crash, the next change or the periodic task finds rows from which the same follows.
+After a crash, the next change or the due work finds rows from which the same follows.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from datetime import datetime
 
 from pydantic import TypeAdapter
 
+from gradmedic.protocol.encoding import without_nonfinite
 from gradmedic.protocol.ids import new_id
 from gradmedic_service.database import models
 from gradmedic_service.database.engine import Session
-from gradmedic_service.http.responses import without_nonfinite
 from gradmedic_service.reruns import experiment, repository
 from gradmedic_service.reruns.experiment import ExperimentBudget, ExperimentDesign, TrialState
 from gradmedic_service.reruns.loss_curves import LossCurve

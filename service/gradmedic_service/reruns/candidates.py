@@ -13,7 +13,8 @@ from typing import Any
 from gradmedic.protocol.remedies import REMEDIES, SET_PARAMETER, Remedy, remedy_errors
 from gradmedic.protocol.service import FieldError
 from gradmedic.protocol.trainables import TrainableParameter, Value, value_error
-from gradmedic_service.errors import InvalidRequest, NotRerunnable
+from gradmedic_service.http.errors import InvalidRequest
+from gradmedic_service.reruns.errors import NotRerunnable
 
 COMBINATIONS = (
     ("standardize_inputs", "standardize_targets"),

@@ -10,27 +10,21 @@ from fastapi import APIRouter, Body, Depends, Path, Query, Response, status
 from gradmedic.protocol.reruns import RERUN_STATUSES, RerunCreate, RerunDetail, RerunList
 from gradmedic.protocol.service import API_PATH
 from gradmedic_service.access.authorization import MayFollowRerun, MayRerun
-from gradmedic_service.errors import (
-    BodyTooLarge,
-    InvalidRequest,
-    MalformedBody,
-    NotRerunnable,
-    RerunExists,
-    RerunNotFound,
-    RunNotFound,
-    TrainableUnknown,
-    UnsupportedMediaType,
-    documented,
-)
 from gradmedic_service.http.dependencies import (
     DatabaseDependency,
     FactsDependency,
     LimitsDependency,
+    MaxResults,
+    PageToken,
     check_max_results,
     json_only,
 )
+from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType, documented
 from gradmedic_service.reruns import service
+from gradmedic_service.reruns.errors import NotRerunnable, RerunExists, RerunNotFound
 from gradmedic_service.reruns.repository import RerunQuery
+from gradmedic_service.runs.errors import RunNotFound
+from gradmedic_service.trainables.errors import TrainableUnknown
 
 router = APIRouter(tags=["reruns"])
 
@@ -105,10 +99,8 @@ def list_reruns(
     status: Annotated[
         str | None, Query(description=f"Status of the reruns: one of {', '.join(RERUN_STATUSES)}.")
     ] = None,
-    max_results: Annotated[
-        int, Query(description="Number of reruns on a page; `GET /limits` publishes the largest.")
-    ] = 100,
-    page_token: Annotated[str | None, Query(description="`next_page_token` of the page before.")] = None,
+    max_results: MaxResults = 100,
+    page_token: PageToken = None,
 ) -> RerunList:
     """List reruns, newest first."""
     check_max_results(max_results, limits)

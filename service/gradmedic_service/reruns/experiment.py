@@ -18,7 +18,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from gradmedic_service.reruns.loss_curves import UNHEALTHY, LossCurve
+from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
+from gradmedic_service.reruns.loss_curves import LossCurve
 
 CONTROL = 0
 """Number of the candidate without remedies."""
@@ -173,7 +174,7 @@ def next_step(
         return NextStep(start=((CONTROL, first),))
     if not control.has_ended:
         return NextStep()
-    if control.verdict not in UNHEALTHY:
+    if control.verdict not in UNHEALTHY_VERDICTS:
         if control.status != "done":
             return _conclude("failed", f"the control did not run: {control.reason or control.status}")
         reason = f"the unchanged control is {control.verdict} after {design.budget.steps} steps"
@@ -220,7 +221,7 @@ def is_better(trial: TrialState, control: TrialState) -> bool:
     curve = trial.curve
     if trial.status != "done" or trial.verdict != "healthy" or curve is None or not math.isfinite(curve.final):
         return False
-    if control.curve is None and control.verdict not in UNHEALTHY:
+    if control.curve is None and control.verdict not in UNHEALTHY_VERDICTS:
         return False  # the control never ran, so that there is nothing to compare with
     best = math.inf if control.curve is None else control.curve.best
     return curve.final < best and curve.final <= curve.start - MIN_DECLINE * abs(curve.start)

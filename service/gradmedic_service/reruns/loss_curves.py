@@ -10,6 +10,8 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
+from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
+
 START_LOSSES = 5
 """Number of first losses whose median is the start loss. A single odd batch does not change it."""
 FINAL_SHARE = 0.1
@@ -19,7 +21,6 @@ RUNG_SHARES = (0.5, 0.75)
 rate is behind at first, and is often the one that holds."""
 MIN_RUNG_STEPS = 10
 """Steps before which nothing is compared: so few losses show little."""
-UNHEALTHY = ("vanishing", "exploding")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,4 +78,4 @@ def rungs_of(steps: int) -> tuple[int, ...]:
 def loss_at_rung(losses: NDArray[np.float64], verdict: str) -> float:
     """Return the loss by which a trial is compared at a rung; infinity if it is not finite or the run is unhealthy."""
     loss = final_loss(losses) if len(losses) else math.inf
-    return loss if math.isfinite(loss) and verdict not in UNHEALTHY else math.inf
+    return loss if math.isfinite(loss) and verdict not in UNHEALTHY_VERDICTS else math.inf

@@ -9,9 +9,9 @@ from uuid import UUID
 from pydantic import TypeAdapter
 
 from gradmedic.protocol.diagnosis import Advice, Diagnosis, Outcome, Tried
+from gradmedic.protocol.encoding import encode_json
 from gradmedic.protocol.remedies import Remedy
 from gradmedic_service.database.engine import Connection
-from gradmedic_service.http.responses import to_json
 from gradmedic_service.reruns import repository
 from gradmedic_service.reruns.experiment import CandidateOutcome
 
@@ -62,5 +62,5 @@ def _verified_loss(advice: Advice) -> float:
     return outcome.loss
 
 
-def _key(remedy: Remedy) -> str:
-    return to_json([remedy.id, sorted(remedy.parameters.items())])
+def _key(remedy: Remedy) -> bytes:
+    return encode_json([remedy.id, sorted(remedy.parameters.items())])

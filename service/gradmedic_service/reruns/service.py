@@ -9,6 +9,7 @@ from uuid import UUID
 
 import structlog
 
+from gradmedic.protocol.encoding import encode_json, without_nonfinite
 from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.reruns import EXECUTORS, RerunCreate, RerunDetail, RerunList
@@ -19,29 +20,23 @@ from gradmedic_service.access.principal import OPERATOR, Principal
 from gradmedic_service.database import models
 from gradmedic_service.database.clock import database_time
 from gradmedic_service.database.engine import Session
-from gradmedic_service.errors import (
-    InvalidRequest,
-    NotRerunnable,
-    RerunExists,
-    RerunNotFound,
-    RunNotFound,
-    ServiceError,
-    TrainableUnknown,
-)
-from gradmedic_service.http.paging import position_of, token_of
-from gradmedic_service.http.responses import to_json, without_nonfinite
+from gradmedic_service.http.errors import InvalidRequest, ServiceError
+from gradmedic_service.http.paging import cut_page, position_of
 from gradmedic_service.projects import repository as stored_projects
 from gradmedic_service.projects import service as projects
 from gradmedic_service.reruns import answers, repository
 from gradmedic_service.reruns.advancing import MIN_SECONDS, advance, count_change_of_suspect_run
 from gradmedic_service.reruns.attempts import end_attempt
 from gradmedic_service.reruns.candidates import candidates_of_advice, check_candidates, parameters_of_control
+from gradmedic_service.reruns.errors import NotRerunnable, RerunExists, RerunNotFound
 from gradmedic_service.reruns.outcomes import CANDIDATES
 from gradmedic_service.reruns.repository import ACTIVE_STATUSES, RerunQuery
 from gradmedic_service.runs import repository as runs
+from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.telemetry import service as telemetry
 from gradmedic_service.trainables import repository as trainables
+from gradmedic_service.trainables.errors import TrainableUnknown
 from gradmedic_service.trainables.service import parameters_of
 
 DEFAULT_SEEDS = 3
@@ -86,7 +81,7 @@ def start_automatically(
     session: Session, principal: Principal, facts: FactsCache, limits: Limits, run_id: UUID
 ) -> None:
     """Rerun a run that has turned unhealthy, if its project wants that, its key may, and it has no rerun yet."""
-    if not principal.holds("rerun"):
+    if not principal.has_scope("rerun"):
         return
     run = runs.find(session, run_id)
     if run is None or run.trainable is None or run.parent_id is not None:
@@ -115,7 +110,7 @@ def list_page(
 ) -> RerunList:
     """Return a page of reruns, newest first. Raises InvalidRequest for a token of another list."""
     query = replace(query, reachable_project=principal.project)
-    digest = to_json([query.reachable_project, query.project, str(query.run_id), query.status])
+    digest = encode_json([query.reachable_project, query.project, str(query.run_id), query.status]).decode()
     if page_token is not None:
         moment, rerun_id = position_of(page_token, digest, 2)
         try:
@@ -123,13 +118,8 @@ def list_page(
         except ValueError:
             raise InvalidRequest.at("page_token", "is not a token of this list") from None
     found = repository.page(session, query, max_results + 1)
-    items = found[:max_results]
-    return RerunList(
-        items=[answers.summarize(rerun) for rerun in items],
-        next_page_token=token_of(digest, items[-1].created_at.isoformat(), items[-1].id.hex)
-        if len(found) > max_results
-        else None,
-    )
+    reruns, token = cut_page(found, max_results, digest, lambda rerun: [rerun.created_at.isoformat(), rerun.id.hex])
+    return RerunList(items=[answers.summarize(rerun) for rerun in reruns], next_page_token=token)
 
 
 def cancel(session: Session, principal: Principal, rerun_id: UUID) -> RerunDetail:
@@ -195,7 +185,7 @@ def _new_rerun(
             "start `gradmedic worker` with a worker.toml that has it."
         )
     parameters = parameters_of(trainable)
-    seeds, seconds, trials = _checked_budget(body, limits, projects.caps(session, run.project)[1])
+    seeds, seconds, trials = _checked_budget(body, limits, projects.rerun_caps(session, run.project).seconds)
     candidates = _candidates(session, facts, run, body, parameters)
     return models.Rerun(
         id=body.id or new_id(),

@@ -16,9 +16,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from gradmedic.protocol.encoding import encode_json
 from gradmedic.protocol.runs import Layer, Training
 from gradmedic_diagnosis import LayerFacts, OptimizerFacts, TrainingFacts
-from gradmedic_service.http.responses import to_json
 
 LAYERS = TypeAdapter(list[Layer])
 TRAINING = TypeAdapter(Training | None)
@@ -61,7 +61,7 @@ class FactsCache:
 
 def digest_of(layers: Sequence[Any], training: dict[str, Any] | None, framework: str | None) -> bytes:
     """Return 16 bytes that stand for the stored layers, training and framework."""
-    return hashlib.blake2b(to_json([layers, training, framework]).encode(), digest_size=16).digest()
+    return hashlib.blake2b(encode_json([layers, training, framework]), digest_size=16).digest()
 
 
 def facts_of(layers: Sequence[Layer], training: Training | None, framework: str | None) -> RunFacts:

@@ -6,17 +6,16 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from gradmedic.protocol.encoding import encode_json
 from gradmedic.protocol.names import name_error, text_error
+from gradmedic.protocol.numbers import MAX_EXACT_INTEGER
 from gradmedic.protocol.runs import STATUSES, Layer, RunCreate, RunUpdate, Training
 from gradmedic.protocol.service import FieldError, Limits
 from gradmedic.protocol.statistics import STATISTICS
 from gradmedic.protocol.verdicts import VERDICTS
-from gradmedic_service.errors import InvalidRequest
-from gradmedic_service.http.responses import to_json
+from gradmedic_service.http.errors import InvalidRequest
 from gradmedic_service.projects.muting import muting_errors
 
-LARGEST_INTEGER = 2**53
-"""The largest up to which JSON readers agree about integers (RFC 8259, section 6)."""
 MAX_DIMENSIONS = 32
 SETTABLE_STATUSES = ("running", "finished", "failed")
 """`stalled` is the service's own observation."""
@@ -109,13 +108,14 @@ def _config_errors(config: dict[str, Any], limits: Limits) -> Iterator[FieldErro
     if not _is_within_depth(config, limits.max_config_depth):
         yield FieldError(path="config", message=f"is nested deeper than {limits.max_config_depth} levels")
         return
-    text = to_json(config)
-    message = text_error(text)
-    if message is None and "\\u0000" in text:
-        message = "must not contain the NUL character"
-    if message is not None:
-        yield FieldError(path="config", message=message)
-    elif (size := len(text.encode())) > limits.max_config_bytes:
+    try:
+        encoded = encode_json(config)
+    except UnicodeEncodeError:
+        yield FieldError(path="config", message="is not valid Unicode")
+        return
+    if b"\\u0000" in encoded:
+        yield FieldError(path="config", message="must not contain the NUL character")
+    elif (size := len(encoded)) > limits.max_config_bytes:
         yield FieldError(
             path="config", message=f"is {size} bytes of compact JSON; at most {limits.max_config_bytes} are allowed"
         )
@@ -175,8 +175,8 @@ def _layer_errors(path: str, layer: Layer, limits: Limits) -> Iterator[FieldErro
             yield FieldError(
                 path=f"{path}.numel", message=f"is {layer.numel}, but shape {layer.shape} has {numel} elements"
             )
-        if not errors and numel > LARGEST_INTEGER:
-            yield FieldError(path=f"{path}.shape", message=f"has more than {LARGEST_INTEGER} elements")
+        if not errors and numel > MAX_EXACT_INTEGER:
+            yield FieldError(path=f"{path}.shape", message=f"has more than {MAX_EXACT_INTEGER} elements")
 
 
 def _training_errors(training: Training, limits: Limits) -> Iterator[FieldError]:
@@ -192,8 +192,8 @@ def _training_errors(training: Training, limits: Limits) -> Iterator[FieldError]
 
 
 def _integer_errors(path: str, value: int | None) -> Iterator[FieldError]:
-    if value is not None and not 0 <= value <= LARGEST_INTEGER:
-        yield FieldError(path=path, message=f"must be from 0 to {LARGEST_INTEGER}")
+    if value is not None and not 0 <= value <= MAX_EXACT_INTEGER:
+        yield FieldError(path=path, message=f"must be from 0 to {MAX_EXACT_INTEGER}")
 
 
 def _size_errors(path: str, value: float | None) -> Iterator[FieldError]:

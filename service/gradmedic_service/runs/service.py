@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, get_args
 from uuid import UUID
 
+from gradmedic.protocol.encoding import encode_json, without_nonfinite
 from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.runs import Layer, RunCreate, RunDetail, RunList, RunSummary, RunUpdate
 from gradmedic.protocol.service import Limits
@@ -15,11 +16,12 @@ from gradmedic_service.access import service as access
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.database import models
 from gradmedic_service.database.engine import Session
-from gradmedic_service.errors import InvalidRequest, ProjectFull, RunExists, RunNotFound
-from gradmedic_service.http.paging import position_of, token_of
-from gradmedic_service.http.responses import to_json, without_nonfinite
+from gradmedic_service.http.errors import InvalidRequest
+from gradmedic_service.http.paging import cut_page, position_of
 from gradmedic_service.projects import service as projects
+from gradmedic_service.projects.errors import ProjectFull
 from gradmedic_service.runs import repository
+from gradmedic_service.runs.errors import RunExists, RunNotFound
 from gradmedic_service.runs.facts import LAYERS, TRAINING, digest_of
 from gradmedic_service.runs.repository import RunQuery, SortKey
 from gradmedic_service.runs.schemas import check_appended_layers
@@ -37,7 +39,7 @@ def create(session: Session, principal: Principal, body: RunCreate, limits: Limi
     Raises RunExists if the id belongs to a run that the body does not describe, BeyondKey if the principal may not
     make it, ProjectFull.
     """
-    principal.must_reach(body.project, body.id)
+    principal.check_reach(body.project, body.id)
     run_id = body.id or new_id()
     layers = _stored(LAYERS.dump_python(body.layers, mode="python", exclude_defaults=True))
     training = _stored(TRAINING.dump_python(body.training, exclude_none=True))
@@ -77,7 +79,7 @@ def create(session: Session, principal: Principal, body: RunCreate, limits: Limi
         tags=[models.RunTag(position=index, tag=tag) for index, tag in enumerate(body.tags)],
     )
     if repository.add(session, run):
-        projects.ensure(session, body.project, now)
+        projects.create_missing(session, body.project, now)
         access.record(session, principal, "create_run", run_id, body.project)
         if repository.has_more_than(session, body.project, limits.max_runs_per_project):
             raise ProjectFull(
@@ -158,12 +160,9 @@ def list_page(
     query = replace(query, reachable_project=principal.project, reachable_run=principal.run_id)
     if page_token is not None:
         query = _after(query, page_token)
-    runs = repository.page(session, query, max_results + 1)
-    items = runs[:max_results]
-    return RunList(
-        items=[_summary(run) for run in items],
-        next_page_token=_token(query, items[-1]) if len(runs) > max_results else None,
-    )
+    found = repository.page(session, query, max_results + 1)
+    page, token = cut_page(found, max_results, _query_digest(query), lambda run: _position(query, run))
+    return RunList(items=[_summary(run) for run in page], next_page_token=token)
 
 
 def _existing(session: Session, principal: Principal, run_id: UUID, *, is_locked: bool = False) -> models.Run:
@@ -238,9 +237,9 @@ def _detail(run: models.Run) -> RunDetail:
     )
 
 
-def _token(query: RunQuery, last: models.Run) -> str:
-    value = getattr(last, query.sort_key)
-    return token_of(_query_digest(query), value.isoformat() if isinstance(value, datetime) else value, last.id.hex)
+def _position(query: RunQuery, run: models.Run) -> list[str]:
+    value = getattr(run, query.sort_key)
+    return [value.isoformat() if isinstance(value, datetime) else value, run.id.hex]
 
 
 def _after(query: RunQuery, page_token: str) -> RunQuery:
@@ -255,4 +254,4 @@ def _after(query: RunQuery, page_token: str) -> RunQuery:
 def _query_digest(query: RunQuery) -> str:
     parent_id = None if query.parent_id is None else query.parent_id.hex
     content = {**asdict(query), "parent_id": parent_id, "after": None}
-    return hashlib.blake2b(to_json(content).encode(), digest_size=6).hexdigest()
+    return hashlib.blake2b(encode_json(content), digest_size=6).hexdigest()

@@ -1,7 +1,7 @@
 """How long a run may be silent before it counts as `stalled`.
 
-Each append writes into the run's row until when the run may be silent. The periodic task gives a run whose time is over
-the status `stalled`, and the next new step makes it `running` again.
+Each append writes into the run's row until when the run may be silent. The due work gives a run whose time is over the
+status `stalled`, and the next new step makes it `running` again.
 
 A run may be silent for a multiple of its longest recent pause. A job that evaluates for ten minutes after every epoch
 is given forty, and is forgiven the first such pause if it comes early. What is allowed shrinks slowly while the run

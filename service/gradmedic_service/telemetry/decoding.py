@@ -6,7 +6,8 @@ checked without the run is checked before its lock is taken; `ReceivedBlock.fit`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,20 +17,24 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from gradmedic.protocol.names import name_error
+from gradmedic.protocol.numbers import MAX_EXACT_INTEGER, to_float32
 from gradmedic.protocol.service import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, FieldError, Limits
-from gradmedic.protocol.statistics import FRACTIONS, SERIES, SIGNED_STATISTICS, STATISTICS
+from gradmedic.protocol.statistics import SERIES, SERIES_TABLE, STATISTICS, STATISTICS_TABLE
 from gradmedic.protocol.steps import StepsAppend
 from gradmedic_diagnosis import Block, StepSeries
-from gradmedic_service.errors import MAX_PATH_LENGTH, InvalidRequest, MalformedBody, UnsupportedMediaType, field_path
+from gradmedic_service.http.errors import (
+    MAX_PATH_LENGTH,
+    InvalidRequest,
+    MalformedBody,
+    UnsupportedMediaType,
+    field_path,
+)
 from gradmedic_service.http.validation import field_errors
 
 STEPS_APPEND = TypeAdapter(StepsAppend)
-LARGEST_STEP = 2**53
-"""The largest up to which JSON readers agree about integers (RFC 8259, section 6)."""
+LARGEST_STEP = MAX_EXACT_INTEGER
 LARGEST_GENERATION = 2**31 - 1
-LARGEST_FLOAT32 = np.finfo(np.float32).max
 FLOAT32_BYTES = 4
-FLOAT64_BYTES = 8
 
 Matrix = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -140,7 +145,7 @@ def _from_json(body: bytes, limits: Limits) -> ReceivedBlock:
             for row, column in np.argwhere(absent):
                 absent[row, column] = rows[row][column] is None
             wide[absent] = 0.0
-        statistics[name] = _to_float32(wide)
+        statistics[name] = to_float32(wide)
         absences[name] = absent
     check.stop_if_refused()
     check.widths_agree(statistics)
@@ -159,11 +164,6 @@ def _from_msgpack(body: bytes, limits: Limits) -> ReceivedBlock:
         raise MalformedBody("The body is not a msgpack map with names as keys.")
     packed_statistics = content.pop("statistics", None)
     packed_present = content.pop("present", None)
-    packed_series = {name: content.pop(name) for name in SERIES if isinstance(content.get(name), bytes)}
-    packed_metrics: dict[str, bytes] = {}
-    if isinstance(content.get("metrics"), dict):
-        packed_metrics = {name: value for name, value in content["metrics"].items() if isinstance(value, bytes)}
-        content["metrics"] = {name: value for name, value in content["metrics"].items() if name not in packed_metrics}
     try:
         append = STEPS_APPEND.validate_python(content)
     except ValidationError as error:
@@ -173,7 +173,6 @@ def _from_msgpack(body: bytes, limits: Limits) -> ReceivedBlock:
     elif not isinstance(packed_statistics, dict) or not all(isinstance(name, str) for name in packed_statistics):
         raise InvalidRequest.at("statistics", "must be a map from names to bytes")
     check = _Check(append, limits, has_statistics=bool(packed_statistics))
-    check.add_packed_series(packed_series, packed_metrics)
     rows_expected = int(np.count_nonzero(check.sampled))
     statistics: dict[str, Matrix] = {}
     for name, data in packed_statistics.items():
@@ -222,17 +221,6 @@ def _unpacked_present(packed: Any, shape: tuple[int, int]) -> Mask:
     return bits.view(np.bool_).reshape(shape)
 
 
-def _to_float32(values: NDArray[np.float64]) -> Matrix:
-    """Narrow; a finite value beyond float32 becomes the largest float32, never infinity."""
-    with np.errstate(over="ignore"):
-        narrow = values.astype(np.float32)
-    overflowed = np.isinf(narrow)
-    if overflowed.any():
-        overflowed &= np.isfinite(values)
-        narrow[overflowed] = np.copysign(LARGEST_FLOAT32, values[overflowed])
-    return narrow
-
-
 class _Check:
     """Collects what is wrong with a block, and builds it if nothing is."""
 
@@ -264,15 +252,6 @@ class _Check:
         if self._errors:
             raise InvalidRequest(self._errors)
 
-    def add_packed_series(self, series: Mapping[str, bytes], metrics: Mapping[str, bytes]) -> None:
-        """Take the series that came as bytes."""
-        for name, data in series.items():
-            self._series[name] = self._packed(name, data)
-        if self._has_metric_names([*self._metrics, *metrics]):
-            for name, data in metrics.items():
-                self._metrics[name] = self._packed(f"metrics.{name}", data)
-        self.stop_if_refused()
-
     def has_statistic(self, name: str) -> bool:
         """Whether there is a statistic of that name."""
         if name in STATISTICS:
@@ -302,16 +281,18 @@ class _Check:
         self.stop_if_refused()
 
     def are_possible(self, statistics: Mapping[str, Matrix]) -> None:
-        """Raise InvalidRequest for a norm, a count or a fraction below 0, and a fraction above 1; NaN is neither."""
+        """Raise InvalidRequest for a value outside the range of its statistic. NaN is always allowed."""
         for name, matrix in statistics.items():
-            if name in SIGNED_STATISTICS:
+            statistic = STATISTICS_TABLE[name]
+            if statistic.is_signed:
                 continue
-            impossible = matrix < 0
-            if name in FRACTIONS:
-                impossible |= matrix > 1
+            impossible = matrix < statistic.minimum
+            if math.isfinite(statistic.maximum):
+                impossible |= matrix > statistic.maximum
             if impossible.any():
                 row, column = (int(index) for index in np.argwhere(impossible)[0])
-                bounds = "from 0 to 1" if name in FRACTIONS else "0 or more"
+                has_maximum = math.isfinite(statistic.maximum)
+                bounds = f"from 0 to {statistic.maximum:g}" if has_maximum else "0 or more"
                 self.refuse(
                     field_path(["statistics", name, row, column]), f"must be {bounds}; got {matrix[row, column]}"
                 )
@@ -379,19 +360,11 @@ class _Check:
         numbers[~present] = 0.0
         return self._checked_series(path, StepSeries(numbers, present))
 
-    def _packed(self, path: str, data: bytes) -> StepSeries:
-        if len(data) != self._count * FLOAT64_BYTES:
-            expected = f"{self._count * FLOAT64_BYTES} bytes, a little-endian float64 for each step"
-            self.refuse(path, f"must be {expected}; got {len(data)} bytes")
-            return _no_series()
-        numbers = np.frombuffer(data, dtype="<f8").astype(np.float64)
-        return self._checked_series(path, StepSeries(numbers, np.ones(self._count, dtype=np.bool_)))
-
     def _checked_series(self, path: str, series: StepSeries) -> StepSeries:
-        if path == "time":
+        if path in SERIES_TABLE and SERIES_TABLE[path].is_finite:
             nonfinite = np.flatnonzero(~np.isfinite(series.values))
             if len(nonfinite):
-                self.refuse(f"time[{nonfinite[0]}]", f"must be finite; got {series.values[nonfinite[0]]}")
+                self.refuse(f"{path}[{nonfinite[0]}]", f"must be finite; got {series.values[nonfinite[0]]}")
         return series
 
     def _has_length(self, path: str, found: int) -> bool:
@@ -400,15 +373,12 @@ class _Check:
         self.refuse(path, f"must have {self._count} values, one for each step; got {found}")
         return False
 
-    def _has_metric_names(self, names: Iterable[str]) -> bool:
-        names = list(names)
+    def _has_metric_names(self, names: Collection[str]) -> bool:
         if len(names) > self._limits.max_metrics:
             self.refuse("metrics", f"has {len(names)} metrics; at most {self._limits.max_metrics} are allowed")
             return False
         for name in names:
-            if not isinstance(name, str):
-                self.refuse("metrics", "must have names as keys")
-            elif (message := name_error(name, self._limits.max_name_length)) is not None:
+            if (message := name_error(name, self._limits.max_name_length)) is not None:
                 self.refuse(f"metrics.{name}", message)
             elif name in SERIES or name in STATISTICS:
                 self.refuse(f"metrics.{name}", "is a name that gradmedic gives a meaning of its own; choose another")

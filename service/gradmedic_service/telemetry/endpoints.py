@@ -15,17 +15,6 @@ from gradmedic.protocol.series import SeriesResult
 from gradmedic.protocol.service import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, FieldError
 from gradmedic.protocol.steps import AppendResult, RewindResult, RunRewind
 from gradmedic_service.access.authorization import MayFollow, MayIngest, MayRead
-from gradmedic_service.errors import (
-    BodyTooLarge,
-    InvalidRequest,
-    MalformedBody,
-    NotAcceptable,
-    RunNotFound,
-    StaleGeneration,
-    UnknownGeneration,
-    UnsupportedMediaType,
-    documented,
-)
 from gradmedic_service.http.dependencies import (
     DatabaseDependency,
     FactsDependency,
@@ -35,10 +24,13 @@ from gradmedic_service.http.dependencies import (
     json_only,
     media_type,
 )
+from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType, documented
 from gradmedic_service.reruns import service as reruns
 from gradmedic_service.reruns.outcomes import add_outcomes
+from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.telemetry import export, service
 from gradmedic_service.telemetry.decoding import LARGEST_GENERATION, LARGEST_STEP, STEPS_APPEND, decode_block
+from gradmedic_service.telemetry.errors import NotAcceptable, StaleGeneration, UnknownGeneration
 from gradmedic_service.telemetry.series_table import NUMBERS
 
 DEFAULT_POINTS = 500
@@ -117,7 +109,7 @@ def append_steps(
     with database.writing_rows() as connection:
         result, advanced = service.append(connection, principal, facts, warm, run_id, block)
         if result.alerts:
-            with database.objects(connection) as session:
+            with database.session_of(connection) as session:
                 reruns.start_automatically(session, principal, facts, limits, run_id)
     if advanced is not None:
         warm.keep(advanced)

@@ -20,11 +20,12 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
+from gradmedic.protocol.numbers import name_nonfinite
 from gradmedic_service.database.engine import Database
-from gradmedic_service.errors import NotAcceptable
 from gradmedic_service.telemetry import repository
 from gradmedic_service.telemetry.buckets import Selection
 from gradmedic_service.telemetry.chunks import Chunk
+from gradmedic_service.telemetry.errors import NotAcceptable
 
 CSV_MEDIA_TYPE = "text/csv"
 PARQUET_MEDIA_TYPE = "application/vnd.apache.parquet"
@@ -136,7 +137,7 @@ class CsvTable:
 def _text(value: float) -> str:
     if math.isfinite(value):
         return repr(value)
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return name_nonfinite(value)
 
 
 class ParquetTable:

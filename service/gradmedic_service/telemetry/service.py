@@ -14,11 +14,13 @@ from gradmedic.protocol.diagnosis import Advice, Cause, Diagnosis, Finding, Verd
 from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.statistics import SERIES
 from gradmedic.protocol.steps import AppendResult, RewindResult, RunRewind
+from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
 from gradmedic_diagnosis import Block, Diagnostician, report
 from gradmedic_diagnosis.state import StateError
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.database.engine import Connection
-from gradmedic_service.errors import InvalidRequest, RunNotFound, StaleGeneration, UnknownGeneration
+from gradmedic_service.http.errors import InvalidRequest
+from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.runs.facts import FactsCache, RunFacts
 from gradmedic_service.runs.repository import stored_facts
 from gradmedic_service.runs.stalling import Patience
@@ -28,6 +30,7 @@ from gradmedic_service.telemetry.chunk_writer import store
 from gradmedic_service.telemetry.chunks import Chunk, decode, widen
 from gradmedic_service.telemetry.codec import CorruptChunk, compress, decompress
 from gradmedic_service.telemetry.decoding import ReceivedBlock
+from gradmedic_service.telemetry.errors import StaleGeneration, UnknownGeneration
 from gradmedic_service.telemetry.repository import RunAppend, RunRewindUpdate, RunState, Snapshot, StoredState
 from gradmedic_service.telemetry.rollups import FACTOR, Rollup
 from gradmedic_service.telemetry.run_cache import CachedRun, RunCache
@@ -42,7 +45,6 @@ MAX_METRICS_OF_A_RUN = 1_000
 """Names of metrics over the whole run; more come from a script that makes names up."""
 MAX_SERIES_POINTS = 1_000_000
 """Series times buckets of one answer: some 40 MB of JSON."""
-ALARMING = ("vanishing", "exploding")
 
 _logger = structlog.get_logger("gradmedic.telemetry")
 
@@ -405,9 +407,9 @@ def _alerts(changes: Sequence[report.VerdictChange], summary: str) -> list[str]:
     alerts = [
         f"{change.verdict.capitalize()} at step {change.step}" + (f": {change.finding}." if change.finding else ".")
         for change in changes
-        if change.verdict in ALARMING
+        if change.verdict in UNHEALTHY_VERDICTS
     ]
-    if changes and changes[-1].verdict in ALARMING:
+    if changes and changes[-1].verdict in UNHEALTHY_VERDICTS:
         alerts[-1] = summary
     return alerts
 

@@ -8,16 +8,10 @@ from fastapi import APIRouter, Body, Depends
 
 from gradmedic.protocol.trainables import Trainables, TrainablesOffer
 from gradmedic_service.access.authorization import MayFollowRerun, MayWork
-from gradmedic_service.errors import (
-    BodyTooLarge,
-    InvalidRequest,
-    MalformedBody,
-    TrainableTaken,
-    UnsupportedMediaType,
-    documented,
-)
 from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency, json_only
+from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType, documented
 from gradmedic_service.trainables import service
+from gradmedic_service.trainables.errors import TrainableTaken
 
 router = APIRouter(prefix="/trainables", tags=["workers"])
 

@@ -16,8 +16,9 @@ from gradmedic_service.access.principal import Principal
 from gradmedic_service.database import models
 from gradmedic_service.database.clock import database_time
 from gradmedic_service.database.engine import Session
-from gradmedic_service.errors import InvalidRequest, TrainableTaken
+from gradmedic_service.http.errors import InvalidRequest
 from gradmedic_service.trainables import repository
+from gradmedic_service.trainables.errors import TrainableTaken
 from gradmedic_service.trainables.validation import trainable_errors
 
 OFFER_LIFETIME = timedelta(seconds=60)

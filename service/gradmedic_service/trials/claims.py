@@ -15,7 +15,7 @@ from gradmedic_service.access.principal import Principal
 from gradmedic_service.database import models
 from gradmedic_service.database.clock import database_time
 from gradmedic_service.database.engine import Session
-from gradmedic_service.errors import InvalidRequest
+from gradmedic_service.http.errors import InvalidRequest
 from gradmedic_service.projects import repository as stored_projects
 from gradmedic_service.projects import service as projects
 from gradmedic_service.reruns import repository as reruns
@@ -60,7 +60,8 @@ def claim(
     for rerun_id, project_name in found:
         # The lock on the project keeps two claims at the same time from exceeding its cap.
         stored_projects.find(session, project_name, is_locked=True)
-        if repository.count_running(session, project_name) >= projects.caps(session, project_name)[0]:
+        caps = projects.rerun_caps(session, project_name)
+        if repository.count_running(session, project_name) >= caps.concurrent_trials:
             continue
         rerun = reruns.lock_rerun(session, rerun_id, skips_locked=True)
         if rerun is None or rerun.status not in ACTIVE_STATUSES or rerun.executor not in (None, body.executor):

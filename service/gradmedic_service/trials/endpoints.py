@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response, status
+from fastapi import APIRouter, Body, Depends, Path, Query, Response, status
 
 from gradmedic.protocol.reruns import RerunDetail
 from gradmedic.protocol.trials import (
@@ -20,17 +20,10 @@ from gradmedic.protocol.trials import (
     TrialTicket,
 )
 from gradmedic_service.access.authorization import MayFollowRerun, MayIngest, MayRedeem, MayWork
-from gradmedic_service.errors import (
-    BodyTooLarge,
-    InvalidRequest,
-    MalformedBody,
-    StaleAttempt,
-    TrialNotFound,
-    UnsupportedMediaType,
-    documented,
-)
-from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency, json_only
+from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency, TrialLeaseDependency, json_only
+from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType, documented
 from gradmedic_service.trials import claims, service, tickets
+from gradmedic_service.trials.errors import StaleAttempt, TrialNotFound
 
 router = APIRouter(prefix="/trials")
 
@@ -57,14 +50,6 @@ RESULT_EXAMPLES: dict[str, Any] = {
         "value": {"attempt": 1, "status": "failed", "exit_code": 1, "reason": "exit code 1", "output": "KeyError"},
     },
 }
-
-
-async def _lease(request: Request) -> float:
-    seconds: float = request.app.state.trial_lease
-    return seconds
-
-
-LeaseDependency = Annotated[float, Depends(_lease)]
 
 
 @router.get(
@@ -98,7 +83,7 @@ def claim_trial(
     body: Annotated[TrialClaim, Body(openapi_examples=CLAIM_EXAMPLES)],
     database: DatabaseDependency,
     limits: LimitsDependency,
-    lease: LeaseDependency,
+    lease: TrialLeaseDependency,
 ) -> Any:
     """Claim a trial to run. Without a heartbeat for as long as the lease, the trial goes to another worker."""
     with database.writing() as session:
@@ -118,7 +103,7 @@ def renew_lease(
     principal: MayWork,
     body: Annotated[TrialHeartbeat, Body(openapi_examples=HEARTBEAT_EXAMPLES)],
     database: DatabaseDependency,
-    lease: LeaseDependency,
+    lease: TrialLeaseDependency,
 ) -> HeartbeatResult:
     """Renew the lease of an attempt. The answer's field `stop` is true if the worker must stop the attempt."""
     with database.writing() as session:
@@ -155,7 +140,7 @@ def redeem_ticket(
     principal: MayRedeem,
     body: Annotated[TrialRedemption, Body(openapi_examples=REDEEM_EXAMPLES)],
     database: DatabaseDependency,
-    lease: LeaseDependency,
+    lease: TrialLeaseDependency,
 ) -> ClaimedTrial:
     """Exchange a ticket, sent as the API key, for what its attempt needs. The ticket is void afterwards."""
     with database.writing() as session:

@@ -7,10 +7,10 @@ from uuid import UUID
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.database import models
 from gradmedic_service.database.engine import Session
-from gradmedic_service.errors import StaleAttempt, TrialNotFound
 from gradmedic_service.reruns import repository as reruns
 from gradmedic_service.trainables.service import owner_of
 from gradmedic_service.trials import repository
+from gradmedic_service.trials.errors import StaleAttempt, TrialNotFound
 
 
 def find_trial_of_worker(session: Session, principal: Principal, trial_id: UUID) -> tuple[models.Trial, models.Rerun]:

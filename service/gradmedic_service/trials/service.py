@@ -7,14 +7,14 @@ from dataclasses import asdict
 from datetime import datetime, timedelta
 from uuid import UUID
 
+from gradmedic.protocol.encoding import without_nonfinite
 from gradmedic.protocol.reruns import RerunDetail
 from gradmedic.protocol.trials import RESULT_STATUSES, HeartbeatResult, TrialHeartbeat, TrialOutput, TrialResult
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.database import models
 from gradmedic_service.database.clock import database_time
 from gradmedic_service.database.engine import Session
-from gradmedic_service.errors import InvalidRequest, TrialNotFound
-from gradmedic_service.http.responses import without_nonfinite
+from gradmedic_service.http.errors import InvalidRequest
 from gradmedic_service.reruns import answers, experiment
 from gradmedic_service.reruns import repository as reruns
 from gradmedic_service.reruns.advancing import SECONDS_SPENT, advance, design_of, seconds_left, trial_state
@@ -22,6 +22,7 @@ from gradmedic_service.reruns.attempts import end_attempt, last_output
 from gradmedic_service.reruns.loss_curves import loss_at_rung, rungs_of, summarize_losses
 from gradmedic_service.telemetry import service as telemetry
 from gradmedic_service.trials import repository
+from gradmedic_service.trials.errors import TrialNotFound
 from gradmedic_service.trials.lookup import find_trial, find_trial_of_worker, stale_attempt, trial_not_found
 
 MAX_ATTEMPTS = 3

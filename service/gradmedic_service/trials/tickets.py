@@ -13,7 +13,7 @@ from gradmedic_service.access.secrets import is_secret
 from gradmedic_service.database import models
 from gradmedic_service.database.clock import database_time
 from gradmedic_service.database.engine import Session
-from gradmedic_service.errors import InvalidRequest, StaleAttempt
+from gradmedic_service.http.errors import InvalidRequest
 from gradmedic_service.reruns import repository as reruns
 from gradmedic_service.reruns.advancing import MIN_SECONDS
 from gradmedic_service.trainables import repository as trainables
@@ -23,6 +23,7 @@ from gradmedic_service.trials.claims import (
     key_expiry,
     seconds_for_another_trial,
 )
+from gradmedic_service.trials.errors import StaleAttempt
 from gradmedic_service.trials.lookup import (
     check_running,
     find_trial,
@@ -53,7 +54,7 @@ def issue_ticket(session: Session, principal: Principal, trial_id: UUID, body: T
     if not attempt.is_waiting:
         raise StaleAttempt(f"Attempt {attempt.number} at this trial has started: its ticket was redeemed.")
     if not access.is_secret_of(session, attempt.key_id, body.ticket):
-        if access.is_taken(session, body.ticket):
+        if access.is_secret_taken(session, body.ticket):
             raise InvalidRequest.at("ticket", "was used before")
         if attempt.key_id is not None:
             access.revoke_key(session, OPERATOR, attempt.key_id)

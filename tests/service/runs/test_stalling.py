@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from gradmedic_service.database.engine import Database
 from gradmedic_service.database.models import Run
-from gradmedic_service.periodic import do_due_work
+from gradmedic_service.due_work import do_due_work
 from gradmedic_service.runs.stalling import LEAST_SECONDS, MOST_PAUSES, PAUSES, Patience
 
 BEGIN = datetime(2026, 1, 2, tzinfo=UTC)
@@ -31,7 +31,7 @@ def after(pauses: list[float]) -> tuple[Patience, datetime]:
 
 
 def let_patience_end(run: str, database: Database) -> None:
-    """Let a run have been silent for longer than it may, and do the periodic work."""
+    """Let a run have been silent for longer than it may, and do the due work."""
     moment = datetime.now(UTC) - timedelta(seconds=1)
     with database.writing() as session:
         session.execute(update(Run).where(Run.id == UUID(run.rpartition("/")[2])).values(stalls_at=moment))

@@ -19,7 +19,7 @@ from tests.service.reruns.conftest import (
 )
 
 from gradmedic_service.database.engine import Database
-from gradmedic_service.periodic import do_due_work
+from gradmedic_service.due_work import do_due_work
 
 WORKER_PATIENCE = 3600.0
 
@@ -38,7 +38,7 @@ def offer_later(client: TestClient, database: Database, worker: str, *names: str
 
 
 def read_later(client: TestClient, database: Database, asked: dict[str, Any]) -> Any:
-    """Do the periodic work, and return a rerun as it stands then."""
+    """Do the due work, and return a rerun as it stands then."""
     do_due_work(database, WORKER_PATIENCE)
     return read(client, f"/reruns/{asked['id']}")
 
@@ -61,7 +61,7 @@ def test_a_trainable_that_its_worker_has_no_more(client: TestClient, database: D
 
 
 def test_reading_and_claiming_end_no_rerun(client: TestClient, database: Database) -> None:
-    """Only the periodic work ends the rerun of a withdrawn trainable; a claim until then starts nothing of it."""
+    """Only the due work ends the rerun of a withdrawn trainable; a claim until then starts nothing of it."""
     offer(client, "gpu-7", "train")
     asked = rerun(client, suspect(client), CLIP)
     offer_later(client, database, "gpu-7")

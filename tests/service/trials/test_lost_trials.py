@@ -6,13 +6,13 @@ from starlette.testclient import TestClient
 from tests.service.reruns.conftest import API, CLIP, STEPS, PlayedWorker, expire_leases, read, rerun, suspect
 
 from gradmedic_service.database.engine import Database
-from gradmedic_service.periodic import do_due_work
+from gradmedic_service.due_work import do_due_work
 
 WORKER_PATIENCE = 3600.0
 
 
 def lose_worker(database: Database, *, started_before: float = 0.0) -> None:
-    """Let the leases of all running trials expire, and do the periodic work."""
+    """Let the leases of all running trials expire, and do the due work."""
     expire_leases(database, started_before=started_before)
     assert do_due_work(database, WORKER_PATIENCE) == 1
 

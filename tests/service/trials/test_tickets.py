@@ -12,13 +12,15 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
-from tests.service.access.conftest import Bearing
-from tests.service.access.conftest import bearing as bearing
-from tests.service.access.conftest import guarded as guarded
+from tests.service.access.conftest import ClientWithKey
+from tests.service.access.conftest import client_with_key as client_with_key
+from tests.service.access.conftest import client_without_key as client_without_key
 from tests.service.access.conftest import make_secret as make_secret
+from tests.service.conftest import ReplaceServices
 from tests.service.reruns.conftest import API, CLIP, PlayedWorker, rerun, suspect
 
 from gradmedic_service.access.secrets import new_secret
+from gradmedic_service.services import services_of
 
 Claimed = dict[str, Any]
 Holding = Callable[[str], TestClient]
@@ -31,26 +33,31 @@ def code(response: httpx2.Response) -> str:
 
 
 @pytest.fixture
-def person(bearing: Bearing) -> TestClient:
+def person(client_with_key: ClientWithKey) -> TestClient:
     """A client that may create reruns."""
-    return bearing("ingest", "read", "rerun")
+    return client_with_key("ingest", "read", "rerun")
 
 
 @pytest.fixture
-def supervisor(bearing: Bearing) -> PlayedWorker:
+def supervisor(client_with_key: ClientWithKey) -> PlayedWorker:
     """A supervisor with its own key, which has offered its trainable."""
-    played = PlayedWorker(bearing("worker"))
+    played = PlayedWorker(client_with_key("worker"))
     played.register(gpus=1, timeout=50.0)
     return played
 
 
 @pytest.fixture
-def holding(guarded: TestClient) -> Holding:
+def holding(client_without_key: TestClient) -> Holding:
     """Make clients that present a ticket, or a key."""
 
     def hold(secret: str) -> TestClient:
         headers = {"Authorization": f"Bearer {secret}"}
-        return TestClient(guarded.app, raise_server_exceptions=False, headers=headers, base_url=str(guarded.base_url))
+        return TestClient(
+            client_without_key.app,
+            raise_server_exceptions=False,
+            headers=headers,
+            base_url=str(client_without_key.base_url),
+        )
 
     return hold
 
@@ -101,14 +108,14 @@ def test_a_ticket_buys_the_key_of_its_attempt_once(
     assert bought.json() | {"api_key": None, "seconds": waiting["seconds"]} == waiting
     assert 0 < bought.json()["seconds"] <= 50.0
     assert code(redeem(bearer, waiting)) in ("stale_attempt", "api_key_revoked")
-    session_app.state.keyring.forget()
+    services_of(session_app).keyring.clear()
     assert code(redeem(bearer, waiting)) == "api_key_revoked"
     assert code(issue(supervisor, waiting, new_secret())) == "stale_attempt"
     process = PlayedWorker(holding(bought.json()["api_key"]))
     process.stream(waiting, "exploding")
     assert lease(process.client, waiting).json()["seconds"] > 0
     assert supervisor.publish(waiting).status_code == 200
-    session_app.state.keyring.forget()
+    services_of(session_app).keyring.clear()
     assert code(lease(process.client, waiting)) == "api_key_revoked"
 
 
@@ -145,14 +152,16 @@ def test_a_ticket_opens_nothing_else(waiting: Claimed, supervisor: PlayedWorker,
 
 
 @pytest.mark.parametrize("scopes", [("worker",), ("ingest", "read", "rerun"), ("admin",)], ids="+".join)
-def test_no_key_of_a_person_or_worker_is_a_ticket(waiting: Claimed, bearing: Bearing, scopes: tuple[str, ...]) -> None:
+def test_no_key_of_a_person_or_worker_is_a_ticket(
+    waiting: Claimed, client_with_key: ClientWithKey, scopes: tuple[str, ...]
+) -> None:
     """No other key than the ticket is exchanged for the key of an attempt, not even an administrator's."""
-    assert code(redeem(bearing(*scopes), waiting)) in ("scope_missing", "trial_not_found")
+    assert code(redeem(client_with_key(*scopes), waiting)) in ("scope_missing", "trial_not_found")
 
 
-def test_no_key_has_the_scope_of_tickets(bearing: Bearing) -> None:
+def test_no_key_has_the_scope_of_tickets(client_with_key: ClientWithKey) -> None:
     """No key can be created with the scope of tickets."""
-    asked = bearing("admin").post(f"{API}/api-keys", json={"scopes": ["ticket"], "project": "mine"})
+    asked = client_with_key("admin").post(f"{API}/api-keys", json={"scopes": ["ticket"], "project": "mine"})
     assert asked.status_code == 422
 
 
@@ -170,9 +179,11 @@ def test_tickets_that_are_short_or_long_lived_are_refused(
     assert [error["path"] for error in refused.json()["errors"]] == [path]
 
 
-def test_only_its_supervisor_stores_a_ticket(waiting: Claimed, bearing: Bearing, supervisor: PlayedWorker) -> None:
+def test_only_its_supervisor_stores_a_ticket(
+    waiting: Claimed, client_with_key: ClientWithKey, supervisor: PlayedWorker
+) -> None:
     """A worker does not see the trials of another one; an attempt that has ended takes no ticket."""
-    assert code(issue(PlayedWorker(bearing("worker")), waiting, new_secret())) == "trial_not_found"
+    assert code(issue(PlayedWorker(client_with_key("worker")), waiting, new_secret())) == "trial_not_found"
     assert code(issue(supervisor, waiting | {"attempt": 3}, new_secret())) == "trial_not_found"
     ticket = new_secret()
     assert issue(supervisor, waiting, ticket).status_code == 200
@@ -183,18 +194,15 @@ def test_only_its_supervisor_stores_a_ticket(waiting: Claimed, bearing: Bearing,
 
 
 def test_a_ticket_expires_with_its_lease(
-    waiting: Claimed, supervisor: PlayedWorker, holding: Holding, session_app: FastAPI, wait_until: Any
+    waiting: Claimed, supervisor: PlayedWorker, holding: Holding, replace_services: ReplaceServices, wait_until: Any
 ) -> None:
     """After its lease has expired, an attempt's ticket is refused, also before the trial is queued again."""
     ticket = new_secret()
-    session_app.state.trial_lease, before = 0.05, session_app.state.trial_lease
-    try:
-        issue(supervisor, waiting, ticket)
-        supervisor.beat(waiting)  # until a twentieth of a second from now
-        wait_until(lambda: issue(supervisor, waiting, ticket).json()["seconds"] < 0)
-        assert code(redeem(holding(ticket), waiting)) == "stale_attempt"
-    finally:
-        session_app.state.trial_lease = before
+    replace_services(trial_lease=0.05)
+    issue(supervisor, waiting, ticket)
+    supervisor.beat(waiting)  # until a twentieth of a second from now
+    wait_until(lambda: issue(supervisor, waiting, ticket).json()["seconds"] < 0)
+    assert code(redeem(holding(ticket), waiting)) == "stale_attempt"
 
 
 def test_a_ticket_that_expired_is_refused(

@@ -17,8 +17,10 @@ export const SPECIAL = {
   zero: { color: [12, 12, 16], label: "exactly 0" },
 };
 
-/** Fractions are compared as they are; everything else by its power of ten. */
-export const isLinear = (statistic) => statistic.endsWith("_fraction") || statistic === "activation_saturation";
+const LINEAR = new Set(document.body.dataset.linearStatistics.split(" "));
+
+/** Return whether a statistic is drawn on a linear scale. All others are drawn by their power of ten. */
+export const isLinear = (statistic) => LINEAR.has(statistic);
 
 export function viridis(share) {
   const place = Math.min(Math.max(share, 0), 1) * (ANCHORS.length - 1);

@@ -1,7 +1,7 @@
 // The diagnosis in words: findings, causes, and advice with what came of it.
 
 import { copyButton, el } from "./dom.js";
-import { badge, integer, number, words } from "./format.js";
+import { badge, integer, isUnhealthy, number, words } from "./format.js";
 import { outcomeLine, outcomeText, parametersOf, remediesText, remedyText, snippetOf } from "./remedies.js";
 
 const FIRST_ADVICE = 3;
@@ -105,7 +105,7 @@ export function marksOf(diagnosis, history) {
     title: `${words(finding.detector)} from step ${finding.first_step}: ${finding.explanation}`,
   }));
   for (const change of history) {
-    if (!["exploding", "vanishing"].includes(change.verdict)) continue;
+    if (!isUnhealthy(change.verdict)) continue;
     marks.push({ step: change.step, verdict: change.verdict, layer: null, label: `${change.verdict} (verdict)`, title: `The verdict is ${change.verdict} from the data of step ${change.step} on` });
   }
   return marks;

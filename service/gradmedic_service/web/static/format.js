@@ -31,6 +31,11 @@ export function ago(text) {
 
 export const time = (text) => el("time", { datetime: text, title: new Date(text).toLocaleString() }, ago(text));
 
+const UNHEALTHY = new Set(document.body.dataset.unhealthyVerdicts.split(" "));
+
+/** Return whether a verdict means a failing training. */
+export const isUnhealthy = (verdict) => UNHEALTHY.has(verdict);
+
 export const badge = (verdict) => el("span", { class: "badge", "data-verdict": verdict }, verdict);
 export const statusText = (status) => words(status);
 export const statusWord = (status) => el("span", { class: "status", "data-status": status }, statusText(status));

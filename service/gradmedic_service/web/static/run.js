@@ -4,7 +4,7 @@ import { get, readSeries, showTrouble } from "./api.js";
 import { Chart, pointsOf } from "./chart.js";
 import { marksOf, proven, showAdvice, showCauses, showFindings, showHistory, showTried } from "./diagnosis.js";
 import { byId, debounce, el, setText } from "./dom.js";
-import { badge, integer, number, time, words } from "./format.js";
+import { badge, integer, isUnhealthy, number, time, words } from "./format.js";
 import { Heatmap } from "./heatmap.js";
 import { arrange } from "./layers.js";
 import { follow } from "./live.js";
@@ -15,7 +15,6 @@ const MOST_COLUMNS = 500;
 const CHART_COLUMNS = 300;
 const REFRESH_MILLISECONDS = 1000;
 const AROUND = 25; // steps shown before and after the one at which the trouble began
-const SICK = ["exploding", "vanishing"];
 const FIT_ROLES = ["weight", "recurrent", undefined, null]; // biases and gains have gradients of another size
 
 const runId = document.body.dataset.run;
@@ -56,7 +55,7 @@ function remember() {
 const firstBad = () => diagnosis?.findings.find(({ layers: found }) => found.length)?.layers[0] ?? null;
 const mayBeRerun = () => run.trainable !== null && run.parent_id === null;
 /** The step at which the trouble began, as far as it is known; null of a run without any. */
-const beginning = () => (SICK.includes(diagnosis.verdict) ? Math.min(diagnosis.since_step, ...diagnosis.findings.map((finding) => finding.first_step)) : null);
+const beginning = () => (isUnhealthy(diagnosis.verdict) ? Math.min(diagnosis.since_step, ...diagnosis.findings.map((finding) => finding.first_step)) : null);
 const has = (statistic) => run.statistics.includes(statistic);
 
 // --- pictures ----------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import { all, get, showTrouble } from "./api.js";
 import { byId, debounce, el, setText } from "./dom.js";
-import { badge, integer, statusWord, time } from "./format.js";
+import { badge, integer, isUnhealthy, statusWord, time } from "./format.js";
 
 const REFRESH_MILLISECONDS = 3000;
 const PAGE = 50;
@@ -41,7 +41,7 @@ function rowOf(run) {
     else chosen.delete(run.id);
     showChosen();
   });
-  const since = ["exploding", "vanishing"].includes(run.verdict) && run.since_step !== null ? ` since step ${integer(run.since_step)}` : "";
+  const since = isUnhealthy(run.verdict) && run.since_step !== null ? ` since step ${integer(run.since_step)}` : "";
   return el("tr", { "data-run": run.id, "data-verdict": run.verdict },
     el("td", { class: "box" }, box),
     el("th", { scope: "row" }, el("a", { href: `/runs/${run.id}` }, run.name), run.group ? el("span", { class: "muted small" }, ` ${run.group}`) : null),
