@@ -92,6 +92,8 @@ class Settings(BaseSettings):
     """Seconds without a heartbeat after which another worker gets a trial."""
     worker_patience: float = Field(default=86_400.0, gt=0)
     """Seconds that a rerun waits for a worker that offers its trainable."""
+    due_work_interval: float = Field(default=1.0, gt=0)
+    """Seconds between two runs of the due work: lost trials, reruns without a worker, silent runs."""
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod
