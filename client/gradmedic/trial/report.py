@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from gradmedic.protocol.trial_report import TrialReport
+from gradmedic.version import __version__
 
 
 class Report:
@@ -36,8 +37,6 @@ class Report:
 
 def describe_environment() -> dict[str, str]:
     """Return the versions and the machine that a result depends on; torch's version where torch is loaded."""
-    from gradmedic import __version__
-
     torch = sys.modules.get("torch")
     described = {
         "python": platform.python_version(),
