@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradmedic.protocol.numbers import to_float32
-from gradmedic_diagnosis import Block, LayerFacts, OptimizerFacts, StepSeries, TrainingFacts
+from gradmedic.protocol.runs import Layer, Optimizer, Training
+from gradmedic_diagnosis import Block, StepSeries
 
 STATISTICS: Final = (
     "grad_norm",
@@ -27,26 +28,26 @@ STATISTICS: Final = (
 SERIES: Final = ("loss", "learning_rate", "clip_coefficient", "loss_scale")
 
 
-def load(path: Path, *, bare: bool = False) -> tuple[tuple[LayerFacts, ...], TrainingFacts, Block]:
+def load(path: Path, *, bare: bool = False) -> tuple[tuple[Layer, ...], Training, Block]:
     """Read a recording as layers, training facts and one block of all its steps.
 
     Without facts in the file, or `bare`, a layer is known by its name, size, and, where it is a vector, its shape.
     """
     arrays = read_arrays(path)
-    training = TrainingFacts()
+    training = Training()
     if "facts" in arrays and not bare:
         facts = json.loads(str(arrays["facts"]))
-        layers = tuple(LayerFacts(**{**layer, "shape": tuple(layer["shape"])}) for layer in facts["layers"])
-        optimizers = tuple(OptimizerFacts(**optimizer) for optimizer in facts["training"]["optimizers"])
-        training = TrainingFacts(**{**facts["training"], "optimizers": optimizers})
+        layers = tuple(Layer(**layer) for layer in facts["layers"])
+        optimizers = [Optimizer(**optimizer) for optimizer in facts["training"]["optimizers"]]
+        training = Training(**{**facts["training"], "optimizers": optimizers})
     else:
         layers = tuple(
-            LayerFacts(
+            Layer(
                 name=str(name),
                 numel=int(numel),
                 depth=depth,
                 frozen=bool(frozen),
-                shape=(int(numel),) if ndim == 1 else None,
+                shape=[int(numel)] if ndim == 1 else None,
             )
             for depth, (name, numel, ndim, frozen) in enumerate(
                 zip(arrays["layer"], arrays["numel"], arrays["ndim"], arrays["frozen"], strict=True)

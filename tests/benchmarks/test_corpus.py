@@ -233,7 +233,7 @@ def test_a_saved_run_is_read_as_it_was(tmp_path: Path) -> None:
     save(tmp_path / "run.npz", run, ledger.entries)
     layers, training, block = load(tmp_path / "run.npz")
     assert [layer.name for layer in layers] == [entry.record.name for entry in ledger.entries]
-    assert layers[0].shape == (8, 4)
+    assert layers[0].shape == [8, 4]
     assert (layers[0].fan_in, layers[0].fan_out, layers[0].activation) == (4, 8, "relu")
     assert training.optimizers[0].name == "Adam"
     assert training.batch_size == 8
@@ -251,8 +251,8 @@ def test_a_bare_recording_names_sizes_alone(tmp_path: Path) -> None:
     save(tmp_path / "run.npz", run, ledger.entries)
     layers, training, _ = load(tmp_path / "run.npz", bare=True)
     assert (layers[0].shape, layers[0].numel, layers[0].kind) == (None, 32, None)
-    assert layers[1].shape == (8,)
-    assert training.optimizers == ()
+    assert layers[1].shape == [8]
+    assert training.optimizers == []
     assert read_arrays(tmp_path / "run.npz")["ndim"][:2].tolist() == [2, 1]
 
 

@@ -61,20 +61,35 @@ def test_odd_hyperparameters_become_text_or_numbers() -> None:
 
 
 def test_a_diagnosis_is_read_with_nonfinite_numbers_and_unknown_fields() -> None:
-    """`class` becomes `class_`, "NaN" a number, and fields of a newer service are ignored."""
+    """The string "NaN" becomes a number, and fields of a newer service are ignored."""
     body = {
         "run_id": "01a20088-6da0-7e80-b639-b6f5d5d30828", "step": 3, "verdict": "exploding", "score": 1,
         "since_step": 2, "summary": "s", "causes": [], "advice": [], "new": True,
         "findings": [{
-            "detector": "nonfinite", "class": "exploding", "severity": "critical", "layers": ["w"], "first_step": 2,
-            "last_step": 3, "resolved_step": None, "evidence": {"norm": "NaN", "top": "Infinity"}, "explanation": "e",
+            "detector": "nonfinite", "verdict": "exploding", "class": "exploding", "severity": "critical",
+            "layers": ["w"], "first_step": 2, "last_step": 3, "resolved_step": None,
+            "evidence": {"norm": "NaN", "top": "Infinity"}, "explanation": "e",
         }],
     }  # fmt: skip
     diagnosis = from_json(json.dumps(body).encode(), Diagnosis)
-    assert diagnosis.findings[0].class_ == "exploding"
+    assert diagnosis.findings[0].verdict == "exploding"
     assert math.isnan(diagnosis.findings[0].evidence["norm"])
     assert diagnosis.findings[0].evidence["top"] == math.inf
-    assert json.loads(to_json(diagnosis))["findings"][0]["class"] == "exploding"
+    written = json.loads(to_json(diagnosis))["findings"][0]
+    assert (written["verdict"], written["class"]) == ("exploding", "exploding")
+
+
+def test_a_finding_of_an_older_service_is_read() -> None:
+    """A service of version 0.1 answers a finding's verdict as `class` only."""
+    body = {
+        "run_id": "01a20088-6da0-7e80-b639-b6f5d5d30828", "step": 3, "verdict": "healthy", "score": 0.9,
+        "since_step": 2, "summary": "s", "causes": [], "advice": [],
+        "findings": [{
+            "detector": "depth_gap", "class": "vanishing", "severity": "note", "layers": [], "first_step": 2,
+            "last_step": 3, "resolved_step": None, "evidence": {}, "explanation": "e",
+        }],
+    }  # fmt: skip
+    assert from_json(json.dumps(body).encode(), Diagnosis).findings[0].verdict == "vanishing"
 
 
 plain_json = st.recursive(

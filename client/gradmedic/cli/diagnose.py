@@ -53,7 +53,7 @@ def render_diagnosis(diagnosis: Diagnosis, run: RunSummary) -> str:
     open_findings = [
         finding
         for finding in diagnosis.findings
-        if finding.class_ == diagnosis.verdict and finding.resolved_step is None and finding.layers
+        if finding.verdict == diagnosis.verdict and finding.resolved_step is None and finding.layers
     ]
     lines = [
         f"{diagnosis.verdict.upper()}{since}  (confidence {diagnosis.score:.0%})",

@@ -16,7 +16,6 @@ import msgspec
 import numpy as np
 
 from gradmedic.protocol.numbers import name_nonfinite
-from gradmedic.protocol.schema import without_trailing_underscore
 
 T = TypeVar("T")
 
@@ -84,10 +83,8 @@ def to_plain(value: Any, depth: int = 0) -> Any:
         if isinstance(value, (Sequence, Set)) and not isinstance(value, (bytes, bytearray, memoryview)):
             return [to_plain(v, depth + 1) for v in value]
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {
-                without_trailing_underscore(field.name): to_plain(getattr(value, field.name), depth + 1)
-                for field in dataclasses.fields(value)
-            }
+            plain = {field.name: to_plain(getattr(value, field.name), depth + 1) for field in dataclasses.fields(value)}
+            return plain | (value.deprecated_keys() if hasattr(value, "deprecated_keys") else {})
     if isinstance(value, datetime):
         return value.isoformat().replace("+00:00", "Z")
     return str(value)
@@ -100,10 +97,11 @@ def from_json(body: bytes, type_: type[T]) -> T:
         msgspec.MsgspecError: the body is not JSON, or not of that type.
     """
     plain = msgspec.json.decode(body)
-    if "findings" in getattr(type_, "__dataclass_fields__", ()):
-        plain = plain | {"findings": [_with_python_names(finding) for finding in plain.get("findings", [])]}
+    if "findings" in getattr(type_, "__dataclass_fields__", ()):  # a diagnosis, perhaps of an older service
+        plain = plain | {"findings": [_with_verdict(finding) for finding in plain.get("findings", [])]}
     return msgspec.convert(plain, type_, strict=False)  # lax: "NaN" is a float
 
 
-def _with_python_names(finding: dict[str, Any]) -> dict[str, Any]:
-    return {("class_" if key == "class" else key): value for key, value in finding.items()}
+def _with_verdict(finding: dict[str, Any]) -> dict[str, Any]:
+    """Return a finding with its `verdict`, which services of version 0.1 answer as `class`."""
+    return finding if "verdict" in finding or "class" not in finding else finding | {"verdict": finding["class"]}

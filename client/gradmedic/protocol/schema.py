@@ -31,11 +31,6 @@ class OneOf:
         return {**handler(schema), "enum": list(self.values)}
 
 
-def without_trailing_underscore(name: str) -> str:
-    """Name a field on the wire: `class_` is a Python name for `class`."""
-    return name.rstrip("_")
-
-
 class _StrictType:
     """Annotation that forbids conversion: neither "2" nor true becomes 2."""
 
@@ -84,14 +79,14 @@ NumberOrNull = Annotated[float | None, _StrictNumber()]
 
 @cache
 def _field_docstrings(module: str) -> dict[str, dict[str, str]]:
-    """Read what a file says below its fields, by class and by the field's name on the wire."""
+    """Read the docstrings of a module's fields, by class and field."""
     described: dict[str, dict[str, str]] = {}
     for node in ast.parse(inspect.getsource(sys.modules[module])).body:
         if isinstance(node, ast.ClassDef):
             for statement, following in pairwise(node.body):
                 match statement, following:
                     case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                        described.setdefault(node.name, {})[without_trailing_underscore(name)] = inspect.cleandoc(text)
+                        described.setdefault(node.name, {})[name] = inspect.cleandoc(text)
     return described
 
 
@@ -107,6 +102,5 @@ def _describe_fields(schema: dict[str, Any], cls: type) -> None:
 SCHEMA: dict[str, Any] = {
     "extra": "forbid",
     "json_schema_extra": _describe_fields,
-    "alias_generator": without_trailing_underscore,
 }
 """Pydantic's configuration of every class of the protocol."""

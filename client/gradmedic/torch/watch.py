@@ -206,7 +206,7 @@ class Watch:
         """Return what is known of how the models train."""
         return self._training
 
-    def take(self) -> _Steps:
+    def finish_step(self) -> _Steps:
         """Return what was measured since the last call."""
         taken, self._steps = self._steps, _Steps(self)
         try:
@@ -228,7 +228,7 @@ class Watch:
             self._give_up("a step could not be taken", error)
         return taken
 
-    def hold(self, number: Any) -> PendingNumber | float | None:
+    def start_reading(self, number: Any) -> PendingNumber | float | None:
         """Return a tensor with one element as a number, or start copying it to the host."""
         if type(number) is Tensor and number.is_cpu and number.ndim == 0:
             value: object = number.item()  # not tolist(): its code is colder, optimizers themselves call item()
@@ -386,10 +386,10 @@ class Watch:
         slots = [slot for slot in slots if slot.parameter.grad is not None]
         table = update.steps.table(slots)
         reduced = sharding.reduce(
-            table, [slot.parameter for slot in slots], interval=self._sampler.wish(), has_failed=not is_told
+            table, [slot.parameter for slot in slots], interval=self._sampler.choose_interval(), has_failed=not is_told
         )
         whole = _Whole(reduced)
-        self._sampler.follow(whole.read_interval)
+        self._sampler.receive_interval(whole.read_interval)
         self._steps.add(slots, slice(None), whole)
 
     def _clip(self, optimizer: torch.optim.Optimizer, max_norm: float) -> None:
@@ -487,7 +487,7 @@ class Watch:
         except Exception as error:
             self._give_up(what, error)
         finally:
-            self._sampler.spend(self._clock() - begun)
+            self._sampler.add_cost(self._clock() - begun)
 
     def _give_up(self, what: str, error: Exception) -> None:
         """Observe nothing more."""
@@ -603,7 +603,7 @@ class _Steps:
         return torch.zeros((len(slots), len(self._watch.statistics))) if table is None else table
 
     def read(self) -> Measurement:
-        """Return the measurement; see `gradmedic.recording.instrumentation.Pending`."""
+        """Return the measurement; see `gradmedic.recording.instrumentation.PendingMeasurement`."""
         self._watch._update_training()
         skipped = any(array.read().max() > 0 for array in self.found_inf)
         scale = None

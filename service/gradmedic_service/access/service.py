@@ -18,7 +18,7 @@ from gradmedic_service.database import models
 from gradmedic_service.database.engine import Session
 from gradmedic_service.http.errors import InvalidRequest
 from gradmedic_service.http.paging import cut_page, position_of
-from gradmedic_service.projects import repository as projects
+from gradmedic_service.projects import service as projects
 
 KEY_LIST = "api keys"
 """Name of the list of keys in page tokens."""
@@ -39,7 +39,7 @@ def create_key(
     secret: str | None = None,
     by: Principal = OPERATOR,
 ) -> tuple[models.ApiKey, str]:
-    """Store a new key and return it with its secret, which is stored nowhere.
+    """Store a new key and return it with its secret, of which only a hash is stored.
 
     Args:
         session: a writing session; the key can be used after its commit.
@@ -68,7 +68,7 @@ def create_key(
     )
     repository.add(session, key)
     if project is not None:
-        projects.add_missing(session, project, now)
+        projects.create_missing(session, project, now)
     record(session, by, "create_api_key", key_id, project)
     return key, secret
 

@@ -28,7 +28,8 @@ class RediagnoseCommand:
         settings = read_settings(database_url=args.database_url)
         from gradmedic.protocol.encoding import to_json
         from gradmedic_service.database import schema
-        from gradmedic_service.database.engine import Database, is_missing, printable_url
+        from gradmedic_service.database.engine import Database
+        from gradmedic_service.database.urls import is_missing, printable_url
         from gradmedic_service.runs.facts import FactsCache
         from gradmedic_service.telemetry import rediagnosis
 

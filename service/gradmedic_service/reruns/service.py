@@ -266,7 +266,7 @@ def _new_rerun(
             "start `gradmedic worker` with a worker.toml that has it."
         )
     parameters = PARAMETERS.validate_python(trainable.parameters)
-    seeds, seconds, trials = _checked_budget(body, limits, projects.caps(session, run.project)[1])
+    seeds, seconds, trials = _checked_budget(body, limits, projects.rerun_caps(session, run.project).seconds)
     if body.remedies is None:
         diagnosis = telemetry.diagnose(session.connection(), OPERATOR, facts, run.id, None)
         advice = [(one.remedy.id, one.remedy.parameters) for one in diagnosis.advice]
@@ -417,7 +417,10 @@ def claim(
     )
     for rerun_id, project_name in waiting:
         stored_projects.find(session, project_name, is_locked=True)  # so that two claims do not exceed its cap
-        if repository.running_in_project(session, project_name) >= projects.caps(session, project_name)[0]:
+        if (
+            repository.running_in_project(session, project_name)
+            >= projects.rerun_caps(session, project_name).concurrent_trials
+        ):
             continue
         rerun = repository.lock_rerun(session, rerun_id, skips_locked=True)
         if rerun is None or rerun.status not in LIVING or rerun.executor not in (None, body.executor):

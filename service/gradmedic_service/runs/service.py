@@ -79,7 +79,7 @@ def create(session: Session, principal: Principal, body: RunCreate, limits: Limi
         tags=[models.RunTag(position=index, tag=tag) for index, tag in enumerate(body.tags)],
     )
     if repository.add(session, run):
-        projects.ensure(session, body.project, now)
+        projects.create_missing(session, body.project, now)
         access.record(session, principal, "create_run", run_id, body.project)
         if repository.has_more_runs(session, body.project, limits.max_runs_per_project):
             raise ProjectFull(

@@ -12,7 +12,8 @@ from uuid import UUID
 import numpy as np
 import structlog
 
-from gradmedic_diagnosis import Block, Diagnostician, report
+from gradmedic.protocol.diagnosis import DiagnosisAtStep, VerdictChange
+from gradmedic_diagnosis import Block, Diagnostician
 from gradmedic_diagnosis.state import StateError
 from gradmedic_service.database.engine import Connection
 from gradmedic_service.runs.facts import FactsCache, RunFacts
@@ -36,6 +37,11 @@ def read_facts(connection: Connection, facts: FactsCache, run: RunRow) -> RunFac
     return facts.get(run.facts_digest, lambda: read_stored_facts(connection, run.id))
 
 
+def new_diagnostician(facts: RunFacts, run: RunRow) -> Diagnostician:
+    """Return a diagnostician that has read no step of the run."""
+    return Diagnostician(facts.layers, facts.training, framework=facts.framework, muted=run.muted_detectors)
+
+
 def restore(connection: Connection, run: RunRow, facts: RunFacts) -> tuple[Diagnostician, int]:
     """Return the diagnostician as of the run's last step, and the number of steps since the last snapshot.
 
@@ -44,9 +50,9 @@ def restore(connection: Connection, run: RunRow, facts: RunFacts) -> tuple[Diagn
     """
     stored = repository.read_diagnosis(connection, run.id)
     if stored is None or run.last_step is None:
-        return Diagnostician(facts.layers, facts.training, run.muted_detectors), 0
+        return new_diagnostician(facts, run), 0
     try:
-        diagnostician = Diagnostician.from_bytes(stored.state, facts.layers, facts.training, run.muted_detectors)
+        diagnostician = _from_bytes(stored.state, facts, run)
     except StateError as error:
         _logger.warning("the diagnosis is rebuilt from the stored steps", run_id=str(run.id), reason=str(error))
         return replay(connection, run, facts, run.last_step, from_snapshot=False)
@@ -64,12 +70,11 @@ def replay(
     where `from_snapshot` is false or another version of the code wrote the snapshot.
     """
     snapshot = repository.read_last_snapshot(connection, run.id, last_step) if from_snapshot else None
-    diagnostician = Diagnostician(facts.layers, facts.training, run.muted_detectors)
+    diagnostician = new_diagnostician(facts, run)
     first_step = 0
     if snapshot is not None:
         try:
-            state = decompress(snapshot.state)
-            diagnostician = Diagnostician.from_bytes(state, facts.layers, facts.training, run.muted_detectors)
+            diagnostician = _from_bytes(decompress(snapshot.state), facts, run)
             first_step = snapshot.step + 1
         except (StateError, CorruptChunk) as error:
             _logger.warning("a snapshot of the diagnosis is passed over", run_id=str(run.id), reason=str(error))
@@ -79,13 +84,13 @@ def replay(
 
 def advance(
     diagnostician: Diagnostician, block: Block, steps_since_snapshot: int
-) -> tuple[report.Diagnosis, list[report.VerdictChange], list[DiagnosisSnapshot], int]:
+) -> tuple[DiagnosisAtStep, list[VerdictChange], list[DiagnosisSnapshot], int]:
     """Update a diagnostician with a block; take a snapshot after every `SNAPSHOT_STEPS` steps of the run.
 
     Returns the diagnosis, the verdict changes of the whole block, the snapshots, and the number of steps since the last
     snapshot.
     """
-    changes: list[report.VerdictChange] = []
+    changes: list[VerdictChange] = []
     snapshots: list[DiagnosisSnapshot] = []
     start = 0
     while True:
@@ -116,6 +121,13 @@ def read_blocks(
 def cut_after(block: Block, last_step: int) -> Block:
     """Return the block without the steps after `last_step`."""
     return block.cut(0, int(np.searchsorted(block.steps, last_step, side="right")))
+
+
+def _from_bytes(state: bytes, facts: RunFacts, run: RunRow) -> Diagnostician:
+    """Return the diagnostician of a state. Raises StateError where another version of the code wrote the state."""
+    return Diagnostician.from_bytes(
+        state, facts.layers, facts.training, framework=facts.framework, muted=run.muted_detectors
+    )
 
 
 def _read_steps(

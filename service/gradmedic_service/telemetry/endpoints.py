@@ -111,7 +111,7 @@ def append_steps(
     with database.writing_rows() as connection:
         result, cached_run = service.append(connection, principal, facts, run_cache, run_id, block)
         if result.alerts:
-            with database.objects(connection) as session:
+            with database.session_of(connection) as session:
                 reruns.start_automatically(session, principal, facts, limits, run_id)
     if cached_run is not None:
         run_cache.add(cached_run)

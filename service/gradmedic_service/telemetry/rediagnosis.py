@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
 
-from gradmedic_diagnosis import Diagnosis, Diagnostician, VerdictChange
+from gradmedic.protocol.diagnosis import DiagnosisAtStep, VerdictChange
 from gradmedic_service.database.engine import Connection, Database
 from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.runs.facts import FactsCache
@@ -34,12 +34,12 @@ class Rebuild:
     def __init__(self, connection: Connection, facts: FactsCache, run: RunRow) -> None:
         self._first_row = run
         self._facts = diagnosis_state.read_facts(connection, facts, run)
-        self._diagnostician = Diagnostician(self._facts.layers, self._facts.training, run.muted_detectors)
+        self._diagnostician = diagnosis_state.new_diagnostician(self._facts, run)
         self._steps_since_snapshot = 0
         self._changes: list[VerdictChange] = []
         self._snapshots: list[DiagnosisSnapshot] = []
         self._last_step = -1
-        self._diagnosis: Diagnosis = self._diagnostician.diagnose()
+        self._diagnosis: DiagnosisAtStep = self._diagnostician.diagnose()
 
     def can_continue(self, run: RunRow) -> bool:
         """Whether the steps that were read are still the beginning of the run, and its facts are the same."""

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, Table, bindparam, delete, insert, select, update
 
-from gradmedic_diagnosis import VerdictChange
+from gradmedic.protocol.diagnosis import VerdictChange
 from gradmedic_service.database import models
 from gradmedic_service.runs.stalling import SilenceLimit
 

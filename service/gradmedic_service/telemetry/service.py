@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from datetime import UTC, datetime
 from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradmedic.protocol.diagnosis import Advice, Cause, Diagnosis, Finding, VerdictChange, VerdictHistory
-from gradmedic.protocol.remedies import Remedy
+from gradmedic.protocol.diagnosis import Diagnosis, VerdictChange, VerdictHistory
 from gradmedic.protocol.steps import AppendResult, RewindResult, RunRewind
 from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
-from gradmedic_diagnosis import Block, report
+from gradmedic_diagnosis import Block
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.database.engine import Connection
 from gradmedic_service.http.errors import InvalidRequest
@@ -171,7 +171,8 @@ def diagnose(
         diagnostician, _ = diagnosis_state.restore(connection, run, run_facts)
     else:
         diagnostician, _ = diagnosis_state.replay(connection, run, run_facts, at_step)
-    return _on_the_wire(run_id, diagnostician.diagnose())
+    diagnosis = diagnostician.diagnose()
+    return Diagnosis(run_id=run_id, **{field.name: getattr(diagnosis, field.name) for field in fields(diagnosis)})
 
 
 def read_verdict_history(connection: Connection, principal: Principal, run_id: UUID) -> VerdictHistory:
@@ -283,7 +284,7 @@ def _is_over(run: RunRow, last_step: int | None) -> bool:
     return run.stop_after is not None and (-1 if last_step is None else last_step) >= run.stop_after
 
 
-def _alerts(changes: Sequence[report.VerdictChange], summary: str) -> list[str]:
+def _alerts(changes: Sequence[VerdictChange], summary: str) -> list[str]:
     """Return a message for each change to an unhealthy verdict; the last one is the summary of the diagnosis."""
     alerts = [
         f"{change.verdict.capitalize()} at step {change.step}" + (f": {change.finding}." if change.finding else ".")
@@ -293,48 +294,3 @@ def _alerts(changes: Sequence[report.VerdictChange], summary: str) -> list[str]:
     if changes and changes[-1].verdict in UNHEALTHY_VERDICTS:
         alerts[-1] = summary
     return alerts
-
-
-def _on_the_wire(run_id: UUID, diagnosis: report.Diagnosis) -> Diagnosis:
-    return Diagnosis(
-        run_id=run_id,
-        step=diagnosis.step,
-        verdict=diagnosis.verdict,
-        score=float(diagnosis.score),
-        since_step=diagnosis.since_step,
-        summary=diagnosis.summary,
-        findings=[
-            Finding(
-                detector=finding.detector,
-                class_=finding.class_,
-                severity=finding.severity,
-                layers=list(finding.layers),
-                first_step=finding.first_step,
-                last_step=finding.last_step,
-                resolved_step=finding.resolved_step,
-                evidence={name: float(value) for name, value in finding.evidence.items()},
-                explanation=finding.explanation,
-            )
-            for finding in diagnosis.findings
-        ],
-        causes=[
-            Cause(
-                cause=cause.cause,
-                score=float(cause.score),
-                evidence={name: float(value) for name, value in cause.evidence.items()},
-                explanation=cause.explanation,
-            )
-            for cause in diagnosis.causes
-        ],
-        advice=[
-            Advice(
-                remedy=Remedy(id=advice.remedy.id, parameters=dict(advice.remedy.parameters)),
-                rank=advice.rank,
-                reason=advice.reason,
-                cost=advice.cost,
-                snippet=advice.snippet,
-                sources=list(advice.sources),
-            )
-            for advice in diagnosis.advice
-        ],
-    )

@@ -31,7 +31,7 @@ def document(session_app: FastAPI) -> dict[str, Any]:
 
 
 def operations(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Each route with what is documented of it."""
+    """Return each route with its description."""
     return [
         (f"{method} {path}", operation)
         for path, methods in document["paths"].items()
@@ -39,8 +39,8 @@ def operations(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-def test_every_route_is_there(document: dict[str, Any]) -> None:
-    """The document lists exactly the routes that there are."""
+def test_every_route_is_documented(document: dict[str, Any]) -> None:
+    """The document has exactly the routes of the service."""
     assert {name for name, _ in operations(document)} == {
         "get /healthz",
         "get /readyz",
@@ -84,7 +84,7 @@ def test_every_route_is_there(document: dict[str, Any]) -> None:
 
 
 def test_errors_are_documented_as_problems(document: dict[str, Any]) -> None:
-    """Every error of every route is a problem with an example; what takes a body may be malformed, large or foreign."""
+    """Every error of every route is a problem with an example, and routes with a body document the errors of bodies."""
     for name, operation in operations(document):
         documented = {int(status): response for status, response in operation["responses"].items()}
         for status, response in documented.items():
@@ -99,10 +99,9 @@ def test_errors_are_documented_as_problems(document: dict[str, Any]) -> None:
 
 
 def test_every_reference_resolves(document: dict[str, Any]) -> None:
-    """No schema refers to one that is not in the document."""
+    """Every schema that the document refers to is in the document."""
     references = set(re.findall(r"'\$ref': '#/components/schemas/(\w+)'", str(document)))
     assert references <= document["components"]["schemas"].keys()
-    assert "class" in document["components"]["schemas"]["Finding"]["properties"]
 
 
 FRAGMENT_BEGINNINGS = (
@@ -198,11 +197,20 @@ def test_fields_are_described_by_their_docstrings(document: dict[str, Any]) -> N
     assert schemas["Layer"]["properties"]["kind"]["description"].startswith("Type of the module that owns the layer")
     assert schemas["RunDetail"]["properties"]["parent_id"]["description"].startswith("Id of the suspect run")
     assert schemas["RunList"]["properties"]["next_page_token"]["description"].startswith("Token of the next page")
-    assert "class" in schemas["Finding"]["properties"]
+    finding = schemas["Finding"]["properties"]
+    assert finding["verdict"]["description"] == "The verdict that the finding supports."
+    assert schemas["Diagnosis"]["properties"]["since_step"]["description"].startswith("First step of the verdict")
+
+
+def test_the_former_key_of_a_findings_verdict_is_deprecated(document: dict[str, Any]) -> None:
+    """A finding still carries `class`, described as deprecated, with the values of `verdict`."""
+    finding = document["components"]["schemas"]["Finding"]["properties"]
+    assert finding["class"]["deprecated"] is True
+    assert finding["class"]["enum"] == finding["verdict"]["enum"]
 
 
 def test_examples_are_valid() -> None:
-    """The examples are requests that the service would take."""
+    """The examples of request bodies are valid."""
     for example in CREATE_EXAMPLES.values():
         TypeAdapter(RunCreate).validate_python(example["value"])
     for example in UPDATE_EXAMPLES.values():
@@ -224,7 +232,7 @@ def test_examples_are_valid() -> None:
 
 
 def test_docs_need_no_network(sqlite_client: TestClient) -> None:
-    """The page loads nothing from another host, and what it loads is there."""
+    """The page loads files only from the service, and they exist."""
     page = sqlite_client.get("/docs")
     assert page.status_code == 200
     loaded = re.findall(r'(?:src|href)="([^"]+)"', page.text)

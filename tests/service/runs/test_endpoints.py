@@ -11,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import select
 from starlette.testclient import TestClient
-from tests.support.locks import is_anyone_waiting
+from tests.support.locks import is_transaction_waiting
 
 from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.runs import Layer, RunUpdate
@@ -232,7 +232,7 @@ def test_layers_appended_at_once_are_all_kept(
             update(session, OPERATOR, UUID(path.rpartition("/")[2]), first, settings.limits())
             session.flush()
             waiting.start()
-            while waiting.is_alive() and not is_anyone_waiting(database):
+            while waiting.is_alive() and not is_transaction_waiting(database):
                 pass
         waiting.join()
     assert answers[0].status_code == 200, answers[0].text

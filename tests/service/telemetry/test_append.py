@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, select, update
 from starlette.testclient import TestClient
-from tests.support.locks import is_anyone_waiting
+from tests.support.locks import is_transaction_waiting
 
 from gradmedic.protocol.service import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE
 from gradmedic_service.access.principal import OPERATOR
@@ -286,7 +286,7 @@ def test_an_append_that_waited_continues_from_the_other_append(
             received = decode_block(msgspec.json.encode(bodies[-2]), JSON_MEDIA_TYPE, settings.limits())
             append(connection, OPERATOR, FactsCache(), RunCache(), UUID(run.rpartition("/")[2]), received)
             waiting.start()
-            while waiting.is_alive() and not is_anyone_waiting(database):
+            while waiting.is_alive() and not is_transaction_waiting(database):
                 pass
         waiting.join()
     assert answers[0].status_code == 200, answers[0].text

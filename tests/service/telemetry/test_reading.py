@@ -13,8 +13,9 @@ from sqlalchemy import update
 from starlette.testclient import TestClient
 
 from gradmedic.protocol.ids import new_id
+from gradmedic.protocol.runs import Layer
 from gradmedic.protocol.service import JSON_MEDIA_TYPE
-from gradmedic_diagnosis import Diagnostician, LayerFacts
+from gradmedic_diagnosis import Diagnostician
 from gradmedic_service.database.engine import Database
 from gradmedic_service.database.models import DiagnosisState
 from gradmedic_service.settings import Settings
@@ -156,12 +157,14 @@ def test_the_diagnosis_is_that_of_one_diagnostician(client: TestClient, create_r
     answer = client.get(f"{run}/diagnosis").json()
     body = {"steps": list(range(120)), "loss": list(range(120)), "statistics": {"grad_norm": values.tolist()}}
     received = decode_block(json.dumps(body).encode(), JSON_MEDIA_TYPE, Settings().limits())
-    layers = [LayerFacts(name=f"layer{index}") for index in range(3)]
+    layers = [Layer(name=f"layer{index}") for index in range(3)]
     expected = Diagnostician(layers).update(received.fit(["grad_norm"], [3]))
     assert (answer["run_id"] in run, answer["step"]) == (True, 119)
     assert (answer["verdict"], answer["since_step"]) == (expected.verdict, expected.since_step)
     assert [f["detector"] for f in answer["findings"]] == [f.detector for f in expected.findings]
-    assert [f["class"] for f in answer["findings"]] == [f.class_ for f in expected.findings]
+    verdicts = [f.verdict for f in expected.findings]
+    assert [f["verdict"] for f in answer["findings"]] == verdicts
+    assert [f["class"] for f in answer["findings"]] == verdicts
     assert [a["remedy"]["id"] for a in answer["advice"]] == [a.remedy.id for a in expected.advice]
 
 

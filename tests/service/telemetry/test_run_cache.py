@@ -13,7 +13,8 @@ from tests.service.conftest import ReplaceServices
 from tests.support.approximation import approximately
 
 from gradmedic.protocol.ids import new_id
-from gradmedic_diagnosis import Diagnostician, LayerFacts
+from gradmedic.protocol.runs import Layer
+from gradmedic_diagnosis import Diagnostician
 from gradmedic_service.app import create_app
 from gradmedic_service.database.engine import Database
 from gradmedic_service.database.models import DiagnosisSnapshot, DiagnosisState, Run
@@ -37,9 +38,9 @@ def restored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     times: list[int] = []
     restore: Callable[..., Diagnostician] = Diagnostician.from_bytes
 
-    def counted(*arguments: Any) -> Diagnostician:
+    def counted(*arguments: Any, **options: Any) -> Diagnostician:
         times.append(1)
-        return restore(*arguments)
+        return restore(*arguments, **options)
 
     monkeypatch.setattr(Diagnostician, "from_bytes", counted)
     return times
@@ -148,7 +149,7 @@ def test_the_cache_is_bounded(client: TestClient, create_run: Any, database: Dat
         states.append(state)
     run_cache = RunCache(max_size=2 * (RUN_SIZE + 2))
     for state in states:
-        diagnostician = Diagnostician([LayerFacts(name="w"), LayerFacts(name="v")])
+        diagnostician = Diagnostician([Layer(name="w"), Layer(name="v")])
         run_cache.add(
             CachedRun(
                 row_before=state,

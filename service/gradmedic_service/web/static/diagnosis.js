@@ -82,7 +82,7 @@ export function showFindings(list, diagnosis, select) {
       return [button, " "];
     });
     return el("li", { class: "card", "data-key": finding.detector },
-      el("h3", {}, words(finding.detector), " ", badge(finding.class), " ", el("span", { class: "severity", "data-severity": finding.severity }, finding.severity)),
+      el("h3", {}, words(finding.detector), " ", badge(finding.verdict), " ", el("span", { class: "severity", "data-severity": finding.severity }, finding.severity)),
       el("p", {}, finding.explanation),
       el("p", { class: "small" }, "From ", stepButton, finding.resolved_step === null ? `, still present at step ${integer(finding.last_step)}` : `, resolved at step ${integer(finding.resolved_step)}`,
         finding.layers.length ? ": " : ".", layers, finding.layers.length > 4 ? `and ${finding.layers.length - 4} more` : ""),
@@ -101,7 +101,7 @@ export function showHistory(list, items, select) {
 /** Return the marks of the step axis: first steps of findings, and changes to an unhealthy verdict. */
 export function marksOf(diagnosis, history) {
   const marks = diagnosis.findings.map((finding) => ({
-    step: finding.first_step, verdict: finding.class, layer: finding.layers[0] ?? null, label: words(finding.detector),
+    step: finding.first_step, verdict: finding.verdict, layer: finding.layers[0] ?? null, label: words(finding.detector),
     title: `${words(finding.detector)} from step ${finding.first_step}: ${finding.explanation}`,
   }));
   for (const change of history) {

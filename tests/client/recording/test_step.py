@@ -1,0 +1,68 @@
+"""Blocks of steps on the wire."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+
+from gradmedic.recording.step import Columns, Row, Step, encode_block
+
+COLUMNS = Columns(("grad_norm", "nonfinite_count"), np.array([2, 0, 1]), 4)
+
+
+def row(layers: list[int], values: list[list[float]], names: tuple[str, ...] = ("grad_norm", "nonfinite_count")) -> Row:
+    """Return a row of float32 values."""
+    return Row(names, np.array(layers, dtype=np.int32), np.array(values, dtype=np.float32))
+
+
+def test_a_block_is_the_binary_form_of_the_wire() -> None:
+    """Statistics are `[sampled step, layer]` in the service's order of layers, with a mask of the present layers."""
+    steps = [
+        Step(number=3, time=1.0, loss=2.0, row=row([0, 1], [[5.0, 0.0], [float("nan"), 7.0]])),
+        Step(number=5, time=2.0, metrics={"accuracy": 0.5}),
+        Step(number=9, time=3.0, loss=float("inf"), skipped=True, row=row([2], [[1.0, 0.0]])),
+    ]
+    body = msgspec.msgpack.decode(encode_block(steps, COLUMNS))
+    norms = np.frombuffer(body["statistics"]["grad_norm"], "<f4").reshape(2, 4)
+    np.testing.assert_array_equal(norms, np.array([[np.nan, 0, 5, 0], [0, 1, 0, 0]], dtype=np.float32))
+    present = np.unpackbits(np.frombuffer(body["present"], np.uint8), bitorder="little")[:8].reshape(2, 4)
+    np.testing.assert_array_equal(present, [[1, 0, 1, 0], [0, 1, 0, 0]])
+    assert body["steps"] == [3, 5, 9]
+    assert body["sampled"] == [True, False, True]
+    assert body["skipped"] == [False, False, True]
+    assert body["loss"] == [2.0, None, float("inf")]
+    assert body["metrics"] == {"accuracy": [None, 0.5, None]}
+    assert "learning_rate" not in body
+
+
+def test_statistics_are_put_in_the_order_of_the_run() -> None:
+    """A row may have its statistics in another order, and more of them than the run."""
+    step = Step(number=0, time=0.0, row=row([0], [[1.0, 2.0, 3.0]], ("weight_norm", "nonfinite_count", "grad_norm")))
+    body = msgspec.msgpack.decode(encode_block([step], COLUMNS))
+    assert np.frombuffer(body["statistics"]["grad_norm"], "<f4")[2] == 3.0
+    assert np.frombuffer(body["statistics"]["nonfinite_count"], "<f4")[2] == 2.0
+
+
+def test_a_row_that_lacks_a_statistic_is_not_sampled() -> None:
+    """A step whose row lacks a statistic of the run is sent without statistics."""
+    body = msgspec.msgpack.decode(
+        encode_block([Step(number=0, time=0.0, row=row([0], [[1.0]], ("grad_norm",)))], COLUMNS)
+    )
+    assert body["sampled"] == [False]
+    assert "statistics" not in body
+
+
+@pytest.mark.parametrize(
+    ("step", "is_finite"),
+    [
+        (Step(number=0, time=0.0), True),
+        (Step(number=0, time=0.0, loss=float("nan")), False),
+        (Step(number=0, time=0.0, row=row([0], [[1.0, 0.0]])), True),
+        (Step(number=0, time=0.0, row=row([0], [[1.0, 3.0]])), False),
+        (Step(number=0, time=0.0, row=row([0], [[float("inf"), 0.0]])), False),
+    ],
+)
+def test_a_step_is_finite_if_all_of_its_numbers_are(step: Step, is_finite: bool) -> None:
+    """A non-finite loss, statistic or gradient element makes a step non-finite."""
+    assert step.is_finite is is_finite
