@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     import torch
 
     from gradmedic.protocol.diagnosis import Diagnosis
-    from gradmedic.torch.treatment import Treatment
+    from gradmedic.torch.remedies import AppliedRemedies
 
 logger = logging.getLogger("gradmedic")
 
@@ -233,7 +233,7 @@ class Run:
     ) -> None:
         self._configuration = configuration
         self._started = started or TrialEnvironment(seed=None, order=None, report=Report(None))
-        self._treatments: list[Treatment] = []
+        self._treatments: list[AppliedRemedies] = []
         self._reason_to_end: str | None = None
         self._transport = transport
         self._book = LayerRegistry()
@@ -350,15 +350,15 @@ class Run:
         )  # on every process: they train together
         if treatment is not None:
             watch = Watch(model, optimizer, scaler=scaler, prefix=prefix, activations=activations)  # as it is now
-            treatment.before()
+            treatment.attach_before_measurement()
         if watch.is_needed:
             if watch.has_others and self._configuration.on_unhealthy == "clip":
                 self._may_clip = False  # the others would not, and train another model
                 self._say_once("clip", 'on_unhealthy="clip" is for trainings of one process; this one is only warned')
-            watch.begin(book=self._book, sampler=self._sampler, before_first_step=self._describe_sources)
+            watch.begin(layer_registry=self._book, sampler=self._sampler, before_first_step=self._describe_sources)
             self._sources.append(watch)
         if treatment is not None:
-            treatment.after(watch if watch.is_needed else None)
+            treatment.attach_after_measurement(watch if watch.is_needed else None)
 
     def log(
         self,
@@ -742,13 +742,12 @@ class Run:
         optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer],
         *,
         has_scaler: bool,
-    ) -> Treatment | None:
+    ) -> AppliedRemedies | None:
         """Prepare the trial's remedies for optimizers and models; end the trial if they cannot be applied."""
         if not self.is_trial:
             return None
-        from gradmedic.torch.remedies import NotApplicable
+        from gradmedic.torch.remedies import AppliedRemedies, NotApplicable
         from gradmedic.torch.seeding import describe_device
-        from gradmedic.torch.treatment import Treatment, optimizers_of
 
         models = model if isinstance(model, Mapping) else {"": model}
         report = Report(None) if self._is_follower else self._started.report
@@ -757,9 +756,9 @@ class Run:
         if not self._started.remedies:
             return None
         try:
-            treatment = Treatment(
-                optimizers_of(optimizer),
-                models,
+            treatment = AppliedRemedies(
+                model,
+                optimizer,
                 self._started.remedies,
                 seed=self._started.seed or 0,
                 has_scaler=has_scaler,
@@ -767,7 +766,7 @@ class Run:
         except NotApplicable as reason:
             self._end_as_not_applicable(str(reason))
         self._treatments.append(treatment)
-        report.say(applied=sum(one.count for one in self._treatments), not_applied=treatment.not_applied)
+        report.say(applied=sum(one.optimizer_count for one in self._treatments), not_applied=treatment.not_applied)
         return treatment
 
     def _end_trial_if_due(self, order: TrialInstructions) -> None:

@@ -1,4 +1,4 @@
-"""A script that runs as a trial: seeded, treated, and ended at its budget."""
+"""A script that runs as a trial: it is seeded, gets remedies, and ends at its budget."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import gradmedic
 from gradmedic.protocol.encoding import to_json
 from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.remedies import Remedy
-from gradmedic.torch.modules.initialization import seed_of
+from gradmedic.torch.remedies.modules.parameters import make_generator
 from gradmedic.trial import TrialInstructions, describe_environment
 
 CLIP = Remedy(id="clip_grad_norm", parameters={"max_norm": 0.01})
@@ -153,7 +153,7 @@ def test_remedies_of_the_modules_are_seeded_by_the_trial(as_trial: Any, client: 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     run.watch(model, optimizer)
     drawn = torch.empty(3, 4)
-    nn.init.orthogonal_(drawn, generator=torch.Generator().manual_seed(seed_of(7, "0.weight")))
+    nn.init.orthogonal_(drawn, generator=make_generator(7, "0.weight"))
     assert torch.equal(model[0].weight, drawn)
     for _ in range(3):
         optimizer.zero_grad()

@@ -11,7 +11,7 @@ import torch
 from tests.client.torch.recording import Recording
 from torch import Tensor, nn, optim
 
-from gradmedic.torch.updates import rule_for
+from gradmedic.torch.update_rules import find_rule
 
 Make = Callable[[Any], optim.Optimizer]
 
@@ -75,12 +75,12 @@ def test_the_update_is_the_difference_of_the_weights(name: str) -> None:
             optimizer.zero_grad()
             backward(network)
             group = optimizer.param_groups[0]
-            rules = [rule_for(optimizer, group, parameter) for parameter in network.parameters()]
+            rules = [find_rule(optimizer, group, parameter) for parameter in network.parameters()]
             assert all((rule is not None) is (name in KNOWN) for rule in rules)
             before = {n: p.detach().double().clone() for n, p in network.named_parameters()}
             optimizer.step()
             statistics = recording.statistics()
-            assert not recording.watch._untold
+            assert not recording.watch._measured_by_copies
             for n, p in network.named_parameters():
                 change = float((p.detach().double() - before[n]).norm())
                 rounding = 2.0**-24 * float(before[n].norm())

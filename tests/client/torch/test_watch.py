@@ -304,7 +304,7 @@ def test_seldom_logging_of_clipped_steps_holds_few_coefficients() -> None:
                 parameter.grad = torch.ones_like(parameter)
             norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
             optimizer.step()
-        assert len(recording.watch._steps.coefficients) <= 300
+        assert len(recording.watch._measurement.clip_coefficients) <= 300
         assert recording.log().clip_coefficient == pytest.approx(1e-3 / float(norm), rel=1e-3)
 
 
