@@ -112,7 +112,7 @@ class ActivationMeter:
             return HostArray(values)
         return _PendingRows(PendingArray(stacked), rows, values)
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drop the counts, at the end of a step."""
         self._counts.clear()
         self._called.clear()

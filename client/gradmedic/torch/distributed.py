@@ -74,7 +74,7 @@ class Sharding:
         self._size = dist.get_world_size(group)
 
     @classmethod
-    def of(cls, parameters: Sequence[Tensor]) -> Sharding | None:
+    def from_parameters(cls, parameters: Sequence[Tensor]) -> Sharding | None:
         """Return how parameters are sharded, None if each process holds all of them.
 
         Raises:
@@ -110,12 +110,12 @@ class Sharding:
         layers, statistics = table.shape
         dtype = torch.float64 if table.device.type != "mps" else torch.float32
         parts = table.detach().to(dtype, copy=True)
-        held = parts.new_tensor([float(_count_elements(local_part(p))) for p in parameters])
-        copies = parts.new_tensor([float(self._count_copies(p)) for p in parameters])
-        total = parts.new_tensor([float(_count_elements(p)) for p in parameters]).clamp_min(1.0)
+        held_elements = parts.new_tensor([float(_count_elements(local_part(parameter))) for parameter in parameters])
+        copies = parts.new_tensor([float(self._count_copies(parameter)) for parameter in parameters])
+        all_elements = parts.new_tensor([float(_count_elements(parameter)) for parameter in parameters]).clamp_min(1.0)
         abs_max = parts[:, ABS_MAX].clone()
         parts[:, NORM_COLUMNS] = parts[:, NORM_COLUMNS].square()
-        parts[:, MEAN_COLUMNS] *= held[:, None]
+        parts[:, MEAN_COLUMNS] *= held_elements[:, None]
         parts[:, ACTIVATION_COLUMNS] *= copies[:, None] / self._size  # the average: each process has its own batch
         parts = parts / copies[:, None]
         sent = parts.new_zeros((layers + 1, statistics + self._size))
@@ -127,7 +127,7 @@ class Sharding:
         dist.all_reduce(sent, group=self._group)
         whole = sent[:layers, :statistics].clone()
         whole[:, NORM_COLUMNS] = whole[:, NORM_COLUMNS].sqrt()
-        whole[:, MEAN_COLUMNS] /= total[:, None]
+        whole[:, MEAN_COLUMNS] /= all_elements[:, None]
         whole[:, ABS_MAX] = sent[:layers, statistics:].amax(dim=1)
         whole[:, NONFINITE_COUNT] = whole[:, NONFINITE_COUNT].round()
         return ReducedTable(whole, sent[layers, :2])

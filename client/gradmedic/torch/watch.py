@@ -86,7 +86,7 @@ class Watch:
         self._scaler = find_scaler(scaler, given_optimizers)
         self._layers = WatchedLayers(self._models, self._optimizers, prefix)
         check_sharding(self._models.values())
-        self._sharding = Sharding.of([owned.parameter for owned in self._layers.owned])
+        self._sharding = Sharding.from_parameters([owned.parameter for owned in self._layers.owned])
         self._rank = process_rank()
         self._measures_activations = activations
         self.statistics = (*WATCHED_STATISTICS, *ACTIVATION_STATISTICS) if activations else WATCHED_STATISTICS
@@ -195,12 +195,12 @@ class Watch:
                 self._has_unclipped = False
                 self._layers.forget_unclipped()
             if self._activation_meter is not None:
-                self._activation_meter.forget()
+                self._activation_meter.clear()
             if self._scaler is not None:
                 scale_before, self._scale = self._scale, read_scale(self._scaler)
                 measurement.scale_before, measurement.scale_after = scale_before, self._scale
         except Exception as error:
-            self._give_up("a step could not be taken", error)
+            self._give_up("a step could not be finished", error)
         return measurement
 
     def hold(self, number: Any) -> PendingNumber | float | None:

@@ -104,7 +104,7 @@ class ModuleRemedies:
             if not isinstance(remedy, (CallRemedy, EdgeRemedy)) or not self._models:
                 continue
             if not any(called_parts.values()):
-                return f"{remedy.id}: the script computes past the model"
+                return f"{remedy.id}: the script never calls the model"
             if not remedy.places and isinstance(remedy, EdgeRemedy):
                 remedy.collect_places(called_parts)
             if not remedy.places and all(called_parts.values()):

@@ -82,7 +82,7 @@ class StepRemedy(TorchRemedy):
             return f"{context.name} is captured in a CUDA graph, which hooks do not reach"
         if self.changes_gradients:
             if any(hasattr(parameter, "device_mesh") for parameter in parameters):
-                return "the parameters are sharded, and no norm of a shard is that of the whole"
+                return "the parameters are sharded, and a shard does not have the norm of the whole"
             if any(getattr(module, "sparse", False) is True for model in context.models for module in model.modules()):
                 return "the model has sparse gradients"
         if self.needs_real_gradients and any(parameter.is_complex() for parameter in parameters):

@@ -349,8 +349,8 @@ def test_parts_that_the_script_calls_are_changed(each: Remedy) -> None:
 @pytest.mark.parametrize(
     ("model", "loss", "reason"),
     [
-        (Uncopiable, lambda m: m(batch()).sum(), "cannot be tried on a copy"),
-        (Regression, lambda m: functional.linear(batch(), m.a.weight).sum(), "computes past the model"),
+        (Uncopiable, lambda m: m(batch()).sum(), "cannot be copied"),
+        (Regression, lambda m: functional.linear(batch(), m.a.weight).sum(), "never calls the model"),
     ],
     ids=["no copy", "past it"],
 )

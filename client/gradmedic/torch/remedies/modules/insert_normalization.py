@@ -42,11 +42,11 @@ class InsertNormalization(CallRemedy):
         kind = str(self.parameters["kind"])
         layers, reason = places.normalizable, places.explain_none(NO_LAYER, places.not_normalizable)
         if kind == "BatchNorm" and layers:
-            # A model may be called with one example and no gradients only to find shapes. Of one example that is
-            # trained on, the hook finds out later.
-            single = places.single if torch.is_grad_enabled() else set()
-            layers = [layer for layer in layers if layer not in places.over_time | single]
-            reason = "moments over a batch of time steps would show the future, and of one example there are none"
+            # Without gradients, a script may call the model with one example only to find shapes. If it trains on one
+            # example, the hook reports it.
+            one_example = places.one_example if torch.is_grad_enabled() else set()
+            layers = [layer for layer in layers if layer not in places.over_time | one_example]
+            reason = "the mean over a batch of time steps includes later ones, and one example has no variance"
         for layer in layers:
             hook = Normalize(kind)
             hook.attach(part.get_submodule(layer))
@@ -102,7 +102,7 @@ class Normalize(RemedyHook):
                 self._variance = torch.ones(channels, device=output.device, dtype=dtype)
             is_training = module.training
             if is_training and output.numel() == output.shape[1]:
-                self.reason = "a batch has one example, and of one example there are no moments"
+                self.reason = "a batch has one example, and one example has no variance"
                 is_training = False  # torch would raise; so the trial ends with this reason
             return functional.batch_norm(
                 output, self._mean, self._variance, training=is_training, momentum=MOMENTUM, eps=EPSILON

@@ -53,7 +53,7 @@ _PRODUCTS = frozenset({
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 """Modules that remedies change, if they are of exactly these classes: a subclass may compute something else."""
 
-NO_LAYER = "no hidden layer that goes to one activation or layer"
+NO_LAYER = "no hidden layer whose output goes to exactly one activation or layer"
 """Why there is nothing to normalize and no block, unless there are other reasons."""
 
 
@@ -89,7 +89,7 @@ class Places:
     """Names of layers whose output may be normalized, in the order of their calls."""
     over_time: set[str] = field(default_factory=set)
     """Those of them whose rows are not independent examples: moments over the batch would mix time steps."""
-    single: set[str] = field(default_factory=set)
+    one_example: set[str] = field(default_factory=set)
     """Those of them whose batch is one example."""
     blocks: list[Block] = field(default_factory=list)
     """Blocks that may get a residual connection."""
@@ -119,7 +119,7 @@ def find_places(model: nn.Module, trace: Trace) -> Places:
     return _PlaceFinder(model, trace).find()
 
 
-def _is_plain(module: nn.Module | None) -> bool:
+def _is_layer_of_torch(module: nn.Module | None) -> bool:
     """Whether a module is a layer of torch, and not of a class derived from one."""
     if module is None:
         return False
@@ -141,12 +141,13 @@ class _PlaceFinder:
         self._places = Places()
 
     def find(self) -> Places:
+        """Return the places."""
         replaceable = self._find_activations()
         sites = {place.site for place, _ in self._places.activations}
         self._places.callers = {call.owner for call in self._calls if call.site in sites}
         for call in self._calls:
             module = self._modules.get(call.owner)
-            if call.is_layer and _is_plain(module) and call.owner_call == 0 and call.ordinal == 0:
+            if call.is_layer and _is_layer_of_torch(module) and call.owner_call == 0 and call.ordinal == 0:
                 self._find_places_of_layer(call, replaceable)
         return self._places
 
@@ -240,7 +241,7 @@ class _PlaceFinder:
             if self._trace.module_calls[name] > 1 or (not is_convolution and len(layer.shape) != 2):
                 self._places.over_time.add(name)
             elif layer.shape[0] < 2 and len(layer.shape) == 2:
-                self._places.single.add(name)
+                self._places.one_example.add(name)
         else:
             self._places.not_normalizable.append("the hidden layers are normalized already")
         self._find_block(layer, end, replaceable)
@@ -248,7 +249,7 @@ class _PlaceFinder:
     def _find_block(self, layer: Call, end: Call, replaceable: Mapping[int, Place]) -> None:
         last = layer if end.is_layer else end
         if last.shape != layer.input_shape:
-            self._places.not_blocks.append("no block gives back the shape that it was given")
+            self._places.not_blocks.append("no block returns the shape of its input")
             return
         if layer.is_recomputed != last.is_recomputed:
             return

@@ -73,7 +73,7 @@ class InputStandardizer:
         moments = compute_moments(batch, self._channel)
         if moments.mean.numel() == batch.numel():
             if torch.is_grad_enabled():  # without gradients, the call may only find shapes
-                self.reason = "the first batch has one example, and of one example there are no moments"
+                self.reason = "the first batch has one example, and one example has no variance"
             return
         if not bool((moments.mean + moments.deviation).isfinite().all()):
             self.reason = "the first inputs are not finite"

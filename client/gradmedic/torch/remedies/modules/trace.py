@@ -116,7 +116,7 @@ def _trace_copy(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
         copied = copy.deepcopy(model)
         copied_args, copied_kwargs = _copy_argument(args), _copy_argument(dict(kwargs))
     except Exception as error:
-        raise NotApplicable(f"the model cannot be tried on a copy of it: {error}") from error
+        raise NotApplicable(f"the model cannot be copied: {error}") from error
     for module in copied.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key in [key for key, hook in hooks.items() if not _belongs_to_torch(hook)]:
@@ -131,7 +131,7 @@ def _trace_copy(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
             with recorder:
                 copied(*copied_args, **copied_kwargs)
         except Exception as error:
-            raise NotApplicable(f"a copy of the model could not be run: {error}") from error
+            raise NotApplicable(f"a copy of the model could not be called: {error}") from error
     return recorder.trace
 
 

@@ -141,7 +141,7 @@ class Recurrent(nn.Module):
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (lambda: nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2)), "the shape that it was given"),
+        (lambda: nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2)), "the shape of its input"),
         (Existing, "have a residual connection already"),
         (Recurrent, "is a recurrence or shared"),
     ],

@@ -99,8 +99,8 @@ def normalized_before(kind: str) -> nn.Sequential:
 @pytest.mark.parametrize(
     ("model", "x", "kind", "reason"),
     [
-        (OverTime, batch(rows=24).reshape(4, 6, 6), "BatchNorm", "would show the future"),
-        (perceptron, batch(rows=1), "BatchNorm", "of one example there are none"),
+        (OverTime, batch(rows=24).reshape(4, 6, 6), "BatchNorm", "includes later ones"),
+        (perceptron, batch(rows=1), "BatchNorm", "one example has no variance"),
         (lambda: normalized_before("layer"), batch(), "LayerNorm", "normalized already"),
         (lambda: normalized_before("before"), batch(), "LayerNorm", "normalized already"),
         (lambda: normalized_before("behind"), batch(), "LayerNorm", "normalized already"),
