@@ -163,7 +163,8 @@ class Watch:
             self._activation_meter.close()
         remove_clipping_observer(self)
         self._measurement, self._update = StepMeasurement(self.statistics, self._update_training), None
-        self._layers.forget_unclipped()
+        for watched in self._layers.by_id.values():
+            watched.unclipped = None
 
     # --- called by the run --------------------------------------------------------------------------------------------
 
@@ -193,7 +194,8 @@ class Watch:
                 self._first_target.close()
             if self._has_unclipped:
                 self._has_unclipped = False
-                self._layers.forget_unclipped()
+                for watched in self._layers.by_id.values():
+                    watched.unclipped = None
             if self._activation_meter is not None:
                 self._activation_meter.clear()
             if self._scaler is not None:

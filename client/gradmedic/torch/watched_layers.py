@@ -134,11 +134,6 @@ class WatchedLayers:
                     groups[id(watched)] = group
         return touched, groups
 
-    def forget_unclipped(self) -> None:
-        """Drop what was measured before clipping."""
-        for watched in self.by_id.values():
-            watched.unclipped = None
-
     def _add(self, parameter: Tensor) -> WatchedParameter:
         """Add a parameter that came into the optimizer after `watch()`, or that no model has."""
         unnamed = OwnedParameter(f"{self._prefix}parameter", parameter, None, "parameter")

@@ -31,7 +31,7 @@ def training_of(model: nn.Module, optimizer: torch.optim.Optimizer, *inputs: tor
 
 
 def test_layers_of_a_sequential_model_know_what_follows() -> None:
-    """Activation and normalization behind each module, through dropout and nested sequences."""
+    """Activation and normalization behind each module are found, through dropout and nested sequences."""
     model = nn.Sequential(
         nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()),
         nn.Flatten(),
@@ -79,7 +79,7 @@ def test_roles_kinds_shapes_and_fans_are_torchs() -> None:
 
 @pytest.mark.parametrize(("kind", "gates"), [(nn.RNN, 1), (nn.GRU, 3), (nn.LSTM, 4), (nn.GRUCell, 3)])
 def test_recurrent_matrices_have_their_spectral_norm_gate_by_gate(kind: type[nn.Module], gates: int) -> None:
-    """The largest singular value of each gate's hidden-to-hidden matrix, as numpy has it; fans are those of a gate."""
+    """The spectral norm is the largest singular value of any gate, as numpy computes it; fans are those of a gate."""
     model = kind(5, 7)
     layers = describe(model)
     name = next(name for name in layers if name.startswith("weight_hh"))
@@ -107,7 +107,7 @@ def test_a_large_recurrent_matrix_is_measured_without_a_decomposition() -> None:
 
 
 def test_a_parametrized_weight_belongs_to_its_module() -> None:
-    """Torch's weight normalization keeps two tensors; both are of the module's kind."""
+    """Both tensors of torch's weight normalization have the kind of the module."""
     model = nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.ReLU())
     layers = describe(model)
     assert {layer.kind for layer in layers.values()} == {"ParametrizedLinear"}
@@ -115,7 +115,7 @@ def test_a_parametrized_weight_belongs_to_its_module() -> None:
 
 
 def test_the_first_batch_and_the_optimizer_are_described() -> None:
-    """Input size, batch size, precision and the optimizer's settings, as numpy and the script have them."""
+    """The training has the input size, batch size, precision and optimizer's settings of the script."""
     model = nn.Linear(3, 1)
     inputs = torch.tensor([[3.0, -400.0, 0.0], [1.0, 2.0, 3.0]])
     adam = torch.optim.AdamW(model.parameters(), lr=0.02, betas=(0.8, 0.99), weight_decay=0.1)
@@ -127,7 +127,7 @@ def test_the_first_batch_and_the_optimizer_are_described() -> None:
 
 
 def test_integer_inputs_have_no_size_and_autocast_is_noticed() -> None:
-    """Token ids are not measured; under autocast the precision is the one it computes in."""
+    """Token ids are not measured, and the precision is that of autocast."""
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 1))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         training = training_of(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.tensor([[1, 2]]))
@@ -135,7 +135,7 @@ def test_integer_inputs_have_no_size_and_autocast_is_noticed() -> None:
 
 
 class Functional(nn.Module):
-    """A model whose `forward` alone says what follows what."""
+    """Calls activations and normalizations in `forward` only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class Functional(nn.Module):
         self.head = nn.Linear(6, 2)
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Go through one of each."""
+        """Return outputs of all kinds."""
         signal = torch.relu(self.norm(self.conv(images))).mean(dim=(2, 3))
         signal = nn.functional.dropout(self.flat(signal), 0.1).sigmoid()
         signal = nn.functional.silu(self.gate(signal)) * self.up(signal)
@@ -160,7 +160,7 @@ class Functional(nn.Module):
 
 
 def test_a_functional_model_is_read_from_its_first_graph() -> None:
-    """Activations and normalizations that are calls, gates, a residual connection, and a bias added by hand."""
+    """A graph shows activations and normalizations that are functions, except behind gates and residual sums."""
     model = Functional()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     images = torch.randn(2, 1, 3, 3)
@@ -184,7 +184,7 @@ def test_a_functional_model_is_read_from_its_first_graph() -> None:
 
 
 def test_a_parameter_used_in_different_ways_has_no_activation() -> None:
-    """One matrix before a sigmoid and before a tanh: nothing is claimed."""
+    """A matrix that is used before a sigmoid and before a tanh has no known activation."""
     model = nn.ParameterDict({"w": nn.Parameter(torch.ones(2, 2))})
     output = torch.sigmoid(model["w"] @ torch.ones(2)) + torch.tanh(model["w"] @ torch.ones(2))
     assert output.grad_fn is not None

@@ -1,4 +1,4 @@
-"""Remedies of the modules in several processes, over gloo."""
+"""Remedies that change modules, in several processes over gloo."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """Under DistributedDataParallel two halves of each batch give the weights that the whole gives in one process."""
+    """Two processes with half of each batch end with the weights of one process with whole batches."""
     started = []
     for rank in range(2):
         environment = os.environ | {"RANK": str(rank), "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}

@@ -1,4 +1,4 @@
-"""What holds for every remedy of the modules: the script's objects, generators and modes stay what they are."""
+"""What holds for every remedy that changes modules."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def names(each: Remedy) -> str:
 
 
 class Regression(nn.Module):
-    """Draws random numbers of all three generators in its forward, as scripts do."""
+    """Draws random numbers of all three generators in its forward, as some scripts do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def states() -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("each", OF_MODULES, ids=names)
 def test_generators_and_data_are_those_of_the_control(each: Remedy) -> None:
-    """Dropout masks, the order of the data, Python's and numpy's numbers are to the bit those of the control."""
+    """With a remedy, dropout masks, the order of the data and all random generators are those of the control."""
     seen: list[Any] = []
     for remedies in ([], [each]):
         model = Regression()
@@ -110,7 +110,7 @@ def test_generators_and_data_are_those_of_the_control(each: Remedy) -> None:
 
 @pytest.mark.parametrize("each", OF_MODULES, ids=names)
 def test_it_changes_what_is_computed(each: Remedy) -> None:
-    """With a remedy the weights end elsewhere than without: no test here passes on a remedy that does nothing."""
+    """A training with a remedy ends with other weights than one without."""
     ends = []
     for remedies in ([], [each]):
         model = Regression()
@@ -127,7 +127,7 @@ def test_it_changes_what_is_computed(each: Remedy) -> None:
 
 @pytest.mark.parametrize("each", FREE_OF_PARAMETERS, ids=names)
 def test_keys_stay_and_states_load_in_the_middle(each: Remedy) -> None:
-    """`state_dict()` has the keys of the script's model; loading it later goes back to exactly that function."""
+    """`state_dict()` has the keys of the script's model, and loading it restores exactly what the model computed."""
     model = Regression().eval()
     keys = list(model.state_dict())
     parameters = list(model.parameters())
@@ -167,7 +167,7 @@ def test_copies_averages_and_files_compute_the_same(each: Remedy) -> None:
 @pytest.mark.parametrize("fullgraph", [False, True])
 @pytest.mark.slow
 def test_compiled_models_train_alike(each: Remedy, moment: str, fullgraph: bool) -> None:
-    """A script that compiles its model, before watch() or behind it, trains as one that does not."""
+    """A script that compiles its model, before or after watch(), trains as one that does not."""
     ends = []
     for is_compiled in (False, True):
         torch.manual_seed(3)
@@ -191,14 +191,14 @@ def test_compiled_models_train_alike(each: Remedy, moment: str, fullgraph: bool)
 
 
 def test_after_a_trial_torch_compiles_again() -> None:
-    """Closing gives back the stance of the compiler."""
+    """After `close`, the compiler has its default stance."""
     model = Regression()
     apply(model, None, remedy("add_residual")).close()
     assert torch._dynamo.eval_frame._stance.stance == "default"
 
 
 def test_remedies_come_in_compounds() -> None:
-    """An activation with its initialization, a learning rate and a clip: all of them act, in any order."""
+    """Activation, initialization, learning rate and clipping act together, in whichever order they are named."""
     ends = []
     more = [remedy("scale_learning_rate", factor=0.1), remedy("clip_grad_norm", max_norm=1.0)]
     for remedies in ([*COMPOUND, *more], [*more, *reversed(COMPOUND)]):
@@ -216,7 +216,7 @@ def test_remedies_come_in_compounds() -> None:
 
 
 def test_a_compound_is_applied_as_a_whole_or_not_at_all() -> None:
-    """If one remedy of several has no place the reason names it, although the others have theirs."""
+    """If one remedy of several has no place, the candidate ends with a reason that names it."""
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 1))
     applied = apply(model, optimizer := sgd(model, 1e-4), *COMPOUND)
     step(model, optimizer, loss_of)
@@ -226,7 +226,7 @@ def test_a_compound_is_applied_as_a_whole_or_not_at_all() -> None:
 
 
 def test_two_calls_of_watch_change_a_model_once() -> None:
-    """A model that is watched with each of its optimizers gets the remedies at the first call."""
+    """A model that is watched with each of its optimizers gets the remedies once."""
     model = Regression().eval()
     reference = Regression().eval()
     one, other = torch.optim.SGD(model.a.parameters(), lr=1e-3), torch.optim.SGD(model.b.parameters(), lr=1e-3)
@@ -238,7 +238,7 @@ def test_two_calls_of_watch_change_a_model_once() -> None:
 
 
 def test_each_optimizers_weights_start_again() -> None:
-    """Weights of a second optimizer are initialized when the model is watched with that."""
+    """The weights of a second optimizer are initialized when the model is watched with it."""
     model, reference = Regression(), Regression()
     start = remedy("reinitialize", scheme="orthogonal")
     for part in (model.a, model.b, model.c):
@@ -247,8 +247,8 @@ def test_each_optimizers_weights_start_again() -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), reference.parameters(), strict=True))
 
 
-def test_of_several_models_one_place_is_enough() -> None:
-    """A generator without hidden activations does not keep the discriminator's from being replaced."""
+def test_a_place_in_one_of_several_models_is_enough() -> None:
+    """The discriminator's activations are replaced, although the generator has none."""
     models = {"G": nn.Linear(6, 6), "D": nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 1))}
     optimizers = {name: sgd(model) for name, model in models.items()}
     applied = AppliedRemedies(models, optimizers.values(), [remedy("replace_activation", activation="ELU")])
@@ -274,7 +274,7 @@ def test_gradients_may_add_up() -> None:
 
 
 def test_the_arguments_of_the_first_call_stay() -> None:
-    """A model that changes its input in place does so once: its copy has an input of its own."""
+    """The traced copy gets copies of the arguments, which a model may change in place."""
 
     class InPlace(nn.Module):
         def __init__(self) -> None:
@@ -329,7 +329,7 @@ class Parts(nn.Module):
 
 @pytest.mark.parametrize("each", [r for r in OF_MODULES if issubclass(REMEDY_CLASSES[r.id], CallRemedy)], ids=names)
 def test_parts_that_the_script_calls_are_changed(each: Remedy) -> None:
-    """Where parts of the model are called, each is looked at by itself; calling the whole adds nothing twice."""
+    """Each part that the script calls is changed, and a later call of the whole model changes nothing twice."""
     model, reference = Parts(), Parts()
     applied = apply(model, optimizer := sgd(model), each)
     apply(reference.body, None, each)
@@ -354,10 +354,10 @@ def test_parts_that_the_script_calls_are_changed(each: Remedy) -> None:
     ],
     ids=["no copy", "past it"],
 )
-def test_models_that_cannot_be_looked_at_say_why(
+def test_models_that_cannot_be_traced_are_refused_with_a_reason(
     model: Callable[[], nn.Module], loss: Callable[[Any], Tensor], reason: str
 ) -> None:
-    """A model that cannot be copied, or is never called, is refused after its first step."""
+    """A model that cannot be copied, or is never called, is refused after the first step."""
     made = model()
     applied = apply(made, optimizer := sgd(made), remedy("replace_activation", activation="ELU"))
     step(made, optimizer, loss)
@@ -365,8 +365,8 @@ def test_models_that_cannot_be_looked_at_say_why(
 
 
 @pytest.mark.parametrize("each", [r for r in OF_MODULES if r.id != "reinitialize"], ids=names)
-def test_data_parallel_and_scripted_models_are_refused(each: Remedy) -> None:
-    """What runs copies of the modules, or no Python at all, is out of reach."""
+def test_data_parallel_models_are_refused(each: Remedy) -> None:
+    """A model under DataParallel is refused."""
     parallel = nn.DataParallel(nn.Linear(6, 6))
     with pytest.raises(NotApplicable, match="DataParallel computes with copies"):
         apply(parallel, sgd(parallel), each)
@@ -375,7 +375,7 @@ def test_data_parallel_and_scripted_models_are_refused(each: Remedy) -> None:
 @pytest.mark.parametrize("each", OF_MODULES, ids=names)
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_scripted_models_are_refused(each: Remedy) -> None:
-    """A scripted part makes a model opaque."""
+    """A model with a scripted part is refused."""
     model = nn.Sequential(torch.jit.script(nn.Linear(6, 6)), nn.Linear(6, 1))
     with pytest.raises(NotApplicable, match="is scripted"):
         apply(model, sgd(model), each)
@@ -383,7 +383,7 @@ def test_scripted_models_are_refused(each: Remedy) -> None:
 
 @pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")
 def test_lazily_built_models() -> None:
-    """Layers that get their shape at the first call are placed then; what needs the weights before is refused."""
+    """Lazy layers are changed at the first call; remedies that need the weights before are refused."""
     torch.manual_seed(3)
     model = nn.Sequential(nn.LazyLinear(6), nn.Tanh(), nn.LazyLinear(6), nn.Tanh(), nn.Linear(6, 1))
     optimizer = sgd(model)
@@ -407,7 +407,7 @@ def test_lazily_built_models() -> None:
 
 
 def test_every_remedy_of_the_modules_is_tested_here() -> None:
-    """A remedy that is added to the catalogue needs an entry here, or a test file of its own."""
+    """Every remedy that changes modules is in the list of this file, or has a test file of its own."""
     elsewhere = {"replace_recurrent_cell", "scale_loss"}
     assert {each.id for each in OF_MODULES} | elsewhere == {
         id for id, remedy_class in REMEDY_CLASSES.items() if remedy_class.kind == "modules"
@@ -415,7 +415,7 @@ def test_every_remedy_of_the_modules_is_tested_here() -> None:
 
 
 def test_wrong_remedies_name_their_field() -> None:
-    """Unknown remedies and values are errors that name the place and what is allowed."""
+    """Wrong values and repeated remedies are errors that name the field."""
     model = Regression()
     with pytest.raises(ConfigurationError, match=r"remedies\[0\].parameters.activation: must be one of ReLU"):
         apply(model, None, remedy("replace_activation", activation="Swish"))

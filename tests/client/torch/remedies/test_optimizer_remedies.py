@@ -1,4 +1,4 @@
-"""Remedies on live optimizers, against loops written by hand."""
+"""Remedies of optimizers and gradients, compared with loops that are written by hand."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ STEP_REMEDIES = [id for id in REMEDIES if id in REMEDY_CLASSES and REMEDY_CLASSE
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """Keep torch to one thread; the machine is shared."""
+    """Let torch use one thread."""
     torch.set_num_threads(1)
 
 
@@ -116,7 +116,7 @@ def train(
 
 
 def train_by_hand(ids: tuple[str, ...], schedule: Callable[[int], float] = lambda _: 1.0) -> list[Tensor]:
-    """Train as `train(remedies(*ids))` should: SGD with momentum or the other optimizer, written out."""
+    """Train as `train(remedies(*ids))` should, with SGD with momentum or the other optimizer written out."""
     p = {id: PARAMETERS[id] for id in ids}
     model = perceptron()
     weights = [w.detach().clone().requires_grad_() for w in model.parameters()]
@@ -186,7 +186,7 @@ def assert_same(model: nn.Module, expected: list[Tensor], tolerance: float = 1e-
 
 @pytest.mark.parametrize("id", [id for id in STEP_REMEDIES if id != "switch_optimizer"])
 def test_each_remedy_does_what_its_formula_says(id: str) -> None:
-    """A training with one remedy ends at the weights of a loop that is written out."""
+    """A training with one remedy ends with the weights of a loop that is written by hand."""
     assert_same(train(remedies(id))[0], train_by_hand((id,)))
 
 
@@ -194,7 +194,7 @@ def test_each_remedy_does_what_its_formula_says(id: str) -> None:
     "id", [id for id in STEP_REMEDIES if id not in ("skip_nonfinite_steps", "clip_grad_norm_per_layer")]
 )
 def test_each_remedy_changes_something(id: str) -> None:
-    """With a remedy the weights end elsewhere than without one: no test here passes on a remedy that does nothing."""
+    """A training with a remedy ends with other weights than one without."""
     plain = [p.detach() for p in train([])[0].parameters()]
     changed = train(remedies(id))[0].parameters()
     assert any(not torch.allclose(a, b, rtol=1e-4) for a, b in zip(changed, plain, strict=True))
@@ -204,20 +204,20 @@ def test_each_remedy_changes_something(id: str) -> None:
     "pair", list(itertools.combinations([id for id in STEP_REMEDIES if id != "rescale_loss_gradient"], 2))
 )
 def test_remedies_compose_in_one_order(pair: tuple[str, str]) -> None:
-    """Two remedies give what the loop by hand gives, to the bit the same whichever is named first."""
+    """Two remedies give what a loop by hand gives, to the bit the same in both orders."""
     one, other = train(remedies(*pair))[0], train(remedies(*reversed(pair)))[0]
     assert_same(one, train_by_hand(pair), tolerance=1e-4)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
 def test_everything_at_once() -> None:
-    """All remedies that go together give what the loop by hand gives."""
+    """All remedies that can be combined give what a loop by hand gives."""
     ids = tuple(id for id in STEP_REMEDIES if id != "switch_optimizer")
     assert_same(train(remedies(*ids))[0], train_by_hand(ids), tolerance=1e-4)
 
 
 def test_no_remedies_change_nothing() -> None:
-    """Without remedies an optimizer has no hooks of ours, and the training is the same to the bit."""
+    """Without remedies the training is that of a loop by hand."""
     model = perceptron()
     optimizer = sgd(model)
     AppliedRemedies(model, optimizer, []).attach_before_measurement()
@@ -227,7 +227,7 @@ def test_no_remedies_change_nothing() -> None:
 
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "SGD"])
 def test_switching_is_training_with_the_other_optimizer(name: str) -> None:
-    """With the script's SGD in its place, the other optimizer does to the bit what it does alone."""
+    """Another optimizer in place of the script's SGD does what it does alone."""
     given = [Remedy(id="switch_optimizer", parameters={"optimizer": name, "learning_rate": 0.02})]
     switched, seen = train(given, lambda m: torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9))
     alone, _ = train([], lambda m: getattr(torch.optim, name)(m.parameters(), lr=0.02, weight_decay=0.0))
@@ -237,7 +237,7 @@ def test_switching_is_training_with_the_other_optimizer(name: str) -> None:
 
 
 def test_switching_to_sgd() -> None:
-    """From Adam to plain SGD."""
+    """SGD in place of the script's Adam does what it does alone."""
     given = [Remedy(id="switch_optimizer", parameters={"optimizer": "SGD", "learning_rate": 0.02})]
     switched, _ = train(given, lambda m: torch.optim.Adam(m.parameters(), lr=0.5))
     alone, _ = train([], lambda m: torch.optim.SGD(m.parameters(), lr=0.02))
@@ -262,7 +262,7 @@ SCHEDULES: dict[str, tuple[Schedule, Callable[[int], float]]] = {
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("id", ["scale_learning_rate", "warm_up", "switch_optimizer"])
 def test_schedulers_go_on(name: str, id: str, is_scheduled_first: bool) -> None:
-    """A scheduler made before or after sees its own rates, and the remedy multiplies them; also from a rate of 0."""
+    """A scheduler reads its own rates, which the remedy multiplies, whether it was made before or after."""
     make, factor = SCHEDULES[name]
     model, seen = train(remedies(id), schedule=make, is_scheduled_first=is_scheduled_first)
     assert seen == pytest.approx([0.1 * factor(step) for step in range(STEPS)])
@@ -271,7 +271,7 @@ def test_schedulers_go_on(name: str, id: str, is_scheduled_first: bool) -> None:
 
 @pytest.mark.parametrize("id", [id for id in STEP_REMEDIES if id != "skip_nonfinite_steps"])
 def test_closures_get_the_remedy_and_run_once(id: str) -> None:
-    """With a closure each remedy does the same as without one, and the closure runs once a step."""
+    """With a closure each remedy does the same as without one, and the closure runs once in a step."""
     assert_same(train(remedies(id), with_closure=True)[0], [p.detach() for p in train(remedies(id))[0].parameters()])
     model = perceptron()
     optimizer = sgd(model)
@@ -289,8 +289,8 @@ def test_closures_get_the_remedy_and_run_once(id: str) -> None:
     assert calls == [1]
 
 
-def test_steps_that_are_not_finite_are_passed_over() -> None:
-    """A gradient with NaN leaves weights, momentum and decay as they are, and stays there to be seen."""
+def test_steps_that_are_not_finite_are_skipped() -> None:
+    """A step with NaN gradients changes no weights and no momentum, and leaves the gradients as they are."""
     for switch in ([], remedies("switch_optimizer")):
         model = perceptron()
         optimizer = sgd(model)
@@ -308,7 +308,7 @@ def test_steps_that_are_not_finite_are_passed_over() -> None:
 
 
 def test_an_infinite_norm_makes_nan_as_in_torch() -> None:
-    """Clipping by norm cannot save a step whose norm is infinite: torch's own function does the same."""
+    """Clipping an infinite norm makes weights NaN, as torch's own function does."""
     model = perceptron()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     apply(optimizer, model, remedies("clip_grad_norm"))
@@ -320,7 +320,7 @@ def test_an_infinite_norm_makes_nan_as_in_torch() -> None:
 
 @pytest.mark.parametrize("id", ["clip_grad_norm", "clip_grad_value", "switch_optimizer", "l1_penalty"])
 def test_fused_optimizers_with_a_loss_scaler(id: str) -> None:
-    """A fused optimizer gets scaled gradients: the remedy sees them unscaled, and an overflowing step is skipped."""
+    """With a fused optimizer and a loss scaler, a remedy gets unscaled gradients, and overflows are skipped."""
     given = remedies(id)
     results = []
     for is_scaled in (False, True):
@@ -349,7 +349,7 @@ def test_fused_optimizers_with_a_loss_scaler(id: str) -> None:
 
 
 def test_groups_that_are_added_or_reloaded_later() -> None:
-    """Another optimizer steps the parameters and rates that the script's groups have at each step."""
+    """Another optimizer uses the parameters and rates that the script's groups have at each step."""
     model = perceptron()
     first, second = model[0], model[2]
     optimizer = torch.optim.SGD(first.parameters(), lr=0.1)
@@ -394,8 +394,8 @@ def test_a_step_that_raises_leaves_the_rate_of_the_script() -> None:
         torch.testing.assert_close(new.detach(), old - 0.03 * gradient)
 
 
-def test_copies_and_saved_models_are_free() -> None:
-    """A copy of the optimizer or the model knows nothing of the remedies, and both can be saved and loaded."""
+def test_copies_and_saved_models_have_no_remedies() -> None:
+    """Copies of the optimizer and the model have no remedies, and the model can be saved and loaded."""
     model = perceptron()
     optimizer = sgd(model)
     keys = list(model.state_dict())
@@ -410,7 +410,7 @@ def test_copies_and_saved_models_are_free() -> None:
 
 
 def test_closing_leaves_nothing() -> None:
-    """After the end the optimizer has no hooks and can get remedies again."""
+    """After `close` the optimizer has no hooks and can get remedies again."""
     model = perceptron()
     optimizer = sgd(model)
     applied = apply(optimizer, model, remedies("clip_grad_norm"))
@@ -443,7 +443,7 @@ def test_two_watched_models_of_one_optimizer_get_remedies_once() -> None:
 
 
 def test_no_random_numbers_are_drawn() -> None:
-    """Every generator stands where it stood: dropout and the order of the data are those of the control."""
+    """Remedies leave torch's random generator unchanged."""
     torch.manual_seed(5)
     model = nn.Sequential(nn.Linear(6, 5), nn.Dropout(), nn.Linear(5, 1))
     states = []
@@ -472,8 +472,10 @@ def test_no_random_numbers_are_drawn() -> None:
     ],
     ids=["rescale Adam", "no decay", "LBFGS", "the same", "biases"],
 )
-def test_what_cannot_be_applied_says_why(id: str, make: Callable[[Any], Optimizer], reason: str) -> None:
-    """A remedy whose conditions are not met is refused with the remedy and the reason, and leaves no hook."""
+def test_remedies_that_cannot_be_applied_are_refused_with_a_reason(
+    id: str, make: Callable[[Any], Optimizer], reason: str
+) -> None:
+    """A remedy that cannot be applied is refused with its id and a reason, and leaves no hook."""
     model = perceptron()
     optimizer = make(model)
     with pytest.raises(NotApplicable, match=reason) as raised:
@@ -493,7 +495,7 @@ def test_sparse_gradients_and_complex_parameters_are_refused() -> None:
 
 
 def test_one_of_two_optimizers_is_enough() -> None:
-    """Where one optimizer cannot take a remedy and another can, it is applied there, and the reason is kept."""
+    """A remedy that only one of two optimizers can get is applied to that one; the other has a reason."""
     model = perceptron()
     adam, other = torch.optim.Adam(model[0].parameters()), torch.optim.SGD(model[2].parameters(), lr=0.1)
     applied = AppliedRemedies(model, [adam, other], remedies("rescale_loss_gradient"))
@@ -519,7 +521,7 @@ def test_compiled_models_train_alike() -> None:
 
 
 def test_checkpointing_and_tied_weights() -> None:
-    """Recomputed activations and a weight that is used twice make no difference to what a remedy sees."""
+    """A remedy gets the whole gradient of a weight that is used twice, once in a checkpoint."""
     model = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
     model["b"].weight = model["a"].weight
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
@@ -533,8 +535,8 @@ def test_checkpointing_and_tied_weights() -> None:
     assert moved == pytest.approx(0.5, rel=1e-4)
 
 
-def test_a_rate_that_rises_to_a_peak_has_the_other_optimizers_rate_there() -> None:
-    """A scheduler that was made before and begins far below its peak reaches the rate that was asked for, not more."""
+def test_a_schedule_that_rises_to_a_peak_has_the_new_rate_there() -> None:
+    """With a scheduler that rises to a peak, the other optimizer's learning rate at the peak is the one asked for."""
     model = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.5, total_steps=10)

@@ -1,4 +1,4 @@
-"""Dynamic loss scaling of a script that knows nothing of it."""
+"""The dynamic scaling of losses, for scripts that scale none."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def squared(model: nn.Module) -> Tensor:
     return value
 
 
-def test_whatever_the_script_does_sees_its_own_gradients() -> None:
-    """In float32 a training with the remedy is the same one: gradients, accumulation, and what it clips."""
+def test_the_script_reads_unscaled_gradients() -> None:
+    """In float32 a training with the remedy has the same gradients, accumulated and clipped, and the same weights."""
     results = []
     for is_scaled in (False, True):
         model = perceptron()
@@ -45,8 +45,8 @@ def test_whatever_the_script_does_sees_its_own_gradients() -> None:
         torch.testing.assert_close(one, other)
 
 
-def test_what_no_watched_optimizer_updates_gets_its_own_gradients() -> None:
-    """Another network that a loss goes through, or has alone, and an input, have the gradients that they would have."""
+def test_other_networks_and_inputs_have_unscaled_gradients() -> None:
+    """Inputs, and networks that no watched optimizer updates, have the gradients that they have without the remedy."""
     results = []
     for is_scaled in (False, True):
         model, other = perceptron(), perceptron(nn.Tanh())
@@ -65,7 +65,7 @@ def test_what_no_watched_optimizer_updates_gets_its_own_gradients() -> None:
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpoints_inside_of_a_scaled_backward_pass(reentrant: bool) -> None:
-    """A checkpoint that runs a backward pass of its own inside of the scaled one is not scaled twice."""
+    """The backward pass of a checkpoint, which runs inside a scaled one, is not scaled once more."""
 
     def gradients(*, is_scaled: bool) -> list[Tensor]:
         model = perceptron(nn.Tanh()).half()
@@ -84,7 +84,7 @@ def test_checkpoints_inside_of_a_scaled_backward_pass(reentrant: bool) -> None:
 
 
 def test_a_static_scale_that_overflows_is_repaired() -> None:
-    """Half precision under a scale that is far too large: without the remedy NaN, with it the loss falls."""
+    """In half precision with a static scale that is too large, the loss is NaN without the remedy and falls with it."""
 
     def train(*, has_remedy: bool) -> list[float]:
         model = perceptron(nn.Tanh(), width=32).half()
@@ -112,7 +112,7 @@ def test_a_static_scale_that_overflows_is_repaired() -> None:
 
 
 def test_autocast_to_float16_counts() -> None:
-    """Parameters may be float32 where autocast computes in float16."""
+    """A model with float32 parameters computes in float16 if autocast says so."""
     model = perceptron()
     optimizer = sgd(model)
     applied = apply(model, optimizer, SCALE)
@@ -128,8 +128,8 @@ def test_autocast_to_float16_counts() -> None:
     applied.close()
 
 
-def test_steps_that_overflow_are_passed_over_and_marked() -> None:
-    """Weights and moments stay, and the step is marked as skipped where a watch looks for it."""
+def test_steps_that_overflow_are_skipped_and_marked() -> None:
+    """A step that overflows leaves weights and moments as they are, and is marked as skipped for a `Watch`."""
     model = perceptron()
     optimizer = torch.optim.Adam(model.parameters())
     applied = apply(model, optimizer, SCALE)
@@ -147,8 +147,8 @@ def test_steps_that_overflow_are_passed_over_and_marked() -> None:
     applied.close()
 
 
-def test_the_scale_falls_faster_in_a_row_and_rises_slowly() -> None:
-    """Each overflow of a row halves once more than the last; a hundred good steps double."""
+def test_the_scale_falls_fast_and_rises_slowly() -> None:
+    """Each overflow in a row halves the scale once more than the one before; a hundred finite steps double it."""
     scale = LossScale()
     bad, good = [torch.tensor(torch.inf)], [torch.tensor(1.0)]
     assert scale.update(bad)
@@ -160,7 +160,7 @@ def test_the_scale_falls_faster_in_a_row_and_rises_slowly() -> None:
 
 
 def test_two_watched_models_share_one_scale() -> None:
-    """Losses are scaled once, however many models are watched; closing leaves torch as it was."""
+    """Losses are scaled once, for any number of watched models; after `close` torch has its own function again."""
     original = torch.autograd.backward
     one, other = perceptron(), perceptron()
     all_applied = [apply(model, sgd(model), SCALE) for model in (one, other)]
@@ -176,8 +176,8 @@ def test_two_watched_models_share_one_scale() -> None:
             torch.testing.assert_close(parameter.grad, expected.grad)
 
 
-def test_beside_torchs_own_scaler_it_is_not_applicable() -> None:
-    """A scaler that was handed to watch() is known at once, one that calls the optimizer at its first step."""
+def test_scripts_with_a_loss_scaler_are_refused() -> None:
+    """A script with a loss scaler is refused: at once if watch() was given the scaler, else at the first step."""
     model = perceptron()
     with pytest.raises(NotApplicable, match="dynamically already"):
         AppliedRemedies(model, sgd(model), [SCALE], has_scaler=True)

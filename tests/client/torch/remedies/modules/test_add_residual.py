@@ -1,4 +1,4 @@
-"""Residual connections, against models that are written with them."""
+"""Residual connections, compared with models that are written with them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RESIDUAL = remedy("add_residual")
 
 
 def test_around_every_block_of_equal_shape() -> None:
-    """Each layer with its activation gets its input added; the first one, which changes the width, does not."""
+    """The input of each layer is added behind its activation, except of the first layer, which changes the width."""
     model = perceptron(nn.Tanh())
     applied = apply(model, None, RESIDUAL)
     first, second, third, last = (m for m in model if isinstance(m, nn.Linear))
@@ -41,7 +41,7 @@ def test_linear_layers_in_a_row() -> None:
 
 
 def test_convolutions_of_equal_shape() -> None:
-    """A convolution that keeps channels and size is a block; one that does not is none."""
+    """A convolution is a block if it keeps channels and size."""
     torch.manual_seed(3)
     model = nn.Sequential(
         nn.Conv1d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv1d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv1d(4, 4, 3),
@@ -56,7 +56,7 @@ def test_convolutions_of_equal_shape() -> None:
 
 
 class Functional(nn.Module):
-    """Blocks behind one shared activation, called in place."""
+    """Its blocks end in one shared activation, which works in place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Functional(nn.Module):
 
 
 def test_a_shared_activation_ends_the_block_of_the_layer_before_it() -> None:
-    """Each block's own input is added, although one module ends all of them; gradients are those of the sum."""
+    """Each block gets its own input added, although one module ends all blocks; gradients are those of the sum."""
     model, x = Functional(), batch()
     apply(model, None, RESIDUAL)
     model(x).sum().backward()
@@ -87,7 +87,7 @@ def test_a_shared_activation_ends_the_block_of_the_layer_before_it() -> None:
 
 
 def test_recomputed_blocks_have_exact_gradients() -> None:
-    """Where a checkpoint recomputes the block in the backward pass, its input is added there too."""
+    """The input of a block is also added when a checkpoint recomputes the block in the backward pass."""
 
     class Recomputed(nn.Module):
         def __init__(self) -> None:
@@ -110,7 +110,7 @@ def test_recomputed_blocks_have_exact_gradients() -> None:
 
 
 class Existing(nn.Module):
-    """A block that has its residual connection."""
+    """Has a residual connection."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class Existing(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """One layer, called again and again."""
+    """Calls one layer several times."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -147,8 +147,8 @@ class Recurrent(nn.Module):
     ],
     ids=["shapes", "existing", "recurrent"],
 )
-def test_what_has_no_place_says_why(model: Callable[[], Any], reason: str) -> None:
-    """Blocks that change the shape, have a connection, or are called again and again are left."""
+def test_models_without_a_place_are_refused_with_a_reason(model: Callable[[], Any], reason: str) -> None:
+    """Blocks that change the shape, have a residual connection, or are called several times are refused."""
     made = model()
     applied = apply(made, optimizer := sgd(made), RESIDUAL)
     step(made, optimizer, lambda m: m(batch()).sum())

@@ -1,4 +1,4 @@
-"""Inserted normalization, against models that have the layer."""
+"""Inserted normalization, compared with models that have the layers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_in_a_perceptron(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", IN_CONVOLUTIONS)
 def test_in_a_convolutional_network(kind: str) -> None:
-    """In convolutions the moments are those of channels, or of channels and positions of each example."""
+    """In convolutions, moments are computed of each channel, or over the channels and positions of each example."""
     torch.manual_seed(3)
     layers: list[nn.Module] = []
     for size in (2, 4):
@@ -72,7 +72,7 @@ def test_in_a_convolutional_network(kind: str) -> None:
 
 
 class OverTime(nn.Module):
-    """The same layers at every time step."""
+    """Applies the same layers at every time step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,8 +109,10 @@ def normalized_before(kind: str) -> nn.Sequential:
     ],
     ids=["time", "one example", "layer", "before", "behind", "output only", "recurrent"],
 )
-def test_what_has_no_place_says_why(model: Callable[[], Any], x: Tensor, kind: str, reason: str) -> None:
-    """Over time, with one example, in normalized networks and without hidden layers it is not applicable."""
+def test_models_without_a_place_are_refused_with_a_reason(
+    model: Callable[[], Any], x: Tensor, kind: str, reason: str
+) -> None:
+    """Models over time, single examples, normalized networks and models without hidden layers are refused."""
     made = model()
     applied = apply(made, optimizer := sgd(made), remedy("insert_normalization", kind=kind))
     step(made, optimizer, lambda m: out[0].sum() if isinstance(out := m(x), tuple) else out.sum())
@@ -118,7 +120,7 @@ def test_what_has_no_place_says_why(model: Callable[[], Any], x: Tensor, kind: s
 
 
 def test_a_batch_of_one_example_ends_the_trial() -> None:
-    """As nn.BatchNorm1d would fail, with a reason; one without gradients, as for the shapes, does not matter."""
+    """A batch of one example ends the trial with a reason, unless it is computed without gradients."""
     model = perceptron()
     applied = apply(model, optimizer := sgd(model), remedy("insert_normalization", kind="BatchNorm"))
     with torch.no_grad():
@@ -132,7 +134,7 @@ def test_a_batch_of_one_example_ends_the_trial() -> None:
 
 
 def test_a_first_call_in_evaluation_with_one_example() -> None:
-    """A model with batch norms of its own, which cannot be trained with one example, is looked at as it is called."""
+    """A model with batch normalization, called in evaluation with one example, is traced in evaluation."""
     model = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 2))
     applied = apply(model, optimizer := sgd(model), remedy("insert_normalization", kind="LayerNorm"))
     model.eval()(batch(rows=1))
@@ -144,7 +146,7 @@ def test_a_first_call_in_evaluation_with_one_example() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_other_precisions(kind: str, dtype: torch.dtype) -> None:
-    """The output has the type that it had."""
+    """The output keeps its dtype."""
     model = perceptron().to(dtype)
     applied = apply(model, optimizer := sgd(model), remedy("insert_normalization", kind=kind))
     for mode in (True, False):
@@ -154,7 +156,7 @@ def test_in_other_precisions(kind: str, dtype: torch.dtype) -> None:
 
 
 def test_over_time_each_row_is_normalized_by_itself() -> None:
-    """Layer normalization does not look at other time steps: a change of the last one leaves the first as it is."""
+    """Layer normalization uses no other time step: a change of the last one does not change the first."""
     model = OverTime()
     applied = apply(model, optimizer := sgd(model), remedy("insert_normalization", kind="LayerNorm"))
     x = batch(rows=24).reshape(4, 6, 6)
@@ -166,7 +168,7 @@ def test_over_time_each_row_is_normalized_by_itself() -> None:
 
 
 def test_layers_with_computed_weights() -> None:
-    """A layer whose weights are parametrized is a layer; reasons against residual blocks are no reasons here."""
+    """A layer with parametrized weights is normalized, and reasons against residual connections are not reported."""
     model = nn.Sequential(spectral_norm(nn.Linear(6, 5)), nn.ReLU(), nn.Linear(5, 2))
     applied = apply(model, optimizer := sgd(model), remedy("insert_normalization", kind="LayerNorm"))
     step(model, optimizer, lambda m: squared(m, batch()))
@@ -178,7 +180,7 @@ def test_layers_with_computed_weights() -> None:
 
 
 def test_attention_keeps_its_projections() -> None:
-    """Queries, keys and values are not normalized, and neither is what goes into a residual sum."""
+    """Queries, keys, values and terms of a residual sum are not normalized."""
 
     class Attention(nn.Module):
         def __init__(self) -> None:
@@ -198,8 +200,8 @@ def test_attention_keeps_its_projections() -> None:
     assert applied.places["insert_normalization"] == ["up"]
 
 
-def test_running_moments_come_along() -> None:
-    """A copy of the model, or one that was saved and loaded, evaluates with the moments that were seen."""
+def test_copies_have_the_running_moments() -> None:
+    """A copy of the model, or one that was saved and loaded, evaluates with the running moments."""
     model = perceptron()
     keys = list(model.state_dict())
     apply(model, optimizer := sgd(model), remedy("insert_normalization", kind="BatchNorm"))
@@ -227,7 +229,7 @@ def saved(state: dict[str, Any]) -> Any:
 
 @pytest.mark.parametrize("keep", [saved, copy.deepcopy])
 def test_a_checkpoint_evaluates_as_it_did(keep: Callable[[Any], Any]) -> None:
-    """Running moments go back with the weights, as in a model with such layers; `state_dict()` has no new keys."""
+    """Running moments are restored with the weights, as in a model with such layers; `state_dict()` has no new keys."""
     model = perceptron()
     reference = nn.Sequential()
     for module in copy.deepcopy(model):

@@ -1,4 +1,4 @@
-"""Weights that start again."""
+"""Weights that are initialized again."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def test_numbers_depend_on_the_seed_and_the_name_alone() -> None:
     assert torch.equal(small[0].weight, drawn)
 
 
-def test_parameters_stay_the_objects_that_they_are() -> None:
-    """The optimizer's groups hold the new weights, and the global generator stands where it stood."""
+def test_parameters_stay_the_same_objects() -> None:
+    """The optimizer's groups hold the new weights, and the global random generator is unchanged."""
     model = perceptron()
     optimizer = sgd(model)
     held = list(optimizer.param_groups[0]["params"])
@@ -77,7 +77,7 @@ def test_parameters_stay_the_objects_that_they_are() -> None:
 
 
 def test_embeddings_and_tied_weights_stay() -> None:
-    """An embedding is not a layer, and an output layer that shares its weights is not one either; norms stay too."""
+    """Embeddings, output layers that share their weights, and normalizations keep their weights."""
     model = nn.ModuleDict({"embed": nn.Embedding(9, 4), "norm": nn.LayerNorm(4), "out": nn.Linear(4, 9, bias=False)})
     model["out"].weight = model["embed"].weight
     model["hidden"] = nn.Linear(4, 4)
@@ -147,15 +147,17 @@ def partly_frozen() -> Any:
     ids=["batches", "scales", "hub", "frozen", "embedding", "lazy", "scripted"],
 )
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:Lazy modules:UserWarning")
-def test_what_must_not_start_again_says_why(make: Callable[[], nn.Module], reason: str) -> None:
-    """Pretrained, frozen, lazy and scripted models, and such without matrices, are refused at watch()."""
+def test_models_that_cannot_be_reinitialized_are_refused_with_a_reason(
+    make: Callable[[], nn.Module], reason: str
+) -> None:
+    """Pretrained, frozen, lazy and scripted models, and models without matrices, are refused at watch()."""
     model = make()
     with pytest.raises(NotApplicable, match=reason):
         apply(model, torch.optim.SGD(model.parameters(), lr=0.1), start("orthogonal"))
 
 
-def test_a_state_from_the_beginning_and_random_scales_are_no_training() -> None:
-    """Adagrad has its sums before any step, and a GAN's batch norms may be drawn at random."""
+def test_initial_states_and_random_scales_are_no_sign_of_training() -> None:
+    """An optimizer's state from before any step, and random scales of batch normalization, are no sign of training."""
     model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 1))
     nn.init.normal_(model[1].weight, 1.0, 0.02)  # type: ignore[arg-type]
     optimizer = torch.optim.Adagrad(model.parameters())
@@ -170,7 +172,7 @@ def test_a_state_from_the_beginning_and_random_scales_are_no_training() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 def test_what_a_recurrent_weight_is_computed_from_stays() -> None:
-    """Lengths and directions of a normalized weight are no matrices of gates; the others are drawn."""
+    """Parameters from which a recurrent weight is computed stay; the other weights are drawn."""
     model = nn.Sequential(weight_norm(nn.RNN(3, 4), "weight_hh_l0"))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     apply(model, sgd(model), remedy("reinitialize", scheme="orthogonal"))
@@ -189,7 +191,7 @@ def test_after_a_step_it_is_too_late() -> None:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_every_scheme_keeps_a_deep_networks_signal(scheme: str) -> None:
-    """Weights of zero get numbers with which a signal passes."""
+    """With each scheme, a deep network of zeros gets weights that pass a signal on."""
     model = perceptron(nn.ReLU(), width=32)
     with torch.no_grad():
         for parameter in model.parameters():

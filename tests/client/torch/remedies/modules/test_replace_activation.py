@@ -1,4 +1,4 @@
-"""Replaced activations, against models that are written with the other activation."""
+"""Replaced activations, compared with models that are written with the other activation."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Functional(nn.Module):
 
 
 class Gated(nn.Module):
-    """A gated cell by hand, and a squeeze-and-excitation: gates must stay."""
+    """Has a gated cell that is written by hand, and a squeeze-and-excitation."""
 
     def __init__(self, inner: Callable[[Tensor], Tensor] = torch.relu) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Gated(nn.Module):
 
 
 class Shared(nn.Module):
-    """One activation module behind two layers, and possibly behind the last one too."""
+    """Calls one activation module behind two layers, and optionally behind the last one too."""
 
     def __init__(self, *, is_output: bool) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class Shared(nn.Module):
 
 
 class Loop(nn.Module):
-    """One line of code for hidden layers and output."""
+    """Computes hidden layers and output with one line of code."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ def gradients(model: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def assert_computes_as(model: nn.Module, other: nn.Module, x: Tensor) -> None:
-    """Compare outputs and gradients of two models with the same weights, twice: hooks leave nothing behind."""
+    """Compare outputs and gradients of two models with the same weights, in two calls."""
     for _ in range(2):
         torch.testing.assert_close(model(x), other(x), rtol=0, atol=0)
         for one, reference in zip(gradients(model, x), gradients(other, x), strict=True):
@@ -118,7 +118,7 @@ def test_modules_become_the_other_activation(name: str) -> None:
 
 
 def test_functions_become_the_other_activation_and_the_output_stays() -> None:
-    """Functions, methods, in-place calls and exponentials are replaced; the one at the end is not."""
+    """Functions, methods, in-place calls and exponentials are replaced, but not the activation at the end."""
     model = Functional()
     applied = apply(model, None, TO_ELU)
     assert_computes_as(model, Functional(functional.elu), batch())
@@ -126,7 +126,7 @@ def test_functions_become_the_other_activation_and_the_output_stays() -> None:
 
 
 def test_gates_stay() -> None:
-    """What is multiplied with another signal is a gate and stays; the hidden activation beside it is replaced."""
+    """An activation that is multiplied with another signal stays; the hidden activation beside it is replaced."""
     model = Gated()
     applied = apply(model, None, TO_ELU)
     assert_computes_as(model, Gated(functional.elu), batch())
@@ -134,7 +134,7 @@ def test_gates_stay() -> None:
 
 
 def test_a_shared_activation_is_replaced_where_it_is_hidden_everywhere() -> None:
-    """A module behind two hidden layers is replaced at both; one that also ends the model is left, with the reason."""
+    """A module behind two hidden layers is replaced at both; one that also ends the model stays, with a reason."""
     model, reference = Shared(is_output=False), Shared(is_output=False)
     reference.act = nn.ELU()  # type: ignore[assignment]
     apply(model, None, TO_ELU)
@@ -147,8 +147,8 @@ def test_a_shared_activation_is_replaced_where_it_is_hidden_everywhere() -> None
     assert "act uses one activation for several purposes" in str(applied.reason_to_end())
 
 
-def test_one_line_of_code_is_told_apart_by_its_turns() -> None:
-    """Where a loop calls one line for hidden layers and output, only the hidden turns are replaced."""
+def test_calls_of_one_line_of_code_are_distinguished() -> None:
+    """If one line of a loop computes hidden layers and output, only the calls for hidden layers are replaced."""
     model = Loop()
     apply(model, None, TO_ELU)
     x = batch()
@@ -159,7 +159,7 @@ def test_one_line_of_code_is_told_apart_by_its_turns() -> None:
 
 
 def test_a_transformers_hidden_activation() -> None:
-    """In torch's encoder layer the hidden activation is replaced, in evaluation too, where there is a fast path."""
+    """In torch's encoder layer the hidden activation is replaced, also in evaluation, where torch has a fast path."""
     torch.manual_seed(3)
     model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), 2)
     reference = copy.deepcopy(model)
@@ -174,7 +174,7 @@ def test_a_transformers_hidden_activation() -> None:
 
 
 def test_a_transformer_with_padding_in_evaluation() -> None:
-    """Where torch would hand nested tensors to the layers, they get padded ones, and the other activation."""
+    """With padding in evaluation, the layers get padded tensors in place of nested ones, and the other activation."""
     torch.manual_seed(3)
     model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), 2)
     reference = copy.deepcopy(model)
@@ -198,7 +198,7 @@ def bend(x: Tensor) -> Tensor:
 
 
 class Head(nn.Module):
-    """Ends a model."""
+    """The last part of a model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -210,7 +210,7 @@ class Head(nn.Module):
 
 
 class Headed(nn.Module):
-    """Calls the function, and a module that calls it too."""
+    """Calls a function, and a module that calls the same function."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -224,7 +224,7 @@ class Headed(nn.Module):
 
 
 def test_a_function_that_modules_share_is_replaced_where_it_is_hidden() -> None:
-    """A function of the script that the model and a part of it call is told apart by who calls it."""
+    """Of a function that a model and a part of it call, only the hidden calls are replaced."""
     model = Headed()
     applied = apply(model, None, TO_ELU)
     expected = torch.tanh(model.head.layer(functional.elu(model.layer(batch()))))
@@ -234,7 +234,7 @@ def test_a_function_that_modules_share_is_replaced_where_it_is_hidden() -> None:
 
 
 class Masked(nn.Module):
-    """Multiplies hidden units with a mask that it is given."""
+    """Multiplies hidden units with a mask, which is an argument."""
 
     def __init__(self, activation: Callable[[Tensor], Tensor] = torch.tanh) -> None:
         super().__init__()
@@ -248,7 +248,7 @@ class Masked(nn.Module):
 
 
 def test_a_mask_is_no_gate() -> None:
-    """What is multiplied with an input is masked and replaced, unless it is a share between 0 and 1 itself."""
+    """An activation that is multiplied with an input is replaced, unless its values are between 0 and 1."""
     model, mask = Masked(), torch.ones(8)
     applied = apply(model, None, TO_ELU)
     torch.testing.assert_close(model(batch(), mask), Masked(functional.elu)(batch(), mask))
@@ -260,7 +260,7 @@ def test_a_mask_is_no_gate() -> None:
 
 
 class Blocks(nn.Module):
-    """Recomputes modules, or a function of its own, in the backward pass."""
+    """Recomputes modules, or one of its own functions, in the backward pass."""
 
     def __init__(self, *, of_modules: bool, reentrant: bool) -> None:
         super().__init__()
@@ -295,8 +295,8 @@ def test_recomputed_modules_have_exact_gradients(reentrant: bool) -> None:
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_recomputed_functions_are_left_with_the_reason(reentrant: bool) -> None:
-    """A function that is recomputed outside of its module would get wrong gradients: it is not applicable."""
+def test_recomputed_functions_are_refused_with_a_reason(reentrant: bool) -> None:
+    """A function that is recomputed outside of its module is refused: its gradients would be wrong."""
     torch.manual_seed(3)
     model = Blocks(of_modules=False, reentrant=reentrant)
     plain = copy.deepcopy(model)
@@ -322,8 +322,8 @@ class Nested(nn.Module):
         return out
 
 
-def test_blocks_of_one_kind_inside_each_other_are_told_apart() -> None:
-    """Each call of the same code belongs to its own module, also when one calls another."""
+def test_nested_blocks_of_one_class_are_distinguished() -> None:
+    """Each call of the same code is changed for its own module, also when one module calls another."""
     torch.manual_seed(3)
     model = Nested(Nested(Nested(None)))
     applied = apply(model, None, TO_ELU)
@@ -335,7 +335,7 @@ def test_blocks_of_one_kind_inside_each_other_are_told_apart() -> None:
 
 
 def test_an_error_in_forward_leaves_no_mode_behind() -> None:
-    """If the script's forward raises, functions outside of the model are what they were."""
+    """After the script's forward has raised, functions outside of the model are unchanged."""
     model = Functional()
     apply(model, None, TO_ELU)
     model(batch())
@@ -355,8 +355,8 @@ def test_an_error_in_forward_leaves_no_mode_behind() -> None:
     ],
     ids=["linear", "the same", "output only"],
 )
-def test_what_has_no_place_says_why(model: Callable[[], Any], reason: str) -> None:
-    """After the first step a model without a hidden activation of another kind says so."""
+def test_models_without_a_place_are_refused_with_a_reason(model: Callable[[], Any], reason: str) -> None:
+    """A model without another hidden activation is refused after the first step."""
     made = model()
     optimizer = sgd(made)
     applied = apply(made, optimizer, TO_ELU)

@@ -1,4 +1,4 @@
-"""Recurrent modules under another cell, against torch's own."""
+"""Recurrent modules with another cell, compared with torch's own."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def reference_of(model: nn.RNN, kind: Any, **settings: Any) -> Any:
 @pytest.mark.parametrize("settings", [{}, {"num_layers": 2}, {"bidirectional": True}, {"bias": False}], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_it_computes_as_torchs_own(cell: str, settings: dict[str, Any]) -> None:
-    """Outputs, last states and gradients are those of nn.GRU and nn.LSTM, under the call and the names of nn.RNN."""
+    """Outputs, last states and gradients are those of nn.GRU and nn.LSTM; call and names are those of nn.RNN."""
     model = rnn(**settings)
     names, held = list(model.state_dict()), list(model.parameters())
     optimizer = sgd(model)
@@ -65,7 +65,7 @@ def test_it_computes_as_torchs_own(cell: str, settings: dict[str, Any]) -> None:
 
 
 def test_weights_are_drawn_as_torch_draws_them() -> None:
-    """Uniform within the inverse root of the width, from a generator of their own."""
+    """Weights are uniform within the inverse root of the width, and the global generator is unchanged."""
     model = rnn()
     state = torch.get_rng_state()
     apply(model, None, to("LSTM"))
@@ -81,8 +81,8 @@ def test_weights_are_drawn_as_torch_draws_them() -> None:
     ids=["as it is", "detached", "data", "a view"],
 )
 @pytest.mark.parametrize("is_cell", [False, True], ids=["module", "cell"])
-def test_a_carried_state_brings_its_cell_state(carry: Callable[[Tensor], Tensor], is_cell: bool) -> None:
-    """A hidden state that comes back, also detached, goes on with the cell state that belongs to it."""
+def test_a_state_of_the_last_call_has_its_cell_state(carry: Callable[[Tensor], Tensor], is_cell: bool) -> None:
+    """A hidden state that is passed to the next call, also detached, is used with its cell state."""
     torch.manual_seed(3)
     model: Any = nn.RNNCell(3, 5) if is_cell else nn.RNN(3, 5, batch_first=True)
     apply(model, None, to("LSTM"))
@@ -101,7 +101,7 @@ def test_a_carried_state_brings_its_cell_state(carry: Callable[[Tensor], Tensor]
 
 
 def test_a_decoder_begins_with_its_encoders_state() -> None:
-    """A state that one module returned and another takes brings its cell state along; so does a layer of it."""
+    """The state of an encoder, or a layer of it, is used with its cell state in the decoder."""
 
     class Translator(nn.Module):
         def __init__(self) -> None:
@@ -124,7 +124,7 @@ def test_a_decoder_begins_with_its_encoders_state() -> None:
 
 
 def test_a_changed_state_ends_the_trial() -> None:
-    """No cell state can follow a hidden state that the script changes; zeros and others' states are beginnings."""
+    """A hidden state that the script changes ends the trial; zeros and states of other modules do not."""
     model = rnn()
     optimizer = sgd(model)
     applied = apply(model, optimizer, to("LSTM"))
@@ -142,8 +142,8 @@ def test_a_changed_state_ends_the_trial() -> None:
 
 
 @pytest.mark.parametrize("is_cell", [False, True], ids=["module", "cell"])
-def test_a_state_that_is_dropped_out_is_a_changed_one(is_cell: bool) -> None:
-    """Also where nobody holds what the module returned, and where it is the last output that is handed on."""
+def test_dropout_on_a_state_ends_the_trial(is_cell: bool) -> None:
+    """Dropout on a hidden state, or passing on the last output, ends the trial."""
     torch.manual_seed(3)
     model: Any = nn.RNNCell(3, 5) if is_cell else nn.RNN(3, 5, batch_first=True)
     applied = apply(model, sgd(model), to("LSTM"))
@@ -161,8 +161,8 @@ def test_a_state_that_is_dropped_out_is_a_changed_one(is_cell: bool) -> None:
     assert other_applied.reason_to_end() is None
 
 
-def test_a_state_that_is_reset_in_place_is_a_beginning() -> None:
-    """What is set to zero where it stands goes on without its cell state; what is halved there ends the trial."""
+def test_a_state_that_is_reset_in_place_begins_a_sequence() -> None:
+    """A hidden state that is set to zero in place begins a sequence; one that is halved in place ends the trial."""
     model = rnn()
     applied = apply(model, sgd(model), to("LSTM"))
     _, hidden = model(sequence())
@@ -175,7 +175,7 @@ def test_a_state_that_is_reset_in_place_is_a_beginning() -> None:
 
 
 def test_packed_sequences() -> None:
-    """Sequences of several lengths are taken as nn.RNN takes them."""
+    """Packed sequences of several lengths are computed as in nn.LSTM."""
     model = rnn()
     apply(model, None, to("LSTM"))
     reference = reference_of(model, nn.LSTM)
@@ -185,7 +185,7 @@ def test_packed_sequences() -> None:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_copies_and_files(cell: str) -> None:
-    """A copy, and a model that was saved and loaded, computes the same."""
+    """A copy of the model, and a model that was saved and loaded, computes the same."""
     model = nn.Sequential(rnn())
     apply(model, None, to(cell))
     file = io.BytesIO()
@@ -198,7 +198,7 @@ def test_copies_and_files(cell: str) -> None:
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("name", ["Adam", "SGD", "RMSprop"])
 def test_the_optimizer_goes_on(cell: str, name: str) -> None:
-    """The optimizer that the script holds trains the new weights."""
+    """The script's optimizer trains the new weights."""
     model = rnn()
     optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.01)
     apply(model, optimizer, to(cell))
@@ -215,7 +215,7 @@ def stepped() -> tuple[nn.Module, torch.optim.Optimizer]:
     return model, optimizer
 
 
-def test_what_cannot_be_replaced_says_why() -> None:
+def test_cells_that_cannot_be_replaced_are_refused_with_a_reason() -> None:
     """Gated cells, moments in the old shape, and shared weights are refused."""
     with pytest.raises(NotApplicable, match="no plain recurrent module"):
         apply(model := nn.LSTM(3, 5), sgd(model), to("GRU"))

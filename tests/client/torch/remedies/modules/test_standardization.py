@@ -1,4 +1,4 @@
-"""Standardized inputs and targets, against scripts that standardize themselves."""
+"""Standardized inputs and targets, compared with scripts that standardize them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def raw_targets(seed: int = 2) -> Tensor:
 
 
 def test_inputs_are_those_of_the_first_batch_standardized() -> None:
-    """The model computes what it would on (x - mean) / deviation of the first batch, also later and in evaluation."""
+    """The model gets (x - mean) / deviation with the moments of the first batch, also later and in evaluation."""
     model, reference = regression(), regression()
     applied = apply(model, None, INPUTS)
     first = raw_inputs(1)
@@ -74,7 +74,7 @@ def test_inputs_are_those_of_the_first_batch_standardized() -> None:
 def test_the_moments_are_those_of_each_feature_or_channel(
     first: nn.Module, shape: tuple[int, ...], reduced: tuple[int, ...]
 ) -> None:
-    """Over time each feature has its moments, in a convolution each channel."""
+    """Moments are those of each feature over time, and of each channel in a convolution."""
     x = 50 + 9 * torch.randn(shape, generator=torch.Generator().manual_seed(1))
     reference = copy.deepcopy(first)
     apply(first, None, INPUTS)
@@ -83,7 +83,7 @@ def test_the_moments_are_those_of_each_feature_or_channel(
 
 
 def test_constant_features_and_keywords() -> None:
-    """A feature that never changes is only centred; an input may be given by name."""
+    """A constant feature is only centred, and an input may be given by name."""
 
     class Named(nn.Module):
         def __init__(self) -> None:
@@ -109,8 +109,10 @@ def test_constant_features_and_keywords() -> None:
     ],
     ids=["tokens", "standard"],
 )
-def test_inputs_that_cannot_be_standardized_say_why(model: Callable[[], nn.Module], x: Tensor, reason: str) -> None:
-    """Tokens have no scale, and what is standardized need not be."""
+def test_inputs_that_cannot_be_standardized_are_refused_with_a_reason(
+    model: Callable[[], nn.Module], x: Tensor, reason: str
+) -> None:
+    """Tokens, and inputs that are standardized already, are refused."""
     made = model()
     applied = apply(made, optimizer := sgd(made), INPUTS)
     step(made, optimizer, lambda m: m(x).sum())
@@ -118,7 +120,7 @@ def test_inputs_that_cannot_be_standardized_say_why(model: Callable[[], nn.Modul
 
 
 class Masked(nn.Module):
-    """Takes tokens, and which of them count."""
+    """Takes tokens, and a mask of those that count."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,8 +132,8 @@ class Masked(nn.Module):
         return out
 
 
-def test_the_mask_of_tokens_stays() -> None:
-    """Of tokens and a mask of zeros and ones, none is standardized."""
+def test_the_mask_of_tokens_is_unchanged() -> None:
+    """Tokens and a mask of zeros and ones are not standardized."""
     model = Masked()
     applied = apply(model, optimizer := sgd(model), INPUTS)
     mask = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
@@ -142,7 +144,7 @@ def test_the_mask_of_tokens_stays() -> None:
 
 
 def test_one_example_has_no_moments() -> None:
-    """One without gradients, as for the shapes, is passed over; one to train on is not enough, nor is infinity."""
+    """One example without gradients is ignored; training on one example, or on infinite inputs, ends the trial."""
     model = regression()
     applied = apply(model, optimizer := sgd(model), INPUTS)
     with torch.no_grad():
@@ -156,8 +158,8 @@ def test_one_example_has_no_moments() -> None:
         assert reason in str(applied.reason_to_end())
 
 
-def train_beside(loss: Error, degree: int) -> tuple[AppliedRemedies, list[float], list[float]]:
-    """Train with the remedy on raw targets, and by hand on standardized ones; compare weights."""
+def compare_trainings(loss: Error, degree: int) -> tuple[AppliedRemedies, list[float], list[float]]:
+    """Train with the remedy on raw targets, and by hand on standardized ones, and compare the weights."""
     model, reference = regression(), regression()
     optimizer, other = sgd(model, 0.01), sgd(reference, 0.01)
     applied = apply(model, optimizer, TARGETS)
@@ -179,20 +181,20 @@ def train_beside(loss: Error, degree: int) -> tuple[AppliedRemedies, list[float]
 
 @pytest.mark.parametrize("name", SQUARED)
 def test_a_squared_error_of_raw_targets_trains_as_on_standardized_ones(name: str) -> None:
-    """The weights go where they go by hand, and the loss is the script's own, in its units, from the first step."""
-    _, with_remedy, by_hand = train_beside(SQUARED[name], degree=2)
+    """The weights are those of standardized targets, and the loss has the script's units from the first step."""
+    _, with_remedy, by_hand = compare_trainings(SQUARED[name], degree=2)
     assert with_remedy == pytest.approx(by_hand, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ABSOLUTE)
 def test_an_absolute_error_of_raw_targets_trains_as_on_standardized_ones(name: str) -> None:
-    """The same for absolute errors, whose gradient has another scale."""
-    _, with_remedy, by_hand = train_beside(ABSOLUTE[name], degree=1)
+    """The same holds for absolute errors, whose gradient has another scale."""
+    _, with_remedy, by_hand = compare_trainings(ABSOLUTE[name], degree=1)
     assert with_remedy == pytest.approx(by_hand, rel=1e-3)
 
 
 def test_both_together_learn_what_neither_does() -> None:
-    """A regression in its own units explodes; with both remedies its loss falls far below its start."""
+    """A regression in its own units does not learn; with both remedies its loss falls to a tenth."""
     for remedies, learns in (((), False), ((INPUTS, TARGETS), True)):
         model = regression()
         optimizer = sgd(model, 0.02)
@@ -207,7 +209,7 @@ def test_both_together_learn_what_neither_does() -> None:
 
 
 class Functional(nn.Module):
-    """Calls its activation itself, in the module whose output is compared."""
+    """Calls an activation as a function, in the module whose output is compared."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -222,7 +224,7 @@ class Functional(nn.Module):
 
 @pytest.mark.parametrize("is_cast", [False, True], ids=["as it is", "cast"])
 def test_targets_far_from_zero_under_autocast(is_cast: bool) -> None:
-    """In bfloat16 a prediction of ten thousand would be rounded to 64: it is scaled back in single precision."""
+    """Predictions of ten thousand are scaled in single precision, because bfloat16 would round them to 64."""
     model = regression()
     applied = apply(model, optimizer := sgd(model, 0.01), TARGETS)
     y = 1e4 + batch(2, rows=16, columns=1)
@@ -241,7 +243,7 @@ def test_targets_far_from_zero_under_autocast(is_cast: bool) -> None:
 
 
 def test_targets_together_with_changed_functions() -> None:
-    """A model whose own functions are changed too is left before its loss is there: neither takes the other's place."""
+    """The remedy works together with one that changes functions of the model."""
     model, reference = Functional(), regression()
     reference[1] = nn.ELU()
     both = (remedy("replace_activation", activation="ELU"), TARGETS)
@@ -258,7 +260,7 @@ def test_targets_together_with_changed_functions() -> None:
 
 
 def test_models_that_wait_for_their_losses_together() -> None:
-    """Two models may be called before either has its loss, and the mode of each is gone after the steps."""
+    """Two models may be called before either has its loss; after the step, no function mode is left."""
     models = {name: regression() for name in "ab"}
     optimizer = torch.optim.SGD([p for m in models.values() for p in m.parameters()], lr=0.01)
     applied = AppliedRemedies(models, optimizer, [TARGETS])
@@ -272,8 +274,8 @@ def test_models_that_wait_for_their_losses_together() -> None:
     assert torch._C._len_torch_function_stack() == 0
 
 
-def test_parts_have_no_edges() -> None:
-    """Where the script calls parts of the model, its inputs and outputs are not known."""
+def test_scripts_that_call_parts_are_refused() -> None:
+    """A script that calls only parts of the model is refused."""
     for each in (INPUTS, TARGETS):
         first, second, third = model = regression()
         applied = apply(model, optimizer := sgd(model), each)
@@ -304,10 +306,10 @@ class Pair(nn.Module):
     ],
     ids=["classes", "threshold", "standard", "two outputs"],
 )
-def test_targets_that_cannot_be_standardized_say_why(
+def test_targets_that_cannot_be_standardized_are_refused_with_a_reason(
     model: Callable[[], nn.Module], loss: Callable[[nn.Module], Tensor], reason: str
 ) -> None:
-    """Only a squared or absolute error of one output is known; the mode that waits for it is gone after the step."""
+    """Other losses, several outputs and standardized targets are refused; after the step, no function mode is left."""
     made = model()
     applied = apply(made, optimizer := sgd(made), TARGETS)
     step(made, optimizer, loss)

@@ -1,4 +1,4 @@
-"""Normalized weights, against torch's own parametrization."""
+"""Normalized weights, compared with torch's own parametrization."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_it_trains_as_torchs_own(name: str) -> None:
 
 
 def test_the_gain_joins_the_group_of_its_weight() -> None:
-    """The optimizer is the same, its groups are as many, and each gain is in the one of its weight."""
+    """The optimizer has as many groups as before, and each gain is in the group of its weight."""
     model = perceptron()
     optimizer = torch.optim.SGD([{"params": model[0].parameters()}, {"params": model[2:].parameters()}], lr=0.1)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda _: 0.5, lambda _: 0.25])
@@ -52,7 +52,7 @@ def test_the_gain_joins_the_group_of_its_weight() -> None:
 
 
 def test_an_optimizer_that_knows_names() -> None:
-    """Where the optimizer was given names, the gain has one, and the optimizer's state can be saved and loaded."""
+    """In an optimizer with names, the gain has a name too."""
     model = perceptron()
     optimizer = torch.optim.SGD(model.named_parameters(), lr=0.1, momentum=0.9)
     apply(model, optimizer, NORMALIZE)
@@ -61,7 +61,7 @@ def test_an_optimizer_that_knows_names() -> None:
 
 
 def test_checkpoints_from_before_and_after() -> None:
-    """A state from before gives the function that it had; one from after gives it back; files and copies work."""
+    """States from before and after the remedy restore what the model computed, and so do files and copies."""
     model = perceptron()
     before, expected = copy.deepcopy(model.state_dict()), model(batch())
     apply(model, optimizer := sgd(model), NORMALIZE)
@@ -79,7 +79,7 @@ def test_checkpoints_from_before_and_after() -> None:
 
 
 def test_attention_in_evaluation() -> None:
-    """In evaluation, where attention has a fast path past its modules, the normalized weights count."""
+    """In evaluation, attention does not use its fast path, which ignores the normalized weights."""
     torch.manual_seed(3)
     model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
     apply(model, None, NORMALIZE)
@@ -89,8 +89,8 @@ def test_attention_in_evaluation() -> None:
         torch.testing.assert_close(model.eval()(x), model.train()(x))
 
 
-def test_what_cannot_be_normalized_says_why() -> None:
-    """Shared weights and rows of zeros are left; where nothing else is there, it is not applicable."""
+def test_weights_that_cannot_be_normalized_are_refused_with_a_reason() -> None:
+    """Shared weights and rows of zeros stay; a model that has only such weights is refused."""
     tied = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
     tied[1].weight = tied[0].weight
     with pytest.raises(NotApplicable, match="no linear layer or convolution"):
