@@ -1,7 +1,7 @@
 """A network cable that can be cut: forwards TCP connections, until it lets no byte through.
 
-One idea: a cut is silence. Connections stay open and new ones are accepted, as far as each side can see, but nothing
-arrives: what a lost route or a firewall does, and what a refused connection would tell at once.
+After a cut, connections stay open and new ones are accepted, but no byte arrives. That is how a lost route or a
+firewall behaves; a refused connection would be noticed at once.
 """
 
 from __future__ import annotations

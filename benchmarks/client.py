@@ -1,15 +1,14 @@
-"""What observing a training costs the training: `make bench-client`.
+"""Measures what gradmedic costs a training: `make bench-client`.
 
-One idea: variants of one training - without anything, with gradmedic, with what users would take instead - are
-processes that take turns, a few steps each, so that they meet the same machine. gradmedic is laid aside for every
-other step, so that each step is compared with its neighbour. Compared is the CPU time of the thread that trains: the
-medians of the ratios of sampled steps and of others, weighed by how many were sampled. An interval is that of 95 % of
-resamplings.
+Variants of one training (without an observer, with gradmedic, with wandb or TensorBoard) are processes that take turns,
+a few steps each, so that all of them run under the same load. gradmedic is off in every other step, so that each step
+is compared with its neighbour. The figure is the CPU time of the training thread: the medians of the ratios of sampled
+steps and of other steps, weighted by how many were sampled. Intervals hold 95 % of resamplings.
 
-CPU time of a thread has nothing of the time that it waits, for a core or for the interpreter's lock. `log()` is
-therefore measured by the clock on the wall, and what the threads of gradmedic compute meanwhile is given beside.
+The CPU time of a thread excludes the time that it waits for a core or for the interpreter's lock. So `log()` is
+measured in wall-clock time, and the CPU time of gradmedic's own threads is printed beside it.
 
-The targets are the house's: at the default frequency 1.5 % of a step of a 10 M-parameter transformer and 3 % of a
+The targets: at the default frequency 1.5 % of a step of a 10 M-parameter transformer and 3 % of a
 50-layer perceptron, at every step 10 % of the transformer; 5 MB; 0.1 ms for `log()`; 0.1 s for the import.
 """
 

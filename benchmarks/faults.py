@@ -29,12 +29,13 @@ from pathlib import Path
 from typing import Final
 
 import psutil
-from tests.service.faults.restartable import RestartablePostgres
+from tests.support.ports import free_port, is_listening
+from tests.support.postgres import PostgresServer
 
 import gradmedic
 from benchmarks.cable import Cable
 from benchmarks.ray_cluster import RayCluster
-from benchmarks.servers import free_port, is_listening, wait_for
+from benchmarks.servers import wait_for
 from gradmedic.exceptions import GradmedicError
 from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.reruns import EXECUTORS, RerunDetail
@@ -106,11 +107,11 @@ class House:
         configuration += self._make_ray() if executor == "ray" else ""
         (folder / "worker.toml").write_text(textwrap.dedent(configuration))
         self.database_url = f"sqlite:///{folder / 'gradmedic.db'}"
-        self.database: RestartablePostgres | None = None
+        self.database: PostgresServer | None = None
         if kind == "postgresql":
             folder.chmod(0o755)
             (folder / "postgres").mkdir()
-            self.database = RestartablePostgres(folder / "postgres")
+            self.database = PostgresServer(folder / "postgres")
             self.database.start()
             self.database_url = self.database.url
         schema.upgrade(self.database_url)

@@ -25,16 +25,20 @@ from urllib.parse import urlsplit
 
 import psutil
 import psycopg
+from tests.support.ports import free_port, is_listening
 
 from benchmarks.recorded_values import BLOCK_STEPS, LAYERS, NAMES, VALUES_PER_BLOCK, VALUES_PER_STEP, Blocks
-from benchmarks.servers import cpu_seconds, environment_of, free_port, gradmedic, is_listening, postgres, wait_for
+from benchmarks.servers import cpu_seconds, environment_of, gradmedic, postgres, wait_for
 from gradmedic.protocol.service import API_PATH, JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE
 from gradmedic_service.database import schema
 
 MLFLOW: Final = ("mlflow", "3.17.2")
 TRACKIO: Final = ("trackio", "0.43.0")
 REPEATS: Final = 3
-"""Times that what is judged is measured; the least counts, since whatever else the machine does only adds."""
+"""Number of repetitions of a judged measurement.
+
+The smallest value counts: other load of the machine only adds time.
+"""
 WARM_UP_BLOCKS: Final = 10
 BLOCKS: Final = 400
 SINGLE_STEPS: Final = 20

@@ -1,8 +1,8 @@
 """A Ray cluster on one machine: a head and nodes, each of which can be killed like a machine that loses its power.
 
-One idea: each `ray start --block` leads a session of processes, and everything that Ray starts for itself stays in it.
-Killing the whole session at once, and nothing else, is what a lost machine looks like, and leaves nothing behind.
-`ray stop` would end every Ray on the machine.
+Each `ray start --block` leads a session of processes, and everything that Ray starts stays in that session. Killing the
+whole session at once simulates a machine that loses its power. `ray stop` is not used: it would end every Ray on the
+machine.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from typing import Final
 
 import psutil
 import urllib3
-
-from benchmarks.servers import free_port
+from tests.support.ports import free_port
 
 START_SECONDS: Final = 120
 STARTED: Final = "Ray runtime started"

@@ -1,8 +1,7 @@
 """Recorded statistics in the shape of the work unit: 100 layers x 8 statistics, in blocks of 50 steps.
 
-One idea: the values are those of real training runs (tests/data/recordings), since compression depends on them. Layers
-of several healthy or slow runs stand side by side; the same layer is used again only at other steps, so that no chunk
-holds it twice.
+The values come from real training runs (tests/data/recordings), because compression depends on them. Layers of several
+healthy or slow runs form one block. A layer is used again only at other steps, so that no chunk holds it twice.
 """
 
 from __future__ import annotations

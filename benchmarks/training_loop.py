@@ -1,9 +1,9 @@
 """A training loop that reports what its own thread costs, for `benchmarks.client`; a process for each variant.
 
-One idea: it does as many steps as it is told on standard input and answers with numbers, so that whoever compares
-variants can take turns between them: they then meet the same state of a shared machine. gradmedic can also be laid
-aside for a step, so that it is compared with the same memory in the same process. The loop imports torch and, for a
-variant, that variant's package, nothing of ours otherwise: it also runs in the environments of the peers.
+It reads the number of steps to do from standard input and answers with numbers. So a benchmark can switch between
+variants after a few steps, and all of them run under the same load. gradmedic can also be switched off for a step, to
+compare within one process. The loop imports torch and the package of its variant only, so that it also runs in the
+environments of the other tools.
 
     python training_loop.py gpt gradmedic log_freq=1 base_url=http://127.0.0.1:8642
 """
@@ -226,7 +226,7 @@ def _peak_memory() -> int:
 def main() -> None:
     """Train as told: each line of standard input is a number of steps and how.
 
-    "settle": they are only a beginning; "alone": without the steps that nobody observes.
+    "settle": warm-up steps; "alone": without the steps in which no variant observes.
     """
     job, variant, *rest = sys.argv[1:]
     options = dict(option.split("=", 1) for option in rest)

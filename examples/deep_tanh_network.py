@@ -1,7 +1,7 @@
 """A deep multilayer perceptron of hyperbolic tangents on the handwritten digits that scikit-learn ships.
 
-As it stands it fails as such networks did before Glorot and Bengio 2010: weights that are drawn too small shrink the
-signal, and with it the gradient, layer by layer. `--initialization xavier` repairs it.
+Without options it fails as such networks did before Glorot and Bengio 2010: initial weights that are too small shrink
+the signal, and with it the gradient, layer by layer. `--initialization xavier` repairs it.
 
     python deep_tanh_network.py --steps 200
 """
@@ -37,8 +37,8 @@ def main() -> None:
     """Train and report to gradmedic."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--initialization", choices=("small", "xavier"), default="small")
-    parser.add_argument("--depth", type=int, default=16, help="hidden layers")
-    parser.add_argument("--width", type=int, default=48, help="units of each")
+    parser.add_argument("--depth", type=int, default=16, help="number of hidden layers")
+    parser.add_argument("--width", type=int, default=48, help="units of a hidden layer")
     parser.add_argument("--lr", type=float, default=0.02, help="learning rate of SGD")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=200)

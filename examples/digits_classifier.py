@@ -1,7 +1,7 @@
 """A deep multilayer perceptron on the handwritten digits that scikit-learn ships.
 
-As it stands it fails as such networks did: sigmoid after sigmoid shrinks the gradient until the first layers get
-nothing. `--activation relu` repairs it.
+Without options it fails: each sigmoid shrinks the gradient, until nothing is left of it at the first layers.
+`--activation relu` repairs it.
 
     python digits_classifier.py --steps 300
 """
@@ -38,8 +38,8 @@ def main() -> None:
     """Train and report to gradmedic."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--activation", type=str.lower, choices=sorted(ACTIVATIONS), default="sigmoid")
-    parser.add_argument("--depth", type=int, default=8, help="hidden layers")
-    parser.add_argument("--width", type=int, default=64, help="units of each")
+    parser.add_argument("--depth", type=int, default=8, help="number of hidden layers")
+    parser.add_argument("--width", type=int, default=64, help="units of a hidden layer")
     parser.add_argument("--lr", type=float, default=0.05, help="learning rate of SGD")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=300)

@@ -1,7 +1,7 @@
-"""A classifier of digits in half precision with a loss scale that was chosen once and for all.
+"""A classifier of digits in half precision with a fixed loss scale.
 
-As it stands it fails as such scripts do: scaled gradients beyond 65504 are infinite in float16, and one of them makes
-every weight NaN. `--scale 256` repairs it, and so does a scale that follows the gradients.
+Without options it fails: scaled gradients beyond 65504 are infinite in float16, and one of them makes
+every weight NaN. `--scale 256` repairs it, and so does a dynamic scale.
 
     python half_precision.py --steps 150
 """
@@ -21,7 +21,7 @@ import gradmedic
 def main() -> None:
     """Train and report to gradmedic."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", type=float, default=2.0**20, help="of the loss")
+    parser.add_argument("--scale", type=float, default=2.0**20, help="factor of the loss")
     parser.add_argument("--lr", type=float, default=0.1, help="learning rate of SGD")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=64)

@@ -1,4 +1,4 @@
-"""A chain of linear layers that all begin as W = a * I: the smallest model that explodes or vanishes.
+"""A chain of linear layers with the initial weights W = a * I: the smallest model that explodes or vanishes.
 
 The gradient at layer k is a product of the layers above it, so that it grows or shrinks like a to the power of the
 depth. `--factor 1.5` explodes, `--factor 0.5` vanishes, `--factor 1.0` is healthy.
@@ -28,7 +28,7 @@ def build(depth: int, width: int, factor: float) -> nn.Sequential:
 def main() -> None:
     """Train and report to gradmedic."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--factor", type=float, default=1.5, help="each layer begins as so many times the identity")
+    parser.add_argument("--factor", type=float, default=1.5, help="initial weights as a multiple of the identity")
     parser.add_argument("--depth", type=int, default=12)
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--lr", type=float, default=0.01, help="learning rate of SGD")

@@ -1,7 +1,7 @@
 """Recalls the first symbol of a long sequence with a gated recurrent cell.
 
-The cells are gated and forget all the same: with small initial weights their gates are half open, so that half of the
-state, and of the gradient, is lost at each step and in each layer. `--initialization orthogonal` repairs it.
+Gated cells forget too: with small initial weights the gates are half open, so that each time step and each layer loses
+half of the state and of the gradient. `--initialization orthogonal` repairs it.
 
     python long_recall.py --steps 150
 """
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--initialization", choices=("small", "orthogonal"), default="small")
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--symbols", type=int, default=4)
-    parser.add_argument("--length", type=int, default=25, help="of the sequences")
+    parser.add_argument("--length", type=int, default=25, help="symbols of a sequence")
     parser.add_argument("--hidden", type=int, default=24)
     parser.add_argument("--lr", type=float, default=0.1, help="learning rate of SGD")
     parser.add_argument("--batch-size", type=int, default=32)

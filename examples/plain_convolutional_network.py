@@ -19,7 +19,7 @@ import gradmedic
 
 
 class Network(nn.Module):
-    """Convolutions of one width, and a classifier of what they leave."""
+    """Convolutions with the same number of channels, then a linear classifier."""
 
     def __init__(self, depth: int, channels: int, norm: str) -> None:
         super().__init__()
@@ -40,8 +40,8 @@ def main() -> None:
     """Train and report to gradmedic."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--norm", choices=("none", "batch"), default="none")
-    parser.add_argument("--depth", type=int, default=12, help="convolutions")
-    parser.add_argument("--channels", type=int, default=12, help="of each")
+    parser.add_argument("--depth", type=int, default=12, help="number of convolutions")
+    parser.add_argument("--channels", type=int, default=12, help="channels of a convolution")
     parser.add_argument("--lr", type=float, default=0.05, help="learning rate of SGD")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--steps", type=int, default=150)

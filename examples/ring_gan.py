@@ -28,7 +28,7 @@ def ring(count: int) -> Tensor:
 
 
 def energy_distance(points: Tensor, others: Tensor) -> Tensor:
-    """Return the distance of two distributions from samples of them; 0 where they are the same."""
+    """Return the distance of two distributions, estimated from samples; 0 where they are the same."""
     return (
         2 * torch.cdist(points, others).mean() - torch.cdist(points, points).mean() - torch.cdist(others, others).mean()
     )
@@ -45,7 +45,7 @@ def perceptron(inputs: int, width: int, outputs: int) -> nn.Sequential:
 def main() -> None:
     """Train and report to gradmedic."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lr", type=float, default=1.0, help="learning rate of both")
+    parser.add_argument("--lr", type=float, default=1.0, help="learning rate of generator and discriminator")
     parser.add_argument("--width", type=int, default=48)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=200)

@@ -18,7 +18,7 @@ from torch.nn import functional
 import gradmedic
 
 WORDS = 6
-"""Of each kind: subjects, verbs, objects."""
+"""Number of subjects, of verbs and of objects."""
 START = 3 * WORDS
 CELLS = {"rnn": nn.RNN, "gru": nn.GRU}
 
@@ -32,7 +32,7 @@ def sentences(count: int, clauses: int) -> tuple[Tensor, Tensor]:
 
 
 class Translator(nn.Module):
-    """Reads the source sentence, then writes the target from the state that is left."""
+    """Reads the source sentence, then writes the target sentence from the last state."""
 
     def __init__(self, hidden: int, cell: str, scale: float) -> None:
         super().__init__()
@@ -58,10 +58,10 @@ def main() -> None:
     """Train and report to gradmedic."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cell", type=str.lower, choices=sorted(CELLS), default="rnn")
-    parser.add_argument("--clip", type=float, default=None, help="bound on the gradient's norm")
-    parser.add_argument("--scale", type=float, default=1.8, help="of the recurrent weights, where 1 is orthogonal")
+    parser.add_argument("--clip", type=float, default=None, help="largest norm of the gradient")
+    parser.add_argument("--scale", type=float, default=1.8, help="factor of the recurrent weights; 1 is orthogonal")
     parser.add_argument("--hidden", type=int, default=32)
-    parser.add_argument("--clauses", type=int, default=15, help="of a sentence; three words each")
+    parser.add_argument("--clauses", type=int, default=15, help="clauses of a sentence, of three words each")
     parser.add_argument("--lr", type=float, default=0.03, help="learning rate of SGD")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--steps", type=int, default=120)

@@ -20,7 +20,7 @@ from benchmarks.corpus.families import SPLITS, Case, Family
 from benchmarks.corpus.ledger import Ledger
 from benchmarks.corpus.outcome import Outcome, build_up_steps, label_of
 from benchmarks.corpus.programs import PROGRAMS
-from benchmarks.corpus.recording import save
+from benchmarks.corpus.recording_file import save
 from benchmarks.corpus.script import Script
 from benchmarks.corpus.training import Recipe, Run, train
 

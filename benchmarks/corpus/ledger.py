@@ -1,7 +1,7 @@
 """The ledger: which tensors a model trains, in forward order, and what is known of each.
 
-One idea: the builder of a network knows its architecture, so it writes the facts down as it builds. Nothing is inferred
-from the live model, and so nothing here shares an error with an SDK that does infer.
+The code that builds a network writes the facts of each layer down as it builds. Nothing is inferred from the live
+model, so the facts do not share errors with the SDK, which infers them.
 """
 
 from __future__ import annotations

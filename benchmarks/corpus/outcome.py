@@ -1,8 +1,7 @@
 """Labels from the outcome: the loss, the weights and the skill, never the gradients.
 
-One idea: the same rule for every family. What the author of a configuration intended decides only between *vanishing*
-and *other* for a run that did not learn; where outcome and intent do not fit together, the run is dropped, with its
-reason, and not bent into a class.
+The same rule labels every family. The author's intent decides only between *vanishing* and *other*, for a run that did
+not learn. Where outcome and intent contradict each other, the run gets no label; it is dropped with its reason.
 """
 
 from __future__ import annotations

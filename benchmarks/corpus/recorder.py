@@ -1,6 +1,6 @@
-"""What an SDK would send of a step: seven statistics a tensor, in float64, by their definitions.
+"""Measures seven statistics per tensor and step in float64, by their definitions.
 
-One idea: a plain and slow reference of its own, so that the corpus does not depend on the code that it helps to judge.
+It is a plain, slow reference. The corpus does not use the SDK's code, because it helps to judge that code.
 """
 
 from __future__ import annotations

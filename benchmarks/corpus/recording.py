@@ -1,23 +1,18 @@
-"""A recording on disk, and as what the diagnostician reads.
+"""Recordings: files with the statistics of a training run, and the blocks that the diagnostician reads.
 
-One idea: one loader for every corpus of this format: ours, and the recordings in ../shared/corpus, where they are
-there, which carry fewer facts. Reading needs no torch.
+One loader reads every corpus of this format: our own, and others, whose files hold fewer facts. It needs no torch.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradmedic_diagnosis import Block, LayerFacts, OptimizerFacts, StepSeries, TrainingFacts
-
-if TYPE_CHECKING:
-    from benchmarks.corpus.ledger import Entry
-    from benchmarks.corpus.training import Run
 
 STATISTICS: Final = (
     "grad_norm",
@@ -37,29 +32,6 @@ def as_float32(values: NDArray[Any]) -> NDArray[np.float32]:
     clamped = np.where(np.isfinite(values), np.clip(values, -LARGEST, LARGEST), values)
     with np.errstate(over="ignore"):
         return clamped.astype(np.float32)
-
-
-def save(path: Path, run: Run, entries: list[Entry]) -> None:
-    """Write a recording: the keys of the shared corpus, `facts` as JSON, and the other series that the run has."""
-    records = [entry.record for entry in entries]
-    arrays: dict[str, NDArray[Any]] = {
-        "loss": run.loss,
-        "learning_rate": run.learning_rate,
-        "skipped": run.skipped,
-        "layer": np.array([record.name for record in records]),
-        "numel": np.array([record.numel for record in records], dtype=np.int64),
-        "ndim": np.array([len(record.shape) for record in records], dtype=np.int64),
-        "frozen": np.array([record.frozen for record in records], dtype=bool),
-        "facts": np.array(json.dumps({"layers": [record.as_facts() for record in records], "training": run.training})),
-        **run.statistics,
-    }
-    if run.clip_coefficient is not None:
-        arrays["clip_coefficient"] = run.clip_coefficient
-    if run.loss_scale is not None:
-        arrays["loss_scale"] = run.loss_scale
-    partial = path.with_name(path.name + ".partial.npz")
-    np.savez_compressed(partial, allow_pickle=False, **arrays)
-    partial.replace(path)
 
 
 def load(path: Path, *, bare: bool = False) -> tuple[tuple[LayerFacts, ...], TrainingFacts, Block]:

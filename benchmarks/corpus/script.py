@@ -16,7 +16,7 @@ class Script:
     """The lines around a model that are not its recipe."""
 
     loss_factor: float = 1.0
-    """The loss is counted in other units; -1 is the sign that somebody forgot."""
+    """Factor of the loss's unit; -1 simulates a forgotten sign."""
     loss_offset: float = 0.0
     freeze_first: int = 0
     """So many tensors, from the input on, do not learn."""

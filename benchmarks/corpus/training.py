@@ -1,7 +1,7 @@
 """The training loop: runs a program by a recipe, records it, and reports what became of it.
 
-One idea: the loop does what scripts do - schedules, clipping, accumulation, loss scaling - in a few plain lines, and
-stops 20 steps after a run has turned non-finite.
+The loop does what training scripts do: schedules, clipping, accumulation, loss scaling. It stops 20 steps after a run
+has become non-finite.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ CHOICES: Final = {
     for remedy in TRIED
     if (kind := " ".join([remedy.id, *map(str, remedy.parameters.values())])) in KINDS.values()
 }
-"""Those that are one row of the catalogue, whatever the run."""
+"""Kinds with one row in the catalogue that does not depend on the run."""
 
 Shown = tuple[str, str, bool]
 """A kind of remedy, the cause, and whether it repaired."""

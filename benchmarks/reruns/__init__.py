@@ -6,7 +6,7 @@ is repaired. A *trial* is `train.py` started by the worker's own executor with r
 (`trials`); what a strategy would do next is asked of the service's own experiment (`strategies`).
 
 Diagnosis and advice were mended on the listed configurations, so these are no untouched test: `--drawn SEED` measures
-others, of the same faults in the same architectures, that nobody has looked at before.
+others, of the same faults in the same architectures, that were not used before.
 
     python -m benchmarks.reruns [--drawn SEED] [--part 1/4] [--family NAME] [--jobs 2]
 """

@@ -1,8 +1,8 @@
 """The faulty configurations: each a setting with one fault, and its twin without it.
 
-One idea: a family is a fault in an architecture; its members differ in size, data, optimizer and how bad the fault is.
-Nothing here says whether a configuration fails. That is measured, and those that do not fail, or whose twin does not
-learn, are left out before anything is repaired (`trials`).
+A family is one fault in one architecture. Its members differ in size, data, optimizer and strength of the fault.
+Whether a configuration fails is measured (`trials`): those that do not fail, or whose twin does not learn, are left out
+before any remedy is tried.
 """
 
 from __future__ import annotations
@@ -250,7 +250,7 @@ FITTED: Final = frozenset(list(CONFIGURATIONS)[::2])
 
 
 def drawn(seed: int) -> dict[str, Configuration]:
-    """Draw configurations that nobody has seen: members of every family, each of another size, data order and fault.
+    """Draw new members of every family, each with another size, data order and fault.
 
     Widths, depths, batches, learning rates and the numbers of the fault differ from what the families list, by up to
     some half. The same seed draws the same.

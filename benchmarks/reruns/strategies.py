@@ -1,7 +1,8 @@
-"""What is tried, and in which order: our advice, random remedies, AUTOTRAINER's published order.
+"""Which remedies are tried, and in which order: our advice, random remedies, AUTOTRAINER's published order.
 
-One idea: a strategy is a list of candidates; everything else is the same for all. They are raced by the service's own
-experiment (`race`), and, to count what a strategy costs until something works, tried one after the other (`in_turn`).
+A strategy is a list of candidates; all else is the same for every strategy. The service's own experiment races the
+candidates (`race`). To count the trials until the first verified remedy, they are also tried one by one
+(`trials_in_turn`).
 """
 
 from __future__ import annotations

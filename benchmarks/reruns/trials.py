@@ -1,8 +1,8 @@
 """Trials: real processes against a real service, each made once and kept.
 
-One idea: a trial follows from the configuration, the remedies and the seed, so its result is a file named after them
-and after the code that made it. Whatever asks for a trial again, another strategy or another day, reads the file. The
-advice is read of controls only: what ranks it may change without a trial of a remedy being made again.
+Configuration, remedies and seed determine a trial, so its result is stored in a file that is named after them and after
+the code that made it. A later request for the same trial reads the file. The advice is read from controls only: its
+ranking may change without a new trial of a remedy.
 """
 
 from __future__ import annotations

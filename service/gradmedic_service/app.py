@@ -12,11 +12,11 @@ from fastapi import APIRouter, FastAPI
 from gradmedic.protocol.service import API_PATH
 from gradmedic_service.access.admission import Admission
 from gradmedic_service.access.authentication import Authentication
-from gradmedic_service.access.authorization import require_needs
+from gradmedic_service.access.authorization import check_requirements
 from gradmedic_service.access.browsers import BrowserGuard
 from gradmedic_service.access.endpoints import router as access_router
 from gradmedic_service.access.keyring import LAST_USE_SECONDS, Keyring
-from gradmedic_service.access.rates import Rates
+from gradmedic_service.access.rate_limits import RateLimits
 from gradmedic_service.database import schema
 from gradmedic_service.database.engine import Database
 from gradmedic_service.http.bodies import BoundedBodies
@@ -27,11 +27,13 @@ from gradmedic_service.http.problems import answer_with_problems
 from gradmedic_service.http.requests import RequestContext
 from gradmedic_service.http.responses import WireResponse
 from gradmedic_service.http.routes import RouteTable
+from gradmedic_service.periodic_tasks import PeriodicTask, running_periodically
 from gradmedic_service.projects.endpoints import router as projects_router
 from gradmedic_service.reruns.endpoints import router as reruns_router
 from gradmedic_service.reruns.endpoints import workers_router
 from gradmedic_service.runs.endpoints import router as runs_router
 from gradmedic_service.runs.facts import FactsCache
+from gradmedic_service.services import Services, provide_services, services_of
 from gradmedic_service.settings import Settings
 from gradmedic_service.telemetry.endpoints import router as telemetry_router
 from gradmedic_service.telemetry.run_cache import RunCache
@@ -50,41 +52,17 @@ no optimizer touched the layer in that step. Errors are RFC 9457 problems with a
 
 def create_app(settings: Settings) -> FastAPI:
     """Return the service as an ASGI application. Its database must have been migrated."""
-    database = Database(settings)
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.live = LiveRuns(settings.max_streams)
-        writing = asyncio.create_task(_write_last_uses(app))
-        yield
-        app.state.live.close()
-        writing.cancel()
-        await asyncio.to_thread(app.state.keyring.write_last_uses, app.state.database)
-        database.close()
-
     app = FastAPI(
         title="gradmedic",
         version=version("gradmedic"),
         description=DESCRIPTION,
         default_response_class=WireResponse,
-        lifespan=lifespan,
+        lifespan=_lifespan,
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.database = database
-    app.state.requires_keys = settings.requires_keys
-    app.state.keyring = Keyring()
-    app.state.rates = Rates(settings.max_requests_per_minute)
-    app.state.metrics = Metrics()
-    app.state.limits = settings.limits()
-    app.state.trial_lease = settings.trial_lease
-    app.state.worker_patience = settings.worker_patience
-    app.state.facts = FactsCache()
-    app.state.warm = RunCache()
-    app.state.schema_revision = schema.head()
-
     app.include_router(health_router)
     add_pages(app)
     api = APIRouter(prefix=API_PATH)
@@ -101,20 +79,55 @@ def create_app(settings: Settings) -> FastAPI:
         api.include_router(router)
     app.include_router(api)
     add_documentation(app)
-    require_needs(app)
-    app.state.routes = RouteTable(app)
+    check_requirements(app)
     answer_with_problems(app)
+    provide_services(app, build_services(settings, RouteTable(app)))
     app.add_middleware(BoundedBodies, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(
         Admission, max_concurrent=settings.max_concurrent_requests, max_waiting=settings.max_waiting_requests
     )
     app.add_middleware(Authentication)
-    app.add_middleware(BrowserGuard, allowed_hosts=settings.answering_hosts)
+    app.add_middleware(BrowserGuard, allowed_hosts=settings.accepted_hosts)
     app.add_middleware(RequestContext)
     return app
 
 
-async def _write_last_uses(app: FastAPI) -> None:
-    while True:
-        await asyncio.sleep(LAST_USE_SECONDS)
-        await asyncio.to_thread(app.state.keyring.write_last_uses, app.state.database)
+def build_services(settings: Settings, route_table: RouteTable) -> Services:
+    """Return the services of an application with these routes."""
+    return Services(
+        database=Database(settings),
+        schema_revision=schema.head(),
+        route_table=route_table,
+        limits=settings.limits(),
+        requires_keys=settings.requires_keys,
+        keyring=Keyring(),
+        rate_limits=RateLimits(settings.max_requests_per_minute),
+        metrics=Metrics(),
+        facts=FactsCache(),
+        run_cache=RunCache(),
+        live_runs=LiveRuns(settings.max_streams),
+        trial_lease=settings.trial_lease,
+        worker_patience=settings.worker_patience,
+    )
+
+
+def periodic_tasks(services: Services) -> list[PeriodicTask]:
+    """Return what a process repeats while it serves requests."""
+    return [
+        PeriodicTask(
+            name="write the last uses of API keys",
+            seconds=LAST_USE_SECONDS,
+            run=lambda: services.keyring.write_last_uses(services.database),
+        ),
+    ]
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Run the periodic tasks while requests are served; then end the event streams and close the database."""
+    async with running_periodically(periodic_tasks(services_of(app))):
+        yield
+    services = services_of(app)
+    services.live_runs.close()
+    await asyncio.to_thread(services.keyring.write_last_uses, services.database)
+    services.database.close()

@@ -1,4 +1,4 @@
-"""Logging: one line an event, to standard error, for people or for machines, and without the secret of any key."""
+"""Logging: one line per event on standard error, for people or for programs, without the secrets of API keys."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 import structlog
 
-from gradmedic_service.access.secrets import without_secrets
+from gradmedic_service.access.secrets import redact_secrets
 from gradmedic_service.settings import Settings
 
 
 def set_up_logging(settings: Settings) -> None:
-    """Send structlog's events and the standard library's records (uvicorn, SQLAlchemy) through one formatter."""
+    """Format the events of structlog and the records of the standard library (uvicorn, SQLAlchemy) alike."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
@@ -36,7 +36,7 @@ def set_up_logging(settings: Settings) -> None:
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty(),
                 pad_event_to=0,
-                # The default one prints every local variable: half a minute of arrays, and what is nobody's business.
+                # The default one prints every local variable: large arrays, and data that does not belong in a log.
                 exception_formatter=structlog.dev.plain_traceback,
             )
         ]
@@ -55,5 +55,5 @@ def set_up_logging(settings: Settings) -> None:
 
 
 def _hide_secrets(_logger: Any, _method: str, line: Any) -> str:
-    """Cut keys out of the finished line, wherever in an event or a traceback they came from."""
-    return without_secrets(str(line))
+    """Redact the API keys in a finished line, whether an event or a traceback contains them."""
+    return redact_secrets(str(line))

@@ -1,4 +1,4 @@
-"""What an operator can set: environment variables `GRADMEDIC_*`, read once where the service is composed."""
+"""The settings of an operator: environment variables `GRADMEDIC_*`, which `create_app`'s caller reads once."""
 
 from __future__ import annotations
 
@@ -17,65 +17,79 @@ DEFAULT_PORT = 8642
 
 
 class Settings(BaseSettings):
-    """Every setting with its default; the field `port` is the variable `GRADMEDIC_PORT`."""
+    """Every setting with its default. The field `port`, for example, is the variable `GRADMEDIC_PORT`."""
 
     model_config = SettingsConfigDict(env_prefix="GRADMEDIC_", frozen=True, use_attribute_docstrings=True)
 
     database_url: SecretStr = SecretStr(DEFAULT_DATABASE_URL)
     """`sqlite:///relative/path.db`, `sqlite:////absolute/path.db` or `postgresql://user:password@host/name`."""
     database_pool_size: int = Field(default=20, ge=1)
-    """Connections held at most."""
+    """Largest number of connections that a process opens."""
     database_timeout: float = Field(default=15.0, gt=0)
-    """Seconds to wait for a connection or a lock before the answer is 503."""
+    """Seconds that a request waits for a connection or a lock before the answer is 503."""
     host: str = "127.0.0.1"
+    """Address to listen at."""
     port: int = Field(default=DEFAULT_PORT, ge=0, le=65535)
-    """0 takes a free one."""
+    """Port to listen at; 0 for a free one."""
     require_auth: bool = False
-    """Ask for an API key from this machine too. From others it is always asked for."""
+    """Require an API key from this machine too. Other machines always need one."""
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
-    """Names under which the service answers, beside those of this machine; separated by commas. Without any, and with
-    keys asked for, it answers under every name."""
+    """Names under which the service answers, beside the names of this machine; separated by commas. If it is empty and
+    API keys are required, the service answers under every name."""
     behind_proxy: bool = False
-    """Believe the `X-Forwarded-For` and `X-Forwarded-Proto` of a proxy, whose requests are other machines' and need
-    keys."""
+    """Trust the `X-Forwarded-For` and `X-Forwarded-Proto` headers of a proxy. Its requests come from other machines and
+    need API keys."""
     ssl_certfile: Path | None = None
-    """Certificate chain in PEM; with it, the service speaks HTTPS."""
+    """File of the certificate chain in PEM; with it the service serves HTTPS."""
     ssl_keyfile: Path | None = None
-    """Private key in PEM, where the certificate's file does not hold it."""
+    """File of the private key in PEM, if the certificate's file does not contain the key."""
     shutdown_timeout: int = Field(default=20, ge=0)
-    """Seconds that requests under way get when the service is told to stop."""
+    """Seconds that running requests have to end when the service stops."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Lowest level that is logged."""
     log_format: Literal["console", "json"] = "console"
+    """Lines for people, or JSON objects for programs."""
 
     max_body_bytes: int = Field(default=16 * 2**20, ge=1024)
-    """Of a request, as sent and after decompression."""
+    """Largest body of a request, as sent and after decompression."""
     max_concurrent_requests: int = Field(default=20, ge=1)
-    """Requests worked on at once; others wait for a second at most."""
+    """API requests that are served at the same time; others wait for at most a second."""
     max_waiting_requests: int = Field(default=200, ge=0)
-    """Requests that wait; further ones get 503."""
+    """API requests that wait; more of them get 503."""
     max_streams: int = Field(default=256, ge=0)
-    """Event streams that a process holds open at most; beyond them the answer is 503, and pages ask now and then."""
+    """Event streams that a process keeps open. More of them get 503, and pages then poll."""
     max_requests_per_minute: int = Field(default=12_000, ge=1)
-    """Of one key, to one process; further ones get 429."""
+    """Requests that one API key may send to one process in a minute; more of them get 429."""
     max_runs_per_project: int = Field(default=100_000, ge=1)
+    """Runs of one project."""
     max_layers: int = Field(default=10_000, ge=1)
+    """Layers of one run."""
     max_steps_per_block: int = Field(default=10_000, ge=1)
+    """Steps of one block."""
     max_values_per_block: int = Field(default=4_000_000, ge=1)
+    """Values of one block: sampled steps x layers x statistics."""
     max_metrics: int = Field(default=256, ge=1)
+    """Metrics of one run."""
     max_name_length: int = Field(default=512, ge=1, le=512)
-    """Not more than 512: a PostgreSQL index entry holds no more than that at four bytes a character."""
+    """Characters of a name. 512 of four bytes each are the most that an index entry of PostgreSQL holds."""
     max_notes_length: int = Field(default=20_000, ge=1)
+    """Characters of a run's notes."""
     max_tags: int = Field(default=64, ge=1)
+    """Tags of one run."""
     max_config_bytes: int = Field(default=256 * 2**10, ge=2)
+    """Bytes of a run's config as JSON."""
     max_config_depth: int = Field(default=32, ge=1)
+    """Nesting of a run's config."""
     max_points: int = Field(default=10_000, ge=1)
+    """Points of one series in an answer."""
     max_results: int = Field(default=1_000, ge=1, le=1_000)
+    """Items in a page of a list."""
     max_rerun_steps: int = Field(default=1_000_000, ge=1)
-    """Steps of a trial."""
+    """Steps of one trial."""
     max_rerun_trials: int = Field(default=200, ge=1)
-    """Trials of a rerun."""
+    """Trials of one rerun."""
     trial_lease: float = Field(default=15.0, gt=0)
-    """Seconds without a heartbeat after which a trial is given to another worker."""
+    """Seconds without a heartbeat after which another worker gets a trial."""
     worker_patience: float = Field(default=86_400.0, gt=0)
     """Seconds that a rerun waits for a worker that offers its trainable."""
 
@@ -92,14 +106,15 @@ class Settings(BaseSettings):
 
     @property
     def requires_keys(self) -> bool:
-        """Whether a request without an API key is refused: wherever another machine may connect."""
+        """Whether a request without an API key is refused. That is so wherever another machine may connect."""
         return self.require_auth or self.behind_proxy or not is_loopback(self.host)
 
     @property
-    def answering_hosts(self) -> tuple[str, ...] | None:
-        """Names under which the service answers; None for every one.
+    def accepted_hosts(self) -> tuple[str, ...] | None:
+        """Names under which the service answers; None for every name.
 
-        Where no key is asked for, a page whose name was made to point here must not be served.
+        Where no key is required, the service must not answer under a foreign name that resolves to this machine (DNS
+        rebinding).
         """
         if self.requires_keys and not self.allowed_hosts:
             return None
@@ -107,7 +122,7 @@ class Settings(BaseSettings):
         return tuple(dict.fromkeys((*LOOPBACK_HOSTS, own, *self.allowed_hosts)))
 
     def limits(self) -> Limits:
-        """Return what `GET /limits` publishes."""
+        """Return the limits that `GET /limits` publishes."""
         return Limits(
             wire_versions=list(WIRE_VERSIONS),
             max_body_bytes=self.max_body_bytes,

@@ -17,7 +17,8 @@ from benchmarks.corpus.ledger import Ledger
 from benchmarks.corpus.outcome import Outcome, build_up_steps, label_of
 from benchmarks.corpus.program import Program
 from benchmarks.corpus.recorder import Recorder
-from benchmarks.corpus.recording import LARGEST, STATISTICS, load, read_arrays, save, to_block
+from benchmarks.corpus.recording import LARGEST, STATISTICS, load, read_arrays, to_block
+from benchmarks.corpus.recording_file import save
 from benchmarks.corpus.training import Recipe, Run, schedule_factor, train
 from torch import nn
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.client.faults import FaultyProxy
+from tests.support.faulty_proxy import FaultyProxy
 
 import gradmedic
 

@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
-from tests.client.faults import FaultyProxy
+from tests.support.faulty_proxy import FaultyProxy
 
 import gradmedic
 

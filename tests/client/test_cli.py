@@ -1,4 +1,4 @@
-"""The `gradmedic` command."""
+"""The `gradmedic` program."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 from tests.client.test_run import explode
 
 import gradmedic
-from gradmedic import cli
-from gradmedic.cli import main, render_diagnosis
+from gradmedic.cli.diagnose import render_diagnosis
+from gradmedic.cli.main import COMMANDS_GROUP, main
 from gradmedic.protocol.diagnosis import Advice, Diagnosis, Finding, Outcome
 from gradmedic.protocol.remedies import Remedy
 
@@ -45,7 +45,7 @@ def quiet(service_url: str) -> gradmedic.Run:
 
 
 def test_runs_are_listed_with_their_verdicts(exploding: gradmedic.Run, capsys: pytest.CaptureFixture[str]) -> None:
-    """A table for eyes, JSON lines for programs."""
+    """`runs` prints a table; `runs --json` prints one JSON object per line."""
     assert main(["runs", "--project", exploding.project]) == 0
     table = capsys.readouterr().out
     assert str(exploding.id)[:13] in table
@@ -62,13 +62,13 @@ def test_runs_are_listed_with_their_verdicts(exploding: gradmedic.Run, capsys: p
 def test_a_run_is_found_by_id_beginning_of_id_or_name(
     exploding: gradmedic.Run, service_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whatever names one run only will do; what names none or several is refused."""
+    """A reference that matches one run is accepted; one that matches none or several is an error."""
     name = gradmedic.Client(service_url).runs.get(exploding.id).name
     for reference in (str(exploding.id), str(exploding.id)[:35].upper(), name):
         assert main(["diagnose", reference, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["run_id"] == str(exploding.id)
-    assert main(["diagnose", "nobody"]) == 2
-    assert "no run has the name 'nobody'" in capsys.readouterr().err
+    assert main(["diagnose", "missing"]) == 2
+    assert "no run has the name 'missing'" in capsys.readouterr().err
     with gradmedic.init(exploding.project, name=name):
         pass
     assert main(["diagnose", name, "--project", exploding.project]) == 2
@@ -77,7 +77,7 @@ def test_a_run_is_found_by_id_beginning_of_id_or_name(
 
 
 def test_a_diagnosis_reads_from_verdict_to_code(exploding: gradmedic.Run, capsys: pytest.CaptureFixture[str]) -> None:
-    """What, since when, where, why with numbers, and what to do with code to paste, in this order."""
+    """The text shows verdict, first step, first layer, findings, causes and advice, in this order."""
     assert main(["diagnose", str(exploding.id)]) == 0
     text = capsys.readouterr().out
     places = [text.index(part) for part in ("EXPLODING since step", "first bad layer: w", "What was seen")]
@@ -87,7 +87,7 @@ def test_a_diagnosis_reads_from_verdict_to_code(exploding: gradmedic.Run, capsys
 
 
 def test_fail_on_makes_a_pipeline_fail(exploding: gradmedic.Run, quiet: gradmedic.Run, capsys: object) -> None:
-    """Code 3 for the verdicts named, 0 for others, 2 for one that does not exist."""
+    """The exit code is 3 for a named verdict, 0 for another one, 2 for a verdict that does not exist."""
     assert main(["diagnose", str(exploding.id), "--fail-on", "exploding,vanishing"]) == 3
     assert main(["diagnose", str(exploding.id), "--fail-on", "vanishing"]) == 0
     assert main(["diagnose", str(quiet.id), "--fail-on", "exploding,vanishing"]) == 0
@@ -97,7 +97,7 @@ def test_fail_on_makes_a_pipeline_fail(exploding: gradmedic.Run, quiet: gradmedi
 
 
 def test_outcomes_and_resolved_findings_are_shown(exploding: gradmedic.Run, service_url: str) -> None:
-    """What was tried is said with its seeds and losses; what is over is said to be over."""
+    """The text shows an outcome with its seeds and losses, and the step that resolved a finding."""
     with gradmedic.Client(service_url) as client:
         run = client.runs.get(exploding.id)
     outcome = Outcome(
@@ -137,7 +137,7 @@ def test_outcomes_and_resolved_findings_are_shown(exploding: gradmedic.Run, serv
 
 
 def test_the_first_bad_layer_is_that_of_the_verdict(exploding: gradmedic.Run, service_url: str) -> None:
-    """A finding of the other class that stands before it does not name it."""
+    """The first bad layer comes from a finding of the diagnosis's own verdict."""
     findings = [
         Finding(
             detector=class_, class_=class_, severity="critical", layers=[f"{class_}.weight"], first_step=1, last_step=9,
@@ -156,7 +156,7 @@ def test_the_first_bad_layer_is_that_of_the_verdict(exploding: gradmedic.Run, se
 
 @pytest.mark.parametrize("limit", ["0", "-1", "many", "1.5"])
 def test_a_limit_is_a_whole_number(limit: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Any other is refused with what it may be."""
+    """Another limit is refused; the message names the limits that are allowed."""
     with pytest.raises(SystemExit) as error:
         main(["runs", f"--limit={limit}"])
     assert error.value.code == 2
@@ -164,7 +164,7 @@ def test_a_limit_is_a_whole_number(limit: str, capsys: pytest.CaptureFixture[str
 
 
 def test_an_error_is_one_line_and_code_two(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """No traceback for a service that is away or an address that is none."""
+    """An unreachable service or a wrong address is one line on stderr, without a traceback."""
     monkeypatch.setattr("gradmedic.transport.http.FIRST_DELAY", 0.01)
     for url in ("http://127.0.0.1:1", "nonsense"):
         assert main(["runs", "--base-url", url]) == 2
@@ -174,15 +174,15 @@ def test_an_error_is_one_line_and_code_two(capsys: pytest.CaptureFixture[str], m
 
 
 def with_entry_points(monkeypatch: pytest.MonkeyPatch, values: Sequence[tuple[str, str]]) -> None:
-    """Let only these commands join."""
-    points = [importlib.metadata.EntryPoint(name, value, cli.COMMANDS) for name, value in values]
+    """Replace the commands of other packages by these."""
+    points = [importlib.metadata.EntryPoint(name, value, COMMANDS_GROUP) for name, value in values]
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: points)
 
 
 def test_a_command_whose_extra_is_missing_names_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Help still shows everything; the command itself says what to install."""
+    """Help lists the command; running it prints the extra to install."""
     with_entry_points(monkeypatch, [("serve", "no_such_library.cli:SERVE [service]")])
     assert main(["serve"]) == 2
     assert (
@@ -196,7 +196,7 @@ def test_a_command_whose_extra_is_missing_names_it(
 
 
 def test_only_the_command_that_is_asked_for_is_imported() -> None:
-    """`gradmedic runs` does not import the service; `gradmedic --version` imports nothing."""
+    """`gradmedic runs` and `gradmedic --version` import neither the service nor torch."""
     for arguments in (["runs", "--limit", "1"], ["--version"]):
         script = (
             "import sys, gradmedic.cli\n"
@@ -209,7 +209,7 @@ def test_only_the_command_that_is_asked_for_is_imported() -> None:
 
 
 def test_the_installed_command_works(quiet: gradmedic.Run) -> None:
-    """The script that the package installs is this command, and it survives a closed pipe."""
+    """The installed script is this program."""
     command = Path(sys.executable).with_name("gradmedic")
     result = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
     assert result.stdout == f"gradmedic {gradmedic.__version__}\n"

@@ -7,7 +7,7 @@ import time
 from email.utils import formatdate
 
 import pytest
-from tests.client.faults import Fault, FaultyProxy
+from tests.support.faulty_proxy import Fault, FaultyProxy
 
 from gradmedic import (
     ApiError,

@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.client.faults import FaultyProxy
 from tests.client.test_run import losses, start
+from tests.support.faulty_proxy import FaultyProxy
 
 import gradmedic
 from gradmedic.protocol.steps import AppendResult

@@ -127,7 +127,7 @@ def test_what_is_not_over_is_shown_as_it_stands(
         (["output", "x"], "'x' is not the id of a trial"),
         (["shout", "x"], "give a RUN, or one of show, follow, cancel, output and one id"),
         (["show", "x", "y"], "give a RUN, or one of show, follow, cancel, output and one id"),
-        (["cancel", "x", "--seeds", "2"], "--seeds is for asking for a rerun of a RUN, not for cancel"),
+        (["cancel", "x", "--seeds", "2"], "--seeds belongs to a new rerun of a RUN, not to cancel"),
     ],
     ids=["run", "no id", "id", "trial", "action", "two", "option"],
 )

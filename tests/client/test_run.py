@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from tests.client.faults import Fault, FaultyProxy, Seen
+from tests.support.faulty_proxy import Fault, FaultyProxy, Seen
 
 import gradmedic
 from gradmedic.cli import main

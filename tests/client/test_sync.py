@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from tests.client.faults import Fault, FaultyProxy
 from tests.client.test_run import losses, start, wait_until_recorded
+from tests.support.faulty_proxy import Fault, FaultyProxy
 
 import gradmedic
 from gradmedic.cli import main

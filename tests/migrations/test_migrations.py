@@ -13,8 +13,8 @@ from sqlalchemy import column, insert, inspect, select, table
 from gradmedic.protocol.ids import new_id
 from gradmedic_service.database import schema
 from gradmedic_service.database.engine import make_engine, parse_url
+from gradmedic_service.database.errors import UnknownRevision
 from gradmedic_service.database.models import Base
-from gradmedic_service.errors import UnknownRevision
 
 
 def tables(url: str) -> set[str]:

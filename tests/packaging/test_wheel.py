@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.conftest import PATIENCE
+from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
+PACKAGES = {"gradmedic", "gradmedic_diagnosis", "gradmedic_service", "gradmedic_worker"}
 FOREIGN = ("fastapi", "pydantic", "sqlalchemy", "starlette", "torch", "uvicorn")
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("packaging")]
@@ -58,7 +59,7 @@ def test_wheel_holds_what_a_plain_install_needs(wheel: Path) -> None:
     assert "gradmedic_service/migrations/env.py" in names
     assert any(name.startswith("gradmedic_service/migrations/versions/0001") for name in names)
     assert "gradmedic_service/examples/digits_classifier.py" in names
-    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"gradmedic", "gradmedic_service"}
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == PACKAGES
 
 
 def test_base_install_imports_without_the_service(base: Path, tmp_path: Path) -> None:

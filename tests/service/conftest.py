@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,12 +20,13 @@ import structlog
 from fastapi import FastAPI
 from pydantic import SecretStr
 from starlette.testclient import TestClient
-from tests.conftest import PATIENCE
-from tests.service.faults.restartable import RestartablePostgres
+from tests.support.patience import PATIENCE
+from tests.support.postgres import PostgresServer
 
-from gradmedic_service.app import create_app
+from gradmedic_service.app import build_services, create_app
 from gradmedic_service.database import schema
 from gradmedic_service.database.engine import Database
+from gradmedic_service.services import Services, provide_services, services_of
 from gradmedic_service.settings import Settings
 
 
@@ -46,31 +47,55 @@ def _plain_logging() -> None:
 @pytest.fixture
 def settings(database_url: str) -> Settings:
     """Settings of a service on each database in turn."""
-    return Settings(database_url=SecretStr(database_url), database_timeout=PATIENCE)
+    return _patient_settings(database_url)
+
+
+def _patient_settings(database_url: str) -> Settings:
+    """Return settings for slow machines, and for tests that play a worker and send no heartbeats."""
+    return Settings(database_url=SecretStr(database_url), database_timeout=PATIENCE, trial_lease=PATIENCE)
 
 
 @pytest.fixture(scope="session")
 def session_app(_answer_the_test_client: None, tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
-    """The service, put together once: that takes longer than most tests."""
-    url = SecretStr(f"sqlite:///{tmp_path_factory.mktemp('app')}/unused.db")
-    return create_app(Settings(database_url=url, trial_lease=PATIENCE))  # workers that are played send no heartbeats
+    """The application, built once, because that takes longer than most tests. Each test provides its own services."""
+    return create_app(Settings(database_url=SecretStr(f"sqlite:///{tmp_path_factory.mktemp('app')}/unused.db")))
+
+
+class ReplaceServices(Protocol):
+    """Replaces some parts of the session's application until the end of the test, and returns its services."""
+
+    def __call__(self, **parts: Any) -> Services:
+        """Replace the parts with these names."""
 
 
 @pytest.fixture
-def client(session_app: FastAPI, database: Database) -> Iterator[TestClient]:
-    """The service on each database in turn."""
-    session_app.state.database = database
+def replace_services(session_app: FastAPI) -> ReplaceServices:
+    """Replace parts of the services that a client's fixture has provided."""
+
+    def replace_parts(**parts: Any) -> Services:
+        services = replace(services_of(session_app), **parts)
+        provide_services(session_app, services)
+        return services
+
+    return replace_parts
+
+
+@pytest.fixture
+def client(session_app: FastAPI, settings: Settings, database: Database) -> Iterator[TestClient]:
+    """A client of the service on each database in turn."""
+    services = build_services(settings, services_of(session_app).route_table)
+    provide_services(session_app, replace(services, database=database))
     with TestClient(session_app, raise_server_exceptions=False) as client:
         yield client
 
 
 @pytest.fixture
 def sqlite_client(session_app: FastAPI, sqlite_url: str) -> Iterator[TestClient]:
-    """The service on SQLite, for what does not depend on the database."""
-    database = session_app.state.database = Database(Settings(database_url=SecretStr(sqlite_url)))
+    """A client of the service on SQLite, for what does not depend on the database."""
+    route_table = services_of(session_app).route_table
+    provide_services(session_app, build_services(_patient_settings(sqlite_url), route_table))
     with TestClient(session_app, raise_server_exceptions=False) as client:
         yield client
-    database.close()
 
 
 @pytest.fixture
@@ -82,10 +107,10 @@ def database(settings: Settings) -> Iterator[Database]:
 
 
 @pytest.fixture
-def own_postgres() -> Iterator[RestartablePostgres]:
+def own_postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server of the test's own, migrated."""
     with tempfile.TemporaryDirectory(prefix="gradmedic-faults-", ignore_cleanup_errors=True) as folder:
-        server = RestartablePostgres(Path(folder))
+        server = PostgresServer(Path(folder))
         try:
             server.start()
             schema.upgrade(server.url)

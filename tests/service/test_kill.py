@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from tests.conftest import PATIENCE
+from tests.support.patience import PATIENCE
 
 KILLS = 5
 STEPS_AFTER_THE_LAST = 30

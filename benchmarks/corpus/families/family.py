@@ -1,7 +1,7 @@
 """A family: one program in its sound form, its faults, and sound variants that look risky.
 
-One idea: a fault is an override of a configuration that learns. So every faulty run has a repaired twin by
-construction - the same program, data and seed without the override - and the override's cause is known.
+A fault is an override of a configuration that learns. So every faulty run has a repaired twin (the same program, data
+and seed without the override), and the cause of its failure is known.
 """
 
 from __future__ import annotations

@@ -203,7 +203,7 @@ def click_rates(
     init: str = "default",
     gain: float = 1.0,
 ) -> Program:
-    """Whether somebody clicks: embedded categories beside amounts, of which scripts should take logarithms."""
+    """Click prediction from embedded categories and from amounts, which a script should take the logarithm of."""
     columns = 3
     taste = torch.randn(columns, categories)
     tables = [ledger.add(nn.Embedding(categories, width), f"table{i}") for i in range(columns)]

@@ -1,1 +1,1 @@
-"""Callbacks and trackers in the form that frameworks have for them; each module imports its framework."""
+"""Callbacks and trackers for training frameworks. Each module imports its framework."""

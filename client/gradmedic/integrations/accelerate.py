@@ -1,7 +1,7 @@
 """A tracker for Hugging Face Accelerate: `Accelerator(log_with=GradmedicTracker("project"))`.
 
-One idea: `accelerator.log` is `Run.log`; gradients are seen once `tracker.run.watch(model, optimizer)` was called, on
-every process, with what `accelerator.prepare` answered.
+`accelerator.log` becomes `Run.log`. To record gradients, every process calls `tracker.run.watch(model, optimizer)` with
+the objects that `accelerator.prepare` returned.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from accelerate.tracking import GeneralTracker
 import gradmedic
 
 _LOSSES = ("loss", "train_loss")
-"""Names under which scripts log the loss of a step, the first that is there counts."""
+"""Names under which scripts log the loss of a step. The first one that is present is used."""
 
 
 class GradmedicTracker(GeneralTracker):  # type: ignore[misc]  # accelerate has no types
     """Reports a training to gradmedic.
 
     Args:
-        project: that owns the run.
-        init: further arguments of `gradmedic.init`; `config` is what `init_trackers` is given unless it is here.
+        project: Project that owns the run.
+        init: Further arguments of `gradmedic.init`. Without `config`, the configuration of `init_trackers` is used.
     """
 
     name = "gradmedic"
@@ -34,32 +34,32 @@ class GradmedicTracker(GeneralTracker):  # type: ignore[misc]  # accelerate has 
         self._arguments = {"project": project, **init}
         self._run: gradmedic.Run | None = None
         self._last_step: int | None = None
-        self._waiting: dict[str, Any] = {}
+        self._pending_values: dict[str, Any] = {}
 
     @property
     def run(self) -> gradmedic.Run:
-        """The run; begun when it is first asked for."""
+        """The run. The first access starts it."""
         if self._run is None:
             self._run = gradmedic.init(**self._arguments)
         return self._run
 
     @property
     def tracker(self) -> gradmedic.Run:
-        """The run, under Accelerate's name for it."""
+        """The run, under the name that Accelerate uses."""
         return self.run
 
     def store_init_configuration(self, values: Mapping[str, Any]) -> None:
-        """Take the hyperparameters that `init_trackers` was given."""
+        """Use the hyperparameters of `init_trackers` as the run's config."""
         if self._run is None:
             self._arguments.setdefault("config", dict(values))
 
     def log(self, values: Mapping[str, Any], step: int | None = None, **_: Any) -> None:
-        """Log a step; what is logged for the same step again is kept for the next one."""
+        """Log a step. Further values of the same step are logged with the next step."""
         if step is not None and step == self._last_step:
-            self._waiting.update(values)
+            self._pending_values.update(values)
             return
         self._last_step = step
-        values, self._waiting = {**self._waiting, **values}, {}
+        values, self._pending_values = {**self._pending_values, **values}, {}
         name = next((name for name in _LOSSES if name in values), None)
         loss = None if name is None else values[name]
         self.run.log(loss=loss, step=step, metrics={k: v for k, v in values.items() if k != name})

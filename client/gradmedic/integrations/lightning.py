@@ -1,7 +1,7 @@
 """A callback for PyTorch Lightning: `Trainer(callbacks=[GradmedicCallback()])`.
 
-One idea: Lightning steps the optimizers that `Run.watch` observes and clips with torch's functions, so gradients are
-seen before clipping, and all that is left to do here is to say when a step is over and what its loss was.
+Lightning steps the optimizers that `Run.watch` observes, and clips with torch's functions. So `Run.watch` measures the
+gradients before clipping, and the callback only logs each step with its loss.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from torch import Tensor
 import gradmedic
 
 _RESERVED = frozenset({"loss", "loss_step", "loss_epoch"})
-"""Metrics that are the loss itself."""
+"""Metrics that repeat the loss."""
 
 
 class GradmedicCallback(pl.Callback):
     """Reports a training to gradmedic.
 
     Args:
-        project: that owns the run.
-        run: one that was begun already; it is not finished here. Without it, a run is begun with each fit.
-        activations: whether to measure activations too; see `gradmedic.Run.watch`.
-        init: further arguments of `gradmedic.init`; `config` is the module's hyperparameters unless given.
+        project: Project that owns the run.
+        run: A run that the script has started. The callback does not finish it. Without it, each fit starts a run.
+        activations: Whether to measure activations too; see `gradmedic.Run.watch`.
+        init: Further arguments of `gradmedic.init`. The default `config` holds the module's hyperparameters.
     """
 
     def __init__(
         self, project: str | None = None, *, run: gradmedic.Run | None = None, activations: bool = False, **init: Any
     ) -> None:
         self.run = run
-        """The run of the present fit, or of the last one."""
+        """The run of the current fit, or of the last one."""
         self._is_own = run is None
         self._arguments = {"project": project, **init}
         self._activations = activations
         self._last_step = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin a run and watch the module's optimizers."""
+        """Start a run and watch the module's optimizers."""
         if self._is_own:
             arguments = {"config": dict(pl_module.hparams), **self._arguments}
             self.run = gradmedic.init(**arguments)
@@ -53,7 +53,7 @@ class GradmedicCallback(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log a step, unless the batch was only accumulated."""
+        """Log a step. A batch that was only accumulated is no step."""
         if self.run is None or trainer.global_step == self._last_step:
             return
         self._last_step = trainer.global_step
@@ -64,12 +64,12 @@ class GradmedicCallback(pl.Callback):
         )
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """End the run as failed, or as finished if it was asked to stop."""
-        is_meant = isinstance(exception, gradmedic.RunStoppedError)
-        self._finish("finished" if is_meant else "failed")
+        """Finish the run: as failed, or as finished if gradmedic stopped it."""
+        is_stop = isinstance(exception, gradmedic.RunStoppedError)
+        self._finish("finished" if is_stop else "failed")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """End the run."""
+        """Finish the run."""
         self._finish("finished")
 
     def _finish(self, status: str) -> None:

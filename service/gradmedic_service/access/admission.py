@@ -1,8 +1,8 @@
-"""How many requests are worked on at once.
+"""How many requests are served at the same time.
 
-One idea: more work at once than the machine has hands makes every request late and none quicker. A few are worked on,
-some wait for a moment, and the others are told at once when to come back, before their bodies are read. Nothing that is
-refused has been stored.
+More concurrent requests than the machine has cores make every request slow and none faster. So a few requests are
+served, some wait for a moment, and the others get 503 with a time to try again, before their bodies are read. A refused
+request stores nothing.
 """
 
 from __future__ import annotations
@@ -13,83 +13,93 @@ import random
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gradmedic.protocol.service import API_PATH
-from gradmedic_service.access.authentication import is_recognized
-from gradmedic_service.errors import Overloaded
+from gradmedic_service.access.authentication import is_authenticated
+from gradmedic_service.access.errors import Overloaded
 
-LONGEST_WAIT = 1.0
+MAX_WAIT_SECONDS = 1.0
 """Seconds that a request waits for its turn."""
-RETRY_AFTER = (2, 6)
-"""Seconds after which to come back, drawn anew each time: who was refused together should not return together."""
+RETRY_AFTER_SECONDS = (2, 6)
+"""Bounds of the seconds after which a client tries again. The number is random, so that clients that were refused
+together do not return together."""
 EVENT_STREAM = b"text/event-stream"
 
 _random = random.Random()
 
 
 class Admission:
-    """ASGI middleware: bounds the requests of the API that are worked on and that wait.
+    """ASGI middleware: bounds the API requests that are served and that wait.
 
-    An answer that comes in parts, as an export or a stream of events, gives its place back once it has begun: it waits
-    for its reader most of the time, and may last for days.
+    A streamed answer, an export or an event stream, frees its slot once it has begun: it mostly waits for its reader,
+    and may last for days.
+
+    Args:
+        app: the application behind the middleware.
+        max_concurrent: requests that are served at the same time.
+        max_waiting: requests that wait for a slot.
     """
 
     def __init__(self, app: ASGIApp, max_concurrent: int, max_waiting: int) -> None:
         self._app = app
         self._max_waiting = max_waiting
         self._waiting = 0
-        self._places = asyncio.Semaphore(max_concurrent)
+        self._slots = asyncio.Semaphore(max_concurrent)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request. Raises Overloaded."""
-        if scope["type"] != "http" or not scope["path"].startswith(API_PATH) or not is_recognized(scope):
+        if scope["type"] != "http" or not scope["path"].startswith(API_PATH) or not is_authenticated(scope):
             await self._app(scope, receive, send)
             return
-        await self._take_place()
-        place = _Place(self._places)
+        await self._acquire_slot()
+        slot = _Slot(self._slots)
         try:
-            await self._app(scope, receive, _giving_back(place, send))
+            await self._app(scope, receive, _releasing_when_streaming(slot, send))
         finally:
-            place.give_back()
+            slot.release()
 
-    async def _take_place(self) -> None:
-        if not self._places.locked():
-            await self._places.acquire()
+    async def _acquire_slot(self) -> None:
+        if not self._slots.locked():
+            await self._slots.acquire()
             return
         if self._waiting >= self._max_waiting:
             raise _overloaded(f"{self._waiting} requests are waiting already.")
         self._waiting += 1
         try:
-            async with asyncio.timeout(LONGEST_WAIT):
-                await self._places.acquire()
+            async with asyncio.timeout(MAX_WAIT_SECONDS):
+                await self._slots.acquire()
         except TimeoutError:
-            raise _overloaded(f"The request waited for {LONGEST_WAIT:g} s.") from None
+            raise _overloaded(f"The request waited for {MAX_WAIT_SECONDS:g} s.") from None
         finally:
             self._waiting -= 1
 
 
-class _Place:
-    """The right to be worked on, given back once."""
+class _Slot:
+    """The right of one request to be served; it is released once."""
 
-    def __init__(self, places: asyncio.Semaphore) -> None:
-        self._places: asyncio.Semaphore | None = places
+    def __init__(self, slots: asyncio.Semaphore) -> None:
+        self._slots: asyncio.Semaphore | None = slots
 
-    def give_back(self) -> None:
-        """Let another one work."""
-        if self._places is not None:
-            self._places.release()
-            self._places = None
+    def release(self) -> None:
+        """Free the slot for another request. Further calls do nothing."""
+        if self._slots is not None:
+            self._slots.release()
+            self._slots = None
 
 
-def _giving_back(place: _Place, send: Send) -> Send:
-    async def watched(message: Message) -> None:
+def _releasing_when_streaming(slot: _Slot, send: Send) -> Send:
+    """Return a `send` that releases the slot when an event stream begins, or a part of an answer that has more."""
+
+    async def send_and_release(message: Message) -> None:
         if message["type"] == "http.response.start":
             if any(name == b"content-type" and value.startswith(EVENT_STREAM) for name, value in message["headers"]):
-                place.give_back()
+                slot.release()
         elif message.get("more_body"):
-            place.give_back()
+            slot.release()
         await send(message)
 
-    return watched
+    return send_and_release
 
 
-def _overloaded(what: str) -> Overloaded:
-    return Overloaded(f"The service is busy. {what} Nothing was stored.", retry_after=_random.randint(*RETRY_AFTER))
+def _overloaded(reason: str) -> Overloaded:
+    return Overloaded(
+        f"The service is busy. {reason} Nothing was stored.", retry_after=_random.randint(*RETRY_AFTER_SECONDS)
+    )

@@ -1,8 +1,8 @@
-"""Who asks: found out from the headers of each request, before anything of its body is read.
+"""Authentication: find the principal of each request by its headers, before its body is read.
 
-One idea: finding out never refuses by itself, since some routes are public. What was found, a principal or the reason
-why there is none, waits in the request's scope; who needs a principal asks `authenticated`, and whoever has none can
-send no body.
+Authentication itself refuses no request, because some routes are public. The middleware stores the result in the
+request's scope: a principal, or the error why there is none. `principal_of()` returns the principal or raises that
+error; a request without a principal cannot send a body.
 """
 
 from __future__ import annotations
@@ -14,25 +14,26 @@ from starlette.datastructures import Headers
 from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gradmedic_service.access.browsers import OWN_ORIGIN_HEADERS, SAFE_METHODS
-from gradmedic_service.access.keyring import Keyring
+from gradmedic_service.access.browsers import ORIGIN_HEADERS, SAFE_METHODS
+from gradmedic_service.access.errors import (
+    ApiKeyExpired,
+    ApiKeyMissing,
+    ApiKeyRevoked,
+    ApiKeyUnknown,
+    CrossOrigin,
+    SessionEnded,
+    TooManyRequests,
+)
 from gradmedic_service.access.principal import LOOPBACK, Principal
 from gradmedic_service.database.engine import Database
-from gradmedic_service.errors import (
-    ApiKeyExpired,
-    ApiKeyMissing,
-    ApiKeyRevoked,
-    ApiKeyUnknown,
-    CrossOrigin,
-    DatabaseBusy,
-    DatabaseUnavailable,
-    ServiceError,
-    SessionEnded,
-    TooManyRequests,
-)
+from gradmedic_service.database.errors import DatabaseBusy, DatabaseUnavailable
+from gradmedic_service.http.errors import ServiceError
+from gradmedic_service.services import services_of
 
 SESSION_COOKIE = "gradmedic_session"
-REFUSALS = (
+RESULT = "authentication_result"
+"""Key of the result in the request's state."""
+AUTHENTICATION_ERRORS = (
     ApiKeyMissing,
     ApiKeyUnknown,
     ApiKeyRevoked,
@@ -43,11 +44,11 @@ REFUSALS = (
     DatabaseBusy,
     DatabaseUnavailable,
 )
-"""Why nobody may have been recognized."""
+"""Reasons why a request has no principal."""
 
 
 class Authentication:
-    """ASGI middleware: notes who asks."""
+    """ASGI middleware: authenticates each request and stores the result in its scope."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -57,42 +58,43 @@ class Authentication:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        result: Principal | ServiceError
         try:
-            found: Principal | ServiceError = await authenticate(scope)
+            result = await authenticate(scope)
         except ServiceError as error:
-            found = error
-        scope.setdefault("state", {})["authenticated"] = found
-        if isinstance(found, Principal):
+            result = error
+        scope.setdefault("state", {})[RESULT] = result
+        if isinstance(result, Principal):
             await self._app(scope, receive, send)
             return
 
-        async def receive_nothing() -> Message:
-            authenticated(scope)
-            raise AssertionError("unreachable: nobody was recognized")
+        async def refuse_body() -> Message:
+            principal_of(scope)
+            raise AssertionError("unreachable: the request has no principal")
 
-        await self._app(scope, receive_nothing, send)
-
-
-def is_recognized(scope: Scope) -> bool:
-    """Whether it is known who asks."""
-    return isinstance(scope["state"]["authenticated"], Principal)
+        await self._app(scope, refuse_body, send)
 
 
-def authenticated(scope: Scope) -> Principal:
-    """Return who asks. Raises one of REFUSALS where nobody was recognized."""
-    found: Principal | ServiceError = scope["state"]["authenticated"]
-    if isinstance(found, ServiceError):
-        raise found
-    return found
+def is_authenticated(scope: Scope) -> bool:
+    """Whether the request has a principal."""
+    return isinstance(scope["state"][RESULT], Principal)
+
+
+def principal_of(scope: Scope) -> Principal:
+    """Return the principal of a request. Raises one of AUTHENTICATION_ERRORS if it has none."""
+    result: Principal | ServiceError = scope["state"][RESULT]
+    if isinstance(result, ServiceError):
+        raise result
+    return result
 
 
 async def authenticate(scope: Scope) -> Principal:
-    """Find out who asks, now. Raises one of REFUSALS."""
-    state = scope["app"].state
+    """Return the principal that a request's headers prove now. Raises one of AUTHENTICATION_ERRORS."""
+    services = services_of(scope["app"])
     headers = Headers(scope=scope)
     header = headers.get("authorization")
     if header is None:
-        if not state.requires_keys:
+        if not services.requires_keys:
             return LOOPBACK
         cookie = cookie_parser(headers.get("cookie", "")).get(SESSION_COOKIE)
         if cookie is not None:
@@ -105,47 +107,49 @@ async def authenticate(scope: Scope) -> Principal:
     secret = secret.strip()
     if scheme.lower() != "bearer" or not secret:
         raise ApiKeyMissing("`Authorization` must be `Bearer <api key>`.")
-    keyring: Keyring = state.keyring
+    keyring = services.keyring
     try:
-        return await _recognize(scope, keyring.recall, keyring.look_up, secret)
+        return await _identify(scope, keyring.find_key, keyring.read_key, secret)
     except ServiceError as error:
-        if state.requires_keys or error.status != ApiKeyMissing.status:
+        if services.requires_keys or error.status != ApiKeyMissing.status:
             raise
         detail = f"{error.detail} This service needs no key from this machine: unset GRADMEDIC_API_KEY."
         raise type(error)(detail) from None
 
 
 async def _authenticate_session(scope: Scope, headers: Headers, cookie: str) -> Principal:
-    """Recognize a browser, which sends its cookie by itself: what changes something must say which page asks.
+    """Return the principal of a browser's session.
 
-    `BrowserGuard` has refused it already where that page is another site's.
+    A browser sends the cookie with every request, so a request that changes something must also name the page that it
+    comes from. `BrowserGuard` has refused the pages of other origins before.
     """
-    if scope["method"] not in SAFE_METHODS and not any(name in headers for name in OWN_ORIGIN_HEADERS):
+    if scope["method"] not in SAFE_METHODS and not any(name in headers for name in ORIGIN_HEADERS):
         raise CrossOrigin("With a session, what changes something must come from a page: send `Origin`, or an API key.")
-    keyring: Keyring = scope["app"].state.keyring
-    return await _recognize(scope, keyring.recall_session, keyring.look_up_session, cookie)
+    keyring = services_of(scope["app"]).keyring
+    return await _identify(scope, keyring.find_session, keyring.read_session, cookie)
 
 
-async def _recognize(
+async def _identify(
     scope: Scope,
-    recall: Callable[[str], Principal | None],
-    look_up: Callable[[Database, str], Principal],
+    find: Callable[[str], Principal | None],
+    read: Callable[[Database, str], Principal],
     secret: str,
 ) -> Principal:
-    """Find out whose secret it is, and count the request.
+    """Return the principal of a secret, and count the request.
 
-    The database is asked where nobody here knows, unless an address has had it asked for unknown secrets too often.
+    `find` looks in the keyring. Otherwise `read` reads the database, unless the request's address has tried too many
+    unknown secrets.
     """
-    state = scope["app"].state
-    known = recall(secret)
-    if known is None:
+    services = services_of(scope["app"])
+    principal = find(secret)
+    if principal is None:
         address = (scope.get("client") or ("",))[0]
-        if not state.keyring.knows(secret):
-            state.rates.check_attempts(address)
+        if not services.keyring.is_known(secret):
+            services.rate_limits.check_failed_attempts(address)
         try:
-            known = await to_thread.run_sync(look_up, state.database, secret)
+            principal = await to_thread.run_sync(read, services.database, secret)
         except (ApiKeyUnknown, SessionEnded):
-            state.rates.count_failure(address)
+            services.rate_limits.count_failed_attempt(address)
             raise
-    state.rates.count_request(str(known.key_id), known.name)
-    return known
+    services.rate_limits.count_request(str(principal.key_id), principal.name)
+    return principal

@@ -1,7 +1,7 @@
-"""What each route needs, said by the route: `principal: MayRead`, or `dependencies=[PUBLIC]`.
+"""Authorization: each route declares its requirement, as `principal: MayRead` or `dependencies=[PUBLIC]`.
 
-One idea: there is no default. A route that does not say what it needs does not start: `require_needs` walks the whole
-table, mounted applications included, and `public` is a word that somebody must have written.
+There is no default. `check_requirements` walks the whole route table, mounted applications included, and the service
+does not start if a route declares nothing. So a public route is one that was declared public.
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ from fastapi.routing import iter_route_contexts
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gradmedic_service.access.authentication import authenticated
+from gradmedic_service.access.authentication import principal_of
+from gradmedic_service.access.errors import ScopeMissing
 from gradmedic_service.access.principal import TICKET, Principal
-from gradmedic_service.errors import ScopeMissing
+from gradmedic_service.services import services_of
 
 
-class Need:
-    """A dependency that returns who asks, if they hold one of some scopes; without any named, every key will do."""
+class ScopeRequirement:
+    """A dependency that returns the principal of a request if it has at least one of some scopes.
+
+    Without named scopes every API key is enough.
+    """
 
     def __init__(self, *scopes: str) -> None:
         self.scopes = scopes
@@ -29,12 +33,11 @@ class Need:
     async def __call__(self, request: Request) -> Principal:
         """Authorize a request.
 
-        Raises ApiKeyMissing, ApiKeyUnknown, ApiKeyRevoked, ApiKeyExpired, ScopeMissing.
-
-        Raises InvalidRequest for a query parameter that the route does not know.
+        Raises ApiKeyMissing, ApiKeyUnknown, ApiKeyRevoked, ApiKeyExpired, ScopeMissing, and InvalidRequest for a query
+        parameter that the route does not declare.
         """
-        principal = authenticated(request.scope)
-        if self.scopes and not principal.holds(*self.scopes):
+        principal = principal_of(request.scope)
+        if self.scopes and not principal.has_scope(*self.scopes):
             needed = " or ".join(repr(scope) for scope in self.scopes)
             held = ", ".join(sorted(principal.scopes))
             raise ScopeMissing(
@@ -42,19 +45,19 @@ class Need:
                 f"{held}."
             )
         if request.scope["query_string"]:
-            request.app.state.routes.check_query(request.scope)
+            services_of(request.app).route_table.check_query(request.scope)
         return principal
 
 
 class Public:
-    """A dependency of what anybody may read who can connect."""
+    """A dependency of routes that need no API key."""
 
     async def __call__(self) -> None:
-        """Let everybody pass."""
+        """Authorize every request."""
 
 
 class PublicFiles:
-    """A mounted application that anybody may read who can connect."""
+    """A mounted application that needs no API key."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -66,41 +69,45 @@ class PublicFiles:
 
 PUBLIC = Depends(Public())
 
-AnyKey = Annotated[Principal, Depends(Need())]
-MayRead = Annotated[Principal, Depends(Need("read"))]
-MayIngest = Annotated[Principal, Depends(Need("ingest"))]
-MayFollow = Annotated[Principal, Depends(Need("read", "ingest"))]
-"""For what a training job reads back: the run that it knows the id of, and its diagnosis."""
-MayRerun = Annotated[Principal, Depends(Need("rerun"))]
-MayFollowRerun = Annotated[Principal, Depends(Need("read", "rerun", "worker"))]
-"""For whoever asks for reruns, runs them or reads what came of them."""
-MayWork = Annotated[Principal, Depends(Need("worker"))]
-MayRedeem = Annotated[Principal, Depends(Need(TICKET))]
-"""For the process of a trial that runs elsewhere than on its worker's machine."""
-MayAdminister = Annotated[Principal, Depends(Need("admin"))]
+AnyKey = Annotated[Principal, Depends(ScopeRequirement())]
+MayRead = Annotated[Principal, Depends(ScopeRequirement("read"))]
+MayIngest = Annotated[Principal, Depends(ScopeRequirement("ingest"))]
+MayFollow = Annotated[Principal, Depends(ScopeRequirement("read", "ingest"))]
+"""For what a training job reads back: its run, whose id it has, and the run's diagnosis."""
+MayRerun = Annotated[Principal, Depends(ScopeRequirement("rerun"))]
+MayFollowRerun = Annotated[Principal, Depends(ScopeRequirement("read", "rerun", "worker"))]
+"""For the people and workers that request reruns, run them or read their outcomes."""
+MayWork = Annotated[Principal, Depends(ScopeRequirement("worker"))]
+MayRedeem = Annotated[Principal, Depends(ScopeRequirement(TICKET))]
+"""For the process of a trial on another machine than its worker's."""
+MayAdminister = Annotated[Principal, Depends(ScopeRequirement("admin"))]
+
+Requirement = ScopeRequirement | Public
 
 
-def needs(app: FastAPI) -> Iterator[tuple[str, frozenset[str], Need | Public | None]]:
-    """Yield each route's path and methods with what it says it needs, None where it says nothing."""
+def route_requirements(app: FastAPI) -> Iterator[tuple[str, frozenset[str], Requirement | None]]:
+    """Yield each route's path and methods with its requirement, None where it declares none."""
     for route in iter_route_contexts(app.routes):
         path, methods = route.path or "", frozenset(route.methods or ())
         original = route.original_route
         if isinstance(original, Mount):
             yield path, methods, Public() if isinstance(original.app, PublicFiles) else None
         else:
-            yield path, methods, _need_of(getattr(route, "dependant", None))
+            yield path, methods, _find_requirement(getattr(route, "dependant", None))
 
 
-def require_needs(app: FastAPI) -> None:
-    """Raise RuntimeError if a route does not say what it needs."""
-    silent = [path for path, _, need in needs(app) if need is None]
-    if silent:
-        raise RuntimeError(f"routes that do not say what they need, as `MayRead` or `PUBLIC`: {', '.join(silent)}")
+def check_requirements(app: FastAPI) -> None:
+    """Raise RuntimeError if a route declares no requirement."""
+    undeclared = [path for path, _, requirement in route_requirements(app) if requirement is None]
+    if undeclared:
+        raise RuntimeError(f"routes without a requirement such as `MayRead` or `PUBLIC`: {', '.join(undeclared)}")
 
 
-def _need_of(dependant: Dependant | None) -> Need | Public | None:
+def _find_requirement(dependant: Dependant | None) -> Requirement | None:
+    """Return the requirement among the dependencies of a route, at any depth."""
     if dependant is None:
         return None
-    if isinstance(dependant.call, Need | Public):
+    if isinstance(dependant.call, ScopeRequirement | Public):
         return dependant.call
-    return next((need for one in dependant.dependencies if (need := _need_of(one)) is not None), None)
+    requirements = (_find_requirement(dependency) for dependency in dependant.dependencies)
+    return next((requirement for requirement in requirements if requirement is not None), None)

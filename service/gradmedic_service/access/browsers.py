@@ -1,8 +1,8 @@
-"""What keeps a browser from being turned against the service by another site.
+"""Protection of browsers: a page of another site cannot use them against the service.
 
-One idea: a page from elsewhere may send requests, but neither under a name of the service's own (DNS rebinding), nor
-such that change something (its `Origin`, or `Sec-Fetch-Site`, gives it away), nor read the answer: no CORS header is
-ever sent.
+Such a page may send requests. It cannot send them under a name of its own (DNS rebinding), because the Host header is
+checked. Its requests cannot change anything, because `Origin` or `Sec-Fetch-Site` name the page. It cannot read the
+answers, because the service sends no CORS header.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gradmedic.protocol.service import API_PATH
-from gradmedic_service.errors import CrossOrigin, HostNotAllowed
+from gradmedic_service.access.errors import CrossOrigin, HostNotAllowed
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-OWN_ORIGIN_HEADERS = ("origin", "sec-fetch-site")
-"""By either a browser says which page a request is from; whoever is not a browser need not."""
+ORIGIN_HEADERS = ("origin", "sec-fetch-site")
+"""Headers by which a browser names the page that sends a request. Other clients need not send them."""
 OWN_SITES = ("same-origin", "none")
-"""`Sec-Fetch-Site` of the service's own pages, and of what a person typed. Another port is `same-site`: not its own."""
+"""`Sec-Fetch-Site` of the service's own pages and of addresses that a person typed. Another port of the same host is
+`same-site`, and is another origin."""
 
 SECURITY_HEADERS: Mapping[str, str] = {
     "X-Content-Type-Options": "nosniff",
@@ -31,19 +32,17 @@ SECURITY_HEADERS: Mapping[str, str] = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
 }
-"""Of every answer that does not say otherwise."""
-API_HEADERS: Mapping[str, str] = {"Cache-Control": "no-store"}
-"""Of every answer below the API's path: what one key may read is not for a cache that others share."""
-
-_OF_THE_API = {**SECURITY_HEADERS, **API_HEADERS}
+"""Headers of every answer, where the route sets none of the same name."""
+API_HEADERS: Mapping[str, str] = {**SECURITY_HEADERS, "Cache-Control": "no-store"}
+"""Headers of every answer of the API: a cache that several clients share must not store what one key may read."""
 
 
 class BrowserGuard:
-    """ASGI middleware: refuses foreign names and foreign pages' writes.
+    """ASGI middleware: refuses unknown host names, and changes by pages of other origins.
 
     Args:
-        app: what is guarded.
-        allowed_hosts: names under which the service answers; with None, under every one.
+        app: the application behind the middleware.
+        allowed_hosts: names under which the service answers; None for every name.
     """
 
     def __init__(self, app: ASGIApp, allowed_hosts: Collection[str] | None) -> None:
@@ -61,12 +60,12 @@ class BrowserGuard:
                     "`gradmedic serve --allowed-host NAME` adds a name."
                 )
             if scope["method"] not in SAFE_METHODS:
-                _refuse_foreign_page(headers, host)
+                _refuse_other_origins(headers, host)
         await self._app(scope, receive, send)
 
 
 def without_port(host: str) -> str:
-    """Return the name in a Host header.
+    """Return the name in a Host header, in lower case.
 
     >>> [without_port(host) for host in ("LocalHost:8642", "[::1]:8642", "example.org")]
     ['localhost', '[::1]', 'example.org']
@@ -75,13 +74,14 @@ def without_port(host: str) -> str:
     return (name if colon and port.isdecimal() else host).lower()
 
 
-def missing_headers(present: Collection[str], path: str) -> Mapping[str, str]:
-    """Return what an answer to a path lacks of the headers that it should have; `present` in lower case."""
-    wanted = _OF_THE_API if path.startswith(API_PATH) else SECURITY_HEADERS
+def missing_security_headers(present: Collection[str], path: str) -> Mapping[str, str]:
+    """Return the security headers that an answer to a path lacks; `present` holds its headers in lower case."""
+    wanted = API_HEADERS if path.startswith(API_PATH) else SECURITY_HEADERS
     return {name: value for name, value in wanted.items() if name.lower() not in present}
 
 
-def _refuse_foreign_page(headers: Headers, host: str) -> None:
+def _refuse_other_origins(headers: Headers, host: str) -> None:
+    """Raise CrossOrigin if the headers name a page of another origin."""
     origin, site = headers.get("origin"), headers.get("sec-fetch-site")
     if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
         raise CrossOrigin(f"A page of {origin[:100]!r} may not change anything here.")

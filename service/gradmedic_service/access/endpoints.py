@@ -1,4 +1,4 @@
-"""Routes of API keys and of the record of who did what."""
+"""The routes of API keys, browser sessions and audit records."""
 
 from __future__ import annotations
 
@@ -12,41 +12,34 @@ from gradmedic.protocol.access import SCOPES, ApiKeyCreate, ApiKeyCreated, ApiKe
 from gradmedic_service.access import service
 from gradmedic_service.access.authentication import SESSION_COOKIE
 from gradmedic_service.access.authorization import AnyKey, MayAdminister
-from gradmedic_service.access.keyring import Keyring
+from gradmedic_service.access.errors import ApiKeyMissing, ApiKeyNotFound
 from gradmedic_service.access.principal import Principal
-from gradmedic_service.access.schemas import check_create
-from gradmedic_service.errors import (
-    ApiKeyMissing,
-    ApiKeyNotFound,
-    BodyTooLarge,
-    InvalidRequest,
-    MalformedBody,
-    UnsupportedMediaType,
-    documented,
+from gradmedic_service.access.validation import check_new_key
+from gradmedic_service.http.dependencies import (
+    DatabaseDependency,
+    KeyringDependency,
+    LimitsDependency,
+    check_max_results,
+    json_only,
 )
-from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency, check_max_results, json_only
+from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType, documented
 
 router = APIRouter(tags=["access"])
 
-KeyId = Annotated[UUID, Path(description="Id of the key.", examples=["0199b7f0-c8d2-7a31-8f55-0b1c2d3e4f50"])]
-MaxResults = Annotated[int, Query(description="Items of a page, at most what `/limits` says.")]
-PageToken = Annotated[str | None, Query(description="`next_page_token` of the page before.")]
+KeyId = Annotated[UUID, Path(description="The id of the API key.", examples=["0199b7f0-c8d2-7a31-8f55-0b1c2d3e4f50"])]
+MaxResults = Annotated[int, Query(description="The number of items in a page, up to `max_results` of `GET /limits`.")]
+PageToken = Annotated[str | None, Query(description="The `next_page_token` of the previous page.")]
 
 CREATE_EXAMPLES: dict[str, Any] = {
-    "job": {"summary": "For a training job", "value": {"project": "char-lm", "name": "nightly", "scopes": ["ingest"]}},
+    "job": {
+        "summary": "A key for a training job",
+        "value": {"project": "char-lm", "name": "nightly", "scopes": ["ingest"]},
+    },
     "person": {
-        "summary": "For a person, until the end of the year",
+        "summary": "A key for a person, with an expiry",
         "value": {"project": "char-lm", "scopes": ["read", "rerun"], "expires_at": "2099-12-31T00:00:00Z"},
     },
 }
-
-
-async def _keyring(request: Request) -> Keyring:
-    keyring: Keyring = request.app.state.keyring
-    return keyring
-
-
-KeyringDependency = Annotated[Keyring, Depends(_keyring)]
 
 
 @router.post(
@@ -64,12 +57,12 @@ def create_api_key(
     keyring: KeyringDependency,
     response: Response,
 ) -> ApiKeyCreated:
-    """Make a key. Its secret is in this answer and never again.
+    """Make an API key. Only this answer contains its secret.
 
-    A key for every project (`project` null) is made by one that is for every project itself.
+    To make a key for every project (`project` null), send a key that is for every project itself.
     """
-    check_create(body, limits)
-    principal.must_reach(body.project)
+    check_new_key(body, limits)
+    principal.check_reach(body.project)
     with database.writing() as session:
         key, secret = service.create_key(
             session,
@@ -80,10 +73,10 @@ def create_api_key(
             expires_at=body.expires_at,
             by=principal,
         )
-        shown = service.on_the_wire(key)
-    keyring.forget()
+        public = service.to_api_key(key)
+    keyring.clear()
     response.headers["Cache-Control"] = "no-store"
-    return ApiKeyCreated(secret=secret, **{one.name: getattr(shown, one.name) for one in fields(shown)})
+    return ApiKeyCreated(secret=secret, **{field.name: getattr(public, field.name) for field in fields(public)})
 
 
 @router.get("/api-keys", response_model=ApiKeyList, responses=documented(InvalidRequest))
@@ -95,7 +88,7 @@ def list_api_keys(
     max_results: MaxResults = 100,
     page_token: PageToken = None,
 ) -> ApiKeyList:
-    """List keys, newest first, revoked and expired ones included, with their last use."""
+    """List API keys with their last use, newest first. The list includes revoked and expired keys."""
     check_max_results(max_results, limits)
     with database.reading() as session:
         return service.list_keys(session, principal, keyring, page_token, max_results)
@@ -110,10 +103,10 @@ def list_api_keys(
 def revoke_api_key(
     key_id: KeyId, principal: MayAdminister, database: DatabaseDependency, keyring: KeyringDependency
 ) -> None:
-    """Revoke a key: this process refuses it at once, every other within five seconds. It stays listed."""
+    """Revoke an API key. This process refuses it at once, other processes within five seconds. It stays in the list."""
     with database.writing() as session:
         service.revoke_key(session, principal, key_id)
-    keyring.forget()
+    keyring.clear()
 
 
 @router.post(
@@ -128,14 +121,14 @@ def open_session(
     database: DatabaseDependency,
     response: Response,
 ) -> BrowserSession:
-    """Exchange the API key of this request for a cookie that a browser's scripts cannot read.
+    """Open a browser session: exchange the request's API key for a cookie that scripts cannot read.
 
-    The session reaches what the key reaches, and ends with it, after a week, or when it is closed.
+    The session reaches what the key reaches. It ends with the key, after a week, or when it is closed.
     """
     with database.writing() as session:
-        # A session does not open another one, which would outlive it.
-        opening = principal if "authorization" in request.headers else replace(principal, key_id=None)
-        token, expires_at = service.open_session(session, opening)
+        # A session must not open another session, which would outlive it.
+        opener = principal if "authorization" in request.headers else replace(principal, key_id=None)
+        token, expires_at = service.open_session(session, opener)
     response.set_cookie(
         SESSION_COOKIE,
         token,
@@ -150,7 +143,7 @@ def open_session(
 
 @router.get("/session", response_model=BrowserSession)
 def read_session(principal: AnyKey) -> BrowserSession:
-    """Return who asks, and what they may do."""
+    """Return the name, the reach and the scopes of the API key or session that sends this request."""
     return _session_of(principal)
 
 
@@ -158,12 +151,12 @@ def read_session(principal: AnyKey) -> BrowserSession:
 def close_session(
     principal: AnyKey, request: Request, database: DatabaseDependency, keyring: KeyringDependency, response: Response
 ) -> None:
-    """End the session of this browser. The key goes on."""
+    """End the session of this browser. Its API key stays valid."""
     token = request.cookies.get(SESSION_COOKIE)
     if token is not None:
         with database.writing() as session:
             service.close_session(session, principal, token)
-        keyring.forget()
+        keyring.clear()
     response.delete_cookie(SESSION_COOKIE, path="/", httponly=True, samesite="strict")
 
 
@@ -185,7 +178,7 @@ def list_audit_records(
     max_results: MaxResults = 100,
     page_token: PageToken = None,
 ) -> AuditRecordList:
-    """List who created, deleted and reran what and who made and revoked keys, newest first."""
+    """List audit records, newest first: actions on runs, reruns, API keys and sessions, with the key that did them."""
     check_max_results(max_results, limits)
     with database.reading() as session:
         return service.list_records(session, principal, page_token, max_results)

@@ -1,7 +1,7 @@
-"""Who asks: the holder of a key, or whoever sits at this machine.
+"""The principal of a request: the holder of an API key, or the user of this machine.
 
-One idea: a service never asks how somebody was recognized, only what they may reach. What they may not reach does not
-exist for them: the answer is that of a missing object.
+A domain's service does not depend on how a principal was authenticated, only on what it reaches. An object that it does
+not reach is answered like an object that does not exist.
 """
 
 from __future__ import annotations
@@ -10,40 +10,40 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from gradmedic.protocol.access import SCOPES
-from gradmedic_service.errors import BeyondKey
+from gradmedic_service.access.errors import BeyondKey
 
 TICKET = "ticket"
-"""What a one-time ticket may: be redeemed. Nobody can ask for a key with this scope."""
+"""The scope of a one-time ticket, which can only be redeemed. No request can make a key with this scope."""
 EVERY_SCOPE = frozenset((*SCOPES, TICKET))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """Somebody with scopes, for one run, one project or all."""
+    """The sender of a request: its scopes, and the run, the project or all projects that it reaches."""
 
     name: str
     key_id: UUID | None = None
-    """None where no key was needed."""
+    """Id of the API key; None where no key was needed."""
     project: str | None = None
-    """None reaches every project."""
+    """The only project that the principal reaches; None for every project."""
     run_id: UUID | None = None
-    """None reaches every run of the project."""
+    """The only run that the principal reaches; None for every run of the project."""
     scopes: frozenset[str] = EVERY_SCOPE
 
-    def holds(self, *scopes: str) -> bool:
-        """Whether at least one of the scopes is held; `admin` holds all."""
+    def has_scope(self, *scopes: str) -> bool:
+        """Whether the principal has at least one of the scopes; `admin` includes all."""
         return "admin" in self.scopes or not self.scopes.isdisjoint(scopes)
 
     def reaches_project(self, project: str | None) -> bool:
-        """Whether what concerns a project as a whole may be seen; None is what concerns all of them."""
+        """Whether the principal may see a project as a whole; None stands for all projects together."""
         return self.project is None or self.project == project
 
     def reaches_run(self, run_id: UUID, project: str) -> bool:
-        """Whether a run of a project may be seen."""
+        """Whether the principal may see a run of a project."""
         return (self.project is None or self.project == project) and (self.run_id is None or self.run_id == run_id)
 
-    def must_reach(self, project: str | None, run_id: UUID | None = None) -> None:
-        """Raise BeyondKey unless something new may be made there; what is there already makes no difference."""
+    def check_reach(self, project: str | None, run_id: UUID | None = None) -> None:
+        """Raise BeyondKey unless the principal may create something there, whether or not it exists already."""
         if not self.reaches_project(project):
             wanted = "every project" if project is None else f"project {project!r}"
             raise BeyondKey(f"The API key {self.name!r} is for project {self.project!r}, not for {wanted}.")
@@ -52,6 +52,6 @@ class Principal:
 
 
 LOOPBACK = Principal(name="loopback")
-"""Whoever sits at this machine, where no key is needed."""
+"""The principal of requests from this machine, where they need no key."""
 OPERATOR = Principal(name="command line")
-"""Whoever can reach the database itself."""
+"""The principal of commands, which open the database itself."""

@@ -28,17 +28,17 @@ _KEY_COLUMNS = (
     _KEYS.c.expires_at,
     _KEYS.c.revoked_at,
 )
-_FIND = select(*_KEY_COLUMNS).where(_KEYS.c.digest == bindparam("wanted"))
-_FIND_SESSION = (
+_SELECT_BY_DIGEST = select(*_KEY_COLUMNS).where(_KEYS.c.digest == bindparam("digest_to_find"))
+_SELECT_BY_SESSION = (
     select(*_KEY_COLUMNS, _SESSIONS.c.expires_at.label("session_expires_at"))
     .join(_SESSIONS, _SESSIONS.c.key_id == _KEYS.c.id)
-    .where(_SESSIONS.c.digest == bindparam("wanted"))
+    .where(_SESSIONS.c.digest == bindparam("digest_to_find"))
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredKey:
-    """What recognizing a key takes."""
+    """The columns of a key that authentication needs."""
 
     id: UUID
     name: str
@@ -50,66 +50,66 @@ class StoredKey:
     expires_at: datetime | None
     revoked_at: datetime | None
     session_expires_at: datetime | None = None
-    """Of the session through which it was found."""
+    """End of the session by which the key was found; None if it was found by its secret."""
 
 
 def find_by_digest(session: Session, digest: bytes) -> StoredKey | None:
-    """Read the key whose secret has a digest."""
-    row = session.execute(_FIND, {"wanted": digest}).one_or_none()
+    """Return the key whose secret has this digest."""
+    row = session.execute(_SELECT_BY_DIGEST, {"digest_to_find": digest}).one_or_none()
     return None if row is None else StoredKey(**row._mapping)
 
 
 def find_by_session(session: Session, digest: bytes) -> StoredKey | None:
-    """Read the key whose session's cookie has a digest."""
-    row = session.execute(_FIND_SESSION, {"wanted": digest}).one_or_none()
+    """Return the key of the session whose cookie has this digest."""
+    row = session.execute(_SELECT_BY_SESSION, {"digest_to_find": digest}).one_or_none()
     return None if row is None else StoredKey(**row._mapping)
 
 
 def add_session(session: Session, row: models.BrowserSession) -> None:
-    """Store a session, and remove those that have ended."""
+    """Store a session, and delete the sessions that have ended."""
     session.execute(delete(models.BrowserSession).where(models.BrowserSession.expires_at <= row.created_at))
     session.add(row)
 
 
-def remove_session(session: Session, key_id: UUID, digest: bytes) -> None:
-    """Remove a session of a key, if it is there."""
+def delete_session(session: Session, key_id: UUID, digest: bytes) -> None:
+    """Delete a session of a key, if it exists."""
     row = models.BrowserSession
     session.execute(delete(row).where(row.digest == digest, row.key_id == key_id))
 
 
 def find(session: Session, key_id: UUID, *, is_locked: bool = False) -> models.ApiKey | None:
-    """Read a key; locked, nobody else changes it until the transaction ends."""
+    """Return a key; with `is_locked`, no other transaction can change it until this one ends."""
     query = select(models.ApiKey).where(models.ApiKey.id == key_id)
     return session.scalars(query.with_for_update() if is_locked else query).one_or_none()
 
 
 def has_usable(session: Session, now: datetime) -> bool:
-    """Whether at least one key is accepted."""
+    """Whether at least one key is neither revoked nor expired."""
     key = models.ApiKey
     usable = exists().where(key.revoked_at.is_(None), or_(key.expires_at.is_(None), key.expires_at > now))
     return bool(session.scalar(select(usable)))
 
 
 def add(session: Session, row: models.ApiKey | models.AuditRecord) -> None:
-    """Store a key or a record."""
+    """Store a key or an audit record."""
     session.add(row)
 
 
-def set_last_used(session: Session, used: Mapping[UUID, datetime]) -> None:
-    """Note last uses; another replica may have seen a later one."""
+def set_last_used(session: Session, last_uses: Mapping[UUID, datetime]) -> None:
+    """Store the times of last uses, where another process has not stored a later one."""
     at = bindparam("at", type_=_KEYS.c.last_used_at.type)
     statement = (
         update(_KEYS)
         .where(_KEYS.c.id == bindparam("key_id"), or_(_KEYS.c.last_used_at.is_(None), _KEYS.c.last_used_at < at))
         .values(last_used_at=at)
     )
-    session.execute(statement, [{"key_id": key_id, "at": moment} for key_id, moment in sorted(used.items())])
+    session.execute(statement, [{"key_id": key_id, "at": moment} for key_id, moment in sorted(last_uses.items())])
 
 
-def page(
+def list_newest(
     session: Session, model: type[Listed], *, project: str | None, after: UUID | None, size: int
 ) -> Sequence[Listed]:
-    """Read the newest `size` keys or records behind one, of one project or of all."""
+    """Return the newest `size` keys or audit records that are older than `after`, of one project or of all."""
     conditions: list[ColumnElement[bool]] = []
     if project is not None:
         conditions.append(model.project == project)

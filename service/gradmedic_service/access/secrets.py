@@ -1,7 +1,7 @@
-"""The secrets of API keys: what they look like, and what is kept of them.
+"""The secrets of API keys, and what is stored of them.
 
-One idea: a secret is 256 random bits behind a word that people and secret scanners recognize. So much randomness needs
-no salt and no slow hash: SHA-256 is what is stored and looked up.
+A secret is 256 random bits behind a prefix that people and secret scanners recognize. So much randomness needs neither
+a salt nor a slow hash: the database stores the SHA-256 and looks keys up by it.
 """
 
 from __future__ import annotations
@@ -10,17 +10,22 @@ import hashlib
 import re
 import secrets
 
-SECRET_PREFIX = "gradmedic_"  # noqa: S105 (how every secret begins is none)
+SECRET_PREFIX = "gradmedic_"  # noqa: S105 (the beginning of every secret is public)
 RANDOM_BYTES = 32
 SECRET_PATTERN = re.compile(SECRET_PREFIX + r"[A-Za-z0-9_-]{43}")
-"""43 characters of URL-safe base64 hold 32 bytes."""
-RECOGNIZABLE_LENGTH = len(SECRET_PREFIX) + 6
-"""What lists show: 36 of the 256 bits."""
+"""The form of a secret; 43 characters of URL-safe base64 hold 32 bytes."""
+VISIBLE_LENGTH = len(SECRET_PREFIX) + 6
+"""Characters of a secret that lists show; they reveal 36 of its 256 bits."""
 
 
 def new_secret() -> str:
-    """Return a new secret."""
+    """Return a new secret of an API key."""
     return SECRET_PREFIX + secrets.token_urlsafe(RANDOM_BYTES)
+
+
+def new_session_token() -> str:
+    """Return a new value of a session's cookie."""
+    return secrets.token_urlsafe(RANDOM_BYTES)
 
 
 def is_secret(text: str) -> bool:
@@ -32,27 +37,22 @@ def is_secret(text: str) -> bool:
     return SECRET_PATTERN.fullmatch(text) is not None
 
 
-def without_secrets(text: str) -> str:
-    """Return a text in which every secret is cut to what lists show of it.
+def hash_secret(secret: str) -> bytes:
+    """Return the digest by which a secret or a session's cookie is stored."""
+    return hashlib.sha256(secret.encode()).digest()
 
-    >>> without_secrets("GET /gradmedic_" + 43 * "A")
+
+def prefix_of(secret: str) -> str:
+    """Return the beginning of a secret that lists show."""
+    return secret[:VISIBLE_LENGTH]
+
+
+def redact_secrets(text: str) -> str:
+    """Return a text with every secret in it cut to its prefix.
+
+    >>> redact_secrets("GET /gradmedic_" + 43 * "A")
     'GET /gradmedic_AAAAAA...'
     """
     if SECRET_PREFIX not in text:
         return text
-    return SECRET_PATTERN.sub(lambda found: f"{recognizable_part(found.group())}...", text)
-
-
-def new_session_token() -> str:
-    """Return the value of a new session's cookie."""
-    return secrets.token_urlsafe(RANDOM_BYTES)
-
-
-def digest_of(secret: str) -> bytes:
-    """Return what is stored of a secret."""
-    return hashlib.sha256(secret.encode()).digest()
-
-
-def recognizable_part(secret: str) -> str:
-    """Return how a secret begins."""
-    return secret[:RECOGNIZABLE_LENGTH]
+    return SECRET_PATTERN.sub(lambda found: f"{prefix_of(found.group())}...", text)

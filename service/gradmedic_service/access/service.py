@@ -1,4 +1,4 @@
-"""Access: what making, listing and revoking a key means, and what is put on record."""
+"""API keys, browser sessions and audit records: making, listing and ending them."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from uuid import UUID
 from gradmedic.protocol.access import SCOPES, ApiKey, ApiKeyList, AuditRecord, AuditRecordList
 from gradmedic.protocol.ids import new_id
 from gradmedic_service.access import repository
+from gradmedic_service.access.errors import ApiKeyMissing, ApiKeyNotFound
 from gradmedic_service.access.keyring import Keyring
 from gradmedic_service.access.principal import OPERATOR, TICKET, Principal
-from gradmedic_service.access.secrets import digest_of, new_secret, new_session_token, recognizable_part
+from gradmedic_service.access.secrets import hash_secret, new_secret, new_session_token, prefix_of
 from gradmedic_service.database import models
 from gradmedic_service.database.engine import Session
-from gradmedic_service.errors import ApiKeyMissing, ApiKeyNotFound, InvalidRequest
+from gradmedic_service.http.errors import InvalidRequest
 from gradmedic_service.http.paging import position_of, token_of
 from gradmedic_service.projects import repository as projects
 
-KEYS = "api keys"
-RECORDS = "audit records"
+KEY_LIST = "api keys"
+"""Name of the list of keys in page tokens."""
+RECORD_LIST = "audit records"
+"""Name of the list of audit records in page tokens."""
 SESSION_SECONDS = 7 * 24 * 3600
-"""A week: long enough not to paste a key every morning."""
+"""Longest duration of a session: a week, so that people need not paste their key every morning."""
 
 
 def create_key(
@@ -36,25 +39,25 @@ def create_key(
     secret: str | None = None,
     by: Principal = OPERATOR,
 ) -> tuple[models.ApiKey, str]:
-    """Store a new key and return it with its secret, which is nowhere else.
+    """Store a new key and return it with its secret, which is stored nowhere.
 
     Args:
-        session: of the transaction that makes the key usable when it commits.
-        project: the one that the key reaches; None for every project.
-        name: who or what uses it; without one it is named for its id.
+        session: a writing session; the key can be used after its commit.
+        project: the project that the key reaches; None for every project.
+        name: the key's name; by default it is made from the key's id.
         scopes: some of `SCOPES`, or `TICKET`.
-        run_id: the only run that it reaches; that run need not be there yet.
-        expires_at: when it stops being accepted.
-        secret: if it was chosen elsewhere.
-        by: who makes it, for the record.
+        run_id: the only run that the key reaches; the run need not exist yet.
+        expires_at: the time from which the key is refused.
+        secret: the secret; by default a new one.
+        by: the principal that makes the key, for the audit record.
     """
     key_id, now = new_id(), datetime.now(UTC)
     secret = secret or new_secret()
     key = models.ApiKey(
         id=key_id,
         name=name or f"key-{key_id.hex[-8:]}",
-        prefix=recognizable_part(secret),
-        digest=digest_of(secret),
+        prefix=prefix_of(secret),
+        digest=hash_secret(secret),
         project=project,
         run_id=run_id,
         scopes=[scope for scope in (*SCOPES, TICKET) if scope in set(scopes)],
@@ -71,23 +74,23 @@ def create_key(
 
 
 def is_secret_of(session: Session, key_id: UUID | None, secret: str) -> bool:
-    """Whether a key, if there is one, has this secret."""
+    """Whether a key exists and has this secret."""
     key = None if key_id is None else repository.find(session, key_id)
-    return key is not None and hmac.compare_digest(key.digest, digest_of(secret))
+    return key is not None and hmac.compare_digest(key.digest, hash_secret(secret))
 
 
-def is_taken(session: Session, secret: str) -> bool:
-    """Whether any key, dead ones included, has this secret."""
-    return repository.find_by_digest(session, digest_of(secret)) is not None
+def is_secret_taken(session: Session, secret: str) -> bool:
+    """Whether any key has this secret, revoked and expired keys included."""
+    return repository.find_by_digest(session, hash_secret(secret)) is not None
 
 
 def has_usable_key(session: Session) -> bool:
-    """Whether anybody could get in where keys are needed."""
+    """Whether at least one key is neither revoked nor expired."""
     return repository.has_usable(session, datetime.now(UTC))
 
 
 def revoke_key(session: Session, by: Principal, key_id: UUID) -> models.ApiKey:
-    """Let a key be accepted no more; once is enough. Raises ApiKeyNotFound."""
+    """Revoke a key; revoking it again changes nothing. Raises ApiKeyNotFound."""
     key = repository.find(session, key_id, is_locked=True)
     if key is None or not by.reaches_project(key.project):
         raise ApiKeyNotFound(f"There is no API key {key_id}.")
@@ -98,7 +101,7 @@ def revoke_key(session: Session, by: Principal, key_id: UUID) -> models.ApiKey:
 
 
 def open_session(session: Session, by: Principal) -> tuple[str, datetime]:
-    """Exchange the key of a principal for a session; return its cookie's value and when it ends."""
+    """Open a session of a principal's key; return the cookie's value and the session's end. Raises ApiKeyMissing."""
     if by.key_id is None:
         raise ApiKeyMissing("A session is opened with an API key: send `Authorization: Bearer <api key>`.")
     now = datetime.now(UTC)
@@ -107,57 +110,61 @@ def open_session(session: Session, by: Principal) -> tuple[str, datetime]:
     if key is not None and key.expires_at is not None:
         expires_at = min(expires_at, key.expires_at)
     token = new_session_token()
-    row = models.BrowserSession(digest=digest_of(token), key_id=by.key_id, created_at=now, expires_at=expires_at)
+    row = models.BrowserSession(digest=hash_secret(token), key_id=by.key_id, created_at=now, expires_at=expires_at)
     repository.add_session(session, row)
     record(session, by, "open_session", by.key_id, by.project)
     return token, expires_at
 
 
 def close_session(session: Session, by: Principal, token: str) -> None:
-    """End a session of a principal; once is enough."""
+    """End a session of a principal, if it exists."""
     if by.key_id is not None:
-        repository.remove_session(session, by.key_id, digest_of(token))
+        repository.delete_session(session, by.key_id, hash_secret(token))
 
 
 def list_keys(
     session: Session, principal: Principal, keyring: Keyring, page_token: str | None, max_results: int
 ) -> ApiKeyList:
-    """Return a page of the keys of a principal's project, or of all. Raises InvalidRequest for a foreign token."""
-    found = repository.page(
-        session, models.ApiKey, project=principal.project, after=_after(page_token, KEYS), size=max_results + 1
+    """Return a page of the keys that a principal reaches. Raises InvalidRequest for another list's token."""
+    rows = repository.list_newest(
+        session, models.ApiKey, project=principal.project, after=_after(page_token, KEY_LIST), size=max_results + 1
     )
-    items = found[:max_results]
+    items = rows[:max_results]
     return ApiKeyList(
-        items=[on_the_wire(key, keyring) for key in items],
-        next_page_token=token_of(KEYS, items[-1].id.hex) if len(found) > max_results else None,
+        items=[to_api_key(key, keyring) for key in items],
+        next_page_token=token_of(KEY_LIST, items[-1].id.hex) if len(rows) > max_results else None,
     )
 
 
 def list_records(session: Session, principal: Principal, page_token: str | None, max_results: int) -> AuditRecordList:
-    """Return a page of what happened in a principal's project, or in all. Raises InvalidRequest for a foreign token."""
-    found = repository.page(
-        session, models.AuditRecord, project=principal.project, after=_after(page_token, RECORDS), size=max_results + 1
+    """Return a page of the audit records that a principal reaches. Raises InvalidRequest for another list's token."""
+    rows = repository.list_newest(
+        session,
+        models.AuditRecord,
+        project=principal.project,
+        after=_after(page_token, RECORD_LIST),
+        size=max_results + 1,
     )
-    items = found[:max_results]
+    items = rows[:max_results]
     return AuditRecordList(
         items=[
             AuditRecord(
-                id=one.id,
-                at=one.at,
-                actor=one.actor,
-                actor_key_id=one.actor_key_id,
-                action=one.action,
-                project=one.project,
-                object_id=one.object_id,
+                id=row.id,
+                at=row.at,
+                actor=row.actor,
+                actor_key_id=row.actor_key_id,
+                action=row.action,
+                project=row.project,
+                object_id=row.object_id,
             )
-            for one in items
+            for row in items
         ],
-        next_page_token=token_of(RECORDS, items[-1].id.hex) if len(found) > max_results else None,
+        next_page_token=token_of(RECORD_LIST, items[-1].id.hex) if len(rows) > max_results else None,
     )
 
 
 def record(session: Session, by: Principal, action: str, object_id: UUID, project: str | None) -> None:
-    """Put on record who did what, in the transaction that does it."""
+    """Store an audit record of an action, in the transaction of the action."""
     repository.add(
         session,
         models.AuditRecord(
@@ -172,8 +179,8 @@ def record(session: Session, by: Principal, action: str, object_id: UUID, projec
     )
 
 
-def on_the_wire(key: models.ApiKey, keyring: Keyring | None = None) -> ApiKey:
-    """Return a key as it is shown: without its secret."""
+def to_api_key(key: models.ApiKey, keyring: Keyring | None = None) -> ApiKey:
+    """Return a key as the API shows it: without its secret, with the last use that the keyring has collected."""
     return ApiKey(
         id=key.id,
         name=key.name,
@@ -184,11 +191,12 @@ def on_the_wire(key: models.ApiKey, keyring: Keyring | None = None) -> ApiKey:
         created_at=key.created_at,
         expires_at=key.expires_at,
         revoked_at=key.revoked_at,
-        last_used_at=key.last_used_at if keyring is None else keyring.last_used(key.id, key.last_used_at),
+        last_used_at=key.last_used_at if keyring is None else keyring.latest_use(key.id, key.last_used_at),
     )
 
 
 def _after(page_token: str | None, query: str) -> UUID | None:
+    """Return the id of the last item of the page before, None for the first page."""
     if page_token is None:
         return None
     try:

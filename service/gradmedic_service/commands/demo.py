@@ -1,8 +1,8 @@
-"""`gradmedic demo`: the main job, end to end, on this machine.
+"""`gradmedic demo`: the whole product on this machine, from training to proven advice.
 
-It starts a real service with a worker on a free port with a database of its own, trains three real models as processes
-of their own that stream to it through the SDK, asks for their diagnoses over HTTP, has the advice tried on the run that
-explodes, and cleans up. The last line it prints is JSON.
+The demo starts a service with a worker, at a free port and with a temporary database. It trains three models, each in a
+process that streams to the service through the SDK, and prints their diagnoses. It then reruns the run that explodes
+with the advice applied. The last line that it prints is JSON.
 """
 
 from __future__ import annotations
@@ -17,34 +17,37 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from gradmedic.api import Client
-from gradmedic.cli import follow_rerun, render_diagnosis, render_outcome, render_rerun
+from gradmedic.cli.diagnose import render_diagnosis
+from gradmedic.cli.rerun import follow_rerun, render_rerun
+from gradmedic.cli.text import format_outcome
 from gradmedic.exceptions import ConfigurationError, GradmedicError, TransportError
 from gradmedic.protocol.remedies import describe_remedies
 from gradmedic.protocol.reruns import RerunDetail
 from gradmedic.protocol.runs import RunSummary
 
 PROJECT = "examples"
-"""That the scripts name."""
+"""The project that the example scripts name."""
 START_TIMEOUT = 60.0
-"""Seconds for the service to create its database and listen; a cold machine compiles what it imports."""
+"""Seconds that the service has to create its database and listen; a first start also compiles Python modules."""
 TRAINING_TIMEOUT = 300.0
-"""Seconds for one training; each takes a few on one core."""
+"""Seconds that one training has; it needs a few on one core."""
 POLL_INTERVAL = 0.25
-"""Seconds between looks at a training's progress."""
+"""Seconds between two reads of a training's progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """One model of the demo."""
+    """The training of one model of the demo."""
 
     name: str
     expected: str
-    story: str
+    """The verdict that the training must get."""
+    description: str
     script: str
     arguments: tuple[str, ...]
     steps: int
@@ -54,7 +57,7 @@ TRAININGS = (
     Training(
         name="rnn-language-model",
         expected="exploding",
-        story="a plain RNN on the Python reference, 100 characters a sequence, high rate, no clipping",
+        description="a plain RNN on the Python reference, 100 characters a sequence, high rate, no clipping",
         script="rnn_language_model.py",
         arguments=("--steps", "200"),
         steps=200,
@@ -62,7 +65,7 @@ TRAININGS = (
     Training(
         name="deep-sigmoid-classifier",
         expected="vanishing",
-        story="a classifier of handwritten digits with eight sigmoid layers",
+        description="a classifier of handwritten digits with eight sigmoid layers",
         script="digits_classifier.py",
         arguments=("--steps", "300"),
         steps=300,
@@ -70,7 +73,7 @@ TRAININGS = (
     Training(
         name="relu-classifier",
         expected="healthy",
-        story="the same classifier with one argument changed: --activation relu",
+        description="the same classifier with one argument changed: --activation relu",
         script="digits_classifier.py",
         arguments=("--steps", "300", "--activation", "relu"),
         steps=300,
@@ -79,64 +82,66 @@ TRAININGS = (
 
 
 RERUN = TRAININGS[0].name
-"""The run whose advice is tried."""
+"""Name of the run that is rerun with the advice applied."""
 RERUN_TIMEOUT = 180.0
-"""Seconds for the race; it takes half a minute on two cores."""
+"""Seconds that the rerun has; it needs half a minute on two cores."""
 
 
 class DemoCommand:
     """`gradmedic demo`."""
 
-    help = "train three real models against a service of its own, print their diagnoses, and try the advice on one"
+    help = "train three models, print their diagnoses, and try the advice on one of them; uses a temporary service"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """The demo needs no options."""
+        """Declare nothing: the demo has no options."""
 
     def run(self, args: argparse.Namespace) -> int:
-        """Run the demo; return 0 only if all three verdicts are right and some advice proved to help."""
+        """Run the demo; return 0 only if all three verdicts are right and some advice is verified."""
         del args
-        os.environ.pop("GRADMEDIC_API_KEY", None)  # of another service; the demo's own asks for none
+        os.environ.pop("GRADMEDIC_API_KEY", None)  # a key of another service; the demo's service needs none
         needed = [name for name in ("torch", "sklearn") if importlib.util.find_spec(name) is None]
         if needed:
             names = " and ".join(needed)
             raise ConfigurationError(f"gradmedic demo needs {names}: pip install 'gradmedic[demo]'")
         with tempfile.TemporaryDirectory(prefix="gradmedic-demo-") as folder:
             scratch = Path(folder)
-            with _service(scratch) as base_url, Client(base_url) as client:
+            with _running_service(scratch) as base_url, Client(base_url) as client:
                 print(f"The service is at {base_url}, its database in {scratch}.", flush=True)
-                results = [_show(client, training, base_url, scratch) for training in TRAININGS]
+                results = [_train(client, training, base_url, scratch) for training in TRAININGS]
                 rerun = _try_advice(client, RERUN)
-        tried = {
+        outcomes = {
             describe_remedies(candidate.remedies): None if candidate.outcome is None else candidate.outcome.state
             for candidate in rerun.candidates[1:]
         }
-        ok = all(result["expected"] == result["verdict"] for result in results) and "verified" in tried.values()
+        ok = all(result["expected"] == result["verdict"] for result in results) and "verified" in outcomes.values()
         print(
             "\nWhere to look next: `make serve` (or `gradmedic serve`) keeps a service running; the README's first\n"
             "lines are all that a training loop needs; examples/ has the scripts that were just trained.\n"
         )
-        print(json.dumps({"demo": results, "rerun": {"run": RERUN, "seeds": 1, "tried": tried}, "ok": ok}), flush=True)
+        print(
+            json.dumps({"demo": results, "rerun": {"run": RERUN, "seeds": 1, "tried": outcomes}, "ok": ok}), flush=True
+        )
         return 0 if ok else 1
 
 
 DEMO = DemoCommand()
 
 
-def examples() -> Path:
-    """Return the folder of the example scripts: beside the package in a wheel, at the top of a checkout otherwise."""
+def examples_folder() -> Path:
+    """Return the folder of the example scripts: in the package of a wheel, at the root of a checkout."""
     installed = Path(__file__).parents[1] / "examples"
     return installed if installed.is_dir() else Path(__file__).parents[3] / "examples"
 
 
 @contextlib.contextmanager
-def _service(scratch: Path) -> Iterator[str]:
-    """Run `gradmedic serve` on a free port and yield its URL; it is stopped in the end."""
+def _running_service(scratch: Path) -> Iterator[str]:
+    """Run `gradmedic serve` at a free port and yield its URL; stop the service at the end of the block."""
     log = scratch / "service.log"
     database = scratch / "gradmedic.db"
     command = [sys.executable, "-m", "gradmedic", "serve", "--port", "0", "--database-url", f"sqlite:///{database}"]
-    command += ["--with-worker", str(examples() / "worker.toml")]
+    command += ["--with-worker", str(examples_folder() / "worker.toml")]
     with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=_environment())  # noqa: S603  # our own command
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=_environment())  # noqa: S603 (our own command)
     try:
         yield _wait_for_url(process, log)
     finally:
@@ -161,15 +166,16 @@ def _wait_for_url(process: subprocess.Popen[bytes], log: Path) -> str:
 
 
 def _environment(**extra: str) -> dict[str, str]:
-    """Return this process's environment without a user's own GRADMEDIC_* settings."""
+    """Return this process's environment with other GRADMEDIC_* settings than the user's."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GRADMEDIC_")}
     return {**kept, **extra}
 
 
-def _show(client: Client, training: Training, base_url: str, scratch: Path) -> dict[str, object]:
-    print(f"\n{'=' * 88}\nTraining {training.name}: {training.story} ...", flush=True)
+def _train(client: Client, training: Training, base_url: str, scratch: Path) -> dict[str, object]:
+    """Run a training, print its progress and its diagnosis, and return its verdict with the expected one."""
+    print(f"\n{'=' * 88}\nTraining {training.name}: {training.description} ...", flush=True)
     log = scratch / f"{training.name}.log"
-    command = [sys.executable, str(examples() / training.script), *training.arguments]
+    command = [sys.executable, str(examples_folder() / training.script), *training.arguments]
     environment = _environment(
         GRADMEDIC_BASE_URL=base_url,
         GRADMEDIC_RUN_NAME=training.name,
@@ -178,16 +184,16 @@ def _show(client: Client, training: Training, base_url: str, scratch: Path) -> d
         OMP_NUM_THREADS="1",  # the models are too small to gain from more, and the service needs a core too
     )
     with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=scratch)  # noqa: S603  # our own script
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=scratch)  # noqa: S603 (our own script)
     try:
-        _follow(client, training, process)
+        _print_progress(client, training, process)
     finally:
         if process.poll() is None:
             process.kill()
             process.wait()
     if process.returncode != 0:
         raise GradmedicError(f"training {training.name} failed:\n{log.read_text()}")
-    run = _find(client, training.name)
+    run = _find_run(client, training.name)
     if run is None:
         raise GradmedicError(f"training {training.name} ended without a run:\n{log.read_text()}")
     diagnosis = client.runs.diagnosis(run.id)
@@ -201,8 +207,8 @@ def _show(client: Client, training: Training, base_url: str, scratch: Path) -> d
 
 
 def _try_advice(client: Client, name: str) -> RerunDetail:
-    """Race the advice for a run against an unchanged control, and print what the race has shown."""
-    run = _find(client, name)
+    """Rerun a run with its advice against an unchanged control, and print the outcomes."""
+    run = _find_run(client, name)
     if run is None:
         raise GradmedicError(f"run {name} is gone")
     print(
@@ -220,20 +226,20 @@ def _try_advice(client: Client, name: str) -> RerunDetail:
     best = next(iter(client.runs.diagnosis(run.id).advice), None)
     if best is not None and best.outcome is not None and best.outcome.state == "verified":
         print(
-            f"\nThe run's diagnosis now says first: {describe_remedies([best.remedy])}, {render_outcome(best.outcome)}"
+            f"\nThe run's diagnosis now says first: {describe_remedies([best.remedy])}, {format_outcome(best.outcome)}"
         )
         print(f"\n{textwrap.indent(best.snippet, '    ')}", flush=True)
     return rerun
 
 
-def _follow(client: Client, training: Training, process: subprocess.Popen[bytes]) -> None:
-    """Print the run's progress, as the service knows it, until the process ends."""
+def _print_progress(client: Client, training: Training, process: subprocess.Popen[bytes]) -> None:
+    """Print the progress of a training's run until its process ends."""
     deadline = time.monotonic() + TRAINING_TIMEOUT
     shown: tuple[object, ...] = ()
     while process.poll() is None:
         if time.monotonic() > deadline:
             raise GradmedicError(f"training {training.name} took longer than {TRAINING_TIMEOUT:.0f} s")
-        run = _find(client, training.name)
+        run = _find_run(client, training.name)
         if run is not None and run.last_step is not None and (run.last_step, run.verdict) != shown:
             shown = (run.last_step, run.verdict)
             print(f"  step {run.last_step + 1:>4} of {training.steps}: {run.verdict}", flush=True)
@@ -241,6 +247,5 @@ def _follow(client: Client, training: Training, process: subprocess.Popen[bytes]
             process.wait(timeout=POLL_INTERVAL)
 
 
-def _find(client: Client, name: str) -> RunSummary | None:
-    found: Sequence[RunSummary] = [run for run in client.runs.list(project=PROJECT) if run.name == name]
-    return found[0] if found else None
+def _find_run(client: Client, name: str) -> RunSummary | None:
+    return next((run for run in client.runs.list(project=PROJECT) if run.name == name), None)

@@ -22,7 +22,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
 
-from gradmedic_service.errors import DatabaseBusy, DatabaseUnavailable, StorageFull
+from gradmedic_service.database.errors import DatabaseBusy, DatabaseUnavailable, StorageFull
 from gradmedic_service.http.responses import to_json
 from gradmedic_service.settings import Settings
 

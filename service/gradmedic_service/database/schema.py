@@ -12,8 +12,16 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, column, inspect, select, table
 
-from gradmedic_service.database.engine import Database, make_engine, parse_url, service_errors
-from gradmedic_service.errors import DatabaseNotMigrated, UnknownRevision
+from gradmedic_service.database.engine import (
+    Database,
+    create_parent_folder,
+    is_sqlite,
+    make_engine,
+    parse_url,
+    printable_url,
+    service_errors,
+)
+from gradmedic_service.database.errors import DatabaseNotMigrated, UnknownRevision
 
 UPGRADE_COMMAND = "gradmedic db upgrade"
 VERSION_TABLE = "alembic_version"
@@ -53,6 +61,20 @@ def head() -> str:
     if revision is None:
         raise RuntimeError(f"no migrations in {migrations_folder()}")
     return revision
+
+
+def prepare(database_url: str) -> None:
+    """Create and migrate a SQLite database, or check the revision of a PostgreSQL database, which others may use.
+
+    Raises DatabaseNotMigrated for a PostgreSQL database at another revision, OSError if the folder cannot be created.
+    """
+    if is_sqlite(database_url):
+        create_parent_folder(database_url)
+        upgrade(database_url)
+        return
+    found = current(database_url)
+    if found != head():
+        raise not_migrated(found, head(), f" --database-url {printable_url(database_url)}")
 
 
 def check_revision(database: Database, expected: str) -> None:

@@ -1,4 +1,4 @@
-"""Which addresses are this machine's alone."""
+"""Addresses that only this machine can reach."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can connect to an address.
+    """Whether only this machine can connect to an address or a host name.
 
     >>> [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "")]
     [True, True, True, False, False]

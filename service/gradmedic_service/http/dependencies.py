@@ -1,9 +1,9 @@
-"""What endpoints ask for: the parts that `create_app` put together.
+"""The parts of `Services` that endpoints receive as parameters, and checks that several endpoints share.
 
 The request commits once, at its boundary: an endpoint opens `database.writing()` or `database.reading()` around one
-call of its service and answers when that has ended, so that a 2xx means durable.
+call of its domain's service and answers after that block has ended, so that a 2xx means durable.
 
-These are coroutines although they wait for nothing: FastAPI would send each plain function to a thread.
+The dependencies are coroutines although they await nothing: FastAPI would run each plain function on a thread.
 """
 
 from __future__ import annotations
@@ -13,62 +13,85 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from gradmedic.protocol.service import JSON_MEDIA_TYPE, Limits
+from gradmedic_service.access.keyring import Keyring
 from gradmedic_service.database.engine import Database
-from gradmedic_service.errors import InvalidRequest, UnsupportedMediaType
+from gradmedic_service.http.errors import InvalidRequest, UnsupportedMediaType
 from gradmedic_service.http.metrics import Metrics
 from gradmedic_service.runs.facts import FactsCache
+from gradmedic_service.services import services_of
 from gradmedic_service.telemetry.run_cache import RunCache
+from gradmedic_service.web.live import LiveRuns
 
 
 async def _database(request: Request) -> Database:
-    database: Database = request.app.state.database
-    return database
+    return services_of(request.app).database
+
+
+async def _schema_revision(request: Request) -> str:
+    return services_of(request.app).schema_revision
 
 
 async def _limits(request: Request) -> Limits:
-    limits: Limits = request.app.state.limits
-    return limits
+    return services_of(request.app).limits
 
 
-async def _facts(request: Request) -> FactsCache:
-    facts: FactsCache = request.app.state.facts
-    return facts
-
-
-async def _warm(request: Request) -> RunCache:
-    warm: RunCache = request.app.state.warm
-    return warm
+async def _keyring(request: Request) -> Keyring:
+    return services_of(request.app).keyring
 
 
 async def _metrics(request: Request) -> Metrics:
-    metrics: Metrics = request.app.state.metrics
-    return metrics
+    return services_of(request.app).metrics
+
+
+async def _facts(request: Request) -> FactsCache:
+    return services_of(request.app).facts
+
+
+async def _run_cache(request: Request) -> RunCache:
+    return services_of(request.app).run_cache
+
+
+async def _live_runs(request: Request) -> LiveRuns:
+    return services_of(request.app).live_runs
+
+
+async def _trial_lease(request: Request) -> float:
+    return services_of(request.app).trial_lease
+
+
+async def _worker_patience(request: Request) -> float:
+    return services_of(request.app).worker_patience
+
+
+DatabaseDependency = Annotated[Database, Depends(_database)]
+SchemaRevisionDependency = Annotated[str, Depends(_schema_revision)]
+LimitsDependency = Annotated[Limits, Depends(_limits)]
+KeyringDependency = Annotated[Keyring, Depends(_keyring)]
+MetricsDependency = Annotated[Metrics, Depends(_metrics)]
+FactsDependency = Annotated[FactsCache, Depends(_facts)]
+RunCacheDependency = Annotated[RunCache, Depends(_run_cache)]
+LiveRunsDependency = Annotated[LiveRuns, Depends(_live_runs)]
+TrialLeaseDependency = Annotated[float, Depends(_trial_lease)]
+WorkerPatienceDependency = Annotated[float, Depends(_worker_patience)]
 
 
 async def media_type(request: Request) -> str:
-    """Return the request's Content-Type without parameters, lower case."""
+    """Return the request's Content-Type without parameters, in lower case."""
     return _media_type(request)
 
 
-def _media_type(request: Request) -> str:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
 async def json_only(request: Request) -> None:
-    """Refuse a body that does not say it is JSON."""
+    """Raise UnsupportedMediaType unless the request's Content-Type is JSON."""
     found = _media_type(request)
     if found != JSON_MEDIA_TYPE:
         raise UnsupportedMediaType(f"Content-Type is {found or 'missing'}; send {JSON_MEDIA_TYPE}.")
 
 
 def check_max_results(max_results: int, limits: Limits) -> None:
-    """Raise InvalidRequest for a page of no size, or of more than is allowed."""
+    """Raise InvalidRequest unless the size of a page is between 1 and the published limit."""
     if not 1 <= max_results <= limits.max_results:
         raise InvalidRequest.at("max_results", f"must be from 1 to {limits.max_results}")
 
 
-DatabaseDependency = Annotated[Database, Depends(_database)]
-LimitsDependency = Annotated[Limits, Depends(_limits)]
-FactsDependency = Annotated[FactsCache, Depends(_facts)]
-MetricsDependency = Annotated[Metrics, Depends(_metrics)]
-RunCacheDependency = Annotated[RunCache, Depends(_warm)]
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -15,20 +15,19 @@ from starlette.staticfiles import StaticFiles
 
 from gradmedic.protocol.numbers import NONFINITE_NAMES
 from gradmedic.protocol.service import PROBLEM_MEDIA_TYPE, Problem
-from gradmedic_service.access.authentication import REFUSALS
-from gradmedic_service.access.authorization import PUBLIC, Need, PublicFiles, needs
-from gradmedic_service.errors import (
+from gradmedic_service.access.authentication import AUTHENTICATION_ERRORS
+from gradmedic_service.access.authorization import PUBLIC, PublicFiles, ScopeRequirement, route_requirements
+from gradmedic_service.access.errors import (
     ApiKeyInUrl,
     BeyondKey,
     CrossOrigin,
     HostNotAllowed,
-    InvalidRequest,
     Overloaded,
-    RequestTimeout,
     ScopeMissing,
-    documented,
 )
+from gradmedic_service.http.errors import InvalidRequest, RequestTimeout, documented
 from gradmedic_service.http.responses import WireResponse
+from gradmedic_service.services import services_of
 
 FILES_PATH = "/docs/files"
 OPENAPI_PATH = "/openapi.json"
@@ -78,25 +77,25 @@ def add_documentation(app: FastAPI) -> None:
 
 def _describe_access(app: FastAPI, document: dict[str, Any]) -> None:
     """Say of each route which scopes it needs and how it refuses."""
-    refusals = documented(*REFUSALS, ScopeMissing, BeyondKey, Overloaded, InvalidRequest)
+    refusals = documented(*AUTHENTICATION_ERRORS, ScopeMissing, BeyondKey, Overloaded, InvalidRequest)
     of_all = documented(HostNotAllowed, CrossOrigin, ApiKeyInUrl)
-    if app.state.requires_keys:
+    if services_of(app).requires_keys:
         scheme = {"type": "http", "scheme": "bearer", "description": "An API key: `Authorization: Bearer <secret>`."}
         document["components"]["securitySchemes"] = {SECURITY_SCHEME: scheme}
-    for path, methods, need in needs(app):
+    for path, methods, need in route_requirements(app):
         for method in methods:
             operation = document["paths"].get(path.replace(":path", ""), {}).get(method.lower())
             if operation is None:
                 continue
             for status, response in of_all.items():
                 operation["responses"].setdefault(str(status), response)
-            if not isinstance(need, Need):
+            if not isinstance(need, ScopeRequirement):
                 continue
             for status, response in refusals.items():
                 _add(operation["responses"], str(status), response)
             if "requestBody" in operation:
                 operation["responses"].update({str(status): one for status, one in documented(RequestTimeout).items()})
-            if app.state.requires_keys:
+            if services_of(app).requires_keys:
                 operation["security"] = [{SECURITY_SCHEME: list(need.scopes)}]
 
 

@@ -1,19 +1,24 @@
-"""Routes about the service itself: is it alive, is it ready, what does it accept."""
+"""The routes about the service itself: liveness, readiness, metrics and limits."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from gradmedic.protocol.service import Limits
 from gradmedic_service.access.authorization import PUBLIC, AnyKey, MayRead
+from gradmedic_service.database.errors import DatabaseBusy, DatabaseNotMigrated, DatabaseUnavailable
 from gradmedic_service.database.schema import check_revision
-from gradmedic_service.errors import DatabaseBusy, DatabaseNotMigrated, DatabaseUnavailable, documented
-from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency, MetricsDependency
+from gradmedic_service.http.dependencies import (
+    DatabaseDependency,
+    LimitsDependency,
+    MetricsDependency,
+    SchemaRevisionDependency,
+)
+from gradmedic_service.http.errors import documented
 
 health_router = APIRouter(tags=["service"])
 limits_router = APIRouter(tags=["service"])
@@ -21,39 +26,34 @@ limits_router = APIRouter(tags=["service"])
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Answer of a health check that passed; one that did not is an error."""
+    """The answer of a health check that succeeded; a check that fails is answered with an error."""
 
     status: str = "ok"
 
 
-def _revision(request: Request) -> str:
-    revision: str = request.app.state.schema_revision
-    return revision
-
-
 @health_router.get("/healthz", dependencies=[PUBLIC])
 async def alive() -> Health:
-    """Answer as long as the process serves requests."""
+    """Check that the process serves requests."""
     return Health()
 
 
 @health_router.get(
     "/readyz", dependencies=[PUBLIC], responses=documented(DatabaseBusy, DatabaseUnavailable, DatabaseNotMigrated)
 )
-def ready(database: DatabaseDependency, revision: Annotated[str, Depends(_revision)]) -> Health:
-    """Answer if the database can be used and has the schema that this version needs."""
+def ready(database: DatabaseDependency, revision: SchemaRevisionDependency) -> Health:
+    """Check that the database can be read and has the schema that this version needs."""
     check_revision(database, revision)
     return Health()
 
 
 @health_router.get("/metrics", response_class=PlainTextResponse)
 def read_metrics(principal: MayRead, metrics: MetricsDependency, database: DatabaseDependency) -> Response:
-    """Return what Prometheus reads, about this process and every project: a key of one project is not enough."""
-    principal.must_reach(None)
-    return Response(metrics.exposition(database), media_type=CONTENT_TYPE_LATEST)
+    """Return this process's metrics for Prometheus. They cover every project, so a key of one project is refused."""
+    principal.check_reach(None)
+    return Response(metrics.render(database), media_type=CONTENT_TYPE_LATEST)
 
 
 @limits_router.get("/limits", response_model=Limits)
 async def read_limits(_principal: AnyKey, limits: LimitsDependency) -> Limits:
-    """Return what the service accepts, so that clients can split their blocks."""
+    """Return the limits of requests, so that clients can split their blocks."""
     return limits

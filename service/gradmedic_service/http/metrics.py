@@ -1,7 +1,7 @@
-"""What Prometheus is told: requests, how long they took, what was ingested, verdicts, connections.
+"""The metrics for Prometheus: requests and their durations, stored steps and values, verdicts, connections.
 
-One idea: labels come from the route table and from enumerations alone, never from what a client sends, so that nobody
-can make series up.
+Labels come only from the route table and from fixed sets, never from what a client sends. So a client cannot create new
+series.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from gradmedic_service.database.engine import Database
 
 BUCKETS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
-"""Seconds; a block takes some milliseconds, a heatmap up to a tenth of a second."""
+"""Upper bounds of the durations, in seconds. A block takes some milliseconds, a heatmap up to a tenth of a second."""
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""Methods that have a label of their own; all others are `other`."""
 NO_ROUTE = "none"
-"""The route of what matches none, or was refused before one was looked for."""
+"""Label of requests that match no route, or that were refused before routing."""
 
 
 class Metrics:
-    """The metrics of one process; safe to share between threads."""
+    """The metrics of one process; threads may share it."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -51,33 +53,30 @@ class Metrics:
         self._pool_size = Gauge(
             "gradmedic_database_connections_max", "Connections that the pool holds at most.", registry=self._registry
         )
-        self._children: dict[tuple[str, str, int], tuple[Any, Any]] = {}
+        self._counters: dict[tuple[str, str, int], tuple[Any, Any]] = {}
 
     def count_request(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count an answer."""
-        found = self._children.get((method, route, status))
-        if found is None:
-            known = method if method in METHODS else "other"
-            found = (self._requests.labels(known, route, str(status)), self._seconds.labels(known, route))
-            if known == method:
-                self._children[method, route, status] = found
-        requests, durations = found
+        """Count an answered request and its duration."""
+        counters = self._counters.get((method, route, status))
+        if counters is None:
+            label = method if method in METHODS else "other"
+            counters = (self._requests.labels(label, route, str(status)), self._seconds.labels(label, route))
+            if label == method:
+                self._counters[method, route, status] = counters
+        requests, durations = counters
         requests.inc()
         durations.observe(seconds)
 
     def count_block(self, steps: int, values: int, changed_to: str | None) -> None:
-        """Count what a block added, and the verdict that it changed to, if it changed."""
+        """Count the steps and values of a stored block, and the new verdict if the block changed it."""
         self._steps.inc(steps)
         self._values.inc(values)
         if changed_to is not None:
             self._verdicts.labels(changed_to).inc()
 
-    def exposition(self, database: Database) -> bytes:
-        """Return everything in Prometheus's text format."""
-        in_use, most = database.connections()
+    def render(self, database: Database) -> bytes:
+        """Return all metrics in Prometheus's text format."""
+        in_use, maximum = database.connections()
         self._in_use.set(in_use)
-        self._pool_size.set(most)
+        self._pool_size.set(maximum)
         return generate_latest(self._registry)
-
-
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 
-from gradmedic_service.errors import InvalidRequest
+from gradmedic_service.http.errors import InvalidRequest
 from gradmedic_service.http.responses import to_json
 
 

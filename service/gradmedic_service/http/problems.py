@@ -1,4 +1,4 @@
-"""From what went wrong to an RFC 9457 answer."""
+"""Every error becomes an RFC 9457 problem."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from gradmedic.protocol.service import Problem
-from gradmedic_service.errors import MAX_PATH_LENGTH, InvalidRequest, MalformedBody, ServiceError, problem_type
+from gradmedic_service.http.errors import MAX_PATH_LENGTH, InvalidRequest, MalformedBody, ServiceError, problem_type
 from gradmedic_service.http.responses import ProblemResponse
 from gradmedic_service.http.validation import field_errors
+from gradmedic_service.services import services_of
 
 _logger = structlog.get_logger("gradmedic.request")
 
 
 def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
-    """Return an answer with a problem as its body."""
+    """Return the answer with a problem as its body."""
     return ProblemResponse(asdict(problem), status_code=problem.status, headers=headers)
 
 
 def answer_with_problems(app: FastAPI) -> None:
-    """Make every error of an application a problem."""
+    """Make an application answer every error with a problem."""
     app.add_exception_handler(ServiceError, _answer_service_error)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
@@ -35,11 +36,11 @@ def answer_with_problems(app: FastAPI) -> None:
 def _answer_service_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, ServiceError):
         raise error
-    return answer_of(error, request.state.request_id)
+    return answer_error(error, request.state.request_id)
 
 
-def answer_of(error: ServiceError, request_id: str) -> Response:
-    """Return the answer to what failed with an error of the service's own."""
+def answer_error(error: ServiceError, request_id: str) -> Response:
+    """Return the answer to a request that failed with an error of the service; log errors of status 500 and above."""
     if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         _logger.warning("refused", error_code=error.error_code, reason=error.reason)
     headers = dict(error.headers)
@@ -60,7 +61,7 @@ def _answer_validation_error(request: Request, error: Exception) -> Response:
 
 
 def _answer_http_exception(request: Request, error: Exception) -> Response:
-    if isinstance(error.__cause__, ServiceError):  # raised while FastAPI was reading the body, and wrapped by it
+    if isinstance(error.__cause__, ServiceError):  # raised while FastAPI read the body, which wraps it
         return _answer_service_error(request, error.__cause__)
     if not isinstance(error, HTTPException):
         raise error
@@ -69,7 +70,7 @@ def _answer_http_exception(request: Request, error: Exception) -> Response:
     status = HTTPStatus(error.status_code)
     headers = dict(error.headers or {})
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
-        headers["Allow"] = ", ".join(sorted(request.app.state.routes.methods(request.url.path)))
+        headers["Allow"] = ", ".join(sorted(services_of(request.app).route_table.methods(request.url.path)))
     problem = Problem(
         type=problem_type(status.name.lower()),
         title=status.phrase,

@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, its line in the log, and an answer whatever happens."""
+"""The outermost middleware: each request gets an id, a line in the log, a count in the metrics, and an answer."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gradmedic.protocol.ids import new_id
-from gradmedic_service.access.browsers import missing_headers
+from gradmedic_service.access.authentication import RESULT
+from gradmedic_service.access.browsers import missing_security_headers
+from gradmedic_service.access.errors import ApiKeyInUrl
 from gradmedic_service.access.principal import Principal
-from gradmedic_service.access.secrets import without_secrets
-from gradmedic_service.errors import ApiKeyInUrl, ServiceError
+from gradmedic_service.access.secrets import redact_secrets
+from gradmedic_service.http.errors import ServiceError
 from gradmedic_service.http.metrics import NO_ROUTE
-from gradmedic_service.http.problems import answer_of, problem_response
+from gradmedic_service.http.problems import answer_error, problem_response
+from gradmedic_service.services import services_of
 
 REQUEST_ID_HEADER = "X-Request-ID"
-SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+ACCEPTED_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 QUIET_PATHS = ("/healthz", "/readyz", "/metrics")
-"""Asked every few seconds by supervisors; logged only when they fail."""
+"""Paths that are read every few seconds. Such a request is logged only if it fails."""
 
 _logger = structlog.get_logger("gradmedic.request")
 
 
 class RequestContext:
-    """ASGI middleware: the outermost one."""
+    """ASGI middleware: identifies, logs and counts each request, and answers unexpected errors."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -38,11 +41,11 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
-        request_id = given if SANE_REQUEST_ID.fullmatch(given) else new_id().hex
+        request_id = given if ACCEPTED_REQUEST_ID.fullmatch(given) else new_id().hex
         scope.setdefault("state", {})["request_id"] = request_id
         started = time.perf_counter()
         status: int | None = None
-        path = without_secrets(scope["path"])
+        path = redact_secrets(scope["path"])
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -50,7 +53,7 @@ class RequestContext:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers[REQUEST_ID_HEADER] = request_id
-                for name, value in missing_headers(headers.keys(), scope["path"]).items():
+                for name, value in missing_security_headers(headers.keys(), scope["path"]).items():
                     headers.append(name, value)
             await send(message)
 
@@ -58,19 +61,19 @@ class RequestContext:
             try:
                 _refuse_secrets(scope)
                 await self._app(scope, receive, send_with_id)
-            except ServiceError as refusal:  # of another middleware; those of routes are answered within
-                await answer_of(refusal, request_id)(scope, receive, send_with_id)
+            except ServiceError as refusal:  # raised by another middleware; errors of routes are answered before
+                await answer_error(refusal, request_id)(scope, receive, send_with_id)
             except Exception:
                 _logger.exception("failed", method=scope["method"], path=path)
                 if status is not None:
-                    raise  # the answer has begun: only breaking the connection tells the client
+                    raise  # the answer has begun: only a broken connection shows the client that it is incomplete
                 error = ServiceError("The service failed; its log has the reason under this request id.")
                 await problem_response(error.problem(request_id))(scope, receive, send_with_id)
             finally:
                 seconds = time.perf_counter() - started
-                state = scope["app"].state
-                state.metrics.count_request(
-                    scope["method"], state.routes.template(scope) or NO_ROUTE, int(status or 500), seconds
+                services = services_of(scope["app"])
+                services.metrics.count_request(
+                    scope["method"], services.route_table.template(scope) or NO_ROUTE, int(status or 500), seconds
                 )
                 if scope["path"] not in QUIET_PATHS or status is None or status >= 400:
                     _logger.info(
@@ -79,22 +82,22 @@ class RequestContext:
                         path=path,
                         status=None if status is None else int(status),
                         client=(scope.get("client") or ("",))[0],
-                        key=_key_of(scope),
+                        key=_key_name(scope),
                         milliseconds=round(seconds * 1000, 1),
                     )
 
 
-def _key_of(scope: Scope) -> str | None:
-    """Name the key of a request."""
-    found = scope["state"].get("authenticated")
-    return found.name if isinstance(found, Principal) else None
+def _key_name(scope: Scope) -> str | None:
+    """Return the name of the principal of a request; None if it has none or was refused before authentication."""
+    result = scope["state"].get(RESULT)
+    return result.name if isinstance(result, Principal) else None
 
 
 def _refuse_secrets(scope: Scope) -> None:
-    """Raise ApiKeyInUrl if there is a key in the URL, however it is written."""
+    """Raise ApiKeyInUrl if the URL contains an API key, percent-encoded or not."""
     url = f"{scope['path']}?{unquote(scope['query_string'].decode('latin-1'))}"
-    if without_secrets(url) != url:
+    if redact_secrets(url) != url:
         raise ApiKeyInUrl(
-            "The URL contains an API key. URLs end up in logs and histories: revoke that key, and send its successor "
-            "as `Authorization: Bearer <api key>`."
+            "The URL contains an API key. URLs are stored in logs and histories: revoke the key, and send a new one as "
+            "`Authorization: Bearer <api key>`."
         )

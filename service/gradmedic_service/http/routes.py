@@ -1,6 +1,6 @@
-"""The route table as a whole: a route's template, the query parameters it knows, the methods of a path.
+"""The route table: each route's path template and query parameters, and the methods of each path.
 
-One idea: it is made once, from what the routes declare, and looked up by a request's endpoint.
+It is built once, from the declarations of the routes. A request's route is found by its endpoint.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from fastapi.routing import iter_route_contexts
 from starlette.types import Scope
 
 from gradmedic.protocol.service import FieldError
-from gradmedic_service.errors import InvalidRequest
+from gradmedic_service.http.errors import InvalidRequest
 
 MAX_QUERY_FIELDS = 2_000
-"""A thousand layers and statistics; each is looked at."""
+"""Query parameters of one request: enough for a thousand layers and their statistics."""
 
 
 class RouteTable:
-    """What is known of every route of an application that is complete."""
+    """The routes of an application to which every router has been added."""
 
     def __init__(self, app: FastAPI) -> None:
         self._templates: dict[Callable[..., Any], str] = {}
@@ -38,33 +38,33 @@ class RouteTable:
             self._methods.append((route.path_regex, frozenset(route.methods or ())))
 
     def template(self, scope: Scope) -> str | None:
-        """Return the path of a request's route with its parameters' names, None where it has none."""
-        return self._templates.get(scope.get("endpoint"))  # type: ignore[arg-type] # None is no key
+        """Return the path of a request's route, with the names of its parameters; None if no route matches."""
+        return self._templates.get(scope.get("endpoint"))  # type: ignore[arg-type] # None is not a key
 
     def check_query(self, scope: Scope) -> None:
-        """Raise InvalidRequest naming the query parameters that the request's route does not know."""
+        """Raise InvalidRequest with the query parameters that the request's route does not declare."""
         query: bytes = scope["query_string"]
-        known = self._queries.get(scope.get("endpoint"))  # type: ignore[arg-type] # None is no key
-        if not query or known is None:
+        declared = self._queries.get(scope.get("endpoint"))  # type: ignore[arg-type] # None is not a key
+        if not query or declared is None:
             return
         try:
             given = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=MAX_QUERY_FIELDS)
         except ValueError:
             raise InvalidRequest.at("query", f"has more than {MAX_QUERY_FIELDS} parameters") from None
-        unknown = dict.fromkeys(name for name, _ in given if name not in known)
+        unknown = dict.fromkeys(name for name, _ in given if name not in declared)
         if unknown:
-            there_are = f"; there are {', '.join(sorted(known))}" if known else ""
+            choices = f"; there are {', '.join(sorted(declared))}" if declared else ""
             raise InvalidRequest(
-                [FieldError(path=name[:100] or "query", message=f"is no parameter{there_are}") for name in unknown]
+                [FieldError(path=name[:100] or "query", message=f"is no parameter{choices}") for name in unknown]
             )
 
     def methods(self, path: str) -> frozenset[str]:
-        """Return every method that some route takes at a path."""
+        """Return the methods that the routes of a path accept."""
         return frozenset().union(*(methods for pattern, methods in self._methods if pattern.match(path)))
 
 
 def _query_names(dependant: Dependant) -> Iterator[str]:
-    """Yield the query parameters that a route, or something that it depends on, declares."""
+    """Yield the names of the query parameters that a route or one of its dependencies declares."""
     yield from (parameter.alias for parameter in dependant.query_params)
-    for one in dependant.dependencies:
-        yield from _query_names(one)
+    for dependency in dependant.dependencies:
+        yield from _query_names(dependency)

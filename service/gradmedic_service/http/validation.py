@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gradmedic.protocol.service import FieldError
-from gradmedic_service.errors import MAX_PATH_LENGTH, field_path
+from gradmedic_service.http.errors import MAX_PATH_LENGTH, field_path
 
 MESSAGES = {
     "unexpected_keyword_argument": "there is no such field",

@@ -9,16 +9,10 @@ from fastapi import APIRouter, Body, Depends, Path, Query
 from gradmedic.protocol.names import text_error
 from gradmedic.protocol.projects import Project, ProjectList, ProjectUpdate
 from gradmedic_service.access.authorization import MayAdminister, MayRead
-from gradmedic_service.errors import (
-    BodyTooLarge,
-    InvalidRequest,
-    MalformedBody,
-    ProjectNotFound,
-    UnsupportedMediaType,
-    documented,
-)
 from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency, check_max_results, json_only
+from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType, documented
 from gradmedic_service.projects import service
+from gradmedic_service.projects.errors import ProjectNotFound
 
 router = APIRouter(prefix="/projects", tags=["projects"])
 

@@ -9,9 +9,10 @@ from gradmedic.protocol.service import FieldError
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.database import models
 from gradmedic_service.database.engine import Session
-from gradmedic_service.errors import InvalidRequest, ProjectNotFound
+from gradmedic_service.http.errors import InvalidRequest
 from gradmedic_service.http.paging import position_of, token_of
 from gradmedic_service.projects import repository
+from gradmedic_service.projects.errors import ProjectNotFound
 from gradmedic_service.projects.muting import muting_errors
 
 SORTS = ("name", "-name")

@@ -19,7 +19,8 @@ from gradmedic.protocol.trainables import (
     Value,
     value_error,
 )
-from gradmedic_service.errors import InvalidRequest, NotRerunnable
+from gradmedic_service.http.errors import InvalidRequest
+from gradmedic_service.reruns.errors import NotRerunnable
 
 COMPOUNDS = (
     ("standardize_inputs", "standardize_targets"),

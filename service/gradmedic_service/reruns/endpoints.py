@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response, status
+from fastapi import APIRouter, Body, Depends, Path, Query, Response, status
 
 from gradmedic.protocol.reruns import RERUN_STATUSES, RerunCreate, RerunDetail, RerunList
 from gradmedic.protocol.service import API_PATH
@@ -22,30 +22,22 @@ from gradmedic.protocol.trials import (
     TrialTicket,
 )
 from gradmedic_service.access.authorization import MayFollowRerun, MayIngest, MayRedeem, MayRerun, MayWork
-from gradmedic_service.errors import (
-    BodyTooLarge,
-    InvalidRequest,
-    MalformedBody,
-    NotRerunnable,
-    RerunExists,
-    RerunNotFound,
-    RunNotFound,
-    StaleAttempt,
-    TrainableTaken,
-    TrainableUnknown,
-    TrialNotFound,
-    UnsupportedMediaType,
-    documented,
-)
 from gradmedic_service.http.dependencies import (
     DatabaseDependency,
     FactsDependency,
     LimitsDependency,
+    TrialLeaseDependency,
+    WorkerPatienceDependency,
     check_max_results,
     json_only,
 )
+from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType, documented
 from gradmedic_service.reruns import service
+from gradmedic_service.reruns.errors import NotRerunnable, RerunExists, RerunNotFound
 from gradmedic_service.reruns.repository import RerunQuery
+from gradmedic_service.runs.errors import RunNotFound
+from gradmedic_service.trainables.errors import TrainableTaken, TrainableUnknown
+from gradmedic_service.trials.errors import StaleAttempt, TrialNotFound
 
 router = APIRouter(tags=["reruns"])
 workers_router = APIRouter(tags=["workers"])
@@ -107,20 +99,6 @@ RESULT_EXAMPLES: dict[str, Any] = {
 }
 
 
-async def _lease(request: Request) -> float:
-    seconds: float = request.app.state.trial_lease
-    return seconds
-
-
-async def _patience(request: Request) -> float:
-    seconds: float = request.app.state.worker_patience
-    return seconds
-
-
-LeaseDependency = Annotated[float, Depends(_lease)]
-PatienceDependency = Annotated[float, Depends(_patience)]
-
-
 @router.post(
     "/runs/{run_id}/reruns",
     status_code=status.HTTP_202_ACCEPTED,
@@ -170,7 +148,7 @@ def list_reruns(
 
 @router.get("/reruns/{rerun_id}", response_model=RerunDetail, responses=documented(RerunNotFound, InvalidRequest))
 def get_rerun(
-    rerun_id: RerunId, principal: MayFollowRerun, database: DatabaseDependency, patience: PatienceDependency
+    rerun_id: RerunId, principal: MayFollowRerun, database: DatabaseDependency, patience: WorkerPatienceDependency
 ) -> RerunDetail:
     """Return a rerun with its candidates, its trials and every attempt at them."""
     with database.reading() as session:
@@ -220,8 +198,8 @@ def claim_trial(
     body: Annotated[TrialClaim, Body(openapi_examples=CLAIM_EXAMPLES)],
     database: DatabaseDependency,
     limits: LimitsDependency,
-    lease: LeaseDependency,
-    patience: PatienceDependency,
+    lease: TrialLeaseDependency,
+    patience: WorkerPatienceDependency,
 ) -> Any:
     """Take a trial to run. Without a heartbeat for as long as the lease, another attempt is made elsewhere."""
     with database.writing() as session:
@@ -244,7 +222,7 @@ def renew_lease(
     principal: MayWork,
     body: Annotated[TrialHeartbeat, Body(openapi_examples=HEARTBEAT_EXAMPLES)],
     database: DatabaseDependency,
-    lease: LeaseDependency,
+    lease: TrialLeaseDependency,
 ) -> HeartbeatResult:
     """Renew the lease of an attempt, and ask whether it is worth going on."""
     with database.writing() as session:
@@ -279,7 +257,7 @@ def redeem_ticket(
     principal: MayRedeem,
     body: Annotated[TrialRedemption, Body(openapi_examples=REDEEM_EXAMPLES)],
     database: DatabaseDependency,
-    lease: LeaseDependency,
+    lease: TrialLeaseDependency,
 ) -> ClaimedTrial:
     """Exchange a ticket, sent as the API key, for what its attempt needs. It is worth nothing afterwards."""
     with database.writing() as session:

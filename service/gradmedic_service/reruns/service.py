@@ -52,18 +52,7 @@ from gradmedic_service.access.principal import OPERATOR, TICKET, Principal
 from gradmedic_service.access.secrets import is_secret
 from gradmedic_service.database import models
 from gradmedic_service.database.engine import Connection, Session
-from gradmedic_service.errors import (
-    InvalidRequest,
-    NotRerunnable,
-    RerunExists,
-    RerunNotFound,
-    RunNotFound,
-    ServiceError,
-    StaleAttempt,
-    TrainableTaken,
-    TrainableUnknown,
-    TrialNotFound,
-)
+from gradmedic_service.http.errors import InvalidRequest, ServiceError
 from gradmedic_service.http.paging import position_of, token_of
 from gradmedic_service.http.responses import to_json, without_nonfinite
 from gradmedic_service.projects import repository as stored_projects
@@ -77,11 +66,15 @@ from gradmedic_service.reruns.candidates import (
     trainable_errors,
     with_remedies,
 )
+from gradmedic_service.reruns.errors import NotRerunnable, RerunExists, RerunNotFound
 from gradmedic_service.reruns.experiment import Budget, CandidateOutcome, Curve, Design
 from gradmedic_service.reruns.repository import LIVING, RerunQuery
 from gradmedic_service.runs import repository as runs
+from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.telemetry import service as telemetry
+from gradmedic_service.trainables.errors import TrainableTaken, TrainableUnknown
+from gradmedic_service.trials.errors import StaleAttempt, TrialNotFound
 
 DEFAULT_SEEDS = 3
 MAX_SEEDS = 10
@@ -235,7 +228,7 @@ def start_automatically(
     session: Session, principal: Principal, facts: FactsCache, limits: Limits, run_id: UUID
 ) -> None:
     """Rerun a run that has just turned unhealthy, if its project wants that, its key may, and it was not yet."""
-    if not principal.holds("rerun"):
+    if not principal.has_scope("rerun"):
         return
     run = runs.find(session, run_id)
     if run is None or run.trainable is None or run.parent_id is not None:
@@ -555,7 +548,7 @@ def issue_ticket(session: Session, principal: Principal, trial_id: UUID, body: T
     if not attempt.is_waiting:
         raise StaleAttempt(f"Attempt {attempt.number} at this trial waits for nobody: its ticket was redeemed.")
     if not access.is_secret_of(session, attempt.key_id, body.ticket):
-        if access.is_taken(session, body.ticket):
+        if access.is_secret_taken(session, body.ticket):
             raise InvalidRequest.at("ticket", "was used before")
         if attempt.key_id is not None:
             access.revoke_key(session, OPERATOR, attempt.key_id)

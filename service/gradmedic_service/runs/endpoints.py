@@ -11,18 +11,11 @@ from gradmedic.protocol.runs import STATUSES, RunCreate, RunDetail, RunList, Run
 from gradmedic.protocol.service import API_PATH
 from gradmedic.protocol.verdicts import VERDICTS
 from gradmedic_service.access.authorization import MayAdminister, MayFollow, MayIngest, MayRead
-from gradmedic_service.errors import (
-    BodyTooLarge,
-    InvalidRequest,
-    MalformedBody,
-    ProjectFull,
-    RunExists,
-    RunNotFound,
-    UnsupportedMediaType,
-    documented,
-)
 from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency, check_max_results, json_only
+from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType, documented
+from gradmedic_service.projects.errors import ProjectFull
 from gradmedic_service.runs import service
+from gradmedic_service.runs.errors import RunExists, RunNotFound
 from gradmedic_service.runs.repository import RunQuery, SortKey
 from gradmedic_service.runs.schemas import check_create, check_filters, check_update
 

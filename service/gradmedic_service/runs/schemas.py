@@ -11,7 +11,7 @@ from gradmedic.protocol.runs import STATUSES, Layer, RunCreate, RunUpdate, Train
 from gradmedic.protocol.service import FieldError, Limits
 from gradmedic.protocol.statistics import STATISTICS
 from gradmedic.protocol.verdicts import VERDICTS
-from gradmedic_service.errors import InvalidRequest
+from gradmedic_service.http.errors import InvalidRequest
 from gradmedic_service.http.responses import to_json
 from gradmedic_service.projects.muting import muting_errors
 

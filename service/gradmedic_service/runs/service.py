@@ -15,12 +15,14 @@ from gradmedic_service.access import service as access
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.database import models
 from gradmedic_service.database.engine import Session
-from gradmedic_service.errors import InvalidRequest, ProjectFull, RunExists, RunNotFound
+from gradmedic_service.http.errors import InvalidRequest
 from gradmedic_service.http.paging import position_of, token_of
 from gradmedic_service.http.responses import to_json, without_nonfinite
 from gradmedic_service.projects import service as projects
+from gradmedic_service.projects.errors import ProjectFull
 from gradmedic_service.reruns import repository as reruns
 from gradmedic_service.runs import repository
+from gradmedic_service.runs.errors import RunExists, RunNotFound
 from gradmedic_service.runs.facts import LAYERS, TRAINING, digest_of
 from gradmedic_service.runs.repository import RunQuery, SortKey
 from gradmedic_service.runs.schemas import check_appended_layers
@@ -37,7 +39,7 @@ def create(session: Session, principal: Principal, body: RunCreate, limits: Limi
     Raises RunExists if the id belongs to a run that the body does not describe, BeyondKey if the principal may not
     make it, ProjectFull.
     """
-    principal.must_reach(body.project, body.id)
+    principal.check_reach(body.project, body.id)
     run_id = body.id or new_id()
     layers = _stored(LAYERS.dump_python(body.layers, mode="python", exclude_defaults=True))
     training = _stored(TRAINING.dump_python(body.training, exclude_none=True))

@@ -20,7 +20,13 @@ from gradmedic.protocol.service import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, Fiel
 from gradmedic.protocol.statistics import FRACTIONS, SERIES, SIGNED_STATISTICS, STATISTICS
 from gradmedic.protocol.steps import StepsAppend
 from gradmedic_diagnosis import Block, StepSeries
-from gradmedic_service.errors import MAX_PATH_LENGTH, InvalidRequest, MalformedBody, UnsupportedMediaType, field_path
+from gradmedic_service.http.errors import (
+    MAX_PATH_LENGTH,
+    InvalidRequest,
+    MalformedBody,
+    UnsupportedMediaType,
+    field_path,
+)
 from gradmedic_service.http.validation import field_errors
 
 STEPS_APPEND = TypeAdapter(StepsAppend)

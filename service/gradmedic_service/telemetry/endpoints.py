@@ -15,17 +15,6 @@ from gradmedic.protocol.series import SeriesResult
 from gradmedic.protocol.service import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, FieldError
 from gradmedic.protocol.steps import AppendResult, RewindResult, RunRewind
 from gradmedic_service.access.authorization import MayFollow, MayIngest, MayRead
-from gradmedic_service.errors import (
-    BodyTooLarge,
-    InvalidRequest,
-    MalformedBody,
-    NotAcceptable,
-    RunNotFound,
-    StaleGeneration,
-    UnknownGeneration,
-    UnsupportedMediaType,
-    documented,
-)
 from gradmedic_service.http.dependencies import (
     DatabaseDependency,
     FactsDependency,
@@ -35,9 +24,12 @@ from gradmedic_service.http.dependencies import (
     json_only,
     media_type,
 )
+from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType, documented
 from gradmedic_service.reruns import service as reruns
+from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.telemetry import export, service
 from gradmedic_service.telemetry.decoding import LARGEST_GENERATION, LARGEST_STEP, STEPS_APPEND, decode_block
+from gradmedic_service.telemetry.errors import NotAcceptable, StaleGeneration, UnknownGeneration
 from gradmedic_service.telemetry.series_table import NUMBERS
 
 DEFAULT_POINTS = 500

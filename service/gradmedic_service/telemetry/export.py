@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradmedic_service.database.engine import Database
-from gradmedic_service.errors import NotAcceptable
 from gradmedic_service.telemetry import repository
 from gradmedic_service.telemetry.buckets import Selection
 from gradmedic_service.telemetry.chunks import Chunk
+from gradmedic_service.telemetry.errors import NotAcceptable
 
 CSV_MEDIA_TYPE = "text/csv"
 PARQUET_MEDIA_TYPE = "application/vnd.apache.parquet"

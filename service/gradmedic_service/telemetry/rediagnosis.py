@@ -12,7 +12,7 @@ from uuid import UUID
 
 from gradmedic_diagnosis import Diagnosis, Diagnostician, VerdictChange
 from gradmedic_service.database.engine import Connection, Database
-from gradmedic_service.errors import RunNotFound
+from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.telemetry import repository
 from gradmedic_service.telemetry.repository import RunAppend, RunState, Snapshot, StoredState

@@ -18,7 +18,8 @@ from gradmedic_diagnosis import Block, Diagnostician, report
 from gradmedic_diagnosis.state import StateError
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.database.engine import Connection
-from gradmedic_service.errors import InvalidRequest, RunNotFound, StaleGeneration, UnknownGeneration
+from gradmedic_service.http.errors import InvalidRequest
+from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.runs.facts import FactsCache, RunFacts
 from gradmedic_service.runs.repository import stored_facts
 from gradmedic_service.runs.stalling import Patience
@@ -28,6 +29,7 @@ from gradmedic_service.telemetry.chunk_writer import store
 from gradmedic_service.telemetry.chunks import Chunk, decode, widen
 from gradmedic_service.telemetry.codec import CorruptChunk, compress, decompress
 from gradmedic_service.telemetry.decoding import ReceivedBlock
+from gradmedic_service.telemetry.errors import StaleGeneration, UnknownGeneration
 from gradmedic_service.telemetry.repository import RunAppend, RunRewindUpdate, RunState, Snapshot, StoredState
 from gradmedic_service.telemetry.rollups import FACTOR, Rollup
 from gradmedic_service.telemetry.run_cache import CachedRun, RunCache

@@ -21,11 +21,13 @@ from gradmedic_service.access.authentication import authenticate
 from gradmedic_service.access.authorization import MayFollow
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.database.engine import Database
-from gradmedic_service.errors import InvalidRequest, RunNotFound, ServiceError, TooManyStreams, documented
-from gradmedic_service.http.dependencies import DatabaseDependency
+from gradmedic_service.http.dependencies import DatabaseDependency, LiveRunsDependency
+from gradmedic_service.http.errors import InvalidRequest, ServiceError, documented
 from gradmedic_service.http.responses import to_json
 from gradmedic_service.reruns.repository import RerunRevision
+from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.runs.repository import RunRevision
+from gradmedic_service.web.errors import TooManyStreams
 from gradmedic_service.web.live import LiveRuns, RunSnapshot, look, sights_of
 
 HEARTBEAT_SECONDS = 15.0
@@ -60,6 +62,7 @@ async def follow_run(
     principal: MayFollow,
     request: Request,
     database: DatabaseDependency,
+    live: LiveRunsDependency,
     last_event_id: Annotated[
         str | None, Header(description="The last revision that was seen; what has changed since comes at once.")
     ] = None,
@@ -69,7 +72,6 @@ async def follow_run(
     `status` and `verdict` come when they change, `steps` with every transaction, `rerun` when one of its reruns is made
     or ends, or one of its trials moves on.
     """
-    live: LiveRuns = request.app.state.live
     live.check_room()
     sight = await to_thread.run_sync(_find, database, principal, run_id)
     stream = _stream(request, database, live, sight, last_event_id)

@@ -18,11 +18,12 @@ import structlog
 from anyio import to_thread
 
 from gradmedic_service.database.engine import Database
-from gradmedic_service.errors import ServiceError, TooManyStreams
+from gradmedic_service.http.errors import ServiceError
 from gradmedic_service.reruns import repository as reruns
 from gradmedic_service.reruns.repository import RerunRevision
 from gradmedic_service.runs import repository as runs
 from gradmedic_service.runs.repository import RunRevision
+from gradmedic_service.web.errors import TooManyStreams
 
 POLL_SECONDS = 1.0
 RETRY_AFTER_SECONDS = 30

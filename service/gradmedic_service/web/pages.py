@@ -22,13 +22,16 @@ from gradmedic.protocol.reruns import RERUN_STATUSES
 from gradmedic.protocol.runs import STATUSES
 from gradmedic.protocol.service import API_PATH
 from gradmedic.protocol.verdicts import VERDICTS
-from gradmedic_service.access.authentication import authenticated
+from gradmedic_service.access.authentication import principal_of
 from gradmedic_service.access.authorization import PUBLIC
+from gradmedic_service.access.errors import ScopeMissing
 from gradmedic_service.access.principal import Principal
-from gradmedic_service.database.engine import Database
-from gradmedic_service.errors import RerunNotFound, RunNotFound, ScopeMissing, ServiceError
+from gradmedic_service.http.errors import ServiceError
 from gradmedic_service.reruns import service as reruns
+from gradmedic_service.reruns.errors import RerunNotFound
 from gradmedic_service.runs import service as runs
+from gradmedic_service.runs.errors import RunNotFound
+from gradmedic_service.services import services_of
 from gradmedic_service.web.assets import STATIC_PATH, Assets
 
 CONTENT_SECURITY_POLICY = (
@@ -62,8 +65,8 @@ class Pages:
         """Return a page for somebody, or for nobody known."""
         content = self._environment.get_template(f"{name}.html").render(
             principal=principal,
-            is_admin=principal is not None and principal.holds("admin"),
-            may_rerun=principal is not None and principal.holds("rerun"),
+            is_admin=principal is not None and principal.has_scope("admin"),
+            may_rerun=principal is not None and principal.has_scope("rerun"),
             **context,
         )
         return HTMLResponse(content, status_code=status, headers=HEADERS)
@@ -83,8 +86,7 @@ def add_pages(app: FastAPI) -> None:
     @router.get("/runs/{run_id}")
     def show_run(request: Request, run_id: str) -> Response:
         def render(principal: Principal) -> Response:
-            database: Database = request.app.state.database
-            with database.reading() as session:
+            with services_of(request.app).database.reading() as session:
                 run = runs.get(session, principal, _run_id(run_id))
             return pages.render("run", principal, run=run)
 
@@ -97,8 +99,7 @@ def add_pages(app: FastAPI) -> None:
     @router.get("/reruns/{rerun_id}")
     def show_rerun(request: Request, rerun_id: str) -> Response:
         def render(principal: Principal) -> Response:
-            database: Database = request.app.state.database
-            with database.reading() as session:
+            with services_of(request.app).database.reading() as session:
                 rerun = reruns.get(session, principal, _rerun_id(rerun_id))
                 run = runs.get(session, principal, rerun.run_id)
             return pages.render("rerun", principal, rerun=rerun, run=run)
@@ -134,8 +135,8 @@ def _for_a_reader(
     """Answer with a page whatever happens; whoever is not known is led to the login and back."""
     principal = None
     try:
-        principal = authenticated(request.scope)
-        if not principal.holds(scope):
+        principal = principal_of(request.scope)
+        if not principal.has_scope(scope):
             raise ScopeMissing(f"This page needs the scope {scope!r}, which the API key {principal.name!r} lacks.")
         return render(principal)
     except ServiceError as error:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import Protocol
 from uuid import UUID
 
 import pytest
-from fastapi import FastAPI
 from starlette.testclient import TestClient
+from tests.service.conftest import ReplaceServices
 
 from gradmedic_service.access import service
-from gradmedic_service.access.keyring import Keyring
-from gradmedic_service.access.rates import Rates
 from gradmedic_service.database.engine import Database
-from gradmedic_service.settings import Settings
 
 
 class MakeSecret(Protocol):
@@ -45,13 +41,10 @@ def make_secret(database: Database) -> MakeSecret:
 
 
 @pytest.fixture
-def guarded(session_app: FastAPI, client: TestClient) -> Iterator[TestClient]:
-    """The service on each database in turn, with authentication on; this client has no key."""
-    state = session_app.state
-    rates, state.rates = state.rates, Rates(Settings().max_requests_per_minute)
-    state.requires_keys, state.keyring = True, Keyring()
-    yield client
-    state.requires_keys, state.keyring, state.rates = False, Keyring(), rates
+def guarded(client: TestClient, replace_services: ReplaceServices) -> TestClient:
+    """A client without a key, of a service that requires keys, on each database in turn."""
+    replace_services(requires_keys=True)
+    return client
 
 
 @pytest.fixture

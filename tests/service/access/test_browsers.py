@@ -91,12 +91,12 @@ def test_refusals_carry_them_too(sqlite_client: TestClient) -> None:
 def test_which_names_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without keys this machine's names and those given; with keys every one, unless some are given."""
     monkeypatch.delenv("GRADMEDIC_ALLOWED_HOSTS")
-    assert Settings().answering_hosts == ("localhost", "127.0.0.1", "[::1]")
-    assert Settings(host="::1").answering_hosts == ("localhost", "127.0.0.1", "[::1]")
-    assert Settings(require_auth=True).answering_hosts is None
-    assert Settings(behind_proxy=True).answering_hosts is None
+    assert Settings().accepted_hosts == ("localhost", "127.0.0.1", "[::1]")
+    assert Settings(host="::1").accepted_hosts == ("localhost", "127.0.0.1", "[::1]")
+    assert Settings(require_auth=True).accepted_hosts is None
+    assert Settings(behind_proxy=True).accepted_hosts is None
     monkeypatch.setenv("GRADMEDIC_ALLOWED_HOSTS", "a.example, b.example")
-    assert Settings(require_auth=True).answering_hosts == ("localhost", "127.0.0.1", "[::1]", "a.example", "b.example")
+    assert Settings(require_auth=True).accepted_hosts == ("localhost", "127.0.0.1", "[::1]", "a.example", "b.example")
 
 
 @pytest.mark.slow

@@ -12,9 +12,10 @@ from starlette.testclient import TestClient
 
 from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.service import API_PATH
-from gradmedic_service.access.secrets import digest_of, is_secret
+from gradmedic_service.access.secrets import hash_secret, is_secret
 from gradmedic_service.database import models
 from gradmedic_service.database.engine import Database
+from gradmedic_service.services import services_of
 
 KEYS = f"{API_PATH}/api-keys"
 
@@ -33,7 +34,7 @@ def test_life_of_a_key(bearing: Any, guarded: TestClient, database: Database) ->
     with database.reading() as session:
         stored = session.get(models.ApiKey, UUID(key["id"]))
         assert stored is not None
-        assert stored.digest == digest_of(secret)
+        assert stored.digest == hash_secret(secret)
         assert secret not in str(vars(stored))
     (listed,) = [one for one in admin.get(KEYS).json()["items"] if one["id"] == key["id"]]
     assert listed == key
@@ -85,11 +86,11 @@ def test_last_use_is_written_now_and_then(bearing: Any, session_app: FastAPI, da
         reader.get(f"{API_PATH}/runs")
     with database.reading() as session:
         assert session.query(models.ApiKey.last_used_at).scalar() is None
-    session_app.state.keyring.write_last_uses(database)
+    services_of(session_app).keyring.write_last_uses(database)
     with database.reading() as session:
         written = session.query(models.ApiKey.last_used_at).scalar()
     assert abs(datetime.now(UTC) - written) < timedelta(minutes=1)
-    session_app.state.keyring.write_last_uses(database)
+    services_of(session_app).keyring.write_last_uses(database)
 
 
 def test_last_use_is_written_at_the_end(

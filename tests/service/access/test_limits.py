@@ -3,53 +3,50 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
 from starlette.testclient import TestClient
 from starlette.types import Message, Scope
+from tests.service.conftest import ReplaceServices
 
 from gradmedic.protocol.service import API_PATH
-from gradmedic_service.access.admission import RETRY_AFTER, Admission
+from gradmedic_service.access.admission import RETRY_AFTER_SECONDS, Admission
+from gradmedic_service.access.authentication import RESULT
+from gradmedic_service.access.errors import Overloaded, TooManyRequests
 from gradmedic_service.access.principal import LOOPBACK
-from gradmedic_service.access.rates import FAILED_ATTEMPTS_PER_MINUTE, Rates
-from gradmedic_service.errors import Overloaded, RequestTimeout, TooManyRequests
+from gradmedic_service.access.rate_limits import FAILED_ATTEMPTS_PER_MINUTE, RateLimits
 from gradmedic_service.http.bodies import BoundedBodies
+from gradmedic_service.http.errors import RequestTimeout
 from gradmedic_service.settings import Settings
 
 RUNS = f"{API_PATH}/runs"
 
 
-@contextmanager
-def limited(app: FastAPI, **changes: Any) -> Iterator[None]:
-    """Serve with other limits for a while."""
-    before = app.state.limits, app.state.rates
-    app.state.limits = Settings(**changes).limits()
-    app.state.rates = Rates(Settings(**changes).max_requests_per_minute)
-    yield
-    app.state.limits, app.state.rates = before
+def limit(replace_services: ReplaceServices, **changes: Any) -> None:
+    """Serve with these limits until the end of the test."""
+    settings = Settings(**changes)
+    replace_services(limits=settings.limits(), rate_limits=RateLimits(settings.max_requests_per_minute))
 
 
-def test_requests_of_a_key(bearing: Any, session_app: FastAPI, within_a_minute: None) -> None:
+def test_requests_of_a_key(bearing: Any, replace_services: ReplaceServices, within_a_minute: None) -> None:
     """A key that asks too often gets 429 with when to come back; another key, and what is public, do not notice."""
     busy, other = bearing("read"), bearing("read")
-    with limited(session_app, max_requests_per_minute=5):
-        answers = [busy.get(RUNS) for _ in range(6)]
-        assert [one.status_code for one in answers] == [200] * 5 + [429]
-        assert answers[-1].json()["error_code"] == "too_many_requests"
-        assert "5 requests a minute" in answers[-1].json()["detail"]
-        assert 1 <= int(answers[-1].headers["retry-after"]) <= 120
-        assert other.get(RUNS).status_code == 200
-        assert busy.get("/healthz").status_code == 200
+    limit(replace_services, max_requests_per_minute=5)
+    answers = [busy.get(RUNS) for _ in range(6)]
+    assert [one.status_code for one in answers] == [200] * 5 + [429]
+    assert answers[-1].json()["error_code"] == "too_many_requests"
+    assert "5 requests a minute" in answers[-1].json()["detail"]
+    assert 1 <= int(answers[-1].headers["retry-after"]) <= 120
+    assert other.get(RUNS).status_code == 200
+    assert busy.get("/healthz").status_code == 200
 
 
-def test_without_keys_nobody_is_counted(sqlite_client: TestClient, session_app: FastAPI) -> None:
+def test_without_keys_nobody_is_counted(sqlite_client: TestClient, replace_services: ReplaceServices) -> None:
     """On loopback there is no rate: nobody is told apart there."""
-    with limited(session_app, max_requests_per_minute=1):
-        assert [sqlite_client.get(RUNS).status_code for _ in range(5)] == [200] * 5
+    limit(replace_services, max_requests_per_minute=1)
+    assert [sqlite_client.get(RUNS).status_code for _ in range(5)] == [200] * 5
 
 
 def test_guessing_is_slowed_down(guarded: TestClient, bearing: Any, within_a_minute: None) -> None:
@@ -68,27 +65,27 @@ def test_rates_forget(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was asked two minutes ago counts no more."""
     now = [1_000_000.0]
     monkeypatch.setattr("time.time", lambda: now[0])
-    rates = Rates(2)
+    limits = RateLimits(2)
     for _ in range(2):
-        rates.count_request("key", "k")
+        limits.count_request("key", "k")
     with pytest.raises(TooManyRequests) as refused:
-        rates.count_request("key", "k")
+        limits.count_request("key", "k")
     assert refused.value.retry_after is not None
     now[0] += 120
-    rates.count_request("key", "k")
+    limits.count_request("key", "k")
 
 
-def test_runs_of_a_project(client: TestClient, session_app: FastAPI, create_run: Any) -> None:
+def test_runs_of_a_project(client: TestClient, replace_services: ReplaceServices, create_run: Any) -> None:
     """A full project refuses another run, and stores none, until one is deleted; other projects have room."""
-    with limited(session_app, max_runs_per_project=2):
-        paths = [create_run(client, project="full") for _ in range(2)]
-        body = {"project": "full", "layers": []}
-        refused = client.post(RUNS, json=body)
-        assert (refused.status_code, refused.json()["error_code"]) == (409, "project_full")
-        assert len(client.get(RUNS).json()["items"]) == 2
-        assert client.post(RUNS, json=body | {"project": "other"}).status_code == 201
-        client.delete(paths[0])
-        assert client.post(RUNS, json=body).status_code == 201
+    limit(replace_services, max_runs_per_project=2)
+    paths = [create_run(client, project="full") for _ in range(2)]
+    body = {"project": "full", "layers": []}
+    refused = client.post(RUNS, json=body)
+    assert (refused.status_code, refused.json()["error_code"]) == (409, "project_full")
+    assert len(client.get(RUNS).json()["items"]) == 2
+    assert client.post(RUNS, json=body | {"project": "other"}).status_code == 201
+    client.delete(paths[0])
+    assert client.post(RUNS, json=body).status_code == 201
 
 
 def test_limits_publish_all(sqlite_client: TestClient) -> None:
@@ -132,11 +129,15 @@ async def ask(admission: Admission, path: str = RUNS) -> str:
     async def send(_message: Message) -> None:
         pass
 
-    scope = {"type": "http", "path": path, "state": {"authenticated": LOOPBACK}}
+    scope = {"type": "http", "path": path, "state": {RESULT: LOOPBACK}}
     try:
         await admission(scope, receive, send)
     except Overloaded as error:
-        return "refused" if error.retry_after in range(RETRY_AFTER[0], RETRY_AFTER[1] + 1) else "told no time"
+        return (
+            "refused"
+            if error.retry_after in range(RETRY_AFTER_SECONDS[0], RETRY_AFTER_SECONDS[1] + 1)
+            else "told no time"
+        )
     return "served"
 
 
@@ -169,7 +170,7 @@ def test_admission() -> None:
 
 def test_waiting_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waits for longer than a moment is refused, and takes no place."""
-    monkeypatch.setattr("gradmedic_service.access.admission.LONGEST_WAIT", 0.01)
+    monkeypatch.setattr("gradmedic_service.access.admission.MAX_WAIT_SECONDS", 0.01)
 
     async def scenario() -> None:
         gate = Gate()

@@ -9,6 +9,8 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 from tests.service.reruns.conftest import API, CLIP, PlayedWorker, rerun, suspect
 
+from gradmedic_service.services import services_of
+
 
 def code(response: Any) -> str:
     """Return the error code of an answer."""
@@ -88,7 +90,7 @@ def test_a_trial_has_a_key_for_its_run_alone(team: Any, guarded: TestClient, ses
     assert code(trial.post(f"{API}/runs/{run_id}/reruns", json={})) == "scope_missing"
     assert code(trial.post(f"{API}/trials/claim", json={"worker": "w", "trainables": []})) == "scope_missing"
     assert worker.publish(claimed).status_code == 200
-    session_app.state.keyring.forget()
+    services_of(session_app).keyring.clear()
     assert code(trial.get(f"{API}/runs/{claimed['run_id']}")) == "api_key_revoked"
 
 

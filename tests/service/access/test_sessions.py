@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 from starlette.testclient import TestClient
+from tests.service.conftest import ReplaceServices
 
 from gradmedic.protocol.service import API_PATH
 from gradmedic_service.access.authentication import SESSION_COOKIE
 from gradmedic_service.access.keyring import Keyring
-from gradmedic_service.access.rates import FAILED_ATTEMPTS_PER_MINUTE, Rates
+from gradmedic_service.access.rate_limits import FAILED_ATTEMPTS_PER_MINUTE, RateLimits
 from gradmedic_service.database.engine import Database
 from gradmedic_service.database.models import BrowserSession
 
@@ -105,12 +106,14 @@ def test_logging_out_ends_the_session_and_not_the_key(browser: TestClient, make_
     assert (response.status_code, response.json()["error_code"]) == (401, "session_ended")
 
 
-def test_a_session_ends_after_its_time(browser: TestClient, database: Database) -> None:
+def test_a_session_ends_after_its_time(
+    browser: TestClient, database: Database, replace_services: ReplaceServices
+) -> None:
     """A session that is over is refused as one."""
     assert browser.get(RUNS).status_code == 200
     with database.writing() as session:
         session.execute(update(BrowserSession).values(expires_at=datetime.now(UTC) - timedelta(seconds=1)))
-    browser.app.state.keyring = Keyring()  # type: ignore[attr-defined] # what a process that has not seen it knows
+    replace_services(keyring=Keyring())  # of a process that has not seen the session yet
     assert browser.get(RUNS).json()["error_code"] == "session_ended"
 
 
@@ -146,10 +149,10 @@ def test_without_keys_there_are_no_sessions(client: TestClient) -> None:
 
 
 def test_sessions_count_as_requests_of_their_key(
-    guarded: TestClient, browser: TestClient, within_a_minute: None
+    guarded: TestClient, browser: TestClient, replace_services: ReplaceServices, within_a_minute: None
 ) -> None:
     """A session has no more requests a minute than its key, and gets 429 beyond them."""
-    guarded.app.state.rates = Rates(3)  # type: ignore[attr-defined]
+    replace_services(rate_limits=RateLimits(3))
     answers = [browser.get(SESSION) for _ in range(4)]
     assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
     assert int(answers[-1].headers["retry-after"]) > 0

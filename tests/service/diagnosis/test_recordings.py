@@ -11,7 +11,7 @@ import pytest
 from benchmarks.corpus.recording import load
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.service.approximation import approximately
+from tests.support.approximation import approximately
 
 from gradmedic_diagnosis import Block, Diagnosis, Diagnostician, LayerFacts, VerdictChange
 

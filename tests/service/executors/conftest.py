@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from benchmarks.ray_cluster import RayCluster
 from pydantic import SecretStr
-from tests.conftest import PATIENCE
+from tests.support.patience import PATIENCE
 
 import gradmedic
 from gradmedic.protocol.remedies import Remedy

@@ -17,11 +17,11 @@ import psutil
 import pytest
 from benchmarks.cable import Cable
 from benchmarks.ray_cluster import RayCluster
-from tests.conftest import PATIENCE
 from tests.service.executors.conftest import HEAD_CPUS, Guarded, Workshop, setting, suspect
+from tests.support.patience import PATIENCE
 
 import gradmedic
-from gradmedic.cli import follow_rerun
+from gradmedic.cli.rerun import follow_rerun
 from gradmedic.exceptions import ConfigurationError
 from gradmedic.protocol.reruns import RerunDetail, Trial
 from gradmedic_worker.configuration import read_configuration

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.conftest import PATIENCE
 from tests.service.executors.conftest import Hosting, Workshop
+from tests.support.patience import PATIENCE
 
 from gradmedic_worker.executors.base import STOPPED, TIMEOUT, HostedTrial, Lost, TrialEnd
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import httpx2
 import pytest
-from tests.conftest import PATIENCE
-from tests.service.faults.restartable import RestartablePostgres
+from tests.support.patience import PATIENCE
+from tests.support.postgres import PostgresServer
 
 from gradmedic.protocol.ids import new_id
 
@@ -153,7 +153,7 @@ def test_the_service_is_restarted(how: signal.Signals, serve: Any, database_url:
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["stop", "kill -9"])
 def test_the_database_is_restarted(
-    how: signal.Signals, serve: Any, own_postgres: RestartablePostgres, wait_until: WaitUntil
+    how: signal.Signals, serve: Any, own_postgres: PostgresServer, wait_until: WaitUntil
 ) -> None:
     """PostgreSQL stopped or killed under load: 503 while it is away, readiness says so, and nothing is lost."""
     with serve(own_postgres.url) as served, loaded(served.url, wait_until) as load:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
 import pytest
-from fastapi import FastAPI
 from starlette.testclient import TestClient
+from tests.service.conftest import ReplaceServices
 
 from gradmedic.protocol.service import API_PATH
 
@@ -141,9 +140,6 @@ def rerun(client: httpx2.Client, run_id: str, *candidates: list[dict[str, Any]],
 
 
 @pytest.fixture
-def short_lease(session_app: FastAPI) -> Iterator[None]:
+def short_lease(client: TestClient, replace_services: ReplaceServices) -> None:
     """Give trials up after a twentieth of a second."""
-    before = session_app.state.trial_lease
-    session_app.state.trial_lease = 0.05
-    yield
-    session_app.state.trial_lease = before
+    replace_services(trial_lease=0.05)

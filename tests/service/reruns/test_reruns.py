@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
 from starlette.testclient import TestClient
+from tests.service.conftest import ReplaceServices
 from tests.service.reruns.conftest import API, CLIP, LATE, SLOW, STEPS, PlayedWorker, rerun, suspect
 
 from gradmedic.protocol.ids import new_id
@@ -395,13 +395,13 @@ def test_what_a_trial_took_is_what_its_worker_says(client: TestClient, worker: P
 def test_a_lost_worker_costs_no_more_than_there_is(
     client: TestClient,
     worker: PlayedWorker,
-    session_app: FastAPI,
+    replace_services: ReplaceServices,
     short_lease: None,
     wait_until: Callable[[Callable[[], bool]], None],
 ) -> None:
     """A lease that ends beyond the budget is not counted to its end: the trial was ended before."""
     asked = rerun(client, suspect(client), CLIP, budget={"steps": STEPS, "seconds": 1.0})
-    session_app.state.trial_lease = 1.5
+    replace_services(trial_lease=1.5)
     assert worker.claim() is not None
 
     def is_lost() -> bool:

@@ -16,9 +16,11 @@ from tests.service.access.conftest import Bearing
 from tests.service.access.conftest import bearing as bearing
 from tests.service.access.conftest import guarded as guarded
 from tests.service.access.conftest import make_secret as make_secret
+from tests.service.conftest import ReplaceServices
 from tests.service.reruns.conftest import API, CLIP, PlayedWorker, rerun, suspect
 
 from gradmedic_service.access.secrets import new_secret
+from gradmedic_service.services import services_of
 
 Claimed = dict[str, Any]
 Holding = Callable[[str], TestClient]
@@ -101,14 +103,14 @@ def test_a_ticket_buys_the_key_of_its_attempt_once(
     assert bought.json() | {"api_key": None, "seconds": waiting["seconds"]} == waiting
     assert 0 < bought.json()["seconds"] <= 50.0
     assert code(redeem(bearer, waiting)) in ("stale_attempt", "api_key_revoked")
-    session_app.state.keyring.forget()
+    services_of(session_app).keyring.clear()
     assert code(redeem(bearer, waiting)) == "api_key_revoked"
     assert code(issue(supervisor, waiting, new_secret())) == "stale_attempt"
     process = PlayedWorker(holding(bought.json()["api_key"]))
     process.stream(waiting, "exploding")
     assert lease(process.client, waiting).json()["seconds"] > 0
     assert supervisor.publish(waiting).status_code == 200
-    session_app.state.keyring.forget()
+    services_of(session_app).keyring.clear()
     assert code(lease(process.client, waiting)) == "api_key_revoked"
 
 
@@ -182,18 +184,15 @@ def test_only_its_supervisor_makes_a_ticket_good(waiting: Claimed, bearing: Bear
 
 
 def test_a_ticket_dies_with_its_lease(
-    waiting: Claimed, supervisor: PlayedWorker, holding: Holding, session_app: FastAPI, wait_until: Any
+    waiting: Claimed, supervisor: PlayedWorker, holding: Holding, replace_services: ReplaceServices, wait_until: Any
 ) -> None:
     """A job that gets its place after its supervisor was lost is refused, although nobody has noticed the loss."""
     ticket = new_secret()
-    session_app.state.trial_lease, before = 0.05, session_app.state.trial_lease
-    try:
-        issue(supervisor, waiting, ticket)
-        supervisor.beat(waiting)  # until a twentieth of a second from now
-        wait_until(lambda: issue(supervisor, waiting, ticket).json()["seconds"] < 0)
-        assert code(redeem(holding(ticket), waiting)) == "stale_attempt"
-    finally:
-        session_app.state.trial_lease = before
+    replace_services(trial_lease=0.05)
+    issue(supervisor, waiting, ticket)
+    supervisor.beat(waiting)  # until a twentieth of a second from now
+    wait_until(lambda: issue(supervisor, waiting, ticket).json()["seconds"] < 0)
+    assert code(redeem(holding(ticket), waiting)) == "stale_attempt"
 
 
 def test_a_ticket_that_expired_is_refused(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
 from starlette.testclient import TestClient
+from tests.service.conftest import ReplaceServices
 from tests.service.reruns.conftest import API, CLIP, SLOW, TRAINABLE, PlayedWorker, rerun, suspect
 
 from gradmedic_service.reruns import service
@@ -114,15 +114,13 @@ def test_a_rerun_says_that_it_waits_for_a_worker(
 
 
 @pytest.fixture
-def lose_patience(session_app: FastAPI) -> Iterator[Callable[[], None]]:
+def lose_patience(client: TestClient, replace_services: ReplaceServices) -> Callable[[], object]:
     """Wait for a worker a tenth of a second, from the call on."""
-    before = session_app.state.worker_patience
-    yield lambda: setattr(session_app.state, "worker_patience", 0.1)
-    session_app.state.worker_patience = before
+    return lambda: replace_services(worker_patience=0.1)
 
 
 def test_patience_has_an_end(
-    client: TestClient, worker: PlayedWorker, short_lease: None, lose_patience: Callable[[], None], wait_until: Wait
+    client: TestClient, worker: PlayedWorker, short_lease: None, lose_patience: Callable[[], object], wait_until: Wait
 ) -> None:
     """Where no worker comes back, whoever looks finds the rerun ended, its lost trial included."""
     asked = rerun(client, suspect(client), CLIP)

@@ -11,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import select
 from starlette.testclient import TestClient
-from tests.service.locks import is_anyone_waiting
+from tests.support.locks import is_anyone_waiting
 
 from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.runs import Layer, RunUpdate

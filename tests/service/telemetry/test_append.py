@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, select, update
 from starlette.testclient import TestClient
-from tests.service.locks import is_anyone_waiting
+from tests.support.locks import is_anyone_waiting
 
 from gradmedic.protocol.service import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE
 from gradmedic_service.access.principal import OPERATOR

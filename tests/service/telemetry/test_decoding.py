@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from gradmedic.protocol.service import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE
 from gradmedic.protocol.statistics import FRACTIONS, SERIES, SIGNED_STATISTICS, STATISTICS
-from gradmedic_service.errors import InvalidRequest, MalformedBody, UnsupportedMediaType
+from gradmedic_service.http.errors import InvalidRequest, MalformedBody, UnsupportedMediaType
 from gradmedic_service.http.responses import without_nonfinite
 from gradmedic_service.settings import Settings
 from gradmedic_service.telemetry.decoding import LARGEST_FLOAT32, ReceivedBlock, decode_block

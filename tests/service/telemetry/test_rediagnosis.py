@@ -14,7 +14,7 @@ from sqlalchemy import delete, update
 from starlette.testclient import TestClient
 
 from gradmedic.protocol.ids import new_id
-from gradmedic_service.commands.entry_points import REDIAGNOSE
+from gradmedic_service.commands.rediagnose import REDIAGNOSE
 from gradmedic_service.database.engine import Database
 from gradmedic_service.database.models import DiagnosisSnapshot, DiagnosisState, Run, VerdictChange
 from gradmedic_service.runs.facts import FactsCache

@@ -7,10 +7,10 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from fastapi import FastAPI
 from sqlalchemy import select, update
 from starlette.testclient import TestClient
-from tests.service.approximation import approximately
+from tests.service.conftest import ReplaceServices
+from tests.support.approximation import approximately
 
 from gradmedic.protocol.ids import new_id
 from gradmedic_diagnosis import Diagnostician, LayerFacts
@@ -167,7 +167,12 @@ def test_what_is_kept_is_bounded(client: TestClient, create_run: Any, database: 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 7, 13])
 def test_forgetting_changes_nothing(
-    client: TestClient, create_run: Any, database: Database, monkeypatch: pytest.MonkeyPatch, size: int
+    client: TestClient,
+    create_run: Any,
+    database: Database,
+    replace_services: ReplaceServices,
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
 ) -> None:
     """The stored state may lie behind: a process that restores it reads on to where one that never forgot stands."""
     monkeypatch.setattr(service, "STATE_STEPS", 20)
@@ -177,9 +182,7 @@ def test_forgetting_changes_nothing(
     for run, forgets in zip(runs, (False, True), strict=True):
         for block in range(160 // size):
             if forgets and block % 3:
-                app = client.app
-                assert isinstance(app, FastAPI)
-                app.state.warm = RunCache()
+                replace_services(run_cache=RunCache())
             append(client, run, size * block, size, norm=1.05 ** max(0, size * block - 60))
             if block % 5 == 0:
                 answers.append((run, block, client.get(f"{run}/diagnosis").json() | {"run_id": None}))

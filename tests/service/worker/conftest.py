@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.conftest import PATIENCE
+from tests.support.patience import PATIENCE
 
 import gradmedic
 from gradmedic.protocol.remedies import Remedy

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gradmedic.exceptions import ConfigurationError
-from gradmedic_service.commands.demo import examples
+from gradmedic_service.commands.demo import examples_folder
 from gradmedic_worker.configuration import program_of, read_configuration
 
 GOOD = """
@@ -165,6 +165,6 @@ def test_missing_files_and_empty_ones(tmp_path: Path) -> None:
 
 def test_the_examples_are_allowed() -> None:
     """The examples' own worker.toml is good, and names each script that is there."""
-    configuration = read_configuration(examples() / "worker.toml")
+    configuration = read_configuration(examples_folder() / "worker.toml")
     scripts = {one.command[1] for one in configuration.trainables.values()}
-    assert scripts == {path.name for path in examples().glob("*.py")}
+    assert scripts == {path.name for path in examples_folder().glob("*.py")}

@@ -12,9 +12,9 @@ from typing import Any
 
 import psutil
 import pytest
-from benchmarks.servers import free_port
-from tests.service.faults.restartable import RestartablePostgres
 from tests.service.worker.conftest import StartWorker, ended, is_gone, offered, running, setting, suspect
+from tests.support.ports import free_port
+from tests.support.postgres import PostgresServer
 
 import gradmedic
 from gradmedic.exceptions import GradmedicError
@@ -110,7 +110,7 @@ def test_the_service_is_killed(house: House) -> None:
 
 
 def test_the_database_is_killed(
-    serve: Any, own_postgres: RestartablePostgres, start_worker: StartWorker, wait_until: Wait
+    serve: Any, own_postgres: PostgresServer, start_worker: StartWorker, wait_until: Wait
 ) -> None:
     """Every process of PostgreSQL is killed, twice, and started on the same files: the rerun comes to its end."""
     with ExitStack() as stack:

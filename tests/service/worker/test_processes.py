@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.conftest import PATIENCE
+from tests.support.patience import PATIENCE
 
 from gradmedic_worker import processes
 from gradmedic_worker.attempt import KEEP_FIRST, KEEP_LAST

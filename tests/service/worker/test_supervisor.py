@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import PATIENCE
 from tests.service.worker.conftest import ended, setting, suspect, write_trainable
+from tests.support.patience import PATIENCE
 
 import gradmedic
 from gradmedic.protocol.trials import ClaimedTrial

@@ -10,8 +10,8 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.conftest import PATIENCE
 from tests.service.worker.conftest import SCRIPT, StartWorker, ended, is_gone, offered, running, setting, suspect
+from tests.support.patience import PATIENCE
 
 import gradmedic
 from gradmedic.cli import main

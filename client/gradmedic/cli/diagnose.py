@@ -1,0 +1,112 @@
+"""`gradmedic diagnose`: print the diagnosis of a run."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+
+from gradmedic.cli.command import EXIT_UNHEALTHY, add_connection_argument, find_run, make_client
+from gradmedic.cli.text import format_environment, format_evidence, format_outcome, list_item, terminal_width, wrap
+from gradmedic.protocol.diagnosis import Diagnosis, Outcome
+from gradmedic.protocol.encoding import to_json
+from gradmedic.protocol.remedies import describe_remedies
+from gradmedic.protocol.runs import RunDetail, RunSummary
+from gradmedic.protocol.verdicts import VERDICTS
+
+
+class DiagnoseCommand:
+    """`gradmedic diagnose`."""
+
+    help = "print what is wrong with a run, why, and what fixes it"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's arguments."""
+        add_connection_argument(parser)
+        parser.add_argument("run", metavar="RUN", help="id, beginning of an id, or name of the run")
+        parser.add_argument("--project", help="look for the name in this project only")
+        parser.add_argument("--at-step", type=int, help="print the diagnosis as of this step")
+        parser.add_argument("--json", action="store_true", help="print the diagnosis as JSON")
+        parser.add_argument(
+            "--fail-on",
+            type=_parse_verdicts,
+            default=frozenset(),
+            metavar="VERDICT,...",
+            help=f"exit with code {EXIT_UNHEALTHY} if the verdict is one of these",
+        )
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Print the diagnosis."""
+        with make_client(args) as client:
+            run_id = find_run(client, args.run, args.project)
+            diagnosis = client.runs.diagnosis(run_id, at_step=args.at_step)
+            if args.json:
+                print(to_json(diagnosis).decode())
+            else:
+                print(render_diagnosis(diagnosis, client.runs.get(run_id)))
+        return EXIT_UNHEALTHY if diagnosis.verdict in args.fail_on else 0
+
+
+def render_diagnosis(diagnosis: Diagnosis, run: RunSummary) -> str:
+    """Return a diagnosis as text: verdict, first step, first layer, findings, causes and advice, in this order."""
+    width = terminal_width()
+    since = "" if diagnosis.since_step is None else f" since step {diagnosis.since_step}"
+    open_findings = [
+        finding
+        for finding in diagnosis.findings
+        if finding.class_ == diagnosis.verdict and finding.resolved_step is None and finding.layers
+    ]
+    lines = [
+        f"{diagnosis.verdict.upper()}{since}  (confidence {diagnosis.score:.0%})",
+        f"run {run.name} in {run.project}, {run.status}, "
+        + ("no steps yet" if diagnosis.step is None else f"as of step {diagnosis.step}"),
+    ]
+    if open_findings and diagnosis.verdict in ("vanishing", "exploding"):
+        lines.append(f"first bad layer: {open_findings[0].layers[0]}")
+    training = run.training if isinstance(run, RunDetail) else None
+    if training is not None and training.dropped_steps:
+        lines.append(f"{training.dropped_steps} steps are missing: the client had no room for them")
+    lines += ["", *wrap(diagnosis.summary, width)]
+    if diagnosis.findings:
+        lines += ["", "What was seen"]
+        for finding in diagnosis.findings:
+            until = "" if finding.resolved_step is None else f", resolved at step {finding.resolved_step}"
+            lines += list_item(
+                f"{finding.severity}: {finding.detector} from step {finding.first_step}{until}",
+                [finding.explanation, format_evidence(finding.evidence)],
+                width,
+            )
+    if diagnosis.causes:
+        lines += ["", "Why, most likely first"]
+        for cause in sorted(diagnosis.causes, key=lambda cause: -cause.score):
+            heading = f"{cause.cause.replace('_', ' ')} ({cause.score:.0%})"
+            lines += list_item(heading, [cause.explanation, format_evidence(cause.evidence)], width)
+    if diagnosis.advice:
+        lines += ["", "What to do, best first"]
+        for advice in sorted(diagnosis.advice, key=lambda advice: advice.rank):
+            parameters = ", ".join(f"{name}={value}" for name, value in advice.remedy.parameters.items())
+            paragraphs = [advice.reason, f"Cost: {advice.cost}", _describe_trial(advice.outcome)]
+            lines += list_item(f"{advice.rank}. {advice.remedy.id}({parameters})", paragraphs, width)
+            lines += ["", textwrap.indent(advice.snippet.rstrip(), " " * 8), ""]
+    advised = [[advice.remedy] for advice in diagnosis.advice]
+    other_trials = [tried for tried in diagnosis.tried if tried.remedies not in advised]
+    if other_trials:
+        lines += ["", "What else was tried"]
+        for tried in other_trials:
+            lines += list_item(
+                describe_remedies(tried.remedies),
+                [f"{format_outcome(tried.outcome)}.{format_environment(tried.outcome)}"],
+                width,
+            )
+    return "\n".join(lines).rstrip()
+
+
+def _describe_trial(outcome: Outcome | None) -> str:
+    return "" if outcome is None else f"Tried: {format_outcome(outcome)}.{format_environment(outcome)}"
+
+
+def _parse_verdicts(text: str) -> frozenset[str]:
+    verdicts = frozenset(text.split(","))
+    unknown = verdicts - set(VERDICTS)
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: choose from {', '.join(VERDICTS)}")
+    return verdicts

@@ -1,0 +1,145 @@
+"""The service as a process: its socket, the worker beside it, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from gradmedic_service.app import create_app
+from gradmedic_service.services import services_of
+from gradmedic_service.settings import Settings
+
+BACKLOG = 2048
+KEEP_ALIVE_SECONDS = 75
+"""Seconds that a silent connection stays open. Jobs that report every few seconds keep their connection, and none is
+closed at the moment when the next block is sent."""
+WORKER_SECONDS = 30
+"""Seconds that the worker beside the service has to end its trials."""
+M_ARENA_MAX = -8
+"""The option of glibc's `mallopt` (malloc.h) that bounds the number of heaps."""
+MALLOC_ARENAS = 2
+"""Heaps of the process. By default glibc gives each of some forty threads its own heap, and a heap keeps the memory
+that a large body once needed."""
+
+_logger = structlog.get_logger("gradmedic.service")
+
+
+class StartError(Exception):
+    """The server cannot start; the message is for the operator."""
+
+
+def run_server(settings: Settings, announce: Callable[[str], None], worker_file: str | None = None) -> None:
+    """Listen, announce the address, and serve until a signal. Raises StartError.
+
+    Args:
+        settings: settings whose database has been prepared.
+        announce: function that is called with the URL once the service listens there.
+        worker_file: the `worker.toml` of a worker that runs beside the service, as a process of its own.
+    """
+    _bound_heaps()
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        proxy_headers=settings.behind_proxy,
+        ssl_certfile=settings.ssl_certfile,
+        ssl_keyfile=settings.ssl_keyfile,
+        timeout_graceful_shutdown=settings.shutdown_timeout,
+    )
+    try:
+        config.load()
+    except OSError as error:  # ssl.SSLError is one
+        raise StartError(f"the certificate or its key cannot be used: {error}") from error
+    try:
+        listener = socket.create_server(
+            (settings.host, settings.port),
+            family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET,
+            backlog=BACKLOG,
+        )
+    except OSError as error:
+        reason = error.strerror or error
+        raise StartError(f"cannot listen at {settings.host} port {settings.port}: {reason}") from error
+    with listener:
+        _Server(config, app, announce, worker_file).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Announces its address once it listens. Starts its worker then, and ends it first."""
+
+    def __init__(
+        self, config: uvicorn.Config, app: FastAPI, announce: Callable[[str], None], worker_file: str | None
+    ) -> None:
+        super().__init__(config)
+        self._app = app
+        self._announce = announce
+        self._worker_file = worker_file
+        self._worker: _WorkerProcess | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.should_exit:
+            return
+        scheme = "https" if self.config.is_ssl else "http"
+        for listener in sockets or []:
+            host, port = listener.getsockname()[:2]
+            address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+            self._announce(address)
+            if self._worker_file is not None:
+                loopback = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host)  # noqa: S104 (compared, not bound to)
+                self._worker = _WorkerProcess(
+                    self._worker_file, address if loopback is None else f"{scheme}://{loopback}:{port}"
+                )
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the worker, which still sends requests; then the event streams, whose ends uvicorn would wait for."""
+        if self._worker is not None:
+            await asyncio.to_thread(self._worker.end)
+        services_of(self._app).live_runs.close()
+        await super().shutdown(sockets)
+
+
+class _WorkerProcess:
+    """A `gradmedic worker` beside the service; it ends when this process ends, even if this process is killed."""
+
+    def __init__(self, worker_file: str, address: str) -> None:
+        command = [sys.executable, "-m", "gradmedic", "worker", "--config", worker_file, "--base-url", address]
+        self._is_ending = False
+        self._process = subprocess.Popen(  # noqa: S603 (our own command)
+            [*command, "--until-input-ends"],
+            stdin=subprocess.PIPE,
+            start_new_session=True,  # an interrupt at the terminal is for the service, which ends the worker
+        )
+        threading.Thread(target=self._log_unexpected_end, daemon=True).start()
+
+    def end(self) -> None:
+        """Let the worker end its trials and wait for its end; kill it, and its trials, after WORKER_SECONDS."""
+        self._is_ending = True
+        try:
+            self._process.communicate(timeout=WORKER_SECONDS)  # closes its input, which ends it
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _log_unexpected_end(self) -> None:
+        status = self._process.wait()
+        if not self._is_ending:
+            _logger.error("the worker beside the service has ended: no trial is run any more", exit_status=status)
+
+
+def _bound_heaps() -> None:
+    """Make threads share heaps, so that memory does not grow under load. Does nothing without glibc."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_ARENA_MAX, MALLOC_ARENAS)

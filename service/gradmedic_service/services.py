@@ -1,0 +1,53 @@
+"""What the requests of one process share: one frozen object, which `create_app` builds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.applications import Starlette
+
+from gradmedic.protocol.service import Limits
+from gradmedic_service.access.keyring import Keyring
+from gradmedic_service.access.rate_limits import RateLimits
+from gradmedic_service.database.engine import Database
+from gradmedic_service.http.metrics import Metrics
+from gradmedic_service.http.routes import RouteTable
+from gradmedic_service.runs.facts import FactsCache
+from gradmedic_service.telemetry.run_cache import RunCache
+from gradmedic_service.web.live import LiveRuns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """The parts of a running service. Endpoints receive single parts through `http.dependencies`."""
+
+    database: Database
+    schema_revision: str
+    """The revision of the database's schema that this version of the service needs."""
+    route_table: RouteTable
+    limits: Limits
+    """The limits that `GET /limits` publishes."""
+    requires_keys: bool
+    """Whether a request without an API key is refused."""
+    keyring: Keyring
+    rate_limits: RateLimits
+    metrics: Metrics
+    facts: FactsCache
+    run_cache: RunCache
+    live_runs: LiveRuns
+    """The runs that open event streams follow."""
+    trial_lease: float
+    """Seconds without a heartbeat after which another worker gets a trial."""
+    worker_patience: float
+    """Seconds that a rerun waits for a worker that offers its trainable."""
+
+
+def provide_services(app: Starlette, services: Services) -> None:
+    """Make an application use these services, from the next request on."""
+    app.state.services = services
+
+
+def services_of(app: Starlette) -> Services:
+    """Return the services of an application: `services_of(request.app)` or `services_of(scope["app"])`."""
+    services: Services = app.state.services
+    return services

@@ -1,0 +1,1 @@
+"""Trainables: the commands that workers offer to rerun."""

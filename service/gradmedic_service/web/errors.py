@@ -1,0 +1,13 @@
+"""The errors of event streams."""
+
+from __future__ import annotations
+
+from gradmedic_service.http.errors import ServiceError
+
+
+class TooManyStreams(ServiceError):
+    """This process has as many event streams open as allowed. Try again later, or read the run itself."""
+
+    status = 503
+    error_code = "too_many_streams"
+    title = "Too many event streams are open"

@@ -1,0 +1,32 @@
+"""The commands join `gradmedic` through their entry points."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import entry_points
+
+from gradmedic_service.commands.api_key import API_KEY
+from gradmedic_service.commands.db import DB
+from gradmedic_service.commands.rediagnose import REDIAGNOSE
+from gradmedic_service.commands.serve import SERVE
+
+
+def test_commands_join_the_command_line() -> None:
+    """The entry points name the objects of the commands."""
+    commands = {entry.name: entry for entry in entry_points(group="gradmedic.commands")}
+    assert commands["serve"].load() is SERVE
+    assert commands["db"].load() is DB
+    assert commands["api-key"].load() is API_KEY
+    assert commands["rediagnose"].load() is REDIAGNOSE
+
+
+def test_importing_the_commands_is_cheap() -> None:
+    """Importing the commands does not import the service's dependencies, which would slow down `gradmedic --help`."""
+    script = (
+        "import sys\n"
+        "from gradmedic_service.commands import api_key, db, demo, rediagnose, serve\n"
+        "print(sorted({'fastapi', 'pydantic', 'sqlalchemy', 'uvicorn'} & sys.modules.keys()))"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
