@@ -75,7 +75,7 @@ class Gradmedic:
     def settle(self) -> None:
         """Forget what the beginning cost: the first verdict comes with a while of sampling at every step."""
         self.run.flush()
-        self.run._sampler._hurried, self.run._sampler._debt = 0, 0.0
+        self.run._sampler._alarm_steps_left, self.run._sampler._debt = 0, 0.0
 
     def _set_hooks(self, before: Any, after: Any) -> None:
         self._optimizer._optimizer_step_pre_hooks, self._optimizer._optimizer_step_post_hooks = before, after

@@ -1,4 +1,4 @@
-"""Reads the gradients of any training job and says what is wrong, why, and what fixes it.
+"""Diagnoses the gradients of any training job: what is wrong, why, and what fixes it.
 
 >>> import gradmedic
 >>> run = gradmedic.init(project="char-lm", config={"lr": 3e-3}, mode="disabled")
@@ -20,18 +20,20 @@ from gradmedic.exceptions import (
     NotFoundError,
     RunStoppedError,
     TransportError,
+    TrialEnded,
     UnhealthyRunError,
     UsageError,
 )
-from gradmedic.run import Run, VerdictEvent, init
-from gradmedic.trial import TrialEnded
+from gradmedic.initialize import init
+from gradmedic.recording.events import VerdictEvent
+from gradmedic.run import Run
 
 if TYPE_CHECKING:
     from gradmedic.api import Client
 else:
 
     def __getattr__(name: str) -> Any:
-        """Load `Client` when it is asked for: no training needs it, and every training would wait for it."""
+        """Load `Client` at its first use: a training does not need it and should not wait for its import."""
         if name == "Client":
             from gradmedic.api import Client
 

@@ -1,6 +1,6 @@
-"""Questions to the service: runs, their steps and their diagnoses, and reruns.
+"""`Client`, which queries the service: runs, their steps and their diagnoses, and reruns.
 
-An answer is a dataclass of `gradmedic.protocol`. A list is an iterator that fetches its pages as it goes. A failure
+An answer is a dataclass of `gradmedic.protocol`. A list is an iterator that fetches its pages as needed. A failure
 that may pass is retried before it is raised.
 """
 
@@ -44,11 +44,11 @@ DEFAULT_ATTEMPTS = 4
 
 _PAGE = 100
 _POLL_INTERVAL = 0.5
-"""Seconds between two looks at a run that is waited for."""
+"""Seconds between two requests while a run is waited for."""
 
 
 def attempt(act: Callable[[], T], attempts: int = DEFAULT_ATTEMPTS) -> T:
-    """Call `act` until it succeeds, `attempts` times at most; raise what another attempt would not help against."""
+    """Call `act` until it succeeds, at most `attempts` times. Raise a failure that another attempt would not avoid."""
     for failures in range(attempts):
         try:
             return act()
@@ -60,14 +60,14 @@ def attempt(act: Callable[[], T], attempts: int = DEFAULT_ATTEMPTS) -> T:
 
 
 class Client:
-    """Asks the service.
+    """Queries the service.
 
     Args:
-        base_url: of the service; `GRADMEDIC_BASE_URL`, else http://127.0.0.1:8642.
-        api_key: `GRADMEDIC_API_KEY`, else none.
+        base_url: address of the service; `GRADMEDIC_BASE_URL`, else http://127.0.0.1:8642.
+        api_key: key for the service; `GRADMEDIC_API_KEY`, else none.
         timeout: seconds for one request; `GRADMEDIC_TIMEOUT`, else 10.
-        attempts: at one request, when it fails with 408, 429, 5xx or on the network.
-        transport: what carries the requests, if other than urllib3.
+        attempts: number of attempts at one request, when it fails with 408, 429, 5xx or on the network.
+        transport: sends the requests, in place of urllib3.
 
     Raises:
         ConfigurationError: an argument or environment variable is wrong.
@@ -94,8 +94,8 @@ class Client:
         """The workers' side of reruns."""
 
     def limits(self) -> Limits:
-        """Return what the service accepts."""
-        return self._ask(Limits, "GET", "/limits")
+        """Return the limits of what the service accepts."""
+        return self._request(Limits, "GET", "/limits")
 
     def close(self) -> None:
         """Close the connections."""
@@ -107,11 +107,11 @@ class Client:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _ask(self, answer: type[T], method: str, path: str, **request: Any) -> T:
-        return self._retry(lambda: self._service.ask(answer, method, path, **request))
+    def _request(self, answer: type[T], method: str, path: str, **request: Any) -> T:
+        return self._retry(lambda: self._service.request_as(answer, method, path, **request))
 
-    def _tell(self, method: str, path: str) -> None:
-        self._retry(lambda: self._service.call(method, path))
+    def _send(self, method: str, path: str) -> None:
+        self._retry(lambda: self._service.request(method, path))
 
     def _retry(self, act: Callable[[], T]) -> T:
         return attempt(act, self._attempts)
@@ -137,7 +137,7 @@ class Runs:
     ) -> Iterator[RunSummary]:
         """Iterate over the runs that match every argument given; pages of `page_size` are fetched as needed.
 
-        The runs of trials are left out, unless `parent_id` asks for those of one suspect run.
+        The runs of trials are left out, unless `parent_id` is the id of a suspect run.
         """
         query: dict[str, Any] = {
             "project": project,
@@ -150,7 +150,7 @@ class Runs:
             "max_results": page_size,
         }
         while True:
-            page = self._client._ask(RunList, "GET", "/runs", query=query)
+            page = self._client._request(RunList, "GET", "/runs", query=query)
             yield from page.items
             if page.next_page_token is None:
                 return
@@ -158,7 +158,7 @@ class Runs:
 
     def get(self, id: UUID | str) -> RunDetail:
         """Return one run."""
-        return self._client._ask(RunDetail, "GET", f"/runs/{id}")
+        return self._client._request(RunDetail, "GET", f"/runs/{id}")
 
     def update(
         self,
@@ -170,7 +170,7 @@ class Runs:
         config: dict[str, Any] | None = None,
         muted_detectors: Sequence[str] | None = None,
     ) -> RunDetail:
-        """Change what is given of a run and return it."""
+        """Change the given fields of a run and return it."""
         update = RunUpdate(
             name=name,
             notes=notes,
@@ -178,7 +178,7 @@ class Runs:
             config=config,
             muted_detectors=None if muted_detectors is None else [*muted_detectors],
         )
-        return self._client._ask(RunDetail, "PATCH", f"/runs/{id}", body=to_json(update))
+        return self._client._request(RunDetail, "PATCH", f"/runs/{id}", body=to_json(update))
 
     def wait(
         self, id: UUID | str, *, timeout: float | None = None, until: Callable[[RunDetail], bool] | None = None
@@ -186,7 +186,7 @@ class Runs:
         """Wait until a run is finished or failed, or `until(run)` holds, and return it.
 
         Raises:
-            TimeoutError: it was not so within `timeout` seconds.
+            TimeoutError: `timeout` seconds passed before.
         """
         has_ended = until or (lambda run: run.status in ("finished", "failed"))
         deadline = math.inf if timeout is None else time.monotonic() + timeout
@@ -198,15 +198,15 @@ class Runs:
 
     def delete(self, id: UUID | str) -> None:
         """Delete a run with all its steps."""
-        self._client._tell("DELETE", f"/runs/{id}")
+        self._client._send("DELETE", f"/runs/{id}")
 
     def diagnosis(self, id: UUID | str, *, at_step: int | None = None) -> Diagnosis:
-        """Return what is wrong with a run, why, and what fixes it - now, or as of step `at_step`."""
-        return self._client._ask(Diagnosis, "GET", f"/runs/{id}/diagnosis", query={"at_step": at_step})
+        """Return the diagnosis of a run, now or as of step `at_step`."""
+        return self._client._request(Diagnosis, "GET", f"/runs/{id}/diagnosis", query={"at_step": at_step})
 
     def history(self, id: UUID | str) -> Sequence[VerdictChange]:
         """Return every change of a run's verdict, oldest first."""
-        return self._client._ask(VerdictHistory, "GET", f"/runs/{id}/diagnosis/history").items
+        return self._client._request(VerdictHistory, "GET", f"/runs/{id}/diagnosis/history").items
 
     def steps(
         self,
@@ -235,7 +235,7 @@ class Runs:
             "to_step": to_step,
             "max_points": max_points,
         }
-        return self._client._ask(SeriesResult, "GET", f"/runs/{id}/steps", query=query)
+        return self._client._request(SeriesResult, "GET", f"/runs/{id}/steps", query=query)
 
 
 class Reruns:
@@ -260,13 +260,13 @@ class Reruns:
 
         Args:
             run_id: the suspect run.
-            remedies: candidates, each some remedies that are applied together; without them, the run's advice.
-            seeds: how many; 3.
+            remedies: candidates, each a list of remedies that are applied together; without them, the run's advice.
+            seeds: number of seeds; 3.
             steps: of each trial; without it, half as many again as the run took to fail.
-            seconds: that all trials may take together.
-            trials: how many there may be.
-            executor: `local` or `ray`, whose workers are to run them; without it, those who are first.
-            id: UUIDv7 of the rerun; asking again with it makes no second one.
+            seconds: largest duration of all trials together.
+            trials: largest number of trials.
+            executor: `local` or `ray`, whose workers run the trials; without it, any worker.
+            id: UUIDv7 of the rerun; a second request with it makes no second rerun.
         """
         body = RerunCreate(
             remedies=None if remedies is None else [list(candidate) for candidate in remedies],
@@ -275,11 +275,11 @@ class Reruns:
             executor=executor,
             id=id or new_id(),  # one id for all attempts at this request
         )
-        return self._client._ask(RerunDetail, "POST", f"/runs/{run_id}/reruns", body=to_json(body))
+        return self._client._request(RerunDetail, "POST", f"/runs/{run_id}/reruns", body=to_json(body))
 
     def get(self, id: UUID | str) -> RerunDetail:
         """Return a rerun with its candidates, trials and attempts."""
-        return self._client._ask(RerunDetail, "GET", f"/reruns/{id}")
+        return self._client._request(RerunDetail, "GET", f"/reruns/{id}")
 
     def list(
         self,
@@ -292,20 +292,20 @@ class Reruns:
         """Iterate over the reruns that match every argument given, newest first."""
         query: dict[str, Any] = {"run_id": run_id, "project": project, "status": status, "max_results": page_size}
         while True:
-            page = self._client._ask(RerunList, "GET", "/reruns", query=query)
+            page = self._client._request(RerunList, "GET", "/reruns", query=query)
             yield from page.items
             if page.next_page_token is None:
                 return
             query["page_token"] = page.next_page_token
 
     def cancel(self, id: UUID | str) -> RerunDetail:
-        """End a rerun and everything that runs for it."""
-        return self._client._ask(RerunDetail, "POST", f"/reruns/{id}/cancel")
+        """Cancel a rerun and its trials."""
+        return self._client._request(RerunDetail, "POST", f"/reruns/{id}/cancel")
 
     def output(self, trial_id: UUID | str, *, attempt: int | None = None) -> str:
-        """Return the end of what an attempt at a trial, the latest unless one is named, has printed."""
+        """Return the end of the output of an attempt at a trial: of the latest, unless `attempt` is given."""
         path = f"/trials/{trial_id}/output"
-        return self._client._ask(TrialOutput, "GET", path, query={"attempt": attempt}).output
+        return self._client._request(TrialOutput, "GET", path, query={"attempt": attempt}).output
 
     def wait(
         self,
@@ -319,70 +319,72 @@ class Reruns:
 
         Args:
             id: of the rerun.
-            timeout: seconds to wait at most; None waits for ever.
-            interval: seconds between looks.
-            on_change: called with the rerun whenever it is not as at the look before.
+            timeout: seconds to wait at most; None waits without end.
+            interval: seconds between two requests.
+            on_change: called with the rerun whenever it has changed.
 
         Raises:
-            TimeoutError: it is not over in time.
+            TimeoutError: `timeout` seconds passed before.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        seen: RerunDetail | None = None
+        previous: RerunDetail | None = None
         while True:
             rerun = self.get(id)
-            if on_change is not None and rerun != seen:
+            if on_change is not None and rerun != previous:
                 on_change(rerun)
             if rerun.status not in ("queued", "running"):
                 return rerun
             if deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError(f"rerun {id} is still {rerun.status} after {timeout:g} seconds")
-            seen = rerun
+            previous = rerun
             time.sleep(interval)
 
 
 class Work:
-    """What a worker says and asks; see `Client`. Needs a key with the scope `worker` where keys are needed."""
+    """The requests of a worker; see `Client`. They need a key with the scope `worker` where keys are needed."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
 
     def trainables(self) -> Sequence[Trainable]:
-        """Return what may be rerun."""
-        return self._client._ask(Trainables, "GET", "/trainables").items
+        """Return the registered trainables."""
+        return self._client._request(Trainables, "GET", "/trainables").items
 
     def register(self, trainables: Sequence[Trainable], worker: str | None = None) -> None:
-        """Offer trainables, in place of what was said about them before, and in place of what `worker` offered."""
+        """Register trainables, in place of earlier ones of these names and of those that `worker` registered."""
         body = to_json(TrainablesOffer(items=list(trainables), worker=worker))
-        self._client._ask(Trainables, "PUT", "/trainables", body=body)
+        self._client._request(Trainables, "PUT", "/trainables", body=body)
 
     def claim(self, worker: str, trainables: Sequence[str], executor: str = "local") -> ClaimedTrial | None:
-        """Take a trial to run; None if there is none. One attempt: a claim whose answer was lost is lost too."""
+        """Claim a trial; None if there is none. Makes one attempt: a claim whose answer is lost is lost too."""
         body = to_json(TrialClaim(worker=worker, trainables=list(trainables), executor=executor))
-        answer = self._client._service.call("POST", "/trials/claim", body=body)
+        answer = self._client._service.request("POST", "/trials/claim", body=body)
         return from_json(answer, ClaimedTrial) if answer else None
 
     def heartbeat(self, trial_id: UUID, attempt: int, output: str | None, *, timeout: float) -> HeartbeatResult:
-        """Renew a lease. One attempt: the next heartbeat is soon."""
+        """Renew a lease. Makes one attempt, because the next heartbeat follows soon."""
         body = to_json(TrialHeartbeat(attempt=attempt, output=output))
-        return self._client._service.ask(
+        return self._client._service.request_as(
             HeartbeatResult, "POST", f"/trials/{trial_id}/heartbeat", body=body, timeout=timeout
         )
 
     def issue_ticket(self, trial_id: UUID, attempt: int, ticket: str, seconds: float) -> TrialLease:
-        """Let a ticket be redeemed once. One attempt: the same again changes nothing."""
+        """Register a ticket, which can be redeemed once. Makes one attempt; a repetition changes nothing."""
         body = to_json(TrialTicket(attempt=attempt, ticket=ticket, seconds=seconds))
-        return self._client._service.ask(TrialLease, "POST", f"/trials/{trial_id}/ticket", body=body)
+        return self._client._service.request_as(TrialLease, "POST", f"/trials/{trial_id}/ticket", body=body)
 
     def redeem(self, trial_id: UUID, attempt: int) -> ClaimedTrial:
-        """Exchange the ticket, which is this client's key, for what the attempt needs. One attempt: it is spent."""
+        """Exchange the ticket, which is this client's key, for what the attempt needs. Makes one attempt."""
         body = to_json(TrialRedemption(attempt=attempt))
-        return self._client._service.ask(ClaimedTrial, "POST", f"/trials/{trial_id}/redeem", body=body)
+        return self._client._service.request_as(ClaimedTrial, "POST", f"/trials/{trial_id}/redeem", body=body)
 
     def lease(self, trial_id: UUID, attempt: int, *, timeout: float) -> TrialLease:
-        """Ask whether anybody waits for an attempt, with the attempt's own key. One attempt: the next is soon."""
+        """Return the lease of an attempt, with the attempt's own key. Makes one attempt."""
         query = {"attempt": attempt}
-        return self._client._service.ask(TrialLease, "GET", f"/trials/{trial_id}/lease", query=query, timeout=timeout)
+        return self._client._service.request_as(
+            TrialLease, "GET", f"/trials/{trial_id}/lease", query=query, timeout=timeout
+        )
 
     def publish(self, trial_id: UUID, result: TrialResult) -> RerunDetail:
-        """Say how an attempt ended. One attempt: the same again changes nothing."""
-        return self._client._service.ask(RerunDetail, "POST", f"/trials/{trial_id}/result", body=to_json(result))
+        """Publish the result of an attempt. Makes one attempt; a repetition changes nothing."""
+        return self._client._service.request_as(RerunDetail, "POST", f"/trials/{trial_id}/result", body=to_json(result))

@@ -1,19 +1,21 @@
-"""Every error that gradmedic raises.
+"""Every exception that gradmedic raises.
+
+    SystemExit
+    └── TrialEnded               the run is a trial, and it is over
 
     GradmedicError
     ├── ConfigurationError       a wrong argument or environment variable
-    ├── UsageError               a call that makes no sense now, such as log() after finish()
-    ├── UnhealthyRunError        the run is vanishing or exploding, and was to stop then
+    ├── UsageError               a call that is not possible now, such as watch() after finish()
+    ├── UnhealthyRunError        the run is vanishing or exploding, and the script asked to stop then
     ├── RunStoppedError          the run is a trial whose budget is spent, or that was cancelled
-    ├── TransportError           the service could not be reached, or answered nonsense
+    ├── TransportError           the service could not be reached, or its answer is not gradmedic's
     └── ApiError                 the service refused (RFC 9457 problem)
         ├── NotFoundError        404
         ├── ConflictError        409
         └── InvalidRequestError  400, 413, 415, 422
 
-A training loop never sees these from `log()`: there, a problem is logged once and the training goes on. The one
-exceptions are `UnhealthyRunError`, which is asked for by `gradmedic.init(on_unhealthy="stop")`, and `RunStoppedError`,
-which ends a trial.
+`log()` raises `UnhealthyRunError` if `gradmedic.init(on_unhealthy="stop")` asked for it, `RunStoppedError`, and
+`TrialEnded`. Any other problem is logged once there, and the training goes on.
 """
 
 from __future__ import annotations
@@ -21,8 +23,19 @@ from __future__ import annotations
 from gradmedic.protocol.service import Problem
 
 
+class TrialEnded(SystemExit):
+    """The trial is over: its steps are done, it was stopped, or its remedies do not apply. Ends the script with 0."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(0)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
 class GradmedicError(Exception):
-    """Base of every error here."""
+    """Base of every error of gradmedic."""
 
 
 class ConfigurationError(GradmedicError):
@@ -30,11 +43,11 @@ class ConfigurationError(GradmedicError):
 
 
 class UsageError(GradmedicError):
-    """A call that makes no sense in the present state, such as `log()` after `finish()`."""
+    """A call that is not possible in the present state, such as `watch()` after `finish()`."""
 
 
 class UnhealthyRunError(GradmedicError):
-    """The run's verdict became unhealthy, and `on_unhealthy="stop"` asked to be told by this."""
+    """The run's verdict became unhealthy, and the run was begun with `on_unhealthy="stop"`."""
 
     def __init__(self, message: str, *, verdict: str, since_step: int | None) -> None:
         super().__init__(message)
@@ -49,33 +62,33 @@ class RunStoppedError(GradmedicError):
 
 
 class TransportError(GradmedicError):
-    """The service could not be reached within the retries, or its answer was not gradmedic's."""
+    """The service could not be reached or its answer is not gradmedic's."""
 
     def __init__(self, message: str, *, status: int | None = None, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.status = status
         """HTTP status of the answer; None if there was none."""
         self.retry_after = retry_after
-        """Seconds after which whoever answered wants to be asked again."""
+        """Seconds to wait before the next attempt, as the answer asks; None if it does not ask."""
 
 
 class ApiError(GradmedicError):
-    """The service refused the request; `problem` says why."""
+    """The service refused the request; `problem` contains the reason."""
 
     def __init__(self, problem: Problem, *, retry_after: float | None = None) -> None:
         self.problem = problem
         self.retry_after = retry_after
-        """Seconds after which the service wants to be asked again."""
+        """Seconds to wait before the next attempt, as the service asks; None if it does not ask."""
         fields = "".join(f"\n  {error.path}: {error.message}" for error in problem.errors)
         super().__init__(f"{problem.detail} ({problem.status} {problem.error_code}){fields}")
 
 
 class NotFoundError(ApiError):
-    """There is no such object, or the key may not see it."""
+    """There is no such object, or the key has no access to it."""
 
 
 class ConflictError(ApiError):
-    """The object is in a state that does not allow it, for example a stale generation."""
+    """The state of the object does not allow the request, for example because its generation is stale."""
 
 
 class InvalidRequestError(ApiError):

@@ -16,7 +16,7 @@ import gradmedic
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Take the machine's own configuration out of every test, and keep what it does not send in a folder of its own."""
+    """Remove the machine's GRADMEDIC_* variables, and keep unsent steps in a folder of the test."""
     for name in [name for name in os.environ if name.startswith("GRADMEDIC_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("GRADMEDIC_SILENT", "true")

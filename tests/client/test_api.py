@@ -1,11 +1,13 @@
-"""Questions to the service."""
+"""Queries of `Client`."""
 
 from __future__ import annotations
 
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import pytest
+from tests.client.runs import start
 from tests.support.faulty_proxy import FaultyProxy
 
 import gradmedic
@@ -13,7 +15,7 @@ import gradmedic
 
 @pytest.fixture
 def project(service_url: str) -> str:
-    """A project with seven runs, of which the third is tagged."""
+    """A project with seven runs; the third has a tag."""
     project = f"project-{uuid4()}"
     for i in range(7):
         with gradmedic.init(project, name=f"run {i}", tags=["third"] if i == 2 else [], base_url=service_url) as run:
@@ -22,17 +24,17 @@ def project(service_url: str) -> str:
 
 
 def test_a_list_reads_all_pages(proxy: FaultyProxy, project: str) -> None:
-    """The iterator fetches page after page, only as far as it is read."""
+    """The iterator fetches a page only when its first item is read."""
     with gradmedic.Client(proxy.url) as client:
         names = [run.name for run in client.runs.list(project=project, page_size=3)]
         assert sorted(names) == [f"run {i}" for i in range(7)]
-        assert len(proxy.seen) == 3
+        assert len(proxy.requests) == 3
         next(client.runs.list(project=project, page_size=3))
-        assert len(proxy.seen) == 4
+        assert len(proxy.requests) == 4
 
 
 def test_a_list_is_filtered(client: gradmedic.Client, project: str) -> None:
-    """Tag, text, status and verdict are conditions of which all must hold."""
+    """Only runs that match tag, text, status and verdict are listed."""
     assert [run.name for run in client.runs.list(project=project, tag="third")] == ["run 2"]
     assert [run.name for run in client.runs.list(project=project, text="run 5")] == ["run 5"]
     assert list(client.runs.list(project=project, status="failed")) == []
@@ -52,8 +54,28 @@ def test_a_run_can_be_read_and_deleted(client: gradmedic.Client, project: str) -
         client.runs.get(summary.id)
 
 
-def test_a_wrong_question_is_answered_by_field(client: gradmedic.Client, project: str) -> None:
-    """The service's words reach the user."""
+def test_an_invalid_query_names_its_field(client: gradmedic.Client, project: str) -> None:
+    """The error has the service's message."""
     (summary,) = client.runs.list(project=project, tag="third")
     with pytest.raises(gradmedic.InvalidRequestError, match="statistic"):
         client.runs.steps(summary.id, "steepness")
+
+
+def test_waiting_for_a_run_ends_with_it(service_url: str, client: gradmedic.Client) -> None:
+    """wait() returns when the run has ended or `until` holds, and raises TimeoutError after the timeout."""
+    run = start(service_url)
+    run.log(1.0)
+    assert run.flush()
+    with pytest.raises(TimeoutError, match="is running, at step 0"):
+        client.runs.wait(run.id, timeout=0)
+    assert client.runs.wait(run.id, until=lambda found: found.last_step == 0).status == "running"
+    run.finish(status="failed")
+    assert client.runs.wait(run.id, timeout=5).status == "failed"
+
+
+def test_a_run_is_changed(service_url: str, client: gradmedic.Client) -> None:
+    """update() changes name and tags; notes that are not given stay."""
+    with start(service_url, notes="old", tags=["a"]) as run:
+        pass
+    changed: Any = client.runs.update(run.id, name="better", tags=("b", "c"))
+    assert (changed.name, changed.notes, changed.tags) == ("better", "old", ["b", "c"])

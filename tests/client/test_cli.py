@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
-from tests.client.test_run import explode
+from tests.client.runs import explode
 
 import gradmedic
 from gradmedic.cli.diagnose import render_diagnosis

@@ -11,7 +11,7 @@ import gradmedic
 
 
 def test_an_argument_wins_over_the_environment_and_that_over_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is not given comes from GRADMEDIC_*, else from the default."""
+    """An argument that is not given comes from GRADMEDIC_*, else from the default."""
     monkeypatch.setenv("GRADMEDIC_PROJECT", "from-environment")
     monkeypatch.setenv("GRADMEDIC_RUN_ID", "01a20088-6da0-7e80-b639-b6f5d5d30828")
     monkeypatch.setenv("GRADMEDIC_BASE_URL", "https://gradmedic.example/")
@@ -35,17 +35,19 @@ def test_an_argument_wins_over_the_environment_and_that_over_the_default(monkeyp
         ({"project": "a\x00"}, "project must not contain"),
         ({"tags": "one"}, "tags"),
         ({"config": 3}, "config"),
-        ({"mode": "offline-ish"}, "mode"),
-        ({"log_freq": 0}, "log_freq"),
+        ({"mode": "offline-ish"}, "mode must be one of online, offline, disabled"),
+        ({"log_freq": 0}, 'log_freq must be "auto" or a whole number'),
         ({"log_freq": 1.5}, "log_freq"),
         ({"flush_interval": float("nan")}, "flush_interval"),
         ({"max_queue_bytes": -1}, "max_queue_bytes"),
         ({"timeout": "soon"}, "timeout"),
-        ({"on_unhealthy": "panic"}, "on_unhealthy"),
+        ({"on_unhealthy": "panic"}, "on_unhealthy must be one of warn, stop, clip"),
+        ({"max_disk_bytes": 0}, "max_disk_bytes"),
+        ({"dir": 3}, "dir must be the path of a folder"),
     ],
 )
 def test_a_wrong_argument_is_refused_by_its_name(arguments: dict[str, Any], named: str) -> None:
-    """`init()` raises before training begins, and says which argument and what it was."""
+    """`init()` raises an error with the name and the value of the argument."""
     with pytest.raises(gradmedic.ConfigurationError, match=named):
         gradmedic.init(**arguments)
 
@@ -58,7 +60,7 @@ def test_a_wrong_environment_variable_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 def test_hyperparameters_come_as_a_mapping_or_as_an_object() -> None:
-    """An `argparse.Namespace` is as good as a mapping."""
+    """A config may be an `argparse.Namespace` or a mapping."""
     assert gradmedic.init(mode="disabled", config=argparse.Namespace(lr=0.1)).config == {"lr": 0.1}
     assert gradmedic.init(mode="disabled", config={"lr": 0.1}).config == {"lr": 0.1}
 

@@ -1,4 +1,4 @@
-"""The examples do what their first lines say: they fail as they stand, and one change repairs them."""
+"""The examples fail as they are, and the one change that their docstrings name repairs them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def train(name: str, url: str, directory: Path, *arguments: str) -> str:
 def test_it_fails_and_one_change_repairs_it(
     name: str, service_url: str, client: gradmedic.Client, tmp_path: Path
 ) -> None:
-    """As it stands the diagnosis says what its docstring says; with the change it is healthy, and it learns."""
+    """The example has the expected verdict; with the change it is healthy, and its loss falls."""
     verdict, repair = REPAIRS[name]
     document = (EXAMPLES / f"{name}.py").read_text().split('"""')[1]
     assert repair.replace("=", " ") in document

@@ -1,4 +1,4 @@
-"""What `import gradmedic` offers and costs."""
+"""The names and the cost of `import gradmedic`."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def test_the_public_names_are_sorted_documented_and_there() -> None:
 
 
 def test_importing_takes_no_framework_and_no_service() -> None:
-    """A fresh interpreter that imports gradmedic has none of them loaded, nor the HTTP library before it is needed."""
+    """A fresh interpreter that imports gradmedic has loaded no framework, no service and no HTTP library."""
     script = f"import sys, gradmedic; print([name for name in {FRAMEWORKS!r} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
 
-def test_the_client_is_loaded_when_it_is_asked_for() -> None:
-    """A training neither asks questions nor needs the answers' schema; both ways to name `Client` load it."""
+def test_the_client_is_loaded_at_its_first_use() -> None:
+    """`import gradmedic` does not load `Client`; `gradmedic.Client` and `from gradmedic import Client` do."""
     for question in ("gradmedic.Client", "from gradmedic import Client"):
         script = (
             "import sys, gradmedic\n"
@@ -43,7 +43,7 @@ def test_the_client_is_loaded_when_it_is_asked_for() -> None:
 
 
 def test_importing_costs_a_tenth_of_a_second_beyond_numpy(tmp_path: Path) -> None:
-    """CPU time of the import from bytecode, numpy loaded before; the best of five, since the machine is shared."""
+    """The import takes at most 0.1 s of CPU time, with numpy loaded before; the best of six on a shared machine."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     environment["PYTHONPYCACHEPREFIX"] = str(tmp_path)
     script = "import numpy, time; t = time.process_time(); import gradmedic; print(time.process_time() - t)"

@@ -1,7 +1,7 @@
 """A proxy in front of the real service that fails on demand.
 
-One idea: what a client sees when a service fails is an answer of another kind, or none; so the failures are put between
-a real client and a real service, and what the service stored afterwards is the proof.
+A client sees a failing service as another answer, or as none. So a proxy between a real client and a real service makes
+the failures, and the tests check what the service has stored afterwards.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from urllib.parse import urlsplit
 class Fault:
     """What happens to one request instead of being answered by the service.
 
-    `lost`: the service gets it, the client never hears of it. Otherwise `status`, `headers` and `body` are the answer.
+    `lost`: the service gets the request, the client gets no answer. Otherwise `status`, `headers` and `body` are the
+    answer.
     """
 
     path: str = ""
@@ -33,8 +34,8 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A request that passed through."""
+class ProxiedRequest:
+    """A request that went through the proxy."""
 
     method: str
     path: str
@@ -43,13 +44,13 @@ class Seen:
 
 
 class FaultyProxy:
-    """Forwards to the service at `target`, except for requests that meet a fault."""
+    """Forwards requests to the service at `target`, unless a fault matches."""
 
     def __init__(self, target: str) -> None:
         self._target = urlsplit(target).netloc
         self._faults: deque[Fault] = deque()
         self._changed = threading.Condition()
-        self.seen: list[Seen] = []
+        self.requests: list[ProxiedRequest] = []
         self.permanent: Fault | None = None
         proxy = self
 
@@ -72,14 +73,14 @@ class FaultyProxy:
         self._thread.start()
 
     def fail(self, *faults: Fault) -> None:
-        """Let the next requests that match meet these faults, one each, in order."""
+        """Let the next matching requests fail by these faults, one each, in order."""
         with self._changed:
             self._faults.extend(faults)
 
-    def wait_for(self, condition: Callable[[list[Seen]], bool], timeout: float = 60.0) -> None:
-        """Wait until the requests seen so far meet a condition."""
+    def wait_for(self, condition: Callable[[list[ProxiedRequest]], bool], timeout: float = 60.0) -> None:
+        """Wait until the requests so far fulfil a condition."""
         with self._changed:
-            assert self._changed.wait_for(lambda: condition(self.seen), timeout), self.seen
+            assert self._changed.wait_for(lambda: condition(self.requests), timeout), self.requests
 
     def __enter__(self) -> FaultyProxy:
         return self
@@ -112,7 +113,7 @@ class FaultyProxy:
             if status != 204:
                 handler.wfile.write(payload)
         with self._changed:
-            self.seen.append(Seen(handler.command, handler.path, len(body), status))
+            self.requests.append(ProxiedRequest(handler.command, handler.path, len(body), status))
             self._changed.notify_all()
 
     def _forward(self, handler: BaseHTTPRequestHandler, body: bytes) -> tuple[int, bytes, dict[str, str]]:

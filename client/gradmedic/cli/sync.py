@@ -11,7 +11,7 @@ from gradmedic.cli.command import EXIT_ERROR, add_connection_argument
 from gradmedic.configuration import resolve_connection, resolve_directory
 from gradmedic.exceptions import ApiError, UsageError
 from gradmedic.transport.http import Service
-from gradmedic.upload.replay import find_leftovers
+from gradmedic.upload.replay import find_replays
 
 
 class SyncCommand:
@@ -36,7 +36,7 @@ class SyncCommand:
         if args.dir is not None and not directory.is_dir():
             raise UsageError(f"there is no folder {directory}")
         service = Service(resolve_connection(args.base_url))
-        replays = find_leftovers(service, directory)
+        replays = find_replays(service, directory)
         try:
             refused = 0
             for replay in replays:
@@ -46,14 +46,14 @@ class SyncCommand:
                     refused += 1
                     sys.stderr.write(f"gradmedic: {replay.run_id} is kept, {replay.remaining} steps: {error}\n")
                     continue
-                replay.close()
+                replay.delete()
                 if args.json:
                     print(json.dumps({"run_id": str(replay.run_id), "steps": replay.sent}))
                 else:
                     print(f"{replay.run_id}: {replay.sent} steps sent, see {service.base_url}/runs/{replay.run_id}")
         finally:
             for replay in replays:
-                replay.keep()
+                replay.release()
             service.close()
         if not replays and not args.json:
             print(f"nothing to send in {directory}")

@@ -1,7 +1,7 @@
-"""What a framework must offer so that a run can record its training: the seam between `Run` and `gradmedic.torch`.
+"""What a framework must offer so that a run can record its training. `gradmedic.torch` implements it.
 
-One idea: a measurement may be under way on an accelerator when `log()` is called, so it is handed on unread. The thread
-that records steps reads it and waits for the device if need be; the training never does.
+A measurement may be in progress on an accelerator when `log()` is called. The recorder's thread reads it and waits for
+the device if needed; the training thread never waits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gradmedic.recording.step import Row
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """What a source saw since the last step."""
+    """What an instrumentation measured since the last step."""
 
     row: Row | None = None
     """None if no optimizer stepped, or the step is not sampled."""
@@ -25,28 +25,28 @@ class Measurement:
     skipped: bool = False
 
 
-class Pending(Protocol):
-    """A measurement that may still be on its way from a device. Read once, on any thread."""
+class PendingMeasurement(Protocol):
+    """A measurement that may still be computed on a device. It is read once, on any thread."""
 
     def read(self) -> Measurement:
-        """Return the measurement, waiting for it if need be."""
+        """Return the measurement, waiting for the device if needed."""
 
 
 class PendingNumber(Protocol):
-    """A number that may still be on its way from a device."""
+    """A number that may still be computed on a device."""
 
     def read(self) -> float:
-        """Return the number, waiting for it if need be."""
+        """Return the number, waiting for the device if needed."""
 
 
 class Instrumentation(Protocol):
-    """A model and its optimizers under observation."""
+    """Observes models and their optimizers."""
 
     def describe(self) -> None:
-        """Add its layers to the run's book, unless that is done. Called before the first update at the latest."""
+        """Add the layers to the run's registry, unless that is done. Called before the first update at the latest."""
 
     def training(self) -> Training | None:
-        """Return what is known of how it trains, as of the last measurement that was read. Any thread may call."""
+        """Return how the models train, as of the last measurement that was read. Any thread may call this."""
 
     @property
     def framework(self) -> str:
@@ -56,14 +56,14 @@ class Instrumentation(Protocol):
     def statistics(self) -> tuple[str, ...]:
         """The statistics of its rows."""
 
-    def take(self) -> Pending:
+    def finish_step(self) -> PendingMeasurement:
         """Return what was measured since the last call, and begin the next step. Describes, unless that is done."""
 
     def clip(self, max_norm: float) -> None:
         """Limit the norm of the gradients from the next update on. Called by the training thread."""
 
-    def hold(self, number: Any) -> PendingNumber | float | None:
-        """Return a number of the framework's own, or start copying it from a device; None if it is none."""
+    def start_reading(self, number: Any) -> PendingNumber | float | None:
+        """Return a number of the framework, or start to copy it from a device; None if it is no such number."""
 
     def close(self) -> None:
         """Stop observing and leave no trace in model, optimizer or framework."""

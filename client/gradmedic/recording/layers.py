@@ -9,7 +9,7 @@ from gradmedic.protocol.runs import Layer
 
 
 class LayerRegistry:
-    """Names every layer of a run once and numbers it. The training thread writes; any thread may read `snapshot()`."""
+    """The layers of a run, each with its own name. The training thread writes; any thread may read `snapshot()`."""
 
     def __init__(self) -> None:
         self._layers: list[Layer] = []
@@ -20,7 +20,7 @@ class LayerRegistry:
         return len(self._layers)
 
     def reserve(self, names: Iterable[str]) -> None:
-        """Keep names for layers that are added later.
+        """Reserve names for layers that are added later.
 
         Raises:
             ConfigurationError: a name is taken.
@@ -29,12 +29,12 @@ class LayerRegistry:
         taken = sorted(self._reserved.union(self._positions).intersection(names))
         if taken:
             raise ConfigurationError(
-                f"layer {taken[0]!r} is watched already: tell models apart by watch(..., prefix='generator.')"
+                f"layer {taken[0]!r} is watched already: give each model a prefix, as watch(..., prefix='generator.')"
             )
         self._reserved.update(names)
 
     def add(self, layer: Layer) -> int:
-        """Append a layer and return its position. A name that exists gets a number behind it."""
+        """Append a layer and return its position. If its name exists, a number is appended to the name."""
         name, copies = layer.name, 1
         while name in self._positions:
             copies += 1

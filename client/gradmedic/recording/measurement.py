@@ -1,6 +1,6 @@
-"""Statistics of gradients that come as arrays: numpy, or anything that numpy can read.
+"""Measures gradients that come as arrays: numpy arrays, or anything that numpy can read.
 
-One idea: everything is computed in float64, so that no norm of float32 gradients overflows, underflows or drifts.
+Everything is computed in float64, so that no norm of float32 gradients overflows, underflows or drifts.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 ARRAY_STATISTICS = ("grad_norm", "grad_abs_max", "grad_mean", "grad_zero_fraction", "nonfinite_count")
-"""What `measure_gradient` returns, in order."""
+"""The statistics that `measure_gradient` returns, in order."""
 
 
 def measure_gradient(gradient: Any) -> tuple[float, float, float, float, float]:

@@ -1,8 +1,9 @@
-"""Which steps are sampled, so that the training does not notice.
+"""Decides which steps are sampled, so that the training is not slowed down.
 
-One idea: a debt. A sampled step costs what it was measured to cost; every step pays back a small share of its own
-duration; the next step is sampled when nothing is owed. So the cost stays a share of the training's time whatever model
-and machine are, and a moment that matters may run up a debt that later steps pay.
+The sampler keeps a debt in seconds. A sampled step adds what it was measured to cost. Every step pays back a small
+share of its own duration. The next step is sampled when nothing is owed. So the cost stays a share of the training's
+time on any model and machine. At moments that matter, steps are sampled in spite of a debt, and later steps pay it
+back.
 """
 
 from __future__ import annotations
@@ -12,36 +13,37 @@ import time
 from collections.abc import Callable
 
 FIRST_STEPS = 20
-"""Steps at the start that are always sampled: they tell of the initial weights, and no verdict comes sooner."""
+"""Steps at the start that are always sampled. They show the initial weights, and no verdict comes sooner."""
 START_SECONDS = 1.0
-"""What the start may cost without being owed: a short training is sampled throughout, a long one does not notice."""
+"""Seconds that sampling may take at the start without a debt. So a short training is sampled throughout."""
 SHARE = 0.0125
-"""Of the training's time that sampling may take; the measurement of it is not exact, and 0.015 is promised."""
-HURRIED_STEPS = 12
-"""Steps that are sampled after something happened that a verdict may follow from: what grows must do so for ten sampled
-steps running at most. What goes on growing jumps again."""
-_LARGEST_DEBT = 4 * HURRIED_STEPS
-"""In sampled steps; hurrying stops there, so that a training that jumps all the time is not sampled all the time."""
+"""Share of the training's time that sampling may take. The measurement is not exact, and 0.015 is promised."""
+ALARM_STEPS = 12
+"""Steps that are sampled after a spike or an unhealthy verdict. A verdict of growth needs ten sampled steps in a row at
+most. A number that goes on growing causes the next spike."""
+_LARGEST_DEBT = 4 * ALARM_STEPS
+"""In sampled steps. Sampling every step stops there, so that a training with spikes all the time is not sampled all the
+time."""
 _SLOWEST = 2.0
-"""Times the usual distance between samples while a debt is paid back."""
+"""Largest distance between samples while a debt is paid back, in usual distances."""
 _LONGEST_STEP = 2.0
-"""A step of more than so many usual ones was an evaluation or a pause, and pays as much as this many."""
+"""In usual steps. A longer step was an evaluation or a pause, and pays as much as this many."""
 _MEMORY = 0.1
 """Weight of a new duration in the averages."""
 
 
 class Sampler:
-    """Decides which steps are sampled. Used by the training thread; `hurry` may be called by any.
+    """Decides which steps are sampled. Used by the training thread.
 
     Args:
-        log_freq: a number samples the first steps and then every so many; None keeps to SHARE of the time.
+        log_freq: a number samples the first steps and then each multiple of it; None keeps to SHARE of the time.
         clock: returns seconds.
     """
 
     def __init__(self, log_freq: int | None, clock: Callable[[], float] = time.perf_counter) -> None:
         self._log_freq = log_freq
         self.clock = clock
-        """What the time spent is measured with."""
+        """The clock that the cost of sampling is measured with."""
         self._count = 0
         self._last_at: float | None = None
         self.spent = 0.0
@@ -53,10 +55,10 @@ class Sampler:
         self._debt = 0.0
         self._since_sample = 0
         self._longest_gap = 0.0  # in steps
-        self._hurried = 0
-        self._follows = False
-        self._next_interval: Callable[[], int] | None = None
-        self._led_interval = 1
+        self._alarm_steps_left = 0
+        self._is_following = False
+        self._read_interval: Callable[[], int] | None = None
+        self._first_process_interval = 1
         self.is_sampling = True
         """Whether the step that is being computed carries statistics."""
 
@@ -68,49 +70,49 @@ class Sampler:
         paid = SHARE * self._step_seconds
         return max(1, math.ceil(self._sample_seconds / paid)) if paid > 0 else 1
 
-    def spend(self, seconds: float) -> None:
-        """Take in what an observation cost the training."""
+    def add_cost(self, seconds: float) -> None:
+        """Add the seconds that an observation took."""
         self.spent += seconds
 
-    def hurry(self) -> None:
-        """Sample the next steps, because a verdict may be near."""
-        self._hurried = HURRIED_STEPS
+    def sample_every_step(self) -> None:
+        """Sample each of the next steps, because a verdict may be near."""
+        self._alarm_steps_left = ALARM_STEPS
 
     def follow_first_process(self) -> None:
-        """From now on sample the steps that the first process says, in step with all others."""
-        self._follows = True
+        """From now on sample the steps that the first process chooses, as all other processes do."""
+        self._is_following = True
 
-    def follow(self, read_interval: Callable[[], int]) -> None:
-        """Take in how to learn the interval that the first process wished at a sampled step."""
-        self._next_interval = read_interval
+    def receive_interval(self, read_interval: Callable[[], int]) -> None:
+        """Register the function that returns the interval that the first process chose at this sampled step."""
+        self._read_interval = read_interval
 
-    def wish(self) -> int:
-        """Return the interval that this process would choose, were it the first."""
+    def choose_interval(self) -> int:
+        """Return the steps to the next sample that this process chooses; it counts if this process is the first."""
         if self._log_freq is not None:
             return 1 if self._count < FIRST_STEPS else self._log_freq
-        is_near = self._hurried > 0 and self._debt < _LARGEST_DEBT * self._sample_seconds
-        if is_near:
-            self._hurried -= 1
+        is_alarm = self._alarm_steps_left > 0 and self._debt < _LARGEST_DEBT * self._sample_seconds
+        if is_alarm:
+            self._alarm_steps_left -= 1
         is_at_start = self._count < FIRST_STEPS or self._spent_at_start < START_SECONDS
-        return 1 if is_at_start or is_near else self.interval
+        return 1 if is_at_start or is_alarm else self.interval
 
     def advance(self, spent: float = 0.0) -> None:
         """Go on to the next step.
 
-        Written for few calls: after a training step its code must be fetched from memory, every function of it.
+        It makes few calls, because after a training step the code of each function has to be fetched from memory.
 
         Args:
             spent: seconds that the last observation of the step took.
         """
         self.spent += spent
         self._count += 1
-        if self._follows:
+        if self._is_following:
             self._account()
             self._since_sample = 0 if self.is_sampling else self._since_sample + 1
-            # What was said at the last sampled step but one holds: the last one may still be on its way.
-            self.is_sampling = self._since_sample + 1 >= self._led_interval
-            if self.is_sampling and self._next_interval is not None:
-                self._led_interval, self._next_interval = max(1, self._next_interval()), None
+            # The interval of the last sampled step but one is used: the last one may still be on its way.
+            self.is_sampling = self._since_sample + 1 >= self._first_process_interval
+            if self.is_sampling and self._read_interval is not None:
+                self._first_process_interval, self._read_interval = max(1, self._read_interval()), None
             return
         if self._log_freq is not None:
             self.is_sampling = self._count < FIRST_STEPS or self._count % self._log_freq == 0
@@ -122,8 +124,8 @@ class Sampler:
             self._since_sample += 1
         if self._count < FIRST_STEPS or self._spent_at_start < START_SECONDS:
             self.is_sampling = True
-        elif self._hurried > 0 and self._debt < _LARGEST_DEBT * self._sample_seconds:
-            self._hurried -= 1
+        elif self._alarm_steps_left > 0 and self._debt < _LARGEST_DEBT * self._sample_seconds:
+            self._alarm_steps_left -= 1
             self.is_sampling = True
         else:
             self.is_sampling = self._debt <= 0.0 or self._since_sample + 1 >= self._longest_gap

@@ -1,9 +1,9 @@
-"""When a block must leave at once: a loss, gradient norm or update norm that jumps.
+"""Detects steps that must be sent at once: those whose loss, gradient norm or update norm jumps.
 
-One idea: an explosion takes fewer steps than a block, so waiting for the block would announce it too late. The test
-must cost microseconds and need no scale: it compares the logarithm of each number with a slow average of itself, in
-units of its own usual deviation. The average is one over steps, however few of them are sampled: what grows slowly must
-not look like a jump from one sample to the next.
+An explosion takes fewer steps than a block, so waiting for a full block would announce it too late. The test compares
+the logarithm of each number with a slow average of itself, in units of its usual deviation. So it needs no scale and
+takes microseconds. The average is one over steps, however few of them are sampled: slow growth must not look like a
+jump from one sample to the next.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from gradmedic.recording.step import Step
 _MEMORY = 0.05
 """Weight of a step in the slow average: about the last 20."""
 _FEWEST = 3
-"""Values needed before anything can be called a jump."""
+"""Values that are needed before a jump can be detected."""
 _SMALLEST_JUMP = math.log(2.0)
 _DEVIATIONS = 4.0
-"""A jump is beyond this many usual deviations; too low only costs requests, too high costs time."""
+"""A jump is beyond this many usual deviations. A lower number costs requests, a higher one delays the announcement."""
 
 
 class SpikeDetector:
-    """Says of each step whether it should leave at once. O(1) memory; not thread-safe."""
+    """Detects spikes, step by step. O(1) memory; not thread-safe."""
 
     def __init__(self) -> None:
         self._signals = {"loss": _Signal(), "grad_norm": _Signal(), "update_norm": _Signal()}
         self._was_finite = True
 
     def update(self, step: Step) -> bool:
-        """Take in a step and return whether it jumps, or is the first with a non-finite number."""
+        """Add a step and return whether it jumps, or is the first with a non-finite number."""
         was_finite, self._was_finite = self._was_finite, step.is_finite
         if not self._was_finite:
             return was_finite
@@ -66,6 +66,6 @@ class _Signal:
         self._count += 1
         fewest = 1.0 / self._count  # a plain average until the memory is full
         self._mean += max(1.0 - (1.0 - _MEMORY) ** steps, fewest) * excess
-        if self._count > 1:  # over values: two or three would not tell what is usual
+        if self._count > 1:  # one over values, because two or three of them do not show what is usual
             self._deviation += max(_MEMORY, fewest) * (abs(excess) - self._deviation)
         return is_jump

@@ -1,8 +1,7 @@
-"""One step of a run as it waits to be sent, and how a block of steps is encoded.
+"""One step of a run as it waits to be sent, and the encoding of a block of steps.
 
-One idea: a step keeps its statistics sparse - which layers, which numbers - and becomes columns of a block only when
-the service knows the layers. So layers may appear at any time, and a block may be cut again when the first cut did not
-arrive.
+A step has the statistics of the layers that it touched. They become columns of a block only when the service has
+the layers. So layers may appear at any time, and a block that did not arrive may be cut again.
 """
 
 from __future__ import annotations
@@ -17,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 _STEP_BYTES = 400
-"""About what a step takes beside its arrays: measured with sys.getsizeof over its parts."""
+"""About the memory of a step beside its arrays, measured with sys.getsizeof over its parts."""
 _METRIC_BYTES = 120
+"""About the memory of one metric."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +38,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Step:
-    """One step; None where nothing was said."""
+    """One step. A field is None if it was not given."""
 
     number: int
     time: float
@@ -54,13 +54,13 @@ class Step:
 
     @property
     def nbytes(self) -> int:
-        """About the memory it takes."""
+        """About the memory that the step takes."""
         arrays = 0 if self.row is None else self.row.values.nbytes
         return _STEP_BYTES + _METRIC_BYTES * len(self.metrics) + arrays
 
     @property
     def is_finite(self) -> bool:
-        """Whether every number of it is finite, the elements of its gradients included."""
+        """Whether every number of the step is finite, the elements of its gradients included."""
         if self.loss is not None and not math.isfinite(self.loss):
             return False
         if self.row is None:
@@ -71,26 +71,26 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Rewind:
-    """The job resumed from a checkpoint: what follows comes behind `step`."""
+    """The job resumed from a checkpoint: the next step follows `step`."""
 
     step: int
     """The last step that stays."""
 
 
 Entry = Step | Rewind
-"""What waits to be sent, in this order."""
+"""What waits to be sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Where the service keeps what the client measures."""
+    """Where the service keeps the layers and statistics of a run."""
 
     statistics: tuple[str, ...]
-    """Those of the run, in its order."""
+    """The statistics of the run, in its order."""
     positions: NDArray[np.intp]
-    """The service's position of each of the client's layers."""
+    """The service's position of each layer, by the client's position."""
     width: int
-    """Number of layers that the service knows."""
+    """Number of layers that the service has."""
 
 
 def encode_block(
@@ -98,10 +98,10 @@ def encode_block(
 ) -> bytes:
     """Encode steps as the msgpack body of `POST /runs/{id}/steps` (`StepsAppend`).
 
-    A row that lacks one of the run's statistics is left out: its step counts as not sampled. So are metrics beyond the
-    first `max_metrics` of the block.
+    A row that lacks one of the run's statistics is left out, and its step counts as not sampled. Metrics beyond the
+    first `max_metrics` of the block are left out.
     """
-    rows = [step.row if step.row and carries(step.row, columns) else None for step in steps]
+    rows = [step.row if step.row and has_statistics(step.row, columns) else None for step in steps]
     body: dict[str, Any] = {"steps": [step.number for step in steps], "time": [step.time for step in steps]}
     if generation is not None:
         body["generation"] = generation
@@ -117,7 +117,7 @@ def encode_block(
     body["sampled"] = [row is not None for row in rows]
     sampled = [row for row in rows if row is not None]
     if sampled:
-        values, present = _spread(sampled, columns)
+        values, present = _to_columns(sampled, columns)
         body["statistics"] = {name: values[i].tobytes() for i, name in enumerate(columns.statistics)}
         body["present"] = np.packbits(present, bitorder="little").tobytes()
     return msgspec.msgpack.encode(body)
@@ -133,7 +133,7 @@ def pack_step(step: Step) -> bytes:
 
 
 def unpack_step(packed: bytes) -> Step:
-    """Decode what `pack_step` encoded."""
+    """Decode a step that `pack_step` encoded."""
     number, time, loss, learning_rate, loss_scale, clip_coefficient, skipped, metrics, row = msgspec.msgpack.decode(
         packed
     )
@@ -162,12 +162,12 @@ def metric_names(steps: Sequence[Step]) -> list[str]:
     return list(dict.fromkeys(name for step in steps for name in step.metrics))
 
 
-def carries(row: Row, columns: Columns) -> bool:
-    """Whether the row has every statistic of the run."""
+def has_statistics(row: Row, columns: Columns) -> bool:
+    """Return whether the row has every statistic of the run."""
     return row.statistics == columns.statistics or set(columns.statistics) <= set(row.statistics)
 
 
-def _spread(rows: Sequence[Row], columns: Columns) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def _to_columns(rows: Sequence[Row], columns: Columns) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Return values `[statistic, sampled step, layer]`, little-endian, and present `[sampled step, layer]`."""
     values = np.zeros((len(columns.statistics), len(rows), columns.width), dtype="<f4")
     present = np.zeros((len(rows), columns.width), dtype=np.bool_)

@@ -183,7 +183,7 @@ class Watch:
         """Return what is known of how the models train."""
         return self._training
 
-    def take(self) -> StepMeasurement:
+    def finish_step(self) -> StepMeasurement:
         """Return what was measured since the last call, and begin the next step."""
         measurement, self._measurement = self._measurement, StepMeasurement(self.statistics, self._update_training)
         try:
@@ -205,10 +205,10 @@ class Watch:
             self._give_up("a step could not be finished", error)
         return measurement
 
-    def hold(self, number: Any) -> PendingNumber | float | None:
+    def start_reading(self, number: Any) -> PendingNumber | float | None:
         """Return a tensor with one element as a number, or start to copy it to the host; None if it is no such tensor.
 
-        An integer on the host is not held either.
+        An integer on the host is no such tensor either.
         """
         if type(number) is Tensor and number.is_cpu and number.ndim == 0:
             value: object = number.item()  # faster here than tolist(): optimizers call item() too
@@ -390,10 +390,10 @@ class Watch:
         reduced = sharding.reduce(
             update.measurement.join_on_device(touched),
             [watched.parameter for watched in touched],
-            interval=self._sampler.wish(),
+            interval=self._sampler.choose_interval(),
             has_failed=not is_known,
         )
-        self._sampler.follow(reduced.read_interval)
+        self._sampler.receive_interval(reduced.read_interval)
         self._measurement.add(touched, slice(None), reduced)
 
     def _clip(self, optimizer: torch.optim.Optimizer, max_norm: float) -> None:
@@ -449,7 +449,7 @@ class Watch:
         except Exception as error:
             self._give_up(failure, error)
         finally:
-            self._sampler.spend(self._clock() - begun)
+            self._sampler.add_cost(self._clock() - begun)
 
     def _give_up(self, failure: str, error: Exception) -> None:
         """Stop observing."""

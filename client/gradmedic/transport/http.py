@@ -1,8 +1,7 @@
 """HTTP to the service: one request, one attempt, and whether another attempt may help.
 
-One idea: whoever sends decides how often to try (the `Sender` for ever, a `Client` a few times); what a failure means
-is decided here, once. An answer that is not gradmedic's own is a `TransportError` that names the URL, because then the
-URL is what is wrong.
+The caller decides how often to try: the `Uploader` again and again, a `Client` a few times. An answer that is not
+gradmedic's is a `TransportError` that names the URL, because then the URL is probably wrong.
 """
 
 from __future__ import annotations
@@ -37,8 +36,9 @@ T = TypeVar("T")
 FIRST_DELAY = 0.5
 """Seconds before the second attempt; doubled for each further one."""
 LONGEST_DELAY = 30.0
+"""Seconds before an attempt, unless the service asks for more."""
 LONGEST_RETRY_AFTER = 300.0
-"""A service that asks for more patience than this is asked again anyway."""
+"""Seconds after which a further attempt is made even if the service asks for more."""
 
 _RETRYABLE_STATUSES = frozenset({408, 429})
 _INVALID_STATUSES = frozenset({400, 413, 415, 422})
@@ -49,7 +49,7 @@ _jitter = random.Random()  # not the global generator: training may depend on th
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One HTTP request, complete."""
+    """One HTTP request."""
 
     method: str
     url: str
@@ -67,17 +67,17 @@ class Response:
 
 
 class Transport(Protocol):
-    """What carries a request to the service. Replace it to change how (or, in a test, whether) bytes travel."""
+    """Sends requests to the service. Replace it to change how bytes travel, or to send none in a test."""
 
     def send(self, request: Request, timeout: float) -> Response:
-        """Return the answer, whatever its status; raise TransportError if there is none within `timeout` seconds."""
+        """Return the answer, with any status; raise TransportError if there is none within `timeout` seconds."""
 
     def close(self) -> None:
         """Close the connections."""
 
 
 class Urllib3Transport:
-    """The default transport: pooled connections that stay open, and the environment's proxy for distant hosts."""
+    """The default transport: pooled connections that stay open, and the environment's proxy for other hosts."""
 
     def __init__(self) -> None:
         self._pools: dict[str, urllib3.PoolManager] = {}
@@ -117,7 +117,7 @@ class Urllib3Transport:
 
 
 class Service:
-    """The service at one address, asked with one key."""
+    """Sends requests to the service at one address, with one key."""
 
     def __init__(self, connection: Connection, transport: Transport | None = None) -> None:
         self._connection = connection
@@ -128,7 +128,7 @@ class Service:
         """Address of the service, without a slash at its end."""
         return self._connection.base_url
 
-    def call(
+    def request(
         self,
         method: str,
         path: str,
@@ -151,7 +151,7 @@ class Service:
             timeout: seconds, if other than the connection's.
 
         Raises:
-            ApiError: the service refused; the subclass says how.
+            ApiError: the service refused; the subclass is that of the status.
             TransportError: no answer, or not one of gradmedic's.
         """
         url = f"{self._connection.base_url}{API_PATH}{path}"
@@ -171,19 +171,19 @@ class Service:
             return response.body
         raise _error_of(request, response)
 
-    def ask(self, answer: type[T], method: str, path: str, **request: Any) -> T:
-        """Make one attempt, as `call` does, and decode the answer into a dataclass of `gradmedic.protocol`.
+    def request_as(self, answer: type[T], method: str, path: str, **request: Any) -> T:
+        """Make one attempt, as `request` does, and decode the answer into a dataclass of `gradmedic.protocol`.
 
         Raises:
             ApiError: the service refused.
             TransportError: no answer, or not one that this version of gradmedic reads.
         """
-        body = self.call(method, path, **request)
+        body = self.request(method, path, **request)
         try:
             return from_json(body, answer)
         except msgspec.MsgspecError as error:
             raise TransportError(
-                f"{method} {self.base_url}{API_PATH}{path} answered what this version cannot read: {error}",
+                f"{method} {self.base_url}{API_PATH}{path} has an answer that this version cannot read: {error}",
                 status=200,
             ) from error
 
@@ -193,7 +193,7 @@ class Service:
 
 
 def is_retryable(error: GradmedicError) -> bool:
-    """Whether the same request may succeed later: 408, 429, 5xx, and failures of the network."""
+    """Return whether the same request may succeed later: after 408, 429, 5xx, and failures of the network."""
     if isinstance(error, ApiError):
         status: int | None = error.problem.status
     elif isinstance(error, TransportError):
@@ -204,9 +204,10 @@ def is_retryable(error: GradmedicError) -> bool:
 
 
 def retry_delay(error: GradmedicError, attempt: int) -> float:
-    """Return the seconds to wait after failure number `attempt`, from 0: exponential, jittered, or as asked.
+    """Return the seconds to wait after failure number `attempt`, counted from 0.
 
-    The jitter ("equal jitter": between half and all of the exponential delay) keeps many jobs from coming back at once.
+    The delay is exponential, and not shorter than the service asks for. The jitter ("equal jitter": between half and
+    all of the exponential delay) keeps many jobs from coming back at once.
     """
     exponential = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(attempt, 16))
     delay = exponential * _jitter.uniform(0.5, 1.0)
@@ -263,7 +264,7 @@ def _retry_after_of(response: Response) -> float | None:
 
 
 def _proxy_of(url: str) -> str | None:
-    """Return the proxy that the environment names for `url`; loopback addresses never have one."""
+    """Return the environment's proxy for `url`; loopback addresses never have one."""
     from urllib.request import getproxies, proxy_bypass
 
     parts = urlsplit(url)

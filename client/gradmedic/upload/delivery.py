@@ -1,19 +1,19 @@
-"""The conversation with the service about one run: who it is, what it did, how it ended.
+"""The requests about one run: its registration, its blocks and rewinds, and its final status.
 
-One idea: one request a call, and a refusal is either an exception - then the same call may be made again - or is dealt
-with here. Because the service appends each step once, nothing needs to be remembered about a request whose answer was
-lost. Who calls, and when again after a failure, is the business of the sender and of `gradmedic sync`.
+Each call makes one attempt. A refusal is raised, and then the same call may be made again, or it is dealt with here.
+The service appends each step once, so nothing has to be remembered about a request whose answer was lost. The uploader
+and `gradmedic sync` decide when to make the next attempt.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 import numpy as np
@@ -24,127 +24,154 @@ from gradmedic.protocol.names import LONGEST_NAME, name_error
 from gradmedic.protocol.runs import RunCreate, RunDetail, RunUpdate, Training
 from gradmedic.protocol.service import MSGPACK_MEDIA_TYPE, WIRE_VERSIONS, Limits
 from gradmedic.protocol.steps import AppendResult, RewindResult, RunRewind
-from gradmedic.recording.step import Columns, Entry, Rewind, Step, carries, encode_block, metric_names
+from gradmedic.recording.description import RunDescription
+from gradmedic.recording.one_time_warnings import OneTimeWarnings
+from gradmedic.recording.step import Columns, Entry, Rewind, Step, encode_block, has_statistics, metric_names
 from gradmedic.transport.http import Service, is_retryable
-from gradmedic.upload.journal import Journal
-
-logger = logging.getLogger("gradmedic")
+from gradmedic.upload.journal import Position
 
 BLOCK_STEPS = 50
-"""A block leaves when it has this many steps. Larger blocks save little and are seen later."""
+"""A block is sent when it has this many steps. Larger blocks save little and arrive later."""
 
 _BODY_HEADROOM = 0.5
-"""Share of the service's largest body that a block's statistics may fill: what else it holds is not counted."""
+"""Share of the service's largest body that a block's statistics may fill; the rest of the block is not counted."""
 _TOO_LARGE = 413
 _RUN_IS_LOST = frozenset({401, 403, 404, 409})
-"""Refusals of a block that the next block would meet as well: no access, no such run, a stale generation."""
+"""Statuses that the next block would get as well: no access, no such run, a stale generation."""
 _SLOW_LINK = 1_000_000.0
 """Bytes per second below which a body is compressed. Statistics shrink by a third, at 46 MB/s (zlib level 1): on a
 faster link that costs more than it saves."""
 _WORTH_MEASURING = 16_384
-"""Bytes of a body whose time says something about the link."""
+"""Bytes that a body must have for its time to be a measure of the link."""
+
+
+class PositionStore(Protocol):
+    """Remembers how far the service has acknowledged a session."""
+
+    @property
+    def position(self) -> Position:
+        """The position that was saved last."""
+
+    def save_position(self, **changes: int) -> None:
+        """Change fields of the position and save it. May raise OSError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """What came of one attempt to send entries."""
+
+    number: int | None
+    """Number of the last entry that is dealt with; None if a smaller block should be tried."""
+    answer: AppendResult | None = None
+    """The service's answer to a block."""
 
 
 class Delivery:
     """Delivers one run.
 
     Args:
-        service: where to.
+        service: receives the run.
         run_id: of the run.
-        on_result: called with each answer to a block.
-        journal: returns what remembers the generation; None if nothing does.
-        generation: that the run had when the entries were recorded; None if that was not known.
-        is_replay: whether steps that were given up may have been told of before.
+        positions: remembers the generation.
+        generation: of the run when the entries were recorded; None if it is not known.
+        is_replay: whether the service may already have the number of dropped steps.
     """
 
     def __init__(
         self,
         service: Service,
         run_id: UUID,
+        positions: PositionStore,
         *,
-        on_result: Callable[[AppendResult], None] = lambda _result: None,
-        journal: Callable[[], Journal | None] = lambda: None,
         generation: int | None = None,
         is_replay: bool = False,
     ) -> None:
         self._service = service
         self._run_id = run_id
-        self._on_result = on_result
-        self._journal = journal
+        self._positions = positions
         self._generation = generation
         self._is_replay = is_replay
         self._dropped_before = 0  # as the service had it
         self._limits: Limits | None = None
         self._columns: Columns | None = None
+        self._sent_version: int | None = None
         self._sent_training: Training | None = None
         self._block_steps = BLOCK_STEPS
         self._bytes_per_second: float | None = None
-        self._said: set[str] = set()
+        self._warn = OneTimeWarnings().warn
 
     @property
     def is_registered(self) -> bool:
-        """Whether the service knows the run."""
+        """Whether the service has the run."""
         return self._columns is not None
 
     @property
     def block_steps(self) -> int:
-        """How many entries to offer at most."""
+        """Number of entries that one attempt can send at most."""
         return self._block_steps
 
-    def prepare(self, description: RunCreate) -> None:
-        """Let the service know of the run what it does not know yet."""
+    def prepare(self, description: RunDescription) -> None:
+        """Send what is new in the description of the run."""
+        if description.version == self._sent_version:
+            return
+        content = description.content
         if self._columns is None:
-            self._register(description)
-        elif len(description.layers) > len(self._columns.positions):
-            self._match(self._service.ask(RunDetail, "GET", f"/runs/{self._run_id}"), description)
-        elif description.training != self._sent_training:
-            self._patch(RunUpdate(training=self._with_earlier_drops(description.training)))
-            self._sent_training = description.training
+            self._register(content)
+        else:
+            if len(content.layers) > len(self._columns.positions):
+                self._match_layers(self._service.request_as(RunDetail, "GET", f"/runs/{self._run_id}"), content)
+            if content.training != self._sent_training:
+                self._patch(RunUpdate(training=self._with_earlier_drops(content.training)))
+                self._sent_training = content.training
+        if content.training == self._sent_training:  # a registration leaves out the number of dropped steps
+            self._sent_version = description.version
 
-    def send(self, entries: Sequence[tuple[int, Entry]], *, is_repeated: bool = False) -> int | None:
-        """Send the first of the entries, as many as fit; return the number up to which they are dealt with.
+    def send(self, entries: Sequence[tuple[int, Entry]], *, is_repeated: bool = False) -> Delivered:
+        """Send the first of the entries, as many as fit into one block.
 
-        None means that a smaller block may fare better. `is_repeated`: that steps are stored already is no surprise.
+        Args:
+            entries: oldest first, with their numbers.
+            is_repeated: whether the service may already have some of the steps.
         """
         number, entry = entries[0]
         if isinstance(entry, Rewind):
             self._rewind(number, entry)
-            return number
-        steps = [(number, each) for number, each in takewhile(_is_step, entries) if isinstance(each, Step)]
+            return Delivered(number)
+        steps = [(number, entry) for number, entry in takewhile(_is_step, entries) if isinstance(entry, Step)]
         steps = steps[: self._largest_block()]
-        return steps[-1][0] if self._append([step for _, step in steps], is_repeated=is_repeated) else None
+        return self._append([step for _, step in steps], last_number=steps[-1][0], is_repeated=is_repeated)
 
-    def end(self, status: str) -> None:
-        """Say how the run ended."""
+    def send_final_status(self, status: str) -> None:
+        """Send the final status of the run."""
         self._patch(RunUpdate(status=status))
 
-    # --- who the run is -----------------------------------------------------------------------------------------------
+    # --- registration -------------------------------------------------------------------------------------------------
 
     def _register(self, description: RunCreate) -> None:
-        self._limits = self._service.ask(Limits, "GET", "/limits")
+        self._limits = self._service.request_as(Limits, "GET", "/limits")
         if not set(self._limits.wire_versions) & set(WIRE_VERSIONS):
             raise ConfigurationError(
                 f"{self._service.base_url} speaks wire versions {self._limits.wire_versions}, this gradmedic "
                 f"{list(WIRE_VERSIONS)}: install versions of both that have one in common"
             )
-        # Of drops it is told afterwards: an answer that is lost would leave it open whose drops the service has.
+        # Drops are sent afterwards: after a lost answer it would not be known whose drops the service has.
         description = dataclasses.replace(description, training=_without_drops(description.training))
-        body = to_json(self._fit(description, self._limits))
+        body = to_json(self._fit_to_limits(description, self._limits))
         try:
-            run = self._service.ask(RunDetail, "POST", "/runs", body=body)
+            run = self._service.request_as(RunDetail, "POST", "/runs", body=body)
         except ConflictError:
             # Another process began this run with other layers, or an answer was lost before layers were added.
-            run = self._service.ask(RunDetail, "GET", f"/runs/{self._run_id}")
+            run = self._service.request_as(RunDetail, "GET", f"/runs/{self._run_id}")
             if run.project != description.project:
                 raise
         if self._generation is None:
-            self._remember(generation=run.generation)
+            self._save_position(generation=run.generation)
         self._sent_training = description.training
         self._dropped_before = (run.training and run.training.dropped_steps) or 0
-        self._match(run, description)
+        self._match_layers(run, description)
 
     def _with_earlier_drops(self, training: Training | None) -> Training | None:
-        """Return what is to be told: other processes that recorded the run may have dropped steps too."""
+        """Return the training with the drops of earlier processes added."""
         if training is None or not self._dropped_before:
             return training
         dropped, before = training.dropped_steps or 0, self._dropped_before
@@ -152,8 +179,8 @@ class Delivery:
             training, dropped_steps=max(dropped, before) if self._is_replay else dropped + before
         )
 
-    def _match(self, run: RunDetail, description: RunCreate) -> None:
-        """Learn from the run as the service has it which layer is which; append the layers that it lacks."""
+    def _match_layers(self, run: RunDetail, description: RunCreate) -> None:
+        """Find the service's position of each layer, and append the layers that the service lacks."""
         known = {layer.name for layer in run.layers}
         missing = [layer for layer in description.layers if layer.name not in known]
         if missing:
@@ -166,15 +193,15 @@ class Delivery:
         )
 
     def _patch(self, update: RunUpdate) -> RunDetail:
-        return self._service.ask(RunDetail, "PATCH", f"/runs/{self._run_id}", body=to_json(update))
+        return self._service.request_as(RunDetail, "PATCH", f"/runs/{self._run_id}", body=to_json(update))
 
-    def _fit(self, description: RunCreate, limits: Limits) -> RunCreate:
-        """Return the description as the service accepts it: the run matters more than all of its decoration."""
+    def _fit_to_limits(self, description: RunCreate, limits: Limits) -> RunCreate:
+        """Return the description as the service accepts it. The run matters more than its notes and tags."""
         config = to_plain(description.config)
-        if not _fits(config, limits):
+        if not _is_config_accepted(config, limits):
             scalars = {k: v for k, v in config.items() if not isinstance(v, (dict, list))}
-            config = scalars if _fits(scalars, limits) else {}
-            self._say_once(
+            config = scalars if _is_config_accepted(scalars, limits) else {}
+            self._warn(
                 "config",
                 f"config is cut to {len(config)} plain values: the service takes {limits.max_config_bytes} bytes "
                 f"and {limits.max_config_depth} levels",
@@ -183,43 +210,40 @@ class Delivery:
         notes, name, group = description.notes, description.name, description.group
         if notes is not None and len(notes) > limits.max_notes_length:
             notes = notes[: limits.max_notes_length]
-            self._say_once("notes", f"notes are cut: the service takes {limits.max_notes_length} characters")
+            self._warn("notes", f"notes are cut: the service takes {limits.max_notes_length} characters")
         tags = [tag for tag in description.tags if name_error(tag, longest) is None][: limits.max_tags]
         if len(tags) < len(description.tags):
-            self._say_once(
+            self._warn(
                 "tags",
                 f"{len(description.tags) - len(tags)} tags are left out: the service takes {limits.max_tags} "
                 f"of {longest} characters",
             )
         if (name is not None and len(name) > longest) or (group is not None and len(group) > longest):
             name, group = name and name[:longest], group and group[:longest]
-            self._say_once("name", f"name and group are cut to the {longest} characters that the service takes")
+            self._warn("name", f"name and group are cut to the {longest} characters that the service takes")
         return dataclasses.replace(description, config=config, notes=notes, tags=tags, name=name, group=group)
 
-    # --- what it did --------------------------------------------------------------------------------------------------
+    # --- blocks and rewinds -------------------------------------------------------------------------------------------
 
     def _rewind(self, number: int, entry: Rewind) -> None:
-        """Go back, once: repeated under the generation of the first attempt, it changes nothing."""
-        journal = self._journal()
+        """Rewind the run. A repetition under the generation of the first attempt changes nothing."""
         generation = self._generation or 0
-        if journal is not None and journal.position.rewind == number:
-            generation = journal.position.rewind_generation or 0
-        self._remember(rewind=number, rewind_generation=generation)
+        if self._positions.position.rewind == number:
+            generation = self._positions.position.rewind_generation or 0
+        self._save_position(rewind=number, rewind_generation=generation)
         body = to_json(RunRewind(step=entry.step, generation=generation))
-        result = self._service.ask(RewindResult, "POST", f"/runs/{self._run_id}/rewind", body=body)
-        self._remember(generation=result.generation)
+        result = self._service.request_as(RewindResult, "POST", f"/runs/{self._run_id}/rewind", body=body)
+        self._save_position(generation=result.generation)
 
-    def _remember(self, **changes: int) -> None:
+    def _save_position(self, **changes: int) -> None:
         self._generation = changes.get("generation", self._generation)
-        journal = self._journal()
-        if journal is not None:
-            try:
-                journal.move(**changes)
-            except OSError as error:
-                self._say_once("position", f"the journal's position could not be written: {error}")
+        try:
+            self._positions.save_position(**changes)
+        except OSError as error:
+            self._warn("position", f"the journal's position could not be written: {error}")
 
     def _largest_block(self) -> int:
-        """Return how many steps the next block may have under the service's limits."""
+        """Return the number of steps that the next block may have under the service's limits."""
         if self._limits is None or self._columns is None:
             return 0
         values = max(1, self._columns.width * len(self._columns.statistics))
@@ -227,63 +251,61 @@ class Delivery:
         by_values = self._limits.max_values_per_block // values
         return max(1, min(self._block_steps, self._limits.max_steps_per_block, by_values, by_body))
 
-    def _append(self, block: Sequence[Step], *, is_repeated: bool) -> bool:
+    def _append(self, block: Sequence[Step], *, last_number: int, is_repeated: bool) -> Delivered:
         columns, limits = self._columns, self._limits
         if columns is None or limits is None:
-            return False
+            return Delivered(None)
         if (count := len(metric_names(block))) > limits.max_metrics:
-            self._say_once(
+            self._warn(
                 "metrics", f"{count - limits.max_metrics} metrics are left out: the service takes {limits.max_metrics}"
             )
         for step in block:
-            if step.row is not None and not carries(step.row, columns):
+            if step.row is not None and not has_statistics(step.row, columns):
                 lacking = ", ".join(name for name in columns.statistics if name not in step.row.statistics)
-                self._say_once(
+                self._warn(
                     f"lacking {lacking}",
                     f"the statistics of step {step.number} and of others like it are left out: this run's steps "
                     f"have {', '.join(columns.statistics)}, these lack {lacking}",
                 )
         try:
-            result = self._post(
+            answer = self._post(
                 encode_block(block, columns, max_metrics=limits.max_metrics, generation=self._generation)
             )
         except ApiError as error:
-            return self._take_refusal(error, block)
-        if result.ignored and not is_repeated:
-            self._say_once(
+            return Delivered(last_number if self._is_dealt_with(error, block) else None)
+        if answer.ignored and not is_repeated:
+            self._warn(
                 "ignored",
-                f"{result.ignored} steps up to step {block[-1].number} were ignored: the run has steps up to "
-                f"{result.last_step} already. Say run.rewind(step) after loading a checkpoint, go on with "
+                f"{answer.ignored} steps up to step {block[-1].number} were ignored: the run has steps up to "
+                f"{answer.last_step} already. Call run.rewind(step) after loading a checkpoint, go on with "
                 "log(step=...), or start a new run",
             )
-        self._on_result(result)
-        return True
+        return Delivered(last_number, answer)
 
     def _post(self, body: bytes) -> AppendResult:
         request: dict[str, Any] = {"body": body, "content_type": MSGPACK_MEDIA_TYPE}
         if self._bytes_per_second is not None and self._bytes_per_second < _SLOW_LINK:
             request |= {"body": _gzip(body), "content_encoding": "gzip"}
-        begun = time.perf_counter()
-        result = self._service.ask(AppendResult, "POST", f"/runs/{self._run_id}/steps", **request)
+        started = time.perf_counter()
+        result = self._service.request_as(AppendResult, "POST", f"/runs/{self._run_id}/steps", **request)
         if len(body) >= _WORTH_MEASURING:
-            self._bytes_per_second = len(request["body"]) / max(1e-6, time.perf_counter() - begun)
+            self._bytes_per_second = len(request["body"]) / max(1e-6, time.perf_counter() - started)
         return result
 
-    def _take_refusal(self, error: ApiError, block: Sequence[Step]) -> bool:
-        """Take the refusal of one block; raise if the next one would fare no better."""
+    def _is_dealt_with(self, error: ApiError, block: Sequence[Step]) -> bool:
+        """Return whether a refused block is lost; False if a smaller one should be tried.
+
+        Raises:
+            ApiError: the next block would be refused as well.
+        """
         status = error.problem.status
         if is_retryable(error) or status in _RUN_IS_LOST:
             raise error
         if status == _TOO_LARGE and len(block) > 1:
             self._block_steps = len(block) // 2
             return False
-        self._say_once(error.problem.error_code, f"the service refused {len(block)} steps, they are lost: {error}")
+        self._warn(error.problem.error_code, f"the service refused {len(block)} steps, they are lost: {error}")
         return True
-
-    def _say_once(self, kind: str, message: str) -> None:
-        if kind not in self._said:
-            self._said.add(kind)
-            logger.warning("gradmedic: %s", message)
 
 
 def _is_step(numbered: tuple[int, Entry]) -> bool:
@@ -299,12 +321,12 @@ def _gzip(body: bytes) -> bytes:
     return compressor.compress(body) + compressor.flush()
 
 
-def _fits(config: dict[str, Any], limits: Limits) -> bool:
+def _is_config_accepted(config: dict[str, Any], limits: Limits) -> bool:
     return len(to_json(config)) <= limits.max_config_bytes and _depth(config) <= limits.max_config_depth
 
 
 def _depth(value: Any) -> int:
-    """Return how many mappings and lists are nested: 0 for a number, 1 for a flat mapping."""
+    """Return the depth of nested mappings and lists: 0 for a number, 1 for a flat mapping."""
     if isinstance(value, dict):
         return 1 + max(map(_depth, value.values()), default=0)
     if isinstance(value, list):

@@ -1,9 +1,9 @@
-"""The journal on disk: every step that the service has not acknowledged, whatever happens to this process.
+"""The journal on disk: every step that the service has not acknowledged.
 
-One idea: append-only segments of checksummed records, each numbered. What is written survives the death of the
-process (not of the machine: nothing is synced), a torn tail ends its segment, and reading begins behind the last number
-that was acknowledged. A segment is deleted when all of it is acknowledged; beyond its bound, the journal gives up
-steps, oldest first, and those with a non-finite number last; never a rewind, nor what the service may be taking in.
+It is made of append-only segments of numbered records with checksums. What is written survives the death of the process
+(not of the machine: nothing is synced). A torn record ends its segment. Reading begins behind the last number that was
+acknowledged. A segment is deleted when all of it is acknowledged. Beyond its bound, the journal drops steps, the oldest
+first, and those with a non-finite number last. It never drops a rewind, nor what is in flight.
 
     DIR/<run id>/<session>/          a session is one process
         lock                         locked by that process while it lives
@@ -34,16 +34,16 @@ from gradmedic.recording.step import Entry, Rewind, pack_step, unpack_step
 
 try:
     import fcntl
-except ImportError:  # not on Windows: there, sessions are told apart by their process ids alone
+except ImportError:  # not on Windows: there, only the process id in a session's name shows whose it is
     fcntl = None  # type: ignore[assignment]
 
 SEGMENT_BYTES = 4 * 1024 * 1024
 _RECORD = struct.Struct("<IIBQ")
-"""Length of the payload, its checksum, kind, number."""
+"""Length of the payload, its checksum, kind and number."""
 _POSITION = struct.Struct("<QqQq")
 """Last acknowledged number, generation, number of the last rewind, its generation; a checksum follows."""
 _CHECKSUM = struct.Struct("<I")
-_DESCRIPTION, _STEP, _REWIND, _END = range(1, 5)
+_DESCRIPTION, _STEP, _REWIND, _FINAL_STATUS = range(1, 5)
 _LONGEST_RECORD = 256 * 1024 * 1024
 
 
@@ -53,47 +53,48 @@ class Position:
 
     acknowledged: int = 0
     generation: int | None = None
-    """Of the run, when it was last known."""
+    """Generation of the run when it was last known."""
     rewind: int = 0
-    """Number of the rewind that was begun last: repeated under the same generation, it happens once."""
+    """Number of the rewind that was begun last."""
     rewind_generation: int | None = None
+    """Generation of the run before that rewind. Repeated under this generation, the rewind happens once."""
 
 
 class Journal:
     """Writes and reads one session. Not thread-safe: its owner locks. Every method may raise OSError.
 
     Args:
-        folder: of the session; made with the first record.
-        max_bytes: that the session may take on disk.
-        segment_bytes: after which a new segment begins.
+        folder: of the session; it is made with the first record.
+        max_bytes: largest size of the session on disk.
+        segment_bytes: size at which a new segment begins.
     """
 
     def __init__(self, folder: Path, max_bytes: int, segment_bytes: int = SEGMENT_BYTES) -> None:
         self.folder = folder
         self._max_bytes = max_bytes
         self._segment_bytes = min(segment_bytes, max(1, max_bytes // 8))
-        self._lock: BinaryIO | None = None
+        self._lock_file: BinaryIO | None = None
         self._file: BinaryIO | None = None
         self._segments: list[_Segment] = []
         self._description = b""
         self._position = Position()
         self._position_file: BinaryIO | None = None
-        self._reader: tuple[int, int, int] | None = None  # segment, offset, and the number of what ends there
+        self._reader: tuple[int, int, int] | None = None  # segment, offset, and number of the record that ends there
         self._made_directory = False
-        self.given_up: list[int] = []
-        """Numbers of the steps that were given up; who reads them may clear them."""
+        self.dropped: list[int] = []
+        """Numbers of the steps that were dropped; the reader clears the list."""
 
     @classmethod
-    def begin(cls, directory: Path, run_id: UUID, max_bytes: int) -> Journal:
+    def create(cls, directory: Path, run_id: UUID, max_bytes: int) -> Journal:
         """Return the journal of a new session of this process."""
         session = f"{time.time_ns() // 1000:016x}-{os.getpid()}"
         return cls(directory / str(run_id) / session, max_bytes)
 
     @classmethod
     def open(cls, folder: Path, max_bytes: int) -> Journal | None:
-        """Return the journal that another process left, None if that process lives."""
+        """Return the journal of another process, or None if that process is still alive."""
         journal = cls(folder, max_bytes)
-        if not journal._acquire():
+        if not journal._lock_session():
             journal.close()
             return None
         journal._load()
@@ -101,33 +102,30 @@ class Journal:
 
     @property
     def position(self) -> Position:
-        """How far the service has acknowledged it."""
+        """How far the service has acknowledged the session."""
         return self._position
 
     def describe(self, description: RunCreate) -> None:
-        """Write what the run is, if that changed."""
+        """Write the description of the run, if it changed."""
         encoded = to_json(description)
         if encoded != self._description:
             self._description = encoded
             self._write(_DESCRIPTION, 0, encoded)
 
-    def append(self, number: int, entry: Entry, *, offered: int) -> None:
-        """Write a step or a rewind, and give up steps beyond number `offered` if that takes too much room.
-
-        Those up to it are what the service may be taking in.
-        """
+    def append(self, number: int, entry: Entry, *, last_in_flight: int) -> None:
+        """Write a step or a rewind. If that takes too much room, drop steps whose number is beyond `last_in_flight`."""
         if isinstance(entry, Rewind):
             self._write(_REWIND, number, msgspec.msgpack.encode(entry.step))
         else:
             self._write(_STEP, number, pack_step(entry), is_finite=entry.is_finite)
-        self._make_room(offered)
+        self._make_room(last_in_flight)
 
-    def end(self, status: str) -> None:
-        """Write how the run ended."""
-        self._write(_END, 0, status.encode())
+    def write_final_status(self, status: str) -> None:
+        """Write the final status of the run."""
+        self._write(_FINAL_STATUS, 0, status.encode())
 
     def read(self, after: int, count: int) -> list[tuple[int, Entry]]:
-        """Return the oldest entries with a number beyond `after`, `count` at most."""
+        """Return the oldest entries with a number beyond `after`, at most `count`."""
         found: list[tuple[int, Entry]] = []
         start = (0, 0)
         if self._reader is not None and self._reader[2] == after:
@@ -139,60 +137,67 @@ class Journal:
             begin = start[1] if index == start[0] else 0
             for number, kind, payload, end in _records(segment.path, begin):
                 if kind in (_STEP, _REWIND) and number > after:
-                    found.append((number, _entry(kind, payload)))
+                    found.append((number, _decode_entry(kind, payload)))
                     if len(found) == count:
                         self._reader = (index, end, number)
                         return found
         return found
 
-    def remaining(self) -> list[bool]:
-        """Return for each entry that is not acknowledged whether it is a step."""
-        return [
-            kind == _STEP
+    def count_steps(self) -> int:
+        """Return the number of steps that are not acknowledged."""
+        return sum(
+            kind == _STEP and number > self._position.acknowledged
             for segment in self._segments
             for number, kind, _, _ in _records(segment.path)
-            if kind in (_STEP, _REWIND) and number > self._position.acknowledged
-        ]
+        )
 
-    def ending(self) -> str | None:
-        """Return how the run ended, None if that was not written."""
-        endings = [p for s in self._segments[-1:] for _, kind, p, _ in _records(s.path) if kind == _END]
-        return endings[-1].decode() if endings else None
+    def final_status(self) -> str | None:
+        """Return the final status of the run, None if it was not written."""
+        statuses = [
+            payload
+            for segment in self._segments[-1:]
+            for _, kind, payload, _ in _records(segment.path)
+            if kind == _FINAL_STATUS
+        ]
+        return statuses[-1].decode() if statuses else None
 
     def description(self) -> RunCreate | None:
         """Return the last description that was written."""
         return from_json(self._description, RunCreate) if self._description else None
 
     def acknowledge(self, number: int) -> None:
-        """Take in that the service has everything up to `number`, and delete what is not needed any more."""
-        self.move(acknowledged=number)
+        """Note that the service has everything up to `number`, and delete what is not needed any more."""
+        self.save_position(acknowledged=number)
         while len(self._segments) > 1 and self._segments[0].last <= number:
             self._segments.pop(0).path.unlink(missing_ok=True)
             self._reader = None
 
-    def move(self, **changes: int | None) -> None:
-        """Write a new position."""
-        self._position = position = dataclasses.replace(self._position, **changes)  # type: ignore[arg-type]
+    def save_position(self, **changes: int) -> None:
+        """Change fields of the position and write it."""
+        self._position = position = dataclasses.replace(self._position, **changes)
         if self._position_file is None:
             if not self.folder.is_dir():
                 return
             self._position_file = self._open(self.folder / "position", os.O_RDWR | os.O_CREAT)
-        numbers = (position.acknowledged, _or_less(position.generation), position.rewind,
-                   _or_less(position.rewind_generation))  # fmt: skip
-        body = _POSITION.pack(*numbers)
+        body = _POSITION.pack(
+            position.acknowledged,
+            _encode_generation(position.generation),
+            position.rewind,
+            _encode_generation(position.rewind_generation),
+        )
         self._position_file.seek(0)
         self._position_file.write(body + _CHECKSUM.pack(zlib.crc32(body)))
 
     def close(self) -> None:
         """Close the files; what is written stays."""
-        for file in (self._file, self._position_file, self._lock):
+        for file in (self._file, self._position_file, self._lock_file):
             if file is not None:
                 with contextlib.suppress(OSError):
                     file.close()
-        self._file = self._position_file = self._lock = None
+        self._file = self._position_file = self._lock_file = None
 
     def delete(self) -> None:
-        """Remove the session, and the folders above it that were made for it, if they are empty then."""
+        """Delete the session, and the folders above it that were made for it, if they are empty then."""
         self.close()
         shutil.rmtree(self.folder, ignore_errors=True)
         with contextlib.suppress(OSError):
@@ -208,14 +213,14 @@ class Journal:
             if kind == _DESCRIPTION:
                 return
         segment = self._segments[-1]
-        self._put(self._file, kind, number, payload)
+        self._write_record(self._file, kind, number, payload)
         if number:
             segment.last = number
         if kind == _STEP:
             segment.healthy += is_finite
             segment.nonfinite += not is_finite
 
-    def _put(self, file: BinaryIO, kind: int, number: int, payload: bytes) -> None:
+    def _write_record(self, file: BinaryIO, kind: int, number: int, payload: bytes) -> None:
         segment = self._segments[-1]
         record = _encode_record(kind, number, payload)
         try:
@@ -230,10 +235,10 @@ class Journal:
         segment.size += len(record)
 
     def _begin_segment(self) -> BinaryIO:
-        if self._lock is None:
+        if self._lock_file is None:
             self._made_directory = not self.folder.parents[1].exists()
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._acquire()
+            self._lock_session()
         index = self._segments[-1].index + 1 if self._segments else 1
         path = self.folder / f"{index:08d}.journal"
         file = self._open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
@@ -242,11 +247,11 @@ class Journal:
         last = self._segments[-1].last if self._segments else self._position.acknowledged
         self._segments.append(_Segment(path, index, last=last))
         if self._description:
-            self._put(file, _DESCRIPTION, 0, self._description)
+            self._write_record(file, _DESCRIPTION, 0, self._description)
         return file
 
-    def _make_room(self, offered: int) -> None:
-        """Give up steps until the session is within its bound."""
+    def _make_room(self, last_in_flight: int) -> None:
+        """Drop steps until the session is within its bound."""
         while sum(segment.size for segment in self._segments) > self._max_bytes:
             closed = self._segments[:-1]
             with_healthy = next((segment for segment in closed if segment.healthy), None)
@@ -254,20 +259,20 @@ class Journal:
             if segment is None:
                 break
             self._reader = None
-            self._give_up(segment, offered, keeps_nonfinite=with_healthy is not None)
+            self._drop_steps(segment, last_in_flight, keeps_nonfinite=with_healthy is not None)
 
-    def _give_up(self, segment: _Segment, offered: int, *, keeps_nonfinite: bool) -> None:
-        """Leave of a segment no steps that can be given up, or none but those with a non-finite number."""
-        given_up: list[int] = []
+    def _drop_steps(self, segment: _Segment, last_in_flight: int, *, keeps_nonfinite: bool) -> None:
+        """Drop the steps of a segment that are not in flight: all of them, or those whose numbers are all finite."""
+        dropped: list[int] = []
         entries = nonfinite = 0
         kept = bytearray()
         for number, kind, payload, _ in _records(segment.path):
             if kind in (_STEP, _REWIND):
                 if number <= self._position.acknowledged:
                     continue
-                if kind == _STEP and number > offered:
+                if kind == _STEP and number > last_in_flight:
                     if not keeps_nonfinite or unpack_step(payload).is_finite:
-                        given_up.append(number)
+                        dropped.append(number)
                         continue
                     nonfinite += 1
                 entries += 1
@@ -280,17 +285,17 @@ class Journal:
         else:
             self._segments.remove(segment)
             segment.path.unlink(missing_ok=True)
-        self.given_up += given_up
+        self.dropped += dropped
 
     # --- reading what another process left ----------------------------------------------------------------------------
 
-    def _acquire(self) -> bool:
-        """Lock the session; return False if a process has it: another one or, where there are no locks, this one."""
-        self._lock = self._open(self.folder / "lock", os.O_RDWR | os.O_CREAT)
+    def _lock_session(self) -> bool:
+        """Lock the session; return False if a process uses it: another one or, on a system without locks, this one."""
+        self._lock_file = self._open(self.folder / "lock", os.O_RDWR | os.O_CREAT)
         try:
             if fcntl is None:
                 raise OSError("no locks on this system")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         except OSError:  # a file system without locks
@@ -329,14 +334,14 @@ class _Segment:
     index: int
     size: int = 0
     last: int = 0
-    """Largest number in it."""
+    """Largest number of a record in the segment."""
     healthy: int = 0
-    """Steps that may be given up."""
+    """Number of steps that may be dropped, all of whose numbers are finite."""
     nonfinite: int = 0
-    """Steps with a non-finite number, which may be given up after all others."""
+    """Number of steps with a non-finite number, which are dropped after all others."""
 
 
-def sessions(directory: Path, run_id: UUID | None = None) -> list[Path]:
+def list_sessions(directory: Path, run_id: UUID | None = None) -> list[Path]:
     """Return the folders of all sessions, or those of one run, in the order in which they began."""
     folders = [directory / str(run_id)] if run_id is not None else sorted(directory.glob("*-*-*-*-*"))
     return [
@@ -348,8 +353,8 @@ def sessions(directory: Path, run_id: UUID | None = None) -> list[Path]:
     ]
 
 
-def run_of(session: Path) -> UUID | None:
-    """Return the run of a session, None if its folder is not named after one."""
+def run_id_of(session: Path) -> UUID | None:
+    """Return the id of the run of a session, None if its folder is not named by one."""
     try:
         return UUID(session.parent.name)
     except ValueError:
@@ -365,7 +370,7 @@ def _checksum(kind: int, number: int, payload: bytes) -> int:
 
 
 def _records(path: Path, offset: int = 0) -> Iterator[tuple[int, int, bytes, int]]:
-    """Iterate over number, kind, payload and end of each record; a torn or damaged one ends the segment."""
+    """Iterate over number, kind, payload and end of each record. A torn or damaged one ends the segment."""
     try:
         file = path.open("rb")
     except FileNotFoundError:
@@ -382,9 +387,9 @@ def _records(path: Path, offset: int = 0) -> Iterator[tuple[int, int, bytes, int
             yield number, kind, payload, file.tell()
 
 
-def _entry(kind: int, payload: bytes) -> Entry:
+def _decode_entry(kind: int, payload: bytes) -> Entry:
     return unpack_step(payload) if kind == _STEP else Rewind(msgspec.msgpack.decode(payload, type=int))
 
 
-def _or_less(generation: int | None) -> int:
+def _encode_generation(generation: int | None) -> int:
     return -1 if generation is None else generation

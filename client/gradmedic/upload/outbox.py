@@ -1,12 +1,12 @@
-"""What is recorded and not acknowledged yet, in memory and on disk.
+"""The entries that are recorded and not acknowledged yet, in memory and on disk.
 
-One idea: the journal has everything, memory has the newest of it. While the service keeps up, the disk is only
-written to; when memory is full, the oldest steps are forgotten there and read from disk when their turn comes. Without
-a disk to write to, memory is all there is, and healthy steps are dropped before others.
+The journal on disk has all of them, memory has the newest. While the service keeps up, the disk is only written to.
+When memory is full, the oldest entries leave it and are read from disk when their turn comes. Without a disk, memory is
+all there is, and healthy steps are dropped before others.
 
-Entries are numbered without gaps as they come, so that whatever is between the last that was offered and the oldest in
-memory is on disk, or was given up. What was offered once is in hand until it is acknowledged: the service may have it,
-whatever was heard of it, so it is not given up any more, and what was given up is certain to be missing.
+Entries are numbered without gaps in the order in which they are appended. An entry is in flight from the first attempt
+to send it until it is acknowledged. It is not dropped then, because the service may already have it. So the service
+certainly lacks every step that is counted as dropped.
 """
 
 from __future__ import annotations
@@ -15,62 +15,47 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
-from typing import Protocol
 
-from gradmedic.protocol.runs import RunCreate
+from gradmedic.recording.description import RunDescription
 from gradmedic.recording.step import Entry, Rewind, Step
-from gradmedic.upload.journal import Journal
+from gradmedic.upload.journal import Journal, Position
 
 logger = logging.getLogger("gradmedic")
 
 _REWIND_BYTES = 100
-_SHARE_OFFERED = 2
-"""Half of the memory at most is in hand, but one entry at least."""
-_NEVER = object()
+"""About the memory that a rewind takes."""
+_IN_FLIGHT_SHARE = 2
+"""At most one part in so many of the memory is in flight, but at least one entry."""
 
 
-class Described(Protocol):
-    """Who knows what the run is."""
-
-    def describe(self) -> RunCreate:
-        """Return what the service should know of the run by now."""
-
-    def description_key(self) -> object:
-        """Return something cheap that differs when the description does."""
-
-
-class Backlog:
-    """Entries that the service has not acknowledged, oldest first. Not thread-safe: the sender locks.
+class Outbox:
+    """The entries of one run that the service has not acknowledged, oldest first. Not thread-safe: its owner locks.
 
     Args:
         max_bytes: of memory; 0 keeps everything on disk alone.
-        described: says what the journal needs to know of the run.
-        open_journal: begins the journal when the first entry comes; None keeps to memory.
+        open_journal: opens the journal when the first entry comes; None keeps to memory.
     """
 
-    def __init__(
-        self, max_bytes: int, described: Described | None = None, open_journal: Callable[[], Journal] | None = None
-    ) -> None:
+    def __init__(self, max_bytes: int, open_journal: Callable[[], Journal] | None = None) -> None:
         self._max_bytes = max_bytes
-        self._described = described
-        self._described_as: object = _NEVER
         self._open_journal = open_journal
         self._journal: Journal | None = None
-        self._is_written = open_journal is not None
+        self._is_writing = open_journal is not None
+        self._written_version: int | None = None
         self._memory: deque[tuple[int, Entry]] = deque()
-        self._in_hand: deque[tuple[int, Entry]] = deque()
+        self._in_flight: deque[tuple[int, Entry]] = deque()
         self._bytes = 0  # of both
-        self._newest = 0
-        self._on_disk = 0  # number of the last entry that was written
-        self._only_in_memory: set[int] = set()  # of those, what was given up on disk
-        self._offered = 0  # number of the last entry that was in hand, or given up in front of the others
-        self._acknowledged = 0
-        self._appended_steps = self._offered_steps = 0
-        self.dropped = 0
-        """Steps that were given up for lack of room; none of them was ever offered."""
+        self._last_number = 0
+        self._last_on_disk = 0
+        self._dropped_on_disk: set[int] = set()  # numbers of steps that only memory has
+        self._last_in_flight = 0  # or dropped in front of the others
+        self._last_acknowledged = 0
+        self._appended_steps = self._sent_steps = 0
+        self._dropped = 0
+        self._dropped_before = 0
 
     def __len__(self) -> int:
-        return self._newest - self._acknowledged
+        return self._last_number - self._last_acknowledged
 
     @property
     def journal(self) -> Journal | None:
@@ -78,52 +63,68 @@ class Backlog:
         return self._journal
 
     @property
-    def newest(self) -> int:
-        """Number of the newest entry; 0 before the first."""
-        return self._newest
+    def last_acknowledged(self) -> int:
+        """Number of the last entry that the service has, or that was dropped in front of the others."""
+        return self._last_acknowledged
 
     @property
-    def acknowledged(self) -> int:
-        """Number of the last entry that the service has, or that was given up in front of the others."""
-        return self._acknowledged
+    def dropped(self) -> int:
+        """Number of steps that were dropped for lack of room. None of them was ever in flight."""
+        return self._dropped + self._dropped_before
 
-    def append(self, entry: Entry) -> int:
-        """Append an entry and return its number; if that takes too much room, give up steps.
+    @property
+    def position(self) -> Position:
+        """How far the service has acknowledged the journal."""
+        return Position() if self._journal is None else self._journal.position
 
-        The oldest healthy ones go first, others only after them.
+    def save_position(self, **changes: int) -> None:
+        """Write a new position to the journal, if there is one; see `Journal.save_position`."""
+        if self._journal is not None:
+            self._journal.save_position(**changes)
+
+    def append(self, entry: Entry, description: RunDescription | None = None) -> int:
+        """Append an entry and return its number. If it takes too much room, drop steps, the oldest healthy ones first.
+
+        Args:
+            entry: a step or a rewind.
+            description: of the run, with all layers of the step; None leaves it out of the journal.
         """
-        self._newest += 1
+        self._last_number += 1
         self._appended_steps += isinstance(entry, Step)
-        self._memory.append((self._newest, entry))
+        self._memory.append((self._last_number, entry))
         self._bytes += _nbytes(entry)
-        self._write(entry)
+        self._write(entry, description)
         if self._bytes > self._max_bytes:
             self._make_room()
-        return self._newest
+        return self._last_number
+
+    def add_dropped(self, steps: int) -> None:
+        """Count steps that were dropped before they came here."""
+        self._dropped_before += steps
 
     def front(self, count: int) -> list[tuple[int, Entry]]:
-        """Return the oldest entries with their numbers, `count` at most, and keep them."""
-        if len(self._in_hand) < count:
-            size = sum(_nbytes(entry) for _, entry in self._in_hand)
-            for number, entry in self._next(count - len(self._in_hand)):
+        """Return the oldest entries with their numbers, at most `count`. They are in flight until acknowledged."""
+        if len(self._in_flight) < count:
+            size = sum(_nbytes(entry) for _, entry in self._in_flight)
+            for number, entry in self._next(count - len(self._in_flight)):
                 size += _nbytes(entry)
-                if self._in_hand and size > self._max_bytes // _SHARE_OFFERED:
+                if self._in_flight and size > self._max_bytes // _IN_FLIGHT_SHARE:
                     break
                 if self._first_in_memory() == number:
                     self._memory.popleft()
                 else:
                     self._bytes += _nbytes(entry)
-                self._only_in_memory.discard(number)
-                self._in_hand.append((number, entry))
-                self._offered = number
-                self._offered_steps += isinstance(entry, Step)
-        return list(islice(self._in_hand, count))
+                self._dropped_on_disk.discard(number)
+                self._in_flight.append((number, entry))
+                self._last_in_flight = number
+                self._sent_steps += isinstance(entry, Step)
+        return list(islice(self._in_flight, count))
 
     def acknowledge(self, number: int) -> None:
-        """Remove the entries up to and including `number`, which were offered."""
-        while self._in_hand and self._in_hand[0][0] <= number:
-            self._bytes -= _nbytes(self._in_hand.popleft()[1])
-        self._acknowledged = number if self._in_hand else self._offered
+        """Remove the entries in flight up to and including `number`."""
+        while self._in_flight and self._in_flight[0][0] <= number:
+            self._bytes -= _nbytes(self._in_flight.popleft()[1])
+        self._last_acknowledged = number if self._in_flight else self._last_in_flight
         if self._journal is not None:
             try:
                 self._journal.acknowledge(number)
@@ -131,91 +132,91 @@ class Backlog:
                 self._stop_writing(error)
 
     def clear(self) -> None:
-        """Forget everything here; what is on disk stays there."""
+        """Remove all entries from memory; the journal stays."""
         self._memory.clear()
-        self._in_hand.clear()
+        self._in_flight.clear()
         self._bytes = 0
-        self._acknowledged = self._offered = self._newest
+        self._last_acknowledged = self._last_in_flight = self._last_number
 
-    def end(self, status: str) -> None:
-        """Write how the run ended."""
+    def write_final_status(self, status: str, description: RunDescription | None = None) -> None:
+        """Write the final status of the run to the journal."""
         try:
-            if (journal := self._described_journal()) is not None:
-                journal.end(status)
+            if (journal := self._open_described_journal(description)) is not None:
+                journal.write_final_status(status)
         except OSError as error:
             self._stop_writing(error)
 
     def close(self) -> None:
         """Close the journal; what is written stays."""
-        self._is_written = False
+        self._is_writing = False
         if self._journal is not None:
             self._journal.close()
 
     def _next(self, count: int) -> list[tuple[int, Entry]]:
-        """Return the oldest entries that are not in hand, `count` at most."""
+        """Return the oldest entries that are not in flight, at most `count`."""
         first = self._first_in_memory()
-        if self._offered + 1 < first:
+        if self._last_in_flight + 1 < first:
             found: list[tuple[int, Entry]] = []
             if self._journal is not None:
                 try:
-                    found = [each for each in self._journal.read(self._offered, count) if each[0] < first]
+                    found = [
+                        numbered for numbered in self._journal.read(self._last_in_flight, count) if numbered[0] < first
+                    ]
                 except OSError as error:
                     logger.warning("gradmedic cannot read %s: %s", self._journal.folder, error)
             if found:
                 return found
-            # Whatever is neither in memory nor was ever offered is lost, whether it was given up or cannot be read.
+            # A step that is neither in memory nor was ever in flight is lost: it was dropped, or cannot be read.
             in_memory = sum(isinstance(entry, Step) for _, entry in self._memory)
-            self.dropped = self._appended_steps - self._offered_steps - in_memory
-            self._offered = first - 1
-            if not self._in_hand:
-                self._acknowledged = self._offered
+            self._dropped = self._appended_steps - self._sent_steps - in_memory
+            self._last_in_flight = first - 1
+            if not self._in_flight:
+                self._last_acknowledged = self._last_in_flight
         return list(islice(self._memory, count))
 
     def _first_in_memory(self) -> int:
-        return self._memory[0][0] if self._memory else self._newest + 1
+        return self._memory[0][0] if self._memory else self._last_number + 1
 
-    def _described_journal(self) -> Journal | None:
-        """Return the journal to write to, with a description that is not out of date."""
-        if not self._is_written:
+    def _open_described_journal(self, description: RunDescription | None) -> Journal | None:
+        """Return the journal with its present description; None if nothing is written any more."""
+        if not self._is_writing:
             return None
         if self._journal is None and self._open_journal is not None:
             self._journal = self._open_journal()
-        if self._journal is not None and self._described is not None:
-            key = self._described.description_key()
-            if key != self._described_as:
-                self._journal.describe(self._described.describe())
-                self._described_as = key
+        if self._journal is not None and description is not None and description.version != self._written_version:
+            self._journal.describe(description.content)
+            self._written_version = description.version
         return self._journal
 
-    def _write(self, entry: Entry) -> None:
+    def _write(self, entry: Entry, description: RunDescription | None) -> None:
         try:
-            if (journal := self._described_journal()) is not None:
+            if (journal := self._open_described_journal(description)) is not None:
                 try:
-                    journal.append(self._newest, entry, offered=self._offered)
-                    self._on_disk = self._newest
+                    journal.append(self._last_number, entry, last_in_flight=self._last_in_flight)
+                    self._last_on_disk = self._last_number
                 finally:
                     first = self._first_in_memory()
-                    in_memory = [number for number in journal.given_up if number >= first]
-                    self.dropped += len(journal.given_up) - len(in_memory)
-                    self._only_in_memory.update(in_memory)
-                    journal.given_up.clear()
+                    in_memory = [number for number in journal.dropped if number >= first]
+                    self._dropped += len(journal.dropped) - len(in_memory)
+                    self._dropped_on_disk.update(in_memory)
+                    journal.dropped.clear()
         except OSError as error:
             self._stop_writing(error)
 
     def _stop_writing(self, error: OSError) -> None:
         """Go on in memory: the disk is full, or not there."""
-        if self._is_written:
-            self._is_written = False
+        if self._is_writing:
+            self._is_writing = False
             logger.warning("gradmedic cannot keep steps on disk any more, they wait in memory only: %s", error)
 
     def _make_room(self) -> None:
         # An eighth more than needed, so that a full memory is not searched at every step.
         target = self._max_bytes - self._max_bytes // 8
-        while self._bytes > target and self._first_in_memory() <= self._on_disk:
+        while self._bytes > target and self._first_in_memory() <= self._last_on_disk:
             number, entry = self._memory.popleft()
             self._bytes -= _nbytes(entry)
-            self.dropped += number in self._only_in_memory
-            self._only_in_memory.discard(number)
+            self._dropped += number in self._dropped_on_disk
+            self._dropped_on_disk.discard(number)
         for drops_nonfinite in (False, True):
             if self._bytes <= target or not self._memory:
                 return
@@ -224,7 +225,7 @@ class Backlog:
             for number, entry in self._memory:
                 if self._bytes > target and isinstance(entry, Step) and (drops_nonfinite or entry.is_finite):
                     self._bytes -= _nbytes(entry)
-                    self.dropped += 1
+                    self._dropped += 1
                 else:
                     kept.append((number, entry))
             kept.append(newest)

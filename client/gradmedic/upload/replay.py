@@ -1,7 +1,7 @@
-"""Sends what was recorded on disk and not sent: of offline runs, and of processes that died or could not reach anybody.
+"""Sends the sessions that are on disk: those of offline runs, and what other processes could not send.
 
-One idea: a session is replayed through the same conversation that a live run has. It is locked while its process lives,
-so nothing is sent twice at once, and what is sent again after a failure is ignored by the service.
+A session is delivered like the steps of a live run. It is locked while its process lives, so that no two processes send
+it at once. What is sent again after a failure is ignored by the service.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from pathlib import Path
 from uuid import UUID
 
 from gradmedic.exceptions import ConflictError, NotFoundError
+from gradmedic.recording.description import RunDescription
 from gradmedic.transport.http import Service
 from gradmedic.upload.delivery import Delivery
-from gradmedic.upload.journal import Journal, run_of, sessions
+from gradmedic.upload.journal import Journal, list_sessions, run_id_of
 
 logger = logging.getLogger("gradmedic")
 
@@ -21,74 +22,81 @@ _UNBOUNDED = 2**62
 
 
 class Replay:
-    """One session on its way to the service."""
+    """Sends one session."""
 
     def __init__(self, service: Service, run_id: UUID, journal: Journal) -> None:
         self.run_id = run_id
         self._journal = journal
-        self._description = journal.description()
-        self._delivery = Delivery(
-            service, run_id, journal=lambda: journal, generation=journal.position.generation, is_replay=True
-        )
-        self._count = sum(journal.remaining())
-        self._is_first = True
+        content = journal.description()
+        self._description = None if content is None else RunDescription(0, content)
+        self._delivery = Delivery(service, run_id, journal, generation=journal.position.generation, is_replay=True)
+        self._steps = journal.count_steps()
+        self._is_first_block = True
         self.sent = 0
-        """Steps that the service has taken from it so far, those included that it had before."""
+        """Number of steps that the service has taken, or had before."""
 
     @property
     def remaining(self) -> int:
-        """Steps that are left to send."""
-        return self._count - self.sent
+        """Number of steps that are left to send."""
+        return self._steps - self.sent
 
-    def advance(self) -> bool:
-        """Make one attempt; return whether nothing is left to do. Raises GradmedicError."""
+    def send_next(self) -> bool:
+        """Make one attempt to send the next block or the final status; return whether nothing is left.
+
+        Raises:
+            GradmedicError: the attempt failed.
+        """
         if self._description is None:
             return True
         try:
             self._delivery.prepare(self._description)
             entries = self._journal.read(self._journal.position.acknowledged, self._delivery.block_steps)
             if entries:
-                number = self._delivery.send(entries, is_repeated=self._is_first)
-                self._is_first = False
-                if number is not None:
-                    self.sent += sum(each <= number for each, _ in entries)
-                    self._journal.acknowledge(number)
+                delivered = self._delivery.send(entries, is_repeated=self._is_first_block)
+                self._is_first_block = False
+                if delivered.number is not None:
+                    self.sent += sum(number <= delivered.number for number, _ in entries)
+                    self._journal.acknowledge(delivered.number)
                 return False
-            if (status := self._journal.ending()) is not None:
-                self._delivery.end(status)
+            if (status := self._journal.final_status()) is not None:
+                self._delivery.send_final_status(status)
         except (ConflictError, NotFoundError) as error:
             if not self._delivery.is_registered:
-                raise  # that speaks of the key or the project
-            # The run went on elsewhere from an earlier step, or was deleted: nobody waits for these steps.
+                raise  # the key or the project is refused, and not the run
+            # The run went on elsewhere from an earlier step, or was deleted.
             logger.warning("gradmedic: %d steps of run %s are obsolete: %s", self.remaining, self.run_id, error)
         return True
 
     def send_all(self) -> None:
-        """Make attempts until nothing is left; may be called again after a failure. Raises GradmedicError."""
-        while not self.advance():
+        """Make attempts until nothing is left; may be called again after a failure.
+
+        Raises:
+            GradmedicError: an attempt failed.
+        """
+        while not self.send_next():
             pass
 
-    def close(self) -> None:
+    def delete(self) -> None:
         """Delete the session: all of it was sent."""
         self._journal.delete()
 
-    def keep(self) -> None:
-        """Leave the session for another time."""
+    def release(self) -> None:
+        """Unlock the session and leave it on disk for another attempt."""
         self._journal.close()
 
 
-def find_leftovers(service: Service, directory: Path, run_id: UUID | None = None) -> list[Replay]:
-    """Return what was left to send, oldest first; sessions of living processes are not touched.
+def find_replays(service: Service, directory: Path, run_id: UUID | None = None) -> list[Replay]:
+    """Return the sessions that are left to send, oldest first, without those of living processes.
 
     Args:
-        service: where to.
+        service: receives them.
         directory: where runs keep what they did not send.
-        run_id: of one run; without it, all.
+        run_id: of one run; None returns those of all runs.
     """
-    found = []
-    for session in sessions(directory, run_id):
-        of = run_of(session)
-        if of is None:
+    replays = []
+    for session in list_sessions(directory, run_id):
+        session_run_id = run_id_of(session)
+        if session_run_id is None:
             continue
         try:
             journal = Journal.open(session, _UNBOUNDED)
@@ -96,5 +104,5 @@ def find_leftovers(service: Service, directory: Path, run_id: UUID | None = None
             logger.warning("gradmedic cannot read %s: %s", session, error)
             continue
         if journal is not None:
-            found.append(Replay(service, of, journal))
-    return found
+            replays.append(Replay(service, session_run_id, journal))
+    return replays

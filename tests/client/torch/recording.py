@@ -43,7 +43,7 @@ class Recording:
     def log(self) -> Measurement:
         """Return what was measured since the last call."""
         self.watch.describe()
-        measurement = self.watch.take().read()
+        measurement = self.watch.finish_step().read()
         self.sampler.advance()
         return measurement
 

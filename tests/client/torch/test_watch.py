@@ -629,10 +629,10 @@ def test_models_whose_parameters_are_flat_parts_are_refused() -> None:
 
 def test_two_models_need_names_that_differ() -> None:
     """Watching a second model with the same layer names is an error that proposes a prefix."""
-    run = gradmedic.init(base_url="http://127.0.0.1:1")
+    run = gradmedic.init(mode="offline")
     first, second = perceptron(), perceptron()
     run.watch(first, torch.optim.SGD(first.parameters(), lr=0.1))
     with pytest.raises(gradmedic.ConfigurationError, match="prefix"):
         run.watch(second, torch.optim.SGD(second.parameters(), lr=0.1))
     run.watch(second, torch.optim.SGD(second.parameters(), lr=0.1), prefix="second.")
-    run._become_inert()
+    run.finish()

@@ -17,7 +17,7 @@ def row(layers: list[int], values: list[list[float]], names: tuple[str, ...] = (
 
 
 def test_a_block_is_the_binary_form_of_the_wire() -> None:
-    """Statistics are float32 `[sampled step, layer]` in the service's order of layers; a mask says who was present."""
+    """Statistics are `[sampled step, layer]` in the service's order of layers, with a mask of the present layers."""
     steps = [
         Step(number=3, time=1.0, loss=2.0, row=row([0, 1], [[5.0, 0.0], [float("nan"), 7.0]])),
         Step(number=5, time=2.0, metrics={"accuracy": 0.5}),
@@ -45,7 +45,7 @@ def test_statistics_are_put_in_the_order_of_the_run() -> None:
 
 
 def test_a_row_that_lacks_a_statistic_is_not_sampled() -> None:
-    """The step is sent, without statistics."""
+    """A step whose row lacks a statistic of the run is sent without statistics."""
     body = msgspec.msgpack.decode(
         encode_block([Step(number=0, time=0.0, row=row([0], [[1.0]], ("grad_norm",)))], COLUMNS)
     )
@@ -63,6 +63,6 @@ def test_a_row_that_lacks_a_statistic_is_not_sampled() -> None:
         (Step(number=0, time=0.0, row=row([0], [[float("inf"), 0.0]])), False),
     ],
 )
-def test_a_step_knows_whether_all_of_it_is_finite(step: Step, is_finite: bool) -> None:
-    """Loss, statistics and the count of non-finite elements are looked at."""
+def test_a_step_is_finite_if_all_of_its_numbers_are(step: Step, is_finite: bool) -> None:
+    """A non-finite loss, statistic or gradient element makes a step non-finite."""
     assert step.is_finite is is_finite

@@ -18,5 +18,5 @@ MODULES = [
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_give_what_they_say(name: str) -> None:
-    """Every example in a docstring of the client runs and prints what stands below it."""
+    """Every example in a docstring of the client prints what the docstring shows."""
     assert doctest.testmod(importlib.import_module(name)).failed == 0

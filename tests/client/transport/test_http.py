@@ -1,4 +1,4 @@
-"""What an answer means, and whether to ask again."""
+"""The errors of answers, and whether a request is retried."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gradmedic.protocol.service import PROBLEM_MEDIA_TYPE, FieldError, Problem
 from gradmedic.transport.http import LONGEST_DELAY, Request, Response, Service, is_retryable, retry_delay
 
 
-class Canned:
+class FixedAnswer:
     """A transport with one answer."""
 
     def __init__(self, status: int, body: bytes = b"{}", media: str = "application/json", **headers: str) -> None:
@@ -33,16 +33,16 @@ class Canned:
         self.requests: list[Request] = []
 
     def send(self, request: Request, timeout: float) -> Response:
-        """Answer."""
+        """Return the answer."""
         self.requests.append(request)
         return self.response
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no connection is open."""
 
 
-def service(transport: Canned, api_key: str | None = None) -> Service:
-    """Return a service that gives a canned answer."""
+def service(transport: FixedAnswer, api_key: str | None = None) -> Service:
+    """Return a service whose transport has one answer."""
     return Service(Connection(base_url="http://gradmedic.test", api_key=api_key, timeout=1.0), transport)
 
 
@@ -77,10 +77,10 @@ def problem(status: int) -> bytes:
     ],
 )
 def test_a_refusal_is_the_error_of_its_status(status: int, kind: type[ApiError], retryable: bool) -> None:
-    """The error says what the service said, down to the field; 408, 429 and 5xx may be retried, others not."""
-    transport = Canned(status, problem(status), PROBLEM_MEDIA_TYPE)
+    """The error has the service's message and the wrong field; 408, 429 and 5xx may be retried, others not."""
+    transport = FixedAnswer(status, problem(status), PROBLEM_MEDIA_TYPE)
     with pytest.raises(kind, match=r"It is not so\..*not_so\)\n  layers\[3\]\.name: is there twice") as caught:
-        service(transport).call("GET", "/runs")
+        service(transport).request("GET", "/runs")
     assert is_retryable(caught.value) is retryable
 
 
@@ -88,42 +88,42 @@ def test_a_refusal_is_the_error_of_its_status(status: int, kind: type[ApiError],
     ("status", "retryable"), [(200, False), (301, False), (404, False), (405, False), (429, True), (502, True)]
 )
 def test_an_answer_that_is_not_gradmedics_names_the_url(status: int, retryable: bool) -> None:
-    """HTML from a proxy, a redirect or another server is a TransportError with the URL and what came."""
-    transport = Canned(status, b"<html>Welcome to nginx</html>", "text/html")
+    """HTML from a proxy, a redirect or another server is a TransportError with the URL and the start of the answer."""
+    transport = FixedAnswer(status, b"<html>Welcome to nginx</html>", "text/html")
     with pytest.raises(TransportError, match=r"http://gradmedic\.test/api/v1/runs.*Welcome to nginx") as caught:
-        service(transport).call("GET", "/runs")
+        service(transport).request("GET", "/runs")
     assert is_retryable(caught.value) is retryable
 
 
-def test_json_of_another_server_is_not_taken_for_gradmedics() -> None:
-    """An error without the fields of a problem, and an answer without those expected, are TransportErrors."""
+def test_json_of_another_server_is_a_transport_error() -> None:
+    """An error without the fields of a problem and an answer without the expected fields are TransportErrors."""
     with pytest.raises(TransportError, match="not gradmedic's"):
-        service(Canned(500, b'{"error": "oops"}')).call("GET", "/runs")
+        service(FixedAnswer(500, b'{"error": "oops"}')).request("GET", "/runs")
     with pytest.raises(TransportError, match="cannot read"):
-        service(Canned(200, b'{"hello": "world"}')).ask(RunList, "GET", "/runs")
+        service(FixedAnswer(200, b'{"hello": "world"}')).request_as(RunList, "GET", "/runs")
 
 
 def test_the_key_travels_in_a_header_and_the_query_is_encoded() -> None:
-    """No secret is in a URL; None parameters are left out, sequences repeated."""
-    transport = Canned(200)
-    service(transport, "s3cret").call("GET", "/runs", query={"a": None, "layer": ["x y", "z&"], "n": 3})
+    """The key is not in the URL; None parameters are left out, sequences repeated."""
+    transport = FixedAnswer(200)
+    service(transport, "s3cret").request("GET", "/runs", query={"a": None, "layer": ["x y", "z&"], "n": 3})
     (request,) = transport.requests
     assert request.url == "http://gradmedic.test/api/v1/runs?layer=x+y&layer=z%26&n=3"
     assert request.headers["Authorization"] == "Bearer s3cret"
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
-def test_the_service_decides_how_long_to_wait(form: str) -> None:
-    """Retry-After, as seconds or as a date, is a lower bound of the delay."""
+def test_retry_after_is_a_lower_bound_of_the_delay(form: str) -> None:
+    """Retry-After may be seconds or a date."""
     asked = "7" if form == "seconds" else formatdate(time.time() + 8, usegmt=True)
-    transport = Canned(429, problem(429), PROBLEM_MEDIA_TYPE, **{"retry-after": asked})
+    transport = FixedAnswer(429, problem(429), PROBLEM_MEDIA_TYPE, **{"retry-after": asked})
     with pytest.raises(ApiError) as caught:
-        service(transport).call("GET", "/runs")
+        service(transport).request("GET", "/runs")
     assert 6.0 < retry_delay(caught.value, 0) < 9.0
 
 
 def test_delays_grow_with_jitter_up_to_a_limit() -> None:
-    """Each failure doubles the delay; many clients do not come back at the same moment."""
+    """Each failure doubles the delay, and the delays of many clients differ."""
     error = TransportError("away")
     delays = [[retry_delay(error, attempt) for _ in range(50)] for attempt in range(40)]
     assert max(delays[0]) < min(delays[3])
@@ -131,8 +131,8 @@ def test_delays_grow_with_jitter_up_to_a_limit() -> None:
     assert len(set(delays[5])) > 40
 
 
-def test_a_service_that_is_down_is_a_transport_error_that_says_so() -> None:
-    """Nobody listens: the error names the URL and is retryable."""
+def test_a_service_that_is_down_is_a_transport_error_with_the_url() -> None:
+    """If no server listens, the error names the URL and is retryable."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -141,8 +141,8 @@ def test_a_service_that_is_down_is_a_transport_error_that_says_so() -> None:
     assert is_retryable(caught.value)
 
 
-def test_a_service_that_does_not_answer_is_given_up_after_the_timeout() -> None:
-    """A listener that never answers costs no more than `timeout` seconds."""
+def test_a_request_without_an_answer_fails_after_the_timeout() -> None:
+    """A server that never answers costs no more than `timeout` seconds."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with Client(url, attempts=1, timeout=0.2) as client, pytest.raises(TransportError, match=url):
@@ -150,8 +150,8 @@ def test_a_service_that_does_not_answer_is_given_up_after_the_timeout() -> None:
 
 
 @pytest.mark.usefixtures("quick_retries")
-def test_a_client_asks_again_and_then_gives_up(proxy: FaultyProxy) -> None:
-    """Failures that may pass are retried a few times; the last one is raised."""
+def test_a_client_retries_a_few_times(proxy: FaultyProxy) -> None:
+    """Temporary failures are retried, and the last one is raised."""
     with Client(proxy.url, attempts=3) as client:
         proxy.fail(Fault(status=503), Fault(lost=True))
         assert client.limits().max_layers > 0
@@ -163,7 +163,7 @@ def test_a_client_asks_again_and_then_gives_up(proxy: FaultyProxy) -> None:
 def test_a_proxy_of_the_environment_is_for_distant_hosts_only(
     monkeypatch: pytest.MonkeyPatch, service_url: str
 ) -> None:
-    """Loopback is reached directly even where HTTP_PROXY is set."""
+    """Loopback is reached without the proxy even if HTTP_PROXY is set."""
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     monkeypatch.delenv("no_proxy", raising=False)

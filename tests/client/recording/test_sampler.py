@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from gradmedic.recording.sampler import FIRST_STEPS, HURRIED_STEPS, START_SECONDS, Sampler
+from gradmedic.recording.sampler import ALARM_STEPS, FIRST_STEPS, START_SECONDS, Sampler
 
 
 class Training:
-    """A training that takes the time it is told, on a clock of its own."""
+    """A training whose steps and samples take given times on its own clock."""
 
     def __init__(self, step_seconds: float, sample_seconds: float, log_freq: int | None = None) -> None:
         self.now = 0.0
@@ -24,31 +24,31 @@ class Training:
             cost = self.sample_seconds if self.sampler.is_sampling else 2e-5
             self.now += cost
             self.spent += cost
-            self.sampler.spend(cost)
+            self.sampler.add_cost(cost)
             self.sampler.advance()
         return sampled
 
     def share(self) -> float:
-        """Return the share of the time that was spent since it was last asked."""
+        """Return the share of the time that sampling took since the last call."""
         share = self.spent / (self.now - self.begun)
         self.spent, self.begun = 0.0, self.now
         return share
 
 
 def test_a_short_training_is_sampled_throughout() -> None:
-    """As long as all of it costs less than a second, nobody waits for it."""
+    """Every step is sampled as long as all samples together take less than a second."""
     training = Training(0.001, 0.0005)
     assert all(training.run(int(START_SECONDS / 0.0005) - 10))
 
 
 def test_the_start_of_a_large_one_is_sampled() -> None:
-    """However much a sample costs, the first twenty steps have one."""
+    """The first twenty steps are sampled, however much a sample costs."""
     training = Training(1.0, 0.4)
     assert all(training.run(FIRST_STEPS))
 
 
 def test_the_cost_stays_below_its_share() -> None:
-    """After the start, for cheap and dear samples, and when a step's duration changes."""
+    """After the start the cost is bounded, for cheap and expensive samples, and when a step's duration changes."""
     for step_seconds, sample_seconds in ((0.5, 0.03), (0.05, 0.01), (0.001, 0.0005), (0.02, 0.2), (1.0, 0.001)):
         training = Training(step_seconds, sample_seconds)
         training.run(int(max(FIRST_STEPS, START_SECONDS / sample_seconds)) + 5)
@@ -63,58 +63,58 @@ def test_the_cost_stays_below_its_share() -> None:
         assert training.share() < 0.015 + 2e-5 / step_seconds
 
 
-def test_free_samples_are_taken_at_every_step() -> None:
-    """A step a thousand times dearer than its statistics always has them."""
+def test_cheap_samples_are_taken_at_every_step() -> None:
+    """A step that takes a thousand times as long as its sample is always sampled."""
     training = Training(1.0, 0.001)
     training.run(2_000)
     assert all(training.run(100))
 
 
-def test_an_evaluation_earns_no_more_than_a_few_steps() -> None:
-    """A long pause is no reason to sample everything for a while."""
+def test_an_evaluation_pays_for_a_few_samples_only() -> None:
+    """After a long pause, few of the next steps are sampled."""
     training = Training(0.1, 0.02)
     training.run(500)
     training.now += 3600.0
     assert sum(training.run(100)) < 20
 
 
-def test_hurrying_samples_every_step_and_is_paid_back() -> None:
-    """After a jump the next steps are sampled; over many jumps the share still holds, with samples in between."""
+def test_an_alarm_samples_every_step_and_is_paid_back() -> None:
+    """After an alarm the next steps are sampled; over many alarms the share still holds, and no gap is long."""
     training = Training(0.1, 0.02)
     training.run(500)
-    training.sampler.hurry()
+    training.sampler.sample_every_step()
     training.run(1)
-    assert all(training.run(HURRIED_STEPS - 2))
+    assert all(training.run(ALARM_STEPS - 2))
     after = training.run(400)
     assert 5 < sum(after) < 60
     training.run(3000)
     training.share()
     longest = 0
     for _ in range(200):
-        training.sampler.hurry()
+        training.sampler.sample_every_step()
         sampled = training.run(100)
         longest = max(longest, max(len(gap) for gap in "".join("x" if s else "." for s in sampled).split("x")))
     assert training.share() < 0.02
     assert longest < 60
 
 
-def test_a_number_is_obeyed() -> None:
-    """The first twenty steps and every so many, whatever they cost."""
+def test_a_number_samples_each_multiple_of_it() -> None:
+    """The first twenty steps and each seventh step are sampled, even if samples are expensive."""
     training = Training(0.1, 10.0, log_freq=7)
     assert [i for i, sampled in enumerate(training.run(50)) if sampled] == [*range(20), 21, 28, 35, 42, 49]
 
 
-def test_processes_that_follow_sample_what_the_first_one_says() -> None:
-    """Whatever their own clocks say, two samplers that are told the same intervals take the same steps."""
+def test_processes_that_follow_sample_the_steps_of_the_first_one() -> None:
+    """Two samplers with different clocks that receive the same intervals sample the same steps."""
     samplers = [Training(0.1, 0.02), Training(0.3, 0.5)]
     for training in samplers:
         training.sampler.follow_first_process()
     taken: list[list[bool]] = [[], []]
     for _ in range(500):
-        wish = samplers[0].sampler.wish()
+        interval = samplers[0].sampler.choose_interval()
         for training, steps in zip(samplers, taken, strict=True):
             if training.sampler.is_sampling:
-                training.sampler.follow(lambda wish=wish: wish)  # type: ignore[misc]
+                training.sampler.receive_interval(lambda interval=interval: interval)  # type: ignore[misc]
             steps += training.run(1)
     assert taken[0] == taken[1]
     assert 40 < sum(taken[0]) < 200

@@ -1,4 +1,4 @@
-"""Runs that are recorded on disk: offline, or because nobody could be reached."""
+"""Runs that are recorded on disk: offline runs, and what could not be sent."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
-from tests.client.test_run import losses, start, wait_until_recorded
+from tests.client.runs import log_losses, losses, start, wait_until_recorded
 from tests.support.faulty_proxy import Fault, FaultyProxy
 
 import gradmedic
 from gradmedic.cli import main
 from gradmedic.protocol.service import PROBLEM_MEDIA_TYPE, Problem
-from gradmedic.upload.journal import Journal, sessions
+from gradmedic.upload.journal import Journal, list_sessions
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """Where the runs of a test keep what they did not send."""
+    """The folder in which the runs of a test keep what they did not send."""
     return tmp_path / "unsent"
 
 
@@ -35,18 +34,12 @@ def unreachable() -> str:
     return "http://127.0.0.1:9"
 
 
-def record(run: gradmedic.Run, first: int, last: int) -> None:
-    """Log steps whose losses tell their numbers."""
-    for i in range(first, last):
-        run.log(float(i), gradients={"w": np.full(3, i), **({"late": np.ones(2)} if i > 50 else {})})
-
-
 def test_an_offline_run_is_sent_by_sync(
     service_url: str, client: gradmedic.Client, directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is stored is what was logged, its end included; afterwards nothing is left on disk."""
+    """The service has what was logged and the final status; afterwards nothing is left on disk."""
     with gradmedic.init("offline", mode="offline", name="away", config={"lr": 0.5}) as run:
-        record(run, 0, 130)
+        log_losses(run, 0, 130)
         assert run.flush()
         with pytest.raises(gradmedic.UsageError, match="offline"):
             run.diagnosis()
@@ -56,17 +49,17 @@ def test_an_offline_run_is_sent_by_sync(
     stored = client.runs.get(run.id)
     assert (stored.name, stored.status, stored.config) == ("away", "finished", {"lr": 0.5})
     assert [layer.name for layer in stored.layers] == ["w", "late"]
-    assert not sessions(directory)
+    assert not list_sessions(directory)
     assert main(["sync", str(directory.parent), "--base-url", service_url]) == 0
     assert "nothing to send" in capsys.readouterr().out
 
 
-def test_what_could_not_be_sent_is_kept_and_said_how_to_send(
+def test_what_could_not_be_sent_is_kept_and_a_warning_names_the_command(
     unreachable: str, service_url: str, client: gradmedic.Client, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """finish() gives up in time and names the command; the command loses nothing."""
+    """finish() returns in time and names the command; the command loses nothing."""
     run = start(unreachable)
-    record(run, 0, 300)
+    log_losses(run, 0, 300)
     wait_until_recorded(run)
     assert not run.finish(timeout=0.2)
     assert f"gradmedic sync {directory}" in caplog.text
@@ -79,27 +72,27 @@ def test_what_could_not_be_sent_is_kept_and_said_how_to_send(
 def test_sync_sends_again_what_failed_and_nothing_twice(
     proxy: FaultyProxy, client: gradmedic.Client, directory: Path
 ) -> None:
-    """Lost answers, refusals that pass, and a sync that is interrupted and repeated."""
+    """Lost answers, temporary refusals and an interrupted sync cost no step and store none twice."""
     with gradmedic.init("offline", mode="offline") as run:
-        record(run, 0, 200)
+        log_losses(run, 0, 200)
     proxy.fail(Fault("/steps", lost=True), Fault("/steps", status=429, headers={"retry-after": "0.01"}))
     for _ in range(4):
         proxy.fail(Fault("/steps", status=503))
     proxy.fail(Fault("/steps", lost=True))
     assert main(["sync", str(directory), "--base-url", proxy.url]) == 2
-    assert sessions(directory)
+    assert list_sessions(directory)
     assert main(["sync", str(directory), "--base-url", proxy.url]) == 0
     assert losses(client, run) == {i: float(i) for i in range(200)}
 
 
 def test_sync_needs_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A folder that is not there is a mistake, and said."""
+    """A folder that does not exist is an error that names it."""
     assert main(["sync", str(tmp_path / "nowhere")]) == 2
     assert f"there is no folder {tmp_path / 'nowhere'}" in capsys.readouterr().err
 
 
 def test_nothing_is_left_on_disk_by_a_run_that_was_sent(service_url: str, directory: Path) -> None:
-    """The folder that was made for it is gone too; one that was there stays."""
+    """The folder that was made for the run is deleted too; one that existed before stays."""
     with start(service_url) as run:
         run.log(1.0)
     assert not directory.exists()
@@ -113,7 +106,7 @@ def test_nothing_is_left_on_disk_by_a_run_that_was_sent(service_url: str, direct
 def test_a_folder_that_cannot_be_written_costs_a_warning(
     kind: str, service_url: str, client: gradmedic.Client, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Steps wait in memory; a path that is a file is refused at once."""
+    """Steps wait in memory then. A path that is a file is refused at once."""
     folder = tmp_path / "kept"
     if kind == "file":
         folder.write_text("")
@@ -135,7 +128,7 @@ import gradmedic
 run = gradmedic.init(project='ends', id=sys.argv[1])
 if len(sys.argv) > 2:
     run.rewind(int(sys.argv[2]))
-first = run._last_number + 1
+first = run._last_step + 1
 for i in range(first, first + 100):
     run.log(float(i))
 {before}
@@ -144,15 +137,12 @@ print('logged', flush=True)
 """
 
 RECORD = """
-sender = run._sender
-with sender._changed:
-    sender._press()
-    assert sender._changed.wait_for(lambda: sender._recorded == sender._put, 60.0)
+assert run._recorder.wait(60.0)
 """
 
 
 def end(ending: str, url: str, *arguments: str, before: str = "run.flush()") -> subprocess.CompletedProcess[str]:
-    """Run a script that logs a hundred steps and ends so."""
+    """Run a script that logs a hundred steps and ends by the code `ending`."""
     return subprocess.run(
         [sys.executable, "-c", SCRIPT.format(ending=ending, before=before), *arguments],
         env=os.environ | {"GRADMEDIC_BASE_URL": url},
@@ -180,20 +170,20 @@ def end(ending: str, url: str, *arguments: str, before: str = "run.flush()") -> 
 def test_an_end_that_python_survives_sends_everything(
     ending: str, code: int, status: str, service_url: str, client: gradmedic.Client, directory: Path
 ) -> None:
-    """Exit codes, exceptions and a termination: the last second is stored, and how it ended."""
+    """After an exit code, an exception or SIGTERM, the service has every step and the final status."""
     run_id = str(gradmedic.init(mode="disabled").id)
     result = end(ending, service_url, run_id, before="")
     assert result.returncode == code, result.stderr
     run = client.runs.get(run_id)
     assert (run.last_step, run.status) == (99, status)
-    assert not sessions(directory)
+    assert not list_sessions(directory)
 
 
 @pytest.mark.parametrize("ending", ["os._exit(0)", "os.kill(os.getpid(), signal.SIGKILL)"])
 def test_an_end_that_nothing_survives_leaves_all_steps_on_disk(
     ending: str, unreachable: str, service_url: str, client: gradmedic.Client, directory: Path
 ) -> None:
-    """Nobody can be reached, and the process is gone at once: sync sends what was logged."""
+    """No service can be reached and the process ends at once: sync sends what was logged."""
     run_id = str(gradmedic.init(mode="disabled").id)
     end(ending, unreachable, run_id, before=RECORD)
     assert main(["sync", str(directory), "--base-url", service_url]) == 0
@@ -209,10 +199,10 @@ def test_a_key_that_may_not_see_the_run_deletes_nothing(
     directory: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Steps are kept where a 404 does not speak of their run, and the sync goes on with the next one."""
-    run, other = sorted((gradmedic.init(base_url=unreachable, dir=directory) for _ in range(2)), key=lambda one: one.id)
+    """A 404 before the registration keeps the steps, and the sync goes on with the next run."""
+    run, other = sorted((gradmedic.init(base_url=unreachable, dir=directory) for _ in range(2)), key=lambda run: run.id)
     for each in (run, other):
-        record(each, 0, 10)
+        log_losses(each, 0, 10)
         wait_until_recorded(each)
         assert not each.finish(timeout=0.3)
     problem = Problem(type="t", title="t", status=404, detail="d", error_code="not_found", request_id="r")
@@ -228,7 +218,7 @@ def test_a_key_that_may_not_see_the_run_deletes_nothing(
 def test_a_job_that_was_killed_goes_on_from_its_checkpoint(
     unreachable: str, service_url: str, client: gradmedic.Client, directory: Path
 ) -> None:
-    """What the killed process had not sent is sent first; steps behind the checkpoint are those of the second one."""
+    """The steps of the killed process are sent first; those behind the checkpoint are of the second process."""
     run_id = str(gradmedic.init(mode="disabled").id)
     end("os.kill(os.getpid(), signal.SIGKILL)", unreachable, run_id, before=RECORD)
     result = end("", service_url, run_id, "49")
@@ -236,18 +226,18 @@ def test_a_job_that_was_killed_goes_on_from_its_checkpoint(
     run: Any = client.runs.get(run_id)
     assert (run.last_step, run.status, run.generation) == (149, "finished", 1)
     assert losses(client, run) == {i: float(i) for i in range(150)}
-    assert not sessions(directory)
+    assert not list_sessions(directory)
 
 
 @pytest.mark.parametrize("has_locks", [True, False, None])
-def test_a_run_does_not_take_what_it_waits_to_send_for_a_leftover(
+def test_a_run_does_not_replay_its_own_session(
     has_locks: bool | None,
     service_url: str,
     client: gradmedic.Client,
     directory: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its own session stays on disk until it is sent, also on systems and disks without locks."""
+    """Its session stays on disk until it is sent, also on systems and disks without locks."""
     if has_locks is None:
         monkeypatch.setattr("gradmedic.upload.journal.fcntl", None)
     elif not has_locks:
@@ -257,15 +247,15 @@ def test_a_run_does_not_take_what_it_waits_to_send_for_a_leftover(
 
         monkeypatch.setattr("gradmedic.upload.journal.fcntl.flock", flock)
     run = start(service_url, flush_interval=60)
-    record(run, 0, 10)
+    log_losses(run, 0, 10)
     wait_until_recorded(run)
     assert run.flush()
-    record(run, 10, 20)
+    log_losses(run, 10, 20)
     wait_until_recorded(run)
-    (session,) = sessions(directory)
+    (session,) = list_sessions(directory)
     journal = Journal(session, 2**30)
     journal._load()
-    assert len(journal.remaining()) == 10
+    assert journal.count_steps() == 10
     assert run.finish()
     assert losses(client, run) == {i: float(i) for i in range(20)}
     assert not directory.exists()
@@ -276,10 +266,10 @@ def test_a_run_does_not_take_what_it_waits_to_send_for_a_leftover(
 
 @pytest.mark.usefixtures("quick_retries")
 def test_a_rewind_happens_once_in_its_place(proxy: FaultyProxy, client: gradmedic.Client) -> None:
-    """Steps before it, the rewind, steps after it, in this order, though answers are lost."""
+    """Earlier steps, the rewind and later steps take effect in this order, though answers are lost."""
     with start(proxy.url) as run:
         proxy.fail(Fault("/rewind", lost=True), Fault("/steps", lost=True), Fault("/rewind", status=503))
-        record(run, 0, 60)
+        log_losses(run, 0, 60)
         run.rewind(19)
         for i in range(20, 40):
             run.log(-float(i))
@@ -292,9 +282,9 @@ def test_a_rewind_happens_once_in_its_place(proxy: FaultyProxy, client: gradmedi
 
 
 def test_an_offline_rewind_is_replayed(service_url: str, client: gradmedic.Client, directory: Path) -> None:
-    """Also when the sync is cut short between its requests."""
+    """The sync sends the rewind in its place."""
     with gradmedic.init("offline", mode="offline") as run:
-        record(run, 0, 60)
+        log_losses(run, 0, 60)
         run.rewind(-1)
         run.log(5.0)
     assert main(["sync", str(directory), "--base-url", service_url]) == 0
@@ -302,9 +292,9 @@ def test_an_offline_rewind_is_replayed(service_url: str, client: gradmedic.Clien
 
 
 def test_a_process_that_was_overtaken_stops(service_url: str, client: gradmedic.Client) -> None:
-    """A job that was thought dead does not write into the run that went on elsewhere."""
+    """A process does not write into its run after another process rewound the run."""
     first = start(service_url)
-    record(first, 0, 10)
+    log_losses(first, 0, 10)
     assert first.flush()
     second = start(service_url, id=first.id)
     second.rewind(4)
@@ -319,6 +309,6 @@ def test_a_process_that_was_overtaken_stops(service_url: str, client: gradmedic.
 
 @pytest.mark.parametrize("step", [-2, 1.5, True, "3"])
 def test_a_rewind_goes_to_a_step(step: Any) -> None:
-    """Anything else is an error of the program."""
+    """rewind() refuses everything but whole numbers from -1."""
     with pytest.raises(gradmedic.ConfigurationError, match="step must be a whole number from -1"):
         gradmedic.init(mode="disabled").rewind(step)

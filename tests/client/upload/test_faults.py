@@ -1,4 +1,4 @@
-"""What must hold whatever fails: the stored run is what the job computed, and the job computes the same."""
+"""Failures of the service, the job, the network and the disk: the stored run is what the job computed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.client.test_run import appends, losses, start, wait_until_recorded
+from tests.client.runs import block_requests, losses, start, wait_until_recorded
 from tests.support.faulty_proxy import Fault, FaultyProxy
 
 import gradmedic
@@ -84,7 +84,7 @@ class OwnService:
         self.url, self._port = found.groups()
 
     def kill(self) -> None:
-        """Kill it as a machine that loses power would."""
+        """Kill it, as a loss of power does."""
         assert self.process is not None
         assert self.process.stdout is not None
         self.process.kill()
@@ -114,11 +114,13 @@ def begin(folder: Path, url: str, mode: str, steps: int, pause: float, *more: st
 
 def wait_for_blocks(proxy: FaultyProxy, count: int) -> None:
     """Wait until the service has stored so many blocks."""
-    proxy.wait_for(lambda seen: sum(request.status == 200 for request in appends(seen)) >= count, timeout=60.0)
+    proxy.wait_for(
+        lambda requests: sum(request.status == 200 for request in block_requests(requests)) >= count, timeout=60.0
+    )
 
 
 def result_of(job: subprocess.Popen[str]) -> dict[str, Any]:
-    """Wait for a job's end and return what it says."""
+    """Wait for a job's end and return what it printed."""
     out, err = job.communicate(timeout=200)
     assert job.returncode == 0, err
     result: dict[str, Any] = json.loads(out.splitlines()[-1])
@@ -139,7 +141,7 @@ def assert_stored(client: gradmedic.Client, run_id: str, computed: dict[str, Any
 
 @pytest.mark.slow
 def test_a_service_that_is_killed_again_and_again_while_a_job_streams(tmp_path: Path, own_service: OwnService) -> None:
-    """Everything is stored once, and the job's weights are those of a job that nobody watches."""
+    """Everything is stored once, and the job's weights are those of a job without a run."""
     with FaultyProxy(own_service.url) as proxy:  # it sees what is stored
         job = begin(tmp_path, proxy.url, "online", 300, 0.01)
         assert job.stdout is not None
@@ -159,14 +161,14 @@ def test_a_service_that_is_killed_again_and_again_while_a_job_streams(tmp_path: 
 def test_a_job_that_is_killed_and_resumed_from_its_checkpoint(
     tmp_path: Path, proxy: FaultyProxy, service_url: str, client: gradmedic.Client
 ) -> None:
-    """The run is that of a job that was never interrupted, though steps behind the checkpoint were stored."""
+    """The run equals that of a job without interruption, though steps behind the checkpoint had been stored."""
     job = begin(tmp_path, proxy.url, "online", 200, 0.01)
     assert job.stdout is not None
     run_id = job.stdout.readline().strip()
     for line in job.stdout:
         if line.startswith("checkpoint 99"):
             break
-    wait_for_blocks(proxy, len(appends(proxy.seen)) + 3)
+    wait_for_blocks(proxy, len(block_requests(proxy.requests)) + 3)
     job.kill()
     job.communicate()
     assert (client.runs.get(run_id).last_step or 0) > 99
@@ -200,16 +202,16 @@ def test_a_network_that_swallows_everything(tmp_path: Path, service_url: str, cl
 
 @pytest.mark.usefixtures("quick_retries")
 def test_a_storm_of_429(proxy: FaultyProxy, client: gradmedic.Client) -> None:
-    """As long as the service says so, it is asked as seldom as it says; then everything is stored."""
+    """The client waits as long as Retry-After asks for; then everything is stored."""
     run = start(proxy.url, flush_interval=0.01)
     run.log(0.0)
     assert run.flush()
-    before = len(proxy.seen)
+    before = len(proxy.requests)
     proxy.permanent = Fault("/steps", status=429, headers={"retry-after": "0.3"})
     begun = time.monotonic()
     for i in range(1, 500):
         run.log(float(i))
-    proxy.wait_for(lambda seen: len(appends(seen[before:])) >= 3)
+    proxy.wait_for(lambda requests: len(block_requests(requests[before:])) >= 3)
     assert time.monotonic() - begun >= 2 * 0.3
     proxy.permanent = None
     assert run.finish()
@@ -247,7 +249,7 @@ def test_a_slow_link_is_sent_compressed_blocks(
     for _ in range(150):
         run.log(1.0, gradients=gradients)
     assert run.finish()
-    sizes = [request.size for request in appends(proxy.seen)]
+    sizes = [request.size for request in block_requests(proxy.requests)]
     assert len(sizes) == 3
     assert max(sizes[1:]) < 0.7 * sizes[0]
     (series,) = client.runs.steps(run.id, "grad_norm", layer="layer7", max_points=200).series

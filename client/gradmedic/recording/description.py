@@ -1,0 +1,100 @@
+"""The description of a run for the service: its configuration, layers, statistics and training."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from gradmedic.protocol.runs import RunCreate, Training
+from gradmedic.recording.draft import largest
+from gradmedic.recording.instrumentation import Instrumentation
+from gradmedic.recording.layers import LayerRegistry
+
+T = TypeVar("T")
+
+_STATISTICS_BEFORE_ANY = ("grad_norm",)
+"""The statistics of a run that is registered before its first row: every kind of row has this one."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunDescription:
+    """The description of a run at one moment. Two descriptions of a run with the same version are equal."""
+
+    version: int
+    content: RunCreate
+
+
+class RunDescriber:
+    """Describes a run as it is now. Any thread may use it; the training thread does not.
+
+    Args:
+        content: the part of the description that `init()` was given.
+        layers: of the run.
+        instrumentations: of the run; more may be appended.
+    """
+
+    def __init__(self, content: RunCreate, layers: LayerRegistry, instrumentations: Sequence[Instrumentation]) -> None:
+        self._content = content
+        self._layers = layers
+        self._instrumentations = instrumentations
+        self._statistics: tuple[str, ...] | None = None
+        self._lock = threading.Lock()
+        self._facts: object = None
+        self._description = RunDescription(0, content)
+
+    def note_statistics(self, statistics: tuple[str, ...]) -> None:
+        """Note the statistics of a row. Those of the first row are the run's."""
+        if self._statistics is None:
+            self._statistics = statistics
+
+    def current(self, dropped_steps: int = 0) -> RunDescription:
+        """Return the description. Its version grows when anything changed.
+
+        Args:
+            dropped_steps: number of steps that were dropped so far.
+        """
+        with self._lock:
+            trainings = [instrumentation.training() for instrumentation in self._instrumentations]
+            facts = (len(self._layers), self._statistics, dropped_steps, *trainings)
+            if facts != self._facts:
+                self._facts = facts
+                self._description = RunDescription(
+                    self._description.version + 1, self._describe(trainings, dropped_steps)
+                )
+            return self._description
+
+    def reset_lock(self) -> None:
+        """Make the lock free in a forked child, where no thread releases it."""
+        self._lock = threading.Lock()
+
+    def _describe(self, trainings: Iterable[Training | None], dropped_steps: int) -> RunCreate:
+        statistics = self._statistics or _first(each.statistics for each in self._instrumentations)
+        training = _merge([training for training in trainings if training is not None])
+        if dropped_steps:
+            training = dataclasses.replace(training or Training(), dropped_steps=dropped_steps)
+        return dataclasses.replace(
+            self._content,
+            framework=_first(instrumentation.framework for instrumentation in self._instrumentations),
+            layers=self._layers.snapshot(),
+            statistics=list(statistics or _STATISTICS_BEFORE_ANY),
+            training=training,
+        )
+
+
+def _merge(trainings: Sequence[Training]) -> Training | None:
+    """Return the training of several instrumentations: everything of the first, and the optimizers of all."""
+    if not trainings:
+        return None
+    return dataclasses.replace(
+        trainings[0],
+        optimizers=[optimizer for training in trainings for optimizer in training.optimizers],
+        target_rms=_first(training.target_rms for training in trainings),
+        clips_gradients=largest(training.clips_gradients for training in trainings),
+    )
+
+
+def _first(values: Iterable[T | None]) -> T | None:
+    return next((value for value in values if value is not None), None)

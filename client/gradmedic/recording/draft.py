@@ -1,0 +1,74 @@
+"""A step as `log()` leaves it, and how it becomes a `Step`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from gradmedic.recording.instrumentation import PendingMeasurement, PendingNumber
+from gradmedic.recording.step import Row, Step
+
+UnreadNumber = float | PendingNumber | None
+"""A number that may still be on a device; None if it was not given."""
+
+Ordered = TypeVar("Ordered", bound=float)
+
+
+class Draft(NamedTuple):
+    """A step some of whose numbers may still be on a device. A tuple, because that costs the training least."""
+
+    number: int
+    time: float
+    """Seconds since the Unix epoch."""
+    loss: UnreadNumber
+    learning_rate: UnreadNumber
+    metrics: Mapping[str, UnreadNumber]
+    measurements: list[PendingMeasurement]
+    row: Row | None
+    """Statistics that were given to `log()`."""
+
+
+def complete_step(draft: Draft) -> Step:
+    """Return the step of a draft, waiting for devices if needed."""
+    measurements = [measurement.read() for measurement in draft.measurements]
+    learning_rate = read_number(draft.learning_rate)
+    if learning_rate is None:
+        learning_rate = largest(measurement.learning_rate for measurement in measurements)
+    return Step(
+        number=draft.number,
+        time=draft.time,
+        loss=read_number(draft.loss),
+        learning_rate=learning_rate,
+        loss_scale=largest(measurement.loss_scale for measurement in measurements),
+        clip_coefficient=_smallest(measurement.clip_coefficient for measurement in measurements),
+        skipped=any(measurement.skipped for measurement in measurements),
+        metrics={name: number for name, unread in draft.metrics.items() if (number := read_number(unread)) is not None},
+        row=_join_rows([draft.row, *(measurement.row for measurement in measurements)]),
+    )
+
+
+def read_number(number: UnreadNumber) -> float | None:
+    """Return a number, waiting for its device if needed."""
+    return number if number is None or isinstance(number, float) else number.read()
+
+
+def largest(values: Iterable[Ordered | None]) -> Ordered | None:
+    """Return the largest of the values that are not None; None if there are none."""
+    return max((value for value in values if value is not None), default=None)
+
+
+def _smallest(values: Iterable[Ordered | None]) -> Ordered | None:
+    return min((value for value in values if value is not None), default=None)
+
+
+def _join_rows(rows: Iterable[Row | None]) -> Row | None:
+    present = [row for row in rows if row is not None]
+    if len(present) < 2:
+        return present[0] if present else None
+    return Row(
+        present[0].statistics,
+        np.concatenate([row.layers for row in present]),
+        np.concatenate([row.values for row in present]),
+    )

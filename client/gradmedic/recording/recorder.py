@@ -1,0 +1,170 @@
+"""The recorder's thread: it makes steps of what `log()` left and passes them on to be uploaded.
+
+The training thread only appends to a `deque`. It takes no lock, and it wakes no thread, because that would cost it a
+system call: the recorder looks again after a short pause.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from typing import Protocol
+
+from gradmedic.recording.description import RunDescriber
+from gradmedic.recording.draft import Draft, complete_step
+from gradmedic.recording.events import Event, SpikeDetected
+from gradmedic.recording.one_time_warnings import OneTimeWarnings
+from gradmedic.recording.spike_detector import SpikeDetector
+from gradmedic.recording.step import Entry, Rewind, Step
+
+logger = logging.getLogger("gradmedic")
+
+_PAUSE = 0.02
+"""Seconds between two looks for new drafts. An explosion is announced that much later."""
+_LONGEST_PAUSE = 0.2
+"""Seconds between two looks after a while without drafts."""
+_DRAFT_BYTES = 1_000
+"""About the memory that a draft takes at least."""
+_FEWEST_DRAFTS = 10_000
+"""Drafts for which there is room in any case: a burst of small steps while the recorder writes others to disk."""
+
+
+class StepOutput(Protocol):
+    """Where recorded steps go."""
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing is taken any more."""
+
+    def start(self) -> None:
+        """Begin to take steps."""
+
+    def append(self, entry: Entry, *, is_urgent: bool) -> None:
+        """Take an entry. An urgent one must not wait for others."""
+
+    def add_dropped(self, steps: int) -> None:
+        """Count steps that were dropped before they were recorded."""
+
+    def fail(self) -> None:
+        """Take nothing any more: the recorder had an error of its own."""
+
+
+class Recorder:
+    """Records the steps of a run on a thread of its own.
+
+    Args:
+        output: takes the recorded steps.
+        describer: learns the statistics of the run.
+        events: takes a `SpikeDetected` for each step that jumps.
+        warnings: take what cannot be recorded.
+        max_bytes: of memory for drafts.
+    """
+
+    def __init__(
+        self,
+        output: StepOutput,
+        describer: RunDescriber,
+        events: deque[Event],
+        warnings: OneTimeWarnings,
+        *,
+        max_bytes: int,
+    ) -> None:
+        self._output = output
+        self._describer = describer
+        self._events = events
+        self._warnings = warnings
+        self._max_drafts = max(_FEWEST_DRAFTS, max_bytes // _DRAFT_BYTES)
+        self._drafts: deque[Draft | Rewind] = deque()
+        self._accepted = 0  # drafts so far; written by the training thread
+        self._overflowed = 0  # drafts without room; written by the training thread
+        self._thread: threading.Thread | None = None
+        self._is_stopped = False
+        self._wake_up = threading.Event()
+        self._progress = threading.Condition()
+        self._recorded = 0  # drafts that were passed on or left out
+        self._reported_overflow = 0
+        self._spikes = SpikeDetector()
+
+    def record(self, draft: Draft | Rewind) -> None:
+        """Accept a draft or a rewind; returns at once."""
+        if self._output.is_closed:
+            return
+        if len(self._drafts) > self._max_drafts:  # the recorder hangs, on a disk most likely
+            self._overflowed += 1
+            return
+        self._accepted += 1
+        self._drafts.append(draft)
+        if self._thread is None:
+            self._output.start()
+            self._thread = threading.Thread(target=self._run, name="gradmedic-recorder", daemon=True)
+            self._thread.start()
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until everything that was accepted is recorded, at most `timeout` seconds; return whether it is."""
+        wanted = self._accepted
+        with self._progress:
+            self._wake_up.set()
+            self._progress.wait_for(lambda: self._recorded >= wanted or self._output.is_closed, timeout)
+            return self._recorded >= wanted
+
+    def close(self, timeout: float) -> None:
+        """Record what is left within `timeout` seconds, and stop."""
+        is_complete = self.wait(timeout)
+        self._is_stopped = True
+        self._wake_up.set()
+        if is_complete and self._thread is not None:
+            self._thread.join(timeout)
+        elif not is_complete and not self._output.is_closed:
+            unrecorded = self._accepted - self._recorded
+            logger.warning("gradmedic could not record the last %d steps in time, they are lost", unrecorded)
+
+    def abandon(self) -> None:
+        """Forget everything: this process is a fork, and its parent goes on."""
+        self._is_stopped = True
+        self._drafts.clear()
+        self._wake_up, self._progress = threading.Event(), threading.Condition()  # the parent may have held the lock
+
+    def _run(self) -> None:
+        try:
+            pause = _PAUSE
+            while not self._is_stopped and not self._output.is_closed:
+                pause = _PAUSE if self._drafts else min(1.5 * pause, _LONGEST_PAUSE)
+                while self._drafts:
+                    self._record(self._drafts.popleft())
+                self._report_overflow()
+                with self._progress:
+                    self._progress.notify_all()
+                self._wake_up.wait(pause)
+                self._wake_up.clear()
+        except Exception:
+            logger.exception("gradmedic stopped recording because of an error of its own; training goes on")
+            self._output.fail()
+        self._report_overflow()
+        with self._progress:
+            self._progress.notify_all()
+
+    def _record(self, draft: Draft | Rewind) -> None:
+        entry = draft if isinstance(draft, Rewind) else self._complete(draft)
+        if entry is not None:
+            is_spike = isinstance(entry, Step) and self._spikes.update(entry)
+            if is_spike:
+                self._events.append(SpikeDetected())
+            self._output.append(entry, is_urgent=is_spike)
+        self._recorded += 1
+
+    def _complete(self, draft: Draft) -> Step | None:
+        try:
+            step = complete_step(draft)
+        except Exception as error:
+            self._warnings.warn(f"step {type(error)}", f"a step could not be recorded: {error!r}")
+            return None
+        if step.row is not None:
+            self._describer.note_statistics(step.row.statistics)
+        return step
+
+    def _report_overflow(self) -> None:
+        overflow = self._overflowed - self._reported_overflow
+        if overflow:
+            self._reported_overflow += overflow
+            self._output.add_dropped(overflow)

@@ -1,0 +1,116 @@
+"""The part of a run that is there for trials: it applies the remedies and ends the script when the trial is over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, NoReturn
+
+from gradmedic.exceptions import TrialEnded
+from gradmedic.trial.instructions import TrialEnvironment
+from gradmedic.trial.report import Report, describe_environment
+
+if TYPE_CHECKING:
+    import torch
+
+    from gradmedic.torch.remedies import AppliedRemedies
+
+
+class TrialSession:
+    """One run's view of its trial; of a run that is no trial, it does nothing.
+
+    Args:
+        environment: of this process.
+        finish_run: finishes the run before the script ends.
+    """
+
+    def __init__(self, environment: TrialEnvironment, finish_run: Callable[[], object]) -> None:
+        self._instructions = environment.instructions
+        self._seed = environment.seed or 0
+        self._report = environment.report
+        self._finish_run = finish_run
+        self._applied: list[AppliedRemedies] = []
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether this process is a trial of a rerun."""
+        return self._instructions is not None
+
+    def stop_reporting(self) -> None:
+        """Write no report: the first process of the training writes it."""
+        self._report = Report()
+
+    def report_environment(self) -> None:
+        """Report versions and machine."""
+        self._report.say(environment=describe_environment())
+
+    def apply_remedies(
+        self,
+        model: torch.nn.Module | Mapping[str, torch.nn.Module],
+        optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer],
+        *,
+        has_scaler: bool,
+    ) -> AppliedRemedies | None:
+        """Apply the trial's remedies to optimizers and models, and return them; None if there are none.
+
+        Raises:
+            TrialEnded: the remedies cannot be applied.
+        """
+        if self._instructions is None:
+            return None
+        from gradmedic.torch.remedies import AppliedRemedies, NotApplicable
+        from gradmedic.torch.seeding import describe_device
+
+        models = model if isinstance(model, Mapping) else {"": model}
+        device = describe_device(next(iter(models.values())))
+        self._report.say(watched=True, environment={**describe_environment(), "device": device})
+        if not self._instructions.remedies:
+            return None
+        try:
+            applied = AppliedRemedies(
+                model,
+                optimizer,
+                self._instructions.remedies,
+                seed=self._seed,
+                has_scaler=has_scaler,
+            )
+        except NotApplicable as reason:
+            self._end_as_not_applicable(str(reason))
+        self._applied.append(applied)
+        self._report.say(
+            applied=sum(remedies.optimizer_count for remedies in self._applied), not_applied=applied.not_applied
+        )
+        return applied
+
+    def end_if_over(self, steps: int, *, is_stop_requested: bool) -> None:
+        """End the script if a remedy turned out not to apply, the steps are done, or the service asked for it.
+
+        Args:
+            steps: number of steps logged so far.
+            is_stop_requested: whether the service asked the run to stop.
+
+        Raises:
+            TrialEnded: the trial is over.
+        """
+        if self._instructions is None:
+            return
+        for applied in self._applied:
+            if (reason := applied.reason_to_end()) is not None:
+                self._end_as_not_applicable(reason)
+        if self._instructions.steps is not None and steps >= self._instructions.steps:
+            self._end(f"its {self._instructions.steps} steps are done")
+        if is_stop_requested:
+            self._end("the service needs no more of this trial")
+
+    def close(self) -> None:
+        """Take the remedies off the optimizers."""
+        for applied in self._applied:
+            applied.close()
+
+    def _end_as_not_applicable(self, reason: str) -> NoReturn:
+        self._report.say(not_applicable=reason)
+        self._end(f"not applicable: {reason}")
+
+    def _end(self, reason: str) -> NoReturn:
+        self._finish_run()
+        self._report.say(ended=reason)
+        raise TrialEnded(reason)

@@ -1,0 +1,155 @@
+"""The recorder's thread."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+import numpy as np
+import pytest
+
+from gradmedic.protocol.runs import RunCreate
+from gradmedic.recording import recorder as recorder_module
+from gradmedic.recording.description import RunDescriber
+from gradmedic.recording.draft import Draft, complete_step
+from gradmedic.recording.events import Event, SpikeDetected
+from gradmedic.recording.instrumentation import Measurement
+from gradmedic.recording.layers import LayerRegistry
+from gradmedic.recording.one_time_warnings import OneTimeWarnings
+from gradmedic.recording.recorder import Recorder
+from gradmedic.recording.step import Entry, Rewind, Row, Step
+
+TIMEOUT = 60.0
+
+
+class CollectingOutput:
+    """Collects entries; while `may_continue` is not set, the recorder hangs."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+        self.may_continue = threading.Event()
+        self.may_continue.set()
+        self.entries: list[tuple[Entry, bool]] = []
+        self.dropped = 0
+        self.has_started = False
+
+    def start(self) -> None:
+        """Note the start."""
+        self.has_started = True
+
+    def append(self, entry: Entry, *, is_urgent: bool) -> None:
+        """Collect an entry."""
+        assert self.may_continue.wait(TIMEOUT)
+        self.entries.append((entry, is_urgent))
+
+    def add_dropped(self, steps: int) -> None:
+        """Count dropped steps."""
+        self.dropped += steps
+
+    def fail(self) -> None:
+        """Close."""
+        self.is_closed = True
+
+
+class ReadyMeasurement:
+    """A measurement that is read at once."""
+
+    def __init__(self, measurement: Measurement | None) -> None:
+        self._measurement = measurement
+
+    def read(self) -> Measurement:
+        """Return the measurement; raise an error if there is none."""
+        if self._measurement is None:
+            raise RuntimeError("the device was lost")
+        return self._measurement
+
+
+def draft(number: int, loss: float | None = 1.0, *measurements: Measurement | None) -> Draft:
+    """Return a draft."""
+    return Draft(number, 0.0, loss, None, {}, [ReadyMeasurement(each) for each in measurements], None)
+
+
+def row(layer: int, norm: float) -> Row:
+    """Return a row of one layer."""
+    return Row(("grad_norm",), np.array([layer], dtype=np.int32), np.array([[norm]], dtype=np.float32))
+
+
+def make_recorder(output: CollectingOutput, events: deque[Event]) -> Recorder:
+    """Return a recorder of a run without layers."""
+    describer = RunDescriber(RunCreate(project="p", layers=[]), LayerRegistry(), [])
+    return Recorder(output, describer, events, OneTimeWarnings(), max_bytes=0)
+
+
+def test_entries_are_recorded_in_order_and_a_spike_is_urgent() -> None:
+    """A step that jumps is urgent and causes one event."""
+    output, events = CollectingOutput(), deque[Event]()
+    recorder = make_recorder(output, events)
+    for number in range(10):
+        recorder.record(draft(number))
+    recorder.record(Rewind(3))
+    recorder.record(draft(4, 1e6))
+    assert recorder.wait(TIMEOUT)
+    recorder.close(TIMEOUT)
+    assert output.has_started
+    numbers = [entry.number if isinstance(entry, Step) else -entry.step for entry, _ in output.entries]
+    assert numbers == [*range(10), -3, 4]
+    assert [is_urgent for _, is_urgent in output.entries] == [False] * 11 + [True]
+    assert list(events) == [SpikeDetected()]
+
+
+def test_a_step_that_cannot_be_read_is_left_out_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The steps after it are recorded."""
+    output = CollectingOutput()
+    recorder = make_recorder(output, deque())
+    for number in range(4):
+        recorder.record(draft(number, 1.0, None) if number < 2 else draft(number))
+    assert recorder.wait(TIMEOUT)
+    recorder.close(TIMEOUT)
+    assert [entry.number for entry, _ in output.entries if isinstance(entry, Step)] == [2, 3]
+    assert caplog.text.count("the device was lost") == 1
+
+
+def test_drafts_without_room_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the recorder hangs, record() returns at once; what has no room is counted later."""
+    monkeypatch.setattr(recorder_module, "_FEWEST_DRAFTS", 10)
+    output = CollectingOutput()
+    output.may_continue.clear()
+    recorder = make_recorder(output, deque())
+    for number in range(100):
+        recorder.record(draft(number))
+    output.may_continue.set()
+    assert recorder.wait(TIMEOUT)
+    recorder.record(draft(100))
+    assert recorder.wait(TIMEOUT)
+    recorder.close(TIMEOUT)
+    assert 10 <= len(output.entries) < 20
+    assert len(output.entries) + output.dropped == 101
+
+
+def test_a_closed_output_takes_nothing_and_wait_returns() -> None:
+    """wait() returns False at once if the output was closed before everything was recorded."""
+    output = CollectingOutput()
+    output.may_continue.clear()
+    recorder = make_recorder(output, deque())
+    recorder.record(draft(0))
+    output.is_closed = True
+    recorder.record(draft(1))
+    assert not recorder.wait(TIMEOUT)
+    output.may_continue.set()
+    recorder.close(TIMEOUT)
+
+
+def test_a_step_joins_the_measurements_of_several_instrumentations() -> None:
+    """It has all rows, the largest learning rate and loss scale, and the smallest clip coefficient."""
+    step = complete_step(
+        draft(
+            0,
+            1.0,
+            Measurement(row=row(0, 1.0), learning_rate=0.1, clip_coefficient=0.5),
+            Measurement(row=row(2, 3.0), learning_rate=0.2, loss_scale=8.0, clip_coefficient=0.25, skipped=True),
+        )
+    )
+    assert (step.learning_rate, step.loss_scale, step.clip_coefficient, step.skipped) == (0.2, 8.0, 0.25, True)
+    assert step.row is not None
+    assert step.row.layers.tolist() == [0, 2]
+    assert step.row.values.tolist() == [[1.0], [3.0]]
