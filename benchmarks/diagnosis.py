@@ -29,12 +29,14 @@ from benchmarks.corpus.families import ASIDE, SPLITS, is_made
 from benchmarks.corpus.outcome import build_up_steps
 from benchmarks.corpus.recording import load, read_arrays
 from benchmarks.reference_rules import REFERENCES, RuleSet
-from gradmedic_diagnosis import Block, Diagnostician, LayerFacts, StepSeries, TrainingFacts
+from gradmedic.protocol.runs import Layer, Training
+from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
+from gradmedic_diagnosis import Block, Diagnostician, StepSeries
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 CACHE: Final = ROOT / "benchmarks" / ".cache"
+ALARMS: Final = UNHEALTHY_VERDICTS[::-1]
 CLASSES: Final = ("vanishing", "exploding", "healthy")
-ALARMS: Final = ("exploding", "vanishing")
 LARGEST_BLOCK: Final = 50
 BUILD_UP: Final = 5
 """An explosion that takes more steps than this before its first non-finite value can be announced."""
@@ -80,8 +82,8 @@ class Recording:
     causes: tuple[str, ...]
     first_nonfinite: int | None
     build_up: int | None
-    layers: tuple[LayerFacts, ...]
-    training: TrainingFacts
+    layers: tuple[Layer, ...]
+    training: Training
     block: Block
     arrays: dict[str, Any]
 
@@ -289,8 +291,7 @@ def measure_cost(repeats: int = 200) -> tuple[float, int]:
              "update_norm", "activation_zero_fraction")  # fmt: skip
     steps, layers = 50, 100
     facts = [
-        LayerFacts(name=f"layer{i}", kind="Linear", shape=(64, 64) if i % 2 == 0 else (64,), depth=i)
-        for i in range(layers)
+        Layer(name=f"layer{i}", kind="Linear", shape=[64, 64] if i % 2 == 0 else [64], depth=i) for i in range(layers)
     ]
     diagnostician = Diagnostician(facts)
     times = []

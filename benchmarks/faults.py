@@ -29,17 +29,18 @@ from pathlib import Path
 from typing import Final
 
 import psutil
+from tests.support.network_link import NetworkLink
 from tests.support.ports import free_port, is_listening
 from tests.support.postgres import PostgresServer
+from tests.support.ray_cluster import RayCluster
 
 import gradmedic
-from benchmarks.cable import Cable
-from benchmarks.ray_cluster import RayCluster
 from benchmarks.servers import wait_for
 from gradmedic.exceptions import GradmedicError
 from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.reruns import EXECUTORS, RerunDetail
 from gradmedic_service.database import schema
+from gradmedic_worker.executors.ray import ENTRYPOINT_MODULE
 
 LEASE: Final = 2.0
 STEPS: Final = 40
@@ -102,7 +103,7 @@ class House:
         (folder / "train.py").write_text(textwrap.dedent(SCRIPT))
         self.url = self.url_of_worker = f"http://127.0.0.1:{self.port}"
         self.cluster: RayCluster | None = None
-        self.cables: list[Cable] = []
+        self.links: list[NetworkLink] = []
         configuration = CONFIGURATION.format(directory=folder, executor=executor)
         configuration += self._make_ray() if executor == "ray" else ""
         (folder / "worker.toml").write_text(textwrap.dedent(configuration))
@@ -143,17 +144,17 @@ class House:
         self.worker = self._start(["worker", "--base-url", self.url_of_worker])
 
     def _make_ray(self) -> str:
-        """Make the cluster and the cables to it and to the service, and return what a worker is told of them."""
+        """Make the cluster and the links to it and to the service, and return what a worker is told of them."""
         self.cluster = RayCluster(self.folder / "worker.toml", cpus=0)
-        self.cables = [Cable(int(self.cluster.address.rpartition(":")[2])), Cable(self.port)]
-        self.url_of_worker = f"http://127.0.0.1:{self.cables[1].port}"
+        self.links = [NetworkLink(int(self.cluster.address.rpartition(":")[2])), NetworkLink(self.port)]
+        self.url_of_worker = f"http://127.0.0.1:{self.links[1].port}"
         token_file = self.cluster.token_file
-        return RAY.format(port=self.cables[0].port, url=self.url, token_file=token_file, python=sys.executable)
+        return RAY.format(port=self.links[0].port, url=self.url, token_file=token_file, python=sys.executable)
 
     def close(self) -> None:
         """End everything."""
-        for cable in self.cables:
-            cable.mend()
+        for link in self.links:
+            link.mend()
         if self.cluster is not None:
             self.cluster.close()
         for process in (self.worker, self.api):
@@ -199,20 +200,20 @@ class House:
 
     def cut_from_ray(self) -> None:
         """Cut the worker off from Ray for a while."""
-        self._cut(self.cables[0])
+        self._cut(self.links[0])
 
     def cut_from_service(self) -> None:
         """Cut the worker off from the service for a while."""
-        self._cut(self.cables[1])
+        self._cut(self.links[1])
 
-    def _cut(self, cable: Cable) -> None:
-        cable.cut()
+    def _cut(self, link: NetworkLink) -> None:
+        link.cut()
         time.sleep(CUT_SECONDS)
-        cable.mend()
+        link.mend()
 
     def kill_entrypoint(self) -> None:
         """Kill the process that Ray has started on the node."""
-        self._kill_first("gradmedic_worker.node", list(psutil.process_iter()))
+        self._kill_first(ENTRYPOINT_MODULE, list(psutil.process_iter()))
 
     def kill_launcher(self) -> None:
         """Kill the process between worker and script."""

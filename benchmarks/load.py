@@ -37,7 +37,7 @@ from benchmarks.recorded_values import BLOCK_STEPS, Blocks
 from benchmarks.servers import cpu_seconds, gradmedic, postgres
 from gradmedic.protocol.service import API_PATH, JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE
 from gradmedic_service.database import schema
-from gradmedic_service.telemetry.rollups import FACTOR
+from gradmedic_service.telemetry.rollups import ROLLUP_FACTOR
 
 RUNS: Final = 200
 PERIOD: Final = 5.0
@@ -232,7 +232,7 @@ def main() -> int:
     overload = Phase(f"{OVERLOAD} times as often", PERIOD / OVERLOAD, max(PERIOD, OVERLOAD_SECONDS * share))
     afterwards = Phase("every 5 s again", PERIOD, max(2 * PERIOD, AFTERWARDS_SECONDS * share))
     blocks = Blocks()
-    prefill = 2 if args.quick else FACTOR
+    prefill = 2 if args.quick else ROLLUP_FACTOR
     most = 2 * prefill + 10 + sum(int(phase.seconds / phase.period) for phase in (usual, overload, afterwards))
     bodies = [blocks.body(index, MSGPACK_MEDIA_TYPE) for index in range(most)]
     with tempfile.TemporaryDirectory(prefix="gradmedic-load-", ignore_cleanup_errors=True) as name:

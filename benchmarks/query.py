@@ -56,7 +56,7 @@ def fill(database: Database, length: int) -> UUID:
     every = np.ones(RECORDED_STEPS, dtype=np.bool_)
     present = np.ones((RECORDED_STEPS, LAYERS), dtype=np.bool_)
     matrices = {name: np.ascontiguousarray(blocks.values[:, :, at]) for at, name in enumerate(NAMES)}
-    facts, warm = FactsCache(), RunCache()
+    facts, run_cache = FactsCache(), RunCache()
     with database.writing() as session:
         run, _ = runs.create(session, OPERATOR, TypeAdapter(RunCreate).validate_json(blocks.run()), Settings().limits())
     for first in range(0, length, RECORDED_STEPS):
@@ -72,9 +72,9 @@ def fill(database: Database, length: int) -> UUID:
             present=present[:count],
         )
         with database.writing_rows() as connection:
-            _, advanced = telemetry.append(connection, OPERATOR, facts, warm, run.id, received)
-        if advanced is not None:
-            warm.keep(advanced)
+            _, cached_run = telemetry.append(connection, OPERATOR, facts, run_cache, run.id, received)
+        if cached_run is not None:
+            run_cache.add(cached_run)
     return run.id
 
 

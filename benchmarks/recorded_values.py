@@ -7,7 +7,7 @@ healthy or slow runs form one block. A layer is used again only at other steps, 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from benchmarks.corpus.recording import STATISTICS, load
 from gradmedic.protocol.service import MSGPACK_MEDIA_TYPE
+from gradmedic.recording.step import Columns, Row, Step, encode_block
 
 RECORDINGS: Final = Path(__file__).resolve().parent.parent / "tests" / "data" / "recordings"
 USED: Final = ("H-finetune-hook", "H-lr-to-zero", "O-low-lr", "V-rnn-recall-sigmoid")
@@ -28,6 +29,10 @@ EIGHTH: Final = "activation_zero_fraction"
 """Not recorded; the mantissas of `grad_norm` in reverse order stand for it, which are as hard to compress."""
 GRADIENTS: Final = ("grad_norm", "grad_mean", "grad_abs_max")
 NAMES: Final = (*STATISTICS, EIGHTH)
+PLACES: Final = np.arange(LAYERS, dtype=np.int32)
+START_TIME: Final = 1_760_000_000.0
+"""Time of step 0, in seconds since the Unix epoch."""
+STEP_SECONDS: Final = 0.1
 VALUES_PER_STEP: Final = LAYERS * len(NAMES)
 VALUES_PER_BLOCK: Final = BLOCK_STEPS * VALUES_PER_STEP
 
@@ -72,14 +77,21 @@ class Blocks:
         return list(range(first, first + length)), self.values[rows], self.loss[rows]
 
     def body(self, index: int, media_type: str, length: int = BLOCK_STEPS) -> bytes:
-        """Return the block of an index as it is sent."""
-        steps, values, loss = self.part(index, length)
-        content: dict[str, Any] = {"steps": steps, "loss": loss.tolist()}
+        """Return the block of an index as a request body; in msgpack, exactly as the SDK sends it."""
+        numbers, values, losses = self.part(index, length)
         if media_type == MSGPACK_MEDIA_TYPE:
-            matrices = {name: values[:, :, at].astype("<f4").tobytes() for at, name in enumerate(NAMES)}
-            return msgspec.msgpack.encode({**content, "loss": loss.astype("<f8").tobytes(), "statistics": matrices})
-        content["statistics"] = {name: values[:, :, at].tolist() for at, name in enumerate(NAMES)}
-        return msgspec.json.encode(content)
+            steps = [
+                Step(
+                    number=number,
+                    time=START_TIME + number * STEP_SECONDS,
+                    loss=float(loss),
+                    row=Row(NAMES, PLACES, row),
+                )
+                for number, loss, row in zip(numbers, losses, values, strict=True)
+            ]
+            return encode_block(steps, Columns(NAMES, PLACES.astype(np.intp), LAYERS))
+        statistics = {name: values[:, :, at].tolist() for at, name in enumerate(NAMES)}
+        return msgspec.json.encode({"steps": numbers, "loss": losses.tolist(), "statistics": statistics})
 
     def run(self) -> bytes:
         """Return the body of `POST /runs`."""

@@ -1,7 +1,7 @@
-"""Runs the migrations: by `gradmedic db`, by `gradmedic serve` on SQLite, or by `alembic` in a checkout.
+"""Runs the migrations, for `gradmedic db`, for `gradmedic serve` on SQLite, and for `alembic` in a checkout.
 
-One idea: a migration never waits for long while others wait for it. On PostgreSQL an advisory lock lets one process
-migrate at a time, and lock and statement timeouts end one that would stop the service.
+On PostgreSQL an advisory lock lets only one process migrate at a time. Lock and statement timeouts end a migration that
+would block the service for long.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import Connection, text
 
-from gradmedic_service.database.engine import SQLITE_BEGIN, make_engine, parse_url
+from gradmedic_service.database.engine import SQLITE_BEGIN, make_engine
 from gradmedic_service.database.models import Base
+from gradmedic_service.database.urls import parse_url
 from gradmedic_service.settings import Settings
 
 ADVISORY_LOCK = 0x67726164  # "grad"
@@ -19,10 +20,10 @@ STATEMENT_TIMEOUT = "5min"
 
 
 def run() -> None:
-    """Migrate the database that the caller names, else that of the settings."""
+    """Migrate the database that the caller names, or else the database of the settings."""
     given = context.config.attributes.get("database_url")
     url = parse_url(given or Settings().database_url.get_secret_value())
-    # Rebuilding a table on SQLite drops it first: with foreign keys on, its children would be deleted.
+    # Rebuilding a table on SQLite drops it first: with foreign keys enforced, rows that refer to it would be deleted.
     engine = make_engine(url, foreign_keys=False).execution_options(**{SQLITE_BEGIN: "BEGIN IMMEDIATE"})
     try:
         with engine.begin() as connection:

@@ -3,8 +3,9 @@
 Revision ID: ${up_revision}
 Revises: ${down_revision | comma,n}
 
-Do not break the previous version of the code: it serves requests while this runs, and after a rollback. Add first,
-move data, and remove in a later release. Tables are changed in batches, for SQLite.
+Do not break the previous version of the code: it serves requests while this
+migration runs, and after a rollback. Add first, move data, and remove in a later release. Change tables in batches, for
+SQLite.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ depends_on = ${repr(depends_on)}
 
 
 def upgrade() -> None:
-    """Move to this revision."""
+    """Upgrade to this revision."""
     ${upgrades if upgrades else "pass"}
 
 
 def downgrade() -> None:
-    """Move back to the revision before."""
+    """Downgrade to the previous revision."""
     ${downgrades if downgrades else "pass"}

@@ -12,6 +12,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import hypothesis
@@ -20,6 +21,7 @@ from httpx2._config import DEFAULT_TIMEOUT_CONFIG
 from tests.support.databases import LentDatabases
 from tests.support.patience import PATIENCE
 from tests.support.postgres import PostgresServer
+from tests.support.services import Serve, run_service
 
 from gradmedic_service.database import schema
 
@@ -111,6 +113,25 @@ def empty_database_url(backend: str, request: pytest.FixtureRequest, tmp_path: P
     name = server.create()
     yield server.url(name)
     server.drop(name)
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[PostgresServer]:
+    """A migrated PostgreSQL server that only this test uses."""
+    with tempfile.TemporaryDirectory(prefix="gradmedic-faults-", ignore_cleanup_errors=True) as folder:
+        server = PostgresServer(Path(folder))
+        try:
+            server.start()
+            schema.upgrade(server.url)
+            yield server
+        finally:
+            server.stop(signal.SIGINT)
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Serve:
+    """Run a service in the test's folder."""
+    return partial(run_service, tmp_path)
 
 
 @pytest.fixture

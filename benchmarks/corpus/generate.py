@@ -23,6 +23,7 @@ from benchmarks.corpus.programs import PROGRAMS
 from benchmarks.corpus.recording_file import save
 from benchmarks.corpus.script import Script
 from benchmarks.corpus.training import Recipe, Run, train
+from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
 
 SEED: Final = 20240607
 RECIPE_FIELDS: Final = frozenset(field.name for field in fields(Recipe))
@@ -90,7 +91,7 @@ def make_case(case: Case, split: str, out: Path, twin: dict[str, Any] | None) ->
     label, why = label_of(outcome, case.intended, twin["skill"] if twin else None)
     if label == "healthy" and case.intended not in ("healthy", "other"):
         entry["cause"] = []
-    if label in ("exploding", "vanishing") and case.intended == "healthy":
+    if label in UNHEALTHY_VERDICTS and case.intended == "healthy":
         label, why = None, f"meant to be healthy, but: {why}"
     entry.update(
         label=label,

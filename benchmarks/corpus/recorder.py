@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.corpus.ledger import Entry
-from benchmarks.corpus.recording import STATISTICS, as_float32
+from benchmarks.corpus.recording import STATISTICS
+from gradmedic.protocol.numbers import to_float32
 
 
 def norm(tensor: Tensor) -> float:
@@ -73,5 +74,5 @@ class Recorder:
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """Return `[step, layer]` by statistic."""
-        stacked = as_float32(np.stack(self._rows))
+        stacked = to_float32(np.stack(self._rows))
         return {name: np.ascontiguousarray(stacked[:, :, i]) for i, name in enumerate(STATISTICS)}

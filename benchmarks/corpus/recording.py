@@ -12,7 +12,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gradmedic_diagnosis import Block, LayerFacts, OptimizerFacts, StepSeries, TrainingFacts
+from gradmedic.protocol.numbers import to_float32
+from gradmedic.protocol.runs import Layer, Optimizer, Training
+from gradmedic_diagnosis import Block, StepSeries
 
 STATISTICS: Final = (
     "grad_norm",
@@ -23,37 +25,29 @@ STATISTICS: Final = (
     "weight_norm",
     "update_norm",
 )
-LARGEST: Final = float(np.finfo(np.float32).max)
 SERIES: Final = ("loss", "learning_rate", "clip_coefficient", "loss_scale")
 
 
-def as_float32(values: NDArray[Any]) -> NDArray[np.float32]:
-    """Cast; a finite value beyond float32 becomes the largest float32, never infinity."""
-    clamped = np.where(np.isfinite(values), np.clip(values, -LARGEST, LARGEST), values)
-    with np.errstate(over="ignore"):
-        return clamped.astype(np.float32)
-
-
-def load(path: Path, *, bare: bool = False) -> tuple[tuple[LayerFacts, ...], TrainingFacts, Block]:
+def load(path: Path, *, bare: bool = False) -> tuple[tuple[Layer, ...], Training, Block]:
     """Read a recording as layers, training facts and one block of all its steps.
 
     Without facts in the file, or `bare`, a layer is known by its name, size, and, where it is a vector, its shape.
     """
     arrays = read_arrays(path)
-    training = TrainingFacts()
+    training = Training()
     if "facts" in arrays and not bare:
         facts = json.loads(str(arrays["facts"]))
-        layers = tuple(LayerFacts(**{**layer, "shape": tuple(layer["shape"])}) for layer in facts["layers"])
-        optimizers = tuple(OptimizerFacts(**optimizer) for optimizer in facts["training"]["optimizers"])
-        training = TrainingFacts(**{**facts["training"], "optimizers": optimizers})
+        layers = tuple(Layer(**layer) for layer in facts["layers"])
+        optimizers = [Optimizer(**optimizer) for optimizer in facts["training"]["optimizers"]]
+        training = Training(**{**facts["training"], "optimizers": optimizers})
     else:
         layers = tuple(
-            LayerFacts(
+            Layer(
                 name=str(name),
                 numel=int(numel),
                 depth=depth,
                 frozen=bool(frozen),
-                shape=(int(numel),) if ndim == 1 else None,
+                shape=[int(numel)] if ndim == 1 else None,
             )
             for depth, (name, numel, ndim, frozen) in enumerate(
                 zip(arrays["layer"], arrays["numel"], arrays["ndim"], arrays["frozen"], strict=True)
@@ -71,7 +65,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
 def to_block(arrays: dict[str, NDArray[Any]]) -> Block:
     """Convert a recording's arrays: absent where `nonfinite_count` is NaN; every other NaN was computed by the job."""
     present = ~np.isnan(arrays["nonfinite_count"])
-    values = np.stack([as_float32(arrays[name]) for name in STATISTICS], axis=-1)
+    values = np.stack([to_float32(arrays[name]) for name in STATISTICS], axis=-1)
     values[~present] = 0.0
     steps = len(arrays["loss"])
     return Block(

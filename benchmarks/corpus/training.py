@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks.corpus.ledger import Ledger
 from benchmarks.corpus.program import Program
 from benchmarks.corpus.recorder import Recorder
-from benchmarks.corpus.recording import as_float32
+from gradmedic.protocol.numbers import CLIP_EPSILON, to_float32
 
 STEPS_AFTER_NONFINITE: Final = 20
 HALF_LARGEST: Final = 65504.0
@@ -203,7 +203,7 @@ def clip(gradients: list[Tensor], recipe: Recipe) -> float:
         return 1.0
     before = torch.stack([gradient.norm() for gradient in gradients]).norm()
     if recipe.clip_norm is not None:
-        coefficient = torch.clamp(recipe.clip_norm / (before + 1e-6), max=1.0)
+        coefficient = torch.clamp(recipe.clip_norm / (before + CLIP_EPSILON), max=1.0)
         for gradient in gradients:
             gradient.mul_(coefficient)
         return float(coefficient)
@@ -321,12 +321,12 @@ def train(program: Program, ledger: Ledger, recipe: Recipe) -> Run:
     with torch.no_grad():
         skill = -math.inf if died_at is not None else program.skill()
     return Run(
-        loss=as_float32(np.array(losses)),
-        learning_rate=as_float32(np.array(rates)),
+        loss=to_float32(np.array(losses)),
+        learning_rate=to_float32(np.array(rates)),
         skipped=np.array(skipped or [False] * len(losses), dtype=bool),
         statistics=recorder.arrays(),
-        clip_coefficient=as_float32(np.array(coefficients)) if coefficients else None,
-        loss_scale=as_float32(np.array(scales)) if recipe.loss_scale is not None else None,
+        clip_coefficient=to_float32(np.array(coefficients)) if coefficients else None,
+        loss_scale=to_float32(np.array(scales)) if recipe.loss_scale is not None else None,
         skill=skill,
         died=died_at is not None,
         training=describe(recipe, program),

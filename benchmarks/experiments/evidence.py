@@ -20,7 +20,7 @@ from benchmarks.experiments.repairs import SEED, TRIED
 from benchmarks.reruns.configurations import CONFIGURATIONS, FITTED, Configuration
 from benchmarks.reruns.trials import KINDS, Laboratory, is_failing
 from gradmedic.protocol.remedies import REMEDIES
-from gradmedic_diagnosis.evidence import PATH
+from gradmedic_diagnosis.repair_counts import PATH
 from gradmedic_service.reruns import experiment
 from gradmedic_service.reruns.candidates import COMPOUNDS
 

@@ -40,9 +40,9 @@ from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.trials import ClaimedTrial
 from gradmedic_diagnosis.remedies import CATALOGUE
 from gradmedic_service.reruns import experiment
-from gradmedic_worker.environment import KEPT as KEPT_VARIABLES
-from gradmedic_worker.environment import read_report, trial_environment
-from gradmedic_worker.processes import LaunchSpec, Starter
+from gradmedic_worker.executors.local_processes import LaunchSpec, ProcessStarter
+from gradmedic_worker.executors.trial_environment import INHERITED_VARIABLES, trial_environment
+from gradmedic_worker.executors.trial_folder import read_report
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 SCRIPT: Final = Path(__file__).resolve().parent / "train.py"
@@ -56,20 +56,29 @@ BLOW_UP: Final = 10.0
 LEAST_SKILL: Final = 0.2
 """Of a twin that is good."""
 READ: Final = ("loss", "grad_norm", "grad_zero_fraction", "nonfinite_count", "weight_norm", "update_norm")
-DIAGNOSIS: Final = ROOT / "service" / "gradmedic_service" / "diagnosis"
+DIAGNOSIS: Final = ROOT / "service" / "gradmedic_diagnosis"
 ADVICE_SOURCES: Final = tuple(
     DIAGNOSIS / name
-    for name in ("advice.py", "case.py", "causes.py", "evidence.py", "evidence.json", "remedies.py", "snippets.py")
+    for name in (
+        "advice.py",
+        "causes.py",
+        "remedies.py",
+        "remedy_fit.py",
+        "repair_counts.py",
+        "repair_counts.json",
+        "run_evidence.py",
+        "snippets.py",
+    )
 )
 """What causes and advice depend on besides the verdict."""
 SOURCES: Final = (
     *sorted((ROOT / "client" / "gradmedic" / "torch" / "remedies").rglob("*.py")),
     ROOT / "client" / "gradmedic" / "torch" / "clipping.py",
-    *sorted({*DIAGNOSIS.rglob("*.py")} - {*ADVICE_SOURCES, DIAGNOSIS / "wording.py"}),
+    *sorted({*DIAGNOSIS.rglob("*.py")} - {*ADVICE_SOURCES, DIAGNOSIS / "summary.py"}),
     *(SCRIPT.parent / name for name in ("networks.py", "tasks.py", "train.py")),
 )
 """What a trial's result depends on besides its configuration."""
-KINDS: Final = {spec.reason: spec.kind for spec in CATALOGUE}
+KINDS: Final = {row.reason: row.name for row in CATALOGUE}
 """Rows of the catalogue by what stands in the advice of them."""
 
 
@@ -128,11 +137,11 @@ class Laboratory:
     def __init__(self, base_url: str, folder: Path) -> None:
         self._base_url = base_url
         self._folder = folder
-        self._executor = Starter()
+        self._executor = ProcessStarter()
         self._client = Client(base_url)
         self._http = urllib3.PoolManager()
         self._base = {
-            **{name: value for name, value in os.environ.items() if name in KEPT_VARIABLES},
+            **{name: value for name, value in os.environ.items() if name in INHERITED_VARIABLES},
             "PYTHONPATH": str(ROOT),
             "PYTHONHASHSEED": "0",
             "OMP_NUM_THREADS": "1",
@@ -189,7 +198,7 @@ class Laboratory:
             seconds=LONGEST_SECONDS,
             memory=None,
         )
-        process = self._executor.start(order, self._base, may_preload=True)
+        process = self._executor.start(order, self._base, may_fork=True)
         try:
             ended = None
             while ended is None:

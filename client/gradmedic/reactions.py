@@ -7,13 +7,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from gradmedic.exceptions import GradmedicError, RunStoppedError, UnhealthyRunError
+from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
 from gradmedic.recording.events import ClippingAdvised, Event, SpikeDetected, StopRequested, VerdictEvent
 from gradmedic.recording.instrumentation import Instrumentation
 from gradmedic.recording.sampler import Sampler
 
 logger = logging.getLogger("gradmedic")
-
-UNHEALTHY = ("vanishing", "exploding")
 
 
 class Reactions:
@@ -76,7 +75,7 @@ class Reactions:
                 self._received.append(event)
                 if isinstance(event, VerdictEvent):
                     self._verdict = event.verdict
-                    if event.verdict in UNHEALTHY:
+                    if event.verdict in UNHEALTHY_VERDICTS:
                         self._sampler.sample_every_step()
 
     def act(self) -> None:
@@ -113,7 +112,7 @@ class Reactions:
         logger.warning("gradmedic: gradients are clipped to the norm %.4g from now on", max_norm)
 
     def _react_to_verdict(self, event: VerdictEvent) -> None:
-        if event.verdict in UNHEALTHY and self._stops_if_unhealthy:
+        if event.verdict in UNHEALTHY_VERDICTS and self._stops_if_unhealthy:
             self._error = UnhealthyRunError(
                 f"{event.summary} See {self._url}", verdict=event.verdict, since_step=event.since_step
             )

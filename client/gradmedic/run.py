@@ -22,9 +22,10 @@ from uuid import UUID
 from gradmedic import process_exit
 from gradmedic.configuration import Configuration, process_rank
 from gradmedic.exceptions import ConfigurationError, RunStoppedError, UsageError
+from gradmedic.protocol.numbers import MAX_EXACT_INTEGER
 from gradmedic.protocol.runs import RunCreate
 from gradmedic.reactions import Reactions
-from gradmedic.recording.arguments import LARGEST_STEP, ArgumentReader, Number
+from gradmedic.recording.arguments import ArgumentReader, Number
 from gradmedic.recording.description import RunDescriber
 from gradmedic.recording.draft import Draft
 from gradmedic.recording.events import VerdictEvent
@@ -329,7 +330,7 @@ class Run:
             ConfigurationError: there is no such step.
             UsageError: the run is finished.
         """
-        if not isinstance(step, int) or isinstance(step, bool) or not -1 <= step <= LARGEST_STEP:
+        if not isinstance(step, int) or isinstance(step, bool) or not -1 <= step <= MAX_EXACT_INTEGER:
             raise ConfigurationError(f"step must be a whole number from -1, not {step!r}")
         if self._state is _State.FINISHED:
             raise UsageError("rewind() after finish()")

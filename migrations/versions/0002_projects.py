@@ -3,8 +3,7 @@
 Revision ID: 0002
 Revises: 0001
 
-The version before goes on creating runs while this one is served: the new column may be null, and a run does not need
-its project's row.
+The previous version can still create runs: the new column may be null, and a run does not need its project's row.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the table and the column; projects that have runs appear."""
+    """Add the table and the column, and create the projects of existing runs."""
     op.create_table(
         "projects",
         sa.Column("name", sa.String(512), nullable=False),
@@ -35,7 +34,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove them."""
+    """Remove the table and the column."""
     with op.batch_alter_table("runs") as runs:
         runs.drop_column("muted_detectors")
     op.drop_table("projects")

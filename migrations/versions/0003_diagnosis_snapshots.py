@@ -3,7 +3,7 @@
 Revision ID: 0003
 Revises: 0002
 
-The version before goes on appending while this one is served: what it does not know may be null.
+The previous version can still append steps: the new columns may be null.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove them."""
+    """Remove the table and the columns."""
     with op.batch_alter_table("runs") as runs:
         runs.drop_column("rewound_to")
     with op.batch_alter_table("diagnosis_states") as states:

@@ -3,8 +3,8 @@
 Revision ID: 0004
 Revises: 0003
 
-The version before goes on appending while this one is served: `position` may be null. On PostgreSQL what is compressed
-already is no longer compressed again, and may be read in part.
+The previous version can still append steps: `position` may be null. PostgreSQL no longer compresses the compressed data
+again, and can read parts of it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ COMPRESSED = (("telemetry_chunks", "data"), ("telemetry_rollups", "data"), ("dia
 
 
 def upgrade() -> None:
-    """Add the table, and number the chunks that there are."""
+    """Add the table, and number the existing chunks."""
     op.create_table(
         "telemetry_rollups",
         sa.Column("run_id", sa.Uuid(), nullable=False),
@@ -46,7 +46,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove them."""
+    """Remove the table and the column."""
     with op.batch_alter_table("telemetry_chunks") as chunks:
         chunks.drop_column("position")
     op.drop_table("telemetry_rollups")

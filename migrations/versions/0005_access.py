@@ -1,9 +1,9 @@
-"""API keys, and the record of who did what.
+"""API keys and audit records.
 
 Revision ID: 0005
 Revises: 0004
 
-The version before knows neither table and is not disturbed by them.
+The previous version does not use the new tables.
 """
 
 from __future__ import annotations
@@ -53,6 +53,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove them, and with them everybody's access."""
+    """Remove the tables, and with them every API key."""
     op.drop_table("audit_records")
     op.drop_table("api_keys")

@@ -1,9 +1,9 @@
-"""Reruns: trainables, reruns, trials, attempts; runs that are attempts; what projects say about reruns.
+"""Trainables, reruns, trials and attempts; runs of attempts; the settings of projects for reruns.
 
 Revision ID: 0006
 Revises: 0005
 
-The version before goes on serving while this one is: every new column may be null, and it lists the runs of trials
+The previous version can still serve requests: every new column may be null. It lists the runs of trials
 among the others.
 """
 
@@ -109,7 +109,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove them, with the runs of trials, which would be nobody's."""
+    """Remove the tables and the columns, and the runs of attempts, which would have no owner."""
     op.execute("DELETE FROM runs WHERE parent_id IS NOT NULL")
     for table in ("attempts", "trials", "reruns", "trainables"):
         op.drop_table(table)

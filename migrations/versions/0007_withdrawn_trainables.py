@@ -1,9 +1,9 @@
-"""Trainables: who offered one last, and since when nobody does.
+"""The worker that last offered a trainable, and the time since which no worker offers it.
 
 Revision ID: 0007
 Revises: 0006
 
-The version before goes on serving while this one is: the new columns may be null, and it knows nothing of withdrawing.
+The previous version can still serve requests: the new columns may be null. It does not withdraw trainables.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove them."""
+    """Remove the columns."""
     with op.batch_alter_table("trainables") as trainables:
         trainables.drop_column("withdrawn_at")
         trainables.drop_column("worker")

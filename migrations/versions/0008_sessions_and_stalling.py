@@ -1,9 +1,9 @@
-"""Sessions of browsers, and until when a silent run counts as running.
+"""Sessions of browsers, and the time at which a silent run becomes stalled.
 
 Revision ID: 0008
 Revises: 0007
 
-The version before goes on creating runs and appending while this one is served: what it does not know may be null.
+The previous version can still create runs and append steps: the new columns may be null.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove them."""
+    """Remove the table and the columns."""
     with op.batch_alter_table("runs") as runs:
         runs.drop_column("stalls_at")
         runs.drop_column("patience")

@@ -1,10 +1,10 @@
-"""Executors: reruns that leave theirs to the first worker, and attempts that wait for a process elsewhere.
+"""Reruns whose first worker chooses the executor, and attempts that wait for a process on another machine.
 
 Revision ID: 0009
 Revises: 0008
 
-The version before goes on serving while this one is: it names an executor for each rerun that it makes, and the new
-column may be null.
+The previous version can still serve requests: it names an executor for each rerun that it makes, and the new column may
+be null.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Let the executor be open, and say which attempts wait."""
+    """Allow reruns without an executor, and mark the attempts that wait."""
     with op.batch_alter_table("reruns") as reruns:
         reruns.alter_column("executor", existing_type=sa.String(16), nullable=True)
     with op.batch_alter_table("attempts") as attempts:
@@ -27,7 +27,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Let what is open be run where everything was."""
+    """Give reruns without an executor the local one, which was the only one."""
     with op.batch_alter_table("attempts") as attempts:
         attempts.drop_column("is_waiting")
     op.execute("UPDATE reruns SET executor = 'local' WHERE executor IS NULL")

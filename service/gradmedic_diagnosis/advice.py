@@ -1,55 +1,57 @@
-"""From causes to ranked remedies for this run."""
+"""Advice: the remedies for a run's causes, ranked."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 
-from gradmedic_diagnosis.evidence import EVIDENCE, Evidence, weigh
-from gradmedic_diagnosis.remedies import CATALOGUE, RemedySpec
-from gradmedic_diagnosis.report import Advice, Cause, Remedy
-from gradmedic_diagnosis.run_evidence import Case
+from gradmedic.protocol.diagnosis import Advice, Cause
+from gradmedic_diagnosis.remedies import CATALOGUE, RemedyRow
+from gradmedic_diagnosis.repair_counts import REPAIR_COUNTS, RepairCounts, estimate_repair_chance
+from gradmedic_diagnosis.run_evidence import RunEvidence
 from gradmedic_diagnosis.snippets import write_snippet
 
 MAX_ADVICE = 8
+"""Most remedies of one diagnosis."""
 MAX_VARIANTS = 2
-"""Rows of one remedy with different parameters: a reader wants alternatives, not a list of activations."""
-LEAST_MERIT = 0.1
-"""Below this a remedy is not worth a reader's time."""
+"""Most rows of one remedy with different parameters: a list of activations alone would be no choice."""
+MIN_MERIT = 0.1
+"""Merit below which a remedy is not advised."""
 
 
-def advise(case: Case, causes: Sequence[Cause], evidence: Evidence = EVIDENCE) -> tuple[Advice, ...]:
+def advise(run: RunEvidence, causes: Sequence[Cause], counts: RepairCounts = REPAIR_COUNTS) -> list[Advice]:
     """Return at most `MAX_ADVICE` remedies, the most promising first.
 
-    A remedy's merit is the chance that it meets at least one of the causes, taking each cause's score times the
-    remedy's weight against it as independent chances. Merits are known to a tenth at best: among equals, what stands
-    first in the catalogue comes first.
+    A remedy's merit is the chance that it repairs at least one of the causes. It takes a cause's score times the chance
+    of repair as independent chances. Merits are exact to a tenth at best, so they are compared after rounding; among
+    equal ones the catalogue's order decides.
     """
-    scored = [(_merit(spec, causes, evidence), spec) for spec in CATALOGUE if spec.applies(case)]
-    ranked = sorted((row for row in scored if row[0] >= LEAST_MERIT), key=lambda row: -round(row[0], 1))
+    merits = [(_compute_merit(row, causes, counts), row) for row in CATALOGUE if row.is_applicable(run)]
+    promising = [(merit, row) for merit, row in merits if merit >= MIN_MERIT]
     variants: Counter[str] = Counter()
-    chosen: list[RemedySpec] = []
-    for _, spec in ranked:
-        variants[spec.id] += 1
-        if variants[spec.id] <= MAX_VARIANTS:
-            chosen.append(spec)
-    return tuple(_advice(rank, spec, case) for rank, spec in enumerate(chosen[:MAX_ADVICE], start=1))
+    chosen: list[RemedyRow] = []
+    for _, row in sorted(promising, key=lambda pair: -round(pair[0], 1)):
+        variants[row.id] += 1
+        if variants[row.id] <= MAX_VARIANTS:
+            chosen.append(row)
+    return [_write_advice(rank, row, run) for rank, row in enumerate(chosen[:MAX_ADVICE], start=1)]
 
 
-def _merit(spec: RemedySpec, causes: Sequence[Cause], evidence: Evidence) -> float:
-    miss = 1.0
+def _compute_merit(row: RemedyRow, causes: Sequence[Cause], counts: RepairCounts) -> float:
+    chance_of_none = 1.0
     for cause in causes:
-        miss *= 1 - cause.score * weigh(spec.weights.get(cause.cause, 0.0), spec.kind, cause.cause, evidence)
-    return 1 - miss
+        published = row.chances.get(cause.cause, 0.0)
+        chance_of_none *= 1 - cause.score * estimate_repair_chance(published, row.name, cause.cause, counts)
+    return 1 - chance_of_none
 
 
-def _advice(rank: int, spec: RemedySpec, case: Case) -> Advice:
-    remedy = Remedy(id=spec.id, parameters=spec.parameters(case))
+def _write_advice(rank: int, row: RemedyRow, run: RunEvidence) -> Advice:
+    remedy = row.create_remedy(run)
     return Advice(
         remedy=remedy,
         rank=rank,
-        reason=spec.reason,
-        cost=spec.cost,
-        snippet=write_snippet(remedy, case.training.framework),
-        sources=spec.sources,
+        reason=row.reason,
+        cost=row.cost,
+        snippet=write_snippet(remedy, run.framework),
+        sources=list(row.sources),
     )

@@ -1,7 +1,6 @@
 """A block: consecutive steps of one run, as arrays.
 
-One idea: what was measured and what was absent never mix. A NaN in `values` or in a series is a NaN that the training
-job computed; absence is said by the masks alone.
+Only the masks show that something is absent. A NaN in `values` or in a series is a NaN that the training job computed.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepSeries:
-    """A number per step: `values[step]` (float64) counts where `present[step]`."""
+    """One number per step. `values[step]` (float64) counts only where `present[step]` is true."""
 
     values: NDArray[np.float64]
     present: NDArray[np.bool_]
@@ -29,21 +28,21 @@ class Block:
     """
 
     steps: NDArray[np.int64]
-    """Strictly increasing."""
+    """Step numbers, strictly increasing."""
     sampled: NDArray[np.bool_]
-    """Which steps carry statistics."""
+    """Whether the step carries statistics."""
     skipped: NDArray[np.bool_]
-    """Which steps a loss scaler skipped."""
+    """Whether a loss scaler skipped the step."""
     statistics: tuple[str, ...]
-    """Names of the last axis of `values`."""
+    """Names of the statistics, in the order of the last axis of `values`."""
     values: NDArray[np.float32]
-    """`[sampled step, layer, statistic]`."""
+    """The statistics, `[sampled step, layer, statistic]`."""
     present: NDArray[np.bool_]
-    """`[sampled step, layer]`: an optimizer touched the layer in that step. `values` is 0 where it did not."""
+    """`[sampled step, layer]`: whether an optimizer touched the layer in that step. `values` is 0 where none did."""
     series: Mapping[str, StepSeries] = field(default_factory=dict)
-    """`loss`, `learning_rate`, `time`, `loss_scale`, `clip_coefficient`; those that were sent."""
+    """The series that were sent, of `gradmedic.protocol.statistics.SERIES`, by name."""
     metrics: Mapping[str, StepSeries] = field(default_factory=dict)
-    """The user's own, by name."""
+    """The user's own metrics, by name."""
 
     def __len__(self) -> int:
         return len(self.steps)

@@ -1,7 +1,7 @@
-"""Why a run went bad: independent arguments, each with its numbers, ranked by how strong they are.
+"""The probable causes of a vanishing or exploding verdict, ranked by the strength of their evidence.
 
-One idea: a cause is a small function from the case to an argument or None. It speaks only from evidence it has; the
-scores are judgements (0 to 1) whose reasons stand beside them, and several causes may hold at once.
+Each cause has a small function that looks for evidence of that cause and returns None where there is none. Several
+causes may hold at once. The scores (0 to 1) are judgements of how well the evidence fits the cause.
 """
 
 from __future__ import annotations
@@ -9,316 +9,344 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from gradmedic_diagnosis.report import Cause
-from gradmedic_diagnosis.run_evidence import SATURATING, UNBOUNDED, Case
+from gradmedic.protocol.diagnosis import Cause
+from gradmedic_diagnosis.architecture import SIGMOID_SLOPE
+from gradmedic_diagnosis.measurements import HEALTHY_UPDATE_RATIO
+from gradmedic_diagnosis.run_evidence import SATURATING, UNBOUNDED, RunEvidence
 
 MAX_CAUSES = 5
-HEALTHY_RATIO = 1e-3
-"""Update over weight per step of healthy SGD-like training (Karpathy 2015)."""
-HIGH_RATIO = 0.03
-"""Well above the practical band of 1e-5 to 1e-2 for a whole network."""
+"""Most causes of one diagnosis."""
+MIN_RATIO = 1e-12
+"""Lower bound of a ratio whose logarithm is taken."""
+HIGH_UPDATE_RATIO = 0.03
+"""Update over weight well above the practical band of 1e-5 to 1e-2 for a whole network."""
+MAX_PEAK_UPDATE_RATIO = 10.0
+"""Bound of the largest update over weight in a score: after an explosion the ratio has no meaning beyond it."""
+DESTROYING_UPDATE_RATIO = 0.1
+"""Updates of this share of the weights can be the reason for non-finite values."""
+RATE_RISE = 3.0
+"""A learning rate that has risen by this factor since the start is evidence."""
 LARGE_LOSS = 50.0
-"""A classifier starts at ln(classes), a standardized regression near 1; a start beyond this is a matter of scale."""
-LARGE_SCALE = 5.0
-"""Root mean square of inputs or targets beyond which they count as unscaled (standardized data has 1)."""
+"""First loss beyond which inputs or targets are unscaled: a classifier starts at ln(classes), a standardized regression
+near 1."""
+LARGE_RMS = 5.0
+"""Root mean square beyond which inputs or targets are unscaled; standardized data has 1."""
 DEEP = 8
-"""Weight matrices from which a plain network needs normalization or residual connections to train dependably."""
-LARGE_FACTOR = 2.0
-"""Spectral norm of a recurrent matrix at the start: torch's own initialization has 1.15, an orthogonal matrix 1."""
+"""Number of weight matrices from which a plain network needs normalization or residual connections to train well."""
+LARGE_RECURRENT_FACTOR = 2.0
+"""Initial spectral norm from which a recurrent matrix is too large: torch's own initialization has 1.15, an orthogonal
+matrix has 1."""
+SMALL_RECURRENT_FACTOR = 0.7
+"""Initial factor per time step below which a recurrent matrix is too small."""
 INIT_DECADES = 0.5
-"""Half a decade of signal gained or lost over the network's depth at initialization."""
+"""Decades of a signal that the initial weights gain or lose over the network's depth, from which they are poor."""
+CLEAR_INIT_DECADES = 2 * INIT_DECADES
+"""Decades from which the initial weights alone explain a large first loss or a large recurrent factor."""
+VARIANCE_PRESERVING_DECADES = 1.5
+"""Decades within which initial weights preserve variance well enough not to be the reason for fading gradients."""
+SHRUNK_WEIGHTS = 0.3
+"""Weights that have shrunk to this share of their first norm are evidence of too much weight decay."""
+HALF_PRECISION = ("float16", "fp16", "half")
+"""Names of the 16-bit floating point format with a small range; bfloat16 has the range of float32."""
 
 
-def find_causes(case: Case) -> tuple[Cause, ...]:
-    """Return the causes that have evidence, strongest first, at most `MAX_CAUSES`."""
-    arguments = _EXPLODING if case.verdict == "exploding" else _VANISHING
-    found = [cause for argument in arguments if (cause := argument(case)) is not None]
-    return tuple(sorted(found, key=lambda cause: -cause.score)[:MAX_CAUSES])
+def find_causes(run: RunEvidence) -> list[Cause]:
+    """Return the causes that have evidence, the strongest first, at most `MAX_CAUSES`."""
+    checks = _EXPLODING_CHECKS if run.verdict == "exploding" else _VANISHING_CHECKS
+    causes = [cause for check in checks if (cause := check(run)) is not None]
+    return sorted(causes, key=lambda cause: -cause.score)[:MAX_CAUSES]
 
 
-def _cause(name: str, score: float, explanation: str, **evidence: float) -> Cause:
+def _make_cause(name: str, score: float, explanation: str, **evidence: float) -> Cause:
+    """Return a cause, with its score in bounds and without evidence that is NaN."""
     known = {key: float(value) for key, value in evidence.items() if not math.isnan(value)}
     return Cause(cause=name, score=round(min(max(score, 0.0), 1.0), 3), evidence=known, explanation=explanation)
 
 
 def _ramp(value: float, low: float, high: float) -> float:
-    """Return 0 at `low`, 1 at `high` and beyond, linear between; 0 for NaN."""
+    """Return 0 at `low`, 1 at `high` and beyond, linear in between; 0 for NaN."""
     return 0.0 if math.isnan(value) else min(max((value - low) / (high - low), 0.0), 1.0)
 
 
-def _learning_rate_too_high(case: Case) -> Cause | None:
-    history = case.history
-    ratio = max(case.typical_ratio, history.first_ratio) if not math.isnan(history.first_ratio) else math.nan
-    peak = max(ratio, min(history.largest_ratio, 10.0)) if not math.isnan(ratio) else math.nan
-    rate = history.learning_rate
-    score = 0.3 + 0.4 * _ramp(math.log10(max(ratio, 1e-12)), math.log10(HIGH_RATIO / 3), math.log10(1.0))
-    score += 0.2 * _ramp(math.log10(max(peak, 1e-12)), math.log10(HIGH_RATIO), 0.5) if not math.isnan(peak) else 0.0
-    rose = history.last_learning_rate / history.first_learning_rate if history.first_learning_rate else math.nan
-    text = f"One update changes the weights by {ratio:.2g} of their size in calm steps; about 0.001 is healthy."
+def _check_learning_rate(run: RunEvidence) -> Cause | None:
+    history = run.history
+    first = history.first_update_ratio
+    if run.find("nonfinite") is not None and math.isnan(first) and not history.calm_norms:
+        return None  # non-finite from the first step: no update was made that could have been too large
+    ratio = max(run.typical_update_ratio, first) if not math.isnan(first) else math.nan
+    peak = max(ratio, min(history.largest_update_ratio, MAX_PEAK_UPDATE_RATIO)) if not math.isnan(ratio) else math.nan
+    score = 0.3 + 0.4 * _ramp(math.log10(max(ratio, MIN_RATIO)), math.log10(HIGH_UPDATE_RATIO / 3), math.log10(1.0))
+    if not math.isnan(peak):
+        score += 0.2 * _ramp(math.log10(max(peak, MIN_RATIO)), math.log10(HIGH_UPDATE_RATIO), 0.5)
+    text = (
+        f"One update changes the weights by {ratio:.2g} of their size in calm steps; "
+        f"about {HEALTHY_UPDATE_RATIO:g} is healthy."
+    )
     if math.isnan(ratio):
-        text = "The loss blew up and no update norms were sent that would clear the learning rate."
-    if not math.isnan(rose) and rose >= 3:
+        text = "The loss blew up, and no update norms were sent that could rule the learning rate out."
+    rate = history.largest_learning_rate
+    rise = history.last_learning_rate / history.first_learning_rate if history.first_learning_rate else math.nan
+    if not math.isnan(rise) and rise >= RATE_RISE:
         score += 0.3
-        text = f"The learning rate has risen {rose:.3g}-fold since the start, up to {rate:.3g}. " + text
+        text = f"The learning rate has risen {rise:.3g}-fold since the start, up to {rate:.3g}. " + text
     if history.last_learning_rate < 0:
         score = 1.0
-        text = f"The learning rate is negative ({history.last_learning_rate:g}): every step climbs the loss."
-    if case.finding("nonfinite") is not None and math.isnan(history.first_ratio) and not history.calm_norms:
-        return None  # dead from the first step: no update was made that could have been too large
-    return _cause(
-        "learning_rate_too_high", score, text, update_to_weight=ratio, learning_rate=rate, learning_rate_rise=rose
+        text = f"The learning rate is negative ({history.last_learning_rate:g}): every step raises the loss."
+    return _make_cause(
+        "learning_rate_too_high", score, text, update_to_weight=ratio, learning_rate=rate, learning_rate_rise=rise
     )
 
 
-def _poor_initialization_large(case: Case) -> Cause | None:
-    factor, decades = case.recurrent_factor, case.init_decades
-    if factor >= LARGE_FACTOR and not decades >= 2 * INIT_DECADES:
-        score = 0.6 + 0.35 * _ramp(math.log10(factor), math.log10(LARGE_FACTOR), 1.0)
+def _check_large_initialization(run: RunEvidence) -> Cause | None:
+    factor, decades = run.recurrent_factor, run.initial_signal_decades
+    if factor >= LARGE_RECURRENT_FACTOR and not decades >= CLEAR_INIT_DECADES:
+        score = 0.6 + 0.35 * _ramp(math.log10(factor), math.log10(LARGE_RECURRENT_FACTOR), 1.0)
         text = f"The recurrent matrix starts at a factor of {factor:.3g} per time step; an orthogonal one starts at 1."
-        return _cause("poor_initialization", score, text, recurrent_factor=factor)
+        return _make_cause("poor_initialization", score, text, recurrent_factor=factor)
     if math.isnan(decades) or decades < INIT_DECADES:
         return None
-    return _cause(
+    return _make_cause(
         "poor_initialization",
         0.55 + 0.4 * _ramp(decades, INIT_DECADES, 2.0),
-        f"The initial weights amplify a signal 10^{decades:.1f}-fold through {len(case.path)} layers; "
-        "a variance-preserving initialization (He, Glorot) keeps it at 1.",
+        f"The initial weights amplify a signal 10^{decades:.1f}-fold through {len(run.path)} layers; "
+        "a variance-preserving initialization (He, Glorot) keeps its size.",
         signal_decades=decades,
-        layers=len(case.path),
+        layers=len(run.path),
     )
 
 
-def _unscaled_inputs(case: Case) -> Cause | None:
-    rms, largest = case.training.input_rms, case.training.input_abs_max
+def _check_input_scale(run: RunEvidence) -> Cause | None:
+    rms, largest = run.training.input_rms, run.training.input_abs_max
     if rms is None:
-        loss = abs(case.history.first_loss)
-        if math.isnan(loss) or loss < LARGE_LOSS or case.init_decades >= 2 * INIT_DECADES or case.has_recurrence:
+        loss = abs(run.history.first_loss)
+        has_large_weights = run.initial_signal_decades >= CLEAR_INIT_DECADES
+        if math.isnan(loss) or loss < LARGE_LOSS or has_large_weights or run.has_recurrence:
             return None
         score = 0.45 + 0.2 * _ramp(math.log10(loss), math.log10(LARGE_LOSS), 4.0)
         text = (
             f"The loss starts at {loss:.3g} with ordinary initial weights: inputs or targets are far from unit scale."
         )
-        return _cause("unscaled_inputs", score, text, first_loss=loss)
-    if rms < LARGE_SCALE:
+        return _make_cause("unscaled_inputs", score, text, first_loss=loss)
+    if rms < LARGE_RMS:
         return None
-    return _cause(
+    return _make_cause(
         "unscaled_inputs",
-        0.6 + 0.35 * _ramp(math.log10(rms), math.log10(LARGE_SCALE), 2.0),
+        0.6 + 0.35 * _ramp(math.log10(rms), math.log10(LARGE_RMS), 2.0),
         f"Inputs have a root mean square of {rms:.3g} (largest {largest or math.nan:.3g}); standardized ones have 1.",
         input_rms=rms,
     )
 
 
-def _unscaled_targets(case: Case) -> Cause | None:
-    loss, rms = abs(case.history.first_loss), case.training.target_rms
+def _check_target_scale(run: RunEvidence) -> Cause | None:
+    loss, rms = abs(run.history.first_loss), run.training.target_rms
     if rms is None:
-        if math.isnan(loss) or loss < LARGE_LOSS or case.init_decades >= 2 * INIT_DECADES:
+        if math.isnan(loss) or loss < LARGE_LOSS or run.initial_signal_decades >= CLEAR_INIT_DECADES:
             return None
         score = 0.4 + 0.2 * _ramp(math.log10(loss), math.log10(LARGE_LOSS), 4.0)
-        return _cause("unscaled_targets", score, f"The loss starts at {loss:.3g}.", first_loss=loss)
-    if rms < LARGE_SCALE:
+        return _make_cause("unscaled_targets", score, f"The loss starts at {loss:.3g}.", first_loss=loss)
+    if rms < LARGE_RMS:
         return None
-    score = 0.6 + 0.35 * _ramp(math.log10(rms), math.log10(LARGE_SCALE), 2.0)
+    score = 0.6 + 0.35 * _ramp(math.log10(rms), math.log10(LARGE_RMS), 2.0)
     text = f"Targets have a root mean square of {rms:.3g}; standardized ones have 1."
-    return _cause("unscaled_targets", score, text, target_rms=rms)
+    return _make_cause("unscaled_targets", score, text, target_rms=rms)
 
 
-def _expanding_recurrence(case: Case) -> Cause | None:
-    if not case.has_recurrence:
+def _check_expanding_recurrence(run: RunEvidence) -> Cause | None:
+    if not run.has_recurrence:
         return None
-    factor = case.recurrent_factor
+    factor = run.recurrent_factor
     score = 0.6 + 0.3 * _ramp(factor, 0.8, 1.2)
     text = "A recurrent cell multiplies gradients once per time step."
     if not math.isnan(factor):
         text = (
             f"The recurrent matrix multiplies gradients by up to {factor:.3g} per time step; above 1 they can explode."
         )
-    return _cause("long_recurrence", score, text, recurrent_factor=factor)
+    return _make_cause("long_recurrence", score, text, recurrent_factor=factor)
 
 
-def _missing_clipping(case: Case) -> Cause | None:
-    if case.training.clips_gradients or case.history.clipped_steps:
+def _check_clipping_is_missing(run: RunEvidence) -> Cause | None:
+    if run.training.clips_gradients or run.history.clipped_steps:
         return None
-    score = 0.72 if case.has_recurrence else 0.4
-    typical = case.history.typical_norm()
+    score = 0.72 if run.has_recurrence else 0.4
+    typical = run.history.typical_norm()
     text = "No gradient clipping was seen"
     if not math.isnan(typical):
         text += f"; the typical gradient norm is {typical:.3g}, and nothing bounds a larger one"
-    return _cause("missing_clipping", score, text + ".", typical_gradient_norm=typical)
+    return _make_cause("missing_clipping", score, text + ".", typical_gradient_norm=typical)
 
 
-def _precision_overflow(case: Case) -> Cause | None:
-    finding = case.finding("nonfinite")
+def _check_precision_overflow(run: RunEvidence) -> Cause | None:
+    finding = run.find("nonfinite")
     if finding is None:
         return None
-    half = (case.training.precision or "").lower() in ("float16", "fp16", "half")
-    scale = case.history.loss_scale
+    scale = run.history.last_loss_scale
     loss = finding.evidence.get("loss", math.nan)
-    if half or scale > 1:
+    if _has_half_precision(run) or scale > 1:
         text = "Gradients overflowed in half precision" + (f" at a loss scale of {scale:g}." if scale > 1 else ".")
-        return _cause("precision_overflow", 0.9, text, loss_scale=scale)
-    if math.isfinite(loss) and not case.history.calm_norms:
+        return _make_cause("precision_overflow", 0.9, text, loss_scale=scale)
+    if math.isfinite(loss) and not run.history.calm_norms:
         text = f"Gradients were non-finite on the first step while the loss was an ordinary {loss:.3g}."
-        return _cause("precision_overflow", 0.75, text, loss=loss)
+        return _make_cause("precision_overflow", 0.75, text, loss=loss)
     return None
 
 
-def _precision_underflow(case: Case) -> Cause | None:
-    half = (case.training.precision or "").lower() in ("float16", "fp16", "half")
-    if not half or case.finding("zero_gradient") is None:
+def _check_precision_underflow(run: RunEvidence) -> Cause | None:
+    if not _has_half_precision(run) or run.find("zero_gradient") is None:
         return None
     text = "Parameters are in half precision, whose smallest number is 6e-8: smaller gradients become exactly zero."
-    return _cause("precision_underflow", 0.85, text, loss_scale=case.history.loss_scale)
+    return _make_cause("precision_underflow", 0.85, text, loss_scale=run.history.last_loss_scale)
 
 
-def _numerical_instability(case: Case) -> Cause | None:
-    finding = case.finding("nonfinite")
+def _has_half_precision(run: RunEvidence) -> bool:
+    return (run.training.precision or "").lower() in HALF_PRECISION
+
+
+def _check_numerical_instability(run: RunEvidence) -> Cause | None:
+    finding = run.find("nonfinite")
     if finding is None:
         return None
-    history = case.history
-    calm = bool(history.calm_norms) and not history.largest_ratio >= 0.1
-    if calm:
-        text = "The loss or a gradient became non-finite out of ordinary gradients: look for log(0), 0/0, sqrt(0), exp."
-        return _cause("numerical_instability", 0.8, text, largest_update_to_weight=history.largest_ratio)
+    history = run.history
+    if history.calm_norms and not history.largest_update_ratio >= DESTROYING_UPDATE_RATIO:
+        text = (
+            "The loss or a gradient became non-finite although gradients were ordinary before: "
+            "look for log(0), 0/0, sqrt(0), exp."
+        )
+        largest = history.largest_update_ratio
+        return _make_cause("numerical_instability", 0.8, text, largest_update_to_weight=largest)
     if not history.calm_norms and not math.isfinite(finding.evidence.get("loss", math.nan)):
         text = "The first loss was already non-finite: look for log(0), 0/0, or an exponential in the forward pass."
-        return _cause("numerical_instability", 0.65, text)
+        return _make_cause("numerical_instability", 0.65, text)
     return None
 
 
-def _unbounded_activation(case: Case) -> Cause | None:
-    unbounded = sum(a in UNBOUNDED for a in case.activations)
-    if not unbounded:
+def _check_unbounded_activation(run: RunEvidence) -> Cause | None:
+    count = sum(activation in UNBOUNDED for activation in run.activations)
+    if not count:
         return None
-    text = f"{unbounded} layers end in an activation that grows without bound ({case.activations[0]})."
-    return _cause("unbounded_activation", 0.9, text, layers=unbounded)
+    text = f"{count} layers end in an activation that grows without bound ({run.activations[0]})."
+    return _make_cause("unbounded_activation", 0.9, text, layers=count)
 
 
-def _missing_normalization(case: Case) -> Cause | None:
-    depth = len(case.path)
-    if depth < DEEP or case.is_normalized:
+def _check_normalization_is_missing(run: RunEvidence) -> Cause | None:
+    depth = len(run.path)
+    if depth < DEEP or run.is_normalized:
         return None
-    text = f"{depth} weight matrices in sequence and no normalization layer."
-    return _cause("missing_normalization", 0.45 + 0.2 * _ramp(depth, DEEP, 24), text, layers=depth)
+    text = f"The network has {depth} weight matrices in sequence and no normalization layer."
+    return _make_cause("missing_normalization", 0.45 + 0.2 * _ramp(depth, DEEP, 24), text, layers=depth)
 
 
-def _saturating_activation(case: Case) -> Cause | None:
-    saturating = [a for a in case.activations if a in SATURATING]
+def _check_saturating_activation(run: RunEvidence) -> Cause | None:
+    saturating = [activation for activation in run.activations if activation in SATURATING]
     if saturating:
-        steepest = 0.25 if "sigmoid" in saturating else 1.0
-        score = (0.75 if steepest < 1 else 0.5) + 0.2 * _ramp(len(saturating), 2, 8)
-        kind = saturating[0]
+        slope = SIGMOID_SLOPE if "sigmoid" in saturating else 1.0
+        score = (0.75 if slope < 1 else 0.5) + 0.2 * _ramp(len(saturating), 2, 8)
         text = (
-            f"{len(saturating)} layers end in {kind}, whose slope is at most {steepest:g}: each shrinks the gradient."
+            f"{len(saturating)} layers end in {saturating[0]}, whose slope is at most {slope:g}: "
+            "each shrinks the gradient."
         )
-        return _cause("saturating_activation", score, text, layers=len(saturating), largest_slope=steepest)
-    gap = case.finding("depth_gap")
-    if gap is None or case.activations or case.finding("zero_gradient") is not None or not abs(case.init_decades) < 1.5:
+        return _make_cause("saturating_activation", score, text, layers=len(saturating), largest_slope=slope)
+    gap = run.find("depth_gap")
+    preserves_variance = abs(run.initial_signal_decades) < VARIANCE_PRESERVING_DECADES
+    if gap is None or run.activations or run.find("zero_gradient") is not None or not preserves_variance:
         return None
     text = (
         "Gradients fade with depth although the initial weights preserve variance, "
-        "and no layer is silent, as dead rectifiers are."
+        "and no layer is inactive as dead rectifiers are."
     )
-    return _cause("saturating_activation", 0.5, text, gap_decades=gap.evidence.get("gap_decades", math.nan))
+    return _make_cause("saturating_activation", 0.5, text, gap_decades=gap.evidence.get("gap_decades", math.nan))
 
 
-def _poor_initialization_small(case: Case) -> Cause | None:
-    if case.zero_initialized and len(case.zero_initialized) >= max(1, len(case.path) // 2):
-        text = (
-            f"{len(case.zero_initialized)} weight matrices start at exactly zero: no unit differs from its neighbour."
-        )
-        return _cause("poor_initialization", 0.97, text, zero_layers=len(case.zero_initialized))
-    factor, decades = case.recurrent_factor, case.init_decades
-    if not math.isnan(factor) and factor < 0.7:
+def _check_small_initialization(run: RunEvidence) -> Cause | None:
+    zeros = len(run.zero_initialized)
+    if zeros and zeros >= max(1, len(run.path) // 2):
+        text = f"{zeros} weight matrices start at exactly zero: all units of a layer stay the same."
+        return _make_cause("poor_initialization", 0.97, text, zero_layers=zeros)
+    factor, decades = run.recurrent_factor, run.initial_signal_decades
+    if not math.isnan(factor) and factor < SMALL_RECURRENT_FACTOR:
         text = f"The recurrent matrix starts at a factor of {factor:.2g} per time step; an orthogonal one starts at 1."
-        return _cause("poor_initialization", 0.8, text, recurrent_factor=factor)
+        return _make_cause("poor_initialization", 0.8, text, recurrent_factor=factor)
     if math.isnan(decades) or decades > -INIT_DECADES:
         return None
-    text = (
-        f"The initial weights shrink a signal by 10^{-decades:.1f} over {len(case.path)} layers; He or Glorot do not."
+    text = f"The initial weights shrink a signal by 10^{-decades:.1f} over {len(run.path)} layers; He or Glorot do not."
+    return _make_cause(
+        "poor_initialization", 0.55 + 0.4 * _ramp(-decades, INIT_DECADES, 3.0), text, signal_decades=decades
     )
-    return _cause("poor_initialization", 0.55 + 0.4 * _ramp(-decades, INIT_DECADES, 3.0), text, signal_decades=decades)
 
 
-def _dead_units(case: Case) -> Cause | None:
-    finding = case.finding("zero_gradient")
+def _check_dead_units(run: RunEvidence) -> Cause | None:
+    finding = run.find("zero_gradient")
     if finding is None:
         return None
-    text = "Units that are never active pass no gradient at all, and so can never recover."
-    return _cause("dead_units", 0.75, text, dead_share=finding.evidence.get("dead_share", math.nan))
+    text = "Units that are never active pass no gradient at all, so they can never recover."
+    return _make_cause("dead_units", 0.75, text, dead_share=finding.evidence.get("dead_share", math.nan))
 
 
-def _contracting_recurrence(case: Case) -> Cause | None:
-    finding = case.finding("contracting_recurrence")
+def _check_contracting_recurrence(run: RunEvidence) -> Cause | None:
+    finding = run.find("contracting_recurrence")
     if finding is not None:
         factor = finding.evidence["factor_per_time_step"]
-        text = f"Gradients shrink to {factor:.2g} of their size with every time step they pass."
-        return _cause("long_recurrence", 0.85, text, factor_per_time_step=factor)
-    if not case.has_recurrence:
+        text = f"Gradients shrink to {factor:.2g} of their size with every time step that they pass."
+        return _make_cause("long_recurrence", 0.85, text, factor_per_time_step=factor)
+    if not run.has_recurrence:
         return None
-    return _cause(
-        "long_recurrence", 0.6, "A recurrent cell shrinks gradients once per time step.", factor=case.recurrent_factor
-    )
+    text = "A recurrent cell shrinks gradients once per time step."
+    return _make_cause("long_recurrence", 0.6, text, factor=run.recurrent_factor)
 
 
-def _excessive_weight_decay(case: Case) -> Cause | None:
-    shrinkage = case.weight_shrinkage
-    decays = [o.weight_decay for o in case.training.optimizers if o.weight_decay]
-    if math.isnan(shrinkage) or shrinkage > 0.3 or (case.training.optimizers and not decays):
+def _check_weight_decay(run: RunEvidence) -> Cause | None:
+    shrinkage = run.weight_shrinkage
+    decays = [optimizer.weight_decay for optimizer in run.training.optimizers if optimizer.weight_decay]
+    is_without_decay = bool(run.training.optimizers) and not decays
+    if math.isnan(shrinkage) or shrinkage > SHRUNK_WEIGHTS or is_without_decay:
         return None
-    text = f"The weights have shrunk to {shrinkage:.2g} of their initial norm" + (
-        f" under a weight decay of {max(decays):g}." if decays else "."
-    )
-    return _cause(
-        "excessive_weight_decay",
-        0.75 + 0.2 * _ramp(-math.log10(max(shrinkage, 1e-12)), 0.5, 2.0),
-        text,
-        weight_shrinkage=shrinkage,
-    )
+    text = f"The weights have shrunk to {shrinkage:.2g} of their initial norm"
+    text += f" under a weight decay of {max(decays):g}." if decays else "."
+    score = 0.75 + 0.2 * _ramp(-math.log10(max(shrinkage, MIN_RATIO)), 0.5, 2.0)
+    return _make_cause("excessive_weight_decay", score, text, weight_shrinkage=shrinkage)
 
 
-def _excessive_clipping(case: Case) -> Cause | None:
-    finding = case.finding("excessive_clipping")
+def _check_excessive_clipping(run: RunEvidence) -> Cause | None:
+    finding = run.find("excessive_clipping")
     if finding is None:
         return None
     share = finding.evidence["share_of_gradient_left"]
     text = f"Clipping leaves {share:.1g} of the gradient; a useful bound is 0.5 to 10 times its typical norm."
-    return _cause("excessive_clipping", 0.95, text, share_of_gradient_left=share)
+    return _make_cause("excessive_clipping", 0.95, text, share_of_gradient_left=share)
 
 
-def _destroyed_by_updates(case: Case) -> Cause | None:
-    peak = case.history.largest_ratio
-    if peak < HIGH_RATIO:
+def _check_destroying_updates(run: RunEvidence) -> Cause | None:
+    peak = run.history.largest_update_ratio
+    if peak < HIGH_UPDATE_RATIO:
         return None
-    text = f"Updates were as large as {peak:.2g} of the weights (healthy: about 0.001), enough to saturate units."
-    return _cause(
-        "learning_rate_too_high",
-        0.4 + 0.3 * _ramp(math.log10(peak), math.log10(HIGH_RATIO), 0.0),
-        text,
-        update_to_weight=peak,
+    text = (
+        f"Updates were as large as {peak:.2g} of the weights (healthy: about {HEALTHY_UPDATE_RATIO:g}), "
+        "enough to saturate units."
     )
+    score = 0.4 + 0.3 * _ramp(math.log10(peak), math.log10(HIGH_UPDATE_RATIO), 0.0)
+    return _make_cause("learning_rate_too_high", score, text, update_to_weight=peak)
 
 
-_EXPLODING: tuple[Callable[[Case], Cause | None], ...] = (
-    _learning_rate_too_high,
-    _poor_initialization_large,
-    _unscaled_inputs,
-    _unscaled_targets,
-    _expanding_recurrence,
-    _missing_clipping,
-    _precision_overflow,
-    _numerical_instability,
-    _unbounded_activation,
-    _missing_normalization,
+_EXPLODING_CHECKS: tuple[Callable[[RunEvidence], Cause | None], ...] = (
+    _check_learning_rate,
+    _check_large_initialization,
+    _check_input_scale,
+    _check_target_scale,
+    _check_expanding_recurrence,
+    _check_clipping_is_missing,
+    _check_precision_overflow,
+    _check_numerical_instability,
+    _check_unbounded_activation,
+    _check_normalization_is_missing,
 )
-_VANISHING: tuple[Callable[[Case], Cause | None], ...] = (
-    _saturating_activation,
-    _precision_underflow,
-    _poor_initialization_small,
-    _dead_units,
-    _contracting_recurrence,
-    _excessive_weight_decay,
-    _excessive_clipping,
-    _missing_normalization,
-    _destroyed_by_updates,
+"""Among causes of one score, the first of these is ranked first."""
+_VANISHING_CHECKS: tuple[Callable[[RunEvidence], Cause | None], ...] = (
+    _check_saturating_activation,
+    _check_precision_underflow,
+    _check_small_initialization,
+    _check_dead_units,
+    _check_contracting_recurrence,
+    _check_weight_decay,
+    _check_excessive_clipping,
+    _check_normalization_is_missing,
+    _check_destroying_updates,
 )

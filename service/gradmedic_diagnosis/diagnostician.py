@@ -1,219 +1,246 @@
-"""The streaming diagnostician: blocks in, a diagnosis out.
+"""The streaming diagnostician: it reads a run block by block and keeps its diagnosis.
 
-One idea: a block is measured and averaged as a whole (vectorized over steps and layers), then its steps are walked one
-by one through the detectors, so that verdict, step and layer never depend on how the steps were cut into blocks. The
-state is O(layers) and serializes to bytes.
+A block is measured and averaged as a whole, vectorized over steps and layers. Then the detectors observe its steps one
+by one, so verdict, step and layer never depend on how the steps were cut into blocks. The state is O(layers) and
+serializes to bytes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from gradmedic.protocol.diagnosis import Advice, Cause, DiagnosisAtStep, Finding, VerdictChange
+from gradmedic.protocol.runs import Layer, Training
+from gradmedic.protocol.verdicts import Verdict
 from gradmedic_diagnosis.advice import advise
+from gradmedic_diagnosis.architecture import Architecture
 from gradmedic_diagnosis.block import Block
 from gradmedic_diagnosis.causes import find_causes
-from gradmedic_diagnosis.detectors import ALL, Detector, Moment
-from gradmedic_diagnosis.facts import LayerFacts, TrainingFacts
-from gradmedic_diagnosis.history import RunHistory
-from gradmedic_diagnosis.measurements import Architecture, Measurements, measure
-from gradmedic_diagnosis.network import MAX_GROUPS, Depth, NetworkAverages
-from gradmedic_diagnosis.progress import LossProgress
-from gradmedic_diagnosis.report import Advice, Cause, Diagnosis, Finding, Verdict, VerdictChange
-from gradmedic_diagnosis.run_evidence import Case
+from gradmedic_diagnosis.detectors import DETECTOR_TYPES
+from gradmedic_diagnosis.detectors.base import Detector
+from gradmedic_diagnosis.detectors.step_view import StepView, read_rows
+from gradmedic_diagnosis.layer_averages import MAX_GROUPS, DepthProfile, LayerAverages
+from gradmedic_diagnosis.loss_progress import LossProgress
+from gradmedic_diagnosis.measurements import Measurements, measure
+from gradmedic_diagnosis.run_evidence import RunEvidence
+from gradmedic_diagnosis.run_history import RunHistory
 from gradmedic_diagnosis.state import pack_state, unpack_state
 from gradmedic_diagnosis.summary import summarize
 
 T = TypeVar("T")
 
-ENOUGH = 20
-"""Steps with a loss, or with statistics, before a run is called healthy: below that it is undetermined."""
+MIN_STEPS = 20
+"""Steps with a loss, or with statistics, before a run is called healthy. Before that it is undetermined."""
+HEALTHY_SCORE = 0.9
+"""Confidence in a healthy verdict: no detector's strength is above 0."""
+MAX_STRENGTH = 0.99
+"""Bound of a strength in the score: no single finding gives certainty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdatedDiagnosis(DiagnosisAtStep):
+    """The diagnosis after a block, with the changes that the block caused."""
+
+    changes: list[VerdictChange]
+    """Changes of the verdict in the block, oldest first."""
 
 
 class Diagnostician:
-    """Reads a run block by block.
+    """Diagnoses one run, block by block.
 
     Args:
         layers: The run's layers, in the order of the blocks' layer axis.
-        training: How it trains, as far as known.
-        muted: Ids of detectors that watch without being heard: they neither speak for a verdict nor appear in findings.
-            Not part of the state; unmuted, a detector knows all that it saw meanwhile.
+        training: How the run trains, as far as known.
+        framework: Name and version, for example `torch 2.13.0`. The code in advice is written for it.
+        muted: Ids of muted detectors. They observe the run, but neither change the verdict nor report findings. The
+            state does not contain them: a detector that is unmuted later has observed all steps.
 
     Example:
-        >>> import numpy as np
-        >>> doctor = Diagnostician([LayerFacts(name="w", numel=4)])
-        >>> doctor.diagnose().verdict
+        >>> diagnostician = Diagnostician([Layer(name="w", numel=4)])
+        >>> diagnostician.diagnose().verdict
         'undetermined'
     """
 
     def __init__(
         self,
-        layers: Sequence[LayerFacts],
-        training: TrainingFacts | None = None,
+        layers: Sequence[Layer],
+        training: Training | None = None,
+        *,
+        framework: str | None = None,
         muted: Collection[str] = frozenset(),
     ) -> None:
         self._layers = tuple(layers)
+        self._training = training or Training()
+        self._framework = framework
         self._muted = frozenset(muted)
-        self._training = training or TrainingFacts()
-        self._architecture = Architecture.of(self._layers)
-        self._averages = NetworkAverages()
-        self._averages.grow(len(self._layers))
+        self._architecture = Architecture.from_layers(self._layers)
+        self._averages = LayerAverages()
+        self._averages.make_room(len(self._layers))
         self._streams: dict[str, LossProgress] = {}
-        """Losses by the group of layers that was present; alternating optimizers have a stream each."""
+        """Losses by the layers that were present: optimizers that take turns have a stream each."""
         self._stream_names: dict[bytes, str] = {}
         self._stream_key = ""
-        self._detectors: list[Detector] = [detector() for detector in ALL]
+        self._detectors: list[Detector] = [detector() for detector in DETECTOR_TYPES]
         self._history = RunHistory()
         self._last_step: int | None = None
-        self._sampled = 0
-        self._logged = 0
+        self._sampled_steps = 0
+        self._steps_with_loss = 0
         self._verdict: Verdict = "undetermined"
-        self._since: int | None = None
+        self._since_step: int | None = None
 
     @property
     def last_step(self) -> int | None:
-        """The last step that was read."""
+        """The last step that was read; None before the first."""
         return self._last_step
 
-    def update(self, block: Block) -> Diagnosis:
-        """Advance by a block and return the diagnosis as of its last step, with the changes that the block made.
+    def update(self, block: Block) -> UpdatedDiagnosis:
+        """Read the next block and return the diagnosis as of its last step, with the changes that the block caused.
 
         Args:
-            block: Steps behind those seen so far, with as many layers as the run has.
+            block: Steps after those that were read, with as many layers as the run has.
         """
         measurements = measure(block, self._architecture)
-        self._averages.grow(len(self._layers))
-        depth = self._averages.advance(measurements, self._architecture)
-        self._history.take(block, measurements)
-        changes = self._walk(block, measurements, depth)
+        self._averages.make_room(len(self._layers))
+        profile = self._averages.advance(measurements, self._architecture)
+        self._history.add(block, measurements)
+        changes = self._observe_steps(block, measurements, profile)
         if len(block):
             self._last_step = int(block.steps[-1])
-        return self._report(tuple(changes))
+        return UpdatedDiagnosis(**self._describe(), changes=changes)
 
-    def diagnose(self) -> Diagnosis:
-        """Return the diagnosis as of the last step, with no changes."""
-        return self._report(())
+    def diagnose(self) -> DiagnosisAtStep:
+        """Return the diagnosis as of the last step."""
+        return DiagnosisAtStep(**self._describe())
 
-    def _walk(self, block: Block, measurements: Measurements, depth: Depth) -> list[VerdictChange]:
+    def _observe_steps(self, block: Block, measurements: Measurements, profile: DepthProfile) -> list[VerdictChange]:
+        """Let the detectors observe the steps in order; return the changes of the verdict."""
         changes: list[VerdictChange] = []
-        losses = _numbers(block, "loss", None)
-        rates, clips = _numbers(block, "learning_rate", math.nan), _numbers(block, "clip_coefficient", math.nan)
-        observers = [d.observe for d in self._detectors if d.applies(self._architecture, measurements)]
-        rows = _by_row(measurements, depth)
+        losses = _to_list(block, "loss", None)
+        learning_rates = _to_list(block, "learning_rate", math.nan)
+        clip_coefficients = _to_list(block, "clip_coefficient", math.nan)
+        detectors = [d for d in self._detectors if d.is_applicable(self._architecture, measurements)]
+        observers = [detector.observe for detector in detectors]
+        rows = read_rows(measurements, profile)
         row = -1
-        moment = Moment(
-            architecture=self._architecture, averages=self._averages, measurements=measurements, depth=depth
+        view = StepView(
+            architecture=self._architecture, averages=self._averages, measurements=measurements, depth_profile=profile
         )
         for i, (step, is_sampled, is_skipped) in enumerate(
             zip(block.steps.tolist(), block.sampled.tolist(), block.skipped.tolist(), strict=True)
         ):
             if is_sampled:
                 row += 1
-                self._sampled += 1
-                self._stream_key = self._stream_of(measurements.group[row])
+                self._sampled_steps += 1
+                self._stream_key = self._choose_stream(measurements.presence_keys[row])
             progress = self._streams.get(self._stream_key)
             if progress is None:
                 progress = self._streams[self._stream_key] = LossProgress()
             loss = losses[i]
-            excess, reference = math.nan, progress.reference
+            loss_ratio, loss_reference = math.nan, progress.reference
             if loss is not None:
-                self._logged += 1
+                self._steps_with_loss += 1
                 if math.isfinite(loss):
-                    excess = progress.excess(loss)
-                    progress.observe(loss)
-            moment.step, moment.skipped, moment.progress = step, is_skipped, progress
-            moment.loss, moment.excess, moment.reference = loss, excess, reference
-            moment.learning_rate, moment.clip_coefficient = rates[i], clips[i]
-            moment.is_multi_stream = len(self._streams) > 1
+                    loss_ratio = progress.ratio_to_reference(loss)
+                    progress.add(loss)
+            view.step, view.is_skipped, view.progress = step, is_skipped, progress
+            view.loss, view.loss_ratio, view.loss_reference = loss, loss_ratio, loss_reference
+            view.learning_rate, view.clip_coefficient = learning_rates[i], clip_coefficients[i]
+            view.has_several_streams = len(self._streams) > 1
             if is_sampled:
-                moment.row = row
-                moment.read(rows[row])
+                view.set_statistics(row, rows[row])
             else:
-                moment.row = None
+                view.row = None
             for observe in observers:
-                observe(moment)
-            change = self._decide(step)
+                observe(view)
+            change = self._update_verdict(step)
             if change is not None:
                 changes.append(change)
         return changes
 
-    def _stream_of(self, group: bytes) -> str:
-        key = self._stream_names.get(group)
+    def _choose_stream(self, presence_key: bytes) -> str:
+        """Return the key of the stream for these layers; the first stream's if there are too many already."""
+        key = self._stream_names.get(presence_key)
         if key is None:
-            key = self._stream_names[group] = group.hex()
+            key = self._stream_names[presence_key] = presence_key.hex()
         if key in self._streams or len(self._streams) < MAX_GROUPS:
             return key
         return next(iter(self._streams))
 
-    def _decide(self, step: int) -> VerdictChange | None:
-        """Combine the detectors: an explosion outranks vanishing, and the first detector of a class decides it."""
-        verdict, decider = self._loudest()
+    def _update_verdict(self, step: int) -> VerdictChange | None:
+        """Combine the detectors' strengths; return the change of the verdict, if there is one."""
+        verdict, detector_id = self._decide_verdict()
         if verdict == self._verdict:
             return None
-        self._verdict, self._since = verdict, step
-        return VerdictChange(step=step, verdict=verdict, score=self._score(), finding=decider)
+        self._verdict, self._since_step = verdict, step
+        return VerdictChange(step=step, verdict=verdict, score=self._compute_score(), finding=detector_id)
 
-    def _loudest(self) -> tuple[Verdict, str | None]:
-        speaking = [detector for detector in self._detectors if detector.signal]
-        if speaking and self._muted:
-            speaking = [detector for detector in speaking if detector.id not in self._muted]
-        if speaking:
-            loudest = max(speaking, key=lambda d: (d.verdict == "exploding", d.signal))
-            return loudest.verdict, loudest.id
-        if max(self._logged, self._sampled) >= ENOUGH:
+    def _decide_verdict(self) -> tuple[Verdict, str | None]:
+        """Return the verdict and the detector that decides it: exploding before vanishing, then by strength."""
+        deciding = [detector for detector in self._detectors if detector.strength]
+        if deciding and self._muted:
+            deciding = [detector for detector in deciding if detector.id not in self._muted]
+        if deciding:
+            strongest = max(deciding, key=lambda d: (d.verdict == "exploding", d.strength))
+            return strongest.verdict, strongest.id
+        if max(self._steps_with_loss, self._sampled_steps) >= MIN_STEPS:
             return "healthy", None
         return "undetermined", None
 
-    def _score(self) -> float:
+    def _compute_score(self) -> float:
+        """Return the confidence in the verdict: 1 minus the chance that every finding for it is mistaken."""
         if self._verdict == "undetermined":
             return 0.0
         if self._verdict == "healthy":
-            return 0.9
-        silence = 1.0
-        for detector in self._audible():
+            return HEALTHY_SCORE
+        chance_mistaken = 1.0
+        for detector in self._list_unmuted():
             if detector.verdict == self._verdict:
-                silence *= 1 - min(detector.signal, 0.99)
-        return round(1 - silence, 4)
+                chance_mistaken *= 1 - min(detector.strength, MAX_STRENGTH)
+        return round(1 - chance_mistaken, 4)
 
-    def _report(self, changes: tuple[VerdictChange, ...]) -> Diagnosis:
-        findings = self._findings()
-        causes: tuple[Cause, ...] = ()
-        advice: tuple[Advice, ...] = ()
+    def _describe(self) -> dict[str, Any]:
+        """Return the fields of the diagnosis as of the last step."""
+        findings = self._report_findings()
+        causes: list[Cause] = []
+        advice: list[Advice] = []
         if self._verdict in ("vanishing", "exploding"):
-            case = Case(
+            evidence = RunEvidence(
                 verdict=self._verdict,
                 findings=findings,
                 layers=self._layers,
                 architecture=self._architecture,
                 training=self._training,
+                framework=self._framework,
                 averages=self._averages,
                 history=self._history,
             )
-            causes = find_causes(case)
-            advice = advise(case, causes)
-        return Diagnosis(
-            step=self._last_step,
-            verdict=self._verdict,
-            score=self._score(),
-            since_step=self._since,
-            summary=summarize(self._verdict, self._since, findings, causes, self._history),
-            findings=findings,
-            causes=causes,
-            advice=advice,
-            changes=changes,
-        )
+            causes = find_causes(evidence)
+            advice = advise(evidence, causes)
+        return {
+            "step": self._last_step,
+            "verdict": self._verdict,
+            "score": self._compute_score(),
+            "since_step": self._since_step,
+            "summary": summarize(self._verdict, self._since_step, findings, causes, self._history),
+            "findings": findings,
+            "causes": causes,
+            "advice": advice,
+        }
 
-    def _findings(self) -> tuple[Finding, ...]:
-        speaking = sorted(self._audible(), key=lambda d: (d.verdict != self._verdict, -d.signal))
-        found = (detector.finding(self._architecture) for detector in speaking)
-        return tuple(finding for finding in found if finding is not None)
+    def _report_findings(self) -> list[Finding]:
+        """Return the findings, those for the present verdict first, then by strength."""
+        ordered = sorted(self._list_unmuted(), key=lambda d: (d.verdict != self._verdict, -d.strength))
+        findings = (detector.report_finding(self._architecture) for detector in ordered)
+        return [finding for finding in findings if finding is not None]
 
-    def _audible(self) -> list[Detector]:
+    def _list_unmuted(self) -> list[Detector]:
         return [detector for detector in self._detectors if detector.id not in self._muted]
 
     def to_bytes(self) -> bytes:
-        """Serialize the state; layers and training facts are not part of it."""
+        """Serialize the state. It does not contain the arguments of the constructor."""
         state: dict[str, Any] = {
             "averages": self._averages.to_state(),
             "streams": {key: progress.to_state() for key, progress in self._streams.items()},
@@ -221,10 +248,10 @@ class Diagnostician:
             "detectors": {detector.id: detector.to_state() for detector in self._detectors},
             "history": self._history.to_state(),
             "last_step": self._last_step,
-            "sampled": self._sampled,
-            "logged": self._logged,
+            "sampled": self._sampled_steps,
+            "logged": self._steps_with_loss,
             "verdict": self._verdict,
-            "since": self._since,
+            "since": self._since_step,
         }
         return pack_state(state)
 
@@ -232,50 +259,40 @@ class Diagnostician:
     def from_bytes(
         cls,
         data: bytes,
-        layers: Sequence[LayerFacts],
-        training: TrainingFacts | None = None,
+        layers: Sequence[Layer],
+        training: Training | None = None,
+        *,
+        framework: str | None = None,
         muted: Collection[str] = frozenset(),
     ) -> Diagnostician:
-        """Restore a state; `layers` may have grown at its end since. Raises StateError on bytes it cannot read."""
-        self = cls(layers, training, muted)
+        """Restore a state. `layers` may have more layers at its end than when the state was stored.
+
+        Raises StateError for bytes that this version cannot read.
+        """
+        self = cls(layers, training, framework=framework, muted=muted)
         state = unpack_state(data)
         self._averages.restore(state["averages"])
-        self._averages.grow(len(self._layers))
+        self._averages.make_room(len(self._layers))
         for key, progress in state["streams"].items():
             self._streams[key] = LossProgress()
             self._streams[key].restore(progress)
         self._stream_key = state["stream_key"]
+        stored = state["detectors"]
         self._detectors = [
-            detector.from_state(state["detectors"][detector.id]) if detector.id in state["detectors"] else detector()
-            for detector in ALL
+            detector.from_state(stored[detector.id]) if detector.id in stored else detector()
+            for detector in DETECTOR_TYPES
         ]
         self._history.restore(state["history"])
-        self._last_step, self._sampled, self._logged = state["last_step"], state["sampled"], state["logged"]
-        self._verdict, self._since = state["verdict"], state["since"]
+        self._last_step = state["last_step"]
+        self._sampled_steps, self._steps_with_loss = state["sampled"], state["logged"]
+        self._verdict, self._since_step = state["verdict"], state["since"]
         return self
 
 
-def _numbers(block: Block, name: str, absent: T) -> list[float | T]:
+def _to_list(block: Block, series_name: str, absent: T) -> list[float | T]:
     """Return a step series as Python floats, `absent` where the step has none."""
-    series = block.series.get(name)
+    series = block.series.get(series_name)
     if series is None:
         return [absent] * len(block)
     pairs = zip(series.values.tolist(), series.present.tolist(), strict=True)
     return [value if present else absent for value, present in pairs]
-
-
-def _by_row(measurements: Measurements, depth: Depth) -> list[tuple[Any, ...]]:
-    """Return the row-wise facts as tuples of Python numbers, in the order in which `Moment.read` takes them."""
-    columns = (
-        measurements.total_gradient,
-        measurements.total_weight,
-        measurements.update_ratio,
-        measurements.grip,
-        measurements.nonfinite_total,
-        measurements.reaches_weights,
-        depth.gap,
-        depth.input_excess,
-        depth.dead_share,
-        depth.typical_growth,
-    )
-    return list(zip(*(column.tolist() for column in columns), strict=True))

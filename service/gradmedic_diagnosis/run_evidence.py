@@ -1,6 +1,6 @@
-"""The case of one unhealthy run: what its findings, layers, training facts and history say together.
+"""The evidence about one vanishing or exploding run: its findings, layers, training, history, and what they imply.
 
-Causes and advice both read it; it computes each derived number once.
+Causes and advice read it. Each derived number is computed once.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from functools import cached_property
 
 import numpy as np
 
-from gradmedic_diagnosis.facts import LayerFacts, TrainingFacts
-from gradmedic_diagnosis.history import RunHistory
-from gradmedic_diagnosis.measurements import Architecture
-from gradmedic_diagnosis.network import NetworkAverages
-from gradmedic_diagnosis.report import Finding, Verdict
+from gradmedic.protocol.diagnosis import Finding
+from gradmedic.protocol.runs import Layer, Training
+from gradmedic.protocol.verdicts import Verdict
+from gradmedic_diagnosis.architecture import Architecture
+from gradmedic_diagnosis.layer_averages import LayerAverages
+from gradmedic_diagnosis.run_history import RunHistory
 
 SATURATING = ("sigmoid", "tanh", "softsign", "hardsigmoid", "hardtanh", "logsigmoid")
+"""Activations whose slope goes to zero on both sides."""
 RECTIFIERS = (
     "relu",
     "leaky_relu",
@@ -32,28 +34,35 @@ RECTIFIERS = (
     "mish",
     "softplus",
 )
+"""Activations that pass positive inputs and suppress negative ones."""
 UNBOUNDED = ("exp", "square", "cube")
+"""Activations that grow faster than their input."""
+RECTIFIER_GAIN = 2.0
+"""Behind a rectifier, weights need this many times the variance to preserve a signal (He et al. 2015)."""
+TINY = 1e-30
+"""Lower bound of a number whose logarithm is taken."""
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
-    """Everything known of a run that is called vanishing or exploding."""
+class RunEvidence:
+    """The evidence about a run that is called vanishing or exploding."""
 
     verdict: Verdict
-    findings: tuple[Finding, ...]
-    layers: Sequence[LayerFacts]
+    findings: Sequence[Finding]
+    layers: Sequence[Layer]
     architecture: Architecture
-    training: TrainingFacts
-    averages: NetworkAverages
+    training: Training
+    framework: str | None
+    averages: LayerAverages
     history: RunHistory
 
-    def finding(self, detector: str) -> Finding | None:
-        """Return the detector's finding, if it has one."""
+    def find(self, detector: str) -> Finding | None:
+        """Return the detector's finding; None if it has none."""
         return next((f for f in self.findings if f.detector == detector), None)
 
     @cached_property
     def path(self) -> list[int]:
-        """Weight matrices in forward order; in a model of embeddings alone, those."""
+        """Weight matrices in forward order; embeddings where there are no weight matrices."""
         is_path = self.architecture.is_path if self.architecture.is_path.any() else self.architecture.is_embedding
         return [int(i) for i in self.architecture.order if is_path[i]]
 
@@ -75,72 +84,74 @@ class Case:
 
     @cached_property
     def activations(self) -> list[str]:
-        """Known activations of the path, forward order."""
-        found = (self.layers[i].activation for i in self.path)
-        return [a.lower() for a in found if a]
+        """Known activations behind the weight matrices, in forward order."""
+        activations = (self.layers[i].activation for i in self.path)
+        return [activation.lower() for activation in activations if activation]
 
     @cached_property
     def is_normalized(self) -> bool:
-        """Whether the network has normalization anywhere."""
-        names = ("norm", "bn", "ln")
-        by_kind = any("norm" in (layer.kind or "").lower() or layer.normalized for layer in self.layers)
-        return by_kind or any(part.startswith(names) for layer in self.layers for part in layer.name.lower().split("."))
+        """Whether the network has any normalization."""
+        prefixes = ("norm", "bn", "ln")
+        if any("norm" in (layer.kind or "").lower() or layer.normalized for layer in self.layers):
+            return True
+        return any(part.startswith(prefixes) for layer in self.layers for part in layer.name.lower().split("."))
 
     @cached_property
-    def init_decades(self) -> float:
-        """Decades by which the initial weights scale a signal on its way through, against variance preservation.
+    def initial_signal_decades(self) -> float:
+        """Decades by which the initial weights amplify a signal on its way through the network.
 
-        Each matrix contributes log10 sqrt(fan_in * var / c), with c = 2 behind a rectifier (He et al. 2015) and 1
-        otherwise (LeCun et al. 1998). NaN where the scales are not known. Recurrent matrices are left out.
+        It is 0 where the initialization preserves variance. Each matrix contributes log10 sqrt(fan_in * var / c), with
+        c = 2 behind a rectifier (He et al. 2015) and 1 otherwise (LeCun et al. 1998). Recurrent matrices are left out.
+        NaN where the scales are unknown.
         """
-        total, known = 0.0, False
+        total, is_known = 0.0, False
         for i in self.path:
             layer = self.layers[i]
             if i in self.recurrent or layer.branch:
                 continue
             rms = layer.initial_rms
             if rms is None:
-                norm = float(self.averages.initial_weight[i])
+                norm = float(self.averages.first_weight_norm[i])
                 rms = norm / float(self.architecture.sqrt_numel[i]) if math.isfinite(norm) else math.nan
             fan_in = layer.fan_in or float(self.architecture.sqrt_numel[i])
             if not math.isfinite(rms) or fan_in <= 0:
                 continue
-            known = True
-            gain = 2.0 if (layer.activation or "relu").lower() in RECTIFIERS else 1.0
-            total += 0.5 * math.log10(max(fan_in * rms * rms / gain, 1e-30))
-        return total if known else math.nan
+            is_known = True
+            gain = RECTIFIER_GAIN if (layer.activation or "relu").lower() in RECTIFIERS else 1.0
+            total += 0.5 * math.log10(max(fan_in * rms * rms / gain, TINY))
+        return total if is_known else math.nan
 
     @cached_property
     def zero_initialized(self) -> list[int]:
-        """Path matrices whose initial weights are exactly zero."""
-        return [i for i in self.path if self.averages.initial_weight[i] == 0]
+        """Weight matrices whose initial weights are exactly zero."""
+        return [i for i in self.path if self.averages.first_weight_norm[i] == 0]
 
     @cached_property
     def recurrent_factor(self) -> float:
-        """Per-time-step factor of the largest recurrent matrix (spectral norm if known); NaN without one."""
+        """Largest factor per time step of a recurrent matrix, by its spectral norm if known; NaN without a matrix."""
         factors = []
         for i in self.recurrent:
             norm = self.layers[i].spectral_norm
             if norm is None:
-                norm = float(self.averages.initial_weight[i]) / math.sqrt(float(self.architecture.sqrt_numel[i]))
-            factors.append(norm * float(self.architecture.recurrent_slope[i]))
+                norm = float(self.averages.first_weight_norm[i]) / math.sqrt(float(self.architecture.sqrt_numel[i]))
+            factors.append(norm * float(self.architecture.largest_slope[i]))
         return max(factors) if factors else math.nan
 
     @cached_property
     def weight_shrinkage(self) -> float:
-        """Median of weight norm now over initially, over the path; NaN where unknown."""
-        ratio = [
-            float(self.averages.weight[i] / self.averages.initial_weight[i])
+        """Median over the weight matrices of the last norm over the first one; NaN where unknown."""
+        ratios = [
+            float(self.averages.last_weight_norm[i] / self.averages.first_weight_norm[i])
             for i in self.path
-            if self.averages.initial_weight[i] > 0 and np.isfinite(self.averages.weight[i])
+            if self.averages.first_weight_norm[i] > 0 and np.isfinite(self.averages.last_weight_norm[i])
         ]
-        return float(np.median(ratio)) if ratio else math.nan
+        return float(np.median(ratios)) if ratios else math.nan
 
     @cached_property
-    def typical_ratio(self) -> float:
-        """Network-wide update over weight in the calm part of the run; its first value where there is no other."""
-        calm = self.history.typical_ratio()
-        return calm if math.isfinite(calm) else self.history.first_ratio
+    def typical_update_ratio(self) -> float:
+        """Network-wide update over weight in the calm steps of the run; the first one where none is calm."""
+        calm = self.history.typical_update_ratio()
+        return calm if math.isfinite(calm) else self.history.first_update_ratio
 
     @cached_property
     def numel(self) -> float:
@@ -148,5 +159,5 @@ class Case:
         return max(1.0, float(np.square(self.architecture.sqrt_numel).sum()))
 
 
-def _is_recurrent(layer: LayerFacts) -> bool:
+def _is_recurrent(layer: Layer) -> bool:
     return (layer.kind or "").lower().startswith(("rnn", "lstm", "gru"))

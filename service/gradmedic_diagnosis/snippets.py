@@ -1,6 +1,7 @@
-"""Code to paste, per framework and remedy, formatted with the remedy's parameters.
+"""Code to paste, by framework and remedy, with the remedy's parameters filled in.
 
-torch is the default; a framework has its own where the code differs.
+Every remedy has code for torch. Another framework has its own code where it differs. A key `remedy:value` holds the
+code for one value of a parameter.
 """
 
 from __future__ import annotations
@@ -8,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from gradmedic_diagnosis.report import Remedy
+from gradmedic.protocol.remedies import Remedy
 
 
-def _start(initialize: str, imports: str = "") -> str:
-    """Return code that initializes every layer, gate by gate where a weight is stacked of several."""
+def _initialize_layers(initialize: str, imports: str = "") -> str:
+    """Return torch code that initializes every layer; weights that stack several gates, gate by gate."""
     return f"""{imports}for module in model.modules():
     if isinstance(module, (torch.nn.Linear, torch.nn.modules.conv._ConvNd)):
         {initialize}(module.weight)
@@ -36,8 +37,8 @@ _TORCH: Final = {
     "scale_learning_rate": "for group in optimizer.param_groups:\n    group['lr'] *= {factor}",
     "warm_up": "scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.01, total_iters={steps})",
     "rescale_loss_gradient": "(loss * {factor}).backward()",
-    "reinitialize": _start("torch.nn.init.{scheme}_"),
-    "reinitialize:lecun_normal": _start(
+    "reinitialize": _initialize_layers("torch.nn.init.{scheme}_"),
+    "reinitialize:lecun_normal": _initialize_layers(
         "functools.partial(torch.nn.init.kaiming_normal_, nonlinearity='linear')", "import functools\n\n"
     ),
     "replace_activation": "activation = torch.nn.{activation}()  # the hidden ones; gates and the output's stay",
@@ -152,14 +153,16 @@ _BY_FRAMEWORK: Final[Mapping[str, Mapping[str, str]]] = {
 
 
 def write_snippet(remedy: Remedy, framework: str | None) -> str:
-    """Return code that applies a remedy, in the run's framework (`"torch 2.13.0"`), or in torch where it has none.
+    """Return code that applies a remedy, for the run's framework (`"jax 0.10"`), or for torch where that has no code.
+
+    Raises KeyError for an id that the catalogue does not have.
 
     >>> write_snippet(Remedy(id="clip_grad_norm", parameters={"max_norm": 1.0}), "jax 0.10")
     'optimizer = optax.chain(optax.clip_by_global_norm(1.0), optimizer)'
     """
-    own = _BY_FRAMEWORK.get((framework or "").split(" ")[0].lower(), {})
+    own_code = _BY_FRAMEWORK.get((framework or "").split(" ")[0].lower(), {})
     variants = [f"{remedy.id}:{value}" for value in remedy.parameters.values() if isinstance(value, str)]
-    for templates in (own, _TORCH):
+    for templates in (own_code, _TORCH):
         for key in (*variants, remedy.id):
             if key in templates:
                 return templates[key].format(**remedy.parameters)

@@ -1,7 +1,9 @@
-"""The diagnosis state as bytes: a JSON header for numbers and text, raw arrays behind it.
+"""The diagnosis state as bytes: a JSON header with numbers and text, followed by the raw arrays.
 
-One idea: a state is nested dicts and lists of numbers, strings, None and arrays. Floats survive exactly (JSON's repr of
-a float is exact, and NaN and infinities are allowed in it), arrays byte by byte. No pickle.
+A state consists of nested dicts and lists of numbers, strings, None and arrays. Floats are kept exactly: Python writes
+a float to JSON so that reading gives the same float, NaN and infinities included. Arrays are kept byte by byte.
+
+Stored states outlive the names in the code. A renamed attribute keeps its old key: see `Persistent.STORED_KEYS`.
 """
 
 from __future__ import annotations
@@ -9,9 +11,9 @@ from __future__ import annotations
 import json
 import struct
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,7 @@ _HEADER = struct.Struct("<4sI")
 _MAGIC = b"gmd1"
 _ARRAY = "$array"
 _FLOATS = "$floats"
+"""A list of floats: as raw bytes it takes a twentieth of its space as text."""
 
 
 class StateError(ValueError):
@@ -46,12 +49,12 @@ def pack_state(state: Mapping[str, Any]) -> bytes:
 
 
 def unpack_state(data: bytes) -> dict[str, Any]:
-    """Restore what `pack_state` wrote; raises StateError on anything else."""
+    """Restore what `pack_state` wrote. Raises StateError for any other bytes."""
     if len(data) < _HEADER.size:
         raise StateError("diagnosis state is truncated")
     magic, size = _HEADER.unpack_from(data)
     if magic != _MAGIC:
-        raise StateError(f"diagnosis state has version {magic!r}, this code reads {_MAGIC!r}")
+        raise StateError(f"diagnosis state has version {magic!r}; this code reads {_MAGIC!r}")
     offset = _HEADER.size + size
 
     def decode(value: dict[str, Any]) -> object:
@@ -77,23 +80,35 @@ class Persistent:
 
     __slots__ = ()
 
+    STORED_KEYS: ClassVar[Mapping[str, str]] = {}
+    """Keys of the fields in stored states, by field, where a field was renamed since."""
+
     def to_state(self) -> dict[str, Any]:
-        """Return the fields by name; lists of floats as arrays, which cost a twentieth of their texts."""
-        return {f.name: _as_state(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]  # subclasses are dataclasses
+        """Return the fields by their stored key."""
+        return {key: to_stored(getattr(self, name)) for name, key in self._keys()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Set the fields; those that an older state does not have keep their value."""
-        for f in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
-            if f.name not in state:
-                continue
-            current = getattr(self, f.name)
-            if isinstance(current, Persistent):
-                current.restore(state[f.name])
-            else:
-                setattr(self, f.name, state[f.name])
+        restore_attributes(self, self._keys(), state)
+
+    def _keys(self) -> list[tuple[str, str]]:
+        return [(f.name, self.STORED_KEYS.get(f.name, f.name)) for f in fields(self)]  # type: ignore[arg-type]  # subclasses are dataclasses
 
 
-def _as_state(value: Any) -> Any:
+def restore_attributes(target: object, keys: Iterable[tuple[str, str]], state: Mapping[str, Any]) -> None:
+    """Set attributes of an object from a stored state, for each pair of attribute and key that the state has."""
+    for name, key in keys:
+        if key not in state:
+            continue
+        current = getattr(target, name)
+        if isinstance(current, Persistent):
+            current.restore(state[key])
+        else:
+            setattr(target, name, state[key])
+
+
+def to_stored(value: Any) -> Any:
+    """Return what `pack_state` serializes for the value of an attribute."""
     if isinstance(value, Persistent):
         return value.to_state()
     if isinstance(value, list) and value and isinstance(value[0], float):

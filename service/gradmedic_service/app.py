@@ -1,4 +1,4 @@
-"""The one place where the service is put together."""
+"""The composition root: builds the application, its services and its periodic tasks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from gradmedic_service.web.live import LiveRuns
 from gradmedic_service.web.pages import add_pages
 
 DESCRIPTION = """\
-Reads the gradients of training jobs and says what is wrong, why, and what fixes it.
+The service reads the gradients of training jobs and reports what is wrong, why, and what fixes it.
 
 A training loop creates a *run*, appends *steps* with statistics of every layer's gradient, and reads the *diagnosis*.
 Non-finite numbers are the strings `"NaN"`, `"Infinity"` and `"-Infinity"`, both ways; `null` in a statistic means that
@@ -51,7 +51,7 @@ no optimizer touched the layer in that step. Errors are RFC 9457 problems with a
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """Return the service as an ASGI application. Its database must have been migrated."""
+    """Return the service as an ASGI application. Its database must be migrated before it serves requests."""
     app = FastAPI(
         title="gradmedic",
         version=version("gradmedic"),

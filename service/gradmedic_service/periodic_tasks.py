@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import structlog
 
+from gradmedic_service.http.errors import ServiceError
+
 _logger = structlog.get_logger("gradmedic.service")
 
 
@@ -48,5 +50,7 @@ async def _repeat(task: PeriodicTask, is_ending: asyncio.Event) -> None:
             return
         try:
             await asyncio.to_thread(task.run)
+        except ServiceError as error:
+            _logger.warning("a periodic task is repeated later", task=task.name, reason=error.reason or error.detail)
         except Exception:
-            _logger.exception("periodic task failed", task=task.name)
+            _logger.exception("a periodic task failed", task=task.name)

@@ -1,1 +1,1 @@
-"""The worker: runs the trials of reruns, here or on a Ray cluster. It speaks HTTP and never opens the database."""
+"""The worker: runs the trials of reruns. It uses the HTTP API only, and never opens the database."""

@@ -1,13 +1,13 @@
-"""Runs one trial's command and leaves nothing behind: the process between the worker and the script.
+"""Runs the command of one attempt: the launcher, a process between the worker and the script.
 
-One idea: whatever the script starts stays below this process. It is made the reaper of all its descendants (Linux's
-"child subreaper"), so that even a daemon that was forked twice is found among them and killed at the end. It lives as
-long as the worker holds the other end of a pipe: if the worker is killed, the pipe closes, and the trial ends.
+The launcher leaves no process behind. It becomes the parent of every orphan among its descendants (Linux's "child
+subreaper"), so that it also finds and kills a daemon that was forked twice. It ends when the worker's end of the
+lifeline, a pipe, is closed, as it is when the worker is killed.
 
-    worker --(lifeline: the order as a line of JSON, then perhaps "stop")--> launcher --> the script, in its own session
+    worker --(lifeline: the launch spec as a line of JSON, later perhaps "stop")--> launcher --> script
            <--(status: lines of JSON)--
 
-It imports next to nothing, because it is started for every trial.
+One launcher is started for each attempt, so this module imports very little.
 """
 
 from __future__ import annotations
@@ -26,147 +26,157 @@ from typing import Any
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
-GRACE = 2.0
-"""Seconds from asking a trial to end to killing it."""
-LOOK = 0.1
-"""Seconds between looks at memory and time."""
-KEEP_FIRST = 16 * 1024
-KEEP_LAST = 44 * 1024
-"""Bytes of a trial's output that are kept, from its start and from its end."""
-WRITE_OUTPUT = 0.25
-"""Seconds between writings of the output."""
+GRACE_SECONDS = 2.0
+"""Time between SIGTERM and SIGKILL."""
+CHECK_INTERVAL = 0.1
+"""Seconds between two checks of memory and time."""
+KILL_SECONDS = 10.0
+"""Time after which killing descendants is given up."""
+OUTPUT_START_BYTES = 16 * 1024
+"""Bytes that are kept of the start of the output."""
+OUTPUT_END_BYTES = 44 * 1024
+"""Bytes that are kept of the end of the output."""
+OUTPUT_WRITE_INTERVAL = 0.25
+"""Seconds between two writes of the output file."""
 OOM_SCORE = "1000"
-"""Where memory runs out all the same, the kernel ends trials first."""
+"""With the highest score, the kernel kills trials first when memory runs out."""
 
-Start = Callable[[dict[str, Any]], None]
-"""Becomes the script, in a process of its own; does not return."""
+BecomeScript = Callable[[dict[str, Any]], None]
+"""Turns the current process into the script of a launch spec. Does not return."""
 
 
 def main() -> None:
-    """Run the trial that standard input orders."""
+    """Run the attempt whose launch spec arrives on standard input."""
     lifeline, status = os.dup(0), os.dup(1)
-    _point_to_null(0)
+    _redirect_to_null(0)
     os.dup2(2, 1)
-    run(lifeline, status, execute)
+    run_attempt(lifeline, status, execute_command)
 
 
-def run(lifeline: int, status: int, start: Start) -> None:
-    """Run a trial to its end, or until it is told to stop, takes too long, or holds too much memory.
+def run_attempt(lifeline: int, status: int, become_script: BecomeScript) -> None:
+    """Run an attempt until it ends. It is ended early on request, after its time limit, and above its memory limit.
 
     Args:
-        lifeline: file descriptor of the order, and of what is said after it.
-        status: file descriptor for what became of it.
-        start: becomes the script.
+        lifeline: File descriptor to read the launch spec and later lines from.
+        status: File descriptor to write the start and the end to.
+        become_script: Turns the child process into the script.
     """
     with contextlib.suppress(OSError):
-        os.setsid()  # an interrupt at the worker's terminal is the worker's to deal with
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)  # only the lifeline ends it: whoever else does would leave the script
+        os.setsid()  # an interrupt at the worker's terminal must reach the worker alone
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # a launcher that ended by a signal would leave the script behind
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
-    order = json.loads(_read_line(lifeline))
-    wake, waker = os.pipe()
-    os.set_blocking(wake, False)
-    os.set_blocking(waker, False)
+    spec = json.loads(_read_line(lifeline))
+    wakeup_read, wakeup_write = os.pipe()
+    os.set_blocking(wakeup_read, False)
+    os.set_blocking(wakeup_write, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
-    printed, output = os.pipe()
+    signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
+    output_read, output_write = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            for descriptor in (lifeline, status, wake, waker, printed):
+            for descriptor in (lifeline, status, wakeup_read, wakeup_write, output_read):
                 os.close(descriptor)
-            _prepare(order, output)
-            start(order)
+            _prepare_child(spec, output_write)
+            become_script(spec)
         except BaseException as error:
             os.write(2, f"the trial could not be started: {error}\n".encode())
         finally:
             os._exit(127)
-    os.close(output)
-    os.set_blocking(printed, False)
-    _say(status, {"started": child})
-    exit_code, reason = _watch(order, child, lifeline, printed, wake)
-    _say(status, {"exit_code": exit_code, "reason": reason})
+    os.close(output_write)
+    os.set_blocking(output_read, False)
+    _write_status(status, {"started": child})
+    exit_code, reason = _watch(spec, child, lifeline, output_read, wakeup_read)
+    _write_status(status, {"exit_code": exit_code, "reason": reason})
 
 
-def execute(order: dict[str, Any]) -> None:
-    """Become the command."""
-    os.execvpe(order["command"][0], order["command"], order["environment"])  # noqa: S606  # an argument list, no shell
+def execute_command(spec: dict[str, Any]) -> None:
+    """Replace the current process by the command."""
+    os.execvpe(spec["command"][0], spec["command"], spec["environment"])  # noqa: S606  # an argument list, no shell
 
 
-def _prepare(order: dict[str, Any], output: int) -> None:
+def _prepare_child(spec: dict[str, Any], output: int) -> None:
     """Set up the process that becomes the script."""
     parent = os.getppid()
     os.setsid()
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        os._exit(127)  # the launcher died before it could be seen to
+        os._exit(127)  # the launcher died before the line above took effect
     signal.set_wakeup_fd(-1)
-    for each in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
-        signal.signal(each, signal.SIG_DFL)
+    for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:  # noqa: PTH123
         score.write(OOM_SCORE)
-    _point_to_null(0)
+    _redirect_to_null(0)
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)
-    os.chdir(order["directory"])
+    os.chdir(spec["directory"])
 
 
-def _watch(order: dict[str, Any], child: int, lifeline: int, printed: int, wake: int) -> tuple[int | None, str | None]:
-    """Wait for the end; return the exit code (negative: a signal) and why the trial was ended, if it was."""
-    record = _Output(order["output"])
-    deadline = time.monotonic() + order["seconds"]
-    limit: int | None = order["memory"]
-    look_at = 0.0
+def _watch(
+    spec: dict[str, Any], child: int, lifeline: int, output_read: int, wakeup_read: int
+) -> tuple[int | None, str | None]:
+    """Wait for the end of the script.
+
+    Returns:
+        The exit code (negative for a signal), and the reason if the launcher ended the script: `stopped`, `timeout`,
+        `memory` or `abandoned`.
+    """
+    output_file = _OutputFile(spec["output"])
+    deadline = time.monotonic() + spec["seconds"]
+    memory_limit: int | None = spec["memory"]
+    check_memory_at = 0.0
     kill_at: float | None = None
     reason: str | None = None
     exit_code: int | None = None
-    sources = [lifeline, printed, wake]
+    sources = [lifeline, output_read, wakeup_read]
     while exit_code is None:
-        ready, _, _ = select.select(sources, [], [], LOOK)
-        if wake in ready:
-            os.read(wake, 4096)
-        if printed in ready and not record.take(printed):
-            sources.remove(printed)
+        ready, _, _ = select.select(sources, [], [], CHECK_INTERVAL)
+        if wakeup_read in ready:
+            os.read(wakeup_read, 4096)
+        if output_read in ready and not output_file.read_from(output_read):
+            sources.remove(output_read)
         if lifeline in ready and reason is None:
-            said = os.read(lifeline, 4096)
-            reason = "stopped" if said else "abandoned"
-            if not said:
+            received = os.read(lifeline, 4096)
+            reason = "stopped" if received else "abandoned"
+            if not received:
                 kill_at = time.monotonic()
         now = time.monotonic()
         if lifeline in ready and reason is not None and reason != "abandoned" and not _is_open(lifeline):
             reason, kill_at = "abandoned", now
         if reason is None and now >= deadline:
             reason = "timeout"
-        if reason is None and limit is not None and now >= look_at:
-            if _holds_more_than(limit):
+        if reason is None and memory_limit is not None and now >= check_memory_at:
+            if _exceeds_memory(memory_limit):
                 reason, kill_at = "memory", now
-            took = time.monotonic() - now  # milliseconds at least, and output may come much faster
-            look_at = now + max(LOOK, 10 * took)
+            check_seconds = time.monotonic() - now  # milliseconds or more; output may arrive much more often
+            check_memory_at = now + max(CHECK_INTERVAL, 10 * check_seconds)
         if reason is not None and kill_at is None:
-            kill_at = now + GRACE
+            kill_at = now + GRACE_SECONDS
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child, signal.SIGTERM)
         if kill_at is not None and now >= kill_at:
             _kill_descendants()
         exit_code = _reap(child)
-        record.write_if_due()
+        output_file.write_if_due()
     _kill_descendants()
-    while printed in sources and record.take(printed):
+    while output_read in sources and output_file.read_from(output_read):
         pass
-    record.write()
+    output_file.write()
     return exit_code, reason
 
 
 def _is_open(lifeline: int) -> bool:
-    """Whether the worker still holds its end, once it has said something."""
+    """Whether the worker still holds its end of the lifeline. Discards what the worker has written."""
     ready, _, _ = select.select([lifeline], [], [], 0)
     return not ready or bool(os.read(lifeline, 4096))
 
 
 def _reap(child: int) -> int | None:
-    """Collect whoever has ended; return the exit code of the child if it is among them."""
+    """Collect all ended processes. Return the exit code of the child if it has ended."""
     exit_code = None
     while True:
         try:
@@ -179,49 +189,49 @@ def _reap(child: int) -> int | None:
             exit_code = os.waitstatus_to_exitcode(status)
 
 
-class _Output:
-    """What a trial prints: its beginning and its end, in a file that is never longer than that."""
+class _OutputFile:
+    """A file of bounded size with the start and the end of the script's output."""
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._first = b""
-        self._last = b""
-        self._left_out = 0
+        self._start = b""
+        self._end = b""
+        self._omitted_bytes = 0
         self._is_written = True
         self._written_at = 0.0
 
-    def take(self, descriptor: int) -> bool:
-        """Read what is there; False once nobody can print any more, or nothing is there."""
+    def read_from(self, descriptor: int) -> bool:
+        """Read what is available. Return False if there is nothing, now or ever again."""
         try:
-            got = os.read(descriptor, 2**20)
+            chunk = os.read(descriptor, 2**20)
         except BlockingIOError:
             return False
-        if not got:
+        if not chunk:
             return False
-        room = KEEP_FIRST - len(self._first)
-        self._first += got[:room] if room > 0 else b""
-        self._last += got[max(0, room) :]
-        if len(self._last) > 2 * KEEP_LAST:
-            self._left_out += len(self._last) - KEEP_LAST
-            self._last = self._last[-KEEP_LAST:]
+        room = max(0, OUTPUT_START_BYTES - len(self._start))
+        self._start += chunk[:room]
+        self._end += chunk[room:]
+        if len(self._end) > 2 * OUTPUT_END_BYTES:
+            self._omitted_bytes += len(self._end) - OUTPUT_END_BYTES
+            self._end = self._end[-OUTPUT_END_BYTES:]
         self._is_written = False
         return True
 
     def write_if_due(self) -> None:
-        """Write the file if there is something new, not too often."""
-        if not self._is_written and time.monotonic() - self._written_at >= WRITE_OUTPUT:
+        """Write the file if it has changed and the last write is long enough ago."""
+        if not self._is_written and time.monotonic() - self._written_at >= OUTPUT_WRITE_INTERVAL:
             self.write()
 
     def write(self) -> None:
-        """Write the file as a whole."""
-        last, left_out = self._last, self._left_out
-        if len(last) > KEEP_LAST:
-            left_out, last = left_out + len(last) - KEEP_LAST, last[-KEEP_LAST:]
-        gap = f"\n... {left_out} bytes are left out ...\n".encode() if left_out else b""
+        """Write the whole file."""
+        end, omitted = self._end, self._omitted_bytes
+        if len(end) > OUTPUT_END_BYTES:
+            omitted, end = omitted + len(end) - OUTPUT_END_BYTES, end[-OUTPUT_END_BYTES:]
+        gap = f"\n... {omitted} bytes are left out ...\n".encode() if omitted else b""
         with contextlib.suppress(OSError):
             draft = self._path + ".draft"
             with open(draft, "wb") as file:  # noqa: PTH123
-                file.write(self._first + gap + last)
+                file.write(self._start + gap + end)
             os.replace(draft, self._path)  # noqa: PTH105
         self._is_written, self._written_at = True, time.monotonic()
 
@@ -229,20 +239,21 @@ class _Output:
 # --- processes --------------------------------------------------------------------------------------------------------
 
 
-def descendants(ancestor: int) -> list[int]:
-    """Return the ids of everything that a process started and that still is below it, nearest first."""
+def find_descendants(ancestor: int) -> list[int]:
+    """Return the ids of all running descendants of a process, parents before their children."""
     children: dict[int, list[int]] = {}
-    for pid, parent in _parents():
+    for pid, parent in _running_processes():
         children.setdefault(parent, []).append(pid)
     found, queue = [], [ancestor]
     while queue:
-        below = children.get(queue.pop(), [])
-        found += below
-        queue += below
+        pids = children.get(queue.pop(), [])
+        found += pids
+        queue += pids
     return found
 
 
-def _parents() -> Iterator[tuple[int, int]]:
+def _running_processes() -> Iterator[tuple[int, int]]:
+    """Yield the id and the parent's id of every process that is no zombie."""
     for entry in os.listdir("/proc"):  # noqa: PTH208
         if entry.isdecimal():
             try:
@@ -254,36 +265,36 @@ def _parents() -> Iterator[tuple[int, int]]:
                 yield int(entry), int(fields[1])
 
 
-def _holds_more_than(limit: int) -> bool:
-    """Whether the descendants together hold more bytes of memory than they may.
+def _exceeds_memory(limit: int) -> bool:
+    """Whether the descendants together hold more than `limit` bytes of memory.
 
-    What each has in memory is cheap to read, but counts what forked processes share once for each of them. Only where
-    that is too much is it read page by page, with what is shared divided among those that share it.
+    The first sum is cheap, but counts memory that forked processes share once for each of them. Only if it exceeds the
+    limit, the second sum is read, which divides shared memory among the processes that share it.
     """
-    pids = descendants(os.getpid())
-    if sum(_bytes_of(pid, "status", (b"RssAnon", b"RssShmem")) for pid in pids) <= limit:
+    pids = find_descendants(os.getpid())
+    if sum(_read_memory_bytes(pid, "status", (b"RssAnon", b"RssShmem")) for pid in pids) <= limit:
         return False
-    return sum(_bytes_of(pid, "smaps_rollup", (b"Pss_Anon", b"Pss_Shmem")) for pid in pids) > limit
+    return sum(_read_memory_bytes(pid, "smaps_rollup", (b"Pss_Anon", b"Pss_Shmem")) for pid in pids) > limit
 
 
-def _bytes_of(pid: int, file_name: str, names: tuple[bytes, ...]) -> int:
+def _read_memory_bytes(pid: int, file_name: str, fields: tuple[bytes, ...]) -> int:
     try:
         with open(f"/proc/{pid}/{file_name}", "rb") as file:  # noqa: PTH123
-            fields = dict(line.split(b":", 1) for line in file.read().splitlines() if line.startswith(names))
+            values = [line.split(b":", 1)[1] for line in file.read().splitlines() if line.startswith(fields)]
     except OSError:
-        return 0  # it has ended
-    return sum(int(value.split()[0]) for value in fields.values()) * 1024
+        return 0  # the process has ended
+    return sum(int(value.split()[0]) for value in values) * 1024
 
 
 def _kill_descendants() -> None:
-    """Kill everything below; again and again, because some may fork meanwhile."""
-    deadline = time.monotonic() + 10.0
-    while (left := descendants(os.getpid())) and time.monotonic() < deadline:
-        for pid in left:
+    """Kill all descendants, repeatedly, because some may fork meanwhile."""
+    deadline = time.monotonic() + KILL_SECONDS
+    while (pids := find_descendants(os.getpid())) and time.monotonic() < deadline:
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.005)
-        if left == descendants(os.getpid()):
+        if pids == find_descendants(os.getpid()):
             time.sleep(0.02)
 
 
@@ -292,7 +303,7 @@ def _prctl(option: int, value: int) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
 
 
-def _point_to_null(descriptor: int) -> None:
+def _redirect_to_null(descriptor: int) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, descriptor)
     os.close(null)
@@ -302,16 +313,16 @@ def _read_line(descriptor: int) -> bytes:
     """Read up to the first end of line, and no further."""
     line = b""
     while not line.endswith(b"\n"):
-        got = os.read(descriptor, 1)
-        if not got:
-            os._exit(0)  # the worker died before it said what to do
-        line += got
+        byte = os.read(descriptor, 1)
+        if not byte:
+            os._exit(0)  # the worker died before it wrote the launch spec
+        line += byte
     return line
 
 
-def _say(descriptor: int, fact: dict[str, Any]) -> None:
+def _write_status(descriptor: int, status: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):
-        os.write(descriptor, json.dumps(fact).encode() + b"\n")
+        os.write(descriptor, json.dumps(status).encode() + b"\n")
 
 
 if __name__ == "__main__":

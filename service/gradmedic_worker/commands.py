@@ -1,4 +1,4 @@
-"""`gradmedic worker`: offers the trainables of a `worker.toml` and runs their trials."""
+"""`gradmedic worker`: runs the trials of the trainables in a `worker.toml`."""
 
 from __future__ import annotations
 
@@ -13,22 +13,26 @@ from types import FrameType
 
 
 class WorkerCommand:
-    """`gradmedic worker`."""
+    """The command `gradmedic worker`."""
 
     help = "run the trials of reruns, on this machine or on a Ray cluster"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare its arguments."""
-        parser.add_argument("--config", type=Path, default=Path("worker.toml"), help="(default: worker.toml)")
-        parser.add_argument("--base-url", help="of the service (default: $GRADMEDIC_BASE_URL or http://127.0.0.1:8642)")
+        """Declare the arguments."""
         parser.add_argument(
-            "--api-key-file", type=Path, help="that holds its key (default: the key is $GRADMEDIC_API_KEY)"
+            "--config", type=Path, default=Path("worker.toml"), help="configuration file (default: worker.toml)"
         )
-        parser.add_argument("--slots", type=int, help="trials at the same time, if other than worker.toml says")
+        parser.add_argument(
+            "--base-url", help="URL of the service (default: $GRADMEDIC_BASE_URL or http://127.0.0.1:8642)"
+        )
+        parser.add_argument(
+            "--api-key-file", type=Path, help="file with the worker's key (default: the key is $GRADMEDIC_API_KEY)"
+        )
+        parser.add_argument("--slots", type=int, help="trials at the same time (default: as in the configuration file)")
         parser.add_argument("--until-input-ends", action="store_true", help="end when standard input is closed")
 
     def run(self, args: argparse.Namespace) -> int:
-        """Work until a signal. The first lets running trials end, a second ends them."""
+        """Run trials until a signal. The first signal lets running trials end, the second ends them."""
         from dataclasses import replace
 
         from gradmedic.api import Client
@@ -46,35 +50,34 @@ class WorkerCommand:
                 raise ConfigurationError(f"--slots must be at least 1, not {args.slots}")
             configuration = replace(configuration, slots=args.slots)
 
-        def tell(line: str) -> None:
+        def print_line(line: str) -> None:
             print(line, flush=True)
 
         base_url = resolve_connection(args.base_url).base_url
-        with Client(base_url, _key_in(args.api_key_file), attempts=1) as client:
+        with Client(base_url, _read_key(args.api_key_file), attempts=1) as client:
             environment = dict(os.environ)
             executor: Executor
             if configuration.ray is not None:
-                executor = RayExecutor(configuration, client, environment=environment, tell=tell)
+                executor = RayExecutor(configuration, client, environment=environment, print_line=print_line)
             else:
-                gpus = find_gpus(environment)
-                executor = LocalExecutor(configuration, base_url, gpus=gpus, environment=environment)
-            supervisor = Supervisor(client, configuration, executor, tell=tell)
-            asked = threading.Event()
+                executor = LocalExecutor(configuration, base_url, gpus=find_gpus(environment), environment=environment)
+            supervisor = Supervisor(client, configuration, executor, print_line=print_line)
+            is_draining = threading.Event()
 
-            def stop(_signal: int, _frame: FrameType | None) -> None:
-                # A handler must not wait for a lock that the thread it interrupts may hold.
-                act = supervisor.abandon if asked.is_set() else supervisor.drain
-                asked.set()
-                threading.Thread(target=act, daemon=True).start()
+            def handle_signal(_signal: int, _frame: FrameType | None) -> None:
+                # The interrupted thread may hold the supervisor's lock, so another thread takes it.
+                action = supervisor.abandon if is_draining.is_set() else supervisor.drain
+                is_draining.set()
+                threading.Thread(target=action, daemon=True).start()
 
-            for each in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(each, stop)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, handle_signal)
             if args.until_input_ends:
                 threading.Thread(target=_abandon_at_end_of_input, args=(supervisor.abandon,), daemon=True).start()
             return supervisor.run()
 
 
-def _key_in(file: Path | None) -> str | None:
+def _read_key(file: Path | None) -> str | None:
     from gradmedic.exceptions import ConfigurationError
 
     if file is None:

@@ -17,10 +17,12 @@ from benchmarks.corpus.ledger import Ledger
 from benchmarks.corpus.outcome import Outcome, build_up_steps, label_of
 from benchmarks.corpus.program import Program
 from benchmarks.corpus.recorder import Recorder
-from benchmarks.corpus.recording import LARGEST, STATISTICS, load, read_arrays, to_block
+from benchmarks.corpus.recording import STATISTICS, load, read_arrays, to_block
 from benchmarks.corpus.recording_file import save
 from benchmarks.corpus.training import Recipe, Run, schedule_factor, train
 from torch import nn
+
+from gradmedic.protocol.numbers import LARGEST_FLOAT32
 
 
 def case(program: str, **config: Any) -> Case:
@@ -123,7 +125,7 @@ def test_a_finite_norm_beyond_float32_stays_finite() -> None:
     weight.grad = torch.zeros(4)
     recorder.before_update(None)
     recorder.after_update()
-    assert recorder.arrays()["weight_norm"][0, 0] == np.float32(LARGEST)
+    assert recorder.arrays()["weight_norm"][0, 0] == np.float32(LARGEST_FLOAT32)
 
 
 def test_gradients_are_recorded_before_clipping() -> None:
@@ -217,7 +219,9 @@ def test_absence_and_computed_nan_stay_apart() -> None:
     assert block.present.tolist() == [[True, False], [True, True], [True, True]]
     assert block.skipped.tolist() == [False, True, False]
     norms = block.values[:, :, STATISTICS.index("grad_norm")]
-    np.testing.assert_array_equal(norms, np.array([[1, 0], [np.nan, LARGEST], [np.inf, -LARGEST]], dtype=np.float32))
+    np.testing.assert_array_equal(
+        norms, np.array([[1, 0], [np.nan, LARGEST_FLOAT32], [np.inf, -LARGEST_FLOAT32]], dtype=np.float32)
+    )
     assert (block.values[0, 1] == 0).all()
     np.testing.assert_array_equal(block.series["loss"].values, arrays["loss"])
     assert "clip_coefficient" not in block.series
@@ -229,7 +233,7 @@ def test_a_saved_run_is_read_as_it_was(tmp_path: Path) -> None:
     save(tmp_path / "run.npz", run, ledger.entries)
     layers, training, block = load(tmp_path / "run.npz")
     assert [layer.name for layer in layers] == [entry.record.name for entry in ledger.entries]
-    assert layers[0].shape == (8, 4)
+    assert layers[0].shape == [8, 4]
     assert (layers[0].fan_in, layers[0].fan_out, layers[0].activation) == (4, 8, "relu")
     assert training.optimizers[0].name == "Adam"
     assert training.batch_size == 8
@@ -247,8 +251,8 @@ def test_a_bare_recording_names_sizes_alone(tmp_path: Path) -> None:
     save(tmp_path / "run.npz", run, ledger.entries)
     layers, training, _ = load(tmp_path / "run.npz", bare=True)
     assert (layers[0].shape, layers[0].numel, layers[0].kind) == (None, 32, None)
-    assert layers[1].shape == (8,)
-    assert training.optimizers == ()
+    assert layers[1].shape == [8]
+    assert training.optimizers == []
     assert read_arrays(tmp_path / "run.npz")["ndim"][:2].tolist() == [2, 1]
 
 

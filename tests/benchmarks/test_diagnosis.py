@@ -9,7 +9,7 @@ import pytest
 from benchmarks.corpus.recording import STATISTICS, to_block
 from benchmarks.diagnosis import Reading, Recording, Score, diagnose, judge, score
 
-from gradmedic_diagnosis import LayerFacts, TrainingFacts
+from gradmedic.protocol.runs import Layer, Training
 
 
 def recording(
@@ -27,8 +27,8 @@ def recording(
         causes=causes,
         first_nonfinite=first_nonfinite,
         build_up=build_up,
-        layers=(LayerFacts(name="w", shape=(2, 2), numel=4),),
-        training=TrainingFacts(),
+        layers=(Layer(name="w", shape=[2, 2], numel=4),),
+        training=Training(),
         block=to_block(arrays),
         arrays=arrays,
     )

@@ -114,7 +114,7 @@ def test_outcomes_and_resolved_findings_are_shown(exploding: gradmedic.Run, serv
     )
     finding = Finding(
         detector="dead_units",
-        class_="vanishing",
+        verdict="vanishing",
         severity="warning",
         layers=["w"],
         first_step=1,
@@ -140,10 +140,10 @@ def test_the_first_bad_layer_is_that_of_the_verdict(exploding: gradmedic.Run, se
     """The first bad layer comes from a finding of the diagnosis's own verdict."""
     findings = [
         Finding(
-            detector=class_, class_=class_, severity="critical", layers=[f"{class_}.weight"], first_step=1, last_step=9,
-            resolved_step=None, evidence={}, explanation="x",
+            detector=verdict, verdict=verdict, severity="critical", layers=[f"{verdict}.weight"], first_step=1,
+            last_step=9, resolved_step=None, evidence={}, explanation="x",
         )
-        for class_ in ("vanishing", "exploding")
+        for verdict in ("vanishing", "exploding")
     ]  # fmt: skip
     diagnosis = Diagnosis(
         run_id=exploding.id, step=9, verdict="exploding", score=0.9, since_step=1, summary="s", findings=findings,

@@ -1,4 +1,4 @@
-"""A real Chromium looking at a real service."""
+"""Fixtures for tests of the pages in a real Chromium, with a real service."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tests.service.reruns.conftest import CLIP, SLOW, PlayedWorker, rerun, suspe
 from gradmedic_service.database import schema
 
 PATIENCE = 300_000
-"""Milliseconds for a page to show something, or a job to end: only what is broken takes so long."""
+"""Longest wait in milliseconds for a page or a job; only a failure takes so long."""
 BLOCK = 50
 NAN_FROM, INFINITE_FROM, RISING_FROM = 180, 160, 120
-"""Steps of the sick run."""
+"""First steps of the exploding run with NaN, infinite and rising gradients."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep what needs the browser in one process: a second browser costs more than it gains."""
+    """Run all tests that need the browser in one process: a second browser costs more than it gains."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.xdist_group("browser"))
@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """The system's Chromium; gone before other tests, in whose thread Playwright's event loop would go on."""
+    """Start the system's Chromium; close it before other tests run in this thread with Playwright's event loop."""
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:
         pytest.skip("there is no Chromium: apt-get install chromium")
@@ -49,37 +49,37 @@ def chromium() -> Iterator[Browser]:
 
 @dataclass(frozen=True)
 class Service:
-    """A service, and the runs that are in it."""
+    """A service and the ids of its runs."""
 
     url: str
-    sick: str
-    """Id of a run that explodes: gradients rise, become infinite, then NaN."""
-    well: str
-    slow: str
-    """One that vanishes and is still running."""
+    exploding: str
+    """Id of an exploding run: its gradients rise, become infinite, then NaN."""
+    healthy: str
+    vanishing: str
+    """Id of a vanishing run that is still running."""
     rerun: str
     """Id of a rerun in which a remedy was verified."""
 
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service with a sick, a healthy and a vanishing run."""
+    """Start a service with an exploding, a healthy and a vanishing run, and with a rerun."""
     folder = tmp_path_factory.mktemp("service")
     url = f"sqlite:///{folder / 'pages.db'}"
     schema.upgrade(url)
     with gradmedic(url, folder) as (address, _):
-        sick = fill(address, "no clipping", sick_step, 200)
-        well = fill(address, "clipped", well_step, 200)
-        slow = fill(address, "sigmoid", slow_step, 200)
+        exploding = fill(address, "no clipping", exploding_step, 200)
+        healthy = fill(address, "clipped", healthy_step, 200)
+        vanishing = fill(address, "sigmoid", vanishing_step, 200)
         with httpx2.Client(base_url=address) as client:
-            client.patch(f"/api/v1/runs/{sick}", json={"status": "failed"})
-            client.patch(f"/api/v1/runs/{well}", json={"status": "finished"})
-            race = raced(client)
-        yield Service(address, sick, well, slow, race)
+            client.patch(f"/api/v1/runs/{exploding}", json={"status": "failed"})
+            client.patch(f"/api/v1/runs/{healthy}", json={"status": "finished"})
+            race = run_race(client)
+        yield Service(address, exploding, healthy, vanishing, race)
 
 
-def raced(client: httpx2.Client) -> str:
-    """Have a suspect rerun by a worker that is played: one remedy is verified, one fails; return the rerun's id."""
+def run_race(client: httpx2.Client) -> str:
+    """Run a rerun with a simulated worker: one remedy is verified, one fails; return the rerun's id."""
     worker = PlayedWorker(client)
     worker.register()
     made: str = rerun(client, suspect(client, name="suspect"), CLIP, SLOW)["id"]
@@ -89,11 +89,11 @@ def raced(client: httpx2.Client) -> str:
 
 
 Step = Callable[[int, Any], tuple[float, Any]]
-"""From a step and depths from 0 to 1 to a loss and gradients."""
+"""Function from a step and depths between 0 and 1 to a loss and gradients."""
 
 
-def sick_step(step: int, depth: Any) -> tuple[float, Any]:
-    """A run whose gradients rise towards the input, overflow and are lost."""
+def exploding_step(step: int, depth: Any) -> tuple[float, Any]:
+    """Return a step of a run whose gradients rise towards the input, overflow and become NaN."""
     rise = max(0, step - RISING_FROM)
     gradients = 10.0 ** (0.2 * rise * (1 - depth))
     loss = 2.3 if rise == 0 else 2.3 * 1.2**rise
@@ -104,17 +104,17 @@ def sick_step(step: int, depth: Any) -> tuple[float, Any]:
     return loss, gradients
 
 
-def well_step(step: int, depth: Any) -> tuple[float, Any]:
-    """A run that learns."""
+def healthy_step(step: int, depth: Any) -> tuple[float, Any]:
+    """Return a step of a run that learns."""
     return 2.3 * math.exp(-step / 60) + 0.2, np.ones_like(depth)
 
 
-def slow_step(_step: int, depth: Any) -> tuple[float, Any]:
-    """A run whose gradients vanish towards the input."""
+def vanishing_step(_step: int, depth: Any) -> tuple[float, Any]:
+    """Return a step of a run whose gradients vanish towards the input."""
     return 2.3, 10.0 ** (-6 * (1 - depth))
 
 
-def fill(address: str, name: str, of: Step, steps: int, blocks: int = 8) -> str:
+def fill(address: str, name: str, step_values: Step, steps: int, blocks: int = 8) -> str:
     """Create a run and append its steps; return its id."""
     layers = [
         {"name": f"encoder.{block}.{kind}", "kind": "Linear", "role": role, "shape": shape}
@@ -128,19 +128,19 @@ def fill(address: str, name: str, of: Step, steps: int, blocks: int = 8) -> str:
         }  # fmt: skip
         run: str = client.post("/runs", json=body).json()["id"]
         for first in range(0, steps, BLOCK):
-            append(client, run, of, range(first, min(first + BLOCK, steps)), 2 * blocks)
+            append(client, run, step_values, range(first, min(first + BLOCK, steps)), 2 * blocks)
     return run
 
 
-def append(client: httpx2.Client, run: str, of: Step, steps: range, layers: int) -> None:
-    """Append the steps of a block, with some noise that is always the same."""
+def append(client: httpx2.Client, run: str, step_values: Step, steps: range, layers: int) -> None:
+    """Append the steps of a block, with noise that depends only on the step."""
     depth = np.linspace(0, 1, layers)
     losses, rows = [], []
     for step in steps:
-        loss, gradients = of(step, depth)
+        loss, gradients = step_values(step, depth)
         noise = np.random.default_rng(step).normal(0, 0.1, layers + 1)
-        losses.append(named(loss * (1 + 0.01 * noise[0])))
-        rows.append([named(value) for value in gradients * np.exp(noise[1:])])
+        losses.append(to_json_number(loss * (1 + 0.01 * noise[0])))
+        rows.append([to_json_number(value) for value in gradients * np.exp(noise[1:])])
     weights = [[9.0] * layers] * len(losses)
     updates = [[value if isinstance(value, str) else value * 1e-2 for value in row] for row in rows]
     body = {
@@ -151,8 +151,8 @@ def append(client: httpx2.Client, run: str, of: Step, steps: range, layers: int)
     assert response.status_code == 200, response.text
 
 
-def named(value: float) -> float | str:
-    """Write a number as JSON does."""
+def to_json_number(value: float) -> float | str:
+    """Return a number as it is sent in JSON."""
     return float(value) if math.isfinite(value) else "NaN" if math.isnan(value) else "Infinity"
 
 
@@ -176,26 +176,26 @@ OpenPage = Callable[..., Page]
 
 @pytest.fixture
 def open_page(chromium: Browser, start_service: StartService) -> Iterator[OpenPage]:
-    """Open pages that must not complain: no script fails, nothing is blocked, nothing is missing.
+    """Return a function that opens a page; the test fails if a script fails or a request is blocked or refused.
 
-    They are closed before a service of the test's own ends: a page that still follows it would complain of that.
+    Pages are closed before a service of the test ends, because a page that follows it would report an error.
     """
     contexts: list[BrowserContext] = []
-    complaints: list[str] = []
+    errors: list[str] = []
 
     def start(address: str, *, waits: bool = True, refusals: tuple[int, ...] = (), **options: Any) -> Page:
         context = chromium.new_context(**{"viewport": {"width": 1400, "height": 1000}, **options})
         contexts.append(context)
         context.set_default_timeout(PATIENCE)
         page = context.new_page()
-        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("pageerror", lambda error: errors.append(str(error)))
         expected = [f"Failed to load resource: the server responded with a status of {status} " for status in refusals]
 
-        def note(message: ConsoleMessage) -> None:
-            if message.type == "error" and not any(message.text.startswith(one) for one in expected):
-                complaints.append(message.text)
+        def collect(message: ConsoleMessage) -> None:
+            if message.type == "error" and not any(message.text.startswith(prefix) for prefix in expected):
+                errors.append(message.text)
 
-        page.on("console", note)
+        page.on("console", collect)
         page.goto(address)
         if waits:
             page.wait_for_selector("body[data-ready]")
@@ -204,4 +204,4 @@ def open_page(chromium: Browser, start_service: StartService) -> Iterator[OpenPa
     yield start
     for context in contexts:
         context.close()
-    assert complaints == []
+    assert errors == []

@@ -1,4 +1,4 @@
-"""Pictures of the pages for the documentation, of real jobs and a real rerun: `make screenshots` (some minutes)."""
+"""Screenshots of the pages for the documentation, of real jobs and a real rerun: `make screenshots` (some minutes)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WAIT_SECONDS = 900
 
 
 def train(address: str, folder: Path) -> None:
-    """Train each job; a script's exit is not looked at, since a run that explodes may end as it likes."""
+    """Train each job; the exit status is ignored, because a script of an exploding run may fail."""
     for name, script, *options in JOBS:
         sys.stderr.write(f"training {name} ...\n")
         environment = {"PATH": "/usr/bin:/bin", "GRADMEDIC_BASE_URL": address, "GRADMEDIC_RUN_NAME": name}
@@ -36,7 +36,7 @@ def train(address: str, folder: Path) -> None:
 
 
 def main() -> int:
-    """Train, rerun, and take the pictures."""
+    """Train, rerun, and take the screenshots."""
     executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if executable is None:
         sys.stderr.write("There is no Chromium: apt-get install chromium\n")
@@ -44,7 +44,7 @@ def main() -> int:
     FOLDER.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        url = f"sqlite:///{folder / 'pictures.db'}"
+        url = f"sqlite:///{folder / 'screenshots.db'}"
         schema.upgrade(url)
         worker = ("--with-worker", str(ROOT / "examples" / "worker.toml"))
         with gradmedic(url, folder, *worker) as (address, _), Client(address) as client:
@@ -52,10 +52,10 @@ def main() -> int:
             runs = {run.name: run.id for run in client.runs.list()}
             sys.stderr.write(f"rerunning {RERUN} ...\n")
             rerun = client.reruns.wait(client.reruns.create(runs[RERUN]).id, timeout=WAIT_SECONDS)
-            compared = "&".join(f"run={runs[one]}" for one in (RERUN, "char-lm, clip 0.25"))
+            compared = "&".join(f"run={runs[name]}" for name in (RERUN, "char-lm, clip 0.25"))
             with sync_playwright() as playwright:
                 browser = playwright.chromium.launch(executable_path=executable)
-                for picture, path, scheme, width, height in (
+                for screenshot, path, scheme, width, height in (
                     ("runs", "/", "light", 1280, 420),
                     ("run", f"/runs/{runs[VANISHING]}", "light", 1440, 1180),
                     ("run-dark", f"/runs/{runs[RERUN]}?from=0&to=30&step=11", "dark", 1440, 1040),
@@ -65,12 +65,12 @@ def main() -> int:
                 ):
                     context = browser.new_context(
                         viewport={"width": width, "height": height},
-                        color_scheme=scheme,  # type: ignore[arg-type] # one of the two that there are
+                        color_scheme=scheme,  # type: ignore[arg-type] # "light" or "dark"
                     )
                     page = context.new_page()
                     page.goto(f"{address}{path}")
                     page.wait_for_selector("body[data-ready]")
-                    page.screenshot(path=FOLDER / f"{picture}.png", animations="disabled")
+                    page.screenshot(path=FOLDER / f"{screenshot}.png", animations="disabled")
                     context.close()
                 browser.close()
     return 0

@@ -1,4 +1,4 @@
-"""The other pages, and all of them for everybody: list, comparison, login, keys, projects, accessibility, themes."""
+"""The pages besides those of runs and reruns, and accessibility and themes of all pages, in a browser."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import httpx2
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
-from tests.e2e.conftest import Service, StartService, fill, well_step
+from tests.e2e.conftest import Service, StartService, fill, healthy_step
 
 from gradmedic_service.database import schema
 
@@ -20,14 +20,14 @@ AXE_TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practi
 
 
 def paths(service: Service) -> dict[str, str]:
-    """Every page that there is without keys."""
+    """Return name and path of every page that needs no key."""
     return {
         "runs": "/",
         "no runs": "/?q=nothing+like+it",
-        "run": f"/runs/{service.sick}",
-        "zoomed run": f"/runs/{service.sick}?from=150&to=190&step=170&layer=encoder.3.weight&fold=encoder.0",
-        "healthy run": f"/runs/{service.well}",
-        "comparison": f"/compare?run={service.sick}&run={service.well}",
+        "run": f"/runs/{service.exploding}",
+        "zoomed run": f"/runs/{service.exploding}?from=150&to=190&step=170&layer=encoder.3.weight&fold=encoder.0",
+        "healthy run": f"/runs/{service.healthy}",
+        "comparison": f"/compare?run={service.exploding}&run={service.healthy}",
         "reruns": "/reruns",
         "rerun": f"/reruns/{service.rerun}",
         "projects": "/projects",
@@ -37,16 +37,16 @@ def paths(service: Service) -> dict[str, str]:
 
 
 def violations(page: Page) -> str:
-    """What axe-core finds of WCAG 2.2 AA and its best practices, and whether the page is wider than the screen."""
-    found = Axe().run(page, options={"runOnly": AXE_TAGS})
-    told = found.generate_report() if found.violations_count else ""
+    """Return the violations of WCAG 2.2 AA and best practices that axe-core finds, and whether the page is too wide."""
+    results = Axe().run(page, options={"runOnly": AXE_TAGS})
+    report = results.generate_report() if results.violations_count else ""
     is_wide = page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
-    return f"{told} wider than the screen" if is_wide else told
+    return f"{report} wider than the screen" if is_wide else report
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1400), ("dark", 390)])
 def test_axe_finds_nothing(open_page: Any, service: Service, scheme: str, width: int) -> None:
-    """axe-core finds nothing on any page, light and wide or dark and narrow, with what can be opened open."""
+    """axe-core finds no violation on any page, light and wide or dark and narrow, with details open."""
     page = open_page(service.url, refusals=(404,), color_scheme=scheme, viewport={"width": width, "height": 900})
     for name, path in paths(service).items():
         page.goto(f"{service.url}{path}")
@@ -61,7 +61,7 @@ def test_axe_finds_nothing(open_page: Any, service: Service, scheme: str, width:
 
 
 def test_the_theme_can_be_chosen_and_stays(open_page: Any, service: Service) -> None:
-    """The page follows the system; the button switches, and the next page has the same."""
+    """A page has the theme of the system; after a click on the button, every page has the other theme."""
     page = open_page(service.url, color_scheme="dark")
     background = "getComputedStyle(document.body).backgroundColor"
     dark = page.evaluate(background)
@@ -72,8 +72,8 @@ def test_the_theme_can_be_chosen_and_stays(open_page: Any, service: Service) -> 
     assert page.evaluate(background) == light
 
 
-def test_the_list_filters_sorts_and_remembers(open_page: Any, service: Service) -> None:
-    """Every filter keeps what it names; the address holds them."""
+def test_the_list_filters_and_sorts(open_page: Any, service: Service) -> None:
+    """Every filter selects the runs that match it, and the address holds the filters."""
     page = open_page(service.url)
     rows = page.locator("#runs tbody tr")
     sick = rows.filter(has_text="no clipping")
@@ -96,17 +96,17 @@ def test_the_list_filters_sorts_and_remembers(open_page: Any, service: Service) 
 
 
 def test_the_list_is_live(open_page: Any, service: Service) -> None:
-    """A run that begins appears by itself, and the reader's focus stays where it was."""
+    """A new run appears without a reload, and the focus stays."""
     page = open_page(f"{service.url}/?q=appearing")
     expect(page.locator("#none")).to_contain_text("No run fits")
     page.get_by_label("Search").focus()
-    fill(service.url, "appearing", well_step, 10)
+    fill(service.url, "appearing", healthy_step, 10)
     expect(page.locator("#runs tbody tr")).to_have_count(1)
     expect(page.get_by_label("Search")).to_be_focused()
 
 
-def test_pages_of_a_list_go_on_and_back(open_page: Any, start_service: StartService, tmp_path: Path) -> None:
-    """More runs than fit a page are on the next one."""
+def test_the_list_has_pages(open_page: Any, start_service: StartService, tmp_path: Path) -> None:
+    """Runs that do not fit on a page are on the next page."""
     url = f"sqlite:///{tmp_path / 'many.db'}"
     schema.upgrade(url)
     address = start_service(url)
@@ -124,7 +124,7 @@ def test_pages_of_a_list_go_on_and_back(open_page: Any, start_service: StartServ
 
 
 def test_runs_are_compared(open_page: Any, service: Service) -> None:
-    """Marked runs stand side by side, with their verdicts and a line each."""
+    """The comparison has a row with the verdict and a line for each marked run."""
     page = open_page(service.url)
     for name in ("no clipping", "clipped", "sigmoid"):
         page.get_by_role("checkbox", name=f"Compare {name}", exact=True).check()
@@ -139,10 +139,8 @@ def test_runs_are_compared(open_page: Any, service: Service) -> None:
     expect(page.locator("#compared tbody tr")).to_have_count(2)
 
 
-def test_a_keyed_service_is_logged_in_to_and_out_of(
-    open_page: Any, start_service: StartService, tmp_path: Path
-) -> None:
-    """A link leads to the login and back; an administrator makes and revokes keys; logging out ends the session."""
+def test_login_and_logout(open_page: Any, start_service: StartService, tmp_path: Path) -> None:
+    """A link goes to the login and back; an administrator creates and revokes keys; a logout ends the session."""
     url = f"sqlite:///{tmp_path / 'keyed.db'}"
     schema.upgrade(url)
     command = [
@@ -175,7 +173,7 @@ def test_a_keyed_service_is_logged_in_to_and_out_of(
     page.get_by_role("link", name="API keys").click()
     page.get_by_label("Name").fill("a reader")
     page.get_by_label("Project").fill("guarded")
-    page.get_by_role("button", name="Make the key").click()
+    page.get_by_role("button", name="Create the key").click()
     secret = page.locator("#created code").inner_text()
     reader = {"Authorization": f"Bearer {secret}"}
     assert httpx2.get(f"{address}/api/v1/runs/{run}", headers=reader).status_code == 200
@@ -190,21 +188,21 @@ def test_a_keyed_service_is_logged_in_to_and_out_of(
 
 
 def test_projects_are_muted(open_page: Any, service: Service) -> None:
-    """An administrator mutes a detector for a project; an unknown one is refused by name."""
-    fill(service.url, "to be muted", well_step, 1)
+    """An administrator mutes a detector for a project; an unknown detector is refused with its name."""
+    fill(service.url, "to be muted", healthy_step, 1)
     page = open_page(f"{service.url}/projects")
     field = page.get_by_label("Muted detectors, separated by commas, of pages")
     field.fill("plateau")
     page.get_by_label("Trials at once of pages").fill("3")
     page.get_by_role("button", name="Save pages").click()
     expect(page.locator("tr", has_text="saved")).to_have_count(1)
-    told = httpx2.get(f"{service.url}/api/v1/projects/pages").json()
+    stored = httpx2.get(f"{service.url}/api/v1/projects/pages").json()
     httpx2.patch(f"{service.url}/api/v1/projects/pages", json={"muted_detectors": [], "max_concurrent_trials": 8})
-    assert (told["muted_detectors"], told["max_concurrent_trials"]) == (["plateau"], 3)
+    assert (stored["muted_detectors"], stored["max_concurrent_trials"]) == (["plateau"], 3)
 
 
-def test_what_users_name_is_shown_as_text(open_page: Any, service: Service) -> None:
-    """Names, layers, tags, notes, groups, settings and metrics that are markup are text on every page."""
+def test_names_of_users_are_shown_as_text(open_page: Any, service: Service) -> None:
+    """Names, layers, tags, notes, groups, settings and metrics that contain markup are shown as text on every page."""
     page = open_page(service.url)
     evil = "<img src=x onerror=alert(1)><script>alert(2)</script>"
     with httpx2.Client(base_url=f"{service.url}/api/v1") as client:
@@ -216,7 +214,7 @@ def test_what_users_name_is_shown_as_text(open_page: Any, service: Service) -> N
         run = client.post("/runs", json=body).json()["id"]
         steps = {"steps": [0, 1], "loss": ["NaN", 1.0], "statistics": {"grad_norm": [["NaN"] * 3, [1.0] * 3]}}
         assert client.post(f"/runs/{run}/steps", json=steps).status_code == 200
-    for path in ("/", f"/runs/{run}", f"/compare?run={run}&run={service.well}", "/projects", "/reruns"):
+    for path in ("/", f"/runs/{run}", f"/compare?run={run}&run={service.healthy}", "/projects", "/reruns"):
         page.goto(f"{service.url}{path}")
         page.wait_for_selector("body[data-ready]")
         for summary in page.locator("main details summary").all():

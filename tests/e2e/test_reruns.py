@@ -1,4 +1,4 @@
-"""Reruns as somebody sees them who wants the job repaired: started, watched, read, cancelled."""
+"""Reruns in a browser: starting, following, reading and cancelling them."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 @pytest.fixture
 def worker(service: Service) -> Iterator[PlayedWorker]:
-    """A worker that is played; its client speaks to the service."""
+    """Return a simulated worker with a client of the service."""
     with httpx2.Client(base_url=service.url) as client:
         played = PlayedWorker(client)
         played.register()
         yield played
 
 
-def test_a_rerun_is_started_and_watched(open_page: Any, service: Service, worker: PlayedWorker) -> None:
-    """The run's page starts a race of what is marked; the race shows each trial as it goes, and what came of it."""
+def test_a_rerun_is_started_and_followed(open_page: Any, service: Service, worker: PlayedWorker) -> None:
+    """The page of a run starts a rerun of the marked remedies; the page of the rerun shows its progress and result."""
     page = open_page(f"{service.url}/runs/{suspect(worker.client, name='to be rerun')}")
     form = page.locator("#start")
     form.get_by_text("Choose remedies and budget").click()
@@ -38,7 +38,7 @@ def test_a_rerun_is_started_and_watched(open_page: Any, service: Service, worker
     remedy = choice.locator("..").inner_text().strip()
     choice.check()
     form.get_by_label("Seeds").fill("1")
-    form.get_by_label("Steps a trial").fill(str(STEPS))
+    form.get_by_label("Steps per trial").fill(str(STEPS))
     form.get_by_role("button", name="Race the remedies").click()
     expect(page.locator("h1")).to_have_text("Rerun of to be rerun")
     expect(page.locator("#status")).to_have_text("queued")
@@ -71,16 +71,16 @@ def test_a_rerun_is_started_and_watched(open_page: Any, service: Service, worker
     expect(page.locator("#race-chart svg.chart > g.line")).to_have_count(2)
     expect(page.locator("#cancel")).to_be_hidden()
     page.locator(".crumbs").get_by_role("link", name="to be rerun").click()
-    expect(page.locator("#then")).to_contain_text(f"Proven on this job: {remedy}")
+    expect(page.locator("#next-action")).to_contain_text(f"Best remedy: {remedy}")
     expect(page.locator("#races li")).to_contain_text("1 of 1 candidates verified")
 
 
-def test_a_race_that_is_over_can_be_read(open_page: Any, service: Service) -> None:
-    """Outcomes stand beside what was tried, losses that are not finite are said to be so, code can be copied."""
+def test_a_finished_rerun_shows_its_outcomes(open_page: Any, service: Service) -> None:
+    """The candidates have their outcomes and losses, non-finite ones included, and code to copy."""
     page = open_page(f"{service.url}/reruns/{service.rerun}", permissions=["clipboard-read", "clipboard-write"])
-    told = httpx2.get(f"{service.url}/api/v1/reruns/{service.rerun}").json()
+    stored = httpx2.get(f"{service.url}/api/v1/reruns/{service.rerun}").json()
     rows = page.locator("#candidates tbody tr")
-    for index, candidate in enumerate(told["candidates"]):
+    for index, candidate in enumerate(stored["candidates"]):
         if candidate["outcome"] is not None:
             expect(rows.nth(index)).to_contain_text(candidate["outcome"]["state"])
             expect(rows.nth(index)).to_contain_text(candidate["reason"])
@@ -104,13 +104,13 @@ def test_a_race_that_is_over_can_be_read(open_page: Any, service: Service) -> No
 
 
 def test_a_rerun_is_cancelled(open_page: Any, service: Service, worker: PlayedWorker) -> None:
-    """Cancelling asks once more, ends what runs, and the list of reruns says so."""
+    """Cancelling needs a second click and ends the trials; the list of reruns shows the status."""
     made = rerun(worker.client, suspect(worker.client, name="not to go on"), CLIP, SLOW)
     claimed = worker.claim()
     assert claimed is not None
     page = open_page(f"{service.url}/reruns/{made['id']}")
     page.get_by_role("button", name="Cancel the rerun").click()
-    page.get_by_role("button", name="Really cancel everything that runs").click()
+    page.get_by_role("button", name="Really cancel the rerun and its trials").click()
     expect(page.locator("#status")).to_have_text("cancelled")
     expect(page.locator("#trials tbody tr").first).to_contain_text("the rerun was cancelled")
     assert worker.beat(claimed).status_code == 409
@@ -118,20 +118,20 @@ def test_a_rerun_is_cancelled(open_page: Any, service: Service, worker: PlayedWo
     expect(page.locator("#reruns tr", has_text="Rerun of not to go on")).to_contain_text("cancelled")
 
 
-def test_a_run_that_cannot_be_rerun_says_why(open_page: Any, service: Service) -> None:
-    """A run without a trainable says what it takes; a trainable that nobody offers is a problem that is shown."""
-    page = open_page(f"{service.url}/runs/{service.sick}", refusals=(409,))
+def test_a_run_that_cannot_be_rerun_shows_the_reason(open_page: Any, service: Service) -> None:
+    """A run without a trainable shows what is needed; a trainable that no worker offers is shown as an error."""
+    page = open_page(f"{service.url}/runs/{service.exploding}", refusals=(409,))
     expect(page.locator(".diagnosis")).to_contain_text('gradmedic.init(trainable="...")')
     with httpx2.Client(base_url=service.url) as client:
-        run = suspect(client, trainable="nobody's")
+        run = suspect(client, trainable="unknown")
     page.goto(f"{service.url}/runs/{run}")
     page.get_by_role("button", name="Race the remedies").click()
-    expect(page.locator("#trouble")).to_contain_text("No worker offers the trainable")
+    expect(page.locator("#error")).to_contain_text("No worker offers the trainable")
     expect(page.get_by_role("button", name="Race the remedies")).to_be_enabled()
 
 
 def test_the_whole_journey_of_a_real_job(open_page: Any, start_service: StartService, tmp_path: Path) -> None:
-    """A real script trains, sickens before somebody's eyes, is rerun with its advice by a real worker, and compared."""
+    """A real script explodes on its page, is rerun with its advice by a real worker, and is compared."""
     url = f"sqlite:///{tmp_path / 'journey.db'}"
     schema.upgrade(url)
     address = start_service(url, "--with-worker", str(EXAMPLES / "worker.toml"))
@@ -152,17 +152,17 @@ def test_the_whole_journey_of_a_real_job(open_page: Any, start_service: StartSer
             if job.poll() is None:
                 job.kill()
                 job.wait()
-    page.get_by_role("button", name="Zoom to where it began").click()
+    page.get_by_role("button", name="Zoom to the first bad step").click()
     expect(page).to_have_url(re.compile("from=.*to="))
     page.get_by_text("Choose remedies and budget").click()
     page.locator("#start").get_by_role("checkbox", name="clip grad norm (").check()
     page.get_by_label("Seeds").fill("1")
-    page.get_by_label("Steps a trial").fill("100")
+    page.get_by_label("Steps per trial").fill("100")
     page.get_by_role("button", name="Race the remedies").click()
     expect(page.locator("#trials")).to_contain_text("running")
     expect(page.locator("#status")).to_have_text("done")
-    told = httpx2.get(f"{address}/api/v1{page.url.removeprefix(address)}").json()
-    expect(page.locator("#candidates tbody tr").nth(1)).to_contain_text(told["candidates"][1]["outcome"]["state"])
+    stored = httpx2.get(f"{address}/api/v1{page.url.removeprefix(address)}").json()
+    expect(page.locator("#candidates tbody tr").nth(1)).to_contain_text(stored["candidates"][1]["outcome"]["state"])
     page.get_by_role("link", name="Compare with the suspect").click()
     expect(page.locator("#compared tbody tr")).to_have_count(3)
     expect(page.locator("#compared tbody tr").nth(2)).to_contain_text("healthy")

@@ -1,4 +1,4 @@
-"""The page of a run, as somebody sees it who has never read a manual."""
+"""The page of a run in a browser."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ import pytest
 from benchmarks.servers import gradmedic
 from playwright.sync_api import Page, expect
 from pydantic import SecretStr, TypeAdapter
-from tests.e2e.conftest import INFINITE_FROM, NAN_FROM, Service, StartService, append, fill, sick_step, well_step
+from tests.e2e.conftest import (
+    INFINITE_FROM,
+    NAN_FROM,
+    Service,
+    StartService,
+    append,
+    exploding_step,
+    fill,
+    healthy_step,
+)
 
 from gradmedic.protocol.runs import RunCreate
 from gradmedic_diagnosis import StepSeries
@@ -34,12 +43,12 @@ LONG = 100_000
 
 
 def query_of(page: Page) -> dict[str, list[str]]:
-    """What stands in the page's address."""
+    """Return the query parameters of the page's address."""
     return parse_qs(urlsplit(page.url).query)
 
 
 def share_of(page: Page, color: list[int]) -> float:
-    """How much of the heatmap has a colour."""
+    """Return the share of the heatmap's pixels that have a colour."""
     share: float = page.evaluate(
         """([selector, color]) => {
             const canvas = document.querySelector(selector);
@@ -56,16 +65,16 @@ def share_of(page: Page, color: list[int]) -> float:
 
 
 def hover(page: Page, step: float, row: float, steps: int = 200, rows: int = 16) -> None:
-    """Put the mouse on a cell."""
+    """Move the mouse to a cell."""
     box = page.locator(CANVAS).bounding_box()
     assert box is not None
     x, y = box["x"] + box["width"] * (step + 0.5) / steps, box["y"] + box["height"] * (row + 0.5) / rows
     page.mouse.move(x, y)
 
 
-def test_steps_that_the_client_gave_up_are_missing_on_the_page_too(open_page: Any, service: Service) -> None:
-    """How many a run lost stands beside its last step, and nothing of the kind where it lost none."""
-    address = f"/runs/{fill(service.url, 'gaps', well_step, 20)}"
+def test_the_page_shows_how_many_steps_the_client_dropped(open_page: Any, service: Service) -> None:
+    """The number of dropped steps is shown beside the last step, and only if steps were dropped."""
+    address = f"/runs/{fill(service.url, 'gaps', healthy_step, 20)}"
     page = open_page(f"{service.url}{address}")
     expect(page.locator("#facts")).to_contain_text("last step 19")
     expect(page.locator("#facts")).not_to_contain_text("missing")
@@ -77,9 +86,9 @@ def test_steps_that_the_client_gave_up_are_missing_on_the_page_too(open_page: An
     httpx2.delete(f"{service.url}/api/v1{address}")
 
 
-def test_a_page_says_so_when_its_run_is_deleted(open_page: Any, service: Service) -> None:
-    """What was drawn stays; beside it stands that the run does not exist any more."""
-    run = fill(service.url, "short-lived", well_step, 20)
+def test_a_page_shows_that_its_run_was_deleted(open_page: Any, service: Service) -> None:
+    """After the run was deleted the page keeps its charts and shows that there is no such run."""
+    run = fill(service.url, "short-lived", healthy_step, 20)
     page = open_page(f"{service.url}/runs/{run}", refusals=(404,))
     expect(page.locator("#live")).to_have_text("live")
     httpx2.delete(f"{service.url}/api/v1/runs/{run}")
@@ -87,40 +96,40 @@ def test_a_page_says_so_when_its_run_is_deleted(open_page: Any, service: Service
     expect(page.locator("#facts")).to_contain_text("last step 19")
 
 
-def test_the_page_says_what_is_wrong_where_why_and_what_to_do(open_page: Any, service: Service) -> None:
-    """Verdict, first bad layer, cause with its numbers and advice with a snippet to copy are on the page."""
-    page = open_page(f"{service.url}/runs/{service.sick}", permissions=["clipboard-read", "clipboard-write"])
-    told = httpx2.get(f"{service.url}/api/v1/runs/{service.sick}/diagnosis").json()
+def test_the_page_shows_the_diagnosis(open_page: Any, service: Service) -> None:
+    """The page shows verdict, first bad layer, causes, findings, and advice with a snippet to copy."""
+    page = open_page(f"{service.url}/runs/{service.exploding}", permissions=["clipboard-read", "clipboard-write"])
+    diagnosis = httpx2.get(f"{service.url}/api/v1/runs/{service.exploding}/diagnosis").json()
     banner = page.locator("#banner")
     expect(banner).to_contain_text("exploding")
-    expect(banner).to_contain_text(f"since step {told['since_step']}")
-    expect(banner).to_contain_text(told["summary"])
+    expect(banner).to_contain_text(f"since step {diagnosis['since_step']}")
+    expect(banner).to_contain_text(diagnosis["summary"])
     expect(banner).to_contain_text("encoder.0.weight")
-    expect(page.locator("#causes li").first).to_contain_text(told["causes"][0]["explanation"])
-    expect(page.locator("#findings li")).to_have_count(len(told["findings"]))
+    expect(page.locator("#causes li").first).to_contain_text(diagnosis["causes"][0]["explanation"])
+    expect(page.locator("#findings li")).to_have_count(len(diagnosis["findings"]))
     first = page.locator("#advice li").first
-    expect(first).to_contain_text(told["advice"][0]["reason"])
+    expect(first).to_contain_text(diagnosis["advice"][0]["reason"])
     first.get_by_role("button", name="Copy").click()
     expect(first.get_by_role("button", name="Copied")).to_be_visible()
-    assert page.evaluate("navigator.clipboard.readText()") == told["advice"][0]["snippet"]
+    assert page.evaluate("navigator.clipboard.readText()") == diagnosis["advice"][0]["snippet"]
     expect(page).to_have_title(re.compile("no clipping · exploding"))
 
 
 def test_nan_and_infinite_have_colours_of_their_own(open_page: Any, service: Service) -> None:
-    """A tenth of the steps is NaN in every layer and a tenth infinite in half of them: so much of the picture is."""
-    page = open_page(f"{service.url}/runs/{service.sick}")
+    """The shares of the heatmap in the colours of NaN and of infinite values equal those of the data."""
+    page = open_page(f"{service.url}/runs/{service.exploding}")
     assert 0.05 < share_of(page, NAN_COLOR) < 0.11
     assert 0.025 < share_of(page, INFINITE_COLOR) < 0.06
-    assert share_of(open_page(f"{service.url}/runs/{service.well}"), NAN_COLOR) == 0
+    assert share_of(open_page(f"{service.url}/runs/{service.healthy}"), NAN_COLOR) == 0
 
 
-def test_a_cell_tells_its_numbers(open_page: Any, service: Service) -> None:
-    """Hovering a cell tells layer, step, minimum, mean, maximum, count and how many are not finite, as stored."""
-    page = open_page(f"{service.url}/runs/{service.sick}")
+def test_the_tip_of_a_cell_shows_its_numbers(open_page: Any, service: Service) -> None:
+    """The tip of a cell shows layer, step, minimum, maximum, count and the number of non-finite values, as stored."""
+    page = open_page(f"{service.url}/runs/{service.exploding}")
     tip = page.locator("#heatmap .tip")
     hover(page, 30, 2)
     query: dict[str, Any] = {"statistic": "grad_norm", "layer": "encoder.1.weight", "from_step": 30, "to_step": 30}
-    stored = httpx2.get(f"{service.url}/api/v1/runs/{service.sick}/steps", params=query).json()["series"][0]
+    stored = httpx2.get(f"{service.url}/api/v1/runs/{service.exploding}/steps", params=query).json()["series"][0]
     expect(tip).to_contain_text("encoder.1.weight")
     expect(tip).to_contain_text("step 30")
     expect(tip).to_contain_text(re.compile(rf"min {stored['min'][0]:.4g}.*max {stored['max'][0]:.4g}.*values 1"))
@@ -130,11 +139,11 @@ def test_a_cell_tells_its_numbers(open_page: Any, service: Service) -> None:
     expect(tip).to_contain_text(re.compile(r"infinite.*not finite 1 \(0 NaN, 1 infinite\)"))
 
 
-def test_findings_stand_on_the_axis(open_page: Any, service: Service) -> None:
-    """Each finding is marked where it began; its mark leads to that step."""
-    page = open_page(f"{service.url}/runs/{service.sick}")
-    told = httpx2.get(f"{service.url}/api/v1/runs/{service.sick}/diagnosis").json()
-    finding = told["findings"][0]
+def test_findings_are_marked_on_the_step_axis(open_page: Any, service: Service) -> None:
+    """A finding has a flag at its first step; a click selects that step."""
+    page = open_page(f"{service.url}/runs/{service.exploding}")
+    diagnosis = httpx2.get(f"{service.url}/api/v1/runs/{service.exploding}/diagnosis").json()
+    finding = diagnosis["findings"][0]
     flag = page.locator("#heatmap .flag", has_text=finding["detector"].replace("_", " ")).first
     box, canvas = flag.bounding_box(), page.locator(CANVAS).bounding_box()
     assert box is not None
@@ -146,8 +155,8 @@ def test_findings_stand_on_the_axis(open_page: Any, service: Service) -> None:
 
 
 def test_dragging_zooms_and_the_address_holds_the_view(open_page: Any, service: Service) -> None:
-    """A drag shows just these steps; somebody else who opens the address sees the same."""
-    page = open_page(f"{service.url}/runs/{service.sick}")
+    """A drag shows only its steps; the address opens the same view in another page."""
+    page = open_page(f"{service.url}/runs/{service.exploding}")
     hover(page, 100, 3)
     page.mouse.down()
     hover(page, 150, 3)
@@ -166,9 +175,9 @@ def test_dragging_zooms_and_the_address_holds_the_view(open_page: Any, service: 
     other.wait_for_url(lambda url: "from=" not in url)
 
 
-def test_modules_fold_and_hide_nothing(open_page: Any, service: Service) -> None:
-    """Folded, a module is one row that shows the worst of its layers; the address holds what is folded."""
-    page = open_page(f"{service.url}/runs/{service.sick}")
+def test_a_folded_module_shows_the_worst_of_its_layers(open_page: Any, service: Service) -> None:
+    """A folded module is one row with the worst of its layers; the address holds the folded modules."""
+    page = open_page(f"{service.url}/runs/{service.exploding}")
     before = share_of(page, NAN_COLOR)
     page.get_by_role("button", name="Fold encoder.0", exact=True).click()
     assert query_of(page)["fold"] == ["encoder.0"]
@@ -179,9 +188,9 @@ def test_modules_fold_and_hide_nothing(open_page: Any, service: Service) -> None
     expect(page.get_by_role("button", name=re.compile("^Unfold encoder"))).to_have_count(8)
 
 
-def test_everything_by_keyboard(open_page: Any, service: Service) -> None:
-    """Without a mouse a reader reaches the heatmap, reads a cell, selects it, zooms to it and back."""
-    page = open_page(f"{service.url}/runs/{service.sick}")
+def test_the_heatmap_by_keyboard(open_page: Any, service: Service) -> None:
+    """A reader without a mouse reaches the heatmap, reads and selects a cell, zooms and folds."""
+    page = open_page(f"{service.url}/runs/{service.exploding}")
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
     page.keyboard.press("Enter")
@@ -210,15 +219,15 @@ def test_everything_by_keyboard(open_page: Any, service: Service) -> None:
 
 
 def test_the_depth_chart_shows_the_slope(open_page: Any, service: Service) -> None:
-    """The fitted slope of a run that loses six powers of ten over its depth is told as such."""
-    page = open_page(f"{service.url}/runs/{service.slow}")
+    """The note of the depth chart shows the fitted change of the gradient from the first to the last layer."""
+    page = open_page(f"{service.url}/runs/{service.vanishing}")
     note = page.locator("#depth-chart .note")
     expect(note).to_contain_text(re.compile(r"×(\d(\.\d+)?e6|\d{3},000) from the first layer to the last"))
 
 
-def test_pictures_have_tables_behind_them(open_page: Any, service: Service) -> None:
-    """The heatmap's table says of each layer since when it is not finite; a chart's has a row a point."""
-    page = open_page(f"{service.url}/runs/{service.sick}")
+def test_charts_have_tables(open_page: Any, service: Service) -> None:
+    """The table of the heatmap has the first non-finite step of each layer; that of a chart a row for each point."""
+    page = open_page(f"{service.url}/runs/{service.exploding}")
     page.locator("#heatmap details summary").click()
     row = page.locator("#heatmap details tbody tr").first
     expect(row).to_contain_text("encoder.0.weight")
@@ -227,59 +236,59 @@ def test_pictures_have_tables_behind_them(open_page: Any, service: Service) -> N
     expect(page.locator("#loss-chart tbody tr")).to_have_count(200)
 
 
-def test_the_page_follows_the_job(open_page: Any, service: Service) -> None:
-    """Steps, a verdict, a stop: each shows by itself, while the reader's focus stays."""
-    run = fill(service.url, "followed", well_step, 50)
+def test_the_page_updates_with_the_job(open_page: Any, service: Service) -> None:
+    """New steps, verdict and status appear without a reload, and the focus stays."""
+    run = fill(service.url, "followed", healthy_step, 50)
     page = open_page(f"{service.url}/runs/{run}")
     expect(page.locator("#live")).to_have_text("live")
     page.locator(CANVAS).focus()
     with httpx2.Client(base_url=f"{service.url}/api/v1") as client:
-        append(client, run, well_step, range(50, 100), 16)
+        append(client, run, healthy_step, range(50, 100), 16)
         expect(page.locator("#facts")).to_contain_text("last step 99")
         expect(page.locator(CANVAS)).to_have_attribute("aria-label", re.compile("steps 0 to 99"))
-        append(client, run, sick_step, range(100, 200), 16)
+        append(client, run, exploding_step, range(100, 200), 16)
         expect(page.locator("#banner")).to_contain_text("exploding")
         client.patch(f"/runs/{run}", json={"status": "failed"})
         expect(page.locator("#status")).to_have_text("failed")
     expect(page.locator(CANVAS)).to_be_focused()
 
 
-def test_the_page_asks_where_streams_are_refused(open_page: Any, start_service: StartService, tmp_path: Path) -> None:
-    """Where no event stream is to be had, the page asks by itself and says so."""
+def test_the_page_polls_where_streams_are_refused(open_page: Any, start_service: StartService, tmp_path: Path) -> None:
+    """If the event stream is refused, the page polls and shows that."""
     url = f"sqlite:///{tmp_path / 'polled.db'}"
     schema.upgrade(url)
     address = start_service(url)
-    run = fill(address, "polled", well_step, 50)
+    run = fill(address, "polled", healthy_step, 50)
     page = open_page("about:blank", waits=False, refusals=(404,))
     page.route("**/events", lambda route: route.fulfill(status=404, body="{}"))
     page.goto(f"{address}/runs/{run}")
-    expect(page.locator("#live")).to_contain_text("asking every")
+    expect(page.locator("#live")).to_contain_text("polling every")
     with httpx2.Client(base_url=f"{address}/api/v1") as client:
-        append(client, run, well_step, range(50, 60), 16)
+        append(client, run, healthy_step, range(50, 60), 16)
     expect(page.locator("#facts")).to_contain_text("last step 59")
 
 
-def test_a_run_without_steps_waits(open_page: Any, service: Service) -> None:
-    """The page of a run that has just begun says so, and shows the first steps by itself."""
-    run = fill(service.url, "young", well_step, 0)
+def test_a_page_of_a_run_without_steps_waits(open_page: Any, service: Service) -> None:
+    """The page of a run without steps shows that, and then the first steps when they arrive."""
+    run = fill(service.url, "young", healthy_step, 0)
     page = open_page(f"{service.url}/runs/{run}", waits=False)
     expect(page.locator("#summary")).to_contain_text("No step has arrived yet")
     expect(page.locator("#live")).to_have_text("live")
     with httpx2.Client(base_url=f"{service.url}/api/v1") as client:
-        append(client, run, well_step, range(10), 16)
+        append(client, run, healthy_step, range(10), 16)
     page.wait_for_selector("body[data-ready]")
 
 
 @pytest.fixture(scope="module")
 def long_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A service with a long run, one of whose values is NaN."""
+    """Start a service with a long run in which one value is NaN."""
     folder = tmp_path_factory.mktemp("long")
     url = f"sqlite:///{folder / 'long.db'}"
     schema.upgrade(url)
     settings = Settings(database_url=SecretStr(url))
     database = Database(settings)
     body = {"project": "p", "name": "long", "layers": [{"name": f"layer{index}.weight"} for index in range(8)]}
-    facts, warm, block = FactsCache(), RunCache(), 1000
+    facts, run_cache, block = FactsCache(), RunCache(), 1000
     with database.writing() as session:
         run, _ = runs.create(session, OPERATOR, TypeAdapter(RunCreate).validate_python(body), settings.limits())
     random = np.random.default_rng(0)
@@ -299,16 +308,16 @@ def long_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
             present=np.ones((block, 8), dtype=np.bool_),
         )
         with database.writing_rows() as connection:
-            _, advanced = telemetry.append(connection, OPERATOR, facts, warm, run.id, received)
-        if advanced is not None:
-            warm.keep(advanced)
+            _, cached_run = telemetry.append(connection, OPERATOR, facts, run_cache, run.id, received)
+        if cached_run is not None:
+            run_cache.add(cached_run)
     database.close()
     with gradmedic(url, folder) as (address, _):
         yield address, str(run.id)
 
 
-def test_one_nan_of_a_long_run_is_seen_and_found(open_page: Any, long_run: tuple[str, str]) -> None:
-    """One NaN in 100,000 steps is a coloured cell in the whole picture, and keys zoom from all steps to that one."""
+def test_one_nan_of_a_long_run_is_visible(open_page: Any, long_run: tuple[str, str]) -> None:
+    """One NaN in 100,000 steps is a coloured cell of the whole heatmap, and keys zoom to its step."""
     address, run = long_run
     page = open_page(f"{address}/runs/{run}")
     assert share_of(page, NAN_COLOR) > 0

@@ -1,4 +1,4 @@
-"""The migrations make what the models say, on both databases, and can be undone."""
+"""The migrations create the tables of the models on both databases, and can be undone."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from sqlalchemy import column, insert, inspect, select, table
 
 from gradmedic.protocol.ids import new_id
 from gradmedic_service.database import schema
-from gradmedic_service.database.engine import make_engine, parse_url
+from gradmedic_service.database.engine import make_engine
 from gradmedic_service.database.errors import UnknownRevision
 from gradmedic_service.database.models import Base
+from gradmedic_service.database.urls import parse_url
 
 
 def tables(url: str) -> set[str]:
-    """Names of the tables there are."""
+    """Return the names of a database's tables."""
     engine = make_engine(parse_url(url))
     try:
         return set(inspect(engine).get_table_names())
@@ -27,7 +28,7 @@ def tables(url: str) -> set[str]:
 
 
 def test_upgrade_creates_every_table(empty_database_url: str) -> None:
-    """An empty database upgraded to head has the tables of the models and says so."""
+    """An empty database that is upgraded to head has the tables and the revision of the models."""
     assert schema.current(empty_database_url) is None
     schema.upgrade(empty_database_url)
     assert tables(empty_database_url) == {*Base.metadata.tables, schema.VERSION_TABLE}
@@ -42,7 +43,7 @@ def test_upgrade_can_be_repeated(empty_database_url: str) -> None:
 
 
 def test_downgrade_removes_everything(empty_database_url: str) -> None:
-    """Downgrading to base leaves no table of ours, and upgrading works again."""
+    """Downgrading to base removes all tables of the models, and upgrading works again."""
     schema.upgrade(empty_database_url)
     schema.downgrade(empty_database_url, "base")
     assert tables(empty_database_url) == {schema.VERSION_TABLE}
@@ -50,8 +51,8 @@ def test_downgrade_removes_everything(empty_database_url: str) -> None:
     assert schema.current(empty_database_url) == schema.head()
 
 
-def test_models_and_migrations_do_not_drift(database_url: str) -> None:
-    """Alembic finds nothing to change between the migrated database and the models."""
+def test_migrations_match_the_models(database_url: str) -> None:
+    """Alembic finds no difference between the migrated database and the models."""
     engine = make_engine(parse_url(database_url))
     try:
         with engine.connect() as connection:
@@ -61,8 +62,8 @@ def test_models_and_migrations_do_not_drift(database_url: str) -> None:
         engine.dispose()
 
 
-def test_projects_of_earlier_runs_appear(empty_database_url: str) -> None:
-    """Upgrading a database that has runs makes each of their projects once, and keeps the runs."""
+def test_upgrade_creates_the_projects_of_runs(empty_database_url: str) -> None:
+    """Upgrading a database with runs creates each of their projects once, and keeps the runs."""
     schema.upgrade(empty_database_url, "0001")
     engine = make_engine(parse_url(empty_database_url))
     run = {
@@ -71,8 +72,8 @@ def test_projects_of_earlier_runs_appear(empty_database_url: str) -> None:
         "statistics": [], "metrics": [], "layer_counts": [0], "facts_digest": bytes(16),
     }  # fmt: skip
     try:
-        of_models = [one for one in Base.metadata.tables["runs"].columns if one.name in {"id", *run}]
-        runs = table("runs", *(column(one.name, one.type) for one in of_models))
+        columns = [found for found in Base.metadata.tables["runs"].columns if found.name in {"id", *run}]
+        runs = table("runs", *(column(found.name, found.type) for found in columns))
         with engine.begin() as connection:
             for _ in range(2):
                 connection.execute(insert(runs).values(id=new_id(), **run))
@@ -89,17 +90,17 @@ def test_projects_of_earlier_runs_appear(empty_database_url: str) -> None:
 
 
 def test_unknown_revision_is_refused(sqlite_url: str) -> None:
-    """A revision that does not exist is an error that names it."""
+    """A revision that does not exist is refused, and the error names it."""
     with pytest.raises(UnknownRevision, match="nonsense"):
         schema.upgrade(sqlite_url, "nonsense")
 
 
 def test_template_warns_about_the_previous_version() -> None:
-    """Who writes a migration is told not to break the code that is running."""
+    """The template of a migration warns not to break the running version."""
     template = schema.migrations_folder() / "script.py.mako"
     assert "Do not break the previous version of the code" in template.read_text()
 
 
 def test_migrations_are_found_in_the_checkout() -> None:
-    """Without a packaged folder, the migrations are those at the root of the checkout."""
+    """Without a packaged folder, the migrations are read from the root of the checkout."""
     assert schema.migrations_folder() == Path(__file__).parents[2] / "migrations"

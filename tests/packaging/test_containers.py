@@ -1,4 +1,4 @@
-"""The container files agree with the code, as far as that shows without a container engine."""
+"""The container files agree with the code. These tests need no container engine."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ DOCKERFILE = (ROOT / "service" / "Dockerfile").read_text()
 
 @pytest.fixture
 def compose() -> dict[str, Any]:
-    """The composition."""
+    """The content of `docker-compose.yml`."""
     content: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
     return content
 
 
-def test_services_wait_for_each_other(compose: dict[str, Any]) -> None:
-    """The API starts after there is a key, the key after the migration, and that after the database is healthy."""
+def test_services_start_in_order(compose: dict[str, Any]) -> None:
+    """The API starts after the first key is made, the key after the migration, and that after the database."""
     services = compose["services"]
     assert set(services) == {"db", "migrate", "key", "api", "worker-key", "worker", "worker-gpu"}
     assert services["migrate"]["depends_on"] == {"db": {"condition": "service_healthy"}}
@@ -44,7 +44,7 @@ def test_services_wait_for_each_other(compose: dict[str, Any]) -> None:
 
 
 def test_commands_exist(compose: dict[str, Any]) -> None:
-    """Every command is one that the command line takes."""
+    """The command line accepts every command of the container files."""
     commands = {entry.name: entry for entry in entry_points(group="gradmedic.commands")}
     started = [compose["services"][name]["command"] for name in ("migrate", "key", "api", "worker-key", "worker")]
     started.append(re.findall(r'"([^"]+)"', DOCKERFILE.splitlines()[-1]))
@@ -56,18 +56,18 @@ def test_commands_exist(compose: dict[str, Any]) -> None:
 
 
 def test_variables_are_settings(compose: dict[str, Any]) -> None:
-    """Every GRADMEDIC_ variable is a setting of the service; the worker, which has none, is told where that is."""
+    """Every GRADMEDIC_ variable is a setting of the service. The worker's only variable is the service's URL."""
     for name in ("worker", "worker-gpu"):
-        told = compose["services"].pop(name)["environment"]
-        assert told.keys() == {"GRADMEDIC_BASE_URL"}
-        assert resolve_connection(told["GRADMEDIC_BASE_URL"]).base_url == f"http://api:{DEFAULT_PORT}"
+        environment = compose["services"].pop(name)["environment"]
+        assert environment.keys() == {"GRADMEDIC_BASE_URL"}
+        assert resolve_connection(environment["GRADMEDIC_BASE_URL"]).base_url == f"http://api:{DEFAULT_PORT}"
     variables = set(re.findall(r"GRADMEDIC_[A-Z_]+", DOCKERFILE + str(compose)))
     assert variables
     assert {name.removeprefix("GRADMEDIC_").lower() for name in variables} <= Settings.model_fields.keys()
 
 
 def test_the_first_key_outlives_the_containers(compose: dict[str, Any]) -> None:
-    """The file that the first key is written to lies in a volume that the image's user may write to."""
+    """The file with the first key is in a volume to which the image's user may write."""
     key, api = compose["services"]["key"], compose["services"]["api"]
     assert key["command"][-2:] == ["--from-file", "/keys/admin"]
     assert key["volumes"] == ["keys:/keys"]
@@ -76,8 +76,8 @@ def test_the_first_key_outlives_the_containers(compose: dict[str, Any]) -> None:
     assert "--owner=gradmedic --mode=0700 /keys /worker-keys\n" in DOCKERFILE
 
 
-def test_the_worker_has_a_key_of_its_own_and_no_other(compose: dict[str, Any]) -> None:
-    """It reads the key that may work and nothing else, sees neither the database nor the first key, and no source."""
+def test_the_worker_has_only_its_own_key(compose: dict[str, Any]) -> None:
+    """The worker's volumes are its own key and the trainables, both read-only. It publishes no port."""
     services = compose["services"]
     assert services["worker-key"]["command"][-2:] == ["--from-file", "/worker-keys/worker"]
     assert services["worker-key"]["command"].count("--scope") == 1
@@ -89,8 +89,8 @@ def test_the_worker_has_a_key_of_its_own_and_no_other(compose: dict[str, Any]) -
     assert "worker-keys" in compose["volumes"]
 
 
-def test_the_workers_trainables_are_there(compose: dict[str, Any]) -> None:
-    """Without being told otherwise it offers the examples, whose image has what they import."""
+def test_the_worker_runs_the_examples_by_default(compose: dict[str, Any]) -> None:
+    """By default the worker's trainables are the examples, and its image has what they import."""
     folder, _, place = "./examples:/trainables".partition(":")
     assert compose["services"]["worker"]["command"][3] == f"{place}/worker.toml"
     assert read_configuration(ROOT / folder / "worker.toml").trainables
@@ -101,26 +101,26 @@ def test_the_workers_trainables_are_there(compose: dict[str, Any]) -> None:
     assert "gradmedic[service,torch]" in extras["demo"]
 
 
-def test_gpus_are_reserved_where_they_are_asked_for(compose: dict[str, Any]) -> None:
-    """Nothing of workers starts unasked; the profile `gpu` is the same worker, with the machine's GPUs."""
+def test_only_the_profile_gpu_reserves_gpus(compose: dict[str, Any]) -> None:
+    """Workers start with a profile only. The profile `gpu` has the same worker, with the machine's GPUs."""
     services = compose["services"]
-    profiles = {name: one["profiles"] for name, one in services.items() if "profiles" in one}
+    profiles = {name: service["profiles"] for name, service in services.items() if "profiles" in service}
     assert profiles == {"worker-key": ["worker", "gpu"], "worker": ["worker"], "worker-gpu": ["gpu"]}
     (device,) = services["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
-    plain = {key: value for key, value in services["worker-gpu"].items() if key not in ("deploy", "profiles")}
-    assert plain == {key: value for key, value in services["worker"].items() if key != "profiles"}
+    without_gpu = {key: value for key, value in services["worker-gpu"].items() if key not in ("deploy", "profiles")}
+    assert without_gpu == {key: value for key, value in services["worker"].items() if key != "profiles"}
 
 
 def test_only_loopback_is_published(compose: dict[str, Any]) -> None:
-    """No port is open to other machines, the database's not even to this one."""
+    """The API's port is open to this machine only, and the database's port to no machine."""
     assert compose["services"]["api"]["ports"] == [f"127.0.0.1:{DEFAULT_PORT}:{DEFAULT_PORT}"]
     assert "ports" not in compose["services"]["db"]
     assert f"EXPOSE {DEFAULT_PORT}" in DOCKERFILE
 
 
-def test_image_is_built_from_what_there_is(compose: dict[str, Any]) -> None:
-    """Everything that the image copies exists, and it does not run as root."""
+def test_all_files_of_the_image_exist(compose: dict[str, Any]) -> None:
+    """Every file that the image copies exists, and the image does not run as root."""
     copied = [word for line in re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.M) for word in line.split()[:-1]]
     assert copied
     assert all((ROOT / name).exists() for name in copied)

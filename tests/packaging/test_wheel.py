@@ -86,7 +86,7 @@ def test_serve_without_its_extra_names_it(base: Path, tmp_path: Path) -> None:
 def test_a_node_of_a_cluster_needs_no_extra(base: Path, tmp_path: Path) -> None:
     """What Ray starts on a node runs from a base install: it looks for its configuration, and tells what it misses."""
     attempt = "01a202a2-105b-7252-9840-ed3fe4a8f6ce-1"
-    command = [str(base / "python"), "-m", "gradmedic_worker.node", attempt]
+    command = [str(base / "python"), "-m", "gradmedic_worker.executors.ray_entrypoint", attempt]
     environment = {"GRADMEDIC_WORKER_CONFIG": "/no/worker.toml"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment)
     assert done.stdout.startswith('gradmedic-trial {"lost": ')

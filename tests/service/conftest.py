@@ -1,17 +1,9 @@
-"""The service for the tests: in this process over ASGI, or a process of its own."""
+"""The service for the tests, in this process over ASGI."""
 
 from __future__ import annotations
 
-import os
-import re
-import signal
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Protocol
 
 import httpx2
@@ -21,18 +13,16 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 from starlette.testclient import TestClient
 from tests.support.patience import PATIENCE
-from tests.support.postgres import PostgresServer
 
 from gradmedic_service.app import build_services, create_app
-from gradmedic_service.database import schema
 from gradmedic_service.database.engine import Database
 from gradmedic_service.services import Services, provide_services, services_of
 from gradmedic_service.settings import Settings
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _answer_the_test_client() -> Iterator[None]:
-    """Let services in this process answer under the name that Starlette's test client uses."""
+def _allow_test_host() -> Iterator[None]:
+    """Make services in this process answer under the host name of Starlette's test client."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("GRADMEDIC_ALLOWED_HOSTS", "testserver")
         yield
@@ -46,7 +36,7 @@ def _plain_logging() -> None:
 
 @pytest.fixture
 def settings(database_url: str) -> Settings:
-    """Settings of a service on each database in turn."""
+    """Settings of a service, on each database in turn."""
     return _patient_settings(database_url)
 
 
@@ -56,7 +46,7 @@ def _patient_settings(database_url: str) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def session_app(_answer_the_test_client: None, tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
+def session_app(_allow_test_host: None, tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
     """The application, built once, because that takes longer than most tests. Each test provides its own services."""
     return create_app(Settings(database_url=SecretStr(f"sqlite:///{tmp_path_factory.mktemp('app')}/unused.db")))
 
@@ -106,21 +96,8 @@ def database(settings: Settings) -> Iterator[Database]:
     database.close()
 
 
-@pytest.fixture
-def own_postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL server of the test's own, migrated."""
-    with tempfile.TemporaryDirectory(prefix="gradmedic-faults-", ignore_cleanup_errors=True) as folder:
-        server = PostgresServer(Path(folder))
-        try:
-            server.start()
-            schema.upgrade(server.url)
-            yield server
-        finally:
-            server.stop(signal.SIGINT)
-
-
 class CreateRun(Protocol):
-    """Creates a run of some layers and statistics and returns its path."""
+    """Creates a run with some layers and statistics and returns its path."""
 
     def __call__(
         self, client: httpx2.Client, layers: int = 2, statistics: tuple[str, ...] = ("grad_norm",), **fields: Any
@@ -146,43 +123,3 @@ def create_run() -> CreateRun:
         return f"/api/v1/runs/{response.json()['id']}"
 
     return create
-
-
-@dataclass(frozen=True)
-class Served:
-    """A service in a process of its own."""
-
-    url: str
-    process: subprocess.Popen[str]
-
-
-Serve = Callable[..., AbstractContextManager[Served]]
-
-
-@pytest.fixture
-def serve(tmp_path: Path) -> Serve:
-    """Start `gradmedic serve` on a free port; it is killed at the end if it has not ended."""
-
-    @contextmanager
-    def start(database_url: str, *arguments: str, lease: float = 15.0, **environment: str) -> Iterator[Served]:
-        command = [str(Path(sys.executable).parent / "gradmedic"), "serve", "--port", "0"]
-        with (tmp_path / "serve.log").open("a") as log:
-            process = subprocess.Popen(
-                [*command, "--database-url", database_url, *arguments],
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env={"PATH": os.environ["PATH"], "GRADMEDIC_TRIAL_LEASE": str(lease), **environment},
-                cwd=tmp_path,
-            )
-        with process:
-            try:
-                assert process.stdout is not None
-                found = re.search(r"https?://\S+", process.stdout.readline())
-                assert found is not None, (tmp_path / "serve.log").read_text()
-                yield Served(found.group(), process)
-            finally:
-                if process.poll() is None:
-                    process.kill()
-
-    return start

@@ -1,9 +1,8 @@
-"""The OpenAPI document is kept: schemathesis asks a running service everything that it says.
+"""The service answers as its OpenAPI document promises: schemathesis sends generated requests to every operation.
 
-One idea: no answer is a 5xx, none has a status or a body that is not documented, and what the schema forbids
-is refused.
-A schema cannot say everything that makes a request good (a page token is of one list, a statistic one of the run's), so
-that a refusal of what it allows is no failure. `make fuzz` asks for longer, with examples that differ each time.
+No answer is a 5xx, every status and body is documented, and every request that the schema forbids is refused. The
+refusal of a request that the schema allows is no failure, because a schema cannot express every rule: a page token, for
+example, belongs to one list. `make fuzz` runs longer, with other examples each time.
 """
 
 from __future__ import annotations
@@ -20,31 +19,31 @@ from gradmedic_service.access import service as access
 from gradmedic_service.database.engine import Database
 
 EXAMPLES_VARIABLE = "GRADMEDIC_FUZZ_EXAMPLES"
-FEW = 2
-"""Examples an operation and phase in the suite."""
+DEFAULT_EXAMPLES = 2
+"""Examples of each operation and phase in the test suite."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("is_known", [True, False], ids=["key", "stranger"])
+@pytest.mark.parametrize("has_key", [True, False], ids=["with key", "without key"])
 def test_every_answer_is_documented(
-    is_known: bool, serve: Any, database_url: str, database: Database, tmp_path: Path
+    has_key: bool, serve: Any, database_url: str, database: Database, tmp_path: Path
 ) -> None:
-    """With a key and without, on both databases, every answer to every operation is as documented."""
+    """With and without a key, on both databases, every answer of every operation is as documented."""
     with database.writing() as session:
         _, secret = access.create_key(session, project=None, name="fuzz", scopes=["admin"])
-    many = os.environ.get(EXAMPLES_VARIABLE)
+    examples = os.environ.get(EXAMPLES_VARIABLE)
     options = [
         "--max-examples",
-        many or str(FEW),
+        examples or str(DEFAULT_EXAMPLES),
         "--exclude-checks",
         "positive_data_acceptance",
         "--suppress-health-check",
-        "too_slow",  # says something of the machine
+        "too_slow",  # depends on the machine
         "--continue-on-failure",
     ]
-    if many is None:
-        options += ["--generation-deterministic", "--phases", "examples,coverage,fuzzing" if is_known else "fuzzing"]
-    if is_known:
+    if examples is None:
+        options += ["--generation-deterministic", "--phases", "examples,coverage,fuzzing" if has_key else "fuzzing"]
+    if has_key:
         options += ["--header", f"Authorization: Bearer {secret}"]
     with serve(database_url, "--require-auth") as served:
         command = [

@@ -1,4 +1,4 @@
-"""A service that is killed at any moment has stored what it acknowledged, once, and nothing by halves."""
+"""A service that is killed at any moment has stored every acknowledged step once, and no step in part."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 from tests.support.patience import PATIENCE
 
 KILLS = 5
-STEPS_AFTER_THE_LAST = 30
+STEPS_AFTER_THE_LAST_KILL = 30
 
 
 @pytest.mark.slow
-def test_kill_nine_in_the_middle_of_a_stream(serve: Any, database_url: str, create_run: Any, tmp_path: Path) -> None:
-    """Killed again and again, the service never loses an acknowledged step, and resent ones are stored once."""
+def test_kills_while_steps_are_appended(serve: Any, database_url: str, create_run: Any, tmp_path: Path) -> None:
+    """A service that is killed several times loses no acknowledged step, and stores resent steps once."""
     moments = random.Random(0)
     acknowledged = -1
     path: str | None = None
@@ -28,7 +28,7 @@ def test_kill_nine_in_the_middle_of_a_stream(serve: Any, database_url: str, crea
                 path = create_run(client, layers=3)
             run = client.get(path).json()
             assert acknowledged <= (-1 if run["last_step"] is None else run["last_step"])
-            last = math.inf if remaining_kills else acknowledged + STEPS_AFTER_THE_LAST
+            last = math.inf if remaining_kills else acknowledged + STEPS_AFTER_THE_LAST_KILL
             killer = threading.Timer(moments.uniform(0.05, 0.8), served.process.kill)
             if remaining_kills:
                 killer.start()
@@ -54,7 +54,7 @@ def test_kill_nine_in_the_middle_of_a_stream(serve: Any, database_url: str, crea
     assert [response.status_code for response in read] == [200] * 3, (tmp_path / "serve.log").read_text()
     answer, diagnosis, replayed = (response.json() for response in read)
     assert answer["first_step"] == list(range(acknowledged + 1))
-    by_layer = {(one["statistic"], one["layer"]): one for one in answer["series"]}
+    by_layer = {(series["statistic"], series["layer"]): series for series in answer["series"]}
     assert by_layer["loss", None]["mean"] == list(range(acknowledged + 1))
     assert by_layer["grad_norm", "layer0"]["mean"] == list(range(acknowledged + 1))
     assert by_layer["grad_norm", "layer1"]["nonfinite"] == [1] * (acknowledged + 1)

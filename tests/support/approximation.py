@@ -1,4 +1,4 @@
-"""Equality up to the rounding of numbers: how a run was cut into blocks may show in nothing else."""
+"""Equality up to rounding, for results of one run that was cut into different blocks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TOLERANCE = 1e-6
 
 
 def approximately(content: Any) -> Any:
-    """Return what compares equal to nested content whose floats differ by less than `TOLERANCE`."""
+    """Return an object that equals nested content whose floats differ by a factor of at most `1 + TOLERANCE`."""
     if isinstance(content, dict):
         return {name: approximately(value) for name, value in content.items()}
     if isinstance(content, list | tuple):

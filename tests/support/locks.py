@@ -1,4 +1,4 @@
-"""Whether a transaction waits for another's lock: what tests of two writers wait for."""
+"""Whether a transaction waits for the lock of another one. Tests of two writers wait for that."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from sqlalchemy import text
 
 from gradmedic_service.database.engine import Database
 
-_WAITING = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()")
+_COUNT_WAITING = text(
+    "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+)
 
 
-def is_anyone_waiting(database: Database) -> bool:
-    """Whether PostgreSQL has somebody wait for a lock; SQLite's writers cannot be seen, nor need to be."""
+def is_transaction_waiting(database: Database) -> bool:
+    """Whether a transaction of PostgreSQL waits for a lock; always True on SQLite, where waiting cannot be observed."""
     if database.engine.dialect.name == "sqlite":
         return True
-    with database.reading() as session:  # a transaction sees one picture of who waits
-        return bool(session.scalar(_WAITING))
+    with database.reading() as session:  # a new transaction, because each sees one snapshot
+        return bool(session.scalar(_COUNT_WAITING))

@@ -323,8 +323,7 @@ def test_answers_of_an_old_service_can_be_read() -> None:
         assert diagnosis.verdict == old["verdict"] == "exploding"
         assert old["findings"]
         for finding, old_finding in zip(diagnosis.findings, old["findings"], strict=True):
-            spoken_for = getattr(finding, "verdict", None) or finding.class_
-            assert (finding.detector, spoken_for) == (old_finding["detector"], old_finding["class"])
+            assert (finding.detector, finding.verdict) == (old_finding["detector"], old_finding["class"])
         assert [one.remedy.id for one in diagnosis.advice] == [one["remedy"]["id"] for one in old["advice"]]
         assert [one.outcome.state for one in diagnosis.tried] == [one["outcome"]["state"] for one in old["tried"]]
         assert old["tried"]

@@ -11,7 +11,7 @@ from gradmedic.protocol.diagnosis import Diagnosis, Outcome
 from gradmedic.protocol.encoding import to_json
 from gradmedic.protocol.remedies import describe_remedies
 from gradmedic.protocol.runs import RunDetail, RunSummary
-from gradmedic.protocol.verdicts import VERDICTS
+from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS, VERDICTS
 
 
 class DiagnoseCommand:
@@ -53,14 +53,14 @@ def render_diagnosis(diagnosis: Diagnosis, run: RunSummary) -> str:
     open_findings = [
         finding
         for finding in diagnosis.findings
-        if finding.class_ == diagnosis.verdict and finding.resolved_step is None and finding.layers
+        if finding.verdict == diagnosis.verdict and finding.resolved_step is None and finding.layers
     ]
     lines = [
         f"{diagnosis.verdict.upper()}{since}  (confidence {diagnosis.score:.0%})",
         f"run {run.name} in {run.project}, {run.status}, "
         + ("no steps yet" if diagnosis.step is None else f"as of step {diagnosis.step}"),
     ]
-    if open_findings and diagnosis.verdict in ("vanishing", "exploding"):
+    if open_findings and diagnosis.verdict in UNHEALTHY_VERDICTS:
         lines.append(f"first bad layer: {open_findings[0].layers[0]}")
     training = run.training if isinstance(run, RunDetail) else None
     if training is not None and training.dropped_steps:

@@ -1,4 +1,4 @@
-"""The vocabulary of the protocol: every request, answer, statistic and remedy is defined here, once.
+"""The vocabulary of client, service, diagnosis and worker: requests, answers, statistics, remedies and number rules.
 
-One module per domain, so that `import gradmedic` loads only what a training needs.
+There is one module per domain, so that `import gradmedic` loads only what a training needs.
 """

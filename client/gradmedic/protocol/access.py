@@ -7,10 +7,11 @@ from datetime import datetime
 from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
+from gradmedic.protocol.paging import Page
 from gradmedic.protocol.schema import SCHEMA, OneOf
 
 SCOPES = ("ingest", "read", "rerun", "worker", "admin")
-"""What an API key may do; `admin` includes the others."""
+"""What an API key may do. `admin` includes the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,15 +21,15 @@ class ApiKeyCreate:
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     scopes: list[Annotated[str, OneOf(*SCOPES)]]
-    """What the key may do; `admin` includes the others."""
+    """The actions that the key allows. `admin` includes the others."""
     project: str | None = None
-    """The project whose objects it reaches; null reaches every project."""
+    """The only project that the key reaches. Null: the key reaches every project."""
     name: str | None = None
-    """Who or what uses it: a job, a person, a worker."""
+    """Name of the job, person or worker that uses the key."""
     run_id: UUID | None = None
-    """The only run that it reaches, of `project`; with the scopes `ingest` and `read` alone."""
+    """The only run that the key reaches. It belongs to `project`, and the scopes are `ingest` and `read` at most."""
     expires_at: datetime | None = None
-    """When it stops being accepted; null for never."""
+    """Time after which the service refuses the key. Null: the key never expires."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,78 +39,84 @@ class ApiKey:
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     id: UUID
+    """Id of the key."""
     name: str
+    """Name of the job, person or worker that uses the key."""
     prefix: str
-    """How the secret begins, so that its owner recognizes it."""
+    """The first characters of the secret. They help the owner to recognize the key."""
     project: str | None
+    """The only project that the key reaches. Null: the key reaches every project."""
     run_id: UUID | None
+    """The only run that the key reaches. Null: the key reaches every run of its project."""
     scopes: list[str]
+    """The actions that the key allows. `admin` includes the others."""
     created_at: datetime
+    """Time at which the key was created."""
     expires_at: datetime | None
+    """Time after which the service refuses the key. Null: the key never expires."""
     revoked_at: datetime | None
+    """Time at which the key was revoked. Null: the key is not revoked."""
     last_used_at: datetime | None
-    """To within a minute or so."""
+    """Time of the last use, exact to about a minute. Null: the key was never used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKeyCreated(ApiKey):
-    """Answer to `POST /api-keys`: the only time that the secret is shown."""
+    """Answer to `POST /api-keys`. It is the only answer that shows the secret."""
 
     secret: str
-    """Send it as `Authorization: Bearer <secret>`."""
+    """The secret of the key. Send it as `Authorization: Bearer <secret>`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrowserSession:
-    """Who asks, and what they may do."""
+    """The key of a browser's session, and what that key may do."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     name: str
-    """Of the key."""
+    """Name of the key."""
     key_id: UUID | None
-    """Null at the service's own machine, where no key is needed."""
+    """Id of the key. Null: the browser runs on the service's own machine, where no key is needed."""
     project: str | None
-    """The only one that it reaches; null reaches every project."""
+    """The only project that the session reaches. Null: the session reaches every project."""
     run_id: UUID | None
+    """The only run that the session reaches. Null: the session reaches every run of its project."""
     scopes: list[str]
+    """The actions that the session allows. `admin` includes the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ApiKeyList:
+class ApiKeyList(Page):
     """A page of API keys, newest first."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
-
     items: list[ApiKey]
-    next_page_token: str | None
-    """Opaque; pass it as `page_token` to read on. Null on the last page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditRecord:
-    """Who did what, when."""
+    """One action that a person or a program has taken."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     id: UUID
+    """Id of the record."""
     at: datetime
+    """Time of the action."""
     actor: str
-    """Name of the key, `loopback` where no key was needed, or `command line`."""
+    """Name of the key, `loopback` if no key was needed, or `command line`."""
     actor_key_id: UUID | None
+    """Id of the key. Null: the action needed no key."""
     action: str
-    """`create_run`, `delete_run`, `create_rerun`, `create_api_key`, `revoke_api_key`, ..."""
+    """The action: `create_run`, `delete_run`, `create_rerun`, `create_api_key`, `revoke_api_key`, ..."""
     project: str | None
+    """The project of the object. Null: the object belongs to no single project."""
     object_id: UUID
-    """Of the run, the rerun, the key."""
+    """Id of the run, rerun or key that the action concerned."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AuditRecordList:
+class AuditRecordList(Page):
     """A page of audit records, newest first."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
-
     items: list[AuditRecord]
-    next_page_token: str | None
-    """Opaque; pass it as `page_token` to read on. Null on the last page."""

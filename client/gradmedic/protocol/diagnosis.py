@@ -8,7 +8,7 @@ from uuid import UUID
 
 from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.schema import SCHEMA, OneOf
-from gradmedic.protocol.verdicts import Verdict
+from gradmedic.protocol.verdicts import VERDICTS, Verdict
 
 OUTCOME_STATES = ("verified", "healthy", "failed", "not_applicable")
 
@@ -16,54 +16,101 @@ OUTCOME_STATES = ("verified", "healthy", "failed", "not_applicable")
 SEVERITIES = ("note", "warning", "critical")
 
 
+Severity = Annotated[str, OneOf(*SEVERITIES)]
+
+
+def _describe_finding(schema: dict[str, Any], cls: type) -> None:
+    """Describe the fields in OpenAPI, and the deprecated key `class`."""
+    SCHEMA["json_schema_extra"](schema, cls)
+    schema["properties"]["class"] = {
+        "type": "string",
+        "enum": list(VERDICTS),
+        "deprecated": True,
+        "description": "Deprecated: use `verdict`, which has the same value. The next minor version omits this key.",
+    }
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One detector's evidence."""
+    """The evidence of one detector."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
+    __pydantic_config__: ClassVar[dict[str, Any]] = {**SCHEMA, "json_schema_extra": _describe_finding}
 
     detector: str
-    class_: Verdict
-    """The verdict it speaks for."""
-    severity: Annotated[str, OneOf(*SEVERITIES)]
+    """Id of the detector."""
+    verdict: Verdict
+    """The verdict that the finding supports."""
+    severity: Severity
+    """Severity: only a `critical` finding decides a verdict."""
     layers: list[str]
-    """First bad layer first."""
+    """Names of the layers concerned, the first bad layer first."""
     first_step: int
+    """First step at which the finding held."""
     last_step: int
+    """Last step at which the finding was seen to hold."""
     resolved_step: int | None
-    """Step at which it no longer held; null while it holds."""
+    """Step at which the finding no longer held. Null while it holds."""
     evidence: dict[str, float]
+    """Numbers that the finding is based on, by name."""
     explanation: str
+    """Explanation of the finding in one or two sentences."""
+
+    @property
+    def class_(self) -> str:
+        """The same as `verdict`, which version 0.1 sent as `class`."""
+        return self.verdict
+
+    def deprecated_keys(self) -> dict[str, str]:
+        """Return what JSON carries beside the fields, for readers of version 0.1."""
+        return {"class": self.class_}
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """Add the deprecated key to the service's answers (called by pydantic, in the service)."""
+        schema = handler(source)
+        deprecated = {"type": "computed-field", "property_name": "class_", "alias": "class"}
+        schema["schema"]["computed_fields"] = [{**deprecated, "return_schema": {"type": "str"}}]
+        return schema
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cause:
-    """What probably made it so."""
+    """One probable cause of a vanishing or exploding verdict."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     cause: str
+    """Name of the cause."""
     score: float
-    """0 to 1; causes are independent, the scores need not add up."""
+    """Strength of the evidence, 0 to 1. Causes are independent: their scores need not add up to 1."""
     evidence: dict[str, float]
+    """Numbers that speak for the cause, by name."""
     explanation: str
+    """Explanation of the cause in one or two sentences."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What happened when a remedy was tried on the run's own trainable."""
+    """The outcome of trying a remedy on the run's own trainable."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     state: Annotated[str, OneOf(*OUTCOME_STATES)]
+    """State: `verified` means that the remedy repaired the run on every seed and that the run then learned."""
     rerun_id: UUID
+    """Id of the rerun that tried the remedy."""
     seeds: int
+    """Number of seeds that the remedy was tried on."""
     healthy: int
+    """Number of seeds on which the run was healthy."""
     loss: float | None
+    """Loss with the remedy. Null where no loss was reported."""
     control_loss: float | None
+    """Loss of the unchanged control. Null where no loss was reported."""
     cost_seconds: float
+    """Seconds from the first trial's start to the outcome."""
     environment: dict[str, str] = field(default_factory=dict)
-    """Versions and device that it was tried on; several are separated by commas."""
+    """Versions and device of the trials. Several of one kind are separated by commas."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,65 +120,90 @@ class Advice:
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     remedy: Remedy
+    """The remedy, with parameters for this run."""
     rank: int
-    """1 is tried first."""
+    """Place in the list, counted from 1."""
     reason: str
+    """Reason why the remedy helps."""
     cost: str
-    """What it takes away: time, signal, exactness, or work."""
+    """Price of the remedy in time, signal, exactness, or work."""
     snippet: str
     """Code to paste, in the run's framework."""
     sources: list[str]
+    """Publications on the remedy."""
     outcome: Outcome | None = None
+    """Outcome of the remedy in a rerun of this run. Null where it was not tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tried:
-    """Remedies that were tried together, and what happened."""
+    """Remedies that were tried together, and their outcome."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     remedies: list[Remedy]
+    """The remedies of the candidate."""
     outcome: Outcome
+    """Outcome of the candidate."""
     reason: str
+    """Reason for the outcome's state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Diagnosis:
+class DiagnosisAtStep:
     """What is wrong with a run, why, and what fixes it, as of `step`."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
-    run_id: UUID
     step: int | None
+    """The last step that the diagnosis has read. Null before the first step."""
     verdict: Verdict
+    """The verdict on the run."""
     score: float
+    """Confidence in the verdict, 0 to 1."""
     since_step: int | None
+    """First step of the verdict. Null while the verdict is undetermined."""
     summary: str
+    """Summary of the diagnosis in one or two sentences."""
     findings: list[Finding]
+    """The findings, those that support the verdict first."""
     causes: list[Cause]
+    """The causes, the most probable one first. The list is empty unless the verdict is vanishing or exploding."""
     advice: list[Advice]
+    """The advised remedies, the most promising one first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis(DiagnosisAtStep):
+    """The diagnosis of one run, with the results of its reruns."""
+
+    run_id: UUID
+    """Id of the run."""
     tried: list[Tried] = field(default_factory=list)
-    """What reruns of this run have shown, the latest first; combinations of remedies too."""
+    """Results of the run's reruns, the latest first. They include combinations of remedies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerdictChange:
-    """The verdict from `step` on."""
+    """A change of the verdict. The new verdict holds from `step` on."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     step: int
-    """The step whose data changed it."""
+    """The step whose data changed the verdict."""
     verdict: Verdict
+    """The new verdict."""
     score: float
+    """Confidence in the new verdict, 0 to 1."""
     finding: str | None
-    """Detector of the finding that decided it."""
+    """Detector of the finding that decided the verdict. Null where no finding did."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerdictHistory:
-    """Every change of a run's verdict, oldest first."""
+    """All changes of a run's verdict."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     items: list[VerdictChange]
+    """The changes, the oldest first."""

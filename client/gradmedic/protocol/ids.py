@@ -1,6 +1,6 @@
-"""Ids: UUID version 7 (RFC 9562, section 5.7), which sort by the time at which they were made.
+"""Ids: UUIDs of version 7 (RFC 9562, section 5.7). Their order is the order in which they were made.
 
-A client may choose the id of a run or a rerun, so that creating it can be repeated safely.
+A client may choose the id of a run or a rerun. It can then safely repeat the request that creates it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _RFC_VARIANT = 0b10 << 62
 
 
 def earliest_time(beginning: str) -> float | None:
-    """Return the Unix time from which ids that begin so were made, None if no id begins so.
+    """Return the earliest Unix time of ids with this beginning, None if no id can begin so.
 
     >>> earliest_time("0199b7f0-c8d2")
     1759727634.642
@@ -29,7 +29,7 @@ def earliest_time(beginning: str) -> float | None:
 def new_id() -> UUID:
     """Return a UUIDv7: 48 bits of Unix time in milliseconds, then 74 random bits.
 
-    The bits come from the operating system, so that no random generator of the training job is touched.
+    The bits come from the operating system: the random generators of the training job stay as they are.
 
     >>> new_id().version
     7

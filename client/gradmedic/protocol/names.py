@@ -1,16 +1,16 @@
-"""What a name may be: of a project, run, group, layer, metric, tag.
+"""The rules for names of projects, runs, groups, layers, metrics and tags.
 
-One idea: the client asks the same questions as the service, so that a bad name costs a warning and not a block.
+The client checks them too. A bad name then costs a warning, where the service would refuse the whole block.
 """
 
 from __future__ import annotations
 
 LONGEST_NAME = 512
-"""Characters; no service takes more, and by default it takes as many."""
+"""The largest number of characters in a name that any service accepts. It is also the default of `max_name_length`."""
 
 
 def name_error(name: str, max_length: int = LONGEST_NAME) -> str | None:
-    """Say what is wrong with a name, None if nothing is.
+    """Return why a name is not allowed, None if it is.
 
     >>> name_error("encoder.0.weight", 512)
     >>> name_error(" ", 512)
@@ -24,7 +24,7 @@ def name_error(name: str, max_length: int = LONGEST_NAME) -> str | None:
 
 
 def text_error(text: str) -> str | None:
-    """Say why a text cannot be stored, None if it can: PostgreSQL takes neither NUL nor lone surrogates."""
+    """Return why a text cannot be stored, None if it can. PostgreSQL stores neither NUL nor lone surrogates."""
     if "\x00" in text:
         return "must not contain the NUL character"
     try:

@@ -6,47 +6,49 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, ClassVar
 
+from gradmedic.protocol.paging import Page
 from gradmedic.protocol.schema import SCHEMA, Number, StrictBool, StrictInt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Project:
-    """What runs are grouped by; it appears with its first run."""
+    """A group of runs. The first run that names a project creates it."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     name: str
+    """Name of the project."""
     muted_detectors: list[str]
-    """Ids of detectors that are not to be heard about any of its runs."""
+    """Ids of detectors whose findings are hidden in every run of the project."""
     created_at: datetime
+    """Time at which the project was created."""
     rerun_automatically: bool = False
-    """Whether a run that turns vanishing or exploding is rerun without being asked, if its key may."""
+    """True if a run that turns vanishing or exploding is rerun without a request. Its key needs the scope `rerun`."""
     max_concurrent_trials: int = 8
-    """Trials of its reruns that run at the same time at most."""
+    """The largest number of the project's trials that run at the same time."""
     max_rerun_seconds: float = 86400.0
-    """The largest budget of seconds that one of its reruns may have."""
+    """The largest budget, in seconds, that one rerun of the project may have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectUpdate:
-    """Body of `PATCH /projects/{name}`. What is left out or null stays as it is."""
+    """Body of `PATCH /projects/{name}`. A field that is null or missing stays as it is."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     muted_detectors: list[str] | None = None
-    """Takes effect on findings at once, on a run's verdict with its next block."""
+    """Ids of detectors whose findings are hidden in every run of the project. The findings change at once, the verdict
+    of a run with its next block."""
     rerun_automatically: StrictBool | None = None
+    """True if a run that turns vanishing or exploding is rerun without a request. Its key needs the scope `rerun`."""
     max_concurrent_trials: StrictInt | None = None
-    """From 1 to 1000. Trials that run already go on."""
+    """The largest number of the project's trials that run at the same time, 1 to 1000. Running trials continue."""
     max_rerun_seconds: Number | None = None
+    """The largest budget, in seconds, that one rerun of the project may have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProjectList:
+class ProjectList(Page):
     """A page of projects."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
-
     items: list[Project]
-    next_page_token: str | None
-    """Opaque; pass it as `page_token` to read on. Null on the last page."""

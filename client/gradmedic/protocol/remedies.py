@@ -1,8 +1,7 @@
-"""Which remedies a rerun may ask for: their ids, their parameters and the ranges of those.
+"""The catalogue of remedies: the id, parameters, ranges and place of action of each.
 
-One idea: one catalogue, three readers. The service refuses what is not in it, the diagnosis' advice is written in its
-words, and `gradmedic.torch.remedies` applies what stands in it. A remedy's tier says who can apply it: 1 the optimizer,
-of any model; 2 only a change of modules; 3 only the script itself.
+The service refuses remedies that are not in the catalogue, the diagnosis advises only remedies of it, and
+`gradmedic.torch` applies them.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -24,24 +24,22 @@ class Remedy:
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     id: str
+    """Id of the remedy in the catalogue, for example `clip_grad_norm`."""
     parameters: dict[str, float | int | str | bool] = field(default_factory=dict)
-
-
-LARGEST_FACTOR = 1e6
-"""No factor, bound or rate of a sensible experiment is beyond it, nor below its inverse squared."""
-SMALLEST = 1e-12
+    """Values of the remedy's parameters, by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Number:
-    """A parameter that is a number between two bounds."""
+class NumberRange:
+    """The values of a numeric parameter: numbers between two bounds, both included."""
 
     minimum: float
     maximum: float
     is_whole: bool = False
+    """True if only whole numbers are allowed."""
 
     def error(self, value: Any) -> str | None:
-        """Say what is wrong with a value, None if nothing is."""
+        """Return why a value is not allowed, None if it is."""
         kinds = (int,) if self.is_whole else (int, float)
         if isinstance(value, bool) or not isinstance(value, kinds):
             return f"must be {'a whole number' if self.is_whole else 'a number'}, not {value!r}"
@@ -52,74 +50,137 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A parameter that is one of some words."""
+    """The values of a parameter that is one of several words."""
 
     values: tuple[str, ...]
 
     def error(self, value: Any) -> str | None:
-        """Say what is wrong with a value, None if nothing is."""
+        """Return why a value is not allowed, None if it is."""
         return None if value in self.values else f"must be one of {', '.join(self.values)}, not {value!r}"
+
+
+class Target(StrEnum):
+    """A part of the training that a remedy changes."""
+
+    LEARNING_RATE = "learning_rate"
+    """The optimizer's learning rate. The optimizer must have one."""
+    WEIGHT_DECAY = "weight_decay"
+    """The optimizer's own weight decay."""
+    GRADIENTS = "gradients"
+    """The gradients of a step, before the optimizer uses them."""
+    WEIGHTS = "weights"
+    """The weights, by another update than the optimizer's own."""
+    PARAMETERS = "parameters"
+    """The values or the number of a module's parameters, once, before training."""
+    SIGNALS = "signals"
+    """The signals between modules. They are found during the first forward pass."""
+    INPUTS_AND_TARGETS = "inputs_and_targets"
+    """The inputs of the model or the targets of the loss."""
+    LOSS = "loss"
+    """The loss, before the backward pass."""
+    SCRIPT = "script"
+    """The training script itself."""
+
+
+STEP_TARGETS = frozenset({Target.LEARNING_RATE, Target.WEIGHT_DECAY, Target.GRADIENTS, Target.WEIGHTS})
+"""The targets that are changed at every step of the optimizer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemedyKind:
-    """What there is to know about a remedy before it is applied."""
+    """One row of the catalogue."""
 
     tier: int
-    parameters: Mapping[str, Number | Choice]
+    """What the remedy needs. 1: the optimizer of any model. 2: a change of modules. 3: the script itself."""
+    targets: frozenset[Target]
+    """The parts of the training that the remedy changes."""
+    parameters: Mapping[str, NumberRange | Choice]
+    """The allowed values of each parameter, by name."""
+
+    @property
+    def changes_steps(self) -> bool:
+        """Whether the remedy changes every step of the optimizer."""
+        return not self.targets.isdisjoint(STEP_TARGETS)
 
 
 OPTIMIZERS = ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad")
-_POSITIVE = Number(minimum=SMALLEST, maximum=LARGEST_FACTOR)
-_SHARE = Number(minimum=SMALLEST, maximum=1.0)
+"""The optimizers that `switch_optimizer` can switch to."""
+_SMALLEST = 1e-12
+_LARGEST = 1e6
+"""The bounds of factors, norms and rates. No sensible experiment goes beyond them."""
+_POSITIVE = NumberRange(minimum=_SMALLEST, maximum=_LARGEST)
+_SHARE = NumberRange(minimum=_SMALLEST, maximum=1.0)
 
 
-def _kind(tier: int, **parameters: Number | Choice) -> RemedyKind:
-    return RemedyKind(tier=tier, parameters=MappingProxyType(parameters))
+def _row(tier: int, *targets: Target, **parameters: NumberRange | Choice) -> RemedyKind:
+    return RemedyKind(tier=tier, targets=frozenset(targets), parameters=MappingProxyType(parameters))
 
 
 REMEDIES: Mapping[str, RemedyKind] = MappingProxyType(
     {
-        "clip_grad_norm": _kind(1, max_norm=_POSITIVE),
-        "clip_grad_value": _kind(1, clip_value=_POSITIVE),
-        "clip_grad_norm_per_layer": _kind(1, max_norm=_POSITIVE),
-        "adaptive_clip": _kind(1, clipping=_POSITIVE),
-        "scale_learning_rate": _kind(1, factor=_POSITIVE),
-        "warm_up": _kind(1, steps=Number(minimum=1, maximum=1_000_000_000, is_whole=True)),
-        "switch_optimizer": _kind(1, optimizer=Choice(OPTIMIZERS), learning_rate=_POSITIVE),
-        "weight_decay": _kind(1, weight_decay=_SHARE),
-        "l1_penalty": _kind(1, strength=_SHARE),
-        "rescale_loss_gradient": _kind(1, factor=_POSITIVE),
-        "reduce_weight_decay": _kind(1, factor=Number(minimum=0.0, maximum=1.0)),
-        "skip_nonfinite_steps": _kind(1),
-        "reinitialize": _kind(2, scheme=Choice(("orthogonal", "xavier_uniform", "kaiming_normal", "lecun_normal"))),
-        "replace_activation": _kind(2, activation=Choice(("ReLU", "LeakyReLU", "ELU", "SELU", "GELU", "Tanh"))),
-        "insert_normalization": _kind(2, kind=Choice(("BatchNorm", "LayerNorm", "RMSNorm"))),
-        "add_residual": _kind(2),
-        "replace_recurrent_cell": _kind(2, cell=Choice(("GRU", "LSTM"))),
-        "weight_normalization": _kind(2),
-        "standardize_inputs": _kind(2),
-        "standardize_targets": _kind(2),
-        "scale_loss": _kind(2),
-        "truncate_backpropagation": _kind(3, time_steps=Number(minimum=1, maximum=1_000_000, is_whole=True)),
-        "relax_clipping": _kind(3, max_norm=_POSITIVE),
-        "use_bfloat16": _kind(3),
-        "stable_loss": _kind(3),
+        "clip_grad_norm": _row(1, Target.GRADIENTS, max_norm=_POSITIVE),
+        "clip_grad_value": _row(1, Target.GRADIENTS, clip_value=_POSITIVE),
+        "clip_grad_norm_per_layer": _row(1, Target.GRADIENTS, max_norm=_POSITIVE),
+        "adaptive_clip": _row(1, Target.GRADIENTS, clipping=_POSITIVE),
+        "scale_learning_rate": _row(1, Target.LEARNING_RATE, factor=_POSITIVE),
+        "warm_up": _row(1, Target.LEARNING_RATE, steps=NumberRange(minimum=1, maximum=1_000_000_000, is_whole=True)),
+        "switch_optimizer": _row(
+            1,
+            Target.LEARNING_RATE,
+            Target.GRADIENTS,
+            Target.WEIGHTS,
+            optimizer=Choice(OPTIMIZERS),
+            learning_rate=_POSITIVE,
+        ),
+        "weight_decay": _row(1, Target.LEARNING_RATE, Target.WEIGHTS, weight_decay=_SHARE),
+        "l1_penalty": _row(1, Target.GRADIENTS, strength=_SHARE),
+        "rescale_loss_gradient": _row(1, Target.GRADIENTS, factor=_POSITIVE),
+        "reduce_weight_decay": _row(1, Target.WEIGHT_DECAY, factor=NumberRange(minimum=0.0, maximum=1.0)),
+        "skip_nonfinite_steps": _row(1, Target.GRADIENTS),
+        "reinitialize": _row(
+            2,
+            Target.PARAMETERS,
+            scheme=Choice(("orthogonal", "xavier_uniform", "kaiming_normal", "lecun_normal")),
+        ),
+        "replace_activation": _row(
+            2, Target.SIGNALS, activation=Choice(("ReLU", "LeakyReLU", "ELU", "SELU", "GELU", "Tanh"))
+        ),
+        "insert_normalization": _row(2, Target.SIGNALS, kind=Choice(("BatchNorm", "LayerNorm", "RMSNorm"))),
+        "add_residual": _row(2, Target.SIGNALS),
+        "replace_recurrent_cell": _row(2, Target.PARAMETERS, cell=Choice(("GRU", "LSTM"))),
+        "weight_normalization": _row(2, Target.PARAMETERS),
+        "standardize_inputs": _row(2, Target.INPUTS_AND_TARGETS),
+        "standardize_targets": _row(2, Target.INPUTS_AND_TARGETS),
+        "scale_loss": _row(2, Target.LOSS, Target.GRADIENTS),
+        "truncate_backpropagation": _row(
+            3, Target.SCRIPT, time_steps=NumberRange(minimum=1, maximum=1_000_000, is_whole=True)
+        ),
+        "relax_clipping": _row(3, Target.SCRIPT, max_norm=_POSITIVE),
+        "use_bfloat16": _row(3, Target.SCRIPT),
+        "stable_loss": _row(3, Target.SCRIPT),
     }
 )
-"""Every remedy, by id."""
+"""The catalogue: every remedy, by id."""
 
 SET_PARAMETER = "set_parameter"
-"""Not a remedy of the catalogue: it sets parameters of the trainable itself, by their own names."""
+"""Id of the one remedy outside the catalogue. It sets parameters of the trainable itself, by their own names."""
 
 MAX_COMBINED = 16
-"""Remedies of one candidate."""
+"""The largest number of remedies in one candidate."""
+
+
+def remedies_that_change(target: Target) -> tuple[str, ...]:
+    """Return the ids of the remedies that change a target, in the order of the catalogue.
+
+    >>> remedies_that_change(Target.WEIGHTS)
+    ('switch_optimizer', 'weight_decay')
+    """
+    return tuple(id for id, kind in REMEDIES.items() if target in kind.targets)
 
 
 def remedy_errors(path: str, remedies: Sequence[Remedy]) -> Iterator[FieldError]:
-    """Say what is wrong with the remedies of one candidate: unknown, twice, or with parameters out of range.
+    """Yield an error for each remedy of a candidate that is unknown or repeated, or has a bad parameter.
 
-    >>> from gradmedic.protocol.remedies import Remedy
     >>> [error.message for error in remedy_errors("remedies[0]", [Remedy(id="warm_up", parameters={"steps": 0})])]
     ['must be from 1 to 1e+09, not 0']
     """
@@ -128,34 +189,33 @@ def remedy_errors(path: str, remedies: Sequence[Remedy]) -> Iterator[FieldError]
         return
     seen: set[str] = set()
     for index, remedy in enumerate(remedies):
-        at = f"{path}[{index}]"
+        remedy_path = f"{path}[{index}]"
         if remedy.id in seen:
-            yield FieldError(path=f"{at}.id", message=f"repeats {remedy.id!r}: a remedy is applied once")
+            yield FieldError(path=f"{remedy_path}.id", message=f"repeats {remedy.id!r}: a remedy is applied once")
         seen.add(remedy.id)
         if remedy.id == SET_PARAMETER:
-            continue  # what it may set is the trainable's to say
+            continue  # its parameters are the trainable's, which are checked elsewhere
         kind = REMEDIES.get(remedy.id)
         if kind is None:
             known = ", ".join([*REMEDIES, SET_PARAMETER])
-            yield FieldError(path=f"{at}.id", message=f"{remedy.id!r} is not one of {known}")
+            yield FieldError(path=f"{remedy_path}.id", message=f"{remedy.id!r} is not one of {known}")
             continue
         for name in kind.parameters.keys() - remedy.parameters.keys():
-            yield FieldError(path=f"{at}.parameters.{name}", message="is required")
+            yield FieldError(path=f"{remedy_path}.parameters.{name}", message="is required")
         for name, value in remedy.parameters.items():
             parameter = kind.parameters.get(name)
             if parameter is None:
                 expected = ", ".join(kind.parameters) or "none"
                 yield FieldError(
-                    path=f"{at}.parameters.{name}", message=f"there is no such parameter; it has {expected}"
+                    path=f"{remedy_path}.parameters.{name}", message=f"there is no such parameter; it has {expected}"
                 )
             elif (message := parameter.error(value)) is not None:
-                yield FieldError(path=f"{at}.parameters.{name}", message=message)
+                yield FieldError(path=f"{remedy_path}.parameters.{name}", message=message)
 
 
 def describe_remedies(remedies: Sequence[Remedy]) -> str:
-    """Write the remedies of a candidate as a person would.
+    """Return the remedies of a candidate as one line of text.
 
-    >>> from gradmedic.protocol.remedies import Remedy
     >>> describe_remedies([Remedy(id="clip_grad_norm", parameters={"max_norm": 1.0}), Remedy(id="add_residual")])
     'clip_grad_norm(1.0) + add_residual()'
     >>> describe_remedies([])
@@ -163,7 +223,7 @@ def describe_remedies(remedies: Sequence[Remedy]) -> str:
     """
     written = []
     for remedy in remedies:
-        named = len(remedy.parameters) > 1
-        values = (f"{name}={value}" if named else str(value) for name, value in remedy.parameters.items())
+        has_several = len(remedy.parameters) > 1
+        values = (f"{name}={value}" if has_several else str(value) for name, value in remedy.parameters.items())
         written.append(f"{remedy.id}({', '.join(values)})")
     return " + ".join(written) or "control"

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
 from gradmedic.protocol.diagnosis import Outcome
+from gradmedic.protocol.paging import Page
 from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.schema import SCHEMA, Number, OneOf, StrictInt
 from gradmedic.protocol.verdicts import Verdict
@@ -22,21 +23,21 @@ ATTEMPT_STATUSES = ("running", "lost", "done", "failed", "cancelled", "stopped",
 
 
 EXECUTORS = ("local", "ray")
-"""What hosts the processes of trials: the worker's own machine, or a Ray cluster."""
+"""What runs the processes of trials: the worker's own machine, or a Ray cluster."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RerunBudget:
-    """What a rerun may spend; what is left out follows from the run and the project."""
+    """Upper limits of a rerun. The service derives a missing limit from the run and the project."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     steps: StrictInt | None = None
-    """Of each trial."""
+    """The largest number of steps of each trial."""
     seconds: Number | None = None
-    """Of all trials together, each from its start to its end."""
+    """The largest sum of all trials' durations in seconds, each from its start to its end."""
     trials: StrictInt | None = None
-    """Candidates times seeds; further attempts at one trial do not count."""
+    """The largest number of trials (candidates times seeds). Further attempts at a trial do not count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,15 +47,16 @@ class RerunCreate:
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     remedies: list[list[Remedy]] | None = None
-    """The candidates, each some remedies that are applied together; without it, the run's advice is raced. The remedy
-    `set_parameter` sets parameters of the trainable by their own names."""
+    """The candidates. Each is a list of remedies that are applied together. Null means the advice of the run. The
+    remedy `set_parameter` sets parameters of the trainable by their own names."""
     seeds: StrictInt | None = None
-    """How many; 3 unless given."""
+    """Number of seeds. Null means 3."""
     budget: RerunBudget = field(default_factory=RerunBudget)
+    """Upper limits of the rerun."""
     executor: Annotated[str | None, OneOf(*EXECUTORS)] = None
-    """Without it the first worker that takes a trial decides for all of them, so that all are run by one kind."""
+    """The executor of all trials. Null means the executor of the first worker that claims a trial."""
     id: UUID | None = None
-    """UUIDv7 chosen by the client; asking with the same id again answers the same rerun."""
+    """A UUIDv7 that the client chooses. A second request with the same id answers the same rerun."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,50 +66,65 @@ class RerunSummary:
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     id: UUID
+    """Id of the rerun, a UUIDv7."""
     run_id: UUID
-    """The suspect run."""
+    """Id of the suspect run."""
     project: str
+    """Name of the project."""
     trainable: str
+    """Name of the trainable that is rerun."""
     status: Annotated[str, OneOf(*RERUN_STATUSES)]
+    """Status of the rerun."""
     reason: str | None
-    """How it came out, in a sentence; before that, what it waits for, if there is no worker for it."""
+    """The result of the rerun as one sentence. While no worker can run it: the reason why it waits."""
     is_automatic: bool
+    """True if the service started the rerun without a request."""
     created_at: datetime
+    """Time at which the rerun was created."""
     started_at: datetime | None
+    """Time at which the first trial started. Null before."""
     ended_at: datetime | None
+    """Time at which the rerun ended. Null before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """Remedies that are tried together; none of them in the control, which comes first."""
+    """Remedies that are tried together. The first candidate of a rerun is the control, which has none."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     remedies: list[Remedy]
+    """The remedies. Empty for the control."""
     outcome: Outcome | None
-    """Once the rerun is over; null for the control and for what was not tried."""
+    """The outcome, once the rerun has ended. Null for the control and for candidates that were not tried."""
     reason: str | None
-    """Of the outcome."""
+    """The reason of the outcome."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One process that ran, or runs, a trial; its steps are those of a run of its own."""
+    """One process that runs, or ran, a trial. It has a run of its own."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     number: int
-    """From 1."""
+    """Number of the attempt, counted from 1."""
     run_id: UUID
+    """Id of the attempt's own run."""
     worker: str
+    """Name of the worker."""
     status: Annotated[str, OneOf(*ATTEMPT_STATUSES)]
+    """Status of the attempt."""
     reason: str | None
+    """The reason why the attempt ended as it did."""
     exit_code: int | None
-    """Negative: the signal that ended it."""
+    """Exit code of the process. A negative number is the signal that ended it."""
     started_at: datetime
+    """Time at which the attempt started."""
     ended_at: datetime | None
+    """Time at which the attempt ended. Null before."""
     environment: dict[str, str]
-    """Versions and device that it ran on."""
+    """Versions and device that the attempt used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,45 +134,53 @@ class Trial:
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     id: UUID
+    """Id of the trial."""
     candidate: int
-    """Position in the rerun's `candidates`; 0 is the control."""
+    """Position of the candidate in the rerun's `candidates`. 0 is the control."""
     seed: int
+    """The seed of the random generators."""
     status: Annotated[str, OneOf(*TRIAL_STATUSES)]
+    """Status of the trial."""
     reason: str | None
+    """The reason why the trial ended as it did."""
     verdict: Verdict
+    """The verdict on the run of the latest attempt."""
     step: int | None
-    """The last step of its latest attempt."""
+    """The last step of the latest attempt. Null before the first step."""
     start_loss: float | None
+    """The loss at the beginning. Null if the trial reported no loss."""
     loss: float | None
-    """The final one: median of the last tenth."""
+    """The loss at the end: the median of the last tenth. Null if the trial reported no loss."""
     seconds: float
-    """Of all its attempts that have ended."""
+    """Sum of the durations of all ended attempts in seconds."""
     attempts: list[Attempt]
+    """The attempts, oldest first."""
     lease_expires_at: datetime | None
-    """When whoever runs it is given up, unless heard of before."""
+    """Time at which the current attempt counts as lost, unless its worker sends a heartbeat before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RerunDetail(RerunSummary):
-    """A rerun with everything that belongs to it."""
+    """A rerun with its candidates, trials and attempts."""
 
     budget: RerunBudget
+    """Upper limits of the rerun."""
     seeds: list[int]
+    """The seeds on which candidates are tried."""
     executor: Annotated[str | None, OneOf(*EXECUTORS)]
-    """Null until it was named or a first trial was taken."""
+    """The executor of all trials. Null until a request names it or the first trial is claimed."""
     parameters: dict[str, float | int | str | bool | None]
-    """Of the trainable, as the control has them."""
+    """The parameters of the trainable in the control."""
     candidates: list[Candidate]
+    """The candidates. The first is the control."""
     trials: list[Trial]
+    """The trials."""
     cost_seconds: float
+    """Sum of the durations of all ended attempts in seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RerunList:
+class RerunList(Page):
     """A page of reruns."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
-
     items: list[RerunSummary]
-    next_page_token: str | None
-    """Opaque; pass it as `page_token` to read on. Null on the last page."""

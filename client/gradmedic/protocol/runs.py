@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
+from gradmedic.protocol.paging import Page
 from gradmedic.protocol.schema import SCHEMA, Number, OneOf, StrictBool, StrictInt
 from gradmedic.protocol.verdicts import Verdict
 
@@ -21,68 +22,79 @@ Status = Annotated[str, OneOf(*STATUSES)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """One parameter tensor of a run. Only `name` is needed; every other field sharpens the diagnosis."""
+    """One parameter tensor of a run. Only `name` is needed. Every other field makes the diagnosis more precise."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     name: str
-    """Unique in the run, for example `encoder.0.weight`."""
+    """Name of the layer, unique in the run, for example `encoder.0.weight`."""
     kind: str | None = None
-    """Type of the module that owns it, for example `Linear`, `Conv2d`, `RNN`."""
+    """Type of the module that owns the layer, for example `Linear`, `Conv2d`, `RNN`."""
     shape: list[StrictInt] | None = None
+    """Shape of the tensor."""
     numel: StrictInt | None = None
-    """Number of elements; follows from `shape` where that is given."""
+    """Number of elements. The service computes it from `shape` if it is missing."""
     depth: StrictInt | None = None
-    """Place in forward order; without it, the position in the list."""
+    """Place of the layer in forward order. Null means the position in the list."""
     frozen: StrictBool = False
-    """No optimizer updates it."""
+    """True if no optimizer updates the layer."""
     role: Annotated[str, OneOf(*LAYER_ROLES)] | None = None
-    """What it is to its module; `recurrent` for a hidden-to-hidden matrix."""
+    """Role of the layer in its module. `recurrent` is a hidden-to-hidden matrix."""
     fan_in: StrictInt | None = None
+    """Fan-in: the number of inputs of one output unit."""
     fan_out: StrictInt | None = None
+    """Fan-out: the number of outputs of one input unit."""
     activation: str | None = None
-    """Activation its output goes through, lower case: `relu`, `sigmoid`, `tanh`, `linear`, ..."""
+    """Activation that follows the module, in lower case: `relu`, `sigmoid`, `tanh`, `linear`, ..."""
     normalized: StrictBool | None = None
-    """Whether a normalization layer directly follows the module."""
+    """True if a normalization layer directly follows the module."""
     branch: StrictBool | None = None
-    """Whether it lies on a branch beside an identity path (a residual block)."""
+    """True if the layer lies on a branch beside an identity path (a residual block)."""
     initial_rms: Number | None = None
-    """Root mean square of its elements before the first update."""
+    """Root mean square of the elements before the first update."""
     spectral_norm: Number | None = None
-    """Largest singular value before the first update; measured for recurrent matrices."""
+    """Largest singular value before the first update. The SDK measures it for recurrent matrices."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Optimizer:
-    """An optimizer as it was when the run began."""
+    """An optimizer at the beginning of the run."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     name: str
     """Class name, for example `SGD`, `AdamW`."""
     learning_rate: Number | None = None
+    """Learning rate at the beginning."""
     momentum: Number | None = None
+    """Momentum, or the first beta of Adam and its relatives."""
     weight_decay: Number | None = None
+    """Weight decay at the beginning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """What the client knows about how the run trains, beyond its layers. Everything is optional."""
+    """Facts about the training that do not belong to one layer. Every field is optional."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     optimizers: list[Optimizer] = field(default_factory=list)
+    """The optimizers of the run."""
     precision: str | None = None
-    """Dtype of the parameters, or `float16`/`bfloat16` under autocast."""
+    """Dtype of the parameters, or `float16` or `bfloat16` under autocast."""
     input_rms: Number | None = None
     """Root mean square of the first batch's floating-point input."""
     input_abs_max: Number | None = None
+    """Largest absolute value of the first batch's floating-point input."""
     target_rms: Number | None = None
+    """Root mean square of the first batch's floating-point targets."""
     batch_size: StrictInt | None = None
+    """Number of examples in the first batch."""
     clips_gradients: StrictBool | None = None
-    """Whether the client saw the script clip gradients."""
+    """True if the SDK saw that the script clips gradients."""
     dropped_steps: StrictInt | None = None
-    """Steps that the client gave up: the service was away for longer than its disk had room. They are missing."""
+    """Number of steps that the SDK dropped because the service was away and the disk space for waiting steps was used
+    up. The run lacks them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,41 +104,56 @@ class RunCreate:
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     project: str
+    """Name of the project. The first run of a project creates it."""
     layers: list[Layer]
-    """In forward order unless `depth` says otherwise. May be empty and appended to later."""
+    """The layers, in forward order unless `depth` is given. The list may be empty: layers can be appended later."""
     name: str | None = None
+    """Name of the run. The service chooses one if it is missing."""
     config: dict[str, Any] = field(default_factory=dict)
+    """Hyperparameters of the run. They may be nested."""
     tags: list[str] = field(default_factory=list)
+    """Tags of the run."""
     notes: str | None = None
+    """Notes on the run, as free text."""
     group: str | None = None
+    """Name of a group of runs."""
     framework: str | None = None
-    """For example `torch 2.13.0`."""
+    """Framework and its version, for example `torch 2.13.0`."""
     statistics: list[str] = field(default_factory=lambda: ["grad_norm"])
     """The statistics that every sampled step carries, in this order."""
     training: Training | None = None
+    """Facts about the training that do not belong to one layer."""
     trainable: str | None = None
+    """Name of the trainable with which the run can be rerun."""
     muted_detectors: list[str] = field(default_factory=list)
-    """Ids of detectors that are not to be heard about this run, beside those that its project mutes."""
+    """Ids of detectors whose findings are hidden in this run. The project may mute further detectors."""
     id: UUID | None = None
-    """UUIDv7 chosen by the client; creating the same id again answers the same run."""
+    """A UUIDv7 that the client chooses. A second request with the same id answers the same run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunUpdate:
-    """Body of `PATCH /runs/{id}`. What is left out or null stays as it is."""
+    """Body of `PATCH /runs/{id}`. A field that is null or missing stays as it is."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     name: str | None = None
+    """Name of the run."""
     notes: str | None = None
+    """Notes on the run, as free text."""
     tags: list[str] | None = None
+    """Tags of the run. They replace the tags that it has."""
     config: dict[str, Any] | None = None
+    """Hyperparameters of the run. They replace the hyperparameters that it has."""
     status: Status | None = None
+    """Status of the run: `running`, `finished` or `failed`. Only the service sets `stalled`."""
     training: Training | None = None
+    """Facts about the training that do not belong to one layer."""
     muted_detectors: list[str] | None = None
-    """Takes effect on the findings at once, on the verdict with the next block."""
+    """Ids of detectors whose findings are hidden in this run. The findings change at once, the verdict with the next
+    block."""
     append_layers: list[Layer] | None = None
-    """Layers to add behind those the run has. Existing ones are never reordered."""
+    """Layers to add behind the run's layers, whose order never changes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,47 +163,61 @@ class RunSummary:
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     id: UUID
+    """Id of the run, a UUIDv7."""
     project: str
+    """Name of the project."""
     name: str
+    """Name of the run."""
     status: Status
+    """Status of the run. `stalled` means that a running run has sent nothing for some time."""
     verdict: Verdict
+    """The verdict on the run."""
     score: float
     """Confidence in the verdict, 0 to 1."""
     since_step: int | None
-    """First step of the verdict; null while it is undetermined."""
+    """First step of the verdict. Null while the verdict is undetermined."""
     last_step: int | None
-    """Largest stored step; null before the first."""
+    """The largest stored step. Null before the first step."""
     generation: int
+    """Number of times that the run was rewound."""
     revision: int
+    """Number of changes of the run so far."""
     tags: list[str]
+    """Tags of the run."""
     group: str | None
+    """Name of a group of runs."""
     framework: str | None
+    """Framework and its version, for example `torch 2.13.0`."""
     trainable: str | None
+    """Name of the trainable with which the run can be rerun."""
     created_at: datetime
+    """Time at which the run was created."""
     updated_at: datetime
+    """Time of the last change of the run."""
     parent_id: UUID | None = None
-    """The suspect run, if this is an attempt at a trial of a rerun of it."""
+    """Id of the suspect run, if this run is an attempt at a trial of a rerun."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunDetail(RunSummary):
-    """A run with everything that was said about it."""
+    """A run with its layers, configuration and facts about the training."""
 
     notes: str | None
+    """Notes on the run, as free text."""
     config: dict[str, Any]
+    """Hyperparameters of the run. They may be nested."""
     statistics: list[str]
+    """The statistics that every sampled step carries, in this order."""
     layers: list[Layer]
+    """The layers of the run."""
     training: Training | None
+    """Facts about the training that do not belong to one layer."""
     muted_detectors: list[str] = field(default_factory=list)
-    """The run's own; its project may mute more."""
+    """Ids of detectors whose findings are hidden in this run. The project may mute further detectors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunList:
+class RunList(Page):
     """A page of runs."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
-
     items: list[RunSummary]
-    next_page_token: str | None
-    """Opaque; pass it as `page_token` to read on. Null on the last page."""

@@ -1,7 +1,8 @@
-"""How the classes of the protocol are validated and described: strict numbers, known values, field descriptions.
+"""How pydantic validates and describes the classes of the protocol.
 
-The client decodes into these plain dataclasses with msgspec, which ignores unknown fields. The service validates them
-with pydantic, which refuses unknown fields. Nothing here imports pydantic: `__pydantic_config__` is data.
+The client decodes answers into these plain dataclasses with msgspec, which ignores unknown fields. The service
+validates requests with pydantic, which refuses unknown fields. Nothing here imports pydantic: `SCHEMA` and the methods
+below are the forms in which pydantic reads instructions from foreign classes.
 """
 
 from __future__ import annotations
@@ -17,37 +18,35 @@ from gradmedic.protocol.numbers import NONFINITE_NAMES
 
 
 class OneOf:
-    """The values a string field has today. Documents them in OpenAPI without refusing one that a newer peer adds."""
+    """Annotation that lists the known values of a string field in OpenAPI.
+
+    Other values are accepted, so that a peer of another version may send a new one.
+    """
 
     def __init__(self, *values: str) -> None:
         self.values = values
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> Any:
-        """Add the values to the field's JSON schema (called by pydantic, in the service)."""
+        """Add the values to the field's JSON schema."""
         return {**handler(schema), "enum": list(self.values)}
 
 
-def without_trailing_underscore(name: str) -> str:
-    """Name a field on the wire: `class_` is a Python name for `class`."""
-    return name.rstrip("_")
-
-
-class Strictly:
-    """Nothing of another type becomes a value of this: neither "2" nor true is 2. Pydantic asks it, in the service."""
+class _StrictType:
+    """Annotation that forbids conversion: neither "2" nor true becomes 2."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         """Make the field's validation strict."""
         return {**handler(source), "strict": True}
 
 
-class NumberOnly:
-    """A number or the name of a non-finite one; a float would also be made of "1.5" and of true.
+class _StrictNumber:
+    """Annotation that accepts a number or the name of a non-finite one, but neither "1.5" nor true.
 
-    A block has thousands of them, so the schema is one that pydantic checks without calling Python.
+    A block has thousands of numbers, so pydantic checks this schema without a call of Python.
     """
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        """Try the usual case first (called by pydantic, in the service)."""
+        """Return a schema that tries a finite number first, the most frequent case."""
         named = {"type": "chain", "steps": [{"type": "literal", "expected": list(NONFINITE_NAMES)}, {"type": "float"}]}
         number = {"type": "float", "strict": True}
         is_nullable = type(None) in get_args(source)
@@ -60,40 +59,40 @@ class NumberOnly:
         }
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> Any:
-        """Say of it in OpenAPI what is said of a float."""
+        """Return the JSON schema of a number, to which `http.documentation` adds the non-finite names."""
         has_null = any(choice["type"] == "none" for choice in schema["choices"])
         return {"anyOf": [{"type": "number"}, {"type": "null"}]} if has_null else {"type": "number"}
 
 
-StrictInt = Annotated[int, Strictly()]
+StrictInt = Annotated[int, _StrictType()]
 
 
-StrictBool = Annotated[bool, Strictly()]
+StrictBool = Annotated[bool, _StrictType()]
 
 
-Number = Annotated[float, NumberOnly()]
+Number = Annotated[float, _StrictNumber()]
 
 
-NumberOrNull = Annotated[float | None, NumberOnly()]
-"""A third faster than `Number | None`."""
+NumberOrNull = Annotated[float | None, _StrictNumber()]
+"""A number or null. Validation is a third faster than with `Number | None`."""
 
 
 @cache
 def _field_docstrings(module: str) -> dict[str, dict[str, str]]:
-    """Read what a file says below its fields, by class and by the field's name on the wire."""
+    """Read the docstrings of a module's fields, by class and field."""
     described: dict[str, dict[str, str]] = {}
     for node in ast.parse(inspect.getsource(sys.modules[module])).body:
         if isinstance(node, ast.ClassDef):
             for statement, following in pairwise(node.body):
                 match statement, following:
                     case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                        described.setdefault(node.name, {})[without_trailing_underscore(name)] = inspect.cleandoc(text)
+                        described.setdefault(node.name, {})[name] = inspect.cleandoc(text)
     return described
 
 
 def _describe_fields(schema: dict[str, Any], cls: type) -> None:
-    """Put the fields' docstrings into OpenAPI. Pydantic's `use_attribute_docstrings` would, parsing at every start."""
-    for base in reversed(cls.__mro__):
+    """Add the fields' docstrings to a JSON schema. Pydantic's own `use_attribute_docstrings` parses at every start."""
+    for base in cls.__mro__:
         if base is object:
             continue
         for name, text in _field_docstrings(base.__module__).get(base.__name__, {}).items():
@@ -103,6 +102,5 @@ def _describe_fields(schema: dict[str, Any], cls: type) -> None:
 SCHEMA: dict[str, Any] = {
     "extra": "forbid",
     "json_schema_extra": _describe_fields,
-    "alias_generator": without_trailing_underscore,
 }
-"""How pydantic treats every dataclass of the schema."""
+"""Pydantic's configuration of every class of the protocol."""

@@ -11,23 +11,28 @@ from gradmedic.protocol.verdicts import Verdict
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppendResult:
-    """Answer to a block: what was stored, and what the training loop should know now."""
+    """Answer to a block: the number of stored steps, and the state of the run."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     accepted: int
-    """Steps stored by this request."""
+    """Number of steps that this request stored."""
     ignored: int
-    """Steps that were stored before."""
+    """Number of steps that were stored before this request."""
     last_step: int | None
+    """The largest stored step. Null before the first step."""
     generation: int
+    """Number of times that the run was rewound."""
     revision: int
+    """Number of changes of the run so far."""
     verdict: Verdict
+    """The verdict on the run after this block."""
     since_step: int | None
+    """First step of the verdict. Null while the verdict is undetermined."""
     alerts: list[str]
-    """Summaries of verdict changes that this block caused."""
+    """Summaries of the changes of the verdict that this block caused."""
     stop: bool
-    """The budget of the trial is spent or it was cancelled."""
+    """True if the training must stop: the trial has spent its budget or was cancelled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,52 +42,61 @@ class RunRewind:
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     step: StrictInt
-    """The last step that stays; -1 drops every step."""
+    """The last step that stays. -1 drops every step."""
     generation: StrictInt
-    """The run's generation before this request, so that repeating it rewinds once."""
+    """The generation of the run before this request. With it, a repeated request rewinds only once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewindResult:
-    """Answer to a rewind: how the run stands now."""
+    """Answer to a rewind: the state of the run."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     generation: int
-    """What blocks must carry from now on, where they carry one."""
+    """The new generation of the run. Blocks that carry another generation are refused."""
     last_step: int | None
+    """The largest step that stayed. Null if no step stayed."""
     revision: int
+    """Number of changes of the run so far."""
     verdict: Verdict
+    """The verdict on the run after the rewind."""
     since_step: int | None
+    """First step of the verdict. Null while the verdict is undetermined."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepsAppend:
     """JSON body of `POST /runs/{id}/steps`: consecutive steps of one run, column by column.
 
-    The msgpack form has the same fields, but each of `statistics` is the bytes of a little-endian float32 array
-    `[sampled step, layer]`, and `present` may be given: the bits of a boolean array of that shape, packed with the
-    first element in the lowest bit (`numpy.packbits(..., bitorder="little")`). Values of absent layers are ignored. A
-    series or metric that has a value in every step may also be the bytes of a little-endian float64 array `[step]`.
+    The msgpack form has the same fields, with two differences. Each of `statistics` is the bytes of a little-endian
+    float32 array `[sampled step, layer]`. A field `present` may be added: the bits of a boolean array of that shape,
+    packed with the first element in the lowest bit (`numpy.packbits(..., bitorder="little")`). Values of absent layers
+    are ignored.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     steps: list[StrictInt]
-    """Strictly increasing, each at least 0."""
+    """The numbers of the steps. They increase strictly, and the first is at least 0."""
     generation: StrictInt | None = None
-    """How often the run was rewound; without it, the current generation."""
+    """Number of times that the run was rewound. Null means the current generation."""
     loss: list[NumberOrNull] | None = None
+    """The training loss of each step."""
     learning_rate: list[NumberOrNull] | None = None
+    """The learning rate of each step."""
     time: list[NumberOrNull] | None = None
-    """Seconds since the Unix epoch; must be finite."""
+    """The time of each step in seconds since the Unix epoch. Every time is finite."""
     sampled: list[StrictBool] | None = None
-    """Which steps carry statistics; without it, all do where `statistics` is given, else none."""
+    """True for each step that carries statistics. Null means all steps if `statistics` is given, otherwise none."""
     skipped: list[StrictBool] | None = None
-    """Which steps a loss scaler skipped on purpose."""
+    """True for each step that a loss scaler skipped on purpose."""
     loss_scale: list[NumberOrNull] | None = None
+    """The factor by which a loss scaler multiplied the loss of each step."""
     clip_coefficient: list[NumberOrNull] | None = None
-    """What the script's own clipping multiplied the gradients by; 1 where it left them alone."""
+    """The factor by which the script's own clipping multiplied the gradients of each step. 1 if it did not clip."""
     metrics: dict[str, list[NumberOrNull]] = field(default_factory=dict)
+    """The values of each metric, one for each step, by the metric's name."""
     statistics: dict[str, list[list[NumberOrNull]]] = field(default_factory=dict)
-    """`[sampled step][layer]`; null where the layer was not touched by an optimizer in that step."""
+    """The values of each statistic as `[sampled step][layer]`, by the statistic's name. Null means that no optimizer
+    touched the layer in that step."""

@@ -1,7 +1,6 @@
-"""Which values a parameter of a trainable may have.
+"""Trainables: the commands that may be rerun, and the values that their parameters may have.
 
-One idea: the operator's declaration is checked twice, in the same way: by the service, which answers whoever asks for a
-rerun, and by the worker, which need not trust the service.
+The service checks a value when a rerun is requested. The worker checks it again, because it does not trust the service.
 """
 
 from __future__ import annotations
@@ -16,52 +15,61 @@ PARAMETER_TYPES = ("float", "int", "str", "bool")
 
 
 LONGEST_TIMEOUT = 30 * 86400.0
-"""Seconds that a trial may be given."""
+"""The largest timeout of a trial, in seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainableParameter:
-    """What a rerun may set of a trainable."""
+    """One parameter of a trainable that a rerun may set."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     name: str
-    """Of its placeholder, and of its key in the run's config: dots lead into nested mappings."""
+    """Name of the placeholder in the command and of the key in the run's config. A dot leads into a nested mapping."""
     type: Annotated[str, OneOf(*PARAMETER_TYPES)]
+    """Type of the value."""
     minimum: Number | None = None
+    """The smallest allowed value of a number. Null: no bound."""
     maximum: Number | None = None
+    """The largest allowed value of a number. Null: no bound."""
     choices: list[str] | None = None
-    """Of a `str`, every value that it may have."""
+    """The allowed values of a `str`."""
     default: float | int | str | bool | None = None
-    """Where the run's config has no such key."""
+    """The value if the run's config has no such key."""
     is_optional: StrictBool = False
-    """Whether it may have no value; its argument is then left out."""
+    """True if the parameter may have no value. The command then omits its argument."""
     remedy: str | None = None
-    """The remedy, or the parameter of one (`truncate_backpropagation.time_steps`), that it carries out."""
+    """The remedy that the parameter carries out, or a remedy's parameter that it sets, for example
+    `truncate_backpropagation.time_steps`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trainable:
-    """A command that a worker's operator has allowed to be rerun. The command itself stays with the worker."""
+    """A command that a worker's operator allows to be rerun. The command itself stays with the worker."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     name: str
+    """Name of the trainable."""
     parameters: list[TrainableParameter] = field(default_factory=list)
+    """The parameters that a rerun may set."""
     gpus: StrictInt = 0
+    """Number of GPUs that a trial needs."""
     timeout: Number = 3600.0
-    """Seconds after which a trial of it is ended."""
+    """Number of seconds after which the worker ends a trial."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainablesOffer:
-    """Body of `PUT /trainables`. A worker repeats it every few seconds, as long as it offers them."""
+    """Body of `PUT /trainables`. A worker repeats it every few seconds, as long as it offers the trainables."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     items: list[Trainable]
+    """All trainables that the worker offers now."""
     worker: str | None = None
-    """Name of whoever offers them: what it offered before and no longer does is withdrawn, unless another offers it."""
+    """Name of the worker. A trainable that it offered before and does not offer now is withdrawn, unless another worker
+    offers it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,13 +79,15 @@ class Trainables:
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     items: list[Trainable]
+    """The trainables that workers offer now."""
 
 
 Value = float | int | str | bool | None
+"""A value of a trainable's parameter. None means that an optional parameter has no value."""
 
 
 def value_error(parameter: TrainableParameter, value: Value) -> str | None:
-    """Say what is wrong with a value of a trainable's parameter, None if nothing is.
+    """Return why a value of a trainable's parameter is not allowed, None if it is.
 
     >>> value_error(TrainableParameter(name="lr", type="float", minimum=0.0, maximum=1.0), 2.0)
     'must be from 0 to 1, not 2.0'

@@ -1,4 +1,4 @@
-"""What a worker and the service exchange about a trial."""
+"""Requests and answers between a worker and the service about a trial."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gradmedic.protocol.schema import SCHEMA, Number, OneOf, StrictInt
 from gradmedic.protocol.verdicts import Verdict
 
 RESULT_STATUSES = ("done", "failed", "not_applicable", "lost")
-"""What a worker may say of a trial that has ended; the service knows which it stopped or cancelled."""
+"""Statuses that a worker may report for an ended trial. The service itself sets `stopped` and `cancelled`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,40 +22,50 @@ class TrialClaim:
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     worker: str
-    """Name of whoever asks, for people."""
+    """Name of the worker, for people."""
     trainables: list[str]
-    """Those that it can run now."""
+    """Names of the trainables that the worker can run now."""
     executor: Annotated[str, OneOf(*EXECUTORS)] = EXECUTORS[0]
-    """Of another one than the worker's own machine, an attempt waits until its process redeems a ticket."""
+    """The executor of the worker. With another executor than `local`, the process of the attempt redeems a ticket
+    before it starts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimedTrial:
-    """Answer to a claim: what to run."""
+    """Answer to a claim: the trial that the worker has to run."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     trial_id: UUID
+    """Id of the trial."""
     attempt: int
+    """Number of the attempt, counted from 1."""
     rerun_id: UUID
+    """Id of the rerun."""
     run_id: UUID
-    """Of the attempt: a run of its own, which the script creates."""
+    """Id of the attempt's own run, which the script creates."""
     parent_id: UUID
-    """The suspect run."""
+    """Id of the suspect run."""
     project: str
+    """Name of the project."""
     candidate: int
+    """Position of the candidate in the rerun's `candidates`. 0 is the control."""
     trainable: str
+    """Name of the trainable."""
     parameters: dict[str, float | int | str | bool | None]
+    """The parameters of the trainable."""
     seed: int
+    """The seed of the random generators."""
     remedies: list[Remedy]
+    """The remedies that the SDK applies in the script."""
     steps: int
-    """After which the trial ends."""
+    """Number of steps after which the trial ends."""
     seconds: float
-    """After which it must have ended."""
+    """Number of seconds after which the worker ends the trial."""
     lease_seconds: float
-    """Without a heartbeat for so long, another attempt is made."""
+    """Length of the lease in seconds. After so long without a heartbeat the attempt counts as lost."""
     api_key: str | None = None
-    """That the trial streams with: for its own run alone."""
+    """API key of the attempt. It reaches the attempt's own run only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +75,11 @@ class TrialTicket:
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     attempt: StrictInt
+    """Number of the attempt, counted from 1."""
     ticket: str
-    """In the form of an API key; whoever presents it first, and nobody after, gets what the attempt needs."""
+    """Secret in the form of an API key. It can be exchanged once for what the attempt needs."""
     seconds: Number
-    """For which it is good."""
+    """Number of seconds for which the ticket is valid."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,18 +89,22 @@ class TrialRedemption:
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     attempt: StrictInt
+    """Number of the attempt, counted from 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialLease:
-    """Answer to `GET /trials/{id}/lease` and `POST /trials/{id}/ticket`: whether anybody waits for an attempt."""
+    """Answer to `GET /trials/{id}/lease` and `POST /trials/{id}/ticket`: the lease of an attempt."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     trial_id: UUID
+    """Id of the trial."""
     attempt: int
+    """Number of the attempt, counted from 1."""
     seconds: float
-    """Until the attempt is given up, unless its worker is heard of before; negative once that may happen any time."""
+    """Number of seconds until the lease expires, unless the worker sends a heartbeat before. A negative number means
+    that the lease has expired: the attempt may count as lost at any time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +114,9 @@ class TrialHeartbeat:
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     attempt: StrictInt
+    """Number of the attempt, counted from 1."""
     output: str | None = None
-    """The end of what it has printed, if that changed."""
+    """The end of the script's output. Null if it has not changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,12 +126,15 @@ class HeartbeatResult:
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     stop: bool
-    """End the trial: others are better, or the budget is spent."""
+    """True if the worker must end the trial, because other candidates are better or the budget is spent."""
     reason: str | None
+    """The reason why the worker must end the trial."""
     seconds: float
-    """That it may still take."""
+    """Number of seconds that the trial may still take."""
     step: int | None
+    """The last step of the attempt. Null before the first step."""
     verdict: Verdict
+    """The verdict on the attempt's run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,23 +144,31 @@ class TrialResult:
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     attempt: StrictInt
+    """Number of the attempt, counted from 1."""
     status: Annotated[str, OneOf(*RESULT_STATUSES)]
-    """`lost`: what hosted the process was lost, and nothing can be said of the trial; another attempt is made."""
+    """The way in which the attempt ended. `lost` means that the machine or cluster lost the process. Another attempt
+    follows."""
     reason: str | None = None
-    """Why it failed, was lost, or could not be applied."""
+    """The reason why the trial failed, was lost or could not be applied."""
     exit_code: StrictInt | None = None
+    """Exit code of the process. A negative number is the signal that ended it."""
     output: str | None = None
+    """The end of the script's output."""
     environment: dict[str, str] = field(default_factory=dict)
+    """Versions and device that the attempt used."""
     seconds: Number | None = None
-    """That it took; without it, until the result arrives, which the service's absence may delay."""
+    """Duration of the attempt in seconds. Null means the time until the service receives the result."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialOutput:
-    """Answer to `GET /trials/{id}/output`: the end of what an attempt has printed."""
+    """Answer to `GET /trials/{id}/output`: the end of an attempt's output."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     trial_id: UUID
+    """Id of the trial."""
     attempt: int
+    """Number of the attempt, counted from 1."""
     output: str
+    """The end of the script's output."""

@@ -8,5 +8,8 @@ from gradmedic.protocol.schema import OneOf
 
 VERDICTS = ("undetermined", "healthy", "vanishing", "exploding")
 
+UNHEALTHY_VERDICTS = ("vanishing", "exploding")
+"""The verdicts that mean a failing training."""
+
 
 Verdict = Annotated[str, OneOf(*VERDICTS)]

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from gradmedic.protocol.encoding import to_float32
 from gradmedic.protocol.names import name_error
+from gradmedic.protocol.numbers import MAX_EXACT_INTEGER, to_float32
 from gradmedic.protocol.runs import Layer
 from gradmedic.protocol.statistics import SERIES, STATISTICS
 from gradmedic.recording.draft import UnreadNumber, read_number
@@ -18,9 +18,6 @@ from gradmedic.recording.layers import LayerRegistry
 from gradmedic.recording.measurement import ARRAY_STATISTICS, measure_gradient
 from gradmedic.recording.one_time_warnings import OneTimeWarnings
 from gradmedic.recording.step import Row
-
-LARGEST_STEP = 2**53
-"""Beyond it, JSON readers that hold numbers in float64 would confuse steps; the service takes no larger one."""
 
 Number = Any
 """A Python or numpy number, or a tensor with one element."""
@@ -56,8 +53,8 @@ class ArgumentReader:
         if number <= last_step or number < 0:
             self._warn("step order", f"step {number} is left out: it does not follow step {last_step}")
             return None
-        if number > LARGEST_STEP:
-            self._warn("step size", f"step {number} is left out: steps end at {LARGEST_STEP}")
+        if number > MAX_EXACT_INTEGER:
+            self._warn("step size", f"step {number} is left out: steps end at {MAX_EXACT_INTEGER}")
             return None
         return number
 

@@ -71,7 +71,9 @@ class RunDescriber:
         self._lock = threading.Lock()
 
     def _describe(self, trainings: Iterable[Training | None], dropped_steps: int) -> RunCreate:
-        statistics = self._statistics or _first(each.statistics for each in self._instrumentations)
+        statistics = self._statistics or _first(
+            instrumentation.statistics for instrumentation in self._instrumentations
+        )
         training = _merge([training for training in trainings if training is not None])
         if dropped_steps:
             training = dataclasses.replace(training or Training(), dropped_steps=dropped_steps)

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-ARRAY_STATISTICS = ("grad_norm", "grad_abs_max", "grad_mean", "grad_zero_fraction", "nonfinite_count")
+from gradmedic.protocol.statistics import StatisticKind, statistics_of
+
+ARRAY_STATISTICS = statistics_of(StatisticKind.GRADIENT)
 """The statistics that `measure_gradient` returns, in order."""
 
 

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad
 
-NORM_EPSILON = 1e-6
-"""Added to a norm before a limit is divided by it, as in `torch.nn.utils.clip_grad_norm_`."""
+from gradmedic.protocol.numbers import CLIP_EPSILON
 
 
 class ClippingObserver(Protocol):
@@ -53,7 +52,7 @@ def remove_clipping_observer(observer: ClippingObserver) -> None:
 
 def clip_coefficient(max_norm: float | Tensor, norm: Tensor) -> Tensor:
     """Return the factor, at most 1, that brings gradients of norm `norm` to at most `max_norm`."""
-    return torch.clamp(max_norm / (norm + NORM_EPSILON), max=1.0)
+    return torch.clamp(max_norm / (norm + CLIP_EPSILON), max=1.0)
 
 
 def _wrap_all() -> None:
@@ -94,4 +93,4 @@ def _wrap(original: Callable[..., Any], read_coefficient: Callable[..., Tensor |
 def _read_coefficient(max_norm: float, total_norm: Tensor, foreach: bool | None = None) -> Tensor:  # noqa: ARG001
     """Return what `_clip_grads_with_norm_` multiplies by; the arguments are the same."""
     with torch.no_grad():  # the formula once more, not a call of `clip_coefficient`: this runs at each step
-        return torch.clamp(float(max_norm) / (total_norm + NORM_EPSILON), max=1.0)
+        return torch.clamp(float(max_norm) / (total_norm + CLIP_EPSILON), max=1.0)

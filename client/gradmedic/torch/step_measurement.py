@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradmedic.protocol.encoding import to_float32
+from gradmedic.protocol.numbers import to_float32
 from gradmedic.recording.instrumentation import Measurement
 from gradmedic.recording.step import Row
 from gradmedic.torch.columns import NONFINITE_COUNT

@@ -30,9 +30,9 @@ from gradmedic.torch.columns import (
     ACTIVATION_COLUMNS,
     ACTIVATION_STATISTICS,
     GRADIENT_COLUMNS,
-    UPDATE_NORM_COLUMN,
+    UPDATE_COLUMNS,
     WATCHED_STATISTICS,
-    WEIGHT_NORM_COLUMN,
+    WEIGHT_COLUMNS,
 )
 from gradmedic.torch.distributed import Sharding, process_count, process_rank
 from gradmedic.torch.first_batch import FirstBatch, describe_training, precision_of
@@ -376,12 +376,12 @@ class Watch:
             if not rows:
                 continue
             touched = [group[row] for row in rows]
-            update.measurement.add(touched, WEIGHT_NORM_COLUMN, update_measurement.weight_norms, np.array(rows))
+            update.measurement.add(touched, WEIGHT_COLUMNS, update_measurement.weight_norms, np.array(rows))
             if self._activation_meter is not None:
                 shares = self._activation_meter.read([watched.parameter for watched in touched])
                 update.measurement.add(touched, ACTIVATION_COLUMNS, shares)
             for measured_rows, norms in update_measurement.finish(rows):
-                update.measurement.add([group[row] for row in measured_rows], UPDATE_NORM_COLUMN, norms)
+                update.measurement.add([group[row] for row in measured_rows], UPDATE_COLUMNS, norms)
 
     def _add_reduced_statistics(self, sharding: Sharding, update: _OptimizerUpdate, *, is_known: bool) -> None:
         """Compute the statistics of whole layers, together with the other processes, and add them."""

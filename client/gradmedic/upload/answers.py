@@ -8,12 +8,11 @@ from uuid import UUID
 
 from gradmedic.exceptions import GradmedicError
 from gradmedic.protocol.steps import AppendResult
+from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
 from gradmedic.recording.events import ClippingAdvised, Event, StopRequested, VerdictEvent
 from gradmedic.transport.http import Service
 
 logger = logging.getLogger("gradmedic")
-
-UNHEALTHY = ("vanishing", "exploding")
 
 
 class AnswerReader:
@@ -45,7 +44,7 @@ class AnswerReader:
         self._verdict = answer.verdict
         since = "" if answer.since_step is None else f" since step {answer.since_step}"
         summary = " ".join(answer.alerts) or f"The verdict is {answer.verdict}{since}."
-        if answer.verdict in UNHEALTHY:
+        if answer.verdict in UNHEALTHY_VERDICTS:
             logger.warning("gradmedic: %s See %s", summary, self._url)
             if self.may_clip and (max_norm := self._find_max_norm()) is not None:
                 self._events.append(ClippingAdvised(max_norm))

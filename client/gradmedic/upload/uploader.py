@@ -121,8 +121,9 @@ class Uploader:
     def start(self) -> None:
         """Start the thread, unless it runs or has nothing to do."""
         if self._thread is None and self._service is not None and not self.is_closed:
-            self._thread = threading.Thread(target=self._run, name="gradmedic-uploader", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="gradmedic-uploader", daemon=True)
+            thread.start()
+            self._thread = thread
 
     def append(self, entry: Entry, *, is_urgent: bool) -> None:
         """Put an entry into the outbox. An urgent one is sent at once, with all that come before it."""
@@ -168,6 +169,8 @@ class Uploader:
         """Send what is left and the final status within `timeout` seconds; return whether that succeeded."""
         with contextlib.suppress(RuntimeError):  # the interpreter ends and starts no threads any more
             self.start()
+        if self._thread is None:
+            timeout = 0.0
         with self._changed:
             if not self.is_closed:
                 self._outbox.write_final_status(status, self._describe())

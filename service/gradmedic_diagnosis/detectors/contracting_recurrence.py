@@ -1,72 +1,77 @@
-"""Vanishing through time: a recurrent matrix that shrinks every signal, and a loss that never moved."""
+"""Vanishing through time: a recurrent matrix shrinks every signal, and the loss never moved."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 
-from gradmedic_diagnosis.detectors.base import Detector, Episode, Moment
-from gradmedic_diagnosis.measurements import Architecture, Measurements
+from gradmedic_diagnosis.architecture import Architecture
+from gradmedic_diagnosis.detectors.base import STUCK_PATIENCE, UNMOVED_SHARE, Detector, FindingState
+from gradmedic_diagnosis.detectors.step_view import StepView
+from gradmedic_diagnosis.measurements import Measurements
 
 CONTRACTION = 0.7
-"""Per-step factor (typical singular value times the activation's largest slope) below which a signal loses a decade in
-seven steps. A factor below 1 is sufficient to vanish (Pascanu et al. 2013, section 2.1)."""
-PATIENCE = 120
-"""Steps of the run before a stuck loss speaks."""
-NEVER_MOVED = 0.1
-"""The loss has fallen by less than this share of its start; or, under a strong contraction, ..."""
+"""Factor per time step (typical singular value times the activation's largest slope) below which a signal loses a
+decade in seven time steps. A factor below 1 is sufficient for vanishing (Pascanu et al. 2013, section 2.1)."""
 STRONG_CONTRACTION = 0.5
-"""... it fell at first only, to what the last few inputs tell."""
+"""Factor per time step below which a loss that fell only at first counts as evidence, too: it fell as far as the last
+few inputs allow."""
+STRENGTH = 0.75
 
 
 class ContractingRecurrence(Detector):
-    """Weight gradients look moderate, since the last time steps feed them; only the recurrent matrix gives it away."""
+    """A recurrent matrix whose factor per time step is small, while the loss is stuck.
+
+    The gradients of the weights look moderate, since they come from the last time steps. Only the matrix itself shows
+    that nothing arrives from earlier ones.
+    """
 
     id = "contracting_recurrence"
     verdict = "vanishing"
-    remembered = ("since", "norms")
+    stored_keys: ClassVar[Mapping[str, str]] = {"since_step": "since", "weight_norms": "norms"}
 
     def __init__(self) -> None:
         super().__init__()
-        self.since: int | None = None
-        self.norms: list[float] = []
+        self.since_step: int | None = None
+        self.weight_norms: list[float] = []
         """Last known weight norm of each recurrent matrix; NaN where there is none."""
 
-    def applies(self, architecture: Architecture, measurements: Measurements) -> bool:  # noqa: ARG002 (the base's)
-        """Only where there is a plain recurrent matrix."""
+    def is_applicable(self, architecture: Architecture, measurements: Measurements) -> bool:  # noqa: ARG002 (the base's)
+        """Return whether there is a plain recurrent matrix."""
         return bool(architecture.recurrent)
 
-    def observe(self, moment: Moment) -> None:
-        """Estimate the per-step factor from the matrix's norm: its Frobenius norm over the root of its rank."""
-        if moment.row is None or moment.is_multi_stream:
+    def observe(self, view: StepView) -> None:
+        """Estimate the factor per time step from the matrix's Frobenius norm over the square root of its rank."""
+        if view.row is None or view.has_several_streams:
             return
-        layers = list(moment.architecture.recurrent)
-        norms = moment.measurements.weight_norm[moment.row, layers]
-        known = np.isfinite(norms) & moment.measurements.present[moment.row, layers]
-        norms = np.where(known, norms, [*self.norms, *[np.nan] * (len(layers) - len(self.norms))])
-        self.norms = norms.tolist()
-        side = np.sqrt(moment.architecture.sqrt_numel[layers])
-        factors = norms / side * moment.architecture.recurrent_slope[layers]
+        layers = list(view.architecture.recurrent)
+        norms = view.measurements.weight_norm[view.row, layers]
+        is_known = np.isfinite(norms) & view.measurements.present[view.row, layers]
+        norms = np.where(is_known, norms, [*self.weight_norms, *[np.nan] * (len(layers) - len(self.weight_norms))])
+        self.weight_norms = norms.tolist()
+        side = np.sqrt(view.architecture.sqrt_numel[layers])
+        factors = norms / side * view.architecture.largest_slope[layers]
         if not np.isfinite(factors).all() or float(factors.max()) >= CONTRACTION:
-            self.since = None
-            self.close(moment.step)
+            self.since_step = None
+            self.close_finding(view.step)
             return
-        if self.since is None:
-            self.since = moment.step
-        progress = moment.progress
-        never_moved = progress.count >= PATIENCE and progress.fallen < NEVER_MOVED
-        holds = never_moved or (float(factors.max()) < STRONG_CONTRACTION and progress.fell_at_first_only())
-        if not self.speak_while_stuck(moment, 0.75, holds=holds):
-            self.close(moment.step)
+        if self.since_step is None:
+            self.since_step = view.step
+        factor, progress = float(factors.max()), view.progress
+        has_never_moved = progress.count >= STUCK_PATIENCE and progress.fallen_share < UNMOVED_SHARE
+        has_evidence = has_never_moved or (factor < STRONG_CONTRACTION and progress.fell_only_at_first())
+        if not self.update_strength_while_stuck(view, STRENGTH, has_evidence=has_evidence):
+            self.close_finding(view.step)
         else:
-            evidence = {"factor_per_time_step": float(factors.max()), "loss_fallen": progress.fallen}
-            self.open(moment.step, "critical", layers, evidence, since=self.since)
+            evidence = {"factor_per_time_step": factor, "loss_fallen": progress.fallen_share}
+            self.update_finding(view.step, "critical", layers, evidence, since=self.since_step)
 
-    def explain(self, episode: Episode, names: Sequence[str]) -> str:
-        """Give the factor per time step."""
-        factor = episode.evidence["factor_per_time_step"]
+    def explain(self, finding: FindingState, layers: Sequence[str]) -> str:
+        """Explain the factor per time step."""
+        factor = finding.evidence["factor_per_time_step"]
         return (
-            f"{names[0]} shrinks gradients to about {factor:.2g} of their size per time step, so that "
-            f"nothing older than a few steps is learned, and the loss is stuck."
+            f"{layers[0]} shrinks gradients to about {factor:.2g} of their size per time step. "
+            f"Nothing older than a few time steps is learned, and the loss is stuck."
         )

@@ -3,92 +3,100 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 
-from gradmedic_diagnosis.detectors.base import Detector, Episode, Moment, rank
-from gradmedic_diagnosis.progress import History
+from gradmedic_diagnosis.detectors.base import STUCK_PATIENCE, Detector, FindingState
+from gradmedic_diagnosis.detectors.step_view import StepView, rank_layers
+from gradmedic_diagnosis.series_history import SeriesHistory
 
 GAP_DECADES = 1.5
 """Decades between the strongest weight matrix and the typical one on the input side. Networks that train have up to
-about one (residual, normalized, well initialized); a gap alone is no verdict, since some train with two."""
+about one (residual, normalized, well initialized). A gap alone supports no verdict, since some networks train with
+two."""
 LARGE_GAP_DECADES = 3.0
-"""Three decades end to end (|slope| x depth beyond ln 1000) leave the early layers out of training."""
-PATIENCE = 120
+"""Three decades from end to end (|slope| x depth beyond ln 1000) exclude the early layers from training."""
 LARGE_GAP_PATIENCE = 60
-"""Steps of the run before a stuck loss and a (large) gap together speak: many healthy runs begin with a plateau."""
-CLOSING = 0.3
-"""A gap of less than three decades that has narrowed by this much over the later half of the run is about to let the
-loss fall."""
-LEARNED = 0.5
-"""A run that lost half of its starting loss learns through its layers, whatever they look like ..."""
-LEARNED_DESPITE_LARGE_GAP = 0.9
-"""... unless the gap is large: an output bias alone takes a loss from its start to that of a constant predictor, soon
-and for good. A loss that fell at first only is held against it whatever it has lost."""
-CLOSED = 0.5
-"""Decades to which the gap must close before a verdict is taken back while the loss is stuck."""
+"""Losses of the run before a stuck loss and a large gap together support a verdict."""
+CLOSING_DECADES = 0.3
+"""A gap of less than `LARGE_GAP_DECADES` that has narrowed by this much over the later half of the run is closing: the
+loss is about to fall."""
+LEARNED_SHARE = 0.5
+"""A run whose loss fell by this share of its start learns through its layers, whatever their gradients are ..."""
+LEARNED_SHARE_LARGE_GAP = 0.9
+"""... unless the gap is large. Then an output bias alone can take the loss from its start to that of a constant
+predictor, early and for good. A loss that fell only at first is evidence, however far it fell."""
+CLOSED_DECADES = 0.5
+"""Decades to which the gap must close before a verdict is withdrawn while the loss is stuck."""
+STRENGTH = 0.8
+LARGE_GAP_STRENGTH = 0.9
 
 
 class DepthGap(Detector):
-    """The input side's gradients are decades below the strongest, and the loss is stuck."""
+    """The input side's gradients are decades below the strongest ones, and the loss is stuck."""
 
     id = "depth_gap"
     verdict = "vanishing"
-    remembered = ("since", "history")
+    stored_keys: ClassVar[Mapping[str, str]] = {"since_step": "since", "gap_history": "history"}
 
     def __init__(self) -> None:
         super().__init__()
-        self.since: int | None = None
-        self.history = History()
+        self.since_step: int | None = None
+        self.gap_history = SeriesHistory()
 
-    def observe(self, moment: Moment) -> None:
-        """Read the gap, then ask whether the loss is stuck."""
-        if moment.row is None or math.isnan(moment.gap):
+    def observe(self, view: StepView) -> None:
+        """Compare the gap with its thresholds, and check whether the loss is stuck."""
+        if view.row is None or math.isnan(view.depth_gap):
             return
-        self.history.add(moment.gap)
-        if moment.gap < (CLOSED if self.signal else GAP_DECADES):
-            self.since = None
-            self.close(moment.step)
+        self.gap_history.add(view.depth_gap)
+        if view.depth_gap < (CLOSED_DECADES if self.strength else GAP_DECADES):
+            self.since_step = None
+            self.close_finding(view.step)
             return
-        if self.since is None:
-            self.since = moment.step
-        is_large = moment.gap >= LARGE_GAP_DECADES
-        self.speak_while_stuck(moment, 0.9 if is_large else 0.8, holds=self._holds(moment, is_large=is_large))
-        if self.signal or is_large:
-            level = moment.depth.smooth[moment.row].copy()
-            level[~moment.architecture.is_path] = np.nan
-            layers = self.episode.layers if self.is_open and self.episode else rank(level, largest_first=False)
+        if self.since_step is None:
+            self.since_step = view.step
+        is_large = view.depth_gap >= LARGE_GAP_DECADES
+        self.update_strength_while_stuck(
+            view,
+            LARGE_GAP_STRENGTH if is_large else STRENGTH,
+            has_evidence=self._has_evidence(view, is_large=is_large),
+        )
+        if self.strength or is_large:
+            level = view.depth_profile.smoothed_log_rms[view.row].copy()
+            level[~view.architecture.is_path] = np.nan
             evidence = {
-                "gap_decades": moment.gap,
+                "gap_decades": view.depth_gap,
                 "weakest_log10_rms": float(np.nanmin(level)),
                 "strongest_log10_rms": float(np.nanmax(level)),
-                "loss_fallen": moment.progress.fallen,
+                "loss_fallen": view.progress.fallen_share,
             }
-            self.open(moment.step, "critical" if self.signal else "note", layers, evidence, since=self.since)
+            severity = "critical" if self.strength else "note"
+            layers = rank_layers(level, largest_first=False)
+            self.update_finding(view.step, severity, layers, evidence, since=self.since_step)
 
-    def _holds(self, moment: Moment, *, is_large: bool) -> bool:
-        """Whether the run is old enough, given the gap, and has not learned in spite of it."""
-        progress = moment.progress
-        if moment.is_multi_stream:
+    def _has_evidence(self, view: StepView, *, is_large: bool) -> bool:
+        """Whether the run is old enough for the gap, and has not learned in spite of it."""
+        progress = view.progress
+        if view.has_several_streams:
             return False
         if is_large:
             # A gap down to exactly zero may be a backbone that the script froze: then only an unmoved loss counts.
-            learned = LEARNED if moment.dead_share > 0 else LEARNED_DESPITE_LARGE_GAP
-            patience = LARGE_GAP_PATIENCE if progress.fallen < LEARNED else PATIENCE
-            fell_by_bias_alone = moment.dead_share == 0 and progress.fell_at_first_only()
-            return progress.count >= patience and (progress.fallen < learned or fell_by_bias_alone)
-        if progress.count < PATIENCE or progress.fallen >= LEARNED:
+            learned_share = LEARNED_SHARE if view.dead_share > 0 else LEARNED_SHARE_LARGE_GAP
+            patience = LARGE_GAP_PATIENCE if progress.fallen_share < LEARNED_SHARE else STUCK_PATIENCE
+            fell_by_bias_alone = view.dead_share == 0 and progress.fell_only_at_first()
+            return progress.count >= patience and (progress.fallen_share < learned_share or fell_by_bias_alone)
+        if progress.count < STUCK_PATIENCE or progress.fallen_share >= LEARNED_SHARE:
             return False
-        return moment.gap >= self.history.mean(0.5, 0.75)[0] - CLOSING
+        return view.depth_gap >= self.gap_history.mean(0.5, 0.75)[0] - CLOSING_DECADES
 
-    def explain(self, episode: Episode, names: Sequence[str]) -> str:
-        """Give the gap and what the loss did meanwhile."""
-        evidence = episode.evidence
-        where = f", weakest in {names[0]}" if names else ""
-        stuck = " while the loss is stuck" if episode.severity == "critical" else ""
-        gap = evidence["gap_decades"]
+    def explain(self, finding: FindingState, layers: Sequence[str]) -> str:
+        """Explain the gap, and how far the loss fell."""
+        evidence = finding.evidence
+        where = f", weakest in {layers[0]}" if layers else ""
+        stuck = " while the loss is stuck" if finding.severity == "critical" else ""
         return (
-            f"Gradients on the input side are 10^{gap:.1f} times smaller than at the strongest layer"
-            f"{where}{stuck} (it fell by {max(0.0, evidence['loss_fallen']):.0%} since the start)."
+            f"Gradients on the input side are 10^{evidence['gap_decades']:.1f} times smaller than at the strongest "
+            f"layer{where}{stuck} (it fell by {max(0.0, evidence['loss_fallen']):.0%} since the start)."
         )

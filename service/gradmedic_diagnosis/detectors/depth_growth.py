@@ -3,50 +3,53 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 
-from gradmedic_diagnosis.detectors.base import Detector, Episode, Moment, rank
+from gradmedic_diagnosis.detectors.base import Detector, FindingState
+from gradmedic_diagnosis.detectors.step_view import StepView, rank_layers
 
 GROWTH_DECADES = 3.0
-"""Decades by which the strongest input-side matrix stands above the typical output-side one: ln 1000 end to end, as for
-attenuation (Schoenholz et al. 2017: chi above 1)."""
+"""Decades of the strongest matrix on the input side above the typical one on the output side: ln 1000 from end to end,
+as for attenuation (Schoenholz et al. 2017: chi above 1)."""
 PERSISTENCE = 20
-"""Sampled steps running."""
+"""Consecutive sampled steps with such a growth before there is a finding."""
 
 
 class DepthGrowth(Detector):
-    """Backpropagation amplifies: a warning of the explosion to come, no verdict, since clipping may hold it."""
+    """Backpropagation amplifies gradients. A warning only: clipping may prevent the explosion."""
 
     id = "depth_growth"
     verdict = "exploding"
-    remembered = ("running", "since")
+    stored_keys: ClassVar[Mapping[str, str]] = {"consecutive_steps": "running", "since_step": "since"}
 
     def __init__(self) -> None:
         super().__init__()
-        self.running = 0
-        self.since = 0
+        self.consecutive_steps = 0
+        self.since_step = 0
 
-    def observe(self, moment: Moment) -> None:
+    def observe(self, view: StepView) -> None:
         """Compare the input side with the output side."""
-        if moment.row is None or math.isnan(moment.input_excess):
+        if view.row is None or math.isnan(view.depth_growth):
             return
-        if moment.input_excess < GROWTH_DECADES:
-            self.running = 0
-            self.close(moment.step)
+        if view.depth_growth < GROWTH_DECADES:
+            self.consecutive_steps = 0
+            self.close_finding(view.step)
             return
-        if self.running == 0:
-            self.since = moment.step
-        self.running += 1
-        if self.running >= PERSISTENCE:
-            level = np.where(moment.architecture.is_path, moment.depth.smooth[moment.row], np.nan)
-            self.open(moment.step, "warning", rank(level), {"growth_decades": moment.input_excess}, since=self.since)
+        if self.consecutive_steps == 0:
+            self.since_step = view.step
+        self.consecutive_steps += 1
+        if self.consecutive_steps >= PERSISTENCE:
+            level = np.where(view.architecture.is_path, view.depth_profile.smoothed_log_rms[view.row], np.nan)
+            evidence = {"growth_decades": view.depth_growth}
+            self.update_finding(view.step, "warning", rank_layers(level), evidence, since=self.since_step)
 
-    def explain(self, episode: Episode, names: Sequence[str]) -> str:
-        """Give the factor and the strongest layer."""
-        decades = episode.evidence["growth_decades"]
+    def explain(self, finding: FindingState, layers: Sequence[str]) -> str:
+        """Explain the factor, and name the strongest layer."""
+        decades = finding.evidence["growth_decades"]
         return (
             f"Gradients on the input side are 10^{decades:.1f} times larger than on the output "
-            f"side, most in {names[0]}: backpropagation amplifies them layer by layer."
+            f"side, most in {layers[0]}: backpropagation amplifies them layer by layer."
         )

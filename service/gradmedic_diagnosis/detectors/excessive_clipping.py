@@ -3,83 +3,88 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
-from gradmedic_diagnosis.detectors.base import Detector, Episode, Moment
+from gradmedic_diagnosis.detectors.base import UNMOVED_SHARE, Detector, FindingState
+from gradmedic_diagnosis.detectors.step_view import StepView
+from gradmedic_diagnosis.measurements import HEALTHY_UPDATE_RATIO
 
-TIGHT = 0.01
-"""Share of the gradient that reaches the optimizer below which clipping decides everything: a useful threshold is 0.5
-to 10 times the average norm (Pascanu et al. 2013, section 3.2), fifty times what this is."""
-STARVED_RATIO = 1e-5
-"""Network-wide update over weight below the practical band of 1e-5 to 1e-2."""
+TIGHT_SHARE = 0.01
+"""Share of the gradient that reaches the optimizer, below which clipping decides the update. A useful bound is 0.5 to
+10 times the average norm (Pascanu et al. 2013, section 3.2): it leaves fifty times this share."""
+STARVED_UPDATE_RATIO = 1e-5
+"""Network-wide update over weight at the lower end of the practical band, 1e-5 to 1e-2."""
 HORIZON = 20
-"""Sampled steps that the share is averaged over."""
+"""Sampled steps over which the share is averaged."""
 PATIENCE = 100
-"""Steps of the run before a stuck loss speaks."""
-NEVER_MOVED = 0.1
-"""The loss has fallen by less than this share of its start."""
+"""Losses of the run before a stuck loss counts."""
+STRENGTH = 0.85
 
 
 class ExcessiveClipping(Detector):
-    """Almost nothing of the gradient is left after clipping, the updates starve, and the loss never moved.
+    """Clipping leaves almost nothing of the gradient, the updates are tiny, and the loss never moved.
 
-    The share that is left is the script's clip coefficient where the client saw it; otherwise the update over learning
-    rate times gradient, which no optimizer makes small: SGD has 1, momentum more, and Adam's steps do not shrink with
-    the gradient.
+    The share that is left is the script's clip coefficient where the client saw it. Otherwise it is the update over
+    learning rate times gradient. No optimizer makes that small: SGD has 1, momentum more, and the steps of Adam do not
+    shrink with the gradient.
     """
 
     id = "excessive_clipping"
     verdict = "vanishing"
-    remembered = ("log_share", "count", "since")
+    stored_keys: ClassVar[Mapping[str, str]] = {"log_share_left": "log_share", "count": "count", "since_step": "since"}
 
     def __init__(self) -> None:
         super().__init__()
-        self.log_share = 0.0
+        self.log_share_left = 0.0
+        """Average of log10 of the share of the gradient that is left."""
         self.count = 0
-        self.since = 0
+        """Number of values in the average."""
+        self.since_step = 0
 
-    def observe(self, moment: Moment) -> None:
-        """Average the share of the gradient that is left and compare it with what training needs."""
-        if moment.row is None or moment.is_multi_stream:
+    def observe(self, view: StepView) -> None:
+        """Average the share of the gradient that is left, and check whether the loss is stuck."""
+        if view.row is None or view.has_several_streams:
             return
-        if not moment.ratio < STARVED_RATIO:
+        if not view.update_ratio < STARVED_UPDATE_RATIO:
             self.count = 0
-            self.since = moment.step + 1
-            self.close(moment.step)
+            self.since_step = view.step + 1
+            self.close_finding(view.step)
             return
-        share = self._share(moment)
-        if not 0 < share < math.inf:
+        share_left = self._estimate_share_left(view)
+        if not 0 < share_left < math.inf:
             return
         self.count += 1
-        self.log_share += (math.log10(share) - self.log_share) / min(self.count, HORIZON)
-        if self.log_share >= math.log10(TIGHT):
-            self.since = moment.step + 1
-            self.close(moment.step)
+        self.log_share_left += (math.log10(share_left) - self.log_share_left) / min(self.count, HORIZON)
+        if self.log_share_left >= math.log10(TIGHT_SHARE):
+            self.since_step = view.step + 1
+            self.close_finding(view.step)
             return
-        progress = moment.progress
+        progress = view.progress
         if progress.count < PATIENCE:
             return
-        speaks = self.speak_while_stuck(moment, 0.85, holds=progress.fallen < NEVER_MOVED)
+        has_evidence = progress.fallen_share < UNMOVED_SHARE
+        is_critical = self.update_strength_while_stuck(view, STRENGTH, has_evidence=has_evidence)
         evidence = {
-            "share_of_gradient_left": 10**self.log_share,
-            "update_to_weight": moment.ratio,
-            "gradient_norm": moment.gradient,
+            "share_of_gradient_left": 10**self.log_share_left,
+            "update_to_weight": view.update_ratio,
+            "gradient_norm": view.gradient_norm,
         }
-        self.open(moment.step, "critical" if speaks else "warning", [], evidence, since=self.since)
+        self.update_finding(view.step, "critical" if is_critical else "warning", [], evidence, since=self.since_step)
 
     @staticmethod
-    def _share(moment: Moment) -> float:
-        if not math.isnan(moment.clip_coefficient):
-            return moment.clip_coefficient
-        expected = abs(moment.learning_rate) * moment.gradient
-        return moment.ratio * moment.weight / expected if expected > 0 else math.nan
+    def _estimate_share_left(view: StepView) -> float:
+        if not math.isnan(view.clip_coefficient):
+            return view.clip_coefficient
+        unclipped = abs(view.learning_rate) * view.gradient_norm
+        return view.update_ratio * view.weight_norm / unclipped if unclipped > 0 else math.nan
 
-    def explain(self, episode: Episode, names: Sequence[str]) -> str:
-        """Give what is left of the gradient and what the updates are; clipping has no layer of its own."""
-        del names
-        evidence = episode.evidence
+    def explain(self, finding: FindingState, layers: Sequence[str]) -> str:
+        """Explain what is left of the gradient and how small the updates are. Clipping has no layer of its own."""
+        del layers
+        evidence = finding.evidence
         return (
             f"Clipping leaves {evidence['share_of_gradient_left']:.1g} of a gradient whose norm is "
             f"{evidence['gradient_norm']:.2g}, so that an update changes the weights by "
-            f"{evidence['update_to_weight']:.1g} of their size (healthy: about 0.001)."
+            f"{evidence['update_to_weight']:.1g} of their size (healthy: about {HEALTHY_UPDATE_RATIO:g})."
         )

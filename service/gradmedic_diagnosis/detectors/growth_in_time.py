@@ -1,87 +1,105 @@
-"""Gradients that grow from step to step, before the loss is lost."""
+"""Gradients that grow from step to step, before the loss blows up."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
-from gradmedic_diagnosis.detectors.base import Detector, Episode, Moment
-from gradmedic_diagnosis.report import Severity
+from gradmedic_diagnosis.detectors.base import Detector, FindingState
+from gradmedic_diagnosis.detectors.loss_divergence import REPLACING_UPDATE_RATIO
+from gradmedic_diagnosis.detectors.step_view import StepView
 
 GROWTH_DECADES = 1.0
-"""Median growth of the layers above their own baselines that is worth a finding (an order of magnitude)."""
-REACH_RATIO = 0.3
-"""Network-wide update over weight from which growing gradients are about to destroy the weights."""
-OVERWRITE_RATIO = 10.0
-"""An update ten times the weights, by gradients that have grown, needs no persistence: nothing of the network before is
-left."""
+"""Median growth of the layers above their own baselines from which there is a finding: an order of magnitude."""
 PERSISTENCE = 3
-"""Sampled steps running for a finding; a spike of one or two batches is not growth."""
-REACH_PERSISTENCE = 4
-"""Sampled steps running, with updates of that size, for a verdict: networks have survived three."""
-BLIND_DECADES = 3.0
-BLIND_PERSISTENCE = 10
-"""Where no update and weight norms are sent, growth alone must be this large for this many sampled steps running."""
+"""Consecutive sampled steps before there is a finding: a spike of one or two batches is no growth."""
+DANGEROUS_UPDATE_RATIO = 0.3
+"""Network-wide update over weight from which growing gradients are about to destroy the weights."""
+DANGEROUS_PERSISTENCE = 4
+"""Consecutive sampled steps with such updates that support a verdict: networks have survived three. A single update of
+`REPLACING_UPDATE_RATIO` supports it at once."""
+UNWEIGHTED_GROWTH_DECADES = 3.0
+UNWEIGHTED_PERSISTENCE = 10
+"""Where no weight and update norms are sent, the growth alone must be `UNWEIGHTED_GROWTH_DECADES` for this many
+consecutive sampled steps."""
+LOSS_RISE = 2.0
+"""The loss, where there is one, must be this many times its reference."""
 CALM_STEPS = 20
-"""Sampled steps below the threshold, with the loss back, after which a verdict is taken back."""
-LOSS_RISES = 2.0
-"""Factor over its reference by which the loss must have risen along, where there is one."""
+"""Consecutive sampled steps below the threshold, with the loss back, after which a verdict is withdrawn."""
+STRENGTH = 0.8
 
 
 class GrowthInTime(Detector):
-    """The typical layer's gradient stands a decade or more above its baseline, step after step.
+    """The typical layer's gradient is a decade or more above its baseline for several steps.
 
-    Alone this is a finding. It speaks for a verdict when the updates are of the order of the weights and the loss
-    rises with it: then the weights are being lost.
+    Growth alone is a finding. It supports a verdict when the updates are of the order of the weights and the loss
+    rises, too: then the network loses what it has learned.
     """
 
     id = "growth_in_time"
     verdict = "exploding"
-    remembered = ("running", "since", "start_level", "reaching", "blind", "calm")
+    stored_keys: ClassVar[Mapping[str, str]] = {
+        "grown_steps": "running",
+        "since_step": "since",
+        "start_growth": "start_level",
+        "dangerous_steps": "reaching",
+        "unweighted_steps": "blind",
+        "calm_steps": "calm",
+    }
 
     def __init__(self) -> None:
         super().__init__()
-        self.running = 0
-        self.since = 0
-        self.start_level = 0.0
-        self.reaching = 0
-        self.blind = 0
-        self.calm = 0
+        self.grown_steps = 0
+        """Consecutive sampled steps with grown gradients."""
+        self.since_step = 0
+        self.start_growth = 0.0
+        """Growth in decades on the first of them."""
+        self.dangerous_steps = 0
+        """Consecutive sampled steps that also have dangerous updates and a risen loss."""
+        self.unweighted_steps = 0
+        """Consecutive sampled steps with a large growth and no weight norms."""
+        self.calm_steps = 0
 
-    def observe(self, moment: Moment) -> None:
-        """Compare each layer with its own past."""
-        if moment.row is None or moment.skipped or not moment.has_row:
+    def observe(self, view: StepView) -> None:
+        """Compare the gradients with their baselines, the updates with the weights, and the loss with its reference."""
+        if view.row is None or view.is_skipped or not view.has_statistics:
             return
-        typical = moment.typical_growth
-        if typical < GROWTH_DECADES:
-            self.running = self.reaching = self.blind = 0
-            is_back = math.isnan(moment.excess) or moment.excess < LOSS_RISES
-            self.calm = self.calm + 1 if is_back else 0
-            if not self.signal or self.calm >= CALM_STEPS:
-                self.close(moment.step)
+        growth = view.typical_growth
+        if growth < GROWTH_DECADES:
+            self.grown_steps = self.dangerous_steps = self.unweighted_steps = 0
+            is_loss_back = math.isnan(view.loss_ratio) or view.loss_ratio < LOSS_RISE
+            self.calm_steps = self.calm_steps + 1 if is_loss_back else 0
+            if not self.strength or self.calm_steps >= CALM_STEPS:
+                self.close_finding(view.step)
             return
-        self.calm = 0
-        if self.running == 0:
-            self.since, self.start_level = moment.step, typical
-        self.running += 1
-        rises = math.isnan(moment.excess) or moment.excess >= LOSS_RISES
-        self.reaching = self.reaching + 1 if moment.ratio >= REACH_RATIO and rises else 0
-        is_blind = not moment.measurements.sends_weights
-        self.blind = self.blind + 1 if is_blind and rises and typical >= BLIND_DECADES else 0
-        overwrites = moment.ratio >= OVERWRITE_RATIO and rises
-        if self.reaching >= REACH_PERSISTENCE or self.blind >= BLIND_PERSISTENCE or overwrites:
-            self.signal = 0.8
-        if self.running >= PERSISTENCE or self.reaching:
-            factor = 10 ** ((typical - self.start_level) / max(1, moment.step - self.since))
-            evidence = {"growth_decades": typical, "growth_per_step": float(factor)}
-            if not is_blind:
-                evidence["update_to_weight"] = moment.ratio
-            severity: Severity = "critical" if self.signal else "warning"
-            self.open(moment.step, severity, moment.layers_by_growth(), evidence, since=self.since)
+        self.calm_steps = 0
+        if self.grown_steps == 0:
+            self.since_step, self.start_growth = view.step, growth
+        self.grown_steps += 1
+        has_loss_risen = math.isnan(view.loss_ratio) or view.loss_ratio >= LOSS_RISE
+        is_dangerous = view.update_ratio >= DANGEROUS_UPDATE_RATIO and has_loss_risen
+        self.dangerous_steps = self.dangerous_steps + 1 if is_dangerous else 0
+        has_weights = view.measurements.has_weight_norms
+        is_large = not has_weights and has_loss_risen and growth >= UNWEIGHTED_GROWTH_DECADES
+        self.unweighted_steps = self.unweighted_steps + 1 if is_large else 0
+        is_replacing = view.update_ratio >= REPLACING_UPDATE_RATIO and has_loss_risen
+        if (
+            self.dangerous_steps >= DANGEROUS_PERSISTENCE
+            or self.unweighted_steps >= UNWEIGHTED_PERSISTENCE
+            or is_replacing
+        ):
+            self.strength = STRENGTH
+        if self.grown_steps >= PERSISTENCE or self.dangerous_steps:
+            factor = 10 ** ((growth - self.start_growth) / max(1, view.step - self.since_step))
+            evidence = {"growth_decades": growth, "growth_per_step": float(factor)}
+            if has_weights:
+                evidence["update_to_weight"] = view.update_ratio
+            severity = "critical" if self.strength else "warning"
+            self.update_finding(view.step, severity, view.layers_by_growth(), evidence, since=self.since_step)
 
-    def explain(self, episode: Episode, names: Sequence[str]) -> str:
-        """Give the growth against the baseline."""
-        evidence = episode.evidence
-        factor = 10 ** evidence["growth_decades"]
-        text = f"Gradients stand {factor:.3g} times above their own baseline since step {episode.first_step}"
-        return text + (f", most in {names[0]}." if names else ".")
+    def explain(self, finding: FindingState, layers: Sequence[str]) -> str:
+        """Explain the growth above the baseline."""
+        factor = 10 ** finding.evidence["growth_decades"]
+        text = f"Gradients are {factor:.3g} times their own baseline, from step {finding.first_step} on"
+        return text + (f", most in {layers[0]}." if layers else ".")

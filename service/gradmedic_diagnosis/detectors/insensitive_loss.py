@@ -1,76 +1,84 @@
-"""A loss that no weight has a grip on: attenuation so even over depth that no gap shows it."""
+"""A loss that no weight can change: the gradients are attenuated so evenly over depth that no gap shows it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 
-from gradmedic_diagnosis.detectors.base import Detector, Episode, Moment, rank
+from gradmedic_diagnosis.detectors.base import STUCK_PATIENCE, UNMOVED_SHARE, Detector, FindingState
+from gradmedic_diagnosis.detectors.step_view import StepView, rank_layers
 
-NO_GRIP = 0.01
-"""Grip of a layer: |gradient| * |weights| / |loss|, the share by which the loss would answer to a change of the layer
-by its own size along the gradient. The best layer of networks that train has 0.1 to 1000 while the loss is still high;
-below a hundredth, no ordinary step moves it. A linear chain W = a*I of depth n has a grip of the order of a^n."""
+INSENSITIVE = 0.01
+"""Sensitivity is |gradient| * |weights| / |loss|: the share by which the loss would change if the layer changed by its
+own size along the gradient. The most sensitive layer of networks that train has `SENSITIVE` to 1000 while the loss is
+still high; below this value no ordinary step moves the loss. A linear chain W = a*I of depth n has a sensitivity of the
+order of a^n."""
+SENSITIVE = 0.1
 HORIZON = 20
-"""Sampled steps that the grip is averaged over."""
-PATIENCE = 120
-"""Steps of the run before a stuck loss speaks."""
-NEVER_MOVED = 0.1
-"""The loss has fallen by less than this share of its start; a loss that fell and flattened has converged, unless no
-weight ever had a grip on it."""
+"""Sampled steps over which the sensitivity is averaged."""
+STRENGTH = 0.8
 
 
 class InsensitiveLoss(Detector):
-    """The weights' gradients are far too small, against weights and loss, to ever move the loss, and they never did."""
+    """The gradients are far too small, compared with weights and loss, to move the loss, and it is stuck."""
 
     id = "insensitive_loss"
     verdict = "vanishing"
-    remembered = ("log_grip", "count", "since", "never_had_grip")
+    stored_keys: ClassVar[Mapping[str, str]] = {
+        "log_sensitivity": "log_grip",
+        "count": "count",
+        "since_step": "since",
+        "was_never_sensitive": "never_had_grip",
+    }
 
     def __init__(self) -> None:
         super().__init__()
-        self.log_grip = 0.0
+        self.log_sensitivity = 0.0
+        """Average of log10 of the largest sensitivity of a layer."""
         self.count = 0
-        self.since = 0
-        self.never_had_grip = False
-        """Whether no weight had a grip since the first step: then what the loss has lost is an output bias's doing."""
+        """Number of values in the average."""
+        self.since_step = 0
+        self.was_never_sensitive = False
+        """Whether the loss was insensitive since the first step. Then only an output bias can have lowered it."""
 
-    def observe(self, moment: Moment) -> None:
-        """Average the best layer's grip and ask whether the loss ever moved."""
-        progress = moment.progress
-        level = abs(progress.fast)
-        usable = moment.grip > 0 and level > 0 and math.isfinite(moment.grip)
-        if moment.row is None or moment.is_multi_stream or not usable:
+    def observe(self, view: StepView) -> None:
+        """Average the sensitivity to the most sensitive layer, and check whether the loss ever moved."""
+        progress = view.progress
+        level = abs(progress.current)
+        is_usable = view.gradient_weight_product > 0 and level > 0 and math.isfinite(view.gradient_weight_product)
+        if view.row is None or view.has_several_streams or not is_usable:
             return
-        value = math.log10(moment.grip / level)
+        log_sensitivity = math.log10(view.gradient_weight_product / level)
         if self.count == 0:
-            self.never_had_grip = True
+            self.was_never_sensitive = True
         self.count += 1
-        self.log_grip += (value - self.log_grip) / min(self.count, HORIZON)
-        if self.log_grip >= math.log10(NO_GRIP):
-            self.since = moment.step + 1
-            self.never_had_grip = False
-            self.close(moment.step)
+        self.log_sensitivity += (log_sensitivity - self.log_sensitivity) / min(self.count, HORIZON)
+        if self.log_sensitivity >= math.log10(INSENSITIVE):
+            self.since_step = view.step + 1
+            self.was_never_sensitive = False
+            self.close_finding(view.step)
             return
-        never_learned = progress.fallen < NEVER_MOVED or self.never_had_grip
-        holds = progress.count >= PATIENCE and never_learned and moment.architecture.has_product
-        if not self.speak_while_stuck(moment, 0.8, holds=holds):
-            self.close(moment.step)
+        # A loss that fell and is flat now has converged, unless no weight could ever have lowered it.
+        has_never_learned = progress.fallen_share < UNMOVED_SHARE or self.was_never_sensitive
+        has_evidence = progress.count >= STUCK_PATIENCE and has_never_learned and view.architecture.has_product
+        if not self.update_strength_while_stuck(view, STRENGTH, has_evidence=has_evidence):
+            self.close_finding(view.step)
         else:
-            level_by_layer = np.where(moment.architecture.is_path, moment.depth.smooth[moment.row], np.nan)
-            evidence = {"grip": 10**self.log_grip, "loss_fallen": progress.fallen}
-            layers = rank(level_by_layer, largest_first=False)
-            self.open(moment.step, "critical", layers, evidence, since=self.since)
+            rms_by_layer = np.where(view.architecture.is_path, view.depth_profile.smoothed_log_rms[view.row], np.nan)
+            evidence = {"grip": 10**self.log_sensitivity, "loss_fallen": progress.fallen_share}
+            layers = rank_layers(rms_by_layer, largest_first=False)
+            self.update_finding(view.step, "critical", layers, evidence, since=self.since_step)
 
-    def explain(self, episode: Episode, names: Sequence[str]) -> str:
-        """Give the grip against that of a network that trains."""
-        grip = episode.evidence["grip"]
-        fallen = episode.evidence["loss_fallen"]
-        moved = "it never moved" if fallen < NEVER_MOVED else f"its fall by {fallen:.0%} was no weight's doing"
-        where = f"; the gradient is smallest in {names[0]}" if names else ""
+    def explain(self, finding: FindingState, layers: Sequence[str]) -> str:
+        """Explain the sensitivity, and that of a network that trains."""
+        sensitivity = finding.evidence["grip"]
+        fallen = finding.evidence["loss_fallen"]
+        moved = "it has never moved" if fallen < UNMOVED_SHARE else f"no weight caused its fall by {fallen:.0%}"
+        where = f"; the gradient is smallest in {layers[0]}" if layers else ""
         return (
-            f"The loss would change by only {grip:.1g} of itself if the strongest layer changed by its own size "
-            f"(networks that train: 0.1 and more), and {moved}{where}."
+            f"The loss would change by only {sensitivity:.1g} of itself if the strongest layer changed by its own size "
+            f"(networks that train: {SENSITIVE:g} and more), and {moved}{where}."
         )

@@ -1,111 +1,125 @@
-"""NaN and infinite gradients, weights and losses: exact, not statistical."""
+"""NaN and infinite gradients, weights and losses. They are counted exactly, not averaged."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 
-from gradmedic_diagnosis.detectors.base import MAX_LAYERS_NAMED, Detector, Episode, Moment, rank
+from gradmedic_diagnosis.detectors.base import Detector, FindingState
+from gradmedic_diagnosis.detectors.step_view import MAX_LAYERS_NAMED, StepView, rank_layers
 
 PERSISTENT_LOSSES = 2
-"""A loss alone may be NaN once (an empty batch) without anything reaching the weights; twice running it is the run."""
+"""Consecutive non-finite losses from which a run counts as dead. A single one may come from an empty batch, with
+nothing that reaches the weights."""
+RECOVERY_STEPS = 5
+"""Consecutive finite steps after which a run no longer counts as dead, unless its weights were non-finite."""
+HORIZON = 10
+"""Sampled steps over which non-finite gradients are counted."""
+CLEANED_STEPS = 3
+"""Steps, of about the last `HORIZON`, with non-finite gradients that the script removed: so many support a verdict."""
+GROWN_DECADES = 0.3
+"""Decades above its baseline (a doubling) from which a layer that grew before it broke is named as the first."""
+DEAD_STRENGTH = 1.0
+CLEANED_STRENGTH = 0.6
 
-RECOVERED_STEPS = 5
-"""Finite steps running after which a run was not dead after all, unless its weights were seen to be non-finite."""
 
-CLIPPED_AWAY = 3
-"""Non-finite gradients that left the weights finite (cleaned by the script) speak for a verdict from this many in the
-last ten such steps on."""
+class Nonfinite(Detector):
+    """A gradient, weight or loss is NaN or infinite, on a step that no loss scaler skipped.
 
-GREW_BEFORE = 0.3
-"""Decades above its baseline (a doubling) by which a layer that grew before it broke is named as the first bad one."""
-
-
-class NonFinite(Detector):
-    """A gradient, weight or loss that is NaN or infinite, on a step that no loss scaler skipped.
-
-    Once it was seen in the weights the run is dead: the finding never resolves. A run whose loss stays non-finite is
-    taken for dead until it is finite again.
+    Once a weight was non-finite the run is dead, and the finding never resolves. A run whose loss stays non-finite
+    counts as dead until the loss is finite again.
     """
 
     id = "nonfinite"
     verdict = "exploding"
-    remembered = ("is_dead", "is_certain", "finite_running", "losses_running", "recent")
+    stored_keys: ClassVar[Mapping[str, str]] = {
+        "is_dead": "is_dead",
+        "had_nonfinite_weights": "is_certain",
+        "finite_steps": "finite_running",
+        "nonfinite_losses": "losses_running",
+        "recent_share": "recent",
+    }
 
     def __init__(self) -> None:
         super().__init__()
         self.is_dead = False
-        self.is_certain = False
-        """Non-finite weights or updates were seen."""
-        self.finite_running = 0
-        self.losses_running = 0
-        self.recent = 0.0
-        """Non-finite gradients in about the last ten sampled steps."""
+        """Whether the run is not expected to become finite again."""
+        self.had_nonfinite_weights = False
+        """Whether non-finite weights or updates were seen."""
+        self.finite_steps = 0
+        """Consecutive finite steps."""
+        self.nonfinite_losses = 0
+        """Consecutive non-finite losses."""
+        self.recent_share = 0.0
+        """Share of about the last `HORIZON` sampled steps that had non-finite gradients."""
 
-    def observe(self, moment: Moment) -> None:
-        """Look at one step; a skipped step and an absent layer say nothing."""
-        if moment.skipped:
+    def observe(self, view: StepView) -> None:
+        """Check one step for non-finite values. Skipped steps and absent layers do not count."""
+        if view.is_skipped:
             return
-        loss_is_bad = moment.loss is not None and not math.isfinite(moment.loss)
-        if moment.loss is not None:
-            self.losses_running = self.losses_running + 1 if loss_is_bad else 0
-        weights_bad, gradients_bad = False, False
-        if moment.row is not None:
-            gradients_bad = moment.nonfinite > 0
-            weights_bad = moment.reaches_weights
-            self.recent += ((1.0 if gradients_bad else 0.0) - self.recent) / 10
-            self.is_certain = self.is_certain or (weights_bad and moment.measurements.sends_weights)
-        is_bad = gradients_bad or weights_bad or loss_is_bad
-        if weights_bad or self.losses_running >= PERSISTENT_LOSSES or (loss_is_bad and gradients_bad):
+        is_loss_bad = view.loss is not None and not math.isfinite(view.loss)
+        if view.loss is not None:
+            self.nonfinite_losses = self.nonfinite_losses + 1 if is_loss_bad else 0
+        are_weights_bad, are_gradients_bad = False, False
+        if view.row is not None:
+            are_gradients_bad = view.nonfinite_count > 0
+            are_weights_bad = view.has_nonfinite_weights
+            self.recent_share += ((1.0 if are_gradients_bad else 0.0) - self.recent_share) / HORIZON
+            self.had_nonfinite_weights = self.had_nonfinite_weights or (
+                are_weights_bad and view.measurements.has_weight_norms
+            )
+        is_loss_persistent = self.nonfinite_losses >= PERSISTENT_LOSSES
+        if are_weights_bad or is_loss_persistent or (is_loss_bad and are_gradients_bad):
             self.is_dead = True
-        if is_bad:
-            self.finite_running = 0
-            if self.is_open and self.episode is not None:
-                self.episode.last_step = moment.step  # what broke first is told; what follows from it is not
+        if are_gradients_bad or are_weights_bad or is_loss_bad:
+            self.finite_steps = 0
+            if self.is_open and self.finding_state is not None:
+                self.finding_state.last_step = view.step  # the evidence stays that of the step that broke first
             else:
-                self.open(moment.step, "critical", self._layers(moment), self._evidence(moment))
-            cleaned_too_often = self.recent * 10 >= CLIPPED_AWAY - 0.5
-            self.signal = 1.0 if self.is_dead else 0.6 if cleaned_too_often else 0.0
-        elif moment.has_row or moment.loss is not None:
-            self.finite_running += 1
-            if self.is_dead and not self.is_certain and self.finite_running >= RECOVERED_STEPS:
+                self.update_finding(view.step, "critical", self._find_layers(view), self._collect_evidence(view))
+            was_often_cleaned = self.recent_share * HORIZON >= CLEANED_STEPS - 0.5
+            self.strength = DEAD_STRENGTH if self.is_dead else CLEANED_STRENGTH if was_often_cleaned else 0.0
+        elif view.has_statistics or view.loss is not None:
+            self.finite_steps += 1
+            if self.is_dead and not self.had_nonfinite_weights and self.finite_steps >= RECOVERY_STEPS:
                 self.is_dead = False
             if not self.is_dead:
-                self.close(moment.step)
-            elif self.episode is not None:
-                self.episode.last_step = moment.step
+                self.close_finding(view.step)
+            elif self.finding_state is not None:
+                self.finding_state.last_step = view.step
 
     @staticmethod
-    def _layers(moment: Moment) -> list[int]:
-        if moment.row is None:
+    def _find_layers(view: StepView) -> list[int]:
+        if view.row is None:
             return []
-        bad = moment.measurements.nonfinite[moment.row] > 0
-        grown = np.where(bad, moment.depth.rise[moment.row], np.nan)
-        if bad.any() and np.nanmax(grown, initial=0.0) >= GREW_BEFORE:
-            return rank(grown)
+        is_bad = view.measurements.nonfinite_count[view.row] > 0
+        rise = np.where(is_bad, view.depth_profile.rise[view.row], np.nan)
+        if is_bad.any() and np.nanmax(rise, initial=0.0) >= GROWN_DECADES:
+            return rank_layers(rise)
         # Backpropagation carries NaN from the output to the input: the bad layer nearest the output had it first.
-        return [int(i) for i in moment.architecture.order[::-1] if bad[i]][:MAX_LAYERS_NAMED]
+        return [int(i) for i in view.architecture.order[::-1] if is_bad[i]][:MAX_LAYERS_NAMED]
 
     @staticmethod
-    def _evidence(moment: Moment) -> dict[str, float]:
-        evidence = {"nonfinite_count": float(moment.nonfinite)}
-        if moment.row is not None:
-            evidence["layers_affected"] = float((moment.measurements.nonfinite[moment.row] > 0).sum())
-        if moment.loss is not None:
-            evidence["loss"] = float(moment.loss)
+    def _collect_evidence(view: StepView) -> dict[str, float]:
+        evidence = {"nonfinite_count": float(view.nonfinite_count)}
+        if view.row is not None:
+            evidence["layers_affected"] = float((view.measurements.nonfinite_count[view.row] > 0).sum())
+        if view.loss is not None:
+            evidence["loss"] = float(view.loss)
         return evidence
 
-    def explain(self, episode: Episode, names: Sequence[str]) -> str:
-        """Name the first layers and whether the run can still recover."""
-        count = int(episode.evidence.get("nonfinite_count", 0))
+    def explain(self, finding: FindingState, layers: Sequence[str]) -> str:
+        """Explain what is non-finite, and whether the run can recover."""
+        count = int(finding.evidence.get("nonfinite_count", 0))
         what = f"{count} gradient elements are NaN or infinite" if count else "The loss is NaN or infinite"
-        where = f", first in {names[0]}" if names else ""
-        if self.is_certain:
-            end = "They reached the weights: nothing after this step is learned."
+        where = f", first in {layers[0]}" if layers else ""
+        if self.had_nonfinite_weights:
+            outcome = "They reached the weights: nothing is learned after this step."
         elif self.is_dead:
-            end = "The run has not been finite since."
+            outcome = "The run has not been finite since."
         else:
-            end = "Nothing shows that they reached the weights."
-        return f"{what}{where}, from step {episode.first_step} on. {end}"
+            outcome = "Nothing shows that they reached the weights."
+        return f"{what}{where}, from step {finding.first_step} on. {outcome}"

@@ -1,98 +1,108 @@
-"""An explosion that the loss does not show: the weights are overwritten, saturated units keep it in bounds."""
+"""An explosion that the loss does not show: the weights are overwritten, and saturated units bound the loss."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 
-from gradmedic_diagnosis.detectors.base import Detector, Episode, Moment, rank
-from gradmedic_diagnosis.measurements import Architecture, Measurements
-from gradmedic_diagnosis.progress import BLOW_UP
+from gradmedic_diagnosis.architecture import Architecture
+from gradmedic_diagnosis.detectors.base import Detector, FindingState
+from gradmedic_diagnosis.detectors.loss_divergence import AFTERMATH_STEPS, REWRITING_UPDATE_RATIO
+from gradmedic_diagnosis.detectors.step_view import StepView, rank_layers
+from gradmedic_diagnosis.loss_progress import BLOW_UP
+from gradmedic_diagnosis.measurements import Measurements
 
-REACH_RATIO = 0.5
-"""Network-wide update over weight that rewrites the weights rather than adjusting them, as in `loss_divergence`;
-healthy training has about 1e-3. Weights that grow by small steps are another matter, however far they get."""
 OVERWRITTEN = 10.0
-"""Times their initial norm at which the weights are overwritten: their initial values are a hundredth of the sum of
-squares."""
-PATIENCE = 60
-"""Losses since then without a fall that speak: as many as after a blow-up of the loss."""
+"""Weights of this many times their first norm are overwritten: the first values are a hundredth of the sum of squares.
+Without an update of `REWRITING_UPDATE_RATIO`, weights that have grown by small steps are not overwritten."""
+PATIENCE = AFTERMATH_STEPS
+"""Losses without a fall since then that support a verdict: as many as after a blow-up of the loss."""
+STRENGTH = 0.8
 
 
 class OverwrittenWeights(Detector):
-    """Updates as large as the weights have blown these up tenfold, and the loss is no lower than at its start.
+    """Updates as large as the weights have made them ten times larger, and the loss is no lower than at its start.
 
-    Where units saturate, a loss cannot blow up with the weights; it goes on at the level, and with the noise, of a
-    network that knows nothing. That it is flat cannot be shown for such a loss; here a run must show that it learns.
+    Where units saturate, the loss cannot blow up with the weights. It stays at the level, and with the noise, of a
+    network that has learned nothing. A test for a flat loss fails on so much noise. So the question is reversed: there
+    is a finding unless the loss shows that the run learns.
     """
 
     id = "overwritten_weights"
     verdict = "exploding"
-    remembered = ("largest_ratio", "since", "count", "has_blown_up")
+    stored_keys: ClassVar[Mapping[str, str]] = {
+        "largest_update_ratio": "largest_ratio",
+        "since_step": "since",
+        "count_at_start": "count",
+        "has_blown_up": "has_blown_up",
+    }
 
     def __init__(self) -> None:
         super().__init__()
-        self.largest_ratio = 0.0
-        self.since: int | None = None
-        self.count = 0
-        """Losses that there were when the weights were found overwritten."""
+        self.largest_update_ratio = 0.0
+        self.since_step: int | None = None
+        self.count_at_start = 0
+        """Number of losses when the weights were found overwritten."""
         self.has_blown_up = False
-        """Whether the loss showed it: then `loss_divergence` judges, and whether the run recovered."""
+        """Whether the loss has blown up. Then `loss_divergence` judges the run, and whether it recovers."""
 
-    def applies(self, architecture: Architecture, measurements: Measurements) -> bool:  # noqa: ARG002 (the base's)
-        """Only from the first block on that has such an update."""
-        return self.largest_ratio >= REACH_RATIO or bool((measurements.update_ratio >= REACH_RATIO).any())
+    def is_applicable(self, architecture: Architecture, measurements: Measurements) -> bool:  # noqa: ARG002 (the base's)
+        """Return whether the run has had an update that rewrites the weights."""
+        has_rewritten = self.largest_update_ratio >= REWRITING_UPDATE_RATIO
+        return has_rewritten or bool((measurements.update_ratio >= REWRITING_UPDATE_RATIO).any())
 
-    def observe(self, moment: Moment) -> None:
-        """Compare the weights with the first ones, and ask whether the loss ever fell."""
-        if moment.row is not None and REACH_RATIO <= moment.ratio < math.inf:
-            self.largest_ratio = max(self.largest_ratio, moment.ratio)
-        if self.largest_ratio < REACH_RATIO:
+    def observe(self, view: StepView) -> None:
+        """Compare the weights with the first ones, and check whether the loss ever fell."""
+        if view.row is not None and REWRITING_UPDATE_RATIO <= view.update_ratio < math.inf:
+            self.largest_update_ratio = max(self.largest_update_ratio, view.update_ratio)
+        if self.largest_update_ratio < REWRITING_UPDATE_RATIO:
             return
-        self.has_blown_up = self.has_blown_up or moment.excess >= BLOW_UP
-        if moment.row is None or moment.skipped or moment.is_multi_stream or not math.isfinite(moment.weight):
+        self.has_blown_up = self.has_blown_up or view.loss_ratio >= BLOW_UP
+        if view.row is None or view.is_skipped or view.has_several_streams or not math.isfinite(view.weight_norm):
             return
-        progress = moment.progress
-        weight_growth = self._weight_growth(moment)
+        progress = view.progress
+        weight_growth = self._compute_weight_growth(view)
         if self.has_blown_up or not OVERWRITTEN <= weight_growth < math.inf:
-            self.since = None
-            self.close(moment.step)
+            self.since_step = None
+            self.close_finding(view.step)
             return
-        if self.since is None:
-            self.since, self.count = moment.step, progress.count
-        if self.signal == 0:
-            is_old = progress.count - self.count >= PATIENCE
-            self.signal, self.stuck_level = 0.8 if is_old and progress.shows_no_learning() else 0.0, progress.slow
-        elif progress.has_left(self.stuck_level) and not progress.shows_no_learning():
-            self.signal = 0.0
-        if self.signal == 0:
-            self.close(moment.step)
+        if self.since_step is None:
+            self.since_step, self.count_at_start = view.step, progress.count
+        if self.strength == 0:
+            is_old = progress.count - self.count_at_start >= PATIENCE
+            self.strength = STRENGTH if is_old and progress.shows_no_learning() else 0.0
+            self.stuck_level = progress.slow_average
+        elif progress.has_fallen_below(self.stuck_level) and not progress.shows_no_learning():
+            self.strength = 0.0
+        if self.strength == 0:
+            self.close_finding(view.step)
             return
-        norms = np.where(moment.architecture.is_path, moment.measurements.weight_norm[moment.row], np.nan)
+        norms = np.where(view.architecture.is_path, view.measurements.weight_norm[view.row], np.nan)
         with np.errstate(divide="ignore", invalid="ignore"):
-            growth = norms / moment.averages.initial_weight
+            growth_by_layer = norms / view.averages.first_weight_norm
         evidence = {
             "weight_growth": weight_growth,
-            "update_to_weight": self.largest_ratio,
-            "loss_fallen": progress.fallen,
+            "update_to_weight": self.largest_update_ratio,
+            "loss_fallen": progress.fallen_share,
         }
-        self.open(moment.step, "critical", rank(growth), evidence, since=self.since)
+        self.update_finding(view.step, "critical", rank_layers(growth_by_layer), evidence, since=self.since_step)
 
     @staticmethod
-    def _weight_growth(moment: Moment) -> float:
-        """Return how many times their first norm the weights are now; NaN where that was zero or is not known."""
-        first = moment.averages.initial_weight[moment.measurements.present[moment.row]]
-        initial = float(np.sqrt(np.nansum(np.square(first))))
-        return moment.weight / initial if initial > 0 else math.nan
+    def _compute_weight_growth(view: StepView) -> float:
+        """Return the weights' norm over their first norm; NaN where that was zero or is unknown."""
+        first_norms = view.averages.first_weight_norm[view.measurements.present[view.row]]
+        first_norm = float(np.sqrt(np.nansum(np.square(first_norms))))
+        return view.weight_norm / first_norm if first_norm > 0 else math.nan
 
-    def explain(self, episode: Episode, names: Sequence[str]) -> str:
-        """Give the size of weights and updates."""
-        evidence = episode.evidence
-        where = f", most in {names[0]}" if names else ""
+    def explain(self, finding: FindingState, layers: Sequence[str]) -> str:
+        """Explain the size of weights and updates."""
+        evidence = finding.evidence
+        where = f", most in {layers[0]}" if layers else ""
         return (
-            f"Updates of up to {evidence['update_to_weight']:.2g} times the weights' size have made these "
-            f"{evidence['weight_growth']:.2g} times as large as they were{where}, and the loss shows no "
-            f"learning: nothing of the initial network is left, and saturated units keep the loss from blowing up."
+            f"Updates of up to {evidence['update_to_weight']:.2g} times the weights' size have made the weights "
+            f"{evidence['weight_growth']:.2g} times as large as at the start{where}, and the loss shows no learning. "
+            f"Nothing of the initial network is left; saturated units keep the loss from blowing up."
         )

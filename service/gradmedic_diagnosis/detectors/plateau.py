@@ -1,36 +1,35 @@
-"""Slow convergence: the loss has stopped falling, for no reason that the gradients give."""
+"""Slow convergence: the loss has stopped falling, without a reason in the gradients."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gradmedic_diagnosis.detectors.base import Detector, Episode, Moment
+from gradmedic_diagnosis.detectors.base import STUCK_PATIENCE, Detector, FindingState
+from gradmedic_diagnosis.detectors.step_view import StepView
 
-PATIENCE = 120
-"""Steps of the run before a flat loss is called a plateau."""
-CONVERGED = 0.9
-"""A loss that has lost this share of its start has converged rather than stalled."""
+CONVERGED_SHARE = 0.9
+"""A loss that fell by this share of its start has converged: it is no plateau."""
 
 
 class Plateau(Detector):
-    """The loss is stuck above a tenth of its start. A note, never an alarm: it may be all there is to learn."""
+    """The loss is stuck above a tenth of its start. A note only: there may be nothing more to learn."""
 
     id = "plateau"
     verdict = "healthy"
 
-    def observe(self, moment: Moment) -> None:
-        """Ask whether the loss is stuck."""
-        progress = moment.progress
-        if moment.loss is None or moment.is_multi_stream or progress.count < PATIENCE:
+    def observe(self, view: StepView) -> None:
+        """Check whether the loss is stuck."""
+        progress = view.progress
+        if view.loss is None or view.has_several_streams or progress.count < STUCK_PATIENCE:
             return
-        if progress.fallen >= CONVERGED or not moment.is_stuck:
-            self.close(moment.step)
+        if progress.fallen_share >= CONVERGED_SHARE or not view.is_stuck:
+            self.close_finding(view.step)
         else:
-            evidence = {"loss": progress.fast, "loss_fallen": progress.fallen}
-            self.open(moment.step, "note", [], evidence, since=moment.step - progress.count // 2)
+            evidence = {"loss": progress.current, "loss_fallen": progress.fallen_share}
+            self.update_finding(view.step, "note", [], evidence, since=view.step - progress.count // 2)
 
-    def explain(self, episode: Episode, names: Sequence[str]) -> str:
-        """Give the level and how far it is below the start."""
-        del names
-        level, fallen = episode.evidence["loss"], max(0.0, episode.evidence["loss_fallen"])
+    def explain(self, finding: FindingState, layers: Sequence[str]) -> str:
+        """Explain the level of the loss, and how far it is below the start."""
+        del layers
+        level, fallen = finding.evidence["loss"], max(0.0, finding.evidence["loss_fallen"])
         return f"The loss has been flat at {level:.3g} ({fallen:.0%} below its start) for half of the run."

@@ -2,68 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 
-from gradmedic_diagnosis.detectors.base import Detector, Episode, Moment, rank
-from gradmedic_diagnosis.measurements import Architecture, Measurements
-from gradmedic_diagnosis.report import Severity
+from gradmedic_diagnosis.architecture import Architecture
+from gradmedic_diagnosis.detectors.base import Detector, FindingState
+from gradmedic_diagnosis.detectors.step_view import StepView, rank_layers
+from gradmedic_diagnosis.measurements import Measurements
 
 SATURATED_SHARE = 0.5
-"""Share of a layer's activations beyond the bend (a slope of about a hundredth) from which the layer is saturated;
-DeepDiagnosis and SageMaker Debugger use the same half."""
+"""A layer is saturated if this share of its activations is beyond the bend (a slope of about a hundredth).
+DeepDiagnosis and SageMaker Debugger use the same share."""
 PERSISTENCE = 20
-"""Sampled steps running."""
-MOST = 0.5
-"""Share of the watched layers that must be saturated before a stuck loss speaks."""
+"""Consecutive sampled steps with saturated layers before there is a finding."""
+SATURATED_LAYERS_SHARE = 0.5
+"""Share of the watched layers that must be saturated before a stuck loss supports a verdict."""
+STRENGTH = 0.8
 
 
 class Saturation(Detector):
     """Half of a layer's activations are saturated, step after step.
 
-    A finding for any layer; with most watched layers and a stuck loss it speaks for vanishing.
+    One such layer is a finding. Most of the watched layers, together with a stuck loss, support a vanishing verdict.
     """
 
     id = "saturation"
     verdict = "vanishing"
-    remembered = ("running", "since")
+    stored_keys: ClassVar[Mapping[str, str]] = {"consecutive_steps": "running", "since_step": "since"}
 
     def __init__(self) -> None:
         super().__init__()
-        self.running = 0
-        self.since = 0
+        self.consecutive_steps = 0
+        self.since_step = 0
 
-    def applies(self, architecture: Architecture, measurements: Measurements) -> bool:  # noqa: ARG002 (the base's)
-        """Only where activations are watched."""
+    def is_applicable(self, architecture: Architecture, measurements: Measurements) -> bool:  # noqa: ARG002 (the base's)
+        """Return whether activations are watched."""
         return measurements.saturation is not None
 
-    def observe(self, moment: Moment) -> None:
-        """Look at the watched layers; a layer whose share is 0 may have no saturating activation at all."""
-        if moment.row is None or moment.measurements.saturation is None:
+    def observe(self, view: StepView) -> None:
+        """Count the saturated layers. A layer whose share is 0 may have no saturating activation at all."""
+        if view.row is None or view.measurements.saturation is None:
             return
-        share = moment.measurements.saturation[moment.row]
-        saturated = share >= SATURATED_SHARE
-        if not saturated.any():
-            self.running = 0
-            self.close(moment.step)
+        share = view.measurements.saturation[view.row]
+        is_saturated = share >= SATURATED_SHARE
+        if not is_saturated.any():
+            self.consecutive_steps = 0
+            self.close_finding(view.step)
             return
-        if self.running == 0:
-            self.since = moment.step
-        self.running += 1
-        if self.running < PERSISTENCE:
+        if self.consecutive_steps == 0:
+            self.since_step = view.step
+        self.consecutive_steps += 1
+        if self.consecutive_steps < PERSISTENCE:
             return
-        watched = np.count_nonzero(share > 0)
-        most = np.count_nonzero(saturated) >= MOST * watched
-        self.speak_while_stuck(moment, 0.8, holds=bool(most) and not moment.is_multi_stream)
-        evidence = {"saturated_layers": float(np.count_nonzero(saturated)), "largest_share": float(np.nanmax(share))}
-        severity: Severity = "critical" if self.signal else "warning"
-        self.open(moment.step, severity, rank(np.where(saturated, share, np.nan)), evidence, since=self.since)
+        saturated_count = np.count_nonzero(is_saturated)
+        are_most = bool(saturated_count >= SATURATED_LAYERS_SHARE * np.count_nonzero(share > 0))
+        self.update_strength_while_stuck(view, STRENGTH, has_evidence=are_most and not view.has_several_streams)
+        evidence = {"saturated_layers": float(saturated_count), "largest_share": float(np.nanmax(share))}
+        severity = "critical" if self.strength else "warning"
+        layers = rank_layers(np.where(is_saturated, share, np.nan))
+        self.update_finding(view.step, severity, layers, evidence, since=self.since_step)
 
-    def explain(self, episode: Episode, names: Sequence[str]) -> str:
-        """Name the layers and the largest share."""
-        evidence = episode.evidence
+    def explain(self, finding: FindingState, layers: Sequence[str]) -> str:
+        """Explain the number of layers and the largest share."""
+        evidence = finding.evidence
         return (
             f"{int(evidence['saturated_layers'])} layers have at least half of their activations saturated, "
-            f"up to {evidence['largest_share']:.0%} in {names[0]}: their slope there is almost zero."
+            f"up to {evidence['largest_share']:.0%} in {layers[0]}: their slope there is almost zero."
         )

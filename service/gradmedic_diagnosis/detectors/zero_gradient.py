@@ -2,99 +2,108 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 
-from gradmedic_diagnosis.detectors.base import MAX_LAYERS_NAMED, Detector, Episode, Moment
-from gradmedic_diagnosis.network import DEAD_SHARE
+from gradmedic_diagnosis.detectors.base import Detector, FindingState
+from gradmedic_diagnosis.detectors.step_view import MAX_LAYERS_NAMED, StepView
+from gradmedic_diagnosis.layer_averages import DEAD_SHARE
 
-MOST = 0.5
+DEAD_LAYERS_SHARE = 0.5
 """Share of the weight matrices with exactly zero gradients from which the network counts as dead."""
 PERSISTENCE = 20
-"""Sampled steps running: one batch can leave every unit of a small layer silent."""
-REVIVED = 10
-"""Sampled steps running with gradients after which a dead network counts as alive again: one lucky batch is no cure."""
+"""Consecutive sampled steps with a dead network before there is a finding: one batch can leave every unit of a small
+layer inactive."""
+REVIVAL_STEPS = 10
+"""Consecutive sampled steps with gradients after which a dead network counts as alive again: one lucky batch is no
+cure."""
 PATIENCE = 60
-"""Steps of the run before a partly dead network and a stuck loss together speak; one that is dead throughout can never
-move again and speaks at once."""
-CONVERGED = 0.5
-"""A loss that fell by this share of its start may leave zero gradients behind because nothing is left to learn, or
-because the script froze layers by hand; that is no failure."""
+"""Losses of the run before a partly dead network and a stuck loss together support a verdict. A network that is dead
+throughout can never move again and supports it at once."""
+CONVERGED_SHARE = 0.5
+"""A loss that fell by this share of its start is down. Zero gradients are then no failure: nothing is left to learn, or
+the script froze layers by hand."""
+STRENGTH = 0.9
 
 
 class ZeroGradient(Detector):
-    """At least half of the weight matrices get gradients that are exactly zero, and the loss is not down.
+    """At least half of the weight matrices have gradients that are exactly zero, and the loss is not down.
 
-    Or every recurrent matrix does, that once got others: a state that is dead after its first time step carries nothing
-    on, while input and output weights still learn what single inputs tell.
+    A second form: every recurrent matrix has zero gradients now, and once had others. A hidden state that is dead after
+    its first time step carries nothing on, while input and output weights still learn from single inputs.
     """
 
     id = "zero_gradient"
     verdict = "vanishing"
-    remembered = ("running", "since", "alive")
+    stored_keys: ClassVar[Mapping[str, str]] = {"dead_steps": "running", "since_step": "since", "alive_steps": "alive"}
 
     def __init__(self) -> None:
         super().__init__()
-        self.running = 0
-        self.since = 0
-        self.alive = 0
+        self.dead_steps = 0
+        """Consecutive sampled steps with a dead network or hidden state."""
+        self.since_step = 0
+        self.alive_steps = 0
+        """Consecutive sampled steps without."""
 
-    def observe(self, moment: Moment) -> None:
-        """Count sampled steps with a mostly dead network."""
-        if moment.row is None or not moment.has_row or moment.skipped:
+    def observe(self, view: StepView) -> None:
+        """Count sampled steps with a dead network, and check whether the loss is stuck."""
+        if view.row is None or not view.has_statistics or view.is_skipped:
             return
-        if moment.dead_share == 0 or (moment.dead_share < MOST and not self._forgets(moment)):
-            self.running = 0
-            self.alive += 1
-            if self.alive >= REVIVED:
-                self.close(moment.step)
+        is_network_dead = view.dead_share >= DEAD_LAYERS_SHARE
+        if view.dead_share == 0 or not (is_network_dead or self._has_dead_state(view)):
+            self.dead_steps = 0
+            self.alive_steps += 1
+            if self.alive_steps >= REVIVAL_STEPS:
+                self.close_finding(view.step)
             return
-        self.alive = 0
-        if self.running == 0:
-            self.since = moment.step
-        self.running += 1
-        if self.running < PERSISTENCE:
+        self.alive_steps = 0
+        if self.dead_steps == 0:
+            self.since_step = view.step
+        self.dead_steps += 1
+        if self.dead_steps < PERSISTENCE:
             return
-        progress = moment.progress
-        is_down = progress.count > 0 and progress.fallen >= CONVERGED
-        if moment.dead_share == 1 and moment.gradient == 0:
-            speaks = not is_down
-            self.signal = 0.9 if speaks else 0.0
+        progress = view.progress
+        is_down = progress.count > 0 and progress.fallen_share >= CONVERGED_SHARE
+        if view.dead_share == 1 and view.gradient_norm == 0:
+            self.strength = 0.0 if is_down else STRENGTH
         else:
             is_old = progress.count >= PATIENCE
-            holds = is_old and (not is_down or (self._died(moment) and progress.fell_at_first_only()))
-            speaks = self.speak_while_stuck(moment, 0.9, holds=holds)
-        dead = moment.depth.zero[moment.row] > DEAD_SHARE
-        if moment.architecture.is_path.any():
-            dead &= moment.architecture.is_path
-        layers = [int(i) for i in moment.architecture.order if dead[i]][:MAX_LAYERS_NAMED]
-        evidence = {"dead_share": moment.dead_share, "dead_layers": float(np.count_nonzero(dead))}
-        if moment.dead_share < MOST:
-            layers, evidence["dead_state"] = list(moment.architecture.recurrent)[:MAX_LAYERS_NAMED], 1.0
-        self.open(moment.step, "critical" if speaks else "note", layers, evidence, since=self.since)
+            is_not_learned = not is_down or (self._has_died(view) and progress.fell_only_at_first())
+            self.update_strength_while_stuck(view, STRENGTH, has_evidence=is_old and is_not_learned)
+        is_dead = view.depth_profile.zero_share[view.row] > DEAD_SHARE
+        if view.architecture.is_path.any():
+            is_dead &= view.architecture.is_path
+        layers = [int(i) for i in view.architecture.order if is_dead[i]][:MAX_LAYERS_NAMED]
+        evidence = {"dead_share": view.dead_share, "dead_layers": float(np.count_nonzero(is_dead))}
+        if not is_network_dead:
+            layers, evidence["dead_state"] = list(view.architecture.recurrent)[:MAX_LAYERS_NAMED], 1.0
+        severity = "critical" if self.strength else "note"
+        self.update_finding(view.step, severity, layers, evidence, since=self.since_step)
 
     @staticmethod
-    def _forgets(moment: Moment) -> bool:
-        """Whether all plain recurrent matrices are dead that once lived: one time step never feeds them at all."""
-        layers = list(moment.architecture.recurrent)
-        dead = moment.depth.zero[moment.row, layers] > DEAD_SHARE
-        return bool(layers) and bool((dead & (moment.averages.seen_nonzero[layers] > 0)).all())
+    def _has_dead_state(view: StepView) -> bool:
+        """Whether all plain recurrent matrices are dead and once were not. A single time step never gives them any."""
+        layers = list(view.architecture.recurrent)
+        is_dead = view.depth_profile.zero_share[view.row, layers] > DEAD_SHARE
+        return bool(layers) and bool((is_dead & (view.averages.nonzero_count[layers] > 0)).all())
 
     @staticmethod
-    def _died(moment: Moment) -> bool:
-        """Whether all weight matrices are dead while biases go on, or one is that once lived: nobody froze them."""
-        dead = (moment.depth.zero[moment.row] > DEAD_SHARE) & moment.architecture.is_path
-        return moment.dead_share == 1 or bool((moment.averages.seen_nonzero[dead] > 0).any())
+    def _has_died(view: StepView) -> bool:
+        """Whether the script cannot have frozen the dead layers: all are dead, or one of them once was not."""
+        is_dead = (view.depth_profile.zero_share[view.row] > DEAD_SHARE) & view.architecture.is_path
+        return view.dead_share == 1 or bool((view.averages.nonzero_count[is_dead] > 0).any())
 
-    def explain(self, episode: Episode, names: Sequence[str]) -> str:
-        """Say how many layers are dead."""
-        evidence = episode.evidence
+    def explain(self, finding: FindingState, layers: Sequence[str]) -> str:
+        """Explain how many layers are dead."""
+        evidence = finding.evidence
         if "dead_state" in evidence:
             return (
-                f"{names[0]} gets gradients that are exactly zero and once got others: the hidden state is dead after "
-                f"its first time step, and nothing is learned from earlier ones."
+                f"The gradient of {layers[0]} is exactly zero now and once was not: the hidden state is dead after "
+                f"its first time step, and nothing is learned from earlier time steps."
             )
-        dead, share = int(evidence["dead_layers"]), evidence["dead_share"]
-        text = f"{dead} weight matrices ({share:.0%}) get gradients that are exactly zero"
-        return text + (f", the first being {names[0]}." if names else ".")
+        count, share = int(evidence["dead_layers"]), evidence["dead_share"]
+        matrices = f"1 weight matrix ({share:.0%}) has" if count == 1 else f"{count} weight matrices ({share:.0%}) have"
+        text = f"{matrices} gradients that are exactly zero"
+        return text + (f", the first being {layers[0]}." if layers else ".")

@@ -1,1 +1,1 @@
-"""Access: who may do what, and who did what."""
+"""Access: authentication, authorization, API keys, browser sessions, rate limits and audit records."""

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response, status
+from fastapi import APIRouter, Body, Depends, Path, Request, Response, status
 
 from gradmedic.protocol.access import SCOPES, ApiKeyCreate, ApiKeyCreated, ApiKeyList, AuditRecordList, BrowserSession
 from gradmedic_service.access import service
@@ -19,6 +19,8 @@ from gradmedic_service.http.dependencies import (
     DatabaseDependency,
     KeyringDependency,
     LimitsDependency,
+    MaxResults,
+    PageToken,
     check_max_results,
     json_only,
 )
@@ -27,8 +29,6 @@ from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, Malforme
 router = APIRouter(tags=["access"])
 
 KeyId = Annotated[UUID, Path(description="The id of the API key.", examples=["0199b7f0-c8d2-7a31-8f55-0b1c2d3e4f50"])]
-MaxResults = Annotated[int, Query(description="The number of items in a page, up to `max_results` of `GET /limits`.")]
-PageToken = Annotated[str | None, Query(description="The `next_page_token` of the previous page.")]
 
 CREATE_EXAMPLES: dict[str, Any] = {
     "job": {

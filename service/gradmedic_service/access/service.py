@@ -17,8 +17,8 @@ from gradmedic_service.access.secrets import hash_secret, new_secret, new_sessio
 from gradmedic_service.database import models
 from gradmedic_service.database.engine import Session
 from gradmedic_service.http.errors import InvalidRequest
-from gradmedic_service.http.paging import position_of, token_of
-from gradmedic_service.projects import repository as projects
+from gradmedic_service.http.paging import cut_page, position_of
+from gradmedic_service.projects import service as projects
 
 KEY_LIST = "api keys"
 """Name of the list of keys in page tokens."""
@@ -39,7 +39,7 @@ def create_key(
     secret: str | None = None,
     by: Principal = OPERATOR,
 ) -> tuple[models.ApiKey, str]:
-    """Store a new key and return it with its secret, which is stored nowhere.
+    """Store a new key and return it with its secret, of which only a hash is stored.
 
     Args:
         session: a writing session; the key can be used after its commit.
@@ -68,7 +68,7 @@ def create_key(
     )
     repository.add(session, key)
     if project is not None:
-        projects.add_missing(session, project, now)
+        projects.create_missing(session, project, now)
     record(session, by, "create_api_key", key_id, project)
     return key, secret
 
@@ -129,11 +129,8 @@ def list_keys(
     rows = repository.list_newest(
         session, models.ApiKey, project=principal.project, after=_after(page_token, KEY_LIST), size=max_results + 1
     )
-    items = rows[:max_results]
-    return ApiKeyList(
-        items=[to_api_key(key, keyring) for key in items],
-        next_page_token=token_of(KEY_LIST, items[-1].id.hex) if len(rows) > max_results else None,
-    )
+    page, token = cut_page(rows, max_results, KEY_LIST, lambda key: [key.id.hex])
+    return ApiKeyList(items=[to_api_key(key, keyring) for key in page], next_page_token=token)
 
 
 def list_records(session: Session, principal: Principal, page_token: str | None, max_results: int) -> AuditRecordList:
@@ -145,7 +142,7 @@ def list_records(session: Session, principal: Principal, page_token: str | None,
         after=_after(page_token, RECORD_LIST),
         size=max_results + 1,
     )
-    items = rows[:max_results]
+    page, token = cut_page(rows, max_results, RECORD_LIST, lambda row: [row.id.hex])
     return AuditRecordList(
         items=[
             AuditRecord(
@@ -157,9 +154,9 @@ def list_records(session: Session, principal: Principal, page_token: str | None,
                 project=row.project,
                 object_id=row.object_id,
             )
-            for row in items
+            for row in page
         ],
-        next_page_token=token_of(RECORD_LIST, items[-1].id.hex) if len(rows) > max_results else None,
+        next_page_token=token,
     )
 
 

@@ -9,14 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from gradmedic.protocol.access import ApiKey, ApiKeyCreate
-from gradmedic.protocol.encoding import to_plain
+from gradmedic.protocol.encoding import to_json
 from gradmedic_service.access import repository, service
 from gradmedic_service.access.principal import OPERATOR
 from gradmedic_service.access.secrets import hash_secret, is_secret, new_secret
 from gradmedic_service.commands.errors import CommandError
 from gradmedic_service.database import models
 from gradmedic_service.database.engine import Database
-from gradmedic_service.http.responses import to_json
 
 KEYS_PER_QUERY = 500
 COLUMNS = ("KEY", "NAME", "PROJECT", "SCOPES", "CREATED", "LAST USED", "STATE")
@@ -55,7 +54,7 @@ def create_key(database: Database, wanted: ApiKeyCreate, file: Path | None, *, a
     except OSError as error:
         raise CommandError(f"the key cannot be made: {error}") from None
     if as_json:
-        print(to_json(to_plain(public if file is not None else public | {"secret": secret})))
+        print(to_json(public if file is not None else public | {"secret": secret}).decode())
         return
     reach = "every project" if key.project is None else f"project {key.project!r}"
     until = "" if key.expires_at is None else f" until {_format_time(key.expires_at)}"
@@ -72,7 +71,7 @@ def print_keys(database: Database, project: str | None, *, as_json: bool) -> Non
     keys = _read_keys(database, project)
     if as_json:
         for key in keys:
-            print(to_json(to_plain(asdict(key))))
+            print(to_json(key).decode())
         return
     if not keys:
         print("no keys")

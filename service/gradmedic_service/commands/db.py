@@ -29,7 +29,7 @@ class DatabaseCommand:
         """Carry out an action, print the revision of the schema, and return the exit status."""
         settings = read_settings(database_url=args.database_url)
         from gradmedic_service.database import schema
-        from gradmedic_service.database.engine import create_parent_folder, is_missing, printable_url
+        from gradmedic_service.database.urls import create_parent_folder, is_missing, printable_url
 
         url = settings.database_url.get_secret_value()
         if args.action == "upgrade":

@@ -213,7 +213,7 @@ def _try_advice(client: Client, name: str) -> RerunDetail:
         raise GradmedicError(f"run {name} is gone")
     print(
         f"\n{'=' * 88}\nTrying the advice for {name}: the same script again, once unchanged and once with each\n"
-        "remedy, on one seed (a rerun uses three unless it is told otherwise) ...",
+        "remedy, on one seed (a rerun uses three by default) ...",
         flush=True,
     )
     rerun = client.reruns.create(run.id, seeds=1)
@@ -225,9 +225,7 @@ def _try_advice(client: Client, name: str) -> RerunDetail:
     print(f"\n{render_rerun(rerun)}", flush=True)
     best = next(iter(client.runs.diagnosis(run.id).advice), None)
     if best is not None and best.outcome is not None and best.outcome.state == "verified":
-        print(
-            f"\nThe run's diagnosis now says first: {describe_remedies([best.remedy])}, {format_outcome(best.outcome)}"
-        )
+        print(f"\nThe run's first advice is now: {describe_remedies([best.remedy])}, {format_outcome(best.outcome)}")
         print(f"\n{textwrap.indent(best.snippet, '    ')}", flush=True)
     return rerun
 

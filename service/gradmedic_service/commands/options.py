@@ -30,7 +30,7 @@ def read_settings(**options: Any) -> Settings:
     """
     from pydantic import ValidationError
 
-    from gradmedic_service.database.engine import parse_url
+    from gradmedic_service.database.urls import parse_url
     from gradmedic_service.settings import Settings
 
     try:

@@ -26,9 +26,10 @@ class RediagnoseCommand:
     def run(self, args: argparse.Namespace) -> int:
         """Diagnose the runs again, print their verdicts, and return the exit status."""
         settings = read_settings(database_url=args.database_url)
+        from gradmedic.protocol.encoding import to_json
         from gradmedic_service.database import schema
-        from gradmedic_service.database.engine import Database, is_missing, printable_url
-        from gradmedic_service.http.responses import to_json
+        from gradmedic_service.database.engine import Database
+        from gradmedic_service.database.urls import is_missing, printable_url
         from gradmedic_service.runs.facts import FactsCache
         from gradmedic_service.telemetry import rediagnosis
 
@@ -38,10 +39,10 @@ class RediagnoseCommand:
         database, facts = Database(settings), FactsCache()
         try:
             schema.check_revision(database, schema.head())
-            for run_id in rediagnosis.every_run(database) if args.all else args.runs:
+            for run_id in rediagnosis.read_run_ids(database) if args.all else args.runs:
                 done = rediagnosis.rediagnose(database, facts, run_id)
                 if args.json:
-                    print(to_json({"run_id": str(run_id), "before": done.before, "after": done.after}), flush=True)
+                    print(to_json({"run_id": run_id, "before": done.before, "after": done.after}).decode(), flush=True)
                 else:
                     was = "" if done.before == done.after else f" (was {done.before})"
                     print(f"{run_id}: {done.after}{was}", flush=True)

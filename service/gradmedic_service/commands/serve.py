@@ -70,7 +70,7 @@ class ServeCommand:
             ssl_certfile=args.ssl_certfile,
             ssl_keyfile=args.ssl_keyfile,
         )
-        from gradmedic_service.database.engine import printable_url
+        from gradmedic_service.database.urls import printable_url
         from gradmedic_service.logs import set_up_logging
         from gradmedic_service.server import StartError, run_server
 
@@ -109,7 +109,7 @@ def _has_usable_key(settings: Settings) -> bool:
 
 def _explain_first_key(settings: Settings) -> str:
     """Return why the service does not start without an API key, with the command that makes one."""
-    from gradmedic_service.database.engine import printable_url
+    from gradmedic_service.database.urls import printable_url
     from gradmedic_service.http.addresses import is_loopback
     from gradmedic_service.settings import DEFAULT_DATABASE_URL
 

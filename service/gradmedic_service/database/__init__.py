@@ -1,1 +1,1 @@
-"""The connection, the tables, and the schema's migrations."""
+"""The database: connections and transactions, tables, migrations, errors."""

@@ -1,12 +1,13 @@
-"""The database: one engine, two kinds of transaction.
+"""The database: one engine and two kinds of transaction.
 
-One idea: reading sees one snapshot, writing holds the right to write from its first statement and commits once, at its
-end. `reading()` and `writing()` give objects; `reading_rows()` and `writing_rows()` take statements over tables alone,
-which is cheaper: for what is done with every block. What the driver raises leaves here as an error of the service's
-own.
+A reading transaction sees one snapshot. A writing transaction may write from its first statement on, and commits once,
+at its end. `reading()` and `writing()` yield a session, which maps rows to objects. `reading_rows()` and
+`writing_rows()` yield a connection for statements over tables, which costs less; appending a block uses them. Errors of
+the driver become errors of `database.errors`.
 
-SQLite: write-ahead log, `synchronous=FULL` (an acknowledged step survives a power cut), `BEGIN IMMEDIATE` for writes: a
-transaction that first reads and then writes would otherwise fail where another wrote in between. PostgreSQL: row locks.
+SQLite runs with a write-ahead log and `synchronous=FULL`, so that an acknowledged step survives a power cut. Writing
+transactions begin with `BEGIN IMMEDIATE`: a transaction that reads first and then writes would fail if another one
+wrote in between. PostgreSQL uses row locks.
 """
 
 from __future__ import annotations
@@ -14,43 +15,32 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, cast
 
-from sqlalchemy import Connection, Engine, create_engine, event, exc, make_url
+from sqlalchemy import Connection, Engine, create_engine, event, exc
 from sqlalchemy.engine import URL
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
 
+from gradmedic.protocol.encoding import encode_json
 from gradmedic_service.database.errors import DatabaseBusy, DatabaseUnavailable, StorageFull
-from gradmedic_service.http.responses import to_json
+from gradmedic_service.database.urls import parse_url
 from gradmedic_service.settings import Settings
 
-__all__ = [
-    "Connection",
-    "Database",
-    "Session",
-    "create_parent_folder",
-    "is_missing",
-    "is_sqlite",
-    "make_engine",
-    "parse_url",
-    "printable_url",
-    "service_errors",
-]
+__all__ = ["SQLITE_BEGIN", "Connection", "Database", "Session", "make_engine", "translating_errors"]
 
 SQLITE_BEGIN = "gradmedic_sqlite_begin"
-"""Execution option: the statement that opens a transaction on SQLite."""
+"""Name of the execution option that holds the statement which begins a transaction on SQLite."""
 
 POSTGRES_BUSY_STATES = {"55P03", "57014", "40001", "40P01", "53300"}
-"""Lock not available, statement timeout, serialization failure, deadlock, too many connections."""
+"""SQLSTATE of: lock not available, statement timeout, serialization failure, deadlock, too many connections."""
 POSTGRES_FULL_STATES = {"53100"}
-"""Disk full."""
+"""SQLSTATE of: disk full."""
 RETRY_AFTER_SECONDS = 1
 
 
 class Database:
-    """The engine and its transactions; one for each process."""
+    """The engine of a process, and its transactions."""
 
     def __init__(self, settings: Settings) -> None:
         url = parse_url(settings.database_url.get_secret_value())
@@ -59,7 +49,7 @@ class Database:
         self._read_engine: Engine
         self._write_engine: Engine
         self._is_sqlite = url.get_backend_name() == "sqlite"
-        self._writer = threading.Lock()
+        self._write_lock = threading.Lock()
         if self._is_sqlite:
             self._read_engine = self.engine
             self._write_engine = self.engine.execution_options(**{SQLITE_BEGIN: "BEGIN IMMEDIATE"})
@@ -71,15 +61,15 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
-        """Open a transaction that sees one snapshot and changes nothing."""
+        """Open a reading transaction and yield its session."""
         with self.reading_rows() as connection, Session(connection, autoflush=False) as session:
             yield session
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
-        """Open a transaction that commits at the end of the block, or rolls back if the block raises.
+        """Open a writing transaction and yield its session. It commits at the end, or rolls back if the block raises.
 
-        Raises DatabaseBusy where the lock is not to be had in time, StorageFull, DatabaseUnavailable.
+        Raises DatabaseBusy if the lock does not become free in time, StorageFull, DatabaseUnavailable.
         """
         with self.writing_rows() as connection, Session(connection, expire_on_commit=False) as session:
             yield session
@@ -87,39 +77,39 @@ class Database:
 
     @contextmanager
     def reading_rows(self) -> Iterator[Connection]:
-        """Open the transaction of `reading()` without objects."""
-        with service_errors(), self._read_engine.connect() as connection:
+        """Open a reading transaction and yield its connection."""
+        with translating_errors(), self._read_engine.connect() as connection:
             yield connection
 
     @contextmanager
     def writing_rows(self) -> Iterator[Connection]:
-        """Open the transaction of `writing()` without objects."""
-        with service_errors(), self._turn_to_write(), self._write_engine.begin() as connection:
+        """Open a writing transaction and yield its connection. It commits, rolls back and raises as `writing()`."""
+        with translating_errors(), self._write_turn(), self._write_engine.begin() as connection:
             yield connection
 
     @staticmethod
     @contextmanager
-    def objects(connection: Connection) -> Iterator[Session]:
-        """Give objects within a transaction of `writing_rows()`."""
+    def session_of(connection: Connection) -> Iterator[Session]:
+        """Yield a session within the transaction of `writing_rows()`, for the parts that need objects."""
         with Session(connection, expire_on_commit=False) as session:
             yield session
             session.flush()
 
     @contextmanager
-    def _turn_to_write(self) -> Iterator[None]:
-        """Queue up the writers of this process: SQLite itself only lets them poll, which is slow and unfair."""
+    def _write_turn(self) -> Iterator[None]:
+        """Let the writing transactions of this process wait in a queue. SQLite only lets them poll: slow and unfair."""
         if not self._is_sqlite:
             yield
             return
-        if not self._writer.acquire(timeout=self._timeout):
+        if not self._write_lock.acquire(timeout=self._timeout):
             raise DatabaseBusy("Other writes took too long.", retry_after=RETRY_AFTER_SECONDS)
         try:
             yield
         finally:
-            self._writer.release()
+            self._write_lock.release()
 
-    def connections(self) -> tuple[int, int]:
-        """Return how many connections are in use, and how many may be."""
+    def count_connections(self) -> tuple[int, int]:
+        """Return the number of connections in use, and the largest number that the pool opens."""
         pool = cast("QueuePool", self.engine.pool)
         return pool.checkedout(), pool.size()
 
@@ -128,52 +118,20 @@ class Database:
         self.engine.dispose()
 
 
-def parse_url(text: str) -> URL:
-    """Return the URL with the driver that is used here. Raises ValueError for what is not supported."""
-    try:
-        url = make_url(text)
-    except exc.ArgumentError:
-        raise ValueError("the database URL is not one: expected sqlite:///... or postgresql://...") from None
-    backend = url.get_backend_name()
-    if backend in ("postgresql", "postgres"):
-        return url.set(drivername="postgresql+psycopg")
-    if backend != "sqlite":
-        raise ValueError(f"{backend} is not supported: use sqlite:///... or postgresql://...")
-    if url.database in (None, "", ":memory:"):
-        raise ValueError("a SQLite database needs a file: sqlite:///path/to/file.db")
-    return url.set(drivername="sqlite")
-
-
-def is_sqlite(text: str) -> bool:
-    """Whether the URL is a SQLite file's. Raises ValueError for what is not supported."""
-    return parse_url(text).get_backend_name() == "sqlite"
-
-
-def printable_url(text: str) -> str:
-    """Return the URL with its password hidden."""
-    return parse_url(text).render_as_string(hide_password=True)
-
-
-def create_parent_folder(text: str) -> None:
-    """Create the folder of a SQLite file."""
-    database = parse_url(text).database
-    if is_sqlite(text) and database is not None:
-        Path(database).parent.mkdir(parents=True, exist_ok=True)
-
-
-def is_missing(text: str) -> bool:
-    """Whether the URL is that of a SQLite file that does not exist; connecting would create it."""
-    database = parse_url(text).database
-    return is_sqlite(text) and database is not None and not Path(database).exists()
-
-
 def make_engine(url: URL, *, pool_size: int = 1, timeout: float = 15.0, foreign_keys: bool = True) -> Engine:
-    """Return an engine set up for its backend; `foreign_keys=False` is for migrations that rebuild SQLite tables."""
+    """Return an engine with the options of its backend.
+
+    Args:
+        url: the parsed URL.
+        pool_size: largest number of connections.
+        timeout: seconds to wait for a connection or a lock.
+        foreign_keys: whether SQLite enforces foreign keys; False for migrations, which rebuild tables.
+    """
     options: dict[str, Any] = {
         "pool_size": pool_size,
         "max_overflow": 0,
         "pool_timeout": timeout,
-        "json_serializer": to_json,
+        "json_serializer": lambda value: encode_json(value).decode(),
     }
     milliseconds = int(timeout * 1000)
     if url.get_backend_name() == "sqlite":
@@ -181,7 +139,7 @@ def make_engine(url: URL, *, pool_size: int = 1, timeout: float = 15.0, foreign_
 
         @event.listens_for(engine, "connect")
         def set_up(connection: Any, _record: Any) -> None:
-            connection.isolation_level = None  # transactions are begun below, not guessed by the driver
+            connection.isolation_level = None  # `begin` below begins transactions, not the driver
             cursor = connection.cursor()
             cursor.execute(f"PRAGMA busy_timeout={milliseconds}")
             cursor.execute("PRAGMA journal_mode=WAL")
@@ -203,8 +161,8 @@ def make_engine(url: URL, *, pool_size: int = 1, timeout: float = 15.0, foreign_
 
 
 @contextmanager
-def service_errors() -> Iterator[None]:
-    """Turn what the database raises into the service's errors; what is a bug of ours passes."""
+def translating_errors() -> Iterator[None]:
+    """Raise the database's errors as errors of the service; errors that show a bug pass unchanged."""
     try:
         yield
     except exc.TimeoutError as error:

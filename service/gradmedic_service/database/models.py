@@ -1,7 +1,7 @@
 """The tables.
 
-One idea: what an append touches is apart from what it does not. A run's row is small and is rewritten by every block;
-its layers and its settings are not. Telemetry is never a row per value.
+Each block rewrites the row of its run, so that row is small: what an append does not change, such as the layers, is in
+another table. Telemetry is stored in compressed arrays, never as one row per value.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 NAME_LENGTH = 512
-"""Columns that hold names; `Settings.max_name_length` is not larger."""
+"""Characters of a column that holds a name; `Settings.max_name_length` is at most as large."""
 
 NAMING_CONVENTION = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -40,17 +40,17 @@ NAMING_CONVENTION = {
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A time with its zone, which SQLite would forget."""
+    """A time with a zone. SQLite stores no zone, so times are stored in UTC and read as UTC."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 (protocol)
-        """Store in UTC."""
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 (SQLAlchemy's signature)
+        """Return the time in UTC, for storing."""
         return None if value is None else value.astimezone(UTC)
 
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 (protocol)
-        """Read as UTC."""
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 (SQLAlchemy's signature)
+        """Return a stored time as UTC."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
@@ -68,7 +68,7 @@ class Base(DeclarativeBase):
 
 
 class Project(Base):
-    """What runs are grouped by. Runs refer to it by name without a foreign key: what a project says is optional."""
+    """A project. Runs refer to it by name, without a foreign key, because its row only holds optional settings."""
 
     __tablename__ = "projects"
 
@@ -76,15 +76,15 @@ class Project(Base):
     muted_detectors: Mapped[list[Any]]
     created_at: Mapped[datetime]
     rerun_automatically: Mapped[bool | None]
-    """Null, here and below, where nothing was ever said about it."""
+    """Null, here and in the columns below, until it is set for the first time."""
     max_concurrent_trials: Mapped[int | None]
     max_rerun_seconds: Mapped[float | None] = mapped_column(Double)
 
 
 class Run(Base):
-    """One training job: who it is and how it stands.
+    """One training job: its identity and its current state.
 
-    No index holds a column that an append changes, so that PostgreSQL can update the row in place (HOT).
+    No index contains a column that an append changes, so that PostgreSQL can update the row in place (HOT).
     """
 
     __tablename__ = "runs"
@@ -111,25 +111,25 @@ class Run(Base):
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
     statistics: Mapped[list[Any]]
-    """Names, in the order that the client gave."""
+    """Names of the statistics, in the client's order."""
     metrics: Mapped[list[Any]]
-    """Names of every metric that was ever sent."""
+    """Names of all metrics that the run has sent."""
     layer_counts: Mapped[list[Any]]
-    """How many layers the run has had, ascending: a block that was made before layers were added has fewer."""
+    """Every number of layers that the run has had, ascending. A block made before layers were added has fewer."""
     facts_digest: Mapped[bytes] = mapped_column(LargeBinary(16))
-    """Of the layers, the training facts and the framework: the key of what is derived from them."""
+    """Digest of the layers, the training facts and the framework: the key of a cache of what is derived from them."""
     muted_detectors: Mapped[list[Any] | None]
-    """Ids; null where nothing was ever said about them."""
+    """Ids of detectors; null until they are set for the first time."""
     rewound_to: Mapped[int | None] = mapped_column(BigInteger)
-    """Step of the last rewind: by it a repeated request is recognized."""
+    """Step of the last rewind, by which a repeated request is recognized."""
     parent_id: Mapped[UUID | None] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
-    """The suspect run, where this is an attempt at a trial."""
+    """The suspect run, if this run is an attempt at a trial."""
     stop_after: Mapped[int | None] = mapped_column(BigInteger)
-    """The last step that is taken, of a trial's run; -1 once the trial is over, whatever its process still sends."""
+    """Last step that is accepted of a trial's run; -1 once the trial is over. Null for other runs."""
     patience: Mapped[float | None] = mapped_column(Double)
-    """Seconds that the run may be silent; null until a version that knows of it has stored a step."""
+    """Seconds that the run may be silent; null until a version with this column has stored a step."""
     stalls_at: Mapped[datetime | None]
-    """When that time is over."""
+    """Time at which the run becomes stalled unless it sends something."""
 
     details: Mapped[RunDetails] = relationship(cascade="all, delete-orphan", passive_deletes=True)
     tags: Mapped[list[RunTag]] = relationship(
@@ -138,7 +138,7 @@ class Run(Base):
 
 
 class RunDetails(Base):
-    """What was said about a run and seldom changes; apart from `runs` since SQLite rewrites a row as a whole."""
+    """The parts of a run that seldom change. They are not in `runs` because SQLite rewrites a row as a whole."""
 
     __tablename__ = "run_details"
 
@@ -161,29 +161,29 @@ class RunTag(Base):
 
 
 class DiagnosisState(Base):
-    """Where the diagnostician of a run stands after its first block."""
+    """The latest stored state of a run's diagnostician, from its first block on."""
 
     __tablename__ = "diagnosis_states"
 
     run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
     state: Mapped[bytes] = mapped_column(LargeBinary)
     steps_since_snapshot: Mapped[int | None] = mapped_column(Integer)
-    """Null, from the version before, counts as none."""
+    """Null, which an earlier version wrote, counts as zero."""
 
 
 class DiagnosisSnapshot(Base):
-    """Where the diagnostician of a run stood after a step; going back replays the steps behind it."""
+    """The state of a run's diagnostician after a step. Going back to a later step replays the steps in between."""
 
     __tablename__ = "diagnosis_snapshots"
 
     run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
     step: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     state: Mapped[bytes] = mapped_column(LargeBinary)
-    """Compressed."""
+    """The state, compressed."""
 
 
 class VerdictChange(Base):
-    """The verdict of a run from a step on."""
+    """A change of a run's verdict at a step."""
 
     __tablename__ = "verdict_changes"
     __table_args__ = (Index(None, "run_id", "step"),)
@@ -206,12 +206,13 @@ class TelemetryChunk(Base):
     last_step: Mapped[int] = mapped_column(BigInteger)
     step_count: Mapped[int] = mapped_column(Integer)
     position: Mapped[int | None] = mapped_column(Integer)
-    """Chunks of the run before it; null where the version before wrote it, and from then on: such have no rollups."""
+    """Number of chunks before this one. Null for chunks of an earlier version and all later ones of that run; they have
+    no rollups."""
     data: Mapped[bytes] = mapped_column(LargeBinary)
 
 
 class TelemetryRollup(Base):
-    """Buckets of many steps, one for each of the rows of the level below; `telemetry.rollups` reads `data`."""
+    """Buckets of many steps, one for each of several rows of the level below; `telemetry.rollups` reads `data`."""
 
     __tablename__ = "telemetry_rollups"
 
@@ -220,12 +221,12 @@ class TelemetryRollup(Base):
     first_step: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     last_step: Mapped[int] = mapped_column(BigInteger)
     position: Mapped[int] = mapped_column(Integer)
-    """Rows of the level before it."""
+    """Number of rows of the same level before this one."""
     data: Mapped[bytes] = mapped_column(LargeBinary)
 
 
 class ApiKey(Base):
-    """A key by its hash. It outlives its project and its run, and its revocation: what it did is on record."""
+    """An API key, stored as a hash. It stays after its revocation and after its project, for the audit records."""
 
     __tablename__ = "api_keys"
     __table_args__ = (Index(None, "project", "id"),)
@@ -234,7 +235,7 @@ class ApiKey(Base):
     name: Mapped[str] = mapped_column(String(NAME_LENGTH))
     prefix: Mapped[str] = mapped_column(String(32))
     digest: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True)
-    """SHA-256 of the secret, which has 256 random bits: nothing slower is needed."""
+    """SHA-256 of the secret. The secret has 256 random bits, so no slower hash is needed."""
     project: Mapped[str | None] = mapped_column(String(NAME_LENGTH))
     run_id: Mapped[UUID | None]
     scopes: Mapped[list[Any]]
@@ -245,7 +246,7 @@ class ApiKey(Base):
 
 
 class BrowserSession(Base):
-    """A key exchanged for a cookie. It is the key's: it ends with it."""
+    """A browser's session: a key that was exchanged for a cookie. It ends with its key."""
 
     __tablename__ = "browser_sessions"
     __table_args__ = (Index(None, "expires_at"),)
@@ -258,7 +259,7 @@ class BrowserSession(Base):
 
 
 class AuditRecord(Base):
-    """Who did what. It refers to nothing by foreign key, since it outlives what it speaks of."""
+    """An action and the principal that did it. It has no foreign key, because it outlives the objects that it names."""
 
     __tablename__ = "audit_records"
     __table_args__ = (Index(None, "project", "id"),)
@@ -273,28 +274,28 @@ class AuditRecord(Base):
 
 
 class Trainable(Base):
-    """A command that may be rerun, as its worker describes it."""
+    """A command that workers may rerun, as its worker describes it."""
 
     __tablename__ = "trainables"
 
     name: Mapped[str] = mapped_column(String(NAME_LENGTH), primary_key=True)
     owner: Mapped[str] = mapped_column(String(NAME_LENGTH))
-    """Who registered it and alone may run it: the id of a key; empty where there are no keys."""
+    """Id of the API key that registered the trainable and that alone may run it; empty where no keys are required."""
     project: Mapped[str | None] = mapped_column(String(NAME_LENGTH))
-    """Of whose runs it may be; null for any."""
+    """The project whose runs may name it; null for every project."""
     gpus: Mapped[int]
     timeout: Mapped[float] = mapped_column(Double)
     parameters: Mapped[list[Any]]
     updated_at: Mapped[datetime]
-    """When it was last offered."""
+    """Time of the latest offer."""
     worker: Mapped[str | None] = mapped_column(String(NAME_LENGTH))
-    """Who offered it last."""
+    """Name of the worker that made the latest offer."""
     withdrawn_at: Mapped[datetime | None]
-    """Since when its worker is there without it, and no other offers it."""
+    """Time since which its worker no longer offers it, and no other worker does."""
 
 
 class Rerun(Base):
-    """A race of remedies. Everything but how it stands and came out is said when it is made."""
+    """A race of remedies. Only its status, reason, executor, outcomes and times change after its creation."""
 
     __tablename__ = "reruns"
     __table_args__ = (Index(None, "run_id"), Index(None, "created_at", "id"), Index(None, "status"))
@@ -304,21 +305,21 @@ class Rerun(Base):
     project: Mapped[str] = mapped_column(String(NAME_LENGTH))
     trainable: Mapped[str] = mapped_column(String(NAME_LENGTH))
     owner: Mapped[str] = mapped_column(String(NAME_LENGTH))
-    """Of the trainable, when the rerun was made: a name that changes hands is not run for it."""
+    """Owner of the trainable when the rerun was made. Another owner of the same name does not run it."""
     executor: Mapped[str | None] = mapped_column(String(16))
-    """Null until it was named or a first trial was taken."""
+    """Null until the request named it or the first trial was claimed."""
     is_automatic: Mapped[bool]
     status: Mapped[str] = mapped_column(String(16))
     reason: Mapped[str | None] = mapped_column(Text)
     candidates: Mapped[list[Any]]
-    """Remedies of each; none of the first, the control."""
+    """Remedies of each candidate. The first candidate, the control, has none."""
     parameters: Mapped[dict[str, Any]]
     seeds: Mapped[list[Any]]
     steps: Mapped[int] = mapped_column(BigInteger)
     seconds: Mapped[float] = mapped_column(Double)
     max_trials: Mapped[int]
     outcomes: Mapped[list[Any] | None]
-    """Written once, when it ends."""
+    """Outcomes of the candidates, written once, when the rerun ends."""
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
@@ -333,16 +334,16 @@ class Trial(Base):
     id: Mapped[UUID] = mapped_column(primary_key=True)
     rerun_id: Mapped[UUID] = mapped_column(ForeignKey("reruns.id", ondelete="CASCADE"))
     position: Mapped[int]
-    """In the order in which they are started."""
+    """Place of the trial in the order of their starts."""
     candidate: Mapped[int]
     seed: Mapped[int] = mapped_column(BigInteger)
     status: Mapped[str] = mapped_column(String(16))
     reason: Mapped[str | None] = mapped_column(Text)
     attempt: Mapped[int]
-    """The latest; 0 before the first."""
+    """Number of the latest attempt; 0 before the first."""
     lease_expires_at: Mapped[datetime | None]
     reason_to_stop: Mapped[str | None] = mapped_column(Text)
-    """Why it is to end early; its worker is told with the next heartbeat."""
+    """Why the trial must end early. The answer to the next heartbeat carries it to the worker."""
     verdict: Mapped[str] = mapped_column(String(16))
     rungs: Mapped[list[Any]]
     curve: Mapped[dict[str, Any] | None]
@@ -350,7 +351,7 @@ class Trial(Base):
 
 
 class Attempt(Base):
-    """A process that ran, or runs, a trial."""
+    """A process that runs or has run a trial."""
 
     __tablename__ = "attempts"
     __table_args__ = (Index(None, "run_id", unique=True),)
@@ -358,7 +359,7 @@ class Attempt(Base):
     trial_id: Mapped[UUID] = mapped_column(ForeignKey("trials.id", ondelete="CASCADE"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)
     run_id: Mapped[UUID]
-    """Of its run, which is there once the script has created it."""
+    """Id of the attempt's run, which the training script creates."""
     worker: Mapped[str] = mapped_column(String(NAME_LENGTH))
     status: Mapped[str] = mapped_column(String(16))
     reason: Mapped[str | None] = mapped_column(Text)
@@ -367,8 +368,8 @@ class Attempt(Base):
     ended_at: Mapped[datetime | None]
     environment: Mapped[dict[str, Any]]
     key_id: Mapped[UUID | None]
-    """Of the key that it streams with; of its ticket while it waits."""
+    """Id of the API key with which the attempt streams; while it waits, of its ticket."""
     is_waiting: Mapped[bool | None]
-    """Whether its executor has no process for it yet: no time counts, and its ticket is not redeemed."""
+    """Whether the executor has no process for the attempt yet. Until then no time counts, and its ticket is valid."""
     output: Mapped[str] = mapped_column(Text)
-    """The end of what it has printed."""
+    """The last lines that the process has printed."""

@@ -1,4 +1,4 @@
-"""The database's schema: create, upgrade, downgrade and check it by the migrations that come with the service."""
+"""The database's schema: create, upgrade, downgrade and check it with the service's migrations."""
 
 from __future__ import annotations
 
@@ -12,44 +12,37 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, column, inspect, select, table
 
-from gradmedic_service.database.engine import (
-    Database,
-    create_parent_folder,
-    is_sqlite,
-    make_engine,
-    parse_url,
-    printable_url,
-    service_errors,
-)
+from gradmedic_service.database.engine import Database, make_engine, translating_errors
 from gradmedic_service.database.errors import DatabaseNotMigrated, UnknownRevision
+from gradmedic_service.database.urls import create_parent_folder, is_sqlite, parse_url, printable_url
 
 UPGRADE_COMMAND = "gradmedic db upgrade"
 VERSION_TABLE = "alembic_version"
 
 
 def migrations_folder() -> Path:
-    """Return the folder of the migrations: beside the package in a wheel, at the root of a checkout."""
+    """Return the folder of the migrations: in the package of a wheel, at the root of a checkout."""
     packaged = Path(__file__).parents[1] / "migrations"
     return packaged if packaged.is_dir() else Path(__file__).parents[3] / "migrations"
 
 
 def upgrade(database_url: str, revision: str = "head") -> None:
-    """Bring the schema up to a revision. Raises UnknownRevision."""
-    with service_errors(), _known_revisions():
+    """Upgrade the schema to a revision. Raises UnknownRevision."""
+    with translating_errors(), _known_revisions():
         command.upgrade(_config(database_url), revision)
 
 
 def downgrade(database_url: str, revision: str) -> None:
-    """Take the schema back to a revision; `base` removes everything. Raises UnknownRevision."""
-    with service_errors(), _known_revisions():
+    """Downgrade the schema to a revision; `base` removes all tables. Raises UnknownRevision."""
+    with translating_errors(), _known_revisions():
         command.downgrade(_config(database_url), revision)
 
 
 def current(database_url: str) -> str | None:
-    """Return the revision of the schema, None for an empty database."""
+    """Return the revision of the schema; None for an empty database."""
     engine = make_engine(parse_url(database_url))
     try:
-        with service_errors(), engine.connect() as connection:
+        with translating_errors(), engine.connect() as connection:
             return _revision_of(connection)
     finally:
         engine.dispose()
@@ -78,7 +71,7 @@ def prepare(database_url: str) -> None:
 
 
 def check_revision(database: Database, expected: str) -> None:
-    """Raise DatabaseNotMigrated unless the database can be read and its schema is at the expected revision."""
+    """Raise DatabaseNotMigrated unless the schema is at the expected revision, and errors of reading the database."""
     with database.reading() as session:
         found = _revision_of(session.connection())
     if found != expected:
@@ -86,7 +79,7 @@ def check_revision(database: Database, expected: str) -> None:
 
 
 def not_migrated(found: str | None, expected: str, arguments: str = "") -> DatabaseNotMigrated:
-    """Return the error of a schema at another revision; it names the command to run."""
+    """Return the error of a schema at another revision. It names the command to run, with these arguments."""
     return DatabaseNotMigrated(
         f"The schema is at revision {found or 'none'}, this version needs {expected}: run "
         f"`{UPGRADE_COMMAND}{arguments}`."
@@ -102,10 +95,11 @@ def _revision_of(connection: Connection) -> str | None:
 
 @contextmanager
 def _known_revisions() -> Iterator[None]:
+    """Raise UnknownRevision for Alembic's error."""
     try:
         yield
     except CommandError as error:
-        raise UnknownRevision(f"{error}; `gradmedic db current` shows where the schema is.") from None
+        raise UnknownRevision(f"{error}; `gradmedic db current` prints the revision of the schema.") from None
 
 
 def _config(database_url: str) -> Config:

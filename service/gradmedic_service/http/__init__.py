@@ -1,1 +1,1 @@
-"""What every route uses: bodies, errors, paging, health, metrics, documentation."""
+"""What all routes share: bodies, errors, paging, health, metrics, documentation."""

@@ -1,4 +1,4 @@
-"""The parts of `Services` that endpoints receive as parameters, and checks that several endpoints share.
+"""The parameters that endpoints share: parts of `Services`, and the page of a list; and checks of them.
 
 The request commits once, at its boundary: an endpoint opens `database.writing()` or `database.reading()` around one
 call of its domain's service and answers after that block has ended, so that a 2xx means durable.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, Query, Request
 
 from gradmedic.protocol.service import JSON_MEDIA_TYPE, Limits
 from gradmedic_service.access.keyring import Keyring
@@ -73,6 +73,9 @@ RunCacheDependency = Annotated[RunCache, Depends(_run_cache)]
 LiveRunsDependency = Annotated[LiveRuns, Depends(_live_runs)]
 TrialLeaseDependency = Annotated[float, Depends(_trial_lease)]
 WorkerPatienceDependency = Annotated[float, Depends(_worker_patience)]
+
+MaxResults = Annotated[int, Query(description="The number of items in a page, up to `max_results` of `GET /limits`.")]
+PageToken = Annotated[str | None, Query(description="The `next_page_token` of the previous page.")]
 
 
 async def media_type(request: Request) -> str:

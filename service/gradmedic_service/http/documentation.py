@@ -1,4 +1,4 @@
-"""OpenAPI and the pages that show it, without a content delivery network: their files come with `fastapi-offline`."""
+"""OpenAPI and the pages that show it. Their files come with `fastapi-offline`, so no other server is needed."""
 
 from __future__ import annotations
 
@@ -35,8 +35,10 @@ CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
-"""Swagger's page starts itself by a script within it; it loads and asks nothing from elsewhere."""
+"""Swagger's page contains the script that starts it. It loads nothing from other servers."""
 SECURITY_SCHEME = "api_key"
+UNDESCRIBED_RESPONSE = "Successful Response"
+"""FastAPI's description of a response that has none."""
 
 
 def add_documentation(app: FastAPI) -> None:
@@ -61,14 +63,15 @@ def add_documentation(app: FastAPI) -> None:
 
     app.mount(FILES_PATH, PublicFiles(StaticFiles(directory=folder)), name="docs-files")
 
-    described = app.openapi
+    make_document = app.openapi
 
     def openapi() -> dict[str, Any]:
         is_new = app.openapi_schema is None
-        document = described()
+        document = make_document()
         if is_new:
             document["components"]["schemas"].update(_problem_schemas())
             _describe_access(app, document)
+            _describe_bodies(document)
             _describe_numbers(document)
         return document
 
@@ -76,9 +79,9 @@ def add_documentation(app: FastAPI) -> None:
 
 
 def _describe_access(app: FastAPI, document: dict[str, Any]) -> None:
-    """Say of each route which scopes it needs and how it refuses."""
-    refusals = documented(*AUTHENTICATION_ERRORS, ScopeMissing, BeyondKey, Overloaded, InvalidRequest)
-    of_all = documented(HostNotAllowed, CrossOrigin, ApiKeyInUrl)
+    """Add the needed scopes and the possible errors to each operation, in place."""
+    errors_of_protected_routes = documented(*AUTHENTICATION_ERRORS, ScopeMissing, BeyondKey, Overloaded, InvalidRequest)
+    errors_of_every_route = documented(HostNotAllowed, CrossOrigin, ApiKeyInUrl)
     if services_of(app).requires_keys:
         scheme = {"type": "http", "scheme": "bearer", "description": "An API key: `Authorization: Bearer <secret>`."}
         document["components"]["securitySchemes"] = {SECURITY_SCHEME: scheme}
@@ -87,31 +90,60 @@ def _describe_access(app: FastAPI, document: dict[str, Any]) -> None:
             operation = document["paths"].get(path.replace(":path", ""), {}).get(method.lower())
             if operation is None:
                 continue
-            for status, response in of_all.items():
+            for status, response in errors_of_every_route.items():
                 operation["responses"].setdefault(str(status), response)
             if not isinstance(need, ScopeRequirement):
                 continue
-            for status, response in refusals.items():
-                _add(operation["responses"], str(status), response)
+            for status, response in errors_of_protected_routes.items():
+                _add_response(operation["responses"], str(status), response)
             if "requestBody" in operation:
-                operation["responses"].update({str(status): one for status, one in documented(RequestTimeout).items()})
+                for status, response in documented(RequestTimeout).items():
+                    operation["responses"][str(status)] = response
             if services_of(app).requires_keys:
                 operation["security"] = [{SECURITY_SCHEME: list(need.scopes)}]
 
 
-def _add(responses: dict[str, Any], status: str, response: dict[str, Any]) -> None:
-    """Document an answer, beside what the route documents of the same status."""
+def _add_response(responses: dict[str, Any], status: str, response: dict[str, Any]) -> None:
+    """Add a response to an operation. If the operation has one of the same status, add only the examples."""
     if status not in responses:
         responses[status] = deepcopy(response)
         return
-    ours = response["content"][PROBLEM_MEDIA_TYPE]["examples"]
-    theirs = responses[status].get("content", {}).get(PROBLEM_MEDIA_TYPE, {}).get("examples")
-    if theirs is not None:
-        theirs.update(ours)
+    examples = responses[status].get("content", {}).get(PROBLEM_MEDIA_TYPE, {}).get("examples")
+    if examples is not None:
+        examples.update(response["content"][PROBLEM_MEDIA_TYPE]["examples"])
+
+
+def _describe_bodies(document: dict[str, Any]) -> None:
+    """Give every request body and response a description that ends with a period, in place.
+
+    A body without a description of its own gets that of its schema.
+    """
+    schemas = document["components"]["schemas"]
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            if "requestBody" in operation:
+                operation["requestBody"].setdefault(
+                    "description", _schema_description(operation["requestBody"], schemas)
+                )
+            for response in operation["responses"].values():
+                if response["description"] == UNDESCRIBED_RESPONSE:
+                    response["description"] = _schema_description(response, schemas)
+                response["description"] = f"{response['description'].rstrip('.')}."
+
+
+def _schema_description(body: dict[str, Any], schemas: dict[str, Any]) -> str:
+    """Return the description of the first schema of a body, or one of its media types if it has no schema."""
+    contents = body.get("content", {})
+    for content in contents.values():
+        name = content.get("schema", {}).get("$ref", "").rpartition("/")[2]
+        if name in schemas:
+            description: str = schemas[name]["description"]
+            return description
+    return f"Body of the type {', '.join(f'`{media_type}`' for media_type in contents)}." if contents else "No body."
 
 
 def _describe_numbers(node: Any) -> None:
-    """Say of every number of the document, in place, that it may be one of the names of non-finite ones."""
+    """Add the names of the non-finite numbers to the schema of every number of the document, in place."""
     for key, child in list(node.items() if isinstance(node, dict) else enumerate(node)):
         if isinstance(child, dict) and child.get("type") == "number":
             node[key] = {name: value for name, value in child.items() if name != "type"} | {
@@ -122,10 +154,9 @@ def _describe_numbers(node: Any) -> None:
 
 
 def _problem_schemas() -> dict[str, Any]:
-    """Return what `errors.documented` refers to.
+    """Return the schemas that the responses of `errors.documented` refer to.
 
-    As a `model` of every error of every route, the same schema would be built a hundred times, and under the wrong
-    media type.
+    Declared as the `model` of each error, FastAPI would build it a hundred times, and with the wrong media type.
     """
     problem = TypeAdapter(Problem).json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
     return {**problem.pop("$defs"), "Problem": problem}

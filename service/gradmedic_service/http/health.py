@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from gradmedic.protocol.service import Limits
+from gradmedic.protocol.service import Health, Limits
 from gradmedic_service.access.authorization import PUBLIC, AnyKey, MayRead
 from gradmedic_service.database.errors import DatabaseBusy, DatabaseNotMigrated, DatabaseUnavailable
 from gradmedic_service.database.schema import check_revision
@@ -22,13 +20,6 @@ from gradmedic_service.http.errors import documented
 
 health_router = APIRouter(tags=["service"])
 limits_router = APIRouter(tags=["service"])
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """The answer of a health check that succeeded; a check that fails is answered with an error."""
-
-    status: str = "ok"
 
 
 @health_router.get("/healthz", dependencies=[PUBLIC])

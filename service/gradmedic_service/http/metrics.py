@@ -76,7 +76,7 @@ class Metrics:
 
     def render(self, database: Database) -> bytes:
         """Return all metrics in Prometheus's text format."""
-        in_use, maximum = database.connections()
+        in_use, maximum = database.count_connections()
         self._in_use.set(in_use)
         self._pool_size.set(maximum)
         return generate_latest(self._registry)

@@ -1,16 +1,38 @@
-"""Page tokens: where a list goes on, and of which list.
+"""Pages of lists. A page token holds the position of a page's last item and the query of its list.
 
-One idea: a token holds the place behind the last item and a digest of the query, so that a place in one list is never
-taken for one in another.
+With the query in it, a token of one list is refused by every other list.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
+from gradmedic.protocol.encoding import encode_json
 from gradmedic_service.http.errors import InvalidRequest
-from gradmedic_service.http.responses import to_json
+
+Item = TypeVar("Item")
+
+
+def cut_page(
+    found: Sequence[Item], max_results: int, query: str, position: Callable[[Item], Sequence[str]]
+) -> tuple[Sequence[Item], str | None]:
+    """Return the items of a page and the token of the next page, None if there is no next page.
+
+    Args:
+        found: the items from the page's first on. One more than `max_results` shows that there is a next page.
+        max_results: the largest number of items on the page.
+        query: the filters and the order of the list, as text.
+        position: returns the position of an item in the list.
+
+    >>> items, token = cut_page(["a", "b", "c"], 2, "names", lambda name: [name])
+    >>> items, position_of(token, "names", 1)
+    (['a', 'b'], ['b'])
+    """
+    items = found[:max_results]
+    return items, token_of(query, *position(items[-1])) if len(found) > max_results else None
 
 
 def token_of(query: str, *position: str) -> str:
@@ -19,11 +41,11 @@ def token_of(query: str, *position: str) -> str:
     >>> position_of(token_of("names", "a", "1"), "names", 2)
     ['a', '1']
     """
-    return base64.urlsafe_b64encode(to_json([query, *position]).encode()).decode().rstrip("=")
+    return base64.urlsafe_b64encode(encode_json([query, *position])).decode().rstrip("=")
 
 
 def position_of(token: str, query: str, length: int) -> list[str]:
-    """Return the position, of `length` parts, that a token holds. Raises InvalidRequest for one of another list."""
+    """Return the position, `length` strings, that a token holds. Raises InvalidRequest for a token of another list."""
     try:
         padded = token + "=" * (-len(token) % 4)
         content: list[str] = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))

@@ -1,4 +1,4 @@
-"""What pydantic says about a bad request, in the words of `errors: [{path, message}]`."""
+"""The translation of pydantic's errors into the `errors: [{path, message}]` of a problem."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ MESSAGES = {
     "missing": "is required",
     "missing_argument": "is required",
     "dataclass_type": "must be an object",
+    "list_type": "must be a list",
 }
-"""By pydantic's type of error; other messages are good as they are."""
+"""Our messages, by pydantic's type of error. For other types pydantic's own message is used."""
 
 
 def field_errors(errors: Sequence[Mapping[str, Any]]) -> list[FieldError]:
-    """Translate pydantic's errors."""
+    """Return one `FieldError` for each of pydantic's errors."""
     return [FieldError(path=_path(error["loc"]), message=_message(error)) for error in errors]
 
 
 def _path(location: Sequence[str | int]) -> str:
-    """Leave out where in the request the field was; a name in it may be of any form, so that it is cut."""
+    """Return the path without `body` or `query` in front. A name in it may have any form, so long paths are cut."""
     parts = location[1:] if location and location[0] in ("body", "query", "path", "header") else location
     return field_path(parts)[:MAX_PATH_LENGTH].encode(errors="replace").decode() or "body"
 

@@ -1,4 +1,4 @@
-"""Routes of projects."""
+"""The routes of projects."""
 
 from __future__ import annotations
 
@@ -9,18 +9,26 @@ from fastapi import APIRouter, Body, Depends, Path, Query
 from gradmedic.protocol.names import text_error
 from gradmedic.protocol.projects import Project, ProjectList, ProjectUpdate
 from gradmedic_service.access.authorization import MayAdminister, MayRead
-from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency, check_max_results, json_only
+from gradmedic_service.http.dependencies import (
+    DatabaseDependency,
+    LimitsDependency,
+    MaxResults,
+    PageToken,
+    check_max_results,
+    json_only,
+)
 from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType, documented
 from gradmedic_service.projects import service
 from gradmedic_service.projects.errors import ProjectNotFound
 
 router = APIRouter(prefix="/projects", tags=["projects"])
 
-Name = Annotated[str, Path(description="Name of the project, percent-encoded.", examples=["char-lm"])]
+Name = Annotated[str, Path(description="The name of the project, percent-encoded.", examples=["char-lm"])]
+Sort = Annotated[str, Query(description=f"The order of the list: one of {', '.join(service.SORTS)}.")]
 
 UPDATE_EXAMPLES: dict[str, Any] = {
-    "mute": {"summary": "Its losses plateau by design", "value": {"muted_detectors": ["plateau"]}},
-    "unmute": {"summary": "Hear every detector again", "value": {"muted_detectors": []}},
+    "mute": {"summary": "Mute a detector", "value": {"muted_detectors": ["plateau"]}},
+    "unmute": {"summary": "Unmute every detector", "value": {"muted_detectors": []}},
 }
 
 
@@ -29,11 +37,11 @@ def list_projects(
     principal: MayRead,
     database: DatabaseDependency,
     limits: LimitsDependency,
-    sort: Annotated[str, Query(description=f"One of {', '.join(service.SORTS)}.")] = service.SORTS[0],
-    max_results: Annotated[int, Query(description="Items of a page, at most what `/limits` says.")] = 100,
-    page_token: Annotated[str | None, Query(description="`next_page_token` of the page before.")] = None,
+    sort: Sort = service.SORTS[0],
+    max_results: MaxResults = 100,
+    page_token: PageToken = None,
 ) -> ProjectList:
-    """List the projects that the key reaches, by name."""
+    """List the projects that the API key reaches, sorted by name."""
     if sort not in service.SORTS:
         raise InvalidRequest.at("sort", f"{sort!r} is not one of {', '.join(service.SORTS)}")
     check_max_results(max_results, limits)
@@ -43,7 +51,7 @@ def list_projects(
 
 @router.get("/{name:path}", response_model=Project, responses=documented(ProjectNotFound, InvalidRequest))
 def get_project(name: Name, principal: MayRead, database: DatabaseDependency) -> Project:
-    """Return a project."""
+    """Return a project with its settings."""
     _check_name(name)
     with database.reading() as session:
         return service.get(session, principal, name)
@@ -61,7 +69,7 @@ def update_project(
     body: Annotated[ProjectUpdate, Body(openapi_examples=UPDATE_EXAMPLES)],
     database: DatabaseDependency,
 ) -> Project:
-    """Change what holds for every run of a project."""
+    """Change the settings of a project, which hold for all its runs."""
     _check_name(name)
     with database.writing() as session:
         return service.update(session, principal, name, body)

@@ -1,4 +1,4 @@
-"""Which detectors may be muted: those that the diagnosis has."""
+"""Muted detectors: their ids must be detectors of the diagnosis."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gradmedic_diagnosis import DETECTORS
 
 
 def muting_errors(ids: Sequence[str]) -> Iterator[FieldError]:
-    """Say which of `muted_detectors` cannot be."""
+    """Yield the error of the first id in `muted_detectors` that is unknown or repeated."""
     for index, detector in enumerate(ids):
         path = f"muted_detectors[{index}]"
         if detector not in DETECTORS:

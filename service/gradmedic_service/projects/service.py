@@ -1,8 +1,9 @@
-"""Projects: what listing and changing one means."""
+"""Projects: reading, listing and changing them."""
 
 from __future__ import annotations
 
 from datetime import datetime
+from typing import NamedTuple
 
 from gradmedic.protocol.projects import Project, ProjectList, ProjectUpdate
 from gradmedic.protocol.service import FieldError
@@ -10,42 +11,46 @@ from gradmedic_service.access.principal import Principal
 from gradmedic_service.database import models
 from gradmedic_service.database.engine import Session
 from gradmedic_service.http.errors import InvalidRequest
-from gradmedic_service.http.paging import position_of, token_of
+from gradmedic_service.http.paging import cut_page, position_of
 from gradmedic_service.projects import repository
 from gradmedic_service.projects.errors import ProjectNotFound
 from gradmedic_service.projects.muting import muting_errors
 
 SORTS = ("name", "-name")
 DEFAULT_CONCURRENT_TRIALS = 8
+"""Trials that may run at the same time in a project that has set no cap."""
 DEFAULT_RERUN_SECONDS = 86_400.0
-"""What a project allows its reruns until it says otherwise."""
+"""Seconds that a rerun may take in a project that has set no cap."""
 MAX_CONCURRENT_TRIALS = 1_000
 MAX_RERUN_SECONDS = 30 * 86_400.0
 
 
-def caps(session: Session, name: str) -> tuple[int, float]:
-    """Return how many trials of a project may run at once, and how many seconds a rerun of it may take."""
-    return _caps(repository.find(session, name))
+class RerunCaps(NamedTuple):
+    """The caps of a project on its reruns."""
+
+    concurrent_trials: int
+    """Trials that may run at the same time."""
+    seconds: float
+    """Seconds that one rerun may take."""
 
 
-def _caps(project: models.Project | None) -> tuple[int, float]:
-    trials = None if project is None else project.max_concurrent_trials
-    seconds = None if project is None else project.max_rerun_seconds
-    return trials or DEFAULT_CONCURRENT_TRIALS, seconds or DEFAULT_RERUN_SECONDS
+def rerun_caps(session: Session, name: str) -> RerunCaps:
+    """Return the caps of a project on its reruns."""
+    return _rerun_caps(repository.find(session, name))
 
 
-def ensure(session: Session, name: str, now: datetime) -> None:
-    """Let a project appear, with its first run."""
+def create_missing(session: Session, name: str, now: datetime) -> None:
+    """Create a project unless it exists. A project appears with its first run or key."""
     repository.add_missing(session, name, now)
 
 
 def get(session: Session, principal: Principal, name: str) -> Project:
-    """Return a project. Raises ProjectNotFound, also for one that the principal does not reach."""
-    return _on_the_wire(_existing(principal, repository.find(session, name), name))
+    """Return a project. Raises ProjectNotFound, also if the principal does not reach the project."""
+    return _to_project(_existing(principal, repository.find(session, name), name))
 
 
 def update(session: Session, principal: Principal, name: str, body: ProjectUpdate) -> Project:
-    """Change what the body names. Raises ProjectNotFound, InvalidRequest."""
+    """Change the settings that the body contains. Raises ProjectNotFound, InvalidRequest."""
     errors = list(muting_errors(body.muted_detectors or ()))
     if body.max_concurrent_trials is not None and not 1 <= body.max_concurrent_trials <= MAX_CONCURRENT_TRIALS:
         errors.append(FieldError(path="max_concurrent_trials", message=f"must be from 1 to {MAX_CONCURRENT_TRIALS}"))
@@ -62,7 +67,7 @@ def update(session: Session, principal: Principal, name: str, body: ProjectUpdat
         project.max_concurrent_trials = body.max_concurrent_trials
     if body.max_rerun_seconds is not None:
         project.max_rerun_seconds = body.max_rerun_seconds
-    return _on_the_wire(project)
+    return _to_project(project)
 
 
 def list_page(
@@ -71,14 +76,11 @@ def list_page(
     """Return a page of projects. Raises InvalidRequest for a token of another list."""
     query = f"projects by {sort}"
     after = None if page_token is None else position_of(page_token, query, 1)[0]
-    found = repository.page(
+    rows = repository.list_by_name(
         session, only=principal.project, is_descending=sort.startswith("-"), after=after, size=max_results + 1
     )
-    items = found[:max_results]
-    return ProjectList(
-        items=[_on_the_wire(project) for project in items],
-        next_page_token=token_of(query, items[-1].name) if len(found) > max_results else None,
-    )
+    page, token = cut_page(rows, max_results, query, lambda project: [project.name])
+    return ProjectList(items=[_to_project(project) for project in page], next_page_token=token)
 
 
 def _existing(principal: Principal, project: models.Project | None, name: str) -> models.Project:
@@ -87,13 +89,19 @@ def _existing(principal: Principal, project: models.Project | None, name: str) -
     return project
 
 
-def _on_the_wire(project: models.Project) -> Project:
-    trials, seconds = _caps(project)
+def _to_project(project: models.Project) -> Project:
+    caps = _rerun_caps(project)
     return Project(
         name=project.name,
         muted_detectors=list(project.muted_detectors),
         created_at=project.created_at,
         rerun_automatically=bool(project.rerun_automatically),
-        max_concurrent_trials=trials,
-        max_rerun_seconds=seconds,
+        max_concurrent_trials=caps.concurrent_trials,
+        max_rerun_seconds=caps.seconds,
     )
+
+
+def _rerun_caps(project: models.Project | None) -> RerunCaps:
+    trials = None if project is None else project.max_concurrent_trials
+    seconds = None if project is None else project.max_rerun_seconds
+    return RerunCaps(trials or DEFAULT_CONCURRENT_TRIALS, seconds or DEFAULT_RERUN_SECONDS)

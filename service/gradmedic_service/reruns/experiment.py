@@ -23,6 +23,8 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
+from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
+
 CONTROL = 0
 """The candidate without remedies."""
 CONFIRMED = 2
@@ -41,7 +43,6 @@ START_LOSSES = 5
 LEAST_DECLINE = 0.1
 """Share of its start by which a trial must have fallen to have learned. Without a margin, chance alone beats a control
 that learned nothing by a thousandth."""
-UNHEALTHY = ("vanishing", "exploding")
 ENDED = ("done", "failed", "cancelled", "stopped", "not_applicable")
 
 
@@ -181,7 +182,7 @@ def rungs_of(steps: int) -> tuple[int, ...]:
 def loss_at_rung(losses: NDArray[np.float64], verdict: str) -> float:
     """Return what a trial is compared by at a rung: its final loss so far; infinity where it is bad already."""
     loss = final_loss(losses) if len(losses) else math.inf
-    return loss if math.isfinite(loss) and verdict not in UNHEALTHY else math.inf
+    return loss if math.isfinite(loss) and verdict not in UNHEALTHY_VERDICTS else math.inf
 
 
 def reason_to_stop(trial: Trial, others: Iterable[Trial], control: Trial, design: Design, steps: int) -> str | None:
@@ -238,7 +239,7 @@ def plan(design: Design, trials: Sequence[Trial], closed: str | None = None) -> 
         return Plan(start=((CONTROL, first),))
     if not control.has_ended:
         return Plan()
-    if control.verdict not in UNHEALTHY:
+    if control.verdict not in UNHEALTHY_VERDICTS:
         if control.status != "done":
             return _concluded("failed", f"the control did not run: {control.reason or control.status}", ())
         reason = f"the unchanged control is {control.verdict} after {design.budget.steps} steps"
@@ -283,7 +284,7 @@ def is_better(trial: Trial, control: Trial) -> bool:
     curve = trial.curve
     if trial.status != "done" or trial.verdict != "healthy" or curve is None or not math.isfinite(curve.final):
         return False
-    if control.curve is None and control.verdict not in UNHEALTHY:
+    if control.curve is None and control.verdict not in UNHEALTHY_VERDICTS:
         return False  # it never ran: there is nothing to be better than
     best = math.inf if control.curve is None else control.curve.best
     return curve.final < best and curve.final <= curve.start - LEAST_DECLINE * abs(curve.start)

@@ -18,6 +18,7 @@ import structlog
 from pydantic import TypeAdapter
 
 from gradmedic.protocol.diagnosis import Advice, Diagnosis, Outcome, Tried
+from gradmedic.protocol.encoding import encode_json, without_nonfinite
 from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.names import name_error
 from gradmedic.protocol.remedies import Remedy
@@ -53,8 +54,7 @@ from gradmedic_service.access.secrets import is_secret
 from gradmedic_service.database import models
 from gradmedic_service.database.engine import Connection, Session
 from gradmedic_service.http.errors import InvalidRequest, ServiceError
-from gradmedic_service.http.paging import position_of, token_of
-from gradmedic_service.http.responses import to_json, without_nonfinite
+from gradmedic_service.http.paging import cut_page, position_of
 from gradmedic_service.projects import repository as stored_projects
 from gradmedic_service.projects import service as projects
 from gradmedic_service.reruns import experiment, repository
@@ -266,7 +266,7 @@ def _new_rerun(
             "start `gradmedic worker` with a worker.toml that has it."
         )
     parameters = PARAMETERS.validate_python(trainable.parameters)
-    seeds, seconds, trials = _checked_budget(body, limits, projects.caps(session, run.project)[1])
+    seeds, seconds, trials = _checked_budget(body, limits, projects.rerun_caps(session, run.project).seconds)
     if body.remedies is None:
         diagnosis = telemetry.diagnose(session.connection(), OPERATOR, facts, run.id, None)
         advice = [(one.remedy.id, one.remedy.parameters) for one in diagnosis.advice]
@@ -346,7 +346,7 @@ def list_page(
 ) -> RerunList:
     """Return a page of reruns, newest first. Raises InvalidRequest for a token of another list."""
     query = replace(query, reachable_project=principal.project)
-    digest = to_json([query.reachable_project, query.project, str(query.run_id), query.status])
+    digest = encode_json([query.reachable_project, query.project, str(query.run_id), query.status]).decode()
     if page_token is not None:
         moment, rerun_id = position_of(page_token, digest, 2)
         try:
@@ -354,13 +354,8 @@ def list_page(
         except ValueError:
             raise InvalidRequest.at("page_token", "is not a token of this list") from None
     found = repository.page(session, query, max_results + 1)
-    items = found[:max_results]
-    return RerunList(
-        items=[RerunSummary(**_summary_fields(rerun)) for rerun in items],
-        next_page_token=token_of(digest, items[-1].created_at.isoformat(), items[-1].id.hex)
-        if len(found) > max_results
-        else None,
-    )
+    page, token = cut_page(found, max_results, digest, lambda rerun: [rerun.created_at.isoformat(), rerun.id.hex])
+    return RerunList(items=[RerunSummary(**_summary_fields(rerun)) for rerun in page], next_page_token=token)
 
 
 def cancel(session: Session, principal: Principal, rerun_id: UUID) -> RerunDetail:
@@ -422,7 +417,10 @@ def claim(
     )
     for rerun_id, project_name in waiting:
         stored_projects.find(session, project_name, is_locked=True)  # so that two claims do not exceed its cap
-        if repository.running_in_project(session, project_name) >= projects.caps(session, project_name)[0]:
+        if (
+            repository.running_in_project(session, project_name)
+            >= projects.rerun_caps(session, project_name).concurrent_trials
+        ):
             continue
         rerun = repository.lock_rerun(session, rerun_id, skips_locked=True)
         if rerun is None or rerun.status not in LIVING or rerun.executor not in (None, body.executor):
@@ -704,7 +702,7 @@ def finish(session: Session, principal: Principal, trial_id: UUID, body: TrialRe
     if run is not None:
         trial.verdict = run.verdict
         _pass_rungs(session, rerun, trial, run)
-        curve = experiment.describe_curve(telemetry.losses(session.connection(), run.id, rerun.steps - 1))
+        curve = experiment.describe_curve(telemetry.read_losses(session.connection(), run.id, rerun.steps - 1))
         trial.curve = None if curve is None else without_nonfinite(asdict(curve))
     _end_attempt(
         session,
@@ -765,7 +763,7 @@ def _pass_rungs(session: Session, rerun: models.Rerun, trial: models.Trial, run:
     missing = passed[len(trial.rungs) :]
     if missing:
         losses = [
-            experiment.loss_at_rung(telemetry.losses(session.connection(), run.id, step - 1), trial.verdict)
+            experiment.loss_at_rung(telemetry.read_losses(session.connection(), run.id, step - 1), trial.verdict)
             for step in missing
         ]
         trial.rungs = [*trial.rungs, *without_nonfinite(losses)]
@@ -978,8 +976,8 @@ def _proof(advice: Advice) -> float:
     return outcome.loss
 
 
-def _key(remedy: Remedy) -> str:
-    return to_json([remedy.id, sorted(remedy.parameters.items())])
+def _key(remedy: Remedy) -> bytes:
+    return encode_json([remedy.id, sorted(remedy.parameters.items())])
 
 
 def _outcome(rerun_id: UUID, outcome: CandidateOutcome) -> Outcome:

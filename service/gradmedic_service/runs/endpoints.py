@@ -17,7 +17,7 @@ from gradmedic_service.projects.errors import ProjectFull
 from gradmedic_service.runs import service
 from gradmedic_service.runs.errors import RunExists, RunNotFound
 from gradmedic_service.runs.repository import RunQuery, SortKey
-from gradmedic_service.runs.schemas import check_create, check_filters, check_update
+from gradmedic_service.runs.validation import check_create, check_filters, check_update
 
 router = APIRouter(prefix="/runs", tags=["runs"])
 
@@ -26,11 +26,11 @@ BODY_ERRORS = (MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidRequest
 
 CREATE_EXAMPLES: dict[str, Any] = {
     "smallest": {
-        "summary": "The least there is",
+        "summary": "The smallest run",
         "value": {"project": "char-lm", "layers": [{"name": "rnn.weight_hh_l0"}]},
     },
     "described": {
-        "summary": "With what sharpens the diagnosis",
+        "summary": "A run with all that the diagnosis uses",
         "value": {
             "project": "char-lm",
             "name": "lr 3e-3",
@@ -57,9 +57,9 @@ CREATE_EXAMPLES: dict[str, Any] = {
     },
 }
 UPDATE_EXAMPLES: dict[str, Any] = {
-    "finish": {"summary": "The job is done", "value": {"status": "finished"}},
+    "finish": {"summary": "The job has finished", "value": {"status": "finished"}},
     "grow": {
-        "summary": "More layers were found",
+        "summary": "The model has more layers",
         "value": {"append_layers": [{"name": "adapter.weight", "kind": "Linear", "shape": [8, 256]}]},
     },
 }
@@ -71,7 +71,7 @@ UPDATE_EXAMPLES: dict[str, Any] = {
     response_model=RunDetail,
     dependencies=[Depends(json_only)],
     responses={
-        200: {"model": RunDetail, "description": "The same request created this run before"},
+        200: {"model": RunDetail, "description": "The run exists: the same request created it before."},
         **documented(RunExists, ProjectFull, *BODY_ERRORS),
     },
 )
@@ -82,7 +82,7 @@ def create_run(
     limits: LimitsDependency,
     response: Response,
 ) -> RunDetail:
-    """Create a run. With an `id` of its own choice a client may send the request again without creating another."""
+    """Create a run. A client that sends an `id` may repeat the request without creating another run."""
     check_create(body, limits)
     with database.writing() as session:
         run, is_new = service.create(session, principal, body, limits)
@@ -96,19 +96,20 @@ def list_runs(
     principal: MayRead,
     database: DatabaseDependency,
     limits: LimitsDependency,
-    project: str | None = None,
-    verdict: Annotated[str | None, Query(description=f"One of {', '.join(VERDICTS)}.")] = None,
-    status: Annotated[str | None, Query(description=f"One of {', '.join(STATUSES)}.")] = None,
-    tag: str | None = None,
+    project: Annotated[str | None, Query(description="Name of the project.")] = None,
+    verdict: Annotated[str | None, Query(description=f"Verdict of the runs: {', '.join(VERDICTS)}.")] = None,
+    status: Annotated[str | None, Query(description=f"Status of the runs: {', '.join(STATUSES)}.")] = None,
+    tag: Annotated[str | None, Query(description="Tag that the runs have.")] = None,
     parent_id: Annotated[
-        UUID | None, Query(description="Runs of the trials of this run's reruns; without it, those are left out.")
+        UUID | None,
+        Query(description="Id of the run whose trials' runs are listed. By default, runs of trials are left out."),
     ] = None,
-    q: Annotated[str | None, Query(description="Text anywhere in name, group or notes, in any case.")] = None,
-    sort: Annotated[str, Query(description=f"One of {', '.join(service.SORTS)}.")] = service.DEFAULT_SORT,
-    max_results: Annotated[int, Query(description="Items of a page, at most what `/limits` says.")] = 100,
-    page_token: Annotated[str | None, Query(description="`next_page_token` of the page before.")] = None,
+    q: Annotated[str | None, Query(description="Text in the name, the group or the notes, in any case.")] = None,
+    sort: Annotated[str, Query(description=f"Order of the runs: {', '.join(service.SORTS)}.")] = service.DEFAULT_SORT,
+    max_results: Annotated[int, Query(description="Largest number of runs, at most `max_results` of `/limits`.")] = 100,
+    page_token: Annotated[str | None, Query(description="The `next_page_token` of the previous page.")] = None,
 ) -> RunList:
-    """List the runs that the key reaches, newest first unless `sort` says otherwise."""
+    """List the runs that the API key reaches, newest first by default."""
     check_filters(limits, project=project, verdict=verdict, status=status, tag=tag, q=q)
     if sort not in service.SORTS:
         raise InvalidRequest.at("sort", f"{sort!r} is not one of {', '.join(service.SORTS)}")
@@ -129,7 +130,7 @@ def list_runs(
 
 @router.get("/{run_id}", response_model=RunDetail, responses=documented(RunNotFound, InvalidRequest))
 def get_run(run_id: RunId, principal: MayFollow, database: DatabaseDependency) -> RunDetail:
-    """Return a run with its layers and configuration."""
+    """Return a run with its layers and its configuration."""
     with database.reading() as session:
         return service.get(session, principal, run_id)
 
@@ -147,7 +148,7 @@ def update_run(
     database: DatabaseDependency,
     limits: LimitsDependency,
 ) -> RunDetail:
-    """Change a run's description or status, or add layers behind those it has."""
+    """Change the description or the status of a run, or add layers after those that it has."""
     check_update(body, limits)
     with database.writing() as session:
         return service.update(session, principal, run_id, body, limits)
@@ -160,6 +161,6 @@ def update_run(
     responses=documented(RunNotFound, InvalidRequest),
 )
 def delete_run(run_id: RunId, principal: MayAdminister, database: DatabaseDependency) -> None:
-    """Delete a run and everything of it: steps, diagnosis, history."""
+    """Delete a run with its steps, its diagnosis and its history."""
     with database.writing() as session:
         service.remove(session, principal, run_id)

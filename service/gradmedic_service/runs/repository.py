@@ -21,23 +21,24 @@ SortKey = Literal["created_at", "updated_at", "name"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunQuery:
-    """Which runs, in which order, after which one."""
+    """Filters, order and position of a list of runs; a filter that is None matches every run."""
 
     project: str | None = None
     verdict: str | None = None
     status: str | None = None
     tag: str | None = None
     parent_id: UUID | None = None
-    """Whose trials' runs; without it, all runs but those of trials."""
+    """Id of the run whose trials' runs are listed; None lists all runs that belong to no trial."""
     text: str | None = None
-    """Anywhere in name, notes or group, in any case."""
+    """Text that the name, the notes or the group contains, in any case."""
     sort_key: SortKey = "created_at"
     is_descending: bool = True
     reachable_project: str | None = None
-    """The only project of whoever asks, whatever they ask for."""
+    """The only project that the principal reaches; None reaches all projects."""
     reachable_run: UUID | None = None
+    """The only run that the principal reaches; None reaches all runs."""
     after: tuple[datetime | str, UUID] | None = None
-    """Sort key and id of the last run of the page before."""
+    """Sort key and id of the last run of the previous page."""
 
 
 def add(session: Session, run: models.Run) -> bool:
@@ -51,9 +52,9 @@ def add(session: Session, run: models.Run) -> bool:
 
 
 def find(session: Session, run_id: UUID, *, is_locked: bool = False) -> models.Run | None:
-    """Read a run with everything that was said about it; locked, nobody else changes it until the transaction ends.
+    """Read a run with its details and tags. With `is_locked`, no other transaction changes it until this one ends.
 
-    The lock comes first, by itself: PostgreSQL, having waited for it, reads anew only the row that it locked.
+    The first statement only takes the lock: after a wait for it, PostgreSQL reads anew only the row that it locked.
     """
     if is_locked:
         session.execute(select(models.Run.id).where(models.Run.id == run_id).with_for_update())
@@ -66,11 +67,11 @@ def find(session: Session, run_id: UUID, *, is_locked: bool = False) -> models.R
 
 
 def remove(session: Session, run_id: UUID) -> None:
-    """Delete a run and everything of it."""
+    """Delete a run; the database deletes all rows that belong to it."""
     session.execute(delete(models.Run).where(models.Run.id == run_id))
 
 
-def page(session: Session, query: RunQuery, size: int) -> Sequence[models.Run]:
+def read_page(session: Session, query: RunQuery, size: int) -> Sequence[models.Run]:
     """Read the first `size` runs of a query, with their tags."""
     column = getattr(models.Run, query.sort_key)
     position = tuple_(column, models.Run.id)
@@ -83,8 +84,8 @@ def page(session: Session, query: RunQuery, size: int) -> Sequence[models.Run]:
     return session.scalars(statement.order_by(column, models.Run.id)).all()
 
 
-def has_more_than(session: Session, project: str, count: int | None) -> bool:
-    """Whether a project has more than so many runs; None is any number."""
+def has_more_runs(session: Session, project: str, count: int | None) -> bool:
+    """Whether a project has more than `count` runs; never where `count` is None."""
     if count is None:
         return False
     beyond = select(models.Run.id).where(models.Run.project == project).order_by(models.Run.created_at)
@@ -93,7 +94,7 @@ def has_more_than(session: Session, project: str, count: int | None) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRevision:
-    """How a run stands, in the few words that change while it trains."""
+    """The fields of a run that change while it trains, at one revision."""
 
     run_id: UUID
     project: str
@@ -106,8 +107,8 @@ class RunRevision:
     last_step: int | None
 
 
-def pulses(session: Session, run_ids: Collection[UUID]) -> dict[UUID, RunRevision]:
-    """Read how some runs stand, by one query; those that are gone are missing."""
+def read_revisions(session: Session, run_ids: Collection[UUID]) -> dict[UUID, RunRevision]:
+    """Read the current revisions of runs by one query; a run that does not exist is missing."""
     run, now = models.Run, datetime.now(UTC)
     rows = session.execute(
         select(
@@ -148,13 +149,15 @@ def set_tags(session: Session, run: models.Run, tags: Sequence[str]) -> None:
 
 
 def touch(run: models.Run) -> None:
-    """Count a transaction that changes a run."""
+    """Raise the revision of a run that a transaction changes, and set its time of change."""
     run.revision += 1
     run.updated_at = datetime.now(UTC)
 
 
-def stored_facts(connection: Connection | Session, run_id: UUID) -> tuple[list[Any], dict[str, Any] | None, str | None]:
-    """Read what a run's facts are made from: layers, training, framework."""
+def read_stored_facts(
+    connection: Connection | Session, run_id: UUID
+) -> tuple[list[Any], dict[str, Any] | None, str | None]:
+    """Read the layers, the training and the framework of a run, from which its facts are made."""
     layers, training, framework = connection.execute(
         select(models.RunDetails.layers, models.RunDetails.training, models.Run.framework)
         .join(models.Run, models.Run.id == models.RunDetails.run_id)
@@ -164,7 +167,7 @@ def stored_facts(connection: Connection | Session, run_id: UUID) -> tuple[list[A
 
 
 def _has_status(status: str) -> ColumnElement[bool]:
-    """Ask as `stalling.status_of` answers."""
+    """Return the condition for a status, as `stalling.status_of` computes it."""
     run, now = models.Run, datetime.now(UTC)
     if status == "stalled":
         return and_(run.status == "running", run.stalls_at <= now)

@@ -1,13 +1,12 @@
-"""When a run that says it is running is believed no longer: `stalled`, until it speaks again.
+"""The rule for the status `stalled`: a running run has been silent for longer than its own rhythm explains.
 
-One idea: nobody sweeps. Each append writes into the run's row until when its silence is explained by its own rhythm,
-and whoever reads the row compares that with the time; so every replica says the same, and the filter of a list agrees
-with what the list shows.
+Each append stores in the run's row until when the run may be silent (`stalls_at`). `status_of` compares that moment
+with the time, so that every replica shows the same status and the filter of a list agrees with its items.
 
-The rhythm is the longest pause of late. A job that evaluates for ten minutes after every epoch is given forty, and is
-forgiven the first such pause if it comes early. What is allowed shrinks slowly while the run speaks, so that a long
-pause is remembered over an epoch of many times its length, and a slow start is not held against it for ever. A pause
-counts for no more than ten times what was allowed, so that a night's stall does not buy a week.
+A run may be silent for PAUSE_FACTOR times its longest recent pause. The limit shrinks slowly while steps arrive. So a
+long pause, such as an evaluation after each epoch, is remembered over an epoch of many times its length, and a slow
+start is forgotten in the end. A pause counts for at most MAX_PAUSE_FACTOR times the limit before it, so that a run that
+stalled for a night does not get a limit of days.
 """
 
 from __future__ import annotations
@@ -16,38 +15,38 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 START_SECONDS = 600.0
-"""For what comes before the first step and after a rewind: loading data, compiling, restoring a checkpoint."""
-LEAST_SECONDS = 60.0
-"""A client that lost its connection tries again within that time."""
-PAUSES = 4.0
-"""How many of its longest pauses a run may be silent."""
-MOST_PAUSES = 10.0
-"""How many times what was allowed a pause may count for."""
-SHRINKING = 0.05
-"""Seconds by which patience shrinks in a second: a start's ten minutes are a minute after three hours."""
+"""Limit before the first step and after a rewind: loading data, compiling, restoring a checkpoint."""
+MIN_SECONDS = 60.0
+"""Smallest limit: a client that lost its connection tries again within that time."""
+PAUSE_FACTOR = 4.0
+"""Limit, in units of the longest pause."""
+MAX_PAUSE_FACTOR = 10.0
+"""Longest pause that counts, in units of the limit before it."""
+SHRINK_RATE = 0.05
+"""Seconds by which the limit shrinks in a second: from the start's ten minutes to one minute in three hours."""
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a run may be silent, and until when that is."""
+class SilenceLimit:
+    """How long a run may be silent, in seconds, and the moment at which that time ends."""
 
     seconds: float
     stalls_at: datetime
 
     @classmethod
-    def at_start(cls, now: datetime) -> Patience:
-        """Return that of a run which has yet to speak."""
+    def at_start(cls, now: datetime) -> SilenceLimit:
+        """Return the limit of a run that starts, or starts again, now."""
         return cls(START_SECONDS, now + timedelta(seconds=START_SECONDS))
 
-    def after_append(self, now: datetime) -> Patience:
-        """Return that of a run which has just spoken."""
-        spoke_at = self.stalls_at - timedelta(seconds=self.seconds)
-        pause = max((now - spoke_at).total_seconds(), 0.0)
-        counted = min(pause, MOST_PAUSES * self.seconds)
-        seconds = max(LEAST_SECONDS, PAUSES * counted, self.seconds - SHRINKING * counted)
-        return Patience(seconds, now + timedelta(seconds=seconds))
+    def after_append(self, now: datetime) -> SilenceLimit:
+        """Return the limit after an append now; `self` is the limit since the append before."""
+        last_append = self.stalls_at - timedelta(seconds=self.seconds)
+        pause = max((now - last_append).total_seconds(), 0.0)
+        counted = min(pause, MAX_PAUSE_FACTOR * self.seconds)
+        seconds = max(MIN_SECONDS, PAUSE_FACTOR * counted, self.seconds - SHRINK_RATE * counted)
+        return SilenceLimit(seconds, now + timedelta(seconds=seconds))
 
 
 def status_of(stored: str, stalls_at: datetime | None, now: datetime) -> str:
-    """Return the status of a run as of now; without `stalls_at`, as a version before this one stored it."""
+    """Return the status of a run now; `stalls_at` is None where an old version stored the run."""
     return "stalled" if stored == "running" and stalls_at is not None and now >= stalls_at else stored

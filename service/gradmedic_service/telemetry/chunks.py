@@ -1,18 +1,18 @@
-"""Chunks: consecutive steps of a run as compressed bytes.
+"""Chunks: the bytes of a block, that is, of consecutive steps of a run.
 
-One idea: what is read together lies together. A chunk is a small header and sections that are compressed one by one:
-the frame (steps, masks), the series of the steps, and one section for each statistic, in which the values of a layer
-are neighbours. Reading one statistic unpacks that section alone.
+A chunk is a small header and sections that are compressed one by one: the frame (steps, masks), the series of the
+steps, and one section for each statistic, in which the values of a layer are neighbours. Reading one statistic
+decompresses that section alone.
 
-    header    counts, names, lengths of the sections (`packing` describes how it is framed)
+    header    counts, names, lengths of the sections (`codec` describes the framing)
     sections  zstd: frame, series, statistics[0], statistics[1], ...
 
-Pure: blocks in, bytes out, and back. NaN and the infinities come back as they were; a NaN's payload too.
+The functions are pure. NaN and the infinities come back bit by bit as they were.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import msgspec
@@ -22,15 +22,15 @@ from numpy.typing import NDArray
 from gradmedic_diagnosis import Block, StepSeries
 from gradmedic_service.telemetry.codec import (
     CorruptChunk,
-    bits_length,
     compress,
     decompress,
     join_sections,
-    packed,
-    shuffled,
+    pack_flags,
+    packed_length,
+    shuffle_bytes,
     split_sections,
-    unpacked,
-    unshuffled,
+    unpack_flags,
+    unshuffle_bytes,
 )
 
 FORMAT_VERSION = 1
@@ -48,16 +48,16 @@ class _Header(msgspec.Struct, array_like=True, frozen=True):
     section_lengths: tuple[int, ...]
 
 
-def encode(block: Block) -> bytes:
-    """Return a block as bytes."""
+def encode_chunk(block: Block) -> bytes:
+    """Return a block as the bytes of a chunk."""
     sampled_count, layer_count = block.present.shape
     is_all_present = bool(block.present.all())
     sections = [
-        compress(_frame(block, is_all_present)),
-        compress(_packed_series([*block.series.values(), *block.metrics.values()])),
+        compress(_encode_frame(block, is_all_present)),
+        compress(_encode_series([*block.series.values(), *block.metrics.values()])),
     ]
     by_statistic = np.ascontiguousarray(block.values.transpose(2, 1, 0), dtype="<f4")
-    sections += [compress(shuffled(values)) for values in by_statistic]
+    sections += [compress(shuffle_bytes(values)) for values in by_statistic]
     header = _Header(
         step_count=len(block),
         sampled_count=sampled_count,
@@ -72,13 +72,13 @@ def encode(block: Block) -> bytes:
     return join_sections(FORMAT_VERSION, header, sections)
 
 
-def decode(data: bytes) -> Block:
-    """Return the block that the bytes hold. Raises CorruptChunk."""
-    return Chunk(data).block()
+def decode_chunk(data: bytes) -> Block:
+    """Return the block of a chunk. Raises CorruptChunk."""
+    return Chunk(data).to_block()
 
 
 class Chunk:
-    """The parts of a chunk, each unpacked when it is asked for. Raises CorruptChunk."""
+    """The parts of a chunk; each is decompressed when it is read. Raises CorruptChunk."""
 
     def __init__(self, data: bytes) -> None:
         self._header, self._sections = split_sections(FORMAT_VERSION, data, _Header)
@@ -95,42 +95,42 @@ class Chunk:
 
     @property
     def sampled(self) -> NDArray[np.bool_]:
-        """Which steps carry statistics."""
+        """`[step]`: whether the step carries statistics."""
         return self._frame[1]
 
     @property
     def skipped(self) -> NDArray[np.bool_]:
-        """Which steps a loss scaler skipped."""
+        """`[step]`: whether a loss scaler skipped the step."""
         return self._frame[2]
 
     @property
     def present(self) -> NDArray[np.bool_]:
-        """`[layer, sampled step]`: which layers an optimizer touched."""
+        """`[layer, sampled step]`: whether an optimizer touched the layer."""
         return self._frame[3]
 
-    def statistic(self, name: str) -> NDArray[np.float32]:
-        """Return `[layer, sampled step]` of a statistic; 0 where the layer was absent."""
+    def read_statistic(self, name: str) -> NDArray[np.float32]:
+        """Return a statistic as `[layer, sampled step]`; 0 where the layer was absent."""
         header = self._header
         section = self._sections[2 + header.statistics.index(name)]
         shape = (header.layer_count, header.sampled_count)
-        return unshuffled(decompress(section), np.dtype("<f4"), shape)
+        return unshuffle_bytes(decompress(section), np.dtype("<f4"), shape)
 
     @property
     def series(self) -> Mapping[str, StepSeries]:
-        """The series of the steps as a whole."""
+        """The series of the steps by name: loss, learning rate, ..."""
         return self._all_series[0]
 
     @property
     def metrics(self) -> Mapping[str, StepSeries]:
-        """The user's own series."""
+        """The user's metrics by name."""
         return self._all_series[1]
 
-    def block(self) -> Block:
-        """Return everything as a block."""
+    def to_block(self) -> Block:
+        """Return the whole chunk as a block."""
         header = self._header
         by_statistic = np.empty((len(header.statistics), header.layer_count, header.sampled_count), dtype=np.float32)
         for index, name in enumerate(header.statistics):
-            by_statistic[index] = self.statistic(name)
+            by_statistic[index] = self.read_statistic(name)
         return Block(
             steps=self.steps,
             sampled=self.sampled,
@@ -147,21 +147,21 @@ class Chunk:
         header = self._header
         data = decompress(self._sections[0])
         steps_length = header.step_count * 8
-        flags_length = bits_length(header.step_count)
+        flags_length = packed_length(header.step_count)
         present_shape = (header.layer_count, header.sampled_count)
-        present_length = 0 if header.is_all_present else bits_length(header.layer_count * header.sampled_count)
+        present_length = 0 if header.is_all_present else packed_length(header.layer_count * header.sampled_count)
         if len(data) != steps_length + 2 * flags_length + present_length:
-            raise CorruptChunk("the frame is of the wrong length")
-        increments = unshuffled(data[:steps_length], np.dtype("<i8"), (header.step_count,))
+            raise CorruptChunk("the frame has the wrong length")
+        increments = unshuffle_bytes(data[:steps_length], np.dtype("<i8"), (header.step_count,))
         flags = data[steps_length:]
         if header.is_all_present:
             present = np.ones(present_shape, dtype=np.bool_)
         else:
-            present = unpacked(flags[2 * flags_length :], header.layer_count * header.sampled_count)
+            present = unpack_flags(flags[2 * flags_length :], header.layer_count * header.sampled_count)
         return (
             np.cumsum(increments, dtype=np.int64) + header.first_step,
-            unpacked(flags[:flags_length], header.step_count),
-            unpacked(flags[flags_length : 2 * flags_length], header.step_count),
+            unpack_flags(flags[:flags_length], header.step_count),
+            unpack_flags(flags[flags_length : 2 * flags_length], header.step_count),
             present.reshape(present_shape),
         )
 
@@ -170,22 +170,25 @@ class Chunk:
         header = self._header
         count, length = len(header.series) + len(header.metrics), header.step_count
         data = decompress(self._sections[1])
-        if len(data) != count * length * 8 + bits_length(count * length):
-            raise CorruptChunk("the series are of the wrong length")
-        values = unshuffled(data[: count * length * 8], np.dtype("<f8"), (count, length))
-        present = unpacked(data[count * length * 8 :], count * length).reshape(count, length)
-        every = [StepSeries(row, mask) for row, mask in zip(values, present, strict=True)]
-        split = len(header.series)
+        if len(data) != count * length * 8 + packed_length(count * length):
+            raise CorruptChunk("the series have the wrong length")
+        values = unshuffle_bytes(data[: count * length * 8], np.dtype("<f8"), (count, length))
+        present = unpack_flags(data[count * length * 8 :], count * length).reshape(count, length)
+        all_series = [StepSeries(row, mask) for row, mask in zip(values, present, strict=True)]
+        metrics_start = len(header.series)
         return (
-            dict(zip(header.series, every[:split], strict=True)),
-            dict(zip(header.metrics, every[split:], strict=True)),
+            dict(zip(header.series, all_series[:metrics_start], strict=True)),
+            dict(zip(header.metrics, all_series[metrics_start:], strict=True)),
         )
 
 
-def concatenate(blocks: Sequence[Block]) -> Block:
-    """Join blocks of one run, in order; layers and series that one of them lacks are absent in its steps."""
+def concatenate_blocks(blocks: Sequence[Block]) -> Block:
+    """Return blocks of one run as one block, in order.
+
+    A layer or series that a block lacks is absent in its steps.
+    """
     layer_count = max(block.present.shape[1] for block in blocks)
-    widened = [widen(block, layer_count) for block in blocks]
+    widened = [widen_block(block, layer_count) for block in blocks]
     return Block(
         steps=np.concatenate([block.steps for block in blocks]),
         sampled=np.concatenate([block.sampled for block in blocks]),
@@ -193,13 +196,13 @@ def concatenate(blocks: Sequence[Block]) -> Block:
         statistics=blocks[0].statistics,
         values=np.concatenate([block.values for block in widened]),
         present=np.concatenate([block.present for block in widened]),
-        series=_joined([block.series for block in blocks], [len(block) for block in blocks]),
-        metrics=_joined([block.metrics for block in blocks], [len(block) for block in blocks]),
+        series=_concatenate_series([block.series for block in blocks], [len(block) for block in blocks]),
+        metrics=_concatenate_series([block.metrics for block in blocks], [len(block) for block in blocks]),
     )
 
 
-def widen(block: Block, layer_count: int) -> Block:
-    """Return the block with layers added at the end, absent in every step."""
+def widen_block(block: Block, layer_count: int) -> Block:
+    """Return the block with `layer_count` layers; the added ones are absent in every step."""
     missing = layer_count - block.present.shape[1]
     if missing == 0:
         return block
@@ -215,28 +218,27 @@ def widen(block: Block, layer_count: int) -> Block:
     )
 
 
-def _joined(parts: Sequence[Mapping[str, StepSeries]], lengths: Sequence[int]) -> dict[str, StepSeries]:
+def _concatenate_series(parts: Sequence[Mapping[str, StepSeries]], lengths: Sequence[int]) -> dict[str, StepSeries]:
     absent = [StepSeries(np.zeros(length), np.zeros(length, dtype=np.bool_)) for length in lengths]
-    joined: dict[str, StepSeries] = {}
+    result: dict[str, StepSeries] = {}
     for name in dict.fromkeys(name for part in parts for name in part):
-        pieces = [part.get(name, nothing) for part, nothing in zip(parts, absent, strict=True)]
-        joined[name] = StepSeries(
+        pieces = [part.get(name, absence) for part, absence in zip(parts, absent, strict=True)]
+        result[name] = StepSeries(
             np.concatenate([piece.values for piece in pieces]), np.concatenate([piece.present for piece in pieces])
         )
-    return joined
+    return result
 
 
-def _frame(block: Block, is_all_present: bool) -> bytes:
+def _encode_frame(block: Block, is_all_present: bool) -> bytes:
     increments = np.diff(block.steps, prepend=block.steps[0]).astype("<i8")
-    parts = [shuffled(increments), packed(block.sampled), packed(block.skipped)]
+    parts = [shuffle_bytes(increments), pack_flags(block.sampled), pack_flags(block.skipped)]
     if not is_all_present:
-        parts.append(packed(block.present.T))
+        parts.append(pack_flags(block.present.T))
     return b"".join(parts)
 
 
-def _packed_series(series: Iterable[StepSeries]) -> bytes:
-    every = list(series)
-    if not every:
+def _encode_series(all_series: Sequence[StepSeries]) -> bytes:
+    if not all_series:
         return b""
-    values = np.stack([one.values for one in every]).astype("<f8", copy=False)
-    return shuffled(values) + packed(np.stack([one.present for one in every]))
+    values = np.stack([series.values for series in all_series]).astype("<f8", copy=False)
+    return shuffle_bytes(values) + pack_flags(np.stack([series.present for series in all_series]))

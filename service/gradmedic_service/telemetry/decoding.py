@@ -1,12 +1,13 @@
-"""From the body of `POST /runs/{id}/steps` to a block.
+"""Decodes the body of `POST /runs/{id}/steps` to a block.
 
-One idea: both forms, JSON and msgpack, become one `ReceivedBlock`, and every rule is checked on that. What can be
-checked without the run is checked before its lock is taken; `ReceivedBlock.fit` checks the rest under it.
+Both forms, JSON and msgpack, become a `ReceivedBlock`, and every rule is checked on that. `decode_block` checks what it
+can check without the run, before the run is locked; `ReceivedBlock.fit` checks the rest under the lock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from gradmedic.protocol.names import name_error
+from gradmedic.protocol.numbers import MAX_EXACT_INTEGER, to_float32
 from gradmedic.protocol.service import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, FieldError, Limits
-from gradmedic.protocol.statistics import FRACTIONS, SERIES, SIGNED_STATISTICS, STATISTICS
+from gradmedic.protocol.statistics import SERIES, SERIES_TABLE, STATISTICS, STATISTICS_TABLE
 from gradmedic.protocol.steps import StepsAppend
 from gradmedic_diagnosis import Block, StepSeries
 from gradmedic_service.http.errors import (
@@ -30,12 +32,9 @@ from gradmedic_service.http.errors import (
 from gradmedic_service.http.validation import field_errors
 
 STEPS_APPEND = TypeAdapter(StepsAppend)
-LARGEST_STEP = 2**53
-"""The largest up to which JSON readers agree about integers (RFC 8259, section 6)."""
+LARGEST_STEP = MAX_EXACT_INTEGER
 LARGEST_GENERATION = 2**31 - 1
-LARGEST_FLOAT32 = np.finfo(np.float32).max
 FLOAT32_BYTES = 4
-FLOAT64_BYTES = 8
 
 Matrix = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -43,7 +42,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReceivedBlock:
-    """A block that is consistent in itself; whether it fits the run is not known yet."""
+    """A block that is consistent in itself; `fit` checks whether it fits its run."""
 
     generation: int | None
     steps: NDArray[np.int64]
@@ -52,30 +51,30 @@ class ReceivedBlock:
     series: Mapping[str, StepSeries]
     metrics: Mapping[str, StepSeries]
     statistics: Mapping[str, Matrix]
-    """`[sampled step, layer]` each, 0 where absent."""
+    """Each statistic as `[sampled step, layer]`, 0 where the layer is absent."""
     present: Mask
-    """`[sampled step, layer]`."""
+    """`[sampled step, layer]`: whether an optimizer touched the layer."""
 
-    def values_of_last(self, steps: int) -> int:
-        """Return how many values the last so many steps carry: sampled steps x layers x statistics."""
+    def count_values(self, steps: int) -> int:
+        """Return the number of values of the last `steps` steps: sampled steps x layers x statistics."""
         sampled = int(np.count_nonzero(self.sampled[len(self.steps) - steps :]))
         return sampled * int(self.present.shape[1]) * len(self.statistics)
 
     def fit(self, statistics: Sequence[str], layer_counts: Sequence[int]) -> Block:
-        """Return the block as its run sees it. Raises InvalidRequest where it does not fit.
+        """Return the block with the statistics and layers of its run. Raises InvalidRequest where it does not fit.
 
         Args:
-            statistics: those of the run, in its order.
-            layer_counts: how many layers the run has had, ascending. A block of an earlier count gets the layers that
-                came later as absent.
+            statistics: statistics of the run, in its order.
+            layer_counts: numbers of layers that the run has had, ascending. In a block of an earlier number, the later
+                layers are absent.
         """
         sampled_count, width = self.present.shape
         layer_count = layer_counts[-1]
         if sampled_count:
-            errors = list(self._misfits(statistics, layer_counts, width))
+            errors = list(self._find_misfits(statistics, layer_counts, width))
             if errors:
                 raise InvalidRequest(errors)
-        # A statistic's values lie together, as they came and as they are stored; the block shows them by step.
+        # The values of a statistic are neighbours in memory, as in the body and in a chunk.
         by_statistic = np.zeros((len(statistics), sampled_count, layer_count), dtype=np.float32)
         present = np.zeros((sampled_count, layer_count), dtype=np.bool_)
         if sampled_count:
@@ -93,7 +92,7 @@ class ReceivedBlock:
             metrics=self.metrics,
         )
 
-    def _misfits(self, statistics: Sequence[str], layer_counts: Sequence[int], width: int) -> Iterable[FieldError]:
+    def _find_misfits(self, statistics: Sequence[str], layer_counts: Sequence[int], width: int) -> Iterable[FieldError]:
         recorded = ", ".join(statistics)
         for name in self.statistics:
             if name not in statistics:
@@ -110,7 +109,7 @@ class ReceivedBlock:
 
 
 def decode_block(body: bytes, media_type: str, limits: Limits) -> ReceivedBlock:
-    """Read a body of either form. Raises MalformedBody, UnsupportedMediaType, InvalidRequest."""
+    """Decode a body of either form. Raises MalformedBody, UnsupportedMediaType, InvalidRequest."""
     if media_type == JSON_MEDIA_TYPE:
         return _from_json(body, limits)
     if media_type == MSGPACK_MEDIA_TYPE:
@@ -124,8 +123,8 @@ def _from_json(body: bytes, limits: Limits) -> ReceivedBlock:
     try:
         append = STEPS_APPEND.validate_json(body)
     except ValidationError as error:
-        raise _refusal(error) from None
-    check = _Check(append, limits)
+        raise _error_of(error) from None
+    check = _BlockCheck(append, limits)
     statistics: dict[str, Matrix] = {}
     absences: dict[str, Mask] = {}
     rows_expected = int(np.count_nonzero(check.sampled))
@@ -146,14 +145,14 @@ def _from_json(body: bytes, limits: Limits) -> ReceivedBlock:
             for row, column in np.argwhere(absent):
                 absent[row, column] = rows[row][column] is None
             wide[absent] = 0.0
-        statistics[name] = _to_float32(wide)
+        statistics[name] = to_float32(wide)
         absences[name] = absent
-    check.stop_if_refused()
-    check.widths_agree(statistics)
-    check.absences_agree(absences)
-    check.are_possible(statistics)
+    check.raise_if_refused()
+    check.check_widths(statistics)
+    check.check_absences(absences)
+    check.check_ranges(statistics)
     absent = next(iter(absences.values()), np.zeros((rows_expected, 0), dtype=np.bool_))
-    return check.received(statistics, ~absent)
+    return check.to_block(statistics, ~absent)
 
 
 def _from_msgpack(body: bytes, limits: Limits) -> ReceivedBlock:
@@ -165,21 +164,15 @@ def _from_msgpack(body: bytes, limits: Limits) -> ReceivedBlock:
         raise MalformedBody("The body is not a msgpack map with names as keys.")
     packed_statistics = content.pop("statistics", None)
     packed_present = content.pop("present", None)
-    packed_series = {name: content.pop(name) for name in SERIES if isinstance(content.get(name), bytes)}
-    packed_metrics: dict[str, bytes] = {}
-    if isinstance(content.get("metrics"), dict):
-        packed_metrics = {name: value for name, value in content["metrics"].items() if isinstance(value, bytes)}
-        content["metrics"] = {name: value for name, value in content["metrics"].items() if name not in packed_metrics}
     try:
         append = STEPS_APPEND.validate_python(content)
     except ValidationError as error:
-        raise _refusal(error) from None
+        raise _error_of(error) from None
     if packed_statistics is None:
         packed_statistics = {}
     elif not isinstance(packed_statistics, dict) or not all(isinstance(name, str) for name in packed_statistics):
         raise InvalidRequest.at("statistics", "must be a map from names to bytes")
-    check = _Check(append, limits, has_statistics=bool(packed_statistics))
-    check.add_packed_series(packed_series, packed_metrics)
+    check = _BlockCheck(append, limits, has_statistics=bool(packed_statistics))
     rows_expected = int(np.count_nonzero(check.sampled))
     statistics: dict[str, Matrix] = {}
     for name, data in packed_statistics.items():
@@ -197,17 +190,17 @@ def _from_msgpack(body: bytes, limits: Limits) -> ReceivedBlock:
         else:
             width = len(data) // (FLOAT32_BYTES * rows_expected) if rows_expected else 0
             statistics[name] = np.frombuffer(data, dtype="<f4").reshape(rows_expected, width)
-    check.stop_if_refused()
-    check.widths_agree(statistics)
+    check.raise_if_refused()
+    check.check_widths(statistics)
     width = next((matrix.shape[1] for matrix in statistics.values()), 0)
     present = _unpacked_present(packed_present, (rows_expected, width))
     if not present.all():
         statistics = {name: np.where(present, matrix, np.float32(0)) for name, matrix in statistics.items()}
-    check.are_possible(statistics)
-    return check.received(statistics, present)
+    check.check_ranges(statistics)
+    return check.to_block(statistics, present)
 
 
-def _refusal(error: ValidationError) -> MalformedBody | InvalidRequest:
+def _error_of(error: ValidationError) -> MalformedBody | InvalidRequest:
     errors = error.errors(include_url=False, include_input=False, include_context=False)
     if errors[0]["type"] == "json_invalid":
         return MalformedBody(f"The body is not JSON: {errors[0]['msg'].removeprefix('Invalid JSON: ')}.")
@@ -228,73 +221,57 @@ def _unpacked_present(packed: Any, shape: tuple[int, int]) -> Mask:
     return bits.view(np.bool_).reshape(shape)
 
 
-def _to_float32(values: NDArray[np.float64]) -> Matrix:
-    """Narrow; a finite value beyond float32 becomes the largest float32, never infinity."""
-    with np.errstate(over="ignore"):
-        narrow = values.astype(np.float32)
-    overflowed = np.isinf(narrow)
-    if overflowed.any():
-        overflowed &= np.isfinite(values)
-        narrow[overflowed] = np.copysign(LARGEST_FLOAT32, values[overflowed])
-    return narrow
-
-
-class _Check:
-    """Collects what is wrong with a block, and builds it if nothing is."""
+class _BlockCheck:
+    """Collects the errors of a block, and builds the block if there are none."""
 
     def __init__(self, append: StepsAppend, limits: Limits, *, has_statistics: bool | None = None) -> None:
         self._errors: list[FieldError] = []
         self._append = append
         self._limits = limits
         self._count = len(append.steps)
-        self._steps = self._checked_steps(append.steps)
+        self._steps = self._check_steps(append.steps)
         has_statistics = bool(append.statistics) if has_statistics is None else has_statistics
-        self.sampled = self._flags("sampled", append.sampled, default=has_statistics)
-        self._skipped = self._flags("skipped", append.skipped, default=False)
+        self.sampled = self._flags_from_list("sampled", append.sampled, default=has_statistics)
+        self._skipped = self._flags_from_list("skipped", append.skipped, default=False)
         if append.generation is not None and not 0 <= append.generation <= LARGEST_GENERATION:
             self.refuse("generation", f"must be from 0 to {LARGEST_GENERATION}")
         self._series = {
-            name: self._listed(name, values) for name in SERIES if (values := getattr(append, name)) is not None
+            name: self._series_from_list(name, values)
+            for name in SERIES
+            if (values := getattr(append, name)) is not None
         }
         self._metrics = {}
         if self._has_metric_names(append.metrics):
-            self._metrics = {name: self._listed(f"metrics.{name}", values) for name, values in append.metrics.items()}
-        self.stop_if_refused()
+            self._metrics = {
+                name: self._series_from_list(f"metrics.{name}", values) for name, values in append.metrics.items()
+            }
+        self.raise_if_refused()
 
     def refuse(self, path: str, message: str) -> None:
-        """Note that a field is bad."""
+        """Add the error of a field."""
         self._errors.append(FieldError(path=path[:MAX_PATH_LENGTH], message=message))
 
-    def stop_if_refused(self) -> None:
-        """Raise InvalidRequest if a field was bad."""
+    def raise_if_refused(self) -> None:
+        """Raise InvalidRequest if there are errors."""
         if self._errors:
             raise InvalidRequest(self._errors)
 
-    def add_packed_series(self, series: Mapping[str, bytes], metrics: Mapping[str, bytes]) -> None:
-        """Take the series that came as bytes."""
-        for name, data in series.items():
-            self._series[name] = self._packed(name, data)
-        if self._has_metric_names([*self._metrics, *metrics]):
-            for name, data in metrics.items():
-                self._metrics[name] = self._packed(f"metrics.{name}", data)
-        self.stop_if_refused()
-
     def has_statistic(self, name: str) -> bool:
-        """Whether there is a statistic of that name."""
+        """Whether there is a statistic of that name; add an error if not."""
         if name in STATISTICS:
             return True
         self.refuse(f"statistics.{name}", f"is not a statistic; there are {', '.join(STATISTICS)}")
         return False
 
     def has_rows(self, path: str, found: int, expected: int) -> bool:
-        """Whether a matrix has a row for each sampled step."""
+        """Whether a matrix has a row for each sampled step; add an error if not."""
         if found == expected:
             return True
         self.refuse(path, f"the first dimension, sampled steps, must be {expected}; got {found}")
         return False
 
-    def widths_agree(self, statistics: Mapping[str, Matrix]) -> None:
-        """Raise InvalidRequest unless every matrix has as many layers, and not too many values together."""
+    def check_widths(self, statistics: Mapping[str, Matrix]) -> None:
+        """Raise InvalidRequest unless all matrices have the same number of layers and no more values than allowed."""
         if not statistics:
             return
         first, matrix = next(iter(statistics.items()))
@@ -305,25 +282,27 @@ class _Check:
         values = matrix.size * len(statistics)
         if values > self._limits.max_values_per_block:
             self.refuse("statistics", f"has {values} values; at most {self._limits.max_values_per_block} are allowed")
-        self.stop_if_refused()
+        self.raise_if_refused()
 
-    def are_possible(self, statistics: Mapping[str, Matrix]) -> None:
-        """Raise InvalidRequest for a norm, a count or a fraction below 0, and a fraction above 1; NaN is neither."""
+    def check_ranges(self, statistics: Mapping[str, Matrix]) -> None:
+        """Raise InvalidRequest for a value outside the range of its statistic. NaN is always allowed."""
         for name, matrix in statistics.items():
-            if name in SIGNED_STATISTICS:
+            statistic = STATISTICS_TABLE[name]
+            if statistic.is_signed:
                 continue
-            impossible = matrix < 0
-            if name in FRACTIONS:
-                impossible |= matrix > 1
+            impossible = matrix < statistic.minimum
+            if math.isfinite(statistic.maximum):
+                impossible |= matrix > statistic.maximum
             if impossible.any():
                 row, column = (int(index) for index in np.argwhere(impossible)[0])
-                bounds = "from 0 to 1" if name in FRACTIONS else "0 or more"
+                has_maximum = math.isfinite(statistic.maximum)
+                bounds = f"from 0 to {statistic.maximum:g}" if has_maximum else "0 or more"
                 self.refuse(
                     field_path(["statistics", name, row, column]), f"must be {bounds}; got {matrix[row, column]}"
                 )
-        self.stop_if_refused()
+        self.raise_if_refused()
 
-    def absences_agree(self, absences: Mapping[str, Mask]) -> None:
+    def check_absences(self, absences: Mapping[str, Mask]) -> None:
         """Raise InvalidRequest unless a layer is absent in every statistic of a step, or in none."""
         names = list(absences)
         for name in names[1:]:
@@ -335,10 +314,10 @@ class _Check:
                 other = field_path([number, row, column])
                 message = f"is null, but {other} is a number: a layer is absent in every statistic of a step or in none"
                 self.refuse(path, message)
-        self.stop_if_refused()
+        self.raise_if_refused()
 
-    def received(self, statistics: Mapping[str, Matrix], present: Mask) -> ReceivedBlock:
-        """Return the block."""
+    def to_block(self, statistics: Mapping[str, Matrix], present: Mask) -> ReceivedBlock:
+        """Return the block that was checked."""
         return ReceivedBlock(
             generation=self._append.generation,
             steps=self._steps,
@@ -350,8 +329,8 @@ class _Check:
             present=present,
         )
 
-    def _checked_steps(self, steps: list[int]) -> NDArray[np.int64]:
-        """Nothing else can be checked where the steps are bad."""
+    def _check_steps(self, steps: list[int]) -> NDArray[np.int64]:
+        """Return the steps as an array. Raises InvalidRequest at once: without steps nothing else can be checked."""
         if not steps:
             raise InvalidRequest.at("steps", "must name at least one step")
         if len(steps) > self._limits.max_steps_per_block:
@@ -368,36 +347,29 @@ class _Check:
             raise InvalidRequest.at(f"steps[{at}]", f"{steps[at]} {word} {steps[at - 1]}; steps must increase")
         return checked
 
-    def _flags(self, path: str, flags: list[bool] | None, *, default: bool) -> Mask:
+    def _flags_from_list(self, path: str, flags: list[bool] | None, *, default: bool) -> Mask:
         if flags is None:
             return np.full(self._count, default, dtype=np.bool_)
         if self._has_length(path, len(flags)):
             return np.array(flags, dtype=np.bool_)
         return np.zeros(self._count, dtype=np.bool_)
 
-    def _listed(self, path: str, values: list[float | None]) -> StepSeries:
+    def _series_from_list(self, path: str, values: list[float | None]) -> StepSeries:
         if not self._has_length(path, len(values)):
-            return _no_series()
+            return _empty_series()
         numbers = np.array(values, dtype=np.float64)
         present = np.ones(len(values), dtype=np.bool_)
         for index in np.flatnonzero(np.isnan(numbers)):
             present[index] = values[index] is not None
         numbers[~present] = 0.0
-        return self._checked_series(path, StepSeries(numbers, present))
+        return self._check_finite(path, StepSeries(numbers, present))
 
-    def _packed(self, path: str, data: bytes) -> StepSeries:
-        if len(data) != self._count * FLOAT64_BYTES:
-            expected = f"{self._count * FLOAT64_BYTES} bytes, a little-endian float64 for each step"
-            self.refuse(path, f"must be {expected}; got {len(data)} bytes")
-            return _no_series()
-        numbers = np.frombuffer(data, dtype="<f8").astype(np.float64)
-        return self._checked_series(path, StepSeries(numbers, np.ones(self._count, dtype=np.bool_)))
-
-    def _checked_series(self, path: str, series: StepSeries) -> StepSeries:
-        if path == "time":
+    def _check_finite(self, path: str, series: StepSeries) -> StepSeries:
+        """Return the series; add an error if it must be finite and is not."""
+        if path in SERIES_TABLE and SERIES_TABLE[path].is_finite:
             nonfinite = np.flatnonzero(~np.isfinite(series.values))
             if len(nonfinite):
-                self.refuse(f"time[{nonfinite[0]}]", f"must be finite; got {series.values[nonfinite[0]]}")
+                self.refuse(f"{path}[{nonfinite[0]}]", f"must be finite; got {series.values[nonfinite[0]]}")
         return series
 
     def _has_length(self, path: str, found: int) -> bool:
@@ -406,15 +378,12 @@ class _Check:
         self.refuse(path, f"must have {self._count} values, one for each step; got {found}")
         return False
 
-    def _has_metric_names(self, names: Iterable[str]) -> bool:
-        names = list(names)
+    def _has_metric_names(self, names: Collection[str]) -> bool:
         if len(names) > self._limits.max_metrics:
             self.refuse("metrics", f"has {len(names)} metrics; at most {self._limits.max_metrics} are allowed")
             return False
         for name in names:
-            if not isinstance(name, str):
-                self.refuse("metrics", "must have names as keys")
-            elif (message := name_error(name, self._limits.max_name_length)) is not None:
+            if (message := name_error(name, self._limits.max_name_length)) is not None:
                 self.refuse(f"metrics.{name}", message)
             elif name in SERIES or name in STATISTICS:
                 self.refuse(f"metrics.{name}", "is a name that gradmedic gives a meaning of its own; choose another")
@@ -424,5 +393,5 @@ class _Check:
         return True
 
 
-def _no_series() -> StepSeries:
+def _empty_series() -> StepSeries:
     return StepSeries(np.zeros(0), np.zeros(0, dtype=np.bool_))

@@ -33,9 +33,9 @@ from gradmedic_service.telemetry.errors import NotAcceptable, StaleGeneration, U
 from gradmedic_service.telemetry.series_table import NUMBERS
 
 DEFAULT_POINTS = 500
-"""About a pixel column each in a picture."""
+"""About one bucket for each pixel column of a heatmap."""
 GZIP_LEVEL = 1
-"""Counts are nearly always alike and shrink to nothing at any level, mantissas hardly at any."""
+"""Counts are nearly always alike and shrink to nothing at any level; mantissas hardly shrink at any level."""
 VARY = {"Vary": "Accept, Accept-Encoding"}
 
 router = APIRouter(prefix="/runs/{run_id}")
@@ -57,7 +57,7 @@ APPEND_BODY: dict[str, Any] = {
                 "schema": {
                     "type": "string",
                     "format": "binary",
-                    "description": "A map of the same fields; each of `statistics` is little-endian float32 bytes.",
+                    "description": "A map with the same fields. A statistic is little-endian float32 bytes.",
                 }
             },
         },
@@ -66,11 +66,14 @@ APPEND_BODY: dict[str, Any] = {
 
 
 REWIND_EXAMPLES: dict[str, Any] = {
-    "checkpoint": {"summary": "Resumed from the checkpoint of step 4000", "value": {"step": 4000, "generation": 0}}
+    "checkpoint": {
+        "summary": "The job resumes from the checkpoint of step 4000",
+        "value": {"step": 4000, "generation": 0},
+    }
 }
 
 
-async def _body(request: Request) -> bytes:
+async def _read_body(request: Request) -> bytes:
     return await request.body()
 
 
@@ -92,28 +95,28 @@ async def _body(request: Request) -> bytes:
 def append_steps(
     run_id: RunId,
     principal: MayIngest,
-    body: Annotated[bytes, Depends(_body)],
+    body: Annotated[bytes, Depends(_read_body)],
     content_type: Annotated[str, Depends(media_type)],
     database: DatabaseDependency,
     facts: FactsDependency,
-    warm: RunCacheDependency,
+    run_cache: RunCacheDependency,
     metrics: MetricsDependency,
     limits: LimitsDependency,
 ) -> Response:
-    """Append steps, exactly once: those at or below the run's last step are ignored and counted.
+    """Append steps, exactly once. Steps at or below the run's last step are ignored and counted.
 
     `Content-Encoding` may be `gzip` or `zstd`. A 2xx means that the steps are durable.
     """
     block = decode_block(body, content_type, limits)
     with database.writing_rows() as connection:
-        result, advanced = service.append(connection, principal, facts, warm, run_id, block)
+        result, cached_run = service.append(connection, principal, facts, run_cache, run_id, block)
         if result.alerts:
-            with database.objects(connection) as session:
+            with database.session_of(connection) as session:
                 reruns.start_automatically(session, principal, facts, limits, run_id)
-    if advanced is not None:
-        warm.keep(advanced)
-        changed_to = result.verdict if result.verdict != advanced.run.verdict else None
-        metrics.count_block(result.accepted, block.values_of_last(result.accepted), changed_to)
+    if cached_run is not None:
+        run_cache.add(cached_run)
+        new_verdict = result.verdict if result.verdict != cached_run.row_before.verdict else None
+        metrics.count_block(result.accepted, block.count_values(result.accepted), new_verdict)
     return Response(msgspec.json.encode(result), media_type=JSON_MEDIA_TYPE)
 
 
@@ -139,10 +142,10 @@ def rewind_run(
     database: DatabaseDependency,
     facts: FactsDependency,
 ) -> RewindResult:
-    """Go back to a step, as a job does that resumes from a checkpoint.
+    """Rewind a run to a step, because the job resumes from a checkpoint.
 
-    Later steps and what was concluded from them are dropped, the run is `running` again, and its generation grows by
-    one: blocks of the one before, which may still be on their way, are refused. May be repeated.
+    Later steps and their diagnosis are dropped, the run is `running` again, and its generation grows by one. Blocks of
+    the old generation that are still on their way are refused. The request may be repeated.
     """
     errors = []
     if not -1 <= body.step <= LARGEST_STEP:
@@ -169,29 +172,34 @@ def read_steps(
     statistic: Annotated[
         list[str],
         Query(
-            description="A statistic of the run, a series of its steps (`loss`, ...) or a metric; repeatable.",
+            description="Name of a statistic of the run, a series of its steps (`loss`, ...) or a metric. Repeatable.",
             examples=[["loss"], ["grad_norm", "weight_norm"]],
         ),
     ],
-    layer: Annotated[list[str] | None, Query(description="A layer; repeatable. Without it, all.")] = None,
-    from_step: Annotated[int, Query(ge=0, le=LARGEST_STEP)] = 0,
-    to_step: Annotated[int | None, Query(ge=0, le=LARGEST_STEP, description="Inclusive; without it, the last.")] = None,
-    max_points: Annotated[int, Query(description="Buckets at most, up to what `/limits` says.")] = DEFAULT_POINTS,
+    layer: Annotated[list[str] | None, Query(description="Name of a layer. Repeatable. All layers by default.")] = None,
+    from_step: Annotated[int, Query(ge=0, le=LARGEST_STEP, description="First step of the answer.")] = 0,
+    to_step: Annotated[
+        int | None, Query(ge=0, le=LARGEST_STEP, description="Last step of the answer. By default, that of the run.")
+    ] = None,
+    max_points: Annotated[
+        int, Query(description="Largest number of buckets, at most `max_points` of `/limits`.")
+    ] = DEFAULT_POINTS,
     field: Annotated[
         list[str] | None,
-        Query(description=f"What of each bucket beside its counts, of {', '.join(NUMBERS)}; repeatable. All without."),
+        Query(description=f"Number of each bucket to include: {', '.join(NUMBERS)}. Repeatable. All by default."),
     ] = None,
     accept: Annotated[
-        str, Header(description="`application/json`, `application/vnd.msgpack`, or the form of an export.")
+        str, Header(description="Media type of the answer: JSON, `application/vnd.msgpack`, `text/csv` or Parquet.")
     ] = JSON_MEDIA_TYPE,
     accept_encoding: Annotated[str, Header(include_in_schema=False)] = "",
 ) -> Response:
-    """Read series: minimum, mean and maximum over buckets of steps, and how many values were not finite.
+    """Read series as buckets of steps: minimum, mean, maximum, and the number of values that are not finite.
 
-    With `Accept: application/vnd.msgpack`: the same with arrays as little-endian bytes, float32 of a statistic, float64
-    of a series, uint32 of a count; a number is 0 where its bucket has no finite value.
+    With `Accept: application/vnd.msgpack`, arrays are little-endian bytes: float32 for statistics, float64 for series,
+    uint32 for counts. A number is 0 where its bucket has no finite value.
 
-    With `Accept: text/csv` or `application/vnd.apache.parquet`: every step, a row each, whatever `max_points` says.
+    With `Accept: text/csv` or `application/vnd.apache.parquet`, the answer has a row for every step and ignores
+    `max_points`.
     """
     if not 1 <= max_points <= limits.max_points:
         raise InvalidRequest.at("max_points", f"must be from 1 to {limits.max_points}")
@@ -200,28 +208,28 @@ def read_steps(
     unknown = next((name for name in field or () if name not in NUMBERS), None)
     if unknown is not None:
         raise InvalidRequest.at("field", f"{unknown!r} is not one of {', '.join(NUMBERS)}")
-    wanted = next((kind for kind in export.MEDIA_TYPES if kind in accept.lower()), None)
-    if wanted is not None:
+    export_type = next((media_type for media_type in export.MEDIA_TYPES if media_type in accept.lower()), None)
+    if export_type is not None:
         with database.reading_rows() as connection:
             selection, generation, last_step = service.select_for_export(
                 connection, principal, run_id, statistic, layer or []
             )
         last_step = last_step if to_step is None else min(to_step, last_step)
-        table = export.table_of(wanted, selection)
-        parts = export.stream(database, run_id, generation, selection, from_step, last_step, table)
-        return StreamingResponse(parts, media_type=wanted)
+        table = export.create_table(export_type, selection)
+        parts = export.stream_table(database, run_id, generation, selection, from_step, last_step, table)
+        return StreamingResponse(parts, media_type=export_type)
     with database.reading_rows() as connection:
-        series = service.read_series(
+        series_table = service.read_series(
             connection, principal, run_id, statistic, layer or [], from_step, to_step, max_points
         )
     fields = field or NUMBERS
     if MSGPACK_MEDIA_TYPE not in accept.lower():
-        return Response(series.to_json(run_id, fields), media_type=JSON_MEDIA_TYPE, headers=VARY)
-    content = series.to_msgpack(run_id, fields)
+        return Response(series_table.to_json(run_id, fields), media_type=JSON_MEDIA_TYPE, headers=VARY)
+    content = series_table.to_msgpack(run_id, fields)
     if "gzip" not in accept_encoding.lower():
         return Response(content, media_type=MSGPACK_MEDIA_TYPE, headers=VARY)
-    packed = gzip.compress(content, compresslevel=GZIP_LEVEL, mtime=0)
-    return Response(packed, media_type=MSGPACK_MEDIA_TYPE, headers={**VARY, "Content-Encoding": "gzip"})
+    compressed = gzip.compress(content, compresslevel=GZIP_LEVEL, mtime=0)
+    return Response(compressed, media_type=MSGPACK_MEDIA_TYPE, headers={**VARY, "Content-Encoding": "gzip"})
 
 
 @router.get(
@@ -235,9 +243,11 @@ def read_diagnosis(
     principal: MayFollow,
     database: DatabaseDependency,
     facts: FactsDependency,
-    at_step: Annotated[int | None, Query(ge=0, le=LARGEST_STEP, description="As it was then; without it, now.")] = None,
+    at_step: Annotated[
+        int | None, Query(ge=0, le=LARGEST_STEP, description="Step of the diagnosis. By default, the run's last step.")
+    ] = None,
 ) -> Diagnosis:
-    """Return what is wrong with the run, why, and what fixes it."""
+    """Return the diagnosis of the run: verdict, findings, causes and advice."""
     with database.reading_rows() as connection:
         diagnosis = service.diagnose(connection, principal, facts, run_id, at_step)
         return reruns.with_outcomes(connection, diagnosis)
@@ -250,6 +260,6 @@ def read_diagnosis(
     responses=documented(RunNotFound, InvalidRequest),
 )
 def read_history(run_id: RunId, principal: MayFollow, database: DatabaseDependency) -> VerdictHistory:
-    """Return every change of the run's verdict, at the step whose data changed it."""
+    """Return every change of the run's verdict, with the step whose data changed it."""
     with database.reading_rows() as connection:
-        return service.history(connection, principal, run_id)
+        return service.read_verdict_history(connection, principal, run_id)

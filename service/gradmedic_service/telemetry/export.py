@@ -1,11 +1,10 @@
-"""Steps at full resolution as a table that leaves in parts: CSV or Parquet.
+"""Exports the steps of a run at full resolution as a table, in parts: CSV or Parquet.
 
-One idea: a row a step, a column a series, and never more in memory than a few chunks. Each part is read in a
-transaction of its own, so that a slow reader holds no lock and no connection; a run that is rewound meanwhile breaks
-the download off instead of mixing two pasts.
+The table has a row for each step and a column for each series; a column of a statistic is named `grad_norm/layer`. A
+value that is absent is empty (CSV) or null (Parquet); NaN and the infinities are values.
 
-A column of a statistic is named `grad_norm/layer`. A value that is not there is empty (CSV) or null (Parquet); NaN and
-infinities are values.
+A few chunks at a time are in memory. Each part is read in a transaction of its own, so that a slow reader holds no lock
+and no connection. If the run is rewound or deleted meanwhile, the download ends with an error.
 """
 
 from __future__ import annotations
@@ -20,99 +19,101 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
+from gradmedic.protocol.numbers import name_nonfinite
 from gradmedic_service.database.engine import Database
-from gradmedic_service.telemetry import repository
-from gradmedic_service.telemetry.buckets import Selection
+from gradmedic_service.telemetry import chunk_repository, repository
 from gradmedic_service.telemetry.chunks import Chunk
 from gradmedic_service.telemetry.errors import NotAcceptable
+from gradmedic_service.telemetry.series_accumulator import SeriesSelection
 
 CSV_MEDIA_TYPE = "text/csv"
 PARQUET_MEDIA_TYPE = "application/vnd.apache.parquet"
 MEDIA_TYPES = (CSV_MEDIA_TYPE, PARQUET_MEDIA_TYPE)
-CHUNKS_OF_A_PART = 8
-"""Some 400 to 800 steps: a row group of Parquet."""
+CHUNKS_PER_PART = 8
+"""Number of chunks in a part, some 400 to 800 steps: a row group of Parquet."""
 
 Column = tuple[NDArray[Any], NDArray[np.bool_]]
-"""Values, and which of them are there."""
+"""Values of a column, and the mask of those that are present."""
 
 
-class RewoundMeanwhile(Exception):
-    """The run was rewound or deleted while it was read."""
+class RunChanged(Exception):
+    """The run was rewound or deleted while it was exported."""
 
 
 class Table(Protocol):
-    """Writes parts of a table as bytes."""
+    """Encodes a table as bytes, part by part."""
 
-    def part(self, steps: NDArray[np.int64], columns: Sequence[Column]) -> bytes:
-        """Return the bytes of some rows."""
+    def encode_rows(self, steps: NDArray[np.int64], columns: Sequence[Column]) -> bytes:
+        """Return the bytes of the next rows."""
 
-    def end(self) -> bytes:
-        """Return what closes the table."""
+    def encode_end(self) -> bytes:
+        """Return the bytes that end the table."""
 
 
-def table_of(media_type: str, selection: Selection) -> Table:
-    """Return the writer of a media type. Raises NotAcceptable where what it needs is not installed."""
+def create_table(media_type: str, selection: SeriesSelection) -> Table:
+    """Return the table of a media type. Raises NotAcceptable where the extra that it needs is not installed."""
     return CsvTable(selection) if media_type == CSV_MEDIA_TYPE else ParquetTable(selection)
 
 
-def column_names(selection: Selection) -> list[str]:
-    """Name the columns behind `step`."""
+def name_columns(selection: SeriesSelection) -> list[str]:
+    """Return the names of the columns after `step`."""
     return [
         *(f"{statistic}/{layer}" for statistic in selection.statistics for layer, _ in selection.layers),
         *selection.series,
     ]
 
 
-def stream(
-    database: Database, run_id: UUID, generation: int, selection: Selection, first: int, last: int, table: Table
+def stream_table(
+    database: Database, run_id: UUID, generation: int, selection: SeriesSelection, first: int, last: int, table: Table
 ) -> Iterator[bytes]:
-    """Yield a table of the steps from `first` to `last`, in parts."""
+    """Yield the bytes of a table of the steps from `first` to `last`, part by part. Raises RunChanged."""
     while True:
         with database.reading_rows() as connection:
-            run = repository.read_state(connection, run_id)
+            run = repository.read_run(connection, run_id)
             if run is None or run.generation != generation:
-                raise RewoundMeanwhile(str(run_id))
-            parts = [Chunk(data) for data in repository.first_chunks(connection, run_id, first, last, CHUNKS_OF_A_PART)]
-        if not parts:
-            yield table.end()
+                raise RunChanged(str(run_id))
+            part = chunk_repository.read_first_chunks(connection, run_id, first, last, CHUNKS_PER_PART)
+            chunks = [Chunk(data) for data in part]
+        if not chunks:
+            yield table.encode_end()
             return
-        for chunk in parts:
+        for chunk in chunks:
             steps = chunk.steps
-            inside = (steps >= first) & (steps <= last)
-            yield table.part(steps[inside], _columns(chunk, selection, inside))
+            in_range = (steps >= first) & (steps <= last)
+            yield table.encode_rows(steps[in_range], _read_columns(chunk, selection, in_range))
             first = int(steps[-1]) + 1
 
 
-def _columns(chunk: Chunk, selection: Selection, inside: NDArray[np.bool_]) -> list[Column]:
+def _read_columns(chunk: Chunk, selection: SeriesSelection, in_range: NDArray[np.bool_]) -> list[Column]:
     columns: list[Column] = []
-    count = len(inside)
+    count = len(in_range)
     sampled = np.flatnonzero(chunk.sampled)
     for name in selection.statistics:
-        matrix = chunk.statistic(name)
+        matrix = chunk.read_statistic(name)
         for _, position in selection.layers:
             values, present = np.zeros(count, dtype=np.float32), np.zeros(count, dtype=np.bool_)
             if position < len(matrix):
                 values[sampled], present[sampled] = matrix[position], chunk.present[position]
-            columns.append((values[inside], present[inside]))
+            columns.append((values[in_range], present[in_range]))
     for name in selection.series:
         series = chunk.series.get(name) or chunk.metrics.get(name)
         if series is None:
-            columns.append((np.zeros(int(inside.sum())), np.zeros(int(inside.sum()), dtype=np.bool_)))
+            columns.append((np.zeros(int(in_range.sum())), np.zeros(int(in_range.sum()), dtype=np.bool_)))
         else:
-            columns.append((series.values[inside], series.present[inside]))
+            columns.append((series.values[in_range], series.present[in_range]))
     return columns
 
 
 class CsvTable:
-    """RFC 4180, with a header."""
+    """A table as CSV (RFC 4180) with a header."""
 
-    def __init__(self, selection: Selection) -> None:
-        self._header: list[str] | None = ["step", *column_names(selection)]
+    def __init__(self, selection: SeriesSelection) -> None:
+        self._header: list[str] | None = ["step", *name_columns(selection)]
 
-    def part(self, steps: NDArray[np.int64], columns: Sequence[Column]) -> bytes:
-        """Return some rows."""
+    def encode_rows(self, steps: NDArray[np.int64], columns: Sequence[Column]) -> bytes:
+        """Return the bytes of the next rows."""
         texts = [
-            [_text(value) if is_there else "" for value, is_there in zip(values.tolist(), present, strict=True)]
+            [_to_text(value) if is_present else "" for value, is_present in zip(values.tolist(), present, strict=True)]
             for values, present in columns
         ]
         buffer = io.StringIO()
@@ -121,8 +122,8 @@ class CsvTable:
         writer.writerows(zip(steps.tolist(), *texts, strict=True))
         return buffer.getvalue().encode()
 
-    def end(self) -> bytes:
-        """Return the header, if there was no row."""
+    def encode_end(self) -> bytes:
+        """Return the header if there was no row, else nothing."""
         buffer = io.StringIO()
         self._write_header(csv.writer(buffer))
         return buffer.getvalue().encode()
@@ -133,16 +134,16 @@ class CsvTable:
             self._header = None
 
 
-def _text(value: float) -> str:
+def _to_text(value: float) -> str:
     if math.isfinite(value):
         return repr(value)
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return name_nonfinite(value)
 
 
 class ParquetTable:
-    """Apache Parquet; needs the extra `parquet`."""
+    """A table as Apache Parquet; needs the extra `parquet`."""
 
-    def __init__(self, selection: Selection) -> None:
+    def __init__(self, selection: SeriesSelection) -> None:
         try:
             import pyarrow
             import pyarrow.parquet
@@ -150,7 +151,7 @@ class ParquetTable:
             raise NotAcceptable("Parquet needs the parquet extra: pip install 'gradmedic[parquet]'.") from None
         self._arrow = pyarrow
         statistics = len(selection.statistics) * len(selection.layers)
-        names = column_names(selection)
+        names = name_columns(selection)
         self._schema = pyarrow.schema(
             [
                 pyarrow.field("step", pyarrow.int64(), nullable=False),
@@ -158,48 +159,49 @@ class ParquetTable:
                 *(pyarrow.field(name, pyarrow.float64()) for name in names[statistics:]),
             ]
         )
-        self._sink = io.BytesIO()
-        self._writer = pyarrow.parquet.ParquetWriter(pyarrow.PythonFile(_Tail(self._sink), mode="w"), self._schema)
+        self._buffer = io.BytesIO()
+        file = pyarrow.PythonFile(_WrittenBytes(self._buffer), mode="w")
+        self._writer = pyarrow.parquet.ParquetWriter(file, self._schema)
 
-    def part(self, steps: NDArray[np.int64], columns: Sequence[Column]) -> bytes:
-        """Return a row group."""
+    def encode_rows(self, steps: NDArray[np.int64], columns: Sequence[Column]) -> bytes:
+        """Return the bytes of the next row group."""
         arrays = [self._arrow.array(steps)]
         arrays += [self._arrow.array(values, mask=~present) for values, present in columns]
         self._writer.write_table(self._arrow.Table.from_arrays(arrays, schema=self._schema))
-        return self._taken()
+        return self._read_written()
 
-    def end(self) -> bytes:
-        """Return the footer."""
+    def encode_end(self) -> bytes:
+        """Return the bytes of the footer."""
         self._writer.close()
-        return self._taken()
+        return self._read_written()
 
-    def _taken(self) -> bytes:
-        data = self._sink.getvalue()
-        self._sink.seek(0)
-        self._sink.truncate()
+    def _read_written(self) -> bytes:
+        data = self._buffer.getvalue()
+        self._buffer.seek(0)
+        self._buffer.truncate()
         return data
 
 
-class _Tail:
-    """A file of which only what was written last is kept."""
+class _WrittenBytes:
+    """A file for writing only: it counts all written bytes, and its buffer holds those not read yet."""
 
     closed = False
 
-    def __init__(self, sink: io.BytesIO) -> None:
-        self._sink = sink
+    def __init__(self, buffer: io.BytesIO) -> None:
+        self._buffer = buffer
         self._position = 0
 
     def write(self, data: Any) -> int:
-        """Append."""
+        """Append bytes."""
         self._position += len(data)
-        return self._sink.write(data)
+        return self._buffer.write(data)
 
     def tell(self) -> int:
-        """Return how much was ever written."""
+        """Return the number of bytes written so far."""
         return self._position
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: every byte is in the buffer at once."""
 
     def close(self) -> None:
-        """Nothing to release."""
+        """Do nothing: the file holds no resource."""

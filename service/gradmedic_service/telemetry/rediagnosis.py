@@ -1,7 +1,8 @@
-"""Building the diagnosis of a run anew from its stored steps, with the code of today.
+"""Builds the diagnosis of a run anew from its stored steps, with the code of today.
 
-One idea: reading a long run takes longer than others should wait. Steps are read in transactions that lock nothing, and
-under the run's lock it is only checked that nothing came since; what did is read in the next round.
+Reading a long run takes long, and its lock must not be held meanwhile. So steps are read in transactions that lock
+nothing; under the run's lock it is only checked that the run has not changed. If it has, the new steps are read in the
+next round.
 """
 
 from __future__ import annotations
@@ -10,99 +11,103 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
 
-from gradmedic_diagnosis import Diagnosis, Diagnostician, VerdictChange
+from gradmedic.protocol.diagnosis import DiagnosisAtStep, VerdictChange
 from gradmedic_service.database.engine import Connection, Database
 from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.runs.facts import FactsCache
-from gradmedic_service.telemetry import repository
-from gradmedic_service.telemetry.repository import RunAppend, RunState, Snapshot, StoredState
-from gradmedic_service.telemetry.service import advance_through, chunk_blocks, facts_of
+from gradmedic_service.telemetry import diagnosis_state, repository
+from gradmedic_service.telemetry.repository import AppendedRun, DiagnosisSnapshot, RunRow, StoredDiagnosis
 
 
 @dataclass(frozen=True, slots=True)
-class Rediagnosed:
-    """A run's verdict before and after."""
+class Rediagnosis:
+    """The verdict of a run before and after its diagnosis was built anew."""
 
     run_id: UUID
     before: str
     after: str
 
 
-class _Reading:
-    """A diagnostician that reads a run from its first step."""
+class Rebuild:
+    """A diagnosis that is built from the first step of a run on."""
 
-    def __init__(self, connection: Connection, facts: FactsCache, run: RunState) -> None:
-        self._started = run
-        self._facts = facts_of(connection, facts, run)
-        self._diagnostician = Diagnostician(self._facts.layers, self._facts.training, run.muted)
+    def __init__(self, connection: Connection, facts: FactsCache, run: RunRow) -> None:
+        self._first_row = run
+        self._facts = diagnosis_state.read_facts(connection, facts, run)
+        self._diagnostician = diagnosis_state.new_diagnostician(self._facts, run)
         self._steps_since_snapshot = 0
         self._changes: list[VerdictChange] = []
-        self._snapshots: list[Snapshot] = []
+        self._snapshots: list[DiagnosisSnapshot] = []
         self._last_step = -1
-        self._diagnosis: Diagnosis = self._diagnostician.diagnose()
+        self._diagnosis: DiagnosisAtStep = self._diagnostician.diagnose()
 
-    def is_of(self, run: RunState) -> bool:
-        """Whether what was read is still the beginning of the run."""
-        then = self._started
-        return (then.generation, then.facts_digest, then.muted) == (run.generation, run.facts_digest, run.muted)
+    def can_continue(self, run: RunRow) -> bool:
+        """Whether the steps that were read are still the beginning of the run, and its facts are the same."""
+        row = self._first_row
+        return (row.generation, row.facts_digest, row.muted_detectors) == (
+            run.generation,
+            run.facts_digest,
+            run.muted_detectors,
+        )
 
-    def read_on(self, connection: Connection, run: RunState) -> None:
-        """Read the steps that were not read yet."""
-        for block in chunk_blocks(connection, run.id, len(self._facts.layers), self._last_step + 1, run.last_step or 0):
-            self._diagnosis, changes, snapshots, self._steps_since_snapshot = advance_through(
+    def read_new_steps(self, connection: Connection, run: RunRow) -> None:
+        """Read the stored steps after those that were read."""
+        layer_count, last_step = len(self._facts.layers), run.last_step or 0
+        for block in diagnosis_state.read_blocks(connection, run.id, layer_count, self._last_step + 1, last_step):
+            self._diagnosis, changes, snapshots, self._steps_since_snapshot = diagnosis_state.advance(
                 self._diagnostician, block, self._steps_since_snapshot
             )
             self._changes += changes
             self._snapshots += snapshots
             self._last_step = int(block.steps[-1])
 
-    def replace(self, connection: Connection, run: RunState) -> None:
+    def write(self, connection: Connection, run: RunRow) -> None:
         """Write the diagnosis in place of the stored one."""
-        repository.forget_diagnosis(connection, run.id)
-        to = RunAppend(
+        repository.remove_diagnosis_history(connection, run.id)
+        appended = AppendedRun(
             revision=run.revision + 1,
             last_step=self._last_step,
             verdict=self._diagnosis.verdict,
             score=float(self._diagnosis.score),
             since_step=self._diagnosis.since_step,
             metrics=run.metrics,
-            state=StoredState(self._diagnostician.to_bytes(), self._steps_since_snapshot),
+            diagnosis=StoredDiagnosis(self._diagnostician.to_bytes(), self._steps_since_snapshot),
             snapshots=self._snapshots,
-            changes=self._changes,
-            at=datetime.now(UTC),
-            patience=None,
+            verdict_changes=self._changes,
+            updated_at=datetime.now(UTC),
+            silence_limit=None,
         )
-        repository.advance(connection, run.id, to)
+        repository.write_append(connection, run.id, appended)
 
 
-def every_run(database: Database) -> list[UUID]:
-    """Return the ids of every run, oldest first."""
+def read_run_ids(database: Database) -> list[UUID]:
+    """Return the ids of all runs, oldest first."""
     with database.reading_rows() as connection:
-        return repository.run_ids(connection)
+        return repository.read_run_ids(connection)
 
 
-def rediagnose(database: Database, facts: FactsCache, run_id: UUID) -> Rediagnosed:
-    """Build the diagnosis of a run anew, while it may go on. Raises RunNotFound."""
-    reading: _Reading | None = None
+def rediagnose(database: Database, facts: FactsCache, run_id: UUID) -> Rediagnosis:
+    """Build the diagnosis of a run anew; steps may arrive meanwhile. Raises RunNotFound."""
+    rebuild: Rebuild | None = None
     while True:
         with database.reading_rows() as connection:
-            seen = _state(connection, run_id, is_locked=False)
-            if reading is None or not reading.is_of(seen):
-                reading = _Reading(connection, facts, seen)
-            reading.read_on(connection, seen)
+            row_read = _find_run(connection, run_id, is_locked=False)
+            if rebuild is None or not rebuild.can_continue(row_read):
+                rebuild = Rebuild(connection, facts, row_read)
+            rebuild.read_new_steps(connection, row_read)
         with database.writing_rows() as connection:
-            run = _state(connection, run_id, is_locked=True)
-            if run.revision != seen.revision:
+            run = _find_run(connection, run_id, is_locked=True)
+            if run.revision != row_read.revision:
                 continue
             if run.last_step is None:
-                return Rediagnosed(run_id, run.verdict, run.verdict)
-            reading.replace(connection, run)
+                return Rediagnosis(run_id, run.verdict, run.verdict)
+            rebuild.write(connection, run)
         with database.reading_rows() as connection:
-            return Rediagnosed(run_id, run.verdict, _state(connection, run_id, is_locked=False).verdict)
+            return Rediagnosis(run_id, run.verdict, _find_run(connection, run_id, is_locked=False).verdict)
 
 
-def _state(connection: Connection, run_id: UUID, *, is_locked: bool) -> RunState:
-    run = repository.read_state(connection, run_id, is_locked=is_locked)
+def _find_run(connection: Connection, run_id: UUID, *, is_locked: bool) -> RunRow:
+    run = repository.read_run(connection, run_id, is_locked=is_locked)
     if run is None:
         raise RunNotFound(f"There is no run {run_id}.")
     return run

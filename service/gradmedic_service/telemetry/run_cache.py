@@ -1,8 +1,8 @@
-"""What this process knows of runs without asking, because it was the one that advanced them last.
+"""Runs that this process appended to last, with their diagnosticians, so that the next append restores nothing.
 
-One idea: the database decides. What is kept of a run is used only if the run's row, read under its lock, is at the very
-revision at which this process left it, and it is kept only once that revision is durable. Whatever another replica, a
-rewind or an update of the run did raises the revision, and the database is read instead.
+The database decides. A cached run is used only if the run's row, read under its lock, is at the very revision at which
+this process left it, and it is cached only after that revision is durable. An append at another replica, a rewind and
+an update raise the revision; then the database is read instead.
 """
 
 from __future__ import annotations
@@ -14,70 +14,71 @@ from uuid import UUID
 
 from gradmedic_diagnosis import Diagnostician
 from gradmedic_service.telemetry.chunk_writer import Tail
-from gradmedic_service.telemetry.repository import RunState
+from gradmedic_service.telemetry.repository import RunRow
 
-MAX_WEIGHT = 50_000
-"""Layers of all runs together. The buckets of a layer that wait for their row take 1 KB where it has eight statistics,
-its diagnosis half of that: some 75 MB."""
-WEIGHT_OF_A_RUN = 50
-"""What a run weighs beside its layers."""
+MAX_SIZE = 50_000
+"""Number of layers of all cached runs together, some 75 MB: a layer with eight statistics needs 1 KB for buckets in the
+tail and half of that in the diagnostician."""
+RUN_SIZE = 50
+"""Size of a run without layers, in layers."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class CachedRun:
-    """A run as of a revision."""
+    """A run after an append of this process."""
 
-    run: RunState
-    """As it was before the advance."""
+    row_before: RunRow
+    """The run's row before the append."""
     revision: int
     last_step: int
     diagnostician: Diagnostician
     steps_since_snapshot: int
+    """Number of steps that the diagnostician has read since the last snapshot."""
     steps_since_state: int
-    """How far the stored state lies behind."""
+    """Number of steps that the diagnostician has read since its state was stored."""
     tail: Tail
 
     @property
-    def weight(self) -> int:
-        """How much room it takes."""
-        return WEIGHT_OF_A_RUN + self.run.layer_counts[-1]
+    def size(self) -> int:
+        """Memory of the cached run, in layers."""
+        return RUN_SIZE + self.row_before.layer_counts[-1]
 
-    def is_of(self, run: RunState) -> bool:
-        """Whether a run is still as this left it."""
+    def is_current(self, row: RunRow) -> bool:
+        """Whether nothing but this append has changed the run: `row` is its row now."""
         return (
-            self.revision == run.revision
-            and self.last_step == run.last_step
-            and self.run.created_at == run.created_at
-            and self.run.generation == run.generation
-            and self.run.facts_digest == run.facts_digest
-            and self.run.muted == run.muted
+            self.revision == row.revision
+            and self.last_step == row.last_step
+            and self.row_before.created_at == row.created_at
+            and self.row_before.generation == row.generation
+            and self.row_before.facts_digest == row.facts_digest
+            and self.row_before.muted_detectors == row.muted_detectors
         )
 
 
 class RunCache:
-    """The runs advanced last; safe to share between threads."""
+    """The cached runs, the one that was appended to longest ago first. Threads may share it."""
 
-    def __init__(self, max_weight: int = MAX_WEIGHT) -> None:
+    def __init__(self, max_size: int = MAX_SIZE) -> None:
         self._lock = threading.Lock()
-        self._kept: OrderedDict[UUID, CachedRun] = OrderedDict()
-        self._max_weight = max_weight
-        self._weight = 0
+        self._runs: OrderedDict[UUID, CachedRun] = OrderedDict()
+        self._max_size = max_size
+        self._size = 0
 
-    def take(self, run: RunState) -> CachedRun | None:
-        """Hand over what is kept of a run, if it is as the run; nobody else gets it meanwhile."""
+    def pop(self, row: RunRow) -> CachedRun | None:
+        """Remove a run and return it, so that no other thread gets it; None unless it is current."""
         with self._lock:
-            warm = self._kept.pop(run.id, None)
-            if warm is None:
+            cached = self._runs.pop(row.id, None)
+            if cached is None:
                 return None
-            self._weight -= warm.weight
-        return warm if warm.is_of(run) else None
+            self._size -= cached.size
+        return cached if cached.is_current(row) else None
 
-    def keep(self, warm: CachedRun) -> None:
-        """Keep a run whose advance is durable."""
+    def add(self, cached: CachedRun) -> None:
+        """Add a run whose append is durable; remove the oldest runs where the cache is full."""
         with self._lock:
-            replaced = self._kept.pop(warm.run.id, None)
-            self._weight += warm.weight - (0 if replaced is None else replaced.weight)
-            self._kept[warm.run.id] = warm
-            while self._weight > self._max_weight:
-                _, dropped = self._kept.popitem(last=False)
-                self._weight -= dropped.weight
+            replaced = self._runs.pop(cached.row_before.id, None)
+            self._size += cached.size - (0 if replaced is None else replaced.size)
+            self._runs[cached.row_before.id] = cached
+            while self._size > self._max_size:
+                _, removed = self._runs.popitem(last=False)
+                self._size -= removed.size

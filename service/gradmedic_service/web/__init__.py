@@ -1,1 +1,1 @@
-"""What a browser asks for."""
+"""What a browser needs: the pages, their files, and the event stream."""

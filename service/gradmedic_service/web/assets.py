@@ -1,8 +1,8 @@
 """Scripts and styles of the pages, served from memory.
 
-One idea: every address holds a digest of all files together. What is behind an address never changes, so browsers keep
-it for ever and never ask again; a new version has new addresses, and scripts import each other by relative paths. The
-files are few and small, and are compressed once, at the start.
+Every address contains a digest of all files together, so that the content of an address never changes and browsers
+cache it for ever. A new version has new addresses; scripts import each other by relative paths. The files are few and
+small, and are compressed once, at the start.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ MEDIA_TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-FOR_EVER = "public, max-age=31536000, immutable"
+CACHE_FOR_EVER = "public, max-age=31536000, immutable"
 DIGEST_LENGTH = 12
 
 
 @dataclass(frozen=True, slots=True)
 class _File:
     content: bytes
-    packed: bytes
+    compressed: bytes
     media_type: str
 
 
 class Assets:
-    """The files of `static/`."""
+    """The files of `static/` in memory."""
 
     def __init__(self) -> None:
         folder = files("gradmedic_service.web") / "static"
-        self._files = {path: _read(one) for path, one in sorted(_walk(folder))}
+        self._files = {path: _read_file(file) for path, file in sorted(_list_files(folder))}
         digest = hashlib.sha256()
         for path, file in self._files.items():
             digest.update(f"{path}\0{len(file.content)}\0".encode() + file.content)
@@ -53,28 +53,29 @@ class Assets:
         return f"{STATIC_PATH}/{self.version}/{path}"
 
     def answer(self, request: Request, version: str, path: str) -> Response:
-        """Return a file; of another version there is none."""
+        """Return a file of this version. Raises HTTPException 404 for another version or an unknown file."""
         file = self._files.get(path) if version == self.version else None
         if file is None:
             raise HTTPException(404)
-        headers = {"Cache-Control": FOR_EVER, "Vary": "Accept-Encoding"}
+        headers = {"Cache-Control": CACHE_FOR_EVER, "Vary": "Accept-Encoding"}
         if "gzip" in request.headers.get("accept-encoding", ""):
             headers["Content-Encoding"] = "gzip"
-            return Response(file.packed, media_type=file.media_type, headers=headers)
+            return Response(file.compressed, media_type=file.media_type, headers=headers)
         return Response(file.content, media_type=file.media_type, headers=headers)
 
 
-def _walk(folder: Traversable, prefix: str = "") -> list[tuple[str, Traversable]]:
-    found: list[tuple[str, Traversable]] = []
-    for one in folder.iterdir():
-        path = f"{prefix}{one.name}"
-        if one.is_dir():
-            found += _walk(one, f"{path}/")
+def _list_files(folder: Traversable, prefix: str = "") -> list[tuple[str, Traversable]]:
+    """Return path and file of every script, style and image below a folder."""
+    files: list[tuple[str, Traversable]] = []
+    for entry in folder.iterdir():
+        path = f"{prefix}{entry.name}"
+        if entry.is_dir():
+            files += _list_files(entry, f"{path}/")
         elif PurePosixPath(path).suffix in MEDIA_TYPES:
-            found.append((path, one))
-    return found
+            files.append((path, entry))
+    return files
 
 
-def _read(one: Traversable) -> _File:
-    content = one.read_bytes()
-    return _File(content, gzip.compress(content, mtime=0), MEDIA_TYPES[PurePosixPath(one.name).suffix])
+def _read_file(file: Traversable) -> _File:
+    content = file.read_bytes()
+    return _File(content, gzip.compress(content, mtime=0), MEDIA_TYPES[PurePosixPath(file.name).suffix])

@@ -1,8 +1,8 @@
-"""What is new about the runs that somebody is looking at.
+"""Follows runs for event streams.
 
-One idea: a process asks the database once a second about all watched runs together, by two queries, however many look.
-Every transaction on a run raises its `revision`, so that who knows the last one they saw misses nothing, whichever
-replica they ask next; there is nothing to publish and nothing to queue. A slow watcher sees fewer, later states.
+A process reads all watched runs together once a second, by two queries, however many streams there are. Every
+transaction on a run raises its `revision`, so that a client that sends the last revision it saw misses nothing at any
+replica; nothing is published or queued. A slow watcher sees fewer, later snapshots.
 """
 
 from __future__ import annotations
@@ -33,32 +33,32 @@ _logger = structlog.get_logger("gradmedic.live")
 
 @dataclass(frozen=True, slots=True)
 class RunSnapshot:
-    """What a watcher sees of a run."""
+    """A run and its reruns at one moment."""
 
-    pulse: RunRevision
+    run: RunRevision
     reruns: list[RerunRevision]
 
 
 class Watcher:
-    """One stream's view of a run: what was seen last, and a bell."""
+    """The state of one stream: the last snapshot of its run, and an event that is set when there is a new one."""
 
-    def __init__(self, sight: RunSnapshot) -> None:
-        self.sight: RunSnapshot | None = sight
-        """None once the run is gone."""
-        self.bell = asyncio.Event()
+    def __init__(self, snapshot: RunSnapshot) -> None:
+        self.snapshot: RunSnapshot | None = snapshot
+        """Last snapshot; None after the run was deleted."""
+        self.changed = asyncio.Event()
 
-    def show(self, sight: RunSnapshot | None) -> None:
-        """Ring if something is new."""
-        if sight != self.sight:
-            self.sight = sight
-            self.bell.set()
+    def update(self, snapshot: RunSnapshot | None) -> None:
+        """Store a snapshot, and set the event if it differs from the last one."""
+        if snapshot != self.snapshot:
+            self.snapshot = snapshot
+            self.changed.set()
 
 
 class LiveRuns:
     """Follows runs for watchers. Belongs to one event loop.
 
     Args:
-        max_streams: watchers at a time.
+        max_streams: largest number of watchers at a time.
     """
 
     def __init__(self, max_streams: int) -> None:
@@ -69,7 +69,7 @@ class LiveRuns:
         self.is_closed = False
 
     def check_room(self) -> None:
-        """Raise TooManyStreams if there are as many watchers as there may be."""
+        """Raise TooManyStreams if there are `max_streams` watchers."""
         if self._count >= self._max_streams or self.is_closed:
             raise TooManyStreams(
                 f"This process holds {self._max_streams} event streams open and allows no more; ask for the run "
@@ -78,9 +78,9 @@ class LiveRuns:
             )
 
     @contextmanager
-    def watch(self, database: Database, sight: RunSnapshot) -> Iterator[Watcher]:
-        """Follow a run from what was seen of it on."""
-        watcher, run_id = Watcher(sight), sight.pulse.run_id
+    def watch(self, database: Database, snapshot: RunSnapshot) -> Iterator[Watcher]:
+        """Follow a run, starting from a snapshot of it."""
+        watcher, run_id = Watcher(snapshot), snapshot.run.run_id
         self._watchers[run_id].add(watcher)
         self._count += 1
         if self._polling is None or self._polling.done():
@@ -94,50 +94,50 @@ class LiveRuns:
                 del self._watchers[run_id]
 
     def close(self) -> None:
-        """Let every stream end, and accept no more."""
+        """End every stream, and accept no more."""
         self.is_closed = True
         for watchers in self._watchers.values():
             for watcher in watchers:
-                watcher.bell.set()
+                watcher.changed.set()
 
     async def _poll(self, database: Database) -> None:
-        """Ask about all watched runs, as long as there are any."""
+        """Read all watched runs again and again, until there are none."""
         while self._watchers and not self.is_closed:
             await asyncio.sleep(POLL_SECONDS)
             run_ids = list(self._watchers)
             if not run_ids:
                 return
             try:
-                sights = await to_thread.run_sync(look, database, run_ids)
+                snapshots = await to_thread.run_sync(read_snapshots, database, run_ids)
             except ServiceError as error:
-                _logger.warning("watched runs are asked for later", reason=error.reason or error.detail)
+                _logger.warning("the watched runs are read again later", reason=error.reason or error.detail)
                 continue
-            except Exception:  # whoever watches would wait for ever
-                _logger.exception("watched runs are asked for later")
+            except Exception:  # if polling ended, the watchers would wait for ever
+                _logger.exception("the watched runs are read again later")
                 continue
             for run_id in run_ids:
                 for watcher in self._watchers.get(run_id, ()):
-                    watcher.show(sights.get(run_id))
+                    watcher.update(snapshots.get(run_id))
 
 
-async def sights_of(watcher: Watcher, live: LiveRuns, idle_seconds: float) -> AsyncIterator[RunSnapshot | None]:
-    """Yield each new sight of a run, and None after a while without one; end with the run or the process."""
-    while not live.is_closed and watcher.sight is not None:
+async def follow_snapshots(watcher: Watcher, live: LiveRuns, idle_seconds: float) -> AsyncIterator[RunSnapshot | None]:
+    """Yield each new snapshot of a run, and None after `idle_seconds` without one; end with the run or the process."""
+    while not live.is_closed and watcher.snapshot is not None:
         try:
             async with asyncio.timeout(idle_seconds):
-                await watcher.bell.wait()
+                await watcher.changed.wait()
         except TimeoutError:
             yield None
             continue
-        watcher.bell.clear()
-        if watcher.sight is None or live.is_closed:
+        watcher.changed.clear()
+        if watcher.snapshot is None or live.is_closed:
             return
-        yield watcher.sight
+        yield watcher.snapshot
 
 
-def look(database: Database, run_ids: Collection[UUID]) -> dict[UUID, RunSnapshot]:
-    """Look at some runs now; those that are gone are missing."""
+def read_snapshots(database: Database, run_ids: Collection[UUID]) -> dict[UUID, RunSnapshot]:
+    """Read snapshots of runs; a run that does not exist is missing."""
     with database.reading() as session:
-        pulses = runs.pulses(session, run_ids)
-        of_run = reruns.pulses(session, run_ids)
-    return {run_id: RunSnapshot(pulse, of_run.get(run_id, [])) for run_id, pulse in pulses.items()}
+        run_revisions = runs.read_revisions(session, run_ids)
+        rerun_revisions = reruns.pulses(session, run_ids)
+    return {run_id: RunSnapshot(run, rerun_revisions.get(run_id, [])) for run_id, run in run_revisions.items()}

@@ -1,7 +1,7 @@
-"""The pages: what a person with a browser is answered.
+"""The HTML pages.
 
-One idea: a page carries no data but who asks and, of a run, what its banner shows; its scripts read the rest by the
-same routes as everybody else. There is one source of every number, and nothing that could be forgotten to be escaped.
+A page contains only the name of the API key and, for a run, what its banner shows. Its scripts read the rest by the
+routes of the API, so that every number has one source and no data needs escaping in a template.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from gradmedic.protocol.access import SCOPES
 from gradmedic.protocol.reruns import RERUN_STATUSES
 from gradmedic.protocol.runs import STATUSES
 from gradmedic.protocol.service import API_PATH
-from gradmedic.protocol.verdicts import VERDICTS
+from gradmedic.protocol.statistics import Scale, statistics_drawn
+from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS, VERDICTS
 from gradmedic_service.access.authentication import principal_of
 from gradmedic_service.access.authorization import PUBLIC
 from gradmedic_service.access.errors import ScopeMissing
@@ -38,7 +39,7 @@ CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
-"""Nothing inline, nothing from elsewhere; scripts may set styles, which needs no permission."""
+"""Scripts and styles come from this service only, and none are inline; scripts that set styles need no permission."""
 HEADERS = {"Content-Security-Policy": CONTENT_SECURITY_POLICY, "Cache-Control": "no-store"}
 LOGIN_PATH = "/login"
 
@@ -47,7 +48,7 @@ class Pages:
     """Renders the templates.
 
     Args:
-        assets: what they link to.
+        assets: files that the pages link to.
     """
 
     def __init__(self, assets: Assets) -> None:
@@ -60,9 +61,12 @@ class Pages:
         )
         self._environment.globals.update(asset=assets.url, api_path=API_PATH, verdicts=VERDICTS)
         self._environment.globals.update(statuses=STATUSES, rerun_statuses=RERUN_STATUSES, scopes=SCOPES)
+        self._environment.globals.update(
+            linear_statistics=statistics_drawn(Scale.LINEAR), unhealthy_verdicts=UNHEALTHY_VERDICTS
+        )
 
     def render(self, name: str, principal: Principal | None, status: int = 200, **context: Any) -> HTMLResponse:
-        """Return a page for somebody, or for nobody known."""
+        """Return a page for a principal, or for a reader who is not logged in."""
         content = self._environment.get_template(f"{name}.html").render(
             principal=principal,
             is_admin=principal is not None and principal.has_scope("admin"),
@@ -73,50 +77,50 @@ class Pages:
 
 
 def add_pages(app: FastAPI) -> None:
-    """Serve the pages and their files."""
+    """Add the routes of the pages and their files."""
     assets = Assets()
     pages = Pages(assets)
-    # Public: whoever is not known is led to the login, and a link tells nothing of what is there.
+    # Public: a reader who is not logged in is redirected to the login, whether the page exists or not.
     router = APIRouter(include_in_schema=False, dependencies=[PUBLIC])
 
     @router.get("/")
     def show_runs(request: Request) -> Response:
-        return _for_a_reader(pages, request, lambda principal: pages.render("runs", principal))
+        return _respond(pages, request, lambda principal: pages.render("runs", principal))
 
     @router.get("/runs/{run_id}")
     def show_run(request: Request, run_id: str) -> Response:
         def render(principal: Principal) -> Response:
             with services_of(request.app).database.reading() as session:
-                run = runs.get(session, principal, _run_id(run_id))
+                run = runs.get(session, principal, _parse_run_id(run_id))
             return pages.render("run", principal, run=run)
 
-        return _for_a_reader(pages, request, render)
+        return _respond(pages, request, render)
 
     @router.get("/reruns")
     def show_reruns(request: Request) -> Response:
-        return _for_a_reader(pages, request, lambda principal: pages.render("reruns", principal))
+        return _respond(pages, request, lambda principal: pages.render("reruns", principal))
 
     @router.get("/reruns/{rerun_id}")
     def show_rerun(request: Request, rerun_id: str) -> Response:
         def render(principal: Principal) -> Response:
             with services_of(request.app).database.reading() as session:
-                rerun = reruns.get(session, principal, _rerun_id(rerun_id))
+                rerun = reruns.get(session, principal, _parse_rerun_id(rerun_id))
                 run = runs.get(session, principal, rerun.run_id)
             return pages.render("rerun", principal, rerun=rerun, run=run)
 
-        return _for_a_reader(pages, request, render)
+        return _respond(pages, request, render)
 
     @router.get("/compare")
     def compare_runs(request: Request) -> Response:
-        return _for_a_reader(pages, request, lambda principal: pages.render("compare", principal))
+        return _respond(pages, request, lambda principal: pages.render("compare", principal))
 
     @router.get("/projects")
     def show_projects(request: Request) -> Response:
-        return _for_a_reader(pages, request, lambda principal: pages.render("projects", principal))
+        return _respond(pages, request, lambda principal: pages.render("projects", principal))
 
     @router.get("/api-keys")
     def show_api_keys(request: Request) -> Response:
-        return _for_a_reader(pages, request, lambda principal: pages.render("api_keys", principal), scope="admin")
+        return _respond(pages, request, lambda principal: pages.render("api_keys", principal), scope="admin")
 
     @router.get(LOGIN_PATH)
     async def show_login() -> Response:
@@ -129,10 +133,8 @@ def add_pages(app: FastAPI) -> None:
     app.include_router(router)
 
 
-def _for_a_reader(
-    pages: Pages, request: Request, render: Callable[[Principal], Response], scope: str = "read"
-) -> Response:
-    """Answer with a page whatever happens; whoever is not known is led to the login and back."""
+def _respond(pages: Pages, request: Request, render: Callable[[Principal], Response], scope: str = "read") -> Response:
+    """Return the rendered page or a page of the error; redirect a reader who is not logged in to the login and back."""
     principal = None
     try:
         principal = principal_of(request.scope)
@@ -147,14 +149,14 @@ def _for_a_reader(
         return pages.render("problem", principal, error.status, title=error.title, detail=error.detail)
 
 
-def _run_id(text: str) -> UUID:
+def _parse_run_id(text: str) -> UUID:
     try:
         return UUID(text)
     except ValueError:
         raise RunNotFound(f"There is no run {text[:100]}.") from None
 
 
-def _rerun_id(text: str) -> UUID:
+def _parse_rerun_id(text: str) -> UUID:
     try:
         return UUID(text)
     except ValueError:

@@ -1,1 +1,1 @@
-"""Where the processes of trials run: on this machine, or on a Ray cluster."""
+"""Executors: they host the processes of trials, on this machine or on a Ray cluster."""

@@ -1,8 +1,8 @@
-"""What hosts the processes of trials: the contract between the supervisor and its executors.
+"""The contract between the supervisor and the executors, which host the processes of trials.
 
-One idea: the supervisor holds the key and the lease, an executor holds a process. It is told which attempt to run and
-says how that ended; what it cannot tell because a machine, or the way to it, was lost is `Lost`, which is no result:
-another attempt is made.
+The supervisor holds the worker's key and renews the lease. An executor runs the process of an attempt and returns how
+it ended. If the executor has lost the process, for example with its machine, it returns `LostAttempt`: the attempt has
+no result, and the service makes another one.
 """
 
 from __future__ import annotations
@@ -14,67 +14,73 @@ from typing import Protocol
 from gradmedic.protocol.trials import ClaimedTrial
 
 TIMEOUT = "timeout"
+"""Reason of a trial that was ended at its time limit."""
 STOPPED = "stopped"
+"""Reason of a trial that was ended by `stop`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialEnd:
-    """How the process of a trial ended, and what it said."""
+    """How the process of a trial ended."""
 
     exit_code: int | None
-    """Negative: a signal. None where nobody could tell."""
+    """Exit code, negative for a signal; None if it is unknown."""
     reason: str | None = None
-    """Why it was ended: `TIMEOUT`, `STOPPED` or a sentence; None if it ended by itself."""
+    """Why the trial was ended: `TIMEOUT`, `STOPPED` or a sentence; None if it ended by itself."""
     report: Mapping[str, object] = field(default_factory=dict)
-    """What `gradmedic.init()` and `run.watch()` said in it: what was applied, versions and device."""
+    """The script's report, written by `gradmedic.init()` and `run.watch()`: applied remedies, versions and device."""
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
-    """Nobody can say what became of a trial's process: whatever hosted it is gone."""
+class LostAttempt:
+    """The executor has lost the process of an attempt, so its end is unknown."""
 
     reason: str
 
 
-class HostedTrial(Protocol):
-    """The process of an attempt, wherever it is."""
+class TrialProcess(Protocol):
+    """The process of an attempt. It may still wait for a place to run."""
 
     @property
     def has_started(self) -> bool:
-        """Whether there is a process yet; until then no time counts."""
+        """Whether the process runs, or has run. The time limit counts from the start."""
 
-    def wait(self, seconds: float) -> TrialEnd | Lost | None:
-        """Wait for the end, at most so long; None if it has not come."""
+    def wait(self, seconds: float) -> TrialEnd | LostAttempt | None:
+        """Wait up to `seconds` for the end. Return None if it has not come."""
 
     def output(self) -> str:
-        """Return what it has printed, or the beginning and end of it."""
+        """Return the output so far; of a long output, its start and its end."""
 
     def stop(self) -> None:
-        """Ask it to end by itself; after a moment it is killed."""
+        """Send SIGTERM to the script, and SIGKILL shortly after."""
 
     def close(self) -> None:
-        """Let go of it: whatever of it still runs is killed, and what it left on disk is removed."""
+        """Kill everything that still runs, and remove the trial's files."""
 
 
 class Executor(Protocol):
-    """Hosts trials; safe to share between threads."""
+    """Hosts the processes of trials. Safe to share between threads."""
 
     @property
     def name(self) -> str:
-        """Return what the service calls it."""
+        """Name of the executor in the API."""
 
     @property
     def slots(self) -> int:
-        """Return how many trials it takes at the same time."""
+        """Number of trials that may run at the same time."""
 
     def prepare(self) -> None:
-        """Make ready. Raises ConfigurationError where it can never work as it is configured."""
+        """Prepare for trials.
 
-    def fitting(self) -> list[str]:
-        """Return the trainables that it could start a trial of now."""
+        Raises:
+            ConfigurationError: The executor can never work with its configuration.
+        """
 
-    def start(self, claimed: ClaimedTrial) -> HostedTrial:
-        """Begin an attempt, which ends `launcher.GRACE` before its seconds are over; returns at once."""
+    def list_startable_trainables(self) -> list[str]:
+        """Return the names of the trainables whose trials could start now."""
+
+    def start(self, claimed: ClaimedTrial) -> TrialProcess:
+        """Start an attempt without waiting for it. It is ended `GRACE_SECONDS` before its seconds are over."""
 
     def close(self) -> None:
-        """End whatever was kept for trials to come."""
+        """Release everything that is kept for later trials."""

@@ -1,8 +1,4 @@
-"""Hosts trials on this machine: the executor `local`, and what runs on each node of a cluster.
-
-One idea: a trial has a folder of its own while it lasts, and the GPUs that it was given; both are handed back when it
-is let go of, however it ended.
-"""
+"""Hosts trials on this machine: the executor `local`, which also runs on each node of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -16,34 +12,32 @@ from pathlib import Path
 
 from gradmedic.exceptions import ConfigurationError
 from gradmedic.protocol.trials import ClaimedTrial
-from gradmedic_worker.attempt import GRACE
-from gradmedic_worker.configuration import TrainableCommand, WorkerConfiguration, program_of
-from gradmedic_worker.environment import (
-    base_environment,
-    make_root,
-    make_scratch,
-    read_report,
-    trial_environment,
-)
+from gradmedic_worker.attempt import GRACE_SECONDS
+from gradmedic_worker.configuration import WorkerConfiguration
 from gradmedic_worker.executors.base import TrialEnd
-from gradmedic_worker.processes import LaunchSpec, LocalProcess, Starter
+from gradmedic_worker.executors.local_processes import LaunchSpec, LocalProcess, ProcessStarter
+from gradmedic_worker.executors.trial_environment import shared_environment, trial_environment
+from gradmedic_worker.executors.trial_folder import create_trial_folder, create_worker_folder, read_report
+from gradmedic_worker.trainable_command import TrainableCommand
 
 MEMORY_SHARE = 0.9
-"""Of the machine's memory that all trials together may hold, unless an operator says otherwise."""
-CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""Of a container's memory: of control groups version 2, and 1."""
+"""Share of the machine's memory that all trials together may hold by default."""
+CONTAINER_MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Files with the memory limit of a container, in control groups version 2 and version 1."""
 
 
 class LocalExecutor:
     """Starts trials as processes of this machine.
 
+    A trial has its own folder and GPUs until it is closed.
+
     Args:
-        configuration: what may be run here.
-        base_url: that trials reach the service at.
-        gpus: of this machine, as `CUDA_VISIBLE_DEVICES` names them.
-        environment: the worker's own.
-        threads: that a trial computes with, if not its share of the cores.
-        may_preload: whether a process with torch in memory is worth keeping.
+        configuration: The worker's configuration.
+        base_url: The URL at which trials reach the service.
+        gpus: The machine's GPUs, as `CUDA_VISIBLE_DEVICES` names them.
+        environment: The worker's own environment.
+        threads: Number of threads of a trial; None for an equal share of the CPU cores.
+        may_fork: Whether trials may be forked from a process that has imported torch. It only pays for many trials.
     """
 
     name = "local"
@@ -56,7 +50,7 @@ class LocalExecutor:
         gpus: list[str],
         environment: Mapping[str, str],
         threads: int | None = None,
-        may_preload: bool = True,
+        may_fork: bool = True,
     ) -> None:
         self._configuration = configuration
         self._base_url = base_url
@@ -64,139 +58,138 @@ class LocalExecutor:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._slots = configuration.slots or len(gpus) or cores
         self._threads = threads or max(1, cores // self._slots)
-        self._may_preload = may_preload
+        self._may_fork = may_fork
         self._lock = threading.Lock()
         self._free_gpus = list(gpus)
-        self._starter = Starter()
-        self._programs = {name: program_of(one) for name, one in configuration.trainables.items()}
-        self._root: Path | None = None
+        self._starter = ProcessStarter()
+        self._programs = {name: trainable.find_program() for name, trainable in configuration.trainables.items()}
+        self._folder: Path | None = None
 
     @property
     def slots(self) -> int:
-        """Return how many trials run at the same time."""
+        """Number of trials that may run at the same time."""
         return self._slots
 
     def prepare(self) -> None:
-        """Make the folder of trials. Raises ConfigurationError for a program that is not there."""
+        """Create the folder of the trials. Raises ConfigurationError if a trainable's program does not exist."""
         missing = [name for name, program in self._programs.items() if program is None]
         if missing:
             program = self._configuration.trainables[missing[0]].command[0]
             raise ConfigurationError(f"trainables.{missing[0]}.command: there is no program {program!r}")
-        self._root = make_root(self._configuration.scratch)
+        self._folder = create_worker_folder(self._configuration.scratch)
 
-    def fitting(self) -> list[str]:
-        """Return the trainables that enough GPUs are free for."""
+    def list_startable_trainables(self) -> list[str]:
+        """Return the names of the trainables for which enough GPUs are free."""
         with self._lock:
             free = len(self._free_gpus)
-        return [name for name, one in self._configuration.trainables.items() if one.gpus <= free]
+        return [name for name, trainable in self._configuration.trainables.items() if trainable.gpus <= free]
 
     def start(self, claimed: ClaimedTrial) -> LocalTrial:
-        """Start a trial's process."""
-        if self._root is None:
-            raise RuntimeError("prepare() comes first")
+        """Start the process of an attempt."""
+        if self._folder is None:
+            raise RuntimeError("call prepare() first")
         trainable = self._configuration.trainables[claimed.trainable]
         with self._lock:
             gpus = [self._free_gpus.pop(0) for _ in range(trainable.gpus)]
-        scratch = None
+        folder = None
         try:
-            command = self._command(trainable, claimed)
-            scratch = make_scratch(self._root, trainable, f"{claimed.trial_id}-{claimed.attempt}")
-            base = base_environment(trainable, self._environment, self._threads)
-            memory = trainable.memory or int(_total_memory() * MEMORY_SHARE / self._slots)
-            order = LaunchSpec(
+            command = self._build_command(trainable, claimed)
+            folder = create_trial_folder(self._folder, trainable, f"{claimed.trial_id}-{claimed.attempt}")
+            shared = shared_environment(trainable, self._environment, self._threads)
+            memory = trainable.memory or int(_total_memory_bytes() * MEMORY_SHARE / self._slots)
+            spec = LaunchSpec(
                 command=command,
-                environment=trial_environment(base, claimed, self._base_url, scratch, gpus),
-                directory=scratch / "work",
-                output=scratch / "output",
-                seconds=max(0.0, claimed.seconds - GRACE),
+                environment=trial_environment(shared, claimed, self._base_url, folder, gpus),
+                directory=folder / "work",
+                output=folder / "output",
+                seconds=max(0.0, claimed.seconds - GRACE_SECONDS),
                 memory=memory,
             )
-            may_preload = self._may_preload and trainable.preloads
-            process = self._starter.start(order, base, may_preload=may_preload)
+            process = self._starter.start(spec, shared, may_fork=self._may_fork and trainable.may_fork)
         except BaseException:
-            self._take_back(gpus, scratch)
+            self._release(gpus, folder)
             raise
-        return LocalTrial(process, scratch, memory, lambda: self._take_back(gpus, scratch))
+        return LocalTrial(process, folder, memory, lambda: self._release(gpus, folder))
 
     def close(self) -> None:
-        """End the processes that were kept, and remove the folder."""
+        """End the fork servers, and remove the folder of the trials."""
         self._starter.close()
-        if self._root is not None:
-            shutil.rmtree(self._root, ignore_errors=True)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _command(self, trainable: TrainableCommand, claimed: ClaimedTrial) -> list[str]:
-        arguments = trainable.arguments(claimed.parameters, claimed.seed)
+    def _build_command(self, trainable: TrainableCommand, claimed: ClaimedTrial) -> list[str]:
+        arguments = trainable.fill_command(claimed.parameters, claimed.seed)
         script = trainable.directory / arguments[1] if len(arguments) > 1 else None
         if script is not None and not arguments[1].startswith("-") and script.is_file():
-            arguments[1] = str(script)  # a trial has a working directory of its own
+            arguments[1] = str(script)  # the trial runs in another directory
         return [self._programs[trainable.name] or "", *arguments[1:]]
 
-    def _take_back(self, gpus: list[str], scratch: Path | None) -> None:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
+    def _release(self, gpus: list[str], folder: Path | None) -> None:
+        """Free a trial's GPUs, and remove its folder."""
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
         with self._lock:
             self._free_gpus += gpus
 
 
 class LocalTrial:
-    """A trial that is a process of this machine."""
+    """The process of an attempt on this machine."""
 
     has_started = True
 
-    def __init__(self, process: LocalProcess, scratch: Path, memory: int, take_back: Callable[[], None]) -> None:
+    def __init__(self, process: LocalProcess, folder: Path, memory: int, release: Callable[[], None]) -> None:
         self._process = process
-        self._scratch = scratch
+        self._folder = folder
         self._memory = memory
-        self._take_back = take_back
+        self._release = release
 
     def wait(self, seconds: float) -> TrialEnd | None:
-        """Wait for the end, at most so long; None if it has not come."""
-        ended = self._process.wait(seconds)
-        if ended is None:
+        """Wait up to `seconds` for the end. Return None if it has not come."""
+        end = self._process.wait(seconds)
+        if end is None:
             return None
-        too_much = f"it held more than {self._memory / 2**30:.2g} GiB of memory"
+        memory_reason = f"it held more than {self._memory / 2**30:.2g} GiB of memory"
         return TrialEnd(
-            exit_code=ended.exit_code,
-            reason=too_much if ended.reason == "memory" else ended.reason,
-            report=read_report(self._scratch),
+            exit_code=end.exit_code,
+            reason=memory_reason if end.reason == "memory" else end.reason,
+            report=read_report(self._folder),
         )
 
     def output(self) -> str:
-        """Return what it has printed, or the beginning and end of it."""
+        """Return the output so far; of a long output, its start and its end."""
         try:
-            return (self._scratch / "output").read_bytes().decode("utf-8", "replace").replace("\x00", "")
+            return (self._folder / "output").read_bytes().decode("utf-8", "replace").replace("\x00", "")
         except OSError:
             return ""
 
     def stop(self) -> None:
-        """Ask it to end by itself; after a moment it is killed."""
+        """Send SIGTERM to the script, and SIGKILL after `GRACE_SECONDS`."""
         self._process.stop()
 
     def close(self) -> None:
-        """Kill whatever of it still runs, and remove its folder."""
+        """Kill everything that still runs, and remove the trial's folder."""
         self._process.close()
-        self._take_back()
+        self._release()
 
 
 def find_gpus(environment: Mapping[str, str]) -> list[str]:
-    """Return the GPUs that a worker may use, as `CUDA_VISIBLE_DEVICES` would name them."""
-    named = environment.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [one for one in named.split(",") if one.strip() not in ("", "-1")]
+    """Return the GPUs that a worker may use, as `CUDA_VISIBLE_DEVICES` names them."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [gpu for gpu in visible.split(",") if gpu.strip() not in ("", "-1")]
     if sys.platform != "linux":
         return []
     with suppress(OSError):
-        found = Path("/proc/driver/nvidia/gpus")
-        if found.is_dir():
-            return [str(index) for index, _ in enumerate(found.iterdir())]
+        drivers = Path("/proc/driver/nvidia/gpus")
+        if drivers.is_dir():
+            return [str(index) for index, _ in enumerate(drivers.iterdir())]
     return []
 
 
-def _total_memory() -> int:
-    """Return the bytes of this machine, or of the container that this process is in, if that has fewer."""
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = [physical]
-    for path in CONTAINER_LIMITS:
-        with suppress(OSError, ValueError):  # "max" where there is no limit
+def _total_memory_bytes() -> int:
+    """Return the memory of this machine, or of the container around this process if it is less."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in CONTAINER_MEMORY_LIMITS:
+        with suppress(OSError, ValueError):  # the file holds "max" if there is no limit
             limits.append(int(Path(path).read_text()))
     return min(limits)

@@ -1,8 +1,8 @@
 """Hosts trials on a Ray cluster: the executor `ray`, over Ray's Jobs REST API.
 
-One idea: a trial is a job whose entrypoint names the attempt and nothing else. Where it runs, on which GPUs, and that
-its process is there, is Ray's to decide; what it runs, with which key, the node finds out for itself (`node.py`). Each
-trial has a thread that asks Ray how it stands, so that a cluster that is slow to answer holds up no heartbeat.
+A trial is a job whose entrypoint names the attempt and nothing else. Ray chooses the node and the GPUs and runs the
+process. The process on the node gets the command and the key by itself (`ray_entrypoint.py`). Each trial has its own
+thread that polls Ray, so that a slow cluster delays no heartbeat.
 """
 
 from __future__ import annotations
@@ -15,34 +15,36 @@ from gradmedic.api import Client
 from gradmedic.exceptions import ConfigurationError, GradmedicError
 from gradmedic.protocol.trials import ClaimedTrial
 from gradmedic.transport.http import is_retryable
-from gradmedic_worker.configuration import TrainableCommand, WorkerConfiguration
-from gradmedic_worker.events import LogState, read_events
-from gradmedic_worker.executors.base import STOPPED, Lost, TrialEnd
-from gradmedic_worker.executors.ray_jobs import Job, RayJobs, RayUnreachable, Submission
-from gradmedic_worker.tickets import read_token, ticket_of
+from gradmedic_worker.configuration import WorkerConfiguration
+from gradmedic_worker.executors.base import STOPPED, LostAttempt, TrialEnd
+from gradmedic_worker.executors.ray_jobs import Job, JobSubmission, RayJobs, RayUnreachable
+from gradmedic_worker.executors.ray_log import LogState, read_log
+from gradmedic_worker.executors.ray_tickets import compute_ticket, read_cluster_token
+from gradmedic_worker.trainable_command import TrainableCommand
 
-SLOTS = 8
-"""Trials that are submitted at the same time, unless `worker.slots` says otherwise; Ray lets wait what does not fit."""
-POLL = 0.5
-"""Seconds between questions about a job."""
+ENTRYPOINT_MODULE = "gradmedic_worker.executors.ray_entrypoint"
+DEFAULT_SLOTS = 8
+"""Trials that are submitted at the same time by default. Those that do not fit wait in Ray."""
+POLL_INTERVAL = 0.5
+"""Seconds between two requests about a job."""
 UNREACHABLE_SECONDS = 60.0
-"""For which a cluster may give no answer before its trials are given up."""
-READY_SECONDS = 2.0
-"""For which a cluster that has answered is believed to be there."""
+"""Time without an answer of the cluster after which a trial is lost."""
+CHECK_SECONDS = 2.0
+"""Time for which the last answer of the cluster counts as a sign that it can be reached."""
 STOP_SECONDS = 10.0
-"""Within which a job that is let go of should have ended."""
+"""Time that is spent on ending a job whose result is not needed."""
 LOG_SECONDS = 3.0
-"""For which the log of a job that has ended is asked for again if it is refused, as it is where the node is gone."""
+"""Time for which the log of an ended job is requested again. Ray refuses it for some time if the node is gone."""
 
 
 class RayExecutor:
     """Starts trials as jobs of a Ray cluster.
 
     Args:
-        configuration: what may be run, and where the cluster is.
-        client: of the service, with the worker's key: it makes the tickets good.
-        environment: the worker's own; Ray's token may be in it.
-        tell: prints a line.
+        configuration: The worker's configuration.
+        client: A client with the worker's key, which registers the tickets.
+        environment: The worker's own environment, which may hold Ray's token.
+        print_line: Prints a line for the operator.
     """
 
     name = "ray"
@@ -53,124 +55,141 @@ class RayExecutor:
         client: Client,
         *,
         environment: Mapping[str, str],
-        tell: Callable[[str], None],
+        print_line: Callable[[str], None],
     ) -> None:
         if configuration.ray is None:
             raise ConfigurationError('worker.executor must be "ray", with a table [ray]')
         self._configuration = configuration
         self._ray = configuration.ray
         self._client = client
-        self._tell = tell
-        self._token = read_token(environment, self._ray.token_file)
+        self._print_line = print_line
+        self._token = read_cluster_token(environment, self._ray.token_file)
         self._jobs = RayJobs(self._ray.address, self._token)
         self._answered_at: float | None = None
-        self._is_missed = False
+        self._is_failure_printed = False
 
     @property
     def slots(self) -> int:
-        """Return how many jobs there are at the same time, those that wait included."""
-        return self._configuration.slots or SLOTS
+        """Number of jobs at the same time, including those that wait for a place."""
+        return self._configuration.slots or DEFAULT_SLOTS
 
     def prepare(self) -> None:
-        """Ask the cluster for its version. Raises ConfigurationError where it refuses the token."""
-        self._is_there()
+        """Check the cluster. Raises ConfigurationError if it refuses the token, or needs none."""
+        self._is_reachable()
 
-    def fitting(self) -> list[str]:
-        """Return all trainables, as placement is Ray's; none while the cluster does not answer."""
-        return list(self._configuration.trainables) if self._is_there() else []
+    def list_startable_trainables(self) -> list[str]:
+        """Return the names of all trainables, because Ray does the placement; none if the cluster does not answer."""
+        return list(self._configuration.trainables) if self._is_reachable() else []
 
     def start(self, claimed: ClaimedTrial) -> RayTrial:
-        """Submit a trial."""
+        """Submit an attempt as a job."""
         trainable = self._configuration.trainables[claimed.trainable]
         name = f"{claimed.trial_id}-{claimed.attempt}"
-        submission = Submission(
+        submission = JobSubmission(
             id=name,
-            entrypoint=f"{self._ray.python} -m gradmedic_worker.node {name}",
+            entrypoint=f"{self._ray.python} -m {ENTRYPOINT_MODULE} {name}",
             cpus=trainable.cpus,
             gpus=trainable.gpus,
             memory=trainable.memory,
         )
-        pending = self._ray.pending_timeout
+        pending_timeout = self._ray.pending_timeout
 
-        def issue_ticket() -> None:
+        def register_ticket() -> None:
             self._client.work.issue_ticket(
-                claimed.trial_id, claimed.attempt, ticket_of(self._token, name), pending + UNREACHABLE_SECONDS
+                claimed.trial_id,
+                claimed.attempt,
+                compute_ticket(self._token, name),
+                pending_timeout + UNREACHABLE_SECONDS,
             )
 
-        waits_for = f"a place with {_resources(trainable)}"
-        return RayTrial(self._jobs, submission, issue_ticket, pending_timeout=pending, waits_for=waits_for)
+        return RayTrial(
+            self._jobs,
+            submission,
+            register_ticket,
+            pending_timeout=pending_timeout,
+            awaited=f"a place with {_describe_resources(trainable)}",
+        )
 
     def close(self) -> None:
         """Close the connections."""
         self._jobs.close()
 
-    def _is_there(self) -> bool:
+    def _is_reachable(self) -> bool:
+        """Whether the cluster answers. Prints a line when this changes."""
         now = time.monotonic()
-        if self._answered_at is not None and now - self._answered_at < READY_SECONDS:
+        if self._answered_at is not None and now - self._answered_at < CHECK_SECONDS:
             return True
         try:
             version = self._jobs.check()
         except RayUnreachable as error:
-            if not self._is_missed:
-                self._tell(f"the Ray cluster does not answer, trying again: {error}")
-            self._is_missed, self._answered_at = True, None
+            if not self._is_failure_printed:
+                self._print_line(f"the Ray cluster does not answer, trying again: {error}")
+            self._is_failure_printed, self._answered_at = True, None
             return False
-        if self._is_missed or self._answered_at is None:
-            self._tell(f"Ray {version} at {self._ray.address}")
-        self._is_missed, self._answered_at = False, now
+        if self._is_failure_printed or self._answered_at is None:
+            self._print_line(f"Ray {version} at {self._ray.address}")
+        self._is_failure_printed, self._answered_at = False, now
         return True
 
 
 class RayTrial:
-    """A trial that is a job of a Ray cluster."""
+    """The process of an attempt that is a job of a Ray cluster.
+
+    Args:
+        jobs: The cluster's jobs.
+        submission: The job to submit.
+        register_ticket: Registers the attempt's ticket with the service.
+        pending_timeout: Seconds that the job may wait for a place.
+        awaited: What the job waits for until it starts, for messages.
+    """
 
     def __init__(
         self,
         jobs: RayJobs,
-        submission: Submission,
-        issue_ticket: Callable[[], None],
+        submission: JobSubmission,
+        register_ticket: Callable[[], None],
         *,
         pending_timeout: float,
-        waits_for: str,
+        awaited: str,
     ) -> None:
         self._jobs = jobs
         self._submission = submission
-        self._issue_ticket = issue_ticket
+        self._register_ticket = register_ticket
         self._pending_timeout = pending_timeout
-        self._waits_for = waits_for
+        self._awaited = awaited
         self._changed = threading.Condition()
         self._has_ticket = False
         self._is_closed = False
         self._is_stopping = False
         self._has_started = False
-        self._told = LogState()
-        self._end: TrialEnd | Lost | None = None
-        self._thread = threading.Thread(target=self._attend, name=f"job {submission.id}", daemon=True)
+        self._log = LogState()
+        self._end: TrialEnd | LostAttempt | None = None
+        self._thread = threading.Thread(target=self._run, name=f"job {submission.id}", daemon=True)
         self._thread.start()
 
     @property
     def has_started(self) -> bool:
-        """Whether Ray has found a place for it."""
+        """Whether Ray has found a place for the job."""
         return self._has_started
 
-    def wait(self, seconds: float) -> TrialEnd | Lost | None:
-        """Wait for the end, at most so long; None if it has not come."""
+    def wait(self, seconds: float) -> TrialEnd | LostAttempt | None:
+        """Wait up to `seconds` for the end. Return None if it has not come."""
         with self._changed:
             self._changed.wait_for(lambda: self._end is not None, seconds)
             return self._end
 
     def output(self) -> str:
-        """Return what it has printed, as far as its node has told."""
-        return self._told.output
+        """Return the output so far, as the node has written it to the log."""
+        return self._log.output
 
     def stop(self) -> None:
-        """Ask it to end by itself; after a moment Ray kills it."""
+        """Have Ray send SIGTERM to the job, and SIGKILL shortly after."""
         with self._changed:
             self._is_stopping = True
             self._changed.notify_all()
 
     def close(self) -> None:
-        """End the job, if it has not ended; a cluster that cannot be told is not waited for, as the node finds out."""
+        """End the job if it has not ended. If the cluster does not answer, the job ends with its lease."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
@@ -178,22 +197,22 @@ class RayTrial:
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
-    def _attend(self) -> None:
+    def _run(self) -> None:
         try:
-            end = self._follow()
+            end = self._wait_for_end()
         except GradmedicError as error:
-            end = Lost(str(error))
+            end = LostAttempt(str(error))
         except Exception as error:
-            end = Lost(f"the worker failed on it: {error!r}")
+            end = LostAttempt(f"an error in the worker: {error!r}")
         with self._changed:
-            self._end = end or Lost("it was let go of")
+            self._end = end or LostAttempt("the worker has closed it")
             self._changed.notify_all()
-        if end is None or isinstance(end, Lost):
-            self._give_up()
+        if end is None or isinstance(end, LostAttempt):
+            self._end_job()
 
-    def _follow(self) -> TrialEnd | Lost | None:
-        """See a job to its end; None if it is let go of first."""
-        submitted_at = heard_at = time.monotonic()
+    def _wait_for_end(self) -> TrialEnd | LostAttempt | None:
+        """Submit the job and poll it until it ends. Return None if it is closed before."""
+        submitted_at = answered_at = time.monotonic()
         is_submitted = is_stopped = False
         while not self._is_closed:
             try:
@@ -204,66 +223,70 @@ class RayTrial:
                     self._jobs.stop(self._submission.id)
                     is_stopped = True
                 job = self._jobs.find(self._submission.id)
-                heard_at = time.monotonic()
+                answered_at = time.monotonic()
             except RayUnreachable as error:
-                if time.monotonic() - heard_at > UNREACHABLE_SECONDS:
-                    return Lost(f"the Ray cluster was not reached for {UNREACHABLE_SECONDS:g} s: {error}")
+                if time.monotonic() - answered_at > UNREACHABLE_SECONDS:
+                    return LostAttempt(f"the Ray cluster could not be reached for {UNREACHABLE_SECONDS:g} s: {error}")
                 self._pause()
                 continue
             if job is None:
-                return Lost("Ray does not know its job any more: the head was restarted")
+                return LostAttempt("Ray has no job of it any more: the head was restarted")
             if job.entrypoint != self._submission.entrypoint:
-                return Lost(f"Ray has another job with the id {self._submission.id}")
+                return LostAttempt(f"Ray has another job with the id {self._submission.id}")
             if job.has_ended:
-                return self._end_of(job, is_stopped=is_stopped)
+                return self._read_end(job, is_stopped=is_stopped)
             if job.status == "PENDING":
                 if is_stopped:
-                    return Lost("it was stopped before it had a place")
+                    return LostAttempt("it was stopped before it had a place")
                 if time.monotonic() - submitted_at > self._pending_timeout:
-                    return Lost(f"it waited longer than {self._pending_timeout:g} s for {self._waits_for}")
+                    return LostAttempt(f"it waited longer than {self._pending_timeout:g} s for {self._awaited}")
             else:
                 self._has_started = True
                 self._read_log()
-                if self._told.end is not None:
-                    return self._told.end
+                if self._log.end is not None:
+                    return self._log.end
             self._pause()
         return None
 
     def _submit(self) -> None:
         try:
-            if not self._has_ticket:  # of a job that has arrived it may be redeemed, though nobody answered
-                self._issue_ticket()
+            if not self._has_ticket:  # a job that was submitted without an answer may have redeemed it already
+                self._register_ticket()
         except GradmedicError as error:
             if is_retryable(error):
-                raise RayUnreachable(f"the ticket could not be made good: {error}") from error
+                raise RayUnreachable(f"the ticket could not be registered: {error}") from error
             raise
         self._has_ticket = True
         self._jobs.submit(self._submission)
 
-    def _end_of(self, job: Job, *, is_stopped: bool) -> TrialEnd | Lost:
-        """Return how a job ended: as its node told, else what Ray makes of it."""
+    def _read_end(self, job: Job, *, is_stopped: bool) -> TrialEnd | LostAttempt:
+        """Return how an ended job ended: by its log, or else by its status."""
         deadline = time.monotonic() + LOG_SECONDS
         while not self._read_log() and time.monotonic() < deadline and not self._is_closed:
             self._pause()
-        if self._told.end is not None:
-            return self._told.end
+        if self._log.end is not None:
+            return self._log.end
         if is_stopped:
             return TrialEnd(exit_code=None, reason=STOPPED)
         if job.status == "STOPPED":
-            return Lost("somebody stopped its job with Ray's own tools")
-        said = job.message if job.status == "FAILED" else "\n".join(self._told.others[-5:]) or "its log is empty"
-        return Lost(f"its job {job.status.lower()}, but told no result: {said}")
+            return LostAttempt("its job was stopped with Ray's own tools")
+        last_lines = "\n".join(self._log.other_lines[-5:]) or "its log is empty"
+        details = job.message if job.status == "FAILED" else last_lines
+        return LostAttempt(f"its job {job.status.lower()} without a result: {details}")
 
     def _read_log(self) -> bool:
-        """Read what the node told; False if it could not be read."""
+        """Read the job's log. Return False if the cluster does not send it."""
         try:
-            self._told = read_events(self._jobs.logs(self._submission.id))
+            self._log = read_log(self._jobs.read_log(self._submission.id))
         except RayUnreachable:
             return False
         return True
 
-    def _give_up(self) -> None:
-        """Have the job ended, and wait a little until it has; one that waits for a place ends when it gets one."""
+    def _end_job(self) -> None:
+        """Stop the job and wait a short time for its end.
+
+        A job that waits for a place is not waited for: Ray stops it when it starts.
+        """
         deadline = time.monotonic() + STOP_SECONDS
         is_stopped = False
         while time.monotonic() < deadline:
@@ -278,16 +301,17 @@ class RayTrial:
                     return
             except GradmedicError:
                 pass
-            time.sleep(POLL / 5)
+            time.sleep(POLL_INTERVAL / 5)
 
     def _pause(self) -> None:
+        """Wait until the next poll, or until `stop` or `close` is called."""
         with self._changed:
             was_stopping = self._is_stopping
-            self._changed.wait_for(lambda: self._is_closed or self._is_stopping != was_stopping, POLL)
+            self._changed.wait_for(lambda: self._is_closed or self._is_stopping != was_stopping, POLL_INTERVAL)
 
 
-def _resources(trainable: TrainableCommand) -> str:
-    wanted = [f"{trainable.cpus} CPU{'s' if trainable.cpus > 1 else ''}"]
+def _describe_resources(trainable: TrainableCommand) -> str:
+    parts = [f"{trainable.cpus} CPU{'s' if trainable.cpus > 1 else ''}"]
     if trainable.gpus:
-        wanted.append(f"{trainable.gpus} GPU{'s' if trainable.gpus > 1 else ''}")
-    return " and ".join(wanted)
+        parts.append(f"{trainable.gpus} GPU{'s' if trainable.gpus > 1 else ''}")
+    return " and ".join(parts)

@@ -1,7 +1,7 @@
-"""Ray's Jobs REST API, as much of it as trials need.
+"""A client of Ray's Jobs REST API, with the few requests that trials need.
 
-One idea: every answer is one of three: the job, no job, or no answer. A cluster that cannot be reached now may be
-reached in a moment, so that is an exception of its own; what it says of a job is data.
+A request has one of three outcomes: the job, None for an unknown job, or `RayUnreachable` if the cluster does not
+answer. The last is an exception because the cluster may answer a moment later.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ import urllib3
 
 from gradmedic.exceptions import ConfigurationError, GradmedicError
 
-SHORT = 10.0
-"""Seconds for a question."""
-LONG = 60.0
-"""Seconds for submitting: the first job of a node waits for its agent."""
+REQUEST_SECONDS = 10.0
+"""Time limit of a request."""
+SUBMIT_SECONDS = 60.0
+"""Time limit of a submission. It is longer because a node's first job waits until the node's agent has started."""
 LONGEST_MESSAGE = 500
-VERSION = "/api/version"
-TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
+"""Characters of an answer that are shown in a message."""
+VERSION_PATH = "/api/version"
+FINAL_STATUSES = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 class RayUnreachable(GradmedicError):
-    """The cluster gave no answer, or one that is not Ray's: it may be restarting."""
+    """The cluster gave no answer, or an answer that is not Ray's. It may be restarting."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Submission:
-    """What is asked of Ray."""
+class JobSubmission:
+    """A job to submit to Ray."""
 
     id: str
     entrypoint: str
@@ -40,7 +41,7 @@ class Submission:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What Ray says of a job."""
+    """The state of a job in Ray."""
 
     status: str
     entrypoint: str
@@ -48,30 +49,33 @@ class Job:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it runs no more."""
-        return self.status in TERMINAL
+        """Whether the job has ended."""
+        return self.status in FINAL_STATUSES
 
 
 class RayJobs:
-    """The jobs of one cluster; safe to share between threads."""
+    """The jobs of one cluster. Safe to share between threads.
+
+    Every method raises RayUnreachable if the cluster does not answer, and ConfigurationError if it refuses the token.
+    """
 
     def __init__(self, address: str, token: str) -> None:
         self._address = address
         self._headers = {"Authorization": f"Bearer {token}"}
         self._pool = urllib3.PoolManager(maxsize=16)
-        self._is_guarded = False
+        self._is_token_required = False
 
     def check(self) -> str:
-        """Return Ray's version. Raises RayUnreachable; ConfigurationError where the token is refused, or not needed."""
-        status, answer = self._ask("GET", VERSION)
+        """Return Ray's version. Raises ConfigurationError also if the cluster answers without a token."""
+        status, body = self._request("GET", VERSION_PATH)
         if status != 200:
-            raise RayUnreachable(f"{self._address} answered {status}: {_excerpt(answer)}")
-        version = str(_decoded(answer).get("ray_version"))
-        self._refuse_if_open()
+            raise RayUnreachable(f"{self._address} answered {status}: {_excerpt(body)}")
+        version = str(_decode(body).get("ray_version"))
+        self._refuse_open_cluster()
         return version
 
-    def submit(self, submission: Submission) -> None:
-        """Hand a job over; one that is there already stays. Raises RayUnreachable if it may not have arrived."""
+    def submit(self, submission: JobSubmission) -> None:
+        """Submit a job. Does nothing if a job with its id exists."""
         body = {
             "submission_id": submission.id,
             "entrypoint": submission.entrypoint,
@@ -79,62 +83,63 @@ class RayJobs:
             "entrypoint_num_gpus": submission.gpus,
             **({} if submission.memory is None else {"entrypoint_memory": submission.memory}),
         }
-        status, answer = self._ask("POST", "/api/jobs/", body, LONG)
+        status, answer = self._request("POST", "/api/jobs/", body, SUBMIT_SECONDS)
         if status != 200 and self.find(submission.id) is None:
             raise RayUnreachable(f"Ray did not take the job: {status}: {_excerpt(answer)}")
 
     def find(self, id: str) -> Job | None:
-        """Return a job; None if Ray knows of none. Raises RayUnreachable."""
-        status, answer = self._ask("GET", f"/api/jobs/{id}")
-        if status == 404 and b"does not exist" in answer:
+        """Return a job, or None if Ray has no job with this id."""
+        status, body = self._request("GET", f"/api/jobs/{id}")
+        if status == 404 and b"does not exist" in body:
             return None
         if status != 200:
-            raise RayUnreachable(f"Ray answered {status}: {_excerpt(answer)}")
-        found = _decoded(answer)
+            raise RayUnreachable(f"Ray answered {status}: {_excerpt(body)}")
+        job = _decode(body)
         return Job(
-            status=str(found.get("status")),
-            entrypoint=str(found.get("entrypoint")),
-            message=_excerpt(str(found.get("message") or "").encode()),
+            status=str(job.get("status")),
+            entrypoint=str(job.get("entrypoint")),
+            message=_excerpt(str(job.get("message") or "").encode()),
         )
 
-    def logs(self, id: str) -> str:
-        """Return everything that a job has printed. Raises RayUnreachable, also where its node is gone."""
-        status, answer = self._ask("GET", f"/api/jobs/{id}/logs")
+    def read_log(self, id: str) -> str:
+        """Return everything that a job has printed. Raises RayUnreachable also if the job's node is gone."""
+        status, body = self._request("GET", f"/api/jobs/{id}/logs")
         if status != 200:
-            raise RayUnreachable(f"Ray answered {status}: {_excerpt(answer)}")
-        return str(_decoded(answer).get("logs") or "")
+            raise RayUnreachable(f"Ray answered {status}: {_excerpt(body)}")
+        return str(_decode(body).get("logs") or "")
 
     def stop(self, id: str) -> None:
-        """Ask for the end of a job, or of one that waits as soon as it starts. Raises RayUnreachable."""
-        status, answer = self._ask("POST", f"/api/jobs/{id}/stop", {})
+        """Stop a job. Ray stops a job that waits for a place as soon as it starts."""
+        status, body = self._request("POST", f"/api/jobs/{id}/stop", {})
         if status not in (200, 404):
-            raise RayUnreachable(f"Ray did not stop the job: {status}: {_excerpt(answer)}")
+            raise RayUnreachable(f"Ray did not stop the job: {status}: {_excerpt(body)}")
 
     def close(self) -> None:
         """Close the connections."""
         self._pool.clear()
 
-    def _refuse_if_open(self) -> None:
-        """Raise ConfigurationError where anybody may run anything: the cluster answers without its token."""
-        if self._is_guarded:
+    def _refuse_open_cluster(self) -> None:
+        """Raise ConfigurationError if the cluster answers a request without a token."""
+        if self._is_token_required:
             return
-        if self._request("GET", VERSION, {}, None, SHORT).status == 200:
+        if self._send("GET", VERSION_PATH, {}, None, REQUEST_SECONDS).status == 200:
             raise ConfigurationError(
-                f"the Ray cluster at {self._address} answers without a token: whoever reaches it may run anything. "
-                "Start each of its nodes with RAY_AUTH_MODE=token."
+                f"the Ray cluster at {self._address} answers without a token: everyone who reaches it may run any "
+                "program there. Start each of its nodes with RAY_AUTH_MODE=token."
             )
-        self._is_guarded = True
+        self._is_token_required = True
 
-    def _ask(
-        self, method: str, path: str, body: dict[str, Any] | None = None, seconds: float = SHORT
+    def _request(
+        self, method: str, path: str, body: dict[str, Any] | None = None, seconds: float = REQUEST_SECONDS
     ) -> tuple[int, bytes]:
+        """Send a request with the token, and return the answer's status and body."""
         headers = self._headers if body is None else {**self._headers, "Content-Type": "application/json"}
-        answer = self._request(method, path, headers, body, seconds)
+        answer = self._send(method, path, headers, body, seconds)
         if answer.status in (401, 403):
             raise ConfigurationError(f"the Ray cluster at {self._address} refuses the token: {_excerpt(answer.data)}")
         return answer.status, answer.data
 
-    def _request(
+    def _send(
         self, method: str, path: str, headers: dict[str, str], body: dict[str, Any] | None, seconds: float
     ) -> urllib3.BaseHTTPResponse:
         try:
@@ -145,21 +150,21 @@ class RayJobs:
                 headers=headers,
                 timeout=urllib3.Timeout(total=seconds),
                 retries=False,
-                redirect=False,  # the token is for this address
+                redirect=False,  # no other address may receive the token
             )
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise RayUnreachable(f"{self._address} does not answer: {error}") from error
 
 
-def _decoded(answer: bytes) -> dict[str, Any]:
+def _decode(body: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(answer)
+        content = json.loads(body)
     except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise RayUnreachable(f"the answer is not one of Ray's: {_excerpt(answer)}")
-    return found
+        content = None
+    if not isinstance(content, dict):
+        raise RayUnreachable(f"the answer is not one of Ray's: {_excerpt(body)}")
+    return content
 
 
-def _excerpt(text: bytes) -> str:
-    return text.decode("utf-8", "replace").strip()[-LONGEST_MESSAGE:]
+def _excerpt(body: bytes) -> str:
+    return body.decode("utf-8", "replace").strip()[-LONGEST_MESSAGE:]

@@ -5,39 +5,21 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
-from uuid import UUID
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.client.upload.outboxes import SIZE, begin, step, steps_of
 
 from gradmedic.protocol.ids import new_id
-from gradmedic.protocol.runs import Layer, RunCreate
-from gradmedic.recording.description import RunDescription
-from gradmedic.recording.step import Entry, Rewind, Row, Step
-from gradmedic.upload.journal import Journal, list_sessions
+from gradmedic.recording.step import Entry, Rewind, Step
 from gradmedic.upload.outbox import Outbox
-
-SIZE = Step(number=0, time=0.0).nbytes
-RUN = RunDescription(1, RunCreate(project="p", layers=[Layer(name="w")]))
-
-
-def step(number: int, loss: float = 1.0) -> Step:
-    """Return a step with statistics."""
-    row = Row(("grad_norm",), np.array([0], dtype=np.int32), np.array([[number]], dtype=np.float32))
-    return Step(number=number, time=float(number), loss=loss, metrics={"m": 0.5}, row=row)
 
 
 def fill(outbox: Outbox, losses: list[float]) -> None:
     """Append a step for each loss."""
     for number, loss in enumerate(losses):
         outbox.append(Step(number=number, time=0.0, loss=loss))
-
-
-def steps_of(entries: list[tuple[int, Entry]]) -> list[int]:
-    """Return the numbers of the steps among some entries."""
-    return [entry.number for _, entry in entries if isinstance(entry, Step)]
 
 
 def drain(outbox: Outbox, count: int = 7) -> list[int]:
@@ -99,11 +81,6 @@ def test_at_most_half_of_memory_is_in_flight_but_at_least_one_step() -> None:
 
 
 # --- with a disk --------------------------------------------------------------------------------------------------
-
-
-def begin(folder: Path, run_id: UUID, *, memory: int, disk: int = 2**30, segment: int = 2_000) -> Outbox:
-    """Return an outbox with a journal of small segments."""
-    return Outbox(memory, lambda: Journal(folder / str(run_id) / "session", disk, segment))
 
 
 @settings(max_examples=50)
@@ -244,61 +221,3 @@ def test_a_journal_that_cannot_be_written_costs_a_warning(tmp_path: Path, caplog
         outbox.append(step(i))
     assert drain(outbox) == list(range(13))
     assert caplog.text.count("No space left") == 1
-
-
-# --- what another process reads -----------------------------------------------------------------------------------
-
-
-def test_a_session_is_read_by_another_process_from_where_it_was_acknowledged(tmp_path: Path) -> None:
-    """Another process reads steps to the bit, rewinds in their place, the description, position and final status."""
-    run_id = new_id()
-    outbox = begin(tmp_path, run_id, memory=2**20, segment=400)
-    steps = [step(i, math.inf if i == 7 else 0.1) for i in range(20)]
-    for i, recorded in enumerate(steps):
-        outbox.append(recorded, RUN)
-        if i == 14:
-            outbox.append(Rewind(9))
-    outbox.acknowledge(outbox.front(5)[-1][0])
-    outbox.write_final_status("failed")
-    assert outbox.journal is not None
-    outbox.journal.save_position(generation=3)
-    outbox.journal.close()
-    (session,) = list_sessions(tmp_path)
-    journal = Journal.open(session, 2**30)
-    assert journal is not None
-    assert (journal.position.acknowledged, journal.position.generation) == (5, 3)
-    assert journal.final_status() == "failed"
-    assert journal.description() == RUN.content
-    entries = [entry for _, entry in journal.read(5, 100)]
-    assert entries[10] == Rewind(9)
-    for found, expected in zip([e for e in entries if isinstance(e, Step)], steps[5:], strict=True):
-        assert found.row is not None
-        assert expected.row is not None
-        assert found.row.values.tobytes() == expected.row.values.tobytes()
-        assert (found.number, found.time, found.loss, found.metrics) == (
-            expected.number, expected.time, expected.loss, expected.metrics
-        )  # fmt: skip
-    assert Journal.open(session, 2**30) is None, "it is locked while it is read"
-    journal.delete()
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("damage", ["torn", "flipped"])
-def test_a_damaged_tail_costs_what_is_damaged(tmp_path: Path, damage: str) -> None:
-    """A torn or changed record ends its segment; the records before it are read."""
-    outbox = begin(tmp_path, new_id(), memory=2**20, segment=10**6)
-    for i in range(10):
-        outbox.append(step(i))
-    assert outbox.journal is not None
-    outbox.journal.close()
-    (file,) = tmp_path.rglob("*.journal")
-    data = bytearray(file.read_bytes())
-    if damage == "torn":
-        del data[-5:]
-    else:
-        data[-5] ^= 1
-    file.write_bytes(data)
-    journal = Journal.open(file.parent, 2**30)
-    assert journal is not None
-    assert [entry.number for _, entry in journal.read(0, 100) if isinstance(entry, Step)] == list(range(9))
-    journal.close()

@@ -1,4 +1,4 @@
-"""A service that asks for keys, and clients that have some."""
+"""A service that requires API keys, and clients with keys."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class MakeSecret(Protocol):
         """Store the key."""
 
 
-class Bearing(Protocol):
-    """Returns a client that sends a key."""
+class ClientWithKey(Protocol):
+    """Returns a client that sends a new API key."""
 
     def __call__(self, *scopes: str, project: str | None = "mine", run_id: UUID | None = None) -> TestClient:
         """Make the key and the client."""
@@ -30,7 +30,7 @@ class Bearing(Protocol):
 
 @pytest.fixture
 def make_secret(database: Database) -> MakeSecret:
-    """Make keys in the test's database."""
+    """Make API keys in the test's database."""
 
     def make(*scopes: str, project: str | None = "mine", run_id: UUID | None = None, name: str = "k") -> str:
         with database.writing() as session:
@@ -41,26 +41,31 @@ def make_secret(database: Database) -> MakeSecret:
 
 
 @pytest.fixture
-def guarded(client: TestClient, replace_services: ReplaceServices) -> TestClient:
+def client_without_key(client: TestClient, replace_services: ReplaceServices) -> TestClient:
     """A client without a key, of a service that requires keys, on each database in turn."""
     replace_services(requires_keys=True)
     return client
 
 
 @pytest.fixture
-def within_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hold the clock that requests are counted by: a minute that ends meanwhile would allow some more."""
+def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop the clock of the rate limits: they allow more requests when a new minute begins."""
     moment = time.time()
     monkeypatch.setattr("time.time", lambda: moment)
 
 
 @pytest.fixture
-def bearing(guarded: TestClient, make_secret: MakeSecret) -> Bearing:
-    """Make clients with keys of their own."""
+def client_with_key(client_without_key: TestClient, make_secret: MakeSecret) -> ClientWithKey:
+    """Make clients that send a key of their own."""
 
     def bear(*scopes: str, project: str | None = "mine", run_id: UUID | None = None) -> TestClient:
         secret = make_secret(*scopes, project=project, run_id=run_id)
         headers = {"Authorization": f"Bearer {secret}"}
-        return TestClient(guarded.app, raise_server_exceptions=False, headers=headers, base_url=str(guarded.base_url))
+        return TestClient(
+            client_without_key.app,
+            raise_server_exceptions=False,
+            headers=headers,
+            base_url=str(client_without_key.base_url),
+        )
 
     return bear

@@ -1,6 +1,6 @@
-"""What an attacker would try, an attack a test.
+"""Attacks, one per test.
 
-Those on other projects' objects are in `test_isolation`, rebound names and foreign pages in `test_browsers`.
+Attacks on the objects of other projects are in `test_isolation`, those by pages of other sites in `test_browsers`.
 """
 
 from __future__ import annotations
@@ -42,28 +42,31 @@ SQL = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scope", [scope for scope in SCOPES if scope != "admin"])
-def test_no_scope_makes_keys(scope: str, bearing: Any) -> None:
-    """Scope escalation: whoever is no admin makes no key, and so cannot give itself more."""
-    thief = bearing(scope)
+def test_only_admins_make_keys(scope: str, client_with_key: Any) -> None:
+    """Scope escalation: a key without `admin` cannot make a key, so it cannot extend its own scopes."""
+    thief = client_with_key(scope)
     refused = thief.post(KEYS, json={"project": "mine", "scopes": ["admin"]})
     assert (refused.status_code, refused.json()["error_code"]) == (403, "scope_missing")
     assert thief.get(KEYS).status_code == 403
 
 
-def test_scopes_are_not_taken_from_the_request(bearing: Any) -> None:
-    """Scope escalation: neither a header nor a parameter nor a field of the body adds a scope or another project."""
-    thief = bearing("read")
+def test_scopes_are_not_taken_from_the_request(client_with_key: Any) -> None:
+    """Scope escalation: no header, parameter or field of the body adds a scope or another project."""
+    thief = client_with_key("read")
     headers = {"X-Scopes": "admin", "X-Forwarded-User": "root", "X-Project": "theirs", "X-HTTP-Method-Override": "GET"}
     assert thief.post(RUNS, json={"project": "mine", "layers": []}, headers=headers).status_code == 403
     assert thief.get(RUNS, params={"scopes": "admin"}).status_code == 422
-    assert bearing("ingest").post(RUNS, json={"project": "mine", "layers": [], "scopes": ["admin"]}).status_code == 422
+    assert (
+        client_with_key("ingest").post(RUNS, json={"project": "mine", "layers": [], "scopes": ["admin"]}).status_code
+        == 422
+    )
 
 
-def test_two_keys_are_not_better_than_one(guarded: TestClient, make_secret: Any) -> None:
-    """Of two Authorization headers the second adds nothing to what the first may do."""
+def test_two_authorization_headers(client_without_key: TestClient, make_secret: Any) -> None:
+    """A second Authorization header adds nothing to what the first one allows."""
     reader, admin = make_secret("read"), make_secret("admin")
     pairs = [("Authorization", f"Bearer {reader}"), ("Authorization", f"Bearer {admin}")]
-    assert guarded.get(KEYS, headers=httpx2.Headers(pairs)).status_code in (401, 403)
+    assert client_without_key.get(KEYS, headers=httpx2.Headers(pairs)).status_code in (401, 403)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +80,7 @@ def test_two_keys_are_not_better_than_one(guarded: TestClient, make_secret: Any)
     ids=["gzip", "gzip in gzip", "zstd", "stacked"],
 )
 def test_decompression_bombs(sqlite_client: TestClient, encoding: str, bomb: bytes) -> None:
-    """A small body that becomes a huge one, or is packed more than once, is refused."""
+    """A small body that decompresses to a huge one, or is compressed twice, is refused."""
     headers = {"Content-Encoding": encoding, "Content-Type": JSON_MEDIA_TYPE}
     assert len(bomb) < 100_000
     response = sqlite_client.post(RUNS, content=bomb, headers=headers)
@@ -85,28 +88,30 @@ def test_decompression_bombs(sqlite_client: TestClient, encoding: str, bomb: byt
 
 
 @pytest.mark.slow
-def test_oversized_bodies_are_refused_before_they_are_read(serve: Any, sqlite_url: str) -> None:
-    """A body that says it is too large is refused by what it says; one that lies by what comes."""
+def test_oversized_bodies(serve: Any, sqlite_url: str) -> None:
+    """A body over the limit is refused by its declared length, or, with a false or no length, by its received bytes."""
     with serve(sqlite_url) as served, httpx2.Client(base_url=served.url) as client:
         headers = {"Content-Type": JSON_MEDIA_TYPE}
         declared = client.post(RUNS, content=b" " * 17_000_000, headers=headers)
         streamed = client.post(RUNS, content=(b" " * 1_000_000 for _ in range(18)), headers=headers)
-        assert {(one.status_code, one.json()["error_code"]) for one in (declared, streamed)} == {
+        assert {(answer.status_code, answer.json()["error_code"]) for answer in (declared, streamed)} == {
             (413, "body_too_large")
         }
 
 
-def test_nobody_reads_bodies_of_strangers(guarded: TestClient) -> None:
-    """Without a key a body is neither read nor parsed, whatever is in it."""
+def test_bodies_without_a_key_are_not_read(client_without_key: TestClient) -> None:
+    """Without a key the body of a request is neither read nor parsed."""
     headers = {"Content-Type": JSON_MEDIA_TYPE}
-    assert guarded.post(RUNS, content=b"[" * 100_000, headers=headers).status_code == 401
+    assert client_without_key.post(RUNS, content=b"[" * 100_000, headers=headers).status_code == 401
     bomb = gzip.compress(bytes(50_000_000))
-    assert guarded.post(RUNS, content=bomb, headers=headers | {"Content-Encoding": "gzip"}).status_code == 401
+    assert (
+        client_without_key.post(RUNS, content=bomb, headers=headers | {"Content-Encoding": "gzip"}).status_code == 401
+    )
 
 
 @pytest.mark.parametrize("depth", [33, 1_000, 100_000])
-def test_deep_configuration(sqlite_client: TestClient, depth: int) -> None:
-    """Nesting beyond the limit is refused, however deep, without exhausting the stack."""
+def test_deep_config(sqlite_client: TestClient, depth: int) -> None:
+    """A config nested beyond the limit is refused, however deep, without exhausting the stack."""
     config = '{"a":' * depth + "1" + "}" * depth
     body = f'{{"project": "p", "layers": [], "config": {config}}}'
     response = sqlite_client.post(RUNS, content=body, headers={"Content-Type": JSON_MEDIA_TYPE})
@@ -114,8 +119,8 @@ def test_deep_configuration(sqlite_client: TestClient, depth: int) -> None:
     assert sqlite_client.get("/healthz").status_code == 200
 
 
-def test_large_configuration(sqlite_client: TestClient) -> None:
-    """A configuration of too many bytes, of one value or of many, is refused by its size."""
+def test_large_config(sqlite_client: TestClient) -> None:
+    """A config of too many bytes is refused, whether in one value or in many."""
     for config in ({"a": "x" * 300_000}, {f"key{number}": number for number in range(40_000)}):
         response = sqlite_client.post(RUNS, json={"project": "p", "layers": [], "config": config})
         assert (response.status_code, response.json()["errors"][0]["path"]) == (422, "config")
@@ -126,7 +131,7 @@ def test_large_configuration(sqlite_client: TestClient) -> None:
 )
 @pytest.mark.parametrize("field", ["project", "name", "group", "tags", "framework", "trainable"])
 def test_header_and_log_injection(sqlite_client: TestClient, field: str, name: str) -> None:
-    """No name holds a line break or another control character, and none breaks out of a header, a log or a terminal."""
+    """A name with a control character is refused, so no name can break a header, a log line or a terminal."""
     body = {"project": "p", "layers": [], field: [name] if field == "tags" else name}
     response = sqlite_client.post(RUNS, json=body)
     assert (response.status_code, response.json()["error_code"]) == (422, "invalid_request")
@@ -149,7 +154,7 @@ def test_header_and_log_injection(sqlite_client: TestClient, field: str, name: s
     ],
 )
 def test_path_tricks(sqlite_client: TestClient, tail: str) -> None:
-    """An id is a UUID and nothing else; no path leads out of the files of the documentation."""
+    """Only UUIDs are accepted as ids, and no path leads out of the folder of the documentation's files."""
     for path in (f"{RUNS}/{tail}", f"{KEYS}/{tail}", f"/docs/files/{tail}", f"/docs/files/../{tail}", f"/runs/{tail}"):
         response = sqlite_client.request("DELETE" if path.startswith(KEYS) else "GET", path, follow_redirects=False)
         assert response.status_code in (200, 404, 405, 422, 307), path
@@ -159,8 +164,8 @@ def test_path_tricks(sqlite_client: TestClient, tail: str) -> None:
             assert path == f"{RUNS}/." or path.startswith((f"{RUNS}/..", "/docs/files/..", "/runs/..")), path
 
 
-def test_links_lead_nowhere_else(sqlite_client: TestClient) -> None:
-    """A link that the client prints leads to this service, whatever is in it (open redirect)."""
+def test_open_redirects(sqlite_client: TestClient) -> None:
+    """No path is redirected to another host."""
     for path in ("//evil.example", "/runs//evil.example", "/runs/https:%2f%2fevil.example", "/%5cevil.example"):
         response = sqlite_client.get(f"http://testserver{path}", follow_redirects=False)
         assert not response.headers.get("location", "/").startswith(("//", "http", "\\"))
@@ -168,7 +173,7 @@ def test_links_lead_nowhere_else(sqlite_client: TestClient) -> None:
 
 @pytest.mark.parametrize("text", SQL)
 def test_sql_metacharacters(client: TestClient, create_run: Any, text: str) -> None:
-    """What means something to SQL is text: stored, found and listed as it is, and nothing else is found by it."""
+    """Text with a meaning in SQL is stored, found and listed as it is, and finds nothing else."""
     other = create_run(client, project="other", name="other")
     path = create_run(client, project=text, name=text, tags=[text], group=text)
     for query in ({"project": text}, {"tag": text}, {"q": text}):
@@ -184,7 +189,7 @@ def test_sql_metacharacters(client: TestClient, create_run: Any, text: str) -> N
 
 
 def test_markup_in_names(sqlite_client: TestClient, create_run: Any) -> None:
-    """HTML in a name comes back as JSON that no browser takes for a page."""
+    """HTML in a name is answered as JSON that no browser interprets as a page."""
     path = create_run(sqlite_client, project=MARKUP, name=MARKUP, notes=MARKUP)
     for response in (sqlite_client.get(path), sqlite_client.get(RUNS), sqlite_client.get(f"/{MARKUP}")):
         assert response.headers["content-type"] in (JSON_MEDIA_TYPE, PROBLEM_MEDIA_TYPE)
@@ -195,7 +200,7 @@ def test_markup_in_names(sqlite_client: TestClient, create_run: Any) -> None:
 
 @pytest.mark.parametrize("place", ["/{}", "/api/v1/runs?api_key={}", "/docs?access_token={}", "/runs/{}", "/?a=%67{}"])
 def test_a_key_in_a_url(client: TestClient, place: str, database: Database) -> None:
-    """A key in a URL is refused, although it is valid, and neither answer nor log repeats it."""
+    """A URL with a valid key is refused, and neither the answer nor the log contains the key."""
     with database.writing() as session:
         _, secret = access.create_key(session, project=None, name="k", scopes=["admin"])
     url = place.format(secret.removeprefix("g") if "%67" in place else secret)
@@ -208,8 +213,8 @@ def test_a_key_in_a_url(client: TestClient, place: str, database: Database) -> N
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-def test_no_line_of_the_log_holds_a_secret(form: Any, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
-    """Whatever is logged by whom, and be it in a traceback, the secret in it is cut to what lists show."""
+def test_secrets_in_log_lines(form: Any, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    """Secrets are redacted in every line of the log: in events, in records of libraries and in tracebacks."""
     secret = new_secret()
     root = logging.getLogger()
     before = root.handlers[:], root.level, structlog.get_config()
@@ -232,8 +237,8 @@ def test_no_line_of_the_log_holds_a_secret(form: Any, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.slow
-def test_the_log_of_a_service_holds_no_secret(serve: Any, sqlite_url: str, tmp_path: Path, capsys: Any) -> None:
-    """A running service that sees keys good and bad writes none of them, nor the password of its database."""
+def test_secrets_in_the_log_of_a_service(serve: Any, sqlite_url: str, tmp_path: Path, capsys: Any) -> None:
+    """The log of a running service contains neither accepted nor refused keys."""
     good, bad = new_secret(), new_secret()
     file = tmp_path / "key"
     file.write_text(good)

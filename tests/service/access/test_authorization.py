@@ -62,28 +62,28 @@ def test_a_route_without_a_requirement(kind: str) -> None:
         check_requirements(app)
 
 
-def test_every_route_refuses_without_a_key(guarded: TestClient, session_app: FastAPI) -> None:
+def test_every_route_refuses_without_a_key(client_without_key: TestClient, session_app: FastAPI) -> None:
     """Without a key every route that is not public answers 401, whatever else is wrong with the request."""
     checked = 0
     for path, methods, requirement in route_requirements(session_app):
         if isinstance(requirement, Public):
             continue
         for method in methods:
-            response = guarded.request(method, concrete(path))
+            response = client_without_key.request(method, concrete(path))
             assert (response.status_code, response.json()["error_code"]) == (401, "api_key_missing"), path
             assert response.headers["www-authenticate"].startswith("Bearer ")
             checked += 1
     assert checked >= 16
 
 
-def test_every_route_refuses_other_scopes(bearing: Any, session_app: FastAPI) -> None:
+def test_every_route_refuses_other_scopes(client_with_key: Any, session_app: FastAPI) -> None:
     """A key without a route's scopes gets 403; the detail names the scopes that are needed and those of the key."""
     clients: dict[tuple[str, ...], TestClient] = {}
     for path, methods, requirement in route_requirements(session_app):
         if not isinstance(requirement, ScopeRequirement) or not requirement.scopes:
             continue
         others = tuple(scope for scope in SCOPES if scope not in (*requirement.scopes, "admin"))
-        client = clients.setdefault(others, bearing(*others))
+        client = clients.setdefault(others, client_with_key(*others))
         for method in methods:
             options: dict[str, Any] = {} if method in ("GET", "DELETE") else {"json": {}}
             response = client.request(method, concrete(path), **options)
@@ -93,9 +93,9 @@ def test_every_route_refuses_other_scopes(bearing: Any, session_app: FastAPI) ->
             assert ", ".join(sorted(others)) in detail
 
 
-def test_admin_includes_every_scope(bearing: Any, create_run: Any) -> None:
+def test_admin_includes_every_scope(client_with_key: Any, create_run: Any) -> None:
     """An `admin` key of a project may do there what any scope allows."""
-    admin = bearing("admin")
+    admin = client_with_key("admin")
     path = create_run(admin, project="mine")
     assert admin.post(f"{path}/steps", json={"steps": [0], "loss": [1.0]}).status_code == 200
     assert admin.get(f"{API}/runs").status_code == 200
@@ -114,21 +114,21 @@ def test_admin_includes_every_scope(bearing: Any, create_run: Any) -> None:
         ("Bearer gradmedic_" + "A" * 42 + "é", "api_key_unknown", "form"),
     ],
 )
-def test_reasons_of_refused_keys(guarded: TestClient, header: str | None, code: str, words: str) -> None:
+def test_reasons_of_refused_keys(client_without_key: TestClient, header: str | None, code: str, words: str) -> None:
     """The error distinguishes missing, malformed and unknown keys, and never contains the whole key."""
     headers = {} if header is None else {b"Authorization": header.encode("latin-1")}
-    response = guarded.get(f"{API}/runs", headers=headers)
+    response = client_without_key.get(f"{API}/runs", headers=headers)
     assert (response.status_code, response.json()["error_code"]) == (401, code)
     assert words in response.json()["detail"]
     assert "A" * 43 not in response.text
 
 
-def test_expired_keys_are_refused(guarded: TestClient, database: Database) -> None:
+def test_expired_keys_are_refused(client_without_key: TestClient, database: Database) -> None:
     """An expired key is refused, and the error contains the time of its expiry."""
     with database.writing() as session:
         moment = datetime.now(UTC) - timedelta(seconds=1)
         _, secret = service.create_key(session, project="p", name="old", scopes=["read"], expires_at=moment)
-    response = guarded.get(f"{API}/runs", headers={"Authorization": f"Bearer {secret}"})
+    response = client_without_key.get(f"{API}/runs", headers={"Authorization": f"Bearer {secret}"})
     assert (response.status_code, response.json()["error_code"]) == (401, "api_key_expired")
     assert f"{moment:%Y-%m-%dT%H:%M}" in response.json()["detail"]
     assert 'error="invalid_token"' in response.headers["www-authenticate"]
@@ -142,9 +142,9 @@ def test_without_keys_this_machine_is_trusted(client: TestClient) -> None:
     assert "unset GRADMEDIC_API_KEY" in response.json()["detail"]
 
 
-def test_authentication_is_cached(bearing: Any, guarded: TestClient, database: Database) -> None:
+def test_authentication_is_cached(client_with_key: Any, client_without_key: TestClient, database: Database) -> None:
     """Of many requests with a key, only the first reads the key from the database."""
-    reader = bearing("read")
+    reader = client_with_key("read")
     statements: list[str] = []
     event.listen(database.engine, "before_cursor_execute", lambda *a: statements.append(a[2]))
     for _ in range(20):
@@ -176,11 +176,11 @@ def test_the_keyring_is_bounded(database: Database, monkeypatch: pytest.MonkeyPa
     assert len(keyring._cached) == 10
 
 
-def test_metrics_need_a_key_of_every_project(bearing: Any, guarded: TestClient) -> None:
+def test_metrics_need_a_key_of_every_project(client_with_key: Any, client_without_key: TestClient) -> None:
     """Where keys are required, only a key that may read every project may read `/metrics`."""
-    assert guarded.get("/metrics").status_code == 401
-    assert bearing("ingest", project=None).get("/metrics").json()["error_code"] == "scope_missing"
-    assert bearing("admin").get("/metrics").json()["error_code"] == "beyond_key"
-    response = bearing("read", project=None).get("/metrics")
+    assert client_without_key.get("/metrics").status_code == 401
+    assert client_with_key("ingest", project=None).get("/metrics").json()["error_code"] == "scope_missing"
+    assert client_with_key("admin").get("/metrics").json()["error_code"] == "beyond_key"
+    response = client_with_key("read", project=None).get("/metrics")
     assert response.status_code == 200
     assert response.headers["content-type"].startswith("text/plain")

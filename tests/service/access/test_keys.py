@@ -1,4 +1,4 @@
-"""Keys: made, shown once, used, listed, revoked; and the record of it."""
+"""API keys: they are made, shown once, used, listed and revoked, and audit records note it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from gradmedic_service.services import services_of
 KEYS = f"{API_PATH}/api-keys"
 
 
-def test_life_of_a_key(bearing: Any, guarded: TestClient, database: Database) -> None:
-    """A key is made, its secret shown once and stored as a hash; it works, is listed with its last use, and revoked."""
-    admin = bearing("admin", project=None)
+def test_life_of_a_key(client_with_key: Any, client_without_key: TestClient, database: Database) -> None:
+    """A key's secret is shown once and stored as a hash; the key works, is listed with its last use, and is revoked."""
+    admin = client_with_key("admin", project=None)
     made = admin.post(KEYS, json={"project": "p", "name": "nightly", "scopes": ["read", "ingest"]})
     assert made.status_code == 201
     assert made.headers["cache-control"] == "no-store"
@@ -36,22 +36,22 @@ def test_life_of_a_key(bearing: Any, guarded: TestClient, database: Database) ->
         assert stored is not None
         assert stored.digest == hash_secret(secret)
         assert secret not in str(vars(stored))
-    (listed,) = [one for one in admin.get(KEYS).json()["items"] if one["id"] == key["id"]]
+    (listed,) = [item for item in admin.get(KEYS).json()["items"] if item["id"] == key["id"]]
     assert listed == key
     assert listed["last_used_at"] is None
 
     header = {"Authorization": f"Bearer {secret}"}
     before = datetime.now(UTC)
-    assert guarded.get(f"{API_PATH}/runs", headers=header).status_code == 200
-    (listed,) = [one for one in admin.get(KEYS).json()["items"] if one["id"] == key["id"]]
+    assert client_without_key.get(f"{API_PATH}/runs", headers=header).status_code == 200
+    (listed,) = [item for item in admin.get(KEYS).json()["items"] if item["id"] == key["id"]]
     assert before <= datetime.fromisoformat(listed["last_used_at"]) <= datetime.now(UTC)
 
     assert admin.delete(f"{KEYS}/{key['id']}").status_code == 204
-    refused = guarded.get(f"{API_PATH}/runs", headers=header)
+    refused = client_without_key.get(f"{API_PATH}/runs", headers=header)
     assert (refused.status_code, refused.json()["error_code"]) == (401, "api_key_revoked")
     assert "nightly" in refused.json()["detail"]
     assert admin.delete(f"{KEYS}/{key['id']}").status_code == 204
-    (listed,) = [one for one in admin.get(KEYS).json()["items"] if one["id"] == key["id"]]
+    (listed,) = [item for item in admin.get(KEYS).json()["items"] if item["id"] == key["id"]]
     assert listed["revoked_at"] is not None
 
 
@@ -72,16 +72,16 @@ def test_life_of_a_key(bearing: Any, guarded: TestClient, database: Database) ->
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_bad_keys_are_refused(sqlite_client: TestClient, body: dict[str, Any], path: str) -> None:
-    """A key without scopes, with a made-up one, with a bad name, for a run alone but with power beyond it: 422."""
+def test_invalid_keys(sqlite_client: TestClient, body: dict[str, Any], path: str) -> None:
+    """Missing, unknown or repeated scopes, invalid names, and scopes beyond a run for a key of one run are refused."""
     response = sqlite_client.post(KEYS, json=body)
     assert response.status_code == 422
     assert [error["path"] for error in response.json()["errors"]] == [path]
 
 
-def test_last_use_is_written_now_and_then(bearing: Any, session_app: FastAPI, database: Database) -> None:
-    """Using a key writes nothing; what was collected is written at once for all, and survives the process."""
-    reader = bearing("read")
+def test_last_uses_are_collected(client_with_key: Any, session_app: FastAPI, database: Database) -> None:
+    """Using a key writes nothing; the periodic task writes all last uses together."""
+    reader = client_with_key("read")
     for _ in range(3):
         reader.get(f"{API_PATH}/runs")
     with database.reading() as session:
@@ -93,47 +93,47 @@ def test_last_use_is_written_now_and_then(bearing: Any, session_app: FastAPI, da
     services_of(session_app).keyring.write_last_uses(database)
 
 
-def test_last_use_is_written_at_the_end(
-    session_app: FastAPI, guarded: TestClient, make_secret: Any, database: Database
+def test_last_uses_are_written_at_the_end(
+    session_app: FastAPI, client_without_key: TestClient, make_secret: Any, database: Database
 ) -> None:
-    """A service that stops writes down what it still knows."""
+    """A service that stops writes the last uses that it has collected."""
     secret = make_secret("read")
-    with TestClient(session_app, base_url=str(guarded.base_url)) as short_lived:
+    with TestClient(session_app, base_url=str(client_without_key.base_url)) as short_lived:
         short_lived.get(f"{API_PATH}/runs", headers={"Authorization": f"Bearer {secret}"})
     with database.reading() as session:
         assert session.query(models.ApiKey.last_used_at).scalar() is not None
 
 
-def test_who_did_what_is_on_record(bearing: Any, create_run: Any) -> None:
-    """Creating and deleting runs and making and revoking keys is recorded with the key that did it, newest first."""
-    admin = bearing("admin")
+def test_audit_records(client_with_key: Any, create_run: Any) -> None:
+    """Creating and deleting runs, and making and revoking keys, is recorded with the acting key, newest first."""
+    admin = client_with_key("admin")
     path = create_run(admin, project="mine")
     run_id = path.rpartition("/")[2]
     key = admin.post(KEYS, json={"project": "mine", "scopes": ["read"]}).json()
     admin.delete(f"{KEYS}/{key['id']}")
     admin.delete(path)
     records = admin.get(f"{API_PATH}/audit-records").json()["items"]
-    assert [(one["action"], one["object_id"]) for one in records[:4]] == [
+    assert [(record["action"], record["object_id"]) for record in records[:4]] == [
         ("delete_run", run_id),
         ("revoke_api_key", key["id"]),
         ("create_api_key", key["id"]),
         ("create_run", run_id),
     ]
-    assert {one["actor"] for one in records[:4]} == {"k"}
+    assert {record["actor"] for record in records[:4]} == {"k"}
     assert records[0]["actor_key_id"] is not None
     assert (records[4]["action"], records[4]["actor"]) == ("create_api_key", "command line")
 
 
-def test_lists_have_pages(bearing: Any) -> None:
-    """Keys and records are listed page by page, and a token of one list is refused by the other."""
-    admin = bearing("admin")
+def test_lists_have_pages(client_with_key: Any) -> None:
+    """Keys and audit records are listed in pages, and each list refuses the other's page token."""
+    admin = client_with_key("admin")
     for number in range(5):
         admin.post(KEYS, json={"project": "mine", "name": f"key{number}", "scopes": ["read"]})
     names: list[str] = []
     query: dict[str, Any] = {"max_results": 2}
     while True:
         page = admin.get(KEYS, params=query).json()
-        names += [one["name"] for one in page["items"]]
+        names += [item["name"] for item in page["items"]]
         if page["next_page_token"] is None:
             break
         query["page_token"] = page["next_page_token"]
@@ -143,8 +143,8 @@ def test_lists_have_pages(bearing: Any) -> None:
     assert admin.get(KEYS, params={"max_results": 0}).status_code == 422
 
 
-def test_a_key_makes_its_project_appear(bearing: Any) -> None:
-    """A project can be listed as soon as somebody has a key for it."""
-    admin = bearing("admin", project=None)
+def test_a_key_creates_its_project(client_with_key: Any) -> None:
+    """A project exists as soon as a key names it."""
+    admin = client_with_key("admin", project=None)
     admin.post(KEYS, json={"project": "new", "scopes": ["read"]})
     assert admin.get(f"{API_PATH}/projects/new").status_code == 200

@@ -1,4 +1,4 @@
-"""Pages where keys are required: who is led to the login, and what a key does not reach."""
+"""Pages where API keys are required."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from tests.service.reruns.conftest import CLIP, PlayedWorker, rerun, suspect
 @pytest.mark.parametrize(
     "path", ["/", "/runs/0199b7f0-c8d2-7a31-8f55-0b1c2d3e4f50?from=1&to=2", "/compare?run=a&run=b"]
 )
-def test_who_is_not_known_is_led_to_the_login(guarded: TestClient, path: str) -> None:
-    """With keys required a page leads to the login and, from there, back to exactly this view."""
-    answer = guarded.get(path, follow_redirects=False)
+def test_redirect_to_the_login(client_without_key: TestClient, path: str) -> None:
+    """Without a session a page redirects to the login, which returns to exactly the same view."""
+    answer = client_without_key.get(path, follow_redirects=False)
     assert answer.status_code == 303
-    login = guarded.get(answer.headers["location"])
+    login = client_without_key.get(answer.headers["location"])
     assert login.status_code == 200
     assert login.url.path == "/login"
     assert dict(login.url.params)["next"] == path
 
 
-def test_another_projects_run_is_no_page(bearing: Any, create_run: Any) -> None:
-    """For a key, the page of another project's run is that of a run that is not there."""
-    theirs = create_run(bearing("admin", project="theirs"), project="theirs", name="secret one")
-    answer = bearing("read").get(theirs.replace("/api/v1", ""))
+def test_the_page_of_another_projects_run(client_with_key: Any, create_run: Any) -> None:
+    """The page of another project's run is answered as for a run that does not exist."""
+    theirs = create_run(client_with_key("admin", project="theirs"), project="theirs", name="secret one")
+    answer = client_with_key("read").get(theirs.replace("/api/v1", ""))
     assert answer.status_code == 404
     assert "secret one" not in answer.text
 
 
-def test_pages_of_administration_need_an_administrator(bearing: Any) -> None:
-    """The page of API keys is refused to a key that may only read, and not linked for it."""
-    reader = bearing("read")
+def test_the_page_of_api_keys(client_with_key: Any) -> None:
+    """The page of API keys needs the scope `admin`, and is linked only for keys that have it."""
+    reader = client_with_key("read")
     assert reader.get("/api-keys").status_code == 403
     assert 'href="/api-keys"' not in reader.get("/").text
-    assert bearing("admin").get("/api-keys").status_code == 200
+    assert client_with_key("admin").get("/api-keys").status_code == 200
 
 
-def test_reruns_are_started_by_who_may(bearing: Any) -> None:
-    """The form that starts a rerun, and the pages of another project's reruns, are there for who reaches them."""
-    admin, reader, other = bearing("admin"), bearing("read"), bearing("admin", project="theirs")
-    worker = PlayedWorker(bearing("worker"))
+def test_the_forms_of_reruns(client_with_key: Any) -> None:
+    """The forms that start and cancel a rerun are shown only to keys that may rerun, and only for their project."""
+    admin, reader, other = client_with_key("admin"), client_with_key("read"), client_with_key("admin", project="theirs")
+    worker = PlayedWorker(client_with_key("worker"))
     worker.register()
     run = suspect(admin, project="mine")
     assert 'id="start"' in admin.get(f"/runs/{run}").text

@@ -1,4 +1,4 @@
-"""Who may rerun, who may work, and what a trial's key opens."""
+"""The scopes and the reach that reruns, workers and trials need."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ def code(response: Any) -> str:
 
 
 @pytest.fixture
-def team(bearing: Any) -> tuple[TestClient, PlayedWorker]:
+def team(client_with_key: Any) -> tuple[TestClient, PlayedWorker]:
     """A person with every scope of a project, and a worker with its own key."""
-    person = bearing("ingest", "read", "rerun")
-    worker = PlayedWorker(bearing("worker"))
+    person = client_with_key("ingest", "read", "rerun")
+    worker = PlayedWorker(client_with_key("worker"))
     worker.register()
     return person, worker
 
 
-def test_a_name_belongs_to_the_key_that_registered_it(team: Any, bearing: Any) -> None:
-    """Another worker can neither take the name over nor run what was asked of its owner."""
+def test_a_trainable_belongs_to_its_key(team: Any, client_with_key: Any) -> None:
+    """Another worker can neither register the same trainable nor run the trials of its owner."""
     person, worker = team
-    stranger = PlayedWorker(bearing("worker"))
+    stranger = PlayedWorker(client_with_key("worker"))
     taken = stranger.client.put(f"{API}/trainables", json={"items": [{"name": "train"}]})
     assert (taken.status_code, code(taken)) == (409, "trainable_taken")
     rerun(person, suspect(person, project="mine"), CLIP)
@@ -42,23 +42,23 @@ def test_a_name_belongs_to_the_key_that_registered_it(team: Any, bearing: Any) -
     assert worker.beat(claimed).status_code == 200
 
 
-def test_a_worker_of_another_project_is_not_asked(bearing: Any) -> None:
-    """A trainable of one project's worker is unknown to the runs of another."""
-    PlayedWorker(bearing("worker", project="theirs")).register()
-    person = bearing("ingest", "read", "rerun")
+def test_a_trainable_of_another_project(client_with_key: Any) -> None:
+    """A trainable of one project's worker is unknown to the runs of another project."""
+    PlayedWorker(client_with_key("worker", project="theirs")).register()
+    person = client_with_key("ingest", "read", "rerun")
     refused = person.post(f"{API}/runs/{suspect(person, project='mine')}/reruns", json={"remedies": [CLIP]})
     assert (refused.status_code, code(refused)) == (409, "trainable_unknown")
     assert person.get(f"{API}/trainables").json() == {"items": []}
 
 
-def test_reruns_of_another_project_do_not_exist(team: Any, bearing: Any) -> None:
-    """Reading, cancelling and reading output of what is another project's answers as if it never was."""
+def test_reruns_of_another_project(team: Any, client_with_key: Any) -> None:
+    """Requests about another project's reruns are answered as for a rerun that does not exist."""
     person, worker = team
     run_id = suspect(person, project="mine")
     made = rerun(person, run_id, CLIP)
     claimed = worker.claim()
     assert claimed is not None
-    other = bearing("admin", project="theirs")
+    other = client_with_key("admin", project="theirs")
     assert code(other.get(f"{API}/reruns/{made['id']}")) == "rerun_not_found"
     assert code(other.post(f"{API}/reruns/{made['id']}/cancel")) == "rerun_not_found"
     assert code(other.get(f"{API}/trials/{claimed['trial_id']}/output")) == "trial_not_found"
@@ -67,24 +67,29 @@ def test_reruns_of_another_project_do_not_exist(team: Any, bearing: Any) -> None
     assert person.get(f"{API}/reruns/{made['id']}").status_code == 200
 
 
-def test_scopes(team: Any, bearing: Any) -> None:
-    """Asking takes `rerun`, working takes `worker`, and neither is the other."""
+def test_scopes(team: Any, client_with_key: Any) -> None:
+    """Requesting a rerun needs the scope `rerun`, and working needs the scope `worker`; neither includes the other."""
     person, _ = team
     run_id = suspect(person, project="mine")
-    assert code(bearing("ingest", "read", "worker").post(f"{API}/runs/{run_id}/reruns", json={})) == "scope_missing"
+    assert (
+        code(client_with_key("ingest", "read", "worker").post(f"{API}/runs/{run_id}/reruns", json={}))
+        == "scope_missing"
+    )
     claim = {"worker": "w", "trainables": ["train"]}
-    assert code(bearing("rerun", "read").post(f"{API}/trials/claim", json=claim)) == "scope_missing"
+    assert code(client_with_key("rerun", "read").post(f"{API}/trials/claim", json=claim)) == "scope_missing"
 
 
-def test_a_trial_has_a_key_for_its_run_alone(team: Any, guarded: TestClient, session_app: FastAPI) -> None:
-    """The key of an attempt creates and streams its own run, opens nothing else, and is worth nothing afterwards."""
+def test_the_key_of_an_attempt(team: Any, client_without_key: TestClient, session_app: FastAPI) -> None:
+    """The key of an attempt creates and streams only its own run, and is revoked after the attempt."""
     person, worker = team
     run_id = suspect(person, project="mine")
     rerun(person, run_id, CLIP)
     claimed = worker.claim()
     assert claimed is not None
     headers = {"Authorization": f"Bearer {claimed['api_key']}"}
-    trial = TestClient(session_app, raise_server_exceptions=False, headers=headers, base_url=str(guarded.base_url))
+    trial = TestClient(
+        session_app, raise_server_exceptions=False, headers=headers, base_url=str(client_without_key.base_url)
+    )
     PlayedWorker(trial).stream(claimed, "exploding")
     assert code(trial.post(f"{API}/runs/{run_id}/steps", json={"steps": [99], "loss": [1.0]})) == "run_not_found"
     assert code(trial.post(f"{API}/runs/{run_id}/reruns", json={})) == "scope_missing"
@@ -94,25 +99,25 @@ def test_a_trial_has_a_key_for_its_run_alone(team: Any, guarded: TestClient, ses
     assert code(trial.get(f"{API}/runs/{claimed['run_id']}")) == "api_key_revoked"
 
 
-def test_only_keys_that_may_rerun_rerun_by_themselves(team: Any, bearing: Any) -> None:
-    """A run whose key cannot ask for reruns is not rerun automatically either."""
+def test_automatic_reruns_need_the_scope(team: Any, client_with_key: Any) -> None:
+    """A run is rerun automatically only if its key has the scope `rerun`."""
     person, _ = team
     suspect(person, project="mine")
-    bearing("admin").patch(f"{API}/projects/mine", json={"rerun_automatically": True})
-    suspect(bearing("ingest"), project="mine")
+    client_with_key("admin").patch(f"{API}/projects/mine", json={"rerun_automatically": True})
+    suspect(client_with_key("ingest"), project="mine")
     assert person.get(f"{API}/reruns").json()["items"] == []
     suspect(person, project="mine")
     assert len(person.get(f"{API}/reruns").json()["items"]) == 1
 
 
-def test_a_name_whose_key_was_revoked_is_free(team: Any, bearing: Any) -> None:
-    """An operator who renews a worker's key keeps the name; what was asked of the old key ends, and says why."""
+def test_a_trainable_of_a_revoked_key(team: Any, client_with_key: Any) -> None:
+    """A new key of the worker takes the trainable over; reruns of the revoked key end with the reason."""
     person, _ = team
     asked = rerun(person, suspect(person, project="mine"), CLIP)
-    admin = bearing("admin", project=None)
+    admin = client_with_key("admin", project=None)
     keys = admin.get(f"{API}/api-keys").json()["items"]
-    of_worker = next(one for one in keys if one["scopes"] == ["worker"])
-    renewed = PlayedWorker(bearing("worker"))
+    of_worker = next(key for key in keys if key["scopes"] == ["worker"])
+    renewed = PlayedWorker(client_with_key("worker"))
     offer = {"items": [{"name": "train"}]}
     assert renewed.client.put(f"{API}/trainables", json=offer).status_code == 409
     assert admin.delete(f"{API}/api-keys/{of_worker['id']}").status_code < 300

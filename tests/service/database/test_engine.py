@@ -1,4 +1,4 @@
-"""Transactions, and what a database in trouble looks like from outside."""
+"""Transactions, and answers of the service when its database has trouble."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from starlette.testclient import TestClient
 
 from gradmedic.protocol.ids import new_id
 from gradmedic_service.app import create_app
-from gradmedic_service.database.engine import Database, is_missing, parse_url, printable_url
+from gradmedic_service.database.engine import Database
 from gradmedic_service.database.errors import DatabaseBusy, DatabaseUnavailable
 from gradmedic_service.database.models import Run, RunTag
+from gradmedic_service.database.urls import is_missing, parse_url, printable_url
 from gradmedic_service.services import services_of
 from gradmedic_service.settings import Settings
 
@@ -27,12 +28,12 @@ pytestmark = pytest.mark.slow  # services of their own
 
 
 def file_of(url: str) -> Path:
-    """The file of a SQLite URL."""
+    """Return the file of a SQLite URL."""
     return Path(url.removeprefix("sqlite:///"))
 
 
 def test_sqlite_is_durable(sqlite_url: str) -> None:
-    """Commits are synchronous, in a write-ahead log, with foreign keys."""
+    """SQLite commits synchronously, to a write-ahead log, and enforces foreign keys."""
     database = Database(Settings(database_url=SecretStr(sqlite_url)))
     with database.reading() as session:
         found = {
@@ -42,14 +43,14 @@ def test_sqlite_is_durable(sqlite_url: str) -> None:
     assert found == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
 
 
-def test_foreign_keys_hold(database: Database) -> None:
-    """A row of a run that does not exist cannot be stored."""
+def test_foreign_keys(database: Database) -> None:
+    """A row that refers to a run that does not exist cannot be stored."""
     with pytest.raises(IntegrityError), database.writing() as session:
         session.add(RunTag(run_id=new_id(), position=0, tag="a"))
 
 
 def test_an_error_rolls_back(database: Database, client: TestClient, create_run: Any) -> None:
-    """What raised inside of a transaction leaves nothing of it."""
+    """A transaction that raises stores nothing."""
     run = create_run(client)
 
     def rename_and_fail() -> None:
@@ -63,7 +64,7 @@ def test_an_error_rolls_back(database: Database, client: TestClient, create_run:
 
 
 def test_reading_sees_one_snapshot(database: Database, client: TestClient, create_run: Any) -> None:
-    """What others commit meanwhile does not change what a reading transaction sees."""
+    """Commits of other transactions do not change what a reading transaction sees."""
     run = create_run(client, name="before")
     with database.reading() as session:
         names = [session.scalar(select(Run.name))]
@@ -73,7 +74,7 @@ def test_reading_sees_one_snapshot(database: Database, client: TestClient, creat
 
 
 def test_sqlite_locked_by_another_process_is_busy(sqlite_url: str, create_run: Any) -> None:
-    """While another process holds the write lock, writes answer 503 with Retry-After, and reads go on."""
+    """While another process holds SQLite's write lock, writes get 503 with Retry-After, and reads work."""
     with TestClient(create_app(Settings(database_url=SecretStr(sqlite_url), database_timeout=0.2))) as client:
         run = create_run(client)
         other = sqlite3.connect(file_of(sqlite_url), isolation_level=None)
@@ -87,8 +88,8 @@ def test_sqlite_locked_by_another_process_is_busy(sqlite_url: str, create_run: A
         assert client.post(f"{run}/steps", json={"steps": [0], "loss": [1]}).status_code == 200
 
 
-def test_a_row_lock_that_is_not_released_is_busy(postgres_url: str, create_run: Any) -> None:
-    """On PostgreSQL, an append waits for the run's row no longer than the timeout, and other runs go on."""
+def test_a_locked_row_is_busy(postgres_url: str, create_run: Any) -> None:
+    """On PostgreSQL an append waits for the run's row at most for the timeout; appends to other runs work."""
     settings = Settings(database_url=SecretStr(postgres_url), database_timeout=0.5)
     database = Database(settings)
     with TestClient(create_app(settings)) as client:
@@ -103,7 +104,7 @@ def test_a_row_lock_that_is_not_released_is_busy(postgres_url: str, create_run: 
 
 
 def test_writers_of_one_process_take_turns(sqlite_url: str) -> None:
-    """A writer that waits too long for another one of its process gives up with DatabaseBusy."""
+    """A writing transaction that waits too long for another one of its process raises DatabaseBusy."""
     database = Database(Settings(database_url=SecretStr(sqlite_url), database_timeout=0.1))
     raised: list[BaseException] = []
 
@@ -122,8 +123,8 @@ def test_writers_of_one_process_take_turns(sqlite_url: str) -> None:
     assert len(raised) == 1
 
 
-def test_a_full_disk_is_said_so(sqlite_url: str, create_run: Any) -> None:
-    """Where the database cannot grow, an append answers 507, stores nothing, and works again with room."""
+def test_a_full_disk(sqlite_url: str, create_run: Any) -> None:
+    """While the database cannot grow, an append gets 507 and stores nothing; it works again afterwards."""
     app = create_app(Settings(database_url=SecretStr(sqlite_url), database_pool_size=1))
     with TestClient(app) as client:
         run = create_run(client)
@@ -141,8 +142,8 @@ def test_a_full_disk_is_said_so(sqlite_url: str, create_run: Any) -> None:
         assert client.post(f"{run}/steps", json=body).json()["accepted"] == 500
 
 
-def test_a_database_that_is_away_is_unavailable() -> None:
-    """Where nothing listens, requests answer 503, readiness fails, and the process is alive."""
+def test_an_unreachable_database() -> None:
+    """Without a database requests and readiness get 503, and the process is alive."""
     settings = Settings(database_url=SecretStr("postgresql://user:hidden@127.0.0.1:1/none"), database_timeout=1)
     with TestClient(create_app(settings)) as client:
         for response in (client.get("/readyz"), client.get("/api/v1/runs")):
@@ -154,7 +155,7 @@ def test_a_database_that_is_away_is_unavailable() -> None:
 def test_lost_connections_are_replaced(
     postgres_url: str, create_run: Any, wait_until: Callable[[Callable[[], bool]], None]
 ) -> None:
-    """After the database dropped every connection, the next requests work."""
+    """After the database has closed every connection, later requests work."""
     settings = Settings(database_url=SecretStr(postgres_url))
     with TestClient(create_app(settings)) as client:
         run = create_run(client)
@@ -178,13 +179,13 @@ def test_lost_connections_are_replaced(
     ],
 )
 def test_unsupported_urls(url: str, words: str) -> None:
-    """A URL of something else is refused with what is possible."""
+    """An unsupported URL is refused with the supported forms."""
     with pytest.raises(ValueError, match=words):
         parse_url(url)
 
 
-def test_urls() -> None:
-    """The usual spellings of a PostgreSQL URL mean one driver, and a password is never printed."""
+def test_postgres_urls() -> None:
+    """All usual forms of a PostgreSQL URL have one driver, and the password is never printed."""
     for prefix in ("postgresql", "postgres", "postgresql+psycopg", "postgresql+psycopg2"):
         assert parse_url(f"{prefix}://u:secret@h/d").drivername == "postgresql+psycopg"
     assert "secret" not in printable_url("postgresql://u:secret@h/d")
@@ -192,7 +193,7 @@ def test_urls() -> None:
 
 
 def test_missing_files(tmp_path: Path) -> None:
-    """A SQLite file is missing or not without being created by the question."""
+    """Checking whether a SQLite file is missing does not create it."""
     path = tmp_path / "a.db"
     assert is_missing(f"sqlite:///{path}")
     assert not path.exists()

@@ -1,4 +1,4 @@
-"""OpenAPI says what the service does, and its pages need no network."""
+"""The OpenAPI document is complete and plain, and its pages need no network."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def document(session_app: FastAPI) -> dict[str, Any]:
 
 
 def operations(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Each route with what is documented of it."""
+    """Return each route with its description."""
     return [
         (f"{method} {path}", operation)
         for path, methods in document["paths"].items()
@@ -39,8 +39,8 @@ def operations(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-def test_every_route_is_there(document: dict[str, Any]) -> None:
-    """The document lists exactly the routes that there are."""
+def test_every_route_is_documented(document: dict[str, Any]) -> None:
+    """The document has exactly the routes of the service."""
     assert {name for name, _ in operations(document)} == {
         "get /healthz",
         "get /readyz",
@@ -84,7 +84,7 @@ def test_every_route_is_there(document: dict[str, Any]) -> None:
 
 
 def test_errors_are_documented_as_problems(document: dict[str, Any]) -> None:
-    """Every error of every route is a problem with an example; what takes a body may be malformed, large or foreign."""
+    """Every error of every route is a problem with an example, and routes with a body document the errors of bodies."""
     for name, operation in operations(document):
         documented = {int(status): response for status, response in operation["responses"].items()}
         for status, response in documented.items():
@@ -99,22 +99,118 @@ def test_errors_are_documented_as_problems(document: dict[str, Any]) -> None:
 
 
 def test_every_reference_resolves(document: dict[str, Any]) -> None:
-    """No schema refers to one that is not in the document."""
+    """Every schema that the document refers to is in the document."""
     references = set(re.findall(r"'\$ref': '#/components/schemas/(\w+)'", str(document)))
     assert references <= document["components"]["schemas"].keys()
-    assert "class" in document["components"]["schemas"]["Finding"]["properties"]
 
 
-def test_fields_are_described(document: dict[str, Any]) -> None:
-    """A field's docstring in the schema is its description, under its name on the wire and when it is inherited."""
+FRAGMENT_BEGINNINGS = (
+    "As", "At", "Between", "By", "For", "From", "How", "In", "Inclusive", "Latest", "Negative", "Null", "Of", "Opaque",
+    "Over", "Stable", "Strictly", "Takes", "That", "Those", "To", "Unique", "Until", "What", "When", "Where", "Whether",
+    "Which", "While", "Who", "With", "Without",
+)  # fmt: skip
+"""First words of descriptions that cannot stand alone."""
+FRAGMENTS = (
+    "Of the key.",
+    "Of the outcome.",
+    "From 1.",
+    "From 1 to 1000. Trials that run already go on.",
+    "To within a minute or so.",
+    "Over the finite values of the bucket.",
+    "That the trial streams with: for its own run alone.",
+    "Those that it can run now.",
+    "For which it is good.",
+    "With which it is sent.",
+    "Until the attempt is given up, unless its worker is heard of before.",
+    "Whether it may have no value; its argument is then left out.",
+    "How many; 3 unless given.",
+    "What it takes away: time, signal, exactness, or work.",
+    "Who or what uses it: a job, a person, a worker.",
+    "When it stops being accepted; null for never.",
+    "Null until it was named or a first trial was taken.",
+    "Negative: the signal that ended it.",
+    "Opaque; pass it as `page_token` to read on.",
+    "Stable, snake_case.",
+    "Inclusive; without it, the last.",
+    "A layer; repeatable.",
+    "the last step",
+    "The last step",
+)
+"""Descriptions of earlier versions, and two without a capital letter or a period."""
+
+
+def description_error(description: str | None) -> str | None:
+    """Return why a description cannot stand alone, None if it can."""
+    if not description:
+        return "is missing"
+    if not re.match("[A-Z`]", description):
+        return "does not start with a capital letter or code"
+    if not description.endswith("."):
+        return "does not end with a period"
+    if ";" in re.sub("`[^`]*`", "", description):
+        return "has a semicolon: write two sentences"
+    first_word = re.split(r"[^\w-]", description, maxsplit=1)[0]
+    if first_word in FRAGMENT_BEGINNINGS:
+        return f"starts with {first_word!r}, as a fragment does"
+    return None
+
+
+def description_errors(descriptions: dict[str, str | None]) -> list[str]:
+    """Return every place whose description cannot stand alone, with the description and the reason."""
+    checked = ((place, text, description_error(text)) for place, text in descriptions.items())
+    return [f"{place}: {text!r} {error}" for place, text, error in checked if error is not None]
+
+
+@pytest.mark.parametrize("fragment", FRAGMENTS)
+def test_fragments_are_found(fragment: str) -> None:
+    """The rules refuse descriptions that need their surroundings to be understood."""
+    assert description_error(fragment) is not None
+
+
+def test_every_schema_and_field_is_described(document: dict[str, Any]) -> None:
+    """Each schema and each of its fields has a description that stands alone."""
+    descriptions = {}
+    for name, schema in document["components"]["schemas"].items():
+        descriptions[name] = schema.get("description")
+        for field, property_schema in schema.get("properties", {}).items():
+            descriptions[f"{name}.{field}"] = property_schema.get("description")
+    assert description_errors(descriptions) == []
+
+
+def test_every_operation_is_described(document: dict[str, Any]) -> None:
+    """Each operation, parameter, request body and response has a description that stands alone."""
+    descriptions = {}
+    for name, operation in operations(document):
+        descriptions[name] = operation.get("description")
+        for parameter in operation.get("parameters", []):
+            descriptions[f"{name} {parameter['name']}"] = parameter.get("description")
+        if "requestBody" in operation:
+            descriptions[f"{name} body"] = operation["requestBody"].get("description")
+        for status, response in operation["responses"].items():
+            descriptions[f"{name} {status}"] = response.get("description")
+    assert description_errors(descriptions) == []
+
+
+def test_fields_are_described_by_their_docstrings(document: dict[str, Any]) -> None:
+    """A field's description is its docstring, under its name on the wire, also if a base class declares the field."""
     schemas = document["components"]["schemas"]
-    assert schemas["Layer"]["properties"]["name"]["description"] == "Unique in the run, for example `encoder.0.weight`."
-    assert schemas["RunDetail"]["properties"]["parent_id"]["description"].startswith("The suspect run")
-    assert schemas["Finding"]["properties"]["class"]["description"] == "The verdict it speaks for."
+    assert schemas["Layer"]["properties"]["kind"]["description"].startswith("Type of the module that owns the layer")
+    assert schemas["RunDetail"]["properties"]["parent_id"]["description"].startswith("Id of the suspect run")
+    assert schemas["RunList"]["properties"]["next_page_token"]["description"].startswith("Token of the next page")
+    finding = schemas["Finding"]["properties"]
+    assert finding["verdict"]["description"] == "The verdict that the finding supports."
+    assert schemas["Diagnosis"]["properties"]["since_step"]["description"].startswith("First step of the verdict")
+
+
+def test_the_former_key_of_a_findings_verdict_is_deprecated(document: dict[str, Any]) -> None:
+    """A finding still carries `class`, described as deprecated, with the values of `verdict`."""
+    finding = document["components"]["schemas"]["Finding"]["properties"]
+    assert finding["class"]["deprecated"] is True
+    assert finding["class"]["enum"] == finding["verdict"]["enum"]
 
 
 def test_examples_are_valid() -> None:
-    """The examples are requests that the service would take."""
+    """The examples of request bodies are valid."""
     for example in CREATE_EXAMPLES.values():
         TypeAdapter(RunCreate).validate_python(example["value"])
     for example in UPDATE_EXAMPLES.values():
@@ -136,7 +232,7 @@ def test_examples_are_valid() -> None:
 
 
 def test_docs_need_no_network(sqlite_client: TestClient) -> None:
-    """The page loads nothing from another host, and what it loads is there."""
+    """The page loads files only from the service, and they exist."""
     page = sqlite_client.get("/docs")
     assert page.status_code == 200
     loaded = re.findall(r'(?:src|href)="([^"]+)"', page.text)

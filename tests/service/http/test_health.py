@@ -15,19 +15,19 @@ from gradmedic_service.settings import Settings
 
 
 def test_alive(client: TestClient) -> None:
-    """A process that serves requests is alive."""
+    """`/healthz` answers that the process is alive."""
     assert client.get("/healthz").json() == {"status": "ok"}
 
 
 def test_ready(client: TestClient) -> None:
-    """A migrated database makes the service ready."""
+    """With a migrated database the service is ready."""
     assert client.get("/readyz").json() == {"status": "ok"}
 
 
 def test_not_ready_without_migrations(
     session_app: FastAPI, replace_services: ReplaceServices, empty_database_url: str
 ) -> None:
-    """A database at another revision answers 503 and the command to run; the process is alive all the same."""
+    """With a database at another revision `/readyz` answers 503 and the command to run; the process is alive."""
     schema.upgrade(empty_database_url)
     schema.downgrade(empty_database_url, "base")
     replace_services(database=Database(Settings(database_url=SecretStr(empty_database_url))))
@@ -39,7 +39,14 @@ def test_not_ready_without_migrations(
 
 
 def test_limits_are_published(sqlite_client: TestClient) -> None:
-    """The limits are those of the settings, in the form that clients decode."""
+    """The published limits are those of the settings, and clients can decode them."""
     response = sqlite_client.get("/api/v1/limits")
     assert msgspec.json.decode(response.content, type=Limits) == Settings().limits()
     assert response.json()["wire_versions"] == [1]
+
+
+def test_every_bound_is_published(sqlite_client: TestClient) -> None:
+    """Every bound that a single client can exceed is published."""
+    published = sqlite_client.get("/api/v1/limits").json()
+    bounds = {name for name in Settings.model_fields if name.startswith("max_")}
+    assert bounds - published.keys() == {"max_concurrent_requests", "max_waiting_requests", "max_streams"}

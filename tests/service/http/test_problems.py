@@ -46,7 +46,7 @@ JSON = {"Content-Type": "application/json"}
 def test_problem(
     sqlite_client: TestClient, method: str, path: str, options: dict[str, Any], status: int, code: str
 ) -> None:
-    """Whatever is wrong, the answer has the media type, the fields and the request id of a problem."""
+    """Every error is answered with the media type, the fields and the request id of a problem."""
     response = sqlite_client.request(method, path, **options)
     problem = response.json()
     assert (response.status_code, problem["status"], problem["error_code"]) == (status, status, code)
@@ -58,13 +58,8 @@ def test_problem(
     assert problem["detail"]
 
 
-def test_method_not_allowed_names_the_allowed(sqlite_client: TestClient) -> None:
-    """A 405 says in `Allow` what is possible."""
-    assert "GET" in sqlite_client.put("/healthz").headers["allow"]
-
-
 def test_many_errors_are_cut(sqlite_client: TestClient) -> None:
-    """A thousand bad fields are counted, and the first twenty are named."""
+    """Of a thousand invalid fields all are counted, and the first twenty are named."""
     response = sqlite_client.post(RUNS, json={"project": "p", "layers": [{}] * 1000})
     assert len(response.json()["errors"]) == MAX_REPORTED_FIELDS
     assert "and 999 more" in response.json()["detail"]

@@ -1,4 +1,4 @@
-"""Request ids, and one line in the log for each request."""
+"""Request ids, and one log line per request."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import structlog
 from starlette.testclient import TestClient
 
 
-def test_a_sane_request_id_is_kept(sqlite_client: TestClient) -> None:
-    """The client's own request id comes back, so that it finds its request in the log."""
+def test_a_valid_request_id_is_kept(sqlite_client: TestClient) -> None:
+    """The answer has the client's own request id, so that the client finds its request in the log."""
     response = sqlite_client.get("/healthz", headers={"X-Request-ID": "job-7.retry_2"})
     assert response.headers["x-request-id"] == "job-7.retry_2"
 
 
 @pytest.mark.parametrize("given", [b"", b"a b", b"x" * 129, b"a;drop", b"\xc3\xa9"])
-def test_another_request_id_is_replaced(sqlite_client: TestClient, given: bytes) -> None:
-    """An id that could break a log line or a header is replaced by a new one."""
+def test_an_invalid_request_id_is_replaced(sqlite_client: TestClient, given: bytes) -> None:
+    """A request id that could break a log line or a header is replaced by a new one."""
     response = sqlite_client.get("/healthz", headers={b"X-Request-ID": given})
     assert len(response.headers["x-request-id"]) == 32
 
 
-def test_one_line_a_request(sqlite_client: TestClient) -> None:
-    """A request is logged once, with method, path and status, and without its query, which may hold a secret."""
+def test_one_log_line_per_request(sqlite_client: TestClient) -> None:
+    """A request is logged once, with method, path and status, and without its query, which may contain a secret."""
     with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
         sqlite_client.get("/api/v1/runs?q=secret", headers={"X-Request-ID": "r1"})
     (line,) = lines
@@ -29,8 +29,8 @@ def test_one_line_a_request(sqlite_client: TestClient) -> None:
     assert "secret" not in str(line)
 
 
-def test_health_checks_are_quiet(sqlite_client: TestClient) -> None:
-    """A health check that passes is not logged."""
+def test_health_checks_are_not_logged(sqlite_client: TestClient) -> None:
+    """A health check that succeeds is not logged."""
     with structlog.testing.capture_logs() as lines:
         sqlite_client.get("/healthz")
         sqlite_client.get("/readyz")
@@ -38,7 +38,7 @@ def test_health_checks_are_quiet(sqlite_client: TestClient) -> None:
 
 
 def test_a_failure_is_logged_with_its_reason(sqlite_client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the client must not see is in the log, under the request id that it does see."""
+    """The reason of an unexpected error is in the log but not in the answer; both have the same request id."""
 
     def fail(*_arguments: object) -> None:
         raise RuntimeError("kaboom")

@@ -6,12 +6,16 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from tests.service.conftest import ReplaceServices
+
+from gradmedic_service.settings import Settings
 
 PROJECTS = "/api/v1/projects"
+RUNS = "/api/v1/runs"
 
 
 def test_a_project_appears_with_its_first_run(client: TestClient, create_run: Any) -> None:
-    """Before a run names it there is no project; after, it is there once, whatever its name."""
+    """A project exists, once, as soon as a run names it, whatever its name is."""
     name = "team/ünit 1"
     missing = client.get(f"{PROJECTS}/{name}")
     assert (missing.status_code, missing.json()["error_code"]) == (404, "project_not_found")
@@ -23,7 +27,7 @@ def test_a_project_appears_with_its_first_run(client: TestClient, create_run: An
 
 
 def test_pages_cover_every_project_once(client: TestClient, create_run: Any) -> None:
-    """Page after page yields every project once, by name, in both directions."""
+    """The pages of the list contain every project once, sorted by name, in both directions."""
     names = [f"p{index}" for index in range(5)]
     for name in reversed(names):
         create_run(client, project=name)
@@ -45,14 +49,14 @@ def test_pages_cover_every_project_once(client: TestClient, create_run: Any) -> 
     ("parameters", "path"),
     [({"max_results": 0}, "max_results"), ({"sort": "size"}, "sort"), ({"page_token": "W10"}, "page_token")],
 )
-def test_bad_queries_are_named(sqlite_client: TestClient, parameters: dict[str, Any], path: str) -> None:
-    """A query parameter that cannot be is named."""
+def test_invalid_queries(sqlite_client: TestClient, parameters: dict[str, Any], path: str) -> None:
+    """The error of an invalid query parameter names the parameter."""
     response = sqlite_client.get(PROJECTS, params=parameters)
     assert (response.status_code, response.json()["errors"][0]["path"]) == (422, path)
 
 
 def test_muting_for_a_project(client: TestClient, create_run: Any) -> None:
-    """What a project mutes stays until it says otherwise; an unknown id is refused with the known ones."""
+    """A project's muted detectors stay until they are changed; an unknown id is refused, with the known ids."""
     create_run(client, project="p")
     changed = client.patch(f"{PROJECTS}/p", json={"muted_detectors": ["plateau", "nonfinite"]}).json()
     assert changed["muted_detectors"] == ["plateau", "nonfinite"]
@@ -73,8 +77,8 @@ def explode(client: TestClient, run: str, first: int) -> Any:
 
 
 @pytest.mark.parametrize("place", ["run", "project"])
-def test_a_muted_detector_is_not_heard(client: TestClient, create_run: Any, place: str) -> None:
-    """Muted, a detector decides no verdict and has no finding; unmuted, it knows what it saw meanwhile."""
+def test_a_muted_detector(client: TestClient, create_run: Any, place: str) -> None:
+    """A muted detector decides no verdict and has no finding; once unmuted, it has the finding of the steps before."""
     run = create_run(client, project="p", muted_detectors=["nonfinite"] if place == "run" else [])
     where = run if place == "run" else f"{PROJECTS}/p"
     if place == "project":
@@ -93,7 +97,7 @@ def test_a_muted_detector_is_not_heard(client: TestClient, create_run: Any, plac
 
 
 def test_a_run_and_its_project_mute_together(client: TestClient, create_run: Any) -> None:
-    """What either mutes is muted: the effective set is the union."""
+    """A detector is muted if the run or its project mutes it."""
     run = create_run(client, project="p", muted_detectors=["nonfinite"])
     client.patch(f"{PROJECTS}/p", json={"muted_detectors": ["plateau"]})
     for step in range(30):
@@ -103,10 +107,8 @@ def test_a_run_and_its_project_mute_together(client: TestClient, create_run: Any
 
 
 @pytest.mark.parametrize(("framework", "word"), [("jax 0.10", "optax"), ("torch 2.13.0", "torch"), (None, "torch")])
-def test_advice_speaks_the_runs_framework(
-    client: TestClient, create_run: Any, framework: str | None, word: str
-) -> None:
-    """Snippets of advice are written in the framework that the run names, and runs of one model do not share it."""
+def test_snippets_fit_the_runs_framework(client: TestClient, create_run: Any, framework: str | None, word: str) -> None:
+    """Snippets of advice are for the run's framework, also after a run of the same model in another framework."""
     answers = {}
     for name in ("keras 3.0", framework):
         run = create_run(client, framework=name)
@@ -118,3 +120,16 @@ def test_advice_speaks_the_runs_framework(
         answers[name] = client.get(f"{run}/diagnosis").json()
     assert answers[framework]["verdict"] == "exploding"
     assert word in "".join(advice["snippet"] for advice in answers[framework]["advice"])
+
+
+def test_a_full_project(client: TestClient, replace_services: ReplaceServices, create_run: Any) -> None:
+    """A full project refuses another run until one is deleted; other projects are not concerned."""
+    replace_services(limits=Settings(max_runs_per_project=2).limits())
+    paths = [create_run(client, project="full") for _ in range(2)]
+    body = {"project": "full", "layers": []}
+    refused = client.post(RUNS, json=body)
+    assert (refused.status_code, refused.json()["error_code"]) == (409, "project_full")
+    assert len(client.get(RUNS).json()["items"]) == 2
+    assert client.post(RUNS, json=body | {"project": "other"}).status_code == 201
+    client.delete(paths[0])
+    assert client.post(RUNS, json=body).status_code == 201

@@ -12,9 +12,9 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
-from tests.service.access.conftest import Bearing
-from tests.service.access.conftest import bearing as bearing
-from tests.service.access.conftest import guarded as guarded
+from tests.service.access.conftest import ClientWithKey
+from tests.service.access.conftest import client_with_key as client_with_key
+from tests.service.access.conftest import client_without_key as client_without_key
 from tests.service.access.conftest import make_secret as make_secret
 from tests.service.conftest import ReplaceServices
 from tests.service.reruns.conftest import API, CLIP, PlayedWorker, rerun, suspect
@@ -33,26 +33,31 @@ def code(response: httpx2.Response) -> str:
 
 
 @pytest.fixture
-def person(bearing: Bearing) -> TestClient:
+def person(client_with_key: ClientWithKey) -> TestClient:
     """Somebody who asks for reruns."""
-    return bearing("ingest", "read", "rerun")
+    return client_with_key("ingest", "read", "rerun")
 
 
 @pytest.fixture
-def supervisor(bearing: Bearing) -> PlayedWorker:
+def supervisor(client_with_key: ClientWithKey) -> PlayedWorker:
     """A supervisor with its own key, which has offered its trainable."""
-    played = PlayedWorker(bearing("worker"))
+    played = PlayedWorker(client_with_key("worker"))
     played.register(gpus=1, timeout=50.0)
     return played
 
 
 @pytest.fixture
-def holding(guarded: TestClient) -> Holding:
+def holding(client_without_key: TestClient) -> Holding:
     """Make clients that present a ticket, or a key."""
 
     def hold(secret: str) -> TestClient:
         headers = {"Authorization": f"Bearer {secret}"}
-        return TestClient(guarded.app, raise_server_exceptions=False, headers=headers, base_url=str(guarded.base_url))
+        return TestClient(
+            client_without_key.app,
+            raise_server_exceptions=False,
+            headers=headers,
+            base_url=str(client_without_key.base_url),
+        )
 
     return hold
 
@@ -146,14 +151,16 @@ def test_a_ticket_opens_nothing_else(waiting: Claimed, supervisor: PlayedWorker,
 
 
 @pytest.mark.parametrize("scopes", [("worker",), ("ingest", "read", "rerun"), ("admin",)], ids="+".join)
-def test_no_key_of_a_person_or_worker_is_a_ticket(waiting: Claimed, bearing: Bearing, scopes: tuple[str, ...]) -> None:
+def test_no_key_of_a_person_or_worker_is_a_ticket(
+    waiting: Claimed, client_with_key: ClientWithKey, scopes: tuple[str, ...]
+) -> None:
     """What runs as an attempt is what its supervisor has submitted; even administrators get no key this way."""
-    assert code(redeem(bearing(*scopes), waiting)) in ("scope_missing", "trial_not_found")
+    assert code(redeem(client_with_key(*scopes), waiting)) in ("scope_missing", "trial_not_found")
 
 
-def test_no_such_key_can_be_asked_for(bearing: Bearing) -> None:
+def test_no_such_key_can_be_asked_for(client_with_key: ClientWithKey) -> None:
     """The scope of tickets is not one that keys are made with."""
-    asked = bearing("admin").post(f"{API}/api-keys", json={"scopes": ["ticket"], "project": "mine"})
+    asked = client_with_key("admin").post(f"{API}/api-keys", json={"scopes": ["ticket"], "project": "mine"})
     assert asked.status_code == 422
 
 
@@ -171,9 +178,11 @@ def test_tickets_that_could_be_guessed_or_last_are_refused(
     assert [error["path"] for error in refused.json()["errors"]] == [path]
 
 
-def test_only_its_supervisor_makes_a_ticket_good(waiting: Claimed, bearing: Bearing, supervisor: PlayedWorker) -> None:
+def test_only_its_supervisor_makes_a_ticket_good(
+    waiting: Claimed, client_with_key: ClientWithKey, supervisor: PlayedWorker
+) -> None:
     """Another worker's trial does not exist for a worker; an attempt that is over takes no ticket."""
-    assert code(issue(PlayedWorker(bearing("worker")), waiting, new_secret())) == "trial_not_found"
+    assert code(issue(PlayedWorker(client_with_key("worker")), waiting, new_secret())) == "trial_not_found"
     assert code(issue(supervisor, waiting | {"attempt": 3}, new_secret())) == "trial_not_found"
     ticket = new_secret()
     assert issue(supervisor, waiting, ticket).status_code == 200

@@ -11,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import select
 from starlette.testclient import TestClient
-from tests.support.locks import is_anyone_waiting
+from tests.support.locks import is_transaction_waiting
 
 from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.runs import Layer, RunUpdate
@@ -25,14 +25,14 @@ from gradmedic_service.settings import Settings
 RUNS = "/api/v1/runs"
 
 
-def paths(response: Any) -> dict[str, str]:
-    """Messages of a refusal by their paths."""
+def error_messages(response: Any) -> dict[str, str]:
+    """Return the messages of a refused request by their paths."""
     assert response.status_code == 422, response.text
     return {error["path"]: error["message"] for error in response.json()["errors"]}
 
 
-def test_smallest_run(client: TestClient) -> None:
-    """A project and a layer's name are enough; the rest has defaults."""
+def test_a_project_and_layer_names_are_enough(client: TestClient) -> None:
+    """A run needs a project and the names of its layers; the other fields have defaults."""
     response = client.post(RUNS, json={"project": "p", "layers": [{"name": "w"}]})
     run = response.json()
     assert response.status_code == 201
@@ -44,8 +44,8 @@ def test_smallest_run(client: TestClient) -> None:
     assert client.get(f"{RUNS}/{run['id']}").json() == run
 
 
-def test_everything_said_is_kept(client: TestClient) -> None:
-    """Every field comes back as it was sent, non-finite numbers and any Unicode included."""
+def test_every_field_is_stored(client: TestClient) -> None:
+    """Every field is read back as it was sent, non-finite numbers and any Unicode included."""
     body = {
         "project": "πρ",
         "name": "naïve ☃",
@@ -94,7 +94,7 @@ def test_everything_said_is_kept(client: TestClient) -> None:
 
 
 def test_bare_nan_in_config_is_stored_by_name(client: TestClient) -> None:
-    """A NaN that Python's json wrote into the configuration comes back as its name."""
+    """A bare NaN in the configuration is read back as the string `NaN`."""
     content = '{"project": "p", "layers": [], "config": {"lr": NaN, "inf": [-Infinity]}}'
     response = client.post(RUNS, content=content, headers={"Content-Type": "application/json"})
     assert response.json()["config"] == {"lr": "NaN", "inf": ["-Infinity"]}
@@ -113,7 +113,7 @@ def test_same_id_again_is_the_same_run(client: TestClient) -> None:
 
 @pytest.mark.parametrize("difference", [{"project": "q"}, {"layers": [{"name": "v"}]}, {"statistics": ["weight_norm"]}])
 def test_an_id_cannot_mean_two_runs(client: TestClient, difference: dict[str, Any]) -> None:
-    """The id of a run with another project, layers or statistics is refused, and that run is untouched."""
+    """The id of a run with another project, layers or statistics is refused, and that run does not change."""
     body = {"project": "p", "layers": [{"name": "w"}], "id": str(new_id())}
     created = client.post(RUNS, json=body).json()
     response = client.post(RUNS, json={**body, **difference})
@@ -157,14 +157,14 @@ def test_an_id_cannot_mean_two_runs(client: TestClient, difference: dict[str, An
     ],
 )
 def test_bad_fields_are_named(sqlite_client: TestClient, fields: dict[str, Any], path: str, words: str) -> None:
-    """A field that cannot be is refused by its path and with its reason, and nothing is stored."""
+    """An invalid field is refused with its path and the reason, and nothing is stored."""
     response = sqlite_client.post(RUNS, json={"project": "p", "layers": [], **fields})
-    assert words in paths(response)[path]
+    assert words in error_messages(response)[path]
     assert sqlite_client.get(RUNS).json()["items"] == []
 
 
 def test_deep_configuration_is_refused(sqlite_client: TestClient) -> None:
-    """A configuration nested beyond the limit is refused, and one at the limit is not."""
+    """A configuration that is nested deeper than the limit is refused."""
     for depth, status in ((32, 201), (33, 422)):
         config: dict[str, Any] = {}
         for _ in range(depth - 1):
@@ -173,7 +173,7 @@ def test_deep_configuration_is_refused(sqlite_client: TestClient) -> None:
 
 
 def test_lone_surrogates_are_refused(client: TestClient) -> None:
-    """Text that is no Unicode is refused and not a failure of the database."""
+    """Text with lone surrogates is refused before it reaches the database."""
     for field in ('"notes": "\\ud800"', '"config": {"a": "\\ud800"}', '"tags": ["\\ud800"]'):
         content = f'{{"project": "p", "layers": [], {field}}}'
         response = client.post(RUNS, content=content, headers={"Content-Type": "application/json"})
@@ -182,19 +182,20 @@ def test_lone_surrogates_are_refused(client: TestClient) -> None:
 
 @pytest.mark.slow
 def test_too_many_layers_are_refused(sqlite_url: str) -> None:
-    """A run over the limit of layers is refused at creation and when layers are appended."""
+    """More layers than the limit are refused at creation and when layers are appended."""
     layers = [{"name": f"w{index}"} for index in range(4)]
     with TestClient(create_app(Settings(database_url=SecretStr(sqlite_url), max_layers=3))) as client:
         assert (
-            "makes 4 layers; at most 3" in paths(client.post(RUNS, json={"project": "p", "layers": layers}))["layers"]
+            "makes 4 layers; at most 3"
+            in error_messages(client.post(RUNS, json={"project": "p", "layers": layers}))["layers"]
         )
         run = client.post(RUNS, json={"project": "p", "layers": layers[:2]}).json()
         response = client.patch(f"{RUNS}/{run['id']}", json={"append_layers": layers[2:]})
-        assert "makes 4 layers" in paths(response)["append_layers"]
+        assert "makes 4 layers" in error_messages(response)["append_layers"]
 
 
-def test_update(client: TestClient, create_run: Any) -> None:
-    """What a PATCH names changes, the rest stays, and the revision grows."""
+def test_an_update_changes_the_fields_that_it_names(client: TestClient, create_run: Any) -> None:
+    """A PATCH changes the fields that it names, keeps the others, and raises the revision."""
     path = create_run(client, name="old", tags=["a"], notes="n", config={"a": 1})
     before = client.get(path).json()
     change = {"name": "new", "tags": ["c", "b"], "status": "finished", "training": {"optimizers": [], "batch_size": 8}}
@@ -208,8 +209,8 @@ def test_update(client: TestClient, create_run: Any) -> None:
     assert client.get(path).json() == after
 
 
-def test_append_layers(client: TestClient, create_run: Any) -> None:
-    """Layers are added behind the existing ones; sending the same request again adds nothing."""
+def test_layers_are_appended_once(client: TestClient, create_run: Any) -> None:
+    """Layers are added after the existing ones; the same request again adds nothing."""
     path = create_run(client, layers=1)
     for _ in range(2):
         response = client.patch(path, json={"append_layers": [{"name": "new", "kind": "Linear"}]})
@@ -220,7 +221,7 @@ def test_append_layers(client: TestClient, create_run: Any) -> None:
 def test_layers_appended_at_once_are_all_kept(
     client: TestClient, create_run: Any, database: Database, settings: Settings
 ) -> None:
-    """Who waited for another replica's update adds to what that one made of the run."""
+    """An update that waited for another replica's update adds its layers to those of that update."""
     path = create_run(client, layers=1)
     first = RunUpdate(append_layers=[Layer(name="first")])
     answers = []
@@ -231,7 +232,7 @@ def test_layers_appended_at_once_are_all_kept(
             update(session, OPERATOR, UUID(path.rpartition("/")[2]), first, settings.limits())
             session.flush()
             waiting.start()
-            while waiting.is_alive() and not is_anyone_waiting(database):
+            while waiting.is_alive() and not is_transaction_waiting(database):
                 pass
         waiting.join()
     assert answers[0].status_code == 200, answers[0].text
@@ -253,16 +254,16 @@ def test_layers_appended_at_once_are_all_kept(
 def test_bad_updates_change_nothing(
     client: TestClient, create_run: Any, change: dict[str, Any], path: str, words: str
 ) -> None:
-    """A bad field is named, and the run is as it was."""
+    """An update with an invalid field is refused with its name and changes nothing."""
     run = create_run(client)
     before = client.get(run).json()
     response = client.patch(run, json={"notes": "changed", **change})
-    assert words in paths(response)[path]
+    assert words in error_messages(response)[path]
     assert client.get(run).json() == before
 
 
 def test_unknown_run_is_not_found(client: TestClient) -> None:
-    """Every route of a run that does not exist answers 404 run_not_found."""
+    """Every route of a run that does not exist answers 404 `run_not_found`."""
     run = f"{RUNS}/{new_id()}"
     steps = {"steps": [0], "loss": [1.0]}
     for response in (
@@ -279,14 +280,14 @@ def test_unknown_run_is_not_found(client: TestClient) -> None:
         assert (response.status_code, response.json()["error_code"]) == (404, "run_not_found")
 
 
-OF_NO_RUN = (
+TABLES_WITHOUT_RUN = (
     *("projects", "api_keys", "browser_sessions", "audit_records"),
     *("trainables", "reruns", "trials", "attempts"),
 )
 
 
 def test_deleting_removes_everything(client: TestClient, create_run: Any, database: Database) -> None:
-    """After a deletion no table but the record of it holds a row of the run, and another run keeps its own."""
+    """After a deletion no table has a row of the run, except the audit records; another run keeps its rows."""
     kept, deleted = (create_run(client, tags=["a"]) for _ in range(2))
     for run in (kept, deleted):
         rows: list[Any] = [[1, 1]] * 1599 + [["NaN", 1]]
@@ -297,41 +298,41 @@ def test_deleting_removes_everything(client: TestClient, create_run: Any, databa
     assert client.delete(deleted).status_code == 404
     with database.reading() as session:
         for table in Base.metadata.sorted_tables:
-            if table.name in OF_NO_RUN:
+            if table.name in TABLES_WITHOUT_RUN:
                 continue
             column = table.c.id if table.name == "runs" else table.c.run_id
             runs = set(session.scalars(select(column)).all())
             assert runs == {UUID(kept.rpartition("/")[2])}, table.name
 
 
-def listed(client: TestClient, **parameters: Any) -> list[str]:
-    """Names of the runs that a query finds."""
+def find_names(client: TestClient, **parameters: Any) -> list[str]:
+    """Return the names of the runs that a query finds."""
     response = client.get(RUNS, params=parameters)
     assert response.status_code == 200, response.text
     return [run["name"] for run in response.json()["items"]]
 
 
-def test_filters(client: TestClient, create_run: Any) -> None:
-    """Each filter keeps the runs it names, and filters combine."""
+def test_filters_select_runs(client: TestClient, create_run: Any) -> None:
+    """Each filter selects the runs that match it, and filters combine."""
     create_run(client, project="p", name="Alpha", tags=["x", "y"], notes="50% done")
     create_run(client, project="p", name="beta", tags=["y"], group="ablation")
     gamma = create_run(client, project="q", name="gamma_1")
     client.patch(gamma, json={"status": "failed"})
-    assert listed(client) == ["gamma_1", "beta", "Alpha"]
-    assert listed(client, project="p") == ["beta", "Alpha"]
-    assert listed(client, tag="x") == ["Alpha"]
-    assert listed(client, tag="y", q="BET") == ["beta"]
-    assert listed(client, q="50%") == ["Alpha"]
-    assert listed(client, q="abl") == ["beta"]
-    assert listed(client, q="a_1") == ["gamma_1"]
-    assert listed(client, q="aX1") == []
-    assert listed(client, status="failed") == ["gamma_1"]
-    assert listed(client, verdict="exploding") == []
+    assert find_names(client) == ["gamma_1", "beta", "Alpha"]
+    assert find_names(client, project="p") == ["beta", "Alpha"]
+    assert find_names(client, tag="x") == ["Alpha"]
+    assert find_names(client, tag="y", q="BET") == ["beta"]
+    assert find_names(client, q="50%") == ["Alpha"]
+    assert find_names(client, q="abl") == ["beta"]
+    assert find_names(client, q="a_1") == ["gamma_1"]
+    assert find_names(client, q="aX1") == []
+    assert find_names(client, status="failed") == ["gamma_1"]
+    assert find_names(client, verdict="exploding") == []
 
 
 @pytest.mark.parametrize("sort", ["created_at", "-created_at", "updated_at", "-updated_at", "name", "-name"])
 def test_pages_cover_every_run_once(client: TestClient, create_run: Any, sort: str) -> None:
-    """Reading page after page yields every run once, in order, also where names repeat."""
+    """The pages together have every run once, in order, also where names repeat."""
     for index in range(7):
         create_run(client, name=f"run {index // 3}")
     names: list[str] = []
@@ -368,27 +369,27 @@ def test_pages_cover_every_run_once(client: TestClient, create_run: Any, sort: s
     ],
 )
 def test_bad_queries_are_named(client: TestClient, parameters: dict[str, Any], path: str) -> None:
-    """A query parameter that cannot be is named."""
-    assert path in paths(client.get(RUNS, params=parameters))
+    """An invalid query parameter is refused with its name."""
+    assert path in error_messages(client.get(RUNS, params=parameters))
 
 
 def test_a_token_belongs_to_its_query(client: TestClient, create_run: Any) -> None:
-    """A page token is refused with other filters or another order than it was given for."""
+    """A page token is refused with other filters or another order than those of its page."""
     for _ in range(2):
         create_run(client, project="p")
     token = client.get(RUNS, params={"max_results": 1, "project": "p"}).json()["next_page_token"]
     assert client.get(RUNS, params={"page_token": token, "project": "p"}).status_code == 200
     for other in ({"project": "q"}, {}, {"project": "p", "sort": "name"}):
-        assert "page_token" in paths(client.get(RUNS, params={"page_token": token, **other}))
+        assert "page_token" in error_messages(client.get(RUNS, params={"page_token": token, **other}))
 
 
-def test_score_is_a_number(client: TestClient, create_run: Any) -> None:
+def test_the_score_of_a_new_run_is_finite(client: TestClient, create_run: Any) -> None:
     """The score of a new run is finite."""
     assert math.isfinite(client.get(create_run(client)).json()["score"])
 
 
 def test_a_list_of_trials_is_paged(client: TestClient) -> None:
-    """The runs of a parent have pages of their own; a token that is none of theirs is refused."""
+    """The runs of a parent have pages of their own; an invalid page token is refused."""
     query = {"parent_id": str(new_id())}
     assert client.get(RUNS, params=query).json() == {"items": [], "next_page_token": None}
-    assert "page_token" in paths(client.get(RUNS, params={**query, "page_token": "bm9uZQ"}))
+    assert "page_token" in error_messages(client.get(RUNS, params={**query, "page_token": "bm9uZQ"}))

@@ -1,4 +1,4 @@
-"""A run that falls silent is stalled by itself, on every replica alike, and comes back when it speaks."""
+"""A silent run becomes stalled, and is running again after its next block."""
 
 from __future__ import annotations
 
@@ -14,66 +14,66 @@ from starlette.testclient import TestClient
 
 from gradmedic_service.database.engine import Database
 from gradmedic_service.database.models import Run
-from gradmedic_service.runs.stalling import LEAST_SECONDS, MOST_PAUSES, PAUSES, Patience, status_of
+from gradmedic_service.runs.stalling import MAX_PAUSE_FACTOR, MIN_SECONDS, PAUSE_FACTOR, SilenceLimit, status_of
 
 BEGIN = datetime(2026, 1, 2, tzinfo=UTC)
 RUNS = "/api/v1/runs"
 
 
-def after(pauses: list[float]) -> tuple[Patience, datetime]:
-    """The patience with a run that spoke after each of some pauses, and when it spoke last."""
-    now, patience = BEGIN, Patience.at_start(BEGIN)
+def limit_after(pauses: list[float]) -> tuple[SilenceLimit, datetime]:
+    """Return the silence limit after appends with pauses between them, and the time of the last append."""
+    now, limit = BEGIN, SilenceLimit.at_start(BEGIN)
     for pause in pauses:
         now += timedelta(seconds=pause)
-        patience = patience.after_append(now)
-    return patience, now
+        limit = limit.after_append(now)
+    return limit, now
 
 
-def silent(run: str, database: Database) -> None:
-    """Let the time be over that a run may be silent."""
+def let_silence_limit_pass(run: str, database: Database) -> None:
+    """Let the silence limit of a run have passed."""
     moment = datetime.now(UTC) - timedelta(seconds=1)
     with database.writing() as session:
         session.execute(update(Run).where(Run.id == UUID(run.rpartition("/")[2])).values(stalls_at=moment))
 
 
-def test_a_quick_run_is_missed_after_a_minute() -> None:
-    """A run that has spoken every second for hours is stalled a minute after its last word, whatever its start took."""
-    patience, now = after([100.0] + [1.0] * 4 * 3600)
-    assert patience.stalls_at - now == timedelta(seconds=LEAST_SECONDS)
+def test_a_run_of_short_pauses_stalls_after_a_minute() -> None:
+    """After hours with an append a second, the limit is a minute, however long the start took."""
+    limit, now = limit_after([100.0] + [1.0] * 4 * 3600)
+    assert limit.stalls_at - now == timedelta(seconds=MIN_SECONDS)
 
 
-def test_a_run_with_long_pauses_is_given_longer() -> None:
-    """A run that evaluates for ten minutes after every epoch of an hour is stalled in none of these pauses."""
-    patience, now = Patience.at_start(BEGIN), BEGIN
+def test_a_run_of_long_pauses_has_a_longer_limit() -> None:
+    """A run that evaluates for ten minutes after every epoch of an hour never stalls."""
+    limit, now = SilenceLimit.at_start(BEGIN), BEGIN
     for epoch in (10, 400, 400, 400, 400):
         for pause in [1.0, *[9.0] * epoch, 590.0]:
             now += timedelta(seconds=pause)
-            assert status_of("running", patience.stalls_at, now) == "running"
-            patience = patience.after_append(now)
+            assert status_of("running", limit.stalls_at, now) == "running"
+            limit = limit.after_append(now)
 
 
-def test_a_nights_stall_does_not_buy_a_week() -> None:
-    """A pause counts for no more than ten times what was allowed."""
-    patience, _ = after([1.0] * 4 * 3600 + [12 * 3600.0])
-    assert patience.seconds == PAUSES * MOST_PAUSES * LEAST_SECONDS
+def test_a_very_long_pause_counts_only_in_part() -> None:
+    """A pause counts for at most ten times the limit before it."""
+    limit, _ = limit_after([1.0] * 4 * 3600 + [12 * 3600.0])
+    assert limit.seconds == PAUSE_FACTOR * MAX_PAUSE_FACTOR * MIN_SECONDS
 
 
 @given(st.lists(st.floats(-10, 1e5), max_size=5))
-def test_patience_is_bounded_by_what_was_allowed(pauses: list[float]) -> None:
-    """Whatever the pauses, clocks that go back included, a minute is allowed, and at most 40 times what was before."""
-    patience, now = after(pauses)
-    later = patience.after_append(now + timedelta(days=30))
-    assert patience.seconds >= LEAST_SECONDS
-    assert LEAST_SECONDS <= later.seconds <= PAUSES * MOST_PAUSES * patience.seconds
+def test_the_limit_is_bounded(pauses: list[float]) -> None:
+    """For any pauses, negative ones included, the limit is at least a minute and at most 40 times the one before."""
+    limit, now = limit_after(pauses)
+    later = limit.after_append(now + timedelta(days=30))
+    assert limit.seconds >= MIN_SECONDS
+    assert MIN_SECONDS <= later.seconds <= PAUSE_FACTOR * MAX_PAUSE_FACTOR * limit.seconds
 
 
-def test_a_silent_run_is_stalled_and_comes_back(client: TestClient, create_run: Any, database: Database) -> None:
-    """Detail, list and filters say `stalled` once the time is over, and `running` after the next block."""
+def test_a_silent_run_is_stalled_until_its_next_block(client: TestClient, create_run: Any, database: Database) -> None:
+    """The run, the list and the filters have `stalled` after the limit, and `running` after the next block."""
     run = create_run(client)
     client.post(f"{run}/steps", json={"steps": [0], "loss": [1.0]})
-    silent(run, database)
+    let_silence_limit_pass(run, database)
     assert client.get(run).json()["status"] == "stalled"
-    assert [one["status"] for one in client.get(RUNS).json()["items"]] == ["stalled"]
+    assert [item["status"] for item in client.get(RUNS).json()["items"]] == ["stalled"]
     assert len(client.get(RUNS, params={"status": "stalled"}).json()["items"]) == 1
     assert client.get(RUNS, params={"status": "running"}).json()["items"] == []
     client.post(f"{run}/steps", json={"steps": [1], "loss": [1.0]})
@@ -83,31 +83,29 @@ def test_a_silent_run_is_stalled_and_comes_back(client: TestClient, create_run: 
 
 
 @pytest.mark.parametrize("status", ["finished", "failed"])
-def test_a_run_that_ended_is_not_stalled(client: TestClient, create_run: Any, database: Database, status: str) -> None:
-    """What ended is silent by right; set running again, it is given the time of a start."""
+def test_an_ended_run_is_not_stalled(client: TestClient, create_run: Any, database: Database, status: str) -> None:
+    """A finished or failed run does not stall; set to running again, it has the limit of a start."""
     run = create_run(client)
     client.patch(run, json={"status": status})
-    silent(run, database)
+    let_silence_limit_pass(run, database)
     assert client.get(run).json()["status"] == status
     assert client.get(RUNS, params={"status": "stalled"}).json()["items"] == []
     assert client.patch(run, json={"status": "running"}).json()["status"] == "running"
 
 
 def test_a_rewind_ends_a_stall(client: TestClient, create_run: Any, database: Database) -> None:
-    """A job that resumes from its checkpoint is running, and is given the time of a start."""
+    """A rewound run is running and has the limit of a start."""
     run = create_run(client)
     client.post(f"{run}/steps", json={"steps": [0, 1], "loss": [1.0, 1.0]})
-    silent(run, database)
+    let_silence_limit_pass(run, database)
     assert client.post(f"{run}/rewind", json={"step": 0, "generation": 0}).status_code == 200
     assert client.get(run).json()["status"] == "running"
 
 
-def test_resending_what_is_stored_does_not_count_as_speaking(
-    client: TestClient, create_run: Any, database: Database
-) -> None:
-    """Only new steps bring a run back: a journal that is sent again says nothing about the job."""
+def test_resent_steps_do_not_end_a_stall(client: TestClient, create_run: Any, database: Database) -> None:
+    """A stalled run stays stalled when only stored steps are sent again."""
     run = create_run(client)
     client.post(f"{run}/steps", json={"steps": [0], "loss": [1.0]})
-    silent(run, database)
+    let_silence_limit_pass(run, database)
     assert client.post(f"{run}/steps", json={"steps": [0], "loss": [1.0]}).json()["ignored"] == 1
     assert client.get(run).json()["status"] == "stalled"

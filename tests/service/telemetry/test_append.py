@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, select, update
 from starlette.testclient import TestClient
-from tests.support.locks import is_anyone_waiting
+from tests.support.locks import is_transaction_waiting
 
 from gradmedic.protocol.service import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE
 from gradmedic_service.access.principal import OPERATOR
@@ -36,7 +36,7 @@ BLOCK = {"steps": [0, 1], "loss": [1.0, 0.5], "statistics": {"grad_norm": [[1.0,
 
 
 def steps_of(first: int, count: int) -> dict[str, Any]:
-    """A block of one statistic and two layers in which every value names its step."""
+    """Return a block of one statistic and two layers whose values follow from their step."""
     steps = list(range(first, first + count))
     return {
         "steps": steps,
@@ -46,21 +46,21 @@ def steps_of(first: int, count: int) -> dict[str, Any]:
 
 
 def series(client: TestClient, run: str, *names: str, **parameters: Any) -> Any:
-    """Read series at full resolution."""
+    """Return series at full resolution."""
     response = client.get(f"{run}/steps", params={"statistic": names, "max_points": 10_000, **parameters})
     assert response.status_code == 200, response.text
     return response.json()
 
 
 def chunk_lengths(database: Database, run: str) -> list[int]:
-    """Steps of each chunk of a run, in order."""
+    """Return the number of steps of each chunk of a run, in order."""
     with database.reading() as session:
         chunks = select(TelemetryChunk.step_count).where(TelemetryChunk.run_id == UUID(run.rpartition("/")[2]))
         return list(session.scalars(chunks.order_by(TelemetryChunk.first_step)))
 
 
 def test_append_and_read_back(client: TestClient, create_run: Any) -> None:
-    """Appended steps are acknowledged and come back as they were, absence included."""
+    """Appended steps are acknowledged and read back unchanged, absent layers included."""
     run = create_run(client)
     response = client.post(f"{run}/steps", json=BLOCK)
     assert response.status_code == 200, response.text
@@ -72,7 +72,7 @@ def test_append_and_read_back(client: TestClient, create_run: Any) -> None:
     assert (stored["last_step"], stored["revision"]) == (1, 2)
     answer = series(client, run, "grad_norm", "loss")
     assert answer["first_step"] == answer["last_step"] == [0, 1]
-    by_layer = {(one["statistic"], one["layer"]): one for one in answer["series"]}
+    by_layer = {(item["statistic"], item["layer"]): item for item in answer["series"]}
     assert by_layer["grad_norm", "layer0"]["mean"] == [1.0, 3.0]
     assert by_layer["grad_norm", "layer1"]["mean"] == [2.0, None]
     assert by_layer["grad_norm", "layer1"]["count"] == [1, 0]
@@ -80,7 +80,7 @@ def test_append_and_read_back(client: TestClient, create_run: Any) -> None:
 
 
 def test_resending_is_ignored(client: TestClient, create_run: Any) -> None:
-    """Sent again, a block is counted as ignored and changes nothing; overlapping, only its new steps are stored."""
+    """A block that is sent again is ignored and changes nothing; of an overlapping block only new steps are stored."""
     run = create_run(client)
     client.post(f"{run}/steps", json=steps_of(0, 5))
     before = client.get(run).json()
@@ -93,7 +93,7 @@ def test_resending_is_ignored(client: TestClient, create_run: Any) -> None:
 
 
 def test_both_forms_and_encodings_store_the_same(client: TestClient, create_run: Any) -> None:
-    """JSON and msgpack, plain, gzip and zstd: the stored series are the same."""
+    """JSON and msgpack store the same series, in plain, gzip and zstd encoding."""
     values = np.array([[1, 7], [np.nan, np.inf], [0, 3]], np.float32)
     as_json = msgspec.json.encode(
         {
@@ -124,7 +124,7 @@ def test_both_forms_and_encodings_store_the_same(client: TestClient, create_run:
 
 
 def test_bad_blocks_change_nothing(client: TestClient, create_run: Any) -> None:
-    """A block that does not fit the run is refused by the name of its field; the run and its steps are as before."""
+    """A block that does not fit the run is refused with the name of the field; the run and its steps do not change."""
     run = create_run(client)
     client.post(f"{run}/steps", json=BLOCK)
     before = client.get(run).json()
@@ -142,8 +142,10 @@ def test_bad_blocks_change_nothing(client: TestClient, create_run: Any) -> None:
     assert series(client, run, "loss")["first_step"] == [0, 1]
 
 
-def test_generations(client: TestClient, create_run: Any, database: Database) -> None:
-    """Only a block of the run's own generation is taken; one without a generation means the current one."""
+def test_only_blocks_of_the_current_generation_are_stored(
+    client: TestClient, create_run: Any, database: Database
+) -> None:
+    """A block of another generation than the run's is refused; a block without a generation is of the current one."""
     run = create_run(client)
     with database.writing() as session:
         session.execute(update(Run).values(generation=2))
@@ -154,19 +156,19 @@ def test_generations(client: TestClient, create_run: Any, database: Database) ->
 
 
 def test_layers_may_be_added_between_blocks(client: TestClient, create_run: Any) -> None:
-    """A block made before layers were added is still taken after; the new layers are absent in it."""
+    """A block from before layers were added is stored after it; the new layers are absent in it."""
     run = create_run(client, layers=1)
     client.post(f"{run}/steps", json={"steps": [0], "statistics": {"grad_norm": [[1]]}})
     client.patch(run, json={"append_layers": [{"name": "new1"}, {"name": "new2"}]})
     for steps, row, status in (([1], [2], 200), ([2], [3, 4], 422), ([2], [3, 4, 5], 200)):
         response = client.post(f"{run}/steps", json={"steps": steps, "statistics": {"grad_norm": [row]}})
         assert response.status_code == status, response.text
-    means = [one["mean"] for one in series(client, run, "grad_norm")["series"]]
+    means = [item["mean"] for item in series(client, run, "grad_norm")["series"]]
     assert means == [[1, 2, 3], [None, None, 4], [None, None, 5]]
 
 
-def test_too_many_metric_names(client: TestClient, create_run: Any) -> None:
-    """A run whose script makes up names of metrics is stopped before its row grows without bound."""
+def test_too_many_metric_names_are_refused(client: TestClient, create_run: Any) -> None:
+    """A block is refused that brings the metric names of its run above 1,000."""
     run = create_run(client)
     for block in range(5):
         metrics = {f"m{block}.{index}": [1.0] for index in range(250)}
@@ -175,8 +177,8 @@ def test_too_many_metric_names(client: TestClient, create_run: Any) -> None:
     assert "at most 1000" in response.json()["detail"]
 
 
-def test_an_explosion_alerts_once(client: TestClient, create_run: Any) -> None:
-    """The block that makes a run explode answers with an alert and the verdict; the next one has no alert."""
+def test_an_explosion_gives_one_alert(client: TestClient, create_run: Any) -> None:
+    """The answer to the block that makes a run explode has an alert and the verdict; the next answer has no alert."""
     run = create_run(client)
     for step in range(40):
         client.post(f"{run}/steps", json={"steps": [step], "loss": [1.0], "statistics": {"grad_norm": [[1, 1]]}})
@@ -194,8 +196,8 @@ def test_an_explosion_alerts_once(client: TestClient, create_run: Any) -> None:
 
 
 @pytest.mark.slow
-def test_single_steps_fold_together(client: TestClient, create_run: Any, database: Database) -> None:
-    """Steps sent one by one make few chunks: full ones, then a tail that shrinks by halves; nothing is lost."""
+def test_single_steps_are_merged_into_few_chunks(client: TestClient, create_run: Any, database: Database) -> None:
+    """Steps that are sent one by one become full chunks and a short tail of shrinking chunks; no step is lost."""
     run = create_run(client)
     for step in range(150):
         assert client.post(f"{run}/steps", json=steps_of(step, 1)).status_code == 200
@@ -209,7 +211,7 @@ def test_single_steps_fold_together(client: TestClient, create_run: Any, databas
 
 
 def test_full_blocks_are_written_once(client: TestClient, create_run: Any, database: Database) -> None:
-    """Blocks as long as a full chunk are never rewritten."""
+    """Blocks as long as a full chunk become one chunk each."""
     run = create_run(client)
     for block in range(4):
         client.post(f"{run}/steps", json=steps_of(block * FULL_CHUNK_STEPS, FULL_CHUNK_STEPS))
@@ -221,7 +223,7 @@ def test_full_blocks_are_written_once(client: TestClient, create_run: Any, datab
 def test_any_order_of_blocks_stores_each_step_once(
     sqlite_client: TestClient, create_run: Any, blocks: list[tuple[int, int]]
 ) -> None:
-    """However blocks overlap, repeat or leave gaps, what is stored are the steps that grew the run, each once."""
+    """However blocks overlap, repeat or leave gaps, each step after the last one is stored once."""
     run = create_run(sqlite_client)
     expected: list[int] = []
     for first, count in blocks:
@@ -231,12 +233,12 @@ def test_any_order_of_blocks_stores_each_step_once(
         expected += new
     answer = series(sqlite_client, run, "loss", "grad_norm", layer="layer1")
     assert answer["first_step"] == expected
-    assert [one["mean"] for one in answer["series"]] == [[s + 0.5 for s in expected], [float(s) for s in expected]]
+    assert [item["mean"] for item in answer["series"]] == [[s + 0.5 for s in expected], [float(s) for s in expected]]
 
 
 @pytest.mark.slow
-def test_two_writers_stay_exact(client: TestClient, create_run: Any, settings: Settings) -> None:
-    """Two replicas that append overlapping blocks to one run at once store each step once, and lose none."""
+def test_two_replicas_store_each_step_once(client: TestClient, create_run: Any, settings: Settings) -> None:
+    """Two replicas that append overlapping blocks to one run at once store each step once and lose none."""
     run = create_run(client)
     total, answers = 60, []
 
@@ -267,10 +269,10 @@ def test_two_writers_stay_exact(client: TestClient, create_run: Any, settings: S
 
 @pytest.mark.slow
 @pytest.mark.parametrize("blocks_before", [0, 1])
-def test_who_waited_reads_what_was_written_meanwhile(
+def test_an_append_that_waited_continues_from_the_other_append(
     client: TestClient, create_run: Any, database: Database, settings: Settings, blocks_before: int
 ) -> None:
-    """An append that waited for another replica's goes on from that one's diagnosis, not from the one before it."""
+    """An append that waited for another replica's append continues from the diagnosis which that one stored."""
     run, alone = create_run(client), create_run(client)
     bodies = [{"steps": list(range(30 * i, 30 * i + 30)), "loss": [1.3**i] * 30} for i in range(blocks_before + 2)]
     for body in bodies:
@@ -284,7 +286,7 @@ def test_who_waited_reads_what_was_written_meanwhile(
             received = decode_block(msgspec.json.encode(bodies[-2]), JSON_MEDIA_TYPE, settings.limits())
             append(connection, OPERATOR, FactsCache(), RunCache(), UUID(run.rpartition("/")[2]), received)
             waiting.start()
-            while waiting.is_alive() and not is_anyone_waiting(database):
+            while waiting.is_alive() and not is_transaction_waiting(database):
                 pass
         waiting.join()
     assert answers[0].status_code == 200, answers[0].text
@@ -293,8 +295,8 @@ def test_who_waited_reads_what_was_written_meanwhile(
     assert diagnoses[0]["step"] == 30 * len(bodies) - 1
 
 
-def test_runs_are_written_in_parallel(client: TestClient, create_run: Any, settings: Settings) -> None:
-    """Appends to different runs do not disturb each other."""
+def test_appends_to_different_runs_run_in_parallel(client: TestClient, create_run: Any, settings: Settings) -> None:
+    """Parallel appends to different runs store all their steps."""
     runs = [create_run(client) for _ in range(4)]
 
     def write(run: str) -> None:
@@ -310,10 +312,10 @@ def test_runs_are_written_in_parallel(client: TestClient, create_run: Any, setti
         assert series(client, run, "loss")["first_step"] == list(range(30))
 
 
-def test_a_failed_append_leaves_nothing(
+def test_a_failed_append_stores_nothing(
     client: TestClient, create_run: Any, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where storing the chunk fails, neither the run nor its diagnosis has moved, and the answer is a 500 problem."""
+    """If the chunk cannot be stored, the run and its diagnosis do not change, and the answer is a 500 problem."""
     run = create_run(client)
     client.post(f"{run}/steps", json=steps_of(0, 2))
     before = client.get(run).json()
@@ -322,7 +324,7 @@ def test_a_failed_append_leaves_nothing(
         raise RuntimeError("no more")
 
     with monkeypatch.context() as patch:
-        patch.setattr("gradmedic_service.telemetry.chunk_writer.encode", fail)
+        patch.setattr("gradmedic_service.telemetry.chunk_writer.encode_chunk", fail)
         response = client.post(f"{run}/steps", json=steps_of(2, 2))
     assert (response.status_code, response.json()["error_code"]) == (500, "internal_error")
     assert "no more" not in response.text

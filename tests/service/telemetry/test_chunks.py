@@ -1,4 +1,4 @@
-"""What is stored comes back exactly, whatever it was."""
+"""Chunks: every block is read back bit by bit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from gradmedic_diagnosis import Block, StepSeries
-from gradmedic_service.telemetry.chunks import Chunk, concatenate, decode, encode, widen
+from gradmedic_service.telemetry.chunks import Chunk, concatenate_blocks, decode_chunk, encode_chunk, widen_block
 from gradmedic_service.telemetry.codec import CorruptChunk
 
 SERIES_NAMES = ("loss", "learning_rate")
@@ -18,7 +18,7 @@ STATISTICS = ("grad_norm", "weight_norm", "nonfinite_count")
 
 
 def step_series(length: int) -> st.SearchStrategy[StepSeries]:
-    """Numbers per step, any of them absent."""
+    """Generate a series with any numbers, any of them absent."""
     return st.builds(
         lambda values, present: StepSeries(np.where(present, values, 0.0), present),
         arrays.arrays(np.float64, length),
@@ -28,7 +28,7 @@ def step_series(length: int) -> st.SearchStrategy[StepSeries]:
 
 @st.composite
 def blocks(draw: st.DrawFn, statistics: tuple[str, ...] | None = None) -> Block:
-    """Blocks of any size, with NaN, infinities, denormals and absent layers."""
+    """Generate blocks of any size, with NaN, infinities, denormals and absent layers."""
     steps = sorted(draw(st.sets(st.integers(0, 2**53), min_size=1, max_size=20)))
     layers = draw(st.integers(0, 5))
     sampled = draw(arrays.arrays(np.bool_, len(steps)))
@@ -49,46 +49,46 @@ def blocks(draw: st.DrawFn, statistics: tuple[str, ...] | None = None) -> Block:
 
 
 def assert_same(left: Block, right: Block) -> None:
-    """Equal in everything, NaN and the sign of zero included."""
+    """Check that two blocks are equal, NaN included."""
     assert left.statistics == right.statistics
     for name in ("steps", "sampled", "skipped", "values", "present"):
-        one, other = getattr(left, name), getattr(right, name)
-        assert one.dtype == other.dtype
-        np.testing.assert_array_equal(one, other)
-    for one, other in ((left.series, right.series), (left.metrics, right.metrics)):
-        assert one.keys() == other.keys()
-        for name in one:
-            np.testing.assert_array_equal(one[name].values, other[name].values)
-            np.testing.assert_array_equal(one[name].present, other[name].present)
+        left_array, right_array = getattr(left, name), getattr(right, name)
+        assert left_array.dtype == right_array.dtype
+        np.testing.assert_array_equal(left_array, right_array)
+    for left_series, right_series in ((left.series, right.series), (left.metrics, right.metrics)):
+        assert left_series.keys() == right_series.keys()
+        for name in left_series:
+            np.testing.assert_array_equal(left_series[name].values, right_series[name].values)
+            np.testing.assert_array_equal(left_series[name].present, right_series[name].present)
 
 
 @given(blocks())
-def test_round_trip(block: Block) -> None:
-    """A block comes back as it was, NaN, infinities and absence included."""
-    assert_same(decode(encode(block)), block)
+def test_a_block_is_read_back_unchanged(block: Block) -> None:
+    """A block is read back unchanged, with NaN, infinities and absent layers."""
+    assert_same(decode_chunk(encode_chunk(block)), block)
 
 
 @given(blocks())
 def test_one_statistic_is_read_alone(block: Block) -> None:
-    """A statistic read by name is that of the whole block, with layers first."""
-    chunk = Chunk(encode(block))
+    """A statistic that is read alone equals the one of the block, with layers first."""
+    chunk = Chunk(encode_chunk(block))
     for index, name in enumerate(block.statistics):
-        np.testing.assert_array_equal(chunk.statistic(name), block.values[:, :, index].T)
+        np.testing.assert_array_equal(chunk.read_statistic(name), block.values[:, :, index].T)
     np.testing.assert_array_equal(chunk.present, block.present.T)
 
 
 @given(blocks(), st.data())
-def test_pieces_join_to_the_whole(block: Block, data: st.DataObject) -> None:
-    """However a block is cut, its pieces concatenate to it."""
+def test_parts_of_a_block_concatenate_to_it(block: Block, data: st.DataObject) -> None:
+    """However a block is cut, its parts concatenate to it."""
     cut = data.draw(st.integers(1, len(block)))
     pieces = [piece for piece in (block.cut(0, cut), block.cut(cut, len(block))) if len(piece)]
-    assert_same(concatenate(pieces), block)
+    assert_same(concatenate_blocks(pieces), block)
 
 
 @given(blocks(statistics=STATISTICS), blocks(statistics=STATISTICS))
-def test_what_one_piece_lacks_is_absent(first: Block, second: Block) -> None:
-    """Layers and series that only one of two blocks has are absent in the other's steps, and otherwise unchanged."""
-    joined = concatenate([first, second])
+def test_layers_of_only_one_block_are_absent_in_the_other(first: Block, second: Block) -> None:
+    """After concatenation, layers and series that only one block has are absent in the steps of the other."""
+    joined = concatenate_blocks([first, second])
     layers = max(first.present.shape[1], second.present.shape[1])
     split = first.present.shape[0]
     assert joined.present.shape == (split + second.present.shape[0], layers)
@@ -98,26 +98,26 @@ def test_what_one_piece_lacks_is_absent(first: Block, second: Block) -> None:
     for name, series in joined.metrics.items():
         expected = first.metrics[name].present if name in first.metrics else np.zeros(len(first), dtype=np.bool_)
         np.testing.assert_array_equal(series.present[: len(first)], expected)
-    assert_same(decode(encode(joined)), joined)
+    assert_same(decode_chunk(encode_chunk(joined)), joined)
 
 
 @given(blocks(), st.data())
-def test_damage_is_noticed(block: Block, data: st.DataObject) -> None:
-    """Bytes cut short are a CorruptChunk, not a wrong block."""
-    encoded = encode(block)
+def test_truncated_chunks_are_refused(block: Block, data: st.DataObject) -> None:
+    """Truncated bytes raise CorruptChunk."""
+    encoded = encode_chunk(block)
     length = data.draw(st.integers(0, len(encoded) - 1))
     with pytest.raises(CorruptChunk):
-        decode(encoded[:length])
+        decode_chunk(encoded[:length])
 
 
-def test_another_version_is_refused() -> None:
-    """A chunk of a format that this version does not know is a CorruptChunk that says so."""
+def test_chunks_of_another_version_are_refused() -> None:
+    """A chunk of another format version raises CorruptChunk with that version."""
     with pytest.raises(CorruptChunk, match="version 9"):
         Chunk(b"\x09rest")
 
 
-def test_drifting_norms_cost_little_more_than_their_noise() -> None:
-    """Of 32 bits of a noisy norm 23 are noise; sign and exponent, which drift slowly, take less than two bits more."""
+def test_drifting_norms_compress_to_25_bits() -> None:
+    """Of the 32 bits of a noisy norm, 23 are noise; sign and exponent take less than two bits."""
     random = np.random.default_rng(0)
     start = random.lognormal(sigma=3, size=(1, 100, 8))
     values = (start * np.exp(np.cumsum(random.normal(scale=0.02, size=(50, 100, 8)), axis=0))).astype(np.float32)
@@ -129,17 +129,17 @@ def test_drifting_norms_cost_little_more_than_their_noise() -> None:
         values=values,
         present=np.ones((50, 100), dtype=np.bool_),
     )
-    assert 8 * len(encode(block)) / values.size < 23 + 2
+    assert 8 * len(encode_chunk(block)) / values.size < 23 + 2
 
 
-def test_widening_by_nothing_is_free() -> None:
-    """A block that has every layer is returned as it is."""
-    block = decode(encode(next_block()))
-    assert widen(block, block.present.shape[1]) is block
+def test_a_block_with_every_layer_is_not_copied() -> None:
+    """Widening a block to the number of layers that it has returns the same object."""
+    block = decode_chunk(encode_chunk(smallest_block()))
+    assert widen_block(block, block.present.shape[1]) is block
 
 
-def next_block() -> Block:
-    """The smallest block there is."""
+def smallest_block() -> Block:
+    """Return a block of one step, one layer and one statistic."""
     return Block(
         steps=np.array([7], dtype=np.int64),
         sampled=np.array([True]),

@@ -1,4 +1,4 @@
-"""Killed before or after any of its statements, a transaction on a run has happened as a whole or not at all."""
+"""A process that is killed at any statement of a transaction has committed all of it or nothing."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from gradmedic_service.access.principal import OPERATOR
 from gradmedic_service.database.engine import Connection, Database
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.settings import Settings
-from gradmedic_service.telemetry import chunk_writer as storing
-from gradmedic_service.telemetry import service
+from gradmedic_service.telemetry import chunk_writer, diagnosis_state, series_reading, service
 from gradmedic_service.telemetry.decoding import decode_block
 from gradmedic_service.telemetry.run_cache import RunCache
 
 BEFORE = [23, 3, 2]
-"""Blocks whose last ones are short: the next one is stored together with them."""
+"""Steps of the blocks before; the next block is merged with the last ones, which are short."""
 NEXT = 5
+"""Steps of the next block."""
 SNAPSHOT_STEPS = 30
-"""The next block crosses it."""
+"""Steps from one snapshot to the next; the next block passes a snapshot."""
 Act = Callable[[Connection, UUID], object]
 
 
 @pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks, rows and snapshots so short that one block completes each of them."""
-    monkeypatch.setattr(storing, "FULL_CHUNK_STEPS", 10)
-    monkeypatch.setattr(storing, "FACTOR", 3)
-    monkeypatch.setattr(service, "FACTOR", 3)
-    monkeypatch.setattr(service, "SNAPSHOT_STEPS", SNAPSHOT_STEPS)
+def _short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make chunks, rollups and snapshots so short that one block completes each of them."""
+    monkeypatch.setattr(chunk_writer, "FULL_CHUNK_STEPS", 10)
+    monkeypatch.setattr(chunk_writer, "ROLLUP_FACTOR", 3)
+    monkeypatch.setattr(series_reading, "ROLLUP_FACTOR", 3)
+    monkeypatch.setattr(diagnosis_state, "SNAPSHOT_STEPS", SNAPSHOT_STEPS)
 
 
 def block(first: int, count: int) -> dict[str, Any]:
-    """Steps whose gradients overflow from the 31st on: the verdict changes there."""
+    """Return steps whose gradients are NaN from step 30 on, where the verdict changes."""
     steps = list(range(first, first + count))
     norms = [["NaN" if step >= SNAPSHOT_STEPS else 1.0 + step, 1.0] for step in steps]
     losses = ["NaN" if step >= SNAPSHOT_STEPS else 1.0 for step in steps]
@@ -57,12 +57,12 @@ def append(connection: Connection, run_id: UUID) -> None:
 
 
 def rewind(connection: Connection, run_id: UUID) -> None:
-    """Drop the steps of the last two blocks and some of the first."""
+    """Rewind to a step of the first block."""
     service.rewind(connection, OPERATOR, FactsCache(), run_id, RunRewind(step=20, generation=0))
 
 
 def act_until(settings: Settings, act: Act, run_id: UUID, point: int) -> bool:
-    """Act in a process that kills itself at a point of the transaction; return whether it survived."""
+    """Run `act` in a process that kills itself at a point of the transaction; return whether it survived."""
     child = os.fork()
     if child == 0:
         database = Database(settings)
@@ -87,13 +87,13 @@ def act_until(settings: Settings, act: Act, run_id: UUID, point: int) -> bool:
     return os.waitstatus_to_exitcode(status) == 0
 
 
-def told(client: TestClient, run: str) -> dict[str, Any]:
-    """Everything that the service says of a run, but for its name and the time."""
+def answers_about(client: TestClient, run: str) -> dict[str, Any]:
+    """Return all answers of the service about a run, without its ids, its name and the times."""
     steps = {"statistic": ["loss", "grad_norm"]}
     answers = {
         "run": client.get(run).json(),
         "every step": client.get(f"{run}/steps", params={**steps, "max_points": 100}).json(),
-        "picture": client.get(f"{run}/steps", params={**steps, "max_points": 2}).json(),
+        "two buckets": client.get(f"{run}/steps", params={**steps, "max_points": 2}).json(),
         "diagnosis": client.get(f"{run}/diagnosis").json(),
         "earlier": client.get(f"{run}/diagnosis", params={"at_step": 12}).json(),
         "history": client.get(f"{run}/diagnosis/history").json(),
@@ -106,10 +106,12 @@ def told(client: TestClient, run: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("act", [append, rewind])
-def test_killed_at_any_statement(client: TestClient, create_run: Any, settings: Settings, act: Act) -> None:
-    """Afterwards the run is as before or as after, never between, and the same request completes it."""
+def test_a_killed_transaction_is_all_or_nothing(
+    client: TestClient, create_run: Any, settings: Settings, act: Act
+) -> None:
+    """After a kill the run is as before or as after the request, and the same request completes it."""
 
-    def started() -> tuple[str, UUID]:
+    def create_filled_run() -> tuple[str, UUID]:
         run = create_run(client)
         first = 0
         for count in BEFORE:
@@ -117,23 +119,23 @@ def test_killed_at_any_statement(client: TestClient, create_run: Any, settings: 
             first += count
         return run, UUID(run.rpartition("/")[2])
 
-    run, run_id = started()
-    before = told(client, run)
+    run, run_id = create_filled_run()
+    before = answers_about(client, run)
     assert act_until(settings, act, run_id, 10**6)
-    after = told(client, run)
+    after = answers_about(client, run)
     assert after["run"]["last_step"] == (sum(BEFORE) + NEXT - 1 if act is append else 20)
     assert after["diagnosis"]["verdict"] == ("exploding" if act is append else "healthy")
 
     found, point = [], 0
     while True:
         point += 1
-        run, run_id = started()
+        run, run_id = create_filled_run()
         if act_until(settings, act, run_id, point):
             break
-        left = told(client, run)
+        left = answers_about(client, run)
         assert left in (before, after)
         found.append(left == after)
         assert act_until(settings, act, run_id, 10**6)
-        assert told(client, run) == after
+        assert answers_about(client, run) == after
     assert point > 20
     assert found == [False] * (point - 2) + [True]

@@ -1,4 +1,4 @@
-"""Both forms of a block say the same, and a bad one is refused by the name of the bad field."""
+"""Both forms of a block decode to the same, and an invalid block is refused with the name of the field."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from gradmedic.protocol.encoding import without_nonfinite
+from gradmedic.protocol.numbers import LARGEST_FLOAT32, SMALLEST_FLOAT32
 from gradmedic.protocol.service import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE
-from gradmedic.protocol.statistics import FRACTIONS, SERIES, SIGNED_STATISTICS, STATISTICS
+from gradmedic.protocol.statistics import SERIES, STATISTICS_TABLE
 from gradmedic_service.http.errors import InvalidRequest, MalformedBody, UnsupportedMediaType
-from gradmedic_service.http.responses import without_nonfinite
 from gradmedic_service.settings import Settings
-from gradmedic_service.telemetry.decoding import LARGEST_FLOAT32, ReceivedBlock, decode_block
+from gradmedic_service.telemetry.decoding import ReceivedBlock, decode_block
 
 LIMITS = Settings(max_steps_per_block=5, max_values_per_block=40, max_metrics=2, max_name_length=8).limits()
-LARGEST = float(LARGEST_FLOAT32)
 
 
 def from_json(content: Any) -> ReceivedBlock:
-    """Decode what a client would send as JSON."""
+    """Decode a block from JSON."""
     return decode_block(json.dumps(content).encode(), JSON_MEDIA_TYPE, LIMITS)
 
 
 def from_msgpack(content: Any) -> ReceivedBlock:
-    """Decode what a client would send as msgpack."""
+    """Decode a block from msgpack."""
     return decode_block(msgspec.msgpack.encode(content), MSGPACK_MEDIA_TYPE, LIMITS)
 
 
 def packed(rows: list[list[float]]) -> bytes:
-    """Little-endian float32 bytes."""
+    """Return rows as little-endian float32 bytes."""
     return np.array(rows, dtype="<f4").tobytes()
 
 
 def refused(decode: Any, content: Any) -> dict[str, str]:
-    """Return the messages of a refusal by their paths."""
+    """Return the messages of a refused block by their paths."""
     with pytest.raises(InvalidRequest) as caught:
         decode(content)
     return {error.path: error.message for error in caught.value.errors}
 
 
-def test_json_form() -> None:
+def test_json_is_decoded() -> None:
     """Numbers, null and the names of non-finite numbers are read column by column."""
     block = from_json(
         {
@@ -68,7 +68,7 @@ def test_json_form() -> None:
     np.testing.assert_array_equal(block.statistics["grad_mean"], np.array([[2, 0], [-np.inf, 4]], np.float32))
 
 
-def test_msgpack_form_says_the_same() -> None:
+def test_msgpack_decodes_to_the_same() -> None:
     """The same block in msgpack, with bytes for arrays and a mask for what is absent, decodes to the same arrays."""
     rows = [[1.0, 7.0], [math.inf, math.nan]]
     as_json = from_json(
@@ -77,7 +77,7 @@ def test_msgpack_form_says_the_same() -> None:
     as_msgpack = from_msgpack(
         {
             "steps": [1, 2],
-            "loss": np.array([0.5, math.nan], dtype="<f8").tobytes(),
+            "loss": [0.5, math.nan],
             "statistics": {"grad_norm": packed(rows)},
             "present": np.packbits([[1, 0], [1, 1]], bitorder="little").tobytes(),
         }
@@ -88,17 +88,26 @@ def test_msgpack_form_says_the_same() -> None:
     np.testing.assert_array_equal(as_json.series["loss"].values, as_msgpack.series["loss"].values)
 
 
-def test_bare_nan_is_read_too() -> None:
-    """Python's own way to write non-finite numbers in JSON is accepted."""
+def test_bare_nan_in_json_is_accepted() -> None:
+    """Non-finite numbers as Python writes them in JSON are accepted."""
     body = b'{"steps": [0], "loss": [NaN], "statistics": {"grad_mean": [[Infinity, -Infinity]]}}'
     block = decode_block(body, JSON_MEDIA_TYPE, LIMITS)
     assert math.isnan(block.series["loss"].values[0])
     assert block.statistics["grad_mean"].tolist() == [[math.inf, -math.inf]]
 
 
-@pytest.mark.parametrize(("sent", "stored"), [(1e39, LARGEST), (-1e300, -LARGEST), (1e-50, 0.0), (LARGEST, LARGEST)])
-def test_finite_stays_finite(sent: float, stored: float) -> None:
-    """A finite number beyond float32 is stored as the largest float32, never as infinity."""
+@pytest.mark.parametrize(
+    ("sent", "stored"),
+    [
+        (1e39, LARGEST_FLOAT32),
+        (-1e300, -LARGEST_FLOAT32),
+        (1e-50, SMALLEST_FLOAT32),
+        (0.0, 0.0),
+        (LARGEST_FLOAT32, LARGEST_FLOAT32),
+    ],
+)
+def test_finite_stays_finite_and_nonzero_stays_nonzero(sent: float, stored: float) -> None:
+    """A number beyond float32 is stored as the largest float32, one below as the smallest, never as infinity or 0."""
     block = from_json({"steps": [0], "statistics": {"grad_mean": [[sent]]}})
     assert block.statistics["grad_mean"].tolist() == [[stored]]
 
@@ -106,13 +115,22 @@ def test_finite_stays_finite(sent: float, stored: float) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "bounds"),
     [
-        *((name, -1.0, "0 or more") for name in STATISTICS if name not in (*SIGNED_STATISTICS, *FRACTIONS)),
-        *((name, value, "from 0 to 1") for name in FRACTIONS for value in (-0.5, 1.5, math.inf)),
+        *(
+            (name, -1.0, "0 or more")
+            for name, row in STATISTICS_TABLE.items()
+            if not (row.is_signed or row.is_fraction)
+        ),
+        *(
+            (name, value, "from 0 to 1")
+            for name, row in STATISTICS_TABLE.items()
+            if row.is_fraction
+            for value in (-0.5, 1.5, math.inf)
+        ),
         ("grad_norm", -math.inf, "0 or more"),
     ],
 )
 def test_impossible_statistics_are_refused(name: str, value: float, bounds: str) -> None:
-    """No norm and no count is negative and no fraction leaves 0 to 1; the refusal names the number, in both forms."""
+    """A negative norm or count and a fraction outside 0 to 1 are refused with the number, in both forms."""
     rows = [[0.5, math.nan], [0.5, value]]
     for decode, statistics in ((from_json, without_nonfinite(rows)), (from_msgpack, packed(rows))):
         assert refused(decode, {"steps": [0, 1], "statistics": {name: statistics}}) == {
@@ -120,8 +138,8 @@ def test_impossible_statistics_are_refused(name: str, value: float, bounds: str)
         }
 
 
-def test_possible_statistics_are_taken() -> None:
-    """NaN is no number and so never impossible, means may be negative, 0 and 1 are fractions, norms may be infinite."""
+def test_possible_statistics_are_accepted() -> None:
+    """NaN, negative means, infinite norms, and the fractions 0 and 1 are accepted."""
     statistics = {
         "grad_norm": [["NaN", "Infinity"]],
         "grad_mean": [[-1, "-Infinity"]],
@@ -136,8 +154,8 @@ def test_possible_statistics_are_taken() -> None:
     [{"steps": ["2"]}, {"steps": [True]}, {"steps": [2.0]}, {"generation": "0"}, {"sampled": [1]}, {"skipped": ["no"]}],
     ids=str,
 )
-def test_nothing_becomes_an_integer_or_a_flag(field: dict[str, Any]) -> None:
-    """A text, a truth value or a float is not taken for a step, nor a number for a flag, in either form."""
+def test_other_types_are_not_converted_to_integers_or_flags(field: dict[str, Any]) -> None:
+    """A string, a boolean or a float is refused as a step, and a number as a flag, in both forms."""
     content = {"steps": [2], **field}
     for decode in (from_json, from_msgpack):
         (path,) = refused(decode, content)
@@ -145,8 +163,8 @@ def test_nothing_becomes_an_integer_or_a_flag(field: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("value", ["1.5", True, False, "nan", "inf", "", [1.0], {"value": 1.0}], ids=repr)
-def test_nothing_becomes_a_number(value: Any) -> None:
-    """A text or a truth value is no number, but for the names of the three that JSON cannot say."""
+def test_other_types_are_not_converted_to_numbers(value: Any) -> None:
+    """A string or a boolean is refused as a number, except the names of the non-finite numbers."""
     words = "must be a number or one of NaN, Infinity, -Infinity"
     for decode in (from_json, from_msgpack):
         for content, path in (
@@ -162,7 +180,7 @@ def test_nothing_becomes_a_number(value: Any) -> None:
     assert block.statistics["grad_mean"].tolist() == [[-math.inf], [math.inf]]
 
 
-def test_nan_is_not_absence() -> None:
+def test_nan_is_not_absent() -> None:
     """A NaN is a present value; only null is absent."""
     block = from_json({"steps": [0], "statistics": {"grad_norm": [["NaN", None]]}})
     assert block.present.tolist() == [[True, False]]
@@ -204,7 +222,7 @@ def test_steps_without_statistics_are_not_sampled() -> None:
 )
 @pytest.mark.parametrize("decode", [from_json, from_msgpack])
 def test_both_forms_refuse_the_same(decode: Any, content: Any, path: str, words: str) -> None:
-    """What is wrong beside the statistics is refused by both forms under the same path and for the same reason."""
+    """Both forms refuse an invalid field outside the statistics with the same path and reason."""
     messages = refused(decode, content)
     assert words in messages[path]
 
@@ -231,12 +249,12 @@ def test_both_forms_refuse_the_same(decode: Any, content: Any, path: str, words:
     ],
 )
 def test_json_statistics_are_refused_by_position(statistics: Any, path: str, words: str) -> None:
-    """A wrong shape names the dimension, what was expected and what came; a wrong value names its position."""
+    """The message of a wrong shape names the dimension and both sizes; that of a wrong value its position."""
     assert words in refused(from_json, {"steps": [0], "statistics": statistics})[path]
 
 
 def test_ragged_rows_are_refused() -> None:
-    """A row of another length than the first is named."""
+    """A row of another length than the first is refused with its position."""
     messages = refused(from_json, {"steps": [0, 1], "statistics": {"grad_norm": [[1, 2], [1]]}})
     assert messages == {"statistics.grad_norm[1]": "must have 2 layers as in statistics.grad_norm[0]; got 1"}
 
@@ -253,20 +271,20 @@ def test_ragged_rows_are_refused() -> None:
         ({"statistics": {"grad_norm": b"1234"}, "present": b""}, "present", "must be 1 bytes"),
         ({"statistics": {"grad_norm": b"1234"}, "present": [True]}, "present", "must be bytes"),
         ({"sampled": [False], "statistics": {"grad_norm": b"1234"}}, "statistics.grad_norm", "must be empty"),
-        ({"loss": b"1234"}, "loss", "8 bytes"),
-        ({"metrics": {"acc": b"1234"}}, "metrics.acc", "8 bytes"),
-        ({"time": np.array([math.nan]).tobytes()}, "time[0]", "finite"),
+        ({"loss": bytes(8)}, "loss", "must be a list"),
+        ({"metrics": {"acc": bytes(8)}}, "metrics.acc", "must be a list"),
+        ({"time": [math.nan]}, "time[0]", "finite"),
         ({"metrics": {1: [1.0]}}, "metrics[1]", "string"),
     ],
 )
 def test_msgpack_arrays_are_refused(content: Any, path: str, words: str) -> None:
-    """Bytes of a wrong length or type are refused under the path of the array."""
+    """Bytes of a wrong length or type are refused with the path of the array."""
     messages = refused(from_msgpack, {"steps": [0], **content})
     assert any(key.startswith(path) and words in message for key, message in messages.items()), messages
 
 
-def test_fit_orders_and_widens() -> None:
-    """The run's order of statistics holds; layers that were added after the block was made are absent in it."""
+def test_fit_orders_statistics_and_widens_layers() -> None:
+    """The block has the run's order of statistics; layers that were added later are absent in it."""
     received = from_json({"steps": [0], "statistics": {"weight_norm": [[5, 6]], "grad_norm": [[1, 2]]}})
     block = received.fit(["grad_norm", "weight_norm"], [2, 3])
     assert block.values.tolist() == [[[1, 5], [2, 6], [0, 0]]]
@@ -281,10 +299,10 @@ def test_fit_orders_and_widens() -> None:
         (["weight_norm"], [2], "statistics.grad_norm", "does not record it"),
     ],
 )
-def test_fit_refuses_what_is_not_the_runs(
+def test_fit_refuses_other_statistics_and_layers(
     statistics: list[str], layer_counts: list[int], path: str, words: str
 ) -> None:
-    """A block of other layers or statistics than the run's is refused."""
+    """A block with other layers or statistics than its run is refused."""
     received = from_json({"steps": [0], "statistics": {"grad_norm": [[1, 2]]}})
     with pytest.raises(InvalidRequest) as caught:
         received.fit(statistics, layer_counts)
@@ -292,8 +310,8 @@ def test_fit_refuses_what_is_not_the_runs(
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"nonsense", b'{"steps": [0]', b"\xff", b"[" * 10_000])
-def test_what_is_not_json_is_malformed(body: bytes) -> None:
-    """A body that is not JSON is a MalformedBody."""
+def test_invalid_json_is_malformed(body: bytes) -> None:
+    """A body that is not JSON raises MalformedBody."""
     with pytest.raises(MalformedBody):
         decode_block(body, JSON_MEDIA_TYPE, LIMITS)
 
@@ -301,14 +319,14 @@ def test_what_is_not_json_is_malformed(body: bytes) -> None:
 @pytest.mark.parametrize(
     "body", [b"", b"\x93", b"\xc1", b"\x91" * 10_000, b"\x01", b"\x81\x01\x02", b"\x81\xa1\xff\x00"]
 )
-def test_what_is_not_msgpack_is_malformed(body: bytes) -> None:
-    """A body that is not a msgpack map is a MalformedBody."""
+def test_invalid_msgpack_is_malformed(body: bytes) -> None:
+    """A body that is not a msgpack map raises MalformedBody."""
     with pytest.raises(MalformedBody):
         decode_block(body, MSGPACK_MEDIA_TYPE, LIMITS)
 
 
-def test_other_types_are_unsupported() -> None:
-    """A body of another Content-Type is not guessed at."""
+def test_other_media_types_are_unsupported() -> None:
+    """A body of another Content-Type raises UnsupportedMediaType."""
     with pytest.raises(UnsupportedMediaType, match=r"text/csv; send application/json or application/vnd\.msgpack"):
         decode_block(b"1,2", "text/csv", LIMITS)
 
@@ -336,40 +354,40 @@ contents = st.dictionaries(
 @given(contents)
 @example({"steps": [0], "statistics": {}, "present": b"\x01"})
 def test_any_msgpack_decodes_or_is_refused(content: Any) -> None:
-    """Whatever comes as msgpack becomes a consistent block or one of the service's errors."""
+    """Any msgpack becomes a consistent block or one of the service's errors."""
     decodes_or_is_refused(msgspec.msgpack.encode(content), MSGPACK_MEDIA_TYPE)
 
 
 @settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 @given(contents)
 def test_any_json_decodes_or_is_refused(content: Any) -> None:
-    """Whatever comes as JSON becomes a consistent block or one of the service's errors."""
+    """Any JSON becomes a consistent block or one of the service's errors."""
     decodes_or_is_refused(json.dumps(content, default=repr).encode(), JSON_MEDIA_TYPE)
 
 
 @given(st.binary(max_size=200), st.sampled_from([JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE]))
 def test_any_bytes_decode_or_are_refused(body: bytes, media_type: str) -> None:
-    """Whatever bytes come, the answer is a block or one of the service's errors."""
+    """Any bytes become a consistent block or one of the service's errors."""
     decodes_or_is_refused(body, media_type)
 
 
 VALID = msgspec.msgpack.encode(
     {
         "steps": [0, 1, 2],
-        "loss": np.array([1.0, 2.0, 3.0], dtype="<f8").tobytes(),
+        "loss": [1.0, 2.0, 3.0],
         "metrics": {"acc": [0.1, None, 0.3]},
         "statistics": {"grad_norm": packed([[1, 2, 3]] * 3), "weight_norm": packed([[4, 5, 6]] * 3)},
         "present": b"\xff\x01",
     }
 )
 MAX_DECODING_BYTES = 2 * 2**20
-"""What decoding a few hundred bytes may take, whatever they say that they are."""
+"""Largest memory for decoding a few hundred bytes."""
 
 
 @settings(max_examples=300)
 @given(st.data())
 def test_damaged_blocks_decode_or_are_refused_in_bounded_memory(data: st.DataObject) -> None:
-    """A block cut short, with bytes replaced, left out or put in, is a block or refused, and takes little memory."""
+    """A damaged block is decoded or refused within a bound of memory."""
     body = bytearray(VALID)
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, max(0, len(body) - 1)))
@@ -382,14 +400,14 @@ def test_damaged_blocks_decode_or_are_refused_in_bounded_memory(data: st.DataObj
 
 @pytest.mark.parametrize("marker", [b"\xdd", b"\xdf", b"\xc6", b"\xdb"], ids=["array", "map", "bytes", "text"])
 @pytest.mark.parametrize("field", ["steps", "loss", "metrics", "statistics", "present"])
-def test_lying_lengths_take_no_memory(marker: bytes, field: str) -> None:
-    """An array, a map, bytes or a text that says it has four billion parts is refused by what is there."""
+def test_false_lengths_take_no_memory(marker: bytes, field: str) -> None:
+    """A body that announces four billion items is refused within a bound of memory."""
     name = field.encode()
     assert memory_of(b"\x81" + bytes([0xA0 + len(name)]) + name + marker + b"\xff\xff\xff\xff") < MAX_DECODING_BYTES
 
 
 def memory_of(body: bytes) -> int:
-    """Decode, and return how much memory that took at most."""
+    """Return the largest memory that decoding takes."""
     tracemalloc.start()
     try:
         decodes_or_is_refused(body, MSGPACK_MEDIA_TYPE)
@@ -399,7 +417,7 @@ def memory_of(body: bytes) -> int:
 
 
 def decodes_or_is_refused(body: bytes, media_type: str) -> None:
-    """Check the block if there is one."""
+    """Decode a body; check the block unless the body is refused."""
     try:
         block = decode_block(body, media_type, LIMITS)
     except (InvalidRequest, MalformedBody):

@@ -23,7 +23,7 @@ ROWS: list[list[Any]] = [[float(step) / 3, "NaN" if step % 7 == 0 else None] for
 
 @pytest.fixture
 def run(client: TestClient, create_run: Any) -> str:
-    """A run with every kind of value: every other step is sampled, and a layer came later."""
+    """Create a run with every kind of value: every other step is sampled, and a layer is added later."""
     path: str = create_run(client, layers=2)
     body = {
         "steps": list(range(STEPS)),
@@ -37,14 +37,14 @@ def run(client: TestClient, create_run: Any) -> str:
 
 
 def expected(step: int) -> list[float | None]:
-    """Values of a step: two layers, the late one, the loss; None where there is none."""
+    """Return the values of a step: of the two layers, of the late one, and the loss; None where absent."""
     layers: list[Any] = ROWS[step // 2] if step % 2 == 0 else [None, None]
     loss: Any = math.inf if step == 5 else None if step == 6 else step * 0.1
     return [*(None if value is None else float(value) for value in layers), None, loss]
 
 
 def check(names: list[str], rows: list[list[float | None]], first: int, last: int) -> None:
-    """Compare a table with what was sent."""
+    """Check a table against what was sent."""
     assert names == ["step", "grad_norm/layer0", "grad_norm/layer1", "grad_norm/la,te", "loss"]
     assert [row[0] for row in rows] == list(range(first, last + 1))
     for step, row in enumerate(rows, start=first):
@@ -57,8 +57,10 @@ def check(names: list[str], rows: list[list[float | None]], first: int, last: in
 
 @pytest.mark.parametrize(("first", "last"), [(0, STEPS - 1), (3, 3), (777, 1333)])
 @pytest.mark.parametrize("media_type", export.MEDIA_TYPES)
-def test_every_step_as_it_was_sent(client: TestClient, run: str, media_type: str, first: int, last: int) -> None:
-    """A row a step and a column a series; what is absent is empty, NaN and infinities are values."""
+def test_every_step_is_exported_as_it_was_sent(
+    client: TestClient, run: str, media_type: str, first: int, last: int
+) -> None:
+    """A table has a row for each step and a column for each series; absent values are empty, NaN is a value."""
     query: dict[str, Any] = {"statistic": ["grad_norm", "loss"], "from_step": first, "to_step": last, "max_points": 1}
     response = client.get(f"{run}/steps", params=query, headers={"Accept": media_type})
     assert response.status_code == 200, response.text
@@ -91,7 +93,7 @@ def test_bad_names_are_refused_before_the_first_byte(client: TestClient, run: st
 
 
 def test_without_pyarrow_the_extra_is_named(client: TestClient, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where Parquet cannot be written, the answer says what to install."""
+    """Without pyarrow, a Parquet export is refused with the name of the extra to install."""
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     headers = {"Accept": export.PARQUET_MEDIA_TYPE}
     response = client.get(f"{run}/steps", params={"statistic": "loss"}, headers=headers)
@@ -99,14 +101,14 @@ def test_without_pyarrow_the_extra_is_named(client: TestClient, run: str, monkey
     assert "gradmedic[parquet]" in response.json()["detail"]
 
 
-def test_parts_are_small_and_stop_where_the_past_changes(client: TestClient, run: str, database: Database) -> None:
-    """A part is a few chunks, whatever the run's length; a rewind in the middle ends the download with an error."""
+def test_parts_are_small_and_end_when_the_run_is_rewound(client: TestClient, run: str, database: Database) -> None:
+    """A part holds a few chunks, however long the run; a rewind ends the export with an error."""
     run_id = UUID(run.rpartition("/")[2])
     with database.reading_rows() as connection:
         selection, generation, last = service.select_for_export(connection, LOOPBACK, run_id, ["loss"], [])
-    parts = export.stream(database, run_id, generation, selection, 0, last, export.CsvTable(selection))
+    parts = export.stream_table(database, run_id, generation, selection, 0, last, export.CsvTable(selection))
     first = next(parts).decode()
     assert 50 <= first.count("\n") <= 100
     assert client.post(f"{run}/rewind", json={"step": 1500, "generation": 0}).status_code == 200
-    with pytest.raises(export.RewoundMeanwhile):
+    with pytest.raises(export.RunChanged):
         list(parts)

@@ -1,4 +1,4 @@
-"""Diagnoses built anew from the stored steps, on both databases."""
+"""Diagnoses that are built anew from the stored steps, on both databases."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def fill(client: TestClient, run: str, first: int, last: int) -> None:
         assert client.post(f"{run}/steps", json=body).status_code == 200
 
 
-def story(client: TestClient, run: str) -> Any:
-    """What is concluded of a run."""
+def conclusions_about(client: TestClient, run: str) -> Any:
+    """Return the diagnosis of a run, its history, and its diagnosis at an earlier step."""
     earlier = client.get(f"{run}/diagnosis", params={"at_step": 1000}).json()
     return client.get(f"{run}/diagnosis").json(), client.get(f"{run}/diagnosis/history").json(), earlier
 
 
-def spoil(database: Database) -> None:
-    """Make every diagnosis in the database one that nobody can read or believe."""
+def corrupt_diagnoses(database: Database) -> None:
+    """Make every stored diagnosis unreadable or wrong."""
     with database.writing() as session:
         session.execute(update(DiagnosisState).values(state=b"of old", steps_since_snapshot=None))
         session.execute(update(DiagnosisSnapshot).values(state=b"of old"))
@@ -54,31 +54,31 @@ def command(*arguments: str) -> int:
     return REDIAGNOSE.run(parser.parse_args(arguments))
 
 
-def test_everything_is_built_anew(
+def test_rediagnose_all_builds_every_diagnosis_anew(
     client: TestClient, create_run: Any, database: Database, database_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """After `rediagnose --all` every run's diagnosis, history and past are what the stored steps say."""
+    """After `rediagnose --all` the diagnosis, the history and the past of every run follow from its stored steps."""
     full, empty = create_run(client), create_run(client)
     fill(client, full, 0, 1300)
-    before = story(client, full)
+    before = conclusions_about(client, full)
     assert before[0]["verdict"] == "exploding"
-    spoil(database)
+    corrupt_diagnoses(database)
     capsys.readouterr()
     assert command("--all", "--json", "--database-url", database_url) == 0
     printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["run_id"] in path for line, path in zip(printed, (full, empty), strict=True)] == [True, True]
     assert (printed[0]["before"], printed[0]["after"]) == ("vanishing", "exploding")
-    assert story(client, full) == before
+    assert conclusions_about(client, full) == before
     run = client.get(full).json()
     assert (run["verdict"], run["since_step"]) == (before[0]["verdict"], before[0]["since_step"])
     fill(client, full, 1301, 1400)
     assert client.get(f"{full}/diagnosis").json()["step"] == 1400
 
 
-def test_one_run_by_its_id(
+def test_rediagnose_one_run(
     client: TestClient, create_run: Any, database_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Naming a run rediagnoses that one; an unknown one is an error of one line, and so is none at all."""
+    """`rediagnose` with an id rediagnoses that run; an unknown id is an error of one line, no id a usage error."""
     run = create_run(client)
     fill(client, run, 0, 30)
     run_id = run.rpartition("/")[2]
@@ -92,10 +92,10 @@ def test_one_run_by_its_id(
         command("--database-url", database_url)
 
 
-def test_a_run_may_go_on_meanwhile(
+def test_a_run_may_change_while_it_is_rediagnosed(
     client: TestClient, create_run: Any, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Steps that arrive, and a rewind, while a run is read are part of what is concluded."""
+    """The new diagnosis includes steps that arrive and a rewind that happens while the stored steps are read."""
     run, plain = create_run(client), create_run(client)
     fill(client, run, 0, 1150)
     fill(client, plain, 0, 1200)
@@ -106,17 +106,17 @@ def test_a_run_may_go_on_meanwhile(
             lambda: fill(client, run, 1121, 1200),
         ]
     )
-    read_on = rediagnosis._Reading.read_on
+    read_new_steps = rediagnosis.Rebuild.read_new_steps
 
     def interrupted(self: Any, session: Any, seen: Any) -> None:
-        read_on(self, session, seen)
+        read_new_steps(self, session, seen)
         session.rollback()
         for interrupt in itertools.islice(interruptions, 1):
             interrupt()
 
-    monkeypatch.setattr(rediagnosis._Reading, "read_on", interrupted)
+    monkeypatch.setattr(rediagnosis.Rebuild, "read_new_steps", interrupted)
     rediagnosis.rediagnose(database, FactsCache(), UUID(run.rpartition("/")[2]))
-    found, expected = story(client, run), story(client, plain)
+    found, expected = conclusions_about(client, run), conclusions_about(client, plain)
     for answer in (found[0], expected[0], found[2], expected[2]):
         del answer["run_id"]
     assert found == expected

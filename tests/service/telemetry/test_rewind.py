@@ -1,4 +1,4 @@
-"""Rewinding a run to a checkpoint, and the snapshots that make going back cheap, on both databases."""
+"""Rewinding a run to a checkpoint, and the snapshots of the diagnosis, on both databases."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from starlette.testclient import TestClient
 
 from gradmedic_service.database.engine import Database
 from gradmedic_service.database.models import DiagnosisSnapshot
-from gradmedic_service.telemetry import repository
+from gradmedic_service.telemetry import chunk_repository
 from gradmedic_service.telemetry.codec import compress
-from gradmedic_service.telemetry.service import SNAPSHOT_STEPS
+from gradmedic_service.telemetry.diagnosis_state import SNAPSHOT_STEPS
 
 
 def block(steps: list[int], explodes_at: int = 10**9) -> dict[str, Any]:
-    """Steps with a falling loss and noisy norms, until the gradients grow."""
+    """Return steps with a falling loss and noisy norms, which grow from step `explodes_at` on."""
     random = np.random.default_rng(steps[0])
     growth = [1.5 ** max(0, min(step - explodes_at, 60)) for step in steps]
     rows = [[factor * norm for norm in random.uniform(0.5, 1.5, 2).tolist()] for factor in growth]
@@ -37,14 +37,14 @@ def fill(client: TestClient, run: str, first: int, last: int, size: int = 20, **
 
 
 def rewind(client: TestClient, run: str, step: int, generation: int) -> Any:
-    """Rewind, and expect it to succeed."""
+    """Rewind a run and return the answer."""
     response = client.post(f"{run}/rewind", json={"step": step, "generation": generation})
     assert response.status_code == 200, response.text
     return response.json()
 
 
-def story(client: TestClient, run: str) -> Any:
-    """Everything that is concluded and stored of a run, but for who it is."""
+def conclusions_about(client: TestClient, run: str) -> Any:
+    """Return the diagnosis, the history and the series of a run, without its id."""
     diagnosis = client.get(f"{run}/diagnosis").json()
     query: dict[str, Any] = {"statistic": ["grad_norm", "loss"], "max_points": 10_000}
     series = client.get(f"{run}/steps", params=query).json()
@@ -56,8 +56,8 @@ def story(client: TestClient, run: str) -> Any:
 
 
 @pytest.mark.parametrize("step", [99, 113, 40])
-def test_a_rewound_run_is_as_if_it_had_never_gone_further(client: TestClient, create_run: Any, step: int) -> None:
-    """Series, diagnosis and history after a rewind are those of a run that ended there; and it goes on as that one."""
+def test_a_rewound_run_equals_one_that_ended_there(client: TestClient, create_run: Any, step: int) -> None:
+    """Series, diagnosis and history of a rewound run equal those of a run that ended there, also after new steps."""
     rewound, plain = create_run(client), create_run(client)
     fill(client, rewound, 0, 199, explodes_at=100)
     assert client.get(rewound).json()["verdict"] == "exploding"
@@ -68,14 +68,14 @@ def test_a_rewound_run_is_as_if_it_had_never_gone_further(client: TestClient, cr
     run = client.get(rewound).json()
     assert (run["generation"], run["last_step"], run["status"]) == (1, step, "running")
     assert (run["verdict"], run["revision"]) == (answer["verdict"], answer["revision"])
-    assert story(client, rewound) == story(client, plain)
-    for one in (rewound, plain):
-        fill(client, one, step + 1, step + 70)
-    assert story(client, rewound) == story(client, plain)
+    assert conclusions_about(client, rewound) == conclusions_about(client, plain)
+    for path in (rewound, plain):
+        fill(client, path, step + 1, step + 70)
+    assert conclusions_about(client, rewound) == conclusions_about(client, plain)
 
 
-def test_blocks_of_the_generation_before_are_refused(client: TestClient, create_run: Any) -> None:
-    """A block that was on its way when the run was rewound is refused, and stores nothing."""
+def test_blocks_of_the_old_generation_are_refused(client: TestClient, create_run: Any) -> None:
+    """A block that arrives after its run was rewound is refused and stores nothing."""
     run = create_run(client)
     fill(client, run, 0, 39, generation=0)
     rewind(client, run, 9, 0)
@@ -86,8 +86,8 @@ def test_blocks_of_the_generation_before_are_refused(client: TestClient, create_
     assert client.get(run).json()["last_step"] == 19
 
 
-def test_the_same_rewind_again_changes_nothing(client: TestClient, create_run: Any) -> None:
-    """Repeated after its answer was lost, a rewind answers how the run stands; another of that generation is stale."""
+def test_a_repeated_rewind_changes_nothing(client: TestClient, create_run: Any) -> None:
+    """A repeated rewind answers with the current run; another rewind of that generation is refused."""
     run = create_run(client)
     fill(client, run, 0, 39)
     first = rewind(client, run, 9, 0)
@@ -103,48 +103,48 @@ def test_the_same_rewind_again_changes_nothing(client: TestClient, create_run: A
 
 
 def test_rewinding_to_before_the_first_step(client: TestClient, create_run: Any) -> None:
-    """A run rewound to before its first step is as new, and may be filled again."""
+    """A run that is rewound to before its first step equals a new run."""
     run, plain = create_run(client), create_run(client)
     fill(client, run, 0, 99, explodes_at=50)
     answer = rewind(client, run, -1, 0)
     assert (answer["last_step"], answer["verdict"], answer["since_step"]) == (None, "undetermined", None)
-    assert story(client, run)[1:] == story(client, plain)[1:]
-    for one in (run, plain):
-        fill(client, one, 0, 30)
-    assert story(client, run) == story(client, plain)
+    assert conclusions_about(client, run)[1:] == conclusions_about(client, plain)[1:]
+    for path in (run, plain):
+        fill(client, path, 0, 30)
+    assert conclusions_about(client, run) == conclusions_about(client, plain)
 
 
 def test_rewinding_beyond_the_last_step_drops_nothing(client: TestClient, create_run: Any) -> None:
-    """A checkpoint later than what arrived keeps every step and still begins a generation."""
+    """A rewind to a step after the last one keeps every step and begins a generation."""
     run = create_run(client)
     fill(client, run, 0, 29)
-    before = story(client, run)
+    before = conclusions_about(client, run)
     answer = rewind(client, run, 1000, 0)
     assert (answer["generation"], answer["last_step"]) == (1, 29)
-    assert story(client, run) == before
+    assert conclusions_about(client, run) == before
 
 
 @pytest.mark.parametrize(
     ("fields", "path"), [({"step": -2}, "step"), ({"step": None}, "step"), ({"generation": -1}, "generation")]
 )
 def test_bad_rewinds_are_named(client: TestClient, create_run: Any, fields: dict[str, Any], path: str) -> None:
-    """A field that cannot be is refused by its name."""
+    """An invalid field is refused with its name."""
     response = client.post(f"{create_run(client)}/rewind", json={"step": 0, "generation": 0, **fields})
     assert (response.status_code, response.json()["errors"][0]["path"]) == (422, path)
 
 
 def snapshot_steps(database: Database, run: str) -> list[int]:
-    """Steps at which a run has a snapshot."""
+    """Return the steps at which a run has a snapshot."""
     with database.reading() as session:
         query = select(DiagnosisSnapshot.step).where(DiagnosisSnapshot.run_id == UUID(run.rpartition("/")[2]))
         return list(session.scalars(query.order_by(DiagnosisSnapshot.step)))
 
 
 @pytest.mark.parametrize("size", [150, 2500])
-def test_snapshots_come_after_every_thousand_steps(
+def test_a_snapshot_is_stored_after_every_thousand_steps(
     client: TestClient, create_run: Any, database: Database, size: int
 ) -> None:
-    """However the steps were cut into blocks, there is a snapshot after each thousand; a rewind drops later ones."""
+    """A snapshot is stored after each thousand steps for blocks of any length; a rewind removes later snapshots."""
     run = create_run(client)
     fill(client, run, 0, 2499, size=size)
     assert snapshot_steps(database, run) == [SNAPSHOT_STEPS - 1, 2 * SNAPSHOT_STEPS - 1]
@@ -157,21 +157,21 @@ def test_snapshots_come_after_every_thousand_steps(
 def test_going_back_replays_at_most_a_thousand_steps(
     client: TestClient, create_run: Any, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`at_step` and a rewind begin at the last snapshot, and say what reading every step would."""
+    """A diagnosis at a step starts from the last snapshot, and equals one that reads every step."""
     run = create_run(client)
     fill(client, run, 0, 2999, size=500, explodes_at=1700)
     read: list[int] = []
-    read_chunks = repository.chunks
+    read_chunks = chunk_repository.read_chunks
 
     def counted(session: Any, run_id: UUID, from_step: int, to_step: int) -> Any:
         read.append(to_step - from_step + 1)
         return read_chunks(session, run_id, from_step, to_step)
 
-    monkeypatch.setattr(repository, "chunks", counted)
+    monkeypatch.setattr(chunk_repository, "read_chunks", counted)
     steps = [500, 999, 1000, 1710, 2500]
     found = [client.get(f"{run}/diagnosis", params={"at_step": step}).json() for step in steps]
     assert max(read) <= SNAPSHOT_STEPS
-    with database.writing() as session:  # of a version of the code that nobody has any more
+    with database.writing() as session:  # a state of an old version of the code
         session.execute(update(DiagnosisSnapshot).values(state=compress(b"of old")))
     replayed = [client.get(f"{run}/diagnosis", params={"at_step": step}).json() for step in steps]
     assert replayed == found

@@ -1,4 +1,4 @@
-"""Events of a run, from real servers: nothing is missed, nobody is kept waiting, and the end is clean."""
+"""The event stream of a run, from real servers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RUNS = "/api/v1/runs"
 
 @dataclass(frozen=True)
 class Event:
-    """One that a server sent."""
+    """An event that a server sent."""
 
     name: str
     content: Any
@@ -36,7 +36,7 @@ class Event:
 
 @contextmanager
 def following(url: str, run: str, last_event_id: str | None = None) -> Iterator[Iterator[Event]]:
-    """Follow a run."""
+    """Follow a run; yield its events."""
     headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
     with httpx2.stream("GET", f"{url}{run}/events", headers=headers, timeout=PATIENCE) as response:
         assert response.status_code == 200, response.read()
@@ -45,7 +45,7 @@ def following(url: str, run: str, last_event_id: str | None = None) -> Iterator[
 
 
 def events(response: httpx2.Response) -> Iterator[Event]:
-    """Read events as a browser does."""
+    """Yield the events of a response, parsed as a browser does."""
     found: dict[str, str] = {}
     for line in response.iter_lines():
         if line:
@@ -59,7 +59,7 @@ def events(response: httpx2.Response) -> Iterator[Event]:
 
 @pytest.fixture
 def run_at(create_run: Any) -> Callable[[str], str]:
-    """Create a run at a server."""
+    """Return a function that creates a run at a server."""
 
     def create(url: str) -> str:
         with httpx2.Client(base_url=url) as client:
@@ -79,8 +79,8 @@ def append(url: str, run: str, *steps: int, values: Any = 1.0) -> int:
     return revision
 
 
-def test_a_stream_tells_what_is_and_what_comes(serve: Any, database_url: str, run_at: Any) -> None:
-    """A new stream says how the run stands; then come steps, a change of the verdict, and the end of the run."""
+def test_a_stream_sends_the_current_state_and_each_change(serve: Any, database_url: str, run_at: Any) -> None:
+    """A new stream sends the state of the run, then each change of steps, verdict and status."""
     with serve(database_url) as served:
         run = run_at(served.url)
         append(served.url, run, *range(5))
@@ -99,27 +99,27 @@ def test_a_stream_tells_what_is_and_what_comes(serve: Any, database_url: str, ru
             assert next(stream).id == str(revision + 1)
 
 
-def test_another_replica_takes_a_stream_up(serve: Any, postgres_url: str, run_at: Any) -> None:
-    """What was appended at one replica is told by another, which resumes from the last event that was seen."""
-    with serve(postgres_url) as one, serve(postgres_url) as other:
-        run = run_at(one.url)
-        with following(one.url, run) as stream:
+def test_a_stream_resumes_at_another_replica(serve: Any, postgres_url: str, run_at: Any) -> None:
+    """A replica sends the changes that another one stored, and resumes a stream after its last event."""
+    with serve(postgres_url) as first, serve(postgres_url) as other:
+        run = run_at(first.url)
+        with following(first.url, run) as stream:
             seen = [next(stream) for _ in range(3)][-1]
             append(other.url, run, 0)
             seen = next(stream)
             assert (seen.name, seen.content["last_step"]) == ("steps", 0)
-        revision = append(one.url, run, 1, 2)
+        revision = append(first.url, run, 1, 2)
         with following(other.url, run, last_event_id=seen.id) as stream:
             missed = [next(stream) for _ in range(3)]
             assert (missed[2].content["last_step"], missed[2].id) == (2, str(revision))
         with following(other.url, run, last_event_id=str(revision)) as stream:
             assert next(stream).name == "status"
-            revision = append(one.url, run, 3)
+            revision = append(first.url, run, 3)
             assert next(stream).id == str(revision)
 
 
 def test_streams_are_bounded(serve: Any, sqlite_url: str, run_at: Any, wait_until: Any) -> None:
-    """Beyond the bound the answer is 503 with a time to wait; a stream that is closed makes room."""
+    """A stream above the limit is answered with 503 and `Retry-After`, until another stream is closed."""
     with serve(sqlite_url, GRADMEDIC_MAX_STREAMS="1") as served:
         run = run_at(served.url)
 
@@ -135,8 +135,8 @@ def test_streams_are_bounded(serve: Any, sqlite_url: str, run_at: Any, wait_unti
         wait_until(has_room)
 
 
-def test_streams_hold_no_connection_of_the_database(serve: Any, postgres_url: str, run_at: Any) -> None:
-    """With more streams open than the pool has connections, other requests are answered."""
+def test_streams_hold_no_database_connection(serve: Any, postgres_url: str, run_at: Any) -> None:
+    """Other requests are answered while more streams are open than the pool has connections."""
     with serve(postgres_url, GRADMEDIC_DATABASE_POOL_SIZE="2") as served:
         run = run_at(served.url)
         with httpx2.Client(base_url=served.url) as client:
@@ -149,19 +149,19 @@ def test_streams_hold_no_connection_of_the_database(serve: Any, postgres_url: st
                     response.close()
 
 
-def test_an_open_stream_does_not_keep_the_service_from_ending(serve: Any, sqlite_url: str, run_at: Any) -> None:
-    """Told to stop, the service ends its streams and itself, long before the time that requests under way get."""
+def test_an_open_stream_does_not_delay_the_shutdown(serve: Any, sqlite_url: str, run_at: Any) -> None:
+    """After SIGTERM the service ends its streams and exits before the shutdown timeout."""
     with serve(sqlite_url, GRADMEDIC_SHUTDOWN_TIMEOUT=str(2 * PATIENCE)) as served:
         run = run_at(served.url)
         with following(served.url, run) as stream:
             next(stream)
             served.process.send_signal(signal.SIGTERM)
-            assert len(list(stream)) == 2  # what was sent before, and then the end
+            assert len(list(stream)) == 2  # the events that were sent before
             served.process.wait(timeout=PATIENCE)
 
 
-def test_a_deleted_runs_stream_ends(serve: Any, sqlite_url: str, run_at: Any) -> None:
-    """The stream of a run that is deleted ends, and a browser that asks again is told that there is none."""
+def test_the_stream_of_a_deleted_run_ends(serve: Any, sqlite_url: str, run_at: Any) -> None:
+    """The stream of a deleted run ends, and a new stream is answered with `run_not_found`."""
     with serve(sqlite_url) as served:
         run = run_at(served.url)
         with following(served.url, run) as stream:
@@ -171,8 +171,8 @@ def test_a_deleted_runs_stream_ends(serve: Any, sqlite_url: str, run_at: Any) ->
         assert httpx2.get(f"{served.url}{run}/events").json()["error_code"] == "run_not_found"
 
 
-def test_a_rerun_is_told_as_it_goes(serve: Any, database_url: str) -> None:
-    """Who follows a run hears of a rerun that is made, of each trial that starts, grows or ends, and of its result."""
+def test_a_stream_sends_each_change_of_a_rerun(serve: Any, database_url: str) -> None:
+    """The stream of a run sends the start of its rerun, each change of a trial, and the result."""
     with serve(database_url) as served, httpx2.Client(base_url=served.url) as client:
         worker = PlayedWorker(client)
         worker.register()
@@ -181,21 +181,21 @@ def test_a_rerun_is_told_as_it_goes(serve: Any, database_url: str) -> None:
             assert [next(stream).name for _ in range(3)] == ["status", "verdict", "steps"]
             made = rerun(client, run, CLIP, seeds=1)
 
-            def told() -> Any:
+            def next_rerun() -> Any:
                 return next(event.content for event in stream if event.name == "rerun")
 
-            queued = told()
+            queued = next_rerun()
             assert (queued["rerun_id"], queued["status"], queued["trials"]) == (made["id"], "queued", {"queued": 1})
             claimed = worker.claim()
             assert claimed is not None
-            running = told()
+            running = next_rerun()
             assert (running["status"], running["trials"]) == ("running", {"running": 1})
             worker.stream(claimed, "exploding")
-            assert told()["revision"] > running["revision"]
+            assert next_rerun()["revision"] > running["revision"]
             worker.publish(claimed)
-            assert told()["trials"] == {"done": 1, "queued": 1}
+            assert next_rerun()["trials"] == {"done": 1, "queued": 1}
             worker.work({1: "learning"})
-            while (last := told())["status"] == "running":
+            while (last := next_rerun())["status"] == "running":
                 pass
             assert (last["status"], last["trials"]) == ("done", {"done": 2})
         with following(served.url, f"{RUNS}/{run}", last_event_id="1000000") as stream:
@@ -203,7 +203,7 @@ def test_a_rerun_is_told_as_it_goes(serve: Any, database_url: str) -> None:
 
 
 def test_a_revoked_key_ends_its_stream(serve: Any, sqlite_url: str) -> None:
-    """A stream that always has something to tell ends all the same once its key is worth nothing."""
+    """A stream ends after its API key was revoked, also while it has events to send."""
     command = [
         str(Path(sys.executable).parent / "gradmedic"),
         "api-key",
@@ -225,7 +225,7 @@ def test_a_revoked_key_ends_its_stream(serve: Any, sqlite_url: str) -> None:
                 stream = events(response)
                 next(stream)
                 assert admin.delete(f"/api/v1/api-keys/{key['id']}").status_code == 204
-                for step, _ in enumerate(stream):  # one more step whenever the last was told, until the stream ends
+                for step, _ in enumerate(stream):  # a new step after each event, until the stream ends
                     body = {"steps": [step], "loss": [1.0], "statistics": {"grad_norm": [[1.0]]}}
                     assert admin.post(f"{RUNS}/{run}/steps", json=body).status_code == 200
             assert httpx2.get(f"{served.url}{RUNS}/{run}/events", headers=reader).status_code == 401

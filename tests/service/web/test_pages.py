@@ -1,4 +1,4 @@
-"""Pages and their files: what they carry, who gets them, and what a browser may do with them."""
+"""The pages and their files: their content, their headers, and the escaping of names."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ PAGES = ["/", "/compare", "/reruns", "/projects", "/api-keys", "/login"]
 
 
 def links(page: str) -> list[str]:
-    """Addresses of the files that a page loads."""
+    """Return the addresses of the files that a page loads."""
     return re.findall(r'(?:src|href)="(/static/[^"]+)"', page)
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_pages_load_from_here_alone(sqlite_client: TestClient, path: str) -> None:
-    """Every page forbids scripts and styles within it and from elsewhere, has none, and loads only what is there."""
+def test_pages_load_only_files_of_the_service(sqlite_client: TestClient, path: str) -> None:
+    """Every page forbids inline and foreign scripts and styles, has none, and loads only existing files."""
     page = sqlite_client.get(path)
     assert page.status_code == 200
     policy = page.headers["content-security-policy"]
@@ -37,8 +37,8 @@ def test_pages_load_from_here_alone(sqlite_client: TestClient, path: str) -> Non
         assert sqlite_client.get(address).status_code == 200
 
 
-def test_files_never_change_behind_their_address(sqlite_client: TestClient) -> None:
-    """A file may be kept for ever, comes compressed where that is understood, and is of one version alone."""
+def test_files_are_cached_for_ever_under_an_address_of_their_version(sqlite_client: TestClient) -> None:
+    """A file is immutable, compressed for browsers that accept gzip, and not found under another version."""
     address = Assets().url("run.js")
     plain = sqlite_client.get(address, headers={"Accept-Encoding": "identity"})
     assert "immutable" in plain.headers["cache-control"]
@@ -53,16 +53,16 @@ def test_files_never_change_behind_their_address(sqlite_client: TestClient) -> N
         assert sqlite_client.get(other).status_code == 404
 
 
-def test_every_import_of_a_script_is_there() -> None:
-    """No script imports a file that the service does not have."""
+def test_scripts_import_only_existing_files() -> None:
+    """Every file that a script imports exists."""
     folder = files("gradmedic_service.web") / "static"
-    scripts = {one.name: one.read_text() for one in folder.iterdir() if one.name.endswith(".js")}
+    scripts = {item.name: item.read_text() for item in folder.iterdir() if item.name.endswith(".js")}
     imported = {name for text in scripts.values() for name in re.findall(r'from "\./([\w.]+)"', text)}
     assert {"api.js", "heatmap.js"} <= imported <= scripts.keys()
 
 
 def test_names_cannot_become_markup(client: TestClient, create_run: Any) -> None:
-    """A run that is named like a script is shown as text."""
+    """A run whose name is markup is shown as text."""
     run = create_run(client, name="</title><script>alert(1)</script>", project='"><img src=x>')
     page = client.get(run.replace("/api/v1", "")).text
     assert "<script>alert" not in page
@@ -72,8 +72,8 @@ def test_names_cannot_become_markup(client: TestClient, create_run: Any) -> None
 
 @pytest.mark.parametrize("kind", ["run", "rerun"])
 @pytest.mark.parametrize("id", ["nonsense", "0199b7f0-c8d2-7a31-8f55-0b1c2d3e4f50", "<script>alert(1)"])
-def test_a_link_to_nothing_is_a_page(client: TestClient, kind: str, id: str) -> None:
-    """Who follows a link to what is not there is told so by a page, which lets a browser do no more than the others."""
+def test_an_unknown_id_is_answered_with_a_page(client: TestClient, kind: str, id: str) -> None:
+    """The page of an unknown run or rerun is a 404 page with the message and the same security headers."""
     answer = client.get(f"/{kind}s/{id}")
     assert answer.status_code == 404
     assert f"There is no {kind}" in answer.text
@@ -84,7 +84,7 @@ def test_a_link_to_nothing_is_a_page(client: TestClient, kind: str, id: str) -> 
 
 
 def test_the_page_of_a_rerun_names_its_run_as_text(client: TestClient, worker: PlayedWorker) -> None:
-    """The frame of a rerun's page says whose rerun it is and how it stands."""
+    """The page of a rerun has the escaped name of the run and the status of the rerun."""
     made = rerun(worker.client, suspect(worker.client, name="<i>sick</i>"), CLIP)
     answer = client.get(f"/reruns/{made['id']}")
     assert answer.status_code == 200
@@ -100,8 +100,8 @@ def worker(client: TestClient) -> PlayedWorker:
     return played
 
 
-def test_the_link_that_the_client_prints_is_the_page(client: TestClient, create_run: Any) -> None:
-    """The URL that `gradmedic.init()` prints shows the run by name, with its verdict."""
+def test_the_address_that_the_client_prints_is_the_page(client: TestClient, create_run: Any) -> None:
+    """The address that `gradmedic.init()` prints shows the name and the verdict of the run."""
     answer = client.get(create_run(client, name="sick one").replace("/api/v1", ""))
     assert answer.status_code == 200
     assert "<h1>sick one</h1>" in answer.text

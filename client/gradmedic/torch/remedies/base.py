@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
+
+from gradmedic.protocol.remedies import REMEDIES, Target
 
 
 class NotApplicable(Exception):
@@ -19,10 +21,13 @@ class TorchRemedy:
 
     id: str
     """Id of the remedy in the catalogue. A class without an id is only a base of others."""
-    kind: ClassVar[Literal["optimizer", "modules"]]
-    """What has to be changed: the optimizer of any model, or modules of a model that allows it."""
     order: ClassVar[int] = 0
     """Remedies that act at the same moment act in this order, the smallest number first."""
 
     def __init__(self, parameters: Mapping[str, Any]) -> None:
         self.parameters = parameters
+
+    @property
+    def targets(self) -> frozenset[Target]:
+        """The parts of the training that the remedy changes, as the catalogue names them."""
+        return REMEDIES[self.id].targets

@@ -45,7 +45,6 @@ class ModuleRemedy(TorchRemedy):
         context: what it needs to know of the script.
     """
 
-    kind = "modules"
     accepts_data_parallel: ClassVar[bool] = False
     """Whether it works under `torch.nn.DataParallel`, which computes with copies of the modules."""
     accepts_sharded: ClassVar[bool] = False

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from gradmedic.exceptions import UsageError
+from gradmedic.protocol.remedies import Target
 from gradmedic.torch.optimizers import read_tensor_attribute
 from gradmedic.torch.remedies.base import NotApplicable
 from gradmedic.torch.remedies.step_remedy import OptimizerContext, StepGradients, StepRemedy
@@ -65,7 +66,7 @@ class OptimizerRemedies:
             if (reason := remedy.reason_against(context)) is not None:
                 raise NotApplicable(f"{remedy.id}: {reason}")
         self._remedies = sorted(remedies, key=lambda remedy: remedy.order)
-        self._changes_gradients = any(remedy.changes_gradients for remedy in remedies)
+        self._changes_gradients = any(Target.GRADIENTS in remedy.targets for remedy in remedies)
         self._optimizer = weakref.ref(optimizer)  # the hooks live in it
         self._handles: list[RemovableHandle] = []
         self._observer: StepObserver | None = None
@@ -107,7 +108,7 @@ class OptimizerRemedies:
         """
         self._observer = observer
         optimizer = self._get_optimizer()
-        if observer is not None and any(remedy.moves_weights for remedy in self._remedies):
+        if observer is not None and any(Target.WEIGHTS in remedy.targets for remedy in self._remedies):
             observer.measure_updates_by_copies(optimizer)
         self._handles.append(optimizer.register_step_pre_hook(self._change_step))
 

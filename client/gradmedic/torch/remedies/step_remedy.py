@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gradmedic.protocol.remedies import Target
 from gradmedic.torch.remedies.base import TorchRemedy
 
 
@@ -54,15 +55,8 @@ class StepRemedy(TorchRemedy):
         optimizer: that it is applied to.
     """
 
-    kind = "optimizer"
-    needs_learning_rate: ClassVar[bool] = False
-    """Whether it reads or changes the learning rate of the optimizer's groups."""
-    changes_gradients: ClassVar[bool] = False
-    """Whether it reads or changes gradients, which then must be whole and dense."""
     needs_real_gradients: ClassVar[bool] = False
     """Whether it cannot be applied to complex parameters."""
-    moves_weights: ClassVar[bool] = False
-    """Whether it changes weights beside the optimizer, so that the optimizer's state does not show the update."""
     new_optimizer: str | None = None
     """Class name of the optimizer that steps in place of the script's."""
 
@@ -76,11 +70,11 @@ class StepRemedy(TorchRemedy):
         optimizer = context.optimizer
         groups = optimizer.param_groups
         parameters = [parameter for group in groups for parameter in group["params"]]
-        if self.needs_learning_rate and not all("lr" in group for group in groups):
+        if Target.LEARNING_RATE in self.targets and not all("lr" in group for group in groups):
             return f"{context.name} has no learning rate of its own"
         if any(group.get("capturable") for group in groups):
             return f"{context.name} is captured in a CUDA graph, which hooks do not reach"
-        if self.changes_gradients:
+        if Target.GRADIENTS in self.targets:  # they must be whole and dense
             if any(hasattr(parameter, "device_mesh") for parameter in parameters):
                 return "the parameters are sharded, and a shard does not have the norm of the whole"
             if any(getattr(module, "sparse", False) is True for model in context.models for module in model.modules()):

@@ -1,51 +1,51 @@
-// The API keys: who may do what, and since when not any more.
+// The page of API keys: a list, and a form that creates a key.
 
-import { get, send, showTrouble } from "./api.js";
+import { get, send, showError } from "./api.js";
 import { byId, copyButton, el } from "./dom.js";
 import { time } from "./format.js";
 
 const body = byId("keys").tBodies[0];
-let token = null;
+let nextToken = null;
 
-function stateOf(key) {
+function stateText(key) {
   if (key.revoked_at) return ["revoked ", time(key.revoked_at)];
   if (key.expires_at && Date.parse(key.expires_at) <= Date.now()) return ["expired"];
-  return key.expires_at ? ["until ", new Date(key.expires_at).toLocaleDateString("en-CA")] : ["in use"];
+  return key.expires_at ? ["valid until ", new Date(key.expires_at).toLocaleDateString("en-CA")] : ["valid"];
 }
 
 function rowOf(key) {
   const revoke = el("button", { type: "button", "aria-label": `Revoke ${key.name}` }, "Revoke");
   revoke.addEventListener("click", async () => {
-    if (revoke.dataset.sure !== "yes") { revoke.dataset.sure = "yes"; revoke.textContent = "Really revoke"; return; }
-    try { await send("DELETE", `/api-keys/${key.id}`); await refresh(); } catch (error) { showTrouble(error); }
+    if (revoke.dataset.isConfirmed !== "yes") { revoke.dataset.isConfirmed = "yes"; revoke.textContent = "Really revoke"; return; }
+    try { await send("DELETE", `/api-keys/${key.id}`); await refresh(); } catch (error) { showError(error); }
   });
   return el("tr", {},
     el("th", { scope: "row" }, key.name),
-    el("td", { "data-label": "Begins with" }, el("code", {}, key.prefix)),
+    el("td", { "data-label": "Prefix" }, el("code", {}, key.prefix)),
     el("td", { "data-label": "Project" }, key.project ?? "every project"),
-    el("td", { "data-label": "May" }, key.scopes.join(", ")),
+    el("td", { "data-label": "Scopes" }, key.scopes.join(", ")),
     el("td", { "data-label": "Last used" }, key.last_used_at ? time(key.last_used_at) : "never"),
-    el("td", { "data-label": "State" }, stateOf(key)),
+    el("td", { "data-label": "State" }, stateText(key)),
     el("td", {}, key.revoked_at ? "" : revoke));
 }
 
-async function read() {
-  const page = await get("/api-keys", { max_results: 100, page_token: token });
+async function readPage() {
+  const page = await get("/api-keys", { max_results: 100, page_token: nextToken });
   body.append(...page.items.map(rowOf));
-  token = page.next_page_token;
-  byId("more").hidden = !token;
+  nextToken = page.next_page_token;
+  byId("more").hidden = !nextToken;
 }
 
 async function refresh() {
-  token = null;
+  nextToken = null;
   body.replaceChildren();
-  await read();
+  await readPage();
   byId("keys").hidden = !body.childElementCount;
   byId("none").hidden = body.childElementCount > 0;
   document.body.dataset.ready = "yes";
 }
 
-byId("more").addEventListener("click", () => read().catch(showTrouble));
+byId("more").addEventListener("click", () => readPage().catch(showError));
 byId("create").addEventListener("submit", async (event) => {
   event.preventDefault();
   const form = event.target;
@@ -57,10 +57,10 @@ byId("create").addEventListener("submit", async (event) => {
       expires_at: expires.value ? `${expires.value}T23:59:59Z` : null,
     });
     byId("created").replaceChildren(
-      el("p", {}, "This is the only time that the key is shown:"),
+      el("p", {}, "Copy the key now; it is not shown again:"),
       el("p", { class: "secret" }, el("code", {}, key.secret), " ", copyButton(key.secret)));
-    showTrouble(null);
+    showError(null);
     await refresh();
-  } catch (error) { showTrouble(error); }
+  } catch (error) { showError(error); }
 });
-refresh().catch(showTrouble);
+refresh().catch(showError);

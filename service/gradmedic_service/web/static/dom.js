@@ -1,4 +1,4 @@
-// Elements from code. Text is only ever set as text: what a user named cannot become markup.
+// Creates and changes elements. Text is always set as text, so that names of users cannot become markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -16,20 +16,21 @@ export const el = (tag, attributes = {}, ...children) => fill(document.createEle
 export const svg = (tag, attributes = {}, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
 export const byId = (id) => document.getElementById(id);
 
-/** Replace an element's content, unless it is the same already: so that nothing flickers and focus stays. */
+/** Set an element's text, unless it is the same already, so that nothing flickers and the focus stays. */
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
+/** Return a function that calls `action` once, that many milliseconds after its last call. */
 export function debounce(milliseconds, action) {
   let timer = 0;
-  return (...given) => {
+  return (...parameters) => {
     clearTimeout(timer);
-    timer = setTimeout(() => action(...given), milliseconds);
+    timer = setTimeout(() => action(...parameters), milliseconds);
   };
 }
 
-/** A button that copies a text and says so. */
+/** Return a button that copies a text. */
 export function copyButton(text, label = "Copy") {
   const button = el("button", { type: "button", class: "copy" }, label);
   button.addEventListener("click", async () => {
@@ -37,7 +38,7 @@ export function copyButton(text, label = "Copy") {
       await navigator.clipboard.writeText(text);
       button.textContent = "Copied";
     } catch {
-      button.textContent = "Not allowed: select the text";
+      button.textContent = "Cannot copy; select the text";
     }
     setTimeout(() => { button.textContent = label; }, 2000);
   });

@@ -1,11 +1,11 @@
-// How numbers, times and verdicts are written.
+// Formats numbers, times, verdicts and statuses.
 
 import { el } from "./dom.js";
 
-/** At most four significant digits; powers of ten where they are shorter. */
+/** Return a number with at most four significant digits, as a power of ten where that is shorter. */
 export function number(value) {
   if (value === null || value === undefined) return "–";
-  if (typeof value === "string") return value; // "NaN" and the infinities, by name
+  if (typeof value === "string") return value; // "NaN", "Infinity" or "-Infinity" in JSON
   if (Number.isNaN(value)) return "NaN";
   if (!Number.isFinite(value)) return value > 0 ? "Infinity" : "-Infinity";
   if (value === 0) return "0";
@@ -31,6 +31,10 @@ export function ago(text) {
 
 export const time = (text) => el("time", { datetime: text, title: new Date(text).toLocaleString() }, ago(text));
 
+const UNHEALTHY = new Set(document.body.dataset.unhealthyVerdicts.split(" "));
+
+/** Return whether a verdict means a failing training. */
+export const isUnhealthy = (verdict) => UNHEALTHY.has(verdict);
+
 export const badge = (verdict) => el("span", { class: "badge", "data-verdict": verdict }, verdict);
-export const statusText = (status) => words(status);
-export const statusWord = (status) => el("span", { class: "status", "data-status": status }, statusText(status));
+export const statusWord = (status) => el("span", { class: "status", "data-status": status }, words(status));

@@ -1,41 +1,31 @@
 // A run's layers in depth order, grouped by module.
 
-const MOST_GROUPS = 40;
+const MAX_GROUPS = 40;
 
 const moduleOf = (name, parts) => name.split(".").slice(0, parts).join(".");
 
 /**
- * Return `[{name, short, group, position}]`, in depth order. A group is a module whose layers follow one another: as
- * deep in the tree of names as leaves a number of groups that can be looked over.
+ * Return `[{name, role, shape, group, groupStart, position}]` in depth order. A group is a module whose layers follow one
+ * another. Modules are as deep in the tree of names as possible with at most MAX_GROUPS groups.
  */
 export function arrange(layers) {
   const ordered = layers
     .map((layer, index) => ({ name: layer.name, depth: layer.depth ?? index, index, role: layer.role, shape: layer.shape }))
-    .sort((one, other) => one.depth - other.depth || one.index - other.index);
+    .sort((a, b) => a.depth - b.depth || a.index - b.index);
   const deepest = Math.max(1, ...ordered.map(({ name }) => name.split(".").length - 1));
   let parts = deepest;
   const groupOf = (name) => moduleOf(name, Math.min(parts, Math.max(1, name.split(".").length - 1)));
   const count = () => ordered.filter((layer, at) => at === 0 || groupOf(layer.name) !== groupOf(ordered[at - 1].name)).length;
-  while (parts > 1 && count() > MOST_GROUPS) parts -= 1;
-  let key = null;
-  let run = 0;
+  while (parts > 1 && count() > MAX_GROUPS) parts -= 1;
+  let groupStart = 0;
   return ordered.map((layer, position) => {
     const group = groupOf(layer.name);
-    if (position === 0 || group !== groupOf(ordered[position - 1].name)) {
-      run = position;
-      key = group;
-    }
-    return {
-      ...layer,
-      position,
-      group: key,
-      groupStart: run,
-      short: layer.name.startsWith(`${group}.`) ? layer.name.slice(group.length + 1) : layer.name,
-    };
+    if (position === 0 || group !== groupOf(ordered[position - 1].name)) groupStart = position;
+    return { ...layer, position, group, groupStart };
   });
 }
 
-/** Return the rows of a picture: a layer each, and one for a module that is folded. */
+/** Return the rows of the heatmap: one for each layer, and one for each folded module. */
 export function rowsOf(layers, folded) {
   const rows = [];
   for (let at = 0; at < layers.length;) {
@@ -54,4 +44,5 @@ export function rowsOf(layers, folded) {
   return rows;
 }
 
+/** Return the modules that have more than one layer. */
 export const foldable = (layers) => [...new Set(layers.filter((layer, at) => at > layer.groupStart).map(({ group }) => group))];

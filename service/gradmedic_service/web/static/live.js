@@ -1,29 +1,29 @@
-// What is new about a run and its reruns: by server-sent events, or by asking now and then where those are not to be had.
+// Follows a run and its reruns: by server-sent events, or by polling where the service or a proxy refuses them.
 
 import { address, get } from "./api.js";
 
 const POLL_MILLISECONDS = 4000;
 
 /**
- * Call `changed({steps?, verdict?, status?, rerun?})` whenever something happened, and `say(text)` about the connection.
- * `isAsking` is true where there is no stream: how reruns stand is not known then. While nobody looks at the page, nothing
- * is asked, and no connection is held: a browser has six to a server, for all its pages together.
+ * Call `onChange({steps?, verdict?, status?, rerun?})` for each change, and `showState(text)` for the connection. While
+ * polling, `isPolling` is true and there are no changes of reruns. A hidden page neither polls nor holds a connection: a
+ * browser has six connections to a server, for all its pages together.
  */
-export function follow(runId, changed, say) {
+export function follow(runId, onChange, showState) {
   let source = null;
   let timer = 0;
   let revision = null;
   let status = null;
 
-  function listen() {
+  function connect() {
     source = new EventSource(address(`/runs/${runId}/events`));
-    source.onopen = () => say("live");
+    source.onopen = () => showState("live");
     for (const name of ["status", "verdict", "steps", "rerun"]) {
-      source.addEventListener(name, (event) => changed({ [name]: JSON.parse(event.data) }));
+      source.addEventListener(name, (event) => onChange({ [name]: JSON.parse(event.data) }));
     }
     source.onerror = () => {
-      if (source.readyState === EventSource.CLOSED) poll(); // refused: too many streams, or a proxy that allows none
-      else say("reconnecting …");
+      if (source.readyState === EventSource.CLOSED) poll(); // refused: too many streams, or a proxy without streams
+      else showState("reconnecting …");
     };
   }
 
@@ -31,12 +31,12 @@ export function follow(runId, changed, say) {
     clearTimeout(timer);
     try {
       const run = await get(`/runs/${runId}`);
-      say(`asking every ${POLL_MILLISECONDS / 1000} s`);
+      showState(`polling every ${POLL_MILLISECONDS / 1000} s`);
       const isNew = run.revision !== revision || run.status !== status;
       ({ revision, status } = run);
-      changed({ isAsking: true, ...(isNew && { steps: run, verdict: run, status: run }) });
+      onChange({ isPolling: true, ...(isNew && { steps: run, verdict: run, status: run }) });
     } catch (error) {
-      say(error.status ? error.message : "the service cannot be reached");
+      showState(error.status ? error.message : "the service cannot be reached");
       if (error.status === 404) return;
     }
     if (!document.hidden) timer = setTimeout(poll, POLL_MILLISECONDS);
@@ -47,8 +47,8 @@ export function follow(runId, changed, say) {
       source?.close();
       clearTimeout(timer);
       source = null;
-      say("paused");
-    } else if (!source) listen();
+      showState("paused");
+    } else if (!source) connect();
   });
-  if (!document.hidden) listen();
+  if (!document.hidden) connect();
 }

@@ -1,12 +1,12 @@
-// An API key for a session: the key goes out in a header once, and nothing of it is kept.
+// The login: exchanges an API key for a session. The page sends the key once, in a header, and does not store it.
 
-import { get, send, showTrouble } from "./api.js";
+import { get, send, showError } from "./api.js";
 import { byId } from "./dom.js";
 
-/** Where the reader came from; nowhere but here. */
-function next() {
-  const wanted = new URL(new URLSearchParams(location.search).get("next") ?? "/", location.origin);
-  return wanted.origin === location.origin ? wanted.pathname + wanted.search : "/";
+/** Return the path to go to after the login; an address elsewhere becomes the list of runs. */
+function nextPath() {
+  const target = new URL(new URLSearchParams(location.search).get("next") ?? "/", location.origin);
+  return target.origin === location.origin ? target.pathname + target.search : "/";
 }
 
 byId("login").addEventListener("submit", async (event) => {
@@ -14,12 +14,12 @@ byId("login").addEventListener("submit", async (event) => {
   const field = event.target.elements.key;
   try {
     await send("POST", "/session", undefined, { Authorization: `Bearer ${field.value.trim()}` });
-    location.replace(next());
+    location.replace(nextPath());
   } catch (error) {
-    showTrouble(error);
+    showError(error);
     field.select();
   }
 });
 
-// A link from elsewhere comes without the cookie (SameSite=Strict); the session may be there all the same.
-get("/session").then(() => location.replace(next()), () => { byId("login").elements.key.focus(); document.body.dataset.ready = "yes"; });
+// A link from another site comes without the cookie (SameSite=Strict); the reader may be logged in all the same.
+get("/session").then(() => location.replace(nextPath()), () => { byId("login").elements.key.focus(); document.body.dataset.ready = "yes"; });

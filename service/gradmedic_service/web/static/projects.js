@@ -1,28 +1,28 @@
-// The projects: what is not to be heard about their runs, and what their reruns may take.
+// The page of projects: muted detectors, and limits of reruns.
 
-import { all, send, showTrouble } from "./api.js";
+import { getAll, send, showError } from "./api.js";
 import { byId, el } from "./dom.js";
 import { integer, time } from "./format.js";
 
 const isAdmin = document.body.dataset.admin === "yes";
 
-function cellsToRead(project) {
+function textCells(project) {
   return [
     el("td", { "data-label": "Muted detectors" }, project.muted_detectors.join(", ") || "none"),
-    el("td", { "data-label": "Reruns by itself" }, project.rerun_automatically ? "yes" : "no"),
+    el("td", { "data-label": "Automatic reruns" }, project.rerun_automatically ? "yes" : "no"),
     el("td", { class: "number", "data-label": "Trials at once" }, integer(project.max_concurrent_trials)),
-    el("td", { class: "number", "data-label": "Seconds a rerun" }, integer(project.max_rerun_seconds)),
+    el("td", { class: "number", "data-label": "Seconds per rerun" }, integer(project.max_rerun_seconds)),
   ];
 }
 
-/** Fields of one form, which an element of a row cannot be: they name it. */
-function cellsToChange(project, form) {
+/** The fields name their form, because a form cannot contain cells of a row. */
+function fieldCells(project, form) {
   const field = (name, label, attributes) => el("input", { name, form: form.id, "aria-label": `${label} of ${project.name}`, ...attributes });
   return [
     el("td", { "data-label": "Muted detectors" }, field("muted_detectors", "Muted detectors, separated by commas,", { value: project.muted_detectors.join(", "), placeholder: "none", size: 26 })),
-    el("td", { "data-label": "Reruns by itself" }, field("rerun_automatically", "Automatic reruns", { type: "checkbox", checked: project.rerun_automatically })),
+    el("td", { "data-label": "Automatic reruns" }, field("rerun_automatically", "Automatic reruns", { type: "checkbox", checked: project.rerun_automatically })),
     el("td", { class: "number", "data-label": "Trials at once" }, field("max_concurrent_trials", "Trials at once", { type: "number", min: 1, max: 1000, required: true, value: project.max_concurrent_trials })),
-    el("td", { class: "number", "data-label": "Seconds a rerun" }, field("max_rerun_seconds", "Seconds a rerun", { type: "number", min: 1, step: "any", required: true, value: project.max_rerun_seconds })),
+    el("td", { class: "number", "data-label": "Seconds per rerun" }, field("max_rerun_seconds", "Seconds per rerun", { type: "number", min: 1, step: "any", required: true, value: project.max_rerun_seconds })),
   ];
 }
 
@@ -38,22 +38,22 @@ function rowOf(project, index) {
       });
       muted.value = saved.muted_detectors.join(", ");
       form.querySelector("span").textContent = "saved";
-      showTrouble(null);
+      showError(null);
     } catch (error) {
       form.querySelector("span").textContent = "";
-      showTrouble(error);
+      showError(error);
     }
   });
   return el("tr", {},
     el("th", { scope: "row" }, el("a", { href: `/?project=${encodeURIComponent(project.name)}` }, project.name)),
-    isAdmin ? cellsToChange(project, form) : cellsToRead(project),
-    el("td", { "data-label": "Since" }, time(project.created_at)),
+    isAdmin ? fieldCells(project, form) : textCells(project),
+    el("td", { "data-label": "Created" }, time(project.created_at)),
     isAdmin ? el("td", {}, form) : null);
 }
 
-all("/projects").then((projects) => {
+getAll("/projects").then((projects) => {
   byId("projects").tBodies[0].replaceChildren(...projects.map(rowOf));
   byId("projects").hidden = !projects.length;
   byId("none").hidden = projects.length > 0;
   document.body.dataset.ready = "yes";
-}).catch(showTrouble);
+}).catch(showError);

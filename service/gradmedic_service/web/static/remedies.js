@@ -1,4 +1,4 @@
-// Remedies in words, what came of them, and the code that applies them.
+// Remedies in words, their outcomes, and the code that applies them.
 
 import { el } from "./dom.js";
 import { number, words } from "./format.js";
@@ -7,7 +7,7 @@ export const parametersOf = (remedy) => Object.entries(remedy.parameters).map(([
 export const remedyText = (remedy) => `${words(remedy.id)}${parametersOf(remedy) ? ` (${parametersOf(remedy)})` : ""}`;
 export const remediesText = (remedies) => (remedies.length ? remedies.map(remedyText).join(" + ") : "unchanged control");
 
-/** What happened when it was tried, in a sentence. */
+/** Return an outcome in words. */
 export function outcomeText(outcome) {
   const seeds = `healthy in ${outcome.healthy} of ${outcome.seeds} ${outcome.seeds === 1 ? "seed" : "seeds"}`;
   const loss = `loss ${number(outcome.loss)} against ${number(outcome.control_loss)}`;
@@ -21,11 +21,11 @@ export function outcomeText(outcome) {
 
 export const outcomeLine = (outcome) => el("p", { class: "outcome", "data-state": outcome.state },
   el("strong", {}, "Tried on this job: "), outcomeText(outcome), outcome.cost_seconds ? ` (${number(Math.round(outcome.cost_seconds))} s of computing). ` : ". ",
-  el("a", { href: `/reruns/${outcome.rerun_id}` }, "See the race"));
+  el("a", { href: `/reruns/${outcome.rerun_id}` }, "Show the race"));
 
-const isSame = (one, other) => one.id === other.id && JSON.stringify(one.parameters) === JSON.stringify(other.parameters);
+const isSame = (a, b) => a.id === b.id && JSON.stringify(a.parameters) === JSON.stringify(b.parameters);
 
-/** The code of remedies, as far as a diagnosis has it. */
+/** Return the code of those remedies that the advice contains. */
 export const snippetOf = (remedies, advice) => remedies
-  .map((remedy) => advice.find((one) => isSame(one.remedy, remedy))?.snippet)
+  .map((remedy) => advice.find((item) => isSame(item.remedy, remedy))?.snippet)
   .filter(Boolean).join("\n");

@@ -1,6 +1,6 @@
-// The list of reruns, newest first.
+// The page of reruns: a list, newest first.
 
-import { all, get, showTrouble } from "./api.js";
+import { get, getAll, showError } from "./api.js";
 import { byId, el, setText } from "./dom.js";
 import { statusWord, time } from "./format.js";
 
@@ -9,14 +9,14 @@ const PAGE = 50;
 
 const form = byId("filters");
 const body = byId("reruns").tBodies[0];
-const names = new Map(); // of the runs that were rerun
+const runNames = new Map(); // by run id
 let pages = 1;
 let timer = 0;
-let asking = 0;
+let requests = 0;
 
-async function nameOf(runId) {
-  if (!names.has(runId)) names.set(runId, await get(`/runs/${runId}`).then((run) => run.name, () => "a run"));
-  return names.get(runId);
+async function readName(runId) {
+  if (!runNames.has(runId)) runNames.set(runId, await get(`/runs/${runId}`).then((run) => run.name, () => "a deleted run"));
+  return runNames.get(runId);
 }
 
 const rowOf = (rerun, name) => el("tr", { "data-rerun": rerun.id },
@@ -25,11 +25,11 @@ const rowOf = (rerun, name) => el("tr", { "data-rerun": rerun.id },
   el("td", { "data-label": "Result" }, rerun.reason ?? "–"),
   el("td", { "data-label": "Project" }, rerun.project),
   el("td", { "data-label": "Trainable" }, rerun.trainable),
-  el("td", { "data-label": "Asked for" }, time(rerun.created_at)));
+  el("td", { "data-label": "Created" }, time(rerun.created_at)));
 
 async function refresh() {
   clearTimeout(timer);
-  const mine = asking += 1;
+  const thisRequest = requests += 1;
   const query = { project: form.elements.project.value, status: form.elements.status.value, max_results: PAGE };
   try {
     const items = [];
@@ -39,19 +39,19 @@ async function refresh() {
       items.push(...found.items);
       token = found.next_page_token;
     }
-    const rows = await Promise.all(items.map(async (rerun) => rowOf(rerun, await nameOf(rerun.run_id))));
-    if (mine !== asking) return;
+    const rows = await Promise.all(items.map(async (rerun) => rowOf(rerun, await readName(rerun.run_id))));
+    if (thisRequest !== requests) return;
     if (!body.contains(document.activeElement)) body.replaceChildren(...rows);
     byId("reruns").hidden = !items.length;
     byId("none").hidden = items.length > 0;
     byId("more").hidden = !token;
     setText(byId("live"), "live");
-    showTrouble(null);
+    showError(null);
     document.body.dataset.ready = "yes";
   } catch (error) {
-    if (mine !== asking) return;
-    showTrouble(error);
-    setText(byId("live"), "trying again …");
+    if (thisRequest !== requests) return;
+    showError(error);
+    setText(byId("live"), "retrying …");
   }
   if (!document.hidden) timer = setTimeout(refresh, REFRESH_MILLISECONDS);
 }
@@ -65,11 +65,11 @@ function search() {
 }
 
 async function start() {
-  const asked = new URLSearchParams(location.search);
-  const projects = await all("/projects").catch((error) => { showTrouble(error); return []; });
-  const known = new Set([...projects.map(({ name }) => name), ...(asked.get("project") ? [asked.get("project")] : [])]);
+  const parameters = new URLSearchParams(location.search);
+  const projects = await getAll("/projects").catch((error) => { showError(error); return []; });
+  const known = new Set([...projects.map(({ name }) => name), ...(parameters.get("project") ? [parameters.get("project")] : [])]);
   form.elements.project.append(...[...known].map((name) => el("option", { value: name }, name)));
-  for (const name of ["project", "status"]) if (asked.get(name)) form.elements[name].value = asked.get(name);
+  for (const name of ["project", "status"]) if (parameters.get(name)) form.elements[name].value = parameters.get(name);
   await refresh();
 }
 

@@ -1,84 +1,83 @@
-// The page of a run. What it shows stands in its address, so that a link shows the same to somebody else.
+// The page of a run. Its address holds what is in view, so that a link shows the same to another reader.
 
-import { get, readSeries, showTrouble } from "./api.js";
+import { get, readSeries, showError } from "./api.js";
 import { Chart, pointsOf } from "./chart.js";
-import { marksOf, proven, showAdvice, showCauses, showFindings, showHistory, showTried } from "./diagnosis.js";
+import { marksOf, showAdvice, showCauses, showFindings, showHistory, showTried, verifiedRemedies } from "./diagnosis.js";
 import { byId, debounce, el, setText } from "./dom.js";
-import { badge, integer, number, time, words } from "./format.js";
+import { badge, integer, isUnhealthy, number, time, words } from "./format.js";
 import { Heatmap } from "./heatmap.js";
 import { arrange } from "./layers.js";
 import { follow } from "./live.js";
 import { outcomeText, remediesText, remedyText } from "./remedies.js";
-import { hearOfRerun, readReruns, showChoices, startReruns } from "./reruns_of_run.js";
+import { applyRerunEvent, listenToForm, readReruns, showChoices } from "./reruns_of_run.js";
 
-const MOST_COLUMNS = 500;
+const MAX_HEATMAP_COLUMNS = 500;
 const CHART_COLUMNS = 300;
 const REFRESH_MILLISECONDS = 1000;
-const AROUND = 25; // steps shown before and after the one at which the trouble began
-const SICK = ["exploding", "vanishing"];
-const FIT_ROLES = ["weight", "recurrent", undefined, null]; // biases and gains have gradients of another size
+const ONSET_MARGIN = 25; // steps that are shown before and after the first bad step
+const FITTED_ROLES = ["weight", "recurrent", undefined, null]; // biases and gains have gradients of another size
 
 const runId = document.body.dataset.run;
-const asked = new URLSearchParams(location.search);
-const whole = (name) => (/^\d+$/.test(asked.get(name) ?? "") ? Number(asked.get(name)) : null);
+const parameters = new URLSearchParams(location.search);
+const wholeNumber = (name) => (/^\d+$/.test(parameters.get(name) ?? "") ? Number(parameters.get(name)) : null);
 const view = {
-  statistic: asked.get("statistic"),
-  cell: ["mean", "max", "min"].includes(asked.get("cell")) ? asked.get("cell") : "mean",
-  from: whole("from"),
-  to: whole("to"),
-  layer: asked.get("layer"),
-  step: whole("step"),
-  loss: asked.get("loss") === "linear" ? "linear" : asked.get("loss") === "log" ? "log" : null,
-  folded: new Set(asked.getAll("fold")),
+  statistic: parameters.get("statistic"),
+  cell: ["mean", "max", "min"].includes(parameters.get("cell")) ? parameters.get("cell") : "mean",
+  from: wholeNumber("from"),
+  to: wholeNumber("to"),
+  layer: parameters.get("layer"),
+  step: wholeNumber("step"),
+  loss: parameters.get("loss") === "linear" ? "linear" : parameters.get("loss") === "log" ? "log" : null,
+  folded: new Set(parameters.getAll("fold")),
 };
 let run = null;
 let layers = [];
 let diagnosis = null;
 let history = [];
-let shown = null; // what the heatmap shows: {table, from, to}
-let reading = null;
+let shown = null; // what the heatmap shows: {table, points, first, from, to}
+let reading = null; // AbortController of the requests under way
 
-function remember() {
-  const parameters = new URLSearchParams();
-  const put = (name, value, usual = null) => { if (value !== null && value !== usual) parameters.set(name, value); };
-  put("statistic", view.statistic, run.statistics[0]);
-  put("cell", view.cell, "mean");
-  put("from", view.from);
-  put("to", view.to);
-  put("layer", view.layer, firstBad());
-  put("step", view.step);
-  put("loss", view.loss);
-  for (const group of view.folded) parameters.append("fold", group);
-  const text = parameters.toString();
+function saveView() {
+  const saved = new URLSearchParams();
+  const save = (name, value, usual = null) => { if (value !== null && value !== usual) saved.set(name, value); };
+  save("statistic", view.statistic, run.statistics[0]);
+  save("cell", view.cell, "mean");
+  save("from", view.from);
+  save("to", view.to);
+  save("layer", view.layer, firstBad());
+  save("step", view.step);
+  save("loss", view.loss);
+  for (const group of view.folded) saved.append("fold", group);
+  const text = saved.toString();
   window.history.replaceState(null, "", text ? `?${text}` : location.pathname);
 }
 
-const firstBad = () => diagnosis?.findings.find(({ layers: found }) => found.length)?.layers[0] ?? null;
-const mayBeRerun = () => run.trainable !== null && run.parent_id === null;
-/** The step at which the trouble began, as far as it is known; null of a run without any. */
-const beginning = () => (SICK.includes(diagnosis.verdict) ? Math.min(diagnosis.since_step, ...diagnosis.findings.map((finding) => finding.first_step)) : null);
+const firstBad = () => diagnosis?.findings.find(({ layers: badLayers }) => badLayers.length)?.layers[0] ?? null;
+const canRerun = () => run.trainable !== null && run.parent_id === null;
+/** Return the first bad step of an unhealthy run, else null. */
+const onsetStep = () => (isUnhealthy(diagnosis.verdict) ? Math.min(diagnosis.since_step, ...diagnosis.findings.map((finding) => finding.first_step)) : null);
 const has = (statistic) => run.statistics.includes(statistic);
 
-// --- pictures ----------------------------------------------------------------------------------------------------------
+// --- charts ----------------------------------------------------------------------------------------------------------
 
 const heatmap = new Heatmap(byId("heatmap"), {
   zoom, select,
-  fold: (groups) => { view.folded = new Set(groups); remember(); },
+  fold: (groups) => { view.folded = new Set(groups); saveView(); },
   details: async (layer) => (await series({ statistic: view.statistic, layer, max_points: shown.points })).series[0],
   resized: debounce(200, () => refresh()),
 });
-const toScale = (scale) => { view.loss = scale; remember(); };
-const pick = (step) => select(null, step);
+const saveScale = (scale) => { view.loss = scale; saveView(); };
+const onSelect = (step) => select(null, step);
 const charts = {
-  loss: new Chart(byId("loss-chart"), { title: "Loss", scale: view.loss ?? "log", toScale, pick }),
+  loss: new Chart(byId("loss-chart"), { title: "Loss", scale: view.loss ?? "log", onScale: saveScale, onSelect }),
   depth: new Chart(byId("depth-chart"), {
-    title: "Gradient against depth", scale: "log", dots: true, unit: "depth: layers from input to output",
-    x: (point) => point.name, pick: (position) => select(layers[position]?.name ?? null, null),
+    title: "Gradient norm by depth", scale: "log", dots: true, unit: "layers from input to output",
+    describeX: (point) => point.name, onSelect: (position) => select(layers[position]?.name ?? null, null),
   }),
-  layer: new Chart(byId("layer-chart"), { title: "One layer", scale: "log", pick }),
-  weights: new Chart(byId("weights-chart"), { title: "Weights and updates", scale: "log", pick }),
-  ratio: new Chart(byId("ratio-chart"), { title: "Update to weight", scale: "log", pick }),
-  rate: new Chart(byId("rate-chart"), { title: "Learning rate", scale: "linear", pick }),
+  layer: new Chart(byId("layer-chart"), { title: "One layer", scale: "log", onSelect }),
+  weights: new Chart(byId("weights-chart"), { title: "Weights and updates", scale: "log", onSelect }),
+  ratio: new Chart(byId("ratio-chart"), { title: "Update-to-weight ratio", scale: "log", onSelect }),
+  rate: new Chart(byId("rate-chart"), { title: "Learning rate", scale: "linear", onSelect }),
 };
 const overSteps = [charts.loss, charts.layer, charts.weights, charts.ratio, charts.rate];
 
@@ -91,31 +90,31 @@ function extent() {
 }
 
 async function refresh() {
-  if (!run || run.last_step === null) { waitForSteps(); return; }
+  if (!run || run.last_step === null) { showNoSteps(); return; }
   reading?.abort();
-  const mine = reading = new AbortController();
+  const thisReading = reading = new AbortController();
   try {
-    const points = Math.max(1, Math.min(MOST_COLUMNS, heatmap.width || MOST_COLUMNS));
+    const points = Math.max(1, Math.min(MAX_HEATMAP_COLUMNS, heatmap.width || MAX_HEATMAP_COLUMNS));
     const table = await series({ statistic: view.statistic, field: view.cell, max_points: points });
-    if (mine.signal.aborted) return;
+    if (thisReading.signal.aborted) return;
     if (view.from === null && table.first.length) shown = { first: table.first[0] };
     shown = { table, points, first: shown?.first ?? 0, ...extent() };
     heatmap.setData(table, view.statistic, view.cell, { from: shown.from, to: shown.to });
     await Promise.all([drawDepth(), drawSteps(), drawLayer()]);
     document.body.dataset.ready = String(run.revision);
-    showTrouble(null);
+    showError(null);
   } catch (error) {
-    showTrouble(error);
+    showError(error);
   }
 }
 
-function waitForSteps() {
-  setText(byId("summary"), "No step has arrived yet. This page shows the first one by itself.");
+function showNoSteps() {
+  setText(byId("summary"), "No step has arrived yet. This page shows the first steps when they arrive.");
 }
 
 async function drawSteps() {
   const table = await series({ statistic: ["loss", "learning_rate"], max_points: CHART_COLUMNS });
-  const [loss, rate] = table.series.map((one) => pointsOf(table, one));
+  const [loss, rate] = table.series.map((item) => pointsOf(table, item));
   const { from, to } = shown;
   if (view.loss === null) charts.loss.scale = loss.some(({ low }) => low !== null && low <= 0) ? "linear" : "log";
   charts.loss.setData({ lines: [{ name: "loss", points: loss }], from, to });
@@ -126,19 +125,19 @@ async function drawSteps() {
 async function drawLayer() {
   const name = view.layer ?? firstBad() ?? layers.at(0)?.name;
   const isKnown = layers.some((layer) => layer.name === name);
-  for (const place of ["layer-chart", "weights-chart", "ratio-chart"]) byId(place).hidden = !isKnown;
+  for (const id of ["layer-chart", "weights-chart", "ratio-chart"]) byId(id).hidden = !isKnown;
   if (!isKnown) return;
   heatmap.setSelected({ layer: view.layer, step: view.step });
   const wanted = [...new Set([view.statistic, ...["weight_norm", "update_norm"].filter(has)])];
   const table = await series({ statistic: wanted, layer: name, max_points: CHART_COLUMNS });
-  const points = Object.fromEntries(table.series.map((one) => [one.statistic, pointsOf(table, one)]));
+  const points = Object.fromEntries(table.series.map((item) => [item.statistic, pointsOf(table, item)]));
   const { from, to } = shown;
   charts.layer.setTitle(`${words(view.statistic)} of ${name}`);
   charts.layer.setData({ lines: [{ name: words(view.statistic), points: points[view.statistic] }], from, to });
-  const both = ["weight_norm", "update_norm"].filter((one) => points[one]?.length);
+  const both = ["weight_norm", "update_norm"].filter((statistic) => points[statistic]?.length);
   byId("weights-chart").hidden = !both.length;
   charts.weights.setTitle(`Weights and updates of ${name}`);
-  if (both.length) charts.weights.setData({ lines: both.map((one) => ({ name: words(one), points: points[one] })), from, to });
+  if (both.length) charts.weights.setData({ lines: both.map((statistic) => ({ name: words(statistic), points: points[statistic] })), from, to });
   byId("ratio-chart").hidden = both.length < 2;
   if (both.length < 2) return;
   const weights = new Map(points.weight_norm.map((point) => [point.x, point]));
@@ -147,11 +146,11 @@ async function drawLayer() {
     const value = point.y !== null && weight?.y ? point.y / weight.y : null;
     return { ...point, y: value, low: value, high: value };
   });
-  charts.ratio.setTitle(`Update to weight of ${name}`);
-  charts.ratio.setData({ lines: [{ name: "update norm / weight norm", points: ratio }], from, to, note: "Around 0.001 is usual; much more is unstable, much less does not learn." });
+  charts.ratio.setTitle(`Update-to-weight ratio of ${name}`);
+  charts.ratio.setData({ lines: [{ name: "update norm / weight norm", points: ratio }], from, to, note: "About 0.001 is usual. With a much larger ratio training is unstable; with a much smaller one it hardly learns." });
 }
 
-/** The picture of vanishing and exploding: the gradient of every layer at one step, and the slope along depth. */
+/** Draw the gradient norm of every layer at one step, and the slope fitted along depth: it shows vanishing and exploding. */
 async function drawDepth() {
   byId("depth-chart").hidden = !has("grad_norm") || layers.length < 2;
   if (byId("depth-chart").hidden) return;
@@ -161,37 +160,37 @@ async function drawDepth() {
     table = await readSeries(runId, { statistic: "grad_norm", field: "mean", from_step: Math.max(0, step - 50), to_step: step, max_points: 51 }, reading?.signal);
   }
   const sampled = table.first.map((_, at) => at).filter((at) => table.series.some(({ count }) => count[at] > 0));
-  const isTelling = (column) => table.series.filter(({ count, nonfinite }) => count[column] > nonfinite[column]).length > 2;
-  const latest = sampled.filter(isTelling).at(-1) ?? sampled.at(-1); // where all is NaN there is no slope to see
-  const at = view.step === null ? latest : sampled.filter((one) => table.first[one] <= view.step).at(-1) ?? sampled[0];
+  const hasSlope = (column) => table.series.filter(({ count, nonfinite }) => count[column] > nonfinite[column]).length > 2;
+  const latest = sampled.filter(hasSlope).at(-1) ?? sampled.at(-1); // a step where all is NaN has no slope
+  const at = view.step === null ? latest : sampled.filter((index) => table.first[index] <= view.step).at(-1) ?? sampled[0];
   if (at === undefined) return;
-  const byName = new Map(table.series.map((one) => [one.layer, one]));
+  const byName = new Map(table.series.map((item) => [item.layer, item]));
   const points = layers.flatMap((layer) => {
-    const one = byName.get(layer.name);
-    if (!one || !one.count[at]) return [];
-    const isFinite = one.count[at] > one.nonfinite[at];
-    const y = isFinite ? one.mean[at] : null;
-    return [{ x: layer.position, name: layer.name, y, low: y, high: y, nan: one.nonfinite[at] - one.infinite[at], infinite: one.infinite[at], role: layer.role, rank: layer.shape?.length }];
+    const norms = byName.get(layer.name);
+    if (!norms || !norms.count[at]) return [];
+    const isFinite = norms.count[at] > norms.nonfinite[at];
+    const y = isFinite ? norms.mean[at] : null;
+    return [{ x: layer.position, name: layer.name, y, low: y, high: y, nan: norms.nonfinite[at] - norms.infinite[at], infinite: norms.infinite[at], role: layer.role, rank: layer.shape?.length }];
   });
-  const fitted = points.filter(({ y, role, rank }) => y > 0 && FIT_ROLES.includes(role) && rank !== 1);
+  const fitted = points.filter(({ y, role, rank }) => y > 0 && FITTED_ROLES.includes(role) && rank !== 1);
   const lines = [{ name: "gradient norm", points }];
   let note = table.first[at] === table.last[at] ? `At step ${integer(table.first[at])}.` : `Mean of steps ${integer(table.first[at])} to ${integer(table.last[at])}.`;
   if (fitted.length > 2) {
-    const mean = (numbers) => numbers.reduce((sum, one) => sum + one, 0) / numbers.length;
+    const mean = (numbers) => numbers.reduce((sum, value) => sum + value, 0) / numbers.length;
     const [xs, ys] = [fitted.map(({ x }) => x), fitted.map(({ y }) => Math.log10(y))];
     const [x0, y0] = [mean(xs), mean(ys)];
     const slope = mean(xs.map((x, index) => (x - x0) * (ys[index] - y0))) / (mean(xs.map((x) => (x - x0) ** 2)) || 1);
     const fit = (x) => 10 ** (y0 + slope * (x - x0));
     const ends = [xs[0], xs.at(-1)];
     lines.push({ name: "fitted slope", isFit: true, index: 1, points: ends.map((x) => ({ x, y: fit(x), low: fit(x), high: fit(x) })) });
-    note += ` Gradients change by ×${number(Number((10 ** slope).toPrecision(3)))} a layer towards the output: ×${number(Number((10 ** (slope * (ends[1] - ends[0]))).toPrecision(2)))} from the first layer to the last.`;
+    note += ` Gradients change by ×${number(Number((10 ** slope).toPrecision(3)))} per layer towards the output: ×${number(Number((10 ** (slope * (ends[1] - ends[0]))).toPrecision(2)))} from the first layer to the last.`;
   }
   charts.depth.setData({ lines, from: -0.5, to: layers.length - 0.5, note });
   const chosen = layers.find(({ name }) => name === view.layer);
   charts.depth.setSelected(chosen ? chosen.position : null);
 }
 
-// --- what the reader does ----------------------------------------------------------------------------------------------
+// --- actions of the reader ----------------------------------------------------------------------------------------------
 
 function zoom(from, to, isPan = false) {
   const last = run.last_step ?? 0;
@@ -208,7 +207,7 @@ function zoom(from, to, isPan = false) {
     if (view.from === 0 && view.to === last) [view.from, view.to] = [null, null];
   }
   heatmap.setView(extent());
-  remember();
+  saveView();
   refresh();
 }
 
@@ -218,38 +217,38 @@ function select(layer, step) {
     view.step = step;
     if ((view.from !== null && step < view.from) || (view.to !== null && step > view.to)) [view.from, view.to] = [null, null];
   }
-  remember();
+  saveView();
   heatmap.setSelected({ layer: view.layer, step: view.step });
   for (const chart of overSteps) chart.setSelected(view.step);
   if (view.step !== null && (view.step < shown.from || view.step > shown.to)) refresh();
-  else Promise.all([drawDepth(), layer === null ? null : drawLayer()]).catch(showTrouble);
+  else Promise.all([drawDepth(), layer === null ? null : drawLayer()]).catch(showError);
 }
 
-byId("statistic").addEventListener("change", (event) => { view.statistic = event.target.value; remember(); refresh(); });
-byId("cell").addEventListener("change", (event) => { view.cell = event.target.value; remember(); refresh(); });
+byId("statistic").addEventListener("change", (event) => { view.statistic = event.target.value; saveView(); refresh(); });
+byId("cell").addEventListener("change", (event) => { view.cell = event.target.value; saveView(); refresh(); });
 byId("zoom-in").addEventListener("click", () => heatmap.zoomBy(0.5, view.step));
 byId("zoom-out").addEventListener("click", () => heatmap.zoomBy(2, view.step));
 byId("earlier").addEventListener("click", () => heatmap.panBy(-0.5));
 byId("later").addEventListener("click", () => heatmap.panBy(0.5));
-byId("to-begin").addEventListener("click", () => {
-  const step = beginning();
+byId("to-onset").addEventListener("click", () => {
+  const step = onsetStep();
   select(firstBad(), step);
-  zoom(Math.max(0, step - AROUND), step + AROUND);
+  zoom(Math.max(0, step - ONSET_MARGIN), step + ONSET_MARGIN);
   byId("heatmap").scrollIntoView({ block: "nearest" });
 });
 byId("all-steps").addEventListener("click", () => zoom(null, null));
 byId("fold-all").addEventListener("click", () => heatmap.foldAll(true));
 byId("unfold-all").addEventListener("click", () => heatmap.foldAll(false));
 
-// --- words -------------------------------------------------------------------------------------------------------------
+// --- texts -------------------------------------------------------------------------------------------------------------
 
 function showRun() {
   const status = byId("status");
   status.dataset.status = run.status;
   setText(status, run.status);
   document.title = `${run.name} · ${run.verdict} · gradmedic`;
-  const facts = [`last step ${integer(run.last_step)}`, `${integer(layers.length)} layers`, run.framework, run.group && `group ${run.group}`, run.generation ? `resumed ${run.generation} times` : null, run.training?.dropped_steps && `${integer(run.training.dropped_steps)} steps are missing: the client had no room for them`];
-  byId("facts").replaceChildren(facts.filter(Boolean).join(" · "), " · begun ", time(run.created_at), ...run.tags.flatMap((tag) => [" ", el("a", { class: "tag", href: `/?tag=${encodeURIComponent(tag)}` }, tag)]));
+  const facts = [`last step ${integer(run.last_step)}`, `${integer(layers.length)} layers`, run.framework, run.group && `group ${run.group}`, run.generation ? `resumed ${run.generation} times` : null, run.training?.dropped_steps && `${integer(run.training.dropped_steps)} steps are missing: the client's queue was full`];
+  byId("facts").replaceChildren(facts.filter(Boolean).join(" · "), " · created ", time(run.created_at), ...run.tags.flatMap((tag) => [" ", el("a", { class: "tag", href: `/?tag=${encodeURIComponent(tag)}` }, tag)]));
 }
 
 function showDiagnosis() {
@@ -259,17 +258,17 @@ function showDiagnosis() {
   if (place.dataset.verdict !== diagnosis.verdict) place.replaceWith(badge(diagnosis.verdict));
   setText(byId("since"), diagnosis.since_step === null ? "" : `since step ${integer(diagnosis.since_step)} · confidence ${diagnosis.score.toFixed(2)}`);
   setText(byId("summary"), diagnosis.summary);
-  byId("to-begin").hidden = beginning() === null;
+  byId("to-onset").hidden = onsetStep() === null;
   const first = firstBad();
   byId("first-layer").hidden = !first;
   if (first) byId("first-layer").replaceChildren("First bad layer: ", el("code", {}, first));
-  const [[verified], [best]] = [proven(diagnosis), diagnosis.advice];
-  byId("then").hidden = !verified && !best;
-  if (verified) byId("then").replaceChildren("Proven on this job: ", el("a", { href: `/reruns/${verified.outcome.rerun_id}` }, remediesText(verified.remedies)), `, ${outcomeText(verified.outcome)}`);
-  else if (best) byId("then").replaceChildren("Try first: ", el("a", { href: "#advice-title" }, remedyText(best.remedy)));
-  const findingsNow = marksOf(diagnosis, history);
-  heatmap.setMarks(findingsNow);
-  for (const chart of overSteps) chart.setMarks(findingsNow);
+  const [[verified], [best]] = [verifiedRemedies(diagnosis), diagnosis.advice];
+  byId("next-action").hidden = !verified && !best;
+  if (verified) byId("next-action").replaceChildren("Best remedy: ", el("a", { href: `/reruns/${verified.outcome.rerun_id}` }, remediesText(verified.remedies)), `, ${outcomeText(verified.outcome)}`);
+  else if (best) byId("next-action").replaceChildren("Try first: ", el("a", { href: "#advice-title" }, remedyText(best.remedy)));
+  const marks = marksOf(diagnosis, history);
+  heatmap.setMarks(marks);
+  for (const chart of overSteps) chart.setMarks(marks);
   showAdvice(byId("advice"), diagnosis);
   showTried(byId("tried"), diagnosis);
   showChoices(diagnosis.advice);
@@ -279,8 +278,8 @@ function showDiagnosis() {
 }
 
 function showConfig() {
-  const flat = Object.entries(run.config);
-  byId("config").replaceChildren(...(flat.length ? flat : [["nothing", "was sent"]]).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, typeof value === "object" && value !== null ? JSON.stringify(value) : String(value))]));
+  const entries = Object.entries(run.config);
+  byId("config").replaceChildren(...(entries.length ? entries : [["No configuration", "–"]]).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, typeof value === "object" && value !== null ? JSON.stringify(value) : String(value))]));
 }
 
 async function readRun() {
@@ -296,15 +295,15 @@ async function readDiagnosis() {
   history = changes.items;
 }
 
-/** Read everything anew, at most once a second, one after another. */
+/** Read everything again, one request at a time, at most once a second. */
 let isReading = false;
-let isWanted = false;
+let isOutdated = false;
 async function update() {
-  isWanted = true;
+  isOutdated = true;
   if (isReading) return;
   isReading = true;
-  while (isWanted) {
-    isWanted = false;
+  while (isOutdated) {
+    isOutdated = false;
     try {
       const count = layers.length;
       await Promise.all([readRun(), readDiagnosis()]);
@@ -312,16 +311,16 @@ async function update() {
       showDiagnosis();
       if (view.to === null || view.to >= (shown?.to ?? 0)) await refresh();
     } catch (error) {
-      showTrouble(error);
+      showError(error);
     }
-    await new Promise((done) => { setTimeout(done, REFRESH_MILLISECONDS); });
+    await new Promise((resolve) => { setTimeout(resolve, REFRESH_MILLISECONDS); });
   }
   isReading = false;
 }
 
-function changed({ steps, status, rerun, isAsking }) {
-  if (rerun) hearOfRerun(runId, rerun);
-  else if (isAsking && mayBeRerun()) readReruns(runId).catch(showTrouble);
+function applyChange({ steps, status, rerun, isPolling }) {
+  if (rerun) applyRerunEvent(runId, rerun);
+  else if (isPolling && canRerun()) readReruns(runId).catch(showError);
   if (status && status.status !== run.status) {
     run.status = status.status;
     showRun();
@@ -333,7 +332,7 @@ async function start() {
   try {
     await Promise.all([readRun(), readDiagnosis()]);
   } catch (error) {
-    showTrouble(error);
+    showError(error);
     return;
   }
   byId("statistic").append(...run.statistics.map((name) => el("option", { value: name, selected: name === view.statistic }, words(name))));
@@ -343,9 +342,9 @@ async function start() {
   showDiagnosis();
   for (const chart of overSteps) chart.setSelected(view.step);
   await refresh();
-  if (mayBeRerun()) await readReruns(runId).catch(showTrouble);
-  follow(runId, changed, (text) => setText(byId("live"), text));
+  if (canRerun()) await readReruns(runId).catch(showError);
+  follow(runId, applyChange, (text) => setText(byId("live"), text));
 }
 
-startReruns(runId);
+listenToForm(runId);
 start();

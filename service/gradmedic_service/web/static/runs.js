@@ -1,47 +1,47 @@
-// The list of runs: filters stand in the address, and what is shown is asked for again every few seconds.
+// The page of runs: a list with filters, which are part of the address. It is read again every few seconds.
 
-import { all, get, showTrouble } from "./api.js";
+import { get, getAll, showError } from "./api.js";
+import { MAX_COMPARED, comparisonAddress } from "./comparison.js";
 import { byId, debounce, el, setText } from "./dom.js";
-import { badge, integer, statusWord, time } from "./format.js";
+import { badge, integer, isUnhealthy, statusWord, time } from "./format.js";
 
 const REFRESH_MILLISECONDS = 3000;
 const PAGE = 50;
-const MOST_COMPARED = 6;
 
 const form = byId("filters");
 const body = byId("runs").tBodies[0];
 const fields = ["q", "project", "verdict", "status", "tag", "sort"];
-const chosen = new Map();
-let tokens = [null]; // of the pages up to the one shown
+const marked = new Map();
+let tokens = [null]; // page tokens up to the page that is shown
 let timer = 0;
-let asking = 0;
+let requests = 0;
 
 const filters = () => Object.fromEntries(fields.map((name) => [name, form.elements[name].value.trim()]));
 
-function remember() {
+function saveFilters() {
   const parameters = new URLSearchParams(Object.entries(filters()).filter(([, value]) => value));
   history.replaceState(null, "", parameters.size ? `?${parameters}` : location.pathname);
 }
 
-function showChosen() {
+function showMarked() {
   const link = byId("compare");
-  const isEnough = chosen.size >= 2;
+  const isEnough = marked.size >= 2;
   link.setAttribute("aria-disabled", String(!isEnough));
-  if (isEnough) link.href = `/compare?${new URLSearchParams([...chosen.keys()].map((id) => ["run", id]))}`;
+  if (isEnough) link.href = comparisonAddress([...marked.keys()]);
   else link.removeAttribute("href");
-  setText(byId("chosen"), chosen.size ? `${chosen.size} of at most ${MOST_COMPARED} marked: ${[...chosen.values()].join(", ")}` : "Mark two to six runs to compare them.");
-  for (const box of body.querySelectorAll("input")) box.disabled = !box.checked && chosen.size >= MOST_COMPARED;
+  setText(byId("marked"), marked.size ? `${marked.size} of at most ${MAX_COMPARED} runs marked: ${[...marked.values()].join(", ")}` : "Mark two to six runs to compare them.");
+  for (const box of body.querySelectorAll("input")) box.disabled = !box.checked && marked.size >= MAX_COMPARED;
 }
 
 function rowOf(run) {
   const box = el("input", { type: "checkbox", "aria-label": `Compare ${run.name}`, value: run.id });
-  box.checked = chosen.has(run.id);
+  box.checked = marked.has(run.id);
   box.addEventListener("change", () => {
-    if (box.checked) chosen.set(run.id, run.name);
-    else chosen.delete(run.id);
-    showChosen();
+    if (box.checked) marked.set(run.id, run.name);
+    else marked.delete(run.id);
+    showMarked();
   });
-  const since = ["exploding", "vanishing"].includes(run.verdict) && run.since_step !== null ? ` since step ${integer(run.since_step)}` : "";
+  const since = isUnhealthy(run.verdict) && run.since_step !== null ? ` since step ${integer(run.since_step)}` : "";
   return el("tr", { "data-run": run.id, "data-verdict": run.verdict },
     el("td", { class: "box" }, box),
     el("th", { scope: "row" }, el("a", { href: `/runs/${run.id}` }, run.name), run.group ? el("span", { class: "muted small" }, ` ${run.group}`) : null),
@@ -53,7 +53,7 @@ function rowOf(run) {
     el("td", { "data-label": "Changed" }, time(run.updated_at)));
 }
 
-/** Replace rows without taking the focus away from within them. */
+/** Replace the rows; the focus stays on the link or the checkbox of its run. */
 function showRows(items) {
   const focused = body.contains(document.activeElement) ? [document.activeElement.closest("tr").dataset.run, document.activeElement.tagName] : null;
   body.replaceChildren(...items.map(rowOf));
@@ -68,15 +68,15 @@ function showRows(items) {
       : [el("p", {}, "There is no run yet. In a training script:"), el("pre", { tabindex: "0" }, el("code", {}, 'import gradmedic\n\nrun = gradmedic.init(project="mine")\nrun.watch(model, optimizer)\n...\nrun.log(loss=loss)'))]));
   }
   if (items.length) none.replaceChildren();
-  showChosen();
+  showMarked();
 }
 
 async function refresh() {
   clearTimeout(timer);
-  const mine = asking += 1;
+  const thisRequest = requests += 1;
   try {
     const page = await get("/runs", { ...filters(), max_results: PAGE, page_token: tokens.at(-1) });
-    if (mine !== asking) return;
+    if (thisRequest !== requests) return;
     byId("none").replaceChildren();
     showRows(page.items);
     byId("previous").parentElement.hidden = tokens.length < 2 && !page.next_page_token;
@@ -84,30 +84,30 @@ async function refresh() {
     byId("next").disabled = !page.next_page_token;
     byId("next").dataset.token = page.next_page_token ?? "";
     setText(byId("live"), "live");
-    showTrouble(null);
+    showError(null);
     document.body.dataset.ready = "yes";
   } catch (error) {
-    if (mine !== asking) return;
-    setText(byId("live"), "trying again …");
-    showTrouble(error);
+    if (thisRequest !== requests) return;
+    setText(byId("live"), "retrying …");
+    showError(error);
   }
   if (!document.hidden) timer = setTimeout(refresh, REFRESH_MILLISECONDS);
 }
 
 function search() {
   tokens = [null];
-  remember();
+  saveFilters();
   refresh();
 }
 
 async function start() {
-  const asked = new URLSearchParams(location.search);
+  const parameters = new URLSearchParams(location.search);
   const select = form.elements.project;
-  const project = asked.get("project");
-  const projects = await all("/projects").catch((error) => { showTrouble(error); return []; });
+  const project = parameters.get("project");
+  const projects = await getAll("/projects").catch((error) => { showError(error); return []; });
   const names = new Set([...projects.map(({ name }) => name), ...(project ? [project] : [])]);
   select.append(...[...names].map((name) => el("option", { value: name }, name)));
-  for (const name of fields) if (asked.get(name)) form.elements[name].value = asked.get(name);
+  for (const name of fields) if (parameters.get(name)) form.elements[name].value = parameters.get(name);
   await refresh();
 }
 

@@ -1,4 +1,4 @@
-// From numbers to places: linear and logarithmic, with ticks that people would choose.
+// Scales from numbers to pixels, linear and logarithmic, with round ticks.
 
 function niceStep(rough) {
   const power = 10 ** Math.floor(Math.log10(rough));

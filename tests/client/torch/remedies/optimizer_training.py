@@ -11,10 +11,11 @@ from tests.client.torch.remedies.training import apply
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gradmedic.protocol.numbers import CLIP_EPSILON
 from gradmedic.protocol.remedies import REMEDIES, Remedy
-from gradmedic.torch.clipping import NORM_EPSILON
 from gradmedic.torch.remedies.gradients.clip import LEAST_ROW_NORM
 from gradmedic.torch.remedies.registry import REMEDY_CLASSES
+from gradmedic.torch.remedies.step_remedy import StepRemedy
 
 STEPS = 8
 PARAMETERS: dict[str, dict[str, Any]] = {
@@ -31,7 +32,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "reduce_weight_decay": {"factor": 0.1},
     "skip_nonfinite_steps": {},
 }
-STEP_REMEDIES = [id for id in REMEDIES if id in REMEDY_CLASSES and REMEDY_CLASSES[id].kind == "optimizer"]
+STEP_REMEDIES = [id for id in REMEDIES if issubclass(REMEDY_CLASSES.get(id, object), StepRemedy)]
 
 
 def remedies(*ids: str) -> list[Remedy]:
@@ -122,10 +123,10 @@ def train_by_hand(ids: tuple[str, ...], schedule: Callable[[int], float] = lambd
         if "clip_grad_value" in p:
             gradients = [torch.from_numpy(np.clip(g.numpy(), -0.05, 0.05)) for g in gradients]
         if "clip_grad_norm_per_layer" in p:
-            gradients = [g * min(1.0, 0.2 / (float((g**2).sum() ** 0.5) + NORM_EPSILON)) for g in gradients]
+            gradients = [g * min(1.0, 0.2 / (float((g**2).sum() ** 0.5) + CLIP_EPSILON)) for g in gradients]
         if "clip_grad_norm" in p:
             total = sum(float((g**2).sum()) for g in gradients) ** 0.5
-            gradients = [g * min(1.0, 0.5 / (total + NORM_EPSILON)) for g in gradients]
+            gradients = [g * min(1.0, 0.5 / (total + CLIP_EPSILON)) for g in gradients]
         if "adaptive_clip" in p:
             gradients = [clip_rows_by_hand(w.detach(), g, 0.1) for w, g in zip(weights, gradients, strict=True)]
         if "l1_penalty" in p:
@@ -153,7 +154,7 @@ def clip_rows_by_hand(weights: Tensor, gradient: Tensor, clipping: float) -> Ten
     """Clip as Brock et al. 2021 write it, row by row."""
     if weights.ndim == 1:
         bound = clipping * max(float(weights.norm()), LEAST_ROW_NORM)
-        return gradient * min(1.0, bound / max(float(gradient.norm()), NORM_EPSILON))
+        return gradient * min(1.0, bound / max(float(gradient.norm()), CLIP_EPSILON))
     rows = [clip_rows_by_hand(w.ravel(), g.ravel(), clipping) for w, g in zip(weights, gradient, strict=True)]
     return torch.stack(rows).reshape(gradient.shape)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradmedic.torch.clipping import NORM_EPSILON, clip_coefficient
+from gradmedic.protocol.numbers import CLIP_EPSILON
+from gradmedic.torch.clipping import clip_coefficient
 from gradmedic.torch.remedies.step_remedy import StepGradients, StepRemedy
 
 LEAST_ROW_NORM = 1e-3
@@ -18,7 +19,6 @@ class ClipGradValue(StepRemedy):
 
     id = "clip_grad_value"
     order = 40
-    changes_gradients = True
     needs_real_gradients = True
 
     def change_gradients(self, step: StepGradients) -> None:
@@ -33,7 +33,6 @@ class ClipGradNormPerLayer(StepRemedy):
 
     id = "clip_grad_norm_per_layer"
     order = 50
-    changes_gradients = True
 
     def change_gradients(self, step: StepGradients) -> None:
         """Clip the norm of each gradient."""
@@ -47,7 +46,6 @@ class ClipGradNorm(StepRemedy):
 
     id = "clip_grad_norm"
     order = 60
-    changes_gradients = True
 
     def change_gradients(self, step: StepGradients) -> None:
         """Clip the total norm."""
@@ -62,7 +60,6 @@ class AdaptiveClip(StepRemedy):
 
     id = "adaptive_clip"
     order = 70
-    changes_gradients = True
     needs_real_gradients = True
 
     def change_gradients(self, step: StepGradients) -> None:
@@ -77,5 +74,5 @@ def _clip_rows(parameter: Tensor, gradient: Tensor, clipping: float) -> None:
     shape = (len(parameter), -1) if parameter.ndim > 1 else (1, -1)
     limits = parameter.reshape(shape).norm(dim=1).clamp(min=LEAST_ROW_NORM) * clipping
     norms = gradient.reshape(shape).norm(dim=1)
-    factors = (limits / norms.clamp(min=NORM_EPSILON)).clamp(max=1.0)
+    factors = (limits / norms.clamp(min=CLIP_EPSILON)).clamp(max=1.0)
     gradient.mul_(factors.view(-1, *[1] * (gradient.ndim - 1)) if gradient.ndim > 1 else factors.reshape(()))

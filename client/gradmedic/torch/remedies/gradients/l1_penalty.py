@@ -10,7 +10,6 @@ class L1Penalty(StepRemedy):
 
     id = "l1_penalty"
     order = 80
-    changes_gradients = True
     needs_real_gradients = True
 
     def change_gradients(self, step: StepGradients) -> None:

@@ -19,7 +19,6 @@ class RescaleLossGradient(StepRemedy):
 
     id = "rescale_loss_gradient"
     order = 20
-    changes_gradients = True
 
     def reason_against(self, context: OptimizerContext) -> str | None:
         """Return why a factor has no effect."""

@@ -55,7 +55,6 @@ class _ScaledGradients(StepRemedy):
     """Divides the gradients of one optimizer by the scale, and skips steps that overflowed."""
 
     order = 10
-    changes_gradients = True
 
     def __init__(self, id: str, loss_scale: LossScale, optimizer: Optimizer) -> None:
         super().__init__({}, optimizer)

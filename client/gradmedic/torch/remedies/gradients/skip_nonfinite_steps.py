@@ -10,7 +10,6 @@ class SkipNonfiniteSteps(StepRemedy):
 
     id = "skip_nonfinite_steps"
     order = 30
-    changes_gradients = True
 
     def prepare_gradients(self, step: StepGradients) -> None:
         """Decide whether the step is skipped."""

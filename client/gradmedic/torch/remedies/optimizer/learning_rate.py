@@ -10,7 +10,6 @@ class ScaleLearningRate(StepRemedy):
 
     id = "scale_learning_rate"
     order = 10
-    needs_learning_rate = True
 
     def learning_rate_factor(self, steps_taken: int) -> float:  # noqa: ARG002
         """Return the factor."""
@@ -22,7 +21,6 @@ class WarmUp(StepRemedy):
 
     id = "warm_up"
     order = 20
-    needs_learning_rate = True
 
     def learning_rate_factor(self, steps_taken: int) -> float:
         """Return the fraction of the learning rate that this step has."""

@@ -20,9 +20,6 @@ class SwitchOptimizer(StepRemedy):
 
     id = "switch_optimizer"
     order = 90
-    needs_learning_rate = True
-    changes_gradients = True
-    moves_weights = True
 
     def __init__(self, parameters: Mapping[str, Any], optimizer: Optimizer) -> None:
         super().__init__(parameters, optimizer)

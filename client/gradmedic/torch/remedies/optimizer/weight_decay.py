@@ -16,8 +16,6 @@ class WeightDecay(StepRemedy):
 
     id = "weight_decay"
     order = 10
-    needs_learning_rate = True
-    moves_weights = True
 
     def reason_against(self, context: OptimizerContext) -> str | None:
         """Return why there is nothing to decay."""

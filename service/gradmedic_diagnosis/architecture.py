@@ -1,0 +1,110 @@
+"""The run's layers as index arrays: which are weight matrices, embeddings, recurrent, and in which order."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradmedic.protocol.runs import Layer
+
+SIGMOID_SLOPE = 0.25
+"""Largest slope of the logistic sigmoid, at 0; the other activations have a slope of up to 1."""
+
+_EMBEDDING_KINDS = ("embedding", "embeddingbag")
+_GATED_KINDS = ("lstm", "gru", "lstmcell", "grucell")
+_EMBEDDING_NAME = re.compile(r"(^|[._])(emb\w*|wte|wpe|pos)([._]|$)", re.IGNORECASE)
+_RECURRENT_NAME = re.compile(
+    r"(^|[._/])(weight_hh|w_hh|hh|h2h|recurrent_kernel|recurrent)([._/]|_l\d|$)", re.IGNORECASE
+)
+_VECTOR_NAME = re.compile(r"(bias|beta|gamma|(norm|bn|ln)[\w]*[._]weight)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Architecture:
+    """The layers of a run as arrays `[layer]`. Where the client sent no role, kind or shape, the name decides."""
+
+    names: tuple[str, ...]
+    order: NDArray[np.intp]
+    """Layer indices in forward order."""
+    sqrt_numel: NDArray[np.float64]
+    """Square root of the number of elements. It is 1 where the size is unknown, so that an RMS is then a norm."""
+    is_path: NDArray[np.bool_]
+    """Whether the layer lies on the gradient's path through depth: a weight matrix that trains, no embedding."""
+    is_embedding: NDArray[np.bool_]
+    """Whether the layer is an embedding that trains."""
+    input_carriers: NDArray[np.intp]
+    """Layers that the input passes through: weight matrices and embeddings that train; all layers if none does."""
+    recurrent: tuple[int, ...]
+    """Plain (ungated) hidden-to-hidden matrices."""
+    largest_slope: NDArray[np.float64]
+    """Largest slope of the activation behind the layer."""
+
+    @property
+    def has_product(self) -> bool:
+        """Whether there are two weight tensors in a row. In one alone no gradient can vanish."""
+        return int(np.count_nonzero(self.is_path | self.is_embedding)) >= 2
+
+    @classmethod
+    def from_layers(cls, layers: Sequence[Layer]) -> Architecture:
+        """Derive the architecture from the layers."""
+        depths = [(layer.depth if layer.depth is not None else i, i) for i, layer in enumerate(layers)]
+        sizes = [_count_elements(layer) for layer in layers]
+        size_by_name = {layer.name: size for layer, size in zip(layers, sizes, strict=True)}
+        is_path = np.array(
+            [_is_matrix(layer) and not layer.frozen and not _is_gain(layer, size_by_name) for layer in layers],
+            dtype=np.bool_,
+        )
+        is_embedding = np.array([_is_embedding(layer) and not layer.frozen for layer in layers], dtype=np.bool_)
+        carriers = np.flatnonzero(is_path | is_embedding)
+        return cls(
+            names=tuple(layer.name for layer in layers),
+            order=np.array([i for _, i in sorted(depths)], dtype=np.intp),
+            sqrt_numel=np.sqrt(np.array(sizes, dtype=np.float64)),
+            is_path=is_path,
+            is_embedding=is_embedding,
+            input_carriers=carriers if len(carriers) else np.arange(len(layers), dtype=np.intp),
+            recurrent=tuple(i for i, layer in enumerate(layers) if _is_plain_recurrent(layer)),
+            largest_slope=np.array(
+                [SIGMOID_SLOPE if layer.activation == "sigmoid" else 1.0 for layer in layers], dtype=np.float64
+            ),
+        )
+
+
+def _count_elements(layer: Layer) -> int:
+    if layer.numel is not None:
+        return max(1, layer.numel)
+    return max(1, math.prod(layer.shape)) if layer.shape is not None else 1
+
+
+def _is_embedding(layer: Layer) -> bool:
+    if layer.role is not None:
+        return layer.role == "embedding"
+    return (layer.kind or "").lower() in _EMBEDDING_KINDS or _EMBEDDING_NAME.search(layer.name) is not None
+
+
+def _is_matrix(layer: Layer) -> bool:
+    if layer.role is not None:
+        return layer.role in ("weight", "recurrent")
+    if _is_embedding(layer) or (layer.shape is not None and len(layer.shape) < 2):
+        return False
+    return _VECTOR_NAME.search(layer.name) is None
+
+
+def _is_gain(layer: Layer, size_by_name: Mapping[str, int]) -> bool:
+    """Whether a `weight` of unknown shape is as large as its `bias`: a normalization's gain, not a matrix."""
+    if layer.shape is not None or layer.role is not None or not layer.name.endswith("weight"):
+        return False
+    return size_by_name.get(layer.name.removesuffix("weight") + "bias") == size_by_name[layer.name] > 1
+
+
+def _is_plain_recurrent(layer: Layer) -> bool:
+    if (layer.kind or "").lower() in _GATED_KINDS or not _is_matrix(layer):
+        return False
+    if layer.shape is not None and (len(layer.shape) != 2 or 1 < min(layer.shape) != max(layer.shape)):
+        return False  # a gated cell stacks its gates; clients send (1, n) where they know only the size n
+    return layer.role == "recurrent" or (layer.role is None and _RECURRENT_NAME.search(layer.name) is not None)

@@ -1,0 +1,108 @@
+"""Running numbers of a whole run that causes and advice need.
+
+The thresholds that advice proposes come from the run's own quantiles, taken from its calm steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from gradmedic_diagnosis.block import Block
+from gradmedic_diagnosis.measurements import Measurements
+from gradmedic_diagnosis.state import Persistent
+
+CALM_WINDOW = 64
+"""Number of calm gradient norms that are kept: the first ones at first, later the most recent ones."""
+REFRESH_EVERY = 8
+"""Number of calm norms after which `calm_level` is computed again."""
+CALM_FACTOR = 10.0
+"""A norm beyond this many times the median so far is not calm, and does not count towards a clipping threshold."""
+
+
+@dataclass(slots=True)
+class RunHistory(Persistent):
+    """Running numbers of a whole run."""
+
+    STORED_KEYS: ClassVar[Mapping[str, str]] = {
+        "calm_update_ratios": "calm_ratios",
+        "first_update_ratio": "first_ratio",
+        "largest_update_ratio": "largest_ratio",
+        "largest_learning_rate": "learning_rate",
+        "last_loss_scale": "loss_scale",
+    }
+
+    calm_norms: list[float] = field(default_factory=list)
+    """Network-wide gradient norms of calm steps, at most `CALM_WINDOW`."""
+    calm_count: int = 0
+    """Number of calm norms so far."""
+    calm_level: float = math.inf
+    """Typical calm norm; computed again every `REFRESH_EVERY` calm norms."""
+    calm_update_ratios: list[float] = field(default_factory=list)
+    """Network-wide update over weight of the same steps as `calm_norms`."""
+    first_update_ratio: float = math.nan
+    largest_update_ratio: float = 0.0
+    largest_learning_rate: float = math.nan
+    """Largest absolute learning rate so far."""
+    first_learning_rate: float = math.nan
+    last_learning_rate: float = math.nan
+    clipped_steps: int = 0
+    """Steps whose gradient the script clipped."""
+    first_loss: float = math.nan
+    last_loss_scale: float = math.nan
+
+    def add(self, block: Block, measurements: Measurements) -> None:
+        """Add the next block."""
+        for row in range(len(measurements)):
+            self._add_norm(float(measurements.total_gradient_norm[row]), float(measurements.update_ratio[row]))
+        for name, series in block.series.items():
+            values = series.values[series.present]
+            values = values[np.isfinite(values)]
+            if values.size == 0:
+                continue
+            if name == "learning_rate":
+                self.largest_learning_rate = float(np.fmax(self.largest_learning_rate, np.abs(values).max()))
+                if math.isnan(self.first_learning_rate):
+                    self.first_learning_rate = float(values[0])
+                self.last_learning_rate = float(values[-1])
+            elif name == "clip_coefficient":
+                self.clipped_steps += int(np.count_nonzero(values < 1))
+            elif name == "loss_scale":
+                self.last_loss_scale = float(values[-1])
+            elif name == "loss" and math.isnan(self.first_loss):
+                self.first_loss = float(values[0])
+
+    def _add_norm(self, norm: float, update_ratio: float) -> None:
+        if math.isfinite(update_ratio):
+            if math.isnan(self.first_update_ratio):
+                self.first_update_ratio = update_ratio
+            self.largest_update_ratio = max(self.largest_update_ratio, update_ratio)
+        if not math.isfinite(norm):
+            return
+        if norm > CALM_FACTOR * self.calm_level:
+            return
+        if len(self.calm_norms) < CALM_WINDOW:
+            self.calm_norms.append(norm)
+            self.calm_update_ratios.append(update_ratio)
+        else:
+            self.calm_norms[self.calm_count % CALM_WINDOW] = norm
+            self.calm_update_ratios[self.calm_count % CALM_WINDOW] = update_ratio
+        self.calm_count += 1
+        if self.calm_count <= REFRESH_EVERY or self.calm_count % REFRESH_EVERY == 0:
+            self.calm_level = self.typical_norm()
+
+    def typical_norm(self) -> float:
+        """Return the median calm gradient norm; NaN before there is one."""
+        if not self.calm_norms:
+            return math.nan
+        ordered = sorted(self.calm_norms)
+        return ordered[len(ordered) // 2]
+
+    def typical_update_ratio(self) -> float:
+        """Return the median calm update-to-weight ratio; NaN where it is unknown."""
+        known = sorted(r for r in self.calm_update_ratios if math.isfinite(r))
+        return known[len(known) // 2] if known else math.nan

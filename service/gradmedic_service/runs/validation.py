@@ -1,0 +1,206 @@
+"""Checks of the fields of runs beyond their schema: limits, names, and numbers that agree with each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from gradmedic.protocol.encoding import encode_json
+from gradmedic.protocol.names import name_error, text_error
+from gradmedic.protocol.numbers import MAX_EXACT_INTEGER
+from gradmedic.protocol.runs import STATUSES, Layer, RunCreate, RunUpdate, Training
+from gradmedic.protocol.service import FieldError, Limits
+from gradmedic.protocol.statistics import STATISTICS
+from gradmedic.protocol.verdicts import VERDICTS
+from gradmedic_service.http.errors import InvalidRequest
+from gradmedic_service.projects.muting import muting_errors
+
+MAX_DIMENSIONS = 32
+SETTABLE_STATUSES = ("running", "finished", "failed")
+"""Statuses that a client may set; only the service sets `stalled`."""
+
+
+def check_create(run: RunCreate, limits: Limits) -> None:
+    """Raise InvalidRequest with an error for every invalid field of a new run."""
+    errors = [
+        *_name_errors("project", run.project, limits),
+        *_description_errors(run, limits),
+        *_name_errors("group", run.group, limits),
+        *_name_errors("framework", run.framework, limits),
+        *_name_errors("trainable", run.trainable, limits),
+        *_statistics_errors(run.statistics),
+        *_layers_errors("layers", run.layers, (), limits),
+        *muting_errors(run.muted_detectors),
+    ]
+    if run.id is not None and run.id.version != 7:
+        errors.append(FieldError(path="id", message=f"must be a UUID of version 7, not {run.id.version}"))
+    if errors:
+        raise InvalidRequest(errors)
+
+
+def check_update(update: RunUpdate, limits: Limits) -> None:
+    """Raise InvalidRequest with an error for every field of a change that is invalid for any run."""
+    errors = [*_description_errors(update, limits), *muting_errors(update.muted_detectors or ())]
+    if update.status is not None and update.status not in SETTABLE_STATUSES:
+        errors.append(FieldError(path="status", message=_describe_choices(update.status, SETTABLE_STATUSES)))
+    if errors:
+        raise InvalidRequest(errors)
+
+
+def check_appended_layers(layers: Sequence[Layer], existing: Sequence[str], limits: Limits) -> None:
+    """Raise InvalidRequest unless the layers can be added after the existing ones."""
+    errors = list(_layers_errors("append_layers", layers, existing, limits))
+    if errors:
+        raise InvalidRequest(errors)
+
+
+def check_filters(limits: Limits, **filters: str | None) -> None:
+    """Raise InvalidRequest for a filter that no run can match, such as an unknown verdict or an empty name."""
+    errors: list[FieldError] = []
+    for name, value in filters.items():
+        if value is None:
+            continue
+        choices = {"verdict": VERDICTS, "status": STATUSES}.get(name)
+        if choices is None:
+            errors += _name_errors(name, value, limits)
+        elif value not in choices:
+            errors.append(FieldError(path=name, message=_describe_choices(value, choices)))
+    if errors:
+        raise InvalidRequest(errors)
+
+
+def _description_errors(described: RunCreate | RunUpdate, limits: Limits) -> Iterator[FieldError]:
+    yield from _name_errors("name", described.name, limits)
+    if described.notes is not None:
+        if len(described.notes) > limits.max_notes_length:
+            yield FieldError(
+                path="notes",
+                message=f"has {len(described.notes)} characters; at most {limits.max_notes_length} are allowed",
+            )
+        elif (message := text_error(described.notes)) is not None:
+            yield FieldError(path="notes", message=message)
+    yield from _tags_errors(described.tags or [], limits)
+    if described.config:
+        yield from _config_errors(described.config, limits)
+    if described.training is not None:
+        yield from _training_errors(described.training, limits)
+
+
+def _name_errors(path: str, name: str | None, limits: Limits) -> Iterator[FieldError]:
+    if name is not None and (message := name_error(name, limits.max_name_length)) is not None:
+        yield FieldError(path=path, message=message)
+
+
+def _tags_errors(tags: list[str], limits: Limits) -> Iterator[FieldError]:
+    if len(tags) > limits.max_tags:
+        yield FieldError(path="tags", message=f"has {len(tags)} tags; at most {limits.max_tags} are allowed")
+        return
+    seen: set[str] = set()
+    for index, tag in enumerate(tags):
+        yield from _name_errors(f"tags[{index}]", tag, limits)
+        if tag in seen:
+            yield FieldError(path=f"tags[{index}]", message=f"repeats {tag!r}")
+        seen.add(tag)
+
+
+def _config_errors(config: dict[str, Any], limits: Limits) -> Iterator[FieldError]:
+    if not _is_within_depth(config, limits.max_config_depth):
+        yield FieldError(path="config", message=f"is nested deeper than {limits.max_config_depth} levels")
+        return
+    try:
+        encoded = encode_json(config)
+    except UnicodeEncodeError:
+        yield FieldError(path="config", message="is not valid Unicode")
+        return
+    if b"\\u0000" in encoded:
+        yield FieldError(path="config", message="must not contain the NUL character")
+    elif (size := len(encoded)) > limits.max_config_bytes:
+        yield FieldError(
+            path="config", message=f"is {size} bytes of compact JSON; at most {limits.max_config_bytes} are allowed"
+        )
+
+
+def _is_within_depth(value: Any, depth: int) -> bool:
+    if isinstance(value, dict | list):
+        children = value.values() if isinstance(value, dict) else value
+        return depth > 0 and all(_is_within_depth(child, depth - 1) for child in children)
+    return True
+
+
+def _statistics_errors(statistics: list[str]) -> Iterator[FieldError]:
+    if not statistics:
+        yield FieldError(path="statistics", message="names none; leave it out for grad_norm alone")
+    for index, name in enumerate(statistics):
+        path = f"statistics[{index}]"
+        if name not in STATISTICS:
+            yield FieldError(path=path, message=_describe_choices(name, STATISTICS))
+        elif name in statistics[:index]:
+            yield FieldError(path=path, message=f"repeats {name!r}")
+
+
+def _layers_errors(path: str, layers: Sequence[Layer], existing: Sequence[str], limits: Limits) -> Iterator[FieldError]:
+    if len(existing) + len(layers) > limits.max_layers:
+        total = len(existing) + len(layers)
+        yield FieldError(path=path, message=f"makes {total} layers; at most {limits.max_layers} are allowed")
+        return
+    position_of: dict[str, int | None] = dict.fromkeys(existing)
+    for index, layer in enumerate(layers):
+        yield from _layer_errors(f"{path}[{index}]", layer, limits)
+        if layer.name in position_of:
+            first = position_of[layer.name]
+            where = "a layer that the run has" if first is None else f"{path}[{first}]"
+            yield FieldError(path=f"{path}[{index}].name", message=f"{layer.name!r} is also the name of {where}")
+        else:
+            position_of[layer.name] = index
+
+
+def _layer_errors(path: str, layer: Layer, limits: Limits) -> Iterator[FieldError]:
+    for field in ("name", "kind", "role", "activation"):
+        yield from _name_errors(f"{path}.{field}", getattr(layer, field), limits)
+    for field in ("numel", "depth", "fan_in", "fan_out"):
+        yield from _integer_errors(f"{path}.{field}", getattr(layer, field))
+    for field in ("initial_rms", "spectral_norm"):
+        yield from _size_errors(f"{path}.{field}", getattr(layer, field))
+    if layer.shape is not None:
+        if len(layer.shape) > MAX_DIMENSIONS:
+            yield FieldError(path=f"{path}.shape", message=f"has more than {MAX_DIMENSIONS} dimensions")
+            return
+        errors = [
+            error for index, size in enumerate(layer.shape) for error in _integer_errors(f"{path}.shape[{index}]", size)
+        ]
+        yield from errors
+        numel = math.prod(layer.shape)
+        if not errors and layer.numel is not None and layer.numel != numel:
+            yield FieldError(
+                path=f"{path}.numel", message=f"is {layer.numel}, but shape {layer.shape} has {numel} elements"
+            )
+        if not errors and numel > MAX_EXACT_INTEGER:
+            yield FieldError(path=f"{path}.shape", message=f"has more than {MAX_EXACT_INTEGER} elements")
+
+
+def _training_errors(training: Training, limits: Limits) -> Iterator[FieldError]:
+    yield from _name_errors("training.precision", training.precision, limits)
+    yield from _integer_errors("training.batch_size", training.batch_size)
+    for field in ("input_rms", "input_abs_max", "target_rms"):
+        yield from _size_errors(f"training.{field}", getattr(training, field))
+    if len(training.optimizers) > limits.max_layers:
+        yield FieldError(path="training.optimizers", message=f"has more than {limits.max_layers} optimizers")
+        return
+    for index, optimizer in enumerate(training.optimizers):
+        yield from _name_errors(f"training.optimizers[{index}].name", optimizer.name, limits)
+
+
+def _integer_errors(path: str, value: int | None) -> Iterator[FieldError]:
+    if value is not None and not 0 <= value <= MAX_EXACT_INTEGER:
+        yield FieldError(path=path, message=f"must be from 0 to {MAX_EXACT_INTEGER}")
+
+
+def _size_errors(path: str, value: float | None) -> Iterator[FieldError]:
+    """Yield an error for a negative size; a size may be NaN or infinite."""
+    if value is not None and value < 0:
+        yield FieldError(path=path, message="must not be negative")
+
+
+def _describe_choices(value: str, choices: Sequence[str]) -> str:
+    return f"{value!r} is not one of {', '.join(choices)}"

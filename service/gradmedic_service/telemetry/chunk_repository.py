@@ -1,0 +1,173 @@
+"""Chunks and rollups in the database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Connection, Table, and_, bindparam, delete, func, insert, select
+
+from gradmedic_service.database import models
+
+ROWS_READ_AT_ONCE = 16
+
+_CHUNKS = cast("Table", models.TelemetryChunk.__table__)
+_ROLLUPS = cast("Table", models.TelemetryRollup.__table__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkExtent:
+    """The steps that a chunk covers, without its data."""
+
+    first_step: int
+    last_step: int
+    step_count: int
+    position: int | None
+    """Number of chunks of the run before this one; None where a version that wrote no rollups wrote the chunk."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredRow:
+    """A chunk (level 0) or a rollup."""
+
+    position: int | None
+    """Number of rows of the level before this one."""
+    data: bytes
+
+
+# Statements of the append path are built once, over tables: building them anew costs more than running them.
+_READ_LAST_EXTENTS = (
+    select(_CHUNKS.c.first_step, _CHUNKS.c.last_step, _CHUNKS.c.step_count, _CHUNKS.c.position)
+    .where(_CHUNKS.c.run_id == bindparam("run_id"))
+    .order_by(_CHUNKS.c.first_step.desc())
+    .limit(bindparam("count"))
+)
+_REMOVE_CHUNKS_FROM = (
+    delete(_CHUNKS)
+    .where(_CHUNKS.c.run_id == bindparam("run_id"), _CHUNKS.c.first_step >= bindparam("first_step"))
+    .returning(_CHUNKS.c.first_step, _CHUNKS.c.data)
+)
+_ADD_CHUNK = insert(_CHUNKS)
+
+
+def read_last_extents(connection: Connection, run_id: UUID, count: int) -> list[ChunkExtent]:
+    """Read the extents of the last chunks of a run, the last one first."""
+    rows = connection.execute(_READ_LAST_EXTENTS, {"run_id": run_id, "count": count})
+    return [ChunkExtent(**row._mapping) for row in rows]
+
+
+def remove_chunks_from(connection: Connection, run_id: UUID, first_step: int) -> list[bytes]:
+    """Remove the chunks that begin at `first_step` or later; return their data in order."""
+    rows = connection.execute(_REMOVE_CHUNKS_FROM, {"run_id": run_id, "first_step": first_step})
+    return [data for _, data in sorted(rows, key=lambda row: int(row[0]))]
+
+
+def add_chunk(connection: Connection, run_id: UUID, extent: ChunkExtent, data: bytes) -> None:
+    """Store a chunk."""
+    connection.execute(
+        _ADD_CHUNK,
+        {
+            "run_id": run_id,
+            "first_step": extent.first_step,
+            "last_step": extent.last_step,
+            "step_count": extent.step_count,
+            "position": extent.position,
+            "data": data,
+        },
+    )
+
+
+def read_chunks(connection: Connection, run_id: UUID, from_step: int, to_step: int) -> Iterator[bytes]:
+    """Read the data of the chunks that touch a range of steps, in order, a few at a time."""
+    chunk = models.TelemetryChunk
+    rows = connection.execute(
+        select(chunk.data)
+        .where(chunk.run_id == run_id, chunk.last_step >= from_step, chunk.first_step <= to_step)
+        .order_by(chunk.first_step)
+        .execution_options(yield_per=ROWS_READ_AT_ONCE)
+    )
+    for (data,) in rows:
+        yield data
+
+
+def remove_steps_after(connection: Connection, run_id: UUID, step: int) -> list[bytes]:
+    """Remove the chunks and rollups with a step after `step`; return the chunks that also hold steps up to `step`."""
+    connection.execute(delete(_ROLLUPS).where(_ROLLUPS.c.run_id == run_id, _ROLLUPS.c.last_step > step))
+    connection.execute(delete(_CHUNKS).where(_CHUNKS.c.run_id == run_id, _CHUNKS.c.first_step > step))
+    straddling = delete(_CHUNKS).where(_CHUNKS.c.run_id == run_id, _CHUNKS.c.last_step > step)
+    return list(connection.scalars(straddling.returning(_CHUNKS.c.data)))
+
+
+def read_last_rows(connection: Connection, run_id: UUID, level: int, count: int) -> list[StoredRow]:
+    """Read the last rows of a level, in order; level 0 are the chunks."""
+    if level == 0:
+        table, condition = _CHUNKS, _CHUNKS.c.run_id == run_id
+    else:
+        table, condition = _ROLLUPS, and_(_ROLLUPS.c.run_id == run_id, _ROLLUPS.c.level == level)
+    query = select(table.c.position, table.c.data).where(condition)
+    rows = connection.execute(query.order_by(table.c.first_step.desc()).limit(count)).all()
+    return [StoredRow(**row._mapping) for row in reversed(rows)]
+
+
+def add_rollup(
+    connection: Connection, run_id: UUID, *, level: int, first_step: int, last_step: int, position: int, data: bytes
+) -> None:
+    """Store a rollup."""
+    row = {"level": level, "first_step": first_step, "last_step": last_step, "position": position, "data": data}
+    connection.execute(insert(_ROLLUPS), {"run_id": run_id, **row})
+
+
+def read_highest_level(connection: Connection, run_id: UUID) -> int:
+    """Read the highest level of rollups that a run has; 0 where it has none."""
+    return connection.scalar(select(func.max(_ROLLUPS.c.level)).where(_ROLLUPS.c.run_id == run_id)) or 0
+
+
+def read_rollup_extent(
+    connection: Connection, run_id: UUID, level: int, from_step: int, to_step: int
+) -> tuple[int, int, int]:
+    """Read the number of rollups of a level that lie within a range of steps, and their first and last step."""
+    found = connection.execute(
+        select(func.count(), func.min(_ROLLUPS.c.first_step), func.max(_ROLLUPS.c.last_step)).where(
+            *_within(run_id, level, from_step, to_step)
+        )
+    ).one()
+    return (found[0], found[1], found[2]) if found[0] else (0, to_step + 1, to_step)
+
+
+def read_rollups(connection: Connection, run_id: UUID, level: int, from_step: int, to_step: int) -> Iterator[bytes]:
+    """Read the data of the rollups of a level that lie within a range of steps, in order, a few at a time."""
+    rows = connection.execute(
+        select(_ROLLUPS.c.data)
+        .where(*_within(run_id, level, from_step, to_step))
+        .order_by(_ROLLUPS.c.first_step)
+        .execution_options(yield_per=ROWS_READ_AT_ONCE)
+    )
+    for (data,) in rows:
+        yield data
+
+
+def _within(run_id: UUID, level: int, from_step: int, to_step: int) -> tuple[ColumnElement[bool], ...]:
+    # The last condition follows from the others; the database needs it to end its search in the index.
+    return (
+        _ROLLUPS.c.run_id == run_id,
+        _ROLLUPS.c.level == level,
+        _ROLLUPS.c.first_step >= from_step,
+        _ROLLUPS.c.last_step <= to_step,
+        _ROLLUPS.c.first_step <= to_step,
+    )
+
+
+def read_first_chunks(connection: Connection, run_id: UUID, from_step: int, to_step: int, count: int) -> list[bytes]:
+    """Read the data of the first chunks that touch a range of steps, in order."""
+    query = select(_CHUNKS.c.data).where(
+        _CHUNKS.c.run_id == run_id, _CHUNKS.c.last_step >= from_step, _CHUNKS.c.first_step <= to_step
+    )
+    return list(connection.scalars(query.order_by(_CHUNKS.c.first_step).limit(count)))
+
+
+def read_first_step(connection: Connection, run_id: UUID) -> int | None:
+    """Read the first stored step of a run."""
+    chunk = models.TelemetryChunk
+    return connection.scalar(select(func.min(chunk.first_step)).where(chunk.run_id == run_id))

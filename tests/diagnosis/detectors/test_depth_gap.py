@@ -1,0 +1,35 @@
+"""Gradients that fade on their way to the input."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tests.diagnosis.synthetic_run import falling, noisy, run
+from tests.diagnosis.whole_run import STEPS, diagnose, find_finding, list_alarms
+
+
+def test_a_gap_over_depth_needs_a_stuck_loss() -> None:
+    """Early gradients four decades below the last are a verdict while the loss is flat, and none while it falls."""
+    gradient = 10.0 ** np.array([-4, -3, -1, 0])
+    stuck = diagnose(run(noisy(2.3, STEPS), gradient=gradient))
+    assert stuck.verdict == "vanishing"
+    finding = find_finding(stuck, "depth_gap")
+    assert finding is not None
+    assert finding.layers[0] == "0.weight"
+    assert finding.evidence["gap_decades"] == pytest.approx(3.5)
+    assert not list_alarms(diagnose(run(falling(STEPS), gradient=gradient)))
+
+
+def test_noise_does_not_withdraw_a_verdict() -> None:
+    """A noisy stuck loss rarely seems to move; a loss that falls by half always does."""
+    gradient = 10.0 ** np.array([-4, -3, -1, 0])
+    withdrawn = 0
+    for seed in range(20):
+        noise = 1 + 0.3 * np.random.default_rng(seed).normal(size=2 * STEPS)
+        verdicts = [c.verdict for c in diagnose(run(np.abs(2.3 * noise), gradient=gradient)).changes]
+        assert "vanishing" in verdicts
+        withdrawn += verdicts.count("healthy") > 1
+        moving = np.where(np.arange(2 * STEPS) < STEPS, 1.0, 0.5) * np.abs(2.3 * noise)
+        changes = diagnose(run(moving, gradient=gradient)).changes
+        assert any(change.verdict == "healthy" and change.step > STEPS for change in changes)
+    assert withdrawn <= 1

@@ -1,0 +1,98 @@
+"""States that version 0.1 stored are read, and lead to the same diagnosis.
+
+`data/states/<run>@<step>.state` holds the state of a run before that step, as version 0.1 wrote it. `expected.json`
+holds the diagnosis that version 0.1 had at the end of the run, without its texts.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks.corpus.recording import load
+from tests.diagnosis.linear_chain import train_chain
+from tests.support.approximation import approximately
+
+from gradmedic.protocol.diagnosis import DiagnosisAtStep, VerdictChange
+from gradmedic.protocol.runs import Layer
+from gradmedic_diagnosis import Block, Diagnostician
+from gradmedic_diagnosis.state import unpack_state
+
+STATES = Path(__file__).parent / "data" / "states"
+RECORDINGS = Path(__file__).parents[1] / "data" / "recordings"
+EXPECTED: dict[str, dict[str, Any]] = json.loads((STATES / "expected.json").read_text())
+
+
+def load_run(name: str) -> tuple[tuple[Layer, ...], Block, int]:
+    """Return the layers and steps of a fixture's run, and the first step that its state has not read."""
+    run, _, cut = name.partition("@")
+    if run == "chain-0.5":
+        chain = train_chain(0.5)
+        return chain.layers, chain.block, int(cut)
+    layers, _, block = load(RECORDINGS / f"{run}.npz")
+    return layers, block, int(cut)
+
+
+def as_expected(diagnosis: DiagnosisAtStep, changes: list[VerdictChange]) -> dict[str, Any]:
+    """Return a diagnosis in the form of `expected.json`."""
+    return {
+        "verdict": diagnosis.verdict,
+        "score": diagnosis.score,
+        "since_step": diagnosis.since_step,
+        "changes": [[change.step, change.verdict, change.score, change.finding] for change in changes],
+        "findings": [
+            {
+                "detector": finding.detector,
+                "verdict": finding.verdict,
+                "severity": finding.severity,
+                "layers": finding.layers,
+                "first_step": finding.first_step,
+                "last_step": finding.last_step,
+                "resolved_step": finding.resolved_step,
+                "evidence": finding.evidence,
+            }
+            for finding in diagnosis.findings
+        ],
+        "causes": [
+            {"cause": cause.cause, "score": cause.score, "evidence": cause.evidence} for cause in diagnosis.causes
+        ],
+        "advice": [{"id": advice.remedy.id, "parameters": advice.remedy.parameters} for advice in diagnosis.advice],
+    }
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_a_stored_state_goes_on_as_before(name: str) -> None:
+    """A run whose state version 0.1 stored ends with the verdicts, findings, causes and advice of version 0.1."""
+    layers, block, cut = load_run(name)
+    restored = Diagnostician.from_bytes((STATES / f"{name}.state").read_bytes(), layers)
+    assert restored.last_step == cut - 1
+    diagnosis = restored.update(block.cut(cut, len(block)))
+    assert as_expected(diagnosis, diagnosis.changes) == approximately(EXPECTED[name])
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_all_steps_read_again_give_the_same(name: str) -> None:
+    """Reading a run from its first step, as `gradmedic rediagnose` does, ends with the diagnosis of version 0.1."""
+    layers, block, cut = load_run(name)
+    diagnosis = Diagnostician(layers).update(block)
+    changes = [change for change in diagnosis.changes if change.step >= cut]
+    assert as_expected(diagnosis, changes) == approximately(EXPECTED[name])
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_a_state_is_stored_with_the_same_keys(name: str) -> None:
+    """A state that is read and stored again has every key, at every depth, that version 0.1 stored.
+
+    Replicas of two versions may serve one database during an upgrade: each reads the states of the other.
+    """
+    layers, _, _ = load_run(name)
+    before = (STATES / f"{name}.state").read_bytes()
+    after = Diagnostician.from_bytes(before, layers).to_bytes()
+    assert keys_of(unpack_state(after)) == keys_of(unpack_state(before))
+
+
+def keys_of(state: Any) -> Any:
+    """Return the keys of nested mappings, without the values."""
+    return {key: keys_of(value) for key, value in state.items()} if isinstance(state, dict) else None

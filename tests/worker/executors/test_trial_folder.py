@@ -1,0 +1,38 @@
+"""The folders of a worker's trials."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from gradmedic.exceptions import ConfigurationError
+from gradmedic_worker.executors.trial_folder import create_worker_folder
+
+
+def test_a_worker_has_a_private_folder(tmp_path: Path) -> None:
+    """Each worker has one folder, which its user alone can read. Folders of killed workers are removed."""
+    old_folder = tmp_path / f"gradmedic-worker-{os.getuid()}" / str(2**22 + 1)  # larger than any process id
+    old_folder.mkdir(parents=True, mode=0o700)
+    (old_folder / "trial").touch()
+    folder = create_worker_folder(tmp_path)
+    assert create_worker_folder(tmp_path) == folder
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert not old_folder.exists()
+
+
+@pytest.mark.parametrize("how", ["open", "link", "file"])
+def test_a_folder_of_another_user_is_refused(tmp_path: Path, how: str) -> None:
+    """A folder to which other users may write is refused: they may have prepared files there."""
+    user_folder = tmp_path / f"gradmedic-worker-{os.getuid()}"
+    if how == "open":
+        user_folder.mkdir()
+        user_folder.chmod(0o777)
+    elif how == "link":
+        (tmp_path / "target").mkdir()
+        user_folder.symlink_to(tmp_path / "target")
+    else:
+        user_folder.touch()
+    with pytest.raises(ConfigurationError, match="is not a folder that this user alone may write to"):
+        create_worker_folder(tmp_path)
