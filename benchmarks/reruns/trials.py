@@ -73,8 +73,8 @@ ADVICE_SOURCES: Final = tuple(
 )
 """What causes and advice depend on besides the verdict."""
 SOURCES: Final = (
-    *sorted((ROOT / "client" / "gradmedic" / "torch" / "modules").glob("*.py")),
-    *(ROOT / "client" / "gradmedic" / "torch" / name for name in ("remedies.py", "treatment.py", "clipping.py")),
+    *sorted((ROOT / "client" / "gradmedic" / "torch" / "remedies").rglob("*.py")),
+    ROOT / "client" / "gradmedic" / "torch" / "clipping.py",
     *sorted({*DIAGNOSIS.rglob("*.py")} - {*ADVICE_SOURCES, DIAGNOSIS / "summary.py"}),
     *(SCRIPT.parent / name for name in ("networks.py", "tasks.py", "train.py")),
 )

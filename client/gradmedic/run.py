@@ -22,9 +22,9 @@ from uuid import UUID
 from gradmedic import process_exit
 from gradmedic.configuration import Configuration, process_rank
 from gradmedic.exceptions import ConfigurationError, RunStoppedError, UsageError
+from gradmedic.guard.reactions import Reactions
 from gradmedic.protocol.numbers import MAX_EXACT_INTEGER
 from gradmedic.protocol.runs import RunCreate
-from gradmedic.reactions import Reactions
 from gradmedic.recording.arguments import ArgumentReader, Number
 from gradmedic.recording.description import RunDescriber
 from gradmedic.recording.draft import Draft
@@ -212,20 +212,20 @@ class Run:
         if watch.is_follower and not self._is_follower:
             self._stop_sending()
         # Remedies are applied on every process, because they train together.
-        treatment = self._trial.apply_remedies(model, optimizer, has_scaler=scaler is not None)
-        if treatment is not None:  # the model has changed
+        remedies = self._trial.apply_remedies(model, optimizer, has_scaler=scaler is not None)
+        if remedies is not None:  # the model has changed
             watch = Watch(model, optimizer, scaler=scaler, prefix=prefix, activations=activations)
-            treatment.before()
+            remedies.attach_before_measurement()
         if watch.is_needed:
             if watch.has_others and self._configuration.on_unhealthy == "clip":
                 self._answers.may_clip = False  # the other processes would not clip, and train another model
                 self._warnings.warn(
                     "clip", 'on_unhealthy="clip" is for trainings of one process; this one is only warned'
                 )
-            watch.begin(book=self._layers, sampler=self._sampler, before_first_step=self._describe_layers)
+            watch.begin(layer_registry=self._layers, sampler=self._sampler, before_first_step=self._describe_layers)
             self._instrumentations.append(watch)
-        if treatment is not None:
-            treatment.after(watch if watch.is_needed else None)
+        if remedies is not None:
+            remedies.attach_after_measurement(watch if watch.is_needed else None)
 
     def log(
         self,

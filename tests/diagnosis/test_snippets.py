@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gradmedic.protocol.remedies import REMEDIES, Choice, Remedy
-from gradmedic.torch.treatment import Treatment
+from gradmedic.torch.remedies import AppliedRemedies
 from gradmedic_diagnosis.snippets import write_snippet
 
 
@@ -31,10 +31,10 @@ def choices(id: str, parameter: str) -> tuple[str, ...]:
 def treated(model: nn.Module, id: str, **parameters: Any) -> nn.Module:
     """Return the model with a remedy applied as a rerun applies it."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    treatment = Treatment([optimizer], {"": model}, [Remedy(id=id, parameters=parameters)])
-    treatment.before()
+    applied = AppliedRemedies(model, optimizer, [Remedy(id=id, parameters=parameters)])
+    applied.attach_before_measurement()
     model(torch.randn(8, 6))
-    treatment.close()
+    applied.close()
     return model
 
 
@@ -162,5 +162,5 @@ def test_inputs() -> None:
     names = run_snippet("standardize_inputs", {"x": x, "x_train": x})
     by_hand, by_rerun = perceptron(as_written), perceptron(as_written)
     optimizer = torch.optim.SGD(by_rerun.parameters(), lr=0.1)
-    Treatment([optimizer], {"": by_rerun}, [Remedy(id="standardize_inputs")])
+    AppliedRemedies(by_rerun, optimizer, [Remedy(id="standardize_inputs")])
     torch.testing.assert_close(by_hand(names["x"]), by_rerun(x), rtol=1e-3, atol=1e-3)

@@ -1,12 +1,12 @@
-"""What activations do, where it is asked for: the share of outputs that are exactly zero, and that are saturated.
+"""Measures what activations do, where it is asked for: fractions of outputs that are exactly zero, and saturated.
 
-One idea: an activation belongs to the layer whose output it bends, which is the one that was called last before it.
-Hooks of the modules see both. Activations that are functions and no modules are seen in the output of their layer, once
-the first graph has shown which function follows it.
+An activation belongs to the layer that was called last before it. Hooks of the modules see both. Activations that are
+functions and no modules are computed once more from the output of their layer, once the first graph has shown which
+function follows it.
 
-Saturated is an output where the activation's slope is below a twentieth of its steepest: there, hardly any gradient
-passes (Glorot & Bengio 2010, section 3). An activation that does not flatten on both sides has no saturation, but may
-have zeros: dead units.
+An output is saturated where the slope of the activation is below a twentieth of its steepest: there, hardly any
+gradient passes (Glorot & Bengio 2010, section 3). An activation that does not flatten on both sides has no saturation,
+but may have zeros: dead units.
 """
 
 from __future__ import annotations
@@ -22,18 +22,17 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from gradmedic.recording.sampler import Sampler
+from gradmedic.torch.columns import ACTIVATION_STATISTICS
 from gradmedic.torch.graph import Follower
 from gradmedic.torch.statistics import HostArray, MeasuredArray, PendingArray
-from gradmedic.torch.topology import ACTIVATIONS, NORMALIZATIONS, Owned
+from gradmedic.torch.structure import ACTIVATIONS, NORMALIZATIONS, OwnedParameter
 
-ACTIVATION_STATISTICS = ("activation_zero_fraction", "activation_saturation")
-"""What `ActivationMeter.read` returns, in order."""
-
-_FLAT = 0.05
-_FLAT_TANH = math.sqrt(1.0 - _FLAT)
-"""Where the slope of tanh, 1 - y^2, is that share of its largest."""
+_FLAT_SLOPE = 0.05
+"""Fraction of the steepest slope below which an activation is saturated."""
+_FLAT_TANH = math.sqrt(1.0 - _FLAT_SLOPE)
+"""Output of tanh where its slope, 1 - y^2, is that fraction of the steepest one."""
 _FLAT_SIGMOID = 0.5 * _FLAT_TANH
-"""The same from the middle of a sigmoid: its slope is y (1 - y), 1/4 at most."""
+"""The same for a sigmoid, from its middle: the slope is y (1 - y), 1/4 at most."""
 
 _IS_SATURATED: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": lambda y: y.abs() > _FLAT_TANH,
@@ -42,43 +41,43 @@ _IS_SATURATED: dict[str, Callable[[Tensor], Tensor]] = {
     "hardsigmoid": lambda y: (y <= 0.0) | (y >= 1.0),
     "relu6": lambda y: y >= 6.0,
 }
-"""By the name of the activation, of its outputs."""
+"""Which outputs of an activation are saturated, by its name."""
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
     "relu": torch.relu,
 }
-"""Activations whose outputs are worth computing again where they are no modules."""
+"""Activations whose outputs are computed again if they are functions and no modules."""
 
 
 class ActivationMeter:
-    """Counts zeros and saturated outputs while a model computes; `read` returns their shares and begins anew.
+    """Counts zeros and saturated outputs while models compute.
 
     Args:
         models: to observe.
         owned: their parameters.
-        sampler: says which steps to measure.
-        followers: what follows each parameter by its id, as far as a graph has shown it.
-        guard: is told what failed if a function does, the function and its arguments, and calls it, so that an error
-            of ours is none of the training's.
+        sampler: decides which steps are measured.
+        list_followers: returns what follows each parameter, by its id, as far as a graph has shown it.
+        call_safely: calls a function, given what to report if it fails, the function and its arguments. An error must
+            not reach the training.
     """
 
     def __init__(
         self,
         models: Sequence[nn.Module],
-        owned: Sequence[Owned],
+        owned: Sequence[OwnedParameter],
         sampler: Sampler,
-        followers: Callable[[], dict[int, Follower]],
-        guard: Callable[..., None],
+        list_followers: Callable[[], dict[int, Follower]],
+        call_safely: Callable[..., None],
     ) -> None:
         self._sampler = sampler
-        self._followers = followers
-        self._guard = guard
-        self._owners = {id(each.module): each.parameter for each in owned if each.module is not None}
-        self._module_of = {id(each.parameter): id(each.module) for each in owned}
-        self._called: list[int] = []  # modules with parameters, since the last activation
-        self._with_modules: set[int] = set()  # those that an activation module was seen to follow
-        self._counts: dict[int, list[tuple[Tensor, Tensor, int]]] = {}
+        self._list_followers = list_followers
+        self._call_safely = call_safely
+        self._owners = {id(entry.module): entry.parameter for entry in owned if entry.module is not None}
+        self._module_of = {id(entry.parameter): id(entry.module) for entry in owned}
+        self._called: list[int] = []  # ids of modules with parameters, called since the last activation module
+        self._followed_by_module: set[int] = set()  # ids of those that an activation module followed
+        self._counts: dict[int, list[tuple[Tensor, Tensor, int]]] = {}  # zeros, saturated, all, by the id of a module
         self._handles: list[RemovableHandle] = []
         for model in models:
             for module in model.modules():
@@ -93,89 +92,89 @@ class ActivationMeter:
         self._counts.clear()
 
     def read(self, parameters: Sequence[Tensor]) -> MeasuredArray:
-        """Return ACTIVATION_STATISTICS `[parameter, statistic]`, 0 where no activation follows, and forget them."""
-        rows: list[Tensor] = []
-        places: list[int] = []
+        """Return ACTIVATION_STATISTICS `[parameter, statistic]`; 0 for a layer that no activation follows."""
+        shares: list[Tensor] = []
+        rows: list[int] = []
         for i, parameter in enumerate(parameters):
-            counted = self._counts.get(self._module_of.get(id(parameter), 0))
-            if counted:
-                elements = sum(count for _, _, count in counted)
-                zeros = torch.stack([count for count, _, _ in counted]).sum()
-                saturated = torch.stack([count for _, count, _ in counted]).sum()
-                rows.append(torch.stack([zeros, saturated]) / elements)
-                places.append(i)
-        values = np.zeros((len(parameters), 2))
-        if not rows:
+            counts = self._counts.get(self._module_of.get(id(parameter), 0))
+            if counts:
+                elements = sum(count for _, _, count in counts)
+                zeros = torch.stack([count for count, _, _ in counts]).sum()
+                saturated = torch.stack([count for _, count, _ in counts]).sum()
+                shares.append(torch.stack([zeros, saturated]) / elements)
+                rows.append(i)
+        values = np.zeros((len(parameters), len(ACTIVATION_STATISTICS)))
+        if not shares:
             return HostArray(values)
-        stacked = torch.stack(rows)
+        stacked = torch.stack(shares)
         if stacked.device.type == "cpu":
-            values[places] = stacked.numpy()
+            values[rows] = stacked.numpy()
             return HostArray(values)
-        return _Spread(PendingArray(stacked), places, values)
+        return _PendingRows(PendingArray(stacked), rows, values)
 
-    def forget(self) -> None:
-        """Begin anew: the step is over."""
+    def clear(self) -> None:
+        """Drop the counts, at the end of a step."""
         self._counts.clear()
         self._called.clear()
 
     def __call__(self, module: nn.Module, _inputs: Any, output: Any) -> None:
-        """Look at what a module answers."""
+        """Count in the output of a module."""
         if torch.compiler.is_compiling() or not self._sampler.is_sampling or not torch.is_grad_enabled():
             return
         if isinstance(output, Tensor) and output.is_floating_point() and output.numel():
-            self._guard("activations could not be measured", self._look_at, module, output.detach())
+            self._call_safely("activations could not be measured", self._count_output, module, output.detach())
 
-    def __reduce__(self) -> tuple[type[_Inert], tuple[()]]:
-        return _Inert, ()
+    def __reduce__(self) -> tuple[type[_InertHook], tuple[()]]:
+        return _InertHook, ()
 
     @torch.no_grad()
-    def _look_at(self, module: nn.Module, output: Tensor) -> None:
+    def _count_output(self, module: nn.Module, output: Tensor) -> None:
         name = ACTIVATIONS.get(type(module))
         if name is not None:
             for called in self._called:
-                self._with_modules.add(called)
+                self._followed_by_module.add(called)
                 self._counts[called] = [*self._counts.get(called, ()), _count(output, name)]
             self._called.clear()
             return
         if not isinstance(module, NORMALIZATIONS):
             self._called.clear()
         self._called.append(id(module))
-        follower = self._followers().get(id(self._owners[id(module)]))
-        if follower is None or follower.normalized or id(module) in self._with_modules:
+        follower = self._list_followers().get(id(self._owners[id(module)]))
+        if follower is None or follower.normalized or id(module) in self._followed_by_module:
             return
         function = _FUNCTIONS.get(follower.activation or "")
         if function is not None:
-            counted = _count(function(output), str(follower.activation))
-            self._counts[id(module)] = [*self._counts.get(id(module), ()), counted]
+            count = _count(function(output), str(follower.activation))
+            self._counts[id(module)] = [*self._counts.get(id(module), ()), count]
 
 
-class _Inert:
-    """What is left of a meter in a copy of the model, or in a file: nothing."""
+class _InertHook:
+    """Takes the place of a meter in a copy of the model, and does nothing."""
 
     def __call__(self, _module: nn.Module, _inputs: Any, _output: Any) -> None:
         pass
 
 
-class _Spread:
-    """Rows that are on their way, among others that are zero."""
+class _PendingRows:
+    """An array of which some rows are being copied to the host, and the others are zero."""
 
     is_ready = False
 
-    def __init__(self, rows: PendingArray, places: list[int], values: NDArray[np.float64]) -> None:
-        self._rows, self._places, self._values = rows, places, values
+    def __init__(self, pending: PendingArray, rows: list[int], values: NDArray[np.float64]) -> None:
+        self._pending, self._rows, self._values = pending, rows, values
 
     def read(self) -> NDArray[np.float64]:
-        self._values[self._places] = self._rows.read()
+        self._values[self._rows] = self._pending.read()
         return self._values
 
     def tensor(self) -> Tensor:
-        values = torch.from_numpy(self._values).to(self._rows.tensor())
-        values[self._places] = self._rows.tensor()
+        values = torch.from_numpy(self._values).to(self._pending.tensor())
+        values[self._rows] = self._pending.tensor()
         return values
 
 
 def _count(output: Tensor, name: str) -> tuple[Tensor, Tensor, int]:
-    """Return how many outputs are zero, how many saturated, and how many there are."""
+    """Return the numbers of outputs that are zero, that are saturated, and of all outputs."""
     is_saturated = _IS_SATURATED.get(name)
     zeros = output.numel() - torch.count_nonzero(output)
     saturated = zeros.new_zeros(()) if is_saturated is None else is_saturated(output).sum()

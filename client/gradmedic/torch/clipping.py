@@ -1,9 +1,9 @@
-"""Notices gradient clipping, so that statistics can be taken before it and its coefficient recorded.
+"""Observes gradient clipping, so that statistics are taken before it and its coefficient is recorded.
 
-One idea: `torch.nn.utils` is where scripts and frameworks clip, and at that moment gradients are unscaled and reduced.
-The functions there are wrapped while a run watches, call the originals with the same arguments, and are put back after
-the last run. `clip_grad_norm_` reaches the wrapper even where a script imported it by name before, because it looks up
-`_clip_grads_with_norm_` in its module at each call.
+Scripts and frameworks clip with `torch.nn.utils`, when gradients are unscaled and reduced. Its functions are wrapped
+while there are observers: the wrappers call the originals with the same arguments, and the originals are put back after
+the last observer. `clip_grad_norm_` reaches its wrapper even if a script imported it by name before, because it looks
+up `_clip_grads_with_norm_` in its module at each call.
 """
 
 from __future__ import annotations
@@ -16,33 +16,32 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad
 
-_EPSILON = 1e-6
-"""What torch adds to the norm before it divides by it."""
+from gradmedic.protocol.numbers import CLIP_EPSILON
 
 
 class ClippingObserver(Protocol):
-    """Whoever wants to know of clipping. Its methods must not raise."""
+    """Is called before and after each clipping. Its methods must not raise."""
 
     def before_clipping(self, parameters: list[Tensor]) -> None:
-        """Gradients of `parameters` are about to be clipped."""
+        """Act before the gradients of `parameters` are clipped."""
 
     def after_clipping(self, parameters: list[Tensor], coefficient: Tensor | None) -> None:
-        """They were multiplied by `coefficient`, or limited by value if it is None."""
+        """Act after they were multiplied by `coefficient`, or limited in another way if it is None."""
 
 
 _observers: list[ClippingObserver] = []
 _originals: dict[tuple[Any, str], Callable[..., Any]] = {}
 
 
-def observe(observer: ClippingObserver) -> None:
-    """Tell `observer` of each clipping from now on."""
+def add_clipping_observer(observer: ClippingObserver) -> None:
+    """Call `observer` at each clipping from now on."""
     _observers.append(observer)
     if not _originals:
         _wrap_all()
 
 
-def ignore(observer: ClippingObserver) -> None:
-    """Tell it no more; with the last observer, torch is as it was."""
+def remove_clipping_observer(observer: ClippingObserver) -> None:
+    """Call `observer` no more. After the last one, torch's functions are the originals again."""
     if observer in _observers:
         _observers.remove(observer)
     if not _observers:
@@ -51,8 +50,13 @@ def ignore(observer: ClippingObserver) -> None:
         _originals.clear()
 
 
+def clip_coefficient(max_norm: float | Tensor, norm: Tensor) -> Tensor:
+    """Return the factor, at most 1, that brings gradients of norm `norm` to at most `max_norm`."""
+    return torch.clamp(max_norm / (norm + CLIP_EPSILON), max=1.0)
+
+
 def _wrap_all() -> None:
-    by_norm = _wrap(clip_grad._clip_grads_with_norm_, _coefficient_of)
+    by_norm = _wrap(clip_grad._clip_grads_with_norm_, _read_coefficient)
     by_value = _wrap(clip_grad.clip_grad_value_, lambda *_args, **_kwargs: None)
     for module, name, wrapper in (
         (clip_grad, "_clip_grads_with_norm_", by_norm),
@@ -64,14 +68,21 @@ def _wrap_all() -> None:
         setattr(module, name, wrapper)
 
 
-def _wrap(original: Callable[..., Any], coefficient_of: Callable[..., Tensor | None]) -> Callable[..., Any]:
+def _wrap(original: Callable[..., Any], read_coefficient: Callable[..., Tensor | None]) -> Callable[..., Any]:
+    """Return a clipping function that calls the observers.
+
+    Args:
+        original: the function of torch.
+        read_coefficient: returns the coefficient of a call, given its arguments behind the parameters.
+    """
+
     @functools.wraps(original)
     def clip(parameters: Tensor | Iterable[Tensor], *args: Any, **kwargs: Any) -> Any:
         clipped = [parameters] if isinstance(parameters, Tensor) else list(parameters)
         for observer in _observers:
             observer.before_clipping(clipped)
         result = original(clipped, *args, **kwargs)
-        coefficient = coefficient_of(*args, **kwargs) if _observers else None
+        coefficient = read_coefficient(*args, **kwargs) if _observers else None
         for observer in _observers:
             observer.after_clipping(clipped, coefficient)
         return result
@@ -79,7 +90,7 @@ def _wrap(original: Callable[..., Any], coefficient_of: Callable[..., Tensor | N
     return clip
 
 
-def _coefficient_of(max_norm: float, total_norm: Tensor, foreach: bool | None = None) -> Tensor:  # noqa: ARG001
-    """Return what `_clip_grads_with_norm_` multiplies by; its arguments are the same."""
-    with torch.no_grad():
-        return torch.clamp(float(max_norm) / (total_norm + _EPSILON), max=1.0)
+def _read_coefficient(max_norm: float, total_norm: Tensor, foreach: bool | None = None) -> Tensor:  # noqa: ARG001
+    """Return what `_clip_grads_with_norm_` multiplies by; the arguments are the same."""
+    with torch.no_grad():  # the formula once more, not a call of `clip_coefficient`: this runs at each step
+        return torch.clamp(float(max_norm) / (total_norm + CLIP_EPSILON), max=1.0)

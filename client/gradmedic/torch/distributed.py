@@ -1,32 +1,27 @@
 """Statistics of parameters that are sharded over processes (FSDP2, DTensor).
 
-One idea: each process measures what it holds, as it would the whole; one all-reduce of a small table - layers by
-statistics - makes whole numbers of the parts. Squares and counts add up; for the largest element every process has a
-column of its own in the table, so that the same sum carries it.
+Each process measures the parts that it holds, as it would measure the whole. One all-reduce of a small table, layers by
+statistics, makes the numbers of whole layers from those of the parts. Squares and counts add up. For the largest
+element each process has a column of its own in the table, so that the same sum carries it.
 
-All processes must sample the same steps, or the all-reduce would wait for ever: so the table also carries, from the
-first process, how long the way to the next sample is.
+All processes must sample the same steps, or the all-reduce would wait for ever. So the table also carries the number of
+steps to the next sampled one, as the first process decides it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gradmedic.exceptions import ConfigurationError
-from gradmedic.torch.statistics import local_part
-
-_NORMS = (0, 5, 6)
-"""Columns that are norms: their squares add up."""
-_ABS_MAX, _MEAN, _ZERO_FRACTION, _NONFINITE = 1, 2, 3, 4
-_FIRST_OF_ACTIVATIONS = 7
-_SHARES = (_MEAN, _ZERO_FRACTION)
-"""Columns that are shares of the elements that a process holds."""
+from gradmedic.torch.columns import ABS_MAX, ACTIVATION_COLUMNS, MEAN_COLUMNS, NONFINITE_COUNT, NORM_COLUMNS
+from gradmedic.torch.statistics import local_part, start_copy
 
 
 def process_rank() -> int:
@@ -35,22 +30,43 @@ def process_rank() -> int:
 
 
 def process_count() -> int:
-    """Return how many processes train together, as far as torch knows."""
+    """Return the number of processes in the default group, 1 if there is none."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-@dataclass(frozen=True, slots=True)
-class Reduced:
-    """A table that is whole on every process."""
+class ReducedTable:
+    """The statistics of whole layers, `[layer, statistic]`; empty if the measurement failed on any process.
 
-    table: Tensor
-    """`[layer, statistic]`."""
-    signals: Tensor
-    """`[interval of the first process, processes in which the measurement failed]`."""
+    Args:
+        table: `[layer, statistic]`.
+        signals: `[sampling interval of the first process, number of processes on which the measurement failed]`.
+    """
+
+    def __init__(self, table: Tensor, signals: Tensor) -> None:
+        self._table = start_copy(table)
+        self._signals = start_copy(signals)
+        self.is_ready = self._table.is_ready
+
+    def read(self) -> NDArray[np.float64]:
+        """Return the table, waiting for it if need be."""
+        table = self._table.read()
+        return table if self._signals.read()[1] == 0 else np.empty((0, table.shape[1]))
+
+    def tensor(self) -> Tensor:
+        """Return the table on the device where it was computed."""
+        return self._table.tensor()
+
+    def read_interval(self) -> int:
+        """Return the number of steps to the next sampled one, as the first process decided it."""
+        return round(float(self._signals.read()[0]))
 
 
 class Sharding:
-    """How the parameters of a model lie on processes."""
+    """How the parameters of a model are distributed over processes.
+
+    Args:
+        group: of the processes.
+    """
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self._group = group
@@ -58,11 +74,11 @@ class Sharding:
         self._size = dist.get_world_size(group)
 
     @classmethod
-    def of(cls, parameters: Sequence[Tensor]) -> Sharding | None:
-        """Return how parameters are sharded, None if each process holds all of each.
+    def from_parameters(cls, parameters: Sequence[Tensor]) -> Sharding | None:
+        """Return how parameters are sharded, None if each process holds all of them.
 
         Raises:
-            ConfigurationError: in a way that is not supported.
+            ConfigurationError: the way in which they are sharded is not supported.
         """
         meshes = {mesh for parameter in parameters if (mesh := _sharding_mesh(parameter)) is not None}
         if not meshes:
@@ -78,46 +94,46 @@ class Sharding:
         raise ConfigurationError("watch() takes meshes of several dimensions only if they hold every process")
 
     @property
-    def leads(self) -> bool:
+    def is_first(self) -> bool:
         """Whether this process decides which steps are sampled."""
         return self._rank == 0
 
-    def reduce(self, table: Tensor, parameters: Sequence[Tensor], *, interval: int, has_failed: bool) -> Reduced:
-        """Return the statistics of whole layers from those of the parts; every process of the group calls this.
+    def reduce(self, table: Tensor, parameters: Sequence[Tensor], *, interval: int, has_failed: bool) -> ReducedTable:
+        """Compute the statistics of whole layers from those of their parts. Every process of the group must call it.
 
         Args:
-            table: `[layer, statistic]` of what this process holds.
+            table: `[layer, statistic]` of the parts that this process holds.
             parameters: of the layers.
-            interval: steps to the next sample; that of the first process counts.
-            has_failed: whether the table means nothing.
+            interval: steps to the next sampled one; that of the first process counts.
+            has_failed: whether the table must not be used.
         """
         layers, statistics = table.shape
-        wide = torch.float64 if table.device.type != "mps" else torch.float32
-        parts = table.detach().to(wide, copy=True)
-        held = parts.new_tensor([float(_numel(local_part(p))) for p in parameters])
-        copies = parts.new_tensor([float(self._copies_of(p)) for p in parameters])
-        total = parts.new_tensor([float(_numel(p)) for p in parameters]).clamp_min(1.0)
-        abs_max = parts[:, _ABS_MAX].clone()
-        parts[:, _NORMS] = parts[:, _NORMS].square()
-        parts[:, _SHARES] *= held[:, None]
-        parts[:, _FIRST_OF_ACTIVATIONS:] *= copies[:, None] / self._size  # the average: each process has its own batch
+        dtype = torch.float64 if table.device.type != "mps" else torch.float32
+        parts = table.detach().to(dtype, copy=True)
+        held_elements = parts.new_tensor([float(_count_elements(local_part(parameter))) for parameter in parameters])
+        copies = parts.new_tensor([float(self._count_copies(parameter)) for parameter in parameters])
+        all_elements = parts.new_tensor([float(_count_elements(parameter)) for parameter in parameters]).clamp_min(1.0)
+        abs_max = parts[:, ABS_MAX].clone()
+        parts[:, NORM_COLUMNS] = parts[:, NORM_COLUMNS].square()
+        parts[:, MEAN_COLUMNS] *= held_elements[:, None]
+        parts[:, ACTIVATION_COLUMNS] *= copies[:, None] / self._size  # the average: each process has its own batch
         parts = parts / copies[:, None]
         sent = parts.new_zeros((layers + 1, statistics + self._size))
         if not has_failed:
             sent[:layers, :statistics] = parts
             sent[:layers, statistics + self._rank] = abs_max
-        sent[layers, 0] = float(interval) if self.leads else 0.0
+        sent[layers, 0] = float(interval) if self.is_first else 0.0
         sent[layers, 1] = float(has_failed)
         dist.all_reduce(sent, group=self._group)
         whole = sent[:layers, :statistics].clone()
-        whole[:, _NORMS] = whole[:, _NORMS].sqrt()
-        whole[:, _SHARES] /= total[:, None]
-        whole[:, _ABS_MAX] = sent[:layers, statistics:].amax(dim=1)
-        whole[:, _NONFINITE] = whole[:, _NONFINITE].round()
-        return Reduced(whole, sent[layers, :2])
+        whole[:, NORM_COLUMNS] = whole[:, NORM_COLUMNS].sqrt()
+        whole[:, MEAN_COLUMNS] /= all_elements[:, None]
+        whole[:, ABS_MAX] = sent[:layers, statistics:].amax(dim=1)
+        whole[:, NONFINITE_COUNT] = whole[:, NONFINITE_COUNT].round()
+        return ReducedTable(whole, sent[layers, :2])
 
-    def _copies_of(self, parameter: Tensor) -> int:
-        """Return how many processes hold the same part."""
+    def _count_copies(self, parameter: Tensor) -> int:
+        """Return the number of processes that hold the same part of a parameter."""
         placements = getattr(parameter, "placements", None)
         if placements is None:
             return self._size
@@ -138,5 +154,5 @@ def _sharding_mesh(parameter: Tensor) -> Any:
     return parameter.device_mesh  # type: ignore[attr-defined]
 
 
-def _numel(tensor: Tensor) -> int:
+def _count_elements(tensor: Tensor) -> int:
     return tensor.numel() * (2 if tensor.is_complex() else 1)

@@ -1,7 +1,6 @@
-"""What the first batch tells: how large the inputs are, how many, and in which precision the model computes.
+"""Measures the first batch: how large the inputs are, how many there are, and in which precision the model computes.
 
-One idea: a hook that works once. It survives `copy.deepcopy` and `torch.save` of the model only as an inert object, it
-is invisible to `torch.compile`, and it removes itself at the first call.
+The hook acts once. In a copy of the model, or in a file, it does nothing. `torch.compile` does not see it.
 """
 
 from __future__ import annotations
@@ -35,15 +34,15 @@ class FirstBatch:
         self._hook = None if model is None else model.register_forward_pre_hook(self, with_kwargs=True)
 
     def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Look at the arguments of the model's first call."""
+        """Measure the arguments of the model's first call."""
         if torch.compiler.is_compiling() or self._hook is None:  # in this order: the hook cannot be traced
             return
         self.close()
         try:
             with torch.no_grad():
-                self._look_at([tensor for value in (*args, *kwargs.values()) for tensor in tensors_in(value)])
-        except Exception as error:  # a model's first call must not fail because of us
-            logger.warning("gradmedic: the first batch could not be looked at: %r", error)
+                self._measure([tensor for value in (*args, *kwargs.values()) for tensor in tensors_in(value)])
+        except Exception as error:  # must not reach the script
+            logger.warning("gradmedic: the first batch could not be measured: %r", error)
 
     @property
     def is_over(self) -> bool:
@@ -59,14 +58,14 @@ class FirstBatch:
     def __reduce__(self) -> tuple[type[FirstBatch], tuple[None]]:
         return FirstBatch, (None,)
 
-    def _look_at(self, tensors: list[Tensor]) -> None:
+    def _measure(self, tensors: list[Tensor]) -> None:
         if not tensors:
             return
         self.batch_size = tensors[0].shape[0] if tensors[0].ndim else None
         device = tensors[0].device.type
         if torch.is_autocast_enabled(device):
             self.autocast = str(torch.get_autocast_dtype(device)).removeprefix("torch.")
-        floats = next((t for t in tensors if t.is_floating_point() and t.numel()), None)
+        floats = next((tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()), None)
         if floats is not None:
             norm, abs_max, *_ = measure_gradients([floats]).read()[0]
             self.input_rms = float(norm) / math.sqrt(floats.numel())
@@ -104,7 +103,7 @@ def describe_training(
     target_rms: float | None,
     clips_gradients: bool | None,
 ) -> Training:
-    """Put together what is known of how the run trains."""
+    """Return what is known of how the run trains."""
     return Training(
         optimizers=optimizers,
         precision=precision,

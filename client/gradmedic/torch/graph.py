@@ -1,8 +1,8 @@
-"""Which activation each parameter's output goes through, where only the code of `forward` decides.
+"""Finds which activation the output of each parameter goes through, where only the code of `forward` decides it.
 
-One idea: autograd has written down what `forward` did. Once, after the first call that records gradients, the graph is
-walked from the output back to the parameters; then, for each parameter, forward again to the first thing that bends the
-signal. Only names of nodes are read: no tensor is touched, and nothing of the graph is kept.
+Autograd records what `forward` did. After the first call that records gradients, the graph is walked once from the
+output back to the parameters. From each parameter it is then walked forward to the first operation that is not linear.
+Only names of nodes are read: no tensor is read, and nothing of the graph is kept.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from gradmedic.torch.first_batch import tensors_in
 
 logger = logging.getLogger("gradmedic")
 
-_LARGEST = 20_000
-"""Nodes that are looked at: a recurrence unrolled over a long sequence has more, and then nothing is said."""
+_LARGEST_GRAPH = 20_000
+"""Nodes of a graph that is walked. An unrolled recurrence over a long sequence has more; then nothing is returned."""
 
 _ACTIVATIONS = {
     "Relu": "relu", "Sigmoid": "sigmoid", "Tanh": "tanh", "Gelu": "gelu", "Silu": "silu", "Elu": "elu", "Mish": "mish",
@@ -37,27 +37,31 @@ _TRANSPARENT = frozenset({
     "T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Expand", "Squeeze", "Unsqueeze", "Clone",
     "ToCopy", "NativeDropout", "FusedDropout", "MaxPool2DWithIndices", "AvgPool2D", "AdaptiveAvgPool2D", "Alias",
 })  # fmt: skip
-"""What stands between a layer and its activation without changing which one that is."""
+"""Operations between a layer and its activation that are no activation themselves."""
 
 
 @dataclass(frozen=True, slots=True)
 class Follower:
-    """What the output of a layer goes through next; None where that is not known."""
+    """What the output of a layer goes through next. None means that it is not known."""
 
     activation: str | None = None
+    """Name of the activation; `linear` if another layer follows directly."""
     normalized: bool | None = None
+    """Whether there is a normalization before it."""
 
 
 class FirstGraph:
-    """Forward hook of a model that walks the first graph it sees; until then, `followers` is empty.
+    """Forward hook of a model that walks the first autograd graph.
 
-    `on_seen` is called then.
+    Args:
+        model: None in a copy of the hook, which does nothing.
+        after_walk: is called after the graph was walked.
     """
 
-    def __init__(self, model: nn.Module | None, on_seen: Callable[[], None] = lambda: None) -> None:
-        self._on_seen = on_seen
+    def __init__(self, model: nn.Module | None, after_walk: Callable[[], None] = lambda: None) -> None:
+        self._after_walk = after_walk
         self.followers: dict[int, Follower] = {}
-        """By the id of the parameter."""
+        """What follows each parameter, by the parameter's id. Empty until the graph was walked."""
         self._hook = None if model is None else model.register_forward_hook(self)
 
     def __call__(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -69,9 +73,9 @@ class FirstGraph:
             if roots:
                 self.close()
                 self.followers = find_followers(roots)
-                self._on_seen()
-        except Exception as error:  # a model's first call must not fail because of us
-            logger.warning("gradmedic: the first graph could not be looked at: %r", error)
+                self._after_walk()
+        except Exception as error:  # must not reach the script
+            logger.warning("gradmedic: the first graph could not be walked: %r", error)
 
     def close(self) -> None:
         """Remove the hook."""
@@ -90,7 +94,7 @@ def find_followers(roots: Iterable[Node]) -> dict[int, Follower]:
     seen, waiting = set(roots), list(roots)
     while waiting:
         node = waiting.pop()
-        if len(seen) > _LARGEST:
+        if len(seen) > _LARGEST_GRAPH:
             return {}
         variable = getattr(node, "variable", None)
         if isinstance(variable, Tensor):
@@ -104,53 +108,53 @@ def find_followers(roots: Iterable[Node]) -> dict[int, Follower]:
     followers = {}
     for leaf, parameter in leaves.items():
         operations = _find_operations(leaf, consumers)
-        answers = {_follow(operation, consumers, leaves) for operation in operations}
-        if len(answers) == 1:
-            followers[id(parameter)] = answers.pop()
+        found = {_find_follower(operation, consumers, leaves) for operation in operations}
+        if len(found) == 1:
+            followers[id(parameter)] = found.pop()
     return followers
 
 
 def _find_operations(leaf: Node, consumers: dict[Node, list[Node]]) -> list[Node]:
-    """Return the operations that use a parameter, behind the views of it."""
+    """Return the operations that use a parameter, or a view of it."""
     found, waiting = [], list(consumers.get(leaf, ()))
     while waiting:
         node = waiting.pop()
-        if _kind(node) in _TRANSPARENT:
+        if _operation_of(node) in _TRANSPARENT:
             waiting.extend(consumers.get(node, ()))
         else:
             found.append(node)
     return found
 
 
-def _follow(node: Node, consumers: dict[Node, list[Node]], leaves: dict[Node, Tensor]) -> Follower:
+def _find_follower(node: Node, consumers: dict[Node, list[Node]], leaves: dict[Node, Tensor]) -> Follower:
     normalized = False
     while True:
         following = consumers.get(node, [])
         if len(following) != 1:
             return Follower(None, normalized or None)
         (node,) = following
-        kind = _kind(node)
-        if kind in _ACTIVATIONS:
-            return Follower(_ACTIVATIONS[kind], normalized)
-        if kind in _NORMALIZATIONS:
+        operation = _operation_of(node)
+        if operation in _ACTIVATIONS:
+            return Follower(_ACTIVATIONS[operation], normalized)
+        if operation in _NORMALIZATIONS:
             normalized = True
-        elif kind in _LINEAR:
+        elif operation in _LINEAR:
             return Follower("linear", normalized)
-        elif kind not in _TRANSPARENT and not _shifts_or_scales(node, leaves):
+        elif operation not in _TRANSPARENT and not _shifts_or_scales(node, leaves):
             return Follower(None, normalized)
 
 
 def _shifts_or_scales(node: Node, leaves: dict[Node, Tensor]) -> bool:
-    """Whether a node adds a bias or multiplies by what needs no gradient, as dropout does on a CPU.
+    """Whether a node adds a bias, or multiplies by something that needs no gradient, as dropout does on a CPU.
 
-    A residual connection or a gate joins two signals that both need a gradient.
+    In contrast, a residual connection or a gate joins two signals that both need a gradient.
     """
     sources = [source for source, _ in node.next_functions if source is not None]
-    if _kind(node) in ("Add", "Sub"):
+    if _operation_of(node) in ("Add", "Sub"):
         return len(sources) == 1 or any(source in leaves for source in sources)
-    return _kind(node) in ("Mul", "Div") and len(sources) == 1
+    return _operation_of(node) in ("Mul", "Div") and len(sources) == 1
 
 
-def _kind(node: Node) -> str:
+def _operation_of(node: Node) -> str:
     """Return the operation of a node: `Relu` of `ReluBackward0`."""
     return str(node.name()).partition("Backward")[0].rpartition("::")[2]

@@ -1,4 +1,4 @@
-"""Seeds torch's generators, and says on what it computes."""
+"""Seeds torch's random generators, and describes the device that torch computes on."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import torch
 
 
 def seed_torch(seed: int) -> None:
-    """Seed the generators of every device."""
+    """Seed torch's generators of every device."""
     torch.manual_seed(seed)
 
 
 def describe_device(model: torch.nn.Module) -> str:
-    """Return where a model's parameters are, by the name of the hardware where torch knows it."""
+    """Return the name of the hardware that holds a model's parameters, if torch knows it, or else the device."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

@@ -1,13 +1,13 @@
-"""Numbers of gradients, weights and updates, at the least cost to the training.
+"""Measures gradients, weights and updates, at the least cost to the training.
 
-Every function returns a `MeasuredArray` of many numbers at once. On a CPU the numbers are there already. On an
-accelerator they are one stacked copy that was only started, and is read a step later. Which operation is fast on which
-device was measured for CPUs; it is not the same one. On a CPU a long tensor is walked in chunks that stay in the cache
-while every statistic reads them, and short ones are joined, because a call costs more than they do.
+Every function returns a `MeasuredArray` of many numbers at once. On a CPU the numbers are there already. From an
+accelerator, one copy of all of them is started, which is read a step later. On a CPU, a long tensor is read in chunks
+that stay in the cache while every statistic is computed. Short tensors are joined first, because a call costs more time
+than they do.
 
-float32 has its limits: a plain sum of squares drifts by 4e-4 over ten million elements, overflows from 1e19 and is zero
-below 1e-23 - just where gradients explode and vanish. So squares are summed in short pieces, and what lies outside the
-safe range is computed again in float64.
+In float32, a plain sum of squares drifts by 4e-4 over ten million elements, overflows from 1e19 and is zero below
+1e-23, just where gradients explode and vanish. So squares are summed in short pieces, and norms outside the safe range
+are computed again in float64.
 """
 
 from __future__ import annotations
@@ -21,18 +21,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-GRADIENT_STATISTICS = ("grad_norm", "grad_abs_max", "grad_mean", "grad_zero_fraction", "nonfinite_count")
-"""What `measure_gradients` returns, in order."""
+from gradmedic.torch.columns import GRADIENT_COLUMNS, SCALED_COLUMNS
 
 CHUNK = 131_072
-"""Elements of half a megabyte: they stay in a core's cache. Half or twice as many cost a tenth more."""
+"""Elements of a chunk: half a megabyte, which stays in a core's cache. Half or twice as many cost a tenth more time."""
 _PIECE = 8_192
-"""Elements whose squares are summed in float32: keeps norms right to 4e-7, and numpy from using a second core."""
+"""Elements whose squares are summed in float32. Norms are right to 4e-7, and numpy does not use a second core."""
 SHORT = 2_048
-"""Below this, a call costs more than the work it does."""
+"""Elements of a short tensor: for one, a call costs more time than the work that it does."""
 SMALLEST_SAFE = 1e-15
 LARGEST_SAFE = 1e15
-"""Between these, float32 holds the squares and a hundred million of them together."""
+"""Between these numbers, float32 holds the square of each and the sum of a hundred million squares."""
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _NATIVE = (torch.float32, torch.float64)
@@ -41,7 +40,7 @@ Vector = NDArray[np.floating[Any]]
 
 
 class MeasuredArray(Protocol):
-    """An array of float64 that may still be on its way to the host."""
+    """An array of float64 that is on the host, or is being copied to it."""
 
     @property
     def is_ready(self) -> bool:
@@ -51,7 +50,7 @@ class MeasuredArray(Protocol):
         """Return the array, waiting for it if need be."""
 
     def tensor(self) -> Tensor:
-        """Return it as a tensor where it was computed."""
+        """Return the tensor, on the device where it was computed."""
 
 
 class HostArray:
@@ -72,7 +71,7 @@ class HostArray:
 
 
 class PendingArray:
-    """A small tensor being copied from a device, without waiting: pinned memory and an event on CUDA."""
+    """A small tensor that is being copied to the host. On CUDA, pinned memory and an event make waiting unnecessary."""
 
     is_ready = False
 
@@ -98,8 +97,29 @@ class PendingArray:
         return self._tensor
 
 
+class PendingScalar:
+    """A number that is being copied to the host."""
+
+    def __init__(self, array: MeasuredArray) -> None:
+        self._array = array
+
+    def read(self) -> float:
+        """Return the number, waiting for it if need be."""
+        return float(self._array.read()[0])
+
+
+def start_copy(tensor: Tensor) -> MeasuredArray:
+    """Return the numbers of a small tensor; from a device, they are only being copied then."""
+    return HostArray(tensor.numpy().astype(np.float64)) if tensor.device.type == "cpu" else PendingArray(tensor)
+
+
+def copy_first_element(tensor: Tensor) -> MeasuredArray:
+    """Return the first number of a tensor, as `start_copy` does."""
+    return start_copy(local_part(tensor.detach()).reshape(-1)[:1])
+
+
 def is_measured_on_host(tensor: Tensor) -> bool:
-    """Whether the numbers of a tensor are computed by the CPU; the seam between the two paths."""
+    """Whether the CPU computes the statistics of a tensor."""
     return tensor.device.type == "cpu"
 
 
@@ -110,14 +130,14 @@ def measure_gradients(gradients: Sequence[Tensor], scale: Tensor | None = None) 
 
     Args:
         gradients: of any shape and floating-point dtype.
-        scale: what a loss scaler multiplied them by.
+        scale: that a loss scaler multiplied them by.
     """
     gradients = [local_part(g) for g in gradients]
     sizes = np.array([g.numel() * (2 if g.is_complex() else 1) for g in gradients], dtype=np.float64)
     if is_measured_on_host(gradients[0]):
         values = _measure_on_cpu([to_vector(gradient) for gradient in gradients], sizes)
         if scale is not None:
-            values[:, :3] /= float(scale)
+            values[:, SCALED_COLUMNS] /= float(scale)
         return HostArray(values)
     return PendingArray(_measure_on_device([flatten(gradient) for gradient in gradients], sizes, scale))
 
@@ -130,7 +150,7 @@ def measure_norms(tensors: Sequence[Tensor]) -> MeasuredArray:
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """Return what this process holds of a tensor: all of it, unless it is sharded."""
+    """Return the part of a tensor that this process holds: the whole tensor, unless it is sharded."""
     if type(tensor) in _PLAIN:
         return tensor
     local = getattr(tensor, "_local_tensor", None)
@@ -169,12 +189,12 @@ def sum_of_squares(vector: Vector) -> float:
 
 
 def norm_in_chunks(size: int, chunk_of: Callable[[slice], Vector]) -> float:
-    """Return the norm of a vector that is made one chunk at a time."""
+    """Return the norm of a vector, given a function that returns a chunk of it."""
     return math.sqrt(sum([sum_of_squares(chunk_of(slice(i, min(i + CHUNK, size)))) for i in range(0, size, CHUNK)]))
 
 
 def join(vectors: Sequence[Vector], chosen: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """Return short vectors one after another in float64, and where each begins."""
+    """Return the chosen vectors one after another in float64, and where each begins."""
     parts = [vectors[i] for i in chosen]
     ends = np.cumsum([part.size for part in parts])
     return np.concatenate(parts, dtype=np.float64), np.concatenate([[0], ends[:-1]]).astype(np.intp)
@@ -184,7 +204,7 @@ def join(vectors: Sequence[Vector], chosen: Sequence[int]) -> tuple[NDArray[np.f
 
 
 def _measure_on_cpu(vectors: list[Vector], sizes: NDArray[np.float64]) -> NDArray[np.float64]:
-    values = np.zeros((len(vectors), 5))  # norm, largest, sum, nonzero elements, non-finite elements
+    values = np.zeros((len(vectors), GRADIENT_COLUMNS.stop))  # norm, largest, sum, nonzero, non-finite
     short = [i for i, vector in enumerate(vectors) if 0 < vector.size <= SHORT]
     long = [i for i, vector in enumerate(vectors) if vector.size > SHORT]
     with np.errstate(over="ignore", invalid="ignore"):
@@ -204,9 +224,9 @@ def _measure_on_cpu(vectors: list[Vector], sizes: NDArray[np.float64]) -> NDArra
         unsafe = ~((abs_max > SMALLEST_SAFE) & (abs_max < LARGEST_SAFE)) & (abs_max != 0)
         for i in map(int, np.flatnonzero(unsafe)):
             if math.isfinite(abs_max[i]):
-                exact = _rescaled(vectors[i], float(abs_max[i]))
-                values[i, 0] = np.linalg.norm(exact) * abs_max[i]
-                values[i, 2] = exact.sum() / sizes[i] * abs_max[i]
+                quotient = _divide(vectors[i], float(abs_max[i]))
+                values[i, 0] = np.linalg.norm(quotient) * abs_max[i]
+                values[i, 2] = quotient.sum() / sizes[i] * abs_max[i]
             else:
                 values[i, 4] = vectors[i].size - np.count_nonzero(np.isfinite(vectors[i]))
     return values
@@ -218,7 +238,7 @@ def _measure_long(vector: Vector, scratch: NDArray[np.bool_]) -> tuple[float, fl
     for start in range(0, vector.size, CHUNK):
         chunk = vector[start : start + CHUNK]
         squares += sum_of_squares(chunk)
-        largest = float(np.maximum(largest, np.maximum(chunk.max(), -chunk.min())))  # not max(): it may be NaN
+        largest = float(np.maximum(largest, np.maximum(chunk.max(), -chunk.min())))  # max() would ignore NaN
         total += float(chunk.sum())
         nonzero += chunk.size - int(np.count_nonzero(np.equal(chunk, 0, out=scratch[: chunk.size])))
     return math.sqrt(squares), largest, total, nonzero
@@ -239,20 +259,20 @@ def _norms_on_cpu(vectors: list[Vector]) -> NDArray[np.float64]:
             vector = vectors[i]
             abs_max = float(np.maximum(vector.max(), -vector.min())) if vector.size else 0.0
             if abs_max != 0 and math.isfinite(abs_max):
-                norms[i] = np.linalg.norm(_rescaled(vector, abs_max)) * abs_max
+                norms[i] = np.linalg.norm(_divide(vector, abs_max)) * abs_max
     return norms
 
 
-def _rescaled(vector: Vector, abs_max: float) -> NDArray[np.float64]:
-    scaled: NDArray[np.float64] = vector.astype(np.float64) / abs_max
-    return scaled
+def _divide(vector: Vector, divisor: float) -> NDArray[np.float64]:
+    quotient: NDArray[np.float64] = vector.astype(np.float64) / divisor
+    return quotient
 
 
 # --- on an accelerator ------------------------------------------------------------------------------------------------
 
 
 def _measure_on_device(flat: list[Tensor], sizes: NDArray[np.float64], scale: Tensor | None) -> Tensor:
-    # To count non-finite elements only where a norm is not finite would mean to wait for the norm here.
+    # Non-finite elements are counted always: to look at the norms first would mean to wait for them.
     columns = [
         torch.stack(torch._foreach_norm(flat)).float(),
         torch.stack([_abs_max(t) for t in flat]).float(),

@@ -12,7 +12,7 @@ from gradmedic.trial.report import Report, describe_environment
 if TYPE_CHECKING:
     import torch
 
-    from gradmedic.torch.treatment import Treatment
+    from gradmedic.torch.remedies import AppliedRemedies
 
 
 class TrialSession:
@@ -28,7 +28,7 @@ class TrialSession:
         self._seed = environment.seed or 0
         self._report = environment.report
         self._finish_run = finish_run
-        self._treatments: list[Treatment] = []
+        self._applied: list[AppliedRemedies] = []
 
     @property
     def is_trial(self) -> bool:
@@ -49,17 +49,16 @@ class TrialSession:
         optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer],
         *,
         has_scaler: bool,
-    ) -> Treatment | None:
-        """Prepare the trial's remedies for optimizers and models, and return them; None if there are none.
+    ) -> AppliedRemedies | None:
+        """Apply the trial's remedies to optimizers and models, and return them; None if there are none.
 
         Raises:
             TrialEnded: the remedies cannot be applied.
         """
         if self._instructions is None:
             return None
-        from gradmedic.torch.remedies import NotApplicable
+        from gradmedic.torch.remedies import AppliedRemedies, NotApplicable
         from gradmedic.torch.seeding import describe_device
-        from gradmedic.torch.treatment import Treatment, optimizers_of
 
         models = model if isinstance(model, Mapping) else {"": model}
         device = describe_device(next(iter(models.values())))
@@ -67,20 +66,20 @@ class TrialSession:
         if not self._instructions.remedies:
             return None
         try:
-            treatment = Treatment(
-                optimizers_of(optimizer),
-                models,
+            applied = AppliedRemedies(
+                model,
+                optimizer,
                 self._instructions.remedies,
                 seed=self._seed,
                 has_scaler=has_scaler,
             )
         except NotApplicable as reason:
             self._end_as_not_applicable(str(reason))
-        self._treatments.append(treatment)
+        self._applied.append(applied)
         self._report.update(
-            applied=sum(treatment.count for treatment in self._treatments), not_applied=treatment.not_applied
+            applied=sum(remedies.optimizer_count for remedies in self._applied), not_applied=applied.not_applied
         )
-        return treatment
+        return applied
 
     def end_if_over(self, steps: int, *, is_stop_requested: bool) -> None:
         """End the script if a remedy turned out not to apply, the steps are done, or the service asked for it.
@@ -94,8 +93,8 @@ class TrialSession:
         """
         if self._instructions is None:
             return
-        for treatment in self._treatments:
-            if (reason := treatment.reason_to_end()) is not None:
+        for applied in self._applied:
+            if (reason := applied.reason_to_end()) is not None:
                 self._end_as_not_applicable(reason)
         if self._instructions.steps is not None and steps >= self._instructions.steps:
             self._end(f"its {self._instructions.steps} steps are done")
@@ -104,8 +103,8 @@ class TrialSession:
 
     def close(self) -> None:
         """Take the remedies off the optimizers."""
-        for treatment in self._treatments:
-            treatment.close()
+        for applied in self._applied:
+            applied.close()
 
     def _end_as_not_applicable(self, reason: str) -> NoReturn:
         self._report.update(not_applicable=reason)

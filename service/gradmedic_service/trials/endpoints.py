@@ -63,7 +63,8 @@ def read_output(
     principal: MayFollowRerun,
     database: DatabaseDependency,
     attempt: Annotated[
-        int | None, Query(description="Number of the attempt. Without it, the latest attempt is read.", ge=1, le=2**31 - 1)
+        int | None,
+        Query(description="Number of the attempt. Without it, the latest attempt is read.", ge=1, le=2**31 - 1),
     ] = None,
 ) -> TrialOutput:
     """Return the end of what an attempt at a trial has printed."""

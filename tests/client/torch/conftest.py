@@ -1,4 +1,4 @@
-"""What the tests of torch share."""
+"""Fixtures of the tests of `gradmedic.torch`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from tests.client.torch.modules.treating import open_treatments
+from tests.client.torch.remedies.training import open_remedies
 
 
 @pytest.fixture(autouse=True)
-def closed_treatments() -> Iterator[None]:
-    """Close what a test treated: a mode or a compiler's stance must not reach the next one."""
+def close_remedies() -> Iterator[None]:
+    """Close the remedies that a test applied: a function mode or a compiler's stance must not reach the next test."""
     yield
-    while open_treatments:
-        open_treatments.pop().close()
+    while open_remedies:
+        open_remedies.pop().close()
     assert torch._C._len_torch_function_stack() == 0

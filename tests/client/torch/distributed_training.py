@@ -1,4 +1,4 @@
-"""A training of several processes, one of which this is; prints what it knows of it as JSON.
+"""Trains as one of several processes, and prints what it measured as JSON.
 
 RANK=0 WORLD_SIZE=2 python distributed_training.py ddp|fsdp|hybrid watched|plain URL FILE_TO_MEET_IN
 """
@@ -29,7 +29,7 @@ def whole(tensor: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
 
 
 def main() -> None:
-    """Train, and say what the gradients really were."""
+    """Train, and print the statistics of the whole gradients."""
     kind, mode, url, meeting = sys.argv[1:]
     torch.set_num_threads(1)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

@@ -17,7 +17,7 @@ Statistics = dict[str, dict[str, float]]
 
 
 class Recording:
-    """A watch and what `Run` does with it at each `log()`."""
+    """A `Watch`, with what `Run` does with it at each `log()`."""
 
     def __init__(
         self,
@@ -27,16 +27,18 @@ class Recording:
         log_freq: int | None = 1,
         **arguments: Any,
     ) -> None:
-        self.book = LayerRegistry()
+        self.layer_registry = LayerRegistry()
         self.sampler = Sampler(log_freq)
         self.watch = Watch(model, optimizer, **arguments)
-        self.watch.begin(book=self.book, sampler=self.sampler, before_first_step=self.watch.describe)
+        self.watch.begin(
+            layer_registry=self.layer_registry, sampler=self.sampler, before_first_step=self.watch.describe
+        )
 
     @property
     def layers(self) -> dict[str, Layer]:
         """Return the layers by name."""
         self.watch.describe()
-        return {layer.name: layer for layer in self.book.snapshot()}
+        return {layer.name: layer for layer in self.layer_registry.snapshot()}
 
     def log(self) -> Measurement:
         """Return what was measured since the last call."""
@@ -53,7 +55,7 @@ class Recording:
         """Return the statistics of a measurement by layer."""
         if measurement.row is None:
             return {}
-        layers = self.book.snapshot()
+        layers = self.layer_registry.snapshot()
         return {
             layers[position].name: dict(zip(measurement.row.statistics, map(float, values), strict=True))
             for position, values in zip(measurement.row.layers, measurement.row.values, strict=True)

@@ -1,4 +1,4 @@
-"""Activations, where they are asked for; targets; clipping that was asked for."""
+"""Statistics of activations, the scale of targets, and clipping on demand."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from gradmedic.protocol.statistics import STATISTICS
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """Keep torch to one thread."""
+    """Let torch use one thread."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
 
 
 class Functional(nn.Module):
-    """Its activations are functions; one goes through a normalization first."""
+    """Its activations are functions, one of them behind a normalization."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor) -> 
 
 
 def test_zeros_and_saturated_outputs_are_counted() -> None:
-    """Of the activation that follows each layer; weight and bias have the same, a layer without any has none."""
+    """Fractions are those of the activation behind a layer, for weight and bias; without one they are 0."""
     model = nn.Sequential(
         nn.Linear(4, 50), nn.ReLU(), nn.Linear(50, 50), nn.BatchNorm1d(50), nn.Tanh(), nn.Linear(50, 50), nn.Sigmoid(),
         nn.Linear(50, 1),
@@ -76,7 +76,7 @@ def test_zeros_and_saturated_outputs_are_counted() -> None:
 
 
 def test_activations_that_are_functions_are_seen_in_their_layer() -> None:
-    """From the second step on, when a graph has shown what follows; not through a normalization."""
+    """From the second step on, activations that are functions are measured, but not behind a normalization."""
     model = Functional()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     inputs = 100.0 * torch.randn(64, 4)
@@ -91,7 +91,7 @@ def test_activations_that_are_functions_are_seen_in_their_layer() -> None:
 
 
 def test_a_meter_changes_nothing_and_leaves_no_trace() -> None:
-    """Weights are the same to the bit; copies and files are plain; hooks are gone in the end."""
+    """Weights are the same to the bit, copies work, and no hook is left in the end."""
 
     def train(*, watched: bool) -> bytes:
         torch.manual_seed(1)
@@ -113,7 +113,7 @@ def test_a_meter_changes_nothing_and_leaves_no_trace() -> None:
 
 
 def test_activations_are_stored(service_url: str, client: gradmedic.Client) -> None:
-    """The run carries nine statistics then."""
+    """A run with activations has nine statistics."""
     model = nn.Sequential(nn.Linear(4, 8), nn.Sigmoid(), nn.Linear(8, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with gradmedic.init("activations", base_url=service_url) as run:
@@ -136,7 +136,7 @@ def test_activations_are_stored(service_url: str, client: gradmedic.Client) -> N
     ids=["mse", "l1", "huber", "smooth l1"],
 )
 def test_the_scale_of_the_first_targets_is_known(loss: Any) -> None:
-    """As torch's regression losses are told it; the functions are torch's own again after the first step."""
+    """The scale of the first targets is measured, and after the first step torch has its own losses again."""
     originals = (functional.mse_loss, functional.l1_loss)
     model = nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -156,7 +156,7 @@ def test_the_scale_of_the_first_targets_is_known(loss: Any) -> None:
 
 
 def test_clipping_that_was_asked_for_comes_after_measuring() -> None:
-    """The norm is the one before, the update the one after, and a gradient that is not finite moves nothing."""
+    """Gradients are measured before clipping, updates after it, and a gradient that is not finite moves nothing."""
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     with Recording(model, optimizer) as recording:
@@ -182,7 +182,7 @@ def test_clipping_that_was_asked_for_comes_after_measuring() -> None:
 def test_on_unhealthy_clip_does_what_the_diagnosis_advises(
     service_url: str, client: gradmedic.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A recurrence that explodes is clipped from the alarm on: its updates are small where its gradients are large."""
+    """From the alarm on, an exploding recurrence is clipped to the norm that the diagnosis advises."""
     torch.manual_seed(0)
     model = nn.ModuleDict({"rnn": nn.RNN(4, 16, batch_first=True, nonlinearity="relu"), "head": nn.Linear(16, 1)})
     rate = 1e-5
@@ -203,9 +203,9 @@ def test_on_unhealthy_clip_does_what_the_diagnosis_advises(
                 break
             if clipped_from == 400 and "gradients are clipped to the norm" in caplog.text:
                 clipped_from, last = i + 1, i + 20
-    said = re.search(r"gradients are clipped to the norm (\S+) from now on", caplog.text)
-    assert said is not None
-    max_norm = float(said.group(1))
+    match = re.search(r"gradients are clipped to the norm (\S+) from now on", caplog.text)
+    assert match is not None
+    max_norm = float(match.group(1))
     names = ["clip_coefficient", "grad_norm", "update_norm"]
     series = client.runs.steps(run.id, names, max_points=500).series
     (coefficient,) = [each for each in series if each.statistic == names[0]]

@@ -1,4 +1,4 @@
-"""Trainings of several processes, over gloo."""
+"""Trainings of several processes over gloo."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 
 def train(kind: str, mode: str, url: str, processes: int, folder: Path) -> list[dict[str, Any]]:
-    """Train in several processes and return what each says."""
+    """Train in several processes and return what each prints."""
     started = []
     for rank in range(processes):
         environment = os.environ | {
@@ -43,7 +43,7 @@ def train(kind: str, mode: str, url: str, processes: int, folder: Path) -> list[
 def test_the_first_process_sends_what_all_of_them_did(
     kind: str, processes: int, service_url: str, client: gradmedic.Client, tmp_path: Path
 ) -> None:
-    """One run, with the statistics of whole gradients and updates at the same steps; the training is the same."""
+    """All processes have one run, with the statistics of whole gradients and updates, and train as without it."""
     first, *others = train(kind, "watched", service_url, processes, tmp_path)
     assert not first["follows"]
     assert all(other["follows"] for other in others)

@@ -1,4 +1,4 @@
-"""Statistics of tensors, against an independent float64 reference."""
+"""Statistics of tensors, compared with an independent reference in float64."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def reference(values: NDArray[np.float64]) -> list[float]:
     st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
 )
 def test_any_gradient_has_the_statistics_of_its_definition(numbers: list[float], dtype: torch.dtype) -> None:
-    """From subnormal to the largest float, NaN and infinities included, in every floating-point dtype."""
+    """Statistics are right for every floating-point dtype, from subnormal to the largest numbers, NaN and infinity."""
     tensor = torch.tensor(numbers).to(dtype)
     (row,) = measure_gradients([tensor]).read()
     exact = tensor.double().numpy()
@@ -46,7 +46,7 @@ def test_any_gradient_has_the_statistics_of_its_definition(numbers: list[float],
 
 @pytest.mark.parametrize("size", [31, 4096, 32_768, 100_003, 3_000_000])
 def test_norms_of_long_tensors_do_not_drift(size: int) -> None:
-    """Right to 1e-6 at any length, where a plain float32 sum is off by more."""
+    """Statistics are right to 1e-6 at any length, where a plain sum in float32 is not."""
     tensor = torch.from_numpy(np.random.default_rng(0).normal(size=size).astype(np.float32))
     exact = np.linalg.norm(tensor.double().numpy())
     assert measure_norms([tensor]).read()[0] == pytest.approx(exact, rel=1e-6)
@@ -55,7 +55,7 @@ def test_norms_of_long_tensors_do_not_drift(size: int) -> None:
 
 @pytest.mark.parametrize("size", [1e-44, 1e-30, 1e-20, 1e-12, 1.0, 1e15, 1e25, 1e38])
 def test_norms_neither_overflow_nor_vanish(size: float) -> None:
-    """A tensor of numbers whose squares are no float32 still has its norm."""
+    """The norm is right if the squares of the numbers are out of the range of float32."""
     tensor = torch.full((10,), size)
     exact = np.linalg.norm(tensor.double().numpy())
     assert measure_norms([tensor]).read()[0] == pytest.approx(exact, rel=1e-6)
@@ -63,14 +63,14 @@ def test_norms_neither_overflow_nor_vanish(size: float) -> None:
 
 
 def test_a_norm_beyond_float64_is_infinite_with_no_element_that_is() -> None:
-    """The norm overflows, and the count of non-finite elements stays zero."""
+    """If only the norm overflows, the count of non-finite elements is zero."""
     row = measure_gradients([torch.full((4,), 1.5e308, dtype=torch.float64)]).read()[0]
     assert row[0] == np.inf
     assert row[4] == 0
 
 
 def test_sparse_complex_empty_and_strided_gradients_are_measured() -> None:
-    """Sparse ones count their zeros, complex ones are pairs, repeated indices are summed."""
+    """Sparse gradients count their zeros, complex ones count as pairs, and repeated indices are summed."""
     indices, values = torch.tensor([[0, 2, 2]]), torch.tensor([[3.0], [1.0], [3.0]])
     sparse = torch.sparse_coo_tensor(indices, values, (5, 1), check_invariants=True)
     rows = measure_gradients([
@@ -88,14 +88,14 @@ def test_sparse_complex_empty_and_strided_gradients_are_measured() -> None:
 
 
 def test_a_loss_scale_is_divided_out() -> None:
-    """What the scaler multiplied is measured as if it had not."""
+    """Scaled gradients have the statistics of unscaled ones."""
     gradient = torch.tensor([3.0, -4.0, 0.0, 0.0])
     scaled = measure_gradients([gradient * 1024], torch.tensor(1024.0)).read()
     np.testing.assert_allclose(scaled, measure_gradients([gradient]).read())
 
 
 def test_measuring_changes_nothing() -> None:
-    """Neither the tensors nor the random generator."""
+    """A measurement changes neither the tensors nor the random generator."""
     tensor = torch.randn(100_000)
     before, state = tensor.clone(), torch.get_rng_state()
     measure_gradients([tensor])

@@ -1,4 +1,4 @@
-"""A script that runs as a trial: seeded, treated, and ended at its budget."""
+"""A script that runs as a trial: it is seeded, gets remedies, and ends at its budget."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import gradmedic
 from gradmedic.protocol.encoding import to_json
 from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.remedies import Remedy
-from gradmedic.torch.modules.initialization import seed_of
+from gradmedic.torch.remedies.modules.parameters import make_generator
 from gradmedic.trial import TrialInstructions, describe_environment
 
 CLIP = Remedy(id="clip_grad_norm", parameters={"max_norm": 0.01})
@@ -25,7 +25,7 @@ CLIP = Remedy(id="clip_grad_norm", parameters={"max_norm": 0.01})
 
 @pytest.fixture
 def as_trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, service_url: str) -> Any:
-    """Make this process a trial; returns where it reports, and its run's id."""
+    """Return a function that makes this process a trial and returns the path of its report and its run's id."""
 
     def begin(*remedies: Remedy, **order: Any) -> tuple[Path, str]:
         run_id, report = str(new_id()), tmp_path / "report.json"
@@ -63,7 +63,7 @@ def train(run: gradmedic.Run, steps: int) -> list[float]:
 
 
 def test_the_worker_decides_whose_run_it_is(as_trial: Any, client: gradmedic.Client) -> None:
-    """Whatever the script says of project, name and id, a trial is the run that the worker ordered."""
+    """A trial has the worker's project and id, not those of the script."""
     _, run_id = as_trial(parameters={"lr": 0.5, "model.depth": 3})
     run = gradmedic.init(project="mine", name="mine", id=new_id(), mode="disabled", config={"lr": 1, "seed": 2})
     assert run.is_trial
@@ -75,7 +75,7 @@ def test_the_worker_decides_whose_run_it_is(as_trial: Any, client: gradmedic.Cli
 
 
 def test_generators_are_seeded(as_trial: Any) -> None:
-    """After init() every generator stands where its own seeding leaves it."""
+    """init() seeds every random generator of a trial."""
     as_trial()
     drawn = []
     for _ in range(2):
@@ -88,7 +88,7 @@ def test_generators_are_seeded(as_trial: Any) -> None:
 
 
 def test_a_seed_works_by_hand_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With `GRADMEDIC_SEED` alone a run is seeded and is no trial; without it nothing is touched."""
+    """With `GRADMEDIC_SEED` alone a run is seeded and is no trial; without it no generator changes."""
     before = torch.get_rng_state()
     gradmedic.init(mode="disabled")
     assert torch.equal(before, torch.get_rng_state())
@@ -112,38 +112,38 @@ def test_it_ends_at_its_budget(as_trial: Any, client: gradmedic.Client) -> None:
 
 
 def test_remedies_are_applied_and_told(as_trial: Any, client: gradmedic.Client) -> None:
-    """watch() applies the remedy, statistics are of the gradients before it, and the report says so."""
+    """watch() applies the remedy, gradients are measured before it, and the report counts it."""
     report, run_id = as_trial(CLIP)
     run = gradmedic.init()
     moved = train(run, 3)
     assert run.finish()
     assert max(moved) < 0.0101
-    said = json.loads(report.read_text())
-    assert (said["applied"], said["environment"]) == (1, describe_environment() | {"device": "cpu"})
-    assert (said["environment"]["torch"], said["environment"]["gradmedic"]) == (
+    report_content = json.loads(report.read_text())
+    assert (report_content["applied"], report_content["environment"]) == (1, describe_environment() | {"device": "cpu"})
+    assert (report_content["environment"]["torch"], report_content["environment"]["gradmedic"]) == (
         torch.__version__,
         gradmedic.__version__,
     )
     series = client.runs.steps(run_id, ["grad_norm", "update_norm"], layer="weight").series
-    by_name = {one.statistic: one.max for one in series}
+    by_name = {each.statistic: each.max for each in series}
     assert min(value or 0 for value in by_name["grad_norm"]) > 1.0
     assert max(value or 0 for value in by_name["update_norm"]) < 0.0101
 
 
 def test_another_optimizers_updates_are_measured(as_trial: Any, client: gradmedic.Client) -> None:
-    """Where another optimizer steps behind the script's, updates and rates are those that reach the weights."""
+    """If another optimizer steps in place of the script's, updates and learning rates are those of the other one."""
     _, run_id = as_trial(Remedy(id="switch_optimizer", parameters={"optimizer": "Adam", "learning_rate": 0.01}))
     run = gradmedic.init()
     moved = train(run, 3)
     assert run.finish()
     answer = client.runs.steps(run_id, ["update_norm", "learning_rate"], layer="weight")
-    by_name = {one.statistic: one.mean for one in answer.series}
+    by_name = {each.statistic: each.mean for each in answer.series}
     assert by_name["update_norm"] == pytest.approx(moved, rel=1e-3)
     assert by_name["learning_rate"] == pytest.approx([0.01] * 3)
 
 
 def test_remedies_of_the_modules_are_seeded_by_the_trial(as_trial: Any, client: gradmedic.Client) -> None:
-    """Weights start from the trial's seed, new parameters are layers of the run, and later steps are as usual."""
+    """Weights are drawn from the trial's seed, and new parameters are layers of the run."""
     _, run_id = as_trial(
         Remedy(id="reinitialize", parameters={"scheme": "orthogonal"}), Remedy(id="weight_normalization")
     )
@@ -153,7 +153,7 @@ def test_remedies_of_the_modules_are_seeded_by_the_trial(as_trial: Any, client: 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     run.watch(model, optimizer)
     drawn = torch.empty(3, 4)
-    nn.init.orthogonal_(drawn, generator=torch.Generator().manual_seed(seed_of(7, "0.weight")))
+    nn.init.orthogonal_(drawn, generator=make_generator(7, "0.weight"))
     assert torch.equal(model[0].weight, drawn)
     for _ in range(3):
         optimizer.zero_grad()
@@ -180,7 +180,7 @@ def test_remedies_of_the_modules_are_seeded_by_the_trial(as_trial: Any, client: 
     ids=["condition", "at watch", "at the first call", "at the first step"],
 )
 def test_what_cannot_be_applied_ends_the_trial(as_trial: Any, remedy: Remedy, reason: str) -> None:
-    """A remedy that does not apply ends the script at watch() or at its first log(), and the report says why."""
+    """A remedy that cannot be applied ends the script at watch() or the first log(); the report has the reason."""
     report, _ = as_trial(remedy)
     with pytest.raises(gradmedic.TrialEnded, match=reason):
         train(gradmedic.init(), 3)
@@ -194,7 +194,7 @@ def test_what_cannot_be_applied_ends_the_trial(as_trial: Any, remedy: Remedy, re
 def test_wrong_orders_name_their_variable(
     as_trial: Any, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
-    """What a worker would never write is an error that names the variable."""
+    """A wrong environment variable is an error that names it."""
     as_trial()
     monkeypatch.setenv(variable, value)
     with pytest.raises(gradmedic.ConfigurationError, match=variable):

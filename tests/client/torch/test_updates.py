@@ -1,4 +1,4 @@
-"""Updates read from the optimizer's state, against copies of the weights in float64."""
+"""Updates that are read from the optimizer's state, compared with copies of the weights in float64."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from tests.client.torch.recording import Recording
 from torch import Tensor, nn, optim
 
-from gradmedic.torch.updates import rule_for
+from gradmedic.torch.update_rules import find_rule
 
 Make = Callable[[Any], optim.Optimizer]
 
@@ -42,7 +42,7 @@ KNOWN: dict[str, Make] = {
 
 
 class MyAdam(optim.Adam):
-    """Nobody knows what it does."""
+    """A derived class, which may do anything."""
 
 
 UNKNOWN: dict[str, Make] = {
@@ -67,7 +67,7 @@ def backward(network: nn.Module) -> None:
 
 @pytest.mark.parametrize("name", [*KNOWN, *UNKNOWN])
 def test_the_update_is_the_difference_of_the_weights(name: str) -> None:
-    """Of every layer at every step, up to what float32 rounds away; read from the state where that is possible."""
+    """The update norm is that of the difference of the weights, up to float32 rounding, for every layer and step."""
     network = model()
     optimizer = (KNOWN | UNKNOWN)[name](network.parameters())
     with Recording(network, optimizer) as recording:
@@ -75,12 +75,12 @@ def test_the_update_is_the_difference_of_the_weights(name: str) -> None:
             optimizer.zero_grad()
             backward(network)
             group = optimizer.param_groups[0]
-            rules = [rule_for(optimizer, group, parameter) for parameter in network.parameters()]
+            rules = [find_rule(optimizer, group, parameter) for parameter in network.parameters()]
             assert all((rule is not None) is (name in KNOWN) for rule in rules)
             before = {n: p.detach().double().clone() for n, p in network.named_parameters()}
             optimizer.step()
             statistics = recording.statistics()
-            assert not recording.watch._untold
+            assert not recording.watch._measured_by_copies
             for n, p in network.named_parameters():
                 change = float((p.detach().double() - before[n]).norm())
                 rounding = 2.0**-24 * float(before[n].norm())
@@ -88,7 +88,7 @@ def test_the_update_is_the_difference_of_the_weights(name: str) -> None:
 
 
 def test_float64_is_read_to_its_own_precision() -> None:
-    """In float64 nothing is rounded away."""
+    """In float64 the update norm is exact."""
     network = model().double()
     optimizer = optim.AdamW(network.parameters(), lr=0.01)
     with Recording(network, optimizer) as recording:
@@ -102,7 +102,7 @@ def test_float64_is_read_to_its_own_precision() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_where_rounding_swallows_updates_they_are_compared(dtype: torch.dtype) -> None:
-    """In 16 bits an update may change nothing; what is reported is what changed."""
+    """In 16 bits, where an update may change nothing, the update norm is that of what changed."""
     network = model().to(dtype)
     optimizer = optim.SGD(network.parameters(), lr=1e-7)
     with Recording(network, optimizer) as recording:
@@ -116,7 +116,7 @@ def test_where_rounding_swallows_updates_they_are_compared(dtype: torch.dtype) -
 
 
 def test_an_optimizer_that_is_not_what_it_says_is_noticed() -> None:
-    """Where something else does the work, the first sample is left out and the following ones are right."""
+    """If something else updates the weights, the first sample is left out and the following ones are right."""
     network = model()
     optimizer = optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     with Recording(network, optimizer) as recording:
@@ -137,7 +137,7 @@ def test_an_optimizer_that_is_not_what_it_says_is_noticed() -> None:
 
 
 def test_memory_is_that_of_two_chunks_where_the_state_tells(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No copy of the weights is made or kept, but of one short layer at a time."""
+    """Only one short layer at a time is copied."""
     network = model()
     optimizer = optim.Adam(network.parameters(), lr=0.01)
     copied: list[int] = []
@@ -158,7 +158,7 @@ def test_memory_is_that_of_two_chunks_where_the_state_tells(monkeypatch: pytest.
 
 
 def test_ten_million_elements_are_measured_to_a_millionth() -> None:
-    """Gradient, weight and update of one long layer, against float64."""
+    """Gradient, weight and update of one long layer are right to a millionth."""
     parameter = nn.Parameter(torch.randn(10_500_000) * 0.1)
     module = nn.ParameterDict({"w": parameter})
     optimizer = optim.Adam([parameter], lr=0.01)
@@ -176,7 +176,7 @@ def test_ten_million_elements_are_measured_to_a_millionth() -> None:
 
 
 class OnADevice:
-    """Makes the accelerator's path run on the CPU, which is all that can be shown without one."""
+    """Makes the code for accelerators run on the CPU."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for module in ("statistics", "updates"):
@@ -185,7 +185,7 @@ class OnADevice:
 
 @pytest.mark.parametrize("name", ["sgd nesterov decay", "adamw", "rmsprop centered", "adagrad", "adamax"])
 def test_the_path_of_accelerators_measures_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Foreach operations, one stacked table, read later: the same numbers, as far as a float32 sum is right."""
+    """The code for accelerators measures the same numbers, up to the error of a float32 sum."""
 
     def measure() -> list[dict[str, dict[str, float]]]:
         network = model()

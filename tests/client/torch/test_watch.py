@@ -22,14 +22,14 @@ import gradmedic
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """Keep torch to one thread; the machine is shared."""
+    """Let torch use one thread."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
 def no_complaint(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """An error of the observation is a warning, so that training goes on: here it is a failure."""
+    """Fail if anything is logged: an error of the observation is only logged, so that the training goes on."""
     with caplog.at_level(logging.WARNING, "gradmedic"):
         yield
     assert not caplog.records
@@ -72,7 +72,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 @pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
 def test_statistics_are_those_of_gradients_weights_and_updates(optimizer_name: str) -> None:
-    """All seven, for every layer and step, against numpy on copies made by hand."""
+    """All seven statistics of every layer and step are those that numpy computes from copies."""
     model = perceptron()
     optimizer = OPTIMIZERS[optimizer_name](model.parameters())
     with Recording(model, optimizer) as recording:
@@ -149,7 +149,7 @@ CLIP_IMPORTED_BEFORE = by_imported_name()
 
 @pytest.mark.parametrize("clip", [lambda *a: nn.utils.clip_grad_norm_(*a), CLIP_IMPORTED_BEFORE], ids=["now", "before"])
 def test_gradients_are_measured_before_they_are_clipped(clip: Callable[..., Tensor]) -> None:
-    """The norm is the one before clipping, the coefficient what it was multiplied by, however clipping is called."""
+    """The norm is that before clipping, and the coefficient that of clipping, also if it was imported before."""
     model = perceptron()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with Recording(model, optimizer) as recording:
@@ -172,7 +172,7 @@ def test_gradients_are_measured_before_they_are_clipped(clip: Callable[..., Tens
 
 
 def test_clipping_that_changes_nothing_has_the_coefficient_one() -> None:
-    """Gradients below the limit are left alone."""
+    """Gradients below the limit have the coefficient 1."""
     model = perceptron()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with Recording(model, optimizer) as recording:
@@ -183,7 +183,7 @@ def test_clipping_that_changes_nothing_has_the_coefficient_one() -> None:
 
 
 def test_clipping_by_value_and_twice_counts_from_before_the_first() -> None:
-    """Two kinds of clipping in one step: statistics are those before both."""
+    """With two kinds of clipping in one step, statistics are those before both."""
     model = perceptron()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with Recording(model, optimizer) as recording:
@@ -197,7 +197,7 @@ def test_clipping_by_value_and_twice_counts_from_before_the_first() -> None:
 
 
 def test_gradients_changed_after_clipping_are_measured_again() -> None:
-    """What was measured before clipping is used only if nothing else touched the gradient since."""
+    """What was measured before clipping is used only if nothing else has changed the gradient since."""
     model = perceptron()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with Recording(model, optimizer) as recording:
@@ -220,7 +220,7 @@ def test_gradients_changed_after_clipping_are_measured_again() -> None:
 
 
 def test_closing_leaves_no_trace() -> None:
-    """Torch's functions, the model's and the optimizer's hooks are what they were, with several runs in any order."""
+    """After the last `close`, torch has its own functions, and models and optimizers have no hooks."""
     originals = (nn.utils.clip_grad_norm_, nn.utils.clip_grad_value_, nn.utils.clip_grad._clip_grads_with_norm_)
     models = [perceptron(), perceptron()]
     recordings = [Recording(m, torch.optim.SGD(m.parameters(), lr=0.1)) for m in models]
@@ -242,7 +242,7 @@ def test_closing_leaves_no_trace() -> None:
 
 
 def test_frozen_and_unused_parameters_are_absent() -> None:
-    """A layer without a gradient, or in no optimizer, has no statistics in that step, and is said to be frozen."""
+    """A layer without a gradient has no statistics in that step; a layer in no optimizer is frozen."""
     model = nn.ModuleDict({"used": nn.Linear(3, 1), "unused": nn.Linear(3, 1), "frozen": nn.Linear(3, 1)})
     model["frozen"].requires_grad_(False)
     optimizer = torch.optim.SGD([*model["used"].parameters(), *model["unused"].parameters()], lr=0.1)
@@ -265,7 +265,7 @@ def test_tied_weights_are_one_layer() -> None:
 
 
 def test_alternating_optimizers_touch_their_own_layers() -> None:
-    """Of two models with an optimizer each, only the one that stepped is present; both in one step, both are."""
+    """Only the layers of optimizers that stepped since the last log() have statistics."""
     models = {"generator": perceptron(), "critic": perceptron()}
     optimizers = {name: torch.optim.SGD(model.parameters(), lr=rate) for (name, model), rate in zip(
         models.items(), (0.1, 0.2), strict=True)}  # fmt: skip
@@ -294,7 +294,7 @@ def test_several_optimizer_steps_in_one_log_keep_the_last_values_and_the_worst_c
 
 
 def test_seldom_logging_of_clipped_steps_holds_few_coefficients() -> None:
-    """Also where steps are not sampled, each of which tells by how much it was clipped; the smallest one counts."""
+    """Of many clipped steps that are not sampled, few coefficients are held, and the smallest one counts."""
     model = perceptron()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     with Recording(model, optimizer) as recording:
@@ -304,12 +304,12 @@ def test_seldom_logging_of_clipped_steps_holds_few_coefficients() -> None:
                 parameter.grad = torch.ones_like(parameter)
             norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
             optimizer.step()
-        assert len(recording.watch._steps.coefficients) <= 300
+        assert len(recording.watch._measurement.clip_coefficients) <= 300
         assert recording.log().clip_coefficient == pytest.approx(1e-3 / float(norm), rel=1e-3)
 
 
 def test_seldom_logging_keeps_the_same_numbers_and_no_memory() -> None:
-    """After a thousand optimizer steps: the last values, the worst count, the smallest coefficient, and little held."""
+    """Of a thousand optimizer steps, the last values, largest count and smallest coefficient are kept."""
     model = perceptron()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
 
@@ -347,7 +347,7 @@ def test_seldom_logging_keeps_the_same_numbers_and_no_memory() -> None:
 
 
 def test_accumulated_gradients_are_measured_once_whole() -> None:
-    """Steps logged without an optimizer step carry no statistics; the one that updates has the whole gradient."""
+    """A log() without an optimizer step has no statistics; the one with a step has those of the whole gradient."""
     model = perceptron()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with Recording(model, optimizer) as recording:
@@ -363,7 +363,7 @@ def test_accumulated_gradients_are_measured_once_whole() -> None:
 
 
 def test_parameters_that_join_the_optimizer_later_are_layers() -> None:
-    """A group added later is observed: under the model's name where it has one, under a name of its own otherwise."""
+    """Parameters of a group that is added later are layers, with the model's name if they have one."""
     model = perceptron()
     stray = nn.Parameter(torch.ones(3))
     optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
@@ -385,7 +385,7 @@ def test_parameters_that_join_the_optimizer_later_are_layers() -> None:
 
 
 def test_only_sampled_steps_are_measured() -> None:
-    """With log_freq 4: the first twenty steps, then every fourth."""
+    """With log_freq 4, the first twenty steps and then every fourth are measured."""
     model = perceptron()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with Recording(model, optimizer, log_freq=4) as recording:
@@ -402,7 +402,7 @@ def test_only_sampled_steps_are_measured() -> None:
 
 
 def test_a_closure_is_measured_at_its_last_gradients() -> None:
-    """LBFGS computes gradients inside step(); the closure runs as often as without us."""
+    """LBFGS, which computes gradients inside step(), is measured, and its closure runs as often as without a watch."""
 
     def run(*, watched: bool) -> tuple[int, bytes]:
         torch.manual_seed(3)
@@ -438,7 +438,7 @@ def test_a_closure_is_measured_at_its_last_gradients() -> None:
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_loss_scaler_is_divided_out_and_its_skipped_steps_are_marked(fused: bool) -> None:
-    """Gradients are measured unscaled; a step that the scaler skips carries no statistics and says so."""
+    """Gradients are measured unscaled, and a step that the scaler skips is marked and has no statistics."""
     model = perceptron()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
@@ -465,7 +465,7 @@ def test_a_loss_scaler_is_divided_out_and_its_skipped_steps_are_marked(fused: bo
 
 
 def test_sparse_and_complex_gradients_are_measured() -> None:
-    """A sparse embedding counts the rows it does not touch as zeros; complex parameters count as pairs."""
+    """A sparse embedding counts the rows without a gradient as zeros, and complex parameters count as pairs."""
     embedding = nn.Embedding(10, 2, sparse=True)
     phase = nn.ParameterDict({"z": nn.Parameter(torch.tensor([3 + 4j, 0j]))})
     model = nn.ModuleDict({"embedding": embedding, "phase": phase})
@@ -487,7 +487,7 @@ def test_sparse_and_complex_gradients_are_measured() -> None:
 @pytest.mark.parametrize("watch_compiled", [False, True])
 @pytest.mark.slow
 def test_a_compiled_model_is_one_graph_and_has_its_own_names(watch_compiled: bool) -> None:
-    """Layers are named as in the model that was compiled, and there is no graph break because of us."""
+    """Layers have the names of the model that was compiled, and a watch causes no graph break."""
     model = perceptron()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     assert isinstance(compiled, nn.Module)
@@ -511,7 +511,7 @@ def test_a_lazy_model_is_described_once_it_has_shapes() -> None:
 
 
 def test_copies_and_saved_files_of_a_watched_model_are_plain() -> None:
-    """deepcopy, torch.save and state_dict work before the first batch, and copies do not report to the run."""
+    """deepcopy, torch.save and state_dict work before the first batch, and copies are not measured."""
     model = perceptron()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with Recording(model, optimizer) as recording:
@@ -534,7 +534,7 @@ def test_copies_and_saved_files_of_a_watched_model_are_plain() -> None:
 
 
 def test_weights_loaded_after_watch_are_the_initial_ones() -> None:
-    """The initial size of the weights is taken just before the first update."""
+    """The initial size of the weights is that just before the first update."""
     model = perceptron()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with Recording(model, optimizer) as recording:
@@ -549,7 +549,7 @@ def test_weights_loaded_after_watch_are_the_initial_ones() -> None:
 
 
 def test_gradients_with_a_graph_are_measured_and_keep_it() -> None:
-    """Under create_graph, gradients that are part of a graph stay so."""
+    """Gradients that are part of a graph are measured and stay part of it."""
     layer = nn.Linear(2, 1, bias=False)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     with Recording(layer, optimizer) as recording:
@@ -564,7 +564,7 @@ def test_gradients_with_a_graph_are_measured_and_keep_it() -> None:
 
 
 def test_a_watched_training_is_stored_and_diagnosed(service_url: str, client: gradmedic.Client) -> None:
-    """From init to diagnosis: layers, statistics, learning rates, the clipping that began late, and a verdict."""
+    """A watched run is stored with layers, statistics, learning rates and clipping, and is diagnosed."""
     model = perceptron()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.99)
@@ -611,16 +611,16 @@ def test_a_watched_training_is_stored_and_diagnosed(service_url: str, client: gr
     ],
 )
 def test_what_cannot_be_watched_is_refused(arguments: tuple[Any, Any], message: str) -> None:
-    """Wrong arguments are errors of the program and raised at once, in a disabled run too."""
+    """Wrong arguments are errors, in a disabled run too."""
     with pytest.raises(gradmedic.ConfigurationError, match=message):
         gradmedic.init(mode="disabled").watch(*arguments)
 
 
 def test_models_whose_parameters_are_flat_parts_are_refused() -> None:
-    """FSDP1 leaves a process a part that belongs to no layer: better none than wrong numbers."""
+    """A model that FSDP1 shards is refused: the parts of its flat parameters belong to no layer."""
 
     class FullyShardedDataParallel(nn.Sequential):
-        """Named as torch's own, which needs several processes."""
+        """Has the name of torch's class, which needs several processes."""
 
     model = FullyShardedDataParallel(nn.Linear(2, 1))
     with pytest.raises(gradmedic.ConfigurationError, match="fully_shard"):
@@ -628,7 +628,7 @@ def test_models_whose_parameters_are_flat_parts_are_refused() -> None:
 
 
 def test_two_models_need_names_that_differ() -> None:
-    """Watching a second model with the same layer names asks for a prefix."""
+    """Watching a second model with the same layer names is an error that proposes a prefix."""
     run = gradmedic.init(mode="offline")
     first, second = perceptron(), perceptron()
     run.watch(first, torch.optim.SGD(first.parameters(), lr=0.1))

@@ -1,4 +1,4 @@
-"""An error of the observation."""
+"""Errors of the observation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 def test_an_error_of_ours_ends_the_observation_and_not_the_training(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Training goes on as if unobserved, and the reason is said once."""
+    """After an error of the observation the training goes on, and the reason is logged once."""
     model = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 

@@ -1,0 +1,37 @@
+"""Reads the settings of optimizers, without waiting for a device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gradmedic.protocol.runs import Optimizer
+
+
+def describe_optimizer(optimizer: torch.optim.Optimizer) -> Optimizer:
+    """Return name and settings of an optimizer. Of several groups, the one with the largest learning rate counts."""
+    group = max(optimizer.param_groups, key=lambda group: read_number(group.get("lr")) or 0.0, default={})
+    momentum = group.get("momentum")
+    if momentum is None and isinstance(group.get("betas"), tuple):
+        momentum = group["betas"][0]
+    return Optimizer(
+        name=type(optimizer).__name__,
+        learning_rate=read_number(group.get("lr")),
+        momentum=read_number(momentum),
+        weight_decay=read_number(group.get("weight_decay")),
+    )
+
+
+def read_number(setting: object) -> float | None:
+    """Return a setting of an optimizer as a number; None if it is no number, or is a tensor on another device."""
+    if isinstance(setting, Tensor) and setting.device.type != "cpu":
+        return None
+    if isinstance(setting, (int, float, Tensor)):
+        return float(setting)
+    return None
+
+
+def read_tensor_attribute(optimizer: torch.optim.Optimizer, name: str) -> Tensor | None:
+    """Return what a loss scaler sets on a fused optimizer: `grad_scale` or `found_inf`; None if it is not set."""
+    value = getattr(optimizer, name, None)
+    return value if isinstance(value, Tensor) else None

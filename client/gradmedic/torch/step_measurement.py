@@ -1,0 +1,177 @@
+"""What a `Watch` measures between two calls of `log()`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradmedic.protocol.numbers import to_float32
+from gradmedic.recording.instrumentation import Measurement
+from gradmedic.recording.step import Row
+from gradmedic.torch.columns import NONFINITE_COUNT
+from gradmedic.torch.optimizers import read_number
+from gradmedic.torch.statistics import HostArray, MeasuredArray
+from gradmedic.torch.watched_layers import WatchedParameter
+
+_MOST_ARRAYS = 300
+"""Arrays that are held of one step: those of a hundred optimizer steps. More are merged into one, so that a script that
+seldom or never calls `log()` does not fill the memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class _PartialTable:
+    """Some statistics of some layers."""
+
+    positions: NDArray[np.int32]
+    """Positions of the layers in the run."""
+    columns: slice
+    """Columns of the statistics in the whole table."""
+    array: MeasuredArray
+    rows: NDArray[np.int_] | None
+    """Row of each layer in the array; None if the array has just these layers."""
+
+
+class StepMeasurement:
+    """The measurements since the last `log()`, usually of one optimizer step. They may not have arrived yet.
+
+    Args:
+        statistics: columns of the table.
+        before_read: is called when the measurement is read.
+    """
+
+    __slots__ = (
+        "_before_read", "_parts", "_statistics", "clip_coefficients", "found_inf", "has_stepped", "learning_rate",
+        "scale_after", "scale_before",
+    )  # fmt: skip
+
+    def __init__(self, statistics: tuple[str, ...], before_read: Callable[[], None]) -> None:
+        self._statistics = statistics
+        self._before_read = before_read
+        self._parts: list[_PartialTable] = []
+        self.has_stepped = False
+        """Whether an optimizer has stepped."""
+        self.learning_rate: float | None = None
+        """The largest learning rate of the optimizers that stepped."""
+        self.clip_coefficients: list[MeasuredArray] = []
+        self.found_inf: list[MeasuredArray] = []
+        """Of optimizer steps with a loss scaler: whether the step was skipped."""
+        self.scale_before: MeasuredArray | None = None
+        """Loss scale at the last `log()`."""
+        self.scale_after: MeasuredArray | None = None
+        """Loss scale now."""
+
+    def add_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Record that an optimizer steps."""
+        self.has_stepped = True
+        rates = [rate for group in optimizer.param_groups if (rate := read_number(group.get("lr"))) is not None]
+        if self.learning_rate is not None:
+            rates.append(self.learning_rate)
+        self.learning_rate = max(rates, default=None)
+
+    def add_clip_coefficient(self, coefficient: MeasuredArray) -> None:
+        """Add what gradients were multiplied by."""
+        if len(self.clip_coefficients) >= _MOST_ARRAYS:
+            self._merge_clip_coefficients()
+        self.clip_coefficients.append(coefficient)
+
+    def add(
+        self,
+        watched: Sequence[WatchedParameter],
+        columns: slice,
+        array: MeasuredArray,
+        rows: NDArray[np.int_] | None = None,
+    ) -> None:
+        """Add some statistics of some layers. Later ones replace earlier ones.
+
+        Args:
+            watched: the parameters.
+            columns: of the statistics in the whole table.
+            array: with the statistics, `[parameter, statistic]`.
+            rows: of the parameters in the array, if it has others too.
+        """
+        if len(self._parts) >= _MOST_ARRAYS:
+            self._merge()
+        positions = np.fromiter((each.position for each in watched), dtype=np.int32, count=len(watched))
+        self._parts.append(_PartialTable(positions, columns, array, rows))
+
+    def discard_statistics(self) -> None:
+        """Remove the statistics of layers."""
+        self._parts.clear()
+
+    def join_on_device(self, watched: Sequence[WatchedParameter]) -> Tensor:
+        """Return the table `[parameter, statistic]` of these parameters, on the device where it was measured."""
+        row_of = {each.position: row for row, each in enumerate(watched)}
+        table: Tensor | None = None
+        for part in self._parts:
+            measured = part.array.tensor()
+            measured = measured.reshape(len(measured), -1)
+            if part.rows is not None:
+                measured = measured[torch.from_numpy(part.rows).to(measured.device)]
+            if table is None:
+                table = measured.new_zeros((len(watched), len(self._statistics)))
+            rows = torch.tensor([row_of[position] for position in part.positions.tolist()], device=table.device)
+            table[rows, part.columns] = measured.to(table)
+        return torch.zeros((len(watched), len(self._statistics))) if table is None else table
+
+    def read(self) -> Measurement:
+        """Return the measurement, waiting for the device if need be."""
+        self._before_read()
+        is_skipped = any(array.read().max() > 0 for array in self.found_inf)
+        scale = None
+        if self.scale_before is not None and self.scale_after is not None:
+            scale, scale_after = float(self.scale_before.read()[0]), float(self.scale_after.read()[0])
+            is_skipped = is_skipped or (not self.has_stepped and scale_after < scale)
+        coefficients = [float(array.read()[0]) for array in self.clip_coefficients]
+        return Measurement(
+            row=None if is_skipped else self._read_row(),
+            learning_rate=self.learning_rate,
+            loss_scale=scale,
+            clip_coefficient=float(np.min(coefficients)) if coefficients else None,  # NaN if any is NaN
+            skipped=is_skipped,
+        )
+
+    def _read_row(self) -> Row | None:
+        """Return the statistics of all touched layers. Of several optimizer steps, the last one counts.
+
+        Only of `nonfinite_count`, the largest counts.
+        """
+        if not self._parts or any(part.array.read().size == 0 for part in self._parts):
+            return None
+        positions, values = self._join()
+        return Row(self._statistics, positions, to_float32(values))
+
+    def _merge(self) -> None:
+        """Replace all that is held by what `read` would return of it."""
+        positions, values = self._join()
+        self._parts = [_PartialTable(positions, slice(None), HostArray(values), None)]
+        self._merge_clip_coefficients()
+        if self.found_inf:
+            self.found_inf = [HostArray(np.max([array.read() for array in self.found_inf], axis=0))]
+
+    def _merge_clip_coefficients(self) -> None:
+        if self.clip_coefficients:
+            self.clip_coefficients = [HostArray(np.min([array.read() for array in self.clip_coefficients], axis=0))]
+
+    def _join(self) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """Return the positions of the touched layers, and their table `[layer, statistic]`."""
+        first = self._parts[0].positions
+        if all(np.array_equal(part.positions, first) for part in self._parts):
+            touched, rows = first, slice(None)  # the usual case, and several times faster
+        else:
+            touched = np.unique(np.concatenate([part.positions for part in self._parts]))
+            rows = None
+        values = np.zeros((len(touched), len(self._statistics)))
+        largest_count = np.zeros(len(touched))
+        for part in self._parts:
+            array = part.array.read()
+            array = array.reshape(len(array), -1)
+            part_rows = np.searchsorted(touched, part.positions) if rows is None else rows
+            values[part_rows, part.columns] = array if part.rows is None else array[part.rows]
+            np.maximum(largest_count, values[:, NONFINITE_COUNT], out=largest_count)
+        values[:, NONFINITE_COUNT] = largest_count
+        return touched, values

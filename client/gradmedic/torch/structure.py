@@ -1,0 +1,238 @@
+"""Describes the layers of a torch model: role, fan-in and fan-out, activation, initial weights.
+
+What is not known is left out. Nothing here changes a tensor, draws a random number or keeps a graph alive.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList
+
+from gradmedic.protocol.runs import Layer
+from gradmedic.torch.graph import Follower
+from gradmedic.torch.statistics import local_part, measure_norms
+
+ACTIVATIONS: dict[type[nn.Module], str] = {
+    nn.ReLU: "relu", nn.ReLU6: "relu6", nn.LeakyReLU: "leaky_relu", nn.PReLU: "prelu", nn.RReLU: "rrelu",
+    nn.ELU: "elu", nn.CELU: "celu", nn.SELU: "selu", nn.GELU: "gelu", nn.SiLU: "silu", nn.Mish: "mish",
+    nn.Sigmoid: "sigmoid", nn.LogSigmoid: "logsigmoid", nn.Hardsigmoid: "hardsigmoid", nn.Hardswish: "hardswish",
+    nn.Tanh: "tanh", nn.Hardtanh: "hardtanh", nn.Tanhshrink: "tanhshrink", nn.Softplus: "softplus",
+    nn.Softsign: "softsign", nn.Softmax: "softmax", nn.LogSoftmax: "log_softmax", nn.GLU: "glu",
+}  # fmt: skip
+NORMALIZATIONS = (
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm,
+    nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.LocalResponseNorm,
+)  # fmt: skip
+_TRANSPARENT = (
+    nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Flatten, nn.Unflatten,
+    nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.Upsample,
+)  # fmt: skip
+"""Modules between a layer and its activation that are no activation themselves."""
+
+_GATES = {nn.RNN: 1, nn.LSTM: 4, nn.GRU: 3, nn.RNNCell: 1, nn.LSTMCell: 4, nn.GRUCell: 3}
+"""Matrices stacked in each weight of a recurrent module."""
+
+_LARGEST_EXACT = 512
+"""Columns up to which all singular values of a matrix are computed. Larger ones are iterated: the training waits."""
+_POWER_ITERATIONS = 50
+"""Right to 1e-3 for a random matrix (Golub & Van Loan 2013, section 8.2); enough to judge a recurrence by."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnedParameter:
+    """A parameter of a model, and the module that owns it."""
+
+    name: str
+    """Name of the layer in the run."""
+    parameter: Tensor
+    module: nn.Module | None
+    """None if the parameter belongs to no watched model."""
+    attribute: str
+    """Name of the parameter in its module."""
+
+
+def unwrap_model(model: nn.Module) -> tuple[nn.Module, set[str]]:
+    """Return the model inside the wrappers of `torch.compile` and data parallelism, and class names of the latter."""
+    wrappers = set()
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            wrappers.add("DistributedDataParallel")
+            model = model.module
+        elif isinstance(model, nn.DataParallel):
+            wrappers.add("DataParallel")
+            model = model.module
+        elif isinstance(original := getattr(model, "_orig_mod", None), nn.Module):
+            model = original
+        else:
+            return model, wrappers
+
+
+def list_parameters(model: nn.Module, prefix: str = "") -> Iterator[OwnedParameter]:
+    """Iterate over the parameters in the order of registration, each once.
+
+    Names are those of the model without wrappers: what `torch.compile` and data parallelism add is left out.
+    """
+    model, _ = unwrap_model(model)
+    modules = dict(model.named_modules())
+    for name, parameter in model.named_parameters():
+        path, _, attribute = name.rpartition(".")
+        module = modules.get(path)
+        if isinstance(module, ParametrizationList):
+            path, _, attribute = path.removesuffix(f".{attribute}").partition(".parametrizations.")
+            module = modules.get(path, module)
+        yield OwnedParameter(prefix + name.replace("_orig_mod.", ""), parameter, module, attribute)
+
+
+def describe_layers(
+    parameters: list[OwnedParameter], models: list[nn.Module], updated: set[int], in_graph: Mapping[int, Follower]
+) -> list[Layer]:
+    """Return what is known of each parameter.
+
+    Args:
+        parameters: to describe.
+        models: that they belong to.
+        updated: ids of the parameters that an optimizer updates.
+        in_graph: what follows each parameter in an autograd graph, by the parameter's id.
+    """
+    followers: dict[int, Follower] = {}
+    for model in models:
+        followers.update(_find_declared_followers(model))
+    followers = {
+        id(owned.parameter): _complete(followers.get(id(owned.module)), in_graph.get(id(owned.parameter)))
+        for owned in parameters
+    }
+    norms = _norms_of([owned.parameter for owned in parameters])
+    return [
+        _describe_layer(
+            owned, followers[id(owned.parameter)], norms.get(id(owned.parameter)), id(owned.parameter) in updated
+        )
+        for owned in parameters
+    ]
+
+
+def _complete(declared: Follower | None, in_graph: Follower | None) -> Follower:
+    """Return what the modules declare, completed by what a graph shows."""
+    declared, in_graph = declared or Follower(), in_graph or Follower()
+    return Follower(
+        activation=in_graph.activation if declared.activation is None else declared.activation,
+        normalized=in_graph.normalized if declared.normalized is None else declared.normalized,
+    )
+
+
+def _describe_layer(owned: OwnedParameter, follower: Follower, norm: float | None, is_updated: bool) -> Layer:
+    parameter, module = owned.parameter, owned.module
+    is_frozen = not (parameter.requires_grad and is_updated)
+    kind = None if module is None else type(module).__name__
+    if is_lazy(parameter):
+        return Layer(name=owned.name, kind=kind, frozen=is_frozen)
+    role = _role_of(owned)
+    gates = next((count for module_class, count in _GATES.items() if isinstance(module, module_class)), 1)
+    activation = follower.activation
+    if isinstance(module, (nn.RNN, nn.RNNCell)):
+        activation = str(module.nonlinearity)
+    is_matrix = role in ("weight", "recurrent")
+    fan_in, fan_out = _fans_of(parameter, gates) if is_matrix else (None, None)
+    return Layer(
+        name=owned.name,
+        kind=kind,
+        shape=list(parameter.shape),
+        numel=parameter.numel(),
+        frozen=is_frozen,
+        role=role,
+        fan_in=fan_in,
+        fan_out=fan_out,
+        activation=activation,
+        normalized=follower.normalized,
+        initial_rms=None if norm is None else norm / math.sqrt(max(1, local_part(parameter).numel())),
+        spectral_norm=_spectral_norm(parameter, gates) if role == "recurrent" else None,
+    )
+
+
+def _role_of(owned: OwnedParameter) -> str:
+    attribute, parameter = owned.attribute, owned.parameter
+    if isinstance(owned.module, (nn.Embedding, nn.EmbeddingBag)):
+        return "embedding"
+    if "bias" in attribute:
+        return "bias"
+    if attribute.startswith("weight_hh"):
+        return "recurrent"
+    return "weight" if parameter.ndim >= 2 else "gain"
+
+
+def _fans_of(parameter: Tensor, gates: int) -> tuple[int, int]:
+    """Return fan-in and fan-out as `torch.nn.init` counts them; those of one gate if several are stacked."""
+    receptive_field = math.prod(parameter.shape[2:])
+    return parameter.shape[1] * receptive_field, parameter.shape[0] // gates * receptive_field
+
+
+def _norms_of(parameters: list[Tensor]) -> dict[int, float]:
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for parameter in parameters:
+        if not is_lazy(parameter) and parameter.device.type != "meta":
+            by_device.setdefault(parameter.device, []).append(parameter)
+    with torch.no_grad():
+        return {
+            id(parameter): float(norm)
+            for group in by_device.values()
+            for parameter, norm in zip(group, measure_norms(group).read(), strict=True)
+        }
+
+
+def _spectral_norm(parameter: Tensor, gates: int) -> float | None:
+    """Return the largest singular value of the hidden-to-hidden matrices stacked in `parameter`."""
+    if local_part(parameter) is not parameter:  # a shard has only some of the rows
+        return None
+    with torch.no_grad():
+        matrices = parameter.detach().float()
+        if matrices.ndim != 2 or not bool(torch.isfinite(matrices).all()):
+            return None
+        stacked = matrices.reshape(gates, -1, matrices.shape[1])
+        if matrices.shape[1] <= _LARGEST_EXACT:
+            return float(torch.linalg.matrix_norm(stacked, ord=2).amax())
+        vectors = stacked.abs().sum(dim=1, keepdim=True).mT  # a fixed start, because random numbers are the script's
+        for _ in range(_POWER_ITERATIONS):
+            vectors = stacked.mT @ (stacked @ vectors)
+            vectors = vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True).clamp_min(1e-30)
+        return float(torch.linalg.vector_norm(stacked @ vectors, dim=1).amax())
+
+
+def _find_declared_followers(model: nn.Module) -> dict[int, Follower]:
+    """Return what follows each module inside a `Sequential`, by the module's id. Elsewhere, code decides it."""
+    found: dict[int, Follower] = {}
+    nested = {id(child) for module in model.modules() if isinstance(module, nn.Sequential) for child in module}
+    for module in model.modules():
+        if isinstance(module, nn.Sequential) and id(module) not in nested:
+            chain = list(_flatten_sequential(module))
+            for i, member in enumerate(chain):
+                found[id(member)] = _find_follower(chain[i + 1 :])
+    return found
+
+
+def _flatten_sequential(sequence: nn.Sequential) -> Iterator[nn.Module]:
+    for module in sequence:
+        if isinstance(module, nn.Sequential):
+            yield from _flatten_sequential(module)
+        else:
+            yield module
+
+
+def _find_follower(rest: list[nn.Module]) -> Follower:
+    """Return what comes first among the modules behind a layer."""
+    normalized = False
+    for module in rest:
+        if isinstance(module, NORMALIZATIONS):
+            normalized = True
+        elif type(module) in ACTIVATIONS:
+            return Follower(ACTIVATIONS[type(module)], normalized)
+        elif not isinstance(module, _TRANSPARENT):
+            has_layers = next(module.parameters(), None) is not None
+            is_plain = isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
+            return Follower("linear" if has_layers and is_plain else None, normalized)
+    return Follower(None, normalized or None)

@@ -1,0 +1,166 @@
+"""The parameters that a `Watch` observes, each of which is a layer of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from gradmedic.exceptions import ConfigurationError
+from gradmedic.protocol.runs import Layer
+from gradmedic.recording.layers import LayerRegistry
+from gradmedic.torch.graph import Follower
+from gradmedic.torch.statistics import MeasuredArray, local_part
+from gradmedic.torch.structure import OwnedParameter, describe_layers, list_parameters
+
+
+class UnclippedGradient:
+    """The statistics of a gradient that were measured before it was clipped."""
+
+    __slots__ = ("array", "gradient", "row", "version")
+
+    def __init__(self, array: MeasuredArray, row: int, gradient: Tensor) -> None:
+        self.array = array
+        """Statistics of several gradients, `[gradient, statistic]`."""
+        self.row = row
+        self.gradient = gradient
+        self.version = gradient._version
+        """Version counter of the gradient after the last clipping."""
+
+
+class WatchedParameter:
+    """A parameter under observation."""
+
+    __slots__ = ("parameter", "position", "unclipped")
+
+    def __init__(self, parameter: Tensor) -> None:
+        self.parameter = parameter
+        self.position = -1
+        """Position of the layer in the run, -1 until the layer is described."""
+        self.unclipped: UnclippedGradient | None = None
+
+    def has_valid_unclipped(self) -> bool:
+        """Whether the gradient was measured before clipping, and nothing but clipping has changed it since."""
+        unclipped = self.unclipped
+        return (
+            unclipped is not None
+            and unclipped.gradient is self.parameter.grad
+            and unclipped.version == unclipped.gradient._version
+        )
+
+    def gradient(self) -> Tensor:
+        """Return the gradient.
+
+        Raises:
+            RuntimeError: there is none.
+        """
+        gradient = self.parameter.grad
+        if gradient is None:
+            raise RuntimeError("a gradient disappeared while it was measured")
+        return gradient
+
+
+class WatchedLayers:
+    """The parameters of some models, and of their optimizers.
+
+    Args:
+        models: by name.
+        optimizers: that update them.
+        prefix: goes before the names of the layers.
+
+    Raises:
+        ConfigurationError: there is no parameter, or the optimizers update none.
+    """
+
+    def __init__(
+        self, models: Mapping[str, nn.Module], optimizers: Sequence[torch.optim.Optimizer], prefix: str
+    ) -> None:
+        self._models = models
+        self._optimizers = optimizers
+        self._prefix = prefix
+        self.owned = self._list_owned()
+        if not self.owned:
+            raise ConfigurationError("watch() needs a model with parameters")
+        self.by_id = {id(owned.parameter): WatchedParameter(owned.parameter) for owned in self.owned}
+        """Watched parameters by the id of the tensor."""
+        if not self.by_id.keys() & self._list_updated():
+            raise ConfigurationError("the optimizer updates no parameter of the model: was the model replaced since?")
+
+    def begin(self, registry: LayerRegistry, list_followers: Callable[[], dict[int, Follower]]) -> None:
+        """Reserve the names of the layers.
+
+        Args:
+            registry: of the run's layers.
+            list_followers: returns what autograd graphs showed of what follows each parameter, by the parameter's id.
+
+        Raises:
+            ConfigurationError: another watched model has layers of these names.
+        """
+        registry.reserve(owned.name for owned in self.owned)
+        self._registry, self._list_followers = registry, list_followers
+
+    def describe(self) -> None:
+        """Add the layers to the registry, as they are now."""
+        layers = self._describe(self.owned, self._list_updated())
+        for owned, layer in zip(self.owned, layers, strict=True):
+            self.by_id[id(owned.parameter)].position = self._registry.add(layer)
+
+    def list_built(self) -> list[Tensor]:
+        """Return the parameters of the models that have a shape; those of lazy modules get theirs at the first call."""
+        return [owned.parameter for owned in self.owned if not is_lazy(owned.parameter)]
+
+    def list_touched(
+        self, optimizer: torch.optim.Optimizer, *, needs_gradient: bool
+    ) -> tuple[list[WatchedParameter], dict[int, Mapping[str, Any]]]:
+        """Return the parameters that an optimizer is about to update, and the optimizer's group of each.
+
+        Args:
+            optimizer: that is about to step.
+            needs_gradient: whether only parameters with a gradient count; a closure may compute gradients later.
+
+        Returns:
+            Watched parameters, and groups by the ids of these objects.
+        """
+        touched: list[WatchedParameter] = []
+        groups: dict[int, Mapping[str, Any]] = {}
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                watched = self.by_id.get(id(parameter)) or self._add(parameter)
+                if parameter.grad is not None or (parameter.requires_grad and not needs_gradient):
+                    touched.append(watched)
+                    groups[id(watched)] = group
+        return touched, groups
+
+    def _add(self, parameter: Tensor) -> WatchedParameter:
+        """Add a parameter that came into the optimizer after `watch()`, or that no model has."""
+        unnamed = OwnedParameter(f"{self._prefix}parameter", parameter, None, "parameter")
+        owned = next((owned for owned in self._list_owned() if owned.parameter is parameter), unnamed)
+        self.owned.append(owned)
+        watched = self.by_id[id(parameter)] = WatchedParameter(parameter)
+        watched.position = self._registry.add(self._describe([owned], {id(parameter)})[0])
+        return watched
+
+    def _describe(self, owned: list[OwnedParameter], updated: set[int]) -> list[Layer]:
+        return describe_layers(owned, list(self._models.values()), updated, self._list_followers())
+
+    def _list_owned(self) -> list[OwnedParameter]:
+        return [
+            owned
+            for name, model in self._models.items()
+            for owned in list_parameters(model, self._prefix + (f"{name}." if name else ""))
+        ]
+
+    def _list_updated(self) -> set[int]:
+        """Return the ids of the parameters that the optimizers update."""
+        return {id(p) for optimizer in self._optimizers for group in optimizer.param_groups for p in group["params"]}
+
+
+def group_by_device(watched: Sequence[WatchedParameter]) -> Iterable[list[WatchedParameter]]:
+    """Return the parameters of each device."""
+    groups: dict[torch.device, list[WatchedParameter]] = {}
+    for parameter in watched:
+        groups.setdefault(local_part(parameter.parameter).device, []).append(parameter)
+    return groups.values()
