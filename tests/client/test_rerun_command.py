@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import httpx2
 import pytest
-from tests.service.reruns.conftest import CLIP, SLOW, PlayedWorker, rerun, suspect
+from tests.support.played_worker import CLIP, SLOW, PlayedWorker, rerun, suspect
 
 import gradmedic
 from gradmedic.cli import main

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from benchmarks.servers import gradmedic
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
-from tests.service.reruns.conftest import CLIP, SLOW, PlayedWorker, rerun, suspect
+from tests.support.played_worker import CLIP, SLOW, PlayedWorker, rerun, suspect
 
 from gradmedic_service.database import schema
 

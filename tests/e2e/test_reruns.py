@@ -13,7 +13,7 @@ import httpx2
 import pytest
 from playwright.sync_api import expect
 from tests.e2e.conftest import PATIENCE, Service, StartService
-from tests.service.reruns.conftest import CLIP, SLOW, STEPS, PlayedWorker, rerun, suspect
+from tests.support.played_worker import CLIP, SLOW, STEPS, PlayedWorker, rerun, suspect
 
 from gradmedic_service.database import schema
 

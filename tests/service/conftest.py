@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import httpx2
 import pytest
@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 from starlette.testclient import TestClient
 from tests.support.patience import PATIENCE
+from tests.support.service_app import CreateRun, ReplaceServices
 
 from gradmedic_service.app import build_services, create_app
 from gradmedic_service.database.engine import Database
@@ -56,13 +57,6 @@ def session_app(_allow_test_host: None, tmp_path_factory: pytest.TempPathFactory
     return create_app(Settings(database_url=SecretStr(f"sqlite:///{tmp_path_factory.mktemp('app')}/unused.db")))
 
 
-class ReplaceServices(Protocol):
-    """Replaces some parts of the session's application until the end of the test, and returns its services."""
-
-    def __call__(self, **parts: Any) -> Services:
-        """Replace the parts with these names."""
-
-
 @pytest.fixture
 def replace_services(session_app: FastAPI) -> ReplaceServices:
     """Replace parts of the services that a client's fixture has provided."""
@@ -99,15 +93,6 @@ def database(settings: Settings) -> Iterator[Database]:
     database = Database(settings)
     yield database
     database.close()
-
-
-class CreateRun(Protocol):
-    """Creates a run with some layers and statistics and returns its path."""
-
-    def __call__(
-        self, client: httpx2.Client, layers: int = 2, statistics: tuple[str, ...] = ("grad_norm",), **fields: Any
-    ) -> str:
-        """Send the request."""
 
 
 @pytest.fixture

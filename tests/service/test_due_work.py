@@ -13,9 +13,9 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import event, select, text, update
 from starlette.testclient import TestClient
-from tests.service.conftest import CreateRun
-from tests.service.reruns.conftest import CLIP, PlayedWorker, expire_leases, read, rerun, suspect
 from tests.support.patience import PATIENCE
+from tests.support.played_worker import CLIP, PlayedWorker, expire_leases, read, rerun, suspect
+from tests.support.service_app import CreateRun
 from tests.support.services import Serve
 
 from gradmedic_service import due_work

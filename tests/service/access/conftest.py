@@ -1,50 +1,13 @@
-"""A service that requires API keys, and clients with keys."""
+"""A service that requires API keys, and a clock that stands still."""
 
 from __future__ import annotations
 
 import time
-from typing import Protocol
-from uuid import UUID
 
 import pytest
-from starlette.testclient import TestClient
-from tests.service.conftest import ReplaceServices
-
-from gradmedic_service.access import service
-from gradmedic_service.database.engine import Database
-
-
-class MakeSecret(Protocol):
-    """Makes a key and returns its secret."""
-
-    def __call__(self, *scopes: str, project: str | None = "mine", run_id: UUID | None = None, name: str = "k") -> str:
-        """Store the key."""
-
-
-class ClientWithKey(Protocol):
-    """Returns a client that sends a new API key."""
-
-    def __call__(self, *scopes: str, project: str | None = "mine", run_id: UUID | None = None) -> TestClient:
-        """Make the key and the client."""
-
-
-@pytest.fixture
-def make_secret(database: Database) -> MakeSecret:
-    """Make API keys in the test's database."""
-
-    def make(*scopes: str, project: str | None = "mine", run_id: UUID | None = None, name: str = "k") -> str:
-        with database.writing() as session:
-            _, secret = service.create_key(session, project=project, name=name, scopes=scopes, run_id=run_id)
-        return secret
-
-    return make
-
-
-@pytest.fixture
-def client_without_key(client: TestClient, replace_services: ReplaceServices) -> TestClient:
-    """A client without a key, of a service that requires keys, on each database in turn."""
-    replace_services(requires_keys=True)
-    return client
+from tests.support.api_keys import client_with_key as client_with_key
+from tests.support.api_keys import client_without_key as client_without_key
+from tests.support.api_keys import make_secret as make_secret
 
 
 @pytest.fixture
@@ -52,20 +15,3 @@ def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stop the clock of the rate limits: they allow more requests when a new minute begins."""
     moment = time.time()
     monkeypatch.setattr("time.time", lambda: moment)
-
-
-@pytest.fixture
-def client_with_key(client_without_key: TestClient, make_secret: MakeSecret) -> ClientWithKey:
-    """Make clients that send a key of their own."""
-
-    def bear(*scopes: str, project: str | None = "mine", run_id: UUID | None = None) -> TestClient:
-        secret = make_secret(*scopes, project=project, run_id=run_id)
-        headers = {"Authorization": f"Bearer {secret}"}
-        return TestClient(
-            client_without_key.app,
-            raise_server_exceptions=False,
-            headers=headers,
-            base_url=str(client_without_key.base_url),
-        )
-
-    return bear

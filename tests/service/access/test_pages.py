@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
-from tests.service.reruns.conftest import CLIP, PlayedWorker, rerun, suspect
+from tests.support.played_worker import CLIP, PlayedWorker, rerun, suspect
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
-from tests.service.reruns.conftest import API, CLIP, PlayedWorker, rerun, suspect
+from tests.support.played_worker import API, CLIP, PlayedWorker, rerun, suspect
 
 from gradmedic_service.database.engine import Database
 from gradmedic_service.due_work import do_due_work

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 from starlette.testclient import TestClient
-from tests.service.conftest import ReplaceServices
+from tests.support.service_app import ReplaceServices
 
 from gradmedic.protocol.service import API_PATH
 from gradmedic_service.access.authentication import SESSION_COOKIE

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from tests.service.commands.conftest import run
+from tests.support.commands import run
 
 from gradmedic_service.access.secrets import is_secret
 from gradmedic_service.commands.api_key import API_KEY

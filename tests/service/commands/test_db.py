@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.service.commands.conftest import run
+from tests.support.commands import run
 
 from gradmedic_service.commands.db import DB
 from gradmedic_service.database import schema

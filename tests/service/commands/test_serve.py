@@ -15,7 +15,7 @@ from typing import Any
 import httpx2
 import pytest
 import structlog
-from tests.service.commands.conftest import run
+from tests.support.commands import run
 from tests.support.patience import PATIENCE
 
 from gradmedic_service.access.secrets import is_secret

@@ -6,7 +6,7 @@ import msgspec
 from fastapi import FastAPI
 from pydantic import SecretStr
 from starlette.testclient import TestClient
-from tests.service.conftest import ReplaceServices
+from tests.support.service_app import ReplaceServices
 
 from gradmedic.protocol.service import Limits
 from gradmedic_service.database import schema

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
-from tests.service.conftest import ReplaceServices
+from tests.support.service_app import ReplaceServices
 
 from gradmedic_service.settings import Settings
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
-from tests.service.reruns.conftest import API, CLIP, SLOW, PlayedWorker, read, rerun, suspect
+from tests.support.played_worker import API, CLIP, SLOW, PlayedWorker, read, rerun, suspect
 
 from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.remedies import REMEDIES

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from sqlalchemy import text
 from starlette.testclient import TestClient
-from tests.service.conftest import CreateRun
+from tests.support.service_app import CreateRun
 
 from gradmedic_service.database.engine import Database
 from gradmedic_service.runs.facts import FactsCache, digest_of

@@ -9,8 +9,8 @@ from uuid import UUID
 import pytest
 from sqlalchemy import select, update
 from starlette.testclient import TestClient
-from tests.service.conftest import ReplaceServices
 from tests.support.approximation import approximately
+from tests.support.service_app import ReplaceServices
 
 from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.runs import Layer

@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-from tests.service.reruns.conftest import worker as worker
+from tests.support.played_worker import worker as worker

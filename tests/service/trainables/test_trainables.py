@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
-from tests.service.reruns.conftest import API, PlayedWorker, read
+from tests.support.played_worker import API, PlayedWorker, read
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from starlette.testclient import TestClient
-from tests.service.reruns.conftest import (
+from tests.support.played_worker import (
     API,
     CLIP,
     SLOW,

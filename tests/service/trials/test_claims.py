@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from starlette.testclient import TestClient
-from tests.service.reruns.conftest import API, CLIP, SLOW, STEPS, PlayedWorker, rerun, suspect
+from tests.support.played_worker import API, CLIP, SLOW, STEPS, PlayedWorker, rerun, suspect
 
 
 def test_a_trial_is_claimed_once(client: TestClient, worker: PlayedWorker) -> None:

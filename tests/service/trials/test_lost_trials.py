@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from starlette.testclient import TestClient
-from tests.service.reruns.conftest import API, CLIP, STEPS, PlayedWorker, expire_leases, read, rerun, suspect
+from tests.support.played_worker import API, CLIP, STEPS, PlayedWorker, expire_leases, read, rerun, suspect
 
 from gradmedic_service.database.engine import Database
 from gradmedic_service.due_work import do_due_work

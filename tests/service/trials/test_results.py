@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 from starlette.testclient import TestClient
-from tests.service.reruns.conftest import API, CLIP, LATE, SLOW, STEPS, PlayedWorker, read, rerun, suspect
+from tests.support.played_worker import API, CLIP, LATE, SLOW, STEPS, PlayedWorker, read, rerun, suspect
 
 from gradmedic.protocol.ids import new_id
 

@@ -12,12 +12,12 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
-from tests.service.access.conftest import ClientWithKey
-from tests.service.access.conftest import client_with_key as client_with_key
-from tests.service.access.conftest import client_without_key as client_without_key
-from tests.service.access.conftest import make_secret as make_secret
-from tests.service.conftest import ReplaceServices
-from tests.service.reruns.conftest import API, CLIP, PlayedWorker, rerun, suspect
+from tests.support.api_keys import ClientWithKey
+from tests.support.api_keys import client_with_key as client_with_key
+from tests.support.api_keys import client_without_key as client_without_key
+from tests.support.api_keys import make_secret as make_secret
+from tests.support.played_worker import API, CLIP, PlayedWorker, rerun, suspect
+from tests.support.service_app import ReplaceServices
 
 from gradmedic_service.access.secrets import new_secret
 from gradmedic_service.services import services_of

@@ -15,8 +15,8 @@ from typing import Any
 
 import httpx2
 import pytest
-from tests.service.reruns.conftest import CLIP, PlayedWorker, rerun, suspect
 from tests.support.patience import PATIENCE
+from tests.support.played_worker import CLIP, PlayedWorker, rerun, suspect
 
 from gradmedic_service.database import schema
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
-from tests.service.reruns.conftest import CLIP, PlayedWorker, rerun, suspect
+from tests.support.played_worker import CLIP, PlayedWorker, rerun, suspect
 
 from gradmedic_service.web.assets import Assets
 

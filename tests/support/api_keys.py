@@ -1,0 +1,63 @@
+"""A service that requires API keys, and clients with keys: fixtures for tests under tests/service."""
+
+from __future__ import annotations
+
+from typing import Protocol
+from uuid import UUID
+
+import pytest
+from starlette.testclient import TestClient
+from tests.support.service_app import ReplaceServices
+
+from gradmedic_service.access import service
+from gradmedic_service.database.engine import Database
+
+
+class MakeSecret(Protocol):
+    """Makes a key and returns its secret."""
+
+    def __call__(self, *scopes: str, project: str | None = "mine", run_id: UUID | None = None, name: str = "k") -> str:
+        """Store the key."""
+
+
+class ClientWithKey(Protocol):
+    """Returns a client that sends a new API key."""
+
+    def __call__(self, *scopes: str, project: str | None = "mine", run_id: UUID | None = None) -> TestClient:
+        """Make the key and the client."""
+
+
+@pytest.fixture
+def make_secret(database: Database) -> MakeSecret:
+    """Make API keys in the test's database."""
+
+    def make(*scopes: str, project: str | None = "mine", run_id: UUID | None = None, name: str = "k") -> str:
+        with database.writing() as session:
+            _, secret = service.create_key(session, project=project, name=name, scopes=scopes, run_id=run_id)
+        return secret
+
+    return make
+
+
+@pytest.fixture
+def client_without_key(client: TestClient, replace_services: ReplaceServices) -> TestClient:
+    """A client without a key, of a service that requires keys, on each database in turn."""
+    replace_services(requires_keys=True)
+    return client
+
+
+@pytest.fixture
+def client_with_key(client_without_key: TestClient, make_secret: MakeSecret) -> ClientWithKey:
+    """Make clients that send a key of their own."""
+
+    def bear(*scopes: str, project: str | None = "mine", run_id: UUID | None = None) -> TestClient:
+        secret = make_secret(*scopes, project=project, run_id=run_id)
+        headers = {"Authorization": f"Bearer {secret}"}
+        return TestClient(
+            client_without_key.app,
+            raise_server_exceptions=False,
+            headers=headers,
+            base_url=str(client_without_key.base_url),
+        )
+
+    return bear
