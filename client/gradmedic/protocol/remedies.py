@@ -102,6 +102,11 @@ class RemedyKind:
         """Whether the remedy changes every step of the optimizer."""
         return not self.targets.isdisjoint(STEP_TARGETS)
 
+    @property
+    def needs_script(self) -> bool:
+        """Whether only the script itself can apply the remedy: neither the optimizer nor a change of modules can."""
+        return Target.SCRIPT in self.targets
+
 
 OPTIMIZERS = ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad")
 """The optimizers that `switch_optimizer` can switch to."""
