@@ -93,6 +93,11 @@ class RemedyKind:
     parameters: Mapping[str, NumberRange | Choice]
     """The allowed values of each parameter, by name."""
 
+    @property
+    def needs_script(self) -> bool:
+        \"\"\"Whether only the script itself can apply the remedy: neither the optimizer nor a change of modules can.\"\"\"
+        return Target.SCRIPT in self.targets
+
 
 OPTIMIZERS = ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad")
 """The optimizers that `switch_optimizer` can switch to."""

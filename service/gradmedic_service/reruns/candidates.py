@@ -44,7 +44,7 @@ def candidates_of_advice(
     possible = [
         remedy
         for remedy in remedies
-        if (not _is_for_script_only(remedy) or _is_set_by_parameters(remedy, parameters))
+        if (not REMEDIES[remedy.id].needs_script or _is_set_by_parameters(remedy, parameters))
         and not list(_errors_for_trainable("", remedy, parameters))
     ]
     candidates: list[list[Remedy]] = []
@@ -126,11 +126,6 @@ def remedies_for_sdk(remedies: Iterable[Remedy], parameters: Sequence[TrainableP
     ]
 
 
-def _is_for_script_only(remedy: Remedy) -> bool:
-    """Whether only the script itself can carry out a remedy: neither the optimizer nor a change of modules can."""
-    return REMEDIES[remedy.id].tier == 3
-
-
 def _is_set_by_parameters(remedy: Remedy, parameters: Sequence[TrainableParameter]) -> bool:
     """Whether the trainable has a parameter for the remedy, or for each of the remedy's parameters."""
     offered = {parameter.remedy for parameter in parameters if parameter.remedy is not None}
@@ -148,9 +143,10 @@ def _errors_for_trainable(path: str, remedy: Remedy, parameters: Sequence[Traina
     if remedy.id == SET_PARAMETER:
         yield from _set_parameter_errors(path, remedy, parameters)
         return
-    if remedy.id not in REMEDIES:
+    kind = REMEDIES.get(remedy.id)
+    if kind is None:
         return
-    if _is_for_script_only(remedy) and not _is_set_by_parameters(remedy, parameters):
+    if kind.needs_script and not _is_set_by_parameters(remedy, parameters):
         yield FieldError(
             path=f"{path}.id",
             message=f"only the script can carry out {remedy.id!r}, and the trainable has no parameter for it",
