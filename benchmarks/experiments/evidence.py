@@ -22,7 +22,7 @@ from benchmarks.reruns.trials import KINDS, Laboratory, is_failing
 from gradmedic.protocol.remedies import REMEDIES
 from gradmedic_diagnosis.repair_counts import PATH
 from gradmedic_service.reruns import experiment
-from gradmedic_service.reruns.candidates import COMPOUNDS
+from gradmedic_service.reruns.candidates import COMBINATIONS
 
 CHOICES: Final = {
     kind: remedy
@@ -77,7 +77,7 @@ def _try(laboratory: Laboratory, configuration: Configuration) -> list[Shown]:
                 repaired[kind] = experiment.is_better(trial, control)
     alone = dict(repaired)
     first = {remedy.id: (kind, remedy) for kind, remedy in reversed(tried.items()) if kind in suspect.kinds}
-    for one, other in COMPOUNDS:
+    for one, other in COMBINATIONS:
         if one not in first or other not in first:
             continue
         (kind, remedy), (other_kind, other_remedy) = first[one], first[other]

@@ -17,7 +17,7 @@ from benchmarks.reruns.trials import Laboratory, Result
 from gradmedic.protocol.remedies import REMEDIES, Choice, Remedy
 from gradmedic_service.reruns import experiment
 from gradmedic_service.reruns.candidates import candidates_of_advice
-from gradmedic_service.reruns.experiment import Budget, Design
+from gradmedic_service.reruns.experiment import ExperimentBudget, ExperimentDesign
 
 Candidate = tuple[Remedy, ...]
 
@@ -120,19 +120,19 @@ def race(
     laboratory: Laboratory, configuration: Configuration, candidates: Sequence[Candidate], *, is_twin: bool = False
 ) -> Race:
     """Rerun a configuration, or its twin, as the service would with a budget for all and no early stopping."""
-    known: dict[tuple[int, int], experiment.Trial] = {}
+    known: dict[tuple[int, int], experiment.TrialState] = {}
     silent = False
     everything: Sequence[Candidate] = ((), *candidates[:MAX_CANDIDATES])
-    design = Design(
+    design = ExperimentDesign(
         candidates=len(everything) - 1,
         seeds=SEEDS,
-        budget=Budget(steps=configuration.faulty.steps, trials=len(everything) * len(SEEDS)),
+        budget=ExperimentBudget(steps=configuration.faulty.steps, trials=len(everything) * len(SEEDS)),
     )
     while True:
-        plan = experiment.plan(design, list(known.values()))
-        if plan.conclusion is not None:
-            return Race(conclusion=plan.conclusion, trials=len(known), silent=silent)
-        for candidate, seed in plan.start:
+        next_step = experiment.next_step(design, list(known.values()))
+        if next_step.conclusion is not None:
+            return Race(conclusion=next_step.conclusion, trials=len(known), silent=silent)
+        for candidate, seed in next_step.start:
             result = laboratory.trial(configuration, everything[candidate], seed, is_twin=is_twin)
             known[candidate, seed] = result.as_trial(candidate, seed)
             silent |= candidate != experiment.CONTROL and seed == SEEDS[0] and result.is_silent

@@ -40,6 +40,7 @@ from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.trials import ClaimedTrial
 from gradmedic_diagnosis.remedies import CATALOGUE
 from gradmedic_service.reruns import experiment
+from gradmedic_service.reruns.loss_curves import LossCurve, summarize_losses
 from gradmedic_worker.executors.local_processes import LaunchSpec, ProcessStarter
 from gradmedic_worker.executors.trial_environment import INHERITED_VARIABLES, trial_environment
 from gradmedic_worker.executors.trial_folder import read_report
@@ -90,7 +91,7 @@ class Result:
     """`done`, `failed` or `not_applicable`."""
     reason: str | None
     verdict: str
-    curve: experiment.Curve | None
+    curve: LossCurve | None
     is_silent: bool
     """AUTOTRAINER's rules never fired."""
     has_dead_units: bool
@@ -103,9 +104,9 @@ class Result:
     kinds: list[str] = field(default_factory=list)
     """Of the advice: the rows of the catalogue that it comes from."""
 
-    def as_trial(self, candidate: int, seed: int) -> experiment.Trial:
+    def as_trial(self, candidate: int, seed: int) -> experiment.TrialState:
         """Return it as the experiment sees it."""
-        return experiment.Trial(
+        return experiment.TrialState(
             candidate=candidate,
             seed=seed,
             status=self.status,
@@ -209,8 +210,8 @@ class Laboratory:
         shutil.rmtree(scratch, ignore_errors=True)
         cpu = re.findall(r"CPU seconds: ([\d.]+)", said)
         seconds = float(cpu[-1]) if cpu else None
-        if "not_applicable" in report:
-            return self._nothing("not_applicable", str(report["not_applicable"]), seconds)
+        if report.not_applicable is not None:
+            return self._nothing("not_applicable", report.not_applicable, seconds)
         if ended.reason is not None or ended.exit_code != 0:
             return self._nothing("failed", ended.reason or said[-300:], seconds)
         return self._read(run_id, seconds, is_control=not remedies and not is_twin)
@@ -236,7 +237,7 @@ class Laboratory:
             status="done",
             reason=None,
             verdict=diagnosis.verdict,
-            curve=experiment.describe_curve(recorded["loss"]),
+            curve=summarize_losses(recorded["loss"]),
             is_silent=not AUTOTRAINER.first_alarms(recorded),
             has_dead_units=any(finding.detector == "zero_gradient" for finding in diagnosis.findings),
             causes={one.cause: one.score for one in diagnosis.causes} if is_control else {},

@@ -27,6 +27,7 @@ from gradmedic.exceptions import (
 from gradmedic.initialize import init
 from gradmedic.recording.events import VerdictEvent
 from gradmedic.run import Run
+from gradmedic.version import __version__
 
 if TYPE_CHECKING:
     from gradmedic.api import Client
@@ -59,5 +60,3 @@ __all__ = [
     "__version__",
     "init",
 ]
-
-__version__ = "0.1.0"

@@ -22,9 +22,9 @@ from uuid import UUID
 from gradmedic import process_exit
 from gradmedic.configuration import Configuration, process_rank
 from gradmedic.exceptions import ConfigurationError, RunStoppedError, UsageError
+from gradmedic.guard.reactions import Reactions
 from gradmedic.protocol.numbers import MAX_EXACT_INTEGER
 from gradmedic.protocol.runs import RunCreate
-from gradmedic.reactions import Reactions
 from gradmedic.recording.arguments import ArgumentReader, Number
 from gradmedic.recording.description import RunDescriber
 from gradmedic.recording.draft import Draft

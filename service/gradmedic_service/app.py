@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from threading import Event
 
 from fastapi import APIRouter, FastAPI
 
@@ -19,6 +20,7 @@ from gradmedic_service.access.keyring import LAST_USE_SECONDS, Keyring
 from gradmedic_service.access.rate_limits import RateLimits
 from gradmedic_service.database import schema
 from gradmedic_service.database.engine import Database
+from gradmedic_service.due_work import do_due_work
 from gradmedic_service.http.bodies import BoundedBodies
 from gradmedic_service.http.documentation import add_documentation
 from gradmedic_service.http.health import health_router, limits_router
@@ -30,13 +32,14 @@ from gradmedic_service.http.routes import RouteTable
 from gradmedic_service.periodic_tasks import PeriodicTask, running_periodically
 from gradmedic_service.projects.endpoints import router as projects_router
 from gradmedic_service.reruns.endpoints import router as reruns_router
-from gradmedic_service.reruns.endpoints import workers_router
 from gradmedic_service.runs.endpoints import router as runs_router
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.services import Services, provide_services, services_of
 from gradmedic_service.settings import Settings
 from gradmedic_service.telemetry.endpoints import router as telemetry_router
 from gradmedic_service.telemetry.run_cache import RunCache
+from gradmedic_service.trainables.endpoints import router as trainables_router
+from gradmedic_service.trials.endpoints import router as trials_router
 from gradmedic_service.web.events import router as events_router
 from gradmedic_service.web.live import LiveRuns
 from gradmedic_service.web.pages import add_pages
@@ -74,7 +77,8 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry_router,
         events_router,
         reruns_router,
-        workers_router,
+        trials_router,
+        trainables_router,
     ):
         api.include_router(router)
     app.include_router(api)
@@ -108,16 +112,22 @@ def build_services(settings: Settings, route_table: RouteTable) -> Services:
         live_runs=LiveRuns(settings.max_streams),
         trial_lease=settings.trial_lease,
         worker_patience=settings.worker_patience,
+        due_work_interval=settings.due_work_interval,
     )
 
 
-def periodic_tasks(services: Services) -> list[PeriodicTask]:
-    """Return what a process repeats while it serves requests."""
+def periodic_tasks(services: Services, is_ending: Event) -> list[PeriodicTask]:
+    """Return what a process repeats while it serves requests, until an event that it is ending."""
     return [
         PeriodicTask(
             name="write the last uses of API keys",
             seconds=LAST_USE_SECONDS,
             run=lambda: services.keyring.write_last_uses(services.database),
+        ),
+        PeriodicTask(
+            name="do due work",
+            seconds=services.due_work_interval,
+            run=lambda: do_due_work(services.database, services.worker_patience, is_ending),
         ),
     ]
 
@@ -125,8 +135,12 @@ def periodic_tasks(services: Services) -> list[PeriodicTask]:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Run the periodic tasks while requests are served; then end the event streams and close the database."""
-    async with running_periodically(periodic_tasks(services_of(app))):
-        yield
+    is_ending = Event()
+    async with running_periodically(periodic_tasks(services_of(app), is_ending)):
+        try:
+            yield
+        finally:
+            is_ending.set()
     services = services_of(app)
     services.live_runs.close()
     await asyncio.to_thread(services.keyring.write_last_uses, services.database)

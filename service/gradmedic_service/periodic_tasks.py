@@ -22,7 +22,7 @@ class PeriodicTask:
     """What the function does, for the log."""
     seconds: float
     """Seconds before the first call, and between the end of a call and the next one."""
-    run: Callable[[], None]
+    run: Callable[[], object]
 
 
 @asynccontextmanager

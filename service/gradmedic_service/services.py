@@ -40,6 +40,8 @@ class Services:
     """Seconds without a heartbeat after which another worker gets a trial."""
     worker_patience: float
     """Seconds that a rerun waits for a worker that offers its trainable."""
+    due_work_interval: float
+    """Seconds between two runs of the due work."""
 
 
 def provide_services(app: Starlette, services: Services) -> None:

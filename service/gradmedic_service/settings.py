@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -92,6 +93,8 @@ class Settings(BaseSettings):
     """Seconds without a heartbeat after which another worker gets a trial."""
     worker_patience: float = Field(default=86_400.0, gt=0)
     """Seconds that a rerun waits for a worker that offers its trainable."""
+    due_work_interval: float = Field(default=1.0, gt=0)
+    """Seconds between two runs of the due work: lost trials, reruns without a worker, silent runs."""
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod
@@ -123,22 +126,5 @@ class Settings(BaseSettings):
 
     def limits(self) -> Limits:
         """Return the limits that `GET /limits` publishes."""
-        return Limits(
-            wire_versions=list(WIRE_VERSIONS),
-            max_body_bytes=self.max_body_bytes,
-            max_requests_per_minute=self.max_requests_per_minute,
-            max_runs_per_project=self.max_runs_per_project,
-            max_layers=self.max_layers,
-            max_steps_per_block=self.max_steps_per_block,
-            max_values_per_block=self.max_values_per_block,
-            max_metrics=self.max_metrics,
-            max_name_length=self.max_name_length,
-            max_notes_length=self.max_notes_length,
-            max_tags=self.max_tags,
-            max_config_bytes=self.max_config_bytes,
-            max_config_depth=self.max_config_depth,
-            max_points=self.max_points,
-            max_results=self.max_results,
-            max_rerun_steps=self.max_rerun_steps,
-            max_rerun_trials=self.max_rerun_trials,
-        )
+        published = {field.name for field in fields(Limits)} & set(type(self).model_fields)
+        return Limits(wire_versions=list(WIRE_VERSIONS), **{name: getattr(self, name) for name in published})

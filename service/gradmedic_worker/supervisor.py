@@ -294,22 +294,20 @@ class _RunningAttempt:
         if isinstance(end, LostAttempt):
             return TrialResult(attempt=self._claimed.attempt, status="lost", reason=end.reason, output=output or None)
         status, reason = self._determine_status(end)
-        reported = end.report.get("environment")
-        environment = {str(k): str(v) for k, v in reported.items()} if isinstance(reported, dict) else {}
         return TrialResult(
             attempt=self._claimed.attempt,
             status=status,
             reason=reason,
             exit_code=end.exit_code,
             output=output,
-            environment=environment,
+            environment=end.report.environment,
             seconds=time.monotonic() - self._started_at,
         )
 
     def _determine_status(self, end: TrialEnd) -> tuple[str, str | None]:
         """Return the status of an ended trial, and its reason if it is not `done`."""
-        if "not_applicable" in end.report:
-            return "not_applicable", str(end.report["not_applicable"])
+        if end.report.not_applicable is not None:
+            return "not_applicable", end.report.not_applicable
         if end.reason in (TIMEOUT, STOPPED):
             return "failed", f"it took longer than the {self._claimed.seconds:.0f} s that it was given"
         if end.reason is not None:
@@ -318,7 +316,7 @@ class _RunningAttempt:
             return "failed", f"it was ended by signal {_describe_signal(-(end.exit_code or 0))}"
         if end.exit_code > 0:
             return "failed", f"it ended with exit code {end.exit_code}"
-        if self._claimed.remedies and "applied" not in end.report:
+        if self._claimed.remedies and end.report.applied is None:
             return "failed", "the script never called run.watch(), so that its remedies were not applied"
         return "done", None
 

@@ -172,7 +172,7 @@ def test_what_is_no_remedy_is_named(remedy: str, message: str, capsys: pytest.Ca
         (["--remedy", "pray()"], "remedies[0][0].id: 'pray' is not one of clip_grad_norm"),
         (["--remedy", "clip_grad_norm(-1)"], "remedies[0][0].parameters.max_norm: must be from"),
         (["--remedy", "warm_up"], "remedies[0][0].parameters.steps: is required"),
-        (["--remedy", "set_parameter(shell=1)"], "the trainable has no such parameter: lr, depth, window"),
+        (["--remedy", "set_parameter(shell=1)"], "the trainable has no such parameter; it has lr, depth, window"),
         (["--remedy", "use_bfloat16"], "only the script can carry out 'use_bfloat16'"),
         (["--remedy", CLIP_TEXT, "--seeds", "11"], "seeds: must be from 1 to 10"),
         (["--remedy", CLIP_TEXT, "--seconds", "0"], "budget.seconds: must be from 1 to"),

@@ -10,11 +10,9 @@ from gradmedic.protocol.remedies import (
     MAX_COMBINED,
     REMEDIES,
     SET_PARAMETER,
-    STEP_TARGETS,
     Choice,
     Remedy,
     Target,
-    remedies_that_change,
     remedy_errors,
 )
 
@@ -66,16 +64,9 @@ def test_unknown_repeated_and_excess_remedies_are_refused() -> None:
 
 
 def test_targets_agree_with_tiers() -> None:
-    """Tier 1 changes steps of the optimizer, tier 3 only the script, and tier 2 neither alone."""
+    """Tier 1 changes only what an optimizer uses at every step, tier 3 only the script, and tier 2 neither alone."""
+    used_at_steps = {Target.LEARNING_RATE, Target.WEIGHT_DECAY, Target.GRADIENTS, Target.WEIGHTS}
     for id, kind in REMEDIES.items():
         assert kind.targets, id
-        assert (kind.tier == 1) == (kind.targets <= STEP_TARGETS), id
+        assert (kind.tier == 1) == (kind.targets <= used_at_steps), id
         assert (kind.tier == 3) == (kind.targets == {Target.SCRIPT}), id
-
-
-def test_remedies_are_found_by_target() -> None:
-    """The groups that `gradmedic.torch` applies in the same way follow from the catalogue."""
-    assert remedies_that_change(Target.SIGNALS) == ("replace_activation", "insert_normalization", "add_residual")
-    assert remedies_that_change(Target.PARAMETERS) == ("reinitialize", "replace_recurrent_cell", "weight_normalization")
-    assert remedies_that_change(Target.INPUTS_AND_TARGETS) == ("standardize_inputs", "standardize_targets")
-    assert [id for id, kind in REMEDIES.items() if kind.changes_steps and kind.tier != 1] == ["scale_loss"]

@@ -41,8 +41,13 @@ def settings(database_url: str) -> Settings:
 
 
 def _patient_settings(database_url: str) -> Settings:
-    """Return settings for slow machines, and for tests that play a worker and send no heartbeats."""
-    return Settings(database_url=SecretStr(database_url), database_timeout=PATIENCE, trial_lease=PATIENCE)
+    """Return settings for slow machines, and for tests that play a worker, send no heartbeats and do the due work."""
+    return Settings(
+        database_url=SecretStr(database_url),
+        database_timeout=PATIENCE,
+        trial_lease=PATIENCE,
+        due_work_interval=24 * 3600.0,
+    )
 
 
 @pytest.fixture(scope="session")

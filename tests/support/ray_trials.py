@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from tests.support.patience import PATIENCE
 from tests.support.ray_cluster import RayCluster
 from tests.support.services import run_service
-from tests.support.workers import set_parameters
+from tests.support.workers import hide_torch, set_parameters
 
 import gradmedic
 from gradmedic.protocol.trials import ClaimedTrial
@@ -72,7 +72,7 @@ CONFIGURATION = """
     timeout = 600
     preload = false
     cpus = {cpus}
-    environment = {{ PYTHONPATH = "{directory}/without_torch" }}
+    environment = {{ PYTHONPATH = "{python_path}" }}
     [trainables.train-{executor}.parameters]
     kind = {{ type = "str", choices = {kinds}, default = "explode" }}
     pause = {{ type = "float", minimum = 0.0, maximum = 600.0, default = 0.0 }}
@@ -100,11 +100,8 @@ class TrainableFolder:
         return self.folder / "worker.toml"
 
     def write_script(self) -> None:
-        """Write the script, and a module that hides torch from it. To import torch takes longer than the trials."""
+        """Write the script."""
         (self.folder / "train.py").write_text(textwrap.dedent(SCRIPT))
-        (self.folder / "without_torch").mkdir()
-        missing = "raise ModuleNotFoundError('not here', name='torch')"
-        (self.folder / "without_torch" / "torch.py").write_text(missing)
 
     def configure(
         self,
@@ -131,6 +128,7 @@ class TrainableFolder:
             executor=executor,
             ray_table=ray_table if executor == "ray" else "",
             directory=self.folder,
+            python_path=hide_torch(self.folder),
             cpus=cpus,
             kinds=KINDS,
         )

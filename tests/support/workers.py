@@ -43,6 +43,7 @@ CONFIGURATION = """
     timeout = {timeout}
     memory = "400MiB"
     preload = false
+    environment = {{ PYTHONPATH = "{python_path}" }}
     [trainables.train.parameters]
     how = {{ type = "str", choices = ["explode", "learn", "crash", "hang", "spam", "exhaust"] }}
     pause = {{ type = "float", minimum = 0.0, maximum = 10.0 }}
@@ -58,8 +59,20 @@ def write_trainable(
 ) -> None:
     """Write the script and its `worker.toml`, with one text of the configuration replaced."""
     (folder / "train.py").write_text(textwrap.dedent(script))
-    configuration = textwrap.dedent(CONFIGURATION).format(slots=slots, timeout=timeout)
+    python_path = hide_torch(folder)
+    configuration = textwrap.dedent(CONFIGURATION).format(slots=slots, timeout=timeout, python_path=python_path)
     (folder / "worker.toml").write_text(configuration.replace(*replacement))
+
+
+def hide_torch(folder: Path) -> Path:
+    """Create a folder that hides torch from a script which has it in its PYTHONPATH, and return the folder.
+
+    `gradmedic.init` imports torch in a trial if it can, which takes longer than the trials of these tests.
+    """
+    python_path = folder / "without_torch"
+    python_path.mkdir(exist_ok=True)
+    (python_path / "torch.py").write_text("raise ModuleNotFoundError('not here', name='torch')")
+    return python_path
 
 
 @contextmanager

@@ -11,13 +11,13 @@ import importlib.metadata
 import sys
 from collections.abc import Mapping, Sequence
 
-from gradmedic import __version__
 from gradmedic.cli.command import EXIT_ERROR, Command
 from gradmedic.cli.diagnose import DiagnoseCommand
 from gradmedic.cli.rerun import RerunCommand
 from gradmedic.cli.runs import RunsCommand
 from gradmedic.cli.sync import SyncCommand
 from gradmedic.exceptions import ConfigurationError, GradmedicError
+from gradmedic.version import __version__
 
 COMMANDS_GROUP = "gradmedic.commands"
 """Entry-point group of the commands of other packages."""

@@ -151,7 +151,7 @@ class Tried:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiagnosisAtStep:
-    """What is wrong with a run, why, and what fixes it, as of `step`."""
+    """The diagnosis of a run as of `step`: verdict, evidence, causes and advice."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 

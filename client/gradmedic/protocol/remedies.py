@@ -82,10 +82,6 @@ class Target(StrEnum):
     """The training script itself."""
 
 
-STEP_TARGETS = frozenset({Target.LEARNING_RATE, Target.WEIGHT_DECAY, Target.GRADIENTS, Target.WEIGHTS})
-"""The targets that are changed at every step of the optimizer."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemedyKind:
     """One row of the catalogue."""
@@ -96,11 +92,6 @@ class RemedyKind:
     """The parts of the training that the remedy changes."""
     parameters: Mapping[str, NumberRange | Choice]
     """The allowed values of each parameter, by name."""
-
-    @property
-    def changes_steps(self) -> bool:
-        """Whether the remedy changes every step of the optimizer."""
-        return not self.targets.isdisjoint(STEP_TARGETS)
 
 
 OPTIMIZERS = ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad")
@@ -167,15 +158,6 @@ SET_PARAMETER = "set_parameter"
 
 MAX_COMBINED = 16
 """The largest number of remedies in one candidate."""
-
-
-def remedies_that_change(target: Target) -> tuple[str, ...]:
-    """Return the ids of the remedies that change a target, in the order of the catalogue.
-
-    >>> remedies_that_change(Target.WEIGHTS)
-    ('switch_optimizer', 'weight_decay')
-    """
-    return tuple(id for id, kind in REMEDIES.items() if target in kind.targets)
 
 
 def remedy_errors(path: str, remedies: Sequence[Remedy]) -> Iterator[FieldError]:

@@ -1,18 +1,22 @@
-"""What a trial reports to its worker beside its steps: a small file of JSON."""
+"""The report of a trial to its worker: a small file of JSON with facts that its steps do not show."""
 
 from __future__ import annotations
 
 import json
 import platform
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gradmedic.protocol.trial_report import TrialReport
+from gradmedic.version import __version__
+
 
 class Report:
-    """The report of a trial. Each fact is written at once, and the file is always complete.
+    """Writes the report of a trial. Each change is written at once, and the file is always complete.
 
     Args:
         path: of the file; None writes nothing.
@@ -20,21 +24,19 @@ class Report:
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
-        self._facts: dict[str, Any] = {}
+        self._report = TrialReport()
 
-    def say(self, **facts: Any) -> None:
-        """Add facts."""
-        self._facts.update(facts)
+    def update(self, **fields: Any) -> None:
+        """Set fields of the `TrialReport`."""
+        self._report = replace(self._report, **fields)
         if self._path is not None:
             draft = self._path.with_suffix(".draft")
-            draft.write_text(json.dumps(self._facts))
+            draft.write_text(json.dumps(self._report.to_fields()))
             draft.replace(self._path)
 
 
 def describe_environment() -> dict[str, str]:
     """Return the versions and the machine that a result depends on; torch's version where torch is loaded."""
-    from gradmedic import __version__
-
     torch = sys.modules.get("torch")
     described = {
         "python": platform.python_version(),

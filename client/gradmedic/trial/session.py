@@ -41,7 +41,7 @@ class TrialSession:
 
     def report_environment(self) -> None:
         """Report versions and machine."""
-        self._report.say(environment=describe_environment())
+        self._report.update(environment=describe_environment())
 
     def apply_remedies(
         self,
@@ -62,7 +62,7 @@ class TrialSession:
 
         models = model if isinstance(model, Mapping) else {"": model}
         device = describe_device(next(iter(models.values())))
-        self._report.say(watched=True, environment={**describe_environment(), "device": device})
+        self._report.update(watched=True, environment={**describe_environment(), "device": device})
         if not self._instructions.remedies:
             return None
         try:
@@ -76,7 +76,7 @@ class TrialSession:
         except NotApplicable as reason:
             self._end_as_not_applicable(str(reason))
         self._applied.append(applied)
-        self._report.say(
+        self._report.update(
             applied=sum(remedies.optimizer_count for remedies in self._applied), not_applied=applied.not_applied
         )
         return applied
@@ -107,10 +107,10 @@ class TrialSession:
             applied.close()
 
     def _end_as_not_applicable(self, reason: str) -> NoReturn:
-        self._report.say(not_applicable=reason)
+        self._report.update(not_applicable=reason)
         self._end(f"not applicable: {reason}")
 
     def _end(self, reason: str) -> NoReturn:
         self._finish_run()
-        self._report.say(ended=reason)
+        self._report.update(ended=reason)
         raise TrialEnded(reason)

@@ -23,6 +23,7 @@ from sqlalchemy import (
     String,
     Text,
     TypeDecorator,
+    text,
 )
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
@@ -84,7 +85,8 @@ class Project(Base):
 class Run(Base):
     """One training job: its identity and its current state.
 
-    No index contains a column that an append changes, so that PostgreSQL can update the row in place (HOT).
+    No index contains a column that an append changes, so that PostgreSQL can update the row in place (HOT). The index
+    of running runs is for the due work: an append changes the status of a stalled run only.
     """
 
     __tablename__ = "runs"
@@ -93,6 +95,12 @@ class Run(Base):
         Index(None, "name", "id"),
         Index(None, "project", "created_at", "id"),
         Index(None, "parent_id"),
+        Index(
+            "ix_runs_running",
+            "id",
+            postgresql_where=text("status = 'running'"),
+            sqlite_where=text("status = 'running'"),
+        ),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -129,7 +137,7 @@ class Run(Base):
     patience: Mapped[float | None] = mapped_column(Double)
     """Seconds that the run may be silent; null until a version with this column has stored a step."""
     stalls_at: Mapped[datetime | None]
-    """Time at which the run becomes stalled unless it sends something."""
+    """Time at which the run becomes stalled unless it sends new steps."""
 
     details: Mapped[RunDetails] = relationship(cascade="all, delete-orphan", passive_deletes=True)
     tags: Mapped[list[RunTag]] = relationship(

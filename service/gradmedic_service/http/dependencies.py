@@ -59,10 +59,6 @@ async def _trial_lease(request: Request) -> float:
     return services_of(request.app).trial_lease
 
 
-async def _worker_patience(request: Request) -> float:
-    return services_of(request.app).worker_patience
-
-
 DatabaseDependency = Annotated[Database, Depends(_database)]
 SchemaRevisionDependency = Annotated[str, Depends(_schema_revision)]
 LimitsDependency = Annotated[Limits, Depends(_limits)]
@@ -72,7 +68,6 @@ FactsDependency = Annotated[FactsCache, Depends(_facts)]
 RunCacheDependency = Annotated[RunCache, Depends(_run_cache)]
 LiveRunsDependency = Annotated[LiveRuns, Depends(_live_runs)]
 TrialLeaseDependency = Annotated[float, Depends(_trial_lease)]
-WorkerPatienceDependency = Annotated[float, Depends(_worker_patience)]
 
 MaxResults = Annotated[int, Query(description="The number of items in a page, up to `max_results` of `GET /limits`.")]
 PageToken = Annotated[str | None, Query(description="The `next_page_token` of the previous page.")]

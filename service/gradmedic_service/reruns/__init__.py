@@ -1,1 +1,1 @@
-"""Reruns: racing remedies on a suspect run against an unchanged control, and what was learned from it."""
+"""Reruns: asking for one, reading it, and the experiment that it carries out."""

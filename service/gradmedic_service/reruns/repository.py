@@ -1,26 +1,26 @@
-"""Reruns, trials, attempts and trainables in the database.
+"""Reruns in the database, with the trials and attempts that belong to them.
 
-One idea: whoever starts or ends a trial holds the rerun's row; a heartbeat, which does neither, holds its trial's. A
-row is locked by a statement of its own, and what belongs to it is read by the statements after: PostgreSQL would show a
-joined row as it was before the wait. Locks are taken in one order: project, rerun, trial, run.
+A transaction that starts or ends a trial locks the rerun's row. A heartbeat does neither, and locks the trial's row.
+A row is locked by a statement of its own, and what belongs to it is read by later statements: PostgreSQL would return a
+joined row as it was before the wait for the lock. Locks are taken in the order project, rerun, trial, run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import Connection, Table, bindparam, exists, func, select, text, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Table, bindparam, exists, func, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, defer
 
-from gradmedic.protocol.remedies import Remedy, describe_remedies
 from gradmedic_service.database import models
 
-LIVING = ("queued", "running")
+ACTIVE_STATUSES = ("queued", "running")
+"""Statuses of reruns and trials that have not ended."""
 
 _RERUNS = cast("Table", models.Rerun.__table__)
 _CONCLUDED = (
@@ -32,66 +32,19 @@ _CONCLUDED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RerunQuery:
-    """Which reruns, after which one; newest first."""
+    """Filters and position of a page of reruns, newest first."""
 
     reachable_project: str | None = None
+    """The only project that the principal reaches; None for all."""
     project: str | None = None
     run_id: UUID | None = None
     status: str | None = None
     after: tuple[datetime, UUID] | None = None
-
-
-def now(session: Session) -> datetime:
-    """Read the database's clock: leases are judged by it alone, whatever the clocks of replicas and workers say."""
-    if session.get_bind().dialect.name == "sqlite":
-        seconds = session.scalar(text("SELECT (julianday('now') - 2440587.5) * 86400.0"))
-        return datetime.fromtimestamp(float(seconds or 0.0), UTC)
-    found = session.scalar(select(func.clock_timestamp()))
-    if not isinstance(found, datetime):
-        raise TypeError(f"the database's clock shows {found!r}")
-    return found.astimezone(UTC)
-
-
-# --- trainables -------------------------------------------------------------------------------------------------------
-
-
-def find_trainable(session: Session, name: str) -> models.Trainable | None:
-    """Read a trainable."""
-    query = select(models.Trainable).where(models.Trainable.name == name)
-    return session.scalars(query.execution_options(populate_existing=True)).one_or_none()
-
-
-def lock_trainables(session: Session, owner: str, names: Sequence[str]) -> dict[str, models.Trainable]:
-    """Read the trainables of an owner, and those of some names, by name, and hold them until the transaction ends."""
-    trainable = models.Trainable
-    query = select(trainable).where((trainable.owner == owner) | trainable.name.in_(names)).order_by(trainable.name)
-    found = session.scalars(query.with_for_update().execution_options(populate_existing=True))
-    return {one.name: one for one in found}
-
-
-def add_trainable(session: Session, trainable: models.Trainable) -> bool:
-    """Store a trainable; False if its name was taken meanwhile."""
-    try:
-        with session.begin_nested():
-            session.add(trainable)
-    except IntegrityError:
-        return False
-    return True
-
-
-def trainables(session: Session, project: str | None) -> Sequence[models.Trainable]:
-    """Read the trainables that may be rerun for a project, or all, by name."""
-    query = select(models.Trainable).where(models.Trainable.withdrawn_at.is_(None)).order_by(models.Trainable.name)
-    if project is not None:
-        query = query.where(models.Trainable.project.in_([project]) | models.Trainable.project.is_(None))
-    return session.scalars(query).all()
-
-
-# --- reruns -----------------------------------------------------------------------------------------------------------
+    """Time of creation and id of the last rerun of the page before."""
 
 
 def add_rerun(session: Session, rerun: models.Rerun) -> bool:
-    """Store a rerun; False if its id is taken."""
+    """Store a rerun; return False if its id is taken."""
     try:
         with session.begin_nested():
             session.add(rerun)
@@ -106,7 +59,7 @@ def find_rerun(session: Session, rerun_id: UUID) -> models.Rerun | None:
 
 
 def lock_rerun(session: Session, rerun_id: UUID, *, skips_locked: bool = False) -> models.Rerun | None:
-    """Read a rerun and hold it until the transaction ends; None if there is none, or one that is held is skipped."""
+    """Read a rerun and lock it until the transaction ends; None if there is none, or a locked one is to be skipped."""
     query = select(models.Rerun).where(models.Rerun.id == rerun_id).with_for_update(skip_locked=skips_locked)
     return session.scalars(query.execution_options(populate_existing=True)).one_or_none()
 
@@ -130,24 +83,24 @@ def page(session: Session, query: RerunQuery, size: int) -> Sequence[models.Reru
 
 
 def has_rerun(session: Session, run_id: UUID) -> bool:
-    """Whether a run was ever rerun."""
+    """Whether a run has any rerun."""
     return bool(session.scalar(select(exists().where(models.Rerun.run_id == run_id))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RerunRevision:
-    """How a rerun stands, in the few words that change while it is under way."""
+    """The few values of a rerun that change while it runs."""
 
     rerun_id: UUID
     status: str
     trials: dict[str, int]
-    """How many there are of each status."""
+    """Number of its trials by status."""
     revision: int
-    """Grows with whatever its trials' runs are told."""
+    """Sum that grows whenever the run of one of its trials changes."""
 
 
-def pulses(session: Session, run_ids: Collection[UUID]) -> dict[UUID, list[RerunRevision]]:
-    """Read how the reruns of some runs stand, by one query, the oldest first; runs without any are missing."""
+def read_revisions(session: Session, run_ids: Collection[UUID]) -> dict[UUID, list[RerunRevision]]:
+    """Read the revisions of the reruns of some runs by one query, the oldest first; runs without reruns are missing."""
     rerun, trial, attempt, run = models.Rerun, models.Trial, models.Attempt, models.Run
     is_latest = (attempt.trial_id == trial.id) & (attempt.number == trial.attempt)
     rows = session.execute(
@@ -155,8 +108,8 @@ def pulses(session: Session, run_ids: Collection[UUID]) -> dict[UUID, list[Rerun
             rerun.run_id,
             rerun.id,
             rerun.status,
-            trial.status.label("trials"),
-            func.count(trial.id).label("number"),
+            trial.status.label("trial_status"),
+            func.count(trial.id).label("trial_count"),
             func.coalesce(func.sum(run.revision + 1), 0).label("revision"),
         )
         .outerjoin(trial, trial.rerun_id == rerun.id)
@@ -168,84 +121,55 @@ def pulses(session: Session, run_ids: Collection[UUID]) -> dict[UUID, list[Rerun
     )
     found: dict[UUID, dict[UUID, RerunRevision]] = {}
     for row in rows:
-        of_run = found.setdefault(row.run_id, {})
-        before = of_run.get(row.id) or RerunRevision(rerun_id=row.id, status=row.status, trials={}, revision=0)
-        trials = before.trials if row.trials is None else before.trials | {row.trials: row.number}
-        of_run[row.id] = replace(before, trials=trials, revision=before.revision + int(row.revision))
-    return {run_id: list(of_run.values()) for run_id, of_run in found.items()}
+        revisions = found.setdefault(row.run_id, {})
+        before = revisions.get(row.id) or RerunRevision(rerun_id=row.id, status=row.status, trials={}, revision=0)
+        trials = before.trials if row.trial_status is None else before.trials | {row.trial_status: row.trial_count}
+        revisions[row.id] = replace(before, trials=trials, revision=before.revision + int(row.revision))
+    return {run_id: list(revisions.values()) for run_id, revisions in found.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class Concluded:
-    """A rerun that came to a result."""
+class ConcludedRerun:
+    """A rerun that has outcomes."""
 
     id: UUID
     candidates: list[Any]
     outcomes: list[Any]
 
 
-def concluded(connection: Connection, run_id: UUID) -> list[Concluded]:
-    """Read the reruns of a run that came to a result, the latest first."""
-    return [Concluded(*row) for row in connection.execute(_CONCLUDED, {"run_id": run_id})]
+def list_concluded(connection: Connection, run_id: UUID) -> list[ConcludedRerun]:
+    """Read the reruns of a run that have outcomes, the latest first."""
+    return [ConcludedRerun(*row) for row in connection.execute(_CONCLUDED, {"run_id": run_id})]
 
 
-def with_queued_trials(
-    session: Session, owner: str, project: str | None, names: Sequence[str], executor: str, limit: int
-) -> list[tuple[UUID, str]]:
-    """Read id and project of the reruns of some trainables that wait for a worker, the oldest first."""
-    rerun, trial = models.Rerun, models.Trial
-    query = select(rerun.id, rerun.project).where(
-        rerun.status.in_(LIVING),
-        rerun.owner == owner,
-        rerun.trainable.in_(names),
-        (rerun.executor == executor) | rerun.executor.is_(None),
-        exists().where(trial.rerun_id == rerun.id, trial.status == "queued"),
-    )
-    if project is not None:
-        query = query.where(rerun.project == project)
-    return [(row.id, row.project) for row in session.execute(query.order_by(rerun.created_at, rerun.id).limit(limit))]
-
-
-def with_expired_trials(session: Session, at: datetime) -> list[UUID]:
-    """Read the ids of the reruns with a trial whose worker was not heard of in time."""
-    trial = models.Trial
-    query = select(trial.rerun_id).where(trial.status == "running", trial.lease_expires_at < at).distinct()
+def list_without_worker(session: Session, at: datetime, offered_since: datetime, limit: int) -> list[UUID]:
+    """Read the ids of active reruns that no worker runs, and whose trainable no worker has offered since a time."""
+    query = select(models.Rerun.id).where(_has_no_worker(at, offered_since)).order_by(models.Rerun.id).limit(limit)
     return list(session.scalars(query))
 
 
-def without_worker(session: Session, at: datetime, since: datetime, rerun_id: UUID | None = None) -> list[UUID]:
-    """Read the ids of the reruns, or say it of one, that nobody works on, and whose trainable was not offered since."""
+def has_no_worker(session: Session, rerun_id: UUID, at: datetime, offered_since: datetime) -> bool:
+    """Whether a rerun is one of `list_without_worker`."""
+    query = select(exists().where(models.Rerun.id == rerun_id, _has_no_worker(at, offered_since)))
+    return bool(session.scalar(query))
+
+
+def _has_no_worker(at: datetime, offered_since: datetime) -> ColumnElement[bool]:
     rerun, trial, trainable = models.Rerun, models.Trial, models.Trainable
-    is_theirs = (
-        (trainable.name == rerun.trainable) & (trainable.owner == rerun.owner) & trainable.withdrawn_at.is_(None)
+    is_offered = exists().where(
+        trainable.name == rerun.trainable,
+        trainable.owner == rerun.owner,
+        trainable.withdrawn_at.is_(None),
+        trainable.updated_at >= offered_since,
     )
-    is_offered = exists().where(is_theirs, trainable.updated_at >= since)
-    is_worked_on = exists().where(trial.rerun_id == rerun.id, trial.status == "running", trial.lease_expires_at >= at)
-    query = select(rerun.id).where(rerun.status.in_(LIVING), ~is_offered, ~is_worked_on).order_by(rerun.id)
-    return list(session.scalars(query if rerun_id is None else query.where(rerun.id == rerun_id)))
-
-
-def running_in_project(session: Session, project: str) -> int:
-    """Count the trials of a project's reruns that run now."""
-    trial, rerun = models.Trial, models.Rerun
-    query = select(func.count()).select_from(trial).join(rerun, rerun.id == trial.rerun_id)
-    return session.scalar(query.where(rerun.project == project, trial.status == "running")) or 0
-
-
-# --- trials -----------------------------------------------------------------------------------------------------------
+    is_running = exists().where(trial.rerun_id == rerun.id, trial.status == "running", trial.lease_expires_at >= at)
+    return rerun.status.in_(ACTIVE_STATUSES) & ~is_offered & ~is_running
 
 
 def trials_of(session: Session, rerun_id: UUID) -> Sequence[models.Trial]:
-    """Read the trials of a rerun, in the order in which they are started; as they are now, whatever was read before."""
+    """Read the trials of a rerun in the order of their start, as they are now."""
     query = select(models.Trial).where(models.Trial.rerun_id == rerun_id).order_by(models.Trial.position)
     return session.scalars(query.execution_options(populate_existing=True)).all()
-
-
-def find_trial(session: Session, trial_id: UUID) -> models.Trial | None:
-    """Read a trial."""
-    return session.scalars(
-        select(models.Trial).where(models.Trial.id == trial_id).execution_options(populate_existing=True)
-    ).one_or_none()
 
 
 def add_trials(session: Session, trials: Sequence[models.Trial]) -> None:
@@ -254,99 +178,32 @@ def add_trials(session: Session, trials: Sequence[models.Trial]) -> None:
     session.flush()
 
 
-def renew(session: Session, trial_id: UUID, attempt: int, until: datetime) -> bool:
-    """Renew the lease of an attempt; False if it is not the one that runs."""
-    trial = models.Trial
-    changed = session.execute(
-        update(trial)
-        .where(trial.id == trial_id, trial.attempt == attempt, trial.status == "running")
-        .values(lease_expires_at=until)
-        .returning(trial.id)
-    )
-    return changed.one_or_none() is not None
-
-
-def end_trial(session: Session, trial_id: UUID, attempt: int, *, status: str, reason: str | None) -> bool:
-    """End a trial by what an attempt showed, by compare-and-set: False unless this attempt is the one that runs."""
-    trial = models.Trial
-    changed = session.execute(
-        update(trial)
-        .where(trial.id == trial_id, trial.attempt == attempt, trial.status == "running")
-        .values(status=status, reason=reason, lease_expires_at=None)
-        .returning(trial.id)
-    )
-    return changed.one_or_none() is not None
-
-
-# --- attempts ---------------------------------------------------------------------------------------------------------
-
-
-def add_attempt(session: Session, attempt: models.Attempt) -> None:
-    """Store an attempt."""
-    session.add(attempt)
-    session.flush()
-
-
 def find_attempt(session: Session, trial_id: UUID, number: int, *, is_fresh: bool = False) -> models.Attempt | None:
-    """Read an attempt; fresh, as it is now, whatever was read before a lock was waited for."""
+    """Read an attempt; a fresh one is read again, even if this transaction has read it before it waited for a lock."""
     return session.get(models.Attempt, (trial_id, number), populate_existing=is_fresh)
 
 
 def attempts_of(session: Session, rerun_id: UUID) -> Sequence[models.Attempt]:
-    """Read every attempt at the trials of a rerun; what each has printed only when it is asked for."""
+    """Read all attempts at the trials of a rerun, without their output."""
     attempt, trial = models.Attempt, models.Trial
     query = select(attempt).join(trial, trial.id == attempt.trial_id).where(trial.rerun_id == rerun_id)
     query = query.options(defer(attempt.output))
     return session.scalars(query.order_by(attempt.trial_id, attempt.number)).all()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttemptRun:
-    """What the run of an attempt is, whatever the script says of it."""
-
-    parent_id: UUID
-    project: str
-    name: str
-    stop_after: int
-
-
-def run_of_attempt(session: Session, run_id: UUID) -> AttemptRun | None:
-    """Return what a run is that an attempt was promised; None for any other run."""
-    attempt, trial, rerun = models.Attempt, models.Trial, models.Rerun
-    query = (
-        select(attempt, trial, rerun)
-        .join(trial, trial.id == attempt.trial_id)
-        .join(rerun, rerun.id == trial.rerun_id)
-        .where(attempt.run_id == run_id)
-    )
-    row = session.execute(query).one_or_none()
-    if row is None:
-        return None
-    remedies = [Remedy(**one) for one in row[2].candidates[row[1].candidate]]
-    is_current = row[0].status == "running" and row[1].reason_to_stop is None
-    return AttemptRun(
-        parent_id=row[2].run_id,
-        project=row[2].project,
-        name=f"{describe_remedies(remedies)}, seed {row[1].seed}"[: models.NAME_LENGTH],
-        stop_after=row[2].steps - 1 if is_current else -1,
-    )
-
-
-def runs_of(session: Session, ids: Sequence[UUID]) -> dict[UUID, models.Run]:
-    """Read the runs of attempts, those that were created."""
+def runs_of(session: Session, attempts: Sequence[models.Attempt]) -> dict[UUID, models.Run]:
+    """Read the runs of attempts by id; those that no script has created are missing."""
+    ids = [attempt.run_id for attempt in attempts]
     return {run.id: run for run in session.scalars(select(models.Run).where(models.Run.id.in_(ids)))}
 
 
-def stop_run(session: Session, run_id: UUID, status: str | None) -> None:
-    """Let a run take no further step, and end it unless its script has."""
+def stop_run(session: Session, run_id: UUID) -> None:
+    """Let the run of an attempt accept no further step."""
+    session.execute(update(models.Run).where(models.Run.id == run_id).values(stop_after=-1))
+
+
+def end_run(session: Session, run_id: UUID, status: str) -> None:
+    """End the run of an attempt, unless its script has ended it."""
     run = models.Run
-    session.execute(update(run).where(run.id == run_id).values(stop_after=-1))
-    if status is not None:
-        session.execute(
-            update(run).where(run.id == run_id, run.status.in_(("running", "stalled"))).values(status=status)
-        )
-
-
-def lease_end(at: datetime, seconds: float) -> datetime:
-    """Return when a lease that begins at a moment ends."""
-    return at + timedelta(seconds=seconds)
+    has_not_ended = run.status.in_(("running", "stalled"))
+    session.execute(update(run).where(run.id == run_id, has_not_ended).values(status=status))

@@ -8,12 +8,11 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, exists, or_, select, tuple_
+from sqlalchemy import ColumnElement, Connection, delete, exists, literal_column, or_, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, joinedload, selectinload
 
 from gradmedic_service.database import models
-from gradmedic_service.runs.stalling import status_of
 
 SortKey = Literal["created_at", "updated_at", "name"]
 """Columns to sort by; none of them is ever null."""
@@ -109,7 +108,7 @@ class RunRevision:
 
 def read_revisions(session: Session, run_ids: Collection[UUID]) -> dict[UUID, RunRevision]:
     """Read the current revisions of runs by one query; a run that does not exist is missing."""
-    run, now = models.Run, datetime.now(UTC)
+    run = models.Run
     rows = session.execute(
         select(
             run.id,
@@ -117,7 +116,6 @@ def read_revisions(session: Session, run_ids: Collection[UUID]) -> dict[UUID, Ru
             run.revision,
             run.generation,
             run.status,
-            run.stalls_at,
             run.verdict,
             run.score,
             run.since_step,
@@ -130,7 +128,7 @@ def read_revisions(session: Session, run_ids: Collection[UUID]) -> dict[UUID, Ru
             project=row.project,
             revision=row.revision,
             generation=row.generation,
-            status=status_of(row.status, row.stalls_at, now),
+            status=row.status,
             verdict=row.verdict,
             score=row.score,
             since_step=row.since_step,
@@ -154,6 +152,27 @@ def touch(run: models.Run) -> None:
     run.updated_at = datetime.now(UTC)
 
 
+def list_silent_runs(session: Session, now: datetime, limit: int) -> list[UUID]:
+    """Read the ids of the running runs that have been silent for longer than their limit."""
+    query = select(models.Run.id).where(*_is_silent(now)).order_by(models.Run.stalls_at).limit(limit)
+    return list(session.scalars(query))
+
+
+def mark_stalled(session: Session, run_id: UUID, now: datetime) -> bool:
+    """Mark a silent run as stalled; return False if it is not silent any more, or if another transaction holds it."""
+    run = models.Run
+    locked = select(run.id).where(run.id == run_id, *_is_silent(now)).with_for_update(skip_locked=True)
+    if session.scalar(locked) is None:
+        return False
+    session.execute(update(run).where(run.id == run_id).values(status="stalled", revision=run.revision + 1))
+    return True
+
+
+def _is_silent(now: datetime) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    """Return the conditions of `list_silent_runs`. The status is a literal, so that its partial index is used."""
+    return models.Run.status == literal_column("'running'"), models.Run.stalls_at <= now
+
+
 def read_stored_facts(
     connection: Connection | Session, run_id: UUID
 ) -> tuple[list[Any], dict[str, Any] | None, str | None]:
@@ -164,16 +183,6 @@ def read_stored_facts(
         .where(models.RunDetails.run_id == run_id)
     ).one()
     return layers, training, framework
-
-
-def _has_status(status: str) -> ColumnElement[bool]:
-    """Return the condition for a status, as `stalling.status_of` computes it."""
-    run, now = models.Run, datetime.now(UTC)
-    if status == "stalled":
-        return and_(run.status == "running", run.stalls_at <= now)
-    if status == "running":
-        return and_(run.status == "running", or_(run.stalls_at.is_(None), run.stalls_at > now))
-    return run.status == status
 
 
 def _conditions(query: RunQuery) -> list[ColumnElement[bool]]:
@@ -188,7 +197,7 @@ def _conditions(query: RunQuery) -> list[ColumnElement[bool]]:
     if query.verdict is not None:
         conditions.append(run.verdict == query.verdict)
     if query.status is not None:
-        conditions.append(_has_status(query.status))
+        conditions.append(run.status == query.status)
     if query.tag is not None:
         conditions.append(exists().where(models.RunTag.run_id == run.id, models.RunTag.tag == query.tag))
     conditions.append(run.parent_id.is_(None) if query.parent_id is None else run.parent_id == query.parent_id)

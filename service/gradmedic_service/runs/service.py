@@ -20,13 +20,13 @@ from gradmedic_service.http.errors import InvalidRequest
 from gradmedic_service.http.paging import cut_page, position_of
 from gradmedic_service.projects import service as projects
 from gradmedic_service.projects.errors import ProjectFull
-from gradmedic_service.reruns import repository as reruns
 from gradmedic_service.runs import repository
 from gradmedic_service.runs.errors import RunExists, RunNotFound
 from gradmedic_service.runs.facts import LAYERS, TRAINING, digest_of
 from gradmedic_service.runs.repository import RunQuery, SortKey
-from gradmedic_service.runs.stalling import SilenceLimit, status_of
+from gradmedic_service.runs.stalling import SilenceLimit
 from gradmedic_service.runs.validation import check_appended_layers
+from gradmedic_service.trials import repository as trials
 
 SORTS = tuple(f"{sign}{key}" for key in get_args(SortKey) for sign in ("", "-"))
 """Values of `sort`; the sign means descending."""
@@ -44,7 +44,7 @@ def create(session: Session, principal: Principal, body: RunCreate, limits: Limi
     layers = without_nonfinite(LAYERS.dump_python(body.layers, mode="python", exclude_defaults=True))
     training = without_nonfinite(TRAINING.dump_python(body.training, exclude_none=True))
     now = datetime.now(UTC)
-    trial = None if body.id is None else reruns.run_of_attempt(session, body.id)
+    trial = None if body.id is None else trials.find_run_of_attempt(session, body.id)
     if trial is not None:
         body = replace(body, project=trial.project, name=trial.name)
     silence_limit = SilenceLimit.at_start(now)
@@ -137,6 +137,19 @@ def remove(session: Session, principal: Principal, run_id: UUID) -> None:
     repository.remove(session, run_id)
 
 
+def list_silent_runs(session: Session, limit: int) -> list[UUID]:
+    """Return the ids of the running runs that have been silent for longer than their limit."""
+    return repository.list_silent_runs(session, datetime.now(UTC), limit)
+
+
+def mark_stalled(session: Session, run_id: UUID) -> bool:
+    """Give a run of `list_silent_runs` the status `stalled`, and raise its revision.
+
+    Returns False if the run is not silent any more, or if another transaction holds it.
+    """
+    return repository.mark_stalled(session, run_id, datetime.now(UTC))
+
+
 def list_page(
     session: Session, principal: Principal, query: RunQuery, page_token: str | None, max_results: int
 ) -> RunList:
@@ -186,7 +199,7 @@ def _to_summary_fields(run: models.Run) -> dict[str, Any]:
         "id": run.id,
         "project": run.project,
         "name": run.name,
-        "status": status_of(run.status, run.stalls_at, datetime.now(UTC)),
+        "status": run.status,
         "verdict": run.verdict,
         "score": run.score,
         "since_step": run.since_step,

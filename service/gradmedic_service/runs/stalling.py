@@ -1,7 +1,7 @@
 """The rule for the status `stalled`: a running run has been silent for longer than its own rhythm explains.
 
-Each append stores in the run's row until when the run may be silent (`stalls_at`). `status_of` compares that moment
-with the time, so that every replica shows the same status and the filter of a list agrees with its items.
+Each append stores in the run's row until when the run may be silent (`stalls_at`). After that time, the service's due
+work (`due_work.py`) stores the status `stalled`. The next new step makes the run `running` again.
 
 A run may be silent for PAUSE_FACTOR times its longest recent pause. The limit shrinks slowly while steps arrive. So a
 long pause, such as an evaluation after each epoch, is remembered over an epoch of many times its length, and a slow
@@ -45,8 +45,3 @@ class SilenceLimit:
         counted = min(pause, MAX_PAUSE_FACTOR * self.seconds)
         seconds = max(MIN_SECONDS, PAUSE_FACTOR * counted, self.seconds - SHRINK_RATE * counted)
         return SilenceLimit(seconds, now + timedelta(seconds=seconds))
-
-
-def status_of(stored: str, stalls_at: datetime | None, now: datetime) -> str:
-    """Return the status of a run now; `stalls_at` is None where an old version stored the run."""
-    return "stalled" if stored == "running" and stalls_at is not None and now >= stalls_at else stored

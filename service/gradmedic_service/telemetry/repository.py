@@ -26,6 +26,7 @@ class RunRow:
 
     id: UUID
     project: str
+    status: str
     created_at: datetime
     generation: int
     revision: int
@@ -83,6 +84,8 @@ class AppendedRun:
     updated_at: datetime
     silence_limit: SilenceLimit | None
     """New silence limit; None keeps the stored one."""
+    ends_stall: bool = False
+    """Whether the run was stalled, and is running again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +108,7 @@ class RewoundRun:
 _RUN_COLUMNS = (
     _RUNS.c.id,
     _RUNS.c.project,
+    _RUNS.c.status,
     _RUNS.c.created_at,
     _RUNS.c.generation,
     _RUNS.c.revision,
@@ -166,6 +170,7 @@ def write_append(connection: Connection, run_id: UUID, appended: AppendedRun) ->
             "metrics": appended.metrics,
             "updated_at": appended.updated_at,
             **({} if limit is None else {"patience": limit.seconds, "stalls_at": limit.stalls_at}),
+            **({"status": "running"} if appended.ends_stall else {}),
         },
     )
     if appended.diagnosis is not None:

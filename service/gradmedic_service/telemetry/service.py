@@ -90,6 +90,7 @@ def append(
         verdict_changes=changes,
         updated_at=now,
         silence_limit=_silence_limit(run, now).after_append(now),
+        ends_stall=run.status == "stalled",
     )
     repository.write_append(connection, run_id, appended)
     tail = write_block(connection, run_id, block, None if cached is None else cached.tail)

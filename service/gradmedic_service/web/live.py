@@ -139,5 +139,5 @@ def read_snapshots(database: Database, run_ids: Collection[UUID]) -> dict[UUID, 
     """Read snapshots of runs; a run that does not exist is missing."""
     with database.reading() as session:
         run_revisions = runs.read_revisions(session, run_ids)
-        rerun_revisions = reruns.pulses(session, run_ids)
+        rerun_revisions = reruns.read_revisions(session, run_ids)
     return {run_id: RunSnapshot(run, rerun_revisions.get(run_id, [])) for run_id, run in run_revisions.items()}

@@ -7,10 +7,10 @@ no result, and the service makes another one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from gradmedic.protocol.trial_report import TrialReport
 from gradmedic.protocol.trials import ClaimedTrial
 
 TIMEOUT = "timeout"
@@ -27,7 +27,7 @@ class TrialEnd:
     """Exit code, negative for a signal; None if it is unknown."""
     reason: str | None = None
     """Why the trial was ended: `TIMEOUT`, `STOPPED` or a sentence; None if it ended by itself."""
-    report: Mapping[str, object] = field(default_factory=dict)
+    report: TrialReport = field(default_factory=TrialReport)
     """The script's report, written by `gradmedic.init()` and `run.watch()`: applied remedies, versions and device."""
 
 

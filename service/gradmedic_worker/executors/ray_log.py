@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from gradmedic.protocol.trial_report import TrialReport
 from gradmedic_worker.executors.base import LostAttempt, TrialEnd
 
 EVENT_PREFIX = "gradmedic-trial "
@@ -36,7 +37,7 @@ class LogWriter:
         """Write how the trial ended, and its whole output."""
         if output != self._output:
             self._write_change(output)
-        event = {"exit_code": end.exit_code, "reason": end.reason, "report": dict(end.report)}
+        event = {"exit_code": end.exit_code, "reason": end.reason, "report": end.report.to_fields()}
         self._write_event({"ended": event})
 
     def write_loss(self, reason: str) -> None:
@@ -95,6 +96,7 @@ def _apply_event(state: LogState, event: dict[str, Any]) -> None:
         common, added = event["output"]
         state.output = state.output[:common] + added
     elif "ended" in event:
-        state.end = TrialEnd(**event["ended"])
+        end = dict(event["ended"])
+        state.end = TrialEnd(**end | {"report": TrialReport.from_fields(end.get("report", {}))})
     elif "lost" in event:
         state.end = LostAttempt(str(event["lost"]))

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gradmedic.exceptions import ConfigurationError
+from gradmedic.protocol.trial_report import TrialReport
 from gradmedic_worker.trainable_command import TrainableCommand
 
 
@@ -18,13 +19,12 @@ def report_path(folder: Path) -> Path:
     return folder / "report.json"
 
 
-def read_report(folder: Path) -> dict[str, object]:
+def read_report(folder: Path) -> TrialReport:
     """Return the report of a trial's script. It is empty if the script wrote none."""
     try:
-        report = json.loads(report_path(folder).read_text())
+        return TrialReport.from_fields(json.loads(report_path(folder).read_text()))
     except (OSError, ValueError):
-        return {}
-    return report if isinstance(report, dict) else {}
+        return TrialReport()
 
 
 def create_trial_folder(worker_folder: Path, trainable: TrainableCommand, name: str) -> Path:

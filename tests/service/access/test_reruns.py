@@ -9,6 +9,8 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 from tests.service.reruns.conftest import API, CLIP, PlayedWorker, rerun, suspect
 
+from gradmedic_service.database.engine import Database
+from gradmedic_service.due_work import do_due_work
 from gradmedic_service.services import services_of
 
 
@@ -110,7 +112,7 @@ def test_automatic_reruns_need_the_scope(team: Any, client_with_key: Any) -> Non
     assert len(person.get(f"{API}/reruns").json()["items"]) == 1
 
 
-def test_a_trainable_of_a_revoked_key(team: Any, client_with_key: Any) -> None:
+def test_a_trainable_of_a_revoked_key(team: Any, client_with_key: Any, database: Database) -> None:
     """A new key of the worker takes the trainable over; reruns of the revoked key end with the reason."""
     person, _ = team
     asked = rerun(person, suspect(person, project="mine"), CLIP)
@@ -122,6 +124,7 @@ def test_a_trainable_of_a_revoked_key(team: Any, client_with_key: Any) -> None:
     assert renewed.client.put(f"{API}/trainables", json=offer).status_code == 409
     assert admin.delete(f"{API}/api-keys/{of_worker['id']}").status_code < 300
     assert renewed.client.put(f"{API}/trainables", json=offer).status_code == 200
+    assert do_due_work(database, worker_patience=3600.0) == 1
     ended = person.get(f"{API}/reruns/{asked['id']}").json()
     assert ended["status"] == "failed"
     assert "the trainable 'train' belongs to another key now" in ended["reason"]

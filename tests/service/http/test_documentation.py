@@ -18,10 +18,11 @@ from gradmedic.protocol.steps import RunRewind, StepsAppend
 from gradmedic.protocol.trainables import TrainablesOffer
 from gradmedic.protocol.trials import TrialClaim, TrialHeartbeat, TrialResult
 from gradmedic_service.projects.endpoints import UPDATE_EXAMPLES as PROJECT_UPDATE_EXAMPLES
-from gradmedic_service.reruns.endpoints import CLAIM_EXAMPLES, HEARTBEAT_EXAMPLES, RESULT_EXAMPLES, TRAINABLES_EXAMPLES
 from gradmedic_service.reruns.endpoints import CREATE_EXAMPLES as CREATE_RERUN_EXAMPLES
 from gradmedic_service.runs.endpoints import CREATE_EXAMPLES, UPDATE_EXAMPLES
 from gradmedic_service.telemetry.endpoints import APPEND_EXAMPLE, REWIND_EXAMPLES
+from gradmedic_service.trainables.endpoints import OFFER_EXAMPLES
+from gradmedic_service.trials.endpoints import CLAIM_EXAMPLES, HEARTBEAT_EXAMPLES, RESULT_EXAMPLES
 
 
 @pytest.fixture(scope="session")
@@ -221,7 +222,7 @@ def test_examples_are_valid() -> None:
         TypeAdapter(RunRewind).validate_python(example["value"])
     for type_, examples in (
         (RerunCreate, CREATE_RERUN_EXAMPLES),
-        (TrainablesOffer, TRAINABLES_EXAMPLES),
+        (TrainablesOffer, OFFER_EXAMPLES),
         (TrialClaim, CLAIM_EXAMPLES),
         (TrialHeartbeat, HEARTBEAT_EXAMPLES),
         (TrialResult, RESULT_EXAMPLES),

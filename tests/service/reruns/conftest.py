@@ -1,17 +1,21 @@
-"""A suspect run, and a worker that is played by the test."""
+"""A suspect run, and a worker whose part the test plays."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx2
 import pytest
+from sqlalchemy import update
 from starlette.testclient import TestClient
-from tests.service.conftest import ReplaceServices
 
 from gradmedic.protocol.service import API_PATH
+from gradmedic_service.database.engine import Database
+from gradmedic_service.database.models import Attempt, Trainable, Trial
+from gradmedic_service.trainables.service import OFFER_LIFETIME
 
 API = API_PATH
 STEPS = 80
@@ -30,7 +34,7 @@ LATE = [{"id": "warm_up", "parameters": {"steps": 10}}]
 
 
 def block(kind: str, steps: int = STEPS, seed: int = 0, first: int = 0) -> dict[str, Any]:
-    """Return the steps of a run that learns, or explodes, or learns nothing."""
+    """Return the steps of a run of a kind: it learns, explodes, or learns nothing."""
     noise = random.Random(f"{kind} {seed}")
     losses: list[float | str] = []
     norms: list[list[float | str]] = []
@@ -48,12 +52,12 @@ def block(kind: str, steps: int = STEPS, seed: int = 0, first: int = 0) -> dict[
 
 @dataclass
 class PlayedWorker:
-    """Does over HTTP what a worker and its trials do, and lets a trial come out as the test wants."""
+    """Sends the requests of a worker and of its trials; the test decides how each trial ends."""
 
     client: httpx2.Client
     name: str = "played"
     ended: list[tuple[int, int]] = field(default_factory=list)
-    """Candidate and seed of the trials that it ended."""
+    """Candidate and seed of the trials that have ended."""
 
     def register(self, **fields: Any) -> None:
         """Offer the trainable."""
@@ -61,7 +65,7 @@ class PlayedWorker:
         assert response.status_code == 200, response.text
 
     def claim(self) -> dict[str, Any] | None:
-        """Take a trial."""
+        """Claim a trial; None if none is waiting."""
         response = self.client.post(f"{API}/trials/claim", json={"worker": self.name, "trainables": ["train"]})
         assert response.status_code in (200, 204), response.text
         return response.json() if response.status_code == 200 else None
@@ -75,7 +79,7 @@ class PlayedWorker:
         return result
 
     def create_run(self, claimed: dict[str, Any]) -> None:
-        """Create the attempt's run, saying of it what a script would."""
+        """Create the attempt's run as its script would."""
         body = {"id": claimed["run_id"], "project": claimed["project"], "layers": [{"name": "a"}, {"name": "b"}]}
         response = self.client.post(f"{API}/runs", json=body | {"statistics": ["grad_norm"]})
         assert response.status_code in (200, 201), response.text
@@ -94,7 +98,7 @@ class PlayedWorker:
         return response
 
     def work(self, kinds: dict[int, str], limit: int = 1000) -> None:
-        """Run what there is, each candidate as `kinds` says."""
+        """Run all trials that are waiting. `kinds` has the kind of steps of each candidate."""
         for _ in range(limit):
             claimed = self.claim()
             if claimed is None:
@@ -131,7 +135,7 @@ def suspect(client: httpx2.Client, project: str = "tests", **fields: Any) -> str
 
 
 def rerun(client: httpx2.Client, run_id: str, *candidates: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
-    """Ask for a rerun of these candidates."""
+    """Create a rerun of these candidates."""
     body = ({"remedies": list(candidates)} if candidates else {}) | {"budget": {"steps": STEPS}} | fields
     response = client.post(f"{API}/runs/{run_id}/reruns", json=body)
     assert response.status_code == 202, response.text
@@ -139,7 +143,24 @@ def rerun(client: httpx2.Client, run_id: str, *candidates: list[dict[str, Any]],
     return made
 
 
-@pytest.fixture
-def short_lease(client: TestClient, replace_services: ReplaceServices) -> None:
-    """Give trials up after a twentieth of a second."""
-    replace_services(trial_lease=0.05)
+def read(client: httpx2.Client, path: str) -> Any:
+    """Return the body of a successful answer."""
+    response = client.get(f"{API}{path}")
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def expire_leases(database: Database, *, started_before: float = 0.0) -> None:
+    """Let the leases of all running trials expire a second ago, and their attempts start some seconds earlier."""
+    moment = datetime.now(UTC)
+    with database.writing() as session:
+        running = update(Trial).where(Trial.status == "running")
+        session.execute(running.values(lease_expires_at=moment - timedelta(seconds=1)))
+        if started_before:
+            session.execute(update(Attempt).values(started_at=moment - timedelta(seconds=started_before)))
+
+
+def forget_offers(database: Database) -> None:
+    """Let the last offer of each trainable be a minute old."""
+    with database.writing() as session:
+        session.execute(update(Trainable).values(updated_at=datetime.now(UTC) - OFFER_LIFETIME))

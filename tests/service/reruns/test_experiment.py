@@ -1,4 +1,4 @@
-"""The experiment: what it starts, when it stops, and what it calls verified."""
+"""The experiment: which trials it starts and stops, and which candidates it calls verified."""
 
 from __future__ import annotations
 
@@ -12,71 +12,70 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradmedic_service.reruns.experiment import (
-    CONFIRMED,
+    CANDIDATES_TO_CONFIRM,
     CONTROL,
-    Budget,
     Conclusion,
-    Design,
-    Trial,
-    describe_curve,
-    final_loss,
+    ExperimentBudget,
+    ExperimentDesign,
+    TrialState,
     is_better,
-    loss_at_rung,
-    plan,
+    next_step,
     reason_to_stop,
-    rungs_of,
 )
+from gradmedic_service.reruns.loss_curves import summarize_losses
 
 STEPS = 20
 
 
-def design(candidates: int = 3, seeds: int = 3, trials: int = 40) -> Design:
+def design(candidates: int = 3, seeds: int = 3, trials: int = 40) -> ExperimentDesign:
     """Return a design."""
-    budget = Budget(steps=STEPS, trials=trials)
-    return Design(candidates=candidates, seeds=tuple(range(seeds)), budget=budget)
+    budget = ExperimentBudget(steps=STEPS, trials=trials)
+    return ExperimentDesign(candidates=candidates, seeds=tuple(range(seeds)), budget=budget)
 
 
-def trial(candidate: int, seed: int = 0, *losses: float, verdict: str = "healthy", status: str = "done") -> Trial:
+def trial(candidate: int, seed: int = 0, *losses: float, verdict: str = "healthy", status: str = "done") -> TrialState:
     """Return a trial with these losses."""
-    curve = describe_curve(np.array(losses, dtype=np.float64))
-    return Trial(candidate=candidate, seed=seed, status=status, verdict=verdict, curve=curve, seconds=1.0)
+    curve = summarize_losses(np.array(losses, dtype=np.float64))
+    return TrialState(candidate=candidate, seed=seed, status=status, verdict=verdict, curve=curve, seconds=1.0)
 
 
-def failing(seed: int = 0, best: float = 2.0) -> Trial:
+def failing(seed: int = 0, best: float = 2.0) -> TrialState:
     """Return a control that fails."""
     return trial(CONTROL, seed, 2.3, best, math.nan, verdict="exploding")
 
 
-def learning(candidate: int, seed: int = 0, final: float = 1.0) -> Trial:
+def learning(candidate: int, seed: int = 0, final: float = 1.0) -> TrialState:
     """Return a candidate that learns; its curve is of its own seed."""
     return trial(candidate, seed, 2.3, 2.0 + seed / 100, final)
 
 
-def carry_out(of: Design, results: dict[tuple[int, int], Trial]) -> tuple[Conclusion, list[tuple[int, int]]]:
-    """Run an experiment whose trials end as `results` says; return how it came out, and what was started."""
-    done: list[Trial] = []
+def carry_out(
+    of: ExperimentDesign, results: dict[tuple[int, int], TrialState]
+) -> tuple[Conclusion, list[tuple[int, int]]]:
+    """Run an experiment whose trials end with these results; return its conclusion and the started trials."""
+    done: list[TrialState] = []
     started: list[tuple[int, int]] = []
     while True:
-        now = plan(of, done)
-        if now.conclusion is not None:
-            return now.conclusion, started
-        assert now.start
-        for place in now.start:
+        step = next_step(of, done)
+        if step.conclusion is not None:
+            return step.conclusion, started
+        assert step.start
+        for place in step.start:
             started.append(place)
             done.append(results[place])
 
 
 def test_the_control_runs_first_and_alone() -> None:
     """Nothing else starts before the control has failed."""
-    assert plan(design(), []).start == ((CONTROL, 0),)
-    assert plan(design(), [replace(failing(), status="running")]).start == ()
-    assert plan(design(), [failing()]).start == ((1, 0), (2, 0), (3, 0))
+    assert next_step(design(), []).start == ((CONTROL, 0),)
+    assert next_step(design(), [replace(failing(), status="running")]).start == ()
+    assert next_step(design(), [failing()]).start == ((1, 0), (2, 0), (3, 0))
 
 
 @pytest.mark.parametrize("verdict", ["healthy", "undetermined"])
 def test_a_failure_that_does_not_show_again_ends_the_rerun(verdict: str) -> None:
     """A control that ends healthy, or with too little data, proves nothing: not reproduced."""
-    conclusion = plan(design(), [trial(CONTROL, 0, 2.0, 1.0, verdict=verdict)]).conclusion
+    conclusion = next_step(design(), [trial(CONTROL, 0, 2.0, 1.0, verdict=verdict)]).conclusion
     assert conclusion is not None
     assert (conclusion.status, conclusion.outcomes) == ("not_reproduced", ())
     assert verdict in conclusion.reason
@@ -85,8 +84,8 @@ def test_a_failure_that_does_not_show_again_ends_the_rerun(verdict: str) -> None
 def test_a_control_that_crashes_ends_the_rerun_unless_it_failed_as_expected() -> None:
     """A script that ends with an error because its loss is NaN has reproduced the failure; another crash has not."""
     crashed = replace(failing(), status="failed", reason="exit code 1")
-    assert plan(design(), [crashed]).start
-    conclusion = plan(design(), [replace(crashed, verdict="undetermined")]).conclusion
+    assert next_step(design(), [crashed]).start
+    conclusion = next_step(design(), [replace(crashed, verdict="undetermined")]).conclusion
     assert conclusion is not None
     assert conclusion.status == "failed"
     assert "exit code 1" in conclusion.reason
@@ -95,7 +94,7 @@ def test_a_control_that_crashes_ends_the_rerun_unless_it_failed_as_expected() ->
 def test_the_best_two_are_confirmed_with_the_control() -> None:
     """Of the candidates that beat the control on the first seed, the two with the lowest loss go on."""
     raced = [failing(), learning(1, final=1.5), learning(2, final=0.5), learning(3, final=1.0), learning(4, final=9.0)]
-    assert plan(design(candidates=4), raced).start == ((0, 1), (2, 1), (3, 1), (0, 2), (2, 2), (3, 2))
+    assert next_step(design(candidates=4), raced).start == ((0, 1), (2, 1), (3, 1), (0, 2), (2, 2), (3, 2))
 
 
 def test_verified_means_every_seed() -> None:
@@ -116,7 +115,7 @@ def test_verified_means_every_seed() -> None:
 
 
 def test_the_next_best_is_confirmed_where_the_best_do_not_hold() -> None:
-    """A remedy that shines on one seed only does not keep a steadier one from being proven."""
+    """A remedy that is best on one seed only does not keep another one from being verified."""
     results = {(CONTROL, seed): failing(seed) for seed in range(3)}
     finals = {1: 0.9, 2: 0.5, 3: 0.7, 4: 1.0}
     for candidate, final in finals.items():
@@ -135,7 +134,7 @@ def test_the_next_best_is_confirmed_where_the_best_do_not_hold() -> None:
 
 
 def test_one_seed_is_enough_if_one_was_asked_for() -> None:
-    """With one seed there is no confirmation, and the outcome says that it was one."""
+    """With one seed there is no confirmation, and the outcome counts one seed."""
     conclusion, started = carry_out(design(candidates=1, seeds=1), {(0, 0): failing(), (1, 0): learning(1)})
     assert started == [(0, 0), (1, 0)]
     assert [(o.state, o.seeds) for o in conclusion.outcomes] == [("verified", 1)]
@@ -179,15 +178,15 @@ def test_a_margin_of_exactly_a_tenth() -> None:
     assert not is_better(trial(1, 0, *start, *[1.81] * 10), control)
 
 
-def test_a_control_without_losses_is_beaten_by_whoever_learns() -> None:
-    """There is no best to be below; the other conditions stay."""
+def test_a_control_without_losses_is_beaten_by_any_trial_that_learns() -> None:
+    """Without a best loss of the control, the other conditions still hold."""
     control = trial(CONTROL, 0, verdict="exploding")
     assert is_better(learning(1), control)
 
 
 def test_remedies_that_do_not_apply_do_not_race_on() -> None:
     """Not applicable is an outcome with its reason, and the others are tried."""
-    refused = Trial(candidate=1, seed=0, status="not_applicable", reason="Adam has no use for it")
+    refused = TrialState(candidate=1, seed=0, status="not_applicable", reason="Adam has no use for it")
     results = {(0, s): failing(s) for s in range(3)} | {(2, s): learning(2, s) for s in range(3)} | {(1, 0): refused}
     conclusion, _ = carry_out(design(candidates=2), results)
     first, second = conclusion.outcomes
@@ -197,7 +196,7 @@ def test_remedies_that_do_not_apply_do_not_race_on() -> None:
 
 def test_a_crash_is_an_outcome_and_the_others_go_on() -> None:
     """A trial that failed makes its candidate failed, with the reason."""
-    crashed = Trial(candidate=1, seed=0, status="failed", reason="killed by signal 9")
+    crashed = TrialState(candidate=1, seed=0, status="failed", reason="killed by signal 9")
     conclusion, _ = carry_out(design(candidates=2, seeds=1), {(0, 0): failing(), (1, 0): crashed, (2, 0): learning(2)})
     first, second = conclusion.outcomes
     assert (first.state, first.reason, second.state) == ("failed", "killed by signal 9", "verified")
@@ -216,19 +215,19 @@ def test_confirmation_that_the_budget_cut_short_is_no_proof() -> None:
 def test_a_closed_rerun_starts_nothing() -> None:
     """Once no trial can be started, what has ended is summed up, with the reason; before the control, it has failed."""
     trials = [failing(), learning(1)]
-    conclusion = plan(design(), trials, "the worker is gone").conclusion
+    conclusion = next_step(design(), trials, "the worker is gone").conclusion
     assert conclusion is not None
     assert [o.state for o in conclusion.outcomes] == ["healthy"]
     assert conclusion.reason == "0 of 1 candidates verified; not everything was tried: the worker is gone"
-    assert plan(design(), [failing(), replace(learning(1), status="running")], "the worker is gone").start == ()
-    conclusion = plan(design(), [], "the worker is gone").conclusion
+    assert next_step(design(), [failing(), replace(learning(1), status="running")], "the worker is gone").start == ()
+    conclusion = next_step(design(), [], "the worker is gone").conclusion
     assert conclusion is not None
     assert (conclusion.status, conclusion.reason) == ("failed", "the worker is gone")
 
 
 def test_a_control_that_reported_nothing_proves_nothing() -> None:
     """Where the control of a seed never ran, nothing is better than it."""
-    lost = Trial(candidate=CONTROL, seed=1, status="failed", verdict="undetermined")
+    lost = TrialState(candidate=CONTROL, seed=1, status="failed", verdict="undetermined")
     assert not is_better(learning(1, 1), lost)
     results = {(CONTROL, 0): failing(), (1, 0): learning(1), (CONTROL, 1): lost, (1, 1): learning(1, 1)}
     conclusion, _ = carry_out(design(candidates=1, seeds=2), results)
@@ -237,7 +236,7 @@ def test_a_control_that_reported_nothing_proves_nothing() -> None:
 
 
 def test_one_curve_with_two_ends_is_not_healthy() -> None:
-    """Of seeds with one and the same loss curve, one that failed makes all of them fail."""
+    """Of seeds with the same loss curve, one that failed makes all of them count as failed."""
     same = trial(1, 0, 2.3, 2.0, 1.0)
     results = {
         (CONTROL, 0): failing(),
@@ -265,11 +264,11 @@ def test_outcomes_say_what_they_were_tried_on() -> None:
 def test_halving_stops_the_worse_half_but_never_the_best_two() -> None:
     """At a rung a trial stops if as many others were better there as are kept."""
 
-    def at(candidate: int, *rungs: float, verdict: str = "healthy") -> Trial:
-        return Trial(candidate=candidate, seed=0, status="running", verdict=verdict, rungs=rungs)
+    def at(candidate: int, *rungs: float, verdict: str = "healthy") -> TrialState:
+        return TrialState(candidate=candidate, seed=0, status="running", verdict=verdict, rungs=rungs)
 
-    def reason(one: Trial, others: list[Trial], steps: int = 10) -> str | None:
-        return reason_to_stop(one, others, failing(), design(candidates=5), steps)
+    def reason(trial: TrialState, others: list[TrialState], steps: int = 10) -> str | None:
+        return reason_to_stop(trial, others, failing(), design(candidates=5), steps)
 
     others = [at(1, 1.0), at(2, 2.0), at(3, 3.0)]
     assert reason(at(4, 4.0), []) is None
@@ -285,7 +284,7 @@ def test_halving_stops_the_worse_half_but_never_the_best_two() -> None:
 
 
 def test_halving_compares_with_those_that_may_still_win() -> None:
-    """Who was fast at first and has exploded since, or ended no better than the control, drives nobody out."""
+    """A candidate that has exploded, or ended no better than the control, stops no other one."""
     late = replace(learning(4), status="running", rungs=(2.2,), curve=None)
     winners = [replace(learning(c), rungs=(2.1,)) for c in (1, 2, 3)]
     losers = [replace(trial(c, 0, 2.3, 2.0, math.nan, verdict="exploding"), rungs=(2.1,)) for c in (1, 2, 3)]
@@ -293,30 +292,8 @@ def test_halving_compares_with_those_that_may_still_win() -> None:
     assert reason_to_stop(late, losers, failing(), design(candidates=5), 10) is None
 
 
-def test_losses_at_rungs() -> None:
-    """What is not finite, or unhealthy, is worse than any loss."""
-    assert loss_at_rung(np.array([3.0, 2.0]), "healthy") == 2.0
-    assert loss_at_rung(np.array([3.0, math.nan]), "healthy") == math.inf
-    assert loss_at_rung(np.array([3.0, 2.0]), "vanishing") == math.inf
-    assert loss_at_rung(np.array([]), "undetermined") == math.inf
-    assert rungs_of(100) == (50, 75)
-
-
-@given(st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=1, max_size=60))
-def test_final_loss_is_the_median_of_the_last_tenth(losses: list[float]) -> None:
-    """Against numpy: the median of the last tenth's finite values, if they are the majority."""
-    last = losses[-max(1, round(len(losses) / 10)) :]
-    finite = [loss for loss in last if math.isfinite(loss)]
-    found = final_loss(np.array(losses))
-    if len(finite) * 2 <= len(last):
-        assert math.isnan(found)
-    else:
-        low, high = sorted(finite)[(len(finite) - 1) // 2], sorted(finite)[len(finite) // 2]
-        assert min(low, high) <= found <= max(low, high)
-
-
 @st.composite
-def experiments(draw: st.DrawFn) -> tuple[Design, dict[tuple[int, int], Trial]]:
+def experiments(draw: st.DrawFn) -> tuple[ExperimentDesign, dict[tuple[int, int], TrialState]]:
     """Draw a design and how each of its trials would end."""
     of = design(candidates=draw(st.integers(0, 6)), seeds=draw(st.integers(1, 4)), trials=draw(st.integers(0, 20)))
     loss = st.sampled_from([0.5, 1.0, 1.9, 2.0, 2.2, 3.0, math.nan])
@@ -337,21 +314,23 @@ def experiments(draw: st.DrawFn) -> tuple[Design, dict[tuple[int, int], Trial]]:
 
 @given(experiments())
 def test_budgets_are_never_exceeded_and_every_rerun_ends(
-    experiment: tuple[Design, dict[tuple[int, int], Trial]],
+    experiment: tuple[ExperimentDesign, dict[tuple[int, int], TrialState]],
 ) -> None:
-    """Whatever the trials do, no trial starts twice, none beyond the budget, and the rerun comes to an end."""
+    """With any results, no trial starts twice or beyond the budget, and the rerun ends."""
     of, results = experiment
     conclusion, started = carry_out(of, results)
     assert len(started) == len(set(started)) <= of.budget.trials
     assert all(c <= of.candidates and s in of.seeds for c, s in started)
     assert conclusion.status in ("done", "not_reproduced", "failed")
     confirmed = {c for c, s in started if s != of.seeds[0]} - {CONTROL}
-    assert len(confirmed) <= CONFIRMED
+    assert len(confirmed) <= CANDIDATES_TO_CONFIRM
     assert len({o.candidate for o in conclusion.outcomes}) == len(conclusion.outcomes)
 
 
 @given(experiments())
-def test_verified_is_exactly_the_criterion(experiment: tuple[Design, dict[tuple[int, int], Trial]]) -> None:
+def test_verified_is_exactly_the_criterion(
+    experiment: tuple[ExperimentDesign, dict[tuple[int, int], TrialState]],
+) -> None:
     """Against the criterion written out: a candidate is verified where it met it on every seed of the design."""
     of, results = experiment
     conclusion, started = carry_out(of, results)
@@ -374,21 +353,21 @@ def test_verified_is_exactly_the_criterion(experiment: tuple[Design, dict[tuple[
 
 @given(experiments(), st.randoms(use_true_random=False))
 def test_the_order_in_which_trials_end_changes_nothing(
-    experiment: tuple[Design, dict[tuple[int, int], Trial]], random: object
+    experiment: tuple[ExperimentDesign, dict[tuple[int, int], TrialState]], random: object
 ) -> None:
-    """Trials that end one by one, in any order, lead to the same conclusion as in bulk; nothing starts twice."""
+    """Trials that end one by one, in any order, lead to the same conclusion; none starts twice."""
     of, results = experiment
     expected, _ = carry_out(of, results)
-    rows: dict[tuple[int, int], Trial] = {}
+    rows: dict[tuple[int, int], TrialState] = {}
     while True:
-        now = plan(of, list(rows.values()))
-        if now.conclusion is not None:
+        step = next_step(of, list(rows.values()))
+        if step.conclusion is not None:
             break
-        for place in now.start:
+        for place in step.start:
             assert place not in rows
             rows[place] = replace(results[place], status="running", curve=None, verdict="undetermined")
         running = sorted(place for place, row in rows.items() if row.status == "running")
         assert running
         chosen = running[random.randrange(len(running))]  # type: ignore[attr-defined]
         rows[chosen] = results[chosen]
-    assert repr(dataclasses.asdict(now.conclusion)) == repr(dataclasses.asdict(expected))
+    assert repr(dataclasses.asdict(step.conclusion)) == repr(dataclasses.asdict(expected))

@@ -15,6 +15,7 @@ from tests.support.processes import has_ended
 from tests.support.ray_trials import ExecutorUnderTest, TrainableFolder
 from tests.support.workers import WaitUntil
 
+from gradmedic.protocol.trial_report import TrialReport
 from gradmedic_worker.executors.base import STOPPED, TIMEOUT, LostAttempt, TrialEnd, TrialProcess
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
@@ -42,9 +43,7 @@ def test_a_trial_streams_to_its_own_run(
     end = wait_for_end(trial)
     trial.close()
     assert (end.exit_code, end.reason) == (0, None)
-    environment = end.report["environment"]
-    assert isinstance(environment, dict)
-    assert {"python", "numpy", "machine"} <= environment.keys()
+    assert {"python", "numpy", "machine"} <= end.report.environment.keys()
     run = executor_under_test.user_client.runs.get(claimed.run_id)
     assert (run.last_step, run.verdict, run.parent_id) == (79, "exploding", claimed.parent_id)
     scratch = trainable_folder.folder / "scratch" / f"gradmedic-worker-{os.getuid()}"
@@ -53,11 +52,14 @@ def test_a_trial_streams_to_its_own_run(
 
 @pytest.mark.parametrize(
     ("kind", "exit_code", "printed", "report"),
-    [("exit", 3, "going", {"not_applicable": "there is nothing to clip"}), ("signal", -signal.SIGSEGV, "", {})],
+    [
+        ("exit", 3, "going", TrialReport(not_applicable="there is nothing to clip")),
+        ("signal", -signal.SIGSEGV, "", TrialReport()),
+    ],
     ids=["code", "signal"],
 )
 def test_the_end_of_a_trial_has_its_exit_code_output_and_report(
-    start_trial: StartTrial, kind: str, exit_code: int, printed: str, report: dict[str, object]
+    start_trial: StartTrial, kind: str, exit_code: int, printed: str, report: TrialReport
 ) -> None:
     """The end of a trial has the exit code or the signal, the last output and the script's report."""
     trial = start_trial(kind)

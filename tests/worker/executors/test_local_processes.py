@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from tests.support.workers import WaitUntil
 
 from gradmedic_worker.attempt import OUTPUT_END_BYTES, OUTPUT_START_BYTES
 from gradmedic_worker.executors import local_processes
+from gradmedic_worker.executors.fork_server import MODULES
 from gradmedic_worker.executors.local_processes import (
     LAUNCHER_KILLED,
     LaunchSpec,
@@ -265,6 +267,12 @@ def test_random_numbers_differ_from_trial_to_trial(start: StartScript, tmp_path:
         assert wait_for_end(start(script)) == ProcessEnd(0, None)
         outputs.append(read_output(tmp_path).split())
     assert all(first != second for first, second in zip(*outputs, strict=True))
+
+
+def test_the_modules_of_the_fork_server_exist() -> None:
+    """The fork server ignores a missing module, because torch may be missing. Here none is missing."""
+    for module in MODULES:
+        importlib.import_module(module)
 
 
 def test_only_scripts_of_the_same_interpreter_are_forked() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gradmedic.protocol.trial_report import TrialReport
 from gradmedic_worker.executors.base import LostAttempt, TrialEnd
 from gradmedic_worker.executors.ray_log import EVENT_PREFIX, LIVE_OUTPUT_CHARACTERS, LogWriter, read_log
 
@@ -20,7 +21,7 @@ def test_the_worker_reads_the_latest_output(outputs: list[str], last_output: str
         writer.write_output(output)
         lines.append(OTHER_LINE)
         assert read_log("\n".join(lines)).output == output
-    end = TrialEnd(exit_code=-9, reason="stopped", report={"applied": 3, "environment": {"device": "cpu"}})
+    end = TrialEnd(exit_code=-9, reason="stopped", report=TrialReport(applied=3, environment={"device": "cpu"}))
     writer.write_end(end, last_output)
     state = read_log("\n".join(lines) + "\n")
     assert (state.output, state.end) == (last_output, end)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
 from gradmedic.exceptions import ConfigurationError
-from gradmedic_worker.executors.trial_folder import create_worker_folder
+from gradmedic.protocol.trial_report import TrialReport
+from gradmedic_worker.executors.trial_folder import create_worker_folder, read_report, report_path
 
 
 def test_a_worker_has_a_private_folder(tmp_path: Path) -> None:
@@ -36,3 +38,22 @@ def test_a_folder_of_another_user_is_refused(tmp_path: Path, how: str) -> None:
         user_folder.touch()
     with pytest.raises(ConfigurationError, match="is not a folder that this user alone may write to"):
         create_worker_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, TrialReport()),
+        ("", TrialReport()),
+        ("[]", TrialReport()),
+        ('{"applied": "many"}', TrialReport()),
+        ('{"watched": true, "applied": 2, "from": "a later version"}', TrialReport(watched=True, applied=2)),
+        (json.dumps(TrialReport(ended="its 5 steps are done").to_fields()), TrialReport(ended="its 5 steps are done")),
+    ],
+    ids=["missing", "empty", "no object", "wrong type", "unknown field", "written by the SDK"],
+)
+def test_a_report_is_read_as_the_script_wrote_it(tmp_path: Path, content: str | None, expected: TrialReport) -> None:
+    """Unknown fields are ignored; a file that holds no report is read as an empty report."""
+    if content is not None:
+        report_path(tmp_path).write_text(content)
+    assert read_report(tmp_path) == expected

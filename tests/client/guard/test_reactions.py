@@ -11,9 +11,9 @@ from tests.client.runs import explode, start
 
 import gradmedic
 from gradmedic.configuration import resolve_connection
+from gradmedic.guard.reactions import Reactions
 from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.steps import AppendResult
-from gradmedic.reactions import Reactions
 from gradmedic.recording.events import SpikeDetected, StopRequested, VerdictEvent
 from gradmedic.recording.sampler import Sampler
 from gradmedic.transport.http import Request, Response, Service, Transport, Urllib3Transport

@@ -1,4 +1,4 @@
-"""One-time tickets: how a process elsewhere comes to the key of its attempt, and who does not."""
+"""One-time tickets: how a process on a cluster gets the key of its attempt, and that no other process does."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def code(response: httpx2.Response) -> str:
 
 @pytest.fixture
 def person(client_with_key: ClientWithKey) -> TestClient:
-    """Somebody who asks for reruns."""
+    """A client that may create reruns."""
     return client_with_key("ingest", "read", "rerun")
 
 
@@ -63,7 +63,7 @@ def holding(client_without_key: TestClient) -> Holding:
 
 
 def claim(supervisor: PlayedWorker, executor: str = "ray") -> Claimed | None:
-    """Take a trial for an executor."""
+    """Claim a trial for an executor."""
     body = {"worker": "s", "trainables": ["train"], "executor": executor}
     response = supervisor.client.post(f"{API}/trials/claim", json=body)
     assert response.status_code in (200, 204), response.text
@@ -80,25 +80,25 @@ def waiting(person: TestClient, supervisor: PlayedWorker) -> Claimed:
 
 
 def issue(supervisor: PlayedWorker, claimed: Claimed, secret: str, **fields: Any) -> httpx2.Response:
-    """Make a ticket good."""
+    """Store a ticket."""
     body = {"attempt": claimed["attempt"], "ticket": secret, "seconds": 600} | fields
     return supervisor.client.post(f"{API}/trials/{claimed['trial_id']}/ticket", json=body)
 
 
 def redeem(client: TestClient, claimed: Claimed) -> httpx2.Response:
-    """Present a ticket."""
+    """Redeem a ticket."""
     return client.post(f"{API}/trials/{claimed['trial_id']}/redeem", json={"attempt": claimed["attempt"]})
 
 
 def lease(client: httpx2.Client, claimed: Claimed) -> httpx2.Response:
-    """Ask whether anybody waits for an attempt."""
+    """Read the lease of an attempt."""
     return client.get(f"{API}/trials/{claimed['trial_id']}/lease", params={"attempt": claimed["attempt"]})
 
 
 def test_a_ticket_buys_the_key_of_its_attempt_once(
     waiting: Claimed, supervisor: PlayedWorker, holding: Holding, session_app: FastAPI
 ) -> None:
-    """The claim has no key; the ticket gets it, and what to run; presented again it gets nothing."""
+    """The claim has no key. The ticket is exchanged for the key and the trial, and only once."""
     assert waiting["api_key"] is None
     ticket = new_secret()
     assert issue(supervisor, waiting, ticket).status_code == 200
@@ -119,16 +119,17 @@ def test_a_ticket_buys_the_key_of_its_attempt_once(
     assert code(lease(process.client, waiting)) == "api_key_revoked"
 
 
-def test_of_many_who_present_a_ticket_at_once_one_gets_the_key(
+def test_of_many_processes_that_redeem_a_ticket_one_gets_the_key(
     waiting: Claimed, supervisor: PlayedWorker, holding: Holding
 ) -> None:
-    """Two processes of one attempt cannot both begin."""
+    """Of the processes that redeem a ticket at the same time, one starts."""
     ticket = new_secret()
     issue(supervisor, waiting, ticket)
     answers: list[int] = []
     bearers = [holding(ticket) for _ in range(6)]
     threads = [
-        threading.Thread(target=lambda one=one: answers.append(redeem(one, waiting).status_code)) for one in bearers
+        threading.Thread(target=lambda bearer=bearer: answers.append(redeem(bearer, waiting).status_code))
+        for bearer in bearers
     ]
     for thread in threads:
         thread.start()
@@ -139,7 +140,7 @@ def test_of_many_who_present_a_ticket_at_once_one_gets_the_key(
 
 
 def test_a_ticket_opens_nothing_else(waiting: Claimed, supervisor: PlayedWorker, holding: Holding) -> None:
-    """Neither its run nor another attempt, nor may its holder work, read, or see the lease."""
+    """A ticket opens neither its run nor another attempt, and no route of workers or readers."""
     ticket = new_secret()
     issue(supervisor, waiting, ticket)
     bearer = holding(ticket)
@@ -154,12 +155,12 @@ def test_a_ticket_opens_nothing_else(waiting: Claimed, supervisor: PlayedWorker,
 def test_no_key_of_a_person_or_worker_is_a_ticket(
     waiting: Claimed, client_with_key: ClientWithKey, scopes: tuple[str, ...]
 ) -> None:
-    """What runs as an attempt is what its supervisor has submitted; even administrators get no key this way."""
+    """No other key than the ticket is exchanged for the key of an attempt, not even an administrator's."""
     assert code(redeem(client_with_key(*scopes), waiting)) in ("scope_missing", "trial_not_found")
 
 
-def test_no_such_key_can_be_asked_for(client_with_key: ClientWithKey) -> None:
-    """The scope of tickets is not one that keys are made with."""
+def test_no_key_has_the_scope_of_tickets(client_with_key: ClientWithKey) -> None:
+    """No key can be created with the scope of tickets."""
     asked = client_with_key("admin").post(f"{API}/api-keys", json={"scopes": ["ticket"], "project": "mine"})
     assert asked.status_code == 422
 
@@ -169,19 +170,19 @@ def test_no_such_key_can_be_asked_for(client_with_key: ClientWithKey) -> None:
     [({"ticket": "guessable"}, "ticket"), ({"seconds": 0}, "seconds"), ({"seconds": 1e6}, "seconds")],
     ids=["form", "none", "long"],
 )
-def test_tickets_that_could_be_guessed_or_last_are_refused(
+def test_tickets_that_are_short_or_long_lived_are_refused(
     waiting: Claimed, supervisor: PlayedWorker, fields: dict[str, Any], path: str
 ) -> None:
-    """A ticket has the form of a key and is good for a day at most."""
+    """A ticket has the form of a key and is valid for a day at most."""
     refused = issue(supervisor, waiting, new_secret(), **fields)
     assert refused.status_code == 422
     assert [error["path"] for error in refused.json()["errors"]] == [path]
 
 
-def test_only_its_supervisor_makes_a_ticket_good(
+def test_only_its_supervisor_stores_a_ticket(
     waiting: Claimed, client_with_key: ClientWithKey, supervisor: PlayedWorker
 ) -> None:
-    """Another worker's trial does not exist for a worker; an attempt that is over takes no ticket."""
+    """A worker does not see the trials of another one; an attempt that has ended takes no ticket."""
     assert code(issue(PlayedWorker(client_with_key("worker")), waiting, new_secret())) == "trial_not_found"
     assert code(issue(supervisor, waiting | {"attempt": 3}, new_secret())) == "trial_not_found"
     ticket = new_secret()
@@ -192,10 +193,10 @@ def test_only_its_supervisor_makes_a_ticket_good(
     assert code(issue(supervisor, waiting, ticket)) == "stale_attempt"
 
 
-def test_a_ticket_dies_with_its_lease(
+def test_a_ticket_expires_with_its_lease(
     waiting: Claimed, supervisor: PlayedWorker, holding: Holding, replace_services: ReplaceServices, wait_until: Any
 ) -> None:
-    """A job that gets its place after its supervisor was lost is refused, although nobody has noticed the loss."""
+    """After its lease has expired, an attempt's ticket is refused, also before the trial is queued again."""
     ticket = new_secret()
     replace_services(trial_lease=0.05)
     issue(supervisor, waiting, ticket)
@@ -207,7 +208,7 @@ def test_a_ticket_dies_with_its_lease(
 def test_a_ticket_that_expired_is_refused(
     waiting: Claimed, supervisor: PlayedWorker, holding: Holding, wait_until: Any
 ) -> None:
-    """A ticket is good for the seconds that were asked for, even while its attempt waits."""
+    """A ticket is valid for the requested seconds, also while its attempt waits."""
     ticket = new_secret()
     assert issue(supervisor, waiting, ticket, seconds=0.01).status_code == 200
     over = time.monotonic() + 0.1
@@ -216,7 +217,7 @@ def test_a_ticket_that_expired_is_refused(
 
 
 def test_a_new_ticket_replaces_the_one_before(waiting: Claimed, supervisor: PlayedWorker, holding: Holding) -> None:
-    """Of two tickets of one attempt only the latest is good."""
+    """Of two tickets of one attempt only the later one is valid."""
     first, second = new_secret(), new_secret()
     issue(supervisor, waiting, first)
     issue(supervisor, waiting, second)
@@ -243,31 +244,31 @@ def test_waiting_costs_nothing_and_running_does(
     assert person.get(f"{API}/reruns/{waiting['rerun_id']}").json()["cost_seconds"] > 0
 
 
-def test_a_trial_says_that_it_waits_for_a_place(
+def test_a_trial_shows_that_it_waits_for_a_place(
     waiting: Claimed, person: TestClient, supervisor: PlayedWorker, holding: Holding
 ) -> None:
-    """Until its process is there, what runs of it is a place in a queue; each further attempt waits anew."""
+    """Until its process has started, a running trial shows that it waits; so does each further attempt."""
 
-    def told() -> tuple[str, str | None]:
+    def status_and_reason() -> tuple[str, str | None]:
         (trial,) = person.get(f"{API}/reruns/{waiting['rerun_id']}").json()["trials"]
         return trial["status"], trial["reason"]
 
-    assert told() == ("running", "it waits for a place on the cluster")
+    assert status_and_reason() == ("running", "it waits for a place on the cluster")
     supervisor.publish(waiting, "lost", reason="no place was found", exit_code=None)
-    assert told() == ("queued", None)
+    assert status_and_reason() == ("queued", None)
     again = claim(supervisor)
     assert again is not None
-    assert told() == ("running", "it waits for a place on the cluster")
+    assert status_and_reason() == ("running", "it waits for a place on the cluster")
     ticket = new_secret()
     issue(supervisor, again, ticket)
     redeem(holding(ticket), again)
-    assert told() == ("running", None)
+    assert status_and_reason() == ("running", None)
 
 
 def test_what_is_lost_is_tried_again_and_then_given_up(
     waiting: Claimed, person: TestClient, supervisor: PlayedWorker
 ) -> None:
-    """A lost attempt is no result: its trial is queued again, once for each telling, until the third."""
+    """A lost attempt is no result: its trial is queued again, once for each attempt, until the third."""
     path = f"{API}/reruns/{waiting['rerun_id']}"
     for attempt in (1, 2, 3):
         claimed = waiting if attempt == 1 else claim(supervisor)
@@ -277,20 +278,23 @@ def test_what_is_lost_is_tried_again_and_then_given_up(
         assert supervisor.publish(claimed, "lost", exit_code=None).status_code == 200  # its answer was lost
         assert code(supervisor.publish(claimed, "done")) == "stale_attempt"
     made = person.get(path).json()
-    assert (made["status"], [one["status"] for one in made["trials"][0]["attempts"]]) == ("failed", ["lost"] * 3)
-    assert "the last: the node died" in made["reason"]
+    assert (made["status"], [attempt["status"] for attempt in made["trials"][0]["attempts"]]) == (
+        "failed",
+        ["lost"] * 3,
+    )
+    assert "the last one: the node died" in made["reason"]
 
 
 def test_executors_take_their_own_reruns(person: TestClient, supervisor: PlayedWorker) -> None:
-    """A rerun goes to workers of the executor it names; one that names none to the first, and stays with them."""
+    """A rerun runs on the executor that it names; without one, on that of the first worker that claims a trial."""
     suspects = [suspect(person, project="mine") for _ in range(3)]
     local = rerun(person, suspects[0], CLIP, executor="local")
     assert claim(supervisor, "ray") is None
     assert (claim(supervisor, "local") or {})["rerun_id"] == local["id"]
-    anybodys = rerun(person, suspects[1], CLIP)
-    assert anybodys["executor"] is None
-    assert (claim(supervisor, "ray") or {})["rerun_id"] == anybodys["id"]
-    assert person.get(f"{API}/reruns/{anybodys['id']}").json()["executor"] == "ray"
+    unbound = rerun(person, suspects[1], CLIP)
+    assert unbound["executor"] is None
+    assert (claim(supervisor, "ray") or {})["rerun_id"] == unbound["id"]
+    assert person.get(f"{API}/reruns/{unbound['id']}").json()["executor"] == "ray"
     refused = supervisor.client.post(
         f"{API}/trials/claim", json={"worker": "s", "trainables": ["train"], "executor": "slurm"}
     )
@@ -298,7 +302,7 @@ def test_executors_take_their_own_reruns(person: TestClient, supervisor: PlayedW
 
 
 def test_a_loopback_service_has_tickets_too(client: TestClient) -> None:
-    """Where no keys are needed, whoever has none is no process of an attempt."""
+    """Where no keys are needed, a client without a ticket cannot redeem one."""
     worker = PlayedWorker(client)
     worker.register()
     rerun(client, suspect(client), CLIP, executor="ray")

@@ -1,0 +1,51 @@
+"""The report of a trial's script to its worker.
+
+Every trial imports it, so it stands apart from the other classes of trials.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import msgspec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialReport:
+    """What the script of a trial reports to its worker beside its steps. `GRADMEDIC_REPORT` names the file.
+
+    >>> TrialReport(applied=1).to_fields()
+    {'applied': 1}
+    >>> TrialReport.from_fields({"applied": 1, "unknown": 2})
+    TrialReport(watched=False, applied=1, not_applied=[], not_applicable=None, ended=None, environment={})
+    """
+
+    watched: bool = False
+    """Whether the script has called `run.watch()`."""
+    applied: int | None = None
+    """Number of places where remedies were applied. Null before they were applied."""
+    not_applied: list[str] = field(default_factory=list)
+    """The reasons why remedies were not applied in some places."""
+    not_applicable: str | None = None
+    """The reason why the remedies cannot be applied at all. Null if they can."""
+    ended: str | None = None
+    """The reason why the SDK has ended the script. Null if the SDK has not."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Versions and device that the script runs on."""
+
+    def to_fields(self) -> dict[str, Any]:
+        """Return the fields as JSON has them, without those that have their default.
+
+        They are left out because workers of earlier versions take each key that is there for a fact.
+        """
+        default = asdict(TrialReport())
+        return {name: value for name, value in asdict(self).items() if value != default[name]}
+
+    @classmethod
+    def from_fields(cls, fields: object) -> TrialReport:
+        """Return the report that has these fields; an empty report where they are those of no report."""
+        try:
+            return msgspec.convert(fields, cls)
+        except msgspec.ValidationError:
+            return cls()

@@ -1,0 +1,29 @@
+"""An index of the running runs, in which the due work finds those that are silent.
+
+Revision ID: 0010
+Revises: 0009
+
+The version before goes on serving while this one is: it reads the status `stalled` as it is stored.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0010"
+down_revision = "0009"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Add the index."""
+    is_running = sa.text("status = 'running'")
+    op.create_index("ix_runs_running", "runs", ["id"], postgresql_where=is_running, sqlite_where=is_running)
+
+
+def downgrade() -> None:
+    """Remove it, and let the version before compute which runs are stalled."""
+    op.drop_index("ix_runs_running", table_name="runs")
+    op.execute("UPDATE runs SET status = 'running' WHERE status = 'stalled'")

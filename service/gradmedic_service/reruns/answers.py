@@ -1,0 +1,115 @@
+"""Answers about reruns: rows of the database as messages of the API."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from gradmedic.protocol.reruns import Attempt, Candidate, RerunBudget, RerunDetail, RerunSummary, Trial
+from gradmedic_service.database import models
+from gradmedic_service.database.clock import database_time
+from gradmedic_service.database.engine import Session
+from gradmedic_service.reruns import repository
+from gradmedic_service.reruns.advancing import CURVE
+from gradmedic_service.reruns.outcomes import CANDIDATES, OUTCOMES, published_outcome
+from gradmedic_service.reruns.repository import ACTIVE_STATUSES
+from gradmedic_service.trainables import repository as trainables
+from gradmedic_service.trainables.service import has_expired_offer
+
+WAITS_FOR_PLACE = "it waits for a place on the cluster"
+
+
+def summarize(rerun: models.Rerun) -> RerunSummary:
+    """Return a rerun as lists show it."""
+    return RerunSummary(**_summary_fields(rerun))
+
+
+def describe(session: Session, rerun: models.Rerun) -> RerunDetail:
+    """Return a rerun with its candidates, its trials and all attempts at them."""
+    trials = repository.trials_of(session, rerun.id)
+    attempts = repository.attempts_of(session, rerun.id)
+    runs = repository.runs_of(session, attempts)
+    outcomes = {outcome.candidate: outcome for outcome in OUTCOMES.validate_python(rerun.outcomes or [])}
+    return RerunDetail(
+        **_summary_fields(rerun) | {"reason": rerun.reason or _reason_to_wait(session, rerun, trials)},
+        budget=RerunBudget(steps=rerun.steps, seconds=rerun.seconds, trials=rerun.max_trials),
+        seeds=list(rerun.seeds),
+        executor=rerun.executor,
+        parameters=dict(rerun.parameters),
+        candidates=[
+            Candidate(
+                remedies=remedies,
+                outcome=published_outcome(rerun.id, outcomes[index]) if index in outcomes else None,
+                reason=outcomes[index].reason if index in outcomes else None,
+            )
+            for index, remedies in enumerate(CANDIDATES.validate_python(rerun.candidates))
+        ],
+        trials=[
+            _describe_trial(trial, [attempt for attempt in attempts if attempt.trial_id == trial.id], runs)
+            for trial in trials
+        ],
+        cost_seconds=sum(trial.seconds for trial in trials),
+    )
+
+
+def _summary_fields(rerun: models.Rerun) -> dict[str, Any]:
+    return {
+        "id": rerun.id,
+        "run_id": rerun.run_id,
+        "project": rerun.project,
+        "trainable": rerun.trainable,
+        "status": rerun.status,
+        "reason": rerun.reason,
+        "is_automatic": rerun.is_automatic,
+        "created_at": rerun.created_at,
+        "started_at": rerun.started_at,
+        "ended_at": rerun.ended_at,
+    }
+
+
+def _reason_to_wait(session: Session, rerun: models.Rerun, trials: Sequence[models.Trial]) -> str | None:
+    """Return that a rerun waits for a worker, if no worker offers its trainable now; None otherwise."""
+    statuses = {trial.status for trial in trials}
+    if rerun.status not in ACTIVE_STATUSES or "running" in statuses or "queued" not in statuses:
+        return None
+    trainable = trainables.find(session, rerun.trainable)
+    if trainable is None or not has_expired_offer(trainable, database_time(session)):
+        return None
+    since = f"{trainable.updated_at:%Y-%m-%d %H:%M:%S} UTC"
+    return f"waits for a worker: none has offered the trainable {rerun.trainable!r} since {since}"
+
+
+def _describe_trial(trial: models.Trial, attempts: Sequence[models.Attempt], runs: Mapping[UUID, models.Run]) -> Trial:
+    curve = None if trial.curve is None else CURVE.validate_python(trial.curve)
+    latest = attempts[-1] if attempts else None
+    run = None if latest is None else runs.get(latest.run_id)
+    is_running = trial.status == "running"
+    waits_for_place = is_running and latest is not None and latest.is_waiting
+    return Trial(
+        id=trial.id,
+        candidate=trial.candidate,
+        seed=trial.seed,
+        status=trial.status,
+        reason=WAITS_FOR_PLACE if waits_for_place else trial.reason,
+        verdict=run.verdict if is_running and run is not None else trial.verdict,
+        step=None if run is None else run.last_step,
+        start_loss=None if curve is None else curve.start,
+        loss=None if curve is None else curve.final,
+        seconds=trial.seconds,
+        attempts=[
+            Attempt(
+                number=attempt.number,
+                run_id=attempt.run_id,
+                worker=attempt.worker,
+                status=attempt.status,
+                reason=attempt.reason,
+                exit_code=attempt.exit_code,
+                started_at=attempt.started_at,
+                ended_at=attempt.ended_at,
+                environment=dict(attempt.environment),
+            )
+            for attempt in attempts
+        ],
+        lease_expires_at=trial.lease_expires_at,
+    )

@@ -1,0 +1,61 @@
+"""Routes of trainables."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends
+
+from gradmedic.protocol.trainables import Trainables, TrainablesOffer
+from gradmedic_service.access.authorization import MayFollowRerun, MayWork
+from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency, json_only
+from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType, documented
+from gradmedic_service.trainables import service
+from gradmedic_service.trainables.errors import TrainableTaken
+
+router = APIRouter(prefix="/trainables", tags=["workers"])
+
+OFFER_EXAMPLES: dict[str, Any] = {
+    "one": {
+        "summary": "One script whose learning rate may be set",
+        "value": {
+            "items": [
+                {
+                    "name": "train",
+                    "parameters": [{"name": "lr", "type": "float", "minimum": 1e-6, "maximum": 10.0}],
+                    "gpus": 1,
+                    "timeout": 3600,
+                }
+            ],
+            "worker": "gpu-7",
+        },
+    }
+}
+
+
+@router.get("", response_model=Trainables)
+def list_trainables(principal: MayFollowRerun, database: DatabaseDependency) -> Trainables:
+    """List the trainables that runs may name."""
+    with database.reading() as session:
+        return service.list_trainables(session, principal)
+
+
+@router.put(
+    "",
+    response_model=Trainables,
+    dependencies=[Depends(json_only)],
+    responses=documented(TrainableTaken, MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidRequest),
+)
+def register_trainables(
+    principal: MayWork,
+    body: Annotated[TrainablesOffer, Body(openapi_examples=OFFER_EXAMPLES)],
+    database: DatabaseDependency,
+    limits: LimitsDependency,
+) -> Trainables:
+    """Offer trainables, with the parameters that a rerun may set. A name belongs to the key that registered it.
+
+    A worker repeats its offer every ten seconds. A trainable that it leaves out is withdrawn, unless another offer of
+    it arrived within a minute. Reruns of a withdrawn trainable end with that reason.
+    """
+    with database.writing() as session:
+        return service.register(session, principal, body, limits)

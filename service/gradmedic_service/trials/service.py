@@ -1,0 +1,221 @@
+"""Trials: what a heartbeat, a result and a lost worker mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from gradmedic.protocol.encoding import without_nonfinite
+from gradmedic.protocol.reruns import RerunDetail
+from gradmedic.protocol.trials import RESULT_STATUSES, HeartbeatResult, TrialHeartbeat, TrialOutput, TrialResult
+from gradmedic_service.access.principal import Principal
+from gradmedic_service.database import models
+from gradmedic_service.database.clock import database_time
+from gradmedic_service.database.engine import Session
+from gradmedic_service.http.errors import InvalidRequest
+from gradmedic_service.reruns import answers, experiment
+from gradmedic_service.reruns import repository as reruns
+from gradmedic_service.reruns.advancing import SECONDS_SPENT, advance, design_of, seconds_left, trial_state
+from gradmedic_service.reruns.attempts import end_attempt, last_output
+from gradmedic_service.reruns.loss_curves import loss_at_rung, rungs_of, summarize_losses
+from gradmedic_service.telemetry import service as telemetry
+from gradmedic_service.trials import repository
+from gradmedic_service.trials.errors import TrialNotFound
+from gradmedic_service.trials.lookup import find_trial, find_trial_of_worker, stale_attempt, trial_not_found
+
+MAX_ATTEMPTS = 3
+"""Number of attempts at a trial that may be lost. After that, the trial itself counts as the cause, and has failed."""
+MAX_REASON = 2_000
+"""Number of characters that are kept of a worker's reason."""
+
+
+def renew_lease(
+    session: Session, principal: Principal, trial_id: UUID, body: TrialHeartbeat, lease: float
+) -> HeartbeatResult:
+    """Renew the lease of an attempt, and return whether it should stop. Raises TrialNotFound, StaleAttempt."""
+    trial, rerun = find_trial_of_worker(session, principal, trial_id)
+    at = database_time(session)
+    if not repository.renew_lease(session, trial_id, body.attempt, at + timedelta(seconds=lease)):
+        raise stale_attempt(trial, body.attempt)
+    trials = reruns.trials_of(session, rerun.id)
+    trial = _trial_of_id(trials, trial_id)
+    attempt = reruns.find_attempt(session, trial_id, body.attempt)
+    if attempt is None:
+        raise stale_attempt(trial, body.attempt)
+    if body.output is not None:
+        attempt.output = last_output(body.output)
+    run = reruns.runs_of(session, [attempt]).get(attempt.run_id)
+    if run is not None and trial.reason_to_stop is None:
+        trial.verdict = run.verdict
+        _store_passed_rungs(session, rerun, trial, run)
+        if trial.rungs or trial.verdict == "exploding":
+            trial.reason_to_stop = _reason_to_stop(rerun, trial, trials, (run.last_step or 0) + 1)
+    running = sum(other.status == "running" for other in trials)
+    seconds = seconds_left(session, rerun, trials, at) / max(1, running)
+    if trial.reason_to_stop is None and seconds <= 0:
+        trial.reason_to_stop = SECONDS_SPENT
+    if trial.reason_to_stop is not None:
+        reruns.stop_run(session, attempt.run_id)
+    return HeartbeatResult(
+        stop=trial.reason_to_stop is not None,
+        reason=trial.reason_to_stop,
+        seconds=seconds,
+        step=None if run is None else run.last_step,
+        verdict=trial.verdict,
+    )
+
+
+def publish_result(session: Session, principal: Principal, trial_id: UUID, body: TrialResult) -> RerunDetail:
+    """Store the result of an attempt, once, and advance the experiment; the same result again changes nothing.
+
+    Raises TrialNotFound, StaleAttempt, InvalidRequest.
+    """
+    if body.seconds is not None and not body.seconds >= 0:
+        raise InvalidRequest.at("seconds", f"must not be negative, not {body.seconds!r}")
+    if body.status not in RESULT_STATUSES:
+        raise InvalidRequest.at("status", f"{body.status!r} is not one of {', '.join(RESULT_STATUSES)}")
+    _, found = find_trial_of_worker(session, principal, trial_id)
+    rerun = reruns.lock_rerun(session, found.id)
+    if rerun is None:
+        raise trial_not_found(trial_id)
+    trial = _trial_of_id(reruns.trials_of(session, rerun.id), trial_id)
+    attempt = reruns.find_attempt(session, trial_id, body.attempt)
+    if attempt is not None and attempt.ended_at is not None and attempt.status != "cancelled":
+        if (attempt.status == "lost") == (body.status == "lost"):
+            return answers.describe(session, rerun)
+        raise stale_attempt(trial, body.attempt)
+    at = database_time(session)
+    if body.status == "lost" and trial.reason_to_stop is None:
+        if trial.attempt != body.attempt or trial.status != "running":
+            raise stale_attempt(trial, body.attempt)
+        reason = _shortened(body.reason) or "the machine or the job that ran it was lost"
+        _give_up_attempt(session, trial, at, reason, output=body.output)
+    else:
+        run = None if attempt is None else reruns.runs_of(session, [attempt]).get(attempt.run_id)
+        status, reason_of_end = _judge_result(body, trial, run)
+        if not repository.end_trial(session, trial_id, body.attempt, status=status, reason=reason_of_end):
+            raise stale_attempt(trial, body.attempt)
+        trial = _trial_of_id(reruns.trials_of(session, rerun.id), trial_id)
+        if run is not None:
+            _store_curve(session, rerun, trial, run)
+        end_attempt(
+            session,
+            trial,
+            at,
+            status=status,
+            reason=reason_of_end,
+            exit_code=body.exit_code,
+            output=body.output,
+            environment=body.environment,
+            seconds=body.seconds,
+        )
+    advance(session, rerun, at)
+    return answers.describe(session, rerun)
+
+
+def read_output(session: Session, principal: Principal, trial_id: UUID, number: int | None) -> TrialOutput:
+    """Return the end of the output of an attempt, the latest unless a number is given. Raises TrialNotFound."""
+    trial, rerun = find_trial(session, trial_id)
+    if not principal.reaches_run(rerun.run_id, rerun.project):
+        raise trial_not_found(trial_id)
+    number = trial.attempt if number is None else number
+    attempt = reruns.find_attempt(session, trial_id, number)
+    if attempt is None:
+        raise TrialNotFound(f"There is no attempt {number} at trial {trial_id}.")
+    return TrialOutput(trial_id=trial_id, attempt=number, output=attempt.output)
+
+
+def list_reruns_with_lost_trials(session: Session, limit: int) -> list[UUID]:
+    """Return the ids of the reruns that have a running trial whose lease has expired."""
+    return repository.list_reruns_with_lost_trials(session, database_time(session), limit)
+
+
+def requeue_lost_trials(session: Session, rerun_id: UUID) -> bool:
+    """Queue the trials of a rerun again whose lease has expired; those that have lost too many attempts have failed.
+
+    Returns False if the rerun has no such trial any more, or if another transaction holds the rerun.
+    """
+    rerun = reruns.lock_rerun(session, rerun_id, skips_locked=True)
+    if rerun is None:
+        return False
+    at = database_time(session)
+    trials = reruns.trials_of(session, rerun_id)
+    lost = repository.lock_lost_trials(session, rerun_id, at)
+    for trial in lost:
+        # The worker has ended the process by the time that the rerun's seconds are spent.
+        seconds = max(0.0, rerun.seconds - sum(other.seconds for other in trials))
+        reason = "its worker sent no heartbeat in time"
+        _give_up_attempt(session, trial, trial.lease_expires_at or at, reason, seconds=seconds)
+    if lost:
+        advance(session, rerun, at)
+    return bool(lost)
+
+
+def _trial_of_id(trials: Sequence[models.Trial], trial_id: UUID) -> models.Trial:
+    return next(trial for trial in trials if trial.id == trial_id)
+
+
+def _judge_result(body: TrialResult, trial: models.Trial, run: models.Run | None) -> tuple[str, str | None]:
+    """Return the status and the reason with which a trial ends."""
+    if trial.reason_to_stop is not None and body.status != "not_applicable":
+        return "stopped", trial.reason_to_stop
+    if body.status == "done" and run is None:
+        return "failed", "the script ended without gradmedic.init()"
+    if body.status == "done" and run is not None and run.last_step is None:
+        return "failed", "the script never called run.log()"
+    return body.status, _shortened(body.reason)
+
+
+def _shortened(reason: str | None) -> str | None:
+    return None if reason is None else reason[:MAX_REASON]
+
+
+def _give_up_attempt(
+    session: Session,
+    trial: models.Trial,
+    at: datetime,
+    reason: str,
+    *,
+    output: str | None = None,
+    seconds: float | None = None,
+) -> None:
+    """End the running attempt as lost, and queue its trial again unless it has lost too many attempts."""
+    end_attempt(session, trial, at, status="lost", reason=reason, output=output, seconds=seconds)
+    trial.lease_expires_at = None
+    if trial.attempt >= MAX_ATTEMPTS:
+        trial.status, trial.reason = "failed", f"{trial.attempt} attempts at it were lost; the last one: {reason}"
+    else:
+        trial.status, trial.reason = "queued", None
+
+
+def _store_passed_rungs(session: Session, rerun: models.Rerun, trial: models.Trial, run: models.Run) -> None:
+    """Store the loss of a trial at each rung that it has passed since the last call."""
+    passed = [step for step in rungs_of(rerun.steps) if step <= (run.last_step or 0) + 1]
+    missing = passed[len(trial.rungs) :]
+    if missing:
+        losses = [
+            loss_at_rung(telemetry.read_losses(session.connection(), run.id, step - 1), trial.verdict)
+            for step in missing
+        ]
+        trial.rungs = [*trial.rungs, *without_nonfinite(losses)]
+
+
+def _store_curve(session: Session, rerun: models.Rerun, trial: models.Trial, run: models.Run) -> None:
+    """Store the verdict and the losses of a trial that has ended."""
+    trial.verdict = run.verdict
+    _store_passed_rungs(session, rerun, trial, run)
+    curve = summarize_losses(telemetry.read_losses(session.connection(), run.id, rerun.steps - 1))
+    trial.curve = None if curve is None else without_nonfinite(asdict(curve))
+
+
+def _reason_to_stop(rerun: models.Rerun, trial: models.Trial, trials: Sequence[models.Trial], steps: int) -> str | None:
+    """Return why a running trial should stop, compared with the rerun's others; None if it should go on."""
+    states = {other.id: trial_state(other) for other in trials}
+    control_place = (experiment.CONTROL, rerun.seeds[0])
+    control = next((state for state in states.values() if (state.candidate, state.seed) == control_place), None)
+    if control is None:
+        return None
+    others = [state for id, state in states.items() if id != trial.id]
+    return experiment.reason_to_stop(states[trial.id], others, control, design_of(rerun), steps)
