@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import pytest
@@ -16,3 +17,18 @@ def close_remedies() -> Iterator[None]:
     while open_remedies:
         open_remedies.pop().close()
     assert torch._C._len_torch_function_stack() == 0
+
+
+@pytest.fixture
+def one_thread() -> None:
+    """Let torch use one thread, and seed it."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def no_warning(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Fail if anything is logged: an error of the observation is only logged, so that the training goes on."""
+    with caplog.at_level(logging.WARNING, "gradmedic"):
+        yield
+    assert not caplog.records

@@ -18,12 +18,7 @@ from torch.nn import functional
 import gradmedic
 from gradmedic.protocol.statistics import STATISTICS
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """Let torch use one thread."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Functional(nn.Module):

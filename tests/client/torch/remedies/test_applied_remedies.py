@@ -24,11 +24,7 @@ from gradmedic.protocol.remedies import Remedy
 from gradmedic.torch.remedies import AppliedRemedies, NotApplicable
 from gradmedic.torch.remedies.optimizer_remedies import has_remedies
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """Let torch use one thread."""
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_copies_and_saved_models_have_no_remedies() -> None:

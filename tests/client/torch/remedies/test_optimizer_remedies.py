@@ -26,11 +26,7 @@ from torch import Tensor, nn
 from gradmedic.protocol.remedies import OPTIMIZERS, Remedy
 from gradmedic.torch.remedies import AppliedRemedies
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """Let torch use one thread."""
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("id", [id for id in STEP_REMEDIES if id != "switch_optimizer"])
