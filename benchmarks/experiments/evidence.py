@@ -71,7 +71,7 @@ def _try(laboratory: Laboratory, configuration: Configuration) -> list[Shown]:
     cause = max(suspect.causes, key=lambda name: suspect.causes[name])
     repaired: dict[str, bool] = {}
     for kind, remedy in tried.items():
-        if REMEDIES[remedy.id].tier <= 2:
+        if not REMEDIES[remedy.id].needs_script:
             trial = laboratory.trial(configuration, (remedy,), SEED).as_trial(1, SEED)
             if trial.status != "not_applicable":
                 repaired[kind] = experiment.is_better(trial, control)

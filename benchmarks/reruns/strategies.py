@@ -50,7 +50,7 @@ def at_random(suspect: Result, configuration: Configuration) -> list[Candidate]:
     """Draw from the same remedies, each as likely, with parameters from sensible ranges."""
     del suspect
     generator = random.Random(configuration.name)
-    possible = [id for id, kind in REMEDIES.items() if kind.tier < 3]
+    possible = [id for id, kind in REMEDIES.items() if not kind.needs_script]
     drawn: list[Candidate] = []
     while len(drawn) < MAX_DRAWN:
         candidate = (_drawn(generator, generator.choice(possible)),)

@@ -63,10 +63,9 @@ def test_unknown_repeated_and_excess_remedies_are_refused() -> None:
     assert list(errors_of(*[Remedy(id="add_residual")] * (MAX_COMBINED + 1))) == ["remedies[0]"]
 
 
-def test_targets_agree_with_tiers() -> None:
-    """Tier 1 changes only what an optimizer uses at every step, tier 3 only the script, and tier 2 neither alone."""
-    used_at_steps = {Target.LEARNING_RATE, Target.WEIGHT_DECAY, Target.GRADIENTS, Target.WEIGHTS}
+def test_every_remedy_has_one_place() -> None:
+    """A remedy has targets, and a remedy that needs the script changes nothing else."""
     for id, kind in REMEDIES.items():
         assert kind.targets, id
-        assert (kind.tier == 1) == (kind.targets <= used_at_steps), id
-        assert (kind.tier == 3) == (kind.targets == {Target.SCRIPT}), id
+        assert kind.needs_script == (kind.targets == {Target.SCRIPT}), id
+        assert not (kind.needs_script and kind.works_on_any_optimizer), id

@@ -82,20 +82,27 @@ class Target(StrEnum):
     """The training script itself."""
 
 
+_STEP_TARGETS = frozenset({Target.LEARNING_RATE, Target.WEIGHT_DECAY, Target.GRADIENTS, Target.WEIGHTS})
+"""The targets that an optimizer uses at every step."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemedyKind:
     """One row of the catalogue."""
 
-    tier: int
-    """What the remedy needs. 1: the optimizer of any model. 2: a change of modules. 3: the script itself."""
     targets: frozenset[Target]
     """The parts of the training that the remedy changes."""
     parameters: Mapping[str, NumberRange | Choice]
     """The allowed values of each parameter, by name."""
 
     @property
+    def works_on_any_optimizer(self) -> bool:
+        """Whether the remedy changes only what an optimizer uses at its steps, so that it works on any model."""
+        return self.targets <= _STEP_TARGETS
+
+    @property
     def needs_script(self) -> bool:
-        \"\"\"Whether only the script itself can apply the remedy: neither the optimizer nor a change of modules can.\"\"\"
+        """Whether only the script itself can apply the remedy."""
         return Target.SCRIPT in self.targets
 
 
@@ -108,52 +115,50 @@ _POSITIVE = NumberRange(minimum=_SMALLEST, maximum=_LARGEST)
 _SHARE = NumberRange(minimum=_SMALLEST, maximum=1.0)
 
 
-def _row(tier: int, *targets: Target, **parameters: NumberRange | Choice) -> RemedyKind:
-    return RemedyKind(tier=tier, targets=frozenset(targets), parameters=MappingProxyType(parameters))
+def _row(*targets: Target, **parameters: NumberRange | Choice) -> RemedyKind:
+    return RemedyKind(targets=frozenset(targets), parameters=MappingProxyType(parameters))
 
 
 REMEDIES: Mapping[str, RemedyKind] = MappingProxyType(
     {
-        "clip_grad_norm": _row(1, Target.GRADIENTS, max_norm=_POSITIVE),
-        "clip_grad_value": _row(1, Target.GRADIENTS, clip_value=_POSITIVE),
-        "clip_grad_norm_per_layer": _row(1, Target.GRADIENTS, max_norm=_POSITIVE),
-        "adaptive_clip": _row(1, Target.GRADIENTS, clipping=_POSITIVE),
-        "scale_learning_rate": _row(1, Target.LEARNING_RATE, factor=_POSITIVE),
-        "warm_up": _row(1, Target.LEARNING_RATE, steps=NumberRange(minimum=1, maximum=1_000_000_000, is_whole=True)),
+        "clip_grad_norm": _row(Target.GRADIENTS, max_norm=_POSITIVE),
+        "clip_grad_value": _row(Target.GRADIENTS, clip_value=_POSITIVE),
+        "clip_grad_norm_per_layer": _row(Target.GRADIENTS, max_norm=_POSITIVE),
+        "adaptive_clip": _row(Target.GRADIENTS, clipping=_POSITIVE),
+        "scale_learning_rate": _row(Target.LEARNING_RATE, factor=_POSITIVE),
+        "warm_up": _row(Target.LEARNING_RATE, steps=NumberRange(minimum=1, maximum=1_000_000_000, is_whole=True)),
         "switch_optimizer": _row(
-            1,
             Target.LEARNING_RATE,
             Target.GRADIENTS,
             Target.WEIGHTS,
             optimizer=Choice(OPTIMIZERS),
             learning_rate=_POSITIVE,
         ),
-        "weight_decay": _row(1, Target.LEARNING_RATE, Target.WEIGHTS, weight_decay=_SHARE),
-        "l1_penalty": _row(1, Target.GRADIENTS, strength=_SHARE),
-        "rescale_loss_gradient": _row(1, Target.GRADIENTS, factor=_POSITIVE),
-        "reduce_weight_decay": _row(1, Target.WEIGHT_DECAY, factor=NumberRange(minimum=0.0, maximum=1.0)),
-        "skip_nonfinite_steps": _row(1, Target.GRADIENTS),
+        "weight_decay": _row(Target.LEARNING_RATE, Target.WEIGHTS, weight_decay=_SHARE),
+        "l1_penalty": _row(Target.GRADIENTS, strength=_SHARE),
+        "rescale_loss_gradient": _row(Target.GRADIENTS, factor=_POSITIVE),
+        "reduce_weight_decay": _row(Target.WEIGHT_DECAY, factor=NumberRange(minimum=0.0, maximum=1.0)),
+        "skip_nonfinite_steps": _row(Target.GRADIENTS),
         "reinitialize": _row(
-            2,
             Target.PARAMETERS,
             scheme=Choice(("orthogonal", "xavier_uniform", "kaiming_normal", "lecun_normal")),
         ),
         "replace_activation": _row(
-            2, Target.SIGNALS, activation=Choice(("ReLU", "LeakyReLU", "ELU", "SELU", "GELU", "Tanh"))
+            Target.SIGNALS, activation=Choice(("ReLU", "LeakyReLU", "ELU", "SELU", "GELU", "Tanh"))
         ),
-        "insert_normalization": _row(2, Target.SIGNALS, kind=Choice(("BatchNorm", "LayerNorm", "RMSNorm"))),
-        "add_residual": _row(2, Target.SIGNALS),
-        "replace_recurrent_cell": _row(2, Target.PARAMETERS, cell=Choice(("GRU", "LSTM"))),
-        "weight_normalization": _row(2, Target.PARAMETERS),
-        "standardize_inputs": _row(2, Target.INPUTS_AND_TARGETS),
-        "standardize_targets": _row(2, Target.INPUTS_AND_TARGETS),
-        "scale_loss": _row(2, Target.LOSS, Target.GRADIENTS),
+        "insert_normalization": _row(Target.SIGNALS, kind=Choice(("BatchNorm", "LayerNorm", "RMSNorm"))),
+        "add_residual": _row(Target.SIGNALS),
+        "replace_recurrent_cell": _row(Target.PARAMETERS, cell=Choice(("GRU", "LSTM"))),
+        "weight_normalization": _row(Target.PARAMETERS),
+        "standardize_inputs": _row(Target.INPUTS_AND_TARGETS),
+        "standardize_targets": _row(Target.INPUTS_AND_TARGETS),
+        "scale_loss": _row(Target.LOSS, Target.GRADIENTS),
         "truncate_backpropagation": _row(
-            3, Target.SCRIPT, time_steps=NumberRange(minimum=1, maximum=1_000_000, is_whole=True)
+            Target.SCRIPT, time_steps=NumberRange(minimum=1, maximum=1_000_000, is_whole=True)
         ),
-        "relax_clipping": _row(3, Target.SCRIPT, max_norm=_POSITIVE),
-        "use_bfloat16": _row(3, Target.SCRIPT),
-        "stable_loss": _row(3, Target.SCRIPT),
+        "relax_clipping": _row(Target.SCRIPT, max_norm=_POSITIVE),
+        "use_bfloat16": _row(Target.SCRIPT),
+        "stable_loss": _row(Target.SCRIPT),
     }
 )
 """The catalogue: every remedy, by id."""

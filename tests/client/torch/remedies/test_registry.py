@@ -23,7 +23,7 @@ def test_each_class_acts_on_what_the_catalogue_names() -> None:
     }
     for id, remedy_class in REMEDY_CLASSES.items():
         row = REMEDIES[id]
-        assert issubclass(remedy_class, StepRemedy) is (row.tier == 1), id
-        assert issubclass(remedy_class, ModuleRemedy) is (row.tier == 2), id
+        assert issubclass(remedy_class, StepRemedy) is row.works_on_any_optimizer, id
+        assert issubclass(remedy_class, ModuleRemedy) is not row.works_on_any_optimizer, id
         for target, base in bases.items():
             assert issubclass(remedy_class, base) or target not in row.targets, id
