@@ -11,6 +11,6 @@ def seed_torch(seed: int) -> None:
 
 
 def describe_device(model: torch.nn.Module) -> str:
-    """Return the name of the hardware that holds a model's parameters, if torch knows it, or else the device."""
+    """Return the name of the GPU that holds a model's parameters, or the name of another device."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

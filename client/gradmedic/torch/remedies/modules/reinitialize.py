@@ -1,7 +1,7 @@
 """The remedy that initializes the weights of a model again, by a scheme that preserves the size of signals.
 
 Each matrix is drawn from a generator of its own, seeded by the trial's seed and the parameter's name. So the script's
-generators do not change, and a matrix gets the same numbers whatever else is in the model.
+generators do not change, and a matrix gets the same numbers in any model.
 
 Several matrices in one parameter are initialized one by one: gates of recurrent cells, and queries, keys and values of
 attention. Biases become zero. Embeddings stay, and so do layers that share their weights.
