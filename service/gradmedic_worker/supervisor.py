@@ -88,7 +88,9 @@ class Supervisor:
         """Claim no more trials, and end after the last running one."""
         with self._changed:
             if not self._is_draining and self._running:
-                self._print_line(f"draining: {len(self._running)} trials still run; once more to abandon them")
+                self._print_line(
+                    f"draining: {len(self._running)} trials still run; send the signal again to abandon them"
+                )
             self._is_draining = True
             self._changed.notify_all()
 

@@ -22,12 +22,12 @@ ALARM_STEPS = 12
 """Steps that are sampled after a spike or an unhealthy verdict. A verdict of growth needs ten sampled steps in a row at
 most. A number that goes on growing causes the next spike."""
 _LARGEST_DEBT = 4 * ALARM_STEPS
-"""In sampled steps. Sampling every step stops there, so that a training with spikes all the time is not sampled all the
-time."""
-_SLOWEST = 2.0
+"""Largest debt, in costs of a sampled step, at which every step is sampled after a spike. So a training with spikes all
+the time is not sampled all the time."""
+_LARGEST_GAP = 2.0
 """Largest distance between samples while a debt is paid back, in usual distances."""
 _LONGEST_STEP = 2.0
-"""In usual steps. A longer step was an evaluation or a pause, and pays as much as this many."""
+"""Longest duration of a step that pays back debt, in usual steps. A longer step was an evaluation or a pause."""
 _MEMORY = 0.1
 """Weight of a new duration in the averages."""
 
@@ -48,7 +48,7 @@ class Sampler:
         self._last_at: float | None = None
         self.spent = 0.0
         """Seconds that observing the training took so far."""
-        self._accounted = 0.0  # of them
+        self._accounted = 0.0  # seconds of `spent` that are in the debt already
         self._spent_at_start = 0.0
         self._step_seconds = 0.0  # average, without what is spent here
         self._sample_seconds = 0.0  # average cost of a sampled step
@@ -82,7 +82,7 @@ class Sampler:
         """From now on sample the steps that the first process chooses, as all other processes do."""
         self._is_following = True
 
-    def receive_interval(self, read_interval: Callable[[], int]) -> None:
+    def set_interval_reader(self, read_interval: Callable[[], int]) -> None:
         """Register the function that returns the interval that the first process chose at this sampled step."""
         self._read_interval = read_interval
 
@@ -119,7 +119,7 @@ class Sampler:
             return
         self._account()
         if self.is_sampling:
-            self._since_sample, self._longest_gap = 0, _SLOWEST * self.interval
+            self._since_sample, self._longest_gap = 0, _LARGEST_GAP * self.interval
         else:
             self._since_sample += 1
         if self._count < FIRST_STEPS or self._spent_at_start < START_SECONDS:

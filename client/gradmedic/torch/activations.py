@@ -54,8 +54,8 @@ class ActivationMeter:
     """Counts zeros and saturated outputs while models compute.
 
     Args:
-        models: to observe.
-        owned: their parameters.
+        models: models to observe.
+        owned: parameters of the models.
         sampler: decides which steps are measured.
         list_followers: returns what follows each parameter, by its id, as far as a graph has shown it.
         call_safely: calls a function, given what to report if it fails, the function and its arguments. An error must

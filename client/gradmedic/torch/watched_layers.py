@@ -68,7 +68,7 @@ class WatchedLayers:
 
     Args:
         models: by name.
-        optimizers: that update them.
+        optimizers: optimizers that update the models.
         prefix: goes before the names of the layers.
 
     Raises:
@@ -93,7 +93,7 @@ class WatchedLayers:
         """Reserve the names of the layers.
 
         Args:
-            registry: of the run's layers.
+            registry: registry of the run's layers.
             list_followers: returns what autograd graphs showed of what follows each parameter, by the parameter's id.
 
         Raises:
@@ -118,7 +118,7 @@ class WatchedLayers:
         """Return the parameters that an optimizer is about to update, and the optimizer's group of each.
 
         Args:
-            optimizer: that is about to step.
+            optimizer: optimizer that is about to step.
             needs_gradient: whether only parameters with a gradient count; a closure may compute gradients later.
 
         Returns:

@@ -19,7 +19,7 @@ class Report:
     """Writes the report of a trial. Each change is written at once, and the file is always complete.
 
     Args:
-        path: of the file; None writes nothing.
+        path: path of the file; None writes nothing.
     """
 
     def __init__(self, path: Path | None = None) -> None:

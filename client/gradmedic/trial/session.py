@@ -1,4 +1,4 @@
-"""The part of a run that is there for trials: it applies the remedies and ends the script when the trial is over."""
+"""The part of a run that only trials use: it applies the remedies and ends the script when the trial is over."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class TrialSession:
-    """One run's view of its trial; of a run that is no trial, it does nothing.
+    """Carries out the instructions of a trial. It does nothing in a run that is no trial.
 
     Args:
-        environment: of this process.
+        environment: environment variables of this process.
         finish_run: finishes the run before the script ends.
     """
 

@@ -1,4 +1,4 @@
-"""Trainings with the frameworks themselves: what is stored is what they did."""
+"""Trainings with the real frameworks: the stored run equals the training."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Regression(pl.LightningModule):
 
 
 def batches(count: int) -> DataLoader[tuple[Tensor, ...]]:
-    """Return so many batches of a regression with targets of size 100."""
+    """Return `count` batches of a regression with targets of size 100."""
     return DataLoader(TensorDataset(torch.randn(4 * count, 8), 100 * torch.randn(4 * count, 1)), batch_size=4)
 
 
@@ -96,7 +96,7 @@ def fit(callbacks: list[Any], **arguments: Any) -> Regression:
 
 
 def test_lightning(client: gradmedic.Client, true_norms: list[float]) -> None:
-    """Every step, its loss, the gradients before clipping, updates, metrics and hyperparameters; the same training."""
+    """Losses, gradients before clipping, updates, metrics and hyperparameters are stored; training is unchanged."""
     callback = for_lightning.GradmedicCallback("lightning", log_freq=1)
     watched = fit([callback])
     norms = list(true_norms)
@@ -134,7 +134,7 @@ def test_lightning_that_accumulates_and_fails(client: gradmedic.Client) -> None:
 
 
 class Losses(TrainerCallback):
-    """Keeps what the Trainer itself says of each step."""
+    """Keeps the loss and norm that the Trainer itself reports of each step."""
 
     def __init__(self) -> None:
         self.logs: list[dict[str, float]] = []

@@ -1,4 +1,4 @@
-"""Blocks of steps on the wire."""
+"""Encoded blocks of steps."""
 
 from __future__ import annotations
 

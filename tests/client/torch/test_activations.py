@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Functional(nn.Module):
-    """Its activations are functions, one of them behind a normalization."""
+    """A model whose activations are functions, one of them behind a normalization."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Functional(nn.Module):
         self.norm = nn.LayerNorm(50)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the answer."""
+        """Return the output."""
         x = torch.tanh(self.first(x))
         result: Tensor = self.third(torch.relu(self.norm(self.second(x))))
         return result

@@ -113,7 +113,7 @@ def begin(folder: Path, url: str, mode: str, steps: int, pause: float, *more: st
 
 
 def wait_for_blocks(proxy: FaultyProxy, count: int) -> None:
-    """Wait until the service has stored so many blocks."""
+    """Wait until the service has stored this number of blocks."""
     proxy.wait_for(
         lambda requests: sum(request.status == 200 for request in block_requests(requests)) >= count, timeout=60.0
     )

@@ -30,7 +30,7 @@ def directory(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def unreachable() -> str:
-    """The address of a service that is not there."""
+    """An address at which no service listens."""
     return "http://127.0.0.1:9"
 
 
@@ -106,7 +106,7 @@ def test_nothing_is_left_on_disk_by_a_run_that_was_sent(service_url: str, direct
 def test_a_folder_that_cannot_be_written_costs_a_warning(
     kind: str, service_url: str, client: gradmedic.Client, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Steps wait in memory then. A path that is a file is refused at once."""
+    """Without a writable folder, steps wait in memory. A path that is a file is refused at once."""
     folder = tmp_path / "kept"
     if kind == "file":
         folder.write_text("")
