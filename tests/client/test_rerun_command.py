@@ -60,8 +60,8 @@ def test_a_rerun_is_followed_and_shown(
     working = threading.Thread(target=work)
     working.start()
     try:
-        asked = ("--remedy", CLIP_TEXT, "--remedy", SLOW_TEXT, "--seeds", "1", "--steps", "80", "--seconds", "500")
-        code, out, err = run_rerun_command(run_id, *asked, capsys=capsys)
+        options = ("--remedy", CLIP_TEXT, "--remedy", SLOW_TEXT, "--seeds", "1", "--steps", "80", "--seconds", "500")
+        code, out, err = run_rerun_command(run_id, *options, capsys=capsys)
     finally:
         is_over.set()
         working.join()
@@ -146,8 +146,8 @@ def test_an_unknown_id_is_an_error(http: httpx2.Client, action: str, capsys: pyt
     """The error contains the unknown id and the kind of object that was looked for."""
     id = str(uuid4())
     code, out, err = run_rerun_command(action, id, capsys=capsys)
-    thing = "trial" if action == "output" else "rerun"
-    assert (code, out, err) == (2, "", f"gradmedic: There is no {thing} {id}. (404 {thing}_not_found)\n")
+    kind = "trial" if action == "output" else "rerun"
+    assert (code, out, err) == (2, "", f"gradmedic: There is no {kind} {id}. (404 {kind}_not_found)\n")
 
 
 @pytest.mark.parametrize(
@@ -212,10 +212,10 @@ def test_a_rerun_whose_control_is_healthy_exits_with_two(
     http: httpx2.Client, worker: PlayedWorker, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """If the control does not fail again, following the rerun exits with 2, and showing it exits with 0."""
-    asked = rerun(http, suspect(http), CLIP, SLOW, seeds=1)
+    created = rerun(http, suspect(http), CLIP, SLOW, seeds=1)
     worker.work({0: "learning"})
-    code, out, err = run_rerun_command("follow", asked["id"], capsys=capsys)
+    code, out, err = run_rerun_command("follow", created["id"], capsys=capsys)
     assert code == 2
     assert "not_reproduced, the unchanged control is healthy after 80 steps" in out
     assert err.startswith("  control, seed 0: done, healthy, loss 0.")
-    assert run_rerun_command("show", asked["id"], capsys=capsys) == (0, out, "")
+    assert run_rerun_command("show", created["id"], capsys=capsys) == (0, out, "")

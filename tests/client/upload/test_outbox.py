@@ -89,7 +89,7 @@ def test_at_most_half_of_memory_is_in_flight_but_at_least_one_step() -> None:
     st.integers(0, 6),
     st.integers(1, 9),
 )
-def test_what_memory_forgets_comes_back_from_disk(
+def test_steps_that_left_memory_are_read_from_disk(
     tmp_path_factory: pytest.TempPathFactory, actions: list[int], memory: int, count: int
 ) -> None:
     """However appending and acknowledging alternate, every step is returned once, in order, and none is dropped."""

@@ -182,7 +182,7 @@ def test_what_a_recurrent_weight_is_computed_from_stays() -> None:
         apply(model, sgd(model), remedy("replace_recurrent_cell", cell="GRU"))
 
 
-def test_after_a_step_it_is_too_late() -> None:
+def test_weights_with_momentum_are_not_reinitialized() -> None:
     """An optimizer that has momentum shows that the weights were trained."""
     model, optimizer = stepped()
     with pytest.raises(NotApplicable, match="has made steps already"):
