@@ -321,7 +321,7 @@ class Reruns:
             id: id of the rerun.
             timeout: seconds to wait at most; None waits without end.
             interval: seconds between two requests.
-            on_change: called with the rerun whenever it has changed.
+            on_change: function called with the rerun whenever it has changed.
 
         Raises:
             TimeoutError: `timeout` seconds passed before.

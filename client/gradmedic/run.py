@@ -191,7 +191,7 @@ class Run:
                 model, or in several calls.
             optimizer: one, or all that update the model.
             scaler: the loss scaler, if there is one: its scale is recorded, and so are the steps that it skips.
-            prefix: goes before the names of the layers.
+            prefix: text in front of the names of the layers.
             activations: measure the outputs of activations too: shares of zeros and of saturated ones. It costs about
                 as much as the activations do, on sampled steps.
 

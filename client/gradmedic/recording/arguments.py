@@ -12,10 +12,10 @@ from gradmedic.protocol.names import name_error
 from gradmedic.protocol.numbers import MAX_EXACT_INTEGER, to_float32
 from gradmedic.protocol.runs import Layer
 from gradmedic.protocol.statistics import SERIES, STATISTICS
+from gradmedic.recording.array_statistics import ARRAY_STATISTICS, measure_gradient
 from gradmedic.recording.draft import UnreadNumber, read_number
 from gradmedic.recording.instrumentation import Instrumentation
 from gradmedic.recording.layers import LayerRegistry
-from gradmedic.recording.measurement import ARRAY_STATISTICS, measure_gradient
 from gradmedic.recording.one_time_warnings import OneTimeWarnings
 from gradmedic.recording.step import Row
 

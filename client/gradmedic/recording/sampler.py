@@ -37,7 +37,7 @@ class Sampler:
 
     Args:
         log_freq: a number samples the first steps and then each multiple of it; None keeps to SHARE of the time.
-        clock: returns seconds.
+        clock: function that returns seconds.
     """
 
     def __init__(self, log_freq: int | None, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -87,7 +87,7 @@ class Sampler:
         self._read_interval = read_interval
 
     def choose_interval(self) -> int:
-        """Return the steps to the next sample that this process chooses; it counts if this process is the first."""
+        """Return the number of steps to the next sample. All processes use the number of the first process."""
         if self._log_freq is not None:
             return 1 if self._count < FIRST_STEPS else self._log_freq
         is_alarm = self._alarm_steps_left > 0 and self._debt < _LARGEST_DEBT * self._sample_seconds
@@ -109,7 +109,7 @@ class Sampler:
         if self._is_following:
             self._account()
             self._since_sample = 0 if self.is_sampling else self._since_sample + 1
-            # The interval of the last sampled step but one is used: the last one may still be on its way.
+            # The interval of the second-to-last sampled step is used, because the last one may not have arrived yet.
             self.is_sampling = self._since_sample + 1 >= self._first_process_interval
             if self.is_sampling and self._read_interval is not None:
                 self._first_process_interval, self._read_interval = max(1, self._read_interval()), None

@@ -73,7 +73,7 @@ def _wrap(original: Callable[..., Any], read_coefficient: Callable[..., Tensor |
 
     Args:
         original: the function of torch.
-        read_coefficient: returns the coefficient of a call, given its arguments behind the parameters.
+        read_coefficient: function that returns the coefficient of a call, given its arguments behind the parameters.
     """
 
     @functools.wraps(original)

@@ -55,7 +55,7 @@ class FirstGraph:
 
     Args:
         model: None in a copy of the hook, which does nothing.
-        after_walk: is called after the graph was walked.
+        after_walk: function that is called after the graph was walked.
     """
 
     def __init__(self, model: nn.Module | None, after_walk: Callable[[], None] = lambda: None) -> None:

@@ -41,7 +41,7 @@ class StepMeasurement:
 
     Args:
         statistics: names of the table's columns.
-        before_read: is called when the measurement is read.
+        before_read: function that is called when the measurement is read.
     """
 
     __slots__ = (

@@ -62,7 +62,7 @@ class Watch:
         model: one model, or several by name.
         optimizer: one optimizer, or several.
         scaler: loss scaler, if there is one.
-        prefix: goes before the names of the layers.
+        prefix: text in front of the names of the layers.
         activations: whether to measure activations too.
 
     Raises:
@@ -128,7 +128,7 @@ class Watch:
         Args:
             layer_registry: registry of the run; the layers are added to it.
             sampler: decides which steps are measured.
-            before_first_step: is called before the first update.
+            before_first_step: function that is called before the first update.
 
         Raises:
             ConfigurationError: another watched model has layers of these names.

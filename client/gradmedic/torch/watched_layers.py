@@ -69,7 +69,7 @@ class WatchedLayers:
     Args:
         models: by name.
         optimizers: optimizers that update the models.
-        prefix: goes before the names of the layers.
+        prefix: text in front of the names of the layers.
 
     Raises:
         ConfigurationError: there is no parameter, or the optimizers update none.
@@ -94,7 +94,8 @@ class WatchedLayers:
 
         Args:
             registry: registry of the run's layers.
-            list_followers: returns what autograd graphs showed of what follows each parameter, by the parameter's id.
+            list_followers: function that returns the follower of each parameter in the first autograd graphs, by the
+                parameter's id.
 
         Raises:
             ConfigurationError: another watched model has layers of these names.

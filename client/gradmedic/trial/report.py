@@ -15,7 +15,7 @@ from gradmedic.protocol.trial_report import TrialReport
 from gradmedic.version import __version__
 
 
-class Report:
+class ReportFile:
     """Writes the report of a trial. Each change is written at once, and the file is always complete.
 
     Args:

@@ -36,7 +36,7 @@ class AnswerReader:
         """May be set by any thread."""
 
     def read(self, answer: AppendResult) -> None:
-        """Append the events of an answer: a request to stop, a new verdict, and the clipping that it asks for."""
+        """Append the events of an answer: a request to stop, a new verdict, and clipping that the diagnosis advises."""
         if answer.stop:
             self._events.append(StopRequested())
         if answer.verdict == self._verdict:

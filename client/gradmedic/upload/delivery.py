@@ -42,7 +42,7 @@ _RUN_IS_LOST = frozenset({401, 403, 404, 409})
 _SLOW_LINK = 1_000_000.0
 """Bytes per second below which a body is compressed. Statistics shrink by a third, at 46 MB/s (zlib level 1): on a
 faster link that costs more than it saves."""
-_WORTH_MEASURING = 16_384
+_SMALLEST_TIMED_BODY = 16_384
 """Bytes that a body must have for its time to be a measure of the link."""
 
 
@@ -289,7 +289,7 @@ class Delivery:
             request |= {"body": _gzip(body), "content_encoding": "gzip"}
         started = time.perf_counter()
         result = self._service.request_as(AppendResult, "POST", f"/runs/{self._run_id}/steps", **request)
-        if len(body) >= _WORTH_MEASURING:
+        if len(body) >= _SMALLEST_TIMED_BODY:
             self._bytes_per_second = len(request["body"]) / max(1e-6, time.perf_counter() - started)
         return result
 

@@ -33,7 +33,7 @@ class Outbox:
 
     Args:
         max_bytes: largest number of bytes in memory; 0 keeps everything on disk alone.
-        open_journal: opens the journal when the first entry comes; None keeps to memory.
+        open_journal: function that opens the journal when the first entry comes; None keeps to memory.
     """
 
     def __init__(self, max_bytes: int, open_journal: Callable[[], Journal] | None = None) -> None:

@@ -69,8 +69,8 @@ class Uploader:
         answers: reads the service's answers.
         flush_interval: seconds that a step waits for others at most.
         max_queue_bytes: largest number of bytes in memory for entries that are not acknowledged.
-        open_journal: opens the journal; None keeps to memory.
-        find_replays: returns what other processes recorded of this run and did not send.
+        open_journal: function that opens the journal; None keeps to memory.
+        find_replays: function that returns what other processes recorded of this run and did not send.
     """
 
     def __init__(

@@ -182,7 +182,7 @@ def test_a_job_that_is_killed_and_resumed_from_its_checkpoint(
 
 
 @pytest.mark.slow
-def test_a_network_that_swallows_everything(tmp_path: Path, service_url: str, client: gradmedic.Client) -> None:
+def test_a_network_that_never_answers(tmp_path: Path, service_url: str, client: gradmedic.Client) -> None:
     """log() takes no longer, finish() keeps its timeout, and sync delivers what was kept."""
     with socket.socket() as hole:
         hole.bind(("127.0.0.1", 0))

@@ -136,7 +136,7 @@ def _trace_copy(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
 
 
 def find_call_site(frame: FrameType | None) -> CallSite:
-    """Return where a function is called that a function mode intercepts, given the frame above that of the mode."""
+    """Return where the code calls a function that a function mode intercepts. `frame` is the caller of the mode."""
     while frame is not None and frame.f_code.co_filename.endswith(_INSIDE_TORCH):
         frame = frame.f_back
     if frame is None:
