@@ -1,4 +1,4 @@
-"""The rule for the status `stalled`: a running run has been silent for longer than its own rhythm explains.
+"""The rule for the status `stalled`: a running run has been silent for longer than its recent pauses explain.
 
 Each append stores in the run's row until when the run may be silent (`stalls_at`). After that time, the service's due
 work (`due_work.py`) stores the status `stalled`. The next new step makes the run `running` again.

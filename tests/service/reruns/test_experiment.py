@@ -133,7 +133,7 @@ def test_the_next_best_is_confirmed_where_the_best_do_not_hold() -> None:
     assert conclusion.outcomes[0].state == "healthy"
 
 
-def test_one_seed_is_enough_if_one_was_asked_for() -> None:
+def test_one_seed_is_enough_if_one_was_requested() -> None:
     """With one seed there is no confirmation, and the outcome counts one seed."""
     conclusion, started = carry_out(design(candidates=1, seeds=1), {(0, 0): failing(), (1, 0): learning(1)})
     assert started == [(0, 0), (1, 0)]
@@ -249,8 +249,8 @@ def test_one_curve_with_two_ends_is_not_healthy() -> None:
     assert (outcome.state, outcome.healthy, outcome.reason) == ("failed", 0, "it ended with exit code 1")
 
 
-def test_outcomes_say_what_they_were_tried_on() -> None:
-    """Versions and device of the trials are the outcome's; where they differ, all are named."""
+def test_outcomes_have_versions_and_device() -> None:
+    """An outcome has the versions and the device of its trials; where these differ, all are listed."""
     on = [{"torch": "2.13.0", "device": "cpu"}, {"torch": "2.12.0", "device": "cpu"}]
     results = {
         (candidate, seed): replace(failing(seed) if candidate == CONTROL else learning(1, seed), environment=on[seed])
