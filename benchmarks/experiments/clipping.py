@@ -1,4 +1,4 @@
-"""How the threshold of clipping by the norm trades stability against signal.
+"""How the threshold of clipping by the norm affects stability and skill.
 
 Low thresholds keep every run finite and let it learn slowly; high ones let it explode. Three seeds of each failing
 configuration of three families.
@@ -25,9 +25,9 @@ class Point:
 
     threshold: float
     stable: float
-    """Share that ends with a finite loss and is not exploding."""
+    """Share of the runs that are not exploding and have a skill above 0."""
     skill: float
-    """Median over all, 0 at least: how far the loss is below the best constant answer's."""
+    """Median skill: how far the loss is below that of the best constant answer; negative skills count as 0."""
 
 
 def sweep(laboratory: Laboratory, configurations: list[Configuration]) -> list[Point]:

@@ -9,13 +9,13 @@ from typing import Final
 from benchmarks.corpus.families import fit, heldout, review, tune
 from benchmarks.corpus.families.family import Case, Family
 
-ASIDE: Final = "heldout"
+HELDOUT: Final = "heldout"
 """The split that is looked at only when a diagnostician is done."""
 SPLITS: Final[dict[str, tuple[Family, ...]]] = {
     "fit": fit.FAMILIES,
     "tune": tune.FAMILIES,
     "review": review.FAMILIES,
-    ASIDE: heldout.FAMILIES,
+    HELDOUT: heldout.FAMILIES,
 }
 
 
@@ -28,4 +28,4 @@ def is_made(split: str, out: Path) -> bool:
     return bool(json.loads(made.read_text()) == wanted)
 
 
-__all__ = ["ASIDE", "SPLITS", "Case", "Family", "is_made"]
+__all__ = ["HELDOUT", "SPLITS", "Case", "Family", "is_made"]
