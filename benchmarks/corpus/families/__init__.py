@@ -1,4 +1,4 @@
-"""Families of runs, by split; no family is in two."""
+"""Families of runs, by split. Each family is in one split."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.corpus.families import fit, heldout, review, tune
 from benchmarks.corpus.families.family import Case, Family
 
 HELDOUT: Final = "heldout"
-"""The split that is looked at only when a diagnostician is done."""
+"""The split that is measured only when a diagnostician is finished."""
 SPLITS: Final[dict[str, tuple[Family, ...]]] = {
     "fit": fit.FAMILIES,
     "tune": tune.FAMILIES,
@@ -20,7 +20,7 @@ SPLITS: Final[dict[str, tuple[Family, ...]]] = {
 
 
 def is_made(split: str, out: Path) -> bool:
-    """Whether `out` holds the split's recordings as they are described now."""
+    """Whether `out` holds all recordings of the split, as its families describe them now."""
     made = out / "made.json"
     if not made.exists():
         return False

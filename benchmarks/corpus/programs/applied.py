@@ -413,7 +413,7 @@ def transcription(
     """
     symbols = 5
     recurrence = Recurrence(cell, symbols, width)
-    recurrence.write_down(ledger, "rnn")
+    recurrence.add_to_ledger(ledger, "rnn")
     ledger.initialize(init, gain, roles=("recurrent",))
     head = ledger.add(nn.Linear(width, symbols + 1), "head")
     stay = max(1, frames // said)
