@@ -74,7 +74,7 @@ def test_the_control_runs_first_and_alone() -> None:
 
 @pytest.mark.parametrize("verdict", ["healthy", "undetermined"])
 def test_a_failure_that_does_not_show_again_ends_the_rerun(verdict: str) -> None:
-    """A control that ends healthy, or with too little data, proves nothing: not reproduced."""
+    """If the control ends healthy, or with too little data, the rerun ends as not reproduced."""
     conclusion = next_step(design(), [trial(CONTROL, 0, 2.0, 1.0, verdict=verdict)]).conclusion
     assert conclusion is not None
     assert (conclusion.status, conclusion.outcomes) == ("not_reproduced", ())
@@ -225,7 +225,7 @@ def test_a_closed_rerun_starts_nothing() -> None:
     assert (conclusion.status, conclusion.reason) == ("failed", "the worker is gone")
 
 
-def test_a_control_that_reported_nothing_proves_nothing() -> None:
+def test_a_control_that_reported_nothing_is_no_comparison() -> None:
     """Where the control of a seed never ran, nothing is better than it."""
     lost = TrialState(candidate=CONTROL, seed=1, status="failed", verdict="undetermined")
     assert not is_better(learning(1, 1), lost)
@@ -331,7 +331,7 @@ def test_budgets_are_never_exceeded_and_every_rerun_ends(
 def test_verified_is_exactly_the_criterion(
     experiment: tuple[ExperimentDesign, dict[tuple[int, int], TrialState]],
 ) -> None:
-    """Against the criterion written out: a candidate is verified where it met it on every seed of the design."""
+    """A candidate is verified exactly if it meets the criterion, written out here, on every seed of the design."""
     of, results = experiment
     conclusion, started = carry_out(of, results)
     for outcome in conclusion.outcomes:
