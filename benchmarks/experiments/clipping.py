@@ -35,8 +35,12 @@ def sweep(laboratory: Laboratory, configurations: list[Configuration]) -> list[P
     points = []
     for threshold in THRESHOLDS:
         clipped = (Remedy(id="clip_grad_norm", parameters={"max_norm": threshold}),)
-        results = [(one, laboratory.trial(one, clipped, seed)) for one in configurations for seed in SEEDS]
-        skills = [max(0.0, skill(result, one.faulty.task)) for one, result in results]
+        results = [
+            (configuration, laboratory.trial(configuration, clipped, seed))
+            for configuration in configurations
+            for seed in SEEDS
+        ]
+        skills = [max(0.0, skill(result, configuration.faulty.task)) for configuration, result in results]
         stable = [
             result.verdict != "exploding" and value > 0.0 for (_, result), value in zip(results, skills, strict=True)
         ]

@@ -75,13 +75,13 @@ def try_all(laboratory: Laboratory, configuration: Configuration) -> dict[str, i
 def tabulate(found: list[tuple[Configuration, dict[str, int]]]) -> dict[str, dict[str, Cell]]:
     """Count the repaired and the applicable configurations by family and remedy."""
     by_family: defaultdict[str, list[dict[str, int]]] = defaultdict(list)
-    for configuration, one in found:
-        by_family[configuration.family].append(one)
+    for configuration, results in found:
+        by_family[configuration.family].append(results)
     return {
         family: {
             name: Cell(
-                sum(one[name] == 1 for one in by_family[family]),
-                sum(one[name] != NOT_APPLICABLE for one in by_family[family]),
+                sum(results[name] == 1 for results in by_family[family]),
+                sum(results[name] != NOT_APPLICABLE for results in by_family[family]),
             )
             for name in (describe_remedies([remedy]) for remedy in TRIED)
         }

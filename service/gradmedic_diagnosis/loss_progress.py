@@ -32,7 +32,7 @@ MAX_LAG = 3.0
 would hide a blow-up for hundreds of steps."""
 
 LONG_RUN = 200
-"""Number of losses from which on a run's beginning can be told from the rest."""
+"""Number of losses from which on the beginning of a run is distinct from the rest."""
 FLAT_DECLINE = 0.1
 """A loss is flat if it lost less than this share of itself over the last three quarters of the run."""
 STUCK_EVERY = 4
@@ -109,7 +109,7 @@ class LossProgress(Persistent):
 
     @property
     def ratio_to_start(self) -> float:
-        """How many times its start the current loss is; for positive losses, `current / start`."""
+        """The current loss as a multiple of its start; for positive losses, `current / start`."""
         if not self.first_losses:
             return 1.0
         unit = max(abs(self.start), max(self.first_losses) - min(self.first_losses))

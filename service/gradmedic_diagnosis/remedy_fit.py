@@ -1,4 +1,4 @@
-"""How a remedy fits a run: parameters that follow from the run's numbers, and whether it makes sense there at all."""
+"""The fit of remedies to a run: parameters from the run's numbers, and whether a remedy makes sense for it at all."""
 
 from __future__ import annotations
 

@@ -11,14 +11,19 @@ from benchmarks.reruns.configurations import CONFIGURATIONS, FAMILIES, by_name, 
 def test_a_seed_draws_the_same_again_and_another_others() -> None:
     """The same seed draws the same configurations again, and another seed draws others."""
     assert drawn(1) == drawn(1)
-    settings = [repr(one.faulty) for one in (*drawn(1).values(), *drawn(2).values(), *CONFIGURATIONS.values())]
+    settings = [
+        repr(configuration.faulty)
+        for configuration in (*drawn(1).values(), *drawn(2).values(), *CONFIGURATIONS.values())
+    ]
     assert len(set(settings)) == len(settings)
 
 
 def test_every_family_is_drawn_as_often_as_it_is_listed() -> None:
     """Drawn configurations have the same mixture of families as the listed ones."""
-    assert Counter(one.family for one in drawn(3).values()) == Counter(one.family for one in CONFIGURATIONS.values())
-    assert {one.family for one in drawn(3).values()} == set(FAMILIES)
+    assert Counter(configuration.family for configuration in drawn(3).values()) == Counter(
+        configuration.family for configuration in CONFIGURATIONS.values()
+    )
+    assert {configuration.family for configuration in drawn(3).values()} == set(FAMILIES)
 
 
 @pytest.mark.parametrize("known", [CONFIGURATIONS, drawn(4)], ids=["listed", "drawn"])

@@ -36,7 +36,7 @@ ENDED = ("done", "failed", "cancelled", "stopped", "not_applicable")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentBudget:
-    """What a rerun may spend."""
+    """The budget of a rerun."""
 
     steps: int
     """Number of steps of each trial."""
@@ -45,7 +45,7 @@ class ExperimentBudget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentDesign:
-    """What the experiment compares."""
+    """The candidates and seeds that the experiment compares, and its budget."""
 
     candidates: int
     """Number of candidates besides the control. They are numbered from 1, the most promising first."""
@@ -108,7 +108,7 @@ class Conclusion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NextStep:
-    """What a rerun does now: start trials, conclude, or (if both fields are empty) wait until a trial ends."""
+    """The next action of a rerun: to start trials, to conclude, or, if both fields are empty, to wait for a trial."""
 
     start: tuple[tuple[int, int], ...] = ()
     """Candidate and seed of each trial to start, in this order."""
@@ -127,7 +127,7 @@ def reason_to_stop(
         trial: the running trial, with its loss at the rungs that it has passed.
         others: the other trials of the same rerun.
         control: the ended control on the first seed.
-        design: what the experiment compares.
+        design: the candidates, seeds and budget of the experiment.
         steps: number of steps that the trial has done.
     """
     first_seed = design.seeds[0]
@@ -155,10 +155,10 @@ def reason_to_stop(
 def next_step(
     design: ExperimentDesign, trials: Sequence[TrialState], reason_for_no_new_trials: str | None = None
 ) -> NextStep:
-    """Return what a rerun does now. It never starts a trial twice, nor more trials than the budget allows.
+    """Return the next action of a rerun. It never starts a trial twice, nor more trials than the budget allows.
 
     Args:
-        design: what the experiment compares.
+        design: the candidates, seeds and budget of the experiment.
         trials: all trials of the rerun.
         reason_for_no_new_trials: why no further trial can be started; None if trials can be started.
     """

@@ -28,7 +28,7 @@ SHRINK_RATE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class SilenceLimit:
-    """How long a run may be silent, in seconds, and the moment at which that time ends."""
+    """The seconds for which a run may be silent, and the time at which they end."""
 
     seconds: float
     stalls_at: datetime
