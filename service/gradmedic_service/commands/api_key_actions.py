@@ -1,4 +1,4 @@
-"""The actions of `gradmedic api-key`. They use the database directly: people who can open it need no key to make one."""
+"""The actions of `gradmedic api-key`. They use the database directly, so people who can open it need no key."""
 
 from __future__ import annotations
 
