@@ -38,9 +38,9 @@ def restored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     times: list[int] = []
     restore: Callable[..., Diagnostician] = Diagnostician.from_bytes
 
-    def counted(*arguments: Any) -> Diagnostician:
+    def counted(*arguments: Any, **facts: Any) -> Diagnostician:
         times.append(1)
-        return restore(*arguments)
+        return restore(*arguments, **facts)
 
     monkeypatch.setattr(Diagnostician, "from_bytes", counted)
     return times
