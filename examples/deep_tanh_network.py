@@ -1,7 +1,7 @@
 """A deep multilayer perceptron of hyperbolic tangents on the handwritten digits that scikit-learn ships.
 
-Without options it fails as such networks did before Glorot and Bengio 2010: initial weights that are too small shrink
-the signal, and with it the gradient, layer by layer. `--initialization xavier` repairs it.
+Without options, training fails, as for such networks before Glorot and Bengio 2010: initial weights that are too small
+shrink the signal, and with it the gradient, layer by layer. `--initialization xavier` repairs it.
 
     python deep_tanh_network.py --steps 200
 """
@@ -17,7 +17,7 @@ from torch import nn
 import gradmedic
 
 
-def build(depth: int, width: int, initialization: str) -> nn.Sequential:
+def build_model(depth: int, width: int, initialization: str) -> nn.Sequential:
     """Return `depth` hidden layers of `width` units between 64 pixels and 10 classes."""
     layers: list[nn.Module] = []
     size = 64
@@ -50,7 +50,7 @@ def main() -> None:
     images = torch.tensor(digits.data, dtype=torch.float32) / 8 - 1
     labels = torch.tensor(digits.target)
 
-    model = build(arguments.depth, arguments.width, arguments.initialization)
+    model = build_model(arguments.depth, arguments.width, arguments.initialization)
     optimizer = torch.optim.SGD(model.parameters(), lr=arguments.lr, momentum=0.9)
 
     run = gradmedic.init(project="examples", config=vars(arguments), trainable="deep-tanh-network")

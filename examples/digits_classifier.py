@@ -1,6 +1,6 @@
 """A deep multilayer perceptron on the handwritten digits that scikit-learn ships.
 
-Without options it fails: each sigmoid shrinks the gradient, until nothing is left of it at the first layers.
+Without options, training fails: each sigmoid shrinks the gradient, until nothing is left of it at the first layers.
 `--activation relu` repairs it.
 
     python digits_classifier.py --steps 300
@@ -19,7 +19,7 @@ import gradmedic
 ACTIVATIONS = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}
 
 
-def build(depth: int, width: int, activation: str) -> nn.Sequential:
+def build_model(depth: int, width: int, activation: str) -> nn.Sequential:
     """Return `depth` hidden layers of `width` units between 64 pixels and 10 classes."""
     layers: list[nn.Module] = []
     size = 64
@@ -51,7 +51,7 @@ def main() -> None:
     images = torch.tensor(digits.data, dtype=torch.float32) / 16
     labels = torch.tensor(digits.target)
 
-    model = build(arguments.depth, arguments.width, arguments.activation)
+    model = build_model(arguments.depth, arguments.width, arguments.activation)
     optimizer = torch.optim.SGD(model.parameters(), lr=arguments.lr, momentum=0.9)
 
     run = gradmedic.init(project="examples", config=vars(arguments), trainable="digits-classifier")

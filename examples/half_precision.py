@@ -1,6 +1,6 @@
 """A classifier of digits in half precision with a fixed loss scale.
 
-Without options it fails: scaled gradients beyond 65504 are infinite in float16, and one of them makes
+Without options, training fails: scaled gradients beyond 65504 are infinite in float16, and one of them makes
 every weight NaN. `--scale 256` repairs it, and so does a dynamic scale.
 
     python half_precision.py --steps 150

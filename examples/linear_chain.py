@@ -16,7 +16,7 @@ from torch import nn
 import gradmedic
 
 
-def build(depth: int, width: int, factor: float) -> nn.Sequential:
+def build_model(depth: int, width: int, factor: float) -> nn.Sequential:
     """Return `depth` linear layers of `width` units, each `factor` times the identity."""
     layers = [nn.Linear(width, width, bias=False) for _ in range(depth)]
     for layer in layers:
@@ -39,7 +39,7 @@ def main() -> None:
 
     torch.manual_seed(arguments.seed)
     target = torch.randn(arguments.width, arguments.width) / arguments.width**0.5
-    model = build(arguments.depth, arguments.width, arguments.factor)
+    model = build_model(arguments.depth, arguments.width, arguments.factor)
     optimizer = torch.optim.SGD(model.parameters(), lr=arguments.lr)
 
     run = gradmedic.init(project="examples", config=vars(arguments), trainable="linear-chain")

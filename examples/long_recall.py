@@ -1,7 +1,7 @@
 """Recalls the first symbol of a long sequence with a gated recurrent cell.
 
-Gated cells forget too: with small initial weights the gates are half open, so that each time step and each layer loses
-half of the state and of the gradient. `--initialization orthogonal` repairs it.
+Without options, training fails: with small initial weights the gates are half open, so that each time step and each
+layer loses half of the state and of the gradient. `--initialization orthogonal` repairs it.
 
     python long_recall.py --steps 150
 """

@@ -1,7 +1,8 @@
 """A deep convolutional network without normalization or shortcuts, on the digits that scikit-learn ships.
 
-As it stands it fails as such networks did before batch normalization: each convolution with torch's default weights and
-a rectifier behind it shrinks the signal to less than half, until nothing arrives. `--norm batch` repairs it.
+Without options, training fails, as for such networks before batch normalization: each convolution with torch's default
+weights and a rectifier behind it shrinks the signal to less than half, until almost nothing is left. `--norm batch`
+repairs it.
 
     python plain_convolutional_network.py --steps 150
 """
@@ -24,7 +25,7 @@ class Network(nn.Module):
     def __init__(self, depth: int, channels: int, norm: str) -> None:
         super().__init__()
         sizes = [1, *[channels] * depth]
-        self.convolutions = nn.ModuleList(nn.Conv2d(given, channels, 3, padding=1) for given in sizes[:-1])
+        self.convolutions = nn.ModuleList(nn.Conv2d(size, channels, 3, padding=1) for size in sizes[:-1])
         self.norms = nn.ModuleList(nn.BatchNorm2d(channels) if norm == "batch" else nn.Identity() for _ in range(depth))
         self.classifier = nn.Linear(channels, 10)
 

@@ -1,7 +1,7 @@
 """A character language model with a post-norm transformer, as in the original paper, but without warm-up.
 
-As it stands it fails as such models do: with normalization behind each block, the first steps of Adam at a high rate
-throw the upper layers so far off that the model never learns. `--lr 0.0005` repairs it.
+Without options, training fails: with normalization behind each block, the first steps of Adam at a high learning rate
+change the upper layers so much that the model never learns. `--lr 0.0005` repairs it.
 
     python post_norm_transformer.py --steps 200
 """

@@ -1,7 +1,7 @@
 """A character language model with a plain recurrent network, on the Python language reference.
 
-As it stands it fails as such models do: long sequences, a high learning rate, no gradient clipping. `--clip 0.25` or
-`--lr 0.5` repairs it.
+Without options, training fails: the sequences are long, the learning rate is high, and no gradient is clipped.
+`--clip 0.25` or `--lr 0.5` repairs it.
 
     python rnn_language_model.py --steps 200
 """

@@ -1,8 +1,8 @@
 """Translates generated long sentences with a recurrent encoder and decoder (Sutskever et al. 2014).
 
-The source language says subject, verb, object; the target language says object, verb, subject, clause by clause, with
-words of its own. As it stands training fails as such models do: rectified units whose weights expand, a gradient that
-passes a long sentence twice, and nothing that bounds it. `--scale 1` repairs it.
+Each clause has the order subject, verb, object in the source language, and object, verb, subject in the target
+language, which has words of its own. Without options, training fails: the recurrent weights of rectified units expand
+the gradient, which passes a long sentence twice, and nothing bounds it. `--scale 1` repairs it.
 
     python translation.py --steps 120
 """
@@ -23,7 +23,7 @@ START = 3 * WORDS
 CELLS = {"rnn": nn.RNN, "gru": nn.GRU}
 
 
-def sentences(count: int, clauses: int) -> tuple[Tensor, Tensor]:
+def make_sentences(count: int, clauses: int) -> tuple[Tensor, Tensor]:
     """Return source and target sentences `[count, 3 * clauses]`."""
     kinds = torch.arange(3) * WORDS
     source = torch.randint(WORDS, (count, clauses, 3)) + kinds
@@ -75,7 +75,7 @@ def main() -> None:
     run = gradmedic.init(project="examples", config=vars(arguments), trainable="translation")
     run.watch(model, optimizer)
     for _ in range(arguments.steps):
-        source, target = sentences(arguments.batch_size, arguments.clauses)
+        source, target = make_sentences(arguments.batch_size, arguments.clauses)
         start = torch.full((arguments.batch_size, 1), START)
         logits = model(source, torch.cat([start, target[:, :-1]], 1))
         loss = functional.cross_entropy(logits.flatten(0, 1), target.flatten())

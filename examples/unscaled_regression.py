@@ -1,7 +1,7 @@
 """Linear regression with a hidden layer on the diabetes table, as it comes: features and target in their own units.
 
-As it stands it fails as such models do: features that differ by decades and targets in the hundreds make gradients that
-no usual learning rate stands. `--standardize true` repairs it.
+Without options, training fails: features of very different sizes and targets in the hundreds make gradients that are
+too large for any usual learning rate. `--standardize true` repairs it.
 
     python unscaled_regression.py --steps 200
 """

@@ -42,7 +42,7 @@ from gradmedic_diagnosis.remedies import CATALOGUE
 from gradmedic_service.reruns import experiment
 from gradmedic_service.reruns.loss_curves import LossCurve, summarize_losses
 from gradmedic_worker.executors.local_processes import LaunchSpec, ProcessStarter
-from gradmedic_worker.executors.trial_environment import INHERITED_VARIABLES, trial_environment
+from gradmedic_worker.executors.trial_environment import INHERITED_VARIABLES, build_trial_environment
 from gradmedic_worker.executors.trial_folder import read_report
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
@@ -193,7 +193,7 @@ class Laboratory:
         output = scratch / "output"
         order = LaunchSpec(
             command=[sys.executable, str(SCRIPT), configuration.name, *(["--twin"] if is_twin else [])],
-            environment=trial_environment(self._base, claimed, self._base_url, scratch, ()),
+            environment=build_trial_environment(self._base, claimed, self._base_url, scratch, ()),
             directory=scratch,
             output=output,
             seconds=LONGEST_SECONDS,

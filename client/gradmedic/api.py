@@ -47,7 +47,7 @@ _POLL_INTERVAL = 0.5
 """Seconds between two requests while a run is waited for."""
 
 
-def attempt(act: Callable[[], T], attempts: int = DEFAULT_ATTEMPTS) -> T:
+def call_with_retries(act: Callable[[], T], attempts: int = DEFAULT_ATTEMPTS) -> T:
     """Call `act` until it succeeds, at most `attempts` times. Raise a failure that another attempt would not avoid."""
     for failures in range(attempts):
         try:
@@ -114,7 +114,7 @@ class Client:
         self._retry(lambda: self._service.request(method, path))
 
     def _retry(self, act: Callable[[], T]) -> T:
-        return attempt(act, self._attempts)
+        return call_with_retries(act, self._attempts)
 
 
 class Runs:
@@ -221,7 +221,7 @@ class Runs:
         """Return series of a run over at most `max_points` buckets of consecutive steps.
 
         Args:
-            id: of the run.
+            id: id of the run.
             statistic: names of statistics, `loss`, `learning_rate` or metrics.
             layer: names of layers; without it, all.
             from_step: first step.
@@ -262,7 +262,7 @@ class Reruns:
             run_id: the suspect run.
             remedies: candidates, each a list of remedies that are applied together; without them, the run's advice.
             seeds: number of seeds; 3.
-            steps: of each trial; without it, half as many again as the run took to fail.
+            steps: number of steps of each trial; without it, half as many again as the run took to fail.
             seconds: largest duration of all trials together.
             trials: largest number of trials.
             executor: one of `gradmedic.protocol.reruns.EXECUTORS`; its workers run the trials. Without it, any worker.
@@ -318,10 +318,10 @@ class Reruns:
         """Wait until a rerun is over, and return it.
 
         Args:
-            id: of the rerun.
+            id: id of the rerun.
             timeout: seconds to wait at most; None waits without end.
             interval: seconds between two requests.
-            on_change: called with the rerun whenever it has changed.
+            on_change: function called with the rerun whenever it has changed.
 
         Raises:
             TimeoutError: `timeout` seconds passed before.

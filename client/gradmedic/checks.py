@@ -82,7 +82,7 @@ def check_folder(name: str, value: Any) -> Path:
         raise ConfigurationError(f"{name} must be the path of a folder, not {value!r}")
     path = Path(value)
     if path.exists() and not path.is_dir():
-        raise ConfigurationError(f"{name} must be a folder; {str(path)!r} is none")
+        raise ConfigurationError(f"{name} must be a folder, but {str(path)!r} is not one")
     return path.absolute()  # the script may change its working directory
 
 

@@ -150,7 +150,7 @@ def resolve_directory(dir: str | os.PathLike[str] | None = None) -> Path:
 
 
 def process_rank() -> int:
-    """Return the rank of this process among those that train together: from torch, else from its launcher."""
+    """Return the rank of this process among those that train together, from torch or from the variables of torchrun."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         return int(distributed.get_rank())

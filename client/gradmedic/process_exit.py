@@ -1,12 +1,12 @@
-"""How the process ends, which decides the status of the runs that it did not finish.
+"""Finds out how the process ends, which decides the status of the runs that it did not finish.
 
 At exit, a run is `failed` if an exception ended the script or if the script left with an exit code other than 0.
 Python keeps the exception in `sys.last_value`. It does not keep the exit code, so `sys.exit`, `exit` and `quit` are
 wrapped while there are runs.
 
-One case is not seen: a `SystemExit` that the script raises itself, as by `raise SystemExit(3)`, or by an `exit` that it
-imported from `sys` before `gradmedic.init()`. Its run counts as finished, unless the exception leaves a `with run:`
-block.
+One case is not detected: a `SystemExit` that the script raises itself, as by `raise SystemExit(3)`, or by an `exit`
+that it imported from `sys` before `gradmedic.init()`. Its run counts as finished, unless the exception leaves a
+`with run:` block.
 
 SIGTERM ends the process without running `atexit`. If the script does not handle SIGTERM, it is handled here: every run
 is finished within a few seconds, and the signal is sent again.

@@ -1,10 +1,10 @@
 """`Run`, which a training loop logs to.
 
-The training comes first: `log()` leaves a step for other threads and returns. A problem is logged once, and the
+`log()` puts a step into a queue for other threads and returns at once. A problem is logged once, and the
 training goes on. The only exceptions are wrong arguments of `init()` and `watch()`, which are raised before training
 begins, `UnhealthyRunError`, if the script asked for it, and `RunStoppedError` and `TrialEnded`, which end a trial.
 
-`gradmedic.recording` shows the way of a step from `log()` to the service.
+The docstring of `gradmedic.recording` shows how a step gets from `log()` to the service.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 DEFAULT_FLUSH_TIMEOUT = 30.0
 DEFAULT_FINISH_TIMEOUT = 15.0
 """Seconds that a service that does not answer may delay the end of a job."""
-_LEAST_TO_RECORD = 5.0
+_SHORTEST_RECORD_TIMEOUT = 5.0
 """Seconds that steps may take to reach the disk at the end, however short the timeout is: else they would be lost."""
 
 Callback = TypeVar("Callback", bound=Callable[[VerdictEvent], object])
@@ -65,7 +65,7 @@ class _State(Enum):
     RECORDING = "recording"
     """They record steps, and other threads send them."""
     FOLLOWING = "following"
-    """They only keep step with the first process of the training, which records and sends."""
+    """They only advance the sampling. The first process of the training records and sends the steps."""
     FINISHED = "finished"
     """`finish()` was called."""
     DISABLED = "disabled"
@@ -105,7 +105,7 @@ class Run:
             is_trial=self._trial.is_trial,
         )
         service = Service(configuration.connection, transport)
-        describer = RunDescriber(_description_of(configuration), self._layers, self._instrumentations)
+        describer = RunDescriber(_describe_configuration(configuration), self._layers, self._instrumentations)
         self._answers = AnswerReader(
             service, self.id, self.url, self._reactions.events, may_clip=configuration.on_unhealthy == "clip"
         )
@@ -164,7 +164,7 @@ class Run:
 
     @property
     def is_follower(self) -> bool:
-        """Whether this process trains together with a first one, which sends for all of them."""
+        """Whether another process of the same training records and sends its steps."""
         return self._is_follower
 
     @property
@@ -191,7 +191,7 @@ class Run:
                 model, or in several calls.
             optimizer: one, or all that update the model.
             scaler: the loss scaler, if there is one: its scale is recorded, and so are the steps that it skips.
-            prefix: goes before the names of the layers.
+            prefix: text in front of the names of the layers.
             activations: measure the outputs of activations too: shares of zeros and of saturated ones. It costs about
                 as much as the activations do, on sampled steps.
 
@@ -220,7 +220,7 @@ class Run:
             if watch.has_others and self._configuration.on_unhealthy == "clip":
                 self._answers.may_clip = False  # the other processes would not clip, and train another model
                 self._warnings.warn(
-                    "clip", 'on_unhealthy="clip" is for trainings of one process; this one is only warned'
+                    "clip", 'on_unhealthy="clip" works only in trainings of one process; this run only logs warnings'
                 )
             watch.begin(layer_registry=self._layers, sampler=self._sampler, before_first_step=self._describe_layers)
             self._instrumentations.append(watch)
@@ -245,11 +245,12 @@ class Run:
         statistics, here.
 
         Args:
-            loss: of the step; NaN and infinity are recorded as they are.
+            loss: loss of the step; NaN and infinity are recorded as they are.
             step: number of the step, larger than the last; without it, one more than the last, from 0.
             gradients: arrays of any shape by layer name.
-            statistics: of each layer: statistic to value, with names from `gradmedic.protocol.statistics.STATISTICS`.
-            learning_rate: if it is not that of the watched optimizers.
+            statistics: values by statistic, by layer name. The names of statistics are those of
+                `gradmedic.protocol.statistics.STATISTICS`.
+            learning_rate: learning rate, if it is not that of the watched optimizers.
             metrics: further numbers by name.
             more_metrics: the same.
 
@@ -313,7 +314,7 @@ class Run:
             return True
         self._forget_process_exit()
         deadline = time.monotonic() + timeout
-        self._recorder.close(max(timeout, _LEAST_TO_RECORD))
+        self._recorder.close(max(timeout, _SHORTEST_RECORD_TIMEOUT))
         is_delivered = self._uploader.close(status, max(0.0, deadline - time.monotonic()))
         self._reactions.act()
         return is_delivered
@@ -348,8 +349,10 @@ class Run:
             UsageError: the run is disabled or offline, or another process sends for this one.
         """
         if self._state is _State.DISABLED or self._is_follower or self._configuration.mode == "offline":
-            why = "another process sends for this one" if self._is_follower else f"mode is {self._configuration.mode!r}"
-            raise UsageError(f"there is no diagnosis here: {why}")
+            reason = (
+                "another process sends for this one" if self._is_follower else f"mode is {self._configuration.mode!r}"
+            )
+            raise UsageError(f"there is no diagnosis here: {reason}")
         from gradmedic.api import Client  # no training needs it
 
         self.flush()
@@ -454,7 +457,7 @@ def finish_open_runs() -> None:
         run.finish()
 
 
-def _description_of(configuration: Configuration) -> RunCreate:
+def _describe_configuration(configuration: Configuration) -> RunCreate:
     """Return what a configuration contains of a run's description."""
     return RunCreate(
         id=configuration.id,

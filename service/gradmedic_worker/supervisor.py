@@ -45,7 +45,7 @@ class Supervisor:
         client: A client of the service. Its key has the scope `worker` if the service requires keys.
         configuration: The worker's configuration.
         executor: Hosts the processes of the trials.
-        print_line: Prints a line for the operator.
+        print_line: Function that prints a line for the operator.
     """
 
     def __init__(
@@ -88,7 +88,9 @@ class Supervisor:
         """Claim no more trials, and end after the last running one."""
         with self._changed:
             if not self._is_draining and self._running:
-                self._print_line(f"draining: {len(self._running)} trials still run; once more to abandon them")
+                self._print_line(
+                    f"draining: {len(self._running)} trials still run; send the signal again to abandon them"
+                )
             self._is_draining = True
             self._changed.notify_all()
 
@@ -239,7 +241,7 @@ class _RunningAttempt:
         self._print_line(f"{self.title}: {published}, {time.monotonic() - begun_at:.1f} s")
 
     def publish_failure(self, reason: str) -> str:
-        """Publish that the attempt failed. Return what became of the result, for a message."""
+        """Publish that the attempt failed. Return the outcome as text for a message."""
         return self._publish(TrialResult(attempt=self._claimed.attempt, status="failed", reason=reason))
 
     def _wait_for_end(self, process: TrialProcess, seconds: float) -> TrialEnd | LostAttempt | _Discarded:
@@ -321,7 +323,7 @@ class _RunningAttempt:
         return "done", None
 
     def _publish(self, result: TrialResult) -> str:
-        """Send the result until the service accepts or refuses it. Return what became of it, for a message."""
+        """Send the result until the service accepts or refuses it. Return the outcome as text for a message."""
         deadline = time.monotonic() + PUBLISH_SECONDS
         failures = 0
         while True:

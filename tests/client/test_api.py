@@ -68,7 +68,7 @@ def test_waiting_for_a_run_ends_with_it(service_url: str, client: gradmedic.Clie
     assert run.flush()
     with pytest.raises(TimeoutError, match="is running, at step 0"):
         client.runs.wait(run.id, timeout=0)
-    assert client.runs.wait(run.id, until=lambda found: found.last_step == 0).status == "running"
+    assert client.runs.wait(run.id, until=lambda current: current.last_step == 0).status == "running"
     run.finish(status="failed")
     assert client.runs.wait(run.id, timeout=5).status == "failed"
 

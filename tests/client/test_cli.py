@@ -76,7 +76,7 @@ def test_a_run_is_found_by_id_beginning_of_id_or_name(
     assert main(["diagnose", str(uuid4())]) == 2
 
 
-def test_a_diagnosis_reads_from_verdict_to_code(exploding: gradmedic.Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_diagnosis_is_printed_in_order(exploding: gradmedic.Run, capsys: pytest.CaptureFixture[str]) -> None:
     """The text shows verdict, first step, first layer, findings, causes and advice, in this order."""
     assert main(["diagnose", str(exploding.id)]) == 0
     text = capsys.readouterr().out

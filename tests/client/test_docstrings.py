@@ -17,6 +17,6 @@ MODULES = [
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples_give_what_they_say(name: str) -> None:
+def test_docstring_examples_print_what_they_show(name: str) -> None:
     """Every example in a docstring of the client prints what the docstring shows."""
     assert doctest.testmod(importlib.import_module(name)).failed == 0

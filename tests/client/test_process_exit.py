@@ -212,14 +212,14 @@ print(run.id, run.finish(), model.weight.tolist())
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_of_a_data_loader_leave_the_run_alone(
+def test_workers_of_a_data_loader_do_not_disturb_the_run(
     method: str, service_url: str, client: gradmedic.Client, tmp_path: Path
 ) -> None:
     """Workers that start while the run sends do not disturb it, and the weights are those without a run."""
     script = tmp_path / "loading.py"
     body = "".join(f"    {line}\n" for line in LOADING.splitlines())
     script.write_text(f"if __name__ == '__main__':\n{body}")
-    said = []
+    outputs = []
     for mode in ("online", "disabled"):
         done = subprocess.run(
             [sys.executable, str(script), method, mode],
@@ -229,8 +229,8 @@ def test_workers_of_a_data_loader_leave_the_run_alone(
             check=True,
             timeout=100,
         )
-        said.append(done.stdout.split(maxsplit=2))
-    (run_id, is_delivered, weights), (_, _, unwatched) = said
+        outputs.append(done.stdout.split(maxsplit=2))
+    (run_id, is_delivered, weights), (_, _, unwatched) = outputs
     assert is_delivered == "True"
     assert weights == unwatched
     stored = client.runs.get(run_id)

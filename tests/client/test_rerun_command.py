@@ -1,4 +1,4 @@
-"""`gradmedic rerun`: what it prints, what it exits with, and what it says of each mistake."""
+"""`gradmedic rerun`: its output, its exit codes, and its message for each mistake."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ SLOW_TEXT = "scale_learning_rate(0.1)"
 
 @pytest.fixture
 def http(service_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx2.Client]:
-    """The service, which the command finds by the environment; no rerun is left that waits."""
+    """The service, which the command finds by the environment. Waiting reruns are cancelled at the end of the test."""
     monkeypatch.setenv("GRADMEDIC_BASE_URL", service_url)
     monkeypatch.setenv("COLUMNS", "200")
-    with httpx2.Client(base_url=service_url, timeout=30) as client, gradmedic.Client(service_url) as ours:
+    with httpx2.Client(base_url=service_url, timeout=30) as client, gradmedic.Client(service_url) as sdk_client:
         yield client
         for status in ("queued", "running"):
-            for one in list(ours.reruns.list(status=status)):
-                ours.reruns.cancel(one.id)
+            for rerun in list(sdk_client.reruns.list(status=status)):
+                sdk_client.reruns.cancel(rerun.id)
 
 
 @pytest.fixture
@@ -39,17 +39,17 @@ def worker(http: httpx2.Client) -> PlayedWorker:
     return played
 
 
-def outcome_of(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+def run_rerun_command(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
     """Run the command; return exit code, output and errors."""
     code = main(["rerun", *arguments])
-    said = capsys.readouterr()
-    return code, said.out, said.err
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
 
 
-def test_a_rerun_from_the_question_to_the_proof(
+def test_a_rerun_is_followed_and_shown(
     http: httpx2.Client, worker: PlayedWorker, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It follows each trial as it ends, then prints each candidate with its outcome; `show` prints the same again."""
+    """The command prints each trial at its end, then each candidate with its outcome; `show` prints the same again."""
     run_id = suspect(http)
     is_over = threading.Event()
 
@@ -60,8 +60,8 @@ def test_a_rerun_from_the_question_to_the_proof(
     working = threading.Thread(target=work)
     working.start()
     try:
-        asked = ("--remedy", CLIP_TEXT, "--remedy", SLOW_TEXT, "--seeds", "1", "--steps", "80", "--seconds", "500")
-        code, out, err = outcome_of(run_id, *asked, capsys=capsys)
+        options = ("--remedy", CLIP_TEXT, "--remedy", SLOW_TEXT, "--seeds", "1", "--steps", "80", "--seconds", "500")
+        code, out, err = run_rerun_command(run_id, *options, capsys=capsys)
     finally:
         is_over.set()
         working.join()
@@ -83,9 +83,9 @@ def test_a_rerun_from_the_question_to_the_proof(
     assert candidates[4] == f"  {SLOW_TEXT}:"
     assert candidates[5].strip().startswith("failed: healthy in 0 of 1 seed, loss NaN against NaN; ")
     assert candidates[5].endswith("(it is exploding on seed 0)")
-    assert outcome_of("show", id, capsys=capsys) == (0, out, "")
-    assert outcome_of("follow", id, capsys=capsys)[:2] == (0, out)
-    code, out, _ = outcome_of("show", id, "--json", capsys=capsys)
+    assert run_rerun_command("show", id, capsys=capsys) == (0, out, "")
+    assert run_rerun_command("follow", id, capsys=capsys)[:2] == (0, out)
+    code, out, _ = run_rerun_command("show", id, "--json", capsys=capsys)
     assert json.loads(out) == http.get(f"/api/v1/reruns/{id}").json()
     assert main(["diagnose", run_id]) == 0
     said = capsys.readouterr().out.partition("What else was tried")[2]
@@ -94,11 +94,11 @@ def test_a_rerun_from_the_question_to_the_proof(
     assert first.endswith(". On torch 2.13.0, cpu.")
 
 
-def test_what_is_not_over_is_shown_as_it_stands(
+def test_a_queued_a_running_and_a_cancelled_rerun_are_shown(
     http: httpx2.Client, worker: PlayedWorker, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Detached, it is queued; under way, trials stand with their state; cancelled, it says by whom."""
-    code, out, err = outcome_of(suspect(http), "--remedy", CLIP_TEXT, "--detach", capsys=capsys)
+    """A detached rerun is queued; a running one is shown with its trials' states, a cancelled one with the reason."""
+    code, out, err = run_rerun_command(suspect(http), "--remedy", CLIP_TEXT, "--detach", capsys=capsys)
     assert (code, err) == (0, "")
     id = out.split()[1].rstrip(":")
     assert out.splitlines()[0] == f"rerun {id}: queued"
@@ -107,15 +107,15 @@ def test_what_is_not_over_is_shown_as_it_stands(
     claimed = worker.claim()
     assert claimed is not None
     worker.beat(claimed, output="epoch 1\n")
-    assert outcome_of("output", claimed["trial_id"], capsys=capsys) == (0, "epoch 1\n", "")
-    assert "seed 0 running" in outcome_of("show", id, capsys=capsys)[1]
-    code, out, err = outcome_of("cancel", id, capsys=capsys)
+    assert run_rerun_command("output", claimed["trial_id"], capsys=capsys) == (0, "epoch 1\n", "")
+    assert "seed 0 running" in run_rerun_command("show", id, capsys=capsys)[1]
+    code, out, err = run_rerun_command("cancel", id, capsys=capsys)
     assert (code, err) == (0, "")
     assert out.splitlines()[0].startswith(f"rerun {id}: cancelled, cancelled by ")
     assert "seed 0 cancelled" in out
-    assert outcome_of("cancel", id, capsys=capsys) == (0, out, "")
-    assert outcome_of("show", id, capsys=capsys) == (0, out, "")
-    assert outcome_of("follow", id, capsys=capsys)[0] == 2
+    assert run_rerun_command("cancel", id, capsys=capsys) == (0, out, "")
+    assert run_rerun_command("show", id, capsys=capsys) == (0, out, "")
+    assert run_rerun_command("follow", id, capsys=capsys)[0] == 2
 
 
 @pytest.mark.parametrize(
@@ -131,23 +131,23 @@ def test_what_is_not_over_is_shown_as_it_stands(
     ],
     ids=["run", "no id", "id", "trial", "action", "two", "option"],
 )
-def test_wrong_words_are_named(
+def test_wrong_arguments_are_errors(
     http: httpx2.Client, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A word that means nothing is an error of one line, and code 2."""
-    code, out, err = outcome_of(*arguments, capsys=capsys)
+    """A wrong argument is an error of one line, with the exit code 2."""
+    code, out, err = run_rerun_command(*arguments, capsys=capsys)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert err.startswith("gradmedic: ")
     assert message in err
 
 
 @pytest.mark.parametrize("action", ["show", "follow", "cancel", "output"])
-def test_what_is_not_there_is_said(http: httpx2.Client, action: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """An id of nothing is named, with what it was taken for."""
+def test_an_unknown_id_is_an_error(http: httpx2.Client, action: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The error contains the unknown id and the kind of object that was looked for."""
     id = str(uuid4())
-    code, out, err = outcome_of(action, id, capsys=capsys)
-    thing = "trial" if action == "output" else "rerun"
-    assert (code, out, err) == (2, "", f"gradmedic: There is no {thing} {id}. (404 {thing}_not_found)\n")
+    code, out, err = run_rerun_command(action, id, capsys=capsys)
+    kind = "trial" if action == "output" else "rerun"
+    assert (code, out, err) == (2, "", f"gradmedic: There is no {kind} {id}. (404 {kind}_not_found)\n")
 
 
 @pytest.mark.parametrize(
@@ -158,8 +158,8 @@ def test_what_is_not_there_is_said(http: httpx2.Client, action: str, capsys: pyt
     ],
     ids=["form", "name"],
 )
-def test_what_is_no_remedy_is_named(remedy: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A remedy that cannot be read is refused before anything is asked for."""
+def test_an_unreadable_remedy_is_an_error(remedy: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A remedy that cannot be read is refused before any request is sent."""
     with pytest.raises(SystemExit) as refused:
         main(["rerun", "run", "--remedy", remedy])
     assert refused.value.code == 2
@@ -182,40 +182,40 @@ def test_what_is_no_remedy_is_named(remedy: str, message: str, capsys: pytest.Ca
     ],
     ids=["unknown", "range", "missing", "parameter", "tier", "seeds", "seconds", "nan", "steps", "trials"],
 )
-def test_what_the_service_refuses_is_printed_with_its_field(
+def test_a_refused_rerun_is_printed_with_the_wrong_field(
     http: httpx2.Client, worker: PlayedWorker, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Field and limit stand in the error; nothing was asked for."""
+    """The error contains the field and its limit, and no rerun is created."""
     run_id = suspect(http)
-    code, out, err = outcome_of(run_id, *options, "--detach", capsys=capsys)
+    code, out, err = run_rerun_command(run_id, *options, "--detach", capsys=capsys)
     assert (code, out) == (2, "")
     assert message in err
     assert http.get(f"/api/v1/reruns?run_id={run_id}").json()["items"] == []
 
 
-def test_runs_that_cannot_be_rerun_say_why(
+def test_a_run_that_cannot_be_rerun_is_an_error_with_the_reason(
     http: httpx2.Client, worker: PlayedWorker, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No trainable, one that nobody offers, and a config that does not fit."""
+    """A run without a trainable, with one that no worker offers, or with a config that does not fit, is not rerun."""
     fields: list[tuple[dict[str, Any], str]] = [
         ({"trainable": None}, "give gradmedic.init(trainable=...)"),
         ({"trainable": "nobody's"}, 'No worker offers the trainable "nobody\'s"'),
         ({"config": {"lr": 99.0}}, "lr must be from 0.001 to 10"),
     ]
     for changed, message in fields:
-        code, out, err = outcome_of(suspect(http, **changed), "--remedy", CLIP_TEXT, capsys=capsys)
+        code, out, err = run_rerun_command(suspect(http, **changed), "--remedy", CLIP_TEXT, capsys=capsys)
         assert (code, out) == (2, "")
         assert message in err
 
 
-def test_a_rerun_that_shows_nothing_exits_with_two(
+def test_a_rerun_whose_control_is_healthy_exits_with_two(
     http: httpx2.Client, worker: PlayedWorker, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A control that does not fail again proves nothing: followed, that is code 2; shown, it is an answer."""
-    asked = rerun(http, suspect(http), CLIP, SLOW, seeds=1)
+    """If the control does not fail again, following the rerun exits with 2, and showing it exits with 0."""
+    created = rerun(http, suspect(http), CLIP, SLOW, seeds=1)
     worker.work({0: "learning"})
-    code, out, err = outcome_of("follow", asked["id"], capsys=capsys)
+    code, out, err = run_rerun_command("follow", created["id"], capsys=capsys)
     assert code == 2
     assert "not_reproduced, the unchanged control is healthy after 80 steps" in out
     assert err.startswith("  control, seed 0: done, healthy, loss 0.")
-    assert outcome_of("show", asked["id"], capsys=capsys) == (0, out, "")
+    assert run_rerun_command("show", created["id"], capsys=capsys) == (0, out, "")

@@ -50,7 +50,7 @@ def client_without_key(client: TestClient, replace_services: ReplaceServices) ->
 def client_with_key(client_without_key: TestClient, make_secret: MakeSecret) -> ClientWithKey:
     """Make clients that send a key of their own."""
 
-    def bear(*scopes: str, project: str | None = "mine", run_id: UUID | None = None) -> TestClient:
+    def make_client(*scopes: str, project: str | None = "mine", run_id: UUID | None = None) -> TestClient:
         secret = make_secret(*scopes, project=project, run_id=run_id)
         headers = {"Authorization": f"Bearer {secret}"}
         return TestClient(
@@ -60,4 +60,4 @@ def client_with_key(client_without_key: TestClient, make_secret: MakeSecret) -> 
             base_url=str(client_without_key.base_url),
         )
 
-    return bear
+    return make_client

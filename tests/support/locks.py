@@ -1,4 +1,4 @@
-"""Whether a transaction waits for the lock of another one. Tests of two writers wait for that."""
+"""Return whether a transaction waits for the lock of another one. Tests of two writers wait for that."""
 
 from __future__ import annotations
 

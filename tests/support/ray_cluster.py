@@ -152,9 +152,9 @@ class RayCluster:
 
 def _find_session(leader: int) -> list[int]:
     """Return the ids of the running processes of a session."""
-    found = []
+    process_ids = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
             if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
-    return found
+                process_ids.append(process.pid)
+    return process_ids

@@ -1,4 +1,4 @@
-"""What the commands share: their interface, their exit codes, and how they find the service and a run."""
+"""The interface and exit codes of the commands, and how the commands find the service and a run."""
 
 from __future__ import annotations
 
@@ -67,16 +67,18 @@ def find_run(client: Client, reference: str, project: str | None) -> UUID:
         return UUID(reference)
     except ValueError:
         pass
-    found = {
+    matches = {
         run.id for run in client.runs.list(project=project, text=reference, page_size=1000) if run.name == reference
     }
-    found |= set(_runs_with_id_prefix(client, reference.lower(), project))
-    if len(found) == 1:
-        return next(iter(found))
-    if not found:
+    matches |= set(_runs_with_id_prefix(client, reference.lower(), project))
+    if len(matches) == 1:
+        return next(iter(matches))
+    if not matches:
         raise UsageError(f"no run has the name {reference!r} or an id that begins so; see `gradmedic runs`")
-    examples = ", ".join(str(run_id) for run_id in list(found)[:3])
-    raise UsageError(f"{len(found)} runs are called {reference!r} or have an id that begins so, for example {examples}")
+    examples = ", ".join(str(run_id) for run_id in list(matches)[:3])
+    raise UsageError(
+        f"{len(matches)} runs are called {reference!r} or have an id that begins so, for example {examples}"
+    )
 
 
 def _runs_with_id_prefix(client: Client, prefix: str, project: str | None) -> Iterator[UUID]:

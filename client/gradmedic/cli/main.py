@@ -48,20 +48,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run_command(arguments: Sequence[str]) -> int:
-    entry_points = {point.name: point for point in importlib.metadata.entry_points(group=COMMANDS_GROUP)}
+    entry_points = {
+        entry_point.name: entry_point for entry_point in importlib.metadata.entry_points(group=COMMANDS_GROUP)
+    }
     parser = argparse.ArgumentParser(
         prog="gradmedic",
-        description="Reads the gradients of any training job and says what is wrong, why, and what fixes it.",
+        description="Reads the gradients of any training job and shows what is wrong, why, and what fixes it.",
     )
     parser.add_argument("--version", action="version", version=f"gradmedic {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    # Only the named command is imported. --help without a command shows all, and imports all that are installed.
-    named = next((argument for argument in arguments if not argument.startswith("-")), None)
-    shows_all = named is None and not {"-h", "--help"}.isdisjoint(arguments)
+    # Only the command that the arguments name is imported. --help without a command imports all that are installed.
+    command_name = next((argument for argument in arguments if not argument.startswith("-")), None)
+    shows_all = command_name is None and not {"-h", "--help"}.isdisjoint(arguments)
     for name in sorted({*_CLIENT_COMMANDS, *entry_points}):
         command: Command | None = _CLIENT_COMMANDS.get(name)
-        if command is None and (shows_all or named == name):
-            command = _load(entry_points[name], is_needed=named == name)
+        if command is None and (shows_all or command_name == name):
+            command = _load(entry_points[name], is_needed=command_name == name)
         help_text = _needed_extra(entry_points[name]) if command is None else command.help
         subparser = subparsers.add_parser(name, help=help_text, description=command.help if command else None)
         if command is not None:
@@ -69,31 +71,31 @@ def _run_command(arguments: Sequence[str]) -> int:
             subparser.set_defaults(command=command)
     args = parser.parse_args(arguments)
     chosen: Command = args.command
-    if named not in entry_points:
+    if command_name not in entry_points:
         return chosen.run(args)
     try:
         return chosen.run(args)
     except ModuleNotFoundError as error:  # a command may import what it needs only when it runs
-        raise _missing_extra(entry_points[named], error) from error
+        raise _missing_extra(entry_points[command_name], error) from error
 
 
-def _load(point: importlib.metadata.EntryPoint, *, is_needed: bool) -> Command | None:
+def _load(entry_point: importlib.metadata.EntryPoint, *, is_needed: bool) -> Command | None:
     try:
-        command: Command = point.load()
+        command: Command = entry_point.load()
     except ModuleNotFoundError as error:
         if not is_needed:
             return None
-        raise _missing_extra(point, error) from error
+        raise _missing_extra(entry_point, error) from error
     return command
 
 
-def _missing_extra(point: importlib.metadata.EntryPoint, error: ModuleNotFoundError) -> Exception:
+def _missing_extra(entry_point: importlib.metadata.EntryPoint, error: ModuleNotFoundError) -> Exception:
     """Return an error that names the extra of a command; the same error if a module of our own is missing."""
-    if (error.name or "").partition(".")[0] in _OWN_PACKAGES or not point.extras:
+    if (error.name or "").partition(".")[0] in _OWN_PACKAGES or not entry_point.extras:
         return error
-    extra = point.extras[0]
-    return ConfigurationError(f"gradmedic {point.name} needs the {extra} extra: pip install 'gradmedic[{extra}]'")
+    extra = entry_point.extras[0]
+    return ConfigurationError(f"gradmedic {entry_point.name} needs the {extra} extra: pip install 'gradmedic[{extra}]'")
 
 
-def _needed_extra(point: importlib.metadata.EntryPoint) -> str:
-    return f"needs the {point.extras[0]} extra" if point.extras else ""
+def _needed_extra(entry_point: importlib.metadata.EntryPoint) -> str:
+    return f"needs the {entry_point.extras[0]} extra" if entry_point.extras else ""

@@ -25,10 +25,10 @@ def parse_candidate(text: str) -> list[Remedy]:
 
 
 def _parse_remedy(text: str) -> Remedy:
-    found = _REMEDY.fullmatch(text)
-    if found is None:
+    match = _REMEDY.fullmatch(text)
+    if match is None:
         raise argparse.ArgumentTypeError(f"must be like clip_grad_norm(max_norm=1.0), not {text!r}")
-    id, arguments = found[1], (found[2] or "").strip()
+    id, arguments = match[1], (match[2] or "").strip()
     kind = REMEDIES.get(id)
     names = [] if kind is None else list(kind.parameters)
     parameters: dict[str, float | int | str | bool] = {}

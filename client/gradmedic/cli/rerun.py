@@ -24,7 +24,7 @@ from gradmedic.protocol.remedies import describe_remedies
 from gradmedic.protocol.reruns import EXECUTORS, Candidate, RerunDetail
 
 _ACTIONS = ("show", "follow", "cancel", "output")
-_OPTIONS_OF_A_NEW_RERUN = ("remedy", "seeds", "steps", "seconds", "trials", "executor", "project", "detach")
+_NEW_RERUN_OPTIONS = ("remedy", "seeds", "steps", "seconds", "trials", "executor", "project", "detach")
 
 
 class RerunCommand:
@@ -66,7 +66,7 @@ class RerunCommand:
             raise UsageError(f"`gradmedic rerun {action}` needs an id; to rerun a run of this name, give its id")
         if rest and (len(rest) > 1 or action not in _ACTIONS):
             raise UsageError(f"give a RUN, or one of {', '.join(_ACTIONS)} and one id")
-        if rest and (given := [name for name in _OPTIONS_OF_A_NEW_RERUN if getattr(args, name)]):
+        if rest and (given := [name for name in _NEW_RERUN_OPTIONS if getattr(args, name)]):
             raise UsageError(f"--{given[0]} belongs to a new rerun of a RUN, not to {action}")
         progress = None if args.json else sys.stderr
         with make_client(args) as client:

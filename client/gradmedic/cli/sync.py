@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-from gradmedic.api import attempt
+from gradmedic.api import call_with_retries
 from gradmedic.cli.command import EXIT_ERROR, add_connection_argument
 from gradmedic.configuration import resolve_connection, resolve_directory
 from gradmedic.exceptions import ApiError, UsageError
@@ -41,7 +41,7 @@ class SyncCommand:
             refused = 0
             for replay in replays:
                 try:
-                    attempt(replay.send_all)
+                    call_with_retries(replay.send_all)
                 except ApiError as error:
                     refused += 1
                     sys.stderr.write(f"gradmedic: {replay.run_id} is kept, {replay.remaining} steps: {error}\n")

@@ -23,7 +23,7 @@ class Reactions:
         sampler: samples every step for a while after a spike or an unhealthy verdict.
         instrumentations: clip the gradients.
         stops_if_unhealthy: whether an unhealthy verdict raises `UnhealthyRunError`.
-        is_trial: whether the run is a trial, which ends otherwise than by an exception here.
+        is_trial: whether the run is a trial. `TrialSession` ends a trial, so no `RunStoppedError` is raised.
     """
 
     def __init__(

@@ -189,8 +189,8 @@ def remedy_errors(path: str, remedies: Sequence[Remedy]) -> Iterator[FieldError]
             continue  # its parameters are the trainable's, which are checked elsewhere
         kind = REMEDIES.get(remedy.id)
         if kind is None:
-            known = ", ".join([*REMEDIES, SET_PARAMETER])
-            yield FieldError(path=f"{remedy_path}.id", message=f"{remedy.id!r} is not one of {known}")
+            ids = ", ".join([*REMEDIES, SET_PARAMETER])
+            yield FieldError(path=f"{remedy_path}.id", message=f"{remedy.id!r} is not one of {ids}")
             continue
         for name in kind.parameters.keys() - remedy.parameters.keys():
             yield FieldError(path=f"{remedy_path}.parameters.{name}", message="is required")

@@ -59,7 +59,7 @@ class _StrictNumber:
         }
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> Any:
-        """Return the JSON schema of a number, to which `http.documentation` adds the non-finite names."""
+        """Return the JSON schema of a number. `gradmedic_service.http.documentation` adds the non-finite names."""
         has_null = any(choice["type"] == "none" for choice in schema["choices"])
         return {"anyOf": [{"type": "number"}, {"type": "null"}]} if has_null else {"type": "number"}
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from gradmedic.protocol.schema import SCHEMA
 
 WIRE_VERSIONS = (1,)
-"""Versions of the protocol that this package speaks, oldest first. `GET /limits` publishes them."""
+"""Versions of the protocol that this package supports, oldest first. `GET /limits` publishes them."""
 
 API_PATH = "/api/v1"
 
@@ -24,7 +24,7 @@ class Limits:
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     wire_versions: list[int]
-    """Versions of the protocol that the service speaks, oldest first."""
+    """Versions of the protocol that the service supports, oldest first."""
     max_body_bytes: int
     """The largest size of a request body in bytes, both as sent and after decompression."""
     max_layers: int

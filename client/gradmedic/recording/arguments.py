@@ -12,10 +12,10 @@ from gradmedic.protocol.names import name_error
 from gradmedic.protocol.numbers import MAX_EXACT_INTEGER, to_float32
 from gradmedic.protocol.runs import Layer
 from gradmedic.protocol.statistics import SERIES, STATISTICS
+from gradmedic.recording.array_statistics import ARRAY_STATISTICS, measure_gradient
 from gradmedic.recording.draft import UnreadNumber, read_number
 from gradmedic.recording.instrumentation import Instrumentation
 from gradmedic.recording.layers import LayerRegistry
-from gradmedic.recording.measurement import ARRAY_STATISTICS, measure_gradient
 from gradmedic.recording.one_time_warnings import OneTimeWarnings
 from gradmedic.recording.step import Row
 
@@ -27,11 +27,11 @@ _EXCERPT = 50
 
 
 class ArgumentReader:
-    """Reads what one run is given. Used by the training thread.
+    """Reads the arguments of one run. Used by the training thread.
 
     Args:
-        layers: of the run; new ones are added.
-        instrumentations: which may own tensors.
+        layers: layers of the run; new ones are added.
+        instrumentations: instrumentations of the run, which may own tensors.
         warnings: take what is left out.
     """
 
@@ -98,9 +98,9 @@ class ArgumentReader:
                 "or from statistics=, not from several of them",
             )
             return None
-        return self._row_of_gradients(gradients) if statistics is None else self._row_of_statistics(statistics)
+        return self._read_gradients(gradients) if statistics is None else self._read_statistics(statistics)
 
-    def _row_of_gradients(self, gradients: Mapping[str, Any] | None) -> Row | None:
+    def _read_gradients(self, gradients: Mapping[str, Any] | None) -> Row | None:
         if not isinstance(gradients, Mapping):
             self._warn("gradients", f"gradients must map names of layers to arrays; {type(gradients)} is left out")
             return None
@@ -112,13 +112,13 @@ class ArgumentReader:
             except Exception as error:
                 self._warn(f"gradient {name}", f"the gradient of {name} is left out: {error}")
                 continue
-            position = self._position_of(name, list(array.shape))
+            position = self._find_position(name, list(array.shape))
             if position is not None:
                 layers.append(position)
                 values.append(measured)
         return _to_row(ARRAY_STATISTICS, layers, values)
 
-    def _row_of_statistics(self, statistics: Mapping[str, Mapping[str, Number]]) -> Row | None:
+    def _read_statistics(self, statistics: Mapping[str, Mapping[str, Number]]) -> Row | None:
         if not isinstance(statistics, Mapping) or not all(isinstance(row, Mapping) for row in statistics.values()):
             self._warn("statistics", 'statistics must map like {"layer": {"grad_norm": 0.3}}; others are left out')
             return None
@@ -137,13 +137,13 @@ class ArgumentReader:
         for name, numbers in statistics.items():
             unread = [self.read_number(f"{statistic} of {name}", numbers[statistic]) for statistic in common]
             row = [number for value in unread if (number := read_number(value)) is not None]
-            position = self._position_of(name, None) if len(row) == len(common) else None
+            position = self._find_position(name, None) if len(row) == len(common) else None
             if position is not None:
                 layers.append(position)
                 values.append(tuple(row))
         return _to_row(tuple(common), layers, values)
 
-    def _position_of(self, name: object, shape: list[int] | None) -> int | None:
+    def _find_position(self, name: object, shape: list[int] | None) -> int | None:
         """Return the position of a layer, adding a new one; None if the service does not accept the name."""
         name = str(name)
         position = self._layers.position(name)

@@ -15,7 +15,7 @@ from gradmedic.recording.layers import LayerRegistry
 
 T = TypeVar("T")
 
-_STATISTICS_BEFORE_ANY = ("grad_norm",)
+_DEFAULT_STATISTICS = ("grad_norm",)
 """The statistics of a run that is registered before its first row: every kind of row has this one."""
 
 
@@ -32,8 +32,8 @@ class RunDescriber:
 
     Args:
         content: the part of the description that `init()` was given.
-        layers: of the run.
-        instrumentations: of the run; more may be appended.
+        layers: layers of the run.
+        instrumentations: instrumentations of the run; more may be appended.
     """
 
     def __init__(self, content: RunCreate, layers: LayerRegistry, instrumentations: Sequence[Instrumentation]) -> None:
@@ -81,7 +81,7 @@ class RunDescriber:
             self._content,
             framework=_first(instrumentation.framework for instrumentation in self._instrumentations),
             layers=self._layers.snapshot(),
-            statistics=list(statistics or _STATISTICS_BEFORE_ANY),
+            statistics=list(statistics or _DEFAULT_STATISTICS),
             training=training,
         )
 

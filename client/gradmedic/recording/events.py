@@ -1,4 +1,4 @@
-"""What comes back to the training thread: the entries of a run's event queue."""
+"""The entries of a run's event queue, which the training thread reads."""
 
 from __future__ import annotations
 

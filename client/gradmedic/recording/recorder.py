@@ -1,4 +1,4 @@
-"""The recorder's thread: it makes steps of what `log()` left and passes them on to be uploaded.
+"""The recorder's thread: it completes the drafts of `log()` and passes the steps on to be uploaded.
 
 The training thread only appends to a `deque`. It takes no lock, and it wakes no thread, because that would cost it a
 system call: the recorder looks again after a short pause.
@@ -55,10 +55,10 @@ class Recorder:
 
     Args:
         output: takes the recorded steps.
-        describer: learns the statistics of the run.
+        describer: receives the statistics of the run.
         events: takes a `SpikeDetected` for each step that jumps.
         warnings: take what cannot be recorded.
-        max_bytes: of memory for drafts.
+        max_bytes: largest number of bytes in memory for drafts.
     """
 
     def __init__(
@@ -102,11 +102,11 @@ class Recorder:
 
     def wait(self, timeout: float) -> bool:
         """Wait until everything that was accepted is recorded, at most `timeout` seconds; return whether it is."""
-        wanted = self._accepted
+        target = self._accepted
         with self._progress:
             self._wake_up.set()
-            self._progress.wait_for(lambda: self._recorded >= wanted or self._output.is_closed, timeout)
-            return self._recorded >= wanted
+            self._progress.wait_for(lambda: self._recorded >= target or self._output.is_closed, timeout)
+            return self._recorded >= target
 
     def close(self, timeout: float) -> None:
         """Record what is left within `timeout` seconds, and stop."""

@@ -22,12 +22,12 @@ ALARM_STEPS = 12
 """Steps that are sampled after a spike or an unhealthy verdict. A verdict of growth needs ten sampled steps in a row at
 most. A number that goes on growing causes the next spike."""
 _LARGEST_DEBT = 4 * ALARM_STEPS
-"""In sampled steps. Sampling every step stops there, so that a training with spikes all the time is not sampled all the
-time."""
-_SLOWEST = 2.0
+"""Largest debt, in costs of a sampled step, at which every step is sampled after a spike. So a training with spikes all
+the time is not sampled all the time."""
+_LARGEST_GAP = 2.0
 """Largest distance between samples while a debt is paid back, in usual distances."""
 _LONGEST_STEP = 2.0
-"""In usual steps. A longer step was an evaluation or a pause, and pays as much as this many."""
+"""Longest duration of a step that pays back debt, in usual steps. A longer step was an evaluation or a pause."""
 _MEMORY = 0.1
 """Weight of a new duration in the averages."""
 
@@ -37,7 +37,7 @@ class Sampler:
 
     Args:
         log_freq: a number samples the first steps and then each multiple of it; None keeps to SHARE of the time.
-        clock: returns seconds.
+        clock: function that returns seconds.
     """
 
     def __init__(self, log_freq: int | None, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -48,7 +48,7 @@ class Sampler:
         self._last_at: float | None = None
         self.spent = 0.0
         """Seconds that observing the training took so far."""
-        self._accounted = 0.0  # of them
+        self._accounted = 0.0  # seconds of `spent` that are in the debt already
         self._spent_at_start = 0.0
         self._step_seconds = 0.0  # average, without what is spent here
         self._sample_seconds = 0.0  # average cost of a sampled step
@@ -82,12 +82,12 @@ class Sampler:
         """From now on sample the steps that the first process chooses, as all other processes do."""
         self._is_following = True
 
-    def receive_interval(self, read_interval: Callable[[], int]) -> None:
+    def set_interval_reader(self, read_interval: Callable[[], int]) -> None:
         """Register the function that returns the interval that the first process chose at this sampled step."""
         self._read_interval = read_interval
 
     def choose_interval(self) -> int:
-        """Return the steps to the next sample that this process chooses; it counts if this process is the first."""
+        """Return the number of steps to the next sample. All processes use the number of the first process."""
         if self._log_freq is not None:
             return 1 if self._count < FIRST_STEPS else self._log_freq
         is_alarm = self._alarm_steps_left > 0 and self._debt < _LARGEST_DEBT * self._sample_seconds
@@ -109,7 +109,7 @@ class Sampler:
         if self._is_following:
             self._account()
             self._since_sample = 0 if self.is_sampling else self._since_sample + 1
-            # The interval of the last sampled step but one is used: the last one may still be on its way.
+            # The interval of the second-to-last sampled step is used, because the last one may not have arrived yet.
             self.is_sampling = self._since_sample + 1 >= self._first_process_interval
             if self.is_sampling and self._read_interval is not None:
                 self._first_process_interval, self._read_interval = max(1, self._read_interval()), None
@@ -119,7 +119,7 @@ class Sampler:
             return
         self._account()
         if self.is_sampling:
-            self._since_sample, self._longest_gap = 0, _SLOWEST * self.interval
+            self._since_sample, self._longest_gap = 0, _LARGEST_GAP * self.interval
         else:
             self._since_sample += 1
         if self._count < FIRST_STEPS or self._spent_at_start < START_SECONDS:

@@ -78,7 +78,7 @@ class Rewind:
 
 
 Entry = Step | Rewind
-"""What waits to be sent."""
+"""An entry of the outbox."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +172,8 @@ def _to_columns(rows: Sequence[Row], columns: Columns) -> tuple[NDArray[np.float
     values = np.zeros((len(columns.statistics), len(rows), columns.width), dtype="<f4")
     present = np.zeros((len(rows), columns.width), dtype=np.bool_)
     for i, row in enumerate(rows):
-        places = columns.positions[row.layers]
-        present[i, places] = True
+        positions = columns.positions[row.layers]
+        present[i, positions] = True
         order = [row.statistics.index(name) for name in columns.statistics]
-        values[:, i, places] = row.values[:, order].T
+        values[:, i, positions] = row.values[:, order].T
     return values, present

@@ -54,12 +54,12 @@ class ActivationMeter:
     """Counts zeros and saturated outputs while models compute.
 
     Args:
-        models: to observe.
-        owned: their parameters.
+        models: models to observe.
+        owned: parameters of the models.
         sampler: decides which steps are measured.
-        list_followers: returns what follows each parameter, by its id, as far as a graph has shown it.
-        call_safely: calls a function, given what to report if it fails, the function and its arguments. An error must
-            not reach the training.
+        list_followers: function that returns what follows each parameter, by its id, as far as a graph has shown it.
+        call_safely: function that calls a function and reports its error, which must not reach the training. It takes
+            the message for an error, the function and the arguments.
     """
 
     def __init__(

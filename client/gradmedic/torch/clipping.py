@@ -50,7 +50,7 @@ def remove_clipping_observer(observer: ClippingObserver) -> None:
         _originals.clear()
 
 
-def clip_coefficient(max_norm: float | Tensor, norm: Tensor) -> Tensor:
+def compute_clip_coefficient(max_norm: float | Tensor, norm: Tensor) -> Tensor:
     """Return the factor, at most 1, that brings gradients of norm `norm` to at most `max_norm`."""
     return torch.clamp(max_norm / (norm + CLIP_EPSILON), max=1.0)
 
@@ -73,7 +73,7 @@ def _wrap(original: Callable[..., Any], read_coefficient: Callable[..., Tensor |
 
     Args:
         original: the function of torch.
-        read_coefficient: returns the coefficient of a call, given its arguments behind the parameters.
+        read_coefficient: function that returns the coefficient of a call, given its arguments behind the parameters.
     """
 
     @functools.wraps(original)
@@ -92,5 +92,5 @@ def _wrap(original: Callable[..., Any], read_coefficient: Callable[..., Tensor |
 
 def _read_coefficient(max_norm: float, total_norm: Tensor, foreach: bool | None = None) -> Tensor:  # noqa: ARG001
     """Return what `_clip_grads_with_norm_` multiplies by; the arguments are the same."""
-    with torch.no_grad():  # the formula once more, not a call of `clip_coefficient`: this runs at each step
+    with torch.no_grad():  # the formula once more, not a call of `compute_clip_coefficient`: this runs at each step
         return torch.clamp(float(max_norm) / (total_norm + CLIP_EPSILON), max=1.0)

@@ -24,12 +24,12 @@ from gradmedic.torch.columns import ACTIVATION_COLUMNS, MAXIMUM_COLUMNS, MEAN_CO
 from gradmedic.torch.statistics import local_part, start_copy
 
 
-def process_rank() -> int:
+def get_group_rank() -> int:
     """Return the rank of this process in the default group, 0 if there is none."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def process_count() -> int:
+def get_group_size() -> int:
     """Return the number of processes in the default group, 1 if there is none."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
@@ -65,7 +65,7 @@ class Sharding:
     """How the parameters of a model are distributed over processes.
 
     Args:
-        group: of the processes.
+        group: group of the processes.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:
@@ -103,7 +103,7 @@ class Sharding:
 
         Args:
             table: `[layer, statistic]` of the parts that this process holds.
-            parameters: of the layers.
+            parameters: parameters of the layers.
             interval: steps to the next sampled one; that of the first process counts.
             has_failed: whether the table must not be used.
         """

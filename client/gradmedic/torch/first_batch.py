@@ -84,7 +84,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
-def precision_of(parameters: list[Tensor], first_batch: FirstBatch) -> str | None:
+def find_precision(parameters: list[Tensor], first_batch: FirstBatch) -> str | None:
     """Return the dtype the model computes in: autocast's, else that of most elements of its parameters."""
     if first_batch.autocast is not None:
         return first_batch.autocast

@@ -1,7 +1,7 @@
 """Measures how large the targets of a regression are, which are arguments of the loss function only.
 
 The regression losses of `torch.nn.functional` are wrapped until the first step is over. The wrappers call the originals
-with the same arguments, and measure the first target. A loss that a script writes itself is not seen.
+with the same arguments, and measure the first target. A loss that a script writes itself is not measured.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger = logging.getLogger("gradmedic")
 _LOSSES = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 
 _waiting: list[FirstTarget] = []
-"""Those that have seen no target yet."""
+"""The instances that have seen no target yet."""
 _originals: dict[str, Callable[..., Any]] = {}
 
 

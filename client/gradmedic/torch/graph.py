@@ -55,7 +55,7 @@ class FirstGraph:
 
     Args:
         model: None in a copy of the hook, which does nothing.
-        after_walk: is called after the graph was walked.
+        after_walk: function that is called after the graph was walked.
     """
 
     def __init__(self, model: nn.Module | None, after_walk: Callable[[], None] = lambda: None) -> None:
@@ -108,22 +108,22 @@ def find_followers(roots: Iterable[Node]) -> dict[int, Follower]:
     followers = {}
     for leaf, parameter in leaves.items():
         operations = _find_operations(leaf, consumers)
-        found = {_find_follower(operation, consumers, leaves) for operation in operations}
-        if len(found) == 1:
-            followers[id(parameter)] = found.pop()
+        candidates = {_find_follower(operation, consumers, leaves) for operation in operations}
+        if len(candidates) == 1:
+            followers[id(parameter)] = candidates.pop()
     return followers
 
 
 def _find_operations(leaf: Node, consumers: dict[Node, list[Node]]) -> list[Node]:
     """Return the operations that use a parameter, or a view of it."""
-    found, waiting = [], list(consumers.get(leaf, ()))
+    operations, waiting = [], list(consumers.get(leaf, ()))
     while waiting:
         node = waiting.pop()
-        if _operation_of(node) in _TRANSPARENT:
+        if _get_operation(node) in _TRANSPARENT:
             waiting.extend(consumers.get(node, ()))
         else:
-            found.append(node)
-    return found
+            operations.append(node)
+    return operations
 
 
 def _find_follower(node: Node, consumers: dict[Node, list[Node]], leaves: dict[Node, Tensor]) -> Follower:
@@ -133,7 +133,7 @@ def _find_follower(node: Node, consumers: dict[Node, list[Node]], leaves: dict[N
         if len(following) != 1:
             return Follower(None, normalized or None)
         (node,) = following
-        operation = _operation_of(node)
+        operation = _get_operation(node)
         if operation in _ACTIVATIONS:
             return Follower(_ACTIVATIONS[operation], normalized)
         if operation in _NORMALIZATIONS:
@@ -150,11 +150,11 @@ def _shifts_or_scales(node: Node, leaves: dict[Node, Tensor]) -> bool:
     In contrast, a residual connection or a gate joins two signals that both need a gradient.
     """
     sources = [source for source, _ in node.next_functions if source is not None]
-    if _operation_of(node) in ("Add", "Sub"):
+    if _get_operation(node) in ("Add", "Sub"):
         return len(sources) == 1 or any(source in leaves for source in sources)
-    return _operation_of(node) in ("Mul", "Div") and len(sources) == 1
+    return _get_operation(node) in ("Mul", "Div") and len(sources) == 1
 
 
-def _operation_of(node: Node) -> str:
+def _get_operation(node: Node) -> str:
     """Return the operation of a node: `Relu` of `ReluBackward0`."""
     return str(node.name()).partition("Backward")[0].rpartition("::")[2]

@@ -20,7 +20,7 @@ def find_scaler(
     Raises:
         ConfigurationError: it is something else.
     """
-    scaler = scaler or next((found for optimizer in optimizers if (found := getattr(optimizer, "scaler", None))), None)
+    scaler = scaler or next((own for optimizer in optimizers if (own := getattr(optimizer, "scaler", None))), None)
     if scaler is not None and not hasattr(scaler, "get_scale"):
         raise ConfigurationError(f"scaler must be a torch.amp.GradScaler, not {type(scaler).__name__}")
     return scaler if scaler is not None and scaler.is_enabled() else None

@@ -129,8 +129,8 @@ def measure_gradients(gradients: Sequence[Tensor], scale: Tensor | None = None) 
     A complex gradient counts as pairs of real numbers. Of a sparse one, the elements that are not stored are zeros.
 
     Args:
-        gradients: of any shape and floating-point dtype.
-        scale: that a loss scaler multiplied them by.
+        gradients: gradients of any shape and floating-point dtype.
+        scale: factor by which a loss scaler multiplied the gradients.
     """
     gradients = [local_part(g) for g in gradients]
     sizes = np.array([g.numel() * (2 if g.is_complex() else 1) for g in gradients], dtype=np.float64)

@@ -18,7 +18,7 @@ from gradmedic.torch.optimizers import read_number
 from gradmedic.torch.statistics import HostArray, MeasuredArray
 from gradmedic.torch.watched_layers import WatchedParameter
 
-_MOST_ARRAYS = 300
+_MAX_ARRAYS = 300
 """Arrays that are held of one step: those of a hundred optimizer steps. More are merged into one, so that a script that
 seldom or never calls `log()` does not fill the memory."""
 
@@ -40,8 +40,8 @@ class StepMeasurement:
     """The measurements since the last `log()`, usually of one optimizer step. They may not have arrived yet.
 
     Args:
-        statistics: columns of the table.
-        before_read: is called when the measurement is read.
+        statistics: names of the table's columns.
+        before_read: function that is called when the measurement is read.
     """
 
     __slots__ = (
@@ -75,7 +75,7 @@ class StepMeasurement:
 
     def add_clip_coefficient(self, coefficient: MeasuredArray) -> None:
         """Add what gradients were multiplied by."""
-        if len(self.clip_coefficients) >= _MOST_ARRAYS:
+        if len(self.clip_coefficients) >= _MAX_ARRAYS:
             self._merge_clip_coefficients()
         self.clip_coefficients.append(coefficient)
 
@@ -90,13 +90,13 @@ class StepMeasurement:
 
         Args:
             watched: the parameters.
-            columns: of the statistics in the whole table.
-            array: with the statistics, `[parameter, statistic]`.
-            rows: of the parameters in the array, if it has others too.
+            columns: columns of the statistics in the whole table.
+            array: the statistics, `[parameter, statistic]`.
+            rows: rows of the parameters in the array, if it has others too.
         """
-        if len(self._parts) >= _MOST_ARRAYS:
+        if len(self._parts) >= _MAX_ARRAYS:
             self._merge()
-        positions = np.fromiter((each.position for each in watched), dtype=np.int32, count=len(watched))
+        positions = np.fromiter((parameter.position for parameter in watched), dtype=np.int32, count=len(watched))
         self._parts.append(_PartialTable(positions, columns, array, rows))
 
     def discard_statistics(self) -> None:
@@ -105,7 +105,7 @@ class StepMeasurement:
 
     def join_on_device(self, watched: Sequence[WatchedParameter]) -> Tensor:
         """Return the table `[parameter, statistic]` of these parameters, on the device where it was measured."""
-        row_of = {each.position: row for row, each in enumerate(watched)}
+        row_of = {parameter.position: row for row, parameter in enumerate(watched)}
         table: Tensor | None = None
         for part in self._parts:
             measured = part.array.tensor()

@@ -96,10 +96,10 @@ def describe_layers(
     """Return what is known of each parameter.
 
     Args:
-        parameters: to describe.
-        models: that they belong to.
+        parameters: parameters to describe.
+        models: models that the parameters belong to.
         updated: ids of the parameters that an optimizer updates.
-        in_graph: what follows each parameter in an autograd graph, by the parameter's id.
+        in_graph: follower of each parameter in an autograd graph, by the parameter's id.
     """
     followers: dict[int, Follower] = {}
     for model in models:
@@ -108,7 +108,7 @@ def describe_layers(
         id(owned.parameter): _complete(followers.get(id(owned.module)), in_graph.get(id(owned.parameter)))
         for owned in parameters
     }
-    norms = _norms_of([owned.parameter for owned in parameters])
+    norms = _measure_norms_by_id([owned.parameter for owned in parameters])
     return [
         _describe_layer(
             owned, followers[id(owned.parameter)], norms.get(id(owned.parameter)), id(owned.parameter) in updated
@@ -132,13 +132,13 @@ def _describe_layer(owned: OwnedParameter, follower: Follower, norm: float | Non
     kind = None if module is None else type(module).__name__
     if is_lazy(parameter):
         return Layer(name=owned.name, kind=kind, frozen=is_frozen)
-    role = _role_of(owned)
+    role = _find_role(owned)
     gates = next((count for module_class, count in _GATES.items() if isinstance(module, module_class)), 1)
     activation = follower.activation
     if isinstance(module, (nn.RNN, nn.RNNCell)):
         activation = str(module.nonlinearity)
     is_matrix = role in ("weight", "recurrent")
-    fan_in, fan_out = _fans_of(parameter, gates) if is_matrix else (None, None)
+    fan_in, fan_out = _compute_fans(parameter, gates) if is_matrix else (None, None)
     return Layer(
         name=owned.name,
         kind=kind,
@@ -151,11 +151,11 @@ def _describe_layer(owned: OwnedParameter, follower: Follower, norm: float | Non
         activation=activation,
         normalized=follower.normalized,
         initial_rms=None if norm is None else norm / math.sqrt(max(1, local_part(parameter).numel())),
-        spectral_norm=_spectral_norm(parameter, gates) if role == "recurrent" else None,
+        spectral_norm=_compute_spectral_norm(parameter, gates) if role == "recurrent" else None,
     )
 
 
-def _role_of(owned: OwnedParameter) -> str:
+def _find_role(owned: OwnedParameter) -> str:
     attribute, parameter = owned.attribute, owned.parameter
     if isinstance(owned.module, (nn.Embedding, nn.EmbeddingBag)):
         return "embedding"
@@ -166,13 +166,13 @@ def _role_of(owned: OwnedParameter) -> str:
     return "weight" if parameter.ndim >= 2 else "gain"
 
 
-def _fans_of(parameter: Tensor, gates: int) -> tuple[int, int]:
+def _compute_fans(parameter: Tensor, gates: int) -> tuple[int, int]:
     """Return fan-in and fan-out as `torch.nn.init` counts them; those of one gate if several are stacked."""
     receptive_field = math.prod(parameter.shape[2:])
     return parameter.shape[1] * receptive_field, parameter.shape[0] // gates * receptive_field
 
 
-def _norms_of(parameters: list[Tensor]) -> dict[int, float]:
+def _measure_norms_by_id(parameters: list[Tensor]) -> dict[int, float]:
     by_device: dict[torch.device, list[Tensor]] = {}
     for parameter in parameters:
         if not is_lazy(parameter) and parameter.device.type != "meta":
@@ -185,7 +185,7 @@ def _norms_of(parameters: list[Tensor]) -> dict[int, float]:
         }
 
 
-def _spectral_norm(parameter: Tensor, gates: int) -> float | None:
+def _compute_spectral_norm(parameter: Tensor, gates: int) -> float | None:
     """Return the largest singular value of the hidden-to-hidden matrices stacked in `parameter`."""
     if local_part(parameter) is not parameter:  # a shard has only some of the rows
         return None
@@ -205,14 +205,14 @@ def _spectral_norm(parameter: Tensor, gates: int) -> float | None:
 
 def _find_declared_followers(model: nn.Module) -> dict[int, Follower]:
     """Return what follows each module inside a `Sequential`, by the module's id. Elsewhere, code decides it."""
-    found: dict[int, Follower] = {}
+    followers: dict[int, Follower] = {}
     nested = {id(child) for module in model.modules() if isinstance(module, nn.Sequential) for child in module}
     for module in model.modules():
         if isinstance(module, nn.Sequential) and id(module) not in nested:
             chain = list(_flatten_sequential(module))
             for i, member in enumerate(chain):
-                found[id(member)] = _find_follower(chain[i + 1 :])
-    return found
+                followers[id(member)] = _find_follower(chain[i + 1 :])
+    return followers
 
 
 def _flatten_sequential(sequence: nn.Sequential) -> Iterator[nn.Module]:
@@ -223,10 +223,10 @@ def _flatten_sequential(sequence: nn.Sequential) -> Iterator[nn.Module]:
             yield module
 
 
-def _find_follower(rest: list[nn.Module]) -> Follower:
+def _find_follower(following: list[nn.Module]) -> Follower:
     """Return what comes first among the modules behind a layer."""
     normalized = False
-    for module in rest:
+    for module in following:
         if isinstance(module, NORMALIZATIONS):
             normalized = True
         elif type(module) in ACTIVATIONS:

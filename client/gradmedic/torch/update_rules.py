@@ -48,9 +48,9 @@ def find_rule(optimizer: optim.Optimizer, group: Group, parameter: Tensor, *, ha
     Only classes of `torch.optim` have rules: a class that is derived from one may do something else.
 
     Args:
-        optimizer: that is about to step.
-        group: of the parameter.
-        parameter: as it is before the step.
+        optimizer: optimizer that is about to step.
+        group: parameter group of the parameter.
+        parameter: parameter before the step.
         has_gradient: whether the gradient is there already; a closure may compute it later.
     """
     rule = _RULES.get(type(optimizer))

@@ -56,12 +56,12 @@ class UpdateMeasurement:
     """The measurement of one optimizer step: the weights before it, and how to find out what it changed.
 
     Args:
-        optimizer: that is about to step.
+        optimizer: optimizer that is about to step.
         groups: the group of each parameter.
-        parameters: on one device.
+        parameters: parameters on one device.
         has_gradients: whether the gradients are there already.
         trusts_state: whether updates may be read from the optimizer's state. One layer is compared with a copy always.
-        number: of the measurement, which decides which layer is compared.
+        number: number of the measurement. It decides which layer is compared.
     """
 
     def __init__(
@@ -101,24 +101,24 @@ class UpdateMeasurement:
                 self._copies[row].sub_(self._local[row])
             copied = measure_norms([self._copies[row] for row in compared])
             norms.append((compared, copied))
-        known = [row for row in rows if self._rules[row] is not None]
-        if known:
-            read = measure_updates([self._read(row) for row in known])
-            if self._compared in known and read.is_ready:
+        with_rule = [row for row in rows if self._rules[row] is not None]
+        if with_rule:
+            computed = measure_updates([self._read_update(row) for row in with_rule])
+            if self._compared in with_rule and computed.is_ready:
                 row = self._compared
-                self._check(read.read()[known.index(row)], norms[0][1].read()[compared.index(row)], row)
-            norms.insert(0, (known, read))
+                self._check(computed.read()[with_rule.index(row)], norms[0][1].read()[compared.index(row)], row)
+            norms.insert(0, (with_rule, computed))
         return norms
 
     def _choose_compared(self, number: int) -> int:
         """Return the row of the layer that is compared with a copy, -1 if every layer is."""
-        known = [row for row, rule in enumerate(self._rules) if rule is not None]
-        if not known:
+        with_rule = [row for row, rule in enumerate(self._rules) if rule is not None]
+        if not with_rule:
             return -1
-        short = [row for row in known if self._local[row].numel() <= _LARGEST_COMPARED]
-        return short[number % len(short)] if short else min(known, key=lambda row: self._local[row].numel())
+        short = [row for row in with_rule if self._local[row].numel() <= _LARGEST_COMPARED]
+        return short[number % len(short)] if short else min(with_rule, key=lambda row: self._local[row].numel())
 
-    def _read(self, row: int) -> Update:
+    def _read_update(self, row: int) -> Update:
         parameter, rule = self._parameters[row], self._rules[row]
         if rule is None or parameter.grad is None:
             raise UnknownUpdate("a gradient disappeared in the step")
@@ -176,9 +176,9 @@ def _short_norms(updates: list[Update]) -> NDArray[np.float64]:
                 variance -= np.square(joined(update.mean for update in updates))
             root = np.sqrt(variance) * repeat([update.root for update in updates])
             result /= root + repeat([update.epsilon for update in updates])
-        for k in range(len(updates[0].added)):
-            factors = repeat([update.added[k][0] for update in updates])
-            result += factors * joined(update.added[k][1] for update in updates)
+        for term in range(len(updates[0].added)):
+            factors = repeat([update.added[term][0] for update in updates])
+            result += factors * joined(update.added[term][1] for update in updates)
         scales = np.abs([update.scale for update in updates])
         norms: NDArray[np.float64] = np.sqrt(np.add.reduceat(np.square(result), starts)) * scales
     return norms

@@ -25,7 +25,7 @@ from gradmedic.recording.instrumentation import PendingNumber
 from gradmedic.recording.layers import LayerRegistry
 from gradmedic.recording.sampler import Sampler
 from gradmedic.torch.activations import ActivationMeter
-from gradmedic.torch.clipping import add_clipping_observer, clip_coefficient, remove_clipping_observer
+from gradmedic.torch.clipping import add_clipping_observer, compute_clip_coefficient, remove_clipping_observer
 from gradmedic.torch.columns import (
     ACTIVATION_COLUMNS,
     ACTIVATION_STATISTICS,
@@ -34,8 +34,8 @@ from gradmedic.torch.columns import (
     WATCHED_STATISTICS,
     WEIGHT_COLUMNS,
 )
-from gradmedic.torch.distributed import Sharding, process_count, process_rank
-from gradmedic.torch.first_batch import FirstBatch, describe_training, precision_of
+from gradmedic.torch.distributed import Sharding, get_group_rank, get_group_size
+from gradmedic.torch.first_batch import FirstBatch, describe_training, find_precision
 from gradmedic.torch.first_target import FirstTarget
 from gradmedic.torch.graph import FirstGraph, Follower
 from gradmedic.torch.loss_scaler import find_scaler, read_scale
@@ -59,10 +59,10 @@ class Watch:
     """Observes models and their optimizers. It is an `Instrumentation` of a run.
 
     Args:
-        model: one, or several by name.
-        optimizer: one or several.
+        model: one model, or several by name.
+        optimizer: one optimizer, or several.
         scaler: loss scaler, if there is one.
-        prefix: goes before the names of the layers.
+        prefix: text in front of the names of the layers.
         activations: whether to measure activations too.
 
     Raises:
@@ -87,7 +87,7 @@ class Watch:
         self._layers = WatchedLayers(self._models, self._optimizers, prefix)
         check_sharding(self._models.values())
         self._sharding = Sharding.from_parameters([owned.parameter for owned in self._layers.owned])
-        self._rank = process_rank()
+        self._rank = get_group_rank()
         self._measures_activations = activations
         self.statistics = (*WATCHED_STATISTICS, *ACTIVATION_STATISTICS) if activations else WATCHED_STATISTICS
         self._described_optimizers: list[Optimizer] = []
@@ -109,13 +109,13 @@ class Watch:
 
     @property
     def is_follower(self) -> bool:
-        """Whether another process sends for this one: it is not the first of those that train together."""
+        """Whether this process is not the first of those that train together. The first process sends for all."""
         return self._rank > 0
 
     @property
     def has_others(self) -> bool:
         """Whether other processes train with this one."""
-        return process_count() > 1
+        return get_group_size() > 1
 
     @property
     def is_needed(self) -> bool:
@@ -126,9 +126,9 @@ class Watch:
         """Begin to observe.
 
         Args:
-            layer_registry: of the run; the layers are added to it.
+            layer_registry: registry of the run; the layers are added to it.
             sampler: decides which steps are measured.
-            before_first_step: is called before the first update.
+            before_first_step: function that is called before the first update.
 
         Raises:
             ConfigurationError: another watched model has layers of these names.
@@ -393,7 +393,7 @@ class Watch:
             interval=self._sampler.choose_interval(),
             has_failed=not is_known,
         )
-        self._sampler.receive_interval(reduced.read_interval)
+        self._sampler.set_interval_reader(reduced.read_interval)
         self._measurement.add(touched, slice(None), reduced)
 
     def _clip(self, optimizer: torch.optim.Optimizer, max_norm: float) -> None:
@@ -403,7 +403,7 @@ class Watch:
         norm = torch.nn.utils.get_total_norm(gradients)
         scale = read_tensor_attribute(optimizer, "grad_scale")
         limit = max_norm if scale is None else max_norm * scale.to(norm.device)
-        coefficient = clip_coefficient(limit, norm).nan_to_num(0.0)
+        coefficient = compute_clip_coefficient(limit, norm).nan_to_num(0.0)
         for gradient in gradients:
             if gradient.layout == torch.strided:
                 gradient.mul_(coefficient.to(gradient.device)).nan_to_num_(0.0, 0.0, 0.0)
@@ -433,7 +433,7 @@ class Watch:
             self._training_key = key
             self._training = describe_training(
                 self._described_optimizers,
-                precision_of(self._layers.list_built(), self._first_batch),
+                find_precision(self._layers.list_built(), self._first_batch),
                 self._first_batch,
                 target_rms=self._first_target.rms,
                 clips_gradients=self._clips_gradients,
@@ -465,5 +465,5 @@ class _OptimizerUpdate:
     def __init__(self, has_closure: bool, measurement: StepMeasurement) -> None:
         self.has_closure = has_closure
         self.measurement = measurement
-        """Where its statistics are added."""
+        """Measurement to which the statistics are added."""
         self.by_device: list[tuple[list[WatchedParameter], UpdateMeasurement]] = []

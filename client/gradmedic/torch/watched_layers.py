@@ -68,8 +68,8 @@ class WatchedLayers:
 
     Args:
         models: by name.
-        optimizers: that update them.
-        prefix: goes before the names of the layers.
+        optimizers: optimizers that update the models.
+        prefix: text in front of the names of the layers.
 
     Raises:
         ConfigurationError: there is no parameter, or the optimizers update none.
@@ -93,8 +93,9 @@ class WatchedLayers:
         """Reserve the names of the layers.
 
         Args:
-            registry: of the run's layers.
-            list_followers: returns what autograd graphs showed of what follows each parameter, by the parameter's id.
+            registry: registry of the run's layers.
+            list_followers: function that returns the follower of each parameter in the first autograd graphs, by the
+                parameter's id.
 
         Raises:
             ConfigurationError: another watched model has layers of these names.
@@ -118,7 +119,7 @@ class WatchedLayers:
         """Return the parameters that an optimizer is about to update, and the optimizer's group of each.
 
         Args:
-            optimizer: that is about to step.
+            optimizer: optimizer that is about to step.
             needs_gradient: whether only parameters with a gradient count; a closure may compute gradients later.
 
         Returns:

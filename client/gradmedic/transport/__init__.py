@@ -1,1 +1,1 @@
-"""HTTP requests to the service, with retries."""
+"""HTTP requests to the service. Each is sent once: the callers decide about retries."""

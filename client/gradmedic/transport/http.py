@@ -109,7 +109,7 @@ class Urllib3Transport:
     def _pool_for(self, url: str) -> urllib3.PoolManager:
         import urllib3
 
-        proxy = _proxy_of(url)
+        proxy = _find_proxy(url)
         key = proxy or ""
         if key not in self._pools:
             self._pools[key] = urllib3.ProxyManager(proxy) if proxy else urllib3.PoolManager()
@@ -146,8 +146,8 @@ class Service:
             path: below `/api/v1`, with a leading slash.
             query: parameters; None values are left out, sequences are repeated.
             body: encoded already.
-            content_type: of `body`.
-            content_encoding: of `body`, such as gzip.
+            content_type: media type of `body`.
+            content_encoding: encoding of `body`, such as gzip.
             timeout: seconds, if other than the connection's.
 
         Raises:
@@ -169,7 +169,7 @@ class Service:
         response = self._transport.send(request, timeout or self._connection.timeout)
         if 200 <= response.status < 300 and (response.status == 204 or _is_json(response)):
             return response.body
-        raise _error_of(request, response)
+        raise _make_error(request, response)
 
     def request_as(self, answer: type[T], method: str, path: str, **request: Any) -> T:
         """Make one attempt, as `request` does, and decode the answer into a dataclass of `gradmedic.protocol`.
@@ -220,8 +220,8 @@ def _is_json(response: Response) -> bool:
     return media_type in (JSON_MEDIA_TYPE, PROBLEM_MEDIA_TYPE)
 
 
-def _error_of(request: Request, response: Response) -> GradmedicError:
-    retry_after = _retry_after_of(response)
+def _make_error(request: Request, response: Response) -> GradmedicError:
+    retry_after = _read_retry_after(response)
     try:
         problem = from_json(response.body, Problem) if _is_json(response) else None
     except msgspec.MsgspecError:
@@ -246,7 +246,7 @@ def _error_of(request: Request, response: Response) -> GradmedicError:
     return kind(problem, retry_after=retry_after)
 
 
-def _retry_after_of(response: Response) -> float | None:
+def _read_retry_after(response: Response) -> float | None:
     """Return `Retry-After` in seconds; it is a number of seconds or a date (RFC 9110, section 10.2.3)."""
     text = response.headers.get("retry-after")
     if text is None:
@@ -263,7 +263,7 @@ def _retry_after_of(response: Response) -> float | None:
         return None
 
 
-def _proxy_of(url: str) -> str | None:
+def _find_proxy(url: str) -> str | None:
     """Return the environment's proxy for `url`; loopback addresses never have one."""
     from urllib.request import getproxies, proxy_bypass
 

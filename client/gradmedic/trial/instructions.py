@@ -12,7 +12,7 @@ import msgspec
 
 from gradmedic.exceptions import ConfigurationError
 from gradmedic.protocol.remedies import Remedy
-from gradmedic.trial.report import Report
+from gradmedic.trial.report import ReportFile
 
 SEED_VARIABLE = "GRADMEDIC_SEED"
 TRIAL_VARIABLE = "GRADMEDIC_TRIAL"
@@ -38,7 +38,7 @@ class TrialEnvironment:
     seed: int | None = None
     instructions: TrialInstructions | None = None
     """None if this process is no trial."""
-    report: Report = field(default_factory=Report)
+    report: ReportFile = field(default_factory=ReportFile)
 
 
 def read_trial_environment() -> TrialEnvironment:
@@ -60,7 +60,7 @@ def read_trial_environment() -> TrialEnvironment:
     except msgspec.MsgspecError as error:
         raise ConfigurationError(f"{TRIAL_VARIABLE} must be what a worker writes: {error}") from None
     path = os.environ.get(REPORT_VARIABLE)
-    return TrialEnvironment(seed=seed, instructions=instructions, report=Report(Path(path) if path else None))
+    return TrialEnvironment(seed=seed, instructions=instructions, report=ReportFile(Path(path) if path else None))
 
 
 def with_parameters(config: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,11 +15,11 @@ from gradmedic.protocol.trial_report import TrialReport
 from gradmedic.version import __version__
 
 
-class Report:
+class ReportFile:
     """Writes the report of a trial. Each change is written at once, and the file is always complete.
 
     Args:
-        path: of the file; None writes nothing.
+        path: path of the file; None writes nothing.
     """
 
     def __init__(self, path: Path | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The part of a run that is there for trials: it applies the remedies and ends the script when the trial is over."""
+"""The part of a run that only trials use: it applies the remedies and ends the script when the trial is over."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from gradmedic.exceptions import TrialEnded
 from gradmedic.trial.instructions import TrialEnvironment
-from gradmedic.trial.report import Report, describe_environment
+from gradmedic.trial.report import ReportFile, describe_environment
 
 if TYPE_CHECKING:
     import torch
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class TrialSession:
-    """One run's view of its trial; of a run that is no trial, it does nothing.
+    """Carries out the instructions of a trial. It does nothing in a run that is no trial.
 
     Args:
-        environment: of this process.
-        finish_run: finishes the run before the script ends.
+        environment: environment variables of this process.
+        finish_run: function that finishes the run before the script ends.
     """
 
     def __init__(self, environment: TrialEnvironment, finish_run: Callable[[], object]) -> None:
@@ -37,7 +37,7 @@ class TrialSession:
 
     def stop_reporting(self) -> None:
         """Write no report: the first process of the training writes it."""
-        self._report = Report()
+        self._report = ReportFile()
 
     def report_environment(self) -> None:
         """Report versions and machine."""
@@ -102,7 +102,7 @@ class TrialSession:
             self._end("the service needs no more of this trial")
 
     def close(self) -> None:
-        """Take the remedies off the optimizers."""
+        """Remove the remedies from the optimizers."""
         for applied in self._applied:
             applied.close()
 

@@ -1,4 +1,4 @@
-"""Makes events for the training thread of the service's answers to blocks."""
+"""Turns the service's answers to blocks into events for the training thread."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class AnswerReader:
 
     Args:
         service: asked for the diagnosis, if the gradients may be clipped.
-        run_id: of the run.
+        run_id: id of the run.
         url: page of the run, for people.
         events: takes what the training thread must react to.
         may_clip: whether an unhealthy verdict is followed by clipping, if the diagnosis advises it.
@@ -36,7 +36,7 @@ class AnswerReader:
         """May be set by any thread."""
 
     def read(self, answer: AppendResult) -> None:
-        """Append the events of an answer: a request to stop, a new verdict, and the clipping that it asks for."""
+        """Append the events of an answer: a request to stop, a new verdict, and clipping that the diagnosis advises."""
         if answer.stop:
             self._events.append(StopRequested())
         if answer.verdict == self._verdict:

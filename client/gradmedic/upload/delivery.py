@@ -1,6 +1,7 @@
 """The requests about one run: its registration, its blocks and rewinds, and its final status.
 
-Each call makes one attempt. A refusal is raised, and then the same call may be made again, or it is dealt with here.
+Each call makes one attempt. It raises an error that may pass, or that the next request would get as well. It handles
+the refusal of a single block itself.
 The service appends each step once, so nothing has to be remembered about a request whose answer was lost. The uploader
 and `gradmedic sync` decide when to make the next attempt.
 """
@@ -41,7 +42,7 @@ _RUN_IS_LOST = frozenset({401, 403, 404, 409})
 _SLOW_LINK = 1_000_000.0
 """Bytes per second below which a body is compressed. Statistics shrink by a third, at 46 MB/s (zlib level 1): on a
 faster link that costs more than it saves."""
-_WORTH_MEASURING = 16_384
+_SMALLEST_TIMED_BODY = 16_384
 """Bytes that a body must have for its time to be a measure of the link."""
 
 
@@ -57,11 +58,11 @@ class PositionStore(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Delivered:
-    """What came of one attempt to send entries."""
+class SendResult:
+    """The result of one attempt to send entries."""
 
-    number: int | None
-    """Number of the last entry that is dealt with; None if a smaller block should be tried."""
+    last_number: int | None
+    """Number of the last entry that needs no further attempt; None if a smaller block should be tried."""
     answer: AppendResult | None = None
     """The service's answer to a block."""
 
@@ -71,9 +72,9 @@ class Delivery:
 
     Args:
         service: receives the run.
-        run_id: of the run.
+        run_id: id of the run.
         positions: remembers the generation.
-        generation: of the run when the entries were recorded; None if it is not known.
+        generation: generation of the run when the entries were recorded; None if it is not known.
         is_replay: whether the service may already have the number of dropped steps.
     """
 
@@ -91,7 +92,7 @@ class Delivery:
         self._positions = positions
         self._generation = generation
         self._is_replay = is_replay
-        self._dropped_before = 0  # as the service had it
+        self._dropped_before = 0  # dropped steps that the service had at the registration
         self._limits: Limits | None = None
         self._columns: Columns | None = None
         self._sent_version: int | None = None
@@ -126,7 +127,7 @@ class Delivery:
         if content.training == self._sent_training:  # a registration leaves out the number of dropped steps
             self._sent_version = description.version
 
-    def send(self, entries: Sequence[tuple[int, Entry]], *, is_repeated: bool = False) -> Delivered:
+    def send(self, entries: Sequence[tuple[int, Entry]], *, is_repeated: bool = False) -> SendResult:
         """Send the first of the entries, as many as fit into one block.
 
         Args:
@@ -136,7 +137,7 @@ class Delivery:
         number, entry = entries[0]
         if isinstance(entry, Rewind):
             self._rewind(number, entry)
-            return Delivered(number)
+            return SendResult(number)
         steps = [(number, entry) for number, entry in takewhile(_is_step, entries) if isinstance(entry, Step)]
         steps = steps[: self._largest_block()]
         return self._append([step for _, step in steps], last_number=steps[-1][0], is_repeated=is_repeated)
@@ -151,8 +152,8 @@ class Delivery:
         self._limits = self._service.request_as(Limits, "GET", "/limits")
         if not set(self._limits.wire_versions) & set(WIRE_VERSIONS):
             raise ConfigurationError(
-                f"{self._service.base_url} speaks wire versions {self._limits.wire_versions}, this gradmedic "
-                f"{list(WIRE_VERSIONS)}: install versions of both that have one in common"
+                f"{self._service.base_url} supports the protocol versions {self._limits.wire_versions}, and this "
+                f"client supports {list(WIRE_VERSIONS)}: install releases of both that have one in common"
             )
         # Drops are sent afterwards: after a lost answer it would not be known whose drops the service has.
         description = dataclasses.replace(description, training=_without_drops(description.training))
@@ -181,14 +182,14 @@ class Delivery:
 
     def _match_layers(self, run: RunDetail, description: RunCreate) -> None:
         """Find the service's position of each layer, and append the layers that the service lacks."""
-        known = {layer.name for layer in run.layers}
-        missing = [layer for layer in description.layers if layer.name not in known]
+        registered = {layer.name for layer in run.layers}
+        missing = [layer for layer in description.layers if layer.name not in registered]
         if missing:
             run = self._patch(RunUpdate(append_layers=missing))
-        places = {layer.name: i for i, layer in enumerate(run.layers)}
+        positions = {layer.name: i for i, layer in enumerate(run.layers)}
         self._columns = Columns(
             statistics=tuple(run.statistics),
-            positions=np.array([places[layer.name] for layer in description.layers], dtype=np.intp),
+            positions=np.array([positions[layer.name] for layer in description.layers], dtype=np.intp),
             width=len(run.layers),
         )
 
@@ -251,10 +252,10 @@ class Delivery:
         by_values = self._limits.max_values_per_block // values
         return max(1, min(self._block_steps, self._limits.max_steps_per_block, by_values, by_body))
 
-    def _append(self, block: Sequence[Step], *, last_number: int, is_repeated: bool) -> Delivered:
+    def _append(self, block: Sequence[Step], *, last_number: int, is_repeated: bool) -> SendResult:
         columns, limits = self._columns, self._limits
         if columns is None or limits is None:
-            return Delivered(None)
+            return SendResult(None)
         if (count := len(metric_names(block))) > limits.max_metrics:
             self._warn(
                 "metrics", f"{count - limits.max_metrics} metrics are left out: the service takes {limits.max_metrics}"
@@ -272,7 +273,7 @@ class Delivery:
                 encode_block(block, columns, max_metrics=limits.max_metrics, generation=self._generation)
             )
         except ApiError as error:
-            return Delivered(last_number if self._is_dealt_with(error, block) else None)
+            return SendResult(last_number if self._is_lost(error, block) else None)
         if answer.ignored and not is_repeated:
             self._warn(
                 "ignored",
@@ -280,7 +281,7 @@ class Delivery:
                 f"{answer.last_step} already. Call run.rewind(step) after loading a checkpoint, go on with "
                 "log(step=...), or start a new run",
             )
-        return Delivered(last_number, answer)
+        return SendResult(last_number, answer)
 
     def _post(self, body: bytes) -> AppendResult:
         request: dict[str, Any] = {"body": body, "content_type": MSGPACK_MEDIA_TYPE}
@@ -288,12 +289,12 @@ class Delivery:
             request |= {"body": _gzip(body), "content_encoding": "gzip"}
         started = time.perf_counter()
         result = self._service.request_as(AppendResult, "POST", f"/runs/{self._run_id}/steps", **request)
-        if len(body) >= _WORTH_MEASURING:
+        if len(body) >= _SMALLEST_TIMED_BODY:
             self._bytes_per_second = len(request["body"]) / max(1e-6, time.perf_counter() - started)
         return result
 
-    def _is_dealt_with(self, error: ApiError, block: Sequence[Step]) -> bool:
-        """Return whether a refused block is lost; False if a smaller one should be tried.
+    def _is_lost(self, error: ApiError, block: Sequence[Step]) -> bool:
+        """Return whether a refused block is lost; False if a smaller block should be tried.
 
         Raises:
             ApiError: the next block would be refused as well.

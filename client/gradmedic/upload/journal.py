@@ -3,7 +3,7 @@
 It is made of append-only segments of numbered records with checksums. What is written survives the death of the process
 (not of the machine: nothing is synced). A torn record ends its segment. Reading begins behind the last number that was
 acknowledged. A segment is deleted when all of it is acknowledged. Beyond its bound, the journal drops steps, the oldest
-first, and those with a non-finite number last. It never drops a rewind, nor what is in flight.
+first, and those with a non-finite number last. It never drops a rewind, nor an entry in flight.
 
     DIR/<run id>/<session>/          a session is one process
         lock                         locked by that process while it lives
@@ -64,7 +64,7 @@ class Journal:
     """Writes and reads one session. Not thread-safe: its owner locks. Every method may raise OSError.
 
     Args:
-        folder: of the session; it is made with the first record.
+        folder: folder of the session; it is made with the first record.
         max_bytes: largest size of the session on disk.
         segment_bytes: size at which a new segment begins.
     """
@@ -126,7 +126,7 @@ class Journal:
 
     def read(self, after: int, count: int) -> list[tuple[int, Entry]]:
         """Return the oldest entries with a number beyond `after`, at most `count`."""
-        found: list[tuple[int, Entry]] = []
+        entries: list[tuple[int, Entry]] = []
         start = (0, 0)
         if self._reader is not None and self._reader[2] == after:
             start = self._reader[:2]
@@ -135,20 +135,20 @@ class Journal:
             if segment.last <= after:
                 continue
             begin = start[1] if index == start[0] else 0
-            for number, kind, payload, end in _records(segment.path, begin):
+            for number, kind, payload, end in _read_records(segment.path, begin):
                 if kind in (_STEP, _REWIND) and number > after:
-                    found.append((number, _decode_entry(kind, payload)))
-                    if len(found) == count:
+                    entries.append((number, _decode_entry(kind, payload)))
+                    if len(entries) == count:
                         self._reader = (index, end, number)
-                        return found
-        return found
+                        return entries
+        return entries
 
     def count_steps(self) -> int:
         """Return the number of steps that are not acknowledged."""
         return sum(
             kind == _STEP and number > self._position.acknowledged
             for segment in self._segments
-            for number, kind, _, _ in _records(segment.path)
+            for number, kind, _, _ in _read_records(segment.path)
         )
 
     def final_status(self) -> str | None:
@@ -156,7 +156,7 @@ class Journal:
         statuses = [
             payload
             for segment in self._segments[-1:]
-            for _, kind, payload, _ in _records(segment.path)
+            for _, kind, payload, _ in _read_records(segment.path)
             if kind == _FINAL_STATUS
         ]
         return statuses[-1].decode() if statuses else None
@@ -217,7 +217,7 @@ class Journal:
         if number:
             segment.last = number
         if kind == _STEP:
-            segment.healthy += is_finite
+            segment.finite += is_finite
             segment.nonfinite += not is_finite
 
     def _write_record(self, file: BinaryIO, kind: int, number: int, payload: bytes) -> None:
@@ -254,19 +254,19 @@ class Journal:
         """Drop steps until the session is within its bound."""
         while sum(segment.size for segment in self._segments) > self._max_bytes:
             closed = self._segments[:-1]
-            with_healthy = next((segment for segment in closed if segment.healthy), None)
-            segment = with_healthy or next((segment for segment in closed if segment.nonfinite), None)
+            with_finite = next((segment for segment in closed if segment.finite), None)
+            segment = with_finite or next((segment for segment in closed if segment.nonfinite), None)
             if segment is None:
                 break
             self._reader = None
-            self._drop_steps(segment, last_in_flight, keeps_nonfinite=with_healthy is not None)
+            self._drop_steps(segment, last_in_flight, keeps_nonfinite=with_finite is not None)
 
     def _drop_steps(self, segment: _Segment, last_in_flight: int, *, keeps_nonfinite: bool) -> None:
         """Drop the steps of a segment that are not in flight: all of them, or those whose numbers are all finite."""
         dropped: list[int] = []
         entries = nonfinite = 0
         kept = bytearray()
-        for number, kind, payload, _ in _records(segment.path):
+        for number, kind, payload, _ in _read_records(segment.path):
             if kind in (_STEP, _REWIND):
                 if number <= self._position.acknowledged:
                     continue
@@ -281,7 +281,7 @@ class Journal:
             temporary = segment.path.with_suffix(".new")
             temporary.write_bytes(kept)
             temporary.replace(segment.path)
-            segment.size, segment.healthy, segment.nonfinite = len(kept), 0, nonfinite
+            segment.size, segment.finite, segment.nonfinite = len(kept), 0, nonfinite
         else:
             self._segments.remove(segment)
             segment.path.unlink(missing_ok=True)
@@ -315,7 +315,7 @@ class Journal:
                 )
         for path in sorted(self.folder.glob("*.journal")):
             segment = _Segment(path, int(path.stem))
-            for number, kind, payload, end in _records(path):
+            for number, kind, payload, end in _read_records(path):
                 segment.size = end
                 segment.last = max(segment.last, number)
                 if kind == _DESCRIPTION:
@@ -335,7 +335,7 @@ class _Segment:
     size: int = 0
     last: int = 0
     """Largest number of a record in the segment."""
-    healthy: int = 0
+    finite: int = 0
     """Number of steps that may be dropped, all of whose numbers are finite."""
     nonfinite: int = 0
     """Number of steps with a non-finite number, which are dropped after all others."""
@@ -353,7 +353,7 @@ def list_sessions(directory: Path, run_id: UUID | None = None) -> list[Path]:
     ]
 
 
-def run_id_of(session: Path) -> UUID | None:
+def read_run_id(session: Path) -> UUID | None:
     """Return the id of the run of a session, None if its folder is not named by one."""
     try:
         return UUID(session.parent.name)
@@ -369,7 +369,7 @@ def _checksum(kind: int, number: int, payload: bytes) -> int:
     return zlib.crc32(payload, zlib.crc32(struct.pack("<BQ", kind, number)))
 
 
-def _records(path: Path, offset: int = 0) -> Iterator[tuple[int, int, bytes, int]]:
+def _read_records(path: Path, offset: int = 0) -> Iterator[tuple[int, int, bytes, int]]:
     """Iterate over number, kind, payload and end of each record. A torn or damaged one ends the segment."""
     try:
         file = path.open("rb")

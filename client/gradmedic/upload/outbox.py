@@ -2,7 +2,7 @@
 
 The journal on disk has all of them, memory has the newest. While the service keeps up, the disk is only written to.
 When memory is full, the oldest entries leave it and are read from disk when their turn comes. Without a disk, memory is
-all there is, and healthy steps are dropped before others.
+all there is, and steps whose numbers are all finite are dropped before others.
 
 Entries are numbered without gaps in the order in which they are appended. An entry is in flight from the first attempt
 to send it until it is acknowledged. It is not dropped then, because the service may already have it. So the service
@@ -25,15 +25,15 @@ logger = logging.getLogger("gradmedic")
 _REWIND_BYTES = 100
 """About the memory that a rewind takes."""
 _IN_FLIGHT_SHARE = 2
-"""At most one part in so many of the memory is in flight, but at least one entry."""
+"""Entries in flight take at most the whole memory divided by this number. One entry may always be in flight."""
 
 
 class Outbox:
     """The entries of one run that the service has not acknowledged, oldest first. Not thread-safe: its owner locks.
 
     Args:
-        max_bytes: of memory; 0 keeps everything on disk alone.
-        open_journal: opens the journal when the first entry comes; None keeps to memory.
+        max_bytes: largest number of bytes in memory; 0 keeps everything on disk alone.
+        open_journal: function that opens the journal when the first entry comes; None keeps to memory.
     """
 
     def __init__(self, max_bytes: int, open_journal: Callable[[], Journal] | None = None) -> None:
@@ -44,7 +44,7 @@ class Outbox:
         self._written_version: int | None = None
         self._memory: deque[tuple[int, Entry]] = deque()
         self._in_flight: deque[tuple[int, Entry]] = deque()
-        self._bytes = 0  # of both
+        self._bytes = 0  # of the entries in memory and in flight
         self._last_number = 0
         self._last_on_disk = 0
         self._dropped_on_disk: set[int] = set()  # numbers of steps that only memory has
@@ -83,11 +83,11 @@ class Outbox:
             self._journal.save_position(**changes)
 
     def append(self, entry: Entry, description: RunDescription | None = None) -> int:
-        """Append an entry and return its number. If it takes too much room, drop steps, the oldest healthy ones first.
+        """Append an entry and return its number. If it takes too much room, drop the oldest steps, finite ones first.
 
         Args:
             entry: a step or a rewind.
-            description: of the run, with all layers of the step; None leaves it out of the journal.
+            description: description of the run, with all layers of the step; None leaves it out of the journal.
         """
         self._last_number += 1
         self._appended_steps += isinstance(entry, Step)
@@ -102,11 +102,11 @@ class Outbox:
         """Count steps that were dropped before they came here."""
         self._dropped_before += steps
 
-    def front(self, count: int) -> list[tuple[int, Entry]]:
+    def read_oldest(self, count: int) -> list[tuple[int, Entry]]:
         """Return the oldest entries with their numbers, at most `count`. They are in flight until acknowledged."""
         if len(self._in_flight) < count:
             size = sum(_nbytes(entry) for _, entry in self._in_flight)
-            for number, entry in self._next(count - len(self._in_flight)):
+            for number, entry in self._read_next(count - len(self._in_flight)):
                 size += _nbytes(entry)
                 if self._in_flight and size > self._max_bytes // _IN_FLIGHT_SHARE:
                     break
@@ -152,20 +152,20 @@ class Outbox:
         if self._journal is not None:
             self._journal.close()
 
-    def _next(self, count: int) -> list[tuple[int, Entry]]:
+    def _read_next(self, count: int) -> list[tuple[int, Entry]]:
         """Return the oldest entries that are not in flight, at most `count`."""
         first = self._first_in_memory()
         if self._last_in_flight + 1 < first:
-            found: list[tuple[int, Entry]] = []
+            entries: list[tuple[int, Entry]] = []
             if self._journal is not None:
                 try:
-                    found = [
+                    entries = [
                         numbered for numbered in self._journal.read(self._last_in_flight, count) if numbered[0] < first
                     ]
                 except OSError as error:
                     logger.warning("gradmedic cannot read %s: %s", self._journal.folder, error)
-            if found:
-                return found
+            if entries:
+                return entries
             # A step that is neither in memory nor was ever in flight is lost: it was dropped, or cannot be read.
             in_memory = sum(isinstance(entry, Step) for _, entry in self._memory)
             self._dropped = self._appended_steps - self._sent_steps - in_memory

@@ -1,7 +1,7 @@
 """Sends the sessions that are on disk: those of offline runs, and what other processes could not send.
 
 A session is delivered like the steps of a live run. It is locked while its process lives, so that no two processes send
-it at once. What is sent again after a failure is ignored by the service.
+it at once. The service ignores steps that it gets a second time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from gradmedic.exceptions import ConflictError, NotFoundError
 from gradmedic.recording.description import RunDescription
 from gradmedic.transport.http import Service
 from gradmedic.upload.delivery import Delivery
-from gradmedic.upload.journal import Journal, list_sessions, run_id_of
+from gradmedic.upload.journal import Journal, list_sessions, read_run_id
 
 logger = logging.getLogger("gradmedic")
 
@@ -52,11 +52,11 @@ class Replay:
             self._delivery.prepare(self._description)
             entries = self._journal.read(self._journal.position.acknowledged, self._delivery.block_steps)
             if entries:
-                delivered = self._delivery.send(entries, is_repeated=self._is_first_block)
+                result = self._delivery.send(entries, is_repeated=self._is_first_block)
                 self._is_first_block = False
-                if delivered.number is not None:
-                    self.sent += sum(number <= delivered.number for number, _ in entries)
-                    self._journal.acknowledge(delivered.number)
+                if result.last_number is not None:
+                    self.sent += sum(number <= result.last_number for number, _ in entries)
+                    self._journal.acknowledge(result.last_number)
                 return False
             if (status := self._journal.final_status()) is not None:
                 self._delivery.send_final_status(status)
@@ -91,11 +91,11 @@ def find_replays(service: Service, directory: Path, run_id: UUID | None = None) 
     Args:
         service: receives them.
         directory: where runs keep what they did not send.
-        run_id: of one run; None returns those of all runs.
+        run_id: id of the run whose sessions are returned; None returns those of all runs.
     """
     replays = []
     for session in list_sessions(directory, run_id):
-        session_run_id = run_id_of(session)
+        session_run_id = read_run_id(session)
         if session_run_id is None:
             continue
         try:

@@ -1,7 +1,7 @@
 """The uploader's thread: it sends what is in the outbox, block by block, and the run's final status.
 
 Each attempt sends the oldest entries. They stay in the outbox until they are acknowledged. So every failure - the
-service is away, slow, restarted or full - is a delay before the next attempt.
+service is slow, full, restarting or out of reach - is only a delay before the next attempt.
 """
 
 from __future__ import annotations
@@ -64,13 +64,13 @@ class Uploader:
 
     Args:
         service: receives them; None keeps them on disk and sends nothing.
-        run_id: of the run.
+        run_id: id of the run.
         describer: describes the run.
         answers: reads the service's answers.
         flush_interval: seconds that a step waits for others at most.
-        max_queue_bytes: of memory for entries that are not acknowledged.
-        open_journal: opens the journal; None keeps to memory.
-        find_replays: returns what other processes recorded of this run and did not send.
+        max_queue_bytes: largest number of bytes in memory for entries that are not acknowledged.
+        open_journal: function that opens the journal; None keeps to memory.
+        find_replays: function that returns what other processes recorded of this run and did not send.
     """
 
     def __init__(
@@ -272,17 +272,17 @@ class Uploader:
                 self._replays.pop(0).delete()
             return
         with self._changed:
-            entries = self._outbox.front(self._delivery.block_steps)
+            entries = self._outbox.read_oldest(self._delivery.block_steps)
             status = self._final_status
             description = self._describe()  # after the entries, so that it has all of their layers
         self._delivery.prepare(description)
         if entries:
-            delivered = self._delivery.send(entries, is_repeated=self._failures > 0)
-            if delivered.answer is not None:
-                self._answers.read(delivered.answer)
-            if delivered.number is not None:
+            result = self._delivery.send(entries, is_repeated=self._failures > 0)
+            if result.answer is not None:
+                self._answers.read(result.answer)
+            if result.last_number is not None:
                 with self._changed:
-                    self._outbox.acknowledge(delivered.number)
+                    self._outbox.acknowledge(result.last_number)
                     self._due_at = time.monotonic() + self._flush_interval
         elif status is not None:
             self._delivery.send_final_status(status)
@@ -326,7 +326,9 @@ class Uploader:
         dropped = self._outbox.dropped
         if dropped > self._reported_drops:
             self._reported_drops = dropped
-            logger.warning("gradmedic dropped %d steps so far: no room is left, and the service is away", dropped)
+            logger.warning(
+                "gradmedic dropped %d steps so far: no room is left, and the service cannot be reached", dropped
+            )
 
     def _warn_of_unsent(self, unsent: int, journal: Journal | None, service: Service) -> None:
         if journal is not None and journal.folder.is_dir():

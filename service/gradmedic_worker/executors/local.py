@@ -16,7 +16,7 @@ from gradmedic_worker.attempt import GRACE_SECONDS
 from gradmedic_worker.configuration import WorkerConfiguration
 from gradmedic_worker.executors.base import TrialEnd
 from gradmedic_worker.executors.local_processes import LaunchSpec, LocalProcess, ProcessStarter
-from gradmedic_worker.executors.trial_environment import shared_environment, trial_environment
+from gradmedic_worker.executors.trial_environment import build_shared_environment, build_trial_environment
 from gradmedic_worker.executors.trial_folder import create_trial_folder, create_worker_folder, read_report
 from gradmedic_worker.trainable_command import TrainableCommand
 
@@ -37,7 +37,8 @@ class LocalExecutor:
         gpus: The machine's GPUs, as `CUDA_VISIBLE_DEVICES` names them.
         environment: The worker's own environment.
         threads: Number of threads of a trial; None for an equal share of the CPU cores.
-        may_fork: Whether trials may be forked from a process that has imported torch. It only pays for many trials.
+        may_fork: Whether trials may be forked from a process that has imported torch. It saves time only if there are
+            many trials.
     """
 
     name = "local"
@@ -95,11 +96,11 @@ class LocalExecutor:
         try:
             command = self._build_command(trainable, claimed)
             folder = create_trial_folder(self._folder, trainable, f"{claimed.trial_id}-{claimed.attempt}")
-            shared = shared_environment(trainable, self._environment, self._threads)
-            memory = trainable.memory or int(_total_memory_bytes() * MEMORY_SHARE / self._slots)
+            shared = build_shared_environment(trainable, self._environment, self._threads)
+            memory = trainable.memory or int(_read_total_memory_bytes() * MEMORY_SHARE / self._slots)
             spec = LaunchSpec(
                 command=command,
-                environment=trial_environment(shared, claimed, self._base_url, folder, gpus),
+                environment=build_trial_environment(shared, claimed, self._base_url, folder, gpus),
                 directory=folder / "work",
                 output=folder / "output",
                 seconds=max(0.0, claimed.seconds - GRACE_SECONDS),
@@ -186,7 +187,7 @@ def find_gpus(environment: Mapping[str, str]) -> list[str]:
     return []
 
 
-def _total_memory_bytes() -> int:
+def _read_total_memory_bytes() -> int:
     """Return the memory of this machine, or of the container around this process if it is less."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for path in CONTAINER_MEMORY_LIMITS:

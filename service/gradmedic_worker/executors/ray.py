@@ -44,7 +44,7 @@ class RayExecutor:
         configuration: The worker's configuration.
         client: A client with the worker's key, which registers the tickets.
         environment: The worker's own environment, which may hold Ray's token.
-        print_line: Prints a line for the operator.
+        print_line: Function that prints a line for the operator.
     """
 
     name = "ray"
@@ -138,7 +138,7 @@ class RayTrial:
     Args:
         jobs: The cluster's jobs.
         submission: The job to submit.
-        register_ticket: Registers the attempt's ticket with the service.
+        register_ticket: Function that registers the attempt's ticket with the service.
         pending_timeout: Seconds that the job may wait for a place.
         awaited: What the job waits for until it starts, for messages.
     """

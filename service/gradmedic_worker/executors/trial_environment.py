@@ -11,7 +11,7 @@ from pathlib import Path
 from gradmedic.protocol.encoding import to_json
 from gradmedic.protocol.trials import ClaimedTrial
 from gradmedic.trial import REPORT_VARIABLE, SEED_VARIABLE, TRIAL_VARIABLE, TrialInstructions
-from gradmedic_worker.executors.trial_folder import report_path
+from gradmedic_worker.executors.trial_folder import get_report_path
 from gradmedic_worker.trainable_command import TrainableCommand
 
 INHERITED_VARIABLES = (
@@ -33,7 +33,7 @@ FLUSH_INTERVAL = "0.25"
 """Seconds. It is short because the service judges a trial while it runs."""
 
 
-def shared_environment(
+def build_shared_environment(
     trainable: TrainableCommand, worker_environment: Mapping[str, str], threads: int
 ) -> dict[str, str]:
     """Return the environment that all trials of a trainable share.
@@ -49,7 +49,7 @@ def shared_environment(
     return {**inherited, "PYTHONHASHSEED": "0", **thread_counts, **TRACKERS_OFF, **trainable.environment}
 
 
-def trial_environment(
+def build_trial_environment(
     shared: Mapping[str, str], claimed: ClaimedTrial, base_url: str, folder: Path, gpus: Sequence[str]
 ) -> dict[str, str]:
     """Return the environment of one trial.
@@ -77,6 +77,6 @@ def trial_environment(
         "GRADMEDIC_LOG_FREQ": "1",  # so that all trials are judged by the same number of sampled steps
         SEED_VARIABLE: str(claimed.seed),
         TRIAL_VARIABLE: to_json(instructions).decode(),
-        REPORT_VARIABLE: str(report_path(folder)),
+        REPORT_VARIABLE: str(get_report_path(folder)),
     }
     return environment if claimed.api_key is None else {**environment, "GRADMEDIC_API_KEY": claimed.api_key}

@@ -14,7 +14,7 @@ from gradmedic.protocol.trial_report import TrialReport
 from gradmedic_worker.trainable_command import TrainableCommand
 
 
-def report_path(folder: Path) -> Path:
+def get_report_path(folder: Path) -> Path:
     """Return the file in which a trial's script reports what its steps do not show."""
     return folder / "report.json"
 
@@ -22,7 +22,7 @@ def report_path(folder: Path) -> Path:
 def read_report(folder: Path) -> TrialReport:
     """Return the report of a trial's script. It is empty if the script wrote none."""
     try:
-        return TrialReport.from_fields(json.loads(report_path(folder).read_text()))
+        return TrialReport.from_fields(json.loads(get_report_path(folder).read_text()))
     except (OSError, ValueError):
         return TrialReport()
 

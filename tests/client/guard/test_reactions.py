@@ -76,7 +76,7 @@ class CountingSampler(Sampler):
         self.count = 0
 
     def sample_every_step(self) -> None:
-        """Count one."""
+        """Count a reason."""
         self.count += 1
 
 
@@ -119,7 +119,7 @@ def test_callbacks_are_called_in_act_with_each_new_verdict(service_url: str) -> 
 
 
 def test_a_request_to_stop_is_raised_once() -> None:
-    """A later healthy verdict does not take it back."""
+    """A later healthy verdict does not cancel a request to stop."""
     reactions = make_reactions(CountingSampler())
     reactions.events.append(StopRequested())
     reactions.events.append(VerdictEvent(run_id=new_id(), verdict="healthy", since_step=0, summary=""))

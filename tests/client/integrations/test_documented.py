@@ -1,4 +1,4 @@
-"""The examples of docs/integrations.md do what it says, as they stand there."""
+"""The examples in docs/integrations.md run unchanged and do what that page describes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ NAMES = {"PyTorch": "torch", "numpy, or anything else": "numpy"}
 
 
 def test_every_section_has_an_example() -> None:
-    """And no other."""
+    """The document has these sections with an example, and no others."""
     assert list(EXAMPLES) == list(STEPS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("title", STEPS)
 def test_an_example_runs_and_is_stored(title: str, service_url: str, client: gradmedic.Client, tmp_path: Path) -> None:
-    """It ends well, and its run has a step for each update, with statistics of every layer."""
+    """The example ends without an error, and its run has a step for each update, with statistics of every layer."""
     script = tmp_path / "example.py"
     script.write_text(EXAMPLES[title])
     environment = os.environ | {"GRADMEDIC_BASE_URL": service_url, "OMP_NUM_THREADS": "1"}

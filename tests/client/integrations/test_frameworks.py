@@ -1,4 +1,4 @@
-"""Trainings with the frameworks themselves: what is stored is what they did."""
+"""Trainings with the real frameworks: the stored run equals the training."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def stored(client: gradmedic.Client, run: gradmedic.Run | None, statistic: str) 
     """Return a statistic of a run, summed over layers as norms are, or a series."""
     assert run is not None
     series = client.runs.steps(run.id, statistic, max_points=1000).series
-    values = np.array([[np.nan if v is None else v for v in each.mean] for each in series], dtype=np.float64)
+    values = np.array([[np.nan if v is None else v for v in item.mean] for item in series], dtype=np.float64)
     total: np.ndarray[Any, Any] = values[0] if len(values) == 1 else np.sqrt(np.nansum(values**2, axis=0))
     return total
 
@@ -79,7 +79,7 @@ class Regression(pl.LightningModule):
 
 
 def batches(count: int) -> DataLoader[tuple[Tensor, ...]]:
-    """Return so many batches of a regression with targets of size 100."""
+    """Return `count` batches of a regression with targets of size 100."""
     return DataLoader(TensorDataset(torch.randn(4 * count, 8), 100 * torch.randn(4 * count, 1)), batch_size=4)
 
 
@@ -96,7 +96,7 @@ def fit(callbacks: list[Any], **arguments: Any) -> Regression:
 
 
 def test_lightning(client: gradmedic.Client, true_norms: list[float]) -> None:
-    """Every step, its loss, the gradients before clipping, updates, metrics and hyperparameters; the same training."""
+    """Losses, gradients before clipping, updates, metrics and hyperparameters are stored; training is unchanged."""
     callback = for_lightning.GradmedicCallback("lightning", log_freq=1)
     watched = fit([callback])
     norms = list(true_norms)
@@ -134,7 +134,7 @@ def test_lightning_that_accumulates_and_fails(client: gradmedic.Client) -> None:
 
 
 class Losses(TrainerCallback):
-    """Keeps what the Trainer itself says of each step."""
+    """Keeps the loss and norm that the Trainer itself reports of each step."""
 
     def __init__(self) -> None:
         self.logs: list[dict[str, float]] = []
@@ -169,8 +169,8 @@ def train(callbacks: list[Any], **arguments: Any) -> LlamaForCausalLM:
 def test_transformers(client: gradmedic.Client, accumulate: int) -> None:
     """Losses and gradient norms are those that the Trainer reports: before clipping; the training is the same."""
     callback = for_transformers.GradmedicCallback("transformers", log_freq=1)
-    said = Losses()
-    watched = train([callback, said], gradient_accumulation_steps=accumulate)
+    reported = Losses()
+    watched = train([callback, reported], gradient_accumulation_steps=accumulate)
     plain = train([], gradient_accumulation_steps=accumulate)
     for with_us, without in zip(watched.parameters(), plain.parameters(), strict=True):
         assert torch.equal(with_us, without)
@@ -179,9 +179,9 @@ def test_transformers(client: gradmedic.Client, accumulate: int) -> None:
     assert (run.status, run.last_step) == ("finished", 12 // accumulate - 1)
     assert run.config["learning_rate"] == 0.01
     np.testing.assert_allclose(
-        stored(client, callback.run, "loss"), [log["loss"] for log in said.logs], atol=1e-4, rtol=1e-4
+        stored(client, callback.run, "loss"), [log["loss"] for log in reported.logs], atol=1e-4, rtol=1e-4
     )
-    norms = [log["grad_norm"] for log in said.logs]
+    norms = [log["grad_norm"] for log in reported.logs]
     np.testing.assert_allclose(stored(client, callback.run, "grad_norm"), norms, rtol=1e-4)
     assert max(norms) > 0.5
     assert run.training is not None

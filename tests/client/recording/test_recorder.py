@@ -98,7 +98,7 @@ def test_entries_are_recorded_in_order_and_a_spike_is_urgent() -> None:
 
 
 def test_a_step_that_cannot_be_read_is_left_out_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    """The steps after it are recorded."""
+    """The steps after one that cannot be read are recorded."""
     output = CollectingOutput()
     recorder = make_recorder(output, deque())
     for number in range(4):
@@ -140,7 +140,7 @@ def test_a_closed_output_takes_nothing_and_wait_returns() -> None:
 
 
 def test_a_step_joins_the_measurements_of_several_instrumentations() -> None:
-    """It has all rows, the largest learning rate and loss scale, and the smallest clip coefficient."""
+    """The completed step has all rows, the largest learning rate and loss scale, and the smallest clip coefficient."""
     step = complete_step(
         draft(
             0,

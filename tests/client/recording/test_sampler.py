@@ -114,7 +114,7 @@ def test_processes_that_follow_sample_the_steps_of_the_first_one() -> None:
         interval = samplers[0].sampler.choose_interval()
         for training, steps in zip(samplers, taken, strict=True):
             if training.sampler.is_sampling:
-                training.sampler.receive_interval(lambda interval=interval: interval)  # type: ignore[misc]
+                training.sampler.set_interval_reader(lambda interval=interval: interval)  # type: ignore[misc]
             steps += training.run(1)
     assert taken[0] == taken[1]
     assert 40 < sum(taken[0]) < 200

@@ -1,4 +1,4 @@
-"""Blocks of steps on the wire."""
+"""Encoded blocks of steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def row(layers: list[int], values: list[list[float]], names: tuple[str, ...] = (
     return Row(names, np.array(layers, dtype=np.int32), np.array(values, dtype=np.float32))
 
 
-def test_a_block_is_the_binary_form_of_the_wire() -> None:
+def test_a_block_is_encoded_as_the_binary_body() -> None:
     """Statistics are `[sampled step, layer]` in the service's order of layers, with a mask of the present layers."""
     steps = [
         Step(number=3, time=1.0, loss=2.0, row=row([0, 1], [[5.0, 0.0], [float("nan"), 7.0]])),

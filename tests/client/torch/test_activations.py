@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Functional(nn.Module):
-    """Its activations are functions, one of them behind a normalization."""
+    """A model whose activations are functions, one of them behind a normalization."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Functional(nn.Module):
         self.norm = nn.LayerNorm(50)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the answer."""
+        """Return the output."""
         x = torch.tanh(self.first(x))
         result: Tensor = self.third(torch.relu(self.norm(self.second(x))))
         return result
@@ -203,10 +203,10 @@ def test_on_unhealthy_clip_does_what_the_diagnosis_advises(
     max_norm = float(match.group(1))
     names = ["clip_coefficient", "grad_norm", "update_norm"]
     series = client.runs.steps(run.id, names, max_points=500).series
-    (coefficient,) = [each for each in series if each.statistic == names[0]]
+    (coefficient,) = [item for item in series if item.statistic == names[0]]
     assert [i for i, count in enumerate(coefficient.count) if count] == list(range(clipped_from, last + 1))
     grad_norms, update_norms = (
-        np.linalg.norm(np.array([each.mean for each in series if each.statistic == name], dtype=float), axis=0)
+        np.linalg.norm(np.array([item.mean for item in series if item.statistic == name], dtype=float), axis=0)
         for name in names[1:]
     )
     grad_norms, coefficients = grad_norms[clipped_from:], np.array(coefficient.mean[clipped_from:], dtype=float)

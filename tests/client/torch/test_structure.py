@@ -41,8 +41,8 @@ def test_layers_of_a_sequential_model_know_what_follows() -> None:
         nn.Linear(4, 2),
     )
     layers = describe(model)
-    found = {name: (layer.activation, layer.normalized) for name, layer in layers.items() if layer.role == "weight"}
-    assert found == {
+    followers = {name: (layer.activation, layer.normalized) for name, layer in layers.items() if layer.role == "weight"}
+    assert followers == {
         "0.0.weight": ("relu", True),
         "2.0.weight": ("sigmoid", False),
         "4.weight": ("linear", False),
@@ -171,8 +171,8 @@ def test_a_functional_model_is_read_from_its_first_graph() -> None:
         optimizer.step()
         layers = recording.layers
         assert not model._forward_hooks
-    found = {name: (layer.activation, layer.normalized) for name, layer in layers.items() if layer.role == "weight"}
-    assert found == {
+    followers = {name: (layer.activation, layer.normalized) for name, layer in layers.items() if layer.role == "weight"}
+    assert followers == {
         "conv.weight": ("relu", True),
         "flat.weight": ("sigmoid", False),
         "gate.weight": ("silu", False),

@@ -62,7 +62,7 @@ def train(run: gradmedic.Run, steps: int) -> list[float]:
     return moved
 
 
-def test_the_worker_decides_whose_run_it_is(as_trial: Any, client: gradmedic.Client) -> None:
+def test_the_worker_decides_project_and_id(as_trial: Any, client: gradmedic.Client) -> None:
     """A trial has the worker's project and id, not those of the script."""
     _, run_id = as_trial(parameters={"lr": 0.5, "model.depth": 3})
     run = gradmedic.init(project="mine", name="mine", id=new_id(), mode="disabled", config={"lr": 1, "seed": 2})
@@ -87,7 +87,7 @@ def test_generators_are_seeded(as_trial: Any) -> None:
     assert drawn[0] == (random.Random(7).random(), np.random.RandomState(7).rand(), torch.rand(1).item())
 
 
-def test_a_seed_works_by_hand_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_seed_works_without_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     """With `GRADMEDIC_SEED` alone a run is seeded and is no trial; without it no generator changes."""
     before = torch.get_rng_state()
     gradmedic.init(mode="disabled")
@@ -106,12 +106,12 @@ def test_it_ends_at_its_budget(as_trial: Any, client: gradmedic.Client) -> None:
     with pytest.raises(gradmedic.TrialEnded, match="its 5 steps are done") as raised:
         train(run, 10)
     assert raised.value.code == 0
-    found = client.runs.get(run_id)
-    assert (found.last_step, found.status) == (4, "finished")
+    stored_run = client.runs.get(run_id)
+    assert (stored_run.last_step, stored_run.status) == (4, "finished")
     assert json.loads(report.read_text())["ended"] == "its 5 steps are done"
 
 
-def test_remedies_are_applied_and_told(as_trial: Any, client: gradmedic.Client) -> None:
+def test_remedies_are_applied_and_reported(as_trial: Any, client: gradmedic.Client) -> None:
     """watch() applies the remedy, gradients are measured before it, and the report counts it."""
     report, run_id = as_trial(CLIP)
     run = gradmedic.init()
@@ -162,11 +162,11 @@ def test_remedies_of_the_modules_are_seeded_by_the_trial(as_trial: Any, client: 
         optimizer.step()
         run.log(loss=loss)
     assert run.finish()
-    found = client.runs.get(run_id)
-    assert [layer.name for layer in found.layers] == [
+    stored_run = client.runs.get(run_id)
+    assert [layer.name for layer in stored_run.layers] == [
         "0.weight", "0.bias", "0.weight_gain", "2.weight", "2.bias", "2.weight_gain"
     ]  # fmt: skip
-    assert (found.last_step, found.status) == (2, "finished")
+    assert (stored_run.last_step, stored_run.status) == (2, "finished")
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_what_cannot_be_applied_ends_the_trial(as_trial: Any, remedy: Remedy, re
     ("variable", "value"),
     [("GRADMEDIC_SEED", "-1"), ("GRADMEDIC_SEED", "x"), ("GRADMEDIC_TRIAL", "{"), ("GRADMEDIC_RUN_ID", "1")],
 )
-def test_wrong_orders_name_their_variable(
+def test_wrong_environment_variables_are_named(
     as_trial: Any, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
     """A wrong environment variable is an error that names it."""

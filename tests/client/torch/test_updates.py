@@ -101,7 +101,7 @@ def test_float64_is_read_to_its_own_precision() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_where_rounding_swallows_updates_they_are_compared(dtype: torch.dtype) -> None:
+def test_low_precision_updates_are_compared_with_copies(dtype: torch.dtype) -> None:
     """In 16 bits, where an update may change nothing, the update norm is that of what changed."""
     network = model().to(dtype)
     optimizer = optim.SGD(network.parameters(), lr=1e-7)

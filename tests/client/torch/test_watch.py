@@ -43,7 +43,7 @@ def test_statistics_are_those_of_gradients_weights_and_updates(optimizer_name: s
                 }
                 assert {k: numbers[k] for k in expected} == pytest.approx(expected, rel=1e-6)
                 change = np.linalg.norm(after[name].astype(np.float64) - before[name])
-                rounding = 2.0**-23 * expected["weight_norm"]  # of the weights, which the state knows nothing of
+                rounding = 2.0**-23 * expected["weight_norm"]  # rounding of the weights, which the state does not show
                 assert numbers["update_norm"] == pytest.approx(change, rel=1e-6, abs=rounding)
                 assert numbers["grad_mean"] == pytest.approx(gradient.mean(), abs=1e-6 * np.abs(gradient).max())
 
@@ -126,7 +126,7 @@ def test_alternating_optimizers_touch_their_own_layers() -> None:
 
 
 def test_several_optimizer_steps_in_one_log_keep_the_last_values_and_the_worst_count() -> None:
-    """A NaN gradient between two logs is not hidden by a healthy step after it."""
+    """A NaN gradient between two logs is not hidden by a finite step after it."""
     layer = nn.Linear(2, 1, bias=False)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
     with Recording(layer, optimizer) as recording:

@@ -10,7 +10,7 @@ from tests.client.torch.recording import Recording
 from torch import nn
 
 
-def test_an_error_of_ours_ends_the_observation_and_not_the_training(
+def test_an_error_of_the_observation_does_not_end_the_training(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """After an error of the observation the training goes on, and the reason is logged once."""

@@ -208,7 +208,7 @@ def test_a_watched_training_is_stored_and_diagnosed(service_url: str, client: gr
     assert stored.training is not None
     assert stored.training.clips_gradients is True
     series = client.runs.steps(run.id, ["grad_norm", "learning_rate"], layer="2.weight", max_points=100).series
-    by_name = {each.statistic: each for each in series}
+    by_name = {item.statistic: item for item in series}
     np.testing.assert_allclose(np.array(by_name["grad_norm"].mean, dtype=float), norms, rtol=1e-6)
     assert by_name["learning_rate"].mean == rates
     assert run.diagnosis().verdict in ("undetermined", "healthy", "vanishing", "exploding")

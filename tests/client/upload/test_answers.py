@@ -81,7 +81,7 @@ def test_a_verdict_is_an_event_when_it_changes() -> None:
 
 
 def test_a_request_to_stop_is_an_event() -> None:
-    """It comes before the verdict of the same answer."""
+    """The event of a request to stop comes before the verdict of the same answer."""
     assert read_answers(DiagnosisTransport(), answer("healthy", stop=True)) == [
         StopRequested(),
         verdict_event("healthy", None, "The verdict is healthy."),

@@ -79,9 +79,9 @@ class OwnService:
             env={k: v for k, v in os.environ.items() if not k.startswith("GRADMEDIC_")} | {"PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
         assert self.process.stdout is not None
-        found = re.search(r"gradmedic is at (http://127.0.0.1:(\d+))", self.process.stdout.readline())
-        assert found
-        self.url, self._port = found.groups()
+        match = re.search(r"gradmedic is at (http://127.0.0.1:(\d+))", self.process.stdout.readline())
+        assert match
+        self.url, self._port = match.groups()
 
     def kill(self) -> None:
         """Kill it, as a loss of power does."""
@@ -113,7 +113,7 @@ def begin(folder: Path, url: str, mode: str, steps: int, pause: float, *more: st
 
 
 def wait_for_blocks(proxy: FaultyProxy, count: int) -> None:
-    """Wait until the service has stored so many blocks."""
+    """Wait until the service has stored this number of blocks."""
     proxy.wait_for(
         lambda requests: sum(request.status == 200 for request in block_requests(requests)) >= count, timeout=60.0
     )
@@ -132,7 +132,7 @@ def assert_stored(client: gradmedic.Client, run_id: str, computed: dict[str, Any
     """Check that the service has the losses and gradients that a job computed, each once."""
     series = client.runs.steps(run_id, ["loss", "grad_norm"], max_points=2000)
     assert series.first_step == series.last_step
-    by_name = {(each.statistic, each.layer): each for each in series.series}
+    by_name = {(item.statistic, item.layer): item for item in series.series}
     assert by_name["loss", None].mean == [computed["losses"][str(step)] for step in series.first_step]
     assert series.first_step == [int(step) for step in computed["losses"]]
     norms = np.array([computed["norms"][str(step)] for step in series.first_step])
@@ -182,7 +182,7 @@ def test_a_job_that_is_killed_and_resumed_from_its_checkpoint(
 
 
 @pytest.mark.slow
-def test_a_network_that_swallows_everything(tmp_path: Path, service_url: str, client: gradmedic.Client) -> None:
+def test_a_network_that_never_answers(tmp_path: Path, service_url: str, client: gradmedic.Client) -> None:
     """log() takes no longer, finish() keeps its timeout, and sync delivers what was kept."""
     with socket.socket() as hole:
         hole.bind(("127.0.0.1", 0))
@@ -201,7 +201,7 @@ def test_a_network_that_swallows_everything(tmp_path: Path, service_url: str, cl
 
 
 @pytest.mark.usefixtures("quick_retries")
-def test_a_storm_of_429(proxy: FaultyProxy, client: gradmedic.Client) -> None:
+def test_many_answers_with_status_429(proxy: FaultyProxy, client: gradmedic.Client) -> None:
     """The client waits as long as Retry-After asks for; then everything is stored."""
     run = start(proxy.url, flush_interval=0.01)
     run.log(0.0)

@@ -22,7 +22,7 @@ def test_a_session_is_read_by_another_process_from_where_it_was_acknowledged(tmp
         outbox.append(recorded, RUN)
         if i == 14:
             outbox.append(Rewind(9))
-    outbox.acknowledge(outbox.front(5)[-1][0])
+    outbox.acknowledge(outbox.read_oldest(5)[-1][0])
     outbox.write_final_status("failed")
     assert outbox.journal is not None
     outbox.journal.save_position(generation=3)

@@ -25,9 +25,9 @@ def fill(outbox: Outbox, losses: list[float]) -> None:
 def drain(outbox: Outbox, count: int = 7) -> list[int]:
     """Take everything block by block, as an uploader does."""
     taken: list[int] = []
-    while front := outbox.front(count):
-        taken += steps_of(front)
-        outbox.acknowledge(front[-1][0])
+    while entries := outbox.read_oldest(count):
+        taken += steps_of(entries)
+        outbox.acknowledge(entries[-1][0])
     assert len(outbox) == 0
     outbox.close()
     return taken
@@ -36,8 +36,8 @@ def drain(outbox: Outbox, count: int = 7) -> list[int]:
 # --- memory alone -------------------------------------------------------------------------------------------------
 
 
-def test_the_oldest_healthy_steps_are_dropped_first() -> None:
-    """A full memory keeps every non-finite step and the newest healthy ones."""
+def test_the_oldest_finite_steps_are_dropped_first() -> None:
+    """A full memory keeps every non-finite step and the newest finite ones."""
     outbox = Outbox(SIZE * 20)
     fill(outbox, [math.nan if i in (3, 10) else 1.0 for i in range(100)])
     kept = drain(outbox)
@@ -64,20 +64,20 @@ def test_acknowledged_steps_leave_and_others_stay() -> None:
     """Steps that were appended while a block was in flight are not acknowledged with it."""
     outbox = Outbox(SIZE * 100)
     fill(outbox, [1.0] * 10)
-    in_flight = outbox.front(4)
+    in_flight = outbox.read_oldest(4)
     outbox.append(Step(number=10, time=0.0))
     outbox.acknowledge(in_flight[-1][0])
-    assert steps_of(outbox.front(100)) == [4, 5, 6, 7, 8, 9, 10]
+    assert steps_of(outbox.read_oldest(100)) == [4, 5, 6, 7, 8, 9, 10]
 
 
 def test_at_most_half_of_memory_is_in_flight_but_at_least_one_step() -> None:
     """A block in flight leaves memory to the newest steps."""
     outbox = Outbox(SIZE * 32)
     fill(outbox, [1.0] * 28)
-    assert steps_of(outbox.front(50)) == list(range(16))
+    assert steps_of(outbox.read_oldest(50)) == list(range(16))
     tiny = Outbox(SIZE)
     fill(tiny, [1.0] * 30)
-    assert steps_of(tiny.front(50)) == [29]
+    assert steps_of(tiny.read_oldest(50)) == [29]
 
 
 # --- with a disk --------------------------------------------------------------------------------------------------
@@ -89,26 +89,26 @@ def test_at_most_half_of_memory_is_in_flight_but_at_least_one_step() -> None:
     st.integers(0, 6),
     st.integers(1, 9),
 )
-def test_what_memory_forgets_comes_back_from_disk(
+def test_steps_that_left_memory_are_read_from_disk(
     tmp_path_factory: pytest.TempPathFactory, actions: list[int], memory: int, count: int
 ) -> None:
     """However appending and acknowledging alternate, every step is returned once, in order, and none is dropped."""
     outbox = begin(tmp_path_factory.mktemp("journal"), new_id(), memory=memory * SIZE, segment=700)
     taken: list[int] = []
     appended = 0
-    for act in actions:
-        for _ in range(act):
+    for action in actions:
+        for _ in range(action):
             outbox.append(step(appended))
             appended += 1
-        front = outbox.front(count)
-        if front and act % 3:
-            taken += steps_of(front)
-            outbox.acknowledge(front[-1][0])
+        entries = outbox.read_oldest(count)
+        if entries and action % 3:
+            taken += steps_of(entries)
+            outbox.acknowledge(entries[-1][0])
     assert taken + drain(outbox, count) == list(range(appended))
     assert outbox.dropped == 0
 
 
-def test_beyond_the_disk_healthy_steps_are_dropped_first_and_counted(tmp_path: Path) -> None:
+def test_beyond_the_disk_finite_steps_are_dropped_first_and_counted(tmp_path: Path) -> None:
     """The journal stays within its bound and keeps non-finite steps and the newest ones."""
     outbox = begin(tmp_path, new_id(), memory=2 * SIZE, disk=20_000)
     bad = (3, 50, 51, 300)
@@ -159,10 +159,10 @@ def test_what_was_in_flight_is_not_dropped_and_everything_else_is_counted(
 
     def send(count: int) -> None:
         nonlocal in_flight
-        front = outbox.front(count)
-        assert steps_of(front)[: len(steps_of(in_flight))] == steps_of(in_flight)[: len(steps_of(front))]
-        sent.update(dict.fromkeys(steps_of(front)))
-        in_flight = front
+        entries = outbox.read_oldest(count)
+        assert steps_of(entries)[: len(steps_of(in_flight))] == steps_of(in_flight)[: len(steps_of(entries))]
+        sent.update(dict.fromkeys(steps_of(entries)))
+        in_flight = entries
 
     def acknowledge(count: int) -> None:
         nonlocal in_flight, rewinds
@@ -207,7 +207,7 @@ def test_a_journal_that_vanishes_costs_steps_that_are_counted(tmp_path: Path) ->
 
 
 def test_a_journal_that_cannot_be_written_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Steps wait in memory then, and those on disk are still read."""
+    """Without disk space, steps wait in memory, and those on disk are still read."""
     outbox = begin(tmp_path, new_id(), memory=4 * step(0).nbytes)
     for i in range(10):
         outbox.append(step(i))

@@ -30,7 +30,7 @@ def directory(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def unreachable() -> str:
-    """The address of a service that is not there."""
+    """An address at which no service listens."""
     return "http://127.0.0.1:9"
 
 
@@ -106,7 +106,7 @@ def test_nothing_is_left_on_disk_by_a_run_that_was_sent(service_url: str, direct
 def test_a_folder_that_cannot_be_written_costs_a_warning(
     kind: str, service_url: str, client: gradmedic.Client, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Steps wait in memory then. A path that is a file is refused at once."""
+    """Without a writable folder, steps wait in memory. A path that is a file is refused at once."""
     folder = tmp_path / "kept"
     if kind == "file":
         folder.write_text("")
@@ -167,7 +167,7 @@ def end(ending: str, url: str, *arguments: str, before: str = "run.flush()") -> 
         ("raise KeyboardInterrupt", 1, "failed"),
     ],
 )
-def test_an_end_that_python_survives_sends_everything(
+def test_an_orderly_end_sends_everything(
     ending: str, code: int, status: str, service_url: str, client: gradmedic.Client, directory: Path
 ) -> None:
     """After an exit code, an exception or SIGTERM, the service has every step and the final status."""
@@ -180,7 +180,7 @@ def test_an_end_that_python_survives_sends_everything(
 
 
 @pytest.mark.parametrize("ending", ["os._exit(0)", "os.kill(os.getpid(), signal.SIGKILL)"])
-def test_an_end_that_nothing_survives_leaves_all_steps_on_disk(
+def test_an_abrupt_end_leaves_all_steps_on_disk(
     ending: str, unreachable: str, service_url: str, client: gradmedic.Client, directory: Path
 ) -> None:
     """No service can be reached and the process ends at once: sync sends what was logged."""
@@ -201,10 +201,10 @@ def test_a_key_that_may_not_see_the_run_deletes_nothing(
 ) -> None:
     """A 404 before the registration keeps the steps, and the sync goes on with the next run."""
     run, other = sorted((gradmedic.init(base_url=unreachable, dir=directory) for _ in range(2)), key=lambda run: run.id)
-    for each in (run, other):
-        log_losses(each, 0, 10)
-        wait_until_recorded(each)
-        assert not each.finish(timeout=0.3)
+    for open_run in (run, other):
+        log_losses(open_run, 0, 10)
+        wait_until_recorded(open_run)
+        assert not open_run.finish(timeout=0.3)
     problem = Problem(type="t", title="t", status=404, detail="d", error_code="not_found", request_id="r")
     headers = {"content-type": PROBLEM_MEDIA_TYPE}
     proxy.fail(Fault("/runs", status=404, headers=headers, body=msgspec.json.encode(problem)))
@@ -291,7 +291,7 @@ def test_an_offline_rewind_is_replayed(service_url: str, client: gradmedic.Clien
     assert losses(client, run) == {0: 5.0}
 
 
-def test_a_process_that_was_overtaken_stops(service_url: str, client: gradmedic.Client) -> None:
+def test_a_process_stops_after_another_rewound_its_run(service_url: str, client: gradmedic.Client) -> None:
     """A process does not write into its run after another process rewound the run."""
     first = start(service_url)
     log_losses(first, 0, 10)

@@ -83,7 +83,7 @@ def test_a_layer_that_appears_while_a_block_is_made_is_in_the_next_block(
 
 
 @pytest.mark.usefixtures("quick_retries")
-def test_a_full_queue_drops_healthy_steps_and_counts_them(
+def test_a_full_queue_drops_finite_steps_and_counts_them(
     proxy: FaultyProxy, client: gradmedic.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     """When the service is away for too long, memory and disk stay bounded; the run shows the number of lost steps."""

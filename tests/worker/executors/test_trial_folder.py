@@ -10,7 +10,7 @@ import pytest
 
 from gradmedic.exceptions import ConfigurationError
 from gradmedic.protocol.trial_report import TrialReport
-from gradmedic_worker.executors.trial_folder import create_worker_folder, read_report, report_path
+from gradmedic_worker.executors.trial_folder import create_worker_folder, get_report_path, read_report
 
 
 def test_a_worker_has_a_private_folder(tmp_path: Path) -> None:
@@ -55,5 +55,5 @@ def test_a_folder_of_another_user_is_refused(tmp_path: Path, how: str) -> None:
 def test_a_report_is_read_as_the_script_wrote_it(tmp_path: Path, content: str | None, expected: TrialReport) -> None:
     """Unknown fields are ignored; a file that holds no report is read as an empty report."""
     if content is not None:
-        report_path(tmp_path).write_text(content)
+        get_report_path(tmp_path).write_text(content)
     assert read_report(tmp_path) == expected

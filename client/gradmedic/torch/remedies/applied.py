@@ -24,11 +24,11 @@ class AppliedRemedies:
     `attach_after_measurement`, between which a `Watch` registers its own hooks.
 
     Args:
-        model: one, or several by name.
-        optimizer: one or several. Those that have remedies already are left out, because a script may watch two models
-            of one optimizer.
-        remedies: of the trial. Those that only the script can carry out are left out.
-        seed: of the trial.
+        model: one model, or several by name.
+        optimizer: one optimizer, or several. Those that have remedies already are left out, because a script may watch
+            two models of one optimizer.
+        remedies: remedies of the trial. Those that only the script can carry out are left out.
+        seed: seed of the trial.
         has_scaler: whether the script scales its losses dynamically itself.
 
     Raises:
@@ -65,38 +65,38 @@ class AppliedRemedies:
         for module_remedy in module_remedies:
             if has_scaler and module_remedy.scales_losses:
                 raise NotApplicable(f"{module_remedy.id}: the script scales its losses dynamically already")
-        self._by_optimizer: list[OptimizerRemedies] = []
-        self._of_modules: ModuleRemedies | None = None
+        self._optimizer_remedies: list[OptimizerRemedies] = []
+        self._module_remedies: ModuleRemedies | None = None
         self.not_applied: list[str] = []
         """Why remedies could not be applied to some of the optimizers."""
         if module_remedies and optimizers:
-            self._of_modules = ModuleRemedies(models, module_remedies)
-            self._of_modules.apply()
+            self._module_remedies = ModuleRemedies(models, module_remedies)
+            self._module_remedies.apply()
         for candidate in optimizers:
             step_remedies = [step_class(remedy.parameters, candidate) for step_class, remedy in step_classes]
-            if self._of_modules is not None:
-                step_remedies += self._of_modules.step_remedies(candidate)
+            if self._module_remedies is not None:
+                step_remedies += self._module_remedies.step_remedies(candidate)
             try:
-                self._by_optimizer.append(OptimizerRemedies(candidate, list(models.values()), step_remedies))
+                self._optimizer_remedies.append(OptimizerRemedies(candidate, list(models.values()), step_remedies))
             except NotApplicable as reason:
                 self.not_applied.append(str(reason))
-        if self.not_applied and not self._by_optimizer:
+        if self.not_applied and not self._optimizer_remedies:
             self.close()
             raise NotApplicable("; ".join(dict.fromkeys(self.not_applied)))
 
     @property
     def optimizer_count(self) -> int:
         """Number of optimizers that the remedies are applied to."""
-        return len(self._by_optimizer)
+        return len(self._optimizer_remedies)
 
     @property
     def places(self) -> dict[str, list[str]]:
         """Where in the models each remedy that changes modules was applied, by its id."""
-        return {} if self._of_modules is None else self._of_modules.places
+        return {} if self._module_remedies is None else self._module_remedies.places
 
     def attach_before_measurement(self) -> None:
         """Register the optimizers' hooks that run before those of a `Watch`."""
-        for remedies in self._by_optimizer:
+        for remedies in self._optimizer_remedies:
             remedies.attach_before_measurement()
 
     def attach_after_measurement(self, observer: StepObserver | None = None) -> None:
@@ -105,21 +105,23 @@ class AppliedRemedies:
         Args:
             observer: the `Watch` that measures, if there is one.
         """
-        for remedies in self._by_optimizer:
+        for remedies in self._optimizer_remedies:
             remedies.attach_after_measurement(observer)
 
     def reason_to_end(self) -> str | None:
         """Return which remedy turned out not to be applicable, and why; None as long as none did."""
-        for remedies in self._by_optimizer:
+        for remedies in self._optimizer_remedies:
             if remedies.failure is not None:
                 return remedies.failure
-        if self._of_modules is None:
+        if self._module_remedies is None:
             return None
-        return self._of_modules.reason_to_end(is_step_over=any(each.has_stepped for each in self._by_optimizer))
+        return self._module_remedies.reason_to_end(
+            is_step_over=any(remedies.has_stepped for remedies in self._optimizer_remedies)
+        )
 
     def close(self) -> None:
         """Leave every optimizer as it was. Models stay as they were changed."""
-        for remedies in self._by_optimizer:
+        for remedies in self._optimizer_remedies:
             remedies.close()
-        if self._of_modules is not None:
-            self._of_modules.close()
+        if self._module_remedies is not None:
+            self._module_remedies.close()

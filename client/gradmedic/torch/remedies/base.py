@@ -16,7 +16,7 @@ class TorchRemedy:
     """A remedy of the catalogue, as it is applied to torch objects.
 
     Args:
-        parameters: of the remedy, by name. They were checked against the catalogue.
+        parameters: parameters of the remedy, by name. They were checked against the catalogue.
     """
 
     id: str

@@ -2,8 +2,8 @@
 
 There are two moments. At `watch()` the remedies are checked, and those that change weights act. At the first call of a
 model, a copy of it is traced, and the remedies that change calls act where the trace shows a place. After the first
-step every remedy must have a place. One that has none makes the whole candidate not applicable: a race is about the
-candidate as it was named.
+step every remedy must have a place. One that has none makes the whole candidate not applicable: a race compares
+candidates as they were named.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class ModuleRemedies:
     """The remedies that change modules of some models.
 
     Args:
-        models: that are watched, by name.
-        remedies: in the order in which they were named.
+        models: watched models, by name.
+        remedies: remedies in the order in which the candidate names them.
 
     Raises:
         NotApplicable: a remedy cannot be applied, as is known before the models are called.
@@ -71,7 +71,7 @@ class ModuleRemedies:
         for name, model in {**self._models, **self._changed_before}.items():
             for remedy in self._in_order:
                 if isinstance(remedy, WeightRemedy):
-                    remedy.add(name, remedy.change_weights(model))
+                    remedy.add_places(name, remedy.change_weights(model))
         for remedy in self._remedies:
             if isinstance(remedy, WeightRemedy) and not remedy.places and not self._changed_before:
                 raise NotApplicable(f"{remedy.id}: {remedy.join_reasons()}")
@@ -167,10 +167,10 @@ class ModuleRemedies:
     ) -> None:
         changes: list[CallChange] = []
         for remedy in remedies:
-            found, more_changes = remedy.change_calls(part, places, is_copy=called_parts.is_copy)
+            applied, more_changes = remedy.change_calls(part, places, is_copy=called_parts.is_copy)
             changes += more_changes
             if not called_parts.is_copy:
-                remedy.add(".".join(name for name in (called_parts.name, path) if name), found)
+                remedy.add_places(".".join(name for name in (called_parts.name, path) if name), applied)
         if changes:
             changed_calls = ChangedCalls(changes)
             if changed_calls.install(part, places.callers):

@@ -19,7 +19,7 @@ from gradmedic.torch.remedies.step_remedy import StepRemedy
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleContext:
-    """What the remedies of several models have in common."""
+    """Facts about the script that all remedies of one `watch()` share."""
 
     optimizers: Sequence[Optimizer]
     """Optimizers that update the models."""
@@ -28,8 +28,8 @@ class ModuleContext:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """Where a remedy was applied in one model."""
+class AppliedPlaces:
+    """The places in one model where a remedy was applied."""
 
     places: Sequence[str]
     """Names of modules, or of what they call."""
@@ -41,8 +41,8 @@ class ModuleRemedy(TorchRemedy):
     """A remedy that changes modules. There is one instance for all models of one `watch()`.
 
     Args:
-        parameters: of the remedy, by name.
-        context: what it needs to know of the script.
+        parameters: parameters of the remedy, by name.
+        context: facts about the script that the remedy needs.
     """
 
     accepts_data_parallel: ClassVar[bool] = False
@@ -108,11 +108,11 @@ class ModuleRemedy(TorchRemedy):
         """Reason that counts only after the first step."""
         return None
 
-    def add(self, model: str, found: Found) -> None:
-        """Add what was found in the model, or part of a model, of this name."""
-        self.places += [f"{model}.{place}" if model else place for place in found.places]
-        if not found.places:
-            self.reasons.append(found.reason)
+    def add_places(self, model: str, applied: AppliedPlaces) -> None:
+        """Add the places in the model, or part of a model, of this name."""
+        self.places += [f"{model}.{place}" if model else place for place in applied.places]
+        if not applied.places:
+            self.reasons.append(applied.reason)
 
     def join_reasons(self) -> str:
         """Return the reasons as one text, each once."""
@@ -127,7 +127,7 @@ class WeightRemedy(ModuleRemedy):
 
     needs_parameters = True
 
-    def change_weights(self, model: nn.Module) -> Found:
+    def change_weights(self, model: nn.Module) -> AppliedPlaces:
         """Change the parameters of a model.
 
         Raises:
@@ -142,11 +142,13 @@ class CallRemedy(ModuleRemedy):
     needs_eager = True
     acts_at_calls = True
 
-    def change_calls(self, part: nn.Module, places: Places, *, is_copy: bool) -> tuple[Found, Sequence[CallChange]]:
+    def change_calls(
+        self, part: nn.Module, places: Places, *, is_copy: bool
+    ) -> tuple[AppliedPlaces, Sequence[CallChange]]:
         """Change a part of a model.
 
         Args:
-            part: that the script itself calls.
+            part: part of a model that the script itself calls.
             places: where remedies may act in it.
             is_copy: whether the part belongs to a copy of the watched model.
 

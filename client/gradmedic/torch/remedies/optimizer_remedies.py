@@ -46,9 +46,9 @@ class OptimizerRemedies:
     """The remedies of one optimizer.
 
     Args:
-        optimizer: whose steps they change.
-        models: whose parameters it updates.
-        remedies: in any order.
+        optimizer: optimizer whose steps the remedies change.
+        models: models whose parameters the optimizer updates.
+        remedies: remedies in any order.
 
     Raises:
         NotApplicable: a remedy cannot be applied here; the message contains the remedy and the reason.
@@ -104,7 +104,7 @@ class OptimizerRemedies:
         """Register the hook that runs between the measurement and the step.
 
         Args:
-            observer: that measures the steps, if there is one.
+            observer: observer that measures the steps, if there is one.
         """
         self._observer = observer
         optimizer = self._get_optimizer()
@@ -212,7 +212,7 @@ class OptimizerRemedies:
             remedy.receive_gradients(parameters)
         if not parameters or not self._changes_gradients:
             return
-        gradients = [_gradient_of(parameter) for parameter in parameters]
+        gradients = [_get_gradient(parameter) for parameter in parameters]
         self._unscale(optimizer, gradients)
         step = StepGradients(
             parameters=parameters,
@@ -253,7 +253,7 @@ class OptimizerRemedies:
     def _hide_gradients(self, parameters: list[Tensor]) -> None:
         """Remove the gradients until the step is over, so that the optimizer changes nothing."""
         for parameter in parameters:
-            self._hidden_gradients.append((parameter, _gradient_of(parameter)))
+            self._hidden_gradients.append((parameter, _get_gradient(parameter)))
             parameter.grad = None
 
     def _show_gradients(self) -> None:
@@ -268,7 +268,7 @@ def _list_parameters_with_gradients(optimizer: Optimizer) -> list[Tensor]:
     ]
 
 
-def _gradient_of(parameter: Tensor) -> Tensor:
+def _get_gradient(parameter: Tensor) -> Tensor:
     if parameter.grad is None:
         raise RuntimeError("a gradient disappeared while remedies changed it")
     return parameter.grad

@@ -13,14 +13,14 @@ from gradmedic.torch.remedies.base import TorchRemedy
 
 def _find_classes(folder: ModuleType) -> Iterator[type[TorchRemedy]]:
     """Iterate over the classes with an id that the modules of a folder define."""
-    for found in pkgutil.iter_modules(folder.__path__, f"{folder.__name__}."):
-        module = importlib.import_module(found.name)
+    for module_info in pkgutil.iter_modules(folder.__path__, f"{folder.__name__}."):
+        module = importlib.import_module(module_info.name)
         for value in vars(module).values():
             if isinstance(value, type) and issubclass(value, TorchRemedy) and "id" in vars(value):
                 yield value
 
 
 REMEDY_CLASSES: Mapping[str, type[TorchRemedy]] = MappingProxyType(
-    {found.id: found for folder in (optimizer, gradients, modules) for found in _find_classes(folder)}
+    {remedy.id: remedy for folder in (optimizer, gradients, modules) for remedy in _find_classes(folder)}
 )
 """Every remedy that changes an optimizer or modules. Remedies that only the script can carry out are not here."""

@@ -51,8 +51,8 @@ class StepRemedy(TorchRemedy):
     `OptimizerRemedies` calls the methods in the order in which they stand here. None of them does anything here.
 
     Args:
-        parameters: of the remedy, by name.
-        optimizer: that it is applied to.
+        parameters: parameters of the remedy, by name.
+        optimizer: optimizer that the remedy is applied to.
     """
 
     needs_real_gradients: ClassVar[bool] = False
@@ -87,11 +87,11 @@ class StepRemedy(TorchRemedy):
         """Act before anything else in a step, also before gradients are measured."""
 
     def learning_rate_factor(self, steps_taken: int) -> float:  # noqa: ARG002
-        """Return what the learning rates are multiplied by in this step, given the number of steps before it."""
+        """Return the factor of the learning rates in this step, given the number of steps before it."""
         return 1.0
 
     def weight_decay_factor(self) -> float:
-        """Return what the optimizer's own weight decay is multiplied by."""
+        """Return the factor of the optimizer's own weight decay."""
         return 1.0
 
     def receive_gradients(self, parameters: Sequence[Tensor]) -> None:

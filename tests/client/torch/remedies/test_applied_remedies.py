@@ -53,7 +53,7 @@ def test_closing_leaves_nothing() -> None:
     apply(model, optimizer, *remedies("clip_grad_norm")).close()
 
 
-def test_applying_twice_is_impossible() -> None:
+def test_applying_twice_is_an_error() -> None:
     """Attaching remedies to one optimizer twice is an error; so is a remedy that is named twice."""
     model = perceptron()
     optimizer = sgd(model)

@@ -197,7 +197,7 @@ def test_after_a_trial_torch_compiles_again() -> None:
     assert torch._dynamo.eval_frame._stance.stance == "default"
 
 
-def test_remedies_come_in_compounds() -> None:
+def test_remedies_of_one_candidate_act_together() -> None:
     """Activation, initialization, learning rate and clipping act together, in whichever order they are named."""
     ends = []
     more = [remedy("scale_learning_rate", factor=0.1), remedy("clip_grad_norm", max_norm=1.0)]
@@ -215,7 +215,7 @@ def test_remedies_come_in_compounds() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
-def test_a_compound_is_applied_as_a_whole_or_not_at_all() -> None:
+def test_a_candidate_is_applied_as_a_whole_or_not_at_all() -> None:
     """If one remedy of several has no place, the candidate ends with a reason that names it."""
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 1))
     applied = apply(model, optimizer := sgd(model, 1e-4), *COMPOUND)
@@ -237,7 +237,7 @@ def test_two_calls_of_watch_change_a_model_once() -> None:
     torch.testing.assert_close(model(batch()), reference(batch()), rtol=0, atol=0)
 
 
-def test_each_optimizers_weights_start_again() -> None:
+def test_the_weights_of_each_optimizer_are_reinitialized() -> None:
     """The weights of a second optimizer are initialized when the model is watched with it."""
     model, reference = Regression(), Regression()
     start = remedy("reinitialize", scheme="orthogonal")
@@ -261,7 +261,7 @@ def test_a_place_in_one_of_several_models_is_enough() -> None:
     assert applied.places == {"replace_activation": ["D.1"]}
 
 
-def test_gradients_may_add_up() -> None:
+def test_several_calls_in_one_step_are_changed() -> None:
     """Several calls in a step are changed alike."""
     model, reference = Regression().eval(), Regression().eval()
     for each in (model, reference):

@@ -55,7 +55,7 @@ def test_remedies_compose_in_one_order(pair: tuple[str, str]) -> None:
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
-def test_everything_at_once() -> None:
+def test_all_remedies_are_combined() -> None:
     """All remedies that can be combined give what a loop by hand gives."""
     ids = tuple(id for id in STEP_REMEDIES if id != "switch_optimizer")
     assert_same(train(remedies(*ids))[0], train_by_hand(ids), tolerance=1e-4)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gradmedic.protocol.numbers import CLIP_EPSILON
-from gradmedic.torch.clipping import clip_coefficient
+from gradmedic.torch.clipping import compute_clip_coefficient
 from gradmedic.torch.remedies.step_remedy import StepGradients, StepRemedy
 
 LEAST_ROW_NORM = 1e-3
@@ -37,7 +37,7 @@ class ClipGradNormPerLayer(StepRemedy):
     def change_gradients(self, step: StepGradients) -> None:
         """Clip the norm of each gradient."""
         for gradient in step.gradients:
-            gradient.mul_(clip_coefficient(self.parameters["max_norm"], torch.linalg.vector_norm(gradient)))
+            gradient.mul_(compute_clip_coefficient(self.parameters["max_norm"], torch.linalg.vector_norm(gradient)))
         step.report_clipping(None)
 
 
@@ -49,7 +49,9 @@ class ClipGradNorm(StepRemedy):
 
     def change_gradients(self, step: StepGradients) -> None:
         """Clip the total norm."""
-        coefficient = clip_coefficient(self.parameters["max_norm"], torch.nn.utils.get_total_norm(step.gradients))
+        coefficient = compute_clip_coefficient(
+            self.parameters["max_norm"], torch.nn.utils.get_total_norm(step.gradients)
+        )
         for gradient in step.gradients:
             gradient.mul_(coefficient.to(gradient.device))
         step.report_clipping(coefficient)

@@ -164,25 +164,24 @@ class LossScale:
         Return None if no optimizer here updates any leaf: then the loss is that of another network alone.
         """
         own = {id(parameter) for parameter in self._list_parameters()}
-        found: dict[int, Tensor] = {id(tensor): tensor for tensor in tensors if tensor.is_leaf}
+        leaves: dict[int, Tensor] = {id(tensor): tensor for tensor in tensors if tensor.is_leaf}
         waiting = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
         seen = set(waiting)
         is_opaque = False
         while waiting:
             node = waiting.pop()
-            is_opaque = is_opaque or isinstance(
-                node, BackwardCFunction
-            )  # the leaves of a checkpoint are not in the graph
+            # The leaves of a checkpoint are not in the graph.
+            is_opaque = is_opaque or isinstance(node, BackwardCFunction)
             leaf = getattr(node, "variable", None)
             if isinstance(leaf, Tensor):
-                found[id(leaf)] = leaf
+                leaves[id(leaf)] = leaf
             for source, _ in node.next_functions:
                 if source is not None and source not in seen:
                     seen.add(source)
                     waiting.append(source)
-        if not is_opaque and found and not own & found.keys():
+        if not is_opaque and leaves and not own & leaves.keys():
             return None
-        return [leaf for leaf_id, leaf in found.items() if leaf_id not in own and leaf.requires_grad]
+        return [leaf for leaf_id, leaf in leaves.items() if leaf_id not in own and leaf.requires_grad]
 
     def _list_parameters(self) -> Iterator[Tensor]:
         for optimizer in self._optimizers:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gradmedic.torch.remedies.module_remedy import CallRemedy, Found
+from gradmedic.torch.remedies.module_remedy import AppliedPlaces, CallRemedy
 from gradmedic.torch.remedies.modules.changed_calls import CallChange
 from gradmedic.torch.remedies.modules.places import NO_LAYER, Places
 from gradmedic.torch.remedies.modules.remedy_hook import RemedyHook
@@ -25,7 +25,7 @@ class AddResidual(CallRemedy):
         places: Places,
         *,
         is_copy: bool,  # noqa: ARG002
-    ) -> tuple[Found, Sequence[CallChange]]:
+    ) -> tuple[AppliedPlaces, Sequence[CallChange]]:
         """Add a hook to a layer that is a block by itself; return the activations that end the other blocks."""
         changes = []
         for block in places.blocks:
@@ -34,7 +34,7 @@ class AddResidual(CallRemedy):
             else:
                 changes.append(CallChange(block.end, added_input=block.layer))
         reason = places.explain_none(NO_LAYER, places.not_blocks)
-        return Found([block.layer for block in places.blocks], reason), changes
+        return AppliedPlaces([block.layer for block in places.blocks], reason), changes
 
 
 class AddInput(RemedyHook):

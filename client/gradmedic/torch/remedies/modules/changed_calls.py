@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from gradmedic.torch.remedies.modules.function_modes import leave_mode
 from gradmedic.torch.remedies.modules.places import ACTIVATIONS, GROWING, Place
 from gradmedic.torch.remedies.modules.remedy_hook import RemedyHook
-from gradmedic.torch.remedies.modules.trace import CallSite, find_call_site, name_of_function
+from gradmedic.torch.remedies.modules.trace import CallSite, find_call_site, get_function_name
 
 ACTIVATION_FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "ReLU": functional.relu,
@@ -80,7 +80,7 @@ class ChangedCalls(TorchFunctionMode):
         """Register the hooks; return whether the model itself has some.
 
         Args:
-            model: whose modules are changed.
+            model: model whose modules are changed.
             callers: modules that call the same code, as a function that several share. They may have no changes.
         """
         modules = dict(model.named_modules())
@@ -122,7 +122,7 @@ class ChangedCalls(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = name_of_function(func)
+        name = get_function_name(func)
         if not self._module_calls or (name not in ACTIVATIONS and name not in GROWING):
             return func(*args, **kwargs)
         module_call = self._module_calls[-1]

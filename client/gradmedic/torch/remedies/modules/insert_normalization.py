@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gradmedic.torch.remedies.module_remedy import CallRemedy, Found, ModuleContext
+from gradmedic.torch.remedies.module_remedy import AppliedPlaces, CallRemedy, ModuleContext
 from gradmedic.torch.remedies.modules.changed_calls import CallChange
 from gradmedic.torch.remedies.modules.places import NO_LAYER, Places
 from gradmedic.torch.remedies.modules.remedy_hook import RemedyHook
@@ -37,7 +37,9 @@ class InsertNormalization(CallRemedy):
         super().__init__(parameters, context)
         self._hooks: list[Normalize] = []  # of the watched models, not of copies
 
-    def change_calls(self, part: nn.Module, places: Places, *, is_copy: bool) -> tuple[Found, Sequence[CallChange]]:
+    def change_calls(
+        self, part: nn.Module, places: Places, *, is_copy: bool
+    ) -> tuple[AppliedPlaces, Sequence[CallChange]]:
         """Add the hooks."""
         kind = str(self.parameters["kind"])
         layers, reason = places.normalizable, places.explain_none(NO_LAYER, places.not_normalizable)
@@ -52,7 +54,7 @@ class InsertNormalization(CallRemedy):
             hook.attach(part.get_submodule(layer))
             if not is_copy:
                 self._hooks.append(hook)
-        return Found(layers, reason), ()
+        return AppliedPlaces(layers, reason), ()
 
     @property
     def failure(self) -> str | None:

@@ -10,7 +10,8 @@ from torch import Tensor
 STANDARD_MEAN, STANDARD_FACTOR = 0.5, 2.0
 """A mean of at most 0.5 and a deviation within a factor of 2 of 1 count as standardized, measured on one batch."""
 SMALLEST_DEVIATION = 1e-8
-"""Of a feature's mean, or of 1 if that is larger: a feature that deviates less is constant, and is only centred."""
+"""Smallest deviation of a feature, relative to its mean or, if that is smaller, to 1. A feature that deviates less is
+constant, and is only centred."""
 
 
 class Moments(NamedTuple):
@@ -30,7 +31,7 @@ def compute_moments(batch: Tensor, channel: int | None = None) -> Moments:
     """Return the moments of each feature, over all processes together.
 
     Args:
-        batch: with the features in its last dimension, or in the second one if it has four dimensions or more.
+        batch: tensor with the features in its last dimension, or in the second one if it has four dimensions or more.
         channel: dimension of the features, if it is another one.
 
     >>> compute_moments(torch.tensor([[1.0, 5.0], [3.0, 5.0]])).deviation

@@ -12,8 +12,8 @@ def make_generator(seed: int, name: str) -> torch.Generator:
     """Return the random generator of one parameter, so that its numbers depend on nothing else in the model.
 
     Args:
-        seed: of the trial.
-        name: of the parameter.
+        seed: seed of the trial.
+        name: name of the parameter.
 
     >>> make_generator(0, "fc.weight").initial_seed() != make_generator(0, "fc.bias").initial_seed()
     True

@@ -315,18 +315,18 @@ class _PlaceFinder:
 
     def _find_calls_behind_layers(self) -> list[bool]:
         """Return of each call whether there is a layer before it."""
-        found = [False] * len(self._calls)
+        is_behind = [False] * len(self._calls)
         for call in self._calls:
-            found[call.index] = any(
-                source != INPUT and (self._calls[source].is_layer or found[source]) for source in call.sources
+            is_behind[call.index] = any(
+                source != INPUT and (self._calls[source].is_layer or is_behind[source]) for source in call.sources
             )
-        return found
+        return is_behind
 
     def _find_calls_before_layers(self) -> list[bool]:
         """Return of each call whether there is a layer behind it."""
-        found = [False] * len(self._calls)
+        is_before = [False] * len(self._calls)
         for call in reversed(self._calls):
             for source in call.sources:
-                if source != INPUT and (call.is_layer or found[call.index]):
-                    found[source] = True
-        return found
+                if source != INPUT and (call.is_layer or is_before[call.index]):
+                    is_before[source] = True
+        return is_before

@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from gradmedic.torch.remedies.base import NotApplicable
-from gradmedic.torch.remedies.module_remedy import Found, WeightRemedy
+from gradmedic.torch.remedies.module_remedy import AppliedPlaces, WeightRemedy
 from gradmedic.torch.remedies.modules.parameters import list_recurrent_weights, make_generator
 
 _Scheme = Callable[[Tensor, torch.Generator], object]
@@ -32,7 +32,7 @@ SCHEMES: Mapping[str, _Scheme] = {
     ),
     "orthogonal": lambda matrix, generator: nn.init.orthogonal_(matrix, generator=generator),
 }
-"""Each draws a matrix in place."""
+"""Functions that draw a matrix in place, by the name of the scheme."""
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMALIZATIONS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -44,7 +44,7 @@ class Reinitialize(WeightRemedy):
     order = 20
     accepts_data_parallel = True
 
-    def change_weights(self, model: nn.Module) -> Found:
+    def change_weights(self, model: nn.Module) -> AppliedPlaces:
         """Draw the matrices that an optimizer updates.
 
         Raises:
@@ -54,7 +54,7 @@ class Reinitialize(WeightRemedy):
             raise NotApplicable(f"{self.id}: {reason}")
         groups = [group for optimizer in self.context.optimizers for group in optimizer.param_groups]
         updated = {id(parameter) for group in groups for parameter in group["params"]}
-        return Found(
+        return AppliedPlaces(
             _reinitialize(model, str(self.parameters["scheme"]), self.context.seed, updated),
             "the model has no linear, convolutional, recurrent or attention module that is trained",
         )
@@ -65,8 +65,8 @@ def _reinitialize(model: nn.Module, scheme: str, seed: int, updated: set[int]) -
 
     Args:
         model: without wrappers.
-        scheme: of `SCHEMES`.
-        seed: of the trial.
+        scheme: name of a scheme in `SCHEMES`.
+        seed: seed of the trial.
         updated: ids of the optimizers' parameters.
     """
     kept = {id(p) for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))

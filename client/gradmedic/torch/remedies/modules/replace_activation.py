@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from gradmedic.torch.remedies.module_remedy import CallRemedy, Found
+from gradmedic.torch.remedies.module_remedy import AppliedPlaces, CallRemedy
 from gradmedic.torch.remedies.modules.changed_calls import ACTIVATION_NAMES, CallChange
 from gradmedic.torch.remedies.modules.places import Places
 
@@ -23,7 +23,7 @@ class ReplaceActivation(CallRemedy):
         places: Places,
         *,
         is_copy: bool,  # noqa: ARG002
-    ) -> tuple[Found, Sequence[CallChange]]:
+    ) -> tuple[AppliedPlaces, Sequence[CallChange]]:
         """Return the calls to replace."""
         activation = str(self.parameters["activation"])
         replaced = [place for place, function in places.activations if function != ACTIVATION_NAMES[activation]]
@@ -32,4 +32,4 @@ class ReplaceActivation(CallRemedy):
         else:
             reason = places.explain_none("no hidden activation")
         changes = [CallChange(place, activation=activation) for place in replaced]
-        return Found([place.owner or "forward" for place in replaced], reason), changes
+        return AppliedPlaces([place.owner or "forward" for place in replaced], reason), changes

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.optim import Optimizer
 
 from gradmedic.torch.remedies.base import NotApplicable
-from gradmedic.torch.remedies.module_remedy import Found, ModuleContext, WeightRemedy
+from gradmedic.torch.remedies.module_remedy import AppliedPlaces, ModuleContext, WeightRemedy
 from gradmedic.torch.remedies.modules.parameters import list_recurrent_weights, make_generator
 
 GATES = {"GRU": 3, "LSTM": 4}
@@ -42,14 +42,14 @@ class ReplaceRecurrentCell(WeightRemedy):
         super().__init__(parameters, context)
         self._states = CellStates()
 
-    def change_weights(self, model: nn.Module) -> Found:
+    def change_weights(self, model: nn.Module) -> AppliedPlaces:
         """Replace the cells.
 
         Raises:
             NotApplicable: the weights of a module cannot get another shape.
         """
         changed = _replace_cells(model, str(self.parameters["cell"]), self.context, self._states)
-        return Found(changed, "the model has no plain recurrent module")
+        return AppliedPlaces(changed, "the model has no plain recurrent module")
 
     @property
     def failure(self) -> str | None:
@@ -78,7 +78,7 @@ class CellStates:
         """
         for tensor in (hidden, *others):
             if tensor.grad_fn is not None:
-                _metadata_of(tensor.grad_fn)[_RETURNED] = True
+                _get_metadata(tensor.grad_fn)[_RETURNED] = True
         self._by_storage = {
             key: kept
             for key, kept in self._by_storage.items()
@@ -104,7 +104,7 @@ class CellStates:
         return CellStates, ()  # a copy has none
 
 
-def _metadata_of(node: Any) -> dict[str, Any]:
+def _get_metadata(node: Any) -> dict[str, Any]:
     metadata: dict[str, Any] = node.metadata  # torch declares it as a method
     return metadata
 
@@ -117,7 +117,7 @@ def _is_computed_from_returned(hidden: Tensor) -> bool:
     waiting, seen = deque([hidden.grad_fn]), {hidden.grad_fn}
     while waiting and len(seen) < _LARGEST_WALK:
         node = waiting.popleft()
-        if _RETURNED in _metadata_of(node):
+        if _RETURNED in _get_metadata(node):
             return True
         for source, _ in node.next_functions:
             if source is not None and source not in seen:

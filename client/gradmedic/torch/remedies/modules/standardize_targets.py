@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from gradmedic.torch.remedies.module_remedy import EdgeRemedy
 from gradmedic.torch.remedies.modules.function_modes import leave_mode
 from gradmedic.torch.remedies.modules.moments import compute_moments
-from gradmedic.torch.remedies.modules.trace import name_of_function
+from gradmedic.torch.remedies.modules.trace import get_function_name
 
 
 class StandardizeTargets(EdgeRemedy["OutputScaler"]):
@@ -72,7 +72,7 @@ class OutputScaler:
     """Forward hook of a model: scales its output to the script's units, once the targets are known.
 
     Args:
-        target: that of the original, if the hook belongs to a copy of the model.
+        target: moments of the original hook, if this hook belongs to a copy of the model.
     """
 
     def __init__(self, target: TargetMoments | None = None) -> None:
@@ -155,7 +155,7 @@ class _FirstLoss(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = name_of_function(func)
+        name = get_function_name(func)
         if self._difference is not None:
             self._set_degree(name, args)
         if self._output is None or self._target.is_known:

@@ -88,11 +88,11 @@ class Trace:
 
     def find_consumers(self) -> Mapping[int, list[Call]]:
         """Return the calls that use the result of each call, by the index of the latter."""
-        found: dict[int, list[Call]] = {}
+        consumers: dict[int, list[Call]] = {}
         for call in self.calls:
             for source in call.sources:
-                found.setdefault(source, []).append(call)
-        return found
+                consumers.setdefault(source, []).append(call)
+        return consumers
 
 
 def trace_model(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Trace:
@@ -136,7 +136,7 @@ def _trace_copy(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
 
 
 def find_call_site(frame: FrameType | None) -> CallSite:
-    """Return where a function is called that a function mode intercepts, given the frame above that of the mode."""
+    """Return where the code calls a function that a function mode intercepts. `frame` is the caller of the mode."""
     while frame is not None and frame.f_code.co_filename.endswith(_INSIDE_TORCH):
         frame = frame.f_back
     if frame is None:
@@ -144,7 +144,7 @@ def find_call_site(frame: FrameType | None) -> CallSite:
     return (frame.f_code.co_filename, frame.f_code.co_qualname, frame.f_lasti)
 
 
-def name_of_function(function: Any) -> str:
+def get_function_name(function: Any) -> str:
     """Return the name of a function that a function mode intercepts, without the underscore of one in place."""
     name = str(getattr(function, "__name__", ""))
     return name if name.startswith("__") else name.rstrip("_")
@@ -160,7 +160,7 @@ class _Recorder(TorchFunctionMode):
         self._producers: dict[int, int] = {id(tensor): INPUT for tensor in tensors_in(inputs)}
         self._by_storage: dict[int, int] = {}  # autograd functions return the same memory in another object
         self._weights = {id(parameter) for parameter in model.parameters()}
-        self._known = self._weights | {id(buffer) for buffer in model.buffers()}
+        self._independent = self._weights | {id(buffer) for buffer in model.buffers()}
         self._kept_alive: list[Any] = [inputs]  # so that no id is used twice
         for name, module in model.named_modules():
             module.register_forward_pre_hook(self._make_enter_hook(name), prepend=True)
@@ -182,7 +182,7 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         arguments = [tensor for tensor in tensors_in((*args, *kwargs.values())) if not is_lazy(tensor)]
-        producers = (self._producer_of(tensor) for tensor in arguments)
+        producers = (self._find_producer(tensor) for tensor in arguments)
         sources = tuple(dict.fromkeys(source for source in producers if source is not None))
         weight_dimensions = [tensor.ndim for tensor in arguments if id(tensor) in self._weights]
         input_shape = tuple(arguments[0].shape) if arguments else ()
@@ -191,12 +191,12 @@ class _Recorder(TorchFunctionMode):
         if not results:
             return result
         self._kept_alive.append((arguments, results))
-        name = name_of_function(func)
+        name = get_function_name(func)
         depends = bool(sources) and results[0].dtype != torch.bool and not any(part in name for part in _INDEPENDENT)
         if not depends:
             for tensor in results:
                 self._producers.pop(id(tensor), None)
-                self._known.add(id(tensor))
+                self._independent.add(id(tensor))
                 if weight_dimensions and not sources:
                     self._weights.add(id(tensor))
             return result
@@ -239,10 +239,10 @@ class _Recorder(TorchFunctionMode):
             if tensor.layout == torch.strided:
                 self._by_storage[tensor.untyped_storage().data_ptr()] = call.index
 
-    def _producer_of(self, tensor: Tensor) -> int | None:
+    def _find_producer(self, tensor: Tensor) -> int | None:
         if id(tensor) in self._producers:
             return self._producers[id(tensor)]
-        if id(tensor) in self._known or tensor.layout != torch.strided:
+        if id(tensor) in self._independent or tensor.layout != torch.strided:
             return None
         return self._by_storage.get(tensor.untyped_storage().data_ptr())
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from gradmedic.torch.remedies.module_remedy import Found, WeightRemedy
+from gradmedic.torch.remedies.module_remedy import AppliedPlaces, WeightRemedy
 from gradmedic.torch.remedies.modules.normalized_layers import NORMALIZED_CLASSES, row_norms
 
 GAIN = "weight_gain"
@@ -24,9 +24,9 @@ class WeightNormalization(WeightRemedy):
     order = 30
     changes_parameters = True
 
-    def change_weights(self, model: nn.Module) -> Found:
+    def change_weights(self, model: nn.Module) -> AppliedPlaces:
         """Normalize the weights."""
-        return Found(
+        return AppliedPlaces(
             _normalize_weights(model, self.context.optimizers),
             "the model has no linear layer or convolution of its own",
         )

@@ -112,7 +112,7 @@ def test_a_static_scale_that_overflows_is_repaired() -> None:
 
 
 def test_autocast_to_float16_counts() -> None:
-    """A model with float32 parameters computes in float16 if autocast says so."""
+    """A model with float32 parameters computes in float16 under float16 autocast."""
     model = perceptron()
     optimizer = sgd(model)
     applied = apply(model, optimizer, SCALE)

@@ -49,7 +49,7 @@ def test_orthogonal_matrices_are_orthogonal_gate_by_gate() -> None:
 
 
 def test_numbers_depend_on_the_seed_and_the_name_alone() -> None:
-    """The same seed gives the same weights whatever else is in the model; another seed gives others."""
+    """The same seed gives the same weights in any model; another seed gives others."""
     small, other = perceptron(), perceptron()
     large: Any = nn.Sequential(*perceptron(), nn.Linear(2, 2))
     for model, seed in ((small, 1), (large, 1), (other, 2)):
@@ -182,7 +182,7 @@ def test_what_a_recurrent_weight_is_computed_from_stays() -> None:
         apply(model, sgd(model), remedy("replace_recurrent_cell", cell="GRU"))
 
 
-def test_after_a_step_it_is_too_late() -> None:
+def test_weights_with_momentum_are_not_reinitialized() -> None:
     """An optimizer that has momentum shows that the weights were trained."""
     model, optimizer = stepped()
     with pytest.raises(NotApplicable, match="has made steps already"):

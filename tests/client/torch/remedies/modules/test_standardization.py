@@ -251,8 +251,8 @@ def test_targets_together_with_changed_functions() -> None:
     apply(reference, other := sgd(reference, 0.01), TARGETS)
     for seed in range(2, 5):
         losses = [
-            step(each, of, lambda m, s=seed: functional.mse_loss(m(batch(s, rows=16)), raw_targets(s)))  # type: ignore[misc]
-            for each, of in ((model, optimizer), (reference, other))
+            step(trained_model, of, lambda m, s=seed: functional.mse_loss(m(batch(s, rows=16)), raw_targets(s)))  # type: ignore[misc]
+            for trained_model, of in ((model, optimizer), (reference, other))
         ]
         assert losses[0] == pytest.approx(losses[1])
         assert applied.reason_to_end() is None
@@ -276,9 +276,9 @@ def test_models_that_wait_for_their_losses_together() -> None:
 
 def test_scripts_that_call_parts_are_refused() -> None:
     """A script that calls only parts of the model is refused."""
-    for each in (INPUTS, TARGETS):
+    for standardize in (INPUTS, TARGETS):
         first, second, third = model = regression()
-        applied = apply(model, optimizer := sgd(model), each)
+        applied = apply(model, optimizer := sgd(model), standardize)
         step(model, optimizer, lambda _: functional.mse_loss(third(second(first(raw_inputs()))), raw_targets()))  # noqa: B023
         assert "calls parts of the model" in str(applied.reason_to_end())
 

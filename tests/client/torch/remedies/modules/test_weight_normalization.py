@@ -51,7 +51,7 @@ def test_the_gain_joins_the_group_of_its_weight() -> None:
     assert not torch.equal(before, model[0].get_parameter(GAIN))
 
 
-def test_an_optimizer_that_knows_names() -> None:
+def test_an_optimizer_with_parameter_names() -> None:
     """In an optimizer with names, the gain has a name too."""
     model = perceptron()
     optimizer = torch.optim.SGD(model.named_parameters(), lr=0.1, momentum=0.9)

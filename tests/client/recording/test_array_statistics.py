@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradmedic.recording.measurement import measure_gradient
+from gradmedic.recording.array_statistics import measure_gradient
 
 floats = st.floats(allow_nan=False, allow_infinity=False, width=64)
 
