@@ -1,1 +1,1 @@
-"""One file per claim of the README: each prints the table that backs it."""
+"""The benchmarks, one for each claim of the README. Each prints the table that supports its claim."""

@@ -1,10 +1,11 @@
-"""How right, how early and how cheap the diagnosis is, beside the rules of other systems.
+"""Measures how right, how early and how cheap the diagnosis is, beside the rules of other systems.
 
-Reads the recordings in ../shared/corpus, where they are there (or `GRADMEDIC_CORPUS`), and the splits of our own
-corpus, which are generated into `benchmarks/.cache` first. Each recording is streamed in blocks of random sizes.
+It reads the recordings in the folder GRADMEDIC_CORPUS (by default `../shared/corpus`), if there are any, and the splits
+of our own corpus, which are generated into `benchmarks/.cache` first. Each recording is streamed in blocks of random
+sizes.
 
-A run's verdict is the last one; a healthy run that was *ever* alarmed counts as wrong, and so does an alarm on a run of
-the class `other`, which is not scored otherwise. `undetermined` at the end is a miss.
+The last verdict of a run is scored. A healthy run that *ever* had an alarm counts as wrong. Of runs of the class
+`other`, only alarms are counted. A run that is `undetermined` at its end is a miss.
 
     python -m benchmarks.diagnosis [--no-heldout] [--verbose] [--bare]
 """
@@ -25,7 +26,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.corpus.families import ASIDE, SPLITS, is_made
+from benchmarks.corpus.families import HELDOUT, SPLITS, is_made
 from benchmarks.corpus.outcome import build_up_steps
 from benchmarks.corpus.recording import load, read_arrays
 from benchmarks.reference_rules import REFERENCES, RuleSet
@@ -39,7 +40,7 @@ ALARMS: Final = UNHEALTHY_VERDICTS[::-1]
 CLASSES: Final = ("vanishing", "exploding", "healthy")
 LARGEST_BLOCK: Final = 50
 BUILD_UP: Final = 5
-"""An explosion that takes more steps than this before its first non-finite value can be announced."""
+"""An explosion can be announced if it takes more steps than this before its first non-finite value."""
 
 TARGET_F1: Final = 0.98
 TARGET_ANNOUNCED: Final = 0.9
@@ -70,7 +71,7 @@ CAUSES_OF_FIX: Final[dict[str, tuple[str, ...]]] = {
     "warmup": ("learning_rate_too_high", "missing_normalization"),
     "wd": ("excessive_weight_decay",),
 }
-"""The causes that a repair in the shared recordings speaks for, by the part of the configuration that it changes."""
+"""Causes that count as right for a repaired run of the shared recordings, by the repaired part of its configuration."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -90,7 +91,7 @@ class Recording:
 
 @dataclass(slots=True, kw_only=True)
 class Reading:
-    """What was said of a recording."""
+    """The verdicts of one system on a recording."""
 
     final: str
     first_alarms: dict[str, int]
@@ -99,7 +100,7 @@ class Reading:
     score: float | None = None
 
     def counted(self, label: str) -> str:
-        """Return the verdict that is scored: an alarm, even one that was taken back, for runs that deserve none."""
+        """Return the verdict that is scored: for a healthy or other run any alarm, even one that was withdrawn."""
         if label in ("healthy", "other"):
             return next((alarm for alarm in ALARMS if alarm in self.first_alarms), self.final)
         return self.final
@@ -107,7 +108,7 @@ class Reading:
 
 @dataclass(slots=True, kw_only=True)
 class Score:
-    """The table's row: one system on one corpus."""
+    """A row of the table: the results of one system on one corpus."""
 
     system: str
     recall: dict[str, float] = field(default_factory=dict)
@@ -119,7 +120,7 @@ class Score:
     other_alarmed: int = 0
     steps_to: dict[str, float] = field(default_factory=dict)
     leads: list[int] = field(default_factory=list)
-    """Steps from announcement to the first non-finite value, over explosions that build up; -1: not before."""
+    """Steps from the alarm to the first non-finite value of each explosion that builds up; -1: no alarm before it."""
     cause_hits: int = 0
     cause_total: int = 0
     brier: float | None = None
@@ -160,7 +161,7 @@ def _fix_of_twin(directory: Path, identity: str) -> dict[str, Any]:
 
 
 def diagnose(recording: Recording) -> Reading:
-    """Stream a recording through a diagnostician in blocks of random sizes and collect what it says."""
+    """Stream a recording through a diagnostician in blocks of random sizes, and return its verdicts."""
     rng = np.random.default_rng(zlib.crc32(recording.id.encode()))
     diagnostician = Diagnostician(recording.layers, recording.training)
     first: dict[str, int] = {}
@@ -186,23 +187,25 @@ def diagnose(recording: Recording) -> Reading:
 
 
 def apply_rules(rules: RuleSet, recording: Recording) -> Reading:
-    """Let another system's rules read a recording."""
+    """Return the verdicts of another system's rules on a recording."""
     first = rules.first_alarms(recording.arrays)
     return Reading(final=next((alarm for alarm in ALARMS if alarm in first), "healthy"), first_alarms=first)
 
 
 def score(system: str, recordings: Sequence[Recording], readings: Sequence[Reading]) -> Score:
-    """Compare what was said with what was so."""
+    """Compare the verdicts of a system with the labels."""
     result = Score(system=system)
     pairs = [(r, reading, reading.counted(r.label)) for r, reading in zip(recordings, readings, strict=True)]
     f1 = []
     for verdict in CLASSES:
-        said = [r.label for r, _, counted in pairs if counted == verdict and (r.label != "other" or verdict in ALARMS)]
-        there = [counted for r, _, counted in pairs if r.label == verdict]
-        hits = said.count(verdict)
-        result.precision[verdict] = hits / len(said) if said else float("nan")
-        result.recall[verdict] = hits / len(there) if there else float("nan")
-        f1.append(2 * hits / (len(said) + len(there)) if said or there else 1.0)
+        predicted = [
+            r.label for r, _, counted in pairs if counted == verdict and (r.label != "other" or verdict in ALARMS)
+        ]
+        actual = [counted for r, _, counted in pairs if r.label == verdict]
+        hits = predicted.count(verdict)
+        result.precision[verdict] = hits / len(predicted) if predicted else float("nan")
+        result.recall[verdict] = hits / len(actual) if actual else float("nan")
+        f1.append(2 * hits / (len(predicted) + len(actual)) if predicted or actual else 1.0)
     result.macro_f1 = statistics.fmean(f1)
     for r, reading, counted in pairs:
         alarmed = bool(reading.first_alarms)
@@ -265,7 +268,7 @@ def announced(leads: Iterable[int], steps: int) -> float:
 
 
 def errors(recordings: Sequence[Recording], readings: Sequence[Reading]) -> list[str]:
-    """Describe every recording that was read wrongly, or late, or without its cause."""
+    """Describe every recording whose verdict is wrong or late, or whose cause was missed."""
     lines = []
     for r, reading in zip(recordings, readings, strict=True):
         counted = reading.counted(r.label)
@@ -302,17 +305,17 @@ def measure_cost(repeats: int = 200) -> tuple[float, int]:
                    0.01 * level, 0.4 + 0 * level)  # fmt: skip
         for column, series in enumerate(columns):
             values[:, :, column] = series
-        every = np.ones(steps, dtype=bool)
+        all_true = np.ones(steps, dtype=bool)
         first = index * steps
         loss = 2.3 / (1 + (first + np.arange(steps)) / 500) * np.exp(rng.normal(0, 0.05, steps))
         block = Block(
             steps=np.arange(first, first + steps),
-            sampled=every,
-            skipped=~every,
+            sampled=all_true,
+            skipped=~all_true,
             statistics=names,
             values=values,
             present=np.ones((steps, layers), dtype=bool),
-            series={"loss": StepSeries(loss, every), "learning_rate": StepSeries(np.full(steps, 0.01), every)},
+            series={"loss": StepSeries(loss, all_true), "learning_rate": StepSeries(np.full(steps, 0.01), all_true)},
         )
         started = time.process_time()
         diagnostician.update(block)
@@ -320,22 +323,22 @@ def measure_cost(repeats: int = 200) -> tuple[float, int]:
     return 1e3 * statistics.median(times[repeats // 10 :]), len(diagnostician.to_bytes())
 
 
-def corpora(*, heldout: bool, jobs: int) -> list[tuple[str, Path]]:
-    """Return (name, directory) of each corpus, generated where it is not there yet."""
+def prepare_corpora(*, heldout: bool, jobs: int) -> list[tuple[str, Path]]:
+    """Return name and directory of each corpus; a split that does not exist yet is generated."""
     shared = Path(os.environ.get("GRADMEDIC_CORPUS", ROOT.parent / "shared" / "corpus"))
-    found = [("shared", shared)] if (shared / "manifest.json").exists() else []
-    if not found:
-        print(f"(no recordings in {shared}: left out)")
+    corpora = [("shared", shared)] if (shared / "manifest.json").exists() else []
+    if not corpora:
+        print(f"(there are no recordings in {shared}: the shared corpus is left out)")
     for split in SPLITS:
-        if split == ASIDE and not heldout:
+        if split == HELDOUT and not heldout:
             continue
         if not is_made(split, CACHE / split):
             from benchmarks.corpus.generate import generate
 
             print(f"Generating the {split} split (several minutes the first time) ...", flush=True)
             generate(split, CACHE / split, jobs=jobs)
-        found.append((split, CACHE / split))
-    return found
+        corpora.append((split, CACHE / split))
+    return corpora
 
 
 def judge(results: dict[str, Score], milliseconds: float, state_bytes: int) -> list[str]:
@@ -349,7 +352,7 @@ def judge(results: dict[str, Score], milliseconds: float, state_bytes: int) -> l
         if result.cause_total and result.cause_hits < TARGET_CAUSE * result.cause_total:
             missed.append(f"cause {result.cause_hits}/{result.cause_total} on {corpus}")
     leads = [lead for corpus, result in results.items() if corpus != "shared" for lead in result.leads]
-    if len(leads) < TARGET_EXPLOSIONS and ASIDE in results:
+    if len(leads) < TARGET_EXPLOSIONS and HELDOUT in results:
         missed.append(f"only {len(leads)} explosions that build up")
     if not announced(leads, 1) >= TARGET_ANNOUNCED:
         missed.append(f"announced {announced(leads, 1):.0%}")
@@ -365,15 +368,17 @@ def judge(results: dict[str, Score], milliseconds: float, state_bytes: int) -> l
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables and return 0 where every target is met."""
     parser = argparse.ArgumentParser(prog="benchmarks.diagnosis", description=__doc__)
-    parser.add_argument("--no-heldout", action="store_true", help="leave out the split that is kept aside")
-    parser.add_argument("--verbose", action="store_true", help="list errors, except those on the split kept aside")
-    parser.add_argument("--bare", action="store_true", help="layers are known by name and size alone")
-    parser.add_argument("--jobs", type=int, default=min(4, os.cpu_count() or 1), help="processes that generate")
+    parser.add_argument("--no-heldout", action="store_true", help="leave out the held-out split")
+    parser.add_argument("--verbose", action="store_true", help="list errors, except those on the held-out split")
+    parser.add_argument("--bare", action="store_true", help="use only the names and sizes of the layers")
+    parser.add_argument(
+        "--jobs", type=int, default=min(4, os.cpu_count() or 1), help="number of processes that generate recordings"
+    )
     options = parser.parse_args(arguments)
 
     results: dict[str, Score] = {}
     costs = [measure_cost()]
-    for name, directory in corpora(heldout=not options.no_heldout, jobs=options.jobs):
+    for name, directory in prepare_corpora(heldout=not options.no_heldout, jobs=options.jobs):
         recordings = read_corpus(directory, bare=options.bare)
         labels = [r.label for r in recordings]
         counts = ", ".join(f"{labels.count(label)} {label}" for label in (*CLASSES, "other"))
@@ -384,10 +389,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(row(results[name]))
         for rules in REFERENCES:
             print(row(score(rules.name, recordings, [apply_rules(rules, recording) for recording in recordings])))
-        if options.verbose and name != ASIDE:
+        if options.verbose and name != HELDOUT:
             print("\n".join(errors(recordings, readings)) or "  no errors")
         costs.append(measure_cost())
-    # What else runs on a machine only ever adds to CPU time, for seconds on end: the least disturbed median counts.
+    # Other load of the machine only adds CPU time, often for seconds, so the smallest median counts.
     milliseconds, state_bytes = min(costs)
     medians = ", ".join(f"{cost:.2f}" for cost, _ in costs)
     print(f"\n50 x 100 x 8 block: {milliseconds:.2f} ms of CPU (least of the medians {medians})")

@@ -1,10 +1,10 @@
-"""What a rerun survives: each of its parts killed with -9, frozen or cut off in the middle of a trial, again and again.
+"""Injects faults into reruns: each part is killed with -9, frozen or disconnected during a trial, several times.
 
-On SQLite and on PostgreSQL, a real service, a real worker and a real script; on PostgreSQL also a real Ray cluster, of
-a head that runs no jobs and a node that does. Leases are 2 seconds instead of 15, everything of Ray is as it comes. A
-trial is lost if its rerun does not come to its end, and doubly published if more than one attempt at it has a result.
-Recovery is from the kill to the next sign of the trial: another attempt of it, or its end; it includes the restart of
-what was killed. Both are medians.
+The service, the worker and the script are real, on SQLite and on PostgreSQL. On PostgreSQL there is also a real Ray
+cluster, with a head that runs no jobs and a node that runs them. Leases are 2 seconds instead of 15; Ray has its
+default settings. A trial is lost if its rerun does not end, and doubly published if more than one attempt at it has a
+result. The recovery lasts from the fault to the next attempt at the trial, or to its end; it includes the restart of
+the killed part. Restart and recovery are medians.
 
     python -m benchmarks.faults [--repeat 3] [--quick] [--executor local|ray]
 """
@@ -83,19 +83,20 @@ LEARN: Final = [Remedy(id="set_parameter", parameters={"how": "learn"})]
 
 @dataclass
 class Tally:
-    """What became of the trials of one row of the table."""
+    """Counts and durations of one row of the table."""
 
     killed: int = 0
     lost: int = 0
     doubly_published: int = 0
     attempts: int = 0
     restarting: list[float] = field(default_factory=list)
-    """Seconds until what was killed had been started again."""
+    """Seconds until the part had been started again."""
     seconds: list[float] = field(default_factory=list)
+    """Seconds of each recovery."""
 
 
-class House:
-    """Everything that runs, each part of which can be killed and started again."""
+class System:
+    """A service, a worker, a database and possibly a Ray cluster, each of which can be killed and started again."""
 
     def __init__(self, folder: Path, kind: str, executor: str) -> None:
         self.folder, self.kind = folder, kind
@@ -134,7 +135,7 @@ class House:
             )
 
     def start_api(self) -> None:
-        """Start the service at the port that it always has."""
+        """Start the service, always at the same port."""
         command = ["serve", "--port", str(self.port), "--database-url", self.database_url]
         self.api = self._start(command, GRADMEDIC_TRIAL_LEASE=str(LEASE))
         wait_for(lambda: is_listening(self.port), self.api)
@@ -144,7 +145,7 @@ class House:
         self.worker = self._start(["worker", "--base-url", self.url_of_worker])
 
     def _make_ray(self) -> str:
-        """Make the cluster and the links to it and to the service, and return what a worker is told of them."""
+        """Make the cluster and the links to it and to the service; return the part of `worker.toml` about them."""
         self.cluster = RayCluster(self.folder / "worker.toml", cpus=0)
         self.links = [NetworkLink(int(self.cluster.address.rpartition(":")[2])), NetworkLink(self.port)]
         self.url_of_worker = f"http://127.0.0.1:{self.links[1].port}"
@@ -152,7 +153,7 @@ class House:
         return RAY.format(port=self.links[0].port, url=self.url, token_file=token_file, python=sys.executable)
 
     def close(self) -> None:
-        """End everything."""
+        """End all processes."""
         for link in self.links:
             link.mend()
         if self.cluster is not None:
@@ -169,7 +170,7 @@ class House:
         if self.database is not None:
             self.database.stop(signal.SIGINT)
 
-    # --- what is done to it -------------------------------------------------------------------------------------------
+    # --- faults -------------------------------------------------------------------------------------------------------
 
     def kill_api(self) -> None:
         """Kill the service and start it again."""
@@ -184,7 +185,7 @@ class House:
         self.start_worker()
 
     def kill_head(self) -> None:
-        """Kill Ray's head, leave the node alone for a while, and start both again: no two clusters fit one machine."""
+        """Kill Ray's head, wait for a while, and start head and node again: two clusters do not fit one machine."""
         assert self.cluster is not None
         self.cluster.kill("head")
         time.sleep(LEASE)
@@ -212,16 +213,16 @@ class House:
         link.mend()
 
     def kill_entrypoint(self) -> None:
-        """Kill the process that Ray has started on the node."""
+        """Kill the process that Ray has started for the trial on the node."""
         self._kill_first(ENTRYPOINT_MODULE, list(psutil.process_iter()))
 
     def kill_launcher(self) -> None:
-        """Kill the process between worker and script."""
-        self._kill_below("gradmedic_worker.attempt")
+        """Kill the process that starts the script for the worker."""
+        self._kill_child_of_worker("gradmedic_worker.attempt")
 
     def kill_script(self) -> None:
         """Kill the script."""
-        self._kill_below("train.py")
+        self._kill_child_of_worker("train.py")
 
     def kill_database(self) -> None:
         """Kill every process of PostgreSQL and start it again."""
@@ -230,7 +231,7 @@ class House:
             self.database.start()
 
     def freeze_worker(self) -> None:
-        """Stop the worker, start another, and wake the first up when its lease is long over."""
+        """Freeze the worker, start another, and let the first one continue after its lease has expired."""
         frozen = self.worker
         frozen.send_signal(signal.SIGSTOP)
         self.start_worker()
@@ -239,7 +240,7 @@ class House:
         frozen.send_signal(signal.SIGINT)
         frozen.wait(timeout=60)
 
-    def _kill_below(self, word: str) -> None:
+    def _kill_child_of_worker(self, word: str) -> None:
         self._kill_first(word, psutil.Process(self.worker.pid).children(recursive=True))
 
     def _kill_first(self, word: str, processes: list[psutil.Process]) -> None:
@@ -253,18 +254,18 @@ class House:
 
 
 @contextmanager
-def house(kind: str, executor: str) -> Iterator[House]:
-    """Build a house and take it down."""
+def running_system(kind: str, executor: str) -> Iterator[System]:
+    """Start a system and yield it; end it after the block."""
     with tempfile.TemporaryDirectory(prefix="gradmedic-faults-", ignore_cleanup_errors=True) as folder:
-        built = House(Path(folder), kind, executor)
+        system = System(Path(folder), kind, executor)
         try:
-            yield built
+            yield system
         finally:
-            built.close()
+            system.close()
 
 
-def suspect(client: gradmedic.Client, url: str) -> str:
-    """Stream a run that explodes."""
+def stream_exploding_run(client: gradmedic.Client, url: str) -> str:
+    """Stream a run that explodes, and return its id."""
     run = gradmedic.init(project="faults", config={"how": "explode"}, trainable="train", base_url=url, silent=True)
     for step in range(20):
         norm = float("nan") if step >= 10 else 0.5
@@ -274,93 +275,98 @@ def suspect(client: gradmedic.Client, url: str) -> str:
     return str(run.id)
 
 
-def patiently(ask: Callable[[], RerunDetail]) -> RerunDetail:
-    """Ask until there is an answer: the service, or its database, may be down."""
+def read_with_retries(read: Callable[[], RerunDetail]) -> RerunDetail:
+    """Read a rerun again and again until the service answers: the service, or its database, may be down."""
     deadline = time.monotonic() + END_SECONDS
     while True:
         try:
-            return ask()
+            return read()
         except GradmedicError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
 
 
-def one_kill(built: House, act: Callable[[], None], tally: Tally, moments: random.Random) -> None:
-    """Kill once in the middle of a trial, wait for the end of its rerun, and count."""
-    with gradmedic.Client(built.url) as client:
+def inject_fault(system: System, fault: Callable[[], None], tally: Tally, generator: random.Random) -> None:
+    """Inject a fault at a random moment of a trial, wait for the end of the rerun, and count the results."""
+    with gradmedic.Client(system.url) as client:
         deadline = time.monotonic() + END_SECONDS
         while not client.work.trainables() and time.monotonic() < deadline:
             time.sleep(0.05)
-        run_id = suspect(client, built.url)
+        run_id = stream_exploding_run(client, system.url)
         rerun = client.reruns.create(run_id, remedies=[LEARN], seeds=1, steps=STEPS)
-        wanted = moments.randrange(2)  # in the control or in the candidate
+        candidate = generator.randrange(2)  # the control or the candidate with the remedy
         while True:
-            now = patiently(lambda: client.reruns.get(rerun.id))
-            trial = next((one for one in now.trials if one.candidate == wanted and one.step is not None), None)
+            now = read_with_retries(lambda: client.reruns.get(rerun.id))
+            started = (trial for trial in now.trials if trial.candidate == candidate and trial.step is not None)
+            trial = next(started, None)
             if trial is not None or now.status not in ("queued", "running"):
                 break
             time.sleep(0.02)
-        time.sleep(moments.uniform(0, 0.5))
+        time.sleep(generator.uniform(0, 0.5))
         tally.killed += 1
         began = time.monotonic()
-        act()
+        fault()
         tally.restarting.append(time.monotonic() - began)
         recovered = None
         while time.monotonic() - began < END_SECONDS:
-            now = patiently(lambda: client.reruns.get(rerun.id))
+            now = read_with_retries(lambda: client.reruns.get(rerun.id))
             if recovered is None and trial is not None:
-                mine = next(one for one in now.trials if one.id == trial.id)
-                if len(mine.attempts) > len(trial.attempts) or mine.status not in ("queued", "running"):
+                latest = next(other for other in now.trials if other.id == trial.id)
+                if len(latest.attempts) > len(trial.attempts) or latest.status not in ("queued", "running"):
                     recovered = time.monotonic() - began
             if now.status not in ("queued", "running"):
                 break
             time.sleep(0.05)
         tally.lost += now.status in ("queued", "running")
         tally.seconds.append(END_SECONDS if recovered is None else recovered)
-        tally.attempts += sum(len(one.attempts) for one in now.trials)
-        for one in now.trials:
-            tally.doubly_published += sum(attempt.status in PUBLISHED for attempt in one.attempts) > 1
+        tally.attempts += sum(len(other.attempts) for other in now.trials)
+        for other in now.trials:
+            tally.doubly_published += sum(attempt.status in PUBLISHED for attempt in other.attempts) > 1
         tried = client.runs.diagnosis(run_id).tried
         tally.doubly_published += len(tried) > len(now.candidates) - 1
 
 
 def main() -> int:
-    """Print the table; return 0 only if nothing was lost and nothing published twice."""
+    """Print the table; return 0 only if no trial was lost or doubly published."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=3, help="kills of each part on each database (default: 3)")
     parser.add_argument("--quick", action="store_true", help="one kill each")
-    parser.add_argument("--executor", choices=EXECUTORS, help="of the trials (default: both)")
+    parser.add_argument("--executor", choices=EXECUTORS, help="executor of the trials (default: both)")
     arguments = parser.parse_args()
     repeat = 1 if arguments.quick else arguments.repeat
-    moments = random.Random(0)
+    generator = random.Random(0)
     total = Tally()
     print(f"leases of {LEASE:g} s; {repeat} kills of each part on each database\n")
     print(
-        "| executor, database | killed -9 | times | attempts | lost | doubly published | restart s | recovery s | max |"
+        "| executor, database | fault | times | attempts | lost | doubly published | restart s | recovery s | max s |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for executor, kind in (("local", "sqlite"), ("local", "postgresql"), ("ray", "postgresql")):
         if arguments.executor not in (None, executor):
             continue
-        with house(kind, executor) as built:
-            acts = {"service": built.kill_api, "worker": built.kill_worker, "(frozen) worker": built.freeze_worker}
+        with running_system(kind, executor) as system:
+            faults = {
+                "kill service": system.kill_api,
+                "kill worker": system.kill_worker,
+                "freeze worker": system.freeze_worker,
+            }
             if executor == "local":
-                acts |= {"launcher": built.kill_launcher, "script": built.kill_script}
+                faults |= {"kill launcher": system.kill_launcher, "kill script": system.kill_script}
             else:
-                acts |= {
-                    "entrypoint": built.kill_entrypoint,
-                    "Ray node": built.kill_node,
-                    "Ray head": built.kill_head,
-                    "(cut off) worker from Ray": built.cut_from_ray,
-                    "(cut off) worker from service": built.cut_from_service,
+                faults |= {
+                    "kill entrypoint": system.kill_entrypoint,
+                    "kill Ray node": system.kill_node,
+                    "kill Ray head": system.kill_head,
+                    "cut worker off from Ray": system.cut_from_ray,
+                    "cut worker off from service": system.cut_from_service,
                 }
             if kind == "postgresql":
-                acts["PostgreSQL"] = built.kill_database
-            for name, act in acts.items():
+                faults["kill PostgreSQL"] = system.kill_database
+            for name, fault in faults.items():
                 tally = Tally()
                 for _ in range(repeat):
-                    one_kill(built, act, tally, moments)
+                    inject_fault(system, fault, tally, generator)
                 counts = f"{tally.killed} | {tally.attempts} | {tally.lost} | {tally.doubly_published}"
                 restart, recovery = statistics.median(tally.restarting), statistics.median(tally.seconds)
                 times = f"{restart:.1f} | {recovery:.1f} | {max(tally.seconds):.1f}"
@@ -368,12 +374,12 @@ def main() -> int:
                 total.killed += tally.killed
                 total.lost += tally.lost
                 total.doubly_published += tally.doubly_published
-    good = total.lost == 0 and total.doubly_published == 0
+    is_met = total.lost == 0 and total.doubly_published == 0
     print(
         f"\nFAULTS: {total.lost} lost, {total.doubly_published} doubly published in {total.killed} kills "
-        f"(target 0, 0) {'PASS' if good else 'FAIL'}"
+        f"(target 0, 0) {'PASS' if is_met else 'FAIL'}"
     )
-    return 0 if good else 1
+    return 0 if is_met else 1
 
 
 if __name__ == "__main__":

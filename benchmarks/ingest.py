@@ -1,7 +1,7 @@
-"""What storing statistics costs: us, MLflow's server, trackio, and the storage alone, over the same recorded values.
+"""Measures the cost of storing statistics: gradmedic, MLflow's server, trackio, and SQLite alone, on the same values.
 
-Our figures include the diagnosis. CPU seconds are those of the processes that receive and store, not of the clients
-(trackio has no server: there it is the process that logs). A block is 50 steps x 100 layers x 8 statistics.
+The figures of gradmedic include the diagnosis. CPU seconds are those of the processes that receive and store, not of
+the clients (trackio has no server: there it is the process that logs). A block is 50 steps x 100 layers x 8 statistics.
 
     python -m benchmarks.ingest [--quick]
 """
@@ -42,10 +42,10 @@ The smallest value counts: other load of the machine only adds time.
 WARM_UP_BLOCKS: Final = 10
 BLOCKS: Final = 400
 SINGLE_STEPS: Final = 20
-"""Steps for MLflow (16,000 values)."""
+"""Number of steps that MLflow stores (16,000 values)."""
 TRACKIO_STEPS: Final = 400
 MLFLOW_BATCH: Final = 1_000
-"""The most that its server takes in a request."""
+"""Largest number of metrics in a request to MLflow's server."""
 
 TARGETS: Final = {
     "sqlite_binary_cpu_s_per_million": 0.15,
@@ -91,7 +91,7 @@ class Measured:
 
     @property
     def bytes_per_value(self) -> float:
-        """Bytes on disk; NaN where they were not looked at."""
+        """Bytes on disk; NaN if they were not measured."""
         return float("nan") if self.bytes is None else self.bytes / self.values
 
     def __str__(self) -> str:
@@ -100,7 +100,7 @@ class Measured:
 
 
 class Sender:
-    """A client that is as cheap as it can be: bodies made before, one connection."""
+    """A client that costs little: it sends prepared bodies over one connection."""
 
     def __init__(self, address: str) -> None:
         self._connection = http.client.HTTPConnection(urlsplit(address).netloc)
@@ -124,10 +124,10 @@ def measure_gradmedic(
     count: int,
     length: int = BLOCK_STEPS,
 ) -> Measured:
-    """Stream `count` blocks of a length over some clients, each to a run of its own."""
+    """Stream `count` blocks of `length` steps, shared by some clients, each of which has a run of its own."""
     blocks = Blocks()
-    each = count // clients
-    bodies = [blocks.body(index, media_type, length) for index in range(WARM_UP_BLOCKS + each)]
+    blocks_per_client = count // clients
+    bodies = [blocks.body(index, media_type, length) for index in range(WARM_UP_BLOCKS + blocks_per_client)]
     senders = [Sender(address) for _ in range(clients)]
     paths = [f"{API_PATH}/runs/{sender.post(f'{API_PATH}/runs', blocks.run())['id']}" for sender in senders]
 
@@ -147,13 +147,13 @@ def measure_gradmedic(
     for thread in threads:
         thread.join()
     seconds = time.perf_counter() - wall
-    values = each * clients * length * VALUES_PER_STEP
+    values = blocks_per_client * clients * length * VALUES_PER_STEP
     return Measured(name, values, seconds, sum(map(cpu_seconds, processes)) - started)
 
 
 def measure_sqlite(folder: Path, count: int) -> dict[str, Measured]:
-    """Us on SQLite; of what is measured several times, the least CPU."""
-    found: dict[str, Measured] = {}
+    """Measure gradmedic on SQLite; of repeated measurements, return the one with the least CPU time."""
+    measurements: dict[str, Measured] = {}
     for form, media_type, clients, share, length, times in (
         ("binary", MSGPACK_MEDIA_TYPE, 1, 1, BLOCK_STEPS, REPEATS),
         ("binary", MSGPACK_MEDIA_TYPE, 4, 2, BLOCK_STEPS, 1),
@@ -164,17 +164,17 @@ def measure_sqlite(folder: Path, count: int) -> dict[str, Measured]:
         for repeat in range(times):
             path = folder / f"{form}-{clients}-{repeat}.db"
             with gradmedic(f"sqlite:///{path}", folder) as (address, process):
-                one = measure_gradmedic(
+                measured = measure_gradmedic(
                     f"gradmedic, SQLite, {name}", address, [process], media_type, clients, count // share, length
                 )
-            size = path.stat().st_size / (one.values + WARM_UP_BLOCKS * clients * length * VALUES_PER_STEP)
-            found[name] = _least(found.get(name), replace(one, bytes=size * one.values))
-    return found
+            size = path.stat().st_size / (measured.values + WARM_UP_BLOCKS * clients * length * VALUES_PER_STEP)
+            measurements[name] = _cheaper(measurements.get(name), replace(measured, bytes=size * measured.values))
+    return measurements
 
 
 def measure_postgres(folder: Path, count: int) -> dict[str, Measured]:
-    """Us on PostgreSQL, with its processes; of what is measured several times, the least CPU."""
-    found: dict[str, Measured] = {}
+    """Measure gradmedic on PostgreSQL, whose processes count, too; of repeated measurements, return the cheapest."""
+    measurements: dict[str, Measured] = {}
     with postgres(folder) as (url, server):
         schema.upgrade(url)
         for form, media_type, clients, share, times in (
@@ -186,7 +186,7 @@ def measure_postgres(folder: Path, count: int) -> dict[str, Measured]:
             for _ in range(times):
                 before = _size(url)
                 with gradmedic(url, folder) as (address, process):
-                    one = measure_gradmedic(
+                    measured = measure_gradmedic(
                         f"gradmedic, PostgreSQL, {name}",
                         address,
                         [process, server],
@@ -194,18 +194,19 @@ def measure_postgres(folder: Path, count: int) -> dict[str, Measured]:
                         clients,
                         count // share,
                     )
-                size = (_size(url) - before) / (one.values + WARM_UP_BLOCKS * clients * VALUES_PER_BLOCK)
-                found[name] = _least(found.get(name), replace(one, bytes=size * one.values))
-    return found
+                size = (_size(url) - before) / (measured.values + WARM_UP_BLOCKS * clients * VALUES_PER_BLOCK)
+                measurements[name] = _cheaper(measurements.get(name), replace(measured, bytes=size * measured.values))
+    return measurements
 
 
 def _clients(count: int) -> str:
     return f"{count} client{'s' * (count > 1)}"
 
 
-def _least(before: Measured | None, found: Measured) -> Measured:
-    print(found, flush=True)
-    return found if before is None or found.cpu_per_million < before.cpu_per_million else before
+def _cheaper(before: Measured | None, measured: Measured) -> Measured:
+    """Print a measurement, and return it or an earlier one, whichever took less CPU time."""
+    print(measured, flush=True)
+    return measured if before is None or measured.cpu_per_million < before.cpu_per_million else before
 
 
 def _size(url: str) -> int:
@@ -217,7 +218,7 @@ def _size(url: str) -> int:
 
 
 def measure_storage(folder: Path, count: int) -> Measured:
-    """SQLite alone: a row of raw bytes a block, each in a durable transaction."""
+    """Measure SQLite alone: a row of raw bytes for each block, in a durable transaction of its own."""
     blocks = Blocks()
     bodies = [blocks.part(index)[1].tobytes() for index in range(count)]
     connection = sqlite3.connect(folder / "raw.db", isolation_level=None)
@@ -236,7 +237,7 @@ def measure_storage(folder: Path, count: int) -> Measured:
 
 
 def measure_mlflow(folder: Path) -> Measured:
-    """MLflow's server on SQLite: requests of 1,000 metrics."""
+    """Measure MLflow's server on SQLite, with requests of up to 1,000 metrics."""
     python = environment_of(*MLFLOW)
     path, port = folder / "mlflow.db", free_port()
     command = [str(python.parent / "mlflow"), "server", "--backend-store-uri", f"sqlite:///{path}", "--port", str(port)]
@@ -276,7 +277,7 @@ def measure_mlflow(folder: Path) -> Measured:
 
 
 def measure_trackio(folder: Path) -> Measured:
-    """Trackio in the process that logs, into its SQLite, no HTTP: one `trackio.log` a step, as its users write it."""
+    """Measure trackio, which stores into SQLite in the process that logs, with one `trackio.log` for each step."""
     import numpy as np
 
     python = environment_of(*TRACKIO)
@@ -294,17 +295,17 @@ def measure_trackio(folder: Path) -> Measured:
     )
     if done.returncode:
         raise RuntimeError(done.stderr)
-    found = json.loads(done.stdout.splitlines()[-1])
+    answer = json.loads(done.stdout.splitlines()[-1])
     size = sum(file.stat().st_size for file in (folder / "trackio").rglob("*.db"))
-    measured = Measured(f"trackio {TRACKIO[1]}, local", values.size, found["seconds"], found["cpu"], size)
+    measured = Measured(f"trackio {TRACKIO[1]}, local", values.size, answer["seconds"], answer["cpu"], size)
     print(measured, flush=True)
     return measured
 
 
 def main() -> int:
-    """Measure everything, print the table and the verdict on each target; 1 if one is missed."""
+    """Measure, print the table and the verdicts; return 1 if a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the blocks, and no peers")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the blocks, and no other tools")
     arguments = parser.parse_args()
     count = BLOCKS // 10 if arguments.quick else BLOCKS
     print(f"{BLOCK_STEPS} steps x {LAYERS} layers x {len(NAMES)} statistics a block, diagnosis included\n")
@@ -315,7 +316,7 @@ def main() -> int:
         on_sqlite, on_postgres = measure_sqlite(folder, count), measure_postgres(folder, count)
         sqlite_binary, sqlite_json = on_sqlite["binary, 1 client"], on_sqlite["JSON, 1 client"]
         postgres_binary = on_postgres["binary, 1 client"]
-        found = {
+        metrics = {
             "sqlite_binary_cpu_s_per_million": sqlite_binary.cpu_per_million,
             "postgresql_binary_cpu_s_per_million": postgres_binary.cpu_per_million,
             "sqlite_json_cpu_s_per_million": sqlite_json.cpu_per_million,
@@ -323,11 +324,11 @@ def main() -> int:
             "postgresql_bytes_per_value": postgres_binary.bytes_per_value,
         }
         if not arguments.quick:
-            found["mlflow_ratio"] = measure_mlflow(folder).cpu_per_million / sqlite_binary.cpu_per_million
-            found["trackio_ratio"] = measure_trackio(folder).cpu_per_million / sqlite_binary.cpu_per_million
+            metrics["mlflow_ratio"] = measure_mlflow(folder).cpu_per_million / sqlite_binary.cpu_per_million
+            metrics["trackio_ratio"] = measure_trackio(folder).cpu_per_million / sqlite_binary.cpu_per_million
     print(f"\nCPU over that of the storage alone: {sqlite_binary.cpu_per_million / storage.cpu_per_million:.1f}x")
     missed = 0
-    for metric, value in found.items():
+    for metric, value in metrics.items():
         target = TARGETS[metric]
         is_met = value >= target if metric.endswith("_ratio") else value <= target
         missed += not is_met

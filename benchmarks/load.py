@@ -1,13 +1,13 @@
-"""What the service does under load, and under more than it can take.
+"""Measures the service under load, and under more load than it can serve.
 
 200 runs send a block of 50 steps x 100 layers x 8 statistics every five seconds for a minute, each over a connection of
 its own and with a key; then four times as often for half a minute; then as before. Latency is counted from the moment a
-block was due, so that a client that had to wait for its turn is not left out. Who is refused comes back when told to.
-At the end every step that was acknowledged is looked for.
+block was due, so that it includes the time that a client waits. A refused client sends again after `Retry-After`
+seconds. At the end, the benchmark checks that every acknowledged step is stored.
 
-Before the minute each run gets between one and two rows of rollups, each another number of blocks: the service keeps in
-memory what waits for the next row, and runs that had all begun at once would let that grow and shrink together. After
-two more blocks of each at the usual rate memory is compared.
+Before the minute, each run gets between one and two rows of rollups, each run another number of blocks. The service
+keeps in memory the buckets of the next row; if all runs began at once, this memory would grow and shrink in all of them
+together. Memory is compared from two more blocks of each run at the usual rate on.
 
     python -m benchmarks.load [--quick] [--postgresql]
 """
@@ -62,19 +62,19 @@ TARGETS: Final = {
 
 @dataclass(slots=True)
 class Answer:
-    """How an attempt to send a block fared."""
+    """The answer to an attempt to send a block."""
 
     status: int
-    """0 where there was none."""
+    """HTTP status; 0 if no answer came."""
     ended: float
     seconds: float
-    """Since the block was due."""
-    says_when: bool
+    """Seconds since the block was due."""
+    has_retry_after: bool
 
 
 @dataclass(slots=True)
 class Phase:
-    """A stretch of the load: how often each run sends, and what came back."""
+    """A phase of the load: how often each run sends, and the answers."""
 
     name: str
     period: float
@@ -110,21 +110,23 @@ class Job:
         self._connection = http.client.HTTPConnection(self._address, timeout=TIMEOUT)
         self.path = ""
         self.acknowledged = 0
-        """Blocks."""
+        """Number of acknowledged blocks."""
 
     def register(self, blocks: Blocks) -> None:
         """Create the run."""
-        status, _, body = self.ask("POST", f"{API_PATH}/runs", blocks.run(), JSON_MEDIA_TYPE)
+        status, _, body = self.request("POST", f"{API_PATH}/runs", blocks.run(), JSON_MEDIA_TYPE)
         if status != 201:
             raise RuntimeError(f"{status}: {body[:500]!r}")
         self.path = f"{API_PATH}/runs/{json.loads(body)['id']}"
 
     def reconnect(self) -> None:
-        """Forget the connection, which the service may have closed while others were busy."""
+        """Close the connection, because the service may have closed it. The next request opens a new one."""
         self._connection.close()
 
-    def ask(self, method: str, path: str, body: bytes | None = None, media_type: str = "") -> tuple[int, bool, bytes]:
-        """Make one attempt; return status, whether the answer says when to come back, and body."""
+    def request(
+        self, method: str, path: str, body: bytes | None = None, media_type: str = ""
+    ) -> tuple[int, bool, bytes]:
+        """Send a request once; return the status, whether the answer has `Retry-After`, and the body."""
         headers = self._headers | ({"Content-Type": media_type} if media_type else {})
         try:
             self._connection.request(method, path, body, headers)
@@ -138,34 +140,35 @@ class Job:
 
     def send(self, bodies: Sequence[bytes]) -> tuple[int, bool]:
         """Send the next block once."""
-        status, says_when, _ = self.ask("POST", f"{self.path}/steps", bodies[self.acknowledged], MSGPACK_MEDIA_TYPE)
+        body = bodies[self.acknowledged]
+        status, has_retry_after, _ = self.request("POST", f"{self.path}/steps", body, MSGPACK_MEDIA_TYPE)
         if status == 200:
             self.acknowledged += 1
-        return status, says_when
+        return status, has_retry_after
 
     def stream(self, phase: Phase, bodies: Sequence[bytes], offset: float) -> None:
-        """Send a block whenever one is due, until the phase ends; who is refused comes back when told to."""
+        """Send each block when it is due, until the phase ends; after a refusal, wait as `Retry-After` demands."""
         due, end = phase.started + offset * phase.period, phase.started + phase.seconds
         while due < end:
             time.sleep(max(0.0, due - time.monotonic()))
             if time.monotonic() >= end:
                 return
-            status, says_when = self.send(bodies)
+            status, has_retry_after = self.send(bodies)
             ended = time.monotonic()
-            phase.answers.append(Answer(status, ended, ended - due, says_when))
+            phase.answers.append(Answer(status, ended, ended - due, has_retry_after))
             due = due + phase.period if status == 200 else ended + self._retry_after
 
     def missing_steps(self) -> int:
         """Count the acknowledged steps that the service does not have."""
         status, body = 0, b""
-        while status in (0, *REFUSALS):  # it is only asked for, and may take its time
-            status, _, body = self.ask("GET", f"{self.path}/steps?statistic=loss&max_points=10000")
+        while status in (0, *REFUSALS):  # a refused read is repeated
+            status, _, body = self.request("GET", f"{self.path}/steps?statistic=loss&max_points=10000")
         stored: int = sum(json.loads(body)["series"][0]["count"])
         return max(0, self.acknowledged * BLOCK_STEPS - stored)
 
 
-def in_parallel(jobs: Sequence[Job], work: Any) -> None:
-    """Do something with every job at once."""
+def run_in_parallel(jobs: Sequence[Job], work: Any) -> None:
+    """Call `work(index, job)` for every job, each on a thread of its own."""
     threads = [threading.Thread(target=work, args=(index, job)) for index, job in enumerate(jobs)]
     for thread in threads:
         thread.start()
@@ -187,25 +190,25 @@ def fill(jobs: Sequence[Job], bodies: Sequence[bytes], count: int) -> None:
             while job.acknowledged < count + index % count:
                 job.send(bodies)
 
-    in_parallel(jobs[:4], work)
+    run_in_parallel(jobs[:4], work)
 
 
 def run_phase(phase: Phase, jobs: Sequence[Job], bodies: Sequence[bytes]) -> None:
-    """Let every run stream, each at a moment of its own within the period."""
+    """Stream all runs during a phase; the runs send at different moments of the period."""
     phase.started = time.monotonic()
-    in_parallel(jobs, lambda index, job: job.stream(phase, bodies, index / len(jobs)))
+    run_in_parallel(jobs, lambda index, job: job.stream(phase, bodies, index / len(jobs)))
 
 
 def recovery_seconds(overload: Phase, afterwards: Phase, bound: float) -> float:
-    """Return how long after the overload an answer was still a refusal, or late."""
+    """Return the seconds from the end of the overload to the last answer that was a refusal, or late."""
     end = overload.started + overload.seconds
-    late = [one.ended - end for one in afterwards.answers if one.status != 200 or one.seconds > bound]
+    late = [answer.ended - end for answer in afterwards.answers if answer.status != 200 or answer.seconds > bound]
     return max(late, default=0.0)
 
 
 @contextlib.contextmanager
 def database(kind: str, folder: Path) -> Iterator[str]:
-    """Provide an empty, migrated database."""
+    """Yield the URL of an empty database; a PostgreSQL database is migrated."""
     if kind == "sqlite":
         yield f"sqlite:///{folder / 'load.db'}"
         return
@@ -215,7 +218,7 @@ def database(kind: str, folder: Path) -> Iterator[str]:
 
 
 def new_secret(url: str) -> str:
-    """Make a key by the command line."""
+    """Create an API key by the command line, and return its secret."""
     program = str(Path(sys.executable).parent / "gradmedic")
     make = [program, "api-key", "create", "--project", "bench", "--scope", "ingest", "--scope", "read"]
     return subprocess.run([*make, "--database-url", url], check=True, capture_output=True, text=True).stdout.strip()
@@ -224,7 +227,7 @@ def new_secret(url: str) -> str:
 def main() -> int:
     """Run the benchmark; 0 only if every target is met."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a tenth of the time, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the time, as a test of the benchmark")
     parser.add_argument("--postgresql", action="store_true", help="on PostgreSQL instead of SQLite")
     args = parser.parse_args()
     share = 0.1 if args.quick else 1.0
@@ -233,8 +236,8 @@ def main() -> int:
     afterwards = Phase("every 5 s again", PERIOD, max(2 * PERIOD, AFTERWARDS_SECONDS * share))
     blocks = Blocks()
     prefill = 2 if args.quick else ROLLUP_FACTOR
-    most = 2 * prefill + 10 + sum(int(phase.seconds / phase.period) for phase in (usual, overload, afterwards))
-    bodies = [blocks.body(index, MSGPACK_MEDIA_TYPE) for index in range(most)]
+    block_count = 2 * prefill + 10 + sum(int(phase.seconds / phase.period) for phase in (usual, overload, afterwards))
+    bodies = [blocks.body(index, MSGPACK_MEDIA_TYPE) for index in range(block_count)]
     with tempfile.TemporaryDirectory(prefix="gradmedic-load-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         with database("postgresql" if args.postgresql else "sqlite", folder) as url:
@@ -258,30 +261,31 @@ def main() -> int:
                 memory.append(process.memory_info().rss)
                 overload_lost = sum(job.missing_steps() for job in jobs)
     refusals = [answer for answer in overload.answers if answer.status in REFUSALS]
-    found = {
+    values = {
         "lost_steps": lost,
         "unexpected_answers": usual.unexpected(200),
         "p99_seconds": float(np.percentile(usual.latencies(), 99)),
         "memory_growth_percent": (memory[1] / memory[0] - 1) * 100,
         "overload_unexpected_answers": overload.unexpected(200, *REFUSALS) + afterwards.unexpected(200, *REFUSALS),
-        "overload_without_retry_after": sum(not answer.says_when for answer in refusals),
+        "overload_without_retry_after": sum(not answer.has_retry_after for answer in refusals),
         "overload_lost_steps": overload_lost,
         "recovery_seconds": recovery_seconds(overload, afterwards, TARGETS["p99_seconds"]),
     }
-    return report([usual, overload, afterwards], memory, cpu, usual.seconds, found)
+    return report([usual, overload, afterwards], memory, cpu, usual.seconds, values)
 
 
-def report(phases: Sequence[Phase], memory: Sequence[int], cpu: float, seconds: float, found: dict[str, float]) -> int:
-    """Print the table and what became of the targets; return the exit status."""
+def report(phases: Sequence[Phase], memory: Sequence[int], cpu: float, seconds: float, values: dict[str, float]) -> int:
+    """Print the table and the verdict on each target; return the exit status."""
     print(f"\n{RUNS} runs, {psutil.cpu_count()} CPUs, load average {psutil.getloadavg()[0]:.1f}\n")
     print(f"{'':28} {'blocks/s':>10} {'p50 ms':>10} {'p99 ms':>10}   answers")
     for phase in phases:
         print(phase)
     print(f"\nCPU of the service in the minute: {cpu / seconds:.2f} of one core")
-    print(f"resident memory: {', '.join(f'{one / 2**20:.0f} MiB' for one in memory)} (filled, minute, end)\n")
-    is_met = {name: found[name] <= target for name, target in TARGETS.items()}
+    sizes = ", ".join(f"{size / 2**20:.0f} MiB" for size in memory)
+    print(f"resident memory: {sizes} (before the minute, after it, at the end)\n")
+    is_met = {name: values[name] <= target for name, target in TARGETS.items()}
     for name, target in TARGETS.items():
-        print(f"{name:32} {found[name]:10.2f}  (target <= {target:g}) {'PASS' if is_met[name] else 'FAIL'}")
+        print(f"{name:32} {values[name]:10.2f}  (target <= {target:g}) {'PASS' if is_met[name] else 'FAIL'}")
     passed = sum(is_met.values())
     print(f"\nload: {passed} of {len(TARGETS)} (target {len(TARGETS)}) {'PASS' if passed == len(TARGETS) else 'FAIL'}")
     return 0 if passed == len(TARGETS) else 1

@@ -1,8 +1,8 @@
-"""What the page of a run weighs and how soon it can be used: 100 layers, a thousand to a million steps.
+"""Measures the load time and the size of a run's page: 100 layers, a thousand to a million steps.
 
-In the system's Chromium with an empty cache, over loopback, from a service in a process of its own on SQLite.
-*Interactive* is the time from asking for the page until the heatmap has been painted from its data and takes keys;
-*data* is what was transferred until then, the page itself, its scripts and styles included.
+The system's Chromium loads the page with an empty cache, over loopback, from a service on SQLite in a process of its
+own. *Interactive* is the time from the request until the heatmap has been painted from its data and takes keys. *Data*
+is the size of everything that was transferred until then, the page itself, its scripts and styles included.
 
     python -m benchmarks.page [--quick]
 """
@@ -36,8 +36,8 @@ MEASURE = """() => {
     return entries.reduce((sum, entry) => sum + entry.transferSize, 0);
 }"""
 WHEN_READY = """() => new Promise((done) => {
-    const look = () => (document.body?.dataset.ready ? done(performance.now()) : requestAnimationFrame(look));
-    look();
+    const check = () => (document.body?.dataset.ready ? done(performance.now()) : requestAnimationFrame(check));
+    check();
 })"""
 
 
@@ -53,7 +53,7 @@ def visit(browser: Browser, address: str) -> tuple[float, float]:
 
 
 def main() -> int:
-    """Fill, measure, print the table and the verdict on each target; 1 if one is missed."""
+    """Create the runs, measure, print the table and the verdicts; return 1 if a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="up to a hundred thousand steps")
     lengths = LENGTHS[:-1] if parser.parse_args().quick else LENGTHS
@@ -79,7 +79,7 @@ def main() -> int:
             for length, run_id in run_ids.items():
                 visits = [visit(browser, f"{address}/runs/{run_id}") for _ in range(VISITS + 1)][1:]
                 seconds[length] = statistics.median(time for time, _ in visits)
-                kilobytes[length] = max(weight for _, weight in visits)
+                kilobytes[length] = max(size for _, size in visits)
                 slowest = max(time for time, _ in visits)
                 print(f"{length:10,} {seconds[length]:14.2f} {slowest:10.2f} {kilobytes[length]:8.0f}", flush=True)
             browser.close()

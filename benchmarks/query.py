@@ -1,7 +1,7 @@
-"""What reading costs, at a thousand, a hundred thousand and a million steps of 100 layers x 8 statistics.
+"""Measures reads of runs with a thousand, a hundred thousand and a million steps of 100 layers x 8 statistics.
 
-Over HTTP, from a service in a process of its own on SQLite: the diagnosis, one series, and the heatmap of every layer,
-500 buckets each. Wall-clock milliseconds of one client.
+One client reads the diagnosis, one series, and the heatmap of every layer, 500 buckets each, over HTTP. The service
+runs on SQLite in a process of its own. The table has wall-clock milliseconds.
 
     python -m benchmarks.query [--quick]
 """
@@ -44,16 +44,16 @@ QUERIES: Final = {
     "one series": (f"steps?statistic=grad_norm&layer=layer0.weight&max_points={BUCKETS}", 100),
     "heatmap": (f"steps?statistic=grad_norm&max_points={BUCKETS}", 50),
 }
-"""Path and repetitions."""
+"""Path and number of repetitions, by query."""
 TARGET_DIAGNOSIS_P99: Final = 10.0
 TARGET_HEATMAP_P99: Final = 100.0
 TARGET_GROWTH: Final = 2.0
 
 
 def fill(database: Database, length: int) -> UUID:
-    """Create a run of so many steps."""
+    """Create a run with `length` steps, and return its id."""
     blocks = Blocks()
-    every = np.ones(RECORDED_STEPS, dtype=np.bool_)
+    all_true = np.ones(RECORDED_STEPS, dtype=np.bool_)
     present = np.ones((RECORDED_STEPS, LAYERS), dtype=np.bool_)
     matrices = {name: np.ascontiguousarray(blocks.values[:, :, at]) for at, name in enumerate(NAMES)}
     facts, run_cache = FactsCache(), RunCache()
@@ -64,9 +64,9 @@ def fill(database: Database, length: int) -> UUID:
         received = ReceivedBlock(
             generation=None,
             steps=np.arange(first, first + count),
-            sampled=every[:count],
-            skipped=~every[:count],
-            series={"loss": StepSeries(blocks.loss[:count], every[:count])},
+            sampled=all_true[:count],
+            skipped=~all_true[:count],
+            series={"loss": StepSeries(blocks.loss[:count], all_true[:count])},
             metrics={},
             statistics={name: matrix[:count] for name, matrix in matrices.items()},
             present=present[:count],
@@ -78,8 +78,8 @@ def fill(database: Database, length: int) -> UUID:
     return run.id
 
 
-def milliseconds(address: str, path: str, repeats: int) -> list[float]:
-    """Return how long a request takes, again and again over one connection."""
+def measure_milliseconds(address: str, path: str, repeats: int) -> list[float]:
+    """Return the milliseconds of each repetition of a request, over one connection."""
     connection = http.client.HTTPConnection(urlsplit(address).netloc)
     times = []
     for _ in range(repeats + 2):
@@ -95,11 +95,11 @@ def milliseconds(address: str, path: str, repeats: int) -> list[float]:
 
 
 def main() -> int:
-    """Fill, measure, print the table and the verdict on each target; 1 if one is missed."""
+    """Create the runs, measure, print the table and the verdicts; return 1 if a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="up to a hundred thousand steps")
     lengths = LENGTHS[:-1] if parser.parse_args().quick else LENGTHS
-    found: dict[tuple[str, int], tuple[float, float]] = {}
+    percentiles: dict[tuple[str, int], tuple[float, float]] = {}
     with tempfile.TemporaryDirectory(prefix="gradmedic-bench-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         url = f"sqlite:///{folder / 'query.db'}"
@@ -114,17 +114,17 @@ def main() -> int:
         with gradmedic(url, folder) as (address, _):
             for query, (path, repeats) in QUERIES.items():
                 for length, run_id in run_ids.items():
-                    times = milliseconds(address, f"{API_PATH}/runs/{run_id}/{path}", repeats)
+                    times = measure_milliseconds(address, f"{API_PATH}/runs/{run_id}/{path}", repeats)
                     p99 = statistics.quantiles(times, n=100, method="inclusive")[98]
-                    found[query, length] = statistics.median(times), p99
-                    print(f"{query:16} {length:10,} {found[query, length][0]:8.1f} {p99:8.1f}", flush=True)
+                    percentiles[query, length] = statistics.median(times), p99
+                    print(f"{query:16} {length:10,} {percentiles[query, length][0]:8.1f} {p99:8.1f}", flush=True)
     shortest, longest = lengths[0], lengths[-1]
     checks = [
-        ("diagnosis_p99_ms", max(found["diagnosis", length][1] for length in lengths), TARGET_DIAGNOSIS_P99),
-        ("heatmap_p99_ms", max(found["heatmap", length][1] for length in lengths), TARGET_HEATMAP_P99),
+        ("diagnosis_p99_ms", max(percentiles["diagnosis", length][1] for length in lengths), TARGET_DIAGNOSIS_P99),
+        ("heatmap_p99_ms", max(percentiles["heatmap", length][1] for length in lengths), TARGET_HEATMAP_P99),
         (
             "growth_with_length",
-            max(found[query, longest][0] / found[query, shortest][0] for query in QUERIES),
+            max(percentiles[query, longest][0] / percentiles[query, shortest][0] for query in QUERIES),
             TARGET_GROWTH,
         ),
     ]

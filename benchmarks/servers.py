@@ -1,4 +1,4 @@
-"""Services in processes of their own for the benchmarks, and the CPU time that they and their children take.
+"""Starts services as processes for the benchmarks, and measures the CPU time of a process and its children.
 
 The benchmarks compare CPU seconds: wall-clock time depends on what else a shared machine does.
 """
@@ -24,21 +24,21 @@ CACHE: Final = Path(__file__).resolve().parent / ".cache"
 
 
 def cpu_seconds(process: psutil.Process) -> float:
-    """Return user and system time of a process and everything that it started, also what has ended since."""
+    """Return user and system time of a process and its descendants, those that have ended included."""
     total = 0.0
-    for one in (process, *process.children(recursive=True)):
+    for member in (process, *process.children(recursive=True)):
         try:
-            times = one.cpu_times()
+            times = member.cpu_times()
         except psutil.NoSuchProcess:
             continue
         total += times.user + times.system + times.children_user + times.children_system
     return total
 
 
-def wait_for(is_there: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_for(is_ready: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     """Wait until a condition holds; fail if the process ends first, or after two minutes."""
     deadline = time.monotonic() + START_SECONDS
-    while not is_there():
+    while not is_ready():
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"{process.args!r} did not start")
         time.sleep(0.05)
@@ -46,7 +46,7 @@ def wait_for(is_there: Callable[[], bool], process: subprocess.Popen[str]) -> No
 
 @contextmanager
 def gradmedic(database_url: str, folder: Path, *options: str) -> Iterator[tuple[str, psutil.Process]]:
-    """Run the service; yields its address and process."""
+    """Run the service; yield its address and process."""
     program = str(Path(sys.executable).parent / "gradmedic")
     command = [program, "serve", "--port", "0", "--database-url", database_url, *options]
     with (folder / "serve.log").open("a") as log:
@@ -55,10 +55,10 @@ def gradmedic(database_url: str, folder: Path, *options: str) -> Iterator[tuple[
         )
     try:
         assert process.stdout is not None
-        found = re.search(r"http://\S+", process.stdout.readline())
-        if found is None:
+        match = re.search(r"http://\S+", process.stdout.readline())
+        if match is None:
             raise RuntimeError((folder / "serve.log").read_text())
-        yield found.group(), psutil.Process(process.pid)
+        yield match.group(), psutil.Process(process.pid)
     finally:
         process.terminate()
         process.wait(timeout=START_SECONDS)
@@ -78,9 +78,12 @@ def postgres(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
 
 
 def environment_of(package: str, version: str, *, with_ours: bool = False) -> Path:
-    """Return the interpreter of an environment that holds a release of a peer, made the first time.
+    """Return the interpreter of an environment with a release of another tool. The first call creates it.
 
-    `with_ours`: what it does not have itself, such as torch, comes from the environment of this process.
+    Args:
+        package: name of the tool's package.
+        version: its release.
+        with_ours: whether packages that it lacks, such as torch, come from the environment of this process.
     """
     home = CACHE / f"{package}-{version}"
     python = home / "bin" / "python"

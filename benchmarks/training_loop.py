@@ -1,6 +1,6 @@
-"""A training loop that reports what its own thread costs, for `benchmarks.client`; a process for each variant.
+"""A training loop that measures its own CPU time, for `benchmarks.client`. Each variant has a process of its own.
 
-It reads the number of steps to do from standard input and answers with numbers. So a benchmark can switch between
+It reads the number of steps to run from standard input and answers with measurements. So a benchmark can switch between
 variants after a few steps, and all of them run under the same load. gradmedic can also be switched off for a step, to
 compare within one process. The loop imports torch and the package of its variant only, so that it also runs in the
 environments of the other tools.
@@ -27,7 +27,7 @@ Observer = Callable[[Tensor], None]
 
 
 class Gradmedic:
-    """gradmedic at work, or laid aside: then it does not see how time passes. What it calls is not wrapped."""
+    """gradmedic as an observer that can be paused. The time of a pause does not count for its sampler."""
 
     def __init__(self, options: dict[str, str], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         import gradmedic
@@ -43,7 +43,7 @@ class Gradmedic:
         self._optimizer = optimizer
         self._paused_at = 0.0
         sampler = self.run._sampler
-        sampler._count, sampler._spent_at_start = FIRST_STEPS, START_SECONDS  # its start has a price of its own
+        sampler._count, sampler._spent_at_start = FIRST_STEPS, START_SECONDS  # skips its first steps, which cost more
         self.run.watch(model, optimizer)
         self._hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
 
@@ -58,22 +58,22 @@ class Gradmedic:
 
     @property
     def own_seconds(self) -> float:
-        """What it says itself that its observation took."""
+        """Seconds of observing, as gradmedic measures them itself."""
         return self.run._sampler.spent
 
-    def lay_aside(self) -> None:
-        """Leave the training alone."""
+    def pause(self) -> None:
+        """Stop observing the training."""
         self._paused_at = time.perf_counter()
         self._set_hooks(OrderedDict(), OrderedDict())
 
-    def take_up(self) -> None:
-        """Observe it again."""
+    def resume(self) -> None:
+        """Observe the training again."""
         self._set_hooks(*self._hooks)
         if self.run._sampler._last_at is not None:
             self.run._sampler._last_at += time.perf_counter() - self._paused_at
 
-    def settle(self) -> None:
-        """Forget what the beginning cost: the first verdict comes with a while of sampling at every step."""
+    def end_warm_up(self) -> None:
+        """Reset the sampler after the warm-up, in which the first verdict makes it sample every step for a while."""
         self.run.flush()
         self.run._sampler._alarm_steps_left, self.run._sampler._debt = 0, 0.0
 
@@ -133,7 +133,7 @@ def perceptron() -> nn.Module:
 
 
 def make_job(name: str) -> tuple[nn.Module, torch.optim.Optimizer, Callable[[], Tensor]]:
-    """Return a model, its optimizer, and what computes the loss of the next batch."""
+    """Return a model, its optimizer, and the function that computes the loss of the next batch."""
     generator = torch.Generator().manual_seed(1)
     if name == "gpt":
         model: nn.Module = Transformer()
@@ -154,7 +154,7 @@ def make_job(name: str) -> tuple[nn.Module, torch.optim.Optimizer, Callable[[], 
 
 
 def observe(variant: str, options: dict[str, str], model: nn.Module, optimizer: torch.optim.Optimizer) -> Observer:
-    """Return what a script of this variant calls after each step."""
+    """Return the function that a script of this variant calls after each step."""
     if variant == "nothing":
         return lambda _loss: None
     observers: dict[str, Callable[..., Observer]]
@@ -187,7 +187,7 @@ def _tensorboard(options: dict[str, str], model: nn.Module, _optimizer: torch.op
 
 
 def _naive(options: dict[str, str], model: nn.Module, optimizer: torch.optim.Optimizer) -> Observer:
-    """What a user writes first: the same seven statistics and the loss, one `.item()` each, to a file."""
+    """Return a simple observer: it writes seven statistics and the loss to a file, with one `.item()` for each."""
     file = (Path(options["folder"]) / "naive.jsonl").open("w")
     before: dict[str, Tensor] = {}
 
@@ -224,9 +224,9 @@ def _peak_memory() -> int:
 
 
 def main() -> None:
-    """Train as told: each line of standard input is a number of steps and how.
+    """Train: each line of standard input is a number of steps and, optionally, a mode.
 
-    "settle": warm-up steps; "alone": without the steps in which no variant observes.
+    The mode "settle" runs warm-up steps. The mode "alone" runs no bare steps, in which gradmedic is paused.
     """
     job, variant, *rest = sys.argv[1:]
     options = dict(option.split("=", 1) for option in rest)
@@ -243,7 +243,7 @@ def main() -> None:
 
     for _ in range(5):
         step()
-    if "loads_first" in options:  # then memory is what is allocated, without the code
+    if "loads_first" in options:  # so that the measured memory does not include the code
         import urllib3  # noqa: F401
 
         import gradmedic.torch.watch  # noqa: F401
@@ -263,24 +263,24 @@ def main() -> None:
 
     def bare_step() -> None:
         if ours is not None:
-            ours.lay_aside()
+            ours.pause()
             begun = time.thread_time()
             step()
             bare_cpus.append(time.thread_time() - begun)
-            ours.take_up()
+            ours.resume()
 
     print("ready", flush=True)
     for line in sys.stdin:
-        count, *how = line.split()
+        count, *modes = line.split()
         calls: list[int] = []
         cpus: list[float] = []
         bare_cpus: list[float] = []
         are_sampled: list[bool] = []
         own, everything, here = 0.0 if ours is None else ours.own_seconds, time.process_time(), time.thread_time()
         for i in range(int(count)):
-            both = (observed_step, bare_step) if i % 2 else (bare_step, observed_step)
-            for one in (observed_step,) if "alone" in how else both:
-                one()
+            pair = (observed_step, bare_step) if i % 2 else (bare_step, observed_step)
+            for run_step in (observed_step,) if "alone" in modes else pair:
+                run_step()
         answer = {
             "cpu": cpus,
             "bare": bare_cpus,
@@ -290,8 +290,8 @@ def main() -> None:
             "own": 0.0 if ours is None else ours.own_seconds - own,
             "memory": _peak_memory() - memory,
         }
-        if "settle" in how and ours is not None:
-            ours.settle()
+        if "settle" in modes and ours is not None:
+            ours.end_warm_up()
         print(json.dumps(answer), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Makes the runs of a split: in parallel, deterministically by seed, and again only what is not there yet."""
+"""Makes the recordings of a split, in parallel and deterministically by seed. Existing recordings are kept."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SCRIPT_FIELDS: Final = frozenset(field.name for field in fields(Script))
 
 
 def perform(case: Case) -> tuple[Run, Ledger]:
-    """Run a case. Weights, data and batches follow from its seed name alone."""
+    """Run a case. Weights, data and batches depend on its seed name alone."""
     torch.set_num_threads(1)
     torch.manual_seed(SEED + zlib.crc32(case.seed_name.encode()))
     recipe = Recipe(**{name: value for name, value in case.config.items() if name in RECIPE_FIELDS})
@@ -50,7 +50,7 @@ def _finite_or_none(value: float) -> float | None:
 
 
 def _fix(case: Case, twin: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return what the repaired twin does otherwise; `default` where it says nothing."""
+    """Return the settings that differ in the repaired twin; `default` where the twin does not set one."""
     if twin is None:
         return None
     names = (case.config.keys() | twin["config"].keys()) - {"program"}
@@ -62,7 +62,7 @@ def _fix(case: Case, twin: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def make_case(case: Case, split: str, out: Path, twin: dict[str, Any] | None) -> dict[str, Any]:
-    """Make one recording, or read what was made before; return its manifest entry, with `label` None if dropped."""
+    """Make a recording unless it exists; return its manifest entry, whose `label` is None if the run is dropped."""
     note = out / "entries" / f"{case.id}.json"
     digest = case.digest
     if note.exists():
@@ -128,7 +128,7 @@ def _make_by_name(task: tuple[str, str, str]) -> list[dict[str, Any]]:
 def generate(
     split: str, out: Path, *, jobs: int = 1, only: str = "", report: Callable[[str], object] = str
 ) -> list[dict[str, Any]]:
-    """Make a split in `out` and return its manifest, which is also written there. `only`: families of that prefix."""
+    """Make a split in `out`, and return its manifest, which is also written there unless `only` names some families."""
     (out / "entries").mkdir(parents=True, exist_ok=True)
     tasks = [(family.name, split, str(out)) for family in SPLITS[split] if family.name.startswith(only)]
     entries: list[dict[str, Any]] = []

@@ -1,6 +1,6 @@
-"""The ledger: which tensors a model trains, in forward order, and what is known of each.
+"""The ledger: the tensors that a model trains, in forward order, with the facts about each.
 
-The code that builds a network writes the facts of each layer down as it builds. Nothing is inferred from the live
+The code that builds a network records the facts of each layer. Nothing is inferred from the live
 model, so the facts do not share errors with the SDK, which infers them.
 """
 
@@ -21,7 +21,7 @@ NORMALIZATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn
 
 @dataclass(slots=True, kw_only=True)
 class LayerRecord:
-    """What is known of one tensor; the fields are those of a layer on the wire."""
+    """The facts about one tensor; the fields are those of a layer in the API."""
 
     name: str
     kind: str
@@ -66,7 +66,7 @@ class Ledger:
     def __init__(self) -> None:
         self.entries: list[Entry] = []
         self.group = 0
-        """Optimizer of what is added next."""
+        """Optimizer of the tensors that are added next."""
         self.prefix = ""
         self._seen: set[int] = set()
 
@@ -80,7 +80,7 @@ class Ledger:
         branch: bool | None = False,
         frozen: bool = False,
     ) -> M:
-        """Write down the tensors that `module` itself holds, and return it. A tensor counts once."""
+        """Add the tensors that `module` itself holds, each once, and return the module."""
         kind = type(module).__name__
         is_normalization = isinstance(module, NORMALIZATIONS)
         for parameter_name, parameter in module.named_parameters(recurse=False):
@@ -118,7 +118,7 @@ class Ledger:
         branch: bool | None = False,
         frozen: bool = False,
     ) -> nn.Parameter:
-        """Write down one tensor and return it."""
+        """Add a tensor, unless it was added before, and return it."""
         if id(parameter) in self._seen:
             return parameter
         self._seen.add(id(parameter))
@@ -144,7 +144,7 @@ class Ledger:
         return parameter
 
     def measure_initial_weights(self) -> None:
-        """Fill in what is measured before the first update: scale, and recurrent matrices' spectral norm."""
+        """Measure the scale of each tensor and the spectral norm of recurrent matrices, before the first update."""
         for entry in self.entries:
             weights = entry.parameter.detach().double()
             rms = float(weights.square().mean().sqrt())
@@ -159,7 +159,7 @@ class Ledger:
                 initialize(entry.parameter, rule, gain)
 
     def rescale(self, accept: Callable[[LayerRecord], bool], factor: float) -> None:
-        """Multiply the tensors that `accept` picks."""
+        """Multiply the tensors whose records `accept` selects."""
         with torch.no_grad():
             for entry in self.entries:
                 if accept(entry.record):
@@ -171,9 +171,10 @@ class Ledger:
 
 
 def initialize(weight: Tensor, rule: str, gain: float = 1.0) -> None:
-    """Fill `weight` by a rule, times `gain`: `default` leaves it, the others are named for their authors or values.
+    """Fill `weight` by a rule, times `gain`.
 
-    `xavier`, `he`, `lecun`, `orthogonal`, `eye`, `normal:STD`, `uniform:BOUND`, `const:VALUE`, `zeros`.
+    The rules are `default` (leaves the weight), `xavier`, `he`, `lecun`, `orthogonal`, `eye`, `normal:STD`,
+    `uniform:BOUND`, `const:VALUE` and `zeros`.
     """
     name, _, argument = rule.partition(":")
     fan_in, fan_out = fans(list(weight.shape))

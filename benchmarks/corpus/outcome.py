@@ -24,22 +24,22 @@ BUILD_UP: Final = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of a run, as far as labels need it."""
+    """The results of a run that its label depends on."""
 
     loss: NDArray[np.float32]
     died: bool
     skill: float
     min_skill: float
-    """What this program reaches at least when it learns."""
+    """Smallest skill of this program when it learns."""
 
     @property
     def learns(self) -> bool:
-        """Whether it ends at a sensible skill."""
+        """Whether the run stayed finite and ended with at least the smallest skill."""
         return not self.died and self.skill >= self.min_skill
 
     @property
     def start(self) -> float:
-        """The size of the first loss; of the first twenty, typically, where a loss takes both signs."""
+        """The first loss; for a loss of both signs, the median size of the first twenty."""
         if (self.loss < 0).any():
             return float(np.median(np.abs(self.loss[:20])))
         return float(self.loss[0])
@@ -50,7 +50,7 @@ class Outcome:
         return float(np.median(self.loss[-10:]))
 
     @property
-    def is_on_its_way(self) -> bool:
+    def is_still_falling(self) -> bool:
         """Whether the loss still falls at the end: by more than a twentieth over the last quarter of the run."""
         quarter = max(1, len(self.loss) // 4)
         before = float(np.median(self.loss[-2 * quarter : -quarter]))
@@ -64,7 +64,7 @@ class Outcome:
 
 
 def label_of(outcome: Outcome, intended: str, twin_skill: float | None) -> tuple[str | None, str]:
-    """Return (label, why); None where the outcome is ambiguous. `intended` is the family's own expectation."""
+    """Return the label, None if the outcome is ambiguous, and the reason. `intended` is what the family expects."""
     if outcome.died:
         return "exploding", "the loss or a weight turned non-finite"
     if outcome.end > BLOW_UP * outcome.start:
@@ -77,7 +77,7 @@ def label_of(outcome: Outcome, intended: str, twin_skill: float | None) -> tuple
         return "exploding", "the loss peaked above ten times its start and the run never learned"
     if intended == "other":
         return "other", "it does not learn, and not for its gradients"
-    if outcome.is_on_its_way:
+    if outcome.is_still_falling:
         return None, "its loss was still falling when the run ended"
     if intended == "vanishing" and twin_skill is not None:
         if outcome.skill <= VANISHING_SHARE * twin_skill:

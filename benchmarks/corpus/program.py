@@ -10,16 +10,16 @@ from torch import Tensor
 
 @dataclass(slots=True, kw_only=True)
 class Program:
-    """What a builder hands to the training loop, besides what it wrote into the ledger."""
+    """The parts of a program that the training loop needs, besides the tensors in the ledger."""
 
     loss: Callable[[int], Tensor]
-    """The loss of a step, on a batch that it draws itself."""
+    """Returns the loss of a step, on a batch that it draws itself."""
     skill: Callable[[], float]
-    """On clean evaluation data: 0 for the constant predictor, 1 for a perfect one."""
+    """Returns the skill on clean evaluation data: 0 for the constant predictor, 1 for a perfect one."""
     inputs: Tensor | None = None
-    """A first batch; None where the input is not of floating point."""
+    """A first batch; None if the inputs are not floating-point numbers."""
     targets: Tensor | None = None
     turn: Callable[[int], int | None] = lambda step: None  # noqa: ARG005
-    """Which optimizer steps; None: all of them at once."""
+    """Returns the optimizer that updates in a step; None if all of them do."""
     after_step: Callable[[int], None] = lambda step: None  # noqa: ARG005
-    """What the script does after an update: copy a target network, clamp weights."""
+    """Is called after an update, for example to copy a target network or to clamp weights."""

@@ -21,7 +21,7 @@ def norm(tensor: Tensor) -> float:
 
 
 class Recorder:
-    """Takes the statistics of each step; NaN throughout where a tensor was absent."""
+    """Takes the statistics of each step. All statistics of an absent tensor are NaN."""
 
     def __init__(self, entries: list[Entry]) -> None:
         self._entries = entries
@@ -29,9 +29,9 @@ class Recorder:
         self._before: list[Tensor | None] = []
 
     def before_update(self, group: int | None) -> bool:
-        """Take gradients and weights as they are now, and say whether all gradients are finite.
+        """Take the statistics of gradients and weights; return whether all gradients are finite.
 
-        `group` is the optimizer whose turn it is (None: all of them).
+        `group` is the optimizer that updates in this step, None for all of them.
         """
         row = np.full((len(self._entries), len(STATISTICS)), np.nan)
         self._before = []
@@ -58,7 +58,7 @@ class Recorder:
         return all_finite
 
     def after_update(self) -> bool:
-        """Take the update, and say whether all weights are finite."""
+        """Take the statistics of the update; return whether all weights are finite."""
         row = self._rows[-1]
         all_finite = True
         for index, (entry, before) in enumerate(zip(self._entries, self._before, strict=True)):
@@ -69,10 +69,10 @@ class Recorder:
         return all_finite
 
     def forget_last(self) -> None:
-        """Make every tensor absent in the step just taken."""
+        """Make every tensor absent in the last step."""
         self._rows[-1][:] = np.nan
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
-        """Return `[step, layer]` by statistic."""
+        """Return the statistics by name, each as `[step, layer]`."""
         stacked = to_float32(np.stack(self._rows))
         return {name: np.ascontiguousarray(stacked[:, :, i]) for i, name in enumerate(STATISTICS)}

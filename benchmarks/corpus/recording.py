@@ -31,7 +31,7 @@ SERIES: Final = ("loss", "learning_rate", "clip_coefficient", "loss_scale")
 def load(path: Path, *, bare: bool = False) -> tuple[tuple[Layer, ...], Training, Block]:
     """Read a recording as layers, training facts and one block of all its steps.
 
-    Without facts in the file, or `bare`, a layer is known by its name, size, and, where it is a vector, its shape.
+    If the file has no facts, or with `bare`, a layer has only its name, its size and, if it is a vector, its shape.
     """
     arrays = read_arrays(path)
     training = Training()

@@ -14,7 +14,7 @@ from benchmarks.corpus.training import Run
 
 
 def save(path: Path, run: Run, entries: list[Entry]) -> None:
-    """Write a recording: the keys of the shared corpus, `facts` as JSON, and the other series that the run has."""
+    """Write a recording: the arrays of the shared corpus, `facts` as JSON, and further series of the run."""
     records = [entry.record for entry in entries]
     arrays: dict[str, NDArray[Any]] = {
         "loss": run.loss,

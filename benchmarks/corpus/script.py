@@ -1,4 +1,4 @@
-"""What a script does to any program: it counts the loss in other units, freezes layers, rounds weights, adds noise."""
+"""Changes that a script makes to any program: another unit of the loss, frozen layers, rounded weights, noise."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from benchmarks.corpus.program import Program
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Script:
-    """The lines around a model that are not its recipe."""
+    """The changes of a script to its program, besides the recipe."""
 
     loss_factor: float = 1.0
     """Factor of the loss's unit; -1 simulates a forgotten sign."""
     loss_offset: float = 0.0
     freeze_first: int = 0
-    """So many tensors, from the input on, do not learn."""
+    """Number of tensors, from the input on, that do not learn."""
     freeze_by: str = "flag"
     """`flag` (no gradient), `hook` (its gradient is set to zero) or `group` (an optimizer of its own, the second)."""
     weight_grid: float = 0.0
-    """After each update weights are rounded, at random up or down, to multiples of this."""
+    """Weights are rounded to multiples of this after each update, up or down at random."""
     gradient_noise: float = 0.0
-    """Noise of this size is added to every gradient (private or distributed training)."""
+    """Standard deviation of the noise that is added to every gradient (private or distributed training)."""
 
     def apply(self, program: Program, ledger: Ledger) -> Program:
         """Change a program that has just been built."""
@@ -34,10 +34,10 @@ class Script:
             own_loss = program.loss
             program.loss = lambda step: own_loss(step) * self.loss_factor + self.loss_offset
         if self.weight_grid:
-            own_ending, parameters = program.after_step, ledger.parameters()
+            own_after_step, parameters = program.after_step, ledger.parameters()
 
             def round_weights(step: int) -> None:
-                own_ending(step)
+                own_after_step(step)
                 with torch.no_grad():
                     for parameter in parameters:
                         steps = parameter / self.weight_grid

@@ -1,6 +1,6 @@
-"""The training loop: runs a program by a recipe, records it, and reports what became of it.
+"""The training loop: runs a program by a recipe, and returns its record and its outcome.
 
-The loop does what training scripts do: schedules, clipping, accumulation, loss scaling. It stops 20 steps after a run
+The loop has schedules, clipping, accumulation and loss scaling, as training scripts do. It stops 20 steps after a run
 has become non-finite.
 """
 
@@ -23,12 +23,12 @@ from gradmedic.protocol.numbers import CLIP_EPSILON, to_float32
 STEPS_AFTER_NONFINITE: Final = 20
 HALF_LARGEST: Final = 65504.0
 HALF_SMALLEST: Final = 2.0**-25
-"""Half of the smallest subnormal half-precision number: what is smaller rounds to zero."""
+"""Half of the smallest subnormal half-precision number. Smaller numbers round to zero."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How a program is trained."""
+    """The settings of a training."""
 
     steps: int = 400
     batch: int = 64
@@ -40,20 +40,20 @@ class Recipe:
     """`const`, `warmup:N`, `cosine`, `cosine-restarts:PERIOD`, `step:AT:FACTOR`, `onecycle`, `ramp:FACTOR` (geometric,
     over the run), `late:AT:FACTOR:OVER` (constant, then geometric over OVER steps), `zero:AT`,
     `burst:AT:FOR:FACTOR`, `triangle:PERIOD:FACTOR`, `doubling:EVERY`, `rising-restarts:PERIOD:FACTOR` (each cosine
-    cycle begins that much higher)."""
+    cycle starts at FACTOR times the rate of the one before)."""
     clip_norm: float | None = None
     clip_value: float | None = None
     accumulate: int = 1
     average: bool = True
     """Whether accumulated gradients are averaged, not summed; the loss that is reported is the average."""
     group_rates: tuple[float, ...] = ()
-    """What multiplies the learning rate of each optimizer; 1 where it says nothing."""
+    """Factor of the learning rate of each optimizer; 1 for optimizers beyond its end."""
     loss_scale: float | None = None
-    """Half-precision gradients are simulated under this scale."""
+    """Loss scale under which half-precision gradients are simulated; None for full precision."""
     dynamic_scale: bool = False
     scale_growth_interval: int = 100
     record_skipped: bool = True
-    """Whether statistics are taken of a step that the scaler skips."""
+    """Whether steps that the scaler skips have statistics."""
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float | None = None
@@ -61,7 +61,7 @@ class Recipe:
 
 @dataclass(slots=True, kw_only=True)
 class Run:
-    """A training run that took place."""
+    """The record and the outcome of a training run."""
 
     loss: NDArray[np.float32]
     learning_rate: NDArray[np.float32]
@@ -71,12 +71,12 @@ class Run:
     loss_scale: NDArray[np.float32] | None
     skill: float
     died: bool
-    """The loss or a weight turned non-finite."""
+    """Whether the loss or a weight became non-finite."""
     training: dict[str, object] = field(default_factory=dict)
 
     @property
     def first_nonfinite(self) -> int | None:
-        """First step with a non-finite loss, gradient or weight, steps left out that a loss scaler skipped."""
+        """First step with a non-finite loss, gradient or weight; steps that a loss scaler skipped do not count."""
         bad = ~np.isfinite(self.loss)
         present = ~np.isnan(self.statistics["nonfinite_count"])
         for name in ("grad_norm", "nonfinite_count", "weight_norm", "update_norm"):
@@ -88,7 +88,7 @@ class Run:
 
 
 def schedule_factor(schedule: str, step: int, steps: int) -> float:
-    """Return what multiplies the learning rate at `step`.
+    """Return the factor of the learning rate at `step`.
 
     >>> schedule_factor("warmup:10", 4, 100)
     0.5
@@ -136,7 +136,7 @@ def schedule_factor(schedule: str, step: int, steps: int) -> float:
 
 
 class Lion(torch.optim.Optimizer):
-    """Steps of equal size in every weight, along the sign of a running mean (Chen et al. 2023)."""
+    """The Lion optimizer: steps of equal size in every weight, along the sign of a running mean (Chen et al. 2023)."""
 
     def __init__(self, parameters: list[torch.nn.Parameter], *, lr: float, momentum: float, weight_decay: float):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -190,7 +190,7 @@ def make_optimizer(recipe: Recipe, parameters: list[torch.nn.Parameter]) -> torc
 
 
 def round_to_half(gradients: list[Tensor], scale: float) -> None:
-    """Scale gradients as a loss scale would have, and let them over- and underflow as half precision does."""
+    """Multiply gradients by a loss scale, and round those that overflow or underflow in half precision, in place."""
     for gradient in gradients:
         gradient.mul_(scale)
         gradient.masked_fill_(gradient.abs() > HALF_LARGEST, math.inf)
@@ -198,7 +198,7 @@ def round_to_half(gradients: list[Tensor], scale: float) -> None:
 
 
 def clip(gradients: list[Tensor], recipe: Recipe) -> float:
-    """Clip as the recipe says and return what the gradients were multiplied by (by value: of the whole norm)."""
+    """Clip gradients in place as the recipe sets; return the factor by which the norm of the whole gradient changed."""
     if not gradients:
         return 1.0
     before = torch.stack([gradient.norm() for gradient in gradients]).norm()
@@ -215,7 +215,7 @@ def clip(gradients: list[Tensor], recipe: Recipe) -> float:
 
 
 def describe(recipe: Recipe, program: Program) -> dict[str, object]:
-    """Return the training facts, with the fields of `training` on the wire."""
+    """Return the training facts, with the fields of `training` in the API."""
 
     def rms(tensor: Tensor | None) -> float | None:
         if tensor is None or not tensor.is_floating_point():
@@ -257,7 +257,7 @@ def describe(recipe: Recipe, program: Program) -> dict[str, object]:
 
 
 def train(program: Program, ledger: Ledger, recipe: Recipe) -> Run:
-    """Run the program to its end, or to 20 steps after it turned non-finite."""
+    """Run the program to its end, or until 20 steps after it became non-finite."""
     ledger.measure_initial_weights()
     recorder = Recorder(ledger.entries)
     groups = sorted({entry.group for entry in ledger.entries if entry.group >= 0})
@@ -336,7 +336,7 @@ def train(program: Program, ledger: Ledger, recipe: Recipe) -> Run:
 def _step_lbfgs(
     program: Program, optimizer: torch.optim.Optimizer, recorder: Recorder, step: int
 ) -> tuple[float, bool]:
-    """Let the optimizer evaluate as often as it likes; record the first gradient and the whole update."""
+    """Update by LBFGS, which evaluates the loss several times; record the first gradient and the whole update."""
     first: list[float] = []
 
     def closure() -> float:

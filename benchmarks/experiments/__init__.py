@@ -1,8 +1,11 @@
 """Controlled experiments on the failing configurations of `benchmarks.reruns`, with tables and pictures.
 
-`repairs`: which remedy repairs which failure in which architecture. `clipping`: how the threshold of gradient clipping
-trades stability against signal. `evidence`: what repairs what cause in every other configuration, which corrects the
-weights of the advice. All keep their trials where `make bench-reruns` does, and go on where they stopped.
+- `repairs`: which remedy repairs which failure in which architecture.
+- `clipping`: how the threshold of gradient clipping affects stability and skill.
+- `evidence`: which remedy repairs which cause in every other configuration. The counts correct the chances of the
+  advice.
+
+All keep the results of their trials with those of `make bench-reruns`, and continue after an interruption.
 
     python -m benchmarks.experiments repairs|clipping [--pictures docs/images]
     python -m benchmarks.experiments evidence

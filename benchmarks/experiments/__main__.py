@@ -7,29 +7,29 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.experiments.clipping import FAMILIES, sweep
-from benchmarks.experiments.evidence import gather, published_beliefs
+from benchmarks.experiments.evidence import gather, published_chances_only
 from benchmarks.experiments.repairs import tabulate, try_all
 from benchmarks.reruns.configurations import CONFIGURATIONS, Configuration
 from benchmarks.reruns.trials import Laboratory, is_failing, laboratory
 
 
 def main() -> None:
-    """Run one."""
+    """Run the experiment of the arguments."""
     parser = argparse.ArgumentParser(prog="benchmarks.experiments")
     parser.add_argument("experiment", choices=("evidence", "repairs", "clipping"))
-    parser.add_argument("--jobs", type=int, default=2, help="trials at a time")
+    parser.add_argument("--jobs", type=int, default=2, help="number of trials at a time")
     parser.add_argument("--pictures", type=Path, help="folder to draw the table into")
     arguments = parser.parse_args()
     if arguments.experiment == "evidence":
-        with published_beliefs(), laboratory() as made, ThreadPoolExecutor(arguments.jobs) as pool:
+        with published_chances_only(), laboratory() as made, ThreadPoolExecutor(arguments.jobs) as pool:
             gather(made, pool)
         return
     with laboratory() as made, ThreadPoolExecutor(arguments.jobs) as pool:
         failing = [
-            one
-            for one, fails in zip(
+            configuration
+            for configuration, fails in zip(
                 CONFIGURATIONS.values(),
-                pool.map(lambda one: is_failing(made, one), CONFIGURATIONS.values()),
+                pool.map(lambda configuration: is_failing(made, configuration), CONFIGURATIONS.values()),
                 strict=True,
             )
             if fails
@@ -43,7 +43,7 @@ def main() -> None:
 def _repairs(
     laboratory: Laboratory, pool: ThreadPoolExecutor, failing: list[Configuration], pictures: Path | None
 ) -> None:
-    found = list(zip(failing, pool.map(lambda one: try_all(laboratory, one), failing), strict=True))
+    found = list(zip(failing, pool.map(lambda configuration: try_all(laboratory, configuration), failing), strict=True))
     table = tabulate(found)
     families = list(table)
     print("| remedy | " + " | ".join(families) + " |")
@@ -59,7 +59,7 @@ def _repairs(
 def _clipping(
     laboratory: Laboratory, pool: ThreadPoolExecutor, failing: list[Configuration], pictures: Path | None
 ) -> None:
-    groups = [[one for one in failing if one.family == family] for family in FAMILIES]
+    groups = [[configuration for configuration in failing if configuration.family == family] for family in FAMILIES]
     curves = dict(zip(FAMILIES, pool.map(lambda group: sweep(laboratory, group), groups), strict=True))
     print("| max_norm | " + " | ".join(f"{family}: stable, skill" for family in curves) + " |")
     print("| --- |" + " --- |" * len(curves))

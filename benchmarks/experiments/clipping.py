@@ -1,4 +1,4 @@
-"""How the threshold of clipping by the norm trades stability against signal.
+"""How the threshold of clipping by the norm affects stability and skill.
 
 Low thresholds keep every run finite and let it learn slowly; high ones let it explode. Three seeds of each failing
 configuration of three families.
@@ -25,9 +25,9 @@ class Point:
 
     threshold: float
     stable: float
-    """Share that ends with a finite loss and is not exploding."""
+    """Share of the runs that are not exploding and have a skill above 0."""
     skill: float
-    """Median over all, 0 at least: how far the loss is below the best constant answer's."""
+    """Median skill: how far the loss is below that of the best constant answer; negative skills count as 0."""
 
 
 def sweep(laboratory: Laboratory, configurations: list[Configuration]) -> list[Point]:
@@ -35,8 +35,12 @@ def sweep(laboratory: Laboratory, configurations: list[Configuration]) -> list[P
     points = []
     for threshold in THRESHOLDS:
         clipped = (Remedy(id="clip_grad_norm", parameters={"max_norm": threshold}),)
-        results = [(one, laboratory.trial(one, clipped, seed)) for one in configurations for seed in SEEDS]
-        skills = [max(0.0, skill(result, one.faulty.task)) for one, result in results]
+        results = [
+            (configuration, laboratory.trial(configuration, clipped, seed))
+            for configuration in configurations
+            for seed in SEEDS
+        ]
+        skills = [max(0.0, skill(result, configuration.faulty.task)) for configuration, result in results]
         stable = [
             result.verdict != "exploding" and value > 0.0 for (_, result), value in zip(results, skills, strict=True)
         ]

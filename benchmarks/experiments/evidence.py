@@ -1,9 +1,9 @@
-"""What repairs what: the counts that correct the published weights of the advice.
+"""Counts how often remedies repair causes; the counts correct the published chances of the advice.
 
-Every other configuration is what the counts come from; `make bench-reruns` reports on the rest apart. Each that fails
-is tried with the remedies that the advice names for it by the published weights alone, and with those of `repairs` that
-need no number. A trial counts for the most probable cause. Where two remedies repair together what neither does alone,
-both count as having repaired: two things were wrong.
+The counts come from every other configuration; `make bench-reruns` reports on the others separately. Each failing
+configuration is tried with the remedies that the advice names for it by the published chances alone, and with those of
+`repairs` that need no numbers of the run. A trial counts for the most probable cause. If two remedies together repair a
+run that neither repairs alone, both count as repairs, because the run had two faults.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ CHOICES: Final = {
     for remedy in TRIED
     if (kind := " ".join([remedy.id, *map(str, remedy.parameters.values())])) in KINDS.values()
 }
-"""Kinds with one row in the catalogue that does not depend on the run."""
+"""Remedies of `repairs` that are also a row of the catalogue, by the name of the row."""
 
-Shown = tuple[str, str, bool]
-"""A kind of remedy, the cause, and whether it repaired."""
+Observation = tuple[str, str, bool]
+"""Name of a catalogue row, the cause, and whether the remedy repaired it."""
 
 
 @contextmanager
-def published_beliefs() -> Iterator[None]:
-    """Let services that are started meanwhile advise by the published weights alone."""
+def published_chances_only() -> Iterator[None]:
+    """Make services that start within the block advise by the published chances alone."""
     before = PATH.read_bytes()
     PATH.write_bytes(b"{}\n")
     try:
@@ -48,11 +48,11 @@ def published_beliefs() -> Iterator[None]:
 
 
 def gather(laboratory: Laboratory, pool: Executor) -> None:
-    """Try the remedies, and write down what they have shown."""
-    chosen = [one for name, one in CONFIGURATIONS.items() if name in FITTED]
+    """Try the remedies, and write the counts to the file of the advice."""
+    chosen = [configuration for name, configuration in CONFIGURATIONS.items() if name in FITTED]
     counts: defaultdict[str, defaultdict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
-    for shown in pool.map(lambda one: _try(laboratory, one), chosen):
-        for kind, cause, is_repaired in shown:
+    for observations in pool.map(lambda configuration: _try(laboratory, configuration), chosen):
+        for kind, cause, is_repaired in observations:
             counts[kind][cause][0] += is_repaired
             counts[kind][cause][1] += 1
     ordered = {kind: dict(sorted(causes.items())) for kind, causes in sorted(counts.items())}
@@ -61,7 +61,7 @@ def gather(laboratory: Laboratory, pool: Executor) -> None:
         print(f"{kind:36}" + ", ".join(f"{cause} {hits}/{of}" for cause, (hits, of) in causes.items()))
 
 
-def _try(laboratory: Laboratory, configuration: Configuration) -> list[Shown]:
+def _try(laboratory: Laboratory, configuration: Configuration) -> list[Observation]:
     suspect = laboratory.trial(configuration, (), SEED)
     if not is_failing(laboratory, configuration, SEED) or not suspect.causes:
         return []
@@ -76,11 +76,11 @@ def _try(laboratory: Laboratory, configuration: Configuration) -> list[Shown]:
             if trial.status != "not_applicable":
                 repaired[kind] = experiment.is_better(trial, control)
     alone = dict(repaired)
-    first = {remedy.id: (kind, remedy) for kind, remedy in reversed(tried.items()) if kind in suspect.kinds}
-    for one, other in COMBINATIONS:
-        if one not in first or other not in first:
+    first_by_id = {remedy.id: (kind, remedy) for kind, remedy in reversed(tried.items()) if kind in suspect.kinds}
+    for first_id, second_id in COMBINATIONS:
+        if first_id not in first_by_id or second_id not in first_by_id:
             continue
-        (kind, remedy), (other_kind, other_remedy) = first[one], first[other]
+        (kind, remedy), (other_kind, other_remedy) = first_by_id[first_id], first_by_id[second_id]
         if alone.get(kind, True) or alone.get(other_kind, True):
             continue  # it does not apply, or repairs alone
         trial = laboratory.trial(configuration, (remedy, other_remedy), SEED).as_trial(1, SEED)

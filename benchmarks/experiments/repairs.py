@@ -50,7 +50,7 @@ TRIED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One remedy in one family."""
+    """Counts of one remedy in one family."""
 
     repaired: int
     applicable: int
@@ -60,26 +60,28 @@ class Cell:
 
 
 def try_all(laboratory: Laboratory, configuration: Configuration) -> dict[str, int]:
-    """Return, by remedy, 1 where it repairs, 0 where not, and NOT_APPLICABLE."""
+    """Return by remedy 1 if it repairs the configuration, 0 if not, or NOT_APPLICABLE."""
     control = laboratory.trial(configuration, (), SEED).as_trial(experiment.CONTROL, SEED)
-    found = {}
+    results = {}
     for remedy in TRIED:
         trial = laboratory.trial(configuration, (remedy,), SEED).as_trial(1, SEED)
         is_refused = trial.status == "not_applicable"
-        found[describe_remedies([remedy])] = NOT_APPLICABLE if is_refused else int(experiment.is_better(trial, control))
-    return found
+        results[describe_remedies([remedy])] = (
+            NOT_APPLICABLE if is_refused else int(experiment.is_better(trial, control))
+        )
+    return results
 
 
 def tabulate(found: list[tuple[Configuration, dict[str, int]]]) -> dict[str, dict[str, Cell]]:
-    """Count by family and remedy."""
+    """Count the repaired and the applicable configurations by family and remedy."""
     by_family: defaultdict[str, list[dict[str, int]]] = defaultdict(list)
-    for configuration, one in found:
-        by_family[configuration.family].append(one)
+    for configuration, results in found:
+        by_family[configuration.family].append(results)
     return {
         family: {
             name: Cell(
-                sum(one[name] == 1 for one in by_family[family]),
-                sum(one[name] != NOT_APPLICABLE for one in by_family[family]),
+                sum(results[name] == 1 for results in by_family[family]),
+                sum(results[name] != NOT_APPLICABLE for results in by_family[family]),
             )
             for name in (describe_remedies([remedy]) for remedy in TRIED)
         }

@@ -1,4 +1,4 @@
-"""Measures the strategies on every failing configuration, and prints what came of it; see the package."""
+"""Measures the strategies on every failing configuration, and prints the results; see the package."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Z: Final = 1.96
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What came of a failing configuration."""
+    """The results of every strategy on a failing configuration."""
 
     configuration: Configuration
     races: dict[str, Race]
     in_turn: dict[str, int | None]
     skills: dict[str, float]
-    """Of the control, the best verified remedy (NaN where there is none) and the twin, on the first seed."""
+    """Skills of the control, the best verified remedy (NaN if there is none) and the twin, on the first seed."""
     slowest: float
     """CPU seconds of its longest trial."""
 
@@ -81,7 +81,7 @@ def measure(laboratory: Laboratory, configuration: Configuration) -> Measured | 
 
 
 def not_reproduced(laboratory: Laboratory, configuration: Configuration) -> str | None:
-    """Rerun a twin that learns as if it were suspect; return how that ended, None if it does not learn."""
+    """Rerun a twin as if it were suspect; return the status of the rerun, None if the twin does not learn."""
     twin = laboratory.trial(configuration, (), SEEDS[0], is_twin=True)
     if skill(twin, configuration.twin.task) < LEAST_SKILL:
         return None
@@ -92,28 +92,28 @@ def not_reproduced(laboratory: Laboratory, configuration: Configuration) -> str 
 
 
 def table(measured: Sequence[Measured]) -> None:
-    """Print a row for every family, and for all."""
-    columns = ("verified", "silent", "trials to the first")
+    """Print a row for each family, and one for all families."""
+    columns = ("verified", "repaired by AUTOTRAINER's criterion", "trials to the first verified")
     print(f"of {', '.join(STRATEGIES)}: {'; '.join(columns)}; skill of the control, repaired, and of the twin")
     for family in (*FAMILIES, ""):
-        mine = [one for one in measured if family in ("", one.configuration.family)]
-        if not mine:
+        members = [result for result in measured if family in ("", result.configuration.family)]
+        if not members:
             continue
-        verified = [f"{sum(bool(one.races[name].verified) for one in mine):>4}" for name in STRATEGIES]
-        silent = [f"{sum(one.races[name].silent for one in mine):>4}" for name in STRATEGIES]
-        turns = [f"{_median_turns(mine, name):>5g}" for name in STRATEGIES]
-        skills = [f"{_finite_median([one.skills[name] for one in mine]):>6.2f}" for name in mine[0].skills]
+        verified = [f"{sum(bool(result.races[name].verified) for result in members):>4}" for name in STRATEGIES]
+        repaired = [f"{sum(result.races[name].is_repaired for result in members):>4}" for name in STRATEGIES]
+        turns = [f"{_median_turns(members, name):>5g}" for name in STRATEGIES]
+        skills = [f"{_finite_median([result.skills[name] for result in members]):>6.2f}" for name in members[0].skills]
         print(
-            f"{family or 'all':26}{len(mine):>4} | {' '.join(verified)} | {' '.join(silent)} | {' '.join(turns)} | "
-            f"{' '.join(skills)}"
+            f"{family or 'all':26}{len(members):>4} | {' '.join(verified)} | {' '.join(repaired)} | "
+            f"{' '.join(turns)} | {' '.join(skills)}"
         )
 
 
 def _median_turns(measured: Sequence[Measured], name: str) -> float:
-    """Return the median of trials to the first verified remedy; one that was never found counts as infinite."""
+    """Return the median number of trials to the first verified remedy; infinity if no remedy was verified."""
     if not measured:
         return math.nan
-    return median(math.inf if turns is None else turns for turns in (one.in_turn[name] for one in measured))
+    return median(math.inf if turns is None else turns for turns in (result.in_turn[name] for result in measured))
 
 
 def _finite_median(values: Sequence[float]) -> float:
@@ -125,39 +125,40 @@ def report(measured: Sequence[Measured], healthy: Sequence[str]) -> bool:
     """Print the tables and the targets; return whether all are met."""
     table(measured)
     count = len(measured)
-    shares = {name: sum(bool(one.races[name].verified) for one in measured) for name in STRATEGIES}
+    shares = {name: sum(bool(result.races[name].verified) for result in measured) for name in STRATEGIES}
     print()
     for name, hits in shares.items():
         low, high = wilson(hits, count)
-        weak = sum(one.races[name].silent for one in measured)
+        repaired = sum(result.races[name].is_repaired for result in measured)
         print(
             f"{name}: {hits} of {count} verified, {hits / max(1, count):.1%} (95 % interval {low:.1%} to {high:.1%}); "
-            f"by AUTOTRAINER's criterion {weak / max(1, count):.1%}"
+            f"by AUTOTRAINER's criterion {repaired / max(1, count):.1%}"
         )
     for label, is_fitted in (("corrected the advice", True), ("did not", False)):
-        part = [one for one in measured if (one.configuration.name in FITTED) == is_fitted]
+        part = [result for result in measured if (result.configuration.name in FITTED) == is_fitted]
         if not part:
             continue
-        hits = sum(bool(one.races[OURS].verified) for one in part)
+        hits = sum(bool(result.races[OURS].verified) for result in part)
         turns = ", ".join(f"{name} {_median_turns(part, name):g}" for name in STRATEGIES)
         print(f"of {len(part)} whose trials {label}: {hits} verified; median trials to the first: {turns}")
-    for one in measured:
-        if not one.races[OURS].verified:
-            print(f"not repaired: {one.configuration.name}: {one.races[OURS].conclusion.reason}")
-    families = len({one.configuration.family for one in measured})
+    for result in measured:
+        if not result.races[OURS].verified:
+            print(f"not repaired: {result.configuration.name}: {result.races[OURS].conclusion.reason}")
+    families = len({result.configuration.family for result in measured})
     print(
-        f"{count} configurations of {families} families; longest trial {max(m.slowest for m in measured):.1f} CPU s\n"
+        f"{count} configurations of {families} families; "
+        f"longest trial {max(result.slowest for result in measured):.1f} CPU s\n"
     )
     ours, theirs = _median_turns(measured, OURS), _median_turns(measured, RANDOM)
-    silent = sum(status == "not_reproduced" for status in healthy)
+    not_reproduced_count = sum(status == "not_reproduced" for status in healthy)
     share = shares[OURS] / max(1, count)
     verdicts = (
         (f"verified: {share:.1%} of {count}", f">= {TARGET_VERIFIED:.0%} of at least 60", share >= TARGET_VERIFIED
          and count >= 60),
         (f"trials to the first verified: {ours:g} against {theirs:g}", "at most half of random search's",
          ours <= TARGET_TRIALS * theirs and shares[OURS] >= shares[RANDOM]),
-        (f"healthy that end not_reproduced: {silent} of {len(healthy)}", f"all of at least {TARGET_HEALTHY}",
-         silent == len(healthy) >= TARGET_HEALTHY),
+        (f"healthy that end not_reproduced: {not_reproduced_count} of {len(healthy)}",
+         f"all of at least {TARGET_HEALTHY}", not_reproduced_count == len(healthy) >= TARGET_HEALTHY),
     )  # fmt: skip
     for value, target, is_met in verdicts:
         print(f"{value} (target {target}) {'PASS' if is_met else 'FAIL'}")
@@ -165,22 +166,26 @@ def report(measured: Sequence[Measured], healthy: Sequence[str]) -> bool:
     print(
         f"reruns: {share:.1%} verified (target >= {TARGET_VERIFIED:.0%}), "
         f"{ours:g} trials (<= {TARGET_TRIALS * theirs:g}), "
-        f"{silent} of {len(healthy)} healthy not reproduced (all) {'PASS' if is_met else 'FAIL'}"
+        f"{not_reproduced_count} of {len(healthy)} healthy not reproduced (all) {'PASS' if is_met else 'FAIL'}"
     )
     return is_met
 
 
 def main() -> None:
-    """Measure."""
+    """Measure, and print the results."""
     parser = argparse.ArgumentParser(prog="benchmarks.reruns")
-    parser.add_argument("--part", default="1/1", help="K/N: only every Nth configuration; what is done is kept")
+    parser.add_argument(
+        "--part", default="1/1", help="K/N: measure the Kth of N parts of the configurations; finished trials are kept"
+    )
     parser.add_argument("--drawn", type=int, metavar="SEED", help="draw other configurations of the same families")
-    parser.add_argument("--family", default="", help="only families whose name starts so")
-    parser.add_argument("--jobs", type=int, default=2, help="trials at a time")
+    parser.add_argument("--family", default="", help="measure only families whose names begin with this text")
+    parser.add_argument("--jobs", type=int, default=2, help="number of trials at a time")
     arguments = parser.parse_args()
     part, _, of = arguments.part.partition("/")
-    known = CONFIGURATIONS if arguments.drawn is None else drawn(arguments.drawn)
-    chosen = [one for one in known.values() if one.family.startswith(arguments.family)]
+    configurations = CONFIGURATIONS if arguments.drawn is None else drawn(arguments.drawn)
+    chosen = [
+        configuration for configuration in configurations.values() if configuration.family.startswith(arguments.family)
+    ]
     chosen = chosen[int(part) - 1 :: int(of)]
     with laboratory() as made, ThreadPoolExecutor(arguments.jobs) as pool:
 
@@ -192,15 +197,15 @@ def main() -> None:
 
         results = list(pool.map(work, chosen))
     print()
-    measured = [one for one, _ in results if one is not None]
+    measured = [result for result, _ in results if result is not None]
     is_met = report(measured, [status for _, status in results if status is not None])
     sys.exit(0 if is_met else 1)
 
 
 def _line(measured: Measured) -> str:
     return ", ".join(
-        f"{name} {len(one.verified)} of {len(one.conclusion.outcomes)} ({measured.in_turn[name] or 'never'})"
-        for name, one in measured.races.items()
+        f"{name} {len(race.verified)} of {len(race.conclusion.outcomes)} ({measured.in_turn[name] or 'never'})"
+        for name, race in measured.races.items()
     )
 
 

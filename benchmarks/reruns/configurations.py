@@ -13,15 +13,15 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, Final
 
-OF_A_FAMILY: Final = 5
-"""Members of a family, spread over all that it describes."""
+MEMBERS_PER_FAMILY: Final = 5
+"""Number of configurations of a family, spread evenly over its settings."""
 DRAWN: Final = "-of-"
-"""Before the seed in the name of a configuration that was drawn."""
+"""Text before the seed in the name of a drawn configuration."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """All that a training run is."""
+    """All settings of a training run."""
 
     network: str
     task: str
@@ -239,27 +239,30 @@ def _configuration(name: str, family: str, setting: Setting, changes: Mapping[st
 def _configurations() -> Iterator[Configuration]:
     for family, settings in FAMILIES.items():
         members = list(settings())
-        for index in sorted({round(place * (len(members) - 1) / (OF_A_FAMILY - 1)) for place in range(OF_A_FAMILY)}):
+        for index in sorted(
+            {round(place * (len(members) - 1) / (MEMBERS_PER_FAMILY - 1)) for place in range(MEMBERS_PER_FAMILY)}
+        ):
             yield _configuration(f"{family}-{index}", family, *members[index])
 
 
-CONFIGURATIONS: Final = {one.name: one for one in _configurations()}
-"""By name."""
+CONFIGURATIONS: Final = {configuration.name: configuration for configuration in _configurations()}
+"""The listed configurations, by name."""
 FITTED: Final = frozenset(list(CONFIGURATIONS)[::2])
-"""Every other: their trials correct the weights of the advice (`benchmarks.experiments.evidence`); the rest tests."""
+"""Names of every other configuration. Their trials correct the chances of the advice (`experiments.evidence`); the
+others test the advice."""
 
 
 def drawn(seed: int) -> dict[str, Configuration]:
     """Draw new members of every family, each with another size, data order and fault.
 
-    Widths, depths, batches, learning rates and the numbers of the fault differ from what the families list, by up to
-    some half. The same seed draws the same.
+    Widths, depths, batches, learning rates and the numbers of the fault differ from those of the families, by up to
+    about a half. The same seed draws the same configurations.
     """
     configurations = {}
     for family, settings in FAMILIES.items():
         members = list(settings())
         draw = random.Random(f"{seed} {family}")
-        for place, index in enumerate(sorted(draw.choices(range(len(members)), k=OF_A_FAMILY))):
+        for place, index in enumerate(sorted(draw.choices(range(len(members)), k=MEMBERS_PER_FAMILY))):
             setting, changes = members[index]
             name = f"{family}-{place}{DRAWN}{seed}"
             configurations[name] = _configuration(name, family, _varied(setting, draw), changes)
@@ -297,7 +300,7 @@ def by_name(name: str) -> Configuration:
         ValueError: there is none of this name.
     """
     _, is_drawn, seed = name.partition(DRAWN)
-    known = drawn(int(seed)) if is_drawn else CONFIGURATIONS
-    if name not in known:
+    configurations = drawn(int(seed)) if is_drawn else CONFIGURATIONS
+    if name not in configurations:
         raise ValueError(f"there is no configuration {name!r}")
-    return known[name]
+    return configurations[name]

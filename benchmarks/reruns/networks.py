@@ -1,4 +1,4 @@
-"""Networks as people write them: containers, functions, recurrent cells, attention; each class is one habit."""
+"""Networks as users write them, each in another style: containers, functions, recurrent cells, attention."""
 
 from __future__ import annotations
 

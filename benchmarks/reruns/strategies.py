@@ -1,8 +1,8 @@
-"""Which remedies are tried, and in which order: our advice, random remedies, AUTOTRAINER's published order.
+"""The strategies: our advice, random remedies, and AUTOTRAINER's published order of repairs.
 
-A strategy is a list of candidates; all else is the same for every strategy. The service's own experiment races the
-candidates (`race`). To count the trials until the first verified remedy, they are also tried one by one
-(`trials_in_turn`).
+A strategy returns the candidates and their order; everything else is the same for every strategy. The service's own
+experiment races the candidates (`race`). To count the trials until the first verified remedy, they are also tried one
+by one (`trials_in_turn`).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from gradmedic_service.reruns.experiment import ExperimentBudget, ExperimentDesi
 Candidate = tuple[Remedy, ...]
 
 MAX_CANDIDATES: Final = 8
-"""Of a race."""
+"""Largest number of candidates in a race."""
 MAX_DRAWN: Final = 16
-"""Of random search where it tries in turn: it is to find something."""
+"""Number of remedies that random search tries in turn: more than in a race, so that it finds one."""
 SEEDS: Final = (0, 1, 2)
 RANGES: Final = {
     "max_norm": (0.01, 10.0),
@@ -36,18 +36,18 @@ RANGES: Final = {
     "weight_decay": (1e-5, 1e-1),
     "strength": (1e-6, 1e-2),
 }
-"""From where random search takes a parameter, evenly in its logarithm."""
+"""Range from which random search draws a parameter, evenly in its logarithm."""
 
 
 def advised(suspect: Result, configuration: Configuration) -> list[Candidate]:
-    """Return what a rerun of the suspect run races by itself."""
+    """Return the candidates of a rerun that names no remedies: those of the advice."""
     del configuration
     advice = [(remedy.id, remedy.parameters) for remedy in suspect.advice]
     return [tuple(candidate) for candidate in candidates_of_advice(advice, ())]
 
 
 def at_random(suspect: Result, configuration: Configuration) -> list[Candidate]:
-    """Draw from the same remedies, each as likely, with parameters from sensible ranges."""
+    """Draw remedies, each equally likely, with parameters from sensible ranges."""
     del suspect
     generator = random.Random(configuration.name)
     possible = [id for id, kind in REMEDIES.items() if not kind.needs_script]
@@ -82,7 +82,7 @@ XAVIER: Final = Remedy(id="reinitialize", parameters={"scheme": "xavier_uniform"
 
 
 def autotrainer(suspect: Result, configuration: Configuration) -> list[Candidate]:
-    """Return AUTOTRAINER's published order of repairs for what is wrong (Zhang et al. 2021, table 2)."""
+    """Return AUTOTRAINER's published order of repairs for the problem of the run (Zhang et al. 2021, table 2)."""
     del configuration
     order: tuple[Remedy, ...]
     if suspect.has_dead_units:
@@ -103,39 +103,39 @@ STRATEGIES: Final[dict[str, Callable[[Result, Configuration], list[Candidate]]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Race:
-    """How a rerun came out."""
+    """The result of a rerun."""
 
     conclusion: experiment.Conclusion
     trials: int
-    silent: bool
-    """Some candidate is what AUTOTRAINER counts as a repair: on the first seed its rules never fired."""
+    is_repaired: bool
+    """Whether a candidate is a repair by AUTOTRAINER's criterion: on the first seed its rules never fired."""
 
     @property
     def verified(self) -> list[experiment.CandidateOutcome]:
-        """The outcomes that are verified."""
+        """Outcomes that are verified."""
         return [outcome for outcome in self.conclusion.outcomes if outcome.state == "verified"]
 
 
 def race(
     laboratory: Laboratory, configuration: Configuration, candidates: Sequence[Candidate], *, is_twin: bool = False
 ) -> Race:
-    """Rerun a configuration, or its twin, as the service would with a budget for all and no early stopping."""
-    known: dict[tuple[int, int], experiment.TrialState] = {}
-    silent = False
-    everything: Sequence[Candidate] = ((), *candidates[:MAX_CANDIDATES])
+    """Rerun a configuration, or its twin, as the service would with a budget for all candidates and no early stop."""
+    trials: dict[tuple[int, int], experiment.TrialState] = {}
+    is_repaired = False
+    all_candidates: Sequence[Candidate] = ((), *candidates[:MAX_CANDIDATES])
     design = ExperimentDesign(
-        candidates=len(everything) - 1,
+        candidates=len(all_candidates) - 1,
         seeds=SEEDS,
-        budget=ExperimentBudget(steps=configuration.faulty.steps, trials=len(everything) * len(SEEDS)),
+        budget=ExperimentBudget(steps=configuration.faulty.steps, trials=len(all_candidates) * len(SEEDS)),
     )
     while True:
-        next_step = experiment.next_step(design, list(known.values()))
+        next_step = experiment.next_step(design, list(trials.values()))
         if next_step.conclusion is not None:
-            return Race(conclusion=next_step.conclusion, trials=len(known), silent=silent)
+            return Race(conclusion=next_step.conclusion, trials=len(trials), is_repaired=is_repaired)
         for candidate, seed in next_step.start:
-            result = laboratory.trial(configuration, everything[candidate], seed, is_twin=is_twin)
-            known[candidate, seed] = result.as_trial(candidate, seed)
-            silent |= candidate != experiment.CONTROL and seed == SEEDS[0] and result.is_silent
+            result = laboratory.trial(configuration, all_candidates[candidate], seed, is_twin=is_twin)
+            trials[candidate, seed] = result.as_trial(candidate, seed)
+            is_repaired |= candidate != experiment.CONTROL and seed == SEEDS[0] and result.is_silent
 
 
 def trials_in_turn(laboratory: Laboratory, configuration: Configuration, candidates: Sequence[Candidate]) -> int | None:

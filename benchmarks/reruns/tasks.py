@@ -1,4 +1,4 @@
-"""What the networks are trained on: a source of batches and a loss."""
+"""The tasks that the networks are trained on: a source of batches and a loss."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.corpus.programs.datasets import dataset, python_text, unigram_en
 from benchmarks.corpus.programs.sequences import sequence_task
 
 DRAWN = 4000
-"""Sequences that the best constant answer is found from."""
+"""Number of sequences from which the best constant answer is computed."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -21,10 +21,10 @@ class Task:
     """Data and a loss."""
 
     draw: Callable[[int], tuple[Tensor, Tensor]]
-    """Inputs and targets of a batch of a size."""
+    """Returns inputs and targets of a batch with the given size."""
     loss: Callable[[Tensor, Tensor], Tensor]
     inputs: int
-    """Features, or characters."""
+    """Number of features, or of characters."""
     outputs: int
     baseline: float
     """Loss of the best constant answer."""
@@ -33,7 +33,7 @@ class Task:
 def make_task(name: str) -> Task:
     """Make a task by its name.
 
-    `data:NAME[:INPUTS[:TARGETS]]` is a table (see `corpus.programs.datasets`), `copy:NAME` its reconstruction,
+    `data:NAME[,INPUTS[,TARGETS]]` is a table (see `corpus.programs.datasets`), `copy:NAME` its reconstruction,
     `sequence:NAME:LENGTH` a sequence to answer at the end, `text:LENGTH` characters to predict.
     """
     kind, _, rest = name.partition(":")
@@ -48,7 +48,7 @@ def make_task(name: str) -> Task:
 
             loss = functional.cross_entropy if made.classes else functional.mse_loss
             outputs = made.classes or made.y.shape[1]
-            return Task(draw=draw, loss=loss, inputs=made.x.shape[1], outputs=outputs, baseline=_constant(made.y))
+            return Task(draw=draw, loss=loss, inputs=made.x.shape[1], outputs=outputs, baseline=_constant_loss(made.y))
         case "copy":
             made = dataset(rest)
 
@@ -58,13 +58,13 @@ def make_task(name: str) -> Task:
 
             width = made.x.shape[1]
             return Task(
-                draw=draw_same, loss=functional.mse_loss, inputs=width, outputs=width, baseline=_constant(made.x)
+                draw=draw_same, loss=functional.mse_loss, inputs=width, outputs=width, baseline=_constant_loss(made.x)
             )
         case "sequence":
             which, _, length = rest.partition(":")
             draw_sequences, width, classes = sequence_task(which, int(length))
             loss = functional.cross_entropy if classes else functional.mse_loss
-            baseline = _constant(draw_sequences(DRAWN)[1])
+            baseline = _constant_loss(draw_sequences(DRAWN)[1])
             return Task(draw=draw_sequences, loss=loss, inputs=width, outputs=classes or 1, baseline=baseline)
         case "text":
             text, characters = python_text("topics")
@@ -88,6 +88,6 @@ def make_task(name: str) -> Task:
             raise ValueError(f"unknown task {name!r}")
 
 
-def _constant(y: Tensor) -> float:
-    """Return the entropy of classes, or the variance of numbers."""
+def _constant_loss(y: Tensor) -> float:
+    """Return the loss of the best constant answer: the entropy of classes, or the variance of numbers."""
     return float(y.var(0, correction=0).mean()) if y.is_floating_point() else unigram_entropy(y)

@@ -1,4 +1,4 @@
-"""The script that is rerun: trains one configuration and reports to gradmedic. Knows nothing of trials or remedies.
+"""The script that is rerun: trains one configuration and reports to gradmedic. It contains no code for trials.
 
 python benchmarks/reruns/train.py sigmoid-mlp-0 [--twin]
 """
@@ -25,7 +25,7 @@ OPTIMIZERS = {
 
 
 def main() -> None:
-    """Train."""
+    """Train the configuration of the arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configuration", type=by_name)
     parser.add_argument("--twin", action="store_true", help="leave the fault out")

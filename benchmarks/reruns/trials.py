@@ -1,4 +1,4 @@
-"""Trials: real processes against a real service, each made once and kept.
+"""Trials: real processes against a real service. Each trial runs once, and its result is kept.
 
 Configuration, remedies and seed determine a trial, so its result is stored in a file that is named after them and after
 the code that made it. A later request for the same trial reads the file. The advice is read from controls only: its
@@ -49,13 +49,13 @@ ROOT: Final = Path(__file__).resolve().parent.parent.parent
 SCRIPT: Final = Path(__file__).resolve().parent / "train.py"
 RESULTS: Final = CACHE / "reruns"
 LONGEST_SECONDS: Final = 900.0
-"""Of the clock, for a trial of a few CPU seconds: the machine may be busy."""
+"""Wall-clock seconds that a trial may take. It needs a few CPU seconds, but the machine may be busy."""
 AUTOTRAINER: Final = next(rules for rules in REFERENCES if rules.name == "AUTOTRAINER, loss gate")
 LOST_SKILL: Final = 0.25
 """A configuration fails if it keeps at most this share of its twin's skill (the rule of our labelled corpus)."""
 BLOW_UP: Final = 10.0
 LEAST_SKILL: Final = 0.2
-"""Of a twin that is good."""
+"""Smallest skill of a twin that learns."""
 READ: Final = ("loss", "grad_norm", "grad_zero_fraction", "nonfinite_count", "weight_norm", "update_norm")
 DIAGNOSIS: Final = ROOT / "service" / "gradmedic_diagnosis"
 ADVICE_SOURCES: Final = tuple(
@@ -71,21 +71,21 @@ ADVICE_SOURCES: Final = tuple(
         "snippets.py",
     )
 )
-"""What causes and advice depend on besides the verdict."""
+"""Files on which causes and advice depend besides the verdict."""
 SOURCES: Final = (
     *sorted((ROOT / "client" / "gradmedic" / "torch" / "remedies").rglob("*.py")),
     ROOT / "client" / "gradmedic" / "torch" / "clipping.py",
     *sorted({*DIAGNOSIS.rglob("*.py")} - {*ADVICE_SOURCES, DIAGNOSIS / "summary.py"}),
     *(SCRIPT.parent / name for name in ("networks.py", "tasks.py", "train.py")),
 )
-"""What a trial's result depends on besides its configuration."""
+"""Files on which the result of a trial depends besides its configuration."""
 KINDS: Final = {row.reason: row.name for row in CATALOGUE}
-"""Rows of the catalogue by what stands in the advice of them."""
+"""Names of the catalogue's rows, by the reason that the advice contains."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What came of a trial."""
+    """The result of a trial."""
 
     status: str
     """`done`, `failed` or `not_applicable`."""
@@ -93,19 +93,19 @@ class Result:
     verdict: str
     curve: LossCurve | None
     is_silent: bool
-    """AUTOTRAINER's rules never fired."""
+    """Whether AUTOTRAINER's rules never fired."""
     has_dead_units: bool
     causes: dict[str, float]
-    """Of a control: their scores."""
+    """Scores of the causes, for a control; empty for other trials."""
     advice: list[Remedy]
-    """Of a control: the most promising first."""
+    """Remedies of the advice, the most promising first, for a control; empty for other trials."""
     cpu_seconds: float | None
-    """None where the script was killed."""
+    """CPU seconds of the script; None if it was killed."""
     kinds: list[str] = field(default_factory=list)
-    """Of the advice: the rows of the catalogue that it comes from."""
+    """Names of the catalogue's rows that the advice comes from, in its order."""
 
     def as_trial(self, candidate: int, seed: int) -> experiment.TrialState:
-        """Return it as the experiment sees it."""
+        """Return the result in the form that the experiment reads."""
         return experiment.TrialState(
             candidate=candidate,
             seed=seed,
@@ -118,7 +118,7 @@ class Result:
 
 @cache
 def code_digest(*, is_control: bool) -> str:
-    """Return a digest of what trials depend on."""
+    """Return a digest of the files on which trials depend."""
     digest = hashlib.blake2b(digest_size=8)
     for source in (*SOURCES, *(ADVICE_SOURCES if is_control else ())):
         digest.update(source.read_bytes())
@@ -133,7 +133,7 @@ def baseline(task: str) -> float:
 
 
 class Laboratory:
-    """Makes trials, and keeps them."""
+    """Runs trials, and keeps their results."""
 
     def __init__(self, base_url: str, folder: Path) -> None:
         self._base_url = base_url
@@ -150,14 +150,14 @@ class Laboratory:
         }
 
     def close(self) -> None:
-        """End the processes that were kept."""
+        """End the processes that were kept for further trials."""
         self._executor.close()
         self._client.close()
 
     def trial(
         self, configuration: Configuration, remedies: Sequence[Remedy], seed: int, *, is_twin: bool = False
     ) -> Result:
-        """Return what comes of a configuration with remedies on a seed: from before, or by doing it."""
+        """Return the result of a configuration with remedies on a seed; run the trial if there is no kept result."""
         setting = configuration.twin if is_twin else configuration.faulty
         key = msgspec.json.encode([code_digest(is_control=not remedies and not is_twin), repr(setting), remedies, seed])
         kept = RESULTS / f"{hashlib.blake2b(key, digest_size=16).hexdigest()}.msgpack"
@@ -206,14 +206,14 @@ class Laboratory:
                 ended = process.wait(LONGEST_SECONDS)
         finally:
             process.close()
-        report, said = read_report(scratch), output.read_text(errors="replace") if output.exists() else ""
+        report, text = read_report(scratch), output.read_text(errors="replace") if output.exists() else ""
         shutil.rmtree(scratch, ignore_errors=True)
-        cpu = re.findall(r"CPU seconds: ([\d.]+)", said)
+        cpu = re.findall(r"CPU seconds: ([\d.]+)", text)
         seconds = float(cpu[-1]) if cpu else None
         if report.not_applicable is not None:
             return self._nothing("not_applicable", report.not_applicable, seconds)
         if ended.reason is not None or ended.exit_code != 0:
-            return self._nothing("failed", ended.reason or said[-300:], seconds)
+            return self._nothing("failed", ended.reason or text[-300:], seconds)
         return self._read(run_id, seconds, is_control=not remedies and not is_twin)
 
     @staticmethod
@@ -240,10 +240,10 @@ class Laboratory:
             curve=summarize_losses(recorded["loss"]),
             is_silent=not AUTOTRAINER.first_alarms(recorded),
             has_dead_units=any(finding.detector == "zero_gradient" for finding in diagnosis.findings),
-            causes={one.cause: one.score for one in diagnosis.causes} if is_control else {},
-            advice=[one.remedy for one in diagnosis.advice] if is_control else [],
+            causes={cause.cause: cause.score for cause in diagnosis.causes} if is_control else {},
+            advice=[advice.remedy for advice in diagnosis.advice] if is_control else [],
             cpu_seconds=seconds,
-            kinds=[KINDS[one.reason] for one in diagnosis.advice] if is_control else [],
+            kinds=[KINDS[advice.reason] for advice in diagnosis.advice] if is_control else [],
         )
 
     def _recording(self, run_id: UUID) -> dict[str, Any]:
@@ -271,7 +271,7 @@ class Laboratory:
 
 @contextmanager
 def laboratory() -> Iterator[Laboratory]:
-    """Run a service of its own for trials."""
+    """Start a service for trials, and yield the laboratory that uses it."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -284,14 +284,14 @@ def laboratory() -> Iterator[Laboratory]:
 
 
 def skill(result: Result, task: str) -> float:
-    """Return how far a result's final loss is below the best constant answer's: 1 is perfect; -inf: not finite."""
+    """Return how far the final loss is below that of the best constant answer: 1 is perfect; -inf: it is not finite."""
     if result.curve is None or not math.isfinite(result.curve.final):
         return -math.inf
     return 1 - result.curve.final / baseline(task)
 
 
 def is_failing(laboratory: Laboratory, configuration: Configuration, seed: int = 0) -> bool:
-    """Whether a configuration is one: it truly fails, by its loss, and its twin truly learns."""
+    """Whether a configuration fails, by its loss, and its twin learns."""
     twin = skill(laboratory.trial(configuration, (), seed, is_twin=True), configuration.twin.task)
     control = laboratory.trial(configuration, (), seed)
     if twin < LEAST_SKILL or control.status != "done" or control.curve is None:

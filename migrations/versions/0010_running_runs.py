@@ -3,7 +3,7 @@
 Revision ID: 0010
 Revises: 0009
 
-The version before goes on serving while this one is: it reads the status `stalled` as it is stored.
+The previous version can still serve requests: it reads the status `stalled` as it is stored.
 """
 
 from __future__ import annotations
@@ -24,6 +24,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove it, and let the version before compute which runs are stalled."""
+    """Remove the index. Stalled runs become running, because the previous version computes which runs are stalled."""
     op.drop_index("ix_runs_running", table_name="runs")
     op.execute("UPDATE runs SET status = 'running' WHERE status = 'stalled'")

@@ -53,7 +53,9 @@ class Block:
         rows = slice(rows_before, rows_before + int(np.count_nonzero(self.sampled[start:stop])))
 
         def cut_series(series: Mapping[str, StepSeries]) -> dict[str, StepSeries]:
-            return {name: StepSeries(s.values[start:stop], s.present[start:stop]) for name, s in series.items()}
+            return {
+                name: StepSeries(part.values[start:stop], part.present[start:stop]) for name, part in series.items()
+            }
 
         return Block(
             steps=self.steps[start:stop],

@@ -31,7 +31,7 @@ LARGE_LOSS = 50.0
 near 1."""
 LARGE_RMS = 5.0
 """Root mean square beyond which inputs or targets are unscaled; standardized data has 1."""
-DEEP = 8
+DEEP_NETWORK_DEPTH = 8
 """Number of weight matrices from which a plain network needs normalization or residual connections to train well."""
 LARGE_RECURRENT_FACTOR = 2.0
 """Initial spectral norm from which a recurrent matrix is too large: torch's own initialization has 1.15, an orthogonal
@@ -59,8 +59,8 @@ def find_causes(run: RunEvidence) -> list[Cause]:
 
 def _make_cause(name: str, score: float, explanation: str, **evidence: float) -> Cause:
     """Return a cause, with its score in bounds and without evidence that is NaN."""
-    known = {key: float(value) for key, value in evidence.items() if not math.isnan(value)}
-    return Cause(cause=name, score=round(min(max(score, 0.0), 1.0), 3), evidence=known, explanation=explanation)
+    numbers = {key: float(value) for key, value in evidence.items() if not math.isnan(value)}
+    return Cause(cause=name, score=round(min(max(score, 0.0), 1.0), 3), evidence=numbers, explanation=explanation)
 
 
 def _ramp(value: float, low: float, high: float) -> float:
@@ -229,10 +229,10 @@ def _check_unbounded_activation(run: RunEvidence) -> Cause | None:
 
 def _check_normalization_is_missing(run: RunEvidence) -> Cause | None:
     depth = len(run.path)
-    if depth < DEEP or run.is_normalized:
+    if depth < DEEP_NETWORK_DEPTH or run.is_normalized:
         return None
     text = f"The network has {depth} weight matrices in sequence and no normalization layer."
-    return _make_cause("missing_normalization", 0.45 + 0.2 * _ramp(depth, DEEP, 24), text, layers=depth)
+    return _make_cause("missing_normalization", 0.45 + 0.2 * _ramp(depth, DEEP_NETWORK_DEPTH, 24), text, layers=depth)
 
 
 def _check_saturating_activation(run: RunEvidence) -> Cause | None:

@@ -121,7 +121,9 @@ class Diagnostician:
         losses = _to_list(block, "loss", None)
         learning_rates = _to_list(block, "learning_rate", math.nan)
         clip_coefficients = _to_list(block, "clip_coefficient", math.nan)
-        detectors = [d for d in self._detectors if d.is_applicable(self._architecture, measurements)]
+        detectors = [
+            detector for detector in self._detectors if detector.is_applicable(self._architecture, measurements)
+        ]
         observers = [detector.observe for detector in detectors]
         rows = read_rows(measurements, profile)
         row = -1
@@ -183,7 +185,7 @@ class Diagnostician:
         if deciding and self._muted:
             deciding = [detector for detector in deciding if detector.id not in self._muted]
         if deciding:
-            strongest = max(deciding, key=lambda d: (d.verdict == "exploding", d.strength))
+            strongest = max(deciding, key=lambda detector: (detector.verdict == "exploding", detector.strength))
             return strongest.verdict, strongest.id
         if max(self._steps_with_loss, self._sampled_steps) >= MIN_STEPS:
             return "healthy", None
@@ -232,7 +234,9 @@ class Diagnostician:
 
     def _report_findings(self) -> list[Finding]:
         """Return the findings, those for the present verdict first, then by strength."""
-        ordered = sorted(self._list_unmuted(), key=lambda d: (d.verdict != self._verdict, -d.strength))
+        ordered = sorted(
+            self._list_unmuted(), key=lambda detector: (detector.verdict != self._verdict, -detector.strength)
+        )
         findings = (detector.report_finding(self._architecture) for detector in ordered)
         return [finding for finding in findings if finding is not None]
 

@@ -35,7 +35,7 @@ DEAD_SHARE = 0.9
 DECAY_ROWS = 50
 """Rows averaged by one matrix product: as many as a client sends at once."""
 MAX_GROUPS = 8
-"""Presence patterns that are told apart. With more of them (randomly routed experts), all layers count as one group."""
+"""Largest number of presence patterns. With more of them (randomly routed experts), all layers count as one group."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -19,35 +19,35 @@ FIRST_LOSSES = 5
 BLOW_UP = 10.0
 """A loss of this many times its reference has blown up: the outcome that defines an exploding run. Such a loss does not
 count towards the start."""
-OUTLIER = 3.0
+OUTLIER_SCALES = 3.0
 """A loss enters the slow average at most this many scales above it. Otherwise a blow-up would become the level that it
 is compared with (a z-score whose window includes the sample itself cannot exceed sqrt(n - 1))."""
-RECENT = 9
+RECENT_COUNT = 9
 """The current loss is the median of this many: neither one bad batch nor a blow-up of four steps defines it."""
 SLOW_HORIZON = 40
 """Steps that the slow average looks back: about five times as many as the current loss, as in a moving-average
 crossover."""
-LAG = 3.0
+MAX_LAG = 3.0
 """The slow average of a positive loss is at most this many times the current loss. Otherwise, after a steep descent, it
 would hide a blow-up for hundreds of steps."""
 
-LONG = 200
-"""Number of losses from which on a run's beginning can be told from the rest."""
-FLAT = 0.1
+LONG_RUN = 200
+"""Number of losses from which on the beginning of a run is distinct from the rest."""
+FLAT_DECLINE = 0.1
 """A loss is flat if it lost less than this share of itself over the last three quarters of the run."""
 STUCK_EVERY = 4
 """Number of losses after which `is_stuck` is computed again. It takes many more losses to change."""
 STUCK_DECLINE = 0.03
-"""A loss that fell by less than this share of itself over the later half of the run is not falling, provided
-that ..."""
+"""A loss that fell by less than this share of itself over the later half of the run is not falling, if the decline
+also meets `STUCK_DECLINE_BOUND`."""
 STUCK_DECLINE_BOUND = 0.12
-"""... the upper end of the decline's confidence interval is below this share, too."""
+"""The upper end of the confidence interval of that decline must be below this share of the loss."""
 STUCK_WANDER = 0.4
 """A loss whose averages differ by more than this share of themselves is not stuck, even if it does not fall. The loss
 of a network that is cut off from its input stays the same."""
 NOISE_ERRORS = 2.0
 """Two losses differ if their difference exceeds this many of its standard errors (95 %)."""
-RELEASE = 0.1
+RELEASE_DECLINE = 0.1
 """A stuck loss moves again when the slow average is this share below the level at which the loss was found stuck.
 `is_stuck` changes often with a noisy loss; this condition does not."""
 RELEASE_ERRORS = 3.0
@@ -81,7 +81,7 @@ class LossProgress(Persistent):
     reference: float = math.nan
     """The level that the next loss is compared with: the start or the slow average, whichever is higher."""
     recent_losses: list[float] = field(default_factory=list)
-    """The last `RECENT` losses."""
+    """The last `RECENT_COUNT` losses."""
     current: float = 0.0
     """The current loss: the median of the recent losses."""
     slow_average: float = 0.0
@@ -109,7 +109,7 @@ class LossProgress(Persistent):
 
     @property
     def ratio_to_start(self) -> float:
-        """How many times its start the current loss is; for positive losses, `current / start`."""
+        """The current loss as a multiple of its start; for positive losses, `current / start`."""
         if not self.first_losses:
             return 1.0
         unit = max(abs(self.start), max(self.first_losses) - min(self.first_losses))
@@ -127,14 +127,14 @@ class LossProgress(Persistent):
             self.start = sorted(self.first_losses)[-2:][0]
             self.scale = abs(self.start)
         self.count += 1
-        self.recent_losses = [*self.recent_losses[1 - RECENT :], loss]
+        self.recent_losses = [*self.recent_losses[1 - RECENT_COUNT :], loss]
         self.current = sorted(self.recent_losses)[len(self.recent_losses) // 2]
         if self.count == 1:
             self.slow_average = loss
-        highest_input = self.slow_average + OUTLIER * self.scale
+        highest_input = self.slow_average + OUTLIER_SCALES * self.scale
         self.slow_average += (min(loss, highest_input) - self.slow_average) / min(self.count, SLOW_HORIZON)
         if self.lowest_current >= 0:
-            self.slow_average = min(self.slow_average, max(self.current, 0.0) * LAG)
+            self.slow_average = min(self.slow_average, max(self.current, 0.0) * MAX_LAG)
         self.lowest_current = min(self.lowest_current, self.current)
         self.highest_average = max(self.highest_average, self.slow_average)
         if self.lowest_current < 0:
@@ -146,10 +146,10 @@ class LossProgress(Persistent):
 
     def fell_only_at_first(self) -> bool:
         """Whether the run is long enough to tell, and its loss was flat over the last three quarters."""
-        if self.count < LONG:
+        if self.count < LONG_RUN:
             return False
         early, late = self.history.mean(0.25, 0.5)[0], self.history.mean(0.75, 1.0)[0]
-        return early - late < FLAT * abs(early)
+        return early - late < FLAT_DECLINE * abs(early)
 
     def shows_no_learning(self) -> bool:
         """Whether the last quarter is no lower than the first losses, nor than the quarter before, except for noise.
@@ -161,7 +161,7 @@ class LossProgress(Persistent):
             return False
         late, deviation, count = self.history.moments(0.75, 1.0)
         fall = sum(self.first_losses) / FIRST_LOSSES - late
-        if fall >= max(FLAT * self.scale, NOISE_ERRORS * deviation * math.sqrt(1 / FIRST_LOSSES + 1 / count)):
+        if fall >= max(FLAT_DECLINE * self.scale, NOISE_ERRORS * deviation * math.sqrt(1 / FIRST_LOSSES + 1 / count)):
             return False
         earlier, error = self.history.mean(0.5, 0.75)
         noise = math.hypot(error, deviation / math.sqrt(count))
@@ -170,7 +170,7 @@ class LossProgress(Persistent):
     def has_fallen_below(self, level: float) -> bool:
         """Whether the slow average is well below a level that it once had, by more than noise explains."""
         fall = level - self.slow_average
-        if fall <= RELEASE * abs(level):
+        if fall <= RELEASE_DECLINE * abs(level):
             return False
         return fall > RELEASE_ERRORS * SLOW_ERROR * self.history.moments(0.5, 1.0)[1]
 

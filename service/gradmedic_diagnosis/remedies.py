@@ -39,7 +39,7 @@ class RemedyRow:
     """
     reason: str
     cost: str
-    """What the remedy costs: time, signal, exactness, or work."""
+    """Cost of the remedy: time, signal, exactness, or work."""
     sources: tuple[str, ...]
     fixed_parameters: Parameters = field(default_factory=dict)
     """Parameters that are the same for every run."""

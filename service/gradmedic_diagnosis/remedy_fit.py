@@ -1,4 +1,4 @@
-"""How a remedy fits a run: parameters that follow from the run's numbers, and whether it makes sense there at all."""
+"""The fit of remedies to a run: parameters from the run's numbers, and whether a remedy makes sense for it at all."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def may_saturate(run: RunEvidence) -> bool:
 
 def has_unusual_activation(run: RunEvidence) -> bool:
     """Whether a known activation neither saturates nor is a rectifier."""
-    return bool(run.activations) and not all(a in SATURATING + RECTIFIERS for a in run.activations)
+    return bool(run.activations) and not all(activation in SATURATING + RECTIFIERS for activation in run.activations)
 
 
 def can_be_normalized(run: RunEvidence) -> bool:
@@ -134,4 +134,6 @@ def has_plain_recurrence(run: RunEvidence) -> bool:
 
 
 def _has_symmetric_activations(run: RunEvidence) -> bool:
-    return bool(run.activations) and all(a in SATURATING or a == "linear" for a in run.activations)
+    return bool(run.activations) and all(
+        activation in SATURATING or activation == "linear" for activation in run.activations
+    )

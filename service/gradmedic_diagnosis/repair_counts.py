@@ -1,4 +1,4 @@
-"""How often remedies repaired causes in our trials, and the chance of repair that follows.
+"""Counts of repairs in our trials, by remedy and cause, and the chances of repair that follow from them.
 
 The counts are in `repair_counts.json`, by catalogue row and cause: the number of trials that it repaired, and of all
 trials. `python -m benchmarks.experiments evidence` writes the file: it tries remedies on training runs that fail. A

@@ -58,7 +58,7 @@ class RunEvidence:
 
     def find(self, detector: str) -> Finding | None:
         """Return the detector's finding; None if it has none."""
-        return next((f for f in self.findings if f.detector == detector), None)
+        return next((finding for finding in self.findings if finding.detector == detector), None)
 
     @cached_property
     def path(self) -> list[int]:

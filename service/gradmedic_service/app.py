@@ -117,7 +117,12 @@ def build_services(settings: Settings, route_table: RouteTable) -> Services:
 
 
 def periodic_tasks(services: Services, is_ending: Event) -> list[PeriodicTask]:
-    """Return what a process repeats while it serves requests, until an event that it is ending."""
+    """Return the tasks that a process repeats while it serves requests.
+
+    Args:
+        services: the services of the process.
+        is_ending: once set, the due work begins no further unit.
+    """
     return [
         PeriodicTask(
             name="write the last uses of API keys",

@@ -1,6 +1,6 @@
-"""Due work: what time decides, done once a second in each process of the service.
+"""Due work: changes that become due as time passes. Each process of the service does it, once a second by default.
 
-1. Trials whose lease has expired are queued again, or have failed.
+1. Trials whose lease has expired are queued again, or fail.
 2. Reruns whose trainable no worker offers any more end.
 3. Runs that have been silent for too long become `stalled`.
 
@@ -28,7 +28,7 @@ from gradmedic_service.runs import service as runs
 from gradmedic_service.trials import service as trials
 
 MAX_UNITS = 200
-"""Number of units of one job in one run. The rest is left to the next run, so that no job waits long for another."""
+"""Largest number of units of a job in one run. The next run does the rest, so that no job waits long for another."""
 
 _logger = structlog.get_logger("gradmedic.due_work")
 
@@ -65,7 +65,7 @@ def do_due_work(database: Database, worker_patience: float, is_ending: Event | N
     """Do what is due now, and return how many units were done. An error is logged, and the other units are still done.
 
     Args:
-        database: of the service.
+        database: the database of the service.
         worker_patience: seconds that a rerun waits for a worker that offers its trainable.
         is_ending: once set, no further unit is begun.
     """

@@ -19,7 +19,7 @@ class PeriodicTask:
     """A function that is called again and again, on a thread."""
 
     name: str
-    """What the function does, for the log."""
+    """Description of the work, for the log."""
     seconds: float
     """Seconds before the first call, and between the end of a call and the next one."""
     run: Callable[[], object]

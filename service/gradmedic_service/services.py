@@ -1,4 +1,4 @@
-"""What the requests of one process share: one frozen object, which `create_app` builds."""
+"""The services that the requests of one process share, in one frozen object, which `create_app` builds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The corpus: what a recording holds, how it is labelled, and that it can be made again."""
+"""The corpus: its recordings, their labels, and that they can be made again."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_run_ends_twenty_steps_after_it_turned_nonfinite() -> None:
     assert len(run.loss) in (died_at + 20, died_at + 21)
 
 
-def test_what_is_made_is_kept_until_its_case_changes(tmp_path: Path) -> None:
+def test_a_recording_is_kept_until_its_case_changes(tmp_path: Path) -> None:
     """A recording is not made twice, and is made again when its configuration is another."""
     (tmp_path / "entries").mkdir()
     entry = make_case(TINY[0], "fit", tmp_path, None)
@@ -82,7 +82,7 @@ def test_what_is_made_is_kept_until_its_case_changes(tmp_path: Path) -> None:
 
 
 def test_no_family_is_in_two_splits() -> None:
-    """No split shares a family, an id or a configuration with another: least of all the one that is kept aside."""
+    """No split shares a family, an id or a configuration with another split."""
     names = [family.name for families in SPLITS.values() for family in families]
     assert len(names) == len(set(names))
     ids = [c.id for families in SPLITS.values() for family in families for c in family.cases()]
@@ -98,7 +98,7 @@ def test_no_family_is_in_two_splits() -> None:
 
 
 def test_statistics_follow_their_definitions() -> None:
-    """What is recorded of a step is what the definitions give for its gradient, weights and update."""
+    """The recorded statistics of a step equal their definitions for its gradient, weights and update."""
     weight = nn.Parameter(torch.tensor([[3.0, -4.0], [0.0, 0.0]]))
     ledger = Ledger()
     ledger.add_parameter(weight, "w", kind="Linear", role="weight")
@@ -165,7 +165,7 @@ def test_an_overflowed_step_of_a_dynamic_loss_scale_is_skipped() -> None:
 
 
 def outcome(loss: list[float], skill: float, *, died: bool = False) -> Outcome:
-    """Describe what became of a run that should reach a skill of 0.5."""
+    """Return the outcome of a run that should reach a skill of 0.5."""
     return Outcome(loss=np.array(loss, dtype=np.float32), died=died, skill=skill, min_skill=0.5)
 
 
@@ -190,7 +190,7 @@ FLAT = [1.0] * 40
     ],
 )
 def test_labels_follow_the_outcome(of: Outcome, intended: str, twin_skill: float | None, label: str | None) -> None:
-    """Loss, weights and skill decide; what neither learned, nor blew up, nor was meant to vanish is dropped."""
+    """Loss, weights and skill decide; a run is dropped that neither learned, nor blew up, nor was meant to vanish."""
     assert label_of(of, intended, twin_skill)[0] == label
 
 
@@ -307,8 +307,8 @@ def test_weights_are_rounded_to_a_grid() -> None:
         np.testing.assert_array_equal((parameter.detach() * 8) % 1, 0)
 
 
-def test_a_switch_changes_the_world_for_good() -> None:
-    """Before the switch nothing differs; at it the loss is another."""
+def test_a_switch_changes_the_data_from_its_step_on() -> None:
+    """Before the switch the losses are equal; at the switch the loss differs."""
     plain, _ = perform(case("mlp", **SMALL))
     other, _ = perform(case("mlp", **SMALL, switch=(2, "mirror")))
     np.testing.assert_array_equal(plain.loss[:2], other.loss[:2])
@@ -316,7 +316,7 @@ def test_a_switch_changes_the_world_for_good() -> None:
 
 
 def test_lion_moves_every_weight_by_its_rate() -> None:
-    """Its steps have one size, whatever the gradient's."""
+    """The steps of Lion have one size, whatever the size of the gradient is."""
     run, ledger = perform(case("mlp", **{**SMALL, "optimizer": "lion", "lr": 1e-3}))
     sizes = np.sqrt([entry.record.numel for entry in ledger.entries]) * 1e-3
     np.testing.assert_allclose(run.statistics["update_norm"][:, -1], sizes[-1], rtol=1e-3)
@@ -331,7 +331,7 @@ def test_lion_moves_every_weight_by_its_rate() -> None:
     ],
 )
 def test_schedules_multiply_the_rate(schedule: str, factors: list[float]) -> None:
-    """Each schedule is what its name says."""
+    """Each schedule has the factors that are documented for it."""
     assert [schedule_factor(schedule, step, 5) for step in range(5)] == pytest.approx(factors)
 
 
@@ -363,7 +363,7 @@ def test_schedules_multiply_the_rate(schedule: str, factors: list[float]) -> Non
         ("transfer", {"method": "prompt", "pretraining": 2, "hidden": 4}),
     ],
 )
-def test_programs_run_and_write_down_what_they_train(program: str, config: dict[str, Any]) -> None:
+def test_programs_run_and_list_what_they_train(program: str, config: dict[str, Any]) -> None:
     """A program's tensors are all in its ledger: each that is not frozen has a gradient."""
     run, ledger = perform(case(program, steps=4, batch=8, **config))
     assert np.isfinite(run.loss).all()

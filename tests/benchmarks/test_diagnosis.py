@@ -1,4 +1,4 @@
-"""The bench: how what was said is compared with what was so."""
+"""The benchmark of the diagnosis: how verdicts are compared with labels."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def recording(
     )
 
 
-def said(final: str, causes: tuple[str, ...] = (), **first_alarms: int) -> Reading:
+def reading(final: str, causes: tuple[str, ...] = (), **first_alarms: int) -> Reading:
     """Make a reading."""
     return Reading(final=final, first_alarms=first_alarms, causes=causes, score=1.0)
 
@@ -42,16 +42,21 @@ def said(final: str, causes: tuple[str, ...] = (), **first_alarms: int) -> Readi
 def test_perfect_answers_score_one() -> None:
     """Right verdicts on every class give a macro-F1 of 1 and a Brier score of 0."""
     recordings = [recording("healthy"), recording("vanishing"), recording("exploding"), recording("other")]
-    readings = [said("healthy"), said("vanishing", vanishing=3), said("exploding", exploding=4), said("undetermined")]
+    readings = [
+        reading("healthy"),
+        reading("vanishing", vanishing=3),
+        reading("exploding", exploding=4),
+        reading("undetermined"),
+    ]
     result = score("it", recordings, readings)
     assert result.macro_f1 == 1
     assert result.brier == 0
     assert (result.healthy_alarmed, result.other_alarmed) == (0, 0)
 
 
-def test_an_alarm_that_was_taken_back_still_counts_on_a_healthy_run() -> None:
+def test_an_alarm_that_was_withdrawn_still_counts_on_a_healthy_run() -> None:
     """A healthy run that was ever alarmed is wrong, whatever the last verdict was."""
-    result = score("it", [recording("healthy")], [said("healthy", vanishing=10)])
+    result = score("it", [recording("healthy")], [reading("healthy", vanishing=10)])
     assert result.healthy_alarmed == 1
     assert result.recall["healthy"] == 0
     assert result.precision["vanishing"] == 0
@@ -59,32 +64,34 @@ def test_an_alarm_that_was_taken_back_still_counts_on_a_healthy_run() -> None:
 
 def test_undetermined_at_the_end_is_a_miss() -> None:
     """A run that ends undetermined counts against recall."""
-    result = score("it", [recording("healthy"), recording("healthy")], [said("healthy"), said("undetermined")])
+    result = score("it", [recording("healthy"), recording("healthy")], [reading("healthy"), reading("undetermined")])
     assert result.recall["healthy"] == 0.5
 
 
 def test_an_alarm_on_other_is_an_error_and_silence_is_not_scored() -> None:
-    """`other` lowers the precision of what it was called; calling it healthy lowers nothing."""
+    """An alarm on a run of the class `other` lowers that verdict's precision; a healthy verdict changes nothing."""
     pairs = [recording("exploding"), recording("other"), recording("other")]
-    result = score("it", pairs, [said("exploding", exploding=1), said("exploding", exploding=5), said("healthy")])
+    result = score(
+        "it", pairs, [reading("exploding", exploding=1), reading("exploding", exploding=5), reading("healthy")]
+    )
     assert result.precision["exploding"] == 0.5
     assert result.other_alarmed == 1
     assert np.isnan(result.precision["healthy"])
 
 
 def test_leads_are_of_explosions_that_build_up() -> None:
-    """Only explosions that take more than five steps count, from their first announcement."""
+    """Only explosions that take more than five steps count, from their first alarm on."""
     recordings = [recording("exploding", first_nonfinite=20, build_up=b) for b in (6, 6, 5, 9)]
-    readings = [said("exploding", exploding=12), said("exploding", exploding=20), said("exploding", exploding=0),
-                said("healthy")]  # fmt: skip
+    readings = [reading("exploding", exploding=step) for step in (12, 20, 0)]
+    readings.append(reading("healthy"))
     assert score("it", recordings, readings).leads == [8, 0, -1]
 
 
 def test_a_cause_counts_among_the_first_two_of_a_right_verdict() -> None:
     """The third cause is too late, and a wrong verdict has no right cause."""
     recordings = [recording("exploding", causes=("a", "b"))] * 3
-    readings = [said("exploding", ("x", "b"), exploding=1), said("exploding", ("x", "y", "a"), exploding=1),
-                said("healthy", ("a",))]  # fmt: skip
+    readings = [reading("exploding", ("x", "b"), exploding=1), reading("exploding", ("x", "y", "a"), exploding=1),
+                reading("healthy", ("a",))]  # fmt: skip
     result = score("it", recordings, readings)
     assert (result.cause_hits, result.cause_total) == (1, 3)
 
@@ -107,8 +114,8 @@ def test_a_recording_is_streamed_to_its_end() -> None:
         ({"cause_hits": 8}, ["cause 8/10 on fit"]),
     ],
 )
-def test_every_target_can_fail_the_bench(change: dict[str, Any], missed: list[str]) -> None:
-    """Each target that is missed is named; none is missed by the sound result."""
+def test_every_target_can_be_missed(change: dict[str, Any], missed: list[str]) -> None:
+    """Each missed target is named; a good result misses none."""
     sound: dict[str, Any] = {
         "system": "it", "macro_f1": 0.99, "healthy": 9, "leads": [9] * 30, "cause_hits": 9, "cause_total": 10
     }  # fmt: skip

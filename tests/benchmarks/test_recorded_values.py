@@ -1,4 +1,4 @@
-"""What the ingest and query benchmarks send is what they say."""
+"""The blocks that the benchmarks send, and the figures that they print."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_both_forms_carry_the_same_recorded_values() -> None:
         assert forms[1].steps.tolist() == list(range(index * BLOCK_STEPS, (index + 1) * BLOCK_STEPS))
 
 
-def test_no_layer_stands_twice_in_a_block() -> None:
+def test_no_layer_is_twice_in_a_block() -> None:
     """Layers that are used again are moved on by more than a block, so that compression finds no copy."""
     norms = Blocks().values[:BLOCK_STEPS, :, NAMES.index("update_norm")]
     varying = [column.tobytes() for column in norms.T if len(set(column.tolist())) > BLOCK_STEPS // 2]

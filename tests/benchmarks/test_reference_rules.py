@@ -13,7 +13,7 @@ from benchmarks import reference_rules
 
 
 def run(steps: int = 12, **overrides: Any) -> dict[str, NDArray[Any]]:
-    """Make a calm run of two matrices of 100 elements and a bias of 10; overrides are assigned where they say."""
+    """Make a calm run of two matrices of 100 elements and a bias of 10; overrides assign values to parts of it."""
     shape = (steps, 3)
     arrays: dict[str, NDArray[Any]] = {
         "loss": np.linspace(2.0, 1.0, steps),
@@ -49,13 +49,13 @@ def run(steps: int = 12, **overrides: Any) -> dict[str, NDArray[Any]]:
         (reference_rules.dying_relu, {"grad_zero_fraction": ((9, slice(None)), 0.75)}, [9]),
     ],
 )
-def test_each_rule_fires_exactly_where_its_definition_says(rule: Rule, bad: dict[str, Any], steps: list[int]) -> None:
+def test_each_rule_fires_exactly_as_it_is_defined(rule: Rule, bad: dict[str, Any], steps: list[int]) -> None:
     """A rule fires in the steps that break its published threshold and in no other."""
     assert np.flatnonzero(rule(run(**bad))).tolist() == steps
 
 
-def test_a_calm_run_alarms_no_reference() -> None:
-    """A run that learns with moderate gradients is healthy to every rule set."""
+def test_a_calm_run_has_no_alarm() -> None:
+    """A run that learns with moderate gradients is healthy by every rule set."""
     for rules in REFERENCES:
         assert rules.first_alarms(run()) == {}
 

@@ -9,26 +9,31 @@ from benchmarks.reruns.configurations import CONFIGURATIONS, FAMILIES, by_name, 
 
 
 def test_a_seed_draws_the_same_again_and_another_others() -> None:
-    """Who repeats a measurement measures the same; who takes another seed, what nobody has seen."""
+    """The same seed draws the same configurations again, and another seed draws others."""
     assert drawn(1) == drawn(1)
-    settings = [repr(one.faulty) for one in (*drawn(1).values(), *drawn(2).values(), *CONFIGURATIONS.values())]
+    settings = [
+        repr(configuration.faulty)
+        for configuration in (*drawn(1).values(), *drawn(2).values(), *CONFIGURATIONS.values())
+    ]
     assert len(set(settings)) == len(settings)
 
 
 def test_every_family_is_drawn_as_often_as_it_is_listed() -> None:
-    """A share of what was drawn is of the same mixture of faults."""
-    assert Counter(one.family for one in drawn(3).values()) == Counter(one.family for one in CONFIGURATIONS.values())
-    assert {one.family for one in drawn(3).values()} == set(FAMILIES)
+    """Drawn configurations have the same mixture of families as the listed ones."""
+    assert Counter(configuration.family for configuration in drawn(3).values()) == Counter(
+        configuration.family for configuration in CONFIGURATIONS.values()
+    )
+    assert {configuration.family for configuration in drawn(3).values()} == set(FAMILIES)
 
 
 @pytest.mark.parametrize("known", [CONFIGURATIONS, drawn(4)], ids=["listed", "drawn"])
 def test_the_script_finds_a_configuration_by_its_name(known: dict[str, object]) -> None:
-    """A trial is started with the name alone."""
+    """The script finds a configuration, listed or drawn, by its name alone."""
     assert {name: by_name(name) for name in known} == known
 
 
 @pytest.mark.parametrize("name", ["sigmoid-mlp", "sigmoid-mlp-99", "sigmoid-mlp-99-of-1", "sigmoid-mlp-0-of-x"])
-def test_a_name_of_none_is_refused(name: str) -> None:
-    """A wrong name is said before anything is trained."""
+def test_an_unknown_name_is_refused(name: str) -> None:
+    """An unknown name raises ValueError, before any training."""
     with pytest.raises(ValueError, match=r"there is no configuration|invalid literal for int"):
         by_name(name)

@@ -37,7 +37,7 @@ def gradmedic_help(command: str) -> str:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_documented_commands_exist(document: Path) -> None:
-    """Every documented `make` target and `gradmedic` command is there, and knows each option it is shown with."""
+    """Every documented `make` target and `gradmedic` command exists, and has each option that is shown with it."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for line in shown_commands(document):
         words = shlex.split(line, comments=True)

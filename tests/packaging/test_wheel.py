@@ -77,14 +77,14 @@ def test_base_install_lacks_what_it_does_not_need(base: Path, tmp_path: Path) ->
 
 
 def test_serve_without_its_extra_names_it(base: Path, tmp_path: Path) -> None:
-    """`gradmedic serve` from a base install says which extra it needs and exits with 2."""
+    """`gradmedic serve` from a base install names the extra that it needs and exits with 2."""
     done = subprocess.run([base / "gradmedic", "serve"], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 2
     assert "pip install 'gradmedic[service]'" in done.stderr
 
 
 def test_a_node_of_a_cluster_needs_no_extra(base: Path, tmp_path: Path) -> None:
-    """What Ray starts on a node runs from a base install: it looks for its configuration, and tells what it misses."""
+    """The entrypoint on a Ray node runs from a base install: without its configuration, its report names the file."""
     attempt = "01a202a2-105b-7252-9840-ed3fe4a8f6ce-1"
     command = [str(base / "python"), "-m", "gradmedic_worker.executors.ray_entrypoint", attempt]
     environment = {"GRADMEDIC_WORKER_CONFIG": "/no/worker.toml"}

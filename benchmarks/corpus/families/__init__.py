@@ -1,4 +1,4 @@
-"""Families of runs, by split; no family is in two."""
+"""Families of runs, by split. Each family is in one split."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Final
 from benchmarks.corpus.families import fit, heldout, review, tune
 from benchmarks.corpus.families.family import Case, Family
 
-ASIDE: Final = "heldout"
-"""The split that is looked at only when a diagnostician is done."""
+HELDOUT: Final = "heldout"
+"""The split that is measured only when a diagnostician is finished."""
 SPLITS: Final[dict[str, tuple[Family, ...]]] = {
     "fit": fit.FAMILIES,
     "tune": tune.FAMILIES,
     "review": review.FAMILIES,
-    ASIDE: heldout.FAMILIES,
+    HELDOUT: heldout.FAMILIES,
 }
 
 
 def is_made(split: str, out: Path) -> bool:
-    """Whether `out` holds the split's recordings as they are described now."""
+    """Whether `out` holds all recordings of the split, as its families describe them now."""
     made = out / "made.json"
     if not made.exists():
         return False
@@ -28,4 +28,4 @@ def is_made(split: str, out: Path) -> bool:
     return bool(json.loads(made.read_text()) == wanted)
 
 
-__all__ = ["ASIDE", "SPLITS", "Case", "Family", "is_made"]
+__all__ = ["HELDOUT", "SPLITS", "Case", "Family", "is_made"]

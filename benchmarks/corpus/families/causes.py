@@ -1,4 +1,4 @@
-"""The causes that count as right for the commonest faults, by fault."""
+"""The causes that count as right for the most common faults, by fault."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A family: one program in its sound form, its faults, and sound variants that look risky.
+"""A family: one program that learns, its faults, and variants that learn but look risky.
 
 A fault is an override of a configuration that learns. So every faulty run has a repaired twin (the same program, data
 and seed without the override), and the cause of its failure is known.
@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 FORMAT: Final = 4
-"""Raise it when the same configuration would be recorded or labelled otherwise."""
+"""Version of the recordings. Raise it when a configuration would be recorded or labelled in another way."""
 CAUSES: Final = (
     "learning_rate_too_high",
     "poor_initialization",
@@ -37,7 +37,7 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One run to be made."""
+    """A run to record."""
 
     id: str
     family: str
@@ -45,9 +45,9 @@ class Case:
     intended: str
     causes: tuple[str, ...]
     config: Config
-    """Complete."""
+    """The complete configuration."""
     fault: Config | None
-    """What in it differs from the twin."""
+    """The part of the configuration that differs from the twin."""
     twin: str | None
     """Id of the repaired run."""
     min_skill: float
@@ -56,19 +56,19 @@ class Case:
 
     @property
     def digest(self) -> str:
-        """What the recording depends on, in sixteen characters."""
+        """A digest of everything that the recording depends on, in sixteen characters."""
         return hashlib.sha256(json.dumps([FORMAT, asdict(self)], sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Sound form, faults and variants; cases are made by `cases`."""
+    """The configuration that learns, its faults and its variants."""
 
     name: str
     program: str
     min_skill: float
     base: Config
-    """The sound form, a recording of its own: the repaired twin of all faults that name no other."""
+    """The configuration that learns. Its run is the repaired twin of all faults that have no twin of their own."""
     made: list[Case] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -103,7 +103,7 @@ class Family:
         )
 
     def fault(self, intended: str, name: str, causes: str, override: Config, *, twin: Config | None = None) -> Family:
-        """Add a faulty run. `causes`: those that count as right, separated by blanks; `twin`: a repair of its own."""
+        """Add a faulty run. `causes` lists those that count as right, separated by blanks; `twin` is its own repair."""
         self._append(
             name,
             intended,
@@ -125,12 +125,12 @@ class Family:
         return self.fault("exploding", name, causes, override, twin=twin)
 
     def healthy(self, name: str, override: Config) -> Family:
-        """Add a sound variant, with a seed of its own."""
+        """Add a variant that learns, with a seed of its own."""
         self._append(name, "healthy", (), override, None, None, f"{self.name}.{name}")
         return self
 
     def other(self, name: str, override: Config) -> Family:
-        """Add a run that does not learn, and not for its gradients."""
+        """Add a run that does not learn for another reason than its gradients."""
         self._append(name, "other", (), override, None, None)
         return self
 

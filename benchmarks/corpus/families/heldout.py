@@ -1,4 +1,4 @@
-"""The split that is kept aside: looked at only when a diagnostician is done."""
+"""The held-out split, which is measured only when a diagnostician is finished."""
 
 from __future__ import annotations
 

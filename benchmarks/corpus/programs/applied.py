@@ -1,4 +1,4 @@
-"""What is trained at work: forecasts, rankings, masks, click rates, survival times, codes, transcripts."""
+"""Programs of applied work: forecasts, rankings, masks, click rates, survival times, codes, transcripts."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def forecasting(
     level: float = 0.0,
     unit: float = 1.0,
 ) -> Program:
-    """The next value of a seasonal series, by causal convolutions that look back ever further (a dilated stack).
+    """Forecast the next value of a seasonal series by a stack of dilated causal convolutions.
 
-    `level` and `unit`: what the series is counted from and in; the forecaster reads it as it is.
+    `level` and `unit` are the zero point and the unit of the series, which the forecaster reads unscaled.
     """
     length = 48
     act = ACTIVATIONS[activation]
@@ -88,7 +88,7 @@ def ranking(
     gain: float = 1.0,
     hinge: bool = False,
 ) -> Program:
-    """Scores from pairs of which one is better (Burges et al. 2005). Skill: how far its loss is below a coin's."""
+    """Learn scores from pairs of which one is better (Burges et al. 2005). Skill: how far the loss is below chance."""
     made = dataset(data, inputs=inputs)
     forward, modules = dense_stack(
         ledger, [made.x.shape[1], *(hidden or [24, 24]), 1], activation=activation, norm=norm
@@ -129,9 +129,9 @@ def segmentation(
     overlap: bool = False,
     brightness: float = 1.0,
 ) -> Program:
-    """Which pixels are the object's: down to a coarse image and up again, with shortcuts (Ronneberger et al. 2015).
+    """Find the pixels of an object with a small U-Net (Ronneberger et al. 2015).
 
-    `overlap`: the loss is one minus the share that both masks have in common.
+    With `overlap`, the loss is one minus the share that both masks have in common.
     """
     act = ACTIVATIONS[activation]
     modules: list[nn.Module] = []
@@ -203,7 +203,7 @@ def click_rates(
     init: str = "default",
     gain: float = 1.0,
 ) -> Program:
-    """Click prediction from embedded categories and from amounts, which a script should take the logarithm of."""
+    """Predict clicks from embedded categories and from amounts, of which a good script takes the logarithm."""
     columns = 3
     taste = torch.randn(columns, categories)
     tables = [ledger.add(nn.Embedding(categories, width), f"table{i}") for i in range(columns)]
@@ -247,7 +247,7 @@ def survival(
     init: str = "default",
     gain: float = 1.0,
 ) -> Program:
-    """How long until it happens, some times being censored: an exponential model, or a `partial` likelihood.
+    """Predict survival times, some of them censored, by an exponential model or a `partial` likelihood.
 
     Skill: explained variance of the true log-hazard.
     """
@@ -333,7 +333,7 @@ def hypernetwork(
     init: str = "default",
     gain: float = 1.0,
 ) -> Program:
-    """A network that writes the weights of another: from a wave's height and phase to the function itself."""
+    """A network that computes the weights of another: it maps the height and phase of a wave to the wave's function."""
     sizes = [inner, inner, inner * inner, inner, inner, 1]
     write, _ = dense_stack(ledger, [2, *(hidden or [32]), sum(sizes)], activation=activation)
     ledger.initialize(init, gain)
@@ -407,13 +407,13 @@ def transcription(
     init: str | None = None,
     gain: float = 1.0,
 ) -> Program:
-    """Which symbols are heard in noisy frames, by the sum over all alignments (Graves et al. 2006).
+    """Recognize symbols in noisy frames by the sum over all alignments (Graves et al. 2006).
 
     With fewer `frames` than symbols that were `said` no alignment exists. Skill: share of transcripts without an error.
     """
     symbols = 5
     recurrence = Recurrence(cell, symbols, width)
-    recurrence.write_down(ledger, "rnn")
+    recurrence.add_to_ledger(ledger, "rnn")
     ledger.initialize(init, gain, roles=("recurrent",))
     head = ledger.add(nn.Linear(width, symbols + 1), "head")
     stay = max(1, frames // said)

@@ -35,7 +35,7 @@ def _split(x: Tensor, y: Tensor, classes: int, share: float = 0.8) -> Dataset:
 
 
 def _from_sklearn(name: str, **options: bool) -> tuple[Tensor, Tensor]:
-    """Return a table that scikit-learn ships; kept in a file, since importing it takes longer than a training."""
+    """Return a table of scikit-learn. A file keeps it, because importing the package takes longer than a training."""
     kept = TABLES / f"{name}.npz"
     if not kept.exists():
         from sklearn import datasets
@@ -50,9 +50,9 @@ def _from_sklearn(name: str, **options: bool) -> tuple[Tensor, Tensor]:
 
 
 def dataset(name: str, *, inputs: str = "std", label_noise: float = 0.0, targets: str = "std") -> Dataset:
-    """Make a data set. `inputs`: `raw`, `std` (standardized) or a factor on standardized; `targets` likewise.
+    """Make a data set. `inputs` and `targets` are `raw`, `std` (standardized), or a factor of the standardized values.
 
-    Label noise touches the training part alone.
+    Only the training data have label noise.
     """
     made = _make(name)
     if inputs != "raw":

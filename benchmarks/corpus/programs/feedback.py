@@ -1,4 +1,4 @@
-"""Programs that learn from themselves or against themselves: values, games, components, actors, meta-learners."""
+"""Programs whose targets depend on their own outputs: values, games, components, actors, meta-learners."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def drifting_values(
 def bilinear_game(
     ledger: Ledger, batch: int, *, width: int = 12, damping: float = 0.0, noise: float = 0.05, turns: bool = False
 ) -> Program:
-    """Two players and one bilinear loss, minimized by one and maximized by the other; at once, they spiral outwards.
+    """Two players with one bilinear loss, which one minimizes and the other maximizes. Simultaneous steps diverge.
 
-    Skill: how much nearer to the equilibrium they came.
+    Skill: how much nearer they come to the equilibrium.
     """
     matrix = torch.linalg.qr(torch.randn(width, width))[0]
     ledger.group = 0
@@ -82,7 +82,7 @@ def bilinear_game(
 def principal_component(
     ledger: Ledger, batch: int, *, width: int = 16, penalty: float = 1.0, spread: float = 2.0
 ) -> Program:
-    """The direction of the largest variance, by ascent; without the penalty on its length it grows for ever."""
+    """Find the direction of the largest variance by ascent. Without a penalty the vector becomes longer for ever."""
     scale = torch.linspace(0.3, 1.0, width) ** 2 * spread
     rotation = torch.linalg.qr(torch.randn(width, width))[0]
     direction = ledger.add(nn.Linear(width, 1, bias=False), "direction")
@@ -148,7 +148,7 @@ def actor_critic(
 def meta_learning(
     ledger: Ledger, batch: int, *, hidden: int = 24, inner_rate: float = 0.05, inner_steps: int = 2, tasks: int = 3
 ) -> Program:
-    """Learns weights from which a few gradient steps fit a new sine wave (Finn et al. 2017): gradients of gradients."""
+    """Learn weights from which a few gradient steps fit a new sine wave (Finn et al. 2017): gradients of gradients."""
     sizes = [(hidden, 1), (hidden,), (hidden, hidden), (hidden,), (1, hidden), (1,)]
     weights = []
     for index, shape in enumerate(sizes):

@@ -97,7 +97,7 @@ def supervised(
 ) -> Program:
     """Train `forward` on a data set. `bad_batch` (step, factor): that step's inputs are multiplied.
 
-    `switch` (step, kind): from that step on the world is another: see `switched`.
+    `switch` (step, kind): from that step on the data are changed: see `switched`.
     """
     draw = batches(made.x, made.y, batch)
     criterion = make_criterion(loss, made.classes)
@@ -129,7 +129,7 @@ def supervised(
 
 
 def switched(x: Tensor, y: Tensor, kind: str, classes: int) -> tuple[Tensor, Tensor]:
-    """Return the data of a changed world: other names for the classes, mirrored or noisier inputs, larger targets."""
+    """Return changed data: permuted classes, mirrored or noisier inputs, or larger targets."""
     match kind:
         case "labels":
             return x, (y + 1) % classes
@@ -209,7 +209,7 @@ def mlp(
 ) -> Program:
     """A multilayer perceptron.
 
-    `wrong_sign_decay`: a weight penalty that was subtracted by mistake; `targets_shuffled`: answers of other questions.
+    `wrong_sign_decay` subtracts a weight penalty by mistake. `targets_shuffled` assigns targets to the wrong inputs.
     """
     made = dataset(data, inputs=inputs, targets=targets, label_noise=label_noise)
     if targets_shuffled:
@@ -250,7 +250,7 @@ def mlp(
 def linear_chain(
     ledger: Ledger, batch: int, *, layers: int = 10, width: int = 8, scale: float = 1.0, residual: bool = False
 ) -> Program:
-    """The textbook case: square linear layers W = scale * I without biases, fitted to a rotation."""
+    """Fit square linear layers W = scale * I without biases to a rotation."""
     weights = [nn.Linear(width, width, bias=False) for _ in range(layers)]
     for index, layer in enumerate(weights):
         ledger.add(layer, str(index), branch=residual)
@@ -346,7 +346,7 @@ def autoencoder(
 ) -> Program:
     """An autoencoder of images; `variational` draws its code and adds the Kullback-Leibler divergence.
 
-    `blur`: noise on what it reads, not on what it should return; `sparsity`: a penalty on the size of its code.
+    `blur` is noise of the inputs, not of the targets. `sparsity` is a penalty on the size of the code.
     """
     made = dataset(data, inputs="raw" if inputs in ("unit", "raw") else inputs)
     if inputs == "unit":

@@ -28,7 +28,7 @@ def gated_stack(
     init: str = "default",
     gain: float = 1.0,
 ) -> Program:
-    """Gated linear units, one after the other: a candidate times its gate, and nothing that carries past it."""
+    """A sequence of gated linear units, each a candidate times its gate, without residual connections."""
     made = dataset(data)
     act = ACTIVATIONS[gate]
     sizes = [made.x.shape[1], *[width] * layers]
@@ -69,9 +69,9 @@ def pre_activation(
     init: str = "he",
     gain: float = 1.0,
 ) -> Program:
-    """Residual blocks of two layers; `norm`: `pre`, `post` or `none`. Without `identity` the branch is all there is.
+    """Residual blocks of two layers; `norm`: `pre`, `post` or `none`. Without `identity` there are only the branches.
 
-    `layer_scale`: a trained factor on each branch; `branch_dropout`: how often a block is left out.
+    `layer_scale` is a trained factor of each branch, `branch_dropout` the probability that a block is skipped.
     """
     made = dataset(data)
     act = ACTIVATIONS[activation]
@@ -124,7 +124,7 @@ def sign_network(
     norm: str | None = "layer",
     gain: float = 1.0,
 ) -> Program:
-    """Units that are +1 or -1; gradients pass where a unit's input is within `window` (Hubara et al. 2016)."""
+    """A network of units that are +1 or -1. Gradients pass where the input is within `window` (Hubara et al. 2016)."""
     made = dataset(data, inputs=inputs)
     layers: list[tuple[nn.Linear, nn.Module | None]] = []
     for index, (a, b) in enumerate(itertools.pairwise([made.x.shape[1], *(hidden or [64, 64])])):

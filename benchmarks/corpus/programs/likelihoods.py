@@ -29,7 +29,7 @@ def heteroscedastic(
     init: str = "default",
     gain: float = 1.0,
 ) -> Program:
-    """Regression with an uncertainty of its own for each answer: a likelihood that falls below zero."""
+    """Regression with an uncertainty for each answer. The loss, a negative log-likelihood, falls below zero."""
     made = dataset(data, targets=targets)
     forward, _ = dense_stack(ledger, [made.x.shape[1], *(hidden or [32, 32]), 2], activation=activation)
     ledger.initialize(init, gain)
@@ -58,7 +58,7 @@ def mean_teacher(
     weight: float = 1.0,
     ramp: int = 100,
 ) -> Program:
-    """A few labels, and a teacher that is the student's running mean (Tarvainen & Valpola 2017): a moving target."""
+    """Few labels, and a teacher that is the running mean of the student (Tarvainen & Valpola 2017)."""
     made = dataset(data)
     sizes = [made.x.shape[1], hidden, hidden, made.classes]
     student, modules = dense_stack(ledger, sizes)
@@ -102,7 +102,7 @@ def pooled_set(
     init: str = "default",
     gain: float = 1.0,
 ) -> Program:
-    """Answers a question about a set: each member through one network, pooled, then through another."""
+    """Answer a question about a set: one network encodes each member, another reads their pooled encoding."""
     inner, _ = dense_stack(ledger, [2, width, width], activation=activation, out_activation=activation, prefix="each.")
     outer, _ = dense_stack(ledger, [width, width, 1], activation=activation, prefix="all.")
     ledger.initialize(init, gain)
@@ -129,7 +129,7 @@ def pooled_set(
 def word_vectors(
     ledger: Ledger, batch: int, *, words: int = 150, width: int = 12, scale: float = 0.1, count_scale: float = 1.0
 ) -> Program:
-    """Word vectors from counts of company, by weighted least squares (Pennington et al. 2014)."""
+    """Learn word vectors from co-occurrence counts by weighted least squares (Pennington et al. 2014)."""
     truth = torch.randn(words, width) @ torch.randn(width, words) / math.sqrt(width)
     truth = (truth + torch.randn(words, 1) + torch.randn(1, words)) * count_scale
     tables = [ledger.add(nn.Embedding(words, width), name) for name in ("centre", "context")]

@@ -1,4 +1,4 @@
-"""Pieces that networks are made of."""
+"""Parts of networks, batches, and measures of skill."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def batches(x: Tensor, y: Tensor, batch: int) -> Callable[[], tuple[Tensor, Tens
 
 
 def accuracy_skill(logits: Tensor, y: Tensor, classes: int) -> float:
-    """Return how far the accuracy is above that of the most frequent class, 1 for perfect."""
+    """Return the accuracy on a scale from 0, for the most frequent class, to 1, for a perfect answer."""
     share = float(torch.bincount(y.flatten(), minlength=classes).max()) / y.numel()
     right = float((logits.argmax(-1) == y).double().mean())
     return (right - share) / (1 - share)

@@ -96,7 +96,7 @@ def bag_of_words(
     activation: str = "relu",
     embedding_scale: float = 0.1,
 ) -> Program:
-    """Classifies short documents by a bag of embedded words, most of them absent from any batch."""
+    """Classify short documents by a bag of embedded words. Most words are absent from any batch."""
     frequency = 1.0 / torch.arange(1, words + 1).float()
     preference = torch.rand(topics, words) < 0.08
     weights = frequency * (0.25 + 4 * preference)
@@ -551,7 +551,7 @@ def multi_task(
     norm: str | None = None,
     alternate: bool = False,
 ) -> Program:
-    """One trunk, two heads: the digit and its image's brightness. `alternate`: one a step, the other absent."""
+    """One trunk and two heads: the digit and its brightness. With `alternate`, each step trains one head."""
     made = dataset("digits")
     brightness = made.x.mean(1, keepdim=True)
     eval_brightness = made.eval_x.mean(1, keepdim=True)
@@ -598,7 +598,7 @@ def matrix_factorization(
     rating_scale: float = 1.0,
     full: bool = False,
 ) -> Program:
-    """Factors a table of ratings: bilinear, so that a large step runs away."""
+    """Factor a table of ratings. The loss is bilinear, so that large steps diverge."""
     truth = torch.randn(users, rank) @ torch.randn(rank, items) / math.sqrt(rank) * rating_scale
     left = ledger.add(nn.Embedding(users, rank), "users")
     right = ledger.add(nn.Embedding(items, rank), "items")
@@ -684,7 +684,7 @@ def denoising_diffusion(
     gain: float = 1.0,
     data_scale: float = 1.0,
 ) -> Program:
-    """Predicts the noise in a noised point; a loss that stays high and noisy however well it is trained."""
+    """Predict the noise in a noised point. The loss stays high and noisy, however well the network learns."""
     made = dataset(data)
     made.x, made.eval_x = made.x * data_scale, made.eval_x * data_scale
     forward, _ = dense_stack(
@@ -754,7 +754,7 @@ def mixture_of_experts(
     hidden: int = 24,
     gain: float = 1.0,
 ) -> Program:
-    """Each example goes to one expert: experts that no example of a batch chose are absent in that step."""
+    """Each example uses one expert. Experts that no example of a batch uses are absent in that step."""
     made = dataset(data)
     gate = ledger.add(nn.Linear(made.x.shape[1], experts), "gate", activation="softmax")
     bodies = []
@@ -938,7 +938,7 @@ def distillation(
     init: str = "default",
     gain: float = 1.0,
 ) -> Program:
-    """A small student learns a teacher's softened answers: a loss that starts tiny."""
+    """A small student learns the softened answers of a teacher. The loss starts very small."""
     made = dataset(data)
     teacher_ledger = Ledger()
     teacher, _ = dense_stack(teacher_ledger, [made.x.shape[1], 64, made.classes])

@@ -37,7 +37,7 @@ class Recurrence(nn.Module):
             self.weight_ih_l0, self.weight_hh_l0 = like.weight_ih_l0, like.weight_hh_l0
             self.bias_ih_l0, self.bias_hh_l0 = like.bias_ih_l0, like.bias_hh_l0
 
-    def write_down(self, ledger: Ledger, name: str) -> None:
+    def add_to_ledger(self, ledger: Ledger, name: str) -> None:
         """Add the tensors to the ledger."""
         if self.core is not None:
             ledger.add(self.core, name, activation=self.activation)
@@ -197,7 +197,7 @@ def recurrent(
     """Reads a sequence and answers at its end. `init` and `gain` are of the recurrent matrix."""
     draw, inputs, classes = sequence_task(task, length)
     recurrence = Recurrence(cell, inputs, width, layers)
-    recurrence.write_down(ledger, "rnn")
+    recurrence.add_to_ledger(ledger, "rnn")
     ledger.initialize(init, gain, roles=("recurrent",))
     if forget_bias is not None:
         with torch.no_grad():
@@ -243,7 +243,7 @@ def recurrent_language_model(
     text, alphabet = python_text(source)
     embedding = ledger.add(nn.Embedding(alphabet, 24), "embedding")
     recurrence = Recurrence(cell, 24, width, layers)
-    recurrence.write_down(ledger, "rnn")
+    recurrence.add_to_ledger(ledger, "rnn")
     ledger.initialize(init, gain, roles=("recurrent",))
     head = ledger.add(nn.Linear(width, alphabet), "head")
     state: list[Tensor | None] = [None]
@@ -294,10 +294,10 @@ def sequence_to_sequence(
     dictionary = torch.randperm(words)
     source_embedding = ledger.add(nn.Embedding(words, 16), "encoder.embedding")
     encoder = Recurrence(cell, 16, width)
-    encoder.write_down(ledger, "encoder.rnn")
+    encoder.add_to_ledger(ledger, "encoder.rnn")
     target_embedding = ledger.add(nn.Embedding(words + 1, 16), "decoder.embedding")
     decoder = Recurrence(cell, 16, width)
-    decoder.write_down(ledger, "decoder.rnn")
+    decoder.add_to_ledger(ledger, "decoder.rnn")
     ledger.initialize(init, gain, roles=("recurrent",))
     head = ledger.add(nn.Linear(2 * width if attention else width, words), "decoder.head")
     with torch.no_grad():

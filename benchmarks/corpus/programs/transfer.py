@@ -1,4 +1,4 @@
-"""Fine-tuning of what was pretrained: a few of its tensors, small ones beside it, or all of it near convergence."""
+"""Fine-tuning of a pretrained network: of some of its tensors, of small added ones, or of all near convergence."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def transfer(
     adapter_scale: float = 0.0,
     label_noise: float = 0.0,
 ) -> Program:
-    """Pretrains a classifier, then tunes it in another `world` (see `switched`; empty: the same one).
+    """Pretrain a classifier, then tune it on the data of another `world` (see `switched`; empty for the same data).
 
     `method`: `all`, `bias` (vectors alone), `prompt` (a trained shift of the inputs), `adapter` (bottlenecks that start
     at `adapter_scale`) or `head`.

@@ -68,10 +68,10 @@ def _measure(target: Tensor) -> None:
         if target.is_floating_point() and target.numel():
             with torch.no_grad():
                 rms = float(measure_norms([target]).read()[0]) / math.sqrt(target.numel())
-            for first in _waiting:
+            for first in _waiting.copy():  # close() removes it
                 first.rms = rms
                 first.close()
     except Exception as error:  # must not reach the script
         logger.warning("gradmedic: the first targets could not be measured: %r", error)
-        for first in _waiting:
+        for first in _waiting.copy():
             first.close()

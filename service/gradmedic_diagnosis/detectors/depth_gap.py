@@ -24,9 +24,10 @@ CLOSING_DECADES = 0.3
 """A gap of less than `LARGE_GAP_DECADES` that has narrowed by this much over the later half of the run is closing: the
 loss is about to fall."""
 LEARNED_SHARE = 0.5
-"""A run whose loss fell by this share of its start learns through its layers, whatever their gradients are ..."""
+"""A run whose loss fell by this share of its start learns through its layers, whatever their gradients are, unless the
+gap is large."""
 LEARNED_SHARE_LARGE_GAP = 0.9
-"""... unless the gap is large. Then an output bias alone can take the loss from its start to that of a constant
+"""The share where the gap is large. Then an output bias alone can take the loss from its start to that of a constant
 predictor, early and for good. A loss that fell only at first is evidence, however far it fell."""
 CLOSED_DECADES = 0.5
 """Decades to which the gap must close before a verdict is withdrawn while the loss is stuck."""

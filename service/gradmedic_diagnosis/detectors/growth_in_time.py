@@ -20,9 +20,9 @@ DANGEROUS_PERSISTENCE = 4
 """Consecutive sampled steps with such updates that support a verdict: networks have survived three. A single update of
 `REPLACING_UPDATE_RATIO` supports it at once."""
 UNWEIGHTED_GROWTH_DECADES = 3.0
+"""Growth that alone supports a verdict of a run without weight and update norms."""
 UNWEIGHTED_PERSISTENCE = 10
-"""Where no weight and update norms are sent, the growth alone must be `UNWEIGHTED_GROWTH_DECADES` for this many
-consecutive sampled steps."""
+"""Consecutive sampled steps for which that growth must last."""
 LOSS_RISE = 2.0
 """The loss, where there is one, must be this many times its reference."""
 CALM_STEPS = 20

@@ -17,6 +17,7 @@ own size along the gradient. The most sensitive layer of networks that train has
 still high; below this value no ordinary step moves the loss. A linear chain W = a*I of depth n has a sensitivity of the
 order of a^n."""
 SENSITIVE = 0.1
+"""Lower end of the sensitivity of networks that train."""
 HORIZON = 20
 """Sampled steps over which the sensitivity is averaged."""
 STRENGTH = 0.8

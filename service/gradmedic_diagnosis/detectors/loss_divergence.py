@@ -14,9 +14,9 @@ from gradmedic_diagnosis.measurements import HEALTHY_UPDATE_RATIO
 PERSISTENCE = 5
 """Consecutive steps with a blown-up loss: a network that one bad update disturbed may recover within a few."""
 SUDDEN_RATIO = 1000.0
-"""With a loss of this many times its reference one step is enough ..."""
+"""With a loss of this many times its reference, one step is enough."""
 REPLACING_UPDATE_RATIO = 10.0
-"""... and so it is after an update of this many times the weights: nothing of the network before it is left."""
+"""After an update of this many times the weights, one step is enough, too: nothing of the network before it is left."""
 REWRITING_UPDATE_RATIO = 0.5
 """Network-wide update over weight that rewrites the weights instead of adjusting them. Healthy training has
 `HEALTHY_UPDATE_RATIO`; in our recordings any threshold between 0.3 and 10 separates the two."""

@@ -23,13 +23,13 @@ PATIENCE = 60
 """Losses of the run before a partly dead network and a stuck loss together support a verdict. A network that is dead
 throughout can never move again and supports it at once."""
 CONVERGED_SHARE = 0.5
-"""A loss that fell by this share of its start is down. Zero gradients are then no failure: nothing is left to learn, or
-the script froze layers by hand."""
+"""A loss that fell by this share of its start has converged. Zero gradients are then no failure: nothing is left to
+learn, or the script froze layers by hand."""
 STRENGTH = 0.9
 
 
 class ZeroGradient(Detector):
-    """At least half of the weight matrices have gradients that are exactly zero, and the loss is not down.
+    """At least half of the weight matrices have gradients that are exactly zero, and the loss has not converged.
 
     A second form: every recurrent matrix has zero gradients now, and once had others. A hidden state that is dead after
     its first time step carries nothing on, while input and output weights still learn from single inputs.
@@ -45,7 +45,7 @@ class ZeroGradient(Detector):
         """Consecutive sampled steps with a dead network or hidden state."""
         self.since_step = 0
         self.alive_steps = 0
-        """Consecutive sampled steps without."""
+        """Consecutive sampled steps in which neither is dead."""
 
     def observe(self, view: StepView) -> None:
         """Count sampled steps with a dead network, and check whether the loss is stuck."""
@@ -65,13 +65,13 @@ class ZeroGradient(Detector):
         if self.dead_steps < PERSISTENCE:
             return
         progress = view.progress
-        is_down = progress.count > 0 and progress.fallen_share >= CONVERGED_SHARE
+        has_converged = progress.count > 0 and progress.fallen_share >= CONVERGED_SHARE
         if view.dead_share == 1 and view.gradient_norm == 0:
-            self.strength = 0.0 if is_down else STRENGTH
+            self.strength = 0.0 if has_converged else STRENGTH
         else:
             is_old = progress.count >= PATIENCE
-            is_not_learned = not is_down or (self._has_died(view) and progress.fell_only_at_first())
-            self.update_strength_while_stuck(view, STRENGTH, has_evidence=is_old and is_not_learned)
+            has_not_learned = not has_converged or (self._has_died(view) and progress.fell_only_at_first())
+            self.update_strength_while_stuck(view, STRENGTH, has_evidence=is_old and has_not_learned)
         is_dead = view.depth_profile.zero_share[view.row] > DEAD_SHARE
         if view.architecture.is_path.any():
             is_dead &= view.architecture.is_path
@@ -84,7 +84,7 @@ class ZeroGradient(Detector):
 
     @staticmethod
     def _has_dead_state(view: StepView) -> bool:
-        """Whether all plain recurrent matrices are dead and once were not. A single time step never gives them any."""
+        """Whether all plain recurrent matrices have zero gradients and once had others."""
         layers = list(view.architecture.recurrent)
         is_dead = view.depth_profile.zero_share[view.row, layers] > DEAD_SHARE
         return bool(layers) and bool((is_dead & (view.averages.nonzero_count[layers] > 0)).all())

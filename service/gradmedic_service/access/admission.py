@@ -1,4 +1,4 @@
-"""How many requests are served at the same time.
+"""Admission: a bound on the number of requests that are served at the same time.
 
 More concurrent requests than the machine has cores make every request slow and none faster. So a few requests are
 served, some wait for a moment, and the others get 503 with a time to try again, before their bodies are read. A refused

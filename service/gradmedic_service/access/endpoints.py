@@ -22,7 +22,7 @@ from gradmedic_service.http.dependencies import (
     MaxResults,
     PageToken,
     check_max_results,
-    json_only,
+    require_json,
 )
 from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType, documented
 
@@ -46,7 +46,7 @@ CREATE_EXAMPLES: dict[str, Any] = {
     "/api-keys",
     status_code=status.HTTP_201_CREATED,
     response_model=ApiKeyCreated,
-    dependencies=[Depends(json_only)],
+    dependencies=[Depends(require_json)],
     responses=documented(MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidRequest),
 )
 def create_api_key(

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from gradmedic_service.http.errors import ServiceError
 
-KEY_WANTED: Mapping[str, str] = {"WWW-Authenticate": 'Bearer realm="gradmedic"'}
+KEY_REQUIRED: Mapping[str, str] = {"WWW-Authenticate": 'Bearer realm="gradmedic"'}
 """RFC 6750, section 3: the request has no key."""
 INVALID_TOKEN: Mapping[str, str] = {"WWW-Authenticate": 'Bearer realm="gradmedic", error="invalid_token"'}
 """RFC 6750, section 3.1: the request has a key that is not accepted."""
@@ -29,7 +29,7 @@ class ApiKeyMissing(ServiceError):
     status = 401
     error_code = "api_key_missing"
     title = "An API key is needed"
-    headers: ClassVar[Mapping[str, str]] = KEY_WANTED
+    headers: ClassVar[Mapping[str, str]] = KEY_REQUIRED
 
 
 class ApiKeyUnknown(ServiceError):
@@ -65,7 +65,7 @@ class SessionEnded(ServiceError):
     status = 401
     error_code = "session_ended"
     title = "The session has ended"
-    headers: ClassVar[Mapping[str, str]] = KEY_WANTED
+    headers: ClassVar[Mapping[str, str]] = KEY_REQUIRED
 
 
 class ScopeMissing(ServiceError):

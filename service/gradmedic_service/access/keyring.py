@@ -36,7 +36,7 @@ _logger = structlog.get_logger("gradmedic.access")
 
 @dataclass(frozen=True, slots=True)
 class _CachedKey:
-    """What the database held for a secret or a session's cookie."""
+    """The key that the database held for a secret or a session's cookie."""
 
     key: repository.StoredKey | None
     """The key; None if the secret is unknown."""

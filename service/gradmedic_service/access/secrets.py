@@ -55,4 +55,4 @@ def redact_secrets(text: str) -> str:
     """
     if SECRET_PREFIX not in text:
         return text
-    return SECRET_PATTERN.sub(lambda found: f"{prefix_of(found.group())}...", text)
+    return SECRET_PATTERN.sub(lambda match: f"{prefix_of(match.group())}...", text)

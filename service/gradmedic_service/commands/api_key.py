@@ -36,7 +36,7 @@ class ApiKeyCommand:
         create.add_argument("--name", help="the job, person or worker that uses the key")
         create.add_argument(
             "--expires",
-            type=_expiry,
+            type=_parse_expiry,
             metavar="WHEN",
             help="end of the key: in days, hours or minutes (30d, 12h, 5m), or a date",
         )
@@ -84,7 +84,7 @@ class ApiKeyCommand:
 API_KEY = ApiKeyCommand()
 
 
-def _expiry(text: str) -> datetime:
+def _parse_expiry(text: str) -> datetime:
     """Return the time that `30d`, `12h` or `5m` from now is, or that a date names; without a zone it is UTC."""
     if text[:-1].isdecimal() and text[-1:] in UNITS:
         return datetime.now(UTC) + timedelta(**{UNITS[text[-1]]: int(text[:-1])})

@@ -1,4 +1,4 @@
-"""What `gradmedic api-key` does, in the database itself. People who can open the database need no key to make one."""
+"""The actions of `gradmedic api-key`. They use the database directly, so people who can open it need no key."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ def _wait_for_url(process: subprocess.Popen[bytes], log: Path) -> str:
 
 
 def _environment(**extra: str) -> dict[str, str]:
-    """Return this process's environment with other GRADMEDIC_* settings than the user's."""
+    """Return the environment of this process with the given variables in place of the user's GRADMEDIC_* variables."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GRADMEDIC_")}
     return {**kept, **extra}
 

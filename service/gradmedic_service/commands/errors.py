@@ -1,4 +1,4 @@
-"""How a command fails: it prints the reason on standard error and returns an exit status."""
+"""Errors of the commands. A command that fails prints the reason on standard error and returns an exit status."""
 
 from __future__ import annotations
 

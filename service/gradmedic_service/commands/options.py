@@ -1,4 +1,4 @@
-"""What the commands share: the option `--database-url`, the settings, and the preparation of the database."""
+"""Parts that the commands share: the option `--database-url`, the settings, and the preparation of the database."""
 
 from __future__ import annotations
 

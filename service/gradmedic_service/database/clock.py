@@ -13,7 +13,7 @@ def database_time(session: Session) -> datetime:
     if session.get_bind().dialect.name == "sqlite":
         seconds = session.scalar(text("SELECT (julianday('now') - 2440587.5) * 86400.0"))
         return datetime.fromtimestamp(float(seconds or 0.0), UTC)
-    found = session.scalar(select(func.clock_timestamp()))
-    if not isinstance(found, datetime):
-        raise TypeError(f"the database's clock shows {found!r}")
-    return found.astimezone(UTC)
+    now = session.scalar(select(func.clock_timestamp()))
+    if not isinstance(now, datetime):
+        raise TypeError(f"the database's clock shows {now!r}")
+    return now.astimezone(UTC)

@@ -376,7 +376,7 @@ class Attempt(Base):
     ended_at: Mapped[datetime | None]
     environment: Mapped[dict[str, Any]]
     key_id: Mapped[UUID | None]
-    """Id of the API key with which the attempt streams; while it waits, of its ticket."""
+    """Id of the API key that the attempt streams with; while the attempt waits, the id of its ticket."""
     is_waiting: Mapped[bool | None]
     """Whether the executor has no process for the attempt yet. Until then no time counts, and its ticket is valid."""
     output: Mapped[str] = mapped_column(Text)

@@ -28,13 +28,13 @@ def migrations_folder() -> Path:
 
 def upgrade(database_url: str, revision: str = "head") -> None:
     """Upgrade the schema to a revision. Raises UnknownRevision."""
-    with translating_errors(), _known_revisions():
+    with translating_errors(), _translating_revision_errors():
         command.upgrade(_config(database_url), revision)
 
 
 def downgrade(database_url: str, revision: str) -> None:
     """Downgrade the schema to a revision; `base` removes all tables. Raises UnknownRevision."""
-    with translating_errors(), _known_revisions():
+    with translating_errors(), _translating_revision_errors():
         command.downgrade(_config(database_url), revision)
 
 
@@ -65,23 +65,23 @@ def prepare(database_url: str) -> None:
         create_parent_folder(database_url)
         upgrade(database_url)
         return
-    found = current(database_url)
-    if found != head():
-        raise not_migrated(found, head(), f" --database-url {printable_url(database_url)}")
+    revision = current(database_url)
+    if revision != head():
+        raise not_migrated(revision, head(), f" --database-url {printable_url(database_url)}")
 
 
 def check_revision(database: Database, expected: str) -> None:
     """Raise DatabaseNotMigrated unless the schema is at the expected revision, and errors of reading the database."""
     with database.reading() as session:
-        found = _revision_of(session.connection())
-    if found != expected:
-        raise not_migrated(found, expected)
+        revision = _revision_of(session.connection())
+    if revision != expected:
+        raise not_migrated(revision, expected)
 
 
-def not_migrated(found: str | None, expected: str, arguments: str = "") -> DatabaseNotMigrated:
+def not_migrated(revision: str | None, expected: str, arguments: str = "") -> DatabaseNotMigrated:
     """Return the error of a schema at another revision. It names the command to run, with these arguments."""
     return DatabaseNotMigrated(
-        f"The schema is at revision {found or 'none'}, this version needs {expected}: run "
+        f"The schema is at revision {revision or 'none'}, this version needs {expected}: run "
         f"`{UPGRADE_COMMAND}{arguments}`."
     )
 
@@ -94,8 +94,8 @@ def _revision_of(connection: Connection) -> str | None:
 
 
 @contextmanager
-def _known_revisions() -> Iterator[None]:
-    """Raise UnknownRevision for Alembic's error."""
+def _translating_revision_errors() -> Iterator[None]:
+    """Raise Alembic's error of a revision as UnknownRevision."""
     try:
         yield
     except CommandError as error:

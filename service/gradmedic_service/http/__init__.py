@@ -1,1 +1,1 @@
-"""What all routes share: bodies, errors, paging, health, metrics, documentation."""
+"""Parts that all routes share: bodies, errors, paging, health, metrics, documentation."""

@@ -78,11 +78,11 @@ async def media_type(request: Request) -> str:
     return _media_type(request)
 
 
-async def json_only(request: Request) -> None:
+async def require_json(request: Request) -> None:
     """Raise UnsupportedMediaType unless the request's Content-Type is JSON."""
-    found = _media_type(request)
-    if found != JSON_MEDIA_TYPE:
-        raise UnsupportedMediaType(f"Content-Type is {found or 'missing'}; send {JSON_MEDIA_TYPE}.")
+    content_type = _media_type(request)
+    if content_type != JSON_MEDIA_TYPE:
+        raise UnsupportedMediaType(f"Content-Type is {content_type or 'missing'}; send {JSON_MEDIA_TYPE}.")
 
 
 def check_max_results(max_results: int, limits: Limits) -> None:

@@ -30,7 +30,7 @@ class Metrics:
         )
         self._seconds = Histogram(
             "gradmedic_http_request_seconds",
-            "From a request's first byte to its answer's last.",
+            "Seconds from the first byte of a request to the last byte of its answer.",
             ["method", "route"],
             registry=self._registry,
             buckets=BUCKETS,
@@ -43,7 +43,7 @@ class Metrics:
         )
         self._verdicts = Counter(
             "gradmedic_verdict_changes",
-            "Blocks after which a run had another verdict than before, by the new one.",
+            "Blocks that changed the verdict of their run, by the new verdict.",
             ["verdict"],
             registry=self._registry,
         )

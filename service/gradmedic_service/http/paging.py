@@ -17,12 +17,12 @@ Item = TypeVar("Item")
 
 
 def cut_page(
-    found: Sequence[Item], max_results: int, query: str, position: Callable[[Item], Sequence[str]]
+    rows: Sequence[Item], max_results: int, query: str, position: Callable[[Item], Sequence[str]]
 ) -> tuple[Sequence[Item], str | None]:
     """Return the items of a page and the token of the next page, None if there is no next page.
 
     Args:
-        found: the items from the page's first on. One more than `max_results` shows that there is a next page.
+        rows: the items from the page's first on. One more than `max_results` shows that there is a next page.
         max_results: the largest number of items on the page.
         query: the filters and the order of the list, as text.
         position: returns the position of an item in the list.
@@ -31,8 +31,8 @@ def cut_page(
     >>> items, position_of(token, "names", 1)
     (['a', 'b'], ['b'])
     """
-    items = found[:max_results]
-    return items, token_of(query, *position(items[-1])) if len(found) > max_results else None
+    items = rows[:max_results]
+    return items, token_of(query, *position(items[-1])) if len(rows) > max_results else None
 
 
 def token_of(query: str, *position: str) -> str:
@@ -49,9 +49,9 @@ def position_of(token: str, query: str, length: int) -> list[str]:
     try:
         padded = token + "=" * (-len(token) % 4)
         content: list[str] = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
-        found, *position = content
+        token_query, *position = content
     except (ValueError, TypeError):
         raise InvalidRequest.at("page_token", "is not a token of this list") from None
-    if found != query or len(position) != length or not all(isinstance(part, str) for part in position):
+    if token_query != query or len(position) != length or not all(isinstance(part, str) for part in position):
         raise InvalidRequest.at("page_token", "belongs to a list with other filters or another order")
     return position

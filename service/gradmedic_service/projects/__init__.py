@@ -1,1 +1,1 @@
-"""Projects: what runs are grouped by."""
+"""Projects: groups of runs, and their settings."""

@@ -15,7 +15,7 @@ from gradmedic_service.http.dependencies import (
     MaxResults,
     PageToken,
     check_max_results,
-    json_only,
+    require_json,
 )
 from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType, documented
 from gradmedic_service.projects import service
@@ -60,7 +60,7 @@ def get_project(name: Name, principal: MayRead, database: DatabaseDependency) ->
 @router.patch(
     "/{name:path}",
     response_model=Project,
-    dependencies=[Depends(json_only)],
+    dependencies=[Depends(require_json)],
     responses=documented(ProjectNotFound, MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidRequest),
 )
 def update_project(

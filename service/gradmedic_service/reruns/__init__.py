@@ -1,1 +1,1 @@
-"""Reruns: asking for one, reading it, and the experiment that it carries out."""
+"""Reruns: creating, reading and ending them, and the experiment that each of them carries out."""

@@ -34,21 +34,21 @@ def advance(session: Session, rerun: models.Rerun, at: datetime, reason_for_no_n
     """Start the trials that the experiment needs now, or conclude it. The rerun's row must be locked.
 
     Args:
-        session: of the transaction that has changed the rerun or one of its trials.
+        session: a session of the transaction that has changed the rerun or one of its trials.
         rerun: the rerun; one that has ended stays as it is.
         at: the database's time.
         reason_for_no_new_trials: why no further trial can be started; queued ones are then cancelled.
     """
     if rerun.status not in ACTIVE_STATUSES:
         return
-    trials = list(repository.trials_of(session, rerun.id))
+    trials = list(repository.read_trials(session, rerun.id))
     reason = trainables.reason_not_offered(session, rerun.trainable, rerun.owner) or reason_for_no_new_trials
     if reason is None and seconds_left(session, rerun, trials, at) < MIN_SECONDS:
         reason = SECONDS_SPENT
     if reason is not None:
         cancel_queued(trials, reason)
     # The latest attempt at a trial comes last, so that its environment is the one that stays.
-    environments = {attempt.trial_id: attempt.environment for attempt in repository.attempts_of(session, rerun.id)}
+    environments = {attempt.trial_id: attempt.environment for attempt in repository.read_attempts(session, rerun.id)}
     states = [replace(trial_state(trial), environment=environments.get(trial.id, {})) for trial in trials]
     next_step = experiment.next_step(design_of(rerun), states, reason)
     if next_step.conclusion is not None:
@@ -99,7 +99,7 @@ def cancel_queued(trials: Sequence[models.Trial], reason: str) -> None:
             trial.status, trial.reason = "cancelled", reason
 
 
-def count_change_of_suspect_run(session: Session, rerun: models.Rerun) -> None:
+def touch_suspect_run(session: Session, rerun: models.Rerun) -> None:
     """Raise the revision of a rerun's suspect run."""
     run = runs.find(session, rerun.run_id, is_locked=True)
     if run is not None:
@@ -109,7 +109,7 @@ def count_change_of_suspect_run(session: Session, rerun: models.Rerun) -> None:
 def _conclude(session: Session, rerun: models.Rerun, conclusion: experiment.Conclusion, at: datetime) -> None:
     rerun.status, rerun.reason, rerun.ended_at = conclusion.status, conclusion.reason, at
     rerun.outcomes = [without_nonfinite(asdict(outcome)) for outcome in conclusion.outcomes]
-    count_change_of_suspect_run(session, rerun)
+    touch_suspect_run(session, rerun)
 
 
 def _new_trial(rerun: models.Rerun, position: int, candidate: int, seed: int) -> models.Trial:

@@ -27,9 +27,9 @@ def summarize(rerun: models.Rerun) -> RerunSummary:
 
 def describe(session: Session, rerun: models.Rerun) -> RerunDetail:
     """Return a rerun with its candidates, its trials and all attempts at them."""
-    trials = repository.trials_of(session, rerun.id)
-    attempts = repository.attempts_of(session, rerun.id)
-    runs = repository.runs_of(session, attempts)
+    trials = repository.read_trials(session, rerun.id)
+    attempts = repository.read_attempts(session, rerun.id)
+    runs = repository.read_runs(session, attempts)
     outcomes = {outcome.candidate: outcome for outcome in OUTCOMES.validate_python(rerun.outcomes or [])}
     return RerunDetail(
         **_summary_fields(rerun) | {"reason": rerun.reason or _reason_to_wait(session, rerun, trials)},

@@ -30,15 +30,15 @@ def end_attempt(
     """End the latest attempt at a trial: its run accepts no further step, and its key is revoked.
 
     Args:
-        session: of the transaction.
+        session: a session of the transaction that ends the attempt.
         trial: the trial, whose seconds grow by those of the attempt.
-        at: when the attempt has ended.
-        status: status of the attempt from now on.
-        reason: why the attempt ended, unless it ran to its end.
-        exit_code: exit code of its process.
-        output: what it has printed.
-        environment: versions and device that it ran on.
-        seconds: the time that it took; without it, the time since its start. The time since its start is the most.
+        at: the time at which the attempt ended.
+        status: the new status of the attempt.
+        reason: why the attempt ended early; None if it ran to its end.
+        exit_code: the exit code of its process.
+        output: the text that its process has printed.
+        environment: the versions and the device that it ran on.
+        seconds: the seconds that it took, at most the time since its start; by default, the time since its start.
     """
     attempt = repository.find_attempt(session, trial.id, trial.attempt)
     if attempt is None:

@@ -48,7 +48,7 @@ def candidates_of_advice(
         and not list(_errors_for_trainable("", remedy, parameters))
     ]
     candidates: list[list[Remedy]] = []
-    first: dict[str, Remedy] = {}
+    first_by_id: dict[str, Remedy] = {}
     combinations_left = MAX_COMBINATIONS
     for remedy in possible:
         candidates.append([remedy])
@@ -56,12 +56,12 @@ def candidates_of_advice(
         # Weights that were drawn for another activation often learn no better. It is also tried with its own ones.
         if remedy.id == "replace_activation" and not _is_set_by_parameters(remedy, parameters):
             combined.append([remedy, _initialization_for(remedy)])
-        if remedy.id not in first:
-            first[remedy.id] = remedy
+        if remedy.id not in first_by_id:
+            first_by_id[remedy.id] = remedy
             combined += [
-                [first[one], first[other]]
-                for one, other in COMBINATIONS
-                if remedy.id in (one, other) and one in first and other in first
+                [first_by_id[first_id], first_by_id[second_id]]
+                for first_id, second_id in COMBINATIONS
+                if remedy.id in (first_id, second_id) and first_id in first_by_id and second_id in first_by_id
             ]
         candidates += combined[:combinations_left]
         combinations_left -= len(combined[:combinations_left])

@@ -17,7 +17,7 @@ from gradmedic_service.http.dependencies import (
     MaxResults,
     PageToken,
     check_max_results,
-    json_only,
+    require_json,
 )
 from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType, documented
 from gradmedic_service.reruns import service
@@ -54,7 +54,7 @@ CREATE_EXAMPLES: dict[str, Any] = {
     "/runs/{run_id}/reruns",
     status_code=status.HTTP_202_ACCEPTED,
     response_model=RerunDetail,
-    dependencies=[Depends(json_only)],
+    dependencies=[Depends(require_json)],
     responses={
         200: {"model": RerunDetail, "description": "The rerun that an earlier request with the same id has made"},
         **documented(

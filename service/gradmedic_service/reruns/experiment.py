@@ -36,7 +36,7 @@ ENDED = ("done", "failed", "cancelled", "stopped", "not_applicable")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentBudget:
-    """What a rerun may spend."""
+    """The budget of a rerun."""
 
     steps: int
     """Number of steps of each trial."""
@@ -45,7 +45,7 @@ class ExperimentBudget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentDesign:
-    """What the experiment compares."""
+    """The candidates and seeds that the experiment compares, and its budget."""
 
     candidates: int
     """Number of candidates besides the control. They are numbered from 1, the most promising first."""
@@ -108,7 +108,7 @@ class Conclusion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NextStep:
-    """What a rerun does now: start trials, conclude, or (if both fields are empty) wait until a trial ends."""
+    """The next action of a rerun: to start trials, to conclude, or, if both fields are empty, to wait for a trial."""
 
     start: tuple[tuple[int, int], ...] = ()
     """Candidate and seed of each trial to start, in this order."""
@@ -127,11 +127,11 @@ def reason_to_stop(
         trial: the running trial, with its loss at the rungs that it has passed.
         others: the other trials of the same rerun.
         control: the ended control on the first seed.
-        design: what the experiment compares.
+        design: the candidates, seeds and budget of the experiment.
         steps: number of steps that the trial has done.
     """
-    first = design.seeds[0]
-    if trial.candidate == CONTROL or trial.seed != first or steps > LAST_STOP_SHARE * design.budget.steps:
+    first_seed = design.seeds[0]
+    if trial.candidate == CONTROL or trial.seed != first_seed or steps > LAST_STOP_SHARE * design.budget.steps:
         return None
     if trial.verdict == "exploding":
         return "it is exploding"
@@ -142,7 +142,7 @@ def reason_to_stop(
         other.rungs[rung - 1]
         for other in others
         if other.candidate not in (CONTROL, trial.candidate)
-        and other.seed == first
+        and other.seed == first_seed
         and len(other.rungs) >= rung
         and (is_better(other, control) or not other.has_ended)
     ]
@@ -155,23 +155,23 @@ def reason_to_stop(
 def next_step(
     design: ExperimentDesign, trials: Sequence[TrialState], reason_for_no_new_trials: str | None = None
 ) -> NextStep:
-    """Return what a rerun does now. It never starts a trial twice, nor more trials than the budget allows.
+    """Return the next action of a rerun. It never starts a trial twice, nor more trials than the budget allows.
 
     Args:
-        design: what the experiment compares.
+        design: the candidates, seeds and budget of the experiment.
         trials: all trials of the rerun.
         reason_for_no_new_trials: why no further trial can be started; None if trials can be started.
     """
     can_start = reason_for_no_new_trials is None
-    known = {(trial.candidate, trial.seed): trial for trial in trials}
+    trial_at = {(trial.candidate, trial.seed): trial for trial in trials}
     trials_left = design.budget.trials - len(trials)
-    first = design.seeds[0]
+    first_seed = design.seeds[0]
 
-    control = known.get((CONTROL, first))
+    control = trial_at.get((CONTROL, first_seed))
     if control is None:
         if trials_left < 1 or not can_start:
             return _conclude("failed", reason_for_no_new_trials or "the budget of trials does not allow the control")
-        return NextStep(start=((CONTROL, first),))
+        return NextStep(start=((CONTROL, first_seed),))
     if not control.has_ended:
         return NextStep()
     if control.verdict not in UNHEALTHY_VERDICTS:
@@ -180,15 +180,15 @@ def next_step(
         reason = f"the unchanged control is {control.verdict} after {design.budget.steps} steps"
         return _conclude("not_reproduced", reason)
 
-    race = [(candidate, first) for candidate in range(1, _number_of_racing_candidates(design) + 1)]
-    missing = tuple(place for place in race if place not in known)[:trials_left] if can_start else ()
+    race = [(candidate, first_seed) for candidate in range(1, _number_of_racing_candidates(design) + 1)]
+    missing = tuple(place for place in race if place not in trial_at)[:trials_left] if can_start else ()
     if missing:
         return NextStep(start=missing)
-    if not all(known[place].has_ended for place in race if place in known):
+    if not all(trial_at[place].has_ended for place in race if place in trial_at):
         return NextStep()
 
-    promising = _candidates_better_than_control(design, known, control)
-    if promising and not any(seed != first for _, seed in known) and can_start:
+    promising = _candidates_better_than_control(design, trial_at, control)
+    if promising and not any(seed != first_seed for _, seed in trial_at) and can_start:
         group = (CONTROL, *promising[:CANDIDATES_TO_CONFIRM])
         places = [(candidate, seed) for seed in design.seeds[1:] for candidate in group]
         # Only whole seeds are started: a seed without its control would show nothing.
@@ -197,12 +197,12 @@ def next_step(
             return NextStep(start=whole_seeds)
     if not all(trial.has_ended for trial in trials):
         return NextStep()
-    confirmation = _next_confirmation(design, known, promising)
+    confirmation = _next_confirmation(design, trial_at, promising)
     if confirmation and len(confirmation) <= trials_left and can_start:
         return NextStep(start=confirmation)
 
     candidates = range(1, design.candidates + 1)
-    outcomes = [outcome for candidate in candidates if (outcome := _outcome(design, known, candidate)) is not None]
+    outcomes = [outcome for candidate in candidates if (outcome := _outcome(design, trial_at, candidate)) is not None]
     verified = sum(outcome.state == "verified" for outcome in outcomes)
     reason = f"{verified} of {len(outcomes)} candidates verified"
     if reason_for_no_new_trials is not None:
@@ -234,43 +234,44 @@ def _number_of_racing_candidates(design: ExperimentDesign) -> int:
 
 
 def _candidates_better_than_control(
-    design: ExperimentDesign, known: Mapping[tuple[int, int], TrialState], control: TrialState
+    design: ExperimentDesign, trial_at: Mapping[tuple[int, int], TrialState], control: TrialState
 ) -> list[int]:
     """Return the candidates that beat the control on the first seed, the best first."""
     final_losses = [
         (trial.curve.final, trial.candidate)
-        for (candidate, seed), trial in known.items()
+        for (candidate, seed), trial in trial_at.items()
         if candidate != CONTROL and seed == design.seeds[0] and is_better(trial, control) and trial.curve is not None
     ]
     return [candidate for _, candidate in sorted(final_losses)]
 
 
 def _next_confirmation(
-    design: ExperimentDesign, known: Mapping[tuple[int, int], TrialState], promising: Sequence[int]
+    design: ExperimentDesign, trial_at: Mapping[tuple[int, int], TrialState], promising: Sequence[int]
 ) -> tuple[tuple[int, int], ...]:
     """Return the trials that confirm the next best candidate, unless one before it has held on every seed."""
     others = design.seeds[1:]
-    if not others or not all((CONTROL, seed) in known for seed in others):
+    if not others or not all((CONTROL, seed) in trial_at for seed in others):
         return ()
     for candidate in promising:
-        if all((candidate, seed) not in known for seed in others):
+        if all((candidate, seed) not in trial_at for seed in others):
             return tuple((candidate, seed) for seed in others)
         if all(
-            (candidate, seed) in known and is_better(known[candidate, seed], known[CONTROL, seed]) for seed in others
+            (candidate, seed) in trial_at and is_better(trial_at[candidate, seed], trial_at[CONTROL, seed])
+            for seed in others
         ):
             return ()
     return ()
 
 
 def _outcome(
-    design: ExperimentDesign, known: Mapping[tuple[int, int], TrialState], candidate: int
+    design: ExperimentDesign, trial_at: Mapping[tuple[int, int], TrialState], candidate: int
 ) -> CandidateOutcome | None:
     """Return the result of a candidate; None if it was not tried."""
-    trials = [trial for seed in design.seeds if (trial := known.get((candidate, seed))) is not None]
+    trials = [trial for seed in design.seeds if (trial := trial_at.get((candidate, seed))) is not None]
     trials = [trial for trial in trials if trial.status != "cancelled"]
     if not trials:
         return None
-    controls = {trial.seed: trial for seed in design.seeds if (trial := known.get((CONTROL, seed))) is not None}
+    controls = {trial.seed: trial for seed in design.seeds if (trial := trial_at.get((CONTROL, seed))) is not None}
     by_curve: dict[str, list[TrialState]] = {}
     for trial in trials:
         by_curve.setdefault(trial.curve.digest if trial.curve else f"seed {trial.seed}", []).append(trial)

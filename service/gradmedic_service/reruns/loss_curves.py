@@ -1,4 +1,4 @@
-"""Loss curves: what the losses of a trial come to."""
+"""Loss curves: the summary of a trial's losses, and the loss by which trials are compared at a rung."""
 
 from __future__ import annotations
 

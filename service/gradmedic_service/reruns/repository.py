@@ -64,7 +64,7 @@ def lock_rerun(session: Session, rerun_id: UUID, *, skips_locked: bool = False) 
     return session.scalars(query.execution_options(populate_existing=True)).one_or_none()
 
 
-def page(session: Session, query: RerunQuery, size: int) -> Sequence[models.Rerun]:
+def read_page(session: Session, query: RerunQuery, size: int) -> Sequence[models.Rerun]:
     """Read the first `size` reruns of a query."""
     rerun = models.Rerun
     statement = select(rerun).order_by(rerun.created_at.desc(), rerun.id.desc()).limit(size)
@@ -166,7 +166,7 @@ def _has_no_worker(at: datetime, offered_since: datetime) -> ColumnElement[bool]
     return rerun.status.in_(ACTIVE_STATUSES) & ~is_offered & ~is_running
 
 
-def trials_of(session: Session, rerun_id: UUID) -> Sequence[models.Trial]:
+def read_trials(session: Session, rerun_id: UUID) -> Sequence[models.Trial]:
     """Read the trials of a rerun in the order of their start, as they are now."""
     query = select(models.Trial).where(models.Trial.rerun_id == rerun_id).order_by(models.Trial.position)
     return session.scalars(query.execution_options(populate_existing=True)).all()
@@ -183,7 +183,7 @@ def find_attempt(session: Session, trial_id: UUID, number: int, *, is_fresh: boo
     return session.get(models.Attempt, (trial_id, number), populate_existing=is_fresh)
 
 
-def attempts_of(session: Session, rerun_id: UUID) -> Sequence[models.Attempt]:
+def read_attempts(session: Session, rerun_id: UUID) -> Sequence[models.Attempt]:
     """Read all attempts at the trials of a rerun, without their output."""
     attempt, trial = models.Attempt, models.Trial
     query = select(attempt).join(trial, trial.id == attempt.trial_id).where(trial.rerun_id == rerun_id)
@@ -191,7 +191,7 @@ def attempts_of(session: Session, rerun_id: UUID) -> Sequence[models.Attempt]:
     return session.scalars(query.order_by(attempt.trial_id, attempt.number)).all()
 
 
-def runs_of(session: Session, attempts: Sequence[models.Attempt]) -> dict[UUID, models.Run]:
+def read_runs(session: Session, attempts: Sequence[models.Attempt]) -> dict[UUID, models.Run]:
     """Read the runs of attempts by id; those that no script has created are missing."""
     ids = [attempt.run_id for attempt in attempts]
     return {run.id: run for run in session.scalars(select(models.Run).where(models.Run.id.in_(ids)))}

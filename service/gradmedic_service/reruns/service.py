@@ -1,4 +1,4 @@
-"""Reruns: what asking for one, reading one and ending one means."""
+"""Reruns: creating, reading, listing and ending them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gradmedic_service.http.paging import cut_page, position_of
 from gradmedic_service.projects import repository as stored_projects
 from gradmedic_service.projects import service as projects
 from gradmedic_service.reruns import answers, repository
-from gradmedic_service.reruns.advancing import MIN_SECONDS, advance, count_change_of_suspect_run
+from gradmedic_service.reruns.advancing import MIN_SECONDS, advance, touch_suspect_run
 from gradmedic_service.reruns.attempts import end_attempt
 from gradmedic_service.reruns.candidates import candidates_of_advice, check_candidates, parameters_of_control
 from gradmedic_service.reruns.errors import NotRerunnable, RerunExists, RerunNotFound
@@ -117,8 +117,8 @@ def list_page(
             query = replace(query, after=(datetime.fromisoformat(moment), UUID(hex=rerun_id)))
         except ValueError:
             raise InvalidRequest.at("page_token", "is not a token of this list") from None
-    found = repository.page(session, query, max_results + 1)
-    reruns, token = cut_page(found, max_results, digest, lambda rerun: [rerun.created_at.isoformat(), rerun.id.hex])
+    rows = repository.read_page(session, query, max_results + 1)
+    reruns, token = cut_page(rows, max_results, digest, lambda rerun: [rerun.created_at.isoformat(), rerun.id.hex])
     return RerunList(items=[answers.summarize(rerun) for rerun in reruns], next_page_token=token)
 
 
@@ -127,14 +127,14 @@ def cancel(session: Session, principal: Principal, rerun_id: UUID) -> RerunDetai
     rerun = _check_reachable(principal, repository.lock_rerun(session, rerun_id), rerun_id)
     if rerun.status in ACTIVE_STATUSES:
         at, reason = database_time(session), "the rerun was cancelled"
-        for trial in repository.trials_of(session, rerun.id):
+        for trial in repository.read_trials(session, rerun.id):
             if trial.status == "running":
                 end_attempt(session, trial, at, status="cancelled", reason=reason)
             if trial.status in ACTIVE_STATUSES:
                 trial.status, trial.reason, trial.lease_expires_at = "cancelled", reason, None
         rerun.status, rerun.reason, rerun.ended_at = "cancelled", f"cancelled by {principal.name}", at
         access.record(session, principal, "cancel_rerun", rerun.id, rerun.project)
-        count_change_of_suspect_run(session, rerun)
+        touch_suspect_run(session, rerun)
     return answers.describe(session, rerun)
 
 

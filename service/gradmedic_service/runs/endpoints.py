@@ -11,7 +11,7 @@ from gradmedic.protocol.runs import STATUSES, RunCreate, RunDetail, RunList, Run
 from gradmedic.protocol.service import API_PATH
 from gradmedic.protocol.verdicts import VERDICTS
 from gradmedic_service.access.authorization import MayAdminister, MayFollow, MayIngest, MayRead
-from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency, check_max_results, json_only
+from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency, check_max_results, require_json
 from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType, documented
 from gradmedic_service.projects.errors import ProjectFull
 from gradmedic_service.runs import service
@@ -69,7 +69,7 @@ UPDATE_EXAMPLES: dict[str, Any] = {
     "",
     status_code=status.HTTP_201_CREATED,
     response_model=RunDetail,
-    dependencies=[Depends(json_only)],
+    dependencies=[Depends(require_json)],
     responses={
         200: {"model": RunDetail, "description": "The run exists: the same request created it before."},
         **documented(RunExists, ProjectFull, *BODY_ERRORS),
@@ -138,7 +138,7 @@ def get_run(run_id: RunId, principal: MayFollow, database: DatabaseDependency) -
 @router.patch(
     "/{run_id}",
     response_model=RunDetail,
-    dependencies=[Depends(json_only)],
+    dependencies=[Depends(require_json)],
     responses=documented(RunNotFound, *BODY_ERRORS),
 )
 def update_run(

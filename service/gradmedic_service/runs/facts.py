@@ -23,7 +23,7 @@ TRAINING = TypeAdapter(Training | None)
 StoredFacts = tuple[list[Any], dict[str, Any] | None, str | None]
 """Layers and training as they are stored, and the framework."""
 CACHED_MODELS = 64
-"""Some 0.5 KB a layer: 64 models of a thousand layers are 32 MB."""
+"""Largest number of models in the cache. A layer takes some 0.5 KB, so 64 models of a thousand layers take 32 MB."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,8 +160,8 @@ def list_page(
     query = replace(query, reachable_project=principal.project, reachable_run=principal.run_id)
     if page_token is not None:
         query = _at_page(query, page_token)
-    found = repository.read_page(session, query, max_results + 1)
-    page, token = cut_page(found, max_results, _query_digest(query), lambda run: _position(query, run))
+    rows = repository.read_page(session, query, max_results + 1)
+    page, token = cut_page(rows, max_results, _query_digest(query), lambda run: _position(query, run))
     return RunList(items=[_to_summary(run) for run in page], next_page_token=token)
 
 

@@ -1,4 +1,4 @@
-"""The rule for the status `stalled`: a running run has been silent for longer than its own rhythm explains.
+"""The rule for the status `stalled`: a running run has been silent for longer than its recent pauses explain.
 
 Each append stores in the run's row until when the run may be silent (`stalls_at`). After that time, the service's due
 work (`due_work.py`) stores the status `stalled`. The next new step makes the run `running` again.
@@ -28,7 +28,7 @@ SHRINK_RATE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class SilenceLimit:
-    """How long a run may be silent, in seconds, and the moment at which that time ends."""
+    """The seconds for which a run may be silent, and the time at which they end."""
 
     seconds: float
     stalls_at: datetime

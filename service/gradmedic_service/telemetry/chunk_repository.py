@@ -128,12 +128,12 @@ def read_rollup_extent(
     connection: Connection, run_id: UUID, level: int, from_step: int, to_step: int
 ) -> tuple[int, int, int]:
     """Read the number of rollups of a level that lie within a range of steps, and their first and last step."""
-    found = connection.execute(
+    count, first_step, last_step = connection.execute(
         select(func.count(), func.min(_ROLLUPS.c.first_step), func.max(_ROLLUPS.c.last_step)).where(
             *_within(run_id, level, from_step, to_step)
         )
     ).one()
-    return (found[0], found[1], found[2]) if found[0] else (0, to_step + 1, to_step)
+    return (count, first_step, last_step) if count else (0, to_step + 1, to_step)
 
 
 def read_rollups(connection: Connection, run_id: UUID, level: int, from_step: int, to_step: int) -> Iterator[bytes]:

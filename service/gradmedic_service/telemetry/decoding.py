@@ -30,6 +30,7 @@ from gradmedic_service.http.errors import (
     field_path,
 )
 from gradmedic_service.http.validation import field_errors
+from gradmedic_service.telemetry.codec import packed_length, unpack_flags
 
 STEPS_APPEND = TypeAdapter(StepsAppend)
 LARGEST_STEP = MAX_EXACT_INTEGER
@@ -193,7 +194,7 @@ def _from_msgpack(body: bytes, limits: Limits) -> ReceivedBlock:
     check.raise_if_refused()
     check.check_widths(statistics)
     width = next((matrix.shape[1] for matrix in statistics.values()), 0)
-    present = _unpacked_present(packed_present, (rows_expected, width))
+    present = _unpack_present(packed_present, (rows_expected, width))
     if not present.all():
         statistics = {name: np.where(present, matrix, np.float32(0)) for name, matrix in statistics.items()}
     check.check_ranges(statistics)
@@ -207,18 +208,17 @@ def _error_of(error: ValidationError) -> MalformedBody | InvalidRequest:
     return InvalidRequest(field_errors(errors))
 
 
-def _unpacked_present(packed: Any, shape: tuple[int, int]) -> Mask:
+def _unpack_present(packed: Any, shape: tuple[int, int]) -> Mask:
     if packed is None:
         return np.ones(shape, dtype=np.bool_)
     count = shape[0] * shape[1]
-    expected = (count + 7) // 8
+    expected = packed_length(count)
     if not isinstance(packed, bytes):
         raise InvalidRequest.at("present", "must be bytes, eight layers each")
     if len(packed) != expected:
         message = f"must be {expected} bytes for [{shape[0]} sampled steps, {shape[1]} layers]; got {len(packed)}"
         raise InvalidRequest.at("present", message)
-    bits = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=count, bitorder="little")
-    return bits.view(np.bool_).reshape(shape)
+    return unpack_flags(packed, count).reshape(shape)
 
 
 class _BlockCheck:

@@ -21,8 +21,8 @@ from gradmedic_service.http.dependencies import (
     LimitsDependency,
     MetricsDependency,
     RunCacheDependency,
-    json_only,
     media_type,
+    require_json,
 )
 from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType, documented
 from gradmedic_service.reruns import service as reruns
@@ -125,7 +125,7 @@ def append_steps(
     "/rewind",
     tags=["steps"],
     response_model=RewindResult,
-    dependencies=[Depends(json_only)],
+    dependencies=[Depends(require_json)],
     responses=documented(
         RunNotFound,
         StaleGeneration,

@@ -1,8 +1,8 @@
-"""Builds the diagnosis of a run anew from its stored steps, with the code of today.
+"""Builds the diagnosis of a run anew from its stored steps, with the rules of this version.
 
 Reading a long run takes long, and its lock must not be held meanwhile. So steps are read in transactions that lock
-nothing; under the run's lock it is only checked that the run has not changed. If it has, the new steps are read in the
-next round.
+nothing. Under the run's lock, the code only checks that the run has not changed. If it has, the next round reads the
+new steps.
 """
 
 from __future__ import annotations

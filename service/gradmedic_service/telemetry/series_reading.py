@@ -24,10 +24,12 @@ def select_series(connection: Connection, run: RunRow, names: Sequence[str], lay
     Raises InvalidRequest for a name or a layer that the run does not have.
     """
     run_layers = repository.read_layer_names(connection, run.id)
-    known = [*run.statistics, *SERIES, *run.metrics]
+    available = [*run.statistics, *SERIES, *run.metrics]
     for index, name in enumerate(names):
-        if name not in known:
-            listed = f"{', '.join(known[:MAX_NAMES_IN_ERROR])}{', ...' if len(known) > MAX_NAMES_IN_ERROR else ''}"
+        if name not in available:
+            listed = (
+                f"{', '.join(available[:MAX_NAMES_IN_ERROR])}{', ...' if len(available) > MAX_NAMES_IN_ERROR else ''}"
+            )
             raise InvalidRequest.at(f"statistic[{index}]", f"{name!r} is none of the run's: {listed}")
     positions = {name: position for position, name in enumerate(run_layers)}
     for index, layer in enumerate(layers):

@@ -1,6 +1,6 @@
 """The answer of `GET /runs/{id}/steps` in its two forms, JSON and msgpack.
 
-Both hold the same. JSON is for people and small questions. A heatmap of 100 layers is 50,000 numbers; as float32 bytes
+Both hold the same. JSON is for people and small answers. A heatmap of 100 layers is 50,000 numbers; as float32 bytes
 they are a tenth of the JSON, and a browser needs no parsing. Where no value of a bucket is finite, a number is null in
 JSON and 0 in msgpack; `count` and `nonfinite`, which are always there, show that. NaN never means absent.
 """

@@ -1,4 +1,4 @@
-"""Telemetry: what appending steps, rewinding, diagnosing and reading series mean."""
+"""Telemetry: appending steps, rewinding, diagnosing, and reading series."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def append(
     metrics = _merge_metrics(run, block)
     known_steps = 0 if run.last_step is None else int(np.searchsorted(block.steps, run.last_step, side="right"))
     if known_steps == len(block):
-        return _unchanged(run, ignored=received_steps), None
+        return _unchanged_result(run, ignored=received_steps), None
     block = block.cut(known_steps, len(block))
 
     cached = run_cache.pop(run)
@@ -265,7 +265,7 @@ def _merge_metrics(run: RunRow, block: Block) -> list[str]:
     return metrics
 
 
-def _unchanged(run: RunRow, *, ignored: int) -> AppendResult:
+def _unchanged_result(run: RunRow, *, ignored: int) -> AppendResult:
     """Return the answer to a block whose steps are all ignored."""
     return AppendResult(
         accepted=0,

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Depends
 
 from gradmedic.protocol.trainables import Trainables, TrainablesOffer
 from gradmedic_service.access.authorization import MayFollowRerun, MayWork
-from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency, json_only
+from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency, require_json
 from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType, documented
 from gradmedic_service.trainables import service
 from gradmedic_service.trainables.errors import TrainableTaken
@@ -43,7 +43,7 @@ def list_trainables(principal: MayFollowRerun, database: DatabaseDependency) -> 
 @router.put(
     "",
     response_model=Trainables,
-    dependencies=[Depends(json_only)],
+    dependencies=[Depends(require_json)],
     responses=documented(TrainableTaken, MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidRequest),
 )
 def register_trainables(

@@ -21,8 +21,8 @@ def lock(session: Session, owner: str, names: Sequence[str]) -> dict[str, models
     """Read all trainables of an owner, and those with the given names; lock them until the transaction ends."""
     trainable = models.Trainable
     query = select(trainable).where((trainable.owner == owner) | trainable.name.in_(names)).order_by(trainable.name)
-    found = session.scalars(query.with_for_update().execution_options(populate_existing=True))
-    return {row.name: row for row in found}
+    rows = session.scalars(query.with_for_update().execution_options(populate_existing=True))
+    return {row.name: row for row in rows}
 
 
 def add(session: Session, trainable: models.Trainable) -> bool:

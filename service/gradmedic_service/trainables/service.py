@@ -1,4 +1,4 @@
-"""Trainables: what offering one, withdrawing one and listing them means."""
+"""Trainables: offering, withdrawing and listing them."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def register(session: Session, principal: Principal, body: TrainablesOffer, limi
     """
     _check_offer(body, limits)
     at = database_time(session)
-    known = repository.lock(session, owner_of(principal), [item.name for item in body.items])
+    stored = repository.lock(session, owner_of(principal), [item.name for item in body.items])
     for item in body.items:
-        _store(session, principal, item, known.pop(item.name, None), body.worker, at)
+        _store(session, principal, item, stored.pop(item.name, None), body.worker, at)
     if body.worker is not None:
-        for trainable in known.values():
+        for trainable in stored.values():
             # Another worker of the same name that still has the trainable would have offered it within the lifetime.
             if trainable.worker == body.worker and trainable.withdrawn_at is None and has_expired_offer(trainable, at):
                 trainable.withdrawn_at = at

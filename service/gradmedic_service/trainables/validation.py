@@ -1,4 +1,4 @@
-"""What is wrong with a trainable that a worker declares."""
+"""Checks of a trainable that a worker declares."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Trials: what a worker does with one, from the claim to the result."""
+"""Trials: how a worker runs one, from the claim to the result."""

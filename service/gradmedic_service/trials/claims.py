@@ -24,8 +24,8 @@ from gradmedic_service.reruns.advancing import (
     SECONDS_SPENT,
     advance,
     cancel_queued,
-    count_change_of_suspect_run,
     seconds_left,
+    touch_suspect_run,
 )
 from gradmedic_service.reruns.candidates import parameters_of_candidate, remedies_for_sdk
 from gradmedic_service.reruns.outcomes import CANDIDATES
@@ -46,18 +46,18 @@ def claim(
     """Start a new attempt at a queued trial; None if there is no trial for the worker now. Raises InvalidRequest.
 
     Args:
-        session: of the transaction that starts the attempt.
+        session: a session of the transaction that starts the attempt.
         principal: the worker.
         body: the worker's name, its executor and the trainables that it can run.
-        limits: of the service.
+        limits: the limits of the service.
         lease: seconds after which the attempt is lost without a heartbeat.
     """
     _check_claim(body, limits)
     at = database_time(session)
-    found = repository.list_reruns_with_queued_trials(
+    waiting_reruns = repository.list_reruns_with_queued_trials(
         session, owner_of(principal), principal.project, body.trainables, body.executor, MAX_SEARCHED_RERUNS
     )
-    for rerun_id, project_name in found:
+    for rerun_id, project_name in waiting_reruns:
         # The lock on the project keeps two claims at the same time from exceeding its cap.
         stored_projects.find(session, project_name, is_locked=True)
         caps = projects.rerun_caps(session, project_name)
@@ -66,7 +66,7 @@ def claim(
         rerun = reruns.lock_rerun(session, rerun_id, skips_locked=True)
         if rerun is None or rerun.status not in ACTIVE_STATUSES or rerun.executor not in (None, body.executor):
             continue
-        trials = reruns.trials_of(session, rerun_id)
+        trials = reruns.read_trials(session, rerun_id)
         trial = next((trial for trial in trials if trial.status == "queued"), None)
         if trial is None:
             continue
@@ -185,7 +185,7 @@ def _start_attempt(
     repository.add_attempt(session, attempt)
     if rerun.status == "queued":
         rerun.status, rerun.started_at = "running", at
-        count_change_of_suspect_run(session, rerun)
+        touch_suspect_run(session, rerun)
     trainable = trainables.find(session, rerun.trainable)
     timeout = seconds if trainable is None else min(seconds, trainable.timeout)
     expires_at = key_expiry(at, timeout, lease)

@@ -20,7 +20,7 @@ from gradmedic.protocol.trials import (
     TrialTicket,
 )
 from gradmedic_service.access.authorization import MayFollowRerun, MayIngest, MayRedeem, MayWork
-from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency, TrialLeaseDependency, json_only
+from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency, TrialLeaseDependency, require_json
 from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType, documented
 from gradmedic_service.trials import claims, service, tickets
 from gradmedic_service.trials.errors import StaleAttempt, TrialNotFound
@@ -76,7 +76,7 @@ def read_output(
     "/claim",
     tags=["workers"],
     response_model=ClaimedTrial,
-    dependencies=[Depends(json_only)],
+    dependencies=[Depends(require_json)],
     responses={204: {"description": "No trial for this worker is waiting"}, **documented(*BODY_ERRORS)},
 )
 def claim_trial(
@@ -96,7 +96,7 @@ def claim_trial(
     "/{trial_id}/heartbeat",
     tags=["workers"],
     response_model=HeartbeatResult,
-    dependencies=[Depends(json_only)],
+    dependencies=[Depends(require_json)],
     responses=documented(TrialNotFound, StaleAttempt, *BODY_ERRORS),
 )
 def renew_lease(
@@ -115,7 +115,7 @@ def renew_lease(
     "/{trial_id}/ticket",
     tags=["workers"],
     response_model=TrialLease,
-    dependencies=[Depends(json_only)],
+    dependencies=[Depends(require_json)],
     responses=documented(TrialNotFound, StaleAttempt, *BODY_ERRORS),
 )
 def issue_ticket(
@@ -133,7 +133,7 @@ def issue_ticket(
     "/{trial_id}/redeem",
     tags=["workers"],
     response_model=ClaimedTrial,
-    dependencies=[Depends(json_only)],
+    dependencies=[Depends(require_json)],
     responses=documented(TrialNotFound, StaleAttempt, *BODY_ERRORS),
 )
 def redeem_ticket(
@@ -169,7 +169,7 @@ def read_lease(
     "/{trial_id}/result",
     tags=["workers"],
     response_model=RerunDetail,
-    dependencies=[Depends(json_only)],
+    dependencies=[Depends(require_json)],
     responses=documented(TrialNotFound, StaleAttempt, *BODY_ERRORS),
 )
 def publish_result(

@@ -1,4 +1,4 @@
-"""Trials: what a heartbeat, a result and a lost worker mean."""
+"""Trials: renewing leases, publishing results, and queueing the trials of lost workers again."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def renew_lease(
     at = database_time(session)
     if not repository.renew_lease(session, trial_id, body.attempt, at + timedelta(seconds=lease)):
         raise stale_attempt(trial, body.attempt)
-    trials = reruns.trials_of(session, rerun.id)
+    trials = reruns.read_trials(session, rerun.id)
     trial = _trial_of_id(trials, trial_id)
     attempt = reruns.find_attempt(session, trial_id, body.attempt)
     if attempt is None:
         raise stale_attempt(trial, body.attempt)
     if body.output is not None:
         attempt.output = last_output(body.output)
-    run = reruns.runs_of(session, [attempt]).get(attempt.run_id)
+    run = reruns.read_runs(session, [attempt]).get(attempt.run_id)
     if run is not None and trial.reason_to_stop is None:
         trial.verdict = run.verdict
         _store_passed_rungs(session, rerun, trial, run)
@@ -76,11 +76,11 @@ def publish_result(session: Session, principal: Principal, trial_id: UUID, body:
         raise InvalidRequest.at("seconds", f"must not be negative, not {body.seconds!r}")
     if body.status not in RESULT_STATUSES:
         raise InvalidRequest.at("status", f"{body.status!r} is not one of {', '.join(RESULT_STATUSES)}")
-    _, found = find_trial_of_worker(session, principal, trial_id)
-    rerun = reruns.lock_rerun(session, found.id)
+    _, unlocked_rerun = find_trial_of_worker(session, principal, trial_id)
+    rerun = reruns.lock_rerun(session, unlocked_rerun.id)
     if rerun is None:
         raise trial_not_found(trial_id)
-    trial = _trial_of_id(reruns.trials_of(session, rerun.id), trial_id)
+    trial = _trial_of_id(reruns.read_trials(session, rerun.id), trial_id)
     attempt = reruns.find_attempt(session, trial_id, body.attempt)
     if attempt is not None and attempt.ended_at is not None and attempt.status != "cancelled":
         if (attempt.status == "lost") == (body.status == "lost"):
@@ -93,11 +93,11 @@ def publish_result(session: Session, principal: Principal, trial_id: UUID, body:
         reason = _shortened(body.reason) or "the machine or the job that ran it was lost"
         _give_up_attempt(session, trial, at, reason, output=body.output)
     else:
-        run = None if attempt is None else reruns.runs_of(session, [attempt]).get(attempt.run_id)
+        run = None if attempt is None else reruns.read_runs(session, [attempt]).get(attempt.run_id)
         status, reason_of_end = _judge_result(body, trial, run)
         if not repository.end_trial(session, trial_id, body.attempt, status=status, reason=reason_of_end):
             raise stale_attempt(trial, body.attempt)
-        trial = _trial_of_id(reruns.trials_of(session, rerun.id), trial_id)
+        trial = _trial_of_id(reruns.read_trials(session, rerun.id), trial_id)
         if run is not None:
             _store_curve(session, rerun, trial, run)
         end_attempt(
@@ -141,10 +141,10 @@ def requeue_lost_trials(session: Session, rerun_id: UUID) -> bool:
     if rerun is None:
         return False
     at = database_time(session)
-    trials = reruns.trials_of(session, rerun_id)
+    trials = reruns.read_trials(session, rerun_id)
     lost = repository.lock_lost_trials(session, rerun_id, at)
     for trial in lost:
-        # The worker has ended the process by the time that the rerun's seconds are spent.
+        # The worker ends the process at the latest when the seconds of the rerun are spent.
         seconds = max(0.0, rerun.seconds - sum(other.seconds for other in trials))
         reason = "its worker sent no heartbeat in time"
         _give_up_attempt(session, trial, trial.lease_expires_at or at, reason, seconds=seconds)

@@ -80,8 +80,8 @@ def redeem_ticket(
     Raises TrialNotFound where the ticket is not this attempt's, StaleAttempt.
     """
     _, rerun = find_trial(session, trial_id)
-    found = reruns.find_attempt(session, trial_id, body.attempt)
-    if found is None or principal.run_id != found.run_id:
+    unlocked_attempt = reruns.find_attempt(session, trial_id, body.attempt)
+    if unlocked_attempt is None or principal.run_id != unlocked_attempt.run_id:
         raise trial_not_found(trial_id)
     trial, attempt = lock_running_attempt(session, rerun.id, trial_id, body.attempt)
     at = database_time(session)
@@ -92,7 +92,7 @@ def redeem_ticket(
             f"The lease of attempt {attempt.number} at this trial has expired: no heartbeat came in time."
         )
     access.revoke_key(session, OPERATOR, principal.key_id)
-    others = [other for other in reruns.trials_of(session, rerun.id) if other.id != trial_id]
+    others = [other for other in reruns.read_trials(session, rerun.id) if other.id != trial_id]
     seconds = seconds_for_another_trial(session, rerun, others, at)
     trainable = trainables.find(session, rerun.trainable)
     timeout = max(MIN_SECONDS, seconds if trainable is None else min(seconds, trainable.timeout))

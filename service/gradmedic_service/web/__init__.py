@@ -1,1 +1,1 @@
-"""What a browser needs: the pages, their files, and the event stream."""
+"""The parts for browsers: the pages, their files, and the event stream."""

@@ -13,7 +13,7 @@ from gradmedic_diagnosis import Diagnostician
 
 
 def test_a_dead_network_is_vanishing_soon() -> None:
-    """Gradients that are all exactly zero, with a loss that is not down, are vanishing within fifty steps."""
+    """Gradients that are all exactly zero, with a loss that has not fallen, are vanishing within fifty steps."""
     gradient = np.ones((STEPS, 4))
     gradient[100:] = 0
     loss = np.concatenate([falling(100, half_life=300), noisy(2.3, STEPS - 100)])

@@ -74,7 +74,7 @@ def test_the_control_runs_first_and_alone() -> None:
 
 @pytest.mark.parametrize("verdict", ["healthy", "undetermined"])
 def test_a_failure_that_does_not_show_again_ends_the_rerun(verdict: str) -> None:
-    """A control that ends healthy, or with too little data, proves nothing: not reproduced."""
+    """If the control ends healthy, or with too little data, the rerun ends as not reproduced."""
     conclusion = next_step(design(), [trial(CONTROL, 0, 2.0, 1.0, verdict=verdict)]).conclusion
     assert conclusion is not None
     assert (conclusion.status, conclusion.outcomes) == ("not_reproduced", ())
@@ -133,7 +133,7 @@ def test_the_next_best_is_confirmed_where_the_best_do_not_hold() -> None:
     assert conclusion.outcomes[0].state == "healthy"
 
 
-def test_one_seed_is_enough_if_one_was_asked_for() -> None:
+def test_one_seed_is_enough_if_one_was_requested() -> None:
     """With one seed there is no confirmation, and the outcome counts one seed."""
     conclusion, started = carry_out(design(candidates=1, seeds=1), {(0, 0): failing(), (1, 0): learning(1)})
     assert started == [(0, 0), (1, 0)]
@@ -225,7 +225,7 @@ def test_a_closed_rerun_starts_nothing() -> None:
     assert (conclusion.status, conclusion.reason) == ("failed", "the worker is gone")
 
 
-def test_a_control_that_reported_nothing_proves_nothing() -> None:
+def test_a_control_that_reported_nothing_is_no_comparison() -> None:
     """Where the control of a seed never ran, nothing is better than it."""
     lost = TrialState(candidate=CONTROL, seed=1, status="failed", verdict="undetermined")
     assert not is_better(learning(1, 1), lost)
@@ -249,8 +249,8 @@ def test_one_curve_with_two_ends_is_not_healthy() -> None:
     assert (outcome.state, outcome.healthy, outcome.reason) == ("failed", 0, "it ended with exit code 1")
 
 
-def test_outcomes_say_what_they_were_tried_on() -> None:
-    """Versions and device of the trials are the outcome's; where they differ, all are named."""
+def test_outcomes_have_versions_and_device() -> None:
+    """An outcome has the versions and the device of its trials; where these differ, all are listed."""
     on = [{"torch": "2.13.0", "device": "cpu"}, {"torch": "2.12.0", "device": "cpu"}]
     results = {
         (candidate, seed): replace(failing(seed) if candidate == CONTROL else learning(1, seed), environment=on[seed])
@@ -331,7 +331,7 @@ def test_budgets_are_never_exceeded_and_every_rerun_ends(
 def test_verified_is_exactly_the_criterion(
     experiment: tuple[ExperimentDesign, dict[tuple[int, int], TrialState]],
 ) -> None:
-    """Against the criterion written out: a candidate is verified where it met it on every seed of the design."""
+    """A candidate is verified exactly if it meets the criterion, written out here, on every seed of the design."""
     of, results = experiment
     conclusion, started = carry_out(of, results)
     for outcome in conclusion.outcomes:

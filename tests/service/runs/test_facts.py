@@ -16,7 +16,7 @@ LAYERS: list[Any] = [{"name": "w", "initial_rms": 1e-05}]
 
 
 def test_a_digest_of_another_release_finds_the_same_facts() -> None:
-    """The cache reads the facts of a digest that it has not seen from the run, so that any digest will do."""
+    """The cache reads the facts of a digest that it has not seen from the run, so that any digest can be used."""
     cache = FactsCache()
     stored = (LAYERS, None, "torch 2.13.0")
     assert cache.get(b"of another release", lambda: stored) == cache.get(digest_of(*stored), lambda: stored)

@@ -67,9 +67,7 @@ def test_a_trial_that_loses_its_workers_is_given_up(
     assert len({attempt["run_id"] for attempt in done["trials"][0]["attempts"]}) == 3
 
 
-def test_a_lost_worker_costs_no_more_than_there_is(
-    client: TestClient, worker: PlayedWorker, database: Database
-) -> None:
+def test_a_lost_worker_costs_at_most_the_budget(client: TestClient, worker: PlayedWorker, database: Database) -> None:
     """A lease that ends beyond the budget is not counted to its end: the trial was ended before."""
     asked = rerun(client, suspect(client), CLIP, budget={"steps": STEPS, "seconds": 1.0})
     assert worker.claim() is not None

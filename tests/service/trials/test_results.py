@@ -26,7 +26,7 @@ def test_a_result_is_published_once(client: TestClient, worker: PlayedWorker) ->
 
 
 def test_steps_beyond_the_budget_are_not_taken(client: TestClient, worker: PlayedWorker) -> None:
-    """Steps beyond the budget are not stored, and the answer tells the script to stop."""
+    """Steps beyond the budget are not stored, and the answer has `stop` for the script."""
     rerun(client, suspect(client), CLIP)
     claimed = worker.claim()
     assert claimed is not None

@@ -95,7 +95,7 @@ def lease(client: httpx2.Client, claimed: Claimed) -> httpx2.Response:
     return client.get(f"{API}/trials/{claimed['trial_id']}/lease", params={"attempt": claimed["attempt"]})
 
 
-def test_a_ticket_buys_the_key_of_its_attempt_once(
+def test_a_ticket_is_exchanged_once_for_the_key_of_its_attempt(
     waiting: Claimed, supervisor: PlayedWorker, holding: Holding, session_app: FastAPI
 ) -> None:
     """The claim has no key. The ticket is exchanged for the key and the trial, and only once."""

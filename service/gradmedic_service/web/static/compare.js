@@ -16,7 +16,7 @@ const charts = {
   loss: new Chart(byId("loss-chart"), { title: "Loss", heading: "h2", cutsOutliers: true, scale: parameters.get("loss") === "linear" ? "linear" : "log", onScale: saveScale("loss") }),
   gradient: new Chart(byId("gradient-chart"), { title: "Gradient norm", heading: "h2", cutsOutliers: true, scale: parameters.get("gradient") === "linear" ? "linear" : "log", onScale: saveScale("gradient") }),
 };
-const known = new Map(); // what was read of each run, by id
+const comparisons = new Map(); // {run, diagnosis, loss, gradient} by run id
 
 /** Return points of the norm over all layers, from each layer's mean; not finite where one layer is not finite. */
 function totalNormOf(table) {
@@ -37,7 +37,7 @@ function totalNormOf(table) {
 }
 
 async function read(id) {
-  const before = known.get(id);
+  const before = comparisons.get(id);
   const run = await get(`/runs/${id}`);
   if (before?.run.revision === run.revision && before.run.status === run.status) return before;
   const [loss, gradient, diagnosis] = await Promise.all([
@@ -66,9 +66,9 @@ function rowOf({ run, diagnosis, loss }, index) {
 }
 
 async function refresh() {
-  const found = await Promise.all(runIds.map((id) => read(id).catch((error) => { showError(error); return null; })));
-  const existing = found.filter(Boolean);
-  for (const comparison of existing) known.set(comparison.run.id, comparison);
+  const results = await Promise.all(runIds.map((id) => read(id).catch((error) => { showError(error); return null; })));
+  const existing = results.filter(Boolean);
+  for (const comparison of existing) comparisons.set(comparison.run.id, comparison);
   if (existing.length === runIds.length) showError(null);
   byId("none").hidden = existing.length > 0;
   const body = byId("compared").tBodies[0];

@@ -51,7 +51,7 @@ export function listenToKeys(heatmap) {
   canvas.addEventListener("blur", () => heatmap.pointAt(null));
 }
 
-/** Do what a key stands for; return whether it stands for anything. */
+/** Carry out the action of a key; return whether the key has one. */
 function applyKey(heatmap, { key, shiftKey }) {
   const { rows, columns } = heatmap;
   const cell = heatmap.cursor ?? firstCell(heatmap);
@@ -81,14 +81,14 @@ function foldAtCursor(heatmap, cell) {
   heatmap.pointAt({ row: Math.max(0, heatmap.rows.findIndex(({ group }) => group === row.group)), column: cell.column });
 }
 
-/** The first cell for the keyboard: the selected one, else the first of all. */
+/** Return the first cell for the keyboard: the selected one, else the first of all. */
 function firstCell({ rows, columns, selected, view }) {
   const row = Math.max(0, rows.findIndex(({ layers }) => layers.some(({ name }) => name === selected.layer)));
   const step = selected.step ?? view.from;
   return { row, column: Math.max(0, columns.findIndex(({ first, end }) => step >= first && step < end)) };
 }
 
-/** The cell under the mouse, or null. */
+/** Return the cell under the mouse, or null. */
 function cellAt({ canvas, rows, columns, rowHeight, scale }, event) {
   const box = canvas.getBoundingClientRect();
   const row = Math.floor((event.clientY - box.top) / rowHeight);

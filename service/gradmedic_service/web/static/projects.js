@@ -15,7 +15,7 @@ function textCells(project) {
   ];
 }
 
-/** The fields name their form, because a form cannot contain cells of a row. */
+/** Return the cells with fields. Each field names its form, because a form cannot contain cells of a row. */
 function fieldCells(project, form) {
   const field = (name, label, attributes) => el("input", { name, form: form.id, "aria-label": `${label} of ${project.name}`, ...attributes });
   return [

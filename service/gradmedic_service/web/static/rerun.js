@@ -162,8 +162,7 @@ async function showOutput() {
 // --- updates ----------------------------------------------------------------------------------------------------------
 
 async function refresh() {
-  const found = await get(`/reruns/${rerunId}`);
-  rerun = found;
+  rerun = await get(`/reruns/${rerunId}`);
   const status = byId("status");
   status.dataset.status = rerun.status;
   setText(status, words(rerun.status));

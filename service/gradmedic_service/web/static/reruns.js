@@ -35,9 +35,9 @@ async function refresh() {
     const items = [];
     let token = null;
     for (let page = 0; page < pages && (page === 0 || token); page += 1) {
-      const found = await get("/reruns", { ...query, page_token: token });
-      items.push(...found.items);
-      token = found.next_page_token;
+      const answer = await get("/reruns", { ...query, page_token: token });
+      items.push(...answer.items);
+      token = answer.next_page_token;
     }
     const rows = await Promise.all(items.map(async (rerun) => rowOf(rerun, await readName(rerun.run_id))));
     if (thisRequest !== requests) return;
@@ -67,8 +67,8 @@ function search() {
 async function start() {
   const parameters = new URLSearchParams(location.search);
   const projects = await getAll("/projects").catch((error) => { showError(error); return []; });
-  const known = new Set([...projects.map(({ name }) => name), ...(parameters.get("project") ? [parameters.get("project")] : [])]);
-  form.elements.project.append(...[...known].map((name) => el("option", { value: name }, name)));
+  const names = new Set([...projects.map(({ name }) => name), ...(parameters.get("project") ? [parameters.get("project")] : [])]);
+  form.elements.project.append(...[...names].map((name) => el("option", { value: name }, name)));
   for (const name of ["project", "status"]) if (parameters.get(name)) form.elements[name].value = parameters.get(name);
   await refresh();
 }

@@ -5,7 +5,7 @@ import { byId, el } from "./dom.js";
 import { statusWord, time } from "./format.js";
 import { remedyText } from "./remedies.js";
 
-const known = new Map(); // reruns by id, the newest first
+const rerunsById = new Map(); // the newest first
 const revisions = new Map(); // last event of each rerun, by id
 const FINAL_STATUSES = ["done", "failed", "stopped", "not_applicable", "cancelled"];
 
@@ -17,22 +17,22 @@ function progressOf(rerun) {
 }
 
 function showReruns() {
-  byId("reruns").hidden = !known.size;
-  byId("races").replaceChildren(...[...known.values()].map((rerun) => el("li", { "data-rerun": rerun.id },
+  byId("reruns").hidden = !rerunsById.size;
+  byId("races").replaceChildren(...[...rerunsById.values()].map((rerun) => el("li", { "data-rerun": rerun.id },
     el("a", { href: `/reruns/${rerun.id}` }, "Rerun"), " of ", time(rerun.created_at), " ", statusWord(revisions.get(rerun.id)?.status ?? rerun.status), progressOf(rerun))));
 }
 
 /** Read the reruns of a run, and show them. */
 export async function readReruns(runId) {
   const items = await getAll("/reruns", { run_id: runId });
-  known.clear();
-  for (const rerun of items) known.set(rerun.id, rerun);
+  rerunsById.clear();
+  for (const rerun of items) rerunsById.set(rerun.id, rerun);
   showReruns();
 }
 
 /** Apply an event of a rerun; if the rerun is new or has ended, read the reruns again. */
 export function applyRerunEvent(runId, revision) {
-  const before = known.get(revision.rerun_id);
+  const before = rerunsById.get(revision.rerun_id);
   revisions.set(revision.rerun_id, revision);
   if (before && (before.status === revision.status || revision.status === "running")) showReruns();
   else readReruns(runId).catch(showError);

@@ -290,8 +290,8 @@ async function readRun() {
 }
 
 async function readDiagnosis() {
-  const [found, changes] = await Promise.all([get(`/runs/${runId}/diagnosis`), get(`/runs/${runId}/diagnosis/history`)]);
-  diagnosis = found;
+  const [newDiagnosis, changes] = await Promise.all([get(`/runs/${runId}/diagnosis`), get(`/runs/${runId}/diagnosis/history`)]);
+  diagnosis = newDiagnosis;
   history = changes.items;
 }
 
