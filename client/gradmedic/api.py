@@ -265,7 +265,7 @@ class Reruns:
             steps: number of steps of each trial; without it, half as many again as the run took to fail.
             seconds: largest duration of all trials together.
             trials: largest number of trials.
-            executor: `local` or `ray`, whose workers run the trials; without it, any worker.
+            executor: one of `gradmedic.protocol.reruns.EXECUTORS`; its workers run the trials. Without it, any worker.
             id: UUIDv7 of the rerun; a second request with it makes no second rerun.
         """
         body = RerunCreate(

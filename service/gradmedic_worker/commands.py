@@ -57,7 +57,7 @@ class WorkerCommand:
         with Client(base_url, _read_key(args.api_key_file), attempts=1) as client:
             environment = dict(os.environ)
             executor: Executor
-            if configuration.ray is not None:
+            if configuration.executor == RayExecutor.name:
                 executor = RayExecutor(configuration, client, environment=environment, print_line=print_line)
             else:
                 executor = LocalExecutor(configuration, base_url, gpus=find_gpus(environment), environment=environment)

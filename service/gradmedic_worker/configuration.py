@@ -126,6 +126,8 @@ class WorkerConfiguration:
     """Folder for the folders of trials."""
     trainables: Mapping[str, TrainableCommand] = field(default_factory=dict)
     """Trainables by name."""
+    executor: str = EXECUTORS[0]
+    """Name of the executor that runs the trials."""
     ray: RayConfiguration | None = None
     """The Ray cluster that runs the trials; None if they run on the worker's own machine."""
 
@@ -176,6 +178,7 @@ class _Reader:
                 name: self._read_trainable(name, table, is_run_here=is_ray_node or not has_cluster)
                 for name, table in file.trainables.items()
             },
+            executor=worker.executor,
             ray=ray,
         )
 

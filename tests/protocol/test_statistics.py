@@ -12,6 +12,7 @@ from gradmedic.protocol.statistics import (
     Reduction,
     Scale,
     StatisticKind,
+    columns_multiplied_by_loss_scale,
     columns_of,
     columns_reduced,
     statistics_drawn,
@@ -57,3 +58,9 @@ def test_every_column_has_one_reduction() -> None:
     assert sorted(columns) == list(range(len(STATISTICS)))
     norms = [name for name in STATISTICS if name.endswith("_norm")]
     assert [STATISTICS[column] for column in columns_reduced(Reduction.NORM)] == norms
+
+
+def test_a_loss_scaler_multiplies_the_sizes_of_gradients() -> None:
+    """A loss scaler multiplies norm, largest element and mean of a gradient, and no share, count, weight or update."""
+    scaled = [STATISTICS[column] for column in columns_multiplied_by_loss_scale()]
+    assert scaled == ["grad_norm", "grad_abs_max", "grad_mean"]

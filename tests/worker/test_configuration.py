@@ -97,6 +97,7 @@ def configuration_for_ray() -> str:
 def test_only_ray_nodes_check_the_directory(tmp_path: Path) -> None:
     """The worker's own machine need not have the folders of a cluster's trials, but a node must."""
     configuration = read_configuration(write(tmp_path, configuration_for_ray()))
+    assert configuration.executor == "ray"
     assert configuration.ray is not None
     assert configuration.ray.address == "http://head:8265"
     assert configuration.ray.pending_timeout == 600

@@ -25,6 +25,9 @@ ATTEMPT_STATUSES = ("running", "lost", "done", "failed", "cancelled", "stopped",
 EXECUTORS = ("local", "ray")
 """What runs the processes of trials: the worker's own machine, or a Ray cluster."""
 
+EXECUTORS_WITH_TICKETS = ("ray",)
+"""Executors whose trials may wait for a place. Their processes redeem a ticket for their key once they have started."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RerunBudget:

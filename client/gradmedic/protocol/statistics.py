@@ -51,6 +51,8 @@ class Statistic:
     maximum: float = math.inf
     reduction: Reduction
     scale: Scale
+    is_multiplied_by_loss_scale: bool = False
+    """Whether a loss scaler multiplies the statistic, as it multiplies the gradients."""
 
     @property
     def is_signed(self) -> bool:
@@ -76,14 +78,27 @@ class NamedSeries:
 STATISTICS_TABLE: Mapping[str, Statistic] = MappingProxyType({
     row.name: row
     for row in (
-        Statistic(name="grad_norm", kind=StatisticKind.GRADIENT, reduction=Reduction.NORM, scale=Scale.LOG),
-        Statistic(name="grad_abs_max", kind=StatisticKind.GRADIENT, reduction=Reduction.MAXIMUM, scale=Scale.LOG),
+        Statistic(
+            name="grad_norm",
+            kind=StatisticKind.GRADIENT,
+            reduction=Reduction.NORM,
+            scale=Scale.LOG,
+            is_multiplied_by_loss_scale=True,
+        ),
+        Statistic(
+            name="grad_abs_max",
+            kind=StatisticKind.GRADIENT,
+            reduction=Reduction.MAXIMUM,
+            scale=Scale.LOG,
+            is_multiplied_by_loss_scale=True,
+        ),
         Statistic(
             name="grad_mean",
             kind=StatisticKind.GRADIENT,
             minimum=-math.inf,
             reduction=Reduction.MEAN_OF_ELEMENTS,
             scale=Scale.LOG,
+            is_multiplied_by_loss_scale=True,
         ),
         Statistic(
             name="grad_zero_fraction",
@@ -164,3 +179,12 @@ def columns_reduced(reduction: Reduction) -> tuple[int, ...]:
     (0, 5, 6)
     """
     return tuple(column for column, row in enumerate(STATISTICS_TABLE.values()) if row.reduction is reduction)
+
+
+def columns_multiplied_by_loss_scale() -> tuple[int, ...]:
+    """Return the columns of a table `[..., statistic]` of all statistics that a loss scaler multiplies.
+
+    >>> columns_multiplied_by_loss_scale()
+    (0, 1, 2)
+    """
+    return tuple(column for column, row in enumerate(STATISTICS_TABLE.values()) if row.is_multiplied_by_loss_scale)

@@ -1,8 +1,8 @@
 """Statistics of parameters that are sharded over processes (FSDP2, DTensor).
 
 Each process measures the parts that it holds, as it would measure the whole. One all-reduce of a small table, layers by
-statistics, makes the numbers of whole layers from those of the parts. Squares and counts add up. For the largest
-element each process has a column of its own in the table, so that the same sum carries it.
+statistics, makes the numbers of whole layers from those of the parts. Squares and counts add up. For each largest
+number each process has a column of its own in the table, so that the same sum carries it.
 
 All processes must sample the same steps, or the all-reduce would wait for ever. So the table also carries the number of
 steps to the next sampled one, as the first process decides it.
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradmedic.exceptions import ConfigurationError
-from gradmedic.torch.columns import ABS_MAX, ACTIVATION_COLUMNS, MEAN_COLUMNS, NONFINITE_COUNT, NORM_COLUMNS
+from gradmedic.torch.columns import ACTIVATION_COLUMNS, MAXIMUM_COLUMNS, MEAN_COLUMNS, NORM_COLUMNS, SUM_COLUMNS
 from gradmedic.torch.statistics import local_part, start_copy
 
 
@@ -113,23 +113,25 @@ class Sharding:
         held_elements = parts.new_tensor([float(_count_elements(local_part(parameter))) for parameter in parameters])
         copies = parts.new_tensor([float(self._count_copies(parameter)) for parameter in parameters])
         all_elements = parts.new_tensor([float(_count_elements(parameter)) for parameter in parameters]).clamp_min(1.0)
-        abs_max = parts[:, ABS_MAX].clone()
+        maxima = parts[:, MAXIMUM_COLUMNS].clone()
         parts[:, NORM_COLUMNS] = parts[:, NORM_COLUMNS].square()
         parts[:, MEAN_COLUMNS] *= held_elements[:, None]
         parts[:, ACTIVATION_COLUMNS] *= copies[:, None] / self._size  # the average: each process has its own batch
         parts = parts / copies[:, None]
-        sent = parts.new_zeros((layers + 1, statistics + self._size))
+        sent = parts.new_zeros((layers + 1, statistics + self._size * len(MAXIMUM_COLUMNS)))
         if not has_failed:
             sent[:layers, :statistics] = parts
-            sent[:layers, statistics + self._rank] = abs_max
+            sent[:layers, statistics:].view(layers, self._size, len(MAXIMUM_COLUMNS))[:, self._rank] = maxima
         sent[layers, 0] = float(interval) if self.is_first else 0.0
         sent[layers, 1] = float(has_failed)
         dist.all_reduce(sent, group=self._group)
         whole = sent[:layers, :statistics].clone()
         whole[:, NORM_COLUMNS] = whole[:, NORM_COLUMNS].sqrt()
         whole[:, MEAN_COLUMNS] /= all_elements[:, None]
-        whole[:, ABS_MAX] = sent[:layers, statistics:].amax(dim=1)
-        whole[:, NONFINITE_COUNT] = whole[:, NONFINITE_COUNT].round()
+        whole[:, MAXIMUM_COLUMNS] = (
+            sent[:layers, statistics:].view(layers, self._size, len(MAXIMUM_COLUMNS)).amax(dim=1)
+        )
+        whole[:, SUM_COLUMNS] = whole[:, SUM_COLUMNS].round()
         return ReducedTable(whole, sent[layers, :2])
 
     def _count_copies(self, parameter: Tensor) -> int:

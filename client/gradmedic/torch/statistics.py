@@ -273,17 +273,19 @@ def _divide(vector: Vector, divisor: float) -> NDArray[np.float64]:
 
 def _measure_on_device(flat: list[Tensor], sizes: NDArray[np.float64], scale: Tensor | None) -> Tensor:
     # Non-finite elements are counted always: to look at the norms first would mean to wait for them.
+    nonzero = torch.stack([torch.count_nonzero(t) for t in flat])
+    nonfinite = torch.stack([t.numel() - torch.isfinite(t).sum() for t in flat])
+    size = torch.from_numpy(sizes.astype(np.float32)).to(nonzero.device, non_blocking=True)
     columns = [
         torch.stack(torch._foreach_norm(flat)).float(),
         torch.stack([_abs_max(t) for t in flat]).float(),
         torch.stack([t.sum() / max(1.0, n) for t, n in zip(flat, sizes, strict=True)]).float(),
+        (size - nonzero) / size.clamp_min(1.0),
+        nonfinite.float(),
     ]
     if scale is not None:
-        columns = [column / scale for column in columns]
-    nonzero = torch.stack([torch.count_nonzero(t) for t in flat])
-    nonfinite = torch.stack([t.numel() - torch.isfinite(t).sum() for t in flat])
-    size = torch.from_numpy(sizes.astype(np.float32)).to(nonzero.device, non_blocking=True)
-    return torch.stack([*columns, (size - nonzero) / size.clamp_min(1.0), nonfinite.float()], dim=1)
+        columns = [column / scale if i in SCALED_COLUMNS else column for i, column in enumerate(columns)]
+    return torch.stack(columns, dim=1)
 
 
 def _abs_max(flat: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.names import name_error
-from gradmedic.protocol.reruns import EXECUTORS
+from gradmedic.protocol.reruns import EXECUTORS, EXECUTORS_WITH_TICKETS
 from gradmedic.protocol.service import Limits
 from gradmedic.protocol.trials import ClaimedTrial, TrialClaim
 from gradmedic_service.access import service as access
@@ -162,7 +162,7 @@ def _start_attempt(
     lease: float,
     seconds: float,
 ) -> ClaimedTrial:
-    is_waiting = rerun.executor != "local"  # on a cluster, the process redeems a ticket once it has started
+    is_waiting = rerun.executor in EXECUTORS_WITH_TICKETS
     trial.attempt += 1
     trial.status, trial.reason, trial.reason_to_stop = "running", None, None
     trial.lease_expires_at = at + timedelta(seconds=lease)
