@@ -14,7 +14,8 @@ from typing import Final
 
 from benchmarks.reruns.configurations import Configuration
 from benchmarks.reruns.trials import Laboratory, Result
-from gradmedic.protocol.remedies import REMEDIES, Choice, Remedy
+from gradmedic.protocol.remedies import REMEDIES, Remedy
+from gradmedic.protocol.remedy_kind import Choice
 from gradmedic_service.reruns import experiment
 from gradmedic_service.reruns.candidates import candidates_of_advice
 from gradmedic_service.reruns.experiment import ExperimentBudget, ExperimentDesign

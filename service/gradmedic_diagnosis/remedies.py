@@ -1,8 +1,8 @@
 """The catalogue of advice: what each remedy is good for, its reason, its cost and its sources.
 
-The ids, the parameters with their ranges, and what each remedy changes are in `gradmedic.protocol.remedies`. This table
-adds what advice needs. A remedy with several good values of its parameters has one row for each of them. The code to
-paste is in `snippets`.
+The ids, the parameters with their ranges, what each remedy changes and the code to paste are in
+`gradmedic.protocol.remedies`. This table adds what advice needs. A remedy with several good values of its parameters
+has one row for each of them.
 """
 
 from __future__ import annotations

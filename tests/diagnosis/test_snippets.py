@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradmedic.protocol.remedies import REMEDIES, Choice, Remedy
+from gradmedic.protocol.remedies import REMEDIES, Remedy
+from gradmedic.protocol.remedy_kind import Choice
 from gradmedic.torch.remedies import AppliedRemedies
 from gradmedic_diagnosis.snippets import write_snippet
 

@@ -10,11 +10,10 @@ from gradmedic.protocol.remedies import (
     MAX_COMBINED,
     REMEDIES,
     SET_PARAMETER,
-    Choice,
     Remedy,
-    Target,
     remedy_errors,
 )
+from gradmedic.protocol.remedy_kind import Choice, Target
 
 
 def errors_of(*remedies: Remedy) -> dict[str, str]:

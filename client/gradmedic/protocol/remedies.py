@@ -1,4 +1,4 @@
-"""The catalogue of remedies: the id, parameters, ranges and place of action of each.
+"""The catalogue of remedies: for each its id, what it changes, its parameters with their ranges, and code to paste.
 
 The service refuses remedies that are not in the catalogue, the diagnosis advises only remedies of it, and
 `gradmedic.torch` applies them.
@@ -6,13 +6,12 @@ The service refuses remedies that are not in the catalogue, the diagnosis advise
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+from gradmedic.protocol.remedy_kind import Choice, Code, NumberRange, RemedyKind, Target
 from gradmedic.protocol.schema import SCHEMA
 from gradmedic.protocol.service import FieldError
 
@@ -29,83 +28,6 @@ class Remedy:
     """Values of the remedy's parameters, by name."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NumberRange:
-    """The values of a numeric parameter: numbers between two bounds, both included."""
-
-    minimum: float
-    maximum: float
-    is_whole: bool = False
-    """True if only whole numbers are allowed."""
-
-    def error(self, value: Any) -> str | None:
-        """Return why a value is not allowed, None if it is."""
-        kinds = (int,) if self.is_whole else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds):
-            return f"must be {'a whole number' if self.is_whole else 'a number'}, not {value!r}"
-        if not math.isfinite(value) or not self.minimum <= value <= self.maximum:
-            return f"must be from {self.minimum:g} to {self.maximum:g}, not {value!r}"
-        return None
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The values of a parameter that is one of several words."""
-
-    values: tuple[str, ...]
-
-    def error(self, value: Any) -> str | None:
-        """Return why a value is not allowed, None if it is."""
-        return None if value in self.values else f"must be one of {', '.join(self.values)}, not {value!r}"
-
-
-class Target(StrEnum):
-    """A part of the training that a remedy changes."""
-
-    LEARNING_RATE = "learning_rate"
-    """The optimizer's learning rate. The optimizer must have one."""
-    WEIGHT_DECAY = "weight_decay"
-    """The optimizer's own weight decay."""
-    GRADIENTS = "gradients"
-    """The gradients of a step, before the optimizer uses them."""
-    WEIGHTS = "weights"
-    """The weights, by another update than the optimizer's own."""
-    PARAMETERS = "parameters"
-    """The values or the number of a module's parameters, once, before training."""
-    SIGNALS = "signals"
-    """The signals between modules. They are found during the first forward pass."""
-    INPUTS_AND_TARGETS = "inputs_and_targets"
-    """The inputs of the model or the targets of the loss."""
-    LOSS = "loss"
-    """The loss, before the backward pass."""
-    SCRIPT = "script"
-    """The training script itself."""
-
-
-_STEP_TARGETS = frozenset({Target.LEARNING_RATE, Target.WEIGHT_DECAY, Target.GRADIENTS, Target.WEIGHTS})
-"""The targets that an optimizer uses at every step."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RemedyKind:
-    """One row of the catalogue."""
-
-    targets: frozenset[Target]
-    """The parts of the training that the remedy changes."""
-    parameters: Mapping[str, NumberRange | Choice]
-    """The allowed values of each parameter, by name."""
-
-    @property
-    def works_on_any_optimizer(self) -> bool:
-        """Whether the remedy changes only what an optimizer uses at its steps, so that it works on any model."""
-        return self.targets <= _STEP_TARGETS
-
-    @property
-    def needs_script(self) -> bool:
-        """Whether only the script itself can apply the remedy."""
-        return Target.SCRIPT in self.targets
-
-
 OPTIMIZERS = ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad")
 """The optimizers that `switch_optimizer` can switch to."""
 _SMALLEST = 1e-12
@@ -115,50 +37,330 @@ _POSITIVE = NumberRange(minimum=_SMALLEST, maximum=_LARGEST)
 _SHARE = NumberRange(minimum=_SMALLEST, maximum=1.0)
 
 
-def _row(*targets: Target, **parameters: NumberRange | Choice) -> RemedyKind:
-    return RemedyKind(targets=frozenset(targets), parameters=MappingProxyType(parameters))
+def _row(*targets: Target, code: Mapping[str, Code], **parameters: NumberRange | Choice) -> RemedyKind:
+    return RemedyKind(targets=frozenset(targets), parameters=MappingProxyType(parameters), code=code)
+
+
+def _initialize_layers(initialize: str, imports: str = "") -> str:
+    """Return torch code that initializes every layer; weights that stack several gates, gate by gate."""
+    return f"""{imports}for module in model.modules():
+    if isinstance(module, (torch.nn.Linear, torch.nn.modules.conv._ConvNd)):
+        {initialize}(module.weight)
+        if module.bias is not None:
+            torch.nn.init.zeros_(module.bias)
+    elif isinstance(module, torch.nn.RNNBase):
+        for name, p in module.named_parameters():
+            for gate in p.data.chunk(len(p) // module.hidden_size):
+                {initialize}(gate) if name.startswith("weight") else gate.zero_()"""
 
 
 REMEDIES: Mapping[str, RemedyKind] = MappingProxyType(
     {
-        "clip_grad_norm": _row(Target.GRADIENTS, max_norm=_POSITIVE),
-        "clip_grad_value": _row(Target.GRADIENTS, clip_value=_POSITIVE),
-        "clip_grad_norm_per_layer": _row(Target.GRADIENTS, max_norm=_POSITIVE),
-        "adaptive_clip": _row(Target.GRADIENTS, clipping=_POSITIVE),
-        "scale_learning_rate": _row(Target.LEARNING_RATE, factor=_POSITIVE),
-        "warm_up": _row(Target.LEARNING_RATE, steps=NumberRange(minimum=1, maximum=1_000_000_000, is_whole=True)),
+        "clip_grad_norm": _row(
+            Target.GRADIENTS,
+            code={
+                "torch": Code(
+                    "torch.nn.utils.clip_grad_norm_(model.parameters(), {max_norm})  # before optimizer.step()"
+                ),
+                "keras": Code("optimizer = keras.optimizers.SGD(learning_rate, global_clipnorm={max_norm})"),
+                "jax": Code("optimizer = optax.chain(optax.clip_by_global_norm({max_norm}), optimizer)"),
+            },
+            max_norm=_POSITIVE,
+        ),
+        "clip_grad_value": _row(
+            Target.GRADIENTS,
+            code={
+                "torch": Code(
+                    "torch.nn.utils.clip_grad_value_(model.parameters(), {clip_value})  # before optimizer.step()"
+                ),
+                "keras": Code("optimizer = keras.optimizers.SGD(learning_rate, clipvalue={clip_value})"),
+                "jax": Code("optimizer = optax.chain(optax.clip({clip_value}), optimizer)"),
+            },
+            clip_value=_POSITIVE,
+        ),
+        "clip_grad_norm_per_layer": _row(
+            Target.GRADIENTS,
+            code={
+                "torch": Code("for p in model.parameters():\n    torch.nn.utils.clip_grad_norm_([p], {max_norm})"),
+                "keras": Code("optimizer = keras.optimizers.SGD(learning_rate, clipnorm={max_norm})"),
+                "jax": Code("optimizer = optax.chain(optax.clip_by_block_rms({max_norm}), optimizer)"),
+            },
+            max_norm=_POSITIVE,
+        ),
+        "adaptive_clip": _row(
+            Target.GRADIENTS,
+            code={
+                "torch": Code("""for p in model.parameters():  # before optimizer.step()
+    if p.grad is not None and p.ndim > 1:
+        bound = {clipping} * p.flatten(1).norm(dim=1).clamp(min=1e-3)
+        factor = (bound / p.grad.flatten(1).norm(dim=1).clamp(min=1e-6)).clamp(max=1)
+        p.grad.mul_(factor.view(-1, *[1] * (p.ndim - 1)))"""),
+                "keras": Code("# no built-in: clip each row by {clipping} of its weights' norm in a custom train_step"),
+                "jax": Code("optimizer = optax.chain(optax.adaptive_grad_clip({clipping}), optimizer)"),
+            },
+            clipping=_POSITIVE,
+        ),
+        "scale_learning_rate": _row(
+            Target.LEARNING_RATE,
+            code={
+                "torch": Code("for group in optimizer.param_groups:\n    group['lr'] *= {factor}"),
+                "keras": Code("optimizer.learning_rate = optimizer.learning_rate * {factor}"),
+                "jax": Code("optimizer = optax.chain(optimizer, optax.scale({factor}))"),
+            },
+            factor=_POSITIVE,
+        ),
+        "warm_up": _row(
+            Target.LEARNING_RATE,
+            code={
+                "torch": Code(
+                    "scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.01, total_iters={steps})"
+                ),
+                "keras": Code(
+                    "schedule = keras.optimizers.schedules.CosineDecay(\n"
+                    "    0.01 * rate, decay_steps, warmup_target=rate, warmup_steps={steps}\n)"
+                ),
+                "jax": Code("schedule = optax.linear_schedule(0.01 * rate, rate, transition_steps={steps})"),
+            },
+            steps=NumberRange(minimum=1, maximum=1_000_000_000, is_whole=True),
+        ),
         "switch_optimizer": _row(
             Target.LEARNING_RATE,
             Target.GRADIENTS,
             Target.WEIGHTS,
+            code={
+                "torch": Code("optimizer = torch.optim.{optimizer}(model.parameters(), lr={learning_rate})"),
+                "keras": Code("optimizer = keras.optimizers.{optimizer}({learning_rate})"),
+                "jax": Code(
+                    "optimizer = optax.adam({learning_rate})",
+                    {
+                        "RMSprop": "optimizer = optax.rmsprop({learning_rate})",
+                        "Adagrad": "optimizer = optax.adagrad({learning_rate})",
+                    },
+                ),
+            },
             optimizer=Choice(OPTIMIZERS),
             learning_rate=_POSITIVE,
         ),
-        "weight_decay": _row(Target.LEARNING_RATE, Target.WEIGHTS, weight_decay=_SHARE),
-        "l1_penalty": _row(Target.GRADIENTS, strength=_SHARE),
-        "rescale_loss_gradient": _row(Target.GRADIENTS, factor=_POSITIVE),
-        "reduce_weight_decay": _row(Target.WEIGHT_DECAY, factor=NumberRange(minimum=0.0, maximum=1.0)),
-        "skip_nonfinite_steps": _row(Target.GRADIENTS),
+        "weight_decay": _row(
+            Target.LEARNING_RATE,
+            Target.WEIGHTS,
+            code={
+                "torch": Code("optimizer = torch.optim.AdamW(model.parameters(), weight_decay={weight_decay})"),
+                "keras": Code("optimizer = keras.optimizers.AdamW(weight_decay={weight_decay})"),
+                "jax": Code("optimizer = optax.chain(optimizer, optax.add_decayed_weights({weight_decay}))"),
+            },
+            weight_decay=_SHARE,
+        ),
+        "l1_penalty": _row(
+            Target.GRADIENTS,
+            code={
+                "torch": Code("loss = loss + {strength} * sum(p.abs().sum() for p in model.parameters())"),
+                "keras": Code("keras.layers.Dense(units, kernel_regularizer=keras.regularizers.L1({strength}))"),
+                "jax": Code("loss += {strength} * sum(jnp.abs(p).sum() for p in jax.tree.leaves(parameters))"),
+            },
+            strength=_SHARE,
+        ),
+        "rescale_loss_gradient": _row(
+            Target.GRADIENTS,
+            code={
+                "torch": Code("(loss * {factor}).backward()"),
+                "keras": Code("model.compile(optimizer, loss=loss, loss_weights={factor})"),
+                "jax": Code("loss, gradients = jax.value_and_grad(lambda p: {factor} * loss_function(p))(parameters)"),
+            },
+            factor=_POSITIVE,
+        ),
+        "reduce_weight_decay": _row(
+            Target.WEIGHT_DECAY,
+            code={
+                "torch": Code("for group in optimizer.param_groups:\n    group['weight_decay'] *= {factor}"),
+                "keras": Code("optimizer = keras.optimizers.AdamW(weight_decay={factor} * weight_decay)"),
+                "jax": Code("optimizer = optax.adamw(rate, weight_decay={factor} * weight_decay)"),
+            },
+            factor=NumberRange(minimum=0.0, maximum=1.0),
+        ),
+        "skip_nonfinite_steps": _row(
+            Target.GRADIENTS,
+            code={
+                "torch": Code(
+                    "if all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None):\n"
+                    "    optimizer.step()"
+                ),
+                "keras": Code("callbacks = [keras.callbacks.TerminateOnNaN()]  # stops in place of skipping"),
+                "jax": Code("optimizer = optax.apply_if_finite(optimizer, max_consecutive_errors=10)"),
+            },
+        ),
         "reinitialize": _row(
             Target.PARAMETERS,
+            code={
+                "torch": Code(
+                    _initialize_layers("torch.nn.init.{scheme}_"),
+                    {
+                        "lecun_normal": _initialize_layers(
+                            "functools.partial(torch.nn.init.kaiming_normal_, nonlinearity='linear')",
+                            "import functools\n\n",
+                        )
+                    },
+                ),
+                "keras": Code(
+                    "keras.layers.Dense(units, kernel_initializer='{scheme}')",
+                    {
+                        "kaiming_normal": "keras.layers.Dense(units, kernel_initializer='he_normal')",
+                        "xavier_uniform": "keras.layers.Dense(units, kernel_initializer='glorot_uniform')",
+                        "orthogonal": "keras.layers.SimpleRNN(units, recurrent_initializer='orthogonal')",
+                    },
+                ),
+                "jax": Code(
+                    "flax.linen.Dense(units, kernel_init=jax.nn.initializers.{scheme}())",
+                    {
+                        "kaiming_normal": "flax.linen.Dense(units, kernel_init=jax.nn.initializers.he_normal())",
+                        "xavier_uniform": "flax.linen.Dense(units, kernel_init=jax.nn.initializers.glorot_uniform())",
+                    },
+                ),
+            },
             scheme=Choice(("orthogonal", "xavier_uniform", "kaiming_normal", "lecun_normal")),
         ),
         "replace_activation": _row(
-            Target.SIGNALS, activation=Choice(("ReLU", "LeakyReLU", "ELU", "SELU", "GELU", "Tanh"))
+            Target.SIGNALS,
+            code={
+                "torch": Code("activation = torch.nn.{activation}()  # the hidden ones; gates and the output's stay"),
+                "keras": Code(
+                    "keras.layers.Dense(units, activation='{activation}'.lower())",
+                    {"LeakyReLU": "keras.layers.Dense(units, activation='leaky_relu')"},
+                ),
+                "jax": Code(
+                    "x = jax.nn.elu(x)",
+                    {
+                        "ReLU": "x = jax.nn.relu(x)",
+                        "SELU": "x = jax.nn.selu(x)",
+                        "GELU": "x = jax.nn.gelu(x)",
+                        "Tanh": "x = jax.nn.tanh(x)",
+                        "LeakyReLU": "x = jax.nn.leaky_relu(x)",
+                    },
+                ),
+            },
+            activation=Choice(("ReLU", "LeakyReLU", "ELU", "SELU", "GELU", "Tanh")),
         ),
-        "insert_normalization": _row(Target.SIGNALS, kind=Choice(("BatchNorm", "LayerNorm", "RMSNorm"))),
-        "add_residual": _row(Target.SIGNALS),
-        "replace_recurrent_cell": _row(Target.PARAMETERS, cell=Choice(("GRU", "LSTM"))),
-        "weight_normalization": _row(Target.PARAMETERS),
-        "standardize_inputs": _row(Target.INPUTS_AND_TARGETS),
-        "standardize_targets": _row(Target.INPUTS_AND_TARGETS),
-        "scale_loss": _row(Target.LOSS, Target.GRADIENTS),
+        "insert_normalization": _row(
+            Target.SIGNALS,
+            code={
+                "torch": Code(
+                    (
+                        "block = torch.nn.Sequential(\n    torch.nn.Linear(n_in, n_out), "
+                        "torch.nn.{kind}(n_out, elementwise_affine=False), activation\n)"
+                    ),
+                    {
+                        "BatchNorm": (
+                            "block = torch.nn.Sequential(  # BatchNorm2d behind a convolution\n"
+                            "    torch.nn.Linear(n_in, n_out), torch.nn.BatchNorm1d(n_out, affine=False), activation\n)"
+                        )
+                    },
+                ),
+                "keras": Code(
+                    "keras.layers.LayerNormalization()  # between a Dense layer and its activation",
+                    {
+                        "RMSNorm": "keras.layers.RMSNormalization()  # between a Dense layer and its activation",
+                        "BatchNorm": "keras.layers.BatchNormalization()  # between a Dense layer and its activation",
+                    },
+                ),
+                "jax": Code(
+                    "x = flax.linen.LayerNorm()(x)",
+                    {
+                        "RMSNorm": "x = flax.linen.RMSNorm()(x)",
+                        "BatchNorm": "x = flax.linen.BatchNorm(use_running_average=not training)(x)",
+                    },
+                ),
+            },
+            kind=Choice(("BatchNorm", "LayerNorm", "RMSNorm")),
+        ),
+        "add_residual": _row(
+            Target.SIGNALS,
+            code={
+                "torch": Code("x = x + activation(layer(x))  # around layers that keep the shape"),
+                "keras": Code("x = keras.layers.Add()([x, block(x)])  # around blocks that keep the shape"),
+            },
+        ),
+        "replace_recurrent_cell": _row(
+            Target.PARAMETERS,
+            code={
+                "torch": Code(
+                    "rnn = torch.nn.{cell}(input_size, hidden_size, batch_first=True)",
+                    {
+                        "LSTM": (
+                            "rnn = torch.nn.LSTM(input_size, hidden_size, batch_first=True)\n"
+                            "output, (hidden, cell) = rnn(x)  # the state is a pair: hand both back"
+                        )
+                    },
+                ),
+                "keras": Code("keras.layers.{cell}(units)"),
+                "jax": Code(
+                    "flax.linen.RNN(flax.linen.{cell}Cell(features))",
+                    {"LSTM": "flax.linen.RNN(flax.linen.OptimizedLSTMCell(features))"},
+                ),
+            },
+            cell=Choice(("GRU", "LSTM")),
+        ),
+        "weight_normalization": _row(
+            Target.PARAMETERS,
+            code={
+                "torch": Code("layer = torch.nn.utils.parametrizations.weight_norm(layer)  # each Linear and Conv"),
+                "keras": Code("layer = keras.layers.SpectralNormalization(layer)  # the nearest built-in"),
+                "jax": Code("flax.linen.WeightNorm(flax.linen.Dense(units))(x)"),
+            },
+        ),
+        "standardize_inputs": _row(
+            Target.INPUTS_AND_TARGETS, code={"torch": Code("x = (x - x_train.mean(0)) / x_train.std(0)")}
+        ),
+        "standardize_targets": _row(
+            Target.INPUTS_AND_TARGETS, code={"torch": Code("y = (y - y_train.mean()) / y_train.std()")}
+        ),
+        "scale_loss": _row(
+            Target.LOSS,
+            Target.GRADIENTS,
+            code={
+                "torch": Code(
+                    "scaler = torch.amp.GradScaler()\nscaler.scale(loss).backward()\n"
+                    "scaler.step(optimizer)\nscaler.update()"
+                ),
+                "keras": Code("optimizer = keras.optimizers.LossScaleOptimizer(optimizer)"),
+                "jax": Code(
+                    "loss_scale = jmp.DynamicLossScale(2.0**15)  # scale, unscale, and skip steps that are not finite"
+                ),
+            },
+        ),
         "truncate_backpropagation": _row(
-            Target.SCRIPT, time_steps=NumberRange(minimum=1, maximum=1_000_000, is_whole=True)
+            Target.SCRIPT,
+            code={
+                "torch": Code("hidden = hidden.detach()  # between pieces of {time_steps} time steps"),
+                "keras": Code("# cut the sequences into pieces of {time_steps} and use stateful=True"),
+                "jax": Code("carry = jax.lax.stop_gradient(carry)  # between pieces of {time_steps} time steps"),
+            },
+            time_steps=NumberRange(minimum=1, maximum=1_000_000, is_whole=True),
         ),
-        "relax_clipping": _row(Target.SCRIPT, max_norm=_POSITIVE),
-        "use_bfloat16": _row(Target.SCRIPT),
-        "stable_loss": _row(Target.SCRIPT),
+        "relax_clipping": _row(
+            Target.SCRIPT,
+            code={
+                "torch": Code("torch.nn.utils.clip_grad_norm_(model.parameters(), {max_norm})"),
+                "keras": Code("optimizer = keras.optimizers.SGD(learning_rate, global_clipnorm={max_norm})"),
+                "jax": Code("optimizer = optax.chain(optax.clip_by_global_norm({max_norm}), optimizer)"),
+            },
+            max_norm=_POSITIVE,
+        ),
+        "use_bfloat16": _row(
+            Target.SCRIPT,
+            code={
+                "torch": Code("with torch.autocast(device_type, dtype=torch.bfloat16):\n    loss = step(batch)"),
+                "keras": Code("keras.mixed_precision.set_global_policy('mixed_bfloat16')"),
+                "jax": Code("flax.linen.Dense(units, dtype=jnp.bfloat16)"),
+            },
+        ),
+        "stable_loss": _row(
+            Target.SCRIPT,
+            code={
+                "torch": Code("loss = torch.nn.functional.cross_entropy(logits, target)  # not log(softmax(x))"),
+                "keras": Code("loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)"),
+                "jax": Code("loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)"),
+            },
+        ),
     }
 )
 """The catalogue: every remedy, by id."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from gradmedic.protocol.remedies import REMEDIES, Target
+from gradmedic.protocol.remedies import REMEDIES
+from gradmedic.protocol.remedy_kind import Target
 
 
 class NotApplicable(Exception):

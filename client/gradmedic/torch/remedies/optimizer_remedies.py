@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from gradmedic.exceptions import UsageError
-from gradmedic.protocol.remedies import Target
+from gradmedic.protocol.remedy_kind import Target
 from gradmedic.torch.optimizers import read_tensor_attribute
 from gradmedic.torch.remedies.base import NotApplicable
 from gradmedic.torch.remedies.step_remedy import OptimizerContext, StepGradients, StepRemedy

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradmedic.protocol.remedies import Target
+from gradmedic.protocol.remedy_kind import Target
 from gradmedic.torch.remedies.base import TorchRemedy
 
 

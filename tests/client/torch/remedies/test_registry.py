@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gradmedic.protocol.remedies import REMEDIES, Target
+from gradmedic.protocol.remedies import REMEDIES
+from gradmedic.protocol.remedy_kind import Target
 from gradmedic.torch.remedies.module_remedy import CallRemedy, EdgeRemedy, ModuleRemedy, WeightRemedy
 from gradmedic.torch.remedies.registry import REMEDY_CLASSES
 from gradmedic.torch.remedies.step_remedy import StepRemedy

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from gradmedic.protocol.remedies import REMEDIES, Choice
+from gradmedic.protocol.remedies import REMEDIES
+from gradmedic.protocol.remedy_kind import Choice
 
 TO_ELU = remedy("replace_activation", activation="ELU")
 _CHOICE = REMEDIES["replace_activation"].parameters["activation"]
