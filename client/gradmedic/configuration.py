@@ -61,7 +61,7 @@ class Setting:
     variable: str | None = None
     """Environment variable; None if there is none."""
     is_unset_if_empty: bool = False
-    """Whether an empty argument counts as not given."""
+    """Whether an empty string counts as not given."""
     parse: Callable[[str], Any] | None = None
     """Turns the text of the variable into what `check` takes; None leaves it a string."""
 
@@ -78,9 +78,7 @@ class Configuration:
     config: dict[str, Any] = field(metadata=_setting(check_mapping, dict))
     name: str | None = field(metadata=_setting(check_name, None, "GRADMEDIC_RUN_NAME"))
     id: UUID = field(metadata=_setting(check_uuid7, new_id, "GRADMEDIC_RUN_ID"))
-    tags: tuple[str, ...] = field(
-        metadata=_setting(check_tags, (), "GRADMEDIC_TAGS", is_unset_if_empty=True, parse=split_at_commas)
-    )
+    tags: tuple[str, ...] = field(metadata=_setting(check_tags, (), "GRADMEDIC_TAGS", parse=split_at_commas))
     notes: str | None = field(metadata=_setting(check_text))
     group: str | None = field(metadata=_setting(check_name, None, "GRADMEDIC_RUN_GROUP"))
     base_url: str = field(metadata=_setting(check_url, DEFAULT_BASE_URL, "GRADMEDIC_BASE_URL", is_unset_if_empty=True))
@@ -190,8 +188,11 @@ def as_trial(configuration: Configuration, parameters: Mapping[str, Any]) -> Con
 def _resolve(name: str, value: Any) -> Any:
     """Return the checked argument, else the checked environment variable, else the default."""
     setting = _SETTINGS[name]
-    if value is not None and (value or not setting.is_unset_if_empty):
-        return setting.check(name, value)
+    is_empty_text = isinstance(value, str) and not value
+    if value is not None and not (is_empty_text and setting.is_unset_if_empty):
+        checked = setting.check(name, value)
+        if checked != ():  # without tags, those of the variable count
+            return checked
     text = os.environ.get(setting.variable) if setting.variable else None
     if not setting.variable or not text:
         return setting.default() if callable(setting.default) else setting.default

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+import numpy as np
 import pytest
 
 import gradmedic
+from gradmedic.configuration import resolve_configuration
 
 
 def test_an_argument_wins_over_the_environment_and_that_over_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,6 +36,7 @@ def test_an_argument_wins_over_the_environment_and_that_over_the_default(monkeyp
         ({"name": "n" * 600}, "name has 600 characters"),
         ({"project": "a\x00"}, "project must not contain"),
         ({"tags": "one"}, "tags"),
+        ({"tags": ""}, "tags must be a sequence of strings"),
         ({"config": 3}, "config"),
         ({"mode": "offline-ish"}, "mode must be one of online, offline, disabled"),
         ({"log_freq": 0}, 'log_freq must be "auto" or a whole number'),
@@ -57,6 +60,19 @@ def test_a_wrong_environment_variable_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("GRADMEDIC_LOG_FREQ", "often")
     with pytest.raises(gradmedic.ConfigurationError, match="GRADMEDIC_LOG_FREQ must be"):
         gradmedic.init(mode="disabled")
+
+
+@pytest.mark.parametrize("tags", [None, (), [], iter(())], ids=["none", "tuple", "list", "iterator"])
+def test_without_tags_those_of_the_environment_count(monkeypatch: pytest.MonkeyPatch, tags: Any) -> None:
+    """`GRADMEDIC_TAGS` is used if the argument has no tag."""
+    monkeypatch.setenv("GRADMEDIC_TAGS", "nightly,gpu")
+    assert resolve_configuration(tags=tags).tags == ("nightly", "gpu")
+
+
+def test_tags_may_be_an_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any iterable of strings is taken, also one without a truth value."""
+    monkeypatch.setenv("GRADMEDIC_TAGS", "nightly")
+    assert resolve_configuration(tags=np.array(["a", "b"])).tags == ("a", "b")
 
 
 def test_hyperparameters_come_as_a_mapping_or_as_an_object() -> None:

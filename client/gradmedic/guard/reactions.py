@@ -65,8 +65,11 @@ class Reactions:
 
     def receive(self) -> None:
         """Take the events off the queue, and sample every step for a while if one of them is a reason to."""
-        while self.events:
-            event = self.events.popleft()
+        while True:
+            try:
+                event = self.events.popleft()
+            except IndexError:  # the queue is empty, perhaps because another thread read `verdict`
+                return
             if isinstance(event, SpikeDetected):
                 self._sampler.sample_every_step()
             elif isinstance(event, StopRequested):

@@ -16,6 +16,6 @@ def seed_generators(seed: int) -> None:
     np.random.seed(seed)
     try:
         from gradmedic.torch.seeding import seed_torch
-    except ImportError:  # no torch, or none that this version of gradmedic supports
+    except Exception:  # no torch, or a broken one. A script that uses torch gets the error from its own import.
         return
     seed_torch(seed)

@@ -63,12 +63,16 @@ def test_without_a_seed_torch_is_not_imported(tmp_path: Path) -> None:
     assert run(tmp_path, script + "print(json.dumps('torch' in sys.modules))\n") is False
 
 
-def test_where_there_is_no_torch_init_works(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "error", ["ModuleNotFoundError('not here', name='torch')", "OSError('not here')"], ids=["missing", "broken"]
+)
+def test_without_a_torch_that_loads_init_works(tmp_path: Path, error: str) -> None:
     """init() seeds the others, and the script's own import of torch fails as without gradmedic."""
-    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('not here', name='torch')")
+    (tmp_path / "torch.py").write_text(f"raise {error}")
     script = (
         "import json, gradmedic\ngradmedic.init()\nfailed = []\n"
-        "for _ in range(2):\n    try: import torch\n    except ImportError as error: failed.append(str(error))\n"
+        "for _ in range(2):\n    try: import torch\n"
+        "    except (ImportError, OSError) as error: failed.append(str(error))\n"
         "print(json.dumps(failed))\n"
     )
     assert run(tmp_path, script) == ["not here", "not here"]
