@@ -167,7 +167,7 @@ class _Reader:
         has_cluster = worker.executor == "ray"
         if file.ray is not None and not has_cluster:
             raise self._error("ray", 'this table is allowed only with worker.executor = "ray"')
-        ray = self._convert(file.ray or {}, RayConfiguration, "ray") if has_cluster else None
+        ray = self._read_ray(file.ray or {}) if has_cluster else None
         if not file.trainables:
             raise self._error("trainables", "there is none, so nothing could be rerun")
         return WorkerConfiguration(
@@ -181,6 +181,13 @@ class _Reader:
             executor=worker.executor,
             ray=ray,
         )
+
+    def _read_ray(self, content: object) -> RayConfiguration:
+        if (
+            isinstance(content, dict) and content.get("token_file") == ""
+        ):  # an empty path would be the file's own folder
+            content = {name: value for name, value in content.items() if name != "token_file"}
+        return self._convert(content, RayConfiguration, "ray")
 
     def _read_trainable(self, name: str, content: object, *, is_run_here: bool) -> TrainableCommand:
         key = f"trainables.{name}"

@@ -107,6 +107,17 @@ def test_only_ray_nodes_check_the_directory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("field", "token_file"),
+    [("", None), ("token_file = ''", None), ("token_file = 'token'", "token"), ("token_file = '/of/ray'", "/of/ray")],
+)
+def test_without_a_token_file_ray_finds_the_token(tmp_path: Path, field: str, token_file: str | None) -> None:
+    """An empty path counts as none; others are relative to the folder of worker.toml."""
+    configuration = read_configuration(write(tmp_path, configuration_for_ray() + field))
+    assert configuration.ray is not None
+    assert configuration.ray.token_file == (None if token_file is None else tmp_path / token_file)
+
+
+@pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ("http://head:8265/", "head:8265", "ray.address: must be http://host:port"),
