@@ -1,6 +1,6 @@
 """Reads `worker.toml`, in which an operator allows trainables to be rerun on a machine.
 
-Commands exist in this file only. The service knows the names and the parameters of trainables. A parameter's value
+Commands exist in this file only. The service has only the names and parameters of trainables. A parameter's value
 reaches a command only through a placeholder in an argument list, after its type and range have been checked.
 """
 

@@ -1,4 +1,4 @@
-"""What the catalogue of remedies says of one remedy: what it changes, its parameters' values, and code to paste."""
+"""What one row of the catalogue of remedies contains: what the remedy changes, its parameters, and code to paste."""
 
 from __future__ import annotations
 
