@@ -51,9 +51,8 @@ class RayCluster:
         self._cpus = cpus
         self._has_short_health_checks = has_short_health_checks
         self._folder = Path(tempfile.mkdtemp(prefix="gm-ray-"))  # short, as the paths of Ray's sockets must be
-        self._port, dashboard_port = free_port(), free_port()
-        self._dashboard_port = dashboard_port
-        self.address = f"http://127.0.0.1:{dashboard_port}"
+        self._port, self._dashboard_port, self._client_port = free_port(), free_port(), free_port()
+        self.address = f"http://127.0.0.1:{self._dashboard_port}"
         self.token = secrets.token_urlsafe(32)
         self.token_file = self._folder / "token"
         self.token_file.touch(mode=0o600)
@@ -77,7 +76,8 @@ class RayCluster:
     def start_head(self) -> None:
         """Start the head at its fixed address, and wait until it accepts jobs."""
         options = ["--head", f"--port={self._port}", f"--dashboard-port={self._dashboard_port}"]
-        self._start("head", self._cpus, *options, "--dashboard-host=127.0.0.1")
+        options += ["--dashboard-host=127.0.0.1", f"--ray-client-server-port={self._client_port}"]
+        self._start("head", self._cpus, *options)
         self._wait_for(lambda: STARTED in self.log("head") and self.get("/api/jobs/") is not None, "head")
 
     def start_node(self, name: str, cpus: int) -> None:
