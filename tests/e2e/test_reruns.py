@@ -138,7 +138,7 @@ def test_the_whole_journey_of_a_real_job(open_page: Any, start_service: StartSer
     page = open_page(address)
     environment = {"PATH": "/usr/bin:/bin", "GRADMEDIC_BASE_URL": address, "GRADMEDIC_RUN_NAME": "watched job"}
     with (tmp_path / "job.log").open("w") as log:
-        script = [sys.executable, str(EXAMPLES / "rnn_language_model.py"), "--steps", "60"]
+        script = [sys.executable, str(EXAMPLES / "rnn_language_model.py"), "--steps", "200"]
         job = subprocess.Popen(script, stdout=log, stderr=log, env=environment, cwd=tmp_path)
         try:
             link = page.get_by_role("link", name="watched job")
