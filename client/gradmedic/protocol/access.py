@@ -12,6 +12,8 @@ from gradmedic.protocol.schema import SCHEMA, OneOf
 
 SCOPES = ("ingest", "read", "rerun", "worker", "admin")
 """What an API key may do. `admin` includes the others."""
+SECRET_PREFIX = "gradmedic_"  # noqa: S105 (the beginning of every secret is public)
+"""The beginning of all keys and tickets. Logs recognize and hide secrets by it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

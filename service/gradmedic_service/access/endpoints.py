@@ -24,7 +24,7 @@ from gradmedic_service.http.dependencies import (
     check_max_results,
     require_json,
 )
-from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType, documented
+from gradmedic_service.http.errors import BODY_ERRORS, InvalidRequest, documented
 
 router = APIRouter(tags=["access"])
 
@@ -47,7 +47,7 @@ CREATE_EXAMPLES: dict[str, Any] = {
     status_code=status.HTTP_201_CREATED,
     response_model=ApiKeyCreated,
     dependencies=[Depends(require_json)],
-    responses=documented(MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidRequest),
+    responses=documented(*BODY_ERRORS),
 )
 def create_api_key(
     principal: MayAdminister,

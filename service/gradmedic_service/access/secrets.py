@@ -10,7 +10,8 @@ import hashlib
 import re
 import secrets
 
-SECRET_PREFIX = "gradmedic_"  # noqa: S105 (the beginning of every secret is public)
+from gradmedic.protocol.access import SECRET_PREFIX
+
 RANDOM_BYTES = 32
 SECRET_PATTERN = re.compile(SECRET_PREFIX + r"[A-Za-z0-9_-]{43}")
 """The form of a secret; 43 characters of URL-safe base64 hold 32 bytes."""

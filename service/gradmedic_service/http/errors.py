@@ -105,6 +105,10 @@ class UnsupportedMediaType(ServiceError):
     title = "The request body is of an unsupported type"
 
 
+BODY_ERRORS = (MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidRequest)
+"""The errors of every route that takes a body of JSON."""
+
+
 def problem_type(error_code: str) -> str:
     """Return the URI that identifies a kind of problem."""
     return f"urn:gradmedic:error:{error_code}"

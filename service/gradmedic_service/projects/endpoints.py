@@ -17,7 +17,7 @@ from gradmedic_service.http.dependencies import (
     check_max_results,
     require_json,
 )
-from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType, documented
+from gradmedic_service.http.errors import BODY_ERRORS, InvalidRequest, documented
 from gradmedic_service.projects import service
 from gradmedic_service.projects.errors import ProjectNotFound
 
@@ -61,7 +61,7 @@ def get_project(name: Name, principal: MayRead, database: DatabaseDependency) ->
     "/{name:path}",
     response_model=Project,
     dependencies=[Depends(require_json)],
-    responses=documented(ProjectNotFound, MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidRequest),
+    responses=documented(ProjectNotFound, *BODY_ERRORS),
 )
 def update_project(
     name: Name,

@@ -12,7 +12,7 @@ from gradmedic.protocol.service import API_PATH
 from gradmedic.protocol.verdicts import VERDICTS
 from gradmedic_service.access.authorization import MayAdminister, MayFollow, MayIngest, MayRead
 from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency, check_max_results, require_json
-from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType, documented
+from gradmedic_service.http.errors import BODY_ERRORS, InvalidRequest, documented
 from gradmedic_service.projects.errors import ProjectFull
 from gradmedic_service.runs import service
 from gradmedic_service.runs.errors import RunExists, RunNotFound
@@ -22,7 +22,6 @@ from gradmedic_service.runs.validation import check_create, check_filters, check
 router = APIRouter(prefix="/runs", tags=["runs"])
 
 RunId = Annotated[UUID, Path(description="Id of the run.", examples=["0199b7f0-c8d2-7a31-8f55-0b1c2d3e4f50"])]
-BODY_ERRORS = (MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidRequest)
 
 CREATE_EXAMPLES: dict[str, Any] = {
     "smallest": {

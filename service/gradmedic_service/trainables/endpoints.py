@@ -9,7 +9,7 @@ from fastapi import APIRouter, Body, Depends
 from gradmedic.protocol.trainables import Trainables, TrainablesOffer
 from gradmedic_service.access.authorization import MayFollowRerun, MayWork
 from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency, require_json
-from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType, documented
+from gradmedic_service.http.errors import BODY_ERRORS, documented
 from gradmedic_service.trainables import service
 from gradmedic_service.trainables.errors import TrainableTaken
 
@@ -44,7 +44,7 @@ def list_trainables(principal: MayFollowRerun, database: DatabaseDependency) -> 
     "",
     response_model=Trainables,
     dependencies=[Depends(require_json)],
-    responses=documented(TrainableTaken, MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidRequest),
+    responses=documented(TrainableTaken, *BODY_ERRORS),
 )
 def register_trainables(
     principal: MayWork,

@@ -21,14 +21,13 @@ from gradmedic.protocol.trials import (
 )
 from gradmedic_service.access.authorization import MayFollowRerun, MayIngest, MayRedeem, MayWork
 from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency, TrialLeaseDependency, require_json
-from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType, documented
+from gradmedic_service.http.errors import BODY_ERRORS, InvalidRequest, documented
 from gradmedic_service.trials import claims, service, tickets
 from gradmedic_service.trials.errors import StaleAttempt, TrialNotFound
 
 router = APIRouter(prefix="/trials")
 
 TrialId = Annotated[UUID, Path(description="Id of the trial.", examples=["0199b7f0-c8d2-7a31-8f55-0b1c2d3e4f52"])]
-BODY_ERRORS = (MalformedBody, BodyTooLarge, UnsupportedMediaType, InvalidRequest)
 
 CLAIM_EXAMPLES: dict[str, Any] = {
     "claim": {"summary": "Any trial of one trainable", "value": {"worker": "gpu-7", "trainables": ["train"]}}

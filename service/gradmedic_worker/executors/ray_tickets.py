@@ -14,9 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gradmedic.exceptions import ConfigurationError
+from gradmedic.protocol.access import SECRET_PREFIX
 
-SECRET_PREFIX = "gradmedic_"  # noqa: S105  # no secret, but the start of each
-"""Prefix of all secrets of the service, by which its logs recognize and hide them."""
 TICKET_PURPOSE = b"gradmedic ticket "
 SHORTEST_TOKEN = 16
 """Characters. Tickets of a shorter token could be guessed."""
