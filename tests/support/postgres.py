@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import stat
@@ -32,6 +33,8 @@ class PostgresServer:
     def __init__(self, folder: Path, *, is_durable: bool = True) -> None:
         self._folder = folder
         self._is_durable = is_durable
+        self.max_file_bytes = resource.RLIM_INFINITY
+        """Largest size of a file of the server (`ulimit -f`). A change takes effect at the next start."""
         self._user = UNPRIVILEGED_USER if os.geteuid() == 0 else None
         self._process: subprocess.Popen[bytes] | None = None
         if self._user is not None:
@@ -108,7 +111,11 @@ class PostgresServer:
                 user=self._user,
                 env=self._environment,
                 cwd=self._folder,
+                preexec_fn=self._limit_files,
             )
+
+    def _limit_files(self) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.max_file_bytes, resource.RLIM_INFINITY))
 
 
 def _packaged_binaries() -> Path:

@@ -36,6 +36,13 @@ POSTGRES_BUSY_STATES = {"55P03", "57014", "40001", "40P01", "53300"}
 """SQLSTATE of: lock not available, statement timeout, serialization failure, deadlock, too many connections."""
 POSTGRES_FULL_STATES = {"53100"}
 """SQLSTATE of: disk full."""
+POSTGRES_INTERNAL_STATE = "XX000"
+"""SQLSTATE of errors of the operating system that have none of their own, such as a file that has become too large."""
+POSTGRES_GROWING_FUNCTIONS = {"mdextend", "mdzeroextend"}
+"""Functions of PostgreSQL that make a table's file longer. Their names, unlike messages, are in no language."""
+SQLITE_FULL_ERRORS = {"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE"}
+"""SQLite's errors where a file cannot become longer. Only a full disk is `SQLITE_FULL`: a limit of the size of a file
+(`ulimit -f`) and a quota are errors of the write."""
 RETRY_AFTER_SECONDS = 1
 
 
@@ -174,10 +181,20 @@ def translating_errors() -> Iterator[None]:
 def _translate(error: exc.DBAPIError) -> Exception:
     text = str(error.orig)
     state = getattr(error.orig, "sqlstate", None)
-    if state in POSTGRES_FULL_STATES or "disk is full" in text:
-        return StorageFull("The database's disk is full; nothing of this request was stored.")
+    if _cannot_grow(error.orig, state):
+        return StorageFull(
+            "The database cannot grow: its disk is full, or a file has reached a limit of its size or a quota. Nothing "
+            "of this request was stored."
+        )
     if state in POSTGRES_BUSY_STATES or "database is locked" in text:
         return DatabaseBusy("Another transaction took too long.", retry_after=RETRY_AFTER_SECONDS)
     if error.connection_invalidated or isinstance(error, exc.OperationalError | exc.InterfaceError):
         return DatabaseUnavailable("The database cannot be used now.", retry_after=RETRY_AFTER_SECONDS)
     return error
+
+
+def _cannot_grow(error: Any, state: str | None) -> bool:
+    """Whether a driver's error means that the database's files cannot become larger."""
+    if getattr(error, "sqlite_errorname", None) in SQLITE_FULL_ERRORS or state in POSTGRES_FULL_STATES:
+        return True
+    return state == POSTGRES_INTERNAL_STATE and error.diag.source_function in POSTGRES_GROWING_FUNCTIONS

@@ -30,7 +30,7 @@ class DatabaseNotMigrated(ServiceError):
 
 
 class StorageFull(ServiceError):
-    """The database's disk is full. Nothing was stored."""
+    """The database's disk is full, or a file has reached a limit of its size. Nothing was stored."""
 
     status = 507
     error_code = "storage_full"
