@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Body, Depends, Path, Request, Response, status
+from fastapi import APIRouter, Path, Request, Response, status
 
 from gradmedic.protocol.access import SCOPES, ApiKeyCreate, ApiKeyCreated, ApiKeyList, AuditRecordList, BrowserSession
 from gradmedic_service.access import service
@@ -22,9 +22,9 @@ from gradmedic_service.http.dependencies import (
     MaxResults,
     PageToken,
     check_max_results,
-    require_json,
 )
 from gradmedic_service.http.errors import BODY_ERRORS, InvalidRequest, documented
+from gradmedic_service.http.json_bodies import json_body
 
 router = APIRouter(tags=["access"])
 
@@ -46,12 +46,11 @@ CREATE_EXAMPLES: dict[str, Any] = {
     "/api-keys",
     status_code=status.HTTP_201_CREATED,
     response_model=ApiKeyCreated,
-    dependencies=[Depends(require_json)],
     responses=documented(*BODY_ERRORS),
 )
 def create_api_key(
     principal: MayAdminister,
-    body: Annotated[ApiKeyCreate, Body(openapi_examples=CREATE_EXAMPLES)],
+    body: Annotated[ApiKeyCreate, json_body(ApiKeyCreate, CREATE_EXAMPLES)],
     database: DatabaseDependency,
     limits: LimitsDependency,
     keyring: KeyringDependency,

@@ -1,18 +1,24 @@
-"""Request bodies: their size is bounded while they arrive, and while they are decompressed.
+"""Request bodies: their size is bounded while they arrive, while they are decompressed, and while they are decoded.
 
 No route receives more than `max_body_bytes`, whatever the headers declare and however small the compressed body was.
-The body is read when the application reads it, not before.
+The body is read when the application reads it, not before. Its endpoint decompresses and decodes it, on a thread. That
+takes at most `MEMORY_MULTIPLE` times its decompressed size and `MEMORY_CONSTANT` bytes. Large bodies take turns.
 """
 
 from __future__ import annotations
 
+import threading
 import zlib
 from asyncio import timeout
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
+import numpy as np
 import zstandard
-from anyio import to_thread
+from fastapi import Request
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gradmedic_service.http.errors import BodyTooLarge, MalformedBody, RequestTimeout, UnsupportedMediaType
@@ -21,14 +27,25 @@ MAX_ZSTD_WINDOW_BYTES = 8 * 2**20
 """The window that RFC 8878, section 3.1.1.1.2, recommends every decoder to support; a frame may declare 2 GiB."""
 BODY_SECONDS = 20.0
 """Seconds that the next part of a body may take: a slow request occupies a slot that others wait for."""
-INLINE_BYTES = 2**15
-"""Largest compressed body that is decompressed on the event loop: handing it to a thread would take longer."""
 GZIP_WBITS = 31
+GZIP_PIECE_BYTES = 2**16
+"""Bytes that a gzip member is given at a time. zlib copies what is left of them at the end of each member."""
+MAX_GZIP_MEMBERS = 1_000
+"""Gzip members of a body. Each costs time even if it is empty; `bgzip` makes one of 64 KiB."""
+MEMORY_MULTIPLE = 12
+"""Bytes of memory per byte of a decompressed body: one character of four bytes makes Python store each character of its
+text in four bytes, and such a text exists three times for a moment: in the body, as a value and in an error."""
+MEMORY_CONSTANT = 128 * 2**20
+"""Further bytes that decoding a body takes. The bounds of the number of values keep it: a value that takes two bytes in
+a body takes up to 80 in memory."""
+LARGE_BODY_BYTES = 2**19
+"""Bodies above this size are decoded one after the other. Together they would take more memory and no less time,
+because Python runs one thread at a time."""
 ZSTD_UNKNOWN_SIZE = zstandard.CONTENTSIZE_UNKNOWN
 
 
 class BoundedBodies:
-    """ASGI middleware: bounds the bodies of requests, and decompresses gzip and zstd."""
+    """ASGI middleware: bounds the bodies of requests as they are sent."""
 
     def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
         self._app = app
@@ -39,49 +56,23 @@ class BoundedBodies:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        encoding = headers.get("content-encoding", "").strip().lower()
-        declared = headers.get("content-length", "")
-        body = _Body(receive, encoding, int(declared) if declared.isdecimal() else None, self._limit)
+        declared = Headers(scope=scope).get("content-length", "")
+        body = _Body(receive, int(declared) if declared.isdecimal() else None, self._limit)
         await self._app(scope, body.receive, send)
 
 
 class _Body:
     """The body of one request."""
 
-    def __init__(self, receive: Receive, encoding: str, declared: int | None, limit: int) -> None:
+    def __init__(self, receive: Receive, declared: int | None, limit: int) -> None:
         self._receive = receive
-        self._encoding = encoding
         self._declared = declared
         self._limit = limit
         self._received = 0
-        self._is_decompressed = False
         self._is_complete = False
 
     async def receive(self) -> Message:
-        """Return the next message; a compressed body is returned as one message, decompressed."""
-        if self._encoding in ("", "identity") or self._is_decompressed:
-            return await self._receive_bounded()
-        decompress = DECOMPRESSORS.get(self._encoding)
-        if decompress is None:
-            raise UnsupportedMediaType(f"Content-Encoding is {self._encoding}; send {' or '.join(DECOMPRESSORS)}.")
-        compressed = bytearray()
-        while True:
-            message = await self._receive_bounded()
-            if message["type"] != "http.request":
-                return message
-            compressed += message.get("body", b"")
-            if not message.get("more_body", False):
-                break
-        self._is_decompressed = True
-        data = bytes(compressed)
-        if len(data) <= INLINE_BYTES:
-            body = decompress(data, self._limit)
-        else:
-            body = await to_thread.run_sync(decompress, data, self._limit)
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    async def _receive_bounded(self) -> Message:
+        """Return the next message. Raises BodyTooLarge, RequestTimeout."""
         if self._declared is not None and self._declared > self._limit:
             raise _too_large(self._limit)
         if self._is_complete:  # the next message is the end of the connection, which may come much later
@@ -99,23 +90,87 @@ class _Body:
         return message
 
 
+@dataclass(frozen=True, slots=True)
+class SentBody:
+    """A body as it was sent."""
+
+    data: bytes
+    encoding: str
+    """The Content-Encoding in lower case: one of `DECOMPRESSORS`, `identity`, or empty."""
+
+
+async def read_body(request: Request) -> SentBody:
+    """Read the body of a request, however small the pieces are in which it arrives.
+
+    Raises UnsupportedMediaType, BodyTooLarge, RequestTimeout, MalformedBody.
+    """
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity", *DECOMPRESSORS):
+        raise UnsupportedMediaType(f"Content-Encoding is {encoding}; send {' or '.join(DECOMPRESSORS)}.")
+    data = bytearray()
+    try:
+        async for piece in request.stream():
+            data += piece
+    except ClientDisconnect:
+        raise MalformedBody("The connection ended before the body.") from None
+    return SentBody(bytes(data), encoding)
+
+
+@contextmanager
+def decompressed(body: SentBody, limit: int) -> Iterator[bytes]:
+    """Yield a body of at most `limit` decompressed bytes, for decoding. A large body waits for its turn.
+
+    Raises MalformedBody, BodyTooLarge.
+    """
+    decompress = DECOMPRESSORS.get(body.encoding, _check_size)
+    data: bytes | None = None
+    with suppress(BodyTooLarge):
+        data = decompress(body.data, min(limit, LARGE_BODY_BYTES))
+    if data is not None:
+        yield data
+    elif limit <= LARGE_BODY_BYTES:
+        raise _too_large(limit)
+    else:
+        with _large_body_lock:
+            yield decompress(body.data, limit)
+
+
+def count_values(json: bytes) -> int:
+    """Return an upper bound of the number of values and names in a JSON text: one for each of `,`, `:`, `[` and `{`.
+
+    Characters within strings count too. The text needs not be valid.
+
+    >>> count_values(b'{"loss": [1, 2]}')
+    4
+    """
+    characters = np.frombuffer(json, dtype=np.uint8)
+    return sum(int(np.count_nonzero(characters == character)) for character in b",:[{")
+
+
 def decompress_gzip(data: bytes, limit: int) -> bytes:
     """Return at most `limit` decompressed bytes. Raises MalformedBody, BodyTooLarge."""
     parts: list[bytes] = []
     remaining = limit
-    while data or not parts:
+    position = members = 0
+    rest = memoryview(data)
+    while position < len(data) or not members:
+        members += 1
+        if members > MAX_GZIP_MEMBERS:
+            raise MalformedBody(f"The body has more than {MAX_GZIP_MEMBERS} gzip members.")
         stream = zlib.decompressobj(wbits=GZIP_WBITS)
-        try:
-            part = stream.decompress(data, remaining + 1)
-        except zlib.error as error:
-            raise MalformedBody(f"The body is not gzip: {error}.") from None
-        if len(part) > remaining:
-            raise _too_large(limit)
-        if not stream.eof:
-            raise MalformedBody("The gzip body is cut short.")
-        parts.append(part)
-        remaining -= len(part)
-        data = stream.unused_data
+        while not stream.eof:
+            piece = rest[position : position + GZIP_PIECE_BYTES]
+            if not piece:
+                raise MalformedBody("The gzip body is cut short.")
+            try:
+                part = stream.decompress(piece, remaining + 1)
+            except zlib.error as error:
+                raise MalformedBody(f"The body is not gzip: {error}.") from None
+            if len(part) > remaining:
+                raise _too_large(limit)
+            parts.append(part)
+            remaining -= len(part)
+            position += len(piece) - len(stream.unused_data)
     return b"".join(parts)
 
 
@@ -131,6 +186,13 @@ def decompress_zstd(data: bytes, limit: int) -> bytes:
         if _exceeds_limit(decompressor, data, limit):
             raise _too_large(limit) from None
         raise MalformedBody(f"The body is not zstd: {error}.") from None
+
+
+def _check_size(data: bytes, limit: int) -> bytes:
+    """Return a body that is not compressed. Raises BodyTooLarge."""
+    if len(data) > limit:
+        raise _too_large(limit)
+    return data
 
 
 def _exceeds_limit(decompressor: zstandard.ZstdDecompressor, data: bytes, limit: int) -> bool:
@@ -154,3 +216,5 @@ def _too_large(limit: int) -> BodyTooLarge:
 
 
 DECOMPRESSORS: dict[str, Callable[[bytes, int], bytes]] = {"gzip": decompress_gzip, "zstd": decompress_zstd}
+
+_large_body_lock = threading.Lock()

@@ -5,16 +5,18 @@ from __future__ import annotations
 from copy import deepcopy
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI
+from fastapi.encoders import jsonable_encoder
 from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.routing import iter_route_contexts
 from pydantic import TypeAdapter
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
 from gradmedic.protocol.numbers import NONFINITE_NAMES
-from gradmedic.protocol.service import PROBLEM_MEDIA_TYPE, Problem
+from gradmedic.protocol.service import JSON_MEDIA_TYPE, PROBLEM_MEDIA_TYPE, Problem
 from gradmedic_service.access.authentication import AUTHENTICATION_ERRORS
 from gradmedic_service.access.authorization import PUBLIC, PublicFiles, ScopeRequirement, route_requirements
 from gradmedic_service.access.errors import (
@@ -26,10 +28,12 @@ from gradmedic_service.access.errors import (
     ScopeMissing,
 )
 from gradmedic_service.http.errors import InvalidRequest, RequestTimeout, documented
+from gradmedic_service.http.json_bodies import json_body_of
 from gradmedic_service.http.responses import WireResponse
 from gradmedic_service.services import services_of
 
 FILES_PATH = "/docs/files"
+SCHEMAS_PATH = "#/components/schemas"
 OPENAPI_PATH = "/openapi.json"
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
@@ -70,12 +74,31 @@ def add_documentation(app: FastAPI) -> None:
         document = make_document()
         if is_new:
             document["components"]["schemas"].update(_problem_schemas())
+            _add_bodies(app, document)
             _describe_access(app, document)
             _describe_bodies(document)
             _describe_numbers(document)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign] # FastAPI's documented way to extend it
+
+
+def _add_bodies(app: FastAPI, document: dict[str, Any]) -> None:
+    """Add the JSON bodies of all routes and their schemas, in place."""
+    inputs: list[tuple[str, Literal["validation"], TypeAdapter[Any]]] = []
+    for route in iter_route_contexts(app.routes):
+        dependant = getattr(route, "dependant", None)
+        body = None if dependant is None else json_body_of(dependant)
+        if body is None:
+            continue
+        inputs.append((body.type.__name__, "validation", TypeAdapter(body.type)))
+        schema = {"$ref": f"{SCHEMAS_PATH}/{body.type.__name__}"}
+        content = {JSON_MEDIA_TYPE: {"schema": schema, "examples": body.examples}}
+        for method in route.methods or ():
+            operation = document["paths"][(route.path or "").replace(":path", "")][method.lower()]
+            operation["requestBody"] = {"required": True, "content": content}
+    _, schemas = TypeAdapter.json_schemas(inputs, ref_template=f"{SCHEMAS_PATH}/{{model}}")
+    document["components"]["schemas"].update(jsonable_encoder(schemas["$defs"], exclude_none=True))  # as FastAPI
 
 
 def _describe_access(app: FastAPI, document: dict[str, Any]) -> None:
@@ -158,5 +181,5 @@ def _problem_schemas() -> dict[str, Any]:
 
     Declared as the `model` of each error, FastAPI would build it a hundred times, and with the wrong media type.
     """
-    problem = TypeAdapter(Problem).json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
+    problem = TypeAdapter(Problem).json_schema(ref_template=f"{SCHEMAS_PATH}/{{model}}", mode="serialization")
     return {**problem.pop("$defs"), "Problem": problem}

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import islice
 from typing import Any, ClassVar
 
 from gradmedic.protocol.service import PROBLEM_MEDIA_TYPE, FieldError, Problem
 
 PROBLEM_REFERENCE = "#/components/schemas/Problem"
 MAX_REPORTED_FIELDS = 20
-"""Bad fields that one answer names: a block of a million bad values must not produce a gigabyte of text."""
+"""Bad fields that one answer names."""
+MAX_FOUND_ERRORS = 100
+"""Bad fields that are looked for: a body of a million bad values must not cost a minute."""
+MAX_MESSAGE_LENGTH = 1_000
+"""Characters of the message about one field: it may quote a value that is as long as the request's body."""
 MAX_PATH_LENGTH = 600
 """Characters of a path in the log and in an answer: a name within it may be as long as the request's body."""
 MAX_REASON_LENGTH = 500
@@ -51,7 +56,10 @@ class ServiceError(Exception):
             detail=self.detail,
             error_code=self.error_code,
             request_id=request_id,
-            errors=self.errors[:MAX_REPORTED_FIELDS],
+            errors=[
+                FieldError(path=error.path, message=error.message[:MAX_MESSAGE_LENGTH])
+                for error in self.errors[:MAX_REPORTED_FIELDS]
+            ],
         )
 
 
@@ -62,15 +70,24 @@ class InvalidRequest(ServiceError):
     error_code = "invalid_request"
     title = "The request is invalid"
 
-    def __init__(self, errors: Sequence[FieldError]) -> None:
-        first = errors[0]
-        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        super().__init__(f"{first.path}: {first.message}{more}", errors=errors)
+    def __init__(self, errors: Iterable[FieldError]) -> None:
+        found = list(islice(errors, MAX_FOUND_ERRORS))
+        first = found[0]
+        end = f"; the check stopped at {len(found)} errors" if len(found) == MAX_FOUND_ERRORS else ""
+        more = f" (and {len(found) - 1} more{end})" if len(found) > 1 else ""
+        super().__init__(f"{first.path}: {first.message[:MAX_MESSAGE_LENGTH]}{more}", errors=found)
 
     @classmethod
     def at(cls, path: str, message: str) -> InvalidRequest:
         """Return the error of one bad field."""
         return cls([FieldError(path=path, message=message)])
+
+    @classmethod
+    def raise_if_any(cls, errors: Iterable[FieldError]) -> None:
+        """Raise the error if there is a bad field. The iteration ends with the hundredth."""
+        found = list(islice(errors, MAX_FOUND_ERRORS))
+        if found:
+            raise cls(found)
 
 
 class MalformedBody(ServiceError):

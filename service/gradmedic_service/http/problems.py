@@ -13,9 +13,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from gradmedic.protocol.service import Problem
-from gradmedic_service.http.errors import MAX_PATH_LENGTH, InvalidRequest, MalformedBody, ServiceError, problem_type
+from gradmedic_service.http.errors import MAX_PATH_LENGTH, InvalidRequest, ServiceError, problem_type
 from gradmedic_service.http.responses import ProblemResponse
-from gradmedic_service.http.validation import field_errors
+from gradmedic_service.http.validation import to_field_error
 from gradmedic_service.services import services_of
 
 _logger = structlog.get_logger("gradmedic.request")
@@ -52,21 +52,13 @@ def answer_error(error: ServiceError, request_id: str) -> Response:
 def _answer_validation_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
-    errors = error.errors()
-    if errors[0]["type"] == "json_invalid":
-        position = errors[0]["loc"][-1]
-        reason = errors[0]["ctx"]["error"]
-        return _answer_service_error(request, MalformedBody(f"The body is not JSON: {reason} at character {position}."))
-    return _answer_service_error(request, InvalidRequest(field_errors(errors)))
+    errors = (to_field_error(entry, entry["loc"][1:]) for entry in error.errors())  # in front: `path`, `query`, ...
+    return _answer_service_error(request, InvalidRequest(errors))
 
 
 def _answer_http_exception(request: Request, error: Exception) -> Response:
-    if isinstance(error.__cause__, ServiceError):  # raised while FastAPI read the body, which wraps it
-        return _answer_service_error(request, error.__cause__)
     if not isinstance(error, HTTPException):
         raise error
-    if error.status_code == HTTPStatus.BAD_REQUEST:
-        return _answer_service_error(request, MalformedBody(f"{error.detail}."))
     status = HTTPStatus(error.status_code)
     headers = dict(error.headers or {})
     if status == HTTPStatus.METHOD_NOT_ALLOWED:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Path, Query
+from fastapi import APIRouter, Path, Query
 
 from gradmedic.protocol.names import text_error
 from gradmedic.protocol.projects import Project, ProjectList, ProjectUpdate
@@ -15,9 +15,9 @@ from gradmedic_service.http.dependencies import (
     MaxResults,
     PageToken,
     check_max_results,
-    require_json,
 )
 from gradmedic_service.http.errors import BODY_ERRORS, InvalidRequest, documented
+from gradmedic_service.http.json_bodies import json_body
 from gradmedic_service.projects import service
 from gradmedic_service.projects.errors import ProjectNotFound
 
@@ -60,13 +60,12 @@ def get_project(name: Name, principal: MayRead, database: DatabaseDependency) ->
 @router.patch(
     "/{name:path}",
     response_model=Project,
-    dependencies=[Depends(require_json)],
     responses=documented(ProjectNotFound, *BODY_ERRORS),
 )
 def update_project(
     name: Name,
     principal: MayAdminister,
-    body: Annotated[ProjectUpdate, Body(openapi_examples=UPDATE_EXAMPLES)],
+    body: Annotated[ProjectUpdate, json_body(ProjectUpdate, UPDATE_EXAMPLES)],
     database: DatabaseDependency,
 ) -> Project:
     """Change the settings of a project, which hold for all its runs."""

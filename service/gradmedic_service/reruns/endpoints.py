@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Body, Depends, Path, Query, Response, status
+from fastapi import APIRouter, Path, Query, Response, status
 
 from gradmedic.protocol.reruns import RERUN_STATUSES, RerunCreate, RerunDetail, RerunList
 from gradmedic.protocol.service import API_PATH
@@ -17,9 +17,9 @@ from gradmedic_service.http.dependencies import (
     MaxResults,
     PageToken,
     check_max_results,
-    require_json,
 )
 from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType, documented
+from gradmedic_service.http.json_bodies import json_body
 from gradmedic_service.reruns import service
 from gradmedic_service.reruns.errors import NotRerunnable, RerunExists, RerunNotFound
 from gradmedic_service.reruns.repository import RerunQuery
@@ -54,7 +54,6 @@ CREATE_EXAMPLES: dict[str, Any] = {
     "/runs/{run_id}/reruns",
     status_code=status.HTTP_202_ACCEPTED,
     response_model=RerunDetail,
-    dependencies=[Depends(require_json)],
     responses={
         200: {"model": RerunDetail, "description": "The rerun that an earlier request with the same id has made"},
         **documented(
@@ -72,7 +71,7 @@ CREATE_EXAMPLES: dict[str, Any] = {
 def create_rerun(
     run_id: RunId,
     principal: MayRerun,
-    body: Annotated[RerunCreate, Body(openapi_examples=CREATE_EXAMPLES)],
+    body: Annotated[RerunCreate, json_body(RerunCreate, CREATE_EXAMPLES)],
     database: DatabaseDependency,
     facts: FactsDependency,
     limits: LimitsDependency,

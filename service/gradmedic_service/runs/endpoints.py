@@ -5,19 +5,20 @@ from __future__ import annotations
 from typing import Annotated, Any, cast
 from uuid import UUID
 
-from fastapi import APIRouter, Body, Depends, Path, Query, Response, status
+from fastapi import APIRouter, Path, Query, Response, status
 
 from gradmedic.protocol.runs import STATUSES, RunCreate, RunDetail, RunList, RunUpdate
 from gradmedic.protocol.service import API_PATH
 from gradmedic.protocol.verdicts import VERDICTS
 from gradmedic_service.access.authorization import MayAdminister, MayFollow, MayIngest, MayRead
-from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency, check_max_results, require_json
+from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency, check_max_results
 from gradmedic_service.http.errors import BODY_ERRORS, InvalidRequest, documented
+from gradmedic_service.http.json_bodies import json_body
 from gradmedic_service.projects.errors import ProjectFull
 from gradmedic_service.runs import service
 from gradmedic_service.runs.errors import RunExists, RunNotFound
 from gradmedic_service.runs.repository import RunQuery, SortKey
-from gradmedic_service.runs.validation import check_create, check_filters, check_update
+from gradmedic_service.runs.validation import check_create, check_filters, check_update, layer_count_error, max_values
 
 router = APIRouter(prefix="/runs", tags=["runs"])
 
@@ -62,13 +63,14 @@ UPDATE_EXAMPLES: dict[str, Any] = {
         "value": {"append_layers": [{"name": "adapter.weight", "kind": "Linear", "shape": [8, 256]}]},
     },
 }
+CREATE_BODY = json_body(RunCreate, CREATE_EXAMPLES, max_values=max_values, counts={"layers": layer_count_error})
+UPDATE_BODY = json_body(RunUpdate, UPDATE_EXAMPLES, max_values=max_values, counts={"append_layers": layer_count_error})
 
 
 @router.post(
     "",
     status_code=status.HTTP_201_CREATED,
     response_model=RunDetail,
-    dependencies=[Depends(require_json)],
     responses={
         200: {"model": RunDetail, "description": "The run exists: the same request created it before."},
         **documented(RunExists, ProjectFull, *BODY_ERRORS),
@@ -76,7 +78,9 @@ UPDATE_EXAMPLES: dict[str, Any] = {
 )
 def create_run(
     principal: MayIngest,
-    body: Annotated[RunCreate, Body(openapi_examples=CREATE_EXAMPLES)],
+    body: Annotated[
+        RunCreate, json_body(RunCreate, CREATE_EXAMPLES, max_values=max_values, counts={"layers": layer_count_error})
+    ],
     database: DatabaseDependency,
     limits: LimitsDependency,
     response: Response,
@@ -137,13 +141,12 @@ def get_run(run_id: RunId, principal: MayFollow, database: DatabaseDependency) -
 @router.patch(
     "/{run_id}",
     response_model=RunDetail,
-    dependencies=[Depends(require_json)],
     responses=documented(RunNotFound, *BODY_ERRORS),
 )
 def update_run(
     run_id: RunId,
     principal: MayIngest,
-    body: Annotated[RunUpdate, Body(openapi_examples=UPDATE_EXAMPLES)],
+    body: Annotated[RunUpdate, UPDATE_BODY],
     database: DatabaseDependency,
     limits: LimitsDependency,
 ) -> RunDetail:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
+from uuid import UUID
 
 from gradmedic.protocol.encoding import encode_json
 from gradmedic.protocol.names import name_error, text_error
@@ -14,45 +16,60 @@ from gradmedic.protocol.service import FieldError, Limits
 from gradmedic.protocol.statistics import STATISTICS
 from gradmedic.protocol.verdicts import VERDICTS
 from gradmedic_service.http.errors import InvalidRequest
+from gradmedic_service.http.json_bodies import MAX_VALUES
 from gradmedic_service.projects.muting import muting_errors
 
 MAX_DIMENSIONS = 32
+VALUES_PER_LAYER = 48
+"""Values and names in the description of a layer: 14 fields of two each, and the sizes of a shape."""
 SETTABLE_STATUSES = ("running", "finished", "failed")
 """Statuses that a client may set; only the service sets `stalled`."""
 
 
 def check_create(run: RunCreate, limits: Limits) -> None:
     """Raise InvalidRequest with an error for every invalid field of a new run."""
-    errors = [
-        *_name_errors("project", run.project, limits),
-        *_description_errors(run, limits),
-        *_name_errors("group", run.group, limits),
-        *_name_errors("framework", run.framework, limits),
-        *_name_errors("trainable", run.trainable, limits),
-        *_statistics_errors(run.statistics),
-        *_layers_errors("layers", run.layers, (), limits),
-        *muting_errors(run.muted_detectors),
-    ]
-    if run.id is not None and run.id.version != 7:
-        errors.append(FieldError(path="id", message=f"must be a UUID of version 7, not {run.id.version}"))
-    if errors:
-        raise InvalidRequest(errors)
+    InvalidRequest.raise_if_any(
+        chain(
+            _name_errors("project", run.project, limits),
+            _description_errors(run, limits),
+            _name_errors("group", run.group, limits),
+            _name_errors("framework", run.framework, limits),
+            _name_errors("trainable", run.trainable, limits),
+            _statistics_errors(run.statistics),
+            _layers_errors("layers", run.layers, (), limits),
+            muting_errors(run.muted_detectors),
+            _id_errors(run.id),
+        )
+    )
 
 
 def check_update(update: RunUpdate, limits: Limits) -> None:
     """Raise InvalidRequest with an error for every field of a change that is invalid for any run."""
-    errors = [*_description_errors(update, limits), *muting_errors(update.muted_detectors or ())]
-    if update.status is not None and update.status not in SETTABLE_STATUSES:
-        errors.append(FieldError(path="status", message=_describe_choices(update.status, SETTABLE_STATUSES)))
-    if errors:
-        raise InvalidRequest(errors)
+    InvalidRequest.raise_if_any(
+        chain(
+            _description_errors(update, limits),
+            muting_errors(update.muted_detectors or ()),
+            _status_errors(update.status),
+        )
+    )
 
 
 def check_appended_layers(layers: Sequence[Layer], existing: Sequence[str], limits: Limits) -> None:
     """Raise InvalidRequest unless the layers can be added after the existing ones."""
-    errors = list(_layers_errors("append_layers", layers, existing, limits))
-    if errors:
-        raise InvalidRequest(errors)
+    InvalidRequest.raise_if_any(_layers_errors("append_layers", layers, existing, limits))
+
+
+def max_values(limits: Limits) -> int:
+    """Return the largest number of values and names in a body about a run, see `count_values`.
+
+    A byte of the config holds one at most, because it is counted as compact JSON.
+    """
+    return limits.max_layers * VALUES_PER_LAYER + limits.max_config_bytes + MAX_VALUES
+
+
+def layer_count_error(count: int, limits: Limits) -> str | None:
+    """Return why a run must not have so many layers, None if it may."""
+    return f"makes {count} layers; at most {limits.max_layers} are allowed" if count > limits.max_layers else None
 
 
 def check_filters(limits: Limits, **filters: str | None) -> None:
@@ -85,6 +102,16 @@ def _description_errors(described: RunCreate | RunUpdate, limits: Limits) -> Ite
         yield from _config_errors(described.config, limits)
     if described.training is not None:
         yield from _training_errors(described.training, limits)
+
+
+def _id_errors(id_: UUID | None) -> Iterator[FieldError]:
+    if id_ is not None and id_.version != 7:
+        yield FieldError(path="id", message=f"must be a UUID of version 7, not {id_.version}")
+
+
+def _status_errors(status: str | None) -> Iterator[FieldError]:
+    if status is not None and status not in SETTABLE_STATUSES:
+        yield FieldError(path="status", message=_describe_choices(status, SETTABLE_STATUSES))
 
 
 def _name_errors(path: str, name: str | None, limits: Limits) -> Iterator[FieldError]:
@@ -140,9 +167,8 @@ def _statistics_errors(statistics: list[str]) -> Iterator[FieldError]:
 
 
 def _layers_errors(path: str, layers: Sequence[Layer], existing: Sequence[str], limits: Limits) -> Iterator[FieldError]:
-    if len(existing) + len(layers) > limits.max_layers:
-        total = len(existing) + len(layers)
-        yield FieldError(path=path, message=f"makes {total} layers; at most {limits.max_layers} are allowed")
+    if (message := layer_count_error(len(existing) + len(layers), limits)) is not None:
+        yield FieldError(path=path, message=message)
         return
     position_of: dict[str, int | None] = dict.fromkeys(existing)
     for index, layer in enumerate(layers):

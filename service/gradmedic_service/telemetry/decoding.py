@@ -2,6 +2,9 @@
 
 Both forms, JSON and msgpack, become a `ReceivedBlock`, and every rule is checked on that. `decode_block` checks what it
 can check without the run, before the run is locked; `ReceivedBlock.fit` checks the rest under the lock.
+
+A hostile body takes little memory. The values of JSON are counted on its bytes before they are built. A msgpack body is
+cut into its fields first, and each field is decoded once its bytes are few enough.
 """
 
 from __future__ import annotations
@@ -9,19 +12,22 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
+from pydantic_core import SchemaValidator, ValidationError
 
 from gradmedic.protocol.names import name_error
 from gradmedic.protocol.numbers import MAX_EXACT_INTEGER, to_float32
+from gradmedic.protocol.schema import NumberOrNull
 from gradmedic.protocol.service import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, FieldError, Limits
 from gradmedic.protocol.statistics import SERIES, SERIES_TABLE, STATISTICS, STATISTICS_TABLE
 from gradmedic.protocol.steps import StepsAppend
 from gradmedic_diagnosis import Block, StepSeries
+from gradmedic_service.http.bodies import count_values
 from gradmedic_service.http.errors import (
     MAX_PATH_LENGTH,
     InvalidRequest,
@@ -29,10 +35,18 @@ from gradmedic_service.http.errors import (
     UnsupportedMediaType,
     field_path,
 )
-from gradmedic_service.http.validation import field_errors
+from gradmedic_service.http.validation import errors_of, stopping_validator
 from gradmedic_service.telemetry.codec import packed_length, unpack_flags
+from gradmedic_service.telemetry.packed_fields import decode_bytes, decode_list, is_null, split_fields, split_map
 
 STEPS_APPEND = TypeAdapter(StepsAppend)
+STEPS_VALIDATOR = stopping_validator(STEPS_APPEND)
+SERIES_VALIDATOR = stopping_validator(TypeAdapter(list[NumberOrNull]))
+MAX_JSON_VALUES = 2**20
+"""Values and names in a block of JSON: a number of two bytes takes 64 bytes while it is decoded. Msgpack needs no such
+limit."""
+MAX_JSON_NAMES = 2**14
+"""Names in a block of JSON: pydantic reports every one that is unknown or has a wrong value."""
 LARGEST_STEP = MAX_EXACT_INTEGER
 LARGEST_GENERATION = 2**31 - 1
 FLOAT32_BYTES = 4
@@ -121,11 +135,19 @@ def decode_block(body: bytes, media_type: str, limits: Limits) -> ReceivedBlock:
 
 
 def _from_json(body: bytes, limits: Limits) -> ReceivedBlock:
+    if count_values(body) > MAX_JSON_VALUES:
+        raise InvalidRequest.at("body", f"has more than {MAX_JSON_VALUES} values; send fewer steps at once, or msgpack")
+    if body.count(b":") > MAX_JSON_NAMES:
+        raise InvalidRequest.at("body", f"has more than {MAX_JSON_NAMES} names")
     try:
-        append = STEPS_APPEND.validate_json(body)
+        append: StepsAppend = STEPS_VALIDATOR.validate_json(body)
     except ValidationError as error:
-        raise _error_of(error) from None
-    check = _BlockCheck(append, limits)
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        if first["type"] == "json_invalid":
+            message = first["msg"].removeprefix("Invalid JSON: ")
+            raise MalformedBody(f"The body is not JSON: {message}.") from None
+        raise InvalidRequest(errors_of(error)) from None
+    check = _BlockCheck(append, limits, append.metrics.keys(), append.metrics.items())
     statistics: dict[str, Matrix] = {}
     absences: dict[str, Mask] = {}
     rows_expected = int(np.count_nonzero(check.sampled))
@@ -157,30 +179,24 @@ def _from_json(body: bytes, limits: Limits) -> ReceivedBlock:
 
 
 def _from_msgpack(body: bytes, limits: Limits) -> ReceivedBlock:
-    try:
-        content = msgspec.msgpack.decode(body)
-    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-        raise MalformedBody(f"The body is not msgpack: {error}.") from None
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise MalformedBody("The body is not a msgpack map with names as keys.")
-    packed_statistics = content.pop("statistics", None)
-    packed_present = content.pop("present", None)
-    try:
-        append = STEPS_APPEND.validate_python(content)
-    except ValidationError as error:
-        raise _error_of(error) from None
-    if packed_statistics is None:
-        packed_statistics = {}
-    elif not isinstance(packed_statistics, dict) or not all(isinstance(name, str) for name in packed_statistics):
-        raise InvalidRequest.at("statistics", "must be a map from names to bytes")
-    check = _BlockCheck(append, limits, has_statistics=bool(packed_statistics))
+    fields = split_fields(body)
+    statistics_field = None if is_null(fields.get("statistics")) else fields["statistics"]
+    packed_statistics = split_map(statistics_field, "statistics", "a map from names to bytes", len(STATISTICS))
+    packed_metrics = split_map(fields.get("metrics"), "metrics", "a map from names to lists", limits.max_metrics)
+    packed_present = fields.get("present")
+    lists = {name: raw for name, raw in fields.items() if name not in ("statistics", "metrics", "present")}
+    content = {name: decode_list(raw, name, limits.max_steps_per_block) for name, raw in lists.items()}
+    append = _validate(STEPS_VALIDATOR, content)
+    metrics = ((name, _decode_metric(name, raw, limits)) for name, raw in packed_metrics.items())
+    check = _BlockCheck(append, limits, packed_metrics.keys(), metrics, has_statistics=bool(packed_statistics))
     rows_expected = int(np.count_nonzero(check.sampled))
     statistics: dict[str, Matrix] = {}
-    for name, data in packed_statistics.items():
+    for name, raw in packed_statistics.items():
         path = f"statistics.{name}"
         if not check.has_statistic(name):
             continue
-        if not isinstance(data, bytes):
+        data = decode_bytes(raw)
+        if data is None:
             check.refuse(path, "must be the bytes of a little-endian float32 array [sampled step, layer]")
         elif len(data) % (FLOAT32_BYTES * rows_expected or len(data) or 1):
             check.refuse(
@@ -201,19 +217,26 @@ def _from_msgpack(body: bytes, limits: Limits) -> ReceivedBlock:
     return check.to_block(statistics, present)
 
 
-def _error_of(error: ValidationError) -> MalformedBody | InvalidRequest:
-    errors = error.errors(include_url=False, include_input=False, include_context=False)
-    if errors[0]["type"] == "json_invalid":
-        return MalformedBody(f"The body is not JSON: {errors[0]['msg'].removeprefix('Invalid JSON: ')}.")
-    return InvalidRequest(field_errors(errors))
+def _decode_metric(name: str, raw: msgspec.Raw, limits: Limits) -> list[float | None]:
+    values = decode_list(raw, field_path(["metrics", name]), limits.max_steps_per_block)
+    return cast("list[float | None]", _validate(SERIES_VALIDATOR, values, ("metrics", name)))
 
 
-def _unpack_present(packed: Any, shape: tuple[int, int]) -> Mask:
-    if packed is None:
+def _validate(validator: SchemaValidator, content: Any, path: Sequence[str | int] = ()) -> Any:
+    """Return validated content. Raises InvalidRequest."""
+    try:
+        return validator.validate_python(content)
+    except ValidationError as error:
+        raise InvalidRequest(errors_of(error, path)) from None
+
+
+def _unpack_present(raw: msgspec.Raw | None, shape: tuple[int, int]) -> Mask:
+    if raw is None or is_null(raw):
         return np.ones(shape, dtype=np.bool_)
     count = shape[0] * shape[1]
     expected = packed_length(count)
-    if not isinstance(packed, bytes):
+    packed = decode_bytes(raw)
+    if packed is None:
         raise InvalidRequest.at("present", "must be bytes, eight layers each")
     if len(packed) != expected:
         message = f"must be {expected} bytes for [{shape[0]} sampled steps, {shape[1]} layers]; got {len(packed)}"
@@ -224,7 +247,15 @@ def _unpack_present(packed: Any, shape: tuple[int, int]) -> Mask:
 class _BlockCheck:
     """Collects the errors of a block, and builds the block if there are none."""
 
-    def __init__(self, append: StepsAppend, limits: Limits, *, has_statistics: bool | None = None) -> None:
+    def __init__(
+        self,
+        append: StepsAppend,
+        limits: Limits,
+        metric_names: Collection[str],
+        metrics: Iterable[tuple[str, list[float | None]]],
+        *,
+        has_statistics: bool | None = None,
+    ) -> None:
         self._errors: list[FieldError] = []
         self._append = append
         self._limits = limits
@@ -241,10 +272,8 @@ class _BlockCheck:
             if (values := getattr(append, name)) is not None
         }
         self._metrics = {}
-        if self._has_metric_names(append.metrics):
-            self._metrics = {
-                name: self._series_from_list(f"metrics.{name}", values) for name, values in append.metrics.items()
-            }
+        if self._has_metric_names(metric_names):
+            self._metrics = {name: self._series_from_list(f"metrics.{name}", values) for name, values in metrics}
         self.raise_if_refused()
 
     def refuse(self, path: str, message: str) -> None:
@@ -359,9 +388,9 @@ class _BlockCheck:
             return _empty_series()
         numbers = np.array(values, dtype=np.float64)
         present = np.ones(len(values), dtype=np.bool_)
-        for index in np.flatnonzero(np.isnan(numbers)):
-            present[index] = values[index] is not None
-        numbers[~present] = 0.0
+        if np.isnan(numbers).any():
+            present = np.fromiter((value is not None for value in values), dtype=np.bool_, count=len(values))
+            numbers[~present] = 0.0
         return self._check_finite(path, StepSeries(numbers, present))
 
     def _check_finite(self, path: str, series: StepSeries) -> StepSeries:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import msgspec
-from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Response
 from fastapi.responses import StreamingResponse
 
 from gradmedic.protocol.diagnosis import Diagnosis, VerdictHistory
@@ -15,6 +15,7 @@ from gradmedic.protocol.series import SeriesResult
 from gradmedic.protocol.service import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, FieldError
 from gradmedic.protocol.steps import AppendResult, RewindResult, RunRewind
 from gradmedic_service.access.authorization import MayFollow, MayIngest, MayRead
+from gradmedic_service.http.bodies import SentBody, decompressed, read_body
 from gradmedic_service.http.dependencies import (
     DatabaseDependency,
     FactsDependency,
@@ -22,9 +23,9 @@ from gradmedic_service.http.dependencies import (
     MetricsDependency,
     RunCacheDependency,
     media_type,
-    require_json,
 )
 from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType, documented
+from gradmedic_service.http.json_bodies import json_body
 from gradmedic_service.reruns import service as reruns
 from gradmedic_service.reruns.outcomes import add_outcomes
 from gradmedic_service.runs.errors import RunNotFound
@@ -74,10 +75,6 @@ REWIND_EXAMPLES: dict[str, Any] = {
 }
 
 
-async def _read_body(request: Request) -> bytes:
-    return await request.body()
-
-
 @router.post(
     "/steps",
     tags=["steps"],
@@ -96,7 +93,7 @@ async def _read_body(request: Request) -> bytes:
 def append_steps(
     run_id: RunId,
     principal: MayIngest,
-    body: Annotated[bytes, Depends(_read_body)],
+    body: Annotated[SentBody, Depends(read_body)],
     content_type: Annotated[str, Depends(media_type)],
     database: DatabaseDependency,
     facts: FactsDependency,
@@ -108,7 +105,9 @@ def append_steps(
 
     `Content-Encoding` may be `gzip` or `zstd`. A 2xx means that the steps are durable.
     """
-    block = decode_block(body, content_type, limits)
+    with decompressed(body, limits.max_body_bytes) as content:
+        block = decode_block(content, content_type, limits)
+    del content  # during the transaction the block alone is needed
     with database.writing_rows() as connection:
         result, cached_run = service.append(connection, principal, facts, run_cache, run_id, block)
         if result.alerts:
@@ -125,7 +124,6 @@ def append_steps(
     "/rewind",
     tags=["steps"],
     response_model=RewindResult,
-    dependencies=[Depends(require_json)],
     responses=documented(
         RunNotFound,
         StaleGeneration,
@@ -139,7 +137,7 @@ def append_steps(
 def rewind_run(
     run_id: RunId,
     principal: MayIngest,
-    body: Annotated[RunRewind, Body(openapi_examples=REWIND_EXAMPLES)],
+    body: Annotated[RunRewind, json_body(RunRewind, REWIND_EXAMPLES)],
     database: DatabaseDependency,
     facts: FactsDependency,
 ) -> RewindResult:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends
+from fastapi import APIRouter
 
 from gradmedic.protocol.trainables import Trainables, TrainablesOffer
 from gradmedic_service.access.authorization import MayFollowRerun, MayWork
-from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency, require_json
+from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency
 from gradmedic_service.http.errors import BODY_ERRORS, documented
+from gradmedic_service.http.json_bodies import json_body
 from gradmedic_service.trainables import service
 from gradmedic_service.trainables.errors import TrainableTaken
 
@@ -43,12 +44,11 @@ def list_trainables(principal: MayFollowRerun, database: DatabaseDependency) -> 
 @router.put(
     "",
     response_model=Trainables,
-    dependencies=[Depends(require_json)],
     responses=documented(TrainableTaken, *BODY_ERRORS),
 )
 def register_trainables(
     principal: MayWork,
-    body: Annotated[TrainablesOffer, Body(openapi_examples=OFFER_EXAMPLES)],
+    body: Annotated[TrainablesOffer, json_body(TrainablesOffer, OFFER_EXAMPLES)],
     database: DatabaseDependency,
     limits: LimitsDependency,
 ) -> Trainables:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Body, Depends, Path, Query, Response, status
+from fastapi import APIRouter, Path, Query, Response, status
 
 from gradmedic.protocol.reruns import RerunDetail
 from gradmedic.protocol.trials import (
@@ -20,8 +20,9 @@ from gradmedic.protocol.trials import (
     TrialTicket,
 )
 from gradmedic_service.access.authorization import MayFollowRerun, MayIngest, MayRedeem, MayWork
-from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency, TrialLeaseDependency, require_json
+from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency, TrialLeaseDependency
 from gradmedic_service.http.errors import BODY_ERRORS, InvalidRequest, documented
+from gradmedic_service.http.json_bodies import json_body
 from gradmedic_service.trials import claims, service, tickets
 from gradmedic_service.trials.errors import StaleAttempt, TrialNotFound
 
@@ -75,12 +76,11 @@ def read_output(
     "/claim",
     tags=["workers"],
     response_model=ClaimedTrial,
-    dependencies=[Depends(require_json)],
     responses={204: {"description": "No trial for this worker is waiting"}, **documented(*BODY_ERRORS)},
 )
 def claim_trial(
     principal: MayWork,
-    body: Annotated[TrialClaim, Body(openapi_examples=CLAIM_EXAMPLES)],
+    body: Annotated[TrialClaim, json_body(TrialClaim, CLAIM_EXAMPLES)],
     database: DatabaseDependency,
     limits: LimitsDependency,
     lease: TrialLeaseDependency,
@@ -95,13 +95,12 @@ def claim_trial(
     "/{trial_id}/heartbeat",
     tags=["workers"],
     response_model=HeartbeatResult,
-    dependencies=[Depends(require_json)],
     responses=documented(TrialNotFound, StaleAttempt, *BODY_ERRORS),
 )
 def renew_lease(
     trial_id: TrialId,
     principal: MayWork,
-    body: Annotated[TrialHeartbeat, Body(openapi_examples=HEARTBEAT_EXAMPLES)],
+    body: Annotated[TrialHeartbeat, json_body(TrialHeartbeat, HEARTBEAT_EXAMPLES)],
     database: DatabaseDependency,
     lease: TrialLeaseDependency,
 ) -> HeartbeatResult:
@@ -114,13 +113,12 @@ def renew_lease(
     "/{trial_id}/ticket",
     tags=["workers"],
     response_model=TrialLease,
-    dependencies=[Depends(require_json)],
     responses=documented(TrialNotFound, StaleAttempt, *BODY_ERRORS),
 )
 def issue_ticket(
     trial_id: TrialId,
     principal: MayWork,
-    body: Annotated[TrialTicket, Body(openapi_examples=TICKET_EXAMPLES)],
+    body: Annotated[TrialTicket, json_body(TrialTicket, TICKET_EXAMPLES)],
     database: DatabaseDependency,
 ) -> TrialLease:
     """Store a one-time ticket for a waiting attempt. Its process exchanges the ticket for the key of its run."""
@@ -132,13 +130,12 @@ def issue_ticket(
     "/{trial_id}/redeem",
     tags=["workers"],
     response_model=ClaimedTrial,
-    dependencies=[Depends(require_json)],
     responses=documented(TrialNotFound, StaleAttempt, *BODY_ERRORS),
 )
 def redeem_ticket(
     trial_id: TrialId,
     principal: MayRedeem,
-    body: Annotated[TrialRedemption, Body(openapi_examples=REDEEM_EXAMPLES)],
+    body: Annotated[TrialRedemption, json_body(TrialRedemption, REDEEM_EXAMPLES)],
     database: DatabaseDependency,
     lease: TrialLeaseDependency,
 ) -> ClaimedTrial:
@@ -168,13 +165,12 @@ def read_lease(
     "/{trial_id}/result",
     tags=["workers"],
     response_model=RerunDetail,
-    dependencies=[Depends(require_json)],
     responses=documented(TrialNotFound, StaleAttempt, *BODY_ERRORS),
 )
 def publish_result(
     trial_id: TrialId,
     principal: MayWork,
-    body: Annotated[TrialResult, Body(openapi_examples=RESULT_EXAMPLES)],
+    body: Annotated[TrialResult, json_body(TrialResult, RESULT_EXAMPLES)],
     database: DatabaseDependency,
 ) -> RerunDetail:
     """Publish the result of an attempt. It counts once, and the rerun goes on with its next trials."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import random
+import threading
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
@@ -21,7 +22,15 @@ from starlette.types import Message, Scope
 
 from gradmedic_service.app import create_app
 from gradmedic_service.database import schema
-from gradmedic_service.http.bodies import DECOMPRESSORS, INLINE_BYTES, BoundedBodies
+from gradmedic_service.http.bodies import (
+    DECOMPRESSORS,
+    GZIP_PIECE_BYTES,
+    LARGE_BODY_BYTES,
+    MAX_GZIP_MEMBERS,
+    BoundedBodies,
+    SentBody,
+    decompressed,
+)
 from gradmedic_service.http.errors import BodyTooLarge, MalformedBody, RequestTimeout
 from gradmedic_service.settings import Settings
 
@@ -90,6 +99,70 @@ def test_gzip_members() -> None:
         DECOMPRESSORS["gzip"](gzip.compress(b"ab") + gzip.compress(b"cd"), 3)
 
 
+def test_gzip_members_are_bounded() -> None:
+    """A body of many empty gzip members is refused, however short it is."""
+    member = gzip.compress(b"", mtime=0)
+    assert DECOMPRESSORS["gzip"](member * MAX_GZIP_MEMBERS, LIMIT) == b""
+    with pytest.raises(MalformedBody, match="more than 1000 gzip members"):
+        DECOMPRESSORS["gzip"](member * 100_000, LIMIT)
+
+
+def test_what_follows_a_gzip_member_is_copied_in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the end of each member zlib copies what is left of its input: at most one piece, not the rest of the body."""
+    copied: list[int] = []
+
+    class Counting:
+        """A decompressor that counts the bytes that it leaves."""
+
+        def __init__(self, wbits: int) -> None:
+            self._stream = make(wbits=wbits)
+
+        def decompress(self, data: bytes, limit: int) -> bytes:
+            """Decompress, and count what is left."""
+            part = self._stream.decompress(data, limit)
+            copied.append(len(self._stream.unused_data))
+            return part
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._stream, name)
+
+    make = zlib.decompressobj
+    monkeypatch.setattr("gradmedic_service.http.bodies.zlib.decompressobj", Counting)
+    members = gzip.compress(b"a", mtime=0) * 900 + gzip.compress(random.Random(0).randbytes(2_000_000), mtime=0)
+    assert len(DECOMPRESSORS["gzip"](members, 3_000_000)) == 2_000_900
+    assert max(copied) <= GZIP_PIECE_BYTES
+
+
+@pytest.mark.parametrize(
+    "extra", [zstandard.compress(b""), b"\x50\x2a\x4d\x18\x00\x00\x00\x00"], ids=["empty", "skippable"]
+)
+def test_a_zstd_body_is_one_frame(extra: bytes) -> None:
+    """Further frames are refused, also those without content: many of them would cost time."""
+    with pytest.raises(MalformedBody):
+        DECOMPRESSORS["zstd"](zstandard.compress(b"a") + extra * 100_000, LIMIT)
+
+
+def test_large_bodies_take_turns() -> None:
+    """While a large body is decoded, small ones are decoded as well, and another large one waits."""
+    large = SentBody(gzip.compress(bytes(LARGE_BODY_BYTES + 1)), "gzip")
+    limit = LARGE_BODY_BYTES * 2
+    second_is_decoded = threading.Event()
+
+    def decode_second() -> None:
+        with decompressed(large, limit):
+            second_is_decoded.set()
+
+    second = threading.Thread(target=decode_second)
+    with decompressed(large, limit) as first:
+        assert len(first) == LARGE_BODY_BYTES + 1
+        second.start()
+        with decompressed(SentBody(bytes(LARGE_BODY_BYTES), ""), limit) as small:
+            assert len(small) == LARGE_BODY_BYTES
+        assert not second_is_decoded.is_set()
+    second.join()
+    assert second_is_decoded.is_set()
+
+
 def test_zstd_windows_are_bounded() -> None:
     """A frame that declares a window of 128 MB is refused before the memory is allocated."""
     parameters = zstandard.ZstdCompressionParameters(window_log=27, enable_ldm=True)
@@ -128,9 +201,9 @@ def test_body_limit_over_http(small_client: TestClient, is_streamed: bool) -> No
     assert (response.status_code, response.json()["error_code"]) == (413, "body_too_large")
 
 
-@pytest.mark.parametrize("length", [200, INLINE_BYTES * 3])
+@pytest.mark.parametrize("length", [200, LIMIT - 1000])
 def test_compressed_bodies(small_client: TestClient, length: int) -> None:
-    """A gzip body creates a run, whether it is decompressed on the event loop or on a thread."""
+    """A gzip body creates a run."""
     compressed = zlib.compress(padded_body(length), level=0, wbits=31)
     response = small_client.post("/api/v1/runs", content=compressed, headers={**JSON, "Content-Encoding": "gzip"})
     assert response.status_code == 201

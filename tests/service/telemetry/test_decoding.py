@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from gradmedic.protocol.encoding import without_nonfinite
 from gradmedic.protocol.numbers import LARGEST_FLOAT32, SMALLEST_FLOAT32
-from gradmedic.protocol.service import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE
+from gradmedic.protocol.service import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, Limits
 from gradmedic.protocol.statistics import SERIES, STATISTICS_TABLE
 from gradmedic_service.http.errors import InvalidRequest, MalformedBody, UnsupportedMediaType
 from gradmedic_service.settings import Settings
-from gradmedic_service.telemetry.decoding import ReceivedBlock, decode_block
+from gradmedic_service.telemetry.decoding import MAX_JSON_NAMES, MAX_JSON_VALUES, ReceivedBlock, decode_block
 
 LIMITS = Settings(max_steps_per_block=5, max_values_per_block=40, max_metrics=2, max_name_length=8).limits()
 
@@ -371,6 +371,70 @@ def test_any_bytes_decode_or_are_refused(body: bytes, media_type: str) -> None:
     decodes_or_is_refused(body, media_type)
 
 
+LONG = Settings(max_steps_per_block=10_000).limits()
+HOSTILE = 2 * 2**20
+
+
+def array(unit: bytes) -> bytes:
+    """Return a msgpack array of one unit again and again."""
+    count = HOSTILE // len(unit)
+    return b"\xdd" + count.to_bytes(4, "big") + unit * count
+
+
+@pytest.mark.parametrize(
+    "unit", [b"\x90", b"\x80", b"\xc0", b"\x01", b"\xa2ab"], ids=["list", "map", "nil", "int", "text"]
+)
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"\x82\xa5steps\x91\x00\xa4loss",
+        b"\x82\xa5steps\x91\x00\xa7metrics\x81\xa1a",
+        b"\x81\xa5steps",
+        b"\x81\xa7present",
+    ],
+    ids=["series", "metric", "steps", "present"],
+)
+def test_a_field_of_msgpack_is_bounded_before_it_is_decoded(start: bytes, unit: bytes) -> None:
+    """A field with more bytes than its steps need is refused: each byte of it could take 80 bytes of memory."""
+    assert memory_of(start + array(unit), LONG) < MAX_DECODING_BYTES
+
+
+@pytest.mark.parametrize("name", ["metrics", "statistics"])
+def test_the_entries_of_a_map_are_counted_before_they_are_decoded(name: str) -> None:
+    """A map of 400,000 names is refused by the number that it announces."""
+    content = msgspec.msgpack.encode({"steps": [0], name: {str(number): b"" for number in range(400_000)}})
+    assert "400000" in refused_bytes(content, MSGPACK_MEDIA_TYPE)[name]
+    assert memory_of(content, LONG) < MAX_DECODING_BYTES
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b'{"steps": [' + b"0," * MAX_JSON_VALUES + b"1]}", "values"),
+        (b'{"steps": [0], "statistics": {"grad_norm": [' + b"[]," * MAX_JSON_VALUES + b"[]]}}", "values"),
+        (json.dumps({"steps": [0], **{str(name): 0 for name in range(MAX_JSON_NAMES)}}).encode(), "names"),
+    ],
+    ids=["values", "lists", "names"],
+)
+def test_json_is_counted_before_it_is_decoded(body: bytes, words: str) -> None:
+    """A block of JSON with too many values or names is refused before one of them is built."""
+    assert words in refused_bytes(body, JSON_MEDIA_TYPE)["body"]
+
+
+@pytest.mark.parametrize("decode", [from_json, from_msgpack])
+def test_each_list_is_validated_until_its_first_error(decode: Any) -> None:
+    """Of a list of wrong values the first is reported, so that a million of them cost no minute."""
+    content = {"steps": ["x"] * 5, "loss": ["y"] * 5, "metrics": {}}
+    assert list(refused(decode, content)) == ["steps[0]", "loss[0]"]
+
+
+def refused_bytes(body: bytes, media_type: str) -> dict[str, str]:
+    """Return the messages of a refused body by their paths."""
+    with pytest.raises(InvalidRequest) as caught:
+        decode_block(body, media_type, LONG)
+    return {error.path: error.message for error in caught.value.errors}
+
+
 VALID = msgspec.msgpack.encode(
     {
         "steps": [0, 1, 2],
@@ -406,20 +470,20 @@ def test_false_lengths_take_no_memory(marker: bytes, field: str) -> None:
     assert memory_of(b"\x81" + bytes([0xA0 + len(name)]) + name + marker + b"\xff\xff\xff\xff") < MAX_DECODING_BYTES
 
 
-def memory_of(body: bytes) -> int:
+def memory_of(body: bytes, limits: Limits = LIMITS) -> int:
     """Return the largest memory that decoding takes."""
     tracemalloc.start()
     try:
-        decodes_or_is_refused(body, MSGPACK_MEDIA_TYPE)
+        decodes_or_is_refused(body, MSGPACK_MEDIA_TYPE, limits)
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
 
 
-def decodes_or_is_refused(body: bytes, media_type: str) -> None:
+def decodes_or_is_refused(body: bytes, media_type: str, limits: Limits = LIMITS) -> None:
     """Decode a body; check the block unless the body is refused."""
     try:
-        block = decode_block(body, media_type, LIMITS)
+        block = decode_block(body, media_type, limits)
     except (InvalidRequest, MalformedBody):
         return
     rows = int(np.count_nonzero(block.sampled))
