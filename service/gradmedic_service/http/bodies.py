@@ -41,6 +41,8 @@ a body takes up to 80 in memory."""
 LARGE_BODY_BYTES = 2**19
 """Bodies above this size are decoded one after the other. Together they would take more memory and no less time,
 because Python runs one thread at a time."""
+NAME_MARKS = b":"
+VALUE_MARKS = b",:[{"
 ZSTD_UNKNOWN_SIZE = zstandard.CONTENTSIZE_UNKNOWN
 
 
@@ -135,16 +137,19 @@ def decompressed(body: SentBody, limit: int) -> Iterator[bytes]:
             yield decompress(body.data, limit)
 
 
-def count_values(json: bytes) -> int:
-    """Return an upper bound of the number of values and names in a JSON text: one for each of `,`, `:`, `[` and `{`.
+def has_more(json: bytes, marks: bytes, most: int) -> bool:
+    """Whether a text has more than `most` of some characters.
 
-    Characters within strings count too. The text needs not be valid.
+    JSON has one of `VALUE_MARKS` for each value and name but the outermost, and one of `NAME_MARKS` for each name.
+    Marks within strings count too, and the text needs not be valid.
 
-    >>> count_values(b'{"loss": [1, 2]}')
-    4
+    >>> has_more(b'{"loss": [1, 2]}', VALUE_MARKS, 3), has_more(b'{"loss": [1, 2]}', NAME_MARKS, 1)
+    (True, False)
     """
+    if len(json) <= most:
+        return False
     characters = np.frombuffer(json, dtype=np.uint8)
-    return sum(int(np.count_nonzero(characters == character)) for character in b",:[{")
+    return sum(int(np.count_nonzero(characters == mark)) for mark in marks) > most
 
 
 def decompress_gzip(data: bytes, limit: int) -> bytes:

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from pydantic_core import SchemaValidator, ValidationError
 
 from gradmedic.protocol.service import FieldError, Limits
-from gradmedic_service.http.bodies import SentBody, count_values, decompressed, read_body
+from gradmedic_service.http.bodies import VALUE_MARKS, SentBody, decompressed, has_more, read_body
 from gradmedic_service.http.dependencies import LimitsDependency, require_json
 from gradmedic_service.http.errors import InvalidRequest, MalformedBody
 from gradmedic_service.http.validation import errors_of, stopping_validator
@@ -122,7 +122,7 @@ def _decode(body: bytes, max_values: int) -> Any:
     """Return JSON as Python's values. Raises MalformedBody, InvalidRequest."""
     if not body:
         raise InvalidRequest.at("body", "is required")
-    if count_values(body) > max_values:
+    if has_more(body, VALUE_MARKS, max_values):
         raise InvalidRequest.at("body", f"has more than {max_values} values")
     try:
         return json.loads(body, object_pairs_hook=_to_object)

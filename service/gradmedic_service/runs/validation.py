@@ -60,7 +60,7 @@ def check_appended_layers(layers: Sequence[Layer], existing: Sequence[str], limi
 
 
 def max_values(limits: Limits) -> int:
-    """Return the largest number of values and names in a body about a run, see `count_values`.
+    """Return the largest number of values and names in a body about a run.
 
     A byte of the config holds one at most, because it is counted as compact JSON.
     """

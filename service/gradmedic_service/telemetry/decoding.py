@@ -27,7 +27,7 @@ from gradmedic.protocol.service import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, Fiel
 from gradmedic.protocol.statistics import SERIES, SERIES_TABLE, STATISTICS, STATISTICS_TABLE
 from gradmedic.protocol.steps import StepsAppend
 from gradmedic_diagnosis import Block, StepSeries
-from gradmedic_service.http.bodies import count_values
+from gradmedic_service.http.bodies import NAME_MARKS, VALUE_MARKS, has_more
 from gradmedic_service.http.errors import (
     MAX_PATH_LENGTH,
     InvalidRequest,
@@ -135,9 +135,9 @@ def decode_block(body: bytes, media_type: str, limits: Limits) -> ReceivedBlock:
 
 
 def _from_json(body: bytes, limits: Limits) -> ReceivedBlock:
-    if count_values(body) > MAX_JSON_VALUES:
+    if has_more(body, VALUE_MARKS, MAX_JSON_VALUES):
         raise InvalidRequest.at("body", f"has more than {MAX_JSON_VALUES} values; send fewer steps at once, or msgpack")
-    if body.count(b":") > MAX_JSON_NAMES:
+    if has_more(body, NAME_MARKS, MAX_JSON_NAMES):
         raise InvalidRequest.at("body", f"has more than {MAX_JSON_NAMES} names")
     try:
         append: StepsAppend = STEPS_VALIDATOR.validate_json(body)
