@@ -31,6 +31,7 @@ from gradmedic_service.http.responses import WireResponse
 from gradmedic_service.http.routes import RouteTable
 from gradmedic_service.periodic_tasks import PeriodicTask, running_periodically
 from gradmedic_service.projects.endpoints import router as projects_router
+from gradmedic_service.reruns.automatic import AutomaticReruns
 from gradmedic_service.reruns.endpoints import router as reruns_router
 from gradmedic_service.runs.endpoints import router as runs_router
 from gradmedic_service.runs.facts import FactsCache
@@ -98,18 +99,20 @@ def create_app(settings: Settings) -> FastAPI:
 
 def build_services(settings: Settings, route_table: RouteTable) -> Services:
     """Return the services of an application with these routes."""
+    limits, facts, metrics = settings.limits(), FactsCache(), Metrics()
     return Services(
         database=Database(settings),
         schema_revision=schema.head(),
         route_table=route_table,
-        limits=settings.limits(),
+        limits=limits,
         requires_keys=settings.requires_keys,
         keyring=Keyring(),
         rate_limits=RateLimits(settings.max_requests_per_minute),
-        metrics=Metrics(),
-        facts=FactsCache(),
+        metrics=metrics,
+        facts=facts,
         run_cache=RunCache(),
         live_runs=LiveRuns(settings.max_streams),
+        automatic_reruns=AutomaticReruns(limits, facts, metrics),
         trial_lease=settings.trial_lease,
         worker_patience=settings.worker_patience,
         due_work_interval=settings.due_work_interval,
@@ -133,6 +136,11 @@ def periodic_tasks(services: Services, is_ending: Event) -> list[PeriodicTask]:
             name="do due work",
             seconds=services.due_work_interval,
             run=lambda: do_due_work(services.database, services.worker_patience, is_ending),
+        ),
+        PeriodicTask(
+            name="start automatic reruns",
+            seconds=services.due_work_interval,
+            run=lambda: services.automatic_reruns.start_waiting(services.database),
         ),
     ]
 

@@ -12,6 +12,7 @@ from gradmedic_service.access.rate_limits import RateLimits
 from gradmedic_service.database.engine import Database
 from gradmedic_service.http.metrics import Metrics
 from gradmedic_service.http.routes import RouteTable
+from gradmedic_service.reruns.automatic import AutomaticReruns
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.telemetry.run_cache import RunCache
 from gradmedic_service.web.live import LiveRuns
@@ -36,6 +37,7 @@ class Services:
     run_cache: RunCache
     live_runs: LiveRuns
     """The runs that open event streams follow."""
+    automatic_reruns: AutomaticReruns
     trial_lease: float
     """Seconds without a heartbeat after which another worker gets a trial."""
     worker_patience: float

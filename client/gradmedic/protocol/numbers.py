@@ -21,6 +21,18 @@ CLIP_EPSILON = 1e-6
 """Added to a norm before the division by it, as in `torch.nn.utils.clip_grad_norm_`."""
 
 
+def is_finite(value: float | int) -> bool:
+    """Whether a number is a finite float, or an integer that a float can hold.
+
+    >>> is_finite(2**64), is_finite(10**400), is_finite(float("nan"))
+    (True, False, False)
+    """
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 def name_nonfinite(value: float) -> str:
     """Return the name of a non-finite number.
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
+
+from gradmedic.protocol.numbers import is_finite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +24,7 @@ class NumberRange:
         kinds = (int,) if self.is_whole else (int, float)
         if isinstance(value, bool) or not isinstance(value, kinds):
             return f"must be {'a whole number' if self.is_whole else 'a number'}, not {value!r}"
-        if not math.isfinite(value) or not self.minimum <= value <= self.maximum:
+        if not is_finite(value) or not self.minimum <= value <= self.maximum:
             return f"must be from {self.minimum:g} to {self.maximum:g}, not {value!r}"
         return None
 

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
+from gradmedic.protocol.numbers import is_finite
 from gradmedic.protocol.schema import SCHEMA, Number, OneOf, StrictBool, StrictInt
 
 PARAMETER_TYPES = ("float", "int", "str", "bool")
@@ -103,6 +104,6 @@ def value_error(parameter: TrainableParameter, value: Value) -> str | None:
     if isinstance(value, int | float) and not isinstance(value, bool):
         low = -math.inf if parameter.minimum is None else parameter.minimum
         high = math.inf if parameter.maximum is None else parameter.maximum
-        if not math.isfinite(value) or not low <= value <= high:
+        if not is_finite(value) or not low <= value <= high:
             return f"must be from {low:g} to {high:g}, not {value!r}"
     return None

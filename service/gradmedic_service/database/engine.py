@@ -94,14 +94,6 @@ class Database:
         with translating_errors(), self._write_turn(), self._write_engine.begin() as connection:
             yield connection
 
-    @staticmethod
-    @contextmanager
-    def session_of(connection: Connection) -> Iterator[Session]:
-        """Yield a session within the transaction of `writing_rows()`, for the parts that need objects."""
-        with Session(connection, expire_on_commit=False) as session:
-            yield session
-            session.flush()
-
     @contextmanager
     def _write_turn(self) -> Iterator[None]:
         """Let the writing transactions of this process wait in a queue. SQLite only lets them poll: slow and unfair."""

@@ -17,6 +17,7 @@ from gradmedic_service.access.keyring import Keyring
 from gradmedic_service.database.engine import Database
 from gradmedic_service.http.errors import InvalidRequest, UnsupportedMediaType
 from gradmedic_service.http.metrics import Metrics
+from gradmedic_service.reruns.automatic import AutomaticReruns
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.services import services_of
 from gradmedic_service.telemetry.run_cache import RunCache
@@ -55,6 +56,10 @@ async def _live_runs(request: Request) -> LiveRuns:
     return services_of(request.app).live_runs
 
 
+async def _automatic_reruns(request: Request) -> AutomaticReruns:
+    return services_of(request.app).automatic_reruns
+
+
 async def _trial_lease(request: Request) -> float:
     return services_of(request.app).trial_lease
 
@@ -67,6 +72,7 @@ MetricsDependency = Annotated[Metrics, Depends(_metrics)]
 FactsDependency = Annotated[FactsCache, Depends(_facts)]
 RunCacheDependency = Annotated[RunCache, Depends(_run_cache)]
 LiveRunsDependency = Annotated[LiveRuns, Depends(_live_runs)]
+AutomaticRerunsDependency = Annotated[AutomaticReruns, Depends(_automatic_reruns)]
 TrialLeaseDependency = Annotated[float, Depends(_trial_lease)]
 
 MaxResults = Annotated[int, Query(description="The number of items in a page, up to `max_results` of `GET /limits`.")]

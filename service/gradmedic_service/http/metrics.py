@@ -47,6 +47,12 @@ class Metrics:
             ["verdict"],
             registry=self._registry,
         )
+        self._automatic_reruns = Counter(
+            "gradmedic_automatic_reruns",
+            "Runs that turned unhealthy in a project that reruns them, by what came of it: started, refused, failed.",
+            ["result"],
+            registry=self._registry,
+        )
         self._in_use = Gauge(
             "gradmedic_database_connections_in_use", "Connections taken from the pool.", registry=self._registry
         )
@@ -73,6 +79,10 @@ class Metrics:
         self._values.inc(values)
         if changed_to is not None:
             self._verdicts.labels(changed_to).inc()
+
+    def count_automatic_rerun(self, result: str) -> None:
+        """Count an attempt to rerun a run without a request: `started`, `refused` or `failed`."""
+        self._automatic_reruns.labels(result).inc()
 
     def render(self, database: Database) -> bytes:
         """Return all metrics in Prometheus's text format."""

@@ -7,8 +7,6 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from uuid import UUID
 
-import structlog
-
 from gradmedic.protocol.encoding import encode_json, without_nonfinite
 from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.remedies import Remedy
@@ -20,7 +18,7 @@ from gradmedic_service.access.principal import OPERATOR, Principal
 from gradmedic_service.database import models
 from gradmedic_service.database.clock import database_time
 from gradmedic_service.database.engine import Session
-from gradmedic_service.http.errors import InvalidRequest, ServiceError
+from gradmedic_service.http.errors import InvalidRequest
 from gradmedic_service.http.paging import cut_page, position_of
 from gradmedic_service.projects import repository as stored_projects
 from gradmedic_service.projects import service as projects
@@ -49,8 +47,6 @@ STEPS_BEYOND_FAILURE = 1.5
 """Steps of a trial as a multiple of those after which the suspect run had failed, so that a repaired one can be seen to
 learn."""
 
-_logger = structlog.get_logger("gradmedic.reruns")
-
 
 def create(
     session: Session, principal: Principal, facts: FactsCache, limits: Limits, run_id: UUID, body: RerunCreate
@@ -77,26 +73,30 @@ def create(
     return answers.describe(session, rerun), True
 
 
-def start_automatically(
-    session: Session, principal: Principal, facts: FactsCache, limits: Limits, run_id: UUID
-) -> None:
-    """Rerun a run that has turned unhealthy, if its project wants that, its key may, and it has no rerun yet."""
-    if not principal.has_scope("rerun"):
-        return
+def has_automatic_rerun_due(session: Session, run_id: UUID) -> bool:
+    """Whether the project of a run wants it to be rerun without a request, and the run has no rerun yet."""
     run = runs.find(session, run_id)
     if run is None or run.trainable is None or run.parent_id is not None:
-        return
+        return False
     project = stored_projects.find(session, run.project)
-    if project is None or not project.rerun_automatically or repository.has_rerun(session, run_id):
-        return
-    try:
-        rerun = _new_rerun(session, facts, limits, run, RerunCreate(), is_automatic=True)
-    except ServiceError as error:
-        _logger.warning("run not rerun automatically", run_id=str(run_id), reason=error.detail)
-        return
-    if repository.add_rerun(session, rerun):
-        access.record(session, principal, "create_rerun", rerun.id, run.project)
-        advance(session, rerun, rerun.created_at)
+    return project is not None and bool(project.rerun_automatically) and not repository.has_rerun(session, run_id)
+
+
+def start_automatically(
+    session: Session, principal: Principal, facts: FactsCache, limits: Limits, run_id: UUID
+) -> bool:
+    """Rerun a run of `has_automatic_rerun_due`; return False if it is none any more.
+
+    Raises NotRerunnable, TrainableUnknown.
+    """
+    run = runs.find(session, run_id, is_locked=True)
+    if run is None or not has_automatic_rerun_due(session, run_id):
+        return False
+    rerun = _new_rerun(session, facts, limits, run, RerunCreate(), is_automatic=True)
+    repository.add_rerun(session, rerun)
+    access.record(session, principal, "create_rerun", rerun.id, run.project)
+    advance(session, rerun, rerun.created_at)
+    return True
 
 
 def get(session: Session, principal: Principal, rerun_id: UUID) -> RerunDetail:

@@ -17,6 +17,7 @@ from gradmedic.protocol.steps import AppendResult, RewindResult, RunRewind
 from gradmedic_service.access.authorization import MayFollow, MayIngest, MayRead
 from gradmedic_service.http.bodies import SentBody, decompressed, read_body
 from gradmedic_service.http.dependencies import (
+    AutomaticRerunsDependency,
     DatabaseDependency,
     FactsDependency,
     LimitsDependency,
@@ -26,7 +27,6 @@ from gradmedic_service.http.dependencies import (
 )
 from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType, documented
 from gradmedic_service.http.json_bodies import json_body
-from gradmedic_service.reruns import service as reruns
 from gradmedic_service.reruns.outcomes import add_outcomes
 from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.telemetry import export, service
@@ -100,6 +100,7 @@ def append_steps(
     run_cache: RunCacheDependency,
     metrics: MetricsDependency,
     limits: LimitsDependency,
+    automatic_reruns: AutomaticRerunsDependency,
 ) -> Response:
     """Append steps, exactly once. Steps at or below the run's last step are ignored and counted.
 
@@ -110,13 +111,11 @@ def append_steps(
     del content  # during the transaction the block alone is needed
     with database.writing_rows() as connection:
         result, cached_run = service.append(connection, principal, facts, run_cache, run_id, block)
-        if result.alerts:
-            with database.session_of(connection) as session:
-                reruns.start_automatically(session, principal, facts, limits, run_id)
     if cached_run is not None:
         run_cache.add(cached_run)
         new_verdict = result.verdict if result.verdict != cached_run.row_before.verdict else None
         metrics.count_block(result.accepted, block.count_values(result.accepted), new_verdict)
+    automatic_reruns.start_after(database, principal, run_id, result)
     return Response(msgspec.json.encode(result), media_type=JSON_MEDIA_TYPE)
 
 
