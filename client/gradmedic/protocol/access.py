@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
 from gradmedic.protocol.paging import Page
-from gradmedic.protocol.schema import SCHEMA, OneOf
+from gradmedic.protocol.schema import SCHEMA, OneOf, Text, Time
 
 SCOPES = ("ingest", "read", "rerun", "worker", "admin")
 """What an API key may do. `admin` includes the others."""
@@ -22,15 +22,15 @@ class ApiKeyCreate:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
-    scopes: list[Annotated[str, OneOf(*SCOPES)]]
+    scopes: list[Annotated[Text, OneOf(*SCOPES)]]
     """The actions that the key allows. `admin` includes the others."""
-    project: str | None = None
+    project: Text | None = None
     """The only project that the key reaches. Null: the key reaches every project."""
-    name: str | None = None
+    name: Text | None = None
     """Name of the job, person or worker that uses the key."""
     run_id: UUID | None = None
     """The only run that the key reaches. It belongs to `project`, and the scopes are `ingest` and `read` at most."""
-    expires_at: datetime | None = None
+    expires_at: Time | None = None
     """Time after which the service refuses the key. Null: the key never expires."""
 
 

@@ -15,13 +15,11 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from gradmedic.protocol.numbers import name_nonfinite
+from gradmedic.protocol.numbers import JSON_INTEGERS, name_nonfinite
 
 T = TypeVar("T")
 
 _MAX_DEPTH = 32
-_INTEGERS = range(-(2**63), 2**64)
-"""The integers that every JSON reader here reads."""
 
 
 def encode_json(value: Any) -> bytes:
@@ -74,7 +72,7 @@ def to_plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, np.generic):
         return to_plain(value.item(), depth)
     if isinstance(value, int):
-        return int(value) if value in _INTEGERS else str(value)
+        return int(value) if value in JSON_INTEGERS else str(value)
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else name_nonfinite(value)
     if depth < _MAX_DEPTH:

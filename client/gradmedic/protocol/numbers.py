@@ -14,6 +14,13 @@ MAX_EXACT_INTEGER = 2**53
 """The largest integer up to which all JSON readers agree about integers (RFC 8259, section 6). Steps and sizes end
 here."""
 
+LARGEST_INT32 = 2**31 - 1
+LARGEST_INT64 = 2**63 - 1
+"""The largest integers that the columns of a database hold."""
+
+JSON_INTEGERS = range(-(2**63), 2**64)
+"""The integers that every JSON reader here reads: those of 64 bits, with or without a sign."""
+
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 SMALLEST_FLOAT32 = float(np.finfo(np.float32).smallest_subnormal)
 

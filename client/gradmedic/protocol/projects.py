@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, ClassVar
 
 from gradmedic.protocol.paging import Page
-from gradmedic.protocol.schema import SCHEMA, Number, StrictBool, StrictInt
+from gradmedic.protocol.schema import SCHEMA, Number, StrictBool, StrictInt, Text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class ProjectUpdate:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
-    muted_detectors: list[str] | None = None
+    muted_detectors: list[Text] | None = None
     """Ids of detectors whose findings are hidden in every run of the project. The findings change at once, the verdict
     of a run with its next block."""
     rerun_automatically: StrictBool | None = None

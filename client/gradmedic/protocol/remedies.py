@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from gradmedic.protocol.remedy_kind import Choice, Code, NumberRange, RemedyKind, Target
-from gradmedic.protocol.schema import SCHEMA
+from gradmedic.protocol.schema import SCHEMA, Scalar, Text
 from gradmedic.protocol.service import FieldError
 
 
@@ -22,9 +22,9 @@ class Remedy:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
-    id: str
+    id: Text
     """Id of the remedy in the catalogue, for example `clip_grad_norm`."""
-    parameters: dict[str, float | int | str | bool] = field(default_factory=dict)
+    parameters: dict[Text, Scalar] = field(default_factory=dict)
     """Values of the remedy's parameters, by name."""
 
 

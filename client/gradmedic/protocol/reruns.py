@@ -10,7 +10,7 @@ from uuid import UUID
 from gradmedic.protocol.diagnosis import Outcome
 from gradmedic.protocol.paging import Page
 from gradmedic.protocol.remedies import Remedy
-from gradmedic.protocol.schema import SCHEMA, Number, OneOf, StrictInt
+from gradmedic.protocol.schema import SCHEMA, Number, OneOf, StrictInt, Text
 from gradmedic.protocol.verdicts import Verdict
 
 RERUN_STATUSES = ("queued", "running", "done", "not_reproduced", "failed", "cancelled")
@@ -56,7 +56,7 @@ class RerunCreate:
     """Number of seeds. Null means 3."""
     budget: RerunBudget = field(default_factory=RerunBudget)
     """Upper limits of the rerun."""
-    executor: Annotated[str | None, OneOf(*EXECUTORS)] = None
+    executor: Annotated[Text | None, OneOf(*EXECUTORS)] = None
     """The executor of all trials. Null means the executor of the first worker that claims a trial."""
     id: UUID | None = None
     """A UUIDv7 that the client chooses. A second request with the same id answers the same rerun."""

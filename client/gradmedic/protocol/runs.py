@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
 from gradmedic.protocol.paging import Page
-from gradmedic.protocol.schema import SCHEMA, Number, OneOf, StrictBool, StrictInt
+from gradmedic.protocol.schema import SCHEMA, Number, OneOf, StrictBool, StrictInt, Text
 from gradmedic.protocol.verdicts import Verdict
 
 STATUSES = ("running", "stalled", "finished", "failed")
@@ -17,7 +17,7 @@ STATUSES = ("running", "stalled", "finished", "failed")
 LAYER_ROLES = ("weight", "recurrent", "bias", "gain", "embedding")
 
 
-Status = Annotated[str, OneOf(*STATUSES)]
+Status = Annotated[Text, OneOf(*STATUSES)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,9 +26,9 @@ class Layer:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
-    name: str
+    name: Text
     """Name of the layer, unique in the run, for example `encoder.0.weight`."""
-    kind: str | None = None
+    kind: Text | None = None
     """Type of the module that owns the layer, for example `Linear`, `Conv2d`, `RNN`."""
     shape: list[StrictInt] | None = None
     """Shape of the tensor."""
@@ -38,13 +38,13 @@ class Layer:
     """Place of the layer in forward order. Null means the position in the list."""
     frozen: StrictBool = False
     """True if no optimizer updates the layer."""
-    role: Annotated[str, OneOf(*LAYER_ROLES)] | None = None
+    role: Annotated[Text, OneOf(*LAYER_ROLES)] | None = None
     """Role of the layer in its module. `recurrent` is a hidden-to-hidden matrix."""
     fan_in: StrictInt | None = None
     """Fan-in: the number of inputs of one output unit."""
     fan_out: StrictInt | None = None
     """Fan-out: the number of outputs of one input unit."""
-    activation: str | None = None
+    activation: Text | None = None
     """Activation that follows the module, in lower case: `relu`, `sigmoid`, `tanh`, `linear`, ..."""
     normalized: StrictBool | None = None
     """True if a normalization layer directly follows the module."""
@@ -62,7 +62,7 @@ class Optimizer:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
-    name: str
+    name: Text
     """Class name, for example `SGD`, `AdamW`."""
     learning_rate: Number | None = None
     """Learning rate at the beginning."""
@@ -80,7 +80,7 @@ class Training:
 
     optimizers: list[Optimizer] = field(default_factory=list)
     """The optimizers of the run."""
-    precision: str | None = None
+    precision: Text | None = None
     """Dtype of the parameters, or `float16` or `bfloat16` under autocast."""
     input_rms: Number | None = None
     """Root mean square of the first batch's floating-point input."""
@@ -103,29 +103,29 @@ class RunCreate:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
-    project: str
+    project: Text
     """Name of the project. The first run of a project creates it."""
     layers: list[Layer]
     """The layers, in forward order unless `depth` is given. The list may be empty: layers can be appended later."""
-    name: str | None = None
+    name: Text | None = None
     """Name of the run. The service chooses one if it is missing."""
     config: dict[str, Any] = field(default_factory=dict)
     """Hyperparameters of the run. They may be nested."""
-    tags: list[str] = field(default_factory=list)
+    tags: list[Text] = field(default_factory=list)
     """Tags of the run."""
-    notes: str | None = None
+    notes: Text | None = None
     """Notes on the run, as free text."""
-    group: str | None = None
+    group: Text | None = None
     """Name of a group of runs."""
-    framework: str | None = None
+    framework: Text | None = None
     """Framework and its version, for example `torch 2.13.0`."""
-    statistics: list[str] = field(default_factory=lambda: ["grad_norm"])
+    statistics: list[Text] = field(default_factory=lambda: ["grad_norm"])
     """The statistics that every sampled step carries, in this order."""
     training: Training | None = None
     """Facts about the training that do not belong to one layer."""
-    trainable: str | None = None
+    trainable: Text | None = None
     """Name of the trainable with which the run can be rerun."""
-    muted_detectors: list[str] = field(default_factory=list)
+    muted_detectors: list[Text] = field(default_factory=list)
     """Ids of detectors whose findings are hidden in this run. The project may mute further detectors."""
     id: UUID | None = None
     """A UUIDv7 that the client chooses. A second request with the same id answers the same run."""
@@ -137,11 +137,11 @@ class RunUpdate:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
-    name: str | None = None
+    name: Text | None = None
     """Name of the run."""
-    notes: str | None = None
+    notes: Text | None = None
     """Notes on the run, as free text."""
-    tags: list[str] | None = None
+    tags: list[Text] | None = None
     """Tags of the run. They replace the tags that it has."""
     config: dict[str, Any] | None = None
     """Hyperparameters of the run. They replace the hyperparameters that it has."""
@@ -149,7 +149,7 @@ class RunUpdate:
     """Status of the run: `running`, `finished` or `failed`. Only the service sets `stalled`."""
     training: Training | None = None
     """Facts about the training that do not belong to one layer."""
-    muted_detectors: list[str] | None = None
+    muted_detectors: list[Text] | None = None
     """Ids of detectors whose findings are hidden in this run. The findings change at once, the verdict with the next
     block."""
     append_layers: list[Layer] | None = None

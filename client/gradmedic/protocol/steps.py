@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from gradmedic.protocol.schema import SCHEMA, NumberOrNull, StrictBool, StrictInt
+from gradmedic.protocol.schema import SCHEMA, NumberOrNull, StrictBool, StrictInt, Text
 from gradmedic.protocol.verdicts import Verdict
 
 
@@ -95,8 +95,8 @@ class StepsAppend:
     """The factor by which a loss scaler multiplied the loss of each step."""
     clip_coefficient: list[NumberOrNull] | None = None
     """The factor by which the script's own clipping multiplied the gradients of each step. 1 if it did not clip."""
-    metrics: dict[str, list[NumberOrNull]] = field(default_factory=dict)
+    metrics: dict[Text, list[NumberOrNull]] = field(default_factory=dict)
     """The values of each metric, one for each step, by the metric's name."""
-    statistics: dict[str, list[list[NumberOrNull]]] = field(default_factory=dict)
+    statistics: dict[Text, list[list[NumberOrNull]]] = field(default_factory=dict)
     """The values of each statistic as `[sampled step][layer]`, by the statistic's name. Null means that no optimizer
     touched the layer in that step."""

@@ -9,8 +9,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from gradmedic.protocol.numbers import is_finite
-from gradmedic.protocol.schema import SCHEMA, Number, OneOf, StrictBool, StrictInt
+from gradmedic.protocol.numbers import LARGEST_INT32, is_finite
+from gradmedic.protocol.schema import SCHEMA, Between, Number, OneOf, Scalar, StrictBool, StrictInt, Text
 
 PARAMETER_TYPES = ("float", "int", "str", "bool")
 
@@ -25,21 +25,21 @@ class TrainableParameter:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
-    name: str
+    name: Text
     """Name of the placeholder in the command and of the key in the run's config. A dot leads into a nested mapping."""
-    type: Annotated[str, OneOf(*PARAMETER_TYPES)]
+    type: Annotated[Text, OneOf(*PARAMETER_TYPES)]
     """Type of the value."""
     minimum: Number | None = None
     """The smallest allowed value of a number. Null: no bound."""
     maximum: Number | None = None
     """The largest allowed value of a number. Null: no bound."""
-    choices: list[str] | None = None
+    choices: list[Text] | None = None
     """The allowed values of a `str`."""
-    default: float | int | str | bool | None = None
+    default: Scalar | None = None
     """The value if the run's config has no such key."""
     is_optional: StrictBool = False
     """True if the parameter may have no value. The command then omits its argument."""
-    remedy: str | None = None
+    remedy: Text | None = None
     """The remedy that the parameter carries out, or a remedy's parameter that it sets, for example
     `truncate_backpropagation.time_steps`."""
 
@@ -50,11 +50,11 @@ class Trainable:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
-    name: str
+    name: Text
     """Name of the trainable."""
     parameters: list[TrainableParameter] = field(default_factory=list)
     """The parameters that a rerun may set."""
-    gpus: StrictInt = 0
+    gpus: Annotated[StrictInt, Between(0, LARGEST_INT32)] = 0
     """Number of GPUs that a trial needs."""
     timeout: Number = 3600.0
     """Number of seconds after which the worker ends a trial."""
@@ -68,7 +68,7 @@ class TrainablesOffer:
 
     items: list[Trainable]
     """All trainables that the worker offers now."""
-    worker: str | None = None
+    worker: Text | None = None
     """Name of the worker. A trainable that it offered before and does not offer now is withdrawn, unless another worker
     offers it."""
 

@@ -6,13 +6,16 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
+from gradmedic.protocol.numbers import LARGEST_INT32
 from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.reruns import EXECUTORS
-from gradmedic.protocol.schema import SCHEMA, Number, OneOf, StrictInt
+from gradmedic.protocol.schema import SCHEMA, Between, Number, OneOf, StrictInt, Text
 from gradmedic.protocol.verdicts import Verdict
 
 RESULT_STATUSES = ("done", "failed", "not_applicable", "lost")
 """Statuses that a worker may report for an ended trial. The service itself sets `stopped` and `cancelled`."""
+
+AttemptNumber = Annotated[StrictInt, Between(1, LARGEST_INT32)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,11 +24,11 @@ class TrialClaim:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
-    worker: str
+    worker: Text
     """Name of the worker, for people."""
-    trainables: list[str]
+    trainables: list[Text]
     """Names of the trainables that the worker can run now."""
-    executor: Annotated[str, OneOf(*EXECUTORS)] = EXECUTORS[0]
+    executor: Annotated[Text, OneOf(*EXECUTORS)] = EXECUTORS[0]
     """The executor of the worker. With another executor than `local`, the process of the attempt redeems a ticket
     before it starts."""
 
@@ -74,9 +77,9 @@ class TrialTicket:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
-    attempt: StrictInt
+    attempt: AttemptNumber
     """Number of the attempt, counted from 1."""
-    ticket: str
+    ticket: Text
     """Secret in the form of an API key. It can be exchanged once for what the attempt needs."""
     seconds: Number
     """Number of seconds for which the ticket is valid."""
@@ -88,7 +91,7 @@ class TrialRedemption:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
-    attempt: StrictInt
+    attempt: AttemptNumber
     """Number of the attempt, counted from 1."""
 
 
@@ -113,7 +116,7 @@ class TrialHeartbeat:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
-    attempt: StrictInt
+    attempt: AttemptNumber
     """Number of the attempt, counted from 1."""
     output: str | None = None
     """The end of the script's output. Null if it has not changed."""
@@ -143,18 +146,18 @@ class TrialResult:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
-    attempt: StrictInt
+    attempt: AttemptNumber
     """Number of the attempt, counted from 1."""
-    status: Annotated[str, OneOf(*RESULT_STATUSES)]
+    status: Annotated[Text, OneOf(*RESULT_STATUSES)]
     """The way in which the attempt ended. `lost` means that the machine or cluster lost the process. Another attempt
     follows."""
-    reason: str | None = None
+    reason: Text | None = None
     """The reason why the trial failed, was lost or could not be applied."""
-    exit_code: StrictInt | None = None
+    exit_code: Annotated[StrictInt, Between(-LARGEST_INT32 - 1, LARGEST_INT32)] | None = None
     """Exit code of the process. A negative number is the signal that ended it."""
     output: str | None = None
     """The end of the script's output."""
-    environment: dict[str, str] = field(default_factory=dict)
+    environment: dict[Text, Text] = field(default_factory=dict)
     """Versions and device that the attempt used."""
     seconds: Number | None = None
     """Duration of the attempt in seconds. Null means the time until the service receives the result."""

@@ -34,7 +34,7 @@ class ScopeRequirement:
         """Authorize a request.
 
         Raises ApiKeyMissing, ApiKeyUnknown, ApiKeyRevoked, ApiKeyExpired, ScopeMissing, and InvalidRequest for a query
-        parameter that the route does not declare.
+        parameter that the route does not declare, and for text in the URL that no database stores.
         """
         principal = principal_of(request.scope)
         if self.scopes and not principal.has_scope(*self.scopes):
@@ -44,8 +44,7 @@ class ScopeRequirement:
                 f"{request.method} {request.url.path} needs the scope {needed}; the API key {principal.name!r} has "
                 f"{held}."
             )
-        if request.scope["query_string"]:
-            services_of(request.app).route_table.check_query(request.scope)
+        services_of(request.app).route_table.check_url(request.scope)
         return principal
 
 

@@ -16,8 +16,7 @@ from gradmedic_service.access.principal import OPERATOR, TICKET, Principal
 from gradmedic_service.access.secrets import hash_secret, new_secret, new_session_token, prefix_of
 from gradmedic_service.database import models
 from gradmedic_service.database.engine import Session
-from gradmedic_service.http.errors import InvalidRequest
-from gradmedic_service.http.paging import cut_page, position_of
+from gradmedic_service.http.paging import cut_page, position_id, position_of
 from gradmedic_service.projects import service as projects
 
 KEY_LIST = "api keys"
@@ -194,9 +193,4 @@ def to_api_key(key: models.ApiKey, keyring: Keyring | None = None) -> ApiKey:
 
 def _after(page_token: str | None, query: str) -> UUID | None:
     """Return the id of the last item of the page before, None for the first page."""
-    if page_token is None:
-        return None
-    try:
-        return UUID(hex=position_of(page_token, query, 1)[0])
-    except ValueError:
-        raise InvalidRequest.at("page_token", "is not a token of this list") from None
+    return None if page_token is None else position_id(position_of(page_token, query, 1)[0])

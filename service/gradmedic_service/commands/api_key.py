@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from gradmedic.protocol.access import SCOPES, ApiKeyCreate
+from gradmedic.protocol.schema import time_error
 from gradmedic_service.commands.errors import printing_errors
 from gradmedic_service.commands.options import add_database_option, prepare_database, read_settings
 
@@ -86,10 +87,14 @@ API_KEY = ApiKeyCommand()
 
 def _parse_expiry(text: str) -> datetime:
     """Return the time that `30d`, `12h` or `5m` from now is, or that a date names; without a zone it is UTC."""
-    if text[:-1].isdecimal() and text[-1:] in UNITS:
-        return datetime.now(UTC) + timedelta(**{UNITS[text[-1]]: int(text[:-1])})
     try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
+        if text[:-1].isdecimal() and text[-1:] in UNITS:
+            moment = datetime.now(UTC) + timedelta(**{UNITS[text[-1]]: int(text[:-1])})
+        else:
+            moment = datetime.fromisoformat(text)
+    except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(f"must be like 30d, 12h, 5m or 2027-01-31, not {text!r}") from None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+    if (message := time_error(moment)) is not None:
+        raise argparse.ArgumentTypeError(f"{message}, not {text!r}")
+    return moment

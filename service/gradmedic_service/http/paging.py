@@ -6,11 +6,16 @@ With the query in it, a token of one list is refused by every other list.
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import TypeVar
+from uuid import UUID
+
+import msgspec
 
 from gradmedic.protocol.encoding import encode_json
+from gradmedic.protocol.names import text_error
+from gradmedic.protocol.schema import time_error
 from gradmedic_service.http.errors import InvalidRequest
 
 Item = TypeVar("Item")
@@ -48,10 +53,35 @@ def position_of(token: str, query: str, length: int) -> list[str]:
     """Return the position, `length` strings, that a token holds. Raises InvalidRequest for a token of another list."""
     try:
         padded = token + "=" * (-len(token) % 4)
-        content: list[str] = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+        content = msgspec.json.decode(base64.b64decode(padded, altchars=b"-_", validate=True), type=list[str])
         token_query, *position = content
-    except (ValueError, TypeError):
-        raise InvalidRequest.at("page_token", "is not a token of this list") from None
-    if token_query != query or len(position) != length or not all(isinstance(part, str) for part in position):
+    except ValueError:
+        raise _invalid_token() from None
+    if token_query != query or len(position) != length:
         raise InvalidRequest.at("page_token", "belongs to a list with other filters or another order")
+    if any(text_error(part) is not None for part in position):
+        raise _invalid_token()
     return position
+
+
+def position_time(part: str) -> datetime:
+    """Return the time that a part of a position holds. Raises InvalidRequest."""
+    try:
+        moment = datetime.fromisoformat(part)
+    except ValueError:
+        raise _invalid_token() from None
+    if time_error(moment) is not None:
+        raise _invalid_token()
+    return moment
+
+
+def position_id(part: str) -> UUID:
+    """Return the id that a part of a position holds. Raises InvalidRequest."""
+    try:
+        return UUID(hex=part)
+    except ValueError:
+        raise _invalid_token() from None
+
+
+def _invalid_token() -> InvalidRequest:
+    return InvalidRequest.at("page_token", "is not a token of this list")

@@ -6,7 +6,7 @@ It is built once, from the declarations of the routes. A request's route is foun
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -15,6 +15,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.routing import iter_route_contexts
 from starlette.types import Scope
 
+from gradmedic.protocol.names import text_error
 from gradmedic.protocol.service import FieldError
 from gradmedic_service.http.errors import InvalidRequest
 
@@ -41,26 +42,36 @@ class RouteTable:
         """Return the path of a request's route, with the names of its parameters; None if no route matches."""
         return self._templates.get(scope.get("endpoint"))  # type: ignore[arg-type] # None is not a key
 
-    def check_query(self, scope: Scope) -> None:
-        """Raise InvalidRequest with the query parameters that the request's route does not declare."""
+    def check_url(self, scope: Scope) -> None:
+        """Raise InvalidRequest with the parameters of the URL that its route does not declare or no database stores."""
+        errors = list(_text_errors(scope["path_params"].items()))
         query: bytes = scope["query_string"]
         declared = self._queries.get(scope.get("endpoint"))  # type: ignore[arg-type] # None is not a key
-        if not query or declared is None:
-            return
+        if query and declared is not None:
+            errors += self._query_errors(query, declared)
+        if errors:
+            raise InvalidRequest(errors)
+
+    @staticmethod
+    def _query_errors(query: bytes, declared: frozenset[str]) -> Iterator[FieldError]:
         try:
             given = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=MAX_QUERY_FIELDS)
         except ValueError:
             raise InvalidRequest.at("query", f"has more than {MAX_QUERY_FIELDS} parameters") from None
-        unknown = dict.fromkeys(name for name, _ in given if name not in declared)
-        if unknown:
-            choices = f"; there are {', '.join(sorted(declared))}" if declared else ""
-            raise InvalidRequest(
-                [FieldError(path=name[:100] or "query", message=f"is no parameter{choices}") for name in unknown]
-            )
+        choices = f"; there are {', '.join(sorted(declared))}" if declared else ""
+        for name in dict.fromkeys(name for name, _ in given if name not in declared):
+            yield FieldError(path=name[:100] or "query", message=f"is no parameter{choices}")
+        yield from _text_errors((name, value) for name, value in given if name in declared)
 
     def methods(self, path: str) -> frozenset[str]:
         """Return the methods that the routes of a path accept."""
         return frozenset().union(*(methods for pattern, methods in self._methods if pattern.match(path)))
+
+
+def _text_errors(parameters: Iterable[tuple[str, str]]) -> Iterator[FieldError]:
+    for name, value in parameters:
+        if (message := text_error(value)) is not None:
+            yield FieldError(path=name, message=message)
 
 
 def _query_names(dependant: Dependant) -> Iterator[str]:

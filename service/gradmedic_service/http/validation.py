@@ -1,13 +1,15 @@
-"""Validation with pydantic: it stops early, and its errors become the `errors: [{path, message}]` of a problem."""
+"""Bad fields as the `errors: [{path, message}]` of a problem: pydantic's, which stop early, and values within JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
 from pydantic_core import SchemaValidator, ValidationError
 
+from gradmedic.protocol.names import text_error
+from gradmedic.protocol.schema import scalar_error
 from gradmedic.protocol.service import FieldError
 from gradmedic_service.http.errors import MAX_PATH_LENGTH, field_path
 
@@ -18,8 +20,12 @@ MESSAGES = {
     "missing_argument": "is required",
     "dataclass_type": "must be an object",
     "list_type": "must be a list",
+    "string_pattern_mismatch": "must not contain the NUL character",
+    "string_unicode": "is not valid Unicode",
 }
 """Our messages, by pydantic's type of error. For other types pydantic's own message is used."""
+KEY_OF_MAPPING = "[key]"
+"""The last part of pydantic's location of a key."""
 
 
 def stopping_validator(adapter: TypeAdapter[Any]) -> SchemaValidator:
@@ -29,15 +35,47 @@ def stopping_validator(adapter: TypeAdapter[Any]) -> SchemaValidator:
 
 def errors_of(error: ValidationError, prefix: Sequence[str | int] = ()) -> list[FieldError]:
     """Return one `FieldError` for each of pydantic's errors. `prefix` is the place of the value within the body."""
-    errors = error.errors(include_url=False, include_input=False, include_context=False)
+    errors = error.errors(include_url=False, include_input=False)
     return [to_field_error(entry, (*prefix, *entry["loc"])) for entry in errors]
 
 
 def to_field_error(error: Mapping[str, Any], location: Sequence[str | int]) -> FieldError:
     """Return one of pydantic's errors as the error of a field. A name may have any form, so long paths are cut."""
-    path = field_path(location)[:MAX_PATH_LENGTH].encode(errors="replace").decode() or "body"
+    parts = location[:-1] if location and location[-1] == KEY_OF_MAPPING else location
+    path = _storable(field_path(parts)[:MAX_PATH_LENGTH]) or "body"
+    return FieldError(path=path, message=_message(error))
+
+
+def json_errors(path: str, value: Any) -> Iterator[FieldError]:
+    r"""Yield an error for each text and each integer within a JSON value that no database can store.
+
+    >>> [error.path for error in json_errors("config", {"lr": [1, 10**400], "\0": 2})]
+    ['config.lr[1]', 'config.\x00']
+    """
+    message = scalar_error(value)
+    if message is not None:
+        yield FieldError(path=path[:MAX_PATH_LENGTH], message=message)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from json_errors(f"{path}[{index}]", item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            item_path = f"{path}.{_storable(key[:MAX_PATH_LENGTH])}"
+            if (message := text_error(key)) is not None:
+                yield FieldError(path=item_path[:MAX_PATH_LENGTH], message=message)
+            yield from json_errors(item_path, item)
+
+
+def _storable(text: str) -> str:
+    """Return a text with a question mark in place of each lone surrogate, so that an answer can contain it."""
+    return text.encode(errors="replace").decode()
+
+
+def _message(error: Mapping[str, Any]) -> str:
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
     message: str = error["msg"]
-    return FieldError(path=path, message=MESSAGES.get(error["type"], message[:1].lower() + message[1:]))
+    return MESSAGES.get(error["type"], message[:1].lower() + message[1:])
 
 
 def _stopping(schema: Any) -> Any:

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
 
-from gradmedic.protocol.names import text_error
 from gradmedic.protocol.projects import Project, ProjectList, ProjectUpdate
 from gradmedic_service.access.authorization import MayAdminister, MayRead
 from gradmedic_service.http.dependencies import (
@@ -52,7 +51,6 @@ def list_projects(
 @router.get("/{name:path}", response_model=Project, responses=documented(ProjectNotFound, InvalidRequest))
 def get_project(name: Name, principal: MayRead, database: DatabaseDependency) -> Project:
     """Return a project with its settings."""
-    _check_name(name)
     with database.reading() as session:
         return service.get(session, principal, name)
 
@@ -69,12 +67,5 @@ def update_project(
     database: DatabaseDependency,
 ) -> Project:
     """Change the settings of a project, which hold for all its runs."""
-    _check_name(name)
     with database.writing() as session:
         return service.update(session, principal, name, body)
-
-
-def _check_name(name: str) -> None:
-    message = text_error(name)
-    if message is not None:
-        raise InvalidRequest.at("name", message)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from uuid import UUID
 
 from gradmedic.protocol.encoding import encode_json, without_nonfinite
@@ -19,7 +19,7 @@ from gradmedic_service.database import models
 from gradmedic_service.database.clock import database_time
 from gradmedic_service.database.engine import Session
 from gradmedic_service.http.errors import InvalidRequest
-from gradmedic_service.http.paging import cut_page, position_of
+from gradmedic_service.http.paging import cut_page, position_id, position_of, position_time
 from gradmedic_service.projects import repository as stored_projects
 from gradmedic_service.projects import service as projects
 from gradmedic_service.reruns import answers, repository
@@ -113,10 +113,7 @@ def list_page(
     digest = encode_json([query.reachable_project, query.project, str(query.run_id), query.status]).decode()
     if page_token is not None:
         moment, rerun_id = position_of(page_token, digest, 2)
-        try:
-            query = replace(query, after=(datetime.fromisoformat(moment), UUID(hex=rerun_id)))
-        except ValueError:
-            raise InvalidRequest.at("page_token", "is not a token of this list") from None
+        query = replace(query, after=(position_time(moment), position_id(rerun_id)))
     rows = repository.read_page(session, query, max_results + 1)
     reruns, token = cut_page(rows, max_results, digest, lambda rerun: [rerun.created_at.isoformat(), rerun.id.hex])
     return RerunList(items=[answers.summarize(rerun) for rerun in reruns], next_page_token=token)

@@ -16,8 +16,7 @@ from gradmedic_service.access import service as access
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.database import models
 from gradmedic_service.database.engine import Session
-from gradmedic_service.http.errors import InvalidRequest
-from gradmedic_service.http.paging import cut_page, position_of
+from gradmedic_service.http.paging import cut_page, position_id, position_of, position_time
 from gradmedic_service.projects import service as projects
 from gradmedic_service.projects.errors import ProjectFull
 from gradmedic_service.runs import repository
@@ -239,11 +238,8 @@ def _position(query: RunQuery, run: models.Run) -> list[str]:
 
 def _at_page(query: RunQuery, page_token: str) -> RunQuery:
     value, run_id = position_of(page_token, _query_digest(query), 2)
-    try:
-        position = (value if query.sort_key == "name" else datetime.fromisoformat(value), UUID(hex=run_id))
-    except ValueError:
-        raise InvalidRequest.at("page_token", "is not a token of this list") from None
-    return replace(query, after=position)
+    position = value if query.sort_key == "name" else position_time(value)
+    return replace(query, after=(position, position_id(run_id)))
 
 
 def _query_digest(query: RunQuery) -> str:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 from uuid import UUID
 
 from gradmedic.protocol.encoding import encode_json
-from gradmedic.protocol.names import name_error, text_error
+from gradmedic.protocol.names import name_error
 from gradmedic.protocol.numbers import MAX_EXACT_INTEGER
 from gradmedic.protocol.runs import STATUSES, Layer, RunCreate, RunUpdate, Training
 from gradmedic.protocol.service import FieldError, Limits
 from gradmedic.protocol.statistics import STATISTICS
 from gradmedic.protocol.verdicts import VERDICTS
-from gradmedic_service.http.errors import InvalidRequest
+from gradmedic_service.http.errors import MAX_REPORTED_FIELDS, InvalidRequest
 from gradmedic_service.http.json_bodies import MAX_VALUES
+from gradmedic_service.http.validation import json_errors
 from gradmedic_service.projects.muting import muting_errors
 
 MAX_DIMENSIONS = 32
@@ -89,14 +90,11 @@ def check_filters(limits: Limits, **filters: str | None) -> None:
 
 def _description_errors(described: RunCreate | RunUpdate, limits: Limits) -> Iterator[FieldError]:
     yield from _name_errors("name", described.name, limits)
-    if described.notes is not None:
-        if len(described.notes) > limits.max_notes_length:
-            yield FieldError(
-                path="notes",
-                message=f"has {len(described.notes)} characters; at most {limits.max_notes_length} are allowed",
-            )
-        elif (message := text_error(described.notes)) is not None:
-            yield FieldError(path="notes", message=message)
+    if described.notes is not None and len(described.notes) > limits.max_notes_length:
+        yield FieldError(
+            path="notes",
+            message=f"has {len(described.notes)} characters; at most {limits.max_notes_length} are allowed",
+        )
     yield from _tags_errors(described.tags or [], limits)
     if described.config:
         yield from _config_errors(described.config, limits)
@@ -135,14 +133,9 @@ def _config_errors(config: dict[str, Any], limits: Limits) -> Iterator[FieldErro
     if not _is_within_depth(config, limits.max_config_depth):
         yield FieldError(path="config", message=f"is nested deeper than {limits.max_config_depth} levels")
         return
-    try:
-        encoded = encode_json(config)
-    except UnicodeEncodeError:
-        yield FieldError(path="config", message="is not valid Unicode")
-        return
-    if b"\\u0000" in encoded:
-        yield FieldError(path="config", message="must not contain the NUL character")
-    elif (size := len(encoded)) > limits.max_config_bytes:
+    errors = list(islice(json_errors("config", config), MAX_REPORTED_FIELDS))
+    yield from errors
+    if not errors and (size := len(encode_json(config))) > limits.max_config_bytes:
         yield FieldError(
             path="config", message=f"is {size} bytes of compact JSON; at most {limits.max_config_bytes} are allowed"
         )

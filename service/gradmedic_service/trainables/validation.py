@@ -17,8 +17,6 @@ from gradmedic.protocol.trainables import (
 
 def trainable_errors(trainable: Trainable, path: str) -> Iterator[FieldError]:
     """Yield an error for each field of a declared trainable that is not allowed."""
-    if trainable.gpus < 0:
-        yield FieldError(path=f"{path}.gpus", message="must not be negative")
     if not 0 < trainable.timeout <= LONGEST_TIMEOUT:
         yield FieldError(path=f"{path}.timeout", message=f"must be above 0 and at most {LONGEST_TIMEOUT:g} seconds")
     names: set[str] = set()

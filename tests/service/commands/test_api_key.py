@@ -72,6 +72,8 @@ def test_create_from_a_file(empty_database_url: str, tmp_path: Path, capsys: pyt
         (["create", "--project", "p", "--scope", "root"], "root"),
         (["create", "--project", "p", "--scope", "read", "--expires", "soon"], "30d"),
         (["create", "--project", "p", "--scope", "read", "--expires", "2020-01-01"], "future"),
+        (["create", "--project", "p", "--scope", "read", "--expires", "9" * 20 + "d"], "30d"),
+        (["create", "--project", "p", "--scope", "read", "--expires", "9999-12-31T23:59:59-23:59"], "9999-12-30"),
         (["create", "--project", " ", "--scope", "read"], "project: must not be empty"),
     ],
 )

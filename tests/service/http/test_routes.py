@@ -22,6 +22,18 @@ def test_unknown_query_parameters(sqlite_client: TestClient, query: str) -> None
 
 
 @pytest.mark.parametrize(
+    ("target", "path"),
+    [("/runs?q=%00", "q"), ("/reruns?project=a%00", "project"), ("/runs?page_token=%00", "page_token"),
+     ("/projects/a%00b", "name")],
+)  # fmt: skip
+def test_text_in_the_url_that_no_database_stores(sqlite_client: TestClient, target: str, path: str) -> None:
+    """A NUL character in the path or in the query is refused with the name of its parameter."""
+    response = sqlite_client.get(f"{API_PATH}{target}")
+    assert (response.status_code, response.json()["errors"][0]["path"]) == (422, path)
+    assert "NUL" in response.json()["detail"]
+
+
+@pytest.mark.parametrize(
     ("path", "allowed"),
     [(RUNS, "GET, POST"), (f"{RUNS}/x", "DELETE, GET, PATCH"), (f"{RUNS}/x/steps", "GET, POST"), ("/healthz", "GET")],
 )

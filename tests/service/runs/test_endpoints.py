@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 from typing import Any
@@ -49,7 +50,7 @@ def test_every_field_is_stored(client: TestClient) -> None:
     body = {
         "project": "πρ",
         "name": "naïve ☃",
-        "config": {"lr": 0.1, "deep": {"list": [1, None, "NaN", True]}, "big": 2**70},
+        "config": {"lr": 0.1, "deep": {"list": [1, None, "NaN", True]}, "big": 2**64 - 1},
         "tags": ["b", "a"],
         "notes": "line\nline",
         "group": "g",
@@ -147,7 +148,12 @@ def test_an_id_cannot_mean_two_runs(client: TestClient, difference: dict[str, An
         ({"notes": "n" * 20_001}, "notes", "at most 20000"),
         ({"notes": "a\x00"}, "notes", "NUL"),
         ({"config": {"a": "x" * 300_000}}, "config", "at most 262144"),
-        ({"config": {"a": "\x00"}}, "config", "NUL"),
+        ({"config": {"a": "\x00"}}, "config.a", "NUL"),
+        ({"config": {"a": [{"b\x00": 1}]}}, "config.a[0].b\x00", "NUL"),
+        ({"config": {"a": [1, {"b": "\ud800"}]}}, "config.a[1].b", "Unicode"),
+        ({"config": {"lr": 10**400}}, "config.lr", "from -9223372036854775808 to 18446744073709551615"),
+        ({"layers": [{"name": "\ud800"}]}, "layers[0].name", "Unicode"),
+        ({"training": {"batch_size": 2**63}}, "training.batch_size", "9223372036854775807"),
         ({"muted_detectors": ["plateau", "noise"]}, "muted_detectors[1]", "is not one of nonfinite, "),
         ({"muted_detectors": ["plateau", "plateau"]}, "muted_detectors[1]", "repeats"),
         ({"id": "0" * 32}, "id", "version 7"),
@@ -158,7 +164,8 @@ def test_an_id_cannot_mean_two_runs(client: TestClient, difference: dict[str, An
 )
 def test_bad_fields_are_named(sqlite_client: TestClient, fields: dict[str, Any], path: str, words: str) -> None:
     """An invalid field is refused with its path and the reason, and nothing is stored."""
-    response = sqlite_client.post(RUNS, json={"project": "p", "layers": [], **fields})
+    body = json.dumps({"project": "p", "layers": [], **fields})  # the client's own `json` refuses lone surrogates
+    response = sqlite_client.post(RUNS, content=body, headers={"Content-Type": "application/json"})
     assert words in error_messages(response)[path]
     assert sqlite_client.get(RUNS).json()["items"] == []
 
