@@ -36,6 +36,16 @@ def test_what_was_logged_is_stored_to_the_bit(service_url: str, client: gradmedi
     assert set(by_name["learning_rate"].mean) == {0.1}
 
 
+def test_a_config_that_no_database_stores_is_cleaned(service_url: str, client: gradmedic.Client) -> None:
+    """NUL, lone surrogates and huge integers in a configuration or in notes do not cost the run."""
+    config = {"prompt\x00": "a\x00b", "path": "\udcff", "seed": 10**400, "deep": [{"\ud800": 2**64}]}
+    with start(service_url, config=config, notes="n\x00") as run:
+        run.log(1.0)
+    stored = client.runs.get(run.id)
+    assert stored.config == {"prompt?": "a?b", "path": "?", "seed": str(10**400), "deep": [{"?": str(2**64)}]}
+    assert (stored.notes, stored.last_step) == ("n?", 0)
+
+
 def test_nonfinite_numbers_are_stored_and_absent_layers_are_absent(service_url: str, client: gradmedic.Client) -> None:
     """A NaN is counted as a value; an absent layer has no value."""
     with start(service_url) as run:

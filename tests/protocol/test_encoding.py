@@ -15,22 +15,24 @@ from hypothesis import strategies as st
 
 from gradmedic.protocol.diagnosis import Diagnosis
 from gradmedic.protocol.encoding import encode_json, from_json, to_json
+from gradmedic_service.http.validation import json_errors
 
 json_like = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters()), inner, max_size=3),
     max_leaves=10,
 )
 
 
 @given(json_like)
 def test_any_hyperparameters_become_strict_json(value: Any) -> None:
-    """Any config becomes JSON without NaN, Infinity or broken text."""
+    """Any config becomes JSON that the service takes: no NaN, Infinity, broken text or integer beyond 64 bits."""
 
     def refuse(word: str) -> None:
         raise AssertionError(word)
 
-    json.loads(to_json({"config": value}), parse_constant=refuse)
+    config = json.loads(to_json({"config": value}), parse_constant=refuse)
+    assert list(json_errors("", config)) == []
 
 
 def test_odd_hyperparameters_become_text_or_numbers() -> None:
@@ -46,6 +48,7 @@ def test_odd_hyperparameters_become_text_or_numbers() -> None:
         "set": {1},
         "big": 2**70,
         3: argparse.Namespace(x=1),
+        "a\x00b": ["\ud800", Path("c\udfff"), "\x00"],
     }
     assert json.loads(to_json(config)) == {
         "lr": 0.5,
@@ -56,6 +59,7 @@ def test_odd_hyperparameters_become_text_or_numbers() -> None:
         "set": [1],
         "big": str(2**70),
         "3": "Namespace(x=1)",
+        "a?b": ["?", "c?", "?"],
     }
     assert to_json(loop).startswith(b"[[[")
 

@@ -50,13 +50,16 @@ def odd_bodies(body: Any) -> Iterator[tuple[str, Any]]:
 
     In each variant one value, at any depth, is replaced by an odd value, or one mapping has an odd key more.
     """
-    for path, value in _values(body, ()):
+    for path, value in value_paths(body):
         name = ".".join(map(str, path))
         for odd in ODD_VALUES:
-            yield f"{name} = {odd!r:.40}", _with(body, path, odd)
+            yield f"{name} = {odd!r:.40}", replace_value(body, path, odd)
         if isinstance(value, dict):
             for key in ODD_KEYS:
-                yield f"{name} with {key!r:.40}", _with(body, path, value | {key: next(iter(value.values()), 1)})
+                yield (
+                    f"{name} with {key!r:.40}",
+                    replace_value(body, path, value | {key: next(iter(value.values()), 1)}),
+                )
 
 
 def odd_tokens(token: str) -> Iterator[str]:
@@ -86,17 +89,18 @@ def _token(content: Any) -> str:
     return base64.urlsafe_b64encode(json.dumps(content).encode()).decode().rstrip("=")
 
 
-def _values(body: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+def value_paths(body: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
     """Yield the path and the content of each value of a body, and of the body itself. Of a list, only the last one."""
     yield path, body
     if isinstance(body, dict):
         for key, value in body.items():
-            yield from _values(value, (*path, key))
+            yield from value_paths(value, (*path, key))
     elif isinstance(body, list) and body:
-        yield from _values(body[-1], (*path, len(body) - 1))
+        yield from value_paths(body[-1], (*path, len(body) - 1))
 
 
-def _with(body: Any, path: tuple[str | int, ...], value: Any) -> Any:
+def replace_value(body: Any, path: tuple[str | int, ...], value: Any) -> Any:
+    """Return a copy of a body with another value at a path."""
     if not path:
         return value
     changed = deepcopy(body)

@@ -63,12 +63,13 @@ def to_plain(value: Any, depth: int = 0) -> Any:
     """Return a value as mappings, lists, strings, finite numbers, booleans and None.
 
     Numpy scalars become numbers, sequences and sets become lists, dataclasses become mappings, times become RFC 3339
-    text. Every other object, an integer beyond 64 bits and what is nested deeper than 32 levels become their text.
+    text. Every other object, an integer beyond 64 bits and what is nested deeper than 32 levels become their text. Each
+    character of a text that the service refuses becomes a question mark.
     """
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()  # JSON cannot hold a lone surrogate
+        return _storable(value)
     if isinstance(value, np.generic):
         return to_plain(value.item(), depth)
     if isinstance(value, int):
@@ -77,7 +78,7 @@ def to_plain(value: Any, depth: int = 0) -> Any:
         return float(value) if math.isfinite(value) else name_nonfinite(value)
     if depth < _MAX_DEPTH:
         if isinstance(value, Mapping):
-            return {str(k): to_plain(v, depth + 1) for k, v in value.items()}
+            return {_storable(str(k)): to_plain(v, depth + 1) for k, v in value.items()}
         if isinstance(value, (Sequence, Set)) and not isinstance(value, (bytes, bytearray, memoryview)):
             return [to_plain(v, depth + 1) for v in value]
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -85,7 +86,12 @@ def to_plain(value: Any, depth: int = 0) -> Any:
             return plain | (value.deprecated_keys() if hasattr(value, "deprecated_keys") else {})
     if isinstance(value, datetime):
         return value.isoformat().replace("+00:00", "Z")
-    return str(value)
+    return _storable(str(value))
+
+
+def _storable(text: str) -> str:
+    """Return a text with a question mark for each NUL and each lone surrogate: the service refuses them."""
+    return text.replace("\x00", "?").encode("utf-8", "replace").decode()
 
 
 def from_json(body: bytes, type_: type[T]) -> T:

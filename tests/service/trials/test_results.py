@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import pytest
 from starlette.testclient import TestClient
 from tests.support.played_worker import API, CLIP, LATE, SLOW, STEPS, PlayedWorker, read, rerun, suspect
 
 from gradmedic.protocol.ids import new_id
+from gradmedic.protocol.service import JSON_MEDIA_TYPE
 
 
 def test_a_result_is_published_once(client: TestClient, worker: PlayedWorker) -> None:
@@ -96,6 +100,31 @@ def test_output_is_readable_and_bounded(client: TestClient, worker: PlayedWorker
     assert output.endswith("x the end")
     assert client.get(f"{API}{path}?attempt=2").json()["error_code"] == "trial_not_found"
     assert client.get(f"{API}/trials/{new_id()}/output").json()["error_code"] == "trial_not_found"
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"reason": "a\x00"}, "reason"),
+        ({"reason": "\ud800"}, "reason"),
+        ({"environment": {"torch": "\x00"}}, "environment.torch"),
+        ({"environment": {"a\udfff": "1"}}, "environment.a\ufffd\ufffd\ufffd"),
+        ({"exit_code": 2**31}, "exit_code"),
+        ({"attempt": 2**63}, "attempt"),
+    ],
+)
+def test_a_result_that_no_database_stores(
+    fields: dict[str, Any], path: str, client: TestClient, worker: PlayedWorker
+) -> None:
+    """Both databases refuse such a result with the path of the field, and the worker may publish another one."""
+    rerun(client, suspect(client), CLIP)
+    claimed = worker.claim()
+    assert claimed is not None
+    body = json.dumps({"attempt": 1, "status": "failed", "output": "\x00\ud800"} | fields)
+    target = f"{API}/trials/{claimed['trial_id']}/result"
+    refused = client.post(target, content=body, headers={"Content-Type": JSON_MEDIA_TYPE})
+    assert (refused.status_code, refused.json()["errors"][0]["path"]) == (422, path)
+    assert worker.publish(claimed, "failed").status_code == 200
 
 
 def test_the_worker_reports_the_seconds_of_a_trial(client: TestClient, worker: PlayedWorker) -> None:
