@@ -45,7 +45,7 @@ class RequestContext:
         scope.setdefault("state", {})["request_id"] = request_id
         started = time.perf_counter()
         status: int | None = None
-        path = redact_secrets(scope["path"])
+        path = _printable(redact_secrets(scope["path"]))
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -85,6 +85,11 @@ class RequestContext:
                         key=_key_name(scope),
                         milliseconds=round(seconds * 1000, 1),
                     )
+
+
+def _printable(path: str) -> str:
+    """Return a path with its control characters escaped, because a terminal that shows the log would obey them."""
+    return path if path.isprintable() else repr(path)[1:-1]
 
 
 def _key_name(scope: Scope) -> str | None:

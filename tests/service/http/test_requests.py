@@ -29,6 +29,13 @@ def test_one_log_line_per_request(sqlite_client: TestClient) -> None:
     assert "secret" not in str(line)
 
 
+def test_control_characters_of_a_path_are_escaped(sqlite_client: TestClient) -> None:
+    """A path cannot put NUL, line breaks or a terminal's commands into the log."""
+    with structlog.testing.capture_logs() as lines:
+        sqlite_client.get("/%00%0A%1B%5B2J/%C3%A9")
+    assert [line["path"] for line in lines] == [r"/\x00\n\x1b[2J/é"]
+
+
 def test_health_checks_are_not_logged(sqlite_client: TestClient) -> None:
     """A health check that succeeds is not logged."""
     with structlog.testing.capture_logs() as lines:
