@@ -63,6 +63,8 @@ def create_api_key(
     check_new_key(body, limits)
     principal.check_reach(body.project)
     with database.writing() as session:
+        if body.run_id is not None:
+            service.check_run_of_key(session, body.project, body.run_id)
         key, secret = service.create_key(
             session,
             project=body.project,

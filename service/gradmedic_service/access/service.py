@@ -10,7 +10,7 @@ from uuid import UUID
 from gradmedic.protocol.access import SCOPES, ApiKey, ApiKeyList, AuditRecord, AuditRecordList
 from gradmedic.protocol.ids import new_id
 from gradmedic_service.access import repository
-from gradmedic_service.access.errors import ApiKeyMissing, ApiKeyNotFound
+from gradmedic_service.access.errors import ApiKeyMissing, ApiKeyNotFound, BeyondKey
 from gradmedic_service.access.keyring import Keyring
 from gradmedic_service.access.principal import OPERATOR, TICKET, Principal
 from gradmedic_service.access.secrets import hash_secret, new_secret, new_session_token, prefix_of
@@ -18,6 +18,8 @@ from gradmedic_service.database import models
 from gradmedic_service.database.engine import Session
 from gradmedic_service.http.paging import cut_page, position_id, position_of
 from gradmedic_service.projects import service as projects
+from gradmedic_service.runs import repository as runs
+from gradmedic_service.trials import repository as trials
 
 KEY_LIST = "api keys"
 """Name of the list of keys in page tokens."""
@@ -70,6 +72,13 @@ def create_key(
         projects.create_missing(session, project, now)
     record(session, by, "create_api_key", key_id, project)
     return key, secret
+
+
+def check_run_of_key(session: Session, project: str | None, run_id: UUID) -> None:
+    """Raise BeyondKey if a run exists, or is promised to a trial's attempt, in another project than that of its key."""
+    run = runs.read_revisions(session, [run_id]).get(run_id) or trials.find_run_of_attempt(session, run_id)
+    if run is not None and run.project != project:
+        raise BeyondKey(f"The run {run_id} is not one of project {project!r}.")
 
 
 def is_secret_of(session: Session, key_id: UUID | None, secret: str) -> bool:

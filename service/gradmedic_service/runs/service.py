@@ -35,8 +35,10 @@ DEFAULT_SORT = "-created_at"
 def create(session: Session, principal: Principal, body: RunCreate, limits: Limits) -> tuple[RunDetail, bool]:
     """Store a run, or find the run that the same request stored before; the flag is whether it is new.
 
-    Raises RunExists if the id belongs to a run that the body does not describe, BeyondKey if the principal does not
-    reach the project, ProjectFull.
+    Only an attempt's key creates the attempt's run: it belongs to the rerun's project, whatever the body names.
+
+    Raises RunExists if the id belongs to a run that the body does not describe or to an attempt that the principal is
+    not, BeyondKey if the principal does not reach the project, ProjectFull.
     """
     principal.check_reach(body.project, body.id)
     run_id = body.id or new_id()
@@ -77,7 +79,8 @@ def create(session: Session, principal: Principal, body: RunCreate, limits: Limi
         ),
         tags=[models.RunTag(position=index, tag=tag) for index, tag in enumerate(body.tags)],
     )
-    if repository.add(session, run):
+    may_create = trial is None or trial.key_id == principal.key_id
+    if may_create and repository.add(session, run):
         projects.create_missing(session, body.project, now)
         access.record(session, principal, "create_run", run_id, body.project)
         if repository.has_more_runs(session, body.project, limits.max_runs_per_project):

@@ -103,6 +103,8 @@ def add_attempt(session: Session, attempt: models.Attempt) -> None:
 class AttemptRun:
     """Fields of an attempt's run that the service sets; those that the script sends are ignored."""
 
+    key_id: UUID | None
+    """Id of the attempt's API key, which alone may create the run; None where no keys are needed."""
     parent_id: UUID
     project: str
     name: str
@@ -126,6 +128,7 @@ def find_run_of_attempt(session: Session, run_id: UUID) -> AttemptRun | None:
     remedies = [Remedy(**remedy) for remedy in found_rerun.candidates[found_trial.candidate]]
     may_run = found_attempt.status == "running" and found_trial.reason_to_stop is None
     return AttemptRun(
+        key_id=found_attempt.key_id,
         parent_id=found_rerun.run_id,
         project=found_rerun.project,
         name=f"{describe_remedies(remedies)}, seed {found_trial.seed}"[: models.NAME_LENGTH],

@@ -83,6 +83,8 @@ def redeem_ticket(
     unlocked_attempt = reruns.find_attempt(session, trial_id, body.attempt)
     if unlocked_attempt is None or principal.run_id != unlocked_attempt.run_id:
         raise trial_not_found(trial_id)
+    if not principal.reaches_run(unlocked_attempt.run_id, rerun.project):
+        raise trial_not_found(trial_id)
     trial, attempt = lock_running_attempt(session, rerun.id, trial_id, body.attempt)
     at = database_time(session)
     if not attempt.is_waiting or principal.key_id is None or principal.key_id != attempt.key_id:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
 
 import pytest
 from fastapi import FastAPI
@@ -99,6 +100,46 @@ def test_the_key_of_an_attempt(team: Any, client_without_key: TestClient, sessio
     assert worker.publish(claimed).status_code == 200
     services_of(session_app).keyring.clear()
     assert code(trial.get(f"{API}/runs/{claimed['run_id']}")) == "api_key_revoked"
+
+
+def test_the_id_promised_to_an_attempt(team: Any, client_with_key: Any, client_without_key: TestClient) -> None:
+    """Only the key of an attempt creates the attempt's run; for other keys, the id is taken and nothing happens."""
+    person, worker = team
+    rerun(person, suspect(person, project="mine"), CLIP)
+    claimed = worker.claim()
+    assert claimed is not None
+    promised = UUID(claimed["run_id"])
+    body = {"id": claimed["run_id"], "layers": [{"name": "a"}, {"name": "b"}]}
+    others = [
+        (client_with_key("ingest", project="theirs"), "theirs"),
+        (client_with_key("ingest", project="theirs", run_id=promised), "theirs"),
+        (client_with_key("ingest", run_id=promised), "mine"),
+        (client_with_key("admin", project=None), "theirs"),
+        (person, "mine"),
+    ]
+    for other, project in others:
+        refused = other.post(f"{API}/runs", json=body | {"project": project})
+        assert (refused.status_code, code(refused)) == (409, "run_exists")
+        assert other.get(f"{API}/runs/{promised}").status_code in (403, 404)
+    headers = {"Authorization": f"Bearer {claimed['api_key']}"}
+    created = client_without_key.post(f"{API}/runs", json=body | {"project": "mine"}, headers=headers)
+    assert (created.status_code, created.json()["project"]) == (201, "mine")
+
+
+def test_a_key_of_a_run_of_another_project(team: Any, client_with_key: Any) -> None:
+    """A key of one run is for a run of its own project: not for another project's run, or that of its attempt."""
+    person, worker = team
+    run_id = suspect(person, project="mine")
+    rerun(person, run_id, CLIP)
+    claimed = worker.claim()
+    assert claimed is not None
+    for admin in (client_with_key("admin", project="theirs"), client_with_key("admin", project=None)):
+        for target in (run_id, claimed["run_id"]):
+            body = {"project": "theirs", "scopes": ["ingest"], "run_id": target}
+            refused = admin.post(f"{API}/api-keys", json=body)
+            assert (refused.status_code, code(refused)) == (403, "beyond_key")
+    body = {"project": "mine", "scopes": ["read"], "run_id": run_id}
+    assert client_with_key("admin").post(f"{API}/api-keys", json=body).status_code == 201
 
 
 def test_automatic_reruns_need_the_scope(team: Any, client_with_key: Any) -> None:
