@@ -1,4 +1,4 @@
-"""Return whether a transaction waits for the lock of another one. Tests of two writers wait for that."""
+"""Count the transactions that wait for the lock of another one. Tests of two writers wait for that."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ _COUNT_WAITING = text(
 
 def is_transaction_waiting(database: Database) -> bool:
     """Whether a transaction of PostgreSQL waits for a lock; always True on SQLite, where waiting cannot be observed."""
-    if database.engine.dialect.name == "sqlite":
-        return True
+    return database.engine.dialect.name == "sqlite" or count_waiting_transactions(database) > 0
+
+
+def count_waiting_transactions(database: Database) -> int:
+    """Return the number of transactions of PostgreSQL that wait for a lock."""
     with database.reading() as session:  # a new transaction, because each sees one snapshot
-        return bool(session.scalar(_COUNT_WAITING))
+        return int(session.scalar(_COUNT_WAITING) or 0)

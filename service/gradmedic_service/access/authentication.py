@@ -137,17 +137,16 @@ async def _identify(
 ) -> Principal:
     """Return the principal of a secret, and count the request.
 
-    `find` looks in the keyring. Otherwise `read` reads the database, unless the request's address has tried too many
-    unknown secrets.
+    `find` looks in the keyring; otherwise `read` reads the database. Only a secret that the database does not have
+    counts as a failed attempt, so that failed attempts never keep a valid key out.
     """
     services = services_of(scope["app"])
     principal = find(secret)
     if principal is None:
         address = (scope.get("client") or ("",))[0]
-        if not services.keyring.is_known(secret):
-            services.rate_limits.check_failed_attempts(address)
+        places = services.keyring.places_to_read(is_suspicious=services.rate_limits.has_failed_too_often(address))
         try:
-            principal = await to_thread.run_sync(read, services.database, secret)
+            principal = await to_thread.run_sync(read, services.database, secret, limiter=places)
         except (ApiKeyUnknown, SessionEnded):
             services.rate_limits.count_failed_attempt(address)
             raise

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 import structlog
+from anyio import CapacityLimiter
 
 from gradmedic_service.access import repository
 from gradmedic_service.access.errors import ApiKeyExpired, ApiKeyRevoked, ApiKeyUnknown, SessionEnded
@@ -27,7 +28,12 @@ from gradmedic_service.http.errors import ServiceError
 CACHE_SECONDS = 5.0
 """Seconds that a cached key is used: the longest time that a revoked key is still accepted."""
 MAX_CACHED_KEYS = 10_000
-"""Cached keys of some 1 KB each, unknown ones included."""
+"""Cached keys of some 1 KB each, and as many cached secrets that are unknown."""
+MAX_READS = 8
+"""Keys that are read from the database at the same time."""
+MAX_SUSPICIOUS_READS = 2
+"""Keys that are read at the same time for addresses that have tried too many unknown keys. Further ones wait, so that
+guessing takes neither the threads nor the connections of other requests."""
 LAST_USE_SECONDS = 30.0
 """Seconds between two writes of last uses."""
 
@@ -56,6 +62,10 @@ class Keyring:
         self._clock = clock
         self._lock = threading.Lock()
         self._cached: OrderedDict[bytes, _CachedKey] = OrderedDict()
+        self._unknown: OrderedDict[bytes, _CachedKey] = OrderedDict()
+        """Secrets that are unknown. They have a place of their own, so that they do not displace keys."""
+        self._reads = CapacityLimiter(MAX_READS)
+        self._suspicious_reads = CapacityLimiter(MAX_SUSPICIOUS_READS)
         self._last_uses: dict[UUID, datetime] = {}
         self._clear_count = 0
         """Number of calls of `clear`. What was read before the latest call is not cached."""
@@ -82,15 +92,19 @@ class Keyring:
         """Read the principal of a session's cookie. Raises SessionEnded, ApiKeyRevoked, ApiKeyExpired."""
         return self._accept_session(self._read(database, hash_secret(cookie), repository.find_by_session))
 
-    def is_known(self, secret: str) -> bool:
-        """Whether a secret or a cookie belonged to a key when it was last read, however long ago."""
-        cached = self._cached.get(hash_secret(secret))
-        return cached is not None and cached.key is not None
+    def places_to_read(self, *, is_suspicious: bool) -> CapacityLimiter:
+        """Return the places that `read_key` and `read_session` wait for.
+
+        Args:
+            is_suspicious: whether the request's address has tried too many unknown keys.
+        """
+        return self._suspicious_reads if is_suspicious else self._reads
 
     def clear(self) -> None:
         """Empty the cache, because a key was made or revoked."""
         with self._lock:
             self._cached.clear()
+            self._unknown.clear()
             self._clear_count += 1
 
     def latest_use(self, key_id: UUID, stored: datetime | None) -> datetime | None:
@@ -114,7 +128,7 @@ class Keyring:
 
     def _find(self, digest: bytes) -> _CachedKey | None:
         """Return a cached key that is recent enough."""
-        cached = self._cached.get(digest)
+        cached = self._cached.get(digest) or self._unknown.get(digest)
         return None if cached is None or self._clock() - cached.read_at >= CACHE_SECONDS else cached
 
     def _read(
@@ -132,10 +146,12 @@ class Keyring:
         cached = _CachedKey(key, principal, read_at)
         with self._lock:
             if clear_count == self._clear_count:
-                self._cached[digest] = cached
-                self._cached.move_to_end(digest)
-            while len(self._cached) > MAX_CACHED_KEYS:
-                self._cached.popitem(last=False)
+                self._cached.pop(digest, None)
+                self._unknown.pop(digest, None)
+                place = self._unknown if key is None else self._cached
+                place[digest] = cached
+                if len(place) > MAX_CACHED_KEYS:
+                    place.popitem(last=False)
         return cached
 
     def _accept_key(self, cached: _CachedKey, digest: bytes, secret: str) -> Principal:

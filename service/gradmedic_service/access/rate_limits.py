@@ -18,7 +18,7 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 from gradmedic_service.access.errors import TooManyRequests
 
 FAILED_ATTEMPTS_PER_MINUTE = 60
-"""Unknown keys that an address may try in a minute: each one costs a query."""
+"""Unknown keys that an address may try in a minute. Its valid keys are accepted: machines may share an address."""
 
 
 class RateLimits:
@@ -41,17 +41,17 @@ class RateLimits:
                 retry_after=self._seconds_until_allowed(self._requests, key),
             )
 
-    def check_failed_attempts(self, address: str) -> None:
-        """Raise TooManyRequests if an address has tried too many unknown keys."""
-        if not self._limiter.test(self._failures, address):
+    def has_failed_too_often(self, address: str) -> bool:
+        """Whether an address has tried as many unknown keys in a minute as it may."""
+        return not self._limiter.test(self._failures, address)
+
+    def count_failed_attempt(self, address: str) -> None:
+        """Count an unknown key that an address has tried. Raises TooManyRequests if it exceeds the limit."""
+        if not self._limiter.hit(self._failures, address):
             raise TooManyRequests(
                 f"{self._failures.amount} requests of this minute came from {address} with API keys that are unknown.",
                 retry_after=self._seconds_until_allowed(self._failures, address),
             )
-
-    def count_failed_attempt(self, address: str) -> None:
-        """Count an unknown key that an address has tried."""
-        self._limiter.hit(self._failures, address)
 
     def _seconds_until_allowed(self, limit: RateLimitItemPerMinute, key: str) -> int:
         return max(1, math.ceil(self._limiter.get_window_stats(limit, key).reset_time - time.time()))

@@ -166,14 +166,16 @@ def test_a_revocation_reaches_other_processes(database: Database, make_secret: A
     assert replica.find_key(secret) is None
 
 
-def test_the_keyring_is_bounded(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many unknown keys are tried, at most `MAX_CACHED_KEYS` are cached."""
+def test_the_keyring_is_bounded(database: Database, make_secret: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many unknown keys are tried, at most `MAX_CACHED_KEYS` are cached, and none displaces a valid key."""
     monkeypatch.setattr(keyring_module, "MAX_CACHED_KEYS", 10)
-    keyring = Keyring()
+    keyring, secret = Keyring(), make_secret("read")
+    keyring.read_key(database, secret)
     for number in range(50):
         with pytest.raises(ApiKeyUnknown):
             keyring.read_key(database, f"gradmedic_{number:043d}")
-    assert len(keyring._cached) == 10
+    assert len(keyring._unknown) == 10
+    assert keyring.find_key(secret) is not None
 
 
 def test_metrics_need_a_key_of_every_project(client_with_key: Any, client_without_key: TestClient) -> None:

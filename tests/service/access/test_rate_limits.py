@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx2
 import pytest
+from pydantic import SecretStr
+from sqlalchemy import text
 from starlette.testclient import TestClient
+from tests.support.locks import count_waiting_transactions
+from tests.support.patience import PATIENCE
 from tests.support.service_app import ReplaceServices
 
 from gradmedic.protocol.service import API_PATH
+from gradmedic_service.access import service as access
 from gradmedic_service.access.errors import TooManyRequests
+from gradmedic_service.access.keyring import MAX_SUSPICIOUS_READS
 from gradmedic_service.access.rate_limits import FAILED_ATTEMPTS_PER_MINUTE, RateLimits
+from gradmedic_service.access.secrets import new_secret
+from gradmedic_service.database.engine import Database
+from gradmedic_service.settings import Settings
 
 RUNS = f"{API_PATH}/runs"
 
@@ -44,6 +57,52 @@ def test_guessing_keys(client_without_key: TestClient, client_with_key: Any, sto
     ]
     assert codes == ["api_key_unknown"] * FAILED_ATTEMPTS_PER_MINUTE + ["too_many_requests"] * 2
     assert known.get(RUNS).status_code == 200
+
+
+def test_guessing_keeps_no_valid_key_out(
+    client_without_key: TestClient, client_with_key: Any, stopped_clock: None
+) -> None:
+    """Valid keys get in from an address that guesses: used ones, also after a key was made, and ones never used."""
+    used, new, admin = client_with_key("read"), client_with_key("read"), client_with_key("admin")
+    assert used.get(RUNS).status_code == 200
+
+    def guess(count: int) -> list[int]:
+        headers = [{"Authorization": f"Bearer {new_secret()}"} for _ in range(count)]
+        return [client_without_key.get(RUNS, headers=each).status_code for each in headers]
+
+    assert guess(FAILED_ATTEMPTS_PER_MINUTE + 1)[-1] == 429
+    assert new.get(RUNS).status_code == 200
+    assert admin.post(f"{API_PATH}/api-keys", json={"project": "mine", "scopes": ["read"]}).status_code == 201
+    assert guess(2) == [429, 429]
+    assert [client.get(RUNS).status_code for client in (used, new, client_with_key("read"))] == [200, 200, 200]
+
+
+@pytest.mark.slow
+def test_guessing_takes_few_connections(serve: Any, postgres_url: str, wait_until: Any) -> None:
+    """While an address guesses, few of its keys are looked up at once; keys of other addresses do not wait for them."""
+    with contextlib.closing(Database(Settings(database_url=SecretStr(postgres_url)))) as database:
+        with database.writing() as session:
+            _, secret = access.create_key(session, project=None, name="k", scopes=["read"])
+
+        def ask(client: httpx2.Client, key: str) -> int:
+            return client.get(RUNS, headers={"Authorization": f"Bearer {key}"}).status_code
+
+        with (
+            serve(postgres_url, "--require-auth", GRADMEDIC_DATABASE_TIMEOUT=str(PATIENCE)) as served,
+            httpx2.Client(base_url=served.url) as honest,
+            httpx2.Client(base_url=served.url, transport=httpx2.HTTPTransport(local_address="127.0.0.2")) as guesser,
+            ThreadPoolExecutor(20) as threads,
+        ):
+            wait_until(lambda: time.time() % 60 < 30)  # a new minute allows more guesses
+            assert [ask(guesser, new_secret()) for _ in range(FAILED_ATTEMPTS_PER_MINUTE + 1)][-1] == 429
+            with database.writing() as session:
+                session.execute(text("LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE"))
+                guesses = [threads.submit(ask, guesser, new_secret()) for _ in range(10)]
+                wait_until(lambda: count_waiting_transactions(database) == MAX_SUSPICIOUS_READS)
+                asked = threads.submit(ask, honest, secret)
+                wait_until(lambda: count_waiting_transactions(database) == MAX_SUSPICIOUS_READS + 1)
+            assert asked.result() == 200
+            assert {guess.result() for guess in guesses} == {429}
 
 
 def test_the_limit_concerns_the_last_minute(monkeypatch: pytest.MonkeyPatch) -> None:
