@@ -14,11 +14,13 @@ from gradmedic_service.access.authentication import SESSION_COOKIE
 from gradmedic_service.access.authorization import AnyKey, MayAdminister
 from gradmedic_service.access.errors import ApiKeyMissing, ApiKeyNotFound
 from gradmedic_service.access.principal import Principal
+from gradmedic_service.access.secrets import hash_secret
 from gradmedic_service.access.validation import check_new_key
 from gradmedic_service.http.dependencies import (
     DatabaseDependency,
     KeyringDependency,
     LimitsDependency,
+    LiveRunsDependency,
     MaxResults,
     PageToken,
     check_max_results,
@@ -102,12 +104,20 @@ def list_api_keys(
     responses=documented(ApiKeyNotFound, InvalidRequest),
 )
 def revoke_api_key(
-    key_id: KeyId, principal: MayAdminister, database: DatabaseDependency, keyring: KeyringDependency
+    key_id: KeyId,
+    principal: MayAdminister,
+    database: DatabaseDependency,
+    keyring: KeyringDependency,
+    live: LiveRunsDependency,
 ) -> None:
-    """Revoke an API key. This process refuses it at once, other processes within five seconds. It stays in the list."""
+    """Revoke an API key, and end its event streams: at once in this process, within two seconds in other processes.
+
+    The key stays in the list.
+    """
     with database.writing() as session:
         service.revoke_key(session, principal, key_id)
     keyring.clear()
+    live.end_streams(key_id)
 
 
 @router.post(
@@ -150,14 +160,20 @@ def read_session(principal: AnyKey) -> BrowserSession:
 
 @router.delete("/session", status_code=status.HTTP_204_NO_CONTENT)
 def close_session(
-    principal: AnyKey, request: Request, database: DatabaseDependency, keyring: KeyringDependency, response: Response
+    principal: AnyKey,
+    request: Request,
+    database: DatabaseDependency,
+    keyring: KeyringDependency,
+    live: LiveRunsDependency,
+    response: Response,
 ) -> None:
-    """End the session of this browser. Its API key stays valid."""
+    """End the session of this browser, and its event streams. Its API key stays valid."""
     token = request.cookies.get(SESSION_COOKIE)
-    if token is not None:
+    if token is not None and principal.key_id is not None:
         with database.writing() as session:
-            service.close_session(session, principal, token)
+            service.close_session(session, principal.key_id, token)
         keyring.clear()
+        live.end_streams(principal.key_id, hash_secret(token))
     response.delete_cookie(SESSION_COOKIE, path="/", httponly=True, samesite="strict")
 
 

@@ -25,7 +25,7 @@ from gradmedic_service.access.secrets import hash_secret, is_secret, prefix_of
 from gradmedic_service.database.engine import Database, Session
 from gradmedic_service.http.errors import ServiceError
 
-CACHE_SECONDS = 5.0
+CACHE_SECONDS = 2.0
 """Seconds that a cached key is used: the longest time that a revoked key is still accepted."""
 MAX_CACHED_KEYS = 10_000
 """Cached keys of some 1 KB each, and as many cached secrets that are unknown."""
@@ -141,7 +141,12 @@ class Keyring:
         principal = None
         if key is not None:
             principal = Principal(
-                name=key.name, key_id=key.id, project=key.project, run_id=key.run_id, scopes=frozenset(key.scopes)
+                name=key.name,
+                key_id=key.id,
+                project=key.project,
+                run_id=key.run_id,
+                session_digest=None if key.session_expires_at is None else digest,
+                scopes=frozenset(key.scopes),
             )
         cached = _CachedKey(key, principal, read_at)
         with self._lock:

@@ -28,6 +28,8 @@ class Principal:
     """The only project that the principal reaches; None for every project."""
     run_id: UUID | None = None
     """The only run that the principal reaches; None for every run of the project."""
+    session_digest: bytes | None = None
+    """Digest of the cookie of a browser's session; None if the request had the API key itself, or none was needed."""
     scopes: frozenset[str] = EVERY_SCOPE
 
     def has_scope(self, *scopes: str) -> bool:
@@ -35,16 +37,19 @@ class Principal:
         return "admin" in self.scopes or not self.scopes.isdisjoint(scopes)
 
     def reaches_project(self, project: str | None) -> bool:
-        """Whether the principal may see a project as a whole; None stands for all projects together."""
-        return self.project is None or self.project == project
+        """Whether the principal may see a project as a whole; None stands for all projects together.
+
+        A key of one run sees no project as a whole.
+        """
+        return self.run_id is None and self.project in (None, project)
 
     def reaches_run(self, run_id: UUID, project: str) -> bool:
         """Whether the principal may see a run of a project."""
-        return (self.project is None or self.project == project) and (self.run_id is None or self.run_id == run_id)
+        return self.project in (None, project) and self.run_id in (None, run_id)
 
     def check_reach(self, project: str | None, run_id: UUID | None = None) -> None:
         """Raise BeyondKey unless the principal may create something there, whether or not it exists already."""
-        if not self.reaches_project(project):
+        if self.project not in (None, project):
             wanted = "every project" if project is None else f"project {project!r}"
             raise BeyondKey(f"The API key {self.name!r} is for project {self.project!r}, not for {wanted}.")
         if self.run_id is not None and self.run_id != run_id:

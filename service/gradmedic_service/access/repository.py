@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar, cast
@@ -77,6 +77,18 @@ def delete_session(session: Session, key_id: UUID, digest: bytes) -> None:
     session.execute(delete(row).where(row.digest == digest, row.key_id == key_id))
 
 
+def list_usable_keys(session: Session, key_ids: Collection[UUID], now: datetime) -> set[UUID]:
+    """Return those of some keys that are neither revoked nor expired."""
+    key = models.ApiKey
+    return set(session.scalars(select(key.id).where(key.id.in_(key_ids), _is_usable(now))))
+
+
+def list_open_sessions(session: Session, digests: Collection[bytes], now: datetime) -> set[bytes]:
+    """Return those of some digests of cookies whose sessions have not ended."""
+    row = models.BrowserSession
+    return set(session.scalars(select(row.digest).where(row.digest.in_(digests), row.expires_at > now)))
+
+
 def find(session: Session, key_id: UUID, *, is_locked: bool = False) -> models.ApiKey | None:
     """Return a key; with `is_locked`, no other transaction can change it until this one ends."""
     query = select(models.ApiKey).where(models.ApiKey.id == key_id)
@@ -85,9 +97,7 @@ def find(session: Session, key_id: UUID, *, is_locked: bool = False) -> models.A
 
 def has_usable(session: Session, now: datetime) -> bool:
     """Whether at least one key is neither revoked nor expired."""
-    key = models.ApiKey
-    usable = exists().where(key.revoked_at.is_(None), or_(key.expires_at.is_(None), key.expires_at > now))
-    return bool(session.scalar(select(usable)))
+    return bool(session.scalar(select(exists(models.ApiKey.id).where(_is_usable(now)))))
 
 
 def add(session: Session, row: models.ApiKey | models.AuditRecord) -> None:
@@ -116,3 +126,8 @@ def list_newest(
     if after is not None:
         conditions.append(model.id < after)
     return session.scalars(select(model).where(*conditions).order_by(model.id.desc()).limit(size)).all()
+
+
+def _is_usable(now: datetime) -> ColumnElement[bool]:
+    key = models.ApiKey
+    return key.revoked_at.is_(None) & or_(key.expires_at.is_(None), key.expires_at > now)

@@ -124,10 +124,9 @@ def open_session(session: Session, by: Principal) -> tuple[str, datetime]:
     return token, expires_at
 
 
-def close_session(session: Session, by: Principal, token: str) -> None:
-    """End a session of a principal, if it exists."""
-    if by.key_id is not None:
-        repository.delete_session(session, by.key_id, hash_secret(token))
+def close_session(session: Session, key_id: UUID, token: str) -> None:
+    """End a session of a key, if it exists."""
+    repository.delete_session(session, key_id, hash_secret(token))
 
 
 def list_keys(

@@ -93,7 +93,7 @@ def revoke_key(database: Database, reference: str) -> None:
         raise CommandError(f"{count} this id or name, or a secret that begins like this: {reference[:20]!r}")
     with database.writing() as session:
         key = service.revoke_key(session, OPERATOR, matching[0].id)
-    print(f"Revoked {key.name!r} ({key.prefix}...). Services that are running refuse it within five seconds.")
+    print(f"Revoked {key.name!r} ({key.prefix}...). Services that are running refuse it within two seconds.")
 
 
 def _read_keys(database: Database, project: str | None) -> list[ApiKey]:

@@ -73,7 +73,9 @@ def update(session: Session, principal: Principal, name: str, body: ProjectUpdat
 def list_page(
     session: Session, principal: Principal, sort: str, page_token: str | None, max_results: int
 ) -> ProjectList:
-    """Return a page of projects. Raises InvalidRequest for a token of another list."""
+    """Return a page of projects; none for a key of one run. Raises InvalidRequest for a token of another list."""
+    if principal.run_id is not None:
+        return ProjectList(items=[], next_page_token=None)
     query = f"projects by {sort}"
     after = None if page_token is None else position_of(page_token, query, 1)[0]
     rows = repository.list_by_name(

@@ -36,6 +36,8 @@ class RerunQuery:
 
     reachable_project: str | None = None
     """The only project that the principal reaches; None for all."""
+    reachable_run: UUID | None = None
+    """The only run that the principal reaches; None for all."""
     project: str | None = None
     run_id: UUID | None = None
     status: str | None = None
@@ -70,6 +72,7 @@ def read_page(session: Session, query: RerunQuery, size: int) -> Sequence[models
     statement = select(rerun).order_by(rerun.created_at.desc(), rerun.id.desc()).limit(size)
     for column, wanted in (
         (rerun.project, query.reachable_project),
+        (rerun.run_id, query.reachable_run),
         (rerun.project, query.project),
         (rerun.run_id, query.run_id),
         (rerun.status, query.status),

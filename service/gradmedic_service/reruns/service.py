@@ -109,7 +109,7 @@ def list_page(
     session: Session, principal: Principal, query: RerunQuery, page_token: str | None, max_results: int
 ) -> RerunList:
     """Return a page of reruns, newest first. Raises InvalidRequest for a token of another list."""
-    query = replace(query, reachable_project=principal.project)
+    query = replace(query, reachable_project=principal.project, reachable_run=principal.run_id)
     digest = encode_json([query.reachable_project, query.project, str(query.run_id), query.status]).decode()
     if page_token is not None:
         moment, rerun_id = position_of(page_token, digest, 2)

@@ -47,7 +47,9 @@ def register(session: Session, principal: Principal, body: TrainablesOffer, limi
 
 
 def list_trainables(session: Session, principal: Principal) -> Trainables:
-    """Return the trainables that a principal's runs may name."""
+    """Return the trainables that a principal's runs may name; none for a key of one run."""
+    if principal.run_id is not None:
+        return Trainables(items=[])
     return Trainables(
         items=[
             Trainable(name=row.name, parameters=parameters_of(row), gpus=row.gpus, timeout=row.timeout)

@@ -8,22 +8,20 @@ rerun changes without the revision of its run; the state of each rerun is sent a
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from typing import Annotated
 from uuid import UUID
 
 from anyio import to_thread
-from fastapi import APIRouter, Header, Path, Request
+from fastapi import APIRouter, Header, Path
 from fastapi.responses import StreamingResponse
 
 from gradmedic.protocol.encoding import encode_json
-from gradmedic_service.access.authentication import authenticate
 from gradmedic_service.access.authorization import MayFollow
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.database.engine import Database
 from gradmedic_service.http.dependencies import DatabaseDependency, LiveRunsDependency
-from gradmedic_service.http.errors import InvalidRequest, ServiceError, documented
+from gradmedic_service.http.errors import InvalidRequest, documented
 from gradmedic_service.reruns.repository import RerunRevision
 from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.runs.repository import RunRevision
@@ -31,7 +29,7 @@ from gradmedic_service.web.errors import TooManyStreams
 from gradmedic_service.web.live import LiveRuns, RunSnapshot, follow_snapshots, read_snapshots
 
 HEARTBEAT_SECONDS = 15.0
-"""Seconds between two heartbeats and two checks of the API key; proxies close a silent connection after 30 to 60."""
+"""Seconds between two heartbeats; proxies close a silent connection after 30 to 60."""
 RECONNECT_MILLISECONDS = 2_000
 MEDIA_TYPE = "text/event-stream"
 FIELDS = {
@@ -52,7 +50,8 @@ router = APIRouter(prefix="/runs/{run_id}", tags=["runs"])
     responses={
         200: {
             "content": {MEDIA_TYPE: {}},
-            "description": "Events `steps`, `verdict`, `status` and `rerun`, until the run is deleted.",
+            "description": "Events `steps`, `verdict`, `status` and `rerun`, until the run is deleted or the API key "
+            "ends.",
         },
         **documented(RunNotFound, InvalidRequest, TooManyStreams),
     },
@@ -60,7 +59,6 @@ router = APIRouter(prefix="/runs/{run_id}", tags=["runs"])
 async def follow_run(
     run_id: Annotated[UUID, Path(description="Id of the run.")],
     principal: MayFollow,
-    request: Request,
     database: DatabaseDependency,
     live: LiveRunsDependency,
     last_event_id: Annotated[
@@ -74,25 +72,19 @@ async def follow_run(
     """
     live.check_room()
     snapshot = await to_thread.run_sync(_find_run, database, principal, run_id)
-    stream = _stream(request, database, live, snapshot, last_event_id)
+    stream = _stream(database, live, snapshot, principal, last_event_id)
     return StreamingResponse(stream, media_type=MEDIA_TYPE, headers=HEADERS)
 
 
 async def _stream(
-    request: Request, database: Database, live: LiveRuns, snapshot: RunSnapshot, last_event_id: str | None
+    database: Database, live: LiveRuns, snapshot: RunSnapshot, principal: Principal, last_event_id: str | None
 ) -> AsyncIterator[str]:
-    with live.watch(database, snapshot) as watcher:
+    with live.watch(database, snapshot, principal) as watcher:
         is_up_to_date = last_event_id == str(snapshot.run.revision)
         run_events = _event("status", snapshot.run) if is_up_to_date else _run_events(None, snapshot.run)
         yield f"retry: {RECONNECT_MILLISECONDS}\n\n{_rerun_events([], snapshot.reruns)}{run_events}"
-        last, checked_at = snapshot, time.monotonic()
-        async for new in follow_snapshots(watcher, live, HEARTBEAT_SECONDS):
-            if time.monotonic() - checked_at >= HEARTBEAT_SECONDS:
-                try:
-                    await authenticate(request.scope)
-                except ServiceError:
-                    return  # the next request of the client is answered with the reason
-                checked_at = time.monotonic()
+        last = snapshot
+        async for new in follow_snapshots(watcher, HEARTBEAT_SECONDS):
             if new is None:
                 yield ": still here\n\n"
             else:

@@ -8,6 +8,7 @@ from uuid import UUID
 
 import pytest
 from starlette.testclient import TestClient
+from tests.support.played_worker import CLIP, PlayedWorker, read, rerun, suspect
 
 from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.service import API_PATH
@@ -111,6 +112,22 @@ def test_lists(client_with_key: Any, create_run: Any) -> None:
     projects = f"{API_PATH}/projects"
     assert [project["name"] for project in reader.get(projects).json()["items"]] == ["mine"]
     assert {project["name"] for project in everything.get(projects).json()["items"]} == {"mine", "theirs"}
+
+
+def test_a_key_of_one_run_sees_nothing_of_its_project(client_with_key: Any) -> None:
+    """A key of one run lists that run and its reruns; the project, its other reruns and its trainables do not exist."""
+    person, worker = client_with_key("ingest", "read", "rerun"), PlayedWorker(client_with_key("worker"))
+    worker.register()
+    own, other = suspect(person, project="mine"), suspect(person, project="mine")
+    own_rerun, other_rerun = rerun(person, own, CLIP), rerun(person, other, CLIP)
+    reader = client_with_key("ingest", "read", run_id=UUID(own))
+    assert [run["id"] for run in read(reader, "/runs")["items"]] == [own]
+    assert [found["id"] for found in read(reader, "/reruns")["items"]] == [own_rerun["id"]]
+    assert read(reader, f"/reruns/{own_rerun['id']}")["run_id"] == own
+    output = f"/trials/{other_rerun['trials'][0]['id']}/output"
+    for hidden in (f"/reruns/{other_rerun['id']}", output, "/projects/mine"):
+        assert reader.get(f"{API_PATH}{hidden}").status_code == 404
+    assert read(reader, "/trainables")["items"] == read(reader, "/projects")["items"] == []
 
 
 def test_other_projects(client_with_key: Any, create_run: Any) -> None:
