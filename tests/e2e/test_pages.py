@@ -139,6 +139,29 @@ def test_runs_are_compared(open_page: Any, service: Service) -> None:
     expect(page.locator("#compared tbody tr")).to_have_count(2)
 
 
+def test_a_login_leads_to_a_page_of_the_service(open_page: Any, service: Service) -> None:
+    """After the login the browser goes to a path of the service; what leads elsewhere becomes the list of runs."""
+    evil = "evil.example"
+    elsewhere = [
+        f"/.//{evil}", f"//{evil}", f"/\\{evil}", f"\\\\{evil}", f"/\t/{evil}", f"/\n//{evil}", f"/%2e//{evil}",
+        f"/%2E%2e//{evil}", f"/..//{evil}", f"/x/../..//{evil}", f"/./\\{evil}", f"/.\\/{evil}", f" //{evil}",
+        f"https://{evil}/", f"http:{evil}", f"//user@{evil}", "javascript:alert(1)", "//", "//[", "", "\0//x",
+    ]  # fmt: skip
+    own = ["/", "/runs/a?x=%2F%2F&y=/.//", "/compare?runs=a,b", f"/%2F/{evil}", "/projects"]
+    page = open_page(f"{service.url}/projects")
+    find = """async ([texts, origin]) => {
+        const script = [...document.scripts].find((each) => each.src.includes("/static/"));
+        const { nextAddress } = await import(new URL("next_path.js", script.src));
+        return texts.map((text) => nextAddress("?next=" + encodeURIComponent(text), origin));
+    }"""
+    assert page.evaluate(find, [elsewhere, service.url]) == [f"{service.url}/"] * len(elsewhere)
+    assert page.evaluate(find, [own, service.url]) == [service.url + path for path in own]
+    page.route(re.compile(rf"^http://{evil}"), lambda route: route.fulfill(body=evil))
+    page.goto(f"{service.url}/login?next=/.//{evil}")  # no key is needed, so the page goes on at once
+    page.wait_for_url(lambda url: "/login" not in url)
+    assert page.url == f"{service.url}/"
+
+
 def test_login_and_logout(open_page: Any, start_service: StartService, tmp_path: Path) -> None:
     """A link goes to the login and back; an administrator creates and revokes keys; a logout ends the session."""
     url = f"sqlite:///{tmp_path / 'keyed.db'}"

@@ -2,19 +2,16 @@
 
 import { get, send, showError } from "./api.js";
 import { byId } from "./dom.js";
+import { nextAddress } from "./next_path.js";
 
-/** Return the path to go to after the login; an address elsewhere becomes the list of runs. */
-function nextPath() {
-  const target = new URL(new URLSearchParams(location.search).get("next") ?? "/", location.origin);
-  return target.origin === location.origin ? target.pathname + target.search : "/";
-}
+const goOn = () => location.replace(nextAddress(location.search, location.origin));
 
 byId("login").addEventListener("submit", async (event) => {
   event.preventDefault();
   const field = event.target.elements.key;
   try {
     await send("POST", "/session", undefined, { Authorization: `Bearer ${field.value.trim()}` });
-    location.replace(nextPath());
+    goOn();
   } catch (error) {
     showError(error);
     field.select();
@@ -22,4 +19,4 @@ byId("login").addEventListener("submit", async (event) => {
 });
 
 // A link from another site comes without the cookie (SameSite=Strict); the reader may be logged in all the same.
-get("/session").then(() => location.replace(nextPath()), () => { byId("login").elements.key.focus(); document.body.dataset.ready = "yes"; });
+get("/session").then(goOn, () => { byId("login").elements.key.focus(); document.body.dataset.ready = "yes"; });
