@@ -31,6 +31,7 @@ import msgspec
 from gradmedic.protocol.encoding import from_json, to_json
 from gradmedic.protocol.runs import RunCreate
 from gradmedic.recording.step import Entry, Rewind, pack_step, unpack_step
+from gradmedic.upload.private_files import create_private_folder, open_private_file
 
 try:
     import fcntl
@@ -237,7 +238,7 @@ class Journal:
     def _begin_segment(self) -> BinaryIO:
         if self._lock_file is None:
             self._made_directory = not self.folder.parents[1].exists()
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            create_private_folder(self.folder)
             self._lock_session()
         index = self._segments[-1].index + 1 if self._segments else 1
         path = self.folder / f"{index:08d}.journal"
@@ -279,7 +280,8 @@ class Journal:
             kept += _encode_record(kind, number, payload)
         if entries:
             temporary = segment.path.with_suffix(".new")
-            temporary.write_bytes(kept)
+            with os.fdopen(open_private_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
+                file.write(kept)
             temporary.replace(segment.path)
             segment.size, segment.finite, segment.nonfinite = len(kept), 0, nonfinite
         else:
@@ -324,7 +326,7 @@ class Journal:
 
     @staticmethod
     def _open(path: Path, flags: int) -> BinaryIO:
-        descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0), 0o600)
+        descriptor = open_private_file(path, flags)
         return os.fdopen(descriptor, "r+b" if flags & os.O_RDWR else "wb", buffering=0)
 
 

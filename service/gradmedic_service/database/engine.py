@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, cast
 
 from sqlalchemy import Connection, Engine, create_engine, event, exc
@@ -24,6 +25,7 @@ from sqlalchemy.pool import QueuePool
 
 from gradmedic.protocol.encoding import encode_json
 from gradmedic_service.database.errors import DatabaseBusy, DatabaseUnavailable, StorageFull
+from gradmedic_service.database.private_files import create_private_file
 from gradmedic_service.database.urls import parse_url
 from gradmedic_service.settings import Settings
 
@@ -135,6 +137,12 @@ def make_engine(url: URL, *, pool_size: int = 1, timeout: float = 15.0, foreign_
     milliseconds = int(timeout * 1000)
     if url.get_backend_name() == "sqlite":
         engine = create_engine(url, **options)
+
+        @event.listens_for(engine, "do_connect")
+        def create_file(_dialect: Any, _record: Any, arguments: list[str], parameters: dict[str, Any]) -> None:
+            if not parameters.get("uri"):
+                with suppress(OSError):  # SQLite fails for the same reason, with an error that is translated
+                    create_private_file(Path(arguments[0]))  # SQLite gives the files beside it the same mode
 
         @event.listens_for(engine, "connect")
         def set_up(connection: Any, _record: Any) -> None:

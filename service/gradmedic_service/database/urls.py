@@ -7,6 +7,8 @@ from pathlib import Path
 from sqlalchemy import exc, make_url
 from sqlalchemy.engine import URL
 
+from gradmedic_service.database.private_files import create_private_folder
+
 
 def parse_url(text: str) -> URL:
     """Return the URL with its driver. Raises ValueError for a URL that is invalid or not supported."""
@@ -35,10 +37,10 @@ def printable_url(text: str) -> str:
 
 
 def create_parent_folder(text: str) -> None:
-    """Create the folder of a SQLite file, if the URL names one. Raises OSError."""
+    """Create the folder of a SQLite file, if the URL names one; only its owner may read it. Raises OSError."""
     database = parse_url(text).database
     if is_sqlite(text) and database is not None:
-        Path(database).parent.mkdir(parents=True, exist_ok=True)
+        create_private_folder(Path(database).parent)
 
 
 def is_missing(text: str) -> bool:
