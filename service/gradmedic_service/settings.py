@@ -89,6 +89,8 @@ class Settings(BaseSettings):
     """Steps of one trial."""
     max_rerun_trials: int = Field(default=200, ge=1)
     """Trials of one rerun."""
+    max_trainables: int = Field(default=1_000, ge=1)
+    """Trainables of one API key."""
     trial_lease: float = Field(default=15.0, gt=0)
     """Seconds without a heartbeat after which another worker gets a trial."""
     worker_patience: float = Field(default=86_400.0, gt=0)

@@ -89,6 +89,28 @@ def test_upgrade_creates_the_projects_of_runs(empty_database_url: str) -> None:
     schema.upgrade(empty_database_url)
 
 
+def test_downgrade_keeps_one_trainable_of_a_name(empty_database_url: str) -> None:
+    """Of the trainables that several projects have under one name, the version before knows only the first."""
+    schema.upgrade(empty_database_url)
+    engine = make_engine(parse_url(empty_database_url))
+    fields = {"owner": "", "gpus": 0, "timeout": 1.0, "parameters": [], "updated_at": datetime(2026, 1, 2, tzinfo=UTC)}
+    rows: list[dict[str, object]] = [
+        {"name": "train", "given_name": None, "project": "first"},
+        {"name": "\nx", "given_name": "train", "project": "second"},
+    ]
+    trainables = Base.metadata.tables["trainables"]
+    try:
+        with engine.begin() as connection:
+            connection.execute(insert(trainables), [fields | row for row in rows])
+        schema.downgrade(empty_database_url, "0010")
+        with engine.connect() as connection:
+            found = connection.execute(select(trainables.c.name, trainables.c.project)).all()
+            assert found == [("train", "first")]
+    finally:
+        engine.dispose()
+    schema.upgrade(empty_database_url)
+
+
 def test_unknown_revision_is_refused(sqlite_url: str) -> None:
     """A revision that does not exist is refused, and the error names it."""
     with pytest.raises(UnknownRevision, match="nonsense"):

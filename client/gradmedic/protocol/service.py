@@ -55,6 +55,8 @@ class Limits:
     """The largest number of trials of a rerun."""
     max_requests_per_minute: int | None = None
     """The number of requests a minute that each process of the service accepts from one API key. Null: no limit."""
+    max_trainables: int = 1_000
+    """The largest number of trainables of an API key."""
     max_runs_per_project: int | None = None
     """The largest number of runs in a project. Null: no limit."""
 

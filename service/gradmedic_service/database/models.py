@@ -13,6 +13,7 @@ from uuid import UUID
 from sqlalchemy import (
     JSON,
     BigInteger,
+    ColumnElement,
     DateTime,
     Double,
     ForeignKey,
@@ -23,9 +24,11 @@ from sqlalchemy import (
     String,
     Text,
     TypeDecorator,
+    func,
     text,
 )
 from sqlalchemy.engine import Dialect
+from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 NAME_LENGTH = 512
@@ -282,11 +285,19 @@ class AuditRecord(Base):
 
 
 class Trainable(Base):
-    """A command that workers may rerun, as its worker describes it."""
+    """A command that workers may rerun, as its worker describes it. Its name is unique in its project.
+
+    The version before revision 0011 finds a trainable by the column `name` alone. So that column holds the name where
+    no other project has it, otherwise a text that is no name. The next release can make project and name the key.
+    """
 
     __tablename__ = "trainables"
+    __table_args__ = (Index(None, "owner"),)
 
-    name: Mapped[str] = mapped_column(String(NAME_LENGTH), primary_key=True)
+    place: Mapped[str] = mapped_column("name", String(NAME_LENGTH), primary_key=True)
+    """The name, or a text that stands for project and name."""
+    given_name: Mapped[str | None] = mapped_column(String(NAME_LENGTH))
+    """The name where it is not the place; null otherwise."""
     owner: Mapped[str] = mapped_column(String(NAME_LENGTH))
     """Id of the API key that registered the trainable and that alone may run it; empty where no keys are required."""
     project: Mapped[str | None] = mapped_column(String(NAME_LENGTH))
@@ -300,6 +311,16 @@ class Trainable(Base):
     """Name of the worker that made the latest offer."""
     withdrawn_at: Mapped[datetime | None]
     """Time since which its worker no longer offers it, and no other worker does."""
+
+    @hybrid_property
+    def name(self) -> str:
+        """The name."""
+        return self.place if self.given_name is None else self.given_name
+
+    @name.inplace.expression
+    @classmethod
+    def _name_in_queries(cls) -> ColumnElement[str]:
+        return func.coalesce(cls.given_name, cls.place)
 
 
 class Rerun(Base):

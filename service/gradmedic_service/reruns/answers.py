@@ -73,7 +73,7 @@ def _reason_to_wait(session: Session, rerun: models.Rerun, trials: Sequence[mode
     statuses = {trial.status for trial in trials}
     if rerun.status not in ACTIVE_STATUSES or "running" in statuses or "queued" not in statuses:
         return None
-    trainable = trainables.find(session, rerun.trainable)
+    trainable = trainables.find(session, rerun.owner, rerun.trainable)
     if trainable is None or not has_expired_offer(trainable, database_time(session)):
         return None
     since = f"{trainable.updated_at:%Y-%m-%d %H:%M:%S} UTC"

@@ -175,8 +175,8 @@ def _new_rerun(
         raise NotRerunnable("The run is an attempt at a trial of a rerun itself.")
     if run.trainable is None:
         raise NotRerunnable("The run names no trainable: give gradmedic.init(trainable=...) the name of one.")
-    trainable = trainables.find(session, run.trainable)
-    if trainable is None or trainable.withdrawn_at is not None or trainable.project not in (None, run.project):
+    trainable = trainables.find_offered(session, run.project, run.trainable)
+    if trainable is None:
         raise TrainableUnknown(
             f"No worker offers the trainable {run.trainable!r} for project {run.project!r}: "
             "start `gradmedic worker` with a worker.toml that has it."

@@ -52,7 +52,10 @@ def register_trainables(
     database: DatabaseDependency,
     limits: LimitsDependency,
 ) -> Trainables:
-    """Offer trainables, with the parameters that a rerun may set. A name belongs to the key that registered it.
+    """Offer trainables, with the parameters that a rerun may set.
+
+    In its project a name belongs to the key that registered it. Other projects may use the same name. The runs of a
+    project mean the project's own trainable, otherwise one of a key for all projects.
 
     A worker repeats its offer every ten seconds. A trainable that it leaves out is withdrawn, unless another offer of
     it arrived within a minute. Reruns of a withdrawn trainable end with that reason.

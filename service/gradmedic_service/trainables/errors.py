@@ -14,7 +14,7 @@ class TrainableUnknown(ServiceError):
 
 
 class TrainableTaken(ServiceError):
-    """The trainable's name belongs to the API key that registered it first."""
+    """The trainable's name belongs to another API key of the project, which registered it first."""
 
     status = 409
     error_code = "trainable_taken"

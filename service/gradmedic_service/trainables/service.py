@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -23,7 +24,6 @@ from gradmedic_service.trainables.validation import trainable_errors
 
 OFFER_LIFETIME = timedelta(seconds=60)
 """A trainable counts as offered for so long after an offer. Workers repeat their offers every ten seconds."""
-MAX_TRAINABLES = 1_000
 
 PARAMETERS = TypeAdapter(list[TrainableParameter])
 
@@ -31,11 +31,18 @@ PARAMETERS = TypeAdapter(list[TrainableParameter])
 def register(session: Session, principal: Principal, body: TrainablesOffer, limits: Limits) -> Trainables:
     """Store what a worker offers, and withdraw what the same worker offered before and no worker offers now.
 
-    Raises InvalidRequest, and TrainableTaken where a name belongs to another key.
+    Raises InvalidRequest, and TrainableTaken where a name belongs to another key of the project.
     """
     _check_offer(body, limits)
     at = database_time(session)
-    stored = repository.lock(session, owner_of(principal), [item.name for item in body.items])
+    if principal.key_id is not None:
+        keys.find(session, principal.key_id, is_locked=True)  # two offers together must not exceed the limit
+    names = dict.fromkeys(item.name for item in body.items)
+    stored = repository.lock(session, owner_of(principal), principal.project, list(names))
+    others = [trainable for name, trainable in stored.items() if name not in names]
+    for trainable in _find_displaced(others, len(names) + len(others) - limits.max_trainables, at, limits):
+        repository.remove(session, trainable)
+        del stored[trainable.name]
     for item in body.items:
         _store(session, principal, item, stored.pop(item.name, None), body.worker, at)
     if body.worker is not None:
@@ -50,10 +57,13 @@ def list_trainables(session: Session, principal: Principal) -> Trainables:
     """Return the trainables that a principal's runs may name; none for a key of one run."""
     if principal.run_id is not None:
         return Trainables(items=[])
+    offered = repository.list_offered(session, principal.project)
+    if principal.project is not None:
+        offered = list({row.name: row for row in offered}.values())  # the project's own hides that of all projects
     return Trainables(
         items=[
             Trainable(name=row.name, parameters=parameters_of(row), gpus=row.gpus, timeout=row.timeout)
-            for row in repository.list_offered(session, principal.project)
+            for row in offered
         ]
     )
 
@@ -75,9 +85,9 @@ def has_expired_offer(trainable: models.Trainable, at: datetime) -> bool:
 
 def reason_not_offered(session: Session, name: str, owner: str) -> str | None:
     """Return why no worker will ever run an owner's trainable; None if a worker may."""
-    trainable = repository.find(session, name)
-    if trainable is None or trainable.owner != owner:
-        return f"the trainable {name!r} belongs to another key now"
+    trainable = repository.find(session, owner, name)
+    if trainable is None:
+        return f"the key that offered the trainable {name!r} does not have it any more"
     if trainable.withdrawn_at is not None:
         return f"the worker {trainable.worker!r} does not offer the trainable {name!r} any more"
     return None
@@ -86,8 +96,8 @@ def reason_not_offered(session: Session, name: str, owner: str) -> str | None:
 def _check_offer(body: TrainablesOffer, limits: Limits) -> None:
     if body.worker is not None and (message := name_error(body.worker, limits.max_name_length)) is not None:
         raise InvalidRequest.at("worker", message)
-    if len(body.items) > MAX_TRAINABLES:
-        raise InvalidRequest.at("items", f"has {len(body.items)}; at most {MAX_TRAINABLES} are allowed")
+    if len(body.items) > limits.max_trainables:
+        raise InvalidRequest.at("items", f"has {len(body.items)}; at most {limits.max_trainables} are allowed")
     errors: list[FieldError] = []
     for index, item in enumerate(body.items):
         path = f"items[{index}]"
@@ -96,6 +106,31 @@ def _check_offer(body: TrainablesOffer, limits: Limits) -> None:
         errors += trainable_errors(item, path)
     if errors:
         raise InvalidRequest(errors)
+
+
+def _find_displaced(
+    others: Sequence[models.Trainable], excess: int, at: datetime, limits: Limits
+) -> Sequence[models.Trainable]:
+    """Return the trainables of a key that give way to an offer: withdrawn ones, then those offered least recently.
+
+    Raises InvalidRequest if too few of them have an expired offer.
+
+    Args:
+        others: the trainables of the key that are not in the offer.
+        excess: by how many trainables the key would exceed its limit.
+        at: the database's time.
+        limits: the limits of the service.
+    """
+    if excess <= 0:
+        return []
+    expired = [trainable for trainable in others if has_expired_offer(trainable, at)]
+    if len(expired) < excess:
+        raise InvalidRequest.at(
+            "items",
+            f"are {excess - len(expired)} too many: the workers of this API key offer others, and the key may have "
+            f"{limits.max_trainables} trainables (`max_trainables`)",
+        )
+    return sorted(expired, key=lambda trainable: (trainable.withdrawn_at is None, trainable.updated_at))[:excess]
 
 
 def _store(
@@ -118,10 +153,10 @@ def _store(
         "withdrawn_at": None,
     }
     if existing is None:
-        if repository.add(session, models.Trainable(name=item.name, **columns)):
+        existing = repository.add(session, models.Trainable(**columns), item.name)
+        if existing is None:
             return
-        existing = repository.find(session, item.name)  # another transaction has stored it and committed
-    if existing is None or (existing.owner != owner and not _has_lost_its_owner(session, existing, at)):
+    if existing.owner != owner and not _has_lost_its_owner(session, existing, at):
         raise TrainableTaken(f"The trainable {item.name!r} belongs to the key that registered it; choose another name.")
     for name, value in columns.items():
         setattr(existing, name, value)

@@ -31,7 +31,7 @@ from gradmedic_service.reruns.candidates import parameters_of_candidate, remedie
 from gradmedic_service.reruns.outcomes import CANDIDATES
 from gradmedic_service.reruns.repository import ACTIVE_STATUSES
 from gradmedic_service.trainables import repository as trainables
-from gradmedic_service.trainables.service import MAX_TRAINABLES, owner_of, parameters_of
+from gradmedic_service.trainables.service import owner_of, parameters_of
 from gradmedic_service.trials import repository
 
 MAX_SEARCHED_RERUNS = 50
@@ -146,8 +146,9 @@ def key_expiry(at: datetime, seconds: float, lease: float) -> datetime:
 def _check_claim(body: TrialClaim, limits: Limits) -> None:
     if (message := name_error(body.worker, limits.max_name_length)) is not None:
         raise InvalidRequest.at("worker", message)
-    if len(body.trainables) > MAX_TRAINABLES:
-        raise InvalidRequest.at("trainables", f"has {len(body.trainables)}; at most {MAX_TRAINABLES} are allowed")
+    if len(body.trainables) > limits.max_trainables:
+        count = len(body.trainables)
+        raise InvalidRequest.at("trainables", f"has {count}; at most {limits.max_trainables} are allowed")
     if body.executor not in EXECUTORS:
         raise InvalidRequest.at("executor", f"{body.executor!r} is not one of {', '.join(EXECUTORS)}")
 
@@ -186,7 +187,7 @@ def _start_attempt(
     if rerun.status == "queued":
         rerun.status, rerun.started_at = "running", at
         touch_suspect_run(session, rerun)
-    trainable = trainables.find(session, rerun.trainable)
+    trainable = trainables.find(session, rerun.owner, rerun.trainable)
     timeout = seconds if trainable is None else min(seconds, trainable.timeout)
     expires_at = key_expiry(at, timeout, lease)
     secret = None if is_waiting else create_attempt_key(session, principal, rerun, attempt, expires_at)

@@ -96,7 +96,7 @@ def redeem_ticket(
     access.revoke_key(session, OPERATOR, principal.key_id)
     others = [other for other in reruns.read_trials(session, rerun.id) if other.id != trial_id]
     seconds = seconds_for_another_trial(session, rerun, others, at)
-    trainable = trainables.find(session, rerun.trainable)
+    trainable = trainables.find(session, rerun.owner, rerun.trainable)
     timeout = max(MIN_SECONDS, seconds if trainable is None else min(seconds, trainable.timeout))
     attempt.is_waiting, attempt.started_at = False, at
     secret = create_attempt_key(session, principal, rerun, attempt, key_expiry(at, timeout, lease))

@@ -31,7 +31,7 @@ def team(client_with_key: Any) -> tuple[TestClient, PlayedWorker]:
 
 
 def test_a_trainable_belongs_to_its_key(team: Any, client_with_key: Any) -> None:
-    """Another worker can neither register the same trainable nor run the trials of its owner."""
+    """Another worker of the project can neither register the same trainable nor run the trials of its owner."""
     person, worker = team
     stranger = PlayedWorker(client_with_key("worker"))
     taken = stranger.client.put(f"{API}/trainables", json={"items": [{"name": "train"}]})
@@ -168,4 +168,4 @@ def test_a_trainable_of_a_revoked_key(team: Any, client_with_key: Any, database:
     assert do_due_work(database, worker_patience=3600.0) == 1
     ended = person.get(f"{API}/reruns/{asked['id']}").json()
     assert ended["status"] == "failed"
-    assert "the trainable 'train' belongs to another key now" in ended["reason"]
+    assert "the key that offered the trainable 'train' does not have it any more" in ended["reason"]
