@@ -17,11 +17,13 @@ from gradmedic_service.access.authorization import check_requirements
 from gradmedic_service.access.browsers import BrowserGuard
 from gradmedic_service.access.endpoints import router as access_router
 from gradmedic_service.access.keyring import LAST_USE_SECONDS, Keyring
+from gradmedic_service.access.places import Places
 from gradmedic_service.access.rate_limits import RateLimits
 from gradmedic_service.database import schema
 from gradmedic_service.database.engine import Database
 from gradmedic_service.due_work import do_due_work
-from gradmedic_service.http.bodies import BoundedBodies
+from gradmedic_service.http.answers import BoundedAnswers
+from gradmedic_service.http.arrival import ArrivingBodies
 from gradmedic_service.http.documentation import add_documentation
 from gradmedic_service.http.health import health_router, limits_router
 from gradmedic_service.http.metrics import Metrics
@@ -87,10 +89,17 @@ def create_app(settings: Settings) -> FastAPI:
     check_requirements(app)
     answer_with_problems(app)
     provide_services(app, build_services(settings, RouteTable(app)))
-    app.add_middleware(BoundedBodies, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(
-        Admission, max_concurrent=settings.max_concurrent_requests, max_waiting=settings.max_waiting_requests
+        Admission,
+        places=Places(settings.max_concurrent_requests, settings.max_waiting_requests),
+        bodies=ArrivingBodies(
+            settings.max_body_bytes,
+            settings.max_arrived_bytes,
+            max_requests=settings.max_concurrent_requests + settings.max_waiting_requests,
+            seconds=settings.request_timeout,
+        ),
     )
+    app.add_middleware(BoundedAnswers, max_bytes=settings.max_answer_bytes)
     app.add_middleware(Authentication)
     app.add_middleware(BrowserGuard, allowed_hosts=settings.accepted_hosts)
     app.add_middleware(RequestContext)

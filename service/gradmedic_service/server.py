@@ -13,8 +13,11 @@ from collections.abc import Callable
 import structlog
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from gradmedic_service.app import create_app
+from gradmedic_service.http.connections import ConnectionBounds, Connections
+from gradmedic_service.http.listener import Listener, bound_by_files
 from gradmedic_service.services import services_of
 from gradmedic_service.settings import Settings
 
@@ -50,6 +53,7 @@ def run_server(settings: Settings, announce: Callable[[str], None], worker_file:
     config = uvicorn.Config(
         app,
         access_log=False,
+        ws="none",  # there is no such route, and a connection would leave its bounds
         log_config=None,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
@@ -72,28 +76,57 @@ def run_server(settings: Settings, announce: Callable[[str], None], worker_file:
         reason = error.strerror or error
         raise StartError(f"cannot listen at {settings.host} port {settings.port}: {reason}") from error
     with listener:
-        _Server(config, app, announce, worker_file).run(sockets=[listener])
+        _Server(config, app, _connection_bounds(config, settings), announce, worker_file).run(sockets=[listener])
+
+
+def _connection_bounds(config: uvicorn.Config, settings: Settings) -> ConnectionBounds:
+    """Return the bounds of connections. The limit of open files is raised as far as they need it."""
+    forwarding = config.loaded_app
+    return ConnectionBounds(
+        header_seconds=settings.header_timeout,
+        request_seconds=settings.request_timeout,
+        write_seconds=settings.write_timeout,
+        max_connections=bound_by_files(settings.max_connections),
+        max_per_address=settings.max_connections_per_address,
+        is_proxy=lambda address: isinstance(forwarding, ProxyHeadersMiddleware) and address in forwarding.trusted_hosts,
+    )
 
 
 class _Server(uvicorn.Server):
-    """Announces its address once it listens. Starts its worker then, and ends it first."""
+    """Accepts connections itself, and bounds them. Announces its address once it listens.
+
+    Its worker starts then, and ends first.
+    """
 
     def __init__(
-        self, config: uvicorn.Config, app: FastAPI, announce: Callable[[str], None], worker_file: str | None
+        self,
+        config: uvicorn.Config,
+        app: FastAPI,
+        bounds: ConnectionBounds,
+        announce: Callable[[str], None],
+        worker_file: str | None,
     ) -> None:
         super().__init__(config)
         self._app = app
+        self._bounds = bounds
+        self._connections = Connections(bounds)
+        self._listeners: list[Listener] = []
         self._announce = announce
         self._worker_file = worker_file
         self._worker: _WorkerProcess | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        await super().startup(sockets=[])
         if self.should_exit:
             return
         scheme = "https" if self.config.is_ssl else "http"
-        for listener in sockets or []:
-            host, port = listener.getsockname()[:2]
+        arguments = {"config": self.config, "server_state": self.server_state, "app_state": self.lifespan.state}
+        self._connections.start()
+        for listening in sockets or []:
+            listener = Listener(listening, self._connections, arguments, self.config.ssl, self._bounds)
+            listener.start()
+            self._listeners.append(listener)
+            host, port = listening.getsockname()[:2]
             address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
             self._announce(address)
             if self._worker_file is not None:
@@ -107,7 +140,10 @@ class _Server(uvicorn.Server):
         if self._worker is not None:
             await asyncio.to_thread(self._worker.end)
         services_of(self._app).live_runs.close()
+        for listener in self._listeners:
+            listener.stop()
         await super().shutdown(sockets)
+        self._connections.stop()
 
 
 class _WorkerProcess:

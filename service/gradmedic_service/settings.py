@@ -51,10 +51,27 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "console"
     """Lines for people, or JSON objects for programs."""
 
+    header_timeout: float = Field(default=20.0, gt=0)
+    """Seconds in which the headers of a request must arrive, and the TLS handshake of a connection."""
+    request_timeout: float = Field(default=60.0, gt=0)
+    """Seconds in which a whole request must arrive, headers and body."""
+    write_timeout: float = Field(default=30.0, gt=0)
+    """Seconds after which a connection is closed whose client reads less than 1 KiB a second of its answer."""
+    max_connections: int = Field(default=4096, ge=1)
+    """Connections that a process keeps open. They are fewer where the operating system allows fewer open files."""
+    max_connections_per_address: int = Field(default=512, ge=1)
+    """Connections of one address that never carried an authenticated request. It does not hold for trusted proxies."""
+
     max_body_bytes: int = Field(default=16 * 2**20, ge=1024)
     """Largest body of a request, as sent and after decompression."""
+    max_arrived_bytes: int = Field(default=128 * 2**20, ge=1024)
+    """Bytes of bodies that have arrived and whose requests are not answered. One API key holds at most half of them."""
+    max_answer_bytes: int = Field(default=256 * 2**20, ge=1024)
+    """Bytes of memory for large answers that are being built or read. One API key holds at most half of them. A million
+    points of a series need 92 MiB."""
     max_concurrent_requests: int = Field(default=20, ge=1)
-    """API requests that are served at the same time; others wait for at most a second."""
+    """API requests that are served at the same time; others wait for at most a second. One API key has at most three
+    quarters of these places."""
     max_waiting_requests: int = Field(default=200, ge=0)
     """API requests that wait; more of them get 503."""
     max_streams: int = Field(default=256, ge=0)

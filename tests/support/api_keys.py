@@ -6,11 +6,13 @@ from typing import Protocol
 from uuid import UUID
 
 import pytest
+from pydantic import SecretStr
 from starlette.testclient import TestClient
 from tests.support.service_app import ReplaceServices
 
 from gradmedic_service.access import service
 from gradmedic_service.database.engine import Database
+from gradmedic_service.settings import Settings
 
 
 class MakeSecret(Protocol):
@@ -61,3 +63,14 @@ def client_with_key(client_without_key: TestClient, make_secret: MakeSecret) -> 
         )
 
     return make_client
+
+
+def create_secret(database_url: str, *scopes: str, project: str = "tests") -> str:
+    """Store an API key in a migrated database, and return its secret."""
+    database = Database(Settings(database_url=SecretStr(database_url)))
+    try:
+        with database.writing() as session:
+            _, secret = service.create_key(session, project=project, name="key", scopes=scopes, run_id=None)
+    finally:
+        database.close()
+    return secret

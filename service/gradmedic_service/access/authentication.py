@@ -24,15 +24,13 @@ from gradmedic_service.access.errors import (
     SessionEnded,
     TooManyRequests,
 )
-from gradmedic_service.access.principal import LOOPBACK, Principal
+from gradmedic_service.access.principal import LOOPBACK, RESULT, Principal
 from gradmedic_service.database.engine import Database
 from gradmedic_service.database.errors import DatabaseBusy, DatabaseUnavailable
 from gradmedic_service.http.errors import ServiceError
 from gradmedic_service.services import services_of
 
 SESSION_COOKIE = "gradmedic_session"
-RESULT = "authentication_result"
-"""Key of the result in the request's state."""
 AUTHENTICATION_ERRORS = (
     ApiKeyMissing,
     ApiKeyUnknown,

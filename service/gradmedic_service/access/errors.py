@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from typing import ClassVar
 
 from gradmedic_service.http.errors import ServiceError
 
+RETRY_AFTER_SECONDS = (2, 6)
+"""Bounds of the seconds after which a client tries again. The number is random, so that clients that were refused
+together do not return together."""
 KEY_REQUIRED: Mapping[str, str] = {"WWW-Authenticate": 'Bearer realm="gradmedic"'}
 """RFC 6750, section 3: the request has no key."""
 INVALID_TOKEN: Mapping[str, str] = {"WWW-Authenticate": 'Bearer realm="gradmedic", error="invalid_token"'}
 """RFC 6750, section 3.1: the request has a key that is not accepted."""
 INSUFFICIENT_SCOPE: Mapping[str, str] = {"WWW-Authenticate": 'Bearer realm="gradmedic", error="insufficient_scope"'}
 """RFC 6750, section 3.1: the key is accepted, but not for this."""
+
+_random = random.Random()
 
 
 class ApiKeyInUrl(ServiceError):
@@ -123,3 +129,10 @@ class Overloaded(ServiceError):
     status = 503
     error_code = "overloaded"
     title = "The service is busy"
+
+
+def overloaded(reason: str) -> Overloaded:
+    """Return the error of a request that is not served now."""
+    return Overloaded(
+        f"The service is busy. {reason} Nothing was stored.", retry_after=_random.randint(*RETRY_AFTER_SECONDS)
+    )

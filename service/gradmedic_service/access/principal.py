@@ -12,6 +12,8 @@ from uuid import UUID
 from gradmedic.protocol.access import SCOPES
 from gradmedic_service.access.errors import BeyondKey
 
+RESULT = "authentication_result"
+"""Key of the principal in a request's state; there is the error instead where a request has none."""
 TICKET = "ticket"
 """The scope of a one-time ticket, which can only be redeemed. No request can make a key with this scope."""
 EVERY_SCOPE = frozenset((*SCOPES, TICKET))

@@ -1,15 +1,14 @@
-"""Request bodies: their size is bounded while they arrive, while they are decompressed, and while they are decoded.
+"""Request bodies: their size is bounded while they are decompressed, and while they are decoded.
 
-No route receives more than `max_body_bytes`, whatever the headers declare and however small the compressed body was.
-The body is read when the application reads it, not before. Its endpoint decompresses and decodes it, on a thread. That
-takes at most `MEMORY_MULTIPLE` times its decompressed size and `MEMORY_CONSTANT` bytes. Large bodies take turns.
+No route receives more than `max_body_bytes`, however small the compressed body was. `http.arrival` bounds what is sent.
+The endpoint of a body decompresses and decodes it, on a thread. That takes at most `MEMORY_MULTIPLE` times its
+decompressed size and `MEMORY_CONSTANT` bytes. Large bodies take turns.
 """
 
 from __future__ import annotations
 
 import threading
 import zlib
-from asyncio import timeout
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,16 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 import zstandard
 from fastapi import Request
-from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gradmedic_service.http.errors import BodyTooLarge, MalformedBody, RequestTimeout, UnsupportedMediaType
+from gradmedic_service.http.errors import BodyTooLarge, MalformedBody, UnsupportedMediaType
 
 MAX_ZSTD_WINDOW_BYTES = 8 * 2**20
 """The window that RFC 8878, section 3.1.1.1.2, recommends every decoder to support; a frame may declare 2 GiB."""
-BODY_SECONDS = 20.0
-"""Seconds that the next part of a body may take: a slow request occupies a slot that others wait for."""
 GZIP_WBITS = 31
 GZIP_PIECE_BYTES = 2**16
 """Bytes that a gzip member is given at a time. zlib copies what is left of them at the end of each member."""
@@ -44,52 +39,6 @@ because Python runs one thread at a time."""
 NAME_MARKS = b":"
 VALUE_MARKS = b",:[{"
 ZSTD_UNKNOWN_SIZE = zstandard.CONTENTSIZE_UNKNOWN
-
-
-class BoundedBodies:
-    """ASGI middleware: bounds the bodies of requests as they are sent."""
-
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
-        self._app = app
-        self._limit = max_body_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        declared = Headers(scope=scope).get("content-length", "")
-        body = _Body(receive, int(declared) if declared.isdecimal() else None, self._limit)
-        await self._app(scope, body.receive, send)
-
-
-class _Body:
-    """The body of one request."""
-
-    def __init__(self, receive: Receive, declared: int | None, limit: int) -> None:
-        self._receive = receive
-        self._declared = declared
-        self._limit = limit
-        self._received = 0
-        self._is_complete = False
-
-    async def receive(self) -> Message:
-        """Return the next message. Raises BodyTooLarge, RequestTimeout."""
-        if self._declared is not None and self._declared > self._limit:
-            raise _too_large(self._limit)
-        if self._is_complete:  # the next message is the end of the connection, which may come much later
-            return await self._receive()
-        try:
-            async with timeout(BODY_SECONDS):
-                message = await self._receive()
-        except TimeoutError:
-            raise RequestTimeout(f"Nothing of the body arrived for {BODY_SECONDS:g} s.") from None
-        if message["type"] == "http.request":
-            self._is_complete = not message.get("more_body", False)
-            self._received += len(message.get("body", b""))
-            if self._received > self._limit:
-                raise _too_large(self._limit)
-        return message
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +80,7 @@ def decompressed(body: SentBody, limit: int) -> Iterator[bytes]:
     if data is not None:
         yield data
     elif limit <= LARGE_BODY_BYTES:
-        raise _too_large(limit)
+        raise BodyTooLarge.over(limit)
     else:
         with _large_body_lock:
             yield decompress(body.data, limit)
@@ -172,7 +121,7 @@ def decompress_gzip(data: bytes, limit: int) -> bytes:
             except zlib.error as error:
                 raise MalformedBody(f"The body is not gzip: {error}.") from None
             if len(part) > remaining:
-                raise _too_large(limit)
+                raise BodyTooLarge.over(limit)
             parts.append(part)
             remaining -= len(part)
             position += len(piece) - len(stream.unused_data)
@@ -185,18 +134,18 @@ def decompress_zstd(data: bytes, limit: int) -> bytes:
     try:
         size = zstandard.get_frame_parameters(data).content_size
         if size != ZSTD_UNKNOWN_SIZE and size > limit:
-            raise _too_large(limit)
+            raise BodyTooLarge.over(limit)
         return decompressor.decompress(data, max_output_size=limit, allow_extra_data=False)
     except zstandard.ZstdError as error:
         if _exceeds_limit(decompressor, data, limit):
-            raise _too_large(limit) from None
+            raise BodyTooLarge.over(limit) from None
         raise MalformedBody(f"The body is not zstd: {error}.") from None
 
 
 def _check_size(data: bytes, limit: int) -> bytes:
     """Return a body that is not compressed. Raises BodyTooLarge."""
     if len(data) > limit:
-        raise _too_large(limit)
+        raise BodyTooLarge.over(limit)
     return data
 
 
@@ -213,11 +162,6 @@ def _exceeds_limit(decompressor: zstandard.ZstdDecompressor, data: bytes, limit:
         except zstandard.ZstdError:
             return False
     return read > limit
-
-
-def _too_large(limit: int) -> BodyTooLarge:
-    """Return the error of a body over the limit."""
-    return BodyTooLarge(f"The body is over {limit} bytes; `GET /api/v1/limits` has the limits.")
 
 
 DECOMPRESSORS: dict[str, Callable[[bytes, int], bytes]] = {"gzip": decompress_gzip, "zstd": decompress_zstd}

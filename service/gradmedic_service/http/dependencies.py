@@ -15,6 +15,7 @@ from fastapi import Depends, Query, Request
 from gradmedic.protocol.service import JSON_MEDIA_TYPE, Limits
 from gradmedic_service.access.keyring import Keyring
 from gradmedic_service.database.engine import Database
+from gradmedic_service.http.answers import MEMORY, AnswerMemory
 from gradmedic_service.http.errors import InvalidRequest, UnsupportedMediaType
 from gradmedic_service.http.metrics import Metrics
 from gradmedic_service.reruns.automatic import AutomaticReruns
@@ -64,6 +65,12 @@ async def _trial_lease(request: Request) -> float:
     return services_of(request.app).trial_lease
 
 
+async def _answer_memory(request: Request) -> AnswerMemory:
+    memory: AnswerMemory = request.scope["state"][MEMORY]
+    return memory
+
+
+AnswerMemoryDependency = Annotated[AnswerMemory, Depends(_answer_memory)]
 DatabaseDependency = Annotated[Database, Depends(_database)]
 SchemaRevisionDependency = Annotated[str, Depends(_schema_revision)]
 LimitsDependency = Annotated[Limits, Depends(_limits)]

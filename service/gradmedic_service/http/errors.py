@@ -105,6 +105,11 @@ class BodyTooLarge(ServiceError):
     error_code = "body_too_large"
     title = "The request body is too large"
 
+    @classmethod
+    def over(cls, limit: int) -> BodyTooLarge:
+        """Return the error of a body over the limit."""
+        return cls(f"The body is over {limit} bytes; `GET /api/v1/limits` has the limits.")
+
 
 class RequestTimeout(ServiceError):
     """The body did not arrive in time. Nothing was stored; the same request may be sent again."""

@@ -11,10 +11,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gradmedic.protocol.ids import new_id
-from gradmedic_service.access.authentication import RESULT
 from gradmedic_service.access.browsers import missing_security_headers
 from gradmedic_service.access.errors import ApiKeyInUrl
-from gradmedic_service.access.principal import Principal
+from gradmedic_service.access.principal import RESULT, Principal
 from gradmedic_service.access.secrets import redact_secrets
 from gradmedic_service.http.errors import ServiceError
 from gradmedic_service.http.metrics import NO_ROUTE

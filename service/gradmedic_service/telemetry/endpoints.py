@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
+import zlib
+from collections.abc import Iterator
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -15,8 +16,10 @@ from gradmedic.protocol.series import SeriesResult
 from gradmedic.protocol.service import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, FieldError
 from gradmedic.protocol.steps import AppendResult, RewindResult, RunRewind
 from gradmedic_service.access.authorization import MayFollow, MayIngest, MayRead
+from gradmedic_service.http.answers import respond_in_parts
 from gradmedic_service.http.bodies import SentBody, decompressed, read_body
 from gradmedic_service.http.dependencies import (
+    AnswerMemoryDependency,
     AutomaticRerunsDependency,
     DatabaseDependency,
     FactsDependency,
@@ -36,6 +39,7 @@ from gradmedic_service.telemetry.series_table import NUMBERS
 
 DEFAULT_POINTS = 500
 """About one bucket for each pixel column of a heatmap."""
+GZIP_WBITS = 31
 GZIP_LEVEL = 1
 """Counts are nearly always alike and shrink to nothing at any level; mantissas hardly shrink at any level."""
 VARY = {"Vary": "Accept, Accept-Encoding"}
@@ -167,6 +171,7 @@ def read_steps(
     principal: MayRead,
     database: DatabaseDependency,
     limits: LimitsDependency,
+    memory: AnswerMemoryDependency,
     statistic: Annotated[
         list[str],
         Query(
@@ -212,22 +217,30 @@ def read_steps(
             selection, generation, last_step = service.select_for_export(
                 connection, principal, run_id, statistic, layer or []
             )
+        memory.reserve(export.PART_BYTES + selection.series_count * export.COLUMN_BYTES)
         last_step = last_step if to_step is None else min(to_step, last_step)
         table = export.create_table(export_type, selection)
         parts = export.stream_table(database, run_id, generation, selection, from_step, last_step, table)
         return StreamingResponse(parts, media_type=export_type)
     with database.reading_rows() as connection:
         series_table = service.read_series(
-            connection, principal, run_id, statistic, layer or [], from_step, to_step, max_points
+            connection, principal, run_id, statistic, layer or [], from_step, to_step, max_points, memory
         )
     fields = field or NUMBERS
     if MSGPACK_MEDIA_TYPE not in accept.lower():
-        return Response(series_table.to_json(run_id, fields), media_type=JSON_MEDIA_TYPE, headers=VARY)
-    content = series_table.to_msgpack(run_id, fields)
+        return respond_in_parts(series_table.json_parts(run_id, fields), JSON_MEDIA_TYPE, VARY)
+    parts = series_table.msgpack_parts(run_id, fields)
     if "gzip" not in accept_encoding.lower():
-        return Response(content, media_type=MSGPACK_MEDIA_TYPE, headers=VARY)
-    compressed = gzip.compress(content, compresslevel=GZIP_LEVEL, mtime=0)
-    return Response(compressed, media_type=MSGPACK_MEDIA_TYPE, headers={**VARY, "Content-Encoding": "gzip"})
+        return respond_in_parts(parts, MSGPACK_MEDIA_TYPE, VARY)
+    return respond_in_parts(_compress(parts), MSGPACK_MEDIA_TYPE, {**VARY, "Content-Encoding": "gzip"})
+
+
+def _compress(parts: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield parts as one gzip stream."""
+    stream = zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WBITS)
+    for part in parts:
+        yield stream.compress(part)
+    yield stream.flush()
 
 
 @router.get(

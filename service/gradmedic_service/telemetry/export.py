@@ -32,6 +32,13 @@ MEDIA_TYPES = (CSV_MEDIA_TYPE, PARQUET_MEDIA_TYPE)
 CHUNKS_PER_PART = 8
 """Number of chunks in a part, some 400 to 800 steps: a row group of Parquet."""
 
+CELLS_AT_ONCE = 100_000
+"""Cells of a CSV file that are text in memory at a time, some 10 MB."""
+PART_BYTES = 16 * 2**20
+"""Bytes of memory for the stored chunks of a part and its text."""
+COLUMN_BYTES = 100 * 24
+"""Bytes of memory for a column of a chunk, at most 99 steps: values, masks, and their copies in the file's format."""
+
 Column = tuple[NDArray[Any], NDArray[np.bool_]]
 """Values of a column, and the mask of those that are present."""
 
@@ -43,8 +50,8 @@ class RunChanged(Exception):
 class Table(Protocol):
     """Encodes a table as bytes, part by part."""
 
-    def encode_rows(self, steps: NDArray[np.int64], columns: Sequence[Column]) -> bytes:
-        """Return the bytes of the next rows."""
+    def encode_rows(self, steps: NDArray[np.int64], columns: Sequence[Column]) -> Iterator[bytes]:
+        """Yield the bytes of the next rows."""
 
     def encode_end(self) -> bytes:
         """Return the bytes that end the table."""
@@ -80,7 +87,7 @@ def stream_table(
         for chunk in chunks:
             steps = chunk.steps
             in_range = (steps >= first) & (steps <= last)
-            yield table.encode_rows(steps[in_range], _read_columns(chunk, selection, in_range))
+            yield from table.encode_rows(steps[in_range], _read_columns(chunk, selection, in_range))
             first = int(steps[-1]) + 1
 
 
@@ -110,17 +117,23 @@ class CsvTable:
     def __init__(self, selection: SeriesSelection) -> None:
         self._header: list[str] | None = ["step", *name_columns(selection)]
 
-    def encode_rows(self, steps: NDArray[np.int64], columns: Sequence[Column]) -> bytes:
-        """Return the bytes of the next rows."""
-        texts = [
-            [_to_text(value) if is_present else "" for value, is_present in zip(values.tolist(), present, strict=True)]
-            for values, present in columns
-        ]
-        buffer = io.StringIO()
-        writer = csv.writer(buffer)
-        self._write_header(writer)
-        writer.writerows(zip(steps.tolist(), *texts, strict=True))
-        return buffer.getvalue().encode()
+    def encode_rows(self, steps: NDArray[np.int64], columns: Sequence[Column]) -> Iterator[bytes]:
+        """Yield the bytes of the next rows."""
+        rows = max(1, CELLS_AT_ONCE // (1 + len(columns)))
+        for start in range(0, len(steps), rows):
+            at_once = slice(start, start + rows)
+            texts = [
+                [
+                    _to_text(value) if is_present else ""
+                    for value, is_present in zip(values[at_once].tolist(), present[at_once], strict=True)
+                ]
+                for values, present in columns
+            ]
+            buffer = io.StringIO()
+            writer = csv.writer(buffer)
+            self._write_header(writer)
+            writer.writerows(zip(steps[at_once].tolist(), *texts, strict=True))
+            yield buffer.getvalue().encode()
 
     def encode_end(self) -> bytes:
         """Return the header if there was no row, else nothing."""
@@ -163,12 +176,12 @@ class ParquetTable:
         file = pyarrow.PythonFile(_WrittenBytes(self._buffer), mode="w")
         self._writer = pyarrow.parquet.ParquetWriter(file, self._schema)
 
-    def encode_rows(self, steps: NDArray[np.int64], columns: Sequence[Column]) -> bytes:
-        """Return the bytes of the next row group."""
+    def encode_rows(self, steps: NDArray[np.int64], columns: Sequence[Column]) -> Iterator[bytes]:
+        """Yield the bytes of the next row group."""
         arrays = [self._arrow.array(steps)]
         arrays += [self._arrow.array(values, mask=~present) for values, present in columns]
         self._writer.write_table(self._arrow.Table.from_arrays(arrays, schema=self._schema))
-        return self._read_written()
+        yield self._read_written()
 
     def encode_end(self) -> bytes:
         """Return the bytes of the footer."""

@@ -7,12 +7,13 @@ from uuid import UUID
 
 from gradmedic.protocol.statistics import SERIES
 from gradmedic_service.database.engine import Connection
+from gradmedic_service.http.answers import AnswerMemory
 from gradmedic_service.http.errors import InvalidRequest
 from gradmedic_service.telemetry import chunk_repository, repository
 from gradmedic_service.telemetry.chunks import Chunk
 from gradmedic_service.telemetry.repository import RunRow
 from gradmedic_service.telemetry.rollups import ROLLUP_FACTOR, Rollup
-from gradmedic_service.telemetry.series_accumulator import SeriesAccumulator, SeriesSelection
+from gradmedic_service.telemetry.series_accumulator import POINT_BYTES, SeriesAccumulator, SeriesSelection
 from gradmedic_service.telemetry.series_table import SeriesTable
 
 MAX_NAMES_IN_ERROR = 40
@@ -51,12 +52,17 @@ def read_table(
     from_step: int,
     to_step: int | None,
     max_points: int,
+    memory: AnswerMemory,
 ) -> SeriesTable:
-    """Return the selected series in at most `max_points` buckets; without `to_step`, up to the last step."""
+    """Return the selected series in at most `max_points` buckets; without `to_step`, up to the last step.
+
+    Raises Overloaded if other answers take the memory for it.
+    """
     first = max(from_step, chunk_repository.read_first_step(connection, run.id) or 0)
     last = run.last_step if to_step is None else min(to_step, run.last_step or 0)
     if run.last_step is None or last is None or last < first:
         return SeriesAccumulator(selection, 0, 0, max_points).to_table()
+    memory.reserve(selection.series_count * min(max_points, last - first + 1) * POINT_BYTES)
     accumulator = SeriesAccumulator(selection, first, last, max_points)
     level = _coarsest_level(connection, run.id, first, last, max_points)
     _accumulate(connection, run.id, level, first, last, accumulator)

@@ -2,12 +2,13 @@
 
 Both hold the same. JSON is for people and small answers. A heatmap of 100 layers is 50,000 numbers; as float32 bytes
 they are a tenth of the JSON, and a browser needs no parsing. Where no value of a bucket is finite, a number is null in
-JSON and 0 in msgpack; `count` and `nonfinite`, which are always there, show that. NaN never means absent.
+JSON and 0 in msgpack; `count` and `nonfinite`, which are always there, show that. NaN never means absent. Both are made
+part by part, so that a large answer is never in memory beside its table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -21,6 +22,8 @@ from gradmedic.protocol.series import Series, SeriesResult
 NUMBERS = ("min", "mean", "max")
 """The numbers of a bucket that `field` selects; its counts are always there."""
 COUNTS = ("count", "nonfinite", "infinite")
+EMPTY_ARRAY, ARRAY_32 = b"\x90", b"\xdd"
+"""The empty array of msgpack, and the first byte of an array whose length follows as 32 bits."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,47 +40,45 @@ class SeriesTable:
     nonfinite: NDArray[np.int64]
     infinite: NDArray[np.int64]
 
-    def to_json(self, run_id: UUID, fields: Collection[str]) -> bytes:
-        """Return the table as JSON; the numbers that `fields` leaves out are empty lists."""
-        is_finite = self.count > self.nonfinite
-        series = []
+    def json_parts(self, run_id: UUID, fields: Collection[str]) -> Iterator[bytes]:
+        """Yield the table as JSON, series by series; the numbers that `fields` leaves out are empty lists."""
+        steps = self.first_step.tolist(), self.last_step.tolist()
+        empty = SeriesResult(run_id=run_id, first_step=steps[0], last_step=steps[1], series=[])
+        yield msgspec.json.encode(empty).removesuffix(b"]}")
         for row, (statistic, layer) in enumerate(self.names):
+            is_finite = self.count[row] > self.nonfinite[row]
             low, mean, high = (
-                _with_nulls(self.numbers[name][row], is_finite[row]) if name in fields else [] for name in NUMBERS
+                _with_nulls(self.numbers[name][row], is_finite) if name in fields else [] for name in NUMBERS
             )
             count, nonfinite, infinite = (getattr(self, name)[row].tolist() for name in COUNTS)
-            series.append(
-                Series(
-                    statistic=statistic,
-                    layer=layer,
-                    min=low,
-                    mean=mean,
-                    max=high,
-                    count=count,
-                    nonfinite=nonfinite,
-                    infinite=infinite,
-                )
+            series = Series(
+                statistic=statistic,
+                layer=layer,
+                min=low,
+                mean=mean,
+                max=high,
+                count=count,
+                nonfinite=nonfinite,
+                infinite=infinite,
             )
-        result = SeriesResult(
-            run_id=run_id, first_step=self.first_step.tolist(), last_step=self.last_step.tolist(), series=series
-        )
-        return msgspec.json.encode(result)
+            yield (b"," if row else b"") + msgspec.json.encode(series)
+        yield b"]}"
 
-    def to_msgpack(self, run_id: UUID, fields: Collection[str]) -> bytes:
-        """Return the table as msgpack; the numbers that `fields` leaves out are missing."""
-        is_finite = self.count > self.nonfinite
-        all_series: list[dict[str, Any]] = []
+    def msgpack_parts(self, run_id: UUID, fields: Collection[str]) -> Iterator[bytes]:
+        """Yield the table as msgpack, series by series; the numbers that `fields` leaves out are missing."""
+        steps = {"first_step": self.first_step.tolist(), "last_step": self.last_step.tolist()}
+        empty = msgspec.msgpack.encode({"run_id": str(run_id), **steps, "series": []})
+        yield empty.removesuffix(EMPTY_ARRAY) + ARRAY_32 + len(self.names).to_bytes(4, "big")
         for row, (statistic, layer) in enumerate(self.names):
+            is_finite = self.count[row] > self.nonfinite[row]
             dtype = np.dtype("<f8") if layer is None else np.dtype("<f4")
             series: dict[str, Any] = {"statistic": statistic, "layer": layer}
             for name in NUMBERS:
                 if name in fields:
-                    series[name] = np.where(is_finite[row], self.numbers[name][row], 0.0).astype(dtype).tobytes()
+                    series[name] = np.where(is_finite, self.numbers[name][row], 0.0).astype(dtype).tobytes()
             for name in COUNTS:
                 series[name] = getattr(self, name)[row].astype("<u4").tobytes()
-            all_series.append(series)
-        steps = {"first_step": self.first_step.tolist(), "last_step": self.last_step.tolist()}
-        return msgspec.msgpack.encode({"run_id": str(run_id), **steps, "series": all_series})
+            yield msgspec.msgpack.encode(series)
 
 
 def _with_nulls(values: NDArray[np.float64], is_finite: NDArray[np.bool_]) -> list[float | None]:

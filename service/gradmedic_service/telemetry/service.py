@@ -16,6 +16,7 @@ from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
 from gradmedic_diagnosis import Block
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.database.engine import Connection
+from gradmedic_service.http.answers import AnswerMemory
 from gradmedic_service.http.errors import InvalidRequest
 from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.runs.facts import FactsCache
@@ -196,10 +197,12 @@ def read_series(
     from_step: int,
     to_step: int | None,
     max_points: int,
+    memory: AnswerMemory,
 ) -> SeriesTable:
     """Return series in at most `max_points` buckets; without `layers`, of every layer of the run.
 
-    Raises RunNotFound, InvalidRequest for unknown names and for an answer that would be too large.
+    Raises RunNotFound, InvalidRequest for unknown names and for an answer that would be too large, and Overloaded if
+    other answers take the memory for it.
     """
     run = _find_run(connection, principal, run_id)
     selection = series_reading.select_series(connection, run, names, layers)
@@ -207,7 +210,7 @@ def read_series(
         most = MAX_SERIES_POINTS // selection.series_count
         message = f"{selection.series_count} series allow {most}; ask for fewer layers, statistics or points"
         raise InvalidRequest.at("max_points", message)
-    return series_reading.read_table(connection, run, selection, from_step, to_step, max_points)
+    return series_reading.read_table(connection, run, selection, from_step, to_step, max_points, memory)
 
 
 def select_for_export(

@@ -13,12 +13,13 @@ from typing import Annotated
 from uuid import UUID
 
 from anyio import to_thread
-from fastapi import APIRouter, Header, Path
+from fastapi import APIRouter, Header, Path, Request
 from fastapi.responses import StreamingResponse
 
 from gradmedic.protocol.encoding import encode_json
 from gradmedic_service.access.authorization import MayFollow
 from gradmedic_service.access.principal import Principal
+from gradmedic_service.access.shares import Client, client_of
 from gradmedic_service.database.engine import Database
 from gradmedic_service.http.dependencies import DatabaseDependency, LiveRunsDependency
 from gradmedic_service.http.errors import InvalidRequest, documented
@@ -57,6 +58,7 @@ router = APIRouter(prefix="/runs/{run_id}", tags=["runs"])
     },
 )
 async def follow_run(
+    request: Request,
     run_id: Annotated[UUID, Path(description="Id of the run.")],
     principal: MayFollow,
     database: DatabaseDependency,
@@ -70,16 +72,22 @@ async def follow_run(
     `status` and `verdict` come when they change, `steps` with every transaction on the run, `rerun` when one of its
     reruns starts, changes or ends.
     """
-    live.check_room()
+    client = client_of(request.scope)
+    live.check_room(client)
     snapshot = await to_thread.run_sync(_find_run, database, principal, run_id)
-    stream = _stream(database, live, snapshot, principal, last_event_id)
+    stream = _stream(database, live, snapshot, principal, client, last_event_id)
     return StreamingResponse(stream, media_type=MEDIA_TYPE, headers=HEADERS)
 
 
 async def _stream(
-    database: Database, live: LiveRuns, snapshot: RunSnapshot, principal: Principal, last_event_id: str | None
+    database: Database,
+    live: LiveRuns,
+    snapshot: RunSnapshot,
+    principal: Principal,
+    client: Client,
+    last_event_id: str | None,
 ) -> AsyncIterator[str]:
-    with live.watch(database, snapshot, principal) as watcher:
+    with live.watch(database, snapshot, principal, client) as watcher:
         is_up_to_date = last_event_id == str(snapshot.run.revision)
         run_events = _event("status", snapshot.run) if is_up_to_date else _run_events(None, snapshot.run)
         yield f"retry: {RECONNECT_MILLISECONDS}\n\n{_rerun_events([], snapshot.reruns)}{run_events}"

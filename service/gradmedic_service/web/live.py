@@ -21,6 +21,7 @@ from anyio import to_thread
 
 from gradmedic_service.access import repository as keys
 from gradmedic_service.access.principal import Principal
+from gradmedic_service.access.shares import Client, Shares
 from gradmedic_service.database.engine import Database
 from gradmedic_service.http.errors import ServiceError
 from gradmedic_service.reruns import repository as reruns
@@ -31,6 +32,8 @@ from gradmedic_service.web.errors import TooManyStreams
 
 POLL_SECONDS = 1.0
 RETRY_AFTER_SECONDS = 30
+CLIENT_PART = 2
+"""The part of all streams that one client may hold is 1 / CLIENT_PART."""
 
 _logger = structlog.get_logger("gradmedic.live")
 
@@ -75,43 +78,45 @@ class LiveRuns:
 
     def __init__(self, max_streams: int) -> None:
         self._max_streams = max_streams
+        self._streams = Shares(max_streams, max(1, max_streams // CLIENT_PART))
         self._watchers: defaultdict[UUID, set[Watcher]] = defaultdict(set)
-        self._count = 0
         self._polling: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self.is_closed = False
 
-    def check_room(self) -> None:
-        """Raise TooManyStreams if there are `max_streams` watchers."""
-        if self._count >= self._max_streams or self.is_closed:
+    def check_room(self, client: Client) -> None:
+        """Raise TooManyStreams if there are `max_streams` watchers, or half as many of this client."""
+        if not self._streams.fits(client) or self.is_closed:
             raise TooManyStreams(
-                f"This process holds {self._max_streams} event streams open and allows no more; ask for the run "
-                "itself instead.",
+                f"This process holds {self._max_streams} event streams open and allows no more, half of them for one "
+                "API key; ask for the run itself instead.",
                 retry_after=RETRY_AFTER_SECONDS,
             )
 
     @contextmanager
-    def watch(self, database: Database, snapshot: RunSnapshot, principal: Principal) -> Iterator[Watcher]:
-        """Follow a run for a principal, starting from a snapshot of it."""
+    def watch(
+        self, database: Database, snapshot: RunSnapshot, principal: Principal, client: Client
+    ) -> Iterator[Watcher]:
+        """Follow a run for a principal, starting from a snapshot of it. The stream counts for the client."""
         watcher, run_id = Watcher(snapshot, principal), snapshot.run.run_id
         self._loop = asyncio.get_running_loop()
         self._watchers[run_id].add(watcher)
         if self.is_closed:
             watcher.end()
-        self._count += 1
+        self._streams.take_anyway(client)
         if self._polling is None or self._polling.done():
             self._polling = asyncio.create_task(self._poll(database))
         try:
             yield watcher
         finally:
-            self._count -= 1
+            self._streams.give_back(client)
             self._watchers[run_id].discard(watcher)
             if not self._watchers[run_id]:
                 del self._watchers[run_id]
 
     def end_streams(self, key_id: UUID, session_digest: bytes | None = None) -> None:
         """End the streams of an API key at once, or only those of one of its browser sessions."""
-        if self._loop is None or not self._count:
+        if self._loop is None or not self._watchers:
             return
         self._loop.call_soon_threadsafe(
             self._end_streams,

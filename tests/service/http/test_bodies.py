@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import random
 import threading
 import tracemalloc
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -18,7 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 from starlette.testclient import TestClient
-from starlette.types import Message, Scope
 
 from gradmedic_service.app import create_app
 from gradmedic_service.database import schema
@@ -27,11 +25,10 @@ from gradmedic_service.http.bodies import (
     GZIP_PIECE_BYTES,
     LARGE_BODY_BYTES,
     MAX_GZIP_MEMBERS,
-    BoundedBodies,
     SentBody,
     decompressed,
 )
-from gradmedic_service.http.errors import BodyTooLarge, MalformedBody, RequestTimeout
+from gradmedic_service.http.errors import BodyTooLarge, MalformedBody
 from gradmedic_service.settings import Settings
 
 LIMIT = 100_000
@@ -227,25 +224,3 @@ def test_invalid_encodings(
     """A body that cannot be decompressed is refused with the right reason, on every route with a body."""
     response = small_client.post(route, content=body, headers={**JSON, "Content-Encoding": encoding})
     assert (response.status_code, response.json()["error_code"]) == (status, code)
-
-
-def test_slow_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A body whose next part does not arrive in time is refused; after its last part nothing has to arrive."""
-    monkeypatch.setattr("gradmedic_service.http.bodies.BODY_SECONDS", 0.01)
-
-    async def scenario(parts: list[Message], reads: int) -> None:
-        async def receive() -> Message:
-            if parts:
-                return parts.pop(0)
-            await asyncio.sleep(0.05)
-            return {"type": "http.disconnect"}
-
-        async def application(_scope: Scope, receive: Callable[[], Any], _send: Any) -> None:
-            for _ in range(reads):
-                await receive()
-
-        await BoundedBodies(application, 100)({"type": "http", "headers": []}, receive, lambda _message: None)  # type: ignore[arg-type,return-value]
-
-    with pytest.raises(RequestTimeout):
-        asyncio.run(scenario([{"type": "http.request", "body": b"{", "more_body": True}], 2))
-    asyncio.run(scenario([{"type": "http.request", "body": b"{}", "more_body": False}], 2))

@@ -49,4 +49,12 @@ def test_every_bound_is_published(sqlite_client: TestClient) -> None:
     """Every bound that a single client can exceed is published."""
     published = sqlite_client.get("/api/v1/limits").json()
     bounds = {name for name in Settings.model_fields if name.startswith("max_")}
-    assert bounds - published.keys() == {"max_concurrent_requests", "max_waiting_requests", "max_streams"}
+    assert bounds - published.keys() == {
+        "max_concurrent_requests",
+        "max_waiting_requests",
+        "max_streams",
+        "max_connections",
+        "max_connections_per_address",
+        "max_arrived_bytes",
+        "max_answer_bytes",
+    }

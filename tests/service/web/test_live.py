@@ -20,6 +20,7 @@ from gradmedic_service.access import service
 from gradmedic_service.access.authentication import SESSION_COOKIE
 from gradmedic_service.access.keyring import Keyring
 from gradmedic_service.access.principal import LOOPBACK, OPERATOR, Principal
+from gradmedic_service.access.shares import Client
 from gradmedic_service.database.engine import Database
 from gradmedic_service.database.models import ApiKey, BrowserSession
 from gradmedic_service.web import live as live_module
@@ -73,7 +74,8 @@ def streams_ended_by(
         return True
 
     async def run() -> list[bool]:
-        opened = [live.watch(database, snapshot, principal) for principal in principals]
+        client = Client("client", has_all=False)
+        opened = [live.watch(database, snapshot, principal, client) for principal in principals]
         streams = [asyncio.create_task(follow(each.__enter__())) for each in opened]
         await asyncio.to_thread(end)
         done, open_streams = await asyncio.wait(streams, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
