@@ -66,7 +66,7 @@ experiments: $(READY) ## try every remedy on every failing training, and sweep c
 	@$(BIN)/python -m benchmarks.experiments repairs --pictures docs/images
 	@$(BIN)/python -m benchmarks.experiments clipping --pictures docs/images
 
-bench-load: $(READY) ## stream 200 runs at once, then four times as many blocks (4 minutes)
+bench-load: $(READY) ## stream 200 runs at once, then four times as many blocks, beside attacks, and 2,000 runs (8 minutes)
 	@$(BIN)/python -m benchmarks.load
 
 screenshots: $(READY) ## take the screenshots of docs/images again (needs Chromium)

@@ -5,6 +5,9 @@ its own and with a key; then four times as often for half a minute; then as befo
 block was due, so that it includes the time that a client waits. A refused client sends again after `Retry-After`
 seconds. At the end, the benchmark checks that every acknowledged step is stored.
 
+Then 50 of the runs go on for half a minute while a client with a key of its own attacks (`benchmarks.hostile`). At
+last, 2,000 further runs send two blocks each, one every 50 seconds (`benchmarks.many_runs`).
+
 Before the minute, each run gets between one and two rows of rollups, each run another number of blocks. The service
 keeps in memory the buckets of the next row; if all runs began at once, this memory would grow and shrink in all of them
 together. Memory is compared from two more blocks of each run at the usual rate on.
@@ -15,6 +18,7 @@ together. Memory is compared from two more blocks of each run at the usual rate 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import http.client
 import json
@@ -33,6 +37,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import psutil
 
+from benchmarks.many_runs import report_seldom
 from benchmarks.recorded_values import BLOCK_STEPS, Blocks
 from benchmarks.servers import cpu_seconds, gradmedic, postgres
 from gradmedic.protocol.service import API_PATH, JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE
@@ -45,6 +50,14 @@ SECONDS: Final = 60.0
 OVERLOAD: Final = 4
 OVERLOAD_SECONDS: Final = 30.0
 AFTERWARDS_SECONDS: Final = 20.0
+HOSTILE_SECONDS: Final = 30.0
+HOSTILE_RUNS: Final = 50
+ATTACKS: Final = ("bombs", "unread", "slow", "silent")
+MEMORY_SECONDS: Final = 0.2
+"""Seconds between two looks at the memory during the attacks."""
+QUIET_RUNS: Final = 2_000
+QUIET_PERIOD: Final = 50.0
+QUIET_BLOCKS: Final = 2
 TIMEOUT: Final = 60.0
 REFUSALS: Final = (429, 503)
 
@@ -57,6 +70,12 @@ TARGETS: Final = {
     "overload_without_retry_after": 0,
     "overload_lost_steps": 0,
     "recovery_seconds": 10.0,
+    "hostile_p99_seconds": 2.0,
+    "hostile_unexpected_answers": 0,
+    "hostile_lost_steps": 0,
+    "hostile_memory_mib": 600.0,
+    "quiet_unexpected_answers": 0,
+    "quiet_lost_steps": 0,
 }
 
 
@@ -206,6 +225,32 @@ def recovery_seconds(overload: Phase, afterwards: Phase, bound: float) -> float:
     return max(late, default=0.0)
 
 
+def run_under_attack(
+    phase: Phase, jobs: Sequence[Job], bodies: Sequence[bytes], command: Sequence[str], process: psutil.Process
+) -> int:
+    """Stream runs while another process attacks; return the largest resident memory of the service."""
+    attacker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        if attacker.stdout is None or attacker.stdout.readline() != "ready\n":
+            raise RuntimeError("the attacker did not start")
+        is_over = threading.Event()
+        largest = [0]
+
+        def watch_memory() -> None:
+            while not is_over.wait(MEMORY_SECONDS):
+                largest.append(process.memory_info().rss)
+
+        watching = threading.Thread(target=watch_memory)
+        watching.start()
+        run_phase(phase, jobs, bodies)
+        is_over.set()
+        watching.join()
+        return max(largest)
+    finally:
+        attacker.kill()
+        attacker.communicate()
+
+
 @contextlib.contextmanager
 def database(kind: str, folder: Path) -> Iterator[str]:
     """Yield the URL of an empty database; a PostgreSQL database is migrated."""
@@ -217,10 +262,10 @@ def database(kind: str, folder: Path) -> Iterator[str]:
         yield url
 
 
-def new_secret(url: str) -> str:
+def new_secret(url: str, name: str) -> str:
     """Create an API key by the command line, and return its secret."""
     program = str(Path(sys.executable).parent / "gradmedic")
-    make = [program, "api-key", "create", "--project", "bench", "--scope", "ingest", "--scope", "read"]
+    make = [program, "api-key", "create", "--project", "bench", "--scope", "ingest", "--scope", "read", "--name", name]
     return subprocess.run([*make, "--database-url", url], check=True, capture_output=True, text=True).stdout.strip()
 
 
@@ -229,19 +274,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a tenth of the time, as a test of the benchmark")
     parser.add_argument("--postgresql", action="store_true", help="on PostgreSQL instead of SQLite")
+    parser.add_argument("--attacks", default=",".join(ATTACKS), help="attacks to carry out, separated by commas")
     args = parser.parse_args()
     share = 0.1 if args.quick else 1.0
     usual = Phase("every 5 s", PERIOD, max(PERIOD, SECONDS * share))
     overload = Phase(f"{OVERLOAD} times as often", PERIOD / OVERLOAD, max(PERIOD, OVERLOAD_SECONDS * share))
     afterwards = Phase("every 5 s again", PERIOD, max(2 * PERIOD, AFTERWARDS_SECONDS * share))
+    hostile = Phase("50 runs, under attack", PERIOD, max(2 * PERIOD, HOSTILE_SECONDS * share))
     blocks = Blocks()
     prefill = 2 if args.quick else ROLLUP_FACTOR
-    block_count = 2 * prefill + 10 + sum(int(phase.seconds / phase.period) for phase in (usual, overload, afterwards))
+    block_count = (
+        2 * prefill + 10 + sum(int(phase.seconds / phase.period) for phase in (usual, overload, afterwards, hostile))
+    )
     bodies = [blocks.body(index, MSGPACK_MEDIA_TYPE) for index in range(block_count)]
     with tempfile.TemporaryDirectory(prefix="gradmedic-load-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         with database("postgresql" if args.postgresql else "sqlite", folder) as url:
-            secret = new_secret(url)
+            secret, attacker = new_secret(url, "jobs"), new_secret(url, "attacker")
             with gradmedic(url, folder, "--require-auth") as (address, process):
                 jobs = [Job(address, secret) for _ in range(RUNS)]
                 for job in jobs:
@@ -260,6 +309,20 @@ def main() -> int:
                 run_phase(afterwards, jobs, bodies)
                 memory.append(process.memory_info().rss)
                 overload_lost = sum(job.missing_steps() for job in jobs)
+                attack = [sys.executable, "-m", "benchmarks.hostile", address, attacker, *args.attacks.split(",")]
+                honest = jobs[:HOSTILE_RUNS]
+                hostile_memory = run_under_attack(hostile, honest, bodies, attack, process)
+                hostile_lost = sum(job.missing_steps() for job in honest)
+                quiet_runs, quiet_lost = asyncio.run(
+                    report_seldom(
+                        address,
+                        secret,
+                        blocks.run(),
+                        bodies[:QUIET_BLOCKS],
+                        int(QUIET_RUNS * share),
+                        QUIET_PERIOD * share,
+                    )
+                )
     refusals = [answer for answer in overload.answers if answer.status in REFUSALS]
     values = {
         "lost_steps": lost,
@@ -270,8 +333,23 @@ def main() -> int:
         "overload_without_retry_after": sum(not answer.has_retry_after for answer in refusals),
         "overload_lost_steps": overload_lost,
         "recovery_seconds": recovery_seconds(overload, afterwards, TARGETS["p99_seconds"]),
+        "hostile_p99_seconds": float(np.percentile(hostile.latencies(), 99)),
+        "hostile_unexpected_answers": sum(
+            answer.status not in (200, 429, 503) or (answer.status != 200 and not answer.has_retry_after)
+            for answer in hostile.answers
+        ),
+        "hostile_lost_steps": hostile_lost,
+        "hostile_memory_mib": hostile_memory / 2**20,
+        "quiet_unexpected_answers": sum(
+            status not in (200, *REFUSALS) for run in quiet_runs for status in run.statuses
+        ),
+        "quiet_lost_steps": quiet_lost,
     }
-    return report([usual, overload, afterwards], memory, cpu, usual.seconds, values)
+    quiet = Phase(f"{len(quiet_runs)} runs every 50 s", QUIET_PERIOD, QUIET_BLOCKS * QUIET_PERIOD * share)
+    quiet.answers = [
+        Answer(200, 0.0, seconds, has_retry_after=False) for run in quiet_runs for seconds in run.latencies
+    ]
+    return report([usual, overload, afterwards, hostile, quiet], memory, cpu, usual.seconds, values)
 
 
 def report(phases: Sequence[Phase], memory: Sequence[int], cpu: float, seconds: float, values: dict[str, float]) -> int:
