@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from starlette.types import Scope
 
 from gradmedic_service.access.principal import RESULT, Principal
+from gradmedic_service.http.addresses import sender_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ def client_of(scope: Scope) -> Client:
     principal = scope["state"][RESULT]
     if isinstance(principal, Principal) and principal.key_id is not None:
         return Client(str(principal.key_id), has_all=False)
-    return Client((scope.get("client") or ("",))[0], has_all=isinstance(principal, Principal))
+    return Client(sender_of((scope.get("client") or ("",))[0]), has_all=isinstance(principal, Principal))
 
 
 class Shares:

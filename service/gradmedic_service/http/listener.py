@@ -16,6 +16,7 @@ from typing import Any
 
 import structlog
 
+from gradmedic_service.http.addresses import sender_of
 from gradmedic_service.http.connections import ConnectionBounds, Connections, GuardedProtocol
 
 ACCEPTED_TOGETHER = 64
@@ -38,7 +39,7 @@ class Listener:
         connections: the connections of the process.
         arguments: further arguments of each `GuardedProtocol`.
         context: the context of TLS; None for plain HTTP.
-        bounds: the deadlines of connections.
+        bounds: the deadlines and bounds of connections.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Listener:
         self._socket = listening
         self._connections = connections
         self._arguments = arguments
+        self._bounds = bounds
         self._tls: dict[str, Any] = {}
         if context is not None:
             self._tls = {
@@ -89,7 +91,8 @@ class Listener:
                 self._resuming = self._loop.call_later(PAUSE_SECONDS, self._loop.add_reader, self._socket, self._accept)
                 return
             accepted.setblocking(False)
-            connection = GuardedProtocol(self._connections, peer[0], **self._arguments)
+            sender = peer[0] if self._bounds.is_proxy(peer[0]) else sender_of(peer[0])
+            connection = GuardedProtocol(self._connections, sender, **self._arguments)
             if self._connections.add(connection):
                 self._open(accepted, connection)
             else:

@@ -140,12 +140,15 @@ def test_unread_answers_are_closed(
 ) -> None:
     """A connection whose answer nobody reads is closed, whatever the answer is; one that is read is complete."""
     headers = {"Accept": accept, "Connection": connection}
-    with serve(sqlite_url, GRADMEDIC_WRITE_TIMEOUT="1") as served:
-        with connect(served.url, receive_buffer=SMALL_BUFFER) as unread:
-            unread.sendall(request_head("GET", f"{large_run}/steps?{QUERY}", headers))
-            wait_until(lambda: "its answer is not read" in (tmp_path / "serve.log").read_text())
-            wait_until(lambda: len(psutil.Process(served.process.pid).net_connections("tcp")) == 1)
-            partial = read_to_end(unread)
+    with (
+        serve(sqlite_url, GRADMEDIC_WRITE_TIMEOUT="1") as served,
+        connect(served.url, receive_buffer=SMALL_BUFFER) as unread,
+    ):
+        unread.sendall(request_head("GET", f"{large_run}/steps?{QUERY}", headers))
+        wait_until(lambda: "its answer is not read" in (tmp_path / "serve.log").read_text())
+        wait_until(lambda: len(psutil.Process(served.process.pid).net_connections("tcp")) == 1)
+        partial = read_to_end(unread)
+    with serve(sqlite_url) as served:
         whole = httpx2.get(f"{served.url}{large_run}/steps?{QUERY}", headers={"Accept": accept}).content
     assert partial.startswith(b"HTTP/1.1 200 OK")
     assert len(partial) < len(whole)

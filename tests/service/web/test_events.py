@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from tests.support.api_keys import create_secret
 from tests.support.patience import PATIENCE
 from tests.support.played_worker import CLIP, PlayedWorker, rerun, suspect
 
@@ -133,6 +134,23 @@ def test_streams_are_bounded(serve: Any, sqlite_url: str, run_at: Any, wait_unti
             assert (refused.status_code, refused.json()["error_code"]) == (503, "too_many_streams")
             assert int(refused.headers["retry-after"]) > 0
         wait_until(has_room)
+
+
+def test_one_key_leaves_streams_to_others(serve: Any, sqlite_url: str) -> None:
+    """One API key holds at most half of the streams of a process; another key then still gets one."""
+    first, other = (create_secret(sqlite_url, "ingest", "read") for _ in range(2))
+    with serve(sqlite_url, "--require-auth", GRADMEDIC_MAX_STREAMS="2") as served:
+        headers = [{"Authorization": f"Bearer {secret}"} for secret in (first, other)]
+        body = {"project": "tests", "layers": [{"name": "a"}]}
+        run = httpx2.post(f"{served.url}{RUNS}", json=body, headers=headers[0]).json()["id"]
+        url = f"{served.url}{RUNS}/{run}/events"
+        with httpx2.stream("GET", url, headers=headers[0]) as stream:
+            assert stream.status_code == 200
+            lines = stream.iter_lines()  # the stream would be closed with its iterator
+            assert next(lines)
+            assert httpx2.get(url, headers=headers[0]).json()["error_code"] == "too_many_streams"
+            with httpx2.stream("GET", url, headers=headers[1]) as stream_of_other:
+                assert stream_of_other.status_code == 200
 
 
 def test_streams_hold_no_database_connection(serve: Any, postgres_url: str, run_at: Any) -> None:
