@@ -36,6 +36,9 @@ a body takes up to 80 in memory."""
 LARGE_BODY_BYTES = 2**19
 """Bodies above this size are decoded one after the other. Together they would take more memory and no less time,
 because Python runs one thread at a time."""
+JSON_TURN = threading.Lock()
+PACKED_TURN = threading.Lock()
+"""The turns of large bodies. Those of msgpack, large blocks of large models, take milliseconds and wait for no JSON."""
 NAME_MARKS = b":"
 VALUE_MARKS = b",:[{"
 ZSTD_UNKNOWN_SIZE = zstandard.CONTENTSIZE_UNKNOWN
@@ -68,7 +71,7 @@ async def read_body(request: Request) -> SentBody:
 
 
 @contextmanager
-def decompressed(body: SentBody, limit: int) -> Iterator[bytes]:
+def decompressed(body: SentBody, limit: int, turn: threading.Lock) -> Iterator[bytes]:
     """Yield a body of at most `limit` decompressed bytes, for decoding. A large body waits for its turn.
 
     Raises MalformedBody, BodyTooLarge.
@@ -82,7 +85,7 @@ def decompressed(body: SentBody, limit: int) -> Iterator[bytes]:
     elif limit <= LARGE_BODY_BYTES:
         raise BodyTooLarge.over(limit)
     else:
-        with _large_body_lock:
+        with turn:
             yield decompress(body.data, limit)
 
 
@@ -165,5 +168,3 @@ def _exceeds_limit(decompressor: zstandard.ZstdDecompressor, data: bytes, limit:
 
 
 DECOMPRESSORS: dict[str, Callable[[bytes, int], bytes]] = {"gzip": decompress_gzip, "zstd": decompress_zstd}
-
-_large_body_lock = threading.Lock()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any, cast
 from uuid import UUID
 
@@ -63,8 +64,22 @@ UPDATE_EXAMPLES: dict[str, Any] = {
         "value": {"append_layers": [{"name": "adapter.weight", "kind": "Linear", "shape": [8, 256]}]},
     },
 }
-CREATE_BODY = json_body(RunCreate, CREATE_EXAMPLES, max_values=max_values, counts={"layers": layer_count_error})
-UPDATE_BODY = json_body(RunUpdate, UPDATE_EXAMPLES, max_values=max_values, counts={"append_layers": layer_count_error})
+CREATE_BODY = json_body(
+    RunCreate,
+    CREATE_EXAMPLES,
+    max_bytes=sys.maxsize,
+    max_values=max_values,
+    counts={"layers": layer_count_error},
+    check=check_create,
+)
+UPDATE_BODY = json_body(
+    RunUpdate,
+    UPDATE_EXAMPLES,
+    max_bytes=sys.maxsize,
+    max_values=max_values,
+    counts={"append_layers": layer_count_error},
+    check=check_update,
+)
 
 
 @router.post(
@@ -78,15 +93,12 @@ UPDATE_BODY = json_body(RunUpdate, UPDATE_EXAMPLES, max_values=max_values, count
 )
 def create_run(
     principal: MayIngest,
-    body: Annotated[
-        RunCreate, json_body(RunCreate, CREATE_EXAMPLES, max_values=max_values, counts={"layers": layer_count_error})
-    ],
+    body: Annotated[RunCreate, CREATE_BODY],
     database: DatabaseDependency,
     limits: LimitsDependency,
     response: Response,
 ) -> RunDetail:
     """Create a run. A client that sends an `id` may repeat the request without creating another run."""
-    check_create(body, limits)
     with database.writing() as session:
         run, is_new = service.create(session, principal, body, limits)
     response.status_code = status.HTTP_201_CREATED if is_new else status.HTTP_200_OK
@@ -151,7 +163,6 @@ def update_run(
     limits: LimitsDependency,
 ) -> RunDetail:
     """Change the description or the status of a run, or add layers after those that it has."""
-    check_update(body, limits)
     with database.writing() as session:
         return service.update(session, principal, run_id, body, limits)
 

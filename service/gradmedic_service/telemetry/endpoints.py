@@ -17,7 +17,7 @@ from gradmedic.protocol.service import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, Fiel
 from gradmedic.protocol.steps import AppendResult, RewindResult, RunRewind
 from gradmedic_service.access.authorization import MayFollow, MayIngest, MayRead
 from gradmedic_service.http.answers import respond_in_parts
-from gradmedic_service.http.bodies import SentBody, decompressed, read_body
+from gradmedic_service.http.bodies import JSON_TURN, PACKED_TURN, SentBody, decompressed, read_body
 from gradmedic_service.http.dependencies import (
     AnswerMemoryDependency,
     AutomaticRerunsDependency,
@@ -110,7 +110,8 @@ def append_steps(
 
     `Content-Encoding` may be `gzip` or `zstd`. A 2xx means that the steps are durable.
     """
-    with decompressed(body, limits.max_body_bytes) as content:
+    turn = PACKED_TURN if content_type == MSGPACK_MEDIA_TYPE else JSON_TURN
+    with decompressed(body, limits.max_body_bytes, turn) as content:
         block = decode_block(content, content_type, limits)
     del content  # during the transaction the block alone is needed
     with database.writing_rows() as connection:

@@ -143,17 +143,18 @@ def test_large_bodies_take_turns() -> None:
     """While a large body is decoded, small ones are decoded as well, and another large one waits."""
     large = SentBody(gzip.compress(bytes(LARGE_BODY_BYTES + 1)), "gzip")
     limit = LARGE_BODY_BYTES * 2
+    turn = threading.Lock()
     second_is_decoded = threading.Event()
 
     def decode_second() -> None:
-        with decompressed(large, limit):
+        with decompressed(large, limit, turn):
             second_is_decoded.set()
 
     second = threading.Thread(target=decode_second)
-    with decompressed(large, limit) as first:
+    with decompressed(large, limit, turn) as first:
         assert len(first) == LARGE_BODY_BYTES + 1
         second.start()
-        with decompressed(SentBody(bytes(LARGE_BODY_BYTES), ""), limit) as small:
+        with decompressed(SentBody(bytes(LARGE_BODY_BYTES), ""), limit, turn) as small:
             assert len(small) == LARGE_BODY_BYTES
         assert not second_is_decoded.is_set()
     second.join()

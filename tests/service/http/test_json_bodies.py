@@ -18,7 +18,7 @@ from gradmedic.protocol.schema import SCHEMA
 from gradmedic.protocol.service import JSON_MEDIA_TYPE
 from gradmedic_service.http.bodies import read_body
 from gradmedic_service.http.errors import MAX_FOUND_ERRORS, MAX_MESSAGE_LENGTH, InvalidRequest, MalformedBody
-from gradmedic_service.http.json_bodies import MAX_NAMES, MAX_VALUES, JsonBody, json_body_of
+from gradmedic_service.http.json_bodies import MAX_BYTES, MAX_NAMES, MAX_VALUES, JsonBody, json_body_of
 from gradmedic_service.settings import Settings
 
 LIMITS = Settings().limits()
@@ -52,7 +52,7 @@ def too_many(count: int, _limits: Any) -> str | None:
     return f"has {count} items" if count > 3 else None
 
 
-PROBE = JsonBody(Probe, {}, lambda _limits: MAX_VALUES, {"counted": too_many})
+PROBE = JsonBody(Probe, {}, MAX_BYTES, lambda _limits: MAX_VALUES, {"counted": too_many}, lambda _body, _limits: None)
 
 
 def refused(body: bytes) -> dict[str, str]:
@@ -132,7 +132,7 @@ def test_malformed_bodies(body: bytes) -> None:
 def test_names_of_an_object_are_bounded() -> None:
     """An object of too many names is refused at once; an object of many unknown names with a hundred errors."""
     names = [f'"{number}": 0' for number in range(MAX_NAMES + 1)]
-    body = JsonBody(Probe, {}, lambda _limits: MILLION, {})
+    body = JsonBody(Probe, {}, MAX_BYTES, lambda _limits: MILLION, {}, lambda _body, _limits: None)
     with pytest.raises(InvalidRequest, match=f"more than {MAX_NAMES} names"):
         body.decode(f"{{{','.join(names)}}}".encode(), LIMITS)
     assert len(refused(f"{{{','.join(names[:20_000])}}}".encode())) == MAX_FOUND_ERRORS
@@ -151,6 +151,13 @@ def test_answers_quote_the_beginning_of_a_value(sqlite_client: TestClient) -> No
     assert len(sqlite_client.post(RUNS, json=body).content) < 3 * MAX_MESSAGE_LENGTH
     del body["y" * MILLION]
     assert len(sqlite_client.post(RUNS, json=body).content) < 3 * MAX_MESSAGE_LENGTH
+
+
+def test_bodies_without_a_large_field_are_short(sqlite_client: TestClient) -> None:
+    """A body of two mebibytes is read only where layers, a config or steps may need them."""
+    text = json.dumps({"worker": "x" * MAX_BYTES}).encode()
+    assert sqlite_client.post(RUNS, content=text, headers=JSON).status_code == 422
+    assert sqlite_client.post("/api/v1/trials/claim", content=text, headers=JSON).status_code == 413
 
 
 def test_no_route_lets_the_framework_decode_its_body(session_app: FastAPI) -> None:
