@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import os
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Callable
 import structlog
 import uvicorn
 from fastapi import FastAPI
+from pydantic import SecretStr
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from gradmedic_service.app import create_app
@@ -32,6 +34,13 @@ M_ARENA_MAX = -8
 MALLOC_ARENAS = 2
 """Heaps of the process. By default glibc gives each of some forty threads its own heap, and a heap keeps the memory
 that a large body once needed."""
+PR_SET_DUMPABLE = 4
+"""The option of Linux's `prctl` (linux/prctl.h) that decides who may read the memory of a process."""
+PASSWORD_VARIABLES = frozenset(
+    {"PGPASSWORD"}
+    | {f"GRADMEDIC_{name.upper()}" for name, field in Settings.model_fields.items() if field.annotation is SecretStr}
+)
+"""Environment variables that a worker does not need, and that a trial could read there."""
 
 _logger = structlog.get_logger("gradmedic.service")
 
@@ -49,6 +58,8 @@ def run_server(settings: Settings, announce: Callable[[str], None], worker_file:
         worker_file: the `worker.toml` of a worker that runs beside the service, as a process of its own.
     """
     _bound_heaps()
+    if worker_file is not None:
+        _hide_memory()
     app = create_app(settings)
     config = uvicorn.Config(
         app,
@@ -154,6 +165,7 @@ class _WorkerProcess:
         self._is_ending = False
         self._process = subprocess.Popen(  # noqa: S603 (our own command)
             [*command, "--until-input-ends"],
+            env={name: value for name, value in os.environ.items() if name not in PASSWORD_VARIABLES},
             stdin=subprocess.PIPE,
             start_new_session=True,  # an interrupt at the terminal is for the service, which ends the worker
         )
@@ -179,3 +191,9 @@ def _bound_heaps() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(M_ARENA_MAX, MALLOC_ARENAS)
+
+
+def _hide_memory() -> None:
+    """Hide memory, environment and open files from other processes of this user (Linux), as trials are."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)

@@ -13,19 +13,22 @@ One launcher is started for each attempt, so this module imports very little.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import resource
 import select
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-PR_SET_PDEATHSIG = 1
-PR_SET_CHILD_SUBREAPER = 36
+from gradmedic_worker.process_control import (
+    PR_SET_CHILD_SUBREAPER,
+    PR_SET_NO_NEW_PRIVS,
+    PR_SET_PDEATHSIG,
+    prctl,
+)
+
 GRACE_SECONDS = 2.0
 """Time between SIGTERM and SIGKILL."""
 CHECK_INTERVAL = 0.1
@@ -65,7 +68,7 @@ def run_attempt(lifeline: int, status: int, become_script: BecomeScript) -> None
         os.setsid()  # an interrupt at the worker's terminal must reach the worker alone
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # a launcher that ended by a signal would leave the script behind
-    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
     spec = json.loads(_read_line(lifeline))
     wakeup_read, wakeup_write = os.pipe()
     os.set_blocking(wakeup_read, False)
@@ -100,9 +103,6 @@ def _prepare_child(spec: dict[str, Any], output: int) -> None:
     """Set up the process that becomes the script."""
     parent = os.getppid()
     os.setsid()
-    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(127)  # the launcher died before the line above took effect
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
@@ -113,7 +113,20 @@ def _prepare_child(spec: dict[str, Any], output: int) -> None:
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)
+    if spec["user"] is not None:
+        _become_user(**spec["user"])
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # after the change of the user, which undoes it
+    if os.getppid() != parent:
+        os._exit(127)  # the launcher died before the line above took effect
     os.chdir(spec["directory"])
+
+
+def _become_user(uid: int, gid: int, groups: list[int]) -> None:
+    """Give up the rights of the worker's user for good."""
+    os.setgroups(groups)
+    os.setgid(gid)
+    os.setuid(uid)
+    prctl(PR_SET_NO_NEW_PRIVS, 1)  # no `sudo`
 
 
 def _watch(
@@ -296,11 +309,6 @@ def _kill_descendants() -> None:
         time.sleep(0.005)
         if pids == find_descendants(os.getpid()):
             time.sleep(0.02)
-
-
-def _prctl(option: int, value: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
 
 
 def _redirect_to_null(descriptor: int) -> None:

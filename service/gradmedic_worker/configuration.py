@@ -70,6 +70,7 @@ class _WorkerTable(_Table, frozen=True):
     slots: Count | None = None
     scratch: Path = msgspec.field(default_factory=lambda: Path(tempfile.gettempdir()))
     executor: str = EXECUTORS[0]
+    user: str | None = None
 
 
 class RayConfiguration(_Table, frozen=True):
@@ -130,6 +131,8 @@ class WorkerConfiguration:
     """Name of the executor that runs the trials."""
     ray: RayConfiguration | None = None
     """The Ray cluster that runs the trials; None if they run on the worker's own machine."""
+    user: str | None = None
+    """Name of the user that trials run as; None for the worker's own. On a Ray cluster, a user of each node."""
 
 
 def read_configuration(path: Path, *, is_ray_node: bool = False) -> WorkerConfiguration:
@@ -180,6 +183,7 @@ class _Reader:
             },
             executor=worker.executor,
             ray=ray,
+            user=worker.user,
         )
 
     def _read_ray(self, content: object) -> RayConfiguration:

@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,12 @@ Serve = Callable[..., AbstractContextManager[RunningService]]
 
 @contextmanager
 def run_service(
-    folder: Path, database_url: str, *arguments: str, lease: float = 15.0, **environment: str
+    folder: Path,
+    database_url: str,
+    *arguments: str,
+    lease: float = 15.0,
+    prefix: Sequence[str] = (),
+    **environment: str,
 ) -> Iterator[RunningService]:
     """Run `gradmedic serve` on a free port in `folder`, and kill it at the end if it still runs.
 
@@ -35,9 +40,10 @@ def run_service(
         database_url: The service's database.
         arguments: Further arguments of the command.
         lease: Seconds after which the trials of a silent worker are given to another worker.
+        prefix: A command that runs the service's command in its own place.
         environment: Further environment variables.
     """
-    command = [str(Path(sys.executable).with_name("gradmedic")), "serve", "--port", "0"]
+    command = [*prefix, str(Path(sys.executable).with_name("gradmedic")), "serve", "--port", "0"]
     with (folder / "serve.log").open("a") as log:
         process = subprocess.Popen(
             [*command, "--database-url", database_url, *arguments],

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -76,10 +76,27 @@ def hide_torch(folder: Path) -> Path:
 
 
 @contextmanager
-def run_worker(folder: Path, base_url: str, *, api_key: str = "", **trainable: Any) -> Iterator[subprocess.Popen[str]]:
-    """Run `gradmedic worker` with the script in `folder`, and kill it at the end if it still runs."""
+def run_worker(
+    folder: Path,
+    base_url: str,
+    *arguments: str,
+    api_key: str = "",
+    prefix: Sequence[str] = (),
+    **trainable: Any,
+) -> Iterator[subprocess.Popen[str]]:
+    """Run `gradmedic worker` with the script in `folder`, and kill it at the end if it still runs.
+
+    Args:
+        folder: Working directory; `worker.log` in it gets the output.
+        base_url: URL of the service.
+        arguments: Further arguments of the command.
+        api_key: The worker's key, for its environment.
+        prefix: A command that runs the worker's command in its own place.
+        trainable: The trainable, as `write_trainable` takes it.
+    """
     write_trainable(folder, **trainable)
-    command = [str(Path(sys.executable).with_name("gradmedic")), "worker", "--base-url", base_url]
+    program = str(Path(sys.executable).with_name("gradmedic"))
+    command = [*prefix, program, "worker", "--base-url", base_url, *arguments]
     with (folder / "worker.log").open("a") as log:
         process = subprocess.Popen(
             command,

@@ -18,6 +18,7 @@ from gradmedic_worker.executors.base import TrialEnd
 from gradmedic_worker.executors.local_processes import LaunchSpec, LocalProcess, ProcessStarter
 from gradmedic_worker.executors.trial_environment import build_shared_environment, build_trial_environment
 from gradmedic_worker.executors.trial_folder import create_trial_folder, create_worker_folder, read_report
+from gradmedic_worker.executors.trial_user import TrialUser, find_trial_user
 from gradmedic_worker.trainable_command import TrainableCommand
 
 MEMORY_SHARE = 0.9
@@ -64,6 +65,7 @@ class LocalExecutor:
         self._free_gpus = list(gpus)
         self._starter = ProcessStarter()
         self._programs = {name: trainable.find_program() for name, trainable in configuration.trainables.items()}
+        self._user: TrialUser | None = None
         self._folder: Path | None = None
 
     @property
@@ -72,12 +74,22 @@ class LocalExecutor:
         return self._slots
 
     def prepare(self) -> None:
-        """Create the folder of the trials. Raises ConfigurationError if a trainable's program does not exist."""
+        """Create the folder of the trials.
+
+        Raises:
+            ConfigurationError: A trainable's program does not exist, or the user of the trials cannot be used.
+        """
         missing = [name for name, program in self._programs.items() if program is None]
         if missing:
             program = self._configuration.trainables[missing[0]].command[0]
             raise ConfigurationError(f"trainables.{missing[0]}.command: there is no program {program!r}")
-        self._folder = create_worker_folder(self._configuration.scratch)
+        if self._configuration.user is not None:
+            self._user = find_trial_user(self._configuration.user)
+        self._folder = create_worker_folder(self._configuration.scratch, is_passable=self._user is not None)
+        if self._user is not None:
+            folders = [trainable.directory for trainable in self._configuration.trainables.values()]
+            programs = [Path(program) for program in self._programs.values() if program is not None]
+            self._user.check_access([self._folder, *folders, *programs])
 
     def list_startable_trainables(self) -> list[str]:
         """Return the names of the trainables for which enough GPUs are free."""
@@ -93,10 +105,13 @@ class LocalExecutor:
         with self._lock:
             gpus = [self._free_gpus.pop(0) for _ in range(trainable.gpus)]
         folder = None
+        user_ids = None if self._user is None else self._user.ids
         try:
             command = self._build_command(trainable, claimed)
-            folder = create_trial_folder(self._folder, trainable, f"{claimed.trial_id}-{claimed.attempt}")
-            shared = build_shared_environment(trainable, self._environment, self._threads)
+            folder = create_trial_folder(self._folder, trainable, f"{claimed.trial_id}-{claimed.attempt}", user_ids)
+            user_variables = {} if self._user is None else self._user.build_environment(folder / "tmp")
+            own_environment = {**self._environment, **user_variables}
+            shared = build_shared_environment(trainable, own_environment, self._threads)
             memory = trainable.memory or int(_read_total_memory_bytes() * MEMORY_SHARE / self._slots)
             spec = LaunchSpec(
                 command=command,
@@ -105,6 +120,7 @@ class LocalExecutor:
                 output=folder / "output",
                 seconds=max(0.0, claimed.seconds - GRACE_SECONDS),
                 memory=memory,
+                user=user_ids,
             )
             process = self._starter.start(spec, shared, may_fork=self._may_fork and trainable.may_fork)
         except BaseException:
@@ -159,7 +175,7 @@ class LocalTrial:
     def output(self) -> str:
         """Return the output so far; of a long output, its start and its end."""
         try:
-            return (self._folder / "output").read_bytes().decode("utf-8", "replace").replace("\x00", "")
+            return (self._folder / "output").read_bytes().decode("utf-8", "replace")
         except OSError:
             return ""
 

@@ -27,6 +27,15 @@ LAUNCHER_KILLED = "the launcher was killed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UserIds:
+    """The ids of a user, and of the groups that the user is in."""
+
+    uid: int
+    gid: int
+    groups: list[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchSpec:
     """What a launcher runs."""
 
@@ -41,6 +50,8 @@ class LaunchSpec:
     """Time limit."""
     memory: int | None
     """Limit in bytes for all processes of the attempt together; None for no limit."""
+    user: UserIds | None = None
+    """User that the command runs as; None for the worker's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +122,11 @@ class ProcessStarter:
         Args:
             spec: What to run.
             shared_environment: The environment that all trials of the trainable share.
-            may_fork: Whether the attempt may be forked from a process that has imported torch.
+            may_fork: Whether the attempt may be forked from a process that has imported torch. An attempt of another
+                user is never forked: that process, of the worker's user, would import the other user's files.
         """
         process = None
-        if may_fork and is_forkable(spec.command):
+        if may_fork and spec.user is None and is_forkable(spec.command):
             process = self._fork_server(shared_environment).fork_launcher()
         if process is None:
             process = _start_launcher(shared_environment)
@@ -144,7 +156,7 @@ def _start_launcher(environment: Mapping[str, str]) -> LocalProcess:
     launcher_lifeline, lifeline = os.pipe()
     status, launcher_status = os.pipe()
     launcher = subprocess.Popen(
-        [sys.executable, "-m", "gradmedic_worker.attempt"],
+        [sys.executable, "-I", "-m", "gradmedic_worker.attempt"],  # isolated: it imports no file of the trainable
         stdin=launcher_lifeline,
         stdout=launcher_status,
         stderr=subprocess.DEVNULL,

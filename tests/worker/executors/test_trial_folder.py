@@ -10,7 +10,7 @@ import pytest
 
 from gradmedic.exceptions import ConfigurationError
 from gradmedic.protocol.trial_report import TrialReport
-from gradmedic_worker.executors.trial_folder import create_worker_folder, get_report_path, read_report
+from gradmedic_worker.executors.trial_folder import LONGEST_REPORT, create_worker_folder, get_report_path, read_report
 
 
 def test_a_worker_has_a_private_folder(tmp_path: Path) -> None:
@@ -55,5 +55,26 @@ def test_a_folder_of_another_user_is_refused(tmp_path: Path, how: str) -> None:
 def test_a_report_is_read_as_the_script_wrote_it(tmp_path: Path, content: str | None, expected: TrialReport) -> None:
     """Unknown fields are ignored; a file that holds no report is read as an empty report."""
     if content is not None:
+        get_report_path(tmp_path).parent.mkdir()
         get_report_path(tmp_path).write_text(content)
     assert read_report(tmp_path) == expected
+
+
+@pytest.mark.parametrize("kind", ["link", "second name", "pipe", "folder", "endless"])
+def test_nothing_but_a_report_is_read_in_its_place(tmp_path: Path, kind: str) -> None:
+    """The worker reads no other file through a script's report, and does not wait for a pipe or read without end."""
+    path = get_report_path(tmp_path)
+    path.parent.mkdir()
+    other = tmp_path / "other"
+    other.write_text('{"watched": true}')
+    if kind == "link":
+        path.symlink_to(other)
+    elif kind == "second name":
+        path.hardlink_to(other)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.write_text('{"watched": true, "environment": {"python": "' + LONGEST_REPORT * "9" + '"}}')
+    assert read_report(tmp_path) == TrialReport()
