@@ -385,6 +385,8 @@ class Work:
             TrialLease, "GET", f"/trials/{trial_id}/lease", query=query, timeout=timeout
         )
 
-    def publish(self, trial_id: UUID, result: TrialResult) -> RerunDetail:
+    def publish(self, trial_id: UUID, result: TrialResult, *, timeout: float | None = None) -> RerunDetail:
         """Publish the result of an attempt. Makes one attempt; a repetition changes nothing."""
-        return self._client._service.request_as(RerunDetail, "POST", f"/trials/{trial_id}/result", body=to_json(result))
+        return self._client._service.request_as(
+            RerunDetail, "POST", f"/trials/{trial_id}/result", body=to_json(result), timeout=timeout
+        )

@@ -42,6 +42,7 @@ from gradmedic_service.settings import Settings
 from gradmedic_service.telemetry.endpoints import router as telemetry_router
 from gradmedic_service.telemetry.run_cache import RunCache
 from gradmedic_service.trainables.endpoints import router as trainables_router
+from gradmedic_service.trials.absences import Absences
 from gradmedic_service.trials.endpoints import router as trials_router
 from gradmedic_service.web.events import router as events_router
 from gradmedic_service.web.live import LiveRuns
@@ -135,6 +136,7 @@ def periodic_tasks(services: Services, is_ending: Event) -> list[PeriodicTask]:
         services: the services of the process.
         is_ending: once set, the due work begins no further unit.
     """
+    absences = Absences(services.due_work_interval, services.trial_lease)
     return [
         PeriodicTask(
             name="write the last uses of API keys",
@@ -144,7 +146,7 @@ def periodic_tasks(services: Services, is_ending: Event) -> list[PeriodicTask]:
         PeriodicTask(
             name="do due work",
             seconds=services.due_work_interval,
-            run=lambda: do_due_work(services.database, services.worker_patience, is_ending),
+            run=lambda: do_due_work(services.database, services.worker_patience, is_ending, absences),
         ),
         PeriodicTask(
             name="start automatic reruns",

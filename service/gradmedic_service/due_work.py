@@ -26,6 +26,7 @@ from gradmedic_service.http.errors import ServiceError
 from gradmedic_service.reruns import service as reruns
 from gradmedic_service.runs import service as runs
 from gradmedic_service.trials import service as trials
+from gradmedic_service.trials.absences import Absences
 
 MAX_UNITS = 200
 """Largest number of units of a job in one run. The next run does the rest, so that no job waits long for another."""
@@ -44,14 +45,19 @@ class Job:
     """Does one unit, if it is still due and no other transaction does it; returns whether it did."""
 
 
-def jobs(worker_patience: float) -> tuple[Job, ...]:
+def jobs(worker_patience: float, absences: Absences) -> tuple[Job, ...]:
     """Return all jobs, in the order in which they are done.
 
     Args:
         worker_patience: seconds that a rerun waits for a worker that offers its trainable.
+        absences: the time in which this process answered nobody.
     """
     return (
-        Job("requeue lost trials", trials.list_reruns_with_lost_trials, trials.requeue_lost_trials),
+        Job(
+            "requeue lost trials",
+            lambda session, limit: trials.list_reruns_with_lost_trials(session, absences, limit),
+            lambda session, rerun_id: trials.requeue_lost_trials(session, rerun_id, absences),
+        ),
         Job(
             "end reruns without a worker",
             lambda session, limit: reruns.list_without_worker(session, worker_patience, limit),
@@ -61,16 +67,19 @@ def jobs(worker_patience: float) -> tuple[Job, ...]:
     )
 
 
-def do_due_work(database: Database, worker_patience: float, is_ending: Event | None = None) -> int:
+def do_due_work(
+    database: Database, worker_patience: float, is_ending: Event | None = None, absences: Absences | None = None
+) -> int:
     """Do what is due now, and return how many units were done. An error is logged, and the other units are still done.
 
     Args:
         database: the database of the service.
         worker_patience: seconds that a rerun waits for a worker that offers its trainable.
         is_ending: once set, no further unit is begun.
+        absences: the time in which this process answered nobody, the same object for every run; None for no such time.
     """
     done = 0
-    for job in jobs(worker_patience):
+    for job in jobs(worker_patience, absences or Absences(interval=0.0, lease=0.0)):
         unit_ids: list[UUID] = []
         with _log_errors(job.name), database.reading() as session:
             unit_ids = job.find(session, MAX_UNITS)

@@ -108,7 +108,7 @@ class Settings(BaseSettings):
     """Trials of one rerun."""
     max_trainables: int = Field(default=1_000, ge=1)
     """Trainables of one API key."""
-    trial_lease: float = Field(default=15.0, gt=0)
+    trial_lease: float = Field(default=60.0, gt=0)
     """Seconds without a heartbeat after which another worker gets a trial."""
     worker_patience: float = Field(default=86_400.0, gt=0)
     """Seconds that a rerun waits for a worker that offers its trainable."""

@@ -1,16 +1,17 @@
 """Claims trials from the service and runs them to their end, in the worker's main process.
 
 Each running attempt has a thread of its own. The thread renews the lease and ends the attempt as soon as the service
-asks for it, refuses the heartbeat, or has not answered for the length of the lease. So a worker that was suspended and
-resumes late finds that its attempts are over, and ends their processes.
+asks for it, refuses the heartbeat, or has not answered for the length of several leases. So a worker that was suspended
+and resumes late finds that its heartbeats are refused, and ends its processes. A worker that ends gives its trials
+back.
 """
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from gradmedic.api import Client
@@ -20,7 +21,9 @@ from gradmedic.protocol.trials import ClaimedTrial, HeartbeatResult, TrialResult
 from gradmedic.transport.http import is_retryable, retry_delay
 from gradmedic_worker.attempt import GRACE_SECONDS
 from gradmedic_worker.configuration import WorkerConfiguration
-from gradmedic_worker.executors.base import STOPPED, TIMEOUT, Executor, LostAttempt, TrialEnd, TrialProcess
+from gradmedic_worker.executors.base import Executor, LostAttempt, TrialEnd, TrialProcess
+from gradmedic_worker.silence import SILENT_LEASES, Silence
+from gradmedic_worker.trial_result import build_bare_result, build_failure, build_result, clean_output, clean_result
 
 REGISTRATION_INTERVAL = 10.0
 """Seconds between two registrations of the trainables. The service withdraws trainables that no worker registers."""
@@ -30,10 +33,10 @@ HEARTBEATS_PER_LEASE = 10
 """Number of heartbeats within the length of a lease."""
 LONGEST_HEARTBEAT_INTERVAL = 1.0
 """Longest time in seconds between two heartbeats. A cancellation takes so long to arrive."""
-PUBLISH_SECONDS = 600.0
-"""Time for which a result is sent again to a service that does not answer."""
-OUTPUT_CHARACTERS = 64 * 1024
-"""Characters of the output's end that are sent to the service."""
+HEARTBEAT_SECONDS = 10.0
+"""Longest time limit of a heartbeat. The end of the process is noticed late by as much."""
+RELEASE_SECONDS = 3.0
+"""Time limit of the request that gives a trial back. A worker that ends does not wait for a service that is away."""
 
 PrintLine = Callable[[str], None]
 
@@ -203,7 +206,8 @@ class _RunningAttempt:
         self._executor = executor
         self._print_line = print_line
         self._heartbeat_interval = min(LONGEST_HEARTBEAT_INTERVAL, claimed.lease_seconds / HEARTBEATS_PER_LEASE)
-        self._started_at = self._answered_at = claimed_at
+        self._claimed_at = self._started_at = claimed_at
+        self._silence = Silence()
         self._is_abandoned = threading.Event()
         self._has_start_ended = threading.Event()
         self._sent_output: str | None = None
@@ -223,7 +227,7 @@ class _RunningAttempt:
     def run(self) -> None:
         """Run the attempt and publish its result."""
         begun_at = time.monotonic()
-        seconds = self._claimed.seconds - GRACE_SECONDS - (begun_at - self._answered_at)
+        seconds = self._claimed.seconds - GRACE_SECONDS - (begun_at - self._claimed_at)
         try:
             self._print_line(f"{self.title}: started")
             process = self._executor.start(self._claimed)
@@ -234,15 +238,24 @@ class _RunningAttempt:
             if isinstance(end, _Discarded):
                 self._print_line(f"{self.title}: ended without a result: {end.reason}")
                 return
-            result = self._build_result(end, process)
+            seconds = time.monotonic() - self._started_at
+            result = build_result(self._claimed, end, output=process.output(), seconds=seconds)
         finally:
             process.close()
+            if self._is_abandoned.is_set():
+                self._release()
         published = self._publish(result)
         self._print_line(f"{self.title}: {published}, {time.monotonic() - begun_at:.1f} s")
 
+    def _release(self) -> None:
+        """Give the trial back: its next attempt need not wait for the end of the lease."""
+        released = TrialResult(attempt=self._claimed.attempt, status="lost", reason="its worker has ended")
+        with suppress(GradmedicError):
+            self._client.work.publish(self._claimed.trial_id, released, timeout=RELEASE_SECONDS)
+
     def publish_failure(self, reason: str) -> str:
         """Publish that the attempt failed. Return the outcome as text for a message."""
-        return self._publish(TrialResult(attempt=self._claimed.attempt, status="failed", reason=reason))
+        return self._publish(build_failure(self._claimed, reason))
 
     def _wait_for_end(self, process: TrialProcess, seconds: float) -> TrialEnd | LostAttempt | _Discarded:
         """Renew the lease until the process ends, or its result is not needed any more."""
@@ -273,68 +286,56 @@ class _RunningAttempt:
 
     def _send_heartbeat(self, process: TrialProcess) -> HeartbeatResult | _Discarded | None:
         """Send a heartbeat and return the answer. Return None if the service does not answer this time."""
-        output = process.output()[-OUTPUT_CHARACTERS:]
+        output = clean_output(process.output())
         changed_output = None if output == self._sent_output else output
         lease_seconds = self._claimed.lease_seconds
+        timeout = min(HEARTBEAT_SECONDS, max(1.0, lease_seconds / 3))
         try:
             answer = self._client.work.heartbeat(
-                self._claimed.trial_id, self._claimed.attempt, changed_output, timeout=max(1.0, lease_seconds / 3)
+                self._claimed.trial_id, self._claimed.attempt, changed_output, timeout=timeout
             )
         except (ConflictError, NotFoundError) as error:
             return _Discarded(error.problem.detail)
         except GradmedicError as error:
-            if time.monotonic() - self._answered_at > lease_seconds:
-                return _Discarded(f"the service could not be reached for {lease_seconds:g} s: {error}")
+            self._silence.record_failure(self._heartbeat_interval + timeout)
+            if self._silence.seconds > SILENT_LEASES * lease_seconds:
+                return _Discarded(f"the service could not be reached for {self._silence.seconds:.0f} s: {error}")
             if isinstance(error, ApiError) and not is_retryable(error):
                 return _Discarded(error.problem.detail)
             return None
-        self._answered_at, self._sent_output = time.monotonic(), output
+        self._silence.record_answer()
+        self._sent_output = output
         return answer
 
-    def _build_result(self, end: TrialEnd | LostAttempt, process: TrialProcess) -> TrialResult:
-        output = process.output()[-OUTPUT_CHARACTERS:]
-        if isinstance(end, LostAttempt):
-            return TrialResult(attempt=self._claimed.attempt, status="lost", reason=end.reason, output=output or None)
-        status, reason = self._determine_status(end)
-        return TrialResult(
-            attempt=self._claimed.attempt,
-            status=status,
-            reason=reason,
-            exit_code=end.exit_code,
-            output=output,
-            environment=end.report.environment,
-            seconds=time.monotonic() - self._started_at,
-        )
-
-    def _determine_status(self, end: TrialEnd) -> tuple[str, str | None]:
-        """Return the status of an ended trial, and its reason if it is not `done`."""
-        if end.report.not_applicable is not None:
-            return "not_applicable", end.report.not_applicable
-        if end.reason in (TIMEOUT, STOPPED):
-            return "failed", f"it took longer than the {self._claimed.seconds:.0f} s that it was given"
-        if end.reason is not None:
-            return "failed", end.reason
-        if end.exit_code is None or end.exit_code < 0:
-            return "failed", f"it was ended by signal {_describe_signal(-(end.exit_code or 0))}"
-        if end.exit_code > 0:
-            return "failed", f"it ended with exit code {end.exit_code}"
-        if self._claimed.remedies and end.report.applied is None:
-            return "failed", "the script never called run.watch(), so that its remedies were not applied"
-        return "done", None
-
     def _publish(self, result: TrialResult) -> str:
-        """Send the result until the service accepts or refuses it. Return the outcome as text for a message."""
-        deadline = time.monotonic() + PUBLISH_SECONDS
+        """Send the result until the service accepts or refuses it. Return the outcome as text for a message.
+
+        The service may refuse a result for what the script has written, or fail at it. Then it gets a bare result. The
+        slot is free after the length of a lease in any case: by then the attempt counts as lost.
+        """
+        result, is_bare = clean_result(result), False
+        lease_seconds = self._claimed.lease_seconds
+        started_at = time.monotonic()
         failures = 0
         while True:
             try:
                 rerun = self._client.work.publish(self._claimed.trial_id, result)
+            except (ConflictError, NotFoundError) as error:
+                return f"result refused: {error}"
             except GradmedicError as error:
-                if not is_retryable(error):
+                waited = time.monotonic() - started_at
+                is_refused = not is_retryable(error)
+                if is_refused and is_bare:
                     return f"result refused: {error}"
-                if time.monotonic() >= deadline:
+                if waited >= lease_seconds:
                     return f"result lost: {error}"
-                if self._is_abandoned.wait(retry_delay(error, min(failures, 2))):
+                if not is_bare and (is_refused or (_is_failure(error) and waited >= lease_seconds / 2)):
+                    reason = f"the service did not accept its result: {error}"
+                    result, is_bare = clean_result(build_bare_result(result, reason)), True
+                    continue
+                # No pause passes the moment at which something else is done.
+                pause = lease_seconds / 2 - waited if waited < lease_seconds / 2 else lease_seconds - waited
+                if self._is_abandoned.wait(min(pause, retry_delay(error, min(failures, 2)))):
                     return "abandoned"
                 failures += 1
             else:
@@ -346,12 +347,7 @@ class _RunningAttempt:
                 return f"{trial.status}, {trial.verdict}{loss}{reason}"
 
 
-def _describe_signal(number: int) -> str:
-    """Return a signal's number and name, and the usual source of SIGKILL.
-
-    >>> _describe_signal(11)
-    '11 (SIGSEGV)'
-    """
-    names = {member.value: member.name for member in signal.Signals}
-    hint = ", which the kernel sends when memory runs out" if number == signal.SIGKILL else ""
-    return f"{number} ({names[number]}{hint})" if number in names else str(number)
+def _is_failure(error: GradmedicError) -> bool:
+    """Whether the service failed at a request, and was not only busy or away."""
+    status = error.problem.status if isinstance(error, ApiError) else getattr(error, "status", None)
+    return status == 500

@@ -25,6 +25,7 @@ from gradmedic_service.database.models import Run
 from gradmedic_service.due_work import do_due_work
 from gradmedic_service.runs import service as runs
 from gradmedic_service.settings import Settings
+from gradmedic_service.trials.absences import Absences
 
 WORKER_PATIENCE = 3600.0
 Revisions = dict[str, tuple[str, int]]
@@ -78,7 +79,7 @@ def test_one_replica_requeues_a_lost_trial(client: TestClient, database: Databas
     asked = rerun(client, suspect(client), CLIP)
     assert worker.claim() is not None
     expire_leases(database)
-    (job, *_) = due_work.jobs(WORKER_PATIENCE)
+    (job, *_) = due_work.jobs(WORKER_PATIENCE, Absences(interval=0.0, lease=0.0))
     with database.writing() as session:
         assert job.do(session, UUID(asked["id"]))
         assert do_due_work(other_replica, WORKER_PATIENCE) == 0

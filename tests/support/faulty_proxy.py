@@ -61,7 +61,7 @@ class FaultyProxy:
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))
                 proxy._answer(self, body)
 
-            do_GET = do_POST = do_PATCH = do_DELETE = handle_any  # noqa: N815
+            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = handle_any  # noqa: N815
 
             def log_message(self, *_args: object) -> None:
                 pass

@@ -8,7 +8,9 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from gradmedic.protocol.encoding import without_nonfinite
+from gradmedic.protocol.names import text_error
 from gradmedic.protocol.reruns import RerunDetail
+from gradmedic.protocol.service import FieldError
 from gradmedic.protocol.trials import RESULT_STATUSES, HeartbeatResult, TrialHeartbeat, TrialOutput, TrialResult
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.database import models
@@ -22,6 +24,7 @@ from gradmedic_service.reruns.attempts import end_attempt, last_output
 from gradmedic_service.reruns.loss_curves import loss_at_rung, rungs_of, summarize_losses
 from gradmedic_service.telemetry import service as telemetry
 from gradmedic_service.trials import repository
+from gradmedic_service.trials.absences import Absences
 from gradmedic_service.trials.errors import TrialNotFound
 from gradmedic_service.trials.lookup import find_trial, find_trial_of_worker, stale_attempt, trial_not_found
 
@@ -72,10 +75,7 @@ def publish_result(session: Session, principal: Principal, trial_id: UUID, body:
 
     Raises TrialNotFound, StaleAttempt, InvalidRequest.
     """
-    if body.seconds is not None and not body.seconds >= 0:
-        raise InvalidRequest.at("seconds", f"must not be negative, not {body.seconds!r}")
-    if body.status not in RESULT_STATUSES:
-        raise InvalidRequest.at("status", f"{body.status!r} is not one of {', '.join(RESULT_STATUSES)}")
+    _check_result(body)
     _, unlocked_rerun = find_trial_of_worker(session, principal, trial_id)
     rerun = reruns.lock_rerun(session, unlocked_rerun.id)
     if rerun is None:
@@ -127,22 +127,24 @@ def read_output(session: Session, principal: Principal, trial_id: UUID, number: 
     return TrialOutput(trial_id=trial_id, attempt=number, output=attempt.output)
 
 
-def list_reruns_with_lost_trials(session: Session, limit: int) -> list[UUID]:
+def list_reruns_with_lost_trials(session: Session, absences: Absences, limit: int) -> list[UUID]:
     """Return the ids of the reruns that have a running trial whose lease has expired."""
-    return repository.list_reruns_with_lost_trials(session, database_time(session), limit)
+    at = database_time(session)
+    return repository.list_reruns_with_lost_trials(session, at - absences.record_work(at), limit)
 
 
-def requeue_lost_trials(session: Session, rerun_id: UUID) -> bool:
+def requeue_lost_trials(session: Session, rerun_id: UUID, absences: Absences) -> bool:
     """Queue the trials of a rerun again whose lease has expired; those that have lost too many attempts have failed.
 
-    Returns False if the rerun has no such trial any more, or if another transaction holds the rerun.
+    The time in which the service answered nobody does not count. Returns False if the rerun has no such trial any more,
+    or if another transaction holds the rerun.
     """
     rerun = reruns.lock_rerun(session, rerun_id, skips_locked=True)
     if rerun is None:
         return False
     at = database_time(session)
     trials = reruns.read_trials(session, rerun_id)
-    lost = repository.lock_lost_trials(session, rerun_id, at)
+    lost = repository.lock_lost_trials(session, rerun_id, at - absences.grace)
     for trial in lost:
         # The worker ends the process at the latest when the seconds of the rerun are spent.
         seconds = max(0.0, rerun.seconds - sum(other.seconds for other in trials))
@@ -155,6 +157,19 @@ def requeue_lost_trials(session: Session, rerun_id: UUID) -> bool:
 
 def _trial_of_id(trials: Sequence[models.Trial], trial_id: UUID) -> models.Trial:
     return next(trial for trial in trials if trial.id == trial_id)
+
+
+def _check_result(body: TrialResult) -> None:
+    """Raise InvalidRequest for a result that cannot be stored. Its output is not checked: it is made storable."""
+    if body.seconds is not None and not body.seconds >= 0:
+        raise InvalidRequest.at("seconds", f"must not be negative, not {body.seconds!r}")
+    if body.status not in RESULT_STATUSES:
+        raise InvalidRequest.at("status", f"{body.status!r} is not one of {', '.join(RESULT_STATUSES)}")
+    texts = [("reason", body.reason or "")]
+    texts += [("environment", text) for fact in body.environment.items() for text in fact]
+    errors = [FieldError(path=path, message=message) for path, text in texts if (message := text_error(text))]
+    if errors:
+        raise InvalidRequest(errors)
 
 
 def _judge_result(body: TrialResult, trial: models.Trial, run: models.Run | None) -> tuple[str, str | None]:

@@ -30,6 +30,7 @@ from gradmedic_worker.executors.base import STOPPED, TrialEnd, TrialProcess
 from gradmedic_worker.executors.local import LocalExecutor, find_gpus
 from gradmedic_worker.executors.ray_log import LogWriter
 from gradmedic_worker.executors.ray_tickets import compute_ticket, read_cluster_token
+from gradmedic_worker.silence import SILENT_LEASES, Silence
 
 CONFIGURATION_VARIABLE = "GRADMEDIC_WORKER_CONFIG"
 CONFIGURATION_FILE = "/etc/gradmedic/worker.toml"
@@ -139,23 +140,25 @@ class _LeaseMonitor:
     def watch(self) -> None:
         """Check the lease until it has ended."""
         lease_seconds = self._claimed.lease_seconds
-        held_at = time.monotonic()
+        pause, timeout = lease_seconds / CHECKS_PER_LEASE, max(1.0, lease_seconds / 3)
+        silence = Silence()
         while self.end_reason is None:
-            time.sleep(lease_seconds / CHECKS_PER_LEASE)
+            time.sleep(pause)
             try:
-                lease = self._client.work.lease(
-                    self._claimed.trial_id, self._claimed.attempt, timeout=max(1.0, lease_seconds / 3)
-                )
-                is_held, problem = lease.seconds > 0, "its worker has sent no heartbeat"
+                lease = self._client.work.lease(self._claimed.trial_id, self._claimed.attempt, timeout=timeout)
+                is_held, problem, longest = lease.seconds > 0, "its worker has sent no heartbeat", lease_seconds
             except GradmedicError as error:
                 if not is_retryable(error):
                     self.end_reason = f"the service has ended the attempt: {error}"
                     return
                 is_held, problem = False, f"the service could not be reached: {error}"
+                longest = SILENT_LEASES * lease_seconds
             if is_held:
-                held_at = time.monotonic()
-            elif time.monotonic() - held_at > lease_seconds:
-                self.end_reason = f"{problem} (for {lease_seconds:g} s)"
+                silence.record_answer()
+                continue
+            silence.record_failure(pause + timeout)
+            if silence.seconds > longest:
+                self.end_reason = f"{problem} (for {longest:g} s)"
 
 
 def _wait_for_end(

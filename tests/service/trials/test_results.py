@@ -117,7 +117,7 @@ def test_a_result_that_no_database_stores(
     fields: dict[str, Any], path: str, client: TestClient, worker: PlayedWorker
 ) -> None:
     """Both databases refuse such a result with the path of the field, and the worker may publish another one."""
-    rerun(client, suspect(client), CLIP)
+    asked = rerun(client, suspect(client), CLIP)
     claimed = worker.claim()
     assert claimed is not None
     body = json.dumps({"attempt": 1, "status": "failed", "output": "\x00\ud800"} | fields)
@@ -125,6 +125,8 @@ def test_a_result_that_no_database_stores(
     refused = client.post(target, content=body, headers={"Content-Type": JSON_MEDIA_TYPE})
     assert (refused.status_code, refused.json()["errors"][0]["path"]) == (422, path)
     assert worker.publish(claimed, "failed").status_code == 200
+    trial = read(client, f"/reruns/{asked['id']}")["trials"][0]
+    assert (trial["status"], read(client, f"/trials/{trial['id']}/output")["output"]) == ("failed", "")
 
 
 def test_the_worker_reports_the_seconds_of_a_trial(client: TestClient, worker: PlayedWorker) -> None:
