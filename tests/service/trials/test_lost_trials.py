@@ -7,6 +7,7 @@ from tests.support.played_worker import API, CLIP, STEPS, PlayedWorker, expire_l
 
 from gradmedic_service.database.engine import Database
 from gradmedic_service.due_work import do_due_work
+from gradmedic_service.trials.absences import Absences
 
 WORKER_PATIENCE = 3600.0
 
@@ -48,6 +49,21 @@ def test_a_heartbeat_keeps_a_trial(client: TestClient, worker: PlayedWorker, dat
     assert worker.beat(claimed).status_code == 200
     assert do_due_work(database, WORKER_PATIENCE) == 0
     assert worker.beat(claimed).status_code == 200
+
+
+def test_the_time_before_a_service_has_started_does_not_count(
+    client: TestClient, worker: PlayedWorker, database: Database
+) -> None:
+    """A process that has just started leaves workers time to renew leases that have expired while there was none."""
+    rerun(client, suspect(client), CLIP)
+    claimed = worker.claim()
+    assert claimed is not None
+    expire_leases(database)
+    assert do_due_work(database, WORKER_PATIENCE, absences=Absences(interval=1.0, lease=60.0)) == 0
+    assert worker.beat(claimed).status_code == 200
+    expire_leases(database)
+    assert do_due_work(database, WORKER_PATIENCE) == 1
+    assert worker.beat(claimed).status_code == 409
 
 
 def test_a_trial_that_loses_its_workers_is_given_up(
