@@ -40,7 +40,7 @@ from gradmedic.trial.instructions import TrialEnvironment
 from gradmedic.trial.session import TrialSession
 from gradmedic.upload.answers import AnswerReader
 from gradmedic.upload.journal import Journal
-from gradmedic.upload.replay import find_replays
+from gradmedic.upload.replay import find_sessions
 from gradmedic.upload.uploader import Uploader
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Run:
             flush_interval=configuration.flush_interval,
             max_queue_bytes=configuration.max_queue_bytes,
             open_journal=self._open_journal,
-            find_replays=lambda: find_replays(service, configuration.dir, self.id),
+            find_sessions=lambda: find_sessions(service, configuration.dir, self.id),
         )
         self._recorder = Recorder(
             self._uploader,

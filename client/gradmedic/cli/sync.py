@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
+from dataclasses import dataclass, field
 
 from gradmedic.api import call_with_retries
 from gradmedic.cli.command import EXIT_ERROR, add_connection_argument
 from gradmedic.configuration import resolve_connection, resolve_directory
 from gradmedic.exceptions import ApiError, UsageError
 from gradmedic.transport.http import Service
-from gradmedic.upload.replay import find_replays
+from gradmedic.upload.replay import Replay, find_sessions
 
 
 class SyncCommand:
@@ -31,30 +33,84 @@ class SyncCommand:
         parser.add_argument("--json", action="store_true", help="print JSON, one session per line")
 
     def run(self, args: argparse.Namespace) -> int:
-        """Send every session whose process has ended. A session that the service refuses stays on disk."""
+        """Send every session whose process has ended.
+
+        A session that the service refuses, or of which a file cannot be opened, stays on disk. The code is 0 only if
+        everything was sent.
+        """
         directory = resolve_directory(args.dir)
         if args.dir is not None and not directory.is_dir():
             raise UsageError(f"there is no folder {directory}")
         service = Service(resolve_connection(args.base_url))
-        replays = find_replays(service, directory)
         try:
-            refused = 0
-            for replay in replays:
-                try:
-                    call_with_retries(replay.send_all)
-                except ApiError as error:
-                    refused += 1
-                    sys.stderr.write(f"gradmedic: {replay.run_id} is kept, {replay.remaining} steps: {error}\n")
-                    continue
-                replay.delete()
-                if args.json:
-                    print(json.dumps({"run_id": str(replay.run_id), "steps": replay.sent}))
-                else:
-                    print(f"{replay.run_id}: {replay.sent} steps sent, see {service.base_url}/runs/{replay.run_id}")
+            found = find_sessions(service, directory)
+        except OSError as error:
+            raise UsageError(f"cannot read the folder {directory}: {error}") from error
+        is_complete = not found.unreadable
+        for session in found.unreadable:
+            _report(args, SyncResult(str(session.run_id), error=str(session)))
+        try:
+            for replay in found.replays:
+                result = _send(replay)
+                is_complete &= result.error is None and not replay.damage
+                _report(args, result, replay, f"{service.base_url}/runs/{replay.run_id}")
         finally:
-            for replay in replays:
+            for replay in found.replays:
                 replay.release()
             service.close()
-        if not replays and not args.json:
+        if not found.replays and not found.unreadable and not args.json:
             print(f"nothing to send in {directory}")
-        return EXIT_ERROR if refused else 0
+        return 0 if is_complete else EXIT_ERROR
+
+
+@dataclass(frozen=True, slots=True)
+class SyncResult:
+    """The result for one session, as `--json` prints it."""
+
+    run_id: str
+    steps: int = 0
+    """Number of steps that the service has now."""
+    kept_steps: int = 0
+    """Number of steps that stay on disk for another attempt."""
+    error: str | None = None
+    """The reason why they stay."""
+    unreadable_steps: int = 0
+    """Number of steps that cannot be read; about that, if nothing readable follows them."""
+    unreadable_bytes: int = 0
+    damaged_files: list[str] = field(default_factory=list)
+    """Files with what cannot be read."""
+
+
+def _send(replay: Replay) -> SyncResult:
+    """Send one session, and delete it if all of it was sent that can be read.
+
+    Raises:
+        TransportError: the service cannot be reached.
+    """
+    error: str | None = None
+    try:
+        call_with_retries(replay.send_all)
+        replay.delete()
+    except (ApiError, OSError) as reason:
+        error = f"{replay.run_id} is kept, {replay.remaining} steps: {reason}"
+    return SyncResult(
+        run_id=str(replay.run_id),
+        steps=replay.sent,
+        kept_steps=0 if error is None else replay.remaining,
+        error=error,
+        unreadable_steps=replay.damage.steps,
+        unreadable_bytes=replay.damage.bytes,
+        damaged_files=[str(path) for path in replay.damaged_files],
+    )
+
+
+def _report(args: argparse.Namespace, result: SyncResult, replay: Replay | None = None, page: str = "") -> None:
+    """Print the result of one session, and what is wrong as text to stderr."""
+    if args.json:
+        print(json.dumps(dataclasses.asdict(result)))
+    elif result.error is None:
+        print(f"{result.run_id}: {result.steps} steps sent, see {page}")
+    if result.error is not None:
+        sys.stderr.write(f"gradmedic: {result.error}\n")
+    if replay is not None and replay.damage:
+        sys.stderr.write(f"gradmedic: {replay.describe_damage()}\n")

@@ -77,6 +77,12 @@ class Rewind:
     """The last step that stays."""
 
 
+_PackedRow = tuple[tuple[str, ...], bytes, bytes]
+_PackedStep = tuple[
+    int, float, float | None, float | None, float | None, float | None, bool, dict[str, float], _PackedRow | None
+]
+"""The types of what `pack_step` encodes."""
+
 Entry = Step | Rewind
 """An entry of the outbox."""
 
@@ -133,17 +139,24 @@ def pack_step(step: Step) -> bytes:
 
 
 def unpack_step(packed: bytes) -> Step:
-    """Decode a step that `pack_step` encoded."""
-    number, time, loss, learning_rate, loss_scale, clip_coefficient, skipped, metrics, row = msgspec.msgpack.decode(
-        packed
+    """Decode a step that `pack_step` encoded.
+
+    Raises:
+        ValueError: these are not the bytes of a step.
+    """
+    number, time, loss, learning_rate, loss_scale, clip_coefficient, skipped, metrics, packed_row = (
+        msgspec.msgpack.decode(packed, type=_PackedStep)
     )
-    if row is not None:
-        statistics, layers, values = row
+    row = None
+    if packed_row is not None:
+        statistics, layers, values = packed_row
         row = Row(
-            tuple(statistics),
+            statistics,
             np.frombuffer(layers, dtype=np.int32),
             np.frombuffer(values, dtype=np.float32).reshape(-1, len(statistics)),
         )
+        if len(row.layers) != len(row.values) or (row.layers < 0).any():
+            raise ValueError("the layers of a step do not fit its values")
     return Step(
         number=number,
         time=time,

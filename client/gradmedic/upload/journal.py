@@ -1,14 +1,17 @@
 """The journal on disk: every step that the service has not acknowledged.
 
-It is made of append-only segments of numbered records with checksums. What is written survives the death of the process
-(not of the machine: nothing is synced). A torn record ends its segment. Reading begins behind the last number that was
-acknowledged. A segment is deleted when all of it is acknowledged. Beyond its bound, the journal drops steps, the oldest
-first, and those with a non-finite number last. It never drops a rewind, nor an entry in flight.
+It is made of append-only segments of numbered records with checksums (`records.py`). What is written survives the death
+of the process (not of the machine: nothing is synced). Reading begins behind the last number that was acknowledged, and
+goes on behind a record that is damaged. A segment is deleted when all of it is acknowledged. A segment with records
+that could not be read is kept under another name. Beyond its bound, the journal drops steps, the oldest first, and
+those with a non-finite number last. It never drops a rewind, nor an entry in flight.
 
     DIR/<run id>/<session>/          a session is one process
         lock                         locked by that process while it lives
         position                     what was acknowledged, under which generation
+        description                  the newest description of the run
         00000001.journal ...         segments; each begins with a description of the run
+        00000001.journal.damaged ... segments that were sent as far as they can be read
 """
 
 from __future__ import annotations
@@ -20,7 +23,6 @@ import shutil
 import struct
 import time
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -30,8 +32,10 @@ import msgspec
 
 from gradmedic.protocol.encoding import from_json, to_json
 from gradmedic.protocol.runs import RunCreate
-from gradmedic.recording.step import Entry, Rewind, pack_step, unpack_step
+from gradmedic.recording.step import Entry, Rewind, Step, pack_step, unpack_step
+from gradmedic.upload.damage import Damage, DamageCounter
 from gradmedic.upload.private_files import create_private_folder, open_private_file
+from gradmedic.upload.records import Record, RecordKind, decode_record, encode_record, read_records
 
 try:
     import fcntl
@@ -39,13 +43,10 @@ except ImportError:  # not on Windows: there, only the process id in a session's
     fcntl = None  # type: ignore[assignment]
 
 SEGMENT_BYTES = 4 * 1024 * 1024
-_RECORD = struct.Struct("<IIBQ")
-"""Length of the payload, its checksum, kind and number."""
 _POSITION = struct.Struct("<QqQq")
 """Last acknowledged number, generation, number of the last rewind, its generation; a checksum follows."""
 _CHECKSUM = struct.Struct("<I")
-_DESCRIPTION, _STEP, _REWIND, _FINAL_STATUS = range(1, 5)
-_LONGEST_RECORD = 256 * 1024 * 1024
+_DAMAGED_SUFFIX = ".damaged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +81,17 @@ class Journal:
         self._description = b""
         self._position = Position()
         self._position_file: BinaryIO | None = None
-        self._reader: tuple[int, int, int] | None = None  # segment, offset, and number of the record that ends there
+        self._place: _Place | None = None  # at which the last reading ended
         self._made_directory = False
+        self._is_own = True  # this process writes it
         self.dropped: list[int] = []
         """Numbers of the steps that were dropped; the reader clears the list."""
+        self.unsent_steps = 0
+        """Number of steps of another process's session that can be read and are not acknowledged."""
+        self.damage = Damage(0, 0, ())
+        """What cannot be read of another process's session."""
+        self.final_status: str | None = None
+        """The final status of the run in another process's session, None if it was not written."""
 
     @classmethod
     def create(cls, directory: Path, run_id: UUID, max_bytes: int) -> Journal:
@@ -93,12 +101,20 @@ class Journal:
 
     @classmethod
     def open(cls, folder: Path, max_bytes: int) -> Journal | None:
-        """Return the journal of another process, or None if that process is still alive."""
+        """Return the journal of another process, or None if that process is still alive.
+
+        Raises:
+            OSError: a file of the session cannot be opened or read.
+        """
         journal = cls(folder, max_bytes)
-        if not journal._lock_session():
+        try:
+            if not journal._lock_session():
+                journal.close()
+                return None
+            journal._load()
+        except OSError:
             journal.close()
-            return None
-        journal._load()
+            raise
         return journal
 
     @property
@@ -106,72 +122,92 @@ class Journal:
         """How far the service has acknowledged the session."""
         return self._position
 
+    @property
+    def has_damage(self) -> bool:
+        """Whether records that were needed could not be read."""
+        return any(segment.is_damaged for segment in self._segments)
+
     def describe(self, description: RunCreate) -> None:
         """Write the description of the run, if it changed."""
         encoded = to_json(description)
         if encoded != self._description:
             self._description = encoded
-            self._write(_DESCRIPTION, 0, encoded)
+            self._make_folder()
+            copy = self.folder / "description"
+            temporary = copy.with_suffix(".new")
+            temporary.write_bytes(encode_record(RecordKind.DESCRIPTION, self._last_number(), encoded))
+            temporary.replace(copy)
+            self._write(RecordKind.DESCRIPTION, self._last_number(), encoded)
 
     def append(self, number: int, entry: Entry, *, last_in_flight: int) -> None:
         """Write a step or a rewind. If that takes too much room, drop steps whose number is beyond `last_in_flight`."""
         if isinstance(entry, Rewind):
-            self._write(_REWIND, number, msgspec.msgpack.encode(entry.step))
+            self._write(RecordKind.REWIND, number, msgspec.msgpack.encode(entry.step))
         else:
-            self._write(_STEP, number, pack_step(entry), is_finite=entry.is_finite)
+            self._write(RecordKind.STEP, number, pack_step(entry), is_finite=entry.is_finite)
         self._make_room(last_in_flight)
 
     def write_final_status(self, status: str) -> None:
         """Write the final status of the run."""
-        self._write(_FINAL_STATUS, 0, status.encode())
+        self._write(RecordKind.FINAL_STATUS, self._last_number(), status.encode())
 
     def read(self, after: int, count: int) -> list[tuple[int, Entry]]:
-        """Return the oldest entries with a number beyond `after`, at most `count`."""
+        """Return the oldest entries with a number beyond `after`, `count` or one more.
+
+        What cannot be read is left out. If a step does not follow the one before it, a rewind between them could not be
+        read: it is returned in its place.
+        """
         entries: list[tuple[int, Entry]] = []
-        start = (0, 0)
-        if self._reader is not None and self._reader[2] == after:
-            start = self._reader[:2]
-        for index in range(start[0], len(self._segments)):
+        place = self._place if self._place is not None and self._place.number == after else _Place()
+        newest, last_step = place.number, place.last_step
+        for index in range(place.segment, len(self._segments)):
             segment = self._segments[index]
             if segment.last <= after:
                 continue
-            begin = start[1] if index == start[0] else 0
-            for number, kind, payload, end in _read_records(segment.path, begin):
-                if kind in (_STEP, _REWIND) and number > after:
-                    entries.append((number, _decode_entry(kind, payload)))
-                    if len(entries) == count:
-                        self._reader = (index, end, number)
-                        return entries
+            has_unreadable = False
+            for record in read_records(segment.path, place.offset if index == place.segment else 0):
+                entry = _decode_entry(record) if record.is_entry else None
+                if entry is None:
+                    has_unreadable |= record.is_entry or record.kind is None
+                    continue
+                if record.number <= newest:  # a copy of what was read
+                    continue
+                if record.number > after:
+                    segment.is_damaged |= self._is_own and has_unreadable and record.number - 1 > max(newest, after)
+                    if isinstance(entry, Step) and last_step is not None and entry.number <= last_step:
+                        rewind = (record.number - 1, Rewind(entry.number - 1))
+                        entries += [rewind] if rewind[0] > max(newest, after) else []
+                    entries.append((record.number, entry))
+                has_unreadable = False
+                newest = record.number
+                last_step = entry.number if isinstance(entry, Step) else entry.step
+                if len(entries) >= count:
+                    self._place = _Place(index, record.end, newest, last_step)
+                    return entries
+            segment.is_damaged |= self._is_own and has_unreadable
         return entries
 
-    def count_steps(self) -> int:
-        """Return the number of steps that are not acknowledged."""
-        return sum(
-            kind == _STEP and number > self._position.acknowledged
-            for segment in self._segments
-            for number, kind, _, _ in _read_records(segment.path)
-        )
-
-    def final_status(self) -> str | None:
-        """Return the final status of the run, None if it was not written."""
-        statuses = [
-            payload
-            for segment in self._segments[-1:]
-            for _, kind, payload, _ in _read_records(segment.path)
-            if kind == _FINAL_STATUS
-        ]
-        return statuses[-1].decode() if statuses else None
-
     def description(self) -> RunCreate | None:
-        """Return the last description that was written."""
-        return from_json(self._description, RunCreate) if self._description else None
+        """Return the last description that was written, None if it cannot be read."""
+        try:
+            return from_json(self._description, RunCreate) if self._description else None
+        except ValueError:
+            return None
+
+    def give_up(self) -> None:
+        """Count everything as damaged that is not acknowledged: it cannot be sent."""
+        files = tuple(segment.path for segment in self._segments)
+        self.damage = Damage(self.damage.steps + self.unsent_steps, sum(path.stat().st_size for path in files), files)
+        self.unsent_steps = 0
+        for segment in self._segments:
+            segment.is_damaged = True
 
     def acknowledge(self, number: int) -> None:
         """Note that the service has everything up to `number`, and delete what is not needed any more."""
         self.save_position(acknowledged=number)
         while len(self._segments) > 1 and self._segments[0].last <= number:
-            self._segments.pop(0).path.unlink(missing_ok=True)
-            self._reader = None
+            self._segments.pop(0).remove()
+            self._place = None
 
     def save_position(self, **changes: int) -> None:
         """Change fields of the position and write it."""
@@ -198,8 +234,17 @@ class Journal:
         self._file = self._position_file = self._lock_file = None
 
     def delete(self) -> None:
-        """Delete the session, and the folders above it that were made for it, if they are empty then."""
+        """Delete the session, and the folders above it that were made for it, if they are empty then.
+
+        Segments with records that could not be read stay, with the suffix `.damaged`.
+        """
         self.close()
+        with contextlib.suppress(OSError):
+            for segment in self._segments:
+                segment.remove()
+        if any(self.folder.glob(f"*{_DAMAGED_SUFFIX}")):
+            (self.folder / "lock").unlink(missing_ok=True)
+            return
         shutil.rmtree(self.folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             self.folder.parent.rmdir()
@@ -208,48 +253,53 @@ class Journal:
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
-    def _write(self, kind: int, number: int, payload: bytes, *, is_finite: bool = True) -> None:
+    def _write(self, kind: RecordKind, number: int, payload: bytes, *, is_finite: bool = True) -> None:
         if self._file is None or self._segments[-1].size >= self._segment_bytes:
             self._file = self._begin_segment()
-            if kind == _DESCRIPTION:
+            if kind is RecordKind.DESCRIPTION:
                 return
         segment = self._segments[-1]
         self._write_record(self._file, kind, number, payload)
-        if number:
-            segment.last = number
-        if kind == _STEP:
+        segment.last = number
+        if kind is RecordKind.STEP:
             segment.finite += is_finite
             segment.nonfinite += not is_finite
 
-    def _write_record(self, file: BinaryIO, kind: int, number: int, payload: bytes) -> None:
+    def _write_record(self, file: BinaryIO, kind: RecordKind, number: int, payload: bytes) -> None:
         segment = self._segments[-1]
-        record = _encode_record(kind, number, payload)
+        record = encode_record(kind, number, payload)
         try:
             written = file.write(record)
             if written != len(record):
                 raise OSError(f"only {written} of {len(record)} bytes were written")
         except OSError:
-            with contextlib.suppress(OSError):  # what was written in part would end the segment
+            with contextlib.suppress(OSError):  # what was written in part would count as damage
                 file.truncate(segment.size)
                 file.seek(segment.size)
             raise
         segment.size += len(record)
 
     def _begin_segment(self) -> BinaryIO:
-        if self._lock_file is None:
-            self._made_directory = not self.folder.parents[1].exists()
-            create_private_folder(self.folder)
-            self._lock_session()
+        self._make_folder()
         index = self._segments[-1].index + 1 if self._segments else 1
         path = self.folder / f"{index:08d}.journal"
         file = self._open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         if self._file is not None:
             self._file.close()
-        last = self._segments[-1].last if self._segments else self._position.acknowledged
-        self._segments.append(_Segment(path, index, last=last))
+        self._segments.append(_Segment(path, index, last=self._last_number()))
         if self._description:
-            self._write_record(file, _DESCRIPTION, 0, self._description)
+            self._write_record(file, RecordKind.DESCRIPTION, self._last_number(), self._description)
         return file
+
+    def _last_number(self) -> int:
+        """Return the number of the entry that was written last."""
+        return self._segments[-1].last if self._segments else self._position.acknowledged
+
+    def _make_folder(self) -> None:
+        if self._lock_file is None:
+            self._made_directory = not self.folder.parents[1].exists()
+            create_private_folder(self.folder)
+            self._lock_session()
 
     def _make_room(self, last_in_flight: int) -> None:
         """Drop steps until the session is within its bound."""
@@ -259,7 +309,7 @@ class Journal:
             segment = with_finite or next((segment for segment in closed if segment.nonfinite), None)
             if segment is None:
                 break
-            self._reader = None
+            self._place = None
             self._drop_steps(segment, last_in_flight, keeps_nonfinite=with_finite is not None)
 
     def _drop_steps(self, segment: _Segment, last_in_flight: int, *, keeps_nonfinite: bool) -> None:
@@ -267,17 +317,20 @@ class Journal:
         dropped: list[int] = []
         entries = nonfinite = 0
         kept = bytearray()
-        for number, kind, payload, _ in _read_records(segment.path):
-            if kind in (_STEP, _REWIND):
-                if number <= self._position.acknowledged:
+        for record in read_records(segment.path):
+            entry = _decode_entry(record) if record.is_entry else None
+            if record.kind is None or (record.is_entry and entry is None):
+                continue
+            if entry is not None:
+                if record.number <= self._position.acknowledged:
                     continue
-                if kind == _STEP and number > last_in_flight:
-                    if not keeps_nonfinite or unpack_step(payload).is_finite:
-                        dropped.append(number)
+                if isinstance(entry, Step) and record.number > last_in_flight:
+                    if not keeps_nonfinite or entry.is_finite:
+                        dropped.append(record.number)
                         continue
                     nonfinite += 1
                 entries += 1
-            kept += _encode_record(kind, number, payload)
+            kept += encode_record(record.kind, record.number, record.payload)
         if entries:
             temporary = segment.path.with_suffix(".new")
             with os.fdopen(open_private_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
@@ -305,6 +358,7 @@ class Journal:
         return True
 
     def _load(self) -> None:
+        self._is_own = False
         with contextlib.suppress(OSError, struct.error):
             body = (self.folder / "position").read_bytes()
             if _CHECKSUM.pack(zlib.crc32(body[: _POSITION.size])) == body[_POSITION.size :]:
@@ -315,14 +369,37 @@ class Journal:
                     rewind,
                     None if rewind_generation < 0 else rewind_generation,
                 )
-        for path in sorted(self.folder.glob("*.journal")):
-            segment = _Segment(path, int(path.stem))
-            for number, kind, payload, end in _read_records(path):
-                segment.size = end
-                segment.last = max(segment.last, number)
-                if kind == _DESCRIPTION:
-                    self._description = payload
-            self._segments.append(segment)
+        counter = DamageCounter(self._position.acknowledged)
+        newest = self._position.acknowledged
+        self._segments = [_Segment(path, int(path.stem)) for path in _list_segments(self.folder)]
+        for segment in self._segments:
+            size = segment.path.stat().st_size
+            if size == 0 and segment is not self._segments[-1]:  # it had a description at least
+                counter.add_unreadable(segment.path, 0, ends_file=True)
+            for record in read_records(segment.path):
+                segment.size = record.end
+                entry = _decode_entry(record) if record.is_entry else None
+                if record.kind is None or (record.is_entry and entry is None):
+                    counter.add_unreadable(segment.path, record.end - record.begin, ends_file=record.end == size)
+                    continue
+                counter.add_readable(segment.path, record)
+                segment.last = max(segment.last, record.number)
+                if record.kind is RecordKind.DESCRIPTION:
+                    self._description = record.payload
+                elif record.kind is RecordKind.FINAL_STATUS:
+                    self.final_status = record.payload.decode(errors="replace")
+                elif record.number > newest:
+                    newest = record.number
+                    self.unsent_steps += isinstance(entry, Step)
+        with contextlib.suppress(OSError):
+            copy = decode_record((self.folder / "description").read_bytes())
+            if copy is not None and copy.kind is RecordKind.DESCRIPTION:  # written before that in the segment
+                self._description = copy.payload
+        description = self.description()
+        training = None if description is None else description.training
+        self.damage = counter.finish(has_dropped_steps=training is not None and bool(training.dropped_steps))
+        for segment in self._segments:
+            segment.is_damaged = segment.path in self.damage.files
 
     @staticmethod
     def _open(path: Path, flags: int) -> BinaryIO:
@@ -341,56 +418,56 @@ class _Segment:
     """Number of steps that may be dropped, all of whose numbers are finite."""
     nonfinite: int = 0
     """Number of steps with a non-finite number, which are dropped after all others."""
+    is_damaged: bool = False
+    """Whether records that were needed could not be read."""
+
+    def remove(self) -> None:
+        """Delete the file, or keep it under another name if it is damaged. May raise OSError."""
+        if self.is_damaged:
+            with contextlib.suppress(FileNotFoundError):
+                self.path.replace(kept_path(self.path))
+        else:
+            self.path.unlink(missing_ok=True)
 
 
-def list_sessions(directory: Path, run_id: UUID | None = None) -> list[Path]:
-    """Return the folders of all sessions, or those of one run, in the order in which they began."""
-    folders = [directory / str(run_id)] if run_id is not None else sorted(directory.glob("*-*-*-*-*"))
-    return [
-        session
-        for folder in folders
-        if folder.is_dir()
-        for session in sorted(folder.iterdir())
-        if any(session.glob("*.journal"))
-    ]
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A place between two records, from which reading goes on."""
+
+    segment: int = 0
+    offset: int = 0
+    number: int = 0
+    """Number of the entry before it."""
+    last_step: int | None = None
+    """The step that the run was at."""
 
 
-def read_run_id(session: Path) -> UUID | None:
-    """Return the id of the run of a session, None if its folder is not named by one."""
+def kept_path(segment: Path) -> Path:
+    """Return the path under which a damaged segment is kept."""
+    return segment.with_name(segment.name + _DAMAGED_SUFFIX)
+
+
+def list_sessions(folder: Path) -> list[Path]:
+    """Return the folders of a run's sessions that have anything to send, in the order in which they began.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    return [session for session in sorted(folder.iterdir()) if session.is_dir() and _list_segments(session)]
+
+
+def _list_segments(session: Path) -> list[Path]:
+    return sorted(path for path in session.iterdir() if path.suffix == ".journal" and path.stem.isdecimal())
+
+
+def _decode_entry(record: Record) -> Entry | None:
+    """Return the step or rewind of a record, None if its payload is neither."""
     try:
-        return UUID(session.parent.name)
+        if record.kind is RecordKind.STEP:
+            return unpack_step(record.payload)
+        return Rewind(msgspec.msgpack.decode(record.payload, type=int))
     except ValueError:
         return None
-
-
-def _encode_record(kind: int, number: int, payload: bytes) -> bytes:
-    return _RECORD.pack(len(payload), _checksum(kind, number, payload), kind, number) + payload
-
-
-def _checksum(kind: int, number: int, payload: bytes) -> int:
-    return zlib.crc32(payload, zlib.crc32(struct.pack("<BQ", kind, number)))
-
-
-def _read_records(path: Path, offset: int = 0) -> Iterator[tuple[int, int, bytes, int]]:
-    """Iterate over number, kind, payload and end of each record. A torn or damaged one ends the segment."""
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        return
-    with file:
-        file.seek(offset)
-        while len(header := file.read(_RECORD.size)) == _RECORD.size:
-            length, checksum, kind, number = _RECORD.unpack(header)
-            if length > _LONGEST_RECORD:
-                return
-            payload = file.read(length)
-            if len(payload) < length or _checksum(kind, number, payload) != checksum:
-                return
-            yield number, kind, payload, file.tell()
-
-
-def _decode_entry(kind: int, payload: bytes) -> Entry:
-    return unpack_step(payload) if kind == _STEP else Rewind(msgspec.msgpack.decode(payload, type=int))
 
 
 def _encode_generation(generation: int | None) -> int:

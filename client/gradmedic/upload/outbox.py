@@ -53,6 +53,7 @@ class Outbox:
         self._appended_steps = self._sent_steps = 0
         self._dropped = 0
         self._dropped_before = 0
+        self._must_count_dropped = False  # something on disk could not be read
 
     def __len__(self) -> int:
         return self._last_number - self._last_acknowledged
@@ -164,14 +165,23 @@ class Outbox:
                     ]
                 except OSError as error:
                     logger.warning("gradmedic cannot read %s: %s", self._journal.folder, error)
+                if self._journal.has_damage and not self._must_count_dropped:
+                    self._must_count_dropped = True
+                    logger.warning(
+                        "gradmedic cannot read some steps in %s, goes on behind them, and keeps the files",
+                        self._journal.folder,
+                    )
             if entries:
                 return entries
-            # A step that is neither in memory nor was ever in flight is lost: it was dropped, or cannot be read.
-            in_memory = sum(isinstance(entry, Step) for _, entry in self._memory)
-            self._dropped = self._appended_steps - self._sent_steps - in_memory
+            self._must_count_dropped = True
             self._last_in_flight = first - 1
             if not self._in_flight:
                 self._last_acknowledged = self._last_in_flight
+        if self._must_count_dropped:
+            # A step that is neither in memory nor was ever in flight is lost: it was dropped, or cannot be read.
+            in_memory = sum(isinstance(entry, Step) for _, entry in self._memory)
+            self._dropped = self._appended_steps - self._sent_steps - in_memory
+            self._must_count_dropped = False
         return list(islice(self._memory, count))
 
     def _first_in_memory(self) -> int:
@@ -221,14 +231,14 @@ class Outbox:
             if self._bytes <= target or not self._memory:
                 return
             kept: deque[tuple[int, Entry]] = deque()
-            newest = self._memory.pop()  # stays
+            newest = [self._memory.pop()] if self._max_bytes else []  # stays
             for number, entry in self._memory:
                 if self._bytes > target and isinstance(entry, Step) and (drops_nonfinite or entry.is_finite):
                     self._bytes -= _nbytes(entry)
                     self._dropped += 1
                 else:
                     kept.append((number, entry))
-            kept.append(newest)
+            kept.extend(newest)
             self._memory = kept
 
 

@@ -14,7 +14,14 @@ from collections.abc import Callable
 from enum import Enum
 from uuid import UUID
 
-from gradmedic.exceptions import ApiError, ConfigurationError, ConflictError, GradmedicError, NotFoundError
+from gradmedic.exceptions import (
+    ApiError,
+    ConfigurationError,
+    ConflictError,
+    GradmedicError,
+    InvalidRequestError,
+    NotFoundError,
+)
 from gradmedic.recording.description import RunDescriber, RunDescription
 from gradmedic.recording.step import Entry
 from gradmedic.transport.http import Service, is_retryable, retry_delay
@@ -22,7 +29,7 @@ from gradmedic.upload.answers import AnswerReader
 from gradmedic.upload.delivery import BLOCK_STEPS, Delivery
 from gradmedic.upload.journal import Journal
 from gradmedic.upload.outbox import Outbox
-from gradmedic.upload.replay import Replay
+from gradmedic.upload.replay import FoundSessions, Replay
 
 logger = logging.getLogger("gradmedic")
 
@@ -70,7 +77,7 @@ class Uploader:
         flush_interval: seconds that a step waits for others at most.
         max_queue_bytes: largest number of bytes in memory for entries that are not acknowledged.
         open_journal: function that opens the journal; None keeps to memory.
-        find_replays: function that returns what other processes recorded of this run and did not send.
+        find_sessions: function that returns what other processes recorded of this run and did not send.
     """
 
     def __init__(
@@ -83,7 +90,7 @@ class Uploader:
         flush_interval: float,
         max_queue_bytes: int,
         open_journal: Callable[[], Journal] | None = None,
-        find_replays: Callable[[], list[Replay]] = list,
+        find_sessions: Callable[[], FoundSessions] = FoundSessions,
     ) -> None:
         self._service = service
         self._describer = describer
@@ -103,7 +110,7 @@ class Uploader:
 
         # The uploader's thread alone uses what follows.
         self._delivery = None if service is None else Delivery(service, run_id, self._outbox)
-        self._find_replays: Callable[[], list[Replay]] | None = find_replays
+        self._find_sessions: Callable[[], FoundSessions] | None = find_sessions
         self._replays: list[Replay] = []
         self._reported_drops = 0
         self._has_reported_denial = False
@@ -181,6 +188,7 @@ class Uploader:
                 self._changed.notify_all()
             self._changed.wait_for(lambda: self.is_closed, timeout)
             self._enter(UploadState.CLOSED)
+            self._report_drops()
             unsent, journal = len(self._outbox), self._outbox.journal
             self._outbox.close()
             is_delivered = self._state is UploadState.DELIVERED
@@ -265,11 +273,11 @@ class Uploader:
     def _send_next(self) -> None:
         if self._delivery is None:
             return
-        if self._find_replays is not None:
-            self._replays, self._find_replays = self._find_replays(), None
+        if self._find_sessions is not None:
+            find_sessions, self._find_sessions = self._find_sessions, None
+            self._replays = _find_replays(find_sessions)
         if self._replays:
-            if self._replays[0].send_next():
-                self._replays.pop(0).delete()
+            self._send_next_of(self._replays[0])
             return
         with self._changed:
             entries = self._outbox.read_oldest(self._delivery.block_steps)
@@ -288,6 +296,22 @@ class Uploader:
             self._delivery.send_final_status(status)
             with self._changed:
                 self._enter(UploadState.DELIVERED)
+
+    def _send_next_of(self, replay: Replay) -> None:
+        """Send the next block of another process's session. What cannot be sent of it does not stop this run."""
+        try:
+            if not replay.send_next():
+                return
+            replay.delete()
+            if replay.damage:
+                logger.warning("gradmedic: %s", replay.describe_damage())
+        except (InvalidRequestError, OSError) as error:
+            replay.release()
+            logger.warning(
+                "gradmedic keeps %d steps of an earlier process of run %s, which cannot be sent: %s",
+                replay.remaining, replay.run_id, error,
+            )  # fmt: skip
+        self._replays.remove(replay)
 
     def _handle_failure(self, error: GradmedicError, *, is_final_attempt: bool) -> None:
         """Set the time of the next attempt, or end. Log the first failure of its kind."""
@@ -326,9 +350,7 @@ class Uploader:
         dropped = self._outbox.dropped
         if dropped > self._reported_drops:
             self._reported_drops = dropped
-            logger.warning(
-                "gradmedic dropped %d steps so far: no room is left, and the service cannot be reached", dropped
-            )
+            logger.warning("gradmedic dropped %d steps so far, because no room is left to keep them", dropped)
 
     def _warn_of_unsent(self, unsent: int, journal: Journal | None, service: Service) -> None:
         if journal is not None and journal.folder.is_dir():
@@ -342,3 +364,15 @@ class Uploader:
                 "gradmedic could not send the end of the run to %s in time; %d steps were not sent",
                 service.base_url, unsent,
             )  # fmt: skip
+
+
+def _find_replays(find_sessions: Callable[[], FoundSessions]) -> list[Replay]:
+    """Return the sessions of other processes. Log those that cannot be read."""
+    try:
+        found = find_sessions()
+    except OSError as error:
+        logger.warning("gradmedic cannot read what earlier processes did not send: %s", error)
+        return []
+    for session in found.unreadable:
+        logger.warning("gradmedic: %s", session)
+    return found.replays

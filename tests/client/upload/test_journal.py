@@ -27,11 +27,11 @@ def test_a_session_is_read_by_another_process_from_where_it_was_acknowledged(tmp
     assert outbox.journal is not None
     outbox.journal.save_position(generation=3)
     outbox.journal.close()
-    (session,) = list_sessions(tmp_path)
+    (session,) = list_sessions(tmp_path / str(run_id))
     journal = Journal.open(session, 2**30)
     assert journal is not None
     assert (journal.position.acknowledged, journal.position.generation) == (5, 3)
-    assert journal.final_status() == "failed"
+    assert journal.final_status == "failed"
     assert journal.description() == RUN.content
     entries = [entry for _, entry in journal.read(5, 100)]
     assert entries[10] == Rewind(9)
