@@ -36,7 +36,7 @@ class SyncCommand:
         """Send every session whose process has ended.
 
         A session that the service refuses, or of which a file cannot be opened, stays on disk. The code is 0 only if
-        everything was sent.
+        the service has everything.
         """
         directory = resolve_directory(args.dir)
         if args.dir is not None and not directory.is_dir():
@@ -52,7 +52,7 @@ class SyncCommand:
         try:
             for replay in found.replays:
                 result = _send(replay)
-                is_complete &= result.error is None and not replay.damage
+                is_complete &= result.error is None and not replay.damage and not replay.refused
                 _report(args, result, replay, f"{service.base_url}/runs/{replay.run_id}")
         finally:
             for replay in found.replays:
@@ -74,6 +74,8 @@ class SyncResult:
     """Number of steps that stay on disk for another attempt."""
     error: str | None = None
     """The reason why they stay."""
+    refused_steps: int = 0
+    """Number of steps that the service refused. They are lost."""
     unreadable_steps: int = 0
     """Number of steps that cannot be read; about that, if nothing readable follows them."""
     unreadable_bytes: int = 0
@@ -98,6 +100,7 @@ def _send(replay: Replay) -> SyncResult:
         steps=replay.sent,
         kept_steps=0 if error is None else replay.remaining,
         error=error,
+        refused_steps=replay.refused,
         unreadable_steps=replay.damage.steps,
         unreadable_bytes=replay.damage.bytes,
         damaged_files=[str(path) for path in replay.damaged_files],
@@ -112,5 +115,9 @@ def _report(args: argparse.Namespace, result: SyncResult, replay: Replay | None 
         print(f"{result.run_id}: {result.steps} steps sent, see {page}")
     if result.error is not None:
         sys.stderr.write(f"gradmedic: {result.error}\n")
+    if result.refused_steps:
+        sys.stderr.write(
+            f"gradmedic: the service refused {result.refused_steps} steps of run {result.run_id}, they are lost\n"
+        )
     if replay is not None and replay.damage:
         sys.stderr.write(f"gradmedic: {replay.describe_damage()}\n")

@@ -94,7 +94,7 @@ class Columns:
     statistics: tuple[str, ...]
     """The statistics of the run, in its order."""
     positions: NDArray[np.intp]
-    """The service's position of each layer, by the client's position."""
+    """The service's position of each layer, by the client's position; -1 for a layer that the service does not have."""
     width: int
     """Number of layers that the service has."""
 
@@ -104,8 +104,8 @@ def encode_block(
 ) -> bytes:
     """Encode steps as the msgpack body of `POST /runs/{id}/steps` (`StepsAppend`).
 
-    A row that lacks one of the run's statistics is left out, and its step counts as not sampled. Metrics beyond the
-    first `max_metrics` of the block are left out.
+    A row that lacks one of the run's statistics is left out, and its step counts as not sampled. Values of layers that
+    the service does not have, and metrics beyond the first `max_metrics` of the block are left out.
     """
     rows = [step.row if step.row and has_statistics(step.row, columns) else None for step in steps]
     body: dict[str, Any] = {"steps": [step.number for step in steps], "time": [step.time for step in steps]}
@@ -180,13 +180,23 @@ def has_statistics(row: Row, columns: Columns) -> bool:
     return row.statistics == columns.statistics or set(columns.statistics) <= set(row.statistics)
 
 
+def has_layers(row: Row, columns: Columns) -> bool:
+    """Return whether the service has every layer of the row."""
+    return bool((row.layers < len(columns.positions)).all()) and bool((columns.positions[row.layers] >= 0).all())
+
+
 def _to_columns(rows: Sequence[Row], columns: Columns) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Return values `[statistic, sampled step, layer]`, little-endian, and present `[sampled step, layer]`."""
     values = np.zeros((len(columns.statistics), len(rows), columns.width), dtype="<f4")
     present = np.zeros((len(rows), columns.width), dtype=np.bool_)
     for i, row in enumerate(rows):
-        positions = columns.positions[row.layers]
+        layers, measured = row.layers, row.values
+        if not has_layers(row, columns):
+            is_known = layers < len(columns.positions)
+            is_known[is_known] = columns.positions[layers[is_known]] >= 0
+            layers, measured = layers[is_known], measured[is_known]
+        positions = columns.positions[layers]
         present[i, positions] = True
         order = [row.statistics.index(name) for name in columns.statistics]
-        values[:, i, positions] = row.values[:, order].T
+        values[:, i, positions] = measured[:, order].T
     return values, present

@@ -1,7 +1,7 @@
 """The requests about one run: its registration, its blocks and rewinds, and its final status.
 
-Each call makes one attempt. It raises an error that may pass, or that the next request would get as well. It handles
-the refusal of a single block itself.
+Each call makes one attempt. It raises an error that may pass, or that the next request would get as well. If the
+service refuses a part of a description or of a block, the rest is sent without it.
 The service appends each step once, so nothing has to be remembered about a request whose answer was lost. The uploader
 and `gradmedic sync` decide when to make the next attempt.
 """
@@ -9,6 +9,7 @@ and `gradmedic sync` decide when to make the next attempt.
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 import zlib
 from collections.abc import Sequence
@@ -19,17 +20,27 @@ from uuid import UUID
 
 import numpy as np
 
-from gradmedic.exceptions import ApiError, ConfigurationError, ConflictError
+from gradmedic.exceptions import ApiError, ConfigurationError, ConflictError, InvalidRequestError
 from gradmedic.protocol.encoding import to_json, to_plain
 from gradmedic.protocol.names import LONGEST_NAME, name_error
-from gradmedic.protocol.runs import RunCreate, RunDetail, RunUpdate, Training
-from gradmedic.protocol.service import MSGPACK_MEDIA_TYPE, WIRE_VERSIONS, Limits
+from gradmedic.protocol.runs import Layer, RunCreate, RunDetail, RunUpdate, Training
+from gradmedic.protocol.service import MSGPACK_MEDIA_TYPE, WIRE_VERSIONS, FieldError, Limits
 from gradmedic.protocol.steps import AppendResult, RewindResult, RunRewind
 from gradmedic.recording.description import RunDescription
 from gradmedic.recording.one_time_warnings import OneTimeWarnings
-from gradmedic.recording.step import Columns, Entry, Rewind, Step, encode_block, has_statistics, metric_names
+from gradmedic.recording.step import (
+    Columns,
+    Entry,
+    Rewind,
+    Step,
+    encode_block,
+    has_layers,
+    has_statistics,
+    metric_names,
+)
 from gradmedic.transport.http import Service, is_retryable
 from gradmedic.upload.journal import Position
+from gradmedic.upload.refusal import remove_fields, to_smallest, without_refused
 
 BLOCK_STEPS = 50
 """A block is sent when it has this many steps. Larger blocks save little and arrive later."""
@@ -39,6 +50,11 @@ _BODY_HEADROOM = 0.5
 _TOO_LARGE = 413
 _RUN_IS_LOST = frozenset({401, 403, 404, 409})
 """Statuses that the next block would get as well: no access, no such run, a stale generation."""
+_REDUCTIONS = 10
+"""Number of times that a refused request is sent again without the refused parts."""
+_EXACT_REDUCTIONS = 3
+"""Number of times that a refused block loses a series at single steps. Then it loses the whole series, because the
+service names only the first of many bad steps."""
 _SLOW_LINK = 1_000_000.0
 """Bytes per second below which a body is compressed. Statistics shrink by a third, at 46 MB/s (zlib level 1): on a
 faster link that costs more than it saves."""
@@ -65,6 +81,8 @@ class SendResult:
     """Number of the last entry that needs no further attempt; None if a smaller block should be tried."""
     answer: AppendResult | None = None
     """The service's answer to a block."""
+    refused_steps: int = 0
+    """Number of steps that the service refused. They are lost."""
 
 
 class Delivery:
@@ -99,6 +117,9 @@ class Delivery:
         self._sent_training: Training | None = None
         self._block_steps = BLOCK_STEPS
         self._bytes_per_second: float | None = None
+        self._layer_names: dict[str, str] = {}  # instead of names that the service refused
+        self._known_metrics: set[str] = set()
+        self._refused_metrics: set[str] = set()
         self._warn = OneTimeWarnings().warn
 
     @property
@@ -157,9 +178,9 @@ class Delivery:
             )
         # Drops are sent afterwards: after a lost answer it would not be known whose drops the service has.
         description = dataclasses.replace(description, training=_without_drops(description.training))
-        body = to_json(self._fit_to_limits(description, self._limits))
+        fitting = self._fit_to_limits(description, self._limits)
         try:
-            run = self._service.request_as(RunDetail, "POST", "/runs", body=body)
+            run = self._send_description("POST", "/runs", fitting)
         except ConflictError:
             # Another process began this run with other layers, or an answer was lost before layers were added.
             run = self._service.request_as(RunDetail, "GET", f"/runs/{self._run_id}")
@@ -183,18 +204,60 @@ class Delivery:
     def _match_layers(self, run: RunDetail, description: RunCreate) -> None:
         """Find the service's position of each layer, and append the layers that the service lacks."""
         registered = {layer.name for layer in run.layers}
-        missing = [layer for layer in description.layers if layer.name not in registered]
-        if missing:
-            run = self._patch(RunUpdate(append_layers=missing))
+        missing = [layer for layer in description.layers if self._accepted_name(layer) not in registered]
+        room = max(0, self._limits.max_layers - len(run.layers)) if self._limits is not None else 0
+        if len(missing) > room:
+            self._warn("layers", f"{len(missing) - room} layers are left out: the service takes no more of a run")
+        if missing[:room]:
+            try:
+                run = self._patch(RunUpdate(append_layers=missing[:room]))
+            except InvalidRequestError as error:
+                self._warn("append_layers", f"{len(missing[:room])} layers are left out, the service refused: {error}")
         positions = {layer.name: i for i, layer in enumerate(run.layers)}
         self._columns = Columns(
             statistics=tuple(run.statistics),
-            positions=np.array([positions[layer.name] for layer in description.layers], dtype=np.intp),
+            positions=np.array(
+                [positions.get(self._accepted_name(layer), -1) for layer in description.layers], dtype=np.intp
+            ),
             width=len(run.layers),
         )
 
+    def _accepted_name(self, layer: Layer) -> str:
+        """Return the name under which the service has a layer."""
+        return self._layer_names.get(layer.name, layer.name)
+
     def _patch(self, update: RunUpdate) -> RunDetail:
-        return self._service.request_as(RunDetail, "PATCH", f"/runs/{self._run_id}", body=to_json(update))
+        return self._send_description("PATCH", f"/runs/{self._run_id}", update)
+
+    def _send_description(self, method: str, path: str, description: RunCreate | RunUpdate) -> RunDetail:
+        """Send a description. If the service refuses parts of it, send it without them.
+
+        Raises:
+            ApiError: it is refused with only what it needs, too.
+        """
+        body = to_plain(description)
+        for _ in range(_REDUCTIONS):
+            try:
+                run = self._service.request_as(RunDetail, method, path, body=to_json(body))
+            except InvalidRequestError as error:
+                removed = remove_fields(body, error.problem.errors)
+                for each in removed:
+                    self._warn_of_refusal("the run", each)
+                if not removed:
+                    smallest = to_smallest(body)
+                    if smallest == {name: value for name, value in body.items() if value is not None}:
+                        raise
+                    body = smallest
+                    self._warn("description", f"the run is described without its optional fields: {error}")
+            else:
+                break
+        else:
+            run = self._service.request_as(RunDetail, method, path, body=to_json(to_smallest(body)))
+        layers = description.layers if isinstance(description, RunCreate) else description.append_layers
+        for layer, sent in zip(layers or (), body.get("layers") or body.get("append_layers") or (), strict=False):
+            if sent["name"] != layer.name:
+                self._layer_names[layer.name] = sent["name"]
+        return run
 
     def _fit_to_limits(self, description: RunCreate, limits: Limits) -> RunCreate:
         """Return the description as the service accepts it. The run matters more than its notes and tags."""
@@ -222,7 +285,10 @@ class Delivery:
         if (name is not None and len(name) > longest) or (group is not None and len(group) > longest):
             name, group = name and name[:longest], group and group[:longest]
             self._warn("name", f"name and group are cut to the {longest} characters that the service takes")
-        return dataclasses.replace(description, config=config, notes=notes, tags=tags, name=name, group=group)
+        layers = description.layers[: limits.max_layers]
+        return dataclasses.replace(
+            description, config=config, notes=notes, tags=tags, name=name, group=group, layers=layers
+        )
 
     # --- blocks and rewinds -------------------------------------------------------------------------------------------
 
@@ -268,12 +334,19 @@ class Delivery:
                     f"the statistics of step {step.number} and of others like it are left out: this run's steps "
                     f"have {', '.join(columns.statistics)}, these lack {lacking}",
                 )
+            elif step.row is not None and not has_layers(step.row, columns):
+                self._warn(
+                    "unknown layers",
+                    f"the statistics of some layers are left out, first in step {step.number}: the service does not "
+                    "have these layers",
+                )
         try:
-            answer = self._post(
-                encode_block(block, columns, max_metrics=limits.max_metrics, generation=self._generation)
-            )
-        except ApiError as error:
-            return SendResult(last_number if self._is_lost(error, block) else None)
+            answer, refused = self._post_without_refused(block, columns, limits)
+        except _TooLargeError:
+            self._block_steps = len(block) // 2
+            return SendResult(None)
+        if answer is None:
+            return SendResult(last_number, refused_steps=refused)
         if answer.ignored and not is_repeated:
             self._warn(
                 "ignored",
@@ -281,7 +354,64 @@ class Delivery:
                 f"{answer.last_step} already. Call run.rewind(step) after loading a checkpoint, go on with "
                 "log(step=...), or start a new run",
             )
-        return SendResult(last_number, answer)
+        return SendResult(last_number, answer, refused)
+
+    def _post_without_refused(
+        self, block: Sequence[Step], columns: Columns, limits: Limits
+    ) -> tuple[AppendResult | None, int]:
+        """Send a block. If the service refuses parts of it, send it without them, or give it up.
+
+        Returns:
+            The answer, None if the block is lost, and the number of steps that are lost.
+
+        Raises:
+            ApiError: the next block would be refused as well, or another attempt may succeed.
+            _TooLargeError: a smaller block should be tried.
+        """
+        steps = [self._without_refused_metrics(step) for step in block]
+        for reduction in range(_REDUCTIONS):
+            body = encode_block(steps, columns, max_metrics=limits.max_metrics, generation=self._generation)
+            try:
+                answer = self._post(body)
+            except ApiError as error:
+                status, errors = error.problem.status, error.problem.errors
+                if is_retryable(error) or status in _RUN_IS_LOST:
+                    raise
+                if status == _TOO_LARGE and len(block) > 1:
+                    raise _TooLargeError from error
+                sampled = [i for i, step in enumerate(steps) if step.row and has_statistics(step.row, columns)]
+                reduced = without_refused(
+                    steps,
+                    errors,
+                    sampled,
+                    self._known_metrics,
+                    removes_whole_series=reduction >= _EXACT_REDUCTIONS,
+                )
+                is_reduced = any(step not in steps for step in reduced) or len(reduced) < len(steps)
+                if not reduced or not is_reduced:
+                    self._warn(
+                        error.problem.error_code, f"the service refused {len(block)} steps, they are lost: {error}"
+                    )
+                    break
+                for each in errors:
+                    self._warn_of_refusal("a block", each)
+                if len(reduced) == len(steps):
+                    self._refused_metrics |= set(metric_names(steps)) - set(metric_names(reduced))
+                steps = reduced
+            else:
+                self._known_metrics.update(metric_names(steps))
+                return answer, len(block) - len(steps)
+        return None, len(block)
+
+    def _warn_of_refusal(self, whole: str, error: FieldError) -> None:
+        kind = re.sub(r"\d+", "", error.path)
+        self._warn(kind, f"{error.path} of {whole} is left out, the service refused it: {error.message}")
+
+    def _without_refused_metrics(self, step: Step) -> Step:
+        if self._refused_metrics.isdisjoint(step.metrics):
+            return step
+        metrics = {name: value for name, value in step.metrics.items() if name not in self._refused_metrics}
+        return dataclasses.replace(step, metrics=metrics)
 
     def _post(self, body: bytes) -> AppendResult:
         request: dict[str, Any] = {"body": body, "content_type": MSGPACK_MEDIA_TYPE}
@@ -293,20 +423,9 @@ class Delivery:
             self._bytes_per_second = len(request["body"]) / max(1e-6, time.perf_counter() - started)
         return result
 
-    def _is_lost(self, error: ApiError, block: Sequence[Step]) -> bool:
-        """Return whether a refused block is lost; False if a smaller block should be tried.
 
-        Raises:
-            ApiError: the next block would be refused as well.
-        """
-        status = error.problem.status
-        if is_retryable(error) or status in _RUN_IS_LOST:
-            raise error
-        if status == _TOO_LARGE and len(block) > 1:
-            self._block_steps = len(block) // 2
-            return False
-        self._warn(error.problem.error_code, f"the service refused {len(block)} steps, they are lost: {error}")
-        return True
+class _TooLargeError(Exception):
+    """A block is larger than the service takes."""
 
 
 def _is_step(numbered: tuple[int, Entry]) -> bool:

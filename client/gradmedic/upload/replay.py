@@ -7,7 +7,6 @@ on disk, and the rest is sent. A session of which a file cannot be opened stays 
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from uuid import UUID
 
 from gradmedic.exceptions import ConflictError, NotFoundError
 from gradmedic.recording.description import RunDescription
-from gradmedic.recording.step import Entry, Step
+from gradmedic.recording.step import Step
 from gradmedic.transport.http import Service
 from gradmedic.upload.damage import Damage
 from gradmedic.upload.delivery import Delivery
@@ -34,8 +33,6 @@ class Replay:
         self._journal = journal
         content = journal.description()
         self._description = None if content is None else RunDescription(0, content)
-        self._layers = 0 if content is None else len(content.layers)
-        self._lacks_layers = False
         if content is None and (journal.unsent_steps or journal.damage):
             journal.give_up()
         self._delivery = Delivery(service, run_id, journal, generation=journal.position.generation, is_replay=True)
@@ -43,11 +40,13 @@ class Replay:
         self._is_first_block = True
         self.sent = 0
         """Number of steps that the service has taken, or had before."""
+        self.refused = 0
+        """Number of steps that the service refused."""
 
     @property
     def remaining(self) -> int:
         """Number of steps that are left to send."""
-        return self._steps - self.sent
+        return self._steps - self.sent - self.refused
 
     @property
     def damage(self) -> Damage:
@@ -78,15 +77,14 @@ class Replay:
             return True
         try:
             self._delivery.prepare(self._description)
-            numbered = self._journal.read(self._journal.position.acknowledged, self._delivery.block_steps)
-            entries = [(number, self._without_unknown_layers(entry)) for number, entry in numbered]
+            entries = self._journal.read(self._journal.position.acknowledged, self._delivery.block_steps)
             if entries:
                 result = self._delivery.send(entries, is_repeated=self._is_first_block)
                 self._is_first_block = False
                 if result.last_number is not None:
-                    self.sent += sum(
-                        number <= result.last_number for number, entry in entries if isinstance(entry, Step)
-                    )
+                    taken = sum(number <= result.last_number for number, entry in entries if isinstance(entry, Step))
+                    self.sent += taken - result.refused_steps
+                    self.refused += result.refused_steps
                     self._acknowledge(result.last_number)
                 return False
             if (status := self._journal.final_status) is not None:
@@ -120,19 +118,6 @@ class Replay:
             self._journal.acknowledge(number)
         except OSError as error:  # what was sent is sent again another time, and ignored
             logger.warning("gradmedic cannot note in %s what was sent: %s", self._journal.folder, error)
-
-    def _without_unknown_layers(self, entry: Entry) -> Entry:
-        """Return an entry without statistics of layers that are not in the description that could be read."""
-        if not isinstance(entry, Step) or entry.row is None or (entry.row.layers < self._layers).all():
-            return entry
-        if not self._lacks_layers:
-            self._lacks_layers = True
-            logger.warning(
-                "gradmedic: the newest description of run %s cannot be read; the statistics of step %d and of others "
-                "with unknown layers are left out",
-                self.run_id, entry.number,
-            )  # fmt: skip
-        return dataclasses.replace(entry, row=None)
 
 
 @dataclass(frozen=True, slots=True)

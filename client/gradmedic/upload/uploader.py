@@ -113,6 +113,7 @@ class Uploader:
         self._find_sessions: Callable[[], FoundSessions] | None = find_sessions
         self._replays: list[Replay] = []
         self._reported_drops = 0
+        self._refused_steps = 0
         self._has_reported_denial = False
 
     @property
@@ -196,6 +197,8 @@ class Uploader:
                 self._state is UploadState.OBSOLETE or (is_delivered and self._service is not None)
             ):
                 journal.delete()
+        if self._refused_steps:
+            logger.warning("gradmedic: the service refused %d steps of this run, they are lost", self._refused_steps)
         if not is_delivered and self._service is not None:
             self._warn_of_unsent(unsent, journal, self._service)
         return is_delivered
@@ -286,6 +289,7 @@ class Uploader:
         self._delivery.prepare(description)
         if entries:
             result = self._delivery.send(entries, is_repeated=self._failures > 0)
+            self._refused_steps += result.refused_steps
             if result.answer is not None:
                 self._answers.read(result.answer)
             if result.last_number is not None:

@@ -51,7 +51,7 @@ def test_an_offline_run_is_sent_by_sync(
             run.diagnosis()
     assert main(["sync", "--base-url", service_url, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
-        "run_id": str(run.id), "steps": 130, "kept_steps": 0, "error": None,
+        "run_id": str(run.id), "steps": 130, "kept_steps": 0, "error": None, "refused_steps": 0,
         "unreadable_steps": 0, "unreadable_bytes": 0, "damaged_files": [],
     }  # fmt: skip
     assert losses(client, run) == {i: float(i) for i in range(130)}
