@@ -8,8 +8,9 @@ One case is not detected: a `SystemExit` that the script raises itself, as by `r
 that it imported from `sys` before `gradmedic.init()`. Its run counts as finished, unless the exception leaves a
 `with run:` block.
 
-SIGTERM ends the process without running `atexit`. If the script does not handle SIGTERM, it is handled here: every run
-is finished within a few seconds, and the signal is sent again.
+SIGTERM, and SIGHUP when a terminal or an SSH connection closes, end the process without running `atexit`. If the script
+neither handles nor ignores such a signal (`nohup` ignores SIGHUP), it is handled here: every run is finished within a
+few seconds, and the signal is sent again.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from types import FrameType
 from typing import Any, Protocol
 
 SIGNAL_TIMEOUT = 5.0
-"""Seconds for a run to be finished after SIGTERM; schedulers kill after ten or more."""
+"""Seconds for a run to be finished after a signal; schedulers kill after ten or more."""
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""The signals that end a process, and that Python does not turn into an exception. Windows has no SIGHUP."""
 
 
 class Finishable(Protocol):
@@ -48,7 +51,7 @@ _wrappers: list[tuple[Any, str, Callable[..., Any]]] = []
 
 
 def watch_for_exit(run: Finishable) -> None:
-    """Finish `run` if SIGTERM arrives, and note the exit code of the script."""
+    """Finish `run` if a signal ends the process, and note the exit code of the script."""
     global _exit_code, _earlier_error
     if not _unfinished:
         _exit_code, _earlier_error = None, getattr(sys, "last_value", None)
@@ -57,13 +60,14 @@ def watch_for_exit(run: Finishable) -> None:
                 wrapper = _noting_exit_code(getattr(module, name))
                 setattr(module, name, wrapper)
                 _wrappers.append((module, name, wrapper))
-        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, _finish_all_and_terminate)
+        for signum in _SIGNALS if threading.current_thread() is threading.main_thread() else ():
+            if signal.getsignal(signum) == signal.SIG_DFL:
+                signal.signal(signum, _finish_all_and_terminate)
     _unfinished.append(run)
 
 
 def stop_watching(run: Finishable) -> None:
-    """Forget `run`. After the last one, the exit functions and the signal are as they were."""
+    """Forget `run`. After the last one, the exit functions and the signals are as they were."""
     if run in _unfinished:
         _unfinished.remove(run)
         if not _unfinished:
@@ -98,8 +102,9 @@ def _restore() -> None:
         if getattr(module, name, None) is wrapper:  # other code may have replaced it since
             setattr(module, name, wrapper.__wrapped__)
     with contextlib.suppress(ValueError):  # only the main thread may set signals
-        if signal.getsignal(signal.SIGTERM) is _finish_all_and_terminate:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for signum in _SIGNALS:
+            if signal.getsignal(signum) is _finish_all_and_terminate:
+                signal.signal(signum, signal.SIG_DFL)
 
 
 def _noting_exit_code(exit_function: Callable[..., Any]) -> Callable[..., Any]:
@@ -115,6 +120,9 @@ def _noting_exit_code(exit_function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _finish_all_and_terminate(signum: int, _frame: FrameType | None) -> None:
+    for other in _SIGNALS:  # some senders send both, or one twice
+        if signal.getsignal(other) is _finish_all_and_terminate:
+            signal.signal(other, signal.SIG_IGN)
     for run in _unfinished.copy():  # finish() removes each one
         run.finish(timeout=SIGNAL_TIMEOUT, status="failed")
     _restore()

@@ -39,10 +39,11 @@ def test_a_forked_child_does_nothing_and_the_parent_goes_on(service_url: str, cl
 
 
 def test_exits_and_signals_are_restored_after_the_last_run(tmp_path: Path) -> None:
-    """`sys.exit`, `exit`, `quit` and SIGTERM are what they were before the first of two runs."""
+    """`sys.exit`, `exit`, `quit`, SIGTERM and SIGHUP are what they were before the first of two runs."""
 
     def state() -> list[Any]:
-        return [sys.exit, builtins.exit, builtins.quit, signal.getsignal(signal.SIGTERM)]
+        signals = [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGHUP)]
+        return [sys.exit, builtins.exit, builtins.quit, *signals]
 
     before = state()
     runs = [gradmedic.init(mode="offline", dir=tmp_path, silent=True) for _ in range(2)]
@@ -106,8 +107,9 @@ def test_a_script_that_forgets_to_finish_is_finished(
     assert (stored.status, stored.last_step) == (status, 5 if "run.log(5.0)" in ending else 4)
 
 
-def test_a_termination_finishes_every_run(service_url: str, client: gradmedic.Client) -> None:
-    """SIGTERM finishes each of several runs of a process as failed."""
+@pytest.mark.parametrize("signals", [["SIGTERM"], ["SIGHUP"], ["SIGHUP", "SIGTERM", "SIGHUP"]])
+def test_a_signal_finishes_every_run(signals: list[str], service_url: str, client: gradmedic.Client) -> None:
+    """SIGTERM and SIGHUP, also both of them, finish each of several runs of a process as failed."""
     script = (
         "import gradmedic, os, signal, threading\n"
         "runs = [gradmedic.init(project='exit') for _ in range(3)]\n"
@@ -115,7 +117,7 @@ def test_a_termination_finishes_every_run(service_url: str, client: gradmedic.Cl
         "    run.log(1.0)\n"
         "    print(run.id, flush=True)\n"
         "    assert run.flush()\n"
-        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"for name in {signals}: os.kill(os.getpid(), getattr(signal, name))\n"
         "threading.Event().wait(60)\n"
     )
     result = subprocess.run(
@@ -125,8 +127,29 @@ def test_a_termination_finishes_every_run(service_url: str, client: gradmedic.Cl
         text=True,
         check=False,
     )
-    assert result.returncode == -signal.SIGTERM, result.stderr
+    assert result.returncode == -getattr(signal, signals[0]), result.stderr
     assert [client.runs.get(run_id).status for run_id in result.stdout.split()] == ["failed"] * 3
+
+
+def test_a_hangup_that_is_ignored_does_not_end_the_run(service_url: str, client: gradmedic.Client) -> None:
+    """Under `nohup`, which ignores SIGHUP, the training goes on."""
+    script = (
+        "import gradmedic, os, signal\n"
+        "run = gradmedic.init(project='exit')\n"
+        "os.kill(os.getpid(), signal.SIGHUP)\n"
+        "run.log(1.0)\n"
+        "print(run.id, flush=True)\n"
+    )
+    result = subprocess.run(
+        ["nohup", sys.executable, "-c", script],
+        env=os.environ | {"GRADMEDIC_BASE_URL": service_url},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    stored = client.runs.get(result.stdout.strip())
+    assert (stored.status, stored.last_step) == ("finished", 0)
 
 
 @pytest.mark.slow
