@@ -21,7 +21,7 @@ from gradmedic_service.access.places import Places
 from gradmedic_service.access.rate_limits import RateLimits
 from gradmedic_service.database import schema
 from gradmedic_service.database.engine import Database
-from gradmedic_service.due_work import do_due_work
+from gradmedic_service.due_work import RARE_WORK_SECONDS, do_due_work, do_jobs, rare_jobs
 from gradmedic_service.http.answers import BoundedAnswers
 from gradmedic_service.http.arrival import ArrivingBodies
 from gradmedic_service.http.documentation import add_documentation
@@ -152,6 +152,11 @@ def periodic_tasks(services: Services, is_ending: Event) -> list[PeriodicTask]:
             name="start automatic reruns",
             seconds=services.due_work_interval,
             run=lambda: services.automatic_reruns.start_waiting(services.database),
+        ),
+        PeriodicTask(
+            name="do rare due work",
+            seconds=RARE_WORK_SECONDS,
+            run=lambda: do_jobs(services.database, rare_jobs(), is_ending),
         ),
     ]
 

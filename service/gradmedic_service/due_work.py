@@ -3,6 +3,7 @@
 1. Trials whose lease has expired are queued again, or fail.
 2. Reruns whose trainable no worker offers any more end.
 3. Runs that have been silent for too long become `stalled`.
+4. Runs that have been stalled for a day become `failed`. This is done less often, because it reads all runs.
 
 Each unit of work is a short transaction of its own, about one rerun or one run. First a read finds what is due, which
 takes no lock and is all that happens while nothing is due. Then each unit is checked again in its transaction, under
@@ -13,7 +14,7 @@ or that a crash interrupts, is found again by the next run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event
@@ -30,6 +31,9 @@ from gradmedic_service.trials.absences import Absences
 
 MAX_UNITS = 200
 """Largest number of units of a job in one run. The next run does the rest, so that no job waits long for another."""
+
+RARE_WORK_SECONDS = 600.0
+"""Seconds between two runs of the rare jobs."""
 
 _logger = structlog.get_logger("gradmedic.due_work")
 
@@ -67,6 +71,11 @@ def jobs(worker_patience: float, absences: Absences) -> tuple[Job, ...]:
     )
 
 
+def rare_jobs() -> tuple[Job, ...]:
+    """Return the jobs whose search is expensive and that are never urgent."""
+    return (Job("fail stalled runs", runs.list_stalled_runs, runs.mark_failed),)
+
+
 def do_due_work(
     database: Database, worker_patience: float, is_ending: Event | None = None, absences: Absences | None = None
 ) -> int:
@@ -78,8 +87,14 @@ def do_due_work(
         is_ending: once set, no further unit is begun.
         absences: the time in which this process answered nobody, the same object for every run; None for no such time.
     """
+    known_absences = absences or Absences(interval=0.0, lease=0.0)
+    return do_jobs(database, jobs(worker_patience, known_absences), is_ending)
+
+
+def do_jobs(database: Database, due_jobs: Iterable[Job], is_ending: Event | None = None) -> int:
+    """Do what is due now of some jobs; see `do_due_work`."""
     done = 0
-    for job in jobs(worker_patience, absences or Absences(interval=0.0, lease=0.0)):
+    for job in due_jobs:
         unit_ids: list[UUID] = []
         with _log_errors(job.name), database.reading() as session:
             unit_ids = job.find(session, MAX_UNITS)

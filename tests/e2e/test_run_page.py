@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import time
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -70,6 +72,22 @@ def hover(page: Page, step: float, row: float, steps: int = 200, rows: int = 16)
     assert box is not None
     x, y = box["x"] + box["width"] * (step + 0.5) / steps, box["y"] + box["height"] * (row + 0.5) / rows
     page.mouse.move(x, y)
+
+
+def test_the_page_names_the_command_for_steps_of_a_killed_process(open_page: Any, service: Service) -> None:
+    """A run that fell silent shows where its steps may wait and the command, and not before."""
+    run_id = fill(service.url, "killed", healthy_step, 20)
+    page = open_page(f"{service.url}/runs/{run_id}")
+    expect(page.locator("#facts")).to_contain_text("last step 19")
+    expect(page.locator("#unsent")).to_be_hidden()
+    yesterday = time.time() - 86_400
+    with httpx2.Client(base_url=f"{service.url}/api/v1") as client:
+        date = {"Date": formatdate(usegmt=True)}
+        client.patch(f"/runs/{run_id}", json={"status": "running"}).raise_for_status()
+        client.post(f"/runs/{run_id}/steps", json={"steps": [20], "time": [yesterday]}, headers=date).raise_for_status()
+    expect(page.locator("#status")).to_have_text("stalled")
+    expect(page.locator("#unsent")).to_be_visible()
+    expect(page.locator("#unsent")).to_contain_text("gradmedic sync")
 
 
 def test_the_page_shows_how_many_steps_the_client_dropped(open_page: Any, service: Service) -> None:

@@ -193,7 +193,7 @@ class RunSummary:
     created_at: datetime
     """Time at which the run was created."""
     updated_at: datetime
-    """Time of the last change of the run."""
+    """Time of the last change of the run. Steps that were sent late changed it when the last of them was recorded."""
     parent_id: UUID | None = None
     """Id of the suspect run, if this run is an attempt at a trial of a rerun."""
 
@@ -214,6 +214,9 @@ class RunDetail(RunSummary):
     """Facts about the training that do not belong to one layer."""
     muted_detectors: list[str] = field(default_factory=list)
     """Ids of detectors whose findings are hidden in this run. The project may mute further detectors."""
+    is_end_reported: bool = True
+    """False if the run is stalled, or failed because it stayed so: its process may have left steps for
+    `gradmedic sync`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

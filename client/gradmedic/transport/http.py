@@ -154,6 +154,8 @@ class Service:
             ApiError: the service refused; the subclass is that of the status.
             TransportError: no answer, or not one of gradmedic's.
         """
+        from email.utils import formatdate  # here, because `import gradmedic` needs it not; urllib3 imports it too
+
         url = f"{self._connection.base_url}{API_PATH}{path}"
         parameters = [(k, v) for k, v in (query or {}).items() if v is not None]
         if parameters:
@@ -161,6 +163,7 @@ class Service:
         headers = {"Accept": JSON_MEDIA_TYPE}
         if body is not None:
             headers["Content-Type"] = content_type
+            headers["Date"] = formatdate(usegmt=True)  # the service compares it with the times of the steps
             if content_encoding is not None:
                 headers["Content-Encoding"] = content_encoding
         if self._connection.api_key is not None:

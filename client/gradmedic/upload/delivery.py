@@ -348,11 +348,12 @@ class Delivery:
         if answer is None:
             return SendResult(last_number, refused_steps=refused)
         if answer.ignored and not is_repeated:
+            last_ignored = answer.last_step if answer.ignored >= len(block) else block[answer.ignored - 1].number
             self._warn(
                 "ignored",
-                f"{answer.ignored} steps up to step {block[-1].number} were ignored: the run has steps up to "
-                f"{answer.last_step} already. Call run.rewind(step) after loading a checkpoint, go on with "
-                "log(step=...), or start a new run",
+                f"the steps from {block[0].number} to {last_ignored} were ignored, because the run has steps up to "
+                f"{last_ignored} already. Call run.rewind(step) after loading a checkpoint, go on with log(step=...), "
+                "or start a new run",
             )
         return SendResult(last_number, answer, refused)
 

@@ -168,6 +168,30 @@ def mark_stalled(session: Session, run_id: UUID, now: datetime) -> bool:
     return True
 
 
+def list_stalled_runs(session: Session, stalled_before: datetime, limit: int) -> list[UUID]:
+    """Read the ids of the runs that are stalled since before a time. No index has them: it reads all runs."""
+    query = select(models.Run.id).where(*_is_stalled_since(stalled_before)).order_by(models.Run.stalls_at).limit(limit)
+    return list(session.scalars(query))
+
+
+def mark_failed(session: Session, run_id: UUID, stalled_before: datetime) -> bool:
+    """Mark a stalled run as failed; return False if it is not stalled any more, or another transaction holds it.
+
+    Without a time at which it stalls, a failed run is one that did not report its end.
+    """
+    run = models.Run
+    locked = select(run.id).where(run.id == run_id, *_is_stalled_since(stalled_before))
+    if session.scalar(locked.with_for_update(skip_locked=True)) is None:
+        return False
+    values = {"status": "failed", "stalls_at": None, "revision": run.revision + 1}
+    session.execute(update(run).where(run.id == run_id).values(values))
+    return True
+
+
+def _is_stalled_since(time: datetime) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return models.Run.status == "stalled", models.Run.stalls_at <= time
+
+
 def _is_silent(now: datetime) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     """Return the conditions of `list_silent_runs`. The status is a literal, so that its partial index is used."""
     return models.Run.status == literal_column("'running'"), models.Run.stalls_at <= now

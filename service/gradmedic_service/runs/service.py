@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, get_args
 from uuid import UUID
 
@@ -23,8 +23,8 @@ from gradmedic_service.runs import repository
 from gradmedic_service.runs.errors import RunExists, RunNotFound
 from gradmedic_service.runs.facts import LAYERS, TRAINING, digest_of
 from gradmedic_service.runs.repository import RunQuery, SortKey
-from gradmedic_service.runs.stalling import SilenceLimit
-from gradmedic_service.runs.validation import check_appended_layers
+from gradmedic_service.runs.stalling import SECONDS_TO_FAILURE, SilenceLimit
+from gradmedic_service.runs.validation import SETTABLE_STATUSES, check_appended_layers
 from gradmedic_service.trials import repository as trials
 
 SORTS = tuple(f"{sign}{key}" for key in get_args(SortKey) for sign in ("", "-"))
@@ -152,6 +152,23 @@ def mark_stalled(session: Session, run_id: UUID) -> bool:
     return repository.mark_stalled(session, run_id, datetime.now(UTC))
 
 
+def list_stalled_runs(session: Session, limit: int) -> list[UUID]:
+    """Return the ids of the runs that have been stalled for so long that they have failed."""
+    return repository.list_stalled_runs(session, _failing_since(), limit)
+
+
+def mark_failed(session: Session, run_id: UUID) -> bool:
+    """Give a run of `list_stalled_runs` the status `failed`, and raise its revision.
+
+    Returns False if the run is not stalled any more, or if another transaction holds it.
+    """
+    return repository.mark_failed(session, run_id, _failing_since())
+
+
+def _failing_since() -> datetime:
+    return datetime.now(UTC) - timedelta(seconds=SECONDS_TO_FAILURE)
+
+
 def list_page(
     session: Session, principal: Principal, query: RunQuery, page_token: str | None, max_results: int
 ) -> RunList:
@@ -231,6 +248,7 @@ def _to_detail(run: models.Run) -> RunDetail:
         layers=LAYERS.validate_python(run.details.layers),
         training=TRAINING.validate_python(run.details.training),
         muted_detectors=run.muted_detectors or [],
+        is_end_reported=run.status in SETTABLE_STATUSES and not (run.status == "failed" and run.stalls_at is None),
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -79,6 +81,23 @@ REWIND_EXAMPLES: dict[str, Any] = {
 }
 
 
+DateHeader = Annotated[
+    str | None,
+    Header(
+        description="Time of the request by the client's clock. With the `time` of the last step it shows how long ago "
+        "that step was. A header that is no HTTP date is ignored."
+    ),
+]
+
+
+def _read_date(date: str | None) -> datetime | None:
+    try:
+        time = None if date is None else parsedate_to_datetime(date)
+    except (ValueError, OverflowError):
+        return None
+    return time.replace(tzinfo=UTC) if time is not None and time.tzinfo is None else time
+
+
 @router.post(
     "/steps",
     tags=["steps"],
@@ -105,6 +124,7 @@ def append_steps(
     metrics: MetricsDependency,
     limits: LimitsDependency,
     automatic_reruns: AutomaticRerunsDependency,
+    date: DateHeader = None,
 ) -> Response:
     """Append steps, exactly once. Steps at or below the run's last step are ignored and counted.
 
@@ -115,7 +135,7 @@ def append_steps(
         block = decode_block(content, content_type, limits)
     del content  # during the transaction the block alone is needed
     with database.writing_rows() as connection:
-        result, cached_run = service.append(connection, principal, facts, run_cache, run_id, block)
+        result, cached_run = service.append(connection, principal, facts, run_cache, run_id, block, _read_date(date))
     if cached_run is not None:
         run_cache.add(cached_run)
         new_verdict = result.verdict if result.verdict != cached_run.row_before.verdict else None

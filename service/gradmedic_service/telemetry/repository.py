@@ -85,7 +85,7 @@ class AppendedRun:
     silence_limit: SilenceLimit | None
     """New silence limit; None keeps the stored one."""
     ends_stall: bool = False
-    """Whether the run was stalled, and is running again."""
+    """Whether the run was stalled, or failed because it stayed so, and is running again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from gradmedic_service.http.answers import AnswerMemory
 from gradmedic_service.http.errors import InvalidRequest
 from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.runs.facts import FactsCache
-from gradmedic_service.runs.stalling import SilenceLimit
+from gradmedic_service.runs.stalling import SilenceLimit, recorded_at
 from gradmedic_service.telemetry import chunk_repository, diagnosis_state, repository, series_reading
 from gradmedic_service.telemetry.chunk_writer import write_block
 from gradmedic_service.telemetry.chunks import Chunk, decode_chunk
@@ -45,8 +45,11 @@ def append(
     run_cache: RunCache,
     run_id: UUID,
     received: ReceivedBlock,
+    sent_at: datetime | None = None,
 ) -> tuple[AppendResult, CachedRun | None]:
     """Store the steps that the run does not have yet and advance its diagnosis, in one transaction, exactly once.
+
+    `sent_at` is the time of the request by the client's clock, None if it is not known.
 
     Returns the answer, and the run to add to `run_cache` once the transaction has been committed; None where the run
     had all steps already.
@@ -78,6 +81,9 @@ def append(
         diagnostician, block, steps_since_snapshot
     )
     now = datetime.now(UTC)
+    changed_at = recorded_at(block.series.get("time"), sent_at, now)
+    silence_limit = _silence_limit(run, now).after_append(changed_at)
+    has_ended_silently = run.status == "stalled" or (run.status == "failed" and run.stalls_at is None)
     stores_state = steps_since_state >= diagnosis_state.STATE_STEPS or bool(changes or snapshots)
     appended = AppendedRun(
         revision=run.revision + 1,
@@ -89,9 +95,9 @@ def append(
         diagnosis=StoredDiagnosis(diagnostician.to_bytes(), steps_since_snapshot) if stores_state else None,
         snapshots=snapshots,
         verdict_changes=changes,
-        updated_at=now,
-        silence_limit=_silence_limit(run, now).after_append(now),
-        ends_stall=run.status == "stalled",
+        updated_at=changed_at,
+        silence_limit=silence_limit,
+        ends_stall=has_ended_silently and silence_limit.stalls_at > now,
     )
     repository.write_append(connection, run_id, appended)
     tail = write_block(connection, run_id, block, None if cached is None else cached.tail)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
 import signal
 import subprocess
 import sys
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +19,12 @@ import msgspec
 import pytest
 from tests.client.runs import log_losses, losses, start, wait_until_recorded
 from tests.support.faulty_proxy import Fault, FaultyProxy
+from tests.support.patience import PATIENCE
 
 import gradmedic
 from gradmedic.cli import main
 from gradmedic.protocol.service import PROBLEM_MEDIA_TYPE, Problem
+from gradmedic.transport.http import Request, Response, Urllib3Transport
 from gradmedic.upload.journal import Journal, list_sessions
 
 
@@ -198,6 +204,30 @@ def test_an_abrupt_end_leaves_all_steps_on_disk(
     assert main(["sync", str(directory), "--base-url", service_url]) == 0
     run = client.runs.get(run_id)
     assert (run.last_step, run.status) == (99, "running")
+
+
+class Yesterday(Urllib3Transport):
+    """Sends requests as if the steps in them had been recorded a day earlier."""
+
+    def send(self, request: Request, timeout: float) -> Response:
+        """Carry a request with a time that is a day later by the clock of the training machine."""
+        later = formatdate(time.time() + 86_400, usegmt=True)
+        return super().send(dataclasses.replace(request, headers={**request.headers, "Date": later}), timeout)
+
+
+def test_a_killed_run_that_is_sent_a_day_later_is_stalled_since_its_last_step(
+    unreachable: str, service_url: str, client: gradmedic.Client, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the sync the run becomes stalled, and its time is that of its last step."""
+    run_id = str(gradmedic.init(mode="disabled").id)
+    end("os.kill(os.getpid(), signal.SIGKILL)", unreachable, run_id, before=RECORD)
+    monkeypatch.setattr("gradmedic.transport.http.Urllib3Transport", Yesterday)
+    assert main(["sync", str(directory), "--base-url", service_url]) == 0
+    deadline = time.monotonic() + PATIENCE
+    while (run := client.runs.get(run_id)).status != "stalled" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert (run.last_step, run.status, run.is_end_reported) == (99, "stalled", False)
+    assert run.updated_at < datetime.now(UTC) - timedelta(hours=20)
 
 
 def test_a_key_that_may_not_see_the_run_deletes_nothing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 from uuid import UUID
 
@@ -14,8 +15,14 @@ from starlette.testclient import TestClient
 
 from gradmedic_service.database.engine import Database
 from gradmedic_service.database.models import Run
-from gradmedic_service.due_work import do_due_work
-from gradmedic_service.runs.stalling import MAX_PAUSE_FACTOR, MIN_SECONDS, PAUSE_FACTOR, SilenceLimit
+from gradmedic_service.due_work import do_due_work, do_jobs, rare_jobs
+from gradmedic_service.runs.stalling import (
+    MAX_PAUSE_FACTOR,
+    MIN_SECONDS,
+    PAUSE_FACTOR,
+    SECONDS_TO_FAILURE,
+    SilenceLimit,
+)
 
 BEGIN = datetime(2026, 1, 2, tzinfo=UTC)
 RUNS = "/api/v1/runs"
@@ -114,3 +121,93 @@ def test_resent_steps_do_not_end_a_stall(client: TestClient, create_run: Any, da
     let_silence_limit_pass(run, database)
     assert client.post(f"{run}/steps", json={"steps": [0], "loss": [1.0]}).json()["ignored"] == 1
     assert client.get(run).json()["status"] == "stalled"
+
+
+# --- steps that are sent late, and runs that stay stalled -----------------------------------------------------------
+
+
+def http_date(moment: datetime) -> dict[str, str]:
+    """Return the header with the time of a request."""
+    return {"Date": format_datetime(moment, usegmt=True)}
+
+
+@pytest.mark.parametrize("clock_error", [timedelta(0), timedelta(days=-40), timedelta(hours=3)])
+def test_late_steps_do_not_hide_that_the_process_is_gone(
+    client: TestClient, create_run: Any, database: Database, clock_error: timedelta
+) -> None:
+    """A run whose steps come hours late is stalled since its last step, however wrong its machine's clock is."""
+    run = create_run(client)
+    now = datetime.now(UTC)
+    last = now - timedelta(hours=5)
+    times = [(last + clock_error).timestamp() - 1, (last + clock_error).timestamp()]
+    body = {"steps": [0, 1], "loss": [1.0, 1.0], "time": times}
+    assert client.post(f"{run}/steps", json=body, headers=http_date(now + clock_error)).status_code == 200
+    do_due_work(database, worker_patience=3600.0)
+    stored = client.get(run).json()
+    assert (stored["status"], stored["is_end_reported"]) == ("stalled", False)
+    assert abs(datetime.fromisoformat(stored["updated_at"]) - last) < timedelta(minutes=10)
+    body = {"steps": [2], "time": [times[1] + 1]}
+    client.post(f"{run}/steps", json=body, headers=http_date(now + clock_error))
+    assert client.get(run).json()["status"] == "stalled", "further late steps are no sign of life"
+    body = {"steps": [3], "time": [(now + clock_error).timestamp()]}
+    client.post(f"{run}/steps", json=body, headers=http_date(now + clock_error))
+    assert client.get(run).json()["status"] == "running"
+
+
+@pytest.mark.parametrize(
+    ("time", "date"),
+    [
+        (None, "Sun, 29 Nov 2026 09:17:42 GMT"),
+        (1.7e9, None),
+        (1.7e9, "yesterday"),
+        (1.7e9, "Mon, 01 Jan 0001 00:00:00 +2359"),
+        (-1e300, "Sun, 29 Nov 2026 09:17:42 GMT"),
+        (0.0, "Sun, 29 Nov 2026 09:17:42 -0000"),
+        (1e300, "Sun, 29 Nov 2026 09:17:42 GMT"),
+    ],
+)
+def test_what_is_no_time_counts_as_now(
+    client: TestClient, create_run: Any, database: Database, time: float | None, date: str | None
+) -> None:
+    """Without both times, or with impossible ones, the steps count as recorded when they arrive."""
+    run = create_run(client)
+    before = client.get(run).json()["updated_at"]
+    headers = {} if date is None else {"Date": date}
+    body = {"steps": [0], "loss": [1.0]} | ({} if time is None else {"time": [time]})
+    assert client.post(f"{run}/steps", json=body, headers=headers).status_code == 200
+    do_due_work(database, worker_patience=3600.0)
+    stored = client.get(run).json()
+    assert stored["status"] == "running"
+    assert stored["updated_at"] >= before
+
+
+def test_a_run_that_stays_stalled_has_failed_until_its_next_step(
+    client: TestClient, create_run: Any, database: Database
+) -> None:
+    """After a day it is `failed` with a new revision and the time of its last step; a new step makes it `running`."""
+    run = create_run(client)
+    client.post(f"{run}/steps", json={"steps": [0], "loss": [1.0]})
+    let_silence_limit_pass(run, database)
+    assert do_jobs(database, rare_jobs()) == 0
+    stalled = client.get(run).json()
+    moment = datetime.now(UTC) - timedelta(seconds=SECONDS_TO_FAILURE + 1)
+    with database.writing() as session:
+        session.execute(update(Run).values(stalls_at=moment))
+    assert do_jobs(database, rare_jobs()) == 1
+    assert do_jobs(database, rare_jobs()) == 0
+    failed = client.get(run).json()
+    assert (failed["status"], failed["is_end_reported"]) == ("failed", False)
+    assert failed["revision"] == stalled["revision"] + 1
+    assert failed["updated_at"] == stalled["updated_at"]
+    client.post(f"{run}/steps", json={"steps": [1], "loss": [1.0]})
+    assert client.get(run).json()["status"] == "running"
+    assert client.get(run).json()["is_end_reported"] is True
+
+
+def test_late_steps_do_not_reopen_a_run_that_reported_its_end(client: TestClient, create_run: Any) -> None:
+    """A run that its job called failed stays failed when further steps of it arrive."""
+    run = create_run(client)
+    client.patch(run, json={"status": "failed"})
+    client.post(f"{run}/steps", json={"steps": [0], "loss": [1.0]})
+    stored = client.get(run).json()
+    assert (stored["status"], stored["is_end_reported"]) == ("failed", True)

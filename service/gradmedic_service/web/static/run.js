@@ -248,6 +248,7 @@ function showRun() {
   setText(status, run.status);
   document.title = `${run.name} · ${run.verdict} · gradmedic`;
   const facts = [`last step ${integer(run.last_step)}`, `${integer(layers.length)} layers`, run.framework, run.group && `group ${run.group}`, run.generation ? `resumed ${run.generation} times` : null, run.training?.dropped_steps && `${integer(run.training.dropped_steps)} steps are missing: the client's queue was full`];
+  byId("unsent").hidden = run.is_end_reported;
   byId("facts").replaceChildren(facts.filter(Boolean).join(" · "), " · created ", time(run.created_at), ...run.tags.flatMap((tag) => [" ", el("a", { class: "tag", href: `/?tag=${encodeURIComponent(tag)}` }, tag)]));
 }
 
@@ -324,6 +325,7 @@ function applyChange({ steps, status, rerun, isPolling }) {
   if (status && status.status !== run.status) {
     run.status = status.status;
     showRun();
+    readRun().catch(showError);
   }
   if (steps && steps.revision !== run.revision) update();
 }
