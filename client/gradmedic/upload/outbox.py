@@ -74,6 +74,12 @@ class Outbox:
         return self._dropped + self._dropped_before
 
     @property
+    def unsent_steps(self) -> int:
+        """Number of steps that are not acknowledged and were not dropped."""
+        in_flight = sum(isinstance(entry, Step) for _, entry in self._in_flight)
+        return self._appended_steps - self._sent_steps - self._dropped + in_flight if len(self) else 0
+
+    @property
     def position(self) -> Position:
         """How far the service has acknowledged the journal."""
         return Position() if self._journal is None else self._journal.position

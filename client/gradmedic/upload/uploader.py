@@ -190,7 +190,7 @@ class Uploader:
             self._changed.wait_for(lambda: self.is_closed, timeout)
             self._enter(UploadState.CLOSED)
             self._report_drops()
-            unsent, journal = len(self._outbox), self._outbox.journal
+            unsent, journal = self._outbox.unsent_steps, self._outbox.journal
             self._outbox.close()
             is_delivered = self._state is UploadState.DELIVERED
             if journal is not None and (
@@ -325,7 +325,7 @@ class Uploader:
         is_permanent = not is_retryable(error)
         is_denial = is_permanent and isinstance(error, (ApiError, ConfigurationError))
         with self._changed:
-            unsent = len(self._outbox)
+            unsent = self._outbox.unsent_steps
             if is_obsolete or (is_permanent and is_final_attempt):
                 self._enter(UploadState.OBSOLETE if is_obsolete else UploadState.REFUSED)
                 if is_obsolete:

@@ -221,3 +221,23 @@ def test_a_journal_that_cannot_be_written_costs_a_warning(tmp_path: Path, caplog
         outbox.append(step(i))
     assert drain(outbox) == list(range(13))
     assert caplog.text.count("No space left") == 1
+
+
+@pytest.mark.parametrize("has_disk", [True, False])
+def test_unsent_steps_are_counted_without_rewinds(tmp_path: Path, has_disk: bool) -> None:
+    """Of what is not acknowledged, the steps count, in flight or not, and dropped ones do not."""
+    outbox = begin(tmp_path, new_id(), memory=20 * SIZE) if has_disk else Outbox(20 * SIZE)
+    for i in range(10):
+        outbox.append(step(i))
+    outbox.append(Rewind(4))
+    for i in range(5, 40):
+        outbox.append(step(i))
+    assert outbox.unsent_steps == 45 - outbox.dropped
+    entries = outbox.read_oldest(6)
+    assert outbox.unsent_steps == 45 - outbox.dropped
+    outbox.acknowledge(entries[3][0])
+    assert outbox.unsent_steps == 45 - outbox.dropped - len(steps_of(entries[:4]))
+    while entries := outbox.read_oldest(10):
+        outbox.acknowledge(entries[-1][0])
+    assert outbox.unsent_steps == 0
+    outbox.close()
