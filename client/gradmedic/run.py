@@ -90,7 +90,7 @@ class Run:
         self._transport = transport
         self._trial = TrialSession(environment or TrialEnvironment(), self.finish)
         self._warnings = OneTimeWarnings()
-        self._layers = LayerRegistry()
+        self._layers = LayerRegistry(self._warnings)
         self._sampler = Sampler(configuration.log_freq)
         self._instrumentations: list[Instrumentation] = []
         self._arguments = ArgumentReader(self._layers, self._instrumentations, self._warnings)

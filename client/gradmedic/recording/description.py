@@ -10,8 +10,10 @@ from typing import TypeVar
 
 from gradmedic.protocol.runs import RunCreate, Training
 from gradmedic.recording.draft import largest
+from gradmedic.recording.facts import check_training
 from gradmedic.recording.instrumentation import Instrumentation
 from gradmedic.recording.layers import LayerRegistry
+from gradmedic.recording.one_time_warnings import OneTimeWarnings
 
 T = TypeVar("T")
 
@@ -41,6 +43,7 @@ class RunDescriber:
         self._layers = layers
         self._instrumentations = instrumentations
         self._statistics: tuple[str, ...] | None = None
+        self._warn = OneTimeWarnings().warn
         self._lock = threading.Lock()
         self._facts: object = None
         self._description = RunDescription(0, content)
@@ -74,7 +77,7 @@ class RunDescriber:
         statistics = self._statistics or _first(
             instrumentation.statistics for instrumentation in self._instrumentations
         )
-        training = _merge([training for training in trainings if training is not None])
+        training = _merge([check_training(training, self._warn) for training in trainings if training is not None])
         if dropped_steps:
             training = dataclasses.replace(training or Training(), dropped_steps=dropped_steps)
         return dataclasses.replace(

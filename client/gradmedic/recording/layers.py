@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from gradmedic.exceptions import ConfigurationError
+from gradmedic.protocol.names import LONGEST_NAME
 from gradmedic.protocol.runs import Layer
+from gradmedic.recording.facts import check_layer
+from gradmedic.recording.one_time_warnings import OneTimeWarnings
 
 
 class LayerRegistry:
-    """The layers of a run, each with its own name. The training thread writes; any thread may read `snapshot()`."""
+    """The layers of a run, each with its own name. The training thread writes; any thread may read `snapshot()`.
 
-    def __init__(self) -> None:
+    Args:
+        warnings: take the facts about layers that are left out.
+    """
+
+    def __init__(self, warnings: OneTimeWarnings | None = None) -> None:
+        self._warn = (warnings or OneTimeWarnings()).warn
         self._layers: list[Layer] = []
         self._positions: dict[str, int] = {}
         self._reserved: set[str] = set()
@@ -35,10 +43,12 @@ class LayerRegistry:
 
     def add(self, layer: Layer) -> int:
         """Append a layer and return its position. If its name exists, a number is appended to the name."""
+        layer = check_layer(layer, self._warn)
         name, copies = layer.name, 1
         while name in self._positions:
             copies += 1
-            name = f"{layer.name}#{copies}"
+            suffix = f"#{copies}"
+            name = layer.name[: LONGEST_NAME - len(suffix)] + suffix
         if name != layer.name:
             layer = Layer(name=name, shape=layer.shape, numel=layer.numel, frozen=layer.frozen)
         self._positions[name] = len(self._layers)

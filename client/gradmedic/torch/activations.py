@@ -26,6 +26,7 @@ from gradmedic.torch.columns import ACTIVATION_STATISTICS
 from gradmedic.torch.graph import Follower
 from gradmedic.torch.statistics import HostArray, MeasuredArray, PendingArray
 from gradmedic.torch.structure import ACTIVATIONS, NORMALIZATIONS, OwnedParameter
+from gradmedic.torch.tracing import is_traced
 
 _FLAT_SLOPE = 0.05
 """Fraction of the steepest slope below which an activation is saturated."""
@@ -119,7 +120,7 @@ class ActivationMeter:
 
     def __call__(self, module: nn.Module, _inputs: Any, output: Any) -> None:
         """Count in the output of a module."""
-        if torch.compiler.is_compiling() or not self._sampler.is_sampling or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling() or not self._sampler.is_sampling or not torch.is_grad_enabled() or is_traced():
             return
         if isinstance(output, Tensor) and output.is_floating_point() and output.numel():
             self._call_safely("activations could not be measured", self._count_output, module, output.detach())

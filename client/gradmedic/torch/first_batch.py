@@ -1,6 +1,7 @@
-"""Measures the first batch: how large the inputs are, how many there are, and in which precision the model computes.
+"""Measures the first batch of the training: how large the inputs are, how many, and in which precision it computes.
 
-The hook acts once. In a copy of the model, or in a file, it does nothing. `torch.compile` does not see it.
+The hook acts once. In a copy of the model, or in a file, it does nothing. A call that only records the model's
+operations, or evaluates it, is no batch of the training.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from gradmedic.protocol.runs import Optimizer, Training
 from gradmedic.torch.statistics import measure_gradients
+from gradmedic.torch.tracing import is_traced
 
 logger = logging.getLogger("gradmedic")
 
@@ -35,7 +37,9 @@ class FirstBatch:
 
     def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Measure the arguments of the model's first call."""
-        if torch.compiler.is_compiling() or self._hook is None:  # in this order: the hook cannot be traced
+        if is_traced() or self._hook is None:  # in this order: the hook cannot be traced
+            return
+        if not torch.is_grad_enabled():  # an evaluation, or the check of `torch.jit.trace`
             return
         self.close()
         try:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gradmedic.torch.statistics import measure_norms
+from gradmedic.torch.tracing import is_traced
 
 logger = logging.getLogger("gradmedic")
 
@@ -56,7 +57,7 @@ def _wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        if not torch.compiler.is_compiling() and torch.is_grad_enabled():
+        if not is_traced() and torch.is_grad_enabled():
             _measure(target)
         return original(input, target, *args, **kwargs)
 

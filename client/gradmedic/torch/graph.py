@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from gradmedic.torch.first_batch import tensors_in
+from gradmedic.torch.tracing import is_traced
 
 logger = logging.getLogger("gradmedic")
 
@@ -66,7 +66,7 @@ class FirstGraph:
 
     def __call__(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
         """Walk the graph of the model's output."""
-        if torch.compiler.is_compiling() or self._hook is None:  # in this order: the hook cannot be traced
+        if is_traced() or self._hook is None:  # in this order: the hook cannot be traced
             return
         try:
             roots = [node for tensor in tensors_in(output) if (node := tensor.grad_fn) is not None]

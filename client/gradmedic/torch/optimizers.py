@@ -24,7 +24,7 @@ def describe_optimizer(optimizer: torch.optim.Optimizer) -> Optimizer:
 
 def read_number(setting: object) -> float | None:
     """Return a setting of an optimizer as a number; None if it is no number, or is a tensor on another device."""
-    if isinstance(setting, Tensor) and setting.device.type != "cpu":
+    if isinstance(setting, Tensor) and (setting.device.type != "cpu" or setting.numel() != 1):
         return None
     if isinstance(setting, (int, float, Tensor)):
         return float(setting)

@@ -431,9 +431,14 @@ class Watch:
         key = (self._clips_gradients, self._first_batch.is_over, self._first_target.rms)
         if key != self._training_key:
             self._training_key = key
+            try:
+                precision = find_precision(self._layers.list_built(), self._first_batch)
+            except Exception as error:  # it must not cost the step that is read
+                logger.warning("gradmedic: the precision of the model is left out: %r", error)
+                precision = None
             self._training = describe_training(
                 self._described_optimizers,
-                find_precision(self._layers.list_built(), self._first_batch),
+                precision,
                 self._first_batch,
                 target_rms=self._first_target.rms,
                 clips_gradients=self._clips_gradients,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from gradmedic.recording.layers import LayerRegistry
 from gradmedic.torch.graph import Follower
 from gradmedic.torch.statistics import MeasuredArray, local_part
 from gradmedic.torch.structure import OwnedParameter, describe_layers, list_parameters
+
+logger = logging.getLogger("gradmedic")
 
 
 class UnclippedGradient:
@@ -145,7 +148,11 @@ class WatchedLayers:
         return watched
 
     def _describe(self, owned: list[OwnedParameter], updated: set[int]) -> list[Layer]:
-        return describe_layers(owned, list(self._models.values()), updated, self._list_followers())
+        try:
+            return describe_layers(owned, list(self._models.values()), updated, self._list_followers())
+        except Exception as error:  # a model with tensors of a kind of its own
+            logger.warning("gradmedic: of the layers, only names and shapes are recorded: %r", error)
+            return [Layer(name=layer.name, shape=_read_shape(layer.parameter)) for layer in owned]
 
     def _list_owned(self) -> list[OwnedParameter]:
         return [
@@ -157,6 +164,10 @@ class WatchedLayers:
     def _list_updated(self) -> set[int]:
         """Return the ids of the parameters that the optimizers update."""
         return {id(p) for optimizer in self._optimizers for group in optimizer.param_groups for p in group["params"]}
+
+
+def _read_shape(parameter: Tensor) -> list[int] | None:
+    return None if is_lazy(parameter) else list(parameter.shape)
 
 
 def group_by_device(watched: Sequence[WatchedParameter]) -> Iterable[list[WatchedParameter]]:

@@ -1,0 +1,133 @@
+"""Converts and checks the facts about a run that an instrumentation found, as the service will check them.
+
+A fact that has the wrong type or range is left out with a warning. Without this check, the service would refuse the
+whole run because of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from gradmedic.protocol.names import LONGEST_NAME, name_error
+from gradmedic.protocol.numbers import MAX_EXACT_INTEGER
+from gradmedic.protocol.runs import LAYER_ROLES, Layer, Optimizer, Training
+
+_EXCERPT = 50
+"""Characters of a wrong value that a warning shows."""
+_MAX_DIMENSIONS = 32
+"""Dimensions of a shape that the service accepts."""
+
+Fact = TypeVar("Fact", Layer, Optimizer, Training)
+Warn = Callable[[str, str], None]
+"""Logs a message, once for each kind. It takes the kind and the message."""
+
+
+def check_layer(layer: Layer, warn: Warn) -> Layer:
+    """Return a layer with plain values of the right types. Its name is repaired, because a layer cannot do without."""
+    layer = dataclasses.replace(_check(layer, layer.name, _LAYER_CHECKS, warn), name=_repair_name(layer.name, warn))
+    if layer.shape is not None and layer.numel is not None and layer.numel != math.prod(layer.shape):
+        warn(f"numel {layer.name}", f"the number of elements of {layer.name} is left out: it contradicts its shape")
+        return dataclasses.replace(layer, numel=None)
+    return layer
+
+
+def check_training(training: Training, warn: Warn) -> Training:
+    """Return a training with plain values of the right types."""
+    optimizers = [
+        _check(optimizer, f"optimizer {i}", _OPTIMIZER_CHECKS, warn) for i, optimizer in enumerate(training.optimizers)
+    ]
+    named = [optimizer for optimizer in optimizers if optimizer.name is not None]
+    return dataclasses.replace(_check(training, "the training", _TRAINING_CHECKS, warn), optimizers=named)
+
+
+def _check(fact: Fact, owner: str, checks: Mapping[str, Callable[[Any], Any]], warn: Warn) -> Fact:
+    """Return a fact whose fields have passed their checks; those that did not are None."""
+    changed: dict[str, Any] = {}
+    for name, check in checks.items():
+        value = getattr(fact, name)
+        if value is None:
+            continue
+        try:
+            checked = check(value)
+        except Exception as error:
+            warn(f"{name} of {owner}", f"{name} of {owner[:_EXCERPT]} is left out: {error}")
+            checked = None
+        if checked is not value:
+            changed[name] = checked
+    return dataclasses.replace(fact, **changed) if changed else fact
+
+
+def _repair_name(name: Any, warn: Warn) -> str:
+    text = str(name)
+    error = name_error(text)
+    if error is None:
+        return text
+    repaired = "".join(letter if letter.isprintable() else "?" for letter in text)[:LONGEST_NAME].strip() or "layer"
+    warn(f"name {text}", f"the layer {text[:_EXCERPT]!r} is recorded as {repaired[:_EXCERPT]!r}: its name {error}")
+    return repaired
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"it is no text but {type(value).__name__}")
+    if (error := name_error(value)) is not None:
+        raise ValueError(f"it {error}")
+    return value
+
+
+def _role(value: Any) -> str:
+    if value not in LAYER_ROLES:
+        raise ValueError(f"it is none of {', '.join(LAYER_ROLES)}")
+    return str(value)
+
+
+def _count(value: Any) -> int:
+    number = operator.index(value)  # also of a tensor that torch.jit.trace records
+    if not 0 <= number <= MAX_EXACT_INTEGER:
+        raise ValueError(f"it must be from 0 to {MAX_EXACT_INTEGER}, not {number}")
+    return int(number)
+
+
+def _shape(value: Any) -> list[int]:
+    sizes = [_count(size) for size in value]
+    if len(sizes) > _MAX_DIMENSIONS or math.prod(sizes) > MAX_EXACT_INTEGER:
+        raise ValueError("it has too many dimensions or elements")
+    return sizes
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, (str, bytes)):
+        raise TypeError("it is a text and no number")
+    return float(value)
+
+
+def _size(value: Any) -> float:
+    """Return a number that is not negative; NaN and infinity are allowed."""
+    number = _number(value)
+    if number < 0:
+        raise ValueError(f"it must not be negative, and is {number}")
+    return number
+
+
+def _flag(value: Any) -> bool:
+    if type(value).__name__ not in ("bool", "bool_"):
+        raise TypeError(f"it is no truth value but {type(value).__name__}")
+    return bool(value)
+
+
+_LAYER_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "kind": _text, "shape": _shape, "numel": _count, "depth": _count, "role": _role, "fan_in": _count,
+    "fan_out": _count, "activation": _text, "normalized": _flag, "branch": _flag, "initial_rms": _size,
+    "spectral_norm": _size,
+}  # fmt: skip
+_OPTIMIZER_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "name": _text, "learning_rate": _number, "momentum": _number, "weight_decay": _number,
+}  # fmt: skip
+_TRAINING_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "precision": _text, "input_rms": _size, "input_abs_max": _size, "target_rms": _size, "batch_size": _count,
+    "clips_gradients": _flag, "dropped_steps": _count,
+}  # fmt: skip
