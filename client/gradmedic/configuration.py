@@ -33,6 +33,7 @@ from gradmedic.checks import (
 )
 from gradmedic.exceptions import ConfigurationError
 from gradmedic.protocol.ids import new_id
+from gradmedic.protocol.runs import RunCreate
 from gradmedic.trial.instructions import with_parameters
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8642"
@@ -103,6 +104,20 @@ class Configuration:
     def connection(self) -> Connection:
         """The address of the service, and the key for it."""
         return Connection(base_url=self.base_url, api_key=self.api_key, timeout=self.timeout)
+
+    def describe(self) -> RunCreate:
+        """Return what the configuration contains of a run's description."""
+        return RunCreate(
+            id=self.id,
+            project=self.project,
+            name=self.name,
+            config=self.config,
+            tags=list(self.tags),
+            notes=self.notes,
+            group=self.group,
+            trainable=self.trainable,
+            layers=[],
+        )
 
 
 _SETTINGS: Mapping[str, Setting] = {

@@ -24,7 +24,6 @@ from gradmedic.configuration import Configuration, process_rank
 from gradmedic.exceptions import ConfigurationError, RunStoppedError, UsageError
 from gradmedic.guard.reactions import Reactions
 from gradmedic.protocol.numbers import MAX_EXACT_INTEGER
-from gradmedic.protocol.runs import RunCreate
 from gradmedic.recording.arguments import ArgumentReader, Number
 from gradmedic.recording.description import RunDescriber
 from gradmedic.recording.draft import Draft
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
     import torch
 
     from gradmedic.protocol.diagnosis import Diagnosis
+    from gradmedic.torch.watch import Watch
 
 DEFAULT_FLUSH_TIMEOUT = 30.0
 DEFAULT_FINISH_TIMEOUT = 15.0
@@ -105,7 +105,7 @@ class Run:
             is_trial=self._trial.is_trial,
         )
         service = Service(configuration.connection, transport)
-        describer = RunDescriber(_describe_configuration(configuration), self._layers, self._instrumentations)
+        describer = RunDescriber(configuration.describe(), self._layers, self._instrumentations)
         self._answers = AnswerReader(
             service, self.id, self.url, self._reactions.events, may_clip=configuration.on_unhealthy == "clip"
         )
@@ -186,10 +186,13 @@ class Run:
         They are taken after unscaling and, where the script clips with `torch.nn.utils`, before clipping. What the
         training computes stays the same to the bit.
 
+        A model that is watched already, in this run or another one, is watched anew: with the new optimizers, and not
+        with the old ones.
+
         Args:
             model: its parameters are the layers. Several models that train together come as a mapping from name to
                 model, or in several calls.
-            optimizer: one, or all that update the model.
+            optimizer: one, or all that update the model. An object with the optimizer as `.optimizer` is one too.
             scaler: the loss scaler, if there is one: its scale is recorded, and so are the steps that it skips.
             prefix: text in front of the names of the layers.
             activations: measure the outputs of activations too: shares of zeros and of saturated ones. It costs about
@@ -212,9 +215,9 @@ class Run:
         if watch.is_follower and not self._is_follower:
             self._stop_sending()
         # Remedies are applied on every process, because they train together.
-        remedies = self._trial.apply_remedies(model, optimizer, has_scaler=scaler is not None)
+        remedies = self._trial.apply_remedies(model, watch.optimizers, has_scaler=scaler is not None)
         if remedies is not None:  # the model has changed
-            watch = Watch(model, optimizer, scaler=scaler, prefix=prefix, activations=activations)
+            watch = Watch(model, watch.given_optimizers, scaler=scaler, prefix=prefix, activations=activations)
             remedies.attach_before_measurement()
         if watch.is_needed:
             if watch.has_others and self._configuration.on_unhealthy == "clip":
@@ -222,10 +225,20 @@ class Run:
                 self._warnings.warn(
                     "clip", 'on_unhealthy="clip" works only in trainings of one process; this run only logs warnings'
                 )
+            self._end_watches(watch)
             watch.begin(layer_registry=self._layers, sampler=self._sampler, before_first_step=self._describe_layers)
             self._instrumentations.append(watch)
+            self._trial.follow_measurement(watch)
         if remedies is not None:
             remedies.attach_after_measurement(watch if watch.is_needed else None)
+
+    def unwatch(self) -> None:
+        """Stop observing the models of this run, and leave nothing in them and their optimizers.
+
+        The run goes on: `log()` records what it is given, and `watch()` may be called again.
+        """
+        while self._instrumentations:
+            self._instrumentations.pop().close()
 
     def log(
         self,
@@ -419,6 +432,13 @@ class Run:
         finally:
             sampler.advance(sampler.clock() - started)
 
+    def _end_watches(self, watch: Watch) -> None:
+        """End what observes the models of `watch` so far, also in other runs of this process."""
+        for run in {self, *_runs}:
+            for old in watch.find_replaced(run._instrumentations):
+                run._instrumentations.remove(old)
+                watch.continue_from(old, is_same_run=run is self)
+
     def _describe_layers(self) -> None:
         for instrumentation in self._instrumentations:
             instrumentation.describe()
@@ -455,21 +475,6 @@ def finish_open_runs() -> None:
     """Finish the runs of this process that are not finished."""
     for run in list(_runs):
         run.finish()
-
-
-def _describe_configuration(configuration: Configuration) -> RunCreate:
-    """Return what a configuration contains of a run's description."""
-    return RunCreate(
-        id=configuration.id,
-        project=configuration.project,
-        name=configuration.name,
-        config=configuration.config,
-        tags=list(configuration.tags),
-        notes=configuration.notes,
-        group=configuration.group,
-        trainable=configuration.trainable,
-        layers=[],
-    )
 
 
 def _disable_runs_of_parent() -> None:

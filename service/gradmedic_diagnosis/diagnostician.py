@@ -12,6 +12,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
+
 from gradmedic.protocol.diagnosis import Advice, Cause, DiagnosisAtStep, Finding, VerdictChange
 from gradmedic.protocol.runs import Layer, Training
 from gradmedic.protocol.verdicts import Verdict
@@ -87,6 +89,9 @@ class Diagnostician:
         self._history = RunHistory()
         self._last_step: int | None = None
         self._sampled_steps = 0
+        """Sampled steps with at least one present layer."""
+        self._steps_without_layers = 0
+        """Steps since the last one with a present layer, from the first sampled one without any."""
         self._steps_with_loss = 0
         self._verdict: Verdict = "undetermined"
         self._since_step: int | None = None
@@ -126,6 +131,7 @@ class Diagnostician:
         ]
         observers = [detector.observe for detector in detectors]
         rows = read_rows(measurements, profile)
+        has_layers: list[bool] = np.logical_or.reduce(measurements.present, axis=1).tolist()
         row = -1
         view = StepView(
             architecture=self._architecture, averages=self._averages, measurements=measurements, depth_profile=profile
@@ -135,7 +141,8 @@ class Diagnostician:
         ):
             if is_sampled:
                 row += 1
-                self._sampled_steps += 1
+            self._count_step(has_layers=has_layers[row] if is_sampled else None)
+            if is_sampled and has_layers[row]:
                 self._stream_key = self._choose_stream(measurements.presence_keys[row])
             progress = self._streams.get(self._stream_key)
             if progress is None:
@@ -162,6 +169,23 @@ class Diagnostician:
                 changes.append(change)
         return changes
 
+    def _count_step(self, *, has_layers: bool | None) -> None:
+        """Count a step; `has_layers` is whether a layer is present, None if the step is not sampled."""
+        if has_layers:
+            self._sampled_steps += 1
+            self._steps_without_layers = 0
+        elif has_layers is False or self._steps_without_layers:
+            self._steps_without_layers += 1
+
+    @property
+    def _lacks_gradients(self) -> bool:
+        """Whether the run has layers, and sent no gradients of them at all, or none any more.
+
+        A training whose optimizer nothing observes looks like this. Its loss alone says nothing of its gradients.
+        """
+        was_never_sampled = self._sampled_steps == 0 and self._steps_with_loss >= MIN_STEPS
+        return bool(self._layers) and (was_never_sampled or self._steps_without_layers >= MIN_STEPS)
+
     def _choose_stream(self, presence_key: bytes) -> str:
         """Return the key of the stream for these layers; the first stream's if there are too many already."""
         key = self._stream_names.get(presence_key)
@@ -176,7 +200,7 @@ class Diagnostician:
         verdict, detector_id = self._decide_verdict()
         if verdict == self._verdict:
             return None
-        self._verdict, self._since_step = verdict, step
+        self._verdict, self._since_step = verdict, None if verdict == "undetermined" else step
         return VerdictChange(step=step, verdict=verdict, score=self._compute_score(), finding=detector_id)
 
     def _decide_verdict(self) -> tuple[Verdict, str | None]:
@@ -187,6 +211,8 @@ class Diagnostician:
         if deciding:
             strongest = max(deciding, key=lambda detector: (detector.verdict == "exploding", detector.strength))
             return strongest.verdict, strongest.id
+        if self._lacks_gradients:
+            return "undetermined", None
         if max(self._steps_with_loss, self._sampled_steps) >= MIN_STEPS:
             return "healthy", None
         return "undetermined", None
@@ -226,7 +252,14 @@ class Diagnostician:
             "verdict": self._verdict,
             "score": self._compute_score(),
             "since_step": self._since_step,
-            "summary": summarize(self._verdict, self._since_step, findings, causes, self._history),
+            "summary": summarize(
+                self._verdict,
+                self._since_step,
+                findings,
+                causes,
+                self._history,
+                lacks_gradients=self._lacks_gradients,
+            ),
             "findings": findings,
             "causes": causes,
             "advice": advice,
@@ -257,6 +290,8 @@ class Diagnostician:
             "verdict": self._verdict,
             "since": self._since_step,
         }
+        if self._steps_without_layers:
+            state["without_layers"] = self._steps_without_layers
         return pack_state(state)
 
     @classmethod
@@ -289,6 +324,7 @@ class Diagnostician:
         self._history.restore(state["history"])
         self._last_step = state["last_step"]
         self._sampled_steps, self._steps_with_loss = state["sampled"], state["logged"]
+        self._steps_without_layers = state.get("without_layers", 0)
         self._verdict, self._since_step = state["verdict"], state["since"]
         return self
 

@@ -16,8 +16,24 @@ def summarize(
     findings: Sequence[Finding],
     causes: Sequence[Cause],
     history: RunHistory,
+    *,
+    lacks_gradients: bool,
 ) -> str:
-    """Describe what is wrong, since when, where first, and the likeliest cause; of a healthy run, its numbers."""
+    """Describe what is wrong, since when, where first, and the likeliest cause; of a healthy run, its numbers.
+
+    Args:
+        verdict: The verdict.
+        since_step: First step of the verdict.
+        findings: The findings, those for the verdict first.
+        causes: The causes, the likeliest first.
+        history: Numbers of the whole run.
+        lacks_gradients: Whether the run has layers and sends no gradients of them.
+    """
+    if verdict == "undetermined" and lacks_gradients:
+        return (
+            "No gradients were sent: the run has layers, but its steps carry no statistics of them, so the loss is all "
+            "that is known. Was run.watch() given the optimizer whose step() the training calls?"
+        )
     if verdict == "undetermined":
         return "Too little data to say anything yet."
     if verdict == "healthy":

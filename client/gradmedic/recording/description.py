@@ -46,6 +46,8 @@ class RunDescriber:
         self._warn = OneTimeWarnings().warn
         self._lock = threading.Lock()
         self._facts: object = None
+        self._framework: str | None = None
+        self._training: Training | None = None
         self._description = RunDescription(0, content)
 
     def note_statistics(self, statistics: tuple[str, ...]) -> None:
@@ -78,11 +80,14 @@ class RunDescriber:
             instrumentation.statistics for instrumentation in self._instrumentations
         )
         training = _merge([check_training(training, self._warn) for training in trainings if training is not None])
+        # What the instrumentations showed stays known after they are closed.
+        training = self._training = training or self._training
+        self._framework = self._framework or _first(each.framework for each in self._instrumentations)
         if dropped_steps:
             training = dataclasses.replace(training or Training(), dropped_steps=dropped_steps)
         return dataclasses.replace(
             self._content,
-            framework=_first(instrumentation.framework for instrumentation in self._instrumentations),
+            framework=self._framework,
             layers=self._layers.snapshot(),
             statistics=list(statistics or _DEFAULT_STATISTICS),
             training=training,

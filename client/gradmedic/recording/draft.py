@@ -67,8 +67,10 @@ def _join_rows(rows: Iterable[Row | None]) -> Row | None:
     present = [row for row in rows if row is not None]
     if len(present) < 2:
         return present[0] if present else None
+    common = tuple(name for name in present[0].statistics if all(name in row.statistics for row in present))
+    columns = [[row.statistics.index(name) for name in common] for row in present]
     return Row(
-        present[0].statistics,
+        common,
         np.concatenate([row.layers for row in present]),
-        np.concatenate([row.values for row in present]),
+        np.concatenate([row.values[:, order] for row, order in zip(present, columns, strict=True)]),
     )

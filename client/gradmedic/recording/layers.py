@@ -23,6 +23,7 @@ class LayerRegistry:
         self._layers: list[Layer] = []
         self._positions: dict[str, int] = {}
         self._reserved: set[str] = set()
+        self._released: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._layers)
@@ -34,18 +35,37 @@ class LayerRegistry:
             ConfigurationError: a name is taken.
         """
         names = list(names)
-        taken = sorted(self._reserved.union(self._positions).intersection(names))
+        taken = sorted(self._reserved.union(self._positions.keys() - self._released).intersection(names))
         if taken:
             raise ConfigurationError(
-                f"layer {taken[0]!r} is watched already: give each model a prefix, as watch(..., prefix='generator.')"
+                f"layer {taken[0]!r} of another model is watched already: give each model a prefix, as "
+                "watch(..., prefix='generator.'), or call run.unwatch() first if the other one trains no more"
             )
         self._reserved.update(names)
 
+    def release(self, names: Iterable[str], positions: Iterable[int]) -> None:
+        """Let layers be reserved and added again.
+
+        Args:
+            names: names that were reserved.
+            positions: positions of the layers that were added.
+        """
+        self._reserved.difference_update(names)
+        self._released.update(self._layers[position].name for position in positions)
+
     def add(self, layer: Layer) -> int:
-        """Append a layer and return its position. If its name exists, a number is appended to the name."""
+        """Append a layer and return its position. If its name exists, a number is appended to the name.
+
+        A layer that was released and has the same shape keeps its position.
+        """
         layer = check_layer(layer, self._warn)
         name, copies = layer.name, 1
         while name in self._positions:
+            position = self._positions[name]
+            shape = self._layers[position].shape
+            if name in self._released and (shape == layer.shape or shape is None or layer.shape is None):
+                self._released.remove(name)
+                return position
             copies += 1
             suffix = f"#{copies}"
             name = layer.name[: LONGEST_NAME - len(suffix)] + suffix

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad
 
 from gradmedic.protocol.numbers import CLIP_EPSILON
+from gradmedic.torch.optimizers import read_tensor_attribute
 
 
 class ClippingObserver(Protocol):
@@ -53,6 +54,27 @@ def remove_clipping_observer(observer: ClippingObserver) -> None:
 def compute_clip_coefficient(max_norm: float | Tensor, norm: Tensor) -> Tensor:
     """Return the factor, at most 1, that brings gradients of norm `norm` to at most `max_norm`."""
     return torch.clamp(max_norm / (norm + CLIP_EPSILON), max=1.0)
+
+
+def limit_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor | None:
+    """Limit the norm of an optimizer's gradients; non-finite elements become 0.
+
+    Returns:
+        What the gradients were multiplied by; None if there are none.
+    """
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if not gradients:
+        return None
+    norm = torch.nn.utils.get_total_norm(gradients)
+    scale = read_tensor_attribute(optimizer, "grad_scale")
+    limit = max_norm if scale is None else max_norm * scale.to(norm.device)
+    coefficient = compute_clip_coefficient(limit, norm).nan_to_num(0.0)
+    for gradient in gradients:
+        if gradient.layout == torch.strided:
+            gradient.mul_(coefficient.to(gradient.device)).nan_to_num_(0.0, 0.0, 0.0)
+        else:
+            gradient.mul_(coefficient.to(gradient.device))
+    return coefficient
 
 
 def _wrap_all() -> None:

@@ -8,7 +8,7 @@ Only names of nodes are read: no tensor is read, and nothing of the graph is kep
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +85,13 @@ class FirstGraph:
 
     def __reduce__(self) -> tuple[type[FirstGraph], tuple[None]]:
         return FirstGraph, (None,)
+
+
+def join_followers(graphs: Sequence[FirstGraph]) -> dict[int, Follower]:
+    """Return what the graphs of several models showed, by the parameter's id."""
+    if len(graphs) == 1:
+        return graphs[0].followers
+    return {parameter: follower for graph in graphs for parameter, follower in graph.followers.items()}
 
 
 def find_followers(roots: Iterable[Node]) -> dict[int, Follower]:

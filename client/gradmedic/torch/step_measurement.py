@@ -45,8 +45,8 @@ class StepMeasurement:
     """
 
     __slots__ = (
-        "_before_read", "_parts", "_statistics", "clip_coefficients", "found_inf", "has_stepped", "learning_rate",
-        "scale_after", "scale_before",
+        "_before_read", "_parts", "_statistics", "clip_coefficients", "found_inf", "has_stepped", "is_unwatched",
+        "learning_rate", "scale_after", "scale_before",
     )  # fmt: skip
 
     def __init__(self, statistics: tuple[str, ...], before_read: Callable[[], None]) -> None:
@@ -55,6 +55,8 @@ class StepMeasurement:
         self._parts: list[_PartialTable] = []
         self.has_stepped = False
         """Whether an optimizer has stepped."""
+        self.is_unwatched = False
+        """Whether only something that is not watched changed the layers. Then no layer counts as present."""
         self.learning_rate: float | None = None
         """The largest learning rate of the optimizers that stepped."""
         self.clip_coefficients: list[MeasuredArray] = []
@@ -140,6 +142,8 @@ class StepMeasurement:
 
         Only of `nonfinite_count`, the largest counts.
         """
+        if self.is_unwatched and not self._parts:
+            return Row(self._statistics, np.zeros(0, dtype=np.int32), np.zeros((0, len(self._statistics)), np.float32))
         if not self._parts or any(part.array.read().size == 0 for part in self._parts):
             return None
         positions, values = self._join()

@@ -25,7 +25,7 @@ from gradmedic.recording.instrumentation import PendingNumber
 from gradmedic.recording.layers import LayerRegistry
 from gradmedic.recording.sampler import Sampler
 from gradmedic.torch.activations import ActivationMeter
-from gradmedic.torch.clipping import add_clipping_observer, compute_clip_coefficient, remove_clipping_observer
+from gradmedic.torch.clipping import add_clipping_observer, limit_gradients, remove_clipping_observer
 from gradmedic.torch.columns import (
     ACTIVATION_COLUMNS,
     ACTIVATION_STATISTICS,
@@ -37,11 +37,13 @@ from gradmedic.torch.columns import (
 from gradmedic.torch.distributed import Sharding, get_group_rank, get_group_size
 from gradmedic.torch.first_batch import FirstBatch, describe_training, find_precision
 from gradmedic.torch.first_target import FirstTarget
-from gradmedic.torch.graph import FirstGraph, Follower
+from gradmedic.torch.graph import FirstGraph, Follower, join_followers
 from gradmedic.torch.loss_scaler import find_scaler, read_scale
 from gradmedic.torch.optimizers import describe_optimizer, read_tensor_attribute
 from gradmedic.torch.statistics import PendingArray, PendingScalar, copy_first_element, measure_gradients
 from gradmedic.torch.step_measurement import StepMeasurement
+from gradmedic.torch.structure import unwrap_model
+from gradmedic.torch.unwatched_steps import UnwatchedSteps
 from gradmedic.torch.update_rules import UnknownUpdate
 from gradmedic.torch.updates import UpdateMeasurement
 from gradmedic.torch.watch_arguments import (
@@ -81,10 +83,12 @@ class Watch:
         activations: bool = False,
     ) -> None:
         self._models = check_models(model)
-        given_optimizers = check_optimizers(optimizer)
-        self._optimizers = [unwrap_optimizer(given) for given in given_optimizers]
-        self._scaler = find_scaler(scaler, given_optimizers)
-        self._layers = WatchedLayers(self._models, self._optimizers, prefix)
+        self.given_optimizers = check_optimizers(optimizer)
+        """The optimizers as they were given, perhaps inside wrappers."""
+        self.optimizers: list[torch.optim.Optimizer] = [unwrap_optimizer(given) for given in self.given_optimizers]
+        """The optimizers that do the work."""
+        self._scaler = find_scaler(scaler, self.given_optimizers)
+        self._layers = WatchedLayers(self._models, self.optimizers, prefix)
         check_sharding(self._models.values())
         self._sharding = Sharding.from_parameters([owned.parameter for owned in self._layers.owned])
         self._rank = get_group_rank()
@@ -145,16 +149,43 @@ class Watch:
             self._activation_meter = ActivationMeter(
                 list(self._models.values()), self._layers.owned, sampler, self._list_followers, self._call_safely
             )
-        for optimizer in self._optimizers:
+        for optimizer in self.optimizers:
             self._handles.append(optimizer.register_step_pre_hook(self._before_step))
             self._handles.append(optimizer.register_step_post_hook(self._after_step))
+        self._unwatched_steps = UnwatchedSteps(
+            self.given_optimizers,
+            self.optimizers,
+            self._layers.by_id,
+            [owned.parameter for owned in self._layers.owned],
+        )
         add_clipping_observer(self)
+
+    def find_replaced(self, instrumentations: Iterable[object]) -> list[Watch]:
+        """Return the watches among some instrumentations that observe one of these models."""
+        watches = [each for each in instrumentations if isinstance(each, Watch)]
+        mine = {id(unwrap_model(model)[0]) for model in self._models.values()}
+        return [watch for watch in watches if mine & {id(unwrap_model(model)[0]) for model in watch._models.values()}]
+
+    def observes(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether this optimizer is watched."""
+        return any(own is optimizer for own in self.optimizers)
+
+    def continue_from(self, other: Watch, *, is_same_run: bool) -> None:
+        """End another watch; of the same run, take over what it measured since the last `log()`. Called at first."""
+        measurement = other.finish_step()
+        other.close()
+        if is_same_run:
+            self._max_norm = other._max_norm
+            if other.statistics == self.statistics:
+                self._measurement = measurement
 
     def close(self) -> None:
         """Stop observing, and leave nothing in models, optimizers and torch."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._unwatched_steps.close()
+        self._layers.release()
         self._first_batch.close()
         self._first_target.close()
         for graph in self._first_graphs:
@@ -175,7 +206,7 @@ class Watch:
         self._is_described = True
         try:
             self._layers.describe()
-            self._described_optimizers = [describe_optimizer(optimizer) for optimizer in self._optimizers]
+            self._described_optimizers = [describe_optimizer(optimizer) for optimizer in self.optimizers]
         except Exception as error:
             self._give_up("the model could not be described", error)
 
@@ -189,6 +220,8 @@ class Watch:
         try:
             if not self._is_described:
                 self.describe()
+            has_unwatched_step = self._unwatched_steps.finish_log(has_stepped=measurement.has_stepped)
+            measurement.is_unwatched = has_unwatched_step and self._sampler.is_sampling
             if self._is_first_step:
                 self._is_first_step = False
                 self._first_target.close()
@@ -268,11 +301,13 @@ class Watch:
     # --- hooks of the optimizers --------------------------------------------------------------------------------------
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._unwatched_steps.begin_step()
         self._call_safely("a step could not be measured", self._measure_before_step, optimizer, args, kwargs)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
         if self._update is not None or not self._is_described:
             self._call_safely("a step could not be measured", self._measure_after_step, optimizer)
+        self._unwatched_steps.end_step()
 
     def _measure_before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -397,18 +432,9 @@ class Watch:
         self._measurement.add(touched, slice(None), reduced)
 
     def _clip(self, optimizer: torch.optim.Optimizer, max_norm: float) -> None:
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if not gradients:
+        coefficient = limit_gradients(optimizer, max_norm)
+        if coefficient is None:
             return
-        norm = torch.nn.utils.get_total_norm(gradients)
-        scale = read_tensor_attribute(optimizer, "grad_scale")
-        limit = max_norm if scale is None else max_norm * scale.to(norm.device)
-        coefficient = compute_clip_coefficient(limit, norm).nan_to_num(0.0)
-        for gradient in gradients:
-            if gradient.layout == torch.strided:
-                gradient.mul_(coefficient.to(gradient.device)).nan_to_num_(0.0, 0.0, 0.0)
-            else:
-                gradient.mul_(coefficient.to(gradient.device))
         if self._sampler.is_sampling or coefficient.device.type == "cpu":
             self._measurement.add_clip_coefficient(copy_first_element(coefficient))
 
@@ -416,12 +442,7 @@ class Watch:
 
     def _list_followers(self) -> dict[int, Follower]:
         """Return what the first graphs showed of what follows each parameter, by the parameter's id."""
-        if len(self._first_graphs) == 1:
-            return self._first_graphs[0].followers
-        followers: dict[int, Follower] = {}
-        for graph in self._first_graphs:
-            followers.update(graph.followers)
-        return followers
+        return join_followers(self._first_graphs)
 
     def _describe_if_waiting(self) -> None:
         if self._is_waiting_for_graph:
@@ -431,14 +452,9 @@ class Watch:
         key = (self._clips_gradients, self._first_batch.is_over, self._first_target.rms)
         if key != self._training_key:
             self._training_key = key
-            try:
-                precision = find_precision(self._layers.list_built(), self._first_batch)
-            except Exception as error:  # it must not cost the step that is read
-                logger.warning("gradmedic: the precision of the model is left out: %r", error)
-                precision = None
             self._training = describe_training(
                 self._described_optimizers,
-                precision,
+                find_precision(self._layers.list_built(), self._first_batch),
                 self._first_batch,
                 target_rms=self._first_target.rms,
                 clips_gradients=self._clips_gradients,

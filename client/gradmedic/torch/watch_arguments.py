@@ -1,4 +1,4 @@
-"""Checks the arguments of `Run.watch()`."""
+"""Checks the arguments of `Run.watch()`. The message of an error names what to do."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import torch
 from torch import nn
 
 from gradmedic.exceptions import ConfigurationError
+
+_LONGEST_CHAIN = 16
+"""Wrappers around an optimizer that are opened at most."""
 
 
 def check_models(model: Any) -> dict[str, nn.Module]:
@@ -26,26 +29,66 @@ def check_models(model: Any) -> dict[str, nn.Module]:
     return models
 
 
-def check_optimizers(optimizer: Any) -> list[torch.optim.Optimizer]:
-    """Return the optimizers.
+def check_optimizers(optimizer: Any) -> list[Any]:
+    """Return the optimizers, as they were given.
 
     Raises:
-        ConfigurationError: there is something else than optimizers.
+        ConfigurationError: there is something that is no optimizer and wraps none.
     """
+    if isinstance(optimizer, Mapping):
+        optimizer = list(optimizer.values())
     is_single = isinstance(optimizer, torch.optim.Optimizer) or not isinstance(optimizer, Iterable)
-    optimizers = [optimizer] if is_single else list(optimizer)
+    optimizers = [optimizer] if is_single or isinstance(optimizer, str) else list(optimizer)
+    if not optimizers:
+        raise ConfigurationError("optimizer is empty: give watch() the optimizer that updates the model")
     for candidate in optimizers:
-        if not isinstance(candidate, torch.optim.Optimizer):
+        inner = unwrap_optimizer(candidate)
+        if not isinstance(inner, torch.optim.Optimizer):
             raise ConfigurationError(
-                f"optimizer must be a torch.optim.Optimizer or a list of them, not {type(candidate).__name__}"
+                f"optimizer must be a torch.optim.Optimizer or a list of them, not {type(candidate).__name__}: "
+                f"{_propose(candidate)}"
+            )
+        if not hasattr(inner, "_optimizer_step_pre_hooks"):
+            raise ConfigurationError(
+                f"the steps of {type(inner).__name__} cannot be observed, because it does not call "
+                f"Optimizer.__init__: {_propose(inner)}"
             )
     return optimizers
 
 
-def unwrap_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Return the optimizer that does the work, if `accelerate` or Lightning wraps it."""
-    inner = getattr(optimizer, "optimizer", None)
-    return unwrap_optimizer(inner) if isinstance(inner, torch.optim.Optimizer) else optimizer
+def unwrap_optimizer(optimizer: Any) -> Any:
+    """Return the optimizer that does the work, if `accelerate`, Lightning or another wrapper has it as `.optimizer`."""
+    for _ in range(_LONGEST_CHAIN):
+        inner = getattr(optimizer, "optimizer", None)
+        if inner is None or inner is optimizer:
+            return optimizer
+        if isinstance(optimizer, torch.optim.Optimizer) and not isinstance(inner, torch.optim.Optimizer):
+            return optimizer
+        optimizer = inner
+    return optimizer
+
+
+def _propose(candidate: Any) -> str:
+    """Return what to give to `watch()` in place of something that cannot be watched."""
+    if candidate is None:
+        return "create the optimizer first, and give it to watch(model, optimizer)"
+    if isinstance(candidate, type):
+        return f"give an optimizer, for example {candidate.__name__}(model.parameters(), ...), and not its class"
+    if isinstance(candidate, torch.Tensor):
+        return "give the optimizer that was made with these parameters"
+    if isinstance(candidate, nn.Module):
+        return "the model comes first, as in watch(model, optimizer)"
+    inside = [name for name, value in _attributes(candidate) if isinstance(value, torch.optim.Optimizer)]
+    if inside:
+        return f"give the one inside it, as in watch(model, optimizer.{inside[0]})"
+    return (
+        "give the optimizer whose step() the loop calls. A loop without one gives its gradients to "
+        "run.log(gradients=...), without watch()"
+    )
+
+
+def _attributes(candidate: Any) -> Iterable[tuple[str, Any]]:
+    return getattr(candidate, "__dict__", {}).items()
 
 
 def check_sharding(models: Iterable[nn.Module]) -> None:

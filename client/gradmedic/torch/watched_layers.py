@@ -106,6 +106,11 @@ class WatchedLayers:
         registry.reserve(owned.name for owned in self.owned)
         self._registry, self._list_followers = registry, list_followers
 
+    def release(self) -> None:
+        """Let another watch of the model have these layers."""
+        positions = [watched.position for watched in self.by_id.values() if watched.position >= 0]
+        self._registry.release((owned.name for owned in self.owned), positions)
+
     def describe(self) -> None:
         """Add the layers to the registry, as they are now."""
         layers = self._describe(self.owned, self._list_updated())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from gradmedic.exceptions import TrialEnded
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from gradmedic.torch.remedies import AppliedRemedies
+    from gradmedic.torch.watch import Watch
 
 
 class TrialSession:
@@ -46,7 +47,7 @@ class TrialSession:
     def apply_remedies(
         self,
         model: torch.nn.Module | Mapping[str, torch.nn.Module],
-        optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer],
+        optimizers: Sequence[torch.optim.Optimizer],
         *,
         has_scaler: bool,
     ) -> AppliedRemedies | None:
@@ -68,7 +69,7 @@ class TrialSession:
         try:
             applied = AppliedRemedies(
                 model,
-                optimizer,
+                optimizers,
                 self._instructions.remedies,
                 seed=self._seed,
                 has_scaler=has_scaler,
@@ -80,6 +81,11 @@ class TrialSession:
             applied=sum(remedies.optimizer_count for remedies in self._applied), not_applied=applied.not_applied
         )
         return applied
+
+    def follow_measurement(self, watch: Watch) -> None:
+        """Let the remedies of earlier calls act after a new watch has measured, where it watches their optimizers."""
+        for applied in self._applied[:-1]:
+            applied.follow_measurement(watch)
 
     def end_if_over(self, steps: int, *, is_stop_requested: bool) -> None:
         """End the script if a remedy turned out not to apply, the steps are done, or the service asked for it.

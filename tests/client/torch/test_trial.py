@@ -200,3 +200,46 @@ def test_wrong_environment_variables_are_named(
     with pytest.raises(gradmedic.ConfigurationError, match=variable):
         gradmedic.init()
     assert os.environ[variable] == value
+
+
+def test_a_model_that_is_watched_again_is_measured_before_its_remedies(as_trial: Any, client: gradmedic.Client) -> None:
+    """A second watch() of the same optimizer measures gradients before the remedy changes them, as the first did."""
+    _, run_id = as_trial(CLIP)
+    run = gradmedic.init(log_freq=1)
+    model = nn.Linear(4, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    norms = []
+    for _ in range(3):
+        run.watch(model, optimizer)
+        before = model.weight.detach().clone()
+        optimizer.zero_grad()
+        loss = (100 * model(torch.ones(2, 4))).square().mean()
+        loss.backward()
+        assert model.weight.grad is not None
+        norms.append(float(np.float32(model.weight.grad.norm())))
+        optimizer.step()
+        assert float((model.weight.detach() - before).norm()) < 0.0101
+        run.log(loss=loss)
+    assert run.finish()
+    (series,) = client.runs.steps(run_id, "grad_norm", layer="weight", max_points=10).series
+    assert series.mean == pytest.approx(norms, rel=1e-6)
+
+
+def test_remedies_reach_an_optimizer_inside_a_wrapper(as_trial: Any) -> None:
+    """A wrapper that is no optimizer of torch has the remedies at the optimizer inside it."""
+
+    class Wrapper:
+        def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+            self.optimizer = optimizer
+
+    as_trial(CLIP)
+    run = gradmedic.init()
+    model = nn.Linear(4, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    run.watch(model, Wrapper(optimizer))  # type: ignore[arg-type]
+    before = model.weight.detach().clone()
+    (100 * model(torch.ones(2, 4))).square().mean().backward()
+    optimizer.step()
+    run.log(loss=1.0)
+    assert run.finish()
+    assert float((model.weight.detach() - before).norm()) < 0.0101

@@ -109,4 +109,4 @@ def test_closing_leaves_no_trace() -> None:
         nn.utils.clip_grad._clip_grads_with_norm_,
     ) == originals
     assert not models[0]._forward_pre_hooks
-    assert not recordings[0].watch._optimizers[0]._optimizer_step_pre_hooks
+    assert not recordings[0].watch.optimizers[0]._optimizer_step_pre_hooks

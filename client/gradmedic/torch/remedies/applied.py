@@ -108,6 +108,11 @@ class AppliedRemedies:
         for remedies in self._optimizer_remedies:
             remedies.attach_after_measurement(observer)
 
+    def follow_measurement(self, observer: StepObserver) -> None:
+        """Act after a new observer has measured, at the steps of the optimizers that it observes."""
+        for remedies in self._optimizer_remedies:
+            remedies.follow_measurement(observer)
+
     def reason_to_end(self) -> str | None:
         """Return which remedy turned out not to be applicable, and why; None as long as none did."""
         for remedies in self._optimizer_remedies:

@@ -30,6 +30,9 @@ class StepObserver(Protocol):
     def measure_updates_by_copies(self, optimizer: Optimizer) -> None:
         """Do not compute the updates of an optimizer from its state: something else moves the weights too."""
 
+    def observes(self, optimizer: Optimizer) -> bool:
+        """Whether the steps of this optimizer are measured."""
+
     def after_clipping(self, parameters: list[Tensor], coefficient: Tensor | None) -> None:
         """Record that gradients were multiplied by `coefficient`, or limited in another way if it is None."""
 
@@ -69,6 +72,7 @@ class OptimizerRemedies:
         self._changes_gradients = any(Target.GRADIENTS in remedy.targets for remedy in remedies)
         self._optimizer = weakref.ref(optimizer)  # the hooks live in it
         self._handles: list[RemovableHandle] = []
+        self._change_handle: RemovableHandle | None = None
         self._observer: StepObserver | None = None
         self._steps_taken = 0
         self._script_rates: list[Any] | None = None  # while the optimizer steps with others
@@ -110,12 +114,21 @@ class OptimizerRemedies:
         optimizer = self._get_optimizer()
         if observer is not None and any(Target.WEIGHTS in remedy.targets for remedy in self._remedies):
             observer.measure_updates_by_copies(optimizer)
-        self._handles.append(optimizer.register_step_pre_hook(self._change_step))
+        if self._change_handle is not None:
+            self._change_handle.remove()
+        self._change_handle = optimizer.register_step_pre_hook(self._change_step)
+
+    def follow_measurement(self, observer: StepObserver) -> None:
+        """Act after a new observer has measured, if it observes this optimizer."""
+        optimizer = self._optimizer()
+        if optimizer is not None and observer.observes(optimizer):
+            self.attach_after_measurement(observer)
 
     def close(self) -> None:
         """Leave the optimizer as it was."""
-        for handle in self._handles:
-            handle.remove()
+        for handle in (*self._handles, self._change_handle):
+            if handle is not None:
+                handle.remove()
         self._handles.clear()
         optimizer = self._optimizer()
         if optimizer is not None:
