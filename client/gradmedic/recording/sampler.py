@@ -4,6 +4,9 @@ The sampler keeps a debt in seconds. A sampled step adds what it was measured to
 share of its own duration. The next step is sampled when nothing is owed. So the cost stays a share of the training's
 time on any model and machine. At moments that matter, steps are sampled in spite of a debt, and later steps pay it
 back.
+
+A step is one `log()`, and usually has one optimizer step. A script that seldom or never calls `log()` makes many
+optimizer steps in between: of these, some are sampled, so that the cost stays the same share.
 """
 
 from __future__ import annotations
@@ -28,6 +31,9 @@ _LARGEST_GAP = 2.0
 """Largest distance between samples while a debt is paid back, in usual distances."""
 _LONGEST_STEP = 2.0
 """Longest duration of a step that pays back debt, in usual steps. A longer step was an evaluation or a pause."""
+STEPS_AS_ONE = 8
+"""Optimizer steps between two calls of `log()` that are sampled together or not at all. A critic takes five steps for
+one of its generator (Gulrajani et al. 2017), and a sampled step must have the layers of both."""
 _MEMORY = 0.1
 """Weight of a new duration in the averages."""
 
@@ -56,6 +62,8 @@ class Sampler:
         self._since_sample = 0
         self._longest_gap = 0.0  # in steps
         self._alarm_steps_left = 0
+        self._stepped: set[object] = set()  # optimizers that have stepped since the last account
+        self._rounds = 0  # optimizer steps since the last `log()`, those of several optimizers counted as one
         self._is_following = False
         self._read_interval: Callable[[], int] | None = None
         self._first_process_interval = 1
@@ -105,26 +113,55 @@ class Sampler:
             spent: seconds that the last observation of the step took.
         """
         self.spent += spent
-        self._count += 1
+        self._rounds = 0
+        self._stepped.clear()
+        self._go_on(is_whole_step=True, may_change=True)
+
+    def end_optimizer_step(self, optimizer: object) -> bool:
+        """Account for a step of an optimizer; the first one since the last account belongs to the next `log()`.
+
+        Args:
+            optimizer: key of the optimizer.
+
+        Returns:
+            Whether this optimizer had stepped since the last account already.
+        """
+        if optimizer not in self._stepped:
+            self._stepped.add(optimizer)
+            return False
+        self._stepped.clear()
+        self._stepped.add(optimizer)
+        self._rounds += 1
+        self._go_on(is_whole_step=False, may_change=self._rounds >= STEPS_AS_ONE)
+        return True
+
+    def _go_on(self, *, is_whole_step: bool, may_change: bool) -> None:
+        """Account for what has passed, and decide whether what follows is sampled, if it may change."""
+        self._count += may_change
         if self._is_following:
             self._account()
             self._since_sample = 0 if self.is_sampling else self._since_sample + 1
+            if not may_change:
+                return
             # The interval of the second-to-last sampled step is used, because the last one may not have arrived yet.
             self.is_sampling = self._since_sample + 1 >= self._first_process_interval
             if self.is_sampling and self._read_interval is not None:
                 self._first_process_interval, self._read_interval = max(1, self._read_interval()), None
             return
         if self._log_freq is not None:
-            self.is_sampling = self._count < FIRST_STEPS or self._count % self._log_freq == 0
+            if may_change:
+                self.is_sampling = self._count < FIRST_STEPS or self._count % self._log_freq == 0
             return
         self._account()
         if self.is_sampling:
             self._since_sample, self._longest_gap = 0, _LARGEST_GAP * self.interval
         else:
             self._since_sample += 1
+        if not may_change:
+            return
         if self._count < FIRST_STEPS or self._spent_at_start < START_SECONDS:
             self.is_sampling = True
-        elif self._alarm_steps_left > 0 and self._debt < _LARGEST_DEBT * self._sample_seconds:
+        elif is_whole_step and self._alarm_steps_left > 0 and self._debt < _LARGEST_DEBT * self._sample_seconds:
             self._alarm_steps_left -= 1
             self.is_sampling = True
         else:

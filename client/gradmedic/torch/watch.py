@@ -308,6 +308,8 @@ class Watch:
         if self._update is not None or not self._is_described:
             self._call_safely("a step could not be measured", self._measure_after_step, optimizer)
         self._unwatched_steps.end_step()
+        if self._sampler.end_optimizer_step((id(self), id(optimizer))) and self._activation_meter is not None:
+            self._activation_meter.clear()
 
     def _measure_before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from gradmedic.recording.sampler import ALARM_STEPS, FIRST_STEPS, START_SECONDS, Sampler
+import pytest
+
+from gradmedic.recording.sampler import ALARM_STEPS, FIRST_STEPS, START_SECONDS, STEPS_AS_ONE, Sampler
 
 
 class Training:
@@ -26,6 +28,19 @@ class Training:
             self.spent += cost
             self.sampler.add_cost(cost)
             self.sampler.advance()
+        return sampled
+
+    def step(self, *optimizers: str) -> list[bool]:
+        """Do one step of each optimizer, without a log(), and return which were sampled."""
+        sampled = []
+        for optimizer in optimizers:
+            sampled.append(self.sampler.is_sampling)
+            self.now += self.step_seconds
+            cost = self.sample_seconds if self.sampler.is_sampling else 2e-6
+            self.now += cost
+            self.spent += cost
+            self.sampler.add_cost(cost)
+            self.sampler.end_optimizer_step(optimizer)
         return sampled
 
     def share(self) -> float:
@@ -118,3 +133,83 @@ def test_processes_that_follow_sample_the_steps_of_the_first_one() -> None:
             steps += training.run(1)
     assert taken[0] == taken[1]
     assert 40 < sum(taken[0]) < 200
+
+
+@pytest.mark.parametrize("steps_per_log", [10, 500, None])
+@pytest.mark.parametrize(("step_seconds", "sample_seconds"), [(0.01, 0.005), (0.001, 0.0015), (0.1, 0.02)])
+def test_the_cost_stays_below_its_share_however_seldom_log_is_called(
+    steps_per_log: int | None, step_seconds: float, sample_seconds: float
+) -> None:
+    """A script that calls log() once for many optimizer steps, or never, has some of these steps sampled."""
+    training = Training(step_seconds, sample_seconds)
+
+    def run(steps: int) -> list[bool]:
+        sampled = []
+        for i in range(steps):
+            sampled += training.step("adam")
+            if steps_per_log is not None and i % steps_per_log == steps_per_log - 1:
+                training.sampler.advance()
+        return sampled
+
+    run(int(max(2 * FIRST_STEPS, START_SECONDS / sample_seconds)) + 500)
+    training.share()
+    sampled = run(20_000)
+    assert training.share() < 0.015 + 2e-6 / step_seconds
+    assert sum(sampled) > 20
+
+
+def test_seldom_logged_steps_are_sampled_all_the_same() -> None:
+    """Of 500 optimizer steps between two calls of log(), some are sampled in nearly every one of them."""
+    training = Training(0.01, 0.02)
+    with_samples = [any(training.step(*["adam"] * 500) + training.run(1)) for _ in range(60)]
+    assert sum(with_samples) > 50
+
+
+def test_a_few_optimizer_steps_are_sampled_as_one_step() -> None:
+    """The five steps of a critic and that of its generator are all sampled, or none is; two optimizers are as good."""
+    training = Training(0.01, 0.02)
+    for optimizers in (["critic"] * 5 + ["generator"], ["a", "b"], ["a", "b"] * (STEPS_AS_ONE - 1)):
+        kinds = set()
+        for _ in range(300):
+            sampled = training.step(*optimizers)
+            training.sampler.advance()
+            assert len(set(sampled)) == 1
+            kinds.add(sampled[0])
+        assert kinds == {False, True}
+
+
+def test_a_number_bounds_the_optimizer_steps_of_one_log() -> None:
+    """With a number, one of so many optimizer steps is sampled where log() is never called."""
+    training = Training(0.01, 0.02, log_freq=10)
+    assert 90 <= sum(training.step(*["adam"] * 1000)) <= 140
+
+
+def test_optimizer_steps_leave_the_alarm_to_whole_steps() -> None:
+    """After an alarm, each of the next steps begins sampled, however many optimizer steps it has."""
+    training = Training(0.1, 0.006)
+    training.run(500)
+    training.sampler.sample_every_step()
+    training.sampler.advance()
+    begun = []
+    for _ in range(ALARM_STEPS - 1):
+        begun.append(training.step(*["adam"] * 30)[0])
+        training.sampler.advance()
+    assert all(begun)
+
+
+def test_processes_that_follow_agree_within_a_step() -> None:
+    """Two processes with different clocks sample the same optimizer steps where log() is seldom called."""
+    samplers = [Training(0.1, 0.02), Training(0.3, 0.5)]
+    for training in samplers:
+        training.sampler.follow_first_process()
+    taken: list[list[bool]] = [[], []]
+    for i in range(600):
+        interval = samplers[0].sampler.choose_interval()
+        for training, steps in zip(samplers, taken, strict=True):
+            if training.sampler.is_sampling:
+                training.sampler.set_interval_reader(lambda interval=interval: interval)  # type: ignore[misc]
+            steps += training.step("adam")
+            if i % 50 == 49:
+                training.sampler.advance()
+    assert taken[0] == taken[1]
+    assert 40 < sum(taken[0]) < 300

@@ -241,3 +241,29 @@ def test_only_sampled_steps_are_measured() -> None:
             if recording.statistics():
                 sampled.append(i)
     assert sampled == [*range(20), 20, 24, 28]
+
+
+def test_few_optimizer_steps_of_a_loop_that_never_logs_are_measured() -> None:
+    """Without log(), one in ten optimizer steps is measured after the first ones; weights are as without a watch."""
+
+    def run(*, watched: bool) -> tuple[dict[str, NDArray[Any]], int]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Dropout(0.5), nn.Linear(5, 1))
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        recording = Recording(model, optimizer, log_freq=10, activations=True) if watched else None
+        for _ in range(500):
+            optimizer.zero_grad()
+            backward(model)
+            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            optimizer.step()
+        if recording is None:
+            return arrays(model), 0
+        measured = recording.watch._update_count
+        assert len(recording.statistics()) == 4
+        recording.watch.close()
+        return arrays(model), measured
+
+    weights, measured = run(watched=True)
+    expected, _ = run(watched=False)
+    assert 40 <= measured <= 90
+    assert all(weights[name].tobytes() == expected[name].tobytes() for name in expected)
