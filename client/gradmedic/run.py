@@ -95,6 +95,8 @@ class Run:
         self._instrumentations: list[Instrumentation] = []
         self._arguments = ArgumentReader(self._layers, self._instrumentations, self._warnings)
         self._last_step = -1
+        self._may_join_last_step = False
+        self._is_last_step_sampled = False
         self._last_log_at = 0.0
 
         self._reactions = Reactions(
@@ -233,19 +235,16 @@ class Run:
             remedies.attach_after_measurement(watch if watch.is_needed else None)
 
     def unwatch(self) -> None:
-        """Stop observing the models of this run, and leave nothing in them and their optimizers.
-
-        The run goes on: `log()` records what it is given, and `watch()` may be called again.
-        """
+        """Stop observing the models of this run, and leave nothing in them. The run goes on."""
         while self._instrumentations:
             self._instrumentations.pop().close()
 
     def log(
         self,
-        loss: Number | None = None,
+        loss: Number | Mapping[str, Any] | None = None,
         step: int | None = None,
         *,
-        gradients: Mapping[str, Any] | None = None,
+        gradients: Any = None,
         statistics: Mapping[str, Mapping[str, Number]] | None = None,
         learning_rate: Number | None = None,
         metrics: Mapping[str, Number] | None = None,
@@ -258,9 +257,9 @@ class Run:
         statistics, here.
 
         Args:
-            loss: loss of the step; NaN and infinity are recorded as they are.
-            step: number of the step, larger than the last; without it, one more than the last, from 0.
-            gradients: arrays of any shape by layer name.
+            loss: loss of the step, also NaN or infinite; or a mapping with the loss as `loss`, and metrics.
+            step: number of the step, larger than the last, or the last one to add to it; without it, one more.
+            gradients: arrays of any shape by layer name, nested or not: nested ones have dotted paths as names.
             statistics: values by statistic, by layer name. The names of statistics are those of
                 `gradmedic.protocol.statistics.STATISTICS`.
             learning_rate: learning rate, if it is not that of the watched optimizers.
@@ -281,6 +280,9 @@ class Run:
         if reactions.events:
             reactions.receive()
         try:
+            if isinstance(loss, Mapping):
+                loss, values = self._arguments.split_loss(loss)
+                more_metrics = {**values, **more_metrics}
             if metrics is not None:
                 more_metrics = self._arguments.join_metrics(metrics, more_metrics)
             self._record(loss, step, gradients, statistics, learning_rate, more_metrics)
@@ -350,7 +352,7 @@ class Run:
             raise UsageError("rewind() after finish()")
         if self._state is _State.DISABLED:
             return
-        self._last_step = step
+        self._last_step, self._may_join_last_step = step, False
         if self._state is _State.RECORDING:
             self._recorder.record(Rewind(step))
 
@@ -397,7 +399,7 @@ class Run:
         self,
         loss: Number | None,
         step: int | None,
-        gradients: Mapping[str, Any] | None,
+        gradients: Any,
         statistics: Mapping[str, Mapping[str, Number]] | None,
         learning_rate: Number | None,
         metrics: Mapping[str, Number],
@@ -405,18 +407,23 @@ class Run:
         sampler, arguments = self._sampler, self._arguments
         started = sampler.clock()
         self._last_log_at = started
+        number: int | None = self._last_step + 1
+        if step is not None:
+            number = arguments.read_step_number(step, self._last_step, may_join=self._may_join_last_step)
+        is_addition = number == self._last_step
         try:
             measurements = []  # no comprehension here: it is a call, and the caches are cold after a step
-            for instrumentation in self._instrumentations:
-                measurements.append(instrumentation.finish_step())  # noqa: PERF401
-            if self._is_follower:
-                return
-            number = self._last_step + 1 if step is None else arguments.read_step_number(step, self._last_step)
+            if not is_addition:
+                self._is_last_step_sampled = sampler.is_sampling
+                for instrumentation in self._instrumentations:
+                    measurements.append(instrumentation.finish_step())  # noqa: PERF401
             if number is None:
                 return
-            self._last_step = number
+            self._last_step, self._may_join_last_step = number, True
+            if self._is_follower:
+                return
             row = None
-            if sampler.is_sampling and (gradients is not None or statistics is not None):
+            if self._is_last_step_sampled and (gradients is not None or statistics is not None):
                 row = arguments.read_row(gradients, statistics)
             self._recorder.record(
                 Draft(
@@ -430,7 +437,10 @@ class Run:
                 )
             )
         finally:
-            sampler.advance(sampler.clock() - started)
+            if is_addition:
+                sampler.add_cost(sampler.clock() - started)
+            else:
+                sampler.advance(sampler.clock() - started)
 
     def _end_watches(self, watch: Watch) -> None:
         """End what observes the models of `watch` so far, also in other runs of this process."""

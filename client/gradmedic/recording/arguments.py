@@ -11,13 +11,14 @@ import numpy as np
 from gradmedic.protocol.names import name_error
 from gradmedic.protocol.numbers import MAX_EXACT_INTEGER, to_float32
 from gradmedic.protocol.runs import Layer
-from gradmedic.protocol.statistics import SERIES, STATISTICS
+from gradmedic.protocol.statistics import SERIES, STATISTICS, STATISTICS_TABLE
 from gradmedic.recording.array_statistics import ARRAY_STATISTICS, measure_gradient
 from gradmedic.recording.draft import UnreadNumber, read_number
 from gradmedic.recording.instrumentation import Instrumentation
 from gradmedic.recording.layers import LayerRegistry
 from gradmedic.recording.one_time_warnings import OneTimeWarnings
 from gradmedic.recording.step import Row
+from gradmedic.recording.tree import flatten, is_nested
 
 Number = Any
 """A Python or numpy number, or a tensor with one element."""
@@ -43,15 +44,27 @@ class ArgumentReader:
         self._warn = warnings.warn
         self._valid_metric_names: set[str] = set()
 
-    def read_step_number(self, step: int, last_step: int) -> int | None:
-        """Return the number of a step, or None if the step cannot be recorded under it."""
+    def read_step_number(self, step: int, last_step: int, *, may_join: bool) -> int | None:
+        """Return the number of a step, or None if the step cannot be recorded under it.
+
+        Args:
+            step: number that was given.
+            last_step: number of the last step.
+            may_join: whether what is logged may belong to the last step.
+        """
         try:
             number = operator.index(step)
         except TypeError:
             self._warn("step type", f"step must be an integer, not {step!r}; the step is left out")
             return None
+        if may_join and number == last_step:
+            return number
         if number <= last_step or number < 0:
-            self._warn("step order", f"step {number} is left out: it does not follow step {last_step}")
+            self._warn(
+                "step order",
+                f"step {number} is left out: it does not follow step {last_step}. Give log() growing numbers, and call "
+                "run.rewind(step) after loading a checkpoint",
+            )
             return None
         if number > MAX_EXACT_INTEGER:
             self._warn("step size", f"step {number} is left out: steps end at {MAX_EXACT_INTEGER}")
@@ -71,6 +84,11 @@ class ArgumentReader:
         except Exception as error:
             self._warn(f"number {name}", f"{name} is left out where it is not a number: {error}")
             return None
+
+    def split_loss(self, values: Mapping[str, Any]) -> tuple[Number | None, dict[str, Number]]:
+        """Return the loss in a mapping that `log()` was given in place of a loss, and the other values as metrics."""
+        metrics = dict(self._flatten("the values", values))
+        return metrics.pop("loss", None), metrics
 
     def join_metrics(self, metrics: Mapping[str, Number], more: dict[str, Number]) -> dict[str, Number]:
         """Return both mappings as one."""
@@ -101,11 +119,14 @@ class ArgumentReader:
         return self._read_gradients(gradients) if statistics is None else self._read_statistics(statistics)
 
     def _read_gradients(self, gradients: Mapping[str, Any] | None) -> Row | None:
-        if not isinstance(gradients, Mapping):
-            self._warn("gradients", f"gradients must map names of layers to arrays; {type(gradients)} is left out")
+        if not is_nested(gradients):
+            self._warn(
+                "gradients",
+                f"gradients must map names of layers to arrays, nested or not; {type(gradients)} is left out",
+            )
             return None
         layers, values = [], []
-        for name, gradient in gradients.items():
+        for name, gradient in self._flatten("gradients", gradients):
             try:
                 array = np.asarray(gradient)
                 measured = measure_gradient(array)
@@ -135,6 +156,9 @@ class ArgumentReader:
             return None
         layers, values = [], []
         for name, numbers in statistics.items():
+            if (error := _range_error(common, numbers)) is not None:
+                self._warn(f"range {name}", f"the statistics of {name} are left out: {error}")
+                continue
             unread = [self.read_number(f"{statistic} of {name}", numbers[statistic]) for statistic in common]
             row = [number for value in unread if (number := read_number(value)) is not None]
             position = self._find_position(name, None) if len(row) == len(common) else None
@@ -142,6 +166,14 @@ class ArgumentReader:
                 layers.append(position)
                 values.append(tuple(row))
         return _to_row(tuple(common), layers, values)
+
+    def _flatten(self, argument: str, tree: Any) -> list[tuple[str, Any]]:
+        """Return the leaves of nested values with their dotted paths."""
+        try:
+            return list(flatten(tree))
+        except Exception as error:
+            self._warn(f"tree {argument}", f"{argument} are left out: {error}")
+            return []
 
     def _find_position(self, name: object, shape: list[int] | None) -> int | None:
         """Return the position of a layer, adding a new one; None if the service does not accept the name."""
@@ -167,6 +199,19 @@ class ArgumentReader:
             return False
         self._valid_metric_names.add(name)
         return True
+
+
+def _range_error(statistics: Sequence[str], numbers: Mapping[str, Number]) -> str | None:
+    """Return which statistic of a layer is out of its range, None if none is: the service refuses a block with one."""
+    for name in statistics:
+        row = STATISTICS_TABLE[name]
+        try:
+            value = float(numbers[name])
+        except (TypeError, ValueError):
+            continue  # it is left out where it is read
+        if not row.is_signed and (value < row.minimum or value > row.maximum):
+            return f"{name} must be from {row.minimum:g} to {row.maximum:g}, not {value:g}"
+    return None
 
 
 def _to_row(statistics: tuple[str, ...], layers: Sequence[int], values: Sequence[tuple[float, ...]]) -> Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, TypeVar
 
@@ -46,6 +47,17 @@ def complete_step(draft: Draft) -> Step:
         skipped=any(measurement.skipped for measurement in measurements),
         metrics={name: number for name, unread in draft.metrics.items() if (number := read_number(unread)) is not None},
         row=_join_rows([draft.row, *(measurement.row for measurement in measurements)]),
+    )
+
+
+def join_steps(step: Step, addition: Step) -> Step:
+    """Return a step with what was logged for it later: metrics, and what it lacks of the rest."""
+    return dataclasses.replace(
+        step,
+        loss=addition.loss if step.loss is None else step.loss,
+        learning_rate=addition.learning_rate if step.learning_rate is None else step.learning_rate,
+        metrics={**step.metrics, **addition.metrics},
+        row=addition.row if step.row is None else step.row,
     )
 
 

@@ -2,17 +2,21 @@
 
 The training thread only appends to a `deque`. It takes no lock, and it wakes no thread, because that would cost it a
 system call: the recorder looks again after a short pause.
+
+The last step is held for a moment, because a script may call `log()` once more for it, with other numbers.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
+import time
 from collections import deque
 from typing import Protocol
 
 from gradmedic.recording.description import RunDescriber
-from gradmedic.recording.draft import Draft, complete_step
+from gradmedic.recording.draft import Draft, complete_step, join_steps
 from gradmedic.recording.events import Event, SpikeDetected
 from gradmedic.recording.one_time_warnings import OneTimeWarnings
 from gradmedic.recording.spike_detector import SpikeDetector
@@ -24,6 +28,8 @@ _PAUSE = 0.02
 """Seconds between two looks for new drafts. An explosion is announced that much later."""
 _LONGEST_PAUSE = 0.2
 """Seconds between two looks after a while without drafts."""
+_HOLD = 0.2
+"""Seconds that a step is held for what is logged for it later. A spike is not held."""
 _DRAFT_BYTES = 1_000
 """About the memory that a draft takes at least."""
 _FEWEST_DRAFTS = 10_000
@@ -85,6 +91,12 @@ class Recorder:
         self._recorded = 0  # drafts that were passed on or left out
         self._reported_overflow = 0
         self._spikes = SpikeDetector()
+        self._must_release = False
+        self._held: Step | None = None
+        self._held_drafts = 0
+        self._held_until = 0.0
+        self._last_number: int | None = None
+        self._late_metrics: dict[str, float] = {}
 
     def record(self, draft: Draft | Rewind) -> None:
         """Accept a draft or a rewind; returns at once."""
@@ -104,6 +116,7 @@ class Recorder:
         """Wait until everything that was accepted is recorded, at most `timeout` seconds; return whether it is."""
         target = self._accepted
         with self._progress:
+            self._must_release = True
             self._wake_up.set()
             self._progress.wait_for(lambda: self._recorded >= target or self._output.is_closed, timeout)
             return self._recorded >= target
@@ -123,6 +136,7 @@ class Recorder:
         """Forget everything: this process is a fork, and its parent goes on."""
         self._is_stopped = True
         self._drafts.clear()
+        self._held = None
         self._wake_up, self._progress = threading.Event(), threading.Condition()  # the parent may have held the lock
 
     def _run(self) -> None:
@@ -130,13 +144,18 @@ class Recorder:
             pause = _PAUSE
             while not self._is_stopped and not self._output.is_closed:
                 pause = _PAUSE if self._drafts else min(1.5 * pause, _LONGEST_PAUSE)
+                must_release, self._must_release = self._must_release, False  # before the drafts that it is meant for
                 while self._drafts:
                     self._record(self._drafts.popleft())
+                if must_release or time.monotonic() >= self._held_until:
+                    self._release()
                 self._report_overflow()
                 with self._progress:
                     self._progress.notify_all()
                 self._wake_up.wait(pause)
                 self._wake_up.clear()
+            self._release()
+            self._warn_of_late_metrics()
         except Exception:
             logger.exception("gradmedic stopped recording because of an error of its own; training goes on")
             self._output.fail()
@@ -146,12 +165,64 @@ class Recorder:
 
     def _record(self, draft: Draft | Rewind) -> None:
         entry = draft if isinstance(draft, Rewind) else self._complete(draft)
+        if isinstance(entry, Step) and entry.number == self._last_number:
+            self._join(entry)
+            return
+        self._release()
+        if isinstance(entry, Step):
+            self._hold(entry)
+            return
         if entry is not None:
-            is_spike = isinstance(entry, Step) and self._spikes.update(entry)
-            if is_spike:
-                self._events.append(SpikeDetected())
-            self._output.append(entry, is_urgent=is_spike)
+            self._last_number = None
+            self._output.append(entry, is_urgent=False)
         self._recorded += 1
+
+    def _hold(self, step: Step) -> None:
+        """Hold a new step for a moment; send it at once if it jumps."""
+        self._last_number = step.number
+        if self._late_metrics:
+            step = dataclasses.replace(step, metrics={**self._late_metrics, **step.metrics})
+            self._late_metrics = {}
+        if self._spikes.update(step):
+            self._events.append(SpikeDetected())
+            self._output.append(step, is_urgent=True)
+            self._recorded += 1
+        else:
+            self._held, self._held_drafts, self._held_until = step, 1, time.monotonic() + _HOLD
+
+    def _release(self) -> None:
+        """Pass on the step that is held."""
+        if self._held is not None:
+            self._output.append(self._held, is_urgent=False)
+            self._recorded += self._held_drafts
+            self._held, self._held_drafts = None, 0
+
+    def _join(self, addition: Step) -> None:
+        """Add what was logged for the last step later; if the step has left, keep the metrics for the next one."""
+        held = self._held
+        if held is None:
+            self._recorded += 1
+            self._late_metrics.update(addition.metrics)
+            if addition.metrics:
+                self._warnings.warn(
+                    "late metrics",
+                    f"metrics of step {addition.number} came when it had left; they are recorded with the next step. "
+                    "Give them to the log() of their step, or call log() for it right afterwards",
+                )
+        if addition.loss is not None and (held is None or held.loss is not None):
+            self._warnings.warn(
+                "second loss",
+                f"a second loss of step {addition.number} is left out: give each step a number of its own, as in "
+                "log(loss, step=step)",
+            )
+        if held is not None:
+            self._held = join_steps(held, addition)
+            self._held_drafts += 1
+
+    def _warn_of_late_metrics(self) -> None:
+        if self._late_metrics:
+            names = ", ".join(self._late_metrics)
+            logger.warning("gradmedic: no step followed that could take %s; they are left out", names)
 
     def _complete(self, draft: Draft) -> Step | None:
         try:
