@@ -2,7 +2,7 @@
 
 An activation belongs to the layer that was called last before it. Hooks of the modules see both. Activations that are
 functions and no modules are computed once more from the output of their layer, once the first graph has shown which
-function follows it.
+function follows it. Of a model that `torch.compile` or TorchScript runs, nothing is seen.
 
 An output is saturated where the slope of the activation is below a twentieth of its steepest: there, hardly any
 gradient passes (Glorot & Bengio 2010, section 3). An activation that does not flatten on both sides has no saturation,
@@ -11,6 +11,7 @@ but may have zeros: dead units.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,14 +20,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from gradmedic.recording.sampler import Sampler
 from gradmedic.torch.columns import ACTIVATION_STATISTICS
 from gradmedic.torch.graph import Follower
+from gradmedic.torch.module_hooks import AttachedHook, attach_forward_hook
+from gradmedic.torch.recorded_code import is_recorded
 from gradmedic.torch.statistics import HostArray, MeasuredArray, PendingArray
 from gradmedic.torch.structure import ACTIVATIONS, NORMALIZATIONS, OwnedParameter
-from gradmedic.torch.tracing import is_traced
+
+logger = logging.getLogger("gradmedic")
 
 _FLAT_SLOPE = 0.05
 """Fraction of the steepest slope below which an activation is saturated."""
@@ -79,21 +82,29 @@ class ActivationMeter:
         self._called: list[int] = []  # ids of modules with parameters, called since the last activation module
         self._followed_by_module: set[int] = set()  # ids of those that an activation module followed
         self._counts: dict[int, list[tuple[Tensor, Tensor, int]]] = {}  # zeros, saturated, all, by the id of a module
-        self._handles: list[RemovableHandle] = []
+        self._is_called = False
+        self._has_warned = False
+        self._hooks: list[AttachedHook | None] = []  # None for a scripted module
         for model in models:
             for module in model.modules():
                 if id(module) in self._owners or type(module) in ACTIVATIONS:
-                    self._handles.append(module.register_forward_hook(self))
+                    self._hooks.append(attach_forward_hook(module, self))
 
     def close(self) -> None:
         """Remove the hooks."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        for hook in self._hooks:
+            if hook is not None:
+                hook.remove()
+        self._hooks.clear()
         self._counts.clear()
 
     def read(self, parameters: Sequence[Tensor]) -> MeasuredArray:
         """Return ACTIVATION_STATISTICS `[parameter, statistic]`; 0 for a layer that no activation follows."""
+        if not self._is_called and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "gradmedic: no activation is measured: the model was not called, or a compiler or TorchScript runs it"
+            )
         shares: list[Tensor] = []
         rows: list[int] = []
         for i, parameter in enumerate(parameters):
@@ -120,8 +131,9 @@ class ActivationMeter:
 
     def __call__(self, module: nn.Module, _inputs: Any, output: Any) -> None:
         """Count in the output of a module."""
-        if torch.compiler.is_compiling() or not self._sampler.is_sampling or not torch.is_grad_enabled() or is_traced():
+        if is_recorded() or not self._sampler.is_sampling or not torch.is_grad_enabled():
             return
+        self._is_called = True
         if isinstance(output, Tensor) and output.is_floating_point() and output.numel():
             self._call_safely("activations could not be measured", self._count_output, module, output.detach())
 

@@ -3,7 +3,7 @@
 Scripts and frameworks clip with `torch.nn.utils`, when gradients are unscaled and reduced. Its functions are wrapped
 while there are observers: the wrappers call the originals with the same arguments, and the originals are put back after
 the last observer. `clip_grad_norm_` reaches its wrapper even if a script imported it by name before, because it looks
-up `_clip_grads_with_norm_` in its module at each call.
+up `_clip_grads_with_norm_` in its module at each call. `torch.compile` compiles the originals, but not the observers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from torch import Tensor
 from torch.nn.utils import clip_grad
 
 from gradmedic.protocol.numbers import CLIP_EPSILON
+from gradmedic.torch.optimizer_hooks import keep_out_of_graphs
 from gradmedic.torch.optimizers import read_tensor_attribute
+from gradmedic.torch.recorded_code import is_captured
+from gradmedic.torch.statistics import local_part
 
 
 class ClippingObserver(Protocol):
@@ -101,18 +104,34 @@ def _wrap(original: Callable[..., Any], read_coefficient: Callable[..., Tensor |
     @functools.wraps(original)
     def clip(parameters: Tensor | Iterable[Tensor], *args: Any, **kwargs: Any) -> Any:
         clipped = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-        for observer in _observers:
-            observer.before_clipping(clipped)
+        before(clipped)
         result = original(clipped, *args, **kwargs)
-        coefficient = read_coefficient(*args, **kwargs) if _observers else None
-        for observer in _observers:
-            observer.after_clipping(clipped, coefficient)
+        after(clipped, args, kwargs)
         return result
 
+    def call_before(clipped: list[Tensor]) -> None:
+        if is_captured():
+            return
+        for observer in _observers:
+            observer.before_clipping(clipped)
+
+    def call_after(clipped: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if is_captured() or not _observers:
+            return
+        coefficient = read_coefficient(*args, **kwargs)
+        for observer in _observers:
+            observer.after_clipping(clipped, coefficient)
+
+    before, after = keep_out_of_graphs(call_before), keep_out_of_graphs(call_after)
     return clip
 
 
-def _read_coefficient(max_norm: float, total_norm: Tensor, foreach: bool | None = None) -> Tensor:  # noqa: ARG001
-    """Return what `_clip_grads_with_norm_` multiplies by; the arguments are the same."""
+def _read_coefficient(max_norm: float, total_norm: Tensor, foreach: bool | None = None) -> Tensor | None:  # noqa: ARG001
+    """Return what `_clip_grads_with_norm_` multiplies by; the arguments are the same.
+
+    None if this process has only a part of the norm: to add the parts up, all processes would have to be here.
+    """
+    if not all(placement.is_replicate() for placement in getattr(total_norm, "placements", ())):
+        return None
     with torch.no_grad():  # the formula once more, not a call of `compute_clip_coefficient`: this runs at each step
-        return torch.clamp(float(max_norm) / (total_norm + CLIP_EPSILON), max=1.0)
+        return torch.clamp(float(max_norm) / (local_part(total_norm) + CLIP_EPSILON), max=1.0)

@@ -1,7 +1,7 @@
 """Measures the first batch of the training: how large the inputs are, how many, and in which precision it computes.
 
-The hook acts once. In a copy of the model, or in a file, it does nothing. A call that only records the model's
-operations, or evaluates it, is no batch of the training.
+The hook acts once. In a copy of the model, or in a file, it does nothing. Compilers and tracers do not see it. A call
+that only records the model's operations, or evaluates it, is no batch of the training.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from gradmedic.protocol.runs import Optimizer, Training
+from gradmedic.torch.module_hooks import attach_forward_pre_hook
+from gradmedic.torch.recorded_code import is_recorded
 from gradmedic.torch.statistics import measure_gradients
-from gradmedic.torch.tracing import is_traced
 
 logger = logging.getLogger("gradmedic")
 
@@ -33,11 +34,11 @@ class FirstBatch:
         self.input_abs_max: float | None = None
         self.batch_size: int | None = None
         self.autocast: str | None = None
-        self._hook = None if model is None else model.register_forward_pre_hook(self, with_kwargs=True)
+        self._hook = None if model is None else attach_forward_pre_hook(model, self)
 
     def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Measure the arguments of the model's first call."""
-        if is_traced() or self._hook is None:  # in this order: the hook cannot be traced
+        if is_recorded() or self._hook is None:  # in this order: the hook cannot be traced
             return
         if not torch.is_grad_enabled():  # an evaluation, or the check of `torch.jit.trace`
             return

@@ -1,7 +1,8 @@
 """Measures how large the targets of a regression are, which are arguments of the loss function only.
 
-The regression losses of `torch.nn.functional` are wrapped until the first step is over. The wrappers call the originals
-with the same arguments, and measure the first target. A loss that a script writes itself is not measured.
+The regression losses of `torch.nn.functional` are wrapped while there are instances. The wrappers call the originals
+with the same arguments, and measure the first target. A loss that a script writes itself is not measured. The wrappers
+stay when the first step is over: `torch.compile` would compile again whatever calls a loss that changes.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gradmedic.torch.recorded_code import is_recorded
 from gradmedic.torch.statistics import measure_norms
-from gradmedic.torch.tracing import is_traced
 
 logger = logging.getLogger("gradmedic")
 
 _LOSSES = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 
+_open: list[FirstTarget] = []
+"""The instances that are not closed."""
 _waiting: list[FirstTarget] = []
-"""The instances that have seen no target yet."""
+"""Those that have seen no target yet."""
 _originals: dict[str, Callable[..., Any]] = {}
 
 
@@ -33,17 +36,24 @@ class FirstTarget:
 
     def __init__(self) -> None:
         self.rms: float | None = None
+        _open.append(self)
         _waiting.append(self)
         if not _originals:
             for name in _LOSSES:
                 _originals[name] = getattr(functional, name)
                 setattr(functional, name, _wrap(_originals[name]))
 
-    def close(self) -> None:
-        """Stop waiting. When none waits any more, torch's functions are the originals again."""
+    def stop_waiting(self) -> None:
+        """Measure no later target."""
         if self in _waiting:
             _waiting.remove(self)
-        if not _waiting:
+
+    def close(self) -> None:
+        """Stop waiting. After the last instance, torch's functions are the originals again."""
+        self.stop_waiting()
+        if self in _open:
+            _open.remove(self)
+        if not _open:
             for name, original in _originals.items():
                 setattr(functional, name, original)
             _originals.clear()
@@ -57,7 +67,7 @@ def _wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        if not is_traced() and torch.is_grad_enabled():
+        if not is_recorded() and _waiting and torch.is_grad_enabled():
             _measure(target)
         return original(input, target, *args, **kwargs)
 
@@ -69,10 +79,10 @@ def _measure(target: Tensor) -> None:
         if target.is_floating_point() and target.numel():
             with torch.no_grad():
                 rms = float(measure_norms([target]).read()[0]) / math.sqrt(target.numel())
-            for first in _waiting.copy():  # close() removes it
+            for first in _waiting.copy():  # stop_waiting() removes it
                 first.rms = rms
-                first.close()
+                first.stop_waiting()
     except Exception as error:  # must not reach the script
         logger.warning("gradmedic: the first targets could not be measured: %r", error)
         for first in _waiting.copy():
-            first.close()
+            first.stop_waiting()

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from gradmedic.torch.first_batch import tensors_in
-from gradmedic.torch.tracing import is_traced
+from gradmedic.torch.module_hooks import attach_forward_hook
+from gradmedic.torch.recorded_code import is_recorded
 
 logger = logging.getLogger("gradmedic")
 
@@ -62,11 +63,11 @@ class FirstGraph:
         self._after_walk = after_walk
         self.followers: dict[int, Follower] = {}
         """What follows each parameter, by the parameter's id. Empty until the graph was walked."""
-        self._hook = None if model is None else model.register_forward_hook(self)
+        self._hook = None if model is None else attach_forward_hook(model, self)
 
     def __call__(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
         """Walk the graph of the model's output."""
-        if is_traced() or self._hook is None:  # in this order: the hook cannot be traced
+        if is_recorded() or self._hook is None:  # in this order: the hook cannot be traced
             return
         try:
             roots = [node for tensor in tensors_in(output) if (node := tensor.grad_fn) is not None]

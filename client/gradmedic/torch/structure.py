@@ -129,7 +129,7 @@ def _complete(declared: Follower | None, in_graph: Follower | None) -> Follower:
 def _describe_layer(owned: OwnedParameter, follower: Follower, norm: float | None, is_updated: bool) -> Layer:
     parameter, module = owned.parameter, owned.module
     is_frozen = not (parameter.requires_grad and is_updated)
-    kind = None if module is None else type(module).__name__
+    kind = None if module is None else _find_kind(module)
     if is_lazy(parameter):
         return Layer(name=owned.name, kind=kind, frozen=is_frozen)
     role = _find_role(owned)
@@ -155,9 +155,14 @@ def _describe_layer(owned: OwnedParameter, follower: Follower, norm: float | Non
     )
 
 
+def _find_kind(module: nn.Module) -> str:
+    """Return the name of a module's class; of a module in TorchScript, that of the class it was made from."""
+    return str(module.original_name) if isinstance(module, torch.jit.ScriptModule) else type(module).__name__
+
+
 def _find_role(owned: OwnedParameter) -> str:
     attribute, parameter = owned.attribute, owned.parameter
-    if isinstance(owned.module, (nn.Embedding, nn.EmbeddingBag)):
+    if owned.module is not None and _find_kind(owned.module) in ("Embedding", "EmbeddingBag"):
         return "embedding"
     if "bias" in attribute:
         return "bias"

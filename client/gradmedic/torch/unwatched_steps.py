@@ -123,7 +123,7 @@ class UnwatchedSteps:
 
     def _propose(self, optimizer: Optimizer) -> str:
         for own in self._own:
-            for name, value in vars(own).items():
+            for name, value in getattr(own, "__dict__", {}).items():
                 if value is optimizer:
                     return (
                         f"{type(own).__name__} was given, but its step() is not called: call "

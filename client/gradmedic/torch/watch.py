@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from gradmedic.protocol.runs import Optimizer, Training
 from gradmedic.recording.instrumentation import PendingNumber
@@ -39,6 +38,7 @@ from gradmedic.torch.first_batch import FirstBatch, describe_training, find_prec
 from gradmedic.torch.first_target import FirstTarget
 from gradmedic.torch.graph import FirstGraph, Follower, join_followers
 from gradmedic.torch.loss_scaler import find_scaler, read_scale
+from gradmedic.torch.optimizer_hooks import OptimizerHooks
 from gradmedic.torch.optimizers import describe_optimizer, read_tensor_attribute
 from gradmedic.torch.statistics import PendingArray, PendingScalar, copy_first_element, measure_gradients
 from gradmedic.torch.step_measurement import StepMeasurement
@@ -108,7 +108,6 @@ class Watch:
         self._measured_by_copies: set[int] = set()  # ids of optimizers
         self._update_count = 0
         self._scale = read_scale(self._scaler)
-        self._handles: list[RemovableHandle] = []
         self._activation_meter: ActivationMeter | None = None
 
     @property
@@ -149,9 +148,7 @@ class Watch:
             self._activation_meter = ActivationMeter(
                 list(self._models.values()), self._layers.owned, sampler, self._list_followers, self._call_safely
             )
-        for optimizer in self.optimizers:
-            self._handles.append(optimizer.register_step_pre_hook(self._before_step))
-            self._handles.append(optimizer.register_step_post_hook(self._after_step))
+        self._hooks = OptimizerHooks(self.optimizers, self._before_step, self._after_step)
         self._unwatched_steps = UnwatchedSteps(
             self.given_optimizers,
             self.optimizers,
@@ -181,9 +178,7 @@ class Watch:
 
     def close(self) -> None:
         """Stop observing, and leave nothing in models, optimizers and torch."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._hooks.close()
         self._unwatched_steps.close()
         self._layers.release()
         self._first_batch.close()
@@ -224,7 +219,7 @@ class Watch:
             measurement.is_unwatched = has_unwatched_step and self._sampler.is_sampling
             if self._is_first_step:
                 self._is_first_step = False
-                self._first_target.close()
+                self._first_target.stop_waiting()
             if self._has_unclipped:
                 self._has_unclipped = False
                 for watched in self._layers.by_id.values():
@@ -304,7 +299,7 @@ class Watch:
         self._unwatched_steps.begin_step()
         self._call_safely("a step could not be measured", self._measure_before_step, optimizer, args, kwargs)
 
-    def _after_step(self, optimizer: torch.optim.Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
+    def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self._update is not None or not self._is_described:
             self._call_safely("a step could not be measured", self._measure_after_step, optimizer)
         self._unwatched_steps.end_step()

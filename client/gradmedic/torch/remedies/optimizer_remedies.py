@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gradmedic.exceptions import UsageError
 from gradmedic.protocol.remedy_kind import Target
+from gradmedic.torch.optimizer_hooks import keep_out_of_graphs
 from gradmedic.torch.optimizers import read_tensor_attribute
 from gradmedic.torch.remedies.base import NotApplicable
 from gradmedic.torch.remedies.step_remedy import OptimizerContext, StepGradients, StepRemedy
@@ -101,8 +102,8 @@ class OptimizerRemedies:
         if has_remedies(optimizer):
             raise UsageError("remedies are applied to this optimizer already; they cannot be applied twice")
         _by_optimizer[optimizer] = self
-        self._handles.append(optimizer.register_step_pre_hook(self._start_step))
-        self._handles.append(optimizer.register_step_post_hook(self._finish_step))
+        self._handles.append(optimizer.register_step_pre_hook(keep_out_of_graphs(self._start_step)))
+        self._handles.append(optimizer.register_step_post_hook(keep_out_of_graphs(self._finish_step)))
 
     def attach_after_measurement(self, observer: StepObserver | None = None) -> None:
         """Register the hook that runs between the measurement and the step.
@@ -116,7 +117,7 @@ class OptimizerRemedies:
             observer.measure_updates_by_copies(optimizer)
         if self._change_handle is not None:
             self._change_handle.remove()
-        self._change_handle = optimizer.register_step_pre_hook(self._change_step)
+        self._change_handle = optimizer.register_step_pre_hook(keep_out_of_graphs(self._change_step))
 
     def follow_measurement(self, observer: StepObserver) -> None:
         """Act after a new observer has measured, if it observes this optimizer."""
