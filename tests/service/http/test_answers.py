@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 from tests.support.api_keys import create_secret
 from tests.support.patience import PATIENCE
 from tests.support.raw_requests import connect, read_to_end, request_head
+from tests.support.services import run_service
 
 from gradmedic.protocol.service import MSGPACK_MEDIA_TYPE
 from gradmedic_service.access.errors import Overloaded
@@ -116,10 +118,13 @@ def test_parts_make_one_answer(count: int) -> None:
     assert count < 1000 or (lengths[0] > WHOLE_BYTES and min(lengths[1:-2]) >= PART_BYTES)
 
 
-@pytest.fixture
-def large_run(sqlite_url: str, serve: Any) -> str:
-    """The path of a run with many layers and steps, in the database of the test."""
-    with serve(sqlite_url) as served, httpx2.Client(base_url=served.url) as client:
+@pytest.fixture(scope="module")
+def large_run(migrated_sqlite_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A database with a run of many layers and steps, and the path of the run. Tests only read the run."""
+    folder = tmp_path_factory.mktemp("large")
+    shutil.copyfile(migrated_sqlite_file, folder / "gradmedic.db")
+    url = f"sqlite:///{folder / 'gradmedic.db'}"
+    with run_service(folder, url) as served, httpx2.Client(base_url=served.url) as client:
         layers = [{"name": f"layer{index}"} for index in range(LAYERS)]
         response = client.post("/api/v1/runs", json={"project": "tests", "layers": layers})
         path = f"/api/v1/runs/{response.json()['id']}"
@@ -127,7 +132,7 @@ def large_run(sqlite_url: str, serve: Any) -> str:
             steps = [*range(first, first + 100)]
             rows = [[1.0 / (1 + step + layer) for layer in range(LAYERS)] for step in steps]
             assert client.post(f"{path}/steps", json={"steps": steps, "statistics": {"grad_norm": rows}}).is_success
-    return path
+    return url, path
 
 
 @pytest.mark.slow
@@ -136,20 +141,21 @@ def large_run(sqlite_url: str, serve: Any) -> str:
     [("application/json", "close"), (MSGPACK_MEDIA_TYPE, "keep-alive"), ("text/csv", "keep-alive")],
 )
 def test_unread_answers_are_closed(
-    accept: str, connection: str, large_run: str, serve: Any, sqlite_url: str, tmp_path: Path, wait_until: Any
+    accept: str, connection: str, large_run: tuple[str, str], serve: Any, tmp_path: Path, wait_until: Any
 ) -> None:
     """A connection whose answer nobody reads is closed, whatever the answer is; one that is read is complete."""
+    database_url, path = large_run
     headers = {"Accept": accept, "Connection": connection}
     with (
-        serve(sqlite_url, GRADMEDIC_WRITE_TIMEOUT="1") as served,
+        serve(database_url, GRADMEDIC_WRITE_TIMEOUT="1") as served,
         connect(served.url, receive_buffer=SMALL_BUFFER) as unread,
     ):
-        unread.sendall(request_head("GET", f"{large_run}/steps?{QUERY}", headers))
+        unread.sendall(request_head("GET", f"{path}/steps?{QUERY}", headers))
         wait_until(lambda: "its answer is not read" in (tmp_path / "serve.log").read_text())
         wait_until(lambda: len(psutil.Process(served.process.pid).net_connections("tcp")) == 1)
         partial = read_to_end(unread)
-    with serve(sqlite_url) as served:
-        whole = httpx2.get(f"{served.url}{large_run}/steps?{QUERY}", headers={"Accept": accept}).content
+    with serve(database_url) as served:
+        whole = httpx2.get(f"{served.url}{path}/steps?{QUERY}", headers={"Accept": accept}).content
     assert partial.startswith(b"HTTP/1.1 200 OK")
     assert len(partial) < len(whole)
 
@@ -157,14 +163,15 @@ def test_unread_answers_are_closed(
 @pytest.mark.slow
 @pytest.mark.parametrize("accept", ["application/json", "text/csv"])
 def test_unread_answers_take_little_memory(
-    accept: str, large_run: str, serve: Any, sqlite_url: str, wait_until: Callable[[Callable[[], bool]], None]
+    accept: str, large_run: tuple[str, str], serve: Any, wait_until: Callable[[Callable[[], bool]], None]
 ) -> None:
     """Forty unread answers of one key take no more memory than answers may, and another key gets the same answer."""
-    secrets = [create_secret(sqlite_url, "read") for _ in range(2)]
+    database_url, path = large_run
+    secrets = [create_secret(database_url, "read") for _ in range(2)]
     limits = {"GRADMEDIC_MAX_ANSWER_BYTES": str(160 * 2**20), "GRADMEDIC_WRITE_TIMEOUT": str(PATIENCE)}
-    with serve(sqlite_url, "--require-auth", **limits) as served, ExitStack() as unread:
+    with serve(database_url, "--require-auth", **limits) as served, ExitStack() as unread:
         process = psutil.Process(served.process.pid)
-        url = f"{large_run}/steps?{QUERY}"
+        url = f"{path}/steps?{QUERY}"
         headers = [{"Accept": accept, "Authorization": f"Bearer {secret}"} for secret in secrets]
         assert httpx2.get(f"{served.url}{url}", headers=headers[1]).status_code == 200
         before = process.memory_info().rss
