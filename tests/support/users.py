@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -58,8 +59,9 @@ def unprivileged() -> Iterator[list[str]]:
     if os.geteuid() != 0:
         yield []
         return
+    user = pwd.getpwnam(OTHER_USER)
     with open_interpreter() as prefix:
-        yield [*prefix, "setpriv", f"--reuid={OTHER_USER}", "--regid=nogroup", "--clear-groups"]
+        yield [*prefix, "setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
 
 
 @contextmanager
