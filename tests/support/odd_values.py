@@ -8,15 +8,14 @@ from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
 
-TEXTS = ("", "\x00", "a\x00b", "\ud800", "b\udfff", "\U0010ffff", "\u202e", "x" * 600, "NaN", "-Infinity")
-INTEGERS = (-1, 0, 2**31, -(2**31) - 1, 2**53 + 1, 2**63, -(2**63) - 1, 2**64, 10**400)
-FLOATS = (1.5, 1e308, -1e308, 5e-324, float("nan"), float("inf"))
+TEXTS = ("", "\x00", "a\x00b", "\ud800", "b\udfff", "\u202e", "x" * 600, "NaN", "-Infinity")
+INTEGERS = (-1, 2**31, -(2**31) - 1, 2**53 + 1, 2**63, -(2**63) - 1, 2**64, 10**400)
+FLOATS = (1.5, -1e308, float("nan"), float("inf"))
 TIMES = (
     "9999-12-31T23:59:59-23:59",
     "0001-01-01T00:00:00+23:59",
     "9999-12-31T23:59:59Z",
     "9999-12-31T23:59:59",
-    "0001-01-01T00:00:00",
     "10000-01-01T00:00:00Z",
 )
 
