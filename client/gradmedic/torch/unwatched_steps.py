@@ -59,10 +59,12 @@ class UnwatchedSteps:
         self._version = 0
         self._has_changed = False
         self._has_warned = False
+        self._is_closed = False
         _add(self)
 
     def close(self) -> None:
-        """Stop observing."""
+        """Stop observing. Then nothing counts as a change."""
+        self._is_closed = True
         _remove(self)
 
     def begin_step(self) -> None:
@@ -81,6 +83,8 @@ class UnwatchedSteps:
             has_stepped: whether a watched optimizer has stepped since the last call.
         """
         has_others, self._has_others = self._has_others, False
+        if self._is_closed:
+            return False
         if has_stepped:
             self._logs_without_step, self._has_changed = 0, False
             return False
