@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 FIRST_STEPS = 20
 """Steps at the start that are always sampled. They show the initial weights, and no verdict comes sooner."""
@@ -36,6 +37,14 @@ STEPS_AS_ONE = 8
 one of its generator (Gulrajani et al. 2017), and a sampled step must have the layers of both."""
 _MEMORY = 0.1
 """Weight of a new duration in the averages."""
+
+
+class SamplingLeader(Protocol):
+    """Decides in the place of a sampler."""
+
+    @property
+    def is_sampling(self) -> bool:
+        """Whether the step that is being computed carries statistics."""
 
 
 class Sampler:
@@ -64,9 +73,7 @@ class Sampler:
         self._alarm_steps_left = 0
         self._stepped: set[object] = set()  # optimizers that have stepped since the last account
         self._rounds = 0  # optimizer steps since the last `log()`, those of several optimizers counted as one
-        self._is_following = False
-        self._read_interval: Callable[[], int] | None = None
-        self._first_process_interval = 1
+        self._leaders: list[SamplingLeader] = []
         self.is_sampling = True
         """Whether the step that is being computed carries statistics."""
 
@@ -86,16 +93,17 @@ class Sampler:
         """Sample each of the next steps, because a verdict may be near."""
         self._alarm_steps_left = ALARM_STEPS
 
-    def follow_first_process(self) -> None:
-        """From now on sample the steps that the first process chooses, as all other processes do."""
-        self._is_following = True
+    def follow(self, leader: SamplingLeader) -> None:
+        """Sample the steps that a leader samples: in trainings of several processes, all must sample the same ones."""
+        self._leaders.append(leader)
 
-    def set_interval_reader(self, read_interval: Callable[[], int]) -> None:
-        """Register the function that returns the interval that the first process chose at this sampled step."""
-        self._read_interval = read_interval
+    def unfollow(self, leader: SamplingLeader) -> None:
+        """Follow a leader no more. Without leaders, the sampler decides again."""
+        if leader in self._leaders:
+            self._leaders.remove(leader)
 
     def choose_interval(self) -> int:
-        """Return the number of steps to the next sample. All processes use the number of the first process."""
+        """Return the number of steps to the next sample. The leaders of all processes use that of the first one."""
         if self._log_freq is not None:
             return 1 if self._count < FIRST_STEPS else self._log_freq
         is_alarm = self._alarm_steps_left > 0 and self._debt < _LARGEST_DEBT * self._sample_seconds
@@ -138,15 +146,9 @@ class Sampler:
     def _go_on(self, *, is_whole_step: bool, may_change: bool) -> None:
         """Account for what has passed, and decide whether what follows is sampled, if it may change."""
         self._count += may_change
-        if self._is_following:
+        if self._leaders:
             self._account()
-            self._since_sample = 0 if self.is_sampling else self._since_sample + 1
-            if not may_change:
-                return
-            # The interval of the second-to-last sampled step is used, because the last one may not have arrived yet.
-            self.is_sampling = self._since_sample + 1 >= self._first_process_interval
-            if self.is_sampling and self._read_interval is not None:
-                self._first_process_interval, self._read_interval = max(1, self._read_interval()), None
+            self.is_sampling = any(leader.is_sampling for leader in self._leaders)
             return
         if self._log_freq is not None:
             if may_change:

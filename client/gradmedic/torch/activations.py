@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from gradmedic.recording.sampler import Sampler
 from gradmedic.torch.columns import ACTIVATION_STATISTICS
 from gradmedic.torch.graph import Follower
+from gradmedic.torch.lockstep import Lockstep
 from gradmedic.torch.module_hooks import AttachedHook, attach_forward_hook
 from gradmedic.torch.recorded_code import is_recorded
 from gradmedic.torch.statistics import HostArray, MeasuredArray, PendingArray
@@ -60,7 +61,7 @@ class ActivationMeter:
     Args:
         models: models to observe.
         owned: parameters of the models.
-        sampler: decides which steps are measured.
+        sampling: decides which steps are measured.
         list_followers: function that returns what follows each parameter, by its id, as far as a graph has shown it.
         call_safely: function that calls a function and reports its error, which must not reach the training. It takes
             the message for an error, the function and the arguments.
@@ -70,11 +71,11 @@ class ActivationMeter:
         self,
         models: Sequence[nn.Module],
         owned: Sequence[OwnedParameter],
-        sampler: Sampler,
+        sampling: Sampler | Lockstep,
         list_followers: Callable[[], dict[int, Follower]],
         call_safely: Callable[..., None],
     ) -> None:
-        self._sampler = sampler
+        self._sampling = sampling
         self._list_followers = list_followers
         self._call_safely = call_safely
         self._owners = {id(entry.module): entry.parameter for entry in owned if entry.module is not None}
@@ -131,7 +132,7 @@ class ActivationMeter:
 
     def __call__(self, module: nn.Module, _inputs: Any, output: Any) -> None:
         """Count in the output of a module."""
-        if is_recorded() or not self._sampler.is_sampling or not torch.is_grad_enabled():
+        if is_recorded() or not self._sampling.is_sampling or not torch.is_grad_enabled():
             return
         self._is_called = True
         if isinstance(output, Tensor) and output.is_floating_point() and output.numel():

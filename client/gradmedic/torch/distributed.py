@@ -4,8 +4,9 @@ Each process measures the parts that it holds, as it would measure the whole. On
 statistics, makes the numbers of whole layers from those of the parts. Squares and counts add up. For each largest
 number each process has a column of its own in the table, so that the same sum carries it.
 
-All processes must sample the same steps, or the all-reduce would wait for ever. So the table also carries the number of
-steps to the next sampled one, as the first process decides it.
+All processes must sample the same steps, or the all-reduce would wait for ever (`gradmedic.torch.lockstep`). So the
+table also carries the number of steps to the next sampled one, as the first process decides it, and whether a process
+leaves.
 """
 
 from __future__ import annotations
@@ -20,8 +21,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradmedic.exceptions import ConfigurationError
-from gradmedic.torch.columns import ACTIVATION_COLUMNS, MAXIMUM_COLUMNS, MEAN_COLUMNS, NORM_COLUMNS, SUM_COLUMNS
+from gradmedic.torch.columns import (
+    ACTIVATION_COLUMNS,
+    ACTIVATION_STATISTICS,
+    MAXIMUM_COLUMNS,
+    MEAN_COLUMNS,
+    NORM_COLUMNS,
+    SUM_COLUMNS,
+    WATCHED_STATISTICS,
+)
 from gradmedic.torch.statistics import local_part, start_copy
+
+_STATISTICS = len(WATCHED_STATISTICS) + len(ACTIVATION_STATISTICS)
+"""Columns of what is sent, also where activations are not measured."""
 
 
 def get_group_rank() -> int:
@@ -39,7 +51,8 @@ class ReducedTable:
 
     Args:
         table: `[layer, statistic]`.
-        signals: `[sampling interval of the first process, number of processes on which the measurement failed]`.
+        signals: `[sampling interval of the first process, number of processes on which the measurement failed, number
+            of processes that no longer watch]`.
     """
 
     def __init__(self, table: Tensor, signals: Tensor) -> None:
@@ -50,7 +63,7 @@ class ReducedTable:
     def read(self) -> NDArray[np.float64]:
         """Return the table, waiting for it if need be."""
         table = self._table.read()
-        return table if self._signals.read()[1] == 0 else np.empty((0, table.shape[1]))
+        return table if not self._signals.read()[1:].any() else np.empty((0, table.shape[1]))
 
     def tensor(self) -> Tensor:
         """Return the table on the device where it was computed."""
@@ -60,18 +73,24 @@ class ReducedTable:
         """Return the number of steps to the next sampled one, as the first process decided it."""
         return round(float(self._signals.read()[0]))
 
+    def has_left(self) -> bool:
+        """Whether a process no longer watches."""
+        return bool(self._signals.read()[2] > 0)
+
 
 class Sharding:
     """How the parameters of a model are distributed over processes.
 
     Args:
         group: group of the processes.
+        step_groups: groups in which each training step has a collective.
     """
 
-    def __init__(self, group: dist.ProcessGroup) -> None:
-        self._group = group
+    def __init__(self, group: dist.ProcessGroup, step_groups: Sequence[dist.ProcessGroup]) -> None:
+        self.group = group
+        self.step_groups = step_groups
+        self.size = dist.get_world_size(group)
         self._rank = dist.get_rank(group)
-        self._size = dist.get_world_size(group)
 
     @classmethod
     def from_parameters(cls, parameters: Sequence[Tensor]) -> Sharding | None:
@@ -88,9 +107,9 @@ class Sharding:
             raise ConfigurationError("watch() takes models whose parameters are sharded over one device mesh, not over "
                                      f"{len(meshes)}")  # fmt: skip
         if mesh.size() == dist.get_world_size():
-            return cls(dist.group.WORLD)  # type: ignore[arg-type]
+            return cls(dist.group.WORLD, mesh.get_all_groups())  # type: ignore[arg-type]
         if mesh.ndim == 1:
-            return cls(mesh.get_group())
+            return cls(mesh.get_group(), mesh.get_all_groups())
         raise ConfigurationError("watch() takes meshes of several dimensions only if they hold every process")
 
     @property
@@ -98,47 +117,73 @@ class Sharding:
         """Whether this process decides which steps are sampled."""
         return self._rank == 0
 
-    def reduce(self, table: Tensor, parameters: Sequence[Tensor], *, interval: int, has_failed: bool) -> ReducedTable:
-        """Compute the statistics of whole layers from those of their parts. Every process of the group must call it.
+    def make_message(
+        self, table: Tensor, rows: Sequence[int], parameters: Sequence[Tensor], *, interval: int, has_failed: bool
+    ) -> Tensor:
+        """Return what this process sends: the statistics of its parts, such that those of whole layers are their sums.
 
         Args:
             table: `[layer, statistic]` of the parts that this process holds.
-            parameters: parameters of the layers.
+            rows: place of each layer of the table among the parameters.
+            parameters: all parameters that may have statistics; their number is the same in all processes.
             interval: steps to the next sampled one; that of the first process counts.
             has_failed: whether the table must not be used.
         """
-        layers, statistics = table.shape
-        dtype = torch.float64 if table.device.type != "mps" else torch.float32
-        parts = table.detach().to(dtype, copy=True)
-        held_elements = parts.new_tensor([float(_count_elements(local_part(parameter))) for parameter in parameters])
-        copies = parts.new_tensor([float(self._count_copies(parameter)) for parameter in parameters])
-        all_elements = parts.new_tensor([float(_count_elements(parameter)) for parameter in parameters]).clamp_min(1.0)
+        message = self._make_empty_message(parameters)
+        message[-1, 0] = float(interval) if self.is_first else 0.0
+        message[-1, 1] = float(has_failed)
+        if has_failed or not rows:
+            return message
+        held = [parameters[row] for row in rows]
+        parts = table.detach().to(message, copy=True)
+        held_elements = parts.new_tensor([float(_count_elements(local_part(parameter))) for parameter in held])
+        copies = parts.new_tensor([float(self._count_copies(parameter)) for parameter in held])
+        all_elements = parts.new_tensor([float(_count_elements(parameter)) for parameter in held]).clamp_min(1.0)
         maxima = parts[:, MAXIMUM_COLUMNS].clone()
         parts[:, NORM_COLUMNS] = parts[:, NORM_COLUMNS].square()
-        parts[:, MEAN_COLUMNS] *= held_elements[:, None]
-        parts[:, ACTIVATION_COLUMNS] *= copies[:, None] / self._size  # the average: each process has its own batch
-        parts = parts / copies[:, None]
-        sent = parts.new_zeros((layers + 1, statistics + self._size * len(MAXIMUM_COLUMNS)))
-        if not has_failed:
-            sent[:layers, :statistics] = parts
-            sent[:layers, statistics:].view(layers, self._size, len(MAXIMUM_COLUMNS))[:, self._rank] = maxima
-        sent[layers, 0] = float(interval) if self.is_first else 0.0
-        sent[layers, 1] = float(has_failed)
-        dist.all_reduce(sent, group=self._group)
-        whole = sent[:layers, :statistics].clone()
+        parts[:, MEAN_COLUMNS] *= (held_elements / all_elements)[:, None]
+        parts[:, ACTIVATION_COLUMNS] *= copies[:, None] / self.size  # the average: each process has its own batch
+        places = torch.tensor(rows, device=message.device)
+        message[places, : table.shape[1]] = parts / copies[:, None]
+        first = _STATISTICS + self._rank * len(MAXIMUM_COLUMNS)
+        message[places, first : first + len(MAXIMUM_COLUMNS)] = maxima
+        return message
+
+    def make_farewell(self, parameters: Sequence[Tensor]) -> Tensor:
+        """Return what this process sends if it no longer watches."""
+        message = self._make_empty_message(parameters)
+        message[-1, 2] = 1.0
+        return message
+
+    def reduce(self, message: Tensor, rows: Sequence[int], statistics: int) -> ReducedTable:
+        """Return the statistics of whole layers. Every process of the group must call it.
+
+        Args:
+            message: what this process sends; it is overwritten.
+            rows: places of the wanted layers among the parameters.
+            statistics: number of the wanted statistics.
+        """
+        dist.all_reduce(message, group=self.group)
+        wanted = message[torch.tensor(rows, dtype=torch.long, device=message.device)]
+        whole = wanted[:, :_STATISTICS]
+        maxima = wanted[:, _STATISTICS:].view(len(rows), self.size, len(MAXIMUM_COLUMNS))
         whole[:, NORM_COLUMNS] = whole[:, NORM_COLUMNS].sqrt()
-        whole[:, MEAN_COLUMNS] /= all_elements[:, None]
-        whole[:, MAXIMUM_COLUMNS] = (
-            sent[:layers, statistics:].view(layers, self._size, len(MAXIMUM_COLUMNS)).amax(dim=1)
-        )
+        whole[:, MAXIMUM_COLUMNS] = maxima.amax(dim=1)
         whole[:, SUM_COLUMNS] = whole[:, SUM_COLUMNS].round()
-        return ReducedTable(whole, sent[layers, :2])
+        return ReducedTable(whole[:, :statistics], message[-1, :3])
+
+    def _make_empty_message(self, parameters: Sequence[Tensor]) -> Tensor:
+        """Return zeros `[parameter and signals, statistic and a column for each maximum of each process]`."""
+        device = local_part(parameters[0]).device if parameters else torch.device("cpu")
+        dtype = torch.float64 if device.type != "mps" else torch.float32
+        columns = _STATISTICS + self.size * len(MAXIMUM_COLUMNS)
+        return torch.zeros((len(parameters) + 1, columns), dtype=dtype, device=device)
 
     def _count_copies(self, parameter: Tensor) -> int:
         """Return the number of processes that hold the same part of a parameter."""
         placements = getattr(parameter, "placements", None)
         if placements is None:
-            return self._size
+            return self.size
         mesh = parameter.device_mesh  # type: ignore[attr-defined]
         copies = 1
         for dimension, placement in enumerate(placements):

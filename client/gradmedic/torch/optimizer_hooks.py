@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import torch
 from torch.utils.hooks import RemovableHandle
@@ -34,27 +34,32 @@ class OptimizerHooks:
 
     Args:
         optimizers: the optimizers.
-        before: function that takes the optimizer, and the positional and named arguments of `step`.
-        after: function that takes the optimizer.
+        before: function that takes the optimizer, and the positional and named arguments of `step`; None for none.
+        after: function that takes the optimizer; None for none.
     """
 
-    def __init__(self, optimizers: Iterable[torch.optim.Optimizer], before: Before, after: After) -> None:
-        self._before: Before | None = before
-        self._after: After | None = after
-        self._is_called = False
+    _running: ClassVar[int] = 0
+    """Hooks of all instances that torch is calling."""
+
+    def __init__(
+        self, optimizers: Iterable[torch.optim.Optimizer], before: Before | None = None, after: After | None = None
+    ) -> None:
+        self._before, self._after = before, after
         self._handles: list[RemovableHandle] = []
         for optimizer in optimizers:
-            self._handles.append(optimizer.register_step_pre_hook(keep_out_of_graphs(self._call_before)))
-            self._handles.append(optimizer.register_step_post_hook(keep_out_of_graphs(self._call_after)))
+            if before is not None:
+                self._handles.append(optimizer.register_step_pre_hook(keep_out_of_graphs(self._call_before)))
+            if after is not None:
+                self._handles.append(optimizer.register_step_post_hook(keep_out_of_graphs(self._call_after)))
 
     def close(self) -> None:
         """Call the functions no more, and remove the hooks.
 
-        The functions may call it. Then the hooks stay and do nothing: torch fails if one disappears while it calls
-        all of them.
+        Functions of this or another instance may call it. Then the hooks stay and do nothing: torch fails if one
+        disappears while it calls all of them.
         """
         self._before = self._after = None
-        if not self._is_called:
+        if not OptimizerHooks._running:
             for handle in self._handles:
                 handle.remove()
             self._handles.clear()
@@ -66,19 +71,19 @@ class OptimizerHooks:
                 "optimizer.step() outside of the graph"
             )
         elif self._before is not None:
-            self._is_called = True
+            OptimizerHooks._running += 1
             try:
                 self._before(optimizer, args, kwargs)
             finally:
-                self._is_called = False
+                OptimizerHooks._running -= 1
 
     def _call_after(self, optimizer: torch.optim.Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
         if self._after is not None and not is_captured():
-            self._is_called = True
+            OptimizerHooks._running += 1
             try:
                 self._after(optimizer)
             finally:
-                self._is_called = False
+                OptimizerHooks._running -= 1
 
 
 def keep_out_of_graphs(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,6 +16,7 @@ from gradmedic.recording.step import Row
 from gradmedic.torch.columns import NONFINITE_COUNT
 from gradmedic.torch.optimizers import read_number
 from gradmedic.torch.statistics import HostArray, MeasuredArray
+from gradmedic.torch.updates import UpdateMeasurement
 from gradmedic.torch.watched_layers import WatchedParameter
 
 _MAX_ARRAYS = 300
@@ -179,3 +180,15 @@ class StepMeasurement:
             np.maximum(largest_count, values[:, NONFINITE_COUNT], out=largest_count)
         values[:, NONFINITE_COUNT] = largest_count
         return touched, values
+
+
+class OptimizerUpdate:
+    """A step of an optimizer that has not returned yet."""
+
+    __slots__ = ("by_device", "has_closure", "measurement")
+
+    def __init__(self, has_closure: bool, measurement: StepMeasurement) -> None:
+        self.has_closure = has_closure
+        self.measurement = measurement
+        """Measurement to which the statistics are added."""
+        self.by_device: list[tuple[list[WatchedParameter], UpdateMeasurement]] = []

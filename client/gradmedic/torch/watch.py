@@ -24,6 +24,7 @@ from gradmedic.recording.instrumentation import PendingNumber
 from gradmedic.recording.layers import LayerRegistry
 from gradmedic.recording.sampler import Sampler
 from gradmedic.torch.activations import ActivationMeter
+from gradmedic.torch.agreement import identify_model
 from gradmedic.torch.clipping import add_clipping_observer, limit_gradients, remove_clipping_observer
 from gradmedic.torch.columns import (
     ACTIVATION_COLUMNS,
@@ -37,11 +38,12 @@ from gradmedic.torch.distributed import Sharding, get_group_rank, get_group_size
 from gradmedic.torch.first_batch import FirstBatch, describe_training, find_precision
 from gradmedic.torch.first_target import FirstTarget
 from gradmedic.torch.graph import FirstGraph, Follower, join_followers
+from gradmedic.torch.lockstep import Lockstep, list_all_parameters
 from gradmedic.torch.loss_scaler import find_scaler, read_scale
 from gradmedic.torch.optimizer_hooks import OptimizerHooks
 from gradmedic.torch.optimizers import describe_optimizer, read_tensor_attribute
 from gradmedic.torch.statistics import PendingArray, PendingScalar, copy_first_element, measure_gradients
-from gradmedic.torch.step_measurement import StepMeasurement
+from gradmedic.torch.step_measurement import OptimizerUpdate, StepMeasurement
 from gradmedic.torch.structure import unwrap_model
 from gradmedic.torch.unwatched_steps import UnwatchedSteps
 from gradmedic.torch.update_rules import UnknownUpdate
@@ -91,6 +93,7 @@ class Watch:
         self._layers = WatchedLayers(self._models, self.optimizers, prefix)
         check_sharding(self._models.values())
         self._sharding = Sharding.from_parameters([owned.parameter for owned in self._layers.owned])
+        self._lockstep: Lockstep | None = None
         self._rank = get_group_rank()
         self._measures_activations = activations
         self.statistics = (*WATCHED_STATISTICS, *ACTIVATION_STATISTICS) if activations else WATCHED_STATISTICS
@@ -104,7 +107,7 @@ class Watch:
         self._has_unclipped = False
         self._is_waiting_for_graph = False
         self._measurement = StepMeasurement(self.statistics, self._update_training)
-        self._update: _OptimizerUpdate | None = None
+        self._update: OptimizerUpdate | None = None
         self._measured_by_copies: set[int] = set()  # ids of optimizers
         self._update_count = 0
         self._scale = read_scale(self._scaler)
@@ -139,16 +142,23 @@ class Watch:
         self._layers.begin(layer_registry, self._list_followers)
         self._sampler, self._before_first_step = sampler, before_first_step
         self._clock = sampler.clock
+        self._sampling: Sampler | Lockstep = sampler
         if self._sharding is not None:
-            sampler.follow_first_process()
+            layers = [(owned.name, owned.parameter.shape) for owned in self._layers.owned]
+            self._lockstep = Lockstep(self._sharding, sampler, identify_model(layers, self.statistics))
+            self._sampling = self._lockstep
+            self._lockstep.begin(self.optimizers)
         self._first_batch = FirstBatch(next(iter(self._models.values())))
         self._first_target = FirstTarget()
         self._first_graphs = [FirstGraph(model, self._describe_if_waiting) for model in self._models.values()]
         if self._measures_activations:
             self._activation_meter = ActivationMeter(
-                list(self._models.values()), self._layers.owned, sampler, self._list_followers, self._call_safely
+                list(self._models.values()), self._layers.owned, self._sampling, self._list_followers, self._call_safely
             )
-        self._hooks = OptimizerHooks(self.optimizers, self._before_step, self._after_step)
+        self._hooks = [OptimizerHooks(self.optimizers, self._before_step, self._after_step)]
+        if self._lockstep is not None:
+            self._lockstep.follow_steps(self.optimizers)
+            self._hooks.append(OptimizerHooks(self.optimizers, after=self._account_for_step))
         self._unwatched_steps = UnwatchedSteps(
             self.given_optimizers,
             self.optimizers,
@@ -178,7 +188,10 @@ class Watch:
 
     def close(self) -> None:
         """Stop observing, and leave nothing in models, optimizers and torch."""
-        self._hooks.close()
+        for hooks in self._hooks:
+            hooks.close()
+        if self._lockstep is not None:
+            self._lockstep.leave()
         self._unwatched_steps.close()
         self._layers.release()
         self._first_batch.close()
@@ -264,13 +277,13 @@ class Watch:
         self._call_safely("clipping could not be observed", self._record_clipping, parameters, coefficient)
 
     def _measure_before_clipping(self, parameters: list[Tensor]) -> None:
-        if not self._sampler.is_sampling and self._clips_gradients:
+        if not self._sampling.is_sampling and self._clips_gradients:
             return
         clipped = [watched for p in parameters if (watched := self._layers.by_id.get(id(p))) is not None]
         if not clipped:
             return
         self._clips_gradients = True
-        if not self._sampler.is_sampling:
+        if not self._sampling.is_sampling:
             return
         self._before_first_step()
         with torch.no_grad():
@@ -290,7 +303,7 @@ class Watch:
         for watched in clipped:
             if watched.unclipped is not None:
                 watched.unclipped.version = watched.unclipped.gradient._version
-        if clipped and coefficient is not None and (self._sampler.is_sampling or coefficient.device.type == "cpu"):
+        if clipped and coefficient is not None and (self._sampling.is_sampling or coefficient.device.type == "cpu"):
             self._measurement.add_clip_coefficient(copy_first_element(coefficient))
 
     # --- hooks of the optimizers --------------------------------------------------------------------------------------
@@ -303,6 +316,11 @@ class Watch:
         if self._update is not None or not self._is_described:
             self._call_safely("a step could not be measured", self._measure_after_step, optimizer)
         self._unwatched_steps.end_step()
+        if self._lockstep is None:
+            self._account_for_step(optimizer)
+
+    def _account_for_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let the sampler decide on the next step. A lockstep has decided before."""
         if self._sampler.end_optimizer_step((id(self), id(optimizer))) and self._activation_meter is not None:
             self._activation_meter.clear()
 
@@ -320,15 +338,16 @@ class Watch:
             self._clips_gradients = False
         self._measurement.add_optimizer_step(optimizer)
         self._update = None
-        if not self._sampler.is_sampling and self._max_norm is None:
+        is_sampled = self._sampler.is_sampling if self._lockstep is None else self._lockstep.is_due
+        if not is_sampled and self._max_norm is None:
             return
         with torch.no_grad():
-            if self._sampler.is_sampling:
+            if is_sampled:
                 touched, groups = self._layers.list_touched(optimizer, needs_gradient=not has_closure)
-                update = _OptimizerUpdate(
+                update = OptimizerUpdate(
                     has_closure,
                     self._measurement
-                    if self._sharding is None
+                    if self._lockstep is None
                     else StepMeasurement(self.statistics, self._update_training),
                 )
                 if not has_closure:
@@ -363,8 +382,8 @@ class Watch:
                 is_known = False
                 self._measured_by_copies.add(id(optimizer))
                 logger.info("gradmedic: %s is measured by copies of the weights: %s", type(optimizer).__name__, error)
-            if self._sharding is not None:
-                self._add_reduced_statistics(self._sharding, update, is_known=is_known)
+            if self._lockstep is not None:
+                self._add_reduced_statistics(self._lockstep, optimizer, update, is_known=is_known)
             elif not is_known:
                 self._measurement.discard_statistics()
             found_inf = read_tensor_attribute(optimizer, "found_inf")
@@ -394,7 +413,7 @@ class Watch:
             gradients = [watched.gradient() for watched in group]
             measurement.add(group, GRADIENT_COLUMNS, measure_gradients(gradients, scale))
 
-    def _add_update_statistics(self, update: _OptimizerUpdate) -> None:
+    def _add_update_statistics(self, update: OptimizerUpdate) -> None:
         """Add what can be measured only after a step.
 
         Raises:
@@ -415,18 +434,18 @@ class Watch:
             for measured_rows, norms in update_measurement.finish(rows):
                 update.measurement.add([group[row] for row in measured_rows], UPDATE_COLUMNS, norms)
 
-    def _add_reduced_statistics(self, sharding: Sharding, update: _OptimizerUpdate, *, is_known: bool) -> None:
+    def _add_reduced_statistics(
+        self, lockstep: Lockstep, optimizer: torch.optim.Optimizer, update: OptimizerUpdate, *, is_known: bool
+    ) -> None:
         """Compute the statistics of whole layers, together with the other processes, and add them."""
         touched = [watched for group, _ in update.by_device for watched in group]
         touched = [watched for watched in touched if watched.parameter.grad is not None]
-        reduced = sharding.reduce(
-            update.measurement.join_on_device(touched),
-            [watched.parameter for watched in touched],
-            interval=self._sampler.choose_interval(),
-            has_failed=not is_known,
-        )
-        self._sampler.set_interval_reader(reduced.read_interval)
-        self._measurement.add(touched, slice(None), reduced)
+        parameters = list_all_parameters(optimizer)
+        place_of = {id(parameter): place for place, parameter in enumerate(parameters)}
+        rows = [place_of[id(watched.parameter)] for watched in touched]
+        reduced = lockstep.reduce(update.measurement.join_on_device(touched), rows, parameters, is_known=is_known)
+        if not self.is_follower:
+            self._measurement.add(touched, slice(None), reduced)
 
     def _clip(self, optimizer: torch.optim.Optimizer, max_norm: float) -> None:
         coefficient = limit_gradients(optimizer, max_norm)
@@ -473,15 +492,3 @@ class Watch:
         """Stop observing."""
         self.close()
         logger.warning("gradmedic: %s, so this model is no longer watched: %r", failure, error)
-
-
-class _OptimizerUpdate:
-    """A step of an optimizer that has not returned yet."""
-
-    __slots__ = ("by_device", "has_closure", "measurement")
-
-    def __init__(self, has_closure: bool, measurement: StepMeasurement) -> None:
-        self.has_closure = has_closure
-        self.measurement = measurement
-        """Measurement to which the statistics are added."""
-        self.by_device: list[tuple[list[WatchedParameter], UpdateMeasurement]] = []

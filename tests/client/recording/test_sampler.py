@@ -119,22 +119,6 @@ def test_a_number_samples_each_multiple_of_it() -> None:
     assert [i for i, sampled in enumerate(training.run(50)) if sampled] == [*range(20), 21, 28, 35, 42, 49]
 
 
-def test_processes_that_follow_sample_the_steps_of_the_first_one() -> None:
-    """Two samplers with different clocks that receive the same intervals sample the same steps."""
-    samplers = [Training(0.1, 0.02), Training(0.3, 0.5)]
-    for training in samplers:
-        training.sampler.follow_first_process()
-    taken: list[list[bool]] = [[], []]
-    for _ in range(500):
-        interval = samplers[0].sampler.choose_interval()
-        for training, steps in zip(samplers, taken, strict=True):
-            if training.sampler.is_sampling:
-                training.sampler.set_interval_reader(lambda interval=interval: interval)  # type: ignore[misc]
-            steps += training.run(1)
-    assert taken[0] == taken[1]
-    assert 40 < sum(taken[0]) < 200
-
-
 @pytest.mark.parametrize("steps_per_log", [10, 500, None])
 @pytest.mark.parametrize(("step_seconds", "sample_seconds"), [(0.01, 0.005), (0.001, 0.0015), (0.1, 0.02)])
 def test_the_cost_stays_below_its_share_however_seldom_log_is_called(
@@ -197,19 +181,23 @@ def test_optimizer_steps_leave_the_alarm_to_whole_steps() -> None:
     assert all(begun)
 
 
-def test_processes_that_follow_agree_within_a_step() -> None:
-    """Two processes with different clocks sample the same optimizer steps where log() is seldom called."""
-    samplers = [Training(0.1, 0.02), Training(0.3, 0.5)]
-    for training in samplers:
-        training.sampler.follow_first_process()
-    taken: list[list[bool]] = [[], []]
-    for i in range(600):
-        interval = samplers[0].sampler.choose_interval()
-        for training, steps in zip(samplers, taken, strict=True):
-            if training.sampler.is_sampling:
-                training.sampler.set_interval_reader(lambda interval=interval: interval)  # type: ignore[misc]
-            steps += training.step("adam")
-            if i % 50 == 49:
-                training.sampler.advance()
-    assert taken[0] == taken[1]
-    assert 40 < sum(taken[0]) < 300
+class Leader:
+    """Samples every third step."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+
+    @property
+    def is_sampling(self) -> bool:
+        """Whether the next step is sampled."""
+        return self._sampler._count % 3 == 0
+
+
+def test_a_leader_decides_instead_of_the_sampler() -> None:
+    """A sampler samples what its leaders do, whatever it costs, and decides again when they are gone."""
+    training = Training(0.1, 0.5)
+    leader = Leader(training.sampler)
+    training.sampler.follow(leader)
+    assert training.run(31)[1:] == [i % 3 == 0 for i in range(1, 31)]
+    training.sampler.unfollow(leader)
+    assert sum(training.run(100)) < 20

@@ -1,0 +1,129 @@
+"""Trainings of several processes over gloo that do not all watch, or not all the time. None may wait for ever."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.patience import PATIENCE
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = Path(__file__).with_name("unequal_processes.py")
+ROOT = Path(__file__).parents[3]
+STEPS = 50
+ALL_SAMPLES = [*range(20), 21, 28, 35, 42, 49]
+"""Twenty steps, and then each seventh one as `log()` counts them."""
+
+Answers = dict[str, dict[str, Any]]
+
+
+def train(kind: str, processes: int, folder: Path, scenarios: list[str]) -> list[Answers]:
+    """Return what each process prints; fail if one of them waits for ever."""
+    started: list[subprocess.Popen[str]] = []
+    try:
+        for rank in range(processes):
+            environment = os.environ | {
+                "RANK": str(rank), "WORLD_SIZE": str(processes), "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT),
+            }  # fmt: skip
+            command = [sys.executable, str(SCRIPT), kind, str(folder / "meeting"), *scenarios]
+            started.append(
+                subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            )
+        answers = []
+        for process in started:
+            out, err = process.communicate(timeout=PATIENCE)
+            assert process.returncode == 0, err
+            answers.append(json.loads(out.splitlines()[-1]))
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+    return answers
+
+
+def sampled(answers: Answers, scenario: str) -> list[int]:
+    """Return the sampled steps, which do not depend on clipping."""
+    plain: list[int] = answers[scenario]["sampled"]
+    assert answers[f"{scenario}, clips"]["sampled"] == plain
+    return plain
+
+
+def warnings(answers: Answers, scenario: str) -> str:
+    """Return the warnings as one text."""
+    assert answers[f"{scenario}, clips"]["warnings"] == answers[scenario]["warnings"]
+    return "\n".join(answers[scenario]["warnings"])
+
+
+def check_weights(processes: list[Answers]) -> None:
+    """Assert that a watch changes no weight, whoever watches."""
+    for answers in processes:
+        for key, answer in answers.items():
+            if not key.startswith("two optimizers"):  # they are others
+                assert answer["weights"] == answers["nobody, clips" if "clips" in key else "nobody"]["weights"], key
+
+
+def test_processes_that_do_not_all_watch_a_sharded_model_train_on(tmp_path: Path) -> None:
+    """Under FSDP2 the processes agree on the steps that they sample, or sample none and are told what to do."""
+    scenarios = [
+        "nobody", "everybody", "only the first", "only the second", "late", "too late", "log in the first",
+        "close in one", "fail in one", "watch again", "watch again in the first", "two optimizers",
+    ]  # fmt: skip
+    first, second = train("fsdp", 2, tmp_path, scenarios)
+    check_weights([first, second])
+    remedy = "this model is sharded over 2 processes, and 1 of them watch it: call run.watch() with the same arguments"
+
+    everybody = sampled(first, "everybody")
+    assert everybody[:20] == list(range(20))
+    assert 3 <= len(everybody[20:]) <= 6
+    assert warnings(first, "everybody") == warnings(second, "everybody") == ""
+
+    for scenario, told, other in (("only the first", first, second), ("only the second", second, first)):
+        assert sampled(told, scenario) == []
+        assert warnings(told, scenario).count(remedy) == 1
+        assert warnings(other, scenario) == ""
+
+    assert sampled(first, "late")[:10] == list(range(3, 13))
+    assert sampled(first, "too late") == []
+    assert remedy in warnings(first, "too late")
+    assert "call it before the first step" in warnings(second, "too late")
+
+    assert sampled(first, "log in the first") == everybody
+    for scenario in ("close in one", "fail in one"):
+        assert sampled(first, scenario) == list(range(5))
+        assert "another process has stopped watching" in warnings(first, scenario)
+    assert "no longer watched" in warnings(second, "fail in one")
+    assert warnings(second, "close in one") == ""
+
+    again = sampled(first, "watch again")
+    assert again[:10] == list(range(10))
+    assert again[10:30] == list(range(15, 35))
+    assert sampled(first, "watch again in the first") == list(range(5))
+    assert remedy in warnings(first, "watch again in the first")
+    assert sampled(first, "two optimizers")[:20] == list(range(20))
+
+
+def test_processes_of_a_mesh_of_two_dimensions_agree(tmp_path: Path) -> None:
+    """Under hybrid sharding too, whichever process does not watch, all train on."""
+    scenarios = ["nobody", "everybody", "only the first", "late", "log in the first", "close in one"]
+    first, *others = train("hybrid", 4, tmp_path, scenarios)
+    check_weights([first, *others])
+    assert sampled(first, "everybody")[:20] == sampled(first, "log in the first")[:20] == list(range(20))
+    assert sampled(first, "only the first") == []
+    assert "sharded over 4 processes, and 1 of them watch it" in warnings(first, "only the first")
+    assert sampled(first, "late")[:10] == list(range(3, 13))
+    assert sampled(first, "close in one") == list(range(5))
+
+
+def test_one_process_watches_replicas(tmp_path: Path) -> None:
+    """Under DDP, where gradients are the same everywhere, the first process may watch alone."""
+    first, second = train("ddp", 2, tmp_path, ["nobody", "only the first", "log in the first", "close in one"])
+    check_weights([first, second])
+    for scenario in ("only the first", "log in the first", "close in one"):
+        assert sampled(first, scenario)[:20] == list(range(20))
+        assert warnings(first, scenario) == ""

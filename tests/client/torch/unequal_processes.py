@@ -1,0 +1,211 @@
+"""Trains as one of several processes that do not all watch, or not all the time, and prints what each sampled as JSON.
+
+RANK=0 WORLD_SIZE=2 python unequal_processes.py fsdp|ddp|hybrid FILE_TO_MEET_IN SCENARIO...
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tests.client.torch.recording import Recording
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+STEPS = 50
+LOG_FREQ = 7
+
+
+class Training:
+    """A model with its optimizer, and what a scenario does with them."""
+
+    def __init__(self, kind: str, name: str) -> None:
+        self.name = name
+        self.rank = dist.get_rank()
+        torch.manual_seed(0)
+        self.model: nn.Module = nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 3))
+        if kind == "ddp":
+            self.model = nn.parallel.DistributedDataParallel(self.model)
+        else:
+            size = dist.get_world_size()
+            if kind == "fsdp":
+                mesh = init_device_mesh("cpu", (size,))
+            else:
+                mesh = init_device_mesh("cpu", (size // 2, 2), mesh_dim_names=("copies", "shards"))
+            fully_shard(self.model[2], mesh=mesh)
+            fully_shard(self.model, mesh=mesh)
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01)
+        self.recording: Recording | None = None
+        self.logs = True
+        self.sampled: list[int] = []
+
+    def watch(self) -> None:
+        """Watch the model, as `run.watch` does it for a process that is needed."""
+        self.recording = Recording(self.model, self.optimizer, log_freq=LOG_FREQ, prefix=self.name)
+
+    def close(self) -> None:
+        """Stop watching."""
+        if self.recording is not None:
+            self.recording.watch.close()
+        self.recording = None
+
+    def run(self, act: Callable[[Training, int], None], *, clips: bool) -> None:
+        """Train; `act(training, step)` is called before each step."""
+        for step in range(STEPS):
+            act(self, step)
+            torch.manual_seed(100 * step + self.rank)
+            self.optimizer.zero_grad()
+            self.model(torch.randn(4, 7)).square().mean().backward()
+            if clips:
+                nn.utils.clip_grad_norm_(self.model.parameters(), 0.5)
+            self.optimizer.step()
+            if self.recording is not None and self.logs and self.recording.statistics():
+                self.sampled.append(step)
+
+    def weights(self) -> str:
+        """Return the weights that this process holds."""
+        parts = [p.to_local() if isinstance(p, DTensor) else p for p in self.model.parameters()]
+        return b"".join(part.detach().numpy().tobytes() for part in parts).hex()
+
+
+# --- what the processes do before a step ------------------------------------------------------------------------------
+
+
+def nobody(_training: Training, _step: int) -> None:
+    """No process watches."""
+
+
+def everybody(training: Training, step: int) -> None:
+    """All processes watch."""
+    if step == 0:
+        training.watch()
+
+
+def only(rank: int) -> Callable[[Training, int], None]:
+    """Only one process watches."""
+
+    def act(training: Training, step: int) -> None:
+        if step == 0 and training.rank == rank:
+            training.watch()
+
+    return act
+
+
+def late_at(late_step: int) -> Callable[[Training, int], None]:
+    """All processes but the first one watch later."""
+
+    def act(training: Training, step: int) -> None:
+        if step == (0 if training.rank == 0 else late_step):
+            training.watch()
+
+    return act
+
+
+def log_in_the_first(training: Training, step: int) -> None:
+    """All processes watch; only the first one calls `log()`."""
+    everybody(training, step)
+    training.logs = training.rank == 0
+
+
+def close_in_one(training: Training, step: int) -> None:
+    """One process stops watching."""
+    everybody(training, step)
+    if step == 5 and training.rank == 1:
+        training.close()
+
+
+def fail_in_one(training: Training, step: int) -> None:
+    """The measurement fails in one process."""
+    everybody(training, step)
+    if step == 5 and training.rank == 1 and training.recording is not None:
+        training.recording.watch._layers.list_touched = None  # type: ignore[assignment, method-assign]
+
+
+def watch_again(training: Training, step: int) -> None:
+    """All processes stop watching, and watch again later."""
+    if step == 10:
+        training.close()
+    if step in (0, 15):
+        training.watch()
+
+
+def watch_again_in_the_first(training: Training, step: int) -> None:
+    """All processes watch; the first one stops and watches again."""
+    everybody(training, step)
+    if step == 5 and training.rank == 0:
+        training.close()
+        training.watch()
+
+
+def two_optimizers(training: Training, step: int) -> None:
+    """All processes watch; two optimizers update a part of the model each."""
+    if step == 0:
+        parameters = list(training.model.parameters())
+        first = torch.optim.SGD(parameters[:2], lr=0.01)
+        rest = torch.optim.SGD(parameters[2:], lr=0.01)
+        first.register_step_post_hook(lambda *_: rest.step())
+        training.optimizer = first
+        training.recording = Recording(training.model, [first, rest], log_freq=LOG_FREQ, prefix=training.name)
+
+
+SCENARIOS: dict[str, Callable[[Training, int], None]] = {
+    "nobody": nobody,
+    "everybody": everybody,
+    "only the first": only(0),
+    "only the second": only(1),
+    "late": late_at(3),
+    "too late": late_at(25),
+    "log in the first": log_in_the_first,
+    "close in one": close_in_one,
+    "fail in one": fail_in_one,
+    "watch again": watch_again,
+    "watch again in the first": watch_again_in_the_first,
+    "two optimizers": two_optimizers,
+}
+
+
+@contextlib.contextmanager
+def collect_warnings() -> Iterator[list[str]]:
+    """Collect what the SDK warns of."""
+    warnings: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: warnings.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("gradmedic").addHandler(handler)
+    try:
+        yield warnings
+    finally:
+        logging.getLogger("gradmedic").removeHandler(handler)
+
+
+def main() -> None:
+    """Train once for each scenario, with and without clipping, and print what was sampled."""
+    kind, meeting, *names = sys.argv[1:]
+    torch.set_num_threads(1)
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
+    answers: dict[str, dict[str, Any]] = {}
+    for name in names:
+        for clips in (False, True):
+            key = f"{name}, clips" if clips else name
+            with collect_warnings() as warnings:
+                training = Training(kind, key)
+                training.run(SCENARIOS[name], clips=clips)
+                training.close()
+            answers[key] = {
+                "sampled": training.sampled, "weights": training.weights(), "warnings": warnings,
+            }  # fmt: skip
+    print(json.dumps(answers), flush=True)
+    os._exit(0)  # see distributed_training.py
+
+
+if __name__ == "__main__":
+    main()
