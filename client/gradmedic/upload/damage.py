@@ -63,7 +63,7 @@ class DamageCounter:
             return
         last_before = record.number - record.is_entry
         missing = max(0, last_before - max(self._newest, self.acknowledged))
-        if self._unread_files and last_before > self.acknowledged:
+        if self._unread_files and (last_before > self.acknowledged or not self.acknowledged):
             if not self._is_cut:  # further missing entries were dropped for lack of room
                 missing = min(missing, -(-self._unread_bytes // self._smallest))
             self._note_unread(missing)

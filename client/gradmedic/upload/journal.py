@@ -135,7 +135,8 @@ class Journal:
             self._make_folder()
             copy = self.folder / "description"
             temporary = copy.with_suffix(".new")
-            temporary.write_bytes(encode_record(RecordKind.DESCRIPTION, self._last_number(), encoded))
+            with os.fdopen(open_private_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
+                file.write(encode_record(RecordKind.DESCRIPTION, self._last_number(), encoded))
             temporary.replace(copy)
             self._write(RecordKind.DESCRIPTION, self._last_number(), encoded)
 

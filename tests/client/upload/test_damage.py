@@ -224,7 +224,9 @@ def first_bytes(data: bytes) -> bytes:
 def record_offline(steps: int, **arguments: Any) -> gradmedic.Run:
     """Record an offline run."""
     with gradmedic.init("damaged", mode="offline", **arguments) as run:
-        log_losses(run, 0, steps)
+        log_losses(run, 0, steps // 2)
+        run.flush()  # so that the description before the later layers is a record of its own
+        log_losses(run, steps // 2, steps)
     return run
 
 

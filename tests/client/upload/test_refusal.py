@@ -49,10 +49,11 @@ def refusal(*errors: tuple[str, str], path: str = "/steps") -> Fault:
 
 
 def test_a_run_is_stored_without_what_the_service_refuses_of_init(
-    service_url: str, client: gradmedic.Client, caplog: pytest.LogCaptureFixture
+    proxy: FaultyProxy, client: gradmedic.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Refused arguments of init() cost a warning that names them, each once; the rest of the run is stored."""
-    with start(service_url, notes="x\0y", config={"lr": 0.1, "note": "\0"}, name="good") as run:
+    proxy.fail(refusal(("notes", "are bad"), ("config", "is bad"), path="/runs"))
+    with start(proxy.url, notes="x", config={"lr": 0.1, "note": "y"}, name="good") as run:
         run.log(1.0)
     stored = client.runs.get(run.id)
     assert (stored.name, stored.notes) == ("good", None)
@@ -87,10 +88,10 @@ def test_bad_facts_of_layers_and_training_are_left_out(service_url: str, client:
     content = RunCreate(
         id=new_id(),
         project="refusal",
-        framework="torch\0",
+        framework="torch" * 200,
         layers=[
             Layer(name="a", shape=[2, -1], kind="Linear"),
-            Layer(name="b\0", numel=4),
+            Layer(name="b" * 600, numel=4),
             Layer(name="c", numel=bad, role="weight"),
         ],
         statistics=["grad_norm", "grad_flavour"],

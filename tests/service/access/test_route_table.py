@@ -28,6 +28,7 @@ from gradmedic_service.access.authorization import ScopeRequirement, route_requi
 from gradmedic_service.access.secrets import new_secret
 from gradmedic_service.database.engine import Database
 from gradmedic_service.database.models import Base
+from gradmedic_service.http.json_bodies import json_body_of
 
 # --- what a project has -----------------------------------------------------------------------------------------------
 
@@ -303,8 +304,9 @@ NO_IDS = frozenset({
     "accept", "accept-encoding", "at_step", "attempt", "budget", "budget.seconds", "budget.steps", "budget.trials",
     "config", "environment", "executor", "exit_code", "expires_at", "field", "framework", "from_step", "generation",
     "group", "gpus", "items", "items.gpus", "items.parameters", "items.timeout", "last-event-id", "layer", "layers",
-    "append_layers", "max_concurrent_trials", "max_points", "max_rerun_seconds", "max_results", "muted_detectors",
-    "name", "notes", "output", "page_token", "q", "reason", "remedies", "remedies.id", "remedies.parameters",
+    "append_layers", "date", "max_concurrent_trials", "max_points", "max_rerun_seconds", "max_results",
+    "muted_detectors", "name", "notes", "output", "page_token", "q", "reason", "remedies", "remedies.id",
+    "remedies.parameters",
     "rerun_automatically", "scopes", "seconds", "seeds", "sort", "statistic", "statistics", "status", "step", "tag",
     "tags", "to_step", "training", "verdict", "worker",
 })  # fmt: skip
@@ -336,8 +338,10 @@ def declared_places(dependant: Dependant) -> Iterator[tuple[str, bool]]:
     yield from ((each.alias, True) for each in dependant.path_params)
     for each in (*dependant.query_params, *dependant.header_params, *dependant.cookie_params):
         yield each.alias, holds_uuid(each.field_info.annotation)
-    for each in dependant.body_params:
-        yield from ((path, holds_uuid(hint)) for path, hint in declared_fields(each.field_info.annotation))
+    assert not dependant.body_params
+    body = json_body_of(dependant)
+    if body is not None:
+        yield from ((path, holds_uuid(hint)) for path, hint in declared_fields(body.type))
     for dependency in dependant.dependencies:
         yield from declared_places(dependency)
 

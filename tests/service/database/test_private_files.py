@@ -25,7 +25,7 @@ url = sys.argv[1]
 schema.prepare(url)
 database = Database(Settings(database_url=SecretStr(url)))
 with database.writing() as session:
-    session.execute(text("UPDATE projects SET name = 'x'"))
+    session.execute(text("CREATE TABLE written (number INTEGER)"))
 sys.stdin.read()
 """
 """A program that keeps a database open until its input ends."""
