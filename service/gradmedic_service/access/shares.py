@@ -51,6 +51,10 @@ class Shares:
         """Return what a client holds."""
         return self._held[client.name]
 
+    def largest(self, client: Client) -> int:
+        """Return the most that a client may hold."""
+        return self._total if client.has_all else min(self._per_client, self._total)
+
     def fits(self, client: Client, amount: int = 1) -> bool:
         """Whether a client may take an amount beside what it holds."""
         return (

@@ -39,6 +39,11 @@ class AnswerMemory:
         self._client = client
         self._reserved = 0
 
+    @property
+    def largest(self) -> int:
+        """Most bytes that may ever be reserved for the request's client."""
+        return self._shares.largest(self._client)
+
     def reserve(self, size: int) -> None:
         """Reserve bytes until the answer has been sent. Raises Overloaded if other answers take too many."""
         if not self._shares.take(self._client, size):

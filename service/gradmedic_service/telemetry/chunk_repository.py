@@ -92,6 +92,13 @@ def read_chunks(connection: Connection, run_id: UUID, from_step: int, to_step: i
         yield data
 
 
+def count_steps(connection: Connection, run_id: UUID, from_step: int, to_step: int) -> int:
+    """Count the steps of the chunks that touch a range of steps."""
+    chunk = models.TelemetryChunk
+    touches = (chunk.run_id == run_id, chunk.last_step >= from_step, chunk.first_step <= to_step)
+    return int(connection.scalar(select(func.sum(chunk.step_count)).where(*touches)) or 0)
+
+
 def remove_steps_after(connection: Connection, run_id: UUID, step: int) -> list[bytes]:
     """Remove the chunks and rollups with a step after `step`; return the chunks that also hold steps up to `step`."""
     connection.execute(delete(_ROLLUPS).where(_ROLLUPS.c.run_id == run_id, _ROLLUPS.c.last_step > step))

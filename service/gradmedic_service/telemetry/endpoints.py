@@ -238,9 +238,17 @@ def read_steps(
             selection, generation, last_step = service.select_for_export(
                 connection, principal, run_id, statistic, layer or []
             )
-        memory.reserve(export.PART_BYTES + selection.series_count * export.COLUMN_BYTES)
-        last_step = last_step if to_step is None else min(to_step, last_step)
-        table = export.create_table(export_type, selection)
+            last_step = last_step if to_step is None else min(to_step, last_step)
+            rows = export.count_rows(connection, run_id, from_step, last_step)
+        size = export.count_memory(export_type, selection.series_count, rows)
+        if size > memory.largest:
+            raise InvalidRequest.at(
+                "statistic",
+                f"{selection.series_count} columns of {rows} steps take {size >> 20} MiB of memory; at most "
+                f"{memory.largest >> 20} are allowed: name fewer layers, statistics or steps, or ask for text/csv",
+            )
+        memory.reserve(size)
+        table = export.create_table(export_type, selection, rows)
         parts = export.stream_table(database, run_id, generation, selection, from_step, last_step, table)
         return StreamingResponse(parts, media_type=export_type)
     with database.reading_rows() as connection:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradmedic.protocol.numbers import name_nonfinite
-from gradmedic_service.database.engine import Database
+from gradmedic_service.database.engine import Connection, Database
 from gradmedic_service.telemetry import chunk_repository, repository
 from gradmedic_service.telemetry.chunks import Chunk
 from gradmedic_service.telemetry.errors import NotAcceptable
@@ -38,6 +38,10 @@ PART_BYTES = 16 * 2**20
 """Bytes of memory for the stored chunks of a part and its text."""
 COLUMN_BYTES = 100 * 24
 """Bytes of memory for a column of a chunk, at most 99 steps: values, masks, and their copies in the file's format."""
+PARQUET_VALUE_BYTES = 16
+"""Bytes of memory for a value of a row group: the value, its mask, and both in pyarrow's format."""
+PARQUET_GROUP_BYTES = 2048
+"""Bytes that pyarrow keeps for each column of each row group until the end of the file (measured with pyarrow 24)."""
 
 Column = tuple[NDArray[Any], NDArray[np.bool_]]
 """Values of a column, and the mask of those that are present."""
@@ -57,9 +61,33 @@ class Table(Protocol):
         """Return the bytes that end the table."""
 
 
-def create_table(media_type: str, selection: SeriesSelection) -> Table:
-    """Return the table of a media type. Raises NotAcceptable where the extra that it needs is not installed."""
-    return CsvTable(selection) if media_type == CSV_MEDIA_TYPE else ParquetTable(selection)
+def count_rows(connection: Connection, run_id: UUID, first: int, last: int) -> int:
+    """Return the largest number of rows of a table of the steps from `first` to `last`; at least 1."""
+    return max(1, chunk_repository.count_steps(connection, run_id, first, last))
+
+
+def create_table(media_type: str, selection: SeriesSelection, rows: int) -> Table:
+    """Return the table of a media type, for at most so many rows.
+
+    Raises NotAcceptable where the extra that it needs is not installed.
+    """
+    if media_type == CSV_MEDIA_TYPE:
+        return CsvTable(selection)
+    return ParquetTable(selection, math.ceil(rows / _count_row_groups(rows)))
+
+
+def count_memory(media_type: str, columns: int, rows: int) -> int:
+    """Return about how many bytes of memory an export takes."""
+    size = PART_BYTES + columns * COLUMN_BYTES
+    if media_type == PARQUET_MEDIA_TYPE:
+        groups = _count_row_groups(rows)
+        size += columns * (math.ceil(rows / groups) * PARQUET_VALUE_BYTES + groups * PARQUET_GROUP_BYTES)
+    return size
+
+
+def _count_row_groups(rows: int) -> int:
+    """Return the number of row groups that takes least memory: one holds values, and the file keeps facts of each."""
+    return max(1, round(math.sqrt(rows * PARQUET_VALUE_BYTES / PARQUET_GROUP_BYTES)))
 
 
 def name_columns(selection: SeriesSelection) -> list[str]:
@@ -154,9 +182,14 @@ def _to_text(value: float) -> str:
 
 
 class ParquetTable:
-    """A table as Apache Parquet; needs the extra `parquet`."""
+    """A table as Apache Parquet; needs the extra `parquet`.
 
-    def __init__(self, selection: SeriesSelection) -> None:
+    Args:
+        selection: the columns.
+        group_rows: rows of a row group; the last one has fewer.
+    """
+
+    def __init__(self, selection: SeriesSelection, group_rows: int) -> None:
         try:
             import pyarrow
             import pyarrow.parquet
@@ -172,21 +205,36 @@ class ParquetTable:
                 *(pyarrow.field(name, pyarrow.float64()) for name in names[statistics:]),
             ]
         )
+        self._group_rows = group_rows
+        self._waiting: list[tuple[NDArray[np.int64], Sequence[Column]]] = []
+        self._waiting_rows = 0
         self._buffer = io.BytesIO()
         file = pyarrow.PythonFile(_WrittenBytes(self._buffer), mode="w")
         self._writer = pyarrow.parquet.ParquetWriter(file, self._schema)
 
     def encode_rows(self, steps: NDArray[np.int64], columns: Sequence[Column]) -> Iterator[bytes]:
-        """Yield the bytes of the next row group."""
-        arrays = [self._arrow.array(steps)]
-        arrays += [self._arrow.array(values, mask=~present) for values, present in columns]
-        self._writer.write_table(self._arrow.Table.from_arrays(arrays, schema=self._schema))
-        yield self._read_written()
+        """Yield the bytes of the next row group, once there are enough rows for it."""
+        self._waiting.append((steps, columns))
+        self._waiting_rows += len(steps)
+        if self._waiting_rows >= self._group_rows:
+            self._write_group()
+            yield self._read_written()
 
     def encode_end(self) -> bytes:
-        """Return the bytes of the footer."""
+        """Return the bytes of the last row group and of the footer."""
+        if self._waiting_rows:
+            self._write_group()
         self._writer.close()
         return self._read_written()
+
+    def _write_group(self) -> None:
+        waiting, self._waiting, self._waiting_rows = self._waiting, [], 0
+        arrays = [self._arrow.array(np.concatenate([steps for steps, _ in waiting]))]
+        for parts in zip(*(columns for _, columns in waiting), strict=True):
+            values = np.concatenate([values for values, _ in parts])
+            present = np.concatenate([present for _, present in parts])
+            arrays.append(self._arrow.array(values, mask=~present))
+        self._writer.write_table(self._arrow.Table.from_arrays(arrays, schema=self._schema))
 
     def _read_written(self) -> bytes:
         data = self._buffer.getvalue()

@@ -11,10 +11,13 @@ from uuid import UUID
 
 import pyarrow.parquet
 import pytest
+from pydantic import SecretStr
 from starlette.testclient import TestClient
 
 from gradmedic_service.access.principal import LOOPBACK
+from gradmedic_service.app import create_app
 from gradmedic_service.database.engine import Database
+from gradmedic_service.settings import Settings
 from gradmedic_service.telemetry import export, service
 
 STEPS = 2000
@@ -112,3 +115,31 @@ def test_parts_are_small_and_end_when_the_run_is_rewound(client: TestClient, run
     assert client.post(f"{run}/rewind", json={"step": 1500, "generation": 0}).status_code == 200
     with pytest.raises(export.RunChanged):
         list(parts)
+
+
+def test_row_groups_have_many_steps(client: TestClient, run: str) -> None:
+    """A Parquet file has few row groups: pyarrow keeps 2 KB for each column of each until the end."""
+    headers = {"Accept": export.PARQUET_MEDIA_TYPE}
+    response = client.get(f"{run}/steps", params={"statistic": "loss"}, headers=headers)
+    file = pyarrow.parquet.ParquetFile(io.BytesIO(response.content))
+    steps = file.metadata.num_rows
+    assert file.num_row_groups <= 1 + round((steps * 16 / 2048) ** 0.5)
+    assert export.count_memory(export.PARQUET_MEDIA_TYPE, 800, 10**6) < 300 * 2**20
+    assert export.count_memory(export.CSV_MEDIA_TYPE, 800, 10**6) < 20 * 2**20
+
+
+def test_an_export_that_takes_too_much_memory_is_refused(sqlite_url: str) -> None:
+    """A Parquet file beyond the memory for answers is refused with the field and the bound; CSV is not."""
+    settings = Settings(database_url=SecretStr(sqlite_url), max_answer_bytes=2**25)
+    with TestClient(create_app(settings), base_url="http://localhost") as client:
+        names = [f"layer{i}" for i in range(4000)]
+        body = {"project": "p", "layers": [{"name": name} for name in names]}
+        run = f"/api/v1/runs/{client.post('/api/v1/runs', json=body).json()['id']}"
+        block = {"steps": [0, 1], "statistics": {"grad_norm": [[1.0] * 4000] * 2}}
+        assert client.post(f"{run}/steps", json=block).status_code == 200
+        query = {"statistic": "grad_norm"}
+        refused = client.get(f"{run}/steps", params=query, headers={"Accept": export.PARQUET_MEDIA_TYPE})
+        assert (refused.status_code, refused.json()["errors"][0]["path"]) == (422, "statistic")
+        assert "at most 32 are allowed" in refused.json()["errors"][0]["message"]
+        accepted = client.get(f"{run}/steps", params=query, headers={"Accept": export.CSV_MEDIA_TYPE})
+        assert accepted.status_code == 200
