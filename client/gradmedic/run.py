@@ -36,7 +36,7 @@ from gradmedic.recording.sampler import Sampler
 from gradmedic.recording.step import Rewind
 from gradmedic.transport.http import Service, Transport
 from gradmedic.trial.instructions import TrialEnvironment
-from gradmedic.trial.session import TrialSession
+from gradmedic.trial.session import FINISH_SECONDS, TrialSession
 from gradmedic.upload.answers import AnswerReader
 from gradmedic.upload.journal import Journal
 from gradmedic.upload.replay import find_sessions
@@ -303,11 +303,11 @@ class Run:
         self._reactions.act()
         return is_delivered
 
-    def finish(self, *, timeout: float = DEFAULT_FINISH_TIMEOUT, status: str = "finished") -> bool:
+    def finish(self, *, timeout: float | None = None, status: str = "finished") -> bool:
         """Send what is left and end the run; a second call does nothing.
 
         Args:
-            timeout: seconds that this may take.
+            timeout: seconds that this may take; by default 15, and more in a trial.
             status: "finished" or "failed".
 
         Returns:
@@ -328,6 +328,8 @@ class Run:
         if self._is_follower:
             return True
         self._forget_process_exit()
+        if timeout is None:
+            timeout = FINISH_SECONDS if self.is_trial else DEFAULT_FINISH_TIMEOUT
         deadline = time.monotonic() + timeout
         self._recorder.close(max(timeout, _SHORTEST_RECORD_TIMEOUT))
         is_delivered = self._uploader.close(status, max(0.0, deadline - time.monotonic()))

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from gradmedic.torch.remedies import AppliedRemedies
     from gradmedic.torch.watch import Watch
 
+FINISH_SECONDS = 60.0
+"""Seconds that the end of a trial waits for a service that is away. Its outcome depends on the steps that the service
+has, and its lease outlives such a time, too."""
+
 
 class TrialSession:
     """Carries out the instructions of a trial. It does nothing in a run that is no trial.
