@@ -128,6 +128,8 @@ class Runs:
         *,
         project: str | None = None,
         verdict: str | None = None,
+        learning: str | None = None,
+        level: str | None = None,
         status: str | None = None,
         tag: str | None = None,
         text: str | None = None,
@@ -142,6 +144,8 @@ class Runs:
         query: dict[str, Any] = {
             "project": project,
             "verdict": verdict,
+            "learning": learning,
+            "level": level,
             "status": status,
             "tag": tag,
             "q": text,

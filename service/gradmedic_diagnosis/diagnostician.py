@@ -16,7 +16,7 @@ import numpy as np
 
 from gradmedic.protocol.diagnosis import Advice, Cause, DiagnosisAtStep, Finding, VerdictChange
 from gradmedic.protocol.runs import Layer, Training
-from gradmedic.protocol.verdicts import Verdict
+from gradmedic.protocol.verdicts import Learning, Level, Verdict
 from gradmedic_diagnosis.advice import advise
 from gradmedic_diagnosis.architecture import Architecture
 from gradmedic_diagnosis.block import Block
@@ -25,6 +25,7 @@ from gradmedic_diagnosis.detectors import DETECTOR_TYPES
 from gradmedic_diagnosis.detectors.base import Detector
 from gradmedic_diagnosis.detectors.step_view import StepView, read_rows
 from gradmedic_diagnosis.layer_averages import MAX_GROUPS, DepthProfile, LayerAverages
+from gradmedic_diagnosis.learning import LearningTracker, judge_level
 from gradmedic_diagnosis.loss_progress import LossProgress
 from gradmedic_diagnosis.measurements import Measurements, measure
 from gradmedic_diagnosis.run_evidence import RunEvidence
@@ -87,6 +88,7 @@ class Diagnostician:
         self._stream_key = ""
         self._detectors: list[Detector] = [detector() for detector in DETECTOR_TYPES]
         self._history = RunHistory()
+        self._learning = LearningTracker()
         self._last_step: int | None = None
         self._sampled_steps = 0
         """Sampled steps with at least one present layer."""
@@ -95,6 +97,8 @@ class Diagnostician:
         self._steps_with_loss = 0
         self._verdict: Verdict = "undetermined"
         self._since_step: int | None = None
+        self._judged_learning: Learning = "unknown"
+        self._level: Level = "unknown"
 
     @property
     def last_step(self) -> int | None:
@@ -154,6 +158,7 @@ class Diagnostician:
                 if math.isfinite(loss):
                     loss_ratio = progress.ratio_to_reference(loss)
                     progress.add(loss)
+                    self._learning.add(loss, progress, step, learning_rates[i])
             view.step, view.is_skipped, view.progress = step, is_skipped, progress
             view.loss, view.loss_ratio, view.loss_reference = loss, loss_ratio, loss_reference
             view.learning_rate, view.clip_coefficient = learning_rates[i], clip_coefficients[i]
@@ -196,12 +201,18 @@ class Diagnostician:
         return next(iter(self._streams))
 
     def _update_verdict(self, step: int) -> VerdictChange | None:
-        """Combine the detectors' strengths; return the change of the verdict, if there is one."""
+        """Combine the detectors' strengths; return the change of verdict, learning or level, if there is one."""
         verdict, detector_id = self._decide_verdict()
-        if verdict == self._verdict:
+        learning = self._judge_learning()
+        level = judge_level(verdict, learning, has_open_warning=self._has_open_warning())
+        if verdict != self._verdict:
+            self._verdict, self._since_step = verdict, None if verdict == "undetermined" else step
+        elif (learning, level) == (self._judged_learning, self._level):
             return None
-        self._verdict, self._since_step = verdict, None if verdict == "undetermined" else step
-        return VerdictChange(step=step, verdict=verdict, score=self._compute_score(), finding=detector_id)
+        self._judged_learning, self._level = learning, level
+        return VerdictChange(
+            step=step, verdict=verdict, learning=learning, level=level, score=self._compute_score(), finding=detector_id
+        )
 
     def _decide_verdict(self) -> tuple[Verdict, str | None]:
         """Return the verdict and the detector that decides it: exploding before vanishing, then by strength."""
@@ -250,6 +261,8 @@ class Diagnostician:
         return {
             "step": self._last_step,
             "verdict": self._verdict,
+            "learning": self._judged_learning,
+            "level": self._level,
             "score": self._compute_score(),
             "since_step": self._since_step,
             "summary": summarize(
@@ -259,11 +272,25 @@ class Diagnostician:
                 causes,
                 self._history,
                 lacks_gradients=self._lacks_gradients,
+                learning=self._describe_learning(),
             ),
             "findings": findings,
             "causes": causes,
             "advice": advice,
         }
+
+    def _judge_learning(self) -> Learning:
+        """Return what the loss does. Losses that take turns, as in a GAN, say nothing of progress."""
+        return "unknown" if len(self._streams) > 1 else self._learning.state
+
+    def _describe_learning(self) -> str:
+        return "" if len(self._streams) > 1 else self._learning.describe()
+
+    def _has_open_warning(self) -> bool:
+        return any(
+            detector.is_open and detector.finding_state is not None and detector.finding_state.severity == "warning"
+            for detector in self._list_unmuted()
+        )
 
     def _report_findings(self) -> list[Finding]:
         """Return the findings, those for the present verdict first, then by strength."""
@@ -284,11 +311,13 @@ class Diagnostician:
             "stream_key": self._stream_key,
             "detectors": {detector.id: detector.to_state() for detector in self._detectors},
             "history": self._history.to_state(),
+            "learning": self._learning.to_state(),
             "last_step": self._last_step,
             "sampled": self._sampled_steps,
             "logged": self._steps_with_loss,
             "verdict": self._verdict,
             "since": self._since_step,
+            "level": self._level,
         }
         if self._steps_without_layers:
             state["without_layers"] = self._steps_without_layers
@@ -322,10 +351,13 @@ class Diagnostician:
             for detector in DETECTOR_TYPES
         ]
         self._history.restore(state["history"])
+        self._learning.restore(state.get("learning", {}))
         self._last_step = state["last_step"]
         self._sampled_steps, self._steps_with_loss = state["sampled"], state["logged"]
         self._steps_without_layers = state.get("without_layers", 0)
         self._verdict, self._since_step = state["verdict"], state["since"]
+        self._judged_learning = self._judge_learning()
+        self._level = state.get("level") or judge_level(self._verdict, self._judged_learning, has_open_warning=False)
         return self
 
 

@@ -18,6 +18,7 @@ def summarize(
     history: RunHistory,
     *,
     lacks_gradients: bool,
+    learning: str,
 ) -> str:
     """Describe what is wrong, since when, where first, and the likeliest cause; of a healthy run, its numbers.
 
@@ -28,6 +29,7 @@ def summarize(
         causes: The causes, the likeliest first.
         history: Numbers of the whole run.
         lacks_gradients: Whether the run has layers and sends no gradients of them.
+        learning: Description of a loss that is stuck or gets worse; empty for others.
     """
     if verdict == "undetermined" and lacks_gradients:
         return (
@@ -37,7 +39,7 @@ def summarize(
     if verdict == "undetermined":
         return "Too little data to say anything yet."
     if verdict == "healthy":
-        return _describe_health(findings, history)
+        return _describe_health(findings, history, learning)
     critical = [finding for finding in findings if finding.verdict == verdict and finding.severity == "critical"]
     text = f"{verdict.capitalize()} since step {since_step}."
     if critical:
@@ -47,7 +49,10 @@ def summarize(
     return text
 
 
-def _describe_health(findings: Sequence[Finding], history: RunHistory) -> str:
+def _describe_health(findings: Sequence[Finding], history: RunHistory, learning: str) -> str:
+    if learning:
+        gradients = "The gradients are sound, but the run needs attention." if history.calm_norms else ""
+        return f"{learning} {gradients}".rstrip()
     unresolved = [finding for finding in findings if finding.resolved_step is None]
     warnings = [finding for finding in unresolved if finding.severity != "note"]
     notes = [finding for finding in unresolved if finding.detector != "depth_gap"]

@@ -87,10 +87,12 @@ def test_a_diagnosis_is_printed_in_order(exploding: gradmedic.Run, capsys: pytes
 
 
 def test_fail_on_makes_a_pipeline_fail(exploding: gradmedic.Run, quiet: gradmedic.Run, capsys: object) -> None:
-    """The exit code is 3 for a named verdict, 0 for another one, 2 for a verdict that does not exist."""
+    """The exit code is 3 for a named verdict or level, 0 for another one, 2 for one that does not exist."""
     assert main(["diagnose", str(exploding.id), "--fail-on", "exploding,vanishing"]) == 3
     assert main(["diagnose", str(exploding.id), "--fail-on", "vanishing"]) == 0
     assert main(["diagnose", str(quiet.id), "--fail-on", "exploding,vanishing"]) == 0
+    assert main(["diagnose", str(exploding.id), "--fail-on", "attention"]) == 3
+    assert main(["diagnose", str(quiet.id), "--fail-on", "attention"]) == 0
     with pytest.raises(SystemExit) as caught:
         main(["diagnose", str(quiet.id), "--fail-on", "imploding"])
     assert caught.value.code == 2

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tests.diagnosis.synthetic_run import layers
 
-from gradmedic.protocol.diagnosis import Finding
+from gradmedic.protocol.diagnosis import Finding, VerdictChange
 from gradmedic_diagnosis import Block, Diagnostician, UpdatedDiagnosis
 
 STEPS = 300
@@ -20,9 +22,24 @@ def find_finding(diagnosis: UpdatedDiagnosis, detector: str) -> Finding | None:
     return next((finding for finding in diagnosis.findings if finding.detector == detector), None)
 
 
+def keep_verdicts(changes: Iterable[VerdictChange], before: str = "undetermined") -> list[VerdictChange]:
+    """Return the changes that changed the verdict, without those of learning and level alone.
+
+    Args:
+        changes: changes in the order of their steps.
+        before: the verdict before the first of them.
+    """
+    kept = []
+    for change in changes:
+        if change.verdict != before:
+            kept.append(change)
+            before = change.verdict
+    return kept
+
+
 def list_alarms(diagnosis: UpdatedDiagnosis) -> list[tuple[int, str]]:
     """Return the unhealthy verdicts of the whole run with their steps."""
-    return [(c.step, c.verdict) for c in diagnosis.changes if c.verdict in ("vanishing", "exploding")]
+    return [(c.step, c.verdict) for c in keep_verdicts(diagnosis.changes) if c.verdict in ("vanishing", "exploding")]
 
 
 def without_weights(block: Block) -> Block:

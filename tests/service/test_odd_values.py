@@ -300,7 +300,10 @@ def is_encodable(body: Any) -> bool:
 CLEANED = "output = "
 """The variants of the only text that may contain anything: what a trial's process has printed is cleaned."""
 QUERIES = {
-    "/runs": ("project", "verdict", "status", "tag", "parent_id", "q", "sort", "max_results", "page_token"),
+    "/runs": (
+        *("project", "verdict", "learning", "level", "status", "tag", "parent_id", "q"),
+        *("sort", "max_results", "page_token"),
+    ),
     "/reruns": ("project", "run_id", "status", "max_results", "page_token"),
     "/projects": ("sort", "max_results", "page_token"),
     "/api-keys": ("max_results", "page_token"),

@@ -11,7 +11,7 @@ from gradmedic.protocol.diagnosis import Diagnosis, Outcome
 from gradmedic.protocol.encoding import to_json
 from gradmedic.protocol.remedies import describe_remedies
 from gradmedic.protocol.runs import RunDetail, RunSummary
-from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS, VERDICTS
+from gradmedic.protocol.verdicts import LEVELS, UNHEALTHY_VERDICTS, VERDICTS
 
 
 class DiagnoseCommand:
@@ -28,10 +28,11 @@ class DiagnoseCommand:
         parser.add_argument("--json", action="store_true", help="print the diagnosis as JSON")
         parser.add_argument(
             "--fail-on",
-            type=_parse_verdicts,
+            type=_parse_conditions,
             default=frozenset(),
-            metavar="VERDICT,...",
-            help=f"exit with code {EXIT_UNHEALTHY} if the verdict is one of these",
+            metavar="VERDICT|LEVEL,...",
+            help=f"exit with code {EXIT_UNHEALTHY} if the verdict or the level is one of these; `attention` includes "
+            "`critical`",
         )
 
     def run(self, args: argparse.Namespace) -> int:
@@ -43,7 +44,7 @@ class DiagnoseCommand:
                 print(to_json(diagnosis).decode())
             else:
                 print(render_diagnosis(diagnosis, client.runs.get(run_id)))
-        return EXIT_UNHEALTHY if diagnosis.verdict in args.fail_on else 0
+        return EXIT_UNHEALTHY if args.fail_on & {diagnosis.verdict, diagnosis.level} else 0
 
 
 def render_diagnosis(diagnosis: Diagnosis, run: RunSummary) -> str:
@@ -57,6 +58,7 @@ def render_diagnosis(diagnosis: Diagnosis, run: RunSummary) -> str:
     ]
     lines = [
         f"{diagnosis.verdict.upper()}{since}  (confidence {diagnosis.score:.0%})",
+        f"level {diagnosis.level}; the loss: {diagnosis.learning}",
         f"run {run.name} in {run.project}, {run.status}, "
         + ("no steps yet" if diagnosis.step is None else f"as of step {diagnosis.step}"),
     ]
@@ -104,9 +106,10 @@ def _describe_trial(outcome: Outcome | None) -> str:
     return "" if outcome is None else f"Tried: {format_outcome(outcome)}.{format_environment(outcome)}"
 
 
-def _parse_verdicts(text: str) -> frozenset[str]:
-    verdicts = frozenset(text.split(","))
-    unknown = verdicts - set(VERDICTS)
+def _parse_conditions(text: str) -> frozenset[str]:
+    conditions = frozenset(text.split(","))
+    choices = (*VERDICTS, *LEVELS)
+    unknown = conditions - set(choices)
     if unknown:
-        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: choose from {', '.join(VERDICTS)}")
-    return verdicts
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: choose from {', '.join(choices)}")
+    return conditions | {"critical"} if "attention" in conditions else conditions

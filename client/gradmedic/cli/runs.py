@@ -8,7 +8,7 @@ from gradmedic.cli.command import add_connection_argument, make_client, positive
 from gradmedic.cli.text import print_table
 from gradmedic.protocol.encoding import to_json
 from gradmedic.protocol.runs import STATUSES
-from gradmedic.protocol.verdicts import VERDICTS
+from gradmedic.protocol.verdicts import LEARNING_STATES, LEVELS, VERDICTS
 
 _SHORT_ID = 13
 """Characters of an id in the table: they contain the time to the millisecond, and are a prefix that commands accept."""
@@ -24,6 +24,8 @@ class RunsCommand:
         add_connection_argument(parser)
         parser.add_argument("--project", help="list runs of this project only")
         parser.add_argument("--verdict", choices=VERDICTS, help="list runs with this verdict only")
+        parser.add_argument("--learning", choices=LEARNING_STATES, help="list runs whose loss does this only")
+        parser.add_argument("--level", choices=LEVELS, help="list runs with this level only")
         parser.add_argument("--status", choices=STATUSES, help="list runs with this status only")
         parser.add_argument("--tag", help="list runs with this tag only")
         parser.add_argument("--text", help="list runs with this text in their name only")
@@ -36,6 +38,8 @@ class RunsCommand:
             matching = client.runs.list(
                 project=args.project,
                 verdict=args.verdict,
+                learning=args.learning,
+                level=args.level,
                 status=args.status,
                 tag=args.tag,
                 text=args.text,
@@ -52,6 +56,7 @@ class RunsCommand:
                     run.project,
                     run.name,
                     run.status,
+                    run.level,
                     run.verdict,
                     _number_or_dash(run.since_step),
                     _number_or_dash(run.last_step),
@@ -59,7 +64,7 @@ class RunsCommand:
                 )
                 for run in runs
             ]
-            print_table(("ID", "PROJECT", "NAME", "STATUS", "VERDICT", "SINCE", "STEP", "UPDATED"), rows)
+            print_table(("ID", "PROJECT", "NAME", "STATUS", "LEVEL", "VERDICT", "SINCE", "STEP", "UPDATED"), rows)
         else:
             print("no runs")
         return 0

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.schema import SCHEMA, OneOf
-from gradmedic.protocol.verdicts import VERDICTS, Verdict
+from gradmedic.protocol.verdicts import VERDICTS, Learning, Level, Verdict
 
 OUTCOME_STATES = ("verified", "healthy", "failed", "not_applicable")
 
@@ -171,6 +171,11 @@ class DiagnosisAtStep:
     """The causes, the most probable one first. The list is empty unless the verdict is vanishing or exploding."""
     advice: list[Advice]
     """The advised remedies, the most promising one first."""
+    learning: Learning = "unknown"
+    """Course of the loss, apart from the gradients. `unknown` where several losses take turns."""
+    level: Level = "unknown"
+    """Level that a person reads first. `critical` means a vanishing or exploding verdict. `attention` means that the
+    gradients are sound, but the loss is stuck or gets worse, or a warning is open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,23 +190,27 @@ class Diagnosis(DiagnosisAtStep):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerdictChange:
-    """A change of the verdict. The new verdict holds from `step` on."""
+    """A change of the verdict, of learning or of the level. The new values hold from `step` on."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     step: int
-    """The step whose data changed the verdict."""
+    """The step whose data made the change."""
     verdict: Verdict
-    """The new verdict."""
+    """The verdict from that step on."""
     score: float
-    """Confidence in the new verdict, 0 to 1."""
+    """Confidence in the verdict, 0 to 1."""
     finding: str | None
     """Detector of the finding that decided the verdict. Null where no finding did."""
+    learning: Learning = "unknown"
+    """Course of the loss from that step on."""
+    level: Level = "unknown"
+    """Level from that step on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerdictHistory:
-    """All changes of a run's verdict."""
+    """All changes of a run's verdict, learning and level."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 

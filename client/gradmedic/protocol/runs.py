@@ -9,7 +9,7 @@ from uuid import UUID
 
 from gradmedic.protocol.paging import Page
 from gradmedic.protocol.schema import SCHEMA, Number, OneOf, StrictBool, StrictInt, Text
-from gradmedic.protocol.verdicts import Verdict
+from gradmedic.protocol.verdicts import Learning, Level, Verdict
 
 STATUSES = ("running", "stalled", "finished", "failed")
 
@@ -196,6 +196,10 @@ class RunSummary:
     """Time of the last change of the run. Steps that were sent late changed it when the last of them was recorded."""
     parent_id: UUID | None = None
     """Id of the suspect run, if this run is an attempt at a trial of a rerun."""
+    learning: Learning = "unknown"
+    """Course of the loss, apart from the gradients."""
+    level: Level = "unknown"
+    """Level that a person reads first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The verdicts on a run."""
+"""The verdicts on a run, what its objective does, and the level that a person reads."""
 
 from __future__ import annotations
 
@@ -11,5 +11,15 @@ VERDICTS = ("undetermined", "healthy", "vanishing", "exploding")
 UNHEALTHY_VERDICTS = ("vanishing", "exploding")
 """The verdicts that mean a failing training."""
 
+LEARNING_STATES = ("unknown", "learning", "converged", "stuck", "worsening")
+
+LEVELS = ("unknown", "ok", "attention", "critical")
+
 
 Verdict = Annotated[str, OneOf(*VERDICTS)]
+
+
+Learning = Annotated[str, OneOf(*LEARNING_STATES)]
+
+
+Level = Annotated[str, OneOf(*LEVELS)]

@@ -116,6 +116,8 @@ class Run(Base):
     verdict: Mapped[str] = mapped_column(String(16))
     score: Mapped[float] = mapped_column(Double)
     since_step: Mapped[int | None] = mapped_column(BigInteger)
+    learning: Mapped[str] = mapped_column(String(16), server_default="unknown")
+    level: Mapped[str] = mapped_column(String(16), server_default="unknown")
     last_step: Mapped[int | None] = mapped_column(BigInteger)
     generation: Mapped[int] = mapped_column(Integer)
     revision: Mapped[int] = mapped_column(BigInteger)
@@ -194,7 +196,7 @@ class DiagnosisSnapshot(Base):
 
 
 class VerdictChange(Base):
-    """A change of a run's verdict at a step."""
+    """A change of a run's verdict, learning or level at a step."""
 
     __tablename__ = "verdict_changes"
     __table_args__ = (Index(None, "run_id", "step"),)
@@ -204,6 +206,8 @@ class VerdictChange(Base):
     step: Mapped[int] = mapped_column(BigInteger)
     verdict: Mapped[str] = mapped_column(String(16))
     score: Mapped[float] = mapped_column(Double)
+    learning: Mapped[str] = mapped_column(String(16), server_default="unknown")
+    level: Mapped[str] = mapped_column(String(16), server_default="unknown")
     finding: Mapped[str | None] = mapped_column(String(NAME_LENGTH))
 
 

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Path, Query, Response, status
 
 from gradmedic.protocol.runs import STATUSES, RunCreate, RunDetail, RunList, RunUpdate
 from gradmedic.protocol.service import API_PATH
-from gradmedic.protocol.verdicts import VERDICTS
+from gradmedic.protocol.verdicts import LEARNING_STATES, LEVELS, VERDICTS
 from gradmedic_service.access.authorization import MayAdminister, MayFollow, MayIngest, MayRead
 from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency, check_max_results
 from gradmedic_service.http.errors import BODY_ERRORS, InvalidRequest, documented
@@ -113,6 +113,10 @@ def list_runs(
     limits: LimitsDependency,
     project: Annotated[str | None, Query(description="Name of the project.")] = None,
     verdict: Annotated[str | None, Query(description=f"Verdict of the runs: {', '.join(VERDICTS)}.")] = None,
+    learning: Annotated[
+        str | None, Query(description=f"Course of the loss of the runs: {', '.join(LEARNING_STATES)}.")
+    ] = None,
+    level: Annotated[str | None, Query(description=f"Level of the runs: {', '.join(LEVELS)}.")] = None,
     status: Annotated[str | None, Query(description=f"Status of the runs: {', '.join(STATUSES)}.")] = None,
     tag: Annotated[str | None, Query(description="Tag that the runs have.")] = None,
     parent_id: Annotated[
@@ -125,13 +129,15 @@ def list_runs(
     page_token: Annotated[str | None, Query(description="The `next_page_token` of the previous page.")] = None,
 ) -> RunList:
     """List the runs that the API key reaches, newest first by default."""
-    check_filters(limits, project=project, verdict=verdict, status=status, tag=tag, q=q)
+    check_filters(limits, project=project, verdict=verdict, learning=learning, level=level, status=status, tag=tag, q=q)
     if sort not in service.SORTS:
         raise InvalidRequest.at("sort", f"{sort!r} is not one of {', '.join(service.SORTS)}")
     check_max_results(max_results, limits)
     query = RunQuery(
         project=project,
         verdict=verdict,
+        learning=learning,
+        level=level,
         status=status,
         tag=tag,
         parent_id=parent_id,

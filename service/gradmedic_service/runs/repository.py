@@ -24,6 +24,8 @@ class RunQuery:
 
     project: str | None = None
     verdict: str | None = None
+    learning: str | None = None
+    level: str | None = None
     status: str | None = None
     tag: str | None = None
     parent_id: UUID | None = None
@@ -101,6 +103,8 @@ class RunRevision:
     generation: int
     status: str
     verdict: str
+    learning: str
+    level: str
     score: float
     since_step: int | None
     last_step: int | None
@@ -117,6 +121,8 @@ def read_revisions(session: Session, run_ids: Collection[UUID]) -> dict[UUID, Ru
             run.generation,
             run.status,
             run.verdict,
+            run.learning,
+            run.level,
             run.score,
             run.since_step,
             run.last_step,
@@ -130,6 +136,8 @@ def read_revisions(session: Session, run_ids: Collection[UUID]) -> dict[UUID, Ru
             generation=row.generation,
             status=row.status,
             verdict=row.verdict,
+            learning=row.learning,
+            level=row.level,
             score=row.score,
             since_step=row.since_step,
             last_step=row.last_step,
@@ -220,6 +228,10 @@ def _conditions(query: RunQuery) -> list[ColumnElement[bool]]:
         conditions.append(run.project == query.project)
     if query.verdict is not None:
         conditions.append(run.verdict == query.verdict)
+    if query.learning is not None:
+        conditions.append(run.learning == query.learning)
+    if query.level is not None:
+        conditions.append(run.level == query.level)
     if query.status is not None:
         conditions.append(run.status == query.status)
     if query.tag is not None:

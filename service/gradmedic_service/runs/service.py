@@ -58,6 +58,8 @@ def create(session: Session, principal: Principal, body: RunCreate, limits: Limi
         trainable=body.trainable,
         status="running",
         verdict="undetermined",
+        learning="unknown",
+        level="unknown",
         score=0.0,
         since_step=None,
         last_step=None,
@@ -220,6 +222,8 @@ def _to_summary_fields(run: models.Run) -> dict[str, Any]:
         "name": run.name,
         "status": run.status,
         "verdict": run.verdict,
+        "learning": run.learning,
+        "level": run.level,
         "score": run.score,
         "since_step": run.since_step,
         "last_step": run.last_step,
@@ -266,4 +270,7 @@ def _at_page(query: RunQuery, page_token: str) -> RunQuery:
 def _query_digest(query: RunQuery) -> str:
     parent_id = None if query.parent_id is None else query.parent_id.hex
     content = {**asdict(query), "parent_id": parent_id, "after": None}
+    for name in ("learning", "level"):  # older than these filters, a token of a list without them stays valid
+        if content[name] is None:
+            del content[name]
     return hashlib.blake2b(encode_json(content), digest_size=6).hexdigest()

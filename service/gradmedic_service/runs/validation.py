@@ -14,7 +14,7 @@ from gradmedic.protocol.numbers import MAX_EXACT_INTEGER
 from gradmedic.protocol.runs import STATUSES, Layer, RunCreate, RunUpdate, Training
 from gradmedic.protocol.service import FieldError, Limits
 from gradmedic.protocol.statistics import STATISTICS
-from gradmedic.protocol.verdicts import VERDICTS
+from gradmedic.protocol.verdicts import LEARNING_STATES, LEVELS, VERDICTS
 from gradmedic_service.http.errors import MAX_REPORTED_FIELDS, InvalidRequest
 from gradmedic_service.http.json_bodies import MAX_VALUES
 from gradmedic_service.http.validation import json_errors
@@ -23,6 +23,8 @@ from gradmedic_service.projects.muting import muting_errors
 MAX_DIMENSIONS = 32
 VALUES_PER_LAYER = 48
 """Values and names in the description of a layer: 14 fields of two each, and the sizes of a shape."""
+FILTER_CHOICES = {"verdict": VERDICTS, "learning": LEARNING_STATES, "level": LEVELS, "status": STATUSES}
+"""Values of the filters that take one of a few."""
 SETTABLE_STATUSES = ("running", "finished", "failed")
 """Statuses that a client may set; only the service sets `stalled`."""
 
@@ -79,7 +81,7 @@ def check_filters(limits: Limits, **filters: str | None) -> None:
     for name, value in filters.items():
         if value is None:
             continue
-        choices = {"verdict": VERDICTS, "status": STATUSES}.get(name)
+        choices = FILTER_CHOICES.get(name)
         if choices is None:
             errors += _name_errors(name, value, limits)
         elif value not in choices:

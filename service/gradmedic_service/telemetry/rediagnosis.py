@@ -68,6 +68,8 @@ class Rebuild:
             revision=run.revision + 1,
             last_step=self._last_step,
             verdict=self._diagnosis.verdict,
+            learning=self._diagnosis.learning,
+            level=self._diagnosis.level,
             score=float(self._diagnosis.score),
             since_step=self._diagnosis.since_step,
             metrics=run.metrics,

@@ -74,6 +74,8 @@ class AppendedRun:
     revision: int
     last_step: int
     verdict: str
+    learning: str
+    level: str
     score: float
     since_step: int | None
     metrics: list[str]
@@ -97,6 +99,8 @@ class RewoundRun:
     rewound_to: int
     last_step: int | None
     verdict: str
+    learning: str
+    level: str
     score: float
     since_step: int | None
     diagnosis: StoredDiagnosis | None
@@ -165,6 +169,8 @@ def write_append(connection: Connection, run_id: UUID, appended: AppendedRun) ->
             "revision": appended.revision,
             "last_step": appended.last_step,
             "verdict": appended.verdict,
+            "learning": appended.learning,
+            "level": appended.level,
             "score": appended.score,
             "since_step": appended.since_step,
             "metrics": appended.metrics,
@@ -186,6 +192,8 @@ def write_append(connection: Connection, run_id: UUID, appended: AppendedRun) ->
                     "run_id": run_id,
                     "step": change.step,
                     "verdict": change.verdict,
+                    "learning": change.learning,
+                    "level": change.level,
                     "score": change.score,
                     "finding": change.finding,
                 }
@@ -206,6 +214,8 @@ def write_rewind(connection: Connection, run_id: UUID, rewound: RewoundRun) -> N
             "rewound_to": rewound.rewound_to,
             "last_step": rewound.last_step,
             "verdict": rewound.verdict,
+            "learning": rewound.learning,
+            "level": rewound.level,
             "score": rewound.score,
             "since_step": rewound.since_step,
             "status": "running",
@@ -249,10 +259,10 @@ def read_run_ids(connection: Connection) -> list[UUID]:
     return list(connection.scalars(select(models.Run.id).order_by(models.Run.created_at, models.Run.id)))
 
 
-def read_verdict_changes(connection: Connection, run_id: UUID) -> Sequence[Row[int, str, float, str | None]]:
-    """Read every change of a run's verdict, oldest first: step, verdict, score, finding."""
+def read_verdict_changes(connection: Connection, run_id: UUID) -> Sequence[Row[int, str, str, str, float, str | None]]:
+    """Read every change of a run's verdict, oldest first: step, verdict, learning, level, score, finding."""
     change = models.VerdictChange
-    query = select(change.step, change.verdict, change.score, change.finding)
+    query = select(change.step, change.verdict, change.learning, change.level, change.score, change.finding)
     return connection.execute(query.where(change.run_id == run_id).order_by(change.step, change.id)).all()
 
 

@@ -89,6 +89,8 @@ def append(
         revision=run.revision + 1,
         last_step=int(block.steps[-1]),
         verdict=diagnosis.verdict,
+        learning=diagnosis.learning,
+        level=diagnosis.level,
         score=float(diagnosis.score),
         since_step=diagnosis.since_step,
         metrics=metrics,
@@ -109,7 +111,7 @@ def append(
         revision=appended.revision,
         verdict=appended.verdict,
         since_step=appended.since_step,
-        alerts=_alerts(changes, diagnosis.summary),
+        alerts=_alerts(run.verdict, changes, diagnosis.summary),
         stop=_is_over(run, appended.last_step),
     )
     return result, CachedRun(
@@ -154,6 +156,8 @@ def rewind(
         rewound_to=body.step,
         last_step=diagnosis.step,
         verdict=diagnosis.verdict,
+        learning=diagnosis.learning,
+        level=diagnosis.level,
         score=float(diagnosis.score),
         since_step=diagnosis.since_step,
         diagnosis=None if diagnosis.step is None else StoredDiagnosis(diagnostician.to_bytes(), steps_since_snapshot),
@@ -188,7 +192,14 @@ def read_verdict_history(connection: Connection, principal: Principal, run_id: U
     _find_run(connection, principal, run_id)
     return VerdictHistory(
         items=[
-            VerdictChange(step=change.step, verdict=change.verdict, score=change.score, finding=change.finding)
+            VerdictChange(
+                step=change.step,
+                verdict=change.verdict,
+                learning=change.learning,
+                level=change.level,
+                score=change.score,
+                finding=change.finding,
+            )
             for change in repository.read_verdict_changes(connection, run_id)
         ]
     )
@@ -294,13 +305,17 @@ def _is_over(run: RunRow, last_step: int | None) -> bool:
     return run.stop_after is not None and (-1 if last_step is None else last_step) >= run.stop_after
 
 
-def _alerts(changes: Sequence[VerdictChange], summary: str) -> list[str]:
-    """Return a message for each change to an unhealthy verdict; the last one is the summary of the diagnosis."""
-    alerts = [
-        f"{change.verdict.capitalize()} at step {change.step}" + (f": {change.finding}." if change.finding else ".")
-        for change in changes
-        if change.verdict in UNHEALTHY_VERDICTS
-    ]
-    if changes and changes[-1].verdict in UNHEALTHY_VERDICTS:
+def _alerts(verdict_before: str, changes: Sequence[VerdictChange], summary: str) -> list[str]:
+    """Return a message for each change to an unhealthy verdict.
+
+    The last message is the summary of the diagnosis where its verdict is the run's verdict now.
+    """
+    alerts = []
+    for change in changes:
+        if change.verdict in UNHEALTHY_VERDICTS and change.verdict != verdict_before:
+            finding = f": {change.finding}." if change.finding else "."
+            alerts.append(f"{change.verdict.capitalize()} at step {change.step}{finding}")
+        verdict_before = change.verdict
+    if alerts and changes[-1].verdict in UNHEALTHY_VERDICTS:
         alerts[-1] = summary
     return alerts

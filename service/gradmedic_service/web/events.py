@@ -35,7 +35,7 @@ RECONNECT_MILLISECONDS = 2_000
 MEDIA_TYPE = "text/event-stream"
 FIELDS = {
     "status": ("status",),
-    "verdict": ("verdict", "score", "since_step"),
+    "verdict": ("verdict", "learning", "level", "score", "since_step"),
     "steps": ("revision", "generation", "last_step"),
     "rerun": ("rerun_id", "status", "trials", "revision"),
 }
@@ -112,11 +112,15 @@ def _run_events(last: RunRevision | None, new: RunRevision) -> str:
     events = []
     if last is None or last.status != new.status:
         events.append(_event("status", new))
-    if last is None or (last.verdict, last.since_step) != (new.verdict, new.since_step):
+    if last is None or _course_of(last) != _course_of(new):
         events.append(_event("verdict", new))
     if last is None or last.revision != new.revision:
         events.append(f"id: {new.revision}\n{_event('steps', new)}")
     return "".join(events)
+
+
+def _course_of(run: RunRevision) -> tuple[str, str, str, int | None]:
+    return run.verdict, run.learning, run.level, run.since_step
 
 
 def _rerun_events(last: list[RerunRevision], new: list[RerunRevision]) -> str:

@@ -22,7 +22,7 @@ from gradmedic.protocol.reruns import RERUN_STATUSES
 from gradmedic.protocol.runs import STATUSES
 from gradmedic.protocol.service import API_PATH
 from gradmedic.protocol.statistics import Scale, statistics_drawn
-from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS, VERDICTS
+from gradmedic.protocol.verdicts import LEVELS, UNHEALTHY_VERDICTS, VERDICTS
 from gradmedic_service.access.authentication import principal_of
 from gradmedic_service.access.authorization import PUBLIC
 from gradmedic_service.access.errors import ScopeMissing
@@ -59,7 +59,7 @@ class Pages:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._environment.globals.update(asset=assets.url, api_path=API_PATH, verdicts=VERDICTS)
+        self._environment.globals.update(asset=assets.url, api_path=API_PATH, verdicts=VERDICTS, levels=LEVELS)
         self._environment.globals.update(statuses=STATUSES, rerun_statuses=RERUN_STATUSES, scopes=SCOPES)
         self._environment.globals.update(
             linear_statistics=statistics_drawn(Scale.LINEAR), unhealthy_verdicts=UNHEALTHY_VERDICTS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from tests.diagnosis.synthetic_run import falling, noisy, run
-from tests.diagnosis.whole_run import STEPS, diagnose, find_finding, list_alarms
+from tests.diagnosis.whole_run import STEPS, diagnose, find_finding, keep_verdicts, list_alarms
 
 
 def test_a_gap_over_depth_needs_a_stuck_loss() -> None:
@@ -26,10 +26,10 @@ def test_noise_does_not_withdraw_a_verdict() -> None:
     withdrawn = 0
     for seed in range(20):
         noise = 1 + 0.3 * np.random.default_rng(seed).normal(size=2 * STEPS)
-        verdicts = [c.verdict for c in diagnose(run(np.abs(2.3 * noise), gradient=gradient)).changes]
+        verdicts = [c.verdict for c in keep_verdicts(diagnose(run(np.abs(2.3 * noise), gradient=gradient)).changes)]
         assert "vanishing" in verdicts
         withdrawn += verdicts.count("healthy") > 1
         moving = np.where(np.arange(2 * STEPS) < STEPS, 1.0, 0.5) * np.abs(2.3 * noise)
-        changes = diagnose(run(moving, gradient=gradient)).changes
+        changes = keep_verdicts(diagnose(run(moving, gradient=gradient)).changes)
         assert any(change.verdict == "healthy" and change.step > STEPS for change in changes)
     assert withdrawn <= 1

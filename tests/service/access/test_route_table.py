@@ -301,14 +301,13 @@ CASES = [
 ]
 
 NO_IDS = frozenset({
-    "accept", "accept-encoding", "at_step", "attempt", "budget", "budget.seconds", "budget.steps", "budget.trials",
-    "config", "environment", "executor", "exit_code", "expires_at", "field", "framework", "from_step", "generation",
-    "group", "gpus", "items", "items.gpus", "items.parameters", "items.timeout", "last-event-id", "layer", "layers",
-    "append_layers", "date", "max_concurrent_trials", "max_points", "max_rerun_seconds", "max_results",
-    "muted_detectors", "name", "notes", "output", "page_token", "q", "reason", "remedies", "remedies.id",
-    "remedies.parameters",
-    "rerun_automatically", "scopes", "seconds", "seeds", "sort", "statistic", "statistics", "status", "step", "tag",
-    "tags", "to_step", "training", "verdict", "worker",
+    "accept", "accept-encoding", "append_layers", "at_step", "attempt", "budget", "budget.seconds", "budget.steps",
+    "budget.trials", "config", "date", "environment", "executor", "exit_code", "expires_at", "field", "framework",
+    "from_step", "generation", "gpus", "group", "items", "items.gpus", "items.parameters", "items.timeout",
+    "last-event-id", "layer", "layers", "learning", "level", "max_concurrent_trials", "max_points",
+    "max_rerun_seconds", "max_results", "muted_detectors", "name", "notes", "output", "page_token", "q", "reason",
+    "remedies", "remedies.id", "remedies.parameters", "rerun_automatically", "scopes", "seconds", "seeds", "sort",
+    "statistic", "statistics", "status", "step", "tag", "tags", "to_step", "training", "verdict", "worker",
 })  # fmt: skip
 """Parameters of queries, headers and fields of bodies that name no object: numbers, texts, and positions in lists that
 are filtered by the key. What is nested in `layers` and `training` describes the run's own model."""

@@ -337,6 +337,24 @@ def test_filters_select_runs(client: TestClient, create_run: Any) -> None:
     assert find_names(client, verdict="exploding") == []
 
 
+def test_learning_and_level_select_runs(client: TestClient, create_run: Any) -> None:
+    """A run whose loss never falls is found by its level and by what its loss does; the history has the change."""
+    stuck = create_run(client, name="stuck")
+    create_run(client, name="new")
+    losses = [2.3 + 0.02 * (step % 7) for step in range(200)]
+    layers = len(client.get(stuck).json()["layers"])
+    block = {"steps": list(range(200)), "loss": losses, "statistics": {"grad_norm": [[1.0] * layers] * 200}}
+    assert client.post(f"{stuck}/steps", json=block).status_code == 200
+    run = client.get(stuck).json()
+    assert (run["verdict"], run["learning"], run["level"]) == ("healthy", "stuck", "attention")
+    diagnosis = client.get(f"{stuck}/diagnosis").json()
+    assert (diagnosis["learning"], diagnosis["level"]) == ("stuck", "attention")
+    last = client.get(f"{stuck}/diagnosis/history").json()["items"][-1]
+    assert (last["verdict"], last["learning"], last["level"]) == ("healthy", "stuck", "attention")
+    assert find_names(client, level="attention") == find_names(client, learning="stuck") == ["stuck"]
+    assert find_names(client, level="unknown") == find_names(client, learning="unknown") == ["new"]
+
+
 @pytest.mark.parametrize("sort", ["created_at", "-created_at", "updated_at", "-updated_at", "name", "-name"])
 def test_pages_cover_every_run_once(client: TestClient, create_run: Any, sort: str) -> None:
     """The pages together have every run once, in order, also where names repeat."""
@@ -370,6 +388,8 @@ def test_pages_cover_every_run_once(client: TestClient, create_run: Any, sort: s
         ({"page_token": "nonsense"}, "page_token"),
         ({"page_token": "W10"}, "page_token"),
         ({"verdict": "sick"}, "verdict"),
+        ({"learning": "much"}, "learning"),
+        ({"level": "red"}, "level"),
         ({"status": "sick"}, "status"),
         ({"q": "a\x00"}, "q"),
         ({"project": ""}, "project"),

@@ -4,7 +4,7 @@ import { get, readSeries, showError } from "./api.js";
 import { Chart, lineStyle, pointsOf } from "./chart.js";
 import { MAX_COMPARED, comparisonAddress } from "./comparison.js";
 import { byId, el, setText, svg } from "./dom.js";
-import { badge, integer, number, statusWord } from "./format.js";
+import { attentionBadge, badge, integer, number, statusWord } from "./format.js";
 
 const POINTS = 250;
 const REFRESH_MILLISECONDS = 3000;
@@ -57,7 +57,7 @@ function rowOf({ run, diagnosis, loss }, index) {
   return el("tr", { "data-run": run.id },
     el("td", {}, svg("svg", { width: 34, height: 12, class: lineStyle(index).class, role: "img", "aria-label": `Line ${index + 1}` }, svg("path", { d: "M0,6H34", "stroke-dasharray": lineStyle(index).dash }))),
     el("th", { scope: "row" }, el("a", { href: `/runs/${run.id}` }, run.name)),
-    el("td", { "data-label": "Verdict" }, badge(run.verdict)),
+    el("td", { "data-label": "Verdict" }, badge(run.verdict), " ", attentionBadge(run.level)),
     el("td", { "data-label": "Status" }, statusWord(run.status)),
     el("td", { class: "number", "data-label": "Last step" }, integer(run.last_step)),
     el("td", { class: "number", "data-label": "Loss" }, !last ? "–" : last.nan ? "NaN" : last.infinite ? "infinite" : number(last.y)),

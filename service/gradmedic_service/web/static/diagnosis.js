@@ -1,7 +1,7 @@
 // Shows a diagnosis: findings, causes, and advice with its outcomes.
 
 import { copyButton, el } from "./dom.js";
-import { badge, integer, isUnhealthy, number, words } from "./format.js";
+import { attentionBadge, badge, integer, isUnhealthy, number, words } from "./format.js";
 import { outcomeLine, outcomeText, parametersOf, remediesText, remedyText, snippetOf } from "./remedies.js";
 
 const SHOWN_ADVICE = 3; // number of remedies that are shown at first
@@ -42,7 +42,7 @@ export function showAdvice(list, diagnosis) {
     });
     items.push(el("li", {}, more));
   }
-  replaceItems(list, items.length ? items : [emptyItem(diagnosis.verdict === "healthy" ? "No action is needed." : "There is no advice yet.")]);
+  replaceItems(list, items.length ? items : [emptyItem(diagnosis.level === "ok" ? "No action is needed." : "There is no advice yet.")]);
 }
 
 const isVerified = ({ outcome }) => outcome.state === "verified";
@@ -94,7 +94,7 @@ export function showHistory(list, items, select) {
   replaceItems(list, items.length ? items.map((change) => {
     const stepButton = el("button", { type: "button", class: "link" }, `step ${integer(change.step)}`);
     stepButton.addEventListener("click", () => select(null, change.step));
-    return el("li", {}, stepButton, " ", badge(change.verdict), change.finding ? ` ${words(change.finding)}` : "");
+    return el("li", {}, stepButton, " ", badge(change.verdict), " ", attentionBadge(change.level), ` ${change.learning === "unknown" ? "" : change.learning}`, change.finding ? ` ${words(change.finding)}` : "");
   }) : [emptyItem("There is no verdict yet.")]);
 }
 

@@ -37,4 +37,7 @@ const UNHEALTHY = new Set(document.body.dataset.unhealthyVerdicts.split(" "));
 export const isUnhealthy = (verdict) => UNHEALTHY.has(verdict);
 
 export const badge = (verdict) => el("span", { class: "badge", "data-verdict": verdict }, verdict);
+
+/** Return a badge for a run that needs attention although its gradients are sound; nothing for other levels. */
+export const attentionBadge = (level) => (level === "attention" ? el("span", { class: "badge", "data-level": level }, level) : null);
 export const statusWord = (status) => el("span", { class: "status", "data-status": status }, words(status));

@@ -4,7 +4,7 @@ import { get, readSeries, showError } from "./api.js";
 import { Chart, pointsOf } from "./chart.js";
 import { marksOf, showAdvice, showCauses, showFindings, showHistory, showTried, verifiedRemedies } from "./diagnosis.js";
 import { byId, debounce, el, setText } from "./dom.js";
-import { badge, integer, isUnhealthy, number, time, words } from "./format.js";
+import { attentionBadge, badge, integer, isUnhealthy, number, time, words } from "./format.js";
 import { Heatmap } from "./heatmap.js";
 import { arrange } from "./layers.js";
 import { follow } from "./live.js";
@@ -256,6 +256,8 @@ function showDiagnosis() {
   const banner = byId("banner");
   const place = banner.querySelector(".badge");
   banner.dataset.verdict = diagnosis.verdict;
+  banner.dataset.level = diagnosis.level;
+  byId("attention").replaceChildren(...[attentionBadge(diagnosis.level)].filter(Boolean));
   if (place.dataset.verdict !== diagnosis.verdict) place.replaceWith(badge(diagnosis.verdict));
   setText(byId("since"), diagnosis.since_step === null ? "" : `since step ${integer(diagnosis.since_step)} · confidence ${diagnosis.score.toFixed(2)}`);
   setText(byId("summary"), diagnosis.summary);

@@ -3,14 +3,14 @@
 import { get, getAll, showError } from "./api.js";
 import { MAX_COMPARED, comparisonAddress } from "./comparison.js";
 import { byId, debounce, el, setText } from "./dom.js";
-import { badge, integer, isUnhealthy, statusWord, time } from "./format.js";
+import { attentionBadge, badge, integer, isUnhealthy, statusWord, time } from "./format.js";
 
 const REFRESH_MILLISECONDS = 3000;
 const PAGE = 50;
 
 const form = byId("filters");
 const body = byId("runs").tBodies[0];
-const fields = ["q", "project", "verdict", "status", "tag", "sort"];
+const fields = ["q", "project", "verdict", "level", "status", "tag", "sort"];
 const marked = new Map();
 let tokens = [null]; // page tokens up to the page that is shown
 let timer = 0;
@@ -42,10 +42,10 @@ function rowOf(run) {
     showMarked();
   });
   const since = isUnhealthy(run.verdict) && run.since_step !== null ? ` since step ${integer(run.since_step)}` : "";
-  return el("tr", { "data-run": run.id, "data-verdict": run.verdict },
+  return el("tr", { "data-run": run.id, "data-verdict": run.verdict, "data-level": run.level },
     el("td", { class: "box" }, box),
     el("th", { scope: "row" }, el("a", { href: `/runs/${run.id}` }, run.name), run.group ? el("span", { class: "muted small" }, ` ${run.group}`) : null),
-    el("td", { "data-label": "Verdict" }, badge(run.verdict), el("span", { class: "muted small" }, since)),
+    el("td", { "data-label": "Verdict" }, badge(run.verdict), " ", attentionBadge(run.level), el("span", { class: "muted small" }, since)),
     el("td", { "data-label": "Status" }, statusWord(run.status)),
     el("td", { "data-label": "Project" }, run.project),
     el("td", { class: "number", "data-label": "Last step" }, integer(run.last_step)),
