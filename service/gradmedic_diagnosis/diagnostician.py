@@ -204,7 +204,7 @@ class Diagnostician:
         """Combine the detectors' strengths; return the change of verdict, learning or level, if there is one."""
         verdict, detector_id = self._decide_verdict()
         learning = self._judge_learning()
-        level = judge_level(verdict, learning, has_open_warning=self._has_open_warning())
+        level = judge_level(verdict, learning, self._has_open_warning)
         if verdict != self._verdict:
             self._verdict, self._since_step = verdict, None if verdict == "undetermined" else step
         elif (learning, level) == (self._judged_learning, self._level):
@@ -357,7 +357,7 @@ class Diagnostician:
         self._steps_without_layers = state.get("without_layers", 0)
         self._verdict, self._since_step = state["verdict"], state["since"]
         self._judged_learning = self._judge_learning()
-        self._level = state.get("level") or judge_level(self._verdict, self._judged_learning, has_open_warning=False)
+        self._level = state.get("level") or judge_level(self._verdict, self._judged_learning, lambda: False)
         return self
 
 

@@ -8,6 +8,7 @@ it back and forth.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS, Learning, Level, Verdict
@@ -131,10 +132,10 @@ class LearningTracker(Persistent):
         return rise > max(LOST_SHARE * gained, FLAT_DECLINE * abs(self.best_average), noise)
 
 
-def judge_level(verdict: Verdict, learning: Learning, *, has_open_warning: bool) -> Level:
-    """Return the light that a person reads."""
+def judge_level(verdict: Verdict, learning: Learning, has_open_warning: Callable[[], bool]) -> Level:
+    """Return the level. `has_open_warning` is called only where it matters."""
     if verdict in UNHEALTHY_VERDICTS:
         return "critical"
-    if learning in ("stuck", "worsening") or (has_open_warning and learning not in ("learning", "converged")):
+    if learning in ("stuck", "worsening") or (learning == "unknown" and has_open_warning()):
         return "attention"
     return "unknown" if verdict == "undetermined" else "ok"

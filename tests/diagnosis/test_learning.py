@@ -123,7 +123,7 @@ def test_learning_does_not_depend_on_the_cuts() -> None:
 def test_level(verdict: str, learning: str, has_open_warning: bool, level: str) -> None:
     """Only a vanishing or exploding verdict is critical; a warning counts unless the run learns or has converged."""
     assert level in LEVELS
-    assert judge_level(verdict, learning, has_open_warning=has_open_warning) == level
+    assert judge_level(verdict, learning, lambda: has_open_warning) == level
 
 
 @pytest.mark.parametrize("extreme", [1e308, -1e308, 5e-324])
