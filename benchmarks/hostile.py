@@ -1,7 +1,7 @@
 """Attacks on a service, by one client with a key of its own, for the benchmark of load.
 
 - `bombs`: some hundred compressed bytes that unpack to a run of two million wrong layers, again and again.
-- `unread`: twenty requests for 60 MiB each, whose answers nobody reads.
+- `unread`: twenty requests for 60 MiB each, whose answers are not read.
 - `slow`: as many bodies as the service has places, a byte every fifteen seconds.
 - `silent`: 1,100 connections that send nothing.
 

@@ -54,7 +54,7 @@ def jobs(worker_patience: float, absences: Absences) -> tuple[Job, ...]:
 
     Args:
         worker_patience: seconds that a rerun waits for a worker that offers its trainable.
-        absences: the time in which this process answered nobody.
+        absences: the times in which this process answered no request.
     """
     return (
         Job(
@@ -85,7 +85,7 @@ def do_due_work(
         database: the database of the service.
         worker_patience: seconds that a rerun waits for a worker that offers its trainable.
         is_ending: once set, no further unit is begun.
-        absences: the time in which this process answered nobody, the same object for every run; None for no such time.
+        absences: the times in which this process answered no request, the same object for every run; None for none.
     """
     known_absences = absences or Absences(interval=0.0, lease=0.0)
     return do_jobs(database, jobs(worker_patience, known_absences), is_ending)

@@ -3,7 +3,7 @@
 More concurrent requests than the machine has cores make every request slow and none faster. So a few requests are
 served, some wait for a moment, and the others get 503 with a time to try again. A refused request stores nothing.
 
-A request waits for its place after its body has arrived: whoever sends slowly keeps no place from others.
+A request waits for its place after its body has arrived, so that a slow sender takes no place from others.
 """
 
 from __future__ import annotations

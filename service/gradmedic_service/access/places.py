@@ -12,8 +12,8 @@ from collections import deque
 from gradmedic_service.access.shares import Client, Shares
 
 PLACES_SHARE = 0.75
-"""Part of the places that one API key may hold. More places than the machine has cores serve nobody faster, so a single
-key loses nothing."""
+"""Part of the places that one API key may hold. More places than the machine has cores make no request faster, so
+a single key loses nothing."""
 
 Waiter = asyncio.Future[bool]
 """Becomes true with a place, or false if the request has to leave."""

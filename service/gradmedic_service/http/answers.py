@@ -26,7 +26,7 @@ PART_BYTES = 256 * 2**10
 CLIENT_PART = 2
 """The part of all memory for answers that one client may hold is 1 / CLIENT_PART."""
 ALWAYS_ANSWERED = ("/healthz", "/readyz")
-"""Paths that are answered however much memory is taken: a restart would help nobody."""
+"""Paths that are always answered: after a refusal, an orchestrator would restart the service."""
 MEMORY = "answer_memory"
 """Key of the request's `AnswerMemory` in its state."""
 

@@ -1,4 +1,4 @@
-"""The time in which this process answered nobody, by which it extends the leases of trials.
+"""The times in which this process answered no request, by which it extends the leases of trials.
 
 A worker can renew a lease only while the service answers. A process that is suspended, that gets no time of a busy
 machine, or whose database is away, is late with its due work too. So it measures how late that is, on the database's

@@ -80,7 +80,7 @@ class Training:
 # --- what the processes do before a step ------------------------------------------------------------------------------
 
 
-def nobody(_training: Training, _step: int) -> None:
+def no_process(_training: Training, _step: int) -> None:
     """No process watches."""
 
 
@@ -158,7 +158,7 @@ def two_optimizers(training: Training, step: int) -> None:
 
 
 SCENARIOS: dict[str, Callable[[Training, int], None]] = {
-    "nobody": nobody,
+    "no process": no_process,
     "everybody": everybody,
     "only the first": only(0),
     "only the second": only(1),

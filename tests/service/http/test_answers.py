@@ -1,4 +1,4 @@
-"""The memory of answers is bounded, also where nobody reads them."""
+"""The memory of answers is bounded, also where they are not read."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def large_run(migrated_sqlite_file: Path, tmp_path_factory: pytest.TempPathFacto
 def test_unread_answers_are_closed(
     accept: str, connection: str, large_run: tuple[str, str], serve: Any, tmp_path: Path, wait_until: Any
 ) -> None:
-    """A connection whose answer nobody reads is closed, whatever the answer is; one that is read is complete."""
+    """A connection whose answer is not read is closed, for every kind of answer; one that is read is complete."""
     database_url, path = large_run
     headers = {"Accept": accept, "Connection": connection}
     with (

@@ -1,4 +1,4 @@
-"""The time in which a process answered nobody."""
+"""The times in which a process answered no request."""
 
 from __future__ import annotations
 
