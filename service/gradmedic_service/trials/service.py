@@ -136,8 +136,8 @@ def list_reruns_with_lost_trials(session: Session, absences: Absences, limit: in
 def requeue_lost_trials(session: Session, rerun_id: UUID, absences: Absences) -> bool:
     """Queue the trials of a rerun again whose lease has expired; those that have lost too many attempts have failed.
 
-    The time in which the service answered no request does not count. Returns False if the rerun has no such trial any more,
-    or if another transaction holds the rerun.
+    The time in which the service answered no request does not count. Returns False if the rerun has no such trial any
+    more, or if another transaction holds the rerun.
     """
     rerun = reruns.lock_rerun(session, rerun_id, skips_locked=True)
     if rerun is None:

@@ -73,17 +73,17 @@ def check_weights(processes: list[Answers]) -> None:
 def test_processes_that_do_not_all_watch_a_sharded_model_train_on(tmp_path: Path) -> None:
     """Under FSDP2 the processes agree on the steps that they sample, or sample none and are told what to do."""
     scenarios = [
-        "no process", "everybody", "only the first", "only the second", "late", "too late", "log in the first",
+        "no process", "every process", "only the first", "only the second", "late", "too late", "log in the first",
         "close in one", "fail in one", "watch again", "watch again in the first", "two optimizers",
     ]  # fmt: skip
     first, second = train("fsdp", 2, tmp_path, scenarios)
     check_weights([first, second])
     remedy = "this model is sharded over 2 processes, and 1 of them watch it: call run.watch() with the same arguments"
 
-    everybody = sampled(first, "everybody")
+    everybody = sampled(first, "every process")
     assert everybody[:20] == list(range(20))
     assert 3 <= len(everybody[20:]) <= 6
-    assert warnings(first, "everybody") == warnings(second, "everybody") == ""
+    assert warnings(first, "every process") == warnings(second, "every process") == ""
 
     for scenario, told, other in (("only the first", first, second), ("only the second", second, first)):
         assert sampled(told, scenario) == []
@@ -112,10 +112,10 @@ def test_processes_that_do_not_all_watch_a_sharded_model_train_on(tmp_path: Path
 
 def test_processes_of_a_mesh_of_two_dimensions_agree(tmp_path: Path) -> None:
     """Under hybrid sharding too, whichever process does not watch, all train on."""
-    scenarios = ["no process", "everybody", "only the first", "late", "log in the first", "close in one"]
+    scenarios = ["no process", "every process", "only the first", "late", "log in the first", "close in one"]
     first, *others = train("hybrid", 4, tmp_path, scenarios)
     check_weights([first, *others])
-    assert sampled(first, "everybody")[:20] == sampled(first, "log in the first")[:20] == list(range(20))
+    assert sampled(first, "every process")[:20] == sampled(first, "log in the first")[:20] == list(range(20))
     assert sampled(first, "only the first") == []
     assert "sharded over 4 processes, and 1 of them watch it" in warnings(first, "only the first")
     assert sampled(first, "late")[:10] == list(range(3, 13))

@@ -84,7 +84,7 @@ def no_process(_training: Training, _step: int) -> None:
     """No process watches."""
 
 
-def everybody(training: Training, step: int) -> None:
+def every_process(training: Training, step: int) -> None:
     """All processes watch."""
     if step == 0:
         training.watch()
@@ -112,20 +112,20 @@ def late_at(late_step: int) -> Callable[[Training, int], None]:
 
 def log_in_the_first(training: Training, step: int) -> None:
     """All processes watch; only the first one calls `log()`."""
-    everybody(training, step)
+    every_process(training, step)
     training.logs = training.rank == 0
 
 
 def close_in_one(training: Training, step: int) -> None:
     """One process stops watching."""
-    everybody(training, step)
+    every_process(training, step)
     if step == 5 and training.rank == 1:
         training.close()
 
 
 def fail_in_one(training: Training, step: int) -> None:
     """The measurement fails in one process."""
-    everybody(training, step)
+    every_process(training, step)
     if step == 5 and training.rank == 1 and training.recording is not None:
         training.recording.watch._layers.list_touched = None  # type: ignore[assignment, method-assign]
 
@@ -140,7 +140,7 @@ def watch_again(training: Training, step: int) -> None:
 
 def watch_again_in_the_first(training: Training, step: int) -> None:
     """All processes watch; the first one stops and watches again."""
-    everybody(training, step)
+    every_process(training, step)
     if step == 5 and training.rank == 0:
         training.close()
         training.watch()
@@ -159,7 +159,7 @@ def two_optimizers(training: Training, step: int) -> None:
 
 SCENARIOS: dict[str, Callable[[Training, int], None]] = {
     "no process": no_process,
-    "everybody": everybody,
+    "every process": every_process,
     "only the first": only(0),
     "only the second": only(1),
     "late": late_at(3),
