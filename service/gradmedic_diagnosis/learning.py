@@ -28,6 +28,9 @@ answer for 3 of 350 labelled runs."""
 WORSE_ERRORS = 3.0
 """The rise must also be this many standard errors of a slow average: the best level is the lowest of many."""
 
+OUTLIER_SQUARE = 9.0
+"""A squared difference counts at most this many times the variance: three standard deviations, as for outliers in
+general (Pukelsheim 1994, "The three sigma rule")."""
 RATE_JUMP = 2.0
 """A learning rate that rose by this factor since the best loss is named as evidence. The sharpness that plain gradient
 descent tolerates is inverse to the rate (Cohen et al. 2021, "Gradient Descent on Neural Networks Typically Occurs at
@@ -101,6 +104,8 @@ class LearningTracker(Persistent):
             if math.isnan(self.noise_variance):
                 self.noise_variance = square if math.isfinite(square) else 0.0
             elif math.isfinite(square):
+                if self.noise_variance > 0:  # the spike of a blow-up is no noise, and would hide what follows
+                    square = min(square, OUTLIER_SQUARE * self.noise_variance)
                 self.noise_variance += (square - self.noise_variance) / min(count, SLOW_HORIZON)
         self.last_loss = loss
 

@@ -50,6 +50,13 @@ def test_a_loss_that_loses_what_it_gained_gets_worse(level: float) -> None:
     assert 200 < change.step < 250
 
 
+def test_a_spike_does_not_hide_what_follows() -> None:
+    """A loss that jumps to a thousand times its level and then stays at its start gets worse, and not healthy."""
+    loss = np.concatenate([falling(200), [500.0, 2000.0, 800.0], noisy(2.3, 100)])
+    diagnosis = diagnose(run(loss))
+    assert (diagnosis.learning, diagnosis.level) == ("worsening", "attention")
+
+
 def test_a_learning_rate_that_jumped_is_named() -> None:
     """The summary of a run that gets worse names a learning rate that has risen since the best loss."""
     loss = np.concatenate([falling(200), noisy(2.0, 100)])
