@@ -52,7 +52,7 @@ class LearningTracker(Persistent):
     best_step: int | None = None
     """Step of the lowest slow average."""
     best_learning_rate: float = math.nan
-    """Learning rate at that step; NaN where it is unknown."""
+    """Learning rate of the step before, which led to it; NaN where it is unknown."""
     last_learning_rate: float = math.nan
     start: float = math.nan
     """The loss at the beginning, as `LossProgress` defines it."""
@@ -72,10 +72,11 @@ class LearningTracker(Persistent):
     def add(self, loss: float, progress: LossProgress, step: int, learning_rate: float) -> None:
         """Read the next finite loss. `progress` has read it already; `learning_rate` is NaN where it is unknown."""
         self._estimate_noise(loss, progress.count)
-        self.start, self.current, self.last_learning_rate = progress.start, progress.current, learning_rate
+        self.start, self.current = progress.start, progress.current
+        rate_before, self.last_learning_rate = self.last_learning_rate, learning_rate  # a loss follows the step before
         if progress.count >= MIN_LOSSES // 2 and progress.slow_average < self.best_average:
             self.best_average, self.best_step = progress.slow_average, step
-            self.best_learning_rate = learning_rate
+            self.best_learning_rate = rate_before
         if progress.count % STUCK_EVERY:
             return
         found = self._judge(progress)

@@ -50,10 +50,11 @@ def summarize(
 
 
 def _describe_health(findings: Sequence[Finding], history: RunHistory, learning: str) -> str:
-    if learning:
-        gradients = "The gradients are sound, but the run needs attention." if history.calm_norms else ""
-        return f"{learning} {gradients}".rstrip()
     unresolved = [finding for finding in findings if finding.resolved_step is None]
+    if learning:
+        others = [finding.explanation for finding in unresolved if finding.detector != "plateau"]
+        sound = "No trouble is known of the gradients." if history.calm_norms else ""
+        return f"{learning} {others[0] if others else sound}".rstrip()
     warnings = [finding for finding in unresolved if finding.severity != "note"]
     notes = [finding for finding in unresolved if finding.detector != "depth_gap"]
     if warnings or notes:

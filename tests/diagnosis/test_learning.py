@@ -60,9 +60,20 @@ def test_a_spike_does_not_hide_what_follows() -> None:
 def test_a_learning_rate_that_jumped_is_named() -> None:
     """The summary of a run that gets worse names a learning rate that has risen since the best loss."""
     loss = np.concatenate([falling(200), noisy(2.0, 100)])
-    rates = np.where(np.arange(300) < 200, 1e-3, 6e-2)
+    rates = np.where(np.arange(300) < 199, 1e-3, 6e-2)  # the update of step 199 shows in the loss of step 200
     assert "The learning rate is 60 times what it was then." in diagnose(with_learning_rates(run(loss), rates)).summary
     assert "learning rate" not in diagnose(run(loss)).summary
+
+
+def test_the_summary_names_what_else_is_known() -> None:
+    """The summary of a run that gets worse has its open finding, and calls no gradients sound that are zero."""
+    loss = np.concatenate([falling(200), noisy(1.0, 100)])
+    gradient = np.where(np.arange(300)[:, None] < 200, 1.0, 0.0)
+    summary = diagnose(run(loss, gradient=gradient)).summary
+    assert "The loss gets worse" in summary
+    assert "exactly zero" in summary
+    assert "No trouble is known" not in summary
+    assert "No trouble is known" in diagnose(run(loss)).summary
 
 
 def test_a_short_excursion_is_no_worsening() -> None:
