@@ -19,6 +19,7 @@ import statistics
 import sys
 import time
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +47,8 @@ TARGET_F1: Final = 0.98
 TARGET_ANNOUNCED: Final = 0.9
 TARGET_ANNOUNCED_EARLY: Final = 0.5
 EARLY: Final = 5
+LONG_ATTENTION: Final = 50
+"""A healthy run that was at attention for more steps than this asked for it without need."""
 TARGET_EXPLOSIONS: Final = 30
 TARGET_CAUSE: Final = 0.85
 TARGET_MILLISECONDS: Final = 1.5
@@ -98,6 +101,10 @@ class Reading:
     """First step of each alarm."""
     causes: tuple[str, ...] = ()
     score: float | None = None
+    level: str = "unknown"
+    """The level at the end."""
+    attention_steps: int = 0
+    """Steps at which the level was attention."""
 
     def counted(self, label: str) -> str:
         """Return the verdict that is scored: for a healthy or other run any alarm, even one that was withdrawn."""
@@ -167,9 +174,11 @@ def diagnose(recording: Recording) -> Reading:
     first: dict[str, int] = {}
     start, steps = 0, len(recording.block)
     diagnosis = diagnostician.diagnose()
+    levels = [(0, diagnosis.level)]
     while start < steps:
         stop = min(steps, start + int(rng.integers(1, LARGEST_BLOCK + 1)))
         diagnosis = diagnostician.update(recording.block.cut(start, stop))
+        levels += [(change.step, change.level) for change in diagnosis.changes]
         for change in diagnosis.changes:
             if not start <= change.step < stop:
                 raise AssertionError(f"{recording.id}: step {change.step} is not in the block {start}..{stop - 1}")
@@ -183,6 +192,30 @@ def diagnose(recording: Recording) -> Reading:
         first_alarms=first,
         causes=tuple(cause.cause for cause in diagnosis.causes),
         score=diagnosis.score,
+        level=diagnosis.level,
+        attention_steps=sum(
+            end - begin
+            for (begin, level), (end, _) in zip(levels, [*levels[1:], (steps, "")], strict=True)
+            if level == "attention"
+        ),
+    )
+
+
+def describe_levels(recordings: Sequence[Recording], readings: Sequence[Reading]) -> str:
+    """Describe the levels at the end by label, and the healthy runs that were at attention for long."""
+    ends = {
+        label: Counter(reading.level for r, reading in zip(recordings, readings, strict=True) if r.label == label)
+        for label in (*CLASSES, "other")
+    }
+    text = "; ".join(
+        f"{label}: {', '.join(f'{count} {level}' for level, count in counts.most_common())}"
+        for label, counts in ends.items()
+    )
+    healthy = [reading for r, reading in zip(recordings, readings, strict=True) if r.label == "healthy"]
+    long = sum(reading.attention_steps > LONG_ATTENTION for reading in healthy)
+    return (
+        f"level at the end: {text}; healthy runs at attention for more than {LONG_ATTENTION} steps: {long} of "
+        f"{len(healthy)}"
     )
 
 
@@ -387,6 +420,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{name}: {len(recordings)} recordings ({counts}); {len(results[name].leads)} explosions build up")
         print(HEADER)
         print(row(results[name]))
+        print(describe_levels(recordings, readings))
         for rules in REFERENCES:
             print(row(score(rules.name, recordings, [apply_rules(rules, recording) for recording in recordings])))
         if options.verbose and name != HELDOUT:
