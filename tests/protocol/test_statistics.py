@@ -27,7 +27,7 @@ def test_names_and_their_order_are_those_of_stored_runs() -> None:
         "grad_norm", "grad_abs_max", "grad_mean", "grad_zero_fraction", "nonfinite_count", "weight_norm", "update_norm",
         "activation_zero_fraction", "activation_saturation",
     )  # fmt: skip
-    assert SERIES == ("loss", "learning_rate", "time", "loss_scale", "clip_coefficient")
+    assert SERIES == ("loss", "learning_rate", "time", "loss_scale", "clip_coefficient", "output_gradient_norm")
     assert tuple(row.name for row in STATISTICS_TABLE.values()) == STATISTICS
     assert tuple(row.name for row in SERIES_TABLE.values()) == SERIES
 

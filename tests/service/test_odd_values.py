@@ -39,6 +39,9 @@ TRAINING = {
     "optimizers": [{"name": "SGD", "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.0}],
     "precision": "float32", "input_rms": 1.0, "input_abs_max": 3.0, "target_rms": 1.0, "batch_size": 8,
     "clips_gradients": True, "dropped_steps": 0,
+    "loss": {"kind": "cross_entropy", "operations": ["NllLoss", "LogSoftmax"], "classes": 10, "constant_level": 2.3,
+             "surrogate": False},
+    "objective": {"kind": "metric", "metric": "reward", "direction": "maximize"},
 }  # fmt: skip
 CONFIG = {"lr": 0.1, "seed": 7, "name": "x", "deep": {"list": [1, "a"], "flag": True}}
 
@@ -124,6 +127,7 @@ def on_trial(suffix: str) -> Callable[[World], str]:
 STEPS = {
     "steps": [900, 901], "generation": 0, "loss": [1.0, 1.1], "learning_rate": [0.1, 0.1], "time": [1.7e9, 1.7e9],
     "sampled": [True, True], "skipped": [False, False], "loss_scale": [1.0, 1.0], "clip_coefficient": [1.0, 1.0],
+    "output_gradient_norm": [1.0, None],
     "metrics": {"val_accuracy": [0.1, None]}, "statistics": {"grad_norm": [[0.5, 0.6], [0.5, 0.6]]},
 }  # fmt: skip
 OPERATIONS = {

@@ -72,6 +72,52 @@ class Optimizer:
     """Weight decay at the beginning."""
 
 
+LOSS_KINDS = (
+    "cross_entropy", "binary_cross_entropy", "negative_log_likelihood", "squared_error", "absolute_error", "huber",
+    "kl_divergence", "ctc", "margin", "other",
+)  # fmt: skip
+"""The kinds of loss functions. `other` is a loss that is seen and has none of these kinds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """What the SDK saw of the loss. Every field is optional."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
+
+    kind: Annotated[Text, OneOf(*LOSS_KINDS)] | None = None
+    """Kind of the loss function."""
+    operations: list[Text] = field(default_factory=list)
+    """Operations that computed the loss, from the loss backwards, for example `NllLoss`, `LogSoftmax`, `Softmax`."""
+    classes: StrictInt | None = None
+    """Number of classes."""
+    constant_level: Number | None = None
+    """Loss of a predictor that gives the same output for every example, estimated from the first batches: `ln k` or
+    the entropy of the targets for a cross-entropy, the variance of the targets for a squared error."""
+    surrogate: StrictBool | None = None
+    """True if the loss does not measure progress: that of a policy gradient, of adversaries, or a contrast within the
+    batch."""
+
+
+OBJECTIVE_KINDS = ("loss", "metric", "none")
+
+DIRECTIONS = ("minimize", "maximize")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """What counts as progress, as the user declared it."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
+
+    kind: Annotated[Text, OneOf(*OBJECTIVE_KINDS)]
+    """`none` if no logged number measures progress."""
+    metric: Text | None = None
+    """Name of the metric. Null unless the kind is `metric`."""
+    direction: Annotated[Text, OneOf(*DIRECTIONS)] | None = None
+    """Whether smaller or larger is better. Null if the kind is `none`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
     """Facts about the training that do not belong to one layer. Every field is optional."""
@@ -92,6 +138,10 @@ class Training:
     """Number of examples in the first batch."""
     clips_gradients: StrictBool | None = None
     """True if the SDK saw that the script clips gradients."""
+    loss: Loss | None = None
+    """What the SDK saw of the loss."""
+    objective: Objective | None = None
+    """What counts as progress, as the user declared it. Null means the loss."""
     dropped_steps: StrictInt | None = None
     """Number of steps that the SDK dropped because the service was away and the disk space for waiting steps was used
     up. The run lacks them."""

@@ -136,6 +136,7 @@ SERIES_TABLE: Mapping[str, NamedSeries] = MappingProxyType({
         NamedSeries(name="time", is_finite=True, scale=Scale.LINEAR),
         NamedSeries(name="loss_scale", scale=Scale.LOG),
         NamedSeries(name="clip_coefficient", scale=Scale.LINEAR),
+        NamedSeries(name="output_gradient_norm", scale=Scale.LOG),
     )
 })  # fmt: skip
 """Every step series with a fixed meaning, by name. Further numbers per step are metrics."""

@@ -95,6 +95,9 @@ class StepsAppend:
     """The factor by which a loss scaler multiplied the loss of each step."""
     clip_coefficient: list[NumberOrNull] | None = None
     """The factor by which the script's own clipping multiplied the gradients of each step. 1 if it did not clip."""
+    output_gradient_norm: list[NumberOrNull] | None = None
+    """The L2 norm of the gradient of the loss at the output of the watched model, on the steps where it was measured. 0
+    if the loss sends no gradient into the model."""
     metrics: dict[Text, list[NumberOrNull]] = field(default_factory=dict)
     """The values of each metric, one for each step, by the metric's name."""
     statistics: dict[Text, list[list[NumberOrNull]]] = field(default_factory=dict)

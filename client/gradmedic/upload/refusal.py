@@ -19,7 +19,7 @@ _NEEDED = frozenset({"id", "project", "layers", "append_layers", "statistics", "
 _LISTS_OF_LAYERS = ("layers", "append_layers")
 _LISTS = frozenset({"tags", "muted_detectors", "statistics", "optimizers"})
 """The lists from which a single item may be removed. Other lists, such as a shape, have a meaning only as a whole."""
-_NUMBERS = frozenset({"loss", "learning_rate", "loss_scale", "clip_coefficient"})
+_NUMBERS = frozenset({"loss", "learning_rate", "loss_scale", "clip_coefficient", "output_gradient_norm"})
 _INDEX = re.compile(r"\[(\d+)\]")
 
 _Place = tuple[Any, Any]

@@ -11,7 +11,17 @@ from uuid import UUID
 from gradmedic.protocol.encoding import encode_json
 from gradmedic.protocol.names import name_error
 from gradmedic.protocol.numbers import MAX_EXACT_INTEGER
-from gradmedic.protocol.runs import STATUSES, Layer, RunCreate, RunUpdate, Training
+from gradmedic.protocol.runs import (
+    DIRECTIONS,
+    OBJECTIVE_KINDS,
+    STATUSES,
+    Layer,
+    Loss,
+    Objective,
+    RunCreate,
+    RunUpdate,
+    Training,
+)
 from gradmedic.protocol.service import FieldError, Limits
 from gradmedic.protocol.statistics import STATISTICS
 from gradmedic.protocol.verdicts import LEARNING_STATES, LEVELS, VERDICTS
@@ -21,6 +31,7 @@ from gradmedic_service.http.validation import json_errors
 from gradmedic_service.projects.muting import muting_errors
 
 MAX_DIMENSIONS = 32
+MAX_LOSS_OPERATIONS = 64
 VALUES_PER_LAYER = 48
 """Values and names in the description of a layer: 14 fields of two each, and the sizes of a shape."""
 FILTER_CHOICES = {"verdict": VERDICTS, "learning": LEARNING_STATES, "level": LEVELS, "status": STATUSES}
@@ -205,11 +216,42 @@ def _training_errors(training: Training, limits: Limits) -> Iterator[FieldError]
     yield from _integer_errors("training.batch_size", training.batch_size)
     for field in ("input_rms", "input_abs_max", "target_rms"):
         yield from _size_errors(f"training.{field}", getattr(training, field))
+    yield from _loss_errors(training.loss, limits)
+    yield from _objective_errors(training.objective, limits)
     if len(training.optimizers) > limits.max_layers:
         yield FieldError(path="training.optimizers", message=f"has more than {limits.max_layers} optimizers")
         return
     for index, optimizer in enumerate(training.optimizers):
         yield from _name_errors(f"training.optimizers[{index}].name", optimizer.name, limits)
+
+
+def _loss_errors(loss: Loss | None, limits: Limits) -> Iterator[FieldError]:
+    if loss is None:
+        return
+    yield from _name_errors("training.loss.kind", loss.kind, limits)
+    yield from _integer_errors("training.loss.classes", loss.classes)
+    if len(loss.operations) > MAX_LOSS_OPERATIONS:
+        yield FieldError(path="training.loss.operations", message=f"has more than {MAX_LOSS_OPERATIONS} operations")
+        return
+    for index, operation in enumerate(loss.operations):
+        yield from _name_errors(f"training.loss.operations[{index}]", operation, limits)
+
+
+def _objective_errors(objective: Objective | None, limits: Limits) -> Iterator[FieldError]:
+    if objective is None:
+        return
+    if objective.kind not in OBJECTIVE_KINDS:
+        yield FieldError(path="training.objective.kind", message=_describe_choices(objective.kind, OBJECTIVE_KINDS))
+        return
+    yield from _name_errors("training.objective.metric", objective.metric, limits)
+    if (objective.kind == "metric") != (objective.metric is not None):
+        yield FieldError(path="training.objective.metric", message="is needed for the kind `metric`, and for no other")
+    if (objective.kind == "none") != (objective.direction is None):
+        yield FieldError(path="training.objective.direction", message="is needed, but not for the kind `none`")
+    elif objective.direction is not None and objective.direction not in DIRECTIONS:
+        yield FieldError(
+            path="training.objective.direction", message=_describe_choices(objective.direction, DIRECTIONS)
+        )
 
 
 def _integer_errors(path: str, value: int | None) -> Iterator[FieldError]:
