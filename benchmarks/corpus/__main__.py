@@ -1,4 +1,8 @@
-"""`python -m benchmarks.corpus generate --split fit|tune|review|heldout --out DIR [--jobs N] [--only FAMILY]`."""
+"""`python -m benchmarks.corpus generate --split NAME --out DIR [--jobs N] [--only BEGINNING] [--sampling auto|every]`.
+
+The splits `fit`, `tune`, `review` and `heldout` are recorded by the corpus's own recorder, at every step. The splits
+`foreign-fit` and `foreign-aside` are recorded through the SDK, at `--sampling`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,9 @@ import argparse
 from pathlib import Path
 
 from benchmarks.corpus.families import SPLITS
+from benchmarks.corpus.foreign.generate import generate_foreign
+from benchmarks.corpus.foreign.recorder import SAMPLINGS
+from benchmarks.corpus.foreign.splits import FOREIGN_SPLITS
 from benchmarks.corpus.generate import generate
 
 
@@ -14,14 +21,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.corpus")
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("generate", help="make the recordings of a split")
-    command.add_argument("--split", choices=tuple(SPLITS), required=True)
+    command.add_argument("--split", choices=(*SPLITS, *FOREIGN_SPLITS), required=True)
     command.add_argument("--out", type=Path, required=True)
     command.add_argument("--jobs", type=int, default=1)
     command.add_argument(
-        "--only", default="", help="only families whose names begin with this text; no manifest is written"
+        "--only", default="", help="only families (programs) whose names begin with this text; no manifest is written"
     )
+    command.add_argument("--sampling", choices=SAMPLINGS, default="auto", help="of the foreign splits")
     arguments = parser.parse_args()
-    generate(arguments.split, arguments.out, jobs=arguments.jobs, only=arguments.only, report=print)
+    if arguments.split in FOREIGN_SPLITS:
+        generate_foreign(
+            arguments.split,
+            arguments.out,
+            sampling=arguments.sampling,
+            jobs=arguments.jobs,
+            only=arguments.only,
+            report=lambda line: print(line, flush=True),
+        )
+    else:
+        generate(arguments.split, arguments.out, jobs=arguments.jobs, only=arguments.only, report=print)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,121 @@
+"""Records a case through the SDK, as a user's run that is offline, and reads its journal back into a block.
+
+The steps go the way that they go to a service: from the journal into the body of a request, and through the service's
+decoder into a block. So a recording holds what a service would have diagnosed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import tempfile
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+import gradmedic
+from benchmarks.corpus.foreign.cases import Case, Program
+from benchmarks.corpus.foreign.examiner import Examiner, TrainingEndedError
+from benchmarks.corpus.foreign.session import Session
+from gradmedic.protocol.runs import RunCreate
+from gradmedic.protocol.service import MSGPACK_MEDIA_TYPE
+from gradmedic.recording.step import Columns, Step, encode_block
+from gradmedic.upload.journal import Journal, list_sessions
+from gradmedic_diagnosis import Block
+from gradmedic_service.settings import Settings
+from gradmedic_service.telemetry.decoding import decode_block
+
+SAMPLINGS: Final = ("auto", "every")
+"""`auto` is the SDK's default; `every` samples each step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """A run as the service would have it, and what the examiner saw."""
+
+    description: RunCreate
+    block: Block
+    losses: list[float]
+    skill: float
+    best_skill: float
+    died: bool
+    first_nonfinite: int | None
+    nonfinite_gradients: list[str] = field(default_factory=list)
+    finite_gradients: list[str] = field(default_factory=list)
+    cpu_seconds: float = 0.0
+
+
+def record(case: Case, program: Program, sampling: str = "auto") -> Recorded:
+    """Train a case and record it.
+
+    Raises:
+        ValueError: there is no such sampling.
+    """
+    if sampling not in SAMPLINGS:
+        raise ValueError(f"sampling must be one of {', '.join(SAMPLINGS)}; got {sampling!r}")
+    started = time.process_time()
+    torch.set_num_threads(1)
+    examiner = Examiner(int(case.settings["steps"]))
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        options: dict[str, Any] = {"log_freq": "auto" if sampling == "auto" else 1}
+        objective = case.settings.get("objective")
+        if objective is not None and "objective" in inspect.signature(gradmedic.init).parameters:
+            options["objective"] = objective
+        run = gradmedic.init(mode="offline", dir=folder, silent=True, name=case.id, project="foreign", **options)
+        try:
+            program.train(Session(case.settings, run, examiner, case.seed))
+        except TrainingEndedError:
+            pass
+        except (ValueError, RuntimeError):
+            if examiner.first_nonfinite is None:  # else torch refused what a destroyed model computes
+                raise
+        finally:
+            run.finish(timeout=30)
+            examiner.close()
+        description, block = read_journal(Path(folder), run.id)
+    skill = -math.inf if examiner.died else examiner.skill()
+    return Recorded(
+        description=description,
+        block=block,
+        losses=examiner.losses,
+        skill=skill,
+        best_skill=max((skill for _, skill in examiner.skills), default=-math.inf),
+        died=examiner.died,
+        first_nonfinite=examiner.first_nonfinite,
+        nonfinite_gradients=examiner.nonfinite_gradients,
+        finite_gradients=examiner.finite_gradients,
+        cpu_seconds=time.process_time() - started,
+    )
+
+
+def read_journal(directory: Path, run_id: Any) -> tuple[RunCreate, Block]:
+    """Read the description and the steps of an offline run.
+
+    Raises:
+        ValueError: the folder holds no complete run of that id.
+    """
+    sessions = list_sessions(directory / str(run_id))
+    if len(sessions) != 1:
+        raise ValueError(f"{directory} must hold one session of run {run_id}; it has {len(sessions)}")
+    journal = Journal.open(sessions[0], 2**62)
+    if journal is None:
+        raise ValueError(f"the session {sessions[0]} is still being written")
+    try:
+        description = journal.description()
+        entries = journal.read(journal.position.acknowledged, 2**31)
+    finally:
+        journal.close()
+    if description is None or journal.damage:
+        raise ValueError(f"the session {sessions[0]} is damaged")
+    steps = [entry for _, entry in entries if isinstance(entry, Step)]
+    width = len(description.layers)
+    columns = Columns(tuple(description.statistics), np.arange(width, dtype=np.intp), width)
+    limits = Settings().limits()
+    body = encode_block(steps, columns, max_metrics=limits.max_metrics)
+    return description, decode_block(body, MSGPACK_MEDIA_TYPE, limits).fit(description.statistics, [width])
