@@ -35,6 +35,8 @@ class Architecture:
     """Square root of the number of elements. It is 1 where the size is unknown, so that an RMS is then a norm."""
     is_path: NDArray[np.bool_]
     """Whether the layer lies on the gradient's path through depth: a weight matrix that trains, no embedding."""
+    is_frozen: NDArray[np.bool_]
+    """Whether no optimizer updates the layer."""
     is_embedding: NDArray[np.bool_]
     """Whether the layer is an embedding that trains."""
     input_carriers: NDArray[np.intp]
@@ -66,6 +68,7 @@ class Architecture:
             order=np.array([i for _, i in sorted(depths)], dtype=np.intp),
             sqrt_numel=np.sqrt(np.array(sizes, dtype=np.float64)),
             is_path=is_path,
+            is_frozen=np.array([layer.frozen for layer in layers], dtype=np.bool_),
             is_embedding=is_embedding,
             input_carriers=carriers if len(carriers) else np.arange(len(layers), dtype=np.intp),
             recurrent=tuple(i for i, layer in enumerate(layers) if _is_plain_recurrent(layer)),

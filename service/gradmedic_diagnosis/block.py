@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -18,6 +21,11 @@ class StepSeries:
 
     values: NDArray[np.float64]
     present: NDArray[np.bool_]
+
+    def to_list(self, absent: T) -> list[float | T]:
+        """Return the values as Python floats, `absent` where a step has none."""
+        pairs = zip(self.values.tolist(), self.present.tolist(), strict=True)
+        return [value if present else absent for value, present in pairs]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

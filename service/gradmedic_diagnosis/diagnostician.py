@@ -25,9 +25,10 @@ from gradmedic_diagnosis.detectors import DETECTOR_TYPES
 from gradmedic_diagnosis.detectors.base import Detector
 from gradmedic_diagnosis.detectors.step_view import StepView, read_rows
 from gradmedic_diagnosis.layer_averages import MAX_GROUPS, DepthProfile, LayerAverages
-from gradmedic_diagnosis.learning import LearningTracker, judge_level
+from gradmedic_diagnosis.learning import judge_level
 from gradmedic_diagnosis.loss_progress import LossProgress
 from gradmedic_diagnosis.measurements import Measurements, measure
+from gradmedic_diagnosis.objective import ObjectiveTracker
 from gradmedic_diagnosis.run_evidence import RunEvidence
 from gradmedic_diagnosis.run_history import RunHistory
 from gradmedic_diagnosis.state import pack_state, unpack_state
@@ -88,7 +89,7 @@ class Diagnostician:
         self._stream_key = ""
         self._detectors: list[Detector] = [detector() for detector in DETECTOR_TYPES]
         self._history = RunHistory()
-        self._learning = LearningTracker()
+        self._objective = ObjectiveTracker(self._training)
         self._last_step: int | None = None
         self._sampled_steps = 0
         """Sampled steps with at least one present layer."""
@@ -130,6 +131,8 @@ class Diagnostician:
         losses = _to_list(block, "loss", None)
         learning_rates = _to_list(block, "learning_rate", math.nan)
         clip_coefficients = _to_list(block, "clip_coefficient", math.nan)
+        output_gradient_norms = _to_list(block, "output_gradient_norm", math.nan)
+        objectives = self._objective.read(block, losses)
         detectors = [
             detector for detector in self._detectors if detector.is_applicable(self._architecture, measurements)
         ]
@@ -138,7 +141,11 @@ class Diagnostician:
         has_layers: list[bool] = np.logical_or.reduce(measurements.present, axis=1).tolist()
         row = -1
         view = StepView(
-            architecture=self._architecture, averages=self._averages, measurements=measurements, depth_profile=profile
+            architecture=self._architecture,
+            averages=self._averages,
+            measurements=measurements,
+            depth_profile=profile,
+            loss_facts=self._training.loss,
         )
         for i, (step, is_sampled, is_skipped) in enumerate(
             zip(block.steps.tolist(), block.sampled.tolist(), block.skipped.tolist(), strict=True)
@@ -158,7 +165,9 @@ class Diagnostician:
                 if math.isfinite(loss):
                     loss_ratio = progress.ratio_to_reference(loss)
                     progress.add(loss)
-                    self._learning.add(loss, progress, step, learning_rates[i])
+            view.objective = self._objective.add(objectives[i], progress, step, learning_rates[i])
+            view.measures_progress = self._objective.measures_progress
+            view.output_gradient_norm = output_gradient_norms[i]
             view.step, view.is_skipped, view.progress = step, is_skipped, progress
             view.loss, view.loss_ratio, view.loss_reference = loss, loss_ratio, loss_reference
             view.learning_rate, view.clip_coefficient = learning_rates[i], clip_coefficients[i]
@@ -203,8 +212,8 @@ class Diagnostician:
     def _update_verdict(self, step: int) -> VerdictChange | None:
         """Combine the detectors' strengths; return the change of verdict, learning or level, if there is one."""
         verdict, detector_id = self._decide_verdict()
-        learning = self._judge_learning()
-        level = judge_level(verdict, learning, self._has_open_warning)
+        learning = self._learning_state
+        level = judge_level(verdict, learning, self._has_open_warning, self._has_open_fault)
         if verdict != self._verdict:
             self._verdict, self._since_step = verdict, None if verdict == "undetermined" else step
         elif (learning, level) == (self._judged_learning, self._level):
@@ -272,19 +281,19 @@ class Diagnostician:
                 causes,
                 self._history,
                 lacks_gradients=self._lacks_gradients,
-                learning=self._describe_learning(),
+                learning="" if self._judged_learning == "unknown" else self._objective.describe(),
             ),
             "findings": findings,
             "causes": causes,
             "advice": advice,
         }
 
-    def _judge_learning(self) -> Learning:
-        """Return what the loss does. Losses that take turns, as in a GAN, say nothing of progress."""
-        return "unknown" if len(self._streams) > 1 else self._learning.state
+    @property
+    def _learning_state(self) -> Learning:
+        return self._objective.judge(has_several_streams=len(self._streams) > 1)
 
-    def _describe_learning(self) -> str:
-        return "" if len(self._streams) > 1 else self._learning.describe()
+    def _has_open_fault(self) -> bool:
+        return any(detector.is_open for detector in self._list_unmuted() if detector.is_fault)
 
     def _has_open_warning(self) -> bool:
         return any(
@@ -311,7 +320,7 @@ class Diagnostician:
             "stream_key": self._stream_key,
             "detectors": {detector.id: detector.to_state() for detector in self._detectors},
             "history": self._history.to_state(),
-            "learning": self._learning.to_state(),
+            **self._objective.to_state(),
             "last_step": self._last_step,
             "sampled": self._sampled_steps,
             "logged": self._steps_with_loss,
@@ -351,12 +360,12 @@ class Diagnostician:
             for detector in DETECTOR_TYPES
         ]
         self._history.restore(state["history"])
-        self._learning.restore(state.get("learning", {}))
+        self._objective.restore(state)
         self._last_step = state["last_step"]
         self._sampled_steps, self._steps_with_loss = state["sampled"], state["logged"]
         self._steps_without_layers = state.get("without_layers", 0)
         self._verdict, self._since_step = state["verdict"], state["since"]
-        self._judged_learning = self._judge_learning()
+        self._judged_learning = self._learning_state
         self._level = state.get("level") or judge_level(self._verdict, self._judged_learning, lambda: False)
         return self
 
@@ -364,7 +373,4 @@ class Diagnostician:
 def _to_list(block: Block, series_name: str, absent: T) -> list[float | T]:
     """Return a step series as Python floats, `absent` where the step has none."""
     series = block.series.get(series_name)
-    if series is None:
-        return [absent] * len(block)
-    pairs = zip(series.values.tolist(), series.present.tolist(), strict=True)
-    return [value if present else absent for value, present in pairs]
+    return [absent] * len(block) if series is None else series.to_list(absent)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gradmedic.protocol.runs import Objective
 from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS, Learning, Level, Verdict
 from gradmedic_diagnosis.detectors.base import STUCK_PATIENCE, UNMOVED_SHARE
 from gradmedic_diagnosis.loss_progress import FLAT_DECLINE, SLOW_ERROR, SLOW_HORIZON, STUCK_EVERY, LossProgress
@@ -27,6 +28,10 @@ LOST_SHARE = 0.25
 loses less, a run that was destroyed loses more. In our recordings any share between 0.15 and 0.5 separates the two."""
 WORSE_ERRORS = 3.0
 """The rise must also be this many standard errors of a slow average: the best level is the lowest of many."""
+CONSTANT_SHARE = 0.03
+"""A loss that is flat above this share below the level of a constant predictor has learned only the level of the
+targets. The level is estimated from a few batches: with 128 targets of ten classes its own error is about 0.03 (Miller
+1955, "Note on the bias of information estimates")."""
 
 OUTLIER_SQUARE = 9.0
 """A squared difference counts at most this many times the variance: three standard deviations, as for outliers in
@@ -69,8 +74,18 @@ class LearningTracker(Persistent):
     held_losses: int = 0
     """Consecutive losses that agree with the candidate."""
 
-    def add(self, loss: float, progress: LossProgress, step: int, learning_rate: float) -> None:
-        """Read the next finite loss. `progress` has read it already; `learning_rate` is NaN where it is unknown."""
+    def add(
+        self, loss: float, progress: LossProgress, step: int, learning_rate: float, constant_level: float = math.nan
+    ) -> None:
+        """Read the next finite loss.
+
+        Args:
+            loss: The loss, or what else counts as progress, so that smaller is better.
+            progress: Its progress, which has read it already.
+            step: The step.
+            learning_rate: NaN where it is unknown.
+            constant_level: Loss of a predictor with a constant output; NaN where it is unknown.
+        """
         self._estimate_noise(loss, progress.count)
         self.start, self.current = progress.start, progress.current
         rate_before, self.last_learning_rate = self.last_learning_rate, learning_rate  # a loss follows the step before
@@ -79,19 +94,33 @@ class LearningTracker(Persistent):
             self.best_learning_rate = rate_before
         if progress.count % STUCK_EVERY:
             return
-        found = self._judge(progress)
+        found = self._judge(progress, constant_level)
         self.held_losses = self.held_losses + STUCK_EVERY if found == self.candidate else STUCK_EVERY
         self.candidate = found
         if self.held_losses >= max(HOLD_LOSSES, HOLD_SHARE * progress.count) or self.state == "unknown":
             self.state = found
 
-    def describe(self) -> str:
-        """Describe a loss that is stuck or gets worse in one sentence; empty for the other states."""
+    @property
+    def measures_progress(self) -> bool:
+        """Whether the signs of the loss allow it to measure progress."""
+        return self.sign_changes < SURROGATE_SIGN_CHANGES
+
+    def describe(self, objective: Objective, constant_level: float) -> str:
+        """Describe an objective that is stuck or gets worse in one sentence; empty for the other states."""
+        name, is_maximized = objective.metric or "loss", objective.direction == "maximize"
+        sign = -1.0 if is_maximized else 1.0
+        current, start, best = sign * self.current, sign * self.start, sign * self.best_average
         if self.state == "stuck":
-            return f"The loss does not fall: it is {self.current:.3g}, and it began at {self.start:.3g}."
+            verb = "rise" if is_maximized else "fall"
+            if self.start - self.current >= UNMOVED_SHARE * abs(self.start):
+                return (
+                    f"The {name} is no better than that of a constant output: it is {current:.3g}, and a constant "
+                    f"output gets about {constant_level:.3g}."
+                )
+            return f"The {name} does not {verb}: it is {current:.3g}, and it began at {start:.3g}."
         if self.state != "worsening":
             return ""
-        text = f"The loss gets worse: it is {self.current:.3g}, after {self.best_average:.3g} at step {self.best_step}"
+        text = f"The {name} gets worse: it is {current:.3g}, after {best:.3g} at step {self.best_step}"
         growth = self.last_learning_rate / self.best_learning_rate if self.best_learning_rate > 0 else math.nan
         if growth >= RATE_JUMP:
             return f"{text}. The learning rate is {growth:.2g} times what it was then."
@@ -110,17 +139,18 @@ class LearningTracker(Persistent):
                 self.noise_variance += (square - self.noise_variance) / min(count, SLOW_HORIZON)
         self.last_loss = loss
 
-    def _judge(self, progress: LossProgress) -> Learning:
+    def _judge(self, progress: LossProgress, constant_level: float) -> Learning:
         """Return the state that the loss shows now."""
-        if progress.count < MIN_LOSSES or self.sign_changes >= SURROGATE_SIGN_CHANGES:
+        if progress.count < MIN_LOSSES or not self.measures_progress:
             return "unknown"
-        if self._is_worse(progress):
+        if self._is_worse(progress, constant_level):
             return "worsening"
         if progress.is_stuck and progress.count >= STUCK_PATIENCE:
-            if progress.fallen_share < UNMOVED_SHARE and not self._falls_slowly(progress):
-                return "stuck"
-            if progress.fallen_share >= UNMOVED_SHARE:
+            has_moved = progress.fallen_share >= UNMOVED_SHARE
+            if has_moved and not progress.current >= (1 - CONSTANT_SHARE) * constant_level:
                 return "converged"
+            if not self._falls_slowly(progress):
+                return "stuck"
         return "unknown" if progress.shows_no_learning() else "learning"
 
     def _falls_slowly(self, progress: LossProgress) -> bool:
@@ -130,18 +160,30 @@ class LearningTracker(Persistent):
         error = math.sqrt(self.noise_variance * (1 / earlier_count + 1 / late_count))
         return earlier - late > WORSE_ERRORS * error
 
-    def _is_worse(self, progress: LossProgress) -> bool:
-        """Whether the slow average is far above its best, in the loss's own units and beyond its noise."""
+    def _is_worse(self, progress: LossProgress, constant_level: float) -> bool:
+        """Whether the slow average is far above its best, in the loss's own units and beyond its noise.
+
+        A run that began far above what a constant output gets has gained nothing on the way down to that level.
+        """
         rise = progress.slow_average - self.best_average
-        gained = max(progress.start - self.best_average, 0.0)
+        start = progress.start if math.isnan(constant_level) else min(progress.start, constant_level)
+        gained = max(start - self.best_average, 0.0)
         noise = WORSE_ERRORS * SLOW_ERROR * math.sqrt(self.noise_variance)
         return rise > max(LOST_SHARE * gained, FLAT_DECLINE * abs(self.best_average), noise)
 
 
-def judge_level(verdict: Verdict, learning: Learning, has_open_warning: Callable[[], bool]) -> Level:
-    """Return the level. `has_open_warning` is called only where it matters."""
+def judge_level(
+    verdict: Verdict,
+    learning: Learning,
+    has_open_warning: Callable[[], bool],
+    has_open_fault: Callable[[], bool] = lambda: False,
+) -> Level:
+    """Return the level. The two functions are called only where they matter.
+
+    A warning is no news about a run that learns. A fault of the script is.
+    """
     if verdict in UNHEALTHY_VERDICTS:
         return "critical"
-    if learning in ("stuck", "worsening") or (learning == "unknown" and has_open_warning()):
+    if learning in ("stuck", "worsening") or (learning == "unknown" and has_open_warning()) or has_open_fault():
         return "attention"
     return "unknown" if verdict == "undetermined" else "ok"

@@ -84,7 +84,7 @@ def test_skipped_steps_do_not_count() -> None:
 
 def test_absent_layers_do_not_count() -> None:
     """The `values` of an absent layer are never read."""
-    block = calm_block(60)
+    block = calm_block(40)
     values, present = block.values.copy(), block.present.copy()
     values[:, 2], present[:, 2] = np.nan, False
     diagnosis = Diagnostician(LAYERS).update(_replace(block, values=values, present=present))

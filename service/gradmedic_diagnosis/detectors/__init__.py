@@ -9,10 +9,13 @@ from gradmedic_diagnosis.detectors.base import Detector
 from gradmedic_diagnosis.detectors.contracting_recurrence import ContractingRecurrence
 from gradmedic_diagnosis.detectors.depth_gap import DepthGap
 from gradmedic_diagnosis.detectors.depth_growth import DepthGrowth
+from gradmedic_diagnosis.detectors.disconnected_parameters import DisconnectedParameters
 from gradmedic_diagnosis.detectors.excessive_clipping import ExcessiveClipping
 from gradmedic_diagnosis.detectors.growth_in_time import GrowthInTime
 from gradmedic_diagnosis.detectors.insensitive_loss import InsensitiveLoss
 from gradmedic_diagnosis.detectors.loss_divergence import LossDivergence
+from gradmedic_diagnosis.detectors.loss_mismatch import LossMismatch
+from gradmedic_diagnosis.detectors.no_signal_from_loss import NoSignalFromLoss
 from gradmedic_diagnosis.detectors.nonfinite import Nonfinite
 from gradmedic_diagnosis.detectors.oscillation import Oscillation
 from gradmedic_diagnosis.detectors.overwritten_weights import OverwrittenWeights
@@ -35,6 +38,9 @@ DETECTOR_TYPES: tuple[type[Detector], ...] = (
     InsensitiveLoss,
     ExcessiveClipping,
     Starvation,
+    DisconnectedParameters,
+    NoSignalFromLoss,
+    LossMismatch,
     Plateau,
 )
 """Every detector. Where several are equally strong for one verdict, the first of them decides it."""

@@ -40,6 +40,8 @@ class Detector(ABC):
     id: ClassVar[str]
     verdict: ClassVar[Verdict]
     """The verdict that the finding supports."""
+    is_fault: ClassVar[bool] = False
+    """Whether the finding is a fault of the script, which asks for attention also while the run learns."""
     stored_keys: ClassVar[Mapping[str, str]] = {}
     """Attributes beside the finding that belong to the state, and their keys in stored states.
 
@@ -54,7 +56,7 @@ class Detector(ABC):
         The values, each detector's `STRENGTH`, are judgements: the fewer healthy runs look alike, the higher.
         """
         self.stuck_level = math.nan
-        """Slow average of the loss when the strength rose above 0, for detectors that need a stuck loss."""
+        """Slow average of the objective when the strength rose above 0, for detectors that need a stuck objective."""
 
     def is_applicable(self, architecture: Architecture, measurements: Measurements) -> bool:  # noqa: ARG002 (for subclasses)
         """Whether the detector can see anything in a block. `observe` is not called for the steps of other blocks."""
@@ -75,8 +77,8 @@ class Detector(ABC):
         """
         if self.strength == 0:
             if has_evidence and view.is_stuck:
-                self.strength, self.stuck_level = strength, view.progress.slow_average
-        elif view.progress.has_fallen_below(self.stuck_level):
+                self.strength, self.stuck_level = strength, view.objective.slow_average
+        elif view.objective.has_fallen_below(self.stuck_level):
             self.strength = 0.0
         else:
             self.strength = max(self.strength, strength if has_evidence else 0.0)

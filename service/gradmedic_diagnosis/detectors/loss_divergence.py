@@ -92,7 +92,7 @@ class LossDivergence(Detector):
         self._remember_rewriting_updates(view)
         if math.isnan(view.loss_ratio) or view.is_skipped:
             return
-        is_blown_up = view.loss_ratio >= BLOW_UP
+        is_blown_up = view.loss_ratio >= self._blow_up_ratio(view)
         self.blown_up_steps = self.blown_up_steps + 1 if is_blown_up else 0
         weight_growth = view.weight_norm / self.first_weight_norm if self.first_weight_norm > 0 else float("nan")
         self._count_slow_steps(view, weight_growth)
@@ -122,6 +122,11 @@ class LossDivergence(Detector):
         elif self.last_blow_up is not None:
             self._watch_aftermath(view, self.last_blow_up)
 
+    @staticmethod
+    def _blow_up_ratio(view: StepView) -> float:
+        """Return how many times its reference a blown-up loss is. A loss that measures no progress has no level."""
+        return BLOW_UP if view.measures_progress else SUDDEN_RATIO
+
     def _count_slow_steps(self, view: StepView, weight_growth: float) -> None:
         """Count steps with a loss far above its start, as long as weights or gradients have grown, too."""
         if math.isfinite(self.first_weight_norm):
@@ -130,7 +135,8 @@ class LossDivergence(Detector):
             has_grown = view.row is None or weight_growth >= WEIGHT_GROWTH
         else:
             has_grown = view.row is None or view.typical_growth >= SLOW_GROWTH_DECADES
-        is_slow = has_grown and not view.has_several_streams and view.progress.ratio_to_start >= BLOW_UP
+        is_high = view.progress.ratio_to_start >= self._blow_up_ratio(view)
+        is_slow = has_grown and not view.has_several_streams and is_high
         self.slow_steps = self.slow_steps + 1 if is_slow else 0
 
     def _watch_aftermath(self, view: StepView, blow_up: dict[str, float]) -> None:

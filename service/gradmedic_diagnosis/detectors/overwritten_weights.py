@@ -73,7 +73,8 @@ class OverwrittenWeights(Detector):
             self.since_step, self.count_at_start = view.step, progress.count
         if self.strength == 0:
             is_old = progress.count - self.count_at_start >= PATIENCE
-            self.strength = STRENGTH if is_old and progress.shows_no_learning() else 0.0
+            is_lost = view.measures_progress and progress.shows_no_learning()
+            self.strength = STRENGTH if is_old and is_lost else 0.0
             self.stuck_level = progress.slow_average
         elif progress.has_fallen_below(self.stuck_level) and not progress.shows_no_learning():
             self.strength = 0.0

@@ -19,7 +19,7 @@ class Plateau(Detector):
 
     def observe(self, view: StepView) -> None:
         """Check whether the loss is stuck."""
-        progress = view.progress
+        progress = view.objective
         if view.loss is None or view.has_several_streams or progress.count < STUCK_PATIENCE:
             return
         if progress.fallen_share >= CONVERGED_SHARE or not view.is_stuck:

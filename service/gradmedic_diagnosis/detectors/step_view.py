@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradmedic.protocol.runs import Loss
 from gradmedic_diagnosis.architecture import Architecture
 from gradmedic_diagnosis.layer_averages import DepthProfile, LayerAverages
 from gradmedic_diagnosis.loss_progress import LossProgress
@@ -33,6 +34,10 @@ class StepView:
     depth_profile: DepthProfile
     progress: LossProgress = field(default_factory=LossProgress)
     """Progress of the loss of this step's stream, this loss included."""
+    objective: LossProgress = field(default_factory=LossProgress)
+    """Progress of what counts as progress: that of the loss, unless the user declared a metric."""
+    measures_progress: bool = True
+    """Whether the objective measures progress. The loss of a policy gradient, for example, does not."""
     step: int = 0
     row: int | None = None
     """Row of the step in `measurements` and `depth_profile`; None on a step without statistics."""
@@ -49,6 +54,10 @@ class StepView:
     learning_rate: float = math.nan
     clip_coefficient: float = math.nan
     """Factor of the script's own clipping; NaN where the client did not see it."""
+    loss_facts: Loss | None = None
+    """What the client saw of the loss."""
+    output_gradient_norm: float = math.nan
+    """Norm of the loss's gradient at the model's output; NaN where the client did not measure it."""
     gradient_norm: float = math.nan
     """Network-wide gradient norm."""
     weight_norm: float = math.nan
@@ -88,8 +97,8 @@ class StepView:
 
     @property
     def is_stuck(self) -> bool:
-        """Whether the loss shows no decline."""
-        return self.progress.is_stuck
+        """Whether the objective is known to show no decline."""
+        return self.measures_progress and self.objective.is_stuck
 
     @property
     def has_statistics(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -37,7 +38,9 @@ class ZeroGradient(Detector):
 
     id = "zero_gradient"
     verdict = "vanishing"
-    stored_keys: ClassVar[Mapping[str, str]] = {"dead_steps": "running", "since_step": "since", "alive_steps": "alive"}
+    stored_keys: ClassVar[Mapping[str, str]] = {
+        "dead_steps": "running", "since_step": "since", "alive_steps": "alive", "had_gradient": "had_gradient",
+    }  # fmt: skip
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,10 +49,17 @@ class ZeroGradient(Detector):
         self.since_step = 0
         self.alive_steps = 0
         """Consecutive sampled steps in which neither is dead."""
+        self.had_gradient = False
+        """Whether any gradient was not zero so far."""
 
     def observe(self, view: StepView) -> None:
         """Count sampled steps with a dead network, and check whether the loss is stuck."""
         if view.row is None or not view.has_statistics or view.is_skipped:
+            return
+        self.had_gradient = self.had_gradient or view.gradient_norm > 0
+        if view.output_gradient_norm == 0:  # the loss sends no gradient: no unit of the network is to blame
+            self.dead_steps = 0
+            self.close_finding(view.step)
             return
         is_network_dead = view.dead_share >= DEAD_LAYERS_SHARE
         if view.dead_share == 0 or not (is_network_dead or self._has_dead_state(view)):
@@ -64,10 +74,11 @@ class ZeroGradient(Detector):
         self.dead_steps += 1
         if self.dead_steps < PERSISTENCE:
             return
-        progress = view.progress
+        progress = view.objective
         has_converged = progress.count > 0 and progress.fallen_share >= CONVERGED_SHARE
         if view.dead_share == 1 and view.gradient_norm == 0:
-            self.strength = 0.0 if has_converged else STRENGTH
+            is_no_failure = has_converged or self._may_have_solved_its_task(view)
+            self.strength = 0.0 if is_no_failure else STRENGTH
         else:
             is_old = progress.count >= PATIENCE
             has_not_learned = not has_converged or (self._has_died(view) and progress.fell_only_at_first())
@@ -88,6 +99,14 @@ class ZeroGradient(Detector):
         layers = list(view.architecture.recurrent)
         is_dead = view.depth_profile.zero_share[view.row, layers] > DEAD_SHARE
         return bool(layers) and bool((is_dead & (view.averages.nonzero_count[layers] > 0)).all())
+
+    def _may_have_solved_its_task(self, view: StepView) -> bool:
+        """Whether the gradient was once not zero, under a loss that measures no progress.
+
+        With equal rewards, as of a policy that has solved its task, all gradients are zero. The gradient at the
+        model's output would tell such a run from a dead network; here the client did not measure it.
+        """
+        return not view.measures_progress and math.isnan(view.output_gradient_norm) and self.had_gradient
 
     @staticmethod
     def _has_died(view: StepView) -> bool:

@@ -1,0 +1,83 @@
+"""A part of the model that never gets a gradient: it runs under `no_grad`, or is cut off by `detach`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradmedic_diagnosis.detectors.base import Detector, FindingState
+from gradmedic_diagnosis.detectors.step_view import MAX_LAYERS_NAMED, StepView
+
+PERSISTENCE = 50
+"""Sampled steps without a gradient before there is a finding. A part may join later, as in progressive unfreezing."""
+LARGE_SHARE = 0.1
+"""Share of the trained weights that must be cut off. A judgement: pretrained models often have a small head or pooler
+that a task does not use, which is no fault."""
+
+
+class DisconnectedParameters(Detector):
+    """Layers that an optimizer holds have had no gradient since the first step, while others had.
+
+    Experts that no example was routed to are disconnected, too: a router that never uses them has collapsed.
+    """
+
+    id = "disconnected_parameters"
+    verdict = "healthy"
+    is_fault: ClassVar[bool] = True
+    stored_keys: ClassVar[Mapping[str, str]] = {"steps": "steps", "touched": "touched"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = 0
+        """Sampled steps on which some layers had a gradient."""
+        self.touched = 0
+        """Bit set of the layers that had a gradient so far: bit i is layer i."""
+        self._untouched = np.zeros(0, dtype=np.bool_)
+        """The other layers, `[layer]`."""
+
+    def observe(self, view: StepView) -> None:
+        """Count the steps, and remember the layers that had a gradient."""
+        if view.row is None or view.is_skipped:
+            return
+        present = view.measurements.present[view.row]
+        if not present.any():
+            return
+        if len(self._untouched) != len(present):
+            self._untouched = ~_read_bits(self.touched, len(present))
+        self.steps += 1
+        if (present & self._untouched).any():
+            self._untouched &= ~present
+            self.touched = _write_bits(~self._untouched)
+            self.close_finding(view.step)
+        if self.steps < PERSISTENCE or self.is_open or not self._untouched.any():
+            return
+        is_trained, sizes = ~view.architecture.is_frozen, view.architecture.sqrt_numel**2
+        is_cut_off = self._untouched & is_trained
+        share = float(sizes[is_cut_off].sum() / max(sizes[is_trained].sum(), 1.0))
+        if share >= LARGE_SHARE:
+            layers = [int(i) for i in view.architecture.order if is_cut_off[i]][:MAX_LAYERS_NAMED]
+            evidence = {"share_of_weights": share, "layers_affected": float(np.count_nonzero(is_cut_off))}
+            self.update_finding(view.step, "warning", layers, evidence, since=0)
+
+    def explain(self, finding: FindingState, layers: Sequence[str]) -> str:
+        """Explain how much of the model gets no gradient."""
+        count, share = int(finding.evidence["layers_affected"]), finding.evidence["share_of_weights"]
+        which = f"1 layer ({layers[0]})" if count == 1 else f"{count} layers (the first is {layers[0]})"
+        return (
+            f"{which} with {share:.0%} of the trained weights never had a gradient, so they stay as they were "
+            f"initialized. Is this part computed under no_grad, or cut off by detach()?"
+        )
+
+
+def _read_bits(bits: int, count: int) -> NDArray[np.bool_]:
+    """Return the lowest `count` bits as a boolean array, the lowest first."""
+    packed = np.frombuffer(bits.to_bytes(count // 8 + 1, "little"), dtype=np.uint8)
+    return np.unpackbits(packed, count=count, bitorder="little").astype(np.bool_)
+
+
+def _write_bits(flags: NDArray[np.bool_]) -> int:
+    """Return a number whose bit i is `flags[i]`."""
+    return int.from_bytes(np.packbits(flags, bitorder="little").tobytes(), "little")

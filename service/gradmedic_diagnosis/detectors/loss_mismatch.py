@@ -1,0 +1,79 @@
+"""A loss function that gets an input of the wrong kind: probabilities where it expects logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import ClassVar
+
+from gradmedic.protocol.runs import Loss
+from gradmedic_diagnosis.detectors.base import Detector, FindingState
+from gradmedic_diagnosis.detectors.step_view import StepView
+
+RESHAPES = frozenset({
+    "View", "UnsafeView", "ReshapeAlias", "Reshape", "T", "Transpose", "Permute", "Squeeze", "Unsqueeze", "ToCopy",
+    "Slice", "Select", "Index", "Clone", "Alias", "Expand",
+})  # fmt: skip
+"""Operations that change the shape, the order or the type of their input, not its values."""
+APPLIED_TWICE = frozenset(
+    {
+        ("LogSoftmax", "Softmax"),
+        ("LogSoftmax", "Sigmoid"),
+        ("BinaryCrossEntropyWithLogits", "Sigmoid"),
+        ("BinaryCrossEntropyWithLogits", "Softmax"),
+    }
+)
+"""An operation that expects logits, and the operation that gave it probabilities. A log-softmax of a log-softmax is
+not among them: it changes nothing."""
+
+
+class LossMismatch(Detector):
+    """The loss function applies a softmax or sigmoid, and its input is the output of one already.
+
+    The input lies between 0 and 1 then, so no class can get a probability near 1, the loss has a floor far above zero
+    and the gradients are squeezed twice.
+    """
+
+    id = "loss_mismatch"
+    verdict = "healthy"
+    is_fault: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: tuple[str, str] | None = None
+        """The two operations, the one nearer to the loss first. Read again from the facts of the run: not stored."""
+
+    def observe(self, view: StepView) -> None:
+        """Open the finding at the first step with a loss."""
+        if view.loss is None:
+            return
+        self.found = find_repeated_activation(view.loss_facts)
+        if self.found is not None:
+            self.update_finding(view.step, "warning", [], {"loss": view.loss})
+        else:
+            self.close_finding(view.step)
+
+    def explain(self, finding: FindingState, layers: Sequence[str]) -> str:
+        """Explain which operation is applied twice."""
+        del finding, layers
+        outer, inner = self.found or ("LogSoftmax", "Softmax")
+        loss = "cross-entropy" if outer == "LogSoftmax" else "binary cross-entropy"
+        return (
+            f"The loss is a {loss} that takes logits, and it gets the output of a {inner.lower()}. The signal is "
+            f"squeezed twice, and the loss cannot come near zero. Remove the {inner.lower()} before the loss."
+        )
+
+
+def find_repeated_activation(loss: Loss | None) -> tuple[str, str] | None:
+    """Return the two operations of the loss that are one too many, the one nearer to the loss first; else None.
+
+    >>> find_repeated_activation(Loss(operations=["NllLoss", "LogSoftmax", "View", "Softmax", "Addmm"]))
+    ('LogSoftmax', 'Softmax')
+    """
+    if loss is None:
+        return None
+    operations = [operation for operation in loss.operations if operation not in RESHAPES]
+    for pair in pairwise(operations):
+        if pair in APPLIED_TWICE:
+            return pair
+    return None
