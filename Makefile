@@ -44,6 +44,9 @@ check: $(READY) ## check style, types, import rules and the documented commands
 bench-diagnosis: $(READY) ## measure the diagnosis on labelled runs (the first run generates them: several minutes)
 	@$(BIN)/python -m benchmarks.diagnosis
 
+bench-sensitivity: $(READY) ## print what changes when a constant of the diagnosis is half or twice as large (20 minutes)
+	@$(BIN)/python -m benchmarks.sensitivity
+
 bench-ingest: $(READY) ## measure the cost of storing steps, beside MLflow and trackio (the first run installs them)
 	@$(BIN)/python -m benchmarks.ingest
 
@@ -76,4 +79,4 @@ clean: ## remove the environment and everything generated
 	@rm -rf $(VENV) .gradmedic benchmarks/.cache dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo serve test test-fast fuzz check bench-client bench-diagnosis bench-ingest bench-query bench-page bench-load bench-faults bench-reruns experiments screenshots clean
+.PHONY: help install demo serve test test-fast fuzz check bench-client bench-diagnosis bench-sensitivity bench-ingest bench-query bench-page bench-load bench-faults bench-reruns experiments screenshots clean

@@ -356,12 +356,17 @@ def measure_cost(repeats: int = 200) -> tuple[float, int]:
     return 1e3 * statistics.median(times[repeats // 10 :]), len(diagnostician.to_bytes())
 
 
+def shared_corpus() -> list[Path]:
+    """Return the folder GRADMEDIC_CORPUS, by default that beside the project; an empty list if it has no recordings."""
+    shared = Path(os.environ.get("GRADMEDIC_CORPUS", ROOT.parent / "shared" / "corpus"))
+    return [shared] if (shared / "manifest.json").exists() else []
+
+
 def prepare_corpora(*, heldout: bool, jobs: int) -> list[tuple[str, Path]]:
     """Return name and directory of each corpus; a split that does not exist yet is generated."""
-    shared = Path(os.environ.get("GRADMEDIC_CORPUS", ROOT.parent / "shared" / "corpus"))
-    corpora = [("shared", shared)] if (shared / "manifest.json").exists() else []
+    corpora = [("shared", shared) for shared in shared_corpus()]
     if not corpora:
-        print(f"(there are no recordings in {shared}: the shared corpus is left out)")
+        print("(GRADMEDIC_CORPUS names no folder with recordings: the shared corpus is left out)")
     for split in SPLITS:
         if split == HELDOUT and not heldout:
             continue
