@@ -28,11 +28,13 @@ LOST_SHARE = 0.25
 loses less, a run that was destroyed loses more. In our recordings any share between 0.15 and 0.5 separates the two."""
 WORSE_ERRORS = 3.0
 """The rise must also be this many standard errors of a slow average: the best level is the lowest of many."""
+SLOWEST_RUNS = 10
+"""A loss that needs more than this many times the run so far for a fall of `UNMOVED_SHARE` is stuck. A judgement: a
+user who waits ten times as long as planned has noticed."""
 CONSTANT_SHARE = 0.03
 """A loss that is flat above this share below the level of a constant predictor has learned only the level of the
 targets. The level is estimated from a few batches: with 128 targets of ten classes its own error is about 0.03 (Miller
 1955, "Note on the bias of information estimates")."""
-
 OUTLIER_SQUARE = 9.0
 """A squared difference counts at most this many times the variance: three standard deviations, as for outliers in
 general (Pukelsheim 1994, "The three sigma rule")."""
@@ -154,11 +156,16 @@ class LearningTracker(Persistent):
         return "unknown" if progress.shows_no_learning() else "learning"
 
     def _falls_slowly(self, progress: LossProgress) -> bool:
-        """Whether the last quarter of the run is below the quarter before by more than the noise of single losses."""
+        """Whether the loss falls beyond noise, and fast enough to get somewhere.
+
+        The last quarter of the run must be below the quarter before by more than the noise of single losses. At this
+        speed the loss must move within `SLOWEST_RUNS` times the run so far.
+        """
         earlier, _, earlier_count = progress.history.moments(0.5, 0.75)
         late, _, late_count = progress.history.moments(0.75, 1.0)
         error = math.sqrt(self.noise_variance * (1 / earlier_count + 1 / late_count))
-        return earlier - late > WORSE_ERRORS * error
+        slowest_decline = UNMOVED_SHARE * progress.scale / (4 * SLOWEST_RUNS)
+        return earlier - late > max(WORSE_ERRORS * error, slowest_decline)
 
     def _is_worse(self, progress: LossProgress, constant_level: float) -> bool:
         """Whether the slow average is far above its best, in the loss's own units and beyond its noise.

@@ -32,6 +32,12 @@ def test_a_flat_loss_is_stuck() -> None:
     assert diagnosis.summary.startswith("The loss does not fall: it is 2.3")
 
 
+def test_a_fall_that_leads_nowhere_is_stuck() -> None:
+    """A loss without noise that loses a thousandth in the whole run is stuck; one that loses a hundredth is not."""
+    assert diagnose(run(2.3 * np.linspace(1, 0.999, STEPS))).learning == "stuck"
+    assert diagnose(run(2.3 * np.linspace(1, 0.98, STEPS))).learning != "stuck"
+
+
 def test_a_loss_that_fell_and_is_flat_has_converged() -> None:
     """A loss that fell to a third and stays there has converged, which is fine."""
     loss = np.concatenate([falling(100), noisy(0.7, 500)])
