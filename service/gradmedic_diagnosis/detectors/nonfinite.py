@@ -14,6 +14,13 @@ from gradmedic_diagnosis.detectors.step_view import MAX_LAYERS_NAMED, StepView, 
 PERSISTENT_LOSSES = 2
 """Consecutive non-finite losses from which a run counts as dead. A single one may come from an empty batch, with
 nothing that reaches the weights."""
+SKIPPED_LOSSES = 10
+"""Consecutive skipped steps with a non-finite loss from which a run counts as dead. The loss does not depend on the
+loss scale, so no smaller scale mends it; the weights are safe meanwhile, so there is more time than with
+`PERSISTENT_LOSSES`."""
+SKIPPED_STEPS = 40
+"""Consecutive skipped steps from which a run counts as dead, whatever its losses are. A scale that begins at 2^16, as
+torch's does, is 2^-24 then, the smallest half-precision number."""
 RECOVERY_STEPS = 5
 """Consecutive finite steps after which a run no longer counts as dead, unless its weights were non-finite."""
 HORIZON = 10
@@ -27,7 +34,7 @@ CLEANED_STRENGTH = 0.6
 
 
 class Nonfinite(Detector):
-    """A gradient, weight or loss is NaN or infinite, on a step that no loss scaler skipped.
+    """A gradient, weight or loss is NaN or infinite, on a step that no loss scaler skipped, or the scaler skips all.
 
     Once a weight was non-finite the run is dead, and the finding never resolves. A run whose loss stays non-finite
     counts as dead until the loss is finite again.
@@ -41,6 +48,8 @@ class Nonfinite(Detector):
         "finite_steps": "finite_running",
         "nonfinite_losses": "losses_running",
         "recent_share": "recent",
+        "skipped_steps": "skipped",
+        "skipped_losses": "skipped_losses",
     }
 
     def __init__(self) -> None:
@@ -55,11 +64,17 @@ class Nonfinite(Detector):
         """Consecutive non-finite losses."""
         self.recent_share = 0.0
         """Share of about the last `HORIZON` sampled steps that had non-finite gradients."""
+        self.skipped_steps = 0
+        """Consecutive steps that a loss scaler skipped."""
+        self.skipped_losses = 0
+        """Consecutive skipped steps with a non-finite loss."""
 
     def observe(self, view: StepView) -> None:
-        """Check one step for non-finite values. Skipped steps and absent layers do not count."""
+        """Check one step for non-finite values. A skipped step counts only in a long row; absent layers never do."""
         if view.is_skipped:
+            self._observe_skipped(view)
             return
+        self.skipped_steps = self.skipped_losses = 0
         is_loss_bad = view.loss is not None and not math.isfinite(view.loss)
         if view.loss is not None:
             self.nonfinite_losses = self.nonfinite_losses + 1 if is_loss_bad else 0
@@ -91,6 +106,23 @@ class Nonfinite(Detector):
             elif self.finding_state is not None:
                 self.finding_state.last_step = view.step
 
+    def _observe_skipped(self, view: StepView) -> None:
+        """Count the skipped steps, and those with a non-finite loss, in a row."""
+        self.skipped_steps += 1
+        if view.loss is not None:
+            self.skipped_losses = 0 if math.isfinite(view.loss) else self.skipped_losses + 1
+        if self.skipped_losses < SKIPPED_LOSSES and self.skipped_steps < SKIPPED_STEPS:
+            return
+        self.is_dead, self.finite_steps, self.strength = True, 0, DEAD_STRENGTH
+        if self.is_open and self.finding_state is not None:
+            self.finding_state.last_step = view.step
+            if "skipped_steps" in self.finding_state.evidence:
+                self.finding_state.evidence["skipped_steps"] = float(self.skipped_steps)
+            return
+        evidence = {**self._collect_evidence(view), "skipped_steps": float(self.skipped_steps)}
+        since = max(0, view.step + 1 - self.skipped_steps)
+        self.update_finding(view.step, "critical", self._find_layers(view), evidence, since=since)
+
     @staticmethod
     def _find_layers(view: StepView) -> list[int]:
         if view.row is None:
@@ -113,6 +145,13 @@ class Nonfinite(Detector):
 
     def explain(self, finding: FindingState, layers: Sequence[str]) -> str:
         """Explain what is non-finite, and whether the run can recover."""
+        if "skipped_steps" in finding.evidence:
+            steps, loss = int(finding.evidence["skipped_steps"]), finding.evidence.get("loss", 0.0)
+            what = "the gradients are" if math.isfinite(loss) else "the loss itself is"
+            return (
+                f"The loss scaler skipped {steps} steps in a row from step {finding.first_step} on, because {what} not "
+                f"finite; a smaller scale did not help. Nothing is learned on these steps."
+            )
         count = int(finding.evidence.get("nonfinite_count", 0))
         what = f"{count} gradient elements are NaN or infinite" if count else "The loss is NaN or infinite"
         where = f", first in {layers[0]}" if layers else ""

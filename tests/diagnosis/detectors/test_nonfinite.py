@@ -1,0 +1,58 @@
+"""A loss scaler that skips every step has stopped the training, although no non-finite value reached a weight."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+from tests.diagnosis.synthetic_run import falling, run
+from tests.diagnosis.whole_run import STEPS, diagnose, find_finding, list_alarms
+
+from gradmedic_diagnosis import Block
+
+
+def skipping(loss: NDArray[np.float64], skipped: NDArray[np.bool_]) -> Block:
+    """Return a run whose gradients are infinite on the steps that its loss scaler skips."""
+    block = run(loss)
+    values = block.values.copy()
+    values[skipped, :, block.statistics.index("grad_norm")] = np.inf
+    values[skipped, :, block.statistics.index("nonfinite_count")] = 7
+    return dataclasses.replace(block, values=values, skipped=skipped)
+
+
+def test_a_loss_that_is_never_finite_is_no_overflow_of_the_scale() -> None:
+    """A run whose loss is NaN from the first step on is exploding after ten skipped steps; the finding begins at 0."""
+    diagnosis = diagnose(skipping(np.full(60, np.nan), np.ones(60, dtype=np.bool_)))
+    assert list_alarms(diagnosis) == [(9, "exploding")]
+    assert (finding := find_finding(diagnosis, "nonfinite")) is not None
+    assert finding.first_step == 0
+    assert "skipped 60 steps in a row from step 0 on, because the loss itself is not finite" in finding.explanation
+
+
+def test_a_scale_that_is_used_up_is_found() -> None:
+    """With a finite loss, forty skipped steps in a row are too many for any scale."""
+    skipped = np.arange(STEPS) >= 100
+    diagnosis = diagnose(skipping(falling(STEPS), skipped))
+    assert list_alarms(diagnosis) == [(139, "exploding")]
+    assert (finding := find_finding(diagnosis, "nonfinite")) is not None
+    assert "because the gradients are not finite" in finding.explanation
+
+
+def test_a_scale_that_settles_is_no_finding() -> None:
+    """The first steps until the scale fits, a skipped step now and then, and one NaN loss that was skipped are usual."""
+    skipped = (np.arange(STEPS) < 16) | (np.arange(STEPS) % 50 == 0)
+    loss = falling(STEPS)
+    loss[150] = np.nan
+    diagnosis = diagnose(skipping(loss, skipped))
+    assert not list_alarms(diagnosis)
+    assert find_finding(diagnosis, "nonfinite") is None
+
+
+def test_a_run_that_trains_again_recovers() -> None:
+    """Five finite steps after a long row of skipped ones end the verdict: the weights were safe."""
+    skipped = (np.arange(STEPS) >= 100) & (np.arange(STEPS) < 160)
+    diagnosis = diagnose(skipping(falling(STEPS), skipped))
+    assert diagnosis.verdict == "healthy"
+    assert (finding := find_finding(diagnosis, "nonfinite")) is not None
+    assert finding.resolved_step == 164
