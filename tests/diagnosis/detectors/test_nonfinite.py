@@ -40,7 +40,7 @@ def test_a_scale_that_is_used_up_is_found() -> None:
 
 
 def test_a_scale_that_settles_is_no_finding() -> None:
-    """The first steps until the scale fits, a skipped step now and then, and one NaN loss that was skipped are usual."""
+    """Skipped steps until the scale fits, one now and then, and one with a NaN loss are usual."""
     skipped = (np.arange(STEPS) < 16) | (np.arange(STEPS) % 50 == 0)
     loss = falling(STEPS)
     loss[150] = np.nan
