@@ -24,6 +24,11 @@ MAX_PEAK_UPDATE_RATIO = 10.0
 """Bound of the largest update over weight in a score: after an explosion the ratio has no meaning beyond it."""
 DESTROYING_UPDATE_RATIO = 0.1
 """Updates of this share of the weights can be the reason for non-finite values."""
+EXPANDING_FACTORS = (0.8, 1.2)
+"""Factors per time step at which an expanding recurrence begins to be likely, and is likeliest. A factor above 1 is
+necessary (Pascanu et al. 2013); the matrix may have grown since it was measured."""
+GROWTH_FINDINGS = ("loss_divergence", "growth_in_time", "overwritten_weights")
+"""Detectors whose finding shows that losses or gradients grew."""
 RATE_RISE = 3.0
 """A learning rate that has risen by this factor since the start is evidence."""
 LARGE_LOSS = 50.0
@@ -70,31 +75,43 @@ def _ramp(value: float, low: float, high: float) -> float:
 
 def _check_learning_rate(run: RunEvidence) -> Cause | None:
     history = run.history
-    first = history.first_update_ratio
-    if run.find("nonfinite") is not None and math.isnan(first) and not history.calm_norms:
-        return None  # non-finite from the first step: no update was made that could have been too large
-    ratio = max(run.typical_update_ratio, first) if not math.isnan(first) else math.nan
-    peak = max(ratio, min(history.largest_update_ratio, MAX_PEAK_UPDATE_RATIO)) if not math.isnan(ratio) else math.nan
-    score = 0.3 + 0.4 * _ramp(math.log10(max(ratio, MIN_RATIO)), math.log10(HIGH_UPDATE_RATIO / 3), math.log10(1.0))
-    if not math.isnan(peak):
-        score += 0.2 * _ramp(math.log10(max(peak, MIN_RATIO)), math.log10(HIGH_UPDATE_RATIO), 0.5)
-    text = (
-        f"One update changes the weights by {ratio:.2g} of their size in calm steps; "
-        f"about {HEALTHY_UPDATE_RATIO:g} is healthy."
-    )
-    if math.isnan(ratio):
-        text = "The loss blew up, and no update norms were sent that could rule the learning rate out."
-    rate = history.largest_learning_rate
-    rise = history.last_learning_rate / history.first_learning_rate if history.first_learning_rate else math.nan
-    if not math.isnan(rise) and rise >= RATE_RISE:
-        score += 0.3
-        text = f"The learning rate has risen {rise:.3g}-fold since the start, up to {rate:.3g}. " + text
+    rate, rise = history.largest_learning_rate, math.nan
+    if history.first_learning_rate:
+        rise = history.last_learning_rate / history.first_learning_rate
+    has_risen = rise >= RATE_RISE
+    ratio = math.nan if run.starts_at_zero else _largest(run.typical_update_ratio, history.first_update_ratio)
+    largest = math.nan if run.starts_at_zero else history.largest_update_ratio
+    peak = _largest(ratio, min(largest, MAX_PEAK_UPDATE_RATIO))
+    numbers = {"update_to_weight": ratio, "learning_rate": rate, "learning_rate_rise": rise}
     if history.last_learning_rate < 0:
-        score = 1.0
         text = f"The learning rate is negative ({history.last_learning_rate:g}): every step raises the loss."
-    return _make_cause(
-        "learning_rate_too_high", score, text, update_to_weight=ratio, learning_rate=rate, learning_rate_rise=rise
-    )
+        return _make_cause("learning_rate_too_high", 1.0, text, **numbers)
+    score, text = 0.3, ""
+    if math.isnan(ratio):
+        has_grown = any(run.find(detector) is not None for detector in GROWTH_FINDINGS)
+        if run.find("nonfinite") is not None and not has_grown and not has_risen:
+            return None  # nothing grew before the first non-finite value: no update is known that was too large
+        text = "The loss blew up, and no update norms were sent that could rule the learning rate out."
+        if run.starts_at_zero:
+            text = "The loss blew up. The weights start at zero, so the size of the updates against them shows nothing."
+    elif _largest(ratio, peak) < HIGH_UPDATE_RATIO / 3 and not has_risen:
+        return None
+    else:
+        score += 0.4 * _ramp(math.log10(max(ratio, MIN_RATIO)), math.log10(HIGH_UPDATE_RATIO / 3), math.log10(1.0))
+        score += 0.2 * _ramp(math.log10(max(peak, MIN_RATIO)), math.log10(HIGH_UPDATE_RATIO), 0.5)
+        text = (
+            f"One update changes the weights by {ratio:.2g} of their size in calm steps, and by up to {largest:.2g}; "
+            f"about {HEALTHY_UPDATE_RATIO:g} is healthy."
+        )
+    if has_risen:
+        score += 0.3
+        text = f"The learning rate has risen {rise:.3g}-fold since the start, up to {rate:.3g}. {text}"
+    return _make_cause("learning_rate_too_high", score, text, **numbers)
+
+
+def _largest(*values: float) -> float:
+    """Return the largest value that is not NaN; NaN if all are."""
+    return max((value for value in values if not math.isnan(value)), default=math.nan)
 
 
 def _check_large_initialization(run: RunEvidence) -> Cause | None:
@@ -139,6 +156,8 @@ def _check_input_scale(run: RunEvidence) -> Cause | None:
 
 def _check_target_scale(run: RunEvidence) -> Cause | None:
     loss, rms = abs(run.history.first_loss), run.training.target_rms
+    if run.is_classification:
+        return None
     if rms is None:
         if math.isnan(loss) or loss < LARGE_LOSS or run.initial_signal_decades >= CLEAR_INIT_DECADES:
             return None
@@ -152,27 +171,25 @@ def _check_target_scale(run: RunEvidence) -> Cause | None:
 
 
 def _check_expanding_recurrence(run: RunEvidence) -> Cause | None:
-    if not run.has_recurrence:
-        return None
     factor = run.recurrent_factor
-    score = 0.6 + 0.3 * _ramp(factor, 0.8, 1.2)
-    text = "A recurrent cell multiplies gradients once per time step."
-    if not math.isnan(factor):
-        text = (
-            f"The recurrent matrix multiplies gradients by up to {factor:.3g} per time step; above 1 they can explode."
-        )
-    return _make_cause("long_recurrence", score, text, recurrent_factor=factor)
+    if math.isnan(factor) or factor < EXPANDING_FACTORS[0]:
+        return None
+    text = f"The recurrent matrix multiplies gradients by up to {factor:.3g} per time step; above 1 they can explode."
+    return _make_cause("long_recurrence", 0.6 + 0.3 * _ramp(factor, *EXPANDING_FACTORS), text, recurrent_factor=factor)
 
 
 def _check_clipping_is_missing(run: RunEvidence) -> Cause | None:
-    if run.training.clips_gradients or run.history.clipped_steps:
-        return None
-    score = 0.72 if run.has_recurrence else 0.4
     typical = run.history.typical_norm()
-    text = "No gradient clipping was seen"
-    if not math.isnan(typical):
-        text += f"; the typical gradient norm is {typical:.3g}, and nothing bounds a larger one"
-    return _make_cause("missing_clipping", score, text + ".", typical_gradient_norm=typical)
+    if run.training.clips_gradients or run.history.clipped_steps or math.isnan(typical):
+        return None
+    text = (
+        f"No gradient clipping was seen; the typical gradient norm is {typical:.3g}, and nothing bounds a larger one."
+    )
+    score = 0.72 if run.has_recurrence else 0.4
+    if run.is_optimizer_scale_free:
+        score /= 2
+        text += " The optimizer divides by the gradient's size, so clipping matters less."
+    return _make_cause("missing_clipping", score, text, typical_gradient_norm=typical)
 
 
 def _check_precision_overflow(run: RunEvidence) -> Cause | None:
@@ -205,15 +222,18 @@ def _check_numerical_instability(run: RunEvidence) -> Cause | None:
     finding = run.find("nonfinite")
     if finding is None:
         return None
-    history = run.history
-    if history.calm_norms and not history.largest_update_ratio >= DESTROYING_UPDATE_RATIO:
+    history, loss = run.history, finding.evidence.get("loss", math.nan)
+    largest = math.nan if run.starts_at_zero else history.largest_update_ratio
+    if history.calm_norms and not largest >= DESTROYING_UPDATE_RATIO:
+        where = "The loss" if not math.isfinite(loss) else "A gradient"
+        place = "the forward pass" if not math.isfinite(loss) else "the backward pass: the loss of that step is finite"
+        norm = history.typical_norm()
         text = (
-            "The loss or a gradient became non-finite although gradients were ordinary before: "
-            "look for log(0), 0/0, sqrt(0), exp."
+            f"{where} became non-finite although gradients were ordinary before (a norm of {norm:.2g}): look "
+            f"for log(0), 0/0, sqrt(0) or exp in {place}."
         )
-        largest = history.largest_update_ratio
-        return _make_cause("numerical_instability", 0.8, text, largest_update_to_weight=largest)
-    if not history.calm_norms and not math.isfinite(finding.evidence.get("loss", math.nan)):
+        return _make_cause("numerical_instability", 0.8, text, largest_update_to_weight=largest, loss=loss)
+    if not history.calm_norms and not math.isfinite(loss):
         text = "The first loss was already non-finite: look for log(0), 0/0, or an exponential in the forward pass."
         return _make_cause("numerical_instability", 0.65, text)
     return None
@@ -287,10 +307,16 @@ def _check_contracting_recurrence(run: RunEvidence) -> Cause | None:
         factor = finding.evidence["factor_per_time_step"]
         text = f"Gradients shrink to {factor:.2g} of their size with every time step that they pass."
         return _make_cause("long_recurrence", 0.85, text, factor_per_time_step=factor)
-    if not run.has_recurrence:
+    factor, gap, decades = run.recurrent_factor, run.find("depth_gap"), math.nan
+    if factor < 1:
+        text = f"The recurrent matrix shrinks gradients to at most {factor:.2g} of their size with every time step."
+    elif run.has_recurrence and gap is not None:
+        decades = gap.evidence.get("gap_decades", math.nan)
+        text = f"A recurrent cell shrinks gradients once per time step; they lose {decades:.1f} decades on their way."
+    else:
         return None
-    text = "A recurrent cell shrinks gradients once per time step."
-    return _make_cause("long_recurrence", 0.6, text, factor=run.recurrent_factor)
+    numbers = {"gap_decades": decades} if math.isnan(factor) else {"factor": factor}
+    return _make_cause("long_recurrence", 0.6, text, **numbers)
 
 
 def _check_weight_decay(run: RunEvidence) -> Cause | None:

@@ -37,6 +37,22 @@ RECTIFIERS = (
 """Activations that pass positive inputs and suppress negative ones."""
 UNBOUNDED = ("exp", "square", "cube")
 """Activations that grow faster than their input."""
+SCALE_FREE = (
+    "adam",
+    "adamw",
+    "nadam",
+    "radam",
+    "adamax",
+    "adafactor",
+    "rmsprop",
+    "adagrad",
+    "lion",
+    "rprop",
+    "lamb",
+    "muon",
+)
+"""Beginnings and endings of the names of optimizers whose step does not grow with the gradient."""
+CLASS_LOSSES = ("cross_entropy", "binary_cross_entropy", "negative_log_likelihood", "ctc", "kl_divergence", "margin")
 RECTIFIER_GAIN = 2.0
 """Behind a rectifier, weights need this many times the variance to preserve a signal (He et al. 2015)."""
 TINY = 1e-30
@@ -125,6 +141,22 @@ class RunEvidence:
     def zero_initialized(self) -> list[int]:
         """Weight matrices whose initial weights are exactly zero."""
         return [i for i in self.path if self.averages.first_weight_norm[i] == 0]
+
+    @cached_property
+    def starts_at_zero(self) -> bool:
+        """Whether all weight matrices start at exactly zero. Any first update is infinitely large against them."""
+        return bool(self.path) and len(self.zero_initialized) == len(self.path)
+
+    @cached_property
+    def is_optimizer_scale_free(self) -> bool:
+        """Whether every optimizer divides the gradient by its own size, so that a large gradient is no large update."""
+        names = [optimizer.name.lower() for optimizer in self.training.optimizers]
+        return bool(names) and all(name.startswith(SCALE_FREE) or name.endswith(SCALE_FREE) for name in names)
+
+    @cached_property
+    def is_classification(self) -> bool:
+        """Whether the loss compares probabilities of classes, so that its targets have no scale."""
+        return self.training.loss is not None and self.training.loss.kind in CLASS_LOSSES
 
     @cached_property
     def recurrent_factor(self) -> float:

@@ -1,0 +1,98 @@
+"""A cause is named only with evidence: a number, and what it should be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import ArrayLike
+from tests.diagnosis.synthetic_run import falling, layers, noisy, run
+
+from gradmedic.protocol.diagnosis import Cause
+from gradmedic.protocol.runs import Layer, Loss, Optimizer, Training
+from gradmedic_diagnosis import Block, Diagnostician, StepSeries
+
+DYING = np.concatenate([falling(80), np.full(20, np.nan)])
+
+
+def find_causes(block: Block, training: Training | None = None, kind: str = "Linear") -> dict[str, Cause]:
+    """Return the causes of a whole run, by name."""
+    named = [Layer(name=layer.name, numel=100, role="weight", kind=kind) for layer in layers(block.present.shape[1])]
+    return {cause.cause: cause for cause in Diagnostician(named, training).update(block).causes}
+
+
+def dying(**columns: ArrayLike) -> Block:
+    """Return a run whose loss turns NaN at step 80, after ordinary gradients."""
+    return run(DYING, **columns)  # type: ignore[arg-type]  # learning_rate is not among the columns
+
+
+def test_a_healthy_update_is_no_high_learning_rate() -> None:
+    """Updates of a thousandth of the weights are healthy, so the learning rate is not blamed for a NaN."""
+    assert "learning_rate_too_high" not in find_causes(dying(update=0.01))
+    causes = find_causes(dying(update=2.0))
+    assert causes["learning_rate_too_high"].evidence["update_to_weight"] == pytest.approx(0.2)
+
+
+def test_weights_that_start_at_zero_do_not_hide_a_numerical_cause() -> None:
+    """Against weights of zero any update is infinite: that is no evidence, and the numerical cause comes first."""
+    weight = np.linspace(0.0, 1.0, 100)[:, None]
+    causes = find_causes(dying(weight=weight, update=0.01))
+    assert next(iter(causes)) == "numerical_instability"
+    assert "learning_rate_too_high" not in causes
+    assert not any("inf times" in cause.explanation for cause in causes.values())
+
+
+def test_the_place_of_a_numerical_cause_is_named() -> None:
+    """A non-finite loss points to the forward pass, a finite one with non-finite gradients to the backward pass."""
+    assert "forward pass" in find_causes(dying())["numerical_instability"].explanation
+    block = run(falling(100))
+    values = block.values.copy()
+    values[60:, :, block.statistics.index("nonfinite_count")] = 5
+    values[60:, :, block.statistics.index("weight_norm")] = np.nan
+    values[60:, :, block.statistics.index("grad_norm")] = np.nan
+    broken = Block(**{**{name: getattr(block, name) for name in Block.__dataclass_fields__}, "values": values})
+    assert "the loss of that step is finite" in find_causes(broken)["numerical_instability"].explanation
+
+
+def test_a_learning_rate_that_rose_is_blamed() -> None:
+    """A rate that rose tenfold before the NaN is named with the rise, also where updates are ordinary."""
+    block = dying(update=0.01)
+    rates = StepSeries(np.where(np.arange(100) < 60, 0.01, 0.1), np.ones(100, dtype=np.bool_))
+    fields = {name: getattr(block, name) for name in Block.__dataclass_fields__}
+    causes = find_causes(Block(**{**fields, "series": {**block.series, "learning_rate": rates}}))
+    assert causes["learning_rate_too_high"].evidence["learning_rate_rise"] == pytest.approx(10)
+
+
+def test_a_gated_cell_alone_is_no_long_recurrence() -> None:
+    """An LSTM whose factor per time step is unknown is not blamed for a NaN."""
+    assert "long_recurrence" not in find_causes(dying(), kind="LSTM")
+
+
+def test_clipping_is_missed_less_under_adam() -> None:
+    """An optimizer that divides by the gradient's size hardly notices clipping."""
+    sgd = find_causes(dying(), Training(optimizers=[Optimizer(name="SGD")]))["missing_clipping"]
+    adam = find_causes(dying(), Training(optimizers=[Optimizer(name="AdamW")]))["missing_clipping"]
+    assert adam.score < sgd.score
+    assert "matters less" in adam.explanation
+    assert "missing_clipping" not in find_causes(dying(), Training(clips_gradients=True))
+
+
+def test_targets_of_a_classification_have_no_scale() -> None:
+    """A first loss of 100 may come from unscaled targets, but not under a cross-entropy."""
+    block = run(np.concatenate([100 * falling(80), np.full(20, np.nan)]), update=2.0, weight=1.0)
+    assert "unscaled_targets" in find_causes(block)
+    assert "unscaled_targets" not in find_causes(block, Training(loss=Loss(kind="cross_entropy", classes=10)))
+
+
+def test_a_recurrent_matrix_that_expands_is_blamed_by_its_number() -> None:
+    """A factor of 1.3 per time step is evidence for an explosion through time; one of 0.5 is none."""
+    for factor, is_blamed in ((1.3, True), (0.5, False)):
+        named = [*layers(3), Layer(name="rnn.weight_hh", shape=[10, 10], role="recurrent", spectral_norm=factor)]
+        causes = Diagnostician(named).update(dying()).causes
+        assert ("long_recurrence" in {cause.cause for cause in causes}) == is_blamed
+
+
+def test_every_cause_has_a_number() -> None:
+    """No cause comes without evidence, except a precision or activation that is known by name."""
+    for block in (dying(), dying(update=5.0), run(noisy(2.3, 300), gradient=[[1e-9, 1e-6, 1e-3, 1.0]])):
+        for cause in find_causes(block, kind="LSTM").values():
+            assert cause.evidence, cause
