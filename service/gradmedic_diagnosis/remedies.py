@@ -72,7 +72,7 @@ CATALOGUE: tuple[RemedyRow, ...] = (
         cost="Almost nothing; too low a bound starves the weights.",
         sources=(PASCANU,),
         choose_parameters=remedy_fit.choose_max_norm,
-        is_applicable=remedy_fit.is_exploding,
+        is_applicable=remedy_fit.lacks_clipping,
     ),
     RemedyRow(
         id="clip_grad_value",
@@ -81,7 +81,7 @@ CATALOGUE: tuple[RemedyRow, ...] = (
         cost="Changes the gradient's direction where it acts.",
         sources=("Mikolov 2012, Statistical language models based on neural networks, section 3.2.2",),
         choose_parameters=remedy_fit.choose_clip_value,
-        is_applicable=remedy_fit.is_exploding,
+        is_applicable=remedy_fit.lacks_clipping,
     ),
     RemedyRow(
         id="clip_grad_norm_per_layer",
@@ -90,7 +90,7 @@ CATALOGUE: tuple[RemedyRow, ...] = (
         cost="Changes the balance between layers where it acts.",
         sources=(PASCANU,),
         choose_parameters=remedy_fit.choose_layer_max_norm,
-        is_applicable=remedy_fit.is_exploding,
+        is_applicable=remedy_fit.lacks_clipping,
     ),
     RemedyRow(
         id="adaptive_clip",
@@ -309,6 +309,7 @@ CATALOGUE: tuple[RemedyRow, ...] = (
         reason="The gradient of a squared error is proportional to the targets' scale.",
         cost="Predictions must be scaled back.",
         sources=("LeCun et al. 1998, Efficient backprop, section 4.3",),
+        is_applicable=remedy_fit.has_scaled_targets,
     ),
     RemedyRow(
         id="switch_optimizer",
@@ -407,6 +408,7 @@ CATALOGUE: tuple[RemedyRow, ...] = (
         reason="Losses on logits avoid log(0) and 0/0; a small epsilon does so for divisions and roots.",
         cost="None.",
         sources=("Goodfellow et al. 2016, Deep learning, section 4.1",),
+        is_applicable=remedy_fit.may_compute_loss_unsafely,
     ),
     RemedyRow(
         id="skip_nonfinite_steps",

@@ -22,6 +22,10 @@ RECURRENT_NORM_SHARE = 0.5
 CLIP_VALUE_FACTOR = 10.0
 """Bound of one element over the root mean square of a gradient at the norm's bound."""
 MIN_CLIP_VALUE = 1e-4
+STABLE_LOSSES = frozenset({"LogSoftmax", "BinaryCrossEntropyWithLogits", "MseLoss", "SmoothL1Loss", "HuberLoss"})
+"""Operations of losses that overflow or take the logarithm of zero only where their inputs are non-finite."""
+STABLE_LOSS_DEPTH = 4
+"""Operations of the loss, from the loss backwards, among which such an operation is looked for."""
 DEFAULT_FACTOR = 0.1
 """Factor of the learning rate or the loss where the run's numbers give none."""
 
@@ -87,6 +91,22 @@ def choose_other_initialization(run: RunEvidence) -> Parameters:
 def is_exploding(run: RunEvidence) -> bool:
     """Whether the verdict is exploding."""
     return run.verdict == "exploding"
+
+
+def lacks_clipping(run: RunEvidence) -> bool:
+    """Whether the run explodes, and the script does not clip its gradients already."""
+    return is_exploding(run) and not run.training.clips_gradients and not run.history.clipped_steps
+
+
+def has_scaled_targets(run: RunEvidence) -> bool:
+    """Whether the targets may have a scale; those of a classification have none."""
+    return not run.is_classification
+
+
+def may_compute_loss_unsafely(run: RunEvidence) -> bool:
+    """Whether the loss may be computed from probabilities, and not by a stable function of the logits."""
+    loss = run.training.loss
+    return loss is None or not set(loss.operations[:STABLE_LOSS_DEPTH]) & STABLE_LOSSES
 
 
 def uses_adam(run: RunEvidence) -> bool:

@@ -96,3 +96,38 @@ def test_every_cause_has_a_number() -> None:
     for block in (dying(), dying(update=5.0), run(noisy(2.3, 300), gradient=[[1e-9, 1e-6, 1e-3, 1.0]])):
         for cause in find_causes(block, kind="LSTM").values():
             assert cause.evidence, cause
+
+
+def advised(training: Training, block: Block | None = None) -> list[str]:
+    """Return the ids of the remedies that are advised for a run that turns NaN."""
+    return [advice.remedy.id for advice in Diagnostician(layers(), training).update(block or dying(update=2.0)).advice]
+
+
+def test_a_script_that_clips_is_not_told_to_clip() -> None:
+    """Clipping is no advice for a script that clips its gradients."""
+    assert "clip_grad_norm" in advised(Training())
+    assert not [id for id in advised(Training(clips_gradients=True)) if id.startswith("clip_grad")]
+
+
+def test_the_rate_comes_before_clipping_under_adam() -> None:
+    """Under AdamW with updates of a fifth of the weights, the learning rate is lowered before anything is clipped."""
+    ids = advised(Training(optimizers=[Optimizer(name="AdamW")]), dying(update=0.4, weight=2.0))
+    assert ids[0] == "scale_learning_rate"
+    assert "clip_grad_norm" not in ids[:2]
+
+
+def test_a_stable_loss_is_not_advised_twice() -> None:
+    """A script that gives logits to a cross-entropy is not told to do so; one with a loss of its own is."""
+    block = dying()
+    own = Training(loss=Loss(kind="other", operations=["Mean", "Neg", "Log", "Softmax"]))
+    stable = Training(loss=Loss(kind="cross_entropy", operations=["NllLoss", "LogSoftmax", "Addmm"]))
+    assert "stable_loss" in advised(own, block)
+    assert "stable_loss" not in advised(stable, block)
+
+
+def test_targets_of_a_classification_are_not_standardized() -> None:
+    """`standardize_targets` is advised for an unscaled regression, and never for a cross-entropy."""
+    block = run(np.concatenate([1000 * falling(80), np.full(20, np.nan)]), update=2.0, weight=1.0)
+    assert "standardize_targets" in advised(Training(target_rms=300.0, loss=Loss(kind="squared_error")), block)
+    classes = Training(target_rms=300.0, loss=Loss(kind="cross_entropy"))
+    assert "standardize_targets" not in advised(classes, block)
