@@ -22,11 +22,15 @@ MIN_MERIT = 0.1
 def advise(run: RunEvidence, causes: Sequence[Cause], counts: RepairCounts = REPAIR_COUNTS) -> list[Advice]:
     """Return at most `MAX_ADVICE` remedies, the most promising first.
 
-    A remedy's merit is the chance that it repairs at least one of the causes. It takes a cause's score times the chance
-    of repair as independent chances. Merits are exact to a tenth at best, so they are compared after rounding; among
-    equal ones the catalogue's order decides.
+    A remedy's merit is the chance that it repairs at least one of the causes, times its fit to the run. It takes a
+    cause's score times the chance of repair as independent chances. Merits are exact to a tenth at best, so they are
+    compared after rounding; among equal ones the catalogue's order decides.
     """
-    merits = [(_compute_merit(row, causes, counts), row) for row in CATALOGUE if row.is_applicable(run)]
+    merits = [
+        (row.estimate_fit(run) * _compute_merit(row, causes, counts), row)
+        for row in CATALOGUE
+        if row.is_applicable(run)
+    ]
     promising = [(merit, row) for merit, row in merits if merit >= MIN_MERIT]
     variants: Counter[str] = Counter()
     chosen: list[RemedyRow] = []

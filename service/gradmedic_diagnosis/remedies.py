@@ -47,6 +47,8 @@ class RemedyRow:
     """Returns the parameters that depend on the run."""
     is_applicable: Callable[[RunEvidence], bool] = lambda _: True
     """Returns whether the remedy makes sense for a run at all."""
+    estimate_fit: Callable[[RunEvidence], float] = lambda _: 1.0
+    """Returns the share of its chances that the remedy has in a run, from 0 to 1."""
 
     @property
     def name(self) -> str:
@@ -73,6 +75,7 @@ CATALOGUE: tuple[RemedyRow, ...] = (
         sources=(PASCANU,),
         choose_parameters=remedy_fit.choose_max_norm,
         is_applicable=remedy_fit.lacks_clipping,
+        estimate_fit=remedy_fit.estimate_fit_of_clipping,
     ),
     RemedyRow(
         id="clip_grad_value",
@@ -82,6 +85,7 @@ CATALOGUE: tuple[RemedyRow, ...] = (
         sources=("Mikolov 2012, Statistical language models based on neural networks, section 3.2.2",),
         choose_parameters=remedy_fit.choose_clip_value,
         is_applicable=remedy_fit.lacks_clipping,
+        estimate_fit=remedy_fit.estimate_fit_of_clipping,
     ),
     RemedyRow(
         id="clip_grad_norm_per_layer",
@@ -91,6 +95,7 @@ CATALOGUE: tuple[RemedyRow, ...] = (
         sources=(PASCANU,),
         choose_parameters=remedy_fit.choose_layer_max_norm,
         is_applicable=remedy_fit.lacks_clipping,
+        estimate_fit=remedy_fit.estimate_fit_of_clipping,
     ),
     RemedyRow(
         id="adaptive_clip",

@@ -22,6 +22,9 @@ RECURRENT_NORM_SHARE = 0.5
 CLIP_VALUE_FACTOR = 10.0
 """Bound of one element over the root mean square of a gradient at the norm's bound."""
 MIN_CLIP_VALUE = 1e-4
+CLIPPING_WITHOUT_SCALE = 0.3
+"""Share of its effect that clipping has where a gradient's size hardly changes the update. A judgement: under Adam only
+a gradient that is far above its running average changes the step (Kingma and Ba 2015, section 2.1)."""
 STABLE_LOSSES = frozenset({"LogSoftmax", "BinaryCrossEntropyWithLogits", "MseLoss", "SmoothL1Loss", "HuberLoss"})
 """Operations of losses that overflow or take the logarithm of zero only where their inputs are non-finite."""
 STABLE_LOSS_DEPTH = 4
@@ -96,6 +99,11 @@ def is_exploding(run: RunEvidence) -> bool:
 def lacks_clipping(run: RunEvidence) -> bool:
     """Whether the run explodes, and the script does not clip its gradients already."""
     return is_exploding(run) and not run.training.clips_gradients and not run.history.clipped_steps
+
+
+def estimate_fit_of_clipping(run: RunEvidence) -> float:
+    """Return how much clipping can do: little where the optimizer divides by the gradient's size."""
+    return CLIPPING_WITHOUT_SCALE if run.is_optimizer_scale_free else 1.0
 
 
 def has_scaled_targets(run: RunEvidence) -> bool:
