@@ -35,6 +35,8 @@ class Architecture:
     """Square root of the number of elements. It is 1 where the size is unknown, so that an RMS is then a norm."""
     is_path: NDArray[np.bool_]
     """Whether the layer lies on the gradient's path through depth: a weight matrix that trains, no embedding."""
+    is_input_side: NDArray[np.bool_]
+    """Whether the layer is in the input-side half of the path."""
     is_frozen: NDArray[np.bool_]
     """Whether no optimizer updates the layer."""
     is_embedding: NDArray[np.bool_]
@@ -62,12 +64,17 @@ class Architecture:
             dtype=np.bool_,
         )
         is_embedding = np.array([_is_embedding(layer) and not layer.frozen for layer in layers], dtype=np.bool_)
+        order = np.array([i for _, i in sorted(depths)], dtype=np.intp)
+        path = order[is_path[order]]
+        is_input_side = np.zeros(len(layers), dtype=np.bool_)
+        is_input_side[path[: (len(path) + 1) // 2]] = True
         carriers = np.flatnonzero(is_path | is_embedding)
         return cls(
             names=tuple(layer.name for layer in layers),
-            order=np.array([i for _, i in sorted(depths)], dtype=np.intp),
+            order=order,
             sqrt_numel=np.sqrt(np.array(sizes, dtype=np.float64)),
             is_path=is_path,
+            is_input_side=is_input_side,
             is_frozen=np.array([layer.frozen for layer in layers], dtype=np.bool_),
             is_embedding=is_embedding,
             input_carriers=carriers if len(carriers) else np.arange(len(layers), dtype=np.intp),

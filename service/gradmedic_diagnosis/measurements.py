@@ -38,6 +38,8 @@ class Measurements:
     """`[row]`: L2 norm over the present layers."""
     update_ratio: NDArray[np.float64]
     """`[row]`: L2 norm of the update over that of the weights, both over the present layers."""
+    input_side_update_ratio: NDArray[np.float64]
+    """`[row]`: the same over the input-side half of the weight matrices on the path; NaN where none is present."""
     gradient_weight_product: NDArray[np.float64]
     """`[row]`: largest product of a weight tensor's gradient norm and weight norm.
 
@@ -81,6 +83,11 @@ def measure(block: Block, architecture: Architecture) -> Measurements:
         total_gradient_norm = np.sqrt(np.square(np.where(present, gradient, 0.0)).sum(axis=1))
         total_weight_norm = np.sqrt(np.square(np.where(present, weight, 0.0)).sum(axis=1))
         update_ratio = np.sqrt(np.square(np.where(present, update, 0.0)).sum(axis=1)) / total_weight_norm
+        on_input_side = present & architecture.is_input_side
+        input_side_update_ratio = np.sqrt(
+            np.square(np.where(on_input_side, update, 0.0)).sum(axis=1)
+            / np.square(np.where(on_input_side, weight, 0.0)).sum(axis=1)
+        )
         gradient_weight_product = np.fmax.reduce(
             np.where(present, gradient * weight, np.nan)[:, architecture.input_carriers], axis=1, initial=0.0
         )
@@ -111,6 +118,7 @@ def measure(block: Block, architecture: Architecture) -> Measurements:
         total_gradient_norm=total_gradient_norm,
         total_weight_norm=total_weight_norm,
         update_ratio=update_ratio,
+        input_side_update_ratio=input_side_update_ratio,
         gradient_weight_product=gradient_weight_product,
         total_nonfinite_count=total_nonfinite_count,
         has_nonfinite_weights=has_nonfinite_weights,

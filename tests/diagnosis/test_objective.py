@@ -151,11 +151,25 @@ def test_a_part_without_gradients_asks_for_attention() -> None:
     present = block.present.copy()
     present[:, :2] = False
     block = dataclasses.replace(block, present=present)
-    diagnosis = diagnose(block, Training())
+    names = ["encoder.0.weight", "encoder.1.weight", "head.0.weight", "head.1.weight"]
+    named = [dataclasses.replace(layer, name=name) for layer, name in zip(layers(), names, strict=True)]
+    diagnosis = Diagnostician(named).update(block)
     assert (finding := find_finding(diagnosis, "disconnected_parameters")) is not None
-    assert (finding.layers, diagnosis.level) == (["0.weight", "1.weight"], "attention")
-    frozen = [dataclasses.replace(layer, frozen=i < 2) for i, layer in enumerate(layers())]
+    assert (finding.layers, diagnosis.level) == (names[:2], "attention")
+    frozen = [dataclasses.replace(layer, frozen=i < 2) for i, layer in enumerate(named)]
     assert Diagnostician(frozen).update(block).level == "ok"
+
+
+def test_experts_that_were_never_chosen_are_a_note() -> None:
+    """Layers whose siblings had gradients, the same name but for a number, are experts, which is no fault."""
+    block = run(falling(STEPS))
+    present = block.present.copy()
+    present[:, 1] = False
+    names = ["gate.weight", "expert0.weight", "expert1.weight", "head.weight"]
+    experts = [dataclasses.replace(layer, name=name) for layer, name in zip(layers(), names, strict=True)]
+    diagnosis = Diagnostician(experts).update(dataclasses.replace(block, present=present))
+    assert (finding := find_finding(diagnosis, "disconnected_parameters")) is not None
+    assert (finding.severity, diagnosis.level) == ("note", "ok")
 
 
 def test_a_part_that_joins_later_is_connected() -> None:

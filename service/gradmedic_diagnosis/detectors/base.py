@@ -40,8 +40,6 @@ class Detector(ABC):
     id: ClassVar[str]
     verdict: ClassVar[Verdict]
     """The verdict that the finding supports."""
-    is_fault: ClassVar[bool] = False
-    """Whether the finding is a fault of the script, which asks for attention also while the run learns."""
     stored_keys: ClassVar[Mapping[str, str]] = {}
     """Attributes beside the finding that belong to the state, and their keys in stored states.
 
@@ -83,6 +81,11 @@ class Detector(ABC):
         else:
             self.strength = max(self.strength, strength if has_evidence else 0.0)
         return self.strength > 0
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether an open finding is a fault of the script, which asks for attention also while the run learns."""
+        return False
 
     @property
     def is_open(self) -> bool:

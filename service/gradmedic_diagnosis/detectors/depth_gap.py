@@ -31,6 +31,10 @@ LEARNED_SHARE_LARGE_GAP = 0.9
 predictor, early and for good. A loss that fell only at first is evidence, however far it fell."""
 CLOSED_DECADES = 0.5
 """Decades to which the gap must close before a verdict is withdrawn while the loss is stuck."""
+UNMOVED = 1e-3
+"""Sum of the updates over the weights at which the weight matrices of the input side are still those of the start."""
+MOVED_FACTOR = 100.0
+"""The network as a whole must have moved by this many times as much: then its output alone brings the loss down."""
 STRENGTH = 0.8
 LARGE_GAP_STRENGTH = 0.9
 
@@ -40,18 +44,30 @@ class DepthGap(Detector):
 
     id = "depth_gap"
     verdict = "vanishing"
-    stored_keys: ClassVar[Mapping[str, str]] = {"since_step": "since", "gap_history": "history"}
+    stored_keys: ClassVar[Mapping[str, str]] = {
+        "since_step": "since",
+        "gap_history": "history",
+        "movement": "movement",
+        "input_side_movement": "input_side_movement",
+    }
 
     def __init__(self) -> None:
         super().__init__()
         self.since_step: int | None = None
         self.gap_history = SeriesHistory()
+        self.movement = 0.0
+        """Sum of the network-wide updates over the weights, on sampled steps."""
+        self.input_side_movement = 0.0
+        """The same of the input-side half of the weight matrices."""
 
     def observe(self, view: StepView) -> None:
         """Compare the gap with its thresholds, and check whether the loss is stuck."""
         if view.row is None or math.isnan(view.depth_gap):
             return
         self.gap_history.add(view.depth_gap)
+        if math.isfinite(view.update_ratio) and math.isfinite(view.input_side_update_ratio):
+            self.movement += view.update_ratio
+            self.input_side_movement += view.input_side_update_ratio
         if view.depth_gap < (CLOSED_DECADES if self.strength else GAP_DECADES):
             self.since_step = None
             self.close_finding(view.step)
@@ -59,11 +75,14 @@ class DepthGap(Detector):
         if self.since_step is None:
             self.since_step = view.step
         is_large = view.depth_gap >= LARGE_GAP_DECADES
-        self.update_strength_while_stuck(
-            view,
-            LARGE_GAP_STRENGTH if is_large else STRENGTH,
-            has_evidence=self._has_evidence(view, is_large=is_large),
-        )
+        if is_large and self._only_the_output_moves(view):
+            self.strength, self.stuck_level = LARGE_GAP_STRENGTH, view.objective.slow_average
+        else:
+            self.update_strength_while_stuck(
+                view,
+                LARGE_GAP_STRENGTH if is_large else STRENGTH,
+                has_evidence=self._has_evidence(view, is_large=is_large),
+            )
         if self.strength or is_large:
             level = view.depth_profile.smoothed_log_rms[view.row].copy()
             level[~view.architecture.is_path] = np.nan
@@ -76,6 +95,14 @@ class DepthGap(Detector):
             severity = "critical" if self.strength else "note"
             layers = rank_layers(level, largest_first=False)
             self.update_finding(view.step, severity, layers, evidence, since=self.since_step)
+
+    def _only_the_output_moves(self, view: StepView) -> bool:
+        """Whether the input-side matrices have stayed as they were, while the network as a whole moved."""
+        is_old = view.progress.count >= STUCK_PATIENCE and not view.has_several_streams
+        if view.dead_share > 0:  # a backbone that the script froze does not move either
+            return False
+        has_moved = self.input_side_movement >= UNMOVED or self.movement < MOVED_FACTOR * self.input_side_movement
+        return is_old and self.movement > 0 and not has_moved
 
     def _has_evidence(self, view: StepView, *, is_large: bool) -> bool:
         """Whether the run is old enough for the gap, and has not learned in spite of it."""

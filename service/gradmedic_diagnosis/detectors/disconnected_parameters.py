@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ from gradmedic_diagnosis.detectors.step_view import MAX_LAYERS_NAMED, StepView
 
 PERSISTENCE = 50
 """Sampled steps without a gradient before there is a finding. A part may join later, as in progressive unfreezing."""
+_NUMBER = re.compile(r"\d+")
 LARGE_SHARE = 0.1
 """Share of the trained weights that must be cut off. A judgement: pretrained models often have a small head or pooler
 that a task does not use, which is no fault."""
@@ -21,12 +23,12 @@ that a task does not use, which is no fault."""
 class DisconnectedParameters(Detector):
     """Layers that an optimizer holds have had no gradient since the first step, while others had.
 
-    Experts that no example was routed to are disconnected, too: a router that never uses them has collapsed.
+    It is a note where layers of the same name but for a number had gradients, as experts have that no example was
+    routed to yet.
     """
 
     id = "disconnected_parameters"
     verdict = "healthy"
-    is_fault: ClassVar[bool] = True
     stored_keys: ClassVar[Mapping[str, str]] = {"steps": "steps", "touched": "touched"}
 
     def __init__(self) -> None:
@@ -37,6 +39,11 @@ class DisconnectedParameters(Detector):
         """Bit set of the layers that had a gradient so far: bit i is layer i."""
         self._untouched = np.zeros(0, dtype=np.bool_)
         """The other layers, `[layer]`."""
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether an open finding is a fault of the script: unless it is a note."""
+        return self.finding_state is not None and self.finding_state.severity != "note"
 
     def observe(self, view: StepView) -> None:
         """Count the steps, and remember the layers that had a gradient."""
@@ -60,15 +67,21 @@ class DisconnectedParameters(Detector):
         if share >= LARGE_SHARE:
             layers = [int(i) for i in view.architecture.order if is_cut_off[i]][:MAX_LAYERS_NAMED]
             evidence = {"share_of_weights": share, "layers_affected": float(np.count_nonzero(is_cut_off))}
-            self.update_finding(view.step, "warning", layers, evidence, since=0)
+            names = view.architecture.names
+            siblings = {_NUMBER.sub("#", names[i]) for i in np.flatnonzero(~self._untouched)}
+            is_expert = all(_NUMBER.sub("#", names[i]) in siblings for i in np.flatnonzero(is_cut_off))
+            self.update_finding(view.step, "note" if is_expert else "warning", layers, evidence, since=0)
 
     def explain(self, finding: FindingState, layers: Sequence[str]) -> str:
         """Explain how much of the model gets no gradient."""
         count, share = int(finding.evidence["layers_affected"]), finding.evidence["share_of_weights"]
         which = f"1 layer ({layers[0]})" if count == 1 else f"{count} layers (the first is {layers[0]})"
+        question = "Are these experts that were never chosen?"
+        if finding.severity != "note":
+            question = "Is this part computed under no_grad, or cut off by detach()?"
         return (
             f"{which} with {share:.0%} of the trained weights never had a gradient, so they stay as they were "
-            f"initialized. Is this part computed under no_grad, or cut off by detach()?"
+            f"initialized. {question}"
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import ClassVar
 
 from gradmedic.protocol.runs import Loss
 from gradmedic_diagnosis.detectors.base import Detector, FindingState
@@ -36,12 +35,16 @@ class LossMismatch(Detector):
 
     id = "loss_mismatch"
     verdict = "healthy"
-    is_fault: ClassVar[bool] = True
 
     def __init__(self) -> None:
         super().__init__()
         self.found: tuple[str, str] | None = None
         """The two operations, the one nearer to the loss first. Read again from the facts of the run: not stored."""
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether an open finding is a fault of the script: it is."""
+        return True
 
     def observe(self, view: StepView) -> None:
         """Open the finding at the first step with a loss."""

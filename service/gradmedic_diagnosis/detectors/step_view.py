@@ -64,6 +64,8 @@ class StepView:
     """Network-wide weight norm."""
     update_ratio: float = math.nan
     """Network-wide update norm over weight norm."""
+    input_side_update_ratio: float = math.nan
+    """The same of the input-side half of the weight matrices on the gradient's path."""
     gradient_weight_product: float = 0.0
     """Largest product of a layer's gradient norm and weight norm."""
     nonfinite_count: float = 0.0
@@ -86,6 +88,7 @@ class StepView:
             self.gradient_norm,
             self.weight_norm,
             self.update_ratio,
+            self.input_side_update_ratio,
             self.gradient_weight_product,
             self.nonfinite_count,
             self.has_nonfinite_weights,
@@ -119,6 +122,7 @@ def read_rows(measurements: Measurements, profile: DepthProfile) -> list[tuple[A
         measurements.total_gradient_norm,
         measurements.total_weight_norm,
         measurements.update_ratio,
+        measurements.input_side_update_ratio,
         measurements.gradient_weight_product,
         measurements.total_nonfinite_count,
         measurements.has_nonfinite_weights,

@@ -33,3 +33,18 @@ def test_noise_does_not_withdraw_a_verdict() -> None:
         changes = keep_verdicts(diagnose(run(moving, gradient=gradient)).changes)
         assert any(change.verdict == "healthy" and change.step > STEPS for change in changes)
     assert withdrawn <= 1
+
+
+def test_a_loss_that_only_the_output_brings_down_is_vanishing() -> None:
+    """The loss falls all the time, but the input-side matrices, five decades behind, never move: vanishing."""
+    gradient, update = [[1e-6, 1e-4, 1e-1, 1.0]], [[1e-9, 1e-9, 0.05, 0.1]]
+    diagnosis = diagnose(run(falling(STEPS), gradient=gradient, update=update))
+    assert list_alarms(diagnosis) == [(119, "vanishing")]
+    moving = diagnose(run(falling(STEPS), gradient=gradient, update=[[0.01, 0.01, 0.05, 0.1]]))
+    assert not list_alarms(moving)
+
+
+def test_a_frozen_backbone_is_not_vanishing() -> None:
+    """Input-side layers whose gradient a script sets to exactly zero do not move either, which is no fault."""
+    gradient, update = [[0.0, 0.0, 0.1, 1.0]], [[0.0, 0.0, 0.05, 0.1]]
+    assert not list_alarms(diagnose(run(falling(STEPS), gradient=gradient, update=update)))

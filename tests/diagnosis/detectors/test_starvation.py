@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
-from tests.diagnosis.synthetic_run import noisy, run
+from tests.diagnosis.synthetic_run import falling, noisy, run
 from tests.diagnosis.whole_run import STEPS, diagnose, find_finding, list_alarms
 
 
-def test_a_low_learning_rate_is_a_note() -> None:
-    """Updates a billion times smaller than the weights are noted as starvation and are no alarm."""
+def test_a_low_learning_rate_is_no_alarm() -> None:
+    """Updates a billion times smaller than the weights are found as starvation and are no alarm."""
     diagnosis = diagnose(run(noisy(2.3, STEPS), update=1e-8, learning_rate=1e-8))
     assert not list_alarms(diagnosis)
     finding = find_finding(diagnosis, "starvation")
@@ -19,3 +20,18 @@ def test_a_low_learning_rate_is_a_note() -> None:
 def test_an_update_of_exactly_zero_is_starvation() -> None:
     """A learning rate too small to change any weight in float32 is starvation, too."""
     assert find_finding(diagnose(run(noisy(2.3, STEPS), update=0.0, learning_rate=1e-12)), "starvation") is not None
+
+
+def test_weights_that_never_moved_are_a_fault() -> None:
+    """At a rate of almost zero the weights stay those of the start: attention, whatever the loss seems to do."""
+    diagnosis = diagnose(run(falling(200), update=1e-8, learning_rate=1e-9))
+    assert (finding := find_finding(diagnosis, "starvation")) is not None
+    assert (finding.severity, diagnosis.level) == ("warning", "attention")
+    assert "still those of the start" in finding.explanation
+    assert "a learning rate of 1e-09" in finding.explanation
+
+
+def test_weights_that_once_moved_are_no_fault() -> None:
+    """A rate that a schedule brings to zero after the run has learned asks for no attention."""
+    update = np.where(np.arange(300)[:, None] < 100, 0.01, 0.0)
+    assert diagnose(run(falling(300), update=update)).level == "ok"
