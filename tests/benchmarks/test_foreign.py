@@ -127,7 +127,9 @@ TINY = Programs()
 @TINY.add(
     "tiny",
     blow_up("missing-value", nan_at=9),
-    blow_up("root-at-zero", root_at=7, born_in=r"0\..*"),
+    blow_up("root-at-zero", trap=("0", "root", 7), born_in=r"0\..*"),
+    blow_up("branch-not-taken", trap=("0", "where", 8)),
+    blow_up("clipped", trap=("0", "root", 6), clip=1e6),
     other("no-rate", lr=0.0),
     signal("nothing", gain=0.0),
     lookalike("one-bad-loss", bad_loss_at=6),
@@ -145,8 +147,6 @@ def line(s: Session) -> None:
     def loss_at(step: int) -> Tensor:
         hidden = model[0](s.corrupt(torch.randn(8, 2), step))  # type: ignore[index]
         loss: Tensor = model[1](hidden).pow(2).mean()  # type: ignore[index]
-        if s.is_at("root_at", step):
-            loss = loss + (hidden - hidden.detach()).pow(2).sum().sqrt()
         if s.is_at("bad_loss_at", step):
             loss = loss * 0.0 + loss.detach() * math.nan
         return loss
@@ -186,9 +186,10 @@ def test_the_same_case_has_the_same_losses() -> None:
 
 
 def test_every_step_is_sampled_on_demand() -> None:
-    """With the sampling `every`, each step has its statistics; another word is refused."""
+    """With the sampling `every`, each step has its statistics, with `sparse` few do; another word is refused."""
     assert record_tiny("base", "every").block.sampled.all()
-    with pytest.raises(ValueError, match="sampling must be one of auto, every; got 'often'"):
+    assert record_tiny("base", "sparse").block.sampled.tolist() == [step <= 20 for step in range(25)]
+    with pytest.raises(ValueError, match="sampling must be one of auto, every, sparse; got 'often'"):
         record_tiny("base", "often")
 
 
@@ -200,10 +201,12 @@ def test_a_missing_value_is_born_in_its_step() -> None:
     assert recorded.finite_gradients == []
 
 
-def test_layers_behind_the_birth_are_forbidden_answers() -> None:
-    """A root at zero makes gradients non-finite in the layer before it, and in no other."""
-    recorded = record_tiny("root-at-zero")
-    assert recorded.first_nonfinite == 7
+@pytest.mark.parametrize(("name", "step"), [("root-at-zero", 7), ("branch-not-taken", 8), ("clipped", 6)])
+def test_layers_behind_the_birth_are_forbidden_answers(name: str, step: int) -> None:
+    """A trap makes the gradients of the layers before it non-finite, and no other ones."""
+    recorded = record_tiny(name)
+    assert recorded.first_nonfinite == step
+    assert recorded.losses[: step + 1] == record_tiny("base").losses[: step + 1]
     assert recorded.nonfinite_gradients == ["0.weight", "0.bias"]
     assert recorded.finite_gradients == ["1.weight", "1.bias"]
 

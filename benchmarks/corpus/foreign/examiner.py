@@ -47,7 +47,7 @@ class Examiner:
         self._every = max(1, steps // CHECKPOINTS)
         self._models: list[tuple[str, nn.Module]] = []
         self._hook = register_optimizer_step_pre_hook(self._before_update)
-        self._seen_at: int | None = None
+        self._before_clipping: tuple[list[str], list[str]] | None = None
 
     def watch(self, model: nn.Module, prefix: str = "") -> None:
         """Follow the weights of a model, whose layers have names with a prefix."""
@@ -81,6 +81,12 @@ class Examiner:
             self.skills.append((step, self.skill()))
         if self.weights_died_at is not None and step >= self.weights_died_at + STEPS_AFTER_DEATH:
             raise TrainingEndedError
+
+    def see_gradients(self) -> None:
+        """Note which gradients are finite before the script clips them: clipping makes all of them non-finite."""
+        if self.first_nonfinite is None:
+            nonfinite, finite = self._sort_layers()
+            self._before_clipping = (nonfinite, finite) if nonfinite else None
 
     @property
     def died(self) -> bool:
@@ -118,13 +124,18 @@ class Examiner:
                     return
 
     def _note_layers(self) -> None:
+        nonfinite, finite = self._before_clipping or self._sort_layers()
+        self.nonfinite_gradients, self.finite_gradients = nonfinite, finite if nonfinite else []
+
+    def _sort_layers(self) -> tuple[list[str], list[str]]:
+        """Return the layers with a non-finite gradient, and those with a finite one."""
+        nonfinite: list[str] = []
+        finite: list[str] = []
         for prefix, model in self._models:
             for name, parameter in model.named_parameters():
                 if parameter.grad is not None:
-                    finite = _is_finite(parameter.grad)
-                    (self.finite_gradients if finite else self.nonfinite_gradients).append(prefix + name)
-        if not self.nonfinite_gradients:
-            self.finite_gradients = []
+                    (finite if _is_finite(parameter.grad) else nonfinite).append(prefix + name)
+        return nonfinite, finite
 
 
 def _is_finite(gradient: Tensor) -> bool:

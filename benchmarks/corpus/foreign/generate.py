@@ -121,7 +121,7 @@ def generate_foreign(
     Args:
         split: name of the split.
         out: folder of the recordings.
-        sampling: `auto` or `every`.
+        sampling: `auto`, `every` or `sparse`.
         jobs: number of processes. They are forked, so that torch is imported once.
         only: beginning of the names of the programs; empty for all.
         report: takes each line of the report.

@@ -70,7 +70,7 @@ def load_foreign(split: str, sampling: str = "auto", directory: Path | None = No
 
     Args:
         split: `foreign-fit` or `foreign-aside`.
-        sampling: `auto` or `every`, as the recordings were made.
+        sampling: `auto`, `every` or `sparse`, as the recordings were made.
         directory: folder of the recordings; by default `recordings_folder(split, sampling)`.
 
     Raises:

@@ -30,8 +30,10 @@ from gradmedic_diagnosis import Block
 from gradmedic_service.settings import Settings
 from gradmedic_service.telemetry.decoding import decode_block
 
-SAMPLINGS: Final = ("auto", "every")
-"""`auto` is the SDK's default; `every` samples each step."""
+LOG_FREQUENCIES: Final[dict[str, int | str]] = {"auto": "auto", "every": 1, "sparse": 20}
+"""`log_freq` by sampling. `auto` is the SDK's default, which samples trainings that are this short almost throughout;
+`every` samples each step; `sparse` is about what `auto` does in a long training."""
+SAMPLINGS: Final = tuple(LOG_FREQUENCIES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +65,7 @@ def record(case: Case, program: Program, sampling: str = "auto") -> Recorded:
     examiner = Examiner(int(case.settings["steps"]))
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        options: dict[str, Any] = {"log_freq": "auto" if sampling == "auto" else 1}
+        options: dict[str, Any] = {"log_freq": LOG_FREQUENCIES[sampling]}
         objective = case.settings.get("objective")
         if objective is not None and "objective" in inspect.signature(gradmedic.init).parameters:
             options["objective"] = objective

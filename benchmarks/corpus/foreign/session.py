@@ -15,6 +15,21 @@ from gradmedic import Run
 
 SMALLEST_FACTOR: Final = 1e-4
 """A cosine schedule ends at this share of its rate."""
+LARGE_EXPONENT: Final = 200.0
+"""Its exponential is infinite in single precision."""
+
+
+def trapped(output: Tensor, kind: str) -> Tensor:
+    """Return an output with a term that is 0 and has a gradient of NaN.
+
+    `root` is the root of a sum of squares at zero. `where` is an exponential that overflows in the branch of
+    `torch.where` that is not taken.
+    """
+    zero = output - output.detach()
+    if kind == "root":
+        return output + zero.pow(2).sum().sqrt()
+    overflow = (zero.float() + LARGE_EXPONENT).exp()
+    return output + torch.where(torch.ones_like(output).bool(), torch.zeros_like(output), overflow.to(output.dtype))
 
 
 class ExaminedRun:
@@ -23,6 +38,8 @@ class ExaminedRun:
     def __init__(self, run: Run, examiner: Examiner) -> None:
         self._run = run
         self._examiner = examiner
+        self.step = 0
+        """Number of steps that were logged."""
 
     def watch(self, model: nn.Module | Mapping[str, nn.Module], optimizer: Any, **options: Any) -> None:
         """Watch a model, as `gradmedic.Run.watch` does."""
@@ -34,6 +51,7 @@ class ExaminedRun:
     def log(self, loss: Any, **metrics: Any) -> None:
         """Log a step, as `gradmedic.Run.log` does."""
         self._run.log(loss, **metrics)
+        self.step += 1
         self._examiner.log(loss)
 
 
@@ -72,7 +90,11 @@ class Session:
         self._examiner.measure_skill = measure
 
     def make(self, model: nn.Module) -> nn.Module:
-        """Change the weights of a new model as the case sets: `gain` times every matrix, `bias` into every bias."""
+        """Change a new model as the case sets.
+
+        `gain` multiplies every matrix, `bias` is put into every bias, and `trap` (module, kind, step) makes the
+        backward pass of a module's output non-finite in one step (see `trapped`).
+        """
         gain, bias = self.get("gain", 1.0), self.get("bias")
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -80,6 +102,17 @@ class Session:
                     parameter.mul_(gain)
                 if bias is not None and name.endswith("bias"):
                     parameter.fill_(bias)
+        if trap := self.get("trap"):
+            name, kind, at = trap
+
+            def change(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+                if self.run.step != at or not torch.is_grad_enabled():
+                    return output
+                if isinstance(output, tuple):
+                    return (trapped(output[0], kind), *output[1:])
+                return trapped(output, kind)
+
+            model.get_submodule(name).register_forward_hook(change)
         return model
 
     def optimizer(self, parameters: Iterable[Any], *, rate: float = 1.0) -> torch.optim.Optimizer:
@@ -197,6 +230,7 @@ class Session:
                 (loss / (1 if self.get("summed_parts") else accumulate)).backward()  # type: ignore[no-untyped-call]
                 total += float(loss.detach()) / accumulate
             if (norm := self.get("clip")) is not None:
+                self._examiner.see_gradients()
                 torch.nn.utils.clip_grad_norm_(parameters, norm)
             if (value := self.get("clip_value")) is not None:
                 torch.nn.utils.clip_grad_value_(parameters, value)

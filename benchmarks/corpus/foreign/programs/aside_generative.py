@@ -91,6 +91,7 @@ DIFFUSION_FAULTS: Final = (
 
 @PROGRAMS.add(
     "diffusion",
+    blow_up("root-inside", trap=("1", "root", 125)),
     *DIFFUSION_FAULTS,
     signal("deep-sigmoid", depth=9, activation="sigmoid", optimizer="sgd", lr=0.05),
     min_skill=0.25,
@@ -111,6 +112,7 @@ def noise_of_a_ring(s: Session) -> None:
 
 @PROGRAMS.add(
     "diffusion",
+    blow_up("branch-not-taken", trap=("1", "where", 100)),
     *DIFFUSION_FAULTS,
     signal("tiny-weights", gain=0.02, optimizer="sgd", lr=0.02),
     min_skill=0.25,
@@ -169,6 +171,7 @@ def _adversaries(s: Session, *, wasserstein: bool) -> None:
 
 @PROGRAMS.add(
     "adversaries",
+    blow_up("root-inside", trap=("1", "root", 140)),
     blow_up("missing-value", nan_at=130),
     blow_up("log-of-zero", naive=True, critic_rate=300.0, optimizer="sgd"),
     blow_up("rate-jump", jump=(150, 1e6), optimizer="sgd", lr=0.1),
@@ -192,6 +195,7 @@ def ring_by_adversaries(s: Session) -> None:
 
 @PROGRAMS.add(
     "adversaries",
+    blow_up("branch-not-taken", trap=("3", "where", 90)),
     blow_up("root-at-zero", root_at=110),
     blow_up("heavy-penalty", penalty=1e5, optimizer="sgd", lr=0.05),
     blow_up("missing-value", nan_at=120),
@@ -250,6 +254,7 @@ def _variational(s: Session, *, bernoulli: bool) -> None:
 
 @PROGRAMS.add(
     "variational",
+    blow_up("root-inside", trap=("encoder", "root", 120)),
     blow_up("unbounded-variance", unbounded=True, variance_factor=400.0, born_in=r"encoder\..*"),
     blow_up("rate-jump", jump=(130, 1e4), optimizer="sgd", lr=0.005),
     blow_up("missing-pixel", nan_at=115),
@@ -269,6 +274,7 @@ def variational_images(s: Session) -> None:
 
 @PROGRAMS.add(
     "variational",
+    blow_up("branch-not-taken", trap=("encoder", "where", 90)),
     blow_up("log-of-zero", naive=60.0, inputs_factor=1.0),
     blow_up("unbounded-variance", unbounded=True, variance_factor=400.0, born_in=r"encoder\..*"),
     blow_up("rate-too-high", optimizer="sgd", lr=1e3),
@@ -348,6 +354,7 @@ def flow_of_moons(s: Session) -> None:
 
 @PROGRAMS.add(
     "densities",
+    blow_up("root-inside", trap=("1", "root", 160)),
     blow_up("collapsed-width", naive=True, outlier_at=140),
     blow_up("rate-too-high", optimizer="sgd", lr=30.0, naive=True),
     blow_up("missing-value", nan_at=150),

@@ -65,6 +65,7 @@ RETURNS: Final = (
 
 @PROGRAMS.add(
     "policies",
+    blow_up("root-inside", trap=("1", "root", 60)),
     *RETURNS,
     blow_up("rate-jump", jump=(15, 1e10), optimizer="sgd", lr=0.05),
     blow_up("missing-observation", nan_at=70),
@@ -105,6 +106,7 @@ def walk_by_reinforce(s: Session) -> None:
 
 @PROGRAMS.add(
     "policies",
+    blow_up("branch-not-taken", trap=("3", "where", 40)),
     *RETURNS,
     blow_up("ratio-overflow", no_clip=True, epochs=8, lr=2.0, optimizer="sgd", factor=30.0),
     blow_up("deviation-of-one", spread_floor=0.0, group=1),
@@ -160,6 +162,7 @@ def walk_by_proximal_steps(s: Session) -> None:
 
 @PROGRAMS.add(
     "policies",
+    blow_up("root-inside", trap=("letter", "root", 90)),
     *RETURNS,
     blow_up("deviation-of-zero", spread_floor=0.0, steps=260),
     blow_up("rate-jump", jump=(20, 1e12), optimizer="sgd", lr=0.3),
@@ -225,6 +228,7 @@ def answers_by_groups(s: Session) -> None:
 
 @PROGRAMS.add(
     "policies",
+    blow_up("branch-not-taken", trap=("trunk", "where", 70)),
     *RETURNS,
     blow_up("critic-summed", value_weight=1e6, optimizer="sgd", lr=0.01),
     blow_up("missing-observation", nan_at=80),
@@ -281,6 +285,7 @@ def walk_by_actor_and_critic(s: Session) -> None:
 
 @PROGRAMS.add(
     "values",
+    blow_up("root-inside", trap=("1", "root", 150)),
     other("no-rate", lr=1e-9),
     other("wrong-sign", reward_factor=-1.0),
     blow_up("discount-above-one", discount=1.35, no_target=True, optimizer="sgd", lr=0.3),
@@ -333,6 +338,7 @@ def walk_by_values(s: Session) -> None:
 
 @PROGRAMS.add(
     "values",
+    blow_up("branch-not-taken", trap=("3", "where", 130)),
     other("no-rate", lr=1e-9),
     blow_up("root-of-negative", naive=True, born_in=r"actor\..*"),
     blow_up("rate-jump", jump=(140, 1e9), optimizer="sgd", lr=0.02),

@@ -34,6 +34,7 @@ def net(inputs: int, width: int, depth: int, outputs: int, activation: type[nn.M
     irreducible("shuffled-labels", shuffled=True),
     lookalike("first-scale-too-large", first_scale=2.0**24),
     lookalike("skips-one-step", inf_at=90),
+    lookalike("skips-a-root", trap=("1", "root", 110)),
     lookalike("clipped", clip=0.5),
     min_skill=0.45,
     variants=({"width": 48, "lr": 3e-3}, {"width": 64, "lr": 0.05, "optimizer": "sgd", "momentum": 0.9}),
@@ -69,6 +70,7 @@ def scaled_images(s: Session) -> None:
 
 @PROGRAMS.add(
     "half",
+    blow_up("root-inside", trap=("1", "root", 100)),
     blow_up("eps-is-zero", eps=1e-8, dead_inputs=True),
     blow_up("rate-too-high", optimizer="sgd", lr=2e3),
     blow_up("targets-overflow", target_factor=3e4, optimizer="sgd", lr=1e-3),
@@ -99,13 +101,14 @@ def half_weights(s: Session) -> None:
 
 @PROGRAMS.add(
     "accumulation",
+    blow_up("branch-not-taken", trap=("1", "where", 80)),
     blow_up("never-zeroed", keep_gradients=True, optimizer="sgd", lr=0.3, momentum=0.9, target_factor=3.0),
     blow_up("summed-parts", summed_parts=True, accumulate=32, optimizer="sgd", lr=0.3, momentum=0.9),
     blow_up("missing-value", nan_at=90),
     signal("tiny-weights", gain=0.01, depth=5, optimizer="sgd", lr=0.02),
     other("no-rate", lr=1e-9),
     irreducible("shuffled-targets", shuffled=True),
-    lookalike("many-parts", accumulate=8, batch=8),
+    lookalike("many-parts", accumulate=8, batch=6),
     lookalike("summed-under-adam", summed_parts=True),
     lookalike("mean-in-log", logs="float", late_zero=True),
     min_skill=0.5,
@@ -167,6 +170,7 @@ def _residual(s: Session, **more: Any) -> None:
 
 @PROGRAMS.add(
     "schedules",
+    blow_up("root-inside", trap=("1", "root", 90)),
     blow_up("restarts-too-high", restarts=40, optimizer="sgd", lr=30.0, norm=False, momentum=0.9),
     blow_up("jump-without-norm", norm=False, optimizer="sgd", lr=0.05, momentum=0.9, jump=(100, 400.0)),
     blow_up("missing-pixel", nan_at=110),
@@ -191,6 +195,7 @@ def residual_images(s: Session) -> None:
 
 @PROGRAMS.add(
     "schedules",
+    blow_up("branch-not-taken", trap=("0", "where", 100)),
     blow_up("ramp", norm=False, optimizer="sgd", lr=0.02, momentum=0.9, ramp=(70, 1.08)),
     blow_up("wild-weights", norm=False, gain=30.0, optimizer="sgd", lr=0.1, clip=None),
     signal("no-skip-small", norm=False, skip=False, gain=0.3, blocks=5, optimizer="sgd", lr=0.02),
@@ -214,6 +219,7 @@ def clipped_residual_images(s: Session) -> None:
 
 @PROGRAMS.add(
     "schedules",
+    blow_up("root-inside", trap=("1", "root", 120)),
     blow_up("rises-each-cycle", cycle=40, growth=30.0, optimizer="sgd", lr=0.05),
     blow_up("jump", jump=(130, 500.0), optimizer="sgd", lr=0.05, momentum=0.9),
     signal("sigmoid-depth", sigmoid=True, depth=9, optimizer="sgd", lr=0.05),

@@ -34,6 +34,7 @@ def _freeze_last_bias(model: nn.Module) -> None:
 
 @PROGRAMS.add(
     "contrasts",
+    blow_up("branch-not-taken", trap=("0", "where", 70)),
     blow_up("cold-temperature", temperature=1e-39),
     blow_up("zero-vector", zero_at=90, floor=0.0),
     blow_up("rate-jump", jump=(130, 1e12), optimizer="sgd", lr=0.1, normalized=False),
@@ -88,6 +89,7 @@ def contrasted_images(s: Session) -> None:
 
 @PROGRAMS.add(
     "contrasts",
+    blow_up("root-inside", trap=("1", "root", 100)),
     blow_up("root-at-zero", floor=0.0, same_at=100),
     blow_up("missing-value", nan_at=110),
     signal("tiny-weights", gain=0.005, depth=4, optimizer="sgd", lr=0.01),
@@ -158,6 +160,7 @@ GRAPH_FAULTS: Final = (
 
 @PROGRAMS.add(
     "graphs",
+    blow_up("root-inside", trap=("parts.0", "root", 75)),
     *GRAPH_FAULTS,
     signal("deep-and-small", depth=9, gain=0.2, optimizer="sgd", lr=0.02),
     min_skill=0.5,
@@ -206,6 +209,7 @@ def graph_communities(s: Session) -> None:
 
 @PROGRAMS.add(
     "graphs",
+    blow_up("branch-not-taken", trap=("first", "where", 60)),
     *GRAPH_FAULTS[1:5],
     blow_up("sums-without-norm", sums=True, rounds=8, optimizer="sgd", lr=0.1, gain=2.0),
     signal("saturated-rounds", rounds=10, tanh=True, gain=0.15, optimizer="sgd", lr=0.01),

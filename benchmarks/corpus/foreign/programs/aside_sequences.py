@@ -104,6 +104,8 @@ def _language(s: Session, norm: str, **options: Any) -> None:
 LANGUAGE_FAULTS: Final = (
     blow_up("rate-jump", jump=(130, 3e3)),
     blow_up("plain-descent-summed", optimizer="sgd", lr=0.5, momentum=0.9, loss_factor=256.0, clip=None),
+    blow_up("root-inside", trap=("blocks.0", "root", 90)),
+    blow_up("mild-jump", jump=(120, 60.0)),
     blow_up("everything-masked", mask_all=110),
     other("softmax-twice", softmax_twice=True),
     other("no-rate", lr=1e-10),
@@ -157,6 +159,7 @@ def qk_norm_language(s: Session) -> None:
 
 @PROGRAMS.add(
     "transformers",
+    blow_up("root-inside", trap=("blocks", "root", 95)),
     blow_up("rate-too-high", optimizer="sgd", lr=300.0),
     blow_up("missing-pixel", nan_at=90),
     blow_up("rate-jump", optimizer="sgd", lr=0.1, jump=(120, 1e4)),
@@ -228,7 +231,9 @@ def _adapted(s: Session, inputs: int) -> nn.Sequential:
             LowRank(nn.Linear(before, after), s["rank"], s["scale"], both_zero=bool(s.get("both_zero"))),
             nn.ReLU(),
         ]
-    return nn.Sequential(*layers[:-1])
+    model = nn.Sequential(*layers[:-1])
+    s.make(model)
+    return model
 
 
 LORA_FAULTS: Final = (
@@ -244,6 +249,7 @@ LORA_FAULTS: Final = (
 
 @PROGRAMS.add(
     "adapters",
+    blow_up("branch-not-taken", trap=("1", "where", 85)),
     *LORA_FAULTS,
     irreducible("shuffled-labels", shuffled=True),
     min_skill=0.45,
@@ -272,6 +278,7 @@ def lora_digits(s: Session) -> None:
 
 @PROGRAMS.add(
     "adapters",
+    blow_up("root-inside", trap=("2", "root", 120)),
     *LORA_FAULTS,
     other("softmax-twice", softmax_twice=True, lr=2e-4),
     min_skill=0.4,
@@ -310,6 +317,7 @@ def lora_from_a_trained_base(s: Session) -> None:
 
 @PROGRAMS.add(
     "experts",
+    blow_up("root-inside", trap=("router", "root", 100)),
     blow_up("rate-too-high", optimizer="sgd", lr=1e3),
     blow_up("router-overflow", naive_router=True, router_factor=200.0, born_in="router.*"),
     blow_up("missing-pixel", nan_at=105),
@@ -373,6 +381,7 @@ def routed_experts(s: Session) -> None:
 
 @PROGRAMS.add(
     "translation",
+    blow_up("branch-not-taken", trap=("encoder", "where", 150)),
     blow_up("no-clipping", clip=None, optimizer="sgd", lr=60.0, momentum=0.9),
     blow_up("rate-jump", jump=(180, 1e4), optimizer="sgd", lr=0.3, momentum=0.9),
     blow_up("all-masked", mask_all=120),
@@ -432,6 +441,7 @@ def reversed_words(s: Session) -> None:
 
 @PROGRAMS.add(
     "transcription",
+    blow_up("root-inside", trap=("first", "root", 110)),
     blow_up("label-too-long", too_long_at=90),
     blow_up("rate-too-high", optimizer="sgd", lr=500.0, momentum=0.9, clip=None),
     blow_up("missing-value", nan_at=130),

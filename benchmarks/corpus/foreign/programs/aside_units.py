@@ -121,6 +121,7 @@ class Spike(torch.autograd.Function):
 
 @PROGRAMS.add(
     "spikes",
+    blow_up("root-inside", trap=("first", "root", 85)),
     blow_up("rate-too-high", optimizer="sgd", lr=1e6),
     blow_up("missing-pixel", nan_at=80),
     signal("silent-neurons", gain=0.01, optimizer="sgd", lr=0.01),
@@ -172,6 +173,7 @@ def spiking_images(s: Session) -> None:
 
 @PROGRAMS.add(
     "spikes",
+    blow_up("branch-not-taken", trap=("1", "where", 140)),
     blow_up("rate-jump", jump=(200, 1e9), optimizer="sgd", lr=0.5, mse=True, linear_out=True),
     blow_up("missing-value", nan_at=150),
     signal("nine-sigmoids", depth=9, optimizer="sgd", lr=0.1),
@@ -204,6 +206,7 @@ def sigmoid_stack(s: Session) -> None:
 
 @PROGRAMS.add(
     "margins",
+    blow_up("root-inside", trap=("1", "root", 70)),
     blow_up("squared-hinge-rate", squared=True, optimizer="sgd", lr=30.0, momentum=0.9),
     blow_up("missing-value", nan_at=90),
     blow_up("large-inputs", inputs_factor=1e5, squared=True, optimizer="sgd", lr=0.5),
@@ -242,6 +245,7 @@ def margin_classes(s: Session) -> None:
 
 @PROGRAMS.add(
     "irreducible",
+    blow_up("branch-not-taken", trap=("1", "where", 110)),
     blow_up("rate-jump", jump=(150, 1e3), optimizer="sgd", lr=0.05, squared=True, momentum=0.9),
     blow_up("heavy-tail", tail_at=120, squared=True, optimizer="sgd", lr=0.1),
     irreducible("random-targets", shuffled=True),
@@ -282,6 +286,7 @@ def noisy_targets(s: Session) -> None:
 
 @PROGRAMS.add(
     "teachers",
+    blow_up("root-inside", trap=("1", "root", 95)),
     blow_up("log-of-zero", naive=True, factor=1e4),
     blow_up("rate-too-high", optimizer="sgd", lr=3e3, momentum=0.9),
     signal("dead-relu", bias=-20.0),
@@ -326,6 +331,7 @@ def distilled_images(s: Session) -> None:
 
 @PROGRAMS.add(
     "equations",
+    blow_up("branch-not-taken", trap=("lift", "where", 80)),
     blow_up("stiff", field_gain=6.0, solver_steps=20, optimizer="sgd", lr=0.5),
     blow_up("rate-jump", jump=(110, 1e4), optimizer="sgd", lr=0.05),
     blow_up("missing-value", nan_at=100),

@@ -34,6 +34,7 @@ def stack(inputs: int, width: int, depth: int, outputs: int, activation: str) ->
 
 @PROGRAMS.add(
     "tables",
+    blow_up("root-inside", trap=("1", "root", 130)),
     blow_up("rate-too-high", lr=3.0, optimizer="sgd", momentum=0.9),
     blow_up("late-jump", optimizer="sgd", lr=0.05, jump=(150, 400.0)),
     blow_up("large-targets-summed", optimizer="sgd", lr=0.05, loss_factor=64.0, target_factor=10.0),
@@ -71,10 +72,12 @@ def table_regression(s: Session) -> None:
 
 @PROGRAMS.add(
     "images",
+    blow_up("branch-not-taken", trap=("1", "where", 110)),
     blow_up("rate-too-high", optimizer="sgd", lr=20.0, momentum=0.9),
     blow_up("wild-weights", gain=30.0, optimizer="sgd", lr=0.5),
     blow_up("missing-pixel", nan_at=120),
     blow_up("rate-jump", optimizer="sgd", lr=0.1, momentum=0.9, jump=(140, 300.0)),
+    blow_up("mild-jump", jump=(130, 60.0), optimizer="adam", lr=3e-3),
     signal("dead-relu", bias=-20.0),
     signal("sigmoid-depth", activation="sigmoid", extra=7, optimizer="sgd", lr=0.05),
     other("softmax-twice", softmax_twice=True, optimizer="sgd", lr=0.002),
@@ -113,6 +116,7 @@ def digit_convolutions(s: Session) -> None:
 
 @PROGRAMS.add(
     "compression",
+    blow_up("root-inside", trap=("0", "root", 105)),
     blow_up("rate-too-high", optimizer="sgd", lr=60.0, momentum=0.9),
     blow_up("ramp", optimizer="sgd", lr=0.5, ramp=(100, 1.06)),
     blow_up("infinite-pixel", inf_at=130),
@@ -150,6 +154,7 @@ def digit_autoencoder(s: Session) -> None:
 
 @PROGRAMS.add(
     "recurrent",
+    blow_up("root-inside", trap=("rnn", "root", 140)),
     blow_up("no-clipping", cell="rnn", gain=3.0, optimizer="sgd", lr=3.0, clip=None),
     blow_up("relu-recurrence", cell="relu", gain=3.5, optimizer="sgd", lr=1.0, clip=None, length=40),
     blow_up("missing-value", nan_at=150),
@@ -240,6 +245,7 @@ def frozen_features(s: Session) -> None:
 
 @PROGRAMS.add(
     "wine",
+    blow_up("branch-not-taken", trap=("1", "where", 90)),
     blow_up("rate-too-high", optimizer="sgd", lr=300.0),
     blow_up("summed-parts", optimizer="sgd", lr=1.0, accumulate=8, summed_parts=True, loss_factor=32.0, depth=3),
     signal("sigmoid-depth", activation="sigmoid", depth=8, optimizer="sgd", lr=0.05),

@@ -24,13 +24,12 @@ PROGRAMS: Final = Programs()
     blow_up("missing-rating", nan_at=160),
     signal("zero-factors", gain=0.0),
     other("no-rate", lr=1e-9),
-    lookalike("dense", sparse=False, optimizer="adam"),
+    lookalike("restarts", restarts=80),
     lookalike("noisy", batch=64, lr=0.02),
     min_skill=0.4,
     variants=({"rank": 4, "lr": 0.02}, {"rank": 8, "lr": 0.01}),
     steps=320,
     batch=256,
-    sparse=False,
 )
 def rated_pairs(s: Session) -> None:
     """Factorize a matrix of ratings."""
@@ -62,6 +61,7 @@ def rated_pairs(s: Session) -> None:
 
 @PROGRAMS.add(
     "pairs",
+    blow_up("branch-not-taken", trap=("1", "where", 95)),
     blow_up("root-at-zero", root=0.0, twin_at=90),
     blow_up("rate-too-high", optimizer="sgd", lr=1e4, momentum=0.9),
     blow_up("missing-value", nan_at=100),
@@ -162,6 +162,7 @@ def contextual_bandit(s: Session) -> None:
 
 @PROGRAMS.add(
     "bfloat",
+    blow_up("root-inside", trap=("3", "root", 100)),
     blow_up("rate-too-high", lr=1e5, optimizer="sgd"),
     blow_up("rate-jump", optimizer="sgd", lr=0.1, momentum=0.9, jump=(110, 1e5)),
     blow_up("infinite-input", inf_at=125),
@@ -239,6 +240,7 @@ def next_character_vectors(s: Session) -> None:
 
 @PROGRAMS.add(
     "noise",
+    blow_up("branch-not-taken", trap=("1", "where", 125)),
     blow_up("rate-too-high", optimizer="sgd", lr=1e3, momentum=0.9),
     blow_up("division-by-zero", spread_floor=0.0, constant_at=120),
     irreducible("random-targets", shuffled=True),
