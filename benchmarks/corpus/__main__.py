@@ -1,8 +1,8 @@
 """`python -m benchmarks.corpus generate --split NAME --out DIR [--jobs N] [--only BEGINNING] [--sampling NAME]`.
 
 The splits `fit`, `tune`, `review` and `heldout` are recorded by our own recorder, at every step. The splits
-`foreign-fit` and `foreign-aside` are recorded through the SDK: `--sampling` is `auto` (its default), `every`, or `sparse`
-(each twentieth step, about as `auto` does in long trainings).
+`foreign-fit` and `foreign-aside` are recorded through the SDK: `--sampling` is `auto` (its default), `every`, or
+`sparse` (each twentieth step, about as `auto` does in long trainings).
 """
 
 from __future__ import annotations

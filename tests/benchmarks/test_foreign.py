@@ -13,7 +13,7 @@ import pytest
 import torch
 from benchmarks.corpus.foreign.cases import Case, Program, Programs, blow_up, lookalike, other, signal
 from benchmarks.corpus.foreign.examiner import Examiner
-from benchmarks.corpus.foreign.generate import make_case, make_program, save
+from benchmarks.corpus.foreign.generate import generate_foreign, is_foreign_made, make_case, make_program, save
 from benchmarks.corpus.foreign.labels import Ending, label_of
 from benchmarks.corpus.foreign.loading import ForeignRun, load_foreign, load_run
 from benchmarks.corpus.foreign.recorder import Recorded, record
@@ -300,6 +300,20 @@ def test_a_recording_is_kept_until_its_case_changes(tmp_path: Path) -> None:
     assert make_case(case, program, tmp_path, None) == entry
     assert (tmp_path / f"{case.id}.npz").stat().st_mtime_ns == stamp
     assert make_case(case, program, tmp_path, None, "every")["sampling"] == "every"
+
+
+def test_a_split_is_made_when_every_recording_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A split is complete after `generate_foreign`, and only for its own sampling; its manifest has the runs kept."""
+    monkeypatch.setitem(FOREIGN_SPLITS, "tiny", tuple(TINY))
+    assert not is_foreign_made("tiny", tmp_path)
+    lines: list[str] = []
+    kept = generate_foreign("tiny", tmp_path, report=lines.append)
+    assert is_foreign_made("tiny", tmp_path)
+    assert not is_foreign_made("tiny", tmp_path, "every")
+    assert [entry["id"] for entry in read_manifest(tmp_path)] == [entry["id"] for entry in kept]
+    assert lines[-1].startswith(
+        f"tiny: {len(list(TINY[0].cases()))} cases of 1 programs in 1 families; {len(kept)} kept"
+    )
 
 
 def test_a_fault_whose_twin_does_not_learn_is_dropped(tmp_path: Path) -> None:

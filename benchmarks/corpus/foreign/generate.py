@@ -21,12 +21,31 @@ from benchmarks.corpus.foreign.splits import FOREIGN_SPLITS
 from gradmedic.protocol.encoding import to_json
 
 
+def digest_of(case: Case, program: Program, sampling: str) -> str:
+    """Return a digest of everything but the SDK that a recording depends on."""
+    return f"{case.digest}-{source_digest(program)}-{sampling}"
+
+
+def is_foreign_made(split: str, out: Path, sampling: str = "auto") -> bool:
+    """Return whether `out` holds all recordings of a split, as its programs are now.
+
+    A new version of the SDK does not show here: to record with it, use an empty folder.
+    """
+    made = out / "made.json"
+    if not made.exists():
+        return False
+    wanted = {
+        case.id: digest_of(case, program, sampling) for program in FOREIGN_SPLITS[split] for case in program.cases()
+    }
+    return bool(json.loads(made.read_text()) == wanted)
+
+
 def make_case(
     case: Case, program: Program, out: Path, twin: dict[str, Any] | None, sampling: str = "auto"
 ) -> dict[str, Any]:
     """Make a recording unless it exists; return its entry, whose `level` is None if the run is dropped."""
     note, path = out / "entries" / f"{case.id}.json", out / f"{case.id}.npz"
-    digest = f"{case.digest}-{source_digest(program)}-{sampling}"
+    digest = digest_of(case, program, sampling)
     if note.exists():
         kept: dict[str, Any] = json.loads(note.read_text())
         if kept["digest"] == digest and (kept["level"] is None or path.exists()):
@@ -46,7 +65,8 @@ def make_case(
         "skill": None,
     }
     if case.twin is not None and (twin is None or twin["level"] != "ok"):
-        return {**entry, "why": "its repaired twin does not learn"}
+        entry["why"] = "its repaired twin does not learn"
+        return entry
     recorded = record(case, program, sampling)
     ending = Ending(
         losses=recorded.losses,

@@ -31,13 +31,15 @@ class ForeignRun:
     program: str
     family: str
     kind: str
-    """What was meant: `healthy`, or the kind of its fault (`blow_up`, `signal`, `other`). It is no label."""
+    """What was meant: `healthy`, or the kind of its fault (`blow_up`, `signal`, `irreducible`, `other`). It is no
+    label."""
     verdict: str
     """The right verdict: `healthy`, `vanishing` or `exploding`."""
     level: str
     """The right level: `ok`, `attention` or `critical`."""
     first_nonfinite: int | None
-    """Step in which a loss, a gradient that was used, or a weight first was non-finite; None without one."""
+    """Step in which a loss, a gradient that was used, or a weight first was non-finite; None without one. A healthy run
+    has one too if a single loss was non-finite and the weights stayed as they were."""
     born_in: str | None
     """Pattern of the layers in which that value was born, where construction decides it."""
     forbidden_layers: tuple[str, ...]
