@@ -20,6 +20,7 @@ from gradmedic.protocol.encoding import from_json, to_json
 from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.reruns import RerunBudget, RerunCreate, RerunDetail, RerunList, RerunSummary
+from gradmedic.protocol.reviews import Review, ReviewWrite
 from gradmedic.protocol.runs import RunDetail, RunList, RunSummary, RunUpdate
 from gradmedic.protocol.series import SeriesResult
 from gradmedic.protocol.service import Limits
@@ -131,6 +132,7 @@ class Runs:
         learning: str | None = None,
         level: str | None = None,
         status: str | None = None,
+        review: str | None = None,
         tag: str | None = None,
         text: str | None = None,
         parent_id: UUID | str | None = None,
@@ -147,6 +149,7 @@ class Runs:
             "learning": learning,
             "level": level,
             "status": status,
+            "review": review,
             "tag": tag,
             "q": text,
             "parent_id": parent_id,
@@ -199,6 +202,33 @@ class Runs:
                 raise TimeoutError(f"run {id} is {run.status}, at step {run.last_step}, after {timeout:g} s")
             time.sleep(min(_POLL_INTERVAL, max(0.0, deadline - time.monotonic())))
         return run
+
+    def review(
+        self,
+        id: UUID | str,
+        answer: str,
+        *,
+        verdict: str | None = None,
+        level: str | None = None,
+        note: str | None = None,
+        step: int | None = None,
+    ) -> Review:
+        """Confirm or reject the verdict on a run, in place of an earlier review.
+
+        Args:
+            id: id of the run.
+            answer: `right` or `wrong`.
+            verdict: the true verdict, if the answer is `wrong` and it is known.
+            level: the true level, if the answer is `wrong` and it is known.
+            note: reason for the answer.
+            step: step of the diagnosis that is reviewed; without it, the last step.
+        """
+        body = to_json(ReviewWrite(answer=answer, verdict=verdict, level=level, note=note, step=step))
+        return self._client._request(Review, "PUT", f"/runs/{id}/review", body=body)
+
+    def take_back_review(self, id: UUID | str) -> None:
+        """Take back the review of a run. Nothing changes if there is none."""
+        self._client._send("DELETE", f"/runs/{id}/review")
 
     def delete(self, id: UUID | str) -> None:
         """Delete a run with all its steps."""

@@ -147,6 +147,11 @@ OPERATIONS = {
         },
         method="PATCH",
     ),
+    "review_run": Operation(
+        on_run("/review"),
+        {"answer": "wrong", "verdict": "healthy", "level": "ok", "note": "n", "step": 40},
+        method="PUT",
+    ),
     "append_steps": Operation(on_run("/steps"), STEPS, renew=World.new_run),
     "append_msgpack": Operation(
         on_run("/steps"),
@@ -305,7 +310,7 @@ CLEANED = "output = "
 """The variants of the only text that may contain anything: what a trial's process has printed is cleaned."""
 QUERIES = {
     "/runs": (
-        *("project", "verdict", "learning", "level", "status", "tag", "parent_id", "q"),
+        *("project", "verdict", "learning", "level", "status", "review", "tag", "parent_id", "q"),
         *("sort", "max_results", "page_token"),
     ),
     "/reruns": ("project", "run_id", "status", "max_results", "page_token"),

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from gradmedic.cli.command import EXIT_ERROR, Command
 from gradmedic.cli.diagnose import DiagnoseCommand
 from gradmedic.cli.rerun import RerunCommand
+from gradmedic.cli.review import ReviewCommand
 from gradmedic.cli.runs import RunsCommand
 from gradmedic.cli.sync import SyncCommand
 from gradmedic.exceptions import ConfigurationError, GradmedicError
@@ -26,6 +27,7 @@ EXIT_INTERRUPTED = 130
 _CLIENT_COMMANDS: Mapping[str, Command] = {
     "diagnose": DiagnoseCommand(),
     "rerun": RerunCommand(),
+    "review": ReviewCommand(),
     "runs": RunsCommand(),
     "sync": SyncCommand(),
 }

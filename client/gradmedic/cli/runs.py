@@ -7,6 +7,7 @@ import argparse
 from gradmedic.cli.command import add_connection_argument, make_client, positive_integer
 from gradmedic.cli.text import print_table
 from gradmedic.protocol.encoding import to_json
+from gradmedic.protocol.reviews import NO_REVIEW, REVIEW_ANSWERS
 from gradmedic.protocol.runs import STATUSES
 from gradmedic.protocol.verdicts import LEARNING_STATES, LEVELS, VERDICTS
 
@@ -27,6 +28,11 @@ class RunsCommand:
         parser.add_argument("--learning", choices=LEARNING_STATES, help="list runs whose loss does this only")
         parser.add_argument("--level", choices=LEVELS, help="list runs with this level only")
         parser.add_argument("--status", choices=STATUSES, help="list runs with this status only")
+        parser.add_argument(
+            "--review",
+            choices=(*REVIEW_ANSWERS, NO_REVIEW),
+            help="list runs whose verdict was reviewed with this answer only; `none`: not reviewed",
+        )
         parser.add_argument("--tag", help="list runs with this tag only")
         parser.add_argument("--text", help="list runs with this text in their name only")
         parser.add_argument("--limit", type=positive_integer, default=50, help="number of runs at most (default: 50)")
@@ -41,6 +47,7 @@ class RunsCommand:
                 learning=args.learning,
                 level=args.level,
                 status=args.status,
+                review=args.review,
                 tag=args.tag,
                 text=args.text,
                 page_size=min(args.limit, 1000),

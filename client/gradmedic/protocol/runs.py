@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
 from gradmedic.protocol.paging import Page
+from gradmedic.protocol.reviews import Review
 from gradmedic.protocol.schema import SCHEMA, Number, OneOf, StrictBool, StrictInt, Text
 from gradmedic.protocol.verdicts import Learning, Level, Verdict
 
@@ -271,6 +272,8 @@ class RunDetail(RunSummary):
     is_end_reported: bool = True
     """False if the run is stalled, or failed because it stayed so: its process may have left steps for
     `gradmedic sync`."""
+    review: Review | None = None
+    """A user's review of the verdict. Null if there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

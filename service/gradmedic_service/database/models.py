@@ -148,6 +148,7 @@ class Run(Base):
     tags: Mapped[list[RunTag]] = relationship(
         cascade="all, delete-orphan", passive_deletes=True, order_by="RunTag.position"
     )
+    review: Mapped[RunReview | None] = relationship(cascade="all, delete-orphan", passive_deletes=True)
 
 
 class RunDetails(Base):
@@ -171,6 +172,24 @@ class RunTag(Base):
     run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
     position: Mapped[int] = mapped_column(Integer, primary_key=True)
     tag: Mapped[str] = mapped_column(String(NAME_LENGTH))
+
+
+class RunReview(Base):
+    """A user's answer to the question whether the verdict on a run is right. A rewind and a new diagnosis keep it."""
+
+    __tablename__ = "run_reviews"
+    __table_args__ = (Index(None, "answer", "run_id"),)
+
+    run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    answer: Mapped[str] = mapped_column(String(16))
+    verdict: Mapped[str | None] = mapped_column(String(16))
+    level: Mapped[str | None] = mapped_column(String(16))
+    note: Mapped[str | None] = mapped_column(Text)
+    step: Mapped[int | None] = mapped_column(BigInteger)
+    judged_verdict: Mapped[str] = mapped_column(String(16))
+    judged_level: Mapped[str] = mapped_column(String(16))
+    diagnosis_version: Mapped[str] = mapped_column(String(32))
+    reviewed_at: Mapped[datetime]
 
 
 class DiagnosisState(Base):

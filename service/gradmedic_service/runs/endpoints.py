@@ -8,6 +8,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Path, Query, Response, status
 
+from gradmedic.protocol.reviews import NO_REVIEW, REVIEW_ANSWERS, Review, ReviewWrite
 from gradmedic.protocol.runs import STATUSES, RunCreate, RunDetail, RunList, RunUpdate
 from gradmedic.protocol.service import API_PATH
 from gradmedic.protocol.verdicts import LEARNING_STATES, LEVELS, VERDICTS
@@ -16,10 +17,17 @@ from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDepend
 from gradmedic_service.http.errors import BODY_ERRORS, InvalidRequest, documented
 from gradmedic_service.http.json_bodies import json_body
 from gradmedic_service.projects.errors import ProjectFull
-from gradmedic_service.runs import service
+from gradmedic_service.runs import reviewing, service
 from gradmedic_service.runs.errors import RunExists, RunNotFound
 from gradmedic_service.runs.repository import RunQuery, SortKey
-from gradmedic_service.runs.validation import check_create, check_filters, check_update, layer_count_error, max_values
+from gradmedic_service.runs.validation import (
+    check_create,
+    check_filters,
+    check_review,
+    check_update,
+    layer_count_error,
+    max_values,
+)
 
 router = APIRouter(prefix="/runs", tags=["runs"])
 
@@ -64,6 +72,19 @@ UPDATE_EXAMPLES: dict[str, Any] = {
         "value": {"append_layers": [{"name": "adapter.weight", "kind": "Linear", "shape": [8, 256]}]},
     },
 }
+REVIEW_EXAMPLES: dict[str, Any] = {
+    "right": {"summary": "The verdict is right", "value": {"answer": "right"}},
+    "wrong": {
+        "summary": "The verdict is wrong",
+        "value": {
+            "answer": "wrong",
+            "verdict": "healthy",
+            "level": "ok",
+            "note": "The reward rises: the policy learns.",
+            "step": 412,
+        },
+    },
+}
 CREATE_BODY = json_body(
     RunCreate,
     CREATE_EXAMPLES,
@@ -80,6 +101,7 @@ UPDATE_BODY = json_body(
     counts={"append_layers": layer_count_error},
     check=check_update,
 )
+REVIEW_BODY = json_body(ReviewWrite, REVIEW_EXAMPLES, check=check_review)
 
 
 @router.post(
@@ -118,6 +140,10 @@ def list_runs(
     ] = None,
     level: Annotated[str | None, Query(description=f"Level of the runs: {', '.join(LEVELS)}.")] = None,
     status: Annotated[str | None, Query(description=f"Status of the runs: {', '.join(STATUSES)}.")] = None,
+    review: Annotated[
+        str | None,
+        Query(description=f"Answer of the runs' reviews: {', '.join((*REVIEW_ANSWERS, NO_REVIEW))} (no review)."),
+    ] = None,
     tag: Annotated[str | None, Query(description="Tag that the runs have.")] = None,
     parent_id: Annotated[
         UUID | None,
@@ -129,7 +155,17 @@ def list_runs(
     page_token: Annotated[str | None, Query(description="The `next_page_token` of the previous page.")] = None,
 ) -> RunList:
     """List the runs that the API key reaches, newest first by default."""
-    check_filters(limits, project=project, verdict=verdict, learning=learning, level=level, status=status, tag=tag, q=q)
+    check_filters(
+        limits,
+        project=project,
+        verdict=verdict,
+        learning=learning,
+        level=level,
+        status=status,
+        review=review,
+        tag=tag,
+        q=q,
+    )
     if sort not in service.SORTS:
         raise InvalidRequest.at("sort", f"{sort!r} is not one of {', '.join(service.SORTS)}")
     check_max_results(max_results, limits)
@@ -139,6 +175,7 @@ def list_runs(
         learning=learning,
         level=level,
         status=status,
+        review=review,
         tag=tag,
         parent_id=parent_id,
         text=q,
@@ -183,3 +220,30 @@ def delete_run(run_id: RunId, principal: MayAdminister, database: DatabaseDepend
     """Delete a run with its steps, its diagnosis and its history."""
     with database.writing() as session:
         service.remove(session, principal, run_id)
+
+
+@router.put("/{run_id}/review", response_model=Review, responses=documented(RunNotFound, *BODY_ERRORS))
+def review_run(
+    run_id: RunId,
+    principal: MayIngest,
+    body: Annotated[ReviewWrite, REVIEW_BODY],
+    database: DatabaseDependency,
+) -> Review:
+    """Confirm or reject the verdict on a run, in place of an earlier review.
+
+    `GET /runs/{id}` answers the review with the run. The key of a trial may not review its run.
+    """
+    with database.writing() as session:
+        return reviewing.review(session, principal, run_id, body)
+
+
+@router.delete(
+    "/{run_id}/review",
+    status_code=status.HTTP_204_NO_CONTENT,
+    response_class=Response,
+    responses=documented(RunNotFound, InvalidRequest),
+)
+def take_back_review(run_id: RunId, principal: MayIngest, database: DatabaseDependency) -> None:
+    """Take back the review of a run. Nothing changes if there is none."""
+    with database.writing() as session:
+        reviewing.take_back(session, principal, run_id)

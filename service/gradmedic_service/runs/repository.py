@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Connection, delete, exists, literal_column
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, joinedload, selectinload
 
+from gradmedic.protocol.reviews import NO_REVIEW
 from gradmedic_service.database import models
 
 SortKey = Literal["created_at", "updated_at", "name"]
@@ -27,6 +28,8 @@ class RunQuery:
     learning: str | None = None
     level: str | None = None
     status: str | None = None
+    review: str | None = None
+    """Answer of the runs' reviews, or `none` for runs without a review."""
     tag: str | None = None
     parent_id: UUID | None = None
     """Id of the run whose trials' runs are listed; None lists all runs that belong to no trial."""
@@ -62,7 +65,11 @@ def find(session: Session, run_id: UUID, *, is_locked: bool = False) -> models.R
     query = (
         select(models.Run)
         .where(models.Run.id == run_id)
-        .options(joinedload(models.Run.details, innerjoin=True), selectinload(models.Run.tags))
+        .options(
+            joinedload(models.Run.details, innerjoin=True),
+            joinedload(models.Run.review),
+            selectinload(models.Run.tags),
+        )
     )
     return session.scalars(query).one_or_none()
 
@@ -144,6 +151,14 @@ def read_revisions(session: Session, run_ids: Collection[UUID]) -> dict[UUID, Ru
         )
         for row in rows
     }
+
+
+def read_judgement(session: Session, run_id: UUID, step: int) -> tuple[str, str] | None:
+    """Read the verdict and the level of a run at a step; None if nothing was decided until then."""
+    change = models.VerdictChange
+    query = select(change.verdict, change.level).where(change.run_id == run_id, change.step <= step)
+    row = session.execute(query.order_by(change.step.desc(), change.id.desc()).limit(1)).one_or_none()
+    return None if row is None else (row.verdict, row.level)
 
 
 def set_tags(session: Session, run: models.Run, tags: Sequence[str]) -> None:
@@ -234,6 +249,11 @@ def _conditions(query: RunQuery) -> list[ColumnElement[bool]]:
         conditions.append(run.level == query.level)
     if query.status is not None:
         conditions.append(run.status == query.status)
+    if query.review == NO_REVIEW:
+        conditions.append(~exists().where(models.RunReview.run_id == run.id))
+    elif query.review is not None:
+        review = models.RunReview
+        conditions.append(exists().where(review.run_id == run.id, review.answer == query.review))
     if query.tag is not None:
         conditions.append(exists().where(models.RunTag.run_id == run.id, models.RunTag.tag == query.tag))
     conditions.append(run.parent_id.is_(None) if query.parent_id is None else run.parent_id == query.parent_id)

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from gradmedic.protocol.encoding import encode_json, without_nonfinite
 from gradmedic.protocol.ids import new_id
+from gradmedic.protocol.reviews import Review
 from gradmedic.protocol.runs import Layer, RunCreate, RunDetail, RunList, RunSummary, RunUpdate
 from gradmedic.protocol.service import Limits
 from gradmedic_service.access import service as access
@@ -80,6 +81,7 @@ def create(session: Session, principal: Principal, body: RunCreate, limits: Limi
             notes=body.notes, config=without_nonfinite(body.config), training=training, layers=layers
         ),
         tags=[models.RunTag(position=index, tag=tag) for index, tag in enumerate(body.tags)],
+        review=None,
     )
     may_create = trial is None or trial.key_id == principal.key_id
     if may_create and repository.add(session, run):
@@ -101,7 +103,7 @@ def create(session: Session, principal: Principal, body: RunCreate, limits: Limi
 
 def get(session: Session, principal: Principal, run_id: UUID) -> RunDetail:
     """Return a run. Raises RunNotFound, also for a run that the principal does not reach."""
-    return _to_detail(_find_run(session, principal, run_id))
+    return _to_detail(find_run(session, principal, run_id))
 
 
 def update(session: Session, principal: Principal, run_id: UUID, body: RunUpdate, limits: Limits) -> RunDetail:
@@ -109,7 +111,7 @@ def update(session: Session, principal: Principal, run_id: UUID, body: RunUpdate
 
     Layers that the run already ends with are not appended again, so that the request may be repeated.
     """
-    run = _find_run(session, principal, run_id, is_locked=True)
+    run = find_run(session, principal, run_id, is_locked=True)
     details = run.details
     if body.name is not None:
         run.name = body.name
@@ -136,7 +138,7 @@ def update(session: Session, principal: Principal, run_id: UUID, body: RunUpdate
 
 def remove(session: Session, principal: Principal, run_id: UUID) -> None:
     """Delete a run with its steps and its diagnosis. Raises RunNotFound."""
-    run = _find_run(session, principal, run_id, is_locked=True)
+    run = find_run(session, principal, run_id, is_locked=True)
     access.record(session, principal, "delete_run", run_id, run.project)
     repository.remove(session, run_id)
 
@@ -186,7 +188,8 @@ def list_page(
     return RunList(items=[_to_summary(run) for run in page], next_page_token=token)
 
 
-def _find_run(session: Session, principal: Principal, run_id: UUID, *, is_locked: bool = False) -> models.Run:
+def find_run(session: Session, principal: Principal, run_id: UUID, *, is_locked: bool = False) -> models.Run:
+    """Return the row of a run. Raises RunNotFound, also for a run that the principal does not reach."""
     run = repository.find(session, run_id, is_locked=is_locked)
     if run is None or not principal.reaches_run(run_id, run.project):
         raise RunNotFound(f"There is no run {run_id}.")
@@ -252,7 +255,23 @@ def _to_detail(run: models.Run) -> RunDetail:
         layers=LAYERS.validate_python(run.details.layers),
         training=TRAINING.validate_python(run.details.training),
         muted_detectors=run.muted_detectors or [],
+        review=None if run.review is None else to_review(run.review),
         is_end_reported=run.status in SETTABLE_STATUSES and not (run.status == "failed" and run.stalls_at is None),
+    )
+
+
+def to_review(stored: models.RunReview) -> Review:
+    """Return a stored review as it is answered."""
+    return Review(
+        answer=stored.answer,
+        verdict=stored.verdict,
+        level=stored.level,
+        note=stored.note,
+        step=stored.step,
+        judged_verdict=stored.judged_verdict,
+        judged_level=stored.judged_level,
+        diagnosis_version=stored.diagnosis_version,
+        reviewed_at=stored.reviewed_at,
     )
 
 
@@ -270,7 +289,7 @@ def _at_page(query: RunQuery, page_token: str) -> RunQuery:
 def _query_digest(query: RunQuery) -> str:
     parent_id = None if query.parent_id is None else query.parent_id.hex
     content = {**asdict(query), "parent_id": parent_id, "after": None}
-    for name in ("learning", "level"):  # older than these filters, a token of a list without them stays valid
+    for name in ("learning", "level", "review"):  # older than these filters, a token of a list without them stays valid
         if content[name] is None:
             del content[name]
     return hashlib.blake2b(encode_json(content), digest_size=6).hexdigest()

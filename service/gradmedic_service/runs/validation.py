@@ -11,6 +11,7 @@ from uuid import UUID
 from gradmedic.protocol.encoding import encode_json
 from gradmedic.protocol.names import name_error
 from gradmedic.protocol.numbers import MAX_EXACT_INTEGER
+from gradmedic.protocol.reviews import NO_REVIEW, REVIEW_ANSWERS, ReviewWrite
 from gradmedic.protocol.runs import (
     DIRECTIONS,
     OBJECTIVE_KINDS,
@@ -24,7 +25,7 @@ from gradmedic.protocol.runs import (
 )
 from gradmedic.protocol.service import FieldError, Limits
 from gradmedic.protocol.statistics import STATISTICS
-from gradmedic.protocol.verdicts import LEARNING_STATES, LEVELS, VERDICTS
+from gradmedic.protocol.verdicts import LEARNING_STATES, LEVELS, UNHEALTHY_VERDICTS, VERDICTS
 from gradmedic_service.http.errors import MAX_REPORTED_FIELDS, InvalidRequest
 from gradmedic_service.http.json_bodies import MAX_VALUES
 from gradmedic_service.http.validation import json_errors
@@ -34,7 +35,13 @@ MAX_DIMENSIONS = 32
 MAX_LOSS_OPERATIONS = 64
 VALUES_PER_LAYER = 48
 """Values and names in the description of a layer: 14 fields of two each, and the sizes of a shape."""
-FILTER_CHOICES = {"verdict": VERDICTS, "learning": LEARNING_STATES, "level": LEVELS, "status": STATUSES}
+FILTER_CHOICES = {
+    "verdict": VERDICTS,
+    "learning": LEARNING_STATES,
+    "level": LEVELS,
+    "status": STATUSES,
+    "review": (*REVIEW_ANSWERS, NO_REVIEW),
+}
 """Values of the filters that take one of a few."""
 SETTABLE_STATUSES = ("running", "finished", "failed")
 """Statuses that a client may set; only the service sets `stalled`."""
@@ -66,6 +73,11 @@ def check_update(update: RunUpdate, limits: Limits) -> None:
             _status_errors(update.status),
         )
     )
+
+
+def check_review(review: ReviewWrite, limits: Limits) -> None:
+    """Raise InvalidRequest with an error for every field of a review that is invalid for any run."""
+    InvalidRequest.raise_if_any(_review_errors(review, limits))
 
 
 def check_appended_layers(layers: Sequence[Layer], existing: Sequence[str], limits: Limits) -> None:
@@ -113,6 +125,26 @@ def _description_errors(described: RunCreate | RunUpdate, limits: Limits) -> Ite
         yield from _config_errors(described.config, limits)
     if described.training is not None:
         yield from _training_errors(described.training, limits)
+
+
+def _review_errors(review: ReviewWrite, limits: Limits) -> Iterator[FieldError]:
+    if review.answer not in REVIEW_ANSWERS:
+        yield FieldError(path="answer", message=_describe_choices(review.answer, REVIEW_ANSWERS))
+        return
+    for path, value, choices in (("verdict", review.verdict, VERDICTS), ("level", review.level, LEVELS)):
+        if value is not None and value not in choices:
+            yield FieldError(path=path, message=_describe_choices(value, choices))
+        elif value is not None and review.answer == "right":
+            yield FieldError(path=path, message="belongs to the answer `wrong`; leave it out")
+    if review.verdict in VERDICTS and review.level in LEVELS:
+        is_unhealthy = review.verdict in UNHEALTHY_VERDICTS
+        if is_unhealthy != (review.level == "critical"):
+            message = f"{review.level!r} does not go with {review.verdict!r}: "
+            yield FieldError(path="level", message=message + "`critical` means vanishing or exploding, and only that")
+    if review.note is not None and len(review.note) > limits.max_notes_length:
+        message = f"has {len(review.note)} characters; at most {limits.max_notes_length} are allowed"
+        yield FieldError(path="note", message=message)
+    yield from _integer_errors("step", review.step)
 
 
 def _id_errors(id_: UUID | None) -> Iterator[FieldError]:

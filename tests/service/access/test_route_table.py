@@ -197,6 +197,8 @@ CASES = [
     listing("/runs", "parent_id", lambda theirs: theirs.run),
     of_run("GET"),
     of_run("PATCH", body={"name": "changed"}),
+    of_run("PUT", "/review", body={"answer": "right"}),
+    of_run("DELETE", "/review"),
     of_run("POST", "/steps", {"steps": [500], "loss": [1.0], "statistics": {"grad_norm": [[1.0, 1.0]]}}),
     of_run("GET", "/steps", query="?statistic=loss"),
     of_run("GET", "/diagnosis"),
@@ -301,13 +303,14 @@ CASES = [
 ]
 
 NO_IDS = frozenset({
-    "accept", "accept-encoding", "append_layers", "at_step", "attempt", "budget", "budget.seconds", "budget.steps",
-    "budget.trials", "config", "date", "environment", "executor", "exit_code", "expires_at", "field", "framework",
-    "from_step", "generation", "gpus", "group", "items", "items.gpus", "items.parameters", "items.timeout",
-    "last-event-id", "layer", "layers", "learning", "level", "max_concurrent_trials", "max_points",
-    "max_rerun_seconds", "max_results", "muted_detectors", "name", "notes", "output", "page_token", "q", "reason",
-    "remedies", "remedies.id", "remedies.parameters", "rerun_automatically", "scopes", "seconds", "seeds", "sort",
-    "statistic", "statistics", "status", "step", "tag", "tags", "to_step", "training", "verdict", "worker",
+    "accept", "accept-encoding", "answer", "append_layers", "at_step", "attempt", "budget", "budget.seconds",
+    "budget.steps", "budget.trials", "config", "date", "environment", "executor", "exit_code", "expires_at",
+    "field", "framework", "from_step", "generation", "gpus", "group", "items", "items.gpus", "items.parameters",
+    "items.timeout", "last-event-id", "layer", "layers", "learning", "level", "max_concurrent_trials", "max_points",
+    "max_rerun_seconds", "max_results", "muted_detectors", "name", "note", "notes", "output", "page_token", "q",
+    "reason", "remedies", "remedies.id", "remedies.parameters", "rerun_automatically", "review", "scopes",
+    "seconds", "seeds", "sort", "statistic", "statistics", "status", "step", "tag", "tags", "to_step", "training",
+    "verdict", "worker",
 })  # fmt: skip
 """Parameters of queries, headers and fields of bodies that name no object: numbers, texts, and positions in lists that
 are filtered by the key. What is nested in `layers` and `training` describes the run's own model."""

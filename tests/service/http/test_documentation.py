@@ -62,6 +62,8 @@ def test_every_route_is_documented(document: dict[str, Any]) -> None:
         "get /api/v1/runs/{run_id}",
         "patch /api/v1/runs/{run_id}",
         "delete /api/v1/runs/{run_id}",
+        "put /api/v1/runs/{run_id}/review",
+        "delete /api/v1/runs/{run_id}/review",
         "post /api/v1/runs/{run_id}/steps",
         "get /api/v1/runs/{run_id}/steps",
         "get /api/v1/runs/{run_id}/events",
