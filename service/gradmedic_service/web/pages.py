@@ -19,6 +19,7 @@ from starlette.responses import Response
 
 from gradmedic.protocol.access import SCOPES
 from gradmedic.protocol.reruns import RERUN_STATUSES
+from gradmedic.protocol.reviews import NO_REVIEW, REVIEW_ANSWERS
 from gradmedic.protocol.runs import STATUSES
 from gradmedic.protocol.service import API_PATH
 from gradmedic.protocol.statistics import Scale, statistics_drawn
@@ -62,7 +63,9 @@ class Pages:
         self._environment.globals.update(asset=assets.url, api_path=API_PATH, verdicts=VERDICTS, levels=LEVELS)
         self._environment.globals.update(statuses=STATUSES, rerun_statuses=RERUN_STATUSES, scopes=SCOPES)
         self._environment.globals.update(
-            linear_statistics=statistics_drawn(Scale.LINEAR), unhealthy_verdicts=UNHEALTHY_VERDICTS
+            review_filters=(*REVIEW_ANSWERS, NO_REVIEW),
+            linear_statistics=statistics_drawn(Scale.LINEAR),
+            unhealthy_verdicts=UNHEALTHY_VERDICTS,
         )
 
     def render(self, name: str, principal: Principal | None, status: int = 200, **context: Any) -> HTMLResponse:
@@ -71,6 +74,7 @@ class Pages:
             principal=principal,
             is_admin=principal is not None and principal.has_scope("admin"),
             may_rerun=principal is not None and principal.has_scope("rerun"),
+            may_review=principal is not None and principal.run_id is None and principal.has_scope("ingest"),
             **context,
         )
         return HTMLResponse(content, status_code=status, headers=HEADERS)

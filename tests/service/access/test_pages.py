@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
 
 import pytest
 from starlette.testclient import TestClient
@@ -36,6 +37,17 @@ def test_the_page_of_api_keys(client_with_key: Any) -> None:
     assert reader.get("/api-keys").status_code == 403
     assert 'href="/api-keys"' not in reader.get("/").text
     assert client_with_key("admin").get("/api-keys").status_code == 200
+
+
+def test_the_form_of_reviews(client_with_key: Any, create_run: Any) -> None:
+    """The form that reviews a verdict is shown only to keys that may write to the run and are not the run's own."""
+    run = create_run(client_with_key("admin"), project="mine")
+    page, run_id = run.replace("/api/v1", ""), UUID(run.rpartition("/")[2])
+    assert 'id="review-form"' in client_with_key("ingest", "read").get(page).text
+    for client in (client_with_key("read"), client_with_key("ingest", "read", run_id=run_id)):
+        text = client.get(page).text
+        assert 'id="review-answer"' in text
+        assert 'id="review-form"' not in text
 
 
 def test_the_forms_of_reruns(client_with_key: Any) -> None:

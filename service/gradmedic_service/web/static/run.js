@@ -9,6 +9,7 @@ import { Heatmap } from "./heatmap.js";
 import { arrange } from "./layers.js";
 import { follow } from "./live.js";
 import { outcomeText, remediesText, remedyText } from "./remedies.js";
+import { listenToReview, showReview } from "./review.js";
 import { applyRerunEvent, listenToForm, readReruns, showChoices } from "./reruns_of_run.js";
 
 const MAX_HEATMAP_COLUMNS = 500;
@@ -253,6 +254,7 @@ function showRun() {
 }
 
 function showDiagnosis() {
+  showReview(runId, run, diagnosis);
   const banner = byId("banner");
   const place = banner.querySelector(".badge");
   banner.dataset.verdict = diagnosis.verdict;
@@ -351,4 +353,5 @@ async function start() {
 }
 
 listenToForm(runId);
+listenToReview();
 start();

@@ -10,7 +10,7 @@ const PAGE = 50;
 
 const form = byId("filters");
 const body = byId("runs").tBodies[0];
-const fields = ["q", "project", "verdict", "level", "status", "tag", "sort"];
+const fields = ["q", "project", "verdict", "level", "status", "review", "tag", "sort"];
 const marked = new Map();
 let tokens = [null]; // page tokens up to the page that is shown
 let timer = 0;
