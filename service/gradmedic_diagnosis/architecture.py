@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gradmedic.protocol import layer_roles
 from gradmedic.protocol.runs import Layer
 
 SIGMOID_SLOPE = 0.25
 """Largest slope of the logistic sigmoid, at 0; the other activations have a slope of up to 1."""
 
-_EMBEDDING_KINDS = ("embedding", "embeddingbag")
 _GATED_KINDS = ("lstm", "gru", "lstmcell", "grucell")
-_EMBEDDING_NAME = re.compile(r"(^|[._])(emb\w*|wte|wpe|pos)([._]|$)", re.IGNORECASE)
-_RECURRENT_NAME = re.compile(
-    r"(^|[._/])(weight_hh|w_hh|hh|h2h|recurrent_kernel|recurrent)([._/]|_l\d|$)", re.IGNORECASE
-)
-_VECTOR_NAME = re.compile(r"(bias|beta|gamma|(norm|bn|ln)[\w]*[._]weight)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,13 +50,18 @@ class Architecture:
     def from_layers(cls, layers: Sequence[Layer]) -> Architecture:
         """Derive the architecture from the layers."""
         depths = [(layer.depth if layer.depth is not None else i, i) for i, layer in enumerate(layers)]
-        sizes = [_count_elements(layer) for layer in layers]
+        sizes = [layer_roles.count_elements(layer) for layer in layers]
         size_by_name = {layer.name: size for layer, size in zip(layers, sizes, strict=True)}
         is_path = np.array(
-            [_is_matrix(layer) and not layer.frozen and not _is_gain(layer, size_by_name) for layer in layers],
+            [
+                layer_roles.is_matrix(layer) and not layer.frozen and not layer_roles.is_gain(layer, size_by_name)
+                for layer in layers
+            ],
             dtype=np.bool_,
         )
-        is_embedding = np.array([_is_embedding(layer) and not layer.frozen for layer in layers], dtype=np.bool_)
+        is_embedding = np.array(
+            [layer_roles.is_embedding(layer) and not layer.frozen for layer in layers], dtype=np.bool_
+        )
         order = np.array([i for _, i in sorted(depths)], dtype=np.intp)
         path = order[is_path[order]]
         is_input_side = np.zeros(len(layers), dtype=np.bool_)
@@ -85,36 +83,9 @@ class Architecture:
         )
 
 
-def _count_elements(layer: Layer) -> int:
-    if layer.numel is not None:
-        return max(1, layer.numel)
-    return max(1, math.prod(layer.shape)) if layer.shape is not None else 1
-
-
-def _is_embedding(layer: Layer) -> bool:
-    if layer.role is not None:
-        return layer.role == "embedding"
-    return (layer.kind or "").lower() in _EMBEDDING_KINDS or _EMBEDDING_NAME.search(layer.name) is not None
-
-
-def _is_matrix(layer: Layer) -> bool:
-    if layer.role is not None:
-        return layer.role in ("weight", "recurrent")
-    if _is_embedding(layer) or (layer.shape is not None and len(layer.shape) < 2):
-        return False
-    return _VECTOR_NAME.search(layer.name) is None
-
-
-def _is_gain(layer: Layer, size_by_name: Mapping[str, int]) -> bool:
-    """Whether a `weight` of unknown shape is as large as its `bias`: a normalization's gain, not a matrix."""
-    if layer.shape is not None or layer.role is not None or not layer.name.endswith("weight"):
-        return False
-    return size_by_name.get(layer.name.removesuffix("weight") + "bias") == size_by_name[layer.name] > 1
-
-
 def _is_plain_recurrent(layer: Layer) -> bool:
-    if (layer.kind or "").lower() in _GATED_KINDS or not _is_matrix(layer):
+    if (layer.kind or "").lower() in _GATED_KINDS or not layer_roles.is_matrix(layer):
         return False
     if layer.shape is not None and (len(layer.shape) != 2 or 1 < min(layer.shape) != max(layer.shape)):
         return False  # a gated cell stacks its gates; clients send (1, n) where they know only the size n
-    return layer.role == "recurrent" or (layer.role is None and _RECURRENT_NAME.search(layer.name) is not None)
+    return layer_roles.is_recurrent(layer)

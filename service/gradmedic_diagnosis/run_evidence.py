@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from gradmedic.protocol.diagnosis import Finding
+from gradmedic.protocol.layer_roles import is_named_after_normalization
 from gradmedic.protocol.runs import Layer, Training
 from gradmedic.protocol.verdicts import Verdict
 from gradmedic_diagnosis.architecture import Architecture
@@ -107,10 +108,9 @@ class RunEvidence:
     @cached_property
     def is_normalized(self) -> bool:
         """Whether the network has any normalization."""
-        prefixes = ("norm", "bn", "ln")
         if any("norm" in (layer.kind or "").lower() or layer.normalized for layer in self.layers):
             return True
-        return any(part.startswith(prefixes) for layer in self.layers for part in layer.name.lower().split("."))
+        return any(is_named_after_normalization(layer) for layer in self.layers)
 
     @cached_property
     def initial_signal_decades(self) -> float:
