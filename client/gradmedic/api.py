@@ -14,16 +14,17 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from gradmedic.configuration import resolve_connection
-from gradmedic.exceptions import GradmedicError
+from gradmedic.exceptions import GradmedicError, TransportError, UsageError
 from gradmedic.protocol.diagnosis import Diagnosis, VerdictChange, VerdictHistory
 from gradmedic.protocol.encoding import from_json, to_json
 from gradmedic.protocol.ids import new_id
+from gradmedic.protocol.packed_blocks import BlockArrays, BlocksResult, PackedBlock, PackedBlockError, unpack_block
 from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.reruns import RerunBudget, RerunCreate, RerunDetail, RerunList, RerunSummary
 from gradmedic.protocol.reviews import Review, ReviewWrite
 from gradmedic.protocol.runs import RunDetail, RunList, RunSummary, RunUpdate
 from gradmedic.protocol.series import SeriesResult
-from gradmedic.protocol.service import Limits
+from gradmedic.protocol.service import MSGPACK_MEDIA_TYPE, Limits
 from gradmedic.protocol.trainables import Trainable, Trainables, TrainablesOffer
 from gradmedic.protocol.trials import (
     ClaimedTrial,
@@ -270,6 +271,37 @@ class Runs:
             "max_points": max_points,
         }
         return self._client._request(SeriesResult, "GET", f"/runs/{id}/steps", query=query)
+
+    def blocks(self, id: UUID | str, *, from_step: int = 0, to_step: int | None = None) -> Iterator[BlockArrays]:
+        """Iterate over all steps of a run at full resolution, in blocks that are fetched as needed.
+
+        Args:
+            id: id of the run.
+            from_step: first step.
+            to_step: last step; without it, the last one of the run.
+
+        Raises:
+            UsageError: the run was rewound meanwhile, so that the blocks do not belong together.
+        """
+        generation: int | None = None
+        next_step: int | None = from_step
+        while next_step is not None:
+            query = {"from_step": next_step, "to_step": to_step}
+            page = self._client._request(
+                BlocksResult, "GET", f"/runs/{id}/blocks", query=query, accept=MSGPACK_MEDIA_TYPE
+            )
+            if generation not in (None, page.generation):
+                raise UsageError(f"run {id} was rewound while its steps were read; read them again")
+            generation, next_step = page.generation, page.next_step
+            for block in page.blocks:
+                yield _unpack(block)
+
+
+def _unpack(block: PackedBlock) -> BlockArrays:
+    try:
+        return unpack_block(block)
+    except PackedBlockError as error:
+        raise TransportError(f"the service answered a block that this version cannot read: {error}") from error
 
 
 class Reruns:

@@ -318,6 +318,7 @@ QUERIES = {
     "/api-keys": ("max_results", "page_token"),
     "/audit-records": ("max_results", "page_token"),
     "/runs/{run_id}/steps": ("statistic", "layer", "from_step", "to_step", "max_points", "field"),
+    "/runs/{run_id}/blocks": ("from_step", "to_step"),
     "/runs/{run_id}/diagnosis": ("at_step",),
     "/trials/{trial_id}/output": ("attempt",),
     "/trials/{trial_id}/lease": ("attempt",),

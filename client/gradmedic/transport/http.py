@@ -26,7 +26,7 @@ from gradmedic.exceptions import (
     TransportError,
 )
 from gradmedic.protocol.encoding import from_json
-from gradmedic.protocol.service import API_PATH, JSON_MEDIA_TYPE, PROBLEM_MEDIA_TYPE, Problem
+from gradmedic.protocol.service import API_PATH, JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, PROBLEM_MEDIA_TYPE, Problem
 
 if TYPE_CHECKING:
     import urllib3
@@ -137,6 +137,7 @@ class Service:
         body: bytes | None = None,
         content_type: str = JSON_MEDIA_TYPE,
         content_encoding: str | None = None,
+        accept: str = JSON_MEDIA_TYPE,
         timeout: float | None = None,
     ) -> bytes:
         """Make one attempt and return the body of a 2xx answer.
@@ -148,6 +149,7 @@ class Service:
             body: encoded already.
             content_type: media type of `body`.
             content_encoding: encoding of `body`, such as gzip.
+            accept: media type of the answer.
             timeout: seconds, if other than the connection's.
 
         Raises:
@@ -160,7 +162,7 @@ class Service:
         parameters = [(k, v) for k, v in (query or {}).items() if v is not None]
         if parameters:
             url += "?" + urlencode(parameters, doseq=True)
-        headers = {"Accept": JSON_MEDIA_TYPE}
+        headers = {"Accept": accept}
         if body is not None:
             headers["Content-Type"] = content_type
             headers["Date"] = formatdate(usegmt=True)  # the service compares it with the times of the steps
@@ -170,12 +172,12 @@ class Service:
             headers["Authorization"] = f"Bearer {self._connection.api_key}"
         request = Request(method, url, headers, body)
         response = self._transport.send(request, timeout or self._connection.timeout)
-        if 200 <= response.status < 300 and (response.status == 204 or _is_json(response)):
+        if 200 <= response.status < 300 and (response.status == 204 or _has_type(response, accept)):
             return response.body
         raise _make_error(request, response)
 
     def request_as(self, answer: type[T], method: str, path: str, **request: Any) -> T:
-        """Make one attempt, as `request` does, and decode the answer into a dataclass of `gradmedic.protocol`.
+        """Make one attempt, as `request` does, and decode the answer, JSON or msgpack, into a dataclass.
 
         Raises:
             ApiError: the service refused.
@@ -183,7 +185,8 @@ class Service:
         """
         body = self.request(method, path, **request)
         try:
-            return from_json(body, answer)
+            is_msgpack = request.get("accept") == MSGPACK_MEDIA_TYPE
+            return msgspec.msgpack.decode(body, type=answer) if is_msgpack else from_json(body, answer)
         except msgspec.MsgspecError as error:
             raise TransportError(
                 f"{method} {self.base_url}{API_PATH}{path} has an answer that this version cannot read: {error}",
@@ -218,15 +221,16 @@ def retry_delay(error: GradmedicError, attempt: int) -> float:
     return delay if asked is None else max(delay, min(asked, LONGEST_RETRY_AFTER))
 
 
-def _is_json(response: Response) -> bool:
-    media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    return media_type in (JSON_MEDIA_TYPE, PROBLEM_MEDIA_TYPE)
+def _has_type(response: Response, *media_types: str) -> bool:
+    return response.headers.get("content-type", "").partition(";")[0].strip().lower() in media_types
 
 
 def _make_error(request: Request, response: Response) -> GradmedicError:
     retry_after = _read_retry_after(response)
     try:
-        problem = from_json(response.body, Problem) if _is_json(response) else None
+        problem = (
+            from_json(response.body, Problem) if _has_type(response, JSON_MEDIA_TYPE, PROBLEM_MEDIA_TYPE) else None
+        )
     except msgspec.MsgspecError:
         problem = None
     if problem is None:

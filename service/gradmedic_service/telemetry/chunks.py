@@ -88,6 +88,12 @@ class Chunk:
         """Names of the statistics."""
         return self._header.statistics
 
+    def count_values(self, layer_count: int) -> int:
+        """Return the number of values of the chunk's steps in a run of `layer_count` layers, without reading them."""
+        header = self._header
+        per_step = len(header.series) + len(header.metrics)
+        return header.sampled_count * layer_count * len(header.statistics) + header.step_count * per_step
+
     @property
     def steps(self) -> NDArray[np.int64]:
         """The steps, ascending."""

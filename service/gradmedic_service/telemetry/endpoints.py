@@ -264,6 +264,51 @@ def read_steps(
     return respond_in_parts(_compress(parts), MSGPACK_MEDIA_TYPE, {**VARY, "Content-Encoding": "gzip"})
 
 
+BLOCKS_ANSWER: dict[str, Any] = {
+    "description": "A map with `generation` (number of rewinds), `next_step` (first step of the next request, null at "
+    "the end) and `blocks`.",
+    "content": {
+        MSGPACK_MEDIA_TYPE: {
+            "schema": {
+                "type": "string",
+                "format": "binary",
+                "description": "Each block has `steps` (int64), the flags `sampled`, `skipped` and `present` "
+                "(`[sampled step, layer]`), the number `layers`, `statistics` (float32 `[sampled step, layer]` by "
+                "name), and `series` and `metrics` (by name: `values`, float64, and the flags `present`). Arrays are "
+                "little-endian bytes. Flags are bits, the first one in the lowest bit.",
+            }
+        }
+    },
+}
+
+
+@router.get(
+    "/blocks",
+    tags=["steps"],
+    response_class=Response,
+    responses={200: BLOCKS_ANSWER, **documented(RunNotFound, InvalidRequest)},
+)
+def read_blocks(
+    run_id: RunId,
+    principal: MayRead,
+    database: DatabaseDependency,
+    memory: AnswerMemoryDependency,
+    from_step: Annotated[int, Query(ge=0, le=LARGEST_STEP, description="First step of the answer.")] = 0,
+    to_step: Annotated[
+        int | None, Query(ge=0, le=LARGEST_STEP, description="Last step of the answer. By default, that of the run.")
+    ] = None,
+) -> Response:
+    """Read all steps of a run at full resolution, in parts, with everything that was sent: every number bit by bit.
+
+    The answer is msgpack. It ends after about a million values. The next request begins at its `next_step`.
+    """
+    if to_step is not None and to_step < from_step:
+        raise InvalidRequest.at("to_step", f"must not be before from_step, {from_step}")
+    with database.reading_rows() as connection:
+        result = service.read_blocks(connection, principal, run_id, from_step, to_step, memory)
+    return Response(msgspec.msgpack.encode(result), media_type=MSGPACK_MEDIA_TYPE)
+
+
 def _compress(parts: Iterator[bytes]) -> Iterator[bytes]:
     """Yield parts as one gzip stream."""
     stream = zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WBITS)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradmedic.protocol.diagnosis import Diagnosis, VerdictChange, VerdictHistory
+from gradmedic.protocol.packed_blocks import BlocksResult
 from gradmedic.protocol.steps import AppendResult, RewindResult, RunRewind
 from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
 from gradmedic_diagnosis import Block
@@ -21,7 +22,7 @@ from gradmedic_service.http.errors import InvalidRequest
 from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.runs.stalling import SilenceLimit, recorded_at
-from gradmedic_service.telemetry import chunk_repository, diagnosis_state, repository, series_reading
+from gradmedic_service.telemetry import block_reading, chunk_repository, diagnosis_state, repository, series_reading
 from gradmedic_service.telemetry.chunk_writer import write_block
 from gradmedic_service.telemetry.chunks import Chunk, decode_chunk
 from gradmedic_service.telemetry.decoding import ReceivedBlock
@@ -228,6 +229,21 @@ def read_series(
         message = f"{selection.series_count} series allow {most}; ask for fewer layers, statistics or points"
         raise InvalidRequest.at("max_points", message)
     return series_reading.read_table(connection, run, selection, from_step, to_step, max_points, memory)
+
+
+def read_blocks(
+    connection: Connection,
+    principal: Principal,
+    run_id: UUID,
+    from_step: int,
+    to_step: int | None,
+    memory: AnswerMemory,
+) -> BlocksResult:
+    """Return stored blocks from a step on, as many as one answer holds.
+
+    Raises RunNotFound, and Overloaded if other answers take the memory for it.
+    """
+    return block_reading.read_page(connection, _find_run(connection, principal, run_id), from_step, to_step, memory)
 
 
 def select_for_export(

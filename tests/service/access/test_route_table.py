@@ -201,6 +201,7 @@ CASES = [
     of_run("DELETE", "/review"),
     of_run("POST", "/steps", {"steps": [500], "loss": [1.0], "statistics": {"grad_norm": [[1.0, 1.0]]}}),
     of_run("GET", "/steps", query="?statistic=loss"),
+    of_run("GET", "/blocks"),
     of_run("GET", "/diagnosis"),
     of_run("GET", "/diagnosis/history"),
     of_run("POST", "/rewind", {"step": 400, "generation": 0}),

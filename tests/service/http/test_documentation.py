@@ -66,6 +66,7 @@ def test_every_route_is_documented(document: dict[str, Any]) -> None:
         "delete /api/v1/runs/{run_id}/review",
         "post /api/v1/runs/{run_id}/steps",
         "get /api/v1/runs/{run_id}/steps",
+        "get /api/v1/runs/{run_id}/blocks",
         "get /api/v1/runs/{run_id}/events",
         "post /api/v1/runs/{run_id}/rewind",
         "get /api/v1/runs/{run_id}/diagnosis",
