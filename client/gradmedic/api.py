@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
+from urllib.parse import quote
 from uuid import UUID
 
 from gradmedic.configuration import resolve_connection
@@ -19,6 +20,7 @@ from gradmedic.protocol.diagnosis import Diagnosis, VerdictChange, VerdictHistor
 from gradmedic.protocol.encoding import from_json, to_json
 from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.packed_blocks import BlockArrays, BlocksResult, PackedBlock, PackedBlockError, unpack_block
+from gradmedic.protocol.projects import Project
 from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.reruns import RerunBudget, RerunCreate, RerunDetail, RerunList, RerunSummary
 from gradmedic.protocol.reviews import Review, ReviewWrite
@@ -98,6 +100,10 @@ class Client:
     def limits(self) -> Limits:
         """Return the limits of what the service accepts."""
         return self._request(Limits, "GET", "/limits")
+
+    def project(self, name: str) -> Project:
+        """Return the settings of a project."""
+        return self._request(Project, "GET", f"/projects/{quote(name, safe='')}")
 
     def close(self) -> None:
         """Close the connections."""
@@ -272,18 +278,20 @@ class Runs:
         }
         return self._client._request(SeriesResult, "GET", f"/runs/{id}/steps", query=query)
 
-    def blocks(self, id: UUID | str, *, from_step: int = 0, to_step: int | None = None) -> Iterator[BlockArrays]:
+    def blocks(
+        self, id: UUID | str, *, from_step: int = 0, to_step: int | None = None, generation: int | None = None
+    ) -> Iterator[BlockArrays]:
         """Iterate over all steps of a run at full resolution, in blocks that are fetched as needed.
 
         Args:
             id: id of the run.
             from_step: first step.
             to_step: last step; without it, the last one of the run.
+            generation: generation that the run must have; without it, that of the first answer.
 
         Raises:
             UsageError: the run was rewound meanwhile, so that the blocks do not belong together.
         """
-        generation: int | None = None
         next_step: int | None = from_step
         while next_step is not None:
             query = {"from_step": next_step, "to_step": to_step}

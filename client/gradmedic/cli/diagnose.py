@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import textwrap
+from pathlib import Path
 
 from gradmedic.cli.command import EXIT_UNHEALTHY, add_connection_argument, find_run, make_client
+from gradmedic.cli.replay import is_path, render_outcome_of_replay, replay_recording, replay_to_json
 from gradmedic.cli.text import format_environment, format_evidence, format_outcome, list_item, terminal_width, wrap
-from gradmedic.protocol.diagnosis import Diagnosis, Outcome
+from gradmedic.protocol.diagnosis import Diagnosis, DiagnosisAtStep, Outcome
 from gradmedic.protocol.encoding import to_json
+from gradmedic.protocol.recordings import Replay
 from gradmedic.protocol.remedies import describe_remedies
 from gradmedic.protocol.runs import RunDetail, RunSummary
 from gradmedic.protocol.verdicts import LEVELS, UNHEALTHY_VERDICTS, VERDICTS
@@ -22,7 +25,11 @@ class DiagnoseCommand:
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the command's arguments."""
         add_connection_argument(parser)
-        parser.add_argument("run", metavar="RUN", help="id, beginning of an id, or name of the run")
+        parser.add_argument(
+            "run",
+            metavar="RUN | FILE",
+            help="id, beginning of an id, or name of the run; or the path of a recording, which needs no service",
+        )
         parser.add_argument("--project", help="look for the name in this project only")
         parser.add_argument("--at-step", type=int, help="print the diagnosis as of this step")
         parser.add_argument("--json", action="store_true", help="print the diagnosis as JSON")
@@ -37,6 +44,8 @@ class DiagnoseCommand:
 
     def run(self, args: argparse.Namespace) -> int:
         """Print the diagnosis."""
+        if is_path(args.run):
+            return self._replay(Path(args.run), args)
         with make_client(args) as client:
             run_id = find_run(client, args.run, args.project)
             diagnosis = client.runs.diagnosis(run_id, at_step=args.at_step)
@@ -44,11 +53,39 @@ class DiagnoseCommand:
                 print(to_json(diagnosis).decode())
             else:
                 print(render_diagnosis(diagnosis, client.runs.get(run_id)))
-        return EXIT_UNHEALTHY if args.fail_on & {diagnosis.verdict, diagnosis.level} else 0
+        return _exit_code(diagnosis, args)
+
+    def _replay(self, path: Path, args: argparse.Namespace) -> int:
+        """Diagnose a recording and print its diagnosis."""
+        replay = replay_recording(path, args.at_step)
+        print(replay_to_json(replay).decode() if args.json else render_replay(replay, path.name))
+        return _exit_code(replay.diagnosis, args)
+
+
+def _exit_code(diagnosis: DiagnosisAtStep, args: argparse.Namespace) -> int:
+    return EXIT_UNHEALTHY if args.fail_on & {diagnosis.verdict, diagnosis.level} else 0
 
 
 def render_diagnosis(diagnosis: Diagnosis, run: RunSummary) -> str:
     """Return a diagnosis as text: verdict, first step, first layer, findings, causes and advice, in this order."""
+    place = f"run {run.name} in {run.project}, {run.status}"
+    training = run.training if isinstance(run, RunDetail) else None
+    lines = render_diagnosis_of(place, diagnosis, None if training is None else training.dropped_steps)
+    advised = [[advice.remedy] for advice in diagnosis.advice]
+    other_trials = [tried for tried in diagnosis.tried if tried.remedies not in advised]
+    if other_trials:
+        lines += ["", "What else was tried"]
+        for tried in other_trials:
+            lines += list_item(
+                describe_remedies(tried.remedies),
+                [f"{format_outcome(tried.outcome)}.{format_environment(tried.outcome)}"],
+                terminal_width(),
+            )
+    return "\n".join(lines).rstrip()
+
+
+def render_diagnosis_of(place: str, diagnosis: DiagnosisAtStep, dropped_steps: int | None) -> list[str]:
+    """Return the lines of a diagnosis; `place` names the run or the file."""
     width = terminal_width()
     since = "" if diagnosis.since_step is None else f" since step {diagnosis.since_step}"
     open_findings = [
@@ -59,14 +96,12 @@ def render_diagnosis(diagnosis: Diagnosis, run: RunSummary) -> str:
     lines = [
         f"{diagnosis.verdict.upper()}{since}  (confidence {diagnosis.score:.0%})",
         f"level {diagnosis.level}; the loss: {diagnosis.learning}",
-        f"run {run.name} in {run.project}, {run.status}, "
-        + ("no steps yet" if diagnosis.step is None else f"as of step {diagnosis.step}"),
+        f"{place}, " + ("no steps yet" if diagnosis.step is None else f"as of step {diagnosis.step}"),
     ]
     if open_findings and diagnosis.verdict in UNHEALTHY_VERDICTS:
         lines.append(f"first bad layer: {open_findings[0].layers[0]}")
-    training = run.training if isinstance(run, RunDetail) else None
-    if training is not None and training.dropped_steps:
-        lines.append(f"{training.dropped_steps} steps are missing: the client had no room for them")
+    if dropped_steps:
+        lines.append(f"{dropped_steps} steps are missing: the client had no room for them")
     lines += ["", *wrap(diagnosis.summary, width)]
     if diagnosis.findings:
         lines += ["", "What was seen"]
@@ -89,17 +124,16 @@ def render_diagnosis(diagnosis: Diagnosis, run: RunSummary) -> str:
             paragraphs = [advice.reason, f"Cost: {advice.cost}", _describe_trial(advice.outcome)]
             lines += list_item(f"{advice.rank}. {advice.remedy.id}({parameters})", paragraphs, width)
             lines += ["", textwrap.indent(advice.snippet.rstrip(), " " * 8), ""]
-    advised = [[advice.remedy] for advice in diagnosis.advice]
-    other_trials = [tried for tried in diagnosis.tried if tried.remedies not in advised]
-    if other_trials:
-        lines += ["", "What else was tried"]
-        for tried in other_trials:
-            lines += list_item(
-                describe_remedies(tried.remedies),
-                [f"{format_outcome(tried.outcome)}.{format_environment(tried.outcome)}"],
-                width,
-            )
-    return "\n".join(lines).rstrip()
+    return lines
+
+
+def render_replay(replay: Replay, name: str) -> str:
+    """Return the diagnosis of a recording as text, with what the service and the review gave."""
+    training = replay.header.training
+    lines = render_diagnosis_of(
+        f"recording {name}", replay.diagnosis, None if training is None else training.dropped_steps
+    )
+    return "\n".join([*lines, "", *render_outcome_of_replay(replay)]).rstrip()
 
 
 def _describe_trial(outcome: Outcome | None) -> str:

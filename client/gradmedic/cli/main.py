@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from gradmedic.cli.command import EXIT_ERROR, Command
 from gradmedic.cli.diagnose import DiagnoseCommand
+from gradmedic.cli.export import ExportCommand
 from gradmedic.cli.rerun import RerunCommand
 from gradmedic.cli.review import ReviewCommand
 from gradmedic.cli.runs import RunsCommand
@@ -26,6 +27,7 @@ EXIT_INTERRUPTED = 130
 
 _CLIENT_COMMANDS: Mapping[str, Command] = {
     "diagnose": DiagnoseCommand(),
+    "export": ExportCommand(),
     "rerun": RerunCommand(),
     "review": ReviewCommand(),
     "runs": RunsCommand(),

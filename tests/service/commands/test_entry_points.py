@@ -21,6 +21,19 @@ def test_commands_join_the_command_line() -> None:
     assert commands["rediagnose"].load() is REDIAGNOSE
 
 
+def test_the_diagnosis_joins_the_command_line() -> None:
+    """One entry point names the function that replays a recording. Loading it needs no extra."""
+    script = (
+        "import sys\n"
+        "from importlib.metadata import entry_points\n"
+        "(entry,) = entry_points(group='gradmedic.replay')\n"
+        "assert entry.load().__name__ == 'replay'\n"
+        "print(sorted({'fastapi', 'pydantic', 'sqlalchemy', 'urllib3', 'zstandard'} & sys.modules.keys()))"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
+
+
 def test_importing_the_commands_is_cheap() -> None:
     """Importing the commands does not import the service's dependencies, which would slow down `gradmedic --help`."""
     script = (
