@@ -23,6 +23,7 @@ from gradmedic.checks import (
     check_frequency,
     check_mapping,
     check_name,
+    check_objective,
     check_positive,
     check_positive_integer,
     check_tags,
@@ -33,7 +34,7 @@ from gradmedic.checks import (
 )
 from gradmedic.exceptions import ConfigurationError
 from gradmedic.protocol.ids import new_id
-from gradmedic.protocol.runs import RunCreate
+from gradmedic.protocol.runs import Objective, RunCreate, Training
 from gradmedic.trial.instructions import with_parameters
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8642"
@@ -99,6 +100,10 @@ class Configuration:
     timeout: float = field(metadata=_setting(check_positive, 10.0, "GRADMEDIC_TIMEOUT"))
     silent: bool = field(metadata=_setting(check_boolean, False, "GRADMEDIC_SILENT"))
     on_unhealthy: str = field(metadata=_setting(check_choice(*REACTIONS), "warn"))
+    objective: Objective | None = field(
+        metadata=_setting(check_objective, None, "GRADMEDIC_OBJECTIVE", is_unset_if_empty=True)
+    )
+    """What counts as progress. None if it was not declared."""
 
     @property
     def connection(self) -> Connection:
@@ -117,6 +122,7 @@ class Configuration:
             group=self.group,
             trainable=self.trainable,
             layers=[],
+            training=None if self.objective is None else Training(objective=self.objective),
         )
 
 

@@ -37,6 +37,7 @@ def init(
     timeout: float | None = None,
     silent: bool | None = None,
     on_unhealthy: str = "warn",
+    objective: str | None = None,
     transport: Transport | None = None,
 ) -> Run:
     """Begin a run and print its URL. The network is used by other threads only.
@@ -69,6 +70,9 @@ def init(
         on_unhealthy: when the verdict becomes vanishing or exploding: "warn" logs a warning, "stop" raises
             `UnhealthyRunError` from the next `log()` too, "clip" limits the gradients from then on as the diagnosis
             advises.
+        objective: what counts as progress [GRADMEDIC_OBJECTIVE]: "minimize loss"; "minimize NAME" or "maximize NAME"
+            with the name of a metric that the run logs; "none" if no number measures it. By default the loss, unless
+            the SDK sees that it is a surrogate, such as that of a policy gradient.
         transport: sends the requests, in place of urllib3.
 
     In a trial of a rerun, the worker decides project, id and mode, and random, numpy and torch are seeded with the
@@ -98,6 +102,7 @@ def init(
         timeout=timeout,
         silent=silent,
         on_unhealthy=on_unhealthy,
+        objective=objective,
     )
     if environment.instructions is not None:
         configuration = as_trial(configuration, environment.instructions.parameters)

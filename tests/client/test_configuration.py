@@ -10,6 +10,7 @@ import pytest
 
 import gradmedic
 from gradmedic.configuration import resolve_configuration
+from gradmedic.protocol.runs import Objective, Training
 
 
 def test_an_argument_wins_over_the_environment_and_that_over_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,6 +46,16 @@ def test_an_argument_wins_over_the_environment_and_that_over_the_default(monkeyp
         ({"max_queue_bytes": -1}, "max_queue_bytes"),
         ({"timeout": "soon"}, "timeout"),
         ({"on_unhealthy": "panic"}, "on_unhealthy must be one of warn, stop, clip"),
+        ({"objective": "reward"}, 'objective must be "minimize loss", "minimize METRIC" or "maximize METRIC"'),
+        ({"objective": "increase reward"}, "objective must be"),
+        ({"objective": "minimize"}, "objective must be"),
+        ({"objective": "none loss"}, "objective must be"),
+        ({"objective": ["minimize", "loss"]}, "objective must be"),
+        ({"objective": 3}, "objective must be"),
+        ({"objective": "maximize " + "m" * 600}, "objective names a metric .* has 600 characters"),
+        ({"objective": "maximize a\x00"}, "objective names a metric that cannot be logged"),
+        ({"objective": "minimize grad_norm"}, "objective must name the loss or a metric"),
+        ({"objective": "maximize learning_rate"}, "objective must name the loss or a metric"),
         ({"max_disk_bytes": 0}, "max_disk_bytes"),
         ({"dir": 3}, "dir must be the path of a folder"),
     ],
@@ -59,6 +70,38 @@ def test_a_wrong_environment_variable_is_refused(monkeypatch: pytest.MonkeyPatch
     """The environment is checked like the arguments."""
     monkeypatch.setenv("GRADMEDIC_LOG_FREQ", "often")
     with pytest.raises(gradmedic.ConfigurationError, match="GRADMEDIC_LOG_FREQ must be"):
+        gradmedic.init(mode="disabled")
+
+
+@pytest.mark.parametrize(
+    ("text", "objective"),
+    [
+        ("minimize loss", Objective(kind="loss", direction="minimize")),
+        ("maximize loss", Objective(kind="loss", direction="maximize")),
+        ("maximize reward", Objective(kind="metric", metric="reward", direction="maximize")),
+        (" minimize  val loss ", Objective(kind="metric", metric="val loss", direction="minimize")),
+        ("none", Objective(kind="none")),
+        ("", None),
+    ],
+)
+def test_an_objective_is_read_from_its_text(
+    monkeypatch: pytest.MonkeyPatch, text: str, objective: Objective | None
+) -> None:
+    """It is a direction and the loss or the name of a metric, or `none`; an argument or `GRADMEDIC_OBJECTIVE`."""
+    assert resolve_configuration(objective=text).objective == objective
+    monkeypatch.setenv("GRADMEDIC_OBJECTIVE", text)
+    configuration = resolve_configuration()
+    assert configuration.objective == objective
+    assert configuration.describe().training == (None if objective is None else Training(objective=objective))
+    assert resolve_configuration(objective="minimize other").objective == Objective(
+        kind="metric", metric="other", direction="minimize"
+    )
+
+
+def test_a_wrong_objective_of_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error has the name of the variable."""
+    monkeypatch.setenv("GRADMEDIC_OBJECTIVE", "reward")
+    with pytest.raises(gradmedic.ConfigurationError, match="GRADMEDIC_OBJECTIVE must be"):
         gradmedic.init(mode="disabled")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from gradmedic.protocol.runs import RunCreate, Training
+from gradmedic.protocol.runs import Objective, RunCreate, Training
 from gradmedic.recording.draft import largest
 from gradmedic.recording.facts import check_training
 from gradmedic.recording.instrumentation import Instrumentation
@@ -50,6 +50,11 @@ class RunDescriber:
         self._training: Training | None = None
         self._description = RunDescription(0, content)
 
+    @property
+    def objective(self) -> Objective | None:
+        """What counts as progress, as `init()` was given it."""
+        return None if self._content.training is None else self._content.training.objective
+
     def note_statistics(self, statistics: tuple[str, ...]) -> None:
         """Note the statistics of a row. Those of the first row are the run's."""
         if self._statistics is None:
@@ -82,6 +87,8 @@ class RunDescriber:
         training = _merge([check_training(training, self._warn) for training in trainings if training is not None])
         # What the instrumentations showed stays known after they are closed.
         training = self._training = training or self._training
+        if self.objective is not None:
+            training = dataclasses.replace(training or Training(), objective=self.objective)
         self._framework = self._framework or _first(each.framework for each in self._instrumentations)
         if dropped_steps:
             training = dataclasses.replace(training or Training(), dropped_steps=dropped_steps)

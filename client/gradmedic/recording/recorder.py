@@ -18,6 +18,7 @@ from typing import Protocol
 from gradmedic.recording.description import RunDescriber
 from gradmedic.recording.draft import Draft, complete_step, join_steps
 from gradmedic.recording.events import Event, SpikeDetected
+from gradmedic.recording.objective_check import ObjectiveCheck
 from gradmedic.recording.one_time_warnings import OneTimeWarnings
 from gradmedic.recording.spike_detector import SpikeDetector
 from gradmedic.recording.step import Entry, Rewind, Step
@@ -91,6 +92,7 @@ class Recorder:
         self._recorded = 0  # drafts that were passed on or left out
         self._reported_overflow = 0
         self._spikes = SpikeDetector()
+        self._objective_check = ObjectiveCheck(describer.objective, warnings)
         self._must_release = False
         self._held: Step | None = None
         self._held_drafts = 0
@@ -156,6 +158,7 @@ class Recorder:
                 self._wake_up.clear()
             self._release()
             self._warn_of_late_metrics()
+            self._objective_check.finish()
         except Exception:
             logger.exception("gradmedic stopped recording because of an error of its own; training goes on")
             self._output.fail()
@@ -230,6 +233,7 @@ class Recorder:
         except Exception as error:
             self._warnings.warn(f"step {type(error)}", f"a step could not be recorded: {error!r}")
             return None
+        self._objective_check.note_step(step.metrics)
         if step.row is not None:
             self._describer.note_statistics(step.row.statistics)
         return step
