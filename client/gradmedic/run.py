@@ -418,7 +418,7 @@ class Run:
             if not is_addition:
                 self._is_last_step_sampled = sampler.is_sampling
                 for instrumentation in self._instrumentations:
-                    measurements.append(instrumentation.finish_step())  # noqa: PERF401
+                    measurements.append(instrumentation.finish_step(loss))  # noqa: PERF401
             if number is None:
                 return
             self._last_step, self._may_join_last_step = number, True

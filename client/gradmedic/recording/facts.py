@@ -14,14 +14,16 @@ from typing import Any, TypeVar
 
 from gradmedic.protocol.names import LONGEST_NAME, name_error
 from gradmedic.protocol.numbers import MAX_EXACT_INTEGER
-from gradmedic.protocol.runs import LAYER_ROLES, Layer, Optimizer, Training
+from gradmedic.protocol.runs import LAYER_ROLES, LOSS_KINDS, Layer, Loss, Optimizer, Training
 
 _EXCERPT = 50
 """Characters of a wrong value that a warning shows."""
+_MAX_OPERATIONS = 64
+"""Operations of a loss that the service accepts."""
 _MAX_DIMENSIONS = 32
 """Dimensions of a shape that the service accepts."""
 
-Fact = TypeVar("Fact", Layer, Optimizer, Training)
+Fact = TypeVar("Fact", Layer, Loss, Optimizer, Training)
 Warn = Callable[[str, str], None]
 """Logs a message, once for each kind. It takes the kind and the message."""
 
@@ -41,7 +43,10 @@ def check_training(training: Training, warn: Warn) -> Training:
         _check(optimizer, f"optimizer {i}", _OPTIMIZER_CHECKS, warn) for i, optimizer in enumerate(training.optimizers)
     ]
     named = [optimizer for optimizer in optimizers if optimizer.name is not None]
-    return dataclasses.replace(_check(training, "the training", _TRAINING_CHECKS, warn), optimizers=named)
+    loss = None if training.loss is None else _check(training.loss, "the loss", _LOSS_CHECKS, warn)
+    if loss is not None and loss.operations is None:
+        loss = dataclasses.replace(loss, operations=[])
+    return dataclasses.replace(_check(training, "the training", _TRAINING_CHECKS, warn), optimizers=named, loss=loss)
 
 
 def _check(fact: Fact, owner: str, checks: Mapping[str, Callable[[Any], Any]], warn: Warn) -> Fact:
@@ -85,6 +90,18 @@ def _role(value: Any) -> str:
     return str(value)
 
 
+def _loss_kind(value: Any) -> str:
+    if value not in LOSS_KINDS:
+        raise ValueError(f"it is none of {', '.join(LOSS_KINDS)}")
+    return str(value)
+
+
+def _operations(value: Any) -> list[str]:
+    if len(value) > _MAX_OPERATIONS:
+        raise ValueError(f"it has more than {_MAX_OPERATIONS} names")
+    return [_text(name) for name in value]
+
+
 def _count(value: Any) -> int:
     number = operator.index(value)  # also of a tensor that torch.jit.trace records
     if not 0 <= number <= MAX_EXACT_INTEGER:
@@ -126,6 +143,9 @@ _LAYER_CHECKS: dict[str, Callable[[Any], Any]] = {
 }  # fmt: skip
 _OPTIMIZER_CHECKS: dict[str, Callable[[Any], Any]] = {
     "name": _text, "learning_rate": _number, "momentum": _number, "weight_decay": _number,
+}  # fmt: skip
+_LOSS_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "kind": _loss_kind, "operations": _operations, "classes": _count, "constant_level": _number, "surrogate": _flag,
 }  # fmt: skip
 _TRAINING_CHECKS: dict[str, Callable[[Any], Any]] = {
     "precision": _text, "input_rms": _size, "input_abs_max": _size, "target_rms": _size, "batch_size": _count,

@@ -56,8 +56,12 @@ class Instrumentation(Protocol):
     def statistics(self) -> tuple[str, ...]:
         """The statistics of its rows."""
 
-    def finish_step(self) -> PendingMeasurement:
-        """Return what was measured since the last call, and begin the next step. Describes, unless that is done."""
+    def finish_step(self, loss: Any = None) -> PendingMeasurement:
+        """Return what was measured since the last call, and begin the next step. Describes, unless that is done.
+
+        Args:
+            loss: what `log()` was given as the loss.
+        """
 
     def clip(self, max_norm: float) -> None:
         """Limit the norm of the gradients from the next update on. Called by the training thread."""

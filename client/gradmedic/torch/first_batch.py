@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradmedic.protocol.runs import Optimizer, Training
+from gradmedic.protocol.runs import Loss, Optimizer, Training
 from gradmedic.torch.module_hooks import attach_forward_pre_hook
 from gradmedic.torch.recorded_code import is_recorded
 from gradmedic.torch.statistics import measure_gradients
@@ -106,6 +106,7 @@ def describe_training(
     first_batch: FirstBatch,
     *,
     target_rms: float | None,
+    loss: Loss | None,
     clips_gradients: bool | None,
 ) -> Training:
     """Return what is known of how the run trains."""
@@ -115,6 +116,7 @@ def describe_training(
         input_rms=first_batch.input_rms,
         input_abs_max=first_batch.input_abs_max,
         target_rms=target_rms,
+        loss=loss,
         batch_size=first_batch.batch_size,
         clips_gradients=clips_gradients,
     )

@@ -127,7 +127,7 @@ def _find_operations(leaf: Node, consumers: dict[Node, list[Node]]) -> list[Node
     operations, waiting = [], list(consumers.get(leaf, ()))
     while waiting:
         node = waiting.pop()
-        if _get_operation(node) in _TRANSPARENT:
+        if get_operation(node) in _TRANSPARENT:
             waiting.extend(consumers.get(node, ()))
         else:
             operations.append(node)
@@ -141,7 +141,7 @@ def _find_follower(node: Node, consumers: dict[Node, list[Node]], leaves: dict[N
         if len(following) != 1:
             return Follower(None, normalized or None)
         (node,) = following
-        operation = _get_operation(node)
+        operation = get_operation(node)
         if operation in _ACTIVATIONS:
             return Follower(_ACTIVATIONS[operation], normalized)
         if operation in _NORMALIZATIONS:
@@ -158,11 +158,11 @@ def _shifts_or_scales(node: Node, leaves: dict[Node, Tensor]) -> bool:
     In contrast, a residual connection or a gate joins two signals that both need a gradient.
     """
     sources = [source for source, _ in node.next_functions if source is not None]
-    if _get_operation(node) in ("Add", "Sub"):
+    if get_operation(node) in ("Add", "Sub"):
         return len(sources) == 1 or any(source in leaves for source in sources)
-    return _get_operation(node) in ("Mul", "Div") and len(sources) == 1
+    return get_operation(node) in ("Mul", "Div") and len(sources) == 1
 
 
-def _get_operation(node: Node) -> str:
+def get_operation(node: Node) -> str:
     """Return the operation of a node: `Relu` of `ReluBackward0`."""
     return str(node.name()).partition("Backward")[0].rpartition("::")[2]

@@ -95,3 +95,9 @@ def keep_out_of_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
     reason = {"reason": _REASON} if takes_reason else {}
     disabled: Callable[..., Any] = torch.compiler.disable(function, **reason)  # type: ignore[no-untyped-call]
     return disabled
+
+
+def leave_uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that `torch.compile` does not compile by itself. It may compile what the function calls."""
+    skipped: Callable[..., Any] = torch.compiler.disable(function, recursive=False)  # type: ignore[no-untyped-call]
+    return skipped

@@ -36,9 +36,9 @@ from gradmedic.torch.columns import (
 )
 from gradmedic.torch.distributed import Sharding, get_group_rank, get_group_size
 from gradmedic.torch.first_batch import FirstBatch, describe_training, find_precision
-from gradmedic.torch.first_target import FirstTarget
 from gradmedic.torch.graph import FirstGraph, Follower, join_followers
 from gradmedic.torch.lockstep import Lockstep, list_all_parameters
+from gradmedic.torch.loss_observer import LossObserver
 from gradmedic.torch.loss_scaler import find_scaler, read_scale
 from gradmedic.torch.optimizer_hooks import OptimizerHooks
 from gradmedic.torch.optimizers import describe_optimizer, read_tensor_attribute
@@ -103,7 +103,6 @@ class Watch:
         self._clips_gradients: bool | None = None
         self._max_norm: float | None = None
         self._is_described = False
-        self._is_first_step = True
         self._has_unclipped = False
         self._is_waiting_for_graph = False
         self._measurement = StepMeasurement(self.statistics, self._update_training)
@@ -149,7 +148,7 @@ class Watch:
             self._sampling = self._lockstep
             self._lockstep.begin(self.optimizers)
         self._first_batch = FirstBatch(next(iter(self._models.values())))
-        self._first_target = FirstTarget()
+        self._loss_observer = LossObserver(self._models.values(), len(self.optimizers))
         self._first_graphs = [FirstGraph(model, self._describe_if_waiting) for model in self._models.values()]
         if self._measures_activations:
             self._activation_meter = ActivationMeter(
@@ -195,7 +194,7 @@ class Watch:
         self._unwatched_steps.close()
         self._layers.release()
         self._first_batch.close()
-        self._first_target.close()
+        self._loss_observer.close()
         for graph in self._first_graphs:
             graph.close()
         if self._activation_meter is not None:
@@ -222,7 +221,7 @@ class Watch:
         """Return what is known of how the models train."""
         return self._training
 
-    def finish_step(self) -> StepMeasurement:
+    def finish_step(self, loss: Any = None) -> StepMeasurement:
         """Return what was measured since the last call, and begin the next step."""
         measurement, self._measurement = self._measurement, StepMeasurement(self.statistics, self._update_training)
         try:
@@ -230,9 +229,8 @@ class Watch:
                 self.describe()
             has_unwatched_step = self._unwatched_steps.finish_log(has_stepped=measurement.has_stepped)
             measurement.is_unwatched = has_unwatched_step and self._sampler.is_sampling
-            if self._is_first_step:
-                self._is_first_step = False
-                self._first_target.stop_waiting()
+            if not self._loss_observer.is_over:
+                self._loss_observer.finish_step(loss)
             if self._has_unclipped:
                 self._has_unclipped = False
                 for watched in self._layers.by_id.values():
@@ -465,14 +463,15 @@ class Watch:
             self._before_first_step()
 
     def _update_training(self) -> None:
-        key = (self._clips_gradients, self._first_batch.is_over, self._first_target.rms)
+        key = (self._clips_gradients, self._first_batch.is_over, self._loss_observer.revision)
         if key != self._training_key:
             self._training_key = key
             self._training = describe_training(
                 self._described_optimizers,
                 find_precision(self._layers.list_built(), self._first_batch),
                 self._first_batch,
-                target_rms=self._first_target.rms,
+                target_rms=self._loss_observer.target_rms,
+                loss=self._loss_observer.summary(),
                 clips_gradients=self._clips_gradients,
             )
 

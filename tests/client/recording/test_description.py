@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gradmedic.protocol.runs import Layer, Optimizer, RunCreate, Training
+from gradmedic.protocol.runs import Layer, Loss, Objective, Optimizer, RunCreate, Training
 from gradmedic.recording.description import RunDescriber
 from gradmedic.recording.instrumentation import Instrumentation, PendingMeasurement
 from gradmedic.recording.layers import LayerRegistry
@@ -26,7 +26,7 @@ class DescribedInstrumentation:
         """Return the training."""
         return self.current_training
 
-    def finish_step(self) -> PendingMeasurement:
+    def finish_step(self, loss: Any = None) -> PendingMeasurement:
         """Not used here."""
         raise NotImplementedError
 
@@ -79,7 +79,13 @@ def test_trainings_of_several_instrumentations_are_merged() -> None:
     """The description has the optimizers of all, the first target, and everything else of the first."""
     trainings = [
         Training(optimizers=[Optimizer(name="SGD")], batch_size=4, clips_gradients=False),
-        Training(optimizers=[Optimizer(name="Adam")], batch_size=8, clips_gradients=True, target_rms=2.0),
+        Training(
+            optimizers=[Optimizer(name="Adam")],
+            batch_size=8,
+            clips_gradients=True,
+            target_rms=2.0,
+            loss=Loss(kind="ctc"),
+        ),
     ]
     describer = RunDescriber(
         RunCreate(project="p", layers=[]),
@@ -87,5 +93,21 @@ def test_trainings_of_several_instrumentations_are_merged() -> None:
         [DescribedInstrumentation(training) for training in (None, *trainings)],
     )
     assert describer.current().content.training == Training(
-        optimizers=[Optimizer(name="SGD"), Optimizer(name="Adam")], batch_size=4, clips_gradients=True, target_rms=2.0
+        optimizers=[Optimizer(name="SGD"), Optimizer(name="Adam")],
+        batch_size=4,
+        clips_gradients=True,
+        target_rms=2.0,
+        loss=Loss(kind="ctc"),
     )
+
+
+def test_the_objective_stays_with_what_instrumentations_show() -> None:
+    """What `init()` declared is in every description, before and after the first facts."""
+    objective = Objective(kind="none")
+    instrumentation = DescribedInstrumentation(None)
+    describer = RunDescriber(
+        RunCreate(project="p", layers=[], training=Training(objective=objective)), LayerRegistry(), [instrumentation]
+    )
+    assert describer.current().content.training == Training(objective=objective)
+    instrumentation.current_training = Training(batch_size=4)
+    assert describer.current(1).content.training == Training(batch_size=4, objective=objective, dropped_steps=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import gradmedic
 from gradmedic.protocol.encoding import to_json
 from gradmedic.protocol.numbers import MAX_EXACT_INTEGER
-from gradmedic.protocol.runs import Layer, Optimizer, RunCreate, Training
+from gradmedic.protocol.runs import Layer, Loss, Optimizer, RunCreate, Training
 from gradmedic.protocol.service import Limits
 from gradmedic.recording.facts import check_layer, check_training
 from gradmedic.recording.layers import LayerRegistry
@@ -22,6 +23,7 @@ WRONG: list[Any] = [
 """Values of which no field accepts all."""
 LAYER_FIELDS = ("kind", "shape", "numel", "depth", "role", "fan_in", "fan_out", "activation", "normalized", "branch",
                 "initial_rms", "spectral_norm")  # fmt: skip
+LOSS_FIELDS = ("kind", "operations", "classes", "constant_level", "surrogate")
 TRAINING_FIELDS = ("precision", "input_rms", "input_abs_max", "target_rms", "batch_size", "clips_gradients")
 
 
@@ -66,6 +68,7 @@ def test_the_service_takes_every_run_whose_facts_were_checked(service_url: str, 
     trainings = [Training(**{field: value}) for field in TRAINING_FIELDS for value in WRONG] + [
         Training(optimizers=[Optimizer(name=value, learning_rate=value, momentum=value)]) for value in WRONG
     ]
+    trainings += [Training(loss=Loss(**{field: value})) for field in LOSS_FIELDS for value in WRONG]
     with gradmedic.init("facts", base_url=service_url) as run:
         assert run.flush()
         transport = run._uploader._service
@@ -88,3 +91,17 @@ def test_a_wrong_fact_costs_that_fact_with_a_warning(value: Any) -> None:
         assert "batch_size of the training is left out" in warned[0]
     else:
         assert value is True
+
+
+def test_facts_of_the_loss_are_checked_one_by_one() -> None:
+    """A wrong fact of the loss is left out with a warning, and the others stay; the service takes what is left."""
+    warned = Warned()
+    wrong: Any = {"kind": "guess", "operations": ["NllLoss"] * 65, "classes": -1, "constant_level": "2", "surrogate": 1}
+    good = Loss(kind="ctc", operations=["CtcLoss"], classes=3, constant_level=1.5, surrogate=False)
+    assert check_training(Training(loss=good), warned).loss == good
+    assert not warned
+    for field, value in wrong.items():
+        checked = check_training(Training(loss=dataclasses.replace(good, **{field: value})), warned).loss
+        left_out: Any = {field: [] if field == "operations" else None}
+        assert checked == dataclasses.replace(good, **left_out)
+        assert f"{field} of the loss is left out" in warned[-1]

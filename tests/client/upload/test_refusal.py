@@ -151,6 +151,21 @@ def test_a_field_that_an_older_service_does_not_have_is_left_out(
     assert "without its optional fields" in caplog.text
 
 
+def test_an_older_service_stores_a_run_without_the_loss_and_the_objective(
+    proxy: FaultyProxy, client: gradmedic.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The fields that it does not know cost themselves: the run, its other facts and its steps are stored."""
+    unknown = "there is no such field"
+    proxy.fail(refusal(("training.objective", unknown), ("training.loss", unknown), path="/runs"))
+    with start(proxy.url, objective="maximize reward") as run:
+        run.log(1.0, reward=2.0)
+    stored = client.runs.get(run.id)
+    assert stored.training is not None
+    assert (stored.training.objective, stored.training.loss) == (None, None)
+    assert losses(client, run) == {0: 1.0}
+    assert caplog.text.count("training.objective of the run is left out") == 1
+
+
 def test_a_description_that_is_refused_as_a_whole_keeps_the_steps(
     proxy: FaultyProxy, service_url: str, client: gradmedic.Client, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -186,7 +201,9 @@ def test_more_layers_than_the_service_takes(service_url: str, client: gradmedic.
         ("tags[1]", {"tags": ["a"]}),
         ("layers[0].shape[0]", {"layers": [{"name": "w"}]}),
         ("layers[0].name", {"layers": [{"name": "layer 0", "shape": [2]}]}),
-        ("training.optimizers[0].name", {"training": {"optimizers": [{"name": "Adam"}]}}),
+        ("training.optimizers[0].name", {"training": {"optimizers": [{"name": "Adam"}], "loss": {"classes": 3}}}),
+        ("training.loss", {"training": {"optimizers": [{"name": "SGD"}, {"name": "Adam"}]}}),
+        ("training.loss.classes", {"training": {"optimizers": [{"name": "SGD"}, {"name": "Adam"}], "loss": {}}}),
         ("name", {"name": None}),
     ],
 )
@@ -198,7 +215,7 @@ def test_the_smallest_part_that_a_path_names_is_removed(path: str, left: dict[st
         "config": {"optimizer": {"lr": 0.1, "b.c": [1, 2]}},
         "tags": ["a", "b"],
         "layers": [{"name": "w", "shape": [2]}],
-        "training": {"optimizers": [{"name": "SGD"}, {"name": "Adam"}]},
+        "training": {"optimizers": [{"name": "SGD"}, {"name": "Adam"}], "loss": {"classes": 3}},
     }
     error = FieldError(path=path, message="is bad")
     expected = {name: value for name, value in {**body, **left}.items() if value is not None}

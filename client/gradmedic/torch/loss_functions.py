@@ -1,0 +1,233 @@
+"""Wraps torch's loss functions, log-probabilities and `backward` while something observes the loss of a training.
+
+The wrappers call the originals with the same arguments, and show the call to the open observers. They stay as long as
+a watch is open: `torch.compile` would compile again whatever calls a loss function that changes. A compiler reads the
+first condition of a wrapper as a constant, and sees nothing else of it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.distributions import Bernoulli, Categorical, Distribution, Independent, MultivariateNormal, Normal
+from torch.nn import functional
+
+from gradmedic.torch.optimizer_hooks import keep_out_of_graphs, leave_uncompiled
+from gradmedic.torch.recorded_code import is_recorded
+
+logger = logging.getLogger("gradmedic")
+
+LOSS_KIND_OF: dict[str, str] = {
+    "cross_entropy": "cross_entropy",
+    "nll_loss": "negative_log_likelihood",
+    "gaussian_nll_loss": "negative_log_likelihood",
+    "poisson_nll_loss": "negative_log_likelihood",
+    "binary_cross_entropy": "binary_cross_entropy",
+    "binary_cross_entropy_with_logits": "binary_cross_entropy",
+    "multilabel_soft_margin_loss": "binary_cross_entropy",
+    "mse_loss": "squared_error",
+    "l1_loss": "absolute_error",
+    "smooth_l1_loss": "huber",
+    "huber_loss": "huber",
+    "kl_div": "kl_divergence",
+    "ctc_loss": "ctc",
+    "hinge_embedding_loss": "margin",
+    "margin_ranking_loss": "margin",
+    "multi_margin_loss": "margin",
+    "multilabel_margin_loss": "margin",
+    "soft_margin_loss": "margin",
+    "cosine_embedding_loss": "margin",
+    "triplet_margin_loss": "margin",
+    "triplet_margin_with_distance_loss": "margin",
+}
+"""The kind of each loss function of `torch.nn.functional` that is wrapped, by its name."""
+
+DISTRIBUTION_KIND_OF: dict[type[Distribution], str] = {
+    Categorical: "cross_entropy",
+    Bernoulli: "binary_cross_entropy",
+    Normal: "negative_log_likelihood",
+    MultivariateNormal: "negative_log_likelihood",
+    Independent: "negative_log_likelihood",
+}
+"""The kind of the negative log-probability of each distribution whose calls are wrapped."""
+
+
+class CallObserver(Protocol):
+    """Sees the calls that a training makes to compute its loss, on the thread of the training."""
+
+    def note_loss(self, function: str, arguments: dict[str, Any], result: Tensor) -> None:
+        """See a call of a loss function, with all its arguments by name."""
+
+    def note_log_probability(self, kind: str, result: Tensor, *, has_fixed_value: bool, is_own_sample: bool) -> None:
+        """See a log-probability.
+
+        Args:
+            kind: kind of the loss that its negative is.
+            result: the log-probability.
+            has_fixed_value: whether its value has no gradient, as that of a reparameterized sample has.
+            is_own_sample: whether its value was drawn from the same distribution object.
+        """
+
+    def before_backward(self, roots: list[Tensor]) -> None:
+        """See the tensors of which gradients are about to be computed."""
+
+
+_open: list[object] = []
+"""What needs the wrappers."""
+_observers: list[CallObserver] = []
+"""Those of them that still observe."""
+_originals: list[tuple[Any, str, Any]] = []
+"""Owner, name and value of each attribute of torch that is replaced."""
+_signatures: dict[str, inspect.Signature] = {}
+_nesting: list[str] = []
+"""The loss functions and log-probabilities that run now: those that others call are not seen."""
+_last_samples: deque[tuple[weakref.ref[object], weakref.ref[Tensor]]] = deque(maxlen=256)
+"""Distributions, and what was drawn from each."""
+
+
+def begin_observing(observer: CallObserver) -> None:
+    """Show calls to an observer until `stop_observing`, and keep the wrappers until `end_observing`."""
+    _open.append(observer)
+    _observers.append(observer)
+    if not _originals:
+        _wrap_all()
+
+
+def stop_observing(observer: CallObserver) -> None:
+    """Show no more calls to an observer."""
+    if observer in _observers:
+        _observers.remove(observer)
+    if not _observers:
+        _last_samples.clear()
+
+
+def end_observing(observer: CallObserver) -> None:
+    """Stop observing. After the last observer, torch's functions are the originals again."""
+    stop_observing(observer)
+    if observer in _open:
+        _open.remove(observer)
+    if not _open:
+        while _originals:
+            owner, name, original = _originals.pop()
+            setattr(owner, name, original)
+
+
+def _wrap_all() -> None:
+    for name in LOSS_KIND_OF:
+        original = getattr(functional, name)
+        if name not in _signatures:
+            _signatures[name] = inspect.signature(original)
+        _replace(functional, name, _wrap_loss(name, original))
+    for distribution, kind in DISTRIBUTION_KIND_OF.items():
+        _replace(distribution, "log_prob", _wrap_log_probability(kind, vars(distribution)["log_prob"]))
+        if "sample" in vars(distribution):
+            _replace(distribution, "sample", _wrap_sample(vars(distribution)["sample"]))
+    _replace(torch.autograd, "backward", _wrap_backward(torch.autograd.backward))
+
+
+def _replace(owner: Any, name: str, wrapper: Any) -> None:
+    original = vars(owner)[name]
+    wrapper.__prepare_scriptable__ = lambda: original  # `torch.jit.script` compiles what this returns
+    _originals.append((owner, name, original))
+    setattr(owner, name, wrapper)
+
+
+def _is_observed() -> bool:
+    return bool(_observers) and not _nesting and torch.is_grad_enabled() and not is_recorded()
+
+
+def _wrap_loss(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def loss(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or not _observers or not _is_observed():
+            return original(*args, **kwargs)
+        result = _call_nested(name, original, args, kwargs)
+        if isinstance(result, Tensor) and result.requires_grad:
+            try:
+                bound = _signatures[name].bind(*args, **kwargs)
+                bound.apply_defaults()
+                _show(lambda observer: observer.note_loss(name, bound.arguments, result))
+            except Exception as error:  # must not reach the script
+                _warn(error)
+        return result
+
+    return loss
+
+
+def _wrap_log_probability(kind: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def log_prob(self: Distribution, value: Any) -> Any:
+        if torch.compiler.is_compiling() or not _observers or not _is_observed():
+            return original(self, value)
+        result = _call_nested("log_prob", original, (self, value), {})
+        if isinstance(result, Tensor) and result.requires_grad:
+            is_own = any(owner() is self and sample() is value for owner, sample in _last_samples)
+            is_fixed = not (isinstance(value, Tensor) and value.requires_grad)
+            _show(
+                lambda observer: observer.note_log_probability(
+                    kind, result, has_fixed_value=is_fixed, is_own_sample=is_own
+                )
+            )
+        return result
+
+    return log_prob
+
+
+def _wrap_sample(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def sample(self: Distribution, *args: Any, **kwargs: Any) -> Any:
+        drawn = original(self, *args, **kwargs)
+        if torch.compiler.is_compiling() or not _observers or is_recorded():
+            return drawn
+        _last_samples.append((weakref.ref(self), weakref.ref(drawn)))
+        return drawn
+
+    return sample
+
+
+def _wrap_backward(original: Callable[..., Any]) -> Callable[..., Any]:
+    show = keep_out_of_graphs(_show_roots)
+
+    @functools.wraps(original)
+    def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
+        if _observers:
+            show(tensors)
+        return original(tensors, *args, **kwargs)
+
+    return leave_uncompiled(backward)
+
+
+def _show_roots(tensors: Any) -> None:
+    roots = [tensors] if isinstance(tensors, Tensor) else tensors
+    if _is_observed() and isinstance(roots, (list, tuple)):
+        _show(lambda observer: observer.before_backward(list(roots)))
+
+
+def _call_nested(name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call an original so that the wrapped functions that it calls itself are not seen."""
+    _nesting.append(name)
+    try:
+        return original(*args, **kwargs)
+    finally:
+        _nesting.pop()
+
+
+def _show(note: Callable[[CallObserver], None]) -> None:
+    for observer in _observers.copy():
+        try:
+            note(observer)
+        except Exception as error:  # must not reach the script
+            _warn(error)
+            stop_observing(observer)
+
+
+def _warn(error: Exception) -> None:
+    logger.warning("gradmedic: what the loss means could not be observed: %r", error)
