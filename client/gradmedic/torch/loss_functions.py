@@ -1,8 +1,9 @@
 """Wraps torch's loss functions, log-probabilities and `backward` while something observes the loss of a training.
 
-The wrappers call the originals with the same arguments, and show the call to the open observers. They stay as long as
-a watch is open: `torch.compile` would compile again whatever calls a loss function that changes. A compiler reads the
-first condition of a wrapper as a constant, and sees nothing else of it.
+The wrappers call the originals with the same arguments, and show the call to the open observers. Those of loss
+functions stay as long as a watch is open: `torch.compile` would compile again whatever calls a function that changes. A
+compiler reads the first condition of a wrapper as a constant, and sees nothing else of it. The wrapper of `backward`,
+which is never compiled, goes with the last one that observes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import logging
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -60,6 +61,15 @@ DISTRIBUTION_KIND_OF: dict[type[Distribution], str] = {
 """The kind of the negative log-probability of each distribution whose calls are wrapped."""
 
 
+class _Replaced(NamedTuple):
+    """An attribute of torch that is replaced."""
+
+    owner: Any
+    name: str
+    original: Any
+    wrapper: Any
+
+
 class CallObserver(Protocol):
     """Sees the calls that a training makes to compute its loss, on the thread of the training."""
 
@@ -84,8 +94,8 @@ _open: list[object] = []
 """What needs the wrappers."""
 _observers: list[CallObserver] = []
 """Those of them that still observe."""
-_originals: list[tuple[Any, str, Any]] = []
-"""Owner, name and value of each attribute of torch that is replaced."""
+_replaced: list[_Replaced] = []
+"""The attributes of torch that are replaced."""
 _signatures: dict[str, inspect.Signature] = {}
 _nesting: list[str] = []
 """The loss functions and log-probabilities that run now: those that others call are not seen."""
@@ -97,8 +107,10 @@ def begin_observing(observer: CallObserver) -> None:
     """Show calls to an observer until `stop_observing`, and keep the wrappers until `end_observing`."""
     _open.append(observer)
     _observers.append(observer)
-    if not _originals:
+    if not _replaced:
         _wrap_all()
+    if not any(each.owner is torch.autograd for each in _replaced):
+        _replace(torch.autograd, "backward", _wrap_backward(torch.autograd.backward))
 
 
 def stop_observing(observer: CallObserver) -> None:
@@ -107,6 +119,7 @@ def stop_observing(observer: CallObserver) -> None:
         _observers.remove(observer)
     if not _observers:
         _last_samples.clear()
+        _restore(lambda owner: owner is torch.autograd)
 
 
 def end_observing(observer: CallObserver) -> None:
@@ -115,9 +128,15 @@ def end_observing(observer: CallObserver) -> None:
     if observer in _open:
         _open.remove(observer)
     if not _open:
-        while _originals:
-            owner, name, original = _originals.pop()
-            setattr(owner, name, original)
+        _restore(lambda _owner: True)
+
+
+def _restore(is_chosen: Callable[[Any], bool]) -> None:
+    for each in _replaced.copy():
+        if is_chosen(each.owner):
+            if getattr(each.owner, each.name) is each.wrapper:  # else something else has wrapped the wrapper
+                setattr(each.owner, each.name, each.original)
+            _replaced.remove(each)
 
 
 def _wrap_all() -> None:
@@ -130,13 +149,12 @@ def _wrap_all() -> None:
         _replace(distribution, "log_prob", _wrap_log_probability(kind, vars(distribution)["log_prob"]))
         if "sample" in vars(distribution):
             _replace(distribution, "sample", _wrap_sample(vars(distribution)["sample"]))
-    _replace(torch.autograd, "backward", _wrap_backward(torch.autograd.backward))
 
 
 def _replace(owner: Any, name: str, wrapper: Any) -> None:
     original = vars(owner)[name]
     wrapper.__prepare_scriptable__ = lambda: original  # `torch.jit.script` compiles what this returns
-    _originals.append((owner, name, original))
+    _replaced.append(_Replaced(owner, name, original, wrapper))
     setattr(owner, name, wrapper)
 
 

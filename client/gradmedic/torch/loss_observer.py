@@ -53,6 +53,7 @@ class _CurrentStep:
     distributions: dict[NodeId, str] = field(default_factory=dict)
     log_probabilities: set[NodeId] = field(default_factory=set)
     own_samples: set[NodeId] = field(default_factory=set)
+    has_inference: bool = False
 
     def known(self) -> KnownNodes:
         """Return the nodes that were seen."""
@@ -85,7 +86,7 @@ class LossObserver:
         self._calls_in_all = 0
         self._terms = 0
         self._summary: Loss | None = None
-        self._summarized = 0
+        self._is_summarized = False
         self._hooks = [_OutputHook(model, number, self) for number, model in enumerate(models)]
         begin_observing(self)
 
@@ -95,15 +96,17 @@ class LossObserver:
         """Keep what was observed of a step.
 
         Args:
-            loss: what the script logged as the loss.
+            loss: what the script logged as the loss, None if it logged none.
         """
         step, self._current = self._current, _CurrentStep()
         try:
-            if loss is not None:
-                graph = None
-                if isinstance(loss, Tensor) and loss.grad_fn is not None and not is_recorded():
-                    graph = walk_loss(loss.grad_fn, step.known())[0]
-                self._steps.append(ObservedStep(_copy_loss(loss), graph, tuple(step.calls), tuple(step.roots)))
+            graph = None
+            if isinstance(loss, Tensor) and loss.grad_fn is not None and not is_recorded():
+                graph = walk_loss(loss.grad_fn, step.known())[0]
+            if graph is not None or step.calls or step.roots:
+                self._steps.append(
+                    ObservedStep(_copy_loss(loss), graph, tuple(step.calls), tuple(step.roots), step.has_inference)
+                )
                 self._terms += sum(call.count for call in step.calls)
         except Exception as error:  # must not reach the script
             self._give_up(error)
@@ -120,17 +123,19 @@ class LossObserver:
     @property
     def revision(self) -> int:
         """A number that grows when `summary` may return more: after 1, 2, 4, 8 steps, and at the end."""
-        return len(self._steps).bit_length() + (_MOST_STEPS if self.is_over else 0)
+        return _MOST_STEPS if self.is_over else self._steps_seen.bit_length()
 
     def summary(self) -> Loss | None:
         """Return what is known of the loss, waiting for devices if needed. Called by the thread of the recorder."""
-        steps = self._steps.copy()
-        if len(steps) != self._summarized:
-            self._summarized = len(steps)
+        is_last = self.is_over
+        if not self._is_summarized:
             try:
-                self._summary = summarize(steps, optimizers=self._optimizers)
+                self._summary = summarize(self._steps.copy(), optimizers=self._optimizers)
             except Exception as error:  # must not reach the script
                 self._give_up(error)
+        if is_last:
+            self._is_summarized = True
+            self._steps.clear()
         return self._summary
 
     # --- called at the calls of torch's functions -------------------------------------------------------------------
@@ -169,6 +174,10 @@ class LossObserver:
                 _observe_gradient(node, observed.policy_gradients)
             self._current.roots.append(observed)
 
+    def note_inference(self) -> None:
+        """Note that a model was called without gradients."""
+        self._current.has_inference = True
+
     def note_output(self, model: int, output: Any) -> None:
         """Keep the nodes of an output of a model."""
         for place, tensor in enumerate(tensors_in(output)):
@@ -203,6 +212,8 @@ class _OutputHook:
         try:
             if torch.is_grad_enabled():
                 self._observer.note_output(self._number, output)
+            else:
+                self._observer.note_inference()
         except Exception as error:  # must not reach the script
             self._observer._give_up(error)
 
@@ -217,9 +228,13 @@ class _OutputHook:
 
 
 def _copy_loss(loss: Any) -> MeasuredArray | float:
+    """Return the logged loss, NaN if it is no number: the run warns of that."""
     if isinstance(loss, Tensor):
         return copy_number(loss)
-    return float(loss.item() if hasattr(loss, "item") else loss)
+    try:
+        return math.nan if loss is None else float(loss.item() if hasattr(loss, "item") else loss)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _measure_rms(target: Any) -> float | None:

@@ -24,6 +24,9 @@ _GIVEN_TARGETS = frozenset({
 })  # fmt: skip
 """Kinds of losses that compare outputs with targets, so that they measure progress if the targets are given."""
 
+_ERRORS = frozenset({"squared_error", "absolute_error", "huber"})
+"""Those of them whose targets are values."""
+
 
 @dataclass(frozen=True, slots=True)
 class ObservedRoot:
@@ -45,6 +48,8 @@ class ObservedStep:
     """Its graph, if it has one."""
     calls: tuple[LossCall, ...]
     roots: tuple[ObservedRoot, ...]
+    has_inference: bool
+    """Whether a watched model was also called without gradients."""
 
 
 def summarize(steps: Sequence[ObservedStep], *, optimizers: int) -> Loss | None:
@@ -74,7 +79,7 @@ def summarize(steps: Sequence[ObservedStep], *, optimizers: int) -> Loss | None:
         operations=seen[0].operations if seen else [],
         classes=classes.pop() if len(classes) == 1 else None,
         constant_level=None if has_own_kind else estimate_constant_level(logged),
-        surrogate=True if surrogate else _find_given(kind, calls),
+        surrogate=True if surrogate else _find_given(kind, calls, steps),
     )
 
 
@@ -109,9 +114,15 @@ def _find_kind(graphs: Sequence[LossGraph], calls: Sequence[LossCall]) -> str | 
     return None if not kinds and is_unseen else "other"
 
 
-def _find_given(kind: str | None, calls: Sequence[LossCall]) -> bool | None:
-    """Return False if the loss compares outputs with targets that were given, None if that is not known."""
+def _find_given(kind: str | None, calls: Sequence[LossCall], steps: Sequence[ObservedStep]) -> bool | None:
+    """Return False if the loss compares outputs with targets that were given, None if that is not known.
+
+    A model that is also called without gradients at each step may compute the values that it is compared with, as in
+    temporal-difference learning.
+    """
     are_given = bool(calls) and all(call.targets is not None or call.kind == "ctc" for call in calls)
+    if kind in _ERRORS and all(step.has_inference for step in steps):
+        return None
     return False if kind in _GIVEN_TARGETS and are_given else None
 
 

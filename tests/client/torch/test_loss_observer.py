@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import math
 import pickle
@@ -22,7 +23,8 @@ from torch.distributions import Categorical, Normal
 from torch.nn import functional
 from torch.nn.functional import cross_entropy as imported_before_the_watch
 
-from gradmedic.protocol.runs import Loss
+import gradmedic
+from gradmedic.protocol.runs import Loss, Objective
 from gradmedic.torch.loss_observer import LossObserver, _OutputHook
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_warning")
@@ -380,6 +382,13 @@ def autoencoder(model: nn.Module, x: Tensor) -> Tensor:
     return functional.mse_loss(latent, values()) + 0.1 * divergence
 
 
+def temporal_difference(model: nn.Module, x: Tensor) -> Tensor:
+    """Return the loss of temporal-difference learning."""
+    with torch.no_grad():
+        target = values(BATCH) + 0.9 * model(x + 1).max(dim=1).values
+    return functional.mse_loss(model(x)[:, 0], target)
+
+
 NO_SURROGATES: dict[str, tuple[LossOf, bool | None]] = {
     "classes": (lambda m, x: functional.cross_entropy(m(x), classes()), False),
     "masked classes": (
@@ -390,6 +399,7 @@ NO_SURROGATES: dict[str, tuple[LossOf, bool | None]] = {
     ),
     "values": (lambda m, x: functional.mse_loss(m(x), values()), False),
     "values that the model computes": (lambda m, x: functional.mse_loss(m(x), m(x + 1)), None),
+    "values that the model computes without a gradient": (temporal_difference, None),
     "distillation": (lambda m, x: -(values().softmax(1) * m(x).log_softmax(1)).sum(1).mean(), None),
     "likelihood": (lambda m, x: -(Categorical(logits=m(x)).log_prob(classes()) * torch.rand(BATCH)).mean(), None),
     "autoencoder": (autoencoder, None),
@@ -482,22 +492,27 @@ def test_closing_leaves_torch_as_it_was() -> None:
     pickle.loads(pickle.dumps(models[0]))(torch.ones(1, 6))  # noqa: S301  # this test wrote it
     recordings[0].watch.close()
     assert torch.autograd.backward is not before[3]
+    foreign = torch.autograd.backward = functools.partial(torch.autograd.backward)
     recordings[1].watch.close()
+    assert torch.autograd.backward is foreign  # what another library put there stays
+    torch.autograd.backward = before[3]
     assert (dict(vars(functional)), Categorical.log_prob, Categorical.sample, torch.autograd.backward) == before
     assert not any(model._forward_hooks for model in models)
 
 
 def test_the_first_steps_are_observed_and_no_others() -> None:
     """The hooks are gone after a few steps, or after many calls in a script that never logs; the facts stay."""
-    model = network()
+    model, backward = network(), torch.autograd.backward
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     with Recording(model, optimizer) as recording:
         for _ in range(20):
             loss = functional.cross_entropy(model(torch.randn(1, 6)), classes(1))
             assert any(isinstance(hook, _OutputHook) for hook in model._forward_hooks.values())
+            assert torch.autograd.backward is not backward
             loss.backward()
             recording.watch.finish_step(loss).read()
         assert not model._forward_hooks
+        assert torch.autograd.backward is backward
     with Recording(model, optimizer) as recording:
         for _ in range(300):
             functional.cross_entropy(model(torch.randn(1, 6)), classes(1)).backward()
@@ -547,6 +562,13 @@ def test_every_waiting_instance_measures_the_first_target() -> None:
         observer.close()
 
 
+@pytest.mark.parametrize("logged", [None, "a text", [1.0]])
+def test_without_a_logged_number_the_kind_is_known(logged: Any) -> None:
+    """A script that logs no loss, or something else in its place, shows its loss when it computes gradients."""
+    loss = observe(lambda m, x: functional.mse_loss(m(x), values()), log=lambda _loss: logged)
+    assert (loss.kind, loss.constant_level) == ("squared_error", None)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_a_compiled_loss_is_unknown() -> None:
     """The graph of a compiled step is one operation, which shows no kind."""
@@ -566,3 +588,24 @@ def test_a_loss_that_is_not_finite_gives_no_level() -> None:
     """A run that starts with NaN has a kind, and no level that is not finite."""
     loss = observe(lambda m, x: functional.mse_loss(m(x), values() * math.nan), log=as_number)
     assert (loss.kind, loss.constant_level) == ("squared_error", None)
+
+
+def test_the_service_has_the_loss_of_a_run(service_url: str, client: gradmedic.Client) -> None:
+    """The facts are stored with the run, beside the objective that the script declared."""
+    model = network(nn.Softmax(dim=1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with gradmedic.init("loss", base_url=service_url, objective="maximize accuracy") as run:
+        run.watch(model, optimizer)
+        for _ in range(STEPS):
+            loss = functional.cross_entropy(model(torch.randn(BATCH, 6)), classes())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            run.log(loss=loss.item(), accuracy=0.5)
+    training = client.runs.get(run.id).training
+    assert training is not None
+    assert training.loss is not None
+    assert training.loss.operations == ["NllLoss", "LogSoftmax", "Softmax"]
+    assert (training.loss.kind, training.loss.classes, training.loss.surrogate) == ("cross_entropy", CLASSES, False)
+    assert training.loss.constant_level == pytest.approx(ENTROPY, rel=0.1)
+    assert training.objective == Objective(kind="metric", metric="accuracy", direction="maximize")
