@@ -96,7 +96,6 @@ class Run:
         self._arguments = ArgumentReader(self._layers, self._instrumentations, self._warnings)
         self._last_step = -1
         self._may_join_last_step = False
-        self._is_last_step_sampled = False
         self._last_log_at = 0.0
 
         self._reactions = Reactions(
@@ -416,7 +415,6 @@ class Run:
         try:
             measurements = []  # no comprehension here: it is a call, and the caches are cold after a step
             if not is_addition:
-                self._is_last_step_sampled = sampler.is_sampling
                 for instrumentation in self._instrumentations:
                     measurements.append(instrumentation.finish_step(loss))  # noqa: PERF401
             if number is None:
@@ -425,7 +423,7 @@ class Run:
             if self._is_follower:
                 return
             row = None
-            if self._is_last_step_sampled and (gradients is not None or statistics is not None):
+            if gradients is not None or statistics is not None:
                 row = arguments.read_row(gradients, statistics)
             self._recorder.record(
                 Draft(

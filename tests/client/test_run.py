@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tests.client.runs import (
     losses,
     start,
@@ -104,11 +105,16 @@ def test_the_same_id_is_the_same_run(service_url: str, client: gradmedic.Client,
 
 
 def test_log_freq_leaves_statistics_out_but_no_step(service_url: str, client: gradmedic.Client) -> None:
-    """Every loss is stored; statistics are those of the first twenty steps and of each eighth step."""
+    """Every loss is stored; statistics of a watched model are those of the first twenty steps and of each eighth."""
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with start(service_url, log_freq=8) as run:
+        run.watch(model, optimizer)
         for _ in range(40):
-            run.log(1.0, gradients={"w": np.ones(1)})
-    (series,) = client.runs.steps(run.id, "grad_norm", layer="w", max_points=100).series
+            model(torch.ones(1)).sum().backward()
+            optimizer.step()
+            run.log(1.0)
+    (series,) = client.runs.steps(run.id, "grad_norm", layer="weight", max_points=100).series
     assert len(losses(client, run)) == 40
     assert [i for i, count in enumerate(series.count) if count] == [*range(20), 24, 32]
 

@@ -55,10 +55,11 @@ class RunDescriber:
         """What counts as progress, as `init()` was given it."""
         return None if self._content.training is None else self._content.training.objective
 
-    def note_statistics(self, statistics: tuple[str, ...]) -> None:
-        """Note the statistics of a row. Those of the first row are the run's."""
+    def note_statistics(self, statistics: tuple[str, ...]) -> list[str]:
+        """Note the statistics of a row. Those of the first row are the run's; return those that this row lacks."""
         if self._statistics is None:
             self._statistics = statistics
+        return [name for name in self._statistics if name not in statistics]
 
     def current(self, dropped_steps: int = 0) -> RunDescription:
         """Return the description. Its version grows when anything changed.

@@ -51,14 +51,21 @@ def complete_step(draft: Draft) -> Step:
 
 
 def join_steps(step: Step, addition: Step) -> Step:
-    """Return a step with what was logged for it later: metrics, and what it lacks of the rest."""
+    """Return a step with what was logged for it later: metrics, layers, and what it lacks of the rest."""
     return dataclasses.replace(
         step,
         loss=addition.loss if step.loss is None else step.loss,
         learning_rate=addition.learning_rate if step.learning_rate is None else step.learning_rate,
         metrics={**step.metrics, **addition.metrics},
-        row=addition.row if step.row is None else step.row,
+        row=_extend_row(step.row, addition.row),
     )
+
+
+def fits_row(row: Row | None, addition: Row | None) -> bool:
+    """Whether all that `addition` has can be added to `row`: further layers, with at least the same statistics."""
+    if row is None or addition is None:
+        return True
+    return set(row.statistics) <= set(addition.statistics) and not np.isin(addition.layers, row.layers).any()
 
 
 def read_number(number: UnreadNumber) -> float | None:
@@ -73,6 +80,14 @@ def largest(values: Iterable[Ordered | None]) -> Ordered | None:
 
 def _smallest(values: Iterable[Ordered | None]) -> Ordered | None:
     return min((value for value in values if value is not None), default=None)
+
+
+def _extend_row(row: Row | None, addition: Row | None) -> Row | None:
+    """Return a row with the layers of another one that it lacks. An addition without its statistics is left out."""
+    if row is None or addition is None or not set(row.statistics) <= set(addition.statistics):
+        return addition if row is None else row
+    is_new = ~np.isin(addition.layers, row.layers)
+    return _join_rows([row, Row(addition.statistics, addition.layers[is_new], addition.values[is_new])])
 
 
 def _join_rows(rows: Iterable[Row | None]) -> Row | None:

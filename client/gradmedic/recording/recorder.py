@@ -16,7 +16,7 @@ from collections import deque
 from typing import Protocol
 
 from gradmedic.recording.description import RunDescriber
-from gradmedic.recording.draft import Draft, complete_step, join_steps
+from gradmedic.recording.draft import Draft, complete_step, fits_row, join_steps
 from gradmedic.recording.events import Event, SpikeDetected
 from gradmedic.recording.objective_check import ObjectiveCheck
 from gradmedic.recording.one_time_warnings import OneTimeWarnings
@@ -218,6 +218,12 @@ class Recorder:
                 f"a second loss of step {addition.number} is left out: give each step a number of its own, as in "
                 "log(loss, step=step)",
             )
+        if addition.row is not None and (held is None or not fits_row(held.row, addition.row)):
+            self._warnings.warn(
+                "second row",
+                f"gradients or statistics logged once more for step {addition.number} are left out: they came when it "
+                "had left, or it has them. Give all of them to one log() of their step",
+            )
         if held is not None:
             self._held = join_steps(held, addition)
             self._held_drafts += 1
@@ -234,8 +240,12 @@ class Recorder:
             self._warnings.warn(f"step {type(error)}", f"a step could not be recorded: {error!r}")
             return None
         self._objective_check.note_step(step.metrics)
-        if step.row is not None:
-            self._describer.note_statistics(step.row.statistics)
+        if step.row is not None and (missing := self._describer.note_statistics(step.row.statistics)):
+            self._warnings.warn(
+                f"statistics {missing}",
+                f"the statistics of step {step.number} are left out: they lack {', '.join(missing)}, which the first "
+                "step with statistics had. Give the same ones at each step",
+            )
         return step
 
     def _report_overflow(self) -> None:
