@@ -31,7 +31,7 @@ class Gradmedic:
 
     def __init__(self, options: dict[str, str], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         import gradmedic
-        from gradmedic.recording.sampler import FIRST_STEPS, START_SECONDS
+        from gradmedic.recording.sampler import FIRST_STEPS
 
         log_freq = options["log_freq"]
         self.run = gradmedic.init(
@@ -40,12 +40,14 @@ class Gradmedic:
             silent=True,
             log_freq=int(log_freq) if log_freq.isdecimal() else log_freq,
         )
-        self._optimizer = optimizer
+        self._model, self._optimizer = model, optimizer
         self._paused_at = 0.0
-        sampler = self.run._sampler
-        sampler._count, sampler._spent_at_start = FIRST_STEPS, START_SECONDS  # skips its first steps, which cost more
+        if log_freq.isdecimal():
+            self.run._sampler._count = FIRST_STEPS  # skips the first steps, which are all sampled
         self.run.watch(model, optimizer)
-        self._hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+        self._hooks = (
+            optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks, model._forward_hooks
+        )  # fmt: skip
 
     def __call__(self, loss: Tensor) -> None:
         """Log a step."""
@@ -63,22 +65,24 @@ class Gradmedic:
 
     def pause(self) -> None:
         """Stop observing the training."""
-        self._paused_at = time.perf_counter()
-        self._set_hooks(OrderedDict(), OrderedDict())
+        self._paused_at = self.run._sampler.clock()
+        self._set_hooks(OrderedDict(), OrderedDict(), OrderedDict())
 
     def resume(self) -> None:
         """Observe the training again."""
         self._set_hooks(*self._hooks)
         if self.run._sampler._last_at is not None:
-            self.run._sampler._last_at += time.perf_counter() - self._paused_at
+            self.run._sampler._last_at += self.run._sampler.clock() - self._paused_at
 
     def end_warm_up(self) -> None:
         """Reset the sampler after the warm-up, in which the first verdict makes it sample every step for a while."""
         self.run.flush()
-        self.run._sampler._alarm_steps_left, self.run._sampler._debt = 0, 0.0
+        sampler = self.run._sampler
+        sampler._alarm_steps_left = sampler._owed = sampler._start_accounts = 0
 
-    def _set_hooks(self, before: Any, after: Any) -> None:
+    def _set_hooks(self, before: Any, after: Any, forward: Any) -> None:
         self._optimizer._optimizer_step_pre_hooks, self._optimizer._optimizer_step_post_hooks = before, after
+        self._model._forward_hooks = forward
 
 
 _VOCABULARY, _WIDTH, _CONTEXT = 256, 320, 128

@@ -26,13 +26,14 @@ from gradmedic.guard.reactions import Reactions
 from gradmedic.protocol.numbers import MAX_EXACT_INTEGER
 from gradmedic.recording.arguments import ArgumentReader, Number
 from gradmedic.recording.description import RunDescriber
-from gradmedic.recording.draft import Draft
+from gradmedic.recording.draft import find_spike
 from gradmedic.recording.events import VerdictEvent
 from gradmedic.recording.instrumentation import Instrumentation
 from gradmedic.recording.layers import LayerRegistry
 from gradmedic.recording.one_time_warnings import OneTimeWarnings
 from gradmedic.recording.recorder import Recorder
 from gradmedic.recording.sampler import Sampler
+from gradmedic.recording.spike_detector import SpikeDetector
 from gradmedic.recording.step import Rewind
 from gradmedic.transport.http import Service, Transport
 from gradmedic.trial.instructions import TrialEnvironment
@@ -91,7 +92,8 @@ class Run:
         self._trial = TrialSession(environment or TrialEnvironment(), self.finish)
         self._warnings = OneTimeWarnings()
         self._layers = LayerRegistry(self._warnings)
-        self._sampler = Sampler(configuration.log_freq)
+        self._sampler = Sampler(self._trial.choose_log_freq(configuration.log_freq))
+        self._spikes = SpikeDetector()
         self._instrumentations: list[Instrumentation] = []
         self._arguments = ArgumentReader(self._layers, self._instrumentations, self._warnings)
         self._last_step = -1
@@ -422,20 +424,13 @@ class Run:
             self._last_step, self._may_join_last_step = number, True
             if self._is_follower:
                 return
-            row = None
-            if gradients is not None or statistics is not None:
-                row = arguments.read_row(gradients, statistics)
-            self._recorder.record(
-                Draft(
-                    number,
-                    time.time(),
-                    None if loss is None else arguments.read_number("loss", loss),
-                    None if learning_rate is None else arguments.read_number("learning_rate", learning_rate),
-                    arguments.read_metrics(metrics),
-                    measurements,
-                    row,
-                )
-            )
+            draft = arguments.read_draft(number, loss, learning_rate, metrics, measurements, gradients, statistics)
+            if not is_addition:
+                is_spike = find_spike(self._spikes, draft)
+                draft = draft._replace(is_spike=is_spike)
+                if is_spike:
+                    sampler.sample_every_step()
+            self._recorder.record(draft)
         finally:
             if is_addition:
                 sampler.add_cost(sampler.clock() - started)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,8 +14,8 @@ from gradmedic.protocol.numbers import MAX_EXACT_INTEGER, to_float32
 from gradmedic.protocol.runs import Layer
 from gradmedic.protocol.statistics import SERIES, STATISTICS, STATISTICS_TABLE
 from gradmedic.recording.array_statistics import ARRAY_STATISTICS, measure_gradient
-from gradmedic.recording.draft import UnreadNumber, read_number
-from gradmedic.recording.instrumentation import Instrumentation
+from gradmedic.recording.draft import Draft, UnreadNumber, read_number
+from gradmedic.recording.instrumentation import Instrumentation, PendingMeasurement
 from gradmedic.recording.layers import LayerRegistry
 from gradmedic.recording.one_time_warnings import OneTimeWarnings
 from gradmedic.recording.step import Row
@@ -70,6 +71,27 @@ class ArgumentReader:
             self._warn("step size", f"step {number} is left out: steps end at {MAX_EXACT_INTEGER}")
             return None
         return number
+
+    def read_draft(
+        self,
+        number: int,
+        loss: Number | None,
+        learning_rate: Number | None,
+        metrics: Mapping[str, Number],
+        measurements: list[PendingMeasurement],
+        gradients: Any,
+        statistics: Mapping[str, Mapping[str, Number]] | None,
+    ) -> Draft:
+        """Return the draft of a step: what was measured, and what `log()` was given."""
+        return Draft(
+            number,
+            time.time(),
+            None if loss is None else self.read_number("loss", loss),
+            None if learning_rate is None else self.read_number("learning_rate", learning_rate),
+            self.read_metrics(metrics),
+            measurements,
+            None if gradients is None and statistics is None else self.read_row(gradients, statistics),
+        )
 
     def read_number(self, name: str, value: Number | None) -> UnreadNumber:
         """Return a number, or start to copy it from a device; None if it is no number."""

@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from gradmedic.recording.instrumentation import PendingMeasurement, PendingNumber
+from gradmedic.recording.spike_detector import SpikeDetector, Totals, measure_totals
 from gradmedic.recording.step import Row, Step
 
 UnreadNumber = float | PendingNumber | None
@@ -29,6 +30,8 @@ class Draft(NamedTuple):
     measurements: list[PendingMeasurement]
     row: Row | None
     """Statistics that were given to `log()`."""
+    is_spike: bool | None = None
+    """Whether the step jumps; None if numbers on a device decide it, which were not waited for."""
 
 
 def complete_step(draft: Draft) -> Step:
@@ -66,6 +69,22 @@ def fits_row(row: Row | None, addition: Row | None) -> bool:
     if row is None or addition is None:
         return True
     return set(row.statistics) <= set(addition.statistics) and not np.isin(addition.layers, row.layers).any()
+
+
+def find_spike(spikes: SpikeDetector, draft: Draft) -> bool | None:
+    """Return whether a step jumps, or is the first with a non-finite number; None if a device would be waited for."""
+    if draft.loss is not None and not isinstance(draft.loss, float):
+        return None
+    totals: list[Totals] = []
+    for measurement in draft.measurements:
+        if not measurement.is_ready:
+            return None
+        measured = measurement.read_totals()
+        if measured is not None:
+            totals.append(measured)
+    if draft.row is not None:
+        totals.append(measure_totals(draft.row))
+    return spikes.update_totals(draft.number, draft.loss, totals)
 
 
 def read_number(number: UnreadNumber) -> float | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gradmedic.protocol.runs import Training
+from gradmedic.recording.spike_detector import Totals
 from gradmedic.recording.step import Row
 
 
@@ -27,6 +28,13 @@ class Measurement:
 
 class PendingMeasurement(Protocol):
     """A measurement that may still be computed on a device. It is read once, on any thread."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the device has not to be waited for."""
+
+    def read_totals(self) -> Totals | None:
+        """Return the totals over all layers, None if no layer was measured. Called on the training thread, if ready."""
 
     def read(self) -> Measurement:
         """Return the measurement, waiting for the device if needed."""

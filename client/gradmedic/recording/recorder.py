@@ -63,7 +63,7 @@ class Recorder:
     Args:
         output: takes the recorded steps.
         describer: receives the statistics of the run.
-        events: takes a `SpikeDetected` for each step that jumps.
+        events: takes a `SpikeDetected` for each step of which only the recorder could find out that it jumps.
         warnings: take what cannot be recorded.
         max_bytes: largest number of bytes in memory for drafts.
     """
@@ -168,26 +168,30 @@ class Recorder:
 
     def _record(self, draft: Draft | Rewind) -> None:
         entry = draft if isinstance(draft, Rewind) else self._complete(draft)
+        is_spike = None if isinstance(draft, Rewind) else draft.is_spike
         if isinstance(entry, Step) and entry.number == self._last_number:
             self._join(entry)
             return
         self._release()
         if isinstance(entry, Step):
-            self._hold(entry)
+            self._hold(entry, is_spike)
             return
         if entry is not None:
             self._last_number = None
             self._output.append(entry, is_urgent=False)
         self._recorded += 1
 
-    def _hold(self, step: Step) -> None:
-        """Hold a new step for a moment; send it at once if it jumps."""
+    def _hold(self, step: Step, is_spike: bool | None) -> None:
+        """Hold a new step for a moment; send it at once if it jumps, which the training thread may have found out."""
         self._last_number = step.number
         if self._late_metrics:
             step = dataclasses.replace(step, metrics={**self._late_metrics, **step.metrics})
             self._late_metrics = {}
-        if self._spikes.update(step):
-            self._events.append(SpikeDetected())
+        if is_spike is None:
+            is_spike = self._spikes.update(step)
+            if is_spike:
+                self._events.append(SpikeDetected())
+        if is_spike:
             self._output.append(step, is_urgent=True)
             self._recorded += 1
         else:

@@ -9,10 +9,13 @@ jump from one sample to the next.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gradmedic.recording.step import Step
+from gradmedic.recording.step import Row, Step
 
 _MEMORY = 0.05
 """Weight of a step in the slow average: about the last 20."""
@@ -27,24 +30,59 @@ class SpikeDetector:
     """Detects spikes, step by step. O(1) memory; not thread-safe."""
 
     def __init__(self) -> None:
-        self._signals = {"loss": _Signal(), "grad_norm": _Signal(), "update_norm": _Signal()}
+        self._loss, self._gradient, self._update = _Signal(), _Signal(), _Signal()
         self._was_finite = True
 
     def update(self, step: Step) -> bool:
         """Add a step and return whether it jumps, or is the first with a non-finite number."""
-        was_finite, self._was_finite = self._was_finite, step.is_finite
+        return self.update_totals(step.number, step.loss, [] if step.row is None else [measure_totals(step.row)])
+
+    def update_totals(self, step: int, loss: float | None, totals: Sequence[Totals]) -> bool:
+        """Add a step and return whether it jumps, or is the first with a non-finite number.
+
+        Args:
+            step: number of the step.
+            loss: its loss, if it has one.
+            totals: what its rows show; empty for a step that is not sampled.
+        """
+        was_finite, self._was_finite = self._was_finite, loss is None or math.isfinite(loss)
+        for each in totals:
+            self._was_finite = self._was_finite and each.is_finite
         if not self._was_finite:
             return was_finite
-        numbers = {"loss": step.loss}
-        if step.row is not None:
-            for name in ("grad_norm", "update_norm"):
-                column = step.row.column(name)
-                if column is not None:
-                    numbers[name] = math.sqrt(float(np.square(column, dtype=np.float64).sum()))
-        jumps = [
-            self._signals[name].update(number, step.number) for name, number in numbers.items() if number is not None
-        ]
-        return any(jumps)
+        is_jump = loss is not None and self._loss.update(loss, step)
+        if totals:
+            for signal, squares in (
+                (self._gradient, [each.grad_squares for each in totals]),
+                (self._update, [each.update_squares for each in totals]),
+            ):
+                present = [number for number in squares if number is not None]
+                if present:
+                    is_jump = signal.update(math.sqrt(sum(present)), step) or is_jump
+        return is_jump
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Statistics over all layers of a sampled step."""
+
+    is_finite: bool
+    """Whether every number is finite, the elements of the gradients included."""
+    grad_squares: float | None
+    """Square of the norm of all gradients."""
+    update_squares: float | None
+    """Square of the norm of all updates."""
+
+
+def measure_totals(row: Row) -> Totals:
+    """Return the totals of a row."""
+    nonfinite = row.column("nonfinite_count")
+    is_finite = bool(np.isfinite(row.values).all()) and (nonfinite is None or not nonfinite.any())
+    return Totals(is_finite, _sum_squares(row.column("grad_norm")), _sum_squares(row.column("update_norm")))
+
+
+def _sum_squares(column: NDArray[np.float32] | None) -> float | None:
+    return None if column is None else float(np.square(column, dtype=np.float64).sum())
 
 
 class _Signal:

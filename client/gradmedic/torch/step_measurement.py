@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from gradmedic.protocol.numbers import to_float32
 from gradmedic.recording.instrumentation import Measurement
+from gradmedic.recording.spike_detector import Totals
 from gradmedic.recording.step import Row
-from gradmedic.torch.columns import NONFINITE_COUNT
+from gradmedic.torch.columns import NONFINITE_COUNT, WATCHED_STATISTICS
 from gradmedic.torch.optimizers import read_number
 from gradmedic.torch.statistics import HostArray, MeasuredArray
 from gradmedic.torch.updates import UpdateMeasurement
@@ -22,6 +24,10 @@ from gradmedic.torch.watched_layers import WatchedParameter
 _MAX_ARRAYS = 300
 """Arrays that are held of one step: those of a hundred optimizer steps. More are merged into one, so that a script that
 seldom or never calls `log()` does not fill the memory."""
+
+
+_TOTAL_COLUMNS = tuple((name, WATCHED_STATISTICS.index(name)) for name in ("grad_norm", "update_norm"))
+"""Columns of the statistics that have a total over all layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +126,31 @@ class StepMeasurement:
             rows = torch.tensor([row_of[position] for position in part.positions.tolist()], device=table.device)
             table[rows, part.columns] = measured.to(table)
         return torch.zeros((len(watched), len(self._statistics))) if table is None else table
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether nothing has to be waited for."""
+        return not self.found_inf and all(part.array.is_ready for part in self._parts)
+
+    def read_totals(self) -> Totals | None:
+        """Return the totals over all layers, as far as they are there; None if no layer was measured."""
+        if not self._parts:
+            return None
+        is_finite, squares = True, {"grad_norm": 0.0, "update_norm": 0.0}
+        for part in self._parts:
+            array = part.array.read()
+            array = array.reshape(len(array), -1)
+            if part.rows is not None:
+                array = array[part.rows]
+            first, end, _ = part.columns.indices(len(self._statistics))
+            is_finite = is_finite and math.isfinite(array.sum())
+            if first <= NONFINITE_COUNT < end:
+                is_finite = is_finite and not array[:, NONFINITE_COUNT - first].any()
+            for name, column in _TOTAL_COLUMNS:
+                if first <= column < end:
+                    values = array[:, column - first]
+                    squares[name] += float(values.dot(values))
+        return Totals(is_finite, squares["grad_norm"], squares["update_norm"])
 
     def read(self) -> Measurement:
         """Return the measurement, waiting for the device if need be."""

@@ -40,6 +40,10 @@ class TrialSession:
         """Whether this process is a trial of a rerun."""
         return self._instructions is not None
 
+    def choose_log_freq(self, log_freq: int | None) -> int | None:
+        """Return the sampling frequency: trials are compared step by step, so all steps of one are sampled."""
+        return 1 if self.is_trial and log_freq is None else log_freq
+
     def stop_reporting(self) -> None:
         """Write no report: the first process of the training writes it."""
         self._report = ReportFile()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from gradmedic.recording.sampler import ALARM_STEPS, FIRST_STEPS, START_SECONDS, STEPS_AS_ONE, Sampler
+from gradmedic.recording.sampling_cost import LADDER
 
 
 class Training:
@@ -50,23 +53,67 @@ class Training:
         return share
 
 
-def test_a_short_training_is_sampled_throughout() -> None:
-    """Every step is sampled as long as all samples together take less than a second."""
-    training = Training(0.001, 0.0005)
-    assert all(training.run(int(START_SECONDS / 0.0005) - 10))
+@pytest.mark.parametrize("sample_seconds", [0.0001, 0.00035, 0.0005, 0.0011, 0.003, 0.02])
+def test_a_short_training_is_sampled_throughout(sample_seconds: float) -> None:
+    """Every step is sampled as long as all samples together take half a second, and not for more than two seconds."""
+    training = Training(0.001, sample_seconds)
+    steps = START_SECONDS / sample_seconds
+    assert all(training.run(int(steps / 2)))
+    assert not all(training.run(int(1.5 * steps) + 5))
 
 
 def test_the_start_of_a_large_one_is_sampled() -> None:
-    """The first twenty steps are sampled, however much a sample costs."""
-    training = Training(1.0, 0.4)
-    assert all(training.run(FIRST_STEPS))
+    """The first twenty steps are sampled if that takes less than a second, or is within the share."""
+    assert all(Training(1.0, 0.049).run(FIRST_STEPS))
+    assert all(Training(100.0, 1.0).run(FIRST_STEPS))
+
+
+@pytest.mark.parametrize(("step_seconds", "sample_seconds", "first"), [(0.1, 0.124, 8), (1.0, 0.4, 3), (9.0, 30.0, 3)])
+def test_the_start_ends_early_if_samples_are_expensive(step_seconds: float, sample_seconds: float, first: int) -> None:
+    """Fewer of the first steps are sampled if that would take more than a second, but three are; the share holds."""
+    training = Training(step_seconds, sample_seconds)
+    sampled = training.run(FIRST_STEPS)
+    assert sampled.index(False) == first
+    assert sum(sampled) <= first + 1
+    training.share()
+    training.run(20_000)
+    assert training.share() < 0.015
+
+
+@pytest.mark.parametrize("cost", [0.006, 0.035, 0.16, 0.6])
+def test_a_noisy_clock_does_not_change_which_steps_are_sampled(cost: float) -> None:
+    """Estimates that differ by 40 %, and single steps that take ten times as long, leave the schedule as it is."""
+    schedules = set()
+    for seed in range(10):
+        generator = random.Random(seed)
+        training = Training(1.0, cost)
+        sampled: list[bool] = []
+        for _ in range(600):
+            slowness = 10.0 if generator.random() < 0.05 else 1.0 + 0.1 * generator.random()
+            training.step_seconds = slowness * (1.0 + 0.2 * (seed % 2) if len(sampled) > 100 else 1.0)
+            sampled += training.run(1)
+        schedules.add(tuple(sampled))
+    assert len(schedules) == 1
+
+
+def test_a_lasting_change_of_the_cost_changes_the_interval_by_rungs_of_the_ladder() -> None:
+    """An interval stays until the cost has changed by two rungs, in two estimates; then it moves to the new rung."""
+    training = Training(1.0, 0.05)
+    training.run(100)
+    assert training.sampler.interval == 4
+    for sample_seconds, interval in ((0.065, 4), (0.075, 4), (0.2, 16), (0.15, 16), (0.05, 4)):
+        training.sample_seconds = sample_seconds
+        training.run(24 * training.sampler.interval)
+        training.run(24 * training.sampler.interval)
+        assert training.sampler.interval == interval
+        assert interval in LADDER
 
 
 def test_the_cost_stays_below_its_share() -> None:
     """After the start the cost is bounded, for cheap and expensive samples, and when a step's duration changes."""
     for step_seconds, sample_seconds in ((0.5, 0.03), (0.05, 0.01), (0.001, 0.0005), (0.02, 0.2), (1.0, 0.001)):
         training = Training(step_seconds, sample_seconds)
-        training.run(int(max(FIRST_STEPS, START_SECONDS / sample_seconds)) + 5)
+        training.run(int(max(FIRST_STEPS, 2 * START_SECONDS / sample_seconds)) + 5)
         training.share()
         sampled = training.run(20_000)
         assert training.share() < 0.015 + 2e-5 / step_seconds
@@ -135,7 +182,7 @@ def test_the_cost_stays_below_its_share_however_seldom_log_is_called(
                 training.sampler.advance()
         return sampled
 
-    run(int(max(2 * FIRST_STEPS, START_SECONDS / sample_seconds)) + 500)
+    run(int(max(2 * FIRST_STEPS, 2 * START_SECONDS / sample_seconds)) + 500)
     training.share()
     sampled = run(20_000)
     assert training.share() < 0.015 + 2e-6 / step_seconds
@@ -151,8 +198,8 @@ def test_seldom_logged_steps_are_sampled_all_the_same() -> None:
 
 def test_a_few_optimizer_steps_are_sampled_as_one_step() -> None:
     """The five steps of a critic and that of its generator are all sampled, or none is; two optimizers are as good."""
-    training = Training(0.01, 0.02)
     for optimizers in (["critic"] * 5 + ["generator"], ["a", "b"], ["a", "b"] * (STEPS_AS_ONE - 1)):
+        training = Training(0.01, 0.02)
         kinds = set()
         for _ in range(300):
             sampled = training.step(*optimizers)
