@@ -26,7 +26,6 @@ from gradmedic.guard.reactions import Reactions
 from gradmedic.protocol.numbers import MAX_EXACT_INTEGER
 from gradmedic.recording.arguments import ArgumentReader, Number
 from gradmedic.recording.description import RunDescriber
-from gradmedic.recording.draft import find_spike
 from gradmedic.recording.events import VerdictEvent
 from gradmedic.recording.instrumentation import Instrumentation
 from gradmedic.recording.layers import LayerRegistry
@@ -424,12 +423,12 @@ class Run:
             self._last_step, self._may_join_last_step = number, True
             if self._is_follower:
                 return
-            draft = arguments.read_draft(number, loss, learning_rate, metrics, measurements, gradients, statistics)
-            if not is_addition:
-                is_spike = find_spike(self._spikes, draft)
-                draft = draft._replace(is_spike=is_spike)
-                if is_spike:
-                    sampler.sample_every_step()
+            draft = arguments.read_draft(
+                number, loss, learning_rate, metrics, measurements, gradients, statistics,
+                None if is_addition else self._spikes,
+            )  # fmt: skip
+            if draft.is_spike:
+                sampler.sample_every_step()
             self._recorder.record(draft)
         finally:
             if is_addition:

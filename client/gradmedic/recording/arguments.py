@@ -14,10 +14,11 @@ from gradmedic.protocol.numbers import MAX_EXACT_INTEGER, to_float32
 from gradmedic.protocol.runs import Layer
 from gradmedic.protocol.statistics import SERIES, STATISTICS, STATISTICS_TABLE
 from gradmedic.recording.array_statistics import ARRAY_STATISTICS, measure_gradient
-from gradmedic.recording.draft import Draft, UnreadNumber, read_number
+from gradmedic.recording.draft import Draft, UnreadNumber, find_spike, read_number
 from gradmedic.recording.instrumentation import Instrumentation, PendingMeasurement
 from gradmedic.recording.layers import LayerRegistry
 from gradmedic.recording.one_time_warnings import OneTimeWarnings
+from gradmedic.recording.spike_detector import SpikeDetector
 from gradmedic.recording.step import Row
 from gradmedic.recording.tree import flatten, is_nested
 
@@ -81,16 +82,31 @@ class ArgumentReader:
         measurements: list[PendingMeasurement],
         gradients: Any,
         statistics: Mapping[str, Mapping[str, Number]] | None,
+        spikes: SpikeDetector | None,
     ) -> Draft:
-        """Return the draft of a step: what was measured, and what `log()` was given."""
+        """Return the draft of a step: what was measured, and what `log()` was given.
+
+        Args:
+            number: number of the step.
+            loss: argument of `log()`.
+            learning_rate: the same.
+            metrics: the same.
+            gradients: the same.
+            statistics: the same.
+            measurements: what was measured since the last step.
+            spikes: detector of the run's spikes; None for an addition to the last step.
+        """
+        unread = None if loss is None else self.read_number("loss", loss)
+        row = None if gradients is None and statistics is None else self.read_row(gradients, statistics)
         return Draft(
             number,
             time.time(),
-            None if loss is None else self.read_number("loss", loss),
+            unread,
             None if learning_rate is None else self.read_number("learning_rate", learning_rate),
-            self.read_metrics(metrics),
+            self.read_metrics(metrics) if metrics else {},
             measurements,
-            None if gradients is None and statistics is None else self.read_row(gradients, statistics),
+            row,
+            None if spikes is None else find_spike(spikes, number, unread, measurements, row),
         )
 
     def read_number(self, name: str, value: Number | None) -> UnreadNumber:

@@ -71,20 +71,21 @@ def fits_row(row: Row | None, addition: Row | None) -> bool:
     return set(row.statistics) <= set(addition.statistics) and not np.isin(addition.layers, row.layers).any()
 
 
-def find_spike(spikes: SpikeDetector, draft: Draft) -> bool | None:
+def find_spike(
+    spikes: SpikeDetector, number: int, loss: UnreadNumber, measurements: Iterable[PendingMeasurement], row: Row | None
+) -> bool | None:
     """Return whether a step jumps, or is the first with a non-finite number; None if a device would be waited for."""
-    if draft.loss is not None and not isinstance(draft.loss, float):
+    if type(loss) is not float and loss is not None:
         return None
     totals: list[Totals] = []
-    for measurement in draft.measurements:
-        if not measurement.is_ready:
-            return None
+    for measurement in measurements:
         measured = measurement.read_totals()
-        if measured is not None:
-            totals.append(measured)
-    if draft.row is not None:
-        totals.append(measure_totals(draft.row))
-    return spikes.update_totals(draft.number, draft.loss, totals)
+        if measured is None:
+            return None
+        totals += measured
+    if row is not None:
+        totals.append(measure_totals(row))
+    return spikes.update_totals(number, loss, totals)
 
 
 def read_number(number: UnreadNumber) -> float | None:

@@ -6,6 +6,7 @@ the device if needed; the training thread never waits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,12 +30,11 @@ class Measurement:
 class PendingMeasurement(Protocol):
     """A measurement that may still be computed on a device. It is read once, on any thread."""
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether the device has not to be waited for."""
+    def read_totals(self) -> Sequence[Totals] | None:
+        """Return the totals over all layers, none if no layer was measured; None if a device would be waited for.
 
-    def read_totals(self) -> Totals | None:
-        """Return the totals over all layers, None if no layer was measured. Called on the training thread, if ready."""
+        Called on the training thread.
+        """
 
     def read(self) -> Measurement:
         """Return the measurement, waiting for the device if needed."""

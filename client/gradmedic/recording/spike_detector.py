@@ -45,20 +45,26 @@ class SpikeDetector:
             loss: its loss, if it has one.
             totals: what its rows show; empty for a step that is not sampled.
         """
-        was_finite, self._was_finite = self._was_finite, loss is None or math.isfinite(loss)
+        was_finite, is_finite = self._was_finite, loss is None or math.isfinite(loss)
         for each in totals:
-            self._was_finite = self._was_finite and each.is_finite
-        if not self._was_finite:
+            is_finite = is_finite and each.is_finite
+        self._was_finite = is_finite
+        if not is_finite:
             return was_finite
         is_jump = loss is not None and self._loss.update(loss, step)
         if totals:
-            for signal, squares in (
-                (self._gradient, [each.grad_squares for each in totals]),
-                (self._update, [each.update_squares for each in totals]),
-            ):
-                present = [number for number in squares if number is not None]
-                if present:
-                    is_jump = signal.update(math.sqrt(sum(present)), step) or is_jump
+            is_jump = self._update_norms(step, totals) or is_jump
+        return is_jump
+
+    def _update_norms(self, step: int, totals: Sequence[Totals]) -> bool:
+        is_jump = False
+        for signal, squares in (
+            (self._gradient, [each.grad_squares for each in totals]),
+            (self._update, [each.update_squares for each in totals]),
+        ):
+            present = [number for number in squares if number is not None]
+            if present:
+                is_jump = signal.update(math.sqrt(sum(present)), step) or is_jump
         return is_jump
 
 

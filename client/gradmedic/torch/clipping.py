@@ -26,8 +26,8 @@ from gradmedic.torch.statistics import local_part
 class ClippingObserver(Protocol):
     """Is called before and after each clipping. Its methods must not raise."""
 
-    def before_clipping(self, parameters: list[Tensor]) -> None:
-        """Act before the gradients of `parameters` are clipped."""
+    def before_clipping(self, parameters: list[Tensor], total_norm: Tensor | None) -> None:
+        """Act before the gradients of `parameters` are clipped; their norm is None if it is not known."""
 
     def after_clipping(self, parameters: list[Tensor], coefficient: Tensor | None) -> None:
         """Act after they were multiplied by `coefficient`, or limited in another way if it is None."""
@@ -81,8 +81,8 @@ def limit_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor
 
 
 def _wrap_all() -> None:
-    by_norm = _wrap(clip_grad._clip_grads_with_norm_, _read_coefficient)
-    by_value = _wrap(clip_grad.clip_grad_value_, lambda *_args, **_kwargs: None)
+    by_norm = _wrap(clip_grad._clip_grads_with_norm_, _read_norm, _read_coefficient)
+    by_value = _wrap(clip_grad.clip_grad_value_, _read_nothing, _read_nothing)
     for module, name, wrapper in (
         (clip_grad, "_clip_grads_with_norm_", by_norm),
         (torch.nn.utils, "clip_grads_with_norm_", by_norm),
@@ -93,27 +93,33 @@ def _wrap_all() -> None:
         setattr(module, name, wrapper)
 
 
-def _wrap(original: Callable[..., Any], read_coefficient: Callable[..., Tensor | None]) -> Callable[..., Any]:
+def _wrap(
+    original: Callable[..., Any],
+    read_norm: Callable[..., Tensor | None],
+    read_coefficient: Callable[..., Tensor | None],
+) -> Callable[..., Any]:
     """Return a clipping function that calls the observers.
 
     Args:
         original: the function of torch.
+        read_norm: function that returns the norm of the gradients, given the same arguments.
         read_coefficient: function that returns the coefficient of a call, given its arguments behind the parameters.
     """
 
     @functools.wraps(original)
     def clip(parameters: Tensor | Iterable[Tensor], *args: Any, **kwargs: Any) -> Any:
         clipped = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-        before(clipped)
+        before(clipped, args, kwargs)
         result = original(clipped, *args, **kwargs)
         after(clipped, args, kwargs)
         return result
 
-    def call_before(clipped: list[Tensor]) -> None:
-        if is_captured():
+    def call_before(clipped: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if is_captured() or not _observers:
             return
+        total_norm = read_norm(*args, **kwargs)
         for observer in _observers:
-            observer.before_clipping(clipped)
+            observer.before_clipping(clipped, total_norm)
 
     def call_after(clipped: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if is_captured() or not _observers:
@@ -124,6 +130,16 @@ def _wrap(original: Callable[..., Any], read_coefficient: Callable[..., Tensor |
 
     before, after = keep_out_of_graphs(call_before), keep_out_of_graphs(call_after)
     return clip
+
+
+def _read_nothing(*_args: Any, **_kwargs: Any) -> None:
+    return None
+
+
+def _read_norm(max_norm: float, total_norm: Tensor, foreach: bool | None = None) -> Tensor | None:  # noqa: ARG001
+    """Return the norm that `_clip_grads_with_norm_` is given, None if the processes have a part of it each."""
+    is_whole = all(placement.is_replicate() for placement in getattr(total_norm, "placements", ()))
+    return local_part(total_norm) if is_whole else None
 
 
 def _read_coefficient(max_norm: float, total_norm: Tensor, foreach: bool | None = None) -> Tensor | None:  # noqa: ARG001

@@ -52,14 +52,15 @@ class StepMeasurement:
     """
 
     __slots__ = (
-        "_before_read", "_parts", "_statistics", "clip_coefficients", "found_inf", "has_stepped", "is_unwatched",
-        "learning_rate", "scale_after", "scale_before",
+        "_before_read", "_flags", "_parts", "_statistics", "clip_coefficients", "found_inf", "has_stepped",
+        "is_unwatched", "learning_rate", "scale_after", "scale_before",
     )  # fmt: skip
 
     def __init__(self, statistics: tuple[str, ...], before_read: Callable[[], None]) -> None:
         self._statistics = statistics
         self._before_read = before_read
         self._parts: list[_PartialTable] = []
+        self._flags: list[tuple[NDArray[np.int32], MeasuredArray]] = []
         self.has_stepped = False
         """Whether an optimizer has stepped."""
         self.is_unwatched = False
@@ -105,8 +106,12 @@ class StepMeasurement:
         """
         if len(self._parts) >= _MAX_ARRAYS:
             self._merge()
-        positions = np.fromiter((parameter.position for parameter in watched), dtype=np.int32, count=len(watched))
-        self._parts.append(_PartialTable(positions, columns, array, rows))
+        self._parts.append(_PartialTable(_list_positions(watched), columns, array, rows))
+
+    def add_flags(self, watched: Sequence[WatchedParameter], array: MeasuredArray) -> None:
+        """Add what `measure_flags` measured of some layers. Of an optimizer step too many, it is dropped."""
+        if len(self._flags) < _MAX_ARRAYS:
+            self._flags.append((_list_positions(watched), array))
 
     def discard_statistics(self) -> None:
         """Remove the statistics of layers."""
@@ -127,14 +132,13 @@ class StepMeasurement:
             table[rows, part.columns] = measured.to(table)
         return torch.zeros((len(watched), len(self._statistics))) if table is None else table
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether nothing has to be waited for."""
-        return not self.found_inf and all(part.array.is_ready for part in self._parts)
-
-    def read_totals(self) -> Totals | None:
-        """Return the totals over all layers, as far as they are there; None if no layer was measured."""
+    def read_totals(self) -> Sequence[Totals] | None:
+        """Return the totals over all layers, none if no layer was measured; None if a device would be waited for."""
+        if self.found_inf or self._flags:
+            return None
         if not self._parts:
+            return ()
+        if not all(part.array.is_ready for part in self._parts):
             return None
         is_finite, squares = True, {"grad_norm": 0.0, "update_norm": 0.0}
         for part in self._parts:
@@ -150,7 +154,7 @@ class StepMeasurement:
                 if first <= column < end:
                     values = array[:, column - first]
                     squares[name] += float(values.dot(values))
-        return Totals(is_finite, squares["grad_norm"], squares["update_norm"])
+        return (Totals(is_finite, squares["grad_norm"], squares["update_norm"]),)
 
     def read(self) -> Measurement:
         """Return the measurement, waiting for the device if need be."""
@@ -176,9 +180,34 @@ class StepMeasurement:
         """
         if self.is_unwatched and not self._parts:
             return Row(self._statistics, np.zeros(0, dtype=np.int32), np.zeros((0, len(self._statistics)), np.float32))
-        if not self._parts or any(part.array.read().size == 0 for part in self._parts):
+        if not self._parts:
+            return self._read_flags()
+        if any(part.array.read().size == 0 for part in self._parts):
             return None
         positions, values = self._join()
+        return Row(self._statistics, positions, to_float32(values))
+
+    def _read_flags(self) -> Row | None:
+        """Return a row of the layers with a non-finite gradient, None if there are none.
+
+        The step was not sampled, so that some numbers are not known exactly: at least one element is not finite, and
+        the update is taken to be like the gradient.
+        """
+        found: dict[int, tuple[float, float]] = {}
+        for positions, array in self._flags:
+            largest, weights = array.read().T
+            for i in np.flatnonzero(~np.isfinite(largest)):
+                found.setdefault(int(positions[i]), (float(largest[i]), float(weights[i])))
+        if not found:
+            return None
+        positions = np.array(sorted(found), dtype=np.int32)
+        values = np.zeros((len(positions), len(self._statistics)))
+        numbers = np.array([found[position] for position in positions])
+        for name in ("grad_norm", "grad_abs_max", "update_norm"):
+            values[:, self._statistics.index(name)] = numbers[:, 0]
+        values[:, self._statistics.index("grad_mean")] = math.nan
+        values[:, NONFINITE_COUNT] = 1.0
+        values[:, self._statistics.index("weight_norm")] = numbers[:, 1]
         return Row(self._statistics, positions, to_float32(values))
 
     def _merge(self) -> None:
@@ -211,6 +240,10 @@ class StepMeasurement:
             np.maximum(largest_count, values[:, NONFINITE_COUNT], out=largest_count)
         values[:, NONFINITE_COUNT] = largest_count
         return touched, values
+
+
+def _list_positions(watched: Sequence[WatchedParameter]) -> NDArray[np.int32]:
+    return np.fromiter((parameter.position for parameter in watched), dtype=np.int32, count=len(watched))
 
 
 class OptimizerUpdate:

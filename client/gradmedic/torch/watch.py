@@ -26,6 +26,7 @@ from gradmedic.recording.sampler import Sampler
 from gradmedic.torch.activations import ActivationMeter
 from gradmedic.torch.agreement import identify_model
 from gradmedic.torch.clipping import add_clipping_observer, limit_gradients, remove_clipping_observer
+from gradmedic.torch.clipping_meter import ClippingMeter
 from gradmedic.torch.columns import (
     ACTIVATION_COLUMNS,
     ACTIVATION_STATISTICS,
@@ -40,9 +41,17 @@ from gradmedic.torch.graph import FirstGraph, Follower, join_followers
 from gradmedic.torch.lockstep import Lockstep, list_all_parameters
 from gradmedic.torch.loss_observer import LossObserver
 from gradmedic.torch.loss_scaler import find_scaler, read_scale
+from gradmedic.torch.nonfinite_check import GradientCheck, measure_flags
 from gradmedic.torch.optimizer_hooks import OptimizerHooks
 from gradmedic.torch.optimizers import describe_optimizer, read_tensor_attribute
-from gradmedic.torch.statistics import PendingArray, PendingScalar, copy_first_element, measure_gradients
+from gradmedic.torch.statistics import (
+    PendingArray,
+    PendingScalar,
+    copy_first_element,
+    is_measured_on_host,
+    local_part,
+    measure_gradients,
+)
 from gradmedic.torch.step_measurement import OptimizerUpdate, StepMeasurement
 from gradmedic.torch.structure import unwrap_model
 from gradmedic.torch.unwatched_steps import UnwatchedSteps
@@ -54,7 +63,7 @@ from gradmedic.torch.watch_arguments import (
     check_sharding,
     unwrap_optimizer,
 )
-from gradmedic.torch.watched_layers import UnclippedGradient, WatchedLayers, WatchedParameter, group_by_device
+from gradmedic.torch.watched_layers import WatchedLayers, WatchedParameter, group_by_device
 
 logger = logging.getLogger("gradmedic")
 
@@ -100,10 +109,8 @@ class Watch:
         self._described_optimizers: list[Optimizer] = []
         self._training: Training | None = None
         self._training_key: object = None
-        self._clips_gradients: bool | None = None
         self._max_norm: float | None = None
         self._is_described = False
-        self._has_unclipped = False
         self._is_waiting_for_graph = False
         self._measurement = StepMeasurement(self.statistics, self._update_training)
         self._update: OptimizerUpdate | None = None
@@ -154,6 +161,17 @@ class Watch:
             self._activation_meter = ActivationMeter(
                 list(self._models.values()), self._layers.owned, self._sampling, self._list_followers, self._call_safely
             )
+        self._check = None if self._lockstep is not None else GradientCheck(self._layers.owned)
+        self._clipping = ClippingMeter(
+            self._layers,
+            self._sampling,
+            self._check,
+            sampler,
+            before_first_step,
+            self._call_safely,
+            lambda coefficient: self._measurement.add_clip_coefficient(coefficient),
+            self._add_flags,
+        )
         self._hooks = [OptimizerHooks(self.optimizers, self._before_step, self._after_step)]
         if self._lockstep is not None:
             self._lockstep.follow_steps(self.optimizers)
@@ -164,7 +182,7 @@ class Watch:
             self._layers.by_id,
             [owned.parameter for owned in self._layers.owned],
         )
-        add_clipping_observer(self)
+        add_clipping_observer(self._clipping)
 
     def find_replaced(self, instrumentations: Iterable[object]) -> list[Watch]:
         """Return the watches among some instrumentations that observe one of these models."""
@@ -199,7 +217,7 @@ class Watch:
             graph.close()
         if self._activation_meter is not None:
             self._activation_meter.close()
-        remove_clipping_observer(self)
+        remove_clipping_observer(self._clipping)
         self._measurement, self._update = StepMeasurement(self.statistics, self._update_training), None
         for watched in self._layers.by_id.values():
             watched.unclipped = None
@@ -231,10 +249,7 @@ class Watch:
             measurement.is_unwatched = has_unwatched_step and self._sampler.is_sampling
             if not self._loss_observer.is_over:
                 self._loss_observer.finish_step(loss)
-            if self._has_unclipped:
-                self._has_unclipped = False
-                for watched in self._layers.by_id.values():
-                    watched.unclipped = None
+            self._clipping.clear()
             if self._activation_meter is not None:
                 self._activation_meter.clear()
             if self._scaler is not None:
@@ -264,45 +279,9 @@ class Watch:
         """Do not compute the updates of an optimizer from its state: something else moves the weights too."""
         self._measured_by_copies.add(id(optimizer))
 
-    # --- called when the script clips gradients -----------------------------------------------------------------------
-
-    def before_clipping(self, parameters: list[Tensor]) -> None:
-        """Measure gradients that are about to be clipped."""
-        self._call_safely("clipping could not be observed", self._measure_before_clipping, parameters)
-
     def after_clipping(self, parameters: list[Tensor], coefficient: Tensor | None) -> None:
-        """Record that gradients were clipped, and by how much."""
-        self._call_safely("clipping could not be observed", self._record_clipping, parameters, coefficient)
-
-    def _measure_before_clipping(self, parameters: list[Tensor]) -> None:
-        if not self._sampling.is_sampling and self._clips_gradients:
-            return
-        clipped = [watched for p in parameters if (watched := self._layers.by_id.get(id(p))) is not None]
-        if not clipped:
-            return
-        self._clips_gradients = True
-        if not self._sampling.is_sampling:
-            return
-        self._before_first_step()
-        with torch.no_grad():
-            unmeasured = [
-                watched
-                for watched in clipped
-                if watched.parameter.grad is not None and not watched.has_valid_unclipped()
-            ]
-            for group in group_by_device(unmeasured):
-                array = measure_gradients([watched.gradient() for watched in group])
-                for row, watched in enumerate(group):
-                    watched.unclipped = UnclippedGradient(array, row, watched.gradient())
-                    self._has_unclipped = True
-
-    def _record_clipping(self, parameters: list[Tensor], coefficient: Tensor | None) -> None:
-        clipped = [watched for p in parameters if (watched := self._layers.by_id.get(id(p))) is not None]
-        for watched in clipped:
-            if watched.unclipped is not None:
-                watched.unclipped.version = watched.unclipped.gradient._version
-        if clipped and coefficient is not None and (self._sampling.is_sampling or coefficient.device.type == "cpu"):
-            self._measurement.add_clip_coefficient(copy_first_element(coefficient))
+        """Record that a remedy clipped gradients, and by how much."""
+        self._clipping.after_clipping(parameters, coefficient)
 
     # --- hooks of the optimizers --------------------------------------------------------------------------------------
 
@@ -313,6 +292,7 @@ class Watch:
     def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self._update is not None or not self._is_described:
             self._call_safely("a step could not be measured", self._measure_after_step, optimizer)
+        self._clipping.end_optimizer_step()
         self._unwatched_steps.end_step()
         if self._lockstep is None:
             self._account_for_step(optimizer)
@@ -332,10 +312,10 @@ class Watch:
                 self._is_waiting_for_graph = True  # the closure calls the model, which shows more of it
             else:
                 self._before_first_step()
-        if self._clips_gradients is None:
-            self._clips_gradients = False
         self._measurement.add_optimizer_step(optimizer)
         self._update = None
+        if self._check is not None and not has_closure and not self._sampler.is_sampling:
+            self._look_for_nonfinite(self._check, optimizer)
         is_sampled = self._sampler.is_sampling if self._lockstep is None else self._lockstep.is_due
         if not is_sampled and self._max_norm is None:
             return
@@ -389,6 +369,29 @@ class Watch:
                 self._measurement.found_inf.append(copy_first_element(found_inf))
 
     # --- measuring ----------------------------------------------------------------------------------------------------
+
+    def _look_for_nonfinite(self, check: GradientCheck, optimizer: torch.optim.Optimizer) -> None:
+        """Sample this step, although it is not due, if a gradient is found to be non-finite."""
+        if self._clipping.is_checked:
+            return
+        parameters = list_all_parameters(optimizer)
+        if not check.is_finite(parameters):
+            self._sampler.sample_this_step()
+        elif not is_measured_on_host(local_part(parameters[0])):
+            self._add_flags([watched for p in parameters if (watched := self._layers.by_id.get(id(p))) is not None])
+
+    def _add_flags(self, watched: Sequence[WatchedParameter]) -> None:
+        """Measure on their device which gradients are non-finite. Those in the memory of the host are left out."""
+        measured = [
+            each
+            for each in watched
+            if (gradient := each.parameter.grad) is not None
+            and not is_measured_on_host(local_part(gradient))
+            and gradient.numel()
+        ]
+        with torch.no_grad():
+            for group in group_by_device(measured):
+                self._measurement.add_flags(group, measure_flags([each.parameter for each in group]))
 
     def _add_gradient_statistics(
         self, measurement: StepMeasurement, touched: Sequence[WatchedParameter], scale: Tensor | None
@@ -463,7 +466,7 @@ class Watch:
             self._before_first_step()
 
     def _update_training(self) -> None:
-        key = (self._clips_gradients, self._first_batch.is_over, self._loss_observer.revision)
+        key = (self._clipping.has_clipped, self._first_batch.is_over, self._loss_observer.revision)
         if key != self._training_key:
             self._training_key = key
             self._training = describe_training(
@@ -472,7 +475,7 @@ class Watch:
                 self._first_batch,
                 target_rms=self._loss_observer.target_rms,
                 loss=self._loss_observer.summary(),
-                clips_gradients=self._clips_gradients,
+                clips_gradients=self._clipping.has_clipped,
             )
 
     # --- errors of the observation ------------------------------------------------------------------------------------

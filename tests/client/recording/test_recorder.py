@@ -57,10 +57,8 @@ class ReadyMeasurement:
     def __init__(self, measurement: Measurement | None) -> None:
         self._measurement = measurement
 
-    is_ready = False
-
     def read_totals(self) -> None:
-        """Return that nothing was measured yet."""
+        """Return that a device would be waited for."""
 
     def read(self) -> Measurement:
         """Return the measurement; raise an error if there is none."""

@@ -105,7 +105,7 @@ class LossScale:
             if self._still_scaled.pop(id(parameter), None) is not None and parameter.grad is not None:
                 parameter.grad.mul_(1 / self.value)
 
-    def before_clipping(self, parameters: list[Tensor]) -> None:
+    def before_clipping(self, parameters: list[Tensor], total_norm: Tensor | None) -> None:  # noqa: ARG002
         """Divide the gradients that are about to be clipped."""
         self.unscale(parameters)
 
