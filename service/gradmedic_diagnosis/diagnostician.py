@@ -21,6 +21,7 @@ from gradmedic_diagnosis.advice import advise
 from gradmedic_diagnosis.architecture import Architecture
 from gradmedic_diagnosis.block import Block
 from gradmedic_diagnosis.causes import find_causes
+from gradmedic_diagnosis.course import Course
 from gradmedic_diagnosis.detectors import DETECTOR_TYPES
 from gradmedic_diagnosis.detectors.base import Detector
 from gradmedic_diagnosis.detectors.step_view import StepView, read_rows
@@ -90,6 +91,7 @@ class Diagnostician:
         self._detectors: list[Detector] = [detector() for detector in DETECTOR_TYPES]
         self._history = RunHistory()
         self._objective = ObjectiveTracker(self._training)
+        self._course = Course()
         self._last_step: int | None = None
         self._sampled_steps = 0
         """Sampled steps with at least one present layer."""
@@ -178,7 +180,7 @@ class Diagnostician:
                 view.row = None
             for observe in observers:
                 observe(view)
-            change = self._update_verdict(step)
+            change = self._update_verdict(view)
             if change is not None:
                 changes.append(change)
         return changes
@@ -200,6 +202,11 @@ class Diagnostician:
         was_never_sampled = self._sampled_steps == 0 and self._steps_with_loss >= MIN_STEPS
         return bool(self._layers) and (was_never_sampled or self._steps_without_layers >= MIN_STEPS)
 
+    @property
+    def _current_progress(self) -> LossProgress | None:
+        """Progress of the only loss; None where there is none, or several losses take turns."""
+        return next(iter(self._streams.values())) if len(self._streams) == 1 else None
+
     def _choose_stream(self, presence_key: bytes) -> str:
         """Return the key of the stream for these layers; the first stream's if there are too many already."""
         key = self._stream_names.get(presence_key)
@@ -209,33 +216,45 @@ class Diagnostician:
             return key
         return next(iter(self._streams))
 
-    def _update_verdict(self, step: int) -> VerdictChange | None:
-        """Combine the detectors' strengths; return the change of verdict, learning or level, if there is one."""
-        verdict, detector_id = self._decide_verdict()
+    def _update_verdict(self, view: StepView) -> VerdictChange | None:
+        """Let the course read the votes; return the change of verdict, learning or level, if there is one."""
         learning = self._learning_state
+        if self._muted and self._course.verdict is not None and self._course.decider(self._muted) is None:
+            self._course.forget()
+        self._course.advance(self._list_votes(view), view, learning)
+        verdict = self._decide_verdict()
         level = judge_level(verdict, learning, self._has_open_warning, self._has_open_fault)
         if verdict != self._verdict:
-            self._verdict, self._since_step = verdict, None if verdict == "undetermined" else step
+            self._verdict, self._since_step = verdict, None if verdict == "undetermined" else view.step
         elif (learning, level) == (self._judged_learning, self._level):
             return None
         self._judged_learning, self._level = learning, level
         return VerdictChange(
-            step=step, verdict=verdict, learning=learning, level=level, score=self._compute_score(), finding=detector_id
+            step=view.step,
+            verdict=verdict,
+            learning=learning,
+            level=level,
+            score=self._compute_score(),
+            finding=self._course.decider(self._muted),
         )
 
-    def _decide_verdict(self) -> tuple[Verdict, str | None]:
-        """Return the verdict and the detector that decides it: exploding before vanishing, then by strength."""
-        deciding = [detector for detector in self._detectors if detector.strength]
-        if deciding and self._muted:
-            deciding = [detector for detector in deciding if detector.id not in self._muted]
-        if deciding:
-            strongest = max(deciding, key=lambda detector: (detector.verdict == "exploding", detector.strength))
-            return strongest.verdict, strongest.id
-        if self._lacks_gradients:
-            return "undetermined", None
-        if max(self._steps_with_loss, self._sampled_steps) >= MIN_STEPS:
-            return "healthy", None
-        return "undetermined", None
+    def _list_votes(self, view: StepView) -> list[Detector]:
+        """Return the detectors that vote: no first vote for vanishing while an explosion may be the reason for it."""
+        voting = [detector for detector in self._detectors if detector.strength]
+        if voting and self._muted:
+            voting = [detector for detector in voting if detector.id not in self._muted]
+        if voting and self._course.verdict is None and all(detector.verdict == "vanishing" for detector in voting):
+            undecided = any(detector.is_undecided(view) for detector in self._list_unmuted())
+            return [] if undecided else voting
+        return voting
+
+    def _decide_verdict(self) -> Verdict:
+        """Return the verdict of the course, or what there is to tell of a run without one."""
+        if self._course.verdict is not None:
+            return self._course.verdict
+        if not self._lacks_gradients and max(self._steps_with_loss, self._sampled_steps) >= MIN_STEPS:
+            return "healthy"
+        return "undetermined"
 
     def _compute_score(self) -> float:
         """Return the confidence in the verdict: 1 minus the chance that every finding for it is mistaken."""
@@ -243,11 +262,7 @@ class Diagnostician:
             return 0.0
         if self._verdict == "healthy":
             return HEALTHY_SCORE
-        chance_mistaken = 1.0
-        for detector in self._list_unmuted():
-            if detector.verdict == self._verdict:
-                chance_mistaken *= 1 - min(detector.strength, MAX_STRENGTH)
-        return round(1 - chance_mistaken, 4)
+        return round(self._course.peak_strength, 4)
 
     def _describe(self) -> dict[str, Any]:
         """Return the fields of the diagnosis as of the last step."""
@@ -280,6 +295,8 @@ class Diagnostician:
                 findings,
                 causes,
                 self._history,
+                course=self._course,
+                step=self._last_step,
                 lacks_gradients=self._lacks_gradients,
                 learning="" if self._judged_learning == "unknown" else self._objective.describe(),
             ),
@@ -306,8 +323,14 @@ class Diagnostician:
         ordered = sorted(
             self._list_unmuted(), key=lambda detector: (detector.verdict != self._verdict, -detector.strength)
         )
-        findings = (detector.report_finding(self._architecture) for detector in ordered)
-        return [finding for finding in findings if finding is not None]
+        decider = self._course.decider(self._muted)
+        findings: list[Finding] = []
+        for detector in ordered:
+            reason = decider if self._course.is_consequence(detector) else None
+            finding = detector.report_finding(self._architecture, consequence_of=reason)
+            if finding is not None:
+                findings.append(finding)
+        return findings
 
     def _list_unmuted(self) -> list[Detector]:
         return [detector for detector in self._detectors if detector.id not in self._muted]
@@ -321,6 +344,7 @@ class Diagnostician:
             "detectors": {detector.id: detector.to_state() for detector in self._detectors},
             "history": self._history.to_state(),
             **self._objective.to_state(),
+            "course": self._course.to_state(),
             "last_step": self._last_step,
             "sampled": self._sampled_steps,
             "logged": self._steps_with_loss,
@@ -365,6 +389,10 @@ class Diagnostician:
         self._sampled_steps, self._steps_with_loss = state["sampled"], state["logged"]
         self._steps_without_layers = state.get("without_layers", 0)
         self._verdict, self._since_step = state["verdict"], state["since"]
+        if "course" in state:
+            self._course.restore(state["course"])
+        else:  # version 0.1 had no course
+            self._course.take_up(self._verdict, self._since_step, self._detectors, self._current_progress)
         self._judged_learning = self._learning_state
         self._level = state.get("level") or judge_level(self._verdict, self._judged_learning, lambda: False)
         return self

@@ -7,7 +7,24 @@ from collections.abc import Sequence
 
 from gradmedic.protocol.diagnosis import Cause, Finding
 from gradmedic.protocol.verdicts import Verdict
+from gradmedic_diagnosis.course import Course
 from gradmedic_diagnosis.run_history import RunHistory
+
+FOLLOWED_BY = {
+    "zero_gradient": "gradients are exactly zero",
+    "depth_gap": "gradients fade towards the input",
+    "saturation": "units are saturated",
+    "contracting_recurrence": "a recurrent matrix shrinks the gradients",
+    "insensitive_loss": "the gradients are too small to move the loss",
+    "excessive_clipping": "clipping leaves almost nothing of the gradients",
+    "starvation": "the updates move no weight",
+    "plateau": "the loss is flat",
+}
+"""What a detector's finding means where it follows from an explosion."""
+MAX_FOLLOWED = 2
+"""Most consequences that a summary names."""
+STALE_STEPS = 20
+"""Steps after which the numbers of a finding are of the past: the step at which they were seen is named."""
 
 
 def summarize(
@@ -17,10 +34,14 @@ def summarize(
     causes: Sequence[Cause],
     history: RunHistory,
     *,
+    course: Course,
+    step: int | None,
     lacks_gradients: bool,
     learning: str,
 ) -> str:
-    """Describe what is wrong, since when, where first, and the likeliest cause; of a healthy run, its numbers.
+    """Describe what is wrong, since when, where first, what followed, and the likeliest cause.
+
+    Of a healthy run, it gives the numbers, or what the run has recovered from.
 
     Args:
         verdict: The verdict.
@@ -28,6 +49,8 @@ def summarize(
         findings: The findings, those for the verdict first.
         causes: The causes, the likeliest first.
         history: Numbers of the whole run.
+        course: Onset, decider and end of the verdict.
+        step: The last step.
         lacks_gradients: Whether the run has layers and sends no gradients of them.
         learning: Description of a loss that is stuck or gets worse; empty for others.
     """
@@ -39,17 +62,32 @@ def summarize(
     if verdict == "undetermined":
         return "Too little data to say anything yet."
     if verdict == "healthy":
-        return _describe_health(findings, history, learning)
-    critical = [finding for finding in findings if finding.verdict == verdict and finding.severity == "critical"]
-    text = f"{verdict.capitalize()} since step {since_step}."
-    if critical:
-        text += f" {min(critical, key=lambda finding: finding.first_step).explanation}"
+        return _describe_health(findings, history, course, learning)
+    text = f"{verdict.capitalize()} since step {since_step}"
+    if course.onset_step is not None and course.onset_step != since_step:
+        text += f" (it began at step {course.onset_step})"
+    text += "."
+    own = [finding for finding in findings if finding.verdict == verdict and finding.severity == "critical"]
+    if own:
+        ranks = {detector: rank for rank, detector in enumerate(course.supporters)}
+        deciding = min(own, key=lambda finding: ranks.get(finding.detector, len(ranks)))
+        is_past = step is not None and step - deciding.last_step > STALE_STEPS
+        seen = f" At step {deciding.last_step}:" if is_past else ""
+        text += f"{seen} {deciding.explanation}"
+    followed = [finding for finding in findings if finding.consequence_of and finding.resolved_step is None]
+    if followed:
+        text += f" {_describe_consequences(followed[:MAX_FOLLOWED])}"
     if causes:
         text += f" Likeliest cause: {causes[0].cause.replace('_', ' ')}."
     return text
 
 
-def _describe_health(findings: Sequence[Finding], history: RunHistory, learning: str) -> str:
+def _describe_consequences(findings: Sequence[Finding]) -> str:
+    parts = [f"{FOLLOWED_BY[finding.detector]} since step {finding.first_step}" for finding in findings]
+    return f"{' and '.join(parts).capitalize()}, as a consequence."
+
+
+def _describe_health(findings: Sequence[Finding], history: RunHistory, course: Course, learning: str) -> str:
     unresolved = [finding for finding in findings if finding.resolved_step is None]
     if learning:
         others = [finding.explanation for finding in unresolved if finding.detector != "plateau"]
@@ -59,6 +97,11 @@ def _describe_health(findings: Sequence[Finding], history: RunHistory, learning:
     notes = [finding for finding in unresolved if finding.detector != "depth_gap"]
     if warnings or notes:
         return f"No alarm, but: {(warnings or notes)[0].explanation}"
+    if course.recovered_verdict is not None:
+        return (
+            f"Healthy again since step {course.recovered_step}: the run was {course.recovered_verdict} from step "
+            f"{course.recovered_onset} on, and has recovered."
+        )
     resolved = [f for f in findings if f.verdict == "exploding" and f.resolved_step is not None]
     if resolved:
         return f"Healthy; a disturbance at step {resolved[0].first_step} was over by step {resolved[0].resolved_step}."

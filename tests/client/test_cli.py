@@ -124,13 +124,14 @@ def test_outcomes_and_resolved_findings_are_shown(exploding: gradmedic.Run, serv
         resolved_step=5,
         evidence={"share": 0.5, "growth": float("inf")},
         explanation="Half are dead.",
+        consequence_of="loss_divergence",
     )
     diagnosis = Diagnosis(
         run_id=run.id, step=9, verdict="healthy", score=0.5, since_step=6, summary="Well again.", findings=[finding],
         causes=[], advice=[advice],
     )  # fmt: skip
     text = render_diagnosis(diagnosis, run)
-    assert "resolved at step 5" in text
+    assert "resolved at step 5, a consequence of loss_divergence" in text
     assert "share = 0.5, growth = inf" in text
     assert "clip_grad_norm(max_norm=1.0)" in text
     assert "Tried: verified: healthy in 3 of 3 seeds, loss 1.31 against NaN; 41 s." in " ".join(text.split())

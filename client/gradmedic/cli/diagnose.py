@@ -88,18 +88,15 @@ def render_diagnosis_of(place: str, diagnosis: DiagnosisAtStep, dropped_steps: i
     """Return the lines of a diagnosis; `place` names the run or the file."""
     width = terminal_width()
     since = "" if diagnosis.since_step is None else f" since step {diagnosis.since_step}"
-    open_findings = [
-        finding
-        for finding in diagnosis.findings
-        if finding.verdict == diagnosis.verdict and finding.resolved_step is None and finding.layers
-    ]
+    causal = [finding for finding in diagnosis.findings if finding.verdict == diagnosis.verdict and finding.layers]
+    causal.sort(key=lambda finding: finding.resolved_step is not None)
     lines = [
         f"{diagnosis.verdict.upper()}{since}  (confidence {diagnosis.score:.0%})",
         f"level {diagnosis.level}; the loss: {diagnosis.learning}",
         f"{place}, " + ("no steps yet" if diagnosis.step is None else f"as of step {diagnosis.step}"),
     ]
-    if open_findings and diagnosis.verdict in UNHEALTHY_VERDICTS:
-        lines.append(f"first bad layer: {open_findings[0].layers[0]}")
+    if causal and diagnosis.verdict in UNHEALTHY_VERDICTS:
+        lines.append(f"first bad layer: {causal[0].layers[0]}")
     if dropped_steps:
         lines.append(f"{dropped_steps} steps are missing: the client had no room for them")
     lines += ["", *wrap(diagnosis.summary, width)]
@@ -107,8 +104,9 @@ def render_diagnosis_of(place: str, diagnosis: DiagnosisAtStep, dropped_steps: i
         lines += ["", "What was seen"]
         for finding in diagnosis.findings:
             until = "" if finding.resolved_step is None else f", resolved at step {finding.resolved_step}"
+            reason = "" if finding.consequence_of is None else f", a consequence of {finding.consequence_of}"
             lines += list_item(
-                f"{finding.severity}: {finding.detector} from step {finding.first_step}{until}",
+                f"{finding.severity}: {finding.detector} from step {finding.first_step}{until}{reason}",
                 [finding.explanation, format_evidence(finding.evidence)],
                 width,
             )

@@ -54,6 +54,8 @@ class Finding:
     """Numbers that the finding is based on, by name."""
     explanation: str
     """Explanation of the finding in one or two sentences."""
+    consequence_of: str | None = None
+    """Detector of the explosion that the finding follows from. Null where none is known."""
 
     @property
     def class_(self) -> str:

@@ -82,6 +82,10 @@ class Detector(ABC):
             self.strength = max(self.strength, strength if has_evidence else 0.0)
         return self.strength > 0
 
+    def is_undecided(self, view: StepView) -> bool:  # noqa: ARG002 (for subclasses)
+        """Whether the detector is about to decide if its verdict holds. What may be its consequence waits for that."""
+        return False
+
     @property
     def is_fault(self) -> bool:
         """Whether an open finding is a fault of the script, which asks for attention also while the run learns."""
@@ -115,8 +119,8 @@ class Detector(ABC):
         if self.finding_state is not None and self.finding_state.resolved_step is None:
             self.finding_state.resolved_step = step
 
-    def report_finding(self, architecture: Architecture) -> Finding | None:
-        """Return the finding with its explanation; None if there never was one."""
+    def report_finding(self, architecture: Architecture, *, consequence_of: str | None = None) -> Finding | None:
+        """Return the finding with its explanation, and the detector it follows from; None if there never was one."""
         state = self.finding_state
         if state is None:
             return None
@@ -131,6 +135,7 @@ class Detector(ABC):
             resolved_step=state.resolved_step,
             evidence={name: float(value) for name, value in state.evidence.items()},
             explanation=self.explain(state, layers),
+            consequence_of=consequence_of,
         )
 
     def to_state(self) -> dict[str, Any]:

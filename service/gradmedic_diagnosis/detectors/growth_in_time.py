@@ -27,6 +27,10 @@ LOSS_RISE = 2.0
 """The loss, where there is one, must be this many times its reference."""
 CALM_STEPS = 20
 """Consecutive sampled steps below the threshold, with the loss back, after which a verdict is withdrawn."""
+SETTLED_STEPS = 50
+"""Consecutive sampled steps with grown gradients after which their level is the run's own, if it learns: as many as a
+baseline looks back (`BASELINE_HORIZON`). A baseline that began far too low, as with an output that was initialized to
+zero, needs many more to follow."""
 STRENGTH = 0.8
 
 
@@ -46,6 +50,7 @@ class GrowthInTime(Detector):
         "dangerous_steps": "reaching",
         "unweighted_steps": "blind",
         "calm_steps": "calm",
+        "settled_growth": "settled",
     }
 
     def __init__(self) -> None:
@@ -60,6 +65,8 @@ class GrowthInTime(Detector):
         self.unweighted_steps = 0
         """Consecutive sampled steps with a large growth and no weight norms."""
         self.calm_steps = 0
+        self.settled_growth = 0.0
+        """Growth in decades that has become the run's own level; 0 where none has."""
 
     def observe(self, view: StepView) -> None:
         """Compare the gradients with their baselines, the updates with the weights, and the loss with its reference."""
@@ -68,6 +75,7 @@ class GrowthInTime(Detector):
         growth = view.typical_growth
         if growth < GROWTH_DECADES:
             self.grown_steps = self.dangerous_steps = self.unweighted_steps = 0
+            self.settled_growth = 0.0
             is_loss_back = math.isnan(view.loss_ratio) or view.loss_ratio < LOSS_RISE
             self.calm_steps = self.calm_steps + 1 if is_loss_back else 0
             if not self.strength or self.calm_steps >= CALM_STEPS:
@@ -90,13 +98,28 @@ class GrowthInTime(Detector):
             or is_replacing
         ):
             self.strength = STRENGTH
-        if self.grown_steps >= PERSISTENCE or self.dangerous_steps:
+        if self._is_settled(view, growth):
+            self.close_finding(view.step)
+        elif self.grown_steps >= PERSISTENCE or self.dangerous_steps:
             factor = 10 ** ((growth - self.start_growth) / max(1, view.step - self.since_step))
             evidence = {"growth_decades": growth, "growth_per_step": float(factor)}
             if has_weights:
                 evidence["update_to_weight"] = view.update_ratio
             severity = "critical" if self.strength else "warning"
             self.update_finding(view.step, severity, view.layers_by_growth(), evidence, since=self.since_step)
+
+    def _is_settled(self, view: StepView, growth: float) -> bool:
+        """Whether the run learns with gradients that have stayed at this level for as long as a baseline looks back."""
+        if self.strength or self.dangerous_steps:
+            return False
+        if self.settled_growth == 0 and self.grown_steps >= SETTLED_STEPS:
+            is_level = growth < self.start_growth + GROWTH_DECADES
+            if is_level and view.progress.count and not view.progress.shows_no_learning():
+                self.settled_growth = growth
+        if self.settled_growth == 0 or growth >= self.settled_growth + GROWTH_DECADES:
+            return False
+        self.since_step = view.step  # a finding that is opened again begins here
+        return True
 
     def explain(self, finding: FindingState, layers: Sequence[str]) -> str:
         """Explain the growth above the baseline."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from gradmedic_diagnosis.detectors.base import Detector, FindingState
 from gradmedic_diagnosis.detectors.step_view import StepView
-from gradmedic_diagnosis.loss_progress import BLOW_UP
+from gradmedic_diagnosis.loss_progress import BLOW_UP, SLOW_HORIZON, STUCK_EVERY
 from gradmedic_diagnosis.measurements import HEALTHY_UPDATE_RATIO
 
 PERSISTENCE = 5
@@ -34,6 +34,10 @@ the training, whatever the loss is now."""
 WEIGHT_GROWTH = 2.0
 """Slow divergence: the loss is `BLOW_UP` times its start and the weights have grown by at least this factor, for
 `SLOW_PERSISTENCE` consecutive steps."""
+STILL_GROWING = 1.1
+"""Weights of this many times their average over `SLOW_HORIZON` steps still grow. If they have grown by `WEIGHT_GROWTH`
+already, a gradient that vanishes is more likely a consequence: in our recordings, the weights of no run that only
+vanishes double."""
 SLOW_PERSISTENCE = 10
 SLOW_PERSISTENCE_WITHOUT_WEIGHTS = 20
 """Without weight norms, the loss must stay that high for this many consecutive steps, and gradients, where there are
@@ -65,6 +69,7 @@ class LossDivergence(Detector):
         "reference_before": "reference",
         "recovered_steps": "calm",
         "last_blow_up": "blow_up",
+        "slow_weight_norm": "slow_weight",
     }
 
     def __init__(self) -> None:
@@ -79,6 +84,8 @@ class LossDivergence(Detector):
         self.slow_steps = 0
         """Consecutive steps that agree with a slow divergence."""
         self.first_weight_norm = float("nan")
+        self.slow_weight_norm = float("nan")
+        """Average of the weight norm over `SLOW_HORIZON` sampled steps."""
         self.reference_before = float("nan")
         """Level to which the loss must return."""
         self.recovered_steps = 0
@@ -139,12 +146,24 @@ class LossDivergence(Detector):
         is_slow = has_grown and not view.has_several_streams and is_high
         self.slow_steps = self.slow_steps + 1 if is_slow else 0
 
+    def is_undecided(self, view: StepView) -> bool:
+        """Return whether a blow-up is so recent that it is open whether the run learns again, or the weights grow."""
+        if view.has_several_streams:
+            return False
+        has_grown = view.weight_norm >= WEIGHT_GROWTH * self.first_weight_norm > 0
+        if has_grown and view.weight_norm >= STILL_GROWING * self.slow_weight_norm:
+            return True
+        if self.last_blow_up is None:
+            return False
+        return view.progress.count - self.last_blow_up["count"] < AFTERMATH_STEPS + STUCK_EVERY
+
     def _watch_aftermath(self, view: StepView, blow_up: dict[str, float]) -> None:
         """Open a finding if the run never learns again after a blow-up that alone supports no verdict."""
         since = view.progress.count - blow_up["count"]
         if since >= RECOVERY_STEPS and "level" not in blow_up:
             blow_up["level"] = view.progress.current
-        if since < AFTERMATH_STEPS or "level" not in blow_up or not view.is_stuck:
+        has_ended = view.is_stuck or view.dead_share >= RECOVERY_DEAD_SHARE
+        if since < AFTERMATH_STEPS or "level" not in blow_up or not has_ended:
             return
         fall = (blow_up["level"] - view.progress.current) / max(abs(blow_up["level"]), TINY)
         if fall >= AFTERMATH_FALL:
@@ -162,7 +181,11 @@ class LossDivergence(Detector):
             self.weakly_rewriting_steps_left = max(0, self.weakly_rewriting_steps_left - 1)
             return
         if math.isnan(self.first_weight_norm) and math.isfinite(view.weight_norm):
-            self.first_weight_norm = view.weight_norm
+            self.first_weight_norm = self.slow_weight_norm = view.weight_norm
+        if math.isnan(self.slow_weight_norm):  # a state that version 0.1 stored
+            self.slow_weight_norm = view.weight_norm
+        if math.isfinite(view.weight_norm):
+            self.slow_weight_norm += (view.weight_norm - self.slow_weight_norm) / SLOW_HORIZON
         rewrites = view.update_ratio >= REWRITING_UPDATE_RATIO
         if not math.isfinite(self.first_weight_norm):
             rewrites = view.typical_growth >= REWRITING_GROWTH_DECADES

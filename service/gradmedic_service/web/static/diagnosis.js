@@ -84,6 +84,7 @@ export function showFindings(list, diagnosis, select) {
     return el("li", { class: "card", "data-key": finding.detector },
       el("h3", {}, words(finding.detector), " ", badge(finding.verdict), " ", el("span", { class: "severity", "data-severity": finding.severity }, finding.severity)),
       el("p", {}, finding.explanation),
+      finding.consequence_of ? el("p", { class: "small" }, `A consequence of: ${words(finding.consequence_of)}`) : "",
       el("p", { class: "small" }, "From ", stepButton, finding.resolved_step === null ? `, still present at step ${integer(finding.last_step)}` : `, resolved at step ${integer(finding.resolved_step)}`,
         finding.layers.length ? ": " : ".", layers, finding.layers.length > 4 ? `and ${finding.layers.length - 4} more` : ""),
       evidenceList(finding.evidence));
