@@ -22,11 +22,13 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from benchmarks import calibration
 from benchmarks.corpus.families import HELDOUT, SPLITS, is_made
 from benchmarks.corpus.outcome import build_up_steps
 from benchmarks.corpus.recording import load, read_arrays
@@ -101,10 +103,18 @@ class Reading:
     """First step of each alarm."""
     causes: tuple[str, ...] = ()
     score: float | None = None
+    verdicts: tuple[str, ...] = ()
+    """The verdicts one after another, from the first that is not undetermined."""
     level: str = "unknown"
     """The level at the end."""
     attention_steps: int = 0
     """Steps at which the level was attention."""
+
+    @property
+    def flips(self) -> int:
+        """How often the run went from one unhealthy verdict to the other, also with a healthy one between them."""
+        alarms = [verdict for verdict in self.verdicts if verdict in ALARMS]
+        return sum(before != after for before, after in pairwise(alarms))
 
     def counted(self, label: str) -> str:
         """Return the verdict that is scored: for a healthy or other run any alarm, even one that was withdrawn."""
@@ -175,10 +185,12 @@ def diagnose(recording: Recording) -> Reading:
     start, steps = 0, len(recording.block)
     diagnosis = diagnostician.diagnose()
     levels = [(0, diagnosis.level)]
+    verdicts: list[str] = []
     while start < steps:
         stop = min(steps, start + int(rng.integers(1, LARGEST_BLOCK + 1)))
         diagnosis = diagnostician.update(recording.block.cut(start, stop))
         levels += [(change.step, change.level) for change in diagnosis.changes]
+        verdicts += [change.verdict for change in diagnosis.changes if change.verdict != "undetermined"]
         for change in diagnosis.changes:
             if not start <= change.step < stop:
                 raise AssertionError(f"{recording.id}: step {change.step} is not in the block {start}..{stop - 1}")
@@ -192,6 +204,7 @@ def diagnose(recording: Recording) -> Reading:
         first_alarms=first,
         causes=tuple(cause.cause for cause in diagnosis.causes),
         score=diagnosis.score,
+        verdicts=tuple(verdict for verdict, _ in groupby(verdicts)),
         level=diagnosis.level,
         attention_steps=sum(
             end - begin
@@ -217,6 +230,26 @@ def describe_levels(recordings: Sequence[Recording], readings: Sequence[Reading]
         f"level at the end: {text}; healthy runs at attention for more than {LONG_ATTENTION} steps: {long} of "
         f"{len(healthy)}"
     )
+
+
+def describe_course(recordings: Sequence[Recording], readings: Sequence[Reading]) -> str:
+    """Describe how often verdicts changed after the first, and how often between vanishing and exploding."""
+    changes = [max(0, len(reading.verdicts) - 1) for reading in readings]
+    flipped = [r.id for r, reading in zip(recordings, readings, strict=True) if reading.flips]
+    return (
+        f"verdict changes: {statistics.fmean(changes):.2f} a run, at most {max(changes)}; flips between vanishing and "
+        f"exploding: {sum(reading.flips for reading in readings)}{' (' + ', '.join(flipped) + ')' if flipped else ''}"
+    )
+
+
+def describe_scores(recordings: Sequence[Recording], readings: Sequence[Reading]) -> str:
+    """Describe how well the scores at the end match what the runs are; `other` runs are rightly called healthy."""
+    judged = [
+        (reading.score, reading.counted(r.label) == ("healthy" if r.label == "other" else r.label), 1.0)
+        for r, reading in zip(recordings, readings, strict=True)
+        if reading.score is not None and reading.final != "undetermined"
+    ]
+    return f"scores at the end: {calibration.describe(judged)}"
 
 
 def apply_rules(rules: RuleSet, recording: Recording) -> Reading:
@@ -426,6 +459,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(HEADER)
         print(row(results[name]))
         print(describe_levels(recordings, readings))
+        print(describe_course(recordings, readings))
+        print(describe_scores(recordings, readings))
         for rules in REFERENCES:
             print(row(score(rules.name, recordings, [apply_rules(rules, recording) for recording in recordings])))
         if options.verbose and name != HELDOUT:

@@ -61,8 +61,8 @@ class Course(Persistent):
     """Ids of the detectors that have voted for the verdict, the deciding one first."""
     peak_strength: float = 0.0
     """Largest combined strength of the votes for the verdict so far."""
-    losses_since: int = 0
-    """Losses since the verdict was adopted."""
+    steps_since: int = 0
+    """Steps since the verdict was adopted."""
     level: float = math.nan
     """For an explosion, the best level of the loss before it; for vanishing, the level at which the loss was found
     stuck. NaN where no loss shows one."""
@@ -103,8 +103,8 @@ class Course(Persistent):
             if voting:
                 self._begin(voting, view)
             return
+        self.steps_since += 1
         if loss is not None and has_loss:
-            self.losses_since += 1
             self.recent_losses = [*self.recent_losses[1 - RECOVERED_LOSSES :], loss]
         votes = [detector for detector in voting if detector.verdict == self.verdict]
         if votes:
@@ -148,7 +148,7 @@ class Course(Persistent):
         """Drop the verdict: every detector that voted for it was muted."""
         self.verdict, self.since_step, self.onset_step = None, None, None
         self.supporters, self.recent_losses = [], []
-        self.peak_strength, self.losses_since, self.recovered_losses, self.explosion_losses = 0.0, 0, 0, 0
+        self.peak_strength, self.steps_since, self.recovered_losses, self.explosion_losses = 0.0, 0, 0, 0
 
     def _begin(self, voting: Sequence[Detector], view: StepView) -> None:
         """Adopt the verdict of the votes, exploding before vanishing."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,6 +20,7 @@ from gradmedic.protocol.verdicts import Learning, Level, Verdict
 from gradmedic_diagnosis.advice import advise
 from gradmedic_diagnosis.architecture import Architecture
 from gradmedic_diagnosis.block import Block
+from gradmedic_diagnosis.calibration import AlarmEvidence, HealthEvidence, calibrate
 from gradmedic_diagnosis.causes import find_causes
 from gradmedic_diagnosis.course import Course
 from gradmedic_diagnosis.detectors import DETECTOR_TYPES
@@ -39,10 +40,6 @@ T = TypeVar("T")
 
 MIN_STEPS = 20
 """Steps with a loss, or with statistics, before a run is called healthy. Before that it is undetermined."""
-HEALTHY_SCORE = 0.9
-"""Confidence in a healthy verdict: no detector's strength is above 0."""
-MAX_STRENGTH = 0.99
-"""Bound of a strength in the score: no single finding gives certainty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,7 +218,10 @@ class Diagnostician:
         learning = self._learning_state
         if self._muted and self._course.verdict is not None and self._course.decider(self._muted) is None:
             self._course.forget()
+        decider = self._course.decider(())
         self._course.advance(self._list_votes(view), view, learning)
+        if decider is not None and self._course.verdict is None:
+            self._resolve(decider, view.step)
         verdict = self._decide_verdict()
         level = judge_level(verdict, learning, self._has_open_warning, self._has_open_fault)
         if verdict != self._verdict:
@@ -237,6 +237,12 @@ class Diagnostician:
             score=self._compute_score(),
             finding=self._course.decider(self._muted),
         )
+
+    def _resolve(self, decider: str, step: int) -> None:
+        """Resolve the finding that decided a verdict which has ended: it held as long as the verdict."""
+        for detector in self._detectors:
+            if detector.id == decider and detector.finding_state is not None:
+                detector.finding_state.resolved_step = step
 
     def _list_votes(self, view: StepView) -> list[Detector]:
         """Return the detectors that vote: no first vote for vanishing while an explosion may be the reason for it."""
@@ -257,12 +263,23 @@ class Diagnostician:
         return "undetermined"
 
     def _compute_score(self) -> float:
-        """Return the confidence in the verdict: 1 minus the chance that every finding for it is mistaken."""
+        """Return the chance that the verdict is right; 0 for an undetermined one."""
+        evidence = self.collect_evidence()
+        return 0.0 if evidence is None else calibrate(evidence)
+
+    def collect_evidence(self) -> AlarmEvidence | HealthEvidence | None:
+        """Return the evidence for the verdict at the last step; None for an undetermined one."""
         if self._verdict == "undetermined":
-            return 0.0
+            return None
         if self._verdict == "healthy":
-            return HEALTHY_SCORE
-        return round(self._course.peak_strength, 4)
+            return HealthEvidence(
+                steps=max(self._steps_with_loss, self._sampled_steps),
+                learning=self._judged_learning,
+                has_warning=self._has_open_warning(),
+                has_suspicion=any(d.is_open and d.verdict == "vanishing" for d in self._list_unmuted()),
+            )
+        course = self._course
+        return AlarmEvidence(strength=course.peak_strength, detectors=len(course.supporters), steps=course.steps_since)
 
     def _describe(self) -> dict[str, Any]:
         """Return the fields of the diagnosis as of the last step."""
@@ -319,17 +336,25 @@ class Diagnostician:
         )
 
     def _report_findings(self) -> list[Finding]:
-        """Return the findings, those for the present verdict first, then by strength."""
-        ordered = sorted(
-            self._list_unmuted(), key=lambda detector: (detector.verdict != self._verdict, -detector.strength)
-        )
+        """Return the findings, those for the present verdict first, then by strength.
+
+        Where no finding for the verdict is open any more, the one that decided it holds as long as the verdict.
+        """
         decider = self._course.decider(self._muted)
+        ordered = sorted(
+            self._list_unmuted(),
+            key=lambda detector: (detector.verdict != self._verdict, -detector.strength, detector.id != decider),
+        )
+        is_held = decider is not None and not any(
+            detector.is_open and detector.id in self._course.supporters for detector in ordered
+        )
         findings: list[Finding] = []
         for detector in ordered:
             reason = decider if self._course.is_consequence(detector) else None
             finding = detector.report_finding(self._architecture, consequence_of=reason)
             if finding is not None:
-                findings.append(finding)
+                is_kept_open = is_held and detector.id == decider
+                findings.append(replace(finding, resolved_step=None) if is_kept_open else finding)
         return findings
 
     def _list_unmuted(self) -> list[Detector]:

@@ -7,7 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 from benchmarks.corpus.recording import STATISTICS, to_block
-from benchmarks.diagnosis import Reading, Recording, Score, diagnose, judge, score
+from benchmarks.diagnosis import (
+    Reading,
+    Recording,
+    Score,
+    describe_course,
+    describe_scores,
+    diagnose,
+    judge,
+    score,
+)
 
 from gradmedic.protocol.runs import Layer, Training
 
@@ -101,6 +110,24 @@ def test_a_recording_is_streamed_to_its_end() -> None:
     reading = diagnose(recording("healthy"))
     assert reading.first_alarms == {}
     assert reading.final in ("healthy", "undetermined")
+
+
+def test_flips_are_counted_beyond_a_healthy_verdict() -> None:
+    """Every change from one unhealthy verdict to the other is a flip, also with a healthy one between them."""
+    verdicts = ("healthy", "vanishing", "healthy", "exploding", "vanishing", "healthy", "vanishing")
+    flipping = Reading(final="vanishing", first_alarms={}, verdicts=verdicts)
+    calm = Reading(final="healthy", first_alarms={}, verdicts=("healthy",))
+    assert (flipping.flips, calm.flips) == (2, 0)
+    text = describe_course([recording("vanishing"), recording("healthy")], [flipping, calm])
+    assert text.startswith("verdict changes: 3.00 a run, at most 6;")
+    assert text.endswith("exploding: 2 (made-by-hand)")
+
+
+def test_the_scores_of_a_corpus_are_compared_with_its_labels() -> None:
+    """A score of 1 on a wrong verdict costs 1; `other` runs are rightly called healthy."""
+    recordings = [recording("healthy"), recording("other"), recording("exploding"), recording("vanishing")]
+    readings = [reading("healthy"), reading("healthy"), reading("exploding", exploding=1), reading("healthy")]
+    assert describe_scores(recordings, readings).startswith("scores at the end: Brier 0.250; 0.95-1: 4 runs")
 
 
 @pytest.mark.parametrize(

@@ -93,9 +93,9 @@ def test_a_run_recovers_when_it_is_back_and_learns() -> None:
     assert f"Healthy again since step {changes[2].step}: the run was exploding from step {ONSET} on" in (
         diagnosis.summary
     )
-    exploded = find_finding(diagnosis, "loss_divergence")
+    exploded = find_finding(diagnosis, str(changes[1].finding))
     assert exploded is not None
-    assert exploded.resolved_step is not None
+    assert exploded.resolved_step == changes[2].step
 
 
 def test_a_converged_run_recovers_at_its_old_level() -> None:
@@ -147,7 +147,8 @@ def test_a_gap_that_narrows_does_not_end_vanishing() -> None:
     assert [change.verdict for change in keep_verdicts(diagnosis.changes)] == ["healthy", "vanishing"]
     finding = find_finding(diagnosis, "depth_gap")
     assert finding is not None
-    assert finding.resolved_step is not None
+    assert finding.resolved_step is None
+    assert finding.last_step < 400
     assert f"At step {finding.last_step}:" in diagnosis.summary
 
 
