@@ -5,6 +5,9 @@ its outcome. The cuts of one run weigh as much as one run. The command prints th
 `gradmedic_diagnosis.calibration`, and how well they do, on the splits that it was fitted on and on others:
 
     python -m benchmarks.calibration [--fit SPLIT ...] [--check SPLIT ...]
+
+A split is a folder in `benchmarks/.cache`, as `benchmarks.diagnosis` makes it. That of foreign trainings is
+`foreign-fit-auto`.
 """
 
 from __future__ import annotations
@@ -14,18 +17,17 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gradmedic.protocol.runs import Layer, Training
 from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
-from gradmedic_diagnosis import Diagnostician
+from gradmedic_diagnosis import Block, Diagnostician
 from gradmedic_diagnosis.calibration import AlarmEvidence, HealthEvidence, calibrate
-
-if TYPE_CHECKING:
-    from benchmarks.diagnosis import Recording
 
 BINS: Final = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
 """Edges of the reliability table: finer where most scores are."""
@@ -39,7 +41,7 @@ PENALTY: Final = 1.0
 IMAGINED_RUNS: Final = 1.0
 """Runs of each outcome that are added to every model (Laplace's rule of succession): a kind of verdict that was right
 in all of n runs has a chance of about 1 - 1 / n, not of 1."""
-SIGNS_OF_ALARM: Final = (0, 1, 1, 1)
+SIGNS_OF_ALARM: Final = (0, 0, 1, 1, 1)
 SIGNS_OF_HEALTH: Final = (0, 1, 1, -1, -1, -1, -1)
 """Sign that each weight may have; 0 means either. More evidence never lowers a score."""
 
@@ -59,22 +61,49 @@ class Judged:
         return calibrate(self.evidence)
 
 
-def judge_run(recording: Recording) -> list[Judged]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledRun:
+    """A run whose right verdict is known."""
+
+    label: str
+    layers: tuple[Layer, ...]
+    training: Training
+    block: Block
+
+
+def read_split(name: str) -> list[LabelledRun]:
+    """Read the runs of a split in `benchmarks/.cache`, ours or foreign ones."""
+    from benchmarks.diagnosis import CACHE, read_corpus
+
+    if name.startswith("foreign-"):
+        loading = import_module("benchmarks.corpus.foreign.loading")
+        split, _, sampling = name.rpartition("-")
+        runs = loading.load_foreign(split, sampling, CACHE / name)
+        return [
+            LabelledRun(label=run.verdict, layers=run.layers, training=run.training, block=run.block) for run in runs
+        ]
+    return [
+        LabelledRun(label=r.label, layers=r.layers, training=r.training, block=r.block)
+        for r in read_corpus(CACHE / name)
+    ]
+
+
+def judge_run(run: LabelledRun) -> list[Judged]:
     """Return the verdicts at the cuts of a run, without undetermined ones, and healthy ones before an explosion."""
-    steps = len(recording.block)
+    steps = len(run.block)
     cuts = sorted({round(cut) for cut in np.geomspace(min(FIRST_CUT, steps), steps, CUTS)})
-    loss = np.asarray(recording.arrays["loss"], dtype=np.float64)
-    diagnostician = Diagnostician(recording.layers, recording.training)
+    loss = np.asarray(run.block.series["loss"].values, dtype=np.float64)
+    diagnostician = Diagnostician(run.layers, run.training)
     judged, start = list[tuple[AlarmEvidence | HealthEvidence, bool]](), 0
     for cut in cuts:
-        verdict = diagnostician.update(recording.block.cut(start, cut)).verdict
+        verdict = diagnostician.update(run.block.cut(start, cut)).verdict
         evidence, start = diagnostician.collect_evidence(), cut
         if evidence is None:
             continue
         if verdict in UNHEALTHY_VERDICTS:
-            judged.append((evidence, verdict == recording.label))
-        elif recording.label != "exploding" or has_blown_up(loss[:cut]):
-            judged.append((evidence, recording.label not in UNHEALTHY_VERDICTS))
+            judged.append((evidence, verdict == run.label))
+        elif run.label != "exploding" or has_blown_up(loss[:cut]):
+            judged.append((evidence, run.label not in UNHEALTHY_VERDICTS))
     return [Judged(evidence, is_right, 1 / len(judged)) for evidence, is_right in judged]
 
 
@@ -138,15 +167,15 @@ def describe(judged: Iterable[tuple[float, bool, float]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Fit the weights and print them with their reliability."""
-    from benchmarks.diagnosis import CACHE, read_corpus
-
     parser = argparse.ArgumentParser(prog="benchmarks.calibration", description=__doc__)
-    parser.add_argument("--fit", nargs="+", default=["fit"], help="splits in benchmarks/.cache to fit on")
+    parser.add_argument(
+        "--fit", nargs="+", default=["fit", "foreign-fit-auto"], help="splits in benchmarks/.cache to fit on"
+    )
     parser.add_argument("--check", nargs="*", default=[], help="splits to check the present constants on")
     options = parser.parse_args(arguments)
 
     def judge_split(name: str) -> list[Judged]:
-        return [each for recording in read_corpus(CACHE / name) for each in judge_run(recording)]
+        return [each for run in read_split(name) for each in judge_run(run)]
 
     judged = [each for name in options.fit for each in judge_split(name)]
     alarms = [each for each in judged if isinstance(each.evidence, AlarmEvidence)]

@@ -29,6 +29,7 @@ HIGHEST: Final = 0.99
 class AlarmEvidence:
     """The evidence for vanishing or exploding."""
 
+    is_exploding: bool
     strength: float
     """Largest combined strength of the detectors so far, 0 to 1."""
     detectors: int
@@ -41,6 +42,7 @@ class AlarmEvidence:
         strength = min(self.strength, STRENGTH_BOUND)
         return (
             1.0,
+            float(self.is_exploding),
             math.log(strength / (1 - strength)) if strength > 0 else 0.0,
             float(self.detectors > 1),
             _count_decades(self.steps + FIRST_STEPS),
@@ -73,9 +75,9 @@ class HealthEvidence:
         )
 
 
-ALARM_WEIGHTS: Final = (4.27, 0.001, 0.0, 0.001)
-"""Intercept, log-odds of the strength, several detectors, decades of steps."""
-HEALTH_WEIGHTS: Final = (0.019, 1.056, 1.866, 0.0, -0.247, -1.33, -1.245)
+ALARM_WEIGHTS: Final = (0.015, 0.361, 0.804, 0.099, 0.097)
+"""Intercept, exploding, log-odds of the strength, several detectors, decades of steps."""
+HEALTH_WEIGHTS: Final = (0.985, 1.408, 1.081, 0.0, -0.292, -1.921, -2.743)
 """Intercept, decades of steps, learning, no progress, open warning; open suspicion without and with progress."""
 
 

@@ -279,7 +279,12 @@ class Diagnostician:
                 has_suspicion=any(d.is_open and d.verdict == "vanishing" for d in self._list_unmuted()),
             )
         course = self._course
-        return AlarmEvidence(strength=course.peak_strength, detectors=len(course.supporters), steps=course.steps_since)
+        return AlarmEvidence(
+            is_exploding=self._verdict == "exploding",
+            strength=course.peak_strength,
+            detectors=len(course.supporters),
+            steps=course.steps_since,
+        )
 
     def _describe(self) -> dict[str, Any]:
         """Return the fields of the diagnosis as of the last step."""

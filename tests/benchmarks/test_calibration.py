@@ -10,6 +10,7 @@ from benchmarks.calibration import (
     SIGNS_OF_ALARM,
     SIGNS_OF_HEALTH,
     Judged,
+    LabelledRun,
     brier,
     describe,
     fit_weights,
@@ -19,6 +20,7 @@ from benchmarks.calibration import (
 )
 from tests.benchmarks.test_diagnosis import recording
 
+from gradmedic_diagnosis import StepSeries
 from gradmedic_diagnosis.calibration import (
     ALARM_WEIGHTS,
     HEALTH_WEIGHTS,
@@ -30,12 +32,18 @@ from gradmedic_diagnosis.calibration import (
 
 def alarm(strength: float, *, is_right: bool) -> Judged:
     """Return a judged alarm of one detector."""
-    return Judged(AlarmEvidence(strength=strength, detectors=1, steps=0), is_right, 1.0)
+    return Judged(AlarmEvidence(is_exploding=True, strength=strength, detectors=1, steps=0), is_right, 1.0)
+
+
+def labelled(label: str) -> LabelledRun:
+    """Return a run of sixty calm steps with a label."""
+    made = recording(label)
+    return LabelledRun(label=label, layers=made.layers, training=made.training, block=made.block)
 
 
 def test_verdicts_of_a_run_weigh_as_much_as_one() -> None:
     """The cuts of a run together weigh 1; on a healthy run, healthy verdicts are right."""
-    judged = judge_run(recording("healthy"))
+    judged = judge_run(labelled("healthy"))
     assert len(judged) > 1
     assert sum(each.weight for each in judged) == pytest.approx(1)
     assert all(each.is_right for each in judged)
@@ -43,12 +51,16 @@ def test_verdicts_of_a_run_weigh_as_much_as_one() -> None:
 
 def test_a_healthy_verdict_on_a_vanishing_run_is_wrong() -> None:
     """A run that vanished was never healthy; before an explosion, a healthy verdict is neither right nor wrong."""
-    assert not any(each.is_right for each in judge_run(recording("vanishing")))
-    assert all(each.is_right for each in judge_run(recording("other")))
-    assert judge_run(recording("exploding")) == []
-    exploded = recording("exploding")
-    exploded.arrays["loss"] = np.append(exploded.arrays["loss"][:10], [np.nan] * 50)
-    assert not any(each.is_right for each in judge_run(exploded))
+    assert not any(each.is_right for each in judge_run(labelled("vanishing")))
+    assert all(each.is_right for each in judge_run(labelled("other")))
+    assert judge_run(labelled("exploding")) == []
+    exploded = labelled("exploding")
+    loss = exploded.block.series["loss"]
+    loss = StepSeries(np.append([np.nan], loss.values[1:]), loss.present)
+    exploded = dataclasses.replace(exploded, block=dataclasses.replace(exploded.block, series={"loss": loss}))
+    judged = judge_run(exploded)
+    assert judged
+    assert not any(each.is_right for each in judged)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +92,7 @@ def test_the_fit_is_modest_where_nothing_was_wrong() -> None:
 def test_weights_have_the_signs_of_the_evidence() -> None:
     """Evidence that contradicts its sign gets no weight: more evidence never lowers a score."""
     judged = [alarm(0.9, is_right=False), alarm(0.5, is_right=True)] * 50
-    assert fit_weights(judged, SIGNS_OF_ALARM)[1] == 0
+    assert fit_weights(judged, SIGNS_OF_ALARM)[2] == 0
     for weights, signs in ((ALARM_WEIGHTS, SIGNS_OF_ALARM), (HEALTH_WEIGHTS, SIGNS_OF_HEALTH)):
         assert len(weights) == len(signs)
         assert all(weight * sign >= 0 for weight, sign in zip(weights, signs, strict=True))
@@ -105,6 +117,6 @@ def test_brier_and_reliability_are_weighted() -> None:
 
 def test_scores_are_those_of_the_diagnosis() -> None:
     """A judged verdict has the score that the diagnosis gives to the same evidence."""
-    judged = judge_run(recording("healthy"))[-1]
-    assert judged.score > judge_run(recording("healthy"))[0].score
+    judged = judge_run(labelled("healthy"))[-1]
+    assert judged.score > judge_run(labelled("healthy"))[0].score
     assert dataclasses.replace(judged, is_right=False).score == judged.score

@@ -38,7 +38,7 @@ def test_undetermined_has_no_score() -> None:
 @pytest.mark.parametrize("steps", [0, 1, 10**9])
 def test_scores_are_chances(strength: float, steps: int) -> None:
     """Every score is between its bounds, for any evidence."""
-    assert LOWEST <= calibrate(AlarmEvidence(strength=strength, detectors=1, steps=steps)) <= HIGHEST
+    assert LOWEST <= calibrate(AlarmEvidence(is_exploding=True, strength=strength, detectors=1, steps=steps)) <= HIGHEST
     for learning in LEARNING_STATES:
         evidence = HealthEvidence(steps=steps, learning=learning, has_warning=True, has_suspicion=strength > 0)
         assert LOWEST <= calibrate(evidence) <= HIGHEST
