@@ -27,7 +27,7 @@ from gradmedic_diagnosis.detectors import DETECTOR_TYPES
 from gradmedic_diagnosis.detectors.base import Detector
 from gradmedic_diagnosis.detectors.step_view import StepView, read_rows
 from gradmedic_diagnosis.layer_averages import MAX_GROUPS, DepthProfile, LayerAverages
-from gradmedic_diagnosis.learning import judge_level
+from gradmedic_diagnosis.level import LevelTracker
 from gradmedic_diagnosis.loss_progress import LossProgress
 from gradmedic_diagnosis.measurements import Measurements, measure
 from gradmedic_diagnosis.objective import ObjectiveTracker
@@ -89,6 +89,7 @@ class Diagnostician:
         self._history = RunHistory()
         self._objective = ObjectiveTracker(self._training)
         self._course = Course()
+        self._level_tracker = LevelTracker()
         self._last_step: int | None = None
         self._sampled_steps = 0
         """Sampled steps with at least one present layer."""
@@ -166,6 +167,7 @@ class Diagnostician:
                     progress.add(loss)
             view.objective = self._objective.add(objectives[i], progress, step, learning_rates[i])
             view.measures_progress = self._objective.measures_progress
+            view.constant_level = self._objective.constant_level
             view.output_gradient_norm = output_gradient_norms[i]
             view.step, view.is_skipped, view.progress = step, is_skipped, progress
             view.loss, view.loss_ratio, view.loss_reference = loss, loss_ratio, loss_reference
@@ -223,7 +225,9 @@ class Diagnostician:
         if decider is not None and self._course.verdict is None:
             self._resolve(decider, view.step)
         verdict = self._decide_verdict()
-        level = judge_level(verdict, learning, self._has_open_warning, self._has_open_fault)
+        level = self._level_tracker.judge(
+            verdict, learning, has_open_warning=self._has_open_warning, has_open_fault=self._has_open_fault
+        )
         if verdict != self._verdict:
             self._verdict, self._since_step = verdict, None if verdict == "undetermined" else view.step
         elif (learning, level) == (self._judged_learning, self._level):
@@ -245,13 +249,17 @@ class Diagnostician:
                 detector.finding_state.resolved_step = step
 
     def _list_votes(self, view: StepView) -> list[Detector]:
-        """Return the detectors that vote: no first vote for vanishing while an explosion may be the reason for it."""
+        """Return the detectors that vote.
+
+        There is no first vote for vanishing while an explosion may be the reason, or a fault of the script is one.
+        """
         voting = [detector for detector in self._detectors if detector.strength]
         if voting and self._muted:
             voting = [detector for detector in voting if detector.id not in self._muted]
         if voting and self._course.verdict is None and all(detector.verdict == "vanishing" for detector in voting):
-            undecided = any(detector.is_undecided(view) for detector in self._list_unmuted())
-            return [] if undecided else voting
+            is_undecided = any(detector.is_undecided(view) for detector in self._list_unmuted())
+            if is_undecided or self._has_open_fault():
+                return [] if is_undecided else [detector for detector in voting if detector.judges_update]
         return voting
 
     def _decide_verdict(self) -> Verdict:
@@ -375,6 +383,7 @@ class Diagnostician:
             "history": self._history.to_state(),
             **self._objective.to_state(),
             "course": self._course.to_state(),
+            "level_tracker": self._level_tracker.to_state(),
             "last_step": self._last_step,
             "sampled": self._sampled_steps,
             "logged": self._steps_with_loss,
@@ -424,7 +433,10 @@ class Diagnostician:
         else:  # version 0.1 had no course
             self._course.take_up(self._verdict, self._since_step, self._detectors, self._current_progress)
         self._judged_learning = self._learning_state
-        self._level = state.get("level") or judge_level(self._verdict, self._judged_learning, lambda: False)
+        self._level_tracker.restore(state.get("level_tracker", {}))
+        self._level = state.get("level") or LevelTracker().judge(
+            self._verdict, self._judged_learning, has_open_warning=lambda: False, has_open_fault=lambda: False
+        )
         return self
 
 

@@ -8,11 +8,10 @@ it back and forth.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from gradmedic.protocol.runs import Objective
-from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS, Learning, Level, Verdict
+from gradmedic.protocol.verdicts import Learning
 from gradmedic_diagnosis.detectors.base import STUCK_PATIENCE, UNMOVED_SHARE
 from gradmedic_diagnosis.loss_progress import FLAT_DECLINE, SLOW_ERROR, SLOW_HORIZON, STUCK_EVERY, LossProgress
 from gradmedic_diagnosis.state import Persistent
@@ -177,20 +176,3 @@ class LearningTracker(Persistent):
         gained = max(start - self.best_average, 0.0)
         noise = WORSE_ERRORS * SLOW_ERROR * math.sqrt(self.noise_variance)
         return rise > max(LOST_SHARE * gained, FLAT_DECLINE * abs(self.best_average), noise)
-
-
-def judge_level(
-    verdict: Verdict,
-    learning: Learning,
-    has_open_warning: Callable[[], bool],
-    has_open_fault: Callable[[], bool] = lambda: False,
-) -> Level:
-    """Return the level. The two functions are called only where they matter.
-
-    A warning is no news about a run that learns. A fault of the script is.
-    """
-    if verdict in UNHEALTHY_VERDICTS:
-        return "critical"
-    if learning in ("stuck", "worsening") or (learning == "unknown" and has_open_warning()) or has_open_fault():
-        return "attention"
-    return "unknown" if verdict == "undetermined" else "ok"

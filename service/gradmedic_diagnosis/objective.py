@@ -30,7 +30,8 @@ class ObjectiveTracker:
         self._objective = training.objective or THE_LOSS
         self._is_declared = training.objective is not None
         self._is_surrogate = training.loss is not None and training.loss.surrogate is True
-        self._constant_level = math.nan if training.loss is None else _read_constant_level(training, self._objective)
+        self.constant_level = math.nan if training.loss is None else _read_constant_level(training, self._objective)
+        """Loss of a predictor with a constant output; NaN where it is unknown or does not bound the objective."""
         self._learning = LearningTracker()
         self._metric_progress = LossProgress()
         """Progress of a metric, with the sign that makes smaller better."""
@@ -68,7 +69,7 @@ class ObjectiveTracker:
         if value is not None and math.isfinite(value):
             if progress is self._metric_progress:
                 progress.add(value)
-            self._learning.add(value, progress, step, learning_rate, self._constant_level)
+            self._learning.add(value, progress, step, learning_rate, self.constant_level)
         return progress
 
     def judge(self, *, has_several_streams: bool) -> Learning:
@@ -79,7 +80,7 @@ class ObjectiveTracker:
 
     def describe(self) -> str:
         """Describe an objective that is stuck or gets worse in one sentence; empty for the other states."""
-        return self._learning.describe(self._objective, self._constant_level)
+        return self._learning.describe(self._objective, self.constant_level)
 
     def to_state(self) -> dict[str, Any]:
         """Return the state, for `pack_state`."""

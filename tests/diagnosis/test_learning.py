@@ -7,9 +7,8 @@ import pytest
 from tests.diagnosis.synthetic_run import falling, layers, noisy, run
 from tests.diagnosis.whole_run import STEPS, diagnose
 
-from gradmedic.protocol.verdicts import LEARNING_STATES, LEVELS
+from gradmedic.protocol.verdicts import LEARNING_STATES
 from gradmedic_diagnosis import Block, Diagnostician, StepSeries
-from gradmedic_diagnosis.learning import judge_level
 
 
 def with_learning_rates(block: Block, rates: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Block:
@@ -127,27 +126,6 @@ def test_learning_does_not_depend_on_the_cuts() -> None:
             changes += diagnostician.update(block.cut(start, min(len(block), start + size))).changes
             diagnostician = Diagnostician.from_bytes(diagnostician.to_bytes(), layers())
         assert changes == expected
-
-
-@pytest.mark.parametrize(
-    ("verdict", "learning", "has_open_warning", "level"),
-    [
-        ("undetermined", "unknown", False, "unknown"),
-        ("undetermined", "stuck", False, "attention"),
-        ("healthy", "unknown", False, "ok"),
-        ("healthy", "unknown", True, "attention"),
-        ("healthy", "learning", True, "ok"),
-        ("healthy", "converged", True, "ok"),
-        ("healthy", "stuck", False, "attention"),
-        ("healthy", "worsening", False, "attention"),
-        ("vanishing", "learning", False, "critical"),
-        ("exploding", "stuck", True, "critical"),
-    ],
-)
-def test_level(verdict: str, learning: str, has_open_warning: bool, level: str) -> None:
-    """Only a vanishing or exploding verdict is critical; a warning counts unless the run learns or has converged."""
-    assert level in LEVELS
-    assert judge_level(verdict, learning, lambda: has_open_warning) == level
 
 
 @pytest.mark.parametrize("extreme", [1e308, -1e308, 5e-324])

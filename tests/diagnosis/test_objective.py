@@ -201,3 +201,24 @@ def test_the_objective_does_not_depend_on_the_cuts() -> None:
             diagnostician = Diagnostician.from_bytes(diagnostician.to_bytes(), layers(), training)
         assert changes == expected.changes
         assert [f.detector for f in diagnostician.diagnose().findings] == [f.detector for f in expected.findings]
+
+
+def test_a_fault_of_the_script_is_no_vanishing() -> None:
+    """A flat loss behind softmax twice, or at a rate near zero, is explained by the fault: no gradient is to blame."""
+    gradient = 10.0 ** np.array([-4, -3, -1, 0])
+    block = run(noisy(2.3, STEPS), gradient=gradient)
+    assert list_alarms(diagnose(block, Training()))
+    twice = Training(loss=Loss(kind="cross_entropy", operations=["NllLoss", "LogSoftmax", "Softmax", "Addmm"]))
+    assert not list_alarms(diagnose(block, twice))
+    assert not list_alarms(
+        diagnose(run(noisy(2.3, STEPS), gradient=gradient, update=1e-9, learning_rate=1e-9), Training())
+    )
+
+
+def test_a_cross_entropy_far_above_a_constant_output_has_blown_up() -> None:
+    """A run that blew up within its first steps has no earlier level; what a constant output gets is one."""
+    loss = np.concatenate([[0.43, 4.0, 16.0, 31.0], noisy(20.0, 96, noise=0.3)])
+    block = run(loss, update=6.0)
+    training = Training(loss=Loss(kind="cross_entropy", constant_level=float(np.log(2))))
+    assert not list_alarms(diagnose(block, Training()))
+    assert list_alarms(diagnose(block, training))[0][1] == "exploding"

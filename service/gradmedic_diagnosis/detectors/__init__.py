@@ -20,6 +20,7 @@ from gradmedic_diagnosis.detectors.nonfinite import Nonfinite
 from gradmedic_diagnosis.detectors.oscillation import Oscillation
 from gradmedic_diagnosis.detectors.overwritten_weights import OverwrittenWeights
 from gradmedic_diagnosis.detectors.plateau import Plateau
+from gradmedic_diagnosis.detectors.recurring_growth import RecurringGrowth
 from gradmedic_diagnosis.detectors.saturation import Saturation
 from gradmedic_diagnosis.detectors.starvation import Starvation
 from gradmedic_diagnosis.detectors.zero_gradient import ZeroGradient
@@ -31,6 +32,7 @@ DETECTOR_TYPES: tuple[type[Detector], ...] = (
     OverwrittenWeights,
     DepthGrowth,
     Oscillation,
+    RecurringGrowth,
     ZeroGradient,
     DepthGap,
     Saturation,

@@ -40,6 +40,8 @@ class Detector(ABC):
     id: ClassVar[str]
     verdict: ClassVar[Verdict]
     """The verdict that the finding supports."""
+    judges_update: ClassVar[bool] = False
+    """Whether the finding is about the update and not the gradient. Weights that do not move leave such a verdict."""
     stored_keys: ClassVar[Mapping[str, str]] = {}
     """Attributes beside the finding that belong to the state, and their keys in stored states.
 

@@ -32,6 +32,7 @@ class ExcessiveClipping(Detector):
 
     id = "excessive_clipping"
     verdict = "vanishing"
+    judges_update = True
     stored_keys: ClassVar[Mapping[str, str]] = {"log_share_left": "log_share", "count": "count", "since_step": "since"}
 
     def __init__(self) -> None:

@@ -100,6 +100,8 @@ class LossDivergence(Detector):
         if math.isnan(view.loss_ratio) or view.is_skipped:
             return
         is_blown_up = view.loss_ratio >= self._blow_up_ratio(view)
+        if view.loss is not None and view.loss >= BLOW_UP * view.constant_level:
+            is_blown_up = True  # also where the first losses had blown up already
         self.blown_up_steps = self.blown_up_steps + 1 if is_blown_up else 0
         weight_growth = view.weight_norm / self.first_weight_norm if self.first_weight_norm > 0 else float("nan")
         self._count_slow_steps(view, weight_growth)

@@ -56,6 +56,8 @@ class StepView:
     """Factor of the script's own clipping; NaN where the client did not see it."""
     loss_facts: Loss | None = None
     """What the client saw of the loss."""
+    constant_level: float = math.nan
+    """Loss of a predictor with a constant output; NaN where it is unknown."""
     output_gradient_norm: float = math.nan
     """Norm of the loss's gradient at the model's output; NaN where the client did not measure it."""
     gradient_norm: float = math.nan
