@@ -75,9 +75,9 @@ class HealthEvidence:
         )
 
 
-ALARM_WEIGHTS: Final = (0.015, 0.361, 0.804, 0.099, 0.097)
+ALARM_WEIGHTS: Final = (0.024, 0.346, 0.807, 0.094, 0.113)
 """Intercept, exploding, log-odds of the strength, several detectors, decades of steps."""
-HEALTH_WEIGHTS: Final = (0.985, 1.408, 1.081, 0.0, -0.292, -1.921, -2.743)
+HEALTH_WEIGHTS: Final = (0.934, 1.584, 1.082, 0.0, 0.0, -1.56, -2.48)
 """Intercept, decades of steps, learning, no progress, open warning; open suspicion without and with progress."""
 
 

@@ -1,5 +1,8 @@
 """The course of a disease: the onset of an unhealthy verdict, what decided it, what followed, and its end.
 
+What is called a loss here is what counts as progress of the run: its loss, or a metric with the sign that makes smaller
+better. The loss of a policy gradient counts as none: after an explosion nothing shows then that the run has recovered.
+
 Detectors vote at every step. The course keeps the verdict between the votes: an explosion kills units, after which the
 gradients are zero and the loss is flat, and those detectors vote for vanishing. That is a consequence, not another
 disease. So a verdict ends only when the run has recovered, and what the votes alone would do never shows.
@@ -73,13 +76,15 @@ class Course(Persistent):
     recent_losses: list[float] = field(default_factory=list)
     """The last `RECOVERED_LOSSES` losses since the verdict was adopted."""
     recovered_losses: int = 0
-    """Consecutive losses for which the run has recovered."""
+    """Consecutive losses for which the run has recovered; steps where no loss shows it."""
     best_level: float = math.inf
-    """Lowest slow average of the loss so far."""
+    """Lowest slow average of the objective so far."""
     noise_variance: float = math.nan
     """Variance of a single loss about its own trend: half the mean square of successive differences (von Neumann,
     "Distribution of the ratio of the mean square successive difference to the variance", 1941)."""
     last_loss: float = math.nan
+    values_read: int = 0
+    """Values of the objective so far."""
     recovered_onset: int | None = None
     """Onset of the last verdict that ended."""
     recovered_step: int | None = None
@@ -95,17 +100,14 @@ class Course(Persistent):
             view: The step.
             learning: What the objective does, as of this step.
         """
-        loss = view.loss
-        has_loss = loss is not None and math.isfinite(loss) and not view.has_several_streams
-        if loss is not None and has_loss:
-            self._read_loss(loss, view.progress)
+        value = self._read_objective(view)
         if self.verdict is None:
             if voting:
                 self._begin(voting, view)
             return
         self.steps_since += 1
-        if loss is not None and has_loss:
-            self.recent_losses = [*self.recent_losses[1 - RECOVERED_LOSSES :], loss]
+        if value is not None:
+            self.recent_losses = [*self.recent_losses[1 - RECOVERED_LOSSES :], value]
         votes = [detector for detector in voting if detector.verdict == self.verdict]
         if votes:
             self._add_votes(votes)
@@ -113,14 +115,10 @@ class Course(Persistent):
             self._begin(voting, view)
         elif voting:
             self.recovered_losses = 0
-        elif self._can_loss_tell(view):
-            if has_loss:
-                is_recovered = self._has_recovered(view, learning)
-                self.recovered_losses = self.recovered_losses + 1 if is_recovered else 0
-                if self.recovered_losses >= RECOVERED_LOSSES:
-                    self._end(view.step)
-        else:
-            self._end(view.step)
+        elif value is not None or not self._has_objective(view):
+            self.recovered_losses = self.recovered_losses + 1 if self._has_recovered(view, learning) else 0
+            if self.recovered_losses >= RECOVERED_LOSSES:
+                self._end(view.step)
 
     def take_up(
         self, verdict: Verdict, since_step: int | None, detectors: Sequence[Detector], progress: LossProgress | None
@@ -154,7 +152,7 @@ class Course(Persistent):
         """Adopt the verdict of the votes, exploding before vanishing."""
         verdict = "exploding" if any(detector.verdict == "exploding" for detector in voting) else "vanishing"
         votes = [detector for detector in voting if detector.verdict == verdict]
-        self._adopt(votes, view.step, None if view.has_several_streams else view.progress)
+        self._adopt(votes, view.step, None if self._has_several_losses(view) else view.objective)
 
     def _adopt(self, votes: Sequence[Detector], step: int | None, progress: LossProgress | None) -> None:
         """Adopt the verdict of the votes; the strongest detector decides."""
@@ -187,37 +185,52 @@ class Course(Persistent):
         self.recovered_verdict, self.recovered_onset, self.recovered_step = self.verdict, self.onset_step, step
         self.forget()
 
-    def _read_loss(self, loss: float, progress: LossProgress) -> None:
-        """Advance the noise of a loss, and the best level."""
+    def _read_objective(self, view: StepView) -> float | None:
+        """Advance best level and noise; return the value of the objective at this step, None where it has none."""
+        progress = view.objective
+        if progress.count == self.values_read or self._has_several_losses(view):
+            return None
+        self.values_read = progress.count
+        value = progress.recent_losses[-1]
         if progress.count >= LEVEL_LOSSES and progress.slow_average < self.best_level:
             self.best_level = progress.slow_average
-        difference = loss - self.last_loss
+        difference = value - self.last_loss
         square = difference * difference / 2  # a power would raise for a loss near the largest number
-        self.last_loss = loss
-        if not math.isfinite(square):
-            return
-        if math.isnan(self.noise_variance):
-            self.noise_variance = square
-            return
-        if self.noise_variance > 0:
-            square = min(square, OUTLIER_SQUARE * self.noise_variance)
-        self.noise_variance += (square - self.noise_variance) / min(progress.count, SLOW_HORIZON)
+        self.last_loss = value
+        variance = self.noise_variance
+        if math.isnan(variance):
+            self.noise_variance = square if square < math.inf else math.nan
+        elif square < math.inf:
+            if 0 < variance * OUTLIER_SQUARE < square:
+                square = variance * OUTLIER_SQUARE
+            self.noise_variance = variance + (square - variance) / min(progress.count, SLOW_HORIZON)
+        return value
+
+    @staticmethod
+    def _has_several_losses(view: StepView) -> bool:
+        """Whether the objective is a loss, and several losses take turns. None of them has a level of the run."""
+        return view.has_several_streams and view.objective is view.progress
+
+    def _has_objective(self, view: StepView) -> bool:
+        """Whether there is one series of numbers that a level could be read from, whether or not it means progress."""
+        return not math.isnan(self.level) and not self._has_several_losses(view)
 
     def _level_error(self) -> float:
         """Return the difference of two distant slow averages that noise alone does not reach."""
         return RELEASE_ERRORS * SLOW_ERROR * math.sqrt(self.noise_variance) if self.noise_variance > 0 else 0.0
 
-    def _can_loss_tell(self, view: StepView) -> bool:
-        """Whether there is one loss that shows if the run has recovered. Otherwise the votes alone end a verdict."""
-        return not math.isnan(self.level) and not view.has_several_streams
-
     def _has_recovered(self, view: StepView, learning: Learning) -> bool:
-        """Whether the loss is where a run that has recovered has it, and the run learns, with live gradients."""
+        """Whether the objective is where a run that has recovered has it, and the run learns, with live gradients.
+
+        Where nothing has a level, silent detectors are all that is known.
+        """
+        if not self._has_objective(view):
+            return True
         error = self._level_error()
         if len(self.recent_losses) < RECOVERED_LOSSES:
             return False
         # The slow average follows a dip at once and comes back slowly; the median of the recent losses does neither.
-        loss = max(view.progress.slow_average, statistics.median(self.recent_losses))
+        loss = max(view.objective.slow_average, statistics.median(self.recent_losses))
         has_fallen = self.level - loss > max(RELEASE_DECLINE * abs(self.level), error)
         if self.verdict == "vanishing":
             return has_fallen and learning not in NO_PROGRESS_STATES

@@ -220,7 +220,7 @@ class Diagnostician:
         learning = self._learning_state
         if self._muted and self._course.verdict is not None and self._course.decider(self._muted) is None:
             self._course.forget()
-        decider = self._course.decider(())
+        decider = None if self._course.verdict is None else self._course.decider(())
         self._course.advance(self._list_votes(view), view, learning)
         if decider is not None and self._course.verdict is None:
             self._resolve(decider, view.step)
@@ -245,6 +245,7 @@ class Diagnostician:
     def _resolve(self, decider: str, step: int) -> None:
         """Resolve the finding that decided a verdict which has ended: it held as long as the verdict."""
         for detector in self._detectors:
+            detector.forget_trouble()
             if detector.id == decider and detector.finding_state is not None:
                 detector.finding_state.resolved_step = step
 

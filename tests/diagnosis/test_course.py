@@ -14,7 +14,8 @@ from tests.diagnosis.synthetic_run import falling, layers, noisy, run
 from tests.diagnosis.whole_run import diagnose, find_finding, keep_verdicts, without_weights
 
 from gradmedic.protocol.diagnosis import VerdictChange
-from gradmedic_diagnosis import Block, Diagnostician
+from gradmedic.protocol.runs import Loss, Objective, Training
+from gradmedic_diagnosis import Block, Diagnostician, StepSeries
 from gradmedic_diagnosis.course import CERTAIN_LOSSES, RECOVERED_LOSSES
 from gradmedic_diagnosis.state import pack_state, unpack_state
 
@@ -213,6 +214,39 @@ def test_nonfinite_weights_never_recover() -> None:
     values = block.values.copy()
     values[200, 1, block.statistics.index("weight_norm")] = np.nan
     assert list_verdicts(dataclasses.replace(block, values=values)) == ["healthy", "exploding"]
+
+
+REWARD = Training(objective=Objective(kind="metric", metric="reward", direction="maximize"))
+
+
+@pytest.mark.parametrize(("reward_after", "expected"), [(20.0, "exploding"), (120.0, "healthy")])
+def test_a_declared_metric_shows_the_recovery(reward_after: float, expected: str) -> None:
+    """A policy that exploded has recovered when its reward is back, whatever its loss is."""
+    block = exploding_run(noisy(1.4, 600))
+    every = np.ones(len(block), dtype=np.bool_)
+    reward = 100 - falling(len(block), start=100.0)
+    reward[ONSET : ONSET + 10] = 0.0
+    reward[ONSET + 10 :] = reward_after - falling(600, start=reward_after, half_life=30)
+    block = dataclasses.replace(block, metrics={"reward": StepSeries(reward, every)})
+    assert Diagnostician(layers(), REWARD).update(block).verdict == expected
+
+
+def test_a_surrogate_shows_no_recovery() -> None:
+    """The loss of a policy gradient is no level: where it explodes, nothing shows that the policy is back."""
+    block = exploding_run(falling(400))
+    assert diagnose(block).verdict == "healthy"
+    surrogate = Training(loss=Loss(surrogate=True))
+    assert Diagnostician(layers(), surrogate).update(block).verdict == "exploding"
+
+
+def test_without_a_loss_silent_detectors_end_a_verdict() -> None:
+    """Gradients that explode and calm down are healthy again when no detector has voted for a while."""
+    scale = np.ones((300, 1))
+    scale[100:130] = np.geomspace(10, 1e6, 30)[:, None]
+    block = dataclasses.replace(without_weights(run(falling(300), gradient=scale)), series={})
+    changes = keep_verdicts(diagnose(block).changes)
+    assert [change.verdict for change in changes] == ["healthy", "exploding", "healthy"]
+    assert changes[2].step > 130 + RECOVERED_LOSSES
 
 
 def test_muting_what_decided_drops_the_verdict() -> None:

@@ -88,6 +88,9 @@ class Detector(ABC):
         """Whether the detector is about to decide if its verdict holds. What may be its consequence waits for that."""
         return False
 
+    def forget_trouble(self) -> None:  # noqa: B027 (for subclasses that remember it)
+        """Drop what the detector remembers of a trouble that the run has recovered from."""
+
     @property
     def is_fault(self) -> bool:
         """Whether an open finding is a fault of the script, which asks for attention also while the run learns."""

@@ -148,6 +148,10 @@ class LossDivergence(Detector):
         is_slow = has_grown and not view.has_several_streams and is_high
         self.slow_steps = self.slow_steps + 1 if is_slow else 0
 
+    def forget_trouble(self) -> None:
+        """Drop the last blow-up: the run has learned after it."""
+        self.last_blow_up = None
+
     def is_undecided(self, view: StepView) -> bool:
         """Return whether a blow-up is so recent that it is open whether the run learns again, or the weights grow."""
         if view.has_several_streams:

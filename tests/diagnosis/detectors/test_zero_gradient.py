@@ -24,13 +24,16 @@ def test_a_dead_network_is_vanishing_soon() -> None:
 
 
 def test_one_batch_with_gradients_revives_no_network() -> None:
-    """A single step with gradients does not resolve a dead network; lasting gradients do."""
-    gradient = np.ones((STEPS, 4))
+    """A single step with gradients does not resolve a dead network; lasting gradients with which it learns do."""
+    gradient = np.ones((STEPS + 200, 4))
     gradient[100:] = 0
     gradient[250] = 1e-7
-    assert diagnose(run(noisy(2.3, STEPS), gradient=gradient)).verdict == "vanishing"
+    loss = np.concatenate([noisy(2.3, 250), falling(STEPS - 50)])
+    assert diagnose(run(noisy(2.3, STEPS + 200), gradient=gradient)).verdict == "vanishing"
     gradient[250:] = 1
-    finding = find_finding(diagnose(run(noisy(2.3, STEPS), gradient=gradient)), "zero_gradient")
+    diagnosis = diagnose(run(loss, gradient=gradient))
+    finding = find_finding(diagnosis, "zero_gradient")
+    assert diagnosis.verdict == "healthy"
     assert finding is not None
     assert finding.resolved_step is not None
 
