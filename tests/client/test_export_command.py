@@ -97,15 +97,30 @@ def test_the_metric_of_the_objective_is_missed(service_url: str, capsys: pytest.
 
 def test_files_that_are_no_recording(capsys: pytest.CaptureFixture[str]) -> None:
     """A file of another kind, a damaged one and a missing one are errors in one line, without asking the service."""
-    Path("other").write_bytes(b"PK\x03\x04")
+    Path("other.gradmedic").write_bytes(b"PK\x03\x04")
     Path("cut.gradmedic").write_bytes(MAGIC)
     for name, message in (
-        ("other", "other is not a recording of gradmedic"),
+        ("other.gradmedic", "other.gradmedic is not a recording of gradmedic"),
         ("cut.gradmedic", "cut.gradmedic has format version missing"),
         ("missing.gradmedic", "missing.gradmedic cannot be read: No such file or directory"),
     ):
         assert main(["diagnose", name]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_file_that_has_the_name_of_a_run(
+    exploding: gradmedic.Run, service_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file of another kind does not hide the run of its name; a recording of any name is replayed."""
+    with gradmedic.Client(service_url) as client:
+        name = client.runs.update(exploding.id, name=f"name-{uuid4()}").name
+    Path(name).write_bytes(b"a checkpoint")
+    assert main(["diagnose", name, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["run_id"] == str(exploding.id)
+    assert main(["export", name, "--recording", "-o", "recording"]) == 0
+    capsys.readouterr()
+    assert main(["diagnose", "recording"]) == 0
+    assert "recording recording, as of step" in capsys.readouterr().out
 
 
 def test_without_the_diagnosis_the_command_names_what_to_install(

@@ -129,7 +129,8 @@ def test_a_changed_byte_is_refused(position: int, change: int, tmp_path_factory:
         (recorded(replace(block(0), steps=np.array([3, 2, 1, 0]))), "do not increase"),
         (recorded(replace(block(0), steps=np.array([-1, 2, 3, 4]))), "do not increase"),
         (recorded(header=replace(HEADER, statistics=["mood"])), "statistic 'mood'"),
-        (recorded(header=replace(HEADER, layers=[Layer(name="a")] * 100_001)), "100001 layers; at most 100000"),
+        (recorded(header=replace(HEADER, layers=[Layer(name="a")] * 100_001)), "length <= 100000 - at `$.layers`"),
+        (START + frame(b"X", b"\x80"), "a part of no known kind"),
         (GOOD + GOOD, "is damaged"),
     ],
 )  # fmt: skip
@@ -150,8 +151,37 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 def test_a_huge_part_is_refused_unread(tmp_path: Path) -> None:
     """A part that names more bytes than allowed is refused before memory is taken for it."""
     huge = START + b"H" + (2**32 - 1).to_bytes(4, "little") * 2
-    with pytest.raises(RecordingError, match="has a part of 4294967295 bytes; at most 536870912 are allowed"):
+    with pytest.raises(RecordingError, match="has a part of 4294967295 bytes; at most 33554432 are allowed"):
         read(huge, tmp_path)
+
+
+def test_a_part_that_no_reader_takes_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block that is too large for a frame is refused when it is written."""
+    monkeypatch.setitem(recordings.MOST_FRAME_BYTES, b"B", 100)
+    with pytest.raises(RecordingError, match=r"a part has [0-9]+ bytes; at most 100 are allowed"):
+        recorded(block(0))
+
+
+@pytest.mark.parametrize("field", ["layers", "statistics"])
+def test_many_small_things_take_no_memory(field: str, tmp_path: Path) -> None:
+    """A header of millions of layers, or a block of millions of statistics, is refused before they are built."""
+    if field == "layers":
+        many = b"\xdd" + (2_000_000).to_bytes(4, "big") + b"\x81\xa4name\xa1a" * 2_000_000
+        content = START + frame(b"H", b"\x81\xa6layers" + many)
+    else:
+        many = (
+            b"\xdf"
+            + (2_000_000).to_bytes(4, "big")
+            + b"".join(b"\xa3%03d\xc4\x00" % (n % 1000) for n in range(2_000_000))
+        )
+        content = START + frame(b"H", msgspec.msgpack.encode(HEADER)) + frame(b"B", b"\x81\xaastatistics" + many)
+    tracemalloc.start()
+    try:
+        with pytest.raises(RecordingError, match=rf"length <= 100(000)? - at `\$.{field}`"):
+            read(content, tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_bomb_takes_no_memory(tmp_path: Path) -> None:

@@ -23,10 +23,12 @@ from typing import Any
 from uuid import UUID
 
 import httpx2
+import msgspec
 import pytest
 from tests.support.patience import PATIENCE
 
 import gradmedic
+from gradmedic.protocol.packed_blocks import BlocksResult, unpack_block
 from gradmedic.transport.http import Request, Response
 
 FIXTURES = Path(__file__).parent / "0.1.0"
@@ -180,7 +182,7 @@ def test_an_old_database_is_upgraded_by_command(old_database: Path, tmp_path: Pa
 
 
 def test_old_runs_go_on(old_database: Path, tmp_path: Path) -> None:
-    """An old run takes further steps, goes back to a step before its last snapshot, and can be deleted."""
+    """An old run is read, reviewed, takes further steps, goes back to before its last snapshot, and can be deleted."""
     (runs,) = [each["answer"]["items"] for each in read_json("expected.json")["answers"] if each["path"] == "/runs"]
     by_name = {one["name"]: one for one in runs}
     with served(old_database, tmp_path) as address, client_of(address) as client:
@@ -190,6 +192,11 @@ def test_old_runs_go_on(old_database: Path, tmp_path: Path) -> None:
         rows = {name: [row] * 60 for name in ("grad_norm", "weight_norm", "update_norm")}
         rows["nonfinite_count"] = [[0.0] * 5 + [None]] * 60
         block = {"steps": list(range(last + 1, last + 61)), "loss": [0.2] * 60, "statistics": rows}
+        stored = client.get(f"{path}/blocks")
+        assert stored.status_code == 200, stored.text
+        read = [unpack_block(each) for each in msgspec.msgpack.decode(stored.content, type=BlocksResult).blocks]
+        assert [int(read[0].steps[0]), int(read[-1].steps[-1])] == [0, last]
+        assert client.put(f"{path}/review", json={"answer": "right"}).json()["judged_verdict"] == run["verdict"]
         appended = client.post(f"{path}/steps", json=block)
         assert appended.status_code == 200, appended.text
         assert appended.json()["accepted"] == 60

@@ -10,7 +10,7 @@ import msgspec
 from gradmedic.exceptions import ConfigurationError, UsageError
 from gradmedic.protocol.diagnosis import VerdictChange
 from gradmedic.protocol.encoding import to_plain
-from gradmedic.protocol.recordings import RecordingError, Replay
+from gradmedic.protocol.recordings import MAGIC, RecordingError, Replay
 
 REPLAY_GROUP = "gradmedic.replay"
 """Entry-point group of the function that replays a recording."""
@@ -18,8 +18,17 @@ RECORDING_SUFFIX = ".gradmedic"
 
 
 def is_path(text: str) -> bool:
-    """Whether an argument is the path of a recording, no id or name of a run: it is a file, or has its suffix."""
-    return Path(text).is_file() or text.endswith(RECORDING_SUFFIX)
+    """Whether an argument is the path of a recording: it has the suffix, or is a file that begins like one.
+
+    A file of another kind may have the name of a run.
+    """
+    if text.endswith(RECORDING_SUFFIX):
+        return True
+    try:
+        with Path(text).open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except (OSError, ValueError):  # no file, or no name of a file
+        return False
 
 
 def replay_recording(path: Path, at_step: int | None) -> Replay:

@@ -13,7 +13,13 @@ from gradmedic.api import Client
 from gradmedic.exceptions import ApiError, UsageError
 from gradmedic.export.anonymization import NameHasher, anonymize_layers, anonymize_training
 from gradmedic.protocol.packed_blocks import BlockArrays, Values
-from gradmedic.protocol.recordings import RecordedReview, RecordedVerdict, RecordingHeader, RecordingWriter
+from gradmedic.protocol.recordings import (
+    RecordedReview,
+    RecordedVerdict,
+    RecordingError,
+    RecordingHeader,
+    RecordingWriter,
+)
 from gradmedic.protocol.reviews import Review
 from gradmedic.protocol.runs import RunDetail
 from gradmedic.version import __version__
@@ -64,6 +70,8 @@ def export_recording(
             )
             writer.close()
         partial.replace(path)
+    except RecordingError as error:
+        raise UsageError(f"run {run_id} is too large for a recording: {error}") from error
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}") from error
     finally:

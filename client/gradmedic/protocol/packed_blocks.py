@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,6 +19,12 @@ LONGEST_BLOCK = 1_000_000
 every series."""
 MOST_VALUES = 2**27
 """Largest number of values of the statistics in a packed block: 512 MiB."""
+
+
+MOST_SERIES = 100
+"""Largest number of statistics, and of series, in a packed block: far more than there are."""
+MOST_METRICS = 10_000
+"""Largest number of metrics in a packed block. A service of the default settings takes a thousand names for a run."""
 
 
 class PackedBlockError(ValueError):
@@ -48,11 +55,11 @@ class PackedBlock:
     """Number of layers."""
     present: bytes
     """Flags, `[sampled step, layer]`: whether an optimizer touched the layer in that step."""
-    statistics: dict[str, bytes]
+    statistics: Annotated[dict[str, bytes], msgspec.Meta(max_length=MOST_SERIES)]
     """float32, `[sampled step, layer]`, by the name of the statistic. 0 where the layer is absent."""
-    series: dict[str, PackedSeries]
+    series: Annotated[dict[str, PackedSeries], msgspec.Meta(max_length=MOST_SERIES)]
     """The series of the steps that were sent, by name: `loss`, `learning_rate`, ..."""
-    metrics: dict[str, PackedSeries]
+    metrics: Annotated[dict[str, PackedSeries], msgspec.Meta(max_length=MOST_METRICS)]
     """The user's own metrics, by name."""
 
 

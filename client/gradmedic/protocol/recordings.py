@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, TypeVar
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 import msgspec
 import numpy as np
@@ -31,15 +31,15 @@ from gradmedic.protocol.statistics import SERIES, STATISTICS
 
 MAGIC = b"gradmedic recording\n"
 FORMAT_VERSION = 1
-MOST_FRAME_BYTES = 2**29
-"""Largest size of a frame, as stored and decompressed. A service takes blocks of 4 million values, which are 16 MiB; a
-frame is in memory as a whole."""
+_HEADER, _BLOCK, _END = b"H", b"B", b"E"
+MOST_FRAME_BYTES = {_HEADER: 2**25, _BLOCK: 2**28, _END: 2**10}
+"""Largest size of a frame of each kind, as stored and decompressed: a frame is in memory as a whole. A layer takes some
+300 bytes of the header. A service takes blocks of 4 million values, which are 16 MiB, unless it is set otherwise."""
 MOST_BYTES = 2**36
 """Largest size of all frames together, decompressed: 64 GiB, which a million steps of 2,000 layers fill."""
 MOST_LAYERS = 100_000
 """Largest number of layers."""
 
-_HEADER, _BLOCK, _END = b"H", b"B", b"E"
 _PREFIX_BYTES = 9
 _COMPRESSION_LEVEL = 6
 _FLOAT32_BYTES, _INT64_BYTES = 4, 8
@@ -92,7 +92,7 @@ class RecordingHeader:
     """Version of gradmedic that wrote the file."""
     framework: str | None
     """Framework and its version."""
-    layers: list[Layer]
+    layers: Annotated[list[Layer], msgspec.Meta(max_length=MOST_LAYERS)]
     """The layers of the run, with hashed names."""
     training: Training | None
     """Facts about the training."""
@@ -134,6 +134,9 @@ class RecordingWriter:
     Args:
         file: open for writing bytes.
         header: what the recording contains besides the steps.
+
+    Raises:
+        RecordingError: the header or a block is larger than a recording may have it.
     """
 
     def __init__(self, file: BinaryIO, header: RecordingHeader) -> None:
@@ -153,6 +156,8 @@ class RecordingWriter:
 
     def _write(self, kind: bytes, content: Any) -> None:
         raw = msgspec.msgpack.encode(content)
+        if len(raw) > MOST_FRAME_BYTES[kind]:
+            raise RecordingError(f"a part has {len(raw)} bytes; at most {MOST_FRAME_BYTES[kind]} are allowed")
         data = zlib.compress(raw, _COMPRESSION_LEVEL)
         lengths = len(data).to_bytes(4, "little") + len(raw).to_bytes(4, "little")
         self._file.write(kind + lengths + data)
@@ -217,8 +222,6 @@ class RecordingReader:
         if kind != _HEADER:
             raise self._error("is damaged: it does not begin with a header")
         header = self._decode(raw, RecordingHeader)
-        if len(header.layers) > MOST_LAYERS:
-            raise self._error(f"has {len(header.layers)} layers; at most {MOST_LAYERS} are allowed")
         self._check_names("statistic", header.statistics, STATISTICS)
         return header
 
@@ -228,8 +231,11 @@ class RecordingReader:
             raise self._error("is damaged: it ends too early")
         length, raw_length = (int.from_bytes(prefix[start : start + 4], "little") for start in (1, 5))
         self._bytes += raw_length
-        if max(length, raw_length) > MOST_FRAME_BYTES:
-            raise self._error(f"has a part of {max(length, raw_length)} bytes; at most {MOST_FRAME_BYTES} are allowed")
+        most = MOST_FRAME_BYTES.get(prefix[:1])
+        if most is None:
+            raise self._error("is damaged: it has a part of no known kind")
+        if max(length, raw_length) > most:
+            raise self._error(f"has a part of {max(length, raw_length)} bytes; at most {most} are allowed")
         if self._bytes > MOST_BYTES:
             raise self._error(f"is larger than {MOST_BYTES} bytes once decompressed")
         data = self._file.read(length)
