@@ -10,13 +10,11 @@ from typing import Any
 
 import httpx2
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 from tests.e2e.conftest import Service, StartService, fill, healthy_step
+from tests.support.accessibility import violations
 
 from gradmedic_service.database import schema
-
-AXE_TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 
 
 def paths(service: Service) -> dict[str, str]:
@@ -34,14 +32,6 @@ def paths(service: Service) -> dict[str, str]:
         "api keys": "/api-keys",
         "problem": "/runs/nonsense",
     }
-
-
-def violations(page: Page) -> str:
-    """Return the violations of WCAG 2.2 AA and best practices that axe-core finds, and whether the page is too wide."""
-    results = Axe().run(page, options={"runOnly": AXE_TAGS})
-    report = results.generate_report() if results.violations_count else ""
-    is_wide = page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
-    return f"{report} wider than the screen" if is_wide else report
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1400), ("dark", 390)])

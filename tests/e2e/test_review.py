@@ -8,7 +8,7 @@ import httpx2
 import pytest
 from playwright.sync_api import Page, expect
 from tests.e2e.conftest import Service, exploding_step, fill
-from tests.e2e.test_pages import violations
+from tests.support.accessibility import violations
 
 
 @pytest.fixture
