@@ -76,14 +76,13 @@ class CallObserver(Protocol):
     def note_loss(self, function: str, arguments: dict[str, Any], result: Tensor) -> None:
         """See a call of a loss function, with all its arguments by name."""
 
-    def note_log_probability(self, kind: str, result: Tensor, *, has_fixed_value: bool, is_own_sample: bool) -> None:
-        """See a log-probability.
+    def note_log_probability(self, kind: str, result: Tensor, *, is_own_sample: bool) -> None:
+        """See the log-probability of a value that has no gradient, as that of a reparameterized sample has.
 
         Args:
             kind: kind of the loss that its negative is.
             result: the log-probability.
-            has_fixed_value: whether its value has no gradient, as that of a reparameterized sample has.
-            is_own_sample: whether its value was drawn from the same distribution object.
+            is_own_sample: whether the value was drawn from the same distribution object.
         """
 
     def before_backward(self, roots: list[Tensor]) -> None:
@@ -186,14 +185,10 @@ def _wrap_log_probability(kind: str, original: Callable[..., Any]) -> Callable[.
         if torch.compiler.is_compiling() or not _observers or not _is_observed():
             return original(self, value)
         result = _call_nested("log_prob", original, (self, value), {})
-        if isinstance(result, Tensor) and result.requires_grad:
+        is_fixed = isinstance(value, Tensor) and not value.requires_grad
+        if is_fixed and isinstance(result, Tensor) and result.requires_grad:
             is_own = any(owner() is self and sample() is value for owner, sample in _last_samples)
-            is_fixed = not (isinstance(value, Tensor) and value.requires_grad)
-            _show(
-                lambda observer: observer.note_log_probability(
-                    kind, result, has_fixed_value=is_fixed, is_own_sample=is_own
-                )
-            )
+            _show(lambda observer: observer.note_log_probability(kind, result, is_own_sample=is_own))
         return result
 
     return log_prob

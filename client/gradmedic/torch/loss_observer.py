@@ -50,8 +50,7 @@ class _CurrentStep:
     calls: list[LossCall] = field(default_factory=list)
     roots: list[ObservedRoot] = field(default_factory=list)
     outputs: dict[NodeId, Hashable] = field(default_factory=dict)
-    distributions: dict[NodeId, str] = field(default_factory=dict)
-    log_probabilities: set[NodeId] = field(default_factory=set)
+    log_probabilities: dict[NodeId, str] = field(default_factory=dict)
     own_samples: set[NodeId] = field(default_factory=set)
     has_inference: bool = False
 
@@ -60,7 +59,7 @@ class _CurrentStep:
         losses = {call.node: call.kind for call in self.calls if call.node is not None}
         return KnownNodes(
             outputs=self.outputs,
-            losses={**self.distributions, **losses},
+            losses={**self.log_probabilities, **losses},
             log_probabilities=frozenset(self.log_probabilities),
             own_samples=frozenset(self.own_samples),
         )
@@ -150,16 +149,14 @@ class LossObserver:
         elif len(self._current.calls) < _MOST_CALLS:
             self._current.calls.append(read_loss_call(function, arguments, result))
 
-    def note_log_probability(self, kind: str, result: Tensor, *, has_fixed_value: bool, is_own_sample: bool) -> None:
+    def note_log_probability(self, kind: str, result: Tensor, *, is_own_sample: bool) -> None:
         """Keep the node of a log-probability."""
         step, node = self._current, identify(result.grad_fn)
-        if node is None or len(step.distributions) >= _MOST_NODES:
+        if node is None or len(step.log_probabilities) >= _MOST_NODES:
             return
-        step.distributions[node] = kind
-        if has_fixed_value:
-            step.log_probabilities.add(node)
-            if is_own_sample:
-                step.own_samples.add(node)
+        step.log_probabilities[node] = kind
+        if is_own_sample:
+            step.own_samples.add(node)
 
     def before_backward(self, roots: list[Tensor]) -> None:
         """Walk the graph of what gradients are computed of, and observe the gradients of log-probabilities."""

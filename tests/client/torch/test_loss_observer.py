@@ -402,7 +402,7 @@ NO_SURROGATES: dict[str, tuple[LossOf, bool | None]] = {
     "values that the model computes without a gradient": (temporal_difference, None),
     "distillation": (lambda m, x: -(values().softmax(1) * m(x).log_softmax(1)).sum(1).mean(), None),
     "likelihood": (lambda m, x: -(Categorical(logits=m(x)).log_prob(classes()) * torch.rand(BATCH)).mean(), None),
-    "autoencoder": (autoencoder, None),
+    "autoencoder": (autoencoder, False),
     "log-likelihood that the model returns": (lambda m, x: -m(x).mean(), None),
 }  # fmt: skip
 
