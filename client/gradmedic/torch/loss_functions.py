@@ -1,9 +1,9 @@
 """Wraps torch's loss functions, log-probabilities and `backward` while something observes the loss of a training.
 
-The wrappers call the originals with the same arguments, and show the call to the open observers. Those of loss
-functions stay as long as a watch is open: `torch.compile` would compile again whatever calls a function that changes. A
-compiler reads the first condition of a wrapper as a constant, and sees nothing else of it. The wrapper of `backward`,
-which is never compiled, goes with the last one that observes.
+The wrappers call the originals with the same arguments, and show the call to the open observers. They go with the last
+one that observes. If `torch.compile` has compiled anything, those of loss functions stay as long as a watch is open: it
+would compile again whatever calls a function that changes. A compiler reads the first condition of a wrapper as a
+constant, and sees nothing else of it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import sys
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -106,10 +107,7 @@ def begin_observing(observer: CallObserver) -> None:
     """Show calls to an observer until `stop_observing`, and keep the wrappers until `end_observing`."""
     _open.append(observer)
     _observers.append(observer)
-    if not _replaced:
-        _wrap_all()
-    if not any(each.owner is torch.autograd for each in _replaced):
-        _replace(torch.autograd, "backward", _wrap_backward(torch.autograd.backward))
+    _wrap_all()
 
 
 def stop_observing(observer: CallObserver) -> None:
@@ -118,7 +116,8 @@ def stop_observing(observer: CallObserver) -> None:
         _observers.remove(observer)
     if not _observers:
         _last_samples.clear()
-        _restore(lambda owner: owner is torch.autograd)
+        keeps_most = has_compiled()
+        _restore(lambda owner: owner is torch.autograd or not keeps_most)
 
 
 def end_observing(observer: CallObserver) -> None:
@@ -138,20 +137,30 @@ def _restore(is_chosen: Callable[[Any], bool]) -> None:
             _replaced.remove(each)
 
 
+def has_compiled() -> bool:
+    """Whether `torch.compile` has compiled anything in this process."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return dynamo is not None and bool(dynamo.counters.get("frames"))
+
+
 def _wrap_all() -> None:
+    """Replace everything that is not replaced already."""
     for name in LOSS_KIND_OF:
-        original = getattr(functional, name)
         if name not in _signatures:
-            _signatures[name] = inspect.signature(original)
-        _replace(functional, name, _wrap_loss(name, original))
+            _signatures[name] = inspect.signature(getattr(functional, name))
+        _replace(functional, name, functools.partial(_wrap_loss, name))
     for distribution, kind in DISTRIBUTION_KIND_OF.items():
-        _replace(distribution, "log_prob", _wrap_log_probability(kind, vars(distribution)["log_prob"]))
+        _replace(distribution, "log_prob", functools.partial(_wrap_log_probability, kind))
         if "sample" in vars(distribution):
-            _replace(distribution, "sample", _wrap_sample(vars(distribution)["sample"]))
+            _replace(distribution, "sample", _wrap_sample)
+    _replace(torch.autograd, "backward", _wrap_backward)
 
 
-def _replace(owner: Any, name: str, wrapper: Any) -> None:
+def _replace(owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
+    if any(each.owner is owner and each.name == name for each in _replaced):
+        return
     original = vars(owner)[name]
+    wrapper = wrap(original)
     wrapper.__prepare_scriptable__ = lambda: original  # `torch.jit.script` compiles what this returns
     _replaced.append(_Replaced(owner, name, original, wrapper))
     setattr(owner, name, wrapper)

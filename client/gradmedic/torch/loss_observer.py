@@ -20,7 +20,7 @@ from gradmedic.protocol.runs import Loss
 from gradmedic.torch.first_batch import tensors_in
 from gradmedic.torch.graph import get_operation
 from gradmedic.torch.loss_calls import REGRESSION_LOSSES, LossCall, copy_number, read_loss_call
-from gradmedic.torch.loss_functions import begin_observing, end_observing, stop_observing
+from gradmedic.torch.loss_functions import begin_observing, end_observing, has_compiled, stop_observing
 from gradmedic.torch.loss_graph import KnownNodes, NodeId, identify, walk_loss
 from gradmedic.torch.loss_summary import ObservedRoot, ObservedStep, summarize
 from gradmedic.torch.module_hooks import attach_forward_hook
@@ -117,6 +117,8 @@ class LossObserver:
     def close(self) -> None:
         """Stop observing. After the last instance, torch's functions are the originals again."""
         self._stop()
+        for hook in self._hooks:
+            hook.close()
         end_observing(self)
 
     @property
@@ -186,8 +188,9 @@ class LossObserver:
         self.is_over = True
         self._current = _CurrentStep()
         stop_observing(self)
-        for hook in self._hooks:
-            hook.close()
+        if not has_compiled():  # else the compiler would compile the model again
+            for hook in self._hooks:
+                hook.close()
 
     def _give_up(self, error: Exception) -> None:
         logger.warning("gradmedic: what the loss means could not be observed: %r", error)
@@ -205,6 +208,8 @@ class _OutputHook:
     def __call__(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
         """Show an output."""
         if is_recorded() or self._hook is None or self._observer is None:  # in this order: the hook cannot be traced
+            return
+        if self._observer.is_over:
             return
         try:
             if torch.is_grad_enabled():

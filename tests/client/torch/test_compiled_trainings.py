@@ -53,7 +53,9 @@ class OwnRule(torch.optim.Optimizer):
             parameter.sub_(0.1 * parameter.grad)
 
 
-def train(part: str, *, is_watched: bool, log_freq: int = 2) -> tuple[list[int], Tensor, list[dict[str, Any]]]:
+def train(
+    part: str, *, is_watched: bool, log_freq: int = 2, steps: int = STEPS
+) -> tuple[list[int], Tensor, list[dict[str, Any]]]:
     """Train with one part compiled; return the graphs after each step, the weights, and the statistics."""
     torch._dynamo.reset()
     torch.manual_seed(0)
@@ -91,7 +93,7 @@ def train(part: str, *, is_watched: bool, log_freq: int = 2) -> tuple[list[int],
     called_step = compiled(step) if part.startswith("step") else step
     recording = Recording(model, optimizer, log_freq=log_freq) if is_watched else None
     graphs, statistics = [], []
-    for seed in range(STEPS):
+    for seed in range(steps):
         called_step(torch.randn(8, 4, generator=torch.Generator().manual_seed(seed)))
         graphs.append(counter.frame_count)
         if recording is not None:
@@ -115,6 +117,14 @@ def test_a_watch_adds_no_graphs(part: str) -> None:
     for step, same in zip(statistics, expected, strict=True):
         for layer, values in step.items():
             assert values == pytest.approx(same[layer], rel=1e-4, abs=1e-7)
+
+
+@pytest.mark.usefixtures("one_thread", "no_warning")
+@pytest.mark.parametrize("part", ["step", "loss", "model", "model in place"])
+def test_the_end_of_the_first_steps_adds_no_graphs(part: str) -> None:
+    """When the loss is not observed any more, which is after 20 steps here, nothing is compiled again."""
+    graphs, _, _ = train(part, is_watched=True, steps=24)
+    assert graphs == [graphs[0]] * 24
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -502,7 +502,8 @@ def test_closing_leaves_torch_as_it_was() -> None:
 
 def test_the_first_steps_are_observed_and_no_others() -> None:
     """The hooks are gone after a few steps, or after many calls in a script that never logs; the facts stay."""
-    model, backward = network(), torch.autograd.backward
+    torch._dynamo.utils.counters.clear()
+    model, backward, cross_entropy = network(), torch.autograd.backward, functional.cross_entropy
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     with Recording(model, optimizer) as recording:
         for _ in range(20):
@@ -513,6 +514,7 @@ def test_the_first_steps_are_observed_and_no_others() -> None:
             recording.watch.finish_step(loss).read()
         assert not model._forward_hooks
         assert torch.autograd.backward is backward
+        assert functional.cross_entropy is cross_entropy
     with Recording(model, optimizer) as recording:
         for _ in range(300):
             functional.cross_entropy(model(torch.randn(1, 6)), classes(1)).backward()
