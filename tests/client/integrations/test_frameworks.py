@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import gradmedic
 from gradmedic.integrations import accelerate as for_accelerate
 from gradmedic.integrations import lightning as for_lightning
 from gradmedic.integrations import transformers as for_transformers
+from gradmedic.protocol.runs import Objective
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # frameworks warn of much
 
@@ -97,7 +99,7 @@ def fit(callbacks: list[Any], **arguments: Any) -> Regression:
 
 def test_lightning(client: gradmedic.Client, true_norms: list[float]) -> None:
     """Losses, gradients before clipping, updates, metrics and hyperparameters are stored; training is unchanged."""
-    callback = for_lightning.GradmedicCallback("lightning", log_freq=1)
+    callback = for_lightning.GradmedicCallback("lightning", log_freq=1, objective="maximize accuracy")
     watched = fit([callback])
     norms = list(true_norms)
     plain = fit([])
@@ -116,6 +118,10 @@ def test_lightning(client: gradmedic.Client, true_norms: list[float]) -> None:
     assert run.training is not None
     assert run.training.clips_gradients is True
     assert run.training.target_rms == pytest.approx(100.0, rel=0.8)
+    assert run.training.loss is not None
+    assert (run.training.loss.kind, run.training.loss.surrogate) == ("squared_error", False)
+    assert run.training.loss.constant_level is not None
+    assert run.training.objective == Objective(kind="metric", metric="accuracy", direction="maximize")
 
 
 def test_lightning_that_accumulates_and_fails(client: gradmedic.Client) -> None:
@@ -187,6 +193,10 @@ def test_transformers(client: gradmedic.Client, accumulate: int) -> None:
     assert run.training is not None
     assert run.training.clips_gradients is True
     assert run.training.optimizers[0].name == "AdamW"
+    loss = run.training.loss
+    assert loss is not None
+    assert (loss.kind, loss.classes, loss.surrogate) == ("cross_entropy", 32, False)
+    assert loss.constant_level == pytest.approx(math.log(32), rel=0.02)  # the tokens are random
 
 
 def test_accelerate(client: gradmedic.Client) -> None:
