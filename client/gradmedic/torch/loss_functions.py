@@ -74,6 +74,9 @@ class _Replaced(NamedTuple):
 class CallObserver(Protocol):
     """Sees the calls that a training makes to compute its loss, on the thread of the training."""
 
+    optimizers: int
+    """Number of the optimizers of its watch."""
+
     def note_loss(self, function: str, arguments: dict[str, Any], result: Tensor) -> None:
         """See a call of a loss function, with all its arguments by name."""
 
@@ -90,7 +93,7 @@ class CallObserver(Protocol):
         """See the tensors of which gradients are about to be computed."""
 
 
-_open: list[object] = []
+_open: list[CallObserver] = []
 """What needs the wrappers."""
 _observers: list[CallObserver] = []
 """Those of them that still observe."""
@@ -108,6 +111,11 @@ def begin_observing(observer: CallObserver) -> None:
     _open.append(observer)
     _observers.append(observer)
     _wrap_all()
+
+
+def count_optimizers() -> int:
+    """Return the number of optimizers that all watches of the process observe."""
+    return sum(observer.optimizers for observer in _open)
 
 
 def stop_observing(observer: CallObserver) -> None:

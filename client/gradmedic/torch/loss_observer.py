@@ -20,7 +20,13 @@ from gradmedic.protocol.runs import Loss
 from gradmedic.torch.first_batch import tensors_in
 from gradmedic.torch.graph import get_operation
 from gradmedic.torch.loss_calls import REGRESSION_LOSSES, LossCall, copy_number, read_loss_call
-from gradmedic.torch.loss_functions import begin_observing, end_observing, has_compiled, stop_observing
+from gradmedic.torch.loss_functions import (
+    begin_observing,
+    count_optimizers,
+    end_observing,
+    has_compiled,
+    stop_observing,
+)
 from gradmedic.torch.loss_graph import KnownNodes, NodeId, identify, walk_loss
 from gradmedic.torch.loss_summary import ObservedRoot, ObservedStep, summarize
 from gradmedic.torch.module_hooks import attach_forward_hook
@@ -78,7 +84,8 @@ class LossObserver:
         """Root mean square of the targets of the first regression loss of the first step."""
         self.is_over = False
         """Whether nothing more will be observed."""
-        self._optimizers = optimizers
+        self.optimizers = optimizers
+        self._optimizers_in_all = optimizers
         self._steps: list[ObservedStep] = []
         self._current = _CurrentStep()
         self._steps_seen = 0
@@ -98,6 +105,7 @@ class LossObserver:
             loss: what the script logged as the loss, None if it logged none.
         """
         step, self._current = self._current, _CurrentStep()
+        self._optimizers_in_all = max(self._optimizers_in_all, count_optimizers())
         try:
             graph = None
             if isinstance(loss, Tensor) and loss.grad_fn is not None and not is_recorded():
@@ -131,7 +139,7 @@ class LossObserver:
         is_last = self.is_over
         if not self._is_summarized:
             try:
-                self._summary = summarize(self._steps.copy(), optimizers=self._optimizers)
+                self._summary = summarize(self._steps.copy(), optimizers=self._optimizers_in_all)
             except Exception as error:  # must not reach the script
                 self._give_up(error)
         if is_last:

@@ -57,7 +57,7 @@ def summarize(steps: Sequence[ObservedStep], *, optimizers: int) -> Loss | None:
 
     Args:
         steps: the first steps.
-        optimizers: number of the watched optimizers.
+        optimizers: number of the optimizers that are watched in the process.
     """
     graphs = [_choose_graphs(step) for step in steps]
     seen = [graph for step_graphs in graphs for graph in step_graphs]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import gc
@@ -414,13 +415,20 @@ def test_a_loss_that_measures_progress_is_no_surrogate(name: str) -> None:
     assert observe(loss_of, log=as_number).surrogate is expected
 
 
-def test_networks_that_train_against_each_other_are_seen() -> None:
-    """Two optimizers whose losses compare outputs with two constants belong to adversaries."""
+@pytest.mark.parametrize("are_apart", [False, True])
+def test_networks_that_train_against_each_other_are_seen(are_apart: bool) -> None:
+    """Two optimizers whose losses compare outputs with two constants belong to adversaries, in one watch or in two."""
     generator, discriminator = nn.Linear(3, 6), nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1))
     optimizers = [torch.optim.SGD(model.parameters(), lr=0.01) for model in (generator, discriminator)]
     ones, zeros = torch.ones(BATCH, 1), torch.zeros(BATCH, 1)
     compare = nn.BCEWithLogitsLoss()
-    with Recording({"generator": generator, "discriminator": discriminator}, optimizers) as recording:
+    with contextlib.ExitStack() as stack:
+        if are_apart:
+            stack.enter_context(Recording(generator, optimizers[0]))
+            recording = stack.enter_context(Recording(discriminator, optimizers[1]))
+        else:
+            networks = {"generator": generator, "discriminator": discriminator}
+            recording = stack.enter_context(Recording(networks, optimizers))
         for _ in range(STEPS):
             real, fake = torch.randn(BATCH, 6), generator(torch.randn(BATCH, 3))
             loss = compare(discriminator(real), ones) + compare(discriminator(fake.detach()), zeros)
