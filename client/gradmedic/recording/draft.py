@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, TypeVar
 
@@ -47,6 +48,7 @@ def complete_step(draft: Draft) -> Step:
         learning_rate=learning_rate,
         loss_scale=largest(measurement.loss_scale for measurement in measurements),
         clip_coefficient=_smallest(measurement.clip_coefficient for measurement in measurements),
+        output_gradient_norm=_join_norms(measurement.output_gradient_norm for measurement in measurements),
         skipped=any(measurement.skipped for measurement in measurements),
         metrics={name: number for name, unread in draft.metrics.items() if (number := read_number(unread)) is not None},
         row=_join_rows([draft.row, *(measurement.row for measurement in measurements)]),
@@ -96,6 +98,12 @@ def read_number(number: UnreadNumber) -> float | None:
 def largest(values: Iterable[Ordered | None]) -> Ordered | None:
     """Return the largest of the values that are not None; None if there are none."""
     return max((value for value in values if value is not None), default=None)
+
+
+def _join_norms(norms: Iterable[float | None]) -> float | None:
+    """Return the norm of several vectors as one, None if there are none."""
+    present = [norm for norm in norms if norm is not None]
+    return math.hypot(*present) if present else None
 
 
 def _smallest(values: Iterable[Ordered | None]) -> Ordered | None:

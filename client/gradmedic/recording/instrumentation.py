@@ -24,6 +24,8 @@ class Measurement:
     learning_rate: float | None = None
     loss_scale: float | None = None
     clip_coefficient: float | None = None
+    output_gradient_norm: float | None = None
+    """L2 norm of the loss's gradient at the outputs of the models; None if it was not measured."""
     skipped: bool = False
 
 

@@ -47,6 +47,7 @@ class Step:
     learning_rate: float | None = None
     loss_scale: float | None = None
     clip_coefficient: float | None = None
+    output_gradient_norm: float | None = None
     skipped: bool = False
     metrics: Mapping[str, float] = field(default_factory=dict)
     row: Row | None = None
@@ -77,11 +78,26 @@ class Rewind:
     """The last step that stays."""
 
 
+_SERIES = ("loss", "learning_rate", "loss_scale", "clip_coefficient", "output_gradient_norm")
+"""Numbers of a step that become series of a block."""
+
 _PackedRow = tuple[tuple[str, ...], bytes, bytes]
-_PackedStep = tuple[
-    int, float, float | None, float | None, float | None, float | None, bool, dict[str, float], _PackedRow | None
-]
-"""The types of what `pack_step` encodes."""
+
+
+class _PackedStep(msgspec.Struct, array_like=True):
+    """What `pack_step` encodes, in this order. New fields come last, with a default, so that old journals are read."""
+
+    number: int
+    time: float
+    loss: float | None
+    learning_rate: float | None
+    loss_scale: float | None
+    clip_coefficient: float | None
+    skipped: bool
+    metrics: dict[str, float]
+    row: _PackedRow | None
+    output_gradient_norm: float | None = None
+
 
 Entry = Step | Rewind
 """An entry of the outbox."""
@@ -111,7 +127,7 @@ def encode_block(
     body: dict[str, Any] = {"steps": [step.number for step in steps], "time": [step.time for step in steps]}
     if generation is not None:
         body["generation"] = generation
-    for name in ("loss", "learning_rate", "loss_scale", "clip_coefficient"):
+    for name in _SERIES:
         series = [getattr(step, name) for step in steps]
         if any(value is not None for value in series):
             body[name] = series
@@ -132,10 +148,20 @@ def encode_block(
 def pack_step(step: Step) -> bytes:
     """Encode a step for the journal."""
     row = step.row
-    return msgspec.msgpack.encode((
-        step.number, step.time, step.loss, step.learning_rate, step.loss_scale, step.clip_coefficient, step.skipped,
-        step.metrics, None if row is None else (row.statistics, row.layers.tobytes(), row.values.tobytes()),
-    ))  # fmt: skip
+    return msgspec.msgpack.encode(
+        _PackedStep(
+            number=step.number,
+            time=step.time,
+            loss=step.loss,
+            learning_rate=step.learning_rate,
+            loss_scale=step.loss_scale,
+            clip_coefficient=step.clip_coefficient,
+            skipped=step.skipped,
+            metrics=dict(step.metrics),
+            row=None if row is None else (row.statistics, row.layers.tobytes(), row.values.tobytes()),
+            output_gradient_norm=step.output_gradient_norm,
+        )
+    )
 
 
 def unpack_step(packed: bytes) -> Step:
@@ -144,12 +170,10 @@ def unpack_step(packed: bytes) -> Step:
     Raises:
         ValueError: these are not the bytes of a step.
     """
-    number, time, loss, learning_rate, loss_scale, clip_coefficient, skipped, metrics, packed_row = (
-        msgspec.msgpack.decode(packed, type=_PackedStep)
-    )
+    step = msgspec.msgpack.decode(packed, type=_PackedStep)
     row = None
-    if packed_row is not None:
-        statistics, layers, values = packed_row
+    if step.row is not None:
+        statistics, layers, values = step.row
         row = Row(
             statistics,
             np.frombuffer(layers, dtype=np.int32),
@@ -158,14 +182,15 @@ def unpack_step(packed: bytes) -> Step:
         if len(row.layers) != len(row.values) or (row.layers < 0).any():
             raise ValueError("the layers of a step do not fit its values")
     return Step(
-        number=number,
-        time=time,
-        loss=loss,
-        learning_rate=learning_rate,
-        loss_scale=loss_scale,
-        clip_coefficient=clip_coefficient,
-        skipped=skipped,
-        metrics=metrics,
+        number=step.number,
+        time=step.time,
+        loss=step.loss,
+        learning_rate=step.learning_rate,
+        loss_scale=step.loss_scale,
+        clip_coefficient=step.clip_coefficient,
+        output_gradient_norm=step.output_gradient_norm,
+        skipped=step.skipped,
+        metrics=step.metrics,
         row=row,
     )
 

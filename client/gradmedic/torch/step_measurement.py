@@ -53,7 +53,7 @@ class StepMeasurement:
 
     __slots__ = (
         "_before_read", "_flags", "_parts", "_statistics", "clip_coefficients", "found_inf", "has_stepped",
-        "is_unwatched", "learning_rate", "scale_after", "scale_before",
+        "is_unwatched", "learning_rate", "output_gradient_norms", "scale_after", "scale_before",
     )  # fmt: skip
 
     def __init__(self, statistics: tuple[str, ...], before_read: Callable[[], None]) -> None:
@@ -68,6 +68,8 @@ class StepMeasurement:
         self.learning_rate: float | None = None
         """The largest learning rate of the optimizers that stepped."""
         self.clip_coefficients: list[MeasuredArray] = []
+        self.output_gradient_norms: list[MeasuredArray] = []
+        """Norms of the loss's gradient at outputs, whose squares add up; none if it was not measured."""
         self.found_inf: list[MeasuredArray] = []
         """Of optimizer steps with a loss scaler: whether the step was skipped."""
         self.scale_before: MeasuredArray | None = None
@@ -164,12 +166,14 @@ class StepMeasurement:
         if self.scale_before is not None and self.scale_after is not None:
             scale, scale_after = float(self.scale_before.read()[0]), float(self.scale_after.read()[0])
             is_skipped = is_skipped or (not self.has_stepped and scale_after < scale)
+        norms = [float(array.read()[0]) / (scale or 1.0) for array in self.output_gradient_norms]
         coefficients = [float(array.read()[0]) for array in self.clip_coefficients]
         return Measurement(
             row=None if is_skipped else self._read_row(),
             learning_rate=self.learning_rate,
             loss_scale=scale,
             clip_coefficient=float(np.min(coefficients)) if coefficients else None,  # NaN if any is NaN
+            output_gradient_norm=math.hypot(*norms) if norms and self.has_stepped and not is_skipped else None,
             skipped=is_skipped,
         )
 

@@ -44,6 +44,7 @@ from gradmedic.torch.loss_scaler import find_scaler, read_scale
 from gradmedic.torch.nonfinite_check import GradientCheck, measure_flags
 from gradmedic.torch.optimizer_hooks import OptimizerHooks
 from gradmedic.torch.optimizers import describe_optimizer, read_tensor_attribute
+from gradmedic.torch.output_gradient import OutputGradientMeter
 from gradmedic.torch.statistics import (
     PendingArray,
     PendingScalar,
@@ -57,12 +58,7 @@ from gradmedic.torch.structure import unwrap_model
 from gradmedic.torch.unwatched_steps import UnwatchedSteps
 from gradmedic.torch.update_rules import UnknownUpdate
 from gradmedic.torch.updates import UpdateMeasurement
-from gradmedic.torch.watch_arguments import (
-    check_models,
-    check_optimizers,
-    check_sharding,
-    unwrap_optimizer,
-)
+from gradmedic.torch.watch_arguments import check_models, check_optimizers, check_sharding, unwrap_optimizer
 from gradmedic.torch.watched_layers import WatchedLayers, WatchedParameter, group_by_device
 
 logger = logging.getLogger("gradmedic")
@@ -157,6 +153,7 @@ class Watch:
         self._first_batch = FirstBatch(next(iter(self._models.values())))
         self._loss_observer = LossObserver(self._models.values(), len(self.optimizers))
         self._first_graphs = [FirstGraph(model, self._describe_if_waiting) for model in self._models.values()]
+        self._output_meter = OutputGradientMeter(list(self._models.values()), self._sampling, self._call_safely)
         if self._measures_activations:
             self._activation_meter = ActivationMeter(
                 list(self._models.values()), self._layers.owned, self._sampling, self._list_followers, self._call_safely
@@ -215,6 +212,7 @@ class Watch:
         self._loss_observer.close()
         for graph in self._first_graphs:
             graph.close()
+        self._output_meter.close()
         if self._activation_meter is not None:
             self._activation_meter.close()
         remove_clipping_observer(self._clipping)
@@ -250,6 +248,7 @@ class Watch:
             if not self._loss_observer.is_over:
                 self._loss_observer.finish_step(loss)
             self._clipping.clear()
+            measurement.output_gradient_norms = self._output_meter.finish_step()
             if self._activation_meter is not None:
                 self._activation_meter.clear()
             if self._scaler is not None:

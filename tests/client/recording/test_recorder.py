@@ -143,16 +143,18 @@ def test_a_closed_output_takes_nothing_and_wait_returns() -> None:
 
 
 def test_a_step_joins_the_measurements_of_several_instrumentations() -> None:
-    """The completed step has all rows, the largest learning rate and loss scale, and the smallest clip coefficient."""
+    """The completed step has all rows, the largest learning rate and scale, and the norm of all outputs together."""
     step = complete_step(
         draft(
             0,
             1.0,
-            Measurement(row=row(0, 1.0), learning_rate=0.1, clip_coefficient=0.5),
+            Measurement(row=row(0, 1.0), learning_rate=0.1, clip_coefficient=0.5, output_gradient_norm=3.0),
             Measurement(row=row(2, 3.0), learning_rate=0.2, loss_scale=8.0, clip_coefficient=0.25, skipped=True),
+            Measurement(output_gradient_norm=4.0),
         )
     )
     assert (step.learning_rate, step.loss_scale, step.clip_coefficient, step.skipped) == (0.2, 8.0, 0.25, True)
+    assert step.output_gradient_norm == 5.0
     assert step.row is not None
     assert step.row.layers.tolist() == [0, 2]
     assert step.row.values.tolist() == [[1.0], [3.0]]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import msgspec
 import numpy as np
 import pytest
 
-from gradmedic.recording.step import Columns, Row, Step, encode_block
+from gradmedic.recording.step import Columns, Row, Step, encode_block, pack_step, unpack_step
 
 COLUMNS = Columns(("grad_norm", "nonfinite_count"), np.array([2, 0, 1]), 4)
 
@@ -20,10 +22,11 @@ def test_a_block_is_encoded_as_the_binary_body() -> None:
     """Statistics are `[sampled step, layer]` in the service's order of layers, with a mask of the present layers."""
     steps = [
         Step(number=3, time=1.0, loss=2.0, row=row([0, 1], [[5.0, 0.0], [float("nan"), 7.0]])),
-        Step(number=5, time=2.0, metrics={"accuracy": 0.5}),
+        Step(number=5, time=2.0, output_gradient_norm=0.0, metrics={"accuracy": 0.5}),
         Step(number=9, time=3.0, loss=float("inf"), skipped=True, row=row([2], [[1.0, 0.0]])),
     ]
     body = msgspec.msgpack.decode(encode_block(steps, COLUMNS))
+    assert body["output_gradient_norm"] == [None, 0.0, None]
     norms = np.frombuffer(body["statistics"]["grad_norm"], "<f4").reshape(2, 4)
     np.testing.assert_array_equal(norms, np.array([[np.nan, 0, 5, 0], [0, 1, 0, 0]], dtype=np.float32))
     present = np.unpackbits(np.frombuffer(body["present"], np.uint8), bitorder="little")[:8].reshape(2, 4)
@@ -66,3 +69,21 @@ def test_a_row_that_lacks_a_statistic_is_not_sampled() -> None:
 def test_a_step_is_finite_if_all_of_its_numbers_are(step: Step, is_finite: bool) -> None:
     """A non-finite loss, statistic or gradient element makes a step non-finite."""
     assert step.is_finite is is_finite
+
+
+def test_a_step_of_a_journal_is_the_step_that_was_packed() -> None:
+    """Every number of a step is read back; a step that an older version packed lacks the newer numbers."""
+    step = Step(
+        number=3, time=1.0, loss=2.0, learning_rate=0.1, loss_scale=8.0, clip_coefficient=0.5, skipped=True,
+        output_gradient_norm=0.25, metrics={"accuracy": 0.5}, row=row([0, 1], [[5.0, 0.0], [2.0, 7.0]]),
+    )  # fmt: skip
+    unpacked = unpack_step(pack_step(step))
+    assert unpacked.row is not None
+    np.testing.assert_array_equal(unpacked.row.values, [[5.0, 0.0], [2.0, 7.0]])
+    assert _fields(unpacked) == _fields(step)
+    older = msgspec.msgpack.encode(msgspec.msgpack.decode(pack_step(step))[:9])
+    assert _fields(unpack_step(older)) == {**_fields(step), "output_gradient_norm": None}
+
+
+def _fields(step: Step) -> dict[str, object]:
+    return {field.name: getattr(step, field.name) for field in dataclasses.fields(step) if field.name != "row"}

@@ -1,0 +1,75 @@
+"""The same training has the same sampled steps and the same diagnosis on a quiet and on a busy machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.client.recording.busy_training import FAULT, PROGRAMS
+
+import gradmedic
+from gradmedic.recording.sampler import ALARM_STEPS
+from gradmedic.recording.sampling_cost import LADDER
+
+SCRIPT = Path(__file__).with_name("busy_training.py")
+BUSY_LOOPS = 2 * (os.cpu_count() or 1)
+LAST_COMPARED = FAULT + ALARM_STEPS - 2
+"""Behind this step, steps are also sampled because of the verdict, whenever the service answers."""
+
+
+@contextmanager
+def busy_loops(count: int) -> Iterator[None]:
+    """Run loops that keep every core busy."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
+def train(url: str, folder: Path) -> dict[str, Any]:
+    """Run the trainings in a process of their own, and return what they print."""
+    environment = {**os.environ, "GRADMEDIC_BASE_URL": url, "GRADMEDIC_DIR": str(folder), "GRADMEDIC_SILENT": "1"}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT)], env=environment, capture_output=True, text=True, check=True, timeout=300
+    )
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def test_sampled_steps_and_diagnosis_are_the_same_beside_busy_loops(
+    service_url: str, client: gradmedic.Client, tmp_path: Path
+) -> None:
+    """Losses, verdict, first step and layers are equal; so are the sampled steps, unless a rung lies between them."""
+    quiet_answers = train(service_url, tmp_path)
+    with busy_loops(BUSY_LOOPS):
+        busy_answers = train(service_url, tmp_path)
+    for program in PROGRAMS:
+        quiet, busy = quiet_answers[program], busy_answers[program]
+        assert busy["losses"] == quiet["losses"]
+        rungs = [LADDER.index(answer["interval"]) for answer in (quiet, busy)]
+        assert abs(rungs[0] - rungs[1]) <= 1
+        assert len(quiet["sampled"]) < FAULT / 2
+        if rungs[0] == rungs[1]:
+            first, second = ([s for s in answer["sampled"] if s <= LAST_COMPARED] for answer in (quiet, busy))
+            assert first == second
+        outcomes = []
+        for answer in (quiet, busy):
+            diagnosis = client.runs.diagnosis(answer["run"])
+            findings = [finding for finding in diagnosis.findings if finding.verdict == "exploding"]
+            onset = min((finding.first_step for finding in findings), default=None)
+            layers = {layer for finding in findings if finding.first_step == onset for layer in finding.layers}
+            outcomes.append((diagnosis.verdict, onset, layers))
+            if program == "nan":
+                assert FAULT in answer["sampled"]
+                assert onset == FAULT
+        assert outcomes[0] == outcomes[1]
+        assert outcomes[0][0] == ("healthy" if program == "healthy" else "exploding")
