@@ -58,9 +58,9 @@ def init(
             [GRADMEDIC_MODE].
         trainable: name under which a worker may rerun this job.
         log_freq: "auto" samples as often as costs 1.5 % of the training's time, and samples every step at the start
-            (the first twenty steps, and until sampling took a second) and for twelve steps after a spike or an
-            unhealthy verdict; a number samples the first twenty steps and then each multiple of it
-            [GRADMEDIC_LOG_FREQ], "auto".
+            (the first twenty steps, and further ones up to about a second of cost) and for twelve steps after a spike
+            or an unhealthy verdict; a number samples the first twenty steps and then each multiple of it. A step with
+            a non-finite gradient is sampled besides [GRADMEDIC_LOG_FREQ], "auto".
         flush_interval: seconds that a step waits to be sent [GRADMEDIC_FLUSH_INTERVAL], 1.
         max_queue_bytes: memory for steps that wait for the service [GRADMEDIC_MAX_QUEUE_BYTES], 64 MiB.
         max_disk_bytes: disk for steps that wait for the service [GRADMEDIC_MAX_DISK_BYTES], 1 GiB.
