@@ -22,6 +22,8 @@ from benchmarks.corpus.foreign.set_aside import read_record, set_aside_digest
 from benchmarks.corpus.foreign.splits import FOREIGN_ASIDE, FOREIGN_FIT, FOREIGN_SPLITS
 from torch import Tensor, nn
 
+import gradmedic
+
 # --- splits -----------------------------------------------------------------------------------------------------------
 
 
@@ -217,6 +219,38 @@ def test_one_bad_loss_is_not_a_death() -> None:
     assert recorded.first_nonfinite == 6
     assert not recorded.died
     assert len(recorded.losses) == 25
+
+
+def test_a_gradient_that_is_not_used_is_no_birth() -> None:
+    """A step that a loss scaler skips leaves nothing behind, whatever its gradients were."""
+    layer = nn.Linear(2, 1)
+    examiner = Examiner(5)
+    examiner.watch(layer)
+    layer.weight.grad = torch.full((1, 2), math.nan)
+    examiner.log(0.5)
+    assert examiner.first_nonfinite is None
+    torch.optim.SGD(layer.parameters(), lr=0.1).step()
+    examiner.log(0.5)
+    examiner.close()
+    assert examiner.first_nonfinite == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "factors"),
+    [
+        ({}, [1, 1, 1, 1, 1]),
+        ({"warmup": 4}, [0.25, 0.5, 0.75, 1, 1]),
+        ({"restarts": 2}, [1, 0.5, 1, 0.5, 1]),
+        ({"jump": (3, 60.0)}, [1, 1, 1, 60, 60]),
+        ({"drop": (1, 0.1), "jump": (3, 5.0)}, [1, 0.1, 0.1, 0.5, 0.5]),
+        ({"ramp": (2, 3.0)}, [1, 1, 1, 3, 9]),
+        ({"burst": (1, 2, 7.0)}, [1, 7, 7, 1, 1]),
+    ],
+)
+def test_schedules_multiply_the_rate(settings: dict[str, Any], factors: list[float]) -> None:
+    """Each schedule has the factors that are documented for it."""
+    session = Session({"steps": 5, **settings}, gradmedic.init(mode="disabled"), Examiner(5), 0)
+    assert [session.rate_factor(step) for step in range(5)] == pytest.approx(factors)
 
 
 def test_measuring_the_skill_changes_no_training() -> None:
