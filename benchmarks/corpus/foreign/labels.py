@@ -6,13 +6,15 @@ its reason. The rules, in their order:
 1. A weight, or every loss of the last steps, is non-finite: *exploding, critical*.
 2. The loss ended above ten times its start, and the run has no skill or the loss is no surrogate: *exploding,
    critical*.
-3. The run has its skill at the end: *healthy, ok*. If it has a fault and less than nine tenths of its twin's skill, it
-   is ambiguous.
-4. The loss peaked above ten times its start, or the run had its skill and lost it and the loss ended above its start:
-   *exploding, critical*.
+3. The run has its skill at the end: *healthy, ok*. If it has a fault and less than nine tenths of its twin's skill, or
+   a fault that let its surrogate loss end above ten times its start, it is ambiguous.
+4. The loss peaked above ten times its start, or the run had its skill and lost it and the loss ended a fifth above its
+   start: *exploding, critical*.
 5. Its fault is one of signal, its twin learns, and it has at most a quarter of the twin's skill: *vanishing, critical*.
 6. It has another fault, its twin learns, and it has at most half of its twin's skill: *healthy, attention*. A run that
    learned targets without a rule by heart is ambiguous.
+7. It had its skill and lost it, and its loss was never more than a fifth above its start, or is a surrogate: *healthy,
+   attention*.
 """
 
 from __future__ import annotations
@@ -144,9 +146,11 @@ def _by_outcome(ending: Ending, kind: str, twin_skill: float | None) -> Label:
         if share <= STUCK_SHARE:
             return Label("healthy", "attention", "finite, and at most half of the twin's skill")
         return Label(None, None, "between half of the twin's skill and the program's minimum")
+    if _has_lost(ending) and share <= STUCK_SHARE and (ending.surrogate or ending.peak <= RISEN * ending.start):
+        return Label("healthy", "attention", "it got worse and lost its skill, without a blow-up")
     return Label(None, None, "meant to blow up, but it neither learns nor blows up")
 
 
 def _has_lost(ending: Ending) -> bool:
-    """Whether the run had its skill at a checkpoint, and has at most half of it at the end."""
-    return ending.best_skill >= ending.min_skill and ending.skill <= STUCK_SHARE * ending.min_skill
+    """Whether the run had its skill at a checkpoint, and has at most half of its best one at the end."""
+    return ending.best_skill >= ending.min_skill and ending.skill <= STUCK_SHARE * ending.best_skill

@@ -112,6 +112,7 @@ def noise_of_a_ring(s: Session) -> None:
 
 @PROGRAMS.add(
     "diffusion",
+    blow_up("mild-jump", jump=(140, 60.0)),
     blow_up("branch-not-taken", trap=("1", "where", 100)),
     *DIFFUSION_FAULTS,
     signal("tiny-weights", gain=0.02, optimizer="sgd", lr=0.02),

@@ -165,7 +165,7 @@ def walk_by_proximal_steps(s: Session) -> None:
     blow_up("root-inside", trap=("letter", "root", 90)),
     *RETURNS,
     blow_up("deviation-of-zero", spread_floor=0.0, steps=260),
-    blow_up("rate-jump", jump=(20, 1e12), optimizer="sgd", lr=0.3),
+    blow_up("rate-jump", jump=(60, 1e3)),
     other("one-answer", group=1),
     lookalike("solved", steps=360, lr=8e-3),
     lookalike("solved-soon", steps=300, group=20),

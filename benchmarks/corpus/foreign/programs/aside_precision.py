@@ -109,7 +109,7 @@ def half_weights(s: Session) -> None:
     other("no-rate", lr=1e-9),
     irreducible("shuffled-targets", shuffled=True),
     lookalike("many-parts", accumulate=8, batch=6),
-    lookalike("summed-under-adam", summed_parts=True),
+    lookalike("summed-under-adam", summed_parts=True, optimizer="adam", lr=5e-3),
     lookalike("mean-in-log", logs="float", late_zero=True),
     min_skill=0.5,
     variants=({"width": 32, "lr": 6e-3}, {"width": 48, "lr": 0.05, "optimizer": "nesterov"}, {"width": 64, "lr": 3e-3}),

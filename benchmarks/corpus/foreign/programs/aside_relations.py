@@ -34,6 +34,7 @@ def _freeze_last_bias(model: nn.Module) -> None:
 
 @PROGRAMS.add(
     "contrasts",
+    blow_up("mild-jump", jump=(110, 60.0)),
     blow_up("branch-not-taken", trap=("0", "where", 70)),
     blow_up("cold-temperature", temperature=1e-39),
     blow_up("zero-vector", zero_at=90, floor=0.0),
@@ -209,6 +210,7 @@ def graph_communities(s: Session) -> None:
 
 @PROGRAMS.add(
     "graphs",
+    blow_up("mild-jump", jump=(90, 60.0)),
     blow_up("branch-not-taken", trap=("first", "where", 60)),
     *GRAPH_FAULTS[1:5],
     blow_up("sums-without-norm", sums=True, rounds=8, optimizer="sgd", lr=0.1, gain=2.0),

@@ -159,6 +159,7 @@ def qk_norm_language(s: Session) -> None:
 
 @PROGRAMS.add(
     "transformers",
+    blow_up("mild-jump", jump=(120, 60.0)),
     blow_up("root-inside", trap=("blocks", "root", 95)),
     blow_up("rate-too-high", optimizer="sgd", lr=300.0),
     blow_up("missing-pixel", nan_at=90),
@@ -317,6 +318,7 @@ def lora_from_a_trained_base(s: Session) -> None:
 
 @PROGRAMS.add(
     "experts",
+    blow_up("mild-jump", jump=(130, 60.0)),
     blow_up("root-inside", trap=("router", "root", 100)),
     blow_up("rate-too-high", optimizer="sgd", lr=1e3),
     blow_up("router-overflow", naive_router=True, router_factor=200.0, born_in="router.*"),
@@ -381,6 +383,7 @@ def routed_experts(s: Session) -> None:
 
 @PROGRAMS.add(
     "translation",
+    blow_up("mild-jump", jump=(220, 60.0)),
     blow_up("branch-not-taken", trap=("encoder", "where", 150)),
     blow_up("no-clipping", clip=None, optimizer="sgd", lr=60.0, momentum=0.9),
     blow_up("rate-jump", jump=(180, 1e4), optimizer="sgd", lr=0.3, momentum=0.9),
@@ -441,6 +444,7 @@ def reversed_words(s: Session) -> None:
 
 @PROGRAMS.add(
     "transcription",
+    blow_up("mild-jump", jump=(180, 60.0)),
     blow_up("root-inside", trap=("first", "root", 110)),
     blow_up("label-too-long", too_long_at=90),
     blow_up("rate-too-high", optimizer="sgd", lr=500.0, momentum=0.9, clip=None),

@@ -121,6 +121,7 @@ class Spike(torch.autograd.Function):
 
 @PROGRAMS.add(
     "spikes",
+    blow_up("mild-jump", jump=(110, 60.0)),
     blow_up("root-inside", trap=("first", "root", 85)),
     blow_up("rate-too-high", optimizer="sgd", lr=1e6),
     blow_up("missing-pixel", nan_at=80),
@@ -173,6 +174,7 @@ def spiking_images(s: Session) -> None:
 
 @PROGRAMS.add(
     "spikes",
+    blow_up("mild-jump", jump=(190, 60.0)),
     blow_up("branch-not-taken", trap=("1", "where", 140)),
     blow_up("rate-jump", jump=(200, 1e9), optimizer="sgd", lr=0.5, mse=True, linear_out=True),
     blow_up("missing-value", nan_at=150),
@@ -245,6 +247,7 @@ def margin_classes(s: Session) -> None:
 
 @PROGRAMS.add(
     "irreducible",
+    blow_up("mild-jump", jump=(150, 60.0)),
     blow_up("branch-not-taken", trap=("1", "where", 110)),
     blow_up("rate-jump", jump=(150, 1e3), optimizer="sgd", lr=0.05, squared=True, momentum=0.9),
     blow_up("heavy-tail", tail_at=120, squared=True, optimizer="sgd", lr=0.1),
@@ -286,6 +289,7 @@ def noisy_targets(s: Session) -> None:
 
 @PROGRAMS.add(
     "teachers",
+    blow_up("mild-jump", jump=(120, 60.0)),
     blow_up("root-inside", trap=("1", "root", 95)),
     blow_up("log-of-zero", naive=True, factor=1e4),
     blow_up("rate-too-high", optimizer="sgd", lr=3e3, momentum=0.9),
