@@ -44,6 +44,12 @@ check: $(READY) ## check style, types, import rules and the documented commands
 bench-diagnosis: $(READY) ## measure the diagnosis on labelled runs (the first run generates them: several minutes)
 	@$(BIN)/python -m benchmarks.diagnosis
 
+bench-foreign: $(READY) ## measure the diagnosis on trainings of other kinds, recorded at the default sampling (40 minutes)
+	@$(BIN)/python -m benchmarks.foreign_runs
+
+bench-busy: $(READY) ## compare the diagnosis of the same trainings on a quiet and on a busy machine (10 minutes)
+	@$(BIN)/python -m benchmarks.busy
+
 bench-sensitivity: $(READY) ## print what changes when a constant of the diagnosis is half or twice as large (20 minutes)
 	@$(BIN)/python -m benchmarks.sensitivity
 
@@ -79,4 +85,4 @@ clean: ## remove the environment and everything generated
 	@rm -rf $(VENV) .gradmedic benchmarks/.cache dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo serve test test-fast fuzz check bench-client bench-diagnosis bench-sensitivity bench-ingest bench-query bench-page bench-load bench-faults bench-reruns experiments screenshots clean
+.PHONY: help install demo serve test test-fast fuzz check bench-client bench-diagnosis bench-foreign bench-busy bench-sensitivity bench-ingest bench-query bench-page bench-load bench-faults bench-reruns experiments screenshots clean

@@ -1,26 +1,39 @@
 """Judges the diagnosis on foreign runs: programs, families and faults that no threshold was fitted to.
 
 The runs are those of `benchmarks.corpus.foreign`, recorded through the SDK at its default sampling. The split
-`foreign-fit` was open while the detectors changed; `foreign-aside` was set aside.
+`foreign-fit` was open while the detectors changed; `foreign-aside` was set aside, and `set_aside.json` lists each time
+that it was opened. With the folder GRADMEDIC_FIELD (by default that beside the project), its trainings run through a
+service of their own, too.
+
+    python -m benchmarks.foreign_runs [--fit-only] [--verbose] [--jobs N]
 """
 
 from __future__ import annotations
 
+import argparse
+import os
 import statistics
+import subprocess
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from benchmarks.corpus.foreign.loading import ForeignRun
+from benchmarks import calibration
+from benchmarks.corpus.foreign.loading import ForeignRun, load_foreign, recordings_folder
 from gradmedic.protocol.diagnosis import VerdictChange
 from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
 from gradmedic_diagnosis import Diagnostician
 
+ROOT: Final = Path(__file__).resolve().parent.parent
+FOREIGN_FIT: Final = "foreign-fit"
+FOREIGN_ASIDE: Final = "foreign-aside"
 VERDICTS: Final = ("healthy", "vanishing", "exploding")
 LEVELS: Final = ("ok", "attention", "critical")
 LONG_ATTENTION: Final = 50
@@ -248,3 +261,66 @@ def list_errors(readings: Sequence[ForeignReading]) -> list[str]:
             path = " ".join(f"{c.step}:{c.verdict[:4]}/{c.learning[:5]}/{c.level[:4]}" for c in reading.changes[:9])
             lines.append(f"  {run.id}: {'; '.join(wrong)}  [{path}]")
     return lines
+
+
+def describe_scores(readings: Sequence[ForeignReading]) -> str:
+    """Describe how well the scores of the last verdicts are chances."""
+    judged = [(r.score, r.verdict == r.run.verdict, 1.0) for r in readings if r.verdict != "undetermined"]
+    return f"scores: {calibration.describe(judged)}"
+
+
+def run_field() -> str | None:
+    """Run the trainings of the field folder; return the last line of their table, None without such a folder."""
+    folder = Path(os.environ.get("GRADMEDIC_FIELD", ROOT.parent / "shared" / "field"))
+    if not (folder / "score.py").exists():
+        return None
+    done = subprocess.run([sys.executable, str(folder / "score.py")], capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if not line.startswith(" ")]
+    print("\n" + "\n".join(lines))
+    return lines[-1] if lines else "field: no answer"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the tables, and return 0 where every target is met on the split that was set aside."""
+    parser = argparse.ArgumentParser(prog="benchmarks.foreign_runs", description=__doc__)
+    parser.add_argument("--fit-only", action="store_true", help="leave out the split that is set aside")
+    parser.add_argument("--verbose", action="store_true", help=f"list the errors on {FOREIGN_FIT}")
+    parser.add_argument("--jobs", type=int, default=min(4, os.cpu_count() or 1), help="processes that record runs")
+    options = parser.parse_args(arguments)
+    scores: dict[str, ForeignScore] = {}
+    for split in (FOREIGN_FIT,) if options.fit_only else (FOREIGN_FIT, FOREIGN_ASIDE):
+        _record(split, options.jobs)
+        readings = [read(run) for run in load_foreign(split)]
+        scores[split] = score(readings)
+        print(f"\n{split}: {len(readings)} runs of {len({r.run.program for r in readings})} programs, at `auto`")
+        print(describe(readings))
+        print(describe_scores(readings))
+        if options.verbose and split == FOREIGN_FIT:
+            print("\n".join(list_errors(readings)))
+    if options.fit_only:
+        return 0
+    drop = scores[FOREIGN_FIT].verdict_accuracy - scores[FOREIGN_ASIDE].verdict_accuracy
+    print(f"\nbalanced accuracy lost from the open to the unseen programs: {drop:.3f}")
+    run_field()
+    missed = scores[FOREIGN_ASIDE].list_missed()
+    result = scores[FOREIGN_ASIDE]
+    print(
+        f"foreign: verdict macro-F1 {result.verdict_f1:.3f} (target >= {TARGET_F1}) and level macro-F1 "
+        f"{result.level_f1:.3f} (>= {TARGET_LEVEL_F1}) on {result.runs} unseen runs "
+        + (f"FAIL: {'; '.join(missed)}" if missed else "PASS")
+    )
+    return 1 if missed else 0
+
+
+def _record(split: str, jobs: int) -> None:
+    """Record a split unless that is done."""
+    from benchmarks.corpus.foreign.generate import generate_foreign, is_foreign_made
+
+    folder = recordings_folder(split)
+    if not is_foreign_made(split, folder):
+        print(f"Recording the split {split} (20 minutes the first time) ...", flush=True)
+        generate_foreign(split, folder, jobs=jobs, report=lambda line: print(line, flush=True))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
