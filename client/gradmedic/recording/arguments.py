@@ -98,6 +98,15 @@ class ArgumentReader:
         """
         unread = None if loss is None else self.read_number("loss", loss)
         row = None if gradients is None and statistics is None else self.read_row(gradients, statistics)
+        is_spike = None
+        if spikes is not None:
+            has_row = row is not None
+            for measurement in measurements:
+                has_row = has_row or measurement.has_numbers
+            if has_row or (unread is not None and type(unread) is not float):
+                is_spike = find_spike(spikes, number, unread, measurements, row)
+            else:  # the usual step, with the fewest calls: after a training step, the caches are cold
+                is_spike = spikes.update_totals(number, unread, ())
         return Draft(
             number,
             time.time(),
@@ -106,7 +115,7 @@ class ArgumentReader:
             self.read_metrics(metrics) if metrics else {},
             measurements,
             row,
-            None if spikes is None else find_spike(spikes, number, unread, measurements, row),
+            is_spike,
         )
 
     def read_number(self, name: str, value: Number | None) -> UnreadNumber:

@@ -32,6 +32,9 @@ class Measurement:
 class PendingMeasurement(Protocol):
     """A measurement that may still be computed on a device. It is read once, on any thread."""
 
+    has_numbers: bool
+    """Whether there are statistics of layers, or may be."""
+
     def read_totals(self) -> Sequence[Totals] | None:
         """Return the totals over all layers, none if no layer was measured; None if a device would be waited for.
 

@@ -55,14 +55,14 @@ class OutputGradientMeter:
         self._hooks.clear()
         self.finish_step()
 
-    def finish_step(self) -> list[MeasuredArray]:
+    def finish_step(self) -> Sequence[MeasuredArray]:
         """Return norms whose squares add up to that of the step, and begin the next step.
 
         They are none if no output was seen, and [0] if the loss sent no gradient to those that were seen.
         """
         self._step += 1
         if not self._has_output:
-            return []
+            return ()
         self._has_output = False
         norms: list[MeasuredArray] = [PendingArray(square.sqrt().reshape(1)) for square in self._squares.values()]
         norms.append(HostArray(np.array([self._norm])))

@@ -52,15 +52,17 @@ class StepMeasurement:
     """
 
     __slots__ = (
-        "_before_read", "_flags", "_parts", "_statistics", "clip_coefficients", "found_inf", "has_stepped",
-        "is_unwatched", "learning_rate", "output_gradient_norms", "scale_after", "scale_before",
+        "_before_read", "_flags", "_parts", "_statistics", "clip_coefficients", "found_inf", "has_numbers",
+        "has_stepped", "is_unwatched", "learning_rate", "output_gradient_norms", "scale_after", "scale_before",
     )  # fmt: skip
 
     def __init__(self, statistics: tuple[str, ...], before_read: Callable[[], None]) -> None:
         self._statistics = statistics
         self._before_read = before_read
         self._parts: list[_PartialTable] = []
-        self._flags: list[tuple[NDArray[np.int32], MeasuredArray]] = []
+        self._flags: tuple[tuple[NDArray[np.int32], MeasuredArray], ...] = ()
+        self.has_numbers = False
+        """Whether there are statistics of layers, or may be."""
         self.has_stepped = False
         """Whether an optimizer has stepped."""
         self.is_unwatched = False
@@ -68,7 +70,7 @@ class StepMeasurement:
         self.learning_rate: float | None = None
         """The largest learning rate of the optimizers that stepped."""
         self.clip_coefficients: list[MeasuredArray] = []
-        self.output_gradient_norms: list[MeasuredArray] = []
+        self.output_gradient_norms: Sequence[MeasuredArray] = ()
         """Norms of the loss's gradient at outputs, whose squares add up; none if it was not measured."""
         self.found_inf: list[MeasuredArray] = []
         """Of optimizer steps with a loss scaler: whether the step was skipped."""
@@ -108,12 +110,14 @@ class StepMeasurement:
         """
         if len(self._parts) >= _MAX_ARRAYS:
             self._merge()
+        self.has_numbers = True
         self._parts.append(_PartialTable(_list_positions(watched), columns, array, rows))
 
     def add_flags(self, watched: Sequence[WatchedParameter], array: MeasuredArray) -> None:
         """Add what `measure_flags` measured of some layers. Of an optimizer step too many, it is dropped."""
+        self.has_numbers = True
         if len(self._flags) < _MAX_ARRAYS:
-            self._flags.append((_list_positions(watched), array))
+            self._flags = (*self._flags, (_list_positions(watched), array))
 
     def discard_statistics(self) -> None:
         """Remove the statistics of layers."""

@@ -57,6 +57,8 @@ class ReadyMeasurement:
     def __init__(self, measurement: Measurement | None) -> None:
         self._measurement = measurement
 
+    has_numbers = True
+
     def read_totals(self) -> None:
         """Return that a device would be waited for."""
 
