@@ -117,7 +117,7 @@ class Course(Persistent):
             self.recovered_losses = 0
         elif value is not None or not self._has_objective(view):
             self.recovered_losses = self.recovered_losses + 1 if self._has_recovered(view, learning) else 0
-            if self.recovered_losses >= RECOVERED_LOSSES:
+            if self.recovered_losses >= (1 if math.isnan(self.level) else RECOVERED_LOSSES):
                 self._end(view.step)
 
     def take_up(

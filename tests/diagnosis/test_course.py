@@ -240,13 +240,23 @@ def test_a_surrogate_shows_no_recovery() -> None:
 
 
 def test_without_a_loss_silent_detectors_end_a_verdict() -> None:
-    """Gradients that explode and calm down are healthy again when no detector has voted for a while."""
+    """Gradients that explode and calm down are healthy again when no detector votes any more."""
     scale = np.ones((300, 1))
     scale[100:130] = np.geomspace(10, 1e6, 30)[:, None]
     block = dataclasses.replace(without_weights(run(falling(300), gradient=scale)), series={})
     changes = keep_verdicts(diagnose(block).changes)
     assert [change.verdict for change in changes] == ["healthy", "exploding", "healthy"]
-    assert changes[2].step > 130 + RECOVERED_LOSSES
+    assert changes[2].step > 130
+
+
+def test_an_explosion_with_a_level_outlasts_a_change_of_the_layers() -> None:
+    """A run whose layers take turns after an explosion keeps it for some steps: its losses show no level any more."""
+    block = exploding_run(noisy(1.4, 100))
+    present = block.present.copy()
+    present[ONSET + 40 :: 2, :2] = False
+    changes = keep_verdicts(diagnose(dataclasses.replace(block, present=present)).changes)
+    assert changes[1].verdict == "exploding"
+    assert all(change.step >= ONSET + 39 + RECOVERED_LOSSES for change in changes[2:])
 
 
 def test_muting_what_decided_drops_the_verdict() -> None:
