@@ -43,6 +43,18 @@ OUTLIER_SQUARE = 9.0
 the spike of an explosion would count as noise, and no fall after it would exceed that."""
 MAX_STRENGTH = 0.99
 """Bound of a strength where several are combined: no single finding gives certainty."""
+CONSEQUENCES = {
+    "zero_gradient": "gradients are exactly zero",
+    "depth_gap": "gradients fade towards the input",
+    "saturation": "units are saturated",
+    "contracting_recurrence": "a recurrent matrix shrinks the gradients",
+    "insensitive_loss": "the gradients are too small to move the loss",
+    "excessive_clipping": "clipping leaves almost nothing of the gradients",
+    "starvation": "the updates move no weight",
+    "no_signal_from_loss": "the loss sends no gradient into the model",
+    "plateau": "the loss is flat",
+}
+"""What may follow from an explosion, by detector, in words for a summary. Faults of the script never do."""
 PROGRESS_STATES: tuple[Learning, ...] = ("learning", "converged")
 """States of learning with which a run may have recovered from an explosion."""
 NO_PROGRESS_STATES: tuple[Learning, ...] = ("stuck", "worsening")
@@ -138,7 +150,7 @@ class Course(Persistent):
     def is_consequence(self, detector: Detector) -> bool:
         """Whether a detector's finding followed from the explosion that the run has not recovered from."""
         finding = detector.finding_state
-        if self.verdict != "exploding" or detector.verdict == "exploding" or finding is None:
+        if self.verdict != "exploding" or detector.id not in CONSEQUENCES or finding is None:
             return False
         return self.onset_step is not None and finding.first_step >= self.onset_step
 

@@ -7,20 +7,9 @@ from collections.abc import Sequence
 
 from gradmedic.protocol.diagnosis import Cause, Finding
 from gradmedic.protocol.verdicts import Verdict
-from gradmedic_diagnosis.course import Course
+from gradmedic_diagnosis.course import CONSEQUENCES, Course
 from gradmedic_diagnosis.run_history import RunHistory
 
-FOLLOWED_BY = {
-    "zero_gradient": "gradients are exactly zero",
-    "depth_gap": "gradients fade towards the input",
-    "saturation": "units are saturated",
-    "contracting_recurrence": "a recurrent matrix shrinks the gradients",
-    "insensitive_loss": "the gradients are too small to move the loss",
-    "excessive_clipping": "clipping leaves almost nothing of the gradients",
-    "starvation": "the updates move no weight",
-    "plateau": "the loss is flat",
-}
-"""What a detector's finding means where it follows from an explosion."""
 MAX_FOLLOWED = 2
 """Most consequences that a summary names."""
 STALE_STEPS = 20
@@ -72,8 +61,9 @@ def summarize(
         ranks = {detector: rank for rank, detector in enumerate(course.supporters)}
         deciding = min(own, key=lambda finding: ranks.get(finding.detector, len(ranks)))
         is_past = step is not None and step - deciding.last_step > STALE_STEPS
-        seen = f" At step {deciding.last_step}:" if is_past else ""
-        text += f"{seen} {deciding.explanation}"
+        text += f" At step {deciding.last_step}: {deciding.explanation}" if is_past else f" {deciding.explanation}"
+        if is_past and learning:
+            text += f" {learning}"
     followed = [finding for finding in findings if finding.consequence_of and finding.resolved_step is None]
     if followed:
         text += f" {_describe_consequences(followed[:MAX_FOLLOWED])}"
@@ -83,7 +73,7 @@ def summarize(
 
 
 def _describe_consequences(findings: Sequence[Finding]) -> str:
-    parts = [f"{FOLLOWED_BY[finding.detector]} since step {finding.first_step}" for finding in findings]
+    parts = [f"{CONSEQUENCES[finding.detector]} since step {finding.first_step}" for finding in findings]
     return f"{' and '.join(parts).capitalize()}, as a consequence."
 
 

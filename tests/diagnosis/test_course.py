@@ -16,7 +16,8 @@ from tests.diagnosis.whole_run import diagnose, find_finding, keep_verdicts, wit
 from gradmedic.protocol.diagnosis import VerdictChange
 from gradmedic.protocol.runs import Loss, Objective, Training
 from gradmedic_diagnosis import Block, Diagnostician, StepSeries
-from gradmedic_diagnosis.course import CERTAIN_LOSSES, RECOVERED_LOSSES
+from gradmedic_diagnosis.course import CERTAIN_LOSSES, CONSEQUENCES, RECOVERED_LOSSES
+from gradmedic_diagnosis.detectors import DETECTOR_TYPES
 from gradmedic_diagnosis.state import pack_state, unpack_state
 
 ONSET = 150
@@ -71,9 +72,31 @@ def test_what_a_run_had_before_its_explosion_is_no_consequence() -> None:
     assert saturated.consequence_of is None
 
 
+def test_what_may_follow_from_an_explosion_has_words() -> None:
+    """Every detector of vanishing may follow from an explosion; one of explosions, or of faults of the script, not."""
+    verdicts = {detector.id: detector.verdict for detector in DETECTOR_TYPES}
+    assert {identity for identity, verdict in verdicts.items() if verdict == "vanishing"} <= set(CONSEQUENCES)
+    assert set(CONSEQUENCES) <= set(verdicts)
+    assert "exploding" not in {verdicts[identity] for identity in CONSEQUENCES}
+    assert not {"disconnected_parameters", "loss_mismatch"} & set(CONSEQUENCES)
+
+
+def test_a_fault_of_the_script_is_no_consequence() -> None:
+    """Layers without any gradient are a fault from the first step on, also where the run explodes at once."""
+    block = run(np.full(300, np.nan))
+    present = block.present.copy()
+    present[:, 0] = False
+    diagnosis = diagnose(dataclasses.replace(block, present=present))
+    assert diagnosis.verdict == "exploding"
+    fault = find_finding(diagnosis, "disconnected_parameters")
+    assert fault is not None
+    assert (fault.first_step, fault.consequence_of) == (0, None)
+
+
 def test_a_plateau_at_a_worse_level_is_no_recovery() -> None:
     """A loss that is below its start again, but far above its level from before the explosion, has not recovered."""
     assert list_verdicts(exploding_run(noisy(1.4, 600))) == ["healthy", "exploding"]
+    assert "The loss gets worse: it is 1.3" in diagnose(exploding_run(noisy(1.4, 600))).summary
 
 
 def test_a_moment_at_the_old_level_is_no_recovery() -> None:
