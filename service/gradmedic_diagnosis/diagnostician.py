@@ -167,6 +167,7 @@ class Diagnostician:
                     progress.add(loss)
             view.objective = self._objective.add(objectives[i], progress, step, learning_rates[i])
             view.measures_progress = self._objective.measures_progress
+            view.is_loss_measure = self._objective.is_loss_measure
             view.constant_level = self._objective.constant_level
             view.output_gradient_norm = output_gradient_norms[i]
             view.step, view.is_skipped, view.progress = step, is_skipped, progress

@@ -30,6 +30,8 @@ class ObjectiveTracker:
         self._objective = training.objective or THE_LOSS
         self._is_declared = training.objective is not None
         self._is_surrogate = training.loss is not None and training.loss.surrogate is True
+        self._is_given = training.loss is not None and training.loss.surrogate is False
+        """Whether the loss was seen to compare the output with given targets."""
         self.constant_level = math.nan if training.loss is None else _read_constant_level(training, self._objective)
         """Loss of a predictor with a constant output; NaN where it is unknown or does not bound the objective."""
         self._learning = LearningTracker()
@@ -42,6 +44,13 @@ class ObjectiveTracker:
         if self._is_declared:
             return self._objective.kind != "none"
         return not self._is_surrogate and self._learning.measures_progress
+
+    @property
+    def is_loss_measure(self) -> bool:
+        """Whether the loss measures progress. Beside a declared metric, that must have been seen."""
+        if self._objective.kind == "loss":
+            return self.measures_progress
+        return self._is_given
 
     def read(self, block: Block, losses: Sequence[float | None]) -> Sequence[float | None]:
         """Return what counts as progress at each step, so that smaller is better; None where a step has none."""

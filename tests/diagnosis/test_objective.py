@@ -222,3 +222,20 @@ def test_a_cross_entropy_far_above_a_constant_output_has_blown_up() -> None:
     training = Training(loss=Loss(kind="cross_entropy", constant_level=float(np.log(2))))
     assert not list_alarms(diagnose(block, Training()))
     assert list_alarms(diagnose(block, training))[0][1] == "exploding"
+
+
+def test_targets_that_broadcast_ask_for_attention() -> None:
+    """Outputs `[n, 1]` against targets `[n]` are a fault of the script, and no gradient vanishes for it."""
+    block = run(noisy(1.0, STEPS), gradient=10.0 ** np.array([-4, -3, -1, 0]))
+    diagnosis = diagnose(block, Training(loss=Loss(kind="squared_error", broadcasts=True)))
+    assert (diagnosis.verdict, diagnosis.level) == ("healthy", "attention")
+    assert (finding := find_finding(diagnosis, "loss_mismatch")) is not None
+    assert "broadcast" in finding.explanation
+
+
+def test_a_surrogate_beside_a_declared_metric_may_grow_tenfold() -> None:
+    """The loss of a policy gradient has no level, also where the reward is declared; a cross-entropy has one."""
+    loss = np.concatenate([noisy(0.01, 60), noisy(0.8, 240)])
+    block = with_metric(run(loss, update=6.0), "reward", -falling(300, start=100.0))
+    assert not list_alarms(diagnose(block, Training(objective=REWARD, loss=Loss(surrogate=True))))
+    assert list_alarms(diagnose(block, Training(objective=REWARD, loss=Loss(kind="cross_entropy", surrogate=False))))

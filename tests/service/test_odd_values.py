@@ -40,7 +40,7 @@ TRAINING = {
     "precision": "float32", "input_rms": 1.0, "input_abs_max": 3.0, "target_rms": 1.0, "batch_size": 8,
     "clips_gradients": True, "dropped_steps": 0,
     "loss": {"kind": "cross_entropy", "operations": ["NllLoss", "LogSoftmax"], "classes": 10, "constant_level": 2.3,
-             "surrogate": False},
+             "broadcasts": False, "surrogate": False},
     "objective": {"kind": "metric", "metric": "reward", "direction": "maximize"},
 }  # fmt: skip
 CONFIG = {"lr": 0.1, "seed": 7, "name": "x", "deep": {"list": [1, "a"], "flag": True}}

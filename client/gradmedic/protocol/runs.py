@@ -95,6 +95,8 @@ class Loss:
     constant_level: Number | None = None
     """Loss of a predictor that gives the same output for every example, estimated from the first batches: `ln k` or
     the entropy of the targets for a cross-entropy, the variance of the targets for a squared error."""
+    broadcasts: StrictBool | None = None
+    """True if the shapes of output and target broadcast to a larger shape, as `[n, 1]` and `[n]` do to `[n, n]`."""
     surrogate: StrictBool | None = None
     """True if the loss does not measure progress: that of a policy gradient, of adversaries, or a contrast within the
     batch."""

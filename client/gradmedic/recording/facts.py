@@ -145,7 +145,8 @@ _OPTIMIZER_CHECKS: dict[str, Callable[[Any], Any]] = {
     "name": _text, "learning_rate": _number, "momentum": _number, "weight_decay": _number,
 }  # fmt: skip
 _LOSS_CHECKS: dict[str, Callable[[Any], Any]] = {
-    "kind": _loss_kind, "operations": _operations, "classes": _count, "constant_level": _number, "surrogate": _flag,
+    "kind": _loss_kind, "operations": _operations, "classes": _count, "constant_level": _number, "broadcasts": _flag,
+    "surrogate": _flag,
 }  # fmt: skip
 _TRAINING_CHECKS: dict[str, Callable[[Any], Any]] = {
     "precision": _text, "input_rms": _size, "input_abs_max": _size, "target_rms": _size, "batch_size": _count,

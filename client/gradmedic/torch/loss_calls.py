@@ -78,6 +78,8 @@ class LossCall:
     classes: int | None = None
     contrasts_outputs: bool = False
     """Whether the logits are products of outputs of networks."""
+    broadcasts: bool = False
+    """Whether output and target broadcast to a shape that is larger than both."""
     targets: ClassTargets | ValueTargets | None = None
     """None if the loss of a constant predictor cannot be estimated from them."""
     group: Hashable = None
@@ -105,9 +107,18 @@ def read_loss_call(function: str, arguments: dict[str, Any], result: Tensor) -> 
         count=_count_terms(function, arguments),
         classes=classes,
         contrasts_outputs=contrasts,
+        broadcasts=function in REGRESSION_LOSSES and _broadcasts(prediction, arguments.get("target")),
         targets=targets,
         group=(function, reduction, classes, *_describe_targets(targets, arguments.get("target"))),
     )
+
+
+def _broadcasts(prediction: Any, target: Any) -> bool:
+    """Return whether the two tensors broadcast to a shape with more elements than either has."""
+    if not isinstance(prediction, Tensor) or not isinstance(target, Tensor):
+        return False
+    shape = np.broadcast_shapes(tuple(prediction.shape), tuple(target.shape))
+    return math.prod(shape) > max(prediction.numel(), target.numel())
 
 
 def copy_number(tensor: Tensor) -> MeasuredArray:

@@ -79,6 +79,7 @@ def summarize(steps: Sequence[ObservedStep], *, optimizers: int) -> Loss | None:
         operations=seen[0].operations if seen else [],
         classes=classes.pop() if len(classes) == 1 else None,
         constant_level=None if has_own_kind else estimate_constant_level(logged),
+        broadcasts=any(call.broadcasts for call in calls) if calls else None,
         surrogate=True if surrogate else _find_given(kind, calls, steps),
     )
 

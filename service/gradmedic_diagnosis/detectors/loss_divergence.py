@@ -134,7 +134,7 @@ class LossDivergence(Detector):
     @staticmethod
     def _blow_up_ratio(view: StepView) -> float:
         """Return how many times its reference a blown-up loss is. A loss that measures no progress has no level."""
-        return BLOW_UP if view.measures_progress else SUDDEN_RATIO
+        return BLOW_UP if view.is_loss_measure else SUDDEN_RATIO
 
     def _count_slow_steps(self, view: StepView, weight_growth: float) -> None:
         """Count steps with a loss far above its start, as long as weights or gradients have grown, too."""

@@ -1,4 +1,4 @@
-"""A loss function that gets an input of the wrong kind: probabilities where it expects logits."""
+"""A loss function that gets an input of the wrong kind: probabilities for logits, or a shape that broadcasts."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ not among them: it changes nothing."""
 
 
 class LossMismatch(Detector):
-    """The loss function applies a softmax or sigmoid, and its input is the output of one already.
+    """The loss function applies a softmax or sigmoid to the output of one, or output and target broadcast.
 
-    The input lies between 0 and 1 then, so no class can get a probability near 1, the loss has a floor far above zero
-    and the gradients are squeezed twice.
+    In the first case, the input lies between 0 and 1, so no class can get a probability near 1, the loss has a floor
+    far above zero and the gradients are squeezed twice. In the second, each output is compared with every target, so
+    that the best output is the mean of the targets.
     """
 
     id = "loss_mismatch"
@@ -51,14 +52,21 @@ class LossMismatch(Detector):
         if view.loss is None:
             return
         self.found = find_repeated_activation(view.loss_facts)
-        if self.found is not None:
-            self.update_finding(view.step, "warning", [], {"loss": view.loss})
+        broadcasts = view.loss_facts is not None and view.loss_facts.broadcasts is True
+        if self.found is not None or broadcasts:
+            evidence = {"loss": view.loss, "broadcasts": 1.0} if broadcasts else {"loss": view.loss}
+            self.update_finding(view.step, "warning", [], evidence)
         else:
             self.close_finding(view.step)
 
     def explain(self, finding: FindingState, layers: Sequence[str]) -> str:
-        """Explain which operation is applied twice."""
-        del finding, layers
+        """Explain which operation is applied twice, or what broadcasting does."""
+        del layers
+        if "broadcasts" in finding.evidence:
+            return (
+                "The shapes of output and target differ and broadcast, as [n, 1] and [n] do: each output is compared "
+                "with every target, so the model learns their mean. Give both the same shape, as squeeze(-1) does."
+            )
         outer, inner = self.found or ("LogSoftmax", "Softmax")
         loss = "cross-entropy" if outer == "LogSoftmax" else "binary cross-entropy"
         return (

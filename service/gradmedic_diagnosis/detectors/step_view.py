@@ -54,6 +54,8 @@ class StepView:
     learning_rate: float = math.nan
     clip_coefficient: float = math.nan
     """Factor of the script's own clipping; NaN where the client did not see it."""
+    is_loss_measure: bool = True
+    """Whether the loss itself measures progress, also where a metric is the objective."""
     loss_facts: Loss | None = None
     """What the client saw of the loss."""
     constant_level: float = math.nan

@@ -23,7 +23,7 @@ WRONG: list[Any] = [
 """Values of which no field accepts all."""
 LAYER_FIELDS = ("kind", "shape", "numel", "depth", "role", "fan_in", "fan_out", "activation", "normalized", "branch",
                 "initial_rms", "spectral_norm")  # fmt: skip
-LOSS_FIELDS = ("kind", "operations", "classes", "constant_level", "surrogate")
+LOSS_FIELDS = ("kind", "operations", "classes", "constant_level", "broadcasts", "surrogate")
 TRAINING_FIELDS = ("precision", "input_rms", "input_abs_max", "target_rms", "batch_size", "clips_gradients")
 
 
@@ -96,8 +96,9 @@ def test_a_wrong_fact_costs_that_fact_with_a_warning(value: Any) -> None:
 def test_facts_of_the_loss_are_checked_one_by_one() -> None:
     """A wrong fact of the loss is left out with a warning, and the others stay; the service takes what is left."""
     warned = Warned()
-    wrong: Any = {"kind": "guess", "operations": ["NllLoss"] * 65, "classes": -1, "constant_level": "2", "surrogate": 1}
-    good = Loss(kind="ctc", operations=["CtcLoss"], classes=3, constant_level=1.5, surrogate=False)
+    wrong: Any = {"kind": "guess", "operations": ["NllLoss"] * 65, "classes": -1, "constant_level": "2"}
+    wrong.update(broadcasts="no", surrogate=1)
+    good = Loss(kind="ctc", operations=["CtcLoss"], classes=3, constant_level=1.5, broadcasts=False, surrogate=False)
     assert check_training(Training(loss=good), warned).loss == good
     assert not warned
     for field, value in wrong.items():

@@ -108,6 +108,15 @@ def test_a_softmax_that_is_computed_twice_is_seen() -> None:
     assert loss.kind == "cross_entropy"
 
 
+@pytest.mark.parametrize(("shape", "broadcasts"), [((BATCH,), True), ((BATCH, 1), False), ((1,), False)])
+@pytest.mark.filterwarnings("ignore:Using a target size")
+def test_targets_that_broadcast_are_seen(shape: tuple[int, ...], broadcasts: bool) -> None:
+    """Outputs `[n, 1]` and targets `[n]` broadcast to `[n, n]`; equal shapes, or one number for all, do not."""
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 1))
+    loss = observe(lambda model, x: functional.mse_loss(model(x), values(*shape)), model=model)
+    assert loss.broadcasts is broadcasts
+
+
 def test_an_output_that_is_a_view_shows_what_computed_it() -> None:
     """A model may reshape its probabilities at its end."""
     model = network(nn.Softmax(dim=1), nn.Unflatten(1, (CLASSES, 1)), nn.Flatten())
@@ -516,17 +525,22 @@ def test_the_first_steps_are_observed_and_no_others() -> None:
     with Recording(model, optimizer) as recording:
         for _ in range(20):
             loss = functional.cross_entropy(model(torch.randn(1, 6)), classes(1))
-            assert any(isinstance(hook, _OutputHook) for hook in model._forward_hooks.values())
+            assert has_output_hook(model)
             assert torch.autograd.backward is not backward
             loss.backward()
             recording.watch.finish_step(loss).read()
-        assert not model._forward_hooks
+        assert not has_output_hook(model)
         assert torch.autograd.backward is backward
         assert functional.cross_entropy is cross_entropy
     with Recording(model, optimizer) as recording:
         for _ in range(300):
             functional.cross_entropy(model(torch.randn(1, 6)), classes(1)).backward()
-        assert not model._forward_hooks
+        assert not has_output_hook(model)
+
+
+def has_output_hook(model: nn.Module) -> bool:
+    """Return whether the loss is observed at the model's output."""
+    return any(isinstance(hook, _OutputHook) for hook in model._forward_hooks.values())
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")

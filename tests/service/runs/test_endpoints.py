@@ -89,6 +89,7 @@ def test_every_field_is_stored(client: TestClient) -> None:
                 "operations": ["NllLoss", "LogSoftmax"],
                 "classes": 10,
                 "constant_level": 2.3,
+                "broadcasts": False,
                 "surrogate": False,
             },
             "objective": {"kind": "metric", "metric": "reward", "direction": "maximize"},
