@@ -75,9 +75,9 @@ class HealthEvidence:
         )
 
 
-ALARM_WEIGHTS: Final = (0.024, 0.346, 0.807, 0.094, 0.113)
+ALARM_WEIGHTS: Final = (0.149, 0.334, 0.777, 0.091, 0.099)
 """Intercept, exploding, log-odds of the strength, several detectors, decades of steps."""
-HEALTH_WEIGHTS: Final = (0.934, 1.584, 1.082, 0.0, 0.0, -1.56, -2.48)
+HEALTH_WEIGHTS: Final = (0.94, 1.56, 1.087, 0.0, 0.0, -1.574, -2.48)
 """Intercept, decades of steps, learning, no progress, open warning; open suspicion without and with progress."""
 
 
