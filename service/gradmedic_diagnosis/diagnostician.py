@@ -342,7 +342,10 @@ class Diagnostician:
         return self._objective.judge(has_several_streams=len(self._streams) > 1)
 
     def _has_open_fault(self) -> bool:
-        return any(detector.is_open for detector in self._list_unmuted() if detector.is_fault)
+        for detector in self._list_unmuted():  # a loop: this runs at every step
+            if detector.finding_state is not None and detector.is_fault and detector.is_open:
+                return True
+        return False
 
     def _has_open_warning(self) -> bool:
         return any(
@@ -373,6 +376,8 @@ class Diagnostician:
         return findings
 
     def _list_unmuted(self) -> list[Detector]:
+        if not self._muted:
+            return self._detectors
         return [detector for detector in self._detectors if detector.id not in self._muted]
 
     def to_bytes(self) -> bytes:

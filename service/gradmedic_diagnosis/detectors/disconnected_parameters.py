@@ -34,11 +34,12 @@ class DisconnectedParameters(Detector):
     def __init__(self) -> None:
         super().__init__()
         self.steps = 0
-        """Sampled steps on which some layers had a gradient."""
+        """Sampled steps on which some layers had a gradient, as long as others never had one."""
         self.touched = 0
         """Bit set of the layers that had a gradient so far: bit i is layer i."""
         self._untouched = np.zeros(0, dtype=np.bool_)
         """The other layers, `[layer]`."""
+        self._are_all_touched = False
 
     @property
     def is_fault(self) -> bool:
@@ -50,14 +51,16 @@ class DisconnectedParameters(Detector):
         if view.row is None or view.is_skipped:
             return
         present = view.measurements.present[view.row]
-        if not present.any():
-            return
         if len(self._untouched) != len(present):
             self._untouched = ~_read_bits(self.touched, len(present))
+            self._are_all_touched = not self._untouched.any()
+        if self._are_all_touched or not present.any():
+            return
         self.steps += 1
         if (present & self._untouched).any():
             self._untouched &= ~present
             self.touched = _write_bits(~self._untouched)
+            self._are_all_touched = not self._untouched.any()
             self.close_finding(view.step)
         if self.steps < PERSISTENCE or self.is_open or not self._untouched.any():
             return

@@ -144,8 +144,9 @@ class LossDivergence(Detector):
             has_grown = view.row is None or weight_growth >= WEIGHT_GROWTH
         else:
             has_grown = view.row is None or view.typical_growth >= SLOW_GROWTH_DECADES
-        is_high = view.progress.ratio_to_start >= self._blow_up_ratio(view)
-        is_slow = has_grown and not view.has_several_streams and is_high
+        is_slow = (
+            has_grown and not view.has_several_streams and view.progress.ratio_to_start >= self._blow_up_ratio(view)
+        )
         self.slow_steps = self.slow_steps + 1 if is_slow else 0
 
     def forget_trouble(self) -> None:
