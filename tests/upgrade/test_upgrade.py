@@ -2,7 +2,7 @@
 
 The files in the folder `0.1.0` were recorded with that version and are never recorded again: a failure here is a
 failure for users who upgrade. A new answer may have more fields than the old one. The fields of the old one must have
-their values; only the wording of texts may differ. The tests run on SQLite, because the old database is a SQLite file.
+their values; only the wording of texts, and which causes and advice a diagnosis has, may differ. The tests run on SQLite, because the old database is a SQLite file.
 """
 
 from __future__ import annotations
@@ -107,6 +107,8 @@ def differences(old: Any, new: Any, ignored: frozenset[str] = frozenset(), at: s
     if isinstance(old, list):
         if "/diagnosis/history" in at and at.endswith(".items"):
             new = [item for before, item in zip([None, *new], new, strict=False) if not is_same_verdict(before, item)]
+        if at.endswith((".causes", ".advice")) and isinstance(new, list):
+            return [line for item in new for line in missing_fields(old, item, at)]
         if not isinstance(new, list) or len(new) != len(old):
             return [f"{at}: has other items: {new!r} for {old!r}"]
         return [
@@ -119,6 +121,14 @@ def differences(old: Any, new: Any, ignored: frozenset[str] = frozenset(), at: s
     else:
         is_same = old == new and isinstance(old, bool) == isinstance(new, bool)
     return [] if is_same else [f"{at}: {new!r} instead of {old!r}"]
+
+
+def missing_fields(old: list[Any], item: Any, at: str) -> list[str]:
+    """Return one line for each field that the old items have and a new one lacks.
+
+    A newer version may judge causes and advice anew, from the same evidence. What a client reads stays the same.
+    """
+    return [f"{at}: {item!r} has no {name}" for name in (old[0] if old else ()) if name not in item]
 
 
 def is_same_verdict(before: Any, change: Any) -> bool:

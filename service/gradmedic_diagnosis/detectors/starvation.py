@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from gradmedic_diagnosis.detectors.base import Detector, FindingState
+from gradmedic_diagnosis.detectors.insensitive_loss import SENSITIVE
 from gradmedic_diagnosis.detectors.step_view import StepView
 
 STARVED_UPDATE_RATIO = 1e-6
@@ -41,6 +42,7 @@ class Starvation(Detector):
         "since_step": "since",
         "movement": "movement",
         "last_update_ratio": "last_ratio",
+        "largest_sensitivity": "sensitivity",
     }
 
     def __init__(self) -> None:
@@ -54,11 +56,14 @@ class Starvation(Detector):
         """Sum of the updates over the weights since the start, an upper bound of how far the weights have moved."""
         self.last_update_ratio = 0.0
         """The ratio of the last sampled step, which stands for those that are not sampled."""
+        self.largest_sensitivity = 0.0
+        """Largest sensitivity of the loss so far, as in `InsensitiveLoss`."""
 
     @property
     def is_fault(self) -> bool:
-        """Whether the weights have not moved since the start."""
-        return self.count >= UNMOVED_PATIENCE and self.movement < UNMOVED
+        """Whether the weights have not moved since the start, though the gradient would move them at a usual rate."""
+        has_gradient = self.largest_sensitivity >= SENSITIVE
+        return self.count >= UNMOVED_PATIENCE and self.movement < UNMOVED and has_gradient
 
     def observe(self, view: StepView) -> None:
         """Average the update-to-weight ratio, and check whether the loss is stuck."""
@@ -68,6 +73,9 @@ class Starvation(Detector):
         if math.isnan(view.update_ratio) or (view.gradient_norm == 0 and view.update_ratio == 0):
             return
         self.movement += view.update_ratio
+        level = abs(view.progress.current)
+        if view.gradient_weight_product > self.largest_sensitivity * level:
+            self.largest_sensitivity = view.gradient_weight_product / level if level > 0 else math.inf
         if view.update_ratio == math.inf:
             return
         self.last_update_ratio = view.update_ratio
