@@ -146,7 +146,9 @@ class Diagnostician:
             measurements=measurements,
             depth_profile=profile,
             loss_facts=self._training.loss,
+            constant_level=self._objective.constant_level,
         )
+        is_loss_objective = self._objective.is_loss
         for i, (step, is_sampled, is_skipped) in enumerate(
             zip(block.steps.tolist(), block.sampled.tolist(), block.skipped.tolist(), strict=True)
         ):
@@ -166,9 +168,8 @@ class Diagnostician:
                     loss_ratio = progress.ratio_to_reference(loss)
                     progress.add(loss)
             view.objective = self._objective.add(objectives[i], progress, step, learning_rates[i])
-            view.measures_progress = self._objective.measures_progress
-            view.is_loss_measure = self._objective.is_loss_measure
-            view.constant_level = self._objective.constant_level
+            view.measures_progress = measures_progress = self._objective.measures_progress
+            view.is_loss_measure = measures_progress if is_loss_objective else self._objective.is_loss_measure
             view.output_gradient_norm = output_gradient_norms[i]
             view.step, view.is_skipped, view.progress = step, is_skipped, progress
             view.loss, view.loss_ratio, view.loss_reference = loss, loss_ratio, loss_reference

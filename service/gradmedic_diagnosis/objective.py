@@ -39,6 +39,11 @@ class ObjectiveTracker:
         """Progress of a metric, with the sign that makes smaller better."""
 
     @property
+    def is_loss(self) -> bool:
+        """Whether the loss is the objective."""
+        return self._objective.kind == "loss"
+
+    @property
     def measures_progress(self) -> bool:
         """Whether the objective measures progress: as declared, else as the loss looks."""
         if self._is_declared:
@@ -48,9 +53,7 @@ class ObjectiveTracker:
     @property
     def is_loss_measure(self) -> bool:
         """Whether the loss measures progress. Beside a declared metric, that must have been seen."""
-        if self._objective.kind == "loss":
-            return self.measures_progress
-        return self._is_given
+        return self.measures_progress if self.is_loss else self._is_given
 
     def read(self, block: Block, losses: Sequence[float | None]) -> Sequence[float | None]:
         """Return what counts as progress at each step, so that smaller is better; None where a step has none."""

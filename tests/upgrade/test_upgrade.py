@@ -2,7 +2,8 @@
 
 The files in the folder `0.1.0` were recorded with that version and are never recorded again: a failure here is a
 failure for users who upgrade. A new answer may have more fields than the old one. The fields of the old one must have
-their values; only the wording of texts, and which causes and advice a diagnosis has, may differ. The tests run on SQLite, because the old database is a SQLite file.
+their values; only the wording of texts, and which causes and advice a diagnosis has, may differ. The tests run on
+SQLite, because the old database is a SQLite file.
 """
 
 from __future__ import annotations

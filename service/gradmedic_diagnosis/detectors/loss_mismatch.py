@@ -49,7 +49,7 @@ class LossMismatch(Detector):
 
     def observe(self, view: StepView) -> None:
         """Open the finding at the first step with a loss."""
-        if view.loss is None:
+        if view.loss is None or (view.loss_facts is None and not self.is_open):
             return
         self.found = find_repeated_activation(view.loss_facts)
         broadcasts = view.loss_facts is not None and view.loss_facts.broadcasts is True
