@@ -46,6 +46,8 @@ class Measurements:
     The loss would change by this much if the layer changed by its own size along the gradient. Where there are
     matrices or embeddings, biases do not count: an output bias always has a large product, and no input passes it.
     """
+    input_side_product: NDArray[np.float64]
+    """`[row]`: the same over the input-side half of the weight matrices on the path; 0 where there is none."""
     total_nonfinite_count: NDArray[np.float64]
     """`[row]`: NaN and Inf elements of all gradients."""
     has_nonfinite_weights: NDArray[np.bool_]
@@ -88,9 +90,9 @@ def measure(block: Block, architecture: Architecture) -> Measurements:
             np.square(np.where(on_input_side, update, 0.0)).sum(axis=1)
             / np.square(np.where(on_input_side, weight, 0.0)).sum(axis=1)
         )
-        gradient_weight_product = np.fmax.reduce(
-            np.where(present, gradient * weight, np.nan)[:, architecture.input_carriers], axis=1, initial=0.0
-        )
+        product = np.where(present, gradient * weight, np.nan)
+        gradient_weight_product = np.fmax.reduce(product[:, architecture.input_carriers], axis=1, initial=0.0)
+        input_side_product = np.fmax.reduce(product[:, architecture.is_input_side], axis=1, initial=0.0)
     is_empty = ~present.any(axis=1)
     total_gradient_norm[is_empty] = np.nan
     total_weight_norm[is_empty] = np.nan
@@ -120,6 +122,7 @@ def measure(block: Block, architecture: Architecture) -> Measurements:
         update_ratio=update_ratio,
         input_side_update_ratio=input_side_update_ratio,
         gradient_weight_product=gradient_weight_product,
+        input_side_product=input_side_product,
         total_nonfinite_count=total_nonfinite_count,
         has_nonfinite_weights=has_nonfinite_weights,
         has_weight_norms=has_weight_norms,

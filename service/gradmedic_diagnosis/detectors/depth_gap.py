@@ -31,6 +31,13 @@ LEARNED_SHARE_LARGE_GAP = 0.9
 predictor, early and for good. A loss that fell only at first is evidence, however far it fell."""
 CLOSED_DECADES = 0.5
 """Decades to which the gap must close before a verdict is withdrawn while the loss is stuck."""
+INSENSITIVE = 0.01
+"""A gap of less than `LARGE_GAP_DECADES` counts only if the loss would change by less than this share of itself when
+the input-side matrices changed by their own size along the gradient, as in `InsensitiveLoss`. Where there is nothing
+more to learn, the examples' gradients cancel each other, which opens such gaps, too. Plain recurrent networks are left
+out: their input side gets the gradient of the last time step in any case."""
+HORIZON = 20
+"""Sampled steps over which that share is averaged."""
 UNMOVED = 1e-3
 """Sum of the updates over the weights at which the weight matrices of the input side are still those of the start."""
 MOVED_FACTOR = 100.0
@@ -49,6 +56,7 @@ class DepthGap(Detector):
         "gap_history": "history",
         "movement": "movement",
         "input_side_movement": "input_side_movement",
+        "input_sensitivity": "input_sensitivity",
     }
 
     def __init__(self) -> None:
@@ -59,6 +67,8 @@ class DepthGap(Detector):
         """Sum of the network-wide updates over the weights, on sampled steps."""
         self.input_side_movement = 0.0
         """The same of the input-side half of the weight matrices."""
+        self.input_sensitivity = 0.0
+        """Average share by which the loss would change if an input-side matrix changed by its own size; 0 before."""
 
     def observe(self, view: StepView) -> None:
         """Compare the gap with its thresholds, and check whether the loss is stuck."""
@@ -74,6 +84,9 @@ class DepthGap(Detector):
             return
         if self.since_step is None:
             self.since_step = view.step
+        if (level := abs(view.progress.current)) > 0:
+            change = view.input_side_product / level - self.input_sensitivity
+            self.input_sensitivity += change / HORIZON
         is_large = view.depth_gap >= LARGE_GAP_DECADES
         if is_large and self._only_the_output_moves(view):
             self.strength, self.stuck_level = LARGE_GAP_STRENGTH, view.objective.slow_average
@@ -116,6 +129,8 @@ class DepthGap(Detector):
             fell_by_bias_alone = view.dead_share == 0 and progress.fell_only_at_first()
             return progress.count >= patience and (progress.fallen_share < learned_share or fell_by_bias_alone)
         if progress.count < STUCK_PATIENCE or progress.fallen_share >= LEARNED_SHARE:
+            return False
+        if self.input_sensitivity >= INSENSITIVE and not view.architecture.recurrent:
             return False
         return view.depth_gap >= self.gap_history.mean(0.5, 0.75)[0] - CLOSING_DECADES
 

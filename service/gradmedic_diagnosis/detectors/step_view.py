@@ -72,6 +72,8 @@ class StepView:
     """The same of the input-side half of the weight matrices on the gradient's path."""
     gradient_weight_product: float = 0.0
     """Largest product of a layer's gradient norm and weight norm."""
+    input_side_product: float = 0.0
+    """The same of the input-side half of the weight matrices on the gradient's path."""
     nonfinite_count: float = 0.0
     """NaN and Inf elements of all gradients."""
     has_nonfinite_weights: bool = False
@@ -94,6 +96,7 @@ class StepView:
             self.update_ratio,
             self.input_side_update_ratio,
             self.gradient_weight_product,
+            self.input_side_product,
             self.nonfinite_count,
             self.has_nonfinite_weights,
             self.depth_gap,
@@ -128,6 +131,7 @@ def read_rows(measurements: Measurements, profile: DepthProfile) -> list[tuple[A
         measurements.update_ratio,
         measurements.input_side_update_ratio,
         measurements.gradient_weight_product,
+        measurements.input_side_product,
         measurements.total_nonfinite_count,
         measurements.has_nonfinite_weights,
         profile.depth_gap,

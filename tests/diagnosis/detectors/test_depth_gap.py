@@ -48,3 +48,11 @@ def test_a_frozen_backbone_is_not_vanishing() -> None:
     """Input-side layers whose gradient a script sets to exactly zero do not move either, which is no fault."""
     gradient, update = [[0.0, 0.0, 0.1, 1.0]], [[0.0, 0.0, 0.05, 0.1]]
     assert not list_alarms(diagnose(run(falling(STEPS), gradient=gradient, update=update)))
+
+
+def test_a_small_gap_needs_an_input_side_that_cannot_move_the_loss() -> None:
+    """Two decades of gap are evidence only if the loss is insensitive to the input side."""
+    loss = noisy(2.3, STEPS)
+    gap = 10.0 ** np.array([-2, -2, -1, 0])
+    assert not list_alarms(diagnose(run(loss, gradient=gap)))
+    assert list_alarms(diagnose(run(loss, gradient=gap * 1e-2)))
