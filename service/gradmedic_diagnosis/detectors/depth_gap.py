@@ -31,8 +31,10 @@ LEARNED_SHARE_LARGE_GAP = 0.9
 predictor, early and for good. A loss that fell only at first is evidence, however far it fell."""
 CLOSED_DECADES = 0.5
 """Decades to which the gap must close before a verdict is withdrawn while the loss is stuck."""
+TRAINABLE_DECADES = 2.0
+"""Gap with which some networks train, as above."""
 INSENSITIVE = 0.01
-"""A gap of less than `LARGE_GAP_DECADES` counts only if the loss would change by less than this share of itself when
+"""A gap of less than `TRAINABLE_DECADES` counts only if the loss would change by less than this share of itself when
 the input-side matrices changed by their own size along the gradient, as in `InsensitiveLoss`. Where there is nothing
 more to learn, the examples' gradients cancel each other, which opens such gaps, too. Plain recurrent networks are left
 out: their input side gets the gradient of the last time step in any case."""
@@ -130,7 +132,8 @@ class DepthGap(Detector):
             return progress.count >= patience and (progress.fallen_share < learned_share or fell_by_bias_alone)
         if progress.count < STUCK_PATIENCE or progress.fallen_share >= LEARNED_SHARE:
             return False
-        if self.input_sensitivity >= INSENSITIVE and not view.architecture.recurrent:
+        is_small = view.depth_gap < TRAINABLE_DECADES
+        if is_small and self.input_sensitivity >= INSENSITIVE and not view.architecture.recurrent:
             return False
         return view.depth_gap >= self.gap_history.mean(0.5, 0.75)[0] - CLOSING_DECADES
 
