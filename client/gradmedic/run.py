@@ -408,7 +408,7 @@ class Run:
     ) -> None:
         sampler, arguments = self._sampler, self._arguments
         started = sampler.clock()
-        self._last_log_at = started
+        self._last_log_at = time.perf_counter()
         number: int | None = self._last_step + 1
         if step is not None:
             number = arguments.read_step_number(step, self._last_step, may_join=self._may_join_last_step)

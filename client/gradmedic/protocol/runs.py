@@ -82,7 +82,7 @@ LOSS_KINDS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
-    """What the SDK saw of the loss. Every field is optional."""
+    """Facts about the loss, as the SDK saw it. Every field is optional."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
@@ -109,7 +109,7 @@ DIRECTIONS = ("minimize", "maximize")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """What counts as progress, as the user declared it."""
+    """Measure of progress, as the user declared it."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
@@ -118,7 +118,7 @@ class Objective:
     metric: Text | None = None
     """Name of the metric. Null unless the kind is `metric`."""
     direction: Annotated[Text, OneOf(*DIRECTIONS)] | None = None
-    """Whether smaller or larger is better. Null if the kind is `none`."""
+    """Direction of progress: to smaller or to larger values. Null if the kind is `none`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,9 +142,9 @@ class Training:
     clips_gradients: StrictBool | None = None
     """True if the SDK saw that the script clips gradients."""
     loss: Loss | None = None
-    """What the SDK saw of the loss."""
+    """Facts about the loss, as the SDK saw it."""
     objective: Objective | None = None
-    """What counts as progress, as the user declared it. Null means the loss."""
+    """Measure of progress, as the user declared it. Null means the loss."""
     dropped_steps: StrictInt | None = None
     """Number of steps that the SDK dropped because the service was away and the disk space for waiting steps was used
     up. The run lacks them."""

@@ -19,8 +19,8 @@ from torch.optim import optimizer as torch_optimizer
 import gradmedic
 from gradmedic.torch.unwatched_steps import ACCUMULATED_STEPS, STEPS_WITHOUT_GRADIENTS
 
-HOOKS = 7
-"""Hooks of a watch before the first batch: three in the model, two in its optimizer, two in torch."""
+HOOKS = 8
+"""Hooks of a watch before the first batch: four in the model, two in its optimizer, two in torch."""
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -153,7 +153,7 @@ def test_a_model_is_watched_by_its_newest_run() -> None:
         first.watch(model, optimizer)
         hooks = count_hooks(model, optimizer)
         second.watch(torch.nn.DataParallel(model), optimizer)
-        assert count_hooks(model, optimizer) == hooks - 3  # three of them are hooks of the wrapper
+        assert count_hooks(model, optimizer) == hooks - 4  # four of them are hooks of the wrapper
         assert not first._instrumentations
         first.log(1.0)
 
