@@ -19,6 +19,7 @@ from gradmedic.protocol.verdicts import Learning, Verdict
 from gradmedic_diagnosis.detectors.base import UNMOVED_SHARE, Detector
 from gradmedic_diagnosis.detectors.nonfinite import DEAD_STRENGTH, Nonfinite
 from gradmedic_diagnosis.detectors.step_view import StepView
+from gradmedic_diagnosis.learning import OUTLIER_SQUARE
 from gradmedic_diagnosis.loss_progress import RELEASE_DECLINE, RELEASE_ERRORS, SLOW_ERROR, SLOW_HORIZON, LossProgress
 from gradmedic_diagnosis.state import Persistent
 
@@ -38,9 +39,6 @@ RECOVERY_DEAD_SHARE = 0.5
 """A network does not recover while this share of its weight matrices or more is dead, as in `zero_gradient`."""
 LEVEL_LOSSES = 10
 """Losses from which on the slow average counts as a level of the run. Before that, it is a few single losses."""
-OUTLIER_SQUARE = 9.0
-"""A squared difference of losses counts at most this many times their variance: three standard deviations. Otherwise
-the spike of an explosion would count as noise, and no fall after it would exceed that."""
 MAX_STRENGTH = 0.99
 """Bound of a strength where several are combined: no single finding gives certainty."""
 CONSEQUENCES = {

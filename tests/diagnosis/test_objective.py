@@ -239,3 +239,13 @@ def test_a_surrogate_beside_a_declared_metric_may_grow_tenfold() -> None:
     block = with_metric(run(loss, update=6.0), "reward", -falling(300, start=100.0))
     assert not list_alarms(diagnose(block, Training(objective=REWARD, loss=Loss(surrogate=True))))
     assert list_alarms(diagnose(block, Training(objective=REWARD, loss=Loss(kind="cross_entropy", surrogate=False))))
+
+
+def test_a_stored_mismatch_is_explained_as_before() -> None:
+    """A diagnosis that is restored from bytes explains the same two operations, without a further step."""
+    twice = Training(loss=Loss(operations=["BinaryCrossEntropyWithLogits", "Sigmoid", "Addmm"]))
+    diagnostician = Diagnostician(layers(), twice)
+    before = diagnostician.update(run(falling(60)))
+    after = Diagnostician.from_bytes(diagnostician.to_bytes(), layers(), twice).diagnose()
+    assert "binary cross-entropy" in before.summary
+    assert after.summary == before.summary

@@ -108,7 +108,7 @@ def differences(old: Any, new: Any, ignored: frozenset[str] = frozenset(), at: s
     if isinstance(old, list):
         if "/diagnosis/history" in at and at.endswith(".items"):
             new = [item for before, item in zip([None, *new], new, strict=False) if not is_same_verdict(before, item)]
-        if at.endswith((".causes", ".advice")) and isinstance(new, list):
+        if at.endswith((".causes", ".advice")) and isinstance(new, list) and bool(new) == bool(old):
             return [line for item in new for line in missing_fields(old, item, at)]
         if not isinstance(new, list) or len(new) != len(old):
             return [f"{at}: has other items: {new!r} for {old!r}"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import ClassVar
 
 from gradmedic.protocol.runs import Loss
 from gradmedic_diagnosis.detectors.base import Detector, FindingState
@@ -36,11 +37,12 @@ class LossMismatch(Detector):
 
     id = "loss_mismatch"
     verdict = "healthy"
+    stored_keys: ClassVar[Mapping[str, str]] = {"found": "found"}
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: tuple[str, str] | None = None
-        """The two operations, the one nearer to the loss first. Read again from the facts of the run: not stored."""
+        self.found: list[str] = []
+        """The two operations, the one nearer to the loss first; empty if none is applied twice."""
 
     @property
     def is_fault(self) -> bool:
@@ -51,9 +53,9 @@ class LossMismatch(Detector):
         """Open the finding at the first step with a loss."""
         if view.loss is None or (view.loss_facts is None and not self.is_open):
             return
-        self.found = find_repeated_activation(view.loss_facts)
+        self.found = list(find_repeated_activation(view.loss_facts) or ())
         broadcasts = view.loss_facts is not None and view.loss_facts.broadcasts is True
-        if self.found is not None or broadcasts:
+        if self.found or broadcasts:
             evidence = {"loss": view.loss, "broadcasts": 1.0} if broadcasts else {"loss": view.loss}
             self.update_finding(view.step, "warning", [], evidence)
         else:
@@ -67,7 +69,7 @@ class LossMismatch(Detector):
                 "The shapes of output and target differ and broadcast, as [n, 1] and [n] do: each output is compared "
                 "with every target, so the model learns their mean. Give both the same shape, as squeeze(-1) does."
             )
-        outer, inner = self.found or ("LogSoftmax", "Softmax")
+        outer, inner = self.found
         loss = "cross-entropy" if outer == "LogSoftmax" else "binary cross-entropy"
         return (
             f"The loss is a {loss} that takes logits, and it gets the output of a {inner.lower()}. The signal is "

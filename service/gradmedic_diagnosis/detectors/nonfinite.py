@@ -19,7 +19,7 @@ SKIPPED_LOSSES = 10
 loss scale, so no smaller scale mends it; the weights are safe meanwhile, so there is more time than with
 `PERSISTENT_LOSSES`."""
 SKIPPED_STEPS = 40
-"""Consecutive skipped steps from which a run counts as dead, whatever its losses are. A scale that begins at 2^16, as
+"""Consecutive skipped steps from which a run counts as dead, also with finite losses. A scale that begins at 2^16, as
 torch's does, is 2^-24 then, the smallest half-precision number."""
 RECOVERY_STEPS = 5
 """Consecutive finite steps after which a run no longer counts as dead, unless its weights were non-finite."""

@@ -30,7 +30,7 @@ PATIENCE = 100
 class Starvation(Detector):
     """The updates are negligible and the loss does not move. A note only, since a low learning rate may be intended.
 
-    Weights that have not moved at all since the first step are a fault, whatever the loss does: the rate is zero, or
+    Weights that have not moved at all since the first step are a fault, also while the loss falls: the rate is zero, or
     far too low. The finding never supports a verdict: the gradients themselves may be healthy.
     """
 
