@@ -2,7 +2,7 @@
 
 The wrappers call the originals with the same arguments, and show the call to the open observers. They go with the last
 one that observes. If `torch.compile` has compiled anything, those of loss functions stay as long as a watch is open: it
-would compile again whatever calls a function that changes. A compiler reads the first condition of a wrapper as a
+would compile every caller again when a function changes. A compiler reads the first condition of a wrapper as a
 constant, and sees nothing else of it.
 """
 

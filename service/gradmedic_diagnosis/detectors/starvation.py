@@ -20,7 +20,9 @@ UNMOVED = 1e-4
 weights' size. Fine-tuning with small rates moves the weights by a hundredth (Neyshabur et al. 2020, "What is being
 transferred in transfer learning?", section 3.3)."""
 UNMOVED_PATIENCE = 50
-"""Sampled steps before the weights count as unmoved."""
+"""Steps before the weights count as unmoved. Those that are not sampled count: the last ratio stands for them."""
+UNMOVED_SAMPLES = 10
+"""Sampled steps that this needs at least."""
 HORIZON = 20
 """Sampled steps over which the ratio is averaged."""
 PATIENCE = 100
@@ -40,6 +42,7 @@ class Starvation(Detector):
         "log_update_ratio": "log_ratio",
         "count": "count",
         "since_step": "since",
+        "steps": "steps",
         "movement": "movement",
         "last_update_ratio": "last_ratio",
         "largest_sensitivity": "sensitivity",
@@ -52,6 +55,8 @@ class Starvation(Detector):
         self.count = 0
         """Number of values in the average."""
         self.since_step = 0
+        self.steps = 0
+        """Steps so far, from the first sampled one on."""
         self.movement = 0.0
         """Sum of the updates over the weights since the start, an upper bound of how far the weights have moved."""
         self.last_update_ratio = 0.0
@@ -63,15 +68,18 @@ class Starvation(Detector):
     def is_fault(self) -> bool:
         """Whether the weights have not moved since the start, though the gradient would move them at a usual rate."""
         has_gradient = self.largest_sensitivity >= SENSITIVE
-        return self.count >= UNMOVED_PATIENCE and self.movement < UNMOVED and has_gradient
+        is_old = self.steps >= UNMOVED_PATIENCE and self.count >= UNMOVED_SAMPLES
+        return is_old and self.movement < UNMOVED and has_gradient
 
     def observe(self, view: StepView) -> None:
         """Average the update-to-weight ratio, and check whether the loss is stuck."""
         if view.row is None:
+            self.steps += self.count > 0
             self.movement += self.last_update_ratio
             return
         if math.isnan(view.update_ratio) or (view.gradient_norm == 0 and view.update_ratio == 0):
             return
+        self.steps += 1
         self.movement += view.update_ratio
         level = abs(view.progress.current)
         if view.gradient_weight_product > self.largest_sensitivity * level:

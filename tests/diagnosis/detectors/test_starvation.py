@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from tests.diagnosis.synthetic_run import falling, noisy, run
@@ -35,3 +37,13 @@ def test_weights_that_once_moved_are_no_fault() -> None:
     """A rate that a schedule brings to zero after the run has learned asks for no attention."""
     update = np.where(np.arange(300)[:, None] < 100, 0.01, 0.0)
     assert diagnose(run(falling(300), update=update)).level == "ok"
+
+
+def test_weights_that_never_moved_are_found_at_a_thin_sampling() -> None:
+    """With twenty sampled steps and then every tenth, fifty steps are enough all the same."""
+    block = run(falling(200), update=1e-8, learning_rate=1e-9)
+    sampled = (np.arange(200) < 20) | (np.arange(200) % 10 == 0)
+    thin = dataclasses.replace(block, sampled=sampled, values=block.values[sampled], present=block.present[sampled])
+    diagnosis = diagnose(thin)
+    assert diagnosis.level == "attention"
+    assert next(change.step for change in diagnosis.changes if change.level == "attention") == 50
