@@ -5,7 +5,10 @@ The runs are those of `benchmarks.corpus.foreign`, recorded through the SDK at i
 that it was opened. With the folder GRADMEDIC_FIELD (by default that beside the project), its trainings run through a
 service of their own, too.
 
-    python -m benchmarks.foreign_runs [--fit-only] [--verbose] [--jobs N]
+    python -m benchmarks.foreign_runs [--sampling auto|sparse|every] [--fit-only] [--verbose] [--jobs N]
+
+These trainings are short, so that the default samples nearly all of their steps. `--sampling sparse` samples every
+twentieth, as the default does in a long training.
 """
 
 from __future__ import annotations
@@ -283,16 +286,20 @@ def run_field() -> str | None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables, and return 0 where every target is met on the split that was set aside."""
     parser = argparse.ArgumentParser(prog="benchmarks.foreign_runs", description=__doc__)
+    parser.add_argument("--sampling", choices=("auto", "sparse", "every"), default="auto")
     parser.add_argument("--fit-only", action="store_true", help="leave out the split that is set aside")
     parser.add_argument("--verbose", action="store_true", help=f"list the errors on {FOREIGN_FIT}")
     parser.add_argument("--jobs", type=int, default=min(4, os.cpu_count() or 1), help="processes that record runs")
     options = parser.parse_args(arguments)
     scores: dict[str, ForeignScore] = {}
     for split in (FOREIGN_FIT,) if options.fit_only else (FOREIGN_FIT, FOREIGN_ASIDE):
-        _record(split, options.jobs)
-        readings = [read(run) for run in load_foreign(split)]
+        _record(split, options.sampling, options.jobs)
+        runs = load_foreign(split, options.sampling)
+        readings = [read(run) for run in runs]
+        share = statistics.fmean(float(run.block.sampled.mean()) for run in runs)
         scores[split] = score(readings)
-        print(f"\n{split}: {len(readings)} runs of {len({r.run.program for r in readings})} programs, at `auto`")
+        print(f"\n{split}: {len(readings)} runs of {len({r.run.program for r in readings})} programs")
+        print(f"sampling `{options.sampling}`: {share:.0%} of the steps carry statistics")
         print(describe(readings))
         print(describe_scores(readings))
         if options.verbose and split == FOREIGN_FIT:
@@ -312,14 +319,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if missed else 0
 
 
-def _record(split: str, jobs: int) -> None:
+def _record(split: str, sampling: str, jobs: int) -> None:
     """Record a split unless that is done."""
     from benchmarks.corpus.foreign.generate import generate_foreign, is_foreign_made
 
-    folder = recordings_folder(split)
-    if not is_foreign_made(split, folder):
+    folder = recordings_folder(split, sampling)
+    if not is_foreign_made(split, folder, sampling):
         print(f"Recording the split {split} (20 minutes the first time) ...", flush=True)
-        generate_foreign(split, folder, jobs=jobs, report=lambda line: print(line, flush=True))
+        generate_foreign(split, folder, sampling=sampling, jobs=jobs, report=lambda line: print(line, flush=True))
 
 
 if __name__ == "__main__":
