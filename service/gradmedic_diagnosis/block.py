@@ -50,7 +50,7 @@ class Block:
     series: Mapping[str, StepSeries] = field(default_factory=dict)
     """The series that were sent, of `gradmedic.protocol.statistics.SERIES`, by name."""
     metrics: Mapping[str, StepSeries] = field(default_factory=dict)
-    """The user's own metrics, by name."""
+    """The user's own metrics and the probes, by name."""
 
     def __len__(self) -> int:
         return len(self.steps)

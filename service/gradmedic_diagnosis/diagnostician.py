@@ -16,7 +16,7 @@ import numpy as np
 
 from gradmedic.protocol.diagnosis import Advice, Cause, DiagnosisAtStep, Finding, VerdictChange
 from gradmedic.protocol.runs import Layer, Training
-from gradmedic.protocol.verdicts import Learning, Level, Verdict
+from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS, Learning, Level, Verdict
 from gradmedic_diagnosis.advice import advise
 from gradmedic_diagnosis.architecture import Architecture
 from gradmedic_diagnosis.block import Block
@@ -31,6 +31,7 @@ from gradmedic_diagnosis.level import LevelTracker
 from gradmedic_diagnosis.loss_progress import LossProgress
 from gradmedic_diagnosis.measurements import Measurements, measure
 from gradmedic_diagnosis.objective import ObjectiveTracker
+from gradmedic_diagnosis.probes import read_probes
 from gradmedic_diagnosis.run_evidence import RunEvidence
 from gradmedic_diagnosis.run_history import RunHistory
 from gradmedic_diagnosis.state import pack_state, unpack_state
@@ -132,6 +133,8 @@ class Diagnostician:
         learning_rates = _to_list(block, "learning_rate", math.nan)
         clip_coefficients = _to_list(block, "clip_coefficient", math.nan)
         output_gradient_norms = _to_list(block, "output_gradient_norm", math.nan)
+        loss_scales = _to_list(block, "loss_scale", math.nan)
+        probes = read_probes(block)
         objectives = self._objective.read(block, losses)
         detectors = [
             detector for detector in self._detectors if detector.is_applicable(self._architecture, measurements)
@@ -146,6 +149,7 @@ class Diagnostician:
             measurements=measurements,
             depth_profile=profile,
             loss_facts=self._training.loss,
+            training=self._training,
             constant_level=self._objective.constant_level,
         )
         is_loss_objective = self._objective.is_loss
@@ -170,7 +174,8 @@ class Diagnostician:
             view.objective = self._objective.add(objectives[i], progress, step, learning_rates[i])
             view.measures_progress = measures_progress = self._objective.measures_progress
             view.is_loss_measure = measures_progress if is_loss_objective else self._objective.is_loss_measure
-            view.output_gradient_norm = output_gradient_norms[i]
+            view.output_gradient_norm, view.loss_scale = output_gradient_norms[i], loss_scales[i]
+            view.probes = probes[i]
             view.step, view.is_skipped, view.progress = step, is_skipped, progress
             view.loss, view.loss_ratio, view.loss_reference = loss, loss_ratio, loss_reference
             view.learning_rate, view.clip_coefficient = learning_rates[i], clip_coefficients[i]
@@ -302,7 +307,8 @@ class Diagnostician:
         findings = self._report_findings()
         causes: list[Cause] = []
         advice: list[Advice] = []
-        if self._verdict in ("vanishing", "exploding"):
+        conditions = {detector.id: score for detector in self._list_unmuted() if (score := detector.cause_score) > 0}
+        if self._verdict in UNHEALTHY_VERDICTS or conditions:
             evidence = RunEvidence(
                 verdict=self._verdict,
                 findings=findings,
@@ -312,6 +318,7 @@ class Diagnostician:
                 framework=self._framework,
                 averages=self._averages,
                 history=self._history,
+                conditions=conditions,
             )
             causes = find_causes(evidence)
             advice = advise(evidence, causes)

@@ -1,4 +1,4 @@
-"""The evidence about one vanishing or exploding run: its findings, layers, training, history, and what they imply.
+"""The evidence about one run in which something is wrong: its findings, layers, training, history, and what they imply.
 
 Causes and advice read it. Each derived number is computed once.
 """
@@ -6,8 +6,8 @@ Causes and advice read it. Each derived number is computed once.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -62,7 +62,7 @@ TINY = 1e-30
 
 @dataclass(frozen=True, eq=False)
 class RunEvidence:
-    """The evidence about a run that is called vanishing or exploding."""
+    """The evidence about a run that is called vanishing or exploding, or that has a condition."""
 
     verdict: Verdict
     findings: Sequence[Finding]
@@ -72,6 +72,8 @@ class RunEvidence:
     framework: str | None
     averages: LayerAverages
     history: RunHistory
+    conditions: Mapping[str, float] = field(default_factory=dict)
+    """Score as a cause (`Detector.cause_score`) of each finding that is one, by detector."""
 
     def find(self, detector: str) -> Finding | None:
         """Return the detector's finding; None if it has none."""

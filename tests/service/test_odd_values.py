@@ -33,12 +33,14 @@ from gradmedic_service.settings import Settings
 LAYER = {
     "name": "head.weight", "kind": "Linear", "shape": [4, 3], "numel": 12, "depth": 1, "frozen": False,
     "role": "weight", "fan_in": 3, "fan_out": 4, "activation": "relu", "normalized": True, "branch": False,
-    "initial_rms": 0.1, "spectral_norm": 1.2,
+    "initial_rms": 0.1, "spectral_norm": 1.2, "input_normalized": False, "block": "head", "calls": 2,
+    "requires_grad": True,
 }  # fmt: skip
 TRAINING = {
-    "optimizers": [{"name": "SGD", "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.0}],
+    "optimizers": [{"name": "SGD", "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.0, "beta2": 0.9,
+                    "epsilon": 1e-8}],
     "precision": "float32", "input_rms": 1.0, "input_abs_max": 3.0, "target_rms": 1.0, "batch_size": 8,
-    "clips_gradients": True, "dropped_steps": 0,
+    "clips_gradients": True, "carries_gradients": False, "layer_order": "execution", "dropped_steps": 0,
     "loss": {"kind": "cross_entropy", "operations": ["NllLoss", "LogSoftmax"], "classes": 10, "constant_level": 2.3,
              "broadcasts": False, "surrogate": False},
     "objective": {"kind": "metric", "metric": "reward", "direction": "maximize"},

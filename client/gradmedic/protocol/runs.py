@@ -55,6 +55,14 @@ class Layer:
     """Root mean square of the elements before the first update."""
     spectral_norm: Number | None = None
     """Largest singular value before the first update. The SDK measures it for recurrent matrices."""
+    input_normalized: StrictBool | None = None
+    """True if a normalization layer directly precedes the module, as in a pre-norm transformer."""
+    block: Text | None = None
+    """Name of the module that holds the layer and whose output is joined with its input (a residual block)."""
+    calls: StrictInt | None = None
+    """Number of times that one forward pass uses the layer, if it is more than once: tied or repeated modules."""
+    requires_grad: StrictBool | None = None
+    """False if no gradient of the layer is computed. A frozen layer with a gradient is in no optimizer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +79,10 @@ class Optimizer:
     """Momentum, or the first beta of Adam and its relatives."""
     weight_decay: Number | None = None
     """Weight decay at the beginning."""
+    beta2: Number | None = None
+    """Second beta of Adam and its relatives, or the smoothing constant of RMSprop."""
+    epsilon: Number | None = None
+    """Number that is added to the denominator of the update (`eps`)."""
 
 
 LOSS_KINDS = (
@@ -101,6 +113,8 @@ class Loss:
     """True if the loss does not measure progress: that of a policy gradient, of adversaries, or a contrast within the
     batch."""
 
+
+LAYER_ORDERS = ("execution", "registration")
 
 OBJECTIVE_KINDS = ("loss", "metric", "none")
 
@@ -141,6 +155,12 @@ class Training:
     """Number of examples in the first batch."""
     clips_gradients: StrictBool | None = None
     """True if the SDK saw that the script clips gradients."""
+    carries_gradients: StrictBool | None = None
+    """True if gradients of earlier optimizer steps were still there when the next backward pass began, as they are
+    where `zero_grad` is missing."""
+    layer_order: Annotated[Text, OneOf(*LAYER_ORDERS)] | None = None
+    """Source of the layers' depth: `execution` if it is the order in which the first forward pass used the layers,
+    `registration` if that order could not be seen."""
     loss: Loss | None = None
     """Facts about the loss, as the SDK saw it."""
     objective: Objective | None = None

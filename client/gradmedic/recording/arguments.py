@@ -11,6 +11,7 @@ import numpy as np
 
 from gradmedic.protocol.names import name_error
 from gradmedic.protocol.numbers import MAX_EXACT_INTEGER, to_float32
+from gradmedic.protocol.probes import PREFIX
 from gradmedic.protocol.runs import Layer
 from gradmedic.protocol.statistics import SERIES, STATISTICS, STATISTICS_TABLE
 from gradmedic.recording.array_statistics import ARRAY_STATISTICS, measure_gradient
@@ -239,7 +240,7 @@ class ArgumentReader:
         if name in self._valid_metric_names:
             return True
         error = name_error(name)
-        if name in SERIES or name in STATISTICS:
+        if name in SERIES or name in STATISTICS or name.startswith(PREFIX):
             error = "is a name that gradmedic gives a meaning of its own; choose another"
         if error is not None:
             self._warn(f"metric {name}", f"the metric {name[:_EXCERPT]!r} is left out: {error}")

@@ -112,6 +112,7 @@ def _merge(trainings: Sequence[Training]) -> Training | None:
         target_rms=_first(training.target_rms for training in trainings),
         loss=_first(training.loss for training in trainings),
         clips_gradients=largest(training.clips_gradients for training in trainings),
+        carries_gradients=largest(training.carries_gradients for training in trainings),
     )
 
 

@@ -41,6 +41,9 @@ def complete_step(draft: Draft) -> Step:
     learning_rate = read_number(draft.learning_rate)
     if learning_rate is None:
         learning_rate = largest(measurement.learning_rate for measurement in measurements)
+    metrics = {name: number for name, unread in draft.metrics.items() if (number := read_number(unread)) is not None}
+    for measurement in measurements:
+        metrics.update(measurement.probes)
     return Step(
         number=draft.number,
         time=draft.time,
@@ -50,7 +53,7 @@ def complete_step(draft: Draft) -> Step:
         clip_coefficient=_smallest(measurement.clip_coefficient for measurement in measurements),
         output_gradient_norm=_join_norms(measurement.output_gradient_norm for measurement in measurements),
         skipped=any(measurement.skipped for measurement in measurements),
-        metrics={name: number for name, unread in draft.metrics.items() if (number := read_number(unread)) is not None},
+        metrics=metrics,
         row=_join_rows([draft.row, *(measurement.row for measurement in measurements)]),
     )
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from gradmedic.protocol.names import LONGEST_NAME, name_error
 from gradmedic.protocol.numbers import MAX_EXACT_INTEGER
-from gradmedic.protocol.runs import LAYER_ROLES, LOSS_KINDS, Layer, Loss, Optimizer, Training
+from gradmedic.protocol.runs import LAYER_ORDERS, LAYER_ROLES, LOSS_KINDS, Layer, Loss, Optimizer, Training
 
 _EXCERPT = 50
 """Characters of a wrong value that a warning shows."""
@@ -96,6 +96,12 @@ def _loss_kind(value: Any) -> str:
     return str(value)
 
 
+def _layer_order(value: Any) -> str:
+    if value not in LAYER_ORDERS:
+        raise ValueError(f"it is none of {', '.join(LAYER_ORDERS)}")
+    return str(value)
+
+
 def _operations(value: Any) -> list[str]:
     if len(value) > _MAX_OPERATIONS:
         raise ValueError(f"it has more than {_MAX_OPERATIONS} names")
@@ -139,10 +145,11 @@ def _flag(value: Any) -> bool:
 _LAYER_CHECKS: dict[str, Callable[[Any], Any]] = {
     "kind": _text, "shape": _shape, "numel": _count, "depth": _count, "role": _role, "fan_in": _count,
     "fan_out": _count, "activation": _text, "normalized": _flag, "branch": _flag, "initial_rms": _size,
-    "spectral_norm": _size,
+    "spectral_norm": _size, "input_normalized": _flag, "block": _text, "calls": _count, "requires_grad": _flag,
 }  # fmt: skip
 _OPTIMIZER_CHECKS: dict[str, Callable[[Any], Any]] = {
-    "name": _text, "learning_rate": _number, "momentum": _number, "weight_decay": _number,
+    "name": _text, "learning_rate": _number, "momentum": _number, "weight_decay": _number, "beta2": _number,
+    "epsilon": _number,
 }  # fmt: skip
 _LOSS_CHECKS: dict[str, Callable[[Any], Any]] = {
     "kind": _loss_kind, "operations": _operations, "classes": _count, "constant_level": _number, "broadcasts": _flag,
@@ -150,5 +157,5 @@ _LOSS_CHECKS: dict[str, Callable[[Any], Any]] = {
 }  # fmt: skip
 _TRAINING_CHECKS: dict[str, Callable[[Any], Any]] = {
     "precision": _text, "input_rms": _size, "input_abs_max": _size, "target_rms": _size, "batch_size": _count,
-    "clips_gradients": _flag, "dropped_steps": _count,
+    "clips_gradients": _flag, "carries_gradients": _flag, "layer_order": _layer_order, "dropped_steps": _count,
 }  # fmt: skip

@@ -6,8 +6,8 @@ the device if needed; the training thread never waits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from gradmedic.protocol.runs import Training
@@ -27,6 +27,8 @@ class Measurement:
     output_gradient_norm: float | None = None
     """L2 norm of the loss's gradient at the outputs of the models; None if it was not measured."""
     skipped: bool = False
+    probes: Mapping[str, float] = field(default_factory=dict)
+    """Probes by the name of their metric."""
 
 
 class PendingMeasurement(Protocol):

@@ -11,14 +11,15 @@ from gradmedic.protocol.runs import Optimizer
 def describe_optimizer(optimizer: torch.optim.Optimizer) -> Optimizer:
     """Return name and settings of an optimizer. Of several groups, the one with the largest learning rate counts."""
     group = max(optimizer.param_groups, key=lambda group: read_number(group.get("lr")) or 0.0, default={})
-    momentum = group.get("momentum")
-    if momentum is None and isinstance(group.get("betas"), tuple):
-        momentum = group["betas"][0]
+    betas: tuple[object, ...] = group.get("betas") or ()
+    momentum = betas[0] if betas and group.get("momentum") is None else group.get("momentum")
     return Optimizer(
         name=type(optimizer).__name__,
         learning_rate=read_number(group.get("lr")),
         momentum=read_number(momentum),
         weight_decay=read_number(group.get("weight_decay")),
+        beta2=read_number(betas[1] if len(betas) > 1 else group.get("alpha")),
+        epsilon=read_number(group.get("eps")),
     )
 
 

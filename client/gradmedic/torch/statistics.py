@@ -118,6 +118,19 @@ def copy_first_element(tensor: Tensor) -> MeasuredArray:
     return start_copy(local_part(tensor.detach()).reshape(-1)[:1])
 
 
+def start_reading(number: Any) -> PendingScalar | float | None:
+    """Return a tensor with one element as a number, or start to copy it to the host; None if it is no such tensor.
+
+    An integer on the host is no such tensor either.
+    """
+    if type(number) is Tensor and number.is_cpu and number.ndim == 0:
+        value: object = number.item()  # faster here than tolist(): optimizers call item() too
+        return value if isinstance(value, float) else None
+    if not isinstance(number, Tensor) or number.is_cpu or number.numel() != 1:
+        return None
+    return PendingScalar(PendingArray(number.detach().reshape(1)))
+
+
 def is_measured_on_host(tensor: Tensor) -> bool:
     """Whether the CPU computes the statistics of a tensor."""
     return tensor.device.type == "cpu"

@@ -17,6 +17,7 @@ from gradmedic.recording.spike_detector import Totals
 from gradmedic.recording.step import Row
 from gradmedic.torch.columns import NONFINITE_COUNT, WATCHED_STATISTICS
 from gradmedic.torch.optimizers import read_number
+from gradmedic.torch.probes import ProbeValues
 from gradmedic.torch.statistics import HostArray, MeasuredArray
 from gradmedic.torch.updates import UpdateMeasurement
 from gradmedic.torch.watched_layers import WatchedParameter
@@ -53,7 +54,8 @@ class StepMeasurement:
 
     __slots__ = (
         "_before_read", "_flags", "_parts", "_statistics", "clip_coefficients", "found_inf", "has_numbers",
-        "has_stepped", "is_unwatched", "learning_rate", "output_gradient_norms", "scale_after", "scale_before",
+        "has_stepped", "is_unwatched", "learning_rate", "output_gradient_norms", "probes",
+        "scale_after", "scale_before",
     )  # fmt: skip
 
     def __init__(self, statistics: tuple[str, ...], before_read: Callable[[], None]) -> None:
@@ -72,6 +74,7 @@ class StepMeasurement:
         self.clip_coefficients: list[MeasuredArray] = []
         self.output_gradient_norms: Sequence[MeasuredArray] = ()
         """Norms of the loss's gradient at outputs, whose squares add up; none if it was not measured."""
+        self.probes: Sequence[ProbeValues] = ()
         self.found_inf: list[MeasuredArray] = []
         """Of optimizer steps with a loss scaler: whether the step was skipped."""
         self.scale_before: MeasuredArray | None = None
@@ -179,6 +182,7 @@ class StepMeasurement:
             clip_coefficient=float(np.min(coefficients)) if coefficients else None,  # NaN if any is NaN
             output_gradient_norm=math.hypot(*norms) if norms and self.has_stepped and not is_skipped else None,
             skipped=is_skipped,
+            probes={name: value for part in self.probes for name, value in part.read()},
         )
 
     def _read_row(self) -> Row | None:

@@ -45,13 +45,13 @@ from gradmedic.torch.nonfinite_check import GradientCheck, measure_flags
 from gradmedic.torch.optimizer_hooks import OptimizerHooks
 from gradmedic.torch.optimizers import describe_optimizer, read_tensor_attribute
 from gradmedic.torch.output_gradient import OutputGradientMeter
+from gradmedic.torch.probes import Probing
 from gradmedic.torch.statistics import (
-    PendingArray,
-    PendingScalar,
     copy_first_element,
     is_measured_on_host,
     local_part,
     measure_gradients,
+    start_reading,
 )
 from gradmedic.torch.step_measurement import OptimizerUpdate, StepMeasurement
 from gradmedic.torch.structure import unwrap_model
@@ -154,6 +154,9 @@ class Watch:
         self._loss_observer = LossObserver(self._models.values(), len(self.optimizers))
         self._first_graphs = [FirstGraph(model, self._describe_if_waiting) for model in self._models.values()]
         self._output_meter = OutputGradientMeter(list(self._models.values()), self._sampling, self._call_safely)
+        self._probing = Probing(
+            list(self._models.values()), self.optimizers, self._layers.owned, self._sampling, sampler
+        )
         if self._measures_activations:
             self._activation_meter = ActivationMeter(
                 list(self._models.values()), self._layers.owned, self._sampling, self._list_followers, self._call_safely
@@ -213,6 +216,7 @@ class Watch:
         for graph in self._first_graphs:
             graph.close()
         self._output_meter.close()
+        self._probing.close()
         if self._activation_meter is not None:
             self._activation_meter.close()
         remove_clipping_observer(self._clipping)
@@ -249,6 +253,7 @@ class Watch:
                 self._loss_observer.finish_step(loss)
             self._clipping.clear()
             measurement.output_gradient_norms = self._output_meter.finish_step()
+            measurement.probes = self._probing.finish_step()
             if self._activation_meter is not None:
                 self._activation_meter.clear()
             if self._scaler is not None:
@@ -263,12 +268,7 @@ class Watch:
 
         An integer on the host is no such tensor either.
         """
-        if type(number) is Tensor and number.is_cpu and number.ndim == 0:
-            value: object = number.item()  # faster here than tolist(): optimizers call item() too
-            return value if isinstance(value, float) else None
-        if not isinstance(number, Tensor) or number.is_cpu or number.numel() != 1:
-            return None
-        return PendingScalar(PendingArray(number.detach().reshape(1)))
+        return start_reading(number)
 
     def clip(self, max_norm: float) -> None:
         """Limit the norm of each optimizer's gradients from its next step on, after they were measured."""
@@ -291,6 +291,7 @@ class Watch:
     def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self._update is not None or not self._is_described:
             self._call_safely("a step could not be measured", self._measure_after_step, optimizer)
+        self._probing.after_update(optimizer)
         self._clipping.end_optimizer_step()
         self._unwatched_steps.end_step()
         if self._lockstep is None:
@@ -312,6 +313,7 @@ class Watch:
             else:
                 self._before_first_step()
         self._measurement.add_optimizer_step(optimizer)
+        self._probing.before_update(optimizer)
         self._update = None
         if self._check is not None and not has_closure and not self._sampler.is_sampling:
             self._look_for_nonfinite(self._check, optimizer)

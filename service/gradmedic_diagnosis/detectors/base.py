@@ -97,6 +97,15 @@ class Detector(ABC):
         return False
 
     @property
+    def cause_score(self) -> float:
+        """How well the finding explains what is wrong, from 0 to 1; 0 unless the finding is a condition.
+
+        A condition is a finding that is a cause itself, such as a loss without a signal. Its evidence and its
+        explanation are those of the cause, and remedies name it by the detector's id.
+        """
+        return 0.0
+
+    @property
     def is_open(self) -> bool:
         """Whether the finding holds now."""
         return self.finding_state is not None and self.finding_state.resolved_step is None

@@ -19,6 +19,8 @@ LARGE_SHARE = 0.1
 """Share of the trained weights that must be cut off. A judgement: pretrained models often have a small head or pooler
 that a task does not use, which is no fault."""
 
+CAUSE_SCORE = 0.95
+
 
 class DisconnectedParameters(Detector):
     """Layers that an optimizer holds have had no gradient since the first step, while others had.
@@ -45,6 +47,11 @@ class DisconnectedParameters(Detector):
     def is_fault(self) -> bool:
         """Whether an open finding is a fault of the script: unless it is a note."""
         return self.finding_state is not None and self.finding_state.severity != "note"
+
+    @property
+    def cause_score(self) -> float:
+        """Score of an open fault: it is read from the script itself."""
+        return CAUSE_SCORE if self.is_open and self.is_fault else 0.0
 
     def observe(self, view: StepView) -> None:
         """Count the steps, and remember the layers that had a gradient."""

@@ -26,6 +26,8 @@ APPLIED_TWICE = frozenset(
 """An operation that expects logits, and the operation that gave it probabilities. A log-softmax of a log-softmax is
 not among them: it changes nothing."""
 
+CAUSE_SCORE = 0.95
+
 
 class LossMismatch(Detector):
     """The loss function applies a softmax or sigmoid to the output of one, or output and target broadcast.
@@ -48,6 +50,11 @@ class LossMismatch(Detector):
     def is_fault(self) -> bool:
         """Whether an open finding is a fault of the script: it is."""
         return True
+
+    @property
+    def cause_score(self) -> float:
+        """Score of an open fault: it is read from the script itself."""
+        return CAUSE_SCORE if self.is_open and self.is_fault else 0.0
 
     def observe(self, view: StepView) -> None:
         """Open the finding at the first step with a loss."""

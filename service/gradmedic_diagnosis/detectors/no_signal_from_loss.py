@@ -13,6 +13,8 @@ PERSISTENCE = 20
 """Consecutive measured steps without a signal before there is a finding: single batches whose examples are all right
 or all masked are common."""
 
+CAUSE_SCORE = 0.9
+
 
 class NoSignalFromLoss(Detector):
     """The gradient of the loss at the model's output is exactly zero, step after step.
@@ -34,6 +36,11 @@ class NoSignalFromLoss(Detector):
         self.since_step = 0
         self.had_signal = False
         """Whether the gradient at the output was not zero on any step so far."""
+
+    @property
+    def cause_score(self) -> float:
+        """Score of an open warning: nothing can be learned."""
+        return CAUSE_SCORE if self.is_open and self.finding_state and self.finding_state.severity == "warning" else 0.0
 
     def observe(self, view: StepView) -> None:
         """Count the measured steps without a signal."""

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradmedic.protocol.runs import Loss
+from gradmedic.protocol.runs import Loss, Training
 from gradmedic_diagnosis.architecture import Architecture
 from gradmedic_diagnosis.layer_averages import DepthProfile, LayerAverages
 from gradmedic_diagnosis.loss_progress import LossProgress
 from gradmedic_diagnosis.measurements import Measurements
+from gradmedic_diagnosis.probes import NO_PROBES, Probes
 
 MAX_LAYERS_NAMED = 8
 """Most layers that a finding names, the worst first."""
@@ -62,6 +63,12 @@ class StepView:
     """Loss of a predictor with a constant output; NaN where it is unknown."""
     output_gradient_norm: float = math.nan
     """Norm of the loss's gradient at the model's output; NaN where the client did not measure it."""
+    loss_scale: float = math.nan
+    """Factor of a loss scaler; NaN where there is none."""
+    probes: Probes = field(default_factory=lambda: NO_PROBES)
+    """The probes of this step, by probe and subject. Empty on most steps."""
+    training: Training = field(default_factory=Training)
+    """Facts about the training."""
     gradient_norm: float = math.nan
     """Network-wide gradient norm."""
     weight_norm: float = math.nan

@@ -14,6 +14,7 @@ from gradmedic.protocol.numbers import MAX_EXACT_INTEGER
 from gradmedic.protocol.reviews import NO_REVIEW, REVIEW_ANSWERS, ReviewWrite
 from gradmedic.protocol.runs import (
     DIRECTIONS,
+    LAYER_ORDERS,
     OBJECTIVE_KINDS,
     STATUSES,
     Layer,
@@ -34,7 +35,7 @@ from gradmedic_service.projects.muting import muting_errors
 MAX_DIMENSIONS = 32
 MAX_LOSS_OPERATIONS = 64
 VALUES_PER_LAYER = 48
-"""Values and names in the description of a layer: 14 fields of two each, and the sizes of a shape."""
+"""Values and names in the description of a layer: 18 fields of two each, and the sizes of a shape."""
 FILTER_CHOICES = {
     "verdict": VERDICTS,
     "learning": LEARNING_STATES,
@@ -220,9 +221,9 @@ def _layers_errors(path: str, layers: Sequence[Layer], existing: Sequence[str], 
 
 
 def _layer_errors(path: str, layer: Layer, limits: Limits) -> Iterator[FieldError]:
-    for field in ("name", "kind", "role", "activation"):
+    for field in ("name", "kind", "role", "activation", "block"):
         yield from _name_errors(f"{path}.{field}", getattr(layer, field), limits)
-    for field in ("numel", "depth", "fan_in", "fan_out"):
+    for field in ("numel", "depth", "fan_in", "fan_out", "calls"):
         yield from _integer_errors(f"{path}.{field}", getattr(layer, field))
     for field in ("initial_rms", "spectral_norm"):
         yield from _size_errors(f"{path}.{field}", getattr(layer, field))
@@ -246,6 +247,8 @@ def _layer_errors(path: str, layer: Layer, limits: Limits) -> Iterator[FieldErro
 def _training_errors(training: Training, limits: Limits) -> Iterator[FieldError]:
     yield from _name_errors("training.precision", training.precision, limits)
     yield from _integer_errors("training.batch_size", training.batch_size)
+    if training.layer_order is not None and training.layer_order not in LAYER_ORDERS:
+        yield FieldError(path="training.layer_order", message=_describe_choices(training.layer_order, LAYER_ORDERS))
     for field in ("input_rms", "input_abs_max", "target_rms"):
         yield from _size_errors(f"training.{field}", getattr(training, field))
     yield from _loss_errors(training.loss, limits)

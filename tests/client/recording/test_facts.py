@@ -22,9 +22,10 @@ WRONG: list[Any] = [
 ]  # fmt: skip
 """Values of which no field accepts all."""
 LAYER_FIELDS = ("kind", "shape", "numel", "depth", "role", "fan_in", "fan_out", "activation", "normalized", "branch",
-                "initial_rms", "spectral_norm")  # fmt: skip
+                "initial_rms", "spectral_norm", "input_normalized", "block", "calls", "requires_grad")  # fmt: skip
 LOSS_FIELDS = ("kind", "operations", "classes", "constant_level", "broadcasts", "surrogate")
-TRAINING_FIELDS = ("precision", "input_rms", "input_abs_max", "target_rms", "batch_size", "clips_gradients")
+TRAINING_FIELDS = ("precision", "input_rms", "input_abs_max", "target_rms", "batch_size", "clips_gradients",
+                   "carries_gradients", "layer_order")  # fmt: skip
 
 
 class Warned(list[str]):
@@ -66,7 +67,8 @@ def test_the_service_takes_every_run_whose_facts_were_checked(service_url: str, 
     layers = registry.snapshot()
     assert len(layers) <= limits.max_layers
     trainings = [Training(**{field: value}) for field in TRAINING_FIELDS for value in WRONG] + [
-        Training(optimizers=[Optimizer(name=value, learning_rate=value, momentum=value)]) for value in WRONG
+        Training(optimizers=[Optimizer(name=value, learning_rate=value, momentum=value, beta2=value, epsilon=value)])
+        for value in WRONG
     ]
     trainings += [Training(loss=Loss(**{field: value})) for field in LOSS_FIELDS for value in WRONG]
     with gradmedic.init("facts", base_url=service_url) as run:

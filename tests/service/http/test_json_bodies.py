@@ -202,6 +202,7 @@ def test_as_many_layers_as_published_are_accepted(sqlite_client: TestClient) -> 
     layer = {
         "kind": "Conv, 2d", "shape": [1] * 8, "numel": 1, "depth": 1, "frozen": False, "role": "weight", "fan_in": 1,
         "fan_out": 1, "activation": "relu", "normalized": True, "branch": False, "initial_rms": 1.5, "spectral_norm": 1,
+        "input_normalized": True, "block": "block.0", "calls": 2, "requires_grad": True,
     }  # fmt: skip
     layers = [{"name": f"block.{index}[weight]", **layer} for index in range(limits["max_layers"])]
     config = {"many": [1] * (limits["max_config_bytes"] // 2 - 10)}

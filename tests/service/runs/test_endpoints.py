@@ -74,16 +74,31 @@ def test_every_field_is_stored(client: TestClient) -> None:
                 "branch": True,
                 "initial_rms": "NaN",
                 "spectral_norm": "Infinity",
+                "input_normalized": True,
+                "block": "encoder.0",
+                "calls": 2,
+                "requires_grad": False,
             }
         ],
         "training": {
-            "optimizers": [{"name": "SGD", "learning_rate": 0.1, "momentum": 0.9, "weight_decay": None}],
+            "optimizers": [
+                {
+                    "name": "SGD",
+                    "learning_rate": 0.1,
+                    "momentum": 0.9,
+                    "weight_decay": None,
+                    "beta2": 0.999,
+                    "epsilon": 1e-8,
+                }
+            ],
             "precision": "float32",
             "input_rms": 1.0,
             "input_abs_max": "Infinity",
             "target_rms": None,
             "batch_size": 32,
             "clips_gradients": False,
+            "carries_gradients": True,
+            "layer_order": "registration",
             "loss": {
                 "kind": "cross_entropy",
                 "operations": ["NllLoss", "LogSoftmax"],

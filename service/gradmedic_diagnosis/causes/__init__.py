@@ -1,0 +1,89 @@
+"""The probable causes of what is wrong with a run, ranked by the strength of their evidence.
+
+Each cause has a small function that looks for evidence of that cause and returns None where there is none. A condition
+(a finding with a cause score) is a cause of its own. Several causes may hold at once. The scores (0 to 1) are
+judgements of how well the evidence fits the cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from gradmedic.protocol.diagnosis import Cause
+from gradmedic_diagnosis.causes.cause import make_cause
+from gradmedic_diagnosis.causes.initialization import (
+    check_large_initialization,
+    check_small_initialization,
+)
+from gradmedic_diagnosis.causes.network import (
+    check_dead_units,
+    check_normalization_is_missing,
+    check_saturating_activation,
+)
+from gradmedic_diagnosis.causes.numerics import (
+    check_numerical_instability,
+    check_precision_overflow,
+    check_precision_underflow,
+    check_unbounded_activation,
+)
+from gradmedic_diagnosis.causes.recurrence import (
+    check_contracting_recurrence,
+    check_expanding_recurrence,
+)
+from gradmedic_diagnosis.causes.scales import (
+    check_input_scale,
+    check_target_scale,
+)
+from gradmedic_diagnosis.causes.updates import (
+    check_clipping_is_missing,
+    check_destroying_updates,
+    check_excessive_clipping,
+    check_learning_rate,
+    check_weight_decay,
+)
+from gradmedic_diagnosis.run_evidence import RunEvidence
+
+MAX_CAUSES = 5
+"""Most causes of one diagnosis."""
+
+_EXPLODING_CHECKS: tuple[Callable[[RunEvidence], Cause | None], ...] = (
+    check_learning_rate,
+    check_large_initialization,
+    check_input_scale,
+    check_target_scale,
+    check_expanding_recurrence,
+    check_clipping_is_missing,
+    check_precision_overflow,
+    check_numerical_instability,
+    check_unbounded_activation,
+    check_normalization_is_missing,
+)
+"""Among causes of one score, the first of these is ranked first."""
+_VANISHING_CHECKS: tuple[Callable[[RunEvidence], Cause | None], ...] = (
+    check_saturating_activation,
+    check_precision_underflow,
+    check_small_initialization,
+    check_dead_units,
+    check_contracting_recurrence,
+    check_weight_decay,
+    check_excessive_clipping,
+    check_normalization_is_missing,
+    check_destroying_updates,
+)
+
+
+def find_causes(run: RunEvidence) -> list[Cause]:
+    """Return the causes that have evidence, the strongest first, at most `MAX_CAUSES`.
+
+    Of a run that neither vanishes nor explodes, only its conditions are causes.
+    """
+    checks = {"exploding": _EXPLODING_CHECKS, "vanishing": _VANISHING_CHECKS}.get(run.verdict, ())
+    causes = [*_list_conditions(run), *(cause for check in checks if (cause := check(run)) is not None)]
+    return sorted(causes, key=lambda cause: -cause.score)[:MAX_CAUSES]
+
+
+def _list_conditions(run: RunEvidence) -> Iterator[Cause]:
+    for detector, score in run.conditions.items():
+        finding = run.find(detector)
+        if finding is not None:
+            yield make_cause(detector, score, finding.explanation, **finding.evidence)

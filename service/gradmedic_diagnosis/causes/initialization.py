@@ -1,0 +1,58 @@
+"""Causes in the initial weights."""
+
+from __future__ import annotations
+
+import math
+
+from gradmedic.protocol.diagnosis import Cause
+from gradmedic_diagnosis.causes.cause import make_cause, ramp
+from gradmedic_diagnosis.run_evidence import RunEvidence
+
+LARGE_RECURRENT_FACTOR = 2.0
+"""Initial spectral norm from which a recurrent matrix is too large: torch's own initialization has 1.15, an orthogonal
+matrix has 1."""
+SMALL_RECURRENT_FACTOR = 0.7
+"""Initial factor per time step below which a recurrent matrix is too small."""
+INIT_DECADES = 0.5
+"""Decades of a signal that the initial weights gain or lose over the network's depth, from which they are poor."""
+CLEAR_INIT_DECADES = 2 * INIT_DECADES
+"""Decades from which the initial weights alone explain a large first loss or a large recurrent factor."""
+VARIANCE_PRESERVING_DECADES = 1.5
+"""Decades within which initial weights preserve variance well enough not to be the reason for fading gradients."""
+
+
+def check_large_initialization(run: RunEvidence) -> Cause | None:
+    """Look for initial weights that amplify a signal."""
+    factor, decades = run.recurrent_factor, run.initial_signal_decades
+    if factor >= LARGE_RECURRENT_FACTOR and not decades >= CLEAR_INIT_DECADES:
+        score = 0.6 + 0.35 * ramp(math.log10(factor), math.log10(LARGE_RECURRENT_FACTOR), 1.0)
+        text = f"The recurrent matrix starts at a factor of {factor:.3g} per time step; an orthogonal one starts at 1."
+        return make_cause("poor_initialization", score, text, recurrent_factor=factor)
+    if math.isnan(decades) or decades < INIT_DECADES:
+        return None
+    return make_cause(
+        "poor_initialization",
+        0.55 + 0.4 * ramp(decades, INIT_DECADES, 2.0),
+        f"The initial weights amplify a signal 10^{decades:.1f}-fold through {len(run.path)} layers; "
+        "a variance-preserving initialization (He, Glorot) keeps its size.",
+        signal_decades=decades,
+        layers=len(run.path),
+    )
+
+
+def check_small_initialization(run: RunEvidence) -> Cause | None:
+    """Look for initial weights that shrink a signal, or are all zero."""
+    zeros = len(run.zero_initialized)
+    if zeros and zeros >= max(1, len(run.path) // 2):
+        text = f"{zeros} weight matrices start at exactly zero: all units of a layer stay the same."
+        return make_cause("poor_initialization", 0.97, text, zero_layers=zeros)
+    factor, decades = run.recurrent_factor, run.initial_signal_decades
+    if not math.isnan(factor) and factor < SMALL_RECURRENT_FACTOR:
+        text = f"The recurrent matrix starts at a factor of {factor:.2g} per time step; an orthogonal one starts at 1."
+        return make_cause("poor_initialization", 0.8, text, recurrent_factor=factor)
+    if math.isnan(decades) or decades > -INIT_DECADES:
+        return None
+    text = f"The initial weights shrink a signal by 10^{-decades:.1f} over {len(run.path)} layers; He or Glorot do not."
+    return make_cause(
+        "poor_initialization", 0.55 + 0.4 * ramp(-decades, INIT_DECADES, 3.0), text, signal_decades=decades
+    )

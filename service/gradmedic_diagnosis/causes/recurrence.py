@@ -1,0 +1,41 @@
+"""Causes in a recurrence over many time steps."""
+
+from __future__ import annotations
+
+import math
+
+from gradmedic.protocol.diagnosis import Cause
+from gradmedic_diagnosis.causes.cause import make_cause, ramp
+from gradmedic_diagnosis.run_evidence import RunEvidence
+
+EXPANDING_FACTORS = (0.8, 1.2)
+"""Factors per time step at which an expanding recurrence begins to be likely, and is likeliest. A factor above 1 is
+necessary (Pascanu et al. 2013); the matrix may have grown since it was measured."""
+
+
+def check_expanding_recurrence(run: RunEvidence) -> Cause | None:
+    """Look for a recurrent matrix that may amplify gradients with each time step."""
+    factor = run.recurrent_factor
+    if math.isnan(factor) or factor < EXPANDING_FACTORS[0]:
+        return None
+    text = f"The recurrent matrix multiplies gradients by up to {factor:.3g} per time step; above 1 they can explode."
+    return make_cause("long_recurrence", 0.6 + 0.3 * ramp(factor, *EXPANDING_FACTORS), text, recurrent_factor=factor)
+
+
+def check_contracting_recurrence(run: RunEvidence) -> Cause | None:
+    """Look for a recurrent matrix or cell that shrinks gradients with each time step."""
+    finding = run.find("contracting_recurrence")
+    if finding is not None:
+        factor = finding.evidence["factor_per_time_step"]
+        text = f"Gradients shrink to {factor:.2g} of their size with every time step that they pass."
+        return make_cause("long_recurrence", 0.85, text, factor_per_time_step=factor)
+    factor, gap, decades = run.recurrent_factor, run.find("depth_gap"), math.nan
+    if factor < 1:
+        text = f"The recurrent matrix shrinks gradients to at most {factor:.2g} of their size with every time step."
+    elif run.has_recurrence and gap is not None:
+        decades = gap.evidence.get("gap_decades", math.nan)
+        text = f"A recurrent cell shrinks gradients once per time step; they lose {decades:.1f} decades on their way."
+    else:
+        return None
+    numbers = {"gap_decades": decades} if math.isnan(factor) else {"factor": factor}
+    return make_cause("long_recurrence", 0.6, text, **numbers)

@@ -1,0 +1,109 @@
+"""Causes in the updates: their size, clipping, weight decay."""
+
+from __future__ import annotations
+
+import math
+
+from gradmedic.protocol.diagnosis import Cause
+from gradmedic_diagnosis.causes.cause import MIN_RATIO, find_largest, make_cause, ramp
+from gradmedic_diagnosis.measurements import HEALTHY_UPDATE_RATIO
+from gradmedic_diagnosis.run_evidence import RunEvidence
+
+HIGH_UPDATE_RATIO = 0.03
+"""Update over weight well above the practical band of 1e-5 to 1e-2 for a whole network."""
+MAX_PEAK_UPDATE_RATIO = 10.0
+"""Bound of the largest update over weight in a score: after an explosion the ratio has no meaning beyond it."""
+GROWTH_FINDINGS = ("loss_divergence", "growth_in_time", "overwritten_weights")
+"""Detectors whose finding shows that losses or gradients grew."""
+RATE_RISE = 3.0
+"""A learning rate that has risen by this factor since the start is evidence."""
+SHRUNK_WEIGHTS = 0.3
+"""Weights that have shrunk to this share of their first norm are evidence of too much weight decay."""
+
+
+def check_learning_rate(run: RunEvidence) -> Cause | None:
+    """Look for updates that are too large for the weights of an exploding run."""
+    history = run.history
+    rate, rise = history.largest_learning_rate, math.nan
+    if history.first_learning_rate:
+        rise = history.last_learning_rate / history.first_learning_rate
+    has_risen = rise >= RATE_RISE
+    ratio = math.nan if run.starts_at_zero else find_largest(run.typical_update_ratio, history.first_update_ratio)
+    largest = math.nan if run.starts_at_zero else history.largest_update_ratio
+    peak = find_largest(ratio, min(largest, MAX_PEAK_UPDATE_RATIO))
+    numbers = {"update_to_weight": ratio, "learning_rate": rate, "learning_rate_rise": rise}
+    if history.last_learning_rate < 0:
+        text = f"The learning rate is negative ({history.last_learning_rate:g}): every step raises the loss."
+        return make_cause("learning_rate_too_high", 1.0, text, **numbers)
+    score, text = 0.3, ""
+    if math.isnan(ratio):
+        has_grown = any(run.find(detector) is not None for detector in GROWTH_FINDINGS)
+        if run.find("nonfinite") is not None and not has_grown and not has_risen:
+            return None  # nothing grew before the first non-finite value: no update is known that was too large
+        text = "The loss blew up, and no update norms were sent that could rule the learning rate out."
+        if run.starts_at_zero:
+            text = "The loss blew up. The weights start at zero, so the size of the updates against them shows nothing."
+    elif find_largest(ratio, peak) < HIGH_UPDATE_RATIO / 3 and not has_risen:
+        return None
+    else:
+        score += 0.4 * ramp(math.log10(max(ratio, MIN_RATIO)), math.log10(HIGH_UPDATE_RATIO / 3), math.log10(1.0))
+        score += 0.2 * ramp(math.log10(max(peak, MIN_RATIO)), math.log10(HIGH_UPDATE_RATIO), 0.5)
+        text = (
+            f"One update changes the weights by {ratio:.2g} of their size in calm steps, and by up to {largest:.2g}; "
+            f"about {HEALTHY_UPDATE_RATIO:g} is healthy."
+        )
+    if has_risen:
+        score += 0.3
+        text = f"The learning rate has risen {rise:.3g}-fold since the start, up to {rate:.3g}. {text}"
+    return make_cause("learning_rate_too_high", score, text, **numbers)
+
+
+def check_destroying_updates(run: RunEvidence) -> Cause | None:
+    """Look for updates that were large enough to drive units of a vanishing run into saturation."""
+    peak = run.history.largest_update_ratio
+    if peak < HIGH_UPDATE_RATIO:
+        return None
+    text = (
+        f"Updates were as large as {peak:.2g} of the weights (healthy: about {HEALTHY_UPDATE_RATIO:g}), "
+        "enough to saturate units."
+    )
+    score = 0.4 + 0.3 * ramp(math.log10(peak), math.log10(HIGH_UPDATE_RATIO), 0.0)
+    return make_cause("learning_rate_too_high", score, text, update_to_weight=peak)
+
+
+def check_clipping_is_missing(run: RunEvidence) -> Cause | None:
+    """Look for gradients that nothing bounds."""
+    typical = run.history.typical_norm()
+    if run.training.clips_gradients or run.history.clipped_steps or math.isnan(typical):
+        return None
+    text = (
+        f"No gradient clipping was seen; the typical gradient norm is {typical:.3g}, and nothing bounds a larger one."
+    )
+    score = 0.72 if run.has_recurrence else 0.4
+    if run.is_optimizer_scale_free:
+        score /= 2
+        text += " The optimizer divides by the gradient's size, so clipping matters less."
+    return make_cause("missing_clipping", score, text, typical_gradient_norm=typical)
+
+
+def check_excessive_clipping(run: RunEvidence) -> Cause | None:
+    """Look for clipping that leaves too little of the gradient."""
+    finding = run.find("excessive_clipping")
+    if finding is None:
+        return None
+    share = finding.evidence["share_of_gradient_left"]
+    text = f"Clipping leaves {share:.1g} of the gradient; a useful bound is 0.5 to 10 times its typical norm."
+    return make_cause("excessive_clipping", 0.95, text, share_of_gradient_left=share)
+
+
+def check_weight_decay(run: RunEvidence) -> Cause | None:
+    """Look for weights that have shrunk."""
+    shrinkage = run.weight_shrinkage
+    decays = [optimizer.weight_decay for optimizer in run.training.optimizers if optimizer.weight_decay]
+    is_without_decay = bool(run.training.optimizers) and not decays
+    if math.isnan(shrinkage) or shrinkage > SHRUNK_WEIGHTS or is_without_decay:
+        return None
+    text = f"The weights have shrunk to {shrinkage:.2g} of their initial norm"
+    text += f" under a weight decay of {max(decays):g}." if decays else "."
+    score = 0.75 + 0.2 * ramp(-math.log10(max(shrinkage, MIN_RATIO)), 0.5, 2.0)
+    return make_cause("excessive_weight_decay", score, text, weight_shrinkage=shrinkage)
