@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import subprocess
+import sys
 import time
 from email.utils import formatdate
 from pathlib import Path
@@ -352,3 +355,93 @@ def test_one_nan_of_a_long_run_is_visible(open_page: Any, long_run: tuple[str, s
         "aria-label", re.compile(f"step {LONG // 2 + 7:,}; values that are not finite in layer3")
     )
     assert share_of(page, NAN_COLOR) > 0.05
+
+
+@pytest.fixture(scope="module")
+def sampled_run(service: Service, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Train a small model through the SDK at its default sampling; return the id of the run."""
+    script = """
+import gradmedic, torch
+model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+run = gradmedic.init(project="pages", name="sampled")
+run.watch(model, optimizer)
+for _ in range(3000):
+    inputs = torch.randn(16, 8)
+    loss = (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    run.log(loss=loss)
+run.finish()
+print(run.id)
+"""
+    folder = tmp_path_factory.mktemp("sampled")
+    environment = {
+        **os.environ,
+        "GRADMEDIC_BASE_URL": service.url,
+        "GRADMEDIC_SILENT": "true",
+        "GRADMEDIC_DIR": str(folder),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, timeout=600
+    )
+    return done.stdout.split()[-1]
+
+
+def test_steps_that_were_not_sampled_show_the_last_sample(open_page: Any, service: Service, sampled_run: str) -> None:
+    """At the default sampling no cell is empty: steps between samples are paler, and their tip names the sample."""
+    query = {"statistic": "grad_norm", "layer": "0.weight", "max_points": 3000}
+    table = httpx2.get(f"{service.url}/api/v1/runs/{sampled_run}/steps", params=query).json()
+    counts = table["series"][0]["count"]
+    unsampled = [step for step, count in enumerate(counts) if not count]
+    assert len(unsampled) > 500, "the training was sampled at almost every step"
+    step = next(at for at in unsampled[len(unsampled) // 2 :] if counts[at - 1])
+    sample = step - 1
+    page = open_page(f"{service.url}/runs/{sampled_run}?from={sample - 20}&to={sample + 30}")
+    alphas = page.evaluate(
+        """(selector) => {
+            const canvas = document.querySelector(selector);
+            const { data } = canvas.getContext("2d").getImageData(0, 1, canvas.width, 1); // a line of the first row
+            const found = { empty: 0, held: 0, sampled: 0 };
+            for (let at = 3; at < data.length; at += 4) {
+                found[data[at] === 0 ? "empty" : data[at] === 255 ? "sampled" : "held"] += 1;
+            }
+            return found;
+        }""",
+        CANVAS,
+    )
+    shown = range(sample - 20, sample + 31)
+    first = next(at for at in shown if counts[at])
+    share_sampled = sum(counts[at] > 0 for at in shown if at >= first) / sum(at >= first for at in shown)
+    drawn = alphas["held"] + alphas["sampled"]
+    assert alphas["sampled"] / drawn == pytest.approx(share_sampled, abs=0.05)
+    assert alphas["empty"] / (drawn + alphas["empty"]) == pytest.approx((first - shown[0]) / len(shown), abs=0.03)
+    page.locator(CANVAS).scroll_into_view_if_needed()
+    hover(page, step - shown[0], 0, steps=len(shown), rows=4)
+    tip = page.locator("#heatmap .tip")
+    expect(tip).to_contain_text(re.compile(rf"not sampled here; the last sample is of step {sample:,}"))
+    expect(page.locator("#heatmap .legend")).to_contain_text("not sampled")
+    page.goto(f"{service.url}/runs/{sampled_run}")
+    expect(page.locator("#layer-chart .gap").first).to_be_attached()
+    expect(page.locator("#loss-chart .gap")).to_have_count(0)
+
+
+def test_the_zoom_goes_to_what_decided_the_verdict(open_page: Any, service: Service) -> None:
+    """An early note that has resolved is neither the first bad layer nor where it began."""
+
+    def step_values(step: int, depth: Any) -> tuple[float, Any]:
+        loss, gradients = healthy_step(step, depth) if step < 100 else exploding_step(step, depth)
+        return (loss * 30 if step in (30, 31, 32) else loss), gradients * (50.0 if 30 <= step <= 32 else 1.0)
+
+    run = fill(service.url, "an early spike", step_values, 200)
+    diagnosis = httpx2.get(f"{service.url}/api/v1/runs/{run}/diagnosis").json()
+    changes = httpx2.get(f"{service.url}/api/v1/runs/{run}/diagnosis/history").json()["items"]
+    decider = next(change["finding"] for change in reversed(changes) if change["verdict"] == "exploding")
+    finding = next(finding for finding in diagnosis["findings"] if finding["detector"] == decider)
+    page = open_page(f"{service.url}/runs/{run}")
+    expect(page.locator("#first-layer")).to_contain_text(finding["layers"][0])
+    page.locator("#to-onset").click()
+    page.wait_for_url(re.compile("step="))
+    assert query_of(page)["step"] == [str(min(diagnosis["since_step"], finding["first_step"]))]
+    httpx2.delete(f"{service.url}/api/v1/runs/{run}")

@@ -13,6 +13,8 @@ const COLORS = 6;
 const SHOWN_SHARE = 0.98; // with `cutsOutliers`, this share of the values is in the range of the axis, ...
 const CUT_FACTOR = 10; // ... if the largest value is more than so many times higher
 const MARGIN = { left: 62, right: 10, top: 16, bottom: 36 };
+const GAP_DASH = "1 3"; // of a line over steps without a value, ...
+const GAP_RADIUS = 1.8; // ... whose ends are dots
 const DASHES = ["", "7 3", "2 3", "9 3 2 3", "5 5", "1 4"];
 
 /** Index of a line in the colour of text, for the unchanged control. */
@@ -26,6 +28,22 @@ export const lineStyle = (index) => (index === CONTROL
 /** Return the point of a line whose bucket contains a step. */
 const pointAt = (points, x) => points.find((point) => point.x === x) ?? points.find((point) => point.x <= x && x <= (point.last ?? point.x));
 
+/**
+ * Return the stretches of a line, `{points, isGap}`: those whose buckets follow each other, and those over steps that are
+ * stored without a value. A point without `last` is followed by the next one.
+ */
+function stretchesOf(points) {
+  const stretches = [];
+  for (let at = 1; at < points.length; at += 1) {
+    const before = points[at - 1];
+    const isGap = before.next !== undefined && points[at].x > before.next;
+    const current = stretches.at(-1);
+    if (current?.isGap === isGap) current.points.push(points[at]);
+    else stretches.push({ points: [before, points[at]], isGap });
+  }
+  return stretches;
+}
+
 /** Return the points of a series, one for each bucket with values, with the numbers of NaN and of infinite values. */
 export function pointsOf(table, series) {
   const points = [];
@@ -35,6 +53,7 @@ export function pointsOf(table, series) {
     points.push({
       x: table.first[at],
       last: table.last[at],
+      next: table.first[at + 1], // start of the next bucket that is stored, with or without a value
       y: isFinite ? series.mean[at] : null,
       low: isFinite ? (series.min ?? series.mean)[at] : null,
       high: isFinite ? (series.max ?? series.mean)[at] : null,
@@ -196,13 +215,17 @@ export class Chart {
         const back = segment.map((point) => `${x(point.x).toFixed(1)},${low(point).toFixed(1)}`).reverse();
         group.append(svg("path", { d: `M${top.join("L")}L${back.join("L")}Z`, class: "range" }));
       }
-      const path = segment.map((point) => `${x(point.x).toFixed(1)},${high(point.y).toFixed(1)}`).join("L");
+      const place = (point) => `${x(point.x).toFixed(1)},${high(point.y).toFixed(1)}`;
       if (this.options.dots && !isFit) {
         for (const point of segment) group.append(svg("circle", { cx: x(point.x), cy: high(point.y), r: segment.length > 60 ? 2 : 3.2 }));
       } else if (segment.length === 1) {
         group.append(svg("circle", { cx: x(segment[0].x), cy: high(segment[0].y), r: 2.5 }));
       } else {
-        group.append(svg("path", { d: `M${path}`, "stroke-dasharray": isFit ? "6 4" : lineStyle(index).dash }));
+        for (const { points: stretch, isGap } of stretchesOf(segment)) {
+          const path = `M${stretch.map(place).join("L")}`;
+          group.append(svg("path", { d: path, class: isGap ? "gap" : null, "stroke-dasharray": isGap ? GAP_DASH : isFit ? "6 4" : lineStyle(index).dash }));
+          if (isGap) group.append(...stretch.map((point) => svg("circle", { cx: x(point.x), cy: high(point.y), r: GAP_RADIUS })));
+        }
       }
     }
     this.svg.append(group);

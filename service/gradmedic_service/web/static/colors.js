@@ -57,6 +57,9 @@ export function kindOf(value, count, nonfinite, infinite) {
 
 const pack = ([red, green, blue]) => ((255 << 24) | (blue << 16) | (green << 8) | red) >>> 0; // little-endian RGBA
 
+/** Return a packed colour with an opacity from 0 to 1. */
+export const withOpacity = (color, opacity) => ((Math.round(255 * opacity) << 24) | (color & 0xffffff)) >>> 0;
+
 /** Return a function from a finite value to its packed colour. */
 export function painter(statistic, [low, high]) {
   const levels = Uint32Array.from({ length: 256 }, (_, level) => pack(viridis(level / 255)));
@@ -67,6 +70,9 @@ export function painter(statistic, [low, high]) {
     return levels[Math.min(255, Math.max(0, Math.round(((at - low) / span) * 255)))];
   };
 }
+
+/** Packed colour of a layer that no optimizer touched, on light and on dark ground. */
+export const ABSENT = withOpacity(pack([128, 138, 150]), 0.3);
 
 /** Packed colour and stripe of each special kind. */
 export const PACKED = Object.fromEntries(

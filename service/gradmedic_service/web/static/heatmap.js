@@ -27,7 +27,7 @@ export class Heatmap {
     this.folded = new Set();
     this.columns = [];
     this.marks = [];
-    this.cursor = null; // {row, column} of the cell that is pointed at
+    this.cursor = null; // {row, column, isHeld} of the cell that is pointed at
     this.brush = null; // [start, end] of a drag, in pixels
     this.selected = { layer: null, step: null };
     this.details = new Map(); // promise of the series with minimum and maximum, by layer
@@ -210,8 +210,8 @@ export class Heatmap {
     this.#placeTip(event);
   }
 
-  #isAt({ row, column }) {
-    return this.cursor !== null && this.cursor.row === row && this.cursor.column === column;
+  #isAt({ row, column, isHeld = false }) {
+    return this.cursor !== null && this.cursor.row === row && this.cursor.column === column && (this.cursor.isHeld ?? false) === isHeld;
   }
 
   #showTip(cell) {
@@ -220,7 +220,7 @@ export class Heatmap {
     const { kind, layer: shownLayer } = cellOf(row, column, this.seriesByLayer);
     const layer = shownLayer ?? row.layers[0];
     const series = this.seriesByLayer.get(layer.name);
-    const show = (values) => this.tip.replaceChildren(...tipOf({ row, column, layer, series: values, kind, statistic: this.statistic }));
+    const show = (values) => this.tip.replaceChildren(...tipOf({ row, column, layer, series: values, kind, statistic: this.statistic, isHeld: cell.isHeld }));
     show(series);
     clearTimeout(this.pendingDetails);
     if (!series || !series.count[column.index]) return;

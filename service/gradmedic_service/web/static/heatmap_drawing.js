@@ -1,16 +1,17 @@
 // Draws the cells of the heatmap, what lies over them, and the legend.
 
-import { PACKED, SPECIAL, domainOf, isLinear, kindOf, painter, viridis } from "./colors.js";
+import { ABSENT, PACKED, SPECIAL, domainOf, isLinear, kindOf, painter, viridis, withOpacity } from "./colors.js";
 import { el, svg } from "./dom.js";
 import { number, words } from "./format.js";
 import { linear } from "./scales.js";
 
-const MAX_GAP = 2; // a cell is widened over steps without statistics, to this many usual distances between columns
+const HELD_OPACITY = 0.45; // of a cell over the steps after its sample that were not sampled
 const KINDS = ["absent", "zero", "finite", "infinite", "nan"]; // a folded row shows the last of the kinds of its layers
 
 /**
- * Return the columns in which a layer has values: `{index, first, last, end}`. `index` is the place in the table; the
- * column is drawn up to the step `end`, the start of the next column unless that is unusually far away.
+ * Return the columns in which a layer has values: `{index, first, last, end}`. `index` is the place in the table. The
+ * column is drawn up to the step `end`, where the next one starts; the steps after `last` were not sampled, and show the
+ * last sampled value in a paler colour.
  */
 export function columnsOf(table, allSeries) {
   const hasValues = new Uint8Array(table.first.length);
@@ -19,13 +20,8 @@ export function columnsOf(table, allSeries) {
   for (let at = 0; at < hasValues.length; at += 1) {
     if (hasValues[at]) columns.push({ index: at, first: table.first[at], last: table.last[at] });
   }
-  const starts = columns.map(({ first }) => first);
-  const gaps = starts.slice(1).map((start, at) => start - starts[at]).sort((a, b) => a - b);
-  const usualGap = gaps.length ? gaps[Math.floor(gaps.length / 2)] : 1;
-  columns.forEach((column, at) => {
-    const isLast = at + 1 === starts.length;
-    column.end = isLast ? column.last + 1 : Math.max(column.last + 1, Math.min(starts[at + 1], column.first + MAX_GAP * usualGap));
-  });
+  const lastStep = table.last.at(-1);
+  columns.forEach((column, at) => { column.end = columns[at + 1]?.first ?? lastStep + 1; });
   return columns;
 }
 
@@ -63,18 +59,24 @@ export function paintCells({ canvas, plot, rows, columns, view, statistic, domai
   const pixels = new Uint32Array(image.data.buffer);
   const scale = linear(view.from, view.to + 1, 0, width);
   const paint = painter(statistic, domain);
-  const edges = columns.map((column) => [Math.floor(scale(column.first)), Math.max(Math.floor(scale(column.first)) + 1, Math.ceil(scale(column.end)))]);
+  const edges = columns.map((column) => {
+    const left = Math.floor(scale(column.first));
+    const heldFrom = Math.max(left + 1, Math.ceil(scale(column.last + 1)));
+    return [left, heldFrom, Math.max(heldFrom, Math.ceil(scale(column.end)))].map((x) => Math.max(0, Math.min(width, x)));
+  });
   const striped = [];
   rows.forEach((row, index) => {
     const top = index * pixelsPerRow;
     const line = pixels.subarray(top * width, (top + 1) * width);
     columns.forEach((column, at) => {
       const { kind, value } = cellOf(row, column, seriesByLayer);
-      if (kind === "absent") return;
-      const [left, right] = [Math.max(0, edges[at][0]), Math.min(width, edges[at][1])];
+      const [left, heldFrom, right] = edges[at];
       if (right <= left) return;
-      line.fill(kind === "finite" ? paint(value) : PACKED[kind][0], left, right);
-      if (kind === "nan" || kind === "infinite") striped.push([kind, left, right, top]);
+      if (kind === "absent") { line.fill(ABSENT, left, right); return; }
+      const color = kind === "finite" ? paint(value) : PACKED[kind][0];
+      line.fill(color, left, heldFrom);
+      line.fill(withOpacity(color, HELD_OPACITY), heldFrom, right);
+      if (kind === "nan" || kind === "infinite") striped.push([kind, left, heldFrom, top]);
     });
     const gap = pixelsPerRow > 6 ? 1 : 0; // one pixel of background between rows
     for (let offset = 1; offset < pixelsPerRow - gap; offset += 1) {
@@ -134,5 +136,6 @@ export function drawLegend({ legend, statistic, domain: [low, high] }) {
     el("span", { class: "entry" }, `${words(statistic)}: ${write(low)}`, bar, write(high)),
     ...["zero", "nan", "infinite"].map((kind) => swatch(kind, SPECIAL[kind].label)),
     swatch("absent", "not touched by an optimizer"),
+    swatch("held", "not sampled: the last sample, paler"),
   );
 }

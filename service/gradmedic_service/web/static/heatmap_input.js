@@ -88,11 +88,11 @@ function firstCell({ rows, columns, selected, view }) {
   return { row, column: Math.max(0, columns.findIndex(({ first, end }) => step >= first && step < end)) };
 }
 
-/** Return the cell under the mouse, or null. */
+/** Return the cell under the mouse, or null. `isHeld`: the step was not sampled, and shows the sample before it. */
 function cellAt({ canvas, rows, columns, rowHeight, scale }, event) {
   const box = canvas.getBoundingClientRect();
   const row = Math.floor((event.clientY - box.top) / rowHeight);
   const step = scale.invert(event.clientX - box.left);
   const column = columns.findIndex(({ first, end }) => step >= first && step < end);
-  return row >= 0 && row < rows.length && column >= 0 ? { row, column } : null;
+  return row >= 0 && row < rows.length && column >= 0 ? { row, column, isHeld: step >= columns[column].last + 1 } : null;
 }

@@ -5,7 +5,7 @@ import { el } from "./dom.js";
 import { integer, number, steps as stepText, words } from "./format.js";
 
 /** Return the elements of a cell's tip; a number that `series` does not have yet is an ellipsis. */
-export function tipOf({ row, column, layer, series, kind, statistic }) {
+export function tipOf({ row, column, layer, series, kind, statistic, isHeld = false }) {
   const at = column.index;
   const count = series ? series.count[at] : 0;
   const finite = count - (series ? series.nonfinite[at] : 0);
@@ -17,9 +17,10 @@ export function tipOf({ row, column, layer, series, kind, statistic }) {
     const nans = series.nonfinite[at] - series.infinite[at];
     pairs.push(["not finite", series.nonfinite[at] ? `${integer(series.nonfinite[at])} (${nans} NaN, ${series.infinite[at]} infinite)` : "0"]);
   }
+  const place = stepText(column.first, column.last);
   return [
     el("strong", {}, row.isFolded ? `${layer.name}, of ${row.layers.length} layers in ${row.group}` : layer.name),
-    el("span", { class: "where" }, `${words(statistic)}, ${stepText(column.first, column.last)}${kind === "nan" || kind === "infinite" ? `: ${SPECIAL[kind].label}` : ""}`),
+    el("span", { class: "where" }, `${words(statistic)}, ${isHeld ? `not sampled here; the last sample is of ${place}` : place}${kind === "nan" || kind === "infinite" ? `: ${SPECIAL[kind].label}` : ""}`),
     el("span", { class: "numbers" }, pairs.map(([name, value]) => el("span", {}, name ? `${name} ` : "", el("b", {}, value)))),
   ];
 }

@@ -53,10 +53,19 @@ function saveView() {
   window.history.replaceState(null, "", text ? `?${text}` : location.pathname);
 }
 
-const firstBad = () => diagnosis?.findings.find(({ layers: badLayers }) => badLayers.length)?.layers[0] ?? null;
+/** Return the finding that decided the verdict of an unhealthy run, else the first open warning; null if there is none. */
+function decidingFinding() {
+  const findings = diagnosis?.findings ?? [];
+  if (diagnosis && isUnhealthy(diagnosis.verdict)) {
+    const decider = history.findLast(({ verdict, finding }) => verdict === diagnosis.verdict && finding)?.finding;
+    return findings.find(({ detector }) => detector === decider) ?? findings.find(({ verdict }) => verdict === diagnosis.verdict) ?? null;
+  }
+  return findings.find((finding) => finding.severity !== "note" && finding.resolved_step === null) ?? null;
+}
+const firstBad = () => decidingFinding()?.layers[0] ?? null;
 const canRerun = () => run.trainable !== null && run.parent_id === null;
-/** Return the first bad step of an unhealthy run, else null. */
-const onsetStep = () => (isUnhealthy(diagnosis.verdict) ? Math.min(diagnosis.since_step, ...diagnosis.findings.map((finding) => finding.first_step)) : null);
+/** Return the first step of what decided the verdict of an unhealthy run, else null. */
+const onsetStep = () => (isUnhealthy(diagnosis.verdict) ? Math.min(diagnosis.since_step, decidingFinding()?.first_step ?? Infinity) : null);
 const has = (statistic) => run.statistics.includes(statistic);
 
 // --- charts ----------------------------------------------------------------------------------------------------------
