@@ -79,7 +79,8 @@ class ApiError(GradmedicError):
         self.problem = problem
         self.retry_after = retry_after
         """Seconds to wait before the next attempt, as the service asks; None if it does not ask."""
-        fields = "".join(f"\n  {error.path}: {error.message}" for error in problem.errors)
+        others = [error for error in problem.errors if not problem.detail.startswith(f"{error.path}: {error.message}")]
+        fields = "".join(f"\n  {error.path}: {error.message}" for error in others)
         super().__init__(f"{problem.detail} ({problem.status} {problem.error_code}){fields}")
 
 

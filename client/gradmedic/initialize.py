@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import socket
 import sys
 from collections.abc import Iterable
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
-from gradmedic.configuration import as_trial, is_being_imported_by_spawn, resolve_configuration
+from gradmedic.configuration import Configuration, as_trial, is_being_imported_by_spawn, resolve_configuration
 from gradmedic.run import Run, finish_open_runs
 from gradmedic.transport.http import Transport
 from gradmedic.trial.instructions import read_trial_environment
 from gradmedic.trial.seeding import seed_generators
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_CONNECT_SECONDS = 0.5
+"""On the same machine, a port is open or refused at once."""
 
 
 def init(
@@ -115,7 +121,26 @@ def init(
     run = Run(configuration, transport, environment)
     if not configuration.silent and not run.is_follower:
         if configuration.mode == "online":
-            sys.stderr.write(f"gradmedic: this run is at {run.url}\n")
+            sys.stderr.write(f"gradmedic: {_describe_place(configuration, run.url, is_checked=transport is None)}\n")
         elif configuration.mode == "offline":
             sys.stderr.write(f"gradmedic: this run is kept for `gradmedic sync {configuration.dir}`\n")
     return run
+
+
+def _describe_place(configuration: Configuration, url: str, *, is_checked: bool) -> str:
+    """Return where the run can be read. On this machine, it is checked whether a service is there at all."""
+    place = urlsplit(configuration.base_url)
+    if is_checked and place.hostname in _LOOPBACK and not _is_listening(place.hostname, place.port or 80):
+        return (
+            f"no service answers at {configuration.base_url} yet. Start one with `gradmedic serve`; until then, this "
+            f"run is kept for `gradmedic sync {configuration.dir}`"
+        )
+    return f"this run is at {url}"
+
+
+def _is_listening(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 DEFAULT_FLUSH_TIMEOUT = 30.0
 DEFAULT_FINISH_TIMEOUT = 15.0
+UNREACHED_FINISH_TIMEOUT = 1.0
 """Seconds that a service that does not answer may delay the end of a job."""
 _SHORTEST_RECORD_TIMEOUT = 5.0
 """Seconds that steps may take to reach the disk at the end, however short the timeout is: else they would be lost."""
@@ -307,7 +308,8 @@ class Run:
         """Send what is left and end the run; a second call does nothing.
 
         Args:
-            timeout: seconds that this may take; by default 15, and more in a trial.
+            timeout: seconds that this may take; by default 15, and more in a trial; 1 if the service was never reached
+                (`gradmedic sync` sends the steps then).
             status: "finished" or "failed".
 
         Returns:
@@ -328,11 +330,12 @@ class Run:
         if self._is_follower:
             return True
         self._forget_process_exit()
+        unreached_timeout = UNREACHED_FINISH_TIMEOUT if timeout is None and not self.is_trial else None
         if timeout is None:
             timeout = FINISH_SECONDS if self.is_trial else DEFAULT_FINISH_TIMEOUT
         deadline = time.monotonic() + timeout
         self._recorder.close(max(timeout, _SHORTEST_RECORD_TIMEOUT))
-        is_delivered = self._uploader.close(status, max(0.0, deadline - time.monotonic()))
+        is_delivered = self._uploader.close(status, max(0.0, deadline - time.monotonic()), unreached_timeout)
         self._reactions.act()
         return is_delivered
 

@@ -167,13 +167,22 @@ def test_a_limit_is_a_whole_number(limit: str, capsys: pytest.CaptureFixture[str
 
 
 def test_an_error_is_one_line_and_code_two(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """An unreachable service or a wrong address is one line on stderr, without a traceback."""
+    """A wrong address is one line on stderr, without a traceback; an unreachable one also has advice."""
     monkeypatch.setattr("gradmedic.transport.http.FIRST_DELAY", 0.01)
-    for url in ("http://127.0.0.1:1", "nonsense"):
+    for url, hint in (("http://127.0.0.1:1", ["gradmedic serve"]), ("nonsense", [])):
         assert main(["runs", "--base-url", url]) == 2
-        (line,) = capsys.readouterr().err.splitlines()
+        line, *more = capsys.readouterr().err.splitlines()
         assert line.startswith("gradmedic: ")
         assert url in line
+        assert len(more) == len(hint)
+        assert all(text in further for text, further in zip(hint, more, strict=True))
+
+
+def test_without_arguments_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """`gradmedic` alone lists the commands with their help, and succeeds."""
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(command in shown for command in ("diagnose", "serve", "sync", "worker"))
 
 
 def with_entry_points(monkeypatch: pytest.MonkeyPatch, values: Sequence[tuple[str, str]]) -> None:

@@ -391,7 +391,7 @@ print(run.id)
 
 def test_steps_that_were_not_sampled_show_the_last_sample(open_page: Any, service: Service, sampled_run: str) -> None:
     """At the default sampling no cell is empty: steps between samples are paler, and their tip names the sample."""
-    query = {"statistic": "grad_norm", "layer": "0.weight", "max_points": 3000}
+    query: dict[str, Any] = {"statistic": "grad_norm", "layer": "0.weight", "max_points": 3000}
     table = httpx2.get(f"{service.url}/api/v1/runs/{sampled_run}/steps", params=query).json()
     counts = table["series"][0]["count"]
     unsampled = [step for step, count in enumerate(counts) if not count]

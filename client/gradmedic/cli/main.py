@@ -18,12 +18,15 @@ from gradmedic.cli.rerun import RerunCommand
 from gradmedic.cli.review import ReviewCommand
 from gradmedic.cli.runs import RunsCommand
 from gradmedic.cli.sync import SyncCommand
-from gradmedic.exceptions import ConfigurationError, GradmedicError
+from gradmedic.exceptions import ConfigurationError, GradmedicError, TransportError
 from gradmedic.version import __version__
 
 COMMANDS_GROUP = "gradmedic.commands"
 """Entry-point group of the commands of other packages."""
 EXIT_INTERRUPTED = 130
+_NO_SERVICE_HINT = (
+    "\nIs the service running? `gradmedic serve` starts one here; --base-url or GRADMEDIC_BASE_URL names another."
+)
 
 _CLIENT_COMMANDS: Mapping[str, Command] = {
     "diagnose": DiagnoseCommand(),
@@ -41,6 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         return _run_command(arguments)
+    except TransportError as error:
+        hint = _NO_SERVICE_HINT if error.status is None else ""
+        print(f"gradmedic: {error}{hint}", file=sys.stderr)
+        return EXIT_ERROR
     except GradmedicError as error:
         print(f"gradmedic: {error}", file=sys.stderr)
         return EXIT_ERROR
@@ -63,7 +70,7 @@ def _run_command(arguments: Sequence[str]) -> int:
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     # Only the command that the arguments name is imported. --help without a command imports all that are installed.
     command_name = next((argument for argument in arguments if not argument.startswith("-")), None)
-    shows_all = command_name is None and not {"-h", "--help"}.isdisjoint(arguments)
+    shows_all = command_name is None and (not arguments or not {"-h", "--help"}.isdisjoint(arguments))
     for name in sorted({*_CLIENT_COMMANDS, *entry_points}):
         command: Command | None = _CLIENT_COMMANDS.get(name)
         if command is None and (shows_all or command_name == name):
@@ -73,6 +80,9 @@ def _run_command(arguments: Sequence[str]) -> int:
         if command is not None:
             command.add_arguments(subparser)
             subparser.set_defaults(command=command)
+    if not arguments:
+        parser.print_help()
+        return 0
     args = parser.parse_args(arguments)
     chosen: Command = args.command
     if command_name not in entry_points:

@@ -107,6 +107,7 @@ class Uploader:
         self._final_status: str | None = None
         self._retry_at = 0.0
         self._failures = 0  # in a row
+        self._has_reached = False  # whether the service has answered
 
         # The uploader's thread alone uses what follows.
         self._delivery = None if service is None else Delivery(service, run_id, self._outbox)
@@ -173,8 +174,15 @@ class Uploader:
                 self._waiting_flushes -= 1
             return self._is_delivered()
 
-    def close(self, status: str, timeout: float) -> bool:
-        """Send what is left and the final status within `timeout` seconds; return whether that succeeded."""
+    def close(self, status: str, timeout: float, unreached_timeout: float | None = None) -> bool:
+        """Send what is left and the final status within `timeout` seconds; return whether that succeeded.
+
+        Args:
+            status: final status of the run.
+            timeout: seconds that this may take.
+            unreached_timeout: the same from the first failed attempt on, if the service was never reached; None means
+                `timeout`.
+        """
         with contextlib.suppress(RuntimeError):  # the interpreter ends and starts no threads any more
             self.start()
         if self._thread is None:
@@ -187,7 +195,7 @@ class Uploader:
                 if self._service is None:
                     self._state = UploadState.DELIVERED
                 self._changed.notify_all()
-            self._changed.wait_for(lambda: self.is_closed, timeout)
+            self._wait_until_closed(timeout, unreached_timeout)
             self._enter(UploadState.CLOSED)
             self._report_drops()
             unsent, journal = self._outbox.unsent_steps, self._outbox.journal
@@ -239,6 +247,16 @@ class Uploader:
                 self._changed.wait(seconds)
             return False
 
+    def _wait_until_closed(self, timeout: float, unreached_timeout: float | None) -> None:
+        """Wait until all is sent; not so long if every attempt so far has failed to reach the service."""
+        deadline = time.monotonic() + timeout
+        if unreached_timeout is not None:
+            self._changed.wait_for(lambda: self.is_closed or self._has_reached or self._failures > 0, timeout)
+            rest = min(unreached_timeout, deadline - time.monotonic())
+            if not self._has_reached and not self._changed.wait_for(lambda: self.is_closed or self._has_reached, rest):
+                return
+        self._changed.wait_for(lambda: self.is_closed, deadline - time.monotonic())
+
     def _seconds_until_due(self) -> float | None:
         now = time.monotonic()
         is_waited_for = self._final_status is not None or (self._waiting_flushes > 0 and not self._is_delivered())
@@ -268,6 +286,7 @@ class Uploader:
         else:
             with self._changed:
                 has_recovered, self._failures = self._failures > 0, 0
+                self._has_reached = True
                 self._enter(UploadState.UPLOADING)
             if has_recovered and self._service is not None:
                 logger.warning("gradmedic reaches %s again", self._service.base_url)
@@ -326,6 +345,7 @@ class Uploader:
         is_denial = is_permanent and isinstance(error, (ApiError, ConfigurationError))
         with self._changed:
             unsent = self._outbox.unsent_steps
+            self._has_reached = self._has_reached or getattr(error, "status", 0) is not None
             if is_obsolete or (is_permanent and is_final_attempt):
                 self._enter(UploadState.OBSOLETE if is_obsolete else UploadState.REFUSED)
                 if is_obsolete:

@@ -172,3 +172,23 @@ def test_a_proxy_of_the_environment_is_for_distant_hosts_only(
         assert client.limits().max_layers > 0
     with Client("http://gradmedic.invalid", attempts=1) as client, pytest.raises(TransportError, match="proxy"):
         client.limits()
+
+
+def test_a_bad_field_is_named_once() -> None:
+    """A field that the detail names already is not repeated; the others have a line each."""
+    errors = [
+        FieldError(path="seeds", message="must be from 1 to 5"),
+        FieldError(path="steps", message="must be at least 1"),
+    ]
+    refusal = Problem(
+        type="about:blank",
+        title="The request is invalid",
+        status=422,
+        detail="seeds: must be from 1 to 5 (and 1 more)",
+        error_code="invalid_request",
+        request_id="r1",
+        errors=errors,
+    )
+    text = str(ApiError(refusal))
+    assert text.count("must be from 1 to 5") == 1
+    assert text.splitlines()[1:] == ["  steps: must be at least 1"]

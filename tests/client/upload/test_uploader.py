@@ -212,6 +212,26 @@ def test_training_with_a_service_that_is_down_goes_on_and_ends(caplog: pytest.Lo
     assert "1000 steps were not sent" in caplog.text
 
 
+def test_a_service_that_was_never_reached_hardly_delays_the_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """init() prints that nothing answers there and not a URL; finish() does not wait as for a service that fails."""
+    monkeypatch.setattr("gradmedic.run.DEFAULT_FINISH_TIMEOUT", 600.0)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        run = start(url, silent=False)
+        printed = capsys.readouterr().err
+        assert f"no service answers at {url} yet" in printed
+        assert "gradmedic serve" in printed
+        assert str(run.id) not in printed
+        run.log(1.0)
+        begun = time.monotonic()
+        assert not run.finish()
+        assert time.monotonic() - begun < 300.0
+    assert "gradmedic sync" in caplog.text
+
+
 def test_a_wrong_url_is_named_and_does_not_delay_the_end(proxy: FaultyProxy, caplog: pytest.LogCaptureFixture) -> None:
     """The warning has the URL and the other server's page, and finish() does not wait."""
     proxy.permanent = Fault(status=404, headers={"content-type": "text/html"}, body=b"<html>It works!</html>")
