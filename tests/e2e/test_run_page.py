@@ -445,3 +445,16 @@ def test_the_zoom_goes_to_what_decided_the_verdict(open_page: Any, service: Serv
     page.wait_for_url(re.compile("step="))
     assert query_of(page)["step"] == [str(min(diagnosis["since_step"], finding["first_step"]))]
     httpx2.delete(f"{service.url}/api/v1/runs/{run}")
+
+
+def test_a_page_names_a_service_that_has_stopped(open_page: Any, service: Service) -> None:
+    """Where a request gets no answer, the page shows what happened and what to do, in place of the browser's words."""
+    page = open_page(f"{service.url}/runs/{service.healthy}")
+    page.evaluate(
+        "() => { window.kept = window.fetch; window.fetch = async () => { throw new TypeError('Failed to fetch'); }; }"
+    )
+    page.locator("#cell").select_option("max")
+    expect(page.locator("#error")).to_contain_text("The service does not answer")
+    page.evaluate("() => { window.fetch = window.kept; }")
+    page.locator("#cell").select_option("mean")
+    expect(page.locator("#error")).to_be_hidden()

@@ -30,7 +30,7 @@ def answer_with_problems(app: FastAPI) -> None:
     """Make an application answer every error with a problem."""
     app.add_exception_handler(ServiceError, _answer_service_error)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
-    app.add_exception_handler(HTTPException, _answer_http_exception)
+    app.add_exception_handler(HTTPException, answer_http_exception)
 
 
 def _answer_service_error(request: Request, error: Exception) -> Response:
@@ -56,7 +56,8 @@ def _answer_validation_error(request: Request, error: Exception) -> Response:
     return _answer_service_error(request, InvalidRequest(errors))
 
 
-def _answer_http_exception(request: Request, error: Exception) -> Response:
+def answer_http_exception(request: Request, error: Exception) -> Response:
+    """Return the answer to a request that the router refused, for example because no route has its path."""
     if not isinstance(error, HTTPException):
         raise error
     status = HTTPStatus(error.status_code)

@@ -1,4 +1,4 @@
-"""The errors of event streams."""
+"""The errors of pages and event streams."""
 
 from __future__ import annotations
 
@@ -11,3 +11,11 @@ class TooManyStreams(ServiceError):
     status = 503
     error_code = "too_many_streams"
     title = "Too many event streams are open"
+
+
+class PageNotFound(ServiceError):
+    """No page has this address."""
+
+    status = 404
+    error_code = "page_not_found"
+    title = "There is no such page"

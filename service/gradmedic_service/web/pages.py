@@ -28,13 +28,15 @@ from gradmedic_service.access.authentication import principal_of
 from gradmedic_service.access.authorization import PUBLIC
 from gradmedic_service.access.errors import ScopeMissing
 from gradmedic_service.access.principal import Principal
-from gradmedic_service.http.errors import ServiceError
+from gradmedic_service.http.errors import MAX_PATH_LENGTH, ServiceError
+from gradmedic_service.http.problems import answer_http_exception
 from gradmedic_service.reruns import service as reruns
 from gradmedic_service.reruns.errors import RerunNotFound
 from gradmedic_service.runs import service as runs
 from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.services import services_of
 from gradmedic_service.web.assets import STATIC_PATH, Assets
+from gradmedic_service.web.errors import PageNotFound
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -135,6 +137,19 @@ def add_pages(app: FastAPI) -> None:
         return assets.answer(request, version, path)
 
     app.include_router(router)
+
+    def answer_unknown_address(request: Request, error: Exception) -> Response:
+        """Answer a reader of pages with a page, and every other client with a problem."""
+        wants_page = "text/html" in request.headers.get("accept", "") and request.method in ("GET", "HEAD")
+        if not wants_page or request.url.path.startswith(f"{API_PATH}/"):
+            return answer_http_exception(request, error)
+
+        def refuse(_: Principal) -> Response:
+            raise PageNotFound(f"There is no page {request.url.path[:MAX_PATH_LENGTH]}.")
+
+        return _respond(pages, request, refuse)
+
+    app.add_exception_handler(HTTPStatus.NOT_FOUND, answer_unknown_address)
 
 
 def _respond(pages: Pages, request: Request, render: Callable[[Principal], Response], scope: str = "read") -> Response:

@@ -83,6 +83,21 @@ def test_an_unknown_id_is_answered_with_a_page(client: TestClient, kind: str, id
     assert answer.headers["cache-control"] == "no-store"
 
 
+@pytest.mark.parametrize("path", ["/rusn", "/runs/x/y", "/static/none.js", "/<script>alert(1)"])
+def test_a_mistyped_address_is_answered_with_a_page(client: TestClient, path: str) -> None:
+    """A reader of pages gets a 404 page with a way back; a program gets a problem, and so does the API."""
+    page = client.get(path, headers={"Accept": "text/html,*/*"})
+    assert page.status_code == 404
+    assert page.headers["content-type"].startswith("text/html")
+    assert "There is no page" in page.text
+    assert 'href="/"' in page.text
+    assert "<script>alert" not in page.text
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert client.get(path).json()["error_code"] == "not_found"
+    answer = client.get(f"/api/v1{path}", headers={"Accept": "text/html"})
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
 def test_the_page_of_a_rerun_names_its_run_as_text(client: TestClient, worker: PlayedWorker) -> None:
     """The page of a rerun has the escaped name of the run and the status of the rerun."""
     made = rerun(worker.client, suspect(worker.client, name="<i>sick</i>"), CLIP)

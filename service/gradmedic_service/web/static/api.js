@@ -24,8 +24,15 @@ export function address(path, query = {}) {
   return `${base}${path}${text ? `?${text}` : ""}`;
 }
 
+/** The service gave no answer. */
+class Unreachable extends Error {
+  constructor(cause) {
+    super("The service does not answer. Is it running, and is this machine connected to it? The page goes on as soon as it answers again.", { cause });
+  }
+}
+
 async function request(path, { query, method = "GET", body, accept, headers, signal } = {}) {
-  const response = await fetch(address(path, query), {
+  const sent = fetch(address(path, query), {
     method,
     signal,
     headers: {
@@ -35,6 +42,7 @@ async function request(path, { query, method = "GET", body, accept, headers, sig
     },
     body: body === undefined ? undefined : JSON.stringify(body),
   });
+  const response = await sent.catch((error) => { throw error.name === "AbortError" ? error : new Unreachable(error); });
   if (response.ok) return response;
   const content = await response.json().catch(() => ({}));
   if (response.status === 401 && location.pathname !== "/login") {
@@ -84,5 +92,5 @@ export function showError(error) {
   const notice = document.getElementById("error");
   notice.textContent = error ? error.message : "";
   notice.hidden = !error;
-  if (error && !(error instanceof Problem)) console.error(error);
+  if (error && !(error instanceof Problem || error instanceof Unreachable)) console.error(error);
 }
