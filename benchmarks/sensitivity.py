@@ -68,7 +68,7 @@ def list_constants() -> list[Constant]:
     modules = [
         importlib.import_module(found.name)
         for found in pkgutil.walk_packages(gradmedic_diagnosis.__path__, "gradmedic_diagnosis.")
-        if found.name not in NOT_OF_THE_VERDICT
+        if not found.name.startswith(NOT_OF_THE_VERDICT)
     ]
     trees = {module: ast.parse(Path(module.__file__ or "").read_text(encoding="utf-8")) for module in modules}
     return [

@@ -58,18 +58,19 @@ LEAST_SKILL: Final = 0.2
 """Smallest skill of a twin that learns."""
 READ: Final = ("loss", "grad_norm", "grad_zero_fraction", "nonfinite_count", "weight_norm", "update_norm")
 DIAGNOSIS: Final = ROOT / "service" / "gradmedic_diagnosis"
-ADVICE_SOURCES: Final = tuple(
-    DIAGNOSIS / name
-    for name in (
-        "advice.py",
-        "causes.py",
-        "remedies.py",
-        "remedy_fit.py",
-        "repair_counts.py",
-        "repair_counts.json",
-        "run_evidence.py",
-        "snippets.py",
-    )
+ADVICE_SOURCES: Final = (
+    *(path for folder in ("causes", "remedies") for path in sorted((DIAGNOSIS / folder).rglob("*.py"))),
+    *(
+        DIAGNOSIS / name
+        for name in (
+            "advice.py",
+            "remedy_fit.py",
+            "repair_counts.py",
+            "repair_counts.json",
+            "run_evidence.py",
+            "snippets.py",
+        )
+    ),
 )
 """Files on which causes and advice depend besides the verdict."""
 SOURCES: Final = (

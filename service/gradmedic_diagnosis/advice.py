@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from gradmedic.protocol.diagnosis import Advice, Cause
-from gradmedic_diagnosis.remedies import CATALOGUE, RemedyRow
+from gradmedic_diagnosis.remedies import CATALOGUE
+from gradmedic_diagnosis.remedies.row import RemedyRow
 from gradmedic_diagnosis.repair_counts import REPAIR_COUNTS, RepairCounts, estimate_repair_chance
 from gradmedic_diagnosis.run_evidence import RunEvidence
 from gradmedic_diagnosis.snippets import write_snippet

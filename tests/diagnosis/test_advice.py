@@ -15,7 +15,8 @@ from gradmedic.protocol.remedies import REMEDIES, Remedy, remedy_errors
 from gradmedic.protocol.runs import Layer
 from gradmedic_diagnosis import Diagnostician, UpdatedDiagnosis
 from gradmedic_diagnosis.advice import advise
-from gradmedic_diagnosis.remedies import CATALOGUE, RemedyRow
+from gradmedic_diagnosis.remedies import CATALOGUE
+from gradmedic_diagnosis.remedies.row import RemedyRow
 from gradmedic_diagnosis.repair_counts import REPAIR_COUNTS
 from gradmedic_diagnosis.run_evidence import RunEvidence
 from gradmedic_diagnosis.snippets import write_snippet

@@ -23,7 +23,8 @@ from tests.client.torch.remedies.optimizer_training import (
 from tests.client.torch.remedies.training import apply
 from torch import Tensor, nn
 
-from gradmedic.protocol.remedies import OPTIMIZERS, Remedy
+from gradmedic.protocol.remedies import Remedy
+from gradmedic.protocol.remedies.updates import OPTIMIZERS
 from gradmedic.torch.remedies import AppliedRemedies
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -1,0 +1,163 @@
+"""Remedies that change modules of the model, its inputs and targets, or its loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gradmedic.protocol.remedies.row import make_row
+from gradmedic.protocol.remedy_kind import Choice, Code, RemedyKind, Target
+
+
+def _initialize_layers(initialize: str, imports: str = "") -> str:
+    """Return torch code that initializes every layer; weights that stack several gates, gate by gate."""
+    return f"""{imports}for module in model.modules():
+    if isinstance(module, (torch.nn.Linear, torch.nn.modules.conv._ConvNd)):
+        {initialize}(module.weight)
+        if module.bias is not None:
+            torch.nn.init.zeros_(module.bias)
+    elif isinstance(module, torch.nn.RNNBase):
+        for name, p in module.named_parameters():
+            for gate in p.data.chunk(len(p) // module.hidden_size):
+                {initialize}(gate) if name.startswith("weight") else gate.zero_()"""
+
+
+MODULE_REMEDIES: Mapping[str, RemedyKind] = {
+    "reinitialize": make_row(
+        Target.PARAMETERS,
+        code={
+            "torch": Code(
+                _initialize_layers("torch.nn.init.{scheme}_"),
+                {
+                    "lecun_normal": _initialize_layers(
+                        "functools.partial(torch.nn.init.kaiming_normal_, nonlinearity='linear')",
+                        "import functools\n\n",
+                    )
+                },
+            ),
+            "keras": Code(
+                "keras.layers.Dense(units, kernel_initializer='{scheme}')",
+                {
+                    "kaiming_normal": "keras.layers.Dense(units, kernel_initializer='he_normal')",
+                    "xavier_uniform": "keras.layers.Dense(units, kernel_initializer='glorot_uniform')",
+                    "orthogonal": "keras.layers.SimpleRNN(units, recurrent_initializer='orthogonal')",
+                },
+            ),
+            "jax": Code(
+                "flax.linen.Dense(units, kernel_init=jax.nn.initializers.{scheme}())",
+                {
+                    "kaiming_normal": "flax.linen.Dense(units, kernel_init=jax.nn.initializers.he_normal())",
+                    "xavier_uniform": "flax.linen.Dense(units, kernel_init=jax.nn.initializers.glorot_uniform())",
+                },
+            ),
+        },
+        scheme=Choice(("orthogonal", "xavier_uniform", "kaiming_normal", "lecun_normal")),
+    ),
+    "replace_activation": make_row(
+        Target.SIGNALS,
+        code={
+            "torch": Code("activation = torch.nn.{activation}()  # the hidden ones; gates and the output's stay"),
+            "keras": Code(
+                "keras.layers.Dense(units, activation='{activation}'.lower())",
+                {"LeakyReLU": "keras.layers.Dense(units, activation='leaky_relu')"},
+            ),
+            "jax": Code(
+                "x = jax.nn.elu(x)",
+                {
+                    "ReLU": "x = jax.nn.relu(x)",
+                    "SELU": "x = jax.nn.selu(x)",
+                    "GELU": "x = jax.nn.gelu(x)",
+                    "Tanh": "x = jax.nn.tanh(x)",
+                    "LeakyReLU": "x = jax.nn.leaky_relu(x)",
+                },
+            ),
+        },
+        activation=Choice(("ReLU", "LeakyReLU", "ELU", "SELU", "GELU", "Tanh")),
+    ),
+    "insert_normalization": make_row(
+        Target.SIGNALS,
+        code={
+            "torch": Code(
+                (
+                    "block = torch.nn.Sequential(\n    torch.nn.Linear(n_in, n_out), "
+                    "torch.nn.{kind}(n_out, elementwise_affine=False), activation\n)"
+                ),
+                {
+                    "BatchNorm": (
+                        "block = torch.nn.Sequential(  # BatchNorm2d behind a convolution\n"
+                        "    torch.nn.Linear(n_in, n_out), torch.nn.BatchNorm1d(n_out, affine=False), activation\n)"
+                    )
+                },
+            ),
+            "keras": Code(
+                "keras.layers.LayerNormalization()  # between a Dense layer and its activation",
+                {
+                    "RMSNorm": "keras.layers.RMSNormalization()  # between a Dense layer and its activation",
+                    "BatchNorm": "keras.layers.BatchNormalization()  # between a Dense layer and its activation",
+                },
+            ),
+            "jax": Code(
+                "x = flax.linen.LayerNorm()(x)",
+                {
+                    "RMSNorm": "x = flax.linen.RMSNorm()(x)",
+                    "BatchNorm": "x = flax.linen.BatchNorm(use_running_average=not training)(x)",
+                },
+            ),
+        },
+        kind=Choice(("BatchNorm", "LayerNorm", "RMSNorm")),
+    ),
+    "add_residual": make_row(
+        Target.SIGNALS,
+        code={
+            "torch": Code("x = x + activation(layer(x))  # around layers that keep the shape"),
+            "keras": Code("x = keras.layers.Add()([x, block(x)])  # around blocks that keep the shape"),
+        },
+    ),
+    "replace_recurrent_cell": make_row(
+        Target.PARAMETERS,
+        code={
+            "torch": Code(
+                "rnn = torch.nn.{cell}(input_size, hidden_size, batch_first=True)",
+                {
+                    "LSTM": (
+                        "rnn = torch.nn.LSTM(input_size, hidden_size, batch_first=True)\n"
+                        "output, (hidden, cell) = rnn(x)  # the state is a pair: hand both back"
+                    )
+                },
+            ),
+            "keras": Code("keras.layers.{cell}(units)"),
+            "jax": Code(
+                "flax.linen.RNN(flax.linen.{cell}Cell(features))",
+                {"LSTM": "flax.linen.RNN(flax.linen.OptimizedLSTMCell(features))"},
+            ),
+        },
+        cell=Choice(("GRU", "LSTM")),
+    ),
+    "weight_normalization": make_row(
+        Target.PARAMETERS,
+        code={
+            "torch": Code("layer = torch.nn.utils.parametrizations.weight_norm(layer)  # each Linear and Conv"),
+            "keras": Code("layer = keras.layers.SpectralNormalization(layer)  # the nearest built-in"),
+            "jax": Code("flax.linen.WeightNorm(flax.linen.Dense(units))(x)"),
+        },
+    ),
+    "standardize_inputs": make_row(
+        Target.INPUTS_AND_TARGETS, code={"torch": Code("x = (x - x_train.mean(0)) / x_train.std(0)")}
+    ),
+    "standardize_targets": make_row(
+        Target.INPUTS_AND_TARGETS, code={"torch": Code("y = (y - y_train.mean()) / y_train.std()")}
+    ),
+    "scale_loss": make_row(
+        Target.LOSS,
+        Target.GRADIENTS,
+        code={
+            "torch": Code(
+                "scaler = torch.amp.GradScaler()\nscaler.scale(loss).backward()\n"
+                "scaler.step(optimizer)\nscaler.update()"
+            ),
+            "keras": Code("optimizer = keras.optimizers.LossScaleOptimizer(optimizer)"),
+            "jax": Code(
+                "loss_scale = jmp.DynamicLossScale(2.0**15)  # scale, unscale, and skip steps that are not finite"
+            ),
+        },
+    ),
+}
