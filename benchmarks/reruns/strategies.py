@@ -36,6 +36,11 @@ RANGES: Final = {
     "learning_rate": (1e-4, 1e-1),
     "weight_decay": (1e-5, 1e-1),
     "strength": (1e-6, 1e-2),
+    "threshold": (0.3, 3.0),
+    "epsilon": (1e-15, 1e-3),
+    "beta2": (0.8, 0.999),
+    "relative_norm": (1.0, 2.0),
+    "times_usual": (1.5, 10.0),
 }
 """Range from which random search draws a parameter, evenly in its logarithm."""
 

@@ -29,6 +29,18 @@ STABLE_LOSSES = frozenset({"LogSoftmax", "BinaryCrossEntropyWithLogits", "MseLos
 """Operations of losses that overflow or take the logarithm of zero only where their inputs are non-finite."""
 STABLE_LOSS_DEPTH = 4
 """Operations of the loss, from the loss backwards, among which such an operation is looked for."""
+TIGHT_THRESHOLD = 1.0
+"""Bound of an update's root mean square (Wortsman et al. 2023, algorithm 2)."""
+SMALL_EPSILON = 1e-15
+"""Epsilon that swallows no update of a float32 training (Wortsman et al. 2024, Small-scale proxies, section 3.4)."""
+DEFAULT_EPSILON = 1e-8
+"""Epsilon of Adam's paper and of torch."""
+HALF_EPSILON = 1e-4
+"""Epsilon of float16 parameters: 1e-8 is zero in float16, whose smallest normal number is 6e-5."""
+SHORTER_BETAS = (0.95, 0.9)
+"""Second betas that forget sooner than the usual 0.999: that of most large language models, and a shorter one."""
+SECOND_MOMENT = ("adam", "adamw", "nadam", "radam", "lamb")
+"""Beginnings and endings of the names of optimizers that keep a second moment as Adam does."""
 DEFAULT_FACTOR = 0.1
 """Factor of the learning rate or the loss where the run's numbers give none."""
 
@@ -91,6 +103,25 @@ def choose_other_initialization(run: RunEvidence) -> Parameters:
     return {"scheme": "kaiming_normal" if _has_symmetric_activations(run) else "xavier_uniform"}
 
 
+def choose_epsilon(run: RunEvidence) -> Parameters:
+    """Return an epsilon that fits the precision: a larger one for float16 parameters, else a smaller one."""
+    if has_dtype(run, "float16"):
+        return {"epsilon": HALF_EPSILON}
+    known = [optimizer.epsilon for optimizer in run.training.optimizers if optimizer.epsilon is not None]
+    return {"epsilon": DEFAULT_EPSILON if known and max(known) > DEFAULT_EPSILON else SMALL_EPSILON}
+
+
+def choose_beta2(run: RunEvidence) -> Parameters:
+    """Return a second beta that forgets sooner than the script's."""
+    known = [optimizer.beta2 for optimizer in run.training.optimizers if optimizer.beta2 is not None]
+    return {"beta2": next((beta for beta in SHORTER_BETAS if not known or beta < min(known)), SHORTER_BETAS[-1])}
+
+
+def choose_tensor_clipping(run: RunEvidence) -> Parameters:
+    """Return AdaGC's bound of a tensor's norm, and the bound of all of them for its first steps."""
+    return {"relative_norm": 1.05, "max_norm": choose_max_norm(run)["max_norm"]}
+
+
 def is_exploding(run: RunEvidence) -> bool:
     """Whether the verdict is exploding."""
     return run.verdict == "exploding"
@@ -120,6 +151,34 @@ def may_compute_loss_unsafely(run: RunEvidence) -> bool:
 def uses_adam(run: RunEvidence) -> bool:
     """Whether an optimizer is Adam or a variant of it."""
     return any(optimizer.name.lower().startswith("adam") for optimizer in run.training.optimizers)
+
+
+def has_second_moment(run: RunEvidence) -> bool:
+    """Whether every optimizer keeps a second moment as Adam does."""
+    names = [optimizer.name.lower() for optimizer in run.training.optimizers]
+    return bool(names) and all(name.startswith(SECOND_MOMENT) or name.endswith(SECOND_MOMENT) for name in names)
+
+
+def can_forget_sooner(run: RunEvidence) -> bool:
+    """Whether a shorter second beta than the script's is advised at all."""
+    known = [optimizer.beta2 for optimizer in run.training.optimizers if optimizer.beta2 is not None]
+    return has_second_moment(run) and not any(beta <= SHORTER_BETAS[-1] for beta in known)
+
+
+def can_change_epsilon(run: RunEvidence) -> bool:
+    """Whether the optimizer has an epsilon that is not the advised one already."""
+    epsilon = choose_epsilon(run)["epsilon"]
+    return has_second_moment(run) and any(optimizer.epsilon != epsilon for optimizer in run.training.optimizers)
+
+
+def has_dtype(run: RunEvidence, *names: str) -> bool:
+    """Whether the parameters have one of these dtypes."""
+    return (run.training.parameter_dtype or "").lower() in names
+
+
+def has_low_precision_weights(run: RunEvidence) -> bool:
+    """Whether the parameters themselves have 16 bits, not only what autocast computes with them."""
+    return has_dtype(run, "float16", "bfloat16")
 
 
 def uses_no_adam(run: RunEvidence) -> bool:

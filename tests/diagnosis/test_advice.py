@@ -24,18 +24,23 @@ from gradmedic_diagnosis.snippets import write_snippet
 FRAMEWORKS = ("torch 2.13.0", "keras 3.15", "jax 0.10", None)
 EXAMPLES: dict[str, float | int | str] = {
     "activation": "ELU",
+    "beta2": 0.95,
     "cell": "GRU",
     "clip_value": 0.1,
     "clipping": 0.01,
+    "epsilon": 1e-8,
     "factor": 0.1,
     "kind": "LayerNorm",
     "learning_rate": 0.001,
     "max_norm": 1.0,
     "optimizer": "Adam",
+    "relative_norm": 1.05,
     "scheme": "kaiming_normal",
     "steps": 100,
     "strength": 1e-5,
+    "threshold": 1.0,
     "time_steps": 35,
+    "times_usual": 4.0,
     "weight_decay": 0.01,
 }
 

@@ -39,7 +39,8 @@ LAYER = {
 TRAINING = {
     "optimizers": [{"name": "SGD", "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.0, "beta2": 0.9,
                     "epsilon": 1e-8}],
-    "precision": "float32", "input_rms": 1.0, "input_abs_max": 3.0, "target_rms": 1.0, "batch_size": 8,
+    "precision": "float32", "parameter_dtype": "float32",
+    "input_rms": 1.0, "input_abs_max": 3.0, "target_rms": 1.0, "batch_size": 8,
     "clips_gradients": True, "carries_gradients": False, "layer_order": "execution", "dropped_steps": 0,
     "loss": {"kind": "cross_entropy", "operations": ["NllLoss", "LogSoftmax"], "classes": 10, "constant_level": 2.3,
              "broadcasts": False, "surrogate": False},

@@ -47,10 +47,14 @@ class Target(StrEnum):
     """The optimizer's learning rate. The optimizer must have one."""
     WEIGHT_DECAY = "weight_decay"
     """The optimizer's own weight decay."""
+    SECOND_MOMENT = "second_moment"
+    """The optimizer's average of squared gradients, and the number that is added to its root."""
     GRADIENTS = "gradients"
     """The gradients of a step, before the optimizer uses them."""
     WEIGHTS = "weights"
     """The weights, by another update than the optimizer's own."""
+    BACKWARD = "backward"
+    """The gradients of signals between modules, on their way back."""
     PARAMETERS = "parameters"
     """The values or the number of a module's parameters, once, before training."""
     SIGNALS = "signals"
@@ -63,7 +67,9 @@ class Target(StrEnum):
     """The training script itself."""
 
 
-_STEP_TARGETS = frozenset({Target.LEARNING_RATE, Target.WEIGHT_DECAY, Target.GRADIENTS, Target.WEIGHTS})
+_STEP_TARGETS = frozenset(
+    {Target.LEARNING_RATE, Target.WEIGHT_DECAY, Target.SECOND_MOMENT, Target.GRADIENTS, Target.WEIGHTS}
+)
 """The targets that an optimizer uses at every step."""
 
 

@@ -145,6 +145,8 @@ class Training:
     """The optimizers of the run."""
     precision: Text | None = None
     """Dtype of the parameters, or `float16` or `bfloat16` under autocast."""
+    parameter_dtype: Text | None = None
+    """Dtype of the parameters, also under autocast."""
     input_rms: Number | None = None
     """Root mean square of the first batch's floating-point input."""
     input_abs_max: Number | None = None

@@ -17,8 +17,8 @@ class TrialReport:
 
     >>> TrialReport(applied=1).to_fields()
     {'applied': 1}
-    >>> TrialReport.from_fields({"applied": 1, "unknown": 2})
-    TrialReport(watched=False, applied=1, not_applied=[], not_applicable=None, ended=None, environment={})
+    >>> TrialReport.from_fields({"applied": 1, "unknown": 2}).to_fields()
+    {'applied': 1}
     """
 
     watched: bool = False
@@ -27,6 +27,8 @@ class TrialReport:
     """Number of places where remedies were applied. Null before they were applied."""
     not_applied: list[str] = field(default_factory=list)
     """The reasons why remedies were not applied in some places."""
+    skipped_steps: int = 0
+    """Number of optimizer steps that remedies skipped. It is known at the end."""
     not_applicable: str | None = None
     """The reason why the remedies cannot be applied at all. Null if they can."""
     ended: str | None = None

@@ -156,6 +156,7 @@ _LOSS_CHECKS: dict[str, Callable[[Any], Any]] = {
     "surrogate": _flag,
 }  # fmt: skip
 _TRAINING_CHECKS: dict[str, Callable[[Any], Any]] = {
-    "precision": _text, "input_rms": _size, "input_abs_max": _size, "target_rms": _size, "batch_size": _count,
+    "precision": _text, "parameter_dtype": _text,
+    "input_rms": _size, "input_abs_max": _size, "target_rms": _size, "batch_size": _count,
     "clips_gradients": _flag, "carries_gradients": _flag, "layer_order": _layer_order, "dropped_steps": _count,
 }  # fmt: skip

@@ -89,10 +89,8 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
-def find_precision(parameters: list[Tensor], first_batch: FirstBatch) -> str | None:
-    """Return the dtype the model computes in: autocast's, else that of most elements of its parameters."""
-    if first_batch.autocast is not None:
-        return first_batch.autocast
+def find_dtype(parameters: list[Tensor]) -> str | None:
+    """Return the dtype of most elements of the parameters; None without parameters."""
     elements: dict[str, int] = {}
     for parameter in parameters:
         name = str(parameter.dtype).removeprefix("torch.")
@@ -102,7 +100,7 @@ def find_precision(parameters: list[Tensor], first_batch: FirstBatch) -> str | N
 
 def describe_training(
     optimizers: list[Optimizer],
-    precision: str | None,
+    parameter_dtype: str | None,
     first_batch: FirstBatch,
     *,
     target_rms: float | None,
@@ -112,7 +110,8 @@ def describe_training(
     """Return what is known of how the run trains."""
     return Training(
         optimizers=optimizers,
-        precision=precision,
+        precision=first_batch.autocast or parameter_dtype,
+        parameter_dtype=parameter_dtype,
         input_rms=first_batch.input_rms,
         input_abs_max=first_batch.input_abs_max,
         target_rms=target_rms,

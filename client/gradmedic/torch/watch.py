@@ -36,7 +36,7 @@ from gradmedic.torch.columns import (
     WEIGHT_COLUMNS,
 )
 from gradmedic.torch.distributed import Sharding, get_group_rank, get_group_size
-from gradmedic.torch.first_batch import FirstBatch, describe_training, find_precision
+from gradmedic.torch.first_batch import FirstBatch, describe_training, find_dtype
 from gradmedic.torch.graph import FirstGraph, Follower, join_followers
 from gradmedic.torch.lockstep import Lockstep, list_all_parameters
 from gradmedic.torch.loss_observer import LossObserver
@@ -472,7 +472,7 @@ class Watch:
             self._training_key = key
             self._training = describe_training(
                 self._described_optimizers,
-                find_precision(self._layers.list_built(), self._first_batch),
+                find_dtype(self._layers.list_built()),
                 self._first_batch,
                 target_rms=self._loss_observer.target_rms,
                 loss=self._loss_observer.summary(),

@@ -117,6 +117,8 @@ class TrialSession:
 
     def close(self) -> None:
         """Remove the remedies from the optimizers."""
+        if skipped_steps := sum(applied.skipped_steps for applied in self._applied):
+            self._report.update(skipped_steps=skipped_steps)
         for applied in self._applied:
             applied.close()
 

@@ -246,6 +246,7 @@ def _layer_errors(path: str, layer: Layer, limits: Limits) -> Iterator[FieldErro
 
 def _training_errors(training: Training, limits: Limits) -> Iterator[FieldError]:
     yield from _name_errors("training.precision", training.precision, limits)
+    yield from _name_errors("training.parameter_dtype", training.parameter_dtype, limits)
     yield from _integer_errors("training.batch_size", training.batch_size)
     if training.layer_order is not None and training.layer_order not in LAYER_ORDERS:
         yield FieldError(path="training.layer_order", message=_describe_choices(training.layer_order, LAYER_ORDERS))

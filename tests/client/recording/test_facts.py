@@ -24,7 +24,8 @@ WRONG: list[Any] = [
 LAYER_FIELDS = ("kind", "shape", "numel", "depth", "role", "fan_in", "fan_out", "activation", "normalized", "branch",
                 "initial_rms", "spectral_norm", "input_normalized", "block", "calls", "requires_grad")  # fmt: skip
 LOSS_FIELDS = ("kind", "operations", "classes", "constant_level", "broadcasts", "surrogate")
-TRAINING_FIELDS = ("precision", "input_rms", "input_abs_max", "target_rms", "batch_size", "clips_gradients",
+TRAINING_FIELDS = ("precision", "parameter_dtype",
+                   "input_rms", "input_abs_max", "target_rms", "batch_size", "clips_gradients",
                    "carries_gradients", "layer_order")  # fmt: skip
 
 

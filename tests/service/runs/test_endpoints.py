@@ -92,6 +92,7 @@ def test_every_field_is_stored(client: TestClient) -> None:
                 }
             ],
             "precision": "float32",
+            "parameter_dtype": "float32",
             "input_rms": 1.0,
             "input_abs_max": "Infinity",
             "target_rms": None,

@@ -142,4 +142,91 @@ UPDATE_REMEDIES: Mapping[str, RemedyKind] = {
             "jax": Code("optimizer = optax.apply_if_finite(optimizer, max_consecutive_errors=10)"),
         },
     ),
+    "clip_update": make_row(
+        Target.LEARNING_RATE,
+        Target.GRADIENTS,
+        Target.WEIGHTS,
+        code={
+            "torch": Code("""before = [p.detach().clone() for p in model.parameters()]
+optimizer.step()
+beta2, eps = optimizer.param_groups[0]["betas"][1], optimizer.param_groups[0]["eps"]
+with torch.no_grad():
+    for p, weights in zip(model.parameters(), before):
+        state = optimizer.state[p]
+        square = (state["exp_avg_sq"] / (1 - beta2 ** state["step"])).clamp(min=eps**2)
+        rms = (p.grad.square() / square).mean().sqrt()
+        p.lerp_(weights, 1 - 1 / (rms / {threshold}).clamp(min=1))"""),
+            "keras": Code(
+                "optimizer = keras.optimizers.Adafactor(rate, clip_threshold={threshold})  # the nearest built-in"
+            ),
+            "jax": Code(
+                "optimizer = optax.chain(\n    optax.scale_by_adam(), optax.clip_by_block_rms({threshold}), "
+                "optax.scale_by_learning_rate(rate)\n)"
+            ),
+        },
+        threshold=POSITIVE,
+    ),
+    "optimizer_epsilon": make_row(
+        Target.SECOND_MOMENT,
+        code={
+            "torch": Code("optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, eps={epsilon})"),
+            "keras": Code("optimizer = keras.optimizers.AdamW(learning_rate, epsilon={epsilon})"),
+            "jax": Code("optimizer = optax.adamw(learning_rate, eps={epsilon})"),
+        },
+        epsilon=NumberRange(minimum=1e-30, maximum=1.0),
+    ),
+    "beta2": make_row(
+        Target.SECOND_MOMENT,
+        code={
+            "torch": Code("optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, {beta2}))"),
+            "keras": Code("optimizer = keras.optimizers.AdamW(learning_rate, beta_2={beta2})"),
+            "jax": Code("optimizer = optax.adamw(learning_rate, b2={beta2})"),
+        },
+        beta2=NumberRange(minimum=0.0, maximum=0.999999),
+    ),
+    "adaptive_clip_per_tensor": make_row(
+        Target.GRADIENTS,
+        code={
+            "torch": Code("""running = dict()  # before the loop
+
+for p in model.parameters():  # before optimizer.step(), after 100 steps of clip_grad_norm_ to {max_norm}
+    if p.grad is not None:
+        norm = p.grad.norm()
+        bound = {relative_norm} * running.get(p, norm)
+        p.grad.mul_((bound / norm.clamp(min=1e-6)).clamp(max=1))
+        running[p] = 0.98 * running.get(p, norm) + 0.02 * p.grad.norm()"""),
+            "keras": Code("# no built-in: clip each gradient to {relative_norm} times its running norm in train_step"),
+            "jax": Code("# no built-in: clip each leaf to {relative_norm} times its running norm"),
+        },
+        relative_norm=NumberRange(minimum=1.0, maximum=1000.0),
+        max_norm=POSITIVE,
+    ),
+    "skip_spikes": make_row(
+        Target.GRADIENTS,
+        code={
+            "torch": Code("""norms = collections.deque(maxlen=100)  # before the loop
+
+norm = float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+if len(norms) < 20 or norm <= {times_usual} * numpy.quantile(norms, 0.95):
+    norms.append(norm)
+    optimizer.step()"""),
+            "keras": Code("# no built-in: in train_step, apply no gradient of {times_usual} times the usual norm"),
+            "jax": Code(
+                "optimizer = optax.MultiSteps(  # {times_usual} times the usual norm\n    optimizer, 1, "
+                "should_skip_update_fn=functools.partial(optax.skip_large_updates, max_squared_norm=limit**2)\n)"
+            ),
+        },
+        times_usual=NumberRange(minimum=1.0, maximum=1e6),
+    ),
+    "float32_master_weights": make_row(
+        Target.WEIGHTS,
+        code={
+            "torch": Code(
+                "model = model.float()  # the optimizer steps on float32 weights\n"
+                "with torch.autocast(device_type, dtype=torch.bfloat16):\n    loss = step(batch)"
+            ),
+            "keras": Code("keras.mixed_precision.set_global_policy('mixed_bfloat16')"),
+            "jax": Code("flax.linen.Dense(units, dtype=jnp.bfloat16, param_dtype=jnp.float32)"),
+        },
+    ),
 }

@@ -90,6 +90,11 @@ class AppliedRemedies:
         return len(self._optimizer_remedies)
 
     @property
+    def skipped_steps(self) -> int:
+        """Number of optimizer steps that remedies skipped, as `skip_spikes` does."""
+        return sum(remedies.skipped_steps for remedies in self._optimizer_remedies)
+
+    @property
     def places(self) -> dict[str, list[str]]:
         """Where in the models each remedy that changes modules was applied, by its id."""
         return {} if self._module_remedies is None else self._module_remedies.places

@@ -76,8 +76,8 @@ class OptimizerRemedies:
         self._change_handle: RemovableHandle | None = None
         self._observer: StepObserver | None = None
         self._steps_taken = 0
-        self._script_rates: list[Any] | None = None  # while the optimizer steps with others
-        self._script_decays: list[Any] | None = None
+        self._script_settings: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        """Groups that step with other settings, and the script's settings of each."""
         self._hidden_gradients: list[tuple[Tensor, Tensor]] = []
         self._script_grad_scale: Tensor | None = None
         self._is_skipped = False
@@ -86,6 +86,11 @@ class OptimizerRemedies:
     def has_stepped(self) -> bool:
         """Whether the optimizer has made a step since the remedies were applied."""
         return self._steps_taken > 0
+
+    @property
+    def skipped_steps(self) -> int:
+        """Number of steps that the remedies skipped, beside those that a loss scaler skips."""
+        return sum(remedy.skipped_steps for remedy in self._remedies)
 
     @property
     def failure(self) -> str | None:
@@ -147,21 +152,16 @@ class OptimizerRemedies:
     def _start_step(self, optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
         self._restore(optimizer)  # after a step that raised
         parameters = _list_parameters_with_gradients(optimizer)
-        rate_factor, decay_factor = 1.0, 1.0
         for remedy in self._remedies:
             remedy.receive_gradients(parameters)
             remedy.start_step(optimizer)
-            rate_factor *= remedy.learning_rate_factor(self._steps_taken)
-            decay_factor *= remedy.weight_decay_factor()
-        if rate_factor != 1.0:
-            self._script_rates = [group["lr"] for group in optimizer.param_groups]
-            for group in optimizer.param_groups:
-                group["lr"] = group["lr"] * rate_factor
-        if decay_factor != 1.0:
-            self._script_decays = [group.get("weight_decay") for group in optimizer.param_groups]
-            for group in optimizer.param_groups:
-                if group.get("weight_decay"):
-                    group["weight_decay"] = group["weight_decay"] * decay_factor
+        for group in optimizer.param_groups:
+            before = dict(group)
+            for remedy in self._remedies:
+                group.update(remedy.choose_settings(group, self._steps_taken))
+            script_settings = {name: value for name, value in before.items() if group[name] is not value}
+            if script_settings:
+                self._script_settings.append((group, script_settings))
 
     def _change_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -197,22 +197,16 @@ class OptimizerRemedies:
         if self._replacement is not None and not self._is_skipped:
             self._replacement.step_instead(optimizer)
         self._restore(optimizer)
-        for remedy in self._remedies:
+        for remedy in reversed(self._remedies):  # what was changed last is finished first
             remedy.finish_step(optimizer, is_skipped=self._is_skipped)
         self._steps_taken += 1
 
     def _restore(self, optimizer: Optimizer) -> None:
         """Give back to the script what was changed for the length of a step."""
         self._show_gradients()
-        if self._script_rates is not None:
-            for group, rate in zip(optimizer.param_groups, self._script_rates, strict=True):
-                group["lr"] = rate
-            self._script_rates = None
-        if self._script_decays is not None:
-            for group, decay in zip(optimizer.param_groups, self._script_decays, strict=True):
-                if decay is not None:
-                    group["weight_decay"] = decay
-            self._script_decays = None
+        for group, script_settings in self._script_settings:
+            group.update(script_settings)
+        self._script_settings.clear()
         if self._script_grad_scale is not None:
             optimizer.grad_scale = self._script_grad_scale  # type: ignore[attr-defined]  # a loss scaler set it
             self._script_grad_scale = None

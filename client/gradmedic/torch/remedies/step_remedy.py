@@ -48,7 +48,8 @@ class StepGradients:
 class StepRemedy(TorchRemedy):
     """A remedy that acts at each step of one optimizer. There is one instance per optimizer.
 
-    `OptimizerRemedies` calls the methods in the order in which they stand here. None of them does anything here.
+    `OptimizerRemedies` calls the methods in the order in which they stand here. None of them does anything here. At the
+    end of a step the remedies act in reverse order: those that began last end first.
 
     Args:
         parameters: parameters of the remedy, by name.
@@ -64,6 +65,8 @@ class StepRemedy(TorchRemedy):
         super().__init__(parameters)
         self.failure: str | None = None
         """Reason why the remedy turned out not to be applicable after it was applied."""
+        self.skipped_steps = 0
+        """Number of steps that the remedy skipped."""
 
     def reason_against(self, context: OptimizerContext) -> str | None:
         """Return why the remedy cannot be applied to an optimizer, None if it can."""
@@ -86,13 +89,14 @@ class StepRemedy(TorchRemedy):
     def start_step(self, optimizer: Optimizer) -> None:
         """Act before anything else in a step, also before gradients are measured."""
 
-    def learning_rate_factor(self, steps_taken: int) -> float:  # noqa: ARG002
-        """Return the factor of the learning rates in this step, given the number of steps before it."""
-        return 1.0
+    def choose_settings(self, group: Mapping[str, Any], steps_taken: int) -> Mapping[str, Any]:  # noqa: ARG002
+        """Return settings that a group of the optimizer has in this step, in place of the script's.
 
-    def weight_decay_factor(self) -> float:
-        """Return the factor of the optimizer's own weight decay."""
-        return 1.0
+        Args:
+            group: group as it is now, with the settings that remedies before this one chose.
+            steps_taken: number of steps before this one.
+        """
+        return {}
 
     def receive_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Act as soon as the gradients of these parameters are there; a closure may compute them late."""

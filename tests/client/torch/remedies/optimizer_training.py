@@ -12,10 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradmedic.protocol.numbers import CLIP_EPSILON
-from gradmedic.protocol.remedies import REMEDIES, Remedy
+from gradmedic.protocol.remedies import Remedy
 from gradmedic.torch.remedies.gradients.clip import LEAST_ROW_NORM
-from gradmedic.torch.remedies.registry import REMEDY_CLASSES
-from gradmedic.torch.remedies.step_remedy import StepRemedy
 
 STEPS = 8
 PARAMETERS: dict[str, dict[str, Any]] = {
@@ -32,7 +30,8 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "reduce_weight_decay": {"factor": 0.1},
     "skip_nonfinite_steps": {},
 }
-STEP_REMEDIES = [id for id in REMEDIES if issubclass(REMEDY_CLASSES.get(id, object), StepRemedy)]
+STEP_REMEDIES = list(PARAMETERS)
+"""Remedies that change the steps of any optimizer, also of plain gradient descent."""
 
 
 def remedies(*ids: str) -> list[Remedy]:

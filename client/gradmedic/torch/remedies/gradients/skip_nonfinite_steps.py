@@ -13,5 +13,6 @@ class SkipNonfiniteSteps(StepRemedy):
 
     def prepare_gradients(self, step: StepGradients) -> None:
         """Decide whether the step is skipped."""
-        if not all(bool(gradient.isfinite().all()) for gradient in step.gradients):
+        if not step.is_skipped and not all(bool(gradient.isfinite().all()) for gradient in step.gradients):
             step.is_skipped = True
+            self.skipped_steps += 1

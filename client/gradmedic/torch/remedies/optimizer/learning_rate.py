@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from gradmedic.torch.remedies.step_remedy import StepRemedy
 
 
@@ -11,9 +14,9 @@ class ScaleLearningRate(StepRemedy):
     id = "scale_learning_rate"
     order = 10
 
-    def learning_rate_factor(self, steps_taken: int) -> float:  # noqa: ARG002
-        """Return the factor."""
-        return float(self.parameters["factor"])
+    def choose_settings(self, group: Mapping[str, Any], steps_taken: int) -> Mapping[str, Any]:  # noqa: ARG002
+        """Return the lower or higher rate."""
+        return {"lr": group["lr"] * float(self.parameters["factor"])}
 
 
 class WarmUp(StepRemedy):
@@ -22,6 +25,8 @@ class WarmUp(StepRemedy):
     id = "warm_up"
     order = 20
 
-    def learning_rate_factor(self, steps_taken: int) -> float:
+    def choose_settings(self, group: Mapping[str, Any], steps_taken: int) -> Mapping[str, Any]:
         """Return the fraction of the learning rate that this step has."""
-        return float(min(1.0, (steps_taken + 1) / self.parameters["steps"]))
+        if steps_taken + 1 >= self.parameters["steps"]:
+            return {}
+        return {"lr": group["lr"] * float((steps_taken + 1) / self.parameters["steps"])}

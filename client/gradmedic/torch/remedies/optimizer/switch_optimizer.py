@@ -37,9 +37,9 @@ class SwitchOptimizer(StepRemedy):
             return f"the script's optimizer is {context.name} already"
         return None
 
-    def learning_rate_factor(self, steps_taken: int) -> float:  # noqa: ARG002
-        """Return the ratio of the new learning rate to the script's."""
-        return float(self._factor)
+    def choose_settings(self, group: Mapping[str, Any], steps_taken: int) -> Mapping[str, Any]:  # noqa: ARG002
+        """Return the new learning rate: the script's, by the ratio of the two."""
+        return {"lr": group["lr"] * float(self._factor)}
 
     def step_instead(self, optimizer: Optimizer) -> None:
         """Let the new optimizer step. It takes the groups as they are now: a script may add or reload some."""

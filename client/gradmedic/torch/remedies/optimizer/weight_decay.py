@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch.optim import Optimizer
 
@@ -49,6 +52,8 @@ class ReduceWeightDecay(StepRemedy):
             return f"{context.name} decays no weights"
         return None
 
-    def weight_decay_factor(self) -> float:
-        """Return the factor."""
-        return float(self.parameters["factor"])
+    def choose_settings(self, group: Mapping[str, Any], steps_taken: int) -> Mapping[str, Any]:  # noqa: ARG002
+        """Return the reduced weight decay."""
+        if not group.get("weight_decay"):
+            return {}
+        return {"weight_decay": group["weight_decay"] * float(self.parameters["factor"])}
