@@ -56,6 +56,8 @@ SCALE_FREE = (
 CLASS_LOSSES = ("cross_entropy", "binary_cross_entropy", "negative_log_likelihood", "ctc", "kl_divergence", "margin")
 RECTIFIER_GAIN = 2.0
 """Behind a rectifier, weights need this many times the variance to preserve a signal (He et al. 2015)."""
+NORMALIZED_DECADES = 2.5
+"""Decades by which a normalization can raise a signal: torch's adds 1e-5 to the variance that it divides by."""
 TINY = 1e-30
 """Lower bound of a number whose logarithm is taken."""
 
@@ -84,6 +86,11 @@ class RunEvidence:
         """Weight matrices in forward order; embeddings where there are no weight matrices."""
         is_path = self.architecture.is_path if self.architecture.is_path.any() else self.architecture.is_embedding
         return [int(i) for i in self.architecture.order if is_path[i]]
+
+    @cached_property
+    def main_path(self) -> list[int]:
+        """Weight matrices that a signal cannot pass by, in forward order: neither recurrent nor on a branch."""
+        return [i for i in self.path if i not in self.recurrent and not self.layers[i].branch]
 
     @property
     def recurrent(self) -> tuple[int, ...]:
@@ -119,14 +126,15 @@ class RunEvidence:
         """Decades by which the initial weights amplify a signal on its way through the network.
 
         It is 0 where the initialization preserves variance. Each matrix contributes log10 sqrt(fan_in * var / c), with
-        c = 2 behind a rectifier (He et al. 2015) and 1 otherwise (LeCun et al. 1998). Recurrent matrices are left out.
-        NaN where the scales are unknown.
+        c = 2 behind a rectifier (He et al. 2015) and 1 otherwise (LeCun et al. 1998). Recurrent matrices and branches
+        beside an identity path are left out: a signal passes them by. A normalization in front of a matrix or behind
+        it takes the signal back to its size. NaN where the scales are unknown.
         """
         total, is_known = 0.0, False
-        for i in self.path:
+        for i in self.main_path:
             layer = self.layers[i]
-            if i in self.recurrent or layer.branch:
-                continue
+            if layer.input_normalized:
+                total = _normalize(total)
             rms = layer.initial_rms
             if rms is None:
                 norm = float(self.averages.first_weight_norm[i])
@@ -137,6 +145,8 @@ class RunEvidence:
             is_known = True
             gain = RECTIFIER_GAIN if (layer.activation or "relu").lower() in RECTIFIERS else 1.0
             total += 0.5 * math.log10(max(fan_in * rms * rms / gain, TINY))
+            if layer.normalized:
+                total = _normalize(total)
         return total if is_known else math.nan
 
     @cached_property
@@ -191,6 +201,11 @@ class RunEvidence:
     def numel(self) -> float:
         """Number of parameters, at least 1."""
         return max(1.0, float(np.square(self.architecture.sqrt_numel).sum()))
+
+
+def _normalize(decades: float) -> float:
+    """Return the decades of a signal's size behind a normalization."""
+    return min(0.0, decades + NORMALIZED_DECADES)
 
 
 def _is_recurrent(layer: Layer) -> bool:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from gradmedic.recording.sampler import Sampler
 from gradmedic.torch.columns import ACTIVATION_STATISTICS
-from gradmedic.torch.graph import Follower
+from gradmedic.torch.followers import Follower
 from gradmedic.torch.lockstep import Lockstep
 from gradmedic.torch.module_hooks import AttachedHook, attach_forward_hook
 from gradmedic.torch.recorded_code import is_recorded
@@ -62,7 +62,7 @@ class ActivationMeter:
         models: models to observe.
         owned: parameters of the models.
         sampling: decides which steps are measured.
-        list_followers: function that returns what follows each parameter, by its id, as far as a graph has shown it.
+        find_follower: function that returns what follows a parameter, by its id, as far as a graph has shown it.
         call_safely: function that calls a function and reports its error, which must not reach the training. It takes
             the message for an error, the function and the arguments.
     """
@@ -72,11 +72,11 @@ class ActivationMeter:
         models: Sequence[nn.Module],
         owned: Sequence[OwnedParameter],
         sampling: Sampler | Lockstep,
-        list_followers: Callable[[], dict[int, Follower]],
+        find_follower: Callable[[int], Follower | None],
         call_safely: Callable[..., None],
     ) -> None:
         self._sampling = sampling
-        self._list_followers = list_followers
+        self._find_follower = find_follower
         self._call_safely = call_safely
         self._owners = {id(entry.module): entry.parameter for entry in owned if entry.module is not None}
         self._module_of = {id(entry.parameter): id(entry.module) for entry in owned}
@@ -153,7 +153,7 @@ class ActivationMeter:
         if not isinstance(module, NORMALIZATIONS):
             self._called.clear()
         self._called.append(id(module))
-        follower = self._list_followers().get(id(self._owners[id(module)]))
+        follower = self._find_follower(id(self._owners[id(module)]))
         if follower is None or follower.normalized or id(module) in self._followed_by_module:
             return
         function = _FUNCTIONS.get(follower.activation or "")

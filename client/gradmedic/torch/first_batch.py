@@ -106,6 +106,7 @@ def describe_training(
     target_rms: float | None,
     loss: Loss | None,
     clips_gradients: bool | None,
+    layer_order: str | None,
 ) -> Training:
     """Return what is known of how the run trains."""
     return Training(
@@ -118,4 +119,5 @@ def describe_training(
         loss=loss,
         batch_size=first_batch.batch_size,
         clips_gradients=clips_gradients,
+        layer_order=layer_order,
     )

@@ -1,166 +1,166 @@
-"""Finds which activation the output of each parameter goes through, where only the code of `forward` decides it.
+"""Reads an autograd graph: which operations a model applied, in which order, and which parameters each of them used.
 
-Autograd records what `forward` did. After the first call that records gradients, the graph is walked once from the
-output back to the parameters. From each parameter it is then walked forward to the first operation that is not linear.
-Only names of nodes are read: no tensor is read, and nothing of the graph is kept.
+Autograd records what `forward` did. The graph is walked once, from the outputs back to the parameters. Only names and
+sequence numbers of nodes are read: no tensor is read, and nothing of the graph is kept.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import Node
 
-from gradmedic.torch.first_batch import tensors_in
-from gradmedic.torch.module_hooks import attach_forward_hook
-from gradmedic.torch.recorded_code import is_recorded
-
-logger = logging.getLogger("gradmedic")
-
-_LARGEST_GRAPH = 20_000
+LARGEST_GRAPH = 20_000
 """Nodes of a graph that is walked. An unrolled recurrence over a long sequence has more; then nothing is returned."""
 
-_ACTIVATIONS = {
-    "Relu": "relu", "Sigmoid": "sigmoid", "Tanh": "tanh", "Gelu": "gelu", "Silu": "silu", "Elu": "elu", "Mish": "mish",
-    "LeakyRelu": "leaky_relu", "Hardtanh": "hardtanh", "Hardswish": "hardswish", "Hardsigmoid": "hardsigmoid",
-    "Softplus": "softplus", "LogSigmoid": "logsigmoid", "Softmax": "softmax", "LogSoftmax": "log_softmax",
-    "PreluKernel": "prelu", "Softsign": "softsign",
-}  # fmt: skip
-_NORMALIZATIONS = frozenset({
-    "NativeBatchNorm", "CudnnBatchNorm", "NativeLayerNorm", "NativeGroupNorm", "FusedRmsNorm",
-})  # fmt: skip
-_LINEAR = frozenset({"Addmm", "Mm", "Bmm", "Addmv", "Mv", "Convolution", "Linear"})
-_TRANSPARENT = frozenset({
+TRANSPARENT = frozenset({
     "T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Expand", "Squeeze", "Unsqueeze", "Clone",
     "ToCopy", "NativeDropout", "FusedDropout", "MaxPool2DWithIndices", "AvgPool2D", "AdaptiveAvgPool2D", "Alias",
+    "AsStrided", "Contiguous", "Flatten", "Unflatten",
 })  # fmt: skip
-"""Operations between a layer and its activation that are no activation themselves."""
+"""Operations that pass a signal on, and hardly change its size."""
+_MATRIX_PRODUCTS = frozenset({"Addmm", "Mm", "Bmm", "Addmv", "Mv", "Linear", "Baddbmm", "MkldnnLinear"})
+LINEAR = _MATRIX_PRODUCTS | {"Convolution", "MkldnnConvolution"}
+_NORMALIZATION_WORDS = ("layernorm", "batchnorm", "groupnorm", "rmsnorm", "instancenorm")
+_ROOTS = frozenset({"Rsqrt", "Sqrt", "LinalgVectorNorm", "Norm"})
+"""Operations whose result a normalization written in Python divides by, or multiplies with."""
 
 
-@dataclass(frozen=True, slots=True)
-class Follower:
-    """What the output of a layer goes through next. None means that it is not known."""
-
-    activation: str | None = None
-    """Name of the activation; `linear` if another layer follows directly."""
-    normalized: bool | None = None
-    """Whether there is a normalization before it."""
-
-
-class FirstGraph:
-    """Forward hook of a model that walks the first autograd graph.
+class AutogradGraph:
+    """The nodes behind some outputs, by index. Lists hold one entry a node.
 
     Args:
-        model: None in a copy of the hook, which does nothing.
-        after_walk: function that is called after the graph was walked.
+        roots: nodes of the outputs.
     """
 
-    def __init__(self, model: nn.Module | None, after_walk: Callable[[], None] = lambda: None) -> None:
-        self._after_walk = after_walk
-        self.followers: dict[int, Follower] = {}
-        """What follows each parameter, by the parameter's id. Empty until the graph was walked."""
-        self._hook = None if model is None else attach_forward_hook(model, self)
+    def __init__(self, roots: Iterable[Node]) -> None:
+        self.operations: list[str] = []
+        """Operation of each node, for example `Relu`."""
+        self.sources: list[tuple[int, ...]] = []
+        """Nodes whose results a node takes, in the order of its arguments; -1 where no gradient is needed."""
+        self.outputs: list[tuple[int, ...]] = []
+        """Which result of each source a node takes: an operation such as `unbind` has several."""
+        self.consumers: list[list[int]] = []
+        """Nodes that take a node's result."""
+        self.sequence: list[int] = []
+        """Number of each node in the order of execution, within one thread."""
+        self.leaves: dict[int, Tensor] = {}
+        """Parameters, by the index of the node that accumulates their gradient."""
+        self.is_complete = True
+        """False if the graph has too many nodes; then it holds only some of them."""
+        self._is_parameter: dict[int, bool] = {}
+        self._walk(roots)
 
-    def __call__(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        """Walk the graph of the model's output."""
-        if is_recorded() or self._hook is None:  # in this order: the hook cannot be traced
-            return
-        try:
-            roots = [node for tensor in tensors_in(output) if (node := tensor.grad_fn) is not None]
-            if roots:
-                self.close()
-                self.followers = find_followers(roots)
-                self._after_walk()
-        except Exception as error:  # must not reach the script
-            logger.warning("gradmedic: the first graph could not be walked: %r", error)
+    def _walk(self, roots: Iterable[Node]) -> None:
+        indices: dict[Node, int] = {}
+        nodes: list[Node] = []
+        operation_of: dict[str, str] = {}
+        for root in roots:
+            if root not in indices:
+                indices[root] = len(nodes)
+                nodes.append(root)
+                self.consumers.append([])
+        done = 0
+        while done < len(nodes):
+            if len(nodes) > LARGEST_GRAPH:
+                self.is_complete = False
+                return
+            node = nodes[done]
+            name = node.name()
+            operation = operation_of.get(name)
+            if operation is None:
+                operation = operation_of[name] = get_operation(node)
+            sources, outputs = [], []
+            for source, output in node.next_functions:
+                outputs.append(output)
+                if source is None:
+                    sources.append(-1)
+                    continue
+                index = indices.get(source)
+                if index is None:
+                    index = indices[source] = len(nodes)
+                    nodes.append(source)
+                    self.consumers.append([])
+                sources.append(index)
+                self.consumers[index].append(done)
+            if not sources:
+                variable: Any = getattr(node, "variable", None)
+                if isinstance(variable, Tensor):
+                    self.leaves[done] = variable
+            self.operations.append(operation)
+            self.sources.append(tuple(sources))
+            self.outputs.append(tuple(outputs))
+            self.sequence.append(node._sequence_nr())
+            done += 1
 
-    def close(self) -> None:
-        """Remove the hook."""
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+    def is_parameter(self, node: int) -> bool:
+        """Whether the node's result is a parameter, or a view of one."""
+        known = self._is_parameter.get(node)
+        if known is None:
+            known = node in self.leaves
+            if not known and (self.operations[node] in TRANSPARENT or "WeightNorm" in self.operations[node]):
+                sources = [source for source in self.sources[node] if source >= 0]
+                known = bool(sources) and all(self.is_parameter(source) for source in sources)
+            self._is_parameter[node] = known
+        return known
 
-    def __reduce__(self) -> tuple[type[FirstGraph], tuple[None]]:
-        return FirstGraph, (None,)
+    def list_signals(self, node: int) -> list[int]:
+        """Return the sources of a node that are no parameters."""
+        return [source for source, _ in self.list_signal_edges(node)]
 
+    def list_signal_edges(self, node: int) -> list[tuple[int, int]]:
+        """Return the sources of a node that are no parameters, and which result of each it takes."""
+        edges = zip(self.sources[node], self.outputs[node], strict=True)
+        return [(source, output) for source, output in edges if source >= 0 and not self.is_parameter(source)]
 
-def join_followers(graphs: Sequence[FirstGraph]) -> dict[int, Follower]:
-    """Return what the graphs of several models showed, by the parameter's id."""
-    if len(graphs) == 1:
-        return graphs[0].followers
-    return {parameter: follower for graph in graphs for parameter, follower in graph.followers.items()}
+    def find_operations(self, leaf: int) -> list[int]:
+        """Return the operations that use a parameter, or a view of it, each once."""
+        operations: dict[int, None] = {}
+        waiting = list(self.consumers[leaf])
+        while waiting:
+            node = waiting.pop()
+            if self.is_parameter(node):
+                waiting.extend(self.consumers[node])
+            else:
+                operations[node] = None
+        return list(operations)
 
+    def passes_signal_on(self, node: int) -> bool:
+        """Whether a node passes on one signal, perhaps shifted by a bias or multiplied by a constant or a gain.
 
-def find_followers(roots: Iterable[Node]) -> dict[int, Follower]:
-    """Return what follows the operation of each parameter that the graph reaches, by the parameter's id."""
-    consumers: dict[Node, list[Node]] = {}
-    leaves: dict[Node, Tensor] = {}
-    seen, waiting = set(roots), list(roots)
-    while waiting:
-        node = waiting.pop()
-        if len(seen) > _LARGEST_GRAPH:
-            return {}
-        variable = getattr(node, "variable", None)
-        if isinstance(variable, Tensor):
-            leaves[node] = variable
-        for source, _ in node.next_functions:
-            if source is not None:
-                consumers.setdefault(source, []).append(node)
-                if source not in seen:
-                    seen.add(source)
-                    waiting.append(source)
-    followers = {}
-    for leaf, parameter in leaves.items():
-        operations = _find_operations(leaf, consumers)
-        candidates = {_find_follower(operation, consumers, leaves) for operation in operations}
-        if len(candidates) == 1:
-            followers[id(parameter)] = candidates.pop()
-    return followers
+        In contrast, a residual connection or a gate joins two signals that both need a gradient.
+        """
+        operation = self.operations[node]
+        if operation in TRANSPARENT:
+            return True
+        if operation not in ("Add", "Sub", "Mul", "Div") or len(self.list_signals(node)) != 1:
+            return False
+        return operation in ("Add", "Sub") or not self.is_normalization(node)
 
+    def is_normalization(self, node: int) -> bool:
+        """Whether a node normalizes: by a kernel, or as Python does it, by a product with a reciprocal root."""
+        operation = self.operations[node]
+        if operation in ("Mul", "Div"):
+            return len(self.sources[node]) == 2 and any(
+                self.operations[self.find_origin(source)] in _ROOTS for source in self.sources[node] if source >= 0
+            )
+        name = operation.lower().replace("_", "")
+        return any(word in name for word in _NORMALIZATION_WORDS)
 
-def _find_operations(leaf: Node, consumers: dict[Node, list[Node]]) -> list[Node]:
-    """Return the operations that use a parameter, or a view of it."""
-    operations, waiting = [], list(consumers.get(leaf, ()))
-    while waiting:
-        node = waiting.pop()
-        if get_operation(node) in _TRANSPARENT:
-            waiting.extend(consumers.get(node, ()))
-        else:
-            operations.append(node)
-    return operations
+    def is_matrix_product_of_signals(self, node: int) -> bool:
+        """Whether a node multiplies two signals, as attention does, and no signal by a parameter."""
+        return self.operations[node] in _MATRIX_PRODUCTS and len(self.list_signals(node)) == 2
 
-
-def _find_follower(node: Node, consumers: dict[Node, list[Node]], leaves: dict[Node, Tensor]) -> Follower:
-    normalized = False
-    while True:
-        following = consumers.get(node, [])
-        if len(following) != 1:
-            return Follower(None, normalized or None)
-        (node,) = following
-        operation = get_operation(node)
-        if operation in _ACTIVATIONS:
-            return Follower(_ACTIVATIONS[operation], normalized)
-        if operation in _NORMALIZATIONS:
-            normalized = True
-        elif operation in _LINEAR:
-            return Follower("linear", normalized)
-        elif operation not in _TRANSPARENT and not _shifts_or_scales(node, leaves):
-            return Follower(None, normalized)
-
-
-def _shifts_or_scales(node: Node, leaves: dict[Node, Tensor]) -> bool:
-    """Whether a node adds a bias, or multiplies by something that needs no gradient, as dropout does on a CPU.
-
-    In contrast, a residual connection or a gate joins two signals that both need a gradient.
-    """
-    sources = [source for source, _ in node.next_functions if source is not None]
-    if get_operation(node) in ("Add", "Sub"):
-        return len(sources) == 1 or any(source in leaves for source in sources)
-    return get_operation(node) in ("Mul", "Div") and len(sources) == 1
+    def find_origin(self, node: int) -> int:
+        """Return the node that made a signal, behind the nodes that pass it on."""
+        while self.operations[node] in TRANSPARENT or self.operations[node] in ("Add", "Maximum", "ClampMin", "Clamp"):
+            signals = [source for source in self.sources[node] if source >= 0]
+            if len(signals) != 1:
+                break
+            node = signals[0]
+        return node
 
 
 def get_operation(node: Node) -> str:

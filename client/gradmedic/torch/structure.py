@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,8 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
 from gradmedic.protocol.runs import Layer
-from gradmedic.torch.graph import Follower
+from gradmedic.torch.followers import Follower
+from gradmedic.torch.parameter_use import Execution, ParameterUse
 from gradmedic.torch.statistics import local_part, measure_norms
 
 ACTIVATIONS: dict[type[nn.Module], str] = {
@@ -90,8 +91,20 @@ def list_parameters(model: nn.Module, prefix: str = "") -> Iterator[OwnedParamet
         yield OwnedParameter(prefix + name.replace("_orig_mod.", ""), parameter, module, attribute)
 
 
+def list_modules(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Iterate over the modules inside the model without wrappers, by their names; the model itself is left out."""
+    model, _ = unwrap_model(model)
+    for name, module in model.named_modules():
+        if name:
+            yield prefix + name.replace("_orig_mod.", ""), module
+
+
 def describe_layers(
-    parameters: list[OwnedParameter], models: list[nn.Module], updated: set[int], in_graph: Mapping[int, Follower]
+    parameters: list[OwnedParameter],
+    models: list[nn.Module],
+    updated: set[int],
+    execution: Execution,
+    module_names: Mapping[int, str],
 ) -> list[Layer]:
     """Return what is known of each parameter.
 
@@ -99,39 +112,57 @@ def describe_layers(
         parameters: parameters to describe.
         models: models that the parameters belong to.
         updated: ids of the parameters that an optimizer updates.
-        in_graph: follower of each parameter in an autograd graph, by the parameter's id.
+        execution: what the first forward passes of the models showed.
+        module_names: names of the modules in the run, by the module's id.
     """
-    followers: dict[int, Follower] = {}
+    declared: dict[int, Follower] = {}
     for model in models:
-        followers.update(_find_declared_followers(model))
-    followers = {
-        id(owned.parameter): _complete(followers.get(id(owned.module)), in_graph.get(id(owned.parameter)))
-        for owned in parameters
-    }
+        declared.update(_find_declared_followers(model))
     norms = _measure_norms_by_id([owned.parameter for owned in parameters])
-    return [
-        _describe_layer(
-            owned, followers[id(owned.parameter)], norms.get(id(owned.parameter)), id(owned.parameter) in updated
+    layers = []
+    for owned in parameters:
+        identity = id(owned.parameter)
+        layer = _describe_layer(
+            owned,
+            _complete(declared.get(id(owned.module)), execution.uses.get(identity, ParameterUse()).follower),
+            norms.get(identity),
+            is_updated=identity in updated,
         )
-        for owned in parameters
-    ]
+        layers.append(_add_execution(layer, owned, execution, module_names))
+    return layers
 
 
-def _complete(declared: Follower | None, in_graph: Follower | None) -> Follower:
+def _add_execution(layer: Layer, owned: OwnedParameter, execution: Execution, module_names: Mapping[int, str]) -> Layer:
+    """Add to the description of a layer what the first forward passes showed."""
+    use = execution.uses.get(id(owned.parameter))
+    count = execution.calls.get(id(owned.module), 1) if use is None else use.count
+    if isinstance(owned.module, (nn.RNNBase, nn.MultiheadAttention)):  # one call uses a matrix several times
+        count = 1
+    return replace(
+        layer,
+        depth=execution.depths.get(id(owned.parameter)),
+        branch=None if use is None else use.branch,
+        block=None if use is None or use.block is None else module_names.get(use.block),
+        input_normalized=use.input_normalized if use is not None and layer.role in ("weight", "recurrent") else None,
+        calls=count if count > 1 else None,
+    )
+
+
+def _complete(declared: Follower | None, in_graph: Follower) -> Follower:
     """Return what the modules declare, completed by what a graph shows."""
-    declared, in_graph = declared or Follower(), in_graph or Follower()
+    declared = declared or Follower()
     return Follower(
         activation=in_graph.activation if declared.activation is None else declared.activation,
         normalized=in_graph.normalized if declared.normalized is None else declared.normalized,
     )
 
 
-def _describe_layer(owned: OwnedParameter, follower: Follower, norm: float | None, is_updated: bool) -> Layer:
+def _describe_layer(owned: OwnedParameter, follower: Follower, norm: float | None, *, is_updated: bool) -> Layer:
     parameter, module = owned.parameter, owned.module
     is_frozen = not (parameter.requires_grad and is_updated)
     kind = None if module is None else _find_kind(module)
     if is_lazy(parameter):
-        return Layer(name=owned.name, kind=kind, frozen=is_frozen)
+        return Layer(name=owned.name, kind=kind, frozen=is_frozen, requires_grad=parameter.requires_grad)
     role = _find_role(owned)
     gates = next((count for module_class, count in _GATES.items() if isinstance(module, module_class)), 1)
     activation = follower.activation
@@ -152,6 +183,7 @@ def _describe_layer(owned: OwnedParameter, follower: Follower, norm: float | Non
         normalized=follower.normalized,
         initial_rms=None if norm is None else norm / math.sqrt(max(1, local_part(parameter).numel())),
         spectral_norm=_compute_spectral_norm(parameter, gates) if role == "recurrent" else None,
+        requires_grad=parameter.requires_grad,
     )
 
 

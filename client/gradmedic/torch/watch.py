@@ -37,7 +37,6 @@ from gradmedic.torch.columns import (
 )
 from gradmedic.torch.distributed import Sharding, get_group_rank, get_group_size
 from gradmedic.torch.first_batch import FirstBatch, describe_training, find_dtype
-from gradmedic.torch.graph import FirstGraph, Follower, join_followers
 from gradmedic.torch.lockstep import Lockstep, list_all_parameters
 from gradmedic.torch.loss_observer import LossObserver
 from gradmedic.torch.loss_scaler import find_scaler, read_scale
@@ -141,7 +140,7 @@ class Watch:
         Raises:
             ConfigurationError: another watched model has layers of these names.
         """
-        self._layers.begin(layer_registry, self._list_followers)
+        self._layers.begin(layer_registry, self._describe_if_waiting)
         self._sampler, self._before_first_step = sampler, before_first_step
         self._clock = sampler.clock
         self._sampling: Sampler | Lockstep = sampler
@@ -152,14 +151,17 @@ class Watch:
             self._lockstep.begin(self.optimizers)
         self._first_batch = FirstBatch(next(iter(self._models.values())))
         self._loss_observer = LossObserver(self._models.values(), len(self.optimizers))
-        self._first_graphs = [FirstGraph(model, self._describe_if_waiting) for model in self._models.values()]
         self._output_meter = OutputGradientMeter(list(self._models.values()), self._sampling, self._call_safely)
         self._probing = Probing(
             list(self._models.values()), self.optimizers, self._layers.owned, self._sampling, sampler
         )
         if self._measures_activations:
             self._activation_meter = ActivationMeter(
-                list(self._models.values()), self._layers.owned, self._sampling, self._list_followers, self._call_safely
+                list(self._models.values()),
+                self._layers.owned,
+                self._sampling,
+                self._layers.find_follower,
+                self._call_safely,
             )
         self._check = None if self._lockstep is not None else GradientCheck(self._layers.owned)
         self._clipping = ClippingMeter(
@@ -213,8 +215,6 @@ class Watch:
         self._layers.release()
         self._first_batch.close()
         self._loss_observer.close()
-        for graph in self._first_graphs:
-            graph.close()
         self._output_meter.close()
         self._probing.close()
         if self._activation_meter is not None:
@@ -458,16 +458,12 @@ class Watch:
 
     # --- describing ---------------------------------------------------------------------------------------------------
 
-    def _list_followers(self) -> dict[int, Follower]:
-        """Return what the first graphs showed of what follows each parameter, by the parameter's id."""
-        return join_followers(self._first_graphs)
-
     def _describe_if_waiting(self) -> None:
         if self._is_waiting_for_graph:
             self._before_first_step()
 
     def _update_training(self) -> None:
-        key = (self._clipping.has_clipped, self._first_batch.is_over, self._loss_observer.revision)
+        key = (self._clipping.has_clipped, self._first_batch.is_over, self._loss_observer.revision, self._is_described)
         if key != self._training_key:
             self._training_key = key
             self._training = describe_training(
@@ -477,6 +473,7 @@ class Watch:
                 target_rms=self._loss_observer.target_rms,
                 loss=self._loss_observer.summary(),
                 clips_gradients=self._clipping.has_clipped,
+                layer_order=self._layers.layer_order,
             )
 
     # --- errors of the observation ------------------------------------------------------------------------------------

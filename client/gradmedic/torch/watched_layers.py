@@ -13,9 +13,11 @@ from torch.nn.parameter import is_lazy
 from gradmedic.exceptions import ConfigurationError
 from gradmedic.protocol.runs import Layer
 from gradmedic.recording.layers import LayerRegistry
-from gradmedic.torch.graph import Follower
+from gradmedic.torch.execution import read_execution
+from gradmedic.torch.first_forward import FirstForward
+from gradmedic.torch.followers import Follower
 from gradmedic.torch.statistics import MeasuredArray, local_part
-from gradmedic.torch.structure import OwnedParameter, describe_layers, list_parameters
+from gradmedic.torch.structure import OwnedParameter, describe_layers, list_modules, list_parameters
 
 logger = logging.getLogger("gradmedic")
 
@@ -91,23 +93,28 @@ class WatchedLayers:
         """Watched parameters by the id of the tensor."""
         if not self.by_id.keys() & self._list_updated():
             raise ConfigurationError("the optimizer updates no parameter of the model: was the model replaced since?")
+        self._first_passes: list[FirstForward] = []
+        self.layer_order: str | None = None
+        """Source of the layers' depth (`LAYER_ORDERS`); None until the layers are described."""
 
-    def begin(self, registry: LayerRegistry, list_followers: Callable[[], dict[int, Follower]]) -> None:
-        """Reserve the names of the layers.
+    def begin(self, registry: LayerRegistry, after_first_pass: Callable[[], None]) -> None:
+        """Reserve the names of the layers, and begin to observe the first forward passes of the models.
 
         Args:
             registry: registry of the run's layers.
-            list_followers: function that returns the follower of each parameter in the first autograd graphs, by the
-                parameter's id.
+            after_first_pass: function that is called after the first forward pass of a model.
 
         Raises:
             ConfigurationError: another watched model has layers of these names.
         """
         registry.reserve(owned.name for owned in self.owned)
-        self._registry, self._list_followers = registry, list_followers
+        self._registry = registry
+        self._first_passes = [FirstForward(model, after_first_pass) for model in self._models.values()]
 
     def release(self) -> None:
-        """Let another watch of the model have these layers."""
+        """Let another watch of the model have these layers, and remove the hooks."""
+        for forward in self._first_passes:
+            forward.close()
         positions = [watched.position for watched in self.by_id.values() if watched.position >= 0]
         self._registry.release((owned.name for owned in self.owned), positions)
 
@@ -116,6 +123,11 @@ class WatchedLayers:
         layers = self._describe(self.owned, self._list_updated())
         for owned, layer in zip(self.owned, layers, strict=True):
             self.by_id[id(owned.parameter)].position = self._registry.add(layer)
+
+    def find_follower(self, parameter: int) -> Follower | None:
+        """Return what follows a parameter, as far as a first forward pass has shown it, by the parameter's id."""
+        uses = (forward.uses.get(parameter) for forward in self._first_passes)
+        return next((use.follower for use in uses if use is not None), None)
 
     def list_built(self) -> list[Tensor]:
         """Return the parameters of the models that have a shape; those of lazy modules get theirs at the first call."""
@@ -154,7 +166,15 @@ class WatchedLayers:
 
     def _describe(self, owned: list[OwnedParameter], updated: set[int]) -> list[Layer]:
         try:
-            return describe_layers(owned, list(self._models.values()), updated, self._list_followers())
+            module_names = {
+                id(module): module_name
+                for name, model in self._models.items()
+                for module_name, module in list_modules(model, self._prefix + (f"{name}." if name else ""))
+            }
+            models = list(self._models.values())
+            execution = read_execution(models, self._first_passes, self.owned)
+            self.layer_order = self.layer_order or execution.layer_order
+            return describe_layers(owned, models, updated, execution, module_names)
         except Exception as error:  # a model with tensors of a kind of its own
             logger.warning("gradmedic: of the layers, only names and shapes are recorded: %r", error)
             return [Layer(name=layer.name, shape=_read_shape(layer.parameter)) for layer in owned]

@@ -33,10 +33,10 @@ def check_large_initialization(run: RunEvidence) -> Cause | None:
     return make_cause(
         "poor_initialization",
         0.55 + 0.4 * ramp(decades, INIT_DECADES, 2.0),
-        f"The initial weights amplify a signal 10^{decades:.1f}-fold through {len(run.path)} layers; "
+        f"The initial weights amplify a signal 10^{decades:.1f}-fold through {len(run.main_path)} layers; "
         "a variance-preserving initialization (He, Glorot) keeps its size.",
         signal_decades=decades,
-        layers=len(run.path),
+        layers=len(run.main_path),
     )
 
 
@@ -52,7 +52,10 @@ def check_small_initialization(run: RunEvidence) -> Cause | None:
         return make_cause("poor_initialization", 0.8, text, recurrent_factor=factor)
     if math.isnan(decades) or decades > -INIT_DECADES:
         return None
-    text = f"The initial weights shrink a signal by 10^{-decades:.1f} over {len(run.path)} layers; He or Glorot do not."
+    text = (
+        f"The initial weights shrink a signal by 10^{-decades:.1f} over {len(run.main_path)} layers; "
+        "He or Glorot do not."
+    )
     return make_cause(
         "poor_initialization", 0.55 + 0.4 * ramp(-decades, INIT_DECADES, 3.0), text, signal_decades=decades
     )

@@ -9,7 +9,9 @@ from tests.client.torch.recording import Recording
 from torch import nn
 
 from gradmedic.protocol.runs import Layer, Optimizer, Training
-from gradmedic.torch.graph import FirstGraph, find_followers
+from gradmedic.torch.first_forward import FirstForward, find_uses
+from gradmedic.torch.followers import Follower
+from gradmedic.torch.graph import AutogradGraph
 
 
 def describe(model: nn.Module) -> dict[str, Layer]:
@@ -120,7 +122,9 @@ def test_the_first_batch_and_the_optimizer_are_described() -> None:
     inputs = torch.tensor([[3.0, -400.0, 0.0], [1.0, 2.0, 3.0]])
     adam = torch.optim.AdamW(model.parameters(), lr=0.02, betas=(0.8, 0.99), weight_decay=0.1)
     training = training_of(model, adam, inputs)
-    assert training.optimizers == [Optimizer(name="AdamW", learning_rate=0.02, momentum=0.8, weight_decay=0.1)]
+    assert training.optimizers == [
+        Optimizer(name="AdamW", learning_rate=0.02, momentum=0.8, weight_decay=0.1, beta2=0.99, epsilon=1e-8)
+    ]
     assert training.input_rms == pytest.approx(float(np.sqrt(np.mean(inputs.double().numpy() ** 2))), rel=1e-6)
     assert (training.input_abs_max, training.batch_size, training.precision) == (400.0, 2, "float32")
     assert training.clips_gradients is False
@@ -170,7 +174,7 @@ def test_a_functional_model_is_read_from_its_first_graph() -> None:
         model(images)["logits"].sum().backward()
         optimizer.step()
         layers = recording.layers
-        assert not any(isinstance(hook, FirstGraph) for hook in model._forward_hooks.values())
+        assert not any(isinstance(hook, FirstForward) for hook in model._forward_hooks.values())
     followers = {name: (layer.activation, layer.normalized) for name, layer in layers.items() if layer.role == "weight"}
     assert followers == {
         "conv.weight": ("relu", True),
@@ -188,4 +192,5 @@ def test_a_parameter_used_in_different_ways_has_no_activation() -> None:
     model = nn.ParameterDict({"w": nn.Parameter(torch.ones(2, 2))})
     output = torch.sigmoid(model["w"] @ torch.ones(2)) + torch.tanh(model["w"] @ torch.ones(2))
     assert output.grad_fn is not None
-    assert find_followers([output.grad_fn]) == {}
+    uses = find_uses(AutogradGraph([output.grad_fn]))[id(model["w"])]
+    assert (uses.follower, uses.count) == (Follower(), 2)
