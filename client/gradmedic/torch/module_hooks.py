@@ -40,9 +40,16 @@ class AttachedHook:
             _recursive.create_script_module = _originals.pop()
 
 
-def attach_forward_hook(module: nn.Module, hook: Callable[..., None]) -> AttachedHook | None:
-    """Call `hook(module, arguments, output)` after each call of a module; return None if it is a scripted module."""
-    return None if _is_scripted(module) else AttachedHook(module.register_forward_hook(hook))
+def attach_forward_hook(
+    module: nn.Module, hook: Callable[..., None], *, always_call: bool = False
+) -> AttachedHook | None:
+    """Call `hook(module, arguments, output)` after each call of a module; return None if it is a scripted module.
+
+    With `always_call`, also after a call that raises: the output is None then.
+    """
+    if _is_scripted(module):
+        return None
+    return AttachedHook(module.register_forward_hook(hook, always_call=always_call))
 
 
 def attach_forward_pre_hook(module: nn.Module, hook: Callable[..., None]) -> AttachedHook | None:
