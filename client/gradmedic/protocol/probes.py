@@ -44,6 +44,8 @@ class Probe:
     scale: Scale
     description: str
     """What the number is, with its range."""
+    is_multiplied_by_loss_scale: bool = False
+    """Whether a loss scaler multiplies the number, as it multiplies the gradients."""
 
 
 PROBES: Mapping[str, Probe] = MappingProxyType({
@@ -53,7 +55,8 @@ PROBES: Mapping[str, Probe] = MappingProxyType({
             name="output_gradient_rms",
             subject=Subject.MODULE,
             scale=Scale.LOG,
-            description="Root mean square of the loss's gradient at the output of a block.",
+            description="Root mean square of the loss's gradient at the output of a block, of at most 65,536 elements.",
+            is_multiplied_by_loss_scale=True,
         ),
         Probe(
             name="output_rms",
@@ -144,6 +147,12 @@ def parse_metric(name: str) -> tuple[str, str] | None:
         return None
     probe, _, subject = name.removeprefix(PREFIX).partition("/")
     return probe, subject
+
+
+def is_multiplied_by_loss_scale(metric: str) -> bool:
+    """Whether a loss scaler multiplies the numbers of a metric, which is a probe."""
+    probe, _ = parse_metric(metric) or ("", "")
+    return probe in PROBES and PROBES[probe].is_multiplied_by_loss_scale
 
 
 def choose_subjects(candidates: Sequence[T], limit: int = MAX_SUBJECTS) -> list[T]:

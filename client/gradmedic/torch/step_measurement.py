@@ -182,7 +182,7 @@ class StepMeasurement:
             clip_coefficient=float(np.min(coefficients)) if coefficients else None,  # NaN if any is NaN
             output_gradient_norm=math.hypot(*norms) if norms and self.has_stepped and not is_skipped else None,
             skipped=is_skipped,
-            probes={name: value for part in self.probes for name, value in part.read()},
+            probes={name: value for part in self.probes for name, value in part.read(scale or 1.0)},
         )
 
     def _read_row(self) -> Row | None:

@@ -20,7 +20,8 @@ import gradmedic
 from gradmedic.torch.unwatched_steps import ACCUMULATED_STEPS, STEPS_WITHOUT_GRADIENTS
 
 HOOKS = 8
-"""Hooks of a watch before the first batch: four in the model, two in its optimizer, two in torch."""
+"""Hooks of a watch before the first batch, without those of probes: four in the model, two in its optimizer, two in
+torch."""
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -135,10 +136,12 @@ def test_a_notebook_cell_that_is_run_again_watches_the_same_model(
     for _ in range(2):
         run = gradmedic.init("notebook", base_url=service_url, log_freq=1)
         run.watch(model, optimizer)
+        of_one_watch = count_hooks(model, optimizer)
         run.watch(model, optimizer)
         hooks = count_hooks(model, optimizer)
         norms = train(run, model, optimizer, 5)
-    assert hooks - before == HOOKS
+    assert hooks == of_one_watch
+    assert hooks - before >= HOOKS
     assert run.finish()
     assert count_hooks(model, optimizer) == before
     assert read_norms(client, run) == [float(np.float32(n)) for n in norms]
@@ -362,5 +365,5 @@ def test_the_hooks_of_all_optimizers_are_there_only_while_a_model_is_watched() -
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     before = count_hooks(model, optimizer)
     with Recording(model, optimizer):
-        assert count_hooks(model, optimizer) == before + HOOKS
+        assert count_hooks(model, optimizer) >= before + HOOKS
     assert count_hooks(model, optimizer) == before

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from gradmedic.protocol.probes import is_multiplied_by_loss_scale
 from gradmedic.torch.probes.schedule import ProbeSchedule
 from gradmedic.torch.statistics import MeasuredArray
 from gradmedic.torch.structure import OwnedParameter
@@ -23,9 +24,10 @@ class ProbeValues:
     array: MeasuredArray
     """The numbers, `[name]`. NaN means that the training computed a NaN."""
 
-    def read(self) -> Iterator[tuple[str, float]]:
-        """Iterate over names and numbers, waiting for a device if need be."""
-        return zip(self.names, self.array.read().tolist(), strict=True)
+    def read(self, loss_scale: float = 1.0) -> Iterator[tuple[str, float]]:
+        """Iterate over names and numbers, waiting for a device if need be. What a loss scaler multiplied is divided."""
+        for name, number in zip(self.names, self.array.read().tolist(), strict=True):
+            yield name, number / loss_scale if is_multiplied_by_loss_scale(name) else number
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,17 @@ from torch import nn
 from gradmedic.recording.sampler import Sampler
 from gradmedic.torch.lockstep import Lockstep
 from gradmedic.torch.probes.attention import AttentionMeter
+from gradmedic.torch.probes.block_flow import BlockFlow
 from gradmedic.torch.probes.meter import ProbeContext, ProbeMeter, ProbeValues
 from gradmedic.torch.probes.schedule import ProbeSchedule
 from gradmedic.torch.structure import OwnedParameter
 
 logger = logging.getLogger("gradmedic")
 
-PROBE_METERS: tuple[type[ProbeMeter], ...] = (AttentionMeter,)
+PROBE_METERS: tuple[type[ProbeMeter], ...] = (
+    AttentionMeter,
+    BlockFlow,
+)
 """Every meter."""
 
 
