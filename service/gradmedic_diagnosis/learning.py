@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from gradmedic.protocol.runs import Objective
 from gradmedic.protocol.verdicts import Learning
 from gradmedic_diagnosis.detectors.base import STUCK_PATIENCE, UNMOVED_SHARE
-from gradmedic_diagnosis.loss_progress import FLAT_DECLINE, SLOW_ERROR, SLOW_HORIZON, STUCK_EVERY, LossProgress
+from gradmedic_diagnosis.loss_progress import (
+    CONSTANT_SHARE,
+    FLAT_DECLINE,
+    SLOW_ERROR,
+    SLOW_HORIZON,
+    STUCK_EVERY,
+    LossProgress,
+)
 from gradmedic_diagnosis.state import Persistent
 
 MIN_LOSSES = 20
@@ -30,10 +37,6 @@ WORSE_ERRORS = 3.0
 SLOWEST_RUNS = 10
 """A loss that needs more than this many times the run so far for a fall of `UNMOVED_SHARE` is stuck. A judgement: a
 user who waits ten times as long as planned has noticed."""
-CONSTANT_SHARE = 0.03
-"""A loss that is flat above this share below the level of a constant predictor has learned only the level of the
-targets. The level is estimated from a few batches: with 128 targets of ten classes its own error is about 0.03 (Miller
-1955, "Note on the bias of information estimates")."""
 OUTLIER_SQUARE = 9.0
 """A squared difference counts at most this many times the variance: three standard deviations, as for outliers in
 general (Pukelsheim 1994, "The three sigma rule")."""

@@ -45,6 +45,10 @@ STUCK_DECLINE_BOUND = 0.12
 STUCK_WANDER = 0.4
 """A loss whose averages differ by more than this share of themselves is not stuck, even if it does not fall. The loss
 of a network that is cut off from its input stays the same."""
+CONSTANT_SHARE = 0.03
+"""A loss that is flat above this share below the level of a constant predictor has learned only the level of the
+targets. The level is estimated from a few batches: with 128 targets of ten classes its own error is about 0.03 (Miller
+1955, "Note on the bias of information estimates")."""
 NOISE_ERRORS = 2.0
 """Two losses differ if their difference exceeds this many of its standard errors (95 %)."""
 RELEASE_DECLINE = 0.1

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from gradmedic.protocol.probes import name_metric
 from gradmedic_diagnosis.block import Block
 from gradmedic_diagnosis.measurements import Measurements
 from gradmedic_diagnosis.state import Persistent
@@ -22,6 +23,8 @@ REFRESH_EVERY = 8
 """Number of calm norms after which `calm_level` is computed again."""
 CALM_FACTOR = 10.0
 """A norm beyond this many times the median so far is not calm, and does not count towards a clipping threshold."""
+
+_TIME_FACTORS = name_metric("time_gradient_factor")
 
 
 @dataclass(slots=True)
@@ -54,6 +57,8 @@ class RunHistory(Persistent):
     """Steps whose gradient the script clipped."""
     first_loss: float = math.nan
     last_loss_scale: float = math.nan
+    largest_time_factor: float = math.nan
+    """Largest factor per time step of a recurrent module that was measured so far."""
 
     def add(self, block: Block, measurements: Measurements) -> None:
         """Add the next block."""
@@ -75,6 +80,16 @@ class RunHistory(Persistent):
                 self.last_loss_scale = float(values[-1])
             elif name == "loss" and math.isnan(self.first_loss):
                 self.first_loss = float(values[0])
+        self._add_time_factors(block)
+
+    def _add_time_factors(self, block: Block) -> None:
+        """Read the measured factors per time step of all recurrent modules."""
+        for name, series in block.metrics.items():
+            if name.startswith(_TIME_FACTORS):
+                values = series.values[series.present]
+                largest = values[np.isfinite(values)].max(initial=-math.inf)
+                if math.isfinite(largest):
+                    self.largest_time_factor = float(np.fmax(self.largest_time_factor, largest))
 
     def _add_norm(self, norm: float, update_ratio: float) -> None:
         if math.isfinite(update_ratio):

@@ -75,8 +75,15 @@ PROBES: Mapping[str, Probe] = MappingProxyType({
             subject=Subject.MODULE,
             scale=Scale.LOG,
             description=(
-                "Factor by which the gradient at the input of a recurrent module changes with each time step back."
+                "Factor by which the gradient at the input of a recurrent module changes with each time step back, "
+                "fitted over the sequence. Of a cell that is called in a loop, that of the gradient at its states."
             ),
+        ),
+        Probe(
+            name="time_steps",
+            subject=Subject.MODULE,
+            scale=Scale.COUNT,
+            description="Number of time steps of the sequence that a recurrent module gets.",
         ),
         Probe(
             name="attention_logit_max",

@@ -82,8 +82,8 @@ class OutputGradientMeter:
     def _follow(self, output: Any) -> None:
         step = self._step
 
-        def measure(gradient: Tensor) -> None:
-            if step == self._step:
+        def measure(gradient: Tensor | None) -> None:  # None where the loss needs only others of a module's outputs
+            if gradient is not None and step == self._step:
                 self._call_safely("the gradient at an output could not be measured", self._add, gradient)
 
         for tensor in tensors_in(output):

@@ -15,6 +15,13 @@ necessary (Pascanu et al. 2013); the matrix may have grown since it was measured
 
 def check_expanding_recurrence(run: RunEvidence) -> Cause | None:
     """Look for a recurrent matrix that may amplify gradients with each time step."""
+    measured = run.history.largest_time_factor
+    if not math.isnan(measured):
+        if measured < EXPANDING_FACTORS[0]:
+            return None
+        text = f"Gradients were measured to change by up to {measured:.3g} per time step; above 1 they can explode."
+        score = 0.6 + 0.3 * ramp(measured, *EXPANDING_FACTORS)
+        return make_cause("long_recurrence", score, text, factor_per_time_step=measured)
     factor = run.recurrent_factor
     if math.isnan(factor) or factor < EXPANDING_FACTORS[0]:
         return None
@@ -29,13 +36,18 @@ def check_contracting_recurrence(run: RunEvidence) -> Cause | None:
         factor = finding.evidence["factor_per_time_step"]
         text = f"Gradients shrink to {factor:.2g} of their size with every time step that they pass."
         return make_cause("long_recurrence", 0.85, text, factor_per_time_step=factor)
-    factor, gap, decades = run.recurrent_factor, run.find("depth_gap"), math.nan
+    if not math.isnan(run.history.largest_time_factor):
+        forgetting = run.find("forgetting_recurrence")
+        if forgetting is None or forgetting.resolved_step is not None:
+            return None
+        return make_cause("long_recurrence", 0.7, forgetting.explanation, **forgetting.evidence)
+    factor, gap = run.recurrent_factor, run.find("depth_gap")
     if factor < 1:
         text = f"The recurrent matrix shrinks gradients to at most {factor:.2g} of their size with every time step."
-    elif run.has_recurrence and gap is not None:
-        decades = gap.evidence.get("gap_decades", math.nan)
-        text = f"A recurrent cell shrinks gradients once per time step; they lose {decades:.1f} decades on their way."
-    else:
+        return make_cause("long_recurrence", 0.6, text, factor=factor)
+    if not run.has_recurrence or gap is None or "gap_decades" not in gap.evidence:
         return None
+    decades = gap.evidence["gap_decades"]
+    text = f"A recurrent cell shrinks gradients once per time step; they lose {decades:.1f} decades on their way."
     numbers = {"gap_decades": decades} if math.isnan(factor) else {"factor": factor}
     return make_cause("long_recurrence", 0.6, text, **numbers)

@@ -11,6 +11,7 @@ from gradmedic_diagnosis.detectors.depth_gap import DepthGap
 from gradmedic_diagnosis.detectors.depth_growth import DepthGrowth
 from gradmedic_diagnosis.detectors.disconnected_parameters import DisconnectedParameters
 from gradmedic_diagnosis.detectors.excessive_clipping import ExcessiveClipping
+from gradmedic_diagnosis.detectors.forgetting_recurrence import ForgettingRecurrence
 from gradmedic_diagnosis.detectors.growth_in_time import GrowthInTime
 from gradmedic_diagnosis.detectors.insensitive_loss import InsensitiveLoss
 from gradmedic_diagnosis.detectors.loss_divergence import LossDivergence
@@ -43,6 +44,7 @@ DETECTOR_TYPES: tuple[type[Detector], ...] = (
     DisconnectedParameters,
     NoSignalFromLoss,
     LossMismatch,
+    ForgettingRecurrence,
     Plateau,
 )
 """Every detector. Where several are equally strong for one verdict, the first of them decides it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -25,25 +26,32 @@ class ContractingRecurrence(Detector):
     """A recurrent matrix whose factor per time step is small, while the loss is stuck.
 
     The gradients of the weights look moderate, since they come from the last time steps. Only the matrix itself shows
-    that nothing arrives from earlier ones.
+    that nothing arrives from earlier ones, or the gradient at each time step where the client measures it.
     """
 
     id = "contracting_recurrence"
     verdict = "vanishing"
-    stored_keys: ClassVar[Mapping[str, str]] = {"since_step": "since", "weight_norms": "norms"}
+    stored_keys: ClassVar[Mapping[str, str]] = {
+        "since_step": "since", "weight_norms": "norms", "measured_factors": "measured",
+    }  # fmt: skip
 
     def __init__(self) -> None:
         super().__init__()
         self.since_step: int | None = None
         self.weight_norms: list[float] = []
         """Last known weight norm of each recurrent matrix; NaN where there is none."""
+        self.measured_factors: dict[str, float] = {}
+        """Last measured factor per time step of each recurrent module."""
 
     def is_applicable(self, architecture: Architecture, measurements: Measurements) -> bool:  # noqa: ARG002 (the base's)
         """Return whether there is a plain recurrent matrix."""
         return bool(architecture.recurrent)
 
     def observe(self, view: StepView) -> None:
-        """Estimate the factor per time step from the matrix's Frobenius norm over the square root of its rank."""
+        """Read the factor per time step, or estimate it: the matrix's Frobenius norm over the root of its rank."""
+        if "time_gradient_factor" in view.probes:
+            measured = view.probes["time_gradient_factor"].items()
+            self.measured_factors.update((module, factor) for module, factor in measured if math.isfinite(factor))
         if view.row is None or view.has_several_streams:
             return
         layers = list(view.architecture.recurrent)
@@ -53,6 +61,10 @@ class ContractingRecurrence(Detector):
         self.weight_norms = norms.tolist()
         side = np.sqrt(view.architecture.sqrt_numel[layers])
         factors = norms / side * view.architecture.largest_slope[layers]
+        if self.measured_factors:
+            modules = [view.architecture.names[i].rpartition(".")[0] for i in layers]
+            known = np.array([self.measured_factors.get(module, np.nan) for module in modules])
+            factors = np.where(np.isfinite(known), known, factors)
         if not np.isfinite(factors).all() or float(factors.max()) >= CONTRACTION:
             self.since_step = None
             self.close_finding(view.step)

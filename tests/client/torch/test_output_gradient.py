@@ -262,3 +262,16 @@ def test_it_counts_towards_the_cost_of_sampling() -> None:
         after_forward = recording.sampler.spent
         output.sum().backward()
         assert before < after_forward < recording.sampler.spent
+
+
+def test_outputs_of_one_operation_that_the_loss_does_not_use_are_zero() -> None:
+    """A recurrent module under autocast, of whose outputs the loss uses one, is watched on."""
+    model = nn.LSTM(3, 5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with Recording(model, optimizer) as recording:
+        for _ in range(2):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                state = model(torch.randn(7, 4, 3))[1][0]
+            state.float().sum().backward()
+            optimizer.step()
+            assert output_norm(recording) == pytest.approx(math.sqrt(4 * 5), rel=1e-2)

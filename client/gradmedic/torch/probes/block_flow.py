@@ -99,8 +99,8 @@ class BlockFlow(ProbeMeter):
         if tensor.requires_grad and tensor.grad_fn is not None:
             step = self._step
 
-            def measure(gradient: Tensor) -> None:
-                if step == self._step and not is_recorded():
+            def measure(gradient: Tensor | None) -> None:  # None where the loss needs only others of a module's outputs
+                if gradient is not None and step == self._step and not is_recorded():
                     self.context.call_safely(self._add_gradient, name, gradient)
 
             tensor.register_hook(measure)  # type: ignore[no-untyped-call]

@@ -15,6 +15,7 @@ from gradmedic.torch.probes.attention import AttentionMeter
 from gradmedic.torch.probes.block_flow import BlockFlow
 from gradmedic.torch.probes.meter import ProbeContext, ProbeMeter, ProbeValues
 from gradmedic.torch.probes.schedule import ProbeSchedule
+from gradmedic.torch.probes.time_flow import TimeFlow
 from gradmedic.torch.structure import OwnedParameter
 
 logger = logging.getLogger("gradmedic")
@@ -22,6 +23,7 @@ logger = logging.getLogger("gradmedic")
 PROBE_METERS: tuple[type[ProbeMeter], ...] = (
     AttentionMeter,
     BlockFlow,
+    TimeFlow,
 )
 """Every meter."""
 
