@@ -22,6 +22,7 @@ from gradmedic_diagnosis.detectors.oscillation import Oscillation
 from gradmedic_diagnosis.detectors.overwritten_weights import OverwrittenWeights
 from gradmedic_diagnosis.detectors.plateau import Plateau
 from gradmedic_diagnosis.detectors.recurring_growth import RecurringGrowth
+from gradmedic_diagnosis.detectors.router_collapse import RouterCollapse
 from gradmedic_diagnosis.detectors.saturation import Saturation
 from gradmedic_diagnosis.detectors.starvation import Starvation
 from gradmedic_diagnosis.detectors.zero_gradient import ZeroGradient
@@ -45,6 +46,7 @@ DETECTOR_TYPES: tuple[type[Detector], ...] = (
     NoSignalFromLoss,
     LossMismatch,
     ForgettingRecurrence,
+    RouterCollapse,
     Plateau,
 )
 """Every detector. Where several are equally strong for one verdict, the first of them decides it."""

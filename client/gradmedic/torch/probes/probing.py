@@ -14,6 +14,7 @@ from gradmedic.torch.lockstep import Lockstep
 from gradmedic.torch.probes.attention import AttentionMeter
 from gradmedic.torch.probes.block_flow import BlockFlow
 from gradmedic.torch.probes.meter import ProbeContext, ProbeMeter, ProbeValues
+from gradmedic.torch.probes.router_load import RouterLoad
 from gradmedic.torch.probes.schedule import ProbeSchedule
 from gradmedic.torch.probes.time_flow import TimeFlow
 from gradmedic.torch.structure import OwnedParameter
@@ -24,6 +25,7 @@ PROBE_METERS: tuple[type[ProbeMeter], ...] = (
     AttentionMeter,
     BlockFlow,
     TimeFlow,
+    RouterLoad,
 )
 """Every meter."""
 

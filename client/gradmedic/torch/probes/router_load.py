@@ -1,0 +1,143 @@
+"""Measures how evenly the routers of mixtures of experts spread their tokens.
+
+A mixture of experts has a list of at least four experts with parameters of equal shapes, or one module `experts` whose
+parameters are stacked, and a gate: a module with a weight of one row per expert. One of the names must contain
+"expert", "gate", "router" or "switch", because a classifier behind equal blocks has the same form. The expert with the
+largest output of the gate counts as that of a token. A gate with a buffer of biases is not measured: it spreads the tokens by
+these biases (DeepSeek-V3, arXiv 2412.19437, section 2.1.2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradmedic.protocol.probes import choose_subjects, name_metric
+from gradmedic.torch.first_batch import tensors_in
+from gradmedic.torch.module_hooks import AttachedHook, attach_forward_hook
+from gradmedic.torch.probes.meter import ProbeContext, ProbeMeter, ProbeValues
+from gradmedic.torch.probes.module_names import name_modules
+from gradmedic.torch.recorded_code import is_recorded
+from gradmedic.torch.statistics import local_part, start_copy
+
+MIN_EXPERTS = 4
+"""Experts from which on almost all tokens at one expert cannot be called a fair share."""
+MOST_TOKENS = 8_192
+"""Tokens of one call that are counted; of more, those that lie evenly apart. A share is then right to 1 %."""
+_NAMES = ("expert", "gate", "gating", "router", "switch")
+
+
+class RouterLoad(ProbeMeter):
+    """Measures `router_largest_share` of at most `MAX_SUBJECTS` routers, over all calls of a step together."""
+
+    def __init__(self, context: ProbeContext) -> None:
+        super().__init__(context)
+        self._counts: dict[str, list[Tensor]] = {}  # tokens of each expert, by gate
+        self._hooks: list[AttachedHook | None] = []
+        modules = name_modules(context.models, context.owned)
+        for name, experts in choose_subjects(list(find_gates(modules))):
+            self._hooks.append(attach_forward_hook(modules[name], _GateHook(self, name, experts)))
+
+    def finish_step(self) -> Sequence[ProbeValues]:
+        """Return the largest share of each router that was called."""
+        if not self._counts:
+            return ()
+        counts, self._counts = self._counts, {}
+        by_device: dict[torch.device, list[tuple[str, Tensor]]] = {}
+        for name, calls in counts.items():
+            total = torch.stack([call.to(calls[0].device) for call in calls]).sum(0)
+            share = total.amax() / total.sum()
+            by_device.setdefault(share.device, []).append((name_metric("router_largest_share", name), share))
+        return [
+            ProbeValues(tuple(name for name, _ in group), start_copy(torch.stack([share for _, share in group])))
+            for group in by_device.values()
+        ]
+
+    def close(self) -> None:
+        """Remove the hooks of the gates."""
+        for hook in self._hooks:
+            if hook is not None:
+                hook.remove()
+        self._hooks.clear()
+        self._counts.clear()
+
+    def follow(self, name: str, experts: int, output: Any) -> None:
+        """Count the tokens of one call of a gate."""
+        if is_recorded() or not self.context.schedule.is_probing or not torch.is_grad_enabled():
+            return
+        self.context.call_safely(self._count, name, experts, output)
+
+    def _count(self, name: str, experts: int, output: Any) -> None:
+        floats = (tensor for tensor in tensors_in(output) if tensor.is_floating_point() and tensor.numel())
+        scores = next((tensor for tensor in floats if tensor.ndim and tensor.shape[-1] == experts), None)
+        if scores is None:
+            return
+        tokens = local_part(scores).detach().reshape(-1, experts)
+        tokens = tokens[:: math.ceil(len(tokens) / MOST_TOKENS)]
+        chosen = tokens.argmax(-1, keepdim=True) == torch.arange(experts, device=tokens.device)
+        self._counts.setdefault(name, []).append(chosen.sum(0).float())
+
+
+class _GateHook:
+    """Forward hook of one gate."""
+
+    def __init__(self, meter: RouterLoad, name: str, experts: int) -> None:
+        self._meter, self._name, self._experts = meter, name, experts
+
+    def __call__(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        self._meter.follow(self._name, self._experts, output)
+
+    def __reduce__(self) -> tuple[type[_InertHook], tuple[()]]:
+        return _InertHook, ()
+
+
+class _InertHook:
+    """Takes the place of a hook in a copy of the model, and does nothing."""
+
+    def __call__(self, _module: nn.Module, _inputs: Any, _output: Any) -> None:
+        pass
+
+
+def find_gates(modules: dict[str, nn.Module]) -> Iterator[tuple[str, int]]:
+    """Iterate over the gates of mixtures of experts among named modules: name, and number of experts."""
+    names = {id(module): name for name, module in modules.items()}
+    for module in modules.values():
+        for attribute, child in module.named_children():
+            count = count_experts(attribute, child)
+            gate = _find_gate(module, attribute, count) if count >= MIN_EXPERTS else None
+            if gate is not None and id(gate) in names:
+                yield names[id(gate)], count
+                break
+
+
+def count_experts(attribute: str, module: nn.Module) -> int:
+    """Return the number of experts in a child of a module, 0 if it holds no experts."""
+    if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+        experts = list(module.children())
+        shapes = {tuple(tuple(parameter.shape) for parameter in expert.parameters()) for expert in experts}
+        return len(experts) if len(shapes) == 1 and shapes != {()} else 0
+    stacked = [parameter.shape for parameter in module.parameters(recurse=False)]
+    if "expert" in attribute.lower() and stacked and all(len(shape) >= 2 for shape in stacked):
+        counts = {shape[0] for shape in stacked}
+        return counts.pop() if len(counts) == 1 else 0
+    return 0
+
+
+def _find_gate(module: nn.Module, experts: str, count: int) -> nn.Module | None:
+    """Return the gate of a module whose child `experts` holds `count` experts."""
+    for name, candidate in module.named_modules():
+        if not name or name == experts or name.startswith(f"{experts}."):
+            continue
+        weight = candidate._parameters.get("weight")  # a weight that is computed must not be computed here
+        if weight is None or weight.ndim != 2 or len(weight) != count:
+            continue
+        if not any(part in f"{experts}.{name}".lower() for part in _NAMES):
+            continue
+        owners = (module, candidate, module.get_submodule(name.rpartition(".")[0]))
+        has_biases = any("bias" in key for owner in owners for key, _ in owner.named_buffers(recurse=False))
+        return None if has_biases else candidate
+    return None
