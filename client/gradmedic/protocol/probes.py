@@ -117,14 +117,24 @@ PROBES: Mapping[str, Probe] = MappingProxyType({
             subject=Subject.LAYER,
             scale=Scale.LINEAR,
             description=(
-                "Share of the elements whose root of the corrected second moment is below Adam's epsilon, 0 to 1."
+                "Share of the elements with a nonzero gradient whose root of Adam's corrected second moment is below "
+                "epsilon, 0 to 1."
             ),
         ),
         Probe(
             name="unchanged_share",
             subject=Subject.MODEL,
             scale=Scale.LINEAR,
-            description="Share of the elements with a nonzero gradient that an update did not change, 0 to 1.",
+            description=(
+                "Share of the elements in bfloat16 or float16 with a nonzero gradient that no update has changed since "
+                "the last probe, 0 to 1."
+            ),
+        ),
+        Probe(
+            name="unused_gradient_share",
+            subject=Subject.MODEL,
+            scale=Scale.LINEAR,
+            description="Share of the elements with a gradient that are in no optimizer, 0 to 1.",
         ),
         Probe(
             name="input_nonfinite_count",

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradmedic.protocol.runs import Loss, Optimizer, Training
 from gradmedic.torch.module_hooks import attach_forward_pre_hook
 from gradmedic.torch.recorded_code import is_recorded
 from gradmedic.torch.statistics import measure_gradients
@@ -87,37 +86,3 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, dict):
         for item in value.values():
             yield from tensors_in(item)
-
-
-def find_dtype(parameters: list[Tensor]) -> str | None:
-    """Return the dtype of most elements of the parameters; None without parameters."""
-    elements: dict[str, int] = {}
-    for parameter in parameters:
-        name = str(parameter.dtype).removeprefix("torch.")
-        elements[name] = elements.get(name, 0) + parameter.numel()
-    return max(elements, key=lambda name: elements[name], default=None)
-
-
-def describe_training(
-    optimizers: list[Optimizer],
-    parameter_dtype: str | None,
-    first_batch: FirstBatch,
-    *,
-    target_rms: float | None,
-    loss: Loss | None,
-    clips_gradients: bool | None,
-    layer_order: str | None,
-) -> Training:
-    """Return what is known of how the run trains."""
-    return Training(
-        optimizers=optimizers,
-        precision=first_batch.autocast or parameter_dtype,
-        parameter_dtype=parameter_dtype,
-        input_rms=first_batch.input_rms,
-        input_abs_max=first_batch.input_abs_max,
-        target_rms=target_rms,
-        loss=loss,
-        batch_size=first_batch.batch_size,
-        clips_gradients=clips_gradients,
-        layer_order=layer_order,
-    )

@@ -25,6 +25,7 @@ from gradmedic.recording.layers import LayerRegistry
 from gradmedic.recording.sampler import Sampler
 from gradmedic.torch.activations import ActivationMeter
 from gradmedic.torch.agreement import identify_model
+from gradmedic.torch.carried_gradients import CarriedGradients
 from gradmedic.torch.clipping import add_clipping_observer, limit_gradients, remove_clipping_observer
 from gradmedic.torch.clipping_meter import ClippingMeter
 from gradmedic.torch.columns import (
@@ -36,7 +37,7 @@ from gradmedic.torch.columns import (
     WEIGHT_COLUMNS,
 )
 from gradmedic.torch.distributed import Sharding, get_group_rank, get_group_size
-from gradmedic.torch.first_batch import FirstBatch, describe_training, find_dtype
+from gradmedic.torch.first_batch import FirstBatch
 from gradmedic.torch.lockstep import Lockstep, list_all_parameters
 from gradmedic.torch.loss_observer import LossObserver
 from gradmedic.torch.loss_scaler import find_scaler, read_scale
@@ -54,6 +55,7 @@ from gradmedic.torch.statistics import (
 )
 from gradmedic.torch.step_measurement import OptimizerUpdate, StepMeasurement
 from gradmedic.torch.structure import unwrap_model
+from gradmedic.torch.training_facts import TrainingFacts
 from gradmedic.torch.unwatched_steps import UnwatchedSteps
 from gradmedic.torch.update_rules import UnknownUpdate
 from gradmedic.torch.updates import UpdateMeasurement
@@ -103,7 +105,6 @@ class Watch:
         self.statistics = (*WATCHED_STATISTICS, *ACTIVATION_STATISTICS) if activations else WATCHED_STATISTICS
         self._described_optimizers: list[Optimizer] = []
         self._training: Training | None = None
-        self._training_key: object = None
         self._max_norm: float | None = None
         self._is_described = False
         self._is_waiting_for_graph = False
@@ -174,6 +175,8 @@ class Watch:
             lambda coefficient: self._measurement.add_clip_coefficient(coefficient),
             self._add_flags,
         )
+        self._carried = CarriedGradients()
+        self._facts = TrainingFacts(self._first_batch, self._loss_observer, self._clipping, self._carried, self._layers)
         self._hooks = [OptimizerHooks(self.optimizers, self._before_step, self._after_step)]
         if self._lockstep is not None:
             self._lockstep.follow_steps(self.optimizers)
@@ -212,6 +215,7 @@ class Watch:
         if self._lockstep is not None:
             self._lockstep.leave()
         self._unwatched_steps.close()
+        self._carried.close()
         self._layers.release()
         self._first_batch.close()
         self._loss_observer.close()
@@ -286,12 +290,14 @@ class Watch:
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._unwatched_steps.begin_step()
+        self._carried.before_step(optimizer)
         self._call_safely("a step could not be measured", self._measure_before_step, optimizer, args, kwargs)
 
     def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self._update is not None or not self._is_described:
             self._call_safely("a step could not be measured", self._measure_after_step, optimizer)
         self._probing.after_update(optimizer)
+        self._carried.after_step(optimizer)
         self._clipping.end_optimizer_step()
         self._unwatched_steps.end_step()
         if self._lockstep is None:
@@ -463,18 +469,7 @@ class Watch:
             self._before_first_step()
 
     def _update_training(self) -> None:
-        key = (self._clipping.has_clipped, self._first_batch.is_over, self._loss_observer.revision, self._is_described)
-        if key != self._training_key:
-            self._training_key = key
-            self._training = describe_training(
-                self._described_optimizers,
-                find_dtype(self._layers.list_built()),
-                self._first_batch,
-                target_rms=self._loss_observer.target_rms,
-                loss=self._loss_observer.summary(),
-                clips_gradients=self._clipping.has_clipped,
-                layer_order=self._layers.layer_order,
-            )
+        self._training = self._facts.read(self._described_optimizers)
 
     # --- errors of the observation ------------------------------------------------------------------------------------
 

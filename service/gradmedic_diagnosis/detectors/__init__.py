@@ -5,6 +5,7 @@ strongly the finding supports the detector's verdict at that step, from 0 to 1. 
 `gradmedic_diagnosis.diagnostician` combines them.
 """
 
+from gradmedic_diagnosis.detectors.accumulating_gradients import AccumulatingGradients
 from gradmedic_diagnosis.detectors.base import Detector
 from gradmedic_diagnosis.detectors.contracting_recurrence import ContractingRecurrence
 from gradmedic_diagnosis.detectors.depth_gap import DepthGap
@@ -16,6 +17,7 @@ from gradmedic_diagnosis.detectors.growth_in_time import GrowthInTime
 from gradmedic_diagnosis.detectors.insensitive_loss import InsensitiveLoss
 from gradmedic_diagnosis.detectors.loss_divergence import LossDivergence
 from gradmedic_diagnosis.detectors.loss_mismatch import LossMismatch
+from gradmedic_diagnosis.detectors.loss_scale_exhausted import LossScaleExhausted
 from gradmedic_diagnosis.detectors.no_signal_from_loss import NoSignalFromLoss
 from gradmedic_diagnosis.detectors.nonfinite import Nonfinite
 from gradmedic_diagnosis.detectors.oscillation import Oscillation
@@ -47,6 +49,8 @@ DETECTOR_TYPES: tuple[type[Detector], ...] = (
     LossMismatch,
     ForgettingRecurrence,
     RouterCollapse,
+    AccumulatingGradients,
+    LossScaleExhausted,
     Plateau,
 )
 """Every detector. Where several are equally strong for one verdict, the first of them decides it."""

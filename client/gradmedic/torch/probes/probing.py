@@ -16,7 +16,10 @@ from gradmedic.torch.probes.block_flow import BlockFlow
 from gradmedic.torch.probes.meter import ProbeContext, ProbeMeter, ProbeValues
 from gradmedic.torch.probes.router_load import RouterLoad
 from gradmedic.torch.probes.schedule import ProbeSchedule
+from gradmedic.torch.probes.second_moment import SecondMomentMeter
 from gradmedic.torch.probes.time_flow import TimeFlow
+from gradmedic.torch.probes.unchanged import UnchangedMeter
+from gradmedic.torch.probes.unused_gradients import UnusedGradientMeter
 from gradmedic.torch.structure import OwnedParameter
 
 logger = logging.getLogger("gradmedic")
@@ -26,6 +29,9 @@ PROBE_METERS: tuple[type[ProbeMeter], ...] = (
     BlockFlow,
     TimeFlow,
     RouterLoad,
+    SecondMomentMeter,
+    UnchangedMeter,
+    UnusedGradientMeter,
 )
 """Every meter."""
 
