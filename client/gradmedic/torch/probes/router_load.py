@@ -3,8 +3,8 @@
 A mixture of experts has a list of at least four experts with parameters of equal shapes, or one module `experts` whose
 parameters are stacked, and a gate: a module with a weight of one row per expert. One of the names must contain
 "expert", "gate", "router" or "switch", because a classifier behind equal blocks has the same form. The expert with the
-largest output of the gate counts as that of a token. A gate with a buffer of biases is not measured: it spreads the tokens by
-these biases (DeepSeek-V3, arXiv 2412.19437, section 2.1.2).
+largest output of the gate counts as that of a token. A gate with a buffer of biases is not measured: it spreads the
+tokens by these biases (DeepSeek-V3, arXiv 2412.19437, section 2.1.2).
 """
 
 from __future__ import annotations

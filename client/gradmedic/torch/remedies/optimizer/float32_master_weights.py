@@ -86,7 +86,7 @@ class Float32MasterWeights(StepRemedy):
 
 def _widen_state(optimizer: Optimizer, parameter: Tensor) -> None:
     """Bring the optimizer's state of a parameter to float32: it was loaded, or is from before the remedy."""
-    state = optimizer.state[parameter] if parameter in optimizer.state else {}
+    state = optimizer.state.get(parameter, {})
     for name, value in state.items():
         if isinstance(value, Tensor) and value.dtype in LOW_PRECISION:
             state[name] = value.float()
