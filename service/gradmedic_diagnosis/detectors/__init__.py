@@ -6,6 +6,7 @@ strongly the finding supports the detector's verdict at that step, from 0 to 1. 
 """
 
 from gradmedic_diagnosis.detectors.accumulating_gradients import AccumulatingGradients
+from gradmedic_diagnosis.detectors.attention_logit_growth import AttentionLogitGrowth
 from gradmedic_diagnosis.detectors.base import Detector
 from gradmedic_diagnosis.detectors.contracting_recurrence import ContractingRecurrence
 from gradmedic_diagnosis.detectors.depth_gap import DepthGap
@@ -51,6 +52,7 @@ DETECTOR_TYPES: tuple[type[Detector], ...] = (
     RouterCollapse,
     AccumulatingGradients,
     LossScaleExhausted,
+    AttentionLogitGrowth,
     Plateau,
 )
 """Every detector. Where several are equally strong for one verdict, the first of them decides it."""
