@@ -14,7 +14,7 @@ from tests.client.runs import explode
 import gradmedic
 from gradmedic.cli import replay as replay_module
 from gradmedic.cli.main import main
-from gradmedic.export.anonymization import NameHasher, anonymize_layers, anonymize_training
+from gradmedic.export.anonymization import NameHasher, anonymize_layers, anonymize_probe, anonymize_training
 from gradmedic.protocol.recordings import MAGIC
 from gradmedic.protocol.runs import Layer, Objective, Training
 
@@ -144,6 +144,17 @@ def test_names_are_hashed_part_by_part() -> None:
     assert hashed[0][0] == hashed[1][0] == hashed[2][0]
     assert hashed[0][1] != hashed[1][1] == hashed[2][1]
     assert hasher.hash("block") == hasher.hash("block") != NameHasher().hash("block")
+
+
+def test_a_probe_keeps_its_name_and_its_module_gets_the_tokens_of_its_layers() -> None:
+    """The name of a module in a probe is hashed like those of its layers; of the whole model there is none to hash."""
+    hasher = NameHasher()
+    (layer,) = anonymize_layers([Layer(name="blocks.0.fc.weight")], hasher)
+    module = layer.name.rpartition(".")[0]
+    assert anonymize_probe("gradmedic/output_rms/blocks.0.fc", hasher) == f"gradmedic/output_rms/{module}"
+    assert anonymize_probe("gradmedic/unchanged_share", hasher) == "gradmedic/unchanged_share"
+    assert anonymize_probe("gradmedic/a_secret/blocks.0.fc", hasher) is None
+    assert anonymize_probe("accuracy", hasher) is None
 
 
 def test_what_a_name_shows_becomes_a_fact() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from gradmedic.protocol.layer_roles import count_elements, find_role, is_named_after_normalization
+from gradmedic.protocol.probes import PROBES, name_metric, parse_metric
 from gradmedic.protocol.runs import Layer, Training
 
 SALT_BYTES = 32
@@ -50,6 +51,17 @@ def anonymize_layers(layers: Sequence[Layer], hasher: NameHasher) -> list[Layer]
         )
         for layer in layers
     ]
+
+
+def anonymize_probe(metric: str, hasher: NameHasher) -> str | None:
+    """Return the name of a probe's metric with the hashed name of its module or layer; None for any other metric.
+
+    The tokens of a module are those in the names of its layers.
+    """
+    probe, subject = parse_metric(metric) or ("", "")
+    if probe not in PROBES:
+        return None
+    return name_metric(probe, hasher.hash(subject) if subject else "")
 
 
 def anonymize_training(training: Training | None, hasher: NameHasher, *, keeps_metric_names: bool) -> Training | None:

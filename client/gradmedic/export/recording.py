@@ -11,7 +11,7 @@ import numpy as np
 
 from gradmedic.api import Client
 from gradmedic.exceptions import ApiError, UsageError
-from gradmedic.export.anonymization import NameHasher, anonymize_layers, anonymize_training
+from gradmedic.export.anonymization import NameHasher, anonymize_layers, anonymize_probe, anonymize_training
 from gradmedic.protocol.packed_blocks import BlockArrays, Values
 from gradmedic.protocol.recordings import (
     RecordedReview,
@@ -51,7 +51,7 @@ def export_recording(
         client: client of the service.
         run_id: id of the run.
         path: the file; it must not exist.
-        metrics: names of the metrics to export.
+        metrics: names of the metrics to export. Probes are always exported, because the diagnosis reads them.
         keeps_metric_names: whether the names of the metrics are written as they are.
 
     Raises:
@@ -65,9 +65,8 @@ def export_recording(
     try:
         with partial.open("wb") as file:
             writer = RecordingWriter(file, _make_header(client, run, hasher, keeps_metric_names))
-            steps = _write_steps(
-                client, run, writer, {name: name if keeps_metric_names else hasher.hash(name) for name in metrics}
-            )
+            tokens = {name: name if keeps_metric_names else hasher.hash(name) for name in metrics}
+            steps = _write_steps(client, run, writer, tokens, hasher)
             writer.close()
         partial.replace(path)
     except RecordingError as error:
@@ -130,8 +129,13 @@ def _anonymize_review(review: Review) -> RecordedReview:
     )
 
 
-def _write_steps(client: Client, run: RunDetail, writer: RecordingWriter, tokens: dict[str, str]) -> int:
-    """Write the steps of a run; return their number. `tokens` are the names to write for the metrics to export."""
+def _write_steps(
+    client: Client, run: RunDetail, writer: RecordingWriter, tokens: dict[str, str], hasher: NameHasher
+) -> int:
+    """Write the steps of a run with its probes; return their number.
+
+    `tokens` are the names to write for the metrics to export.
+    """
     steps = 0
     start: float | None = None
     missing = set(tokens)
@@ -144,7 +148,8 @@ def _write_steps(client: Client, run: RunDetail, writer: RecordingWriter, tokens
         if start is None:
             start = _first_time(block)
         missing -= block.metrics.keys()
-        writer.add(_anonymize_block(block, start, tokens))
+        probes = {name: token for name in block.metrics if (token := anonymize_probe(name, hasher)) is not None}
+        writer.add(_anonymize_block(block, start, {**tokens, **probes}))
         steps += len(block.steps)
     if missing:
         raise UsageError(f"the run has no metric {', '.join(map(repr, sorted(missing)))}")

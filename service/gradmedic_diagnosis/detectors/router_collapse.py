@@ -13,8 +13,8 @@ COLLAPSED = 0.9
 least four experts, so that the others together get less than a seventh of their fair share."""
 SPREAD = 0.8
 """Share below which the finding is resolved."""
-PERSISTENCE = 5
-"""Consecutive probes that must agree: single batches may be of one kind."""
+PERSISTENCE = 3
+"""Consecutive probes that must agree: single batches may be of one kind. Of a small model, probes are rare."""
 MIN_STEPS = 100
 """Steps over which they must agree. A freshly made router may prefer one expert until the loss that balances the load
 has acted (Shazeer et al. 2017, section 4)."""

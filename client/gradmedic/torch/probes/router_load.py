@@ -10,7 +10,7 @@ tokens by these biases (DeepSeek-V3, arXiv 2412.19437, section 2.1.2).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from gradmedic.torch.probes.meter import ProbeContext, ProbeMeter, ProbeValues
 from gradmedic.torch.probes.module_names import name_modules
 from gradmedic.torch.recorded_code import is_recorded
 from gradmedic.torch.statistics import local_part, start_copy
+from gradmedic.torch.structure import unwrap_model
 
 MIN_EXPERTS = 4
 """Experts from which on almost all tokens at one expert cannot be called a fair share."""
@@ -39,7 +40,7 @@ class RouterLoad(ProbeMeter):
         self._counts: dict[str, list[Tensor]] = {}  # tokens of each expert, by gate
         self._hooks: list[AttachedHook | None] = []
         modules = name_modules(context.models, context.owned)
-        for name, experts in choose_subjects(list(find_gates(modules))):
+        for name, experts in choose_subjects(list(find_gates(context.models, modules).items())):
             self._hooks.append(attach_forward_hook(modules[name], _GateHook(self, name, experts)))
 
     def finish_step(self) -> Sequence[ProbeValues]:
@@ -102,16 +103,23 @@ class _InertHook:
         pass
 
 
-def find_gates(modules: dict[str, nn.Module]) -> Iterator[tuple[str, int]]:
-    """Iterate over the gates of mixtures of experts among named modules: name, and number of experts."""
+def find_gates(models: Sequence[nn.Module], modules: Mapping[str, nn.Module]) -> dict[str, int]:
+    """Return the number of experts of each gate in models, by the gate's name.
+
+    Args:
+        models: the models, perhaps inside wrappers.
+        modules: the modules of the models by name, without the models.
+    """
     names = {id(module): name for name, module in modules.items()}
-    for module in modules.values():
+    found: dict[str, int] = {}
+    for module in (*(unwrap_model(model)[0] for model in models), *modules.values()):
         for attribute, child in module.named_children():
             count = count_experts(attribute, child)
             gate = _find_gate(module, attribute, count) if count >= MIN_EXPERTS else None
             if gate is not None and id(gate) in names:
-                yield names[id(gate)], count
+                found[names[id(gate)]] = count
                 break
+    return found
 
 
 def count_experts(attribute: str, module: nn.Module) -> int:

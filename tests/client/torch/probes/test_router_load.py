@@ -8,6 +8,7 @@ from tests.client.torch.recording import Recording
 from torch import Tensor, nn
 
 from gradmedic.protocol.probes import name_metric
+from gradmedic.torch.probes.module_names import name_modules
 from gradmedic.torch.probes.router_load import MOST_TOKENS, find_gates
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_warning")
@@ -77,7 +78,9 @@ def test_what_looks_like_a_mixture_is_none() -> None:
     unequal.experts[1] = nn.Linear(6, 6, bias=False)
     balanced.gate.register_buffer("score_correction_bias", torch.zeros(4))
     for module in (Network(), unequal, Mixture(3), balanced):
-        assert not list(find_gates({"model": module, **dict(module.named_modules(prefix="model"))}))
+        assert not find_gates([module], name_modules([module], []))
+    mixture = Mixture()
+    assert find_gates([mixture], name_modules([mixture], [])) == {"gate": 4}
 
 
 def test_mixtures_of_transformers_are_found() -> None:
