@@ -30,6 +30,7 @@ from benchmarks.diagnosis import CACHE, LONG_ATTENTION, Reading, Recording, diag
 FACTORS: Final = (0.5, 2.0)
 NOT_OF_THE_VERDICT: Final = (
     "gradmedic_diagnosis.advice",
+    "gradmedic_diagnosis.applicability",
     "gradmedic_diagnosis.causes",
     "gradmedic_diagnosis.remedies",
     "gradmedic_diagnosis.remedy_fit",

@@ -64,6 +64,7 @@ ADVICE_SOURCES: Final = (
         DIAGNOSIS / name
         for name in (
             "advice.py",
+            "applicability.py",
             "remedy_fit.py",
             "repair_counts.py",
             "repair_counts.json",

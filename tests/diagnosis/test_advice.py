@@ -24,6 +24,8 @@ from gradmedic_diagnosis.snippets import write_snippet
 FRAMEWORKS = ("torch 2.13.0", "keras 3.15", "jax 0.10", None)
 EXAMPLES: dict[str, float | int | str] = {
     "activation": "ELU",
+    "bias": 1.0,
+    "cap": 30.0,
     "beta2": 0.95,
     "cell": "GRU",
     "clip_value": 0.1,
@@ -36,6 +38,7 @@ EXAMPLES: dict[str, float | int | str] = {
     "optimizer": "Adam",
     "relative_norm": 1.05,
     "scheme": "kaiming_normal",
+    "share": 0.1,
     "steps": 100,
     "strength": 1e-5,
     "threshold": 1.0,

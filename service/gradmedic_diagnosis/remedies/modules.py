@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from gradmedic_diagnosis import remedy_fit
+from gradmedic_diagnosis import applicability, remedy_fit
 from gradmedic_diagnosis.remedies.row import GLOROT, HE, RemedyRow
 
 SAXE = "Saxe et al. 2013, Exact solutions to the nonlinear dynamics of learning in deep linear networks"
-MIN_RESIDUAL_DEPTH = 4
-"""Weight matrices from which residual connections are worth their change of the architecture."""
 
 MODULE_ROWS: tuple[RemedyRow, ...] = (
     RemedyRow(
@@ -16,6 +14,7 @@ MODULE_ROWS: tuple[RemedyRow, ...] = (
             "poor_initialization": 1.0,
             "dead_units": 0.65,
             "long_recurrence": 0.6,
+            "forgetting_recurrence": 0.4,
             "saturating_activation": 0.5,
             "missing_normalization": 0.3,
         },
@@ -24,6 +23,7 @@ MODULE_ROWS: tuple[RemedyRow, ...] = (
         sources=(GLOROT, HE, SAXE),
         variant="for its activations",
         choose_parameters=remedy_fit.choose_initialization,
+        is_applicable=applicability.can_be_initialized,
     ),
     RemedyRow(
         id="reinitialize",
@@ -33,6 +33,7 @@ MODULE_ROWS: tuple[RemedyRow, ...] = (
         sources=(GLOROT, HE),
         variant="for others",
         choose_parameters=remedy_fit.choose_other_initialization,
+        is_applicable=applicability.can_be_initialized,
     ),
     RemedyRow(
         id="replace_activation",
@@ -42,7 +43,7 @@ MODULE_ROWS: tuple[RemedyRow, ...] = (
         sources=("Clevert et al. 2016, Fast and accurate deep network learning by exponential linear units",),
         variant="ELU",
         fixed_parameters={"activation": "ELU"},
-        is_applicable=remedy_fit.may_saturate,
+        is_applicable=applicability.may_saturate,
     ),
     RemedyRow(
         id="replace_activation",
@@ -52,7 +53,7 @@ MODULE_ROWS: tuple[RemedyRow, ...] = (
         sources=("Maas et al. 2013, Rectifier nonlinearities improve neural network acoustic models",),
         variant="LeakyReLU",
         fixed_parameters={"activation": "LeakyReLU"},
-        is_applicable=remedy_fit.has_dead_units,
+        is_applicable=applicability.has_dead_units,
     ),
     RemedyRow(
         id="replace_activation",
@@ -62,7 +63,7 @@ MODULE_ROWS: tuple[RemedyRow, ...] = (
         sources=("Klambauer et al. 2017, Self-normalizing neural networks",),
         variant="SELU",
         fixed_parameters={"activation": "SELU"},
-        is_applicable=lambda run: remedy_fit.may_saturate(run) and remedy_fit.is_feedforward(run),
+        is_applicable=lambda run: applicability.may_saturate(run) and applicability.is_feedforward(run),
     ),
     RemedyRow(
         id="replace_activation",
@@ -72,7 +73,7 @@ MODULE_ROWS: tuple[RemedyRow, ...] = (
         sources=(GLOROT,),
         variant="Tanh",
         fixed_parameters={"activation": "Tanh"},
-        is_applicable=remedy_fit.has_unusual_activation,
+        is_applicable=applicability.has_unusual_activation,
     ),
     RemedyRow(
         id="replace_activation",
@@ -82,7 +83,7 @@ MODULE_ROWS: tuple[RemedyRow, ...] = (
         sources=("Hendrycks and Gimpel 2016, Gaussian error linear units",),
         variant="GELU",
         fixed_parameters={"activation": "GELU"},
-        is_applicable=remedy_fit.has_dead_units,
+        is_applicable=applicability.has_dead_units,
     ),
     RemedyRow(
         id="replace_activation",
@@ -92,7 +93,7 @@ MODULE_ROWS: tuple[RemedyRow, ...] = (
         sources=(HE,),
         variant="ReLU",
         fixed_parameters={"activation": "ReLU"},
-        is_applicable=remedy_fit.may_saturate,
+        is_applicable=applicability.may_saturate,
     ),
     RemedyRow(
         id="insert_normalization",
@@ -108,7 +109,7 @@ MODULE_ROWS: tuple[RemedyRow, ...] = (
         sources=("Ioffe and Szegedy 2015, Batch normalization",),
         variant="BatchNorm",
         fixed_parameters={"kind": "BatchNorm"},
-        is_applicable=lambda run: remedy_fit.can_be_normalized(run) and not run.has_recurrence,
+        is_applicable=lambda run: applicability.can_be_normalized(run) and not run.has_recurrence,
     ),
     RemedyRow(
         id="insert_normalization",
@@ -124,7 +125,7 @@ MODULE_ROWS: tuple[RemedyRow, ...] = (
         sources=("Ba et al. 2016, Layer normalization",),
         variant="LayerNorm",
         fixed_parameters={"kind": "LayerNorm"},
-        is_applicable=remedy_fit.can_be_normalized,
+        is_applicable=applicability.can_be_normalized,
     ),
     RemedyRow(
         id="insert_normalization",
@@ -134,7 +135,7 @@ MODULE_ROWS: tuple[RemedyRow, ...] = (
         sources=("Zhang and Sennrich 2019, Root mean square layer normalization",),
         variant="RMSNorm",
         fixed_parameters={"kind": "RMSNorm"},
-        is_applicable=remedy_fit.can_be_normalized,
+        is_applicable=applicability.can_be_normalized,
     ),
     RemedyRow(
         id="add_residual",
@@ -142,7 +143,7 @@ MODULE_ROWS: tuple[RemedyRow, ...] = (
         reason="An identity path carries the gradient past every block unchanged.",
         cost="The run starts over; blocks must keep their shape.",
         sources=("He et al. 2016, Deep residual learning for image recognition",),
-        is_applicable=lambda run: remedy_fit.is_feedforward(run) and len(run.path) >= MIN_RESIDUAL_DEPTH,
+        is_applicable=applicability.may_get_residual,
     ),
     RemedyRow(
         id="replace_recurrent_cell",
@@ -152,7 +153,7 @@ MODULE_ROWS: tuple[RemedyRow, ...] = (
         sources=("Cho et al. 2014, Learning phrase representations using RNN encoder-decoder, section 2.3",),
         variant="GRU",
         fixed_parameters={"cell": "GRU"},
-        is_applicable=remedy_fit.has_plain_recurrence,
+        is_applicable=applicability.has_plain_recurrence,
     ),
     RemedyRow(
         id="replace_recurrent_cell",
@@ -162,7 +163,7 @@ MODULE_ROWS: tuple[RemedyRow, ...] = (
         sources=("Hochreiter and Schmidhuber 1997, Long short-term memory",),
         variant="LSTM",
         fixed_parameters={"cell": "LSTM"},
-        is_applicable=remedy_fit.has_plain_recurrence,
+        is_applicable=applicability.has_plain_recurrence,
     ),
     RemedyRow(
         id="standardize_inputs",
@@ -170,6 +171,7 @@ MODULE_ROWS: tuple[RemedyRow, ...] = (
         reason="Inputs with zero mean and unit variance keep the first layer's gradients at the scale of the others.",
         cost="Statistics of the training set to keep with the model.",
         sources=("LeCun et al. 1998, Efficient backprop, section 4.3",),
+        is_applicable=applicability.takes_numbers,
     ),
     RemedyRow(
         id="standardize_targets",
@@ -177,7 +179,7 @@ MODULE_ROWS: tuple[RemedyRow, ...] = (
         reason="The gradient of a squared error is proportional to the targets' scale.",
         cost="Predictions must be scaled back.",
         sources=("LeCun et al. 1998, Efficient backprop, section 4.3",),
-        is_applicable=remedy_fit.has_scaled_targets,
+        is_applicable=applicability.has_scaled_targets,
     ),
     RemedyRow(
         id="weight_normalization",
@@ -185,5 +187,60 @@ MODULE_ROWS: tuple[RemedyRow, ...] = (
         reason="Separates each weight vector's length from its direction.",
         cost="A norm per weight vector and step.",
         sources=("Salimans and Kingma 2016, Weight normalization",),
+    ),
+    RemedyRow(
+        id="forget_gate_bias",
+        chances={"forgetting_recurrence": 0.85, "long_recurrence": 0.5},
+        reason="A forget gate that starts open keeps the cell's state, and the gradient, over many time steps.",
+        cost="The run starts over.",
+        sources=("Jozefowicz et al. 2015, An empirical exploration of recurrent network architectures, section 3.2",),
+        fixed_parameters={"bias": 1.0},
+        is_applicable=lambda run: applicability.has_lstm(run) and applicability.can_be_initialized(run),
+    ),
+    RemedyRow(
+        id="qk_norm",
+        chances={"attention_logit_growth": 0.95, "learning_rate_too_high": 0.2, "loss_spike": 0.2},
+        reason="Queries and keys of unit size bound the attention logits, whatever the weights are.",
+        cost="A few percent of a step.",
+        sources=(
+            "Henry et al. 2020, Query-key normalization for transformers",
+            "Dehghani et al. 2023, Scaling vision transformers to 22 billion parameters, section 2.1",
+        ),
+        is_applicable=applicability.has_attention,
+    ),
+    RemedyRow(
+        id="depth_scaled_initialization",
+        chances={"poor_initialization": 0.5, "loss_spike": 0.2, "missing_normalization": 0.2},
+        reason="The sum of all residual branches starts at the size of one, however many blocks there are.",
+        cost="The run starts over; pretrained weights are lost.",
+        sources=("Radford et al. 2019, Language models are unsupervised multitask learners, section 2.3",),
+        is_applicable=lambda run: applicability.has_residual_branches(run) and applicability.can_be_initialized(run),
+    ),
+    RemedyRow(
+        id="embedding_gradient_shrink",
+        chances={"loss_spike": 0.4, "stale_second_moment": 0.15},
+        reason="The gradient of the embedding leads spikes of the whole: a tenth of it passes.",
+        cost="The embedding learns more slowly; under Adam only where it is tied or gradients are clipped.",
+        sources=("Zeng et al. 2023, GLM-130B: an open bilingual pre-trained model, section 3.2",),
+        fixed_parameters={"share": 0.1},
+        is_applicable=applicability.has_embedding,
+    ),
+    RemedyRow(
+        id="z_loss",
+        chances={"loss_spike": 0.3, "router_collapse": 0.1, "learning_rate_too_high": 0.1},
+        reason="A small penalty keeps the logits of the output from drifting away from zero.",
+        cost="One more reduction over the classes.",
+        sources=("Chowdhery et al. 2022, PaLM, section 5",),
+        fixed_parameters={"strength": 1e-4},
+        is_applicable=applicability.has_cross_entropy,
+    ),
+    RemedyRow(
+        id="logit_soft_cap",
+        chances={"loss_spike": 0.2, "learning_rate_too_high": 0.1},
+        reason="Bounds the logits of the output smoothly, so that no example has an enormous loss.",
+        cost="A hyperbolic tangent per logit.",
+        sources=("Gemma team 2024, Gemma 2, section 2",),
+        fixed_parameters={"cap": 30.0},
+        is_applicable=applicability.has_cross_entropy,
     ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradmedic_diagnosis import remedy_fit
+from gradmedic_diagnosis import applicability
 from gradmedic_diagnosis.remedies.row import PASCANU, RemedyRow
 
 OPTIMIZER_ROWS: tuple[RemedyRow, ...] = (
@@ -20,7 +20,7 @@ OPTIMIZER_ROWS: tuple[RemedyRow, ...] = (
         sources=("Kingma and Ba 2015, Adam",),
         variant="Adam",
         fixed_parameters={"optimizer": "Adam", "learning_rate": 1e-3},
-        is_applicable=remedy_fit.uses_no_adam,
+        is_applicable=applicability.uses_no_adam,
     ),
     RemedyRow(
         id="switch_optimizer",
@@ -30,7 +30,7 @@ OPTIMIZER_ROWS: tuple[RemedyRow, ...] = (
         sources=("Tieleman and Hinton 2012, Lecture 6.5 - RMSProp",),
         variant="RMSprop",
         fixed_parameters={"optimizer": "RMSprop", "learning_rate": 1e-3},
-        is_applicable=remedy_fit.uses_no_adam,
+        is_applicable=applicability.uses_no_adam,
     ),
     RemedyRow(
         id="switch_optimizer",
@@ -40,7 +40,7 @@ OPTIMIZER_ROWS: tuple[RemedyRow, ...] = (
         sources=("Duchi et al. 2011, Adaptive subgradient methods",),
         variant="Adagrad",
         fixed_parameters={"optimizer": "Adagrad", "learning_rate": 1e-2},
-        is_applicable=remedy_fit.uses_no_adam,
+        is_applicable=applicability.uses_no_adam,
     ),
     RemedyRow(
         id="weight_decay",
@@ -49,7 +49,7 @@ OPTIMIZER_ROWS: tuple[RemedyRow, ...] = (
         cost="A bias of the weights towards zero.",
         sources=(PASCANU,),
         fixed_parameters={"weight_decay": 1e-2},
-        is_applicable=remedy_fit.is_exploding,
+        is_applicable=applicability.is_exploding,
     ),
     RemedyRow(
         id="l1_penalty",
@@ -58,7 +58,7 @@ OPTIMIZER_ROWS: tuple[RemedyRow, ...] = (
         cost="A bias of the weights towards zero.",
         sources=(PASCANU,),
         fixed_parameters={"strength": 1e-5},
-        is_applicable=remedy_fit.is_exploding,
+        is_applicable=applicability.is_exploding,
     ),
     RemedyRow(
         id="reduce_weight_decay",

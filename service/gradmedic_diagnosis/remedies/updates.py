@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradmedic_diagnosis import remedy_fit
+from gradmedic_diagnosis import applicability, remedy_fit
 from gradmedic_diagnosis.remedies.row import PASCANU, RemedyRow
 
 STABLE_ADAMW = "Wortsman et al. 2023, Stable and low-precision training for large-scale vision-language models"
@@ -16,13 +16,16 @@ UPDATE_ROWS: tuple[RemedyRow, ...] = (
             "long_recurrence": 0.8,
             "learning_rate_too_high": 0.4,
             "unscaled_targets": 0.4,
+            "loss_spike": 0.6,
+            "loss_scale_exhausted": 0.4,
+            "accumulating_gradients": 0.2,
         },
         reason="Rescales the gradient when its norm exceeds a bound from this run's calm steps; its direction stays.",
         cost="Almost nothing; too low a bound starves the weights.",
         sources=(PASCANU,),
         choose_parameters=remedy_fit.choose_max_norm,
-        is_applicable=remedy_fit.lacks_clipping,
-        estimate_fit=remedy_fit.estimate_fit_of_clipping,
+        is_applicable=applicability.lacks_clipping,
+        estimate_fit=applicability.estimate_fit_of_clipping,
     ),
     RemedyRow(
         id="clip_grad_value",
@@ -31,8 +34,8 @@ UPDATE_ROWS: tuple[RemedyRow, ...] = (
         cost="Changes the gradient's direction where it acts.",
         sources=("Mikolov 2012, Statistical language models based on neural networks, section 3.2.2",),
         choose_parameters=remedy_fit.choose_clip_value,
-        is_applicable=remedy_fit.lacks_clipping,
-        estimate_fit=remedy_fit.estimate_fit_of_clipping,
+        is_applicable=applicability.lacks_clipping,
+        estimate_fit=applicability.estimate_fit_of_clipping,
     ),
     RemedyRow(
         id="clip_grad_norm_per_layer",
@@ -41,8 +44,8 @@ UPDATE_ROWS: tuple[RemedyRow, ...] = (
         cost="Changes the balance between layers where it acts.",
         sources=(PASCANU,),
         choose_parameters=remedy_fit.choose_layer_max_norm,
-        is_applicable=remedy_fit.lacks_clipping,
-        estimate_fit=remedy_fit.estimate_fit_of_clipping,
+        is_applicable=applicability.lacks_clipping,
+        estimate_fit=applicability.estimate_fit_of_clipping,
     ),
     RemedyRow(
         id="adaptive_clip",
@@ -51,15 +54,25 @@ UPDATE_ROWS: tuple[RemedyRow, ...] = (
         cost="A norm per row and step; a second constant to choose.",
         sources=("Brock et al. 2021, High-performance large-scale image recognition without normalization, section 4",),
         fixed_parameters={"clipping": 0.01},
-        is_applicable=remedy_fit.is_exploding,
+        is_applicable=applicability.lacks_clipping,
+        estimate_fit=applicability.estimate_fit_of_clipping,
     ),
     RemedyRow(
         id="scale_learning_rate",
         chances={
             "learning_rate_too_high": 1.0,
+            "learning_rate_jump": 0.75,
+            "attention_logit_growth": 0.7,
             "unscaled_inputs": 0.55,
             "unscaled_targets": 0.6,
+            "stale_second_moment": 0.5,
+            "loss_spike": 0.5,
+            "loss_scale_exhausted": 0.5,
             "missing_clipping": 0.4,
+            "nonfinite_loss": 0.3,
+            "adversary_dominates": 0.3,
+            "router_collapse": 0.3,
+            "accumulating_gradients": 0.3,
         },
         reason="Brings the updates from their measured share of the weights to about the healthy 0.001.",
         cost="Slower training in proportion, where the rate was not the problem.",
@@ -68,11 +81,19 @@ UPDATE_ROWS: tuple[RemedyRow, ...] = (
     ),
     RemedyRow(
         id="warm_up",
-        chances={"learning_rate_too_high": 0.55, "missing_normalization": 0.3},
+        chances={
+            "learning_rate_too_high": 0.55,
+            "attention_logit_growth": 0.4,
+            "missing_normalization": 0.3,
+            "loss_scale_exhausted": 0.3,
+            "stale_second_moment": 0.2,
+            "loss_spike": 0.2,
+        },
         reason="Starts with small steps until the gradient statistics have settled.",
         cost="The first steps learn little.",
         sources=("Xiong et al. 2020, On layer normalization in the transformer architecture",),
         fixed_parameters={"steps": 100},
+        is_applicable=applicability.lacks_warm_up,
     ),
     RemedyRow(
         id="clip_update",
@@ -86,7 +107,7 @@ UPDATE_ROWS: tuple[RemedyRow, ...] = (
         cost="A root mean square per tensor and step.",
         sources=(STABLE_ADAMW,),
         fixed_parameters={"threshold": remedy_fit.TIGHT_THRESHOLD},
-        is_applicable=remedy_fit.has_second_moment,
+        is_applicable=applicability.has_second_moment,
     ),
     RemedyRow(
         id="optimizer_epsilon",
@@ -95,7 +116,7 @@ UPDATE_ROWS: tuple[RemedyRow, ...] = (
         cost="Smaller ones amplify the noise of parameters that hardly get a gradient.",
         sources=(SMALL_SCALE_PROXIES,),
         choose_parameters=remedy_fit.choose_epsilon,
-        is_applicable=remedy_fit.can_change_epsilon,
+        is_applicable=applicability.can_change_epsilon,
     ),
     RemedyRow(
         id="beta2",
@@ -104,7 +125,7 @@ UPDATE_ROWS: tuple[RemedyRow, ...] = (
         cost="A noisier size of the steps.",
         sources=(STABLE_ADAMW, "Bai et al. 2025, Adaptive preconditioners trigger loss spikes in Adam"),
         choose_parameters=remedy_fit.choose_beta2,
-        is_applicable=remedy_fit.can_forget_sooner,
+        is_applicable=applicability.can_forget_sooner,
     ),
     RemedyRow(
         id="adaptive_clip_per_tensor",
@@ -137,7 +158,7 @@ UPDATE_ROWS: tuple[RemedyRow, ...] = (
             "Micikevicius et al. 2018, Mixed precision training, section 3.1",
             "Zamirai et al. 2020, Revisiting bfloat16 training",
         ),
-        is_applicable=remedy_fit.has_low_precision_weights,
+        is_applicable=applicability.has_low_precision_weights,
     ),
     RemedyRow(
         id="rescale_loss_gradient",
@@ -146,6 +167,6 @@ UPDATE_ROWS: tuple[RemedyRow, ...] = (
         cost="None under SGD but a slower start; no effect under Adam.",
         sources=("LeCun et al. 1998, Efficient backprop, section 4.3",),
         choose_parameters=remedy_fit.choose_loss_factor,
-        is_applicable=lambda run: remedy_fit.is_exploding(run) and remedy_fit.uses_no_adam(run),
+        is_applicable=lambda run: applicability.is_exploding(run) and applicability.uses_no_adam(run),
     ),
 )

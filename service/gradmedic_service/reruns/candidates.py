@@ -24,6 +24,10 @@ COMBINATIONS = (
     ("reinitialize", "scale_learning_rate"),
     ("reinitialize", "clip_grad_norm"),
     ("insert_normalization", "scale_learning_rate"),
+    ("clip_update", "beta2"),
+    ("qk_norm", "scale_learning_rate"),
+    ("forget_gate_bias", "clip_grad_norm"),
+    ("float32_master_weights", "optimizer_epsilon"),
 )
 """Pairs of remedies of the advice that are also tried together: often both are enough where one alone is not."""
 MAX_COMBINATIONS = 6

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gradmedic.protocol.remedies.row import make_row
-from gradmedic.protocol.remedy_kind import Choice, Code, RemedyKind, Target
+from gradmedic.protocol.remedies.row import POSITIVE, SHARE, make_row
+from gradmedic.protocol.remedy_kind import Choice, Code, NumberRange, RemedyKind, Target
 
 
 def _initialize_layers(initialize: str, imports: str = "") -> str:
@@ -159,5 +159,64 @@ MODULE_REMEDIES: Mapping[str, RemedyKind] = {
                 "loss_scale = jmp.DynamicLossScale(2.0**15)  # scale, unscale, and skip steps that are not finite"
             ),
         },
+    ),
+    "forget_gate_bias": make_row(
+        Target.PARAMETERS,
+        code={
+            "torch": Code("""for module in model.modules():
+    if isinstance(module, torch.nn.LSTM):
+        for name, p in module.named_parameters():
+            if name.startswith("bias"):
+                p.data.chunk(4)[1].fill_({bias} if "ih" in name else 0)"""),
+            "keras": Code("keras.layers.LSTM(units, unit_forget_bias=True)"),
+            "jax": Code("# after init: set the bias of the forget gate to {bias}"),
+        },
+        bias=NumberRange(minimum=0.0, maximum=20.0),
+    ),
+    "depth_scaled_initialization": make_row(
+        Target.SIGNALS,
+        code={
+            "torch": Code(
+                "for layer in last_layers:  # the last layer of each residual branch\n"
+                "    layer.weight.data *= len(last_layers) ** -0.5"
+            ),
+            "keras": Code("initializer = keras.initializers.RandomNormal(stddev=0.02 * branches**-0.5)"),
+            "jax": Code("kernel_init = jax.nn.initializers.normal(0.02 * branches**-0.5)"),
+        },
+    ),
+    "embedding_gradient_shrink": make_row(
+        Target.BACKWARD,
+        code={
+            "torch": Code("x = {share} * x + (1 - {share}) * x.detach()  # behind the embedding"),
+            "keras": Code("x = {share} * x + (1 - {share}) * keras.ops.stop_gradient(x)  # behind the embedding"),
+            "jax": Code("x = {share} * x + (1 - {share}) * jax.lax.stop_gradient(x)  # behind the embedding"),
+        },
+        share=SHARE,
+    ),
+    "qk_norm": make_row(
+        Target.SIGNALS,
+        code={
+            "torch": Code("q, k = (torch.nn.functional.rms_norm(x, x.shape[-1:]) for x in (q, k))  # head by head"),
+            "keras": Code("q, k = (keras.layers.RMSNormalization()(x) for x in (q, k))  # head by head"),
+            "jax": Code("flax.linen.MultiHeadDotProductAttention(heads, normalize_qk=True)"),
+        },
+    ),
+    "z_loss": make_row(
+        Target.LOSS,
+        code={
+            "torch": Code("loss = loss + {strength} * logits.logsumexp(-1).square().mean()"),
+            "keras": Code("loss = loss + {strength} * keras.ops.mean(keras.ops.logsumexp(logits, axis=-1) ** 2)"),
+            "jax": Code("loss = loss + {strength} * jnp.square(jax.nn.logsumexp(logits, axis=-1)).mean()"),
+        },
+        strength=SHARE,
+    ),
+    "logit_soft_cap": make_row(
+        Target.LOSS,
+        code={
+            "torch": Code("logits = {cap} * torch.tanh(logits / {cap})  # before the loss"),
+            "keras": Code("logits = {cap} * keras.ops.tanh(logits / {cap})  # before the loss"),
+            "jax": Code("logits = {cap} * jnp.tanh(logits / {cap})  # before the loss"),
+        },
+        cap=POSITIVE,
     ),
 }

@@ -123,7 +123,7 @@ class ModuleRemedy(TorchRemedy):
 
 
 class WeightRemedy(ModuleRemedy):
-    """A remedy that changes parameters at `watch()`, before any call."""
+    """A remedy that changes parameters, or the gradients that reach them, at `watch()`, before any call."""
 
     needs_parameters = True
 

@@ -18,6 +18,7 @@ def test_each_class_acts_on_what_the_catalogue_names() -> None:
     """A class has the base of the part of the training that its remedy changes."""
     bases: dict[Target, type] = {
         Target.PARAMETERS: WeightRemedy,
+        Target.BACKWARD: WeightRemedy,
         Target.SIGNALS: CallRemedy,
         Target.INPUTS_AND_TARGETS: EdgeRemedy,
         Target.LOSS: ModuleRemedy,

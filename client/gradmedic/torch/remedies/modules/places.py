@@ -17,6 +17,13 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from gradmedic.torch.remedies.modules.normalized_layers import NORMALIZED_LAYERS
 from gradmedic.torch.remedies.modules.trace import INPUT, Call, CallSite, Trace
+from gradmedic.torch.remedies.modules.transformer_places import (
+    NORMS,
+    PASSING,
+    Attention,
+    find_attentions,
+    find_residual_branches,
+)
 
 ACTIVATIONS = frozenset({
     "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "sigmoid", "expit", "tanh",
@@ -25,17 +32,6 @@ ACTIVATIONS = frozenset({
 """Functions that may be replaced. Those with parameters of their own, as `prelu`, stay."""
 GROWING = frozenset({"exp", "square", "pow", "__pow__"})
 """Functions that are activations only right behind a layer."""
-_NORMS = frozenset({
-    "layer_norm", "batch_norm", "group_norm", "instance_norm", "rms_norm", "local_response_norm", "normalize",
-})  # fmt: skip
-_PASSING = frozenset({
-    "view", "reshape", "flatten", "unflatten", "permute", "transpose", "squeeze", "unsqueeze", "contiguous", "t",
-    "clone", "to", "float", "half", "bfloat16", "type", "dropout", "dropout1d", "dropout2d", "dropout3d",
-    "alpha_dropout", "feature_alpha_dropout", "max_pool1d", "max_pool2d", "max_pool3d", "boolean_dispatch",
-    "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool1d",
-    "adaptive_max_pool2d", "interpolate", "__get__", "movedim", "swapaxes", "pad",
-})  # fmt: skip
-"""Functions that change the form of a signal, not its meaning."""
 _SCALING = frozenset({
     "add", "__add__", "__radd__", "__iadd__", "sub", "__sub__", "__rsub__", "rsub", "mul", "__mul__", "__rmul__",
     "div", "__truediv__", "neg", "__neg__",
@@ -93,6 +89,10 @@ class Places:
     """Those of them whose batch is one example."""
     blocks: list[Block] = field(default_factory=list)
     """Blocks that may get a residual connection."""
+    residual_branches: list[str] = field(default_factory=list)
+    """Name of the last layer of each residual branch, in the order of the calls; once for each join."""
+    attentions: list[Attention] = field(default_factory=list)
+    """Calls of attention functions."""
     excluded: list[str] = field(default_factory=list)
     """Reasons why activations, and the layers before them, were left out."""
     not_normalizable: list[str] = field(default_factory=list)
@@ -145,6 +145,8 @@ class _PlaceFinder:
         replaceable = self._find_activations()
         sites = {place.site for place, _ in self._places.activations}
         self._places.callers = {call.owner for call in self._calls if call.site in sites}
+        self._places.residual_branches = list(find_residual_branches(self._trace, self._modules))
+        self._places.attentions = list(find_attentions(self._trace))
         for call in self._calls:
             module = self._modules.get(call.owner)
             if call.is_layer and _is_layer_of_torch(module) and call.owner_call == 0 and call.ordinal == 0:
@@ -271,7 +273,7 @@ class _PlaceFinder:
             (call,) = following
             if call.is_layer or call.name in ACTIVATIONS or call.name in GROWING:
                 return call
-            if call.name not in _NORMS and not self._passes(call):
+            if call.name not in NORMS and not self._passes(call):
                 return None
 
     def _is_normalized(self, layer: Call, end: Call) -> bool:
@@ -279,7 +281,7 @@ class _PlaceFinder:
         call = layer
         while len(call.sources) == 1 and call.sources[0] != INPUT:
             call = self._calls[call.sources[0]]
-            if call.name in _NORMS:
+            if call.name in NORMS:
                 return True
             if call.is_layer:
                 break
@@ -287,7 +289,7 @@ class _PlaceFinder:
         seen = {layer.index}
         while waiting:
             for consumer in self._consumers.get(waiting.pop().index, ()):
-                if consumer.name in _NORMS:
+                if consumer.name in NORMS:
                     return True
                 is_passed = self._passes(consumer) or consumer.index == end.index
                 if is_passed and not consumer.is_layer and consumer.index not in seen:
@@ -302,7 +304,7 @@ class _PlaceFinder:
             for consumer in self._consumers.get(waiting.pop().index, ()):
                 if not consumer.is_layer and len(consumer.sources) > 1:
                     return True
-                if (self._passes(consumer) or consumer.name in _NORMS) and consumer.index not in seen:
+                if (self._passes(consumer) or consumer.name in NORMS) and consumer.index not in seen:
                     seen.add(consumer.index)
                     waiting.append(consumer)
         return False
@@ -311,7 +313,7 @@ class _PlaceFinder:
 
     def _passes(self, call: Call) -> bool:
         """Whether a call passes its one signal on."""
-        return len(call.sources) == 1 and not call.is_layer and (call.name in _PASSING or call.name in _SCALING)
+        return len(call.sources) == 1 and not call.is_layer and (call.name in PASSING or call.name in _SCALING)
 
     def _find_calls_behind_layers(self) -> list[bool]:
         """Return of each call whether there is a layer before it."""

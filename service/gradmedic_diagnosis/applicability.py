@@ -1,0 +1,205 @@
+"""Whether a remedy has a place in a run at all, as far as its structure, its loss and its script are known.
+
+What a rerun would find not to be applicable is no advice.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from gradmedic.protocol.layer_roles import is_matrix
+from gradmedic_diagnosis import remedy_fit
+from gradmedic_diagnosis.causes.numerics import HALF_PRECISION
+from gradmedic_diagnosis.run_evidence import RECTIFIERS, SATURATING, RunEvidence
+
+MIN_RESIDUAL_DEPTH = 4
+"""Weight matrices from which residual connections are worth their change of the architecture."""
+WARM_START = 0.5
+"""A first learning rate below this share of the largest one is a warm-up of the script."""
+CLIPPING_WITHOUT_SCALE = 0.3
+"""Share of its effect that clipping has where a gradient's size hardly changes the update. A judgement: under Adam only
+a gradient that is far above its running average changes the step (Kingma and Ba 2015, section 2.1)."""
+STABLE_LOSSES = frozenset({"LogSoftmax", "BinaryCrossEntropyWithLogits", "MseLoss", "SmoothL1Loss", "HuberLoss"})
+"""Operations of losses that overflow or take the logarithm of zero only where their inputs are non-finite."""
+STABLE_LOSS_DEPTH = 4
+"""Operations of the loss, from the loss backwards, among which such an operation is looked for."""
+SECOND_MOMENT = ("adam", "adamw", "nadam", "radam", "lamb")
+"""Beginnings and endings of the names of optimizers that keep a second moment as Adam does."""
+_ATTENTION = re.compile(r"attention|attn|q_proj|qkv|in_proj_weight")
+"""In names and kinds of layers of attention."""
+
+
+def is_exploding(run: RunEvidence) -> bool:
+    """Whether the verdict is exploding."""
+    return run.verdict == "exploding"
+
+
+def lacks_clipping(run: RunEvidence) -> bool:
+    """Whether gradients may be too large, and the script does not clip them already."""
+    return run.verdict != "vanishing" and not run.training.clips_gradients and not run.history.clipped_steps
+
+
+def estimate_fit_of_clipping(run: RunEvidence) -> float:
+    """Return how much clipping can do: little where the optimizer divides by the gradient's size."""
+    return CLIPPING_WITHOUT_SCALE if run.is_optimizer_scale_free else 1.0
+
+
+def has_scaled_targets(run: RunEvidence) -> bool:
+    """Whether the targets may have a scale; those of a classification have none."""
+    return not run.is_classification
+
+
+def may_compute_loss_unsafely(run: RunEvidence) -> bool:
+    """Whether the loss may be computed from probabilities, and not by a stable function of the logits."""
+    loss = run.training.loss
+    return loss is None or not set(loss.operations[:STABLE_LOSS_DEPTH]) & STABLE_LOSSES
+
+
+def uses_adam(run: RunEvidence) -> bool:
+    """Whether an optimizer is Adam or a variant of it."""
+    return any(optimizer.name.lower().startswith("adam") for optimizer in run.training.optimizers)
+
+
+def has_second_moment(run: RunEvidence) -> bool:
+    """Whether every optimizer keeps a second moment as Adam does."""
+    names = [optimizer.name.lower() for optimizer in run.training.optimizers]
+    return bool(names) and all(name.startswith(SECOND_MOMENT) or name.endswith(SECOND_MOMENT) for name in names)
+
+
+def can_forget_sooner(run: RunEvidence) -> bool:
+    """Whether a shorter second beta than the script's is advised at all."""
+    known = [optimizer.beta2 for optimizer in run.training.optimizers if optimizer.beta2 is not None]
+    return has_second_moment(run) and not any(beta <= remedy_fit.SHORTER_BETAS[-1] for beta in known)
+
+
+def can_change_epsilon(run: RunEvidence) -> bool:
+    """Whether the optimizer has an epsilon that is not the advised one already."""
+    epsilon = remedy_fit.choose_epsilon(run)["epsilon"]
+    return has_second_moment(run) and any(optimizer.epsilon != epsilon for optimizer in run.training.optimizers)
+
+
+def has_dtype(run: RunEvidence, *names: str) -> bool:
+    """Whether the parameters have one of these dtypes."""
+    return (run.training.parameter_dtype or "").lower() in names
+
+
+def has_low_precision_weights(run: RunEvidence) -> bool:
+    """Whether the parameters themselves have 16 bits, not only what autocast computes with them."""
+    return has_dtype(run, "float16", "bfloat16")
+
+
+def uses_no_adam(run: RunEvidence) -> bool:
+    """Whether no optimizer is known to be Adam or a variant of it."""
+    return not uses_adam(run)
+
+
+def may_saturate(run: RunEvidence) -> bool:
+    """Whether there may be activations outside of a recurrent cell that saturate or grow without bound."""
+    if run.is_all_recurrent:
+        return False  # a cell computes its own activations
+    if not run.activations or any(activation in SATURATING for activation in run.activations):
+        return True
+    return has_unusual_activation(run)
+
+
+def has_unusual_activation(run: RunEvidence) -> bool:
+    """Whether a known activation neither saturates nor is a rectifier."""
+    return bool(run.activations) and not all(activation in SATURATING + RECTIFIERS for activation in run.activations)
+
+
+def can_be_normalized(run: RunEvidence) -> bool:
+    """Whether there is no normalization yet, and a hidden layer outside of a recurrent cell."""
+    return not run.is_normalized and not run.is_all_recurrent
+
+
+def has_dead_units(run: RunEvidence) -> bool:
+    """Whether gradients are exactly zero, with hidden layers outside of a recurrent cell."""
+    return run.find("zero_gradient") is not None and not run.is_all_recurrent
+
+
+def is_feedforward(run: RunEvidence) -> bool:
+    """Whether there are several weight matrices and no recurrent cell."""
+    return not run.has_recurrence and len(run.path) >= 2
+
+
+def has_plain_recurrence(run: RunEvidence) -> bool:
+    """Whether there is a recurrent matrix without gates."""
+    return bool(run.recurrent)
+
+
+def lacks_warm_up(run: RunEvidence) -> bool:
+    """Whether the learning rate does not rise from a low start already."""
+    return not run.history.first_learning_rate < WARM_START * run.history.largest_learning_rate
+
+
+def takes_numbers(run: RunEvidence) -> bool:
+    """Whether the inputs may be numbers; tokens, which embeddings read, have no scale."""
+    return run.training.input_rms is not None or not run.architecture.is_embedding.any()
+
+
+def can_be_initialized(run: RunEvidence) -> bool:
+    """Whether the weights may be drawn anew: where some matrices are frozen, the others fit to pretrained ones."""
+    matrices = [layer for layer in run.layers if is_matrix(layer)]
+    frozen = sum(layer.requires_grad is False or (layer.requires_grad is None and layer.frozen) for layer in matrices)
+    return not 0 < frozen < len(matrices)
+
+
+def has_residual_branches(run: RunEvidence) -> bool:
+    """Whether layers are known to lie beside an identity path."""
+    return any(layer.block is not None or layer.branch for layer in run.layers)
+
+
+def may_get_residual(run: RunEvidence) -> bool:
+    """Whether the network is deep enough for residual connections and has none that are known."""
+    return is_feedforward(run) and len(run.path) >= MIN_RESIDUAL_DEPTH and not has_residual_branches(run)
+
+
+def has_attention(run: RunEvidence) -> bool:
+    """Whether a layer belongs to attention, by its kind or its name."""
+    return any(_ATTENTION.search(f"{layer.kind or ''} {layer.name}".lower()) for layer in run.layers)
+
+
+def has_lstm(run: RunEvidence) -> bool:
+    """Whether there is an LSTM."""
+    return any((layer.kind or "").lower().startswith("lstm") for layer in run.layers)
+
+
+def has_embedding(run: RunEvidence) -> bool:
+    """Whether there is an embedding that trains."""
+    return bool(run.architecture.is_embedding.any())
+
+
+def has_cross_entropy(run: RunEvidence) -> bool:
+    """Whether the loss is a cross-entropy of classes, as far as is known."""
+    return run.training.loss is None or run.training.loss.kind in (None, "cross_entropy")
+
+
+def may_scale_loss(run: RunEvidence) -> bool:
+    """Whether a loss scaler may help: float16 under autocast, and none in use.
+
+    Torch's `GradScaler` refuses gradients of float16 parameters, and does nothing for other dtypes.
+    """
+    is_float16 = (run.training.precision or "float16").lower() in HALF_PRECISION
+    return is_float16 and not has_dtype(run, "float16") and math.isnan(run.history.last_loss_scale)
+
+
+def may_use_bfloat16(run: RunEvidence) -> bool:
+    """Whether the training does not compute in bfloat16 already."""
+    return (run.training.precision or "").lower() != "bfloat16"
+
+
+def applies_softmax_twice(run: RunEvidence) -> bool:
+    """Whether the loss may be computed from probabilities in place of logits."""
+    loss = run.training.loss
+    return loss is not None and not loss.broadcasts
+
+
+def has_broadcast_targets(run: RunEvidence) -> bool:
+    """Whether output and target of the loss have shapes that broadcast."""
+    return run.training.loss is not None and run.training.loss.broadcasts is True
+
+
+def has_labels(run: RunEvidence) -> bool:
+    """Whether the loss may compare with labels, which a loss may ignore."""
+    return run.training.loss is None or run.is_classification
