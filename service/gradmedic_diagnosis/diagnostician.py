@@ -179,7 +179,7 @@ class Diagnostician:
             view.step, view.is_skipped, view.progress = step, is_skipped, progress
             view.loss, view.loss_ratio, view.loss_reference = loss, loss_ratio, loss_reference
             view.learning_rate, view.clip_coefficient = learning_rates[i], clip_coefficients[i]
-            view.has_several_streams = len(self._streams) > 1
+            view.has_several_streams, view.stream = len(self._streams) > 1, self._stream_key
             if is_sampled:
                 view.set_statistics(row, rows[row])
             else:

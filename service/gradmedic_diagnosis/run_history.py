@@ -21,6 +21,8 @@ CALM_WINDOW = 64
 """Number of calm gradient norms that are kept: the first ones at first, later the most recent ones."""
 REFRESH_EVERY = 8
 """Number of calm norms after which `calm_level` is computed again."""
+RECENT_RATIOS = 20
+"""Number of update-to-weight ratios that are kept: what was updated longer ago does not break a run now."""
 CALM_FACTOR = 10.0
 """A norm beyond this many times the median so far is not calm, and does not count towards a clipping threshold."""
 
@@ -43,12 +45,20 @@ class RunHistory(Persistent):
     """Network-wide gradient norms of calm steps, at most `CALM_WINDOW`."""
     calm_count: int = 0
     """Number of calm norms so far."""
+    norms: int = 0
+    """Number of finite norms so far."""
+    large_norms: int = 0
+    """Number of those that were not calm."""
+    largest_norm: float = math.nan
+    """Largest finite norm so far."""
     calm_level: float = math.inf
     """Typical calm norm; computed again every `REFRESH_EVERY` calm norms."""
     calm_update_ratios: list[float] = field(default_factory=list)
     """Network-wide update over weight of the same steps as `calm_norms`."""
     first_update_ratio: float = math.nan
     largest_update_ratio: float = 0.0
+    recent_update_ratios: list[float] = field(default_factory=list)
+    """The last `RECENT_RATIOS` finite ones."""
     largest_learning_rate: float = math.nan
     """Largest absolute learning rate so far."""
     first_learning_rate: float = math.nan
@@ -96,9 +106,13 @@ class RunHistory(Persistent):
             if math.isnan(self.first_update_ratio):
                 self.first_update_ratio = update_ratio
             self.largest_update_ratio = max(self.largest_update_ratio, update_ratio)
+            self.recent_update_ratios = [*self.recent_update_ratios[1 - RECENT_RATIOS :], update_ratio]
         if not math.isfinite(norm):
             return
+        self.largest_norm = float(np.fmax(self.largest_norm, norm))
+        self.norms += 1
         if norm > CALM_FACTOR * self.calm_level:
+            self.large_norms += 1
             return
         if len(self.calm_norms) < CALM_WINDOW:
             self.calm_norms.append(norm)
@@ -109,6 +123,11 @@ class RunHistory(Persistent):
         self.calm_count += 1
         if self.calm_count <= REFRESH_EVERY or self.calm_count % REFRESH_EVERY == 0:
             self.calm_level = self.typical_norm()
+
+    @property
+    def recent_update_ratio(self) -> float:
+        """Largest of the recent update-to-weight ratios; NaN where none is known."""
+        return max(self.recent_update_ratios, default=math.nan)
 
     def typical_norm(self) -> float:
         """Return the median calm gradient norm; NaN before there is one."""

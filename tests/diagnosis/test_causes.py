@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import ArrayLike
+from tests.diagnosis.condition_runs import with_rate
 from tests.diagnosis.synthetic_run import falling, layers, noisy, run
 
 from gradmedic.protocol.diagnosis import Cause
 from gradmedic.protocol.runs import Layer, Loss, Optimizer, Training
-from gradmedic_diagnosis import Block, Diagnostician, StepSeries
+from gradmedic_diagnosis import Block, Diagnostician
 
 DYING = np.concatenate([falling(80), np.full(20, np.nan)])
 
@@ -25,6 +26,11 @@ def dying(**columns: ArrayLike) -> Block:
     return run(DYING, **columns)  # type: ignore[arg-type]  # learning_rate is not among the columns
 
 
+def bursting() -> Block:
+    """Return the same run, with a gradient norm of fifty times the typical one on a step before."""
+    return dying(gradient=np.where(np.arange(100) == 70, 25.0, 0.5)[:, None])
+
+
 def test_a_healthy_update_is_no_high_learning_rate() -> None:
     """Updates of a thousandth of the weights are healthy, so the learning rate is not blamed for a NaN."""
     assert "learning_rate_too_high" not in find_causes(dying(update=0.01))
@@ -36,30 +42,36 @@ def test_weights_that_start_at_zero_do_not_hide_a_numerical_cause() -> None:
     """Against weights of zero any update is infinite: that is no evidence, and the numerical cause comes first."""
     weight = np.linspace(0.0, 1.0, 100)[:, None]
     causes = find_causes(dying(weight=weight, update=0.01))
-    assert next(iter(causes)) == "numerical_instability"
+    assert next(iter(causes)) == "nonfinite_loss"
     assert "learning_rate_too_high" not in causes
     assert not any("inf times" in cause.explanation for cause in causes.values())
 
 
 def test_the_place_of_a_numerical_cause_is_named() -> None:
     """A non-finite loss points to the forward pass, a finite one with non-finite gradients to the backward pass."""
-    assert "forward pass" in find_causes(dying())["numerical_instability"].explanation
+    causes = find_causes(dying())
+    assert "forward pass" in causes["nonfinite_loss"].explanation
+    assert "numerical_instability" not in causes
     block = run(falling(100))
     values = block.values.copy()
     values[60:, :, block.statistics.index("nonfinite_count")] = 5
     values[60:, :, block.statistics.index("weight_norm")] = np.nan
     values[60:, :, block.statistics.index("grad_norm")] = np.nan
     broken = Block(**{**{name: getattr(block, name) for name in Block.__dataclass_fields__}, "values": values})
-    assert "the loss of that step is finite" in find_causes(broken)["numerical_instability"].explanation
+    causes = find_causes(broken)
+    assert "backward pass" in causes["numerical_instability"].explanation
+    assert "nonfinite_loss" not in causes
 
 
 def test_a_learning_rate_that_rose_is_blamed() -> None:
-    """A rate that rose tenfold before the NaN is named with the rise, also where updates are ordinary."""
+    """A rate that rose tenfold before the NaN is named with the rise; a jump is a condition of its own."""
     block = dying(update=0.01)
-    rates = StepSeries(np.where(np.arange(100) < 60, 0.01, 0.1), np.ones(100, dtype=np.bool_))
-    fields = {name: getattr(block, name) for name in Block.__dataclass_fields__}
-    causes = find_causes(Block(**{**fields, "series": {**block.series, "learning_rate": rates}}))
+    steps = np.arange(100)
+    causes = find_causes(with_rate(block, 0.01 * (1 + steps / 11)))
     assert causes["learning_rate_too_high"].evidence["learning_rate_rise"] == pytest.approx(10)
+    causes = find_causes(with_rate(block, np.where(steps < 60, 0.01, 0.1)))
+    assert causes["learning_rate_jump"].evidence["rise"] == pytest.approx(10)
+    assert "learning_rate_too_high" not in causes
 
 
 def test_a_gated_cell_alone_is_no_long_recurrence() -> None:
@@ -69,11 +81,19 @@ def test_a_gated_cell_alone_is_no_long_recurrence() -> None:
 
 def test_clipping_is_missed_less_under_adam() -> None:
     """An optimizer that divides by the gradient's size hardly notices clipping."""
-    sgd = find_causes(dying(), Training(optimizers=[Optimizer(name="SGD")]))["missing_clipping"]
-    adam = find_causes(dying(), Training(optimizers=[Optimizer(name="AdamW")]))["missing_clipping"]
+    sgd = find_causes(bursting(), Training(optimizers=[Optimizer(name="SGD")]))["missing_clipping"]
+    adam = find_causes(bursting(), Training(optimizers=[Optimizer(name="AdamW")]))["missing_clipping"]
     assert adam.score < sgd.score
     assert "matters less" in adam.explanation
-    assert "missing_clipping" not in find_causes(dying(), Training(clips_gradients=True))
+    assert "missing_clipping" not in find_causes(bursting(), Training(clips_gradients=True))
+
+
+def test_clipping_is_missed_only_where_it_would_have_acted() -> None:
+    """A rare norm of fifty times the typical one is evidence; equal norms are none, nor is one that is often large."""
+    assert find_causes(bursting())["missing_clipping"].evidence["largest_gradient_norm"] == 50
+    assert "missing_clipping" not in find_causes(dying())
+    often = np.where(np.arange(100) % 5 == 4, 50.0, 1.0)[:, None]
+    assert "missing_clipping" not in find_causes(dying(gradient=often))
 
 
 def test_targets_of_a_classification_have_no_scale() -> None:

@@ -2,7 +2,8 @@
 
 `data/states/<run>@<step>.state` holds the state of a run before that step, as version 0.1 wrote it. `expected.json`
 holds the diagnosis that version 0.1 had at the end of the run, without its texts. Scores are left out: they are
-calibrated since, and those of version 0.1 were not.
+calibrated since, and those of version 0.1 were not. Causes and advice are those of today, and findings of newer
+detectors are left out: they need evidence that version 0.1 did not store.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from tests.support.approximation import approximately
 from gradmedic.protocol.diagnosis import DiagnosisAtStep, VerdictChange
 from gradmedic.protocol.runs import Layer
 from gradmedic_diagnosis import Block, Diagnostician
+from gradmedic_diagnosis.detectors import DETECTORS
 from gradmedic_diagnosis.state import unpack_state
 
 STATES = Path(__file__).parent / "data" / "states"
@@ -43,6 +45,10 @@ def load_run(name: str) -> tuple[tuple[Layer, ...], Block, int]:
     return layers, block, int(cut)
 
 
+NEWER = frozenset(DETECTORS) - unpack_state((STATES / f"{min(EXPECTED)}.state").read_bytes())["detectors"].keys()
+"""Detectors that version 0.1 did not have."""
+
+
 def as_expected(diagnosis: DiagnosisAtStep, changes: list[VerdictChange]) -> dict[str, Any]:
     """Return a diagnosis in the form of `expected.json`."""
     return {
@@ -61,6 +67,7 @@ def as_expected(diagnosis: DiagnosisAtStep, changes: list[VerdictChange]) -> dic
                 "evidence": finding.evidence,
             }
             for finding in diagnosis.findings
+            if finding.detector not in NEWER
         ],
         "causes": [
             {"cause": cause.cause, "score": cause.score, "evidence": cause.evidence} for cause in diagnosis.causes
@@ -71,19 +78,20 @@ def as_expected(diagnosis: DiagnosisAtStep, changes: list[VerdictChange]) -> dic
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_a_stored_state_goes_on_as_before(name: str) -> None:
-    """A run whose state version 0.1 stored ends with the verdicts, findings, causes and advice of version 0.1."""
+    """A run whose state version 0.1 stored ends with the verdicts and findings of version 0.1."""
     layers, block, cut = load_run(name)
     restored = Diagnostician.from_bytes((STATES / f"{name}.state").read_bytes(), layers)
     assert restored.last_step == cut - 1
     verdict_before = restored.diagnose().verdict
     diagnosis = restored.update(block.cut(cut, len(block)))
     changes = keep_verdicts(diagnosis.changes, verdict_before)
-    assert as_expected(diagnosis, changes) == approximately(EXPECTED[name])
+    stored = {key: value for key, value in EXPECTED[name].items() if key not in ("causes", "advice")}
+    assert {key: as_expected(diagnosis, changes)[key] for key in stored} == approximately(stored)
 
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_all_steps_read_again_give_the_same(name: str) -> None:
-    """Reading a run from its first step, as `gradmedic rediagnose` does, ends with the diagnosis of version 0.1."""
+    """Reading a run from its first step, as `gradmedic rediagnose` does, gives the findings of version 0.1."""
     layers, block, cut = load_run(name)
     diagnosis = Diagnostician(layers).update(block)
     changes = [change for change in keep_verdicts(diagnosis.changes) if change.step >= cut]

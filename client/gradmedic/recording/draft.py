@@ -44,7 +44,7 @@ def complete_step(draft: Draft) -> Step:
     metrics = {name: number for name, unread in draft.metrics.items() if (number := read_number(unread)) is not None}
     for measurement in measurements:
         metrics.update(measurement.probes)
-    return Step(
+    step = Step(
         number=draft.number,
         time=draft.time,
         loss=read_number(draft.loss),
@@ -56,6 +56,10 @@ def complete_step(draft: Draft) -> Step:
         metrics=metrics,
         row=_join_rows([draft.row, *(measurement.row for measurement in measurements)]),
     )
+    evidence = [measurement.evidence for measurement in measurements if measurement.evidence]
+    if not evidence or (step.is_finite and not step.lacks_gradients and not step.skipped):
+        return step
+    return dataclasses.replace(step, metrics={**metrics, **{name: each[name] for each in evidence for name in each}})
 
 
 def join_steps(step: Step, addition: Step) -> Step:

@@ -29,6 +29,8 @@ class Measurement:
     skipped: bool = False
     probes: Mapping[str, float] = field(default_factory=dict)
     """Probes by the name of their metric."""
+    evidence: Mapping[str, float] = field(default_factory=dict)
+    """Probes that belong to the step only if it has a non-finite number, or no layer has a gradient."""
 
 
 class PendingMeasurement(Protocol):

@@ -69,6 +69,12 @@ class Step:
         nonfinite = self.row.column("nonfinite_count")
         return bool(np.isfinite(self.row.values).all()) and (nonfinite is None or not nonfinite.any())
 
+    @property
+    def lacks_gradients(self) -> bool:
+        """Whether the step is sampled, and no layer has a gradient other than zero."""
+        norms = None if self.row is None else self.row.column("grad_norm")
+        return norms is not None and not norms.any()
+
 
 @dataclass(frozen=True, slots=True)
 class Rewind:

@@ -14,7 +14,7 @@ import logging
 import sys
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -51,6 +51,13 @@ LOSS_KIND_OF: dict[str, str] = {
     "triplet_margin_with_distance_loss": "margin",
 }
 """The kind of each loss function of `torch.nn.functional` that is wrapped, by its name."""
+
+_LABEL_LOSSES = frozenset({"cross_entropy", "nll_loss"})
+"""Loss functions that ignore one value of their targets. Their wrappers stay while something reads labels."""
+_TARGET_PLACE, _IGNORE_INDEX_PLACE = 1, 4
+"""Places of these arguments among the positional ones."""
+_IGNORE_INDEX = -100
+"""The value that they ignore by default."""
 
 DISTRIBUTION_KIND_OF: dict[type[Distribution], str] = {
     Categorical: "cross_entropy",
@@ -93,6 +100,14 @@ class CallObserver(Protocol):
         """See the tensors of which gradients are about to be computed."""
 
 
+class LabelReader(Protocol):
+    """Sees the targets of losses over classes during the whole training."""
+
+    def note_labels(self, target: Tensor, ignore_index: int) -> None:
+        """See the targets of a call, and the value that the loss ignores."""
+
+
+_label_readers: list[LabelReader] = []
 _open: list[CallObserver] = []
 """What needs the wrappers."""
 _observers: list[CallObserver] = []
@@ -137,9 +152,24 @@ def end_observing(observer: CallObserver) -> None:
         _restore(lambda _owner: True)
 
 
+def begin_reading_labels(reader: LabelReader) -> None:
+    """Show the targets of losses over classes to a reader until `end_reading_labels`."""
+    _label_readers.append(reader)
+    _wrap_losses(_LABEL_LOSSES)
+
+
+def end_reading_labels(reader: LabelReader) -> None:
+    """Show no more targets. After the last reader and observer, torch's functions are the originals again."""
+    if reader in _label_readers:
+        _label_readers.remove(reader)
+    if not _label_readers and not _observers and not (_open and has_compiled()):
+        _restore(lambda owner: owner is functional)
+
+
 def _restore(is_chosen: Callable[[Any], bool]) -> None:
     for each in _replaced.copy():
-        if is_chosen(each.owner):
+        is_needed = bool(_label_readers) and each.owner is functional and each.name in _LABEL_LOSSES
+        if is_chosen(each.owner) and not is_needed:
             if getattr(each.owner, each.name) is each.wrapper:  # else something else has wrapped the wrapper
                 setattr(each.owner, each.name, each.original)
             _replaced.remove(each)
@@ -153,15 +183,19 @@ def has_compiled() -> bool:
 
 def _wrap_all() -> None:
     """Replace everything that is not replaced already."""
-    for name in LOSS_KIND_OF:
-        if name not in _signatures:
-            _signatures[name] = inspect.signature(getattr(functional, name))
-        _replace(functional, name, functools.partial(_wrap_loss, name))
+    _wrap_losses(LOSS_KIND_OF)
     for distribution, kind in DISTRIBUTION_KIND_OF.items():
         _replace(distribution, "log_prob", functools.partial(_wrap_log_probability, kind))
         if "sample" in vars(distribution):
             _replace(distribution, "sample", _wrap_sample)
     _replace(torch.autograd, "backward", _wrap_backward)
+
+
+def _wrap_losses(names: Iterable[str]) -> None:
+    for name in names:
+        if name not in _signatures:
+            _signatures[name] = inspect.signature(getattr(functional, name))
+        _replace(functional, name, functools.partial(_wrap_loss, name))
 
 
 def _replace(owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
@@ -181,7 +215,11 @@ def _is_observed() -> bool:
 def _wrap_loss(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def loss(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or not _observers or not _is_observed():
+        if torch.compiler.is_compiling() or not (_observers or _label_readers):
+            return original(*args, **kwargs)
+        if _label_readers and name in _LABEL_LOSSES:
+            _show_labels(args, kwargs)
+        if not _observers or not _is_observed():
             return original(*args, **kwargs)
         result = _call_nested(name, original, args, kwargs)
         if isinstance(result, Tensor) and result.requires_grad:
@@ -194,6 +232,21 @@ def _wrap_loss(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return loss
+
+
+def _show_labels(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    target = args[_TARGET_PLACE] if len(args) > _TARGET_PLACE else kwargs.get("target")
+    ignored = (
+        args[_IGNORE_INDEX_PLACE] if len(args) > _IGNORE_INDEX_PLACE else kwargs.get("ignore_index", _IGNORE_INDEX)
+    )
+    if not isinstance(target, Tensor) or not torch.is_grad_enabled() or is_recorded():
+        return
+    for reader in _label_readers.copy():
+        try:
+            reader.note_labels(target, int(ignored))
+        except Exception as error:  # must not reach the script
+            _warn(error)
+            end_reading_labels(reader)
 
 
 def _wrap_log_probability(kind: str, original: Callable[..., Any]) -> Callable[..., Any]:

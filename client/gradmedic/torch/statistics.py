@@ -131,6 +131,16 @@ def start_reading(number: Any) -> PendingScalar | float | None:
     return PendingScalar(PendingArray(number.detach().reshape(1)))
 
 
+def is_nonfinite_on_host(number: Any) -> bool:
+    """Whether this is a NaN or infinite number, or a tensor with one in the memory of the host."""
+    if isinstance(number, Tensor):
+        number = local_part(number)
+        if number.device.type != "cpu" or number.numel() != 1 or not number.is_floating_point():
+            return False
+        return not math.isfinite(number.item())
+    return isinstance(number, float) and not math.isfinite(number)
+
+
 def is_measured_on_host(tensor: Tensor) -> bool:
     """Whether the CPU computes the statistics of a tensor."""
     return tensor.device.type == "cpu"

@@ -27,6 +27,7 @@ _MAX_ARRAYS = 300
 seldom or never calls `log()` does not fill the memory."""
 
 
+_GRAD_NORM = WATCHED_STATISTICS.index("grad_norm")
 _TOTAL_COLUMNS = tuple((name, WATCHED_STATISTICS.index(name)) for name in ("grad_norm", "update_norm"))
 """Columns of the statistics that have a total over all layers."""
 
@@ -53,7 +54,7 @@ class StepMeasurement:
     """
 
     __slots__ = (
-        "_before_read", "_flags", "_parts", "_statistics", "clip_coefficients", "found_inf", "has_numbers",
+        "_before_read", "_flags", "_parts", "_statistics", "clip_coefficients", "evidence", "found_inf", "has_numbers",
         "has_stepped", "is_unwatched", "learning_rate", "output_gradient_norms", "probes",
         "scale_after", "scale_before",
     )  # fmt: skip
@@ -75,6 +76,8 @@ class StepMeasurement:
         self.output_gradient_norms: Sequence[MeasuredArray] = ()
         """Norms of the loss's gradient at outputs, whose squares add up; none if it was not measured."""
         self.probes: Sequence[ProbeValues] = ()
+        self.evidence: Sequence[ProbeValues] = ()
+        """Probes that belong to the step only if it has a non-finite number, or no layer has a gradient."""
         self.found_inf: list[MeasuredArray] = []
         """Of optimizer steps with a loss scaler: whether the step was skipped."""
         self.scale_before: MeasuredArray | None = None
@@ -165,6 +168,26 @@ class StepMeasurement:
                     squares[name] += float(values.dot(values))
         return (Totals(is_finite, squares["grad_norm"], squares["update_norm"]),)
 
+    @property
+    def may_need_evidence(self) -> bool:
+        """Whether a gradient is non-finite, or all are zero, or a device is still to show that."""
+        if self._flags or any(not array.is_ready or array.read().max() > 0 for array in self.found_inf):
+            return True
+        has_gradient = not self._parts
+        for part in self._parts:
+            first, end, _ = part.columns.indices(len(self._statistics))
+            if not first <= NONFINITE_COUNT < end:
+                continue
+            if not part.array.is_ready:
+                return True
+            array = part.array.read()
+            array = array.reshape(len(array), -1)
+            array = array if part.rows is None else array[part.rows]
+            if array[:, NONFINITE_COUNT - first].any():
+                return True
+            has_gradient = has_gradient or bool(array[:, _GRAD_NORM - first].any())
+        return not has_gradient
+
     def read(self) -> Measurement:
         """Return the measurement, waiting for the device if need be."""
         self._before_read()
@@ -183,6 +206,7 @@ class StepMeasurement:
             output_gradient_norm=math.hypot(*norms) if norms and self.has_stepped and not is_skipped else None,
             skipped=is_skipped,
             probes={name: value for part in self.probes for name, value in part.read(scale or 1.0)},
+            evidence={name: value for part in self.evidence for name, value in part.read()},
         )
 
     def _read_row(self) -> Row | None:

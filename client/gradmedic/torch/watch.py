@@ -49,6 +49,7 @@ from gradmedic.torch.probes import Probing
 from gradmedic.torch.statistics import (
     copy_first_element,
     is_measured_on_host,
+    is_nonfinite_on_host,
     local_part,
     measure_gradients,
     start_reading,
@@ -257,6 +258,8 @@ class Watch:
                 self._loss_observer.finish_step(loss)
             self._clipping.clear()
             measurement.output_gradient_norms = self._output_meter.finish_step()
+            if measurement.may_need_evidence or is_nonfinite_on_host(loss):
+                measurement.evidence = self._probing.examine()
             measurement.probes = self._probing.finish_step()
             if self._activation_meter is not None:
                 self._activation_meter.clear()

@@ -16,18 +16,14 @@ HALF_PRECISION = ("float16", "fp16", "half")
 
 def check_precision_overflow(run: RunEvidence) -> Cause | None:
     """Look for gradients that overflowed in half precision."""
-    finding = run.find("nonfinite")
-    if finding is None:
+    if run.find("nonfinite") is None:
         return None
     scale = run.history.last_loss_scale
-    loss = finding.evidence.get("loss", math.nan)
-    if _has_half_precision(run) or scale > 1:
-        text = "Gradients overflowed in half precision" + (f" at a loss scale of {scale:g}." if scale > 1 else ".")
-        return make_cause("precision_overflow", 0.9, text, loss_scale=scale)
-    if math.isfinite(loss) and not run.history.calm_norms:
-        text = f"Gradients were non-finite on the first step while the loss was an ordinary {loss:.3g}."
-        return make_cause("precision_overflow", 0.75, text, loss=loss)
-    return None
+    if not _has_half_precision(run) and not scale > 1:
+        return None
+    text = "Gradients overflowed in half precision, whose largest number is 65504"
+    text += f", at a loss scale of {scale:g}; the scale that fits is smaller." if scale > 1 else "."
+    return make_cause("precision_overflow", 0.9, text, loss_scale=scale, largest_number=65504.0)
 
 
 def check_precision_underflow(run: RunEvidence) -> Cause | None:
@@ -39,25 +35,30 @@ def check_precision_underflow(run: RunEvidence) -> Cause | None:
 
 
 def check_numerical_instability(run: RunEvidence) -> Cause | None:
-    """Look for non-finite values that ordinary gradients and updates do not explain."""
+    """Look for non-finite gradients of a finite loss that ordinary gradients and updates do not explain.
+
+    Where the loss is the first number that is not finite, `nonfinite_loss` is the cause.
+    """
     finding = run.find("nonfinite")
-    if finding is None:
+    if finding is None or not math.isfinite(finding.evidence.get("loss", math.nan)) or run.find("nonfinite_input"):
         return None
-    history, loss = run.history, finding.evidence.get("loss", math.nan)
-    largest = math.nan if run.starts_at_zero else history.largest_update_ratio
-    if history.calm_norms and not largest >= DESTROYING_UPDATE_RATIO:
-        where = "The loss" if not math.isfinite(loss) else "A gradient"
-        place = "the forward pass" if not math.isfinite(loss) else "the backward pass: the loss of that step is finite"
-        norm = history.typical_norm()
-        text = (
-            f"{where} became non-finite although gradients were ordinary before (a norm of {norm:.2g}): look "
-            f"for log(0), 0/0, sqrt(0) or exp in {place}."
-        )
-        return make_cause("numerical_instability", 0.8, text, largest_update_to_weight=largest, loss=loss)
-    if not history.calm_norms and not math.isfinite(loss):
-        text = "The first loss was already non-finite: look for log(0), 0/0, or an exponential in the forward pass."
-        return make_cause("numerical_instability", 0.65, text)
-    return None
+    history, loss = run.history, finding.evidence["loss"]
+    ratio = math.nan if run.starts_at_zero else history.recent_update_ratio
+    if ratio >= DESTROYING_UPDATE_RATIO:
+        return None
+    numbers = {"loss": loss, "typical_gradient_norm": history.typical_norm(), "update_to_weight": ratio}
+    before = "on the first step"
+    if history.calm_norms:
+        before = f"after ordinary ones (a norm of {history.typical_norm():.2g})"
+        if not math.isnan(ratio):
+            before += (
+                f" and updates of at most {ratio:.2g} of the weights (below {DESTROYING_UPDATE_RATIO:g} is ordinary)"
+            )
+    text = (
+        f"A gradient became non-finite {before}, while the loss of that step is finite, {loss:.3g}: look in the "
+        "backward pass for an operation whose slope is infinite, as those of sqrt and log at 0 and of acos at 1 are."
+    )
+    return make_cause("numerical_instability", 0.8, text, **numbers)
 
 
 def check_unbounded_activation(run: RunEvidence) -> Cause | None:

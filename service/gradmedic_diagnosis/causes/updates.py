@@ -8,6 +8,7 @@ from gradmedic.protocol.diagnosis import Cause
 from gradmedic_diagnosis.causes.cause import MIN_RATIO, find_largest, make_cause, ramp
 from gradmedic_diagnosis.measurements import HEALTHY_UPDATE_RATIO
 from gradmedic_diagnosis.run_evidence import RunEvidence
+from gradmedic_diagnosis.run_history import CALM_FACTOR
 
 HIGH_UPDATE_RATIO = 0.03
 """Update over weight well above the practical band of 1e-5 to 1e-2 for a whole network."""
@@ -15,6 +16,11 @@ MAX_PEAK_UPDATE_RATIO = 10.0
 """Bound of the largest update over weight in a score: after an explosion the ratio has no meaning beyond it."""
 GROWTH_FINDINGS = ("loss_divergence", "growth_in_time", "overwritten_weights")
 """Detectors whose finding shows that losses or gradients grew."""
+LARGE_NORM = CALM_FACTOR
+"""Gradient norm over the typical one from which clipping would have changed the course: a useful bound is 0.5 to 10
+times the typical norm (Pascanu et al. 2013, section 3.2)."""
+RARE_SHARE = 0.1
+"""Share of the steps up to which large gradients are rare. Else clipping acts as a smaller learning rate."""
 RATE_RISE = 3.0
 """A learning rate that has risen by this factor since the start is evidence."""
 SHRUNK_WEIGHTS = 0.3
@@ -27,9 +33,14 @@ def check_learning_rate(run: RunEvidence) -> Cause | None:
     rate, rise = history.largest_learning_rate, math.nan
     if history.first_learning_rate:
         rise = history.last_learning_rate / history.first_learning_rate
-    has_risen = rise >= RATE_RISE
+    has_risen = rise >= RATE_RISE and "learning_rate_jump" not in run.conditions  # then the rise is its evidence
     ratio = math.nan if run.starts_at_zero else find_largest(run.typical_update_ratio, history.first_update_ratio)
     largest = math.nan if run.starts_at_zero else history.largest_update_ratio
+    has_grown = any(run.find(detector) is not None for detector in GROWTH_FINDINGS)
+    if run.find("nonfinite") is not None and not has_grown:
+        # Nothing grew before the first non-finite number: only the updates right before it can be the reason.
+        ratio = math.nan if run.starts_at_zero else run.typical_update_ratio
+        largest = math.nan if run.starts_at_zero else history.recent_update_ratio
     peak = find_largest(ratio, min(largest, MAX_PEAK_UPDATE_RATIO))
     numbers = {"update_to_weight": ratio, "learning_rate": rate, "learning_rate_rise": rise}
     if history.last_learning_rate < 0:
@@ -37,12 +48,12 @@ def check_learning_rate(run: RunEvidence) -> Cause | None:
         return make_cause("learning_rate_too_high", 1.0, text, **numbers)
     score, text = 0.3, ""
     if math.isnan(ratio):
-        has_grown = any(run.find(detector) is not None for detector in GROWTH_FINDINGS)
-        if run.find("nonfinite") is not None and not has_grown and not has_risen:
-            return None  # nothing grew before the first non-finite value: no update is known that was too large
-        text = "The loss blew up, and no update norms were sent that could rule the learning rate out."
-        if run.starts_at_zero:
-            text = "The loss blew up. The weights start at zero, so the size of the updates against them shows nothing."
+        divergence = run.find("loss_divergence")
+        if divergence is None and not has_risen:
+            return None  # neither an update, nor a loss, nor a rate is known that was too large
+        if divergence is not None:
+            numbers["loss_over_reference"] = times = divergence.evidence["loss_over_reference"]
+            text = f"The loss blew up to {times:.3g} times its reference; a loss that falls stays below 1."
     elif find_largest(ratio, peak) < HIGH_UPDATE_RATIO / 3 and not has_risen:
         return None
     else:
@@ -54,7 +65,7 @@ def check_learning_rate(run: RunEvidence) -> Cause | None:
         )
     if has_risen:
         score += 0.3
-        text = f"The learning rate has risen {rise:.3g}-fold since the start, up to {rate:.3g}. {text}"
+        text = f"The learning rate has risen {rise:.3g}-fold since the start, up to {rate:.3g}. {text}".rstrip()
     return make_cause("learning_rate_too_high", score, text, **numbers)
 
 
@@ -72,18 +83,26 @@ def check_destroying_updates(run: RunEvidence) -> Cause | None:
 
 
 def check_clipping_is_missing(run: RunEvidence) -> Cause | None:
-    """Look for gradients that nothing bounds."""
+    """Look for large and rare gradients that nothing bounds."""
     typical = run.history.typical_norm()
     if run.training.clips_gradients or run.history.clipped_steps or math.isnan(typical):
         return None
+    largest, share = run.history.largest_norm, run.history.large_norms / max(1, run.history.norms)
+    if not largest >= LARGE_NORM * typical > 0 or share > RARE_SHARE:
+        return None
     text = (
-        f"No gradient clipping was seen; the typical gradient norm is {typical:.3g}, and nothing bounds a larger one."
+        f"No gradient clipping was seen. The largest gradient norm is {largest:.3g}, {largest / typical:.3g} times the "
+        f"typical {typical:.3g}; clipping would keep it within a few times that. Norms of {CALM_FACTOR:g} times the "
+        f"typical one are rare: {share:.1%} of the steps."
     )
     score = 0.72 if run.has_recurrence else 0.4
     if run.is_optimizer_scale_free:
         score /= 2
         text += " The optimizer divides by the gradient's size, so clipping matters less."
-    return make_cause("missing_clipping", score, text, typical_gradient_norm=typical)
+    return make_cause(
+        "missing_clipping", score, text,
+        typical_gradient_norm=typical, largest_gradient_norm=largest, share_of_large_norms=share,
+    )  # fmt: skip
 
 
 def check_excessive_clipping(run: RunEvidence) -> Cause | None:

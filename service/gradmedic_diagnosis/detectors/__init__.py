@@ -6,6 +6,7 @@ strongly the finding supports the detector's verdict at that step, from 0 to 1. 
 """
 
 from gradmedic_diagnosis.detectors.accumulating_gradients import AccumulatingGradients
+from gradmedic_diagnosis.detectors.adversary_dominates import AdversaryDominates
 from gradmedic_diagnosis.detectors.attention_logit_growth import AttentionLogitGrowth
 from gradmedic_diagnosis.detectors.base import Detector
 from gradmedic_diagnosis.detectors.contracting_recurrence import ContractingRecurrence
@@ -16,11 +17,15 @@ from gradmedic_diagnosis.detectors.excessive_clipping import ExcessiveClipping
 from gradmedic_diagnosis.detectors.forgetting_recurrence import ForgettingRecurrence
 from gradmedic_diagnosis.detectors.growth_in_time import GrowthInTime
 from gradmedic_diagnosis.detectors.insensitive_loss import InsensitiveLoss
+from gradmedic_diagnosis.detectors.learning_rate_jump import LearningRateJump
 from gradmedic_diagnosis.detectors.loss_divergence import LossDivergence
 from gradmedic_diagnosis.detectors.loss_mismatch import LossMismatch
 from gradmedic_diagnosis.detectors.loss_scale_exhausted import LossScaleExhausted
+from gradmedic_diagnosis.detectors.loss_spike import LossSpike
 from gradmedic_diagnosis.detectors.no_signal_from_loss import NoSignalFromLoss
 from gradmedic_diagnosis.detectors.nonfinite import Nonfinite
+from gradmedic_diagnosis.detectors.nonfinite_input import NonfiniteInput
+from gradmedic_diagnosis.detectors.nonfinite_loss import NonfiniteLoss
 from gradmedic_diagnosis.detectors.oscillation import Oscillation
 from gradmedic_diagnosis.detectors.overwritten_weights import OverwrittenWeights
 from gradmedic_diagnosis.detectors.plateau import Plateau
@@ -53,6 +58,11 @@ DETECTOR_TYPES: tuple[type[Detector], ...] = (
     AccumulatingGradients,
     LossScaleExhausted,
     AttentionLogitGrowth,
+    NonfiniteInput,
+    NonfiniteLoss,
+    LearningRateJump,
+    AdversaryDominates,
+    LossSpike,
     Plateau,
 )
 """Every detector. Where several are equally strong for one verdict, the first of them decides it."""

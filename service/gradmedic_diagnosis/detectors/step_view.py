@@ -52,6 +52,8 @@ class StepView:
     """The level that the loss is compared with, from the steps before this one."""
     has_several_streams: bool = False
     """Whether several optimizers take turns, each with a loss of its own."""
+    stream: str = ""
+    """Key of the optimizer's turn that the step belongs to."""
     learning_rate: float = math.nan
     clip_coefficient: float = math.nan
     """Factor of the script's own clipping; NaN where the client did not see it."""

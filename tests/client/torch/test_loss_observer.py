@@ -518,20 +518,24 @@ def test_closing_leaves_torch_as_it_was() -> None:
 
 
 def test_the_first_steps_are_observed_and_no_others() -> None:
-    """The hooks are gone after a few steps, or after many calls in a script that never logs; the facts stay."""
+    """The hooks are gone after a few steps, or after many calls in a script that never logs; the facts stay.
+
+    The losses over classes stay wrapped: their targets are remembered until the end of each step.
+    """
     torch._dynamo.utils.counters.clear()
-    model, backward, cross_entropy = network(), torch.autograd.backward, functional.cross_entropy
+    model, backward, mse_loss = network(), torch.autograd.backward, functional.mse_loss
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     with Recording(model, optimizer) as recording:
         for _ in range(20):
             loss = functional.cross_entropy(model(torch.randn(1, 6)), classes(1))
             assert has_output_hook(model)
             assert torch.autograd.backward is not backward
+            assert functional.mse_loss is not mse_loss
             loss.backward()
             recording.watch.finish_step(loss).read()
         assert not has_output_hook(model)
         assert torch.autograd.backward is backward
-        assert functional.cross_entropy is cross_entropy
+        assert functional.mse_loss is mse_loss
     with Recording(model, optimizer) as recording:
         for _ in range(300):
             functional.cross_entropy(model(torch.randn(1, 6)), classes(1)).backward()

@@ -23,11 +23,14 @@ class ProbeValues:
     """Names of the metrics, from `protocol.probes.name_metric`."""
     array: MeasuredArray
     """The numbers, `[name]`. NaN means that the training computed a NaN."""
+    skips_zero: bool = False
+    """Whether a zero is no number, because other processes may have measured another one."""
 
     def read(self, loss_scale: float = 1.0) -> Iterator[tuple[str, float]]:
         """Iterate over names and numbers, waiting for a device if need be. What a loss scaler multiplied is divided."""
         for name, number in zip(self.names, self.array.read().tolist(), strict=True):
-            yield name, number / loss_scale if is_multiplied_by_loss_scale(name) else number
+            if number or not self.skips_zero:
+                yield name, number / loss_scale if is_multiplied_by_loss_scale(name) else number
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,15 @@ class ProbeMeter(ABC):
 
     def after_update(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: B027 (for subclasses that need it)
         """Measure after an optimizer has stepped. Called on probed steps, under `no_grad`."""
+
+    def examine(self) -> Sequence[ProbeValues]:
+        """Return numbers that explain a step with a non-finite number, or without any gradient.
+
+        Called at the end of such a step, before `finish_step`, and where the numbers are on a device, at the end of
+        every step: the recorder's thread drops what was measured of an ordinary one. So it must be cheap, and must not
+        wait for a device. It is called whether the step is probed or not, under `no_grad`.
+        """
+        return ()
 
     @abstractmethod
     def finish_step(self) -> Sequence[ProbeValues]:

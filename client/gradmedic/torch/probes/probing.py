@@ -12,6 +12,7 @@ from torch import nn
 from gradmedic.recording.sampler import Sampler
 from gradmedic.torch.lockstep import Lockstep
 from gradmedic.torch.probes.attention import AttentionMeter
+from gradmedic.torch.probes.batch import BatchMeter
 from gradmedic.torch.probes.block_flow import BlockFlow
 from gradmedic.torch.probes.meter import ProbeContext, ProbeMeter, ProbeValues
 from gradmedic.torch.probes.router_load import RouterLoad
@@ -32,6 +33,7 @@ PROBE_METERS: tuple[type[ProbeMeter], ...] = (
     SecondMomentMeter,
     UnchangedMeter,
     UnusedGradientMeter,
+    BatchMeter,
 )
 """Every meter."""
 
@@ -76,6 +78,13 @@ class Probing:
         if self._schedule.is_probing:
             for meter in self._meters:
                 self._call_safely(meter.after_update, optimizer)
+
+    def examine(self) -> list[ProbeValues]:
+        """Return numbers that explain a step that is, or may be, out of the ordinary."""
+        values: list[ProbeValues] = []
+        for meter in self._meters.copy():
+            self._call_safely(lambda meter=meter: values.extend(meter.examine()))
+        return values
 
     def finish_step(self) -> list[ProbeValues]:
         """Return what was measured since the last call, and begin the next step."""
