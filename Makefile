@@ -41,6 +41,10 @@ check: $(READY) ## check style, types, import rules and the documented commands
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m pytest -q -p no:cacheprovider tests/docs
 
+check-cuda: $(READY) ## test and time the SDK on one GPU (a minute; without a GPU, what a CPU can run)
+	@$(BIN)/python -m pytest -q -rs -p no:cacheprovider tests/cuda
+	@$(BIN)/python -m benchmarks.cuda
+
 bench-diagnosis: $(READY) ## measure the diagnosis on labelled runs (the first run generates them: several minutes)
 	@$(BIN)/python -m benchmarks.diagnosis
 
@@ -85,4 +89,4 @@ clean: ## remove the environment and everything generated
 	@rm -rf $(VENV) .gradmedic benchmarks/.cache dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo serve test test-fast fuzz check bench-client bench-diagnosis bench-foreign bench-busy bench-sensitivity bench-ingest bench-query bench-page bench-load bench-faults bench-reruns experiments screenshots clean
+.PHONY: help install demo serve test test-fast fuzz check check-cuda bench-client bench-diagnosis bench-foreign bench-busy bench-sensitivity bench-ingest bench-query bench-page bench-load bench-faults bench-reruns experiments screenshots clean

@@ -46,7 +46,8 @@ class Gradmedic:
             self.run._sampler._count = FIRST_STEPS  # skips the first steps, which are all sampled
         self.run.watch(model, optimizer)
         self._hooks = (
-            optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks, model._forward_hooks
+            optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks, model._forward_hooks,
+            model._forward_pre_hooks,
         )  # fmt: skip
 
     def __call__(self, loss: Tensor) -> None:
@@ -66,7 +67,7 @@ class Gradmedic:
     def pause(self) -> None:
         """Stop observing the training."""
         self._paused_at = self.run._sampler.clock()
-        self._set_hooks(OrderedDict(), OrderedDict(), OrderedDict())
+        self._set_hooks(OrderedDict(), OrderedDict(), OrderedDict(), OrderedDict())
 
     def resume(self) -> None:
         """Observe the training again."""
@@ -80,9 +81,9 @@ class Gradmedic:
         sampler = self.run._sampler
         sampler._alarm_steps_left = sampler._owed = sampler._start_accounts = 0
 
-    def _set_hooks(self, before: Any, after: Any, forward: Any) -> None:
+    def _set_hooks(self, before: Any, after: Any, after_forward: Any, before_forward: Any) -> None:
         self._optimizer._optimizer_step_pre_hooks, self._optimizer._optimizer_step_post_hooks = before, after
-        self._model._forward_hooks = forward
+        self._model._forward_hooks, self._model._forward_pre_hooks = after_forward, before_forward
 
 
 _VOCABULARY, _WIDTH, _CONTEXT = 256, 320, 128

@@ -110,6 +110,8 @@ class _ModelCalls:
     def finish_step(self) -> Iterator[ProbeValues]:
         """Iterate over the numbers that were measured since the last call, and forget them."""
         self._has_measured = False
+        if self._thread == threading.get_ident():
+            self._leave()  # an interrupt ended the call: hooks of modules are not called then
         if not self._measured:
             return
         measured, self._measured = self._measured, {}
