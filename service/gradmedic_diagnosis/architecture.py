@@ -32,6 +32,8 @@ class Architecture:
     """Whether the layer is in the input-side half of the path."""
     is_frozen: NDArray[np.bool_]
     """Whether no optimizer updates the layer."""
+    is_forgotten: NDArray[np.bool_]
+    """Whether the layer is a matrix or embedding that wants a gradient although no optimizer updates it."""
     is_embedding: NDArray[np.bool_]
     """Whether the layer is an embedding that trains."""
     input_carriers: NDArray[np.intp]
@@ -74,6 +76,7 @@ class Architecture:
             is_path=is_path,
             is_input_side=is_input_side,
             is_frozen=np.array([layer.frozen for layer in layers], dtype=np.bool_),
+            is_forgotten=np.array([_is_forgotten(layer) for layer in layers], dtype=np.bool_),
             is_embedding=is_embedding,
             input_carriers=carriers if len(carriers) else np.arange(len(layers), dtype=np.intp),
             recurrent=tuple(i for i, layer in enumerate(layers) if _is_plain_recurrent(layer)),
@@ -81,6 +84,11 @@ class Architecture:
                 [SIGMOID_SLOPE if layer.activation == "sigmoid" else 1.0 for layer in layers], dtype=np.float64
             ),
         )
+
+
+def _is_forgotten(layer: Layer) -> bool:
+    is_weight = layer_roles.is_matrix(layer) or layer_roles.is_embedding(layer)
+    return is_weight and layer.frozen and layer.requires_grad is True
 
 
 def _is_plain_recurrent(layer: Layer) -> bool:

@@ -6,12 +6,11 @@ import math
 
 from gradmedic.protocol.diagnosis import Cause
 from gradmedic_diagnosis.causes.cause import make_cause
+from gradmedic_diagnosis.detectors.optimizer_epsilon import HALF_PRECISION
 from gradmedic_diagnosis.run_evidence import UNBOUNDED, RunEvidence
 
 DESTROYING_UPDATE_RATIO = 0.1
 """Updates of this share of the weights can be the reason for non-finite values."""
-HALF_PRECISION = ("float16", "fp16", "half")
-"""Names of the 16-bit floating point format with a small range; bfloat16 has the range of float32."""
 
 
 def check_precision_overflow(run: RunEvidence) -> Cause | None:

@@ -22,16 +22,19 @@ from gradmedic_diagnosis.detectors.loss_divergence import LossDivergence
 from gradmedic_diagnosis.detectors.loss_mismatch import LossMismatch
 from gradmedic_diagnosis.detectors.loss_scale_exhausted import LossScaleExhausted
 from gradmedic_diagnosis.detectors.loss_spike import LossSpike
+from gradmedic_diagnosis.detectors.low_precision_stall import LowPrecisionStall
 from gradmedic_diagnosis.detectors.no_signal_from_loss import NoSignalFromLoss
 from gradmedic_diagnosis.detectors.nonfinite import Nonfinite
 from gradmedic_diagnosis.detectors.nonfinite_input import NonfiniteInput
 from gradmedic_diagnosis.detectors.nonfinite_loss import NonfiniteLoss
+from gradmedic_diagnosis.detectors.optimizer_epsilon import OptimizerEpsilon
 from gradmedic_diagnosis.detectors.oscillation import Oscillation
 from gradmedic_diagnosis.detectors.overwritten_weights import OverwrittenWeights
 from gradmedic_diagnosis.detectors.plateau import Plateau
 from gradmedic_diagnosis.detectors.recurring_growth import RecurringGrowth
 from gradmedic_diagnosis.detectors.router_collapse import RouterCollapse
 from gradmedic_diagnosis.detectors.saturation import Saturation
+from gradmedic_diagnosis.detectors.stale_second_moment import StaleSecondMoment
 from gradmedic_diagnosis.detectors.starvation import Starvation
 from gradmedic_diagnosis.detectors.zero_gradient import ZeroGradient
 
@@ -63,6 +66,9 @@ DETECTOR_TYPES: tuple[type[Detector], ...] = (
     LearningRateJump,
     AdversaryDominates,
     LossSpike,
+    OptimizerEpsilon,
+    LowPrecisionStall,
+    StaleSecondMoment,
     Plateau,
 )
 """Every detector. Where several are equally strong for one verdict, the first of them decides it."""

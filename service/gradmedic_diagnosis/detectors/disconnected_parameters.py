@@ -1,4 +1,4 @@
-"""A part of the model that never gets a gradient: it runs under `no_grad`, or is cut off by `detach`."""
+"""A part of the model that does not train: it has no gradient, one that is exactly zero, or no optimizer."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from gradmedic.protocol.diagnosis import Severity
 from gradmedic_diagnosis.detectors.base import Detector, FindingState
 from gradmedic_diagnosis.detectors.step_view import MAX_LAYERS_NAMED, StepView
+from gradmedic_diagnosis.detectors.zero_gradient import DEAD_LAYERS_SHARE
 
 PERSISTENCE = 50
 """Sampled steps without a gradient before there is a finding. A part may join later, as in progressive unfreezing."""
 _NUMBER = re.compile(r"\d+")
+PROBES = 3
+"""Consecutive probes that must show gradients that no optimizer uses."""
+MOST = 0.5
+"""Share of the gradients from which what no optimizer uses is most of the model. Then a small part is tuned on purpose,
+as a head, a prompt or biases are."""
 LARGE_SHARE = 0.1
 """Share of the trained weights that must be cut off. A judgement: pretrained models often have a small head or pooler
 that a task does not use, which is no fault."""
@@ -23,15 +30,18 @@ CAUSE_SCORE = 0.95
 
 
 class DisconnectedParameters(Detector):
-    """Layers that an optimizer holds have had no gradient since the first step, while others had.
+    """Layers that an optimizer holds have had no gradient since the first step, or only zeros, while others had.
 
     It is a note where layers of the same name but for a number had gradients, as experts have that no example was
     routed to yet.
+
+    A second form: layers have gradients that no optimizer uses. It is a note where that is most of the model, or only
+    layers before those that train.
     """
 
     id = "disconnected_parameters"
     verdict = "healthy"
-    stored_keys: ClassVar[Mapping[str, str]] = {"steps": "steps", "touched": "touched"}
+    stored_keys: ClassVar[Mapping[str, str]] = {"steps": "steps", "touched": "touched", "probes": "probes"}
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,6 +49,8 @@ class DisconnectedParameters(Detector):
         """Sampled steps on which some layers had a gradient, as long as others never had one."""
         self.touched = 0
         """Bit set of the layers that had a gradient so far: bit i is layer i."""
+        self.probes = 0
+        """Consecutive probes with gradients that no optimizer uses."""
         self._untouched = np.zeros(0, dtype=np.bool_)
         """The other layers, `[layer]`."""
         self._are_all_touched = False
@@ -57,18 +69,27 @@ class DisconnectedParameters(Detector):
         """Count the steps, and remember the layers that had a gradient."""
         if view.row is None or view.is_skipped:
             return
+        shares = view.probes.get("unused_gradient_share")
+        if shares:
+            self._read_unused(view, shares.get("", 0.0))
         present = view.measurements.present[view.row]
         if len(self._untouched) != len(present):
             self._untouched = ~_read_bits(self.touched, len(present))
             self._are_all_touched = not self._untouched.any()
-        if self._are_all_touched or not present.any():
+        if self._are_all_touched:
+            return
+        has_gradient = present
+        if view.dead_share < DEAD_LAYERS_SHARE:  # else the network is dead, and no part of it is cut off
+            has_gradient = present & ~view.measurements.is_zero[view.row]
+        if not has_gradient.any():
             return
         self.steps += 1
-        if (present & self._untouched).any():
-            self._untouched &= ~present
+        if (has_gradient & self._untouched).any():
+            self._untouched &= ~has_gradient
             self.touched = _write_bits(~self._untouched)
             self._are_all_touched = not self._untouched.any()
-            self.close_finding(view.step)
+            if not self._is_forgotten:
+                self.close_finding(view.step)
         if self.steps < PERSISTENCE or self.is_open or not self._untouched.any():
             return
         is_trained, sizes = ~view.architecture.is_frozen, view.architecture.sqrt_numel**2
@@ -77,15 +98,57 @@ class DisconnectedParameters(Detector):
         if share >= LARGE_SHARE:
             layers = [int(i) for i in view.architecture.order if is_cut_off[i]][:MAX_LAYERS_NAMED]
             evidence = {"share_of_weights": share, "layers_affected": float(np.count_nonzero(is_cut_off))}
+            zeros = np.count_nonzero(is_cut_off & present)
+            if zeros:
+                evidence["layers_with_zero_gradient"] = float(zeros)
             names = view.architecture.names
             siblings = {_NUMBER.sub("#", names[i]) for i in np.flatnonzero(~self._untouched)}
             is_expert = all(_NUMBER.sub("#", names[i]) in siblings for i in np.flatnonzero(is_cut_off))
             self.update_finding(view.step, "note" if is_expert else "warning", layers, evidence, since=0)
 
+    @property
+    def _is_forgotten(self) -> bool:
+        """Whether the finding is about gradients that no optimizer uses."""
+        return self.finding_state is not None and "unused_gradient_share" in self.finding_state.evidence
+
+    def _read_unused(self, view: StepView, share: float) -> None:
+        architecture = view.architecture
+        if share == 0 or not architecture.is_forgotten.any():
+            self.probes = 0
+            if self._is_forgotten:
+                self.close_finding(view.step)
+            return
+        self.probes += 1
+        if self.probes < PROBES or (self.is_open and not self._is_forgotten):
+            return
+        forgotten = [int(i) for i in architecture.order if architecture.is_forgotten[i]]
+        in_order = architecture.order.tolist()
+        trained = [place for place, i in enumerate(in_order) if not architecture.is_frozen[i]]
+        is_behind = bool(trained) and in_order.index(forgotten[-1]) > trained[0]
+        evidence = {"unused_gradient_share": share, "layers_affected": float(len(forgotten))}
+        severity: Severity = "warning" if is_behind and share < MOST else "note"
+        self.update_finding(view.step, severity, forgotten[-MAX_LAYERS_NAMED:], evidence, since=0)
+
     def explain(self, finding: FindingState, layers: Sequence[str]) -> str:
-        """Explain how much of the model gets no gradient."""
-        count, share = int(finding.evidence["layers_affected"]), finding.evidence["share_of_weights"]
+        """Explain how much of the model does not train."""
+        evidence, count = finding.evidence, int(finding.evidence["layers_affected"])
+        if "unused_gradient_share" in evidence:
+            which = f"1 weight matrix ({layers[0]}) is" if count == 1 else f"{count} (the last is {layers[-1]}) are"
+            text = (
+                f"{evidence['unused_gradient_share']:.2%} of all gradients belong to layers that are in no optimizer, "
+                f"so that they never change: {which} computed in vain."
+            )
+            if finding.severity == "note":
+                return f"{text} If that is meant, requires_grad_(False) saves the time."
+            return f"{text} Was the layer made, or replaced, after the optimizer?"
+        share = evidence["share_of_weights"]
         which = f"1 layer ({layers[0]})" if count == 1 else f"{count} layers (the first is {layers[0]})"
+        if finding.severity != "note" and evidence.get("layers_with_zero_gradient", 0) == count:
+            return (
+                f"The gradient of {which} with {share:.0%} of the trained weights has been exactly zero since the "
+                "start, while other layers had gradients. Is the output of this part multiplied by zero, or are its "
+                "units dead?"
+            )
         question = "Are these experts that were never chosen?"
         if finding.severity != "note":
             question = "Is this part computed under no_grad, or cut off by detach()?"
