@@ -117,9 +117,7 @@ class RunEvidence:
     @cached_property
     def is_normalized(self) -> bool:
         """Whether the network has any normalization."""
-        if any("norm" in (layer.kind or "").lower() or layer.normalized for layer in self.layers):
-            return True
-        return any(is_named_after_normalization(layer) for layer in self.layers)
+        return any(_is_normalization(layer) or layer.normalized for layer in self.layers)
 
     @cached_property
     def initial_signal_decades(self) -> float:
@@ -127,14 +125,19 @@ class RunEvidence:
 
         It is 0 where the initialization preserves variance. Each matrix contributes log10 sqrt(fan_in * var / c), with
         c = 2 behind a rectifier (He et al. 2015) and 1 otherwise (LeCun et al. 1998). Recurrent matrices and branches
-        beside an identity path are left out: a signal passes them by. A normalization in front of a matrix or behind
-        it takes the signal back to its size. NaN where the scales are unknown.
+        beside an identity path are left out: a signal passes them by. A normalization takes the signal back to its
+        size; one on a branch only adds a signal of that size. NaN where the scales are unknown.
         """
         total, is_known = 0.0, False
-        for i in self.main_path:
+        main_path = set(self.main_path)
+        for i in map(int, self.architecture.order):
             layer = self.layers[i]
-            if layer.input_normalized:
+            if layer.branch:
+                total = max(total, _normalize(total)) if layer.input_normalized else total
+            elif layer.input_normalized or _is_normalization(layer):
                 total = _normalize(total)
+            if i not in main_path:
+                continue
             rms = layer.initial_rms
             if rms is None:
                 norm = float(self.averages.first_weight_norm[i])
@@ -143,7 +146,8 @@ class RunEvidence:
             if not math.isfinite(rms) or fan_in <= 0:
                 continue
             is_known = True
-            gain = RECTIFIER_GAIN if (layer.activation or "relu").lower() in RECTIFIERS else 1.0
+            unknown = "linear" if i == self.path[-1] else "relu"
+            gain = RECTIFIER_GAIN if (layer.activation or unknown).lower() in RECTIFIERS else 1.0
             total += 0.5 * math.log10(max(fan_in * rms * rms / gain, TINY))
             if layer.normalized:
                 total = _normalize(total)
@@ -206,6 +210,10 @@ class RunEvidence:
 def _normalize(decades: float) -> float:
     """Return the decades of a signal's size behind a normalization."""
     return min(0.0, decades + NORMALIZED_DECADES)
+
+
+def _is_normalization(layer: Layer) -> bool:
+    return "norm" in (layer.kind or "").lower() or is_named_after_normalization(layer)
 
 
 def _is_recurrent(layer: Layer) -> bool:

@@ -8,7 +8,7 @@ its predecessor in the order of registration.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -39,7 +39,8 @@ def read_execution(
     uses: dict[int, ParameterUse] = {}
     places: dict[int, _Place] = {}
     calls: Counter[int] = Counter()
-    for rank, model in enumerate(_order_models(own, passes)):
+    order = _order_models(own, passes)
+    for rank, model in enumerate(order):
         forward, parameters = passes[model], own[model]
         first_calls = forward.calls.list_first_calls()
         calls.update(forward.calls.count_calls())
@@ -55,7 +56,10 @@ def read_execution(
             elif call is not None:
                 places[identity] = (rank, *call)
         uses.update(_complete_from_twins(models[model], forward))
-    return Execution(uses=uses, depths=_number(places, owned), calls=calls)
+        for inner in forward.recomputed:
+            uses.update(inner.uses)
+    ranks = {identity: rank for rank, model in enumerate(order) for identity in own[model]}
+    return Execution(uses=uses, depths=_number(places, owned, ranks), calls=calls)
 
 
 def _complete_from_twins(model: nn.Module, forward: FirstForward) -> dict[int, ParameterUse]:
@@ -94,8 +98,14 @@ def _order_models(own: Sequence[set[int]], passes: Sequence[FirstForward]) -> li
     return ordered
 
 
-def _number(places: dict[int, _Place], owned: Sequence[OwnedParameter]) -> dict[int, int]:
-    """Return the depth of each parameter; nothing if too many have the same place."""
+def _number(places: dict[int, _Place], owned: Sequence[OwnedParameter], ranks: Mapping[int, int]) -> dict[int, int]:
+    """Return the depth of each parameter; nothing if too many have the same place.
+
+    Args:
+        places: place of each parameter that is used, by its id.
+        owned: all parameters.
+        ranks: position of each parameter's model, by the parameter's id.
+    """
     modules_of: dict[_Place, set[int]] = {}
     for entry in owned:
         if (place := places.get(id(entry.parameter))) is not None:
@@ -106,6 +116,7 @@ def _number(places: dict[int, _Place], owned: Sequence[OwnedParameter]) -> dict[
     latest: _Place = (-1, -1, -1.0)
     keys = []
     for position, entry in enumerate(owned):
-        latest = places.get(id(entry.parameter), latest)
+        rank = ranks.get(id(entry.parameter), latest[0])
+        latest = places.get(id(entry.parameter), latest if rank == latest[0] else (rank, -1, -1.0))
         keys.append((latest, position))
     return {id(owned[position].parameter): depth for depth, (_, position) in enumerate(sorted(keys))}

@@ -22,6 +22,10 @@ from gradmedic.torch.recorded_code import is_recorded
 from gradmedic.torch.residuals import find_branches
 from gradmedic.torch.structure import unwrap_model
 
+_CHECKPOINT = "CheckpointFunction"
+"""Beginning of the operation of a reentrant checkpoint, which hides the graph inside of it."""
+_MANNERS = {"Add": "summand", "Sub": "summand", "Cat": "part", "Stack": "part", "Mul": "factor", "Div": "factor"}
+
 logger = logging.getLogger("gradmedic")
 
 
@@ -39,10 +43,12 @@ class FirstForward:
         """Use of each parameter that the graph holds, by the parameter's id. Empty until the graph was walked."""
         self.constant_sums: set[int] = set()
         """Ids of modules that add something without a gradient to a signal: a position, a mask, or their own input."""
+        self.recomputed: list[FirstForward] = []
+        """First passes of the modules inside of reentrant checkpoints, which the backward pass computes again."""
         self.calls = ModuleCalls(None if model is None else _find_called_model(model))
         self._hook = None if model is None else attach_forward_hook(model, self)
 
-    def __call__(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
+    def __call__(self, module: nn.Module, _inputs: Any, output: Any) -> None:
         """Walk the graph of the model's output."""
         if is_recorded() or self._hook is None:  # in this order: the hook cannot be traced
             return
@@ -56,6 +62,9 @@ class FirstForward:
                 graph = AutogradGraph(roots)
                 self.uses = find_uses(graph, self.calls)
                 self.constant_sums = _find_constant_sums(graph, self.calls)
+                if any(operation.startswith(_CHECKPOINT) for operation in graph.operations):
+                    hidden = self.calls.list_hidden()
+                    self.recomputed = [FirstForward(inner) for inner in module.modules() if id(inner) in hidden]
                 self._after_walk()
         except Exception as error:  # must not reach the script
             logger.warning("gradmedic: the first graph could not be walked: %r", error)
@@ -63,6 +72,8 @@ class FirstForward:
     def close(self) -> None:
         """Remove the hooks."""
         self.calls.close()
+        for forward in self.recomputed:
+            forward.close()
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
@@ -96,12 +107,14 @@ def find_uses(graph: AutogradGraph, calls: ModuleCalls | None = None) -> dict[in
             continue
         followers = {find_follower(graph, operation) for operation in operations}
         normalized = {has_normalized_input(graph, operation) for operation in operations}
+        manners = {_MANNERS.get(graph.operations[operation]) for operation in operations}
         are_on_branch = {operation in block_of for operation in operations}
         first = min(operations, key=lambda operation: graph.sequence[operation])
         uses[id(parameter)] = ParameterUse(
             follower=followers.pop() if len(followers) == 1 else Follower(),
             first_use=graph.sequence[first],
             count=len(operations),
+            manner=manners.pop() if len(manners) == 1 else None,
             input_normalized=normalized.pop() if len(normalized) == 1 else None,
             branch=are_on_branch.pop() if len(are_on_branch) == 1 and branches is not None else None,
             block=block_of.get(first),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 LARGEST_GRAPH = 20_000
@@ -18,7 +18,7 @@ LARGEST_GRAPH = 20_000
 TRANSPARENT = frozenset({
     "T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Expand", "Squeeze", "Unsqueeze", "Clone",
     "ToCopy", "NativeDropout", "FusedDropout", "MaxPool2DWithIndices", "AvgPool2D", "AdaptiveAvgPool2D", "Alias",
-    "AsStrided", "Contiguous", "Flatten", "Unflatten",
+    "AsStrided", "Contiguous", "Flatten", "Unflatten", "Mean",
 })  # fmt: skip
 """Operations that pass a signal on, and hardly change its size."""
 _MATRIX_PRODUCTS = frozenset({"Addmm", "Mm", "Bmm", "Addmv", "Mv", "Linear", "Baddbmm", "MkldnnLinear"})
@@ -45,7 +45,7 @@ class AutogradGraph:
         self.consumers: list[list[int]] = []
         """Nodes that take a node's result."""
         self.sequence: list[int] = []
-        """Number of each node in the order of execution, within one thread."""
+        """Number of each node in the order of execution, within one thread; -1 of a parameter or an input."""
         self.leaves: dict[int, Tensor] = {}
         """Parameters, by the index of the node that accumulates their gradient."""
         self.is_complete = True
@@ -87,12 +87,12 @@ class AutogradGraph:
                 self.consumers[index].append(done)
             if not sources:
                 variable: Any = getattr(node, "variable", None)
-                if isinstance(variable, Tensor):
+                if isinstance(variable, nn.Parameter):
                     self.leaves[done] = variable
             self.operations.append(operation)
             self.sources.append(tuple(sources))
             self.outputs.append(tuple(outputs))
-            self.sequence.append(node._sequence_nr())
+            self.sequence.append(-1 if operation == "AccumulateGrad" else node._sequence_nr())
             done += 1
 
     def is_parameter(self, node: int) -> bool:

@@ -33,6 +33,8 @@ class ModuleCalls:
         """Sequence number of the first node of the call, if it has any."""
         self.ends: list[int] = []
         """Sequence number after the last node of the call."""
+        self._records: list[bool] = []
+        """Whether gradients are recorded during the call."""
         self._parents: list[int] = []
         self._open: list[int] = []
         self._model = 0 if model is None else id(model)
@@ -52,6 +54,7 @@ class ModuleCalls:
         if id(module) not in self._known or len(self.modules) >= _MOST_CALLS:
             return
         begin = _read_sequence_number()
+        self._records.append(torch.is_grad_enabled())
         self._parents.append(self._open[-1] if self._open else -1)
         self._open.append(len(self.modules))
         self.modules.append(id(module))
@@ -91,6 +94,14 @@ class ModuleCalls:
             first.setdefault(module, (begin, position))
         return first
 
+    def list_hidden(self) -> set[int]:
+        """Return the ids of the outermost modules that ran without recording gradients."""
+        return {
+            module
+            for module, records, parent in zip(self.modules, self._records, self._parents, strict=True)
+            if not records and (parent < 0 or self._records[parent])
+        }
+
     def count_calls(self) -> dict[int, int]:
         """Return the number of calls of each module, by the module's id."""
         counts: dict[int, int] = {}
@@ -99,7 +110,7 @@ class ModuleCalls:
         return counts
 
     def _forget(self) -> None:
-        for entries in (self.modules, self.begins, self.ends, self._parents, self._open):
+        for entries in (self.modules, self.begins, self.ends, self._records, self._parents, self._open):
             entries.clear()
 
     def __reduce__(self) -> tuple[type[ModuleCalls], tuple[None]]:

@@ -20,6 +20,9 @@ class ParameterUse:
     """Sequence number of the first operation that uses the parameter."""
     count: int = 1
     """Number of operations that use the parameter."""
+    manner: str | None = None
+    """How all operations use it: `summand` (added to a signal), `part` (one of several joined tensors) or `factor`
+    (multiplied with a signal element by element); None for any other use, such as a matrix product."""
     input_normalized: bool | None = None
     """Whether a normalization directly precedes the operation."""
     branch: bool | None = None

@@ -125,6 +125,7 @@ def describe_layers(
         layer = _describe_layer(
             owned,
             _complete(declared.get(id(owned.module)), execution.uses.get(identity, ParameterUse()).follower),
+            _find_role(owned, execution.uses.get(identity)),
             norms.get(identity),
             is_updated=identity in updated,
         )
@@ -157,13 +158,14 @@ def _complete(declared: Follower | None, in_graph: Follower) -> Follower:
     )
 
 
-def _describe_layer(owned: OwnedParameter, follower: Follower, norm: float | None, *, is_updated: bool) -> Layer:
+def _describe_layer(
+    owned: OwnedParameter, follower: Follower, role: str, norm: float | None, *, is_updated: bool
+) -> Layer:
     parameter, module = owned.parameter, owned.module
     is_frozen = not (parameter.requires_grad and is_updated)
     kind = None if module is None else _find_kind(module)
     if is_lazy(parameter):
         return Layer(name=owned.name, kind=kind, frozen=is_frozen, requires_grad=parameter.requires_grad)
-    role = _find_role(owned)
     gates = next((count for module_class, count in _GATES.items() if isinstance(module, module_class)), 1)
     activation = follower.activation
     if isinstance(module, (nn.RNN, nn.RNNCell)):
@@ -192,7 +194,7 @@ def _find_kind(module: nn.Module) -> str:
     return str(module.original_name) if isinstance(module, torch.jit.ScriptModule) else type(module).__name__
 
 
-def _find_role(owned: OwnedParameter) -> str:
+def _find_role(owned: OwnedParameter, use: ParameterUse | None) -> str:
     attribute, parameter = owned.attribute, owned.parameter
     if owned.module is not None and _find_kind(owned.module) in ("Embedding", "EmbeddingBag"):
         return "embedding"
@@ -200,7 +202,16 @@ def _find_role(owned: OwnedParameter) -> str:
         return "bias"
     if attribute.startswith("weight_hh"):
         return "recurrent"
-    return "weight" if parameter.ndim >= 2 else "gain"
+    if is_lazy(parameter) or parameter.ndim < 2:
+        return "gain"
+    match None if use is None else use.manner:
+        case "factor":
+            return "gain"
+        case "summand" if sum(size > 1 for size in parameter.shape) <= 1:
+            return "bias"
+        case "summand" | "part":  # learned positions, or a learned token
+            return "embedding"
+    return "weight"
 
 
 def _compute_fans(parameter: Tensor, gates: int) -> tuple[int, int]:

@@ -5,17 +5,26 @@ The expected values are written down from the code of each model's `forward`.
 
 from __future__ import annotations
 
+import copy
+import warnings
+import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from tests.client.torch.recording import Recording
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from gradmedic.protocol.runs import Layer
 from gradmedic.torch.first_batch import tensors_in
+from gradmedic.torch.first_forward import FirstForward
 
 
 def observe(
@@ -278,3 +287,184 @@ def test_recurrent_modules_lie_between_their_input_and_their_head(kind: type[nn.
     assert matrices(layers) == ["embed", *(f"cell.{name}" for name in names), "head"]
     assert branches(layers) == {}
     assert {layer.calls for layer in layers.values()} == {None}
+
+
+class Positions(nn.Module):
+    """Adds learned positions and a learned token to embedded words, and scales the result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+        self.position = nn.Parameter(torch.randn(5, 4))
+        self.token = nn.Parameter(torch.randn(1, 1, 4))
+        self.scale = nn.Parameter(torch.ones(1, 4))
+        self.shift = nn.Parameter(torch.zeros(1, 4))
+        self.matrix = nn.Parameter(torch.randn(4, 4))
+        self.embed = nn.Embedding(7, 4)
+
+    def forward(self, words: Tensor) -> Tensor:
+        """Return the logits of the token."""
+        signal = torch.cat([self.token.expand(len(words), 1, 4), self.embed(words)], dim=1) + self.position
+        return self.head(torch.relu(signal @ self.matrix * self.scale + self.shift)[:, 0])  # type: ignore[no-any-return]
+
+
+def test_what_is_added_to_a_signal_is_no_weight_matrix() -> None:
+    """A parameter with several dimensions is a weight only if something is multiplied with it as a matrix."""
+    layers, _ = observe(Positions(), torch.randint(7, (2, 4)))
+    assert {name: layer.role for name, layer in layers.items()} == {
+        "embed.weight": "embedding", "token": "embedding", "position": "embedding", "matrix": "weight",
+        "scale": "gain", "shift": "bias", "head.weight": "weight", "head.bias": "bias",
+    }  # fmt: skip
+    assert layers["matrix"].activation == "relu"
+
+
+def test_several_inputs_and_heads_are_in_the_order_of_their_use() -> None:
+    """Both inputs come before what joins them, and the heads come last; a sum of two inputs is no residual block."""
+
+    class Multiple(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.value, self.policy, self.trunk = nn.Linear(4, 1), nn.Linear(4, 3), nn.Linear(4, 4)
+            self.pictures, self.words = nn.Linear(6, 4), nn.Embedding(5, 4)
+
+        def forward(self, pictures: Tensor, words: Tensor) -> dict[str, Any]:
+            signal = self.trunk(torch.relu(self.pictures(pictures) + self.words(words)))
+            return {"policy": self.policy(signal), "rest": (self.value(signal), None)}
+
+    layers, order = observe(Multiple(), torch.randn(2, 6), torch.tensor([1, 2]))
+    assert order == "execution"
+    names = [name for name, layer in layers.items() if layer.role != "bias"]
+    assert names == ["pictures.weight", "words.weight", "trunk.weight", "policy.weight", "value.weight"]
+    assert branches(layers) == {}
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpointed_blocks_are_placed_between_their_neighbours(*, use_reentrant: bool) -> None:
+    """The calls of the modules show the order, also where the graph holds a checkpoint in place of a block."""
+
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(8, 3)
+            self.body = Body()
+            self.stem = nn.Linear(5, 8)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.head(self.body(self.stem(inputs)))  # type: ignore[no-any-return]
+
+    class Body(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(Block(8) for _ in range(2))
+
+        def forward(self, signal: Tensor) -> Tensor:
+            for block in self.blocks:
+                signal = checkpoint(block, signal, use_reentrant=use_reentrant)
+            return signal
+
+    layers, order = observe(Checkpointed(), torch.randn(2, 4, 5))
+    inner = ("attn.qkv", "attn.proj", "mlp.0", "mlp.3")
+    assert order == "execution"
+    assert matrices(layers) == ["stem", *(f"body.blocks.{i}.{name}" for i in (0, 1) for name in inner), "head"]
+    assert branches(layers) == {f"body.blocks.{i}.{name}": f"body.blocks.{i}" for i in (0, 1) for name in inner}
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_where_the_order_cannot_be_seen_it_is_that_of_registration(*, compiles: bool) -> None:
+    """A compiled or a scripted model has no depths, and the run says where the order comes from."""
+    model: Any = Reversed()
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        model = torch.compile(model, backend="aot_eager") if compiles else torch.jit.script(model)
+    layers, order = observe(model, torch.randn(2, 3))
+    assert order == "registration"
+    assert {layer.depth for layer in layers.values()} == {None}
+    assert [name.partition(".")[0] for name in layers][::2] == ["head", "middle", "frozen", "unused", "stem"]
+
+
+def test_a_graph_that_is_too_large_leaves_the_order_to_the_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a graph nothing is known of branches, but the calls of the modules still show the order."""
+    monkeypatch.setattr("gradmedic.torch.graph.LARGEST_GRAPH", 10)
+    layers, order = observe(Reversed(), torch.randn(2, 3))
+    assert order == "execution"
+    assert matrices(layers) == ["stem", "frozen", "unused", "middle", "head"]
+    assert {layer.branch for layer in layers.values()} == {None}
+
+
+def test_models_that_use_each_other_are_in_the_order_of_their_use() -> None:
+    """The encoder comes before the decoder that takes its output, although it is given last; blocks have full names."""
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused = nn.Linear(4, 4)
+            self.block = Block(4)
+
+        def forward(self, signal: Tensor) -> Tensor:
+            return self.block(signal)  # type: ignore[no-any-return]
+
+    models = {"decoder": Residual(), "encoder": nn.Linear(3, 4)}
+    parameters = [parameter for model in models.values() for parameter in model.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    with Recording(models, optimizer, prefix="my.") as recording:
+        models["decoder"](models["encoder"](torch.randn(2, 3, 3))).sum().backward()
+        optimizer.step()
+        layers = sorted(recording.layers.values(), key=lambda layer: layer.depth or 0)
+    assert [layer.name for layer in layers][:2] == ["my.encoder.weight", "my.encoder.bias"]
+    assert {layer.block for layer in layers} == {None, "my.decoder.block"}
+
+
+class Marker:
+    """Lives as long as the node of a graph that holds it."""
+
+
+def test_nothing_stays_in_the_model_after_the_first_forward_pass() -> None:
+    """All hooks are gone after the first pass that records gradients, and copies of the model hold none that acts."""
+    model = VisionTransformer()
+    images = torch.randn(2, 3, 8, 8)
+    with Recording(model, torch.optim.SGD(model.parameters(), lr=0.1)):
+        twin = copy.deepcopy(model)
+        hooked = sum(len(module._forward_hooks) for module in model.modules())
+        with torch.no_grad():
+            model(images)
+        assert sum(len(module._forward_hooks) for module in model.modules()) == hooked
+        twin(images).sum().backward()
+        output = model(images)
+        left = {type(hook) for module in model.modules() for hook in module._forward_hooks.values()}
+        assert not left & {FirstForward, MethodType}
+        assert not any(isinstance(hook, MethodType) for m in model.modules() for hook in m._forward_pre_hooks.values())
+        marker = Marker()
+        output.grad_fn.metadata["marker"] = marker
+        reference = weakref.ref(marker)
+        del output, marker
+        assert reference() is None
+
+
+def test_data_parallelism_hides_nothing(tmp_path: Path) -> None:
+    """A model in `DistributedDataParallel` has the order, branches and blocks of the model alone, by the same names."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
+    try:
+        torch.manual_seed(0)
+        parallel, order = observe(nn.parallel.DistributedDataParallel(VisionTransformer()), torch.randn(2, 3, 8, 8))
+    finally:
+        dist.destroy_process_group()
+    torch.manual_seed(0)
+    alone, _ = observe(VisionTransformer(), torch.randn(2, 3, 8, 8))
+    assert order == "execution"
+    assert parallel == alone
+
+
+def test_the_training_is_the_same_with_and_without_the_observation() -> None:
+    """Neither the first forward pass nor a later one computes anything else, and no random number is drawn."""
+
+    def train(*, observed: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        model = VisionTransformer()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with Recording(model, optimizer) if observed else nullcontext():
+            for _ in range(3):
+                optimizer.zero_grad()
+                model(torch.randn(2, 3, 8, 8)).square().sum().backward()
+                optimizer.step()
+        return [*(parameter.detach() for parameter in model.parameters()), torch.get_rng_state()]
+
+    assert all(torch.equal(*pair) for pair in zip(train(observed=True), train(observed=False), strict=True))
