@@ -10,7 +10,7 @@ import re
 
 from gradmedic.protocol.layer_roles import is_matrix
 from gradmedic_diagnosis import remedy_fit
-from gradmedic_diagnosis.causes.numerics import HALF_PRECISION
+from gradmedic_diagnosis.precision import is_half_precision
 from gradmedic_diagnosis.run_evidence import RECTIFIERS, SATURATING, RunEvidence
 
 MIN_RESIDUAL_DEPTH = 4
@@ -180,7 +180,7 @@ def may_scale_loss(run: RunEvidence) -> bool:
 
     Torch's `GradScaler` refuses gradients of float16 parameters, and does nothing for other dtypes.
     """
-    is_float16 = (run.training.precision or "float16").lower() in HALF_PRECISION
+    is_float16 = run.training.precision is None or is_half_precision(run.training)
     return is_float16 and not has_dtype(run, "float16") and math.isnan(run.history.last_loss_scale)
 
 

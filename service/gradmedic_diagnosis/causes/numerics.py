@@ -6,7 +6,7 @@ import math
 
 from gradmedic.protocol.diagnosis import Cause
 from gradmedic_diagnosis.causes.cause import make_cause
-from gradmedic_diagnosis.detectors.optimizer_epsilon import HALF_PRECISION
+from gradmedic_diagnosis.precision import is_half_precision
 from gradmedic_diagnosis.run_evidence import UNBOUNDED, RunEvidence
 
 DESTROYING_UPDATE_RATIO = 0.1
@@ -18,7 +18,7 @@ def check_precision_overflow(run: RunEvidence) -> Cause | None:
     if run.find("nonfinite") is None:
         return None
     scale = run.history.last_loss_scale
-    if not _has_half_precision(run) and not scale > 1:
+    if not is_half_precision(run.training) and not scale > 1:
         return None
     text = "Gradients overflowed in half precision, whose largest number is 65504"
     text += f", at a loss scale of {scale:g}; the scale that fits is smaller." if scale > 1 else "."
@@ -27,7 +27,7 @@ def check_precision_overflow(run: RunEvidence) -> Cause | None:
 
 def check_precision_underflow(run: RunEvidence) -> Cause | None:
     """Look for gradients that half precision rounds to zero."""
-    if not _has_half_precision(run) or run.find("zero_gradient") is None:
+    if not is_half_precision(run.training) or run.find("zero_gradient") is None:
         return None
     text = "Parameters are in half precision, whose smallest number is 6e-8: smaller gradients become exactly zero."
     return make_cause("precision_underflow", 0.85, text, loss_scale=run.history.last_loss_scale)
@@ -67,7 +67,3 @@ def check_unbounded_activation(run: RunEvidence) -> Cause | None:
         return None
     text = f"{count} layers end in an activation that grows without bound ({run.activations[0]})."
     return make_cause("unbounded_activation", 0.9, text, layers=count)
-
-
-def _has_half_precision(run: RunEvidence) -> bool:
-    return (run.training.precision or "").lower() in HALF_PRECISION

@@ -12,6 +12,7 @@ from gradmedic_diagnosis.detectors.base import Detector, FindingState
 from gradmedic_diagnosis.detectors.nonfinite_input import is_step_nonfinite
 from gradmedic_diagnosis.detectors.step_view import StepView
 from gradmedic_diagnosis.loss_progress import BLOW_UP
+from gradmedic_diagnosis.precision import is_half_precision
 
 GROWN_DECADES = 1.0
 """Decades of the gradients above their baseline from which they are not ordinary, as in `growth_in_time`."""
@@ -22,8 +23,6 @@ MEMORY = 20
 FINITE_STEPS = 20
 """Consecutive finite losses after which the finding is resolved."""
 CAUSE_SCORE = 0.95
-HALF_PRECISION = ("float16", "fp16", "half")
-"""Names of the 16-bit floating point format with a small range; bfloat16 has the range of float32."""
 HALF_PRECISION_SCORE = 0.7
 """In half precision, the forward pass may overflow at 65504, which is a cause of its own."""
 
@@ -121,7 +120,7 @@ class NonfiniteLoss(Detector):
             "input_nonfinite_count": inputs,
             "ignored_label_share": view.probes.get("ignored_label_share", {}).get("", math.nan),
         }
-        self.is_half_precision = (view.training.precision or "").lower() in HALF_PRECISION
+        self.is_half_precision = is_half_precision(view.training)
         known = {name: value for name, value in evidence.items() if not math.isnan(value)}
         self.update_finding(view.step, "warning", [], known)
 

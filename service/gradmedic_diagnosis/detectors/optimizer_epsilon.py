@@ -13,6 +13,7 @@ from gradmedic.protocol.runs import Training
 from gradmedic_diagnosis.detectors.base import Detector, FindingState
 from gradmedic_diagnosis.detectors.step_view import MAX_LAYERS_NAMED, StepView
 from gradmedic_diagnosis.detectors.zero_gradient import CONVERGED_SHARE
+from gradmedic_diagnosis.precision import is_half_precision
 
 SWALLOWED_SHARE = 0.5
 """Share of a layer's elements below epsilon from which the layer is swallowed, and share of the measured layers that
@@ -30,8 +31,6 @@ SMALLEST_HALF = 6e-8
 """Smallest positive number of float16. A smaller epsilon is 0 there, and 0/0 is NaN."""
 DESTROYING_UPDATE = 1.0
 """Update over weights from which an update has destroyed the weights: it is as large as they are."""
-HALF_PRECISION = ("float16", "fp16", "half")
-"""Names of the 16-bit floating point format with a small range; bfloat16 has the range of float32."""
 CAUSE_SCORE = 0.96
 """A number of the optimizer's state shows it. What follows from it, such as weights that do not move, stands behind."""
 
@@ -85,7 +84,7 @@ class OptimizerEpsilon(Detector):
 
     def _find_zero_epsilon(self, view: StepView) -> None:
         epsilon = _read_epsilon(view.training, smallest=True)
-        is_half = (view.training.precision or "").lower() in HALF_PRECISION
+        is_half = is_half_precision(view.training)
         if is_half and self.had_zero_root and epsilon < SMALLEST_HALF:
             evidence = {
                 "epsilon": epsilon,
