@@ -87,6 +87,7 @@ class Diagnostician:
         self._stream_names: dict[bytes, str] = {}
         self._stream_key = ""
         self._detectors: list[Detector] = [detector() for detector in DETECTOR_TYPES]
+        self._voters = self._list_voters()
         self._history = RunHistory()
         self._objective = ObjectiveTracker(self._training)
         self._course = Course()
@@ -136,10 +137,14 @@ class Diagnostician:
         loss_scales = _to_list(block, "loss_scale", math.nan)
         probes = read_probes(block)
         objectives = self._objective.read(block, losses)
-        detectors = [
-            detector for detector in self._detectors if detector.is_applicable(self._architecture, measurements)
+        applicable = [
+            detector
+            for detector in self._detectors
+            if (detector.needed_series is None or detector.needed_series in block.series)
+            and detector.is_applicable(self._architecture, measurements)
         ]
-        observers = [detector.observe for detector in detectors]
+        observers = [detector.observe for detector in applicable if not detector.reads_only_probes]
+        probe_observers = [detector.observe for detector in applicable if detector.reads_only_probes]
         rows = read_rows(measurements, profile)
         has_layers: list[bool] = np.logical_or.reduce(measurements.present, axis=1).tolist()
         row = -1
@@ -186,6 +191,9 @@ class Diagnostician:
                 view.row = None
             for observe in observers:
                 observe(view)
+            if view.probes:
+                for observe in probe_observers:
+                    observe(view)
             change = self._update_verdict(view)
             if change is not None:
                 changes.append(change)
@@ -256,12 +264,16 @@ class Diagnostician:
             if detector.id == decider and detector.finding_state is not None:
                 detector.finding_state.resolved_step = step
 
+    def _list_voters(self) -> list[Detector]:
+        """Return the detectors that support a verdict; conditions do not."""
+        return [detector for detector in self._detectors if detector.verdict in UNHEALTHY_VERDICTS]
+
     def _list_votes(self, view: StepView) -> list[Detector]:
         """Return the detectors that vote.
 
         There is no first vote for vanishing while an explosion may be the reason, or a fault of the script is one.
         """
-        voting = [detector for detector in self._detectors if detector.strength]
+        voting = [detector for detector in self._voters if detector.strength]
         if voting and self._muted:
             voting = [detector for detector in voting if detector.id not in self._muted]
         if voting and self._course.verdict is None and all(detector.verdict == "vanishing" for detector in voting):
@@ -437,6 +449,7 @@ class Diagnostician:
             detector.from_state(stored[detector.id]) if detector.id in stored else detector()
             for detector in DETECTOR_TYPES
         ]
+        self._voters = self._list_voters()
         self._history.restore(state["history"])
         self._objective.restore(state)
         self._last_step = state["last_step"]

@@ -122,6 +122,7 @@ class AttentionLogitGrowth(Detector):
 
     id = "attention_logit_growth"
     verdict = "healthy"
+    reads_only_probes = True
     stored_keys: ClassVar[Mapping[str, str]] = {
         "stored_modules": "modules", "collapsed_probes": "collapsed", "module": "module",
     }  # fmt: skip

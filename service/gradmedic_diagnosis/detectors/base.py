@@ -42,6 +42,10 @@ class Detector(ABC):
     """The verdict that the finding supports."""
     judges_update: ClassVar[bool] = False
     """Whether the finding is about the update and not the gradient. Weights that do not move leave such a verdict."""
+    needed_series: ClassVar[str | None] = None
+    """Series without which the detector sees nothing; `observe` is not called for blocks that lack it."""
+    reads_only_probes: ClassVar[bool] = False
+    """Whether `observe` does nothing on a step without probes, so that it is called for the others alone."""
     stored_keys: ClassVar[Mapping[str, str]] = {}
     """Attributes beside the finding that belong to the state, and their keys in stored states.
 

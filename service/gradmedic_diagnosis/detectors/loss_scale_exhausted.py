@@ -32,6 +32,7 @@ class LossScaleExhausted(Detector):
 
     id = "loss_scale_exhausted"
     verdict = "healthy"
+    needed_series = "loss_scale"
     stored_keys: ClassVar[Mapping[str, str]] = {"recent": "recent", "highest_scale": "highest", "since_step": "since"}
 
     def __init__(self) -> None:

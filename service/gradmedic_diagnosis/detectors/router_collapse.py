@@ -29,6 +29,7 @@ class RouterCollapse(Detector):
 
     id = "router_collapse"
     verdict = "healthy"
+    reads_only_probes = True
     stored_keys: ClassVar[Mapping[str, str]] = {"collapsed": "collapsed", "shares": "shares"}
 
     def __init__(self) -> None:
