@@ -26,6 +26,9 @@ class Architecture:
     """Layer indices in forward order."""
     sqrt_numel: NDArray[np.float64]
     """Square root of the number of elements. It is 1 where the size is unknown, so that an RMS is then a norm."""
+    depth_unit: NDArray[np.intp]
+    """Number of the stretch of depth that the layer belongs to, in forward order: a residual block is one, since a
+    gradient passes its layers by; so is each layer outside of a block."""
     is_path: NDArray[np.bool_]
     """Whether the layer lies on the gradient's path through depth: a weight matrix that trains, no embedding."""
     is_input_side: NDArray[np.bool_]
@@ -72,6 +75,7 @@ class Architecture:
         return cls(
             names=tuple(layer.name for layer in layers),
             order=order,
+            depth_unit=_number_depth_units(layers, path),
             sqrt_numel=np.sqrt(np.array(sizes, dtype=np.float64)),
             is_path=is_path,
             is_input_side=is_input_side,
@@ -89,6 +93,18 @@ class Architecture:
 def _is_forgotten(layer: Layer) -> bool:
     is_weight = layer_roles.is_matrix(layer) or layer_roles.is_embedding(layer)
     return is_weight and layer.frozen and layer.requires_grad is True
+
+
+def _number_depth_units(layers: Sequence[Layer], path: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return the stretch of depth of each layer `[layer]`; it has a meaning for the layers of the path only."""
+    units = np.zeros(len(layers), dtype=np.intp)
+    unit, previous = -1, None
+    for i in path:
+        block = layers[i].block if layers[i].branch else None
+        if block is None or block != previous:
+            unit += 1
+        units[i], previous = unit, block
+    return units
 
 
 def _is_plain_recurrent(layer: Layer) -> bool:

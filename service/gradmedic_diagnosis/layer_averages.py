@@ -252,7 +252,12 @@ class LayerAverages(Persistent):
                 level[dead] = ZERO_FLOOR
                 dead_share[group_rows] = dead.mean(axis=1)
             if len(layers) >= 2 and architecture.is_path.any():
-                half = max(1, len(layers) // 2)
+                starts = np.flatnonzero(np.diff(architecture.depth_unit[layers], prepend=-1))
+                if len(starts) < len(layers):
+                    level = np.maximum.reduceat(level, starts, axis=1)
+                if len(starts) < 2:
+                    continue
+                half = max(1, len(starts) // 2)
                 depth_gap[group_rows] = level.max(axis=1) - _median_of_rows(level[:, :half])
                 depth_growth[group_rows] = level[:, :half].max(axis=1) - _median_of_rows(level[:, half:])
         return depth_gap, depth_growth, dead_share

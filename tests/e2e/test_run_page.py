@@ -246,6 +246,33 @@ def test_the_depth_chart_shows_the_slope(open_page: Any, service: Service) -> No
     expect(note).to_contain_text(re.compile(r"×(\d(\.\d+)?e6|\d{3},000) from the first layer to the last"))
 
 
+def test_layers_are_in_the_order_of_their_use(open_page: Any, service: Service) -> None:
+    """Rows of the heatmap follow the depth of the layers, and a note is there only if that is no order of use."""
+    with httpx2.Client(base_url=f"{service.url}/api/v1", timeout=60) as client:
+        runs = {}
+        for order in ("execution", "registration"):
+            names = ("head", "middle", "stem")
+            layers: list[dict[str, Any]] = [{"name": f"{name}.weight", "role": "weight"} for name in names]
+            if order == "execution":
+                layers = [{**layer, "depth": 2 - i} for i, layer in enumerate(layers)]
+            body = {
+                "project": "pages",
+                "layers": layers,
+                "statistics": ["grad_norm"],
+                "training": {"layer_order": order},
+            }
+            runs[order] = client.post("/runs", json=body).json()["id"]
+            steps = {"steps": [0, 1], "loss": [1.0, 1.0], "statistics": {"grad_norm": [[1.0, 1.0, 1.0]] * 2}}
+            assert client.post(f"/runs/{runs[order]}/steps", json=steps).status_code == 200
+    for order, run in runs.items():
+        page = open_page(f"{service.url}/runs/{run}")
+        page.locator("#heatmap details summary").click()
+        expected = ["stem.weight", "middle.weight", "head.weight"]
+        rows = expected if order == "execution" else expected[::-1]
+        expect(page.locator("#heatmap details tbody tr th")).to_have_text(rows)
+        expect(page.locator("#layer-order")).to_be_visible(visible=order == "registration")
+
+
 def test_charts_have_tables(open_page: Any, service: Service) -> None:
     """The table of the heatmap has the first non-finite step of each layer; that of a chart a row for each point."""
     page = open_page(f"{service.url}/runs/{service.exploding}")

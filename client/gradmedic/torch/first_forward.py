@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -100,13 +101,15 @@ def find_uses(graph: AutogradGraph, calls: ModuleCalls | None = None) -> dict[in
         first = min(graph.sequence[node] for node in branch.nodes)
         block = None if calls is None else calls.find_innermost(first, graph.sequence[branch.join])
         block_of.update(dict.fromkeys(branch.nodes, block))
+    follower_of = cache(partial(find_follower, graph))  # a bias belongs to the operation of its weight
+    normalized_of = cache(partial(has_normalized_input, graph))
     uses = {}
     for leaf, parameter in graph.leaves.items():
         operations = graph.find_operations(leaf)
         if not operations:
             continue
-        followers = {find_follower(graph, operation) for operation in operations}
-        normalized = {has_normalized_input(graph, operation) for operation in operations}
+        followers = {follower_of(operation) for operation in operations}
+        normalized = {normalized_of(operation) for operation in operations}
         manners = {_MANNERS.get(graph.operations[operation]) for operation in operations}
         are_on_branch = {operation in block_of for operation in operations}
         first = min(operations, key=lambda operation: graph.sequence[operation])

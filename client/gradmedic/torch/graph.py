@@ -7,6 +7,7 @@ sequence numbers of nodes are read: no tensor is read, and nothing of the graph 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ TRANSPARENT = frozenset({
 _MATRIX_PRODUCTS = frozenset({"Addmm", "Mm", "Bmm", "Addmv", "Mv", "Linear", "Baddbmm", "MkldnnLinear"})
 LINEAR = _MATRIX_PRODUCTS | {"Convolution", "MkldnnConvolution"}
 _NORMALIZATION_WORDS = ("layernorm", "batchnorm", "groupnorm", "rmsnorm", "instancenorm")
+_ACCUMULATION = "AccumulateGrad"
 _ROOTS = frozenset({"Rsqrt", "Sqrt", "LinalgVectorNorm", "Norm"})
 """Operations whose result a normalization written in Python divides by, or multiplies with."""
 
@@ -38,9 +40,9 @@ class AutogradGraph:
     def __init__(self, roots: Iterable[Node]) -> None:
         self.operations: list[str] = []
         """Operation of each node, for example `Relu`."""
-        self.sources: list[tuple[int, ...]] = []
+        self.sources: list[list[int]] = []
         """Nodes whose results a node takes, in the order of its arguments; -1 where no gradient is needed."""
-        self.outputs: list[tuple[int, ...]] = []
+        self.outputs: list[list[int]] = []
         """Which result of each source a node takes: an operation such as `unbind` has several."""
         self.consumers: list[list[int]] = []
         """Nodes that take a node's result."""
@@ -51,6 +53,7 @@ class AutogradGraph:
         self.is_complete = True
         """False if the graph has too many nodes; then it holds only some of them."""
         self._is_parameter: dict[int, bool] = {}
+        self._signals: dict[int, list[tuple[int, int]]] = {}
         self._walk(roots)
 
     def _walk(self, roots: Iterable[Node]) -> None:
@@ -72,7 +75,8 @@ class AutogradGraph:
             operation = operation_of.get(name)
             if operation is None:
                 operation = operation_of[name] = get_operation(node)
-            sources, outputs = [], []
+            sources: list[int] = []
+            outputs: list[int] = []
             for source, output in node.next_functions:
                 outputs.append(output)
                 if source is None:
@@ -90,9 +94,9 @@ class AutogradGraph:
                 if isinstance(variable, nn.Parameter):
                     self.leaves[done] = variable
             self.operations.append(operation)
-            self.sources.append(tuple(sources))
-            self.outputs.append(tuple(outputs))
-            self.sequence.append(-1 if operation == "AccumulateGrad" else node._sequence_nr())
+            self.sources.append(sources)
+            self.outputs.append(outputs)
+            self.sequence.append(-1 if operation == _ACCUMULATION else node._sequence_nr())
             done += 1
 
     def is_parameter(self, node: int) -> bool:
@@ -112,8 +116,12 @@ class AutogradGraph:
 
     def list_signal_edges(self, node: int) -> list[tuple[int, int]]:
         """Return the sources of a node that are no parameters, and which result of each it takes."""
-        edges = zip(self.sources[node], self.outputs[node], strict=True)
-        return [(source, output) for source, output in edges if source >= 0 and not self.is_parameter(source)]
+        signals = self._signals.get(node)
+        if signals is None:
+            edges = zip(self.sources[node], self.outputs[node], strict=True)
+            signals = [(source, output) for source, output in edges if source >= 0 and not self.is_parameter(source)]
+            self._signals[node] = signals
+        return signals
 
     def find_operations(self, leaf: int) -> list[int]:
         """Return the operations that use a parameter, or a view of it, each once."""
@@ -146,8 +154,7 @@ class AutogradGraph:
             return len(self.sources[node]) == 2 and any(
                 self.operations[self.find_origin(source)] in _ROOTS for source in self.sources[node] if source >= 0
             )
-        name = operation.lower().replace("_", "")
-        return any(word in name for word in _NORMALIZATION_WORDS)
+        return _names_normalization(operation)
 
     def is_matrix_product_of_signals(self, node: int) -> bool:
         """Whether a node multiplies two signals, as attention does, and no signal by a parameter."""
@@ -161,6 +168,12 @@ class AutogradGraph:
                 break
             node = signals[0]
         return node
+
+
+@cache
+def _names_normalization(operation: str) -> bool:
+    name = operation.lower().replace("_", "")
+    return any(word in name for word in _NORMALIZATION_WORDS)
 
 
 def get_operation(node: Node) -> str:

@@ -259,6 +259,7 @@ function showRun() {
   document.title = `${run.name} · ${run.verdict} · gradmedic`;
   const facts = [`last step ${integer(run.last_step)}`, `${integer(layers.length)} layers`, run.framework, run.group && `group ${run.group}`, run.generation ? `resumed ${run.generation} times` : null, run.training?.dropped_steps && `${integer(run.training.dropped_steps)} steps are missing: the client's queue was full`];
   byId("unsent").hidden = run.is_end_reported;
+  byId("layer-order").hidden = run.training?.layer_order !== "registration";
   byId("facts").replaceChildren(facts.filter(Boolean).join(" · "), " · created ", time(run.created_at), ...run.tags.flatMap((tag) => [" ", el("a", { class: "tag", href: `/?tag=${encodeURIComponent(tag)}` }, tag)]));
 }
 
