@@ -12,6 +12,7 @@ mode.
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +37,8 @@ from gradmedic.torch.recorded_code import is_recorded
 from gradmedic.torch.remedies.modules.function_modes import leave_mode
 from gradmedic.torch.statistics import start_copy
 from gradmedic.torch.structure import OwnedParameter, unwrap_model
+
+logger = logging.getLogger("gradmedic")
 
 MAX_CALLS = 4
 """Most calls of one module in one call of the model that are measured."""
@@ -233,8 +236,15 @@ class _ModelCalls:
         device = next((value.device for value in (*arguments, *named.values()) if isinstance(value, Tensor)), None)
         if device is None:
             return
-        with plain_arithmetic(device):
-            numbers = measure(*arguments, **named)
+        try:
+            with plain_arithmetic(device):
+                numbers = measure(*arguments, **named)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            # A call of a form that is not known here, or no memory left: of this module nothing is measured any more.
+            logger.debug("gradmedic: attention of %s is not measured: %r", name or "the model", error)
+            self._owners.pop(name, None)
+            self._is_over = self._found is None and not self._owners
+            return
         if numbers is None:
             return
         if self._found is not None:

@@ -20,8 +20,12 @@ EXAMPLES = 4
 """Most examples of a batch that are measured."""
 ROWS = 64
 """Most query rows of a head that are measured, evenly apart, the last one among them."""
-LOGITS = 2**18
-"""Most logits of a call that are computed: a megabyte in float32. So of long sequences, fewer rows are measured."""
+LOGITS = 2**16
+"""Most logits of a call that are computed, unless `FEWEST_ROWS` need more. On a CPU they take about a millisecond."""
+FEWEST_ROWS = 8
+"""Rows of each head that are measured at least, as far as `MOST_LOGITS` allows it."""
+MOST_LOGITS = 2**20
+"""Most logits of a call of long sequences: four megabytes in float32. One row of each head is always computed."""
 KEY_NUMBERS = 2**20
 """Numbers of the keys that are converted to float32 at once: four megabytes."""
 MASKED_BELOW = -5e3
@@ -189,17 +193,18 @@ def _summarize(logits: Tensor, scores: Tensor, allowed: Tensor | None) -> Tensor
         return None
     if allowed is None:
         log_weights = functional.log_softmax(scores, dim=-1)
-        entropy = -(log_weights.exp() * log_weights).sum(-1) / math.log(keys)
+        entropy = log_weights.exp().mul_(log_weights).sum(-1) / -math.log(keys)
         return torch.stack([logits.abs().amax(), entropy.mean((0, 2)).amin()])
     allowed = allowed.expand(scores.shape)
     count = allowed.sum(-1)
-    log_weights = functional.log_softmax(scores.masked_fill(~allowed, -math.inf), dim=-1).masked_fill(~allowed, 0.0)
-    entropy = -(log_weights.exp() * log_weights).sum(-1)
+    masked = ~allowed
+    log_weights = functional.log_softmax(scores.masked_fill(masked, -math.inf), dim=-1).masked_fill_(masked, 0.0)
+    entropy = -log_weights.exp().mul_(log_weights).sum(-1)
     counts_as_row = count > 1
     entropy = torch.where(counts_as_row, entropy / count.clamp(min=2).log(), 0.0).sum((0, 2))
     rows = counts_as_row.sum((0, 2))
     entropy = torch.where(rows > 0, entropy / rows.clamp(min=1), 1.0)
-    return torch.stack([logits.abs().masked_fill(~allowed, 0.0).amax(), entropy.amin()])
+    return torch.stack([logits.abs().masked_fill_(masked, 0.0).amax(), entropy.amin()])
 
 
 def _multiply(query: Tensor, key: Tensor) -> Tensor:
@@ -218,8 +223,9 @@ def _multiply(query: Tensor, key: Tensor) -> Tensor:
 
 def _choose(batch: int, heads: int, rows: int, keys: int) -> tuple[slice, slice]:
     """Return which examples and rows are measured. Slices with a step need no copy of indices to a device."""
-    limit = max(1, LOGITS // max(1, heads * keys))
-    examples = min(batch, EXAMPLES, max(1, limit // 16))
+    of_a_row = max(1, heads * keys)
+    limit = max(1, LOGITS // of_a_row, min(FEWEST_ROWS, MOST_LOGITS // of_a_row))
+    examples = min(batch, EXAMPLES, max(1, limit // FEWEST_ROWS))
     return _spread(batch, examples), _spread(rows, min(rows, ROWS, max(1, limit // examples)))
 
 

@@ -221,6 +221,32 @@ def test_a_call_that_raises_leaves_nothing_behind(step: int) -> None:
     assert any("blocks.1" in name for name in names)
 
 
+def test_a_call_that_cannot_be_measured_ends_the_probes_of_its_module_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of measuring reaches neither the training nor the log; other modules are measured on."""
+    model = build("function", "torch", "method")
+    blocks = {"blocks.1": RuntimeError("no memory"), "blocks.2": TypeError("no such argument")}
+    measure, fails = attention._ModelCalls._measure, False
+
+    def observe(self: Any, name: str, function: Any, *arguments: Any) -> None:
+        def fail(*_arguments: Any, **_named: Any) -> None:
+            raise blocks[name]
+
+        measure(self, name, fail if fails and name in blocks else function, *arguments)
+
+    monkeypatch.setattr(attention._ModelCalls, "_measure", observe)
+    _, before = train(model, steps=3)
+    assert list_modules(before) == ["blocks.0", "blocks.1", "blocks.2"]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    names: list[str] = []
+    with Recording(model, optimizer) as recording:
+        for step in range(12):
+            fails = step > 1
+            model(torch.randn(3, 10, 6)).sum().backward()
+            optimizer.step()
+            names.extend(recording.log().probes)
+    assert {parsed[1] for name in names if (parsed := parse_metric(name)) and "attention" in parsed[0]} == {"blocks.0"}
+
+
 def test_a_watch_that_is_closed_within_a_call_leaves_nothing_behind() -> None:
     """The mode and all hooks are gone at once, and the call goes on."""
     model = build("function", "module")

@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from gradmedic.torch.probes.attention_logits import (
     EXAMPLES,
-    LOGITS,
+    FEWEST_ROWS,
+    MOST_LOGITS,
     ROWS,
     measure_multi_head,
     measure_scaled_dot_product,
@@ -228,13 +229,14 @@ def test_few_rows_of_a_large_call_are_computed(monkeypatch: pytest.MonkeyPatch) 
         return softmax(scores, dim=dim)
 
     monkeypatch.setattr(functional, "log_softmax", observe)
-    for batch, heads, rows in ((9, 2, 200), (2, 8, 4096), (1, 300, 1000)):
+    for batch, heads, rows in ((9, 2, 200), (2, 8, 4096), (1, 32, 8192), (1, 300, 1000)):
         query = torch.randn(batch, heads, rows, 4)
         assert measure_scaled_dot_product(query, query, query, is_causal=True) is not None
         examples, _, measured_rows, keys = shapes.pop()
         assert examples <= EXAMPLES
         assert measured_rows <= ROWS
-        assert examples * heads * measured_rows * keys <= max(LOGITS, heads * keys)
+        assert examples * heads * measured_rows * keys <= max(MOST_LOGITS, heads * keys)
+        assert examples * measured_rows >= FEWEST_ROWS or heads * keys * FEWEST_ROWS > MOST_LOGITS
     query = torch.zeros(1, 1, 1000, 1)
     query[:, :, -1] = 3.0
     measured = measure_scaled_dot_product(query, query, query, scale=1.0)
