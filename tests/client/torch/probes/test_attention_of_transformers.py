@@ -27,8 +27,9 @@ def build(kind: str, implementation: str) -> torch.nn.Module:
         configuration = transformers.LlamaConfig(**SIZES, num_attention_heads=4, num_key_value_heads=2)
         model_class: Any = transformers.LlamaForCausalLM
     elif kind == "gpt2":
-        ends = {"bos_token_id": 0, "eos_token_id": 1}
-        configuration = transformers.GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=16, **ends)
+        configuration = transformers.GPT2Config(
+            vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=16, bos_token_id=0, eos_token_id=1
+        )
         model_class = transformers.GPT2LMHeadModel
     else:
         configuration = transformers.BertConfig(**SIZES, num_attention_heads=4)
