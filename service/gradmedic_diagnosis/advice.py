@@ -25,7 +25,8 @@ def advise(run: RunEvidence, causes: Sequence[Cause], counts: RepairCounts = REP
 
     A remedy's merit is the chance that it repairs at least one of the causes, times its fit to the run. It takes a
     cause's score times the chance of repair as independent chances. Merits are exact to a tenth at best, so they are
-    compared after rounding; among equal ones the catalogue's order decides.
+    compared after rounding; among equal ones the catalogue's order decides. Where every optimizer divides the gradient
+    by its size, bounds of the gradient stand behind what changes the update itself.
     """
     merits = [
         (row.estimate_fit(run) * _compute_merit(row, causes, counts), row)
@@ -35,7 +36,8 @@ def advise(run: RunEvidence, causes: Sequence[Cause], counts: RepairCounts = REP
     promising = [(merit, row) for merit, row in merits if merit >= MIN_MERIT]
     variants: Counter[str] = Counter()
     chosen: list[RemedyRow] = []
-    for _, row in sorted(promising, key=lambda pair: -round(pair[0], 1)):
+    ranked = [row for _, row in sorted(promising, key=lambda pair: -round(pair[0], 1))]
+    for row in _put_updates_first(ranked) if run.is_optimizer_scale_free else ranked:
         variants[row.id] += 1
         if variants[row.id] <= MAX_VARIANTS:
             chosen.append(row)
@@ -48,6 +50,17 @@ def _compute_merit(row: RemedyRow, causes: Sequence[Cause], counts: RepairCounts
         published = row.chances.get(cause.cause, 0.0)
         chance_of_none *= 1 - cause.score * estimate_repair_chance(published, row.name, cause.cause, counts)
     return 1 - chance_of_none
+
+
+def _put_updates_first(rows: Sequence[RemedyRow]) -> list[RemedyRow]:
+    """Return the rows with bounds of the gradient behind the last row that changes the update."""
+    bounds = [row for row in rows if row.bounds_gradients]
+    others = [row for row in rows if not row.bounds_gradients]
+    last = max((i for i, row in enumerate(others) if row.changes_update), default=-1)
+    if last < 0:
+        return list(rows)
+    position = max(last + 1, rows.index(bounds[0]) if bounds else 0)
+    return [*others[:position], *bounds, *others[position:]]
 
 
 def _write_advice(rank: int, row: RemedyRow, run: RunEvidence) -> Advice:

@@ -15,6 +15,9 @@ from gradmedic_diagnosis.run_evidence import RECTIFIERS, SATURATING, RunEvidence
 
 MIN_RESIDUAL_DEPTH = 4
 """Weight matrices from which residual connections are worth their change of the architecture."""
+INITIALIZATION_WITH_NORMALIZATION = 0.3
+"""Share of its effect that an initialization has in a network with normalization. A judgement: behind a normalization
+the scale of weights does not reach the output (Ioffe and Szegedy 2015, section 3.3)."""
 WARM_START = 0.5
 """A first learning rate below this share of the largest one is a warm-up of the script."""
 CLIPPING_WITHOUT_SCALE = 0.3
@@ -43,6 +46,12 @@ def lacks_clipping(run: RunEvidence) -> bool:
 def estimate_fit_of_clipping(run: RunEvidence) -> float:
     """Return how much clipping can do: little where the optimizer divides by the gradient's size."""
     return CLIPPING_WITHOUT_SCALE if run.is_optimizer_scale_free else 1.0
+
+
+def estimate_fit_of_initialization(run: RunEvidence) -> float:
+    """Return how much other initial weights can do: little where normalization sets the size of signals anyway."""
+    is_rescaled = run.is_normalized and not run.zero_initialized and not run.recurrent
+    return INITIALIZATION_WITH_NORMALIZATION if is_rescaled else 1.0
 
 
 def has_scaled_targets(run: RunEvidence) -> bool:
@@ -152,7 +161,8 @@ def has_residual_branches(run: RunEvidence) -> bool:
 
 def may_get_residual(run: RunEvidence) -> bool:
     """Whether the network is deep enough for residual connections and has none that are known."""
-    return is_feedforward(run) and len(run.path) >= MIN_RESIDUAL_DEPTH and not has_residual_branches(run)
+    has_branches = has_residual_branches(run) or has_attention(run)  # blocks of attention are residual
+    return is_feedforward(run) and len(run.path) >= MIN_RESIDUAL_DEPTH and not has_branches
 
 
 def has_attention(run: RunEvidence) -> bool:

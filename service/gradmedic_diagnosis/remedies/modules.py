@@ -24,6 +24,7 @@ MODULE_ROWS: tuple[RemedyRow, ...] = (
         variant="for its activations",
         choose_parameters=remedy_fit.choose_initialization,
         is_applicable=applicability.can_be_initialized,
+        estimate_fit=applicability.estimate_fit_of_initialization,
     ),
     RemedyRow(
         id="reinitialize",
@@ -34,6 +35,7 @@ MODULE_ROWS: tuple[RemedyRow, ...] = (
         variant="for others",
         choose_parameters=remedy_fit.choose_other_initialization,
         is_applicable=applicability.can_be_initialized,
+        estimate_fit=applicability.estimate_fit_of_initialization,
     ),
     RemedyRow(
         id="replace_activation",

@@ -28,6 +28,10 @@ class RemedyRow:
 
     Our own trials correct it (`repair_counts`).
     """
+    bounds_gradients: bool = False
+    """Whether it bounds the gradient as a whole, which an optimizer that divides by its size hardly notices."""
+    changes_update: bool = False
+    """Whether it changes the update whatever the gradient's size is."""
     reason: str
     cost: str
     """Cost of the remedy: time, signal, exactness, or work."""

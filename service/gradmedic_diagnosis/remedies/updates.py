@@ -11,12 +11,13 @@ SMALL_SCALE_PROXIES = "Wortsman et al. 2024, Small-scale proxies for large-scale
 UPDATE_ROWS: tuple[RemedyRow, ...] = (
     RemedyRow(
         id="clip_grad_norm",
+        bounds_gradients=True,
         chances={
             "missing_clipping": 0.95,
             "long_recurrence": 0.8,
             "learning_rate_too_high": 0.4,
             "unscaled_targets": 0.4,
-            "loss_spike": 0.6,
+            "loss_spike": 0.7,
             "loss_scale_exhausted": 0.4,
             "accumulating_gradients": 0.2,
         },
@@ -29,6 +30,7 @@ UPDATE_ROWS: tuple[RemedyRow, ...] = (
     ),
     RemedyRow(
         id="clip_grad_value",
+        bounds_gradients=True,
         chances={"missing_clipping": 0.6, "long_recurrence": 0.6, "unscaled_inputs": 0.3},
         reason="Bounds every element of the gradient; it also helps where a few elements dominate the norm.",
         cost="Changes the gradient's direction where it acts.",
@@ -39,6 +41,7 @@ UPDATE_ROWS: tuple[RemedyRow, ...] = (
     ),
     RemedyRow(
         id="clip_grad_norm_per_layer",
+        bounds_gradients=True,
         chances={"missing_clipping": 0.55, "long_recurrence": 0.45, "learning_rate_too_high": 0.35},
         reason="Clips each tensor by its own norm, so that one exploding layer does not shrink the other gradients.",
         cost="Changes the balance between layers where it acts.",
@@ -49,6 +52,7 @@ UPDATE_ROWS: tuple[RemedyRow, ...] = (
     ),
     RemedyRow(
         id="adaptive_clip",
+        bounds_gradients=True,
         chances={"missing_clipping": 0.5, "learning_rate_too_high": 0.45, "missing_normalization": 0.3},
         reason="Bounds each row's gradient by a share of that row's own weights, at any scale.",
         cost="A norm per row and step; a second constant to choose.",
@@ -59,6 +63,7 @@ UPDATE_ROWS: tuple[RemedyRow, ...] = (
     ),
     RemedyRow(
         id="scale_learning_rate",
+        changes_update=True,
         chances={
             "learning_rate_too_high": 1.0,
             "learning_rate_jump": 0.75,
@@ -81,6 +86,7 @@ UPDATE_ROWS: tuple[RemedyRow, ...] = (
     ),
     RemedyRow(
         id="warm_up",
+        changes_update=True,
         chances={
             "learning_rate_too_high": 0.55,
             "attention_logit_growth": 0.4,
@@ -97,6 +103,7 @@ UPDATE_ROWS: tuple[RemedyRow, ...] = (
     ),
     RemedyRow(
         id="clip_update",
+        changes_update=True,
         chances={
             "stale_second_moment": 0.9,
             "loss_spike": 0.6,
@@ -111,6 +118,7 @@ UPDATE_ROWS: tuple[RemedyRow, ...] = (
     ),
     RemedyRow(
         id="optimizer_epsilon",
+        changes_update=True,
         chances={"optimizer_epsilon": 0.95, "precision_overflow": 0.3},
         reason="The epsilon must be far below the size of the gradients, and a number that the precision can hold.",
         cost="Smaller ones amplify the noise of parameters that hardly get a gradient.",
@@ -120,6 +128,7 @@ UPDATE_ROWS: tuple[RemedyRow, ...] = (
     ),
     RemedyRow(
         id="beta2",
+        changes_update=True,
         chances={"stale_second_moment": 0.7, "loss_spike": 0.5, "learning_rate_too_high": 0.2},
         reason="The second moment follows the gradients sooner, so that it is out of date for fewer steps.",
         cost="A noisier size of the steps.",
