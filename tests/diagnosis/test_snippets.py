@@ -15,7 +15,7 @@ from gradmedic.torch.remedies import AppliedRemedies
 from gradmedic_diagnosis.snippets import write_snippet
 
 
-def run_snippet(id: str, names: dict[str, Any], **parameters: str) -> dict[str, Any]:
+def run_snippet(id: str, names: dict[str, Any], **parameters: str | float) -> dict[str, Any]:
     """Execute the torch code of a remedy with these names; return all names afterwards."""
     names = {"torch": torch, **names}
     exec(write_snippet(Remedy(id=id, parameters=dict(parameters)), "torch 2.13.0"), names)  # noqa: S102  # it is our own
@@ -165,3 +165,93 @@ def test_inputs() -> None:
     optimizer = torch.optim.SGD(by_rerun.parameters(), lr=0.1)
     AppliedRemedies(by_rerun, optimizer, [Remedy(id="standardize_inputs")])
     torch.testing.assert_close(by_hand(names["x"]), by_rerun(x), rtol=1e-3, atol=1e-3)
+
+
+def test_clipped_updates() -> None:
+    """The snippet's step and a rerun's step move the weights to the same place, spike included."""
+    models = [perceptron(as_written) for _ in range(2)]
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=0.01, betas=(0.9, 0.99)) for model in models]
+    applied = AppliedRemedies(models[1], optimizers[1], [Remedy(id="clip_update", parameters={"threshold": 1.0})])
+    applied.attach_before_measurement()
+    applied.attach_after_measurement()
+    for index in range(12):
+        x = torch.randn(8, 6, generator=torch.Generator().manual_seed(index))
+        for model, optimizer in zip(models, optimizers, strict=True):
+            optimizer.zero_grad()
+            ((100 if index == 10 else 1) * model(x).square().mean()).backward()
+        run_snippet("clip_update", {"model": models[0], "optimizer": optimizers[0]}, threshold=1.0)
+        optimizers[1].step()
+    applied.close()
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_forget_gates() -> None:
+    """Snippet and rerun open the same gates of an LSTM."""
+    torch.manual_seed(0)
+    by_hand = nn.LSTM(6, 4, num_layers=2)
+    by_rerun = nn.LSTM(6, 4, num_layers=2)
+    by_rerun.load_state_dict(by_hand.state_dict())
+    run_snippet("forget_gate_bias", {"model": by_hand}, bias=1.0)
+    optimizer = torch.optim.SGD(by_rerun.parameters(), lr=0.1)
+    AppliedRemedies(by_rerun, optimizer, [Remedy(id="forget_gate_bias", parameters={"bias": 1.0})])
+    for (name, one), other in zip(by_hand.named_parameters(), by_rerun.parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_queries_and_keys() -> None:
+    """The snippet's queries and keys give the attention that a rerun computes."""
+    q, k, v = torch.randn(3, 2, 4, 5, 8).unbind()
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return nn.functional.scaled_dot_product_attention(q * self.scale, k, v)
+
+    names = run_snippet("qk_norm", {"q": q, "k": k})
+    by_hand = nn.functional.scaled_dot_product_attention(names["q"], names["k"], v)
+    model = Attention()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    applied = AppliedRemedies(model, optimizer, [Remedy(id="qk_norm")])
+    torch.testing.assert_close(model(q, k, v), by_hand)
+    applied.close()
+
+
+def test_logits() -> None:
+    """Snippet and rerun bound logits alike, and add the same gradient of the penalty."""
+    target = torch.tensor([0, 1, 1])
+    gradients = {}
+    for id, parameters in (("logit_soft_cap", {"cap": 2.0}), ("z_loss", {"strength": 0.1})):
+        for is_rerun in (False, True):
+            torch.manual_seed(0)
+            model = nn.Linear(6, 2)
+            x = 5 * torch.randn(3, 6)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            applied = AppliedRemedies(
+                model, optimizer, [Remedy(id=id, parameters=dict(parameters))] if is_rerun else []
+            )
+            logits = model(x)
+            if not is_rerun and id == "logit_soft_cap":
+                logits = run_snippet(id, {"logits": logits}, **parameters)["logits"]
+            loss = nn.functional.cross_entropy(logits, target)
+            if not is_rerun and id == "z_loss":
+                loss = run_snippet(id, {"loss": loss, "logits": logits}, **parameters)["loss"]
+            gradients[id, is_rerun] = torch.autograd.grad(loss, model.weight)[0]
+            applied.close()
+        torch.testing.assert_close(gradients[id, False], gradients[id, True])
+
+
+def test_embeddings() -> None:
+    """Snippet and rerun let the same share of the gradient into an embedding."""
+    torch.manual_seed(0)
+    model = nn.Embedding(5, 4)
+    tokens = torch.arange(5)
+    by_hand = run_snippet("embedding_gradient_shrink", {"x": model(tokens)}, share=0.1)["x"]
+    expected = torch.autograd.grad(by_hand.square().sum(), model.weight)[0]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    applied = AppliedRemedies(model, optimizer, [Remedy(id="embedding_gradient_shrink", parameters={"share": 0.1})])
+    torch.testing.assert_close(torch.autograd.grad(model(tokens).square().sum(), model.weight)[0], expected)
+    applied.close()

@@ -24,6 +24,9 @@ from gradmedic.torch.optimizers import read_tensor_attribute
 from gradmedic.torch.remedies.base import NotApplicable
 from gradmedic.torch.remedies.step_remedy import OptimizerContext, StepGradients, StepRemedy
 
+_HIDDEN_CHANGES = frozenset({Target.WEIGHTS, Target.SECOND_MOMENT})
+"""Targets whose change an optimizer's state and settings do not show after a step."""
+
 
 class StepObserver(Protocol):
     """Measures the steps that remedies change."""
@@ -118,7 +121,7 @@ class OptimizerRemedies:
         """
         self._observer = observer
         optimizer = self._get_optimizer()
-        if observer is not None and any(Target.WEIGHTS in remedy.targets for remedy in self._remedies):
+        if observer is not None and any(_HIDDEN_CHANGES & remedy.targets for remedy in self._remedies):
             observer.measure_updates_by_copies(optimizer)
         if self._change_handle is not None:
             self._change_handle.remove()
