@@ -31,6 +31,8 @@ def paths(service: Service) -> dict[str, str]:
         "projects": "/projects",
         "api keys": "/api-keys",
         "problem": "/runs/nonsense",
+        "conditions": "/conditions",
+        "condition": "/conditions/nonfinite_loss",
     }
 
 
@@ -40,7 +42,7 @@ def test_axe_finds_nothing(open_page: Any, service: Service, scheme: str, width:
     page = open_page(service.url, refusals=(404,), color_scheme=scheme, viewport={"width": width, "height": 900})
     for name, path in paths(service).items():
         page.goto(f"{service.url}{path}")
-        if name != "problem":
+        if name not in ("problem", "conditions", "condition"):
             page.wait_for_selector("body[data-ready]")
         for summary in page.locator("main details summary").all()[:4]:
             summary.click()

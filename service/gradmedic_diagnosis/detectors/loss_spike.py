@@ -10,7 +10,7 @@ from gradmedic_diagnosis.detectors.base import Detector, FindingState
 from gradmedic_diagnosis.detectors.step_view import StepView
 
 WINDOW = 128
-"""Losses before a spike that it is compared with, as OLMo-core does (allenai/OLMo-core, `SpikeDetector`)."""
+"""Losses before a spike that it is compared with, as OLMo-core does (allenai/OLMo-core, `SkipStepOptimizer`)."""
 SIGMAS = 6.0
 """Standard deviations above them from which a loss is a spike: OLMo-core's rule. Ours reads the median and the median
 absolute deviation, which earlier spikes do not move."""

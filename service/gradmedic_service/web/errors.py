@@ -19,3 +19,11 @@ class PageNotFound(ServiceError):
     status = 404
     error_code = "page_not_found"
     title = "There is no such page"
+
+
+class ConditionNotFound(ServiceError):
+    """There is no page of a condition with this name."""
+
+    status = 404
+    error_code = "condition_not_found"
+    title = "There is no such condition"

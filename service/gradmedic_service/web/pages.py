@@ -36,7 +36,9 @@ from gradmedic_service.runs import service as runs
 from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.services import services_of
 from gradmedic_service.web.assets import STATIC_PATH, Assets
-from gradmedic_service.web.errors import PageNotFound
+from gradmedic_service.web.conditions import PATH as CONDITIONS_PATH
+from gradmedic_service.web.conditions import Conditions
+from gradmedic_service.web.errors import ConditionNotFound, PageNotFound
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -52,9 +54,10 @@ class Pages:
 
     Args:
         assets: files that the pages link to.
+        conditions: conditions that have a page.
     """
 
-    def __init__(self, assets: Assets) -> None:
+    def __init__(self, assets: Assets, conditions: Conditions) -> None:
         self._environment = Environment(
             loader=PackageLoader("gradmedic_service.web"),
             autoescape=select_autoescape(default=True),
@@ -68,6 +71,7 @@ class Pages:
             review_filters=(*REVIEW_ANSWERS, NO_REVIEW),
             linear_statistics=statistics_drawn(Scale.LINEAR),
             unhealthy_verdicts=UNHEALTHY_VERDICTS,
+            conditions=conditions.names,
         )
 
     def render(self, name: str, principal: Principal | None, status: int = 200, **context: Any) -> HTMLResponse:
@@ -85,7 +89,8 @@ class Pages:
 def add_pages(app: FastAPI) -> None:
     """Add the routes of the pages and their files."""
     assets = Assets()
-    pages = Pages(assets)
+    conditions = Conditions()
+    pages = Pages(assets, conditions)
     # Public: a reader who is not logged in is redirected to the login, whether the page exists or not.
     router = APIRouter(include_in_schema=False, dependencies=[PUBLIC])
 
@@ -119,6 +124,23 @@ def add_pages(app: FastAPI) -> None:
     @router.get("/compare")
     def compare_runs(request: Request) -> Response:
         return _respond(pages, request, lambda principal: pages.render("compare", principal))
+
+    @router.get(CONDITIONS_PATH)
+    def list_conditions(request: Request) -> Response:
+        def render(principal: Principal) -> Response:
+            return pages.render("condition", principal, title="Conditions", text=conditions.find(), is_index=True)
+
+        return _respond(pages, request, render)
+
+    @router.get(CONDITIONS_PATH + "/{name}")
+    def show_condition(request: Request, name: str) -> Response:
+        def render(principal: Principal) -> Response:
+            text = conditions.find(name) if name in conditions.names else None
+            if text is None:
+                raise ConditionNotFound(f"There is no condition {name[:100]}.")
+            return pages.render("condition", principal, title=name, text=text, is_index=False)
+
+        return _respond(pages, request, render)
 
     @router.get("/projects")
     def show_projects(request: Request) -> Response:

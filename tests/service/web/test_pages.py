@@ -12,8 +12,9 @@ from starlette.testclient import TestClient
 from tests.support.played_worker import CLIP, PlayedWorker, rerun, suspect
 
 from gradmedic_service.web.assets import Assets
+from gradmedic_service.web.conditions import Conditions
 
-PAGES = ["/", "/compare", "/reruns", "/projects", "/api-keys", "/login"]
+PAGES = ["/", "/compare", "/reruns", "/projects", "/api-keys", "/login", "/conditions", "/conditions/nonfinite_loss"]
 
 
 def links(page: str) -> list[str]:
@@ -121,3 +122,31 @@ def test_the_address_that_the_client_prints_is_the_page(client: TestClient, crea
     assert answer.status_code == 200
     assert "<h1>sick one</h1>" in answer.text
     assert 'data-verdict="undetermined"' in answer.text
+
+
+def test_every_condition_has_a_page_from_its_document(client: TestClient) -> None:
+    """The index leads to each page; a page has the tables and code of its document, and no link out of the service."""
+    index = client.get("/conditions")
+    names = re.findall(r'<a href="/conditions/([a-z_]+)"', index.text)
+    assert sorted(names) == list(Conditions().names)
+    for name in names:
+        page = client.get(f"/conditions/{name}")
+        assert page.status_code == 200
+        assert f"<code>{name}</code></h1>" in page.text
+        assert "<h2>What to do</h2>" in page.text
+        assert ".md" not in page.text
+    assert '<code class="language-python">' in client.get("/conditions/nonfinite_loss").text
+
+
+def test_an_unknown_condition_is_answered_with_a_page(client: TestClient) -> None:
+    """A name without a page, and the file of the index, are not found."""
+    for name in ("nonsense", "README", "<script>alert(1)"):
+        answer = client.get(f"/conditions/{name}")
+        assert answer.status_code == 404
+        assert "There is no condition" in answer.text
+        assert "<script>alert" not in answer.text
+
+
+def test_findings_lead_to_the_pages_of_conditions(client: TestClient) -> None:
+    """The pages name the conditions that their scripts link to."""
+    assert re.search(r'data-conditions="[a-z_ ]*\bnonfinite_loss\b', client.get("/").text)

@@ -13,6 +13,11 @@ const evidenceList = (numbers) => {
     : null;
 };
 
+const CONDITIONS = new Set(document.body.dataset.conditions.split(" "));
+
+/** Return the words of a finding or cause; they lead to its page, if it has one. */
+const named = (name) => (CONDITIONS.has(name) ? el("a", { href: `/conditions/${name}` }, words(name)) : words(name));
+
 const emptyItem = (text) => el("li", { class: "muted none" }, text);
 
 /** Replace the items of a list; details that are open stay open. */
@@ -67,7 +72,7 @@ export function showCauses(list, diagnosis) {
   replaceItems(list, diagnosis.causes.length ? diagnosis.causes.map((cause) => {
     const meter = el("meter", { min: 0, max: 1, value: cause.score, "aria-label": `Evidence for ${words(cause.cause)}` });
     return el("li", { class: "card", "data-key": cause.cause },
-      el("h3", {}, words(cause.cause), " ", el("span", { class: "score" }, meter, ` ${cause.score.toFixed(2)}`)),
+      el("h3", {}, named(cause.cause), " ", el("span", { class: "score" }, meter, ` ${cause.score.toFixed(2)}`)),
       el("p", {}, cause.explanation), evidenceList(cause.evidence));
   }) : [emptyItem("No cause is known.")]);
 }
@@ -82,7 +87,7 @@ export function showFindings(list, diagnosis, select) {
       return [button, " "];
     });
     return el("li", { class: "card", "data-key": finding.detector },
-      el("h3", {}, words(finding.detector), " ", badge(finding.verdict), " ", el("span", { class: "severity", "data-severity": finding.severity }, finding.severity)),
+      el("h3", {}, named(finding.detector), " ", badge(finding.verdict), " ", el("span", { class: "severity", "data-severity": finding.severity }, finding.severity)),
       el("p", {}, finding.explanation),
       finding.consequence_of ? el("p", { class: "small" }, `A consequence of: ${words(finding.consequence_of)}`) : "",
       el("p", { class: "small" }, "From ", stepButton, finding.resolved_step === null ? `, still present at step ${integer(finding.last_step)}` : `, resolved at step ${integer(finding.resolved_step)}`,
