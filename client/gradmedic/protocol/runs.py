@@ -298,6 +298,9 @@ class RunDetail(RunSummary):
     `gradmedic sync`."""
     review: Review | None = None
     """A user's review of the verdict. Null if there is none."""
+    metrics: list[str] = field(default_factory=list)
+    """Names of the metrics that the run has sent, in the order in which they arrived. Those of probes begin with
+    `gradmedic/`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

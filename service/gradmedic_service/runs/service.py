@@ -252,6 +252,7 @@ def _to_detail(run: models.Run) -> RunDetail:
         notes=run.details.notes,
         config=run.details.config,
         statistics=run.statistics,
+        metrics=run.metrics,
         layers=LAYERS.validate_python(run.details.layers),
         training=TRAINING.validate_python(run.details.training),
         muted_detectors=run.muted_detectors or [],

@@ -45,6 +45,17 @@ def test_a_project_and_layer_names_are_enough(client: TestClient) -> None:
     assert client.get(f"{RUNS}/{run['id']}").json() == run
 
 
+def test_a_run_names_its_metrics(client: TestClient) -> None:
+    """The names of all metrics that were sent, probes among them, are in the order in which they arrived."""
+    run = client.post(RUNS, json={"project": "p", "layers": [{"name": "w"}]}).json()
+    assert run["metrics"] == []
+    for step, names in enumerate((["gradmedic/output_rms/b", "z"], ["a", "z", "gradmedic/output_rms/a"])):
+        body = {"steps": [step], "loss": [1.0], "metrics": {name: [1.0] for name in names}}
+        assert client.post(f"{RUNS}/{run['id']}/steps", json=body).status_code == 200
+    names = client.get(f"{RUNS}/{run['id']}").json()["metrics"]
+    assert names == ["gradmedic/output_rms/b", "z", "a", "gradmedic/output_rms/a"]
+
+
 def test_every_field_is_stored(client: TestClient) -> None:
     """Every field is read back as it was sent, non-finite numbers and any Unicode included."""
     body = {

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.rnn import PackedSequence
 
@@ -213,7 +214,9 @@ def measure_norms_back(module: nn.RNNBase, sequence: Tensor) -> Tensor:
         states = (state, weights[0].new_zeros((module.num_layers * directions, examples, module.hidden_size)))
     # No ones, along which a module may behave in a special way, and no random numbers, which are the script's.
     seed = torch.cos(torch.arange(1, width + 1, device=state.device, dtype=precise)).expand(examples, width)
-    with torch.enable_grad(), torch.autocast(sequence.device.type, enabled=False):
+    # Hooks of its own keep the tensors away from those of the script: checkpointing counts what is saved.
+    keeping = saved_tensors_hooks(Tensor.detach, _give_back)
+    with torch.enable_grad(), torch.autocast(sequence.device.type, enabled=False), keeping:
         leaf = sequence.to(precise).clone().requires_grad_()
         # Training mode, because cuDNN computes no gradient without it; the dropout is 0.
         output = getattr(torch._VF, _FUNCTIONS[module.mode])(
@@ -222,6 +225,10 @@ def measure_norms_back(module: nn.RNNBase, sequence: Tensor) -> Tensor:
         (gradient,) = torch.autograd.grad(output[-1, :, :width], leaf, seed)
     norms: Tensor = torch.linalg.vector_norm(gradient, dim=(1, 2), dtype=_widest(gradient.device))
     return norms
+
+
+def _give_back(saved: Tensor) -> Tensor:
+    return saved
 
 
 def fit_factor(norms: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import { get, readSeries, showError } from "./api.js";
 import { Chart, pointsOf } from "./chart.js";
 import { marksOf, showAdvice, showCauses, showFindings, showHistory, showTried, verifiedRemedies } from "./diagnosis.js";
 import { byId, debounce, el, setText } from "./dom.js";
+import { drawBlocks, drawTime } from "./flow.js";
 import { attentionBadge, badge, integer, isUnhealthy, number, time, words } from "./format.js";
 import { Heatmap } from "./heatmap.js";
 import { arrange } from "./layers.js";
@@ -88,8 +89,12 @@ const charts = {
   weights: new Chart(byId("weights-chart"), { title: "Weights and updates", scale: "log", onSelect }),
   ratio: new Chart(byId("ratio-chart"), { title: "Update-to-weight ratio", scale: "log", onSelect }),
   rate: new Chart(byId("rate-chart"), { title: "Learning rate", scale: "linear", onSelect }),
+  blocks: new Chart(byId("blocks-chart"), {
+    title: "How the gradient travels", scale: "log", unit: "blocks from input to output", describeX: (point) => point.name,
+  }),
+  time: new Chart(byId("time-chart"), { title: "Gradient per time step back", scale: "linear", onSelect }),
 };
-const overSteps = [charts.loss, charts.layer, charts.weights, charts.ratio, charts.rate];
+const overSteps = [charts.loss, charts.layer, charts.weights, charts.ratio, charts.rate, charts.time];
 
 const range = () => ({ from_step: view.from ?? 0, to_step: view.to });
 const series = (query) => readSeries(runId, { ...range(), ...query }, reading?.signal);
@@ -110,7 +115,11 @@ async function refresh() {
     if (view.from === null && table.first.length) shown = { first: table.first[0] };
     shown = { table, points, first: shown?.first ?? 0, ...extent() };
     heatmap.setData(table, view.statistic, view.cell, { from: shown.from, to: shown.to });
-    await Promise.all([drawDepth(), drawSteps(), drawLayer()]);
+    await Promise.all([
+      drawDepth(), drawSteps(), drawLayer(),
+      drawBlocks(byId("blocks-chart"), charts.blocks, run, series, CHART_COLUMNS),
+      drawTime(byId("time-chart"), charts.time, run, series, CHART_COLUMNS, shown),
+    ]);
     document.body.dataset.ready = String(run.revision);
     showError(null);
   } catch (error) {

@@ -169,6 +169,21 @@ def test_half_precision_is_computed_in_float32() -> None:
         assert probe(Reader(cell), x)[FACTOR] == pytest.approx(reference[FACTOR], rel=1e-6)
 
 
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_checkpointed_module_is_measured(use_reentrant: bool) -> None:
+    """The computation of the probe does not count as a part of what is checkpointed."""
+    cell = nn.LSTM(3, 5)
+    x = torch.randn(12, 4, 3, requires_grad=True)
+    reference = float(fit_factor(measure_norms_back(cell, x.detach())))
+    model = nn.ModuleDict({"cell": cell})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with Recording(model, optimizer) as recording:
+        torch.utils.checkpoint.checkpoint(cell, x, use_reentrant=use_reentrant)[0].sum().backward()
+        optimizer.step()
+        assert recording.log().probes[FACTOR] == pytest.approx(reference)
+    assert x.grad is not None
+
+
 def test_training_is_the_same_with_dropout_between_layers() -> None:
     """Weights and random numbers are those of a training that is not watched."""
     results = []
