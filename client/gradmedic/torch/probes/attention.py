@@ -104,10 +104,7 @@ class _ModelCalls:
         """Remove all hooks. Also within a call, of which nothing more is measured then."""
         self._is_over = True
         self._leave()
-        for hook in self._model_hooks:
-            if hook is not None:
-                hook.remove()
-        self._model_hooks.clear()
+        self._remove_model_hooks()
         self._measured.clear()
 
     def finish_step(self) -> Iterator[ProbeValues]:
@@ -115,6 +112,8 @@ class _ModelCalls:
         self._has_measured = False
         if self._thread == threading.get_ident():
             self._leave()  # an interrupt ended the call: hooks of modules are not called then
+        if self._is_over:
+            self._remove_model_hooks()
         if not self._measured:
             return
         measured, self._measured = self._measured, {}
@@ -129,6 +128,12 @@ class _ModelCalls:
                 for probe in ("attention_logit_max", "attention_entropy")
             ]
             yield ProbeValues(tuple(names), start_copy(torch.cat(list(numbers_of.values()))))
+
+    def _remove_model_hooks(self) -> None:
+        for hook in self._model_hooks:
+            if hook is not None:
+                hook.remove()
+        self._model_hooks.clear()
 
     # --- hooks of the model -------------------------------------------------------------------------------------------
 

@@ -197,6 +197,46 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
+def test_a_model_without_attention_is_left_alone_after_two_probes() -> None:
+    """Its hooks of this meter are removed at the end of the second step, and its training goes on without them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Softmax(dim=-1), nn.Linear(5, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Recording(model, optimizer) as recording:
+        hooks = []
+        for _ in range(4):
+            hooks.append(sum(isinstance(hook, attention._Hook) for hook in model._forward_pre_hooks.values()))
+            model(torch.randn(3, 6)).sum().backward()
+            optimizer.step()
+            recording.log()
+    assert hooks == [1, 1, 0, 0]
+
+
+def test_an_interrupt_within_a_call_leaves_nothing_behind() -> None:
+    """Torch calls no hook after an interrupt. What was attached is removed at the end of the step."""
+    model = build("function", "module")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Recording(model, optimizer) as recording:
+        for step in range(4):
+            if step == 2:
+                merge = model.blocks[1].get_submodule("merge")
+                interrupting = merge.register_forward_hook(raise_interrupt)
+                with pytest.raises(KeyboardInterrupt):
+                    model(torch.randn(3, 10, 6))
+                interrupting.remove()
+            else:
+                model(torch.randn(3, 10, 6)).sum().backward()
+            optimizer.step()
+            recording.log()
+            assert torch._C._len_torch_function_stack() == 0
+            assert not any(has_hooks(module) for module in model.blocks.modules())
+
+
+def raise_interrupt(*_: object) -> None:
+    """Do what pressing Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("step", [0, 1, 2])
 def test_a_call_that_raises_leaves_nothing_behind(step: int) -> None:
     """An error in the middle of a probed call passes through; the mode is left, and later calls are measured."""
