@@ -41,13 +41,15 @@ class AccumulatingGradients(Detector):
         return CAUSE_SCORE if self.is_open else 0.0
 
     def observe(self, view: StepView) -> None:
-        """Compare the gradient norm with the first one."""
-        if view.training.carries_gradients is not True or view.row is None or view.is_skipped:
+        """Follow the gradient norm, and report it where gradients are carried over."""
+        if view.row is None or view.is_skipped:
             return
         if 0 < view.gradient_norm < math.inf:
             if math.isnan(self.first_norm):
                 self.first_norm = view.gradient_norm
             self.largest_norm = max(self.largest_norm, view.gradient_norm)
+        if view.training.carries_gradients is not True:
+            return  # it may become known later
         evidence = {}
         if not math.isnan(self.first_norm):
             evidence = {

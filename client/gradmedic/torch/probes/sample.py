@@ -6,7 +6,7 @@ from torch import Tensor
 
 from gradmedic.torch.statistics import local_part
 
-SAMPLE = 16_384
+SAMPLE = 4_096
 """Most elements of one tensor that are looked at. A root mean square of so many is right to 1 % for normal numbers."""
 
 

@@ -17,8 +17,6 @@ from gradmedic.torch.probes.sample import sample_elements
 from gradmedic.torch.statistics import local_part, start_copy
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
-_ELEMENTS = 4_096
-"""Most elements of one layer that are copied."""
 
 
 class UnchangedMeter(ProbeMeter):
@@ -50,7 +48,7 @@ class UnchangedMeter(ProbeMeter):
             self._copies[id(parameter)] = after
             if gradient is None or gradient.layout != torch.strided or before is None or before.shape != after.shape:
                 continue
-            is_touched = sample_elements(gradient, _ELEMENTS) != 0
+            is_touched = sample_elements(gradient) != 0
             is_unchanged = is_touched & (before == after)
             self._counts.append(torch.stack([is_unchanged.sum(), is_touched.sum()]).float())
 
@@ -82,4 +80,4 @@ class UnchangedMeter(ProbeMeter):
 
 
 def _copy_elements(parameter: Tensor) -> Tensor:
-    return sample_elements(parameter, _ELEMENTS).clone()
+    return sample_elements(parameter).clone()
