@@ -111,6 +111,16 @@ def test_a_recurrent_matrix_that_expands_is_blamed_by_its_number() -> None:
         assert ("long_recurrence" in {cause.cause for cause in causes}) == is_blamed
 
 
+def test_causes_with_the_same_evidence_are_told_apart_by_a_rerun() -> None:
+    """A first loss of 10^5 fits unscaled inputs and unscaled targets; the texts name what a rerun can test."""
+    block = run(np.concatenate([1e5 * falling(80), np.full(20, np.nan)]), update=2.0, weight=1.0)
+    causes = find_causes(block)
+    assert causes["unscaled_inputs"].evidence == causes["unscaled_targets"].evidence
+    for name in ("unscaled_inputs", "unscaled_targets"):
+        assert causes[name].explanation.endswith("a rerun can test this one.")
+    assert "a rerun can test" not in causes["learning_rate_too_high"].explanation
+
+
 def test_every_cause_has_a_number() -> None:
     """No cause comes without evidence, except a precision or activation that is known by name."""
     for block in (dying(), dying(update=5.0), run(noisy(2.3, 300), gradient=[[1e-9, 1e-6, 1e-3, 1.0]])):

@@ -7,9 +7,12 @@ judgements of how well the evidence fits the cause.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from gradmedic.protocol.diagnosis import Cause
+from gradmedic.protocol.remedies import REMEDIES
 from gradmedic_diagnosis.causes.cause import make_cause
 from gradmedic_diagnosis.causes.initialization import (
     check_large_initialization,
@@ -41,10 +44,20 @@ from gradmedic_diagnosis.causes.updates import (
     check_learning_rate,
     check_weight_decay,
 )
+from gradmedic_diagnosis.remedies import CATALOGUE
 from gradmedic_diagnosis.run_evidence import RunEvidence
 
 MAX_CAUSES = 5
 """Most causes of one diagnosis."""
+TESTABLE = frozenset(
+    cause
+    for row in CATALOGUE
+    if not REMEDIES[row.id].needs_script
+    for cause, chance in row.chances.items()
+    if chance >= 0.5
+)
+"""Causes that a rerun can test: a remedy that it applies to the unchanged script is likely to repair them."""
+RERUN_NOTE = "Another cause has the same evidence; a rerun can test this one."
 
 _EXPLODING_CHECKS: tuple[Callable[[RunEvidence], Cause | None], ...] = (
     check_learning_rate,
@@ -79,7 +92,18 @@ def find_causes(run: RunEvidence) -> list[Cause]:
     """
     checks = {"exploding": _EXPLODING_CHECKS, "vanishing": _VANISHING_CHECKS}.get(run.verdict, ())
     causes = [*_list_conditions(run), *(cause for check in checks if (cause := check(run)) is not None)]
-    return sorted(causes, key=lambda cause: -cause.score)[:MAX_CAUSES]
+    return _tell_apart(sorted(causes, key=lambda cause: -cause.score)[:MAX_CAUSES])
+
+
+def _tell_apart(causes: Sequence[Cause]) -> list[Cause]:
+    """Add to causes that share a number which of them a rerun can test: those with a remedy that needs no script."""
+    shared = Counter((name, number) for cause in causes for name, number in cause.evidence.items())
+    return [
+        replace(cause, explanation=f"{cause.explanation} {RERUN_NOTE}")
+        if cause.cause in TESTABLE and any(shared[number] > 1 for number in cause.evidence.items())
+        else cause
+        for cause in causes
+    ]
 
 
 def _list_conditions(run: RunEvidence) -> Iterator[Cause]:

@@ -41,8 +41,10 @@ def check_dead_units(run: RunEvidence) -> Cause | None:
     finding = run.find("zero_gradient")
     if finding is None:
         return None
-    text = "Units that are never active pass no gradient at all, so they can never recover."
-    return make_cause("dead_units", 0.75, text, dead_share=finding.evidence.get("dead_share", math.nan))
+    share = finding.evidence.get("dead_share", math.nan)
+    text = "Units that are never active pass no gradient at all, so they can never recover"
+    text += "." if math.isnan(share) else f": {share:.0%} of the weight matrices get none; it should be 0 %."
+    return make_cause("dead_units", 0.75, text, dead_share=share)
 
 
 def check_normalization_is_missing(run: RunEvidence) -> Cause | None:
@@ -50,5 +52,8 @@ def check_normalization_is_missing(run: RunEvidence) -> Cause | None:
     depth = len(run.path)
     if depth < DEEP_NETWORK_DEPTH or run.is_normalized:
         return None
-    text = f"The network has {depth} weight matrices in sequence and no normalization layer."
+    text = (
+        f"The network has {depth} weight matrices in sequence and no normalization layer; fewer than "
+        f"{DEEP_NETWORK_DEPTH} train well without one."
+    )
     return make_cause("missing_normalization", 0.45 + 0.2 * ramp(depth, DEEP_NETWORK_DEPTH, 24), text, layers=depth)

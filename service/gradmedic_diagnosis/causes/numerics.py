@@ -30,7 +30,8 @@ def check_precision_underflow(run: RunEvidence) -> Cause | None:
     if not is_half_precision(run.training) or run.find("zero_gradient") is None:
         return None
     text = "Parameters are in half precision, whose smallest number is 6e-8: smaller gradients become exactly zero."
-    return make_cause("precision_underflow", 0.85, text, loss_scale=run.history.last_loss_scale)
+    numbers = {"loss_scale": run.history.last_loss_scale, "smallest_number": 6e-8}
+    return make_cause("precision_underflow", 0.85, text, **numbers)
 
 
 def check_numerical_instability(run: RunEvidence) -> Cause | None:
@@ -65,5 +66,6 @@ def check_unbounded_activation(run: RunEvidence) -> Cause | None:
     count = sum(activation in UNBOUNDED for activation in run.activations)
     if not count:
         return None
-    text = f"{count} layers end in an activation that grows without bound ({run.activations[0]})."
+    first = next(activation for activation in run.activations if activation in UNBOUNDED)
+    text = f"{count} layers end in {first}, which grows faster than its input; no activation should."
     return make_cause("unbounded_activation", 0.9, text, layers=count)

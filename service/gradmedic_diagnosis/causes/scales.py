@@ -26,7 +26,8 @@ def check_input_scale(run: RunEvidence) -> Cause | None:
             return None
         score = 0.45 + 0.2 * ramp(math.log10(loss), math.log10(LARGE_LOSS), 4.0)
         text = (
-            f"The loss starts at {loss:.3g} with ordinary initial weights: inputs or targets are far from unit scale."
+            f"The loss starts at {loss:.3g} with ordinary initial weights; with standardized inputs and targets it "
+            "starts near 1."
         )
         return make_cause("unscaled_inputs", score, text, first_loss=loss)
     if rms < LARGE_RMS:
@@ -48,7 +49,8 @@ def check_target_scale(run: RunEvidence) -> Cause | None:
         if math.isnan(loss) or loss < LARGE_LOSS or run.initial_signal_decades >= CLEAR_INIT_DECADES:
             return None
         score = 0.4 + 0.2 * ramp(math.log10(loss), math.log10(LARGE_LOSS), 4.0)
-        return make_cause("unscaled_targets", score, f"The loss starts at {loss:.3g}.", first_loss=loss)
+        text = f"The loss starts at {loss:.3g}; with standardized targets it starts near 1."
+        return make_cause("unscaled_targets", score, text, first_loss=loss)
     if rms < LARGE_RMS:
         return None
     score = 0.6 + 0.35 * ramp(math.log10(rms), math.log10(LARGE_RMS), 2.0)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from gradmedic_diagnosis.detectors.base import Detector, FindingState
 from gradmedic_diagnosis.detectors.step_view import StepView
-from gradmedic_diagnosis.loss_progress import BLOW_UP
+from gradmedic_diagnosis.loss_progress import BLOW_UP, RECENT_COUNT
 
 RISE = 3.0
 """Factor by which the rate rises in a jump. The largest stable rate of a network is about the one at which it was
@@ -19,15 +19,17 @@ SETTLED = 3
 """Steps before, and after, that must agree on the rise. Optimizers that take turns have rates that alternate."""
 WATCHED_LOSSES = 50
 """Losses after a jump that may be its consequence."""
-LOSS_RISE = 0.5
-"""Share of its level by which the current loss must rise."""
-LOSS_NOISE = 3.0
-"""It must also rise by this many times the range of the recent losses before the jump."""
+LOST_GAIN = 0.25
+LOST_LEVEL = 0.1
+"""Share of what the run had gained, and of its level, by which the current loss must rise, as for a `worsening` loss.
+It must also rise by the range of the nine losses before the jump, which noise alone does not do to a median."""
 PATIENCE = 200
-"""Losses that a run has to come back: after a warm restart, the loss is high for a part of a cycle (Loshchilov and
-Hutter 2017, section 4), so that until then the finding is a note."""
+"""Losses that a run has to come back to a rate that it was trained with before: after a warm restart, the loss is high
+for a part of a cycle (Loshchilov and Hutter 2017, section 4), so that until then the finding is a note."""
+NEW_RATE_PATIENCE = 20
+"""The same where the rate is higher than any before by the factor of a jump. No restart does that."""
 RECOVERED_SHARE = 0.5
-"""Share of the rise of the loss that must be gone for the run to have come back."""
+"""The run has come back when the loss has risen by less than this share of what makes a finding."""
 FEWEST_LOSSES = 20
 """Losses before a jump that show the level of the loss."""
 CAUSE_SCORE = 0.95
@@ -36,21 +38,25 @@ CAUSE_SCORE = 0.95
 class LearningRateJump(Detector):
     """The rate rises by `RISE` within `SPAN` steps, and soon after it the loss rises far beyond its noise.
 
-    It is a note for as long as the run may come back, as after a warm restart. It is a warning at once if the loss
-    blows up or becomes non-finite. A rate that rises without harm is no finding.
+    It is a note for as long as the run may come back, as after a warm restart, which returns to a rate that the run was
+    trained with before. It is a warning at once if the loss blows up or becomes non-finite. A rate that rises without
+    harm is no finding.
     """
 
     id = "learning_rate_jump"
     verdict = "healthy"
-    stored_keys: ClassVar[Mapping[str, str]] = {"recent": "recent", "jump": "jump"}
+    stored_keys: ClassVar[Mapping[str, str]] = {"recent": "recent", "jump": "jump", "highest_rate": "highest_rate"}
 
     def __init__(self) -> None:
         super().__init__()
         self.recent: list[list[float]] = []
         """Step, rate, level of the loss, and range of the recent losses, of the last steps with a rate."""
         self.jump: dict[str, float] | None = None
-        """The last jump: its `step`, the rate `before` and `after`, `level` and `noise` of the loss, number of `losses`
-        since, and the `peak` of the level since."""
+        """The last jump: its `step`, the rate `before` and `after`, the `level` of the loss and the `rise` that makes a
+        finding, the number of `losses` since, the last of them that was bad (`last_bad`), and how many the run has to
+        come back (`patience`)."""
+        self.highest_rate = 0.0
+        """Highest rate before the recent ones."""
 
     @property
     def cause_score(self) -> float:
@@ -67,7 +73,7 @@ class LearningRateJump(Detector):
         losses = view.progress.recent_losses
         self.recent.append([view.step, view.learning_rate, view.progress.current, max(losses) - min(losses)])
         if len(self.recent) > 2 * SETTLED + SPAN:
-            del self.recent[0]
+            self.highest_rate = max(self.highest_rate, self.recent.pop(0)[1])
         if view.learning_rate > self.recent[0][1] > 0 and self.jump is None:
             self._look_for_jump(view)
 
@@ -81,10 +87,17 @@ class LearningRateJump(Detector):
             before = max(rates[last - SETTLED + 1 : last + 1])
             if len(rates) - SETTLED - last <= SPAN and after >= RISE * before > 0:
                 _, _, level, noise = self.recent[last]
+                gain = view.progress.start - level
                 self.jump = {
-                    "step": self.recent[last + 1][0], "before": before, "after": after,
-                    "level": level, "noise": noise, "losses": 0.0, "peak": level,
-                }  # fmt: skip
+                    "step": self.recent[last + 1][0],
+                    "before": before,
+                    "after": after,
+                    "level": level,
+                    "rise": max(LOST_GAIN * gain, LOST_LEVEL * abs(level), noise),
+                    "losses": 0.0,
+                    "last_bad": 0.0,
+                    "patience": NEW_RATE_PATIENCE if after >= RISE * self.highest_rate else PATIENCE,
+                }
                 self._follow(view, self.jump)
                 return
 
@@ -94,13 +107,15 @@ class LearningRateJump(Detector):
         is_finite = view.loss is not None and math.isfinite(view.loss)
         level = view.progress.current
         rise = level - jump["level"]
-        jump["peak"] = max(jump["peak"], level)
         is_destroyed = not is_finite or view.loss_ratio >= BLOW_UP
-        has_risen = rise >= LOSS_RISE * abs(jump["level"]) and rise >= LOSS_NOISE * jump["noise"]
+        has_risen = rise >= jump["rise"]
+        if is_destroyed or has_risen:
+            jump["last_bad"] = jump["losses"]
         if self.is_open:
-            if is_destroyed or jump["losses"] >= PATIENCE:
+            if is_destroyed or jump["losses"] >= jump["patience"]:
                 self._report(view, jump, "warning")
-            if is_finite and rise <= (1 - RECOVERED_SHARE) * (jump["peak"] - jump["level"]):
+            is_settled = jump["losses"] - jump["last_bad"] >= RECENT_COUNT
+            if is_settled and rise <= RECOVERED_SHARE * jump["rise"]:
                 self.close_finding(view.step)
                 self._forget()
         elif is_destroyed or has_risen:
@@ -122,6 +137,7 @@ class LearningRateJump(Detector):
     def _forget(self) -> None:
         """Drop the jump, and the rates from before it."""
         self.jump = None
+        self.highest_rate = max([self.highest_rate, *(rate for _, rate, _, _ in self.recent)])
         self.recent.clear()
 
     def explain(self, finding: FindingState, layers: Sequence[str]) -> str:

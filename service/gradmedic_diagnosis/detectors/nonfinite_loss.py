@@ -23,6 +23,8 @@ MEMORY = 20
 FINITE_STEPS = 20
 """Consecutive finite losses after which the finding is resolved."""
 CAUSE_SCORE = 0.95
+UNSEEN_INPUT_SCORE = 0.85
+"""The same where it is not known whether the input is finite."""
 HALF_PRECISION_SCORE = 0.7
 """In half precision, the forward pass may overflow at 65504, which is a cause of its own."""
 
@@ -72,7 +74,10 @@ class NonfiniteLoss(Detector):
         """Score of an open finding: nothing else was out of the ordinary."""
         if not self.is_open:
             return 0.0
-        return HALF_PRECISION_SCORE if self.is_half_precision else CAUSE_SCORE
+        if self.is_half_precision:
+            return HALF_PRECISION_SCORE
+        knows_input = self.finding_state is not None and "input_nonfinite_count" in self.finding_state.evidence
+        return CAUSE_SCORE if knows_input else UNSEEN_INPUT_SCORE
 
     def observe(self, view: StepView) -> None:
         """Open the finding at the first non-finite loss after ordinary steps."""
@@ -152,5 +157,7 @@ class NonfiniteLoss(Detector):
             )
         if evidence.get("input_nonfinite_count") == 0:
             text += ", and all elements of the input are finite"
-        where = "the forward pass or the loss has an operation without a finite result"
-        return f"{text}. So {where}: log(0), 0/0, or an exponential of a large number."
+            text += ". So the forward pass or the loss"
+        else:
+            text += ". Check the input, which was not seen; if it is finite, the forward pass or the loss"
+        return f"{text} has an operation without a finite result: log(0), 0/0, or an exponential of a large number."

@@ -36,8 +36,12 @@ def test_a_jump_that_destroys_the_run_is_the_first_cause(value: float) -> None:
 
 
 def test_a_loss_that_stays_high_is_a_warning_after_a_while() -> None:
-    """The loss doubles and does not come back within two hundred losses."""
-    finding = find_condition(with_rate(run(raised(2.0)), rates()), "learning_rate_jump")
+    """The loss doubles at a rate that is higher than any before: a note for twenty losses, then a warning."""
+    block = with_rate(run(raised(2.0)), rates())
+    early = find_condition(block.cut(0, JUMP + 15), "learning_rate_jump")
+    assert early is not None
+    assert early.severity == "note"
+    finding = find_condition(block, "learning_rate_jump")
     assert finding is not None
     assert (finding.severity, finding.resolved_step) == ("warning", None)
     assert "has not come back" in finding.explanation
@@ -45,14 +49,23 @@ def test_a_loss_that_stays_high_is_a_warning_after_a_while() -> None:
 
 def test_a_warm_restart_that_recovers_is_a_note_and_resolved() -> None:
     """After a restart the loss is high for eighty steps: a note, no cause, and resolved when it is back."""
-    block = with_rate(run(raised(2.0, until=JUMP + 80)), rates())
+    restart = np.where(np.arange(STEPS) < 50, 0.1, rates())
+    block = with_rate(run(raised(2.0, until=JUMP + 80)), restart)
     finding = find_condition(block, "learning_rate_jump")
     assert finding is not None
     assert finding.severity == "note"
     assert finding.resolved_step is not None
-    assert JUMP + 80 <= finding.resolved_step <= JUMP + 90
+    assert JUMP + 80 <= finding.resolved_step <= JUMP + 95
     assert diagnose_in_pieces(block).causes == []
     assert diagnose_in_pieces(block).level == "ok"
+
+
+def test_a_restart_that_does_not_recover_is_a_warning_in_the_end() -> None:
+    """A loss that is high for two hundred losses after a restart has not come back."""
+    block = with_rate(run(raised(2.0)), np.where(np.arange(STEPS) < 50, 0.1, rates()))
+    finding = find_condition(block, "learning_rate_jump")
+    assert finding is not None
+    assert finding.severity == "warning"
 
 
 @pytest.mark.parametrize("scheme", ["warm-up", "one cycle", "steps up", "restarts"])

@@ -66,6 +66,9 @@ def test_the_input_is_cleared_or_blamed() -> None:
     assert cleared is not None
     assert cleared.evidence["input_nonfinite_count"] == 0
     assert "all elements of the input are finite" in cleared.explanation
+    unseen = find_condition(run(dying()), "nonfinite_loss")
+    assert unseen is not None
+    assert "Check the input" in unseen.explanation
     assert find_condition(with_probe(run(dying()), "input_nonfinite_count", {BORN: 1.0}), "nonfinite_loss") is None
 
 

@@ -44,6 +44,8 @@ class BatchMeter(ProbeMeter):
         super().__init__(context)
         self._newest: tuple[Tensor, ...] = ()
         """The inputs of the newest call that no operation computed."""
+        self._has_integers = False
+        """Whether the model was called with integers, which are finite."""
         self._inputs: deque[tuple[weakref.ref[Tensor], int]] = deque(maxlen=_MOST_INPUTS)
         """Inputs of the step, with their version: one that has changed since is left out."""
         self._labels: deque[tuple[Tensor, int]] = deque(maxlen=_MOST_LABELS)
@@ -53,7 +55,9 @@ class BatchMeter(ProbeMeter):
 
     def note_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Remember the floating-point tensors that a model is called with."""
-        found = [tensor for value in (*args, *kwargs.values()) for tensor in tensors_in(value) if _is_counted(tensor)]
+        tensors = [tensor for value in (*args, *kwargs.values()) for tensor in tensors_in(value)]
+        found = [tensor for tensor in tensors if _is_counted(tensor)]
+        self._has_integers = self._has_integers or any(not tensor.is_floating_point() for tensor in tensors)
         self._newest = tuple(tensor for tensor in found if tensor.grad_fn is None)
         self._inputs.extend([(weakref.ref(tensor), tensor._version) for tensor in found])
 
@@ -72,6 +76,8 @@ class BatchMeter(ProbeMeter):
         counts = [_count_nonfinite(local_part(tensor.detach())) for tensor in inputs]
         shares = [(local_part(target) == ignored).float().mean() for target, ignored in self._labels]
         is_alone = get_group_size() == 1
+        if self._has_integers and not self._inputs:
+            counts, is_alone = [torch.zeros(())], True
         return [
             *_read_together(INPUT_NONFINITE_COUNT, counts, torch.sum, skips_zero=not is_alone),
             *_read_together(IGNORED_LABEL_SHARE, shares, torch.max),
@@ -81,6 +87,7 @@ class BatchMeter(ProbeMeter):
         """Forget the batch."""
         self._newest = ()
         self._inputs.clear()
+        self._has_integers = False
         self._labels.clear()
         return ()
 

@@ -79,6 +79,13 @@ def test_a_finite_input_of_a_broken_step_is_known_to_be_finite() -> None:
     assert steps[0].metrics[INPUTS] == 0
 
 
+def test_integers_are_finite() -> None:
+    """A language model reads numbers of tokens: its input is known to be finite."""
+    model = nn.Sequential(nn.Embedding(10, 6), perceptron())
+    steps = train([torch.randint(10, (8,))], lambda output: output.mean() * math.nan, model=model)
+    assert steps[0].metrics[INPUTS] == 0
+
+
 def test_a_loss_without_a_step_is_examined() -> None:
     """Also a step is examined whose loss is NaN and whose update the script leaves out."""
     model = perceptron()
