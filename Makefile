@@ -51,6 +51,9 @@ bench-diagnosis: $(READY) ## measure the diagnosis on labelled runs (the first r
 bench-foreign: $(READY) ## measure the diagnosis on trainings of other kinds, recorded at the default sampling (40 minutes)
 	@$(BIN)/python -m benchmarks.foreign_runs
 
+bench-causes: $(READY) ## measure how often the true cause is named on runs with a known one (8 minutes; RACE=1 races the advice)
+	@$(BIN)/python -m benchmarks.causes $(if $(RACE),--race)
+
 bench-busy: $(READY) ## compare the diagnosis of the same trainings on a quiet and on a busy machine (10 minutes)
 	@$(BIN)/python -m benchmarks.busy
 
@@ -90,3 +93,4 @@ clean: ## remove the environment and everything generated
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help install demo serve test test-fast fuzz check check-cuda bench-client bench-diagnosis bench-foreign bench-busy bench-sensitivity bench-ingest bench-query bench-page bench-load bench-faults bench-reruns experiments screenshots clean
+.PHONY: help install demo serve test test-fast fuzz check bench-client bench-diagnosis bench-foreign bench-causes bench-busy bench-sensitivity bench-ingest bench-query bench-page bench-load bench-faults bench-reruns experiments screenshots clean

@@ -2,7 +2,8 @@
 
 The splits `fit`, `tune`, `review` and `heldout` are recorded by our own recorder, at every step. The splits
 `foreign-fit` and `foreign-aside` are recorded through the SDK: `--sampling` is `auto` (its default), `every`, or
-`sparse` (each twentieth step, about as `auto` does in long trainings).
+`sparse` (each twentieth step, about as `auto` does in long trainings). The splits `causes-fit` and `causes-aside` are
+recorded through the SDK at its default sampling.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from benchmarks.corpus.causes.generate import generate_causes
+from benchmarks.corpus.causes.splits import CAUSES_SPLITS
 from benchmarks.corpus.families import SPLITS
 from benchmarks.corpus.foreign.generate import generate_foreign
 from benchmarks.corpus.foreign.recorder import SAMPLINGS
@@ -22,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.corpus")
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("generate", help="make the recordings of a split")
-    command.add_argument("--split", choices=(*SPLITS, *FOREIGN_SPLITS), required=True)
+    command.add_argument("--split", choices=(*SPLITS, *FOREIGN_SPLITS, *CAUSES_SPLITS), required=True)
     command.add_argument("--out", type=Path, required=True)
     command.add_argument("--jobs", type=int, default=1)
     command.add_argument(
@@ -30,7 +33,15 @@ def main() -> None:
     )
     command.add_argument("--sampling", choices=SAMPLINGS, default="auto", help="of the foreign splits")
     arguments = parser.parse_args()
-    if arguments.split in FOREIGN_SPLITS:
+    if arguments.split in CAUSES_SPLITS:
+        generate_causes(
+            arguments.split,
+            arguments.out,
+            jobs=arguments.jobs,
+            only=arguments.only,
+            report=lambda line: print(line, flush=True),
+        )
+    elif arguments.split in FOREIGN_SPLITS:
         generate_foreign(
             arguments.split,
             arguments.out,

@@ -11,6 +11,7 @@ import math
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 
 import gradmedic
-from benchmarks.corpus.foreign.cases import Case, Program
+from benchmarks.corpus.foreign.cases import Case, Program, Settings
 from benchmarks.corpus.foreign.examiner import Examiner, TrainingEndedError
 from benchmarks.corpus.foreign.session import Session
 from gradmedic.protocol.runs import RunCreate
@@ -27,7 +28,7 @@ from gradmedic.protocol.service import MSGPACK_MEDIA_TYPE
 from gradmedic.recording.step import Columns, Step, encode_block
 from gradmedic.upload.journal import Journal, list_sessions
 from gradmedic_diagnosis import Block
-from gradmedic_service.settings import Settings
+from gradmedic_service.settings import Settings as ServiceSettings
 from gradmedic_service.telemetry.decoding import decode_block
 
 LOG_FREQUENCIES: Final[dict[str, int | str]] = {"auto": "auto", "every": 1, "sparse": 20}
@@ -58,20 +59,42 @@ def record(case: Case, program: Program, sampling: str = "auto") -> Recorded:
     Raises:
         ValueError: there is no such sampling.
     """
+    return record_training(
+        case.id,
+        case.settings,
+        lambda run, examiner: program.train(Session(case.settings, run, examiner, case.seed)),
+        sampling,
+    )
+
+
+def record_training(
+    name: str, settings: Settings, train: Callable[[gradmedic.Run, Examiner], None], sampling: str = "auto"
+) -> Recorded:
+    """Train and record.
+
+    Args:
+        name: name of the run.
+        settings: `steps`, and `objective` where the run has one.
+        train: the training. It is given the run and the examiner.
+        sampling: `auto`, `every` or `sparse`.
+
+    Raises:
+        ValueError: there is no such sampling.
+    """
     if sampling not in SAMPLINGS:
         raise ValueError(f"sampling must be one of {', '.join(SAMPLINGS)}; got {sampling!r}")
     started = time.process_time()
     torch.set_num_threads(1)
-    examiner = Examiner(int(case.settings["steps"]))
+    examiner = Examiner(int(settings["steps"]))
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         options: dict[str, Any] = {"log_freq": LOG_FREQUENCIES[sampling]}
-        objective = case.settings.get("objective")
+        objective = settings.get("objective")
         if objective is not None and "objective" in inspect.signature(gradmedic.init).parameters:
             options["objective"] = objective
-        run = gradmedic.init(mode="offline", dir=folder, silent=True, name=case.id, project="foreign", **options)
+        run = gradmedic.init(mode="offline", dir=folder, silent=True, name=name, project="foreign", **options)
         try:
-            program.train(Session(case.settings, run, examiner, case.seed))
+            train(run, examiner)
         except TrainingEndedError:
             pass
         except (ValueError, RuntimeError):
@@ -118,6 +141,6 @@ def read_journal(directory: Path, run_id: Any) -> tuple[RunCreate, Block]:
     steps = [entry for _, entry in entries if isinstance(entry, Step)]
     width = len(description.layers)
     columns = Columns(tuple(description.statistics), np.arange(width, dtype=np.intp), width)
-    limits = Settings().limits()
+    limits = ServiceSettings().limits()
     body = encode_block(steps, columns, max_metrics=limits.max_metrics)
     return description, decode_block(body, MSGPACK_MEDIA_TYPE, limits).fit(description.statistics, [width])

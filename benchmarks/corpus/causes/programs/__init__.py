@@ -1,0 +1,1 @@
+"""The training scripts of the causes corpus, by split."""
