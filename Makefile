@@ -81,6 +81,7 @@ bench-reruns: $(READY) ## rerun failing trainings by our advice, at random and i
 experiments: $(READY) ## try every remedy on every failing training, and sweep clipping; redraws docs/images (30 minutes)
 	@$(BIN)/python -m benchmarks.experiments repairs --pictures docs/images
 	@$(BIN)/python -m benchmarks.experiments clipping --pictures docs/images
+	@$(BIN)/python -m benchmarks.experiments conditions --pictures docs/images
 
 bench-load: $(READY) ## stream 200 runs at once, then four times as many blocks, beside attacks, and 2,000 runs (8 minutes)
 	@$(BIN)/python -m benchmarks.load

@@ -15,13 +15,15 @@ import functools
 import hashlib
 import math
 import multiprocessing
+import os
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+from unittest import mock
 
 import msgspec
 import numpy as np
@@ -32,8 +34,10 @@ from benchmarks.corpus.causes.cases import CauseCase, CauseProgram
 from benchmarks.corpus.causes.generate import digest_of, record_case
 from benchmarks.corpus.causes.splits import CAUSES_SPLITS
 from benchmarks.corpus.foreign.loading import CACHE
+from gradmedic.configuration import Configuration, as_trial
 from gradmedic.exceptions import TrialEnded
 from gradmedic.protocol.encoding import to_json
+from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.remedies import REMEDIES, Remedy
 from gradmedic.protocol.runs import Training
 from gradmedic.trial import SEED_VARIABLE, TRIAL_VARIABLE, TrialInstructions
@@ -112,13 +116,13 @@ def try_remedies(case: CauseCase, program: CauseProgram, remedies: Sequence[Reme
 
 def _run_trial(case: CauseCase, program: CauseProgram, remedies: tuple[Remedy, ...], seed: int, path: Path) -> None:
     """Train with the instructions of a trial in the environment, and write the result."""
-    import os
-
     sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115  # the process ends with this function
     os.environ[SEED_VARIABLE] = str(seed)
+    os.environ["GRADMEDIC_RUN_ID"], os.environ["GRADMEDIC_PROJECT"] = str(new_id()), "races"
     os.environ[TRIAL_VARIABLE] = to_json(TrialInstructions(remedies=list(remedies))).decode()
     try:
-        recorded = record_case(case, program, "every", seed)
+        with mock.patch("gradmedic.initialize.as_trial", _as_offline_trial):
+            recorded = record_case(case, program, "every", seed)
     except TrialEnded as ended:
         result = CauseTrial(
             status="not_applicable", reason=ended.reason, verdict="undetermined", losses=[], skill=-math.inf
@@ -139,6 +143,11 @@ def _run_trial(case: CauseCase, program: CauseProgram, remedies: tuple[Remedy, .
             skill=recorded.skill,
         )
     path.write_bytes(msgspec.msgpack.encode(result))
+
+
+def _as_offline_trial(configuration: Configuration, parameters: Mapping[str, Any]) -> Configuration:
+    """Return the configuration of a trial that writes its journal alone. A worker's trial reports to the service."""
+    return replace(as_trial(configuration, parameters), mode="offline")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

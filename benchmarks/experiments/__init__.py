@@ -5,8 +5,10 @@
 - `evidence`: which remedy repairs which cause in every other configuration. The counts correct the chances of the
   advice.
 
-All keep the results of their trials with those of `make bench-reruns`, and continue after an interruption.
+- `conditions`: one small training for each condition, with a picture of what its finding rests on.
 
-    python -m benchmarks.experiments repairs|clipping [--pictures docs/images]
+All but the last keep the results of their trials with those of `make bench-reruns`, and continue after an interruption.
+
+    python -m benchmarks.experiments repairs|clipping|conditions [--pictures docs/images]
     python -m benchmarks.experiments evidence
 """

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.experiments.clipping import FAMILIES, sweep
+from benchmarks.experiments.conditions import EXAMPLES, find_condition
 from benchmarks.experiments.evidence import gather, published_chances_only
 from benchmarks.experiments.repairs import tabulate, try_all
 from benchmarks.reruns.configurations import CONFIGURATIONS, Configuration
@@ -16,10 +17,13 @@ from benchmarks.reruns.trials import Laboratory, is_failing, laboratory
 def main() -> None:
     """Run the experiment of the arguments."""
     parser = argparse.ArgumentParser(prog="benchmarks.experiments")
-    parser.add_argument("experiment", choices=("evidence", "repairs", "clipping"))
+    parser.add_argument("experiment", choices=("evidence", "repairs", "clipping", "conditions"))
     parser.add_argument("--jobs", type=int, default=2, help="number of trials at a time")
     parser.add_argument("--pictures", type=Path, help="folder to draw the table into")
     arguments = parser.parse_args()
+    if arguments.experiment == "conditions":
+        _conditions(arguments.pictures)
+        return
     if arguments.experiment == "evidence":
         with published_chances_only(), laboratory() as made, ThreadPoolExecutor(arguments.jobs) as pool:
             gather(made, pool)
@@ -38,6 +42,17 @@ def main() -> None:
             _repairs(made, pool, failing, arguments.pictures)
         else:
             _clipping(made, pool, failing, arguments.pictures)
+
+
+def _conditions(pictures: Path | None) -> None:
+    from benchmarks.experiments.pictures import draw_condition
+
+    for condition in EXAMPLES:
+        evidence = find_condition(condition)
+        print(f"{condition}: {'not found' if evidence is None else evidence.finding.explanation}")
+        if evidence is not None and pictures is not None:
+            (pictures / "conditions").mkdir(exist_ok=True)
+            draw_condition(evidence, pictures / "conditions" / f"{condition}.svg")
 
 
 def _repairs(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from benchmarks.cause_races import draw_sample, is_true_in_skill, race, race_sample, try_remedies
 from benchmarks.cause_rules import name_by_autotrainer, name_by_umlaut
 from benchmarks.causes import CauseReading, describe, describe_kinds, list_errors, list_targets, read, score
 from benchmarks.corpus.causes.cases import DIES, FAILS, STALLS, CauseProgram, CausePrograms
@@ -21,6 +22,9 @@ from benchmarks.corpus.causes.set_aside import read_record, set_aside_digest
 from benchmarks.corpus.causes.splits import CAUSES_ASIDE, CAUSES_FIT, CAUSES_SPLITS
 from torch import Tensor, nn
 
+from benchmarks import cause_races
+from gradmedic.protocol.diagnosis import Advice
+from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.runs import Loss
 
 FIT, ASIDE = CAUSES_SPLITS[CAUSES_FIT], CAUSES_SPLITS[CAUSES_ASIDE]
@@ -194,6 +198,70 @@ def test_autotrainer_reads_gradients_where_the_loss_does_not_fall(runs: list[Cau
     fine = next(run for run in runs if run.kind == "twin")
     assert name_by_autotrainer(bad)[:1] == ("missing_clipping",)
     assert name_by_autotrainer(fine) == ()
+
+
+def advise(*remedies: Remedy) -> tuple[Advice, ...]:
+    """Return advice of remedies, in their order."""
+    return tuple(
+        Advice(remedy=remedy, rank=rank, reason="", cost="", snippet="", sources=[])
+        for rank, remedy in enumerate(remedies, start=1)
+    )
+
+
+USELESS = Remedy(id="scale_learning_rate", parameters={"factor": 0.9})
+RIGHT = Remedy(id="scale_learning_rate", parameters={"factor": 1e-4})
+BY_HAND = Remedy(id="stable_loss")
+
+
+def test_the_first_advice_that_holds_on_every_seed_is_verified(
+    runs: list[CauseRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Advices are tried in turn; one that only a script can carry out is left out. Finished trials are kept."""
+    monkeypatch.setattr(cause_races, "RESULTS", tmp_path)
+    case = next(case for case in TINY[0].cases() if case.kind == "rate-too-high")
+    run = next(run for run in runs if run.kind == "rate-too-high")
+    done = race(case, TINY[0], CauseReading(run=run, named=(), advice=advise(BY_HAND, USELESS, RIGHT)))
+    assert done.verified == (False, True)
+    assert done.is_true
+    count = len(list(tmp_path.iterdir()))
+    assert race(case, TINY[0], done.reading).verified == (False, True)
+    assert len(list(tmp_path.iterdir())) == count
+    control, repaired = (try_remedies(case, TINY[0], remedies, 0) for remedies in ((), (RIGHT,)))
+    assert is_true_in_skill(control, repaired)
+    assert not is_true_in_skill(repaired, control)
+
+
+def test_a_remedy_that_does_not_apply_is_a_result(
+    runs: list[CauseRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial ends at once where the SDK cannot apply its remedy."""
+    monkeypatch.setattr(cause_races, "RESULTS", tmp_path)
+    case = next(case for case in TINY[0].cases() if case.kind == "rate-too-high")
+    trial = try_remedies(case, TINY[0], (Remedy(id="add_residual"),), 0)
+    assert trial.status == "not_applicable"
+    assert trial.reason
+    assert trial.losses == []
+
+
+def test_the_sample_is_of_runs_that_a_rerun_can_treat(runs: list[CauseRun]) -> None:
+    """It is the same at each call."""
+    readings = [CauseReading(run=run, named=()) for run in runs]
+    sample = draw_sample(readings, 9)
+    assert {reading.run.kind for reading in sample} == {"nonfinite-input", "rate-too-high"}
+    assert draw_sample(readings, 1) == draw_sample(readings, 1)
+
+
+def test_runs_without_advice_count_in_the_race(
+    runs: list[CauseRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A treatable run whose diagnosis advises nothing is one that was not repaired."""
+    monkeypatch.setattr(cause_races, "RESULTS", tmp_path)
+    monkeypatch.setitem(CAUSES_SPLITS, "tiny", tuple(TINY))
+    targets = race_sample("tiny", [CauseReading(run=run, named=()) for run in runs], 9, 1)
+    assert [(value, is_met) for value, _, is_met in targets] == [
+        ("first advice verified: 0.0%", False),
+        ("one of the first 3 verified: 0.0%", False),
+    ]
 
 
 @pytest.mark.slow
