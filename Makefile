@@ -93,5 +93,4 @@ clean: ## remove the environment and everything generated
 	@rm -rf $(VENV) .gradmedic benchmarks/.cache dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo serve test test-fast fuzz check check-cuda bench-client bench-diagnosis bench-foreign bench-busy bench-sensitivity bench-ingest bench-query bench-page bench-load bench-faults bench-reruns experiments screenshots clean
-.PHONY: help install demo serve test test-fast fuzz check bench-client bench-diagnosis bench-foreign bench-causes bench-busy bench-sensitivity bench-ingest bench-query bench-page bench-load bench-faults bench-reruns experiments screenshots clean
+.PHONY: help install demo serve test test-fast fuzz check check-cuda bench-client bench-diagnosis bench-foreign bench-causes bench-busy bench-sensitivity bench-ingest bench-query bench-page bench-load bench-faults bench-reruns experiments screenshots clean

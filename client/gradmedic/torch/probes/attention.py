@@ -33,6 +33,7 @@ from gradmedic.torch.probes.attention_logits import (
     plain_arithmetic,
 )
 from gradmedic.torch.probes.meter import ProbeContext, ProbeMeter, ProbeValues
+from gradmedic.torch.probes.part_hooks import ProbeHook
 from gradmedic.torch.recorded_code import is_recorded
 from gradmedic.torch.remedies.modules.function_modes import leave_mode
 from gradmedic.torch.statistics import start_copy
@@ -258,6 +259,10 @@ class _ModelCalls:
             self._measured[name] = [*calls, numbers]
 
 
+class _Hook(ProbeHook):
+    """A hook of this meter."""
+
+
 class _ObservingMode(TorchFunctionMode):
     """Passes every call on unchanged, and lets some be measured."""
 
@@ -279,26 +284,6 @@ class _ObservingMode(TorchFunctionMode):
         if id(function) in _MEASURES:
             self._calls.observe(function, args, named)
         return result
-
-
-class _Hook:
-    """A hook of a module. A copy of the module, also a pickled one, gets a hook that does nothing."""
-
-    def __init__(self, function: Callable[..., None]) -> None:
-        self._function = function
-
-    def __call__(self, *arguments: Any) -> None:
-        self._function(*arguments)
-
-    def __reduce__(self) -> tuple[type[_InertHook], tuple[()]]:
-        return _InertHook, ()
-
-
-class _InertHook:
-    """Takes the place of a hook in a copy of the model, and does nothing."""
-
-    def __call__(self, *_arguments: Any) -> None:
-        pass
 
 
 def _name_modules(model: nn.Module, owned: Sequence[OwnedParameter]) -> dict[int, str]:

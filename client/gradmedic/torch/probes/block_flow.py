@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,9 +22,9 @@ from torch import Tensor, nn
 
 from gradmedic.protocol.probes import choose_subjects, name_metric
 from gradmedic.torch.first_batch import tensors_in
-from gradmedic.torch.module_hooks import AttachedHook, attach_forward_hook
 from gradmedic.torch.probes.meter import ProbeContext, ProbeMeter, ProbeValues
 from gradmedic.torch.probes.module_names import name_modules
+from gradmedic.torch.probes.part_hooks import PartHook
 from gradmedic.torch.recorded_code import is_recorded
 from gradmedic.torch.statistics import flatten, local_part, start_copy
 
@@ -48,11 +49,9 @@ class BlockFlow(ProbeMeter):
         self._is_chosen = False
         self._calls: dict[str, int] = {}  # of this step, by block, in the order of the first call
         self._measured: dict[tuple[str, str], list[Tensor]] = {}  # by probe and block
-        self._hooks: dict[str, AttachedHook] = {}
+        self._hooks: dict[str, PartHook] = {}
         for name, module in find_blocks(name_modules(context.models, context.owned)).items():
-            hook = attach_forward_hook(module, _OutputHook(self, name))
-            if hook is not None:
-                self._hooks[name] = hook
+            self._hooks[name] = context.part_hooks.add(module, partial(self.follow, name))
 
     def finish_step(self) -> Sequence[ProbeValues]:
         """Return the probes of the blocks that were called, in the order of the calls."""
@@ -79,7 +78,7 @@ class BlockFlow(ProbeMeter):
         self._measured.clear()
         self._step += 1
 
-    def follow(self, name: str, output: Any) -> None:
+    def follow(self, name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
         """Measure the output of a block, and its gradient later."""
         if is_recorded() or not self.context.schedule.is_probing or not torch.is_grad_enabled():
             return
@@ -111,26 +110,6 @@ class BlockFlow(ProbeMeter):
 
     def _add(self, probe: str, name: str, number: Tensor) -> None:
         self._measured.setdefault((probe, name), []).append(number)
-
-
-class _OutputHook:
-    """Forward hook of one block."""
-
-    def __init__(self, meter: BlockFlow, name: str) -> None:
-        self._meter, self._name = meter, name
-
-    def __call__(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        self._meter.follow(self._name, output)
-
-    def __reduce__(self) -> tuple[type[_InertHook], tuple[()]]:
-        return _InertHook, ()
-
-
-class _InertHook:
-    """Takes the place of a hook in a copy of the model, and does nothing."""
-
-    def __call__(self, _module: nn.Module, _inputs: Any, _output: Any) -> None:
-        pass
 
 
 def find_blocks(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:

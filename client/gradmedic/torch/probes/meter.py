@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from gradmedic.protocol.probes import is_multiplied_by_loss_scale
+from gradmedic.torch.probes.part_hooks import PartHooks
 from gradmedic.torch.probes.schedule import ProbeSchedule
 from gradmedic.torch.statistics import MeasuredArray
 from gradmedic.torch.structure import OwnedParameter
@@ -42,6 +43,8 @@ class ProbeContext:
     owned: Sequence[OwnedParameter]
     """The parameters of the models, with their modules and the names of their layers."""
     schedule: ProbeSchedule
+    part_hooks: PartHooks
+    """Attaches forward hooks to parts of the models."""
     call_safely: Callable[..., None]
     """Calls a function under `no_grad`, counts its time as the cost of probes, and reports its error, which must not
     reach the training. It takes the function and the arguments."""
@@ -50,7 +53,7 @@ class ProbeContext:
 class ProbeMeter(ABC):
     """Measures some probes.
 
-    A meter may attach hooks to models, with `gradmedic.torch.module_hooks`. They act only while
+    A meter may attach hooks to models, and to their parts by `context.part_hooks`. They act only while
     `context.schedule.is_probing` is true, call what they do through `context.call_safely`, and do nothing in code that
     a compiler or tracer records (`is_recorded`). A meter changes no tensor, draws no random number and keeps no graph
     alive.

@@ -15,6 +15,7 @@ from gradmedic.torch.probes.attention import AttentionMeter
 from gradmedic.torch.probes.batch import BatchMeter
 from gradmedic.torch.probes.block_flow import BlockFlow
 from gradmedic.torch.probes.meter import ProbeContext, ProbeMeter, ProbeValues
+from gradmedic.torch.probes.part_hooks import PartHooks
 from gradmedic.torch.probes.router_load import RouterLoad
 from gradmedic.torch.probes.schedule import ProbeSchedule
 from gradmedic.torch.probes.second_moment import SecondMomentMeter
@@ -60,7 +61,8 @@ class Probing:
         self._sampler = sampler
         self._schedule = ProbeSchedule(sampling, sampler.clock)
         self._meters: list[ProbeMeter] = []
-        context = ProbeContext(models, optimizers, owned, self._schedule, self._call_safely)
+        self._part_hooks = PartHooks(models)
+        context = ProbeContext(models, optimizers, owned, self._schedule, self._part_hooks, self._call_safely)
         try:
             for meter in PROBE_METERS:
                 self._meters.append(meter(context))
@@ -99,6 +101,7 @@ class Probing:
         meters, self._meters = self._meters, []
         for meter in meters:
             meter.close()
+        self._part_hooks.close()
 
     def _call_safely(self, function: Callable[..., None], *arguments: Any) -> None:
         """Call a function under `no_grad`, add its time to what probes cost, and turn its error into a warning."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,9 +19,9 @@ from torch import Tensor, nn
 
 from gradmedic.protocol.probes import choose_subjects, name_metric
 from gradmedic.torch.first_batch import tensors_in
-from gradmedic.torch.module_hooks import AttachedHook, attach_forward_hook
 from gradmedic.torch.probes.meter import ProbeContext, ProbeMeter, ProbeValues
 from gradmedic.torch.probes.module_names import name_modules
+from gradmedic.torch.probes.part_hooks import PartHook
 from gradmedic.torch.recorded_code import is_recorded
 from gradmedic.torch.statistics import local_part, start_copy
 from gradmedic.torch.structure import unwrap_model
@@ -38,10 +39,10 @@ class RouterLoad(ProbeMeter):
     def __init__(self, context: ProbeContext) -> None:
         super().__init__(context)
         self._counts: dict[str, list[Tensor]] = {}  # tokens of each expert, by gate
-        self._hooks: list[AttachedHook | None] = []
+        self._hooks: list[PartHook] = []
         modules = name_modules(context.models, context.owned)
         for name, experts in choose_subjects(list(find_gates(context.models, modules).items())):
-            self._hooks.append(attach_forward_hook(modules[name], _GateHook(self, name, experts)))
+            self._hooks.append(context.part_hooks.add(modules[name], partial(self.follow, name, experts)))
 
     def finish_step(self) -> Sequence[ProbeValues]:
         """Return the largest share of each router that was called."""
@@ -61,12 +62,11 @@ class RouterLoad(ProbeMeter):
     def close(self) -> None:
         """Remove the hooks of the gates."""
         for hook in self._hooks:
-            if hook is not None:
-                hook.remove()
+            hook.remove()
         self._hooks.clear()
         self._counts.clear()
 
-    def follow(self, name: str, experts: int, output: Any) -> None:
+    def follow(self, name: str, experts: int, _module: nn.Module, _inputs: Any, output: Any) -> None:
         """Count the tokens of one call of a gate."""
         if is_recorded() or not self.context.schedule.is_probing or not torch.is_grad_enabled():
             return
@@ -81,26 +81,6 @@ class RouterLoad(ProbeMeter):
         tokens = tokens[:: math.ceil(len(tokens) / MOST_TOKENS)]
         chosen = tokens.argmax(-1, keepdim=True) == torch.arange(experts, device=tokens.device)
         self._counts.setdefault(name, []).append(chosen.sum(0).float())
-
-
-class _GateHook:
-    """Forward hook of one gate."""
-
-    def __init__(self, meter: RouterLoad, name: str, experts: int) -> None:
-        self._meter, self._name, self._experts = meter, name, experts
-
-    def __call__(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        self._meter.follow(self._name, self._experts, output)
-
-    def __reduce__(self) -> tuple[type[_InertHook], tuple[()]]:
-        return _InertHook, ()
-
-
-class _InertHook:
-    """Takes the place of a hook in a copy of the model, and does nothing."""
-
-    def __call__(self, _module: nn.Module, _inputs: Any, _output: Any) -> None:
-        pass
 
 
 def find_gates(models: Sequence[nn.Module], modules: Mapping[str, nn.Module]) -> dict[str, int]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,9 +29,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from gradmedic.protocol.probes import choose_subjects, name_metric
 from gradmedic.torch.first_batch import tensors_in
-from gradmedic.torch.module_hooks import AttachedHook, attach_forward_hook
 from gradmedic.torch.probes.meter import ProbeContext, ProbeMeter, ProbeValues
 from gradmedic.torch.probes.module_names import name_modules
+from gradmedic.torch.probes.part_hooks import PartHook
 from gradmedic.torch.recorded_code import is_recorded
 from gradmedic.torch.statistics import flatten, local_part, start_copy
 
@@ -66,14 +67,14 @@ class TimeFlow(ProbeMeter):
         self._step = 0
         self._factors: dict[str, tuple[Tensor, int]] = {}
         self._loops: dict[str, _Loop] = {}
-        self._hooks: list[AttachedHook | None] = []
+        self._hooks: list[PartHook] = []
         modules = name_modules(context.models, context.owned)
         for model in context.models:
             if isinstance(model, (*_SEQUENCES, *_CELLS)):
                 modules.setdefault(type(model).__name__, model)
         recurrent = [name for name, module in modules.items() if isinstance(module, (*_SEQUENCES, *_CELLS))]
         for name in choose_subjects(recurrent):
-            self._hooks.append(attach_forward_hook(modules[name], _CallHook(self, name)))
+            self._hooks.append(context.part_hooks.add(modules[name], partial(self.follow, name)))
 
     def finish_step(self) -> Sequence[ProbeValues]:
         """Return the factor and the length of each recurrent module that was called."""
@@ -99,14 +100,13 @@ class TimeFlow(ProbeMeter):
     def close(self) -> None:
         """Remove the hooks of the modules. Those of states do nothing any more."""
         for hook in self._hooks:
-            if hook is not None:
-                hook.remove()
+            hook.remove()
         self._hooks.clear()
         self._factors.clear()
         self._loops.clear()
         self._step += 1
 
-    def follow(self, module: nn.Module, name: str, inputs: Any, output: Any) -> None:
+    def follow(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         """Measure a call of a recurrent module."""
         if is_recorded() or not self.context.schedule.is_probing or not torch.is_grad_enabled():
             return
@@ -148,26 +148,6 @@ class TimeFlow(ProbeMeter):
         numbers = flatten(gradient)
         norm = torch.linalg.vector_norm(numbers, dtype=_widest(numbers.device))
         loop.norms.setdefault(call, []).append(norm)
-
-
-class _CallHook:
-    """Forward hook of one recurrent module."""
-
-    def __init__(self, meter: TimeFlow, name: str) -> None:
-        self._meter, self._name = meter, name
-
-    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self._meter.follow(module, self._name, inputs, output)
-
-    def __reduce__(self) -> tuple[type[_InertHook], tuple[()]]:
-        return _InertHook, ()
-
-
-class _InertHook:
-    """Takes the place of a hook in a copy of the model, and does nothing."""
-
-    def __call__(self, _module: nn.Module, _inputs: Any, _output: Any) -> None:
-        pass
 
 
 def has_plain_weights(module: nn.RNNBase) -> bool:
