@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,10 @@ from gradmedic.protocol.runs import Layer
 
 SIGMOID_SLOPE = 0.25
 """Largest slope of the logistic sigmoid, at 0; the other activations have a slope of up to 1."""
+
+CLOSED_BRANCH = 0.01
+"""Factor between input and output of a layer below which it closes its branch at the start. LayerScale begins with 1e-5
+or 1e-6 (Touvron et al. 2021), ReZero with 0 (Bachlechner et al. 2021); ordinary initializations with 0.4 or more."""
 
 _GATED_KINDS = ("lstm", "gru", "lstmcell", "grucell")
 
@@ -28,7 +33,9 @@ class Architecture:
     """Square root of the number of elements. It is 1 where the size is unknown, so that an RMS is then a norm."""
     depth_unit: NDArray[np.intp]
     """Number of the stretch of depth that the layer belongs to, in forward order: a residual block is one, since a
-    gradient passes its layers by; so is each layer outside of a block."""
+    gradient passes its layers by; so is each layer outside of a block. It is -1 for a layer that is not compared along
+    depth: one that is not on the path, or in a block whose output starts near zero, as LayerScale and ReZero have it.
+    Gradients are small there by design."""
     is_path: NDArray[np.bool_]
     """Whether the layer lies on the gradient's path through depth: a weight matrix that trains, no embedding."""
     is_input_side: NDArray[np.bool_]
@@ -96,15 +103,25 @@ def _is_forgotten(layer: Layer) -> bool:
 
 
 def _number_depth_units(layers: Sequence[Layer], path: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Return the stretch of depth of each layer `[layer]`; it has a meaning for the layers of the path only."""
-    units = np.zeros(len(layers), dtype=np.intp)
+    """Return the stretch of depth of each layer `[layer]`."""
+    units = np.full(len(layers), -1, dtype=np.intp)
+    closed = {layer.block for layer in layers if layer.block is not None and _starts_near_zero(layer)}
     unit, previous = -1, None
     for i in path:
         block = layers[i].block if layers[i].branch else None
+        if block is not None and block in closed:
+            continue
         if block is None or block != previous:
             unit += 1
         units[i], previous = unit, block
     return units
+
+
+def _starts_near_zero(layer: Layer) -> bool:
+    """Whether a layer of a branch makes the output of the branch almost zero at the start."""
+    if not layer.branch or layer.initial_rms is None or layer.role not in ("gain", "weight"):
+        return False
+    return layer.initial_rms * math.sqrt(layer.fan_in or 1) < CLOSED_BRANCH
 
 
 def _is_plain_recurrent(layer: Layer) -> bool:

@@ -53,14 +53,14 @@ class DepthProfile:
     typical_growth: NDArray[np.float64]
     """`[row]`: median growth of the layers that have one; 0 where none has."""
     depth_gap: NDArray[np.float64]
-    """`[row]`: decades between the strongest weight matrix and the median one of the input-side half.
+    """`[row]`: decades between the strongest stretch of depth and the median one of the input-side half.
 
-    NaN with fewer than two weight matrices.
+    A stretch is a weight matrix, or the strongest one of a residual block. NaN with fewer than two of them.
     """
     depth_growth: NDArray[np.float64]
-    """`[row]`: decades of the strongest weight matrix of the input-side half above the median one of the other half.
+    """`[row]`: decades of the strongest stretch of the input-side half above the median one of the other half.
 
-    NaN with fewer than two weight matrices.
+    NaN with fewer than two of them.
     """
     dead_share: NDArray[np.float64]
     """`[row]`: share of the weight matrices whose gradient is exactly zero."""
@@ -252,11 +252,12 @@ class LayerAverages(Persistent):
                 level[dead] = ZERO_FLOOR
                 dead_share[group_rows] = dead.mean(axis=1)
             if len(layers) >= 2 and architecture.is_path.any():
-                starts = np.flatnonzero(np.diff(architecture.depth_unit[layers], prepend=-1))
-                if len(starts) < len(layers):
-                    level = np.maximum.reduceat(level, starts, axis=1)
+                units = architecture.depth_unit[layers]
+                starts = np.flatnonzero(np.diff(units[units >= 0], prepend=-1))
                 if len(starts) < 2:
                     continue
+                if len(starts) < len(layers):
+                    level = np.maximum.reduceat(level[:, units >= 0], starts, axis=1)
                 half = max(1, len(starts) // 2)
                 depth_gap[group_rows] = level.max(axis=1) - _median_of_rows(level[:, :half])
                 depth_growth[group_rows] = level[:, :half].max(axis=1) - _median_of_rows(level[:, half:])

@@ -99,6 +99,21 @@ def test_growth_counts_only_behind_the_last_normalization() -> None:
     assert signal_decades([large, norm("norm", branch=True), branch, plain]) == pytest.approx(1)
 
 
+@pytest.mark.parametrize(("scale", "verdict"), [(1e-6, "healthy"), (0.0, "healthy"), (1.0, "vanishing")])
+def test_branches_that_start_near_zero_are_no_gap_over_depth(scale: float, verdict: str) -> None:
+    """Where a gain closes the branches at the start, small gradients in them are meant; the main path is compared."""
+    facts: list[dict[str, Any]] = [{"branch": True, "block": f"blocks.{i}"} for i in range(4)]
+    layers = [
+        matrix("stem"),
+        *(matrix(f"blocks.{i}.inner", **facts[i]) for i in range(4)),
+        *(Layer(name=f"blocks.{i}.gamma", role="gain", shape=[WIDTH], initial_rms=scale, **facts[i]) for i in range(4)),
+        matrix("head"),
+    ]
+    gradient = np.array([1.0, *[1e-5] * 8, 1.0])
+    diagnosis = Diagnostician(layers).update(run(noisy(2.3, 300), gradient=gradient, count=10))
+    assert diagnosis.verdict == verdict
+
+
 @pytest.mark.parametrize(("block", "verdict"), [("blocks", "healthy"), (None, "vanishing")])
 def test_a_weak_matrix_on_a_branch_is_no_gap_over_depth(block: str | None, verdict: str) -> None:
     """A block is one place on the main path, with its strongest gradient: others in it may be as small as they like."""

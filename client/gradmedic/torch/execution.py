@@ -56,8 +56,8 @@ def read_execution(
             elif call is not None:
                 places[identity] = (rank, *call)
         uses.update(_complete_from_twins(models[model], forward))
-        for inner in forward.recomputed:
-            uses.update(inner.uses)
+        for inner in forward.recomputed:  # what joins the output of a module with its input may lie behind it, unseen
+            uses.update((parameter, replace(use, branch=use.branch or None)) for parameter, use in inner.uses.items())
     ranks = {identity: rank for rank, model in enumerate(order) for identity in own[model]}
     return Execution(uses=uses, depths=_number(places, owned, ranks), calls=calls)
 

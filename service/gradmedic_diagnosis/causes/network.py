@@ -49,7 +49,7 @@ def check_dead_units(run: RunEvidence) -> Cause | None:
 
 def check_normalization_is_missing(run: RunEvidence) -> Cause | None:
     """Look for a deep network without normalization."""
-    depth = len(run.path)
+    depth = sum(not run.layers[i].branch for i in run.path)  # identity paths pass the others by
     if depth < DEEP_NETWORK_DEPTH or run.is_normalized:
         return None
     text = (
