@@ -91,10 +91,14 @@ class Probing:
     def finish_step(self) -> list[ProbeValues]:
         """Return what was measured since the last call, and begin the next step."""
         values: list[ProbeValues] = []
-        for meter in self._meters:
-            self._call_safely(lambda meter=meter: values.extend(meter.finish_step()))
+        if self._meters:
+            self._call_safely(self._finish_meters, values)
         self._schedule.finish_step()
         return values
+
+    def _finish_meters(self, values: list[ProbeValues]) -> None:
+        for meter in self._meters:
+            values.extend(meter.finish_step())
 
     def close(self) -> None:
         """Remove all hooks."""
