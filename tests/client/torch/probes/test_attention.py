@@ -197,6 +197,20 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
+@pytest.mark.slow
+def test_data_parallel_models_are_measured_and_train_the_same() -> None:
+    """The model inside the wrapper of data parallelism is observed, by the names of its layers."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        watched, probes = train(nn.parallel.DistributedDataParallel(build(*KINDS)))
+        plain, _ = train(nn.parallel.DistributedDataParallel(build(*KINDS)), is_watched=False)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert "blocks.0" in list_modules(probes)
+    assert len(list_modules(probes)) == len(KINDS)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(watched, plain, strict=True))
+
+
 def test_a_model_without_attention_is_left_alone_after_two_probes() -> None:
     """Its hooks of this meter are removed at the end of the second step, and its training goes on without them."""
     torch.manual_seed(0)
@@ -393,6 +407,31 @@ def test_what_is_compiled_is_compiled_once(part: str, monkeypatch: pytest.Monkey
     assert run() == (graphs, [])
     assert graphs > 0
     assert names == (["blocks.1"] if part.startswith("block") else [])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("forget_graphs")
+def test_a_function_that_was_compiled_before_the_watch_is_compiled_once_more() -> None:
+    """Nothing shows that it is compiled. It runs as one graph as before, with the same results."""
+
+    def run(*, is_watched: bool) -> tuple[int, list[Tensor], list[str]]:
+        torch._dynamo.reset()
+        compiler = CompileCounterWithBackend("aot_eager")
+        model = build("function")
+        block: Any = model.blocks[0]
+        project = block.project.forward
+        scale = torch.compile(lambda x: x * torch.rsqrt(x.square().mean() + 1.0), backend=compiler, fullgraph=True)
+        block.project.forward = lambda inputs: scale(project(inputs))
+        model(torch.randn(3, 10, 6)).sum().backward()
+        model.zero_grad()
+        trained, probes = train(model, is_watched=is_watched)
+        return compiler.frame_count, trained, list_modules(probes)
+
+    graphs, watched, names = run(is_watched=True)
+    expected, plain, _ = run(is_watched=False)
+    assert graphs <= expected + 1
+    assert names == ["blocks.0"]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(watched, plain, strict=True))
 
 
 def test_a_scripted_part_is_left_alone() -> None:
