@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import weakref
 from collections.abc import Callable
 
@@ -42,6 +43,7 @@ class CarriedGradients:
     """Follows the gradients of optimizers from one step to the next."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()  # measurements are read on any thread
         self._answer: bool | None = None
         self._is_over = False
         self._steps = 0
@@ -69,17 +71,12 @@ class CarriedGradients:
 
         Any thread may call it.
         """
-        while self._finished and self._answer is None:
-            optimizer, followed = self._finished.pop(0)
-            result = _join_results([gradient.read() for gradient in followed])
-            if result is not None:
-                last, count = self._streaks.get(optimizer, (result, 0))
-                self._streaks[optimizer] = result, count + 1 if last == result else 1
-                decided = [(last, count) for last, count in self._streaks.values() if count >= AGREEING_STEPS]
-                if any(is_carried for is_carried, _ in decided):
-                    self._answer = True
-                elif len(decided) == len(self._streaks):
-                    self._answer = False
+        with self._lock:
+            while self._finished and self._answer is None:
+                optimizer, followed = self._finished.pop(0)
+                result = _join_results([gradient.read() for gradient in followed])
+                if result is not None:
+                    self._add_result(optimizer, result)
         return self._answer
 
     def close(self) -> None:
@@ -89,6 +86,16 @@ class CarriedGradients:
             for gradient in followed:
                 gradient.close()
         self._open.clear()
+
+    def _add_result(self, optimizer: int, is_carried: bool) -> None:
+        """Add the result of a step of one optimizer, and decide if it is the last one that is needed."""
+        last, count = self._streaks.get(optimizer, (is_carried, 0))
+        self._streaks[optimizer] = is_carried, count + 1 if last == is_carried else 1
+        decided = [last for last, count in self._streaks.values() if count >= AGREEING_STEPS]
+        if any(decided):
+            self._answer = True
+        elif len(decided) == len(self._streaks):
+            self._answer = False
 
     def _begin(self, optimizer: torch.optim.Optimizer) -> None:
         candidates = [parameter for parameter in list_all_parameters(optimizer) if _may_be_followed(parameter)]
@@ -148,6 +155,7 @@ class _FollowedGradient:
             self._counts.append(start_copy(torch.count_nonzero(before).reshape(1)))
 
     def close(self) -> None:
+        """Remove the hook, and let go of the old gradient."""
         self._handle.remove()
         self._gradient = self._node = None
 
@@ -175,5 +183,6 @@ def _may_be_followed(parameter: Tensor) -> bool:
 
 
 def _join_results(results: list[bool | None]) -> bool | None:
+    """Return whether any gradient is carried over; None if no result is known."""
     known = [result for result in results if result is not None]
     return any(known) if known else None
