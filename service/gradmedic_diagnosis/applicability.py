@@ -18,6 +18,8 @@ MIN_RESIDUAL_DEPTH = 4
 INITIALIZATION_WITH_NORMALIZATION = 0.3
 """Share of its effect that an initialization has in a network with normalization. A judgement: behind a normalization
 the scale of weights does not reach the output (Ioffe and Szegedy 2015, section 3.3)."""
+EPSILON_UNSEEN = 0.1
+"""Share of its effect that another epsilon has where nothing shows that it matters. A judgement."""
 WARM_START = 0.5
 """A first learning rate below this share of the largest one is a warm-up of the script."""
 CLIPPING_WITHOUT_SCALE = 0.3
@@ -46,6 +48,11 @@ def lacks_clipping(run: RunEvidence) -> bool:
 def estimate_fit_of_clipping(run: RunEvidence) -> float:
     """Return how much clipping can do: little where the optimizer divides by the gradient's size."""
     return CLIPPING_WITHOUT_SCALE if run.is_optimizer_scale_free else 1.0
+
+
+def estimate_fit_of_epsilon(run: RunEvidence) -> float:
+    """Return how much another epsilon can do: little unless it is known to matter, or float16 rounds it to zero."""
+    return 1.0 if "optimizer_epsilon" in run.conditions or has_dtype(run, "float16") else EPSILON_UNSEEN
 
 
 def estimate_fit_of_initialization(run: RunEvidence) -> float:

@@ -43,6 +43,7 @@ def evidence(
     verdict: Any = "exploding",
     layers: tuple[Layer, ...] = PERCEPTRON,
     history: RunHistory | None = None,
+    conditions: dict[str, float] | None = None,
     **training: Any,
 ) -> list[str]:
     """Return the ids of the advice for a run with these causes."""
@@ -55,6 +56,7 @@ def evidence(
         framework="torch 2.13.0",
         averages=averages_of(layers),
         history=history or RunHistory(),
+        conditions=conditions or {},
     )
     found = [
         Cause(cause=name, score=0.9 - 0.05 * i, evidence={"number": 1.0}, explanation="-")
@@ -67,7 +69,7 @@ def evidence(
     ("cause", "first", "given"),
     [
         ("attention_logit_growth", "qk_norm", {"layers": TRANSFORMER}),
-        ("optimizer_epsilon", "optimizer_epsilon", {}),
+        ("optimizer_epsilon", "optimizer_epsilon", {"conditions": {"optimizer_epsilon": 0.9}}),
         ("low_precision_stall", "float32_master_weights", {"parameter_dtype": "bfloat16", "precision": "bfloat16"}),
         ("loss_scale_exhausted", "use_bfloat16", {"precision": "float16", "parameter_dtype": "float32"}),
         ("disconnected_parameters", "connect_parameters", {}),
@@ -193,6 +195,7 @@ def test_the_epsilon_fits_the_precision(dtype: str | None, epsilon: float) -> No
         framework=None,
         averages=averages_of(layers),
         history=RunHistory(),
+        conditions={"optimizer_epsilon": 0.9},
     )
     cause = Cause(cause="optimizer_epsilon", score=0.9, evidence={}, explanation="-")
     (remedy,) = [advice.remedy for advice in advise(run, [cause], {}) if advice.remedy.id == "optimizer_epsilon"]

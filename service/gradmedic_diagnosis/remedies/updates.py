@@ -119,12 +119,13 @@ UPDATE_ROWS: tuple[RemedyRow, ...] = (
     RemedyRow(
         id="optimizer_epsilon",
         changes_update=True,
-        chances={"optimizer_epsilon": 0.95, "precision_overflow": 0.3},
+        chances={"optimizer_epsilon": 0.95, "precision_overflow": 0.7, "numerical_instability": 0.5},
         reason="The epsilon must be far below the size of the gradients, and a number that the precision can hold.",
         cost="Smaller ones amplify the noise of parameters that hardly get a gradient.",
         sources=(SMALL_SCALE_PROXIES,),
         choose_parameters=remedy_fit.choose_epsilon,
         is_applicable=applicability.can_change_epsilon,
+        estimate_fit=applicability.estimate_fit_of_epsilon,
     ),
     RemedyRow(
         id="beta2",

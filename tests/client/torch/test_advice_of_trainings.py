@@ -138,13 +138,13 @@ def test_a_transformer_under_adamw_with_a_high_rate(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.AdamW])
 def test_a_model_in_half_precision(tmp_path: Path, make: Callable[..., Any]) -> None:
-    """For a model whose parameters are float16 no loss scaler is advised: torch's raises."""
+    """A float16 model gets an epsilon that float16 can hold, or float32 weights, but no loss scaler: torch's raises."""
     model = classifier().half()
     optimizer = make(model.parameters(), lr=1e-3)
     diagnosis = train(tmp_path, model, optimizer, classification(model, torch.float16), steps=150)
     found = ids(diagnosis)
     assert diagnosis.verdict == "exploding"
-    assert found[0] == "float32_master_weights"
+    assert {"optimizer_epsilon", "float32_master_weights"} <= set(found[:3])
     assert "scale_loss" not in found
     epsilons = [each.remedy.parameters for each in diagnosis.advice if each.remedy.id == "optimizer_epsilon"]
     assert epsilons == [{"epsilon": 1e-4}]
