@@ -28,12 +28,13 @@ def advise(run: RunEvidence, causes: Sequence[Cause], counts: RepairCounts = REP
     compared after rounding; among equal ones the catalogue's order decides. Where every optimizer divides the gradient
     by its size, bounds of the gradient stand behind what changes the update itself.
     """
-    merits = [
-        (row.estimate_fit(run) * _compute_merit(row, causes, counts), row)
-        for row in CATALOGUE
-        if row.is_applicable(run)
-    ]
-    promising = [(merit, row) for merit, row in merits if merit >= MIN_MERIT]
+    promising: list[tuple[float, RemedyRow]] = []
+    for row in CATALOGUE:
+        merit = _compute_merit(row, causes, counts)
+        if merit >= MIN_MERIT and row.is_applicable(run):  # in this order: the second reads all layers
+            merit *= row.estimate_fit(run)
+            if merit >= MIN_MERIT:
+                promising.append((merit, row))
     variants: Counter[str] = Counter()
     chosen: list[RemedyRow] = []
     ranked = [row for _, row in sorted(promising, key=lambda pair: -round(pair[0], 1))]

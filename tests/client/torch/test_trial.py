@@ -243,3 +243,12 @@ def test_remedies_reach_an_optimizer_inside_a_wrapper(as_trial: Any) -> None:
     run.log(loss=1.0)
     assert run.finish()
     assert float((model.weight.detach() - before).norm()) < 0.0101
+
+
+def test_skipped_steps_are_counted_in_the_report(as_trial: Any) -> None:
+    """The report of a trial has the number of steps that its remedies skipped."""
+    report, _ = as_trial(Remedy(id="skip_nonfinite_steps"), steps=100)
+    run = gradmedic.init()
+    moved = train(run, 40)  # it diverges
+    run.finish()
+    assert json.loads(report.read_text())["skipped_steps"] == sum(distance == 0 for distance in moved) > 0

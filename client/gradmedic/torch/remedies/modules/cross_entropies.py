@@ -120,9 +120,15 @@ class ZLoss(CrossEntropyRemedy):
 class _AddGradient(torch.autograd.Function):
     """Returns its first argument; the gradient goes to both."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, penalty: Tensor) -> Tensor:  # noqa: ARG004
+    def forward(loss: Tensor, penalty: Tensor) -> Tensor:  # noqa: ARG004
         return loss.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG004
