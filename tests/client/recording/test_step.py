@@ -87,3 +87,16 @@ def test_a_step_of_a_journal_is_the_step_that_was_packed() -> None:
 
 def _fields(step: Step) -> dict[str, object]:
     return {field.name: getattr(step, field.name) for field in dataclasses.fields(step) if field.name != "row"}
+
+
+def test_a_step_without_any_gradient_is_known() -> None:
+    """A sampled step whose norms are all zero lacks gradients; one that is not sampled shows nothing."""
+    statistics = ("grad_norm", "weight_norm")
+
+    def step(*norms: float) -> Step:
+        values = np.array([[norm, 1.0] for norm in norms], dtype=np.float32)
+        return Step(number=0, time=0.0, row=Row(statistics, np.arange(len(norms), dtype=np.int32), values))
+
+    assert step(0.0, 0.0).lacks_gradients
+    assert not step(0.0, 1e-30).lacks_gradients
+    assert not Step(number=0, time=0.0).lacks_gradients

@@ -19,6 +19,8 @@ from gradmedic.protocol.probes import name_metric
 from gradmedic.recording.draft import Draft, complete_step
 from gradmedic.recording.step import Step
 from gradmedic.torch import loss_functions
+from gradmedic.torch.probes import batch as probes_of_batch
+from gradmedic.torch.step_measurement import StepMeasurement
 
 INPUTS = name_metric("input_nonfinite_count")
 LABELS = name_metric("ignored_label_share")
@@ -77,6 +79,20 @@ def test_a_finite_input_of_a_broken_step_is_known_to_be_finite() -> None:
     steps = train([batch()], lambda output: (output - output).log().mean() * 0)
     assert not steps[0].is_finite
     assert steps[0].metrics[INPUTS] == 0
+
+
+def test_what_was_counted_on_an_ordinary_step_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device every step is counted, because nobody knows yet whether it is ordinary; only a broken one is sent."""
+    monkeypatch.setattr(StepMeasurement, "may_need_evidence", True)
+    steps = train([batch(), batch(), batch(nonfinite=1)])
+    assert [INPUTS in step.metrics for step in steps] == [False, False, True]
+
+
+def test_other_processes_may_have_a_bad_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where processes train together, a count of zero clears this process alone, and is left out."""
+    monkeypatch.setattr(probes_of_batch, "get_group_size", lambda: 2)
+    assert INPUTS not in train([batch()], lambda output: output.mean() * math.nan)[0].metrics
+    assert train([batch(nonfinite=4)])[0].metrics[INPUTS] == 4
 
 
 def test_integers_are_finite() -> None:
