@@ -200,7 +200,8 @@ def has_hooks(module: nn.Module) -> bool:
 @pytest.mark.slow
 def test_data_parallel_models_are_measured_and_train_the_same() -> None:
     """The model inside the wrapper of data parallelism is observed, by the names of its layers."""
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    store = torch.distributed.HashStore()  # type: ignore[attr-defined]
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         watched, probes = train(nn.parallel.DistributedDataParallel(build(*KINDS)))
         plain, _ = train(nn.parallel.DistributedDataParallel(build(*KINDS)), is_watched=False)
