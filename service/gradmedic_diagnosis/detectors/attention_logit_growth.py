@@ -33,6 +33,8 @@ OPEN_ENTROPY = 0.3
 """Entropy at the start from which on a later collapse is a change."""
 COLLAPSED_SHARE = 0.5
 """More than this share of the measured modules must have collapsed. Single heads that look at one key are common."""
+LEARNED_SHARE = 0.9
+"""A loss that fell by this share of its start has learned its task: that it is flat is no harm. As for `depth_gap`."""
 RISEN_SHARE = 0.1
 """Share of its start by which a loss must be above its lowest level to have risen."""
 
@@ -117,7 +119,8 @@ class AttentionModule:
 class AttentionLogitGrowth(Detector):
     """The largest attention logits grow probe after probe, or most modules' weights collapse while the loss is bad.
 
-    It is a note while the objective improves and the logits are not extreme: a learned task sharpens attention.
+    It is a note while the objective improves, or has been reached: a learned task sharpens attention. Where nothing
+    measures progress, it is a warning if the logits are extreme.
     """
 
     id = "attention_logit_growth"
@@ -172,15 +175,16 @@ class AttentionLogitGrowth(Detector):
             module = self.modules.setdefault(name, AttentionModule())
             module.add(logit, entropies.get(name, math.nan), view.step, has_loss_risen=has_risen)
         is_flat = view.is_stuck and progress.count >= STUCK_PATIENCE
-        is_bad = view.measures_progress and (has_risen or is_flat)
+        is_bad = view.measures_progress and (has_risen or (is_flat and progress.fallen_share < LEARNED_SHARE))
         is_unlearned = view.measures_progress and (has_risen or (is_flat and progress.fallen_share < UNMOVED_SHARE))
         collapsed = [name for name, module in self.modules.items() if module.is_collapsed]
         has_collapsed = is_unlearned and len(collapsed) > COLLAPSED_SHARE * len(self.modules)
         self.collapsed_probes = self.collapsed_probes + 1 if has_collapsed else 0
         suspects = [name for name, module in self.modules.items() if module.is_suspect]
         if suspects:
+            is_unmeasured = progress.count == 0 or not view.measures_progress
             is_extreme = any(self.modules[name].is_extreme for name in suspects)
-            self._report(view, suspects, is_warning=is_extreme or is_bad)
+            self._report(view, suspects, is_warning=is_bad or (is_unmeasured and is_extreme))
         elif self.collapsed_probes >= PERSISTENCE:
             self._report(view, collapsed, is_warning=True)
         else:
@@ -202,7 +206,7 @@ class AttentionLogitGrowth(Detector):
                 "passes no gradient."
             )
         if finding.severity == "note":
-            text += " The objective still improves."
+            text += " No harm is seen so far: the objective improves, has been reached, or is not measured."
         return text
 
     def _report(self, view: StepView, names: Sequence[str], *, is_warning: bool) -> None:

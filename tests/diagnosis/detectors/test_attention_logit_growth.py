@@ -97,18 +97,25 @@ def test_logits_that_grow_while_the_loss_rises_are_the_cause() -> None:
     assert scores[-1] == 0.95
 
 
-def test_logits_that_grow_while_the_task_is_learned_are_a_note() -> None:
-    """High logits of a run that learns are no cause; extreme ones are a warning whatever the loss does."""
-    logits = {"0": grow(1.0, 0.6 * EXTREME)}
-    diagnosis = diagnose(probe(falling(STEPS), logits, {"0": SHARP}))
+@pytest.mark.parametrize("last", [0.6 * EXTREME, 20 * EXTREME])
+@pytest.mark.parametrize("loss", [falling(STEPS), falling(STEPS, half_life=15.0) + 0.01], ids=["learning", "learned"])
+def test_logits_that_grow_while_the_task_is_learned_are_a_note(loss: Series, last: float) -> None:
+    """However large the logits of a run that learns or has learned are, they are no cause."""
+    diagnosis = diagnose(probe(loss, {"0": grow(1.0, last)}, {"0": SHARP}))
     finding = find(diagnosis)
     assert finding is not None
     assert finding.severity == "note"
     assert not diagnosis.causes
     assert diagnosis.level == "ok"
-    finding = find(diagnose(probe(falling(STEPS), {"0": grow(1.0, 20 * EXTREME)}, {"0": SHARP})))
-    assert finding is not None
-    assert finding.severity == "warning"
+
+
+def test_extreme_logits_are_a_warning_where_nothing_measures_progress() -> None:
+    """Without a loss, extreme logits alone decide; high ones stay a note."""
+    for last, severity in ((0.6 * EXTREME, "note"), (20 * EXTREME, "warning")):
+        block = probe(falling(STEPS), {"0": grow(1.0, last)}, {"0": SHARP})
+        finding = find(diagnose(dataclasses.replace(block, series={})))
+        assert finding is not None
+        assert finding.severity == severity
 
 
 @pytest.mark.parametrize(
