@@ -61,7 +61,8 @@ def draw_condition(evidence: Evidence, path: Path) -> None:
     above.plot(evidence.steps, evidence.loss, color="0.3", linewidth=1)
     above.set(ylabel="loss")
     for name, (steps, values) in evidence.lines.items():
-        below.plot(steps, values, linewidth=1, label=name)
+        label = f"{name} (exactly zero)" if len(values) and not values.any() else name
+        below.plot(steps, values, linewidth=1, label=label)
     values = np.concatenate([values for _, values in evidence.lines.values()] or [np.ones(1)])
     finite = values[np.isfinite(values) & (values > 0)]
     if len(finite) and finite.max() > 100 * finite.min():

@@ -62,7 +62,7 @@ def two_clouds(s: CauseSession) -> None:
 
 
 @PROGRAMS.add(
-    fault("adversary", critic_steps=10, saturating=True, name="steps", twin={"steps": 120}),
+    fault("adversary", critic_steps=10, saturating=True, name="steps"),
     fault("adversary", critic_steps=5, saturating=True, name="fewer-steps"),
     lookalike("balanced", critic_steps=2),
     min_skill=0.4,
@@ -88,7 +88,6 @@ def drawn_digits(s: CauseSession) -> None:
 @PROGRAMS.add(
     fault("router", bias=80.0, name="bias"),
     fault("router", router_scale=0.0, bias=1.0, name="blind"),
-    fault("rate-jump", jump=(100, 1000.0), twin={"optimizer": "adam", "lr": 1e-2}),
     lookalike("idle-expert", bias=-30.0),
     min_skill=0.5,
     variants=({"experts": 4}, {"experts": 6}),
@@ -158,7 +157,7 @@ def switched_tokens(s: CauseSession) -> None:
             super().__init__()
             self.gate = nn.Linear(width, experts)
             self.experts = nn.ModuleList(
-                [nn.Sequential(nn.Linear(width, 8), nn.ReLU(), nn.Linear(8, width)) for _ in range(experts)]
+                [nn.Sequential(nn.Linear(width, 4), nn.ReLU(), nn.Linear(4, width)) for _ in range(experts)]
             )
             with torch.no_grad():
                 if s["bias_of"] is not None:
@@ -205,7 +204,6 @@ def switched_tokens(s: CauseSession) -> None:
     fault("no-signal", equal=True),
     fault("log-of-zero", naive=True, lr_factor=10.0),
     fault("rate-too-high-adam", lr_factor=3000.0),
-    fault("kept-gradients", keep_gradients=True, twin={"optimizer": "sgd", "lr": 1.0, "momentum": 0.9}),
     lookalike("entropy-of-policy-falls", steps=350),
     min_skill=0.5,
     variants=({"width": 16}, {"width": 24}),
@@ -243,9 +241,8 @@ def steering(s: CauseSession) -> None:
 @PROGRAMS.add(
     fault("weights-zero", zero=True),
     fault("weights-too-large", spread=30.0, twin={"optimizer": "sgd", "lr": 1.0, "momentum": 0.9}),
-    fault("stale-moment", beta2=0.9999, twin={"beta2": 0.9, "bad_loss": (1, 1e6), "steps": 240}),
     fault(
-        "excessive-decay", weight_decay=5.0, twin={"optimizer": "sgd", "lr": 1.0, "momentum": 0.9, "weight_decay": 1e-5}
+        "excessive-decay", weight_decay=0.5, twin={"optimizer": "sgd", "lr": 1.0, "momentum": 0.9, "weight_decay": 1e-5}
     ),
     fault("epsilon-too-large", eps=10.0),
     fault("unscaled-targets", target_factor=100.0, twin={"optimizer": "sgd", "lr": 1.0, "momentum": 0.9}),
@@ -356,7 +353,7 @@ def communities(s: CauseSession) -> None:
     fault("weights-zero", both_zero=True),
     fault("left-out", leave_out="adapter"),
     fault("detached", detached=True),
-    fault("weights-too-small", tiny=True, twin={"optimizer": "sgd", "lr": 0.5, "momentum": 0.9}),
+    fault("weights-too-small", tiny=True, twin={"optimizer": "sgd", "lr": 0.02, "momentum": 0.9}),
     lookalike("zero-b"),
     lookalike("zero-b-and-decay", optimizer="adamw", weight_decay=0.1),
     min_skill=0.3,

@@ -30,6 +30,7 @@ PROGRAMS: Final = CausePrograms()
     fault("left-out", leave_out="rnn", quiet=True, twin={"steps": 151}),
     fault("rate-jump", jump=(80, 500.0)),
     fault("epsilon-too-large", eps=10.0),
+    fault("stale-moment", beta2=0.9999, twin={"beta2": 0.9, "bad_loss": (1, 1e6)}),
     lookalike("decay-and-clip", clip=0.5, cosine=True),
     lookalike("scaled", scaler=True),
     min_skill=0.12,
@@ -168,10 +169,8 @@ def early_value(s: CauseSession) -> None:
 
 @PROGRAMS.add(
     fault("forgetting", forget=-5.0),
-    fault("forgetting", forget=-3.0, name="milder", twin={"length": 36}),
+    fault("forgetting", forget=-3.0, name="milder", twin={"length": 20}),
     fault("no-signal", mask_loss=True),
-    fault("unscaled-inputs", inputs_factor=3e4, twin={"optimizer": "sgd", "lr": 0.3, "momentum": 0.9}),
-    fault("stale-moment", beta2=0.9999, twin={"beta2": 0.9, "bad_loss": (1, 1e6), "steps": 240}),
     lookalike("long-and-remembered", forget=5.0),
     min_skill=0.5,
     variants=({"hidden": 20}, {"hidden": 32, "clip": 1.0}),
@@ -211,7 +210,6 @@ def key_of_melody(s: CauseSession) -> None:
 
 @PROGRAMS.add(
     fault("forgetting", forget=-5.0),
-    fault("kept-gradients", keep_gradients=True, twin={"optimizer": "sgd", "lr": 0.5, "momentum": 0.9}),
     fault("rate-too-high-adam", lr_factor=500.0),
     fault("nonfinite-input", inf_at=90),
     lookalike("warm-restarts", restarts=60),
@@ -255,7 +253,6 @@ def start_value(s: CauseSession) -> None:
     fault("saturating", activation="sigmoid", extra=8),
     fault("no-grad", no_grad=True),
     fault("half-overflow", precision="autocast", static_scale=2.0**24, twin={"precision": "autocast"}),
-    fault("unbounded", activation="square", extra=5),
     fault(
         "half-underflow",
         precision="autocast",
@@ -312,8 +309,6 @@ def waves(s: CauseSession) -> None:
 
 
 @PROGRAMS.add(
-    fault("attention-logits", query=100.0),
-    fault("rate-too-high-adam", lr_factor=300.0),
     fault("weights-zero", gain=0.0),
     fault("epsilon-too-large", eps=30.0),
     fault("excessive-decay", weight_decay=50.0),
@@ -343,9 +338,6 @@ def marked_token(s: CauseSession) -> None:
                     parameter.requires_grad_(False)
                 self.down, self.up = nn.Linear(width, 4, bias=False), nn.Linear(4, size, bias=False)
                 nn.init.zeros_(self.up.weight)
-            with torch.no_grad():
-                for block in self.encoder.layers:
-                    block.self_attn.in_proj_weight[: 2 * width] *= s.get("query", 1.0)
 
         def forward(self, ids: Tensor, marks: Tensor) -> Any:
             states = self.encoder(self.tokens(ids) + 2 * self.marks(marks))
@@ -421,8 +413,8 @@ def retrieval(s: CauseSession) -> None:
 @PROGRAMS.add(
     fault("attention-logits", scale=1e5),
     fault("no-grad", no_grad=True),
-    fault("softmax-twice", softmax_twice=True, twin={"lr": 1e-3}),
-    fault("log-of-zero", naive=True, lr_factor=2.0),
+    fault("softmax-twice", softmax_twice=True, twin={"steps": 150}),
+    fault("log-of-zero", naive=True, lr_factor=4.0),
     fault("nonfinite-input", nan_at=60),
     lookalike("frozen-patches", freeze="patches"),
     min_skill=0.4,
