@@ -149,7 +149,7 @@ def routed_rings(s: CauseSession) -> None:
 )
 def switched_tokens(s: CauseSession) -> None:
     """Map tokens by a rule of their kind, by a layer of switched experts in a residual stream."""
-    kinds, width, experts = 6, 12, 4
+    kinds, width, experts = 6, 12, 6
     rules = torch.randn(kinds, 4, 2)
 
     class Switch(nn.Module):
@@ -157,7 +157,7 @@ def switched_tokens(s: CauseSession) -> None:
             super().__init__()
             self.gate = nn.Linear(width, experts)
             self.experts = nn.ModuleList(
-                [nn.Sequential(nn.Linear(width, 4), nn.ReLU(), nn.Linear(4, width)) for _ in range(experts)]
+                [nn.Sequential(nn.Linear(width, 2), nn.ReLU(), nn.Linear(2, width)) for _ in range(experts)]
             )
             with torch.no_grad():
                 if s["bias_of"] is not None:
@@ -286,7 +286,7 @@ def factors(s: CauseSession) -> None:
 
 
 @PROGRAMS.add(
-    fault("no-normalization", norm=None),
+    fault("no-normalization", norm=None, twin={"layers": 8}),
     fault("dead-units", bias=-10.0, twin={"norm": None, "layers": 2}),
     fault("saturating", activation="sigmoid", twin={"norm": None, "layers": 7, "residual": False, "he": True}),
     fault("rate-too-high-momentum", lr_factor=100.0),
@@ -353,7 +353,6 @@ def communities(s: CauseSession) -> None:
     fault("weights-zero", both_zero=True),
     fault("left-out", leave_out="adapter"),
     fault("detached", detached=True),
-    fault("weights-too-small", tiny=True, twin={"optimizer": "sgd", "lr": 0.02, "momentum": 0.9}),
     lookalike("zero-b"),
     lookalike("zero-b-and-decay", optimizer="adamw", weight_decay=0.1),
     min_skill=0.3,
@@ -381,8 +380,6 @@ def adapters(s: CauseSession) -> None:
                 self.adapter["b"].weight.zero_()
                 if s.get("both_zero"):
                     self.adapter["a"].weight.zero_()
-                if s.get("tiny"):
-                    self.adapter["a"].weight.mul_(1e-4)
 
         def forward(self, x: Tensor) -> Any:
             x = self.frozen[1](self.frozen[0](x))
@@ -411,7 +408,7 @@ def adapters(s: CauseSession) -> None:
     fault("bfloat16-stall", precision="bfloat16", name="slower", twin={"lr": 3e-4, "steps": 350}),
     fault("epsilon-of-zero", precision="half"),
     fault("rate-too-high-adam", lr_factor=3000.0),
-    fault("unscaled-targets", target_factor=300.0, twin={"optimizer": "sgd", "lr": 2e-2, "momentum": 0.5}),
+    fault("unscaled-targets", target_factor=5000.0, twin={"optimizer": "sgd", "lr": 2e-2, "momentum": 0.5}),
     fault("broadcast", broadcast=True, twin={"lr": 5e-3}),
     fault(
         "half-underflow",

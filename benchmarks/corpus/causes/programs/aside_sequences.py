@@ -30,7 +30,7 @@ PROGRAMS: Final = CausePrograms()
     fault("left-out", leave_out="rnn", quiet=True, twin={"steps": 151}),
     fault("rate-jump", jump=(80, 500.0)),
     fault("epsilon-too-large", eps=10.0),
-    fault("stale-moment", beta2=0.9999, twin={"beta2": 0.9, "bad_loss": (1, 1e6)}),
+    fault("stale-moment", beta2=0.9999, twin={"beta2": 0.9, "bad_loss": (1, 1e4), "steps": 220}),
     lookalike("decay-and-clip", clip=0.5, cosine=True),
     lookalike("scaled", scaler=True),
     min_skill=0.12,
@@ -264,6 +264,7 @@ def start_value(s: CauseSession) -> None:
         norm=None,
         twin={"extra": 10, "norm": "batch", "optimizer": "sgd", "lr": 0.05, "momentum": 0.9},
     ),
+    fault("softmax-twice", softmax_twice=True, twin={"optimizer": "sgd", "lr": 0.02, "momentum": 0.8}),
     lookalike("gradient-noise", batch=6, steps=250),
     lookalike("frozen", freeze="body.0"),
     min_skill=0.5,
@@ -303,7 +304,7 @@ def waves(s: CauseSession) -> None:
 
     def loss_at(step: int) -> Tensor:
         index = torch.randint(1000, (s.batch,))
-        return F.cross_entropy(model(s.corrupt(x[index], step)), kinds[index])
+        return F.cross_entropy(s.logits(model(s.corrupt(x[index], step))), kinds[index])
 
     s.train(model, loss_at)
 
@@ -413,15 +414,14 @@ def retrieval(s: CauseSession) -> None:
 @PROGRAMS.add(
     fault("attention-logits", scale=1e5),
     fault("no-grad", no_grad=True),
-    fault("softmax-twice", softmax_twice=True, twin={"steps": 150}),
-    fault("log-of-zero", naive=True, lr_factor=4.0),
+    fault("log-of-zero", naive=True),
     fault("nonfinite-input", nan_at=60),
     lookalike("frozen-patches", freeze="patches"),
     min_skill=0.4,
     variants=({"width": 24}, {"width": 32, "optimizer": "adam"}),
     steps=160,
     optimizer="adamw",
-    lr=3e-3,
+    lr=1e-2,
     scale=1.0,
 )
 def patches_of_digits(s: CauseSession) -> None:
@@ -454,7 +454,7 @@ def patches_of_digits(s: CauseSession) -> None:
         x, y = data.draw(32)
         out = s.logits(model(s.corrupt(x, step)))
         if s.get("naive"):  # a cross-entropy by hand, at a low temperature
-            return -(F.one_hot(y, 10) * (20 * out).softmax(1).log()).sum(1).mean()
+            return -(F.one_hot(y, 10) * (80 * out).softmax(1).log()).sum(1).mean()
         return F.cross_entropy(out, y)
 
     s.train(model, loss_at)
