@@ -48,38 +48,50 @@ class BatchMeter(ProbeMeter):
         """Whether the model was called with integers, which are finite."""
         self._inputs: deque[tuple[weakref.ref[Tensor], int]] = deque(maxlen=_MOST_INPUTS)
         """Inputs of the step, with their version: one that has changed since is left out."""
-        self._labels: deque[tuple[Tensor, int]] = deque(maxlen=_MOST_LABELS)
-        """Integer targets of the step, with the value that the loss ignores."""
+        self._labels: deque[tuple[Tensor, int, int]] = deque(maxlen=_MOST_LABELS)
+        """Integer targets of the step, with their version and the value that the loss ignores."""
         self._hooks = [_InputHook(model, self.note_inputs) for model in context.models]
         begin_reading_labels(self)
 
     def note_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Remember the floating-point tensors that a model is called with."""
-        tensors = [tensor for value in (*args, *kwargs.values()) for tensor in tensors_in(value)]
+        if len(args) == 1 and not kwargs and type(args[0]) is Tensor:
+            tensors = [args[0]]  # the usual case, and several times faster
+        else:
+            tensors = [tensor for value in (*args, *kwargs.values()) for tensor in tensors_in(value)]
         found = [tensor for tensor in tensors if _is_counted(tensor)]
-        self._has_integers = self._has_integers or any(not tensor.is_floating_point() for tensor in tensors)
-        self._newest = tuple(tensor for tensor in found if tensor.grad_fn is None)
+        self._newest = tuple([tensor for tensor in found if tensor.grad_fn is None])
         self._inputs.extend([(weakref.ref(tensor), tensor._version) for tensor in found])
+        if len(found) < len(tensors):
+            self._has_integers = self._has_integers or any(not tensor.is_floating_point() for tensor in tensors)
 
     def note_labels(self, target: Tensor, ignore_index: int) -> None:
         """Remember the targets of a loss over classes."""
-        if not target.is_floating_point() and target.numel():
-            self._labels.append((target.detach(), ignore_index))
+        if not target.is_floating_point() and target.numel() and not target.is_inference():
+            self._labels.append((target, target._version, ignore_index))
 
     def examine(self) -> Sequence[ProbeValues]:
         """Count the non-finite inputs, and the share of the labels that are ignored: the largest of the step's calls.
 
-        Where other processes train along, their batches may be others: then a count of zero is left out.
+        A count of zero is left out where it does not clear the whole input of the step: other processes have batches of
+        their own, and earlier inputs may be gone.
         """
-        inputs = [tensor for reference, version in self._inputs if (tensor := reference()) is not None
-                  and tensor._version == version]  # fmt: skip
+        inputs = [
+            tensor
+            for reference, version in self._inputs
+            if (tensor := reference()) is not None and tensor._version == version
+        ]
         counts = [_count_nonfinite(local_part(tensor.detach())) for tensor in inputs]
-        shares = [(local_part(target) == ignored).float().mean() for target, ignored in self._labels]
-        is_alone = get_group_size() == 1
+        shares = [
+            (local_part(target) == ignored).float().mean()
+            for target, version, ignored in self._labels
+            if target._version == version
+        ]
+        is_whole = get_group_size() == 1 and len(inputs) == len(self._inputs) < _MOST_INPUTS
         if self._has_integers and not self._inputs:
-            counts, is_alone = [torch.zeros(())], True
+            counts, is_whole = [torch.zeros(())], True
         return [
-            *_read_together(INPUT_NONFINITE_COUNT, counts, torch.sum, skips_zero=not is_alone),
+            *_read_together(INPUT_NONFINITE_COUNT, counts, torch.sum, skips_zero=not is_whole),
             *_read_together(IGNORED_LABEL_SHARE, shares, torch.max),
         ]
 

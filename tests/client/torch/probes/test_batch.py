@@ -123,6 +123,17 @@ def test_an_input_that_the_script_changed_since_is_left_out() -> None:
         assert INPUTS not in log(recording, loss.item() * math.nan).metrics
 
 
+def test_a_batch_that_is_gone_is_not_cleared() -> None:
+    """Of two batches of a step, the first is gone: a finite second one does not show that both were finite."""
+    model = perceptron()
+    with Recording(model, torch.optim.SGD(model.parameters(), lr=0.01)) as recording:
+        for _ in range(2):
+            model(batch()).sum().backward()
+        assert INPUTS not in log(recording, math.nan).metrics
+        model(batch()).sum().backward()
+        assert log(recording, math.nan).metrics[INPUTS] == 0
+
+
 def test_nothing_is_kept_of_a_batch_beyond_its_step() -> None:
     """The newest batch lives until the step ends; what an operation computed, and its graph, do not live for us."""
     model = perceptron()
