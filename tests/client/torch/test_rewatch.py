@@ -156,7 +156,7 @@ def test_a_model_is_watched_by_its_newest_run() -> None:
         first.watch(model, optimizer)
         hooks = count_hooks(model, optimizer)
         second.watch(torch.nn.DataParallel(model), optimizer)
-        assert count_hooks(model, optimizer) == hooks - 4  # four of them are hooks of the wrapper
+        assert count_hooks(model, optimizer) == hooks - 5  # five of them are hooks of the wrapper
         assert not first._instrumentations
         first.log(1.0)
 
