@@ -11,9 +11,10 @@ import torch
 from tests.client.torch.recording import Recording
 from tests.client.torch.watched_models import backward, perceptron
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradmedic.protocol.probes import MAX_SUBJECTS, name_metric
-from gradmedic.torch.probes import sample
+from gradmedic.torch.probes import sample, second_moment
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_warning")
 
@@ -108,3 +109,28 @@ def test_optimizers_without_such_a_moment_have_no_probe(make: Callable[..., torc
         backward(model)
         optimizer.step()
         assert not recording.log().probes
+
+
+class NoReading(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Fails if a number is read from a tensor, for which a device would be waited for."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation that reads nothing."""
+        del types
+        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_number_is_read_while_it_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the step in a tensor of a device, as capturable and fused steps have it, all is computed there."""
+    monkeypatch.setattr(
+        second_moment, "read_number", lambda number: None if isinstance(number, torch.Tensor) else float(number)
+    )
+    parameter = nn.Parameter(torch.randn(300, 300))
+    optimizer = torch.optim.Adam([parameter])
+    parameter.grad = torch.randn(300, 300)
+    optimizer.step()
+    with torch.no_grad(), NoReading():  # type: ignore[no-untyped-call]
+        numbers = second_moment._measure_layer(optimizer.param_groups[0], optimizer.state[parameter], parameter.grad)
+    assert numbers is not None
+    assert numbers.tolist() == pytest.approx([1.0, 0.0], rel=1e-4)
