@@ -75,11 +75,14 @@ class OptimizerEpsilon(Detector):
         shares = view.probes.get("epsilon_share")
         if shares:
             self.had_zero_root = self.had_zero_root or any(share > 0 for share in shares.values())
-        if view.has_nonfinite_weights or view.update_ratio >= DESTROYING_UPDATE:
-            if not self.is_destroyed and view.nonfinite_count == 0:
+        if self.is_destroyed:
+            return
+        # Against weights that start at zero, any update is infinitely large.
+        if view.has_nonfinite_weights or DESTROYING_UPDATE <= view.update_ratio < math.inf:
+            if view.nonfinite_count == 0:
                 self._find_zero_epsilon(view)
-            self.is_destroyed = True
-        elif shares and not self.is_destroyed:
+            self.is_destroyed = view.has_nonfinite_weights or (self.is_open and self.is_fault)
+        if shares and not self.is_destroyed:
             self._look_for_swallowed_updates(view, shares)
 
     def _find_zero_epsilon(self, view: StepView) -> None:

@@ -56,6 +56,15 @@ def test_what_epsilon_does_not_swallow_is_not_found() -> None:
     assert find(probed([0, 0, 0, 0, 0.2, 0.9, 0.9, 0.9], falling(STEPS))) is None
 
 
+def test_weights_that_start_at_zero_hide_nothing() -> None:
+    """The first update is infinitely large against them, and the next ones are swallowed all the same."""
+    weight = np.full((STEPS, 4), 10.0)
+    weight[0] = 0.0
+    finding = find(probed(0.9, weight=weight))
+    assert finding is not None
+    assert finding.severity == "warning"
+
+
 def test_gradients_that_vanish_on_their_way_are_no_fault_of_epsilon() -> None:
     """Where the input side has gradients a thousand times smaller than the output side, that is the reason."""
     assert find(probed(0.9, gradient=[1e-9, 1e-9, 1e-8, 1e-4])) is None
