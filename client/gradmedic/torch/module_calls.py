@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradmedic.torch.module_hooks import AttachedHook, attach_forward_hook, attach_forward_pre_hook
+from gradmedic.torch.module_hooks import AttachedHook, attach_forward_hook, attach_forward_pre_hook, list_fast_parts
 from gradmedic.torch.recorded_code import is_recorded
 
 _MOST_CALLS = 20_000
@@ -40,7 +40,10 @@ class ModuleCalls:
         self._model = 0 if model is None else id(model)
         self._known: set[int] = set()
         self._hooks: list[AttachedHook | None] = []
+        fast = set() if model is None else list_fast_parts(model)
         for module in () if model is None else model.modules():
+            if id(module) in fast and module is not model:
+                continue
             self._known.add(id(module))
             self._hooks.append(attach_forward_pre_hook(module, self.begin_call))
             self._hooks.append(attach_forward_hook(module, self.end_call))

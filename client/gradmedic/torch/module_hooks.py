@@ -16,6 +16,9 @@ from torch.jit import _recursive
 from torch.jit._script import RecursiveScriptModule
 from torch.utils.hooks import RemovableHandle
 
+FAST_PATH_MODULES = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+"""Modules that compute differently in `eval()` while they or their parts have hooks."""
+
 _attached: dict[int, AttachedHook] = {}
 """All attached hooks by the id of the hook's handle."""
 _originals: list[Callable[..., Any]] = []
@@ -38,6 +41,15 @@ class AttachedHook:
         _attached.pop(self._handle.id, None)
         if not _attached and _originals:
             _recursive.create_script_module = _originals.pop()
+
+
+def list_fast_parts(model: nn.Module) -> set[int]:
+    """Return the ids of the modules in a model whose hooks would change what is computed, and of their parts.
+
+    In `eval()`, torch computes these by a faster path with kernels of its own, unless there is a hook.
+    """
+    fast = (module for module in model.modules() if isinstance(module, FAST_PATH_MODULES) and not module.training)
+    return {id(part) for module in fast for part in module.modules()}
 
 
 def attach_forward_hook(

@@ -25,7 +25,12 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from gradmedic.protocol.probes import choose_subjects, name_metric
-from gradmedic.torch.module_hooks import AttachedHook, attach_forward_hook, attach_forward_pre_hook
+from gradmedic.torch.module_hooks import (
+    FAST_PATH_MODULES,
+    AttachedHook,
+    attach_forward_hook,
+    attach_forward_pre_hook,
+)
 from gradmedic.torch.probes.attention_logits import (
     measure_multi_head,
     measure_scaled_dot_product,
@@ -52,8 +57,6 @@ _MEASURES: Mapping[int, Callable[..., Tensor | None]] = MappingProxyType({
     id(Tensor.softmax): measure_softmax,
 })  # fmt: skip
 """What measures a call of a function that computes attention weights, by the id of the function."""
-_HAS_FAST_PATH = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
-"""Modules that compute differently in `eval()` while a function mode or a hook is there."""
 _TRANSPARENT = (nn.ModuleList, nn.ModuleDict)
 """Modules that are never called."""
 
@@ -312,7 +315,7 @@ def _may_differ(module: nn.Module) -> bool:
     return (
         isinstance(module, torch.jit.ScriptModule)
         or _is_compiled(module)
-        or (isinstance(module, _HAS_FAST_PATH) and not module.training)
+        or (isinstance(module, FAST_PATH_MODULES) and not module.training)
     )
 
 

@@ -1,8 +1,8 @@
-"""Forward hooks of parts of models, which are there only while the models train.
+"""Forward hooks of parts of models, which are there only while model and part train.
 
 In `eval()`, torch computes some modules, such as those of a transformer's encoder, by a faster path if they have no
-hooks. So the hooks of the parts of a model are removed when the model is called in `eval()`, and attached again when it
-is called in `train()`. Neither a compiler nor a tracer sees that.
+hooks. So when a model is called, the hooks of its parts are removed if the model or the part is in `eval()`, and
+attached if both are in `train()`. Neither a compiler nor a tracer sees that.
 """
 
 from __future__ import annotations
@@ -46,21 +46,23 @@ class PartHook:
         self._attached: AttachedHook | None = None
         self._is_removed = False
 
-    def attach(self) -> None:
-        """Attach the hook, unless it is or was removed for good."""
-        if self._attached is None and not self._is_removed:
+    def follow_mode(self, *, is_model_training: bool) -> None:
+        """Attach the hook if model and part train, else detach it."""
+        should_attach = is_model_training and self._module.training and not self._is_removed
+        if should_attach and self._attached is None:
             self._attached = attach_forward_hook(self._module, self._hook)
-
-    def detach(self) -> None:
-        """Detach the hook for some time."""
-        if self._attached is not None:
-            self._attached.remove()
-            self._attached = None
+        elif not should_attach:
+            self._detach()
 
     def remove(self) -> None:
         """Detach the hook for good."""
         self._is_removed = True
-        self.detach()
+        self._detach()
+
+    def _detach(self) -> None:
+        if self._attached is not None:
+            self._attached.remove()
+            self._attached = None
 
 
 class PartHooks:
@@ -73,7 +75,6 @@ class PartHooks:
     def __init__(self, models: Sequence[nn.Module]) -> None:
         self._models = [unwrap_model(model)[0] for model in models]
         self._hooks: dict[int, list[PartHook]] = {id(model): [] for model in self._models}
-        self._is_training = {id(model): model.training for model in self._models}
         self._model_hooks: list[AttachedHook | None] = []
 
     def add(self, part: nn.Module, function: Callable[..., None]) -> PartHook:
@@ -83,8 +84,7 @@ class PartHooks:
         hook = PartHook(part, function)
         owner = next(model for model in self._models if any(module is part for module in model.modules()))
         self._hooks[id(owner)].append(hook)
-        if self._is_training[id(owner)]:
-            hook.attach()
+        hook.follow_mode(is_model_training=owner.training)
         return hook
 
     def close(self) -> None:
@@ -99,12 +99,8 @@ class PartHooks:
         self._model_hooks.clear()
 
     def _follow_mode(self, model: nn.Module, *_arguments: Any) -> None:
-        """Attach or detach the hooks of a model that is being called, if its mode has changed."""
-        if is_recorded() or self._is_training.get(id(model)) in (None, model.training):
+        """Attach or detach the hooks of a model that is being called, where a mode has changed."""
+        if is_recorded():
             return
-        self._is_training[id(model)] = model.training
-        for hook in self._hooks[id(model)]:
-            if model.training:
-                hook.attach()
-            else:
-                hook.detach()
+        for hook in self._hooks.get(id(model), ()):
+            hook.follow_mode(is_model_training=model.training)

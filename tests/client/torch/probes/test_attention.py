@@ -29,8 +29,9 @@ STEPS = 12
 
 @pytest.fixture(autouse=True)
 def probe_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Probe as often as may be, also where a step of the training takes no longer than a probe."""
+    """Probe attention alone, and as often as may be, also where a step takes no longer than a probe."""
     monkeypatch.setattr(schedule, "SHARE", math.inf)
+    monkeypatch.setattr(probing, "PROBE_METERS", (attention.AttentionMeter,))
 
 
 class Attention(nn.Module):
@@ -193,8 +194,9 @@ def test_nothing_is_left_in_a_model_between_its_calls() -> None:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether a module has hooks of its forward calls."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether a module has hooks of the meter."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return any(isinstance(hook, attention._Hook) for hook in hooks)
 
 
 @pytest.mark.slow

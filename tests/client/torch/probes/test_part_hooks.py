@@ -81,3 +81,16 @@ def test_a_watch_of_a_model_in_eval_measures_it_once_it_trains() -> None:
     with Recording(model, optimizer) as recording:
         assert not has_hooks(model)
         assert any("output_rms" in name for name in train(recording, model, optimizer))
+
+
+def test_a_part_in_eval_has_no_hooks_inside_a_model_that_trains() -> None:
+    """A frozen encoder inside a model that trains is left alone, also if it is set to `eval()` after `watch()`."""
+    model = Classifier()
+    model.encoder.requires_grad_(requires_grad=False)
+    optimizer = torch.optim.SGD(model.head.parameters(), lr=0.01)
+    with Recording(model, optimizer) as recording:
+        train(recording, model, optimizer)
+        assert has_hooks(model)
+        model.encoder.eval()
+        model(torch.randn(4, 5, 8))
+        assert not has_hooks(model)
