@@ -155,6 +155,8 @@ class StepMeasurement:
         is_finite, squares = True, {"grad_norm": 0.0, "update_norm": 0.0}
         for part in self._parts:
             array = part.array.read()
+            if not array.size:  # of sharded layers that the processes did not measure together
+                continue
             array = array.reshape(len(array), -1)
             if part.rows is not None:
                 array = array[part.rows]
@@ -181,6 +183,8 @@ class StepMeasurement:
             if not part.array.is_ready:
                 return True
             array = part.array.read()
+            if not array.size:
+                return False  # the processes did not measure the step together
             array = array.reshape(len(array), -1)
             array = array if part.rows is None else array[part.rows]
             if array[:, NONFINITE_COUNT - first].any():
