@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch.jit._trace import is_tracing
 
@@ -27,3 +29,8 @@ def is_recorded() -> bool:
 def is_captured() -> bool:
     """Whether a CUDA graph is being captured. To wait for the device, or to read a number from it, would end that."""
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]
+
+
+def count_compiled_frames() -> int:
+    """Return how often `torch.compile` has begun to compile a piece of code in this process."""
+    return int(torch._dynamo.utils.counters["frames"]["total"]) if "torch._dynamo.utils" in sys.modules else 0

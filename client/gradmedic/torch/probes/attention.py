@@ -13,7 +13,6 @@ mode.
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -39,7 +38,7 @@ from gradmedic.torch.probes.attention_logits import (
 )
 from gradmedic.torch.probes.meter import ProbeContext, ProbeMeter, ProbeValues
 from gradmedic.torch.probes.part_hooks import ProbeHook
-from gradmedic.torch.recorded_code import is_recorded
+from gradmedic.torch.recorded_code import count_compiled_frames, is_recorded
 from gradmedic.torch.remedies.modules.function_modes import leave_mode
 from gradmedic.torch.statistics import start_copy
 from gradmedic.torch.structure import OwnedParameter, unwrap_model
@@ -161,7 +160,7 @@ class _ModelCalls:
     def _enter(self) -> None:
         self._thread = threading.get_ident()
         if not self._is_seen:
-            self._frames = _count_compiled_frames()
+            self._frames = count_compiled_frames()
             return
         modules: Mapping[str, nn.Module] = self._owners
         if not modules:
@@ -216,7 +215,7 @@ class _ModelCalls:
         if not self._is_seen:
             self._is_seen = True
             is_known = any(_is_compiled(module) for module in self._model.modules())
-            self._is_over = not is_known and self._frames != _count_compiled_frames()
+            self._is_over = not is_known and self._frames != count_compiled_frames()
         elif self._found is not None:
             chosen = set(choose_subjects(list(self._found)))
             self._owners = {
@@ -332,8 +331,3 @@ def _may_attend(module: nn.Module) -> bool:
 def _join_calls(calls: Tensor) -> Tensor:
     """Return the largest logit and the lowest entropy `[2]` of calls `[call, 2]`."""
     return torch.stack([calls[:, 0].amax(), calls[:, 1].amin()])
-
-
-def _count_compiled_frames() -> int:
-    """Return how often `torch.compile` has begun to compile a piece of code in this process."""
-    return int(torch._dynamo.utils.counters["frames"]["total"]) if "torch._dynamo.utils" in sys.modules else 0

@@ -3,6 +3,9 @@
 In `eval()`, torch computes some modules, such as those of a transformer's encoder, by a faster path if they have no
 hooks. So when a model is called, the hooks of its parts are removed if the model or the part is in `eval()`, and
 attached if both are in `train()`. Neither a compiler nor a tracer sees that.
+
+A call of a hook takes time on every step, so the hooks are there only while a probe is due. In a process that uses
+`torch.compile`, they stay as they are: compiled code depends on which hooks there are, and would be compiled again.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from gradmedic.torch.module_hooks import AttachedHook, attach_forward_hook, attach_forward_pre_hook
-from gradmedic.torch.recorded_code import is_recorded
+from gradmedic.torch.recorded_code import count_compiled_frames, is_recorded
 from gradmedic.torch.structure import unwrap_model
 
 
@@ -46,9 +49,9 @@ class PartHook:
         self._attached: AttachedHook | None = None
         self._is_removed = False
 
-    def follow_mode(self, *, is_model_training: bool) -> None:
-        """Attach the hook if model and part train, else detach it."""
-        should_attach = is_model_training and self._module.training and not self._is_removed
+    def switch(self, *, may_attach: bool) -> None:
+        """Attach the hook if it may be and the part trains, else detach it."""
+        should_attach = may_attach and self._module.training and not self._is_removed
         if should_attach and self._attached is None:
             self._attached = attach_forward_hook(self._module, self._hook)
         elif not should_attach:
@@ -76,6 +79,7 @@ class PartHooks:
         self._models = [unwrap_model(model)[0] for model in models]
         self._hooks: dict[int, list[PartHook]] = {id(model): [] for model in self._models}
         self._model_hooks: list[AttachedHook | None] = []
+        self._is_due = True
 
     def add(self, part: nn.Module, function: Callable[..., None]) -> PartHook:
         """Call `function(part, arguments, output)` after each call of a part while its model trains."""
@@ -84,8 +88,16 @@ class PartHooks:
         hook = PartHook(part, function)
         owner = next(model for model in self._models if any(module is part for module in model.modules()))
         self._hooks[id(owner)].append(hook)
-        hook.follow_mode(is_model_training=owner.training)
+        hook.switch(may_attach=self._is_due and owner.training)
         return hook
+
+    def follow_schedule(self, *, is_due: bool) -> None:
+        """Attach the hooks when a probe becomes due, and detach them after it."""
+        if is_due == self._is_due or count_compiled_frames():
+            return
+        self._is_due = is_due
+        for model in self._models:
+            self._switch(model)
 
     def close(self) -> None:
         """Remove all hooks."""
@@ -100,7 +112,9 @@ class PartHooks:
 
     def _follow_mode(self, model: nn.Module, *_arguments: Any) -> None:
         """Attach or detach the hooks of a model that is being called, where a mode has changed."""
-        if is_recorded():
-            return
+        if not is_recorded() and self._is_due:  # in this order: the second condition must not be compiled
+            self._switch(model)
+
+    def _switch(self, model: nn.Module) -> None:
         for hook in self._hooks.get(id(model), ()):
-            hook.follow_mode(is_model_training=model.training)
+            hook.switch(may_attach=self._is_due and model.training)

@@ -94,6 +94,7 @@ class Probing:
         if self._meters:
             self._call_safely(self._finish_meters, values)
         self._schedule.finish_step()
+        self._part_hooks.follow_schedule(is_due=self._schedule.is_due)
         return values
 
     def _finish_meters(self, values: list[ProbeValues]) -> None:

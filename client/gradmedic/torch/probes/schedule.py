@@ -33,7 +33,8 @@ class ProbeSchedule:
         self._sampling, self._clock = sampling, clock
         self._samples = 0
         self._since_probe = 0  # sampled steps since the last probe
-        self._is_due = True
+        self.is_due = True
+        """Whether the next sampled step is probed."""
         self._rung = bisect.bisect_left(LADDER, MIN_INTERVAL)
         self._spent = 0.0  # seconds of the probes of the step that is being computed
         self._cheapest = 0.0  # seconds of the cheapest probe so far; 0 before the first
@@ -42,7 +43,7 @@ class ProbeSchedule:
     @property
     def is_probing(self) -> bool:
         """Whether the step that is being computed is probed."""
-        return self._is_due and self._sampling.is_sampling
+        return self.is_due and self._sampling.is_sampling
 
     def add_cost(self, seconds: float) -> None:
         """Add the seconds that a probe took."""
@@ -54,13 +55,13 @@ class ProbeSchedule:
             return
         self._samples += 1
         self._since_probe += 1
-        if self._is_due:
+        if self.is_due:
             if self._spent > 0:
                 self._cheapest = min(self._cheapest or self._spent, self._spent)
             self._adjust()
             self._since_probe, self._probe_at = 0, self._clock()
         self._spent = 0.0
-        self._is_due = self._samples < FIRST_PROBES or self._since_probe + 1 >= LADDER[self._rung]
+        self.is_due = self._samples < FIRST_PROBES or self._since_probe + 1 >= LADDER[self._rung]
 
     def _adjust(self) -> None:
         """Change the interval if the cost asks for another one."""

@@ -10,6 +10,7 @@ import torch
 from tests.client.torch.recording import Recording
 from torch import nn
 
+from gradmedic.torch.probes import part_hooks
 from gradmedic.torch.probes.part_hooks import ProbeHook
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_warning")
@@ -94,3 +95,16 @@ def test_a_part_in_eval_has_no_hooks_inside_a_model_that_trains() -> None:
         model.encoder.eval()
         model(torch.randn(4, 5, 8))
         assert not has_hooks(model)
+
+
+@pytest.mark.parametrize("frames", [0, 1])
+def test_hooks_are_there_only_while_a_probe_is_due(monkeypatch: pytest.MonkeyPatch, frames: int) -> None:
+    """After the first probes, most steps run without them; where code is compiled, they stay as they are."""
+    monkeypatch.setattr(part_hooks, "count_compiled_frames", lambda: frames)
+    model = Classifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with Recording(model, optimizer) as recording:
+        steps = [(has_hooks(model), bool(train(recording, model, optimizer))) for _ in range(60)]
+    assert all(had_hooks for had_hooks, is_probed in steps if is_probed)
+    assert [had_hooks for had_hooks, _ in steps[:3]] == [True, True, True]
+    assert sum(had_hooks for had_hooks, _ in steps) == 60 if frames else sum(had_hooks for had_hooks, _ in steps) <= 20
