@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from numpy.typing import ArrayLike
@@ -10,7 +12,7 @@ from tests.diagnosis.synthetic_run import falling, layers, noisy, run
 
 from gradmedic.protocol.diagnosis import Cause
 from gradmedic.protocol.runs import Layer, Loss, Optimizer, Training
-from gradmedic_diagnosis import Block, Diagnostician
+from gradmedic_diagnosis import Block, Diagnostician, StepSeries
 
 DYING = np.concatenate([falling(80), np.full(20, np.nan)])
 
@@ -161,3 +163,13 @@ def test_targets_of_a_classification_are_not_standardized() -> None:
     assert "standardize_targets" in advised(Training(target_rms=300.0, loss=Loss(kind="squared_error")), block)
     classes = Training(target_rms=300.0, loss=Loss(kind="cross_entropy"))
     assert "standardize_targets" not in advised(classes, block)
+
+
+def test_a_silent_loss_in_half_precision_is_an_underflow_first() -> None:
+    """Where the gradient at the output is zero, the precision is the first cause in float16, and the loss elsewhere."""
+    silent = dataclasses.replace(run(noisy(2.3, 150)), series={
+        **run(noisy(2.3, 150)).series, "output_gradient_norm": StepSeries(np.zeros(150), np.ones(150, dtype=np.bool_)),
+    })  # fmt: skip
+    for precision, first in (("float16", "precision_underflow"), ("float32", "no_signal_from_loss")):
+        diagnosis = Diagnostician(layers(), Training(precision=precision)).update(silent)
+        assert diagnosis.causes[0].cause == first

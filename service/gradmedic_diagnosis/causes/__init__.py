@@ -83,14 +83,15 @@ _VANISHING_CHECKS: tuple[Callable[[RunEvidence], Cause | None], ...] = (
     check_normalization_is_missing,
     check_destroying_updates,
 )
+_OTHER_CHECKS: tuple[Callable[[RunEvidence], Cause | None], ...] = (check_precision_underflow,)
 
 
 def find_causes(run: RunEvidence) -> list[Cause]:
     """Return the causes that have evidence, the strongest first, at most `MAX_CAUSES`.
 
-    Of a run that neither vanishes nor explodes, only its conditions are causes.
+    Of a run that neither vanishes nor explodes, only its conditions are causes, and what explains them.
     """
-    checks = {"exploding": _EXPLODING_CHECKS, "vanishing": _VANISHING_CHECKS}.get(run.verdict, ())
+    checks = {"exploding": _EXPLODING_CHECKS, "vanishing": _VANISHING_CHECKS}.get(run.verdict, _OTHER_CHECKS)
     causes = [*_list_conditions(run), *(cause for check in checks if (cause := check(run)) is not None)]
     return _tell_apart(sorted(causes, key=lambda cause: -cause.score)[:MAX_CAUSES])
 

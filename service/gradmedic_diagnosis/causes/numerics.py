@@ -12,6 +12,9 @@ from gradmedic_diagnosis.run_evidence import UNBOUNDED, RunEvidence
 DESTROYING_UPDATE_RATIO = 0.1
 """Updates of this share of the weights can be the reason for non-finite values."""
 
+SILENT_SCORE = 0.95
+"""In half precision, a zero at the model's output is more often rounded than meant."""
+
 
 def check_precision_overflow(run: RunEvidence) -> Cause | None:
     """Look for gradients that overflowed in half precision."""
@@ -26,12 +29,13 @@ def check_precision_overflow(run: RunEvidence) -> Cause | None:
 
 
 def check_precision_underflow(run: RunEvidence) -> Cause | None:
-    """Look for gradients that half precision rounds to zero."""
-    if not is_half_precision(run.training) or run.find("zero_gradient") is None:
+    """Look for gradients that half precision rounds to zero, in the model or already at its output."""
+    is_silent = "no_signal_from_loss" in run.conditions
+    if not is_half_precision(run.training) or not (is_silent or run.find("zero_gradient") is not None):
         return None
-    text = "Parameters are in half precision, whose smallest number is 6e-8: smaller gradients become exactly zero."
+    text = "The training computes in half precision, whose smallest number is 6e-8: smaller gradients are exactly zero."
     numbers = {"loss_scale": run.history.last_loss_scale, "smallest_number": 6e-8}
-    return make_cause("precision_underflow", 0.85, text, **numbers)
+    return make_cause("precision_underflow", SILENT_SCORE if is_silent else 0.85, text, **numbers)
 
 
 def check_numerical_instability(run: RunEvidence) -> Cause | None:

@@ -18,7 +18,8 @@ PERSISTENCE = 3
 MIN_STEPS = 100
 """Steps over which they must agree. A freshly made router may prefer one expert until the loss that balances the load
 has acted (Shazeer et al. 2017, section 4)."""
-CAUSE_SCORE = 0.7
+CAUSE_SCORE = 0.96
+"""The load itself is measured. What the idle experts show, such as weak gradients, follows from it."""
 
 
 class RouterCollapse(Detector):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Callable
 
 from gradmedic.recording.sampler import SamplingLeader
@@ -15,14 +16,21 @@ FIRST_PROBES = 3
 MIN_INTERVAL = 4
 """Smallest number of sampled steps from one probe to the next. So a probe is an exception among the samples, which the
 estimate of the cost of sampling leaves out."""
+START_SECONDS = 0.5
+"""Seconds that probes may take at the start beyond their share. So a short training is probed throughout: a condition
+takes several probes to be sure of."""
+_START_RATIO = 4
+"""Ratio of the numbers of probes at the start: 4, 16, 64, 256, ... The number is the one that is nearest to
+START_SECONDS. A small ratio would make the number depend on small differences of the cost."""
 _HYSTERESIS = 2
 """Rungs of the ladder by which the cost must have changed to change the interval, as for sampling."""
 
 
 class ProbeSchedule:
-    """Decides which steps are probed: a few at the start, then one in a fixed number of sampled steps.
+    """Decides which steps are probed: the first ones, then one in a number of sampled steps.
 
-    The number is the smallest on the ladder at which probes keep to their share of the training's time.
+    At the start, the number is MIN_INTERVAL. Then it is the smallest on the ladder at which probes keep to their share
+    of the training's time.
 
     Args:
         sampling: decides which steps are sampled. Only these are probed.
@@ -35,6 +43,8 @@ class ProbeSchedule:
         self._since_probe = 0  # sampled steps since the last probe
         self.is_due = True
         """Whether the next sampled step is probed."""
+        self._probes = 0
+        self._start_probes = FIRST_PROBES
         self._rung = bisect.bisect_left(LADDER, MIN_INTERVAL)
         self._spent = 0.0  # seconds of the probes of the step that is being computed
         self._cheapest = 0.0  # seconds of the cheapest probe so far; 0 before the first
@@ -58,10 +68,19 @@ class ProbeSchedule:
         if self.is_due:
             if self._spent > 0:
                 self._cheapest = min(self._cheapest or self._spent, self._spent)
+            self._probes += 1
+            if self._probes == FIRST_PROBES:
+                self._start_probes = self._count_start_probes()
             self._adjust()
             self._since_probe, self._probe_at = 0, self._clock()
         self._spent = 0.0
-        self.is_due = self._samples < FIRST_PROBES or self._since_probe + 1 >= LADDER[self._rung]
+        interval = MIN_INTERVAL if self._probes < self._start_probes else LADDER[self._rung]
+        self.is_due = self._samples < FIRST_PROBES or self._since_probe + 1 >= interval
+
+    def _count_start_probes(self) -> int:
+        """Return how many probes belong to the start."""
+        affordable = START_SECONDS / self._cheapest if self._cheapest > 0 else 0.0
+        return _START_RATIO ** round(math.log(affordable, _START_RATIO)) if affordable > FIRST_PROBES else FIRST_PROBES
 
     def _adjust(self) -> None:
         """Change the interval if the cost asks for another one."""
