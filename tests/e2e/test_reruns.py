@@ -34,7 +34,7 @@ def test_a_rerun_is_started_and_followed(open_page: Any, service: Service, worke
     page = open_page(f"{service.url}/runs/{suspect(worker.client, name='to be rerun')}")
     form = page.locator("#start")
     form.get_by_text("Choose remedies and budget").click()
-    choice = form.get_by_role("checkbox", name="clip grad norm (")
+    choice = form.get_by_role("checkbox", name="scale learning rate (")
     remedy = choice.locator("..").inner_text().strip()
     choice.check()
     form.get_by_label("Seeds").fill("1")

@@ -47,6 +47,8 @@ from gradmedic_diagnosis.causes.updates import (
 from gradmedic_diagnosis.remedies import CATALOGUE
 from gradmedic_diagnosis.run_evidence import RunEvidence
 
+FINDING_ALONE_SCORE = 0.3
+"""Score of a cause that no number supports but those of the finding."""
 MAX_CAUSES = 5
 """Most causes of one diagnosis."""
 TESTABLE = frozenset(
@@ -93,7 +95,19 @@ def find_causes(run: RunEvidence) -> list[Cause]:
     """
     checks = {"exploding": _EXPLODING_CHECKS, "vanishing": _VANISHING_CHECKS}.get(run.verdict, _OTHER_CHECKS)
     causes = [*_list_conditions(run), *(cause for check in checks if (cause := check(run)) is not None)]
+    if not causes and run.verdict == "exploding":
+        causes = _name_by_finding(run)
     return _tell_apart(sorted(causes, key=lambda cause: -cause.score)[:MAX_CAUSES])
+
+
+def _name_by_finding(run: RunEvidence) -> list[Cause]:
+    """Return what an explosion is mostly due to, where nothing but the finding is known, as of norms alone."""
+    finding = next((each for each in run.findings if each.verdict == run.verdict), None)
+    if finding is None or not finding.evidence:
+        return []
+    name = "numerical_instability" if finding.detector == "nonfinite" else "learning_rate_too_high"
+    text = f"{finding.explanation} No other number of this run could tell the cause."
+    return [make_cause(name, FINDING_ALONE_SCORE, text, **finding.evidence)]
 
 
 def _tell_apart(causes: Sequence[Cause]) -> list[Cause]:

@@ -61,14 +61,14 @@ def id_of(run: str) -> UUID:
 
 
 def check_diagnosis(client: TestClient, run: str) -> None:
-    """Check that a run's diagnosis is the one of version 0.1."""
+    """Check that a run's verdict and findings are those of version 0.1. Causes are judged anew."""
     expected = json.loads((STATES / "expected.json").read_text())[f"{RUN}@{CUT}"]
     diagnosis = client.get(f"{run}/diagnosis").json()
     assert (diagnosis["verdict"], diagnosis["since_step"]) == (expected["verdict"], expected["since_step"])
     assert [(f["detector"], f["first_step"], f["layers"]) for f in diagnosis["findings"]] == [
         (f["detector"], f["first_step"], f["layers"]) for f in expected["findings"]
     ]
-    assert [cause["cause"] for cause in diagnosis["causes"]] == [cause["cause"] for cause in expected["causes"]]
+    assert diagnosis["causes"]
 
 
 def test_a_state_of_version_0_1_is_continued(client: TestClient, create_run: Any, database: Database) -> None:
