@@ -138,7 +138,7 @@ def test_a_real_training_that_stalls() -> None:
     ],
 )
 def test_real_trainings_that_look_alike(training: dict[str, Any]) -> None:
-    """Rates that suit bfloat16, float32 weights behind autocast, and adapters are no cause; a note where they converge."""
+    """Rates that suit bfloat16, float32 weights behind autocast, and adapters: no cause, at most a note."""
     diagnosis = diagnose(**training)
     finding = find_finding(diagnosis, "low_precision_stall")
     assert finding is None or (finding.severity == "note" and training["dtype"] is torch.bfloat16)
