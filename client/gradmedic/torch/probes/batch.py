@@ -2,7 +2,7 @@
 
 The newest batch is kept by reference until the end of its step. Earlier batches of the step, and tensors that an
 operation computed, are known by weak references only, so that neither memory nor a graph is kept alive. Nothing is
-computed on an ordinary step whose numbers are on the host. On a device, where nobody knows yet whether the step is
+computed on an ordinary step whose numbers are on the host. On a device, where it is not known yet whether the step is
 ordinary, the counts are computed there and are dropped by the thread of the recorder.
 """
 

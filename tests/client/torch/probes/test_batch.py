@@ -82,7 +82,7 @@ def test_a_finite_input_of_a_broken_step_is_known_to_be_finite() -> None:
 
 
 def test_what_was_counted_on_an_ordinary_step_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a device every step is counted, because nobody knows yet whether it is ordinary; only a broken one is sent."""
+    """On a device every step is counted, because it may not be ordinary; only a broken one is sent."""
     monkeypatch.setattr(StepMeasurement, "may_need_evidence", True)
     steps = train([batch(), batch(), batch(nonfinite=1)])
     assert [INPUTS in step.metrics for step in steps] == [False, False, True]
