@@ -43,7 +43,7 @@ check: $(READY) ## check style, types, import rules and the documented commands
 
 check-cuda: $(READY) ## test and time the SDK on one GPU (a minute; without a GPU, what a CPU can run)
 	@$(BIN)/python -m pytest -q -rs -p no:cacheprovider tests/cuda
-	@$(BIN)/python -m benchmarks.cuda
+	@$(BIN)/python -m benchmarks.gpu
 
 bench-diagnosis: $(READY) ## measure the diagnosis on labelled runs (the first run generates them: several minutes)
 	@$(BIN)/python -m benchmarks.diagnosis

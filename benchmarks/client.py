@@ -146,7 +146,8 @@ def start_training(variant: Variant, job: str, base_url: str, folder: Path, **en
     own = folder / variant.name.replace(" ", "-").replace(",", "") / job
     own.mkdir(parents=True)
     name, *options = variant.arguments
-    command = [str(python), str(SCRIPT), job, name, f"base_url={base_url}", f"folder={own}", *options]
+    # With -P, no module beside the script hides another, as `cuda` would hide what torch imports.
+    command = [str(python), "-P", str(SCRIPT), job, name, f"base_url={base_url}", f"folder={own}", *options]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=(own / "log").open("w"), text=True, cwd=own,
         env=os.environ | environment,
