@@ -36,7 +36,7 @@ RECTIFIERS = (
     "softplus",
 )
 """Activations that pass positive inputs and suppress negative ones."""
-UNBOUNDED = ("exp", "square", "cube")
+UNBOUNDED = ("exp", "square", "cube", "power")
 """Activations that grow faster than their input."""
 SCALE_FREE = (
     "adam",

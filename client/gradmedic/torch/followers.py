@@ -15,6 +15,10 @@ _ACTIVATIONS = {
     "Softplus": "softplus", "LogSigmoid": "logsigmoid", "Softmax": "softmax", "LogSoftmax": "log_softmax",
     "PreluKernel": "prelu", "Softsign": "softsign", "SafeSoftmax": "softmax",
 }  # fmt: skip
+_UNBOUNDED = {"Exp": "exp", "Exp2": "exp", "Expm1": "exp", "Sinh": "exp", "Cosh": "exp"}
+"""Operations that grow faster than their input. They are activations only where a matrix takes their result: a variance
+or a rate that a network predicts is also the exponential of an output."""
+_POWERS = {2.0: "square", 3.0: "cube"}
 _ATTENTION = "ScaledDotProduct"
 """Beginning of the names of the fused kernels of attention. Their arguments are queries, keys and values."""
 _VALUES = 2
@@ -54,6 +58,8 @@ def has_normalized_input(graph: AutogradGraph, operation: int) -> bool | None:
 def _follow(graph: AutogradGraph, node: int, *, is_normalized: bool) -> Follower:
     while True:
         following = graph.consumers[node]
+        if len(set(following)) == 1 and graph.is_product_with_itself(following[0]):
+            following = following[:1]
         if len(following) > 1 and (
             graph.operations[node] in _PARTS or all(graph.operations[each] in _PARTS for each in following)
         ):
@@ -80,6 +86,8 @@ def _read_follower(graph: AutogradGraph, node: int, next_node: int, is_normalize
     operation = graph.operations[next_node]
     if operation in _ACTIVATIONS:
         return Follower(_ACTIVATIONS[operation], is_normalized)
+    if (unbounded := _find_unbounded(graph, next_node)) is not None:
+        return Follower(unbounded if _feeds_matrix(graph, next_node) else None, is_normalized)
     if operation.startswith(_ATTENTION):
         is_value = graph.sources[next_node].index(node) == _VALUES
         return Follower("linear" if is_value else "softmax", is_normalized)
@@ -88,6 +96,27 @@ def _read_follower(graph: AutogradGraph, node: int, next_node: int, is_normalize
     if operation in LINEAR:
         return Follower("linear", is_normalized)
     return None if graph.passes_signal_on(next_node) else Follower(None, is_normalized)
+
+
+def _find_unbounded(graph: AutogradGraph, node: int) -> str | None:
+    """Return the name of a function that grows faster than its input; None if the node is no such function."""
+    if graph.is_product_with_itself(node):
+        return "square"
+    exponent = graph.exponents.get(node)
+    if exponent is not None:
+        return _POWERS.get(exponent, "power") if exponent > 1 else None
+    return _UNBOUNDED.get(graph.operations[node])
+
+
+def _feeds_matrix(graph: AutogradGraph, node: int) -> bool:
+    """Whether a matrix takes the result of a node, and nothing else does, without a normalization in between."""
+    while len(following := set(graph.consumers[node])) == 1:
+        (node,) = following
+        if graph.operations[node] in LINEAR:
+            return not graph.is_matrix_product_of_signals(node)
+        if not graph.passes_signal_on(node):
+            return False
+    return False
 
 
 def _join(followers: list[Follower], is_normalized: bool) -> Follower:

@@ -48,6 +48,8 @@ class AutogradGraph:
         """Nodes that take a node's result."""
         self.sequence: list[int] = []
         """Number of each node in the order of execution, within one thread; -1 of a parameter or an input."""
+        self.exponents: dict[int, float] = {}
+        """Exponents of the nodes that raise a signal to a constant power, by the index of the node."""
         self.leaves: dict[int, Tensor] = {}
         """Parameters, by the index of the node that accumulates their gradient."""
         self.is_complete = True
@@ -93,6 +95,8 @@ class AutogradGraph:
                 variable: Any = getattr(node, "variable", None)
                 if isinstance(variable, nn.Parameter):
                     self.leaves[done] = variable
+            if operation == "Pow" and isinstance(exponent := getattr(node, "_saved_exponent", None), (int, float)):
+                self.exponents[done] = float(exponent)
             self.operations.append(operation)
             self.sources.append(sources)
             self.outputs.append(outputs)
@@ -159,6 +163,11 @@ class AutogradGraph:
     def is_matrix_product_of_signals(self, node: int) -> bool:
         """Whether a node multiplies two signals, as attention does, and no signal by a parameter."""
         return self.operations[node] in _MATRIX_PRODUCTS and len(self.list_signals(node)) == 2
+
+    def is_product_with_itself(self, node: int) -> bool:
+        """Whether a node multiplies a signal by itself."""
+        edges = self.list_signal_edges(node)
+        return self.operations[node] == "Mul" and len(edges) == 2 and edges[0] == edges[1]
 
     def find_origin(self, node: int) -> int:
         """Return the node that made a signal, behind the nodes that pass it on."""

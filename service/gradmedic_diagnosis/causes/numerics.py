@@ -15,6 +15,11 @@ DESTROYING_UPDATE_RATIO = 0.1
 SILENT_SCORE = 0.95
 """In half precision, a zero at the model's output is more often rounded than meant."""
 
+UNBOUNDED_SCORE = 0.9
+STACKED_SCORE = 0.96
+"""A stack of such activations grows like a power of a power: it explains a loss that is not finite, or large updates,
+which are its consequences."""
+
 
 def check_precision_overflow(run: RunEvidence) -> Cause | None:
     """Look for gradients that overflowed in half precision."""
@@ -72,4 +77,4 @@ def check_unbounded_activation(run: RunEvidence) -> Cause | None:
         return None
     first = next(activation for activation in run.activations if activation in UNBOUNDED)
     text = f"{count} layers end in {first}, which grows faster than its input; no activation should."
-    return make_cause("unbounded_activation", 0.9, text, layers=count)
+    return make_cause("unbounded_activation", UNBOUNDED_SCORE if count == 1 else STACKED_SCORE, text, layers=count)

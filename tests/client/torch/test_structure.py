@@ -20,6 +20,15 @@ def describe(model: nn.Module) -> dict[str, Layer]:
         return recording.layers
 
 
+def describe_after_backward(model: nn.Module, inputs: torch.Tensor) -> dict[str, Layer]:
+    """Return the layers of a model by name after one step."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Recording(model, optimizer) as recording:
+        model(inputs).sum().backward()
+        optimizer.step()
+        return recording.layers
+
+
 def training_of(model: nn.Module, optimizer: torch.optim.Optimizer, *inputs: torch.Tensor) -> Training:
     """Return what is known after one step."""
     with Recording(model, optimizer) as recording:
@@ -184,6 +193,40 @@ def test_a_functional_model_is_read_from_its_first_graph() -> None:
         "raw": ("tanh", False),
         "residual.weight": (None, False),
         "head.weight": (None, None),
+    }
+
+
+class Unbounded(nn.Module):
+    """A variational model whose activations are powers and exponentials."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.exponential, self.cube, self.square, self.product = (nn.Linear(4, 4) for _ in range(4))
+        self.mean, self.log_variance, self.decoder = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return a reconstruction and the rate of a Poisson distribution."""
+        x = self.exponential(x).exp()
+        x = self.cube(x) ** 3
+        x = nn.functional.dropout(self.square(x).square(), 0.1)
+        x = self.product(x)
+        x = x * x
+        noise = torch.ones(4) * (0.5 * self.log_variance(x)).exp()
+        return self.decoder(self.mean(x) + noise).exp()
+
+
+def test_activations_without_bound_are_known_where_a_matrix_takes_them() -> None:
+    """An exponential or a power is an activation between two matrices, and none for a variance or an output."""
+    layers = describe_after_backward(Unbounded(), torch.randn(3, 4))
+    found = {name: layer.activation for name, layer in layers.items() if layer.role == "weight"}
+    assert found == {
+        "exponential.weight": "exp",
+        "cube.weight": "cube",
+        "square.weight": "square",
+        "product.weight": None,  # its square has two readers
+        "mean.weight": None,
+        "log_variance.weight": None,
+        "decoder.weight": None,
     }
 
 
