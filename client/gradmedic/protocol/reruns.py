@@ -56,7 +56,7 @@ class RerunCreate:
     """Number of seeds. Null means 3."""
     budget: RerunBudget = field(default_factory=RerunBudget)
     """Upper limits of the rerun."""
-    executor: Annotated[Text | None, OneOf(*EXECUTORS)] = None
+    executor: Annotated[Text, OneOf(*EXECUTORS)] | None = None
     """The executor of all trials. Null means the executor of the first worker that claims a trial."""
     id: UUID | None = None
     """A UUIDv7 that the client chooses. A second request with the same id answers the same rerun."""
@@ -170,7 +170,7 @@ class RerunDetail(RerunSummary):
     """Upper limits of the rerun."""
     seeds: list[int]
     """The seeds on which candidates are tried."""
-    executor: Annotated[str | None, OneOf(*EXECUTORS)]
+    executor: Annotated[str, OneOf(*EXECUTORS)] | None
     """The executor of all trials. Null until a request names it or the first trial is claimed."""
     parameters: dict[str, float | int | str | bool | None]
     """The parameters of the trainable in the control."""

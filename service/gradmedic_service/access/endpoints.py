@@ -46,6 +46,7 @@ CREATE_EXAMPLES: dict[str, Any] = {
 
 @router.post(
     "/api-keys",
+    operation_id="api_keys.create",
     status_code=status.HTTP_201_CREATED,
     response_model=ApiKeyCreated,
     responses=documented(*BODY_ERRORS),
@@ -82,7 +83,7 @@ def create_api_key(
     return ApiKeyCreated(secret=secret, **{field.name: getattr(public, field.name) for field in fields(public)})
 
 
-@router.get("/api-keys", response_model=ApiKeyList, responses=documented(InvalidRequest))
+@router.get("/api-keys", operation_id="api_keys.list", response_model=ApiKeyList, responses=documented(InvalidRequest))
 def list_api_keys(
     principal: MayAdminister,
     database: DatabaseDependency,
@@ -99,6 +100,7 @@ def list_api_keys(
 
 @router.delete(
     "/api-keys/{key_id}",
+    operation_id="api_keys.revoke",
     status_code=status.HTTP_204_NO_CONTENT,
     response_class=Response,
     responses=documented(ApiKeyNotFound, InvalidRequest),
@@ -122,6 +124,7 @@ def revoke_api_key(
 
 @router.post(
     "/session",
+    operation_id="session.open",
     status_code=status.HTTP_201_CREATED,
     response_model=BrowserSession,
     responses=documented(ApiKeyMissing),
@@ -152,13 +155,13 @@ def open_session(
     return _session_of(principal)
 
 
-@router.get("/session", response_model=BrowserSession)
+@router.get("/session", operation_id="session.get", response_model=BrowserSession)
 def read_session(principal: AnyKey) -> BrowserSession:
     """Return the name, the reach and the scopes of the API key or session that sends this request."""
     return _session_of(principal)
 
 
-@router.delete("/session", status_code=status.HTTP_204_NO_CONTENT)
+@router.delete("/session", operation_id="session.close", status_code=status.HTTP_204_NO_CONTENT)
 def close_session(
     principal: AnyKey,
     request: Request,
@@ -187,7 +190,12 @@ def _session_of(principal: Principal) -> BrowserSession:
     )
 
 
-@router.get("/audit-records", response_model=AuditRecordList, responses=documented(InvalidRequest))
+@router.get(
+    "/audit-records",
+    operation_id="audit_records.list",
+    response_model=AuditRecordList,
+    responses=documented(InvalidRequest),
+)
 def list_audit_records(
     principal: MayAdminister,
     database: DatabaseDependency,

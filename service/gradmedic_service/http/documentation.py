@@ -1,4 +1,8 @@
-"""OpenAPI and the pages that show it. Their files come with `fastapi-offline`, so no other server is needed."""
+"""OpenAPI and the pages that show it. Their files come with `fastapi-offline`, so no other server is needed.
+
+FastAPI makes the document from the routes. This module adds what it does not know: the bodies of JSON, the scopes and
+errors of each route, schemas with names of their own, and examples of the answers.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,8 @@ from pydantic import TypeAdapter
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
-from gradmedic.protocol.numbers import NONFINITE_NAMES
 from gradmedic.protocol.service import JSON_MEDIA_TYPE, PROBLEM_MEDIA_TYPE, Problem
+from gradmedic.protocol.steps import StepsAppend
 from gradmedic_service.access.authentication import AUTHENTICATION_ERRORS
 from gradmedic_service.access.authorization import PUBLIC, PublicFiles, ScopeRequirement, route_requirements
 from gradmedic_service.access.errors import (
@@ -29,11 +33,11 @@ from gradmedic_service.access.errors import (
 )
 from gradmedic_service.http.errors import InvalidRequest, RequestTimeout, documented
 from gradmedic_service.http.json_bodies import json_body_of
+from gradmedic_service.http.named_schemas import NAMED_SCHEMAS, SCHEMAS_PATH, name_schemas
 from gradmedic_service.http.responses import WireResponse
 from gradmedic_service.services import services_of
 
 FILES_PATH = "/docs/files"
-SCHEMAS_PATH = "#/components/schemas"
 OPENAPI_PATH = "/openapi.json"
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
@@ -41,6 +45,17 @@ CONTENT_SECURITY_POLICY = (
 )
 """Swagger's page contains the script that starts it. It loads nothing from other servers."""
 SECURITY_SCHEME = "api_key"
+TAGS = {
+    "runs": "Training jobs: register, list, change, review, follow and delete them.",
+    "steps": "The steps of a run: append them, go back to a checkpoint, and read them as series, tables or blocks.",
+    "diagnosis": "What is wrong with a run, why, and what fixes it.",
+    "reruns": "Races of remedies on a run's own trainable, against an unchanged control.",
+    "projects": "The groups of runs, with their settings.",
+    "access": "API keys, the sessions of browsers, and the audit log.",
+    "workers": "The workers' side of reruns: trainables, claims, leases and results.",
+    "service": "The service itself: health, limits and metrics.",
+}
+"""The tags of the routes, in the order in which `/docs` shows them, with their descriptions."""
 UNDESCRIBED_RESPONSE = "Successful Response"
 """FastAPI's description of a response that has none."""
 
@@ -73,11 +88,15 @@ def add_documentation(app: FastAPI) -> None:
         is_new = app.openapi_schema is None
         document = make_document()
         if is_new:
-            document["components"]["schemas"].update(_problem_schemas())
+            document["tags"] = [{"name": name, "description": text} for name, text in TAGS.items()]
+            document["components"]["schemas"].update(_schemas_of(Problem, "serialization"))
+            document["components"]["schemas"].update(_schemas_of(StepsAppend, "validation"))
             _add_bodies(app, document)
             _describe_access(app, document)
             _describe_bodies(document)
-            _describe_numbers(document)
+            name_schemas(document)
+            document["components"]["schemas"].update(deepcopy(NAMED_SCHEMAS))
+            _add_answer_examples(app, document)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign] # FastAPI's documented way to extend it
@@ -105,9 +124,10 @@ def _describe_access(app: FastAPI, document: dict[str, Any]) -> None:
     """Add the needed scopes and the possible errors to each operation, in place."""
     errors_of_protected_routes = documented(*AUTHENTICATION_ERRORS, ScopeMissing, BeyondKey, Overloaded, InvalidRequest)
     errors_of_every_route = documented(HostNotAllowed, CrossOrigin, ApiKeyInUrl)
-    if services_of(app).requires_keys:
-        scheme = {"type": "http", "scheme": "bearer", "description": "An API key: `Authorization: Bearer <secret>`."}
-        document["components"]["securitySchemes"] = {SECURITY_SCHEME: scheme}
+    needs_key = services_of(app).requires_keys
+    description = "An API key: `Authorization: Bearer <secret>`." + ("" if needs_key else " This service needs none.")
+    scheme = {"type": "http", "scheme": "bearer", "description": description}
+    document["components"]["securitySchemes"] = {SECURITY_SCHEME: scheme}
     for path, methods, need in route_requirements(app):
         for method in methods:
             operation = document["paths"].get(path.replace(":path", ""), {}).get(method.lower())
@@ -122,8 +142,7 @@ def _describe_access(app: FastAPI, document: dict[str, Any]) -> None:
             if "requestBody" in operation:
                 for status, response in documented(RequestTimeout).items():
                     operation["responses"][str(status)] = response
-            if services_of(app).requires_keys:
-                operation["security"] = [{SECURITY_SCHEME: list(need.scopes)}]
+            operation["security"] = [*([] if needs_key else [{}]), {SECURITY_SCHEME: list(need.scopes)}]
 
 
 def _add_response(responses: dict[str, Any], status: str, response: dict[str, Any]) -> None:
@@ -165,21 +184,26 @@ def _schema_description(body: dict[str, Any], schemas: dict[str, Any]) -> str:
     return f"Body of the type {', '.join(f'`{media_type}`' for media_type in contents)}." if contents else "No body."
 
 
-def _describe_numbers(node: Any) -> None:
-    """Add the names of the non-finite numbers to the schema of every number of the document, in place."""
-    for key, child in list(node.items() if isinstance(node, dict) else enumerate(node)):
-        if isinstance(child, dict) and child.get("type") == "number":
-            node[key] = {name: value for name, value in child.items() if name != "type"} | {
-                "anyOf": [{"type": "number"}, {"type": "string", "enum": list(NONFINITE_NAMES)}]
-            }
-        elif isinstance(child, dict | list):
-            _describe_numbers(child)
+def _add_answer_examples(app: FastAPI, document: dict[str, Any]) -> None:
+    """Add an example to each successful answer that is text, in place."""
+    # Imported here: a service that is never asked for its document does not build the examples.
+    from gradmedic_service.http.answer_examples import answer_examples
+
+    examples = answer_examples(services_of(app).limits)
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            for status, response in operation["responses"].items():
+                for media_type, content in response.get("content", {}).items():
+                    example = examples.get((operation["operationId"], media_type))
+                    if status.startswith("2") and example is not None:
+                        content["example"] = example
 
 
-def _problem_schemas() -> dict[str, Any]:
-    """Return the schemas that the responses of `errors.documented` refer to.
+def _schemas_of(type_: type[Any], mode: Literal["validation", "serialization"]) -> dict[str, Any]:
+    """Return the schema of a class and those that it refers to, by name.
 
-    Declared as the `model` of each error, FastAPI would build it a hundred times, and with the wrong media type.
+    For errors: declared as the `model` of each error, FastAPI would build `Problem` a hundred times, and with the wrong
+    media type.
     """
-    problem = TypeAdapter(Problem).json_schema(ref_template=f"{SCHEMAS_PATH}/{{model}}", mode="serialization")
-    return {**problem.pop("$defs"), "Problem": problem}
+    schema = TypeAdapter(type_).json_schema(ref_template=f"{SCHEMAS_PATH}/{{model}}", mode=mode)
+    return {**schema.pop("$defs", {}), type_.__name__: schema}

@@ -22,14 +22,17 @@ health_router = APIRouter(tags=["service"])
 limits_router = APIRouter(tags=["service"])
 
 
-@health_router.get("/healthz", dependencies=[PUBLIC])
+@health_router.get("/healthz", operation_id="service.alive", dependencies=[PUBLIC])
 async def alive() -> Health:
     """Check that the process serves requests."""
     return Health()
 
 
 @health_router.get(
-    "/readyz", dependencies=[PUBLIC], responses=documented(DatabaseBusy, DatabaseUnavailable, DatabaseNotMigrated)
+    "/readyz",
+    operation_id="service.ready",
+    dependencies=[PUBLIC],
+    responses=documented(DatabaseBusy, DatabaseUnavailable, DatabaseNotMigrated),
 )
 def ready(database: DatabaseDependency, revision: SchemaRevisionDependency) -> Health:
     """Check that the database can be read and has the schema that this version needs."""
@@ -37,14 +40,14 @@ def ready(database: DatabaseDependency, revision: SchemaRevisionDependency) -> H
     return Health()
 
 
-@health_router.get("/metrics", response_class=PlainTextResponse)
+@health_router.get("/metrics", operation_id="service.metrics", response_class=PlainTextResponse)
 def read_metrics(principal: MayRead, metrics: MetricsDependency, database: DatabaseDependency) -> Response:
     """Return this process's metrics for Prometheus. They cover every project, so a key of one project is refused."""
     principal.check_reach(None)
     return Response(metrics.render(database), media_type=CONTENT_TYPE_LATEST)
 
 
-@limits_router.get("/limits", response_model=Limits)
+@limits_router.get("/limits", operation_id="service.limits", response_model=Limits)
 async def read_limits(_principal: AnyKey, limits: LimitsDependency) -> Limits:
     """Return the limits of requests, so that clients can split their blocks."""
     return limits

@@ -31,7 +31,7 @@ UPDATE_EXAMPLES: dict[str, Any] = {
 }
 
 
-@router.get("", response_model=ProjectList, responses=documented(InvalidRequest))
+@router.get("", operation_id="projects.list", response_model=ProjectList, responses=documented(InvalidRequest))
 def list_projects(
     principal: MayRead,
     database: DatabaseDependency,
@@ -48,7 +48,12 @@ def list_projects(
         return service.list_page(session, principal, sort, page_token, max_results)
 
 
-@router.get("/{name:path}", response_model=Project, responses=documented(ProjectNotFound, InvalidRequest))
+@router.get(
+    "/{name:path}",
+    operation_id="projects.get",
+    response_model=Project,
+    responses=documented(ProjectNotFound, InvalidRequest),
+)
 def get_project(name: Name, principal: MayRead, database: DatabaseDependency) -> Project:
     """Return a project with its settings."""
     with database.reading() as session:
@@ -57,6 +62,7 @@ def get_project(name: Name, principal: MayRead, database: DatabaseDependency) ->
 
 @router.patch(
     "/{name:path}",
+    operation_id="projects.update",
     response_model=Project,
     responses=documented(ProjectNotFound, *BODY_ERRORS),
 )

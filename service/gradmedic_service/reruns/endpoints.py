@@ -52,6 +52,7 @@ CREATE_EXAMPLES: dict[str, Any] = {
 
 @router.post(
     "/runs/{run_id}/reruns",
+    operation_id="reruns.create",
     status_code=status.HTTP_202_ACCEPTED,
     response_model=RerunDetail,
     responses={
@@ -88,7 +89,7 @@ def create_rerun(
     return rerun
 
 
-@router.get("/reruns", response_model=RerunList, responses=documented(InvalidRequest))
+@router.get("/reruns", operation_id="reruns.list", response_model=RerunList, responses=documented(InvalidRequest))
 def list_reruns(
     principal: MayFollowRerun,
     database: DatabaseDependency,
@@ -110,7 +111,12 @@ def list_reruns(
         return service.list_page(session, principal, query, page_token, max_results)
 
 
-@router.get("/reruns/{rerun_id}", response_model=RerunDetail, responses=documented(RerunNotFound, InvalidRequest))
+@router.get(
+    "/reruns/{rerun_id}",
+    operation_id="reruns.get",
+    response_model=RerunDetail,
+    responses=documented(RerunNotFound, InvalidRequest),
+)
 def get_rerun(rerun_id: RerunId, principal: MayFollowRerun, database: DatabaseDependency) -> RerunDetail:
     """Return a rerun with its candidates, its trials and all attempts at them."""
     with database.reading() as session:
@@ -119,6 +125,7 @@ def get_rerun(rerun_id: RerunId, principal: MayFollowRerun, database: DatabaseDe
 
 @router.post(
     "/reruns/{rerun_id}/cancel",
+    operation_id="reruns.cancel",
     response_model=RerunDetail,
     responses=documented(RerunNotFound, InvalidRequest),
 )

@@ -9,9 +9,9 @@ from uuid import UUID
 from fastapi import APIRouter, Path, Query, Response, status
 
 from gradmedic.protocol.reviews import NO_REVIEW, REVIEW_ANSWERS, Review, ReviewWrite
-from gradmedic.protocol.runs import STATUSES, RunCreate, RunDetail, RunList, RunUpdate
+from gradmedic.protocol.runs import STATUSES, RunCreate, RunDetail, RunList, RunUpdate, Status
 from gradmedic.protocol.service import API_PATH
-from gradmedic.protocol.verdicts import LEARNING_STATES, LEVELS, VERDICTS
+from gradmedic.protocol.verdicts import LEARNING_STATES, LEVELS, VERDICTS, Learning, Level, Verdict
 from gradmedic_service.access.authorization import MayAdminister, MayFollow, MayIngest, MayRead
 from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency, check_max_results
 from gradmedic_service.http.errors import BODY_ERRORS, InvalidRequest, documented
@@ -106,6 +106,7 @@ REVIEW_BODY = json_body(ReviewWrite, REVIEW_EXAMPLES, check=check_review)
 
 @router.post(
     "",
+    operation_id="runs.create",
     status_code=status.HTTP_201_CREATED,
     response_model=RunDetail,
     responses={
@@ -128,18 +129,18 @@ def create_run(
     return run
 
 
-@router.get("", response_model=RunList, responses=documented(InvalidRequest))
+@router.get("", operation_id="runs.list", response_model=RunList, responses=documented(InvalidRequest))
 def list_runs(
     principal: MayRead,
     database: DatabaseDependency,
     limits: LimitsDependency,
     project: Annotated[str | None, Query(description="Name of the project.")] = None,
-    verdict: Annotated[str | None, Query(description=f"Verdict of the runs: {', '.join(VERDICTS)}.")] = None,
+    verdict: Annotated[Verdict | None, Query(description=f"Verdict of the runs: {', '.join(VERDICTS)}.")] = None,
     learning: Annotated[
-        str | None, Query(description=f"Course of the loss of the runs: {', '.join(LEARNING_STATES)}.")
+        Learning | None, Query(description=f"Course of the loss of the runs: {', '.join(LEARNING_STATES)}.")
     ] = None,
-    level: Annotated[str | None, Query(description=f"Level of the runs: {', '.join(LEVELS)}.")] = None,
-    status: Annotated[str | None, Query(description=f"Status of the runs: {', '.join(STATUSES)}.")] = None,
+    level: Annotated[Level | None, Query(description=f"Level of the runs: {', '.join(LEVELS)}.")] = None,
+    status: Annotated[Status | None, Query(description=f"Status of the runs: {', '.join(STATUSES)}.")] = None,
     review: Annotated[
         str | None,
         Query(description=f"Answer of the runs' reviews: {', '.join((*REVIEW_ANSWERS, NO_REVIEW))} (no review)."),
@@ -186,7 +187,9 @@ def list_runs(
         return service.list_page(session, principal, query, page_token, max_results)
 
 
-@router.get("/{run_id}", response_model=RunDetail, responses=documented(RunNotFound, InvalidRequest))
+@router.get(
+    "/{run_id}", operation_id="runs.get", response_model=RunDetail, responses=documented(RunNotFound, InvalidRequest)
+)
 def get_run(run_id: RunId, principal: MayFollow, database: DatabaseDependency) -> RunDetail:
     """Return a run with its layers and its configuration."""
     with database.reading() as session:
@@ -195,6 +198,7 @@ def get_run(run_id: RunId, principal: MayFollow, database: DatabaseDependency) -
 
 @router.patch(
     "/{run_id}",
+    operation_id="runs.update",
     response_model=RunDetail,
     responses=documented(RunNotFound, *BODY_ERRORS),
 )
@@ -212,6 +216,7 @@ def update_run(
 
 @router.delete(
     "/{run_id}",
+    operation_id="runs.delete",
     status_code=status.HTTP_204_NO_CONTENT,
     response_class=Response,
     responses=documented(RunNotFound, InvalidRequest),
@@ -222,7 +227,12 @@ def delete_run(run_id: RunId, principal: MayAdminister, database: DatabaseDepend
         service.remove(session, principal, run_id)
 
 
-@router.put("/{run_id}/review", response_model=Review, responses=documented(RunNotFound, *BODY_ERRORS))
+@router.put(
+    "/{run_id}/review",
+    operation_id="runs.review",
+    response_model=Review,
+    responses=documented(RunNotFound, *BODY_ERRORS),
+)
 def review_run(
     run_id: RunId,
     principal: MayIngest,
@@ -239,6 +249,7 @@ def review_run(
 
 @router.delete(
     "/{run_id}/review",
+    operation_id="runs.take_back_review",
     status_code=status.HTTP_204_NO_CONTENT,
     response_class=Response,
     responses=documented(RunNotFound, InvalidRequest),

@@ -35,7 +35,7 @@ from gradmedic_service.http.json_bodies import json_body
 from gradmedic_service.reruns.outcomes import add_outcomes
 from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.telemetry import export, service
-from gradmedic_service.telemetry.decoding import LARGEST_GENERATION, LARGEST_STEP, STEPS_APPEND, decode_block
+from gradmedic_service.telemetry.decoding import LARGEST_GENERATION, LARGEST_STEP, decode_block
 from gradmedic_service.telemetry.errors import NotAcceptable, StaleGeneration, UnknownGeneration
 from gradmedic_service.telemetry.series_table import NUMBERS
 
@@ -60,7 +60,7 @@ APPEND_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
-            JSON_MEDIA_TYPE: {"schema": STEPS_APPEND.json_schema(), "example": APPEND_EXAMPLE},
+            JSON_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/StepsAppend"}, "example": APPEND_EXAMPLE},
             MSGPACK_MEDIA_TYPE: {
                 "schema": {
                     "type": "string",
@@ -100,6 +100,7 @@ def _read_date(date: str | None) -> datetime | None:
 
 @router.post(
     "/steps",
+    operation_id="steps.append",
     tags=["steps"],
     response_model=AppendResult,
     openapi_extra=APPEND_BODY,
@@ -146,6 +147,7 @@ def append_steps(
 
 @router.post(
     "/rewind",
+    operation_id="steps.rewind",
     tags=["steps"],
     response_model=RewindResult,
     responses=documented(
@@ -181,11 +183,43 @@ def rewind_run(
         return service.rewind(connection, principal, facts, run_id, body)
 
 
+SERIES_ANSWER: dict[str, Any] = {
+    "description": "Series over buckets of steps (JSON, msgpack), or a table with a row for every step (CSV, Parquet), "
+    "as the header `Accept` asks.",
+    "content": {
+        MSGPACK_MEDIA_TYPE: {
+            "schema": {
+                "type": "string",
+                "format": "binary",
+                "description": "A map with the fields of the JSON answer. The numbers of a series are little-endian "
+                "bytes: float32 of a statistic, float64 of a series of the steps, uint32 of a count. A number is 0 "
+                "where its bucket has no finite value.",
+            }
+        },
+        export.CSV_MEDIA_TYPE: {
+            "schema": {
+                "type": "string",
+                "description": "A column `step`, and one for each series. The column of a statistic is named "
+                "`grad_norm/layer`. An absent value is empty.",
+            }
+        },
+        export.PARQUET_MEDIA_TYPE: {
+            "schema": {
+                "type": "string",
+                "format": "binary",
+                "description": "The columns of the CSV answer. An absent value is null.",
+            }
+        },
+    },
+}
+
+
 @router.get(
     "/steps",
+    operation_id="steps.read",
     tags=["steps"],
     response_model=SeriesResult,
-    responses=documented(RunNotFound, NotAcceptable, InvalidRequest),
+    responses={200: SERIES_ANSWER, **documented(RunNotFound, NotAcceptable, InvalidRequest)},
 )
 def read_steps(
     run_id: RunId,
@@ -212,9 +246,7 @@ def read_steps(
         list[str] | None,
         Query(description=f"Number of each bucket to include: {', '.join(NUMBERS)}. Repeatable. All by default."),
     ] = None,
-    accept: Annotated[
-        str, Header(description="Media type of the answer: JSON, `application/vnd.msgpack`, `text/csv` or Parquet.")
-    ] = JSON_MEDIA_TYPE,
+    accept: Annotated[str, Header(include_in_schema=False)] = JSON_MEDIA_TYPE,  # OpenAPI has it as media types
     accept_encoding: Annotated[str, Header(include_in_schema=False)] = "",
 ) -> Response:
     """Read series as buckets of steps: minimum, mean, maximum, and the number of values that are not finite.
@@ -284,6 +316,7 @@ BLOCKS_ANSWER: dict[str, Any] = {
 
 @router.get(
     "/blocks",
+    operation_id="steps.read_blocks",
     tags=["steps"],
     response_class=Response,
     responses={200: BLOCKS_ANSWER, **documented(RunNotFound, InvalidRequest)},
@@ -319,6 +352,7 @@ def _compress(parts: Iterator[bytes]) -> Iterator[bytes]:
 
 @router.get(
     "/diagnosis",
+    operation_id="diagnosis.get",
     tags=["diagnosis"],
     response_model=Diagnosis,
     responses=documented(RunNotFound, InvalidRequest),
@@ -340,6 +374,7 @@ def read_diagnosis(
 
 @router.get(
     "/diagnosis/history",
+    operation_id="diagnosis.history",
     tags=["diagnosis"],
     response_model=VerdictHistory,
     responses=documented(RunNotFound, InvalidRequest),

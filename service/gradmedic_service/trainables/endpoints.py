@@ -34,7 +34,7 @@ OFFER_EXAMPLES: dict[str, Any] = {
 }
 
 
-@router.get("", response_model=Trainables)
+@router.get("", operation_id="trainables.list", response_model=Trainables)
 def list_trainables(principal: MayFollowRerun, database: DatabaseDependency) -> Trainables:
     """List the trainables that runs may name."""
     with database.reading() as session:
@@ -43,6 +43,7 @@ def list_trainables(principal: MayFollowRerun, database: DatabaseDependency) -> 
 
 @router.put(
     "",
+    operation_id="trainables.register",
     response_model=Trainables,
     responses=documented(TrainableTaken, *BODY_ERRORS),
 )

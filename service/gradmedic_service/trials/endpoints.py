@@ -54,6 +54,7 @@ RESULT_EXAMPLES: dict[str, Any] = {
 
 @router.get(
     "/{trial_id}/output",
+    operation_id="trials.output",
     tags=["reruns"],
     response_model=TrialOutput,
     responses=documented(TrialNotFound, InvalidRequest),
@@ -74,6 +75,7 @@ def read_output(
 
 @router.post(
     "/claim",
+    operation_id="trials.claim",
     tags=["workers"],
     response_model=ClaimedTrial,
     responses={204: {"description": "No trial for this worker is waiting"}, **documented(*BODY_ERRORS)},
@@ -93,6 +95,7 @@ def claim_trial(
 
 @router.post(
     "/{trial_id}/heartbeat",
+    operation_id="trials.heartbeat",
     tags=["workers"],
     response_model=HeartbeatResult,
     responses=documented(TrialNotFound, StaleAttempt, *BODY_ERRORS),
@@ -111,6 +114,7 @@ def renew_lease(
 
 @router.post(
     "/{trial_id}/ticket",
+    operation_id="trials.issue_ticket",
     tags=["workers"],
     response_model=TrialLease,
     responses=documented(TrialNotFound, StaleAttempt, *BODY_ERRORS),
@@ -128,6 +132,7 @@ def issue_ticket(
 
 @router.post(
     "/{trial_id}/redeem",
+    operation_id="trials.redeem_ticket",
     tags=["workers"],
     response_model=ClaimedTrial,
     responses=documented(TrialNotFound, StaleAttempt, *BODY_ERRORS),
@@ -146,6 +151,7 @@ def redeem_ticket(
 
 @router.get(
     "/{trial_id}/lease",
+    operation_id="trials.lease",
     tags=["workers"],
     response_model=TrialLease,
     responses=documented(TrialNotFound, StaleAttempt, InvalidRequest),
@@ -163,6 +169,7 @@ def read_lease(
 
 @router.post(
     "/{trial_id}/result",
+    operation_id="trials.publish_result",
     tags=["workers"],
     response_model=RerunDetail,
     responses=documented(TrialNotFound, StaleAttempt, *BODY_ERRORS),

@@ -47,6 +47,7 @@ router = APIRouter(prefix="/runs/{run_id}", tags=["runs"])
 
 @router.get(
     "/events",
+    operation_id="runs.follow",
     response_class=StreamingResponse,
     responses={
         200: {

@@ -210,7 +210,7 @@ def test_the_former_key_of_a_findings_verdict_is_deprecated(document: dict[str, 
     """A finding still carries `class`, described as deprecated, with the values of `verdict`."""
     finding = document["components"]["schemas"]["Finding"]["properties"]
     assert finding["class"]["deprecated"] is True
-    assert finding["class"]["enum"] == finding["verdict"]["enum"]
+    assert finding["class"]["$ref"] == finding["verdict"]["$ref"]
 
 
 def test_examples_are_valid() -> None:
