@@ -1,153 +1,50 @@
 """Races the first advices of diagnosed runs against an unchanged control, on runs whose cause a rerun can treat.
 
-A trial is the training of a case with remedies applied by the SDK, as a worker starts it: the same instructions in the
-environment, the same number of steps, every step sampled, and a seed of its own. Its steps are read back from its
-journal and diagnosed. A remedy is *verified* if it meets the criterion of the service (`experiment.is_better`) on each
-of three seeds: healthy, a tenth below its own start, and below the control's best loss. Beside this, it must be true in
-skill: beyond a constant predictor and beyond the control, by a measure that no trial reports.
-
-Results are kept in `benchmarks/.cache/cause-races`, named after the case, the remedies, the seed and the code.
+A remedy is *verified* if its trials (`benchmarks.cause_trials`) meet the criterion of the service
+(`experiment.is_better`) on each of three seeds: healthy, a tenth below its own start, and below the control's best
+loss. Beside this, it must be true in skill: beyond a constant predictor and beyond the control, by a measure that no
+trial reports.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import math
 import multiprocessing
-import os
 import random
-import sys
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Final
-from unittest import mock
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Final
 
-import msgspec
-import numpy as np
-
-import gradmedic_diagnosis
+from benchmarks import cause_trials
+from benchmarks.cause_trials import CauseTrial, try_remedies
 from benchmarks.causes import CauseReading, describe_share
 from benchmarks.corpus.causes.cases import CauseCase, CauseProgram
-from benchmarks.corpus.causes.generate import digest_of, record_case
-from benchmarks.corpus.causes.splits import CAUSES_SPLITS
-from benchmarks.corpus.foreign.loading import CACHE
-from gradmedic.configuration import Configuration, as_trial
-from gradmedic.exceptions import TrialEnded
-from gradmedic.protocol.encoding import to_json
-from gradmedic.protocol.ids import new_id
-from gradmedic.protocol.remedies import REMEDIES, Remedy
-from gradmedic.protocol.runs import Training
-from gradmedic.trial import SEED_VARIABLE, TRIAL_VARIABLE, TrialInstructions
-from gradmedic_diagnosis import Diagnostician
+from benchmarks.corpus.causes.splits import CAUSES_FIT, CAUSES_SPLITS
+from gradmedic.protocol.remedies import REMEDIES, Remedy, describe_remedies
 from gradmedic_service.reruns import experiment
-from gradmedic_service.reruns.loss_curves import summarize_losses
 
-RESULTS: Final = CACHE / "cause-races"
 RACED: Final = 3
 """Number of advices that race."""
 SEEDS: Final = (0, 1, 2)
-LONGEST_SECONDS: Final = 300.0
-"""Seconds of a trial: a remedy may make a training slow, and the machine may be busy."""
 LEAST_SKILL: Final = 0.05
 """Skill from which a training is beyond a constant predictor, and by which it is beyond its control."""
 DRAWN: Final = 17
 """Seed of the sample of runs."""
 TARGET_FIRST: Final = 0.60
 TARGET_FIRST_THREE: Final = 0.85
-DIAGNOSIS: Final = Path(gradmedic_diagnosis.__file__).parent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CauseTrial:
-    """The result of a trial."""
+class RemedyRace:
+    """What became of one remedy of a run."""
 
-    status: str
-    """`done`, `failed` or `not_applicable`."""
-    reason: str | None
-    verdict: str
-    losses: list[float]
-    skill: float
-    """Skill at the end; minus infinity without one."""
-
-    def as_state(self, candidate: int, seed: int) -> experiment.TrialState:
-        """Return the result in the form that the experiment reads."""
-        return experiment.TrialState(
-            candidate=candidate,
-            seed=seed,
-            status=self.status,
-            verdict=self.verdict,
-            curve=summarize_losses(np.array(self.losses)),
-            reason=self.reason,
-        )
-
-
-@functools.cache
-def _diagnosis_digest() -> str:
-    digest = hashlib.sha256()
-    for path in sorted(DIAGNOSIS.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def try_remedies(case: CauseCase, program: CauseProgram, remedies: Sequence[Remedy], seed: int) -> CauseTrial:
-    """Return the result of a trial; run it in a process of its own if there is no kept result."""
-    key = to_json([digest_of(case, program), _diagnosis_digest(), list(remedies), seed])
-    kept = RESULTS / f"{hashlib.blake2b(key, digest_size=16).hexdigest()}.msgpack"
-    if kept.exists():
-        return msgspec.msgpack.decode(kept.read_bytes(), type=CauseTrial)
-    draft = kept.with_suffix(".draft")
-    process = multiprocessing.get_context("fork").Process(
-        target=_run_trial, args=(case, program, tuple(remedies), seed, draft), daemon=True
-    )
-    process.start()
-    process.join(LONGEST_SECONDS)
-    if process.is_alive():
-        process.kill()
-        process.join()
-    if not draft.exists():
-        ended = CauseTrial(status="failed", reason="it ended early", verdict="", losses=[], skill=-math.inf)
-        draft.write_bytes(msgspec.msgpack.encode(ended))
-    draft.replace(kept)
-    return msgspec.msgpack.decode(kept.read_bytes(), type=CauseTrial)
-
-
-def _run_trial(case: CauseCase, program: CauseProgram, remedies: tuple[Remedy, ...], seed: int, path: Path) -> None:
-    """Train with the instructions of a trial in the environment, and write the result."""
-    sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115  # the process ends with this function
-    os.environ[SEED_VARIABLE] = str(seed)
-    os.environ["GRADMEDIC_RUN_ID"], os.environ["GRADMEDIC_PROJECT"] = str(new_id()), "races"
-    os.environ[TRIAL_VARIABLE] = to_json(TrialInstructions(remedies=list(remedies))).decode()
-    try:
-        with mock.patch("gradmedic.initialize.as_trial", _as_offline_trial):
-            recorded = record_case(case, program, "every", seed)
-    except TrialEnded as ended:
-        result = CauseTrial(
-            status="not_applicable", reason=ended.reason, verdict="undetermined", losses=[], skill=-math.inf
-        )
-    except Exception as error:
-        result = CauseTrial(status="failed", reason=repr(error), verdict="undetermined", losses=[], skill=-math.inf)
-    else:
-        description = recorded.description
-        diagnostician = Diagnostician(
-            tuple(description.layers), description.training or Training(), framework=description.framework
-        )
-        diagnostician.update(recorded.block)
-        result = CauseTrial(
-            status="done",
-            reason=None,
-            verdict=diagnostician.diagnose().verdict,
-            losses=recorded.losses,
-            skill=recorded.skill,
-        )
-    path.write_bytes(msgspec.msgpack.encode(result))
-
-
-def _as_offline_trial(configuration: Configuration, parameters: Mapping[str, Any]) -> Configuration:
-    """Return the configuration of a trial that writes its journal alone. A worker's trial reports to the service."""
-    return replace(as_trial(configuration, parameters), mode="offline")
+    is_verified: bool
+    """Whether it meets the criterion of the service on every seed."""
+    is_true: bool
+    """Whether it is true in skill on every seed on which it was tried."""
+    is_applicable: bool
+    why: str
+    """The last trial beside its control, in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +56,8 @@ class CauseRace:
     """Whether each advice is verified on every seed, in their order, until the first one that is."""
     is_true: bool
     """Whether the one that is verified is true in skill on every seed."""
+    lines: tuple[str, ...] = ()
+    """What became of each advice that was tried, in words."""
 
 
 def list_raceable(reading: CauseReading) -> list[Remedy]:
@@ -174,26 +73,46 @@ def is_verified(control: CauseTrial, trial: CauseTrial, seed: int) -> bool:
 
 def is_true_in_skill(control: CauseTrial, trial: CauseTrial) -> bool:
     """Return whether a trial is beyond a constant predictor and beyond its control, by its skill."""
-    return trial.skill >= LEAST_SKILL and trial.skill >= max(control.skill, 0.0) + LEAST_SKILL
+    skill, of_control = trial.trained.skill, control.trained.skill
+    return skill >= LEAST_SKILL and skill >= max(of_control, 0.0) + LEAST_SKILL
+
+
+def race_remedy(case: CauseCase, program: CauseProgram, remedy: Remedy) -> RemedyRace:
+    """Try a remedy on one seed after the other, until it does not hold."""
+    is_true, why = True, ""
+    for seed in SEEDS:
+        control, trial = (try_remedies(case, program, remedies, seed) for remedies in ((), (remedy,)))
+        is_true = is_true and is_true_in_skill(control, trial)
+        why = f"{describe_remedies([remedy])}: seed {seed}, {describe_trial(control, trial)}"
+        if not is_verified(control, trial, seed):
+            is_applicable = trial.trained.status != "not_applicable"
+            return RemedyRace(is_verified=False, is_true=False, is_applicable=is_applicable, why=why)
+    return RemedyRace(is_verified=True, is_true=is_true, is_applicable=True, why=f"{why}; verified")
+
+
+def describe_trial(control: CauseTrial, trial: CauseTrial) -> str:
+    """Describe a trial beside its control in one line."""
+    if trial.trained.status != "done":
+        return f"{trial.trained.status}: {trial.trained.reason}"
+    ours, theirs = trial.as_state(1, 0).curve, control.as_state(experiment.CONTROL, 0).curve
+    losses = "no loss" if ours is None else f"loss {ours.start:.3g} to {ours.final:.3g}"
+    best = "" if theirs is None else f"; control {control.verdict}, best {theirs.best:.3g}, final {theirs.final:.3g}"
+    return f"{trial.verdict}, {losses}, skill {trial.trained.skill:.2f}{best}, skill {control.trained.skill:.2f}"
 
 
 def race(case: CauseCase, program: CauseProgram, reading: CauseReading) -> CauseRace:
     """Try the first advices in turn, each on all seeds, until one is verified."""
-    verified: list[bool] = []
-    is_true = False
+    races: list[RemedyRace] = []
     for remedy in list_raceable(reading):
-        held, true = True, True
-        for seed in SEEDS:
-            control, trial = (try_remedies(case, program, remedies, seed) for remedies in ((), (remedy,)))
-            held = is_verified(control, trial, seed)
-            true = true and is_true_in_skill(control, trial)
-            if not held:
-                break
-        verified.append(held)
-        if held:
-            is_true = true
+        races.append(race_remedy(case, program, remedy))
+        if races[-1].is_verified:
             break
-    return CauseRace(reading=reading, verified=tuple(verified), is_true=is_true)
+    return CauseRace(
+        reading=reading,
+        verified=tuple(done.is_verified for done in races),
+        is_true=any(done.is_verified and done.is_true for done in races),
+        lines=tuple(done.why for done in races),
+    )
 
 
 def draw_sample(readings: Sequence[CauseReading], count: int) -> list[CauseReading]:
@@ -202,14 +121,25 @@ def draw_sample(readings: Sequence[CauseReading], count: int) -> list[CauseReadi
     return random.Random(DRAWN).sample(treatable, min(count, len(treatable)))  # no secret
 
 
-def race_sample(split: str, readings: Sequence[CauseReading], count: int, jobs: int) -> list[tuple[str, str, bool]]:
-    """Race the advices of a sample, print the shares, and return name and value, target, and whether it is met."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    cases = {case.id: (case, program) for program in CAUSES_SPLITS[split] for case in program.cases()}
+def race_sample(
+    split: str, readings: Sequence[CauseReading], count: int, jobs: int, *, is_verbose: bool = False
+) -> list[tuple[str, str, bool]]:
+    """Race the advices of a sample, print the shares, and return name and value, target, and whether it is met.
+
+    Args:
+        split: name of the split.
+        readings: the diagnoses of its runs.
+        count: number of runs that race.
+        jobs: number of processes.
+        is_verbose: whether to print what became of each advice; without effect on the split that is set aside.
+    """
+    cause_trials.RESULTS.mkdir(parents=True, exist_ok=True)
     sample = draw_sample(readings, count)
     print(f"racing the first {RACED} advices of {len(sample)} runs (finished trials are kept) ...", flush=True)
-    with ThreadPoolExecutor(jobs) as pool:
-        races = list(pool.map(lambda reading: race(*cases[reading.run.id], reading), sample))
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("fork")) as pool:
+        races = list(pool.map(_race_by_id, [split] * len(sample), sample))
+    if is_verbose and split == CAUSES_FIT:
+        print("\n".join(describe_misses(races)))
     first = sum(done.verified[:1] == (True,) for done in races)
     any_of_three = sum(any(done.verified) for done in races)
     true = sum(done.is_true for done in races)
@@ -225,3 +155,28 @@ def race_sample(split: str, readings: Sequence[CauseReading], count: int, jobs: 
             shares[1] >= TARGET_FIRST_THREE,
         ),
     ]
+
+
+def describe_misses(races: Sequence[CauseRace]) -> list[str]:
+    """Return lines on each run whose first advice was not verified. Only for a split that is open."""
+    lines = []
+    for done in races:
+        if done.verified[:1] != (True,):
+            named = ", ".join(done.reading.named[:3]) or "none"
+            place = f"place {len(done.verified)}" if any(done.verified) else "not repaired"
+            lines.append(f"  {done.reading.run.id}: {place}; names {named}")
+            lines += [f"    {line}" for line in done.lines]
+    return lines
+
+
+def _race_by_id(split: str, reading: CauseReading) -> CauseRace:
+    return race(*find_case(split, reading.run.id), reading)
+
+
+def find_case(split: str, id: str) -> tuple[CauseCase, CauseProgram]:
+    """Return a case of a split, and its program.
+
+    Raises:
+        StopIteration: the split has no case of that id.
+    """
+    return next((case, program) for program in CAUSES_SPLITS[split] for case in program.cases() if case.id == id)

@@ -234,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.race and (split == CAUSES_ASIDE or options.fit_only):
             from benchmarks.cause_races import race_sample
 
-            targets += race_sample(split, readings, options.sample, options.jobs)
+            targets += race_sample(split, readings, options.sample, options.jobs, is_verbose=options.verbose)
     print()
     for value, target, is_met in targets:
         print(f"{value} (target {target}) {'PASS' if is_met else 'FAIL'}")

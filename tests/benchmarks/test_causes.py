@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmarks.cause_races import draw_sample, is_true_in_skill, race, race_sample, try_remedies
+from benchmarks.cause_races import draw_sample, is_true_in_skill, race, race_sample
 from benchmarks.cause_rules import name_by_autotrainer, name_by_umlaut
+from benchmarks.cause_trials import list_remedy_sources, try_remedies
 from benchmarks.causes import CauseReading, describe, describe_kinds, list_errors, list_targets, read, score
 from benchmarks.corpus.causes.cases import DIES, FAILS, STALLS, CauseProgram, CausePrograms
 from benchmarks.corpus.causes.faults import KINDS, fault, lookalike
@@ -22,7 +23,7 @@ from benchmarks.corpus.causes.set_aside import read_record, set_aside_digest
 from benchmarks.corpus.causes.splits import CAUSES_ASIDE, CAUSES_FIT, CAUSES_SPLITS
 from torch import Tensor, nn
 
-from benchmarks import cause_races
+from benchmarks import cause_trials
 from gradmedic.protocol.diagnosis import Advice
 from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.runs import Loss
@@ -216,16 +217,20 @@ BY_HAND = Remedy(id="stable_loss")
 def test_the_first_advice_that_holds_on_every_seed_is_verified(
     runs: list[CauseRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Advices are tried in turn; one that only a script can carry out is left out. Finished trials are kept."""
-    monkeypatch.setattr(cause_races, "RESULTS", tmp_path)
+    """Advices are tried in turn, without those for the script. Another diagnosis judges the kept recordings anew."""
+    monkeypatch.setattr(cause_trials, "RESULTS", tmp_path)
     case = next(case for case in TINY[0].cases() if case.kind == "rate-too-high")
     run = next(run for run in runs if run.kind == "rate-too-high")
     done = race(case, TINY[0], CauseReading(run=run, named=(), advice=advise(BY_HAND, USELESS, RIGHT)))
     assert done.verified == (False, True)
     assert done.is_true
-    count = len(list(tmp_path.iterdir()))
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert race(case, TINY[0], done.reading).verified == (False, True)
-    assert len(list(tmp_path.iterdir())) == count
+    monkeypatch.setattr(cause_trials, "diagnosis_digest", lambda: "another")
+    assert race(case, TINY[0], done.reading).verified == (False, True)
+    after = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert after.items() > kept.items()
+    assert {path.suffixes[-1] for path in after.keys() - kept.keys()} == {".verdict"}
     control, repaired = (try_remedies(case, TINY[0], remedies, 0) for remedies in ((), (RIGHT,)))
     assert is_true_in_skill(control, repaired)
     assert not is_true_in_skill(repaired, control)
@@ -235,12 +240,20 @@ def test_a_remedy_that_does_not_apply_is_a_result(
     runs: list[CauseRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trial ends at once where the SDK cannot apply its remedy."""
-    monkeypatch.setattr(cause_races, "RESULTS", tmp_path)
+    monkeypatch.setattr(cause_trials, "RESULTS", tmp_path)
     case = next(case for case in TINY[0].cases() if case.kind == "rate-too-high")
     trial = try_remedies(case, TINY[0], (Remedy(id="add_residual"),), 0)
-    assert trial.status == "not_applicable"
-    assert trial.reason
-    assert trial.losses == []
+    assert trial.trained.status == "not_applicable"
+    assert trial.trained.reason
+    assert trial.trained.losses == []
+
+
+def test_a_trial_depends_on_its_own_remedies_alone() -> None:
+    """Its sources are those of its remedy, of what that one imports, and of what all remedies share."""
+    names = {path.stem for path in list_remedy_sources(["replace_activation"])}
+    assert {"replace_activation", "step_remedy", "applied"} <= names
+    assert not {"clip", "qk_norm"} & names
+    assert "loss_scale" in {path.stem for path in list_remedy_sources(["scale_loss"])}
 
 
 def test_the_sample_is_of_runs_that_a_rerun_can_treat(runs: list[CauseRun]) -> None:
@@ -255,7 +268,7 @@ def test_runs_without_advice_count_in_the_race(
     runs: list[CauseRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A treatable run whose diagnosis advises nothing is one that was not repaired."""
-    monkeypatch.setattr(cause_races, "RESULTS", tmp_path)
+    monkeypatch.setattr(cause_trials, "RESULTS", tmp_path)
     monkeypatch.setitem(CAUSES_SPLITS, "tiny", tuple(TINY))
     targets = race_sample("tiny", [CauseReading(run=run, named=()) for run in runs], 9, 1)
     assert [(value, is_met) for value, _, is_met in targets] == [
