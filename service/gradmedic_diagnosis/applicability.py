@@ -149,6 +149,12 @@ def lacks_warm_up(run: RunEvidence) -> bool:
     return not run.history.first_learning_rate < WARM_START * run.history.largest_learning_rate
 
 
+def has_rate_jump(run: RunEvidence) -> bool:
+    """Whether the learning rate has jumped, and the rate from before it is known."""
+    jump = run.find("learning_rate_jump")
+    return jump is not None and jump.evidence["learning_rate_before"] > 0
+
+
 def takes_numbers(run: RunEvidence) -> bool:
     """Whether the inputs may be numbers; tokens, which embeddings read, have no scale."""
     return run.training.input_rms is not None or not run.architecture.is_embedding.any()

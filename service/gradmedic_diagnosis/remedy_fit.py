@@ -66,12 +66,22 @@ def choose_clip_value(run: RunEvidence) -> Parameters:
 
 
 def choose_learning_rate_factor(run: RunEvidence) -> Parameters:
-    """Lower the learning rate so that updates are `TARGET_UPDATE_RATIO` of the weights."""
+    """Lower the learning rate so that updates are `TARGET_UPDATE_RATIO` of the weights, or by what it jumped up."""
     ratios = (run.typical_update_ratio, run.history.first_update_ratio, 0.0)
     largest = max(ratio for ratio in ratios if not math.isnan(ratio))
     factor = TARGET_UPDATE_RATIO / largest if largest > 0 else DEFAULT_FACTOR
+    jump = run.find("learning_rate_jump")
+    if jump is not None:
+        factor = min(factor, 1 / jump.evidence["rise"])
     smallest_factor, largest_factor = LEARNING_RATE_FACTORS
     return {"factor": round_to(min(max(factor, smallest_factor), largest_factor))}
+
+
+def choose_largest_rate(run: RunEvidence) -> Parameters:
+    """Return the learning rate from before the jump."""
+    jump = run.find("learning_rate_jump")
+    rate = jump.evidence["learning_rate_before"] if jump is not None else run.history.first_learning_rate
+    return {"max_learning_rate": round_to(rate, 3)}
 
 
 def choose_loss_factor(run: RunEvidence) -> Parameters:

@@ -85,6 +85,16 @@ UPDATE_ROWS: tuple[RemedyRow, ...] = (
         choose_parameters=remedy_fit.choose_learning_rate_factor,
     ),
     RemedyRow(
+        id="limit_learning_rate",
+        changes_update=True,
+        chances={"learning_rate_jump": 0.9},
+        reason="Keeps the rate at the one with which the run trained well before the jump.",
+        cost="The schedule's higher rates are not used.",
+        sources=("Cohen et al. 2021, Gradient descent on neural networks typically occurs at the edge of stability",),
+        choose_parameters=remedy_fit.choose_largest_rate,
+        is_applicable=applicability.has_rate_jump,
+    ),
+    RemedyRow(
         id="warm_up",
         changes_update=True,
         chances={

@@ -62,6 +62,20 @@ UPDATE_REMEDIES: Mapping[str, RemedyKind] = {
         },
         factor=POSITIVE,
     ),
+    "limit_learning_rate": make_row(
+        Target.LEARNING_RATE,
+        code={
+            "torch": Code(
+                "for group in optimizer.param_groups:  # before each optimizer.step()\n"
+                "    group['lr'] = min(group['lr'], {max_learning_rate})"
+            ),
+            "keras": Code(
+                "optimizer.learning_rate = min(float(optimizer.learning_rate), {max_learning_rate})  # before each step"
+            ),
+            "jax": Code("limited = lambda step: jax.numpy.minimum(schedule(step), {max_learning_rate})"),
+        },
+        max_learning_rate=POSITIVE,
+    ),
     "warm_up": make_row(
         Target.LEARNING_RATE,
         code={

@@ -21,6 +21,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "clip_grad_value": {"clip_value": 0.05},
     "clip_grad_norm_per_layer": {"max_norm": 0.2},
     "adaptive_clip": {"clipping": 0.1},
+    "limit_learning_rate": {"max_learning_rate": 0.07},
     "scale_learning_rate": {"factor": 0.3},
     "warm_up": {"steps": 5},
     "switch_optimizer": {"optimizer": "Adam", "learning_rate": 0.01},
@@ -109,6 +110,8 @@ def train_by_hand(ids: tuple[str, ...], schedule: Callable[[int], float] = lambd
         loss = ((hidden @ weights[2].T + weights[3] - targets) ** 2).mean()
         gradients = [g.clone() for g in torch.autograd.grad(loss, weights)]
         rate = 0.1 * schedule(step)
+        if "limit_learning_rate" in p:
+            rate = min(rate, 0.07)
         if "scale_learning_rate" in p:
             rate *= 0.3
         if "warm_up" in p:

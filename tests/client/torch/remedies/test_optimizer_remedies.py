@@ -106,9 +106,9 @@ SCHEDULES: dict[str, tuple[Schedule, Callable[[int], float]]] = {
 
 @pytest.mark.parametrize("is_scheduled_first", [False, True])
 @pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("id", ["scale_learning_rate", "warm_up", "switch_optimizer"])
+@pytest.mark.parametrize("id", ["limit_learning_rate", "scale_learning_rate", "warm_up", "switch_optimizer"])
 def test_schedulers_go_on(name: str, id: str, is_scheduled_first: bool) -> None:
-    """A scheduler reads its own rates, which the remedy multiplies, whether it was made before or after."""
+    """A scheduler reads its own rates, which the remedy changes, whether it was made before or after."""
     make, factor = SCHEDULES[name]
     model, seen = train(remedies(id), schedule=make, is_scheduled_first=is_scheduled_first)
     assert seen == pytest.approx([0.1 * factor(step) for step in range(STEPS)])

@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from gradmedic.torch.remedies.step_remedy import StepRemedy
+
+
+class LimitLearningRate(StepRemedy):
+    """Keeps the learning rate at or below `max_learning_rate`, whatever the script's schedule does."""
+
+    id = "limit_learning_rate"
+    order = 5
+
+    def choose_settings(self, group: Mapping[str, Any], steps_taken: int) -> Mapping[str, Any]:  # noqa: ARG002
+        """Return the script's rate, or the limit where that is lower."""
+        rate, limit = group["lr"], float(self.parameters["max_learning_rate"])
+        return {"lr": rate.clamp(max=limit) if isinstance(rate, Tensor) else min(rate, limit)}
 
 
 class ScaleLearningRate(StepRemedy):
