@@ -37,7 +37,7 @@ from gradmedic.configuration import Configuration, as_trial
 from gradmedic.exceptions import TrialEnded
 from gradmedic.protocol.encoding import from_json, to_json
 from gradmedic.protocol.ids import new_id
-from gradmedic.protocol.remedies import Remedy
+from gradmedic.protocol.remedies import REMEDIES, Remedy
 from gradmedic.protocol.runs import RunCreate, Training
 from gradmedic.torch.remedies.registry import REMEDY_CLASSES
 from gradmedic.trial import SEED_VARIABLE, TRIAL_VARIABLE, TrialInstructions
@@ -95,10 +95,11 @@ def try_remedies(case: CauseCase, program: CauseProgram, remedies: Sequence[Reme
 
 @functools.cache
 def remedies_digest(ids: tuple[str, ...]) -> str:
-    """Return a digest of the source of these remedies and of what they use; empty without remedies."""
+    """Return a digest of the source of these remedies, of what they use, and of their targets; empty for none."""
     if not ids:
         return ""
-    digest = hashlib.sha256()
+    targets = [sorted(REMEDIES[id].targets) for id in ids]
+    digest = hashlib.sha256(to_json(targets))
     for path in sorted(list_remedy_sources(ids)):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

@@ -32,6 +32,7 @@ NOT_OF_THE_VERDICT: Final = (
     "gradmedic_diagnosis.advice",
     "gradmedic_diagnosis.applicability",
     "gradmedic_diagnosis.causes",
+    "gradmedic_diagnosis.race_counts",
     "gradmedic_diagnosis.remedies",
     "gradmedic_diagnosis.remedy_fit",
     "gradmedic_diagnosis.repair_counts",

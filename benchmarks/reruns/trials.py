@@ -65,6 +65,8 @@ ADVICE_SOURCES: Final = (
         for name in (
             "advice.py",
             "applicability.py",
+            "race_counts.py",
+            "race_counts.json",
             "remedy_fit.py",
             "repair_counts.py",
             "repair_counts.json",

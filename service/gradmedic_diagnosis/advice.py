@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from gradmedic.protocol.diagnosis import Advice, Cause
+from gradmedic_diagnosis.race_counts import RACE_COUNTS, RaceCounts, correct_merit
 from gradmedic_diagnosis.remedies import CATALOGUE
 from gradmedic_diagnosis.remedies.row import RemedyRow
 from gradmedic_diagnosis.repair_counts import REPAIR_COUNTS, RepairCounts, estimate_repair_chance
@@ -18,31 +19,51 @@ MAX_VARIANTS = 2
 """Most rows of one remedy with different parameters: a list of activations alone would be no choice."""
 MIN_MERIT = 0.1
 """Merit below which a remedy is not advised."""
+MIN_PRIOR_MERIT = 0.05
+"""Merit before any race below which a remedy is not considered: races can raise it from there."""
+MERIT_STEP = 0.1
+"""Difference of merits that counts."""
 
 
-def advise(run: RunEvidence, causes: Sequence[Cause], counts: RepairCounts = REPAIR_COUNTS) -> list[Advice]:
-    """Return at most `MAX_ADVICE` remedies, the most promising first.
-
-    A remedy's merit is the chance that it repairs at least one of the causes, times its fit to the run. It takes a
-    cause's score times the chance of repair as independent chances. Merits are exact to a tenth at best, so they are
-    compared after rounding; among equal ones the catalogue's order decides. Where every optimizer divides the gradient
-    by its size, bounds of the gradient stand behind what changes the update itself.
-    """
-    promising: list[tuple[float, RemedyRow]] = []
-    for row in CATALOGUE:
-        merit = _compute_merit(row, causes, counts)
-        if merit >= MIN_MERIT and row.is_applicable(run):  # in this order: the second reads all layers
-            merit *= row.estimate_fit(run)
-            if merit >= MIN_MERIT:
-                promising.append((merit, row))
+def advise(
+    run: RunEvidence,
+    causes: Sequence[Cause],
+    counts: RepairCounts = REPAIR_COUNTS,
+    races: RaceCounts = RACE_COUNTS,
+) -> list[Advice]:
+    """Return at most `MAX_ADVICE` remedies, the most promising first, at most `MAX_VARIANTS` of one remedy."""
     variants: Counter[str] = Counter()
     chosen: list[RemedyRow] = []
-    ranked = [row for _, row in sorted(promising, key=lambda pair: -round(pair[0], 1))]
-    for row in _put_updates_first(ranked) if run.is_optimizer_scale_free else ranked:
+    for row in rank_rows(run, causes, counts, races):
         variants[row.id] += 1
         if variants[row.id] <= MAX_VARIANTS:
             chosen.append(row)
     return [_write_advice(rank, row, run) for rank, row in enumerate(chosen[:MAX_ADVICE], start=1)]
+
+
+def rank_rows(
+    run: RunEvidence, causes: Sequence[Cause], counts: RepairCounts, races: RaceCounts, min_merit: float = MIN_MERIT
+) -> list[RemedyRow]:
+    """Return the rows of the catalogue that have at least `min_merit` for a run, the most promising first.
+
+    A remedy's merit is the chance that it repairs at least one of the causes, times its fit to the run. It takes a
+    cause's score times the chance of repair as independent chances. What became of the remedy in races of runs with the
+    same most probable cause corrects it. Merits are compared after rounding to `MERIT_STEP`: they are no more exact.
+    Among equal ones the catalogue's order decides. Where every optimizer divides the gradient by its size, bounds of
+    the gradient stand behind what changes the update itself.
+    """
+    if not causes:
+        return []
+    promising: list[tuple[float, RemedyRow]] = []
+    for row in CATALOGUE:
+        merit = _compute_merit(row, causes, counts)
+        if merit >= MIN_PRIOR_MERIT and row.is_applicable(run):  # in this order: the second reads all layers
+            merit *= row.estimate_fit(run)
+            merit = correct_merit(merit, row.name, causes[0].cause, run.is_optimizer_scale_free, races)
+            if merit >= min_merit:
+                promising.append((merit, row))
+    ranked = [row for _, row in sorted(promising, key=lambda pair: -round(pair[0] / MERIT_STEP))]
+    return _put_updates_first(ranked) if run.is_optimizer_scale_free else ranked
 
 
 def _compute_merit(row: RemedyRow, causes: Sequence[Cause], counts: RepairCounts) -> float:

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmarks.cause_races import draw_sample, is_true_in_skill, race, race_sample
+from benchmarks.cause_learning import count_outcomes, examine, find_place
+from benchmarks.cause_races import RemedyRace, draw_sample, is_true_in_skill, race, race_sample
 from benchmarks.cause_rules import name_by_autotrainer, name_by_umlaut
 from benchmarks.cause_trials import list_remedy_sources, try_remedies
-from benchmarks.causes import CauseReading, describe, describe_kinds, list_errors, list_targets, read, score
+from benchmarks.causes import CauseReading, describe, describe_kinds, list_errors, list_targets, main, read, score
 from benchmarks.corpus.causes.cases import DIES, FAILS, STALLS, CauseProgram, CausePrograms
 from benchmarks.corpus.causes.faults import KINDS, fault, lookalike
 from benchmarks.corpus.causes.generate import make_program
@@ -27,6 +28,7 @@ from benchmarks import cause_trials
 from gradmedic.protocol.diagnosis import Advice
 from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.runs import Loss
+from gradmedic_diagnosis.race_counts import SCALED
 
 FIT, ASIDE = CAUSES_SPLITS[CAUSES_FIT], CAUSES_SPLITS[CAUSES_ASIDE]
 
@@ -262,6 +264,42 @@ def test_the_sample_is_of_runs_that_a_rerun_can_treat(runs: list[CauseRun]) -> N
     sample = draw_sample(readings, 9)
     assert {reading.run.kind for reading in sample} == {"nonfinite-input", "rate-too-high"}
     assert draw_sample(readings, 1) == draw_sample(readings, 1)
+
+
+def test_the_order_is_learned_from_other_programs(runs: list[CauseRun]) -> None:
+    """Outcomes count by remedy, cause and optimizer, without those of the run's own program."""
+    mine = examine(next(run for run in runs if run.kind == "rate-too-high"))
+    assert mine is not None
+    other = replace(mine, run=replace(mine.run, id="other", program="other"))
+    candidates = list(mine.list_candidates())
+    held, failed = candidates[-1], candidates[0]
+    done = {
+        name: RemedyRace(is_verified=name == held, is_true=True, is_applicable=name != failed, why="")
+        for name in candidates
+    }
+    outcomes = {mine.run.id: done, "other": done}
+    counts = count_outcomes([mine, other], outcomes)
+    assert counts[held][mine.cause] == {SCALED: (2, 2)}
+    assert failed not in counts
+    without = find_place(mine, [mine, other], outcomes, None)
+    assert find_place(mine, [mine], outcomes, outcomes) == without
+    many = [replace(other, run=replace(other.run, id=f"other {i}")) for i in range(20)]
+    assert (
+        find_place(
+            mine,
+            [mine, *many],
+            dict.fromkeys([mine.run.id, *(run.run.id for run in many)], done),
+            {run.run.id: done for run in many},
+        )
+        == 0
+    )
+
+
+def test_the_order_is_not_learned_from_the_set_aside_split(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--learn` without `--fit-only` is refused with the reason."""
+    with pytest.raises(SystemExit):
+        main(["--learn"])
+    assert "--learn needs --fit-only" in capsys.readouterr().err
 
 
 def test_runs_without_advice_count_in_the_race(

@@ -15,6 +15,7 @@ from gradmedic.protocol.remedies import REMEDIES, Remedy, remedy_errors
 from gradmedic.protocol.runs import Layer
 from gradmedic_diagnosis import Diagnostician, UpdatedDiagnosis
 from gradmedic_diagnosis.advice import advise
+from gradmedic_diagnosis.race_counts import RACE_COUNTS, SCALE_FREE, SCALED, correct_merit
 from gradmedic_diagnosis.remedies import CATALOGUE
 from gradmedic_diagnosis.remedies.row import RemedyRow
 from gradmedic_diagnosis.repair_counts import REPAIR_COUNTS
@@ -33,6 +34,7 @@ EXAMPLES: dict[str, float | int | str] = {
     "epsilon": 1e-8,
     "factor": 0.1,
     "kind": "LayerNorm",
+    "max_learning_rate": 0.01,
     "learning_rate": 0.001,
     "max_norm": 1.0,
     "optimizer": "Adam",
@@ -105,7 +107,7 @@ def test_trials_outweigh_published_chances(monkeypatch: pytest.MonkeyPatch) -> N
 
     def advise_as_published(evidence: RunEvidence, causes: list[Cause]) -> list[Advice]:
         calls.append((evidence, causes))
-        return advise(evidence, causes, {})
+        return advise(evidence, causes, {}, {})
 
     monkeypatch.setattr("gradmedic_diagnosis.diagnostician.advise", advise_as_published)
     facts = tuple(Layer(name=f"{i}.weight", numel=100, role="weight") for i in range(4))
@@ -117,12 +119,28 @@ def test_trials_outweigh_published_chances(monkeypatch: pytest.MonkeyPatch) -> N
         names[first.reason]: {cause.cause: (0, 100) for cause in causes},
         names[others[-1].reason]: {cause.cause: (100, 100) for cause in causes},
     }
-    corrected = advise(evidence, causes, counts)
+    corrected = advise(evidence, causes, counts, {})
     assert corrected[0].remedy == others[-1].remedy
     assert first.remedy not in [advice.remedy for advice in corrected[:4]]
+    top = causes[0].cause
+    races = {
+        names[first.reason]: {top: {SCALED: (0, 20)}},
+        names[others[-1].reason]: {top: {SCALED: (20, 20)}},
+    }
+    raced = advise(evidence, causes, {}, races)
+    assert raced[0].remedy == others[-1].remedy
+    assert first.remedy not in [advice.remedy for advice in raced[:4]]
 
 
-def test_repair_counts_are_of_known_rows_and_causes() -> None:
+def test_races_with_the_same_kind_of_optimizer_count_most() -> None:
+    """A race corrects the merit of its remedy and cause; one with another kind of optimizer corrects it less."""
+    races = {"warm_up": {"dead_units": {SCALE_FREE: (0, 4)}}}
+    own = correct_merit(0.5, "warm_up", "dead_units", is_scale_free=True, counts=races)
+    other = correct_merit(0.5, "warm_up", "dead_units", is_scale_free=False, counts=races)
+    assert own < other < correct_merit(0.5, "warm_up", "long_recurrence", is_scale_free=True, counts=races) == 0.5
+
+
+def test_counts_are_of_known_rows_and_causes() -> None:
     """Every count belongs to a row of the catalogue and to a cause; one of an older name would be ignored."""
     assert REPAIR_COUNTS
     names = [row.name for row in CATALOGUE]
@@ -132,6 +150,10 @@ def test_repair_counts_are_of_known_rows_and_causes() -> None:
         cause for row in CATALOGUE for cause in row.chances
     }
     assert all(0 <= hits <= of for causes in REPAIR_COUNTS.values() for hits, of in causes.values())
+    assert set(RACE_COUNTS) <= set(names)
+    kinds = [kind for causes in RACE_COUNTS.values() for kind in causes.values()]
+    assert {name for kind in kinds for name in kind} <= {SCALE_FREE, SCALED}
+    assert all(0 <= verified <= tried for kind in kinds for verified, tried in kind.values())
 
 
 def recurrent_network(*hidden: Layer, spectral_norm: float = 1.0, is_dead: bool = False) -> UpdatedDiagnosis:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gradmedic.protocol.diagnosis import Cause
+from gradmedic.protocol.diagnosis import Advice, Cause, Finding
 from gradmedic.protocol.remedies import REMEDIES
 from gradmedic.protocol.runs import Layer, Loss, Optimizer, Training
 from gradmedic_diagnosis.advice import advise
@@ -28,6 +28,17 @@ TRANSFORMER = (
 )
 LSTM = (Layer(name="lstm.weight_hh_l0", kind="LSTM", shape=[40, 10], role="recurrent"), *PERCEPTRON[:1])
 CROSS_ENTROPY = Loss(kind="cross_entropy", operations=["NllLoss", "LogSoftmax"], classes=10)
+JUMP = Finding(
+    detector="learning_rate_jump",
+    verdict="healthy",
+    severity="warning",
+    layers=[],
+    first_step=80,
+    last_step=90,
+    resolved_step=None,
+    evidence={"learning_rate_before": 0.01, "learning_rate_after": 2.0, "rise": 200.0},
+    explanation="-",
+)
 GRADIENT_CLIPS = {"clip_grad_norm", "clip_grad_value", "clip_grad_norm_per_layer", "adaptive_clip"}
 
 
@@ -38,18 +49,18 @@ def averages_of(layers: tuple[Layer, ...]) -> LayerAverages:
     return averages
 
 
-def evidence(
+def advise_on(
     *causes: str,
     verdict: Any = "exploding",
     layers: tuple[Layer, ...] = PERCEPTRON,
     history: RunHistory | None = None,
     conditions: dict[str, float] | None = None,
     **training: Any,
-) -> list[str]:
-    """Return the ids of the advice for a run with these causes."""
+) -> list[Advice]:
+    """Return the advice for a run with these causes, as the catalogue ranks it."""
     run = RunEvidence(
         verdict=verdict,
-        findings=(),
+        findings=[JUMP] if "learning_rate_jump" in causes else [],
         layers=layers,
         architecture=Architecture.from_layers(layers),
         training=Training(**{"optimizers": [ADAMW], **training}),
@@ -62,7 +73,12 @@ def evidence(
         Cause(cause=name, score=0.9 - 0.05 * i, evidence={"number": 1.0}, explanation="-")
         for i, name in enumerate(causes)
     ]
-    return [advice.remedy.id for advice in advise(run, found, {})]
+    return advise(run, found, {}, {})
+
+
+def evidence(*causes: str, **given: Any) -> list[str]:
+    """Return the ids of the advice for a run with these causes."""
+    return [advice.remedy.id for advice in advise_on(*causes, **given)]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +98,7 @@ def evidence(
         ("nonfinite_loss", "stable_loss", {"loss": Loss(kind="other", operations=["Mean", "Log"])}),
         ("adversary_dominates", "slow_down_adversary", {}),
         ("router_collapse", "balance_router", {}),
-        ("learning_rate_jump", "scale_learning_rate", {}),
+        ("learning_rate_jump", "limit_learning_rate", {}),
         ("forgetting_recurrence", "forget_gate_bias", {"layers": LSTM}),
         ("stale_second_moment", "clip_update", {}),
         ("loss_spike", "clip_grad_norm", {"optimizers": [SGD], "verdict": "healthy"}),
@@ -91,6 +107,14 @@ def evidence(
 def test_each_condition_has_its_remedy_first(cause: str, first: str, given: dict[str, Any]) -> None:
     """For a run whose only cause is a condition, the first advice is the remedy of that condition."""
     assert evidence(cause, **given)[0] == first
+
+
+def test_a_rate_that_jumped_goes_back_to_what_it_was() -> None:
+    """The limit of the rate is the one before the jump, and the factor is at most what undoes the rise."""
+    remedies = {advice.remedy.id: advice.remedy.parameters for advice in advise_on("learning_rate_jump")}
+    assert remedies["limit_learning_rate"] == {"max_learning_rate": 0.01}
+    assert remedies["scale_learning_rate"] == {"factor": 0.005}
+    assert "limit_learning_rate" not in evidence("learning_rate_too_high")
 
 
 def test_every_condition_of_the_catalogue_is_known() -> None:

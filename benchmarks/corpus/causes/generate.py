@@ -27,7 +27,7 @@ from benchmarks.corpus.foreign.generate import save
 from benchmarks.corpus.foreign.recorder import Recorded, record_training
 
 SDK: Final = Path(gradmedic.__file__).parent
-UNUSED_PARTS: Final = ("cli", "export", "integrations", "torch/remedies")
+UNUSED_PARTS: Final = ("cli", "export", "integrations", "protocol/remedies", "torch/remedies")
 """Folders of the SDK that the recording of an ordinary run does not use."""
 
 
