@@ -2,7 +2,7 @@
 
 A remedy is *verified* if its trials (`benchmarks.cause_trials`) meet the criterion of the service
 (`experiment.is_better`) on each of three seeds: healthy, a tenth below its own start, and below the control's best
-loss. Beside this, it must be true in skill: beyond a constant predictor and beyond the control, by a measure that no
+level. Beside this, it must be true in skill: beyond a constant predictor and beyond the control, by a measure that no
 trial reports.
 """
 

@@ -1,6 +1,6 @@
 """Which remedy repairs which failure: every remedy that needs no knowledge of the run, on every failing configuration.
 
-One seed each. Repaired means what `verified` means on one seed: healthy, below the control's best loss, and a tenth
+One seed each. Repaired means what `verified` means on one seed: healthy, below the control's best level, and a tenth
 below its own start.
 """
 

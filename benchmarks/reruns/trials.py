@@ -79,6 +79,7 @@ ADVICE_SOURCES: Final = (
 SOURCES: Final = (
     *sorted((ROOT / "client" / "gradmedic" / "torch" / "remedies").rglob("*.py")),
     ROOT / "client" / "gradmedic" / "torch" / "clipping.py",
+    ROOT / "service" / "gradmedic_service" / "reruns" / "loss_curves.py",
     *sorted({*DIAGNOSIS.rglob("*.py")} - {*ADVICE_SOURCES, DIAGNOSIS / "summary.py"}),
     *(SCRIPT.parent / name for name in ("networks.py", "tasks.py", "train.py")),
 )

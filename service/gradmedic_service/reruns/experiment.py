@@ -215,8 +215,8 @@ def next_step(
 def is_better(trial: TrialState, control: TrialState) -> bool:
     """Whether a trial meets the criterion of `verified` on its seed.
 
-    It ran to its end, its verdict is healthy, and it learns: its final loss is below the control's best and at least a
-    tenth below its own start.
+    It ran to its end, its verdict is healthy, and it learns: its final loss is below the control's best level and at
+    least a tenth below its own start.
     """
     curve = trial.curve
     if trial.status != "done" or trial.verdict != "healthy" or curve is None or not math.isfinite(curve.final):

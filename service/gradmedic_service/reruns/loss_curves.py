@@ -32,7 +32,7 @@ class LossCurve:
     start: float
     """Median of the first losses; NaN if none of the losses is finite."""
     best: float
-    """Smallest finite loss; infinity if there is none."""
+    """Lowest level (`best_level`); infinity if no loss is finite."""
     final: float
     """Median of the last tenth; not finite where at least half of those are not finite."""
     digest: str
@@ -47,7 +47,7 @@ def summarize_losses(losses: NDArray[np.float64]) -> LossCurve | None:
     return LossCurve(
         steps=len(losses),
         start=median(finite[:START_LOSSES].tolist()) if len(finite) else math.nan,
-        best=float(finite.min()) if len(finite) else math.inf,
+        best=best_level(losses),
         final=final_loss(losses),
         digest=hashlib.blake2b(losses.astype("<f8").tobytes(), digest_size=16).hexdigest(),
     )
@@ -61,9 +61,37 @@ def final_loss(losses: NDArray[np.float64]) -> float:
     >>> final_loss(np.array([1.0] * 18 + [np.nan, 1.0]))
     nan
     """
-    last = losses[-max(1, round(len(losses) * FINAL_SHARE)) :]
-    finite = last[np.isfinite(last)]
-    return median(finite.tolist()) if 2 * len(finite) > len(last) else math.nan
+    return _median_of_most(losses[-_count_tenth(losses) :])
+
+
+def best_level(losses: NDArray[np.float64]) -> float:
+    """Return the lowest median of a tenth of the losses, at least of one loss, in windows that overlap by half.
+
+    The final loss is a median of so many losses too. A single loss is no measure for it: the smallest of many noisy
+    ones is below the level that the training had. Where most losses of every window are not finite, it is the smallest
+    finite loss; infinity if there is none.
+
+    >>> best_level(np.array([3.0, 2.0] + [0.5, 1.5, 1.5] * 6))
+    1.0
+    """
+    width = _count_tenth(losses)
+    starts = range(len(losses) - width, -1, -max(1, width // 2))
+    levels = np.array([_median_of_most(losses[start : start + width]) for start in starts])
+    for candidates in (levels, losses):
+        finite = candidates[np.isfinite(candidates)]
+        if len(finite):
+            return float(finite.min())
+    return math.inf
+
+
+def _count_tenth(losses: NDArray[np.float64]) -> int:
+    return max(1, round(len(losses) * FINAL_SHARE))
+
+
+def _median_of_most(losses: NDArray[np.float64]) -> float:
+    """Return the median of the finite losses; NaN where half of the losses or more are not finite."""
+    finite = losses[np.isfinite(losses)]
+    return median(finite.tolist()) if 2 * len(finite) > len(losses) else math.nan
 
 
 def rungs_of(steps: int) -> tuple[int, ...]:
