@@ -1,7 +1,7 @@
 """Learns the order of advice from races on the open split of the causes corpus, and writes `race_counts.json`.
 
-Every remedy that the catalogue has for the causes of a run, and that the SDK can apply, is tried on each failing run
-whose cause a rerun can treat, whatever its rank (`cause_races.race_remedy`). The catalogue's own numbers choose them,
+The remedies of the catalogue that are the most promising for the causes of a run, and that the SDK can apply, are tried
+on each failing run whose cause a rerun can treat (`cause_races.race_remedy`). The catalogue's own numbers choose them,
 not the counts of earlier races. A remedy that turns out not to be applicable counts for nothing.
 
 What the order is worth on programs that it was not learned from is estimated by leaving each program out in turn. The
@@ -50,23 +50,24 @@ class LearningRun:
         """Kind of the optimizers."""
         return SCALE_FREE if self.evidence.is_optimizer_scale_free else SCALED
 
-    def list_candidates(self) -> dict[str, Remedy]:
-        """Return the remedies to try, by catalogue row, whatever races have shown."""
+    def list_candidates(self, count: int) -> dict[str, Remedy]:
+        """Return the `count` most promising remedies, by catalogue row, whatever races have shown."""
         rows = rank_rows(self.evidence, self.causes, REPAIR_COUNTS, {}, MIN_PRIOR_MERIT)
-        return {row.name: row.create_remedy(self.evidence) for row in rows if not REMEDIES[row.id].needs_script}
+        raceable = [row for row in rows if not REMEDIES[row.id].needs_script]
+        return {row.name: row.create_remedy(self.evidence) for row in raceable[:count]}
 
 
 Outcomes = Mapping[str, Mapping[str, RemedyRace]]
 """What became of each remedy, by run and catalogue row."""
 
 
-def learn(readings: Sequence[CauseReading], jobs: int, *, is_verbose: bool = False) -> None:
-    """Try the remedies, write the counts, and print what the order is worth."""
+def learn(readings: Sequence[CauseReading], count: int, jobs: int, *, is_verbose: bool = False) -> None:
+    """Try up to `count` remedies on each run, write the counts, and print what the order is worth."""
     cause_trials.RESULTS.mkdir(parents=True, exist_ok=True)
     treatable = [reading.run for reading in readings if reading.run.is_failing and reading.run.treatable]
     runs = [learning_run for run in treatable if (learning_run := examine(run)) is not None]
-    print(f"trying every remedy on {len(runs)} runs (finished trials are kept) ...", flush=True)
-    outcomes = try_all(runs, jobs)
+    print(f"trying up to {count} remedies on each of {len(runs)} runs (finished trials are kept) ...", flush=True)
+    outcomes = try_all(runs, count, jobs)
     counts = count_outcomes(runs, outcomes)
     PATH.write_bytes(msgspec.json.encode(counts).replace(b"}},", b"}},\n") + b"\n")
     print("\n".join(describe_counts(counts)))
@@ -94,9 +95,12 @@ def examine(run: CauseRun) -> LearningRun | None:
     return LearningRun(run=run, evidence=seen[-1][0], causes=seen[-1][1]) if seen and seen[-1][1] else None
 
 
-def try_all(runs: Sequence[LearningRun], jobs: int) -> dict[str, dict[str, RemedyRace]]:
-    """Race each remedy of each run."""
-    tasks = [(run.run.id, name, remedy) for run in runs for name, remedy in run.list_candidates().items()]
+def try_all(runs: Sequence[LearningRun], count: int, jobs: int) -> dict[str, dict[str, RemedyRace]]:
+    """Race up to `count` remedies of each run: the most promising ones of all runs first."""
+    candidates = [
+        (run.run.id, place, *each) for run in runs for place, each in enumerate(run.list_candidates(count).items())
+    ]
+    tasks = [(id, name, remedy) for id, _, name, remedy in sorted(candidates, key=lambda candidate: candidate[1])]
     outcomes: dict[str, dict[str, RemedyRace]] = {run.run.id: {} for run in runs}
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("fork")) as pool:
         races = pool.map(_race_by_id, [id for id, _, _ in tasks], [remedy for _, _, remedy in tasks])

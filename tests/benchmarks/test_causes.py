@@ -271,7 +271,7 @@ def test_the_order_is_learned_from_other_programs(runs: list[CauseRun]) -> None:
     mine = examine(next(run for run in runs if run.kind == "rate-too-high"))
     assert mine is not None
     other = replace(mine, run=replace(mine.run, id="other", program="other"))
-    candidates = list(mine.list_candidates())
+    candidates = list(mine.list_candidates(20))
     held, failed = candidates[-1], candidates[0]
     done = {
         name: RemedyRace(is_verified=name == held, is_true=True, is_applicable=name != failed, why="")
