@@ -43,8 +43,8 @@ export async function drawBlocks(section, chart, run, readSeries, points) {
   chart.setData({ lines, from: -0.5, to: names.length - 0.5, note });
 }
 
-/** Draw the factor by which the gradient changes with each time step back through recurrent modules. */
-export async function drawTime(section, chart, run, readSeries, points, { from, to }) {
+/** Draw the factor by which the gradient changes with each time step back through recurrent modules, by `draw(data)`. */
+export async function drawTime(section, run, readSeries, points, draw) {
   const names = metricsOf(run, FACTORS);
   section.hidden = !names.length;
   if (section.hidden) return;
@@ -59,5 +59,5 @@ export async function drawTime(section, chart, run, readSeries, points, { from, 
     if (factor === null || !length) return [];
     return [`${times(factor ** (length - 1))} over the ${integer(Math.round(length))} time steps of ${line.name}`];
   });
-  chart.setData({ lines, from, to, note: notes.length ? `The gradient changes by ${notes.join(", by ")}. A factor of 1 keeps it.` : "" });
+  draw({ lines, note: notes.length ? `The gradient changes by ${notes.join(", by ")}. A factor of 1 keeps it.` : "" });
 }

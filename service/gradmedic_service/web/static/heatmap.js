@@ -50,7 +50,7 @@ export class Heatmap {
       this.axis,
       this.legend,
       el("p", { class: "keys muted", id: "heatmap-keys" },
-        "Drag to zoom, double-click for all steps. Keys: arrows move (with Shift ten cells), + and − zoom, 0 shows all steps, Enter selects, F folds."),
+        "Drag to zoom, double-click for all steps. Keys: arrows move (with Shift ten cells), + and − zoom, S starts and E ends the range here, 0 shows all steps, Enter selects, F folds."),
       this.table,
       this.tip,
     );

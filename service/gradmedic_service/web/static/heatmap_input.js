@@ -1,40 +1,28 @@
 // Mouse and keyboard of the heatmap. Every action of the mouse has a key.
 
-const MIN_DRAG = 6; // pixels; a shorter drag is a click
+import { listenToBrush } from "./brush.js";
+
 const FAR = 10; // cells that a move with Shift or Page passes
 
 /** Point at cells, select them, and zoom by dragging. */
 export function listenToPointer(heatmap) {
   const { canvas } = heatmap;
-  const xOf = (event) => event.clientX - canvas.getBoundingClientRect().left;
-  canvas.addEventListener("pointerdown", (event) => {
-    if (event.button !== 0 || event.pointerType === "touch") return;
-    canvas.setPointerCapture(event.pointerId);
-    heatmap.brush = [xOf(event), xOf(event)];
-  });
-  canvas.addEventListener("pointermove", (event) => {
-    if (heatmap.brush) {
-      heatmap.brush[1] = xOf(event);
+  listenToBrush(canvas, {
+    mayDrag: () => heatmap.columns.length > 0,
+    point: (event) => heatmap.pointAt(cellAt(heatmap, event), event),
+    leave: () => { if (document.activeElement !== canvas) heatmap.pointAt(null); },
+    mark: (range) => {
+      heatmap.brush = range;
       heatmap.drawOverlay();
-    } else heatmap.pointAt(cellAt(heatmap, event), event);
-  });
-  canvas.addEventListener("pointerup", (event) => {
-    const { brush, scale } = heatmap;
-    heatmap.brush = null;
-    if (brush && Math.abs(brush[1] - brush[0]) >= MIN_DRAG) {
-      const [from, to] = brush.map((x) => Math.floor(scale.invert(x))).sort((a, b) => a - b);
-      heatmap.handlers.zoom(from, to);
-      return;
-    }
-    const cell = cellAt(heatmap, event);
-    if (cell) {
+    },
+    choose: (low, high) => heatmap.handlers.zoom(Math.floor(heatmap.scale.invert(low)), Math.floor(heatmap.scale.invert(high))),
+    click: (event) => {
+      const cell = cellAt(heatmap, event);
+      if (!cell) return;
       heatmap.pointAt(cell, event);
       heatmap.selectCell();
-    }
-    heatmap.drawOverlay();
+    },
   });
-  canvas.addEventListener("pointercancel", () => { heatmap.brush = null; heatmap.drawOverlay(); });
-  canvas.addEventListener("pointerleave", () => { if (!heatmap.brush && document.activeElement !== canvas) heatmap.pointAt(null); });
   canvas.addEventListener("dblclick", () => heatmap.handlers.zoom(null, null));
 }
 
@@ -68,6 +56,8 @@ function applyKey(heatmap, { key, shiftKey }) {
   else if (key === "+" || key === "=") heatmap.zoomBy(0.5, columns[cell.column].first);
   else if (key === "-" || key === "_") heatmap.zoomBy(2, columns[cell.column].first);
   else if (key === "0") heatmap.handlers.zoom(null, null);
+  else if (key === "s" || key === "S") heatmap.handlers.zoom(columns[cell.column].first, heatmap.view.to);
+  else if (key === "e" || key === "E") heatmap.handlers.zoom(heatmap.view.from, columns[cell.column].end - 1);
   else if (key === "f" || key === "F") foldAtCursor(heatmap, cell);
   else if (key === "Escape") heatmap.pointAt(null);
   else return false;

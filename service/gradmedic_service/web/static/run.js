@@ -1,7 +1,9 @@
 // The page of a run. Its address holds what is in view, so that a link shows the same to another reader.
 
 import { get, readSeries, showError } from "./api.js";
+import { AXES, axisOf, readClock } from "./axes.js";
 import { Chart, pointsOf } from "./chart.js";
+import { ChartControls, readControls, writeControls } from "./chart_controls.js";
 import { marksOf, showAdvice, showCauses, showFindings, showHistory, showTried, verifiedRemedies } from "./diagnosis.js";
 import { byId, debounce, el, setText } from "./dom.js";
 import { drawBlocks, drawTime } from "./flow.js";
@@ -9,6 +11,7 @@ import { attentionBadge, badge, integer, isUnhealthy, number, time, words } from
 import { Heatmap } from "./heatmap.js";
 import { arrange } from "./layers.js";
 import { follow } from "./live.js";
+import { MetricCharts, readMetricState, writeMetricState } from "./metric_charts.js";
 import { outcomeText, remediesText, remedyText } from "./remedies.js";
 import { listenToReview, showReview } from "./review.js";
 import { applyRerunEvent, listenToForm, readReruns, showChoices } from "./reruns_of_run.js";
@@ -31,6 +34,8 @@ const view = {
   step: wholeNumber("step"),
   loss: parameters.get("loss") === "linear" ? "linear" : parameters.get("loss") === "log" ? "log" : null,
   folded: new Set(parameters.getAll("fold")),
+  controls: readControls(parameters),
+  metrics: readMetricState(parameters),
 };
 let run = null;
 let layers = [];
@@ -38,6 +43,7 @@ let diagnosis = null;
 let history = [];
 let shown = null; // what the heatmap shows: {table, points, first, from, to}
 let reading = null; // AbortController of the requests under way
+let clock = null; // times of the run's steps, read for an axis that needs them
 
 function saveView() {
   const saved = new URLSearchParams();
@@ -50,6 +56,8 @@ function saveView() {
   save("step", view.step);
   save("loss", view.loss);
   for (const group of view.folded) saved.append("fold", group);
+  writeControls(saved, view.controls);
+  writeMetricState(saved, view.metrics);
   const text = saved.toString();
   window.history.replaceState(null, "", text ? `?${text}` : location.pathname);
 }
@@ -79,22 +87,75 @@ const heatmap = new Heatmap(byId("heatmap"), {
 });
 const saveScale = (scale) => { view.loss = scale; saveView(); };
 const onSelect = (step) => select(null, step);
+const titled = (id, title, options) => new Chart(byId(id), { title, fileName: (shownTitle) => `${run.name}-${shownTitle}`, ...options });
+/** Return a chart over steps; `queryOf()` returns the series of its lines, so that every step of them can be saved. */
+const overSteps = (id, title, scale, queryOf = null, options = {}) => titled(id, title, {
+  scale, onSelect, onZoom: zoomCharts, onPoint: pointAll, sources: queryOf && (() => [{ runId, runName: run.name, query: { ...range(), ...queryOf() } }]), ...options,
+});
+const ofLayer = (...statistics) => ({ statistic: ["time", ...statistics.filter(has)], layer: shownLayer() });
 const charts = {
-  loss: new Chart(byId("loss-chart"), { title: "Loss", scale: view.loss ?? "log", onScale: saveScale, onSelect }),
-  depth: new Chart(byId("depth-chart"), {
-    title: "Gradient norm by depth", scale: "log", dots: true, unit: "layers from input to output",
+  loss: overSteps("loss-chart", "Loss", view.loss ?? "log", () => ({ statistic: ["time", "loss"] }), { onScale: saveScale }),
+  depth: titled("depth-chart", "Gradient norm by depth", {
+    scale: "log", dots: true, unit: "layers from input to output",
     describeX: (point) => point.name, onSelect: (position) => select(layers[position]?.name ?? null, null),
   }),
-  layer: new Chart(byId("layer-chart"), { title: "One layer", scale: "log", onSelect }),
-  weights: new Chart(byId("weights-chart"), { title: "Weights and updates", scale: "log", onSelect }),
-  ratio: new Chart(byId("ratio-chart"), { title: "Update-to-weight ratio", scale: "log", onSelect }),
-  rate: new Chart(byId("rate-chart"), { title: "Learning rate", scale: "linear", onSelect }),
-  blocks: new Chart(byId("blocks-chart"), {
-    title: "How the gradient travels", scale: "log", unit: "blocks from input to output", describeX: (point) => point.name,
-  }),
-  time: new Chart(byId("time-chart"), { title: "Gradient per time step back", scale: "linear", onSelect }),
+  layer: overSteps("layer-chart", "One layer", "log", () => ofLayer(view.statistic)),
+  weights: overSteps("weights-chart", "Weights and updates", "log", () => ofLayer("weight_norm", "update_norm")),
+  ratio: overSteps("ratio-chart", "Update-to-weight ratio", "log"),
+  rate: overSteps("rate-chart", "Learning rate", "linear", () => ({ statistic: ["time", "learning_rate"] })),
+  blocks: titled("blocks-chart", "How the gradient travels", { scale: "log", unit: "blocks from input to output", describeX: (point) => point.name }),
+  time: overSteps("time-chart", "Gradient per time step back", "linear"),
 };
-const overSteps = [charts.loss, charts.layer, charts.weights, charts.ratio, charts.rate, charts.time];
+const chartsOverSteps = [charts.loss, charts.layer, charts.weights, charts.ratio, charts.rate, charts.time];
+const metrics = new MetricCharts(byId("metrics"), { state: view.metrics, onState: saveView, onZoom: zoomCharts, onSelect, onPoint: pointAll });
+const controls = new ChartControls(byId("chart-controls"), view.controls, {
+  axis: () => { saveView(); refresh(); },
+  smoothing: (isLast) => { if (isLast) saveView(); redraw(); },
+  reset: () => zoom(null, null),
+});
+
+/** Show the place that the reader points at in one chart in all others. */
+function pointAll(x, pointed) {
+  for (const chart of [...chartsOverSteps, ...metrics.charts]) if (chart !== pointed) chart.echo(x);
+}
+
+/** Zoom to a range of the horizontal axis. */
+function zoomCharts(from, to) {
+  if (from === null) zoom(null, null);
+  else zoom(...[from, to].map((x) => Math.round(shownAxis().stepAt(clock, x))));
+}
+
+/** Return the axis to draw: that by step where the run has no times. */
+const shownAxis = () => (clock ? axisOf(view.controls.axis) : AXES.step);
+
+/** Draw lines over the steps in view. */
+function drawOverSteps(chart, { lines, ...rest }, smoothing = 0) {
+  const axis = shownAxis();
+  chart.setData({ lines: lines.map((line) => ({ ...line, clock })), axis, from: axis.place(clock, shown.from), to: axis.place(clock, shown.to), smoothing, ...rest });
+}
+
+function drawLoss() {
+  drawOverSteps(charts.loss, { lines: [{ name: "loss", points: shown.loss }] }, view.controls.smoothing);
+}
+
+function drawMetrics() {
+  const axis = shownAxis();
+  metrics.show({ runs: [{ ...run, clock }], axis, from: axis.place(clock, shown.from), to: axis.place(clock, shown.to), smoothing: view.controls.smoothing });
+}
+
+/** Draw what was read once more, with another smoothing. */
+function redraw() {
+  if (!shown?.loss) return;
+  drawLoss();
+  drawMetrics();
+}
+
+/** Read the clock of the run, if the axis needs it. */
+async function readTimes() {
+  const isNeeded = axisOf(view.controls.axis).needsClock;
+  clock = isNeeded ? await readClock(runId, { from: view.from, to: view.to }, reading?.signal) : null;
+  controls.setNote(isNeeded && !clock ? "This run has no times; the axis shows its steps." : "");
+}
 
 const range = () => ({ from_step: view.from ?? 0, to_step: view.to });
 const series = (query) => readSeries(runId, { ...range(), ...query }, reading?.signal);
@@ -115,11 +176,14 @@ async function refresh() {
     if (view.from === null && table.first.length) shown = { first: table.first[0] };
     shown = { table, points, first: shown?.first ?? 0, ...extent() };
     heatmap.setData(table, view.statistic, view.cell, { from: shown.from, to: shown.to });
+    controls.setZoomed(view.from !== null);
+    await readTimes();
     await Promise.all([
       drawDepth(), drawSteps(), drawLayer(),
       drawBlocks(byId("blocks-chart"), charts.blocks, run, series, CHART_COLUMNS),
-      drawTime(byId("time-chart"), charts.time, run, series, CHART_COLUMNS, shown),
+      drawTime(byId("time-chart"), run, series, CHART_COLUMNS, (data) => drawOverSteps(charts.time, data)),
     ]);
+    drawMetrics();
     document.body.dataset.ready = String(run.revision);
     showError(null);
   } catch (error) {
@@ -134,15 +198,18 @@ function showNoSteps() {
 async function drawSteps() {
   const table = await series({ statistic: ["loss", "learning_rate"], max_points: CHART_COLUMNS });
   const [loss, rate] = table.series.map((item) => pointsOf(table, item));
-  const { from, to } = shown;
+  shown.loss = loss;
   if (view.loss === null) charts.loss.scale = loss.some(({ low }) => low !== null && low <= 0) ? "linear" : "log";
-  charts.loss.setData({ lines: [{ name: "loss", points: loss }], from, to });
+  drawLoss();
   byId("rate-chart").hidden = !rate.length;
-  if (rate.length) charts.rate.setData({ lines: [{ name: "learning rate", points: rate }], from, to });
+  if (rate.length) drawOverSteps(charts.rate, { lines: [{ name: "learning rate", points: rate }] });
 }
 
+/** Return the name of the layer whose charts are shown. */
+const shownLayer = () => view.layer ?? firstBad() ?? layers.at(0)?.name;
+
 async function drawLayer() {
-  const name = view.layer ?? firstBad() ?? layers.at(0)?.name;
+  const name = shownLayer();
   const isKnown = layers.some((layer) => layer.name === name);
   for (const id of ["layer-chart", "weights-chart", "ratio-chart"]) byId(id).hidden = !isKnown;
   if (!isKnown) return;
@@ -150,13 +217,12 @@ async function drawLayer() {
   const wanted = [...new Set([view.statistic, ...["weight_norm", "update_norm"].filter(has)])];
   const table = await series({ statistic: wanted, layer: name, max_points: CHART_COLUMNS });
   const points = Object.fromEntries(table.series.map((item) => [item.statistic, pointsOf(table, item)]));
-  const { from, to } = shown;
   charts.layer.setTitle(`${words(view.statistic)} of ${name}`);
-  charts.layer.setData({ lines: [{ name: words(view.statistic), points: points[view.statistic] }], from, to });
+  drawOverSteps(charts.layer, { lines: [{ name: words(view.statistic), points: points[view.statistic] }] });
   const both = ["weight_norm", "update_norm"].filter((statistic) => points[statistic]?.length);
   byId("weights-chart").hidden = !both.length;
   charts.weights.setTitle(`Weights and updates of ${name}`);
-  if (both.length) charts.weights.setData({ lines: both.map((statistic) => ({ name: words(statistic), points: points[statistic] })), from, to });
+  if (both.length) drawOverSteps(charts.weights, { lines: both.map((statistic) => ({ name: words(statistic), points: points[statistic] })) });
   byId("ratio-chart").hidden = both.length < 2;
   if (both.length < 2) return;
   const weights = new Map(points.weight_norm.map((point) => [point.x, point]));
@@ -166,7 +232,7 @@ async function drawLayer() {
     return { ...point, y: value, low: value, high: value };
   });
   charts.ratio.setTitle(`Update-to-weight ratio of ${name}`);
-  charts.ratio.setData({ lines: [{ name: "update norm / weight norm", points: ratio }], from, to, note: "About 0.001 is usual. With a much larger ratio training is unstable; with a much smaller one it hardly learns." });
+  drawOverSteps(charts.ratio, { lines: [{ name: "update norm / weight norm", points: ratio }], note: "About 0.001 is usual. With a much larger ratio training is unstable; with a much smaller one it hardly learns." });
 }
 
 /** Draw the gradient norm of every layer at one step, and the slope fitted along depth: it shows vanishing and exploding. */
@@ -238,7 +304,7 @@ function select(layer, step) {
   }
   saveView();
   heatmap.setSelected({ layer: view.layer, step: view.step });
-  for (const chart of overSteps) chart.setSelected(view.step);
+  for (const chart of [...chartsOverSteps, metrics]) chart.setSelected(view.step);
   if (view.step !== null && (view.step < shown.from || view.step > shown.to)) refresh();
   else Promise.all([drawDepth(), layer === null ? null : drawLayer()]).catch(showError);
 }
@@ -292,7 +358,7 @@ function showDiagnosis() {
   else if (best) byId("next-action").replaceChildren("Try first: ", el("a", { href: "#advice-title" }, remedyText(best.remedy)));
   const marks = marksOf(diagnosis, history);
   heatmap.setMarks(marks);
-  for (const chart of overSteps) chart.setMarks(marks);
+  for (const chart of [...chartsOverSteps, metrics]) chart.setMarks(marks);
   showAdvice(byId("advice"), diagnosis);
   showTried(byId("tried"), diagnosis);
   showChoices(diagnosis.advice);
@@ -365,7 +431,7 @@ async function start() {
   showConfig();
   heatmap.setLayers(layers, view.folded);
   showDiagnosis();
-  for (const chart of overSteps) chart.setSelected(view.step);
+  for (const chart of [...chartsOverSteps, metrics]) chart.setSelected(view.step);
   await refresh();
   if (canRerun()) await readReruns(runId).catch(showError);
   follow(runId, applyChange, (text) => setText(byId("live"), text));

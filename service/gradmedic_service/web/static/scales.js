@@ -1,37 +1,50 @@
 // Scales from numbers to pixels, linear and logarithmic, with round ticks.
 
-function niceStep(rough) {
+const LOG_FACTORS = [1, 2, 5]; // ticks of a decade, where a logarithmic scale has few decades
+
+/** Return the smallest of 1, 2, 5 and 10 times a power of ten that is not below a number. */
+export function niceStep(rough) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const ratio = rough / power;
   return power * (ratio <= 1 ? 1 : ratio <= 2 ? 2 : ratio <= 5 ? 5 : 10);
 }
 
+/** Return the multiples of a step from `low` to `high`, moved by `offset`. */
+export function multiples(low, high, step, offset = 0) {
+  const ticks = [];
+  for (let index = Math.ceil((low - offset) / step - 1e-9); index * step + offset <= high + step * 1e-9; index += 1) {
+    ticks.push(Number((index * step + offset).toPrecision(12)));
+  }
+  return ticks;
+}
+
 export function linear(low, high, from, to) {
   const span = high - low || 1;
   const scale = (value) => from + ((value - low) / span) * (to - from);
+  scale.domain = [low, high];
   scale.invert = (place) => low + ((place - from) / (to - from)) * span;
-  scale.ticks = (count, whole = false) => {
-    const step = Math.max(niceStep(span / count), whole ? 1 : 0);
-    const ticks = [];
-    for (let index = Math.ceil(low / step); index * step <= high + step * 1e-9; index += 1) {
-      ticks.push(Number((index * step).toPrecision(12)));
-    }
-    return ticks;
-  };
+  scale.ticks = (count, whole = false) => multiples(low, high, Math.max(niceStep(span / count), whole ? 1 : 0));
   return scale;
 }
 
+/** A logarithmic scale. Its ticks are 1, 2 and 5 in each decade; powers of ten where these are too many; else linear. */
 export function log(low, high, from, to) {
   const inner = linear(Math.log10(low), Math.log10(high), from, to);
   const scale = (value) => inner(Math.log10(value));
+  scale.domain = [low, high];
   scale.invert = (place) => 10 ** inner.invert(place);
   scale.ticks = (count) => {
-    const [first, last] = [Math.ceil(Math.log10(low) - 1e-9), Math.floor(Math.log10(high) + 1e-9)];
-    if (last - first < 1) return linear(low, high, from, to).ticks(count).filter((value) => value > 0);
-    const step = Math.max(1, Math.ceil((last - first) / count));
-    const ticks = [];
-    for (let exponent = first; exponent <= last; exponent += step) ticks.push(10 ** exponent);
-    return ticks;
+    const [first, last] = [Math.floor(Math.log10(low)), Math.ceil(Math.log10(high))];
+    const decades = Array.from({ length: last - first + 1 }, (_, at) => first + at);
+    const isInside = (value) => value >= low * (1 - 1e-9) && value <= high * (1 + 1e-9);
+    if (decades.length <= count + 2) {
+      const fine = decades.flatMap((exponent) => LOG_FACTORS.map((factor) => Number(`${factor}e${exponent}`))).filter(isInside);
+      if (fine.length < 2) return linear(low, high, from, to).ticks(count).filter((value) => value > 0);
+      if (fine.length <= count + 2) return fine;
+    }
+    const powers = decades.map((exponent) => Number(`1e${exponent}`)).filter(isInside);
+    const every = Math.max(1, Math.ceil((powers.length - 1) / count));
+    return powers.filter((_, at) => at % every === 0);
   };
   return scale;
 }
