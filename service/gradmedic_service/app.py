@@ -37,8 +37,10 @@ from gradmedic_service.reruns.automatic import AutomaticReruns
 from gradmedic_service.reruns.endpoints import router as reruns_router
 from gradmedic_service.runs.endpoints import router as runs_router
 from gradmedic_service.runs.facts import FactsCache
+from gradmedic_service.runs.list_endpoints import router as run_lists_router
 from gradmedic_service.services import Services, provide_services, services_of
 from gradmedic_service.settings import Settings
+from gradmedic_service.telemetry.backfill import BACKFILL_SECONDS, Backfill
 from gradmedic_service.telemetry.endpoints import router as telemetry_router
 from gradmedic_service.telemetry.run_cache import RunCache
 from gradmedic_service.trainables.endpoints import router as trainables_router
@@ -77,6 +79,7 @@ def create_app(settings: Settings) -> FastAPI:
         limits_router,
         access_router,
         projects_router,
+        run_lists_router,
         runs_router,
         telemetry_router,
         events_router,
@@ -157,6 +160,11 @@ def periodic_tasks(services: Services, is_ending: Event) -> list[PeriodicTask]:
             name="do rare due work",
             seconds=RARE_WORK_SECONDS,
             run=lambda: do_jobs(services.database, rare_jobs(), is_ending),
+        ),
+        PeriodicTask(
+            name="fill in the lists of an earlier version's runs",
+            seconds=BACKFILL_SECONDS,
+            run=Backfill(services.database, services.facts, is_ending).fill_some,
         ),
     ]
 

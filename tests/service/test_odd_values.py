@@ -25,6 +25,7 @@ from tests.support.odd_values import ODD_KEYS, has_storable_texts, odd_bodies, o
 from tests.support.patience import PATIENCE
 from tests.support.played_worker import API, CLIP, PlayedWorker, rerun, suspect
 
+from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.service import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, PROBLEM_MEDIA_TYPE
 from gradmedic_service.app import build_services
 from gradmedic_service.services import Services, provide_services, services_of
@@ -155,6 +156,10 @@ OPERATIONS = {
         {"answer": "wrong", "verdict": "healthy", "level": "ok", "note": "n", "step": 40},
         method="PUT",
     ),
+    "change_tags": Operation(
+        lambda _: "/runs/tags", {"ids": [str(new_id())], "add": ["a"], "remove": ["b"]},
+    ),
+    "delete_runs": Operation(lambda _: "/runs/delete", {"ids": [str(new_id())]}),
     "append_steps": Operation(on_run("/steps"), STEPS, renew=World.new_run),
     "append_msgpack": Operation(
         on_run("/steps"),
@@ -311,11 +316,11 @@ def is_encodable(body: Any) -> bool:
 
 CLEANED = "output = "
 """The variants of the only text that may contain anything: what a trial's process has printed is cleaned."""
+FILTERS = ("project", "verdict", "learning", "level", "status", "review", "tag", "group", "parent_id", "q", "loss")
 QUERIES = {
-    "/runs": (
-        *("project", "verdict", "learning", "level", "status", "review", "tag", "parent_id", "q"),
-        *("sort", "max_results", "page_token"),
-    ),
+    "/runs": (*FILTERS, "sort", "config_keys", "max_results", "page_token"),
+    "/runs/counts": (*FILTERS, "group_by"),
+    "/runs/columns": FILTERS,
     "/reruns": ("project", "run_id", "status", "max_results", "page_token"),
     "/projects": ("sort", "max_results", "page_token"),
     "/api-keys": ("max_results", "page_token"),
@@ -352,7 +357,10 @@ def test_query_parameters(template: str, worlds: list[World]) -> None:
     comparison.check()
 
 
-LISTS = ("/runs", "/runs?sort=name", "/runs?sort=-updated_at", "/reruns", "/projects", "/api-keys", "/audit-records")
+LISTS = (
+    *("/runs", "/runs?sort=name", "/runs?sort=-updated_at", "/runs?sort=-config.lr"),
+    *("/reruns", "/projects", "/api-keys", "/audit-records"),
+)
 
 
 @pytest.mark.slow

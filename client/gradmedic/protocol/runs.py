@@ -232,6 +232,21 @@ class RunUpdate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunLoss:
+    """The loss of a run in short."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
+
+    last: float
+    """The last loss."""
+    step: int
+    """Step of the last loss."""
+    sparkline: list[float | None] = field(default_factory=list)
+    """Course of the loss as at most 40 means over equal numbers of steps, to four digits. Null without a loss, NaN
+    without a finite one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
     """A run as lists show it."""
 
@@ -275,6 +290,16 @@ class RunSummary:
     """Course of the loss, apart from the gradients."""
     level: Level = "unknown"
     """Level that a person reads first."""
+    first_bad_layer: str | None = None
+    """First layer of the finding that decided a vanishing or exploding verdict. Null for other verdicts."""
+    loss: RunLoss | None = None
+    """The loss in short. Null before the first loss."""
+    last_metrics: dict[str, float] = field(default_factory=dict)
+    """Last values of the first 64 metrics that the run has sent, by name. Probes are left out."""
+    duration: float | None = None
+    """Seconds from the first step to the last one. Null before the first step."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """In a list, the hyperparameters that the query names under `config_keys`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

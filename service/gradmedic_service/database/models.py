@@ -143,6 +143,15 @@ class Run(Base):
     """Seconds that the run may be silent; null until a version with this column has stored a step."""
     stalls_at: Mapped[datetime | None]
     """Time at which the run becomes stalled unless it sends new steps."""
+    progress: Mapped[bytes | None] = mapped_column(LargeBinary)
+    """Progress up to a step, which `runs.progress` reads. Null, here and below, until a version with this
+    column has stored a step."""
+    last_values: Mapped[dict[str, Any] | None]
+    """Last loss and last metrics, under the names by which lists sort and filter."""
+    duration: Mapped[float | None] = mapped_column(Double)
+    """Seconds from the first step to the last one."""
+    first_bad_layer: Mapped[str | None] = mapped_column(Text)
+    """First layer of the finding that decided an unhealthy verdict."""
 
     details: Mapped[RunDetails] = relationship(cascade="all, delete-orphan", passive_deletes=True)
     tags: Mapped[list[RunTag]] = relationship(

@@ -15,6 +15,7 @@ from gradmedic.protocol.projects import Project, ProjectList
 from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.reruns import Attempt, Candidate, RerunBudget, RerunDetail, RerunList, RerunSummary, Trial
 from gradmedic.protocol.reviews import Review
+from gradmedic.protocol.run_lists import RunColumn, RunColumns, RunCounts, RunsChange
 from gradmedic.protocol.runs import Layer, Optimizer, RunDetail, RunList, RunSummary, Training
 from gradmedic.protocol.series import Series, SeriesResult
 from gradmedic.protocol.service import JSON_MEDIA_TYPE, Health, Limits
@@ -332,6 +333,9 @@ RECORD = AuditRecord(
 )
 
 
+RUNS_CHANGE = RunsChange(changed=[RUN_ID], unchanged=[], failed=[])
+
+
 def answer_examples(limits: Limits) -> dict[tuple[str, str], Any]:
     """Return an example of each successful answer that is text, by the id of the operation and the media type."""
     answers: dict[str, Any] = {
@@ -348,6 +352,15 @@ def answer_examples(limits: Limits) -> dict[tuple[str, str], Any]:
         "projects.update": PROJECT_SETTINGS,
         "runs.create": RUN,
         "runs.list": RunList(items=[RUN_SUMMARY], next_page_token=None),
+        "runs.count": RunCounts(
+            total=44,
+            levels={"critical": 6, "ok": 38},
+            verdicts={"exploding": 6, "healthy": 38},
+            statuses={"failed": 6, "finished": 38},
+        ),
+        "runs.list_columns": RunColumns(items=[RunColumn(name="config.lr", varies=True)]),
+        "runs.change_tags": RUNS_CHANGE,
+        "runs.delete_many": RUNS_CHANGE,
         "runs.get": RUN,
         "runs.update": RUN,
         "runs.review": REVIEW,

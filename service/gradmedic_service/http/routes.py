@@ -29,6 +29,7 @@ class RouteTable:
     def __init__(self, app: FastAPI) -> None:
         self._templates: dict[Callable[..., Any], str] = {}
         self._queries: dict[Callable[..., Any], frozenset[str]] = {}
+        self._prefixes: dict[Callable[..., Any], tuple[str, ...]] = {}
         self._methods: list[tuple[re.Pattern[str], frozenset[str]]] = []
         for route in iter_route_contexts(app.routes):
             endpoint, dependant = route.endpoint, getattr(route, "dependant", None)
@@ -36,6 +37,7 @@ class RouteTable:
                 continue
             self._templates[endpoint] = (route.path or "").replace(":path", "")
             self._queries[endpoint] = frozenset(_query_names(dependant))
+            self._prefixes[endpoint] = tuple(_query_prefixes(dependant))
             self._methods.append((route.path_regex, frozenset(route.methods or ())))
 
     def template(self, scope: Scope) -> str | None:
@@ -48,20 +50,25 @@ class RouteTable:
         query: bytes = scope["query_string"]
         declared = self._queries.get(scope.get("endpoint"))  # type: ignore[arg-type] # None is not a key
         if query and declared is not None:
-            errors += self._query_errors(query, declared)
+            errors += self._query_errors(query, declared, self._prefixes[scope["endpoint"]])
         if errors:
             raise InvalidRequest(errors)
 
     @staticmethod
-    def _query_errors(query: bytes, declared: frozenset[str]) -> Iterator[FieldError]:
+    def _query_errors(query: bytes, declared: frozenset[str], prefixes: tuple[str, ...]) -> Iterator[FieldError]:
         try:
             given = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=MAX_QUERY_FIELDS)
         except ValueError:
             raise InvalidRequest.at("query", f"has more than {MAX_QUERY_FIELDS} parameters") from None
-        choices = f"; there are {', '.join(sorted(declared))}" if declared else ""
-        for name in dict.fromkeys(name for name, _ in given if name not in declared):
+        names = [*sorted(declared), *(f"{prefix}NAME" for prefix in prefixes)]
+        choices = f"; there are {', '.join(names)}" if names else ""
+        known = {name for name, _ in given if name in declared or name.startswith(prefixes)}
+        for name in dict.fromkeys(name for name, _ in given if name not in known):
             yield FieldError(path=name[:100] or "query", message=f"is no parameter{choices}")
-        yield from _text_errors((name, value) for name, value in given if name in declared)
+        yield from _text_errors((name, value) for name, value in given if name in known)
+        for name in known - declared:
+            if (message := text_error(name)) is not None:
+                yield FieldError(path=name[:100], message=f"has a name that {message}")
 
     def methods(self, path: str) -> frozenset[str]:
         """Return the methods that the routes of a path accept."""
@@ -72,6 +79,13 @@ def _text_errors(parameters: Iterable[tuple[str, str]]) -> Iterator[FieldError]:
     for name, value in parameters:
         if (message := text_error(value)) is not None:
             yield FieldError(path=name, message=message)
+
+
+def _query_prefixes(dependant: Dependant) -> Iterator[str]:
+    """Yield the prefixes of further query parameters, which a dependency of a route declares as `query_prefixes`."""
+    for dependency in dependant.dependencies:
+        yield from getattr(dependency.call, "query_prefixes", ())
+        yield from _query_prefixes(dependency)
 
 
 def _query_names(dependant: Dependant) -> Iterator[str]:

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Query, Response, status
+from fastapi import APIRouter, Path, Response, status
 
-from gradmedic.protocol.reviews import NO_REVIEW, REVIEW_ANSWERS, Review, ReviewWrite
-from gradmedic.protocol.runs import STATUSES, RunCreate, RunDetail, RunList, RunUpdate, Status
+from gradmedic.protocol.reviews import Review, ReviewWrite
+from gradmedic.protocol.runs import RunCreate, RunDetail, RunUpdate
 from gradmedic.protocol.service import API_PATH
-from gradmedic.protocol.verdicts import LEARNING_STATES, LEVELS, VERDICTS, Learning, Level, Verdict
-from gradmedic_service.access.authorization import MayAdminister, MayFollow, MayIngest, MayRead
-from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency, check_max_results
+from gradmedic_service.access.authorization import MayAdminister, MayFollow, MayIngest
+from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency
 from gradmedic_service.http.errors import BODY_ERRORS, InvalidRequest, documented
 from gradmedic_service.http.json_bodies import json_body
 from gradmedic_service.projects.errors import ProjectFull
 from gradmedic_service.runs import reviewing, service
 from gradmedic_service.runs.errors import RunExists, RunNotFound
-from gradmedic_service.runs.repository import RunQuery, SortKey
 from gradmedic_service.runs.validation import (
     check_create,
-    check_filters,
     check_review,
     check_update,
     layer_count_error,
@@ -127,64 +124,6 @@ def create_run(
     response.status_code = status.HTTP_201_CREATED if is_new else status.HTTP_200_OK
     response.headers["Location"] = f"{API_PATH}/runs/{run.id}"
     return run
-
-
-@router.get("", operation_id="runs.list", response_model=RunList, responses=documented(InvalidRequest))
-def list_runs(
-    principal: MayRead,
-    database: DatabaseDependency,
-    limits: LimitsDependency,
-    project: Annotated[str | None, Query(description="Name of the project.")] = None,
-    verdict: Annotated[Verdict | None, Query(description=f"Verdict of the runs: {', '.join(VERDICTS)}.")] = None,
-    learning: Annotated[
-        Learning | None, Query(description=f"Course of the loss of the runs: {', '.join(LEARNING_STATES)}.")
-    ] = None,
-    level: Annotated[Level | None, Query(description=f"Level of the runs: {', '.join(LEVELS)}.")] = None,
-    status: Annotated[Status | None, Query(description=f"Status of the runs: {', '.join(STATUSES)}.")] = None,
-    review: Annotated[
-        str | None,
-        Query(description=f"Answer of the runs' reviews: {', '.join((*REVIEW_ANSWERS, NO_REVIEW))} (no review)."),
-    ] = None,
-    tag: Annotated[str | None, Query(description="Tag that the runs have.")] = None,
-    parent_id: Annotated[
-        UUID | None,
-        Query(description="Id of the run whose trials' runs are listed. By default, runs of trials are left out."),
-    ] = None,
-    q: Annotated[str | None, Query(description="Text in the name, the group or the notes, in any case.")] = None,
-    sort: Annotated[str, Query(description=f"Order of the runs: {', '.join(service.SORTS)}.")] = service.DEFAULT_SORT,
-    max_results: Annotated[int, Query(description="Largest number of runs, at most `max_results` of `/limits`.")] = 100,
-    page_token: Annotated[str | None, Query(description="The `next_page_token` of the previous page.")] = None,
-) -> RunList:
-    """List the runs that the API key reaches, newest first by default."""
-    check_filters(
-        limits,
-        project=project,
-        verdict=verdict,
-        learning=learning,
-        level=level,
-        status=status,
-        review=review,
-        tag=tag,
-        q=q,
-    )
-    if sort not in service.SORTS:
-        raise InvalidRequest.at("sort", f"{sort!r} is not one of {', '.join(service.SORTS)}")
-    check_max_results(max_results, limits)
-    query = RunQuery(
-        project=project,
-        verdict=verdict,
-        learning=learning,
-        level=level,
-        status=status,
-        review=review,
-        tag=tag,
-        parent_id=parent_id,
-        text=q,
-        sort_key=cast("SortKey", sort.removeprefix("-")),
-        is_descending=sort.startswith("-"),
-    )
-    with database.reading() as session:
-        return service.list_page(session, principal, query, page_token, max_results)
 
 
 @router.get(

@@ -19,3 +19,11 @@ class RunExists(ServiceError):
     status = 409
     error_code = "run_exists"
     title = "Another run has this id"
+
+
+class TooManyTags(ServiceError):
+    """A run would have more tags than it may."""
+
+    status = 409
+    error_code = "too_many_tags"
+    title = "The run would have too many tags"

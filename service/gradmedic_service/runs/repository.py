@@ -5,44 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, delete, exists, literal_column, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, delete, literal_column, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, joinedload, selectinload
 
-from gradmedic.protocol.reviews import NO_REVIEW
 from gradmedic_service.database import models
-
-SortKey = Literal["created_at", "updated_at", "name"]
-"""Columns to sort by; none of them is ever null."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunQuery:
-    """Filters, order and position of a list of runs; a filter that is None matches every run."""
-
-    project: str | None = None
-    verdict: str | None = None
-    learning: str | None = None
-    level: str | None = None
-    status: str | None = None
-    review: str | None = None
-    """Answer of the runs' reviews, or `none` for runs without a review."""
-    tag: str | None = None
-    parent_id: UUID | None = None
-    """Id of the run whose trials' runs are listed; None lists all runs that belong to no trial."""
-    text: str | None = None
-    """Text that the name, the notes or the group contains, in any case."""
-    sort_key: SortKey = "created_at"
-    is_descending: bool = True
-    reachable_project: str | None = None
-    """The only project that the principal reaches; None reaches all projects."""
-    reachable_run: UUID | None = None
-    """The only run that the principal reaches; None reaches all runs."""
-    after: tuple[datetime | str, UUID] | None = None
-    """Sort key and id of the last run of the previous page."""
 
 
 def add(session: Session, run: models.Run) -> bool:
@@ -77,19 +47,6 @@ def find(session: Session, run_id: UUID, *, is_locked: bool = False) -> models.R
 def remove(session: Session, run_id: UUID) -> None:
     """Delete a run; the database deletes all rows that belong to it."""
     session.execute(delete(models.Run).where(models.Run.id == run_id))
-
-
-def read_page(session: Session, query: RunQuery, size: int) -> Sequence[models.Run]:
-    """Read the first `size` runs of a query, with their tags."""
-    column = getattr(models.Run, query.sort_key)
-    position = tuple_(column, models.Run.id)
-    statement = select(models.Run).options(selectinload(models.Run.tags)).where(*_conditions(query)).limit(size)
-    if query.after is not None:
-        after = tuple_(*query.after, types=[column.type, models.Run.id.type])
-        statement = statement.where(position < after if query.is_descending else position > after)
-    if query.is_descending:
-        return session.scalars(statement.order_by(column.desc(), models.Run.id.desc())).all()
-    return session.scalars(statement.order_by(column, models.Run.id)).all()
 
 
 def has_more_runs(session: Session, project: str, count: int | None) -> bool:
@@ -161,6 +118,14 @@ def read_judgement(session: Session, run_id: UUID, step: int) -> tuple[str, str]
     return None if row is None else (row.verdict, row.level)
 
 
+def find_all(session: Session, run_ids: Collection[UUID]) -> dict[UUID, models.Run]:
+    """Read runs with their tags, and lock them in the order of their ids, so that two requests never wait in a ring."""
+    locked = select(models.Run.id).where(models.Run.id.in_(run_ids)).order_by(models.Run.id).with_for_update()
+    session.execute(locked)
+    query = select(models.Run).where(models.Run.id.in_(run_ids)).options(selectinload(models.Run.tags))
+    return {run.id: run for run in session.scalars(query)}
+
+
 def set_tags(session: Session, run: models.Run, tags: Sequence[str]) -> None:
     """Replace a run's tags."""
     session.execute(delete(models.RunTag).where(models.RunTag.run_id == run.id))
@@ -230,39 +195,3 @@ def read_stored_facts(
         .where(models.RunDetails.run_id == run_id)
     ).one()
     return layers, training, framework
-
-
-def _conditions(query: RunQuery) -> list[ColumnElement[bool]]:
-    run = models.Run
-    conditions: list[ColumnElement[bool]] = []
-    if query.reachable_project is not None:
-        conditions.append(run.project == query.reachable_project)
-    if query.reachable_run is not None:
-        conditions.append(run.id == query.reachable_run)
-    if query.project is not None:
-        conditions.append(run.project == query.project)
-    if query.verdict is not None:
-        conditions.append(run.verdict == query.verdict)
-    if query.learning is not None:
-        conditions.append(run.learning == query.learning)
-    if query.level is not None:
-        conditions.append(run.level == query.level)
-    if query.status is not None:
-        conditions.append(run.status == query.status)
-    if query.review == NO_REVIEW:
-        conditions.append(~exists().where(models.RunReview.run_id == run.id))
-    elif query.review is not None:
-        review = models.RunReview
-        conditions.append(exists().where(review.run_id == run.id, review.answer == query.review))
-    if query.tag is not None:
-        conditions.append(exists().where(models.RunTag.run_id == run.id, models.RunTag.tag == query.tag))
-    conditions.append(run.parent_id.is_(None) if query.parent_id is None else run.parent_id == query.parent_id)
-    if query.text is not None:
-        conditions.append(
-            or_(
-                run.name.icontains(query.text, autoescape=True),
-                run.group.icontains(query.text, autoescape=True),
-                run.details.has(models.RunDetails.notes.icontains(query.text, autoescape=True)),
-            )
-        )
-    return conditions

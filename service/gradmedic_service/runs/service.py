@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, get_args
 from uuid import UUID
 
-from gradmedic.protocol.encoding import encode_json, without_nonfinite
+from gradmedic.protocol.encoding import without_nonfinite
 from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.reviews import Review
-from gradmedic.protocol.runs import Layer, RunCreate, RunDetail, RunList, RunSummary, RunUpdate
+from gradmedic.protocol.runs import Layer, RunCreate, RunDetail, RunUpdate
 from gradmedic.protocol.service import Limits
 from gradmedic_service.access import service as access
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.database import models
 from gradmedic_service.database.engine import Session
-from gradmedic_service.http.paging import cut_page, position_id, position_of, position_time
 from gradmedic_service.projects import service as projects
 from gradmedic_service.projects.errors import ProjectFull
 from gradmedic_service.runs import repository
 from gradmedic_service.runs.errors import RunExists, RunNotFound
 from gradmedic_service.runs.facts import LAYERS, TRAINING, digest_of
-from gradmedic_service.runs.repository import RunQuery, SortKey
 from gradmedic_service.runs.stalling import SECONDS_TO_FAILURE, SilenceLimit
+from gradmedic_service.runs.summaries import summary_fields
 from gradmedic_service.runs.validation import SETTABLE_STATUSES, check_appended_layers
 from gradmedic_service.trials import repository as trials
-
-SORTS = tuple(f"{sign}{key}" for key in get_args(SortKey) for sign in ("", "-"))
-"""Values of `sort`; the sign means descending."""
-DEFAULT_SORT = "-created_at"
 
 
 def create(session: Session, principal: Principal, body: RunCreate, limits: Limits) -> tuple[RunDetail, bool]:
@@ -173,21 +166,6 @@ def _failing_since() -> datetime:
     return datetime.now(UTC) - timedelta(seconds=SECONDS_TO_FAILURE)
 
 
-def list_page(
-    session: Session, principal: Principal, query: RunQuery, page_token: str | None, max_results: int
-) -> RunList:
-    """Return a page of the runs that a principal reaches, and the token of the next page.
-
-    Raises InvalidRequest for a token of another query.
-    """
-    query = replace(query, reachable_project=principal.project, reachable_run=principal.run_id)
-    if page_token is not None:
-        query = _at_page(query, page_token)
-    rows = repository.read_page(session, query, max_results + 1)
-    page, token = cut_page(rows, max_results, _query_digest(query), lambda run: _position(query, run))
-    return RunList(items=[_to_summary(run) for run in page], next_page_token=token)
-
-
 def find_run(session: Session, principal: Principal, run_id: UUID, *, is_locked: bool = False) -> models.Run:
     """Return the row of a run. Raises RunNotFound, also for a run that the principal does not reach."""
     run = repository.find(session, run_id, is_locked=is_locked)
@@ -218,37 +196,9 @@ def _append_layers(run: models.Run, layers: list[Layer], limits: Limits) -> None
     run.layer_counts = [*run.layer_counts, len(run.details.layers)]
 
 
-def _to_summary_fields(run: models.Run) -> dict[str, Any]:
-    return {
-        "id": run.id,
-        "project": run.project,
-        "name": run.name,
-        "status": run.status,
-        "verdict": run.verdict,
-        "learning": run.learning,
-        "level": run.level,
-        "score": run.score,
-        "since_step": run.since_step,
-        "last_step": run.last_step,
-        "generation": run.generation,
-        "revision": run.revision,
-        "tags": [tag.tag for tag in run.tags],
-        "group": run.group,
-        "framework": run.framework,
-        "trainable": run.trainable,
-        "parent_id": run.parent_id,
-        "created_at": run.created_at,
-        "updated_at": run.updated_at,
-    }
-
-
-def _to_summary(run: models.Run) -> RunSummary:
-    return RunSummary(**_to_summary_fields(run))
-
-
 def _to_detail(run: models.Run) -> RunDetail:
     return RunDetail(
-        **_to_summary_fields(run),
+        **summary_fields(run),
         notes=run.details.notes,
         config=run.details.config,
         statistics=run.statistics,
@@ -274,23 +224,3 @@ def to_review(stored: models.RunReview) -> Review:
         diagnosis_version=stored.diagnosis_version,
         reviewed_at=stored.reviewed_at,
     )
-
-
-def _position(query: RunQuery, run: models.Run) -> list[str]:
-    value = getattr(run, query.sort_key)
-    return [value.isoformat() if isinstance(value, datetime) else value, run.id.hex]
-
-
-def _at_page(query: RunQuery, page_token: str) -> RunQuery:
-    value, run_id = position_of(page_token, _query_digest(query), 2)
-    position = value if query.sort_key == "name" else position_time(value)
-    return replace(query, after=(position, position_id(run_id)))
-
-
-def _query_digest(query: RunQuery) -> str:
-    parent_id = None if query.parent_id is None else query.parent_id.hex
-    content = {**asdict(query), "parent_id": parent_id, "after": None}
-    for name in ("learning", "level", "review"):  # older than these filters, a token of a list without them stays valid
-        if content[name] is None:
-            del content[name]
-    return hashlib.blake2b(encode_json(content), digest_size=6).hexdigest()

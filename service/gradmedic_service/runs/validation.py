@@ -12,6 +12,7 @@ from gradmedic.protocol.encoding import encode_json
 from gradmedic.protocol.names import name_error
 from gradmedic.protocol.numbers import MAX_EXACT_INTEGER
 from gradmedic.protocol.reviews import NO_REVIEW, REVIEW_ANSWERS, ReviewWrite
+from gradmedic.protocol.run_lists import RunTagsChange
 from gradmedic.protocol.runs import (
     DIRECTIONS,
     LAYER_ORDERS,
@@ -79,6 +80,18 @@ def check_update(update: RunUpdate, limits: Limits) -> None:
 def check_review(review: ReviewWrite, limits: Limits) -> None:
     """Raise InvalidRequest with an error for every field of a review that is invalid for any run."""
     InvalidRequest.raise_if_any(_review_errors(review, limits))
+
+
+def check_tags_change(change: RunTagsChange, limits: Limits) -> None:
+    """Raise InvalidRequest with an error for every tag that no run can have, or that is both added and removed."""
+    errors = [*_tags_errors(change.add, limits, "add"), *_tags_errors(change.remove, limits, "remove")]
+    if not change.add and not change.remove:
+        errors.append(FieldError(path="add", message="names no tag, and neither does `remove`"))
+    removed = {tag: index for index, tag in enumerate(change.remove)}
+    for index, tag in enumerate(change.add):
+        if tag in removed:
+            errors.append(FieldError(path=f"add[{index}]", message=f"{tag!r} is also in remove[{removed[tag]}]"))
+    InvalidRequest.raise_if_any(errors)
 
 
 def check_appended_layers(layers: Sequence[Layer], existing: Sequence[str], limits: Limits) -> None:
@@ -163,15 +176,15 @@ def _name_errors(path: str, name: str | None, limits: Limits) -> Iterator[FieldE
         yield FieldError(path=path, message=message)
 
 
-def _tags_errors(tags: list[str], limits: Limits) -> Iterator[FieldError]:
+def _tags_errors(tags: list[str], limits: Limits, path: str = "tags") -> Iterator[FieldError]:
     if len(tags) > limits.max_tags:
-        yield FieldError(path="tags", message=f"has {len(tags)} tags; at most {limits.max_tags} are allowed")
+        yield FieldError(path=path, message=f"has {len(tags)} tags; at most {limits.max_tags} are allowed")
         return
     seen: set[str] = set()
     for index, tag in enumerate(tags):
-        yield from _name_errors(f"tags[{index}]", tag, limits)
+        yield from _name_errors(f"{path}[{index}]", tag, limits)
         if tag in seen:
-            yield FieldError(path=f"tags[{index}]", message=f"repeats {tag!r}")
+            yield FieldError(path=f"{path}[{index}]", message=f"repeats {tag!r}")
         seen.add(tag)
 
 

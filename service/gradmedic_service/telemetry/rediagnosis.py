@@ -16,6 +16,7 @@ from gradmedic_service.database.engine import Connection, Database
 from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.telemetry import diagnosis_state, repository
+from gradmedic_service.telemetry.progress_reading import current_progress, listed_progress
 from gradmedic_service.telemetry.repository import AppendedRun, DiagnosisSnapshot, RunRow, StoredDiagnosis
 
 
@@ -73,6 +74,7 @@ class Rebuild:
             score=float(self._diagnosis.score),
             since_step=self._diagnosis.since_step,
             metrics=run.metrics,
+            listed=listed_progress(current_progress(connection, run), self._diagnosis),
             diagnosis=StoredDiagnosis(self._diagnostician.to_bytes(), self._steps_since_snapshot),
             snapshots=self._snapshots,
             verdict_changes=self._changes,

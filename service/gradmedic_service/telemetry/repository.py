@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import cast
+from typing import Any, cast
 from uuid import UUID
 
 from sqlalchemy import Connection, Row, Table, bindparam, delete, insert, select, update
@@ -43,11 +43,25 @@ class RunRow:
     stop_after: int | None
     silence_seconds: float | None
     stalls_at: datetime | None
+    progress: bytes | None
 
     @property
     def muted_detectors(self) -> frozenset[str]:
         """Ids of the detectors that are muted, by the run or by its project."""
         return frozenset((*(self.muted_by_run or ()), *(self.muted_by_project or ())))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedProgress:
+    """What lists show of a run's steps and their diagnosis."""
+
+    progress: bytes
+    """The progress, from which the next append goes on."""
+    last_values: dict[str, float]
+    """Last loss and last metrics, by the names by which lists sort and filter."""
+    duration: float | None
+    """Seconds from the first step to the last one."""
+    first_bad_layer: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +93,7 @@ class AppendedRun:
     score: float
     since_step: int | None
     metrics: list[str]
+    listed: ListedProgress
     diagnosis: StoredDiagnosis | None
     """New diagnosis state; None keeps the stored one."""
     snapshots: Sequence[DiagnosisSnapshot]
@@ -103,6 +118,7 @@ class RewoundRun:
     level: str
     score: float
     since_step: int | None
+    listed: ListedProgress
     diagnosis: StoredDiagnosis | None
     """New diagnosis state; None where no step is left."""
     updated_at: datetime
@@ -129,6 +145,7 @@ _RUN_COLUMNS = (
     _RUNS.c.stop_after,
     _RUNS.c.patience.label("silence_seconds"),
     _RUNS.c.stalls_at,
+    _RUNS.c.progress,
 )
 _READ_RUN = (
     select(*_RUN_COLUMNS)
@@ -174,6 +191,7 @@ def write_append(connection: Connection, run_id: UUID, appended: AppendedRun) ->
             "score": appended.score,
             "since_step": appended.since_step,
             "metrics": appended.metrics,
+            **_columns_of(appended.listed),
             "updated_at": appended.updated_at,
             **({} if limit is None else {"patience": limit.seconds, "stalls_at": limit.stalls_at}),
             **({"status": "running"} if appended.ends_stall else {}),
@@ -218,6 +236,7 @@ def write_rewind(connection: Connection, run_id: UUID, rewound: RewoundRun) -> N
             "level": rewound.level,
             "score": rewound.score,
             "since_step": rewound.since_step,
+            **_columns_of(rewound.listed),
             "status": "running",
             "updated_at": rewound.updated_at,
             "patience": limit.seconds,
@@ -228,6 +247,20 @@ def write_rewind(connection: Connection, run_id: UUID, rewound: RewoundRun) -> N
         connection.execute(delete(_STATES).where(_STATES.c.run_id == run_id))
     else:
         _write_diagnosis(connection, run_id, rewound.diagnosis)
+
+
+def write_listed(connection: Connection, run_id: UUID, listed: ListedProgress) -> None:
+    """Write what lists show of a run; its revision stays."""
+    connection.execute(_UPDATE_RUN, {"run_id": run_id, **_columns_of(listed)})
+
+
+def _columns_of(listed: ListedProgress) -> dict[str, Any]:
+    return {
+        "progress": listed.progress,
+        "last_values": listed.last_values,
+        "duration": listed.duration,
+        "first_bad_layer": listed.first_bad_layer,
+    }
 
 
 def _write_diagnosis(connection: Connection, run_id: UUID, diagnosis: StoredDiagnosis) -> None:
@@ -252,6 +285,20 @@ def read_last_snapshot(connection: Connection, run_id: UUID, at_step: int) -> Di
         .limit(1)
     ).one_or_none()
     return None if row is None else DiagnosisSnapshot(step=row.step, state=row.state)
+
+
+def read_times(connection: Connection, run_id: UUID) -> tuple[datetime, datetime]:
+    """Read when a run was created and when it changed last."""
+    run = models.Run
+    row = connection.execute(select(run.created_at, run.updated_at).where(run.id == run_id)).one()
+    return row.created_at, row.updated_at
+
+
+def list_runs_without_progress(connection: Connection, limit: int) -> list[UUID]:
+    """Read the ids of runs with steps that only an earlier version has stored. No index has them: it reads all runs."""
+    run = models.Run
+    query = select(run.id).where(run.progress.is_(None), run.last_step.is_not(None))
+    return list(connection.scalars(query.order_by(run.created_at.desc()).limit(limit)))
 
 
 def read_run_ids(connection: Connection) -> list[UUID]:

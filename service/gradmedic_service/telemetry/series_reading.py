@@ -63,9 +63,16 @@ def read_table(
     if run.last_step is None or last is None or last < first:
         return SeriesAccumulator(selection, 0, 0, max_points).to_table()
     memory.reserve(selection.series_count * min(max_points, last - first + 1) * POINT_BYTES)
+    return accumulate_table(connection, run.id, selection, first, last, max_points)
+
+
+def accumulate_table(
+    connection: Connection, run_id: UUID, selection: SeriesSelection, first: int, last: int, max_points: int
+) -> SeriesTable:
+    """Return the selected series of the steps from `first` to `last` in at most `max_points` buckets."""
     accumulator = SeriesAccumulator(selection, first, last, max_points)
-    level = _coarsest_level(connection, run.id, first, last, max_points)
-    _accumulate(connection, run.id, level, first, last, accumulator)
+    level = _coarsest_level(connection, run_id, first, last, max_points)
+    _accumulate(connection, run_id, level, first, last, accumulator)
     return accumulator.to_table()
 
 

@@ -28,6 +28,7 @@ from gradmedic_service.telemetry.chunks import Chunk, decode_chunk
 from gradmedic_service.telemetry.decoding import ReceivedBlock
 from gradmedic_service.telemetry.diagnosis_state import cut_after, read_facts
 from gradmedic_service.telemetry.errors import StaleGeneration, UnknownGeneration
+from gradmedic_service.telemetry.progress_reading import current_progress, listed_progress, rebuild_progress
 from gradmedic_service.telemetry.repository import AppendedRun, RewoundRun, RunRow, StoredDiagnosis
 from gradmedic_service.telemetry.run_cache import CachedRun, RunCache
 from gradmedic_service.telemetry.series_accumulator import SeriesSelection
@@ -85,6 +86,8 @@ def append(
     changed_at = recorded_at(block.series.get("time"), sent_at, now)
     silence_limit = _silence_limit(run, now).after_append(changed_at)
     has_ended_silently = run.status == "stalled" or (run.status == "failed" and run.stalls_at is None)
+    progress = current_progress(connection, run)
+    progress.add(block, run.created_at, changed_at)
     stores_state = steps_since_state >= diagnosis_state.STATE_STEPS or bool(changes or snapshots)
     appended = AppendedRun(
         revision=run.revision + 1,
@@ -95,6 +98,7 @@ def append(
         score=float(diagnosis.score),
         since_step=diagnosis.since_step,
         metrics=metrics,
+        listed=listed_progress(progress, diagnosis),
         diagnosis=StoredDiagnosis(diagnostician.to_bytes(), steps_since_snapshot) if stores_state else None,
         snapshots=snapshots,
         verdict_changes=changes,
@@ -151,6 +155,7 @@ def rewind(
         connection, run, read_facts(connection, facts, run), body.step
     )
     diagnosis = diagnostician.diagnose()
+    progress = rebuild_progress(connection, run, run.generation + 1, -1 if diagnosis.step is None else diagnosis.step)
     rewound = RewoundRun(
         generation=run.generation + 1,
         revision=run.revision + 1,
@@ -161,6 +166,7 @@ def rewind(
         level=diagnosis.level,
         score=float(diagnosis.score),
         since_step=diagnosis.since_step,
+        listed=listed_progress(progress, diagnosis),
         diagnosis=None if diagnosis.step is None else StoredDiagnosis(diagnostician.to_bytes(), steps_since_snapshot),
         updated_at=datetime.now(UTC),
     )
@@ -172,6 +178,17 @@ def rewind(
         verdict=rewound.verdict,
         since_step=rewound.since_step,
     )
+
+
+def fill_progress(connection: Connection, facts: FactsCache, run_id: UUID) -> bool:
+    """Write what lists show of a run whose steps an earlier version has stored; False if that is done or it is gone."""
+    run = repository.read_run(connection, run_id, is_locked=True)
+    if run is None or run.progress is not None:
+        return False
+    diagnostician, _ = diagnosis_state.restore(connection, run, read_facts(connection, facts, run))
+    listed = listed_progress(current_progress(connection, run), diagnostician.diagnose())
+    repository.write_listed(connection, run_id, listed)
+    return True
 
 
 def diagnose(

@@ -1,0 +1,149 @@
+"""Builds the progress of a run anew from its stored steps: after a rewind, and for runs of an earlier version.
+
+It reads rollups where the run is long, so it costs the same at any length. Only the last values are read exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from uuid import UUID
+
+import numpy as np
+
+from gradmedic.protocol.diagnosis import DiagnosisAtStep
+from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
+from gradmedic_diagnosis import StepSeries
+from gradmedic_service.database.engine import Connection
+from gradmedic_service.runs.progress import (
+    LOSS,
+    MAX_CURVE_POINTS,
+    LastValue,
+    RunProgress,
+    last_value,
+    listed_names,
+    read_progress,
+)
+from gradmedic_service.telemetry import chunk_repository, repository
+from gradmedic_service.telemetry.chunks import Chunk
+from gradmedic_service.telemetry.repository import ListedProgress, RunRow
+from gradmedic_service.telemetry.series_accumulator import SeriesSelection
+from gradmedic_service.telemetry.series_reading import accumulate_table
+
+READ_POINTS = 32 * MAX_CURVE_POINTS
+"""Number of parts of a run from which its curve is built: the edges of a bucket are exact to 1/16 of its width."""
+SEARCH_POINTS = 64
+"""Number of parts into which a range of steps is divided in the search for the last value of a series."""
+
+
+def listed_progress(progress: RunProgress, diagnosis: DiagnosisAtStep) -> ListedProgress:
+    """Return what lists show of a run with this progress and this diagnosis."""
+    return ListedProgress(
+        progress=progress.to_bytes(),
+        last_values=progress.last_values(),
+        duration=progress.duration(),
+        first_bad_layer=_first_bad_layer(diagnosis),
+    )
+
+
+def _first_bad_layer(diagnosis: DiagnosisAtStep) -> str | None:
+    """Return the first layer of the first finding for an unhealthy verdict; None for other verdicts."""
+    if diagnosis.verdict not in UNHEALTHY_VERDICTS:
+        return None
+    findings = (finding for finding in diagnosis.findings if finding.verdict == diagnosis.verdict and finding.layers)
+    deciding = next(findings, None)
+    return None if deciding is None else deciding.layers[0]
+
+
+def current_progress(connection: Connection, run: RunRow) -> RunProgress:
+    """Return the progress of a run up to its last step; built anew where the stored one is not up to date."""
+    progress = read_progress(run.progress)
+    is_current = progress is not None and (progress.generation, progress.step) == (
+        run.generation,
+        -1 if run.last_step is None else run.last_step,
+    )
+    if progress is not None and is_current:
+        return progress
+    if run.last_step is None:
+        return RunProgress(generation=run.generation)
+    return rebuild_progress(connection, run, run.generation, run.last_step)
+
+
+def rebuild_progress(connection: Connection, run: RunRow, generation: int, last_step: int) -> RunProgress:
+    """Return the progress of a run up to a step, from its stored steps."""
+    progress = RunProgress(generation=generation, step=last_step)
+    first_step = chunk_repository.read_first_step(connection, run.id)
+    if first_step is None or first_step > last_step:
+        return progress
+    table = accumulate_table(
+        connection, run.id, SeriesSelection((), (), (LOSS,)), first_step, last_step, max_points=READ_POINTS
+    )
+    has_loss = table.count[0] > 0
+    finite = table.count[0] - table.nonfinite[0]
+    progress.add_curve(
+        table.first_step[has_loss], table.numbers["mean"][0][has_loss], finite[has_loss], table.count[0][has_loss]
+    )
+    found = _find_last_values(connection, run.id, [LOSS, *listed_names(run.metrics)], first_step, last_step)
+    progress.loss = found.pop(LOSS, None)
+    progress.metrics = found
+    for step in (first_step, last_step):
+        _read_time(connection, run.id, progress, step)
+    if progress.first_time is None:
+        created_at, updated_at = repository.read_times(connection, run.id)
+        progress.first_time, progress.last_time = created_at.timestamp(), updated_at.timestamp()
+    return progress
+
+
+def _read_time(connection: Connection, run_id: UUID, progress: RunProgress, step: int) -> None:
+    """Read the times of the chunk that holds a step, which is the first or the last one."""
+    for data in chunk_repository.read_first_chunks(connection, run_id, step, step, 1):
+        times = Chunk(data).series.get("time")
+        if times is not None:
+            progress.add_times(times)
+
+
+def _find_last_values(
+    connection: Connection, run_id: UUID, names: list[str], first: int, last: int
+) -> dict[str, LastValue]:
+    """Return the last value of each series that has one in a range of steps, in the order of the names."""
+    found = _scan(connection, run_id, names, last, last)
+    missing = [name for name in names if name not in found]
+    if missing:
+        table = accumulate_table(
+            connection, run_id, SeriesSelection((), (), tuple(missing)), first, last, max_points=SEARCH_POINTS
+        )
+        for row, name in enumerate(missing):
+            used = np.flatnonzero(table.count[row])
+            if used.size:
+                part = int(table.first_step[used[-1]]), int(table.last_step[used[-1]])
+                found |= _find_last_value(connection, run_id, name, *part, is_part=part != (first, last))
+    return {name: found[name] for name in names if name in found}
+
+
+def _find_last_value(
+    connection: Connection, run_id: UUID, name: str, first: int, last: int, *, is_part: bool
+) -> dict[str, LastValue]:
+    """Find the last value of a series that has one in a range of steps: in ever smaller parts of it."""
+    while is_part and last - first >= SEARCH_POINTS:
+        table = accumulate_table(
+            connection, run_id, SeriesSelection((), (), (name,)), first, last, max_points=SEARCH_POINTS
+        )
+        used = np.flatnonzero(table.count[0])
+        part = int(table.first_step[used[-1]]), int(table.last_step[used[-1]])
+        is_part = part != (first, last)
+        first, last = part
+    return _scan(connection, run_id, [name], first, last)
+
+
+def _scan(connection: Connection, run_id: UUID, names: Iterable[str], first: int, last: int) -> dict[str, LastValue]:
+    """Read the chunks that touch a range of steps, up to its last step, and return the last values in them."""
+    found: dict[str, LastValue] = {}
+    for data in chunk_repository.read_chunks(connection, run_id, first, last):
+        chunk = Chunk(data)
+        count = int(np.searchsorted(chunk.steps, last, side="right"))
+        for name in names:
+            series = chunk.series.get(name) or chunk.metrics.get(name)
+            if series is not None:
+                cut = StepSeries(series.values[:count], series.present[:count])
+                value = last_value(chunk.steps[:count], cut)
+                found |= {} if value is None else {name: value}
+    return found
