@@ -116,19 +116,20 @@ def test_the_list_has_pages(open_page: Any, start_service: StartService, tmp_pat
 
 
 def test_runs_are_compared(open_page: Any, service: Service) -> None:
-    """The comparison has a row with the verdict and a line for each marked run."""
+    """The comparison has a column with the verdict and a line for each marked run."""
     page = open_page(service.url)
     for name in ("no clipping", "clipped", "sigmoid"):
         page.get_by_role("checkbox", name=f"Compare {name}", exact=True).check()
     page.get_by_role("link", name="Compare", exact=True).click()
     page.wait_for_selector("body[data-ready]")
-    expect(page.locator("#compared tbody tr")).to_have_count(3)
-    expect(page.locator("#compared")).to_contain_text("NaN")
+    expect(page.locator("#compared li")).to_have_count(3)
+    expect(page.locator("#measures")).to_contain_text("NaN")
     expect(page.locator("#loss-chart .key li")).to_have_count(3)
+    page.locator("#gradient-chart").scroll_into_view_if_needed()
     expect(page.locator("#gradient-chart svg.chart > g.line")).to_have_count(3)
     assert page.url.count("run=") == 3
     page.get_by_role("button", name="Remove clipped").click()
-    expect(page.locator("#compared tbody tr")).to_have_count(2)
+    expect(page.locator("#compared li")).to_have_count(2)
 
 
 def test_a_login_leads_to_a_page_of_the_service(open_page: Any, service: Service) -> None:

@@ -99,8 +99,8 @@ def test_a_finished_rerun_shows_its_outcomes(open_page: Any, service: Service) -
     page.keyboard.press("Home")
     expect(page.locator("#race-chart .readout")).to_contain_text(re.compile(r"step 0: .*unchanged control, seed 0 \d"))
     page.get_by_role("link", name="Compare with the suspect").click()
-    expect(page.locator("#compared tbody tr").first).to_contain_text("suspect")
-    expect(page.locator("#compared tbody tr")).to_have_count(4)
+    expect(page.locator("#compared li").first).to_contain_text("suspect")
+    expect(page.locator("#compared li")).to_have_count(4)
 
 
 def test_a_rerun_is_cancelled(open_page: Any, service: Service, worker: PlayedWorker) -> None:
@@ -164,5 +164,5 @@ def test_the_whole_journey_of_a_real_job(open_page: Any, start_service: StartSer
     stored = httpx2.get(f"{address}/api/v1{page.url.removeprefix(address)}").json()
     expect(page.locator("#candidates tbody tr").nth(1)).to_contain_text(stored["candidates"][1]["outcome"]["state"])
     page.get_by_role("link", name="Compare with the suspect").click()
-    expect(page.locator("#compared tbody tr")).to_have_count(3)
-    expect(page.locator("#compared tbody tr").nth(2)).to_contain_text("healthy")
+    expect(page.locator("#compared li")).to_have_count(3)
+    expect(page.locator("#compared li").nth(2)).to_contain_text("healthy")

@@ -1,89 +1,144 @@
-// The page of a comparison: losses and gradients of up to six runs over the same axis.
+// The page of a comparison. Its address holds what is in view, so that a link shows the same to another reader.
 
-import { get, readSeries, showError } from "./api.js";
-import { Chart, lineStyle, pointsOf } from "./chart.js";
-import { MAX_COMPARED, comparisonAddress } from "./comparison.js";
-import { byId, el, setText, svg } from "./dom.js";
-import { attentionBadge, badge, integer, number, statusWord } from "./format.js";
+import { showError } from "./api.js";
+import { MAX_COMPARED, comparisonAddress, letterOf } from "./comparison.js";
+import { ComparisonCharts } from "./comparison_charts.js";
+import { compareFacts, compareLayers, compareSettings } from "./comparison_differences.js";
+import { failingOf } from "./comparison_outcomes.js";
+import { readComparison, settingsOf } from "./comparison_reading.js";
+import { listenToSearch } from "./comparison_search.js";
+import { describeComparison } from "./comparison_sentence.js";
+import { letterBadge, measuresContent, outcomesContent, replaceContent, settingsContent, swatch } from "./comparison_tables.js";
+import { byId, el, setText } from "./dom.js";
+import { attentionBadge, badge } from "./format.js";
 
-const POINTS = 250;
 const REFRESH_MILLISECONDS = 3000;
+const LIVE_STATUSES = ["running", "stalled"];
+const CHARTS = ["loss", "gradient", "layer"];
 
-const parameters = new URLSearchParams(location.search);
-const runIds = [...new Set(parameters.getAll("run"))].slice(0, MAX_COMPARED);
-const saveScale = (name) => (scale) => { parameters.set(name, scale); history.replaceState(null, "", `?${parameters}`); };
-const charts = {
-  loss: new Chart(byId("loss-chart"), { title: "Loss", heading: "h2", cutsOutliers: true, scale: parameters.get("loss") === "linear" ? "linear" : "log", onScale: saveScale("loss") }),
-  gradient: new Chart(byId("gradient-chart"), { title: "Gradient norm", heading: "h2", cutsOutliers: true, scale: parameters.get("gradient") === "linear" ? "linear" : "log", onScale: saveScale("gradient") }),
-};
-const comparisons = new Map(); // {run, diagnosis, loss, gradient} by run id
+const view = { runIds: [], baseline: null, axis: "step", statistic: null, layer: null, scales: {}, showsEqual: false, showsAll: false };
+const read = new Map(); // what was read of each run, by its id
+let timer = 0;
+let refreshes = 0;
 
-/** Return points of the norm over all layers, from each layer's mean; not finite where one layer is not finite. */
-function totalNormOf(table) {
-  const total = { count: [], nonfinite: [], infinite: [], mean: [] };
-  for (let at = 0; at < table.first.length; at += 1) {
-    let [squares, finite, nonfinite, infinite] = [0, 0, 0, 0];
-    for (const series of table.series) {
-      if (series.count[at] > series.nonfinite[at]) { squares += series.mean[at] ** 2; finite += 1; }
-      nonfinite += series.nonfinite[at];
-      infinite += series.infinite[at];
-    }
-    total.mean.push(Math.sqrt(squares));
-    total.count.push(nonfinite || (finite ? 1 : 0)); // a sum without some of its layers would look like a decrease
-    total.nonfinite.push(nonfinite);
-    total.infinite.push(infinite);
-  }
-  return pointsOf(table, total);
+function readAddress() {
+  const parameters = new URLSearchParams(location.search);
+  view.runIds = [...new Set(parameters.getAll("run"))].slice(0, MAX_COMPARED);
+  view.baseline = parameters.get("baseline");
+  view.axis = parameters.get("axis") === "time" ? "time" : "step";
+  view.statistic = parameters.get("statistic");
+  view.layer = parameters.get("of");
+  view.showsEqual = parameters.get("equal") === "shown";
+  for (const name of CHARTS) view.scales[name] = parameters.get(name) === "linear" ? "linear" : "log";
 }
 
-async function read(id) {
-  const before = comparisons.get(id);
-  const run = await get(`/runs/${id}`);
-  if (before?.run.revision === run.revision && before.run.status === run.status) return before;
-  const [loss, gradient, diagnosis] = await Promise.all([
-    readSeries(id, { statistic: "loss", max_points: POINTS }),
-    run.statistics.includes("grad_norm") && run.layers.length ? readSeries(id, { statistic: "grad_norm", field: "mean", max_points: POINTS }) : null,
-    get(`/runs/${id}/diagnosis`),
-  ]);
-  return { run, diagnosis, loss: pointsOf(loss, loss.series[0]), gradient: gradient ? totalNormOf(gradient) : [] };
+function addressOf() {
+  const parameters = new URLSearchParams();
+  if (view.baseline && view.baseline !== view.runIds[0]) parameters.set("baseline", view.baseline);
+  if (view.axis !== "step") parameters.set("axis", view.axis);
+  if (view.statistic) parameters.set("statistic", view.statistic);
+  if (view.layer) parameters.set("of", view.layer);
+  if (view.showsEqual) parameters.set("equal", "shown");
+  for (const name of CHARTS) if (view.scales[name] === "linear") parameters.set(name, "linear");
+  return comparisonAddress(view.runIds, parameters);
 }
 
-function rowOf({ run, diagnosis, loss }, index) {
-  const last = loss.at(-1);
-  const remove = el("button", { type: "button", "aria-label": `Remove ${run.name}` }, "Remove");
-  remove.addEventListener("click", () => {
-    location.assign(comparisonAddress(runIds.filter((id) => id !== run.id)));
-  });
-  return el("tr", { "data-run": run.id },
-    el("td", {}, svg("svg", { width: 34, height: 12, class: lineStyle(index).class, role: "img", "aria-label": `Line ${index + 1}` }, svg("path", { d: "M0,6H34", "stroke-dasharray": lineStyle(index).dash }))),
-    el("th", { scope: "row" }, el("a", { href: `/runs/${run.id}` }, run.name)),
-    el("td", { "data-label": "Verdict" }, badge(run.verdict), " ", attentionBadge(run.level)),
-    el("td", { "data-label": "Status" }, statusWord(run.status)),
-    el("td", { class: "number", "data-label": "Last step" }, integer(run.last_step)),
-    el("td", { class: "number", "data-label": "Loss" }, !last ? "–" : last.nan ? "NaN" : last.infinite ? "infinite" : number(last.y)),
-    el("td", { class: "text" }, diagnosis.summary),
-    el("td", {}, remove));
+function saveView() {
+  history.replaceState(null, "", addressOf());
+}
+
+const charts = new ComparisonCharts(view, saveView);
+
+/** Return the runs that were read, in the order of the address, with their letters. */
+function itemsOf() {
+  const existing = view.runIds.filter((id) => read.has(id));
+  const baseline = existing.includes(view.baseline) ? view.baseline : existing[0];
+  return existing.map((id, index) => ({ ...read.get(id), index, letter: letterOf(index), isBaseline: id === baseline }));
+}
+
+function runContent({ run, letter, index, isBaseline }) {
+  return el("li", { "data-run": run.id, "data-verdict": run.verdict, "data-level": run.level },
+    swatch(index), letterBadge(letter),
+    el("a", { href: `/runs/${run.id}`, class: "name", title: run.name, "data-key": `open ${run.id}` }, run.name), badge(run.verdict), attentionBadge(run.level),
+    el("span", { class: "tools" },
+      el("button", { type: "button", class: "small", "aria-pressed": String(isBaseline), "data-key": `baseline ${run.id}`, "aria-label": `Baseline: ${run.name}` }, "baseline"),
+      el("button", { type: "button", class: "small remove", "data-key": `remove ${run.id}`, "aria-label": `Remove ${run.name}`, title: "Remove from the comparison" }, "✕")));
+}
+
+function show() {
+  const items = itemsOf();
+  byId("none").hidden = items.length > 0;
+  byId("comparison").hidden = !items.length;
+  if (!items.length) return;
+  const runs = items.map(({ run }) => run);
+  const differences = { settings: compareSettings(settingsOf(items)), facts: compareFacts(runs), layers: compareLayers(runs) };
+  const isFailing = failingOf(items.map(({ diagnosis }) => diagnosis));
+  const { lead, others } = items.length > 1 ? describeComparison(items, differences) : { lead: "This is one run. Add a second one to see what differs.", others: "" };
+  setText(byId("sentence"), lead);
+  setText(byId("sentences"), others);
+  byId("sentences").hidden = !others;
+  byId("tables").dataset.runs = items.length > 3 ? "many" : "few";
+  replaceContent(byId("compared"), items.map(runContent));
+  replaceContent(byId("settings"), settingsContent(items, differences, isFailing, view));
+  replaceContent(byId("outcomes"), outcomesContent(items));
+  replaceContent(byId("measures"), measuresContent(items));
+  for (const button of document.querySelectorAll("[data-axis]")) button.setAttribute("aria-pressed", String(button.dataset.axis === view.axis));
+  charts.show(items).catch(showError);
+  document.title = `${items.map(({ run }) => run.name).join(", ")} · comparison · gradmedic`;
 }
 
 async function refresh() {
-  const results = await Promise.all(runIds.map((id) => read(id).catch((error) => { showError(error); return null; })));
-  const existing = results.filter(Boolean);
-  for (const comparison of existing) comparisons.set(comparison.run.id, comparison);
-  if (existing.length === runIds.length) showError(null);
-  byId("none").hidden = existing.length > 0;
-  const body = byId("compared").tBodies[0];
-  if (!body.contains(document.activeElement)) body.replaceChildren(...existing.map(rowOf));
-  const to = Math.max(1, ...existing.map(({ run }) => run.last_step ?? 0));
-  for (const name of ["loss", "gradient"]) {
-    charts[name].setData({
-      lines: existing.map((item) => ({ name: item.run.name, points: item[name] })), from: 0, to,
-      note: name === "gradient" ? "Over all layers: the root of the sum of squares of each layer's mean in a bucket." : "",
-    });
+  clearTimeout(timer);
+  const thisRefresh = refreshes += 1;
+  const ids = view.runIds;
+  const errors = [];
+  const results = await Promise.all(ids.map((id) => readComparison(id, ids.length, read.get(id)).catch((error) => { errors.push(error); return null; })));
+  if (thisRefresh !== refreshes) return;
+  for (const [at, result] of results.entries()) {
+    if (result) read.set(ids[at], result);
+    else if (errors.some(({ status }) => status === 404)) read.delete(ids[at]);
   }
-  setText(byId("live"), "live");
+  showError(errors[0] ?? null);
+  setText(byId("live"), errors.length ? "retrying …" : "live");
+  show();
   document.body.dataset.ready = "yes";
-  if (existing.some(({ run }) => run.status === "running" || run.status === "stalled")) setTimeout(refresh, REFRESH_MILLISECONDS);
+  const isLive = results.some((result) => !result || LIVE_STATUSES.includes(result.run.status));
+  if (isLive && !document.hidden) timer = setTimeout(refresh, REFRESH_MILLISECONDS);
 }
 
-if (runIds.length) refresh().catch(showError);
-else byId("none").hidden = false;
+/** Compare other runs; the browser's way back leads to those before. */
+async function changeRuns(ids) {
+  view.runIds = ids;
+  history.pushState(null, "", addressOf());
+  await refresh();
+  searchAgain();
+}
+
+const searchAgain = listenToSearch(() => itemsOf().map(({ run }) => run), (id) => changeRuns([...view.runIds, id]).catch(showError));
+
+function remove(id) {
+  const at = view.runIds.indexOf(id);
+  changeRuns(view.runIds.filter((other) => other !== id)).then(() => (document.querySelectorAll("#compared .remove")[Math.min(at, view.runIds.length - 1)] ?? byId("content")).focus(), showError);
+}
+
+document.addEventListener("click", ({ target }) => {
+  const button = target.closest?.("#comparison button[data-key], [data-axis]");
+  if (!button) return;
+  if (button.dataset.axis) view.axis = button.dataset.axis;
+  const [action, id] = (button.dataset.key ?? "").split(" ");
+  if (action === "remove") { remove(id); return; }
+  if (action === "baseline") view.baseline = id;
+  if (action === "equal") view.showsEqual = !view.showsEqual;
+  if (action === "all") view.showsAll = true;
+  saveView();
+  show();
+});
+byId("tables").addEventListener("scroll", ({ target }) => { // the columns of all tables stay below each other
+  for (const other of byId("tables").querySelectorAll(".scroll")) if (other.scrollLeft !== target.scrollLeft) other.scrollLeft = target.scrollLeft;
+}, { capture: true, passive: true });
+document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh().catch(showError); });
+window.addEventListener("popstate", () => { readAddress(); refresh().catch(showError); });
+
+readAddress();
+if (view.runIds.length) refresh().catch(showError);
+else { byId("none").hidden = false; document.body.dataset.ready = "yes"; }

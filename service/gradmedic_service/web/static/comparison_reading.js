@@ -1,0 +1,134 @@
+// Reads what a comparison shows of a run: its diagnosis, its loss, its numbers, and series on the axis of steps or of time.
+
+import { get, getAll, readSeries } from "./api.js";
+import { pointsOf } from "./chart.js";
+import { decidingFinding, extremesOf, lastBucketOf, valueAt } from "./comparison_outcomes.js";
+import { remediesText } from "./remedies.js";
+
+const ALL_POINTS = 900; // points of all runs together in one chart
+const POINTS = { fewest: 60, most: 250 }; // of one run
+const MEASURE_POINTS = 40; // buckets in which the best and the last value of a number are looked for
+const NAMES_PER_REQUEST = 40; // an address with more could be too long
+const PROBE_PREFIX = "gradmedic/"; // of the metrics that the SDK measures for the diagnosis
+
+/** Return the number of points of one run's line among so many runs. */
+export const pointsPerRun = (runs) => Math.min(POINTS.most, Math.max(POINTS.fewest, Math.round(ALL_POINTS / runs)));
+
+const inBatches = (names) => Array.from({ length: Math.ceil(names.length / NAMES_PER_REQUEST) }, (_, at) => names.slice(at * NAMES_PER_REQUEST, (at + 1) * NAMES_PER_REQUEST));
+
+/** Read the last value of each series from the buckets that contain it; a bucket of several steps is read more finely. */
+async function readLast(runId, table, names) {
+  const last = new Map();
+  const coarse = new Map(); // names by the bucket that is still to be read
+  for (const series of table.series) {
+    const at = lastBucketOf(series);
+    if (at < 0 || !names.includes(series.statistic)) continue;
+    const [first, end] = [table.first[at], table.last[at]];
+    if (series.count[at] === 1 || first === end) last.set(series.statistic, { value: valueAt(series, at), step: end });
+    else coarse.set(`${first} ${end}`, { first, end, names: [...(coarse.get(`${first} ${end}`)?.names ?? []), series.statistic] });
+  }
+  for (const { first, end, names: inside } of coarse.values()) {
+    const finer = await readSeries(runId, { statistic: inside, from_step: first, to_step: end, max_points: MEASURE_POINTS });
+    for (const [name, value] of await readLast(runId, finer, inside)) last.set(name, value);
+  }
+  return last;
+}
+
+/** Return `{last: {value, step}, low, high}` of the loss, the learning rate and each metric of a run, by name. */
+async function readMeasures(run) {
+  const names = ["loss", "learning_rate", ...run.metrics.filter((name) => !name.startsWith(PROBE_PREFIX))];
+  const batches = await Promise.all(inBatches(names).map(async (batch) => {
+    const table = await readSeries(run.id, { statistic: batch, max_points: MEASURE_POINTS });
+    const last = await readLast(run.id, table, batch);
+    return table.series.filter(({ statistic }) => last.has(statistic))
+      .map((series) => [series.statistic, { last: last.get(series.statistic), ...extremesOf(table, series) }]);
+  }));
+  return new Map(batches.flat());
+}
+
+/** Return the remedies and the seed of the trial that a run is an attempt at; null for other runs. */
+async function readTrial(run) {
+  if (run.parent_id === null) return null;
+  for (const { id } of await getAll("/reruns", { run_id: run.parent_id })) {
+    const rerun = await get(`/reruns/${id}`);
+    const trial = rerun.trials.find(({ attempts }) => attempts.some(({ run_id }) => run_id === run.id));
+    if (trial) return { remedies: rerun.candidates[trial.candidate].remedies, seed: trial.seed };
+  }
+  return null;
+}
+
+/** Return the settings of the runs: their configurations, and what reruns changed where one of them is a trial. */
+export function settingsOf(items) {
+  const hasTrial = items.some(({ trial }) => trial);
+  return items.map(({ run, trial }) => {
+    if (!hasTrial) return run.config;
+    return { "remedies of the rerun": trial?.remedies.length ? remediesText(trial.remedies) : "none", ...(trial && { "seed of the trial": trial.seed }), ...run.config };
+  });
+}
+
+/** Read a run for a comparison of so many runs; answer what was read before if the run has not changed. */
+export async function readComparison(id, runs, before) {
+  const run = await get(`/runs/${id}`);
+  const points = pointsPerRun(runs);
+  if (before && before.run.revision === run.revision && before.run.status === run.status && before.points === points) return before;
+  const [diagnosis, history, table, measures, trial] = await Promise.all([
+    get(`/runs/${id}/diagnosis`),
+    get(`/runs/${id}/diagnosis/history`),
+    readSeries(id, { statistic: ["loss", "time"], max_points: points }),
+    readMeasures(run),
+    before ? before.trial : readTrial(run),
+  ]);
+  const clock = table.series[1];
+  const [start, end] = [clock.count.findIndex((count) => count > 0), lastBucketOf(clock)];
+  return {
+    run, diagnosis, points, measures, trial,
+    firstLayer: decidingFinding(diagnosis, history.items)?.layers[0] ?? null,
+    lastLoss: measures.get("loss")?.last ?? null,
+    startTime: start < 0 ? null : clock.min[start], // seconds
+    duration: start < 0 ? null : clock.max[end] - clock.min[start], // seconds
+    loss: { table, points: pointsOf(table, table.series[0]) },
+    drawn: new Map(), // further series, by what was asked for
+  };
+}
+
+/** Read series of a run with the times of its steps, once for each state of the run. */
+export async function readDrawn(item, query) {
+  const key = JSON.stringify(query);
+  if (!item.drawn.has(key)) {
+    const statistic = [query.statistic, "time"];
+    item.drawn.set(key, readSeries(item.run.id, { ...query, statistic, max_points: item.points }));
+    item.drawn.get(key).catch(() => item.drawn.delete(key));
+  }
+  return item.drawn.get(key);
+}
+
+/** Return points of the norm over all layers, from each layer's mean; not finite where one layer is not finite. */
+export function totalNormOf(table) {
+  const total = { count: [], nonfinite: [], infinite: [], mean: [] };
+  const layers = table.series.filter(({ layer }) => layer !== null);
+  for (let at = 0; at < table.first.length; at += 1) {
+    let [squares, finite, nonfinite, infinite] = [0, 0, 0, 0];
+    for (const series of layers) {
+      if (series.count[at] > series.nonfinite[at]) { squares += series.mean[at] ** 2; finite += 1; }
+      nonfinite += series.nonfinite[at];
+      infinite += series.infinite[at];
+    }
+    total.mean.push(Math.sqrt(squares));
+    total.count.push(nonfinite || (finite ? 1 : 0)); // a sum without some of its layers would look like a decrease
+    total.nonfinite.push(nonfinite);
+    total.infinite.push(infinite);
+  }
+  return pointsOf(table, total);
+}
+
+/** Return points over seconds since a start instead of over steps; points of buckets without a time are left out. */
+export function overTime(points, table, startTime) {
+  const clock = table.series.find(({ statistic, layer }) => statistic === "time" && layer === null);
+  const seconds = new Map(); // by first step of the bucket
+  for (let at = 0; at < table.first.length; at += 1) {
+    if (clock?.count[at]) seconds.set(table.first[at], clock.mean[at] - startTime);
+  }
+  return points.filter(({ x }) => seconds.has(x)).map((point) => ({
+    ...point, x: seconds.get(point.x), last: seconds.get(point.x), next: seconds.get(point.next), first: point.x, end: point.last,
+  }));
+}
