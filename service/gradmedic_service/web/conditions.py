@@ -15,6 +15,8 @@ from markupsafe import Markup
 
 PATH = "/conditions"
 INDEX = "README"
+ACTIONS_TITLE = "What to do"
+_SENTENCE_END = re.compile(r"(?<=[.)])\s+(?=[A-Z`])")
 _LINK = re.compile(r'<a href="([^"]*)">(.*?)</a>', re.DOTALL)
 
 
@@ -22,15 +24,30 @@ class Conditions:
     """The pages by the name of their condition."""
 
     def __init__(self) -> None:
-        markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+        self._markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
         texts = {file.stem: file.read_text(encoding="utf-8") for file in sorted(find_folder().glob("*.md"))}
         self.names = tuple(name for name in texts if name != INDEX)
         """Names of the conditions that have a page."""
-        self._pages = {name: Markup(self._link(markdown.render(text))) for name, text in texts.items()}  # noqa: S704 (html=False escapes)
+        self._pages = {name: self._to_page(self._markdown.render(text)) for name, text in texts.items()}
+        self.first_actions = {name: self._to_page(self._find_first_action(texts[name])) for name in self.names}
+        """What to do first, by the name of the condition: the first sentence or item below "What to do"."""
 
     def find(self, name: str = INDEX) -> Markup | None:
         """Return the page of a condition, or the index; None if there is no such page."""
         return self._pages.get(name)
+
+    def _find_first_action(self, text: str) -> str:
+        """Return the first sentence, or the first item of a list, of the part that says what to do, as HTML."""
+        tokens = self._markdown.parse(text)
+        starts = (at for at, token in enumerate(tokens) if token.type == "inline" and token.content == ACTIONS_TITLE)
+        actions = tokens[next(starts) + 1 :]
+        is_list = any(token.type == "ordered_list_open" for token in actions[:2])
+        content = next(token.content for token in actions if token.type == "inline")
+        html: str = self._markdown.renderInline(content if is_list else _SENTENCE_END.split(content)[0])
+        return html
+
+    def _to_page(self, html: str) -> Markup:
+        return Markup(self._link(html))  # noqa: S704 (html=False escapes)
 
     def _link(self, html: str) -> str:
         """Lead links to the pages, and let readers scroll tables of code by keyboard."""

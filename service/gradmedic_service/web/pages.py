@@ -25,20 +25,23 @@ from gradmedic.protocol.service import API_PATH
 from gradmedic.protocol.statistics import Scale, statistics_drawn
 from gradmedic.protocol.verdicts import LEVELS, UNHEALTHY_VERDICTS, VERDICTS
 from gradmedic_service.access.authentication import principal_of
-from gradmedic_service.access.authorization import PUBLIC
+from gradmedic_service.access.authorization import PUBLIC, MayRead
 from gradmedic_service.access.errors import ScopeMissing
 from gradmedic_service.access.principal import Principal
+from gradmedic_service.http.dependencies import DatabaseDependency
 from gradmedic_service.http.errors import MAX_PATH_LENGTH, ServiceError
 from gradmedic_service.http.problems import answer_http_exception
 from gradmedic_service.reruns import service as reruns
 from gradmedic_service.reruns.errors import RerunNotFound
 from gradmedic_service.runs import service as runs
+from gradmedic_service.runs.endpoints import RunId
 from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.services import services_of
 from gradmedic_service.web.assets import STATIC_PATH, Assets
 from gradmedic_service.web.conditions import PATH as CONDITIONS_PATH
 from gradmedic_service.web.conditions import Conditions
 from gradmedic_service.web.errors import ConditionNotFound, PageNotFound
+from gradmedic_service.web.notes import render_notes
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -72,6 +75,7 @@ class Pages:
             linear_statistics=statistics_drawn(Scale.LINEAR),
             unhealthy_verdicts=UNHEALTHY_VERDICTS,
             conditions=conditions.names,
+            first_actions=conditions.first_actions,
         )
 
     def render(self, name: str, principal: Principal | None, status: int = 200, **context: Any) -> HTMLResponse:
@@ -80,7 +84,8 @@ class Pages:
             principal=principal,
             is_admin=principal is not None and principal.has_scope("admin"),
             may_rerun=principal is not None and principal.has_scope("rerun"),
-            may_review=principal is not None and principal.run_id is None and principal.has_scope("ingest"),
+            may_edit=principal is not None and principal.run_id is None and principal.has_scope("ingest"),
+            may_delete=principal is not None and principal.run_id is None and principal.has_scope("admin"),
             **context,
         )
         return HTMLResponse(content, status_code=status, headers=HEADERS)
@@ -103,7 +108,7 @@ def add_pages(app: FastAPI) -> None:
         def render(principal: Principal) -> Response:
             with services_of(request.app).database.reading() as session:
                 run = runs.get(session, principal, _parse_run_id(run_id))
-            return pages.render("run", principal, run=run)
+            return pages.render("run", principal, run=run, notes=render_notes(run.notes))
 
         return _respond(pages, request, render)
 
@@ -159,6 +164,7 @@ def add_pages(app: FastAPI) -> None:
         return assets.answer(request, version, path)
 
     app.include_router(router)
+    app.include_router(_make_fragments())
 
     def answer_unknown_address(request: Request, error: Exception) -> Response:
         """Answer a reader of pages with a page, and every other client with a problem."""
@@ -172,6 +178,19 @@ def add_pages(app: FastAPI) -> None:
         return _respond(pages, request, refuse)
 
     app.add_exception_handler(HTTPStatus.NOT_FOUND, answer_unknown_address)
+
+
+def _make_fragments() -> APIRouter:
+    """Return the routes of parts of pages, which a script reads with the authorization of the API."""
+    router = APIRouter(include_in_schema=False)
+
+    @router.get("/runs/{run_id}/notes", response_class=HTMLResponse)
+    def show_notes(run_id: RunId, principal: MayRead, database: DatabaseDependency) -> HTMLResponse:
+        with database.reading() as session:
+            run = runs.get(session, principal, run_id)
+        return HTMLResponse(render_notes(run.notes), headers=HEADERS)
+
+    return router
 
 
 def _respond(pages: Pages, request: Request, render: Callable[[Principal], Response], scope: str = "read") -> Response:

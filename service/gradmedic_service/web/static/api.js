@@ -10,10 +10,11 @@ export class Problem extends Error {
     super(content.detail ?? content.title ?? `The service answered ${status}.`);
     this.status = status;
     this.code = content.error_code;
+    this.errors = content.errors ?? []; // {path, message} of each invalid field
   }
 }
 
-export function address(path, query = {}) {
+export function address(path, query = {}, root = base) {
   const parameters = new URLSearchParams();
   for (const [name, value] of Object.entries(query)) {
     for (const item of Array.isArray(value) ? value : [value]) {
@@ -21,7 +22,7 @@ export function address(path, query = {}) {
     }
   }
   const text = parameters.toString();
-  return `${base}${path}${text ? `?${text}` : ""}`;
+  return `${root}${path}${text ? `?${text}` : ""}`;
 }
 
 /** The service gave no answer. */
@@ -31,8 +32,8 @@ class Unreachable extends Error {
   }
 }
 
-async function request(path, { query, method = "GET", body, accept, headers, signal } = {}) {
-  const sent = fetch(address(path, query), {
+async function request(path, { query, method = "GET", body, accept, headers, signal, root } = {}) {
+  const sent = fetch(address(path, query, root), {
     method,
     signal,
     headers: {
@@ -52,6 +53,9 @@ async function request(path, { query, method = "GET", body, accept, headers, sig
 }
 
 export const get = async (path, query, signal) => (await request(path, { query, signal })).json();
+
+/** Return a part of a page as HTML, in which the service has escaped what users wrote. */
+export const getPart = async (path) => (await request(path, { root: "" })).text();
 
 export async function send(method, path, body, headers) {
   const response = await request(path, { method, body, headers });

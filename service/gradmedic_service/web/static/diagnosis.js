@@ -1,22 +1,18 @@
 // Shows a diagnosis: findings, causes, and advice with its outcomes.
 
+import { findingBadges, isCondition, isOpenCondition } from "./condition_cards.js";
 import { copyButton, el } from "./dom.js";
-import { attentionBadge, badge, integer, isUnhealthy, number, words } from "./format.js";
+import { foldedEvidence } from "./evidence.js";
+import { integer, isUnhealthy, judgedBadges, words } from "./format.js";
 import { outcomeLine, outcomeText, parametersOf, remediesText, remedyText, snippetOf } from "./remedies.js";
 
-const SHOWN_ADVICE = 3; // number of remedies that are shown at first
-
-const evidenceList = (numbers) => {
-  const entries = Object.entries(numbers);
-  return entries.length
-    ? el("details", { class: "numbers" }, el("summary", {}, "Numbers"), el("dl", { class: "pairs" }, entries.map(([name, value]) => [el("dt", {}, words(name)), el("dd", {}, number(value))])))
-    : null;
-};
-
-const CONDITIONS = new Set(document.body.dataset.conditions.split(" "));
+const SHOWN_ADVICE = 3; // number of remedies that are shown at first, ...
+const SHOWN_CAUSES = 3; // ... of causes, ...
+const SHOWN_FINDINGS = 4; // ... of findings, ...
+const SHOWN_CHANGES = 6; // ... and of changes of the verdict, the latest ones
 
 /** Return the words of a finding or cause; they lead to its page, if it has one. */
-const named = (name) => (CONDITIONS.has(name) ? el("a", { href: `/conditions/${name}` }, words(name)) : words(name));
+const named = (name) => (isCondition(name) ? el("a", { href: `/conditions/${name}` }, words(name)) : words(name));
 
 const emptyItem = (text) => el("li", { class: "muted none" }, text);
 
@@ -25,6 +21,26 @@ function replaceItems(list, items) {
   const open = new Set([...list.querySelectorAll("li")].filter((item) => item.querySelector("details[open]")).map((item) => item.dataset.key));
   list.replaceChildren(...items);
   for (const item of items) if (open.has(item.dataset?.key)) for (const details of item.querySelectorAll("details")) details.open = true;
+}
+
+/**
+ * Show the first `size` items of a list, and a button for the others. `show()` shows the list again; the first item that
+ * was hidden then has the focus. `makeItem` makes an element of an item.
+ */
+function showFolded(list, items, size, noun, makeItem, show) {
+  const shown = list.dataset.showsAll === "yes" ? items : items.slice(0, size);
+  const elements = shown.map(makeItem);
+  const rest = items.length - shown.length;
+  if (rest) {
+    const more = el("button", { type: "button" }, `${integer(rest)} more ${rest === 1 ? noun : `${noun}s`}`);
+    more.addEventListener("click", () => {
+      list.dataset.showsAll = "yes";
+      show();
+      list.children[size]?.querySelector("a, button, summary")?.focus();
+    });
+    elements.push(el("li", { class: "more" }, more));
+  }
+  replaceItems(list, elements);
 }
 
 /** Show the first remedies and those with an outcome, and a button for the others. */
@@ -68,40 +84,54 @@ export function showTried(list, diagnosis) {
   }));
 }
 
+function causeItem(cause) {
+  const meter = el("meter", { min: 0, max: 1, value: cause.score, "aria-label": `Evidence for ${words(cause.cause)}` });
+  return el("li", { class: "card", "data-key": cause.cause },
+    el("h3", {}, named(cause.cause), " ", el("span", { class: "score" }, meter, ` ${cause.score.toFixed(2)}`)),
+    el("p", {}, cause.explanation), foldedEvidence(cause.evidence));
+}
+
 export function showCauses(list, diagnosis) {
-  replaceItems(list, diagnosis.causes.length ? diagnosis.causes.map((cause) => {
-    const meter = el("meter", { min: 0, max: 1, value: cause.score, "aria-label": `Evidence for ${words(cause.cause)}` });
-    return el("li", { class: "card", "data-key": cause.cause },
-      el("h3", {}, named(cause.cause), " ", el("span", { class: "score" }, meter, ` ${cause.score.toFixed(2)}`)),
-      el("p", {}, cause.explanation), evidenceList(cause.evidence));
-  }) : [emptyItem("No cause is known.")]);
+  if (diagnosis.causes.length) showFolded(list, diagnosis.causes, SHOWN_CAUSES, "cause", causeItem, () => showCauses(list, diagnosis));
+  else replaceItems(list, [emptyItem("No cause is known.")]);
 }
 
+function findingItem(finding, select) {
+  const stepButton = el("button", { type: "button", class: "link" }, `step ${integer(finding.first_step)}`);
+  stepButton.addEventListener("click", () => select(finding.layers[0] ?? null, finding.first_step));
+  const layers = finding.layers.slice(0, 4).map((name) => {
+    const button = el("button", { type: "button", class: "link code" }, name);
+    button.addEventListener("click", () => select(name, finding.first_step));
+    return [button, " "];
+  });
+  return el("li", { class: "card", "data-key": finding.detector },
+    el("h3", {}, named(finding.detector), " ", findingBadges(finding)),
+    el("p", {}, finding.explanation),
+    finding.consequence_of ? el("p", { class: "small" }, `A consequence of: ${words(finding.consequence_of)}`) : "",
+    el("p", { class: "small" }, "From ", stepButton, finding.resolved_step === null ? `, still present at step ${integer(finding.last_step)}` : `, resolved at step ${integer(finding.resolved_step)}`,
+      finding.layers.length ? ": " : ".", layers, finding.layers.length > 4 ? `and ${finding.layers.length - 4} more` : ""),
+    foldedEvidence(finding.evidence));
+}
+
+/** Show the findings that are not shown as the conditions of the run. */
 export function showFindings(list, diagnosis, select) {
-  replaceItems(list, diagnosis.findings.length ? diagnosis.findings.map((finding) => {
-    const stepButton = el("button", { type: "button", class: "link" }, `step ${integer(finding.first_step)}`);
-    stepButton.addEventListener("click", () => select(finding.layers[0] ?? null, finding.first_step));
-    const layers = finding.layers.slice(0, 4).map((name) => {
-      const button = el("button", { type: "button", class: "link code" }, name);
-      button.addEventListener("click", () => select(name, finding.first_step));
-      return [button, " "];
-    });
-    return el("li", { class: "card", "data-key": finding.detector },
-      el("h3", {}, named(finding.detector), " ", badge(finding.verdict), " ", el("span", { class: "severity", "data-severity": finding.severity }, finding.severity)),
-      el("p", {}, finding.explanation),
-      finding.consequence_of ? el("p", { class: "small" }, `A consequence of: ${words(finding.consequence_of)}`) : "",
-      el("p", { class: "small" }, "From ", stepButton, finding.resolved_step === null ? `, still present at step ${integer(finding.last_step)}` : `, resolved at step ${integer(finding.resolved_step)}`,
-        finding.layers.length ? ": " : ".", layers, finding.layers.length > 4 ? `and ${finding.layers.length - 4} more` : ""),
-      evidenceList(finding.evidence));
-  }) : [emptyItem("There are no findings.")]);
+  const findings = diagnosis.findings.filter((finding) => !isOpenCondition(finding));
+  if (findings.length) showFolded(list, findings, SHOWN_FINDINGS, "finding", (finding) => findingItem(finding, select), () => showFindings(list, diagnosis, select));
+  else replaceItems(list, [emptyItem(diagnosis.findings.length ? "There are no others." : "There are no findings.")]);
 }
 
+function changeItem(change, select) {
+  const stepButton = el("button", { type: "button", class: "link" }, `step ${integer(change.step)}`);
+  stepButton.addEventListener("click", () => select(null, change.step));
+  const learning = change.learning === "unknown" ? null : el("span", { class: "muted" }, change.learning);
+  return el("li", {}, stepButton, " ", judgedBadges(change.verdict, change.level), " ", learning, change.finding ? ` ${words(change.finding)}` : "");
+}
+
+/** Show the changes of the verdict, the latest first. */
 export function showHistory(list, items, select) {
-  replaceItems(list, items.length ? items.map((change) => {
-    const stepButton = el("button", { type: "button", class: "link" }, `step ${integer(change.step)}`);
-    stepButton.addEventListener("click", () => select(null, change.step));
-    return el("li", {}, stepButton, " ", badge(change.verdict), " ", attentionBadge(change.level), ` ${change.learning === "unknown" ? "" : change.learning}`, change.finding ? ` ${words(change.finding)}` : "");
-  }) : [emptyItem("There is no verdict yet.")]);
+  const changes = [...items].reverse();
+  if (changes.length) showFolded(list, changes, SHOWN_CHANGES, "change", (change) => changeItem(change, select), () => showHistory(list, items, select));
+  else replaceItems(list, [emptyItem("There is no verdict yet.")]);
 }
 
 /** Return the marks of the step axis: first steps of findings, and changes to an unhealthy verdict. */

@@ -30,16 +30,29 @@ export function debounce(milliseconds, action) {
   };
 }
 
+/** Copy a text to the clipboard; return whether that was possible. */
+export async function copyText(text) {
+  try {
+    await navigator.clipboard.writeText(text); // only on HTTPS and on this machine
+    return true;
+  } catch {
+    const field = el("textarea", { class: "hidden", readonly: true, "aria-hidden": "true" });
+    field.value = text;
+    document.body.append(field);
+    const focused = document.activeElement;
+    field.select();
+    const isCopied = document.execCommand("copy");
+    field.remove();
+    focused?.focus();
+    return isCopied;
+  }
+}
+
 /** Return a button that copies a text. */
 export function copyButton(text, label = "Copy") {
   const button = el("button", { type: "button", class: "copy" }, label);
   button.addEventListener("click", async () => {
-    try {
-      await navigator.clipboard.writeText(text);
-      button.textContent = "Copied";
-    } catch {
-      button.textContent = "Cannot copy; select the text";
-    }
+    button.textContent = (await copyText(text)) ? "Copied" : "Cannot copy; select the text";
     setTimeout(() => { button.textContent = label; }, 2000);
   });
   return button;

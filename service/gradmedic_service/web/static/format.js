@@ -38,6 +38,13 @@ export const isUnhealthy = (verdict) => UNHEALTHY.has(verdict);
 
 export const badge = (verdict) => el("span", { class: "badge", "data-verdict": verdict }, verdict);
 
+/** Return the light of a level, which a person reads first. */
+export const light = (level) => el("span", { class: "light", "data-level": level }, level);
+
 /** Return a badge for a run that needs attention although its gradients are sound; nothing for other levels. */
 export const attentionBadge = (level) => (level === "attention" ? el("span", { class: "badge", "data-level": level }, level) : null);
+
+/** Return the badge of a verdict; where the level is attention, its badge, and the verdict of the gradients as a word. */
+export const judgedBadges = (verdict, level) => (level === "attention" ? [attentionBadge(level), " ", el("span", { class: "muted" }, `gradients ${verdict}`)] : [badge(verdict)]);
+
 export const statusWord = (status) => el("span", { class: "status", "data-status": status }, words(status));

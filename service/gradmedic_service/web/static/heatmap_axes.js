@@ -2,11 +2,23 @@
 
 import { el, svg } from "./dom.js";
 import { integer } from "./format.js";
+import { nameShortener } from "./layer_names.js";
 
 const LABEL_HEIGHT = 15;
 const BUTTON_HEIGHT = 24; // smallest target for a finger (WCAG 2.5.8)
+const ARROW_WIDTH = 26; // of the button of a module, with its margin, in pixels
+const SMALLEST_WIDTH = 60; // of a name, in pixels, where the page is not laid out yet
 const FLAG_HEIGHT = 26;
 const FLAG_GAP = 4;
+
+/** Return a function from a name to the text that fits into the gutter. */
+function shortenerOf(gutter, names) {
+  const label = gutter.appendChild(el("span", { class: "label" }));
+  const context = document.createElement("canvas").getContext("2d");
+  context.font = getComputedStyle(label).font;
+  label.remove();
+  return nameShortener(names, Math.max(SMALLEST_WIDTH, gutter.clientWidth - ARROW_WIDTH), (text) => context.measureText(text).width);
+}
 
 /** Draw the steps. */
 export function drawStepAxis({ axis, plot, width, scale }) {
@@ -51,9 +63,10 @@ export function drawRowLabels({ gutter, rows, rowHeight }, toggle) {
   const height = rowHeight * rows.length;
   gutter.replaceChildren();
   gutter.style.height = `${height}px`;
+  const shorten = shortenerOf(gutter, rows.map(({ label }) => label));
   const startsModule = rows.map((row, index) => row.isFolded || (!row.isAlone && rows[index - 1]?.group !== row.group));
   for (const { index, top, labelHeight } of placeLabels(startsModule, rowHeight, height)) {
-    const label = startsModule[index] ? moduleButton(rows[index], toggle) : layerLabel(rows[index]);
+    const label = startsModule[index] ? moduleButton(rows[index], toggle, shorten) : layerLabel(rows[index], shorten);
     label.style.top = `${top}px`;
     label.style.height = `${labelHeight}px`;
     gutter.append(label);
@@ -74,12 +87,12 @@ function placeLabels(startsModule, rowHeight, height) {
   return placed.sort((a, b) => a.index - b.index);
 }
 
-function moduleButton(row, toggle) {
-  const [title, text] = row.isFolded ? [row.group, `${row.group} (${row.layers.length})`] : [row.layers[0].name, row.layers[0].name];
+function moduleButton(row, toggle, shorten) {
+  const [title, text] = row.isFolded ? [row.group, `${shorten(row.group)} (${row.layers.length})`] : [row.layers[0].name, shorten(row.layers[0].name)];
   const button = el("button", { type: "button", class: "label group", title, "aria-expanded": String(!row.isFolded), "aria-label": `${row.isFolded ? "Unfold" : "Fold"} ${row.group}` },
     el("span", { class: "arrow", "aria-hidden": "true" }, row.isFolded ? "▸" : "▾"), el("span", { class: "name" }, el("bdi", {}, text)));
   button.addEventListener("click", () => toggle(row.group));
   return button;
 }
 
-const layerLabel = (row) => el("span", { class: "label", title: row.label }, el("span", { class: "name" }, el("bdi", {}, row.label)));
+const layerLabel = (row, shorten) => el("span", { class: "label", title: row.label }, el("span", { class: "name" }, el("bdi", {}, shorten(row.label))));

@@ -95,6 +95,7 @@ function showResult() {
     : [isOver() ? `${words(rerun.status)[0].toUpperCase()}${words(rerun.status).slice(1)}: ${rerun.reason ?? "no reason was given"}.` : "The race is running. The first result comes after the unchanged control has failed again and the first candidates have run."]));
   const count = (statuses) => rerun.trials.filter(({ status }) => statuses.includes(status)).length;
   const [running, queued] = [count(["running"]), count(["queued"])];
+  byId("no-worker").hidden = isOver() || running > 0 || queued < rerun.trials.length;
   setText(byId("progress"), [`${rerun.trials.length - running - queued} trials ended`, running && `${running} running`, queued && `${queued} waiting for a worker`, `${number(Math.round(rerun.cost_seconds))} s of computing`, rerun.budget.seconds && `${number(Math.round(rerun.budget.seconds))} s allowed`].filter(Boolean).join(" · "));
 }
 
@@ -114,8 +115,11 @@ async function readCurve(trial) {
 async function showRace() {
   const points = await Promise.all(rerun.trials.map(readCurve));
   const lines = rerun.trials.map((trial, at) => ({ name: nameOf(trial.candidate), fullName: `${nameOf(trial.candidate)}, seed ${trial.seed}`, index: trial.candidate ? trial.candidate - 1 : CONTROL, points: points[at] })).filter((line) => line.points.length);
+  byId("race-chart").hidden = !lines.length;
+  byId("trials-section").hidden = !rerun.trials.length;
+  if (!lines.length) return;
   const last = Math.max(1, ...lines.map((line) => line.points.at(-1).last));
-  race.setData({ lines, from: 0, to: isOver() ? last : Math.max(last, (rerun.budget.steps ?? 1) - 1), note: lines.length ? `Each line is a trial; the seeds of a candidate share a colour. A trial has at most ${integer(rerun.budget.steps)} steps.` : "The first trial has not reported a loss yet." });
+  race.setData({ lines, from: 0, to: isOver() ? last : Math.max(last, (rerun.budget.steps ?? 1) - 1), note: `Each line is a trial; the seeds of a candidate share a colour. A trial has at most ${integer(rerun.budget.steps)} steps.` });
 }
 
 function showTrials() {

@@ -2,13 +2,13 @@
 
 import { send, showError } from "./api.js";
 import { byId, el, setText } from "./dom.js";
-import { attentionBadge, badge, integer, time } from "./format.js";
+import { integer, judgedBadges, time } from "./format.js";
 
 let shown = null; // {runId, review, step, verdict, level}: the review and the diagnosis in view
 
 /** Return an element with the sentences about a review. */
 function describe({ review, verdict, level }) {
-  const judged = [badge(review.judged_verdict), " ", attentionBadge(review.judged_level)];
+  const judged = judgedBadges(review.judged_verdict, review.judged_level);
   const truth = [review.verdict && `verdict ${review.verdict}`, review.level && `level ${review.level}`].filter(Boolean);
   const isOutdated = review.judged_verdict !== verdict || review.judged_level !== level;
   return el("span", {},

@@ -2,19 +2,25 @@
 
 import { get, readSeries, showError } from "./api.js";
 import { AXES, axisOf, readClock } from "./axes.js";
+import { placeLists } from "./balance.js";
 import { Chart, pointsOf } from "./chart.js";
 import { ChartControls, readControls, writeControls } from "./chart_controls.js";
+import { showConditions } from "./condition_cards.js";
+import { showConfig } from "./config.js";
 import { marksOf, showAdvice, showCauses, showFindings, showHistory, showTried, verifiedRemedies } from "./diagnosis.js";
 import { byId, debounce, el, setText } from "./dom.js";
 import { drawBlocks, drawTime } from "./flow.js";
-import { attentionBadge, badge, integer, isUnhealthy, number, time, words } from "./format.js";
+import { badge, integer, isUnhealthy, light, number, time, words } from "./format.js";
 import { Heatmap } from "./heatmap.js";
 import { arrange } from "./layers.js";
 import { follow } from "./live.js";
 import { MetricCharts, readMetricState, writeMetricState } from "./metric_charts.js";
+import { listenToNotes, showNotes } from "./notes.js";
 import { outcomeText, remediesText, remedyText } from "./remedies.js";
 import { listenToReview, showReview } from "./review.js";
 import { applyRerunEvent, listenToForm, readReruns, showChoices } from "./reruns_of_run.js";
+import { listenToHeader, showHeader } from "./run_header.js";
+import { listenToTags, showTags } from "./tags.js";
 
 const MAX_HEATMAP_COLUMNS = 500;
 const CHART_COLUMNS = 300;
@@ -83,7 +89,7 @@ const heatmap = new Heatmap(byId("heatmap"), {
   zoom, select,
   fold: (groups) => { view.folded = new Set(groups); saveView(); },
   details: async (layer) => (await series({ statistic: view.statistic, layer, max_points: shown.points })).series[0],
-  resized: debounce(200, () => refresh()),
+  resized: debounce(200, () => { heatmap.setLayers(layers, view.folded); refresh(); }), // labels have other lengths
 });
 const saveScale = (scale) => { view.loss = scale; saveView(); };
 const onSelect = (step) => select(null, step);
@@ -184,6 +190,7 @@ async function refresh() {
       drawTime(byId("time-chart"), run, series, CHART_COLUMNS, (data) => drawOverSteps(charts.time, data)),
     ]);
     drawMetrics();
+    placeLists();
     document.body.dataset.ready = String(run.revision);
     showError(null);
   } catch (error) {
@@ -191,8 +198,11 @@ async function refresh() {
   }
 }
 
+/** Show what to do before the first step, in place of empty pictures and lists. */
 function showNoSteps() {
-  setText(byId("summary"), "No step has arrived yet. This page shows the first steps when they arrive.");
+  if (!run) return;
+  setText(byId("summary"), "No step has arrived yet.");
+  document.body.dataset.ready = String(run.revision);
 }
 
 async function drawSteps() {
@@ -327,28 +337,45 @@ byId("unfold-all").addEventListener("click", () => heatmap.foldAll(false));
 
 // --- texts -------------------------------------------------------------------------------------------------------------
 
+/** Show a run that was read, or that a change has answered. */
+function applyRun(newRun) {
+  if (run !== null && newRun.revision < run.revision) return; // a newer one is shown
+  run = newRun;
+  layers = arrange(run.layers);
+  showRun();
+}
+
 function showRun() {
-  const status = byId("status");
-  status.dataset.status = run.status;
-  setText(status, run.status);
-  document.title = `${run.name} · ${run.verdict} · gradmedic`;
-  const facts = [`last step ${integer(run.last_step)}`, `${integer(layers.length)} layers`, run.framework, run.group && `group ${run.group}`, run.generation ? `resumed ${run.generation} times` : null, run.training?.dropped_steps && `${integer(run.training.dropped_steps)} steps are missing: the client's queue was full`];
+  showHeader(run);
+  showTags(run);
+  showNotes(run).catch(showError);
+  showConfig(run);
+  const facts = [run.last_step !== null && `last step ${integer(run.last_step)}`, `${integer(layers.length)} ${layers.length === 1 ? "layer" : "layers"}`, run.framework, run.group && `group ${run.group}`, run.generation ? `resumed ${run.generation} times` : null, run.training?.dropped_steps && `${integer(run.training.dropped_steps)} steps are missing: the client's queue was full`];
   byId("unsent").hidden = run.is_end_reported;
   byId("layer-order").hidden = run.training?.layer_order !== "registration";
-  byId("facts").replaceChildren(facts.filter(Boolean).join(" · "), " · created ", time(run.created_at), ...run.tags.flatMap((tag) => [" ", el("a", { class: "tag", href: `/?tag=${encodeURIComponent(tag)}` }, tag)]));
+  byId("facts").replaceChildren(facts.filter(Boolean).join(" · "), " · created ", time(run.created_at));
+  const hasSteps = run.last_step !== null;
+  byId("start-here").hidden = hasSteps;
+  byId("columns").hidden = byId("below").hidden = !hasSteps;
+  byId("heatmap").closest("section").hidden = !layers.length;
+}
+
+function showVerdict() {
+  const banner = byId("banner");
+  banner.dataset.verdict = diagnosis.verdict;
+  banner.dataset.level = diagnosis.level;
+  if (banner.querySelector(".light").dataset.level !== diagnosis.level) banner.querySelector(".light").replaceWith(light(diagnosis.level));
+  if (banner.querySelector(".badge").dataset.verdict !== diagnosis.verdict) banner.querySelector(".badge").replaceWith(badge(diagnosis.verdict));
+  byId("learning").hidden = diagnosis.learning === "unknown";
+  if (!byId("learning").hidden) byId("learning").replaceChildren(el("span", { class: "muted" }, "loss "), el("strong", {}, diagnosis.learning));
+  setText(byId("since"), diagnosis.since_step === null ? "" : `since step ${integer(diagnosis.since_step)} · confidence ${diagnosis.score.toFixed(2)}`);
+  setText(byId("summary"), diagnosis.summary);
+  byId("to-onset").hidden = onsetStep() === null;
 }
 
 function showDiagnosis() {
   showReview(runId, run, diagnosis);
-  const banner = byId("banner");
-  const place = banner.querySelector(".badge");
-  banner.dataset.verdict = diagnosis.verdict;
-  banner.dataset.level = diagnosis.level;
-  byId("attention").replaceChildren(...[attentionBadge(diagnosis.level)].filter(Boolean));
-  if (place.dataset.verdict !== diagnosis.verdict) place.replaceWith(badge(diagnosis.verdict));
-  setText(byId("since"), diagnosis.since_step === null ? "" : `since step ${integer(diagnosis.since_step)} · confidence ${diagnosis.score.toFixed(2)}`);
-  setText(byId("summary"), diagnosis.summary);
-  byId("to-onset").hidden = onsetStep() === null;
+  showVerdict();
   const first = firstBad();
   byId("first-layer").hidden = !first;
   if (first) byId("first-layer").replaceChildren("First bad layer: ", el("code", {}, first));
@@ -359,24 +386,20 @@ function showDiagnosis() {
   const marks = marksOf(diagnosis, history);
   heatmap.setMarks(marks);
   for (const chart of [...chartsOverSteps, metrics]) chart.setMarks(marks);
+  showConditions(diagnosis, select);
   showAdvice(byId("advice"), diagnosis);
+  byId("try-advice").hidden = !diagnosis.advice.length; // there is nothing to race
   showTried(byId("tried"), diagnosis);
   showChoices(diagnosis.advice);
   showCauses(byId("causes"), diagnosis);
+  byId("causes-section").hidden = !diagnosis.causes.length;
   showFindings(byId("findings"), diagnosis, select);
   showHistory(byId("history"), history, select);
 }
 
-function showConfig() {
-  const entries = Object.entries(run.config);
-  byId("config").replaceChildren(...(entries.length ? entries : [["No configuration", "–"]]).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, typeof value === "object" && value !== null ? JSON.stringify(value) : String(value))]));
-}
-
 async function readRun() {
-  run = await get(`/runs/${runId}`);
-  layers = arrange(run.layers);
+  applyRun(await get(`/runs/${runId}`));
   if (!run.statistics.includes(view.statistic)) view.statistic = run.statistics[0];
-  showRun();
 }
 
 async function readDiagnosis() {
@@ -428,7 +451,6 @@ async function start() {
   }
   byId("statistic").append(...run.statistics.map((name) => el("option", { value: name, selected: name === view.statistic }, words(name))));
   byId("cell").value = view.cell;
-  showConfig();
   heatmap.setLayers(layers, view.folded);
   showDiagnosis();
   for (const chart of [...chartsOverSteps, metrics]) chart.setSelected(view.step);
@@ -439,4 +461,7 @@ async function start() {
 
 listenToForm(runId);
 listenToReview();
+listenToHeader(runId, applyRun);
+listenToTags(applyRun);
+listenToNotes(applyRun);
 start();
