@@ -90,6 +90,7 @@ class Sampler:
         self._joint_steps = 0  # that are sampled together or not at all, so far
         self._alarm_steps_left = 0
         self._stepped: set[object] = set()  # optimizers that have stepped since the last account
+        self._sampled: set[object] = set()  # optimizers whose steps since the last `log()` are in its sample
         self._rounds = 0  # optimizer steps since the last `log()`, those of several optimizers counted as one
         self._leaders: list[SamplingLeader] = []
         self.is_sampling = True
@@ -132,6 +133,17 @@ class Sampler:
             return 1 if self._count < FIRST_STEPS else self._log_freq
         return 1 if self._is_at_start() or self._take_alarm_step() else self.interval
 
+    def completes_sample(self, optimizer: object) -> bool:
+        """Return whether the next `log()` has a sample of other optimizers, which lacks this one.
+
+        A critic may take more than `STEPS_AS_ONE` steps for one of its generator. Its sample is completed by the step
+        of the generator.
+
+        Args:
+            optimizer: key of the optimizer that is about to step.
+        """
+        return bool(self._sampled) and optimizer not in self._sampled
+
     def advance(self, spent: float = 0.0) -> None:
         """Go on to the next step.
 
@@ -143,6 +155,7 @@ class Sampler:
         self.spent += spent
         self._rounds = 0
         self._stepped.clear()
+        self._sampled.clear()
         self._go_on(is_whole_step=True, may_change=True)
 
     def end_optimizer_step(self, optimizer: object) -> bool:
@@ -154,6 +167,8 @@ class Sampler:
         Returns:
             Whether this optimizer had stepped since the last account already.
         """
+        if self.is_sampling or self._sampled:
+            self._sampled.add(optimizer)
         if optimizer not in self._stepped:
             self._stepped.add(optimizer)
             return False

@@ -311,6 +311,9 @@ class Watch:
         if self._sampler.end_optimizer_step((id(self), id(optimizer))) and self._activation_meter is not None:
             self._activation_meter.clear()
 
+    def _is_sampled(self, optimizer: torch.optim.Optimizer) -> bool:
+        return self._sampler.is_sampling or self._sampler.completes_sample((id(self), id(optimizer)))
+
     def _measure_before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
@@ -326,7 +329,7 @@ class Watch:
         self._update = None
         if self._check is not None and not has_closure and not self._sampler.is_sampling:
             self._look_for_nonfinite(self._check, optimizer)
-        is_sampled = self._sampler.is_sampling if self._lockstep is None else self._lockstep.is_due
+        is_sampled = self._is_sampled(optimizer) if self._lockstep is None else self._lockstep.is_due
         if not is_sampled and self._max_norm is None:
             return
         with torch.no_grad():

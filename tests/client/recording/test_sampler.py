@@ -37,9 +37,9 @@ class Training:
         """Do one step of each optimizer, without a log(), and return which were sampled."""
         sampled = []
         for optimizer in optimizers:
-            sampled.append(self.sampler.is_sampling)
+            sampled.append(self.sampler.is_sampling or self.sampler.completes_sample(optimizer))
             self.now += self.step_seconds
-            cost = self.sample_seconds if self.sampler.is_sampling else 2e-6
+            cost = self.sample_seconds if sampled[-1] else 2e-6
             self.now += cost
             self.spent += cost
             self.sampler.add_cost(cost)
@@ -207,6 +207,18 @@ def test_a_few_optimizer_steps_are_sampled_as_one_step() -> None:
             assert len(set(sampled)) == 1
             kinds.add(sampled[0])
         assert kinds == {False, True}
+
+
+def test_a_sample_of_many_critic_steps_has_the_generator_too() -> None:
+    """Of 25 steps of a critic and one of its generator, a log() has samples of both, or of none."""
+    training = Training(0.01, 0.02)
+    kinds = set()
+    for _ in range(300):
+        *critic, generator = training.step(*["critic"] * 25, "generator")
+        training.sampler.advance()
+        assert any(critic) == generator
+        kinds.add(generator)
+    assert kinds == {False, True}
 
 
 def test_a_number_bounds_the_optimizer_steps_of_one_log() -> None:

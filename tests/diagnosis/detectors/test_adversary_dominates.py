@@ -8,7 +8,9 @@ import numpy as np
 from tests.diagnosis.condition_runs import change, diagnose_in_pieces, find_condition, list_causes, with_turns
 from tests.diagnosis.synthetic_run import run
 
-from gradmedic_diagnosis import Block
+from gradmedic.protocol.diagnosis import Finding
+from gradmedic.protocol.runs import Layer, Objective, Optimizer, Training
+from gradmedic_diagnosis import Block, Diagnostician
 
 STEPS = 1000
 ODD = np.arange(STEPS) % 2 == 1
@@ -66,3 +68,29 @@ def test_a_loser_that_catches_up_resolves_the_finding() -> None:
     assert finding.resolved_step is not None
     assert 600 <= finding.resolved_step <= 620
     assert diagnose_in_pieces(block).causes == []
+
+
+def find_in_gradients(generator: np.ndarray, critic: np.ndarray, loss: np.ndarray, *optimizers: str) -> Finding | None:
+    """Return the finding of a run with one logged loss, from the gradient of each network `[step]`."""
+    gradients = np.stack([generator, generator, critic, critic], axis=1)
+    block = run(loss, gradient=gradients)
+    names = ("generator.0.weight", "generator.2.weight", "critic.0.weight", "critic.2.weight")
+    rows = [Layer(name=name, kind="Linear", shape=[8, 8], numel=64) for name in names]
+    training = Training(optimizers=[Optimizer(name=name) for name in optimizers], objective=Objective(kind="none"))
+    findings = Diagnostician(rows, training).update(block).findings
+    return next((finding for finding in findings if finding.detector == "adversary_dominates"), None)
+
+
+def test_gradients_of_both_networks_that_die_are_a_winner() -> None:
+    """Of one logged loss, gradients that fall by four decades show the end: of both networks, or of one as it rises."""
+    steps = np.arange(300)
+    falling, noise = 10.0 ** (-4 * np.clip(steps / 100, 0, 1)), 1 + 0.3 * np.sin(steps)
+    loss = np.where(steps % 2, 0.7, -0.7)
+    finding = find_in_gradients(falling, falling, loss, "SGD", "Adam")
+    assert finding is not None
+    assert finding.evidence["silent_networks"] == 2
+    assert 3.5 < finding.evidence["gradient_decades_lost"] < 4.5
+    assert find_in_gradients(noise, noise, loss, "SGD", "Adam") is None
+    assert find_in_gradients(falling, noise, loss, "SGD", "Adam") is None
+    assert find_in_gradients(falling, falling, loss, "Adam") is None
+    assert find_in_gradients(noise, falling, 0.7 + steps / 50, "SGD", "Adam") is not None
