@@ -77,10 +77,10 @@ def is_true_in_skill(control: CauseTrial, trial: CauseTrial) -> bool:
     return skill >= LEAST_SKILL and skill >= max(of_control, 0.0) + LEAST_SKILL
 
 
-def race_remedy(case: CauseCase, program: CauseProgram, remedy: Remedy) -> RemedyRace:
+def race_remedy(case: CauseCase, program: CauseProgram, remedy: Remedy, seeds: Sequence[int] = SEEDS) -> RemedyRace:
     """Try a remedy on one seed after the other, until it does not hold."""
     is_true, why = True, ""
-    for seed in SEEDS:
+    for seed in seeds:
         control, trial = (try_remedies(case, program, remedies, seed) for remedies in ((), (remedy,)))
         is_true = is_true and is_true_in_skill(control, trial)
         why = f"{describe_remedies([remedy])}: seed {seed}, {describe_trial(control, trial)}"
