@@ -21,7 +21,9 @@ from gradmedic_service.services import provide_services, services_of
 OPERATION_IDS = {
     "api_keys.create", "api_keys.list", "api_keys.revoke", "audit_records.list", "diagnosis.get", "diagnosis.history",
     "projects.get", "projects.list", "projects.update", "reruns.cancel", "reruns.create", "reruns.get", "reruns.list",
-    "runs.change_tags", "runs.count", "runs.create", "runs.delete", "runs.delete_many", "runs.follow", "runs.get", "runs.list", "runs.list_columns", "runs.review", "runs.take_back_review",
+    "runs.change_tags", "runs.count",
+    "runs.create", "runs.delete", "runs.delete_many", "runs.follow", "runs.get", "runs.list", "runs.list_columns",
+    "runs.review", "runs.take_back_review",
     "runs.update", "service.alive", "service.limits", "service.metrics", "service.ready", "session.close",
     "session.get", "session.open", "steps.append", "steps.read", "steps.read_blocks", "steps.rewind",
     "trainables.list", "trainables.register", "trials.claim", "trials.heartbeat", "trials.issue_ticket",
