@@ -127,6 +127,7 @@ def test_the_page_shows_the_diagnosis(open_page: Any, service: Service) -> None:
     expect(banner).to_contain_text(diagnosis["summary"])
     expect(banner).to_contain_text("encoder.0.weight")
     expect(page.locator("#causes li").first).to_contain_text(diagnosis["causes"][0]["explanation"])
+    page.get_by_role("button", name=re.compile("more finding")).click()
     expect(page.locator("#findings li")).to_have_count(len(diagnosis["findings"]))
     first = page.locator("#advice li").first
     expect(first).to_contain_text(diagnosis["advice"][0]["reason"])

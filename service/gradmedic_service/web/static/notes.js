@@ -23,7 +23,7 @@ const draft = {
 };
 
 function showSection() {
-  byId("notes").hidden = !rendered && !isOpen() && !isSaving;
+  byId("notes").hidden = !rendered && !isOpen();
   byId("notes-text").hidden = !rendered || isOpen();
   if (!form) return;
   byId("add-notes").hidden = !byId("notes").hidden;
@@ -117,7 +117,7 @@ async function save(applyRun) {
   } catch (error) {
     isSaving = false;
     showPlain(before);
-    const [typed, stored] = [field.value, base];
+    const [typed, stored] = [isOpen() ? field.value : text, base];
     open(typed, reasonOf(error, "notes", "text"));
     base = stored;
     field.setAttribute("aria-invalid", "true");
