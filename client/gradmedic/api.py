@@ -24,7 +24,7 @@ from gradmedic.protocol.projects import Project
 from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.reruns import RerunBudget, RerunCreate, RerunDetail, RerunList, RerunSummary
 from gradmedic.protocol.reviews import Review, ReviewWrite
-from gradmedic.protocol.runs import RunDetail, RunList, RunSummary, RunUpdate
+from gradmedic.protocol.runs import RunDetail, RunUpdate
 from gradmedic.protocol.series import SeriesResult
 from gradmedic.protocol.service import MSGPACK_MEDIA_TYPE, Limits
 from gradmedic.protocol.trainables import Trainable, Trainables, TrainablesOffer
@@ -39,6 +39,7 @@ from gradmedic.protocol.trials import (
     TrialResult,
     TrialTicket,
 )
+from gradmedic.run_lists import RunLists
 from gradmedic.transport.http import Service, Transport, is_retryable, retry_delay
 
 T = TypeVar("T")
@@ -125,50 +126,8 @@ class Client:
         return call_with_retries(act, self._attempts)
 
 
-class Runs:
+class Runs(RunLists):
     """The runs of the service; see `Client`."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    def list(
-        self,
-        *,
-        project: str | None = None,
-        verdict: str | None = None,
-        learning: str | None = None,
-        level: str | None = None,
-        status: str | None = None,
-        review: str | None = None,
-        tag: str | None = None,
-        text: str | None = None,
-        parent_id: UUID | str | None = None,
-        sort: str | None = None,
-        page_size: int = _PAGE,
-    ) -> Iterator[RunSummary]:
-        """Iterate over the runs that match every argument given; pages of `page_size` are fetched as needed.
-
-        The runs of trials are left out, unless `parent_id` is the id of a suspect run.
-        """
-        query: dict[str, Any] = {
-            "project": project,
-            "verdict": verdict,
-            "learning": learning,
-            "level": level,
-            "status": status,
-            "review": review,
-            "tag": tag,
-            "q": text,
-            "parent_id": parent_id,
-            "sort": sort,
-            "max_results": page_size,
-        }
-        while True:
-            page = self._client._request(RunList, "GET", "/runs", query=query)
-            yield from page.items
-            if page.next_page_token is None:
-                return
-            query["page_token"] = page.next_page_token
 
     def get(self, id: UUID | str) -> RunDetail:
         """Return one run."""

@@ -41,6 +41,23 @@ def test_a_list_is_filtered(client: gradmedic.Client, project: str) -> None:
     assert len(list(client.runs.list(project=project, status="finished", verdict="undetermined"))) == 7
 
 
+def test_many_runs_are_read_and_changed_at_once(client: gradmedic.Client, project: str) -> None:
+    """Lists, counts and columns are typed; changing the tags of many runs and deleting them answer what was done."""
+    runs = list(client.runs.list(project=project, where={"loss": ["<2", ">=1"]}, sort="name", config_keys=["lr"]))
+    assert [run.name for run in runs] == [f"run {index}" for index in range(7)]
+    assert runs[0].loss is not None
+    assert (runs[0].loss.last, runs[0].loss.sparkline, runs[0].config) == (1.0, [1.0], {})
+    counts = client.runs.counts(project=project, group_by="project")
+    assert (counts.total, counts.groups[0].value, counts.groups[0].total) == (7, project, 7)
+    assert client.runs.columns(project=project) == []
+    missing = uuid4()
+    tagged = client.runs.change_tags([runs[0].id, str(runs[1].id), missing], add=["best"])
+    assert (tagged.changed, tagged.failed[0].id) == ([runs[0].id, runs[1].id], missing)
+    assert [run.name for run in client.runs.list(project=project, tag="best", sort="name")] == ["run 0", "run 1"]
+    assert client.runs.delete_many(run.id for run in runs[3:]).changed == [run.id for run in runs[3:]]
+    assert client.runs.counts(project=project).total == 3
+
+
 def test_a_run_can_be_read_and_deleted(client: gradmedic.Client, project: str) -> None:
     """Detail, steps, diagnosis and history are typed; a deleted run is not found."""
     (summary,) = client.runs.list(project=project, tag="third")
