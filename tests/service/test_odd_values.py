@@ -318,7 +318,7 @@ CLEANED = "output = "
 """The variants of the only text that may contain anything: what a trial's process has printed is cleaned."""
 FILTERS = ("project", "verdict", "learning", "level", "status", "review", "tag", "group", "parent_id", "q", "loss")
 QUERIES = {
-    "/runs": (*FILTERS, "sort", "config_keys", "max_results", "page_token"),
+    "/runs": (*FILTERS, "sort", "config_keys", "max_results", "page_token", "skip"),
     "/runs/counts": (*FILTERS, "group_by"),
     "/runs/columns": FILTERS,
     "/reruns": ("project", "run_id", "status", "max_results", "page_token"),

@@ -28,6 +28,7 @@ from gradmedic_service.runs import bulk, listing
 from gradmedic_service.runs.run_query import (
     CONFIG_PREFIX,
     GROUP_KEYS,
+    MAX_SKIP,
     SORT_KEYS,
     VALUE_PREFIXES,
     RunQuery,
@@ -148,6 +149,9 @@ def list_runs(
     ] = None,
     max_results: Annotated[int, Query(description="Largest number of runs, at most `max_results` of `/limits`.")] = 100,
     page_token: Annotated[str | None, Query(description="The `next_page_token` of the previous page.")] = None,
+    skip: Annotated[
+        int, Query(description="Number of runs to pass over, from the token's place or from the beginning.")
+    ] = 0,
 ) -> RunList:
     """List the runs that the API key reaches, newest first by default.
 
@@ -166,7 +170,9 @@ def list_runs(
         if (message := value_key_error(f"{CONFIG_PREFIX}{key}")) is not None:
             raise InvalidRequest.at(f"config_keys[{index}]", message)
     check_max_results(max_results, limits)
-    query = replace(filters, sort_key=sort_key, is_descending=sort.startswith("-"))
+    if not 0 <= skip <= MAX_SKIP:
+        raise InvalidRequest.at("skip", f"must be from 0 to {MAX_SKIP}")
+    query = replace(filters, sort_key=sort_key, is_descending=sort.startswith("-"), skip=skip)
     with database.reading() as session:
         return listing.list_page(session, principal, query, keys, page_token, max_results)
 

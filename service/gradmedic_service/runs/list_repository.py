@@ -44,7 +44,7 @@ def read_page(session: Session, query: RunQuery, size: int) -> Sequence[Row]:
         return [(run, None) for run in _read_indexed_page(session, query, size)]
     run = models.Run
     place = _place(query.sort_key)
-    statement = _listed(select(run.id, *place), query).limit(size)
+    statement = _filtered(select(run.id, *place), query, query.sort_key).limit(size).offset(query.skip)
     missing, *value = place
     if query.after is not None:
         position = cast("tuple[Position, UUID]", query.after)
@@ -109,7 +109,8 @@ def count_groups(session: Session, query: RunQuery, key: str) -> dict[float | st
 def _read_indexed_page(session: Session, query: RunQuery, size: int) -> Sequence[models.Run]:
     column = getattr(models.Run, query.sort_key)
     position = tuple_(column, models.Run.id)
-    statement = _filtered(select(models.Run).options(selectinload(models.Run.tags)), query).limit(size)
+    statement = _filtered(select(models.Run).options(selectinload(models.Run.tags)), query)
+    statement = statement.limit(size).offset(query.skip)
     if query.after is not None:
         after = tuple_(*query.after, types=[column.type, models.Run.id.type])
         statement = statement.where(position < after if query.is_descending else position > after)
@@ -121,10 +122,6 @@ def _read_indexed_page(session: Session, query: RunQuery, size: int) -> Sequence
 def _read_runs(session: Session, run_ids: Collection[UUID]) -> dict[UUID, models.Run]:
     query = select(models.Run).where(models.Run.id.in_(run_ids)).options(selectinload(models.Run.tags))
     return {run.id: run for run in session.scalars(query)}
-
-
-def _listed(statement: Select[Any], query: RunQuery) -> Select[Any]:
-    return _filtered(statement, query, query.sort_key)
 
 
 def _filtered(statement: Select[Any], query: RunQuery, *keys: str) -> Select[Any]:

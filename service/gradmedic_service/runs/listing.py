@@ -159,6 +159,7 @@ def _read_place(parts: Sequence[str]) -> Position:
 def _query_digest(query: RunQuery) -> str:
     parent_id = None if query.parent_id is None else query.parent_id.hex
     content = {**asdict(query), "parent_id": parent_id, "after": None}
+    del content["skip"]
     for name in NEWER_FILTERS:
         if content[name] is None:
             del content[name]

@@ -31,6 +31,7 @@ GROUP_KEYS = ("group", "project")
 MAX_PATH_NAMES = 8
 """Largest number of names in the path of a hyperparameter: each one is another search in the database's query."""
 MAX_VALUE_FILTERS = 20
+MAX_SKIP = 1_000_000
 OPERATORS = ("<=", ">=", "!=", "<", ">", "=")
 """Operators of a value filter, longer ones first."""
 Operator = Literal["<=", ">=", "!=", "<", ">", "="]
@@ -80,6 +81,8 @@ class RunQuery:
     """The only run that the principal reaches; None reaches all runs."""
     after: tuple[datetime | str | Position, UUID] | None = None
     """Value of the sort key and id of the last run of the previous page."""
+    skip: int = 0
+    """Number of runs to pass over, from there or from the beginning."""
 
 
 def parse_value_filters(parameters: Iterable[tuple[str, str]]) -> tuple[ValueFilter, ...]:

@@ -23,7 +23,7 @@ from gradmedic.protocol.reviews import NO_REVIEW, REVIEW_ANSWERS
 from gradmedic.protocol.runs import STATUSES
 from gradmedic.protocol.service import API_PATH
 from gradmedic.protocol.statistics import Scale, statistics_drawn
-from gradmedic.protocol.verdicts import LEVELS, UNHEALTHY_VERDICTS, VERDICTS
+from gradmedic.protocol.verdicts import LEARNING_STATES, LEVELS, UNHEALTHY_VERDICTS, VERDICTS
 from gradmedic_service.access.authentication import principal_of
 from gradmedic_service.access.authorization import PUBLIC, MayRead
 from gradmedic_service.access.errors import ScopeMissing
@@ -70,6 +70,7 @@ class Pages:
         )
         self._environment.globals.update(asset=assets.url, api_path=API_PATH, verdicts=VERDICTS, levels=LEVELS)
         self._environment.globals.update(statuses=STATUSES, rerun_statuses=RERUN_STATUSES, scopes=SCOPES)
+        self._environment.globals.update(learning_states=LEARNING_STATES)
         self._environment.globals.update(
             review_filters=(*REVIEW_ANSWERS, NO_REVIEW),
             linear_statistics=statistics_drawn(Scale.LINEAR),

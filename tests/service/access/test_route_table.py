@@ -332,7 +332,7 @@ NO_IDS = frozenset({
     "items.gpus", "items.parameters", "items.timeout", "last-event-id", "layer", "layers", "learning", "level",
     "loss", "max_concurrent_trials", "max_points", "max_rerun_seconds", "max_results", "muted_detectors", "name",
     "note", "notes", "output", "page_token", "q", "reason", "remedies", "remove", "remedies.id",
-    "remedies.parameters", "rerun_automatically", "review", "scopes", "seconds", "seeds", "sort", "statistic",
+    "remedies.parameters", "rerun_automatically", "review", "scopes", "seconds", "seeds", "skip", "sort", "statistic",
     "statistics", "status", "step", "tag", "tags", "to_step", "training", "verdict", "worker",
 })  # fmt: skip
 """Parameters of queries, headers and fields of bodies that name no object: numbers, texts, and positions in lists that

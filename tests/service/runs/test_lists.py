@@ -143,6 +143,10 @@ def test_a_page_goes_on_where_the_last_one_ended(client: TestClient) -> None:
     make(client, "new", [0.5])
     rest = client.get(RUNS, params={"sort": "loss", "page_token": page["next_page_token"]}).json()
     assert [run["name"] for run in rest["items"]] == ["old 3", "old 4", "old 5"]
+    skipped = {"sort": "loss", "page_token": page["next_page_token"], "skip": 2}
+    assert [run["name"] for run in client.get(RUNS, params=skipped).json()["items"]] == ["old 5"]
+    assert names(client, size=1000, skip=5, sort="name") == ["old 4", "old 5"]
+    assert names(client, size=1000, skip=6) == ["old 0"]
     wrong = client.get(RUNS, params={"sort": "-loss", "page_token": page["next_page_token"]})
     assert "page_token" in errors(wrong)
 
@@ -193,6 +197,7 @@ def test_values_select_runs(client: TestClient) -> None:
         ("", {"sort": "config."}, "sort", "is not one of created_at, "),
         ("", {"sort": "score"}, "sort", "is not one of created_at, "),
         ("", {"config_keys": ["a"] * 21}, "config_keys", "at most 20"),
+        ("", {"skip": -1}, "skip", "from 0 to 1000000"),
         ("", {"config_keys": " "}, "config_keys[0]", "names no value"),
         ("", {"configs.lr": "1"}, "configs.lr", "is no parameter"),
         ("/counts", {"group_by": "loss"}, "group_by", "is not one of group, project"),

@@ -1,121 +1,148 @@
-// The page of runs: a list with filters, which are part of the address. It is read again every few seconds.
+// The page of runs: a table that can be filtered, sorted and grouped. It is read again every few seconds.
 
 import { get, getAll, showError } from "./api.js";
-import { MAX_COMPARED, comparisonAddress } from "./comparison.js";
-import { byId, debounce, el, setText } from "./dom.js";
-import { attentionBadge, badge, integer, isUnhealthy, statusWord, time } from "./format.js";
+import { byId, el, setText } from "./dom.js";
+import { Columns } from "./runs_columns.js";
+import { RunData } from "./runs_data.js";
+import { Filters } from "./runs_filters.js";
+import { Marks, countsSentence } from "./runs_marks.js";
+import { RunTable } from "./runs_table.js";
 
 const REFRESH_MILLISECONDS = 3000;
-const PAGE = 50;
+const TOUCH_MILLISECONDS = 5000; // for so long after a touch the rows stay where they are
 
-const form = byId("filters");
-const body = byId("runs").tBodies[0];
-const fields = ["q", "project", "verdict", "level", "status", "review", "tag", "sort"];
-const marked = new Map();
-let tokens = [null]; // page tokens up to the page that is shown
+const filters = new Filters(byId("filters"), () => reload());
+const data = new RunData(() => table.draw());
+const marks = new Marks(data, { onMark: () => table.draw(), onChange: () => reload({ keepsPlace: true }) });
+const columns = new Columns(new URLSearchParams(location.search), () => { showSorts(); save(); reload({ keepsPlace: true }); });
+columns.query = () => { const { sort: _, ...query } = filters.query(); return query; };
+const table = new RunTable(data, columns, marks, {
+  onSort: (sort, column) => {
+    filters.set("sort", sort === "-created_at" ? "" : sort);
+    reload().then(() => document.querySelector(`#runs thead th[data-column="${CSS.escape(column)}"] button`)?.focus({ preventScroll: true }));
+  },
+  onFold: (part) => { part.isOpen = !part.isOpen; table.draw(); },
+  onView: (first, last) => { if (data.query) data.need(first, last).catch(showError); },
+});
 let timer = 0;
-let requests = 0;
+let touchedAt = 0;
+let isPointed = false;
 
-const filters = () => Object.fromEntries(fields.map((name) => [name, form.elements[name].value.trim()]));
+/** Whether the reader is at the rows, which must not move then. */
+const isHeld = () => isPointed || byId("list").contains(document.activeElement) || Date.now() - touchedAt < TOUCH_MILLISECONDS || table.seenFirst > 0 || marks.isBusy;
 
-function saveFilters() {
-  const parameters = new URLSearchParams(Object.entries(filters()).filter(([, value]) => value));
+function save() {
+  const parameters = filters.parameters();
+  columns.saveTo(parameters);
   history.replaceState(null, "", parameters.size ? `?${parameters}` : location.pathname);
 }
 
-function showMarked() {
-  const link = byId("compare");
-  const isEnough = marked.size >= 2;
-  link.setAttribute("aria-disabled", String(!isEnough));
-  if (isEnough) link.href = comparisonAddress([...marked.keys()]);
-  else link.removeAttribute("href");
-  setText(byId("marked"), marked.size ? `${marked.size} of at most ${MAX_COMPARED} runs marked: ${[...marked.values()].join(", ")}` : "Mark two to six runs to compare them.");
-  for (const box of body.querySelectorAll("input")) box.disabled = !box.checked && marked.size >= MAX_COMPARED;
+function showCounts() {
+  const text = countsSentence(data.counts, ["critical", "attention"], (level) => { filters.set("level", level); reload(); });
+  const shown = text.map((part) => (typeof part === "string" ? part : part.textContent)).join("");
+  if (byId("counts").textContent !== shown) byId("counts").replaceChildren(...text);
 }
 
-function rowOf(run) {
-  const box = el("input", { type: "checkbox", "aria-label": `Compare ${run.name}`, value: run.id });
-  box.checked = marked.has(run.id);
-  box.addEventListener("change", () => {
-    if (box.checked) marked.set(run.id, run.name);
-    else marked.delete(run.id);
-    showMarked();
-  });
-  const since = isUnhealthy(run.verdict) && run.since_step !== null ? ` since step ${integer(run.since_step)}` : "";
-  return el("tr", { "data-run": run.id, "data-verdict": run.verdict, "data-level": run.level },
-    el("td", { class: "box" }, box),
-    el("th", { scope: "row" }, el("a", { href: `/runs/${run.id}` }, run.name), run.group ? el("span", { class: "muted small" }, ` ${run.group}`) : null),
-    el("td", { "data-label": "Verdict" }, badge(run.verdict), " ", attentionBadge(run.level), el("span", { class: "muted small" }, since)),
-    el("td", { "data-label": "Status" }, statusWord(run.status)),
-    el("td", { "data-label": "Project" }, run.project),
-    el("td", { class: "number", "data-label": "Last step" }, integer(run.last_step)),
-    el("td", { "data-label": "Tags" }, run.tags.map((tag) => el("span", { class: "tag" }, tag))),
-    el("td", { "data-label": "Changed" }, time(run.updated_at)));
-}
-
-/** Replace the rows; the focus stays on the link or the checkbox of its run. */
-function showRows(items) {
-  const focused = body.contains(document.activeElement) ? [document.activeElement.closest("tr").dataset.run, document.activeElement.tagName] : null;
-  body.replaceChildren(...items.map(rowOf));
-  if (focused) body.querySelector(`tr[data-run="${focused[0]}"] ${focused[1] === "A" ? "a" : "input"}`)?.focus();
-  const hasFilter = Object.entries(filters()).some(([name, value]) => name !== "sort" && value);
+function showNone() {
   const none = byId("none");
-  none.hidden = items.length > 0;
-  byId("runs").hidden = !items.length;
-  if (!items.length && !none.childElementCount) {
-    none.replaceChildren(...(hasFilter
-      ? [el("p", {}, "No run fits these filters.")]
-      : [el("p", {}, "There is no run yet. In a training script:"), el("pre", { tabindex: "0" }, el("code", {}, 'import gradmedic\n\nrun = gradmedic.init(project="mine")\nrun.watch(model, optimizer)\n...\nrun.log(loss=loss)'))]));
-  }
-  if (items.length) none.replaceChildren();
-  showMarked();
+  const isEmpty = data.counts.total === 0;
+  byId("list").hidden = isEmpty;
+  none.hidden = !isEmpty;
+  const kind = isEmpty ? (filters.isEmpty ? "start" : "filters") : "";
+  if (none.dataset.kind === kind) return;
+  none.dataset.kind = kind;
+  none.replaceChildren(...(kind === "filters" ? [el("p", {}, "No run fits these filters.")] : kind === "start"
+    ? [el("p", {}, "There is no run yet. In a training script:"), el("pre", { tabindex: "0" }, el("code", {}, 'import gradmedic\n\nrun = gradmedic.init(project="mine")\nrun.watch(model, optimizer)\n...\nrun.log(loss=loss)'))]
+    : []));
 }
 
-async function refresh() {
+function showSorts() {
+  const select = byId("filters").elements.sort;
+  const chosen = select.value;
+  select.replaceChildren(...columns.sorts.map(([sort, label]) => el("option", { value: sort === "-created_at" ? "" : sort }, label)));
+  filters.set("sort", chosen);
+}
+
+function showMoved(added) {
+  const button = byId("moved");
+  button.hidden = added === null;
+  if (added !== null) setText(button, added > 0 ? `Show ${added.toLocaleString("en")} new ${added === 1 ? "run" : "runs"}` : "Show the new order");
+}
+
+async function reload({ keepsPlace = false } = {}) {
   clearTimeout(timer);
-  const thisRequest = requests += 1;
+  save();
+  const openGroups = new Set(data.parts.filter((part) => part.group && part.isOpen).map((part) => JSON.stringify(part.group.value)));
   try {
-    const page = await get("/runs", { ...filters(), max_results: PAGE, page_token: tokens.at(-1) });
-    if (thisRequest !== requests) return;
-    byId("none").replaceChildren();
-    showRows(page.items);
-    byId("previous").parentElement.hidden = tokens.length < 2 && !page.next_page_token;
-    byId("previous").disabled = tokens.length < 2;
-    byId("next").disabled = !page.next_page_token;
-    byId("next").dataset.token = page.next_page_token ?? "";
+    const loaded = await data.load({ ...filters.query(), config_keys: columns.configKeys }, filters.groupBy, openGroups);
+    if (!loaded) return;
+    if (!keepsPlace) byId("list").scrollTop = 0;
+    showMoved(null);
+    showNone();
+    table.drawHead(filters.sort);
+    showCounts();
+    marks.show();
+    setText(byId("omitted"), data.counts.omitted_groups ? `${data.counts.omitted_groups.toLocaleString("en")} smaller groups are left out.` : "");
     setText(byId("live"), "live");
     showError(null);
     document.body.dataset.ready = "yes";
   } catch (error) {
-    if (thisRequest !== requests) return;
     setText(byId("live"), "retrying …");
     showError(error);
   }
+  wait();
+}
+
+async function refresh() {
+  if (!data.query) { await reload(); return; }
+  try {
+    const hasMoved = await data.refresh(table.seenFirst, table.seenLast);
+    if (hasMoved && !isHeld()) { await reload({ keepsPlace: true }); return; }
+    showMoved(hasMoved ? data.added : null);
+    table.draw();
+    showCounts();
+    setText(byId("live"), "live");
+    showError(null);
+  } catch (error) {
+    setText(byId("live"), "retrying …");
+    showError(error);
+  }
+  wait();
+}
+
+function wait() {
+  clearTimeout(timer);
   if (!document.hidden) timer = setTimeout(refresh, REFRESH_MILLISECONDS);
 }
 
-function search() {
-  tokens = [null];
-  saveFilters();
-  refresh();
-}
-
-async function start() {
-  const parameters = new URLSearchParams(location.search);
-  const select = form.elements.project;
-  const project = parameters.get("project");
+async function fillProjects() {
+  const select = byId("filters").elements.project;
+  const known = new Set([...select.options].map((option) => option.value));
   const projects = await getAll("/projects").catch((error) => { showError(error); return []; });
-  const names = new Set([...projects.map(({ name }) => name), ...(project ? [project] : [])]);
-  select.append(...[...names].map((name) => el("option", { value: name }, name)));
-  for (const name of fields) if (parameters.get(name)) form.elements[name].value = parameters.get(name);
-  await refresh();
+  select.append(...projects.filter(({ name }) => !known.has(name)).map(({ name }) => el("option", { value: name }, name)));
 }
 
-form.addEventListener("submit", (event) => { event.preventDefault(); search(); });
-form.addEventListener("change", search);
-form.addEventListener("input", debounce(250, search));
-form.addEventListener("reset", () => setTimeout(search));
-byId("next").addEventListener("click", (event) => { tokens.push(event.target.dataset.token); refresh(); });
-byId("previous").addEventListener("click", () => { tokens.pop(); refresh(); });
+async function fillGroupings() {
+  const select = byId("filters").elements.group_by;
+  const found = await get("/runs/columns", columns.query()).then(({ items }) => items, () => []);
+  const known = new Set([...select.options].map((option) => option.value));
+  const settings = found.filter(({ name }) => name.startsWith("config.") && !known.has(name));
+  select.append(...settings.map(({ name }) => el("option", { value: name }, name.slice(7))));
+}
+
+const more = byId("more");
+more.addEventListener("click", () => {
+  const isOpen = byId("filters").toggleAttribute("data-open");
+  more.setAttribute("aria-expanded", String(isOpen));
+});
+if (!filters.isEmpty) more.click();
+const list = byId("list");
+list.addEventListener("pointerenter", (event) => { isPointed = event.pointerType === "mouse"; });
+list.addEventListener("pointerleave", () => { isPointed = false; });
+list.addEventListener("touchstart", () => { touchedAt = Date.now(); }, { passive: true });
+byId("moved").addEventListener("click", () => reload());
+byId("filters").elements.group_by.addEventListener("focus", fillGroupings, { once: true });
 document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); });
-start();
+showSorts();
+reload();
+fillProjects();
