@@ -113,16 +113,23 @@ def test_a_reader_learns_what_differs_between_two_runs(
     expect(found.first.locator("td").nth(1)).to_have_text("not found")
     last, best = (cells(page, f"[data-measure='val/accuracy {kind}']") for kind in ("last", "best"))
     assert [text.split()[0] for text in (*last, *best)] == ["0.01961", "0.01961", "1", "1"]
-    page.get_by_role("button", name="time since the start").click()
-    expect(page.locator("#loss-chart .unit")).to_have_text("seconds since the first step")
+    page.get_by_label("Horizontal axis").select_option("elapsed")
+    expect(page.locator("#loss-chart .unit")).to_have_text("time since the start")
+    page.locator("#loss-chart svg.chart").press("+")
+    expect(page.get_by_role("button", name="Reset the zoom")).to_be_visible()
+    page.locator("#metrics").scroll_into_view_if_needed()
+    expect(page.locator("[data-metric='val/accuracy'] svg.chart > g.line")).to_have_count(2)
     page.locator("#layer").scroll_into_view_if_needed()
-    page.get_by_label("Layer", exact=True).select_option("2.weight")
-    page.get_by_label("Statistic", exact=True).select_option("weight_norm")
+    page.locator("#layer").select_option("2.weight")
+    page.locator("#statistic").select_option("weight_norm")
     expect(page.locator("#layer-chart h3")).to_have_text("weight norm of 2.weight")
     expect(page.locator("#layer-chart svg.chart > g.line")).to_have_count(2)
     page.get_by_role("button", name="Baseline: calm").click()
     assert cells(page, "[data-setting='lr']") == ["30 ×3,000", "0.01"]
     shown = page.url
+    assert all(
+        name in shown for name in ("from=", "to=", "x=elapsed", "baseline=", "layer=2.weight", "statistic=weight_norm")
+    )
     page.reload()
     page.wait_for_selector("body[data-ready]")
     page.locator("#layer").scroll_into_view_if_needed()
@@ -130,7 +137,8 @@ def test_a_reader_learns_what_differs_between_two_runs(
     assert page.url == shown
     assert cells(page, "[data-setting='model.activation']") == ["tanh"]
     assert cells(page, "[data-setting='lr']") == ["30 ×3,000", "0.01"]
-    expect(page.locator("#loss-chart .unit")).to_have_text("seconds since the first step")
+    expect(page.locator("#loss-chart .unit")).to_have_text("time since the start")
+    expect(page.get_by_role("button", name="Reset the zoom")).to_be_visible()
 
 
 @pytest.fixture(scope="module")
@@ -204,9 +212,9 @@ def test_runs_are_added_to_a_comparison(open_page: Any, service: Service) -> Non
     with httpx2.Client(base_url=f"{service.url}/api/v1") as client:
         body = {"project": "pages", "name": "bare", "layers": []}
         bare = client.post("/runs", json=body).json()["id"]
-    page = open_page(address(service, service.exploding, axis="time"), color_scheme="dark")
+    page = open_page(address(service, service.exploding, x="elapsed"), color_scheme="dark")
     expect(page.locator("#sentence")).to_contain_text("This is one run.")
-    expect(page.locator("#loss-chart .note")).to_have_text("No times were recorded by A.")
+    expect(page.locator("#chart-controls")).to_contain_text("No run has times; the axis shows steps.")
     page.get_by_text("Add a run").click()
     page.get_by_label("Search").fill("bar")
     page.get_by_role("button", name="bare").click()

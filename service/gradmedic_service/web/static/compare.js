@@ -1,6 +1,7 @@
 // The page of a comparison. Its address holds what is in view, so that a link shows the same to another reader.
 
 import { showError } from "./api.js";
+import { readControls, writeControls } from "./chart_controls.js";
 import { MAX_COMPARED, comparisonAddress, letterOf } from "./comparison.js";
 import { ComparisonCharts } from "./comparison_charts.js";
 import { compareFacts, compareLayers, compareSettings } from "./comparison_differences.js";
@@ -11,36 +12,41 @@ import { describeComparison } from "./comparison_sentence.js";
 import { letterBadge, measuresContent, outcomesContent, replaceContent, settingsContent, swatch } from "./comparison_tables.js";
 import { byId, el, setText } from "./dom.js";
 import { attentionBadge, badge } from "./format.js";
+import { readMetricState, writeMetricState } from "./metric_charts.js";
 
 const REFRESH_MILLISECONDS = 3000;
 const LIVE_STATUSES = ["running", "stalled"];
-const CHARTS = ["loss", "gradient", "layer"];
+const SCALES = { loss: "loss", gradient: "gradient", layer: "layer_scale" }; // parameters of the address, by chart
 
-const view = { runIds: [], baseline: null, axis: "step", statistic: null, layer: null, scales: {}, showsEqual: false, showsAll: false };
+const parameters = new URLSearchParams(location.search);
+const range = { from: parameters.get("from"), to: parameters.get("to") };
+const hasRange = [range.from, range.to].every((text) => text && Number.isFinite(Number(text))) && Number(range.from) < Number(range.to);
+const view = {
+  runIds: [...new Set(parameters.getAll("run"))].slice(0, MAX_COMPARED),
+  baseline: parameters.get("baseline"),
+  showsEqual: parameters.get("equal") === "shown",
+  showsAll: false,
+  controls: readControls(parameters),
+  metrics: readMetricState(parameters),
+  range: hasRange ? { from: Number(range.from), to: Number(range.to) } : null,
+  scales: Object.fromEntries(Object.entries(SCALES).map(([chart, name]) => [chart, parameters.get(name) === "linear" ? "linear" : "log"])),
+  statistic: parameters.get("statistic"),
+  layer: parameters.get("layer"),
+};
 const read = new Map(); // what was read of each run, by its id
 let timer = 0;
 let refreshes = 0;
 
-function readAddress() {
-  const parameters = new URLSearchParams(location.search);
-  view.runIds = [...new Set(parameters.getAll("run"))].slice(0, MAX_COMPARED);
-  view.baseline = parameters.get("baseline");
-  view.axis = parameters.get("axis") === "time" ? "time" : "step";
-  view.statistic = parameters.get("statistic");
-  view.layer = parameters.get("of");
-  view.showsEqual = parameters.get("equal") === "shown";
-  for (const name of CHARTS) view.scales[name] = parameters.get(name) === "linear" ? "linear" : "log";
-}
-
 function addressOf() {
-  const parameters = new URLSearchParams();
-  if (view.baseline && view.baseline !== view.runIds[0]) parameters.set("baseline", view.baseline);
-  if (view.axis !== "step") parameters.set("axis", view.axis);
-  if (view.statistic) parameters.set("statistic", view.statistic);
-  if (view.layer) parameters.set("of", view.layer);
-  if (view.showsEqual) parameters.set("equal", "shown");
-  for (const name of CHARTS) if (view.scales[name] === "linear") parameters.set(name, "linear");
-  return comparisonAddress(view.runIds, parameters);
+  const saved = new URLSearchParams();
+  if (view.baseline && view.baseline !== view.runIds[0]) saved.set("baseline", view.baseline);
+  if (view.showsEqual) saved.set("equal", "shown");
+  for (const name of ["statistic", "layer"]) if (view[name]) saved.set(name, view[name]);
+  for (const [chart, name] of Object.entries(SCALES)) if (view.scales[chart] === "linear") saved.set(name, "linear");
+  for (const [end, place] of Object.entries(view.range ?? {})) saved.set(end, Number(place.toPrecision(12)));
+  writeControls(saved, view.controls);
+  writeMetricState(saved, view.metrics);
+  return comparisonAddress(view.runIds, saved);
 }
 
 function saveView() {
@@ -82,7 +88,6 @@ function show() {
   replaceContent(byId("settings"), settingsContent(items, differences, isFailing, view));
   replaceContent(byId("outcomes"), outcomesContent(items));
   replaceContent(byId("measures"), measuresContent(items));
-  for (const button of document.querySelectorAll("[data-axis]")) button.setAttribute("aria-pressed", String(button.dataset.axis === view.axis));
   charts.show(items).catch(showError);
   document.title = `${items.map(({ run }) => run.name).join(", ")} · comparison · gradmedic`;
 }
@@ -122,10 +127,9 @@ function remove(id) {
 }
 
 document.addEventListener("click", ({ target }) => {
-  const button = target.closest?.("#comparison button[data-key], [data-axis]");
+  const button = target.closest?.("#comparison button[data-key]");
   if (!button) return;
-  if (button.dataset.axis) view.axis = button.dataset.axis;
-  const [action, id] = (button.dataset.key ?? "").split(" ");
+  const [action, id] = button.dataset.key.split(" ");
   if (action === "remove") { remove(id); return; }
   if (action === "baseline") view.baseline = id;
   if (action === "equal") view.showsEqual = !view.showsEqual;
@@ -137,8 +141,7 @@ byId("tables").addEventListener("scroll", ({ target }) => { // the columns of al
   for (const other of byId("tables").querySelectorAll(".scroll")) if (other.scrollLeft !== target.scrollLeft) other.scrollLeft = target.scrollLeft;
 }, { capture: true, passive: true });
 document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh().catch(showError); });
-window.addEventListener("popstate", () => { readAddress(); refresh().catch(showError); });
+window.addEventListener("popstate", () => location.reload());
 
-readAddress();
 if (view.runIds.length) refresh().catch(showError);
 else { byId("none").hidden = false; document.body.dataset.ready = "yes"; }

@@ -1,38 +1,53 @@
-// The charts of a comparison: loss, gradient norm, and the statistic of one layer, over steps or over time.
+// The charts of a comparison: loss, gradient norm, the statistic of one layer, and every metric. They share the horizontal
+// axis, the range in view and the place that the reader points at.
 
 import { showError } from "./api.js";
+import { AXES, axisOf } from "./axes.js";
 import { Chart, pointsOf } from "./chart.js";
-import { overTime, readDrawn, totalNormOf } from "./comparison_reading.js";
+import { ChartControls } from "./chart_controls.js";
+import { readDrawn, readItemClock, totalNormOf } from "./comparison_reading.js";
 import { byId, el } from "./dom.js";
-import { integer, number, words } from "./format.js";
+import { words } from "./format.js";
+import { MetricCharts } from "./metric_charts.js";
 
 const NORM = "grad_norm";
 const TITLES = { loss: "Loss", gradient: "Gradient norm of all layers", layer: "One layer" }; // by the name of the chart
-const TIME_UNITS = [["seconds", 1, 300], ["minutes", 60, 300 * 60], ["hours", 3600, Infinity]]; // name, seconds, up to a span in seconds
+const AHEAD = "400px"; // below and above the window, where charts are drawn already
 
-/** Return names joined, the letters of runs. */
+/** Return the letters of runs as text. */
 const lettersOf = (items) => items.map(({ letter }) => letter).join(", ");
+const nameOf = ({ letter, run }) => `${letter} ${run.name}`;
 
 export class ComparisonCharts {
   /**
-   * `view` is the state of the page: `axis`, the scale of each chart, and `statistic` and `layer`, null unless the reader has
-   * chosen them. `save` keeps it in the address.
+   * `view` is the state of the page: `controls` of `readControls`; `metrics` of `readMetricState`; `range`, the part of the axis
+   * in view, null for all; `scales` of the charts by name; `statistic` and `layer`, null unless the reader has chosen them.
+   * `save` keeps it in the address.
    */
   constructor(view, save) {
     this.view = view;
     this.save = save;
     this.items = [];
     this.charts = {}; // those that have come into view, by name
+    this.axis = AXES.step; // that is drawn
+    this.draws = 0;
+    this.controls = new ChartControls(byId("chart-controls"), view.controls, {
+      axis: () => this.#zoom(null, null), // a range of steps means nothing in seconds
+      smoothing: (isLast) => { if (isLast) save(); this.#redraw(); },
+      reset: () => this.#zoom(null, null),
+    });
+    const shared = { onZoom: (from, to) => this.#zoom(from, to), onPoint: (x, pointed) => this.#pointAll(x, pointed) };
+    this.metrics = new MetricCharts(byId("metrics"), { state: view.metrics, onState: save, ...shared });
     const watcher = new IntersectionObserver((entries) => {
       for (const { isIntersecting, target } of entries) {
         if (!isIntersecting) continue;
         watcher.unobserve(target);
-        this.#create(target.id.replace("-chart", ""));
+        this.#create(target.id.replace("-chart", ""), shared);
       }
-    }, { rootMargin: "400px" });
+    }, { rootMargin: AHEAD });
     for (const name of Object.keys(TITLES)) watcher.observe(byId(`${name}-chart`));
     for (const name of ["statistic", "layer"]) {
-      byId(name).addEventListener("change", (event) => { view[name] = this[name] = event.target.value; save(); this.draw().catch(showError); });
+      byId(name).addEventListener("change", (event) => { view[name] = this[name] = event.target.value; save(); this.#redraw(); });
     }
   }
 
@@ -40,25 +55,94 @@ export class ComparisonCharts {
   async show(items) {
     this.items = items;
     this.#fillPickers();
-    await this.draw();
+    await this.#draw();
   }
 
-  async draw() {
-    await Promise.all(Object.keys(this.charts).map((name) => this.#drawOne(name)));
-  }
-
-  #create(name) {
+  #create(name, shared) {
     this.charts[name] = new Chart(byId(`${name}-chart`), {
-      title: TITLES[name], cutsOutliers: true, scale: this.view.scales[name] ?? "log", describeX: (point) => this.#placeOf(point),
+      title: TITLES[name], cutsOutliers: true, scale: this.view.scales[name] ?? "log", ...shared,
       onScale: (scale) => { this.view.scales[name] = scale; this.save(); },
+      fileName: (title) => `comparison-${title}`,
+      sources: () => this.#sourcesOf(name),
     });
-    this.#drawOne(name).catch(showError);
+    this.#redraw();
   }
 
-  #placeOf(point) {
-    const [first, last] = [point.first ?? point.x, point.end ?? point.last ?? point.x];
-    const step = first === last ? `step ${integer(first)}` : `steps ${integer(first)} to ${integer(last)}`;
-    return this.view.axis === "time" ? `${number(Number(point.x.toPrecision(4)))} ${this.unit[0]}` : step;
+  #redraw() {
+    this.#draw().catch(showError);
+  }
+
+  #zoom(from, to) {
+    const isAll = from === null || to <= from;
+    this.view.range = isAll ? null : { from: this.axis.needsClock ? from : Math.round(from), to: this.axis.needsClock ? to : Math.round(to) };
+    this.save();
+    this.#redraw();
+  }
+
+  #pointAll(x, pointed) {
+    for (const chart of [...Object.values(this.charts), ...this.metrics.charts]) if (chart !== pointed) chart.echo(x);
+  }
+
+  /** Return the first and the last place of the axis that any run reaches. */
+  #extent(items) {
+    const ended = items.filter(({ run, clock }) => run.last_step !== null && (clock || !this.axis.needsClock));
+    const places = ended.flatMap(({ run, clock }) => [0, run.last_step].map((step) => this.axis.place(clock, step)));
+    return places.length ? { from: Math.min(...places), to: Math.max(...places) } : { from: 0, to: 1 };
+  }
+
+  /** Return the query of the steps of a run that are in view; empty for all. */
+  #stepsOf({ clock, run }) {
+    if (!this.view.range) return {};
+    const [from, to] = [this.view.range.from, this.view.range.to].map((place) => this.axis.stepAt(clock, place));
+    return { from_step: Math.max(0, Math.floor(from)), to_step: Math.min(run.last_step ?? 0, Math.ceil(to)) };
+  }
+
+  async #draw() {
+    const { items } = this;
+    const thisDraw = this.draws += 1;
+    if (!items.length) return;
+    const wanted = axisOf(this.view.controls.axis);
+    const clocked = await Promise.all(items.map(async (item) => ({ ...item, clock: wanted.needsClock ? await readItemClock(item) : null })));
+    const isCurrent = () => thisDraw === this.draws;
+    if (!isCurrent()) return;
+    const withoutTimes = wanted.needsClock ? clocked.filter(({ clock }) => !clock) : [];
+    const axis = this.axis = withoutTimes.length === items.length ? AXES.step : wanted;
+    const note = axis === wanted ? `No times were recorded by ${lettersOf(withoutTimes)}.` : "No run has times; the axis shows steps.";
+    this.controls.setNote(withoutTimes.length ? note : "");
+    this.controls.setZoomed(this.view.range !== null);
+    const shown = axis.needsClock ? clocked.filter(({ clock }) => clock) : clocked;
+    const range = this.view.range ?? this.#extent(shown);
+    this.metrics.show({ runs: shown.map((item) => ({ ...item.run, name: nameOf(item), index: item.index, clock: item.clock })), axis, ...range, smoothing: this.view.controls.smoothing });
+    await Promise.all(Object.entries(this.charts).map(async ([name, chart]) => {
+      const having = shown.filter((item) => this.#has(name, item));
+      const lines = await Promise.all(having.map(async (item) => ({ name: nameOf(item), index: item.index, clock: item.clock, points: await this.#readPoints(name, item) })));
+      if (!isCurrent()) return;
+      const missing = items.filter((item) => !this.#has(name, item));
+      if (name === "layer") chart.setTitle(`${words(this.statistic)} of ${this.layer}`);
+      chart.setData({ lines, ...range, axis, note: missing.length ? `Not in ${lettersOf(missing)}.` : "", smoothing: name === "loss" ? this.view.controls.smoothing : 0 });
+    }));
+  }
+
+  /** Return whether a run has what a chart shows. */
+  #has(name, { run }) {
+    if (name === "loss") return true;
+    if (name === "gradient") return run.layers.length > 0 && run.statistics.includes(NORM);
+    return run.statistics.includes(this.statistic) && run.layers.some((layer) => layer.name === this.layer);
+  }
+
+  async #readPoints(name, item) {
+    const steps = this.#stepsOf(item);
+    if (steps.to_step < steps.from_step) return []; // the run ended before the steps in view
+    if (name === "gradient") return totalNormOf(await readDrawn(item, { statistic: NORM, field: "mean", ...steps }));
+    const table = await readDrawn(item, name === "loss" ? { statistic: "loss", ...steps } : { statistic: this.statistic, layer: this.layer, ...steps });
+    return pointsOf(table, table.series[0]);
+  }
+
+  /** Return where every step of a chart's lines is read; empty for the norm of all layers, which no run stores. */
+  #sourcesOf(name) {
+    if (name === "gradient") return [];
+    const query = name === "loss" ? { statistic: ["time", "loss"] } : { statistic: ["time", this.statistic], layer: this.layer };
+    return this.items.filter((item) => this.#has(name, item)).map(({ run }) => ({ runId: run.id, runName: run.name, query }));
   }
 
   /** Fill the choices of layer and statistic with those that any run has; the first choice is where a run first went bad. */
@@ -81,59 +165,5 @@ export class ComparisonCharts {
     };
     fill(byId("statistic"), statistics.map((name) => [name, words(name)]), this.statistic);
     fill(byId("layer"), [...layers].map(([name, having]) => [name, having.length < this.items.length ? `${name} (only ${lettersOf(having)})` : name]), this.layer);
-  }
-
-  async #drawOne(name) {
-    const { items } = this;
-    if (!items.length) return;
-    const read = { loss: () => this.#readLosses(items), gradient: () => this.#readNorms(items), layer: () => this.#readLayer(items) }[name];
-    const lines = await read();
-    if (items === this.items) this.#drawLines(name, lines);
-  }
-
-  #readLosses(items) {
-    return { lines: items.map((item) => ({ item, table: item.loss.table, points: item.loss.points })), note: "" };
-  }
-
-  async #readNorms(items) {
-    const having = items.filter(({ run }) => run.layers.length && run.statistics.includes(NORM));
-    const lines = await Promise.all(having.map(async (item) => {
-      const table = await readDrawn(item, { statistic: NORM, field: "mean" });
-      return { item, table, points: totalNormOf(table) };
-    }));
-    const missing = items.filter((item) => !having.includes(item));
-    return { lines, note: missing.length ? `Not sent by ${lettersOf(missing)}.` : "" };
-  }
-
-  async #readLayer(items) {
-    const { statistic, layer } = this;
-    if (layer === undefined) return { lines: [], note: "" };
-    const having = items.filter(({ run }) => run.statistics.includes(statistic) && run.layers.some(({ name }) => name === layer));
-    const lines = await Promise.all(having.map(async (item) => {
-      const table = await readDrawn(item, { statistic, layer });
-      return { item, table, points: pointsOf(table, table.series.find((series) => series.layer === layer)) };
-    }));
-    const missing = items.filter((item) => !having.includes(item));
-    this.charts.layer.setTitle(`${words(statistic)} of ${layer}`);
-    return { lines, note: missing.length ? `Not in ${lettersOf(missing)}.` : "" };
-  }
-
-  #drawLines(name, { lines, note }) {
-    const isTime = this.view.axis === "time";
-    const clocked = isTime ? lines.filter(({ item }) => item.startTime !== null) : lines;
-    const ends = this.items.map(({ run, duration }) => (isTime ? duration : run.last_step) ?? 0);
-    const span = Math.max(...ends, isTime ? 0.001 : 1);
-    this.unit = TIME_UNITS.find(([, , most]) => span <= most);
-    const chart = this.charts[name];
-    chart.options.unit = isTime ? `${this.unit[0]} since the first step` : "step";
-    const inUnit = (value) => value / (isTime ? this.unit[1] : 1);
-    const notes = [note, clocked.length < lines.length ? `No times were recorded by ${lettersOf(lines.filter((line) => !clocked.includes(line)).map(({ item }) => item))}.` : ""];
-    chart.setData({
-      lines: clocked.map(({ item, table, points }) => ({
-        name: `${item.letter} ${item.run.name}`, index: item.index,
-        points: isTime ? overTime(points, table, item.startTime).map((point) => ({ ...point, x: inUnit(point.x), last: inUnit(point.last), next: point.next === undefined ? undefined : inUnit(point.next) })) : points,
-      })),
-      from: 0, to: inUnit(span), note: notes.filter(Boolean).join(" "),
-    });
   }
 }

@@ -82,9 +82,12 @@ export function compareMaps(maps, measured = new Set()) {
   return { different: rows.filter(isDifferent), equal: rows.filter((row) => !isDifferent(row)) };
 }
 
+/** Return whether a setting names or places a run, so that its number is no size. */
+export const isName = (key) => LAST.test(key);
+
 /** Return the place of a setting among differences: what acts on gradients first, names and seeds last. */
 function rankOf(key) {
-  if (LAST.test(key)) return FIRST.length + 1;
+  if (isName(key)) return FIRST.length + 1;
   const at = FIRST.findIndex((pattern) => pattern.test(key));
   return at < 0 ? FIRST.length : at;
 }

@@ -1,15 +1,17 @@
-// Reads what a comparison shows of a run: its diagnosis, its loss, its numbers, and series on the axis of steps or of time.
+// Reads what a comparison shows of a run: its diagnosis, its numbers, its times, and the series of its charts.
 
 import { get, getAll, readSeries } from "./api.js";
+import { readClock } from "./axes.js";
 import { pointsOf } from "./chart.js";
 import { decidingFinding, extremesOf, lastBucketOf, valueAt } from "./comparison_outcomes.js";
+import { metricsOf } from "./metric_groups.js";
 import { remediesText } from "./remedies.js";
 
 const ALL_POINTS = 900; // points of all runs together in one chart
 const POINTS = { fewest: 60, most: 250 }; // of one run
 const MEASURE_POINTS = 40; // buckets in which the best and the last value of a number are looked for
 const NAMES_PER_REQUEST = 40; // an address with more could be too long
-const PROBE_PREFIX = "gradmedic/"; // of the metrics that the SDK measures for the diagnosis
+const MAX_DRAWN = 60; // answers that are kept for the charts of a run
 
 /** Return the number of points of one run's line among so many runs. */
 export const pointsPerRun = (runs) => Math.min(POINTS.most, Math.max(POINTS.fewest, Math.round(ALL_POINTS / runs)));
@@ -36,7 +38,7 @@ async function readLast(runId, table, names) {
 
 /** Return `{last: {value, step}, low, high}` of the loss, the learning rate and each metric of a run, by name. */
 async function readMeasures(run) {
-  const names = ["loss", "learning_rate", ...run.metrics.filter((name) => !name.startsWith(PROBE_PREFIX))];
+  const names = ["loss", "learning_rate", ...metricsOf([run])];
   const batches = await Promise.all(inBatches(names).map(async (batch) => {
     const table = await readSeries(run.id, { statistic: batch, max_points: MEASURE_POINTS });
     const last = await readLast(run.id, table, batch);
@@ -71,44 +73,45 @@ export async function readComparison(id, runs, before) {
   const run = await get(`/runs/${id}`);
   const points = pointsPerRun(runs);
   if (before && before.run.revision === run.revision && before.run.status === run.status && before.points === points) return before;
-  const [diagnosis, history, table, measures, trial] = await Promise.all([
+  const [diagnosis, history, times, measures, trial] = await Promise.all([
     get(`/runs/${id}/diagnosis`),
     get(`/runs/${id}/diagnosis/history`),
-    readSeries(id, { statistic: ["loss", "time"], max_points: points }),
+    readSeries(id, { statistic: "time", field: ["min", "max"], max_points: 1 }),
     readMeasures(run),
     before ? before.trial : readTrial(run),
   ]);
-  const clock = table.series[1];
-  const [start, end] = [clock.count.findIndex((count) => count > 0), lastBucketOf(clock)];
+  const [time] = times.series;
   return {
     run, diagnosis, points, measures, trial,
     firstLayer: decidingFinding(diagnosis, history.items)?.layers[0] ?? null,
     lastLoss: measures.get("loss")?.last ?? null,
-    startTime: start < 0 ? null : clock.min[start], // seconds
-    duration: start < 0 ? null : clock.max[end] - clock.min[start], // seconds
-    loss: { table, points: pointsOf(table, table.series[0]) },
+    duration: time.count[0] ? time.max[0] - time.min[0] : null, // seconds
     drawn: new Map(), // further series, by what was asked for
   };
 }
 
-/** Read series of a run with the times of its steps, once for each state of the run. */
-export async function readDrawn(item, query) {
-  const key = JSON.stringify(query);
+/** Return what `read` reads for the charts of a run; it is read once for each state of the run. */
+function once(item, key, read) {
+  if (item.drawn.size > MAX_DRAWN) item.drawn.clear();
   if (!item.drawn.has(key)) {
-    const statistic = [query.statistic, "time"];
-    item.drawn.set(key, readSeries(item.run.id, { ...query, statistic, max_points: item.points }));
+    item.drawn.set(key, read());
     item.drawn.get(key).catch(() => item.drawn.delete(key));
   }
   return item.drawn.get(key);
 }
 
+/** Read series of a run, by a query of `GET /runs/{id}/steps`. */
+export const readDrawn = (item, query) => once(item, JSON.stringify(query), () => readSeries(item.run.id, { ...query, max_points: item.points }));
+
+/** Read the clock of a run; null if its steps have no times. */
+export const readItemClock = (item) => once(item, "clock", () => readClock(item.run.id));
+
 /** Return points of the norm over all layers, from each layer's mean; not finite where one layer is not finite. */
 export function totalNormOf(table) {
   const total = { count: [], nonfinite: [], infinite: [], mean: [] };
-  const layers = table.series.filter(({ layer }) => layer !== null);
   for (let at = 0; at < table.first.length; at += 1) {
     let [squares, finite, nonfinite, infinite] = [0, 0, 0, 0];
-    for (const series of layers) {
+    for (const series of table.series) {
       if (series.count[at] > series.nonfinite[at]) { squares += series.mean[at] ** 2; finite += 1; }
       nonfinite += series.nonfinite[at];
       infinite += series.infinite[at];
@@ -119,16 +122,4 @@ export function totalNormOf(table) {
     total.infinite.push(infinite);
   }
   return pointsOf(table, total);
-}
-
-/** Return points over seconds since a start instead of over steps; points of buckets without a time are left out. */
-export function overTime(points, table, startTime) {
-  const clock = table.series.find(({ statistic, layer }) => statistic === "time" && layer === null);
-  const seconds = new Map(); // by first step of the bucket
-  for (let at = 0; at < table.first.length; at += 1) {
-    if (clock?.count[at]) seconds.set(table.first[at], clock.mean[at] - startTime);
-  }
-  return points.filter(({ x }) => seconds.has(x)).map((point) => ({
-    ...point, x: seconds.get(point.x), last: seconds.get(point.x), next: seconds.get(point.next), first: point.x, end: point.last,
-  }));
 }

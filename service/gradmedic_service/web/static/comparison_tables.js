@@ -2,7 +2,7 @@
 
 import { lineStyle } from "./chart.js";
 import { compareFindings, differenceOf, directionOf, ratioText } from "./comparison_outcomes.js";
-import { divides } from "./comparison_differences.js";
+import { divides, isName } from "./comparison_differences.js";
 import { el, svg } from "./dom.js";
 import { attentionBadge, badge, integer, number, statusWord, steps as stepText, words } from "./format.js";
 import { outcomeText, remedyText } from "./remedies.js";
@@ -60,7 +60,7 @@ function differenceRow(items, row, missing, isFailing = null) {
     rowHead([breakable(row.key), row.more ? el("span", { class: "muted", title: row.more.join("\n") }, ` and ${integer(row.more.length)} more`) : null], isFailing && divides(row, isFailing) ? el("span", { class: "tag" }, "divides the verdicts") : null),
     items.map((_, at) => {
       const isOther = row.groups[at] !== row.groups[baseline];
-      const ratio = isOther && row.isNumeric ? ratioText(row.values[at], row.values[baseline]) : null;
+      const ratio = isOther && row.isNumeric && !isName(row.key) ? ratioText(row.values[at], row.values[baseline]) : null;
       return el("td", { class: isOther ? "differs" : null }, row.texts[at] === null ? absent(missing) : el("span", { class: "value" }, row.texts[at]), ratio ? el("span", { class: "muted ratio" }, ` ${ratio}`) : null);
     }));
 }
