@@ -99,7 +99,7 @@ def test_a_reader_learns_what_differs_between_two_runs(
     )
     assert "; also in 3 of 4 layers. Run A explodes since step " in lead
     assert lead.endswith(", run B is healthy.")
-    expect(page.locator("#sentences")).to_contain_text("Run B has the lowest last loss, ")
+    expect(page.locator("#answer")).to_contain_text("Run B has the lowest last loss, ")
     assert cells(page, "[data-setting='lr']") == ["30", "0.01 ×3.33e-4"]
     assert cells(page, "[data-setting='momentum']") == ["not set", "0"]
     assert cells(page, "[data-setting='0.weight']") == ["Linear 16×8, then tanh", "Linear 32×8, then tanh"]
@@ -166,7 +166,7 @@ def test_twelve_runs_are_compared(open_page: Any, service: Service, sweep: list[
     )
     expect(page.locator("#sentence")).to_contain_text("4 explode (A, D, G and J since step ")
     expect(page.locator("#sentence")).to_contain_text("8 are healthy (B, C, E, F, H, I, K and L)")
-    expect(page.locator("#sentences")).to_contain_text(
+    expect(page.locator("#answer")).to_contain_text(
         "only lr divides them: failing runs have 0.5 or more, healthy ones 0.11 or less."
     )
     expect(page.locator("[data-setting='lr'] .tag")).to_have_text("divides the verdicts")
@@ -312,7 +312,7 @@ def test_the_sentences_are_right(open_page: Any, service: Service) -> None:
             facts: { different: [], equal: [] }, layers: { different: [], equal: [] },
         })"""
         sentences = evaluate(page, "comparison_sentence", expression, items, list(configs))
-        return sentences["lead"], sentences["others"]
+        return sentences["lead"], " ".join(sentences["others"])
 
     healthy, low = run_item("A", "healthy"), {"value": 0.5, "step": 9}
     assert describe([healthy, run_item("B", "healthy")], {"lr": 1}, {"lr": 1}) == (
@@ -330,6 +330,9 @@ def test_the_sentences_are_right(open_page: Any, service: Service) -> None:
     assert lead.startswith("They differ in 5 of 5 settings: k0 (0, 1, 2), k1 (1, 2, 3) and 3 more. Run A is healthy; ")
     assert lead.endswith("; run B is healthy, but its loss is stuck; run C has vanishing gradients since step 40 in w.")
     assert others == "Run A has the lowest last loss, 0.5 at step 9."
+    same = [run_item(letter, "healthy", lastLoss=low) for letter in "AB"]
+    assert describe(same, {}, {})[1] == "All runs have the same last loss, 0.5 at step 9."
+    assert describe([*same, stuck], {}, {}, {})[1] == "Runs A and B have the lowest last loss, 0.5 at step 9."
     kinds = [{"training": {"loss": {"kind": kind}}} for kind in ("cross_entropy", "squared_error")]
     different = [run_item(letter, "healthy", run=run, lastLoss=low) for letter, run in zip("AB", kinds, strict=True)]
     assert "cross entropy, squared error), so do not compare them." in describe(different, {}, {})[1]

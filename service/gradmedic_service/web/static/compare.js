@@ -71,6 +71,14 @@ function runContent({ run, letter, index, isBaseline }) {
       el("button", { type: "button", class: "small remove", "data-key": `remove ${run.id}`, "aria-label": `Remove ${run.name}`, title: "Remove from the comparison" }, "✕")));
 }
 
+/** Keep the height of an element whose live numbers may need a line less, so that nothing below it moves. */
+function keepHeight(element) {
+  const layout = `${element.clientWidth} ${view.runIds}`;
+  if (element.dataset.layout !== layout) element.style.minHeight = "";
+  element.dataset.layout = layout;
+  element.style.minHeight = `${element.offsetHeight}px`;
+}
+
 function show() {
   const items = itemsOf();
   byId("none").hidden = items.length > 0;
@@ -79,10 +87,9 @@ function show() {
   const runs = items.map(({ run }) => run);
   const differences = { settings: compareSettings(settingsOf(items)), facts: compareFacts(runs), layers: compareLayers(runs) };
   const isFailing = failingOf(items.map(({ diagnosis }) => diagnosis));
-  const { lead, others } = items.length > 1 ? describeComparison(items, differences) : { lead: "This is one run. Add a second one to see what differs.", others: "" };
-  setText(byId("sentence"), lead);
-  setText(byId("sentences"), others);
-  byId("sentences").hidden = !others;
+  const { lead, others } = items.length > 1 ? describeComparison(items, differences) : { lead: "This is one run. Add a second one to see what differs.", others: [] };
+  replaceContent(byId("answer"), el("p", { id: "sentence" }, lead), others.map((text) => el("p", { class: "muted" }, text)));
+  keepHeight(byId("answer"));
   byId("tables").dataset.runs = items.length > 3 ? "many" : "few";
   replaceContent(byId("compared"), items.map(runContent));
   replaceContent(byId("settings"), settingsContent(items, differences, isFailing, view));

@@ -125,17 +125,19 @@ export function describeLoss(items) {
   if (items.some(({ run }) => run.training?.loss?.surrogate || (run.training?.objective && run.training.objective.kind !== "loss"))) return null;
   const known = items.filter(({ lastLoss }) => lastLoss);
   const finite = known.filter(({ lastLoss }) => Number.isFinite(lastLoss.value)).sort((a, b) => a.lastLoss.value - b.lastLoss.value);
-  if (known.length < 2 || !finite.length || (finite.length > 1 && finite[0].lastLoss.value === finite[1].lastLoss.value)) return null;
-  const [best] = finite;
-  const other = items.length === 2 ? items.find((item) => item !== best) : null;
-  return `Run ${best.letter} has the lowest last loss, ${lossText(best.lastLoss)}${other ? `; run ${other.letter} has ${lossText(other.lastLoss)}` : ""}.`;
+  if (known.length < 2 || !finite.length) return null;
+  const best = finite.filter(({ lastLoss }) => lastLoss.value === finite[0].lastLoss.value);
+  if (best.length === items.length) return `All runs have the same last loss, ${lossText(best[0].lastLoss)}.`;
+  if (best.length > 1) return `${best.length > MAX_CLAUSES ? `${best.length} runs` : `Runs ${listOf(best.map(({ letter }) => letter))}`} have the lowest last loss, ${lossText(best[0].lastLoss)}.`;
+  const other = items.length === 2 ? items.find((item) => item !== best[0]) : null;
+  return `Run ${best[0].letter} has the lowest last loss, ${lossText(best[0].lastLoss)}${other ? `; run ${other.letter} has ${other.lastLoss ? lossText(other.lastLoss) : "none"}` : ""}.`;
 }
 
 const asSentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}.`;
 
 /**
- * Return the sentences of a comparison, `{lead, others}`: what differs and how the runs ended; then what divides them, and
- * their losses.
+ * Return the sentences of a comparison, `{lead, others}`: what differs and how the runs ended; then a list of what divides
+ * them, and their losses.
  *
  * `items` are two or more runs, each `{letter, run, diagnosis, firstLayer, lastLoss}`; `differences` has `settings`, `facts`
  * and `layers` as `{different, equal}` rows.
@@ -143,6 +145,6 @@ const asSentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}.`;
 export function describeComparison(items, differences) {
   return {
     lead: `${asSentence(describeDifferences(differences))} ${asSentence(describeVerdicts(items))}`,
-    others: [describeDivision(items, differences), describeLoss(items)].filter(Boolean).join(" "),
+    others: [describeDivision(items, differences), describeLoss(items)].filter(Boolean),
   };
 }
