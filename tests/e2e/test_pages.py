@@ -210,7 +210,10 @@ def test_names_of_users_are_shown_as_text(open_page: Any, service: Service) -> N
             "layers": [{"name": f"{evil} layer {index}", "kind": evil, "shape": [2, 2]} for index in range(3)],
         }  # fmt: skip
         run = client.post("/runs", json=body).json()["id"]
-        steps = {"steps": [0, 1], "loss": ["NaN", 1.0], "statistics": {"grad_norm": [["NaN"] * 3, [1.0] * 3]}}
+        steps = {
+            "steps": [0, 1], "loss": ["NaN", 1.0], "statistics": {"grad_norm": [["NaN"] * 3, [1.0] * 3]},
+            "metrics": {f"{evil} metric": [1.0, "NaN"]},
+        }  # fmt: skip
         assert client.post(f"/runs/{run}/steps", json=steps).status_code == 200
     for path in ("/", f"/runs/{run}", f"/compare?run={run}&run={service.healthy}", "/projects", "/reruns"):
         page.goto(f"{service.url}{path}")

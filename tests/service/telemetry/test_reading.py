@@ -95,6 +95,17 @@ def test_ranges_are_inclusive_and_names_keep_their_order(client: TestClient, cre
     assert answer["series"][2]["mean"] == [5, 6, 7, 8]
 
 
+def test_the_times_of_steps_are_a_series(client: TestClient, create_run: Any) -> None:
+    """Seconds since 1970 come back exactly, also in buckets; a step without a time has no value."""
+    run = create_run(client, layers=0)
+    start = 1_764_000_000.123456
+    times = [start + 0.25 * step for step in range(5)]
+    assert client.post(f"{run}/steps", json={"steps": list(range(6)), "time": [*times, None]}).status_code == 200
+    assert read(client, run, statistic="time")["series"][0]["mean"] == [*times, None]
+    whole = read(client, run, statistic="time", max_points=1)["series"][0]
+    assert (whole["min"], whole["max"], whole["count"]) == ([times[0]], [times[-1]], [5])
+
+
 def test_an_empty_range_has_no_buckets(client: TestClient, create_run: Any) -> None:
     """A run without steps, or without steps in the range, is answered with no buckets."""
     run = create_run(client, layers=1)

@@ -90,9 +90,9 @@ export async function readSeries(runId, query, signal) {
   return { first: content.first_step, last: content.last_step, series };
 }
 
-/** Read every step of series as the text of a CSV file, with a column for each series. */
+/** Read every step of series as a CSV file, with a column for each series. */
 export async function readCsv(runId, query, signal) {
-  return (await request(`/runs/${runId}/steps`, { query, accept: "text/csv", signal })).text();
+  return (await request(`/runs/${runId}/steps`, { query, accept: "text/csv", signal })).blob();
 }
 
 /** Show an error at the top of the page; null hides it. */

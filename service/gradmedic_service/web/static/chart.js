@@ -46,7 +46,7 @@ export class Chart {
     this.root = root;
     this.title = el(options.heading ?? "h3", {}, options.title);
     this.value = el("span", { class: "value", hidden: !options.compact });
-    this.note = el("p", { class: "note muted" });
+    this.note = el("p", { class: "note muted", hidden: true });
     this.height = options.height ?? this.layout.height;
     this.svg = svg("svg", { class: "chart", height: this.height, role: "img", tabindex: "0" });
     this.readout = el("p", { class: options.compact ? "hidden" : "readout", role: "status", "aria-live": "polite" });
@@ -159,7 +159,7 @@ export class Chart {
     this.note.hidden = !this.note.textContent;
     this.svg.setAttribute("aria-label", describe(this, range));
     drawChart(this, range);
-    if (this.options.compact) this.value.textContent = this.#lastValue();
+    if (this.options.compact) this.#showLast();
     this.cross = svg("line", { y1: this.layout.margin.top, y2: this.plotBottom, class: "cross", visibility: "hidden" });
     this.svg.append(this.cross);
     this.#placeCross(this.at);
@@ -181,9 +181,11 @@ export class Chart {
     else this.table.querySelector("summary").focus();
   }
 
-  #lastValue() {
+  /** Show the last number of a line that is alone, beside the title. */
+  #showLast() {
     const last = this.lines.length === 1 ? this.lines[0].points.at(-1) : null;
-    return !last ? "" : last.nan ? "NaN" : last.infinite ? "infinite" : number(last.y);
+    this.value.textContent = !last ? "" : last.nan ? "NaN" : last.infinite ? "infinite" : number(last.y);
+    this.value.title = last ? `mean of ${this.options.describeX(last)}` : "";
   }
 
   #drawBrush() {

@@ -7,7 +7,7 @@ import * as scales from "./scales.js";
 
 // `xTick` is the least distance of ticks of the horizontal axis, as a multiple of the width of their texts; `yTick` that of the
 // vertical axis in pixels.
-export const LARGE = { margin: { left: 62, right: 10, top: 16, bottom: 36 }, height: 210, xTick: 1.5, yTick: 40, hasUnit: true };
+export const LARGE = { margin: { left: 62, right: 10, top: 16, bottom: 36 }, height: 210, xTick: 1.1, yTick: 32, hasUnit: true };
 export const COMPACT = { margin: { left: 52, right: 8, top: 14, bottom: 20 }, height: 150, xTick: 1, yTick: 22, hasUnit: false };
 const SHOWN_SHARE = 0.98; // with `cutsOutliers`, this share of the values is in the range of the axis, ...
 const CUT_FACTOR = 10; // ... if the largest value is more than so many times higher

@@ -18,15 +18,12 @@ const SWATCH = 34;
  * `GET /runs/{id}/steps`. Without it, as where the lines are computed, only the drawn points can be saved.
  */
 export function actionsOf(chart) {
-  const name = () => fileName(chart.options.fileName?.(chart.title.textContent) ?? chart.title.textContent);
-  const save = (action) => () => action().catch(showError);
-  const sources = chart.options.sources?.() ?? [];
+  const { options, title, table } = chart;
+  const name = () => fileName(options.fileName?.(title.textContent) ?? title.textContent);
   return [
-    { label: "Save as PNG", run: save(async () => saveFile(await pngFile(drawPicture(chart)), `${name()}.png`)) },
-    { label: "Save as SVG", run: save(async () => saveFile(svgFile(drawPicture(chart)), `${name()}.svg`)) },
-    ...(sources.length ? [{ label: "Save as CSV: every step", run: save(async () => saveFile(await readTables(sources), `${name()}.csv`)) }] : []),
-    { label: "Save as CSV: drawn points", run: save(async () => saveFile(csvFile(csvLines(pointRows(chart))), `${name()}-points.csv`)) },
-    ...(chart.options.compact ? [{ label: chart.table.open ? "Hide the table" : "Show as a table", run: () => chart.toggleTable() }] : []),
+    ...pictureActions(name, () => drawPicture(chart)),
+    ...valueActions(name, options.sources?.() ?? [], () => pointRows(chart)),
+    ...(options.compact ? [{ label: table.open ? "Hide the table" : "Show as a table", run: () => chart.toggleTable() }] : []),
   ];
 }
 
@@ -71,15 +68,33 @@ function pointRows(chart) {
 }
 
 /** Read every step of the sources as one CSV file; of several runs, with the name of the run in the first column. */
-export async function readTables(sources) {
-  const texts = [];
-  for (const { runId, query } of sources) texts.push(await readCsv(runId, query));
-  if (sources.length === 1) return csvFile(texts[0]);
-  const [head] = texts[0].split("\n", 1);
-  const parts = [`run,${head.trimEnd()}\r\n`];
-  for (const [at, { runName }] of sources.entries()) {
-    const run = csvLines([[runName]]).trimEnd();
-    for (const row of texts[at].split("\n").slice(1)) if (row.trim()) parts.push(`${run},${row.trimEnd()}\r\n`);
+async function readTables(sources) {
+  const [first, ...others] = sources;
+  if (!others.length) return readCsv(first.runId, first.query);
+  const parts = [];
+  for (const { runId, runName, query } of sources) {
+    const [head, ...rows] = (await (await readCsv(runId, query)).text()).trimEnd().split("\r\n");
+    const [run] = csvLines([[runName]]).split("\r\n");
+    if (!parts.length) parts.push(`run,${head}\r\n`);
+    for (const row of rows) parts.push(`${run},${row}\r\n`);
   }
   return csvFile(...parts);
 }
+
+/** Return the `{label, run()}` that save a picture: `draw()` returns it, `name()` the name of the file. */
+export function pictureActions(name, draw) {
+  return [
+    action("Save as PNG", async () => saveFile(await pngFile(draw()), `${name()}.png`)),
+    action("Save as SVG", async () => saveFile(svgFile(draw()), `${name()}.svg`)),
+  ];
+}
+
+/** Return the `{label, run()}` that save values: every step of the sources, and the drawn points, which `rows()` returns. */
+export function valueActions(name, sources, rows) {
+  return [
+    ...(sources.length ? [action("Save as CSV: every step", async () => saveFile(await readTables(sources), `${name()}.csv`))] : []),
+    action("Save as CSV: drawn points", async () => saveFile(csvFile(csvLines(rows())), `${name()}-points.csv`)),
+  ];
+}
+
+const action = (label, run) => ({ label, run: () => run().catch(showError) });

@@ -2,12 +2,16 @@
 //
 // A folded module is one row; its cell shows the worst of its layers, else the one with the largest value.
 
+import { pictureActions, valueActions } from "./chart_export.js";
 import { el, svg } from "./dom.js";
+import { fileName } from "./files.js";
 import { drawFlags, drawRowLabels, drawStepAxis } from "./heatmap_axes.js";
 import { cellOf, columnsOf, domainOfSeries, drawLegend, drawOverlay, paintCells } from "./heatmap_drawing.js";
+import { cellRows, drawPicture } from "./heatmap_export.js";
 import { listenToKeys, listenToPointer } from "./heatmap_input.js";
 import { describe, tableOf, tipOf } from "./heatmap_text.js";
 import { foldable, rowsOf } from "./layers.js";
+import { menuButton } from "./menu.js";
 import { linear } from "./scales.js";
 
 const HEIGHT = 600; // CSS pixels for all rows, as far as ROW_HEIGHT allows
@@ -16,8 +20,9 @@ const DETAILS_DELAY = 90; // milliseconds on a cell before its minimum and maxim
 
 export class Heatmap {
   /**
-   * handlers: `zoom(from, to, isPan)`, `select(layer, step)`, `fold(groups)`, `resized()`, and `details(layer)`, which
-   * returns a promise of the layer's series with minimum and maximum over the same buckets.
+   * handlers: `zoom(from, to, isPan)`, `select(layer, step)`, `fold(groups)`, `resized()`; `details(layer)`, which returns a
+   * promise of the layer's series with minimum and maximum over the same buckets; `fileName()` and `sources()` as those of
+   * a chart.
    */
   constructor(root, handlers) {
     this.root = root;
@@ -43,6 +48,11 @@ export class Heatmap {
     this.plot = el("div", { class: "plot" }, this.canvas, this.overlay);
     this.tip = el("div", { class: "tip", role: "status", "aria-live": "polite", hidden: true });
     this.legend = el("div", { class: "legend" });
+    this.menu = menuButton(() => {
+      const name = () => fileName(handlers.fileName());
+      return [...pictureActions(name, () => drawPicture(this)), ...valueActions(name, handlers.sources(), () => cellRows(this))];
+    });
+    this.menu.setName("Menu of the heatmap");
     this.table = el("details", { class: "data-table" }, el("summary", {}, "Show as a table"));
     root.append(
       this.flags,

@@ -11,8 +11,9 @@ export function menuButton(actionsOf) {
   const root = el("span", { class: "menu" }, button);
   let list = null;
   const close = () => {
-    list?.remove();
-    list = null;
+    const closed = list;
+    list = null; // before the removal, which takes the focus away and closes once more
+    closed?.remove();
     button.setAttribute("aria-expanded", "false");
   };
   const move = (distance) => {
@@ -23,13 +24,13 @@ export function menuButton(actionsOf) {
   const keys = {
     ArrowDown: () => move(1), ArrowUp: () => move(-1),
     Home: () => list.firstElementChild.focus(), End: () => list.lastElementChild.focus(),
-    Escape: () => { close(); button.focus(); },
+    Escape: () => { button.focus(); close(); },
   };
   const open = () => {
     button.setAttribute("aria-expanded", "true");
     list = el("div", { role: "menu", class: "menu-list", "aria-label": button.getAttribute("aria-label") }, actionsOf().map(({ label, run }) => el("button", {
       type: "button", role: "menuitem", tabindex: "-1",
-      onclick: () => { close(); button.focus(); run(); },
+      onclick: () => { button.focus(); close(); run(); },
     }, label)));
     list.addEventListener("keydown", (event) => {
       if (!(event.key in keys)) return;

@@ -5,7 +5,7 @@
 
 import { svg } from "./dom.js";
 
-const STYLES = ["fill", "fill-opacity", "stroke", "stroke-width", "stroke-dasharray", "stroke-linejoin", "opacity", "font-size", "font-weight", "text-anchor"];
+const STYLES = ["fill", "fill-opacity", "stroke", "stroke-opacity", "stroke-width", "stroke-dasharray", "stroke-linejoin", "opacity", "font-size", "font-weight", "text-anchor"];
 const SCALE = 2; // pixels of a PNG for each pixel of the page
 const bitmaps = new WeakMap(); // canvas of each image element
 
@@ -40,7 +40,7 @@ export const textOf = (text, attributes, color = "--text") => svg("text", { fill
 
 /** Return an image element that shows a canvas. */
 export function imageOf(canvas, attributes) {
-  const image = svg("image", { ...attributes, preserveAspectRatio: "none", href: canvas.toDataURL() });
+  const image = svg("image", { ...attributes, preserveAspectRatio: "none" });
   bitmaps.set(image, canvas);
   return image;
 }
@@ -49,8 +49,13 @@ export function imageOf(canvas, attributes) {
 export const pictureOf = (width, height, ...children) => svg("svg", { xmlns: "http://www.w3.org/2000/svg", width, height, viewBox: `0 0 ${width} ${height}`, "font-family": getComputedStyle(document.body).fontFamily },
   svg("rect", { width, height, fill: colorOf("--card") }), ...children);
 
-/** Return a picture as an SVG file. */
-export const svgFile = (picture) => new Blob([new XMLSerializer().serializeToString(picture)], { type: "image/svg+xml" });
+/** Return a picture as an SVG file. Its canvases are written in a document that loads nothing, as the policy demands. */
+export function svgFile(picture) {
+  const copy = document.implementation.createHTMLDocument("").importNode(picture, true);
+  const canvases = [...picture.querySelectorAll("image")].map((image) => bitmaps.get(image));
+  for (const [at, image] of [...copy.querySelectorAll("image")].entries()) image.setAttribute("href", canvases[at].toDataURL());
+  return new Blob([new XMLSerializer().serializeToString(copy)], { type: "image/svg+xml" });
+}
 
 /** Return a promise of a picture as a PNG file. */
 export function pngFile(picture) {
@@ -99,6 +104,7 @@ function paint(context, element, path) {
     context.restore();
   }
   if (stroke !== "none") {
+    context.globalAlpha *= numberOf(element, "stroke-opacity", 1);
     context.strokeStyle = stroke;
     context.lineWidth = numberOf(element, "stroke-width", 1);
     context.lineJoin = element.getAttribute("stroke-linejoin") ?? "miter";

@@ -90,7 +90,10 @@ const heatmap = new Heatmap(byId("heatmap"), {
   fold: (groups) => { view.folded = new Set(groups); saveView(); },
   details: async (layer) => (await series({ statistic: view.statistic, layer, max_points: shown.points })).series[0],
   resized: debounce(200, () => { heatmap.setLayers(layers, view.folded); refresh(); }), // labels have other lengths
+  fileName: () => `${run.name}-${view.statistic}`,
+  sources: () => [{ runId, runName: run.name, query: { ...range(), statistic: view.statistic } }],
 });
+byId("heatmap-menu").append(heatmap.menu.root);
 const saveScale = (scale) => { view.loss = scale; saveView(); };
 const onSelect = (step) => select(null, step);
 const titled = (id, title, options) => new Chart(byId(id), { title, fileName: (shownTitle) => `${run.name}-${shownTitle}`, ...options });
