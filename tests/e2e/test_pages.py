@@ -183,6 +183,19 @@ def test_login_and_logout(open_page: Any, start_service: StartService, tmp_path:
     expect(page.locator("h1")).to_have_text("Log in")
     page.goto(f"{address}/")
     expect(page.locator("h1")).to_have_text("Log in")
+    authorize_in_docs(page, address, found.group())
+
+
+def authorize_in_docs(page: Page, address: str, secret: str) -> None:
+    """Give `/docs` a key, and check that a request which is tried out there is answered."""
+    page.goto(f"{address}/docs#/service/service.limits")
+    page.get_by_role("button", name="Authorize").click()
+    page.locator(".auth-container input").fill(secret)
+    page.locator(".auth-container").get_by_role("button", name="Apply credentials").click()
+    page.locator(".auth-container").get_by_role("button", name="Close").click()
+    page.get_by_role("button", name="Try it out").click()
+    page.get_by_role("button", name="Execute").click()
+    expect(page.locator(".live-responses-table tbody .response-col_status")).to_have_text(re.compile("200"))
 
 
 def test_projects_are_muted(open_page: Any, service: Service) -> None:

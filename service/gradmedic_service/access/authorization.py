@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated
 
+from anyio import sleep_forever
 from fastapi import Depends, FastAPI, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import iter_route_contexts
 from starlette.routing import Mount
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gradmedic_service.access.authentication import principal_of
 from gradmedic_service.access.errors import ScopeMissing
@@ -56,14 +57,23 @@ class Public:
 
 
 class PublicFiles:
-    """A mounted application that needs no API key."""
+    """A mounted application that needs no API key, and reads no bodies."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request."""
-        await self._app(scope, receive, send)
+    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
+        """Serve a request.
+
+        A response with a file waits for the end of the connection while it sends. The `receive` of the request would refuse that as the
+        reading of a body, if the request has no API key. So the application gets a `receive` that never returns.
+        """
+        await self._app(scope, _receive_nothing, send)
+
+
+async def _receive_nothing() -> Message:
+    await sleep_forever()
+    raise AssertionError("unreachable: the sleep is cancelled when the answer has been sent")
 
 
 PUBLIC = Depends(Public())

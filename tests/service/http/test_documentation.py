@@ -9,6 +9,7 @@ import pytest
 from fastapi import FastAPI
 from pydantic import TypeAdapter
 from starlette.testclient import TestClient
+from tests.support.service_app import ReplaceServices
 
 from gradmedic.protocol.projects import ProjectUpdate
 from gradmedic.protocol.reruns import RerunCreate
@@ -235,13 +236,18 @@ def test_examples_are_valid() -> None:
     TypeAdapter(StepsAppend).validate_python(APPEND_EXAMPLE)
 
 
-def test_docs_need_no_network(sqlite_client: TestClient) -> None:
-    """The page loads files only from the service, and they exist."""
+@pytest.mark.parametrize("requires_keys", [False, True], ids=["without keys", "with keys"])
+def test_docs_need_no_network(
+    requires_keys: bool, sqlite_client: TestClient, replace_services: ReplaceServices
+) -> None:
+    """The page loads files only from the service, and they can be read completely, also without a key."""
+    replace_services(requires_keys=requires_keys)
     page = sqlite_client.get("/docs")
     assert page.status_code == 200
     loaded = re.findall(r'(?:src|href)="([^"]+)"', page.text)
     assert len(loaded) == 3
     for address in loaded:
         assert address.startswith("/docs/files/")
-        assert sqlite_client.get(address).status_code == 200
+        file = sqlite_client.get(address)
+        assert (file.status_code, len(file.content)) == (200, int(file.headers["content-length"]))
     assert "http" not in page.text
