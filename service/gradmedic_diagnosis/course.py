@@ -16,11 +16,18 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from gradmedic.protocol.verdicts import Learning, Verdict
-from gradmedic_diagnosis.detectors.base import UNMOVED_SHARE, Detector
+from gradmedic_diagnosis.detectors.base import Detector
 from gradmedic_diagnosis.detectors.nonfinite import DEAD_STRENGTH, Nonfinite
 from gradmedic_diagnosis.detectors.step_view import StepView
 from gradmedic_diagnosis.learning import OUTLIER_SQUARE
-from gradmedic_diagnosis.loss_progress import RELEASE_DECLINE, RELEASE_ERRORS, SLOW_ERROR, SLOW_HORIZON, LossProgress
+from gradmedic_diagnosis.loss_progress import (
+    RELEASE_DECLINE,
+    RELEASE_ERRORS,
+    SLOW_ERROR,
+    SLOW_HORIZON,
+    UNMOVED_SHARE,
+    LossProgress,
+)
 from gradmedic_diagnosis.state import Persistent
 
 RECOVERED_LOSSES = 20

@@ -21,7 +21,7 @@ from gradmedic_diagnosis.advice import advise
 from gradmedic_diagnosis.architecture import Architecture
 from gradmedic_diagnosis.block import Block
 from gradmedic_diagnosis.calibration import AlarmEvidence, HealthEvidence, calibrate
-from gradmedic_diagnosis.causes import find_causes
+from gradmedic_diagnosis.causes import FAILED_LEARNING, find_causes
 from gradmedic_diagnosis.course import Course
 from gradmedic_diagnosis.detectors import DETECTOR_TYPES
 from gradmedic_diagnosis.detectors.base import Detector
@@ -320,7 +320,7 @@ class Diagnostician:
         causes: list[Cause] = []
         advice: list[Advice] = []
         conditions = {detector.id: score for detector in self._list_unmuted() if (score := detector.cause_score) > 0}
-        if self._verdict in UNHEALTHY_VERDICTS or conditions:
+        if self._verdict in UNHEALTHY_VERDICTS or conditions or self._judged_learning in FAILED_LEARNING:
             evidence = RunEvidence(
                 verdict=self._verdict,
                 findings=findings,
@@ -331,6 +331,7 @@ class Diagnostician:
                 averages=self._averages,
                 history=self._history,
                 conditions=conditions,
+                learning=self._judged_learning,
             )
             causes = find_causes(evidence)
             advice = advise(evidence, causes)

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 from gradmedic.protocol.runs import Objective
 from gradmedic.protocol.verdicts import Learning
-from gradmedic_diagnosis.detectors.base import STUCK_PATIENCE, UNMOVED_SHARE
+from gradmedic_diagnosis.detectors.base import STUCK_PATIENCE
 from gradmedic_diagnosis.loss_progress import (
     CONSTANT_SHARE,
     FLAT_DECLINE,
     SLOW_ERROR,
     SLOW_HORIZON,
     STUCK_EVERY,
+    UNMOVED_SHARE,
     LossProgress,
 )
 from gradmedic_diagnosis.state import Persistent

@@ -49,6 +49,8 @@ CONSTANT_SHARE = 0.03
 """A loss that is flat above this share below the level of a constant predictor has learned only the level of the
 targets. The level is estimated from a few batches: with 128 targets of ten classes its own error is about 0.03 (Miller
 1955, "Note on the bias of information estimates")."""
+UNMOVED_SHARE = 0.1
+"""A loss that fell by less than this share of its start has not moved."""
 NOISE_ERRORS = 2.0
 """Two losses differ if their difference exceeds this many of its standard errors (95 %)."""
 RELEASE_DECLINE = 0.1

@@ -15,9 +15,10 @@ import numpy as np
 from gradmedic.protocol.diagnosis import Finding
 from gradmedic.protocol.layer_roles import is_named_after_normalization
 from gradmedic.protocol.runs import Layer, Training
-from gradmedic.protocol.verdicts import Verdict
+from gradmedic.protocol.verdicts import Learning, Verdict
 from gradmedic_diagnosis.architecture import Architecture
 from gradmedic_diagnosis.layer_averages import LayerAverages
+from gradmedic_diagnosis.optimizers import has_scale_free_optimizers
 from gradmedic_diagnosis.run_history import RunHistory
 
 SATURATING = ("sigmoid", "tanh", "softsign", "hardsigmoid", "hardtanh", "logsigmoid")
@@ -38,21 +39,6 @@ RECTIFIERS = (
 """Activations that pass positive inputs and suppress negative ones."""
 UNBOUNDED = ("exp", "square", "cube", "power")
 """Activations that grow faster than their input."""
-SCALE_FREE = (
-    "adam",
-    "adamw",
-    "nadam",
-    "radam",
-    "adamax",
-    "adafactor",
-    "rmsprop",
-    "adagrad",
-    "lion",
-    "rprop",
-    "lamb",
-    "muon",
-)
-"""Beginnings and endings of the names of optimizers whose step does not grow with the gradient."""
 CLASS_LOSSES = ("cross_entropy", "binary_cross_entropy", "negative_log_likelihood", "ctc", "kl_divergence", "margin")
 RECTIFIER_GAIN = 2.0
 """Behind a rectifier, weights need this many times the variance to preserve a signal (He et al. 2015)."""
@@ -64,7 +50,7 @@ TINY = 1e-30
 
 @dataclass(frozen=True, eq=False)
 class RunEvidence:
-    """The evidence about a run that is called vanishing or exploding, or that has a condition."""
+    """The evidence about a run that is called vanishing or exploding, that has a condition, or that does not learn."""
 
     verdict: Verdict
     findings: Sequence[Finding]
@@ -76,6 +62,8 @@ class RunEvidence:
     history: RunHistory
     conditions: Mapping[str, float] = field(default_factory=dict)
     """Score as a cause (`Detector.cause_score`) of each finding that is one, by detector."""
+    learning: Learning = "unknown"
+    """What the objective does."""
 
     def find(self, detector: str) -> Finding | None:
         """Return the detector's finding; None if it has none."""
@@ -166,8 +154,7 @@ class RunEvidence:
     @cached_property
     def is_optimizer_scale_free(self) -> bool:
         """Whether every optimizer divides the gradient by its own size, so that a large gradient is no large update."""
-        names = [optimizer.name.lower() for optimizer in self.training.optimizers]
-        return bool(names) and all(name.startswith(SCALE_FREE) or name.endswith(SCALE_FREE) for name in names)
+        return has_scale_free_optimizers(self.training)
 
     @cached_property
     def is_classification(self) -> bool:

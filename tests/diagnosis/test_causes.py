@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 from numpy.typing import ArrayLike
-from tests.diagnosis.condition_runs import with_rate
+from tests.diagnosis.condition_runs import with_probe, with_rate
 from tests.diagnosis.synthetic_run import falling, layers, noisy, run
 
 from gradmedic.protocol.diagnosis import Cause
@@ -173,3 +173,41 @@ def test_a_silent_loss_in_half_precision_is_an_underflow_first() -> None:
     for precision, first in (("float16", "precision_underflow"), ("float32", "no_signal_from_loss")):
         diagnosis = Diagnostician(layers(), Training(precision=precision)).update(silent)
         assert diagnosis.causes[0].cause == first
+
+
+def test_a_nan_of_the_loss_alone_is_no_overflow() -> None:
+    """In half precision, a loss of NaN whose gradients are finite did not overflow on its way back."""
+    half = Training(precision="float16")
+    assert "precision_overflow" not in find_causes(dying(), half)
+    assert "nonfinite_loss" in find_causes(dying(), half)
+
+
+def test_a_run_that_does_not_learn_has_measured_causes() -> None:
+    """Sound gradients and a flat loss: scales and a decay that were measured are causes, a large first loss is none."""
+    flat = run(noisy(500.0, 300))
+    causes = find_causes(flat, Training(input_rms=200.0, target_rms=300.0))
+    assert causes["unscaled_inputs"].evidence == {"input_rms": 200.0}
+    assert causes["unscaled_targets"].evidence == {"target_rms": 300.0}
+    assert find_causes(flat) == {}
+    shrinking = run(noisy(2.3, 300), weight=np.geomspace(10, 0.5, 300)[:, None], update=0.05)
+    decay = Training(optimizers=[Optimizer(name="SGD", weight_decay=1.0)])
+    assert "excessive_weight_decay" in find_causes(shrinking, decay)
+    assert find_causes(run(falling(300)), Training(input_rms=200.0)) == {}
+
+
+def test_whole_features_that_are_not_finite_may_be_computed() -> None:
+    """As many bad elements as examples: a standardization may divide by zero. Three bad elements are bad data."""
+    block = with_probe(dying(), "input_nonfinite_count", {80: 64.0})
+    causes = find_causes(block, Training(batch_size=32))
+    assert causes["nonfinite_input"].score > causes["numerical_instability"].score
+    assert "numerical_instability" not in find_causes(
+        with_probe(dying(), "input_nonfinite_count", {80: 3.0}), Training(batch_size=32)
+    )
+
+
+def test_a_stack_of_unbounded_activations_explains_large_updates() -> None:
+    """Updates of twice the weights come behind four cubes in a row, which make them so large."""
+    rows = [Layer(name=layer.name, numel=100, role="weight", activation="cube") for layer in layers()]
+    causes = [cause.cause for cause in Diagnostician(rows).update(dying(update=20.0)).causes]
+    assert causes[0] == "unbounded_activation"
+    assert "learning_rate_too_high" in causes

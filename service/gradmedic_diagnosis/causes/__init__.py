@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from gradmedic.protocol.diagnosis import Cause
 from gradmedic.protocol.remedies import REMEDIES
+from gradmedic.protocol.verdicts import Learning
 from gradmedic_diagnosis.causes.cause import make_cause
 from gradmedic_diagnosis.causes.initialization import (
     check_large_initialization,
@@ -24,6 +25,7 @@ from gradmedic_diagnosis.causes.network import (
     check_saturating_activation,
 )
 from gradmedic_diagnosis.causes.numerics import (
+    check_division_before_model,
     check_numerical_instability,
     check_precision_overflow,
     check_precision_underflow,
@@ -35,6 +37,8 @@ from gradmedic_diagnosis.causes.recurrence import (
 )
 from gradmedic_diagnosis.causes.scales import (
     check_input_scale,
+    check_measured_input_scale,
+    check_measured_target_scale,
     check_target_scale,
 )
 from gradmedic_diagnosis.causes.updates import (
@@ -70,6 +74,7 @@ _EXPLODING_CHECKS: tuple[Callable[[RunEvidence], Cause | None], ...] = (
     check_clipping_is_missing,
     check_precision_overflow,
     check_numerical_instability,
+    check_division_before_model,
     check_unbounded_activation,
     check_normalization_is_missing,
 )
@@ -86,14 +91,26 @@ _VANISHING_CHECKS: tuple[Callable[[RunEvidence], Cause | None], ...] = (
     check_destroying_updates,
 )
 _OTHER_CHECKS: tuple[Callable[[RunEvidence], Cause | None], ...] = (check_precision_underflow,)
+_FAILED_CHECKS: tuple[Callable[[RunEvidence], Cause | None], ...] = (
+    *_OTHER_CHECKS,
+    check_measured_input_scale,
+    check_measured_target_scale,
+    check_weight_decay,
+    check_excessive_clipping,
+)
+"""Of a run with sound gradients that does not learn: what was measured, and is no inference from a verdict."""
+FAILED_LEARNING: tuple[Learning, ...] = ("stuck", "worsening")
+"""What the objective of such a run does."""
 
 
 def find_causes(run: RunEvidence) -> list[Cause]:
     """Return the causes that have evidence, the strongest first, at most `MAX_CAUSES`.
 
-    Of a run that neither vanishes nor explodes, only its conditions are causes, and what explains them.
+    Of a run that neither vanishes nor explodes, only its conditions are causes, and what explains them. If it does not
+    learn, measured scales, weights that shrink and tight clipping are causes too.
     """
-    checks = {"exploding": _EXPLODING_CHECKS, "vanishing": _VANISHING_CHECKS}.get(run.verdict, _OTHER_CHECKS)
+    others = _FAILED_CHECKS if run.learning in FAILED_LEARNING else _OTHER_CHECKS
+    checks = {"exploding": _EXPLODING_CHECKS, "vanishing": _VANISHING_CHECKS}.get(run.verdict, others)
     causes = [*_list_conditions(run), *(cause for check in checks if (cause := check(run)) is not None)]
     if not causes and run.verdict == "exploding":
         causes = _name_by_finding(run)

@@ -15,6 +15,8 @@ DESTROYING_UPDATE_RATIO = 0.1
 SILENT_SCORE = 0.95
 """In half precision, a zero at the model's output is more often rounded than meant."""
 
+SMALLEST_BATCH = 4
+"""Examples from which whole features tell: in a batch of one, any number of bad values is as many for each example."""
 UNBOUNDED_SCORE = 0.9
 STACKED_SCORE = 0.96
 """A stack of such activations grows like a power of a power: it explains a loss that is not finite, or large updates,
@@ -22,8 +24,9 @@ which are its consequences."""
 
 
 def check_precision_overflow(run: RunEvidence) -> Cause | None:
-    """Look for gradients that overflowed in half precision."""
-    if run.find("nonfinite") is None:
+    """Look for gradients that overflowed in half precision. A NaN in the loss alone is no overflow of a gradient."""
+    finding = run.find("nonfinite")
+    if finding is None or finding.evidence.get("nonfinite_count", 1.0) == 0:
         return None
     scale = run.history.last_loss_scale
     if not is_half_precision(run.training) and not scale > 1:
@@ -68,6 +71,20 @@ def check_numerical_instability(run: RunEvidence) -> Cause | None:
         "backward pass for an operation whose slope is infinite, as those of sqrt and log at 0 and of acos at 1 are."
     )
     return make_cause("numerical_instability", 0.8, text, **numbers)
+
+
+def check_division_before_model(run: RunEvidence) -> Cause | None:
+    """Look for input with whole features that are not finite, as where a script divides by a spread of 0."""
+    finding, batch = run.find("nonfinite_input"), run.training.batch_size
+    count = math.nan if finding is None else finding.evidence.get("input_nonfinite_count", math.nan)
+    if not batch or batch < SMALLEST_BATCH or not count >= batch or count % batch:
+        return None
+    text = (
+        f"{count:.0f} elements of the input are not finite, {count / batch:.0f} for each example of the batch: "
+        "perhaps a whole feature, which the script computes before the model. A standardization divides 0 by 0 where a "
+        "feature is constant in a batch; the data itself may be finite."
+    )
+    return make_cause("numerical_instability", 0.6, text, input_nonfinite_count=count, batch_size=batch)
 
 
 def check_unbounded_activation(run: RunEvidence) -> Cause | None:

@@ -18,19 +18,24 @@ LARGE_RMS = 5.0
 
 def check_input_scale(run: RunEvidence) -> Cause | None:
     """Look for inputs that are far from unit scale."""
+    if run.training.input_rms is not None:
+        return check_measured_input_scale(run)
+    loss = abs(run.history.first_loss)
+    has_large_weights = run.initial_signal_decades >= CLEAR_INIT_DECADES
+    if math.isnan(loss) or loss < LARGE_LOSS or has_large_weights or run.has_recurrence:
+        return None
+    score = 0.45 + 0.2 * ramp(math.log10(loss), math.log10(LARGE_LOSS), 4.0)
+    text = (
+        f"The loss starts at {loss:.3g} with ordinary initial weights; with standardized inputs and targets it "
+        "starts near 1."
+    )
+    return make_cause("unscaled_inputs", score, text, first_loss=loss)
+
+
+def check_measured_input_scale(run: RunEvidence) -> Cause | None:
+    """Look for inputs that were measured to be far from unit scale."""
     rms, largest = run.training.input_rms, run.training.input_abs_max
-    if rms is None:
-        loss = abs(run.history.first_loss)
-        has_large_weights = run.initial_signal_decades >= CLEAR_INIT_DECADES
-        if math.isnan(loss) or loss < LARGE_LOSS or has_large_weights or run.has_recurrence:
-            return None
-        score = 0.45 + 0.2 * ramp(math.log10(loss), math.log10(LARGE_LOSS), 4.0)
-        text = (
-            f"The loss starts at {loss:.3g} with ordinary initial weights; with standardized inputs and targets it "
-            "starts near 1."
-        )
-        return make_cause("unscaled_inputs", score, text, first_loss=loss)
-    if rms < LARGE_RMS:
+    if rms is None or rms < LARGE_RMS:
         return None
     return make_cause(
         "unscaled_inputs",
@@ -42,16 +47,22 @@ def check_input_scale(run: RunEvidence) -> Cause | None:
 
 def check_target_scale(run: RunEvidence) -> Cause | None:
     """Look for targets that are far from unit scale."""
-    loss, rms = abs(run.history.first_loss), run.training.target_rms
-    if run.is_classification:
+    if run.training.target_rms is not None:
+        return check_measured_target_scale(run)
+    loss = abs(run.history.first_loss)
+    if run.is_classification or math.isnan(loss) or loss < LARGE_LOSS:
         return None
-    if rms is None:
-        if math.isnan(loss) or loss < LARGE_LOSS or run.initial_signal_decades >= CLEAR_INIT_DECADES:
-            return None
-        score = 0.4 + 0.2 * ramp(math.log10(loss), math.log10(LARGE_LOSS), 4.0)
-        text = f"The loss starts at {loss:.3g}; with standardized targets it starts near 1."
-        return make_cause("unscaled_targets", score, text, first_loss=loss)
-    if rms < LARGE_RMS:
+    if run.initial_signal_decades >= CLEAR_INIT_DECADES:
+        return None
+    score = 0.4 + 0.2 * ramp(math.log10(loss), math.log10(LARGE_LOSS), 4.0)
+    text = f"The loss starts at {loss:.3g}; with standardized targets it starts near 1."
+    return make_cause("unscaled_targets", score, text, first_loss=loss)
+
+
+def check_measured_target_scale(run: RunEvidence) -> Cause | None:
+    """Look for targets that were measured to be far from unit scale."""
+    rms = run.training.target_rms
+    if run.is_classification or rms is None or rms < LARGE_RMS:
         return None
     score = 0.6 + 0.35 * ramp(math.log10(rms), math.log10(LARGE_RMS), 2.0)
     text = f"Targets have a root mean square of {rms:.3g}; standardized ones have 1."

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradmedic_diagnosis.architecture import Architecture
-from gradmedic_diagnosis.detectors.base import UNMOVED_SHARE, Detector, FindingState
+from gradmedic_diagnosis.detectors.base import Detector, FindingState
 from gradmedic_diagnosis.detectors.step_view import StepView
+from gradmedic_diagnosis.loss_progress import UNMOVED_SHARE
 
 FLOOR_SHARE = 0.05
 """Share of its start below which the loss of a network that has won is. A cross-entropy between real and generated

@@ -8,14 +8,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
-from gradmedic_diagnosis.detectors.base import STUCK_PATIENCE, UNMOVED_SHARE, Detector, FindingState
+from gradmedic_diagnosis.detectors.base import STUCK_PATIENCE, Detector, FindingState
 from gradmedic_diagnosis.detectors.step_view import MAX_LAYERS_NAMED, StepView
+from gradmedic_diagnosis.loss_progress import UNMOVED_SHARE
 
 HIGH = 100.0
 """A logit above this is high: the bound at which QK-clip keeps logits (Kimi K2, arXiv 2507.20534, section 2.1). A key
 whose logit is 100 below the largest one of its row has a weight of e^-100."""
 EXTREME = 1000.0
 """Logits above this come before instabilities of large trainings (same source, figure 2), whether they grow or not."""
+SATURATED = 1e4
+"""Logits that are above this from the start, of weights that choose a single key, are a fault whatever the loss does: a
+softmax over them passes no gradient to queries and keys, and no learned task has made attention so sharp. Trainings
+diverge at such logits (Wortsman et al. 2023, arXiv 2309.14322, section 3.1). In bfloat16 they are multiples of 64."""
 GROWN = 10.0
 """Extreme logits must be this many times those at the start. A pretrained model may have large ones from before."""
 RISE = 1.1
@@ -33,6 +38,8 @@ OPEN_ENTROPY = 0.3
 """Entropy at the start from which on a later collapse is a change."""
 COLLAPSED_SHARE = 0.5
 """More than this share of the measured modules must have collapsed. Single heads that look at one key are common."""
+SATURATED_SHARE = 0.5
+"""More than this share of the measured modules must be saturated. A network can do without a few of many."""
 LEARNED_SHARE = 0.9
 """A loss that fell by this share of its start has learned its task: that it is flat is no harm. As for `depth_gap`."""
 RISEN_SHARE = 0.1
@@ -87,6 +94,11 @@ class AttentionModule:
         return self.logit > EXTREME and self.logit >= GROWN * self.initial_logit
 
     @property
+    def is_saturated(self) -> bool:
+        """Whether logits always were so large that the softmax passes no gradient, and a head attends to one key."""
+        return min(self.logit, self.initial_logit) > SATURATED and self.entropy < COLLAPSED
+
+    @property
     def is_collapsed(self) -> bool:
         """Whether a head attended to many keys at the start, and one does to a single key now."""
         return self.entropy < COLLAPSED and self.initial_entropy >= OPEN_ENTROPY
@@ -111,7 +123,8 @@ class AttentionModule:
             self.high_since = -1
         elif self.high_since < 0:
             self.high_since, self.was_first = step, not has_loss_risen
-        holds = (logit > HIGH and is_rising) or (self.is_extreme and len(self.initial_logits) == INITIAL)
+        is_known = len(self.initial_logits) == INITIAL
+        holds = (logit > HIGH and is_rising) or (is_known and (self.is_extreme or self.is_saturated))
         self.held = min(max(self.held + (1 if holds else -1), 0), 2 * PERSISTENCE)
         self.is_suspect = self.held >= PERSISTENCE or (self.is_suspect and self.held > 0)
 
@@ -120,7 +133,8 @@ class AttentionLogitGrowth(Detector):
     """The largest attention logits grow probe after probe, or most modules' weights collapse while the loss is bad.
 
     It is a note while the objective improves, or has been reached: a learned task sharpens attention. Where nothing
-    measures progress, it is a warning if the logits are extreme.
+    measures progress, it is a warning if the logits are extreme. It always is if most modules were
+    saturated from the start.
     """
 
     id = "attention_logit_growth"
@@ -184,7 +198,10 @@ class AttentionLogitGrowth(Detector):
         if suspects:
             is_unmeasured = progress.count == 0 or not view.measures_progress
             is_extreme = any(self.modules[name].is_extreme for name in suspects)
-            self._report(view, suspects, is_warning=is_bad or (is_unmeasured and is_extreme))
+            is_saturated = sum(module.is_saturated for module in self.modules.values()) > SATURATED_SHARE * len(
+                self.modules
+            )
+            self._report(view, suspects, is_warning=is_bad or is_saturated or (is_unmeasured and is_extreme))
         elif self.collapsed_probes >= PERSISTENCE:
             self._report(view, collapsed, is_warning=True)
         else:

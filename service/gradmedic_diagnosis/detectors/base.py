@@ -17,8 +17,6 @@ from gradmedic_diagnosis.state import Persistent, restore_attributes, to_stored
 
 STUCK_PATIENCE = 120
 """Losses of the run before a stuck loss supports a verdict: many healthy runs begin with a plateau."""
-UNMOVED_SHARE = 0.1
-"""A loss that fell by less than this share of its start has not moved."""
 
 
 @dataclass(slots=True)

@@ -9,8 +9,9 @@ from typing import ClassVar
 import numpy as np
 
 from gradmedic_diagnosis.architecture import Architecture
-from gradmedic_diagnosis.detectors.base import STUCK_PATIENCE, UNMOVED_SHARE, Detector, FindingState
+from gradmedic_diagnosis.detectors.base import STUCK_PATIENCE, Detector, FindingState
 from gradmedic_diagnosis.detectors.step_view import StepView
+from gradmedic_diagnosis.loss_progress import UNMOVED_SHARE
 from gradmedic_diagnosis.measurements import Measurements
 
 CONTRACTION = 0.7

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradmedic.protocol.diagnosis import Severity
-from gradmedic_diagnosis.detectors.base import Detector, FindingState
+from gradmedic_diagnosis.detectors.base import STUCK_PATIENCE, Detector, FindingState
 from gradmedic_diagnosis.detectors.step_view import MAX_LAYERS_NAMED, StepView
 from gradmedic_diagnosis.detectors.zero_gradient import DEAD_LAYERS_SHARE
 
@@ -36,7 +36,8 @@ class DisconnectedParameters(Detector):
     routed to yet.
 
     A second form: layers have gradients that no optimizer uses. It is a note where that is most of the model, or only
-    layers before those that train.
+    layers before those that train, as where a head is tuned on features, unless the loss does not fall at all: then the
+    layers that train are not enough.
     """
 
     id = "disconnected_parameters"
@@ -126,7 +127,8 @@ class DisconnectedParameters(Detector):
         trained = [place for place, i in enumerate(in_order) if not architecture.is_frozen[i]]
         is_behind = bool(trained) and in_order.index(forgotten[-1]) > trained[0]
         evidence = {"unused_gradient_share": share, "layers_affected": float(len(forgotten))}
-        severity: Severity = "warning" if is_behind and share < MOST else "note"
+        has_failed = view.is_stuck and view.objective.count >= STUCK_PATIENCE and not view.has_learned
+        severity: Severity = "warning" if has_failed or (is_behind and share < MOST) else "note"
         self.update_finding(view.step, severity, forgotten[-MAX_LAYERS_NAMED:], evidence, since=0)
 
     def explain(self, finding: FindingState, layers: Sequence[str]) -> str:

@@ -6,9 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from gradmedic_diagnosis.detectors.base import UNMOVED_SHARE, Detector, FindingState
+from gradmedic_diagnosis.detectors.base import Detector, FindingState
 from gradmedic_diagnosis.detectors.step_view import StepView
+from gradmedic_diagnosis.loss_progress import UNMOVED_SHARE
 from gradmedic_diagnosis.measurements import HEALTHY_UPDATE_RATIO
+from gradmedic_diagnosis.optimizers import has_scale_free_optimizers
 
 TIGHT_SHARE = 0.01
 """Share of the gradient that reaches the optimizer, below which clipping decides the update. A useful bound is 0.5 to
@@ -26,8 +28,8 @@ class ExcessiveClipping(Detector):
     """Clipping leaves almost nothing of the gradient, the updates are tiny, and the loss never moved.
 
     The share that is left is the script's clip coefficient where the client saw it. Otherwise it is the update over
-    learning rate times gradient. No optimizer makes that small: SGD has 1, momentum more, and the steps of Adam do not
-    shrink with the gradient.
+    learning rate times gradient. SGD has 1, and momentum more. Of optimizers that divide by the gradient's size nothing
+    can be estimated: they do not notice clipping, and a stale second moment makes the same number small.
     """
 
     id = "excessive_clipping"
@@ -77,6 +79,8 @@ class ExcessiveClipping(Detector):
     def _estimate_share_left(view: StepView) -> float:
         if not math.isnan(view.clip_coefficient):
             return view.clip_coefficient
+        if has_scale_free_optimizers(view.training):
+            return math.nan
         unclipped = abs(view.learning_rate) * view.gradient_norm
         return view.update_ratio * view.weight_norm / unclipped if unclipped > 0 else math.nan
 

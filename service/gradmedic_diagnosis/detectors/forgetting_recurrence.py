@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from gradmedic_diagnosis.detectors.base import STUCK_PATIENCE, UNMOVED_SHARE, Detector, FindingState
+from gradmedic_diagnosis.detectors.base import STUCK_PATIENCE, Detector, FindingState
 from gradmedic_diagnosis.detectors.step_view import MAX_LAYERS_NAMED, StepView
-from gradmedic_diagnosis.loss_progress import CONSTANT_SHARE
+from gradmedic_diagnosis.loss_progress import CONSTANT_SHARE, UNMOVED_SHARE
 from gradmedic_diagnosis.probes import Probes
 
 FORGOTTEN = 1e-4

@@ -8,8 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from gradmedic_diagnosis.detectors.base import STUCK_PATIENCE, UNMOVED_SHARE, Detector, FindingState
+from gradmedic_diagnosis.detectors.base import STUCK_PATIENCE, Detector, FindingState
 from gradmedic_diagnosis.detectors.step_view import StepView, rank_layers
+from gradmedic_diagnosis.loss_progress import UNMOVED_SHARE
 
 INSENSITIVE = 0.01
 """Sensitivity is |gradient| * |weights| / |loss|: the share by which the loss would change if the layer changed by its

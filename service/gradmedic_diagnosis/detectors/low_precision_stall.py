@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from gradmedic_diagnosis.detectors.base import UNMOVED_SHARE, Detector, FindingState
+from gradmedic_diagnosis.detectors.base import Detector, FindingState
 from gradmedic_diagnosis.detectors.step_view import StepView
 from gradmedic_diagnosis.detectors.zero_gradient import CONVERGED_SHARE
 
@@ -31,8 +31,8 @@ CAUSE_SCORE = 0.96
 class LowPrecisionStall(Detector):
     """Most weights with a gradient stay bit for bit the same from probe to probe, at a rate that is not decayed.
 
-    It is a warning if the loss has not moved, or if hardly a weight changes. Else it is a note: the part of the update
-    that is left may be enough.
+    It is a warning if the loss has not moved or is no better than that of a constant output, or if hardly a weight
+    changes. Else it is a note: the part of the update that is left may be enough.
     """
 
     id = "low_precision_stall"
@@ -87,7 +87,8 @@ class LowPrecisionStall(Detector):
             self.close_finding(view.step)
             return
         fallen = view.objective.fallen_share if view.measures_progress else 0.0
-        is_warning = fallen < CONVERGED_SHARE and (fallen < UNMOVED_SHARE or self.share >= FROZEN_SHARE)
+        has_learned = view.measures_progress and view.has_learned
+        is_warning = not has_learned or (fallen < CONVERGED_SHARE and self.share >= FROZEN_SHARE)
         evidence = {"unchanged_share": self.share, "loss_fallen": fallen}
         if not math.isnan(self.rate):
             evidence["learning_rate"] = self.rate

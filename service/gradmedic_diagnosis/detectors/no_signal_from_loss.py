@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from gradmedic_diagnosis.detectors.base import UNMOVED_SHARE, Detector, FindingState
+from gradmedic_diagnosis.detectors.base import Detector, FindingState
 from gradmedic_diagnosis.detectors.step_view import StepView
+from gradmedic_diagnosis.loss_progress import UNMOVED_SHARE
 
 PERSISTENCE = 20
 """Consecutive measured steps without a signal before there is a finding: single batches whose examples are all right

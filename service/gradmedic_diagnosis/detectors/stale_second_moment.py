@@ -1,4 +1,4 @@
-"""A second moment of Adam that lags behind the gradient, and loss spikes that follow from it."""
+"""A second moment of Adam that lags behind the gradient. Loss spikes follow from it, or a loss that is stuck."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import ClassVar
 
-from gradmedic_diagnosis.detectors.base import UNMOVED_SHARE, Detector, FindingState
+from gradmedic_diagnosis.detectors.base import Detector, FindingState
 from gradmedic_diagnosis.detectors.step_view import StepView
+from gradmedic_diagnosis.detectors.zero_gradient import CONVERGED_SHARE
+from gradmedic_diagnosis.loss_progress import UNMOVED_SHARE
 
 UNDERESTIMATE = 2.3
 """Root mean square of g/sqrt(v) of a layer from which its second moment is an underestimate (Wortsman et al. 2023,
@@ -39,6 +41,16 @@ FIRST_STEPS = 20
 """Steps at the start that do not count: the second moment is that of few gradients."""
 RESOLVED_STEPS = 200
 """Steps without a spike after which the trouble is over."""
+STALLED_RATIO = 0.01
+"""Ratio of the middle layer below which updates are hundreds of times smaller than Adam's usual ones. A judgement."""
+STALLED_PROBES = 5
+STALLED_STEPS = 50
+"""Consecutive probes, and steps from the first to the last of them, that must show it."""
+KEPT_SHARE = 0.1
+"""Share of the first gradient that the present one must have. Then it is the second moment that is too large: one huge
+gradient is remembered. A gradient that has become small with the loss, as where a training converges, has less."""
+STALL_SCORE = 0.95
+"""Updates that are too small for the weights are the same thing, less exactly."""
 CAUSE_SCORE = 0.8
 """It is seen before each spike, but a spike may raise it too."""
 
@@ -47,6 +59,9 @@ class StaleSecondMoment(Detector):
     """Loss spikes come right after a probe that shows Adam's second moment far below or far above the gradient.
 
     It is a warning only if the loss has not fallen. A usual beta2 of 0.999 with spikes that recover is a note at most.
+
+    A second form: the second moment of one huge gradient makes all later updates tiny, and the loss is stuck although
+    the gradient is as large as at the start.
     """
 
     id = "stale_second_moment"
@@ -65,6 +80,9 @@ class StaleSecondMoment(Detector):
         "under": "under",
         "over": "over",
         "since_step": "since",
+        "first_norm": "first_norm",
+        "stalled_probes": "stalled_probes",
+        "stalled_since": "stalled_since",
     }
 
     def __init__(self) -> None:
@@ -95,24 +113,47 @@ class StaleSecondMoment(Detector):
         """Those after a long overestimate."""
         self.since_step = 0
         """Step of the first spike that is counted."""
+        self.first_norm = math.nan
+        """Network-wide gradient norm of the first sampled step that has one."""
+        self.stalled_probes = 0
+        """Consecutive probes with a ratio below `STALLED_RATIO` and a gradient that is not small."""
+        self.stalled_since = 0
+        """Step of the first of them."""
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether an open finding asks for attention while the loss looks converged: if updates are tiny."""
+        return self._is_stall
 
     @property
     def cause_score(self) -> float:
         """Score of an open warning."""
-        return CAUSE_SCORE if self.is_open and self.finding_state and self.finding_state.severity == "warning" else 0.0
+        if not self.is_open or self.finding_state is None or self.finding_state.severity != "warning":
+            return 0.0
+        return STALL_SCORE if self._is_stall else CAUSE_SCORE
+
+    @property
+    def _is_stall(self) -> bool:
+        """Whether the finding is about a training that stands still."""
+        return self.finding_state is not None and "share_of_first_gradient" in self.finding_state.evidence
 
     def observe(self, view: StepView) -> None:
-        """Remember odd probes, and look for a spike after them."""
+        """Remember odd probes, and look for a spike after them, or for a loss that is stuck."""
+        if view.row is not None and math.isnan(self.first_norm) and 0 < view.gradient_norm < math.inf:
+            self.first_norm = view.gradient_norm
         if view.is_skipped or view.loss is None or not math.isfinite(view.loss):
             return
         is_spike = self._follow_loss(view.loss, view.progress.current)
         ratios = view.probes.get("second_moment_ratio")
         if ratios and self.steps > FIRST_STEPS:
-            self._read_probe(view.step, [ratio for ratio in ratios.values() if math.isfinite(ratio)])
+            known = [ratio for ratio in ratios.values() if math.isfinite(ratio)]
+            self._read_probe(view.step, known)
+            if known and view.row is not None:
+                self._look_for_stall(view, median(known))
         if self.probe_step < 0:
             return
         if not is_spike:
-            if self.is_open and view.step - self.spike_step > RESOLVED_STEPS:
+            if self.is_open and not self._is_stall and view.step - self.spike_step > RESOLVED_STEPS:
                 self.close_finding(view.step)
             return
         is_new = self.spike_step < 0 or view.step - self.spike_step > CALM_STEPS
@@ -134,6 +175,29 @@ class StaleSecondMoment(Detector):
         else:
             self.low_probes = 0
 
+    def _look_for_stall(self, view: StepView, ratio: float) -> None:
+        """Report that the second moment of a huge gradient makes all updates tiny, if the loss is stuck."""
+        share = view.gradient_norm / self.first_norm
+        if not (ratio < STALLED_RATIO and share >= KEPT_SHARE):
+            self.stalled_probes = 0
+            if self.is_open and self._is_stall:
+                self.close_finding(view.step)
+            return
+        if self.stalled_probes == 0:
+            self.stalled_since = view.step
+        self.stalled_probes += 1
+        is_long = self.stalled_probes >= STALLED_PROBES and view.step - self.stalled_since >= STALLED_STEPS
+        has_converged = view.objective.fallen_share >= CONVERGED_SHARE
+        if not is_long or not view.is_stuck or has_converged or (self.is_open and not self._is_stall):
+            return
+        evidence = {"second_moment_ratio": ratio, "share_of_first_gradient": share}
+        if not math.isnan(view.update_ratio):
+            evidence["update_to_weight"] = view.update_ratio
+        beta2 = self._read_beta2(view)
+        if beta2 is not None and 0 < beta2 < 1:
+            evidence |= {"beta2": beta2, "half_life_steps": math.log(0.5) / math.log(beta2)}
+        self.update_finding(view.step, "warning", [], evidence, since=self.stalled_since)
+
     def _follow_loss(self, loss: float, level: float) -> bool:
         """Return whether a loss is a spike, and add it to the noise."""
         self.steps += 1
@@ -153,7 +217,7 @@ class StaleSecondMoment(Detector):
         self.under += is_under
         self.over += is_over and not is_under
         explained = self.under + self.over
-        if explained < SPIKES or explained < EXPLAINED_SHARE * self.spikes:
+        if explained < SPIKES or explained < EXPLAINED_SHARE * self.spikes or (self.is_open and self._is_stall):
             return
         ratio = self.highest if self.under >= self.over else self.lowest
         evidence = {"spikes": float(self.spikes), "spikes_after_it": float(explained), "second_moment_ratio": ratio}
@@ -171,6 +235,16 @@ class StaleSecondMoment(Detector):
         del layers
         evidence = finding.evidence
         ratio, beta2 = evidence["second_moment_ratio"], evidence.get("beta2")
+        if "share_of_first_gradient" in evidence:
+            forgets = "" if beta2 is None else (
+                f" With a beta2 of {beta2:g} it takes {evidence['half_life_steps']:.0f} steps to forget half of it."
+            )  # fmt: skip
+            return (
+                f"Adam's second moment is that of a gradient that was far larger: the root mean square of g/sqrt(v) is "
+                f"{ratio:.2g} (healthy: about 1), so that updates are that much too small, and the loss is stuck. The "
+                f"gradient itself has {evidence['share_of_first_gradient']:.2g} times its first size.{forgets} A "
+                "smaller beta2 forgets faster; clipping would have kept the large gradient out."
+            )
         way, size = ("below", "large") if ratio > 1 else ("above", "small, until it has decayed and they are too large")
         return (
             f"{evidence['spikes_after_it']:.0f} of {evidence['spikes']:.0f} loss spikes came when Adam's second moment "

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gradmedic.protocol.runs import Loss, Training
 from gradmedic_diagnosis.architecture import Architecture
 from gradmedic_diagnosis.layer_averages import DepthProfile, LayerAverages
-from gradmedic_diagnosis.loss_progress import LossProgress
+from gradmedic_diagnosis.loss_progress import CONSTANT_SHARE, UNMOVED_SHARE, LossProgress
 from gradmedic_diagnosis.measurements import Measurements
 from gradmedic_diagnosis.probes import NO_PROBES, Probes
 
@@ -118,6 +118,13 @@ class StepView:
     def is_stuck(self) -> bool:
         """Whether the objective is known to show no decline."""
         return self.measures_progress and self.objective.is_stuck
+
+    @property
+    def has_learned(self) -> bool:
+        """Whether the objective has fallen, and below what a constant output gets, where that is known."""
+        objective = self.objective
+        is_below_constant = not objective.current >= (1 - CONSTANT_SHARE) * self.constant_level
+        return objective.fallen_share >= UNMOVED_SHARE and is_below_constant
 
     @property
     def has_statistics(self) -> bool:

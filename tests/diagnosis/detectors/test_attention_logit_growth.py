@@ -97,6 +97,18 @@ def test_logits_that_grow_while_the_loss_rises_are_the_cause() -> None:
     assert scores[-1] == 0.95
 
 
+def test_logits_that_were_never_small_are_a_fault_of_a_run_that_learns() -> None:
+    """They are 50,000 from the start on in most modules: the softmax never passed a gradient. In one of four is none."""
+    huge, small = np.full(STEPS, 5e4), np.full(STEPS, 5.0)
+    diagnosis = diagnose(probe(falling(STEPS), {"0": huge, "1": huge}, {"0": SHARP, "1": SHARP}))
+    finding = find(diagnosis)
+    assert finding is not None
+    assert finding.severity == "warning"
+    assert [cause.cause for cause in diagnosis.causes] == ["attention_logit_growth"]
+    others = {"0": huge, "1": small, "2": small, "3": small}
+    assert not diagnose(probe(falling(STEPS), others, dict.fromkeys(others, OPEN) | {"0": SHARP})).causes
+
+
 @pytest.mark.parametrize("last", [0.6 * EXTREME, 20 * EXTREME])
 @pytest.mark.parametrize("loss", [falling(STEPS), falling(STEPS, half_life=15.0) + 0.01], ids=["learning", "learned"])
 def test_logits_that_grow_while_the_task_is_learned_are_a_note(loss: Series, last: float) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tests.diagnosis.probed_run import diagnose_in_pieces, with_probes
 from tests.diagnosis.recorded_training import diagnose_recorded, record_training
-from tests.diagnosis.synthetic_run import falling, layers, run
+from tests.diagnosis.synthetic_run import falling, layers, noisy, run
 from tests.diagnosis.whole_run import STEPS, find_finding
 from torch import Tensor, nn
 
@@ -64,11 +65,13 @@ def forget(*forgotten: int) -> tuple[Layer, ...]:
     )
 
 
-def unused(share: float, until: int = STEPS, absent: tuple[int, ...] = (3,)) -> Block:
+def unused(
+    share: float, until: int = STEPS, absent: tuple[int, ...] = (3,), loss: NDArray[np.float64] | None = None
+) -> Block:
     """Return a run with this share of gradients in no optimizer, on probes up to a step."""
-    block = run(falling(STEPS))
+    block = run(falling(STEPS) if loss is None else loss)
     block.present[:, list(absent)] = False
-    probes = {step: share if step < until else 0.0 for step in (0, 1, 2, 50, 100, 150)}
+    probes = {step: share if step < until else 0.0 for step in (0, 1, 2, 50, 100, 150, 200, 250)}
     return with_probes(block, {name_metric("unused_gradient_share"): probes})
 
 
@@ -89,6 +92,13 @@ def test_what_is_tuned_on_purpose_is_a_note() -> None:
         finding = find(unused(len(forgotten) / 4, absent=forgotten), forget(*forgotten))
         assert finding is not None
         assert finding.severity == "note"
+
+
+def test_a_body_in_no_optimizer_is_a_fault_where_its_head_learns_nothing() -> None:
+    """A head that is trained alone on purpose learns; here the loss is flat."""
+    finding = find(unused(0.75, absent=(0, 1, 2), loss=noisy(2.3, STEPS)), forget(0, 1, 2))
+    assert finding is not None
+    assert finding.severity == "warning"
 
 
 def test_without_gradients_or_without_knowledge_it_is_no_finding() -> None:

@@ -18,6 +18,7 @@ from torch import nn
 import gradmedic
 from gradmedic.protocol.diagnosis import Finding
 from gradmedic.protocol.probes import name_metric
+from gradmedic.protocol.runs import Loss, Training
 from gradmedic_diagnosis import Block, Diagnostician, StepSeries, UpdatedDiagnosis
 
 PROBED = (0, 1, 2, 50, 100, 150, 200, 250)
@@ -52,6 +53,17 @@ def test_a_loss_that_falls_all_the_same_makes_it_a_note() -> None:
     """What is left of the updates is enough where the loss has halved."""
     finding = find(probed(0.7, falling(STEPS)))
     assert finding is not None
+    assert finding.severity == "note"
+
+
+def test_a_loss_above_that_of_a_constant_output_is_no_progress() -> None:
+    """A loss that halved, but is still worse than what a constant output gets, leaves it a warning."""
+    loss = falling(STEPS, start=4.6, half_life=200.0)
+    training = Training(loss=Loss(kind="squared_error", constant_level=1.0))
+    finding = find_finding(Diagnostician(layers(), training).update(probed(0.7, loss)), "low_precision_stall")
+    assert finding is not None
+    assert finding.severity == "warning"
+    assert (finding := find(probed(0.7, loss))) is not None
     assert finding.severity == "note"
 
 

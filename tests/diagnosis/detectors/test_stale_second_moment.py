@@ -82,11 +82,32 @@ def test_it_is_resolved_when_the_spikes_end() -> None:
     assert finding.resolved_step == 72 + 201
 
 
+def stalled(ratio: float, *, gradient: float = 1.0, loss: NDArray[np.float64] | None = None) -> Block:
+    """Return a run with this ratio on all probes but the first, and a gradient that changes after the first step."""
+    gradients = np.where(np.arange(STEPS) == 0, 1.0, gradient)[:, None]
+    ratios = {step: ratio if step else 1.0 for step in range(0, STEPS, 4)}
+    block = run(noisy(2.3, STEPS) if loss is None else loss, gradient=gradients)
+    return with_probes(block, {name_metric("second_moment_ratio", f"{i}.weight"): ratios for i in range(4)})
+
+
+def test_the_memory_of_a_huge_gradient_stalls_a_training() -> None:
+    """A ratio of 0.0001 with a gradient as at the start and a stuck loss is a fault, with the time to forget it."""
+    diagnosis = Diagnostician(layers(), ADAM).update(stalled(1e-4))
+    assert (finding := find_finding(diagnosis, "stale_second_moment")) is not None
+    assert (finding.severity, finding.resolved_step, diagnosis.level) == ("warning", None, "attention")
+    assert finding.evidence["share_of_first_gradient"] == pytest.approx(1.0)
+    assert finding.evidence["half_life_steps"] == pytest.approx(693, abs=1)
+    assert diagnosis.causes[0].cause == "stale_second_moment"
+    assert find(stalled(1e-4, gradient=0.01)) is None  # the gradient fell with the loss
+    assert find(stalled(0.1)) is None
+    assert find(stalled(1e-4, loss=falling(STEPS))) is None
+
+
 def test_the_finding_does_not_depend_on_the_cuts() -> None:
     """Cut into blocks, and through bytes after each, a run has the same finding."""
-    block = spiking({118: 4.0, 176: 4.0, 236: 4.0})
-    pieces = find_finding(diagnose_in_pieces(block, layers(), ADAM), "stale_second_moment")  # type: ignore[arg-type]
-    assert pieces == find(block)
+    for block in (spiking({118: 4.0, 176: 4.0, 236: 4.0}), stalled(1e-4)):
+        pieces = diagnose_in_pieces(block, layers(), ADAM)
+        assert find_finding(pieces, "stale_second_moment") == find(block)  # type: ignore[arg-type]
 
 
 def test_a_real_training_with_spikes(monkeypatch: pytest.MonkeyPatch) -> None:
