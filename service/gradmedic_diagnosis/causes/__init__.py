@@ -97,8 +97,10 @@ _FAILED_CHECKS: tuple[Callable[[RunEvidence], Cause | None], ...] = (
     check_measured_target_scale,
     check_weight_decay,
     check_excessive_clipping,
+    check_small_initialization,
+    check_normalization_is_missing,
 )
-"""Of a run with sound gradients that does not learn: what was measured, and is no inference from a verdict."""
+"""Of a run with sound gradients that does not learn: what was measured, and needs no verdict to be a reason."""
 FAILED_LEARNING: tuple[Learning, ...] = ("stuck", "worsening")
 """What the objective of such a run does."""
 

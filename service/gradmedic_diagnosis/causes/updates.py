@@ -22,6 +22,8 @@ times the typical norm (Pascanu et al. 2013, section 3.2)."""
 RARE_SHARE = 0.1
 """Share of the steps up to which large gradients are rare. Else clipping acts as a smaller learning rate. In a
 recurrence it does more: one step over a cliff is what has to be bounded (Pascanu et al. 2013, section 2.3)."""
+FEW_NORMS = 3
+"""Large gradients that are rare however short the run is: the first breaks the run, and the others follow from it."""
 RATE_RISE = 3.0
 """A learning rate that has risen by this factor since the start is evidence."""
 SHRUNK_WEIGHTS = 0.3
@@ -89,7 +91,8 @@ def check_clipping_is_missing(run: RunEvidence) -> Cause | None:
     if run.training.clips_gradients or run.history.clipped_steps or math.isnan(typical):
         return None
     largest, share = run.history.largest_norm, run.history.large_norms / max(1, run.history.norms)
-    if not largest >= LARGE_NORM * typical > 0 or (share > RARE_SHARE and not run.has_recurrence):
+    is_rare = share <= RARE_SHARE or run.history.large_norms <= FEW_NORMS
+    if not largest >= LARGE_NORM * typical > 0 or not (is_rare or run.has_recurrence):
         return None
     text = (
         f"No gradient clipping was seen. The largest gradient norm is {largest:.3g}, {largest / typical:.3g} times the "

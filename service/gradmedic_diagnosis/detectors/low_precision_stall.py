@@ -9,6 +9,7 @@ from typing import ClassVar
 from gradmedic_diagnosis.detectors.base import Detector, FindingState
 from gradmedic_diagnosis.detectors.step_view import StepView
 from gradmedic_diagnosis.detectors.zero_gradient import CONVERGED_SHARE
+from gradmedic_diagnosis.loss_progress import UNMOVED_SHARE
 
 STALLED_SHARE = 0.5
 """Share of the elements with a gradient that no update changed from one probe to the next, from which most of the
@@ -87,8 +88,8 @@ class LowPrecisionStall(Detector):
             self.close_finding(view.step)
             return
         fallen = view.objective.fallen_share if view.measures_progress else 0.0
-        has_learned = view.measures_progress and view.has_learned
-        is_warning = not has_learned or (fallen < CONVERGED_SHARE and self.share >= FROZEN_SHARE)
+        learned = view.learned_share if view.measures_progress else 0.0
+        is_warning = learned < CONVERGED_SHARE and (learned < UNMOVED_SHARE or self.share >= FROZEN_SHARE)
         evidence = {"unchanged_share": self.share, "loss_fallen": fallen}
         if not math.isnan(self.rate):
             evidence["learning_rate"] = self.rate

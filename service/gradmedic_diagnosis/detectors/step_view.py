@@ -127,6 +127,16 @@ class StepView:
         return objective.fallen_share >= UNMOVED_SHARE and is_below_constant
 
     @property
+    def learned_share(self) -> float:
+        """Share of its start by which the objective has fallen; of what a constant output gets, where that is lower.
+
+        A run that began far above the level of a constant output has learned nothing on the way down to it.
+        """
+        if not self.objective.start > self.constant_level > 0:
+            return self.objective.fallen_share
+        return (self.constant_level - self.objective.current) / self.constant_level
+
+    @property
     def has_statistics(self) -> bool:
         """Whether the step carries statistics of at least one layer."""
         return self.row is not None and (not math.isnan(self.gradient_norm) or self.nonfinite_count > 0)

@@ -98,7 +98,7 @@ def test_logits_that_grow_while_the_loss_rises_are_the_cause() -> None:
 
 
 def test_logits_that_were_never_small_are_a_fault_of_a_run_that_learns() -> None:
-    """They are 50,000 from the start on in most modules: the softmax never passed a gradient. In one of four is none."""
+    """Where they are 50,000 from the start on in most modules, the softmax never passed a gradient."""
     huge, small = np.full(STEPS, 5e4), np.full(STEPS, 5.0)
     diagnosis = diagnose(probe(falling(STEPS), {"0": huge, "1": huge}, {"0": SHARP, "1": SHARP}))
     finding = find(diagnosis)
