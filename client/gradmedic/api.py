@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 from uuid import UUID
 
@@ -19,7 +19,6 @@ from gradmedic.exceptions import GradmedicError, TransportError, UsageError
 from gradmedic.protocol.diagnosis import Diagnosis, VerdictChange, VerdictHistory
 from gradmedic.protocol.encoding import from_json, to_json
 from gradmedic.protocol.ids import new_id
-from gradmedic.protocol.packed_blocks import BlockArrays, BlocksResult, PackedBlock, PackedBlockError, unpack_block
 from gradmedic.protocol.projects import Project
 from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.reruns import RerunBudget, RerunCreate, RerunDetail, RerunList, RerunSummary
@@ -41,6 +40,9 @@ from gradmedic.protocol.trials import (
 )
 from gradmedic.run_lists import RunLists
 from gradmedic.transport.http import Service, Transport, is_retryable, retry_delay
+
+if TYPE_CHECKING:
+    from gradmedic.protocol.packed_blocks import BlockArrays
 
 T = TypeVar("T")
 
@@ -251,6 +253,9 @@ class Runs(RunLists):
         Raises:
             UsageError: the run was rewound meanwhile, so that the blocks do not belong together.
         """
+        # Here, because most commands read no blocks, and these need numpy.
+        from gradmedic.protocol.packed_blocks import BlocksResult, PackedBlockError, unpack_block
+
         next_step: int | None = from_step
         while next_step is not None:
             query = {"from_step": next_step, "to_step": to_step}
@@ -261,14 +266,12 @@ class Runs(RunLists):
                 raise UsageError(f"run {id} was rewound while its steps were read; read them again")
             generation, next_step = page.generation, page.next_step
             for block in page.blocks:
-                yield _unpack(block)
-
-
-def _unpack(block: PackedBlock) -> BlockArrays:
-    try:
-        return unpack_block(block)
-    except PackedBlockError as error:
-        raise TransportError(f"the service answered a block that this version cannot read: {error}") from error
+                try:
+                    arrays = unpack_block(block)
+                except PackedBlockError as error:
+                    message = f"the service answered a block that this version cannot read: {error}"
+                    raise TransportError(message) from error
+                yield arrays
 
 
 class Reruns:

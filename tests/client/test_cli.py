@@ -207,19 +207,6 @@ def test_a_command_whose_extra_is_missing_names_it(
     assert "needs the service extra" in capsys.readouterr().out
 
 
-def test_only_the_command_that_is_asked_for_is_imported() -> None:
-    """`gradmedic runs` and `gradmedic --version` import neither the service nor torch."""
-    for arguments in (["runs", "--limit", "1"], ["--version"]):
-        script = (
-            "import sys, gradmedic.cli\n"
-            f"try: gradmedic.cli.main({arguments!r})\n"
-            "except SystemExit: pass\n"
-            "print('gradmedic_service' in sys.modules, 'torch' in sys.modules)"
-        )
-        result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-        assert result.stdout.endswith("False False\n"), arguments
-
-
 def test_the_installed_command_works(quiet: gradmedic.Run) -> None:
     """The installed script is this program."""
     command = Path(sys.executable).with_name("gradmedic")

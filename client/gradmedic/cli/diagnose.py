@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gradmedic.cli.command import EXIT_UNHEALTHY, add_connection_argument, find_run, make_client
 from gradmedic.cli.replay import is_path, render_outcome_of_replay, replay_recording, replay_to_json
 from gradmedic.cli.text import format_environment, format_evidence, format_outcome, list_item, terminal_width, wrap
 from gradmedic.protocol.diagnosis import Diagnosis, DiagnosisAtStep, Outcome
 from gradmedic.protocol.encoding import to_json
-from gradmedic.protocol.recordings import Replay
 from gradmedic.protocol.remedies import describe_remedies
 from gradmedic.protocol.runs import RunDetail, RunSummary
 from gradmedic.protocol.verdicts import LEVELS, UNHEALTHY_VERDICTS, VERDICTS
+
+if TYPE_CHECKING:
+    from gradmedic.protocol.recordings import Replay
 
 
 class DiagnoseCommand:

@@ -1,25 +1,23 @@
 """Finds the command that the arguments name, and runs it.
 
-A command of another package is imported only when the arguments name it. If its extra is not installed, the error
-names the extra.
+Only the command that the arguments name is imported, so that a program of many parts starts at once. If the extra of a
+command is not installed, the error names the extra.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
+import importlib
 import sys
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from gradmedic.cli.command import EXIT_ERROR, Command
-from gradmedic.cli.diagnose import DiagnoseCommand
-from gradmedic.cli.export import ExportCommand
-from gradmedic.cli.rerun import RerunCommand
-from gradmedic.cli.review import ReviewCommand
-from gradmedic.cli.runs import RunsCommand
-from gradmedic.cli.sync import SyncCommand
-from gradmedic.exceptions import ConfigurationError, GradmedicError, TransportError
 from gradmedic.version import __version__
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+    from gradmedic.cli.command import Command
 
 COMMANDS_GROUP = "gradmedic.commands"
 """Entry-point group of the commands of other packages."""
@@ -28,20 +26,27 @@ _NO_SERVICE_HINT = (
     "\nIs the service running? `gradmedic serve` starts one here; --base-url or GRADMEDIC_BASE_URL names another."
 )
 
-_CLIENT_COMMANDS: Mapping[str, Command] = {
-    "diagnose": DiagnoseCommand(),
-    "export": ExportCommand(),
-    "rerun": RerunCommand(),
-    "review": ReviewCommand(),
-    "runs": RunsCommand(),
-    "sync": SyncCommand(),
+_CLIENT_COMMANDS: Mapping[str, str] = {
+    "diagnose": "gradmedic.cli.diagnose:DiagnoseCommand",
+    "export": "gradmedic.cli.export:ExportCommand",
+    "rerun": "gradmedic.cli.rerun:RerunCommand",
+    "review": "gradmedic.cli.review:ReviewCommand",
+    "runs": "gradmedic.cli.runs:RunsCommand",
+    "sync": "gradmedic.cli.sync:SyncCommand",
 }
+"""Module and class of each command of the client."""
 _OWN_PACKAGES = ("gradmedic", "gradmedic_diagnosis", "gradmedic_service", "gradmedic_worker")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments == ["--version"]:  # before any other import: scripts ask for it often
+        print(f"gradmedic {__version__}")
+        return 0
+    from gradmedic.cli.command import EXIT_ERROR
+    from gradmedic.exceptions import GradmedicError, TransportError
+
     try:
         return _run_command(arguments)
     except TransportError as error:
@@ -59,23 +64,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run_command(arguments: Sequence[str]) -> int:
-    entry_points = {
-        entry_point.name: entry_point for entry_point in importlib.metadata.entry_points(group=COMMANDS_GROUP)
-    }
+    command_name = next((argument for argument in arguments if not argument.startswith("-")), None)
+    shows_all = command_name is None and (not arguments or not {"-h", "--help"}.isdisjoint(arguments))
     parser = argparse.ArgumentParser(
         prog="gradmedic",
         description="Reads the gradients of any training job and shows what is wrong, why, and what fixes it.",
     )
     parser.add_argument("--version", action="version", version=f"gradmedic {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    # Only the command that the arguments name is imported. --help without a command imports all that are installed.
-    command_name = next((argument for argument in arguments if not argument.startswith("-")), None)
-    shows_all = command_name is None and (not arguments or not {"-h", "--help"}.isdisjoint(arguments))
+    # The list of entry points takes longer to read than most commands take to start.
+    entry_points = {} if command_name in _CLIENT_COMMANDS else _find_entry_points()
     for name in sorted({*_CLIENT_COMMANDS, *entry_points}):
-        command: Command | None = _CLIENT_COMMANDS.get(name)
-        if command is None and (shows_all or command_name == name):
-            command = _load(entry_points[name], is_needed=command_name == name)
-        help_text = _needed_extra(entry_points[name]) if command is None else command.help
+        command: Command | None = None
+        if shows_all or command_name == name:
+            if name in _CLIENT_COMMANDS:
+                command = _load_client_command(name)
+            else:
+                command = _load(entry_points[name], is_needed=command_name == name)
+        help_text = command.help if command else _needed_extra(entry_points.get(name))
         subparser = subparsers.add_parser(name, help=help_text, description=command.help if command else None)
         if command is not None:
             command.add_arguments(subparser)
@@ -93,7 +99,19 @@ def _run_command(arguments: Sequence[str]) -> int:
         raise _missing_extra(entry_points[command_name], error) from error
 
 
-def _load(entry_point: importlib.metadata.EntryPoint, *, is_needed: bool) -> Command | None:
+def _find_entry_points() -> dict[str, EntryPoint]:
+    import importlib.metadata
+
+    return {entry_point.name: entry_point for entry_point in importlib.metadata.entry_points(group=COMMANDS_GROUP)}
+
+
+def _load_client_command(name: str) -> Command:
+    module, _, attribute = _CLIENT_COMMANDS[name].partition(":")
+    command: Command = getattr(importlib.import_module(module), attribute)()
+    return command
+
+
+def _load(entry_point: EntryPoint, *, is_needed: bool) -> Command | None:
     try:
         command: Command = entry_point.load()
     except ModuleNotFoundError as error:
@@ -103,13 +121,15 @@ def _load(entry_point: importlib.metadata.EntryPoint, *, is_needed: bool) -> Com
     return command
 
 
-def _missing_extra(entry_point: importlib.metadata.EntryPoint, error: ModuleNotFoundError) -> Exception:
+def _missing_extra(entry_point: EntryPoint, error: ModuleNotFoundError) -> Exception:
     """Return an error that names the extra of a command; the same error if a module of our own is missing."""
     if (error.name or "").partition(".")[0] in _OWN_PACKAGES or not entry_point.extras:
         return error
+    from gradmedic.exceptions import ConfigurationError
+
     extra = entry_point.extras[0]
     return ConfigurationError(f"gradmedic {entry_point.name} needs the {extra} extra: pip install 'gradmedic[{extra}]'")
 
 
-def _needed_extra(entry_point: importlib.metadata.EntryPoint) -> str:
-    return f"needs the {entry_point.extras[0]} extra" if entry_point.extras else ""
+def _needed_extra(entry_point: EntryPoint | None) -> str:
+    return f"needs the {entry_point.extras[0]} extra" if entry_point is not None and entry_point.extras else ""

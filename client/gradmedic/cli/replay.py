@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from gradmedic.exceptions import ConfigurationError, UsageError
 from gradmedic.protocol.diagnosis import VerdictChange
 from gradmedic.protocol.encoding import to_plain
-from gradmedic.protocol.recordings import MAGIC, RecordingError, Replay
+
+if TYPE_CHECKING:
+    from gradmedic.protocol.recordings import Replay
 
 REPLAY_GROUP = "gradmedic.replay"
 """Entry-point group of the function that replays a recording."""
@@ -26,6 +28,8 @@ def is_path(text: str) -> bool:
         return True
     try:
         with Path(text).open("rb") as file:
+            from gradmedic.protocol.recordings import MAGIC  # here, because it needs numpy; the name of a run does not
+
             return file.read(len(MAGIC)) == MAGIC
     except (OSError, ValueError):  # no file, or no name of a file
         return False
@@ -38,12 +42,16 @@ def replay_recording(path: Path, at_step: int | None) -> Replay:
         ConfigurationError: the diagnosis package is not installed.
         UsageError: the file is no recording or is damaged.
     """
+    import importlib.metadata  # here, because it takes longer than the rest of the command
+
     try:
         (entry_point,) = importlib.metadata.entry_points(group=REPLAY_GROUP)
         function = entry_point.load()
     except (ValueError, ModuleNotFoundError) as error:
         message = "gradmedic diagnose FILE needs the diagnosis, which comes with the service extra"
         raise ConfigurationError(f"{message}: pip install 'gradmedic[service]'") from error
+    from gradmedic.protocol.recordings import RecordingError
+
     try:
         replay: Replay = function(path, at_step)
     except RecordingError as error:

@@ -7,13 +7,16 @@ import dataclasses
 import json
 import sys
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from gradmedic.api import call_with_retries
 from gradmedic.cli.command import EXIT_ERROR, add_connection_argument
 from gradmedic.configuration import resolve_connection, resolve_directory
 from gradmedic.exceptions import ApiError, UsageError
 from gradmedic.transport.http import Service
-from gradmedic.upload.replay import Replay, find_sessions
+
+if TYPE_CHECKING:
+    from gradmedic.upload.replay import Replay
 
 
 class SyncCommand:
@@ -42,6 +45,8 @@ class SyncCommand:
         if args.dir is not None and not directory.is_dir():
             raise UsageError(f"there is no folder {directory}")
         service = Service(resolve_connection(args.base_url))
+        from gradmedic.upload.replay import find_sessions  # here, because it needs numpy, and --help does not
+
         try:
             found = find_sessions(service, directory)
         except OSError as error:

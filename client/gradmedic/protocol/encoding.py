@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping, Sequence, Set
 from datetime import datetime
 from typing import Any, TypeVar
 
 import msgspec
-import numpy as np
 
 from gradmedic.protocol.numbers import JSON_INTEGERS, name_nonfinite
 
@@ -70,7 +70,7 @@ def to_plain(value: Any, depth: int = 0) -> Any:
         return value
     if isinstance(value, str):
         return _storable(value)
-    if isinstance(value, np.generic):
+    if _is_numpy_scalar(value):
         return to_plain(value.item(), depth)
     if isinstance(value, int):
         return int(value) if value in JSON_INTEGERS else str(value)
@@ -87,6 +87,12 @@ def to_plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, datetime):
         return value.isoformat().replace("+00:00", "Z")
     return _storable(str(value))
+
+
+def _is_numpy_scalar(value: Any) -> bool:
+    """Whether a value is a numpy scalar. Without numpy there is none, and nothing here imports it."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.generic)
 
 
 def _storable(text: str) -> str:

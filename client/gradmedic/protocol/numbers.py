@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 NONFINITE_NAMES = ("NaN", "Infinity", "-Infinity")
 """The strings that stand for non-finite numbers in JSON."""
@@ -21,8 +23,9 @@ LARGEST_INT64 = 2**63 - 1
 JSON_INTEGERS = range(-(2**63), 2**64)
 """The integers that every JSON reader here reads: those of 64 bits, with or without a sign."""
 
-LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
-SMALLEST_FLOAT32 = float(np.finfo(np.float32).smallest_subnormal)
+LARGEST_FLOAT32 = (2 - 2.0**-23) * 2.0**127
+SMALLEST_FLOAT32 = 2.0**-149
+"""The largest finite and the smallest positive (subnormal) number of float32."""
 
 CLIP_EPSILON = 1e-6
 """Added to a norm before the division by it, as in `torch.nn.utils.clip_grad_norm_`."""
@@ -54,9 +57,12 @@ def name_nonfinite(value: float) -> str:
 def to_float32(values: NDArray[np.float64]) -> NDArray[np.float32]:
     """Round to float32. A finite value stays finite, and a nonzero value stays nonzero.
 
+    >>> import numpy as np
     >>> to_float32(np.array([1e300, 1e-300, float("inf")]))
     array([3.4028235e+38, 1.4012985e-45,           inf], dtype=float32)
     """
+    import numpy as np  # here, because commands that read no arrays start in half the time without it
+
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         narrow = values.astype(np.float32)
     if not np.isfinite(narrow).all():

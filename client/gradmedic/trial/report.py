@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from gradmedic.protocol.trial_report import TrialReport
 from gradmedic.version import __version__
 
@@ -37,6 +35,8 @@ class ReportFile:
 
 def describe_environment() -> dict[str, str]:
     """Return the versions and the machine that a result depends on; torch's version where torch is loaded."""
+    import numpy as np  # here, because commands read the environment of trials too, and need no numpy
+
     torch = sys.modules.get("torch")
     described = {
         "python": platform.python_version(),
