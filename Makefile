@@ -4,25 +4,33 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEMO_READY := $(VENV)/.ready-demo
 
 .DEFAULT_GOAL := help
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# An environment for an extra; `dev` has what `demo` has.
+install_extra = @{ test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); } && \
+	echo "Installing gradmedic[$(1)] into $(VENV) (a few minutes the first time) ..." && \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(1)]' && \
+	{ $(BIN)/python -m compileall -qq $(VENV)/lib || true; } # where imports write no .pyc files, they would be slow
+
 $(READY): pyproject.toml constraints.txt
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installing into $(VENV) (a few minutes the first time) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@$(BIN)/python -m compileall -qq $(VENV)/lib || true # where imports write no .pyc files, they would be slow
+	$(call install_extra,dev)
+	@touch $(DEMO_READY) $@
+
+$(DEMO_READY): pyproject.toml constraints.txt
+	$(call install_extra,demo)
 	@touch $@
 
 install: $(READY) ## create the environment in .venv
 
-demo: $(READY) ## train three real models and read their diagnoses
+demo: $(DEMO_READY) ## train three real models and read their diagnoses (installs only what that needs)
 	@$(BIN)/gradmedic demo
 
-serve: $(READY) ## start the service on http://127.0.0.1:8642 with a SQLite database in .gradmedic/
+serve: $(DEMO_READY) ## start the service on http://127.0.0.1:8642 with a SQLite database in ~/.local/share/gradmedic
 	@$(BIN)/gradmedic serve
 
 test: $(READY) ## run the whole suite
@@ -39,7 +47,7 @@ check: $(READY) ## check style, types, import rules and the documented commands
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/python -m pytest -q -p no:cacheprovider tests/docs
+	@$(BIN)/python -m pytest -q -p no:cacheprovider -m "not slow" tests/docs
 
 check-cuda: $(READY) ## test and time the SDK on one GPU (a minute; without a GPU, what a CPU can run)
 	@$(BIN)/python -m pytest -q -rs -p no:cacheprovider tests/cuda
@@ -72,6 +80,9 @@ bench-query: $(READY) ## measure the cost of reading runs of a thousand to a mil
 bench-page: $(READY) ## measure the load time and the size of a run's page (needs Chromium; several minutes)
 	@$(BIN)/python -m benchmarks.page
 
+bench-start: $(READY) ## measure the CPU time until each command is ready (a minute)
+	@$(BIN)/python -m benchmarks.start
+
 bench-faults: $(READY) ## kill or disconnect each part of a rerun during a trial, also on Ray (15 minutes)
 	@$(BIN)/python -m benchmarks.faults
 
@@ -93,4 +104,4 @@ clean: ## remove the environment and everything generated
 	@rm -rf $(VENV) .gradmedic benchmarks/.cache dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo serve test test-fast fuzz check check-cuda bench-client bench-diagnosis bench-foreign bench-causes bench-busy bench-sensitivity bench-ingest bench-query bench-page bench-load bench-faults bench-reruns experiments screenshots clean
+.PHONY: help install demo serve test test-fast fuzz check check-cuda bench-client bench-diagnosis bench-foreign bench-causes bench-busy bench-sensitivity bench-ingest bench-query bench-page bench-start bench-load bench-faults bench-reruns experiments screenshots clean

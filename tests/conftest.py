@@ -43,6 +43,14 @@ def _interruptible() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _own_data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the database of the user who runs the tests out of them: the default one is in the user's folder of data."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _patient_requests() -> None:
     """Wait for the answers of a slow machine. The library's default is five seconds."""
     for kind in ("connect", "read", "write", "pool"):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from importlib.metadata import version
 from threading import Event
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 
-from gradmedic.protocol.service import API_PATH
+from gradmedic.protocol.service import Liveness
 from gradmedic_service.access.admission import Admission
 from gradmedic_service.access.authentication import Authentication
 from gradmedic_service.access.authorization import check_requirements
@@ -21,6 +22,7 @@ from gradmedic_service.access.places import Places
 from gradmedic_service.access.rate_limits import RateLimits
 from gradmedic_service.database import schema
 from gradmedic_service.database.engine import Database
+from gradmedic_service.database.urls import printable_url
 from gradmedic_service.due_work import RARE_WORK_SECONDS, do_due_work, do_jobs, rare_jobs
 from gradmedic_service.http.answers import BoundedAnswers
 from gradmedic_service.http.arrival import ArrivingBodies
@@ -30,6 +32,7 @@ from gradmedic_service.http.metrics import Metrics
 from gradmedic_service.http.problems import answer_with_problems
 from gradmedic_service.http.requests import RequestContext
 from gradmedic_service.http.responses import WireResponse
+from gradmedic_service.http.routers import add_routes
 from gradmedic_service.http.routes import RouteTable
 from gradmedic_service.periodic_tasks import PeriodicTask, running_periodically
 from gradmedic_service.projects.endpoints import router as projects_router
@@ -72,10 +75,10 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.include_router(health_router)
+    add_routes(app, health_router)
     add_pages(app)
-    api = APIRouter(prefix=API_PATH)
-    for router in (
+    add_routes(
+        app,
         limits_router,
         access_router,
         projects_router,
@@ -86,9 +89,7 @@ def create_app(settings: Settings) -> FastAPI:
         reruns_router,
         trials_router,
         trainables_router,
-    ):
-        api.include_router(router)
-    app.include_router(api)
+    )
     add_documentation(app)
     check_requirements(app)
     answer_with_problems(app)
@@ -119,6 +120,11 @@ def build_services(settings: Settings, route_table: RouteTable) -> Services:
         route_table=route_table,
         limits=limits,
         requires_keys=settings.requires_keys,
+        liveness=Liveness(
+            version=version("gradmedic"),
+            started_at=datetime.now(UTC),
+            database=None if settings.requires_keys else printable_url(settings.database_url.get_secret_value()),
+        ),
         keyring=Keyring(),
         rate_limits=RateLimits(settings.max_requests_per_minute),
         metrics=metrics,

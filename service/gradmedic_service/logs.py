@@ -52,6 +52,7 @@ def set_up_logging(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.log_level.upper())
+    logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)  # it lists its parts at every migration
 
 
 def _hide_secrets(_logger: Any, _method: str, line: Any) -> str:

@@ -17,13 +17,13 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from gradmedic_service.address import ANY_HOST
 from gradmedic_service.app import create_app
 from gradmedic_service.http.connections import ConnectionBounds, Connections
 from gradmedic_service.http.listener import Listener, bound_by_files
 from gradmedic_service.services import services_of
 from gradmedic_service.settings import Settings
 
-BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 75
 """Seconds that a silent connection stays open. Jobs that report every few seconds keep their connection, and none is
 closed at the moment when the next block is sent."""
@@ -49,13 +49,18 @@ class StartError(Exception):
     """The server cannot start; the message is for the operator."""
 
 
-def run_server(settings: Settings, announce: Callable[[str], None], worker_file: str | None = None) -> None:
-    """Listen, announce the address, and serve until a signal. Raises StartError.
+def make_server(
+    settings: Settings, listening: socket.socket, announce: Callable[[str], None], worker_file: str | None = None
+) -> Server:
+    """Return a server of the service. Its `serve_until_signal()` announces the address, and serves until a signal.
 
     Args:
         settings: settings whose database has been prepared.
-        announce: function that is called with the URL once the service listens there.
+        listening: socket that listens at the service's address.
+        announce: function that is called with the URL once the service answers there.
         worker_file: the `worker.toml` of a worker that runs beside the service, as a process of its own.
+
+    Raises StartError.
     """
     _bound_heaps()
     if worker_file is not None:
@@ -77,17 +82,7 @@ def run_server(settings: Settings, announce: Callable[[str], None], worker_file:
         config.load()
     except OSError as error:  # ssl.SSLError is one
         raise StartError(f"the certificate or its key cannot be used: {error}") from error
-    try:
-        listener = socket.create_server(
-            (settings.host, settings.port),
-            family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET,
-            backlog=BACKLOG,
-        )
-    except OSError as error:
-        reason = error.strerror or error
-        raise StartError(f"cannot listen at {settings.host} port {settings.port}: {reason}") from error
-    with listener:
-        _Server(config, app, _connection_bounds(config, settings), announce, worker_file).run(sockets=[listener])
+    return Server(config, app, listening, _connection_bounds(config, settings), announce, worker_file)
 
 
 def _connection_bounds(config: uvicorn.Config, settings: Settings) -> ConnectionBounds:
@@ -103,7 +98,7 @@ def _connection_bounds(config: uvicorn.Config, settings: Settings) -> Connection
     )
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """Accepts connections itself, and bounds them. Announces its address once it listens.
 
     Its worker starts then, and ends first.
@@ -113,12 +108,14 @@ class _Server(uvicorn.Server):
         self,
         config: uvicorn.Config,
         app: FastAPI,
+        listening: socket.socket,
         bounds: ConnectionBounds,
         announce: Callable[[str], None],
         worker_file: str | None,
     ) -> None:
         super().__init__(config)
         self._app = app
+        self._listening = listening
         self._bounds = bounds
         self._connections = Connections(bounds)
         self._listeners: list[Listener] = []
@@ -126,7 +123,12 @@ class _Server(uvicorn.Server):
         self._worker_file = worker_file
         self._worker: _WorkerProcess | None = None
 
+    def serve_until_signal(self) -> None:
+        """Serve requests until a signal ends the process."""
+        self.run(sockets=[self._listening])
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept connections, announce the address and start the worker."""
         await super().startup(sockets=[])
         if self.should_exit:
             return
@@ -141,7 +143,7 @@ class _Server(uvicorn.Server):
             address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
             self._announce(address)
             if self._worker_file is not None:
-                loopback = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host)  # noqa: S104 (compared, not bound to)
+                loopback = ANY_HOST.get(host)
                 self._worker = _WorkerProcess(
                     self._worker_file, address if loopback is None else f"{scheme}://{loopback}:{port}"
                 )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from starlette.applications import Starlette
 
-from gradmedic.protocol.service import Limits
+from gradmedic.protocol.service import Limits, Liveness
 from gradmedic_service.access.keyring import Keyring
 from gradmedic_service.access.rate_limits import RateLimits
 from gradmedic_service.database.engine import Database
@@ -30,6 +30,8 @@ class Services:
     """The limits that `GET /limits` publishes."""
     requires_keys: bool
     """Whether a request without an API key is refused."""
+    liveness: Liveness
+    """The answer to `GET /healthz`."""
     keyring: Keyring
     rate_limits: RateLimits
     metrics: Metrics

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import quote
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -13,8 +15,31 @@ from gradmedic.protocol.service import WIRE_VERSIONS, Limits
 from gradmedic_service.access.browsers import LOOPBACK_HOSTS
 from gradmedic_service.http.addresses import is_loopback
 
-DEFAULT_DATABASE_URL = "sqlite:///.gradmedic/gradmedic.db"
 DEFAULT_PORT = 8642
+LOCAL_DATABASE = Path(".gradmedic") / "gradmedic.db"
+"""The database of version 0.1, below the working directory. Where it exists, it is still used."""
+
+
+def default_database_url() -> str:
+    """Return the URL of the database where none is configured.
+
+    It is `LOCAL_DATABASE` where that file exists, else `gradmedic/gradmedic.db` in the user's folder of data:
+    `$XDG_DATA_HOME`, or `~/.local/share` (XDG Base Directory Specification 0.8).
+
+    Raises ValueError if the user has no home directory.
+    """
+    if LOCAL_DATABASE.is_file():
+        return _sqlite_url(LOCAL_DATABASE.absolute())
+    given = Path(os.environ.get("XDG_DATA_HOME", ""))
+    try:
+        data = given if given.is_absolute() else Path.home() / ".local" / "share"  # the specification ignores others
+    except RuntimeError:
+        raise ValueError("the user has no home directory: name the database with GRADMEDIC_DATABASE_URL") from None
+    return _sqlite_url(data / "gradmedic" / "gradmedic.db")
+
+
+def _sqlite_url(path: Path) -> str:
+    return f"sqlite:///{quote(str(path), safe='/ ')}"
 
 
 class Settings(BaseSettings):
@@ -22,8 +47,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="GRADMEDIC_", frozen=True, use_attribute_docstrings=True)
 
-    database_url: SecretStr = SecretStr(DEFAULT_DATABASE_URL)
-    """`sqlite:///relative/path.db`, `sqlite:////absolute/path.db` or `postgresql://user:password@host/name`."""
+    database_url: SecretStr = Field(default_factory=lambda: SecretStr(default_database_url()))
+    """`sqlite:///relative/path.db`, `sqlite:////absolute/path.db` or `postgresql://user:password@host/name`. By default
+    a SQLite file in `~/.local/share/gradmedic`, or `.gradmedic/gradmedic.db` where that file exists."""
     database_pool_size: int = Field(default=20, ge=1)
     """Largest number of connections that a process opens."""
     database_timeout: float = Field(default=15.0, gt=0)

@@ -30,7 +30,10 @@ def service_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = directory / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [Path(sys.executable).with_name("gradmedic"), "serve", "--port", "0"],
+            [
+                *(Path(sys.executable).with_name("gradmedic"), "serve", "--port", "0"),
+                *("--database-url", f"sqlite:///{directory / 'gradmedic.db'}"),
+            ],
             cwd=directory,
             stdout=subprocess.PIPE,
             stderr=output,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import column, insert, inspect, select, table
 
 from gradmedic.protocol.ids import new_id
@@ -25,6 +26,11 @@ def tables(url: str) -> set[str]:
         return set(inspect(engine).get_table_names())
     finally:
         engine.dispose()
+
+
+def test_the_needed_revision_is_the_last_one() -> None:
+    """The revision that the service reads from the files is the head that Alembic finds."""
+    assert schema.head() == ScriptDirectory(str(schema.migrations_folder())).get_current_head()
 
 
 def test_upgrade_creates_every_table(empty_database_url: str) -> None:

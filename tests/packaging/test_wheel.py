@@ -98,7 +98,11 @@ def test_a_node_of_a_cluster_needs_no_extra(base: Path, tmp_path: Path) -> None:
 def served(service: Path, tmp_path: Path) -> Iterator[str]:
     """The URL of `gradmedic serve`, started in an empty folder outside the checkout."""
     process = subprocess.Popen(
-        [service / "gradmedic", "serve", "--port", "0"], stdout=subprocess.PIPE, text=True, cwd=tmp_path
+        [service / "gradmedic", "serve", "--port", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={"HOME": str(tmp_path)},
     )
     try:
         assert process.stdout is not None
@@ -110,8 +114,8 @@ def served(service: Path, tmp_path: Path) -> Iterator[str]:
 
 
 def test_service_install_creates_its_database(served: str, tmp_path: Path) -> None:
-    """`gradmedic serve` from a wheel migrates its own database in the working directory, and is ready."""
-    assert (tmp_path / ".gradmedic" / "gradmedic.db").is_file()
+    """`gradmedic serve` from a wheel migrates its own database in the user's folder of data, and is ready."""
+    assert (tmp_path / ".local" / "share" / "gradmedic" / "gradmedic.db").is_file()
     with urllib.request.urlopen(f"{served}/readyz", timeout=PATIENCE) as answer:  # noqa: S310  # our own loopback URL
         assert answer.status == 200
     body = json.dumps({"project": "p", "layers": [{"name": "w"}]}).encode()

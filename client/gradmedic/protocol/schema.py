@@ -191,5 +191,7 @@ def _describe_fields(schema: dict[str, Any], cls: type) -> None:
 SCHEMA: dict[str, Any] = {
     "extra": "forbid",
     "json_schema_extra": _describe_fields,
+    "defer_build": True,
 }
-"""Pydantic's configuration of every class of the protocol."""
+"""Pydantic's configuration of every class of the protocol. A validator is built when it is first needed: the service
+has a hundred of them, and would start later."""

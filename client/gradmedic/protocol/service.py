@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, ClassVar
 
 from gradmedic.protocol.schema import SCHEMA
@@ -93,6 +94,22 @@ class Problem:
     """Id of the request. The service's log has the same id."""
     errors: list[FieldError] = field(default_factory=list)
     """Every bad field of the request. Empty for errors that concern no field."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Liveness:
+    """Answer of a process that serves requests."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
+
+    status: str = "ok"
+    """The word `ok`."""
+    version: str
+    """The version of the service."""
+    started_at: datetime
+    """The time at which the process began to serve requests."""
+    database: str | None = None
+    """The URL of the database, without its password. Null if the service requires API keys: this answer needs none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Request, Response, status
+from fastapi import Path, Request, Response, status
 
 from gradmedic.protocol.access import SCOPES, ApiKeyCreate, ApiKeyCreated, ApiKeyList, AuditRecordList, BrowserSession
 from gradmedic_service.access import service
@@ -27,8 +27,9 @@ from gradmedic_service.http.dependencies import (
 )
 from gradmedic_service.http.errors import BODY_ERRORS, InvalidRequest, documented
 from gradmedic_service.http.json_bodies import json_body
+from gradmedic_service.http.routers import api_router
 
-router = APIRouter(tags=["access"])
+router = api_router(tags=["access"])
 
 KeyId = Annotated[UUID, Path(description="The id of the API key.", examples=["0199b7f0-c8d2-7a31-8f55-0b1c2d3e4f50"])]
 

@@ -19,7 +19,8 @@ def add_database_option(parser: argparse.ArgumentParser) -> None:
         "--database-url",
         metavar="URL",
         help="sqlite:///path/to/file.db or postgresql://user:password@host/name "
-        "(default: GRADMEDIC_DATABASE_URL, else .gradmedic/gradmedic.db)",
+        "(default: GRADMEDIC_DATABASE_URL, else .gradmedic/gradmedic.db where it exists, else a file in "
+        "~/.local/share/gradmedic)",
     )
 
 

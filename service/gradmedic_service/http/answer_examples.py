@@ -18,7 +18,7 @@ from gradmedic.protocol.reviews import Review
 from gradmedic.protocol.run_lists import RunColumn, RunColumns, RunCounts, RunsChange
 from gradmedic.protocol.runs import Layer, Optimizer, RunDetail, RunList, RunSummary, Training
 from gradmedic.protocol.series import Series, SeriesResult
-from gradmedic.protocol.service import JSON_MEDIA_TYPE, Health, Limits
+from gradmedic.protocol.service import JSON_MEDIA_TYPE, Health, Limits, Liveness
 from gradmedic.protocol.steps import AppendResult, RewindResult
 from gradmedic.protocol.trainables import Trainable, TrainableParameter, Trainables
 from gradmedic.protocol.trials import ClaimedTrial, HeartbeatResult, TrialLease, TrialOutput
@@ -339,7 +339,7 @@ RUNS_CHANGE = RunsChange(changed=[RUN_ID], unchanged=[], failed=[])
 def answer_examples(limits: Limits) -> dict[tuple[str, str], Any]:
     """Return an example of each successful answer that is text, by the id of the operation and the media type."""
     answers: dict[str, Any] = {
-        "service.alive": Health(),
+        "service.alive": Liveness(version="0.1.0", started_at=_at(0)),
         "service.ready": Health(),
         "service.limits": limits,
         "api_keys.create": CREATED_KEY,

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from fastapi import Depends, Query, Request
 
-from gradmedic.protocol.service import JSON_MEDIA_TYPE, Limits
+from gradmedic.protocol.service import JSON_MEDIA_TYPE, Limits, Liveness
 from gradmedic_service.access.keyring import Keyring
 from gradmedic_service.database.engine import Database
 from gradmedic_service.http.answers import MEMORY, AnswerMemory
@@ -35,6 +35,10 @@ async def _schema_revision(request: Request) -> str:
 
 async def _limits(request: Request) -> Limits:
     return services_of(request.app).limits
+
+
+async def _liveness(request: Request) -> Liveness:
+    return services_of(request.app).liveness
 
 
 async def _keyring(request: Request) -> Keyring:
@@ -74,6 +78,7 @@ AnswerMemoryDependency = Annotated[AnswerMemory, Depends(_answer_memory)]
 DatabaseDependency = Annotated[Database, Depends(_database)]
 SchemaRevisionDependency = Annotated[str, Depends(_schema_revision)]
 LimitsDependency = Annotated[Limits, Depends(_limits)]
+LivenessDependency = Annotated[Liveness, Depends(_liveness)]
 KeyringDependency = Annotated[Keyring, Depends(_keyring)]
 MetricsDependency = Annotated[Metrics, Depends(_metrics)]
 FactsDependency = Annotated[FactsCache, Depends(_facts)]

@@ -6,26 +6,29 @@ from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from gradmedic.protocol.service import Health, Limits
+from gradmedic.protocol.service import Health, Limits, Liveness
 from gradmedic_service.access.authorization import PUBLIC, AnyKey, MayRead
 from gradmedic_service.database.errors import DatabaseBusy, DatabaseNotMigrated, DatabaseUnavailable
 from gradmedic_service.database.schema import check_revision
 from gradmedic_service.http.dependencies import (
     DatabaseDependency,
     LimitsDependency,
+    LivenessDependency,
     MetricsDependency,
     SchemaRevisionDependency,
 )
 from gradmedic_service.http.errors import documented
+from gradmedic_service.http.responses import WireResponse
+from gradmedic_service.http.routers import api_router
 
-health_router = APIRouter(tags=["service"])
-limits_router = APIRouter(tags=["service"])
+health_router = APIRouter(tags=["service"], default_response_class=WireResponse)
+limits_router = api_router(tags=["service"])
 
 
 @health_router.get("/healthz", operation_id="service.alive", dependencies=[PUBLIC])
-async def alive() -> Health:
-    """Check that the process serves requests."""
-    return Health()
+async def alive(liveness: LivenessDependency) -> Liveness:
+    """Check that the process serves requests, and return what it is."""
+    return liveness
 
 
 @health_router.get(

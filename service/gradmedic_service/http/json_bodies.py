@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import cached_property
 from itertools import chain
 from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
@@ -84,8 +85,16 @@ class JsonBody(Generic[T]):
         self._max_values = max_values
         self._counts = counts
         self._check = check
-        self._validator = stopping_validator(TypeAdapter(type_))
-        self._item_validators = dict(_item_validators(type_))
+
+    @cached_property
+    def _validator(self) -> SchemaValidator:
+        """The validator of the body. It is built for the first body: the service starts sooner."""
+        return stopping_validator(TypeAdapter(self.type))
+
+    @cached_property
+    def _item_validators(self) -> dict[str, SchemaValidator]:
+        """The validators of the items of each list, by field."""
+        return dict(_item_validators(self.type))
 
     def read(
         self,

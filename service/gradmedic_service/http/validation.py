@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 from pydantic_core import SchemaValidator, ValidationError
 
 from gradmedic.protocol.names import text_error
@@ -24,12 +24,15 @@ MESSAGES = {
     "string_unicode": "is not valid Unicode",
 }
 """Our messages, by pydantic's type of error. For other types pydantic's own message is used."""
+BUILT_WHEN_USED: ConfigDict = {"defer_build": True}
+"""The configuration of an adapter that is built for its first value, so that the service starts sooner."""
 KEY_OF_MAPPING = "[key]"
 """The last part of pydantic's location of a key."""
 
 
 def stopping_validator(adapter: TypeAdapter[Any]) -> SchemaValidator:
     """Return a validator that stops in each list at the first wrong item: pydantic itself would report every one."""
+    adapter.rebuild()  # does nothing where it is built already
     return SchemaValidator(_stopping(adapter.core_schema))
 
 

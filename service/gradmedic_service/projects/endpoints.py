@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query
+from fastapi import Path, Query
 
 from gradmedic.protocol.projects import Project, ProjectList, ProjectUpdate
 from gradmedic_service.access.authorization import MayAdminister, MayRead
@@ -17,10 +17,11 @@ from gradmedic_service.http.dependencies import (
 )
 from gradmedic_service.http.errors import BODY_ERRORS, InvalidRequest, documented
 from gradmedic_service.http.json_bodies import json_body
+from gradmedic_service.http.routers import api_router
 from gradmedic_service.projects import service
 from gradmedic_service.projects.errors import ProjectNotFound
 
-router = APIRouter(prefix="/projects", tags=["projects"])
+router = api_router(prefix="/projects", tags=["projects"])
 
 Name = Annotated[str, Path(description="The name of the project, percent-encoded.", examples=["char-lm"])]
 Sort = Annotated[str, Query(description=f"The order of the list: one of {', '.join(service.SORTS)}.")]

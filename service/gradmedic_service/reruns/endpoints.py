@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Query, Response, status
+from fastapi import Path, Query, Response, status
 
 from gradmedic.protocol.reruns import RERUN_STATUSES, RerunCreate, RerunDetail, RerunList
 from gradmedic.protocol.service import API_PATH
@@ -20,13 +20,14 @@ from gradmedic_service.http.dependencies import (
 )
 from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType, documented
 from gradmedic_service.http.json_bodies import json_body
+from gradmedic_service.http.routers import api_router
 from gradmedic_service.reruns import service
 from gradmedic_service.reruns.errors import NotRerunnable, RerunExists, RerunNotFound
 from gradmedic_service.reruns.repository import RerunQuery
 from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.trainables.errors import TrainableUnknown
 
-router = APIRouter(tags=["reruns"])
+router = api_router(tags=["reruns"])
 
 RunId = Annotated[UUID, Path(description="Id of the run.", examples=["0199b7f0-c8d2-7a31-8f55-0b1c2d3e4f50"])]
 RerunId = Annotated[UUID, Path(description="Id of the rerun.", examples=["0199b7f0-c8d2-7a31-8f55-0b1c2d3e4f51"])]

@@ -12,11 +12,12 @@ from gradmedic.protocol.diagnosis import Advice, Diagnosis, Outcome, Tried
 from gradmedic.protocol.encoding import encode_json
 from gradmedic.protocol.remedies import Remedy
 from gradmedic_service.database.engine import Connection
+from gradmedic_service.http.validation import BUILT_WHEN_USED
 from gradmedic_service.reruns import repository
 from gradmedic_service.reruns.experiment import CandidateOutcome
 
-CANDIDATES = TypeAdapter(list[list[Remedy]])
-OUTCOMES = TypeAdapter(list[CandidateOutcome])
+CANDIDATES = TypeAdapter(list[list[Remedy]], config=BUILT_WHEN_USED)
+OUTCOMES = TypeAdapter(list[CandidateOutcome], config=BUILT_WHEN_USED)
 
 
 def add_outcomes(connection: Connection, diagnosis: Diagnosis) -> Diagnosis:

@@ -6,7 +6,7 @@ import sys
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Response, status
+from fastapi import Path, Response, status
 
 from gradmedic.protocol.reviews import Review, ReviewWrite
 from gradmedic.protocol.runs import RunCreate, RunDetail, RunUpdate
@@ -15,6 +15,7 @@ from gradmedic_service.access.authorization import MayAdminister, MayFollow, May
 from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency
 from gradmedic_service.http.errors import BODY_ERRORS, InvalidRequest, documented
 from gradmedic_service.http.json_bodies import json_body
+from gradmedic_service.http.routers import api_router
 from gradmedic_service.projects.errors import ProjectFull
 from gradmedic_service.runs import reviewing, service
 from gradmedic_service.runs.errors import RunExists, RunNotFound
@@ -26,7 +27,7 @@ from gradmedic_service.runs.validation import (
     max_values,
 )
 
-router = APIRouter(prefix="/runs", tags=["runs"])
+router = api_router(prefix="/runs", tags=["runs"])
 
 RunId = Annotated[UUID, Path(description="Id of the run.", examples=["0199b7f0-c8d2-7a31-8f55-0b1c2d3e4f50"])]
 

@@ -17,9 +17,10 @@ from pydantic import TypeAdapter
 
 from gradmedic.protocol.encoding import encode_json
 from gradmedic.protocol.runs import Layer, Training
+from gradmedic_service.http.validation import BUILT_WHEN_USED
 
-LAYERS = TypeAdapter(list[Layer])
-TRAINING = TypeAdapter(Training | None)
+LAYERS = TypeAdapter(list[Layer], config=BUILT_WHEN_USED)
+TRAINING = TypeAdapter(Training | None, config=BUILT_WHEN_USED)
 StoredFacts = tuple[list[Any], dict[str, Any] | None, str | None]
 """Layers and training as they are stored, and the framework."""
 CACHED_MODELS = 64

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import Depends, Query, Request
 
 from gradmedic.protocol.reviews import NO_REVIEW, REVIEW_ANSWERS
 from gradmedic.protocol.run_lists import (
@@ -24,6 +24,7 @@ from gradmedic_service.access.authorization import MayAdminister, MayIngest, May
 from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency, check_max_results
 from gradmedic_service.http.errors import BODY_ERRORS, InvalidRequest, documented
 from gradmedic_service.http.json_bodies import json_body
+from gradmedic_service.http.routers import api_router
 from gradmedic_service.runs import bulk, listing
 from gradmedic_service.runs.run_query import (
     CONFIG_PREFIX,
@@ -40,7 +41,7 @@ from gradmedic_service.runs.run_query import (
 )
 from gradmedic_service.runs.validation import check_filters, check_tags_change
 
-router = APIRouter(prefix="/runs", tags=["runs"])
+router = api_router("/runs", tags=["runs"])
 
 MAX_CONFIG_KEYS = 20
 SORTS = ", ".join((*SORT_KEYS, "config.NAME", "metric.NAME"))

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import msgspec
-from fastapi import APIRouter, Depends, Header, Path, Query, Response
+from fastapi import Depends, Header, Path, Query, Response
 from fastapi.responses import StreamingResponse
 
 from gradmedic.protocol.diagnosis import Diagnosis, VerdictHistory
@@ -32,6 +32,7 @@ from gradmedic_service.http.dependencies import (
 )
 from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType, documented
 from gradmedic_service.http.json_bodies import json_body
+from gradmedic_service.http.routers import api_router
 from gradmedic_service.reruns.outcomes import add_outcomes
 from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.telemetry import export, service
@@ -46,7 +47,7 @@ GZIP_LEVEL = 1
 """Counts are nearly always alike and shrink to nothing at any level; mantissas hardly shrink at any level."""
 VARY = {"Vary": "Accept, Accept-Encoding"}
 
-router = APIRouter(prefix="/runs/{run_id}")
+router = api_router(prefix="/runs/{run_id}")
 
 RunId = Annotated[UUID, Path(description="Id of the run.", examples=["0199b7f0-c8d2-7a31-8f55-0b1c2d3e4f50"])]
 

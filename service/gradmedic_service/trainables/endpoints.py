@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter
-
 from gradmedic.protocol.trainables import Trainables, TrainablesOffer
 from gradmedic_service.access.authorization import MayFollowRerun, MayWork
 from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency
 from gradmedic_service.http.errors import BODY_ERRORS, documented
 from gradmedic_service.http.json_bodies import json_body
+from gradmedic_service.http.routers import api_router
 from gradmedic_service.trainables import service
 from gradmedic_service.trainables.errors import TrainableTaken
 
-router = APIRouter(prefix="/trainables", tags=["workers"])
+router = api_router(prefix="/trainables", tags=["workers"])
 
 OFFER_EXAMPLES: dict[str, Any] = {
     "one": {

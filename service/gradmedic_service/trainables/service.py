@@ -18,6 +18,7 @@ from gradmedic_service.database import models
 from gradmedic_service.database.clock import database_time
 from gradmedic_service.database.engine import Session
 from gradmedic_service.http.errors import InvalidRequest
+from gradmedic_service.http.validation import BUILT_WHEN_USED
 from gradmedic_service.trainables import repository
 from gradmedic_service.trainables.errors import TrainableTaken
 from gradmedic_service.trainables.validation import trainable_errors
@@ -25,7 +26,7 @@ from gradmedic_service.trainables.validation import trainable_errors
 OFFER_LIFETIME = timedelta(seconds=60)
 """A trainable counts as offered for so long after an offer. Workers repeat their offers every ten seconds."""
 
-PARAMETERS = TypeAdapter(list[TrainableParameter])
+PARAMETERS = TypeAdapter(list[TrainableParameter], config=BUILT_WHEN_USED)
 
 
 def register(session: Session, principal: Principal, body: TrainablesOffer, limits: Limits) -> Trainables:

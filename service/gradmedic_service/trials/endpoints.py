@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Query, Response, status
+from fastapi import Path, Query, Response, status
 
 from gradmedic.protocol.reruns import RerunDetail
 from gradmedic.protocol.trials import (
@@ -23,10 +23,11 @@ from gradmedic_service.access.authorization import MayFollowRerun, MayIngest, Ma
 from gradmedic_service.http.dependencies import DatabaseDependency, LimitsDependency, TrialLeaseDependency
 from gradmedic_service.http.errors import BODY_ERRORS, InvalidRequest, documented
 from gradmedic_service.http.json_bodies import json_body
+from gradmedic_service.http.routers import api_router
 from gradmedic_service.trials import claims, service, tickets
 from gradmedic_service.trials.errors import StaleAttempt, TrialNotFound
 
-router = APIRouter(prefix="/trials")
+router = api_router(prefix="/trials")
 
 TrialId = Annotated[UUID, Path(description="Id of the trial.", examples=["0199b7f0-c8d2-7a31-8f55-0b1c2d3e4f52"])]
 

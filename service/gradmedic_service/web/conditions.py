@@ -1,17 +1,23 @@
 """The pages of conditions: the markdown files of docs/conditions as HTML.
 
-A wheel has the files beside this module, a checkout in its `docs`. They are rendered once, without raw HTML. Links
-between the files lead to the pages; links to other documents become text, because the service does not serve those.
+A wheel has the files beside this module, a checkout in its `docs`. A page is rendered when it is first read, without
+raw HTML. Links between the files lead to the pages; links to other documents become text, because the service does not
+serve those.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from markdown_it import MarkdownIt
 from markupsafe import Markup
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
 
 PATH = "/conditions"
 INDEX = "README"
@@ -24,32 +30,28 @@ class Conditions:
     """The pages by the name of their condition."""
 
     def __init__(self) -> None:
-        self._markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
-        texts = {file.stem: file.read_text(encoding="utf-8") for file in sorted(find_folder().glob("*.md"))}
-        self.names = tuple(name for name in texts if name != INDEX)
+        self._files = {file.stem: file for file in sorted(find_folder().glob("*.md"))}
+        self.names = tuple(name for name in self._files if name != INDEX)
         """Names of the conditions that have a page."""
-        self._pages = {name: self._to_page(self._markdown.render(text)) for name, text in texts.items()}
-        self.first_actions = {name: self._to_page(self._find_first_action(texts[name])) for name in self.names}
-        """What to do first, by the name of the condition: the first sentence or item below "What to do"."""
+        self._pages: dict[str, Markup] = {}
+        self._first_actions: dict[str, Markup] = {}
 
     def find(self, name: str = INDEX) -> Markup | None:
         """Return the page of a condition, or the index; None if there is no such page."""
-        return self._pages.get(name)
+        if name not in self._files:
+            return None
+        if name not in self._pages:
+            self._pages[name] = self._link(_renderer().render(self._files[name].read_text(encoding="utf-8")))
+        return self._pages[name]
 
-    def _find_first_action(self, text: str) -> str:
-        """Return the first sentence, or the first item of a list, of the part that says what to do, as HTML."""
-        tokens = self._markdown.parse(text)
-        starts = (at for at, token in enumerate(tokens) if token.type == "inline" and token.content == ACTIONS_TITLE)
-        actions = tokens[next(starts) + 1 :]
-        is_list = any(token.type == "ordered_list_open" for token in actions[:2])
-        content = next(token.content for token in actions if token.type == "inline")
-        html: str = self._markdown.renderInline(content if is_list else _SENTENCE_END.split(content)[0])
-        return html
+    def find_first_actions(self) -> Mapping[str, Markup]:
+        """Return what to do first, by the name of the condition: the first sentence or item below "What to do"."""
+        if not self._first_actions:
+            texts = {name: self._files[name].read_text(encoding="utf-8") for name in self.names}
+            self._first_actions = {name: self._link(_render_first_action(text)) for name, text in texts.items()}
+        return self._first_actions
 
-    def _to_page(self, html: str) -> Markup:
-        return Markup(self._link(html))  # noqa: S704 (html=False escapes)
-
-    def _link(self, html: str) -> str:
+    def _link(self, html: str) -> Markup:
         """Lead links to the pages, and let readers scroll tables of code by keyboard."""
 
         def replace(match: re.Match[str]) -> str:
@@ -57,7 +59,26 @@ class Conditions:
             name = target.removesuffix(".md")
             return f'<a href="{PATH}/{quote(name)}">{text}</a>' if name in self.names else text
 
-        return _LINK.sub(replace, html).replace("<pre>", '<pre tabindex="0">')
+        linked = _LINK.sub(replace, html).replace("<pre>", '<pre tabindex="0">')
+        return Markup(linked)  # noqa: S704 (html=False escapes)
+
+
+def _render_first_action(text: str) -> str:
+    """Return the first sentence, or the first item of a list, of the part that says what to do, as HTML."""
+    tokens = _renderer().parse(text)
+    starts = (at for at, token in enumerate(tokens) if token.type == "inline" and token.content == ACTIONS_TITLE)
+    actions = tokens[next(starts) + 1 :]
+    is_list = any(token.type == "ordered_list_open" for token in actions[:2])
+    content = next(token.content for token in actions if token.type == "inline")
+    html: str = _renderer().renderInline(content if is_list else _SENTENCE_END.split(content)[0])
+    return html
+
+
+@cache
+def _renderer() -> MarkdownIt:
+    from markdown_it import MarkdownIt  # here, because the service answers sooner without it
+
+    return MarkdownIt("commonmark", {"html": False}).enable("table")
 
 
 def find_folder() -> Path:

@@ -13,7 +13,7 @@ from typing import Annotated
 from uuid import UUID
 
 from anyio import to_thread
-from fastapi import APIRouter, Header, Path, Request
+from fastapi import Header, Path, Request
 from fastapi.responses import StreamingResponse
 
 from gradmedic.protocol.encoding import encode_json
@@ -23,6 +23,7 @@ from gradmedic_service.access.shares import Client, client_of
 from gradmedic_service.database.engine import Database
 from gradmedic_service.http.dependencies import DatabaseDependency, LiveRunsDependency
 from gradmedic_service.http.errors import InvalidRequest, documented
+from gradmedic_service.http.routers import api_router
 from gradmedic_service.reruns.repository import RerunRevision
 from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.runs.repository import RunRevision
@@ -42,7 +43,7 @@ FIELDS = {
 """Fields of each event."""
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
-router = APIRouter(prefix="/runs/{run_id}", tags=["runs"])
+router = api_router(prefix="/runs/{run_id}", tags=["runs"])
 
 
 @router.get(

@@ -31,6 +31,7 @@ from gradmedic_service.access.principal import Principal
 from gradmedic_service.http.dependencies import DatabaseDependency
 from gradmedic_service.http.errors import MAX_PATH_LENGTH, ServiceError
 from gradmedic_service.http.problems import answer_http_exception
+from gradmedic_service.http.routers import add_routes
 from gradmedic_service.reruns import service as reruns
 from gradmedic_service.reruns.errors import RerunNotFound
 from gradmedic_service.runs import service as runs
@@ -76,7 +77,7 @@ class Pages:
             linear_statistics=statistics_drawn(Scale.LINEAR),
             unhealthy_verdicts=UNHEALTHY_VERDICTS,
             conditions=conditions.names,
-            first_actions=conditions.first_actions,
+            find_first_actions=conditions.find_first_actions,
         )
 
     def render(self, name: str, principal: Principal | None, status: int = 200, **context: Any) -> HTMLResponse:
@@ -164,8 +165,7 @@ def add_pages(app: FastAPI) -> None:
     async def read_asset(request: Request, version: str, path: str) -> Response:
         return assets.answer(request, version, path)
 
-    app.include_router(router)
-    app.include_router(_make_fragments())
+    add_routes(app, router, _make_fragments())
 
     def answer_unknown_address(request: Request, error: Exception) -> Response:
         """Answer a reader of pages with a page, and every other client with a problem."""

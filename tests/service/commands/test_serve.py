@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
 import signal
 import socket
 import ssl
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import structlog
 from tests.support.commands import run
 from tests.support.patience import PATIENCE
 
+import gradmedic
 from gradmedic_service.access.secrets import is_secret
 from gradmedic_service.commands.api_key import API_KEY
 from gradmedic_service.commands.db import DB
@@ -41,11 +44,11 @@ def _restore_logging() -> Iterator[None]:
     structlog.configure(**events)
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1", "no.such.host.invalid"])  # noqa: S104 (refused)
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])  # noqa: S104 (refused)
 def test_other_machines_need_keys(host: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without any key the service does not listen beyond this machine; the error has the command that makes one."""
+    """Without any key the service does not serve other machines; the error has the command that makes one."""
     url = f"sqlite:///{tmp_path / 'a.db'}"
-    assert run(SERVE, "--host", host, "--database-url", url) == 2
+    assert run(SERVE, "--host", host, "--port", "0", "--database-url", url) == 2
     error = capsys.readouterr().err
     command = re.search(r"`gradmedic api-key (.*?)`", error)
     assert command is not None, error
@@ -59,12 +62,61 @@ def test_required_keys_on_loopback(sqlite_url: str, capsys: pytest.CaptureFixtur
     assert "`gradmedic api-key create" in capsys.readouterr().err
 
 
-def test_a_port_in_use(sqlite_url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """If another program listens at the port, the command fails with one line."""
+@pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid", "no host"])
+def test_an_address_of_another_machine(host: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An address that this machine does not have ends the command with one line, before there is a database."""
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    assert run(SERVE, "--host", host, "--port", "0", "--database-url", url) == 1
+    assert re.fullmatch(rf"gradmedic: cannot listen at {host} port 0: [^()]+\n", capsys.readouterr().err)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.0 200 OK\r\n\r\n[]", b"HTTP/1.0 404 x\r\n\r\n", b"SSH-2.0-x\r\n"])
+def test_a_port_of_another_program(answer: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """If another program has the port, the command fails with one line that says so, and creates no database."""
     with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def answer_all() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection = other.accept()[0]
+                    with connection:
+                        connection.recv(1000)
+                        connection.sendall(answer)
+
+        threading.Thread(target=answer_all, daemon=True).start()
         port = other.getsockname()[1]
-        assert run(SERVE, "--port", str(port), "--database-url", sqlite_url) == 1
-    assert f"cannot listen at 127.0.0.1 port {port}" in capsys.readouterr().err
+        assert run(SERVE, "--port", str(port), "--database-url", f"sqlite:///{tmp_path / 'a.db'}") == 1
+    assert capsys.readouterr().err == (
+        f"gradmedic: cannot listen at 127.0.0.1 port {port}. Another program has this port: stop it, or choose another "
+        "port with --port.\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_service_that_runs_already(
+    serve: Any, sqlite_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """If a service has the port, the error names its address, version, start and database; no second database is made.
+
+    Where API keys are required, it does not name the database. HTTPS makes no difference.
+    """
+    tls = ("--ssl-certfile", CERTIFICATE, "--ssl-keyfile", CERTIFICATE_KEY)
+    key = ("create", "--project", "p", "--scope", "read", "--database-url", sqlite_url)
+    assert run(API_KEY, *key) == 0
+    for options in ((), (*tls, "--require-auth")):
+        with serve(sqlite_url, *options) as served:
+            port = served.url.rpartition(":")[2]
+            capsys.readouterr()
+            assert run(SERVE, "--port", port, "--database-url", f"sqlite:///{tmp_path}/second/a.db") == 1
+        named = "" if options else f", database {sqlite_url}"
+        assert re.fullmatch(
+            rf"gradmedic: cannot listen at 127.0.0.1 port {port}. A gradmedic service answers at {served.url} already: "
+            rf"version {gradmedic.__version__}, started \d{{4}}-\d\d-\d\d \d\d:\d\d UTC{re.escape(named)}. Use it, or "
+            r"start another one with --port 0.\n",
+            capsys.readouterr().err,
+        )
+    assert not (tmp_path / "second").exists()
 
 
 def test_a_missing_worker_file(sqlite_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

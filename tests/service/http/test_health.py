@@ -8,15 +8,26 @@ from pydantic import SecretStr
 from starlette.testclient import TestClient
 from tests.support.service_app import ReplaceServices
 
+import gradmedic
 from gradmedic.protocol.service import Limits
+from gradmedic_service.app import build_services
 from gradmedic_service.database import schema
 from gradmedic_service.database.engine import Database
+from gradmedic_service.http.routes import RouteTable
 from gradmedic_service.settings import Settings
 
 
-def test_alive(client: TestClient) -> None:
-    """`/healthz` answers that the process is alive."""
-    assert client.get("/healthz").json() == {"status": "ok"}
+def test_alive(client: TestClient, replace_services: ReplaceServices) -> None:
+    """`/healthz` answers that the process is alive, and what it is; where no key is needed, also its database."""
+    answer = client.get("/healthz").json()
+    assert (answer.pop("status"), answer.pop("version")) == ("ok", gradmedic.__version__)
+    assert answer.pop("started_at").endswith("Z")
+    assert answer.keys() == {"database"}
+    for requires_keys in (False, True):
+        settings = Settings(database_url=SecretStr("postgresql://u:hidden@h/d"), require_auth=requires_keys)
+        replace_services(liveness=build_services(settings, RouteTable(FastAPI())).liveness)
+        named = client.get("/healthz").json()["database"]
+        assert named == (None if requires_keys else "postgresql+psycopg://u:***@h/d")
 
 
 def test_ready(client: TestClient) -> None:
