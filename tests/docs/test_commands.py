@@ -10,20 +10,17 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from tests.support.documents import DOCUMENTS, ROOT, SHELLS, fenced_blocks
 from tests.support.patience import PATIENCE
 
-ROOT = Path(__file__).parents[2]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-_FENCE = re.compile(r"^```(?:sh|bash|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`((?:gradmedic|make) [^`]+)`")
 
 
 def shown_commands(document: Path) -> list[str]:
     """Return the `gradmedic` and `make` lines of a document, in shell blocks and inline."""
-    text = document.read_text()
-    lines = [line.removeprefix("$ ").strip() for block in _FENCE.findall(text) for line in block.splitlines()]
-    found = [line for line in lines if line.split(" ")[0] in ("gradmedic", "make")]
-    return sorted({*found, *_INLINE.findall(text)})
+    blocks = [block for block in fenced_blocks(document) if block.language in SHELLS]
+    found = [line for block in blocks for line in block.commands() if line.split(" ")[0] in ("gradmedic", "make")]
+    return sorted({*found, *_INLINE.findall(document.read_text())})
 
 
 @cache

@@ -9,11 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.support.documents import ROOT, fenced_blocks
 
 import gradmedic
 
-DOCUMENT = Path(__file__).parents[3] / "docs" / "integrations.md"
-EXAMPLES = dict(re.findall(r"^## (.*?)$.*?^```python\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL))
+EXAMPLES = {
+    re.findall(r"^## (.*)$", block.before, re.MULTILINE)[-1]: block.text
+    for block in fenced_blocks(ROOT / "docs" / "integrations.md")
+    if block.language == "python"
+}
+"""The example of each section."""
 STEPS = {"PyTorch": 50, "Lightning": 32, "Transformers": 48, "Accelerate": 32, "numpy, or anything else": 50}
 NAMES = {"PyTorch": "torch", "numpy, or anything else": "numpy"}
 
