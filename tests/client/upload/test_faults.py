@@ -74,6 +74,7 @@ class OwnService:
     def start(self) -> None:
         """Start it and wait until it listens."""
         command = [str(Path(sys.executable).with_name("gradmedic")), "serve", "--port", self._port]
+        command += ["--database-url", f"sqlite:///{self._folder / 'gradmedic.db'}"]
         self.process = subprocess.Popen(
             command, cwd=self._folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             env={k: v for k, v in os.environ.items() if not k.startswith("GRADMEDIC_")} | {"PYTHONUNBUFFERED": "1"},
