@@ -95,7 +95,8 @@ def test_tags_are_added_and_removed(open_page: Any, service: Service) -> None:
     """Tags change at once and stay after a reload; another reader's tag is kept; a refused one returns to the field."""
     run = make_run(service, tags=["a", "b"])
     page = open_page(f"{service.url}/runs/{run}", refusals=(422,))
-    chips, field, error = page.locator("#tag-list li"), page.get_by_role("textbox", name="New tag"), page.locator("#tag-error")
+    chips, error = page.locator("#tag-list li"), page.locator("#tag-error")
+    field = page.get_by_role("textbox", name="New tag")
     page.wait_for_selector("body[data-ready]")
     field.fill("new tag")
     page.keyboard.press("Enter")

@@ -65,8 +65,8 @@ class PublicFiles:
     async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
         """Serve a request.
 
-        A response with a file waits for the end of the connection while it sends. The `receive` of the request would refuse that as the
-        reading of a body, if the request has no API key. So the application gets a `receive` that never returns.
+        A response with a file waits for the end of the connection while it sends. If the request has no API key, its
+        `receive` would refuse that as the reading of a body. So the application gets a `receive` that never returns.
         """
         await self._app(scope, _receive_nothing, send)
 
