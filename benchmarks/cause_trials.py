@@ -41,7 +41,7 @@ from gradmedic.protocol.remedies import REMEDIES, Remedy
 from gradmedic.protocol.runs import RunCreate, Training
 from gradmedic.torch.remedies.registry import REMEDY_CLASSES
 from gradmedic.trial import SEED_VARIABLE, TRIAL_VARIABLE, TrialInstructions
-from gradmedic_diagnosis import Diagnostician
+from gradmedic_diagnosis import Block, Diagnostician
 from gradmedic_service.reruns import experiment
 from gradmedic_service.reruns.loss_curves import summarize_losses
 
@@ -69,6 +69,8 @@ class CauseTrial:
 
     trained: TrainedTrial
     verdict: str
+    recording: Path
+    """File of its steps, where it is done."""
 
     def as_state(self, candidate: int, seed: int) -> experiment.TrialState:
         """Return the result in the form that the experiment reads."""
@@ -90,7 +92,8 @@ def try_remedies(case: CauseCase, program: CauseProgram, remedies: Sequence[Reme
     if not kept.exists():
         _train_apart(case, program, remedies, seed, kept)
     trained = msgspec.msgpack.decode(kept.read_bytes(), type=TrainedTrial)
-    return CauseTrial(trained=trained, verdict=_read_verdict(kept) if trained.status == "done" else "undetermined")
+    verdict = _read_verdict(kept) if trained.status == "done" else "undetermined"
+    return CauseTrial(trained=trained, verdict=verdict, recording=kept.with_suffix(".npz"))
 
 
 @functools.cache
@@ -130,18 +133,24 @@ def diagnosis_digest() -> str:
     return digest.hexdigest()[:16]
 
 
+def read_recording(path: Path) -> tuple[RunCreate, Block]:
+    """Return the description and the steps of a trial."""
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    description = from_json(arrays["description"].tobytes(), RunCreate)
+    return description, to_block(arrays, description.statistics)
+
+
 def _read_verdict(kept: Path) -> str:
     """Return the verdict on a kept recording; diagnose it if this diagnosis has not done so."""
     note = kept.with_suffix(f".{diagnosis_digest()}.verdict")
     if note.exists():
         return note.read_text(encoding="utf-8")
-    with np.load(kept.with_suffix(".npz")) as file:
-        arrays = {name: file[name] for name in file.files}
-    description = from_json(arrays["description"].tobytes(), RunCreate)
+    description, block = read_recording(kept.with_suffix(".npz"))
     diagnostician = Diagnostician(
         tuple(description.layers), description.training or Training(), framework=description.framework
     )
-    diagnostician.update(to_block(arrays, description.statistics))
+    diagnostician.update(block)
     verdict = diagnostician.diagnose().verdict
     draft = note.with_suffix(f".{os.getpid()}.draft")
     draft.write_text(verdict, encoding="utf-8")

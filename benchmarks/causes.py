@@ -5,10 +5,9 @@ open. `causes-aside` was set aside, and `set_aside.json` lists each time that it
 program accepts its name. The rules of UMLAUT and AUTOTRAINER are read on the same runs (`benchmarks.cause_rules`).
 
 With `--race`, the first three advices race against an unchanged control on runs whose cause a rerun can treat
-(`benchmarks.cause_races`). With `--fit-only --learn`, the remedies are tried on the open split, and the order of advice
-is learned from it (`benchmarks.cause_learning`). Finished trials are kept, so that an interrupted race continues.
+(`benchmarks.cause_races`). Finished trials are kept, so that an interrupted race continues.
 
-    python -m benchmarks.causes [--fit-only [--learn [--tried N]]] [--verbose] [--race [--sample N]] [--jobs N]
+    python -m benchmarks.causes [--fit-only] [--verbose] [--race [--sample N]] [--jobs N]
 """
 
 from __future__ import annotations
@@ -219,13 +218,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fit-only", action="store_true", help="leave out the split that is set aside")
     parser.add_argument("--verbose", action="store_true", help=f"list the errors on {CAUSES_FIT}")
     parser.add_argument("--race", action="store_true", help="race the first three advices (long; continues)")
-    parser.add_argument("--learn", action="store_true", help=f"learn the order of advice on {CAUSES_FIT} (long)")
-    parser.add_argument("--tried", type=int, default=12, help="number of remedies that --learn tries on each run")
     parser.add_argument("--sample", type=int, default=60, help="number of runs that race")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes that train")
     options = parser.parse_args(arguments)
-    if options.learn and not options.fit_only:
-        parser.error("--learn needs --fit-only: the order is not learned from the split that is set aside")
     targets: list[tuple[str, str, bool]] = []
     for split in (CAUSES_FIT,) if options.fit_only else (CAUSES_FIT, CAUSES_ASIDE):
         _record(split, options.jobs)
@@ -236,10 +231,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.verbose and split == CAUSES_FIT:
             print("\n".join(list_errors(readings)))
         targets = list_targets(score(readings))
-        if options.learn:
-            from benchmarks.cause_learning import learn
-
-            learn(readings, options.tried, options.jobs, is_verbose=options.verbose)
         if options.race and (split == CAUSES_ASIDE or options.fit_only):
             from benchmarks.cause_races import race_sample
 

@@ -18,6 +18,12 @@ MIN_RESIDUAL_DEPTH = 4
 INITIALIZATION_WITH_NORMALIZATION = 0.3
 """Share of its effect that an initialization has in a network with normalization. A judgement: behind a normalization
 the scale of weights does not reach the output (Ioffe and Szegedy 2015, section 3.3)."""
+DEEP_PLAIN_DEPTH = 10
+"""Weight matrices from which a plain network hardly trains by its initial weights alone: He et al. 2016, Deep residual
+learning, section 1, start from networks with normalized initialization *and* normalization layers."""
+INITIALIZATION_OF_DEEP_PLAIN = 0.7
+"""Share of its effect that an initialization has in such a network. In races, networks with 13 and 17 matrices did not
+learn by He's weights, and learned by batch normalization."""
 EPSILON_UNSEEN = 0.1
 """Share of its effect that another epsilon has where nothing shows that it matters. A judgement."""
 WARM_START = 0.5
@@ -25,6 +31,11 @@ WARM_START = 0.5
 CLIPPING_WITHOUT_SCALE = 0.3
 """Share of its effect that clipping has where a gradient's size hardly changes the update. A judgement: under Adam only
 a gradient that is far above its running average changes the step (Kingma and Ba 2015, section 2.1)."""
+STATE_BREAKS = 2.0
+"""Factor per time step of a recurrent matrix from which the state itself saturates: the tanh of twice its size has half
+the slope or less. A bound of the gradient leaves the state as it is."""
+CLIPPING_OF_BROKEN_STATE = 0.7
+"""Share of its effect that clipping has there. No bound repaired such networks in the trials of docs/remedies.md."""
 STABLE_LOSSES = frozenset({"LogSoftmax", "BinaryCrossEntropyWithLogits", "MseLoss", "SmoothL1Loss", "HuberLoss"})
 """Operations of losses that overflow or take the logarithm of zero only where their inputs are non-finite."""
 STABLE_LOSS_DEPTH = 4
@@ -46,8 +57,10 @@ def lacks_clipping(run: RunEvidence) -> bool:
 
 
 def estimate_fit_of_clipping(run: RunEvidence) -> float:
-    """Return how much clipping can do: little where the optimizer divides by the gradient's size."""
-    return CLIPPING_WITHOUT_SCALE if run.is_optimizer_scale_free else 1.0
+    """Return how much clipping can do: less where the optimizer divides by the gradient's size, or the state breaks."""
+    if run.is_optimizer_scale_free:
+        return CLIPPING_WITHOUT_SCALE
+    return CLIPPING_OF_BROKEN_STATE if run.recurrent_factor >= STATE_BREAKS else 1.0
 
 
 def estimate_fit_of_epsilon(run: RunEvidence) -> float:
@@ -56,9 +69,13 @@ def estimate_fit_of_epsilon(run: RunEvidence) -> float:
 
 
 def estimate_fit_of_initialization(run: RunEvidence) -> float:
-    """Return how much other initial weights can do: little where normalization sets the size of signals anyway."""
-    is_rescaled = run.is_normalized and not run.zero_initialized and not run.recurrent
-    return INITIALIZATION_WITH_NORMALIZATION if is_rescaled else 1.0
+    """Return how much other initial weights can do: less where normalization sets the size of signals, or is needed."""
+    if run.is_normalized:
+        is_rescaled = not run.zero_initialized and not run.recurrent
+        return INITIALIZATION_WITH_NORMALIZATION if is_rescaled else 1.0
+    depth = sum(not run.layers[i].branch for i in run.path)
+    is_deep_and_plain = depth >= DEEP_PLAIN_DEPTH and not run.has_recurrence
+    return INITIALIZATION_OF_DEEP_PLAIN if is_deep_and_plain else 1.0
 
 
 def has_scaled_targets(run: RunEvidence) -> bool:

@@ -2,7 +2,7 @@
 
 The counts are in `race_counts.json`, by catalogue row, most probable cause of the run, and kind of optimizer: the
 number of runs on which the remedy was verified, and of all runs on which it was tried.
-`python -m benchmarks.causes --fit-only --learn` writes the file from the open split of the causes corpus.
+`python -m benchmarks.cause_learning` writes the file from the open split of the causes corpus.
 """
 
 from __future__ import annotations

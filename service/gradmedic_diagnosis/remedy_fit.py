@@ -32,6 +32,8 @@ HALF_EPSILON = 1e-4
 """Epsilon of float16 parameters: 1e-8 is zero in float16, whose smallest normal number is 6e-5."""
 SHORTER_BETAS = (0.95, 0.9)
 """Second betas that forget sooner than the usual 0.999: that of most large language models, and a shorter one."""
+LEAST_FORGET_BIAS = 1.0
+"""Bias of a forget gate (Jozefowicz et al. 2015, section 3.2). A gate of sigmoid(1) passes 3e-4 over 25 time steps."""
 DEFAULT_FACTOR = 0.1
 """Factor of the learning rate or the loss where the run's numbers give none."""
 
@@ -110,6 +112,13 @@ def choose_epsilon(run: RunEvidence) -> Parameters:
         return {"epsilon": HALF_EPSILON}
     known = [optimizer.epsilon for optimizer in run.training.optimizers if optimizer.epsilon is not None]
     return {"epsilon": DEFAULT_EPSILON if known and max(known) > DEFAULT_EPSILON else SMALL_EPSILON}
+
+
+def choose_forget_bias(run: RunEvidence) -> Parameters:
+    """Return a bias with which the state lasts for as many time steps as there are (Tallec and Ollivier 2018, 3)."""
+    finding = run.find("forgetting_recurrence")
+    time_steps = finding.evidence.get("time_steps", 0.0) if finding is not None else 0.0
+    return {"bias": round_to(max(LEAST_FORGET_BIAS, math.log(max(time_steps - 1, 1.0))), 2)}
 
 
 def choose_beta2(run: RunEvidence) -> Parameters:

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmarks.cause_learning import count_outcomes, examine, find_place
+from benchmarks.cause_learning import count_outcomes, find_place, learn_from_case
 from benchmarks.cause_races import RemedyRace, draw_sample, is_true_in_skill, race, race_sample
 from benchmarks.cause_rules import name_by_autotrainer, name_by_umlaut
 from benchmarks.cause_trials import list_remedy_sources, try_remedies
-from benchmarks.causes import CauseReading, describe, describe_kinds, list_errors, list_targets, main, read, score
+from benchmarks.causes import CauseReading, describe, describe_kinds, list_errors, list_targets, read, score
 from benchmarks.corpus.causes.cases import DIES, FAILS, STALLS, CauseProgram, CausePrograms
 from benchmarks.corpus.causes.faults import KINDS, fault, lookalike
 from benchmarks.corpus.causes.generate import make_program
@@ -266,40 +266,37 @@ def test_the_sample_is_of_runs_that_a_rerun_can_treat(runs: list[CauseRun]) -> N
     assert draw_sample(readings, 1) == draw_sample(readings, 1)
 
 
-def test_the_order_is_learned_from_other_programs(runs: list[CauseRun]) -> None:
-    """Outcomes count by remedy, cause and optimizer, without those of the run's own program."""
-    mine = examine(next(run for run in runs if run.kind == "rate-too-high"))
+def test_the_order_is_learned_from_other_programs(
+    runs: list[CauseRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Remedies are tried until one is verified. Its counts move it to the front for other programs, not for its own."""
+    monkeypatch.setattr(cause_trials, "RESULTS", tmp_path)
+    case = next(case for case in TINY[0].cases() if case.kind == "rate-too-high")
+    mine = learn_from_case(case, TINY[0], 1)
     assert mine is not None
-    other = replace(mine, run=replace(mine.run, id="other", program="other"))
-    candidates = list(mine.list_candidates(20))
-    held, failed = candidates[-1], candidates[0]
-    done = {
-        name: RemedyRace(is_verified=name == held, is_true=True, is_applicable=name != failed, why="")
-        for name in candidates
-    }
-    outcomes = {mine.run.id: done, "other": done}
-    counts = count_outcomes([mine, other], outcomes)
-    assert counts[held][mine.cause] == {SCALED: (2, 2)}
-    assert failed not in counts
-    without = find_place(mine, [mine, other], outcomes, None)
-    assert find_place(mine, [mine], outcomes, outcomes) == without
-    many = [replace(other, run=replace(other.run, id=f"other {i}")) for i in range(20)]
-    assert (
-        find_place(
+    assert [done.is_verified for done in mine.outcomes.values()] == [True]
+    held, failed = list(mine.list_candidates(20))[-1], *mine.outcomes
+    done = RemedyRace(is_verified=True, is_true=True, is_applicable=True, why="")
+    others = [
+        replace(
             mine,
-            [mine, *many],
-            dict.fromkeys([mine.run.id, *(run.run.id for run in many)], done),
-            {run.run.id: done for run in many},
+            run=replace(mine.run, program="other"),
+            outcomes={failed: replace(done, is_verified=False, is_applicable=False), held: done},
         )
-        == 0
-    )
+    ] * 20
+    assert count_outcomes(others) == {held: {mine.cause: {SCALED: (20, 20)}}}
+    mine = replace(mine, outcomes={held: done})
+    assert find_place(mine, others, is_learned=True) == 0
+    alone = find_place(mine, [mine], is_learned=False)
+    assert alone != 0
+    assert find_place(mine, [mine] * 20, is_learned=True) == alone
 
 
-def test_the_order_is_not_learned_from_the_set_aside_split(capsys: pytest.CaptureFixture[str]) -> None:
-    """`--learn` without `--fit-only` is refused with the reason."""
-    with pytest.raises(SystemExit):
-        main(["--learn"])
-    assert "--learn needs --fit-only" in capsys.readouterr().err
+def test_a_case_that_learns_teaches_no_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A case whose unchanged control has skill is left out."""
+    monkeypatch.setattr(cause_trials, "RESULTS", tmp_path)
+    case = next(case for case in TINY[0].cases() if case.kind == "dead-units")
+    assert learn_from_case(case, TINY[0], 1) is None
 
 
 def test_runs_without_advice_count_in_the_race(

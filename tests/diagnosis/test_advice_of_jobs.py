@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -55,12 +56,13 @@ def advise_on(
     layers: tuple[Layer, ...] = PERCEPTRON,
     history: RunHistory | None = None,
     conditions: dict[str, float] | None = None,
+    findings: Sequence[Finding] = (),
     **training: Any,
 ) -> list[Advice]:
     """Return the advice for a run with these causes, as the catalogue ranks it."""
     run = RunEvidence(
         verdict=verdict,
-        findings=[JUMP] if "learning_rate_jump" in causes else [],
+        findings=[*findings, *([JUMP] if "learning_rate_jump" in causes else [])],
         layers=layers,
         architecture=Architecture.from_layers(layers),
         training=Training(**{"optimizers": [ADAMW], **training}),
@@ -115,6 +117,36 @@ def test_a_rate_that_jumped_goes_back_to_what_it_was() -> None:
     assert remedies["limit_learning_rate"] == {"max_learning_rate": 0.01}
     assert remedies["scale_learning_rate"] == {"factor": 0.005}
     assert "limit_learning_rate" not in evidence("learning_rate_too_high")
+
+
+def test_a_forget_gate_opens_for_as_long_as_the_sequence_is() -> None:
+    """The bias is the logarithm of the time steps where they are known, else the usual 1."""
+    known = replace(
+        JUMP,
+        detector="forgetting_recurrence",
+        evidence={"time_steps": 26.0, "factor_per_time_step": 0.1, "share_at_first_time_step": 1e-25},
+    )
+    for findings, bias in (([known], 3.2), ([], 1.0)):
+        advice = advise_on("forgetting_recurrence", layers=LSTM, findings=findings)
+        assert advice[0].remedy.parameters == {"bias": bias}
+
+
+def test_a_deep_plain_network_gets_normalization_before_new_weights() -> None:
+    """New weights are enough for a few layers; a signal through many of them needs to be normalized."""
+    causes = ("poor_initialization", "missing_normalization")
+    deep = tuple(replace(PERCEPTRON[0], name=f"{i}.weight") for i in range(13))
+    assert evidence(*causes, layers=deep, verdict="vanishing", optimizers=[SGD])[0] == "insert_normalization"
+    assert evidence(*causes, verdict="vanishing", optimizers=[SGD])[0] == "reinitialize"
+
+
+def test_a_recurrent_matrix_that_breaks_the_state_needs_new_weights() -> None:
+    """A bound of the gradient comes first where the recurrent matrix is about orthogonal, and not where it is large."""
+    causes = ("long_recurrence", "missing_clipping", "poor_initialization")
+    for norm, first in ((1.0, "clip_grad_norm"), (3.0, "reinitialize")):
+        hidden = Layer(
+            name="rnn.weight_hh_l0", kind="RNN", shape=[10, 10], numel=100, role="recurrent", spectral_norm=norm
+        )
+        assert evidence(*causes, layers=(hidden, *PERCEPTRON[:1]), optimizers=[SGD])[0] == first
 
 
 def test_every_condition_of_the_catalogue_is_known() -> None:

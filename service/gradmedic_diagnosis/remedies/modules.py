@@ -195,8 +195,11 @@ MODULE_ROWS: tuple[RemedyRow, ...] = (
         chances={"forgetting_recurrence": 0.85, "long_recurrence": 0.5},
         reason="A forget gate that starts open keeps the cell's state, and the gradient, over many time steps.",
         cost="The run starts over.",
-        sources=("Jozefowicz et al. 2015, An empirical exploration of recurrent network architectures, section 3.2",),
-        fixed_parameters={"bias": 1.0},
+        sources=(
+            "Jozefowicz et al. 2015, An empirical exploration of recurrent network architectures, section 3.2",
+            "Tallec and Ollivier 2018, Can recurrent neural networks warp time?, section 3",
+        ),
+        choose_parameters=remedy_fit.choose_forget_bias,
         is_applicable=lambda run: applicability.has_lstm(run) and applicability.can_be_initialized(run),
     ),
     RemedyRow(

@@ -52,18 +52,6 @@ SCRIPT_ROWS: tuple[RemedyRow, ...] = (
         is_applicable=applicability.may_compute_loss_unsafely,
     ),
     RemedyRow(
-        id="skip_nonfinite_steps",
-        chances={
-            "numerical_instability": 0.45,
-            "nonfinite_loss": 0.4,
-            "nonfinite_input": 0.45,
-            "precision_overflow": 0.3,
-        },
-        reason="A bad batch then costs one step instead of the run.",
-        cost="One check of every gradient; it hides the fault.",
-        sources=("Micikevicius et al. 2018, Mixed precision training, section 3.2",),
-    ),
-    RemedyRow(
         id="call_zero_grad",
         chances={"accumulating_gradients": 1.0},
         reason="Gradients of earlier steps add up until they are set to zero.",
@@ -92,6 +80,18 @@ SCRIPT_ROWS: tuple[RemedyRow, ...] = (
         reason="One NaN in the data makes every weight NaN: find the examples, and leave them out or mend them.",
         cost="A check of each batch.",
         sources=("Goodfellow et al. 2016, Deep learning, section 11.5",),
+    ),
+    RemedyRow(
+        id="skip_nonfinite_steps",
+        chances={
+            "numerical_instability": 0.45,
+            "nonfinite_loss": 0.4,
+            "nonfinite_input": 0.95,
+            "precision_overflow": 0.3,
+        },
+        reason="A bad batch then costs one step instead of the run.",
+        cost="One check of every gradient; it hides the fault.",
+        sources=("Micikevicius et al. 2018, Mixed precision training, section 3.2",),
     ),
     RemedyRow(
         id="connect_parameters",

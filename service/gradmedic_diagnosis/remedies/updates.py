@@ -62,6 +62,16 @@ UPDATE_ROWS: tuple[RemedyRow, ...] = (
         estimate_fit=applicability.estimate_fit_of_clipping,
     ),
     RemedyRow(
+        id="limit_learning_rate",
+        changes_update=True,
+        chances={"learning_rate_jump": 0.95, "learning_rate_too_high": 1.0},
+        reason="Keeps the rate at the one with which the run trained well before the jump.",
+        cost="The schedule's higher rates are not used.",
+        sources=("Cohen et al. 2021, Gradient descent on neural networks typically occurs at the edge of stability",),
+        choose_parameters=remedy_fit.choose_largest_rate,
+        is_applicable=applicability.has_rate_jump,
+    ),
+    RemedyRow(
         id="scale_learning_rate",
         changes_update=True,
         chances={
@@ -83,16 +93,6 @@ UPDATE_ROWS: tuple[RemedyRow, ...] = (
         cost="Slower training in proportion, where the rate was not the problem.",
         sources=("Bengio 2012, Practical recommendations for gradient-based training, section 3.1",),
         choose_parameters=remedy_fit.choose_learning_rate_factor,
-    ),
-    RemedyRow(
-        id="limit_learning_rate",
-        changes_update=True,
-        chances={"learning_rate_jump": 0.9},
-        reason="Keeps the rate at the one with which the run trained well before the jump.",
-        cost="The schedule's higher rates are not used.",
-        sources=("Cohen et al. 2021, Gradient descent on neural networks typically occurs at the edge of stability",),
-        choose_parameters=remedy_fit.choose_largest_rate,
-        is_applicable=applicability.has_rate_jump,
     ),
     RemedyRow(
         id="warm_up",
