@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+from gradmedic.protocol.diagnosis import Severity
 from gradmedic_diagnosis.detectors.base import Detector, FindingState
 from gradmedic_diagnosis.detectors.growth_in_time import GROWTH_DECADES
 from gradmedic_diagnosis.detectors.step_view import StepView
@@ -19,12 +21,17 @@ looks back."""
 
 
 class RecurringGrowth(Detector):
-    """The gradients of the typical layer rose by a decade above its baseline, and fell again, several times."""
+    """The gradients of the typical layer rose by a decade above its baseline, and fell again, several times.
+
+    It is a note once the loss has fallen since the first burst: steep places on the way down do no harm, as recurrent
+    networks have them.
+    """
 
     id = "recurring_growth"
     verdict = "exploding"
     stored_keys: ClassVar[Mapping[str, str]] = {
         "bursts": "bursts", "is_in_burst": "is_in_burst", "first_burst": "first", "last_burst": "last",
+        "first_level": "first_level",
     }  # fmt: skip
 
     def __init__(self) -> None:
@@ -36,6 +43,8 @@ class RecurringGrowth(Detector):
         """First step of the first of them."""
         self.last_burst = 0
         """Last step of the last of them."""
+        self.first_level = math.nan
+        """Slow average of the objective at the first of them."""
 
     def observe(self, view: StepView) -> None:
         """Count the bursts, and forget them after a long calm."""
@@ -47,6 +56,7 @@ class RecurringGrowth(Detector):
                 self.is_in_burst = True
                 if self.bursts == 1:
                     self.first_burst = view.step
+                    self.first_level = view.objective.slow_average if view.objective.count else math.nan
             self.last_burst = view.step
         elif view.typical_growth < CALM_DECADES:
             self.is_in_burst = False
@@ -55,7 +65,9 @@ class RecurringGrowth(Detector):
             self.close_finding(view.step)
         elif self.bursts >= BURSTS:
             evidence = {"bursts": float(self.bursts), "growth_decades": GROWTH_DECADES}
-            self.update_finding(view.step, "warning", view.layers_by_growth(), evidence, since=self.first_burst)
+            is_harmless = view.measures_progress and view.objective.has_fallen_below(self.first_level)
+            severity: Severity = "note" if is_harmless else "warning"
+            self.update_finding(view.step, severity, view.layers_by_growth(), evidence, since=self.first_burst)
 
     def explain(self, finding: FindingState, layers: Sequence[str]) -> str:
         """Explain how often the gradients burst."""
