@@ -181,6 +181,8 @@ def test_all_charts_share_one_range(open_page: Any, service: Service, trained: s
     assert abs(int(query["to"][0]) - 200) <= 3
     shown = re.compile(f"steps {query['from'][0]} to {query['to'][0]}")
     expect(heatmap).to_have_attribute("aria-label", shown)
+    page.locator("#loss-chart summary").click()
+    expect(page.locator("#loss-chart tbody th").first).to_have_text(f"step {query['from'][0]}")
     loss.press("Home")
     expect(page.locator("#loss-chart .readout")).to_contain_text(f"step {query['from'][0]}:")
     page.get_by_label("Horizontal axis").select_option("elapsed")
@@ -331,6 +333,7 @@ def test_scales_smoothing_and_clocks_compute_what_they_should(open_page: Any, se
     assert all(3 <= tick <= 4 for tick in ticks[2])
     assert len(ticks[2]) > 2
     assert ticks[3] == [1e-6, 1e-3, 1, 1e3, 1e6]
+    assert page.evaluate("() => modules.linear(12, 12.000000000000002, 0, 1).ticks(4).length") < 10
     numbers = np.random.default_rng(0).normal(size=40).tolist()
     numbers[7] = None
     smoothed = page.evaluate(

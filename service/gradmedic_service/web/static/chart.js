@@ -162,6 +162,7 @@ export class Chart {
     if (this.options.compact) this.#showLast();
     this.cross = svg("line", { y1: this.layout.margin.top, y2: this.plotBottom, class: "cross", visibility: "hidden" });
     this.svg.append(this.cross);
+    if (this.at !== null && (this.at < this.from || this.at > this.to)) this.#pointAt(null);
     this.#placeCross(this.at);
     this.#drawBrush();
     drawLegend(this);

@@ -11,11 +11,13 @@ export const LARGE = { margin: { left: 62, right: 10, top: 16, bottom: 36 }, hei
 export const COMPACT = { margin: { left: 52, right: 8, top: 14, bottom: 20 }, height: 150, xTick: 1, yTick: 22, hasUnit: false };
 const SHOWN_SHARE = 0.98; // with `cutsOutliers`, this share of the values is in the range of the axis, ...
 const CUT_FACTOR = 10; // ... if the largest value is more than so many times higher
+const CONSTANT_SHARE = 1e-9; // of the values; a smaller range is not drawn
 const LOG_MARGIN = 0.04; // of the range, above and below
 const LINEAR_MARGIN = 0.05;
 const GAP_DASH = "1 3"; // of a line over steps without a value, ...
 const GAP_RADIUS = 1.8; // ... whose ends are dots
 const FIT_DASH = "6 4";
+const MAX_TICKS = 6; // of the vertical axis
 const MANY_DOTS = 60;
 const CLIP_MARGIN = 3; // pixels; lines may leave the plot so far to the left and right
 let clipCount = 0;
@@ -38,8 +40,9 @@ export function valueRange(lines, isLog, cutsOutliers) {
   const highest = cutsOutliers ? Float64Array.from(values).sort()[Math.floor(SHOWN_SHARE * (values.length - 1))] : high;
   const cut = highest < high / CUT_FACTOR ? highest : null;
   if (cut !== null) high = cut;
-  if (isLog) return low === high ? { low: low / 2, high: high * 2, cut } : { low: low / (high / low) ** LOG_MARGIN, high: high * (high / low) ** LOG_MARGIN, cut };
-  const margin = (high - low || Math.abs(high) || 1) * LINEAR_MARGIN;
+  const isConstant = high - low <= Math.max(Math.abs(low), Math.abs(high)) * CONSTANT_SHARE; // also but for rounding
+  if (isLog) return isConstant ? { low: low / 2, high: high * 2, cut } : { low: low / (high / low) ** LOG_MARGIN, high: high * (high / low) ** LOG_MARGIN, cut };
+  const margin = ((isConstant ? 0 : high - low) || Math.abs(high) || 1) * LINEAR_MARGIN;
   return { low: low - margin, high: high + margin, cut };
 }
 
@@ -55,7 +58,7 @@ export function drawChart(chart, range) {
     return;
   }
   const y = range && scales[chart.scale](range.low, range.high, bottom, margin.top);
-  const ticks = y ? y.ticks(Math.max(2, Math.floor((bottom - margin.top) / yTick))) : [];
+  const ticks = y ? y.ticks(Math.min(MAX_TICKS, Math.max(2, Math.floor((bottom - margin.top) / yTick)))) : [];
   for (const tick of ticks) {
     root.append(
       svg("line", { x1: margin.left, x2: right, y1: y(tick), y2: y(tick), class: "rule" }),

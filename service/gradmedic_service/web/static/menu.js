@@ -2,6 +2,8 @@
 
 import { el } from "./dom.js";
 
+const MARGIN = 8; // pixels between a menu and the edge of the window
+
 /**
  * Return `{root, setName(name)}`: a button with its menu, and a function that names both for a screen reader. `actionsOf()`
  * returns the `{label, run()}` of the menu when it opens.
@@ -39,6 +41,8 @@ export function menuButton(actionsOf) {
       keys[event.key]();
     });
     root.append(list);
+    const missing = MARGIN - list.getBoundingClientRect().left;
+    if (missing > 0) list.style.right = `${-missing}px`; // the button is near the left edge
     list.firstElementChild.focus();
   };
   button.addEventListener("click", () => (list ? close() : open()));

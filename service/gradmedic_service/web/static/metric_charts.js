@@ -79,13 +79,16 @@ export class MetricCharts {
    * view change; what is drawn stays until then.
    */
   show(view) {
+    const hasGrown = this.view && ["axis", "from", "smoothing"].every((name) => this.view[name] === view[name]) && this.view.to <= view.to;
     this.view = { ...view, runs: view.runs.map((run, index) => ({ index, ...run })) };
     const names = metricsOf(this.view.runs);
     this.root.hidden = !names.length;
     for (const name of names) if (!this.cards.has(name)) this.#add(name);
     for (const [name, card] of this.cards) card.isKnown = names.includes(name);
     this.#filter();
-    for (const card of this.cards.values()) if (card.isVisible) this.#draw(card);
+    for (const card of this.cards.values()) {
+      if (card.isVisible && !(hasGrown && this.#outdated(card).length)) this.#draw(card); // else it is drawn when it was read
+    }
     this.#read();
   }
 

@@ -1,5 +1,6 @@
 // Scales from numbers to pixels, linear and logarithmic, with round ticks.
 
+const MAX_TICKS = 1000;
 const LOG_FACTORS = [1, 2, 5]; // ticks of a decade, where a logarithmic scale has few decades
 
 /** Return the smallest of 1, 2, 5 and 10 times a power of ten that is not below a number. */
@@ -9,13 +10,12 @@ export function niceStep(rough) {
   return power * (ratio <= 1 ? 1 : ratio <= 2 ? 2 : ratio <= 5 ? 5 : 10);
 }
 
-/** Return the multiples of a step from `low` to `high`, moved by `offset`. */
+/** Return the multiples of a step from `low` to `high`, moved by `offset`; none where they are finer than numbers are. */
 export function multiples(low, high, step, offset = 0) {
-  const ticks = [];
-  for (let index = Math.ceil((low - offset) / step - 1e-9); index * step + offset <= high + step * 1e-9; index += 1) {
-    ticks.push(Number((index * step + offset).toPrecision(12)));
-  }
-  return ticks;
+  const first = Math.ceil((low - offset) / step - 1e-9);
+  const count = Math.floor((high - offset) / step + 1e-9) - first + 1;
+  if (!(count > 0 && count <= MAX_TICKS) || !Number.isSafeInteger(first)) return [];
+  return Array.from({ length: count }, (_, at) => Number(((first + at) * step + offset).toPrecision(12)));
 }
 
 export function linear(low, high, from, to) {
