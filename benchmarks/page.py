@@ -95,6 +95,7 @@ def block_of(losses: NDArray[np.float64], begin: float, accuracy: float) -> Bloc
     """Return a block with one loss a step and one value of a metric at its end."""
     count = len(losses)
     everywhere = np.ones(count, dtype=np.bool_)
+    times = begin + 2.0 * np.arange(count, dtype=np.float64)
     accuracies = StepSeries(np.full(count, accuracy), np.arange(count) == count - 1)
     return Block(
         steps=np.arange(count),
@@ -103,7 +104,7 @@ def block_of(losses: NDArray[np.float64], begin: float, accuracy: float) -> Bloc
         statistics=("grad_norm",),
         values=np.zeros((0, 2, 1), dtype=np.float32),
         present=np.zeros((0, 2), dtype=np.bool_),
-        series={"loss": StepSeries(losses, everywhere), "time": StepSeries(begin + 2 * np.arange(count), everywhere)},
+        series={"loss": StepSeries(losses, everywhere), "time": StepSeries(times, everywhere)},
         metrics={"val/accuracy": accuracies},
     )
 

@@ -8,6 +8,7 @@ not depend on how the steps were cut into blocks.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from datetime import datetime
 
 import msgspec
@@ -91,38 +92,33 @@ class RunProgress(msgspec.Struct, array_like=True):
 
     def add_times(self, times: StepSeries) -> bool:
         """Read the times of the next steps; return whether there is one."""
-        present = times.present.nonzero()[0]
+        present = times.present
         if not present.size:
             return False
-        self.last_time = float(times.values[present[-1]])
+        if present[0] and present[-1]:
+            first, last = 0, -1
+        else:
+            positions = present.nonzero()[0]
+            if not positions.size:
+                return False
+            first, last = positions[0], positions[-1]
+        self.last_time = float(times.values[last])
         if self.first_time is None:
-            self.first_time = float(times.values[present[0]])
+            self.first_time = float(times.values[first])
         return True
 
-    def add_curve(
-        self, steps: NDArray[np.int64], means: NDArray[np.float64], finite: NDArray[np.int64], count: NDArray[np.int64]
-    ) -> None:
-        """Add losses to the curve; `steps` ascends, and each element stands for `count` losses."""
-        if not steps.size:
-            return
-        first = self.curve[0].index * self.width if self.curve else int(steps[0])
-        last = int(steps[-1])
-        while last // self.width - first // self.width >= MAX_CURVE_POINTS:
+    def make_room(self, first_step: int, last_step: int) -> None:
+        """Widen the buckets until the curve can hold steps after those that it has."""
+        first = self.curve[0].index * self.width if self.curve else first_step
+        while last_step // self.width - first // self.width >= MAX_CURVE_POINTS:
             self._widen()
-        indices = steps // self.width
-        starts = np.concatenate(([0], np.flatnonzero(np.diff(indices)) + 1))
-        finite_sums = np.add.reduceat(finite, starts)
-        counts = np.add.reduceat(count, starts)
-        with np.errstate(over="ignore", invalid="ignore"):
-            sums = np.add.reduceat(np.where(finite > 0, means, 0.0) * finite, starts)
-        rows = zip(indices[starts].tolist(), sums.tolist(), finite_sums.tolist(), counts.tolist(), strict=True)
-        for index, total, finite_count, number in rows:
-            mean = min(max(total / finite_count, -_LARGEST), _LARGEST) if finite_count else 0.0
-            bucket = CurveBucket(index, mean, finite_count, number - finite_count)
-            if self.curve and self.curve[-1].index == index:
-                self.curve[-1].add(bucket)
-            else:
-                self.curve.append(bucket)
+
+    def add_bucket(self, bucket: CurveBucket) -> None:
+        """Add losses to the end of the curve."""
+        if self.curve and self.curve[-1].index == bucket.index:
+            self.curve[-1].add(bucket)
+        else:
+            self.curve.append(bucket)
 
     def sparkline(self) -> list[float | None]:
         """Return the mean loss of each bucket, to four digits; None without a loss, NaN without a finite one."""
@@ -155,11 +151,16 @@ class RunProgress(msgspec.Struct, array_like=True):
         if last is None:
             return
         self.loss = last
-        if not loss.present.all():
-            steps, values = steps[loss.present], loss.values[loss.present]
-        else:
-            values = loss.values
-        self.add_curve(steps, values, np.isfinite(values).astype(np.int64), np.ones(len(steps), dtype=np.int64))
+        is_complete = bool(loss.present.all())
+        numbers: list[int] = (steps if is_complete else steps[loss.present]).tolist()
+        values: list[float] = (loss.values if is_complete else loss.values[loss.present]).tolist()
+        self.make_room(numbers[0], numbers[-1])
+        start = 0
+        while start < len(numbers):  # lists of some 50 steps are faster here than arrays
+            index = numbers[start] // self.width
+            stop = bisect_left(numbers, (index + 1) * self.width, start)
+            self.add_bucket(bucket_of(index, values[start:stop]))
+            start = stop
 
     def _widen(self) -> None:
         """Make one bucket of two."""
@@ -182,6 +183,22 @@ def read_progress(stored: bytes | None) -> RunProgress | None:
         return msgspec.msgpack.decode(stored, type=RunProgress)
     except msgspec.MsgspecError:
         return None
+
+
+def bucket_of(index: int, losses: list[float]) -> CurveBucket:
+    """Return a bucket of losses.
+
+    >>> bucket_of(3, [1.0, math.nan, 2.0])
+    CurveBucket(index=3, mean=1.5, finite=2, nonfinite=1)
+    """
+    total = sum(losses)
+    if math.isfinite(total):
+        return CurveBucket(index, total / len(losses), len(losses), 0)
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    if not finite:
+        return CurveBucket(index, 0.0, 0, len(losses))
+    mean = min(max(sum(finite) / len(finite), -_LARGEST), _LARGEST)  # the sum of finite numbers may be infinite
+    return CurveBucket(index, mean, len(finite), len(losses) - len(finite))
 
 
 def last_value(steps: NDArray[np.int64], series: StepSeries) -> LastValue | None:

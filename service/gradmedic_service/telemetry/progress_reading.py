@@ -17,6 +17,7 @@ from gradmedic_service.database.engine import Connection
 from gradmedic_service.runs.progress import (
     LOSS,
     MAX_CURVE_POINTS,
+    CurveBucket,
     LastValue,
     RunProgress,
     last_value,
@@ -77,11 +78,13 @@ def rebuild_progress(connection: Connection, run: RunRow, generation: int, last_
     table = accumulate_table(
         connection, run.id, SeriesSelection((), (), (LOSS,)), first_step, last_step, max_points=READ_POINTS
     )
-    has_loss = table.count[0] > 0
-    finite = table.count[0] - table.nonfinite[0]
-    progress.add_curve(
-        table.first_step[has_loss], table.numbers["mean"][0][has_loss], finite[has_loss], table.count[0][has_loss]
-    )
+    progress.make_room(first_step, last_step)
+    columns = (table.first_step, table.numbers["mean"][0], table.count[0], table.nonfinite[0])
+    for step, mean, count, nonfinite in zip(*(column.tolist() for column in columns), strict=True):
+        if count:
+            finite = count - nonfinite
+            bucket = CurveBucket(step // progress.width, mean if finite else 0.0, finite, nonfinite)
+            progress.add_bucket(bucket)
     found = _find_last_values(connection, run.id, [LOSS, *listed_names(run.metrics)], first_step, last_step)
     progress.loss = found.pop(LOSS, None)
     progress.metrics = found
