@@ -106,6 +106,7 @@ def test_runs_are_compared(open_page: Any, service: Service) -> None:
     page.wait_for_selector("body[data-ready]")
     expect(page.locator("#compared li")).to_have_count(3)
     expect(page.locator("#measures")).to_contain_text("NaN")
+    page.locator("#loss-chart").scroll_into_view_if_needed()
     expect(page.locator("#loss-chart .key li")).to_have_count(3)
     page.locator("#gradient-chart").scroll_into_view_if_needed()
     expect(page.locator("#gradient-chart svg.chart > g.line")).to_have_count(3)

@@ -18,7 +18,7 @@ const FIRST = [
   /precision|dtype|amp|fp16|bf16/i, /momentum|beta|decay|eps/i, /warm|schedul/i, /batch|accumul/i, /depth|layers|hidden|width|dim|heads/i,
 ];
 /** Settings that name or place a run; their differences come last. */
-const LAST = /seed|name|path|dir|folder|file|output|device|port|url|(^|[._-])id$/i;
+const LAST = /^name$|(^|[._-])(seed|(run|exp|experiment|project|group|file)_?name|path|dir|directory|folder|file|device|port|url|host|id)$/i;
 
 const isPlain = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
 const hasObject = (list) => list.some((item) => isPlain(item) || (Array.isArray(item) && hasObject(item)));
@@ -139,7 +139,10 @@ export const compareFacts = (runs) => compareMaps(runs.map(factsOf), MEASURED);
 
 function layerText({ kind, shape, activation, normalized, frozen }, weights) {
   const size = shape ? (shape.length ? shape.join("×") : "scalar") : null;
-  const parts = [[kind, size].filter(Boolean).join(" "), activation && activation !== "linear" && `then ${activation}`, normalized && "normalized", frozen && "frozen", weights && `initial RMS ${weights}`];
+  const parts = [
+    [kind, size].filter(Boolean).join(" "), activation && activation !== "linear" && `then ${activation}`, normalized && "normalized",
+    frozen && "frozen", weights && `initial RMS ${weights}`,
+  ];
   return parts.filter(Boolean).join(", ") || "no description";
 }
 
@@ -162,12 +165,13 @@ export function compareLayers(runs) {
 
 /**
  * Return whether a setting divides failing from healthy runs: every number of one side is above every number of the other,
- * or few values of which none is on both sides. `isFailing` has true, false, or null for a run without a verdict.
+ * or few values of which none is on both sides. Names and seeds divide nothing. `isFailing` has true, false, or null for a
+ * run without a verdict.
  */
 export function divides(row, isFailing) {
   const side = (wanted) => isFailing.flatMap((value, at) => (value === wanted ? [at] : []));
   const [failing, healthy] = [side(true), side(false)];
-  if (Math.min(failing.length, healthy.length) < MIN_RUNS_TO_DIVIDE) return false;
+  if (isName(row.key) || Math.min(failing.length, healthy.length) < MIN_RUNS_TO_DIVIDE) return false;
   const numbers = (runs) => runs.map((at) => row.values[at]);
   if (row.isNumeric && [...failing, ...healthy].every((at) => row.values[at] !== undefined)) {
     const [bad, good] = [numbers(failing), numbers(healthy)];

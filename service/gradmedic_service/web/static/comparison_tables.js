@@ -5,10 +5,11 @@ import { compareFindings, differenceOf, directionOf, ratioText } from "./compari
 import { divides, isName } from "./comparison_differences.js";
 import { el, svg } from "./dom.js";
 import { attentionBadge, badge, integer, number, statusWord, steps as stepText, words } from "./format.js";
-import { outcomeText, remedyText } from "./remedies.js";
+import { outcomeText, remediesText, remedyText } from "./remedies.js";
 
 const MAX_ROWS = 100; // of differences at first; a button shows the others
 const MAX_CAUSES = 2;
+const MAX_TEXT = 160; // characters of a value
 const CONDITIONS = new Set(document.body.dataset.conditions.split(" "));
 
 /** Return the sample of a run's line. */
@@ -53,15 +54,24 @@ const groupRow = (items, title) => el("tr", { class: "group" }, el("th", { scope
 
 const absent = (text) => el("span", { class: "absent" }, text);
 
+/** Return the rest of a list of names as its number; a pointer shows the names. */
+const moreOf = (names) => el("span", { class: "muted", title: names.join("\n") }, ` and ${integer(names.length)} more`);
+
+/** Return the text of a value; of a long one the beginning, and all of it to a pointer. */
+const valueOf = (text) => (text.length <= MAX_TEXT
+  ? el("span", { class: "value" }, text)
+  : el("span", { class: "value", title: text }, `${text.slice(0, MAX_TEXT)}… `, el("span", { class: "muted" }, `(${integer(text.length)} characters)`)));
+
 /** Return the row of a setting; values of another group than the baseline's are marked. */
 function differenceRow(items, row, missing, isFailing = null) {
   const baseline = items.findIndex(({ isBaseline }) => isBaseline);
   return el("tr", { "data-setting": row.key },
-    rowHead([breakable(row.key), row.more ? el("span", { class: "muted", title: row.more.join("\n") }, ` and ${integer(row.more.length)} more`) : null], isFailing && divides(row, isFailing) ? el("span", { class: "tag" }, "divides the verdicts") : null),
+    rowHead([breakable(row.key), row.more ? moreOf(row.more) : null], isFailing && divides(row, isFailing) ? el("span", { class: "tag" }, "divides the verdicts") : null),
     items.map((_, at) => {
       const isOther = row.groups[at] !== row.groups[baseline];
       const ratio = isOther && row.isNumeric && !isName(row.key) ? ratioText(row.values[at], row.values[baseline]) : null;
-      return el("td", { class: isOther ? "differs" : null }, row.texts[at] === null ? absent(missing) : el("span", { class: "value" }, row.texts[at]), ratio ? el("span", { class: "muted ratio" }, ` ${ratio}`) : null);
+      return el("td", { class: isOther ? "differs" : null },
+        row.texts[at] === null ? absent(missing) : valueOf(row.texts[at]), ratio ? el("span", { class: "muted ratio" }, ` ${ratio}`) : null);
     }));
 }
 
@@ -85,14 +95,15 @@ function mergeRows(rows) {
 export function settingsContent(items, { settings, facts, layers }, isFailing, { showsEqual, showsAll }) {
   const bodies = [];
   let hidden = 0;
-  const add = (title, { different, equal }, missing, none) => {
+  const add = (title, { different, equal }, missing, isSetting) => {
     if (!different.length && !equal.length) return;
+    const none = equal.length === 1 ? "The one is equal" : `All ${integer(equal.length)} are equal`;
     const rows = title === "Layers" ? mergeRows(different) : different;
     const shown = showsAll ? rows : rows.slice(0, MAX_ROWS);
     hidden += rows.length - shown.length;
     bodies.push(el("tbody", {}, title ? groupRow(items, title) : null,
-      shown.map((row) => differenceRow(items, row, missing, none ? isFailing : null)),
-      !different.length && !showsEqual ? el("tr", {}, el("td", { class: "muted", colspan: items.length + 1 }, equal.length === 1 ? "The one is equal" : `All ${integer(equal.length)} are equal`)) : null,
+      shown.map((row) => differenceRow(items, row, missing, isSetting ? isFailing : null)),
+      !different.length && !showsEqual ? el("tr", {}, el("td", { class: "muted", colspan: items.length + 1 }, none)) : null,
       showsEqual ? equal.map((row) => equalRow(items, row)) : null));
   };
   add(null, settings, "not set", true);
@@ -134,9 +145,25 @@ function findingCell(finding) {
   return el("td", { title: finding.explanation },
     el("span", { class: "severity", "data-severity": finding.severity }, finding.severity), ` ${until}`,
     finding.resolved_step === null ? null : el("span", { class: "muted" }, ", resolved"),
-    finding.layers.length ? el("div", { class: "where" }, code(finding.layers[0]), finding.layers.length > 1 ? el("span", { class: "muted" }, ` and ${integer(finding.layers.length - 1)} more`) : null) : null,
+    finding.layers.length ? el("div", { class: "where" }, code(finding.layers[0]), finding.layers.length > 1 ? moreOf(finding.layers.slice(1)) : null) : null,
     finding.consequence_of ? el("div", { class: "muted small" }, `follows from ${words(finding.consequence_of)}`) : null);
 }
+
+function causesOf({ causes }) {
+  if (!causes.length) return null;
+  return el("ul", { class: "plain" }, causes.slice(0, MAX_CAUSES).map(({ cause, score, explanation }) => el("li", { title: explanation },
+    named(cause), el("span", { class: "muted" }, ` ${score.toFixed(2)}`))));
+}
+
+function adviceOf({ run, diagnosis: { advice: [first] } }) {
+  return first && [
+    el("a", { href: `/runs/${run.id}#advice-title`, title: first.reason }, remedyText(first.remedy)),
+    first.outcome ? el("div", { class: "small muted" }, outcomeText(first.outcome)) : null,
+  ];
+}
+
+/** Return the last remedies that a rerun of the run has verified. */
+const verifiedOf = ({ tried }) => tried.find(({ outcome }) => outcome.state === "verified");
 
 /** Return the head of a card and a table of verdicts, causes, advice and findings. */
 export function outcomesContent(items) {
@@ -147,11 +174,12 @@ export function outcomesContent(items) {
     outcomeRow(items, "Since step", ({ diagnosis }) => (diagnosis.since_step === null ? null : integer(diagnosis.since_step))),
     outcomeRow(items, "Confidence", ({ diagnosis }) => (diagnosis.since_step === null ? null : diagnosis.score.toFixed(2))),
     outcomeRow(items, "First bad layer", ({ firstLayer }) => firstLayer && code(firstLayer)),
-    outcomeRow(items, "Likeliest causes", ({ diagnosis }) => (diagnosis.causes.length ? el("ul", { class: "plain" }, diagnosis.causes.slice(0, MAX_CAUSES).map(({ cause, score, explanation }) => el("li", { title: explanation }, named(cause), el("span", { class: "muted" }, ` ${score.toFixed(2)}`)))) : null)),
-    outcomeRow(items, "First advice", ({ run, diagnosis }) => {
-      const [advice] = diagnosis.advice;
-      return advice && [el("a", { href: `/runs/${run.id}#advice-title`, title: advice.reason }, remedyText(advice.remedy)), advice.outcome ? el("div", { class: "small muted" }, outcomeText(advice.outcome)) : null];
-    }),
+    outcomeRow(items, "Likeliest causes", ({ diagnosis }) => causesOf(diagnosis)),
+    outcomeRow(items, "First advice", adviceOf),
+    items.some(({ diagnosis }) => verifiedOf(diagnosis)) ? outcomeRow(items, "Verified remedy", ({ diagnosis }) => {
+      const tried = verifiedOf(diagnosis);
+      return tried && el("a", { href: `/reruns/${tried.outcome.rerun_id}`, title: outcomeText(tried.outcome) }, remediesText(tried.remedies));
+    }) : null,
     outcomeRow(items, "Status", ({ run }) => statusWord(run.status)),
     outcomeRow(items, "Last step", ({ run }) => (run.last_step === null ? null : integer(run.last_step))),
     outcomeRow(items, "Duration", ({ duration }) => (duration === null ? null : durationText(duration))),
