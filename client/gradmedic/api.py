@@ -19,7 +19,7 @@ from gradmedic.exceptions import GradmedicError, TransportError, UsageError
 from gradmedic.protocol.diagnosis import Diagnosis, VerdictChange, VerdictHistory
 from gradmedic.protocol.encoding import from_json, to_json
 from gradmedic.protocol.ids import new_id
-from gradmedic.protocol.projects import Project
+from gradmedic.protocol.projects import Project, ProjectList
 from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.reruns import RerunBudget, RerunCreate, RerunDetail, RerunList, RerunSummary
 from gradmedic.protocol.reviews import Review, ReviewWrite
@@ -107,6 +107,16 @@ class Client:
     def project(self, name: str) -> Project:
         """Return the settings of a project."""
         return self._request(Project, "GET", f"/projects/{quote(name, safe='')}")
+
+    def projects(self, *, page_size: int = _PAGE) -> Iterator[Project]:
+        """Iterate over the projects that the key reaches, by name; pages of `page_size` are fetched as needed."""
+        query: dict[str, Any] = {"max_results": page_size}
+        while True:
+            page = self._request(ProjectList, "GET", "/projects", query=query)
+            yield from page.items
+            if page.next_page_token is None:
+                return
+            query["page_token"] = page.next_page_token
 
     def close(self) -> None:
         """Close the connections."""

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from uuid import uuid4
 
@@ -48,8 +49,9 @@ def test_runs_are_listed_with_their_verdicts(exploding: gradmedic.Run, capsys: p
     """`runs` prints a table; `runs --json` prints one JSON object per line."""
     assert main(["runs", "--project", exploding.project]) == 0
     table = capsys.readouterr().out
-    assert str(exploding.id)[:13] in table
+    assert str(exploding.id)[-8:] in table
     assert "exploding" in table
+    assert f" {datetime.now().astimezone().tzname()}\n" in table
     assert main(["runs", "--project", exploding.project, "--json"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     run = json.loads(line)
@@ -62,17 +64,28 @@ def test_runs_are_listed_with_their_verdicts(exploding: gradmedic.Run, capsys: p
 def test_a_run_is_found_by_id_beginning_of_id_or_name(
     exploding: gradmedic.Run, service_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A reference that matches one run is accepted; one that matches none or several is an error."""
+    """A reference that matches one run is accepted; one that matches none or several is an error with suggestions."""
     name = gradmedic.Client(service_url).runs.get(exploding.id).name
-    for reference in (str(exploding.id), str(exploding.id)[:35].upper(), name):
+    id = str(exploding.id)
+    for reference in (id, id[:35].upper(), id[-8:].upper(), id[-12:], name):
         assert main(["diagnose", reference, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["run_id"] == str(exploding.id)
-    assert main(["diagnose", "missing"]) == 2
-    assert "no run has the name 'missing'" in capsys.readouterr().err
-    with gradmedic.init(exploding.project, name=name):
+    for arguments, message in (
+        (["missing"], "no run has the name 'missing' or an id that begins or ends so; see `gradmedic runs`\n"),
+        (["ffffffff"], "no run has the name 'ffffffff'"),
+        ([id[-7:]], f"no run has the name '{id[-7:]}'"),
+        ([f"{name[:-2]}"], f"; did you mean '{name}'?"),
+        ([name, "--project", f"{exploding.project}x"], f"; did you mean '{exploding.project}'?"),
+    ):
+        assert main(["diagnose", *arguments]) == 2
+        assert message in capsys.readouterr().err
+    with gradmedic.init(exploding.project, name=name) as second:
         pass
     assert main(["diagnose", name, "--project", exploding.project]) == 2
-    assert f"2 runs are called '{name}'" in capsys.readouterr().err
+    heading, *candidates = capsys.readouterr().err.splitlines()
+    assert f"2 runs are called '{name}'" in heading
+    assert [line.split()[0] for line in candidates] == [str(second.id), id]
+    assert all(f"{name} in {exploding.project}, finished, " in line for line in candidates)
     assert main(["diagnose", str(uuid4())]) == 2
 
 
@@ -205,6 +218,31 @@ def test_a_command_whose_extra_is_missing_names_it(
         main(["--help"])
     assert caught.value.code == 0
     assert "needs the service extra" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["dignose"], "gradmedic: there is no command 'dignose'; did you mean 'diagnose' or 'rediagnose'?"),
+        (["zzz"], "gradmedic: there is no command 'zzz'; there are api-key, completion, "),
+        (["runs", "--levl", "ok"], "gradmedic runs: there is no option --levl; did you mean '--level'?"),
+        (["runs", "--level=critcal"], "argument --level: 'critcal' is not one of critical, unknown, ok, attention"),
+        (["runs", "x"], "gradmedic runs: one argument too many: 'x'"),
+        (["api-key", "lst"], "gradmedic api-key: there is no action 'lst'; did you mean 'list'?"),
+        (["diagnose", "x", "--fail-on", "explodng"], "argument --fail-on: 'explodng' is not one of exploding, "),
+    ],
+    ids=["command", "unlike any", "option", "value", "extra", "action", "verdict"],
+)
+def test_a_mistyped_word_gets_a_suggestion(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The error is one line with the closest words that exist, and one that names the help; the code is 2."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    error, see = capsys.readouterr().err.splitlines()
+    assert message in error
+    assert see.startswith("See `gradmedic")
 
 
 def test_the_installed_command_works(quiet: gradmedic.Run) -> None:

@@ -64,11 +64,11 @@ def test_a_run_is_exported_and_replayed_without_a_service(
 
 
 def test_arguments_of_an_export_that_are_refused(exploding: gradmedic.Run, capsys: pytest.CaptureFixture[str]) -> None:
-    """A missing --recording, a file that exists, a folder that does not, and an unknown metric are errors."""
+    """A missing format, a file that exists, a folder that does not, and an unknown metric are errors."""
     run = str(exploding.id)
     Path("there.gradmedic").write_bytes(b"kept")
     for arguments, message in (
-        ([], "name what to export: --recording"),
+        ([], "name what to export: --format csv, jsonl, parquet, json, or --recording"),
         (["--recording", "-o", "there.gradmedic"], "there.gradmedic exists already"),
         (["--recording", "-o", "none/run.gradmedic"], "none/run.gradmedic cannot be written: No such file"),
         (["--recording", "--metric", "reward"], "the run has no metric 'reward'"),

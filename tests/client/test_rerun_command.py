@@ -66,7 +66,7 @@ def test_a_rerun_is_followed_and_shown(
         is_over.set()
         working.join()
     assert code == 0
-    followed = [line for line in err.splitlines() if "running" not in line]
+    followed = [line for line in err.splitlines() if "running" not in line and not line.startswith("racing: ")]
     assert followed[0] == "  control, seed 0: done, exploding, loss NaN"
     assert followed[1].startswith(f"  {CLIP_TEXT}, seed 0: done, healthy, loss 0.")
     assert followed[2] == f"  {SLOW_TEXT}, seed 0: done, exploding, loss NaN"
@@ -76,15 +76,23 @@ def test_a_rerun_is_followed_and_shown(
     assert (second.startswith("train in tests, 3 of 3 trials ended, "), second.endswith(" of 500 s")) == (True, True)
     assert empty == ""
     assert candidates[0] == "  control:"
-    assert candidates[1].strip() == "seed 0 done, exploding, loss NaN"
+    assert candidates[1].strip().startswith("seed 0 done, exploding, loss NaN (trial ")
     assert candidates[2] == f"  {CLIP_TEXT}:"
     assert candidates[3].strip().startswith("verified: healthy in 1 of 1 seed, loss 0.")
     assert " against NaN; " in candidates[3]
     assert candidates[4] == f"  {SLOW_TEXT}:"
     assert candidates[5].strip().startswith("failed: healthy in 0 of 1 seed, loss NaN against NaN; ")
     assert candidates[5].endswith("(it is exploding on seed 0)")
-    assert run_rerun_command("show", id, capsys=capsys) == (0, out, "")
+    assert run_rerun_command("show", id[-8:], capsys=capsys) == (0, out, "")
     assert run_rerun_command("follow", id, capsys=capsys)[:2] == (0, out)
+    project = ("--project", "tests", "--status", "done", "--limit", "1")
+    code, table, _ = run_rerun_command("list", *project, capsys=capsys)
+    header, row = table.splitlines()
+    assert (code, header.split()) == (0, ["ID", "RUN", "PROJECT", "TRAINABLE", "STATUS", "CREATED", "RESULT"])
+    assert row.split()[:5] == [id[-8:], run_id[-8:], "tests", "train", "done"]
+    assert row.endswith("1 of 2 candidates verified")
+    code, lines, _ = run_rerun_command("list", *project, "--json", capsys=capsys)
+    assert json.loads(lines)["id"] == id
     code, out, _ = run_rerun_command("show", id, "--json", capsys=capsys)
     assert json.loads(out) == http.get(f"/api/v1/reruns/{id}").json()
     assert main(["diagnose", run_id]) == 0
@@ -107,7 +115,10 @@ def test_a_queued_a_running_and_a_cancelled_rerun_are_shown(
     claimed = worker.claim()
     assert claimed is not None
     worker.beat(claimed, output="epoch 1\n")
-    assert run_rerun_command("output", claimed["trial_id"], capsys=capsys) == (0, "epoch 1\n", "")
+    trial_id = claimed["trial_id"]
+    assert run_rerun_command("output", trial_id[-8:], capsys=capsys) == (0, "epoch 1\n", "")
+    code, out, err = run_rerun_command("output", trial_id, "--json", capsys=capsys)
+    assert json.loads(out) == {"trial_id": trial_id, "output": "epoch 1\n"}
     assert "seed 0 running" in run_rerun_command("show", id, capsys=capsys)[1]
     code, out, err = run_rerun_command("cancel", id, capsys=capsys)
     assert (code, err) == (0, "")
@@ -128,8 +139,13 @@ def test_a_queued_a_running_and_a_cancelled_rerun_are_shown(
         (["shout", "x"], "give a RUN, or one of show, follow, cancel, output and one id"),
         (["show", "x", "y"], "give a RUN, or one of show, follow, cancel, output and one id"),
         (["cancel", "x", "--seeds", "2"], "--seeds belongs to a new rerun of a RUN, not to cancel"),
+        (["x", "--limit", "2"], "--limit belongs to list, not to a RUN"),
+        (["list", "--detach"], "--detach belongs to a new rerun of a RUN, not to list"),
+        (["list", "x"], "`gradmedic rerun list` needs no id: 'x' is one argument too many"),
+        (["cancle", "x"], "and one id; did you mean 'cancel'?"),
+        (["show", "ffffffff"], "no rerun has an id that begins or ends with 'ffffffff'; see `gradmedic rerun list`"),
     ],
-    ids=["run", "no id", "id", "trial", "action", "two", "option"],
+    ids=["run", "no id", "id", "trial", "action", "two", "option", "of list", "to list", "id of list", "typo", "none"],
 )
 def test_wrong_arguments_are_errors(
     http: httpx2.Client, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
@@ -155,8 +171,9 @@ def test_an_unknown_id_is_an_error(http: httpx2.Client, action: str, capsys: pyt
     [
         ("clip!", "must be like clip_grad_norm(max_norm=1.0), not 'clip!'"),
         ("clip_grad_norm(1.0, 2.0)", "name the parameter '2.0' of clip_grad_norm"),
+        ("warmup(9)", "'warmup' is not one of warm_up, clip_grad_norm, "),
     ],
-    ids=["form", "name"],
+    ids=["form", "name", "unknown"],
 )
 def test_an_unreadable_remedy_is_an_error(remedy: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A remedy that cannot be read is refused before any request is sent."""
@@ -169,7 +186,8 @@ def test_an_unreadable_remedy_is_an_error(remedy: str, message: str, capsys: pyt
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--remedy", "pray()"], "remedies[0][0].id: 'pray' is not one of clip_grad_norm"),
+        (["--remedy", "pray()"], "remedies[0][0].id: 'pray' is not one of clip_grad_norm, clip_grad_value, "),
+        (["--remedy", "warmup(steps=9)"], "remedies[0][0].id: 'warmup' is not one of warm_up, "),
         (["--remedy", "clip_grad_norm(-1)"], "remedies[0][0].parameters.max_norm: must be from"),
         (["--remedy", "warm_up"], "remedies[0][0].parameters.steps: is required"),
         (["--remedy", "set_parameter(shell=1)"], "the trainable has no such parameter; it has lr, depth, window"),
@@ -180,7 +198,7 @@ def test_an_unreadable_remedy_is_an_error(remedy: str, message: str, capsys: pyt
         (["--remedy", CLIP_TEXT, "--steps", "1000000000000"], "budget.steps: must be from 1 to"),
         (["--remedy", CLIP_TEXT, "--trials", "1000000"], "budget.trials: must be from 1 to"),
     ],
-    ids=["unknown", "range", "missing", "parameter", "tier", "seeds", "seconds", "nan", "steps", "trials"],
+    ids=["unknown", "close", "range", "missing", "parameter", "tier", "seeds", "seconds", "nan", "steps", "trials"],
 )
 def test_a_refused_rerun_is_printed_with_the_wrong_field(
     http: httpx2.Client, worker: PlayedWorker, options: list[str], message: str, capsys: pytest.CaptureFixture[str]

@@ -42,7 +42,7 @@ def test_a_verdict_is_reviewed_and_taken_back(exploding: gradmedic.Run, capsys: 
     review = json.loads(capsys.readouterr().out)
     assert (review["answer"], review["verdict"], review["judged_verdict"]) == ("right", None, "exploding")
     assert main(["runs", "--project", exploding.project, "--review", "right"]) == 0
-    assert run[:13] in capsys.readouterr().out
+    assert run[-8:] in capsys.readouterr().out
     assert main(["review", run, "--clear"]) == 0
     assert capsys.readouterr().out == "no review\n"
     assert main(["review", run, "--json"]) == 0

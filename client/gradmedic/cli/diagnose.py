@@ -7,11 +7,13 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gradmedic.cli.command import EXIT_UNHEALTHY, add_connection_argument, find_run, make_client
+from gradmedic.cli.command import EXIT_UNHEALTHY, RUN_HELP, add_connection_argument, make_client
+from gradmedic.cli.references import find_run
 from gradmedic.cli.replay import is_path, render_outcome_of_replay, replay_recording, replay_to_json
 from gradmedic.cli.text import format_environment, format_evidence, format_outcome, list_item, terminal_width, wrap
 from gradmedic.protocol.diagnosis import Diagnosis, DiagnosisAtStep, Outcome
 from gradmedic.protocol.encoding import to_json
+from gradmedic.protocol.names import closest_first
 from gradmedic.protocol.remedies import describe_remedies
 from gradmedic.protocol.runs import RunDetail, RunSummary
 from gradmedic.protocol.verdicts import LEVELS, UNHEALTHY_VERDICTS, VERDICTS
@@ -31,7 +33,7 @@ class DiagnoseCommand:
         parser.add_argument(
             "run",
             metavar="RUN | FILE",
-            help="id, beginning of an id, or name of the run; or the path of a recording, which needs no service",
+            help=f"{RUN_HELP}; or the path of a recording, which needs no service",
         )
         parser.add_argument("--project", help="look for the name in this project only")
         parser.add_argument("--at-step", type=int, help="print the diagnosis as of this step")
@@ -146,5 +148,6 @@ def _parse_conditions(text: str) -> frozenset[str]:
     choices = (*VERDICTS, *LEVELS)
     unknown = conditions - set(choices)
     if unknown:
-        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: choose from {', '.join(choices)}")
+        word = min(unknown)
+        raise argparse.ArgumentTypeError(f"{word!r} is not one of {', '.join(closest_first(word, choices))}")
     return conditions | {"critical"} if "attention" in conditions else conditions

@@ -6,10 +6,9 @@ command is not installed, the error names the extra.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from gradmedic.version import __version__
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
     from gradmedic.cli.command import Command
+    from gradmedic.cli.parser import CommandParser
 
 COMMANDS_GROUP = "gradmedic.commands"
 """Entry-point group of the commands of other packages."""
@@ -27,8 +27,11 @@ _NO_SERVICE_HINT = (
 )
 
 _CLIENT_COMMANDS: Mapping[str, str] = {
+    "completion": "gradmedic.cli.completion:CompletionCommand",
+    "delete": "gradmedic.cli.delete:DeleteCommand",
     "diagnose": "gradmedic.cli.diagnose:DiagnoseCommand",
     "export": "gradmedic.cli.export:ExportCommand",
+    "projects": "gradmedic.cli.projects:ProjectsCommand",
     "rerun": "gradmedic.cli.rerun:RerunCommand",
     "review": "gradmedic.cli.review:ReviewCommand",
     "runs": "gradmedic.cli.runs:RunsCommand",
@@ -63,33 +66,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
+def build_complete_parser() -> CommandParser:
+    """Return the parser of all commands whose extras are installed."""
+    return _build_parser(_find_entry_points(), lambda _name: True, None)
+
+
 def _run_command(arguments: Sequence[str]) -> int:
     command_name = next((argument for argument in arguments if not argument.startswith("-")), None)
     shows_all = command_name is None and (not arguments or not {"-h", "--help"}.isdisjoint(arguments))
-    parser = argparse.ArgumentParser(
-        prog="gradmedic",
-        description="Reads the gradients of any training job and shows what is wrong, why, and what fixes it.",
-    )
-    parser.add_argument("--version", action="version", version=f"gradmedic {__version__}")
-    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     # The list of entry points takes longer to read than most commands take to start.
     entry_points = {} if command_name in _CLIENT_COMMANDS else _find_entry_points()
-    for name in sorted({*_CLIENT_COMMANDS, *entry_points}):
-        command: Command | None = None
-        if shows_all or command_name == name:
-            if name in _CLIENT_COMMANDS:
-                command = _load_client_command(name)
-            else:
-                command = _load(entry_points[name], is_needed=command_name == name)
-        help_text = command.help if command else _needed_extra(entry_points.get(name))
-        subparser = subparsers.add_parser(name, help=help_text, description=command.help if command else None)
-        if command is not None:
-            command.add_arguments(subparser)
-            subparser.set_defaults(command=command)
+    parser = _build_parser(entry_points, lambda name: shows_all or name == command_name, command_name)
     if not arguments:
         parser.print_help()
         return 0
-    args = parser.parse_args(arguments)
+    args = parser.parse_all(arguments)
     chosen: Command = args.command
     if command_name not in entry_points:
         return chosen.run(args)
@@ -97,6 +88,36 @@ def _run_command(arguments: Sequence[str]) -> int:
         return chosen.run(args)
     except ModuleNotFoundError as error:  # a command may import what it needs only when it runs
         raise _missing_extra(entry_points[command_name], error) from error
+
+
+def _build_parser(
+    entry_points: Mapping[str, EntryPoint], is_loaded: Callable[[str], bool], needed: str | None
+) -> CommandParser:
+    """Return the parser of all commands. It has the arguments of those that are loaded, and the names of the others.
+
+    Raises ConfigurationError if the needed command lacks its extra; another one without its extra is not loaded.
+    """
+    from gradmedic.cli.parser import CommandParser
+
+    parser = CommandParser(
+        prog="gradmedic",
+        description="Reads the gradients of any training job and shows what is wrong, why, and what fixes it.",
+    )
+    parser.add_argument("--version", action="version", version=f"gradmedic {__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name in sorted({*_CLIENT_COMMANDS, *entry_points}):
+        command: Command | None = None
+        if is_loaded(name):
+            if name in _CLIENT_COMMANDS:
+                command = _load_client_command(name)
+            else:
+                command = _load(entry_points[name], is_needed=name == needed)
+        help_text = command.help if command else _needed_extra(entry_points.get(name))
+        subparser = subparsers.add_parser(name, help=help_text, description=command.help if command else None)
+        if command is not None:
+            command.add_arguments(subparser)
+            subparser.set_defaults(command=command)
+    return parser
 
 
 def _find_entry_points() -> dict[str, EntryPoint]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 
+from gradmedic.protocol.names import closest_first
 from gradmedic.protocol.remedies import REMEDIES, Remedy
 
 _REMEDY = re.compile(r"(\w+)(?:\((.*)\))?", re.DOTALL)
@@ -35,6 +36,8 @@ def _parse_remedy(text: str) -> Remedy:
     for position, argument in enumerate(part for part in arguments.split(",") if part.strip()):
         name, _, value = argument.rpartition("=")
         if not name:
+            if kind is None:  # the order of its parameters is not known
+                raise argparse.ArgumentTypeError(f"{id!r} is not one of {', '.join(closest_first(id, REMEDIES))}")
             if position >= len(names):
                 raise argparse.ArgumentTypeError(f"name the parameter {argument.strip()!r} of {id}")
             name = names[position]

@@ -1,36 +1,43 @@
-"""`gradmedic rerun`: race remedies on a suspect run, and show, follow or cancel a rerun."""
+"""`gradmedic rerun`: race remedies on a suspect run, and list, show, follow or cancel reruns."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
+from itertools import islice
 from typing import TextIO
 from uuid import UUID
 
 from gradmedic.api import Client
-from gradmedic.cli.command import (
-    EXIT_ERROR,
-    add_connection_argument,
-    find_run,
-    make_client,
-    parse_id,
-    positive_integer,
-)
+from gradmedic.cli.command import EXIT_ERROR, RUN_HELP, add_connection_argument, make_client, positive_integer
+from gradmedic.cli.progress import Progress, progress_stream
+from gradmedic.cli.references import find_rerun, find_run, find_trial
 from gradmedic.cli.remedy_argument import parse_candidate
-from gradmedic.cli.text import format_loss, format_outcome, list_item, terminal_width
+from gradmedic.cli.text import format_loss, format_outcome, format_time, list_item, print_table, terminal_width
 from gradmedic.exceptions import UsageError
 from gradmedic.protocol.encoding import to_json
+from gradmedic.protocol.ids import short_id
+from gradmedic.protocol.names import did_you_mean
 from gradmedic.protocol.remedies import describe_remedies
-from gradmedic.protocol.reruns import EXECUTORS, Candidate, RerunDetail
+from gradmedic.protocol.reruns import EXECUTORS, RERUN_STATUSES, Candidate, RerunDetail
 
 _ACTIONS = ("show", "follow", "cancel", "output")
-_NEW_RERUN_OPTIONS = ("remedy", "seeds", "steps", "seconds", "trials", "executor", "project", "detach")
+"""Actions on the rerun or trial that the next word names."""
+_LIST = "list"
+_OPTIONS: Mapping[str, str] = {
+    **dict.fromkeys(("remedy", "seeds", "steps", "seconds", "trials", "executor", "detach"), "a new rerun of a RUN"),
+    "project": "a new rerun of a RUN, or to list",
+    **dict.fromkeys(("status", "limit"), "list"),
+}
+"""The action that each option belongs to."""
+_DEFAULT_LIMIT = 50
 
 
 class RerunCommand:
     """`gradmedic rerun`."""
 
-    help = "race remedies on a suspect run against an unchanged control; or show, follow or cancel a rerun"
+    help = "race remedies on a suspect run against an unchanged control; or list, show, follow or cancel reruns"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the command's arguments."""
@@ -38,11 +45,13 @@ class RerunCommand:
         parser.add_argument(
             "words",
             nargs="+",
-            metavar="RUN | ACTION ID",
-            help="id, beginning of an id, or name of the run; or show, follow or cancel and the id of a rerun; or "
-            "output and the id of a trial",
+            metavar="RUN | list | ACTION ID",
+            help=f"{RUN_HELP}; or `list`; or show, follow or cancel and the id of a rerun; or output and the id of a "
+            "trial. The last 8 characters of an id are enough",
         )
-        parser.add_argument("--project", help="look for the name in this project only")
+        parser.add_argument(
+            "--project", help="look for the name in this project only; list reruns of this project only"
+        )
         parser.add_argument(
             "--remedy",
             action="append",
@@ -57,22 +66,28 @@ class RerunCommand:
         parser.add_argument("--trials", type=positive_integer, help="number of trials at most")
         parser.add_argument("--executor", choices=EXECUTORS, help="executor of the workers (default: any)")
         parser.add_argument("--detach", action="store_true", help="do not wait for the end of the rerun")
-        parser.add_argument("--json", action="store_true", help="print the rerun as JSON")
+        parser.add_argument("--status", choices=RERUN_STATUSES, help="list reruns with this status only")
+        parser.add_argument(
+            "--limit", type=positive_integer, help=f"number of listed reruns at most (default: {_DEFAULT_LIMIT})"
+        )
+        parser.add_argument("--json", action="store_true", help="print the rerun as JSON; of a list, one line for each")
 
     def run(self, args: argparse.Namespace) -> int:
-        """Create, show, follow or cancel a rerun, or print the output of a trial."""
+        """Create, list, show, follow or cancel reruns, or print the output of a trial."""
         action, *rest = args.words
-        if not rest and action in _ACTIONS:
-            raise UsageError(f"`gradmedic rerun {action}` needs an id; to rerun a run of this name, give its id")
-        if rest and (len(rest) > 1 or action not in _ACTIONS):
-            raise UsageError(f"give a RUN, or one of {', '.join(_ACTIONS)} and one id")
-        if rest and (given := [name for name in _NEW_RERUN_OPTIONS if getattr(args, name)]):
-            raise UsageError(f"--{given[0]} belongs to a new rerun of a RUN, not to {action}")
-        progress = None if args.json else sys.stderr
+        _check_arguments(action, rest, args)
         with make_client(args) as client:
-            if action == "output" and rest:
-                sys.stdout.write(client.reruns.output(parse_id(rest[0], "trial")))
+            if action == _LIST:
+                list_reruns(client, args)
                 return 0
+            if action == "output" and rest:
+                trial_id = find_trial(client, rest[0])
+                output = client.reruns.output(trial_id)
+                sys.stdout.write(
+                    to_json({"trial_id": trial_id, "output": output}).decode() + "\n" if args.json else output
+                )
+                return 0
+            progress = progress_stream(is_quiet=args.json)
             if not rest:
                 rerun = client.reruns.create(
                     find_run(client, action, args.project),
@@ -86,14 +101,55 @@ class RerunCommand:
                 if not args.detach:
                     rerun = follow_rerun(client, rerun.id, progress)
             elif action == "follow":
-                rerun = follow_rerun(client, parse_id(rest[0]), progress)
+                rerun = follow_rerun(client, find_rerun(client, rest[0]), progress)
             elif action == "cancel":
-                rerun = client.reruns.cancel(parse_id(rest[0]))
+                rerun = client.reruns.cancel(find_rerun(client, rest[0]))
             else:
-                rerun = client.reruns.get(parse_id(rest[0]))
+                rerun = client.reruns.get(find_rerun(client, rest[0]))
         print(to_json(rerun).decode() if args.json else render_rerun(rerun))
         has_failed = rerun.status not in ("queued", "running", "done")
         return EXIT_ERROR if has_failed and action not in ("show", "cancel") else 0
+
+
+def _check_arguments(action: str, rest: list[str], args: argparse.Namespace) -> None:
+    """Raise UsageError if the words name no action, or an option belongs to another one."""
+    actions = ", ".join(_ACTIONS)
+    if not rest and action in _ACTIONS:
+        raise UsageError(f"`gradmedic rerun {action}` needs an id; to rerun a run of this name, give its id")
+    if rest and action == _LIST:
+        raise UsageError(f"`gradmedic rerun {_LIST}` needs no id: {rest[0]!r} is one argument too many")
+    if rest and (len(rest) > 1 or action not in _ACTIONS):
+        raise UsageError(f"give a RUN, or one of {actions} and one id{did_you_mean(action, (*_ACTIONS, _LIST))}")
+    kinds = ("list",) if action == _LIST else () if rest else ("a new rerun",)
+    for name, owner in _OPTIONS.items():
+        if getattr(args, name) and not any(kind in owner for kind in kinds):
+            raise UsageError(f"--{name} belongs to {owner}, not to {action if rest or action == _LIST else 'a RUN'}")
+
+
+def list_reruns(client: Client, args: argparse.Namespace) -> None:
+    """Print the newest reruns as a table, or as JSON."""
+    limit = args.limit or _DEFAULT_LIMIT
+    matching = client.reruns.list(project=args.project, status=args.status, page_size=min(limit, 1000))
+    reruns = list(islice(matching, limit))
+    if args.json:
+        for rerun in reruns:
+            print(to_json(rerun).decode())
+    elif reruns:
+        rows = [
+            (
+                short_id(rerun.id),
+                short_id(rerun.run_id),
+                rerun.project,
+                rerun.trainable,
+                rerun.status,
+                format_time(rerun.created_at),
+                rerun.reason or "-",
+            )
+            for rerun in reruns
+        ]
+        print_table(("ID", "RUN", "PROJECT", "TRAINABLE", "STATUS", "CREATED", "RESULT"), rows)
+    else:
+        print("no reruns")
 
 
 def render_rerun(rerun: RerunDetail) -> str:
@@ -121,28 +177,47 @@ def _describe_candidate(rerun: RerunDetail, index: int, candidate: Candidate) ->
     if not trials:
         return "not tried"
     return "; ".join(
-        f"seed {trial.seed} {trial.status}, {trial.verdict}{_describe_loss(trial.loss)}" for trial in trials
+        f"seed {trial.seed} {trial.status}, {trial.verdict}{_describe_loss(trial.loss)} (trial {short_id(trial.id)})"
+        for trial in trials
     )
 
 
-def follow_rerun(
-    client: Client, rerun_id: UUID, progress: TextIO | None, *, timeout: float | None = None
-) -> RerunDetail:
-    """Wait for the end of a rerun and print each change of a trial to `progress`. Raises TimeoutError."""
+def follow_rerun(client: Client, rerun_id: UUID, stream: TextIO | None, *, timeout: float | None = None) -> RerunDetail:
+    """Wait for the end of a rerun; print each change of a trial to `stream`, and how far the trials are.
+
+    Raises:
+        TimeoutError: `timeout` seconds passed before.
+    """
     shown: set[tuple[UUID, str, str | None]] = set()
 
-    def print_changes(rerun: RerunDetail) -> None:
-        for trial in rerun.trials:
-            stage = trial.id, trial.status, trial.reason  # a running trial may first wait for a place
-            if stage in shown or trial.status == "queued":
-                continue
-            shown.add(stage)
-            title = f"{describe_remedies(rerun.candidates[trial.candidate].remedies)}, seed {trial.seed}"
-            reason = f" ({trial.reason})" if trial.reason else ""
-            result = "" if trial.status == "running" else f", {trial.verdict}{_describe_loss(trial.loss)}"
-            print(f"  {title}: {trial.status}{result}{reason}", file=progress, flush=True)
+    with Progress("racing", None, "steps", stream) as progress:
 
-    return client.reruns.wait(rerun_id, timeout=timeout, on_change=None if progress is None else print_changes)
+        def show_changes(rerun: RerunDetail) -> None:
+            for trial in rerun.trials:
+                stage = trial.id, trial.status, trial.reason  # a running trial may first wait for a place
+                if stage in shown or trial.status == "queued":
+                    continue
+                shown.add(stage)
+                title = f"{describe_remedies(rerun.candidates[trial.candidate].remedies)}, seed {trial.seed}"
+                reason = f" ({trial.reason})" if trial.reason else ""
+                result = "" if trial.status == "running" else f", {trial.verdict}{_describe_loss(trial.loss)}"
+                progress.print_line(f"  {title}: {trial.status}{result}{reason}")
+            progress.update(*count_steps(rerun))
+
+        return client.reruns.wait(rerun_id, timeout=timeout, on_change=None if stream is None else show_changes)
+
+
+def count_steps(rerun: RerunDetail) -> tuple[int, int | None]:
+    """Return the number of steps that the trials of a rerun have made, and that all may make; None if it is not known.
+
+    A trial that has ended needs no further steps. Trials that the race adds later are not counted.
+    """
+    done = sum(0 if trial.step is None else trial.step + 1 for trial in rerun.trials)
+    steps = rerun.budget.steps
+    if steps is None:
+        return done, None
+    waiting = [trial for trial in rerun.trials if trial.status in ("queued", "running")]
+    return done, done + sum(max(0, steps - (0 if trial.step is None else trial.step + 1)) for trial in waiting)
 
 
 def _describe_loss(loss: float | None) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from gradmedic.cli.command import add_connection_argument, find_run, make_client
+from gradmedic.cli.command import RUN_HELP, add_connection_argument, make_client
+from gradmedic.cli.references import find_run
+from gradmedic.cli.text import format_time
 from gradmedic.exceptions import UsageError
 from gradmedic.protocol.encoding import to_json
 from gradmedic.protocol.reviews import REVIEW_ANSWERS, Review
@@ -21,7 +23,7 @@ class ReviewCommand:
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the command's arguments."""
         add_connection_argument(parser)
-        parser.add_argument("run", metavar="RUN", help="id, beginning of an id, or name of the run")
+        parser.add_argument("run", metavar="RUN", help=RUN_HELP)
         parser.add_argument("answer", nargs="?", choices=REVIEW_ANSWERS, help="whether the verdict is right or wrong")
         parser.add_argument("--project", help="look for the name in this project only")
         parser.add_argument("--verdict", choices=VERDICTS, help="true verdict, with the answer `wrong`")
@@ -59,7 +61,7 @@ def render_review(review: Review | None) -> str:
         return "no review"
     step = "" if review.step is None else f" at step {review.step}"
     judged = f"the verdict {review.judged_verdict} (level {review.judged_level}){step}"
-    lines = [f"{judged} is {review.answer}, by the review of {review.reviewed_at:%Y-%m-%d %H:%M}"]
+    lines = [f"{judged} is {review.answer}, by the review of {format_time(review.reviewed_at)}"]
     if review.verdict is not None:
         lines.append(f"true verdict: {review.verdict}")
     if review.level is not None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from gradmedic.cli.command import add_connection_argument, make_client, positive_integer
-from gradmedic.cli.text import print_table
+from gradmedic.cli.references import missing_project
+from gradmedic.cli.text import format_time, print_table
 from gradmedic.protocol.encoding import to_json
+from gradmedic.protocol.ids import short_id
 from gradmedic.protocol.reviews import NO_REVIEW, REVIEW_ANSWERS
 from gradmedic.protocol.runs import STATUSES
 from gradmedic.protocol.verdicts import LEARNING_STATES, LEVELS, VERDICTS
-
-_SHORT_ID = 13
-"""Characters of an id in the table: they contain the time to the millisecond, and are a prefix that commands accept."""
 
 
 class RunsCommand:
@@ -53,13 +53,15 @@ class RunsCommand:
                 page_size=min(args.limit, 1000),
             )
             runs = [run for run, _ in zip(matching, range(args.limit), strict=False)]
+            if not runs and args.project and (missing := missing_project(client, args.project)) is not None:
+                print(f"gradmedic: {missing}", file=sys.stderr)
         if args.json:
             for run in runs:
                 print(to_json(run).decode())
         elif runs:
             rows = [
                 (
-                    str(run.id)[:_SHORT_ID],
+                    short_id(run.id),
                     run.project,
                     run.name,
                     run.status,
@@ -67,7 +69,7 @@ class RunsCommand:
                     run.verdict,
                     _number_or_dash(run.since_step),
                     _number_or_dash(run.last_step),
-                    f"{run.updated_at:%Y-%m-%d %H:%M}",
+                    format_time(run.updated_at),
                 )
                 for run in runs
             ]

@@ -6,11 +6,13 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gradmedic.api import call_with_retries
 from gradmedic.cli.command import EXIT_ERROR, add_connection_argument
+from gradmedic.cli.progress import Progress, progress_stream
 from gradmedic.configuration import resolve_connection, resolve_directory
 from gradmedic.exceptions import ApiError, UsageError
 from gradmedic.transport.http import Service
@@ -52,13 +54,21 @@ class SyncCommand:
         except OSError as error:
             raise UsageError(f"cannot read the folder {directory}: {error}") from error
         is_complete = not found.unreadable
+        total = sum(replay.remaining for replay in found.replays)
         for session in found.unreadable:
             _report(args, SyncResult(str(session.run_id), error=str(session)))
         try:
-            for replay in found.replays:
-                result = _send(replay)
-                is_complete &= result.error is None and not replay.damage and not replay.refused
-                _report(args, result, replay, f"{service.base_url}/runs/{replay.run_id}")
+            with Progress("sending", None, "steps", progress_stream(is_quiet=args.json)) as progress:
+
+                def show_progress() -> None:
+                    left = sum(replay.remaining for replay in found.replays)
+                    progress.update(total - left, total)
+
+                for replay in found.replays:
+                    result = _send(replay, show_progress)
+                    is_complete &= result.error is None and not replay.damage and not replay.refused
+                    progress.clear()
+                    _report(args, result, replay, f"{service.base_url}/runs/{replay.run_id}")
         finally:
             for replay in found.replays:
                 replay.release()
@@ -88,15 +98,16 @@ class SyncResult:
     """Files with what cannot be read."""
 
 
-def _send(replay: Replay) -> SyncResult:
-    """Send one session, and delete it if all of it was sent that can be read.
+def _send(replay: Replay, on_block: Callable[[], None]) -> SyncResult:
+    """Send one session, and delete it if all of it was sent that can be read; call `on_block` after each block.
 
     Raises:
         TransportError: the service cannot be reached.
     """
     error: str | None = None
     try:
-        call_with_retries(replay.send_all)
+        while not call_with_retries(replay.send_next):
+            on_block()
         replay.delete()
     except (ApiError, OSError) as reason:
         error = f"{replay.run_id} is kept, {replay.remaining} steps: {reason}"

@@ -6,6 +6,7 @@ import math
 import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 
 from gradmedic.protocol.diagnosis import Outcome
 
@@ -36,6 +37,18 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     for row in (header, *rows):
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def format_time(moment: datetime) -> str:
+    """Return a time to the minute, in the time zone of this machine, with the zone's name.
+
+    >>> from datetime import UTC
+    >>> local = datetime(2026, 3, 1, 12, 30, tzinfo=UTC).astimezone()
+    >>> format_time(local) == f"{local:%Y-%m-%d %H:%M} {local.tzname()}"
+    True
+    """
+    local = moment.astimezone()
+    return f"{local:%Y-%m-%d %H:%M} {local.tzname()}"
 
 
 def format_evidence(evidence: Mapping[str, float]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID
@@ -43,7 +43,13 @@ class ExportedRecording:
 
 
 def export_recording(
-    client: Client, run_id: UUID, path: Path, *, metrics: Collection[str] = (), keeps_metric_names: bool = False
+    client: Client,
+    run_id: UUID,
+    path: Path,
+    *,
+    metrics: Collection[str] = (),
+    keeps_metric_names: bool = False,
+    on_block: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> ExportedRecording:
     """Write the steps that a run has now to a new file.
 
@@ -53,6 +59,7 @@ def export_recording(
         path: the file; it must not exist.
         metrics: names of the metrics to export. Probes are always exported, because the diagnosis reads them.
         keeps_metric_names: whether the names of the metrics are written as they are.
+        on_block: called after each block, with the number after its last step and that after the run's last step.
 
     Raises:
         UsageError: the file exists or cannot be written, the run has no such metric, or it changed meanwhile.
@@ -66,7 +73,7 @@ def export_recording(
         with partial.open("wb") as file:
             writer = RecordingWriter(file, _make_header(client, run, hasher, keeps_metric_names))
             tokens = {name: name if keeps_metric_names else hasher.hash(name) for name in metrics}
-            steps = _write_steps(client, run, writer, tokens, hasher)
+            steps = _write_steps(client, run, writer, tokens, hasher, on_block)
             writer.close()
         partial.replace(path)
     except RecordingError as error:
@@ -130,7 +137,12 @@ def _anonymize_review(review: Review) -> RecordedReview:
 
 
 def _write_steps(
-    client: Client, run: RunDetail, writer: RecordingWriter, tokens: dict[str, str], hasher: NameHasher
+    client: Client,
+    run: RunDetail,
+    writer: RecordingWriter,
+    tokens: dict[str, str],
+    hasher: NameHasher,
+    on_block: Callable[[int, int], None],
 ) -> int:
     """Write the steps of a run with its probes; return their number.
 
@@ -151,6 +163,7 @@ def _write_steps(
         probes = {name: token for name in block.metrics if (token := anonymize_probe(name, hasher)) is not None}
         writer.add(_anonymize_block(block, start, {**tokens, **probes}))
         steps += len(block.steps)
+        on_block(int(block.steps[-1]) + 1, (run.last_step or 0) + 1)
     if missing:
         raise UsageError(f"the run has no metric {', '.join(map(repr, sorted(missing)))}")
     return steps

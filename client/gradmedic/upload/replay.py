@@ -96,15 +96,6 @@ class Replay:
             logger.warning("gradmedic: %d steps of run %s are obsolete: %s", self.remaining, self.run_id, error)
         return True
 
-    def send_all(self) -> None:
-        """Make attempts until nothing is left; may be called again after a failure.
-
-        Raises:
-            GradmedicError: an attempt failed.
-        """
-        while not self.send_next():
-            pass
-
     def delete(self) -> None:
         """Delete the session: all of it was sent that can be read."""
         self._journal.delete()

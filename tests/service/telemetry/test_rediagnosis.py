@@ -78,13 +78,16 @@ def test_rediagnose_all_builds_every_diagnosis_anew(
 def test_rediagnose_one_run(
     client: TestClient, create_run: Any, database_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`rediagnose` with an id rediagnoses that run; an unknown id is an error of one line, no id a usage error."""
+    """`rediagnose` with an id or its end rediagnoses that run; an unknown id is an error of one line, no id too."""
     run = create_run(client)
     fill(client, run, 0, 30)
     run_id = run.rpartition("/")[2]
     capsys.readouterr()
-    assert command(run_id, "--database-url", database_url) == 0
-    assert capsys.readouterr().out == f"{run_id}: healthy\n"
+    for reference in (run_id, run_id[-8:]):
+        assert command(reference, "--database-url", database_url) == 0
+        assert capsys.readouterr().out == f"{run_id}: healthy\n"
+    assert command("ffffffff", "--database-url", database_url) == 2
+    assert capsys.readouterr().err == "gradmedic: no run has an id that begins or ends with 'ffffffff'\n"
     unknown = str(new_id())
     assert command(unknown, "--database-url", database_url) == 1
     assert capsys.readouterr().err == f"gradmedic: There is no run {unknown}.\n"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+from gradmedic.protocol.names import closest_first
 from gradmedic.protocol.remedies.modules import MODULE_REMEDIES
 from gradmedic.protocol.remedies.script import SCRIPT_REMEDIES
 from gradmedic.protocol.remedies.updates import UPDATE_REMEDIES
@@ -60,7 +61,7 @@ def remedy_errors(path: str, remedies: Sequence[Remedy]) -> Iterator[FieldError]
             continue  # its parameters are the trainable's, which are checked elsewhere
         kind = REMEDIES.get(remedy.id)
         if kind is None:
-            ids = ", ".join([*REMEDIES, SET_PARAMETER])
+            ids = ", ".join(closest_first(remedy.id, [*REMEDIES, SET_PARAMETER]))
             yield FieldError(path=f"{remedy_path}.id", message=f"{remedy.id!r} is not one of {ids}")
             continue
         for name in kind.parameters.keys() - remedy.parameters.keys():
