@@ -30,7 +30,7 @@ class DeleteCommand:
     def run(self, args: argparse.Namespace) -> int:
         """Find all runs, ask, and delete them. The code is 2 if one could not be deleted."""
         if not args.yes and (args.json or not sys.stdin.isatty()):
-            raise UsageError("give --yes: there is no one to ask")
+            raise UsageError("give --yes: without a terminal there is no question")
         with make_client(args) as client:
             ids = dict.fromkeys(find_run(client, reference, args.project) for reference in args.runs)
             runs = [client.runs.get(id) for id in ids]
