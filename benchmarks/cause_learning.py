@@ -19,9 +19,8 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Final
 from unittest import mock
 
@@ -94,19 +93,26 @@ def learn(count: int, variants: int, jobs: int, *, is_verbose: bool = False) -> 
     print(f"trying up to {count} remedies on each of {len(ids)} runs (finished trials are kept) ...", flush=True)
     runs: list[LearningRun] = []
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("fork")) as pool:
-        for id, run in zip(ids, pool.map(partial(_learn_from_id, count=count), ids), strict=True):
+        started = {pool.submit(_learn_from_id, id, count): id for id in ids}
+        for done in as_completed(started):
+            run = done.result()
             if run is not None:
                 runs.append(run)
+                write_counts(count_outcomes(runs))  # an interrupted command leaves what it has learned
             if is_verbose:
-                print("\n".join(describe_run(run) if run is not None else [f"{id}: left out"]), flush=True)
-    counts = count_outcomes(runs)
-    PATH.write_bytes(msgspec.json.encode(counts).replace(b"}},", b"}},\n") + b"\n")
-    print("\n".join(describe_counts(counts)))
+                lines = describe_run(run) if run is not None else [f"{started[done]}: left out"]
+                print("\n".join(lines), flush=True)
+    print("\n".join(describe_counts(count_outcomes(runs))))
     for name, is_learned in (("by the catalogue alone", False), ("learned from the other programs", True)):
         places = [find_place(run, runs, is_learned=is_learned) for run in runs]
         first, any_of_three = (sum(0 <= place < count for place in places) for count in (1, RACED))
         print(f"{name}: first verified {describe_share(first, len(runs))}")
         print(f"{name}: one of the first {RACED} {describe_share(any_of_three, len(runs))}")
+
+
+def write_counts(counts: RaceCounts) -> None:
+    """Write the file that the advice reads."""
+    PATH.write_bytes(msgspec.json.encode(counts).replace(b"}},", b"}},\n") + b"\n")
 
 
 def list_treatable_cases(variants: int) -> list[CauseCase]:
