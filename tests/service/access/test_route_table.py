@@ -303,6 +303,7 @@ CASES = [
         lambda _mine, _theirs: {"rerun_automatically": False},
     ),
     Case("GET", "/runs/{run_id}", "run_id", lambda _, theirs: f"/runs/{theirs.run}", NO_SUCH_PAGE),
+    Case("GET", "/runs/{run_id}/notes", "run_id", lambda _, theirs: f"/runs/{theirs.run}/notes", NO_RUN),
     Case("GET", "/reruns/{rerun_id}", "rerun_id", lambda _, theirs: f"/reruns/{theirs.rerun}", NO_SUCH_PAGE),
     # The owner's own requests are sent in this order: those that end something come last.
     Case(
