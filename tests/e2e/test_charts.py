@@ -154,7 +154,7 @@ def test_the_address_holds_how_the_charts_are_shown(open_page: Any, service: Ser
     expect(page.locator('[data-metric="extra/00"]')).to_be_hidden()
     assert query_of(page) == state
     for scheme, width in (("light", 1400), ("dark", 390)):
-        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type] # "light" or "dark"
+        page.emulate_media(color_scheme=scheme)
         page.set_viewport_size({"width": width, "height": 900})
         card_of(page, "val/loss").get_by_role("button", name="Menu of").click()
         assert violations(page) == "", scheme

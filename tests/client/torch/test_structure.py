@@ -212,7 +212,8 @@ class Unbounded(nn.Module):
         x = self.product(x)
         x = x * x
         noise = torch.ones(4) * (0.5 * self.log_variance(x)).exp()
-        return self.decoder(self.mean(x) + noise).exp()
+        rate: torch.Tensor = self.decoder(self.mean(x) + noise).exp()
+        return rate
 
 
 def test_activations_without_bound_are_known_where_a_matrix_takes_them() -> None:
