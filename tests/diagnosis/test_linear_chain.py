@@ -39,12 +39,15 @@ def test_large_factor_explodes() -> None:
 
 
 def test_small_factor_vanishes() -> None:
-    """With a = 0.5 the loss is insensitive to every layer: the run is vanishing, caused by its initialization."""
+    """With a = 0.5 the loss is insensitive to every layer: the run is vanishing, caused by its initialization.
+
+    Of a plain network of ten layers, new weights and normalization are the first two remedies.
+    """
     diagnosis = diagnose(train_chain(0.5))
     assert diagnosis.verdict == "vanishing"
     assert diagnosis.causes[0].cause == "poor_initialization"
     assert diagnosis.causes[0].evidence["signal_decades"] == pytest.approx(10 * np.log10(0.5), rel=1e-6)
-    assert diagnosis.advice[0].remedy.id == "reinitialize"
+    assert {advice.remedy.id for advice in diagnosis.advice[:2]} == {"reinitialize", "insert_normalization"}
 
 
 def test_identity_chain_is_healthy() -> None:

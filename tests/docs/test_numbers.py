@@ -128,4 +128,4 @@ def test_pages_agree_on_port_and_database() -> None:
     ports = set(re.findall(r"(?:localhost|127\.0\.0\.1):(\d+)\b", text))
     assert str(DEFAULT_PORT) in ports
     assert ports <= {str(DEFAULT_PORT), "8265"}  # Ray's own
-    assert set(re.findall(r"~/\.local/share/\w+", text)) == {"~/.local/share/gradmedic"}
+    assert set(re.findall(r"~/\.local/share/(?!bash-completion)\w+", text)) == {"~/.local/share/gradmedic"}

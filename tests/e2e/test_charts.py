@@ -294,7 +294,7 @@ TWO_RUNS = """async (ids) => {
 
 def test_one_chart_compares_the_metric_of_several_runs(open_page: Any, service: Service, twins: list[str]) -> None:
     """Runs share a chart; by time, the same place holds another step of each; new steps do not move the page."""
-    page = open_page(f"{service.url}/compare?run={twins[0]}")
+    page = open_page(f"{service.url}/compare")  # a page with the style of charts, and without charts of its own
     page.evaluate(MODULES, ["api", "axes", "metric_charts"])
     page.evaluate(TWO_RUNS, twins)
     score = card_of(page, "score")

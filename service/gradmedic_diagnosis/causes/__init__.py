@@ -111,7 +111,9 @@ def find_causes(run: RunEvidence) -> list[Cause]:
     Of a run that neither vanishes nor explodes, only its conditions are causes, and what explains them. If it does not
     learn, measured scales, weights that shrink and tight clipping are causes too.
     """
-    others = _FAILED_CHECKS if run.learning in FAILED_LEARNING else _OTHER_CHECKS
+    # A loss that is no number has a reason of its own, which `nonfinite_loss` names.
+    has_failed = run.learning in FAILED_LEARNING and "nonfinite_loss" not in run.conditions
+    others = _FAILED_CHECKS if has_failed else _OTHER_CHECKS
     checks = {"exploding": _EXPLODING_CHECKS, "vanishing": _VANISHING_CHECKS}.get(run.verdict, others)
     causes = [*_list_conditions(run), *(cause for check in checks if (cause := check(run)) is not None)]
     if not causes and run.verdict == "exploding":

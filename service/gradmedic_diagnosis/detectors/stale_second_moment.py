@@ -51,6 +51,10 @@ KEPT_SHARE = 0.1
 gradient is remembered. A gradient that has become small with the loss, as where a training converges, has less."""
 STALL_SCORE = 0.95
 """Updates that are too small for the weights are the same thing, less exactly."""
+LARGE_UPDATE = 0.1
+"""Update over weight from which updates themselves make the gradient huge: a hundred times the usual one."""
+CONSEQUENCE_SCORE = 0.5
+"""Then the second moment only remembers what a learning rate did that is too high."""
 CAUSE_SCORE = 0.8
 """It is seen before each spike, but a spike may raise it too."""
 
@@ -83,6 +87,7 @@ class StaleSecondMoment(Detector):
         "first_norm": "first_norm",
         "stalled_probes": "stalled_probes",
         "stalled_since": "stalled_since",
+        "largest_update": "largest_update",
     }
 
     def __init__(self) -> None:
@@ -119,6 +124,8 @@ class StaleSecondMoment(Detector):
         """Consecutive probes with a ratio below `STALLED_RATIO` and a gradient that is not small."""
         self.stalled_since = 0
         """Step of the first of them."""
+        self.largest_update = 0.0
+        """Largest update over weight."""
 
     @property
     def is_fault(self) -> bool:
@@ -130,7 +137,9 @@ class StaleSecondMoment(Detector):
         """Score of an open warning."""
         if not self.is_open or self.finding_state is None or self.finding_state.severity != "warning":
             return 0.0
-        return STALL_SCORE if self._is_stall else CAUSE_SCORE
+        if not self._is_stall:
+            return CAUSE_SCORE
+        return STALL_SCORE if self.largest_update < LARGE_UPDATE else CONSEQUENCE_SCORE
 
     @property
     def _is_stall(self) -> bool:
@@ -141,6 +150,8 @@ class StaleSecondMoment(Detector):
         """Remember odd probes, and look for a spike after them, or for a loss that is stuck."""
         if view.row is not None and math.isnan(self.first_norm) and 0 < view.gradient_norm < math.inf:
             self.first_norm = view.gradient_norm
+        if view.row is not None and self.largest_update < view.update_ratio < math.inf:
+            self.largest_update = view.update_ratio
         if view.is_skipped or view.loss is None or not math.isfinite(view.loss):
             return
         is_spike = self._follow_loss(view.loss, view.progress.current)
