@@ -108,6 +108,11 @@ class Diagnostician:
         """The last step that was read; None before the first."""
         return self._last_step
 
+    @property
+    def decider(self) -> str | None:
+        """Id of the detector that decided the vanishing or exploding verdict; None for other verdicts."""
+        return None if self._course.verdict is None else self._course.decider(self._muted)
+
     def update(self, block: Block) -> UpdatedDiagnosis:
         """Read the next block and return the diagnosis as of its last step, with the changes that the block caused.
 

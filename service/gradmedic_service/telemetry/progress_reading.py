@@ -36,23 +36,29 @@ SEARCH_POINTS = 64
 """Number of parts into which a range of steps is divided in the search for the last value of a series."""
 
 
-def listed_progress(progress: RunProgress, diagnosis: DiagnosisAtStep) -> ListedProgress:
-    """Return what lists show of a run with this progress and this diagnosis."""
+def listed_progress(progress: RunProgress, diagnosis: DiagnosisAtStep, decider: str | None) -> ListedProgress:
+    """Return what lists show of a run with this progress and this diagnosis.
+
+    `decider` is the id of the detector that decided the verdict, None if there is none.
+    """
     return ListedProgress(
         progress=progress.to_bytes(),
         last_values=progress.last_values(),
         duration=progress.duration(),
-        first_bad_layer=_first_bad_layer(diagnosis),
+        first_bad_layer=_first_bad_layer(diagnosis, decider),
     )
 
 
-def _first_bad_layer(diagnosis: DiagnosisAtStep) -> str | None:
-    """Return the first layer of the first finding for an unhealthy verdict; None for other verdicts."""
+def _first_bad_layer(diagnosis: DiagnosisAtStep, decider: str | None) -> str | None:
+    """Return the first layer of the finding that decided an unhealthy verdict; None for other verdicts.
+
+    Where that finding has no layer, it is the first layer of another finding for the verdict.
+    """
     if diagnosis.verdict not in UNHEALTHY_VERDICTS:
         return None
-    findings = (finding for finding in diagnosis.findings if finding.verdict == diagnosis.verdict and finding.layers)
-    deciding = next(findings, None)
-    return None if deciding is None else deciding.layers[0]
+    findings = [each for each in diagnosis.findings if each.verdict == diagnosis.verdict and each.layers]
+    findings.sort(key=lambda finding: finding.detector != decider)
+    return findings[0].layers[0] if findings else None
 
 
 def current_progress(connection: Connection, run: RunRow) -> RunProgress:
@@ -75,25 +81,35 @@ def rebuild_progress(connection: Connection, run: RunRow, generation: int, last_
     first_step = chunk_repository.read_first_step(connection, run.id)
     if first_step is None or first_step > last_step:
         return progress
-    table = accumulate_table(
-        connection, run.id, SeriesSelection((), (), (LOSS,)), first_step, last_step, max_points=READ_POINTS
-    )
-    progress.make_room(first_step, last_step)
-    columns = (table.first_step, table.numbers["mean"][0], table.count[0], table.nonfinite[0])
-    for step, mean, count, nonfinite in zip(*(column.tolist() for column in columns), strict=True):
-        if count:
-            finite = count - nonfinite
-            bucket = CurveBucket(step // progress.width, mean if finite else 0.0, finite, nonfinite)
-            progress.add_bucket(bucket)
     found = _find_last_values(connection, run.id, [LOSS, *listed_names(run.metrics)], first_step, last_step)
     progress.loss = found.pop(LOSS, None)
     progress.metrics = found
+    if progress.loss is not None:
+        _read_curve(connection, run.id, progress, first_step, progress.loss.step)
     for step in (first_step, last_step):
         _read_time(connection, run.id, progress, step)
     if progress.first_time is None:
         created_at, updated_at = repository.read_times(connection, run.id)
         progress.first_time, progress.last_time = created_at.timestamp(), updated_at.timestamp()
     return progress
+
+
+def _read_curve(connection: Connection, run_id: UUID, progress: RunProgress, first: int, last: int) -> None:
+    """Read the curve of the loss from the steps `first` to `last`. The last step has a loss, the first one may not."""
+    selection = SeriesSelection((), (), (LOSS,))
+    while True:
+        table = accumulate_table(connection, run_id, selection, first, last, max_points=READ_POINTS)
+        first_used = int(table.first_step[np.flatnonzero(table.count[0])[0]])
+        if first_used == first:
+            break
+        first = first_used  # the loss begins later than the run: its steps get all the parts
+    progress.make_room(first, last)
+    columns = (table.first_step, table.numbers["mean"][0], table.count[0], table.nonfinite[0])
+    for step, mean, count, nonfinite in zip(*(column.tolist() for column in columns), strict=True):
+        if count:
+            finite = count - nonfinite
+            bucket = CurveBucket(step // progress.width, mean if finite else 0.0, finite, nonfinite)
+            progress.add_bucket(bucket)
 
 
 def _read_time(connection: Connection, run_id: UUID, progress: RunProgress, step: int) -> None:

@@ -74,7 +74,7 @@ class Rebuild:
             score=float(self._diagnosis.score),
             since_step=self._diagnosis.since_step,
             metrics=run.metrics,
-            listed=listed_progress(current_progress(connection, run), self._diagnosis),
+            listed=listed_progress(current_progress(connection, run), self._diagnosis, self._diagnostician.decider),
             diagnosis=StoredDiagnosis(self._diagnostician.to_bytes(), self._steps_since_snapshot),
             snapshots=self._snapshots,
             verdict_changes=self._changes,

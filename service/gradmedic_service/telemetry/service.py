@@ -16,7 +16,7 @@ from gradmedic.protocol.steps import AppendResult, RewindResult, RunRewind
 from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
 from gradmedic_diagnosis import Block
 from gradmedic_service.access.principal import Principal
-from gradmedic_service.database.engine import Connection
+from gradmedic_service.database.engine import Connection, Database
 from gradmedic_service.http.answers import AnswerMemory
 from gradmedic_service.http.errors import InvalidRequest
 from gradmedic_service.runs.errors import RunNotFound
@@ -98,7 +98,7 @@ def append(
         score=float(diagnosis.score),
         since_step=diagnosis.since_step,
         metrics=metrics,
-        listed=listed_progress(progress, diagnosis),
+        listed=listed_progress(progress, diagnosis, diagnostician.decider),
         diagnosis=StoredDiagnosis(diagnostician.to_bytes(), steps_since_snapshot) if stores_state else None,
         snapshots=snapshots,
         verdict_changes=changes,
@@ -166,7 +166,7 @@ def rewind(
         level=diagnosis.level,
         score=float(diagnosis.score),
         since_step=diagnosis.since_step,
-        listed=listed_progress(progress, diagnosis),
+        listed=listed_progress(progress, diagnosis, diagnostician.decider),
         diagnosis=None if diagnosis.step is None else StoredDiagnosis(diagnostician.to_bytes(), steps_since_snapshot),
         updated_at=datetime.now(UTC),
     )
@@ -180,14 +180,24 @@ def rewind(
     )
 
 
-def fill_progress(connection: Connection, facts: FactsCache, run_id: UUID) -> bool:
-    """Write what lists show of a run whose steps an earlier version has stored; False if that is done or it is gone."""
-    run = repository.read_run(connection, run_id, is_locked=True)
-    if run is None or run.progress is not None:
-        return False
-    diagnostician, _ = diagnosis_state.restore(connection, run, read_facts(connection, facts, run))
-    listed = listed_progress(current_progress(connection, run), diagnostician.diagnose())
-    repository.write_listed(connection, run_id, listed)
+def fill_progress(database: Database, facts: FactsCache, run_id: UUID) -> bool:
+    """Write what lists show of a run whose steps an earlier version has stored.
+
+    Reading the stored steps may take long, so it locks nothing. Returns False if the run has changed meanwhile, has its
+    progress already, or is gone.
+    """
+    with database.reading_rows() as connection:
+        run = repository.read_run(connection, run_id)
+        if run is None or run.progress is not None:
+            return False
+        diagnostician, _ = diagnosis_state.restore(connection, run, read_facts(connection, facts, run))
+        progress = current_progress(connection, run)
+    listed = listed_progress(progress, diagnostician.diagnose(), diagnostician.decider)
+    with database.writing_rows() as connection:
+        locked = repository.read_run(connection, run_id, is_locked=True)
+        if locked is None or locked.revision != run.revision or locked.progress is not None:
+            return False
+        repository.write_listed(connection, run_id, listed)
     return True
 
 
