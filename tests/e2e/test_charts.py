@@ -324,7 +324,7 @@ def test_one_chart_compares_the_metric_of_several_runs(open_page: Any, service: 
 def test_scales_smoothing_and_clocks_compute_what_they_should(open_page: Any, service: Service) -> None:
     """Ticks are 1, 2 and 5 in each decade; smoothing equals its definition; a clock inverts itself; groups fit."""
     page = open_page(f"{service.url}/projects")
-    page.evaluate(MODULES, ["axes", "metric_groups", "scales", "smoothing", "files"])
+    page.evaluate(MODULES, ["axes", "format", "metric_groups", "scales", "smoothing", "files"])
     ticks: Any = page.evaluate(
         "(ranges) => ranges.map(([low, high]) => modules.log(low, high, 0, 1).ticks(4))",
         [[0.9, 60], [0.02, 0.3], [3, 4], [1e-6, 1e6]],
@@ -347,8 +347,8 @@ def test_scales_smoothing_and_clocks_compute_what_they_should(open_page: Any, se
     clock = "new modules.Clock([[0, 100], [10, 110], [10, 110], [20, 108], [30, 200]])"
     assert page.evaluate(f"() => [0, 5, 20, 25, 99].map((step) => {clock}.timeAt(step))") == [100, 105, 110, 155, 200]
     assert page.evaluate(f"() => [0, 105, 155, 999].map((time) => {clock}.stepAt(time))") == [0, 5, 25, 30]
-    texts = page.evaluate("() => [0.05, 59, 90, 3600, 5400, 200000].map(modules.duration)")
-    assert texts == ["0.05 s", "59 s", "1 min 30 s", "1 h", "1 h 30 min", "2 d 8 h"]
+    texts = page.evaluate("() => [0.05, 59, 90, 3600, 5400, 200000, null].map(modules.duration)")
+    assert texts == ["0.05 s", "59 s", "1 min 30 s", "1 h", "1 h 30 min", "2 d 8 h", "–"]
     names = ["train/loss", "a/b/c", "val_loss", "loss", "/odd", "valley_depth"]
     groups = page.evaluate("(names) => names.map(modules.groupOf)", names)
     assert groups == ["train", "a", "val", "other", "other", "other"]

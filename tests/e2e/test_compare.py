@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,14 @@ def test_a_reader_learns_what_differs_between_two_runs(
     assert cells(page, "[data-setting='model.activation']") == ["tanh"]
     verdicts = page.locator("#outcomes tr", has_text="Verdict").locator("td .badge").all_inner_texts()
     assert verdicts == ["exploding", "healthy"]
+    runs = [httpx2.get(f"{service.url}/api/v1/runs/{run}").json() for run in (steep, calm)]
+    first_bad, durations = (
+        page.locator("#outcomes tr", has=page.get_by_role("rowheader", name=name, exact=True)).locator("td")
+        for name in ("First bad layer", "Duration")
+    )
+    assert first_bad.all_inner_texts() == [runs[0]["first_bad_layer"], "–"]
+    assert runs[1]["duration"] is not None
+    expect(durations.last).to_contain_text(re.compile(r"^[\d.]+ (s|min)"))
     found = page.locator("#findings tr[data-detector]")
     expect(found.first.locator(".tag")).to_have_text("only A")
     expect(found.first.locator("td").nth(1)).to_have_text("not found")

@@ -456,7 +456,7 @@ def test_steps_that_were_not_sampled_show_the_last_sample(open_page: Any, servic
 
 
 def test_the_zoom_goes_to_what_decided_the_verdict(open_page: Any, service: Service) -> None:
-    """An early note that has resolved is neither the first bad layer nor where it began."""
+    """An early note that has resolved is neither the first bad layer, here and in lists, nor where it began."""
 
     def step_values(step: int, depth: Any) -> tuple[float, Any]:
         loss, gradients = healthy_step(step, depth) if step < 100 else exploding_step(step, depth)
@@ -467,6 +467,7 @@ def test_the_zoom_goes_to_what_decided_the_verdict(open_page: Any, service: Serv
     changes = httpx2.get(f"{service.url}/api/v1/runs/{run}/diagnosis/history").json()["items"]
     decider = next(change["finding"] for change in reversed(changes) if change["verdict"] == "exploding")
     finding = next(finding for finding in diagnosis["findings"] if finding["detector"] == decider)
+    assert httpx2.get(f"{service.url}/api/v1/runs/{run}").json()["first_bad_layer"] == finding["layers"][0]
     page = open_page(f"{service.url}/runs/{run}")
     expect(page.locator("#first-layer")).to_contain_text(finding["layers"][0])
     page.locator("#to-onset").click()

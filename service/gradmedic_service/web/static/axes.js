@@ -4,11 +4,10 @@
 
 import { readSeries } from "./api.js";
 import { lastAtMost } from "./chart_points.js";
-import { integer, number } from "./format.js";
+import { DAY, HOUR, MINUTE, duration, integer } from "./format.js";
 import { multiples, niceStep } from "./scales.js";
 
 const CLOCK_POINTS = 400;
-const [MINUTE, HOUR, DAY] = [60, 3600, 86400]; // seconds
 const TIME_STEPS = [1, 2, 5, 10, 15, 30, MINUTE, 2 * MINUTE, 5 * MINUTE, 10 * MINUTE, 15 * MINUTE, 30 * MINUTE, HOUR, 2 * HOUR, 3 * HOUR, 6 * HOUR, 12 * HOUR, DAY, 2 * DAY];
 
 /** Times of the steps of a run, interpolated between buckets. Times never decrease; steps before the first time share it. */
@@ -57,16 +56,6 @@ export async function readClock(runId, { from = null, to = null } = {}, signal =
   if (!fine.length) return new Clock(coarse);
   const [first, last] = [fine[0][0], fine.at(-1)[0]];
   return new Clock([...coarse.filter(([step]) => step < first), ...fine, ...coarse.filter(([step]) => step > last)]);
-}
-
-/** Return a duration in seconds as text, in its two largest units. */
-export function duration(seconds) {
-  const size = Math.abs(seconds);
-  if (size < MINUTE) return `${number(Number(seconds.toPrecision(3)))} s`;
-  const [large, small, names] = size < HOUR ? [MINUTE, 1, ["min", "s"]] : size < DAY ? [HOUR, MINUTE, ["h", "min"]] : [DAY, HOUR, ["d", "h"]];
-  const count = Math.round(size / small);
-  const [whole, rest] = [Math.floor(count / (large / small)), count % (large / small)];
-  return `${seconds < 0 ? "−" : ""}${integer(whole)} ${names[0]}${rest ? ` ${rest} ${names[1]}` : ""}`;
 }
 
 /** Return a round step of time, in seconds, that is not below a number of seconds. */

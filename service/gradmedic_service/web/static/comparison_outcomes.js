@@ -6,14 +6,6 @@ const SEVERITIES = ["critical", "warning", "note"];
 const HIGHER_IS_BETTER = /(^|[^a-z])(acc|accuracy|auc|auroc|f1|bleu|rouge|map|iou|dice|r2|recall|precision|reward|return|score|success|psnr|ssim|top\d?)([^a-z]|$)/i;
 const LOWER_IS_BETTER = /(^|[^a-z])(loss|error|err|perplexity|ppl|mse|mae|rmse|nll|bpc|bpb|wer|cer|fid|kl|regret)([^a-z]|$)/i;
 
-/** Return the finding that decided an unhealthy verdict, else the first open warning; null if there is none. */
-export function decidingFinding(diagnosis, history) {
-  const { verdict, findings } = diagnosis;
-  if (!isUnhealthy(verdict)) return findings.find((finding) => finding.severity !== "note" && finding.resolved_step === null) ?? null;
-  const decider = history.findLast((change) => change.verdict === verdict && change.finding)?.finding;
-  return findings.find(({ detector }) => detector === decider) ?? findings.find((finding) => finding.verdict === verdict) ?? null;
-}
-
 /** Return whether each run fails: true, false, or null for a run without a verdict. */
 export const failingOf = (diagnoses) => diagnoses.map(({ verdict }) => (verdict === "undetermined" ? null : isUnhealthy(verdict)));
 

@@ -3,7 +3,8 @@
 import { get, getAll, readSeries } from "./api.js";
 import { readClock } from "./axes.js";
 import { pointsOf } from "./chart.js";
-import { decidingFinding, extremesOf, lastBucketOf, valueAt } from "./comparison_outcomes.js";
+import { extremesOf, lastBucketOf, valueAt } from "./comparison_outcomes.js";
+import { openWarning } from "./deciding_finding.js";
 import { metricsOf } from "./metric_groups.js";
 import { remediesText } from "./remedies.js";
 
@@ -73,19 +74,11 @@ export async function readComparison(id, runs, before) {
   const run = await get(`/runs/${id}`);
   const points = pointsPerRun(runs);
   if (before && before.run.revision === run.revision && before.run.status === run.status && before.points === points) return before;
-  const [diagnosis, history, times, measures, trial] = await Promise.all([
-    get(`/runs/${id}/diagnosis`),
-    get(`/runs/${id}/diagnosis/history`),
-    readSeries(id, { statistic: "time", field: ["min", "max"], max_points: 1 }),
-    readMeasures(run),
-    before ? before.trial : readTrial(run),
-  ]);
-  const [time] = times.series;
+  const [diagnosis, measures, trial] = await Promise.all([get(`/runs/${id}/diagnosis`), readMeasures(run), before ? before.trial : readTrial(run)]);
   return {
     run, diagnosis, points, measures, trial,
-    firstLayer: decidingFinding(diagnosis, history.items)?.layers[0] ?? null,
+    firstLayer: run.first_bad_layer ?? openWarning(diagnosis)?.layers[0] ?? null,
     lastLoss: measures.get("loss")?.last ?? null,
-    duration: time.count[0] ? time.max[0] - time.min[0] : null, // seconds
     drawn: new Map(), // further series, by what was asked for
   };
 }

@@ -4,7 +4,7 @@ import { lineStyle } from "./chart.js";
 import { compareFindings, differenceOf, directionOf, ratioText } from "./comparison_outcomes.js";
 import { divides, isName } from "./comparison_differences.js";
 import { el, svg } from "./dom.js";
-import { attentionBadge, badge, integer, number, statusWord, steps as stepText, words } from "./format.js";
+import { attentionBadge, badge, duration, integer, number, statusWord, steps as stepText, words } from "./format.js";
 import { outcomeText, remediesText, remedyText } from "./remedies.js";
 
 const MAX_ROWS = 100; // of differences at first; a button shows the others
@@ -133,12 +133,6 @@ function outcomeRow(items, title, contentOf) {
   return el("tr", {}, rowHead(title), items.map((item) => el("td", {}, contentOf(item) ?? absent("–"))));
 }
 
-function durationText(seconds) {
-  if (seconds < 120) return `${Math.round(seconds)} s`;
-  if (seconds < 7200) return `${Math.round(seconds / 60)} min`;
-  return `${number(Math.round(seconds / 360) / 10)} h`;
-}
-
 function findingCell(finding) {
   if (!finding) return el("td", {}, absent("not found"));
   const until = finding.resolved_step === null ? `from step ${integer(finding.first_step)}` : stepText(finding.first_step, finding.resolved_step);
@@ -182,7 +176,7 @@ export function outcomesContent(items) {
     }) : null,
     outcomeRow(items, "Status", ({ run }) => statusWord(run.status)),
     outcomeRow(items, "Last step", ({ run }) => (run.last_step === null ? null : integer(run.last_step))),
-    outcomeRow(items, "Duration", ({ duration }) => (duration === null ? null : durationText(duration))),
+    outcomeRow(items, "Duration", ({ run }) => (run.duration === null ? null : duration(run.duration))),
     outcomeRow(items, "Created", ({ run }) => el("time", { datetime: run.created_at }, new Date(run.created_at).toLocaleString("en-CA", { dateStyle: "short", timeStyle: "short", hour12: false }))),
   ];
   const findings = compareFindings(items.map(({ diagnosis }) => diagnosis));

@@ -2,6 +2,8 @@
 
 import { el } from "./dom.js";
 
+export const [MINUTE, HOUR, DAY] = [60, 3600, 86400]; // seconds
+
 /** Return a number with at most four significant digits, as a power of ten where that is shorter. */
 export function number(value) {
   if (value === null || value === undefined) return "–";
@@ -18,14 +20,25 @@ export const integer = (value) => (value === null || value === undefined ? "–"
 
 export const steps = (first, last) => (first === last ? `step ${integer(first)}` : `steps ${integer(first)} to ${integer(last)}`);
 
+/** Return a duration in seconds as text, in its two largest units; a dash where it is not known. */
+export function duration(seconds) {
+  if (seconds === null || seconds === undefined) return "–";
+  const size = Math.abs(seconds);
+  if (size < MINUTE) return `${number(Number(seconds.toPrecision(3)))} s`;
+  const [large, small, names] = size < HOUR ? [MINUTE, 1, ["min", "s"]] : size < DAY ? [HOUR, MINUTE, ["h", "min"]] : [DAY, HOUR, ["d", "h"]];
+  const count = Math.round(size / small);
+  const [whole, rest] = [Math.floor(count / (large / small)), count % (large / small)];
+  return `${seconds < 0 ? "−" : ""}${integer(whole)} ${names[0]}${rest ? ` ${rest} ${names[1]}` : ""}`;
+}
+
 export const words = (identifier) => identifier.replaceAll("_", " ");
 
 export function ago(text) {
   const seconds = Math.max(0, (Date.now() - Date.parse(text)) / 1000);
   if (seconds < 5) return "now";
-  if (seconds < 60) return `${Math.floor(seconds)} s ago`;
-  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;
-  if (seconds < 86400) return `${Math.floor(seconds / 3600)} h ago`;
+  if (seconds < MINUTE) return `${Math.floor(seconds)} s ago`;
+  if (seconds < HOUR) return `${Math.floor(seconds / MINUTE)} min ago`;
+  if (seconds < DAY) return `${Math.floor(seconds / HOUR)} h ago`;
   return new Date(text).toLocaleDateString("en-CA");
 }
 

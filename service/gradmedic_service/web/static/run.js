@@ -7,6 +7,7 @@ import { Chart, pointsOf } from "./chart.js";
 import { ChartControls, readControls, writeControls } from "./chart_controls.js";
 import { showConditions } from "./condition_cards.js";
 import { showConfig } from "./config.js";
+import { decidingFinding } from "./deciding_finding.js";
 import { marksOf, showAdvice, showCauses, showFindings, showHistory, showTried, verifiedRemedies } from "./diagnosis.js";
 import { byId, debounce, el, setText } from "./dom.js";
 import { drawBlocks, drawTime } from "./flow.js";
@@ -68,19 +69,11 @@ function saveView() {
   window.history.replaceState(null, "", text ? `?${text}` : location.pathname);
 }
 
-/** Return the finding that decided the verdict of an unhealthy run, else the first open warning; null if there is none. */
-function decidingFinding() {
-  const findings = diagnosis?.findings ?? [];
-  if (diagnosis && isUnhealthy(diagnosis.verdict)) {
-    const decider = history.findLast(({ verdict, finding }) => verdict === diagnosis.verdict && finding)?.finding;
-    return findings.find(({ detector }) => detector === decider) ?? findings.find(({ verdict }) => verdict === diagnosis.verdict) ?? null;
-  }
-  return findings.find((finding) => finding.severity !== "note" && finding.resolved_step === null) ?? null;
-}
-const firstBad = () => decidingFinding()?.layers[0] ?? null;
+const deciding = () => (diagnosis ? decidingFinding(diagnosis, history) : null);
+const firstBad = () => deciding()?.layers[0] ?? null;
 const canRerun = () => run.trainable !== null && run.parent_id === null;
 /** Return the first step of what decided the verdict of an unhealthy run, else null. */
-const onsetStep = () => (isUnhealthy(diagnosis.verdict) ? Math.min(diagnosis.since_step, decidingFinding()?.first_step ?? Infinity) : null);
+const onsetStep = () => (isUnhealthy(diagnosis.verdict) ? Math.min(diagnosis.since_step, deciding()?.first_step ?? Infinity) : null);
 const has = (statistic) => run.statistics.includes(statistic);
 
 // --- charts ----------------------------------------------------------------------------------------------------------
