@@ -24,14 +24,21 @@ which are its consequences."""
 
 
 def check_precision_overflow(run: RunEvidence) -> Cause | None:
-    """Look for gradients that overflowed in half precision. A NaN in the loss alone is no overflow of a gradient."""
+    """Look for numbers that overflowed in half precision.
+
+    Where only the loss is not finite, it is the forward pass that overflowed. A loss scale has no part in that.
+    """
     finding = run.find("nonfinite")
-    if finding is None or finding.evidence.get("nonfinite_count", 1.0) == 0:
+    if finding is None:
         return None
     scale = run.history.last_loss_scale
+    is_of_loss = finding.evidence.get("nonfinite_count", 1.0) == 0
+    if is_of_loss and not math.isnan(scale):
+        return None
     if not is_half_precision(run.training) and not scale > 1:
         return None
-    text = "Gradients overflowed in half precision, whose largest number is 65504"
+    text = "The forward pass" if is_of_loss else "Gradients"
+    text += " overflowed in half precision, whose largest number is 65504"
     text += f", at a loss scale of {scale:g}; the scale that fits is smaller." if scale > 1 else "."
     return make_cause("precision_overflow", 0.9, text, loss_scale=scale, largest_number=65504.0)
 
