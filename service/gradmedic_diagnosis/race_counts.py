@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-PRIOR_RUNS: Final = 4.0
+PRIOR_RUNS: Final = 8.0
 """Number of runs that the merit of a remedy counts as before any race, so that a few races do not overrule it."""
 OTHER_OPTIMIZER: Final = 0.25
 """Number of runs that a race counts as where it was run with the other kind of optimizer. A judgement."""
@@ -47,7 +47,7 @@ def correct_merit(merit: float, name: str, cause: str, is_scale_free: bool, coun
 
     >>> races = {"warm_up": {"learning_rate_too_high": {"scale_free": (0, 4), "scaled": (4, 4)}}}
     >>> correct_merit(0.5, "warm_up", "learning_rate_too_high", is_scale_free=True, counts=races)
-    0.3333333333333333
+    0.38461538461538464
     >>> correct_merit(0.5, "warm_up", "dead_units", is_scale_free=True, counts=races)
     0.5
     """

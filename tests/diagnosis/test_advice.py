@@ -124,8 +124,8 @@ def test_trials_outweigh_published_chances(monkeypatch: pytest.MonkeyPatch) -> N
     assert first.remedy not in [advice.remedy for advice in corrected[:4]]
     top = causes[0].cause
     races = {
-        names[first.reason]: {top: {SCALED: (0, 20)}},
-        names[others[-1].reason]: {top: {SCALED: (20, 20)}},
+        names[first.reason]: {top: {SCALED: (0, 40)}},
+        names[others[-1].reason]: {top: {SCALED: (40, 40)}},
     }
     raced = advise(evidence, causes, {}, races)
     assert raced[0].remedy == others[-1].remedy

@@ -70,16 +70,16 @@ def test_the_list_filters_and_sorts(open_page: Any, service: Service) -> None:
     rows = page.locator("#runs tbody tr[data-run]")
     sick = rows.filter(has_text="no clipping")
     expect(sick).to_contain_text("exploding")
-    page.get_by_label("Verdict").select_option("exploding")
+    page.locator("#filters [name=verdict]").select_option("exploding")
     expect(rows.filter(has_text="clipped")).to_have_count(0)
     expect(sick).to_have_count(1)
-    page.get_by_label("Status").select_option("running")
+    page.locator("#filters [name=status]").select_option("running")
     expect(sick).to_have_count(0)
     page.get_by_role("button", name="Clear").click()
     expect(rows.filter(has_text="sigmoid")).to_have_count(1)
-    page.get_by_label("Search").fill("sigm")
+    page.get_by_label("Search", exact=True).fill("sigm")
     expect(rows).to_have_count(1)
-    page.get_by_label("Tag").fill("seen")
+    page.locator("#filters [name=tag]").fill("seen")
     page.wait_for_url(re.compile("q=sigm.*tag=seen"))
     page.reload()
     expect(rows).to_have_count(1)
@@ -91,10 +91,10 @@ def test_the_list_is_live(open_page: Any, service: Service) -> None:
     """A new run appears without a reload, and the focus stays."""
     page = open_page(f"{service.url}/?q=appearing")
     expect(page.locator("#none")).to_contain_text("No run fits")
-    page.get_by_label("Search").focus()
+    page.get_by_label("Search", exact=True).focus()
     fill(service.url, "appearing", healthy_step, 10)
     expect(page.locator("#runs tbody tr[data-run]")).to_have_count(1)
-    expect(page.get_by_label("Search")).to_be_focused()
+    expect(page.get_by_label("Search", exact=True)).to_be_focused()
 
 
 def test_runs_are_compared(open_page: Any, service: Service) -> None:
