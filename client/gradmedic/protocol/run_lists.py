@@ -19,7 +19,7 @@ class RunGroup:
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
     value: float | str | None
-    """What the runs have in common. Null stands for runs without it."""
+    """The value that the runs have in common. Null stands for runs without it."""
     total: int
     """Number of runs."""
     levels: dict[str, int]
@@ -43,7 +43,7 @@ class RunCounts:
     statuses: dict[str, int]
     """Number of runs of each status that occurs."""
     groups: list[RunGroup] = field(default_factory=list)
-    """With `group_by`, the groups in the order of their value: at most 200, those with the most runs."""
+    """The groups that `group_by` asks for, in the order of their value: at most 200, those with the most runs."""
     omitted_groups: int = 0
     """Number of groups that were left out."""
 

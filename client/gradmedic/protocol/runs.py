@@ -299,7 +299,7 @@ class RunSummary:
     duration: float | None = None
     """Seconds from the first step to the last one. Null before the first step."""
     config: dict[str, Any] = field(default_factory=dict)
-    """In a list, the hyperparameters that the query names under `config_keys`."""
+    """The hyperparameters that the query of a list names under `config_keys`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,7 +69,9 @@ class RunFilters:
             Query(description=f"Answer of the runs' reviews: {', '.join((*REVIEW_ANSWERS, NO_REVIEW))} (no review)."),
         ] = None,
         tag: Annotated[str | None, Query(description="Tag that the runs have.")] = None,
-        group: Annotated[str | None, Query(description="Name of the group; empty for runs without a group.")] = None,
+        group: Annotated[
+            str | None, Query(description="Name of the group, which is empty for runs without one.")
+        ] = None,
         parent_id: Annotated[
             UUID | None,
             Query(description="Id of the run whose trials' runs are listed. By default, runs of trials are left out."),
@@ -184,7 +186,7 @@ def count_runs(
     database: DatabaseDependency,
     filters: Filters,
     group_by: Annotated[
-        str | None, Query(description=f"What the groups have in common: {', '.join(GROUP_KEYS)}, config.NAME.")
+        str | None, Query(description=f"Key by which the runs are grouped: {', '.join(GROUP_KEYS)}, config.NAME.")
     ] = None,
 ) -> RunCounts:
     """Count the runs that the API key reaches by level, verdict and status, and by a group or a hyperparameter."""

@@ -7,12 +7,15 @@ of this service, to the web or to an e-mail address; a picture becomes a link to
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from markdown_it import MarkdownIt
-from markdown_it.token import Token
 from markupsafe import Markup
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
+    from markdown_it.token import Token
 
 SCHEMES = ("http", "https", "mailto")
 """Schemes of links; any other link is shown as the text that the user wrote."""
@@ -27,14 +30,15 @@ MAX_CACHED_NOTES = 256
 @lru_cache(MAX_CACHED_NOTES)
 def render_notes(notes: str | None) -> Markup:
     """Return the notes of a run as HTML, which is empty without notes."""
-    tokens = _MARKDOWN.parse(notes or "")
+    markdown = _make_markdown()
+    tokens = markdown.parse(notes or "")
     _shift_headings(tokens)
     for token in tokens:
         if token.type in ("th_open", "td_open"):
             _replace_style(token)
         if token.children:
             _mark_links(token.children)
-    return Markup(_MARKDOWN.renderer.render(tokens, _MARKDOWN.options, {}))  # noqa: S704 (html=False escapes)
+    return Markup(markdown.renderer.render(tokens, markdown.options, {}))  # noqa: S704 (html=False escapes)
 
 
 def _is_safe_link(url: str) -> bool:
@@ -46,8 +50,11 @@ def _is_safe_link(url: str) -> bool:
     return parts.scheme.lower() in SCHEMES if parts.scheme else url.startswith("/") and not parts.netloc
 
 
+@cache
 def _make_markdown() -> MarkdownIt:
     """Return a parser that escapes HTML. It makes links of addresses, but not of file names such as `train.py`."""
+    from markdown_it import MarkdownIt  # here, because the service answers sooner without it
+
     markdown = MarkdownIt("commonmark", {"html": False, "linkify": True, "breaks": True})
     markdown.enable(["table", "strikethrough", "linkify"]).disable("image")
     markdown.validateLink = _is_safe_link  # type: ignore[method-assign]
@@ -81,6 +88,3 @@ def _mark_links(children: list[Token]) -> None:
             token.attrSet("rel", LINK_RELATION)
         elif token.type == "text" and following is not None and following.type == "link_open":
             token.content = token.content.removesuffix("!")
-
-
-_MARKDOWN = _make_markdown()

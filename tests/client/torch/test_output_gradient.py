@@ -271,7 +271,10 @@ def test_outputs_of_one_operation_that_the_loss_does_not_use_are_zero() -> None:
     with Recording(model, optimizer) as recording:
         for _ in range(2):
             # Some processors lack what oneDNN needs for a recurrence in bfloat16.
-            with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None), torch.autocast("cpu", dtype=torch.bfloat16):
+            with (
+                torch.backends.mkldnn.flags(enabled=False, allow_tf32=None),
+                torch.autocast("cpu", dtype=torch.bfloat16),
+            ):
                 state = model(torch.randn(7, 4, 3))[1][0]
             state.float().sum().backward()
             optimizer.step()
