@@ -99,7 +99,7 @@ def answers_about(client: TestClient, run: str) -> dict[str, Any]:
         "history": client.get(f"{run}/diagnosis/history").json(),
     }
     for answer in answers.values():
-        for name in ("id", "run_id", "name", "created_at", "updated_at"):
+        for name in ("id", "run_id", "name", "created_at", "updated_at", "duration"):
             answer.pop(name, None)
     return answers
 
