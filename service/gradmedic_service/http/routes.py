@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl
 
 from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import iter_route_contexts
+from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from gradmedic.protocol.names import text_error
@@ -31,6 +33,8 @@ class RouteTable:
         self._queries: dict[Callable[..., Any], frozenset[str]] = {}
         self._prefixes: dict[Callable[..., Any], tuple[str, ...]] = {}
         self._methods: list[tuple[re.Pattern[str], frozenset[str]]] = []
+        self._fixed: dict[str, frozenset[str]] = {}
+        """Methods of each path without parameters, as `/runs/counts`, which no value of a parameter can be."""
         for route in iter_route_contexts(app.routes):
             endpoint, dependant = route.endpoint, getattr(route, "dependant", None)
             if endpoint is None or dependant is None:
@@ -38,14 +42,22 @@ class RouteTable:
             self._templates[endpoint] = (route.path or "").replace(":path", "")
             self._queries[endpoint] = frozenset(_query_names(dependant))
             self._prefixes[endpoint] = tuple(_query_prefixes(dependant))
-            self._methods.append((route.path_regex, frozenset(route.methods or ())))
+            methods = frozenset(route.methods or ())
+            self._methods.append((route.path_regex, methods))
+            if route.path is not None and "{" not in route.path:
+                self._fixed[route.path] = self._fixed.get(route.path, frozenset()) | methods
 
     def template(self, scope: Scope) -> str | None:
         """Return the path of a request's route, with the names of its parameters; None if no route matches."""
         return self._templates.get(scope.get("endpoint"))  # type: ignore[arg-type] # None is not a key
 
     def check_url(self, scope: Scope) -> None:
-        """Raise InvalidRequest with the parameters of the URL that its route does not declare or no database stores."""
+        """Raise InvalidRequest with the parameters of the URL that its route does not declare or no database stores.
+
+        Raises HTTPException if the path is a fixed one that does not accept the method, where another route matched.
+        """
+        if scope["method"] not in self._fixed.get(scope["path"], (scope["method"],)):
+            raise HTTPException(HTTPStatus.METHOD_NOT_ALLOWED)
         errors = list(_text_errors(scope["path_params"].items()))
         query: bytes = scope["query_string"]
         declared = self._queries.get(scope.get("endpoint"))  # type: ignore[arg-type] # None is not a key
@@ -72,6 +84,8 @@ class RouteTable:
 
     def methods(self, path: str) -> frozenset[str]:
         """Return the methods that the routes of a path accept."""
+        if path in self._fixed:
+            return self._fixed[path]
         return frozenset().union(*(methods for pattern, methods in self._methods if pattern.match(path)))
 
 

@@ -295,3 +295,11 @@ def test_bad_changes_are_named(
 ) -> None:
     """An invalid field of a change of many runs is refused with its name and the reason."""
     assert words in errors(sqlite_client.post(f"{RUNS}{path}", json=body))[field]
+
+
+def test_fixed_paths_are_no_ids(sqlite_client: TestClient) -> None:
+    """A method that a path such as `/runs/counts` does not have is answered with 405 and its own methods."""
+    for path, allowed in (("counts", "GET"), ("columns", "GET"), ("tags", "POST"), ("delete", "POST")):
+        for method in {"GET", "POST", "PATCH", "DELETE", "PUT"} - {allowed}:
+            answer = sqlite_client.request(method, f"/api/v1/runs/{path}")
+            assert (answer.status_code, answer.headers["Allow"]) == (405, allowed), (method, path)
