@@ -175,13 +175,6 @@ def test_a_silent_loss_in_half_precision_is_an_underflow_first() -> None:
         assert diagnosis.causes[0].cause == first
 
 
-def test_a_nan_of_the_loss_alone_is_no_overflow() -> None:
-    """In half precision, a loss of NaN whose gradients are finite did not overflow on its way back."""
-    half = Training(precision="float16")
-    assert "precision_overflow" not in find_causes(dying(), half)
-    assert "nonfinite_loss" in find_causes(dying(), half)
-
-
 def test_a_run_that_does_not_learn_has_measured_causes() -> None:
     """Sound gradients and a flat loss: scales and a decay that were measured are causes, a large first loss is none."""
     flat = run(noisy(500.0, 300))

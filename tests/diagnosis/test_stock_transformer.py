@@ -35,9 +35,9 @@ def test_the_learning_rate_is_blamed_and_lowered_first(tmp_path: Path, *, norm_f
     torch.manual_seed(0)
     model = Classifier(norm_first=norm_first)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
-    run = gradmedic.init(mode="offline", dir=tmp_path, silent=True, project="stock")
+    run = gradmedic.init(mode="offline", dir=tmp_path, silent=True, project="stock", log_freq=1)
     run.watch(model, optimizer)
-    for _ in range(130):
+    for _ in range(200):
         inputs = torch.randn(16, 12, 8)
         labels = (inputs[:, 0, 0] * inputs[:, 1, 1] > 0).long() + 2 * (inputs[:, 2, 2] > 0).long()
         loss = nn.functional.cross_entropy(model(inputs), labels)

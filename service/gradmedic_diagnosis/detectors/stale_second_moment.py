@@ -52,9 +52,8 @@ gradient is remembered. A gradient that has become small with the loss, as where
 STALL_SCORE = 0.95
 """Updates that are too small for the weights are the same thing, less exactly."""
 LARGE_UPDATE = 0.1
-"""Update over weight from which updates themselves make the gradient huge: a hundred times the usual one."""
-CONSEQUENCE_SCORE = 0.5
-"""Then the second moment only remembers what a learning rate did that is too high."""
+"""Update over weight from which updates themselves make the gradient huge: a hundred times the usual one. Then the
+second moment only remembers what a learning rate did that is too high, and is no cause."""
 CAUSE_SCORE = 0.8
 """It is seen before each spike, but a spike may raise it too."""
 
@@ -139,7 +138,7 @@ class StaleSecondMoment(Detector):
             return 0.0
         if not self._is_stall:
             return CAUSE_SCORE
-        return STALL_SCORE if self.largest_update < LARGE_UPDATE else CONSEQUENCE_SCORE
+        return STALL_SCORE if self.largest_update < LARGE_UPDATE else 0.0
 
     @property
     def _is_stall(self) -> bool:
