@@ -68,7 +68,7 @@ class LearningRun:
         return SCALE_FREE if self.evidence.is_optimizer_scale_free else SCALED
 
     def list_candidates(self, count: int) -> dict[str, Remedy]:
-        """Return the `count` most promising remedies, by catalogue row, whatever races have shown."""
+        """Return the `count` most promising remedies, by catalogue row, without the corrections of races."""
         rows = rank_rows(self.evidence, self.causes, REPAIR_COUNTS, {}, MIN_PRIOR_MERIT)
         raceable = [row for row in rows if not REMEDIES[row.id].needs_script]
         return {row.name: row.create_remedy(self.evidence) for row in raceable[:count]}

@@ -11,7 +11,7 @@ from gradmedic.torch.remedies.step_remedy import StepRemedy
 
 
 class LimitLearningRate(StepRemedy):
-    """Keeps the learning rate at or below `max_learning_rate`, whatever the script's schedule does."""
+    """Keeps the learning rate at or below `max_learning_rate`, also where the script's schedule is above it."""
 
     id = "limit_learning_rate"
     order = 5
