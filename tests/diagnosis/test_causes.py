@@ -175,6 +175,17 @@ def test_a_silent_loss_in_half_precision_is_an_underflow_first() -> None:
         assert diagnosis.causes[0].cause == first
 
 
+def test_a_nan_of_the_loss_alone_is_an_overflow_of_the_forward_pass() -> None:
+    """Where a loss scaler runs, it is none: a scale acts on the way back alone, and such steps are skipped."""
+    half, block = Training(precision="float16"), dying()
+    assert find_causes(block, half)["precision_overflow"].explanation.startswith("The forward pass overflowed")
+    scales = StepSeries(np.full(len(block), 1024.0), np.ones(len(block), dtype=np.bool_))
+    scaled = dataclasses.replace(block, series={**block.series, "loss_scale": scales})
+    causes = find_causes(scaled, half)
+    assert "precision_overflow" not in causes
+    assert "nonfinite_loss" in causes
+
+
 def test_a_run_that_does_not_learn_has_measured_causes() -> None:
     """Sound gradients and a flat loss: scales and a decay that were measured are causes, a large first loss is none."""
     flat = run(noisy(500.0, 300))

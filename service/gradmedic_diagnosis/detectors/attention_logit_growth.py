@@ -18,7 +18,7 @@ whose logit is 100 below the largest one of its row has a weight of e^-100."""
 EXTREME = 1000.0
 """Logits above this come before instabilities of large trainings (same source, figure 2), whether they grow or not."""
 SATURATED = 1e4
-"""Logits that are above this from the start, of weights that choose a single key, are a fault also while the loss falls.
+"""Logits above this from the start, of weights that choose a single key, are a fault also while the loss falls.
 A softmax over them passes no gradient to queries and keys, and no learned task has made attention so sharp. Trainings
 diverge at such logits (Wortsman et al. 2023, arXiv 2309.14322, section 3.1). In bfloat16 they are multiples of 64."""
 GROWN = 10.0
