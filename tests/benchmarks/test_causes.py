@@ -283,13 +283,13 @@ def test_the_order_is_learned_from_other_programs(
             run=replace(mine.run, program="other"),
             outcomes={failed: replace(done, is_verified=False, is_applicable=False), held: done},
         )
-    ] * 20
-    assert count_outcomes(others) == {held: {mine.cause: {SCALED: (20, 20)}}}
+    ] * 100  # far more than the runs that stand for the remedy's own merit
+    assert count_outcomes(others) == {held: {mine.cause: {SCALED: (100, 100)}}}
     mine = replace(mine, outcomes={held: done})
     assert find_place(mine, others, is_learned=True) == 0
     alone = find_place(mine, [mine], is_learned=False)
     assert alone != 0
-    assert find_place(mine, [mine] * 20, is_learned=True) == alone
+    assert find_place(mine, [mine] * 100, is_learned=True) == alone
 
 
 def test_a_case_that_learns_teaches_no_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

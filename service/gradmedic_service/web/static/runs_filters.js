@@ -27,8 +27,8 @@ export class Filters {
     form.elements.where.value = conditionsText(this.conditions);
     const search = () => { if (this.readConditions()) onChange(); };
     form.addEventListener("submit", (event) => { event.preventDefault(); search(); });
-    form.addEventListener("change", search);
-    form.addEventListener("input", debounce(250, search));
+    const searchSoon = debounce(250, search);
+    form.addEventListener("input", ({ target }) => (target.tagName === "SELECT" ? search : searchSoon)());
     form.addEventListener("reset", () => setTimeout(search));
   }
 
