@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from gradmedic.torch.remedies.modules.function_modes import leave_mode
-from gradmedic.torch.remedies.modules.places import ACTIVATIONS, GROWING, Place
+from gradmedic.torch.remedies.modules.places import ACTIVATIONS, MATH_FUNCTIONS, Place
 from gradmedic.torch.remedies.modules.remedy_hook import RemedyHook
 from gradmedic.torch.remedies.modules.trace import CallSite, find_call_site, get_function_name
 
@@ -122,8 +122,8 @@ class ChangedCalls(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = get_function_name(func)
-        if not self._module_calls or (name not in ACTIVATIONS and name not in GROWING):
+        name = get_function_name(func, args)
+        if not self._module_calls or (name not in ACTIVATIONS and name not in MATH_FUNCTIONS):
             return func(*args, **kwargs)
         module_call = self._module_calls[-1]
         site = find_call_site(sys._getframe(1))

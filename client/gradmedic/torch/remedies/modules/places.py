@@ -30,8 +30,11 @@ ACTIVATIONS = frozenset({
     "hardtanh", "hardsigmoid", "hardswish", "softplus", "softsign", "tanhshrink", "logsigmoid", "log_sigmoid",
 })  # fmt: skip
 """Functions that may be replaced. Those with parameters of their own, as `prelu`, stay."""
-GROWING = frozenset({"exp", "square", "pow", "__pow__"})
-"""Functions that are activations only right behind a layer."""
+MATH_FUNCTIONS = frozenset({
+    "exp", "exp2", "expm1", "square", "pow", "__pow__", "sinh", "cosh", "asinh", "arcsinh", "sin", "cos", "tan", "atan",
+    "arctan", "erf", "abs", "log1p", "clamp", "clip", "clamp_min",
+})  # fmt: skip
+"""Functions that are activations only right behind a layer. `x * x` counts as `square`."""
 _SCALING = frozenset({
     "add", "__add__", "__radd__", "__iadd__", "sub", "__sub__", "__rsub__", "rsub", "mul", "__mul__", "__rmul__",
     "div", "__truediv__", "neg", "__neg__",
@@ -159,7 +162,7 @@ class _PlaceFinder:
         """Fill in `activations`; return the place of each call that may be replaced, by its index."""
         sites: dict[tuple[str, CallSite], list[Call]] = {}
         for call in self._calls:
-            if call.name in ACTIVATIONS or (call.name in GROWING and self._is_behind_layer(call)):
+            if call.name in ACTIVATIONS or (call.name in MATH_FUNCTIONS and self._is_behind_layer(call)):
                 sites.setdefault((call.owner, call.site), []).append(call)
         places: dict[int, Place] = {}
         for (owner, site), calls in sites.items():
@@ -271,7 +274,7 @@ class _PlaceFinder:
             if len(following) != 1:
                 return None
             (call,) = following
-            if call.is_layer or call.name in ACTIVATIONS or call.name in GROWING:
+            if call.is_layer or call.name in ACTIVATIONS or call.name in MATH_FUNCTIONS:
                 return call
             if call.name not in NORMS and not self._passes(call):
                 return None

@@ -12,7 +12,7 @@ import random
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -39,6 +39,8 @@ _LAYERS = frozenset({
     "lstm_cell", "gru_cell",
 })  # fmt: skip
 """Functions that are a layer if one of their arguments is a matrix of weights."""
+_PRODUCTS_OF_TWO = frozenset({"mul", "__mul__", "__rmul__", "__imul__", "multiply"})
+"""Functions that multiply two tensors element by element."""
 _INDEPENDENT = ("_like", "bernoulli", "new_")
 """Parts of the names of functions whose result does not depend on the numbers in their arguments, as masks."""
 
@@ -144,10 +146,20 @@ def find_call_site(frame: FrameType | None) -> CallSite:
     return (frame.f_code.co_filename, frame.f_code.co_qualname, frame.f_lasti)
 
 
-def get_function_name(function: Any) -> str:
-    """Return the name of a function that a function mode intercepts, without the underscore of one in place."""
+def get_function_name(function: Any, args: Sequence[Any] = ()) -> str:
+    """Return the name of a function that a function mode intercepts, without the underscore of one in place.
+
+    Where the arguments are given, the product of a tensor with itself is a square.
+
+    >>> x = torch.ones(2)
+    >>> get_function_name(torch.relu_), get_function_name(torch.mul, (x, x)), get_function_name(torch.mul, (x, 2.0))
+    ('relu', 'square', 'mul')
+    """
     name = str(getattr(function, "__name__", ""))
-    return name if name.startswith("__") else name.rstrip("_")
+    name = name if name.startswith("__") else name.rstrip("_")
+    if name in _PRODUCTS_OF_TWO and len(args) == 2 and args[0] is args[1]:
+        return "square"
+    return name
 
 
 class _Recorder(TorchFunctionMode):
@@ -191,7 +203,7 @@ class _Recorder(TorchFunctionMode):
         if not results:
             return result
         self._kept_alive.append((arguments, results))
-        name = get_function_name(func)
+        name = get_function_name(func, args)
         depends = bool(sources) and results[0].dtype != torch.bool and not any(part in name for part in _INDEPENDENT)
         if not depends:
             for tensor in results:

@@ -126,6 +126,58 @@ def test_functions_become_the_other_activation_and_the_output_stays() -> None:
     assert len(applied.places["replace_activation"]) == 6
 
 
+class Own(nn.Module):
+    """Calls an activation of its own behind each hidden layer."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.a, self.b, self.c = (nn.Linear(6, 6) for _ in range(3))
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the output, whose last product is no activation."""
+        x = self.function(self.b(self.function(self.a(x))))
+        out: Tensor = self.c(x)
+        return out * out
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x * x,
+        lambda x: torch.mul(x, x),
+        lambda x: x**3,
+        lambda x: x.clamp(min=0),
+        lambda x: torch.clamp_min(input=x, min=0),
+        torch.sin,
+        torch.sinh,
+        torch.expm1,
+        torch.abs,
+    ],
+    ids=["x*x", "mul", "cube", "clamp", "clamp_min", "sin", "sinh", "expm1", "abs"],
+)
+def test_functions_of_the_script_itself_become_the_other_activation(function: Callable[[Tensor], Tensor]) -> None:
+    """What a script computes between two layers, element by element, is an activation."""
+    model = Own(function)
+    applied = apply(model, None, TO_ELU)
+    assert_computes_as(model, Own(functional.elu), batch())
+    assert applied.places["replace_activation"]
+
+
+@pytest.mark.parametrize(
+    "function", [lambda x: x * 2.0, lambda x: x**1, lambda x: x * x.detach()], ids=["scaled", "power 1", "two tensors"]
+)
+def test_a_product_of_something_else_is_no_activation(function: Callable[[Tensor], Tensor]) -> None:
+    """A scaled signal, and the product of two tensors, stay."""
+    model = Own(function)
+    optimizer = sgd(model)
+    applied = apply(model, optimizer, TO_ELU)
+    model(batch()).sum().backward()
+    optimizer.step()
+    assert applied.reason_to_end() is not None
+
+
 def test_gates_stay() -> None:
     """An activation that is multiplied with another signal stays; the hidden activation beside it is replaced."""
     model = Gated()
