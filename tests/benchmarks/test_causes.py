@@ -20,8 +20,9 @@ from benchmarks.corpus.causes.generate import make_program
 from benchmarks.corpus.causes.labels import Outcome, reason_to_drop
 from benchmarks.corpus.causes.loading import CauseRun, load_run
 from benchmarks.corpus.causes.session import CauseSession
-from benchmarks.corpus.causes.set_aside import read_record, set_aside_digest
+from benchmarks.corpus.causes.set_aside import RECORD, set_aside_digest
 from benchmarks.corpus.causes.splits import CAUSES_ASIDE, CAUSES_FIT, CAUSES_SPLITS
+from benchmarks.corpus.set_aside import read_record
 from torch import Tensor, nn
 
 from benchmarks import cause_trials
@@ -35,12 +36,12 @@ FIT, ASIDE = CAUSES_SPLITS[CAUSES_FIT], CAUSES_SPLITS[CAUSES_ASIDE]
 
 def test_the_set_aside_split_is_the_one_that_was_fixed() -> None:
     """The last definition of `set_aside.json` is the digest of the programs and cases as they are."""
-    assert set_aside_digest(ASIDE) == read_record()["definitions"][-1]["sha256"]
+    assert set_aside_digest(ASIDE) == read_record(RECORD)["definitions"][-1]["sha256"]
 
 
 def test_each_definition_and_opening_has_its_date_and_reason() -> None:
     """No version of the set-aside split and no look at it goes without a reason."""
-    noted = read_record()
+    noted = read_record(RECORD)
     assert all(entry["date"] and entry["why"] for entry in noted["definitions"])
     assert all(entry["commit"] and entry["date"] and entry["why"] for entry in noted["opened"])
 

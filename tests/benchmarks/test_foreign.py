@@ -18,8 +18,9 @@ from benchmarks.corpus.foreign.labels import Ending, label_of
 from benchmarks.corpus.foreign.loading import ForeignRun, load_foreign, load_run
 from benchmarks.corpus.foreign.recorder import Recorded, record
 from benchmarks.corpus.foreign.session import Session
-from benchmarks.corpus.foreign.set_aside import read_record, set_aside_digest
+from benchmarks.corpus.foreign.set_aside import RECORD, set_aside_digest
 from benchmarks.corpus.foreign.splits import FOREIGN_ASIDE, FOREIGN_FIT, FOREIGN_SPLITS
+from benchmarks.corpus.set_aside import read_record
 from torch import Tensor, nn
 
 import gradmedic
@@ -29,12 +30,12 @@ import gradmedic
 
 def test_the_set_aside_split_is_the_one_that_was_fixed() -> None:
     """The last definition of `set_aside.json` is the digest of the programs and cases as they are."""
-    assert set_aside_digest(FOREIGN_SPLITS[FOREIGN_ASIDE]) == read_record()["definitions"][-1]["sha256"]
+    assert set_aside_digest(FOREIGN_SPLITS[FOREIGN_ASIDE]) == read_record(RECORD)["definitions"][-1]["sha256"]
 
 
 def test_each_definition_and_opening_has_its_date_and_reason() -> None:
     """No version of the set-aside split and no look at it goes without a reason."""
-    noted = read_record()
+    noted = read_record(RECORD)
     assert all(entry["date"] and entry["why"] for entry in noted["definitions"])
     assert all(entry["commit"] and entry["date"] and entry["why"] for entry in noted["opened"])
 

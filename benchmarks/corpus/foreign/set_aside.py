@@ -1,18 +1,12 @@
-"""The digest of the split that is set aside: it shows that its programs and cases were fixed before detectors changed.
-
-`set_aside.json` lists `definitions` (digest, date and reason of each version) and `opened` (commit, date and reason of
-each time that results on the split were read). `python -m benchmarks.corpus.foreign.set_aside` prints the digest.
-"""
+"""The digest of the foreign split that is set aside; `python -m benchmarks.corpus.foreign.set_aside` prints it."""
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import json
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from benchmarks.corpus import set_aside
 from benchmarks.corpus.foreign import cases, examiner, labels, session, tasks
 from benchmarks.corpus.foreign.cases import Program
 
@@ -23,32 +17,13 @@ SURROUNDINGS: Final = (cases, session, tasks, examiner, labels)
 
 def source_digest(program: Program) -> str:
     """Return a digest of the source of a program's module and of its surroundings, in sixteen characters."""
-    module = sys.modules[program.train.__module__]
-    return _digest_of(tuple(str(Path(str(part.__file__))) for part in (*SURROUNDINGS, module)))[:16]
-
-
-@functools.cache
-def _digest_of(paths: tuple[str, ...]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(Path(path).read_bytes())
-    return digest.hexdigest()
+    return set_aside.digest_sources((*SURROUNDINGS, sys.modules[program.train.__module__]))
 
 
 def set_aside_digest(programs: tuple[Program, ...]) -> str:
-    """Return the SHA-256 of a split: of the source of its programs and of every case."""
-    digest = hashlib.sha256()
-    for program in sorted(programs, key=lambda program: program.name):
-        digest.update(f"{program.name} {program.family} {source_digest(program)}\n".encode())
-        for case in program.cases():
-            digest.update(f"{case.id} {case.digest}\n".encode())
-    return digest.hexdigest()
-
-
-def read_record() -> dict[str, Any]:
-    """Read `set_aside.json`."""
-    record: dict[str, Any] = json.loads(RECORD.read_text())
-    return record
+    """Return the SHA-256 of a split: of the source of its programs, of their families and of every case."""
+    described = [(program, f"{program.name} {program.family} {source_digest(program)}") for program in programs]
+    return set_aside.digest_split(described)
 
 
 if __name__ == "__main__":
