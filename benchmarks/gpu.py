@@ -19,31 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import gradmedic
+from benchmarks.transformer_block import TransformerBlock
 
 WIDTH, HEADS, BLOCKS, VOCABULARY, CONTEXT, BATCH = 768, 12, 12, 32_768, 512, 8
 SETTLING_STEPS = 60
 """Steps before the first turn: what is compiled once, and the first steps of a run, which are all sampled."""
 STEPS, TURNS = 100, 5
-
-
-class Block(nn.Module):
-    """Causal attention and a perceptron, each behind a normalization, with residuals."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first_norm, self.second_norm = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.qkv, self.merge = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.perceptron = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH))
-
-    def forward(self, signal: Tensor) -> Tensor:
-        """Return the signal with what this block adds."""
-        batch, length, _ = signal.shape
-        projected = self.qkv(self.first_norm(signal)).chunk(3, -1)
-        q, k, v = (x.view(batch, length, HEADS, -1).transpose(1, 2) for x in projected)
-        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        signal = signal + self.merge(mixed.transpose(1, 2).reshape(batch, length, WIDTH))
-        output: Tensor = signal + self.perceptron(self.second_norm(signal))
-        return output
 
 
 class Transformer(nn.Module):
@@ -52,7 +33,7 @@ class Transformer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.tokens, self.places = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(CONTEXT, WIDTH)
-        self.blocks = nn.Sequential(*(Block() for _ in range(BLOCKS)))
+        self.blocks = nn.Sequential(*(TransformerBlock(WIDTH, HEADS) for _ in range(BLOCKS)))
         self.norm = nn.LayerNorm(WIDTH)
 
     def forward(self, tokens: Tensor) -> Tensor:

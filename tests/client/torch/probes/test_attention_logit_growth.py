@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks.corpus.foreign.recorder import read_journal
+from benchmarks.transformer_block import TransformerBlock
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -17,33 +18,13 @@ from gradmedic_diagnosis import Diagnostician, UpdatedDiagnosis
 SYMBOLS, HALF, WIDTH, HEADS, WARM_UP = 16, 12, 64, 4, 50
 
 
-class Block(nn.Module):
-    """Causal attention and a perceptron, each behind a normalization, with residuals."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first_norm, self.second_norm = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.qkv, self.merge = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.perceptron = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH))
-
-    def forward(self, signal: Tensor) -> Tensor:
-        """Return the signal with what this block adds."""
-        batch, length, _ = signal.shape
-        projected = self.qkv(self.first_norm(signal)).chunk(3, -1)
-        q, k, v = (x.view(batch, length, HEADS, -1).transpose(1, 2) for x in projected)
-        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        signal = signal + self.merge(mixed.transpose(1, 2).reshape(batch, length, WIDTH))
-        output: Tensor = signal + self.perceptron(self.second_norm(signal))
-        return output
-
-
 class Transformer(nn.Module):
     """Predicts the next symbol."""
 
     def __init__(self) -> None:
         super().__init__()
         self.symbols, self.positions = nn.Embedding(SYMBOLS, WIDTH), nn.Embedding(2 * HALF, WIDTH)
-        self.blocks = nn.Sequential(*(Block() for _ in range(3)))
+        self.blocks = nn.Sequential(*(TransformerBlock(WIDTH, HEADS) for _ in range(3)))
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, SYMBOLS)
 
     def forward(self, sequence: Tensor) -> Tensor:
