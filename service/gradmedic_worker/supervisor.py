@@ -340,8 +340,9 @@ class _RunningAttempt:
                 failures += 1
             else:
                 trial = next(trial for trial in rerun.trials if trial.id == self._claimed.trial_id)
-                if result.status == "lost" and trial.status == "queued":
-                    return f"lost, and queued again ({result.reason})"
+                attempt = trial.attempts[result.attempt - 1]
+                if attempt.status in ("lost", "incomplete") and trial.status == "queued":
+                    return f"{attempt.status}, and queued again ({attempt.reason})"
                 loss = "" if trial.loss is None else f", loss {trial.loss:.4g}"
                 reason = "" if trial.reason is None else f" ({trial.reason})"
                 return f"{trial.status}, {trial.verdict}{loss}{reason}"
