@@ -1,6 +1,6 @@
 """A training for `test_same_trials`, which runs as a trial and prints which steps were sampled.
 
-With the argument `erratic`, the clock of the SDK jumps, and the recorder is given much time between two calls of `log()`.
+With the argument `erratic`, the clock of the SDK jumps, and the recorder has much time between two calls of `log()`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def train(*, is_erratic: bool) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=2.0)
     run.watch(model, optimizer)
     sampled: list[int] = []
-    run.on_verdict(lambda event: sampled.append(-1))
+    run.on_verdict(lambda event: sampled.append(event.since_step or -1))
     for step in range(STEPS):
         inputs = torch.randn(16, 12, 8)
         optimizer.zero_grad()
