@@ -23,7 +23,7 @@ def make_erratic() -> None:
     """Let the clock jump, and let the recorder hold no step for a time."""
     jumps = itertools.cycle([1e-6, 3.0, 1e-3, 50.0, 1e-5])
     jumping = itertools.accumulate(jumps)
-    sampler.choose_clock = lambda: lambda: next(jumping)
+    sampler.choose_clock = lambda: lambda: next(jumping)  # type: ignore[attr-defined]
     recorder._HOLD = -1.0
 
 
