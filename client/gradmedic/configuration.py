@@ -184,7 +184,7 @@ def is_being_imported_by_spawn() -> bool:
 
 
 def as_trial(configuration: Configuration, parameters: Mapping[str, Any]) -> Configuration:
-    """Return the configuration of a trial: the worker decides the run and its project, not the script.
+    """Return the configuration of a trial: the worker decides the run, its project and its folder, not the script.
 
     Raises:
         ConfigurationError: the worker's environment lacks the run's id or its project.
@@ -201,6 +201,7 @@ def as_trial(configuration: Configuration, parameters: Mapping[str, Any]) -> Con
         group=None,
         trainable=None,
         mode="online",
+        dir=_resolve("dir", None),
         on_unhealthy="warn",
         config=with_parameters(configuration.config, parameters),
     )

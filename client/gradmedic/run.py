@@ -92,7 +92,7 @@ class Run:
         self._trial = TrialSession(environment or TrialEnvironment(), self.finish)
         self._warnings = OneTimeWarnings()
         self._layers = LayerRegistry(self._warnings)
-        self._sampler = Sampler(self._trial.choose_log_freq(configuration.log_freq))
+        self._sampler = Sampler(configuration.log_freq, is_trial=self._trial.is_trial)
         self._spikes = SpikeDetector()
         self._instrumentations: list[Instrumentation] = []
         self._arguments = ArgumentReader(self._layers, self._instrumentations, self._warnings)
@@ -128,6 +128,7 @@ class Run:
             self._reactions.events,
             self._warnings,
             max_bytes=configuration.max_queue_bytes,
+            is_trial=self._trial.is_trial,
         )
         self._state = _State.DISABLED if configuration.mode == "disabled" else _State.RECORDING
         self._is_follower = self._state is _State.RECORDING and process_rank() > 0
@@ -138,7 +139,7 @@ class Run:
             process_exit.watch_for_exit(self)
             _runs.add(self)
             if self.is_trial:
-                self._trial.report_environment()
+                self._trial.report_start()
 
     @property
     def id(self) -> UUID:
@@ -172,7 +173,10 @@ class Run:
 
     @property
     def verdict(self) -> str:
-        """The last verdict of the service: `undetermined`, `healthy`, `vanishing` or `exploding`."""
+        """The last verdict of the service: `undetermined`, `healthy`, `vanishing` or `exploding`.
+
+        In a trial it stays `undetermined`: the step at which an answer arrives depends on time.
+        """
         return self._reactions.verdict
 
     def watch(
@@ -308,8 +312,8 @@ class Run:
         """Send what is left and end the run; a second call does nothing.
 
         Args:
-            timeout: seconds that this may take; by default 15, and more in a trial; 1 if the service was never reached
-                (`gradmedic sync` sends the steps then).
+            timeout: seconds that this may take; by default 15; 1 if the service was never reached (`gradmedic sync`
+                sends the steps then). A trial takes up to 60 in any case, because it is compared by all of its steps.
             status: "finished" or "failed".
 
         Returns:
@@ -329,10 +333,12 @@ class Run:
         self._trial.close()
         if self._is_follower:
             return True
+        self._trial.report_last_step(self._last_step)
         self._forget_process_exit()
         unreached_timeout = UNREACHED_FINISH_TIMEOUT if timeout is None and not self.is_trial else None
-        if timeout is None:
-            timeout = FINISH_SECONDS if self.is_trial else DEFAULT_FINISH_TIMEOUT
+        timeout = DEFAULT_FINISH_TIMEOUT if timeout is None else timeout
+        if self.is_trial:
+            timeout = max(timeout, FINISH_SECONDS)
         deadline = time.monotonic() + timeout
         self._recorder.close(max(timeout, _SHORTEST_RECORD_TIMEOUT))
         is_delivered = self._uploader.close(status, max(0.0, deadline - time.monotonic()), unreached_timeout)
@@ -386,7 +392,7 @@ class Run:
         """Call `callback(event)` whenever the verdict changes; usable as a decorator.
 
         The training thread calls it, from the next `log()`, `flush()` or `finish()`, so it may change the optimizer.
-        Its exceptions are logged.
+        Its exceptions are logged. In a trial it is never called: the step at which an answer arrives depends on time.
         """
         self._reactions.add_callback(callback)
         return callback

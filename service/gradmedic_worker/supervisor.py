@@ -1,9 +1,9 @@
 """Claims trials from the service and runs them to their end, in the worker's main process.
 
-Each running attempt has a thread of its own. The thread renews the lease and ends the attempt as soon as the service
-asks for it, refuses the heartbeat, or has not answered for the length of several leases. So a worker that was suspended
-and resumes late finds that its heartbeats are refused, and ends its processes. A worker that ends gives its trials
-back.
+Each running attempt has two threads of its own. One renews the lease (`heartbeats.py`). The other ends the attempt as
+soon as the service asks for it, refuses the heartbeat, or has not answered for the length of several leases. So a
+worker that was suspended and resumes late finds that its heartbeats are refused, and ends its processes. One that
+ends gives its trials back.
 """
 
 from __future__ import annotations
@@ -17,24 +17,18 @@ from dataclasses import dataclass
 from gradmedic.api import Client
 from gradmedic.exceptions import ApiError, ConflictError, GradmedicError, NotFoundError
 from gradmedic.protocol.remedies import describe_remedies
-from gradmedic.protocol.trials import ClaimedTrial, HeartbeatResult, TrialResult
+from gradmedic.protocol.trials import ClaimedTrial, TrialResult
 from gradmedic.transport.http import is_retryable, retry_delay
 from gradmedic_worker.attempt import GRACE_SECONDS
 from gradmedic_worker.configuration import WorkerConfiguration
 from gradmedic_worker.executors.base import Executor, LostAttempt, TrialEnd, TrialProcess
-from gradmedic_worker.silence import SILENT_LEASES, Silence
-from gradmedic_worker.trial_result import build_bare_result, build_failure, build_result, clean_output, clean_result
+from gradmedic_worker.heartbeats import Heartbeats
+from gradmedic_worker.trial_result import build_bare_result, build_failure, build_result, clean_result
 
 REGISTRATION_INTERVAL = 10.0
 """Seconds between two registrations of the trainables. The service withdraws trainables that no worker registers."""
 CLAIM_INTERVAL = 0.5
 """Seconds between two claims while slots are free."""
-HEARTBEATS_PER_LEASE = 10
-"""Number of heartbeats within the length of a lease."""
-LONGEST_HEARTBEAT_INTERVAL = 1.0
-"""Longest time in seconds between two heartbeats. A cancellation takes so long to arrive."""
-HEARTBEAT_SECONDS = 10.0
-"""Longest time limit of a heartbeat. The end of the process is noticed late by as much."""
 RELEASE_SECONDS = 3.0
 """Time limit of the request that gives a trial back. A worker that ends does not wait for a service that is away."""
 
@@ -205,12 +199,10 @@ class _RunningAttempt:
         self._client = client
         self._executor = executor
         self._print_line = print_line
-        self._heartbeat_interval = min(LONGEST_HEARTBEAT_INTERVAL, claimed.lease_seconds / HEARTBEATS_PER_LEASE)
+        self._heartbeats = Heartbeats(client, claimed)
         self._claimed_at = self._started_at = claimed_at
-        self._silence = Silence()
         self._is_abandoned = threading.Event()
         self._has_start_ended = threading.Event()
-        self._sent_output: str | None = None
         candidate = describe_remedies(claimed.remedies)
         if claimed.candidate and not claimed.remedies:
             candidate = f"candidate {claimed.candidate}, by the script's own parameters"
@@ -228,11 +220,16 @@ class _RunningAttempt:
         """Run the attempt and publish its result."""
         begun_at = time.monotonic()
         seconds = self._claimed.seconds - GRACE_SECONDS - (begun_at - self._claimed_at)
+        self._heartbeats.start()
         try:
             self._print_line(f"{self.title}: started")
             process = self._executor.start(self._claimed)
+        except BaseException:
+            self._heartbeats.stop()
+            raise
         finally:
             self._has_start_ended.set()
+        self._heartbeats.send_output_of(process.output)
         try:
             end = self._wait_for_end(process, seconds)
             if isinstance(end, _Discarded):
@@ -241,6 +238,7 @@ class _RunningAttempt:
             seconds = time.monotonic() - self._started_at
             result = build_result(self._claimed, end, output=process.output(), seconds=seconds)
         finally:
+            self._heartbeats.stop()
             process.close()
             if self._is_abandoned.is_set():
                 self._release()
@@ -258,54 +256,26 @@ class _RunningAttempt:
         return self._publish(build_failure(self._claimed, reason))
 
     def _wait_for_end(self, process: TrialProcess, seconds: float) -> TrialEnd | LostAttempt | _Discarded:
-        """Renew the lease until the process ends, or its result is not needed any more."""
+        """Wait until the process ends, or its result is not needed any more."""
+        heartbeats = self._heartbeats
         is_stopping = False
         deadline: float | None = None
-        next_heartbeat_at = time.monotonic()
         while True:
-            end = process.wait(min(self._heartbeat_interval, max(0.0, next_heartbeat_at - time.monotonic())))
+            end = process.wait(heartbeats.interval)
             if end is not None:
                 return end
             if self._is_abandoned.is_set():
                 return _Discarded("this worker ends")
+            if heartbeats.end_reason is not None:
+                return _Discarded(heartbeats.end_reason)
             now = time.monotonic()
             if deadline is None and process.has_started:
                 self._started_at, deadline = now, now + seconds
-            if now < next_heartbeat_at:
-                continue
-            next_heartbeat_at = now + self._heartbeat_interval
-            answer = self._send_heartbeat(process)
-            if isinstance(answer, _Discarded):
-                return answer
-            if deadline is not None and answer is not None:
-                deadline = min(deadline, time.monotonic() + answer.seconds - GRACE_SECONDS)
-            is_over = deadline is not None and time.monotonic() >= deadline
-            if not is_stopping and (is_over or (answer is not None and answer.stop)):
+            if deadline is not None and heartbeats.deadline is not None:
+                deadline = min(deadline, heartbeats.deadline)
+            if not is_stopping and (heartbeats.is_stop_requested or (deadline is not None and now >= deadline)):
                 is_stopping = True
                 process.stop()
-
-    def _send_heartbeat(self, process: TrialProcess) -> HeartbeatResult | _Discarded | None:
-        """Send a heartbeat and return the answer. Return None if the service does not answer this time."""
-        output = clean_output(process.output())
-        changed_output = None if output == self._sent_output else output
-        lease_seconds = self._claimed.lease_seconds
-        timeout = min(HEARTBEAT_SECONDS, max(1.0, lease_seconds / 3))
-        try:
-            answer = self._client.work.heartbeat(
-                self._claimed.trial_id, self._claimed.attempt, changed_output, timeout=timeout
-            )
-        except (ConflictError, NotFoundError) as error:
-            return _Discarded(error.problem.detail)
-        except GradmedicError as error:
-            self._silence.record_failure(self._heartbeat_interval + timeout)
-            if self._silence.seconds > SILENT_LEASES * lease_seconds:
-                return _Discarded(f"the service could not be reached for {self._silence.seconds:.0f} s: {error}")
-            if isinstance(error, ApiError) and not is_retryable(error):
-                return _Discarded(error.problem.detail)
-            return None
-        self._silence.record_answer()
-        self._sent_output = output
-        return answer
 
     def _publish(self, result: TrialResult) -> str:
         """Send the result until the service accepts or refuses it. Return the outcome as text for a message.
@@ -340,8 +310,9 @@ class _RunningAttempt:
                 failures += 1
             else:
                 trial = next(trial for trial in rerun.trials if trial.id == self._claimed.trial_id)
-                if result.status == "lost" and trial.status == "queued":
-                    return f"lost, and queued again ({result.reason})"
+                attempt = trial.attempts[result.attempt - 1]
+                if attempt.status in ("lost", "incomplete") and trial.status == "queued":
+                    return f"{attempt.status}, and queued again ({attempt.reason})"
                 loss = "" if trial.loss is None else f", loss {trial.loss:.4g}"
                 reason = "" if trial.reason is None else f" ({trial.reason})"
                 return f"{trial.status}, {trial.verdict}{loss}{reason}"

@@ -37,6 +37,7 @@ def build_result(
         output=output,
         environment=end.report.environment,
         seconds=seconds,
+        last_step=_find_last_step(end, status),
     )
 
 
@@ -82,21 +83,39 @@ def clean_text(text: str) -> str:
     return NO_TEXT.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
+def _find_last_step(end: TrialEnd, status: str) -> int | None:
+    """Return the last step that the script has logged, None if it is not known.
+
+    A script that failed may have ended before the SDK could report it. The report of one that is done must have it.
+    """
+    last_step = end.report.last_step
+    return None if last_step == -1 and status != "done" else last_step
+
+
 def _determine_status(claimed: ClaimedTrial, end: TrialEnd) -> tuple[str, str | None]:
-    """Return the status of an ended trial, and its reason if it is not `done`."""
+    """Return the status of an ended trial, and its reason if it is not `done`.
+
+    A script that has logged the last step of its budget is done, however its process ends afterwards.
+    """
     if end.report.not_applicable is not None:
         return "not_applicable", end.report.not_applicable
-    if end.reason in (TIMEOUT, STOPPED):
-        return "failed", f"it took longer than the {claimed.seconds:.0f} s that it was given"
-    if end.reason is not None:
-        return "failed", end.reason
-    if end.exit_code is None or end.exit_code < 0:
-        return "failed", f"it was ended by signal {_describe_signal(-(end.exit_code or 0))}"
-    if end.exit_code > 0:
-        return "failed", f"it ended with exit code {end.exit_code}"
+    has_all_steps = end.report.last_step is not None and end.report.last_step >= claimed.steps - 1
+    if not has_all_steps and (failure := _describe_failure(claimed, end)) is not None:
+        return "failed", failure
     if claimed.remedies and end.report.applied is None:
         return "failed", "the script never called run.watch(), so that its remedies were not applied"
     return "done", None
+
+
+def _describe_failure(claimed: ClaimedTrial, end: TrialEnd) -> str | None:
+    """Return why the process of a trial did not end by itself with exit code 0; None if it did."""
+    if end.reason in (TIMEOUT, STOPPED):
+        return f"it took longer than the {claimed.seconds:.0f} s that it was given"
+    if end.reason is not None:
+        return end.reason
+    if end.exit_code is None or end.exit_code < 0:
+        return f"it was ended by signal {_describe_signal(-(end.exit_code or 0))}"
+    return f"it ended with exit code {end.exit_code}" if end.exit_code else None
 
 
 def _describe_signal(number: int) -> str:

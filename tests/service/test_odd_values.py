@@ -212,7 +212,7 @@ OPERATIONS = {
         on_trial("/result"),
         {
             "attempt": 1, "status": "failed", "reason": "r", "exit_code": 1, "output": "o",
-            "environment": {"torch": "2.13.0"}, "seconds": 1.0,
+            "environment": {"torch": "2.13.0"}, "seconds": 1.0, "last_step": 0,
         },
         renew=World.new_trial,
     ),

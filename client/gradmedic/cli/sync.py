@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -14,8 +15,8 @@ from gradmedic.api import call_with_retries
 from gradmedic.cli.command import EXIT_ERROR, add_connection_argument
 from gradmedic.cli.progress import Progress, progress_stream
 from gradmedic.configuration import resolve_connection, resolve_directory
-from gradmedic.exceptions import ApiError, UsageError
-from gradmedic.transport.http import Service
+from gradmedic.exceptions import ApiError, GradmedicError, UsageError
+from gradmedic.transport.http import Service, is_retryable
 
 if TYPE_CHECKING:
     from gradmedic.upload.replay import Replay
@@ -35,6 +36,13 @@ class SyncCommand:
             nargs="?",
             help="folder with the unsent steps of runs (default: $GRADMEDIC_DIR or ./.gradmedic)",
         )
+        parser.add_argument(
+            "--wait",
+            metavar="SECONDS",
+            type=float,
+            default=0.0,
+            help="try again for so long while the service does not answer (default: a few attempts)",
+        )
         parser.add_argument("--json", action="store_true", help="print JSON, one session per line")
 
     def run(self, args: argparse.Namespace) -> int:
@@ -53,6 +61,7 @@ class SyncCommand:
             found = find_sessions(service, directory)
         except OSError as error:
             raise UsageError(f"cannot read the folder {directory}: {error}") from error
+        deadline = time.monotonic() + args.wait
         is_complete = not found.unreadable
         total = sum(replay.remaining for replay in found.replays)
         for session in found.unreadable:
@@ -65,7 +74,7 @@ class SyncCommand:
                     progress.update(total - left, total)
 
                 for replay in found.replays:
-                    result = _send(replay, show_progress)
+                    result = _send(replay, show_progress, deadline)
                     is_complete &= result.error is None and not replay.damage and not replay.refused
                     progress.clear()
                     _report(args, result, replay, f"{service.base_url}/runs/{replay.run_id}")
@@ -98,15 +107,17 @@ class SyncResult:
     """Files with what cannot be read."""
 
 
-def _send(replay: Replay, on_block: Callable[[], None]) -> SyncResult:
+def _send(replay: Replay, on_block: Callable[[], None], deadline: float) -> SyncResult:
     """Send one session, and delete it if all of it was sent that can be read; call `on_block` after each block.
+
+    A service that does not answer is tried again until `deadline`, by `time.monotonic()`.
 
     Raises:
         TransportError: the service cannot be reached.
     """
     error: str | None = None
     try:
-        while not call_with_retries(replay.send_next):
+        while not _send_next(replay, deadline):
             on_block()
         replay.delete()
     except (ApiError, OSError) as reason:
@@ -121,6 +132,15 @@ def _send(replay: Replay, on_block: Callable[[], None]) -> SyncResult:
         unreadable_bytes=replay.damage.bytes,
         damaged_files=[str(path) for path in replay.damaged_files],
     )
+
+
+def _send_next(replay: Replay, deadline: float) -> bool:
+    while True:
+        try:
+            return call_with_retries(replay.send_next)
+        except GradmedicError as error:
+            if not is_retryable(error) or time.monotonic() >= deadline:
+                raise
 
 
 def _report(args: argparse.Namespace, result: SyncResult, replay: Replay | None = None, page: str = "") -> None:

@@ -23,7 +23,8 @@ class Reactions:
         sampler: samples every step for a while after a spike or an unhealthy verdict.
         instrumentations: clip the gradients.
         stops_if_unhealthy: whether an unhealthy verdict raises `UnhealthyRunError`.
-        is_trial: whether the run is a trial. `TrialSession` ends a trial, so no `RunStoppedError` is raised.
+        is_trial: whether the run is a trial. `TrialSession` ends a trial, so no `RunStoppedError` is raised. Verdicts
+            have no effect, because the step at which one arrives depends on time.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Reactions:
 
     @property
     def verdict(self) -> str:
-        """The last verdict of the service."""
+        """The last verdict of the service; `undetermined` in a trial."""
         self.receive()
         return self._verdict
 
@@ -74,7 +75,7 @@ class Reactions:
                 self._sampler.sample_every_step()
             elif isinstance(event, StopRequested):
                 self._request_stop()
-            else:
+            elif not self._is_trial:
                 self._received.append(event)
                 if isinstance(event, VerdictEvent):
                     self._verdict = event.verdict

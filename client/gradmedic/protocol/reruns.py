@@ -19,7 +19,7 @@ RERUN_STATUSES = ("queued", "running", "done", "not_reproduced", "failed", "canc
 TRIAL_STATUSES = ("queued", "running", "done", "failed", "cancelled", "stopped", "not_applicable")
 
 
-ATTEMPT_STATUSES = ("running", "lost", "done", "failed", "cancelled", "stopped", "not_applicable")
+ATTEMPT_STATUSES = ("running", "lost", "incomplete", "done", "failed", "cancelled", "stopped", "not_applicable")
 
 
 EXECUTORS = ("local", "ray")
@@ -128,6 +128,9 @@ class Attempt:
     """Time at which the attempt ended. Null before."""
     environment: dict[str, str]
     """Versions and device that the attempt used."""
+    start_seconds: float | None = None
+    """Number of seconds from the claim to the first step. An attempt on a cluster counts from the start of its process.
+    Null before the first step, and if the run was deleted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

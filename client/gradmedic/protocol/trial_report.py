@@ -33,6 +33,9 @@ class TrialReport:
     """The reason why the remedies cannot be applied at all. Null if they can."""
     ended: str | None = None
     """The reason why the SDK has ended the script. Null if the SDK has not."""
+    last_step: int | None = None
+    """Number of the last step that the script has logged within the budget. It is known at the end: before, and if the
+    script logged no step, it is -1. Null in a report of an earlier version."""
     environment: dict[str, str] = field(default_factory=dict)
     """Versions and device that the script runs on."""
 

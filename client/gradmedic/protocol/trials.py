@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
-from gradmedic.protocol.numbers import LARGEST_INT32
+from gradmedic.protocol.numbers import LARGEST_INT32, MAX_EXACT_INTEGER
 from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.reruns import EXECUTORS
 from gradmedic.protocol.schema import SCHEMA, Between, Number, OneOf, StrictInt, Text
@@ -161,6 +161,9 @@ class TrialResult:
     """Versions and device that the attempt used."""
     seconds: Number | None = None
     """Duration of the attempt in seconds. Null means the time until the service receives the result."""
+    last_step: Annotated[StrictInt, Between(-1, MAX_EXACT_INTEGER)] | None = None
+    """Number of the last step that the script has logged, -1 if none is known. If the service lacks it, the attempt is
+    incomplete. Another attempt follows. Null means that the attempt counts with the steps that the service has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,9 @@ The training thread only appends to a `deque`. It takes no lock, and it wakes no
 system call: the recorder looks again after a short pause.
 
 The last step is held for a moment, because a script may call `log()` once more for it, with other numbers.
+
+What is recorded of a trial must not depend on time. There, the last step is held until the next one, and the training
+thread waits where there is no room for a draft.
 """
 
 from __future__ import annotations
@@ -66,6 +69,7 @@ class Recorder:
         events: takes a `SpikeDetected` for each step of which only the recorder could find out that it jumps.
         warnings: take what cannot be recorded.
         max_bytes: largest number of bytes in memory for drafts.
+        is_trial: whether the run is a trial.
     """
 
     def __init__(
@@ -76,7 +80,9 @@ class Recorder:
         warnings: OneTimeWarnings,
         *,
         max_bytes: int,
+        is_trial: bool = False,
     ) -> None:
+        self._is_trial = is_trial
         self._output = output
         self._describer = describer
         self._events = events
@@ -101,7 +107,9 @@ class Recorder:
         self._late_metrics: dict[str, float] = {}
 
     def record(self, draft: Draft | Rewind) -> None:
-        """Accept a draft or a rewind; returns at once."""
+        """Accept a draft or a rewind; returns at once, except in a trial that has no room for it."""
+        if self._is_trial:
+            self._wait_for_room()
         if self._output.is_closed:
             return
         if len(self._drafts) > self._max_drafts:  # the recorder hangs, on a disk most likely
@@ -122,6 +130,13 @@ class Recorder:
             self._wake_up.set()
             self._progress.wait_for(lambda: self._recorded >= target or self._output.is_closed, timeout)
             return self._recorded >= target
+
+    def _wait_for_room(self) -> None:
+        if len(self._drafts) > self._max_drafts:
+            with self._progress:
+                self._progress.wait_for(
+                    lambda: len(self._drafts) <= self._max_drafts or self._output.is_closed or self._is_stopped
+                )
 
     def close(self, timeout: float) -> None:
         """Record what is left within `timeout` seconds, and stop."""
@@ -149,7 +164,7 @@ class Recorder:
                 must_release, self._must_release = self._must_release, False  # before the drafts that it is meant for
                 while self._drafts:
                     self._record(self._drafts.popleft())
-                if must_release or time.monotonic() >= self._held_until:
+                if must_release or (not self._is_trial and time.monotonic() >= self._held_until):
                     self._release()
                 self._report_overflow()
                 with self._progress:
@@ -182,7 +197,10 @@ class Recorder:
         self._recorded += 1
 
     def _hold(self, step: Step, is_spike: bool | None) -> None:
-        """Hold a new step for a moment; send it at once if it jumps, which the training thread may have found out."""
+        """Hold a new step; send it at once if it jumps, which the training thread may have found out.
+
+        A jump ends no hold of a trial, because what is logged for the step later would be left out.
+        """
         self._last_number = step.number
         if self._late_metrics:
             step = dataclasses.replace(step, metrics={**self._late_metrics, **step.metrics})
@@ -191,7 +209,7 @@ class Recorder:
             is_spike = self._spikes.update(step)
             if is_spike:
                 self._events.append(SpikeDetected())
-        if is_spike:
+        if is_spike and not self._is_trial:
             self._output.append(step, is_urgent=True)
             self._recorded += 1
         else:

@@ -8,6 +8,9 @@ ladder, twice in a row. So a busy machine does not change which steps are sample
 Steps that matter are sampled besides: after a spike or an unhealthy verdict, and a step with a non-finite gradient.
 Each of them is owed, and while steps are owed, samples come half as often.
 
+In a trial nothing depends on a clock: trials are compared, and one on a busy machine must have the statistics of one on
+a quiet machine. There, the steps are chosen by their number alone.
+
 A step is one `log()`, and usually has one optimizer step. A script that seldom or never calls `log()` makes many
 optimizer steps in between: of these, some are sampled, so that the cost stays the same share.
 """
@@ -63,12 +66,18 @@ class Sampler:
     """Decides which steps are sampled. Used by the training thread.
 
     Args:
-        log_freq: a number samples the first steps and then each multiple of it; None keeps to a share of the time.
+        log_freq: a number samples the first steps and then each multiple of it; None keeps to a share of the time, or
+            samples every step of a trial.
         clock: function that returns seconds; by default, the CPU time of the calling thread.
+        is_trial: whether the run is a trial.
     """
 
-    def __init__(self, log_freq: int | None, clock: Callable[[], float] | None = None) -> None:
-        self._log_freq = log_freq
+    def __init__(
+        self, log_freq: int | None, clock: Callable[[], float] | None = None, *, is_trial: bool = False
+    ) -> None:
+        self._log_freq = 1 if is_trial and log_freq is None else log_freq
+        self.is_trial = is_trial
+        """Whether the run is a trial."""
         self.clock = clock or choose_clock()
         """The clock that the cost of sampling is measured with."""
         self._count = 0

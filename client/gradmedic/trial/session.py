@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from gradmedic.torch.watch import Watch
 
 FINISH_SECONDS = 60.0
-"""Seconds that the end of a trial waits for a service that is away. Its outcome depends on the steps that the service
-has, and its lease outlives such a time, too."""
+"""Seconds that the end of a trial waits for a service that is away, however short a timeout the script gives. Its
+outcome depends on the steps that the service has. What is left then stays on disk, and the worker sends it."""
 
 
 class TrialSession:
@@ -34,23 +34,32 @@ class TrialSession:
         self._report = environment.report
         self._finish_run = finish_run
         self._applied: list[AppliedRemedies] = []
+        self._last_step = -1  # within the budget
 
     @property
     def is_trial(self) -> bool:
         """Whether this process is a trial of a rerun."""
         return self._instructions is not None
 
-    def choose_log_freq(self, log_freq: int | None) -> int | None:
-        """Return the sampling frequency: trials are compared step by step, so all steps of one are sampled."""
-        return 1 if self.is_trial and log_freq is None else log_freq
-
     def stop_reporting(self) -> None:
         """Write no report: the first process of the training writes it."""
         self._report = ReportFile()
 
-    def report_environment(self) -> None:
-        """Report versions and machine."""
-        self._report.update(environment=describe_environment())
+    def report_start(self) -> None:
+        """Report versions and machine, and that no step was logged so far."""
+        self._report.update(environment=describe_environment(), last_step=-1)
+
+    def report_last_step(self, last_step: int) -> None:
+        """Report the last step, before the script waits until the service has it.
+
+        Args:
+            last_step: number of the last step that the script has logged; -1 if it has logged none. A step beyond the
+                budget does not count, because the service takes none.
+        """
+        if self._instructions is not None:
+            steps = self._instructions.steps
+            is_beyond = steps is not None and last_step >= steps
+            self._report.update(last_step=self._last_step if is_beyond else last_step)
 
     def apply_remedies(
         self,
@@ -107,11 +116,14 @@ class TrialSession:
         """
         if self._instructions is None:
             return
+        budget = self._instructions.steps
+        if budget is None or steps <= budget:
+            self._last_step = steps - 1
         for applied in self._applied:
             if (reason := applied.reason_to_end()) is not None:
                 self._end_as_not_applicable(reason)
-        if self._instructions.steps is not None and steps >= self._instructions.steps:
-            self._end(f"its {self._instructions.steps} steps are done")
+        if budget is not None and steps >= budget:
+            self._end(f"its {budget} steps are done")
         if is_stop_requested:
             self._end("the service needs no more of this trial")
 

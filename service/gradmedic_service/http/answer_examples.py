@@ -223,6 +223,7 @@ def _attempt(run_id: UUID, started_at: datetime, ended_at: datetime) -> Attempt:
         started_at=started_at,
         ended_at=ended_at,
         environment=ENVIRONMENT,
+        start_seconds=2.5,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -14,6 +15,7 @@ from gradmedic_service.reruns import repository
 from gradmedic_service.reruns.advancing import CURVE
 from gradmedic_service.reruns.outcomes import CANDIDATES, OUTCOMES, published_outcome
 from gradmedic_service.reruns.repository import ACTIVE_STATUSES
+from gradmedic_service.runs.progress import read_progress
 from gradmedic_service.trainables import repository as trainables
 from gradmedic_service.trainables.service import has_expired_offer
 
@@ -108,8 +110,25 @@ def _describe_trial(trial: models.Trial, attempts: Sequence[models.Attempt], run
                 started_at=attempt.started_at,
                 ended_at=attempt.ended_at,
                 environment=dict(attempt.environment),
+                start_seconds=_start_seconds(attempt.started_at, runs.get(attempt.run_id)),
             )
             for attempt in attempts
         ],
         lease_expires_at=trial.lease_expires_at,
     )
+
+
+def _start_seconds(started_at: datetime, run: models.Run | None) -> float | None:
+    """Return the seconds from the start of an attempt to the first step of its run, None before that step.
+
+    The SDK creates the run soon after the first step. The step itself has a time of the script's clock, which counts
+    where it agrees with the service's clock.
+    """
+    if run is None or run.last_step is None:
+        return None
+    created = (run.created_at - started_at).total_seconds()
+    progress = read_progress(run.progress)
+    logged = -1.0
+    if progress is not None and progress.first_time is not None:
+        logged = progress.first_time - started_at.timestamp()
+    return max(0.0, logged if 0.0 <= logged < created else created)

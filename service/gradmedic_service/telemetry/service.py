@@ -296,6 +296,12 @@ def read_losses(connection: Connection, run_id: UUID, last_step: int) -> NDArray
     return np.concatenate(losses)
 
 
+def read_verdict_at(connection: Connection, run_id: UUID, step: int) -> str:
+    """Return the verdict on a run as it was at a step."""
+    changes = repository.read_verdict_changes(connection, run_id)
+    return next((change.verdict for change in reversed(changes) if change.step <= step), "undetermined")
+
+
 def _find_run(connection: Connection, principal: Principal, run_id: UUID, *, is_locked: bool = False) -> RunRow:
     run = repository.read_run(connection, run_id, is_locked=is_locked)
     if run is None or not principal.reaches_run(run_id, run.project):

@@ -31,7 +31,8 @@ class Absences:
 
     def __init__(self, interval: float, lease: float) -> None:
         self._interval = timedelta(seconds=interval)
-        self._lease = timedelta(seconds=lease)
+        self.lease = timedelta(seconds=lease)
+        """Length of a lease."""
         self._worked_at: datetime | None = None
         self._absences: deque[tuple[datetime, timedelta]] = deque()
         self.grace = timedelta(0)
@@ -40,7 +41,7 @@ class Absences:
     def record_work(self, at: datetime) -> timedelta:
         """Record that the due work is done at a moment of the database's clock, and return the new grace."""
         if self._worked_at is None:
-            absence = min(self._lease, timedelta(seconds=START_SECONDS))
+            absence = min(self.lease, timedelta(seconds=START_SECONDS))
         else:
             absence = at - self._worked_at - self._interval
         self._worked_at = at
@@ -49,7 +50,7 @@ class Absences:
         grace = timedelta(0)
         kept = 0
         for ended_at, absence in reversed(self._absences):
-            if ended_at < at - self._lease - grace:
+            if ended_at < at - self.lease - grace:
                 break
             grace += absence
             kept += 1

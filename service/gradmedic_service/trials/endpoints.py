@@ -45,7 +45,10 @@ TICKET_EXAMPLES: dict[str, Any] = {
 }
 REDEEM_EXAMPLES: dict[str, Any] = {"redeem": {"summary": "The attempt of the ticket", "value": {"attempt": 1}}}
 RESULT_EXAMPLES: dict[str, Any] = {
-    "done": {"summary": "The script ran to its end", "value": {"attempt": 1, "status": "done", "exit_code": 0}},
+    "done": {
+        "summary": "The script ran to its end",
+        "value": {"attempt": 1, "status": "done", "exit_code": 0, "last_step": 499},
+    },
     "failed": {
         "summary": "The script crashed",
         "value": {"attempt": 1, "status": "failed", "exit_code": 1, "reason": "exit code 1", "output": "KeyError"},
@@ -181,6 +184,9 @@ def publish_result(
     body: Annotated[TrialResult, json_body(TrialResult, RESULT_EXAMPLES)],
     database: DatabaseDependency,
 ) -> RerunDetail:
-    """Publish the result of an attempt. It counts once, and the rerun goes on with its next trials."""
+    """Publish the result of an attempt. It counts once, and the rerun goes on with its next trials.
+
+    If the service lacks steps that the script has logged, the attempt is `incomplete`, and another attempt follows.
+    """
     with database.writing() as session:
         return service.publish_result(session, principal, trial_id, body)

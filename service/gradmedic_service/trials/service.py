@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gradmedic.protocol.encoding import without_nonfinite
 from gradmedic.protocol.names import text_error
-from gradmedic.protocol.reruns import RerunDetail
+from gradmedic.protocol.reruns import EXECUTORS_WITH_TICKETS, RerunDetail
 from gradmedic.protocol.service import FieldError
 from gradmedic.protocol.trials import RESULT_STATUSES, HeartbeatResult, TrialHeartbeat, TrialOutput, TrialResult
+from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.database import models
 from gradmedic_service.database.clock import database_time
@@ -26,10 +31,19 @@ from gradmedic_service.telemetry import service as telemetry
 from gradmedic_service.trials import repository
 from gradmedic_service.trials.absences import Absences
 from gradmedic_service.trials.errors import TrialNotFound
-from gradmedic_service.trials.lookup import find_trial, find_trial_of_worker, stale_attempt, trial_not_found
+from gradmedic_service.trials.lookup import (
+    check_running,
+    find_trial,
+    find_trial_of_worker,
+    stale_attempt,
+    trial_not_found,
+)
 
 MAX_ATTEMPTS = 3
-"""Number of attempts at a trial that may be lost. After that, the trial itself counts as the cause, and has failed."""
+"""Number of attempts at a trial that may be lost or incomplete. After that, the trial itself counts as the cause: it
+has failed."""
+REPEATED_STATUSES = ("lost", "incomplete")
+"""Statuses of attempts without a result. Another attempt follows."""
 MAX_REASON = 2_000
 """Number of characters that are kept of a worker's reason."""
 
@@ -87,30 +101,18 @@ def publish_result(session: Session, principal: Principal, trial_id: UUID, body:
             return answers.describe(session, rerun)
         raise stale_attempt(trial, body.attempt)
     at = database_time(session)
-    if body.status == "lost" and trial.reason_to_stop is None:
-        if trial.attempt != body.attempt or trial.status != "running":
-            raise stale_attempt(trial, body.attempt)
-        reason = _shortened(body.reason) or "the machine or the job that ran it was lost"
-        _give_up_attempt(session, trial, at, reason, output=body.output)
+    run = None if attempt is None else reruns.read_runs(session, [attempt]).get(attempt.run_id)
+    status, reason = _judge_result(body, trial, run)
+    if status in REPEATED_STATUSES:
+        check_running(trial, body.attempt)
+        _give_up_attempt(session, trial, at, status, reason or "", body)
     else:
-        run = None if attempt is None else reruns.read_runs(session, [attempt]).get(attempt.run_id)
-        status, reason_of_end = _judge_result(body, trial, run)
-        if not repository.end_trial(session, trial_id, body.attempt, status=status, reason=reason_of_end):
+        if not repository.end_trial(session, trial_id, body.attempt, status=status, reason=reason):
             raise stale_attempt(trial, body.attempt)
         trial = _trial_of_id(reruns.read_trials(session, rerun.id), trial_id)
         if run is not None:
             _store_curve(session, rerun, trial, run)
-        end_attempt(
-            session,
-            trial,
-            at,
-            status=status,
-            reason=reason_of_end,
-            exit_code=body.exit_code,
-            output=body.output,
-            environment=body.environment,
-            seconds=body.seconds,
-        )
+        end_attempt(session, trial, at, status=status, reason=reason, **_facts_of(body))
     advance(session, rerun, at)
     return answers.describe(session, rerun)
 
@@ -136,23 +138,39 @@ def list_reruns_with_lost_trials(session: Session, absences: Absences, limit: in
 def requeue_lost_trials(session: Session, rerun_id: UUID, absences: Absences) -> bool:
     """Queue the trials of a rerun again whose lease has expired; those that have lost too many attempts have failed.
 
-    The time in which the service answered no request does not count. Returns False if the rerun has no such trial any
-    more, or if another transaction holds the rerun.
+    The time in which the service answered no request does not count. A script on its worker's machine ends with its
+    worker, so the steps that it sends renew the lease of a worker that gets no time to send heartbeats. Returns False
+    if the rerun has no lost trial, or if another transaction holds the rerun.
     """
     rerun = reruns.lock_rerun(session, rerun_id, skips_locked=True)
     if rerun is None:
         return False
     at = database_time(session)
     trials = reruns.read_trials(session, rerun_id)
-    lost = repository.lock_lost_trials(session, rerun_id, at - absences.grace)
+    lost = []
+    for trial in repository.lock_lost_trials(session, rerun_id, at - absences.grace):
+        heard_at = _last_heard_of_script(session, rerun, trial)
+        if heard_at is not None and heard_at + absences.lease > at - absences.grace:
+            trial.lease_expires_at = heard_at + absences.lease
+        else:
+            lost.append(trial)
     for trial in lost:
         # The worker ends the process at the latest when the seconds of the rerun are spent.
         seconds = max(0.0, rerun.seconds - sum(other.seconds for other in trials))
         reason = "its worker sent no heartbeat in time"
-        _give_up_attempt(session, trial, trial.lease_expires_at or at, reason, seconds=seconds)
+        _give_up_attempt(session, trial, trial.lease_expires_at or at, "lost", reason, seconds=seconds)
     if lost:
         advance(session, rerun, at)
     return bool(lost)
+
+
+def _last_heard_of_script(session: Session, rerun: models.Rerun, trial: models.Trial) -> datetime | None:
+    """Return when the script of a trial sent its last step; None where it may outlive its worker, or has no run yet."""
+    attempt = reruns.find_attempt(session, trial.id, trial.attempt)
+    if attempt is None or rerun.executor in EXECUTORS_WITH_TICKETS:
+        return None
+    run = reruns.read_runs(session, [attempt]).get(attempt.run_id)
+    return None if run is None else run.updated_at
 
 
 def _trial_of_id(trials: Sequence[models.Trial], trial_id: UUID) -> models.Trial:
@@ -173,14 +191,33 @@ def _check_result(body: TrialResult) -> None:
 
 
 def _judge_result(body: TrialResult, trial: models.Trial, run: models.Run | None) -> tuple[str, str | None]:
-    """Return the status and the reason with which a trial ends."""
+    """Return the status and the reason with which an attempt ends."""
     if trial.reason_to_stop is not None and body.status != "not_applicable":
         return "stopped", trial.reason_to_stop
+    if body.status == "lost":
+        return "lost", _shortened(body.reason) or "the machine or the job that ran it was lost"
+    if body.status in ("done", "failed") and (missing := _describe_missing_steps(body, run)) is not None:
+        return "incomplete", missing
     if body.status == "done" and run is None:
         return "failed", "the script ended without gradmedic.init()"
     if body.status == "done" and run is not None and run.last_step is None:
         return "failed", "the script never called run.log()"
     return body.status, _shortened(body.reason)
+
+
+def _describe_missing_steps(body: TrialResult, run: models.Run | None) -> str | None:
+    """Return which steps the service lacks of those that the script has logged; None if it lacks none, as far as known.
+
+    The run may miss steps before its last one: those for which the SDK had no room.
+    """
+    stored = -1 if run is None or run.last_step is None else run.last_step
+    if body.last_step is not None and body.last_step > stored:
+        has = "no step" if stored == -1 else f"its steps up to {stored}"
+        return f"the script has logged its steps up to {body.last_step}, and the service has {has}"
+    if body.last_step == -1 and stored >= 0:
+        return f"the script ended before the SDK could send the steps after {stored}"
+    dropped = None if run is None else (run.details.training or {}).get("dropped_steps")
+    return f"the SDK had no room for {dropped} of its steps" if dropped else None
 
 
 def _shortened(reason: str | None) -> str | None:
@@ -191,18 +228,42 @@ def _give_up_attempt(
     session: Session,
     trial: models.Trial,
     at: datetime,
+    status: str,
     reason: str,
+    result: TrialResult | None = None,
     *,
-    output: str | None = None,
     seconds: float | None = None,
 ) -> None:
-    """End the running attempt as lost, and queue its trial again unless it has lost too many attempts."""
-    end_attempt(session, trial, at, status="lost", reason=reason, output=output, seconds=seconds)
+    """End the running attempt without a result, and queue its trial again unless too many attempts ended so.
+
+    Args:
+        session: a session of the transaction that ends the attempt.
+        trial: the trial.
+        at: the time at which the attempt ended.
+        status: the new status of the attempt, one of `REPEATED_STATUSES`.
+        reason: why it has no result.
+        result: what its worker has sent; None if the worker is silent.
+        seconds: the seconds that it took at most, where no worker has sent them.
+    """
+    facts: dict[str, Any] = {"seconds": seconds} if result is None else _facts_of(result)
+    end_attempt(session, trial, at, status=status, reason=reason, **facts)
     trial.lease_expires_at = None
+    trial.verdict, trial.rungs, trial.curve = "undetermined", [], None  # nothing is compared with a part of a trial
     if trial.attempt >= MAX_ATTEMPTS:
-        trial.status, trial.reason = "failed", f"{trial.attempt} attempts at it were lost; the last one: {reason}"
+        trial.status = "failed"
+        trial.reason = f"{trial.attempt} attempts at it were lost or incomplete; the last one: {reason}"
     else:
         trial.status, trial.reason = "queued", None
+
+
+def _facts_of(result: TrialResult) -> dict[str, Any]:
+    """Return what a result has of an attempt's process, as `end_attempt` takes it."""
+    return {
+        "exit_code": result.exit_code,
+        "output": result.output,
+        "environment": result.environment,
+        "seconds": result.seconds,
+    }
 
 
 def _store_passed_rungs(session: Session, rerun: models.Rerun, trial: models.Trial, run: models.Run) -> None:
@@ -219,10 +280,27 @@ def _store_passed_rungs(session: Session, rerun: models.Rerun, trial: models.Tri
 
 def _store_curve(session: Session, rerun: models.Rerun, trial: models.Trial, run: models.Run) -> None:
     """Store the verdict and the losses of a trial that has ended."""
+    losses = telemetry.read_losses(session.connection(), run.id, rerun.steps - 1)
     trial.verdict = run.verdict
+    if trial.candidate == experiment.CONTROL and run.verdict not in UNHEALTHY_VERDICTS:
+        trial.verdict = _verdict_on_same_losses(session, rerun, losses) or run.verdict
     _store_passed_rungs(session, rerun, trial, run)
-    curve = summarize_losses(telemetry.read_losses(session.connection(), run.id, rerun.steps - 1))
+    curve = summarize_losses(losses)
     trial.curve = None if curve is None else without_nonfinite(asdict(curve))
+
+
+def _verdict_on_same_losses(session: Session, rerun: models.Rerun, losses: NDArray[np.float64]) -> str | None:
+    """Return the unhealthy verdict on the suspect run, if it had these losses within the budget; else None.
+
+    The suspect run may have sampled fewer steps than its control, or others. This must not decide whether its failure
+    is reproduced.
+    """
+    connection, last_step = session.connection(), rerun.steps - 1
+    suspected = telemetry.read_losses(connection, rerun.run_id, last_step)
+    if not len(losses) or not np.array_equal(suspected, losses, equal_nan=True):
+        return None
+    verdict = telemetry.read_verdict_at(connection, rerun.run_id, last_step)
+    return verdict if verdict in UNHEALTHY_VERDICTS else None
 
 
 def _reason_to_stop(rerun: models.Rerun, trial: models.Trial, trials: Sequence[models.Trial], steps: int) -> str | None:

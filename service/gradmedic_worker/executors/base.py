@@ -46,7 +46,11 @@ class TrialProcess(Protocol):
         """Whether the process runs, or has run. The time limit counts from the start."""
 
     def wait(self, seconds: float) -> TrialEnd | LostAttempt | None:
-        """Wait up to `seconds` for the end. Return None if it has not come."""
+        """Wait up to `seconds` for the end. Return None if it has not come.
+
+        The steps that the script left on disk are sent before: the end comes when the service has them, or after the
+        length of a lease.
+        """
 
     def output(self) -> str:
         """Return the output so far; of a long output, its start and its end."""

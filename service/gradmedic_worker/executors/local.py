@@ -8,16 +8,22 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from gradmedic.exceptions import ConfigurationError
 from gradmedic.protocol.trials import ClaimedTrial
 from gradmedic_worker.attempt import GRACE_SECONDS
 from gradmedic_worker.configuration import WorkerConfiguration
-from gradmedic_worker.executors.base import TrialEnd
-from gradmedic_worker.executors.local_processes import LaunchSpec, LocalProcess, ProcessStarter
+from gradmedic_worker.executors.base import STOPPED, TrialEnd
+from gradmedic_worker.executors.local_processes import LaunchSpec, LocalProcess, ProcessEnd, ProcessStarter
 from gradmedic_worker.executors.trial_environment import build_shared_environment, build_trial_environment
-from gradmedic_worker.executors.trial_folder import create_trial_folder, create_worker_folder, read_report
+from gradmedic_worker.executors.trial_folder import (
+    create_trial_folder,
+    create_worker_folder,
+    get_unsent_steps_path,
+    read_report,
+)
 from gradmedic_worker.executors.trial_user import TrialUser, find_trial_user
 from gradmedic_worker.trainable_command import TrainableCommand
 
@@ -74,7 +80,7 @@ class LocalExecutor:
         return self._slots
 
     def prepare(self) -> None:
-        """Create the folder of the trials.
+        """Create the folder of the trials, and start the processes from which they are forked.
 
         Raises:
             ConfigurationError: A trainable's program does not exist, or the user of the trials cannot be used.
@@ -90,6 +96,10 @@ class LocalExecutor:
             folders = [trainable.directory for trainable in self._configuration.trainables.values()]
             programs = [Path(program) for program in self._programs.values() if program is not None]
             self._user.check_access([self._folder, *folders, *programs])
+        for name, trainable in self._configuration.trainables.items():
+            if self._may_fork and trainable.may_fork and self._user is None:
+                shared = build_shared_environment(trainable, self._environment, self._threads)
+                self._starter.preload([self._programs[name] or "", *trainable.command[1:]], shared)
 
     def list_startable_trainables(self) -> list[str]:
         """Return the names of the trainables for which enough GPUs are free."""
@@ -126,7 +136,25 @@ class LocalExecutor:
         except BaseException:
             self._release(gpus, folder)
             raise
-        return LocalTrial(process, folder, memory, lambda: self._release(gpus, folder))
+        unsent_steps = get_unsent_steps_path(folder)
+        delivery = replace(
+            spec,
+            # Isolated: it imports no file of the trainable. It runs as the trial's user, who wrote the steps.
+            command=[
+                *(sys.executable, "-I", "-m", "gradmedic", "sync", str(unsent_steps)),
+                f"--wait={claimed.lease_seconds}",
+            ],
+            output=folder / "delivery",
+            seconds=2 * claimed.lease_seconds,
+        )
+        return LocalTrial(
+            process,
+            folder,
+            memory,
+            has_unsent_steps=lambda: (unsent_steps / str(claimed.run_id)).is_dir(),
+            start_delivery=lambda: self._starter.start(delivery, shared, may_fork=False),
+            release=lambda: self._release(gpus, folder),
+        )
 
     def close(self) -> None:
         """End the fork servers, and remove the folder of the trials."""
@@ -150,21 +178,70 @@ class LocalExecutor:
 
 
 class LocalTrial:
-    """The process of an attempt on this machine."""
+    """The process of an attempt on this machine, and afterwards the delivery of the steps that it could not send.
+
+    Args:
+        process: The process of the script.
+        folder: The trial's folder.
+        memory: The trial's limit in bytes.
+        has_unsent_steps: Function that returns whether the script left steps on disk.
+        start_delivery: Function that starts the process which sends them.
+        release: Function that gives back what the trial has taken.
+    """
 
     has_started = True
 
-    def __init__(self, process: LocalProcess, folder: Path, memory: int, release: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        process: LocalProcess,
+        folder: Path,
+        memory: int,
+        *,
+        has_unsent_steps: Callable[[], bool],
+        start_delivery: Callable[[], LocalProcess],
+        release: Callable[[], None],
+    ) -> None:
         self._process = process
         self._folder = folder
         self._memory = memory
+        self._has_unsent_steps = has_unsent_steps
+        self._start_delivery = start_delivery
         self._release = release
+        self._end: TrialEnd | None = None
+        self._delivery: LocalProcess | None = None
 
     def wait(self, seconds: float) -> TrialEnd | None:
         """Wait up to `seconds` for the end. Return None if it has not come."""
-        end = self._process.wait(seconds)
-        if end is None:
-            return None
+        if self._end is None:
+            end = self._process.wait(seconds)
+            if end is None:
+                return None
+            self._end = self._describe_end(end)
+            if end.reason != STOPPED and self._has_unsent_steps():
+                self._delivery = self._start_delivery()
+        if self._delivery is not None:
+            if self._delivery.wait(seconds) is None:
+                return None
+            self._delivery.close()
+            self._delivery = None
+        return self._end
+
+    def output(self) -> str:
+        """Return the output so far; of a long output, its start and its end."""
+        return self._read_output("output") + self._read_output("delivery")
+
+    def stop(self) -> None:
+        """Send SIGTERM to the script, and SIGKILL after `GRACE_SECONDS`. A delivery is stopped likewise."""
+        (self._process if self._delivery is None else self._delivery).stop()
+
+    def close(self) -> None:
+        """Kill everything that still runs, and remove the trial's folder."""
+        if self._delivery is not None:
+            self._delivery.close()
+        self._process.close()
+        self._release()
+
+    def _describe_end(self, end: ProcessEnd) -> TrialEnd:
         memory_reason = f"it held more than {self._memory / 2**30:.2g} GiB of memory"
         return TrialEnd(
             exit_code=end.exit_code,
@@ -172,21 +249,11 @@ class LocalTrial:
             report=read_report(self._folder),
         )
 
-    def output(self) -> str:
-        """Return the output so far; of a long output, its start and its end."""
+    def _read_output(self, name: str) -> str:
         try:
-            return (self._folder / "output").read_bytes().decode("utf-8", "replace")
+            return (self._folder / name).read_bytes().decode("utf-8", "replace")
         except OSError:
             return ""
-
-    def stop(self) -> None:
-        """Send SIGTERM to the script, and SIGKILL after `GRACE_SECONDS`."""
-        self._process.stop()
-
-    def close(self) -> None:
-        """Kill everything that still runs, and remove the trial's folder."""
-        self._process.close()
-        self._release()
 
 
 def find_gpus(environment: Mapping[str, str]) -> list[str]:

@@ -133,6 +133,11 @@ class ProcessStarter:
         process.send(json.dumps(asdict(spec), default=str))
         return process
 
+    def preload(self, command: list[str], shared_environment: Mapping[str, str]) -> None:
+        """Start the process from which attempts with this command are forked, so that the first one finds it ready."""
+        if is_forkable(command):
+            self._fork_server(shared_environment)
+
     def close(self) -> None:
         """End the fork servers."""
         for server in self._fork_servers.values():
@@ -206,6 +211,8 @@ class _ForkServer:
 
     def close(self) -> None:
         """End the server."""
+        if not self._has_reported.is_set():
+            self._process.kill()  # it still imports, and has forked nothing
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)  # ends a wait for the report
         self._socket.close()

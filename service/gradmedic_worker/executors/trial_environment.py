@@ -11,7 +11,7 @@ from pathlib import Path
 from gradmedic.protocol.encoding import to_json
 from gradmedic.protocol.trials import ClaimedTrial
 from gradmedic.trial import REPORT_VARIABLE, SEED_VARIABLE, TRIAL_VARIABLE, TrialInstructions
-from gradmedic_worker.executors.trial_folder import get_report_path
+from gradmedic_worker.executors.trial_folder import get_report_path, get_unsent_steps_path
 from gradmedic_worker.trainable_command import TrainableCommand
 
 INHERITED_VARIABLES = (
@@ -72,9 +72,8 @@ def build_trial_environment(
         "GRADMEDIC_PROJECT": claimed.project,
         "GRADMEDIC_RUN_ID": str(claimed.run_id),
         "GRADMEDIC_SILENT": "1",
-        "GRADMEDIC_DIR": str(temporary),
+        "GRADMEDIC_DIR": str(get_unsent_steps_path(folder)),
         "GRADMEDIC_FLUSH_INTERVAL": FLUSH_INTERVAL,
-        "GRADMEDIC_LOG_FREQ": "1",  # so that all trials are judged by the same number of sampled steps
         SEED_VARIABLE: str(claimed.seed),
         TRIAL_VARIABLE: to_json(instructions).decode(),
         REPORT_VARIABLE: str(get_report_path(folder)),

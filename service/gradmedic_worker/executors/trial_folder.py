@@ -26,6 +26,11 @@ def get_report_path(folder: Path) -> Path:
     return folder / "report" / "report.json"
 
 
+def get_unsent_steps_path(folder: Path) -> Path:
+    """Return the folder in which the SDK keeps the steps that the service does not have."""
+    return folder / "tmp"
+
+
 def read_report(folder: Path) -> TrialReport:
     """Return the report of a trial's script. It is empty if the script wrote none.
 

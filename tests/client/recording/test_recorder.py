@@ -7,6 +7,7 @@ from collections import deque
 
 import numpy as np
 import pytest
+from tests.support.workers import WaitUntil
 
 from gradmedic.protocol.runs import RunCreate
 from gradmedic.recording import recorder as recorder_module
@@ -79,10 +80,10 @@ def row(layer: int, norm: float) -> Row:
     return Row(("grad_norm",), np.array([layer], dtype=np.int32), np.array([[norm]], dtype=np.float32))
 
 
-def make_recorder(output: CollectingOutput, events: deque[Event]) -> Recorder:
+def make_recorder(output: CollectingOutput, events: deque[Event], *, is_trial: bool = False) -> Recorder:
     """Return a recorder of a run without layers."""
     describer = RunDescriber(RunCreate(project="p", layers=[]), LayerRegistry(), [])
-    return Recorder(output, describer, events, OneTimeWarnings(), max_bytes=0)
+    return Recorder(output, describer, events, OneTimeWarnings(), max_bytes=0, is_trial=is_trial)
 
 
 def test_entries_are_recorded_in_order_and_a_spike_is_urgent() -> None:
@@ -160,3 +161,45 @@ def test_a_step_joins_the_measurements_of_several_instrumentations() -> None:
     assert step.row is not None
     assert step.row.layers.tolist() == [0, 2]
     assert step.row.values.tolist() == [[1.0], [3.0]]
+
+
+def test_a_trial_waits_for_room_and_drops_nothing(monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil) -> None:
+    """While the recorder of a trial hangs, record() waits, so that every step is recorded."""
+    monkeypatch.setattr(recorder_module, "_FEWEST_DRAFTS", 10)
+    output = CollectingOutput()
+    output.may_continue.clear()
+    recorder = make_recorder(output, deque(), is_trial=True)
+
+    def log() -> None:
+        for number in range(100):
+            recorder.record(draft(number))
+
+    training = threading.Thread(target=log, daemon=True)
+    training.start()
+    wait_until(lambda: len(recorder._drafts) > recorder._max_drafts)
+    output.may_continue.set()
+    training.join(TIMEOUT)
+    assert not training.is_alive()
+    recorder.close(TIMEOUT)
+    assert [entry.number for entry, _ in output.entries if isinstance(entry, Step)] == list(range(100))
+    assert output.dropped == 0
+
+
+@pytest.mark.parametrize("loss", [1.0, 1e6], ids=["usual", "spike"])
+def test_a_step_of_a_trial_is_held_until_the_next_one(
+    monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil, loss: float
+) -> None:
+    """What a trial logs for a step later belongs to it, however much later that is, also for a step that jumps."""
+    monkeypatch.setattr(recorder_module, "_HOLD", -1.0)
+    output = CollectingOutput()
+    recorder = make_recorder(output, deque(), is_trial=True)
+    for number in range(9):
+        recorder.record(draft(number))
+    recorder.record(draft(9, loss))
+    wait_until(lambda: len(output.entries) >= 9 and not recorder._drafts)
+    recorder.record(draft(9, None)._replace(metrics={"accuracy": 0.5}))
+    recorder.record(draft(10))
+    recorder.close(TIMEOUT)
+    steps = [entry for entry, _ in output.entries if isinstance(entry, Step)]
+    assert [step.number for step in steps] == list(range(11))
+    assert [step.metrics for step in steps[9:]] == [{"accuracy": 0.5}, {}]

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import update
 from starlette.testclient import TestClient
 from tests.support.played_worker import API, CLIP, STEPS, PlayedWorker, expire_leases, read, rerun, suspect
 
 from gradmedic_service.database.engine import Database
+from gradmedic_service.database.models import Run
 from gradmedic_service.due_work import do_due_work
 from gradmedic_service.trials.absences import Absences
 
 WORKER_PATIENCE = 3600.0
+LEASE = 60.0
+"""Seconds."""
+
+
+class NoAbsences(Absences):
+    """The absences of a process that has answered every request."""
+
+    def record_work(self, _at: datetime) -> timedelta:
+        """Return no grace."""
+        return self.grace
 
 
 def lose_worker(database: Database, *, started_before: float = 0.0) -> None:
@@ -49,6 +64,25 @@ def test_a_heartbeat_keeps_a_trial(client: TestClient, worker: PlayedWorker, dat
     assert worker.beat(claimed).status_code == 200
     assert do_due_work(database, WORKER_PATIENCE) == 0
     assert worker.beat(claimed).status_code == 200
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_steps_keep_a_trial_whose_worker_is_starved(
+    client: TestClient, worker: PlayedWorker, database: Database, is_killed: bool
+) -> None:
+    """A worker that sends no heartbeat keeps its trial while its script sends steps, and no longer than a lease."""
+    asked = rerun(client, suspect(client), CLIP)
+    claimed = worker.claim()
+    assert claimed is not None
+    worker.stream(claimed, "learning", steps=10)
+    expire_leases(database)
+    if is_killed:
+        with database.writing() as session:
+            session.execute(update(Run).values(updated_at=datetime.now(UTC) - timedelta(seconds=LEASE + 1)))
+    assert do_due_work(database, WORKER_PATIENCE, absences=NoAbsences(interval=1.0, lease=LEASE)) == is_killed
+    (trial,) = read(client, f"/reruns/{asked['id']}")["trials"]
+    assert trial["status"] == ("queued" if is_killed else "running")
+    assert worker.beat(claimed).status_code == (409 if is_killed else 200)
 
 
 def test_the_time_before_a_service_has_started_does_not_count(

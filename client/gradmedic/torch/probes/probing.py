@@ -59,7 +59,7 @@ class Probing:
         sampler: Sampler,
     ) -> None:
         self._sampler = sampler
-        self._schedule = ProbeSchedule(sampling, sampler.clock)
+        self._schedule = ProbeSchedule(sampling, None if sampler.is_trial else sampler.clock)
         self._meters: list[ProbeMeter] = []
         self._part_hooks = PartHooks(models)
         context = ProbeContext(models, optimizers, owned, self._schedule, self._part_hooks, self._call_safely)

@@ -30,14 +30,15 @@ class ProbeSchedule:
     """Decides which steps are probed: the first ones, then one in a number of sampled steps.
 
     At the start, the number is MIN_INTERVAL. Then it is the smallest on the ladder at which probes keep to their share
-    of the training's time.
+    of the training's time. Without a clock, it stays MIN_INTERVAL.
 
     Args:
         sampling: decides which steps are sampled. Only these are probed.
-        clock: function that returns the seconds of the training thread.
+        clock: function that returns the seconds of the training thread; None in a trial, where nothing may depend on
+            time.
     """
 
-    def __init__(self, sampling: SamplingLeader, clock: Callable[[], float]) -> None:
+    def __init__(self, sampling: SamplingLeader, clock: Callable[[], float] | None) -> None:
         self._sampling, self._clock = sampling, clock
         self._samples = 0
         self._since_probe = 0  # sampled steps since the last probe
@@ -48,7 +49,7 @@ class ProbeSchedule:
         self._rung = bisect.bisect_left(LADDER, MIN_INTERVAL)
         self._spent = 0.0  # seconds of the probes of the step that is being computed
         self._cheapest = 0.0  # seconds of the cheapest probe so far; 0 before the first
-        self._probe_at = clock()
+        self._probe_at = 0.0 if clock is None else clock()
 
     @property
     def is_probing(self) -> bool:
@@ -66,25 +67,31 @@ class ProbeSchedule:
         self._samples += 1
         self._since_probe += 1
         if self.is_due:
-            if self._spent > 0:
-                self._cheapest = min(self._cheapest or self._spent, self._spent)
             self._probes += 1
-            if self._probes == FIRST_PROBES:
-                self._start_probes = self._count_start_probes()
-            self._adjust()
-            self._since_probe, self._probe_at = 0, self._clock()
+            if self._clock is not None:
+                self._follow_cost(self._clock())
+            self._since_probe = 0
         self._spent = 0.0
         interval = MIN_INTERVAL if self._probes < self._start_probes else LADDER[self._rung]
         self.is_due = self._samples < FIRST_PROBES or self._since_probe + 1 >= interval
+
+    def _follow_cost(self, now: float) -> None:
+        """Choose the next interval by the cost of the probe that has ended."""
+        if self._spent > 0:
+            self._cheapest = min(self._cheapest or self._spent, self._spent)
+        if self._probes == FIRST_PROBES:
+            self._start_probes = self._count_start_probes()
+        self._adjust(now)
+        self._probe_at = now
 
     def _count_start_probes(self) -> int:
         """Return how many probes belong to the start."""
         affordable = START_SECONDS / self._cheapest if self._cheapest > 0 else 0.0
         return _START_RATIO ** round(math.log(affordable, _START_RATIO)) if affordable > FIRST_PROBES else FIRST_PROBES
 
-    def _adjust(self) -> None:
+    def _adjust(self, now: float) -> None:
         """Change the interval if the cost asks for another one."""
-        seconds = (self._clock() - self._probe_at - self._spent) / self._since_probe  # from one sample to the next
+        seconds = (now - self._probe_at - self._spent) / self._since_probe  # from one sample to the next
         if seconds > 0 and self._samples >= FIRST_PROBES:
             needed = max(MIN_INTERVAL, self._cheapest / (SHARE * seconds))
             rung = min(bisect.bisect_left(LADDER, needed), len(LADDER) - 1)

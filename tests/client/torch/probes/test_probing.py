@@ -108,6 +108,19 @@ class Clock:
         return self.now
 
 
+def test_probes_of_a_trial_follow_no_clock() -> None:
+    """Without a clock, the first sampled steps are probed and then one in `MIN_INTERVAL`, whatever probes cost."""
+    schedule = ProbeSchedule(Clock(), None)
+    probed = []
+    for step in range(40):
+        if schedule.is_probing:
+            probed.append(step)
+            schedule.add_cost(100.0)
+        schedule.finish_step()
+    first = list(range(FIRST_PROBES))
+    assert probed == [*first, *range(first[-1] + MIN_INTERVAL, 40, MIN_INTERVAL)]
+
+
 @pytest.mark.parametrize(("cost", "longest_share"), [(1e-4, 1.0), (0.03, 1.5 * SHARE), (1.0, 1.5 * SHARE)])
 def test_probes_keep_to_their_share_of_the_time(cost: float, longest_share: float) -> None:
     """Cheap probes are as frequent as may be; dear ones are so rare that they take their share."""
