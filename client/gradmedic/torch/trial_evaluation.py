@@ -103,7 +103,7 @@ class _Forward:
         return all(tensor._version == version for tensor, version in self.versions)
 
     @property
-    def can_repeat_losses(self) -> bool:
+    def can_repeat(self) -> bool:
         """Whether all loss functions can be called again."""
         return bool(self.values) and not self.is_lost and all(call.paths for call in self.calls)
 
@@ -279,52 +279,54 @@ class TrialEvaluator:
 
     def _evaluate_losses(self, model: nn.Module, deadline: float) -> TrialEvaluation | None:
         """Return the losses of the last batches in both modes; None if they cannot be computed again."""
-        training, evaluated, factors = [], [], []
-        for step in reversed(self._steps):
-            forwards = [forward for forward in step.forwards if forward.is_intact and forward.can_repeat_losses]
-            if len(forwards) < len(step.forwards) or time.monotonic() > deadline:
-                continue
-            losses = []
-            for is_training in (True, False):
-                self._set_mode(model, is_training=is_training)
-                values = [self._repeat(model, forward)[1] for forward in forwards]
-                if any(value is None for value in values):
-                    break
-                losses.append(step.count * sum(float(value) for value in values if value is not None) / len(values))
-            if len(losses) == 2:
-                training.append(losses[0])
-                evaluated.append(losses[1])
-                factors.append(step.read_factor())
-        if not training:
+        steps = [step for step in self._steps if all(each.is_intact and each.can_repeat for each in step.forwards)]
+        self._set_mode(model, is_training=False)  # first, because passes in `train()` change the moments
+        evaluated = [self._repeat_step(model, step, deadline) for step in steps]
+        self._set_mode(model, is_training=True)
+        trained = [self._repeat_step(model, step, deadline) for step in steps]
+        pairs = [
+            (in_eval, in_training, step.read_factor())
+            for in_eval, in_training, step in zip(evaluated, trained, steps, strict=True)
+            if in_eval is not None and in_training is not None
+        ]
+        if not pairs:
             return None
-        factor = _choose_factor(factors)
+        factor = _choose_factor([factor for _, _, factor in pairs]) / len(pairs)
         return TrialEvaluation(
-            batches=len(training),
-            training_loss=factor * sum(training) / len(training),
-            loss=factor * sum(evaluated) / len(evaluated),
+            batches=len(pairs),
+            training_loss=factor * sum(in_training for _, in_training, _ in pairs),
+            loss=factor * sum(in_eval for in_eval, _, _ in pairs),
         )
 
     def _compare_outputs(self, models: Sequence[nn.Module], deadline: float) -> TrialEvaluation | None:
         """Return the largest difference of a model's outputs between both modes on its last batch."""
-        differences = []
+        models = [model for model in models if self._last[id(model)].is_intact]
         for model in models:
-            forward = self._last[id(model)]
-            if not forward.is_intact or time.monotonic() > deadline:
-                continue
             self._set_mode(model, is_training=False)
-            evaluated = self._repeat(model, forward)[0]
+        evaluated = [self._repeat(model, self._last[id(model)])[0] for model in models]
+        differences = []
+        for model, in_eval in zip(models, evaluated, strict=True):
+            forward = self._last[id(model)]
             self._set_mode(model, is_training=True)
-            trained = [self._repeat(model, forward)[0] for _ in range(2)]
-            if not all(map(torch.equal, *trained)):
-                while len(trained) < _RANDOM_PASSES and time.monotonic() < deadline:
-                    trained.append(self._repeat(model, forward)[0])
-            averages = [
-                torch.stack([tensor.float() for tensor in passes]).mean(0) for passes in zip(*trained, strict=True)
-            ]
-            difference = _measure_difference(evaluated, averages)
+            passes = [self._repeat(model, forward)[0] for _ in range(2)]
+            if not all(map(torch.equal, *passes)):
+                while len(passes) < _RANDOM_PASSES and time.monotonic() < deadline:
+                    passes.append(self._repeat(model, forward)[0])
+            averages = [torch.stack([tensor.float() for tensor in each]).mean(0) for each in zip(*passes, strict=True)]
+            difference = _measure_difference(in_eval, averages)
             if difference is not None:
                 differences.append(difference)
         return TrialEvaluation(batches=1, output_difference=max(differences)) if differences else None
+
+    def _repeat_step(self, model: nn.Module, step: _Step, deadline: float) -> float | None:
+        """Return the sum of the loss functions of a step, computed again; None if it cannot be, or time is up."""
+        losses = []
+        for forward in step.forwards:
+            loss = self._repeat(model, forward)[1] if time.monotonic() < deadline else None
+            if loss is None:
+                return None
+            losses.append(float(loss))
+        return step.count * sum(losses) / len(losses)
 
     def _set_mode(self, model: nn.Module, *, is_training: bool) -> None:
         """Put a model into `eval()`, or into the modes that its modules had in training."""

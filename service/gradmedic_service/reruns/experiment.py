@@ -282,9 +282,13 @@ def reason_not_better(trial: TrialState, control: TrialState, spread: float = 0.
         if (measure.judged_by, other.judged_by) == (EVALUATED_LOSS, LOSS) and trial.curve is not None:
             final = max(final, trial.curve.final)  # a control that failed was not evaluated: both losses are in train()
         best = other.sign * other.best
+        if not final < best:
+            return f"its {name} {measure.final:.3g} is no better than the control's best, {other.best:.3g}"
         if not final < best - spread:
-            margin = f" by more than the spread of the seeds, {spread:.2g}" if final < best else ""
-            return f"its {name} {measure.final:.3g} is no better than the control's best, {other.best:.3g}{margin}"
+            return (
+                f"its {name} {measure.final:.3g} is better than the control's best, {other.best:.3g}, by less than the "
+                f"spread of the seeds, {spread:.2g}"
+            )
         if not measure.is_loss:
             return None
     if not measure.sign * measure.final <= measure.sign * measure.start - MIN_DECLINE * abs(measure.start):
