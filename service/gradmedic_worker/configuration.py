@@ -100,7 +100,7 @@ class _TrainableTable(_Table, frozen=True):
     pass_environment: tuple[str, ...] = ()
     links: tuple[str, ...] = ()
     preload: bool = True
-    judge_by: str | None = None
+    judge_by: str = ""
     parameters: dict[str, Any] = {}
 
 
@@ -222,7 +222,7 @@ class _Reader:
         self._check_links(trainable, key, is_run_here=is_run_here)
         return trainable
 
-    def _read_objective(self, text: str | None, key: str) -> str | None:
+    def _read_objective(self, text: str, key: str) -> str | None:
         try:
             return format_objective(parse_objective(text)) if text else None
         except ValueError as error:
