@@ -50,7 +50,7 @@ def outcomes(client: TestClient, rerun_id: str) -> list[tuple[str, str]]:
 def test_predicting_the_mean_is_not_verified(client: TestClient, worker: PlayedWorker) -> None:
     """A loss that falls to what a constant answer gets is shown beside that level, and verifies nothing."""
     asked = rerun(client, suspect(client), CLIP, seeds=1)
-    training = {"loss": {"kind": "squared_error", "constant_level": 0.42}}
+    training: dict[str, Any] = {"loss": {"kind": "squared_error", "constant_level": 0.42}}
     end_trial(worker, "exploding", training=training)
     end_trial(worker, "learning", training=training)
     ((state, reason),) = outcomes(client, asked["id"])
@@ -68,8 +68,8 @@ def test_a_model_that_is_bad_in_eval_is_not_verified(
 ) -> None:
     """The loss in `eval()` decides, and is the value that the trial shows; a good one passes."""
     asked = rerun(client, suspect(client), CLIP, seeds=1)
-    training = {"loss": {"kind": "cross_entropy", "constant_level": 2.3}}
-    nothing = {"batches": 4, "training_loss": "NaN", "loss": "NaN", "output_difference": None}
+    training: dict[str, Any] = {"loss": {"kind": "cross_entropy", "constant_level": 2.3}}
+    nothing: dict[str, Any] = {"batches": 4, "training_loss": "NaN", "loss": "NaN", "output_difference": None}
     end_trial(worker, "exploding", training=training, evaluation=nothing)
     end_trial(worker, "learning", training=training, evaluation=nothing | {"training_loss": 0.4, "loss": in_eval})
     assert outcomes(client, asked["id"])[0][0] == state
@@ -94,7 +94,7 @@ def test_the_operators_metric_decides(client: TestClient, worker: PlayedWorker) 
     """With `judge_by`, a metric of control and candidates is compared, whatever their losses and the script's word."""
     asked = rerun(client, suspect(client), CLIP, SLOW, seeds=1)
     training = {"objective": {"kind": "metric", "metric": "other", "direction": "minimize"}}
-    judge = {"judge_by": "maximize val_accuracy", "training": training}
+    judge: dict[str, Any] = {"judge_by": "maximize val_accuracy", "training": training}
     end_trial(worker, "exploding", metrics={"val_accuracy": at_end(0.3)}, **judge)
     end_trial(worker, "flat", metrics={"val_accuracy": at_end(0.9)}, **judge)
     end_trial(worker, "learning", metrics={"val_accuracy": at_end(0.2)}, **judge)
