@@ -1,9 +1,9 @@
 """Races the first advices of diagnosed runs against an unchanged control, on runs whose cause a rerun can treat.
 
 A remedy is *verified* if its trials (`benchmarks.cause_trials`) meet the criterion of the service
-(`experiment.is_better`) on each of three seeds: healthy, a tenth below its own start, and below the control's best
-level. Beside this, it must be true in skill: beyond a constant predictor and beyond the control, by a measure that no
-trial reports.
+(`experiment.is_better`) on each of three seeds: healthy, a tenth below its own start and a constant answer's loss, and
+below the control's best level. Beside this, it must be true in skill: beyond a constant predictor and beyond the
+control, by a measure that no trial reports.
 """
 
 from __future__ import annotations

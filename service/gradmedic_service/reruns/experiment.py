@@ -17,9 +17,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import stdev
 
 from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
-from gradmedic_service.reruns.loss_curves import LossCurve
+from gradmedic_service.reruns.loss_curves import EVALUATED_LOSS, LOSS, LossCurve, Measure, has_converged
 
 CONTROL = 0
 """Number of the candidate without remedies."""
@@ -28,8 +29,10 @@ CANDIDATES_TO_CONFIRM = 2
 LAST_STOP_SHARE = 0.9
 """Share of the budget of steps beyond which no trial is stopped: it would save little and hide the end."""
 MIN_DECLINE = 0.1
-"""Share of its start loss by which a trial's loss must have fallen. Without this margin, a thousandth below a control
-that learned nothing would count as learning."""
+"""Share of its start loss by which a trial's loss must have fallen, and of a constant answer's loss by which it must be
+below that. Without this margin, a thousandth below a control that learned nothing would count as learning. The loss of
+a constant answer is estimated from a few batches: the variance of 256 targets is right to 9 % (its standard error is
+the square root of 2 / 256)."""
 ENDED = ("done", "failed", "cancelled", "stopped", "not_applicable")
 """Statuses of trials that have ended."""
 
@@ -62,7 +65,7 @@ class TrialState:
     status: str
     verdict: str = "undetermined"
     curve: LossCurve | None = None
-    """Summary of the losses of a trial that has ended; None where no loss was reported."""
+    """Summary of a trial that has ended; None where it has reported no number to judge it by."""
     rungs: tuple[float, ...] = ()
     """Loss at each rung that the trial has passed; infinity where it was unhealthy there."""
     seconds: float = 0.0
@@ -75,6 +78,31 @@ class TrialState:
     def has_ended(self) -> bool:
         """Whether the trial has ended."""
         return self.status in ENDED
+
+    @property
+    def measure(self) -> Measure | None:
+        """What the trial is judged by; None where it has reported no number to judge it by."""
+        curve = self.curve
+        if curve is None or curve.measure is not None:
+            return None if curve is None else curve.measure
+        return Measure(judged_by=LOSS, start=curve.start, best=curve.best, final=curve.final)
+
+    @property
+    def has_converged(self) -> bool:
+        """Whether the loss is so small that almost nothing is left to learn."""
+        if self.curve is None or self.measure is None:
+            return False
+        return has_converged(self.curve.final, self.curve.start, self.measure.constant_level)
+
+    @property
+    def is_unhealthy(self) -> bool:
+        """Whether the trial vanishes or explodes. The gradients of a training that has converged may vanish."""
+        return self.verdict in UNHEALTHY_VERDICTS and not (self.verdict == "vanishing" and self.has_converged)
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether the verdict is healthy, or vanishing of a training that has converged."""
+        return self.verdict == "healthy" or (self.verdict == "vanishing" and self.has_converged)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,10 +202,11 @@ def next_step(
         return NextStep(start=((CONTROL, first_seed),))
     if not control.has_ended:
         return NextStep()
-    if control.verdict not in UNHEALTHY_VERDICTS:
+    if not control.is_unhealthy:
         if control.status != "done":
             return _conclude("failed", f"the control did not run: {control.reason or control.status}")
-        reason = f"the unchanged control is {control.verdict} after {design.budget.steps} steps"
+        state = "healthy" if control.is_healthy else control.verdict
+        reason = f"the unchanged control is {state} after {design.budget.steps} steps"
         return _conclude("not_reproduced", reason)
 
     race = [(candidate, first_seed) for candidate in range(1, _number_of_racing_candidates(design) + 1)]
@@ -213,18 +242,81 @@ def next_step(
 
 
 def is_better(trial: TrialState, control: TrialState) -> bool:
-    """Whether a trial meets the criterion of `verified` on its seed.
+    """Whether a trial meets the criterion of `verified` on its seed, apart from the spread between seeds."""
+    return reason_not_better(trial, control) is None
 
-    It ran to its end, its verdict is healthy, and it learns: its final loss is below the control's best level and at
-    least a tenth below its own start.
+
+def reason_not_better(trial: TrialState, control: TrialState, spread: float = 0.0) -> str | None:
+    """Return why a trial does not meet the criterion of `verified` on its seed; None if it does.
+
+    It ran to its end, it is healthy, and it ends better than the control's best level. A loss must also be at least a
+    tenth below its own start, and below the loss of a constant answer where that is known; a metric must have improved
+    by a tenth where the control has never logged it.
+
+    Args:
+        trial: the trial.
+        control: the control on the same seed.
+        spread: standard deviation between the seeds of the trial's candidate, by which it must be better.
     """
-    curve = trial.curve
-    if trial.status != "done" or trial.verdict != "healthy" or curve is None or not math.isfinite(curve.final):
-        return False
-    if control.curve is None and control.verdict not in UNHEALTHY_VERDICTS:
-        return False  # the control never ran, so that there is nothing to compare with
-    best = math.inf if control.curve is None else control.curve.best
-    return curve.final < best and curve.final <= curve.start - MIN_DECLINE * abs(curve.start)
+    measure, other = trial.measure, control.measure
+    if trial.status != "done":
+        return trial.reason or f"it is {trial.status}"
+    if not trial.is_healthy:
+        return f"it is {trial.verdict}"
+    if measure is None:
+        return "it reports no loss"
+    if measure.problem is not None:
+        return measure.problem
+    name = _name(measure)
+    if not math.isfinite(measure.final):
+        return f"its {name} ends as {measure.final:g}"
+    if control.curve is None and not control.is_unhealthy:
+        return "the control did not run, so that there is nothing to compare with"
+    level = measure.constant_level
+    if level is not None and measure.final > (1.0 - MIN_DECLINE) * level:
+        relation = "is no better than" if measure.final >= level else "is less than a tenth below"
+        return f"its {name} {measure.final:.3g} {relation} a constant answer's {level:.3g}"
+    final = measure.sign * measure.final
+    is_compared = other is not None and (other.judged_by == measure.judged_by or (other.is_loss and measure.is_loss))
+    if is_compared and other is not None and math.isfinite(other.best):
+        if (measure.judged_by, other.judged_by) == (EVALUATED_LOSS, LOSS) and trial.curve is not None:
+            final = max(final, trial.curve.final)  # a control that failed was not evaluated: both losses are in train()
+        best = other.sign * other.best
+        if not final < best:
+            return f"its {name} {measure.final:.3g} is no better than the control's best, {other.best:.3g}"
+        if not final < best - spread:
+            return (
+                f"its {name} {measure.final:.3g} is better than the control's best, {other.best:.3g}, by less than the "
+                f"spread of the seeds, {spread:.2g}"
+            )
+        if not measure.is_loss:
+            return None
+    if not measure.sign * measure.final <= measure.sign * measure.start - MIN_DECLINE * abs(measure.start):
+        return f"its {name} did not improve by a tenth: it began at {measure.start:.3g} and ends at {measure.final:.3g}"
+    return None
+
+
+def _name(measure: Measure) -> str:
+    """Return the name of a measure in a sentence.
+
+    >>> _name(Measure(judged_by="maximize val_accuracy")), _name(Measure(judged_by="loss in eval()"))
+    ('val_accuracy', 'loss in eval()')
+    """
+    return measure.judged_by if measure.is_loss else measure.judged_by.partition(" ")[2]
+
+
+def _spread(trials: Iterable[TrialState]) -> float:
+    """Return the standard deviation of the final values of trials on several seeds; 0 for a single one.
+
+    Trials with identical losses count once.
+    """
+    finals = {
+        trial.curve.digest: trial.measure.final
+        for trial in trials
+        if trial.curve is not None and trial.measure is not None
+    }
+    values = [value for value in finals.values() if math.isfinite(value)]
+    return stdev(values) if len(values) > 1 else 0.0
 
 
 def _number_of_racing_candidates(design: ExperimentDesign) -> int:
@@ -237,12 +329,15 @@ def _candidates_better_than_control(
     design: ExperimentDesign, trial_at: Mapping[tuple[int, int], TrialState], control: TrialState
 ) -> list[int]:
     """Return the candidates that beat the control on the first seed, the best first."""
-    final_losses = [
-        (trial.curve.final, trial.candidate)
+    final_values = [
+        (measure.sign * measure.final, trial.candidate)
         for (candidate, seed), trial in trial_at.items()
-        if candidate != CONTROL and seed == design.seeds[0] and is_better(trial, control) and trial.curve is not None
+        if candidate != CONTROL
+        and seed == design.seeds[0]
+        and is_better(trial, control)
+        and (measure := trial.measure) is not None
     ]
-    return [candidate for _, candidate in sorted(final_losses)]
+    return [candidate for _, candidate in sorted(final_values)]
 
 
 def _next_confirmation(
@@ -252,13 +347,12 @@ def _next_confirmation(
     others = design.seeds[1:]
     if not others or not all((CONTROL, seed) in trial_at for seed in others):
         return ()
+    controls = {seed: trial_at[CONTROL, seed] for seed in design.seeds}
     for candidate in promising:
         if all((candidate, seed) not in trial_at for seed in others):
             return tuple((candidate, seed) for seed in others)
-        if all(
-            (candidate, seed) in trial_at and is_better(trial_at[candidate, seed], trial_at[CONTROL, seed])
-            for seed in others
-        ):
+        trials = [trial_at[candidate, seed] for seed in design.seeds if (candidate, seed) in trial_at]
+        if len(trials) == len(design.seeds) and _find_reason_not_verified(trials, controls) is None:
             return ()
     return ()
 
@@ -274,16 +368,17 @@ def _outcome(
     controls = {trial.seed: trial for seed in design.seeds if (trial := trial_at.get((CONTROL, seed))) is not None}
     by_curve: dict[str, list[TrialState]] = {}
     for trial in trials:
-        by_curve.setdefault(trial.curve.digest if trial.curve else f"seed {trial.seed}", []).append(trial)
-    is_proven = [trial.seed in controls and is_better(trial, controls[trial.seed]) for trial in trials]
+        by_curve.setdefault((trial.curve and trial.curve.digest) or f"seed {trial.seed}", []).append(trial)
+    not_verified = _find_reason_not_verified(trials, controls)
     refused = next((trial for trial in trials if trial.status == "not_applicable"), None)
     healthy = [same for same in by_curve.values() if all(_is_healthy(trial) for trial in same)]
     if refused is not None:
         state, reason = "not_applicable", refused.reason or "it could not be applied"
-    elif all(is_proven) and len(trials) == len(design.seeds):
+    elif not_verified is None and len(trials) == len(design.seeds):
         state, reason = "verified", "healthy on every seed, and better than the control"
     elif len(healthy) == len(by_curve):
-        state, reason = "healthy", _reason_not_verified(design, trials, controls)
+        state = "healthy"
+        reason = not_verified or f"it was tried on {len(trials)} of {len(design.seeds)} seeds"
     else:
         worst = next(trial for trial in trials if not _is_healthy(trial))
         state, reason = "failed", worst.reason or f"it is {worst.verdict} on seed {worst.seed}"
@@ -316,26 +411,26 @@ def _merge_environments(trials: Sequence[TrialState]) -> dict[str, str]:
 
 
 def _is_healthy(trial: TrialState) -> bool:
-    return trial.verdict == "healthy" and trial.status in ("done", "stopped")
+    return trial.is_healthy and trial.status in ("done", "stopped")
 
 
-def _reason_not_verified(
-    design: ExperimentDesign, trials: Sequence[TrialState], controls: Mapping[int, TrialState]
-) -> str:
+def _find_reason_not_verified(trials: Sequence[TrialState], controls: Mapping[int, TrialState]) -> str | None:
+    """Return why the trials of a candidate do not verify it; None if they do, as far as they go."""
+    spread = _spread(trials)
     for trial in trials:
         if trial.status == "stopped":
             return f"stopped early: {trial.reason}"
-        if trial.curve is None:
-            return "it reports no loss"
-        if trial.seed not in controls or not is_better(trial, controls[trial.seed]):
-            return f"its loss on seed {trial.seed} is no better than the control's, or did not fall by a tenth"
-    return f"it was tried on {len(trials)} of {len(design.seeds)} seeds"
+        if trial.seed not in controls:
+            return f"the control did not run on seed {trial.seed}"
+        if (reason := reason_not_better(trial, controls[trial.seed], spread)) is not None:
+            return f"on seed {trial.seed}: {reason}"
+    return None
 
 
 def _median_final_loss(trials: Sequence[TrialState]) -> float | None:
     """Return the median of the final losses. A loss that is not finite counts as larger than any other."""
     losses = sorted(
-        (trial.curve.final for trial in trials if trial.curve is not None),
+        (trial.curve.final for trial in trials if trial.curve is not None and trial.curve.steps),
         key=lambda loss: loss if math.isfinite(loss) else math.inf,
     )
     return losses[len(losses) // 2] if losses else None
