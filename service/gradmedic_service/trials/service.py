@@ -19,9 +19,10 @@ from gradmedic_service.database.engine import Session
 from gradmedic_service.http.errors import InvalidRequest
 from gradmedic_service.reruns import answers, experiment
 from gradmedic_service.reruns import repository as reruns
-from gradmedic_service.reruns.advancing import SECONDS_SPENT, advance, design_of, seconds_left, trial_state
+from gradmedic_service.reruns.advancing import SECONDS_SPENT, advance, seconds_left, trial_state
 from gradmedic_service.reruns.attempts import end_attempt, last_output
 from gradmedic_service.reruns.loss_curves import loss_at_rung, rungs_of, summarize_losses
+from gradmedic_service.reruns.stored_plan import design_of, steps_of
 from gradmedic_service.telemetry import service as telemetry
 from gradmedic_service.trials import repository
 from gradmedic_service.trials.absences import Absences
@@ -207,7 +208,7 @@ def _give_up_attempt(
 
 def _store_passed_rungs(session: Session, rerun: models.Rerun, trial: models.Trial, run: models.Run) -> None:
     """Store the loss of a trial at each rung that it has passed since the last call."""
-    passed = [step for step in rungs_of(rerun.steps) if step <= (run.last_step or 0) + 1]
+    passed = [step for step in rungs_of(steps_of(rerun, trial.candidate)) if step <= (run.last_step or 0) + 1]
     missing = passed[len(trial.rungs) :]
     if missing:
         losses = [
@@ -221,16 +222,18 @@ def _store_curve(session: Session, rerun: models.Rerun, trial: models.Trial, run
     """Store the verdict and the losses of a trial that has ended."""
     trial.verdict = run.verdict
     _store_passed_rungs(session, rerun, trial, run)
-    curve = summarize_losses(telemetry.read_losses(session.connection(), run.id, rerun.steps - 1))
+    last_step = steps_of(rerun, trial.candidate) - 1
+    curve = summarize_losses(telemetry.read_losses(session.connection(), run.id, last_step))
     trial.curve = None if curve is None else without_nonfinite(asdict(curve))
 
 
 def _reason_to_stop(rerun: models.Rerun, trial: models.Trial, trials: Sequence[models.Trial], steps: int) -> str | None:
     """Return why a running trial should stop, compared with the rerun's others; None if it should go on."""
     states = {other.id: trial_state(other) for other in trials}
-    control_place = (experiment.CONTROL, rerun.seeds[0])
+    design = design_of(rerun)
+    control_place = (design.round_of(trial.candidate).control, rerun.seeds[0])
     control = next((state for state in states.values() if (state.candidate, state.seed) == control_place), None)
     if control is None:
         return None
     others = [state for id, state in states.items() if id != trial.id]
-    return experiment.reason_to_stop(states[trial.id], others, control, design_of(rerun), steps)
+    return experiment.reason_to_stop(states[trial.id], others, control, design, steps)
