@@ -32,19 +32,22 @@ def add_outcomes(connection: Connection, diagnosis: Diagnosis) -> Diagnosis:
     What was verified and is not advised, such as a combination of remedies, becomes advice.
     """
     reruns = repository.list_concluded(connection, diagnosis.run_id)
-    tried = [
-        Tried(
-            remedies=CANDIDATES.validate_python(rerun.candidates)[outcome.candidate],
-            outcome=published_outcome(rerun.id, outcome),
-            reason=outcome.reason,
-        )
-        for rerun in reruns
-        for outcome in OUTCOMES.validate_python(rerun.outcomes)
-    ]
-    if not tried:
+    if not reruns:
         return diagnosis
-    # The latest rerun comes first in `tried`, so that its outcome replaces those of earlier reruns.
-    latest = {_key(entry.remedies): entry for entry in reversed(tried)}
+    by_rerun = [
+        [
+            Tried(
+                remedies=CANDIDATES.validate_python(rerun.candidates)[outcome.candidate],
+                outcome=published_outcome(rerun.id, outcome),
+                reason=outcome.reason,
+            )
+            for outcome in OUTCOMES.validate_python(rerun.outcomes)
+        ]
+        for rerun in reruns
+    ]
+    # The outcome of a later rerun replaces those of earlier ones, and so does that of a later round, whose trials are
+    # longer.
+    latest = {_key(entry.remedies): entry for entries in reversed(by_rerun) for entry in entries}
     advice = [
         replace(entry, outcome=found.outcome) if (found := latest.get(_key(entry.remedies))) is not None else entry
         for entry in diagnosis.advice
@@ -57,7 +60,7 @@ def add_outcomes(connection: Connection, diagnosis: Diagnosis) -> Diagnosis:
     ]
     advice.sort(key=_order_of_proof)
     ranked = [replace(entry, rank=rank) for rank, entry in enumerate(advice, start=1)]
-    return replace(diagnosis, advice=ranked, tried=tried)
+    return replace(diagnosis, advice=ranked, tried=[entry for entries in by_rerun for entry in entries])
 
 
 def published_outcome(rerun_id: UUID, outcome: CandidateOutcome) -> Outcome:

@@ -94,7 +94,7 @@ def propose_round(
 
     known = {_key(candidates[number]) for other in compared for number in other.candidates}
     new: list[tuple[Remedy, ...]] = []
-    for treatment in _treatments(ranked, candidates, on_first_seed, control, advice):
+    for treatment in _treatments(ranked, candidates, on_first_seed, control, advice, parameters):
         if len(new) < min(MAX_ROUND_CANDIDATES, room) and _key(treatment) not in known:
             known.add(_key(treatment))
             if is_possible(treatment, parameters):
@@ -126,13 +126,14 @@ def _treatments(
     on_first_seed: Mapping[int, TrialState],
     control: TrialState,
     advice: Mapping[int, Sequence[Remedy]],
+    parameters: Sequence[TrainableParameter],
 ) -> Iterator[tuple[Remedy, ...]]:
     """Yield new candidates, the most promising first: the three kinds take turns."""
     judged = [number for number in ranked if on_first_seed[number].status in JUDGED]
     patients = judged[:MAX_PATIENTS]
     helped = [number for number in patients if _has_helped(on_first_seed[number], control)]
     kinds = (
-        _with_further_advice(patients, candidates, advice),
+        _with_further_advice(patients, candidates, advice, parameters),
         _with_other_values(patients, judged, candidates, on_first_seed, control),
         _together(helped, candidates),
     )
@@ -141,14 +142,16 @@ def _treatments(
 
 
 def _with_further_advice(
-    patients: Sequence[int], candidates: Sequence[Sequence[Remedy]], advice: Mapping[int, Sequence[Remedy]]
+    patients: Sequence[int],
+    candidates: Sequence[Sequence[Remedy]],
+    advice: Mapping[int, Sequence[Remedy]],
+    parameters: Sequence[TrainableParameter],
 ) -> Iterator[tuple[Remedy, ...]]:
-    """Yield each candidate with a remedy for what still ails its trial."""
+    """Yield each candidate with a remedy for what still ails its trial, as far as it can be tried."""
     for number in patients:
-        applied = {remedy.id for remedy in candidates[number]}
-        further = (remedy for remedy in advice.get(number, ()) if remedy.id not in applied)
-        for remedy in islice(further, MAX_ADVICE_FOR_PATIENT):
-            yield (*candidates[number], remedy)
+        further = ((*candidates[number], remedy) for remedy in advice.get(number, ()))
+        possible = (treatment for treatment in further if is_possible(treatment, parameters))
+        yield from islice(possible, MAX_ADVICE_FOR_PATIENT)
 
 
 def _with_other_values(

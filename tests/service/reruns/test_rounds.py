@@ -127,7 +127,7 @@ def test_what_still_ails_a_trial_is_treated_as_well() -> None:
     """A candidate whose trial has a diagnosis of its own is tried again with what that advises, if it can be tried."""
     trials = [failing(), trial(1, 0, 2.3, 2.3, 2.25, verdict="vanishing")]
     advice = {1: [SCRIPT_ONLY, NORMALIZED, CLIP, RESIDUAL]}
-    assert proposed([[RESIDUAL]], trials, advice) == [(RESIDUAL, NORMALIZED)]
+    assert proposed([[RESIDUAL]], trials, advice) == [(RESIDUAL, NORMALIZED), (RESIDUAL, CLIP)]
 
 
 def test_two_that_each_helped_are_combined() -> None:
