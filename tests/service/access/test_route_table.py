@@ -232,7 +232,7 @@ CASES = [
         f"{API_PATH}/runs/{{run_id}}/reruns/plan",
         "id",
         lambda mine, _: f"{API_PATH}/runs/{mine.run}/reruns/plan",
-        (200, ""),
+        (200, None),
         lambda _, theirs: {"id": theirs.rerun},
     ),
     Case(
