@@ -12,7 +12,7 @@ from statistics import median
 from typing import Final
 
 from benchmarks.reruns.configurations import CONFIGURATIONS, FAMILIES, FITTED, Configuration, drawn
-from benchmarks.reruns.strategies import SEEDS, STRATEGIES, Race, race, trials_in_turn
+from benchmarks.reruns.strategies import MAX_ROUNDS, SEEDS, STRATEGIES, Race, race, trials_in_turn
 from benchmarks.reruns.trials import LEAST_SKILL, Laboratory, is_failing, laboratory, skill
 
 OURS: Final = "gradmedic"
@@ -59,14 +59,13 @@ def measure(laboratory: Laboratory, configuration: Configuration) -> Measured | 
     races, in_turn, best = {}, {}, math.nan
     for name, strategy in STRATEGIES.items():
         candidates = strategy(suspect, configuration)
-        races[name] = race(laboratory, configuration, candidates)
+        races[name] = race(laboratory, configuration, candidates, max_rounds=MAX_ROUNDS if name == OURS else 1)
         is_reproduced = races[name].conclusion.status == "done"  # else a rerun would try nothing
         in_turn[name] = trials_in_turn(laboratory, configuration, candidates) if is_reproduced else None
         if name == OURS and races[name].verified:
             chosen = min(races[name].verified, key=lambda outcome: outcome.loss or 0.0)
-            best = skill(
-                laboratory.trial(configuration, candidates[chosen.candidate - 1], SEEDS[0]), configuration.faulty.task
-            )
+            repaired = laboratory.trial(configuration, races[name].candidates[chosen.candidate], SEEDS[0])
+            best = skill(repaired, configuration.faulty.task)
     return Measured(
         configuration=configuration,
         races=races,

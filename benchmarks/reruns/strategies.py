@@ -1,29 +1,31 @@
 """The strategies: our advice, random remedies, and AUTOTRAINER's published order of repairs.
 
-A strategy returns the candidates and their order; everything else is the same for every strategy. The service's own
-experiment races the candidates (`race`). To count the trials until the first verified remedy, they are also tried one
-by one (`trials_in_turn`).
+A strategy returns the candidates and their order; everything else is the same for every strategy, except that only our
+advice has further rounds. The service's own experiment races the candidates (`race`). To count the trials until the
+first verified remedy, they are also tried one by one (`trials_in_turn`).
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from benchmarks.reruns.configurations import Configuration
 from benchmarks.reruns.trials import Laboratory, Result
 from gradmedic.protocol.remedies import REMEDIES, Remedy
 from gradmedic.protocol.remedy_kind import Choice
-from gradmedic_service.reruns import experiment
+from gradmedic_service.reruns import experiment, rounds
 from gradmedic_service.reruns.candidates import candidates_of_advice
 from gradmedic_service.reruns.experiment import ExperimentBudget, ExperimentDesign
 
 Candidate = tuple[Remedy, ...]
 
 MAX_CANDIDATES: Final = 8
-"""Largest number of candidates in a race."""
+"""Largest number of candidates in the first round of a race."""
+MAX_ROUNDS: Final = 3
+"""Largest number of rounds of our advice, as in the service. The other strategies have one round."""
 MAX_DRAWN: Final = 16
 """Number of remedies that random search tries in turn: more than in a race, so that it finds one."""
 SEEDS: Final = (0, 1, 2)
@@ -115,6 +117,8 @@ class Race:
     """The result of a rerun."""
 
     conclusion: experiment.Conclusion
+    candidates: Sequence[Candidate]
+    """Remedies of each candidate by its number, the control first."""
     trials: int
     is_repaired: bool
     """Whether a candidate is a repair by AUTOTRAINER's criterion: on the first seed its rules never fired."""
@@ -126,21 +130,54 @@ class Race:
 
 
 def race(
-    laboratory: Laboratory, configuration: Configuration, candidates: Sequence[Candidate], *, is_twin: bool = False
+    laboratory: Laboratory,
+    configuration: Configuration,
+    candidates: Sequence[Candidate],
+    *,
+    max_rounds: int = 1,
+    is_twin: bool = False,
 ) -> Race:
     """Rerun a configuration, or its twin, as the service would with a budget for all candidates and no early stop."""
     trials: dict[tuple[int, int], experiment.TrialState] = {}
     is_repaired = False
-    all_candidates: Sequence[Candidate] = ((), *candidates[:MAX_CANDIDATES])
+    all_candidates: list[Candidate] = [(), *candidates[:MAX_CANDIDATES]]
+    steps = configuration.faulty.steps
+    most = len(all_candidates) + (max_rounds - 1) * rounds.MAX_ROUND_CANDIDATES
     design = ExperimentDesign(
         candidates=len(all_candidates) - 1,
         seeds=SEEDS,
-        budget=ExperimentBudget(steps=configuration.faulty.steps, trials=len(all_candidates) * len(SEEDS)),
+        budget=ExperimentBudget(steps=steps, trials=most * len(SEEDS), rounds=max_rounds),
     )
     while True:
         next_step = experiment.next_step(design, list(trials.values()))
+        if next_step.needs_round:
+            new = rounds.propose_round(
+                design,
+                all_candidates,
+                trials.values(),
+                {
+                    number: laboratory.trial(configuration, all_candidates[number], seed, has_advice=True).advice
+                    for number, seed in trials
+                    if seed == SEEDS[0] and number != experiment.CONTROL
+                },
+                (),
+                max_trials=design.budget.trials - len(trials),
+                max_steps=steps,
+            )
+            if new is None:
+                design = replace(design, budget=replace(design.budget, rounds=len(design.rounds)))
+            else:
+                added = rounds.add_round(design, new, len(all_candidates))
+                design = replace(design, later_rounds=(*design.later_rounds, added))
+                all_candidates += new.candidates
+            continue
         if next_step.conclusion is not None:
-            return Race(conclusion=next_step.conclusion, trials=len(trials), is_repaired=is_repaired)
+            return Race(
+                conclusion=next_step.conclusion,
+                candidates=all_candidates,
+                trials=len(trials),
+                is_repaired=is_repaired,
+            )
         for candidate, seed in next_step.start:
             result = laboratory.trial(configuration, all_candidates[candidate], seed, is_twin=is_twin)
             trials[candidate, seed] = result.as_trial(candidate, seed)

@@ -1,8 +1,8 @@
 """Trials: real processes against a real service. Each trial runs once, and its result is kept.
 
 Configuration, remedies and seed determine a trial, so its result is stored in a file that is named after them and after
-the code that made it. A later request for the same trial reads the file. The advice is read from controls only: its
-ranking may change without a new trial of a remedy.
+the code that made it. A later request for the same trial reads the file. The advice is read from controls, and from
+trials that another round builds on: its ranking may change without a new trial of any other remedy.
 """
 
 from __future__ import annotations
@@ -104,9 +104,9 @@ class Result:
     """Whether AUTOTRAINER's rules never fired."""
     has_dead_units: bool
     causes: dict[str, float]
-    """Scores of the causes, for a control; empty for other trials."""
+    """Scores of the causes, where the advice is read; empty for other trials."""
     advice: list[Remedy]
-    """Remedies of the advice, the most promising first, for a control; empty for other trials."""
+    """Remedies of the advice, the most promising first, for a control and on request; empty for other trials."""
     cpu_seconds: float | None
     """CPU seconds of the script; None if it was killed."""
     kinds: list[str] = field(default_factory=list)
@@ -125,10 +125,10 @@ class Result:
 
 
 @cache
-def code_digest(*, is_control: bool) -> str:
-    """Return a digest of the files on which trials depend."""
+def code_digest(*, has_advice: bool) -> str:
+    """Return a digest of the files on which trials depend, with those of the advice if it is read from them."""
     digest = hashlib.blake2b(digest_size=8)
-    for source in (*SOURCES, *(ADVICE_SOURCES if is_control else ())):
+    for source in (*SOURCES, *(ADVICE_SOURCES if has_advice else ())):
         digest.update(source.read_bytes())
     return digest.hexdigest()
 
@@ -163,21 +163,33 @@ class Laboratory:
         self._client.close()
 
     def trial(
-        self, configuration: Configuration, remedies: Sequence[Remedy], seed: int, *, is_twin: bool = False
+        self,
+        configuration: Configuration,
+        remedies: Sequence[Remedy],
+        seed: int,
+        *,
+        is_twin: bool = False,
+        has_advice: bool = False,
     ) -> Result:
-        """Return the result of a configuration with remedies on a seed; run the trial if there is no kept result."""
+        """Return the result of a configuration with remedies on a seed; run the trial if there is no kept result.
+
+        The result of a control has its advice, that of another trial has it on request.
+        """
+        has_advice = has_advice or (not remedies and not is_twin)
         setting = configuration.twin if is_twin else configuration.faulty
-        key = msgspec.json.encode([code_digest(is_control=not remedies and not is_twin), repr(setting), remedies, seed])
+        key = msgspec.json.encode([code_digest(has_advice=has_advice), repr(setting), remedies, seed])
         kept = RESULTS / f"{hashlib.blake2b(key, digest_size=16).hexdigest()}.msgpack"
         if kept.exists():
             return msgspec.msgpack.decode(kept.read_bytes(), type=Result)
-        result = self._make(configuration, remedies, seed, is_twin=is_twin)
+        result = self._make(configuration, remedies, seed, is_twin=is_twin, has_advice=has_advice)
         draft = kept.with_suffix(".draft")
         draft.write_bytes(msgspec.msgpack.encode(result))
         draft.replace(kept)
         return result
 
-    def _make(self, configuration: Configuration, remedies: Sequence[Remedy], seed: int, *, is_twin: bool) -> Result:
+    def _make(
+        self, configuration: Configuration, remedies: Sequence[Remedy], seed: int, *, is_twin: bool, has_advice: bool
+    ) -> Result:
         setting = configuration.twin if is_twin else configuration.faulty
         run_id = new_id()
         claimed = ClaimedTrial(
@@ -222,7 +234,7 @@ class Laboratory:
             return self._nothing("not_applicable", report.not_applicable, seconds)
         if ended.reason is not None or ended.exit_code != 0:
             return self._nothing("failed", ended.reason or text[-300:], seconds)
-        return self._read(run_id, seconds, report.evaluation, is_control=not remedies and not is_twin)
+        return self._read(run_id, seconds, report.evaluation, has_advice=has_advice)
 
     @staticmethod
     def _nothing(status: str, reason: str, seconds: float | None) -> Result:
@@ -239,7 +251,7 @@ class Laboratory:
         )
 
     def _read(
-        self, run_id: UUID, seconds: float | None, evaluation: TrialEvaluation | None, *, is_control: bool
+        self, run_id: UUID, seconds: float | None, evaluation: TrialEvaluation | None, *, has_advice: bool
     ) -> Result:
         diagnosis = self._client.runs.diagnosis(run_id)
         recorded = self._recording(run_id)
@@ -251,10 +263,10 @@ class Laboratory:
             curve=summarize_trial(losses, None, losses, training, evaluation),
             is_silent=not AUTOTRAINER.first_alarms(recorded),
             has_dead_units=any(finding.detector == "zero_gradient" for finding in diagnosis.findings),
-            causes={cause.cause: cause.score for cause in diagnosis.causes} if is_control else {},
-            advice=[advice.remedy for advice in diagnosis.advice] if is_control else [],
+            causes={cause.cause: cause.score for cause in diagnosis.causes} if has_advice else {},
+            advice=[advice.remedy for advice in diagnosis.advice] if has_advice else [],
             cpu_seconds=seconds,
-            kinds=[KINDS[advice.reason] for advice in diagnosis.advice] if is_control else [],
+            kinds=[KINDS[advice.reason] for advice in diagnosis.advice] if has_advice else [],
         )
 
     def _recording(self, run_id: UUID) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
@@ -21,7 +22,7 @@ from gradmedic.protocol.encoding import encode_json, from_json, to_json, to_plai
 from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.projects import Project, ProjectList
 from gradmedic.protocol.remedies import Remedy
-from gradmedic.protocol.reruns import RerunBudget, RerunCreate, RerunDetail, RerunList, RerunSummary
+from gradmedic.protocol.reruns import RerunBudget, RerunDetail, RerunList, RerunPlan, RerunSummary
 from gradmedic.protocol.reviews import Review, ReviewWrite
 from gradmedic.protocol.runs import RunDetail, RunUpdate
 from gradmedic.protocol.series import SeriesResult
@@ -299,6 +300,7 @@ class Reruns:
         steps: int | None = None,
         seconds: float | None = None,
         trials: int | None = None,
+        rounds: int | None = None,
         executor: str | None = None,
         id: UUID | None = None,
     ) -> RerunDetail:
@@ -308,20 +310,32 @@ class Reruns:
             run_id: the suspect run.
             remedies: candidates, each a list of remedies that are applied together; without them, the run's advice.
             seeds: number of seeds; 3.
-            steps: number of steps of each trial; without it, half as many again as the run took to fail.
+            steps: number of steps of each trial; without it, as many as the run has, if the seconds allow so many.
             seconds: largest duration of all trials together.
             trials: largest number of trials.
+            rounds: largest number of rounds; without it, 3 for the run's advice, and 1 for named remedies.
             executor: one of `gradmedic.protocol.reruns.EXECUTORS`; its workers run the trials. Without it, any worker.
             id: UUIDv7 of the rerun; a second request with it makes no second rerun.
         """
-        body = RerunCreate(
-            remedies=None if remedies is None else [list(candidate) for candidate in remedies],
-            seeds=seeds,
-            budget=RerunBudget(steps=steps, seconds=seconds, trials=trials),
-            executor=executor,
-            id=id or new_id(),  # one id for all attempts at this request
-        )
+        body = _rerun_request(remedies, seeds, RerunBudget(steps=steps, seconds=seconds, trials=trials, rounds=rounds))
+        # One id for all attempts at this request.
+        body |= {"executor": executor, "id": id or new_id()}
         return self._client._request(RerunDetail, "POST", f"/runs/{run_id}/reruns", body=to_json(body))
+
+    def plan(
+        self,
+        run_id: UUID | str,
+        *,
+        remedies: Sequence[Sequence[Remedy]] | None = None,
+        seeds: int | None = None,
+        steps: int | None = None,
+        seconds: float | None = None,
+        trials: int | None = None,
+        rounds: int | None = None,
+    ) -> RerunPlan:
+        """Return the expected cost of the rerun that `create` makes with the same arguments. It makes none."""
+        body = _rerun_request(remedies, seeds, RerunBudget(steps=steps, seconds=seconds, trials=trials, rounds=rounds))
+        return self._client._request(RerunPlan, "POST", f"/runs/{run_id}/reruns/plan", body=to_json(body))
 
     def get(self, id: UUID | str) -> RerunDetail:
         """Return a rerun with its candidates, trials and attempts."""
@@ -438,3 +452,15 @@ class Work:
         return self._client._service.request_as(
             RerunDetail, "POST", f"/trials/{trial_id}/result", body=body, timeout=timeout
         )
+
+
+def _rerun_request(
+    remedies: Sequence[Sequence[Remedy]] | None, seeds: int | None, budget: RerunBudget
+) -> dict[str, Any]:
+    """Return the body of a request for a rerun. It has no limit that is not set: an older service may not know it."""
+    limits = {field.name: value for field in fields(budget) if (value := getattr(budget, field.name)) is not None}
+    return {
+        "remedies": None if remedies is None else [list(candidate) for candidate in remedies],
+        "seeds": seeds,
+        "budget": limits,
+    }

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from gradmedic.protocol.diagnosis import Advice, Cause
+from gradmedic.protocol.remedies import REMEDIES
 from gradmedic_diagnosis.race_counts import RACE_COUNTS, RaceCounts, correct_merit
 from gradmedic_diagnosis.remedies import CATALOGUE
 from gradmedic_diagnosis.remedies.row import RemedyRow
@@ -94,4 +95,5 @@ def _write_advice(rank: int, row: RemedyRow, run: RunEvidence) -> Advice:
         cost=row.cost,
         snippet=write_snippet(remedy, run.framework),
         sources=list(row.sources),
+        needs_script=REMEDIES[row.id].needs_script,
     )

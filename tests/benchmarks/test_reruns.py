@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from typing import cast
 
+import numpy as np
 import pytest
-from benchmarks.reruns.configurations import CONFIGURATIONS, FAMILIES, by_name, drawn
+from benchmarks.reruns.configurations import CONFIGURATIONS, FAMILIES, Configuration, by_name, drawn
+from benchmarks.reruns.strategies import SEEDS, race
+from benchmarks.reruns.trials import Laboratory, Result
+
+from gradmedic.protocol.remedies import Remedy
+from gradmedic_service.reruns.loss_curves import summarize_losses
 
 
 def test_a_seed_draws_the_same_again_and_another_others() -> None:
@@ -37,3 +45,48 @@ def test_an_unknown_name_is_refused(name: str) -> None:
     """An unknown name raises ValueError, before any training."""
     with pytest.raises(ValueError, match=r"there is no configuration|invalid literal for int"):
         by_name(name)
+
+
+RESIDUAL = Remedy(id="add_residual")
+NORMALIZED = Remedy(id="insert_normalization", parameters={"kind": "LayerNorm"})
+
+
+class PlayedLaboratory:
+    """A laboratory in which only both remedies together repair a network."""
+
+    def trial(
+        self,
+        configuration: Configuration,
+        remedies: Sequence[Remedy],
+        seed: int,
+        *,
+        is_twin: bool = False,
+        has_advice: bool = False,
+    ) -> Result:
+        """Return a result that depends on the remedies alone."""
+        del configuration, is_twin
+        is_repaired = {remedy.id for remedy in remedies} == {RESIDUAL.id, NORMALIZED.id}
+        losses = np.linspace(2.0, 0.5 if is_repaired else 1.99, 100) + seed / 1000
+        return Result(
+            status="done",
+            reason=None,
+            verdict="healthy" if is_repaired else "vanishing",
+            curve=summarize_losses(losses),
+            is_silent=is_repaired,
+            has_dead_units=False,
+            causes={},
+            advice=[NORMALIZED] if has_advice else [],
+            cpu_seconds=0.0,
+        )
+
+
+@pytest.mark.parametrize(("max_rounds", "verified"), [(1, 0), (3, 1)])
+def test_a_race_goes_on_with_what_its_trials_advise(max_rounds: int, verified: int) -> None:
+    """Where the first round proves nothing, the next one tries a candidate with what its own diagnosis advises."""
+    laboratory = cast("Laboratory", PlayedLaboratory())
+    raced = race(laboratory, next(iter(CONFIGURATIONS.values())), [(RESIDUAL,)], max_rounds=max_rounds)
+    assert len(raced.verified) == verified
+    assert raced.is_repaired == bool(verified)
+    assert raced.trials == 2 + verified * (1 + 2 * (len(SEEDS) - 1))
+    if verified:
+        assert raced.candidates[raced.verified[0].candidate] == (RESIDUAL, NORMALIZED)

@@ -7,8 +7,10 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -18,7 +20,7 @@ from tests.client.runs import explode
 import gradmedic
 from gradmedic.cli.diagnose import render_diagnosis
 from gradmedic.cli.main import COMMANDS_GROUP, main
-from gradmedic.protocol.diagnosis import Advice, Diagnosis, Finding, Outcome
+from gradmedic.protocol.diagnosis import Advice, Diagnosis, Finding, Outcome, Tried
 from gradmedic.protocol.remedies import Remedy
 
 
@@ -150,6 +152,47 @@ def test_outcomes_and_resolved_findings_are_shown(exploding: gradmedic.Run, serv
     assert "Tried: verified: healthy in 3 of 3 seeds, loss 1.31 against NaN; 41 s." in " ".join(text.split())
     assert "        clip(1.0)\n        step()" in text
     assert "first bad layer" not in text
+
+
+def test_advice_names_all_its_remedies_and_what_only_the_script_can_change(
+    exploding: gradmedic.Run, service_url: str
+) -> None:
+    """A combination is one line; what no rerun can try, or could not apply, leads to the change of the script."""
+    with gradmedic.Client(service_url) as client:
+        run = client.runs.get(exploding.id)
+    clip, norm = Remedy(id="clip_grad_norm", parameters={"max_norm": 1.0}), Remedy(id="qk_norm")
+    refused = Outcome(
+        state="not_applicable", rerun_id=uuid4(), seeds=0, healthy=0, loss=None, control_loss=None, cost_seconds=1.0
+    )
+    verified = replace(refused, state="verified", seeds=1, healthy=1, loss=1.0, control_loss=2.0)
+
+    def advise(rank: int, remedy: Remedy, **fields: Any) -> Advice:
+        return Advice(remedy=remedy, rank=rank, reason="R.", cost="None.", snippet="code()", sources=[], **fields)
+
+    tried = [
+        Tried(remedies=[norm], outcome=refused, reason="no attention was found"),
+        Tried(remedies=[Remedy(id="add_residual")], outcome=replace(refused, state="failed"), reason="it is exploding"),
+    ]
+    diagnosis = Diagnosis(
+        run_id=run.id, step=9, verdict="exploding", score=0.5, since_step=6, summary="Bad.", findings=[], causes=[],
+        advice=[
+            advise(1, clip, with_remedies=[norm], outcome=verified),
+            advise(2, Remedy(id="call_zero_grad"), needs_script=True),
+            advise(3, norm, outcome=refused),
+        ],
+        tried=tried,
+    )  # fmt: skip
+    first, second, third = (
+        " ".join(render_diagnosis(diagnosis, run).split()).partition("best first ")[2].split("code()")[:3]
+    )
+    assert first.startswith("1. clip_grad_norm(max_norm=1.0) + qk_norm() Tried: verified")
+    assert "Change the script" not in first
+    assert second.endswith("call_zero_grad() R. Cost: None. No rerun can try it. Change the script like this: ")
+    assert "could not apply it (no attention was found). Change the script like this:" in third
+    others = render_diagnosis(diagnosis, run).partition("What else was tried")[2]
+    assert "add_residual()" in others
+    assert "Reason: it is exploding." in others
+    assert "qk_norm" not in others
 
 
 def test_the_first_bad_layer_is_that_of_the_verdict(exploding: gradmedic.Run, service_url: str) -> None:

@@ -8,6 +8,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from gradmedic.cli.main import main
 from gradmedic.cli.progress import LINE_SECONDS, Progress
 from gradmedic.cli.rerun import count_steps
 from gradmedic.protocol.encoding import to_json
-from gradmedic.protocol.reruns import RerunBudget, RerunDetail, Trial
+from gradmedic.protocol.reruns import Candidate, RerunBudget, RerunDetail, RerunPlan, Trial
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +207,11 @@ def test_the_steps_of_a_rerun_are_counted() -> None:
     trials = [make_trial("done", 79), make_trial("stopped", 20), make_trial("running", 9), make_trial("queued", None)]
     assert count_steps(make_rerun(trials, 100)) == (80 + 21 + 10, 80 + 21 + 100 + 100)
     assert count_steps(make_rerun(trials, None)) == (111, None)
+    plan = RerunPlan(
+        candidates=1, trials=6, steps=300, step_seconds=None, seconds_left=None, budget=RerunBudget(steps=100)
+    )
+    planned = replace(make_rerun(trials, 100), plan=plan)
+    assert count_steps(planned) == (111, 80 + 21 + 100 + 100 + 2 * 300)
 
 
 def make_trial(status: str, step: int | None) -> Trial:
@@ -221,5 +227,6 @@ def make_rerun(trials: list[Trial], steps: int | None) -> RerunDetail:
     return RerunDetail(
         id=uuid4(), run_id=uuid4(), project="p", trainable="t", status="running", reason=None, is_automatic=False,
         created_at=datetime.now(UTC), started_at=None, ended_at=None, budget=RerunBudget(steps=steps), seeds=[0],
-        executor=None, parameters={}, candidates=[], trials=trials, cost_seconds=0.0,
+        executor=None, parameters={}, candidates=[Candidate(remedies=[], outcome=None, reason=None)], trials=trials,
+        cost_seconds=0.0,
     )  # fmt: skip

@@ -14,6 +14,7 @@ from tests.support.played_worker import CLIP, SLOW, PlayedWorker, rerun, suspect
 
 import gradmedic
 from gradmedic.cli import main
+from gradmedic.cli.remedy_argument import parse_candidate
 
 CLIP_TEXT = "clip_grad_norm(1.0)"
 SLOW_TEXT = "scale_learning_rate(0.1)"
@@ -66,7 +67,13 @@ def test_a_rerun_is_followed_and_shown(
         is_over.set()
         working.join()
     assert code == 0
-    followed = [line for line in err.splitlines() if "running" not in line and not line.startswith("racing: ")]
+    expected, *lines = err.splitlines()
+    assert expected.startswith("about 3 trials of 80 steps")
+    assert expected.endswith("; at most 200 trials, 8 min 20 s, 1 round")
+    followed = [line for line in lines if "running" not in line and not line.startswith("racing: ")]
+    with gradmedic.Client(str(http.base_url)) as client:
+        plan = client.reruns.plan(run_id, remedies=[parse_candidate(CLIP_TEXT)], seeds=2, steps=50)
+    assert (plan.trials, plan.steps, plan.budget.rounds) == (4, 50, 1)
     assert followed[0] == "  control, seed 0: done, exploding, loss NaN"
     assert followed[1].startswith(f"  {CLIP_TEXT}, seed 0: done, healthy, loss 0.")
     assert followed[2] == f"  {SLOW_TEXT}, seed 0: done, exploding, loss NaN"
@@ -96,10 +103,13 @@ def test_a_rerun_is_followed_and_shown(
     code, out, _ = run_rerun_command("show", id, "--json", capsys=capsys)
     assert json.loads(out) == http.get(f"/api/v1/reruns/{id}").json()
     assert main(["diagnose", run_id]) == 0
-    said = capsys.readouterr().out.partition("What else was tried")[2]
-    first = said.split(CLIP_TEXT)[1].strip().splitlines()[0]
-    assert first.startswith("verified: healthy in 1 of 1 seed")
-    assert first.endswith(". On torch 2.13.0, cpu.")
+    advice = capsys.readouterr().out.partition("What to do, best first")[2]
+    first, proof = (line.strip() for line in advice.splitlines()[1:3])
+    assert first == "1. clip_grad_norm(max_norm=1.0)"
+    assert proof.startswith("Tried: verified: healthy in 1 of 1 seed, loss 0.")
+    assert proof.endswith(". On torch 2.13.0, cpu.")
+    last = advice.partition("scale_learning_rate(factor=0.1)")[2].splitlines()[1].strip()
+    assert last.startswith("Tried: failed: healthy in 0 of 1 seed")
 
 
 def test_a_queued_a_running_and_a_cancelled_rerun_are_shown(
@@ -107,9 +117,10 @@ def test_a_queued_a_running_and_a_cancelled_rerun_are_shown(
 ) -> None:
     """A detached rerun is queued; a running one is shown with its trials' states, a cancelled one with the reason."""
     code, out, err = run_rerun_command(suspect(http), "--remedy", CLIP_TEXT, "--detach", capsys=capsys)
-    assert (code, err) == (0, "")
+    assert (code, err.startswith("about 6 trials of "), err.count("\n")) == (0, True, 1)
     id = out.split()[1].rstrip(":")
     assert out.splitlines()[0] == f"rerun {id}: queued"
+    assert "0 of about 6 trials ended" in out.splitlines()[1]
     assert "seed 0 queued, undetermined" in out
     assert "not tried" in out
     claimed = worker.claim()

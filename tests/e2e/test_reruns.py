@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,15 @@ def test_a_rerun_is_started_and_followed(open_page: Any, service: Service, worke
     choice.check()
     form.get_by_label("Seeds").fill("1")
     form.get_by_label("Steps per trial").fill(str(STEPS))
+    expect(page.locator("#plan")).to_contain_text(f"The first round takes about 2 trials of {STEPS} steps")
+    expect(page.locator("#plan")).to_contain_text("and one round.")
     form.get_by_role("button", name="Race the remedies").click()
     expect(page.locator("h1")).to_have_text("Rerun of to be rerun")
     expect(page.locator("#status")).to_have_text("queued")
     expect(page.locator("#live")).to_have_text("live")
     candidates = page.locator("#candidates tbody tr")
     expect(candidates).to_have_count(2)
+    expect(page.locator("#progress")).to_contain_text("0 of about 2 trials ended")
     expect(candidates.nth(1)).to_contain_text(remedy)
 
     control = worker.claim()
@@ -72,6 +76,8 @@ def test_a_rerun_is_started_and_followed(open_page: Any, service: Service, worke
     expect(page.locator("#cancel")).to_be_hidden()
     page.locator(".crumbs").get_by_role("link", name="to be rerun").click()
     expect(page.locator("#next-action")).to_contain_text(f"Best remedy: {remedy}")
+    expect(page.locator("#advice li").first).to_contain_text(f"1. {remedy}")
+    expect(page.locator("#advice li").first).to_contain_text("Tried on this job: verified")
     expect(page.locator("#races li")).to_contain_text("1 of 1 candidates verified")
 
 
@@ -101,6 +107,27 @@ def test_a_finished_rerun_shows_its_outcomes(open_page: Any, service: Service) -
     page.get_by_role("link", name="Compare with the suspect").click()
     expect(page.locator("#compared li").first).to_contain_text("suspect")
     expect(page.locator("#compared li")).to_have_count(4)
+
+
+def test_a_proven_combination_is_the_first_advice(open_page: Any, service: Service, worker: PlayedWorker) -> None:
+    """A second round that proves a combination shows it as first advice, with the code of both remedies."""
+    run = suspect(worker.client, name="needs two remedies")
+    made = rerun(worker.client, run, CLIP, SLOW, seeds=1, budget={"steps": STEPS, "rounds": 2})
+    worker.work({0: "exploding", 1: "exploding", 2: "exploding"}, limit=3)
+    opened = worker.client.get(f"/api/v1/reruns/{made['id']}").json()
+    together = next(index for index, candidate in enumerate(opened["candidates"]) if len(candidate["remedies"]) == 2)
+    page = open_page(f"{service.url}/reruns/{made['id']}")
+    expect(page.locator("#candidates tbody tr").nth(together)).to_contain_text("round 2")
+    worker.work(defaultdict(lambda: "exploding", {together: "learning"}))
+    expect(page.locator("#result")).to_contain_text("verified")
+    page.goto(f"{service.url}/runs/{run}")
+    first = page.locator("#advice li").first
+    expect(first.get_by_role("heading")).to_have_text(re.compile(r"^1\. .* \+ "))
+    expect(first).to_contain_text("Tried on this job: verified: healthy in 1 of 1 seed")
+    code = first.locator("code").inner_text()
+    assert code == worker.client.get(f"/api/v1/runs/{run}/diagnosis").json()["advice"][0]["snippet"]
+    expect(page.locator("#advice")).to_contain_text("No rerun can try it. Change the script as shown here:")
+    expect(page.locator("#tried")).not_to_contain_text("verified")
 
 
 def test_a_rerun_is_cancelled(open_page: Any, service: Service, worker: PlayedWorker) -> None:

@@ -176,7 +176,16 @@ OPERATIONS = {
                 [{"id": "switch_optimizer", "parameters": {"optimizer": "Adam", "learning_rate": 0.1}}],
                 [{"id": "set_parameter", "parameters": {"lr": 0.2, "depth": 3}}],
             ],
-            "seeds": 2, "budget": {"steps": 100, "seconds": 60.0, "trials": 5}, "executor": "local", "id": None,
+            "seeds": 2, "budget": {"steps": 100, "seconds": 60.0, "trials": 5, "rounds": 2}, "executor": "local",
+            "id": None,
+        },
+    ),
+    "plan_rerun": Operation(
+        on_run("/reruns/plan"),
+        {
+            "remedies": [[{"id": "scale_learning_rate", "parameters": {"factor": 0.1}}]],
+            "seeds": 2, "budget": {"steps": 100, "seconds": 60.0, "trials": 5, "rounds": 2}, "executor": "local",
+            "id": None,
         },
     ),
     "offer_trainables": Operation(

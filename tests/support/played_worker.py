@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -97,7 +98,7 @@ class PlayedWorker:
             self.ended.append((claimed["candidate"], claimed["seed"]))
         return response
 
-    def work(self, kinds: dict[int, str], limit: int = 1000) -> None:
+    def work(self, kinds: Mapping[int, str], limit: int = 1000) -> None:
         """Run all trials that are waiting. `kinds` has the kind of steps of each candidate."""
         for _ in range(limit):
             claimed = self.claim()

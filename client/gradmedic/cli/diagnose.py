@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,10 @@ from gradmedic.cli.command import EXIT_UNHEALTHY, RUN_HELP, add_connection_argum
 from gradmedic.cli.references import find_run
 from gradmedic.cli.replay import is_path, render_outcome_of_replay, replay_recording, replay_to_json
 from gradmedic.cli.text import format_environment, format_evidence, format_outcome, list_item, terminal_width, wrap
-from gradmedic.protocol.diagnosis import Diagnosis, DiagnosisAtStep, Outcome
+from gradmedic.protocol.diagnosis import Advice, Diagnosis, DiagnosisAtStep, Outcome, Tried
 from gradmedic.protocol.encoding import to_json
 from gradmedic.protocol.names import closest_first
-from gradmedic.protocol.remedies import describe_remedies
+from gradmedic.protocol.remedies import Remedy, describe_remedies
 from gradmedic.protocol.runs import RunDetail, RunSummary
 from gradmedic.protocol.verdicts import LEVELS, UNHEALTHY_VERDICTS, VERDICTS
 
@@ -76,14 +77,14 @@ def render_diagnosis(diagnosis: Diagnosis, run: RunSummary) -> str:
     place = f"run {run.name} in {run.project}, {run.status}"
     training = run.training if isinstance(run, RunDetail) else None
     lines = render_diagnosis_of(place, diagnosis, None if training is None else training.dropped_steps)
-    advised = [[advice.remedy] for advice in diagnosis.advice]
+    advised = [advice.remedies for advice in diagnosis.advice]
     other_trials = [tried for tried in diagnosis.tried if tried.remedies not in advised]
     if other_trials:
         lines += ["", "What else was tried"]
         for tried in other_trials:
             lines += list_item(
                 describe_remedies(tried.remedies),
-                [f"{format_outcome(tried.outcome)}.{format_environment(tried.outcome)}"],
+                [f"{format_outcome(tried.outcome)}.{format_environment(tried.outcome)}", _explain(tried)],
                 terminal_width(),
             )
     return "\n".join(lines).rstrip()
@@ -123,9 +124,11 @@ def render_diagnosis_of(place: str, diagnosis: DiagnosisAtStep, dropped_steps: i
     if diagnosis.advice:
         lines += ["", "What to do, best first"]
         for advice in sorted(diagnosis.advice, key=lambda advice: advice.rank):
-            parameters = ", ".join(f"{name}={value}" for name, value in advice.remedy.parameters.items())
-            paragraphs = [advice.reason, f"Cost: {advice.cost}", _describe_trial(advice.outcome)]
-            lines += list_item(f"{advice.rank}. {advice.remedy.id}({parameters})", paragraphs, width)
+            tried = diagnosis.tried if isinstance(diagnosis, Diagnosis) else []
+            paragraphs = [_describe_trial(advice.outcome), advice.reason, f"Cost: {advice.cost}"]
+            paragraphs.append(_describe_change_in_script(advice, tried))
+            heading = " + ".join(_write_call(remedy) for remedy in advice.remedies)
+            lines += list_item(f"{advice.rank}. {heading}", paragraphs, width)
             lines += ["", textwrap.indent(advice.snippet.rstrip(), " " * 8), ""]
     return lines
 
@@ -137,6 +140,25 @@ def render_replay(replay: Replay, name: str) -> str:
         f"recording {name}", replay.diagnosis, None if training is None else training.dropped_steps
     )
     return "\n".join([*lines, "", *render_outcome_of_replay(replay)]).rstrip()
+
+
+def _write_call(remedy: Remedy) -> str:
+    return f"{remedy.id}({', '.join(f'{name}={value}' for name, value in remedy.parameters.items())})"
+
+
+def _describe_change_in_script(advice: Advice, tried: Sequence[Tried]) -> str:
+    """Return the sentence about a remedy that only a change of the script can apply; empty for others."""
+    if advice.outcome is None:
+        return "No rerun can try it. Change the script like this:" if advice.needs_script else ""
+    if advice.outcome.state != "not_applicable":
+        return ""
+    reason = next((f" ({entry.reason})" for entry in tried if entry.remedies == advice.remedies), "")
+    return f"A rerun could not apply it{reason}. Change the script like this:"
+
+
+def _explain(tried: Tried) -> str:
+    """Return the reason of an outcome that is no proof."""
+    return "" if tried.outcome.state == "verified" else f"Reason: {tried.reason}."
 
 
 def _describe_trial(outcome: Outcome | None) -> str:

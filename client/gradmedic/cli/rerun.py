@@ -11,7 +11,7 @@ from uuid import UUID
 
 from gradmedic.api import Client
 from gradmedic.cli.command import EXIT_ERROR, RUN_HELP, add_connection_argument, make_client, positive_integer
-from gradmedic.cli.progress import Progress, progress_stream
+from gradmedic.cli.progress import Progress, format_duration, progress_stream
 from gradmedic.cli.references import find_rerun, find_run, find_trial
 from gradmedic.cli.remedy_argument import parse_candidate
 from gradmedic.cli.text import format_loss, format_outcome, format_time, list_item, print_table, terminal_width
@@ -20,13 +20,15 @@ from gradmedic.protocol.encoding import to_json
 from gradmedic.protocol.ids import short_id
 from gradmedic.protocol.names import did_you_mean
 from gradmedic.protocol.remedies import describe_remedies
-from gradmedic.protocol.reruns import EXECUTORS, RERUN_STATUSES, Candidate, RerunDetail
+from gradmedic.protocol.reruns import EXECUTORS, RERUN_STATUSES, Candidate, RerunDetail, RerunPlan
 
 _ACTIONS = ("show", "follow", "cancel", "output")
 """Actions on the rerun or trial that the next word names."""
 _LIST = "list"
 _OPTIONS: Mapping[str, str] = {
-    **dict.fromkeys(("remedy", "seeds", "steps", "seconds", "trials", "executor", "detach"), "a new rerun of a RUN"),
+    **dict.fromkeys(
+        ("remedy", "seeds", "steps", "seconds", "trials", "rounds", "executor", "detach"), "a new rerun of a RUN"
+    ),
     "project": "a new rerun of a RUN, or to list",
     **dict.fromkeys(("status", "limit"), "list"),
 }
@@ -64,6 +66,12 @@ class RerunCommand:
         parser.add_argument("--steps", type=positive_integer, help="number of steps of a trial")
         parser.add_argument("--seconds", type=float, help="seconds that all trials may take together")
         parser.add_argument("--trials", type=positive_integer, help="number of trials at most")
+        parser.add_argument(
+            "--rounds",
+            type=positive_integer,
+            help="number of rounds at most: where one proves no remedy, the next one builds on its trials (default: 3; "
+            "1 with --remedy)",
+        )
         parser.add_argument("--executor", choices=EXECUTORS, help="executor of the workers (default: any)")
         parser.add_argument("--detach", action="store_true", help="do not wait for the end of the rerun")
         parser.add_argument("--status", choices=RERUN_STATUSES, help="list reruns with this status only")
@@ -96,8 +104,11 @@ class RerunCommand:
                     steps=args.steps,
                     seconds=args.seconds,
                     trials=args.trials,
+                    rounds=args.rounds,
                     executor=args.executor,
                 )
+                if progress is not None and rerun.plan is not None:
+                    print(describe_plan(rerun.plan), file=progress, flush=True)
                 if not args.detach:
                     rerun = follow_rerun(client, rerun.id, progress)
             elif action == "follow":
@@ -152,21 +163,53 @@ def list_reruns(client: Client, args: argparse.Namespace) -> None:
         print("no reruns")
 
 
+def describe_plan(plan: RerunPlan) -> str:
+    """Return the expected cost of a rerun, and its limits, as one line.
+
+    >>> budget = RerunBudget(steps=300, seconds=3600.0, trials=200, rounds=3)
+    >>> describe_plan(
+    ...     RerunPlan(candidates=8, trials=15, steps=300, step_seconds=0.02, seconds_left=90.0, budget=budget)
+    ... )
+    'about 15 trials of 300 steps, 1 min 30 s of computing; at most 200 trials, 1 h 0 min, 3 rounds'
+    """
+    seconds = "" if plan.seconds_left is None else f", {format_duration(plan.seconds_left)} of computing"
+    limits = []
+    if plan.budget.trials is not None:
+        limits.append(f"{plan.budget.trials} trials")
+    if plan.budget.seconds is not None:
+        limits.append(format_duration(plan.budget.seconds))
+    if plan.budget.rounds is not None:
+        limits.append(f"{plan.budget.rounds} round{'' if plan.budget.rounds == 1 else 's'}")
+    return f"about {plan.trials} trials of {plan.steps} steps{seconds}; at most {', '.join(limits)}"
+
+
 def render_rerun(rerun: RerunDetail) -> str:
     """Return a rerun as text: each candidate with its outcome or its trials."""
     ended = sum(trial.status not in ("queued", "running") for trial in rerun.trials)
+    expected, left = str(len(rerun.trials)), ""
+    if rerun.plan is not None:
+        expected = f"about {rerun.plan.trials}"
+        if rerun.plan.seconds_left is not None:
+            left = f", about {format_duration(rerun.plan.seconds_left)} left"
     lines = [
         f"rerun {rerun.id}: {rerun.status}" + (f", {rerun.reason}" if rerun.reason else ""),
         (
-            f"{rerun.trainable} in {rerun.project}, {ended} of {len(rerun.trials)} trials ended, "
-            f"{rerun.cost_seconds:.0f} s of {rerun.budget.seconds or 0:.0f} s"
+            f"{rerun.trainable} in {rerun.project}, {ended} of {expected} trials ended, "
+            f"{rerun.cost_seconds:.0f} s of {rerun.budget.seconds or 0:.0f} s{left}"
         ),
         "",
     ]
     for index, candidate in enumerate(rerun.candidates):
-        heading = f"{describe_remedies(candidate.remedies)}:"
+        heading = f"{_name_candidate(rerun, index)}:"
         lines += list_item(heading, [_describe_candidate(rerun, index, candidate)], terminal_width())
     return "\n".join(lines)
+
+
+def _name_candidate(rerun: RerunDetail, index: int) -> str:
+    """Return the remedies of a candidate, with the steps of its trials where they differ from those of the first."""
+    candidate = rerun.candidates[index]
+    is_longer = candidate.steps is not None and candidate.steps != rerun.budget.steps
+    return describe_remedies(candidate.remedies) + (f", {candidate.steps} steps" if is_longer else "")
 
 
 def _describe_candidate(rerun: RerunDetail, index: int, candidate: Candidate) -> str:
@@ -198,7 +241,7 @@ def follow_rerun(client: Client, rerun_id: UUID, stream: TextIO | None, *, timeo
                 if stage in shown or trial.status == "queued":
                     continue
                 shown.add(stage)
-                title = f"{describe_remedies(rerun.candidates[trial.candidate].remedies)}, seed {trial.seed}"
+                title = f"{_name_candidate(rerun, trial.candidate)}, seed {trial.seed}"
                 reason = f" ({trial.reason})" if trial.reason else ""
                 result = "" if trial.status == "running" else f", {trial.verdict}{_describe_loss(trial.loss)}"
                 progress.print_line(f"  {title}: {trial.status}{result}{reason}")
@@ -210,14 +253,19 @@ def follow_rerun(client: Client, rerun_id: UUID, stream: TextIO | None, *, timeo
 def count_steps(rerun: RerunDetail) -> tuple[int, int | None]:
     """Return the number of steps that the trials of a rerun have made, and that all may make; None if it is not known.
 
-    A trial that has ended needs no further steps. Trials that the race adds later are not counted.
+    A trial that has ended needs no further steps. Trials of a further round are not counted.
     """
     done = sum(0 if trial.step is None else trial.step + 1 for trial in rerun.trials)
-    steps = rerun.budget.steps
-    if steps is None:
+    if rerun.budget.steps is None:
         return done, None
-    waiting = [trial for trial in rerun.trials if trial.status in ("queued", "running")]
-    return done, done + sum(max(0, steps - (0 if trial.step is None else trial.step + 1)) for trial in waiting)
+    left = 0
+    for trial in rerun.trials:
+        if trial.status in ("queued", "running"):
+            steps = rerun.candidates[trial.candidate].steps or rerun.budget.steps
+            left += max(0, steps - (0 if trial.step is None else trial.step + 1))
+    if rerun.plan is not None:
+        left += max(0, rerun.plan.trials - len(rerun.trials)) * rerun.plan.steps
+    return done, done + left
 
 
 def _describe_loss(loss: float | None) -> str:

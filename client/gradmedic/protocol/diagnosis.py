@@ -135,6 +135,16 @@ class Advice:
     """Publications on the remedy."""
     outcome: Outcome | None = None
     """Outcome of the remedy in a rerun of this run. Null where it was not tried."""
+    with_remedies: list[Remedy] = field(default_factory=list)
+    """Further remedies that are applied together with `remedy`. Outcome and snippet are those of all of them."""
+    needs_script: bool = False
+    """True where only the script can make the change: a rerun tries the remedy only if a parameter of the trainable
+    makes it."""
+
+    @property
+    def remedies(self) -> list[Remedy]:
+        """All remedies that are applied together."""
+        return [self.remedy, *self.with_remedies]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +182,8 @@ class DiagnosisAtStep:
     causes: list[Cause]
     """The causes, the most probable one first. The list is empty unless the verdict is vanishing or exploding."""
     advice: list[Advice]
-    """The advised remedies, the most promising one first."""
+    """The advised remedies, the best first: verified ones by their loss, then those that were healthy, then those that
+    were not tried, the most promising one first, then those that failed or could not be applied."""
     learning: Learning = "unknown"
     """Course of the loss, apart from the gradients. `unknown` where several losses take turns."""
     level: Level = "unknown"

@@ -41,6 +41,9 @@ class RerunBudget:
     """The largest sum of all trials' durations in seconds, each from its start to its end."""
     trials: StrictInt | None = None
     """The largest number of trials (candidates times seeds). Further attempts at a trial do not count."""
+    rounds: StrictInt | None = None
+    """The largest number of rounds. Where a round verifies no remedy, the next one tries what follows from its trials.
+    Null means 3 where the run's advice is raced, and 1 where the request names remedies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +63,27 @@ class RerunCreate:
     """The executor of all trials. Null means the executor of the first worker that claims a trial."""
     id: UUID | None = None
     """A UUIDv7 that the client chooses. A second request with the same id answers the same rerun."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RerunPlan:
+    """The expected cost of a rerun: that of its first round, or of the round that it is in."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
+
+    candidates: int
+    """Number of candidates of all rounds so far, besides the controls."""
+    trials: int
+    """Expected number of trials of all rounds so far, with those that confirm the best candidates."""
+    steps: int
+    """Number of steps of each trial of the latest round."""
+    step_seconds: float | None
+    """Seconds that a step takes: in the trials that have ended, or before in the suspect run. Null if not known."""
+    seconds_left: float | None
+    """Expected sum of the durations in seconds of the trials that are left, at most the rest of the budget. Null if
+    the duration of a step is not known. A further round is not counted."""
+    budget: RerunBudget
+    """Upper limits of the rerun."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +116,10 @@ class RerunSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """Remedies that are tried together. The first candidate of a rerun is the control, which has none."""
+    """Remedies that are tried together. The first candidate of a rerun is the control, which has none.
+
+    A round with longer trials begins with a control of its own.
+    """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
@@ -102,6 +129,10 @@ class Candidate:
     """The outcome, once the rerun has ended. Null for the control and for candidates that were not tried."""
     reason: str | None
     """The reason of the outcome."""
+    round: int = 1
+    """Number of the round that the candidate belongs to, counted from 1."""
+    steps: int | None = None
+    """Number of steps of each of its trials. Null from a service that has no rounds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +173,7 @@ class Trial:
     id: UUID
     """Id of the trial."""
     candidate: int
-    """Position of the candidate in the rerun's `candidates`. 0 is the control."""
+    """Position of the candidate in the rerun's `candidates`. 0 is the first control."""
     seed: int
     """The seed of the random generators."""
     status: Annotated[str, OneOf(*TRIAL_STATUSES)]
@@ -195,6 +226,8 @@ class RerunDetail(RerunSummary):
     """The trials."""
     cost_seconds: float
     """Sum of the durations of all ended attempts in seconds."""
+    plan: RerunPlan | None = None
+    """The expected cost. Null once the rerun has ended, and from a service that has no rounds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -356,7 +356,11 @@ class Trainable(Base):
 
 
 class Rerun(Base):
-    """A race of remedies. Only its status, reason, executor, outcomes and times change after its creation."""
+    """A race of remedies.
+
+    After its creation only its status, reason, executor, outcomes and times change, and further rounds are added to its
+    candidates and its plan.
+    """
 
     __tablename__ = "reruns"
     __table_args__ = (Index(None, "run_id"), Index(None, "created_at", "id"), Index(None, "status"))
@@ -379,6 +383,8 @@ class Rerun(Base):
     steps: Mapped[int] = mapped_column(BigInteger)
     seconds: Mapped[float] = mapped_column(Double)
     max_trials: Mapped[int]
+    plan: Mapped[dict[str, Any] | None]
+    """The rounds of the race, which `reruns.stored_plan` reads. Null where an earlier version has made the rerun."""
     outcomes: Mapped[list[Any] | None]
     """Outcomes of the candidates, written once, when the rerun ends."""
     created_at: Mapped[datetime]

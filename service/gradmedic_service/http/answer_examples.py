@@ -13,7 +13,16 @@ from gradmedic.protocol.diagnosis import Advice, Cause, Diagnosis, Finding, Outc
 from gradmedic.protocol.encoding import to_plain
 from gradmedic.protocol.projects import Project, ProjectList
 from gradmedic.protocol.remedies import Remedy
-from gradmedic.protocol.reruns import Attempt, Candidate, RerunBudget, RerunDetail, RerunList, RerunSummary, Trial
+from gradmedic.protocol.reruns import (
+    Attempt,
+    Candidate,
+    RerunBudget,
+    RerunDetail,
+    RerunList,
+    RerunPlan,
+    RerunSummary,
+    Trial,
+)
 from gradmedic.protocol.reviews import Review
 from gradmedic.protocol.run_lists import RunColumn, RunColumns, RunCounts, RunsChange
 from gradmedic.protocol.runs import Layer, Optimizer, RunDetail, RunList, RunSummary, Training
@@ -238,13 +247,15 @@ RERUN = RerunDetail(
     created_at=_at(17),
     started_at=_at(17, 2),
     ended_at=_at(17, 43),
-    budget=RerunBudget(steps=500, seconds=600.0, trials=10),
+    budget=RerunBudget(steps=500, seconds=600.0, trials=10, rounds=1),
     seeds=[0],
     executor="local",
     parameters={"lr": 0.003, "hidden": 256},
     candidates=[
-        Candidate(remedies=[], outcome=None, reason=None),
-        Candidate(remedies=[CLIP], outcome=OUTCOME, reason="It is healthy and learns on every seed."),
+        Candidate(remedies=[], outcome=None, reason=None, round=1, steps=500),
+        Candidate(
+            remedies=[CLIP], outcome=OUTCOME, reason="It is healthy and learns on every seed.", round=1, steps=500
+        ),
     ],
     trials=[
         Trial(
@@ -283,6 +294,14 @@ RERUN = RerunDetail(
         ),
     ],
     cost_seconds=41.0,
+)
+PLAN = RerunPlan(
+    candidates=1,
+    trials=2,
+    steps=500,
+    step_seconds=0.044,
+    seconds_left=44.0,
+    budget=RerunBudget(steps=500, seconds=600.0, trials=10, rounds=1),
 )
 RERUN_SUMMARY = RerunSummary(**{field.name: getattr(RERUN, field.name) for field in fields(RerunSummary)})
 CLAIMED = ClaimedTrial(
@@ -387,6 +406,7 @@ def answer_examples(limits: Limits) -> dict[tuple[str, str], Any]:
         "diagnosis.get": DIAGNOSIS,
         "diagnosis.history": HISTORY,
         "reruns.create": RERUN,
+        "reruns.plan": PLAN,
         "reruns.list": RerunList(items=[RERUN_SUMMARY], next_page_token=None),
         "reruns.get": RERUN,
         "reruns.cancel": RERUN,

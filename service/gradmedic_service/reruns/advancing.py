@@ -6,21 +6,30 @@ After a crash, the next change or the due work finds rows from which the same fo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
+from statistics import median
 
 from pydantic import TypeAdapter
 
 from gradmedic.protocol.encoding import without_nonfinite
 from gradmedic.protocol.ids import new_id
+from gradmedic.protocol.remedies import Remedy
+from gradmedic_service.access.principal import OPERATOR
 from gradmedic_service.database import models
 from gradmedic_service.database.engine import Session
-from gradmedic_service.reruns import experiment, repository
-from gradmedic_service.reruns.experiment import ExperimentBudget, ExperimentDesign, TrialState
+from gradmedic_service.reruns import experiment, repository, rounds
+from gradmedic_service.reruns.experiment import ExperimentDesign, TrialState
 from gradmedic_service.reruns.loss_curves import LossCurve
+from gradmedic_service.reruns.outcomes import CANDIDATES
 from gradmedic_service.reruns.repository import ACTIVE_STATUSES
+from gradmedic_service.reruns.stored_plan import design_of, plan_of, store_plan
 from gradmedic_service.runs import repository as runs
+from gradmedic_service.runs.facts import FactsCache
+from gradmedic_service.telemetry import service as telemetry
+from gradmedic_service.trainables import repository as stored_trainables
 from gradmedic_service.trainables import service as trainables
 
 MIN_SECONDS = 1.0
@@ -43,28 +52,35 @@ def advance(session: Session, rerun: models.Rerun, at: datetime, reason_for_no_n
         return
     trials = list(repository.read_trials(session, rerun.id))
     reason = trainables.reason_not_offered(session, rerun.trainable, rerun.owner) or reason_for_no_new_trials
-    if reason is None and seconds_left(session, rerun, trials, at) < MIN_SECONDS:
+    left = seconds_left(session, rerun, trials, at)
+    if reason is None and left < MIN_SECONDS:
         reason = SECONDS_SPENT
     if reason is not None:
         cancel_queued(trials, reason)
+    attempts = repository.read_attempts(session, rerun.id)
     # The latest attempt at a trial comes last, so that its environment is the one that stays.
-    environments = {attempt.trial_id: attempt.environment for attempt in repository.read_attempts(session, rerun.id)}
-    states = [replace(trial_state(trial), environment=environments.get(trial.id, {})) for trial in trials]
-    next_step = experiment.next_step(design_of(rerun), states, reason)
-    if next_step.conclusion is not None:
-        _conclude(session, rerun, next_step.conclusion, at)
-        return
+    environments = {attempt.trial_id: attempt.environment for attempt in attempts}
+    while True:
+        design = design_of(rerun)
+        states = [replace(trial_state(trial), environment=environments.get(trial.id, {})) for trial in trials]
+        affordable = affordable_trials(design, states, left)
+        next_step = experiment.next_step(design, states, reason, affordable)
+        if next_step.needs_round and not _add_round(session, rerun, trials, states, left):
+            ended = replace(design, budget=replace(design.budget, rounds=len(design.rounds)))
+            next_step = experiment.next_step(ended, states, reason, affordable)
+        if next_step.conclusion is not None:
+            _conclude(session, rerun, next_step.conclusion, at)
+            return
+        if next_step.cancel:
+            losing = [trial for trial in trials if (trial.candidate, trial.seed) in next_step.cancel]
+            cancel_queued(losing, experiment.CANNOT_WIN)
+        elif not next_step.needs_round:
+            break
     new_trials = [
         _new_trial(rerun, len(trials) + index, candidate, seed)
         for index, (candidate, seed) in enumerate(next_step.start)
     ]
     repository.add_trials(session, new_trials)
-
-
-def design_of(rerun: models.Rerun) -> ExperimentDesign:
-    """Return the design of a rerun's experiment."""
-    budget = ExperimentBudget(steps=rerun.steps, trials=rerun.max_trials)
-    return ExperimentDesign(candidates=len(rerun.candidates) - 1, seeds=tuple(rerun.seeds), budget=budget)
 
 
 def trial_state(trial: models.Trial) -> TrialState:
@@ -92,6 +108,28 @@ def seconds_left(session: Session, rerun: models.Rerun, trials: Sequence[models.
     return left
 
 
+def affordable_trials(design: ExperimentDesign, trials: Sequence[TrialState], seconds: float) -> int | None:
+    """Return how many trials of the last round some seconds allow besides those that are running or queued.
+
+    It is negative if they do not allow these, and None if no trial has shown yet how long one takes.
+    """
+    per_step = seconds_per_step(trials)
+    if per_step is None:
+        return None
+    unfinished = sum(not trial.has_ended for trial in trials)
+    return math.floor(seconds / (per_step * design.rounds[-1].steps)) - unfinished
+
+
+def seconds_per_step(trials: Sequence[TrialState]) -> float | None:
+    """Return the median seconds that a step took in the trials that ran to their end; None if there is none."""
+    taken = [
+        trial.seconds / trial.curve.steps
+        for trial in trials
+        if trial.status == "done" and trial.curve is not None and trial.seconds > 0
+    ]
+    return median(taken) if taken else None
+
+
 def cancel_queued(trials: Sequence[models.Trial], reason: str) -> None:
     """Cancel the queued ones of some trials."""
     for trial in trials:
@@ -104,6 +142,50 @@ def touch_suspect_run(session: Session, rerun: models.Rerun) -> None:
     run = runs.find(session, rerun.run_id, is_locked=True)
     if run is not None:
         runs.touch(run)
+
+
+def _add_round(
+    session: Session,
+    rerun: models.Rerun,
+    trials: Sequence[models.Trial],
+    states: Sequence[TrialState],
+    seconds: float,
+) -> bool:
+    """Add the candidates of another round to a rerun; return False if there is nothing left to try."""
+    design, plan = design_of(rerun), plan_of(rerun)
+    candidates = CANDIDATES.validate_python(rerun.candidates)
+    per_step = seconds_per_step(states)
+    trials_of_round = rounds.MAX_SURVIVORS + len(design.seeds) * (1 + experiment.CANDIDATES_TO_CONFIRM)
+    affordable_steps = 0 if per_step is None else math.floor(seconds / (per_step * trials_of_round))
+    new = rounds.propose_round(
+        design,
+        candidates,
+        states,
+        _read_advice(session, rerun, trials),
+        trainables.parameters_of(stored_trainables.find(session, rerun.owner, rerun.trainable)),
+        max_trials=rerun.max_trials - len(trials),
+        max_steps=min(plan.max_steps, affordable_steps),
+    )
+    if new is None:
+        return False
+    added = [*([[]] if new.has_own_control else []), *(list(remedies) for remedies in new.candidates)]
+    rerun.candidates = [*rerun.candidates, *without_nonfinite(CANDIDATES.dump_python(added))]
+    store_plan(rerun, plan.with_round(rounds.add_round(design, new, len(candidates))))
+    return True
+
+
+def _read_advice(session: Session, rerun: models.Rerun, trials: Sequence[models.Trial]) -> dict[int, Sequence[Remedy]]:
+    """Return what the diagnoses of a rerun's trials advise, by candidate: that of its first trial with any advice."""
+    facts = FactsCache()
+    run_ids = {attempt.trial_id: attempt.run_id for attempt in repository.read_attempts(session, rerun.id)}
+    advice: dict[int, Sequence[Remedy]] = {}
+    for trial in sorted(trials, key=lambda trial: trial.seed):
+        run_id = run_ids.get(trial.id)
+        if trial.curve is None or run_id is None or advice.get(trial.candidate):
+            continue
+        diagnosis = telemetry.diagnose(session.connection(), OPERATOR, facts, run_id, None)
+        advice[trial.candidate] = [entry.remedy for entry in diagnosis.advice]
+    return advice
 
 
 def _conclude(session: Session, rerun: models.Rerun, conclusion: experiment.Conclusion, at: datetime) -> None:

@@ -8,14 +8,16 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from gradmedic.protocol.reruns import Attempt, Candidate, RerunBudget, RerunDetail, RerunSummary, Trial
+from gradmedic.protocol.reruns import Attempt, Candidate, RerunBudget, RerunDetail, RerunPlan, RerunSummary, Trial
 from gradmedic_service.database import models
 from gradmedic_service.database.clock import database_time
 from gradmedic_service.database.engine import Session
 from gradmedic_service.reruns import repository
-from gradmedic_service.reruns.advancing import trial_state
+from gradmedic_service.reruns.advancing import seconds_left, seconds_per_step, trial_state
+from gradmedic_service.reruns.forecast import expected_seconds, expected_trials
 from gradmedic_service.reruns.outcomes import CANDIDATES, OUTCOMES, published_outcome
 from gradmedic_service.reruns.repository import ACTIVE_STATUSES
+from gradmedic_service.reruns.stored_plan import design_of, plan_of
 from gradmedic_service.runs.progress import read_progress
 from gradmedic_service.trainables import repository as trainables
 from gradmedic_service.trainables.service import has_expired_offer
@@ -34,9 +36,13 @@ def describe(session: Session, rerun: models.Rerun) -> RerunDetail:
     attempts = repository.read_attempts(session, rerun.id)
     runs = repository.read_runs(session, attempts)
     outcomes = {outcome.candidate: outcome for outcome in OUTCOMES.validate_python(rerun.outcomes or [])}
+    races = list(enumerate(design_of(rerun).rounds, start=1))
+    round_of = {member: (number, race.steps) for number, race in reversed(races) for member in race.members}
+    is_active = rerun.status in ACTIVE_STATUSES
+    left = seconds_left(session, rerun, trials, database_time(session)) if is_active else 0.0
     return RerunDetail(
         **_summary_fields(rerun) | {"reason": rerun.reason or _reason_to_wait(session, rerun, trials)},
-        budget=RerunBudget(steps=rerun.steps, seconds=rerun.seconds, trials=rerun.max_trials),
+        budget=_describe_budget(rerun),
         seeds=list(rerun.seeds),
         executor=rerun.executor,
         parameters=dict(rerun.parameters),
@@ -45,6 +51,8 @@ def describe(session: Session, rerun: models.Rerun) -> RerunDetail:
                 remedies=remedies,
                 outcome=published_outcome(rerun.id, outcomes[index]) if index in outcomes else None,
                 reason=outcomes[index].reason if index in outcomes else None,
+                round=round_of[index][0],
+                steps=round_of[index][1],
             )
             for index, remedies in enumerate(CANDIDATES.validate_python(rerun.candidates))
         ],
@@ -53,7 +61,29 @@ def describe(session: Session, rerun: models.Rerun) -> RerunDetail:
             for trial in trials
         ],
         cost_seconds=sum(trial.seconds for trial in trials),
+        plan=describe_plan(rerun, trials, left) if is_active else None,
     )
+
+
+def describe_plan(rerun: models.Rerun, trials: Sequence[models.Trial], seconds: float) -> RerunPlan:
+    """Return the expected cost of a rerun, whose budget has some seconds left."""
+    design, states = design_of(rerun), [trial_state(trial) for trial in trials]
+    step_seconds = seconds_per_step(states) or plan_of(rerun).step_seconds
+    return RerunPlan(
+        candidates=sum(len(race.candidates) for race in design.rounds),
+        trials=min(len(expected_trials(design, states)), rerun.max_trials),
+        steps=design.rounds[-1].steps,
+        step_seconds=step_seconds,
+        seconds_left=None
+        if step_seconds is None
+        else max(0.0, min(expected_seconds(design, states, step_seconds), seconds)),
+        budget=_describe_budget(rerun),
+    )
+
+
+def _describe_budget(rerun: models.Rerun) -> RerunBudget:
+    rounds = plan_of(rerun).max_rounds
+    return RerunBudget(steps=rerun.steps, seconds=rerun.seconds, trials=rerun.max_trials, rounds=rounds)
 
 
 def _summary_fields(rerun: models.Rerun) -> dict[str, Any]:

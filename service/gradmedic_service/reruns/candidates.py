@@ -72,6 +72,13 @@ def candidates_of_advice(
     return candidates
 
 
+def is_possible(remedies: Sequence[Remedy], parameters: Sequence[TrainableParameter]) -> bool:
+    """Whether a trainable with these parameters can be rerun with all of these remedies together."""
+    return not any(remedy_errors("", remedies)) and not any(
+        error for remedy in remedies for error in _errors_for_trainable("", remedy, parameters)
+    )
+
+
 def check_candidates(candidates: Sequence[Sequence[Remedy]], parameters: Sequence[TrainableParameter]) -> None:
     """Raise InvalidRequest with an error for each remedy that the trainable cannot be rerun with."""
     errors: list[FieldError] = []

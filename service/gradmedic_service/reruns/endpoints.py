@@ -7,7 +7,7 @@ from uuid import UUID
 
 from fastapi import Path, Query, Response, status
 
-from gradmedic.protocol.reruns import RERUN_STATUSES, RerunCreate, RerunDetail, RerunList
+from gradmedic.protocol.reruns import RERUN_STATUSES, RerunCreate, RerunDetail, RerunList, RerunPlan
 from gradmedic.protocol.service import API_PATH
 from gradmedic_service.access.authorization import MayFollowRerun, MayRerun
 from gradmedic_service.http.dependencies import (
@@ -45,7 +45,7 @@ CREATE_EXAMPLES: dict[str, Any] = {
                 ],
             ],
             "seeds": 1,
-            "budget": {"steps": 500, "seconds": 600, "trials": 10},
+            "budget": {"steps": 500, "seconds": 600, "trials": 10, "rounds": 1},
         },
     },
 }
@@ -88,6 +88,33 @@ def create_rerun(
     response.status_code = status.HTTP_202_ACCEPTED if is_new else status.HTTP_200_OK
     response.headers["Location"] = f"{API_PATH}/reruns/{rerun.id}"
     return rerun
+
+
+@router.post(
+    "/runs/{run_id}/reruns/plan",
+    operation_id="reruns.plan",
+    response_model=RerunPlan,
+    responses=documented(
+        RunNotFound,
+        NotRerunnable,
+        TrainableUnknown,
+        MalformedBody,
+        BodyTooLarge,
+        UnsupportedMediaType,
+        InvalidRequest,
+    ),
+)
+def plan_rerun(
+    run_id: RunId,
+    principal: MayRerun,
+    body: Annotated[RerunCreate, json_body(RerunCreate, CREATE_EXAMPLES)],
+    database: DatabaseDependency,
+    facts: FactsDependency,
+    limits: LimitsDependency,
+) -> RerunPlan:
+    """Return the expected trials, steps and seconds of a rerun that the same body creates. Nothing is stored."""
+    with database.reading() as session:
+        return service.plan(session, principal, facts, limits, run_id, body)
 
 
 @router.get("/reruns", operation_id="reruns.list", response_model=RerunList, responses=documented(InvalidRequest))

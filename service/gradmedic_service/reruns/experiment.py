@@ -1,21 +1,23 @@
 """The experiment of a rerun: which trials to start next, which to stop early, and the result; without input or output.
 
-`next_step` reads the trials that exist and returns which trials to start, or the conclusion. It depends on them alone:
-called again after a crash, it returns the same. `reason_to_stop` compares one running trial with the others at the same
-step.
+`next_step` reads the rounds and the trials that exist, and returns which trials to start, that another round is due, or
+the conclusion. It depends on them alone: called again after a crash, it returns the same. `reason_to_stop` compares one
+running trial with the others at the same step. The candidates of another round come from `rounds`.
 
 1. The control, unchanged, must fail as the suspect run did. Otherwise the rerun ends `not_reproduced`.
-2. Every candidate runs on the first seed with the same budget of steps. At each rung the worse half is stopped, but
-   never the best two: successive halving without waiting (Li et al. 2020, A system for massively parallel
-   hyperparameter tuning, section 3.3).
+2. Every candidate of a round runs on the first seed with the same number of steps. At each rung the worse half is
+   stopped, but never the best two: successive halving without waiting (Li et al. 2020, A system for massively parallel
+   hyperparameter tuning, section 3.3). Candidates that have not started are cancelled once the time that is left is
+   needed to confirm the best: they cannot win any more.
 3. The best two that beat the control there are confirmed, with the control, on the other seeds. If neither holds, the
    next best candidate is confirmed, and so on.
+4. A round that verifies no candidate is followed by another one, while the budget lasts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import stdev
 
@@ -33,6 +35,7 @@ MIN_DECLINE = 0.1
 below that. Without this margin, a thousandth below a control that learned nothing would count as learning. The loss of
 a constant answer is estimated from a few batches: the variance of 256 targets is right to 9 % (its standard error is
 the square root of 2 / 256)."""
+CANNOT_WIN = "the time that is left is needed to confirm the best candidates"
 ENDED = ("done", "failed", "cancelled", "stopped", "not_applicable")
 """Statuses of trials that have ended."""
 
@@ -42,8 +45,27 @@ class ExperimentBudget:
     """The budget of a rerun."""
 
     steps: int
-    """Number of steps of each trial."""
+    """Number of steps of each trial of the first round."""
     trials: int
+    rounds: int = 1
+    """Largest number of rounds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """Candidates that race together, and the control that they are compared with."""
+
+    control: int = CONTROL
+    """Number of the control. A round whose trials are longer has a control of its own, otherwise it is `CONTROL`."""
+    candidates: range
+    """Numbers of the candidates, the most promising first."""
+    steps: int
+    """Number of steps of each trial."""
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """The control and the candidates."""
+        return (self.control, *self.candidates)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +73,20 @@ class ExperimentDesign:
     """The candidates and seeds that the experiment compares, and its budget."""
 
     candidates: int
-    """Number of candidates besides the control. They are numbered from 1, the most promising first."""
+    """Number of candidates of the first round, besides the control. They are numbered from 1, the most promising
+    first."""
     seeds: tuple[int, ...]
     budget: ExperimentBudget
+    later_rounds: tuple[Round, ...] = ()
+
+    @property
+    def rounds(self) -> tuple[Round, ...]:
+        """All rounds so far."""
+        return (Round(candidates=range(1, self.candidates + 1), steps=self.budget.steps), *self.later_rounds)
+
+    def round_of(self, candidate: int) -> Round:
+        """Return the round that a candidate, or a control, was added by."""
+        return next(race for race in self.rounds if candidate in race.members)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,10 +169,14 @@ class Conclusion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NextStep:
-    """The next action of a rerun: to start trials, to conclude, or, if both fields are empty, to wait for a trial."""
+    """The next action of a rerun: the field that is set. If none is, it is to wait for a trial."""
 
     start: tuple[tuple[int, int], ...] = ()
     """Candidate and seed of each trial to start, in this order."""
+    cancel: tuple[tuple[int, int], ...] = ()
+    """Candidate and seed of each queued trial to cancel, with the reason `CANNOT_WIN`."""
+    needs_round: bool = False
+    """Whether another round is due: candidates of it are to be added, or none is possible."""
     conclusion: Conclusion | None = None
 
 
@@ -154,12 +191,12 @@ def reason_to_stop(
     Args:
         trial: the running trial, with its loss at the rungs that it has passed.
         others: the other trials of the same rerun.
-        control: the ended control on the first seed.
+        control: the ended control of its round on the first seed.
         design: the candidates, seeds and budget of the experiment.
         steps: number of steps that the trial has done.
     """
-    first_seed = design.seeds[0]
-    if trial.candidate == CONTROL or trial.seed != first_seed or steps > LAST_STOP_SHARE * design.budget.steps:
+    first_seed, race = design.seeds[0], design.round_of(trial.candidate)
+    if trial.candidate == race.control or trial.seed != first_seed or steps > LAST_STOP_SHARE * race.steps:
         return None
     if trial.verdict == "exploding":
         return "it is exploding"
@@ -169,7 +206,8 @@ def reason_to_stop(
     compared = [
         other.rungs[rung - 1]
         for other in others
-        if other.candidate not in (CONTROL, trial.candidate)
+        if other.candidate in race.candidates
+        and other.candidate != trial.candidate
         and other.seed == first_seed
         and len(other.rungs) >= rung
         and (is_better(other, control) or not other.has_ended)
@@ -181,25 +219,29 @@ def reason_to_stop(
 
 
 def next_step(
-    design: ExperimentDesign, trials: Sequence[TrialState], reason_for_no_new_trials: str | None = None
+    design: ExperimentDesign,
+    trials: Sequence[TrialState],
+    reason_for_no_new_trials: str | None = None,
+    affordable_trials: int | None = None,
 ) -> NextStep:
     """Return the next action of a rerun. It never starts a trial twice, nor more trials than the budget allows.
 
     Args:
-        design: the candidates, seeds and budget of the experiment.
+        design: the rounds, seeds and budget of the experiment.
         trials: all trials of the rerun.
         reason_for_no_new_trials: why no further trial can be started; None if trials can be started.
+        affordable_trials: number of trials that the time allows besides those that are running or queued, negative if
+            it does not allow these; None if no trial has shown yet how long one takes.
     """
     can_start = reason_for_no_new_trials is None
     trial_at = {(trial.candidate, trial.seed): trial for trial in trials}
-    trials_left = design.budget.trials - len(trials)
-    first_seed = design.seeds[0]
+    trials_left = design.budget.trials - len(trials) if can_start else 0
 
-    control = trial_at.get((CONTROL, first_seed))
+    control = trial_at.get((CONTROL, design.seeds[0]))
     if control is None:
-        if trials_left < 1 or not can_start:
+        if trials_left < 1:
             return _conclude("failed", reason_for_no_new_trials or "the budget of trials does not allow the control")
-        return NextStep(start=((CONTROL, first_seed),))
+        return NextStep(start=((CONTROL, design.seeds[0]),))
     if not control.has_ended:
         return NextStep()
     if not control.is_unhealthy:
@@ -209,34 +251,31 @@ def next_step(
         reason = f"the unchanged control is {state} after {design.budget.steps} steps"
         return _conclude("not_reproduced", reason)
 
-    race = [(candidate, first_seed) for candidate in range(1, _number_of_racing_candidates(design) + 1)]
-    missing = tuple(place for place in race if place not in trial_at)[:trials_left] if can_start else ()
-    if missing:
-        return NextStep(start=missing)
-    if not all(trial_at[place].has_ended for place in race if place in trial_at):
-        return NextStep()
-
-    promising = _candidates_better_than_control(design, trial_at, control)
-    if promising and not any(seed != first_seed for _, seed in trial_at) and can_start:
-        group = (CONTROL, *promising[:CANDIDATES_TO_CONFIRM])
-        places = [(candidate, seed) for seed in design.seeds[1:] for candidate in group]
-        # Only whole seeds are started: a seed without its control would show nothing.
-        whole_seeds = tuple(places[: trials_left - trials_left % len(group)])
-        if whole_seeds:
-            return NextStep(start=whole_seeds)
-    if not all(trial.has_ended for trial in trials):
-        return NextStep()
-    confirmation = _next_confirmation(design, trial_at, promising)
-    if confirmation and len(confirmation) <= trials_left and can_start:
-        return NextStep(start=confirmation)
-
-    candidates = range(1, design.candidates + 1)
-    outcomes = [outcome for candidate in candidates if (outcome := _outcome(design, trial_at, candidate)) is not None]
+    for race in design.rounds:
+        action = _next_step_of_round(design, race, trial_at, trials_left, affordable_trials)
+        if action is not None:
+            return action
+    outcomes = [
+        outcome
+        for race in design.rounds
+        for candidate in race.candidates
+        if (outcome := _outcome(design, trial_at, candidate)) is not None
+    ]
     verified = sum(outcome.state == "verified" for outcome in outcomes)
+    trials_of_candidate = len(design.seeds)
+    is_affordable = affordable_trials is None or affordable_trials >= trials_of_candidate
+    may_go_on = len(design.rounds) < design.budget.rounds and trials_left >= trials_of_candidate and is_affordable
+    if not verified and may_go_on:
+        return NextStep(needs_round=True)
+
     reason = f"{verified} of {len(outcomes)} candidates verified"
+    if len(design.rounds) > 1:
+        reason += f" in {len(design.rounds)} rounds"
     if reason_for_no_new_trials is not None:
         reason += f"; not everything was tried: {reason_for_no_new_trials}"
-    elif len(outcomes) < design.candidates:
+    elif any(trial.reason == CANNOT_WIN for trial in trials):
+        reason += f"; not everything was tried: {CANNOT_WIN}"
+    elif len(outcomes) < sum(len(race.candidates) for race in design.rounds):
         reason += "; not everything was tried: the budget of trials is spent"
     return _conclude("done", reason, outcomes)
 
@@ -319,35 +358,107 @@ def _spread(trials: Iterable[TrialState]) -> float:
     return stdev(values) if len(values) > 1 else 0.0
 
 
-def _number_of_racing_candidates(design: ExperimentDesign) -> int:
-    """Return how many candidates can race so that the budget of trials still allows to confirm the best."""
+def racing_candidates(design: ExperimentDesign, race: Round) -> range:
+    """Return the candidates of a round that race.
+
+    Of the first round, these are so many that the budget of trials still allows to confirm the best. A later round has
+    no more than that.
+    """
+    if race.candidates.start != CONTROL + 1:
+        return race.candidates
     for_confirmation = (len(design.seeds) - 1) * (1 + min(CANDIDATES_TO_CONFIRM, design.candidates))
-    return min(design.candidates, max(design.budget.trials - 1 - for_confirmation, 1))
+    return race.candidates[: max(design.budget.trials - 1 - for_confirmation, 1)]
+
+
+def _next_step_of_round(
+    design: ExperimentDesign,
+    race: Round,
+    trial_at: Mapping[tuple[int, int], TrialState],
+    trials_left: int,
+    affordable_trials: int | None,
+) -> NextStep | None:
+    """Return the next action of a round whose predecessors have ended; None if it has ended too."""
+    first_seed = design.seeds[0]
+    control = trial_at.get((race.control, first_seed))
+    if control is None:
+        return NextStep(start=((race.control, first_seed),)) if trials_left > 0 else None
+    if not control.has_ended:
+        return NextStep()
+    if not control.is_unhealthy:
+        return None  # in trials of this length the job recovers by itself, so that they can prove nothing
+
+    places = [(candidate, first_seed) for candidate in racing_candidates(design, race)]
+    missing = tuple(place for place in places if place not in trial_at)[:trials_left]
+    if missing:
+        return NextStep(start=missing)
+    promising = _candidates_better_than_control(design, race, trial_at)
+    confirmation = tuple(_first_confirmation(design, race, trial_at, promising, trials_left))
+    queued = tuple(place for place in places if place in trial_at and trial_at[place].status == "queued")
+    if queued and confirmation and affordable_trials is not None and affordable_trials < len(confirmation):
+        return NextStep(cancel=queued)
+    if not all(trial_at[place].has_ended for place in places if place in trial_at):
+        return NextStep()
+
+    if confirmation and not any((candidate, seed) in trial_at for candidate, seed in _confirming(design, race)):
+        return NextStep(start=confirmation)
+    if not all(trial_at[place].has_ended for place in _confirming(design, race) if place in trial_at):
+        return NextStep()
+    if not all(trial.has_ended for (candidate, _), trial in trial_at.items() if candidate == race.control):
+        return NextStep()
+    further = _next_confirmation(design, race, trial_at, promising)
+    return NextStep(start=further) if further and len(further) <= trials_left else None
 
 
 def _candidates_better_than_control(
-    design: ExperimentDesign, trial_at: Mapping[tuple[int, int], TrialState], control: TrialState
+    design: ExperimentDesign, race: Round, trial_at: Mapping[tuple[int, int], TrialState]
 ) -> list[int]:
-    """Return the candidates that beat the control on the first seed, the best first."""
+    """Return the candidates of a round that beat its control on the first seed, the best first."""
+    control = trial_at[race.control, design.seeds[0]]
     final_values = [
-        (measure.sign * measure.final, trial.candidate)
-        for (candidate, seed), trial in trial_at.items()
-        if candidate != CONTROL
-        and seed == design.seeds[0]
+        (measure.sign * measure.final, candidate)
+        for candidate in race.candidates
+        if (trial := trial_at.get((candidate, design.seeds[0]))) is not None
         and is_better(trial, control)
         and (measure := trial.measure) is not None
     ]
     return [candidate for _, candidate in sorted(final_values)]
 
 
+def _confirming(design: ExperimentDesign, race: Round) -> Iterator[tuple[int, int]]:
+    """Yield candidate and seed of every trial that could confirm a candidate of a round."""
+    return ((candidate, seed) for candidate in race.candidates for seed in design.seeds[1:])
+
+
+def _first_confirmation(
+    design: ExperimentDesign,
+    race: Round,
+    trial_at: Mapping[tuple[int, int], TrialState],
+    promising: Sequence[int],
+    trials_left: int,
+) -> Iterator[tuple[int, int]]:
+    """Yield the trials that confirm the best two candidates, seed by seed, as far as the budget of trials allows.
+
+    Only whole seeds are started: a seed without its control would show nothing.
+    """
+    if not promising:
+        return
+    group = (race.control, *promising[:CANDIDATES_TO_CONFIRM])
+    for seed in design.seeds[1:]:
+        places = [(candidate, seed) for candidate in group if (candidate, seed) not in trial_at]
+        trials_left -= len(places)
+        if trials_left < 0:
+            return
+        yield from places
+
+
 def _next_confirmation(
-    design: ExperimentDesign, trial_at: Mapping[tuple[int, int], TrialState], promising: Sequence[int]
+    design: ExperimentDesign, race: Round, trial_at: Mapping[tuple[int, int], TrialState], promising: Sequence[int]
 ) -> tuple[tuple[int, int], ...]:
     """Return the trials that confirm the next best candidate, unless one before it has held on every seed."""
     others = design.seeds[1:]
-    if not others or not all((CONTROL, seed) in trial_at for seed in others):
+    if not others or not all((race.control, seed) in trial_at for seed in others):
         return ()
-    controls = {seed: trial_at[CONTROL, seed] for seed in design.seeds}
+    controls = {seed: trial_at[race.control, seed] for seed in design.seeds}
     for candidate in promising:
         if all((candidate, seed) not in trial_at for seed in others):
             return tuple((candidate, seed) for seed in others)
@@ -365,7 +476,8 @@ def _outcome(
     trials = [trial for trial in trials if trial.status != "cancelled"]
     if not trials:
         return None
-    controls = {trial.seed: trial for seed in design.seeds if (trial := trial_at.get((CONTROL, seed))) is not None}
+    control = design.round_of(candidate).control
+    controls = {trial.seed: trial for seed in design.seeds if (trial := trial_at.get((control, seed))) is not None}
     by_curve: dict[str, list[TrialState]] = {}
     for trial in trials:
         by_curve.setdefault((trial.curve and trial.curve.digest) or f"seed {trial.seed}", []).append(trial)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 from uuid import UUID
 
 from pydantic import TypeAdapter
 
 from gradmedic.protocol.diagnosis import Advice, Diagnosis, Outcome, Tried
 from gradmedic.protocol.encoding import encode_json
-from gradmedic.protocol.remedies import Remedy
+from gradmedic.protocol.remedies import SET_PARAMETER, Remedy
+from gradmedic_diagnosis.remedies import CATALOGUE
+from gradmedic_diagnosis.snippets import write_snippet
 from gradmedic_service.database.engine import Connection
 from gradmedic_service.http.validation import BUILT_WHEN_USED
 from gradmedic_service.reruns import repository
@@ -18,27 +22,45 @@ from gradmedic_service.reruns.experiment import CandidateOutcome
 
 CANDIDATES = TypeAdapter(list[list[Remedy]], config=BUILT_WHEN_USED)
 OUTCOMES = TypeAdapter(list[CandidateOutcome], config=BUILT_WHEN_USED)
+PROOF: Final = ("verified", "healthy", None, "failed", "not_applicable")
+"""States of outcomes, the best proof first. None: it was not tried."""
 
 
 def add_outcomes(connection: Connection, diagnosis: Diagnosis) -> Diagnosis:
-    """Return a diagnosis with the outcomes of its run's reruns. Verified remedies come first, by their loss."""
-    tried = [
-        Tried(
-            remedies=CANDIDATES.validate_python(rerun.candidates)[outcome.candidate],
-            outcome=published_outcome(rerun.id, outcome),
-            reason=outcome.reason,
-        )
-        for rerun in repository.list_concluded(connection, diagnosis.run_id)
-        for outcome in OUTCOMES.validate_python(rerun.outcomes)
-    ]
-    if not tried:
+    """Return a diagnosis with the outcomes of its run's reruns, and its advice sorted by proof.
+
+    What was verified and is not advised, such as a combination of remedies, becomes advice.
+    """
+    reruns = repository.list_concluded(connection, diagnosis.run_id)
+    if not reruns:
         return diagnosis
-    # The latest rerun comes first in `tried`, so that its outcome replaces those of earlier reruns.
-    outcomes = {_key(entry.remedies[0]): entry.outcome for entry in reversed(tried) if len(entry.remedies) == 1}
-    advice = [replace(entry, outcome=outcomes.get(_key(entry.remedy))) for entry in diagnosis.advice]
-    advice.sort(key=_verified_loss)
+    by_rerun = [
+        [
+            Tried(
+                remedies=CANDIDATES.validate_python(rerun.candidates)[outcome.candidate],
+                outcome=published_outcome(rerun.id, outcome),
+                reason=outcome.reason,
+            )
+            for outcome in OUTCOMES.validate_python(rerun.outcomes)
+        ]
+        for rerun in reruns
+    ]
+    # The outcome of a later rerun replaces those of earlier ones, and so does that of a later round, whose trials are
+    # longer.
+    latest = {_key(entry.remedies): entry for entries in reversed(by_rerun) for entry in entries}
+    advice = [
+        replace(entry, outcome=found.outcome) if (found := latest.get(_key(entry.remedies))) is not None else entry
+        for entry in diagnosis.advice
+    ]
+    advised = {_key(entry.remedies) for entry in advice}
+    advice += [
+        _advise(entry, diagnosis.advice, reruns[0].framework)
+        for key, entry in latest.items()
+        if key not in advised and entry.outcome.state == "verified"
+    ]
+    advice.sort(key=_order_of_proof)
     ranked = [replace(entry, rank=rank) for rank, entry in enumerate(advice, start=1)]
-    return replace(diagnosis, advice=ranked, tried=tried)
+    return replace(diagnosis, advice=ranked, tried=[entry for entries in by_rerun for entry in entries])
 
 
 def published_outcome(rerun_id: UUID, outcome: CandidateOutcome) -> Outcome:
@@ -55,13 +77,41 @@ def published_outcome(rerun_id: UUID, outcome: CandidateOutcome) -> Outcome:
     )
 
 
-def _verified_loss(advice: Advice) -> float:
-    """Return the loss of a verified remedy; infinity for any other, so that it is sorted behind."""
+def _advise(tried: Tried, advice: Sequence[Advice], framework: str | None) -> Advice:
+    """Return advice for remedies that were verified together, with code for the run's framework.
+
+    `advice` is that of the diagnosis.
+    """
+    first, *others = tried.remedies
+    rows = {row.id: row for row in CATALOGUE}  # of several rows of a remedy, any has its cost
+    parts = [rows[remedy.id] for remedy in tried.remedies if remedy.id in rows]
+    reasons = {entry.remedy.id: entry.reason for entry in advice}
+    return Advice(
+        remedy=first,
+        with_remedies=others,
+        rank=0,
+        reason=" ".join(reasons.get(part.id, part.reason) for part in parts) or "It was verified on this job.",
+        cost="; ".join(part.cost for part in parts) or "none",
+        snippet="\n".join(_write_code(remedy, framework) for remedy in tried.remedies),
+        sources=list(dict.fromkeys(source for part in parts for source in part.sources)),
+        outcome=tried.outcome,
+    )
+
+
+def _write_code(remedy: Remedy, framework: str | None) -> str:
+    """Return code that applies a remedy; `set_parameter` sets parameters of the script by their own names."""
+    if remedy.id == SET_PARAMETER:
+        return "\n".join(f"{name} = {value!r}" for name, value in remedy.parameters.items())
+    return write_snippet(remedy, framework)
+
+
+def _order_of_proof(advice: Advice) -> tuple[int, float]:
+    """Return the key by which advice is sorted: its place by proof and, if it is verified, its loss."""
     outcome = advice.outcome
-    if outcome is None or outcome.state != "verified" or outcome.loss is None:
-        return math.inf
-    return outcome.loss
+    state = None if outcome is None else outcome.state
+    loss = outcome.loss if outcome is not None and state == "verified" else None
+    return PROOF.index(state), math.inf if loss is None else loss
 
 
-def _key(remedy: Remedy) -> bytes:
-    return encode_json([remedy.id, sorted(remedy.parameters.items())])
+def _key(remedies: Sequence[Remedy]) -> bytes:
+    return encode_json(sorted([remedy.id, sorted(remedy.parameters.items())] for remedy in remedies))

@@ -23,8 +23,10 @@ ACTIVE_STATUSES = ("queued", "running")
 """Statuses of reruns and trials that have not ended."""
 
 _RERUNS = cast("Table", models.Rerun.__table__)
+_RUNS = cast("Table", models.Run.__table__)
 _CONCLUDED = (
-    select(_RERUNS.c.id, _RERUNS.c.candidates, _RERUNS.c.outcomes)
+    select(_RERUNS.c.id, _RERUNS.c.candidates, _RERUNS.c.outcomes, _RUNS.c.framework)
+    .join(_RUNS, _RUNS.c.id == _RERUNS.c.run_id)
     .where(_RERUNS.c.run_id == bindparam("run_id"), _RERUNS.c.outcomes.is_not(None))
     .order_by(_RERUNS.c.ended_at.desc(), _RERUNS.c.id.desc())
 )
@@ -138,6 +140,8 @@ class ConcludedRerun:
     id: UUID
     candidates: list[Any]
     outcomes: list[Any]
+    framework: str | None
+    """Framework of the suspect run."""
 
 
 def list_concluded(connection: Connection, run_id: UUID) -> list[ConcludedRerun]:

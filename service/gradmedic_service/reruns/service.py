@@ -10,7 +10,7 @@ from uuid import UUID
 from gradmedic.protocol.encoding import encode_json, without_nonfinite
 from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.remedies import Remedy
-from gradmedic.protocol.reruns import EXECUTORS, RerunCreate, RerunDetail, RerunList
+from gradmedic.protocol.reruns import EXECUTORS, RerunCreate, RerunDetail, RerunList, RerunPlan
 from gradmedic.protocol.service import FieldError, Limits
 from gradmedic.protocol.trainables import TrainableParameter
 from gradmedic_service.access import service as access
@@ -27,8 +27,11 @@ from gradmedic_service.reruns.advancing import MIN_SECONDS, advance, touch_suspe
 from gradmedic_service.reruns.attempts import end_attempt
 from gradmedic_service.reruns.candidates import candidates_of_advice, check_candidates, parameters_of_control
 from gradmedic_service.reruns.errors import NotRerunnable, RerunExists, RerunNotFound
+from gradmedic_service.reruns.experiment import ExperimentBudget, ExperimentDesign
+from gradmedic_service.reruns.forecast import expected_trials
 from gradmedic_service.reruns.outcomes import CANDIDATES
 from gradmedic_service.reruns.repository import ACTIVE_STATUSES, RerunQuery
+from gradmedic_service.reruns.stored_plan import StoredPlan, store_plan
 from gradmedic_service.runs import repository as runs
 from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.runs.facts import FactsCache
@@ -40,12 +43,18 @@ from gradmedic_service.trainables.service import parameters_of
 DEFAULT_SEEDS = 3
 MAX_SEEDS = 10
 MAX_CANDIDATES = 50
+MAX_ROUNDS = 5
+DEFAULT_ROUNDS = 3
+"""Number of rounds of a rerun of the run's advice. One of named remedies has one round."""
 DEFAULT_SECONDS = 3600.0
 MIN_DEFAULT_STEPS = 200
 """Least number of steps of a trial where the request names none."""
 STEPS_BEYOND_FAILURE = 1.5
-"""Steps of a trial as a multiple of those after which the suspect run had failed, so that a repaired one can be seen to
-learn."""
+"""Least number of steps of a trial as a multiple of those after which the suspect run had failed, so that a repaired
+one can be seen to learn."""
+FIRST_ROUND_SHARE = 0.5
+"""Share of the budget of seconds that the first round may take where the request names no steps. The rest is for
+further rounds."""
 
 
 def create(
@@ -71,6 +80,20 @@ def create(
     runs.touch(run)
     advance(session, rerun, rerun.created_at)
     return answers.describe(session, rerun), True
+
+
+def plan(
+    session: Session, principal: Principal, facts: FactsCache, limits: Limits, run_id: UUID, body: RerunCreate
+) -> RerunPlan:
+    """Return what a rerun would cost that the same request creates. Nothing is stored.
+
+    Raises RunNotFound, NotRerunnable, TrainableUnknown, InvalidRequest.
+    """
+    run = runs.find(session, run_id)
+    if run is None or not principal.reaches_run(run_id, run.project):
+        raise RunNotFound(f"There is no run {run_id}.")
+    rerun = _new_rerun(session, facts, limits, run, body)
+    return answers.describe_plan(rerun, [], rerun.seconds)
 
 
 def has_automatic_rerun_due(session: Session, run_id: UUID) -> bool:
@@ -184,7 +207,11 @@ def _new_rerun(
     parameters = parameters_of(trainable)
     seeds, seconds, trials = _checked_budget(body, limits, projects.rerun_caps(session, run.project).seconds)
     candidates = _candidates(session, facts, run, body, parameters)
-    return models.Rerun(
+    step_seconds = run.duration / run.last_step if run.duration and run.last_step else None
+    steps = body.budget.steps or min(
+        _default_steps(run, len(candidates), seeds, trials, seconds, step_seconds), limits.max_rerun_steps
+    )
+    rerun = models.Rerun(
         id=body.id or new_id(),
         run_id=run.id,
         project=run.project,
@@ -197,7 +224,7 @@ def _new_rerun(
         candidates=without_nonfinite(CANDIDATES.dump_python([[], *candidates])),
         parameters=parameters_of_control(run.details.config, parameters),
         seeds=list(range(seeds)),
-        steps=body.budget.steps or min(_default_steps(run), limits.max_rerun_steps),
+        steps=steps,
         seconds=seconds,
         max_trials=trials,
         outcomes=None,
@@ -205,6 +232,14 @@ def _new_rerun(
         started_at=None,
         ended_at=None,
     )
+    plan = StoredPlan(
+        first_round=len(candidates),
+        max_rounds=body.budget.rounds or (DEFAULT_ROUNDS if body.remedies is None else 1),
+        max_steps=body.budget.steps or min(max(_steps_of(run), steps), limits.max_rerun_steps),
+        step_seconds=step_seconds,
+    )
+    store_plan(rerun, plan)
+    return rerun
 
 
 def _candidates(
@@ -231,9 +266,25 @@ def _candidates(
     return candidates
 
 
-def _default_steps(run: models.Run) -> int:
+def _default_steps(
+    run: models.Run, candidates: int, seeds: int, trials: int, seconds: float, step_seconds: float | None
+) -> int:
+    """Return the steps of each trial: as many as the suspect run has, where the budget of seconds allows so many.
+
+    They are at least so many that the failure shows again.
+    """
     failed_after = (run.since_step or 0) + 1
-    return max(MIN_DEFAULT_STEPS, math.ceil(STEPS_BEYOND_FAILURE * failed_after) + MIN_DEFAULT_STEPS // 2)
+    least = max(MIN_DEFAULT_STEPS, math.ceil(STEPS_BEYOND_FAILURE * failed_after) + MIN_DEFAULT_STEPS // 2)
+    if step_seconds is None:
+        return least
+    budget = ExperimentBudget(steps=least, trials=trials)
+    first_round = ExperimentDesign(candidates=candidates, seeds=tuple(range(seeds)), budget=budget)
+    affordable = FIRST_ROUND_SHARE * seconds / (step_seconds * len(expected_trials(first_round, [])))
+    return max(least, min(_steps_of(run), math.floor(affordable)))
+
+
+def _steps_of(run: models.Run) -> int:
+    return 0 if run.last_step is None else run.last_step + 1
 
 
 def _checked_budget(body: RerunCreate, limits: Limits, max_seconds: float) -> tuple[int, float, int]:
@@ -242,6 +293,7 @@ def _checked_budget(body: RerunCreate, limits: Limits, max_seconds: float) -> tu
     seconds = min(DEFAULT_SECONDS, max_seconds) if body.budget.seconds is None else body.budget.seconds
     trials = limits.max_rerun_trials if body.budget.trials is None else body.budget.trials
     steps = 1 if body.budget.steps is None else body.budget.steps
+    rounds = 1 if body.budget.rounds is None else body.budget.rounds
     errors = []
     if not 1 <= seeds <= MAX_SEEDS:
         errors.append(FieldError(path="seeds", message=f"must be from 1 to {MAX_SEEDS}"))
@@ -251,6 +303,8 @@ def _checked_budget(body: RerunCreate, limits: Limits, max_seconds: float) -> tu
         errors.append(FieldError(path="budget.seconds", message=f"must be from {MIN_SECONDS:g} to {max_seconds:g}"))
     if not 1 <= trials <= limits.max_rerun_trials:
         errors.append(FieldError(path="budget.trials", message=f"must be from 1 to {limits.max_rerun_trials}"))
+    if not 1 <= rounds <= MAX_ROUNDS:
+        errors.append(FieldError(path="budget.rounds", message=f"must be from 1 to {MAX_ROUNDS}"))
     if body.executor is not None and body.executor not in EXECUTORS:
         message = f"{body.executor!r} is not one of {', '.join(EXECUTORS)}"
         errors.append(FieldError(path="executor", message=message))

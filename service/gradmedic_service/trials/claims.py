@@ -30,6 +30,7 @@ from gradmedic_service.reruns.advancing import (
 from gradmedic_service.reruns.candidates import parameters_of_candidate, remedies_for_sdk
 from gradmedic_service.reruns.outcomes import CANDIDATES
 from gradmedic_service.reruns.repository import ACTIVE_STATUSES
+from gradmedic_service.reruns.stored_plan import steps_of
 from gradmedic_service.trainables import repository as trainables
 from gradmedic_service.trainables.service import owner_of, parameters_of
 from gradmedic_service.trials import repository
@@ -131,7 +132,7 @@ def describe_claimed_trial(
         parameters=parameters_of_candidate(rerun.parameters, remedies, parameters),
         seed=trial.seed,
         remedies=remedies_for_sdk(remedies, parameters),
-        steps=rerun.steps,
+        steps=steps_of(rerun, trial.candidate),
         seconds=seconds,
         lease_seconds=lease,
         api_key=secret,

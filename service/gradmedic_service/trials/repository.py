@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from gradmedic.protocol.remedies import Remedy, describe_remedies
 from gradmedic_service.database import models
 from gradmedic_service.reruns.repository import ACTIVE_STATUSES
+from gradmedic_service.reruns.stored_plan import steps_of
 
 
 def find_trial(session: Session, trial_id: UUID) -> models.Trial | None:
@@ -132,5 +133,5 @@ def find_run_of_attempt(session: Session, run_id: UUID) -> AttemptRun | None:
         parent_id=found_rerun.run_id,
         project=found_rerun.project,
         name=f"{describe_remedies(remedies)}, seed {found_trial.seed}"[: models.NAME_LENGTH],
-        stop_after=found_rerun.steps - 1 if may_run else -1,
+        stop_after=steps_of(found_rerun, found_trial.candidate) - 1 if may_run else -1,
     )

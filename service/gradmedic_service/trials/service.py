@@ -26,10 +26,11 @@ from gradmedic_service.database.engine import Connection, Session
 from gradmedic_service.http.errors import InvalidRequest
 from gradmedic_service.reruns import answers, experiment
 from gradmedic_service.reruns import repository as reruns
-from gradmedic_service.reruns.advancing import SECONDS_SPENT, advance, design_of, seconds_left, trial_state
+from gradmedic_service.reruns.advancing import SECONDS_SPENT, advance, seconds_left, trial_state
 from gradmedic_service.reruns.attempts import end_attempt, last_output
 from gradmedic_service.reruns.loss_curves import loss_at_rung, rungs_of
 from gradmedic_service.reruns.measures import choose_objective, summarize_trial
+from gradmedic_service.reruns.stored_plan import design_of, steps_of
 from gradmedic_service.runs.facts import TRAINING
 from gradmedic_service.telemetry import service as telemetry
 from gradmedic_service.trials import repository
@@ -279,7 +280,7 @@ def _store_passed_rungs(
     session: Session, rerun: models.Rerun, trials: Sequence[models.Trial], trial: models.Trial, run: models.Run
 ) -> None:
     """Store what a trial is compared by at each rung that it has passed since the last call: as its control is."""
-    passed = [step for step in rungs_of(rerun.steps) if step <= (run.last_step or 0) + 1]
+    passed = [step for step in rungs_of(steps_of(rerun, trial.candidate)) if step <= (run.last_step or 0) + 1]
     missing = passed[len(trial.rungs) :]
     if not missing:
         return
@@ -316,11 +317,12 @@ def _store_curve(
     session: Session, rerun: models.Rerun, trial: models.Trial, run: models.Run, result: TrialResult
 ) -> None:
     """Store the verdict, the losses and the measure of a trial that has ended."""
-    connection, last_step = session.connection(), rerun.steps - 1
+    connection, last_step = session.connection(), steps_of(rerun, trial.candidate) - 1
     losses = telemetry.read_losses(connection, run.id, last_step)
     trial.verdict = run.verdict
-    if trial.candidate == experiment.CONTROL and run.verdict not in UNHEALTHY_VERDICTS:
-        trial.verdict = _verdict_on_same_losses(session, rerun, losses) or run.verdict
+    is_control = trial.candidate == design_of(rerun).round_of(trial.candidate).control
+    if is_control and run.verdict not in UNHEALTHY_VERDICTS:
+        trial.verdict = _verdict_on_same_losses(session, rerun, losses, last_step) or run.verdict
     _store_passed_rungs(session, rerun, reruns.read_trials(session, rerun.id), trial, run)
     training = TRAINING.validate_python(run.details.training)
     judge_by = None if result.judge_by is None else parse_objective(result.judge_by)
@@ -330,13 +332,15 @@ def _store_curve(
     trial.curve = None if curve is None else without_nonfinite(asdict(curve))
 
 
-def _verdict_on_same_losses(session: Session, rerun: models.Rerun, losses: NDArray[np.float64]) -> str | None:
-    """Return the unhealthy verdict on the suspect run, if it had these losses within the budget; else None.
+def _verdict_on_same_losses(
+    session: Session, rerun: models.Rerun, losses: NDArray[np.float64], last_step: int
+) -> str | None:
+    """Return the unhealthy verdict on the suspect run, if it had these losses up to a step; else None.
 
     The suspect run may have sampled fewer steps than its control, or others. This must not decide whether its failure
     is reproduced.
     """
-    connection, last_step = session.connection(), rerun.steps - 1
+    connection = session.connection()
     suspected = telemetry.read_losses(connection, rerun.run_id, last_step)
     if not len(losses) or not np.array_equal(suspected, losses, equal_nan=True):
         return None
@@ -347,9 +351,10 @@ def _verdict_on_same_losses(session: Session, rerun: models.Rerun, losses: NDArr
 def _reason_to_stop(rerun: models.Rerun, trial: models.Trial, trials: Sequence[models.Trial], steps: int) -> str | None:
     """Return why a running trial should stop, compared with the rerun's others; None if it should go on."""
     states = {other.id: trial_state(other) for other in trials}
-    control_place = (experiment.CONTROL, rerun.seeds[0])
+    design = design_of(rerun)
+    control_place = (design.round_of(trial.candidate).control, rerun.seeds[0])
     control = next((state for state in states.values() if (state.candidate, state.seed) == control_place), None)
     if control is None:
         return None
     others = [state for id, state in states.items() if id != trial.id]
-    return experiment.reason_to_stop(states[trial.id], others, control, design_of(rerun), steps)
+    return experiment.reason_to_stop(states[trial.id], others, control, design, steps)

@@ -77,6 +77,7 @@ def test_every_route_is_documented(document: dict[str, Any]) -> None:
         "get /api/v1/runs/{run_id}/diagnosis",
         "get /api/v1/runs/{run_id}/diagnosis/history",
         "post /api/v1/runs/{run_id}/reruns",
+        "post /api/v1/runs/{run_id}/reruns/plan",
         "get /api/v1/reruns",
         "get /api/v1/reruns/{rerun_id}",
         "post /api/v1/reruns/{rerun_id}/cancel",

@@ -21,6 +21,7 @@ from gradmedic_service.services import provide_services, services_of
 OPERATION_IDS = {
     "api_keys.create", "api_keys.list", "api_keys.revoke", "audit_records.list", "diagnosis.get", "diagnosis.history",
     "projects.get", "projects.list", "projects.update", "reruns.cancel", "reruns.create", "reruns.get", "reruns.list",
+    "reruns.plan",
     "runs.change_tags", "runs.count",
     "runs.create", "runs.delete", "runs.delete_many", "runs.follow", "runs.get", "runs.list", "runs.list_columns",
     "runs.review", "runs.take_back_review",

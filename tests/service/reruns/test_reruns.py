@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
-from tests.support.played_worker import API, CLIP, SLOW, PlayedWorker, read, rerun, suspect
+from tests.support.played_worker import API, CLIP, SLOW, STEPS, PlayedWorker, block, read, rerun, suspect
 
 from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.remedies import REMEDIES
+
+
+def long_suspect(client: TestClient) -> str:
+    """Create a run that explodes, of 700 steps of half a second each, and return its id."""
+    body = {"project": "tests", "layers": [{"name": "a"}, {"name": "b"}], "statistics": ["grad_norm"]}
+    made = client.post(f"{API}/runs", json=body | {"config": {"lr": 0.5}, "trainable": "train"})
+    run_id: str = made.json()["id"]
+    steps = block("exploding", 700) | {"time": [1e9 + 0.5 * step for step in range(700)]}
+    assert client.post(f"{API}/runs/{run_id}/steps", json=steps).status_code == 200
+    return run_id
 
 
 def test_a_race_from_the_request_to_the_outcome(client: TestClient, worker: PlayedWorker) -> None:
@@ -56,6 +67,83 @@ def test_the_advice_is_raced_and_read_with_its_outcomes(client: TestClient, work
     assert (after[0]["outcome"]["seeds"], after[0]["outcome"]["healthy"]) == (1, 1)
 
 
+def test_a_round_without_proof_is_followed_by_another(client: TestClient, worker: PlayedWorker) -> None:
+    """Where all candidates explode, the next round builds on their trials; the combination it proves is advice."""
+    run_id = suspect(client)
+    asked = rerun(client, run_id, CLIP, SLOW, seeds=1, budget={"steps": STEPS, "rounds": 2})
+    assert asked["plan"] | {"step_seconds": 0, "seconds_left": 0} == {
+        "candidates": 2, "trials": 3, "steps": STEPS, "step_seconds": 0, "seconds_left": 0, "budget": asked["budget"],
+    }  # fmt: skip
+    worker.work({0: "exploding", 1: "exploding", 2: "exploding"}, limit=3)
+    opened = read(client, f"/reruns/{asked['id']}")
+    assert (opened["status"], opened["plan"]["trials"]) == ("running", 3 + opened["plan"]["candidates"] - 2)
+    added = [candidate for candidate in opened["candidates"] if candidate["round"] == 2]
+    assert [{"id": "scale_learning_rate", "parameters": {"factor": 0.03}}] in [entry["remedies"] for entry in added]
+    together = next(index for index, candidate in enumerate(opened["candidates"]) if len(candidate["remedies"]) == 2)
+    worker.work(defaultdict(lambda: "exploding", {together: "learning"}))
+    done = read(client, f"/reruns/{asked['id']}")
+    assert done["reason"] == f"1 of {2 + len(added)} candidates verified in 2 rounds"
+    assert (done["plan"], done["candidates"][together]["outcome"]["state"]) == (None, "verified")
+    diagnosis = read(client, f"/runs/{run_id}/diagnosis")
+    first, *others = diagnosis["advice"]
+    remedies = done["candidates"][together]["remedies"]
+    assert ([first["remedy"], *first["with_remedies"]], first["rank"]) == (remedies, 1)
+    assert (first["outcome"]["state"], first["snippet"].count("\n") >= 1) == ("verified", True)
+    assert all(entry["reason"] and entry["cost"] and entry["rank"] > 1 for entry in others)
+    states = [entry["outcome"] and entry["outcome"]["state"] for entry in diagnosis["advice"]]
+    assert states == sorted(states, key=["verified", "healthy", None, "failed", "not_applicable"].index)
+
+
+def test_survivors_of_short_trials_run_again_for_as_long_as_the_job(client: TestClient, worker: PlayedWorker) -> None:
+    """Where a short trial shows too little, candidate and control run again with the steps of the suspect run."""
+    run_id = long_suspect(client)
+    asked = rerun(client, run_id, CLIP, seeds=1, budget={"rounds": 2, "seconds": 400})
+    assert (asked["budget"]["steps"], asked["budget"]["rounds"]) == (200, 2)
+    for kind, steps in (("exploding", 200), ("flat", 200), ("exploding", 700), ("learning", 700)):
+        claimed = worker.claim()
+        assert claimed is not None
+        assert claimed["steps"] == steps
+        worker.stream(claimed, kind, 700)
+        assert read(client, f"/runs/{claimed['run_id']}")["last_step"] == steps - 1
+        assert worker.publish(claimed, seconds=0.5).status_code == 200
+    done = read(client, f"/reruns/{asked['id']}")
+    assert [(c["round"], c["steps"], len(c["remedies"])) for c in done["candidates"]] == [
+        (1, 200, 0), (1, 200, 1), (2, 700, 0), (2, 700, 1),
+    ]  # fmt: skip
+    assert [(c["outcome"] or {}).get("state") for c in done["candidates"]] == [None, "healthy", None, "verified"]
+    advice = read(client, f"/runs/{run_id}/diagnosis")["advice"][0]
+    assert (advice["remedy"], advice["outcome"]["state"]) == (CLIP[0], "verified")
+
+
+def test_the_cost_is_shown_before_anything_is_stored(client: TestClient, worker: PlayedWorker) -> None:
+    """The plan has the trials, steps and seconds of the rerun that the same body creates, and makes none."""
+    run_id = suspect(client)
+    body = {"remedies": [CLIP, SLOW], "budget": {"steps": 60}}
+    plan = client.post(f"{API}/runs/{run_id}/reruns/plan", json=body)
+    assert plan.status_code == 200
+    assert read(client, "/reruns")["items"] == []
+    assert (plan.json()["trials"], plan.json()["steps"], plan.json()["budget"]["rounds"]) == (9, 60, 1)
+    assert client.post(f"{API}/runs/{run_id}/reruns", json=body).json()["plan"] == plan.json()
+    assert client.post(f"{API}/runs/{run_id}/reruns/plan", json={}).json()["budget"]["rounds"] == 3
+    refused = client.post(f"{API}/runs/{run_id}/reruns/plan", json={"budget": {"rounds": 6}})
+    assert (refused.status_code, refused.json()["errors"][0]["path"]) == (422, "budget.rounds")
+
+
+def test_the_default_steps_are_those_of_the_job_if_the_time_allows(client: TestClient, worker: PlayedWorker) -> None:
+    """A trial has as many steps as the suspect run, or as many as half of the seconds allow by its own step time."""
+    run_id = long_suspect(client)
+
+    def plan(seconds: float) -> Any:
+        body = {"remedies": [CLIP], "budget": {"seconds": seconds}}
+        return client.post(f"{API}/runs/{run_id}/reruns/plan", json=body).json()
+
+    seconds = 6 * 700 * 0.5  # control and candidate on three seeds
+    assert plan(2.1 * seconds)["steps"] == 700
+    assert plan(2.1 * seconds)["seconds_left"] == pytest.approx(seconds)
+    assert plan(seconds)["steps"] == 350
+    assert plan(seconds / 10)["steps"] == 200
+
+
 def test_a_failure_that_does_not_show_again(client: TestClient, worker: PlayedWorker) -> None:
     """A control that stays healthy ends the rerun, and nothing is published."""
     run_id = suspect(client)
@@ -90,6 +178,7 @@ def test_each_attempt_is_a_run_of_its_own(client: TestClient, worker: PlayedWork
         ({"budget": {"seconds": 0}}, "budget.seconds", "from 1 to"),
         ({"budget": {"seconds": 1e9}}, "budget.seconds", "from 1 to 86400"),
         ({"budget": {"trials": 0}}, "budget.trials", "from 1 to"),
+        ({"budget": {"rounds": 0}}, "budget.rounds", "from 1 to 5"),
         ({"seeds": 0}, "seeds", "from 1 to 10"),
         ({"seeds": 11}, "seeds", "from 1 to 10"),
         ({"executor": "kubernetes"}, "executor", "is not one of local"),

@@ -5,7 +5,7 @@ import { compareFindings, differenceOf, directionOf, ratioText } from "./compari
 import { divides, isName } from "./comparison_differences.js";
 import { el, svg } from "./dom.js";
 import { attentionBadge, badge, duration, integer, number, statusWord, steps as stepText, words } from "./format.js";
-import { outcomeText, remediesText, remedyText } from "./remedies.js";
+import { outcomeText, remediesOf, remediesText } from "./remedies.js";
 
 const MAX_ROWS = 100; // of differences at first; a button shows the others
 const MAX_CAUSES = 2;
@@ -151,13 +151,13 @@ function causesOf({ causes }) {
 
 function adviceOf({ run, diagnosis: { advice: [first] } }) {
   return first && [
-    el("a", { href: `/runs/${run.id}#advice-title`, title: first.reason }, remedyText(first.remedy)),
+    el("a", { href: `/runs/${run.id}#advice-title`, title: first.reason }, remediesText(remediesOf(first))),
     first.outcome ? el("div", { class: "small muted" }, outcomeText(first.outcome)) : null,
   ];
 }
 
-/** Return the last remedies that a rerun of the run has verified. */
-const verifiedOf = ({ tried }) => tried.find(({ outcome }) => outcome.state === "verified");
+/** Return the best advice that a rerun of the run has verified; undefined if there is none. */
+const verifiedOf = ({ advice }) => advice.find(({ outcome }) => outcome?.state === "verified");
 
 /** Return the head of a card and a table of verdicts, causes, advice and findings. */
 export function outcomesContent(items) {
@@ -171,8 +171,8 @@ export function outcomesContent(items) {
     outcomeRow(items, "Likeliest causes", ({ diagnosis }) => causesOf(diagnosis)),
     outcomeRow(items, "First advice", adviceOf),
     items.some(({ diagnosis }) => verifiedOf(diagnosis)) ? outcomeRow(items, "Verified remedy", ({ diagnosis }) => {
-      const tried = verifiedOf(diagnosis);
-      return tried && el("a", { href: `/reruns/${tried.outcome.rerun_id}`, title: outcomeText(tried.outcome) }, remediesText(tried.remedies));
+      const verified = verifiedOf(diagnosis);
+      return verified && el("a", { href: `/reruns/${verified.outcome.rerun_id}`, title: outcomeText(verified.outcome) }, remediesText(remediesOf(verified)));
     }) : null,
     outcomeRow(items, "Status", ({ run }) => statusWord(run.status)),
     outcomeRow(items, "Last step", ({ run }) => (run.last_step === null ? null : integer(run.last_step))),

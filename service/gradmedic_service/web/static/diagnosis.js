@@ -4,7 +4,7 @@ import { findingBadges, isCondition, isOpenCondition } from "./condition_cards.j
 import { copyButton, el } from "./dom.js";
 import { foldedEvidence } from "./evidence.js";
 import { integer, isUnhealthy, judgedBadges, words } from "./format.js";
-import { outcomeLine, outcomeText, parametersOf, remediesText, remedyText, snippetOf } from "./remedies.js";
+import { adviceFor, outcomeLine, outcomeText, remediesOf, remediesText, snippetOf } from "./remedies.js";
 
 const SHOWN_ADVICE = 3; // number of remedies that are shown at first, ...
 const SHOWN_CAUSES = 3; // ... of causes, ...
@@ -43,15 +43,25 @@ function showFolded(list, items, size, noun, makeItem, show) {
   replaceItems(list, elements);
 }
 
+/** Return the sentence about an advice that only a change of the script can follow; null for others. */
+function scriptHint(advice, tried) {
+  const outcome = advice.outcome?.state;
+  const isNeeded = outcome === "not_applicable" || (!outcome && advice.needs_script);
+  if (!isNeeded) return null;
+  const reason = outcome && tried.find(({ remedies }) => remediesText(remedies) === remediesText(remediesOf(advice)))?.reason;
+  return el("p", { class: "small" }, reason ? `A rerun could not apply it (${reason}). ` : "No rerun can try it. ", "Change the script as shown here:");
+}
+
 /** Show the first remedies and those with an outcome, and a button for the others. */
 export function showAdvice(list, diagnosis) {
   const showsAll = list.dataset.showsAll === "yes";
   const shown = diagnosis.advice.filter((advice, index) => showsAll || index < SHOWN_ADVICE || advice.outcome);
-  const items = shown.map((advice) => el("li", { class: "card advice", "data-key": advice.remedy.id + parametersOf(advice.remedy) },
-    el("h3", {}, `${advice.rank}. ${remedyText(advice.remedy)}`),
+  const items = shown.map((advice) => el("li", { class: "card advice", "data-key": remediesText(remediesOf(advice)) },
+    el("h3", {}, `${advice.rank}. ${remediesText(remediesOf(advice))}`),
     advice.outcome ? outcomeLine(advice.outcome) : null,
     el("p", {}, advice.reason),
-    el("div", { class: "snippet" }, el("pre", { tabindex: "0", "aria-label": `Code for ${words(advice.remedy.id)}` }, el("code", {}, advice.snippet)), copyButton(advice.snippet)),
+    scriptHint(advice, diagnosis.tried),
+    el("div", { class: "snippet" }, el("pre", { tabindex: "0", "aria-label": `Code for ${remediesOf(advice).map(({ id }) => words(id)).join(" + ")}` }, el("code", {}, advice.snippet)), copyButton(advice.snippet)),
     el("p", { class: "muted small" }, `Drawback: ${advice.cost}`),
     advice.sources.length ? el("p", { class: "muted small" }, `Source: ${advice.sources.join("; ")}`) : null));
   if (shown.length < diagnosis.advice.length) {
@@ -66,15 +76,15 @@ export function showAdvice(list, diagnosis) {
   replaceItems(list, items.length ? items : [emptyItem(diagnosis.level === "ok" ? "No action is needed." : "There is no advice yet.")]);
 }
 
-const isVerified = ({ outcome }) => outcome.state === "verified";
+const isVerified = ({ outcome }) => outcome?.state === "verified";
 const lossOf = ({ outcome }) => (typeof outcome.loss === "number" ? outcome.loss : Infinity);
 
-/** Return the remedies that a rerun of the job has verified, the best first. */
-export const verifiedRemedies = (diagnosis) => diagnosis.tried.filter(isVerified).sort((a, b) => lossOf(a) - lossOf(b));
+/** Return the advice that a rerun of the job has verified, the best first. */
+export const verifiedAdvice = (diagnosis) => diagnosis.advice.filter(isVerified);
 
-/** Show the outcomes of reruns that no advice shows: of combinations, and of remedies that are not advised. */
+/** Show the outcomes of reruns that no advice shows: of remedies and combinations that are not advised. */
 export function showTried(list, diagnosis) {
-  const isShown = ({ remedies, outcome }) => remedies.length === 1 && diagnosis.advice.some((advice) => advice.outcome?.rerun_id === outcome.rerun_id && remediesText([advice.remedy]) === remediesText(remedies));
+  const isShown = ({ remedies, outcome }) => adviceFor(remedies, diagnosis.advice)?.outcome?.rerun_id === outcome.rerun_id;
   const others = diagnosis.tried.filter((tried) => !isShown(tried)).sort((a, b) => isVerified(b) - isVerified(a) || lossOf(a) - lossOf(b));
   replaceItems(list, others.map(({ remedies, outcome }) => {
     const snippet = snippetOf(remedies, diagnosis.advice);

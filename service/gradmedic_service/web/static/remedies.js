@@ -25,7 +25,15 @@ export const outcomeLine = (outcome) => el("p", { class: "outcome", "data-state"
 
 const isSame = (a, b) => a.id === b.id && JSON.stringify(a.parameters) === JSON.stringify(b.parameters);
 
+/** Return all remedies of an advice, which are applied together. */
+export const remediesOf = (advice) => [advice.remedy, ...advice.with_remedies];
+
+const isSameList = (a, b) => a.length === b.length && a.every((remedy) => b.some((other) => isSame(remedy, other)));
+
+/** Return the advice that consists of these remedies; undefined if there is none. */
+export const adviceFor = (remedies, advice) => advice.find((item) => isSameList(remediesOf(item), remedies));
+
 /** Return the code of those remedies that the advice contains. */
-export const snippetOf = (remedies, advice) => remedies
-  .map((remedy) => advice.find((item) => isSame(item.remedy, remedy))?.snippet)
+export const snippetOf = (remedies, advice) => adviceFor(remedies, advice)?.snippet ?? remedies
+  .map((remedy) => adviceFor([remedy], advice)?.snippet)
   .filter(Boolean).join("\n");

@@ -4,7 +4,7 @@ import { get, readSeries, send, showError } from "./api.js";
 import { Chart, CONTROL, lineStyle, pointsOf } from "./chart.js";
 import { MAX_COMPARED, comparisonAddress } from "./comparison.js";
 import { byId, copyButton, debounce, el, setText, svg } from "./dom.js";
-import { badge, integer, number, statusWord, time, words } from "./format.js";
+import { badge, duration, integer, number, statusWord, time, words } from "./format.js";
 import { follow } from "./live.js";
 import { outcomeText, remediesText, snippetOf } from "./remedies.js";
 import * as scales from "./scales.js";
@@ -25,12 +25,14 @@ let advice = [];
 let shownOutput = null; // {id, title} of the trial whose output is shown
 
 const isOver = () => FINAL_STATUSES.includes(rerun.status);
-const nameOf = (candidate) => remediesText(rerun.candidates[candidate].remedies);
+const stepsOf = (candidate) => rerun.candidates[candidate].steps ?? rerun.budget.steps;
+const isControl = (candidate) => !rerun.candidates[candidate].remedies.length;
+const nameOf = (candidate) => `${remediesText(rerun.candidates[candidate].remedies)}${stepsOf(candidate) === rerun.budget.steps ? "" : `, ${integer(stepsOf(candidate))} steps`}`;
 const trialsOf = (candidate) => rerun.trials.filter((trial) => trial.candidate === candidate);
 const sortableLoss = ({ loss }) => (typeof loss === "number" ? loss : Infinity);
 const valueOf = (point) => (point === undefined ? null : point.nan ? NaN : point.infinite ? Infinity : point.y);
 const median = (numbers) => { const sorted = [...numbers].sort((a, b) => a - b); return (sorted[(sorted.length - 1) >> 1] + sorted[sorted.length >> 1]) / 2; };
-const styleOf = (candidate) => lineStyle(candidate ? candidate - 1 : CONTROL);
+const styleOf = (candidate) => lineStyle(isControl(candidate) ? CONTROL : candidate - 1);
 const swatch = (candidate) => svg("svg", { width: 30, height: 12, "aria-hidden": "true", class: styleOf(candidate).class }, svg("path", { d: "M0,6H30", "stroke-dasharray": styleOf(candidate).dash }));
 
 // --- results -----------------------------------------------------------------------------------------------------
@@ -77,6 +79,7 @@ function showCandidates() {
     const snippet = snippetOf(candidate.remedies, advice);
     return el("tr", { "data-candidate": index },
       el("th", { scope: "row" }, swatch(index), " ", nameOf(index),
+        candidate.round > 1 ? el("span", { class: "muted small" }, ` round ${candidate.round}`) : null,
         snippet ? el("details", { class: "code" }, el("summary", {}, "Code"), el("div", { class: "snippet" }, el("pre", { tabindex: "0", role: "region", "aria-label": `Code for ${nameOf(index)}` }, el("code", {}, snippet)), copyButton(snippet))) : null),
       el("td", { "data-label": "Outcome" }, outcomeCell(candidate, trials)),
       el("td", { "data-label": "Healthy" }, judged.length ? `${judged.filter(({ verdict }) => verdict === "healthy").length} of ${judged.length}` : "–"),
@@ -96,7 +99,7 @@ function showResult() {
   const count = (statuses) => rerun.trials.filter(({ status }) => statuses.includes(status)).length;
   const [running, queued] = [count(["running"]), count(["queued"])];
   byId("no-worker").hidden = isOver() || running > 0 || queued < rerun.trials.length;
-  setText(byId("progress"), [`${rerun.trials.length - running - queued} trials ended`, running && `${running} running`, queued && `${queued} waiting for a worker`, `${number(Math.round(rerun.cost_seconds))} s of computing`, rerun.budget.seconds && `${number(Math.round(rerun.budget.seconds))} s allowed`].filter(Boolean).join(" · "));
+  setText(byId("progress"), [`${rerun.trials.length - running - queued}${rerun.plan ? ` of about ${rerun.plan.trials}` : ""} trials ended`, running && `${running} running`, queued && `${queued} waiting for a worker`, `${number(Math.round(rerun.cost_seconds))} s of computing`, rerun.budget.seconds && `${number(Math.round(rerun.budget.seconds))} s allowed`, rerun.plan?.seconds_left && `about ${duration(rerun.plan.seconds_left)} left`].filter(Boolean).join(" · "));
 }
 
 // --- the race and its trials ---------------------------------------------------------------------------------------------
@@ -114,12 +117,13 @@ async function readCurve(trial) {
 
 async function showRace() {
   const points = await Promise.all(rerun.trials.map(readCurve));
-  const lines = rerun.trials.map((trial, at) => ({ name: nameOf(trial.candidate), fullName: `${nameOf(trial.candidate)}, seed ${trial.seed}`, index: trial.candidate ? trial.candidate - 1 : CONTROL, points: points[at] })).filter((line) => line.points.length);
+  const lines = rerun.trials.map((trial, at) => ({ name: nameOf(trial.candidate), fullName: `${nameOf(trial.candidate)}, seed ${trial.seed}`, index: isControl(trial.candidate) ? CONTROL : trial.candidate - 1, points: points[at] })).filter((line) => line.points.length);
   byId("race-chart").hidden = !lines.length;
   byId("trials-section").hidden = !rerun.trials.length;
   if (!lines.length) return;
+  const longest = Math.max(...rerun.candidates.map((_, index) => stepsOf(index)));
   const last = Math.max(1, ...lines.map((line) => line.points.at(-1).last));
-  race.setData({ lines, from: 0, to: isOver() ? last : Math.max(last, (rerun.budget.steps ?? 1) - 1), note: `Each line is a trial; the seeds of a candidate share a colour. A trial has at most ${integer(rerun.budget.steps)} steps.` });
+  race.setData({ lines, from: 0, to: isOver() ? last : Math.max(last, (longest ?? 1) - 1), note: `Each line is a trial; the seeds of a candidate share a colour. A trial has at most ${integer(longest)} steps.` });
 }
 
 function showTrials() {
@@ -137,7 +141,7 @@ function showTrials() {
       el("td", { class: "number", "data-label": "Seed" }, trial.seed),
       el("td", { "data-label": "Status" }, statusWord(trial.status), trial.reason ? el("p", { class: "muted small reason" }, trial.reason) : null),
       el("td", { "data-label": "Verdict" }, trial.step === null ? "–" : badge(trial.verdict)),
-      el("td", { class: "number", "data-label": "Steps" }, trial.step === null ? "–" : `${integer(trial.step + 1)} of ${integer(rerun.budget.steps)}`),
+      el("td", { class: "number", "data-label": "Steps" }, trial.step === null ? "–" : `${integer(trial.step + 1)} of ${integer(stepsOf(trial.candidate))}`),
       el("td", { class: "number", "data-label": "Loss" }, trial.step === null ? "–" : `${number(start)} → ${number(last)}`),
       el("td", { class: "number", "data-label": "Seconds" }, trial.seconds ? number(Math.round(trial.seconds * 10) / 10) : "–"),
       el("td", { "data-label": "Run" }, runs.length ? runs : "–"),
@@ -171,7 +175,7 @@ async function refresh() {
   status.dataset.status = rerun.status;
   setText(status, words(rerun.status));
   document.title = document.title.replace(/ · [^·]* · gradmedic$/, ` · ${words(rerun.status)} · gradmedic`);
-  byId("facts").replaceChildren([`trainable ${rerun.trainable}`, `${rerun.candidates.length - 1} candidates`, `${rerun.seeds.length} ${rerun.seeds.length === 1 ? "seed" : "seeds"}`, `${integer(rerun.budget.steps)} steps per trial`, rerun.is_automatic && "started automatically"].filter(Boolean).join(" · "), " · created ", time(rerun.created_at));
+  byId("facts").replaceChildren([`trainable ${rerun.trainable}`, `${rerun.candidates.filter(({ remedies }) => remedies.length).length} candidates`, rerun.candidates.at(-1).round > 1 && `${rerun.candidates.at(-1).round} rounds`, `${rerun.seeds.length} ${rerun.seeds.length === 1 ? "seed" : "seeds"}`, `${integer(rerun.budget.steps)} steps per trial`, rerun.is_automatic && "started automatically"].filter(Boolean).join(" · "), " · created ", time(rerun.created_at));
   byId("parameters").replaceChildren(...Object.entries(rerun.parameters).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, String(value))]));
   const cancel = byId("cancel");
   if (cancel) cancel.hidden = isOver();

@@ -1,9 +1,9 @@
 // The reruns of a run: a list with their progress, and a form that starts one.
 
 import { getAll, send, showError } from "./api.js";
-import { byId, el } from "./dom.js";
-import { statusWord, time } from "./format.js";
-import { remedyText } from "./remedies.js";
+import { byId, debounce, el, setText } from "./dom.js";
+import { duration, integer, statusWord, time } from "./format.js";
+import { remediesOf, remediesText } from "./remedies.js";
 
 const rerunsById = new Map(); // the newest first
 const revisions = new Map(); // last event of each rerun, by id
@@ -38,30 +38,48 @@ export function applyRerunEvent(runId, revision) {
   else readReruns(runId).catch(showError);
 }
 
-/** Show a checkbox for each remedy of the advice; marked ones stay marked. */
+/** Show a checkbox for each advice; marked ones stay marked. */
 export function showChoices(advice) {
   const choices = byId("choices");
   if (!choices) return;
   const marked = new Set([...choices.querySelectorAll("input:checked")].map(({ value }) => value));
-  const values = advice.map(({ remedy }) => JSON.stringify(remedy));
+  const values = advice.map((item) => JSON.stringify(remediesOf(item)));
   if (values.join() === choices.dataset.values) return;
   choices.dataset.values = values.join();
-  choices.replaceChildren(...advice.map(({ remedy }, at) => el("label", { class: "check" }, el("input", { type: "checkbox", value: values[at], checked: marked.has(values[at]) }), ` ${remedyText(remedy)}`)));
+  choices.replaceChildren(...advice.map((item, at) => el("label", { class: "check" }, el("input", { type: "checkbox", value: values[at], checked: marked.has(values[at]) }), ` ${remediesText(remediesOf(item))}`)));
 }
 
-/** Start a rerun when the form is submitted, and go to its page. */
+/** Return the body of the request that the form describes. */
+function requestOf(form) {
+  const numberOf = (name) => (form.elements[name].value === "" ? undefined : Number(form.elements[name].value));
+  const marked = [...form.querySelectorAll("#choices input:checked")].map(({ value }) => JSON.parse(value));
+  const budget = { steps: numberOf("steps"), seconds: numberOf("seconds"), rounds: numberOf("rounds") };
+  return { ...(marked.length && { remedies: marked }), seeds: numberOf("seeds"), budget };
+}
+
+function planText({ trials, steps, seconds_left: seconds, budget }) {
+  const expected = `The first round takes about ${integer(trials)} trials of ${integer(steps)} steps${seconds === null ? "" : `, ${duration(seconds)} of computing`}.`;
+  return `${expected} At most ${integer(budget.trials)} trials, ${duration(budget.seconds)} and ${budget.rounds === 1 ? "one round" : `${budget.rounds} rounds`}.`;
+}
+
+/** Start a rerun when the form is submitted, and go to its page. Show the expected cost once its choices are open. */
 export function listenToForm(runId) {
-  byId("start")?.addEventListener("submit", async (event) => {
+  const start = byId("start");
+  const choices = start?.querySelector("details");
+  const showPlan = debounce(200, async () => {
+    if (!choices.open) return;
+    const text = await send("POST", `/runs/${runId}/reruns/plan`, requestOf(start)).then(planText, (error) => error.message);
+    setText(byId("plan"), text);
+  });
+  choices?.addEventListener("toggle", showPlan);
+  start?.addEventListener("input", showPlan);
+  start?.addEventListener("submit", async (event) => {
     event.preventDefault();
     const form = event.target;
-    const numberOf = (name) => (form.elements[name].value === "" ? undefined : Number(form.elements[name].value));
-    const marked = [...form.querySelectorAll("#choices input:checked")].map(({ value }) => [JSON.parse(value)]);
     const button = form.querySelector("button[type=submit]");
     button.disabled = true;
     try {
-      const rerun = await send("POST", `/runs/${runId}/reruns`, {
-        ...(marked.length && { remedies: marked }), seeds: numberOf("seeds"), budget: { steps: numberOf("steps"), seconds: numberOf("seconds") },
-      });
+      const rerun = await send("POST", `/runs/${runId}/reruns`, requestOf(form));
       location.assign(`/reruns/${rerun.id}`);
     } catch (error) {
       button.disabled = false;
