@@ -77,7 +77,7 @@ def _metric_learning(
 def collapsing_triplets(is_twin: bool) -> Training:
     """Squared distances of the hardest negatives: all embeddings move to one point."""
     data = blobs(features=24, spread=1.0)
-    model = dense([24, 48, 48, 8], nn.ReLU, lambda linear: None)
+    model = dense([24, 48, 48, 8], nn.ReLU)
 
     def loss(made: Tensor, y: Tensor) -> Tensor:
         squares = ((made[:, None] - made) ** 2).sum(-1)
@@ -96,7 +96,7 @@ def collapsing_triplets(is_twin: bool) -> Training:
 def root_of_zero(is_twin: bool) -> Training:
     """Triplets whose anchor and positive may be the same example."""
     data = digits()
-    model = dense([64, 48, 8], nn.ReLU, lambda linear: None)
+    model = dense([64, 48, 8], nn.ReLU)
 
     def loss(made: Tensor, y: Tensor) -> Tensor:
         squares = ((made[:, None] - made) ** 2).sum(-1)
@@ -114,7 +114,7 @@ class _Experts(nn.Module):
     def __init__(self, factor: float) -> None:
         super().__init__()
         self.router = nn.Linear(8, 4)
-        self.experts = nn.ModuleList([dense([8, 32, 32, 1], nn.ReLU, lambda linear: None) for _ in range(4)])
+        self.experts = nn.ModuleList([dense([8, 32, 32, 1], nn.ReLU) for _ in range(4)])
         with torch.no_grad():
             for parameter in self.parameters():
                 if parameter.dim() > 1:
@@ -212,7 +212,7 @@ def changing_scale(is_twin: bool) -> Training:
     if is_twin:
         y = (y - y.mean()) / y.std()
     data = split(bits, y)
-    model = dense([16, 32, 32, 1], nn.Tanh, lambda linear: None)
+    model = dense([16, 32, 32, 1], nn.Tanh)
     return fit(
         model, sgd(model, 0.03), data.batches(16), functional.mse_loss, explained(model, data.test_x, data.test_y)
     )
@@ -251,7 +251,7 @@ class _ClickModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Embedding(50, 8), nn.Embedding(20, 8)
-        self.top = dense([20, 48, 48, 2], nn.ReLU, lambda linear: None)
+        self.top = dense([20, 48, 48, 2], nn.ReLU)
 
     def forward(self, x: Tensor) -> Tensor:
         first, second = self.first(x[:, 4].long()), self.second(x[:, 5].long())

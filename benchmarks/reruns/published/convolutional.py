@@ -156,6 +156,7 @@ class _AdaptiveClip(torch.optim.SGD):
     """SGD that limits the gradient of each unit to a share of the norm of its weights."""
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        del closure
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None and parameter.dim() > 1:

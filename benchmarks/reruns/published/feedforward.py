@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,15 @@ from benchmarks.reruns.published.data import digits, regression, split
 from benchmarks.reruns.published.program import Training, accuracy, adam, explained, fit, published, sgd
 
 
-def dense(sizes: list[int], activation: Callable[[], nn.Module], fill: Callable[[nn.Linear], object]) -> nn.Sequential:
-    """Return linear layers of these sizes with activations between them; `fill` sets the weights of each."""
+def dense(
+    sizes: list[int], activation: Callable[[], nn.Module], fill: Callable[[nn.Linear], object] | None = None
+) -> nn.Sequential:
+    """Return linear layers of these sizes with activations between them; `fill` may set the weights of each."""
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+    for inputs, outputs in pairwise(sizes):
         linear = nn.Linear(inputs, outputs)
-        fill(linear)
+        if fill is not None:
+            fill(linear)
         layers += [linear, activation()]
     return nn.Sequential(*layers[:-1])
 
@@ -183,7 +187,7 @@ def born_dead(is_twin: bool) -> Training:
             whole[torch.arange(len(whole)), place] = torch.distributions.Beta(2.0, 1.0).sample((len(whole),))
             linear.weight.data, linear.bias.data = whole[:, :-1].clone(), whole[:, -1].clone()
 
-    model = dense([1, *[4] * 14, 1], nn.ReLU, fill)
+    model = dense([1, *[3] * 20, 1], nn.ReLU, fill)
     x = 2 * math.sqrt(3) * (torch.rand(1500, 1) - 0.5)
     data = split(x, x.abs())
     return fit(
@@ -211,7 +215,7 @@ def self_normalizing(is_twin: bool) -> Training:
     sizes = [40, *[32] * 28, 2]
     x = torch.randn(1500, 40)
     data = split(x, (x[:, :5].sum(1) + x[:, 5] * x[:, 6] > 0).long())
-    model = dense(sizes, nn.SELU, normal(1.0)) if is_twin else dense(sizes, nn.ReLU, lambda linear: None)
+    model = dense(sizes, nn.SELU, normal(1.0)) if is_twin else dense(sizes, nn.ReLU)
     return fit(
         model,
         sgd(model, 0.01),

@@ -15,7 +15,7 @@ from benchmarks.reruns.published.program import Training, adam, explained, fit, 
 
 
 def _perceptron(sizes: list[int], activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Sequential:
-    return dense(sizes, activation, lambda linear: None)
+    return dense(sizes, activation)
 
 
 def _likeness(generator: nn.Module, noise: int, real: Callable[[int], Tensor]) -> Callable[[], float]:

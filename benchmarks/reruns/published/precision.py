@@ -15,7 +15,7 @@ from benchmarks.reruns.published.program import Training, accuracy, adam, cross_
 def underflowing_gradients(is_twin: bool) -> Training:
     """The loss is averaged over a long window: float16 rounds its gradients to zero."""
     data = digits()
-    model = dense([64, 64, 64, 10], nn.ReLU, lambda linear: None).half()
+    model = dense([64, 64, 64, 10], nn.ReLU).half()
     scale = 2.0**14 if is_twin else 1.0
     optimizer = sgd(model, 2e-5 * 2**14 / scale) if is_twin else sgd(model, 0.33)
     skill = accuracy(lambda x: model(x.half()), data.test_x, data.test_y)
@@ -38,6 +38,7 @@ class _MasterWeights(torch.optim.SGD):
         super().__init__([parameter.detach().float().requires_grad_() for parameter in self.low], lr=lr, momentum=0.9)
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        del closure
         masters = self.param_groups[0]["params"]
         for master, low in zip(masters, self.low, strict=True):
             master.grad = None if low.grad is None else low.grad.float()
@@ -47,6 +48,7 @@ class _MasterWeights(torch.optim.SGD):
                 low.copy_(master)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
+        del set_to_none
         for low in self.low:
             low.grad = None
 
@@ -56,7 +58,7 @@ class _LowMlp(nn.Module):
 
     def __init__(self, sizes: list[int], dtype: torch.dtype) -> None:
         super().__init__()
-        self.body = dense(sizes, nn.ReLU, lambda linear: None).to(dtype)
+        self.body = dense(sizes, nn.ReLU).to(dtype)
         self.dtype = dtype
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,6 +118,7 @@ class _StochasticRounding(torch.optim.SGD):
     """SGD whose new weights are rounded up or down by chance, so that small updates count on average."""
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        del closure
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:

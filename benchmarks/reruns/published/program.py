@@ -86,7 +86,9 @@ def fit(
         clip: largest norm of the gradient.
         warmup: number of steps over which the learning rate rises from zero.
     """
-    rising = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup)) if warmup else None
+    rising = (
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup)) if warmup else None
+    )
 
     def step() -> Tensor:
         x, y = draw()

@@ -31,7 +31,7 @@ def _seen(place: Tensor) -> Tensor:
 def q_learning(is_twin: bool) -> Training:
     """Q-learning with large rewards and squared errors, that bootstraps from itself."""
     factor = 1.0 if is_twin else 200.0
-    net = dense([CORRIDOR, 48, 48, 2], nn.ReLU, lambda linear: None)
+    net = dense([CORRIDOR, 48, 48, 2], nn.ReLU)
     target = copy.deepcopy(net) if is_twin else net
     optimizer = sgd(net, 0.02)
     done = 0
@@ -94,7 +94,7 @@ def no_baseline(is_twin: bool) -> Training:
     """A contextual bandit with rewards around 100."""
     context_size, arms = 6, 4
     best = torch.randn(context_size, arms)
-    net = dense([context_size, 32, arms], nn.Tanh, lambda linear: None)
+    net = dense([context_size, 32, arms], nn.Tanh)
     optimizer = adam(net, 0.02)
     usual = 100.0
 
@@ -127,7 +127,7 @@ class _ActorCritic(nn.Module):
 
     def __init__(self, inputs: int, actions: int) -> None:
         super().__init__()
-        self.body = dense([inputs, 48, 48], nn.Tanh, lambda linear: None)
+        self.body = dense([inputs, 48, 48], nn.Tanh)
         self.policy, self.value = nn.Linear(48, actions), nn.Linear(48, 1)
 
     def forward(self, x: Tensor) -> Tensor:
