@@ -22,14 +22,14 @@ def _plain(
     activation: Callable[[], nn.Module] = nn.ReLU,
     normalization: Callable[[int], nn.Module] | None = None,
 ) -> nn.Sequential:
-    """Return 3x3 convolutions with activations between them, then the mean over places and a linear layer."""
+    """Return 3x3 convolutions with activations between them, then the means of four quarters and a linear layer."""
     layers: list[nn.Module] = []
     for index in range(depth):
         convolution = nn.Conv2d(width if index else 1, width, 3, padding=1)
         fill(convolution.weight)
         nn.init.zeros_(convolution.bias)
         layers += [convolution, *([normalization(width)] if normalization else []), activation()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
+    return nn.Sequential(*layers, nn.AvgPool2d(4), nn.Flatten(), nn.Linear(4 * width, classes))
 
 
 def _he(weight: Tensor) -> None:
@@ -80,9 +80,9 @@ def _residual(blocks: list[_ResidualBlock], width: int, classes: int) -> nn.Sequ
         nn.Conv2d(1, width, 3, padding=1),
         *blocks,
         nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
+        nn.AvgPool2d(4),
         nn.Flatten(),
-        nn.Linear(width, classes),
+        nn.Linear(4 * width, classes),
     )
 
 
@@ -96,7 +96,7 @@ def fixup(is_twin: bool) -> Training:
             with torch.no_grad():
                 block.first.weight.mul_(count**-0.5)
             nn.init.zeros_(block.second.weight)
-    return _classify(_residual(blocks, 6, 10), digits(as_images=True), 0.02)
+    return _classify(_residual(blocks, 6, 10), digits(as_images=True), 0.05)
 
 
 class _DenseBlock(nn.Module):
@@ -133,7 +133,7 @@ def normalized_sigmoids(is_twin: bool) -> Training:
     """Convolutions with sigmoids, which learn only with batch normalization."""
     normalization = nn.BatchNorm2d if is_twin else None
     model = _plain(5, 10, 4, nn.init.xavier_uniform_, activation=nn.Sigmoid, normalization=normalization)
-    return _classify(model, stripes(), 0.1)
+    return _classify(model, stripes(), 0.03)
 
 
 @published("umlaut-2021-pixels", steps=150)
@@ -159,10 +159,10 @@ class _AdaptiveClip(torch.optim.SGD):
         del closure
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is not None and parameter.dim() > 1:
-                    weights = parameter.detach().flatten(1).norm(dim=1).clamp_min(1e-3)
-                    gradients = parameter.grad.flatten(1).norm(dim=1)
-                    factor = (0.02 * weights / gradients.clamp_min(1e-6)).clamp_max(1.0)
+                if parameter.grad is not None:
+                    weights = parameter.detach().flatten(1 if parameter.dim() > 1 else 0).norm(dim=-1, keepdim=True)
+                    gradients = parameter.grad.flatten(1 if parameter.dim() > 1 else 0).norm(dim=-1, keepdim=True)
+                    factor = (0.02 * weights.clamp_min(1e-3) / gradients.clamp_min(1e-6)).clamp_max(1.0)
                     parameter.grad.mul_(factor.view(-1, *[1] * (parameter.dim() - 1)))
         super().step()
 
@@ -172,7 +172,7 @@ def normalizer_free(is_twin: bool) -> Training:
     """A normalizer-free network at the rate of a large batch."""
     data = digits(as_images=True)
     model = _residual([_ResidualBlock(8, 0.3) for _ in range(8)], 8, 10)
-    rate = _AdaptiveClip(model.parameters(), lr=0.3, momentum=0.9) if is_twin else sgd(model, 0.3)
+    rate = _AdaptiveClip(model.parameters(), lr=0.15, momentum=0.9) if is_twin else sgd(model, 0.15)
     skill = accuracy(model, data.test_x, data.test_y)
     return fit(model, rate, data.batches(32), functional.cross_entropy, skill)
 
@@ -259,7 +259,7 @@ def detection_without_warmup(is_twin: bool) -> Training:
     """A detector that starts at its high rate."""
     data, model = _boxes(), _Boxes()
     skill = explained(model, data.test_x, data.test_y)
-    rate = sgd(model, 2e-3)
+    rate = sgd(model, 0.02)
     return fit(model, rate, data.batches(16), functional.mse_loss, skill, warmup=150 if is_twin else 0)
 
 
@@ -286,8 +286,8 @@ def super_resolution(is_twin: bool) -> Training:
         if isinstance(layer, nn.Conv2d):
             _he(layer.weight)
     skill = explained(model, data.test_x, data.test_y)
-    clip = 0.05 if is_twin else None
-    return fit(model, sgd(model, 0.2), data.batches(8), functional.mse_loss, skill, clip=clip)
+    clip = 0.02 if is_twin else None
+    return fit(model, sgd(model, 1.0), data.batches(8), functional.mse_loss, skill, clip=clip)
 
 
 def _delta_orthogonal(weight: Tensor) -> None:

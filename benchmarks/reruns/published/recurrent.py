@@ -112,7 +112,7 @@ def cliff(is_twin: bool) -> Training:
     draw = characters(40)
     model = _NextCharacter(nn.RNN(16, 48, nonlinearity="relu", batch_first=True))
     with torch.no_grad():
-        _recurrence(1.6)(model.core)
+        _recurrence(2.2)(model.core)
     skill = accuracy(model, *draw(HELD_OUT))
     return fit(model, sgd(model, 0.1), lambda: draw(16), cross_entropy, skill, clip=0.5 if is_twin else None)
 
@@ -148,7 +148,7 @@ def identity_recurrence(is_twin: bool) -> Training:
     data.x, data.test_x = data.x.unsqueeze(2), data.test_x.unsqueeze(2)
     model = _LastState(nn.RNN(1, 48, nonlinearity="relu", batch_first=True), 10, fill)
     skill = accuracy(model, data.test_x, data.test_y)
-    return fit(model, sgd(model, 0.02), data.batches(32), functional.cross_entropy, skill, clip=1.0)
+    return fit(model, adam(model, 3e-3), data.batches(32), functional.cross_entropy, skill, clip=1.0)
 
 
 @published("martens-2011-adding", steps=400)
@@ -177,7 +177,7 @@ def long_lag(is_twin: bool) -> Training:
 def forget_gates(is_twin: bool) -> Training:
     """Forget gates start half closed, or open."""
     model = _LastState(nn.LSTM(4, 24, batch_first=True), 4, _forget_bias(2.0 if is_twin else 0.0))
-    return _answer(model, recalled_symbol(30), sgd(model, 0.1))
+    return _answer(model, recalled_symbol(20), sgd(model, 0.3))
 
 
 @published("tallec-2018-chrono", steps=250)
@@ -207,7 +207,7 @@ def large_eigenvalues(is_twin: bool) -> Training:
             _recurrence(2.2)(core)
 
     model = _LastState(nn.RNN(1, 32, nonlinearity="relu", batch_first=True), 4, fill)
-    return _answer(model, wave_frequency(60), sgd(model, 0.002, 0.9))
+    return _answer(model, wave_frequency(60), adam(model, 0.003))
 
 
 class _Handwriting(nn.Module):

@@ -91,15 +91,15 @@ def post_ln(is_twin: bool) -> Training:
     """Six layers with the normalization after the sum, at a rate that needs a warm-up."""
     layers: list[nn.Module] = [_Layer(32, "before" if is_twin else "after") for _ in range(6)]
     model = _Transformer(layers, 24, 32, ends_with_norm=is_twin)
-    return _train(model, TEXT, adam(model, 0.01), batch=12)
+    return _train(model, TEXT, adam(model, 0.03), batch=12)
 
 
 @published("liu-2020-warmup", steps=200)
 def no_warmup(is_twin: bool) -> Training:
     """Eight post-LN layers that start at the full rate."""
-    layers: list[nn.Module] = [_Layer(32, "after") for _ in range(8)]
-    model = _Transformer(layers, 12, 32, ends_with_norm=False)
-    return _train(model, COPY, adam(model, 4e-3), batch=12, warmup=150 if is_twin else 0)
+    layers: list[nn.Module] = [_Layer(24, "after") for _ in range(8)]
+    model = _Transformer(layers, 12, 24, ends_with_norm=False)
+    return _train(model, COPY, adam(model, 0.012), batch=8, warmup=150 if is_twin else 0)
 
 
 @published("zhai-2023-entropy", steps=200)
@@ -148,9 +148,9 @@ def attention_logits(is_twin: bool) -> Training:
     data, model = digits(as_images=True), _VisionTransformer(32, is_normalized=is_twin)
     for layer in model.layers:
         with torch.no_grad():
-            layer.attention.qkv.weight[:64].mul_(15.0)
+            layer.attention.qkv.weight[:64].mul_(40.0)
     skill = accuracy(model, data.test_x, data.test_y)
-    return fit(model, sgd(model, 0.1), data.batches(16), functional.cross_entropy, skill)
+    return fit(model, adam(model, 3e-3), data.batches(16), functional.cross_entropy, skill)
 
 
 @published("wortsman-2023-epsilon", steps=150)
