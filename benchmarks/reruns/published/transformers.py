@@ -178,17 +178,17 @@ def correlated_updates(is_twin: bool) -> Training:
 
 @published("wang-2022-deepnet", steps=200)
 def deep_post_ln(is_twin: bool) -> Training:
-    """Fourteen post-LN layers."""
-    depth = 14
-    layers = [_Layer(24, "after", gain=(2 * depth) ** 0.25 if is_twin else 1.0) for _ in range(depth)]
+    """Twelve post-LN layers."""
+    depth = 12
+    layers = [_Layer(16, "after", gain=(2 * depth) ** 0.25 if is_twin else 1.0) for _ in range(depth)]
     if is_twin:
         for layer in layers:
             attention, perceptron = layer.branches
             with torch.no_grad():
-                for weight in (attention.out.weight, attention.qkv.weight[48:], *list(perceptron.parameters())[::2]):
+                for weight in (attention.out.weight, attention.qkv.weight[32:], *list(perceptron.parameters())[::2]):
                     weight.mul_((8 * depth) ** -0.25)
-    model = _Transformer([*layers], 12, 24, ends_with_norm=False)
-    return _train(model, COPY, adam(model, 3e-3), batch=8)
+    model = _Transformer([*layers], 12, 16, ends_with_norm=False)
+    return _train(model, COPY, adam(model, 5e-3), batch=8)
 
 
 class _ReZero(nn.Module):
@@ -207,11 +207,11 @@ class _ReZero(nn.Module):
 
 @published("bachlechner-2021-rezero", steps=200)
 def no_normalization(is_twin: bool) -> Training:
-    """Twelve layers without normalization, at full strength or from zero."""
-    layers: list[nn.Module] = [_ReZero(24, 0.0 if is_twin else 1.0, is_learned=is_twin) for _ in range(12)]
+    """Eight layers without normalization, at full strength or from zero."""
+    layers: list[nn.Module] = [_ReZero(24, 0.0 if is_twin else 1.0, is_learned=is_twin) for _ in range(8)]
     for parameter in nn.ModuleList(layers).parameters():
         if parameter.dim() > 1:
-            nn.init.xavier_uniform_(parameter, gain=1.5)
+            nn.init.xavier_uniform_(parameter, gain=2.0)
     model = _Transformer(layers, 12, 24, ends_with_norm=False)
     return _train(model, COPY, adam(model, 3e-3), batch=8)
 
@@ -247,7 +247,7 @@ def unscaled_products(is_twin: bool) -> Training:
     model = _Lookup(1 / math.sqrt(256) if is_twin else 1.0)
     nn.init.normal_(model.query.weight, std=1 / 16)
     nn.init.normal_(model.key.weight, std=1 / 16)
-    return _train(model, draw, sgd(model, 0.5), batch=32)
+    return _train(model, draw, adam(model, 3e-3), batch=32)
 
 
 class _AttentionAlone(nn.Module):
