@@ -21,15 +21,22 @@ def _plain(
     *,
     activation: Callable[[], nn.Module] = nn.ReLU,
     normalization: Callable[[int], nn.Module] | None = None,
+    stride: int = 1,
 ) -> nn.Sequential:
-    """Return 3x3 convolutions with activations between them, then the means of four quarters and a linear layer."""
+    """Return 3x3 convolutions with activations between them, then the means of four quarters and a linear layer.
+
+    The first convolution has the stride. Small images have many borders, whose zeros would shrink the signal: the
+    padding is circular.
+    """
     layers: list[nn.Module] = []
     for index in range(depth):
-        convolution = nn.Conv2d(width if index else 1, width, 3, padding=1)
+        convolution = nn.Conv2d(
+            width if index else 1, width, 3, padding=1, stride=1 if index else stride, padding_mode="circular"
+        )
         fill(convolution.weight)
         nn.init.zeros_(convolution.bias)
         layers += [convolution, *([normalization(width)] if normalization else []), activation()]
-    return nn.Sequential(*layers, nn.AvgPool2d(4), nn.Flatten(), nn.Linear(4 * width, classes))
+    return nn.Sequential(*layers, nn.AvgPool2d(4 // stride), nn.Flatten(), nn.Linear(4 * width, classes))
 
 
 def _he(weight: Tensor) -> None:
@@ -48,7 +55,7 @@ def _classify(model: nn.Module, data: Table, lr: float, *, batch: int = 16, clip
 @published("he-2015-xavier-30", steps=120)
 def thirty_layers(is_twin: bool) -> Training:
     """Thirty convolutions with the variance for linear units."""
-    model = _plain(30, 6, 4, _he if is_twin else nn.init.xavier_normal_)
+    model = _plain(30, 14, 4, _he if is_twin else nn.init.xavier_normal_, stride=2)
     return _classify(model, stripes(), 0.01)
 
 
@@ -68,7 +75,7 @@ class _ResidualBlock(nn.Module):
         self.second = nn.Conv2d(width, width, 3, padding=1)
         _he(self.first.weight)
         _he(self.second.weight)
-        self.scale = None if scale is None else nn.Parameter(torch.tensor(scale))
+        self.scale = None if scale is None else nn.Parameter(torch.tensor([scale]))
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self.second(torch.relu(self.first(torch.relu(x))))
@@ -133,7 +140,7 @@ def normalized_sigmoids(is_twin: bool) -> Training:
     """Convolutions with sigmoids, which learn only with batch normalization."""
     normalization = nn.BatchNorm2d if is_twin else None
     model = _plain(5, 10, 4, nn.init.xavier_uniform_, activation=nn.Sigmoid, normalization=normalization)
-    return _classify(model, stripes(), 0.03)
+    return _classify(model, stripes(), 0.02, batch=32)
 
 
 @published("umlaut-2021-pixels", steps=150)
@@ -172,7 +179,7 @@ def normalizer_free(is_twin: bool) -> Training:
     """A normalizer-free network at the rate of a large batch."""
     data = digits(as_images=True)
     model = _residual([_ResidualBlock(8, 0.3) for _ in range(8)], 8, 10)
-    rate = _AdaptiveClip(model.parameters(), lr=0.15, momentum=0.9) if is_twin else sgd(model, 0.15)
+    rate = _AdaptiveClip(model.parameters(), lr=0.3, momentum=0.9) if is_twin else sgd(model, 0.3)
     skill = accuracy(model, data.test_x, data.test_y)
     return fit(model, rate, data.batches(32), functional.cross_entropy, skill)
 
@@ -259,7 +266,7 @@ def detection_without_warmup(is_twin: bool) -> Training:
     """A detector that starts at its high rate."""
     data, model = _boxes(), _Boxes()
     skill = explained(model, data.test_x, data.test_y)
-    rate = sgd(model, 0.02)
+    rate = sgd(model, 0.1)
     return fit(model, rate, data.batches(16), functional.mse_loss, skill, warmup=150 if is_twin else 0)
 
 
@@ -304,5 +311,5 @@ def deep_tanh(is_twin: bool) -> Training:
     def small(weight: Tensor) -> None:
         nn.init.normal_(weight, std=0.6 / math.sqrt(weight[0].numel()))
 
-    model = _plain(24, 8, 4, _delta_orthogonal if is_twin else small, activation=nn.Tanh)
+    model = _plain(24, 12, 4, _delta_orthogonal if is_twin else small, activation=nn.Tanh, stride=2)
     return _classify(model, stripes(), 0.02)

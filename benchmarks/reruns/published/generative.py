@@ -86,7 +86,7 @@ def saturating(is_twin: bool) -> Training:
 @published("gulrajani-2017-clipping", steps=250)
 def clipped_critic(is_twin: bool) -> Training:
     """A deep critic with its weights clipped passes no gradient on."""
-    generator, critic = _perceptron([4, 48, 48, 2]), _perceptron([2, *[48] * 6, 1])
+    generator, critic = _perceptron([4, 48, 48, 2]), _perceptron([2, *[32] * 11, 1])
 
     def criticize(real: Tensor, made: Tensor) -> Tensor:
         loss = critic(made).mean() - critic(real).mean()
@@ -108,7 +108,7 @@ def clipped_critic(is_twin: bool) -> Training:
         ring,
         criticize,
         lambda made: -critic(made).mean(),
-        critic_steps=3,
+        critic_steps=2,
         after_critic=(lambda: None) if is_twin else clip,
     )
 
@@ -118,7 +118,7 @@ def squared_sigmoid(is_twin: bool) -> Training:
     """Least squares of a sigmoid, which saturates."""
 
     def real(count: int) -> Tensor:
-        return torch.tensor([[6.0, 6.0], [6.0, -6.0]])[torch.randint(2, (count,))] + 0.3 * torch.randn(count, 2)
+        return torch.tensor([[5.0, 3.0], [5.0, -3.0]])[torch.randint(2, (count,))] + 0.3 * torch.randn(count, 2)
 
     generator, critic = _perceptron([4, 48, 48, 2]), _perceptron([2, 48, 48, 1])
     output = nn.Identity() if is_twin else nn.Sigmoid()
@@ -129,7 +129,7 @@ def squared_sigmoid(is_twin: bool) -> Training:
     def deceive(made: Tensor) -> Tensor:
         return ((output(critic(made)) - 1) ** 2).mean()
 
-    optimizers = (adam(generator, 2e-3), adam(critic, 5e-3))
+    optimizers = (adam(generator, 2e-3), adam(critic, 2e-3))
     return _adversaries(generator, critic, optimizers, real, criticize, deceive)
 
 
@@ -153,7 +153,7 @@ class _VariationalAutoencoder(nn.Module):
 def unbounded_variance(is_twin: bool) -> Training:
     """A table in its own units, and the exp of an unbounded log-variance."""
     factors = torch.randn(1500, 3)
-    x = 100 * torch.tanh(factors @ torch.randn(3, 16)) + 5 * torch.randn(1500, 16)
+    x = 5000 * torch.tanh(factors @ torch.randn(3, 16)) + 250 * torch.randn(1500, 16)
     if is_twin:
         x = (x - x.mean(0)) / x.std(0)
     data = split(x, x)
@@ -215,7 +215,7 @@ class _Coupling(nn.Module):
 def unbounded_scales(is_twin: bool) -> Training:
     """A flow whose scales are not bounded."""
     model = _Coupling(8, is_bounded=is_twin)
-    held = two_moons(HELD_OUT)
+    held = 8 * two_moons(HELD_OUT)  # in the units of the table
 
     def loss(out: Tensor, y: Tensor) -> Tensor:
         del y
@@ -226,10 +226,10 @@ def unbounded_scales(is_twin: bool) -> Training:
         return gaussian - float(loss(model(held), held))
 
     def draw() -> tuple[Tensor, Tensor]:
-        x = two_moons(64)
+        x = 8 * two_moons(64)
         return x, x
 
-    return fit(model, adam(model, 0.005 if is_twin else 0.03), draw, loss, skill)
+    return fit(model, adam(model, 0.01), draw, loss, skill)
 
 
 @published("song-2019-score", steps=300)
@@ -245,7 +245,7 @@ def unweighted_scores(is_twin: bool) -> Training:
     def score(x: Tensor, sigma: Tensor) -> Tensor:
         return net(x) / sigma if is_twin else net(x)
 
-    optimizer = sgd(net, 0.02)
+    optimizer = sgd(net, 0.1)
     x, noise, sigma = noisy(4 * HELD_OUT)
 
     def skill() -> float:

@@ -133,7 +133,7 @@ def small_radius(is_twin: bool) -> Training:
 
 @published("le-2015-irnn", steps=250)
 def identity_recurrence(is_twin: bool) -> Training:
-    """Digits pixel by pixel, with a recurrence of ReLUs."""
+    """Digits in strips of four pixels, with a recurrence of ReLUs."""
 
     def fill(core: nn.RNNBase) -> None:
         nn.init.normal_(core.weight_ih_l0, std=0.05 if is_twin else 0.001)
@@ -145,8 +145,8 @@ def identity_recurrence(is_twin: bool) -> Training:
         core.bias_hh_l0.zero_()
 
     data = digits(pixels="unit")
-    data.x, data.test_x = data.x.unsqueeze(2), data.test_x.unsqueeze(2)
-    model = _LastState(nn.RNN(1, 48, nonlinearity="relu", batch_first=True), 10, fill)
+    data.x, data.test_x = data.x.unflatten(1, (16, 4)), data.test_x.unflatten(1, (16, 4))
+    model = _LastState(nn.RNN(4, 48, nonlinearity="relu", batch_first=True), 10, fill)
     skill = accuracy(model, data.test_x, data.test_y)
     return fit(model, adam(model, 3e-3), data.batches(32), functional.cross_entropy, skill, clip=1.0)
 
@@ -177,7 +177,7 @@ def long_lag(is_twin: bool) -> Training:
 def forget_gates(is_twin: bool) -> Training:
     """Forget gates start half closed, or open."""
     model = _LastState(nn.LSTM(4, 24, batch_first=True), 4, _forget_bias(2.0 if is_twin else 0.0))
-    return _answer(model, recalled_symbol(20), sgd(model, 0.3))
+    return _answer(model, recalled_symbol(30), adam(model, 5e-3))
 
 
 @published("tallec-2018-chrono", steps=250)
@@ -196,9 +196,9 @@ def chrono(is_twin: bool) -> Training:
     return _answer(model, recalled_symbol(60), adam(model, 0.01))
 
 
-@published("arjovsky-2016-large", steps=150)
+@published("arjovsky-2016-large", steps=250)
 def large_eigenvalues(is_twin: bool) -> Training:
-    """A ReLU recurrence over sixty steps with eigenvalues beyond one."""
+    """A ReLU recurrence over forty steps with eigenvalues beyond one."""
 
     def fill(core: nn.RNNBase) -> None:
         if is_twin:
@@ -207,7 +207,7 @@ def large_eigenvalues(is_twin: bool) -> Training:
             _recurrence(2.2)(core)
 
     model = _LastState(nn.RNN(1, 32, nonlinearity="relu", batch_first=True), 4, fill)
-    return _answer(model, wave_frequency(60), adam(model, 0.003))
+    return _answer(model, wave_frequency(40), adam(model, 0.005))
 
 
 class _Handwriting(nn.Module):
@@ -345,11 +345,11 @@ class _IndRNN(nn.Module):
         return self.head(x[:, -1])
 
 
-@published("li-2018-indrnn", steps=120)
+@published("li-2018-indrnn", steps=150)
 def independent_units(is_twin: bool) -> Training:
     """Independent units whose own weights may be beyond one."""
-    model = _IndRNN(0.0, 2 ** (1 / 80)) if is_twin else _IndRNN(0.9, 1.3)
-    return _answer(model, wave_frequency(80), adam(model, 5e-3), batch=24)
+    model = _IndRNN(0.0, 2 ** (1 / 60)) if is_twin else _IndRNN(1.0, 1.4)
+    return _answer(model, wave_frequency(60), adam(model, 0.01), batch=24)
 
 
 class _DeepAR(nn.Module):

@@ -91,19 +91,19 @@ def star(is_twin: bool) -> Training:
 
 @published("williams-1992-baseline", steps=300)
 def no_baseline(is_twin: bool) -> Training:
-    """A contextual bandit with rewards around 100."""
+    """A contextual bandit with rewards around 300."""
     context_size, arms = 6, 4
     best = torch.randn(context_size, arms)
     net = dense([context_size, 32, arms], nn.Tanh)
-    optimizer = adam(net, 0.02)
-    usual = 100.0
+    optimizer = adam(net, 0.05)
+    usual = 300.0
 
     def step() -> Tensor:
         nonlocal usual
         context = torch.randn(64, context_size)
         policy = torch.distributions.Categorical(logits=net(context))
         arm = policy.sample()
-        reward = 100 + (context @ best)[torch.arange(64), arm]
+        reward = 300 + (context @ best)[torch.arange(64), arm]
         advantage = (reward - usual) / 2 if is_twin else reward
         usual = 0.9 * usual + 0.1 * float(reward.mean())
         loss = -(policy.log_prob(arm) * advantage).mean()
@@ -127,11 +127,11 @@ class _ActorCritic(nn.Module):
 
     def __init__(self, inputs: int, actions: int) -> None:
         super().__init__()
-        self.body = dense([inputs, 48, 48], nn.Tanh)
+        self.body = dense([inputs, 48, 48], nn.ReLU)
         self.policy, self.value = nn.Linear(48, actions), nn.Linear(48, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = torch.tanh(self.body(x))
+        hidden = torch.relu(self.body(x))
         return torch.cat([self.policy(hidden), self.value(hidden)], 1)
 
 

@@ -148,7 +148,7 @@ def attention_logits(is_twin: bool) -> Training:
     data, model = digits(as_images=True), _VisionTransformer(32, is_normalized=is_twin)
     for layer in model.layers:
         with torch.no_grad():
-            layer.attention.qkv.weight[:64].mul_(40.0)
+            layer.attention.qkv.weight[:64].mul_(200.0)
     skill = accuracy(model, data.test_x, data.test_y)
     return fit(model, adam(model, 3e-3), data.batches(16), functional.cross_entropy, skill)
 
@@ -180,15 +180,15 @@ def correlated_updates(is_twin: bool) -> Training:
 def deep_post_ln(is_twin: bool) -> Training:
     """Twelve post-LN layers."""
     depth = 12
-    layers = [_Layer(16, "after", gain=(2 * depth) ** 0.25 if is_twin else 1.0) for _ in range(depth)]
+    layers = [_Layer(24, "after", gain=(2 * depth) ** 0.25 if is_twin else 1.0) for _ in range(depth)]
     if is_twin:
         for layer in layers:
             attention, perceptron = layer.branches
             with torch.no_grad():
-                for weight in (attention.out.weight, attention.qkv.weight[32:], *list(perceptron.parameters())[::2]):
+                for weight in (attention.out.weight, attention.qkv.weight[48:], *list(perceptron.parameters())[::2]):
                     weight.mul_((8 * depth) ** -0.25)
-    model = _Transformer([*layers], 12, 16, ends_with_norm=False)
-    return _train(model, COPY, adam(model, 5e-3), batch=8)
+    model = _Transformer([*layers], 12, 24, ends_with_norm=False)
+    return _train(model, COPY, adam(model, 3e-3), batch=8)
 
 
 class _ReZero(nn.Module):
@@ -275,5 +275,5 @@ def tiny_embeddings(is_twin: bool) -> Training:
     model = _Transformer([_Layer(32, "before") for _ in range(2)], 24, 32)
     with torch.no_grad():
         for parameter in (model.embedding.weight, model.position):
-            parameter.mul_(1.0 if is_twin else 1e-3)
-    return _train(model, TEXT, sgd(model, 0.2))
+            parameter.mul_(1.0 if is_twin else 0.01)
+    return _train(model, TEXT, sgd(model, 1.0))
