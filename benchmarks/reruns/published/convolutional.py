@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,16 +23,17 @@ def _plain(
     activation: Callable[[], nn.Module] = nn.ReLU,
     normalization: Callable[[int], nn.Module] | None = None,
     stride: int = 1,
+    padding_mode: str = "zeros",
 ) -> nn.Sequential:
     """Return 3x3 convolutions with activations between them, then the means of four quarters and a linear layer.
 
-    The first convolution has the stride. Small images have many borders, whose zeros would shrink the signal: the
-    padding is circular.
+    The first convolution has the stride. Small images have many borders; in a very deep network, zeros behind them
+    would shrink the signal.
     """
     layers: list[nn.Module] = []
     for index in range(depth):
         convolution = nn.Conv2d(
-            width if index else 1, width, 3, padding=1, stride=1 if index else stride, padding_mode="circular"
+            width if index else 1, width, 3, padding=1, stride=1 if index else stride, padding_mode=padding_mode
         )
         fill(convolution.weight)
         nn.init.zeros_(convolution.bias)
@@ -55,15 +57,16 @@ def _classify(model: nn.Module, data: Table, lr: float, *, batch: int = 16, clip
 @published("he-2015-xavier-30", steps=120)
 def thirty_layers(is_twin: bool) -> Training:
     """Thirty convolutions with the variance for linear units."""
-    model = _plain(30, 14, 4, _he if is_twin else nn.init.xavier_normal_, stride=2)
-    return _classify(model, stripes(), 0.01)
+    fill = _he if is_twin else nn.init.xavier_normal_
+    model = _plain(30, 14, 4, fill, stride=2, padding_mode="circular")
+    return _classify(model, stripes(), 0.02)
 
 
-@published("simonyan-2014-normal", steps=150)
+@published("simonyan-2014-normal", steps=200)
 def small_normal_weights(is_twin: bool) -> Training:
     """The eleven-layer network of VGG, which is too deep for fixed small weights."""
     model = _plain(11, 12, 10, _he if is_twin else lambda weight: nn.init.normal_(weight, std=0.01))
-    return _classify(model, digits(as_images=True), 0.01)
+    return _classify(model, digits(as_images=True), 0.03)
 
 
 class _ResidualBlock(nn.Module):
@@ -138,9 +141,9 @@ def rate_for_normalized(is_twin: bool) -> Training:
 @published("ioffe-2015-sigmoid", steps=200)
 def normalized_sigmoids(is_twin: bool) -> Training:
     """Convolutions with sigmoids, which learn only with batch normalization."""
-    normalization = nn.BatchNorm2d if is_twin else None
+    normalization = partial(nn.BatchNorm2d, momentum=0.5) if is_twin else None
     model = _plain(5, 10, 4, nn.init.xavier_uniform_, activation=nn.Sigmoid, normalization=normalization)
-    return _classify(model, stripes(), 0.02, batch=32)
+    return _classify(model, stripes(), 0.05, batch=32)
 
 
 @published("umlaut-2021-pixels", steps=150)
@@ -266,8 +269,9 @@ def detection_without_warmup(is_twin: bool) -> Training:
     """A detector that starts at its high rate."""
     data, model = _boxes(), _Boxes()
     skill = explained(model, data.test_x, data.test_y)
-    rate = sgd(model, 0.1)
-    return fit(model, rate, data.batches(16), functional.mse_loss, skill, warmup=150 if is_twin else 0)
+    nn.init.constant_(model.body[-1].bias, 2.0)  # the sizes start far too large
+    rate = sgd(model, 0.02)
+    return fit(model, rate, data.batches(16), functional.mse_loss, skill, warmup=200 if is_twin else 0)
 
 
 @published("girshick-2015-l2", steps=250)

@@ -19,7 +19,7 @@ def _perceptron(sizes: list[int], activation: Callable[[], nn.Module] = nn.ReLU)
 
 
 def _likeness(generator: nn.Module, noise: int, real: Callable[[int], Tensor]) -> Callable[[], float]:
-    """Return a skill: how far the energy distance to real points is below that of all mass at their mean."""
+    """Return a skill: how far the energy distance to real points is below that of all mass at the origin."""
     points, inputs = real(HELD_OUT), torch.randn(HELD_OUT, noise)
 
     def distance(points_a: Tensor, points_b: Tensor) -> float:
@@ -29,7 +29,7 @@ def _likeness(generator: nn.Module, noise: int, real: Callable[[int], Tensor]) -
         return 2 * distance(made, points) - distance(made, made) - distance(points, points)
 
     def skill() -> float:
-        return 1 - energy(generator(inputs)) / energy(points.mean(0, keepdim=True))
+        return 1 - energy(generator(inputs)) / energy(torch.zeros(1, 2))
 
     return skill
 
@@ -66,7 +66,7 @@ def _adversaries(
     return Training(models=models, optimizers=list(optimizers), step=step, skill=skill)
 
 
-@published("goodfellow-2014-saturating", steps=300)
+@published("goodfellow-2014-saturating", steps=400)
 def saturating(is_twin: bool) -> Training:
     """The generator minimizes log(1 - D), which saturates against a good discriminator."""
     generator, critic = _perceptron([4, 48, 48, 2]), _perceptron([2, 64, 64, 1])
@@ -105,7 +105,7 @@ def clipped_critic(is_twin: bool) -> Training:
         generator,
         critic,
         optimizers,
-        ring,
+        lambda count: ring(count) + 3,
         criticize,
         lambda made: -critic(made).mean(),
         critic_steps=2,
@@ -113,7 +113,7 @@ def clipped_critic(is_twin: bool) -> Training:
     )
 
 
-@published("lsgan-3-sigmoid", steps=300)
+@published("lsgan-3-sigmoid", steps=400)
 def squared_sigmoid(is_twin: bool) -> Training:
     """Least squares of a sigmoid, which saturates."""
 
@@ -245,7 +245,7 @@ def unweighted_scores(is_twin: bool) -> Training:
     def score(x: Tensor, sigma: Tensor) -> Tensor:
         return net(x) / sigma if is_twin else net(x)
 
-    optimizer = sgd(net, 0.1)
+    optimizer = adam(net, 5e-3)
     x, noise, sigma = noisy(4 * HELD_OUT)
 
     def skill() -> float:

@@ -10,7 +10,7 @@ from benchmarks.reruns.published.data import HELD_OUT, digits, regression, shift
 from benchmarks.reruns.published.feedforward import dense
 from benchmarks.reruns.published.program import Training, accuracy, adam, cross_entropy, explained, fit, published, sgd
 
-WINDOW = 2.0**18
+WINDOW = 2.0**22
 """Number over which the loss is averaged."""
 
 
@@ -24,7 +24,7 @@ def underflowing_gradients(is_twin: bool) -> Training:
     skill = accuracy(lambda x: model(x.half()), data.test_x, data.test_y)
 
     def loss(logits: Tensor, y: Tensor) -> Tensor:
-        return functional.cross_entropy(logits, y) / WINDOW * scale
+        return functional.cross_entropy(logits.float(), y) / WINDOW * scale
 
     return fit(model, optimizer, lambda: _halved(data.batches(32)()), loss, skill)
 
@@ -131,7 +131,7 @@ class _StochasticRounding(torch.optim.SGD):
                     parameter.data.copy_(bits.view(torch.float32))
 
 
-@published("zamirai-2020-bfloat16", steps=400)
+@published("zamirai-2020-bfloat16", steps=600)
 def cancelled_updates(is_twin: bool) -> Training:
     """Rounding to the nearest bfloat16 cancels small updates."""
     data = digits()
@@ -139,6 +139,6 @@ def cancelled_updates(is_twin: bool) -> Training:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4.0)
-    optimizer = _StochasticRounding(model.parameters(), lr=4e-3) if is_twin else sgd(model, 4e-3, 0.0)
+    optimizer = _StochasticRounding(model.parameters(), lr=2e-3) if is_twin else sgd(model, 2e-3, 0.0)
     skill = accuracy(model, data.test_x, data.test_y)
     return fit(model, optimizer, data.batches(32), functional.cross_entropy, skill)
