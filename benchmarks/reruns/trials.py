@@ -205,7 +205,8 @@ class Laboratory:
         is_published = isinstance(setting, PublishedSetting)
         script = PUBLISHED_SCRIPT if is_published else SCRIPT
         scratch = Path(tempfile.mkdtemp(dir=self._folder))
-        (scratch / "tmp").mkdir()
+        for part in ("tmp", "report"):
+            (scratch / part).mkdir()
         output = scratch / "output"
         order = LaunchSpec(
             command=[sys.executable, str(script), configuration.name, *(["--twin"] if is_twin else [])],

@@ -54,12 +54,12 @@ def _classify(model: nn.Module, data: Table, lr: float, *, batch: int = 16, clip
     return fit(model, sgd(model, lr), data.batches(batch), functional.cross_entropy, skill, clip=clip)
 
 
-@published("he-2015-xavier-30", steps=120)
+@published("he-2015-xavier-30", steps=150)
 def thirty_layers(is_twin: bool) -> Training:
     """Thirty convolutions with the variance for linear units."""
     fill = _he if is_twin else nn.init.xavier_normal_
     model = _plain(30, 14, 4, fill, stride=2, padding_mode="circular")
-    return _classify(model, stripes(), 0.02)
+    return _classify(model, stripes(), 0.01)
 
 
 @published("simonyan-2014-normal", steps=200)
@@ -269,8 +269,8 @@ def detection_without_warmup(is_twin: bool) -> Training:
     """A detector that starts at its high rate."""
     data, model = _boxes(), _Boxes()
     skill = explained(model, data.test_x, data.test_y)
-    nn.init.constant_(model.body[-1].bias, 2.0)  # the sizes start far too large
-    rate = sgd(model, 0.02)
+    nn.init.constant_(model.body[-1].bias, 1.5)  # the sizes start far too large
+    rate = sgd(model, 0.01)
     return fit(model, rate, data.batches(16), functional.mse_loss, skill, warmup=200 if is_twin else 0)
 
 

@@ -10,7 +10,7 @@ from benchmarks.reruns.published.data import HELD_OUT, digits, regression, shift
 from benchmarks.reruns.published.feedforward import dense
 from benchmarks.reruns.published.program import Training, accuracy, adam, cross_entropy, explained, fit, published, sgd
 
-WINDOW = 2.0**22
+WINDOW = 2.0**20
 """Number over which the loss is averaged."""
 
 

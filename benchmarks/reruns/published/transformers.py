@@ -233,7 +233,7 @@ class _Lookup(nn.Module):
         return self.head((torch.softmax(logits, -1) @ self.values(x[:, :-1, 1]))[:, 0])
 
 
-@published("vaswani-2017-scale", steps=350)
+@published("vaswani-2017-scale", steps=400)
 def unscaled_products(is_twin: bool) -> Training:
     """Dot products of width 256 saturate the softmax."""
 
@@ -247,7 +247,7 @@ def unscaled_products(is_twin: bool) -> Training:
     model = _Lookup(1 / math.sqrt(256) if is_twin else 1.0)
     nn.init.normal_(model.query.weight, std=1 / 16)
     nn.init.normal_(model.key.weight, std=1 / 16)
-    return _train(model, draw, sgd(model, 2.0), batch=32)
+    return _train(model, draw, sgd(model, 0.7), batch=32)
 
 
 class _AttentionAlone(nn.Module):
