@@ -54,12 +54,12 @@ def _classify(model: nn.Module, data: Table, lr: float, *, batch: int = 16, clip
     return fit(model, sgd(model, lr), data.batches(batch), functional.cross_entropy, skill, clip=clip)
 
 
-@published("he-2015-xavier-30", steps=150)
+@published("he-2015-xavier-30", steps=200)
 def thirty_layers(is_twin: bool) -> Training:
     """Thirty convolutions with the variance for linear units."""
     fill = _he if is_twin else nn.init.xavier_normal_
     model = _plain(30, 14, 4, fill, stride=2, padding_mode="circular")
-    return _classify(model, stripes(), 0.01)
+    return _classify(model, stripes(), 0.004)
 
 
 @published("simonyan-2014-normal", steps=200)

@@ -115,7 +115,7 @@ def scaled_sigmoids(is_twin: bool) -> Training:
             nn.init.normal_(linear.weight, std=3.6 / linear.in_features**0.5)
             nn.init.zeros_(linear.bias)
             with torch.no_grad():
-                linear.bias -= 0.5 * linear.weight.sum(1)
+                linear.bias.sub_(0.5 * linear.weight.sum(1))
         else:
             nn.init.xavier_normal_(linear.weight)
 

@@ -346,7 +346,7 @@ class _IndRNN(nn.Module):
 @published("li-2018-indrnn", steps=300)
 def independent_units(is_twin: bool) -> Training:
     """Independent units whose own weights may be beyond one."""
-    model = _IndRNN(0.0, 2 ** (1 / 40)) if is_twin else _IndRNN(1.05, 1.5)
+    model = _IndRNN(0.0, 2 ** (1 / 40)) if is_twin else _IndRNN(1.3, 1.8)
     return _answer(model, wave_frequency(40), adam(model, 0.01), batch=24)
 
 
