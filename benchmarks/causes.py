@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks.cause_rules import RULES
 from benchmarks.corpus.causes.loading import TWIN, CauseRun, load_causes, recordings_folder
-from benchmarks.reruns.__main__ import wilson
+from benchmarks.reruns.report import wilson
 from gradmedic.protocol.diagnosis import Advice, DiagnosisAtStep
 from gradmedic_diagnosis import Diagnostician
 

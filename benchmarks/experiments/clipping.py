@@ -40,7 +40,7 @@ def sweep(laboratory: Laboratory, configurations: list[Configuration]) -> list[P
             for configuration in configurations
             for seed in SEEDS
         ]
-        skills = [max(0.0, skill(result, configuration.faulty.task)) for configuration, result in results]
+        skills = [max(0.0, skill(result, configuration.faulty)) for configuration, result in results]
         stable = [
             result.verdict != "exploding" and value > 0.0 for (_, result), value in zip(results, skills, strict=True)
         ]

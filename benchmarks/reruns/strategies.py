@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from benchmarks.reruns.configurations import Configuration
-from benchmarks.reruns.trials import Laboratory, Result
+from benchmarks.reruns.trials import Laboratory, Result, Subject
 from gradmedic.protocol.remedies import REMEDIES, Remedy
 from gradmedic.protocol.remedy_kind import Choice
 from gradmedic_service.reruns import experiment, rounds
@@ -50,14 +49,14 @@ RANGES: Final = {
 """Range from which random search draws a parameter, evenly in its logarithm."""
 
 
-def advised(suspect: Result, configuration: Configuration) -> list[Candidate]:
+def advised(suspect: Result, configuration: Subject) -> list[Candidate]:
     """Return the candidates of a rerun that names no remedies: those of the advice."""
     del configuration
     advice = [(remedy.id, remedy.parameters) for remedy in suspect.advice]
     return [tuple(candidate) for candidate in candidates_of_advice(advice, ())]
 
 
-def at_random(suspect: Result, configuration: Configuration) -> list[Candidate]:
+def at_random(suspect: Result, configuration: Subject) -> list[Candidate]:
     """Draw remedies, each equally likely, with parameters from sensible ranges."""
     del suspect
     generator = random.Random(configuration.name)
@@ -92,7 +91,7 @@ HE: Final = Remedy(id="reinitialize", parameters={"scheme": "kaiming_normal"})
 XAVIER: Final = Remedy(id="reinitialize", parameters={"scheme": "xavier_uniform"})
 
 
-def autotrainer(suspect: Result, configuration: Configuration) -> list[Candidate]:
+def autotrainer(suspect: Result, configuration: Subject) -> list[Candidate]:
     """Return AUTOTRAINER's published order of repairs for the problem of the run (Zhang et al. 2021, table 2)."""
     del configuration
     order: tuple[Remedy, ...]
@@ -105,7 +104,7 @@ def autotrainer(suspect: Result, configuration: Configuration) -> list[Candidate
     return [(remedy,) for remedy in order]
 
 
-STRATEGIES: Final[dict[str, Callable[[Result, Configuration], list[Candidate]]]] = {
+STRATEGIES: Final[dict[str, Callable[[Result, Subject], list[Candidate]]]] = {
     "gradmedic": advised,
     "random": at_random,
     "AUTOTRAINER": autotrainer,
@@ -131,7 +130,7 @@ class Race:
 
 def race(
     laboratory: Laboratory,
-    configuration: Configuration,
+    configuration: Subject,
     candidates: Sequence[Candidate],
     *,
     max_rounds: int = 1,
@@ -184,7 +183,7 @@ def race(
             is_repaired |= candidate != experiment.CONTROL and seed == SEEDS[0] and result.is_silent
 
 
-def trials_in_turn(laboratory: Laboratory, configuration: Configuration, candidates: Sequence[Candidate]) -> int | None:
+def trials_in_turn(laboratory: Laboratory, configuration: Subject, candidates: Sequence[Candidate]) -> int | None:
     """Return how many trials it takes to the first verified candidate, tried one after the other; None if none is.
 
     Each gets a trial on the first seed, and one on each other seed if it passes there. The control's trials, one a seed

@@ -31,7 +31,9 @@ import torch
 import urllib3
 
 from benchmarks.reference_rules import REFERENCES
-from benchmarks.reruns.configurations import Configuration
+from benchmarks.reruns.configurations import Configuration, Setting
+from benchmarks.reruns.published.configurations import SCRIPT as PUBLISHED_SCRIPT
+from benchmarks.reruns.published.configurations import PublishedConfiguration, PublishedSetting
 from benchmarks.reruns.tasks import make_task
 from benchmarks.servers import CACHE, gradmedic
 from gradmedic import Client
@@ -58,6 +60,10 @@ LOST_SKILL: Final = 0.25
 BLOW_UP: Final = 10.0
 LEAST_SKILL: Final = 0.2
 """Smallest skill of a twin that learns."""
+Subject = Configuration | PublishedConfiguration
+"""What is rerun: a faulty training and its twin."""
+SKILL: Final = "skill"
+"""Metric of a published program's last step. The judge reads it; diagnosis and advice do not need it."""
 READ: Final = ("loss", "grad_norm", "grad_zero_fraction", "nonfinite_count", "weight_norm", "update_norm")
 DIAGNOSIS: Final = ROOT / "service" / "gradmedic_diagnosis"
 ADVICE_SOURCES: Final = (
@@ -84,9 +90,10 @@ SOURCES: Final = (
     *(ROOT / "service" / "gradmedic_service" / "reruns" / name for name in ("loss_curves.py", "measures.py")),
     ROOT / "client" / "gradmedic" / "torch" / "trial_evaluation.py",
     *sorted({*DIAGNOSIS.rglob("*.py")} - {*ADVICE_SOURCES, DIAGNOSIS / "summary.py"}),
-    *(SCRIPT.parent / name for name in ("networks.py", "tasks.py", "train.py")),
 )
-"""Files on which the result of a trial depends besides its configuration."""
+"""Files on which the result of a trial depends besides its configuration and script."""
+OWN_SOURCES: Final = tuple(SCRIPT.parent / name for name in ("networks.py", "tasks.py", "train.py"))
+"""Files of the script of our own configurations."""
 KINDS: Final = {row.reason: row.name for row in CATALOGUE}
 """Names of the catalogue's rows, by the reason that the advice contains."""
 
@@ -111,6 +118,8 @@ class Result:
     """CPU seconds of the script; None if it was killed."""
     kinds: list[str] = field(default_factory=list)
     """Names of the catalogue's rows that the advice comes from, in its order."""
+    logged_skill: float | None = None
+    """Skill in evaluation mode, of a published program that ran to its end."""
 
     def as_trial(self, candidate: int, seed: int) -> experiment.TrialState:
         """Return the result in the form that the experiment reads."""
@@ -125,10 +134,15 @@ class Result:
 
 
 @cache
-def code_digest(*, has_advice: bool) -> str:
-    """Return a digest of the files on which trials depend, with those of the advice if it is read from them."""
+def code_digest(script: tuple[Path, ...], *, has_advice: bool) -> str:
+    """Return a digest of the files on which trials depend, with those of the advice if it is read from them.
+
+    Args:
+        script: files of the training script.
+        has_advice: whether the advice is read.
+    """
     digest = hashlib.blake2b(digest_size=8)
-    for source in (*SOURCES, *(ADVICE_SOURCES if has_advice else ())):
+    for source in (*SOURCES, *script, *(ADVICE_SOURCES if has_advice else ())):
         digest.update(source.read_bytes())
     return digest.hexdigest()
 
@@ -164,7 +178,7 @@ class Laboratory:
 
     def trial(
         self,
-        configuration: Configuration,
+        configuration: Subject,
         remedies: Sequence[Remedy],
         seed: int,
         *,
@@ -177,7 +191,8 @@ class Laboratory:
         """
         has_advice = has_advice or (not remedies and not is_twin)
         setting = configuration.twin if is_twin else configuration.faulty
-        key = msgspec.json.encode([code_digest(has_advice=has_advice), repr(setting), remedies, seed])
+        script = setting.sources if isinstance(setting, PublishedSetting) else OWN_SOURCES
+        key = msgspec.json.encode([code_digest(script, has_advice=has_advice), repr(setting), remedies, seed])
         kept = RESULTS / f"{hashlib.blake2b(key, digest_size=16).hexdigest()}.msgpack"
         if kept.exists():
             return msgspec.msgpack.decode(kept.read_bytes(), type=Result)
@@ -188,7 +203,7 @@ class Laboratory:
         return result
 
     def _make(
-        self, configuration: Configuration, remedies: Sequence[Remedy], seed: int, *, is_twin: bool, has_advice: bool
+        self, configuration: Subject, remedies: Sequence[Remedy], seed: int, *, is_twin: bool, has_advice: bool
     ) -> Result:
         setting = configuration.twin if is_twin else configuration.faulty
         run_id = new_id()
@@ -208,11 +223,14 @@ class Laboratory:
             seconds=LONGEST_SECONDS,
             lease_seconds=LONGEST_SECONDS,
         )
+        is_published = isinstance(setting, PublishedSetting)
+        script = PUBLISHED_SCRIPT if is_published else SCRIPT
         scratch = Path(tempfile.mkdtemp(dir=self._folder))
-        (scratch / "tmp").mkdir()
+        for part in ("tmp", "report"):
+            (scratch / part).mkdir()
         output = scratch / "output"
         order = LaunchSpec(
-            command=[sys.executable, str(SCRIPT), configuration.name, *(["--twin"] if is_twin else [])],
+            command=[sys.executable, str(script), configuration.name, *(["--twin"] if is_twin else [])],
             environment=build_trial_environment(self._base, claimed, self._base_url, scratch, ()),
             directory=scratch,
             output=output,
@@ -234,7 +252,7 @@ class Laboratory:
             return self._nothing("not_applicable", report.not_applicable, seconds)
         if ended.reason is not None or ended.exit_code != 0:
             return self._nothing("failed", ended.reason or text[-300:], seconds)
-        return self._read(run_id, seconds, report.evaluation, has_advice=has_advice)
+        return self._read(run_id, seconds, report.evaluation, has_advice=has_advice, has_skill=is_published)
 
     @staticmethod
     def _nothing(status: str, reason: str, seconds: float | None) -> Result:
@@ -251,10 +269,16 @@ class Laboratory:
         )
 
     def _read(
-        self, run_id: UUID, seconds: float | None, evaluation: TrialEvaluation | None, *, has_advice: bool
+        self,
+        run_id: UUID,
+        seconds: float | None,
+        evaluation: TrialEvaluation | None,
+        *,
+        has_advice: bool,
+        has_skill: bool,
     ) -> Result:
         diagnosis = self._client.runs.diagnosis(run_id)
-        recorded = self._recording(run_id)
+        recorded = self._recording(run_id, (*READ, SKILL) if has_skill else READ)
         losses, training = recorded["loss"], self._client.runs.get(run_id).training
         return Result(
             status="done",
@@ -267,14 +291,15 @@ class Laboratory:
             advice=[advice.remedy for advice in diagnosis.advice] if has_advice else [],
             cpu_seconds=seconds,
             kinds=[KINDS[advice.reason] for advice in diagnosis.advice] if has_advice else [],
+            logged_skill=float(recorded[SKILL][-1]) if has_skill else None,
         )
 
-    def _recording(self, run_id: UUID) -> dict[str, Any]:
-        """Return a run's steps as the reference rules read them."""
+    def _recording(self, run_id: UUID, names: Sequence[str]) -> dict[str, Any]:
+        """Return a run's steps as the reference rules read them. `names` are series, the loss first, and statistics."""
         layers = self._client.runs.get(run_id).layers
         answer = self._http.request(
             "GET",
-            f"{self._base_url}/api/v1/runs/{run_id}/steps?" + urlencode([("statistic", name) for name in READ]),
+            f"{self._base_url}/api/v1/runs/{run_id}/steps?" + urlencode([("statistic", name) for name in names]),
             headers={"Accept": "text/csv"},
         )
         header, *rows = csv.reader(io.StringIO(answer.data.decode()))
@@ -284,7 +309,7 @@ class Laboratory:
             name: np.stack([columns[f"{name}/{layer.name}"] for layer in layers], axis=1) for name in READ[1:]
         }
         return {
-            "loss": columns["loss"],
+            **{name: columns[name] for name in names if name in columns},
             "numel": np.array([layer.numel for layer in layers]),
             "ndim": np.array([len(layer.shape or ()) for layer in layers]),
             "frozen": np.array([layer.frozen for layer in layers]),
@@ -306,18 +331,32 @@ def laboratory() -> Iterator[Laboratory]:
                 made.close()
 
 
-def skill(result: Result, task: str) -> float:
-    """Return how far the final loss is below that of the best constant answer: 1 is perfect; -inf: it is not finite."""
+def skill(result: Result, setting: Setting | PublishedSetting) -> float:
+    """Return how good a training got: 0 is a constant answer, 1 is perfect; -inf: its numbers are not finite.
+
+    A published program measures it in evaluation mode. For our own settings, it is how far the final loss is below that
+    of the best constant answer.
+    """
     if result.curve is None or not math.isfinite(result.curve.final):
         return -math.inf
-    return 1 - result.curve.final / baseline(task)
+    if isinstance(setting, PublishedSetting):
+        return -math.inf if result.logged_skill is None or math.isnan(result.logged_skill) else result.logged_skill
+    return 1 - result.curve.final / baseline(setting.task)
 
 
-def is_failing(laboratory: Laboratory, configuration: Configuration, seed: int = 0) -> bool:
-    """Whether a configuration fails, by its loss, and its twin learns."""
-    twin = skill(laboratory.trial(configuration, (), seed, is_twin=True), configuration.twin.task)
+def reason_not_failing(laboratory: Laboratory, configuration: Subject, seed: int = 0) -> str | None:
+    """Return why a configuration is no failing training with a twin that learns; None if it is one."""
+    twin = skill(laboratory.trial(configuration, (), seed, is_twin=True), configuration.twin)
     control = laboratory.trial(configuration, (), seed)
-    if twin < LEAST_SKILL or control.status != "done" or control.curve is None:
-        return False
-    is_blown_up = not control.curve.final <= BLOW_UP * control.curve.start
-    return is_blown_up or skill(control, configuration.faulty.task) <= LOST_SKILL * twin
+    if control.status != "done" or control.curve is None:
+        return "did not run"
+    if twin < LEAST_SKILL:
+        return "its twin does not learn here"
+    is_blown_up = isinstance(configuration, Configuration) and not control.curve.final <= BLOW_UP * control.curve.start
+    is_lost = skill(control, configuration.faulty) <= LOST_SKILL * twin
+    return None if is_blown_up or is_lost else "does not fail here"
+
+
+def is_failing(laboratory: Laboratory, configuration: Subject, seed: int = 0) -> bool:
+    """Whether a configuration fails, and its twin learns."""
+    return reason_not_failing(laboratory, configuration, seed) is None
