@@ -25,6 +25,7 @@ def _measured(configuration: Subject, proofs: list[Proof]) -> Measured:
             conclusion=Conclusion(
                 status="done", reason="none held", outcomes=(outcome,) if name == "gradmedic" and proofs else ()
             ),
+            candidates=[(), ()],
             trials=9,
             is_repaired=False,
         )
