@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.support.patience import PATIENCE
 from tests.support.services import Serve
-from tests.support.workers import set_parameters, stream_exploding_run, wait_for_end, write_trainable
+from tests.support.workers import WaitUntil, set_parameters, stream_exploding_run, wait_for_end, write_trainable
 
 import gradmedic
 from gradmedic.protocol.trials import ClaimedTrial
@@ -103,3 +104,60 @@ def test_a_trial_that_is_claimed_during_abandon_is_abandoned(client: gradmedic.C
     assert not worker.is_alive()
     (trial,) = client.reruns.get(rerun.id).trials
     assert (trial.status, [attempt.status for attempt in trial.attempts]) == ("queued", ["lost"])
+
+
+class RenewedExecutor(LocalExecutor):
+    """An executor that starts a trial only when its lease was renewed twice."""
+
+    client: gradmedic.Client
+    wait_until: WaitUntil
+
+    def start(self, claimed: ClaimedTrial) -> LocalTrial:
+        """Start a trial after two heartbeats."""
+        leases: set[datetime | None] = set()
+
+        def has_renewed_lease() -> bool:
+            trials = self.client.reruns.get(claimed.rerun_id).trials
+            leases.update(trial.lease_expires_at for trial in trials if trial.id == claimed.trial_id)
+            return len(leases) > 2
+
+        self.wait_until(has_renewed_lease)
+        return super().start(claimed)
+
+
+def test_heartbeats_are_sent_while_a_trial_starts(
+    client: gradmedic.Client, tmp_path: Path, wait_until: WaitUntil
+) -> None:
+    """The lease of a trial is renewed from its claim on, however long the start of its process takes."""
+    write_trainable(tmp_path)
+    configuration = read_configuration(tmp_path / "worker.toml")
+    executor = RenewedExecutor(
+        configuration, client._service.base_url, gpus=[], environment={"PATH": os.environ["PATH"]}
+    )
+    executor.client, executor.wait_until = client, wait_until
+    supervisor = Supervisor(client, configuration, executor, print_line=lambda _: None)
+    client.work.register([trainable.describe() for trainable in configuration.trainables.values()], configuration.name)
+    rerun = client.reruns.create(
+        stream_exploding_run(client), remedies=[set_parameters(how="learn")], seeds=1, steps=80
+    )
+    worker = threading.Thread(target=supervisor.run)
+    worker.start()
+    try:
+        ended = wait_for_end(client, rerun)
+    finally:
+        supervisor.abandon()
+        worker.join()
+    assert [[attempt.status for attempt in trial.attempts] for trial in ended.trials] == [["done"], ["done"]]
+
+
+def test_a_worker_preloads_torch_before_the_first_trial(tmp_path: Path) -> None:
+    """The process from which trials are forked starts with the worker, unless no trainable wants it."""
+    for wish, servers in (("true", 1), ("false", 0)):
+        write_trainable(tmp_path, replacement=("preload = false", f"preload = {wish}"))
+        configuration = read_configuration(tmp_path / "worker.toml")
+        executor = LocalExecutor(configuration, "http://127.0.0.1:1", gpus=[], environment={"PATH": os.environ["PATH"]})
+        executor.prepare()
+        try:
+            assert len(executor._starter._fork_servers) == servers
+        finally:
+            executor.close()

@@ -303,6 +303,25 @@ def test_a_trial_does_not_wait_for_the_fork_server(
         starter.close()
 
 
+def test_the_first_trial_is_forked_from_a_preloaded_process(tmp_path: Path, wait_until: WaitUntil) -> None:
+    """A process that was preloaded serves the first trial. A command that cannot be forked has none."""
+    (tmp_path / "script.py").write_text("import sys\nprint('torch' in sys.modules)")
+    starter = ProcessStarter()
+    try:
+        starter.preload(["/bin/sh", "script.py"], ENVIRONMENT)
+        assert not starter._fork_servers
+        starter.preload([sys.executable, "script.py"], ENVIRONMENT)
+        (server,) = starter._fork_servers.values()
+        wait_until(server._has_reported.is_set)
+        process = starter.start(make_spec(tmp_path), ENVIRONMENT, may_fork=True)
+        assert wait_for_end(process) == ProcessEnd(0, None)
+        process.close()
+        assert read_output(tmp_path) == "True\n"
+        assert list(starter._fork_servers.values()) == [server]
+    finally:
+        starter.close()
+
+
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="with one CPU, imports start no threads")
 def test_a_fork_server_with_several_threads_is_not_used(starter: ProcessStarter, tmp_path: Path) -> None:
     """Where imports start threads, trials start as new processes."""
