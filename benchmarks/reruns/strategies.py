@@ -167,7 +167,7 @@ def race(
             if new is None:
                 design = replace(design, budget=replace(design.budget, rounds=len(design.rounds)))
             else:
-                added = rounds.add_round(design, new, len(all_candidates))
+                added = rounds.number_round(new, len(all_candidates))
                 design = replace(design, later_rounds=(*design.later_rounds, added))
                 all_candidates += new.candidates
             continue

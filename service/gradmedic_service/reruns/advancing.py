@@ -154,7 +154,8 @@ def _add_round(
     """Add the candidates of another round to a rerun; return False if there is nothing left to try."""
     design, plan = design_of(rerun), plan_of(rerun)
     candidates = CANDIDATES.validate_python(rerun.candidates)
-    per_step = seconds_per_step(states)
+    per_step, affordable = seconds_per_step(states), affordable_trials(design, states, seconds)
+    trials_left = rerun.max_trials - len(trials)
     trials_of_round = rounds.MAX_SURVIVORS + len(design.seeds) * (1 + experiment.CANDIDATES_TO_CONFIRM)
     affordable_steps = 0 if per_step is None else math.floor(seconds / (per_step * trials_of_round))
     new = rounds.propose_round(
@@ -163,14 +164,14 @@ def _add_round(
         states,
         _read_advice(session, rerun, trials),
         trainables.parameters_of(stored_trainables.find(session, rerun.owner, rerun.trainable)),
-        max_trials=rerun.max_trials - len(trials),
+        max_trials=trials_left if affordable is None else min(trials_left, affordable),
         max_steps=min(plan.max_steps, affordable_steps),
     )
     if new is None:
         return False
-    added = [*([[]] if new.has_own_control else []), *(list(remedies) for remedies in new.candidates)]
+    added = [*([[]] if new.control is None else []), *(list(remedies) for remedies in new.candidates)]
     rerun.candidates = [*rerun.candidates, *without_nonfinite(CANDIDATES.dump_python(added))]
-    store_plan(rerun, plan.with_round(rounds.add_round(design, new, len(candidates))))
+    store_plan(rerun, plan.with_round(rounds.number_round(new, len(candidates))))
     return True
 
 

@@ -49,8 +49,8 @@ class NewRound:
     """Remedies of each candidate, the most promising first."""
     steps: int
     """Number of steps of each trial."""
-    has_own_control: bool
-    """Whether the round needs a control of its own, because its trials have other steps than those before."""
+    control: int | None
+    """Number of the control; None if the round needs its own, because its trials have other steps than those before."""
 
 
 def propose_round(
@@ -75,7 +75,10 @@ def propose_round(
         max_steps: largest number of steps of each trial that the job has and the budget allows.
     """
     on_first_seed = {trial.candidate: trial for trial in trials if trial.seed == design.seeds[0]}
-    race = design.rounds[-1]
+    raced = [race for race in design.rounds if any(number in on_first_seed for number in race.candidates)]
+    if not raced:
+        return None
+    race = raced[-1]  # the last round may have ended with its control
     control = on_first_seed[race.control]
     compared = [other for other in design.rounds if other.control == race.control]
     numbers = [number for other in compared for number in other.candidates if number in on_first_seed]
@@ -88,9 +91,9 @@ def propose_round(
         if _is_stable(on_first_seed[number]) and not is_better(on_first_seed[number], control)
     ]
     survivors = survivors[: min(MAX_SURVIVORS, room - 1)]
-    if survivors and max_steps >= MIN_LONGER * race.steps:
+    if survivors and max_steps >= MIN_LONGER * design.rounds[-1].steps:
         again = tuple(tuple(candidates[number]) for number in survivors)
-        return NewRound(candidates=again, steps=max_steps, has_own_control=True)
+        return NewRound(candidates=again, steps=max_steps, control=None)
 
     known = {_key(candidates[number]) for other in compared for number in other.candidates}
     new: list[tuple[Remedy, ...]] = []
@@ -99,19 +102,17 @@ def propose_round(
             known.add(_key(treatment))
             if is_possible(treatment, parameters):
                 new.append(treatment)
-    return NewRound(candidates=tuple(new), steps=race.steps, has_own_control=False) if new else None
+    return NewRound(candidates=tuple(new), steps=race.steps, control=race.control) if new else None
 
 
-def add_round(design: ExperimentDesign, new: NewRound, first: int) -> Round:
+def number_round(new: NewRound, first: int) -> Round:
     """Return a new round. Its own control, or else its first candidate, gets the number `first`.
 
-    >>> from gradmedic_service.reruns.experiment import ExperimentBudget
-    >>> new = NewRound(candidates=((), ()), steps=900, has_own_control=True)
-    >>> add_round(ExperimentDesign(candidates=3, seeds=(0,), budget=ExperimentBudget(steps=300, trials=9)), new, 4)
+    >>> number_round(NewRound(candidates=((), ()), steps=900, control=None), 4)
     Round(control=4, candidates=range(5, 7), steps=900)
     """
-    control = first if new.has_own_control else design.rounds[-1].control
-    start = first + 1 if new.has_own_control else first
+    control = first if new.control is None else new.control
+    start = first + 1 if new.control is None else first
     return Round(control=control, candidates=range(start, start + len(new.candidates)), steps=new.steps)
 
 
