@@ -16,7 +16,7 @@ from benchmarks.reruns.configurations import Configuration
 from benchmarks.reruns.trials import Laboratory, Result
 from gradmedic.protocol.remedies import REMEDIES, Remedy
 from gradmedic.protocol.remedy_kind import Choice
-from gradmedic_service.reruns import experiment, rounds
+from gradmedic_service.reruns import experiment, judging, rounds
 from gradmedic_service.reruns.candidates import candidates_of_advice
 from gradmedic_service.reruns.experiment import ExperimentBudget, ExperimentDesign
 
@@ -138,7 +138,7 @@ def race(
     is_twin: bool = False,
 ) -> Race:
     """Rerun a configuration, or its twin, as the service would with a budget for all candidates and no early stop."""
-    trials: dict[tuple[int, int], experiment.TrialState] = {}
+    trials: dict[tuple[int, int], judging.TrialState] = {}
     is_repaired = False
     all_candidates: list[Candidate] = [(), *candidates[:MAX_CANDIDATES]]
     steps = configuration.faulty.steps
@@ -197,7 +197,7 @@ def trials_in_turn(laboratory: Laboratory, configuration: Configuration, candida
         spent += 1
         control = laboratory.trial(configuration, (), seed).as_trial(experiment.CONTROL, seed)
         trial = laboratory.trial(configuration, candidate, seed).as_trial(1, seed)
-        return experiment.is_better(trial, control)
+        return judging.is_better(trial, control)
 
     for candidate in candidates:
         if all(passes(candidate, seed) for seed in SEEDS):

@@ -37,10 +37,12 @@ from benchmarks.servers import CACHE, gradmedic
 from gradmedic import Client
 from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.remedies import Remedy
+from gradmedic.protocol.trial_report import TrialEvaluation
 from gradmedic.protocol.trials import ClaimedTrial
 from gradmedic_diagnosis.remedies import CATALOGUE
-from gradmedic_service.reruns import experiment
-from gradmedic_service.reruns.loss_curves import LossCurve, summarize_losses
+from gradmedic_service.reruns import judging
+from gradmedic_service.reruns.loss_curves import LossCurve
+from gradmedic_service.reruns.measures import summarize_trial
 from gradmedic_worker.executors.local_processes import LaunchSpec, ProcessStarter
 from gradmedic_worker.executors.trial_environment import INHERITED_VARIABLES, build_trial_environment
 from gradmedic_worker.executors.trial_folder import read_report
@@ -79,7 +81,8 @@ ADVICE_SOURCES: Final = (
 SOURCES: Final = (
     *sorted((ROOT / "client" / "gradmedic" / "torch" / "remedies").rglob("*.py")),
     ROOT / "client" / "gradmedic" / "torch" / "clipping.py",
-    ROOT / "service" / "gradmedic_service" / "reruns" / "loss_curves.py",
+    *(ROOT / "service" / "gradmedic_service" / "reruns" / name for name in ("loss_curves.py", "measures.py")),
+    ROOT / "client" / "gradmedic" / "torch" / "trial_evaluation.py",
     *sorted({*DIAGNOSIS.rglob("*.py")} - {*ADVICE_SOURCES, DIAGNOSIS / "summary.py"}),
     *(SCRIPT.parent / name for name in ("networks.py", "tasks.py", "train.py")),
 )
@@ -109,9 +112,9 @@ class Result:
     kinds: list[str] = field(default_factory=list)
     """Names of the catalogue's rows that the advice comes from, in its order."""
 
-    def as_trial(self, candidate: int, seed: int) -> experiment.TrialState:
+    def as_trial(self, candidate: int, seed: int) -> judging.TrialState:
         """Return the result in the form that the experiment reads."""
-        return experiment.TrialState(
+        return judging.TrialState(
             candidate=candidate,
             seed=seed,
             status=self.status,
@@ -231,7 +234,7 @@ class Laboratory:
             return self._nothing("not_applicable", report.not_applicable, seconds)
         if ended.reason is not None or ended.exit_code != 0:
             return self._nothing("failed", ended.reason or text[-300:], seconds)
-        return self._read(run_id, seconds, has_advice=has_advice)
+        return self._read(run_id, seconds, report.evaluation, has_advice=has_advice)
 
     @staticmethod
     def _nothing(status: str, reason: str, seconds: float | None) -> Result:
@@ -247,14 +250,17 @@ class Laboratory:
             cpu_seconds=seconds,
         )
 
-    def _read(self, run_id: UUID, seconds: float | None, *, has_advice: bool) -> Result:
+    def _read(
+        self, run_id: UUID, seconds: float | None, evaluation: TrialEvaluation | None, *, has_advice: bool
+    ) -> Result:
         diagnosis = self._client.runs.diagnosis(run_id)
         recorded = self._recording(run_id)
+        losses, training = recorded["loss"], self._client.runs.get(run_id).training
         return Result(
             status="done",
             reason=None,
             verdict=diagnosis.verdict,
-            curve=summarize_losses(recorded["loss"]),
+            curve=summarize_trial(losses, None, losses, training, evaluation),
             is_silent=not AUTOTRAINER.first_alarms(recorded),
             has_dead_units=any(finding.detector == "zero_gradient" for finding in diagnosis.findings),
             causes={cause.cause: cause.score for cause in diagnosis.causes} if has_advice else {},

@@ -18,7 +18,7 @@ from uuid import UUID
 from gradmedic.configuration import resolve_connection
 from gradmedic.exceptions import GradmedicError, TransportError, UsageError
 from gradmedic.protocol.diagnosis import Diagnosis, VerdictChange, VerdictHistory
-from gradmedic.protocol.encoding import from_json, to_json
+from gradmedic.protocol.encoding import encode_json, from_json, to_json, to_plain
 from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.projects import Project, ProjectList
 from gradmedic.protocol.remedies import Remedy
@@ -447,8 +447,10 @@ class Work:
 
     def publish(self, trial_id: UUID, result: TrialResult, *, timeout: float | None = None) -> RerunDetail:
         """Publish the result of an attempt. Makes one attempt; a repetition changes nothing."""
+        # A null is left out: a service of an earlier version refuses fields that it does not know.
+        body = encode_json({name: value for name, value in to_plain(result).items() if value is not None})
         return self._client._service.request_as(
-            RerunDetail, "POST", f"/trials/{trial_id}/result", body=to_json(result), timeout=timeout
+            RerunDetail, "POST", f"/trials/{trial_id}/result", body=body, timeout=timeout
         )
 
 

@@ -16,8 +16,8 @@ from uuid import UUID
 from gradmedic.exceptions import ConfigurationError
 from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.names import name_error
-from gradmedic.protocol.runs import DIRECTIONS, Objective
-from gradmedic.protocol.statistics import SERIES, STATISTICS
+from gradmedic.protocol.objectives import parse_objective
+from gradmedic.protocol.runs import Objective
 
 Check = Callable[[str, Any], Any]
 
@@ -112,22 +112,10 @@ def check_choice(*choices: str) -> Check:
 
 def check_objective(name: str, value: Any) -> Objective:
     """Return what counts as progress, from a text such as `minimize loss`, `maximize reward` or `none`."""
-    words = value.split(maxsplit=1) if isinstance(value, str) else []
-    if words == ["none"]:
-        return Objective(kind="none")
-    if len(words) != 2 or words[0] not in DIRECTIONS:
-        raise ConfigurationError(
-            f'{name} must be "minimize loss", "minimize METRIC" or "maximize METRIC" with the name of a metric that '
-            f'the run logs, or "none", not {value!r}'
-        )
-    direction, metric = words[0], words[1].strip()
-    if metric == "loss":
-        return Objective(kind="loss", direction=direction)
-    if (error := name_error(metric)) is not None:
-        raise ConfigurationError(f"{name} names a metric that cannot be logged: its name {error}")
-    if metric in SERIES or metric in STATISTICS:
-        raise ConfigurationError(f"{name} must name the loss or a metric, and {metric!r} is neither")
-    return Objective(kind="metric", metric=metric, direction=direction)
+    try:
+        return parse_objective(value)
+    except ValueError as error:
+        raise ConfigurationError(f"{name} {error}") from None
 
 
 def split_at_commas(text: str) -> list[str]:

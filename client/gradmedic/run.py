@@ -291,6 +291,7 @@ class Run:
             self._warnings.warn(f"log {type(error)}", f"a step could not be recorded: {error!r}")
         reactions.act()
         if self._trial.is_trial:
+            self._trial.finish_step(loss)
             self._trial.end_if_over(self._last_step + 1, is_stop_requested=reactions.is_stop_requested)
         reactions.raise_error()
 

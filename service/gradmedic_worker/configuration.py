@@ -21,6 +21,7 @@ from msgspec import Meta
 
 from gradmedic.exceptions import ConfigurationError
 from gradmedic.protocol.names import name_error
+from gradmedic.protocol.objectives import format_objective, parse_objective
 from gradmedic.protocol.remedies import REMEDIES
 from gradmedic.protocol.reruns import EXECUTORS
 from gradmedic.protocol.trainables import LONGEST_TIMEOUT, PARAMETER_TYPES, TrainableParameter
@@ -99,6 +100,7 @@ class _TrainableTable(_Table, frozen=True):
     pass_environment: tuple[str, ...] = ()
     links: tuple[str, ...] = ()
     preload: bool = True
+    judge_by: str = ""
     parameters: dict[str, Any] = {}
 
 
@@ -214,10 +216,17 @@ class _Reader:
             links=table.links,
             memory=table.memory,
             may_fork=table.preload,
+            judge_by=self._read_objective(table.judge_by, f"{key}.judge_by"),
         )
         self._check_command(trainable, key)
         self._check_links(trainable, key, is_run_here=is_run_here)
         return trainable
+
+    def _read_objective(self, text: str, key: str) -> str | None:
+        try:
+            return format_objective(parse_objective(text)) if text else None
+        except ValueError as error:
+            raise self._error(key, str(error)) from None
 
     def _check_command(self, trainable: TrainableCommand, key: str) -> None:
         if not trainable.command:

@@ -157,7 +157,8 @@ class Supervisor:
         self._start(claimed, claimed_at)
 
     def _start(self, claimed: ClaimedTrial, claimed_at: float) -> None:
-        attempt = _RunningAttempt(claimed, self._client, self._executor, claimed_at, self._print_line)
+        judge_by = self._configuration.trainables[claimed.trainable].judge_by
+        attempt = _RunningAttempt(claimed, self._client, self._executor, claimed_at, self._print_line, judge_by)
         thread = threading.Thread(target=self._run_attempt, args=(attempt,), name=f"trial {claimed.trial_id}")
         with self._changed:
             thread.start()
@@ -199,9 +200,16 @@ class _RunningAttempt:
     """An attempt at a trial, from the claim to the published result."""
 
     def __init__(
-        self, claimed: ClaimedTrial, client: Client, executor: Executor, claimed_at: float, print_line: PrintLine
+        self,
+        claimed: ClaimedTrial,
+        client: Client,
+        executor: Executor,
+        claimed_at: float,
+        print_line: PrintLine,
+        judge_by: str | None,
     ) -> None:
         self._claimed = claimed
+        self._judge_by = judge_by
         self._client = client
         self._executor = executor
         self._print_line = print_line
@@ -239,7 +247,7 @@ class _RunningAttempt:
                 self._print_line(f"{self.title}: ended without a result: {end.reason}")
                 return
             seconds = time.monotonic() - self._started_at
-            result = build_result(self._claimed, end, output=process.output(), seconds=seconds)
+            result = build_result(self._claimed, end, output=process.output(), seconds=seconds, judge_by=self._judge_by)
         finally:
             process.close()
             if self._is_abandoned.is_set():

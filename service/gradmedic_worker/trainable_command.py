@@ -45,6 +45,8 @@ class TrainableCommand:
     """Bytes that a trial's processes may hold together; None for an equal share of the machine's memory."""
     may_fork: bool
     """Whether trials may be forked from a process that has imported torch."""
+    judge_by: str | None = None
+    """The objective by which trials are judged, as a text; None for that of the script."""
 
     def describe(self) -> Trainable:
         """Return the description that is registered with the service. It holds neither command nor paths."""

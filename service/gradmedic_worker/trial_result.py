@@ -16,7 +16,12 @@ NO_TEXT = re.compile("[\x00\ud800-\udfff]")
 
 
 def build_result(
-    claimed: ClaimedTrial, end: TrialEnd | LostAttempt, *, output: str, seconds: float | None
+    claimed: ClaimedTrial,
+    end: TrialEnd | LostAttempt,
+    *,
+    output: str,
+    seconds: float | None,
+    judge_by: str | None = None,
 ) -> TrialResult:
     """Return the result of an ended attempt.
 
@@ -25,6 +30,7 @@ def build_result(
         end: How the attempt ended.
         output: The output of its script.
         seconds: Duration of the attempt.
+        judge_by: The objective by which the operator wants the trial to be judged.
     """
     if isinstance(end, LostAttempt):
         return TrialResult(attempt=claimed.attempt, status="lost", reason=end.reason, output=output or None)
@@ -37,6 +43,8 @@ def build_result(
         output=output,
         environment=end.report.environment,
         seconds=seconds,
+        judge_by=judge_by,
+        evaluation=end.report.evaluation,
     )
 
 

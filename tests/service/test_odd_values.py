@@ -221,7 +221,8 @@ OPERATIONS = {
         on_trial("/result"),
         {
             "attempt": 1, "status": "failed", "reason": "r", "exit_code": 1, "output": "o",
-            "environment": {"torch": "2.13.0"}, "seconds": 1.0,
+            "environment": {"torch": "2.13.0"}, "seconds": 1.0, "judge_by": "maximize reward",
+            "evaluation": {"batches": 4, "training_loss": 0.31, "loss": 0.29, "output_difference": 0.1},
         },
         renew=World.new_trial,
     ),

@@ -25,6 +25,7 @@ memory = "2GiB"
 environment = { OMP_NUM_THREADS = "1" }
 pass_environment = ["HF_HOME"]
 links = ["data"]
+judge_by = " maximize  val_accuracy"
 
 [trainables.train.parameters]
 lr = { type = "float", minimum = 1e-6, maximum = 1.0 }
@@ -49,6 +50,7 @@ def test_every_field_is_read(tmp_path: Path) -> None:
     assert (train.gpus, train.timeout, train.memory, train.links) == (1, 60.0, 2 * 2**30, ("data",))
     assert (train.environment, train.pass_environment) == ({"OMP_NUM_THREADS": "1"}, ("HF_HOME",))
     assert train.directory == tmp_path
+    assert train.judge_by == "maximize val_accuracy"
     description = train.describe()
     assert [parameter.name for parameter in description.parameters] == ["lr", "clip", "deep"]
     assert "train.py" not in repr(description)
@@ -165,6 +167,9 @@ def test_mistakes_about_the_cluster_name_the_field(tmp_path: Path, old: str, new
         ),
         ('["data"]', '["../data"]', "train.links: .*leads out of the directory"),
         ('["data"]', '["nothing"]', "train.links: there is no"),
+        ('" maximize  val_accuracy"', '"accuracy"', 'train.judge_by: must be "minimize loss"'),
+        ('" maximize  val_accuracy"', '"maximize grad_norm"', "train.judge_by: must name the loss or a metric"),
+        ('" maximize  val_accuracy"', "3", "train.judge_by: must be a text"),
         ("slots = 2", "slots = 0", "worker.slots: must be a whole number >= 1"),
         ("minimum = 1e-6, ", "", "train.parameters.lr.minimum: is required"),
         ("minimum = 1e-6", "minimum = 2.0", "train.parameters.lr.minimum: 2 is above the maximum 1"),

@@ -191,6 +191,18 @@ class Trial:
     """The attempts, oldest first."""
     lease_expires_at: datetime | None
     """Time at which the current attempt counts as lost, unless its worker sends a heartbeat before."""
+    judged_by: str | None = None
+    """The measure by which the trial is judged: `loss`, `loss in eval()`, `minimize METRIC`, `maximize METRIC`,
+    `maximize loss`, or `none` if no number measures progress. Null before the end, and if the trial reported no
+    number."""
+    judged_value: float | None = None
+    """The value of this measure at the end. Null if there is none."""
+    constant_level: float | None = None
+    """The loss of a predictor that gives the same output for every example. Null if it is not known, or if the trial is
+    not judged by a loss."""
+    has_converged: bool = False
+    """True if the loss is at most a tenth of the constant level, or at most a hundredth of its start where that level
+    is not known. Vanishing gradients are then no failure."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

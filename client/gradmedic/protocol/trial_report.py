@@ -6,9 +6,34 @@ Every trial imports it, so it stands apart from the other classes of trials.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
+
+from gradmedic.protocol.encoding import without_nonfinite
+from gradmedic.protocol.schema import SCHEMA, Number, StrictInt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialEvaluation:
+    """What the models of a trial compute in `eval()` and in `train()` on its last batches, with the weights of its end.
+
+    Batch normalization and dropout make the two differ. The losses are in the units of the loss that the script logs,
+    where that is a multiple of its loss functions, else in those of the loss functions.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
+
+    batches: StrictInt
+    """Number of the last batches that were evaluated."""
+    training_loss: Number | None = None
+    """Mean loss of these batches in `train()`. Null if the calls of the loss function could not be repeated."""
+    loss: Number | None = None
+    """Mean loss of these batches in `eval()`. Null if the calls of the loss function could not be repeated."""
+    output_difference: Number | None = None
+    """Root mean square of the differences between the outputs in `eval()` and in `train()`, as a multiple of the
+    standard deviation of the outputs over the examples of the last batch. Null if the losses are known, or if there is
+    no output to compare."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +60,8 @@ class TrialReport:
     """The reason why the SDK has ended the script. Null if the SDK has not."""
     environment: dict[str, str] = field(default_factory=dict)
     """Versions and device that the script runs on."""
+    evaluation: TrialEvaluation | None = None
+    """The evaluation of the models at the end. Null if there was none."""
 
     def to_fields(self) -> dict[str, Any]:
         """Return the fields as JSON has them, without those that have their default.
@@ -42,12 +69,12 @@ class TrialReport:
         They are left out because workers of earlier versions take each key that is there for a fact.
         """
         default = asdict(TrialReport())
-        return {name: value for name, value in asdict(self).items() if value != default[name]}
+        return {name: without_nonfinite(value) for name, value in asdict(self).items() if value != default[name]}
 
     @classmethod
     def from_fields(cls, fields: object) -> TrialReport:
         """Return the report that has these fields; an empty report where they are those of no report."""
         try:
-            return msgspec.convert(fields, cls)
+            return msgspec.convert(fields, cls, strict=False)  # lax: "NaN" is a float
         except msgspec.ValidationError:
             return cls()

@@ -10,6 +10,7 @@ from gradmedic.protocol.numbers import LARGEST_INT32
 from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.reruns import EXECUTORS
 from gradmedic.protocol.schema import SCHEMA, Between, Number, OneOf, StrictInt, Text
+from gradmedic.protocol.trial_report import TrialEvaluation
 from gradmedic.protocol.verdicts import Verdict
 
 RESULT_STATUSES = ("done", "failed", "not_applicable", "lost")
@@ -161,6 +162,11 @@ class TrialResult:
     """Versions and device that the attempt used."""
     seconds: Number | None = None
     """Duration of the attempt in seconds. Null means the time until the service receives the result."""
+    judge_by: Text | None = None
+    """The objective by which the operator of the worker wants trials to be judged: `minimize loss`, `minimize METRIC`,
+    `maximize METRIC` or `none`. Null means the objective of the script, or the loss if the script declares none."""
+    evaluation: TrialEvaluation | None = None
+    """What the models compute in `eval()` at the end. Null if they were not evaluated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

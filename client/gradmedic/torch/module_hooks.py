@@ -64,9 +64,16 @@ def attach_forward_hook(
     return AttachedHook(module.register_forward_hook(hook, always_call=always_call))
 
 
-def attach_forward_pre_hook(module: nn.Module, hook: Callable[..., None]) -> AttachedHook | None:
-    """Call `hook(module, arguments, named arguments)` before each call of a module; None if it is a scripted module."""
-    return None if _is_scripted(module) else AttachedHook(module.register_forward_pre_hook(hook, with_kwargs=True))
+def attach_forward_pre_hook(
+    module: nn.Module, hook: Callable[..., None], *, is_first: bool = False
+) -> AttachedHook | None:
+    """Call `hook(module, arguments, named arguments)` before each call of a module; None if it is a scripted module.
+
+    With `is_first`, before the other hooks, which may change the arguments.
+    """
+    if _is_scripted(module):
+        return None
+    return AttachedHook(module.register_forward_pre_hook(hook, with_kwargs=True, prepend=is_first))
 
 
 def _is_scripted(module: nn.Module) -> bool:

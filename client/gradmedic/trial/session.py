@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from gradmedic.exceptions import TrialEnded
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from gradmedic.torch.remedies import AppliedRemedies
+    from gradmedic.torch.trial_evaluation import TrialEvaluator
     from gradmedic.torch.watch import Watch
 
 FINISH_SECONDS = 60.0
@@ -34,6 +35,7 @@ class TrialSession:
         self._report = environment.report
         self._finish_run = finish_run
         self._applied: list[AppliedRemedies] = []
+        self._evaluator: TrialEvaluator | None = None
 
     @property
     def is_trial(self) -> bool:
@@ -73,6 +75,7 @@ class TrialSession:
         device = describe_device(next(iter(models.values())))
         self._report.update(watched=True, environment={**describe_environment(), "device": device})
         if not self._instructions.remedies:
+            self._keep_batches(models.values())
             return None
         try:
             applied = AppliedRemedies(
@@ -84,6 +87,7 @@ class TrialSession:
             )
         except NotApplicable as reason:
             self._end_as_not_applicable(str(reason))
+        self._keep_batches(models.values())
         self._applied.append(applied)
         self._report.update(
             applied=sum(remedies.optimizer_count for remedies in self._applied), not_applied=applied.not_applied
@@ -94,6 +98,11 @@ class TrialSession:
         """Let the remedies of earlier calls act after a new watch has measured, where it watches their optimizers."""
         for applied in self._applied[:-1]:
             applied.follow_measurement(watch)
+
+    def finish_step(self, loss: object) -> None:
+        """Begin the next step, after the script has logged a loss or None."""
+        if self._evaluator is not None:
+            self._evaluator.finish_step(loss)
 
     def end_if_over(self, steps: int, *, is_stop_requested: bool) -> None:
         """End the script if a remedy turned out not to apply, the steps are done, or the service asked for it.
@@ -116,11 +125,22 @@ class TrialSession:
             self._end("the service needs no more of this trial")
 
     def close(self) -> None:
-        """Remove the remedies from the optimizers."""
+        """Evaluate the models, and remove the remedies from the optimizers."""
+        if self._evaluator is not None and (evaluation := self._evaluator.evaluate()) is not None:
+            self._report.update(evaluation=evaluation)
         if skipped_steps := sum(applied.skipped_steps for applied in self._applied):
             self._report.update(skipped_steps=skipped_steps)
         for applied in self._applied:
             applied.close()
+
+    def _keep_batches(self, models: Iterable[torch.nn.Module]) -> None:
+        """Keep the last batches of models for their evaluation at the end, unless other processes train with them."""
+        from gradmedic.torch.distributed import get_group_size
+        from gradmedic.torch.trial_evaluation import TrialEvaluator
+
+        if get_group_size() == 1:
+            self._evaluator = self._evaluator or TrialEvaluator()
+            self._evaluator.keep_batches(models)
 
     def _end_as_not_applicable(self, reason: str) -> NoReturn:
         self._report.update(not_applicable=reason)

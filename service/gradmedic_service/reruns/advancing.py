@@ -21,7 +21,8 @@ from gradmedic_service.access.principal import OPERATOR
 from gradmedic_service.database import models
 from gradmedic_service.database.engine import Session
 from gradmedic_service.reruns import experiment, repository, rounds
-from gradmedic_service.reruns.experiment import ExperimentDesign, TrialState
+from gradmedic_service.reruns.experiment import ExperimentDesign
+from gradmedic_service.reruns.judging import TrialState
 from gradmedic_service.reruns.loss_curves import LossCurve
 from gradmedic_service.reruns.outcomes import CANDIDATES
 from gradmedic_service.reruns.repository import ACTIVE_STATUSES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
@@ -11,7 +12,7 @@ from gradmedic_service.database import models
 from gradmedic_service.database.clock import database_time
 from gradmedic_service.database.engine import Session
 from gradmedic_service.reruns import repository
-from gradmedic_service.reruns.advancing import CURVE, seconds_left, seconds_per_step, trial_state
+from gradmedic_service.reruns.advancing import seconds_left, seconds_per_step, trial_state
 from gradmedic_service.reruns.forecast import expected_seconds, expected_trials
 from gradmedic_service.reruns.outcomes import CANDIDATES, OUTCOMES, published_outcome
 from gradmedic_service.reruns.repository import ACTIVE_STATUSES
@@ -111,7 +112,9 @@ def _reason_to_wait(session: Session, rerun: models.Rerun, trials: Sequence[mode
 
 
 def _describe_trial(trial: models.Trial, attempts: Sequence[models.Attempt], runs: Mapping[UUID, models.Run]) -> Trial:
-    curve = None if trial.curve is None else CURVE.validate_python(trial.curve)
+    state = trial_state(trial)
+    curve = None if state.curve is None or not state.curve.steps else state.curve
+    measure = state.measure
     latest = attempts[-1] if attempts else None
     run = None if latest is None else runs.get(latest.run_id)
     is_running = trial.status == "running"
@@ -142,4 +145,8 @@ def _describe_trial(trial: models.Trial, attempts: Sequence[models.Attempt], run
             for attempt in attempts
         ],
         lease_expires_at=trial.lease_expires_at,
+        judged_by=None if measure is None else measure.judged_by,
+        judged_value=None if measure is None or math.isnan(measure.start) else measure.final,
+        constant_level=None if measure is None else measure.constant_level,
+        has_converged=state.has_converged,
     )

@@ -20,8 +20,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
-from gradmedic_service.reruns.loss_curves import LossCurve
+from gradmedic_service.reruns.judging import TrialState, find_reason_not_verified, is_better
+from gradmedic_service.reruns.loss_curves import LOSS
 
 CONTROL = 0
 """Number of the candidate without remedies."""
@@ -29,12 +29,7 @@ CANDIDATES_TO_CONFIRM = 2
 """Number of candidates that run on further seeds. Halving never stops so many of the best."""
 LAST_STOP_SHARE = 0.9
 """Share of the budget of steps beyond which no trial is stopped: it would save little and hide the end."""
-MIN_DECLINE = 0.1
-"""Share of its start loss by which a trial's loss must have fallen. Without this margin, a thousandth below a control
-that learned nothing would count as learning."""
 CANNOT_WIN = "the time that is left is needed to confirm the best candidates"
-ENDED = ("done", "failed", "cancelled", "stopped", "not_applicable")
-"""Statuses of trials that have ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,30 +82,6 @@ class ExperimentDesign:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrialState:
-    """One candidate on one seed, as it stands."""
-
-    candidate: int
-    seed: int
-    status: str
-    verdict: str = "undetermined"
-    curve: LossCurve | None = None
-    """Summary of the losses of a trial that has ended; None where no loss was reported."""
-    rungs: tuple[float, ...] = ()
-    """Loss at each rung that the trial has passed; infinity where it was unhealthy there."""
-    seconds: float = 0.0
-    reason: str | None = None
-    """Why the trial did not run to its end."""
-    environment: Mapping[str, str] = field(default_factory=dict)
-    """Versions and device that the trial ran on."""
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the trial has ended."""
-        return self.status in ENDED
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CandidateOutcome:
     """Result of one candidate."""
 
@@ -125,6 +96,12 @@ class CandidateOutcome:
     control_loss: float | None
     cost_seconds: float
     reason: str
+    judged_by: str | None = None
+    """What its trials are judged by, where that is not their loss: a metric, or the loss in `eval()`."""
+    judged_value: float | None = None
+    """Median of its final values."""
+    control_judged_value: float | None = None
+    """The same of the control's; None where the control is judged by its loss."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Versions and device that the trials ran on; where they differ, the values are separated by commas."""
 
@@ -216,10 +193,11 @@ def next_step(
         return NextStep(start=((CONTROL, design.seeds[0]),))
     if not control.has_ended:
         return NextStep()
-    if control.verdict not in UNHEALTHY_VERDICTS:
+    if not control.is_unhealthy:
         if control.status != "done":
             return _conclude("failed", f"the control did not run: {control.reason or control.status}")
-        reason = f"the unchanged control is {control.verdict} after {design.budget.steps} steps"
+        state = "healthy" if control.is_healthy else control.verdict
+        reason = f"the unchanged control is {state} after {design.budget.steps} steps"
         return _conclude("not_reproduced", reason)
 
     for race in design.rounds:
@@ -251,21 +229,6 @@ def next_step(
     return _conclude("done", reason, outcomes)
 
 
-def is_better(trial: TrialState, control: TrialState) -> bool:
-    """Whether a trial meets the criterion of `verified` on its seed.
-
-    It ran to its end, its verdict is healthy, and it learns: its final loss is below the control's best level and at
-    least a tenth below its own start.
-    """
-    curve = trial.curve
-    if trial.status != "done" or trial.verdict != "healthy" or curve is None or not math.isfinite(curve.final):
-        return False
-    if control.curve is None and control.verdict not in UNHEALTHY_VERDICTS:
-        return False  # the control never ran, so that there is nothing to compare with
-    best = math.inf if control.curve is None else control.curve.best
-    return curve.final < best and curve.final <= curve.start - MIN_DECLINE * abs(curve.start)
-
-
 def racing_candidates(design: ExperimentDesign, race: Round) -> range:
     """Return the candidates of a round that race.
 
@@ -292,7 +255,7 @@ def _next_step_of_round(
         return NextStep(start=((race.control, first_seed),)) if trials_left > 0 else None
     if not control.has_ended:
         return NextStep()
-    if control.verdict not in UNHEALTHY_VERDICTS:
+    if not control.is_unhealthy:
         return None  # in trials of this length the job recovers by itself, so that they can prove nothing
 
     places = [(candidate, first_seed) for candidate in racing_candidates(design, race)]
@@ -322,14 +285,14 @@ def _candidates_better_than_control(
 ) -> list[int]:
     """Return the candidates of a round that beat its control on the first seed, the best first."""
     control = trial_at[race.control, design.seeds[0]]
-    final_losses = [
-        (trial.curve.final, trial.candidate)
+    final_values = [
+        (measure.sign * measure.final, trial.candidate)
         for candidate in race.candidates
         if (trial := trial_at.get((candidate, design.seeds[0]))) is not None
         and is_better(trial, control)
-        and trial.curve is not None
+        and (measure := trial.measure) is not None
     ]
-    return [candidate for _, candidate in sorted(final_losses)]
+    return [candidate for _, candidate in sorted(final_values)]
 
 
 def _confirming(design: ExperimentDesign, race: Round) -> Iterator[tuple[int, int]]:
@@ -366,13 +329,12 @@ def _next_confirmation(
     others = design.seeds[1:]
     if not others or not all((race.control, seed) in trial_at for seed in others):
         return ()
+    controls = {seed: trial_at[race.control, seed] for seed in design.seeds}
     for candidate in promising:
         if all((candidate, seed) not in trial_at for seed in others):
             return tuple((candidate, seed) for seed in others)
-        if all(
-            (candidate, seed) in trial_at and is_better(trial_at[candidate, seed], trial_at[race.control, seed])
-            for seed in others
-        ):
+        trials = [trial_at[candidate, seed] for seed in design.seeds if (candidate, seed) in trial_at]
+        if len(trials) == len(design.seeds) and find_reason_not_verified(trials, controls) is None:
             return ()
     return ()
 
@@ -389,26 +351,32 @@ def _outcome(
     controls = {trial.seed: trial for seed in design.seeds if (trial := trial_at.get((control, seed))) is not None}
     by_curve: dict[str, list[TrialState]] = {}
     for trial in trials:
-        by_curve.setdefault(trial.curve.digest if trial.curve else f"seed {trial.seed}", []).append(trial)
-    is_proven = [trial.seed in controls and is_better(trial, controls[trial.seed]) for trial in trials]
+        by_curve.setdefault((trial.curve and trial.curve.digest) or f"seed {trial.seed}", []).append(trial)
+    not_verified = find_reason_not_verified(trials, controls)
     refused = next((trial for trial in trials if trial.status == "not_applicable"), None)
     healthy = [same for same in by_curve.values() if all(_is_healthy(trial) for trial in same)]
     if refused is not None:
         state, reason = "not_applicable", refused.reason or "it could not be applied"
-    elif all(is_proven) and len(trials) == len(design.seeds):
+    elif not_verified is None and len(trials) == len(design.seeds):
         state, reason = "verified", "healthy on every seed, and better than the control"
     elif len(healthy) == len(by_curve):
-        state, reason = "healthy", _reason_not_verified(design, trials, controls)
+        state = "healthy"
+        reason = not_verified or f"it was tried on {len(trials)} of {len(design.seeds)} seeds"
     else:
         worst = next(trial for trial in trials if not _is_healthy(trial))
         state, reason = "failed", worst.reason or f"it is {worst.verdict} on seed {worst.seed}"
+    judged_by = next((measure.judged_by for trial in trials if (measure := trial.measure) is not None), LOSS)
+    compared = [controls[trial.seed] for trial in trials if trial.seed in controls]
     return CandidateOutcome(
         candidate=candidate,
         state=state,
         seeds=0 if refused is not None else len(by_curve),
         healthy=len(healthy),
         loss=_median_final_loss(trials),
-        control_loss=_median_final_loss([controls[trial.seed] for trial in trials if trial.seed in controls]),
+        control_loss=_median_final_loss(compared),
+        judged_by=None if judged_by == LOSS else judged_by,
+        judged_value=_median_final_value(trials, judged_by),
+        control_judged_value=_median_final_value(compared, judged_by),
         cost_seconds=sum(trial.seconds for trial in trials),
         reason=reason,
         environment=_merge_environments(trials),
@@ -431,29 +399,25 @@ def _merge_environments(trials: Sequence[TrialState]) -> dict[str, str]:
 
 
 def _is_healthy(trial: TrialState) -> bool:
-    return trial.verdict == "healthy" and trial.status in ("done", "stopped")
-
-
-def _reason_not_verified(
-    design: ExperimentDesign, trials: Sequence[TrialState], controls: Mapping[int, TrialState]
-) -> str:
-    for trial in trials:
-        if trial.status == "stopped":
-            return f"stopped early: {trial.reason}"
-        if trial.curve is None:
-            return "it reports no loss"
-        if trial.seed not in controls or not is_better(trial, controls[trial.seed]):
-            return f"its loss on seed {trial.seed} is no better than the control's, or did not fall by a tenth"
-    return f"it was tried on {len(trials)} of {len(design.seeds)} seeds"
+    return trial.is_healthy and trial.status in ("done", "stopped")
 
 
 def _median_final_loss(trials: Sequence[TrialState]) -> float | None:
     """Return the median of the final losses. A loss that is not finite counts as larger than any other."""
     losses = sorted(
-        (trial.curve.final for trial in trials if trial.curve is not None),
+        (trial.curve.final for trial in trials if trial.curve is not None and trial.curve.steps),
         key=lambda loss: loss if math.isfinite(loss) else math.inf,
     )
     return losses[len(losses) // 2] if losses else None
+
+
+def _median_final_value(trials: Sequence[TrialState], judged_by: str) -> float | None:
+    """Return the median of the final values of a measure other than the loss; None where it has none."""
+    measures = [
+        measure for trial in trials if (measure := trial.measure) is not None and measure.judged_by == judged_by
+    ]
+    values = sorted(measure.final for measure in measures if math.isfinite(measure.final))
+    return values[len(values) // 2] if values and judged_by != LOSS else None
 
 
 def _conclude(status: str, reason: str, outcomes: Iterable[CandidateOutcome] = ()) -> NextStep:

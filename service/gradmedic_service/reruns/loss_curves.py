@@ -21,6 +21,41 @@ RUNG_SHARES = (0.5, 0.75)
 rate is behind at first, and is often the one that holds."""
 MIN_RUNG_STEPS = 10
 """Steps before which nothing is compared: so few losses show little."""
+CONVERGED_SHARE = 0.1
+"""A loss of at most this share of a constant answer's has converged: a skill of 0.9. Its gradients may vanish."""
+CONVERGED_SHARE_OF_START = 0.01
+"""The same share of the start loss, where the loss of a constant answer is not known. It is smaller, because a run may
+start far above a constant answer's loss."""
+LOSS, EVALUATED_LOSS = "loss", "loss in eval()"
+"""Names of the measures that are losses."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """What a trial is judged by, in its own units."""
+
+    judged_by: str
+    """`loss`, `loss in eval()`, or an objective as its text."""
+    start: float = math.nan
+    """Median of the first values."""
+    best: float = math.inf
+    """Best level (`best_level`)."""
+    final: float = math.nan
+    """Median of the last tenth, corrected by the evaluation."""
+    constant_level: float | None = None
+    """Loss of a predictor with a constant output; None if it is not known."""
+    problem: str | None = None
+    """Why the measure cannot show that the trial is good; None if it can."""
+
+    @property
+    def sign(self) -> float:
+        """1 if smaller values are better, else -1."""
+        return -1.0 if self.judged_by.startswith("maximize ") else 1.0
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether it is a loss, in `train()` or in `eval()`."""
+        return self.judged_by in (LOSS, EVALUATED_LOSS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,21 +71,34 @@ class LossCurve:
     final: float
     """Median of the last tenth; not finite where at least half of those are not finite."""
     digest: str
-    """Hash of all losses. Two trials with the same digest had the same losses."""
+    """Hash of all losses, else of the values of the measure; empty if there are none. Two trials with the same digest
+    had the same losses."""
+    measure: Measure | None = None
+    """What the trial is judged by; None where an earlier version has stored the trial, which judged by the loss."""
 
 
 def summarize_losses(losses: NDArray[np.float64]) -> LossCurve | None:
     """Return the summary of a trial's losses, given in the order of its steps; None if there are none."""
     if not len(losses):
         return None
-    finite = losses[np.isfinite(losses)]
     return LossCurve(
         steps=len(losses),
-        start=median(finite[:START_LOSSES].tolist()) if len(finite) else math.nan,
+        start=start_loss(losses),
         best=best_level(losses),
         final=final_loss(losses),
-        digest=hashlib.blake2b(losses.astype("<f8").tobytes(), digest_size=16).hexdigest(),
+        digest=digest_of(losses),
     )
+
+
+def digest_of(values: NDArray[np.float64]) -> str:
+    """Return a hash of some numbers; an empty text if there are none."""
+    return hashlib.blake2b(values.astype("<f8").tobytes(), digest_size=16).hexdigest() if len(values) else ""
+
+
+def start_loss(losses: NDArray[np.float64]) -> float:
+    """Return the median of the first finite losses; NaN if there is none."""
+    finite = losses[np.isfinite(losses)]
+    return median(finite[:START_LOSSES].tolist()) if len(finite) else math.nan
 
 
 def final_loss(losses: NDArray[np.float64]) -> float:
@@ -103,7 +151,25 @@ def rungs_of(steps: int) -> tuple[int, ...]:
     return tuple(rung for share in RUNG_SHARES if (rung := int(steps * share)) >= MIN_RUNG_STEPS)
 
 
-def loss_at_rung(losses: NDArray[np.float64], verdict: str) -> float:
-    """Return the loss by which a trial is compared at a rung; infinity if it is not finite or the run is unhealthy."""
+def has_converged(final: float, start: float, constant_level: float | None) -> bool:
+    """Whether a loss is so small that almost nothing is left to learn.
+
+    Args:
+        final: the final loss.
+        start: the start loss.
+        constant_level: loss of a predictor with a constant output; None if it is not known.
+    """
+    if constant_level is not None:
+        return 0 <= final <= CONVERGED_SHARE * constant_level
+    return 0 <= final <= CONVERGED_SHARE_OF_START * start
+
+
+def loss_at_rung(losses: NDArray[np.float64], verdict: str, constant_level: float | None = None) -> float:
+    """Return the loss by which a trial is compared at a rung; infinity if it is not finite or the run is unhealthy.
+
+    A run that vanishes because it has converged is not unhealthy.
+    """
     loss = final_loss(losses) if len(losses) else math.inf
+    if verdict == "vanishing" and has_converged(loss, start_loss(losses), constant_level):
+        return loss
     return loss if math.isfinite(loss) and verdict not in UNHEALTHY_VERDICTS else math.inf

@@ -16,16 +16,14 @@ from itertools import combinations, islice, zip_longest
 from gradmedic.protocol.encoding import encode_json
 from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.trainables import TrainableParameter
-from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
 from gradmedic_service.reruns.candidates import is_possible
 from gradmedic_service.reruns.dials import DIALS, Setting, next_value, turn, value_of
 from gradmedic_service.reruns.experiment import (
     CANDIDATES_TO_CONFIRM,
     ExperimentDesign,
     Round,
-    TrialState,
-    is_better,
 )
+from gradmedic_service.reruns.judging import TrialState, is_better
 
 MAX_ROUND_CANDIDATES = 6
 """Largest number of candidates of a round after the first one."""
@@ -203,25 +201,25 @@ def _together(helped: Sequence[int], candidates: Sequence[Sequence[Remedy]]) -> 
 
 
 def _has_helped(trial: TrialState, control: TrialState) -> bool:
-    """Whether a trial ended with a loss below that of the control."""
-    loss = _final_loss(trial)
-    return math.isfinite(loss) and loss < _final_loss(control)
+    """Whether a trial ended better than the control, by what both are judged by."""
+    value = _final_value(trial)
+    return math.isfinite(value) and value < _final_value(control)
 
 
 def _is_stable(trial: TrialState) -> bool:
     """Whether a trial did not fail as a control does."""
-    is_judged = trial.status in JUDGED and math.isfinite(_final_loss(trial))
-    return is_judged and trial.verdict not in UNHEALTHY_VERDICTS
+    return trial.status in JUDGED and not trial.is_unhealthy and math.isfinite(_final_value(trial))
 
 
 def _rank(trial: TrialState, control: TrialState) -> tuple[bool, bool, float, int]:
     """Return the key by which candidates are sorted, those nearest to a proof first."""
-    return not is_better(trial, control), not _is_stable(trial), _final_loss(trial), trial.candidate
+    return not is_better(trial, control), not _is_stable(trial), _final_value(trial), trial.candidate
 
 
-def _final_loss(trial: TrialState) -> float:
-    """Return the final loss; infinity where there is none, or it is not finite."""
-    return trial.curve.final if trial.curve is not None and math.isfinite(trial.curve.final) else math.inf
+def _final_value(trial: TrialState) -> float:
+    """Return what a trial is judged by at its end, smaller for a better one; infinity where it is not finite."""
+    measure = trial.measure
+    return measure.sign * measure.final if measure is not None and math.isfinite(measure.final) else math.inf
 
 
 def _key(remedies: Iterable[Remedy]) -> bytes:

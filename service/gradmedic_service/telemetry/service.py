@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 from uuid import UUID
@@ -14,7 +14,7 @@ from gradmedic.protocol.diagnosis import Diagnosis, VerdictChange, VerdictHistor
 from gradmedic.protocol.packed_blocks import BlocksResult
 from gradmedic.protocol.steps import AppendResult, RewindResult, RunRewind
 from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
-from gradmedic_diagnosis import Block
+from gradmedic_diagnosis import Block, StepSeries
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.database.engine import Connection, Database
 from gradmedic_service.http.answers import AnswerMemory
@@ -287,13 +287,24 @@ def select_for_export(
 
 def read_losses(connection: Connection, run_id: UUID, last_step: int) -> NDArray[np.float64]:
     """Return the losses of a run up to a step, in order; steps without a loss are left out."""
-    losses = [np.zeros(0)]
+    return _read_values(connection, run_id, last_step, lambda chunk: chunk.series.get("loss"))
+
+
+def read_values(connection: Connection, run_id: UUID, metric: str, last_step: int) -> NDArray[np.float64]:
+    """Return the values of a metric of a run up to a step, in order; steps without a value are left out."""
+    return _read_values(connection, run_id, last_step, lambda chunk: chunk.metrics.get(metric))
+
+
+def _read_values(
+    connection: Connection, run_id: UUID, last_step: int, choose: Callable[[Chunk], StepSeries | None]
+) -> NDArray[np.float64]:
+    values = [np.zeros(0)]
     for data in chunk_repository.read_chunks(connection, run_id, 0, last_step):
         chunk = Chunk(data)
-        series = chunk.series.get("loss")
+        series = choose(chunk)
         if series is not None:
-            losses.append(series.values[series.present & (chunk.steps <= last_step)])
-    return np.concatenate(losses)
+            values.append(series.values[series.present & (chunk.steps <= last_step)])
+    return np.concatenate(values)
 
 
 def _find_run(connection: Connection, principal: Principal, run_id: UUID, *, is_locked: bool = False) -> RunRow:

@@ -46,6 +46,16 @@ TICKET_EXAMPLES: dict[str, Any] = {
 REDEEM_EXAMPLES: dict[str, Any] = {"redeem": {"summary": "The attempt of the ticket", "value": {"attempt": 1}}}
 RESULT_EXAMPLES: dict[str, Any] = {
     "done": {"summary": "The script ran to its end", "value": {"attempt": 1, "status": "done", "exit_code": 0}},
+    "judged": {
+        "summary": "The operator has named a metric, and the SDK has evaluated the model",
+        "value": {
+            "attempt": 1,
+            "status": "done",
+            "exit_code": 0,
+            "judge_by": "maximize val_accuracy",
+            "evaluation": {"batches": 4, "training_loss": 0.31, "loss": 0.29},
+        },
+    },
     "failed": {
         "summary": "The script crashed",
         "value": {"attempt": 1, "status": "failed", "exit_code": 1, "reason": "exit code 1", "output": "KeyError"},

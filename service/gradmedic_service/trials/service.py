@@ -7,22 +7,29 @@ from dataclasses import asdict
 from datetime import datetime, timedelta
 from uuid import UUID
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gradmedic.protocol.encoding import without_nonfinite
 from gradmedic.protocol.names import text_error
+from gradmedic.protocol.objectives import parse_objective
 from gradmedic.protocol.reruns import RerunDetail
+from gradmedic.protocol.runs import Objective
 from gradmedic.protocol.service import FieldError
 from gradmedic.protocol.trials import RESULT_STATUSES, HeartbeatResult, TrialHeartbeat, TrialOutput, TrialResult
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.database import models
 from gradmedic_service.database.clock import database_time
-from gradmedic_service.database.engine import Session
+from gradmedic_service.database.engine import Connection, Session
 from gradmedic_service.http.errors import InvalidRequest
 from gradmedic_service.reruns import answers, experiment
 from gradmedic_service.reruns import repository as reruns
 from gradmedic_service.reruns.advancing import SECONDS_SPENT, advance, seconds_left, trial_state
 from gradmedic_service.reruns.attempts import end_attempt, last_output
-from gradmedic_service.reruns.loss_curves import loss_at_rung, rungs_of, summarize_losses
+from gradmedic_service.reruns.loss_curves import loss_at_rung, rungs_of
+from gradmedic_service.reruns.measures import choose_objective, summarize_trial
 from gradmedic_service.reruns.stored_plan import design_of, steps_of
+from gradmedic_service.runs.facts import TRAINING
 from gradmedic_service.telemetry import service as telemetry
 from gradmedic_service.trials import repository
 from gradmedic_service.trials.absences import Absences
@@ -53,7 +60,7 @@ def renew_lease(
     run = reruns.read_runs(session, [attempt]).get(attempt.run_id)
     if run is not None and trial.reason_to_stop is None:
         trial.verdict = run.verdict
-        _store_passed_rungs(session, rerun, trial, run)
+        _store_passed_rungs(session, rerun, trials, trial, run)
         if trial.rungs or trial.verdict == "exploding":
             trial.reason_to_stop = _reason_to_stop(rerun, trial, trials, (run.last_step or 0) + 1)
     running = sum(other.status == "running" for other in trials)
@@ -100,7 +107,7 @@ def publish_result(session: Session, principal: Principal, trial_id: UUID, body:
             raise stale_attempt(trial, body.attempt)
         trial = _trial_of_id(reruns.read_trials(session, rerun.id), trial_id)
         if run is not None:
-            _store_curve(session, rerun, trial, run)
+            _store_curve(session, rerun, trial, run, body)
         end_attempt(
             session,
             trial,
@@ -166,6 +173,11 @@ def _check_result(body: TrialResult) -> None:
         raise InvalidRequest.at("seconds", f"must not be negative, not {body.seconds!r}")
     if body.status not in RESULT_STATUSES:
         raise InvalidRequest.at("status", f"{body.status!r} is not one of {', '.join(RESULT_STATUSES)}")
+    if body.judge_by is not None:
+        try:
+            parse_objective(body.judge_by)
+        except ValueError as error:
+            raise InvalidRequest.at("judge_by", str(error)) from None
     texts = [("reason", body.reason or "")]
     texts += [("environment", text) for fact in body.environment.items() for text in fact]
     errors = [FieldError(path=path, message=message) for path, text in texts if (message := text_error(text))]
@@ -206,24 +218,56 @@ def _give_up_attempt(
         trial.status, trial.reason = "queued", None
 
 
-def _store_passed_rungs(session: Session, rerun: models.Rerun, trial: models.Trial, run: models.Run) -> None:
-    """Store the loss of a trial at each rung that it has passed since the last call."""
+def _store_passed_rungs(
+    session: Session, rerun: models.Rerun, trials: Sequence[models.Trial], trial: models.Trial, run: models.Run
+) -> None:
+    """Store what a trial is compared by at each rung that it has passed since the last call: as its control is."""
     passed = [step for step in rungs_of(steps_of(rerun, trial.candidate)) if step <= (run.last_step or 0) + 1]
     missing = passed[len(trial.rungs) :]
-    if missing:
-        losses = [
-            loss_at_rung(telemetry.read_losses(session.connection(), run.id, step - 1), trial.verdict)
-            for step in missing
-        ]
-        trial.rungs = [*trial.rungs, *without_nonfinite(losses)]
+    if not missing:
+        return
+    training = TRAINING.validate_python(run.details.training)
+    level = None if training is None or training.loss is None else training.loss.constant_level
+    objective = _objective_of_control(rerun, trials)
+    connection = session.connection()
+    values = []
+    for step in missing:
+        read = _read_values(connection, run, objective, step - 1)
+        is_maximized = objective is not None and objective.direction == "maximize"
+        values.append(loss_at_rung(-read if is_maximized else read, trial.verdict, level))
+    trial.rungs = [*trial.rungs, *without_nonfinite(values)]
 
 
-def _store_curve(session: Session, rerun: models.Rerun, trial: models.Trial, run: models.Run) -> None:
-    """Store the verdict and the losses of a trial that has ended."""
+def _read_values(
+    connection: Connection, run: models.Run, objective: Objective | None, last_step: int
+) -> NDArray[np.float64]:
+    """Return the values of an objective up to a step, in order: those of its metric, else the losses."""
+    if objective is not None and objective.metric is not None:
+        return telemetry.read_values(connection, run.id, objective.metric, last_step)
+    return telemetry.read_losses(connection, run.id, last_step)
+
+
+def _objective_of_control(rerun: models.Rerun, trials: Sequence[models.Trial]) -> Objective | None:
+    """Return the objective by which the first control was judged; None for the loss, and before its end."""
+    place = (experiment.CONTROL, rerun.seeds[0])
+    control = next((trial_state(trial) for trial in trials if (trial.candidate, trial.seed) == place), None)
+    measure = None if control is None else control.measure
+    return None if measure is None or measure.is_loss else parse_objective(measure.judged_by)
+
+
+def _store_curve(
+    session: Session, rerun: models.Rerun, trial: models.Trial, run: models.Run, result: TrialResult
+) -> None:
+    """Store the verdict, the losses and the measure of a trial that has ended."""
     trial.verdict = run.verdict
-    _store_passed_rungs(session, rerun, trial, run)
-    last_step = steps_of(rerun, trial.candidate) - 1
-    curve = summarize_losses(telemetry.read_losses(session.connection(), run.id, last_step))
+    _store_passed_rungs(session, rerun, reruns.read_trials(session, rerun.id), trial, run)
+    training = TRAINING.validate_python(run.details.training)
+    judge_by = None if result.judge_by is None else parse_objective(result.judge_by)
+    objective = choose_objective(judge_by, training)
+    connection, last_step = session.connection(), steps_of(rerun, trial.candidate) - 1
+    losses = telemetry.read_losses(connection, run.id, last_step)
+    values = _read_values(connection, run, objective, last_step)
+    curve = summarize_trial(losses, objective, values, training, result.evaluation)
     trial.curve = None if curve is None else without_nonfinite(asdict(curve))
 
 

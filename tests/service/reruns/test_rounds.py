@@ -21,11 +21,11 @@ from gradmedic_service.reruns.experiment import (
     ExperimentBudget,
     ExperimentDesign,
     Round,
-    TrialState,
     next_step,
     reason_to_stop,
 )
 from gradmedic_service.reruns.forecast import expected_seconds, expected_trials
+from gradmedic_service.reruns.judging import TrialState
 from gradmedic_service.reruns.rounds import MAX_ROUND_CANDIDATES, NewRound, number_round, propose_round
 
 STEPS = 20
