@@ -89,7 +89,7 @@ def propose_round(
         if _is_stable(on_first_seed[number]) and not is_better(on_first_seed[number], control)
     ]
     survivors = survivors[: min(MAX_SURVIVORS, room - 1)]
-    if survivors and max_steps >= MIN_LONGER * design.rounds[-1].steps:
+    if survivors and max_steps >= MIN_LONGER * max(other.steps for other in design.rounds):
         again = tuple(tuple(candidates[number]) for number in survivors)
         return NewRound(candidates=again, steps=max_steps, control=None)
 
