@@ -122,11 +122,11 @@ def affordable_trials(design: ExperimentDesign, trials: Sequence[TrialState], se
 
 
 def seconds_per_step(trials: Sequence[TrialState]) -> float | None:
-    """Return the median seconds that a step took in the trials that ran to their end; None if there is none."""
+    """Return the median seconds of a step with a loss in the trials that ran to their end; None if there is none."""
     taken = [
         trial.seconds / trial.curve.steps
         for trial in trials
-        if trial.status == "done" and trial.curve is not None and trial.seconds > 0
+        if trial.status == "done" and trial.curve is not None and trial.curve.steps and trial.seconds > 0
     ]
     return median(taken) if taken else None
 
