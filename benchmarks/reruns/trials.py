@@ -209,7 +209,8 @@ class Laboratory:
             lease_seconds=LONGEST_SECONDS,
         )
         scratch = Path(tempfile.mkdtemp(dir=self._folder))
-        (scratch / "tmp").mkdir()
+        for part in ("tmp", "report"):
+            (scratch / part).mkdir()
         output = scratch / "output"
         order = LaunchSpec(
             command=[sys.executable, str(SCRIPT), configuration.name, *(["--twin"] if is_twin else [])],
