@@ -16,7 +16,7 @@ from gradmedic.protocol.schema import SCHEMA, Number, StrictInt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialEvaluation:
-    """What the models of a trial compute in `eval()` and in `train()` on its last batches, with the weights of its end.
+    """An evaluation of the models of a trial, in `eval()` and in `train()`, on its last batches with its last weights.
 
     Batch normalization and dropout make the two differ. The losses are in the units of the loss that the script logs,
     where that is a multiple of its loss functions, else in those of the loss functions.

@@ -166,7 +166,7 @@ class TrialResult:
     """The objective by which the operator of the worker wants trials to be judged: `minimize loss`, `minimize METRIC`,
     `maximize METRIC` or `none`. Null means the objective of the script, or the loss if the script declares none."""
     evaluation: TrialEvaluation | None = None
-    """What the models compute in `eval()` at the end. Null if they were not evaluated."""
+    """The evaluation of the models at the end of the attempt. Null if there was none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -114,8 +114,12 @@ def _correct(measure: Measure, evaluation: TrialEvaluation) -> Measure:
     if loss is not None and training_loss is not None:
         if not math.isfinite(training_loss) or not math.isfinite(measure.final):
             return measure  # the training has failed in `train()` already
-        added = loss - training_loss
-        return replace(measure, judged_by=EVALUATED_LOSS, final=measure.final + added, best=measure.best + added)
+        return replace(
+            measure,
+            judged_by=EVALUATED_LOSS,
+            final=_correct_level(measure.final, training_loss, loss),
+            best=_correct_level(measure.best, training_loss, loss),
+        )
     difference = evaluation.output_difference
     if difference is None or difference <= MOST_OUTPUT_DIFFERENCE:
         return measure
@@ -124,3 +128,16 @@ def _correct(measure: Measure, evaluation: TrialEvaluation) -> Measure:
         f"its loss could not be computed in eval(): {NAME_A_METRIC}"
     )
     return replace(measure, problem=problem)
+
+
+def _correct_level(level: float, training_loss: float, loss: float) -> float:
+    """Return a level of the loss in `train()` as it is in `eval()`, from both losses on the last batches.
+
+    The difference is added. Where `eval()` is better, the level falls by no larger share of itself than the loss of
+    these batches does: a few batches that are harder than the others would else make it negative.
+
+    >>> _correct_level(1.0, 0.5, 2.5), _correct_level(0.3, 1.0, 0.5)
+    (3.0, 0.15)
+    """
+    corrected = level + loss - training_loss
+    return max(corrected, level * loss / training_loss) if 0 <= loss < training_loss and level > 0 else corrected

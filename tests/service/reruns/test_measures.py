@@ -39,9 +39,12 @@ def test_the_loss_has_the_level_of_a_constant_answer() -> None:
         assert measure_trial(None, FALLING, training, None).constant_level is None
 
 
-@pytest.mark.parametrize(("in_training", "in_eval", "final"), [(0.5, 3.0, 2.9), (0.5, 0.4, 0.3), (0.5, 0.5, 0.4)])
+@pytest.mark.parametrize(
+    ("in_training", "in_eval", "final"),
+    [(0.5, 3.0, 2.9), (0.2, 0.1, 0.3), (0.5, 0.5, 0.4), (4.0, 0.5, 0.05), (-1.0, -2.0, -0.6)],
+)
 def test_the_evaluation_corrects_the_loss(in_training: float, in_eval: float, final: float) -> None:
-    """What `eval()` adds to the loss on the last batches is added to its final and its best level."""
+    """What `eval()` adds to the loss on the last batches is added to its levels; no batch makes an error negative."""
     evaluation = TrialEvaluation(batches=4, training_loss=in_training, loss=in_eval)
     measure = measure_trial(None, FALLING, with_loss(constant_level=2.3), evaluation)
     assert (measure.judged_by, measure.start, measure.constant_level) == (EVALUATED_LOSS, 2.2, 2.3)
