@@ -61,7 +61,7 @@ def propose_round(
     max_trials: int,
     max_steps: int,
 ) -> NewRound | None:
-    """Return the candidates of the next round; None if there is nothing left to try.
+    """Return the candidates of the next round; None if there is nothing left to try, or no number shows any progress.
 
     Args:
         design: the rounds so far, which have ended without a verified candidate.
@@ -81,6 +81,8 @@ def propose_round(
     compared = [other for other in design.rounds if other.control == race.control]
     numbers = [number for other in compared for number in other.candidates if number in on_first_seed]
     ranked = sorted(numbers, key=lambda number: _rank(on_first_seed[number], control))
+    if not any(_is_measured(on_first_seed[number]) for number in numbers):
+        return None
     room = _room(design, max_trials)
 
     survivors = [
@@ -214,6 +216,11 @@ def _is_stable(trial: TrialState) -> bool:
 def _rank(trial: TrialState, control: TrialState) -> tuple[bool, bool, float, int]:
     """Return the key by which candidates are sorted, those nearest to a proof first."""
     return not is_better(trial, control), not _is_stable(trial), _final_value(trial), trial.candidate
+
+
+def _is_measured(trial: TrialState) -> bool:
+    """Whether a trial has a number by which it could be verified."""
+    return trial.measure is not None and trial.measure.problem is None
 
 
 def _final_value(trial: TrialState) -> float:

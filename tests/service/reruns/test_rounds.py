@@ -26,6 +26,7 @@ from gradmedic_service.reruns.experiment import (
 )
 from gradmedic_service.reruns.forecast import expected_seconds, expected_trials
 from gradmedic_service.reruns.judging import TrialState
+from gradmedic_service.reruns.loss_curves import Measure
 from gradmedic_service.reruns.rounds import MAX_ROUND_CANDIDATES, NewRound, number_round, propose_round
 
 STEPS = 20
@@ -135,6 +136,16 @@ def test_two_that_each_helped_are_combined() -> None:
     control = trial(CONTROL, 0, 2.3, 2.3, 2.29, verdict="vanishing")
     trials = [control, too_slow(1, 2.28), too_slow(2, 2.27), trial(3, 0, 2.3, 2.3, 2.4)]
     assert proposed([[RESIDUAL], [NORMALIZED], [Remedy(id="weight_normalization")]], trials) == [(NORMALIZED, RESIDUAL)]
+
+
+def test_without_a_number_that_shows_progress_there_is_no_further_round() -> None:
+    """Where no trial reports a number that could verify it, nothing else is tried."""
+    healthy = trial(1, 0, 2.3, 1.0)
+    assert healthy.curve is not None
+    surrogate = replace(healthy.curve, measure=Measure(judged_by="loss", final=1.0, problem="it is a surrogate"))
+    assert propose([[CLIP]], [failing(), replace(healthy, curve=surrogate)], {1: [RESIDUAL]}, max_steps=100) is None
+    assert propose([[CLIP]], [failing(), replace(healthy, curve=None)], {1: [RESIDUAL]}) is None
+    assert propose([[CLIP]], [failing(), healthy], {1: [RESIDUAL]}) is not None
 
 
 def test_a_round_repeats_nothing_and_is_small() -> None:
