@@ -1,7 +1,7 @@
 """Races the first advices of diagnosed runs against an unchanged control, on runs whose cause a rerun can treat.
 
 A remedy is *verified* if its trials (`benchmarks.cause_trials`) meet the criterion of the service
-(`experiment.is_better`) on each of three seeds: healthy, a tenth below its own start and a constant answer's loss, and
+(`judging.is_better`) on each of three seeds: healthy, a tenth below its own start and a constant answer's loss, and
 below the control's best level. Beside this, it must be true in skill: beyond a constant predictor and beyond the
 control, by a measure that no trial reports.
 """
@@ -21,7 +21,7 @@ from benchmarks.causes import CauseReading, describe_share
 from benchmarks.corpus.causes.cases import CauseCase, CauseProgram
 from benchmarks.corpus.causes.splits import CAUSES_FIT, CAUSES_SPLITS
 from gradmedic.protocol.remedies import REMEDIES, Remedy, describe_remedies
-from gradmedic_service.reruns import experiment
+from gradmedic_service.reruns import experiment, judging
 
 RACED: Final = 3
 """Number of advices that race."""
@@ -68,7 +68,7 @@ def list_raceable(reading: CauseReading) -> list[Remedy]:
 
 def is_verified(control: CauseTrial, trial: CauseTrial, seed: int) -> bool:
     """Return whether a trial meets the criterion of the service on its seed."""
-    return experiment.is_better(trial.as_state(1, seed), control.as_state(experiment.CONTROL, seed))
+    return judging.is_better(trial.as_state(1, seed), control.as_state(experiment.CONTROL, seed))
 
 
 def is_true_in_skill(control: CauseTrial, trial: CauseTrial) -> bool:

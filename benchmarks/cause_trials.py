@@ -42,7 +42,7 @@ from gradmedic.protocol.runs import RunCreate, Training
 from gradmedic.torch.remedies.registry import REMEDY_CLASSES
 from gradmedic.trial import SEED_VARIABLE, TRIAL_VARIABLE, TrialInstructions
 from gradmedic_diagnosis import Block, Diagnostician
-from gradmedic_service.reruns import experiment
+from gradmedic_service.reruns import judging
 from gradmedic_service.reruns.measures import summarize_trial
 
 RESULTS: Final = CACHE / "cause-races"
@@ -72,11 +72,11 @@ class CauseTrial:
     recording: Path
     """File of its steps, where it is done."""
 
-    def as_state(self, candidate: int, seed: int) -> experiment.TrialState:
+    def as_state(self, candidate: int, seed: int) -> judging.TrialState:
         """Return the result in the form that the experiment reads."""
         losses = np.array(self.trained.losses)
         training = read_recording(self.recording)[0].training if self.trained.status == "done" else None
-        return experiment.TrialState(
+        return judging.TrialState(
             candidate=candidate,
             seed=seed,
             status=self.trained.status,

@@ -21,7 +21,7 @@ from benchmarks.reruns.configurations import CONFIGURATIONS, FITTED, Configurati
 from benchmarks.reruns.trials import KINDS, Laboratory, is_failing
 from gradmedic.protocol.remedies import REMEDIES
 from gradmedic_diagnosis.repair_counts import PATH
-from gradmedic_service.reruns import experiment
+from gradmedic_service.reruns import experiment, judging
 from gradmedic_service.reruns.candidates import COMBINATIONS
 
 CHOICES: Final = {
@@ -74,7 +74,7 @@ def _try(laboratory: Laboratory, configuration: Configuration) -> list[Observati
         if not REMEDIES[remedy.id].needs_script:
             trial = laboratory.trial(configuration, (remedy,), SEED).as_trial(1, SEED)
             if trial.status != "not_applicable":
-                repaired[kind] = experiment.is_better(trial, control)
+                repaired[kind] = judging.is_better(trial, control)
     alone = dict(repaired)
     first_by_id = {remedy.id: (kind, remedy) for kind, remedy in reversed(tried.items()) if kind in suspect.kinds}
     for first_id, second_id in COMBINATIONS:
@@ -84,6 +84,6 @@ def _try(laboratory: Laboratory, configuration: Configuration) -> list[Observati
         if alone.get(kind, True) or alone.get(other_kind, True):
             continue  # it does not apply, or repairs alone
         trial = laboratory.trial(configuration, (remedy, other_remedy), SEED).as_trial(1, SEED)
-        if experiment.is_better(trial, control):
+        if judging.is_better(trial, control):
             repaired[kind] = repaired[other_kind] = True
     return [(kind, cause, is_repaired) for kind, is_repaired in repaired.items()]

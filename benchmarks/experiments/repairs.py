@@ -13,7 +13,7 @@ from typing import Any, Final
 from benchmarks.reruns.configurations import FAMILIES, Configuration
 from benchmarks.reruns.trials import Laboratory
 from gradmedic.protocol.remedies import Remedy, describe_remedies
-from gradmedic_service.reruns import experiment
+from gradmedic_service.reruns import experiment, judging
 
 SEED: Final = 0
 NOT_APPLICABLE: Final = -1
@@ -66,9 +66,7 @@ def try_all(laboratory: Laboratory, configuration: Configuration) -> dict[str, i
     for remedy in TRIED:
         trial = laboratory.trial(configuration, (remedy,), SEED).as_trial(1, SEED)
         is_refused = trial.status == "not_applicable"
-        results[describe_remedies([remedy])] = (
-            NOT_APPLICABLE if is_refused else int(experiment.is_better(trial, control))
-        )
+        results[describe_remedies([remedy])] = NOT_APPLICABLE if is_refused else int(judging.is_better(trial, control))
     return results
 
 

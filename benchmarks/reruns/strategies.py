@@ -15,7 +15,7 @@ from typing import Final
 from benchmarks.reruns.trials import Laboratory, Result, Subject
 from gradmedic.protocol.remedies import REMEDIES, Remedy
 from gradmedic.protocol.remedy_kind import Choice
-from gradmedic_service.reruns import experiment, rounds
+from gradmedic_service.reruns import experiment, judging, rounds
 from gradmedic_service.reruns.candidates import candidates_of_advice
 from gradmedic_service.reruns.experiment import ExperimentBudget, ExperimentDesign
 
@@ -137,7 +137,7 @@ def race(
     is_twin: bool = False,
 ) -> Race:
     """Rerun a configuration, or its twin, as the service would with a budget for all candidates and no early stop."""
-    trials: dict[tuple[int, int], experiment.TrialState] = {}
+    trials: dict[tuple[int, int], judging.TrialState] = {}
     is_repaired = False
     all_candidates: list[Candidate] = [(), *candidates[:MAX_CANDIDATES]]
     steps = configuration.faulty.steps
@@ -166,7 +166,7 @@ def race(
             if new is None:
                 design = replace(design, budget=replace(design.budget, rounds=len(design.rounds)))
             else:
-                added = rounds.add_round(design, new, len(all_candidates))
+                added = rounds.number_round(new, len(all_candidates))
                 design = replace(design, later_rounds=(*design.later_rounds, added))
                 all_candidates += new.candidates
             continue
@@ -196,7 +196,7 @@ def trials_in_turn(laboratory: Laboratory, configuration: Subject, candidates: S
         spent += 1
         control = laboratory.trial(configuration, (), seed).as_trial(experiment.CONTROL, seed)
         trial = laboratory.trial(configuration, candidate, seed).as_trial(1, seed)
-        return experiment.is_better(trial, control)
+        return judging.is_better(trial, control)
 
     for candidate in candidates:
         if all(passes(candidate, seed) for seed in SEEDS):

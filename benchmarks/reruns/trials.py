@@ -42,7 +42,7 @@ from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.trial_report import TrialEvaluation
 from gradmedic.protocol.trials import ClaimedTrial
 from gradmedic_diagnosis.remedies import CATALOGUE
-from gradmedic_service.reruns import experiment
+from gradmedic_service.reruns import judging
 from gradmedic_service.reruns.loss_curves import LossCurve
 from gradmedic_service.reruns.measures import summarize_trial
 from gradmedic_worker.executors.local_processes import LaunchSpec, ProcessStarter
@@ -121,9 +121,9 @@ class Result:
     logged_skill: float | None = None
     """Skill in evaluation mode, of a published program that ran to its end."""
 
-    def as_trial(self, candidate: int, seed: int) -> experiment.TrialState:
+    def as_trial(self, candidate: int, seed: int) -> judging.TrialState:
         """Return the result in the form that the experiment reads."""
-        return experiment.TrialState(
+        return judging.TrialState(
             candidate=candidate,
             seed=seed,
             status=self.status,

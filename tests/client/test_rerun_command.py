@@ -67,10 +67,10 @@ def test_a_rerun_is_followed_and_shown(
         is_over.set()
         working.join()
     assert code == 0
-    expected, *lines = err.splitlines()
+    expected, *progress = err.splitlines()
     assert expected.startswith("about 3 trials of 80 steps")
     assert expected.endswith("; at most 200 trials, 8 min 20 s, 1 round")
-    followed = [line for line in lines if "running" not in line and not line.startswith("racing: ")]
+    followed = [line for line in progress if "running" not in line and not line.startswith("racing: ")]
     with gradmedic.Client(str(http.base_url)) as client:
         plan = client.reruns.plan(run_id, remedies=[parse_candidate(CLIP_TEXT)], seeds=2, steps=50)
     assert (plan.trials, plan.steps, plan.budget.rounds) == (4, 50, 1)

@@ -166,6 +166,7 @@ def list_reruns(client: Client, args: argparse.Namespace) -> None:
 def describe_plan(plan: RerunPlan) -> str:
     """Return the expected cost of a rerun, and its limits, as one line.
 
+    >>> from gradmedic.protocol.reruns import RerunBudget
     >>> budget = RerunBudget(steps=300, seconds=3600.0, trials=200, rounds=3)
     >>> describe_plan(
     ...     RerunPlan(candidates=8, trials=15, steps=300, step_seconds=0.02, seconds_left=90.0, budget=budget)

@@ -72,12 +72,18 @@ def format_outcome(outcome: Outcome) -> str:
     >>> format_outcome(Outcome(state="verified", rerun_id=UUID(int=0), seeds=3, healthy=3, loss=1.31,
     ...                        control_loss=float("nan"), cost_seconds=41.2))
     'verified: healthy in 3 of 3 seeds, loss 1.31 against NaN; 41 s'
+    >>> format_outcome(Outcome(state="verified", rerun_id=UUID(int=0), seeds=3, healthy=3, loss=None, control_loss=None,
+    ...     cost_seconds=41.2, judged_by="maximize accuracy", judged_value=0.91, control_judged_value=0.1))
+    'verified: healthy in 3 of 3 seeds, accuracy 0.91 against 0.1; 41 s'
     """
     if outcome.state == "not_applicable":
         return "not applicable"
     seeds = "1 seed" if outcome.seeds == 1 else f"{outcome.seeds} seeds"
     has_loss = outcome.loss is not None
     losses = f", loss {format_loss(outcome.loss)} against {format_loss(outcome.control_loss)}" if has_loss else ""
+    if outcome.judged_by is not None and outcome.judged_value is not None:
+        name = outcome.judged_by.removeprefix("maximize ").removeprefix("minimize ")
+        losses += f", {name} {format_loss(outcome.judged_value)} against {format_loss(outcome.control_judged_value)}"
     return f"{outcome.state}: healthy in {outcome.healthy} of {seeds}{losses}; {outcome.cost_seconds:.0f} s"
 
 

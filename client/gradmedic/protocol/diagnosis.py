@@ -113,6 +113,13 @@ class Outcome:
     """Seconds from the first trial's start to the outcome."""
     environment: dict[str, str] = field(default_factory=dict)
     """Versions and device of the trials. Several of one kind are separated by commas."""
+    judged_by: str | None = None
+    """The measure by which the trials are judged, where it is not the loss: `loss in eval()`, `minimize METRIC` or
+    `maximize METRIC`. Null otherwise."""
+    judged_value: float | None = None
+    """Value of this measure with the remedy. Null if there is none."""
+    control_judged_value: float | None = None
+    """Value of this measure of the unchanged control. Null if there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,8 @@ from gradmedic_service.access.principal import OPERATOR
 from gradmedic_service.database import models
 from gradmedic_service.database.engine import Session
 from gradmedic_service.reruns import experiment, repository, rounds
-from gradmedic_service.reruns.experiment import ExperimentDesign, TrialState
+from gradmedic_service.reruns.experiment import ExperimentDesign
+from gradmedic_service.reruns.judging import TrialState
 from gradmedic_service.reruns.loss_curves import LossCurve
 from gradmedic_service.reruns.outcomes import CANDIDATES
 from gradmedic_service.reruns.repository import ACTIVE_STATUSES
@@ -121,11 +122,11 @@ def affordable_trials(design: ExperimentDesign, trials: Sequence[TrialState], se
 
 
 def seconds_per_step(trials: Sequence[TrialState]) -> float | None:
-    """Return the median seconds that a step took in the trials that ran to their end; None if there is none."""
+    """Return the median seconds of a step with a loss in the trials that ran to their end; None if there is none."""
     taken = [
         trial.seconds / trial.curve.steps
         for trial in trials
-        if trial.status == "done" and trial.curve is not None and trial.seconds > 0
+        if trial.status == "done" and trial.curve is not None and trial.curve.steps and trial.seconds > 0
     ]
     return median(taken) if taken else None
 
@@ -154,7 +155,8 @@ def _add_round(
     """Add the candidates of another round to a rerun; return False if there is nothing left to try."""
     design, plan = design_of(rerun), plan_of(rerun)
     candidates = CANDIDATES.validate_python(rerun.candidates)
-    per_step = seconds_per_step(states)
+    per_step, affordable = seconds_per_step(states), affordable_trials(design, states, seconds)
+    trials_left = rerun.max_trials - len(trials)
     trials_of_round = rounds.MAX_SURVIVORS + len(design.seeds) * (1 + experiment.CANDIDATES_TO_CONFIRM)
     affordable_steps = 0 if per_step is None else math.floor(seconds / (per_step * trials_of_round))
     new = rounds.propose_round(
@@ -163,14 +165,14 @@ def _add_round(
         states,
         _read_advice(session, rerun, trials),
         trainables.parameters_of(stored_trainables.find(session, rerun.owner, rerun.trainable)),
-        max_trials=rerun.max_trials - len(trials),
+        max_trials=trials_left if affordable is None else min(trials_left, affordable),
         max_steps=min(plan.max_steps, affordable_steps),
     )
     if new is None:
         return False
-    added = [*([[]] if new.has_own_control else []), *(list(remedies) for remedies in new.candidates)]
+    added = [*([[]] if new.control is None else []), *(list(remedies) for remedies in new.candidates)]
     rerun.candidates = [*rerun.candidates, *without_nonfinite(CANDIDATES.dump_python(added))]
-    store_plan(rerun, plan.with_round(rounds.add_round(design, new, len(candidates))))
+    store_plan(rerun, plan.with_round(rounds.number_round(new, len(candidates))))
     return True
 
 

@@ -19,10 +19,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import stdev
 
-from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
-from gradmedic_service.reruns.loss_curves import EVALUATED_LOSS, LOSS, LossCurve, Measure, has_converged
+from gradmedic_service.reruns.judging import TrialState, find_reason_not_verified, is_better
+from gradmedic_service.reruns.loss_curves import LOSS
 
 CONTROL = 0
 """Number of the candidate without remedies."""
@@ -30,14 +29,7 @@ CANDIDATES_TO_CONFIRM = 2
 """Number of candidates that run on further seeds. Halving never stops so many of the best."""
 LAST_STOP_SHARE = 0.9
 """Share of the budget of steps beyond which no trial is stopped: it would save little and hide the end."""
-MIN_DECLINE = 0.1
-"""Share of its start loss by which a trial's loss must have fallen, and of a constant answer's loss by which it must be
-below that. Without this margin, a thousandth below a control that learned nothing would count as learning. The loss of
-a constant answer is estimated from a few batches: the variance of 256 targets is right to 9 % (its standard error is
-the square root of 2 / 256)."""
 CANNOT_WIN = "the time that is left is needed to confirm the best candidates"
-ENDED = ("done", "failed", "cancelled", "stopped", "not_applicable")
-"""Statuses of trials that have ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,55 +82,6 @@ class ExperimentDesign:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrialState:
-    """One candidate on one seed, as it stands."""
-
-    candidate: int
-    seed: int
-    status: str
-    verdict: str = "undetermined"
-    curve: LossCurve | None = None
-    """Summary of a trial that has ended; None where it has reported no number to judge it by."""
-    rungs: tuple[float, ...] = ()
-    """Loss at each rung that the trial has passed; infinity where it was unhealthy there."""
-    seconds: float = 0.0
-    reason: str | None = None
-    """Why the trial did not run to its end."""
-    environment: Mapping[str, str] = field(default_factory=dict)
-    """Versions and device that the trial ran on."""
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the trial has ended."""
-        return self.status in ENDED
-
-    @property
-    def measure(self) -> Measure | None:
-        """What the trial is judged by; None where it has reported no number to judge it by."""
-        curve = self.curve
-        if curve is None or curve.measure is not None:
-            return None if curve is None else curve.measure
-        return Measure(judged_by=LOSS, start=curve.start, best=curve.best, final=curve.final)
-
-    @property
-    def has_converged(self) -> bool:
-        """Whether the loss is so small that almost nothing is left to learn."""
-        if self.curve is None or self.measure is None:
-            return False
-        return has_converged(self.curve.final, self.curve.start, self.measure.constant_level)
-
-    @property
-    def is_unhealthy(self) -> bool:
-        """Whether the trial vanishes or explodes. The gradients of a training that has converged may vanish."""
-        return self.verdict in UNHEALTHY_VERDICTS and not (self.verdict == "vanishing" and self.has_converged)
-
-    @property
-    def is_healthy(self) -> bool:
-        """Whether the verdict is healthy, or vanishing of a training that has converged."""
-        return self.verdict == "healthy" or (self.verdict == "vanishing" and self.has_converged)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CandidateOutcome:
     """Result of one candidate."""
 
@@ -153,6 +96,12 @@ class CandidateOutcome:
     control_loss: float | None
     cost_seconds: float
     reason: str
+    judged_by: str | None = None
+    """What its trials are judged by, where that is not their loss: a metric, or the loss in `eval()`."""
+    judged_value: float | None = None
+    """Median of its final values."""
+    control_judged_value: float | None = None
+    """The same of the control's; None where the control is judged by its loss."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Versions and device that the trials ran on; where they differ, the values are separated by commas."""
 
@@ -280,84 +229,6 @@ def next_step(
     return _conclude("done", reason, outcomes)
 
 
-def is_better(trial: TrialState, control: TrialState) -> bool:
-    """Whether a trial meets the criterion of `verified` on its seed, apart from the spread between seeds."""
-    return reason_not_better(trial, control) is None
-
-
-def reason_not_better(trial: TrialState, control: TrialState, spread: float = 0.0) -> str | None:
-    """Return why a trial does not meet the criterion of `verified` on its seed; None if it does.
-
-    It ran to its end, it is healthy, and it ends better than the control's best level. A loss must also be at least a
-    tenth below its own start, and below the loss of a constant answer where that is known; a metric must have improved
-    by a tenth where the control has never logged it.
-
-    Args:
-        trial: the trial.
-        control: the control on the same seed.
-        spread: standard deviation between the seeds of the trial's candidate, by which it must be better.
-    """
-    measure, other = trial.measure, control.measure
-    if trial.status != "done":
-        return trial.reason or f"it is {trial.status}"
-    if not trial.is_healthy:
-        return f"it is {trial.verdict}"
-    if measure is None:
-        return "it reports no loss"
-    if measure.problem is not None:
-        return measure.problem
-    name = _name(measure)
-    if not math.isfinite(measure.final):
-        return f"its {name} ends as {measure.final:g}"
-    if control.curve is None and not control.is_unhealthy:
-        return "the control did not run, so that there is nothing to compare with"
-    level = measure.constant_level
-    if level is not None and measure.final > (1.0 - MIN_DECLINE) * level:
-        relation = "is no better than" if measure.final >= level else "is less than a tenth below"
-        return f"its {name} {measure.final:.3g} {relation} a constant answer's {level:.3g}"
-    final = measure.sign * measure.final
-    is_compared = other is not None and (other.judged_by == measure.judged_by or (other.is_loss and measure.is_loss))
-    if is_compared and other is not None and math.isfinite(other.best):
-        if (measure.judged_by, other.judged_by) == (EVALUATED_LOSS, LOSS) and trial.curve is not None:
-            final = max(final, trial.curve.final)  # a control that failed was not evaluated: both losses are in train()
-        best = other.sign * other.best
-        if not final < best:
-            return f"its {name} {measure.final:.3g} is no better than the control's best, {other.best:.3g}"
-        if not final < best - spread:
-            return (
-                f"its {name} {measure.final:.3g} is better than the control's best, {other.best:.3g}, by less than the "
-                f"spread of the seeds, {spread:.2g}"
-            )
-        if not measure.is_loss:
-            return None
-    if not measure.sign * measure.final <= measure.sign * measure.start - MIN_DECLINE * abs(measure.start):
-        return f"its {name} did not improve by a tenth: it began at {measure.start:.3g} and ends at {measure.final:.3g}"
-    return None
-
-
-def _name(measure: Measure) -> str:
-    """Return the name of a measure in a sentence.
-
-    >>> _name(Measure(judged_by="maximize val_accuracy")), _name(Measure(judged_by="loss in eval()"))
-    ('val_accuracy', 'loss in eval()')
-    """
-    return measure.judged_by if measure.is_loss else measure.judged_by.partition(" ")[2]
-
-
-def _spread(trials: Iterable[TrialState]) -> float:
-    """Return the standard deviation of the final values of trials on several seeds; 0 for a single one.
-
-    Trials with identical losses count once.
-    """
-    finals = {
-        trial.curve.digest: trial.measure.final
-        for trial in trials
-        if trial.curve is not None and trial.measure is not None
-    }
-    values = [value for value in finals.values() if math.isfinite(value)]
-    return stdev(values) if len(values) > 1 else 0.0
-
-
 def racing_candidates(design: ExperimentDesign, race: Round) -> range:
     """Return the candidates of a round that race.
 
@@ -463,7 +334,7 @@ def _next_confirmation(
         if all((candidate, seed) not in trial_at for seed in others):
             return tuple((candidate, seed) for seed in others)
         trials = [trial_at[candidate, seed] for seed in design.seeds if (candidate, seed) in trial_at]
-        if len(trials) == len(design.seeds) and _find_reason_not_verified(trials, controls) is None:
+        if len(trials) == len(design.seeds) and find_reason_not_verified(trials, controls) is None:
             return ()
     return ()
 
@@ -481,7 +352,7 @@ def _outcome(
     by_curve: dict[str, list[TrialState]] = {}
     for trial in trials:
         by_curve.setdefault((trial.curve and trial.curve.digest) or f"seed {trial.seed}", []).append(trial)
-    not_verified = _find_reason_not_verified(trials, controls)
+    not_verified = find_reason_not_verified(trials, controls)
     refused = next((trial for trial in trials if trial.status == "not_applicable"), None)
     healthy = [same for same in by_curve.values() if all(_is_healthy(trial) for trial in same)]
     if refused is not None:
@@ -494,13 +365,18 @@ def _outcome(
     else:
         worst = next(trial for trial in trials if not _is_healthy(trial))
         state, reason = "failed", worst.reason or f"it is {worst.verdict} on seed {worst.seed}"
+    judged_by = next((measure.judged_by for trial in trials if (measure := trial.measure) is not None), LOSS)
+    compared = [controls[trial.seed] for trial in trials if trial.seed in controls]
     return CandidateOutcome(
         candidate=candidate,
         state=state,
         seeds=0 if refused is not None else len(by_curve),
         healthy=len(healthy),
         loss=_median_final_loss(trials),
-        control_loss=_median_final_loss([controls[trial.seed] for trial in trials if trial.seed in controls]),
+        control_loss=_median_final_loss(compared),
+        judged_by=None if judged_by == LOSS else judged_by,
+        judged_value=_median_final_value(trials, judged_by),
+        control_judged_value=_median_final_value(compared, judged_by),
         cost_seconds=sum(trial.seconds for trial in trials),
         reason=reason,
         environment=_merge_environments(trials),
@@ -526,19 +402,6 @@ def _is_healthy(trial: TrialState) -> bool:
     return trial.is_healthy and trial.status in ("done", "stopped")
 
 
-def _find_reason_not_verified(trials: Sequence[TrialState], controls: Mapping[int, TrialState]) -> str | None:
-    """Return why the trials of a candidate do not verify it; None if they do, as far as they go."""
-    spread = _spread(trials)
-    for trial in trials:
-        if trial.status == "stopped":
-            return f"stopped early: {trial.reason}"
-        if trial.seed not in controls:
-            return f"the control did not run on seed {trial.seed}"
-        if (reason := reason_not_better(trial, controls[trial.seed], spread)) is not None:
-            return f"on seed {trial.seed}: {reason}"
-    return None
-
-
 def _median_final_loss(trials: Sequence[TrialState]) -> float | None:
     """Return the median of the final losses. A loss that is not finite counts as larger than any other."""
     losses = sorted(
@@ -546,6 +409,15 @@ def _median_final_loss(trials: Sequence[TrialState]) -> float | None:
         key=lambda loss: loss if math.isfinite(loss) else math.inf,
     )
     return losses[len(losses) // 2] if losses else None
+
+
+def _median_final_value(trials: Sequence[TrialState], judged_by: str) -> float | None:
+    """Return the median of the final values of a measure other than the loss; None where it has none."""
+    measures = [
+        measure for trial in trials if (measure := trial.measure) is not None and measure.judged_by == judged_by
+    ]
+    values = sorted(measure.final for measure in measures if math.isfinite(measure.final))
+    return values[len(values) // 2] if values and judged_by != LOSS else None
 
 
 def _conclude(status: str, reason: str, outcomes: Iterable[CandidateOutcome] = ()) -> NextStep:

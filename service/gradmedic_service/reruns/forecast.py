@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gradmedic_service.reruns.experiment import CANDIDATES_TO_CONFIRM, ExperimentDesign, TrialState, racing_candidates
+from gradmedic_service.reruns.experiment import CANDIDATES_TO_CONFIRM, ExperimentDesign, racing_candidates
+from gradmedic_service.reruns.judging import TrialState
 
 
 def expected_trials(design: ExperimentDesign, trials: Sequence[TrialState]) -> set[tuple[int, int]]:

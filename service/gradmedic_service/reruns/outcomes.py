@@ -74,6 +74,9 @@ def published_outcome(rerun_id: UUID, outcome: CandidateOutcome) -> Outcome:
         control_loss=outcome.control_loss,
         cost_seconds=outcome.cost_seconds,
         environment=dict(outcome.environment),
+        judged_by=outcome.judged_by,
+        judged_value=outcome.judged_value,
+        control_judged_value=outcome.control_judged_value,
     )
 
 
@@ -106,11 +109,13 @@ def _write_code(remedy: Remedy, framework: str | None) -> str:
 
 
 def _order_of_proof(advice: Advice) -> tuple[int, float]:
-    """Return the key by which advice is sorted: its place by proof and, if it is verified, its loss."""
+    """Return the key by which advice is sorted: its place by proof and, if it is verified, what it is judged by."""
     outcome = advice.outcome
-    state = None if outcome is None else outcome.state
-    loss = outcome.loss if outcome is not None and state == "verified" else None
-    return PROOF.index(state), math.inf if loss is None else loss
+    if outcome is None or outcome.state != "verified":
+        return PROOF.index(None if outcome is None else outcome.state), 0.0
+    value = outcome.loss if outcome.judged_value is None else outcome.judged_value
+    sign = -1.0 if (outcome.judged_by or "").startswith("maximize ") else 1.0
+    return PROOF.index(outcome.state), math.inf if value is None else sign * value
 
 
 def _key(remedies: Sequence[Remedy]) -> bytes:

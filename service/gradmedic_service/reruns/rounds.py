@@ -16,16 +16,14 @@ from itertools import combinations, islice, zip_longest
 from gradmedic.protocol.encoding import encode_json
 from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.trainables import TrainableParameter
-from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
 from gradmedic_service.reruns.candidates import is_possible
 from gradmedic_service.reruns.dials import DIALS, Setting, next_value, turn, value_of
 from gradmedic_service.reruns.experiment import (
     CANDIDATES_TO_CONFIRM,
     ExperimentDesign,
     Round,
-    TrialState,
-    is_better,
 )
+from gradmedic_service.reruns.judging import TrialState, is_better
 
 MAX_ROUND_CANDIDATES = 6
 """Largest number of candidates of a round after the first one."""
@@ -49,8 +47,8 @@ class NewRound:
     """Remedies of each candidate, the most promising first."""
     steps: int
     """Number of steps of each trial."""
-    has_own_control: bool
-    """Whether the round needs a control of its own, because its trials have other steps than those before."""
+    control: int | None
+    """Number of the control; None if the round needs its own, because its trials have other steps than those before."""
 
 
 def propose_round(
@@ -63,7 +61,7 @@ def propose_round(
     max_trials: int,
     max_steps: int,
 ) -> NewRound | None:
-    """Return the candidates of the next round; None if there is nothing left to try.
+    """Return the candidates of the next round; None if there is nothing left to try, or no number shows any progress.
 
     Args:
         design: the rounds so far, which have ended without a verified candidate.
@@ -75,11 +73,16 @@ def propose_round(
         max_steps: largest number of steps of each trial that the job has and the budget allows.
     """
     on_first_seed = {trial.candidate: trial for trial in trials if trial.seed == design.seeds[0]}
-    race = design.rounds[-1]
+    raced = [race for race in design.rounds if any(number in on_first_seed for number in race.candidates)]
+    if not raced:
+        return None
+    race = raced[-1]  # the last round may have ended with its control
     control = on_first_seed[race.control]
     compared = [other for other in design.rounds if other.control == race.control]
     numbers = [number for other in compared for number in other.candidates if number in on_first_seed]
     ranked = sorted(numbers, key=lambda number: _rank(on_first_seed[number], control))
+    if not any(_is_measured(on_first_seed[number]) for number in numbers):
+        return None
     room = _room(design, max_trials)
 
     survivors = [
@@ -88,9 +91,9 @@ def propose_round(
         if _is_stable(on_first_seed[number]) and not is_better(on_first_seed[number], control)
     ]
     survivors = survivors[: min(MAX_SURVIVORS, room - 1)]
-    if survivors and max_steps >= MIN_LONGER * race.steps:
+    if survivors and max_steps >= MIN_LONGER * max(other.steps for other in design.rounds):
         again = tuple(tuple(candidates[number]) for number in survivors)
-        return NewRound(candidates=again, steps=max_steps, has_own_control=True)
+        return NewRound(candidates=again, steps=max_steps, control=None)
 
     known = {_key(candidates[number]) for other in compared for number in other.candidates}
     new: list[tuple[Remedy, ...]] = []
@@ -99,19 +102,17 @@ def propose_round(
             known.add(_key(treatment))
             if is_possible(treatment, parameters):
                 new.append(treatment)
-    return NewRound(candidates=tuple(new), steps=race.steps, has_own_control=False) if new else None
+    return NewRound(candidates=tuple(new), steps=race.steps, control=race.control) if new else None
 
 
-def add_round(design: ExperimentDesign, new: NewRound, first: int) -> Round:
+def number_round(new: NewRound, first: int) -> Round:
     """Return a new round. Its own control, or else its first candidate, gets the number `first`.
 
-    >>> from gradmedic_service.reruns.experiment import ExperimentBudget
-    >>> new = NewRound(candidates=((), ()), steps=900, has_own_control=True)
-    >>> add_round(ExperimentDesign(candidates=3, seeds=(0,), budget=ExperimentBudget(steps=300, trials=9)), new, 4)
+    >>> number_round(NewRound(candidates=((), ()), steps=900, control=None), 4)
     Round(control=4, candidates=range(5, 7), steps=900)
     """
-    control = first if new.has_own_control else design.rounds[-1].control
-    start = first + 1 if new.has_own_control else first
+    control = first if new.control is None else new.control
+    start = first + 1 if new.control is None else first
     return Round(control=control, candidates=range(start, start + len(new.candidates)), steps=new.steps)
 
 
@@ -202,25 +203,30 @@ def _together(helped: Sequence[int], candidates: Sequence[Sequence[Remedy]]) -> 
 
 
 def _has_helped(trial: TrialState, control: TrialState) -> bool:
-    """Whether a trial ended with a loss below that of the control."""
-    loss = _final_loss(trial)
-    return math.isfinite(loss) and loss < _final_loss(control)
+    """Whether a trial ended better than the control, by what both are judged by."""
+    value = _final_value(trial)
+    return math.isfinite(value) and value < _final_value(control)
 
 
 def _is_stable(trial: TrialState) -> bool:
     """Whether a trial did not fail as a control does."""
-    is_judged = trial.status in JUDGED and math.isfinite(_final_loss(trial))
-    return is_judged and trial.verdict not in UNHEALTHY_VERDICTS
+    return trial.status in JUDGED and not trial.is_unhealthy and math.isfinite(_final_value(trial))
 
 
 def _rank(trial: TrialState, control: TrialState) -> tuple[bool, bool, float, int]:
     """Return the key by which candidates are sorted, those nearest to a proof first."""
-    return not is_better(trial, control), not _is_stable(trial), _final_loss(trial), trial.candidate
+    return not is_better(trial, control), not _is_stable(trial), _final_value(trial), trial.candidate
 
 
-def _final_loss(trial: TrialState) -> float:
-    """Return the final loss; infinity where there is none, or it is not finite."""
-    return trial.curve.final if trial.curve is not None and math.isfinite(trial.curve.final) else math.inf
+def _is_measured(trial: TrialState) -> bool:
+    """Whether a trial has a number by which it could be verified."""
+    return trial.measure is not None and trial.measure.problem is None
+
+
+def _final_value(trial: TrialState) -> float:
+    """Return what a trial is judged by at its end, smaller for a better one; infinity where it is not finite."""
+    measure = trial.measure
+    return measure.sign * measure.final if measure is not None and math.isfinite(measure.final) else math.inf
 
 
 def _key(remedies: Iterable[Remedy]) -> bytes:

@@ -18,12 +18,10 @@ from gradmedic_service.reruns.experiment import (
     Conclusion,
     ExperimentBudget,
     ExperimentDesign,
-    TrialState,
-    is_better,
     next_step,
-    reason_not_better,
     reason_to_stop,
 )
+from gradmedic_service.reruns.judging import TrialState, is_better, reason_not_better
 from gradmedic_service.reruns.loss_curves import EVALUATED_LOSS, LOSS, Measure, summarize_losses
 
 STEPS = 20

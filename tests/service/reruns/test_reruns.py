@@ -36,7 +36,8 @@ def test_a_race_from_the_request_to_the_outcome(client: TestClient, worker: Play
     first, second = done["candidates"][1:]
     assert first["outcome"] | {"cost_seconds": 0, "loss": 0} == {
         "state": "verified", "rerun_id": asked["id"], "seeds": 3, "healthy": 3, "loss": 0, "control_loss": "NaN",
-        "cost_seconds": 0, "environment": {"torch": "2.13.0", "device": "cpu"},
+        "cost_seconds": 0, "environment": {"torch": "2.13.0", "device": "cpu"}, "judged_by": None, "judged_value": None,
+        "control_judged_value": None,
     }  # fmt: skip
     assert 0.2 < first["outcome"]["loss"] < 1.0
     assert (second["outcome"]["state"], second["outcome"]["healthy"]) == ("failed", 0)

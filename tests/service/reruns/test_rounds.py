@@ -21,12 +21,13 @@ from gradmedic_service.reruns.experiment import (
     ExperimentBudget,
     ExperimentDesign,
     Round,
-    TrialState,
     next_step,
     reason_to_stop,
 )
 from gradmedic_service.reruns.forecast import expected_seconds, expected_trials
-from gradmedic_service.reruns.rounds import MAX_ROUND_CANDIDATES, NewRound, add_round, propose_round
+from gradmedic_service.reruns.judging import TrialState
+from gradmedic_service.reruns.loss_curves import Measure
+from gradmedic_service.reruns.rounds import MAX_ROUND_CANDIDATES, NewRound, number_round, propose_round
 
 STEPS = 20
 Place = tuple[int, int]
@@ -137,6 +138,16 @@ def test_two_that_each_helped_are_combined() -> None:
     assert proposed([[RESIDUAL], [NORMALIZED], [Remedy(id="weight_normalization")]], trials) == [(NORMALIZED, RESIDUAL)]
 
 
+def test_without_a_number_that_shows_progress_there_is_no_further_round() -> None:
+    """Where no trial reports a number that could verify it, nothing else is tried."""
+    healthy = trial(1, 0, 2.3, 1.0)
+    assert healthy.curve is not None
+    surrogate = replace(healthy.curve, measure=Measure(judged_by="loss", final=1.0, problem="it is a surrogate"))
+    assert propose([[CLIP]], [failing(), replace(healthy, curve=surrogate)], {1: [RESIDUAL]}, max_steps=100) is None
+    assert propose([[CLIP]], [failing(), replace(healthy, curve=None)], {1: [RESIDUAL]}) is None
+    assert propose([[CLIP]], [failing(), healthy], {1: [RESIDUAL]}) is not None
+
+
 def test_a_round_repeats_nothing_and_is_small() -> None:
     """No candidate is proposed that was tried, in any order, and no more than fit into the budget of trials."""
     remedies = [[RESIDUAL], [NORMALIZED], [NORMALIZED, RESIDUAL], [rate(0.3)], [rate(0.1)]]
@@ -153,12 +164,12 @@ def test_survivors_of_short_trials_start_again_with_the_steps_of_the_job() -> No
     """Where short trials are healthy and show too little, the best run again with a control of their own, longer."""
     trials = [failing(), too_slow(1, 2.28), exploding(2), too_slow(3, 2.26)]
     new = propose([[CLIP], [RESIDUAL], [NORMALIZED]], trials, max_steps=100)
-    assert new == NewRound(candidates=((NORMALIZED,), (CLIP,)), steps=100, has_own_control=True)
-    race = add_round(design(3), new, 4)
+    assert new == NewRound(candidates=((NORMALIZED,), (CLIP,)), steps=100, control=None)
+    race = number_round(new, 4)
     assert (race.control, list(race.candidates), race.steps) == (4, [5, 6], 100)
     short = propose([[CLIP], [RESIDUAL], [NORMALIZED]], trials, max_steps=STEPS + 1)
     assert short is not None
-    assert not short.has_own_control
+    assert short.control == CONTROL
 
 
 def test_a_longer_round_is_compared_with_its_own_control() -> None:
@@ -188,6 +199,9 @@ def test_a_job_that_recovers_in_longer_trials_proves_nothing_there() -> None:
     conclusion = next_step(of, [failing(), too_slow(1), trial(2, 0, 2.3, 2.0, 1.0)]).conclusion
     assert conclusion is not None
     assert [(outcome.candidate, outcome.state) for outcome in conclusion.outcomes] == [(1, "healthy")]
+    trials = [failing(), too_slow(1), trial(2, 0, 2.3, 2.0, 1.0)]
+    new = propose([[rate(0.1)], [], [rate(0.1)]], trials, first_round=1, later_rounds=(longer,), max_steps=100)
+    assert new == NewRound(candidates=((rate(0.32),),), steps=STEPS, control=CONTROL)
 
 
 def test_another_round_needs_proof_to_be_missing_and_budget_to_be_left() -> None:
@@ -279,8 +293,8 @@ class Rows:
                     max_steps=self.max_steps,
                 )
                 if new is not None:
-                    added = add_round(self.design, new, len(self.candidates))
-                    self.candidates += [*([()] if new.has_own_control else []), *new.candidates]
+                    added = number_round(new, len(self.candidates))
+                    self.candidates += [*([()] if new.control is None else []), *new.candidates]
                     self.design = replace(self.design, later_rounds=(*self.design.later_rounds, added))
                     continue
                 ended = replace(self.design.budget, rounds=len(self.design.rounds))

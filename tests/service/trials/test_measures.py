@@ -164,3 +164,20 @@ def test_an_odd_objective_is_refused(sqlite_client: TestClient, judge_by: str, m
     assert refused.status_code == 422
     (error,) = refused.json()["errors"]
     assert (error["path"], message in error["message"]) == ("judge_by", True), error
+
+
+def test_advice_is_listed_by_the_metric_that_judges_it(client: TestClient, worker: PlayedWorker) -> None:
+    """Of two verified remedies the one with the better metric comes first, and its outcome has the metric's values."""
+    run_id = suspect(client)
+    rerun(client, run_id, CLIP, SLOW, seeds=1)
+    judge: dict[str, Any] = {"judge_by": "maximize val_accuracy"}
+    for kind, value in (("exploding", 0.3), ("learning fast", 0.8), ("learning", 0.9)):
+        end_trial(worker, kind, metrics={"val_accuracy": at_end(value)}, **judge)
+    first, second = read(client, f"/runs/{run_id}/diagnosis")["advice"][:2]
+    assert ([first["remedy"]], [second["remedy"]]) == (SLOW, CLIP)
+    assert (first["outcome"]["loss"] > second["outcome"]["loss"], first["outcome"]["judged_by"]) == (
+        True,
+        "maximize val_accuracy",
+    )
+    assert [entry["outcome"]["judged_value"] for entry in (first, second)] == [0.9, 0.8]
+    assert first["outcome"]["control_judged_value"] == 0.3

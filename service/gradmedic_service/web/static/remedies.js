@@ -10,7 +10,9 @@ export const remediesText = (remedies) => (remedies.length ? remedies.map(remedy
 /** Return an outcome in words. */
 export function outcomeText(outcome) {
   const seeds = `healthy in ${outcome.healthy} of ${outcome.seeds} ${outcome.seeds === 1 ? "seed" : "seeds"}`;
-  const loss = `loss ${number(outcome.loss)} against ${number(outcome.control_loss)}`;
+  const judged = typeof outcome.judged_value === "number"
+    ? `, ${outcome.judged_by.replace(/^(maximize|minimize) /, "")} ${number(outcome.judged_value)} against ${outcome.control_judged_value === null ? "none" : number(outcome.control_judged_value)}` : "";
+  const loss = `loss ${number(outcome.loss)} against ${number(outcome.control_loss)}${judged}`;
   return {
     verified: `verified: ${seeds}, ${loss} unchanged`,
     healthy: `${seeds}, but not shown to be better: ${loss} unchanged`,
