@@ -6,6 +6,10 @@ from collections import Counter
 
 import pytest
 from benchmarks.reruns.configurations import CONFIGURATIONS, FAMILIES, by_name, drawn
+from benchmarks.reruns.strategies import RANGES
+
+from gradmedic.protocol.remedies import REMEDIES
+from gradmedic.protocol.remedy_kind import Choice
 
 
 def test_a_seed_draws_the_same_again_and_another_others() -> None:
@@ -37,3 +41,12 @@ def test_an_unknown_name_is_refused(name: str) -> None:
     """An unknown name raises ValueError, before any training."""
     with pytest.raises(ValueError, match=r"there is no configuration|invalid literal for int"):
         by_name(name)
+
+
+def test_random_search_can_draw_every_parameter() -> None:
+    """Each number of a remedy that a rerun can apply has a range to draw from, within what the remedy allows."""
+    for kind in REMEDIES.values():
+        for name, parameter in ({} if kind.needs_script else kind.parameters).items():
+            if not isinstance(parameter, Choice):
+                low, high = RANGES[name]
+                assert parameter.minimum <= low < high <= parameter.maximum, name
