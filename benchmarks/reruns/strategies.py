@@ -35,6 +35,7 @@ RANGES: Final = {
     "factor": (1e-3, 1.0),
     "steps": (10, 100),
     "learning_rate": (1e-4, 1e-1),
+    "max_learning_rate": (1e-4, 1e-1),
     "weight_decay": (1e-5, 1e-1),
     "strength": (1e-6, 1e-2),
     "threshold": (0.3, 3.0),

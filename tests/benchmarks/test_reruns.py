@@ -9,10 +9,11 @@ from typing import cast
 import numpy as np
 import pytest
 from benchmarks.reruns.configurations import CONFIGURATIONS, FAMILIES, Configuration, by_name, drawn
-from benchmarks.reruns.strategies import SEEDS, race
+from benchmarks.reruns.strategies import RANGES, SEEDS, race
 from benchmarks.reruns.trials import Laboratory, Result
 
-from gradmedic.protocol.remedies import Remedy
+from gradmedic.protocol.remedies import REMEDIES, Remedy
+from gradmedic.protocol.remedy_kind import Choice
 from gradmedic_service.reruns.loss_curves import summarize_losses
 
 
@@ -90,3 +91,12 @@ def test_a_race_goes_on_with_what_its_trials_advise(max_rounds: int, verified: i
     assert raced.trials == 2 + verified * (1 + 2 * (len(SEEDS) - 1))
     if verified:
         assert raced.candidates[raced.verified[0].candidate] == (RESIDUAL, NORMALIZED)
+
+
+def test_random_search_can_draw_every_parameter() -> None:
+    """Each number of a remedy that a rerun can apply has a range to draw from, within what the remedy allows."""
+    for kind in REMEDIES.values():
+        for name, parameter in ({} if kind.needs_script else kind.parameters).items():
+            if not isinstance(parameter, Choice):
+                low, high = RANGES[name]
+                assert parameter.minimum <= low < high <= parameter.maximum, name
