@@ -127,7 +127,8 @@ def test_a_proven_combination_is_the_first_advice(open_page: Any, service: Servi
     code = first.locator("code").inner_text()
     assert code == worker.client.get(f"/api/v1/runs/{run}/diagnosis").json()["advice"][0]["snippet"]
     expect(page.locator("#advice")).to_contain_text("No rerun can try it. Change the script as shown here:")
-    expect(page.locator("#tried")).not_to_contain_text("verified")
+    expect(page.locator("#also-tried")).to_contain_text("did not help")
+    expect(page.locator("#also-tried")).not_to_contain_text("verified")
 
 
 def test_a_rerun_is_cancelled(open_page: Any, service: Service, worker: PlayedWorker) -> None:

@@ -94,7 +94,7 @@ def _advise(tried: Tried, advice: Sequence[Advice], framework: str | None) -> Ad
         with_remedies=others,
         rank=0,
         reason=" ".join(reasons.get(part.id, part.reason) for part in parts) or "It was verified on this job.",
-        cost="; ".join(part.cost for part in parts) or "none",
+        cost=" ".join(part.cost for part in parts) or "None.",
         snippet="\n".join(_write_code(remedy, framework) for remedy in tried.remedies),
         sources=list(dict.fromkeys(source for part in parts for source in part.sources)),
         outcome=tried.outcome,

@@ -86,6 +86,7 @@ export const verifiedAdvice = (diagnosis) => diagnosis.advice.filter(isVerified)
 export function showTried(list, diagnosis) {
   const isShown = ({ remedies, outcome }) => adviceFor(remedies, diagnosis.advice)?.outcome?.rerun_id === outcome.rerun_id;
   const others = diagnosis.tried.filter((tried) => !isShown(tried)).sort((a, b) => isVerified(b) - isVerified(a) || lossOf(a) - lossOf(b));
+  list.parentElement.hidden = !others.length;
   replaceItems(list, others.map(({ remedies, outcome }) => {
     const snippet = snippetOf(remedies, diagnosis.advice);
     return el("li", { class: "outcome", "data-state": outcome.state },
