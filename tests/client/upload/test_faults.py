@@ -62,6 +62,10 @@ print(json.dumps({'losses': losses, 'norms': norms, 'weights': weights, 'deliver
 """
 
 
+STEPS = 200
+"""Steps of a job."""
+
+
 class OwnService:
     """A service of one test, which may be killed and started again at the same address."""
 
@@ -129,6 +133,12 @@ def result_of(job: subprocess.Popen[str]) -> dict[str, Any]:
     return result
 
 
+@pytest.fixture(scope="module")
+def unwatched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a job without a run computes."""
+    return result_of(begin(tmp_path_factory.mktemp("unwatched"), "", "disabled", STEPS, 0))
+
+
 def assert_stored(client: gradmedic.Client, run_id: str, computed: dict[str, Any]) -> None:
     """Check that the service has the losses and gradients that a job computed, each once."""
     series = client.runs.steps(run_id, ["loss", "grad_norm"], max_points=2000)
@@ -141,10 +151,12 @@ def assert_stored(client: gradmedic.Client, run_id: str, computed: dict[str, Any
 
 
 @pytest.mark.slow
-def test_a_service_that_is_killed_again_and_again_while_a_job_streams(tmp_path: Path, own_service: OwnService) -> None:
+def test_a_service_that_is_killed_again_and_again_while_a_job_streams(
+    tmp_path: Path, own_service: OwnService, unwatched: dict[str, Any]
+) -> None:
     """Everything is stored once, and the job's weights are those of a job without a run."""
     with FaultyProxy(own_service.url) as proxy:  # it sees what is stored
-        job = begin(tmp_path, proxy.url, "online", 300, 0.01)
+        job = begin(tmp_path, proxy.url, "online", STEPS, 0.01)
         assert job.stdout is not None
         run_id = job.stdout.readline().strip()
         for stored in (3, 6, 9):
@@ -155,15 +167,15 @@ def test_a_service_that_is_killed_again_and_again_while_a_job_streams(tmp_path: 
     with gradmedic.Client(own_service.url) as client:
         assert_stored(client, run_id, computed)
         assert client.runs.get(run_id).status == "finished"
-    assert result_of(begin(tmp_path, own_service.url, "disabled", 300, 0))["weights"] == computed["weights"]
+    assert unwatched["weights"] == computed["weights"]
 
 
 @pytest.mark.slow
 def test_a_job_that_is_killed_and_resumed_from_its_checkpoint(
-    tmp_path: Path, proxy: FaultyProxy, service_url: str, client: gradmedic.Client
+    tmp_path: Path, proxy: FaultyProxy, service_url: str, client: gradmedic.Client, unwatched: dict[str, Any]
 ) -> None:
     """The run equals that of a job without interruption, though steps behind the checkpoint had been stored."""
-    job = begin(tmp_path, proxy.url, "online", 200, 0.01)
+    job = begin(tmp_path, proxy.url, "online", STEPS, 0.01)
     assert job.stdout is not None
     run_id = job.stdout.readline().strip()
     for line in job.stdout:
@@ -174,11 +186,10 @@ def test_a_job_that_is_killed_and_resumed_from_its_checkpoint(
     job.communicate()
     assert (client.runs.get(run_id).last_step or 0) > 99
     assert job.returncode == -signal.SIGKILL
-    resumed = result_of(begin(tmp_path, service_url, "online", 200, 0, run_id))
-    whole = result_of(begin(tmp_path, service_url, "disabled", 200, 0))
-    assert resumed["weights"] == whole["weights"]
-    assert whole["losses"].items() >= resumed["losses"].items()
-    assert_stored(client, run_id, whole)
+    resumed = result_of(begin(tmp_path, service_url, "online", STEPS, 0, run_id))
+    assert resumed["weights"] == unwatched["weights"]
+    assert unwatched["losses"].items() >= resumed["losses"].items()
+    assert_stored(client, run_id, unwatched)
     assert client.runs.get(run_id).generation == 1
 
 
