@@ -65,7 +65,7 @@ class Training:
         self.recording = None
 
     def run(self, act: Callable[[Training, int], None], clips: Callable[[int], bool]) -> None:
-        """Train; `act(training, step)` is called before each step. `clips` gets a step, and returns whether it clips."""
+        """Train; `act(training, step)` is called before each step, which clips if `clips(step)` is true."""
         for step in range(STEPS):
             act(self, step)
             torch.manual_seed(100 * step + self.rank)
