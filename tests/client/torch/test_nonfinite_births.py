@@ -174,10 +174,7 @@ CLIPPING: dict[str, Callable[[list[nn.Parameter]], object]] = {
 
 
 def with_clippings(*choices: Iterable[str]) -> list[tuple[str, ...]]:
-    """Return every combination of choices, each with one way to clip.
-
-    The ways take turns, so that each choice meets each of them.
-    """
+    """Return every combination of choices, each with one way to clip. The ways take turns."""
     combinations = itertools.product(*map(enumerate, choices))
     clippings = list(CLIPPING)
     return [
