@@ -27,6 +27,8 @@ from gradmedic_service.database import schema
 
 POSTGRES_VARIABLE = "GRADMEDIC_TEST_POSTGRES_URL"
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: its threads would wait for each other busily
+
 hypothesis.settings.register_profile(
     "suite",
     deadline=None,  # a busy machine exceeds the default of 200 milliseconds an example

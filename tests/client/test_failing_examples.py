@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
+import runpy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
 import pytest
+import torch
 
 import gradmedic
 from gradmedic.protocol.ids import new_id
@@ -23,17 +24,27 @@ REPAIRS = {
     "half_precision": ("exploding", "--scale=256"),
 }
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # as in a script
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread, as the examples are too small for more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def train(name: str, url: str, directory: Path, *arguments: str) -> str:
-    """Run an example and return its run's id."""
+    """Run an example in this process, which has imported torch already, and return its run's id."""
     run_id = str(new_id())
-    environment = os.environ | {
-        "GRADMEDIC_BASE_URL": url, "GRADMEDIC_RUN_ID": run_id, "GRADMEDIC_DIR": str(directory), "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments]
-    subprocess.run(command, env=environment, cwd=directory, check=True, capture_output=True, timeout=240)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADMEDIC_BASE_URL", url)
+        patch.setenv("GRADMEDIC_RUN_ID", run_id)
+        patch.chdir(directory)
+        patch.setattr(sys, "argv", [f"{name}.py", *arguments])
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     return run_id
 
 

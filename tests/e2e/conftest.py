@@ -172,6 +172,10 @@ def start_service(tmp_path: Path) -> Iterator[StartService]:
 
 
 OpenPage = Callable[..., Page]
+CONTEXT_OPTIONS = {
+    "viewport": {"width": 1400, "height": 1000},
+    "reduced_motion": "reduce",  # an endless animation takes a whole core where no GPU draws it
+}
 
 
 @pytest.fixture
@@ -184,7 +188,7 @@ def open_page(chromium: Browser, start_service: StartService) -> Iterator[OpenPa
     errors: list[str] = []
 
     def start(address: str, *, waits: bool = True, refusals: tuple[int, ...] = (), **options: Any) -> Page:
-        context = chromium.new_context(**{"viewport": {"width": 1400, "height": 1000}, **options})
+        context = chromium.new_context(**{**CONTEXT_OPTIONS, **options})
         contexts.append(context)
         context.set_default_timeout(PATIENCE)
         page = context.new_page()

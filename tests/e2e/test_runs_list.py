@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 from benchmarks.page import fill_list
+from benchmarks.servers import gradmedic
 from playwright.sync_api import Page, expect
 from pydantic import SecretStr
 from tests.e2e.conftest import StartService
@@ -20,6 +22,7 @@ from gradmedic_service.settings import Settings
 
 API = "/api/v1"
 ROWS = "#runs tbody tr[data-run]"
+MANY = 2_000
 MAX_ROWS = 60
 """Largest number of rows in the document on a screen of this height."""
 
@@ -160,24 +163,29 @@ def test_groups_fold_and_rows_stay_under_the_pointer(open_page: Any, address: st
     expect(page.locator(ROWS)).to_have_count(4)
 
 
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1400), ("dark", 390)])
-def test_thousands_of_runs_stay_few_rows(
-    open_page: Any, start_service: StartService, tmp_path: Path, scheme: str, width: int
-) -> None:
-    """A reader scrolls through all runs; the document keeps few rows, nothing overflows, and axe finds nothing."""
-    url = f"sqlite:///{tmp_path / 'many.db'}"
+@pytest.fixture(scope="module")
+def address_of_many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A service with thousands of runs. Tests only read them."""
+    folder = tmp_path_factory.mktemp("many")
+    url = f"sqlite:///{folder / 'many.db'}"
     schema.upgrade(url)
     database = Database(Settings(database_url=SecretStr(url)))
-    count = 2_000
-    fill_list(database, count)
+    fill_list(database, MANY)
     database.close()
-    page = open_page(start_service(url), color_scheme=scheme, viewport={"width": width, "height": 900})
-    expect(page.locator("#counts")).to_contain_text(f"{count:,} runs: ")
-    expect(page.locator("#runs")).to_have_attribute("aria-rowcount", str(count + 1))
+    with gradmedic(url, folder) as (address, _):
+        yield address
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1400), ("dark", 390)])
+def test_thousands_of_runs_stay_few_rows(open_page: Any, address_of_many: str, scheme: str, width: int) -> None:
+    """A reader scrolls through all runs; the document keeps few rows, nothing overflows, and axe finds nothing."""
+    page = open_page(address_of_many, color_scheme=scheme, viewport={"width": width, "height": 900})
+    expect(page.locator("#counts")).to_contain_text(f"{MANY:,} runs: ")
+    expect(page.locator("#runs")).to_have_attribute("aria-rowcount", str(MANY + 1))
     scroller = "document.getElementById('list')" if width > 700 else "document.documentElement"
-    for part, row in ((0.5, count // 2), (1.0, count - 1), (0.0, 0)):
+    for part, row in ((0.5, MANY // 2), (1.0, MANY - 1), (0.0, 0)):
         page.evaluate(f"() => {{ {scroller}.scrollTop = {scroller}.scrollHeight * {part}; }}")
-        run = page.get_by_role("link", name=f"sweep-{count - 1 - row:05}")
+        run = page.get_by_role("link", name=f"sweep-{MANY - 1 - row:05}")
         expect(run).to_be_attached()
         if part != 0.5:  # the row in the middle of the list can stand just above the window
             expect(run).to_be_in_viewport()
@@ -187,6 +195,6 @@ def test_thousands_of_runs_stay_few_rows(
     assert violations(page) == ""
     if width > 700:
         page.get_by_label("Mark all runs that fit the filters").check()
-        expect(page.locator("#marked")).to_have_text(f"{count:,} runs marked")
+        expect(page.locator("#marked")).to_have_text(f"{MANY:,} runs marked")
         page.get_by_role("button", name="Delete …").click()
-        expect(page.get_by_role("dialog")).to_contain_text(f"Delete {count:,} runs?")
+        expect(page.get_by_role("dialog")).to_contain_text(f"Delete {MANY:,} runs?")

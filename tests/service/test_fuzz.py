@@ -2,7 +2,7 @@
 
 No answer is a 5xx, every status and body is documented, and every request that the schema forbids is refused. The
 refusal of a request that the schema allows is no failure, because a schema cannot express every rule: a page token, for
-example, belongs to one list. `make fuzz` runs longer, with other examples each time.
+example, belongs to one list. `make fuzz` runs longer, on both databases, with other examples each time.
 
 A second run puts odd values into the requests: text that PostgreSQL cannot store, huge integers, times at the edge.
 Then only the answers are checked, because an odd value may make a bad request good.
@@ -26,16 +26,19 @@ DEFAULT_EXAMPLES = 2
 """Examples of each operation and phase in the test suite."""
 ODD_EXAMPLES = 5
 """Examples of each operation with odd values in the test suite: half of them have one."""
+DATABASES = ["sqlite", "postgresql"] if EXAMPLES_VARIABLE in os.environ else ["postgresql"]
+"""The databases of the service. The suite has the one that refuses more values: test_odd_values.py compares both."""
 ODD_REQUESTS = "tests.support.odd_requests"
 REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("backend", DATABASES)
 @pytest.mark.parametrize("has_key", [True, False], ids=["with key", "without key"])
 def test_every_answer_is_documented(
     has_key: bool, serve: Any, database_url: str, database: Database, tmp_path: Path
 ) -> None:
-    """With and without a key, on both databases, every answer of every operation is as documented."""
+    """With and without a key, every answer of every operation is as documented."""
     options = ["--exclude-checks", "positive_data_acceptance"]
     phases = "examples,coverage,fuzzing" if has_key else "fuzzing"
     secret = new_key(database)
@@ -44,8 +47,9 @@ def test_every_answer_is_documented(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("backend", DATABASES)
 def test_no_odd_value_fails(serve: Any, database_url: str, database: Database, tmp_path: Path) -> None:
-    """On both databases, no request with an odd value makes the service fail, and every answer is documented."""
+    """No request with an odd value makes the service fail, and every answer is documented."""
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     secret = new_key(database)
     with serve(database_url, "--require-auth") as served:

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 from tests.support.patience import PATIENCE
 
-KILLS = 5
+KILLS = 3
 STEPS_AFTER_THE_LAST_KILL = 30
 
 

@@ -146,8 +146,9 @@ OPERATIONS = {
     "update_run": Operation(
         on_run(),
         {
-            "name": "odd", "notes": "n", "tags": ["a"], "config": CONFIG, "status": "finished", "training": TRAINING,
-            "muted_detectors": ["plateau"], "append_layers": [LAYER],
+            "name": "odd", "notes": "n", "tags": ["a"], "config": {"lr": 0.1, "name": "x"}, "status": "finished",
+            "training": {"precision": "float32", "batch_size": 8}, "muted_detectors": ["plateau"],
+            "append_layers": [{"name": "late", "shape": [4, 3]}],  # the other fields are those of `create_run`
         },
         method="PATCH",
     ),

@@ -9,6 +9,12 @@ from psycopg import sql
 
 from gradmedic_service.database import models, schema
 
+_FILLED_TABLES = sql.SQL(" UNION ALL ").join(
+    sql.SQL("SELECT {} WHERE EXISTS (SELECT 1 FROM {})").format(sql.Literal(table.name), sql.Identifier(table.name))
+    for table in models.Base.metadata.sorted_tables
+)
+"""Returns the names of the tables with rows. To empty a table takes long, also if it is empty."""
+
 
 class LentDatabases:
     """The databases of a server that tests borrow.
@@ -47,9 +53,11 @@ class LentDatabases:
             sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(name), sql.Identifier(new)),
             sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(sql.Identifier(new)),
         )
-        tables = sql.SQL(", ").join(sql.Identifier(table.name) for table in models.Base.metadata.sorted_tables)
         with psycopg.connect(self.url(new), autocommit=True) as connection:
-            connection.execute(sql.SQL("TRUNCATE {} RESTART IDENTITY").format(tables))
+            names = [row[0] for row in connection.execute(_FILLED_TABLES)]
+            if names:
+                tables = sql.SQL(", ").join(map(sql.Identifier, names))
+                connection.execute(sql.SQL("TRUNCATE {} RESTART IDENTITY CASCADE").format(tables))
         self._spare.append(new)
 
     def drop(self, name: str) -> None:

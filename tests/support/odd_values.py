@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
@@ -30,6 +31,7 @@ def nested(depth: int) -> list[Any]:
 
 OTHERS: tuple[Any, ...] = (None, True, [], {}, nested(40), ["\x00"], {"\x00": "\x00"}, {"\ud800": 2**64})
 ODD_VALUES: tuple[Any, ...] = TEXTS + INTEGERS + FLOATS + TIMES + OTHERS
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT")
 ODD_KEYS = ("\x00", "\ud800", "", "x" * 600)
 
 
@@ -51,7 +53,7 @@ def odd_bodies(body: Any) -> Iterator[tuple[str, Any]]:
     """
     for path, value in value_paths(body):
         name = ".".join(map(str, path))
-        for odd in ODD_VALUES:
+        for odd in odd_values_for(value):
             yield f"{name} = {odd!r:.40}", replace_value(body, path, odd)
         if isinstance(value, dict):
             for key in ODD_KEYS:
@@ -59,6 +61,21 @@ def odd_bodies(body: Any) -> Iterator[tuple[str, Any]]:
                     f"{name} with {key!r:.40}",
                     replace_value(body, path, value | {key: next(iter(value.values()), 1)}),
                 )
+
+
+def odd_values_for(value: Any) -> tuple[Any, ...]:
+    """Return the odd values to put in place of a value.
+
+    What has another type than the value is refused for that, or is taken for what it is, whatever it contains. So a
+    text and a number stand for all of them, where these are not the type of the value.
+    """
+    if isinstance(value, bool):
+        return ("", -1, 1.5, *OTHERS)
+    if isinstance(value, str):
+        return (*TEXTS, *(TIMES if _TIME.match(value) else ()), 10**400, float("nan"), *OTHERS)
+    if isinstance(value, int | float):
+        return ("", "\x00", "NaN", "-Infinity", *INTEGERS, *FLOATS, *OTHERS)
+    return ODD_VALUES
 
 
 def odd_tokens(token: str) -> Iterator[str]:

@@ -74,15 +74,19 @@ class Deployment:
     wait_until: WaitUntil
     database_url: str
 
-    def start_race(self, pause: float = 0.03) -> RunningRace:
-        """Start service, worker and a rerun, and wait until its first trial runs."""
+    def start_race(self, pause: float = 0.03, candidate_pause: float = 0.0) -> RunningRace:
+        """Start service, worker and a rerun, and wait until its first trial runs.
+
+        Args:
+            pause: seconds that the control pauses at each step.
+            candidate_pause: seconds that the candidate pauses at each step.
+        """
         self.service = self.stack.enter_context(self.serve(self.database_url, "--port", str(free_port()), lease=LEASE))
         client = self.stack.enter_context(gradmedic.Client(self.service.url, attempts=20))
         self.worker = self.stack.enter_context(self.start_worker(self.service.url))
         self.wait_until(lambda: has_trainables(client))
-        rerun = client.reruns.create(
-            stream_exploding_run(client, pause), remedies=[set_parameters(how="learn")], seeds=1, steps=80
-        )
+        remedies = [set_parameters(how="learn", pause=candidate_pause)]
+        rerun = client.reruns.create(stream_exploding_run(client, pause), remedies=remedies, seeds=1, steps=80)
         self.wait_until(lambda: find_running_trial(client, rerun) is not None)
         descendants = psutil.Process(self.worker.pid).children(recursive=True)
         launcher = next(process for process in descendants if "gradmedic_worker.attempt" in process.cmdline())
@@ -101,7 +105,7 @@ class Deployment:
 
 @pytest.fixture
 def deployment(serve: Serve, database_url: str, start_worker: StartWorker, wait_until: WaitUntil) -> Any:
-    """A deployment on each database in turn."""
+    """A deployment on the test's database."""
     with ExitStack() as stack:
         yield Deployment(stack, serve, start_worker, wait_until, database_url)
 
@@ -123,7 +127,7 @@ def test_the_database_is_killed(
     """The rerun ends although all processes of PostgreSQL are killed twice, and started on the same files."""
     with ExitStack() as stack:
         deployment = Deployment(stack, serve, start_worker, wait_until, own_postgres.url)
-        race = deployment.start_race()
+        race = deployment.start_race(candidate_pause=0.03)
 
         def has_done_trial(candidate: int) -> bool:
             trials = race.client.reruns.get(race.rerun.id).trials
@@ -155,6 +159,7 @@ def test_the_database_is_killed(
     assert all(statuses[-1] == "done" and set(statuses[:-1]) <= {"lost"} for statuses in attempt_statuses(rerun))
 
 
+@pytest.mark.parametrize("backend", ["postgresql"])
 def test_the_worker_is_killed(deployment: Deployment) -> None:
     """The script ends with its worker, and another worker makes another attempt."""
     race = deployment.start_race()
@@ -167,6 +172,7 @@ def test_the_worker_is_killed(deployment: Deployment) -> None:
     assert attempt_statuses(rerun) == [["lost", "done"], ["done"]]
 
 
+@pytest.mark.parametrize("backend", ["sqlite"])
 @pytest.mark.parametrize("victim", ["launcher", "script"])
 def test_the_trial_is_killed(deployment: Deployment, victim: str) -> None:
     """A trial whose launcher or script is killed is published as failed, with the reason."""
@@ -177,7 +183,7 @@ def test_the_trial_is_killed(deployment: Deployment, victim: str) -> None:
     assert ("signal 9" if victim == "script" else "launcher was killed") in (rerun.reason or "")
 
 
-@pytest.mark.parametrize("resumed", ["early", "late"])
+@pytest.mark.parametrize(("resumed", "backend"), [("early", "sqlite"), ("late", "postgresql")])
 def test_a_suspended_worker_is_resumed(deployment: Deployment, resumed: str) -> None:
     """A resumed worker changes nothing: another worker runs its trial (early), or has published it (late)."""
     race = deployment.start_race()

@@ -26,6 +26,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("worker")]
 
 LEASE = 8.0
 """Seconds."""
+LEARN_AT_ONCE = set_parameters(how="learn", pause=0.0)
+"""The candidate that learns, and does not pause: what happens to leases is tested during the control."""
 
 
 def wait_for_seconds(seconds: float, wait_until: WaitUntil) -> None:
@@ -35,9 +37,14 @@ def wait_for_seconds(seconds: float, wait_until: WaitUntil) -> None:
 
 
 @pytest.mark.parametrize(
-    ("suspended", "leases"),
-    [(["worker"], 0.5), (["service"], 1.7), (["service", "worker"], 3.0)],
-    ids=["worker", "service", "both"],
+    ("suspended", "leases", "backend"),
+    [
+        (["worker"], 0.5, "sqlite"),
+        (["service"], 1.7, "postgresql"),
+        (["service", "worker"], 2.0, "sqlite"),
+        (["service", "worker"], 2.0, "postgresql"),
+    ],
+    ids=["worker", "service", "both, sqlite", "both, postgresql"],
 )
 def test_no_trial_is_lost_while_processes_are_suspended(
     serve: Serve,
@@ -55,7 +62,7 @@ def test_no_trial_is_lost_while_processes_are_suspended(
     ):
         wait_until(lambda: has_trainables(client))
         rerun = client.reruns.create(
-            stream_exploding_run(client, pause=0.1), remedies=[set_parameters(how="learn")], seeds=1, steps=80
+            stream_exploding_run(client, pause=0.1), remedies=[LEARN_AT_ONCE], seeds=1, steps=80
         )
         wait_until(lambda: find_running_trial(client, rerun) is not None)
         processes = {"service": service.process, "worker": worker}
@@ -76,7 +83,7 @@ def test_a_worker_that_ends_gives_its_trial_back(
         with start_worker(service.url) as worker:
             wait_until(lambda: has_trainables(client))
             rerun = client.reruns.create(
-                stream_exploding_run(client, pause=0.1), remedies=[set_parameters(how="learn")], seeds=1, steps=80
+                stream_exploding_run(client, pause=0.05), remedies=[LEARN_AT_ONCE], seeds=1, steps=80
             )
             wait_until(lambda: find_running_trial(client, rerun) is not None)
             worker.send_signal(signal.SIGTERM)

@@ -99,7 +99,7 @@ def test_a_trial_whose_result_is_refused_has_failed(
         assert [request.status for request in proxy.requests if request.path.endswith("/result")][:2] == [422, 200]
 
 
-@pytest.mark.parametrize("status", [422, 500, 503])
+@pytest.mark.parametrize("status", [422, 503])
 def test_a_result_holds_a_slot_for_a_lease_at_most(
     serve: Serve, sqlite_url: str, start_worker: StartWorker, wait_until: WaitUntil, status: int
 ) -> None:

@@ -1,6 +1,6 @@
-"""Trains as one of several processes, and prints what it measured as JSON.
+"""Trains as one of several processes, with a run and without one, and prints what it measured as JSON.
 
-RANK=0 WORLD_SIZE=2 python distributed_training.py ddp|fsdp|hybrid watched|plain URL FILE_TO_MEET_IN
+RANK=0 WORLD_SIZE=2 python distributed_training.py ddp|fsdp|hybrid URL FILE_TO_MEET_IN
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from torch.distributed.tensor import DTensor
 import gradmedic
 
 STEPS = 30
+KEPT: list[nn.Module] = []
+"""The models, which must not be freed before the end: see `main`."""
 
 
 def whole(tensor: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
@@ -28,12 +31,8 @@ def whole(tensor: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     return full.detach().double().numpy().copy()
 
 
-def main() -> None:
-    """Train, and print the statistics of the whole gradients."""
-    kind, mode, url, meeting = sys.argv[1:]
-    torch.set_num_threads(1)
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
+def train(kind: str, mode: str, url: str) -> dict[str, Any]:
+    """Train with a run of a mode; return its id, the statistics of the whole gradients, and the weights at the end."""
     torch.manual_seed(0)
     model: nn.Module = nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 3))
     if kind == "ddp":
@@ -46,10 +45,9 @@ def main() -> None:
             mesh = init_device_mesh("cpu", (size // 2, 2), mesh_dim_names=("copies", "shards"))
         fully_shard(model[2], mesh=mesh)  # type: ignore[index]
         fully_shard(model, mesh=mesh)
+    KEPT.append(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    run = gradmedic.init(
-        "distributed", base_url=url, silent=True, log_freq=3, mode="online" if mode == "watched" else "disabled"
-    )
+    run = gradmedic.init("distributed", base_url=url, silent=True, log_freq=3, mode=mode)
     run.watch(model, optimizer)
     truth: dict[str, list[list[float]]] = {"grad_norm": [], "grad_abs_max": [], "update_norm": [], "grad_mean": []}
     zeros: list[list[float]] = []
@@ -75,12 +73,20 @@ def main() -> None:
     truth |= {"grad_zero_fraction": zeros, "nonfinite_count": nonfinite}
     is_delivered = run.finish()
     weights = [whole(p).tobytes().hex() for p in model.parameters()]
-    answer = {
+    return {
         "id": str(run.id), "delivered": is_delivered, "follows": run.is_follower, "truth": truth, "weights": weights,
     }  # fmt: skip
-    print(json.dumps(answer), flush=True)
+
+
+def main() -> None:
+    """Train in both modes, and print the answers."""
+    kind, url, meeting = sys.argv[1:]
+    torch.set_num_threads(1)
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
+    print(json.dumps({mode: train(kind, mode, url) for mode in ("online", "disabled")}), flush=True)
     dist.destroy_process_group()
-    # Not by returning, which frees the model: torch does that under Python's lock, and joins a thread of gloo's that
+    # Not by returning, which frees the models: torch does that under Python's lock, and joins a thread of gloo's that
     # may wait for this lock to free what backward() left in its thread-local state. On a busy machine it deadlocks,
     # with no run at all as with one that watches.
     os._exit(0)

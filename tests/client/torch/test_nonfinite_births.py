@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pytest
@@ -13,11 +14,17 @@ from torch import Tensor, nn
 
 from gradmedic.recording.instrumentation import Measurement
 
-pytestmark = pytest.mark.usefixtures("one_thread", "no_warning")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_warning", "few_first_steps")
 
-SAMPLED = 20
-"""Steps at the start that are always sampled."""
+SAMPLED = 8
+"""Steps at the start that are always sampled in these tests."""
 Fault = Callable[[Tensor], Tensor]
+
+
+@pytest.fixture
+def few_first_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sample fewer steps at the start than a run does: what is tested comes after them."""
+    monkeypatch.setattr("gradmedic.recording.sampler.FIRST_STEPS", SAMPLED)
 
 
 def no_fault(x: Tensor) -> Tensor:
@@ -166,6 +173,16 @@ CLIPPING: dict[str, Callable[[list[nn.Parameter]], object]] = {
 }
 
 
+def with_clippings(*choices: Iterable[str]) -> list[tuple[str, ...]]:
+    """Return every combination of choices, each with one way to clip. The ways take turns."""
+    combinations = itertools.product(*map(enumerate, choices))
+    clippings = list(CLIPPING)
+    return [
+        (*(choice for _, choice in combination), clippings[sum(place for place, _ in combination) % len(clippings)])
+        for combination in combinations
+    ]
+
+
 def find_nonfinite(model: nn.Module) -> set[str]:
     """Return the names of the parameters whose gradient has a non-finite element."""
     return {n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()}
@@ -219,13 +236,11 @@ def train(
     return sampled, expected, found
 
 
-@pytest.mark.parametrize("clip", CLIPPING)
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "fault", "clip"), with_clippings(MODELS, FAULTS))
 def test_a_nan_of_an_activation_is_recorded_at_its_step(name: str, fault: str, clip: str) -> None:
     """The step is exact, and the layers are those with a non-finite gradient, for NaN in forward and in backward."""
-    sampled, expected, found = train(MODELS[name](), clip, 22, fault=FAULTS[fault])
-    assert sampled[:1] == [22]
+    sampled, expected, found = train(MODELS[name](), clip, SAMPLED + 2, fault=FAULTS[fault])
+    assert sampled[:1] == [SAMPLED + 2]
     assert expected
     assert found == expected
 
@@ -235,58 +250,56 @@ def nan_in_data(_model: Model, batch: Tensor) -> None:
     batch.view(-1)[5] = math.nan
 
 
-@pytest.mark.parametrize("clip", CLIPPING)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "clip"), with_clippings(MODELS))
 def test_a_nan_in_the_data_is_recorded_at_its_step(name: str, clip: str) -> None:
     """One NaN in one batch is recorded at the step of that batch."""
-    sampled, expected, found = train(MODELS[name](), clip, 24, spoil=nan_in_data)
-    assert sampled[:1] == [24]
+    sampled, expected, found = train(MODELS[name](), clip, SAMPLED + 4, spoil=nan_in_data)
+    assert sampled[:1] == [SAMPLED + 4]
     assert found == expected
 
 
-@pytest.mark.parametrize("clip", CLIPPING)
 @pytest.mark.parametrize("name", MODELS)
-def test_a_nan_of_a_single_layer_is_recorded_for_this_layer_alone(name: str, clip: str) -> None:
+def test_a_nan_of_a_single_layer_is_recorded_for_this_layer_alone(name: str) -> None:
     """A gradient that is NaN in one layer alone, as of a weight whose norm is zero, is recorded for this layer."""
     names = [name for name, _ in MODELS[name]().named_parameters()]
-    for place in range(0, len(names), 5):
+    clippings = itertools.cycle(CLIPPING)
+    for place in range(0, len(names), 3):
 
         def spoil(model: Model, _batch: Tensor, place: int = place) -> Tensor:
             parameter = list(model.parameters())[place]
             return torch.sqrt((parameter * 0).square().sum()) * 0
 
-        sampled, expected, found = train(MODELS[name](), clip, 21, spoil=spoil)
-        assert sampled[:1] == [21]
+        sampled, expected, found = train(MODELS[name](), next(clippings), SAMPLED + 1, spoil=spoil)
+        assert sampled[:1] == [SAMPLED + 1]
         assert found == expected == {names[place]}
 
 
-@pytest.mark.parametrize("fault", ["forward", "root"])
-@pytest.mark.parametrize("clip", ["norm", "no"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "fault", "clip"), with_clippings(MODELS, ["forward", "root"]))
 def test_on_a_device_the_step_and_the_layers_are_recorded(
-    name: str, clip: str, fault: str, monkeypatch: pytest.MonkeyPatch
+    name: str, fault: str, clip: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The code for accelerators, which waits for nothing, names the same step and the same layers."""
     for module in ("statistics", "updates", "nonfinite_check", "clipping_meter", "watch"):
         monkeypatch.setattr(f"gradmedic.torch.{module}.is_measured_on_host", lambda _tensor: False)
-    sampled, expected, found = train(MODELS[name](), clip, 22, fault=FAULTS[fault])
-    assert sampled[:1] == [22]
+    sampled, expected, found = train(MODELS[name](), clip, SAMPLED + 2, fault=FAULTS[fault])
+    assert sampled[:1] == [SAMPLED + 2]
     assert found == expected
 
 
-def test_finite_gradients_are_not_sampled_besides() -> None:
+@pytest.mark.parametrize("name", MODELS)
+def test_finite_gradients_are_not_sampled_besides(name: str) -> None:
     """Steps with finite gradients stay unsampled, also with tiny, large and zero gradients and half precision."""
-    for make in MODELS.values():
-        for dtype in (torch.float32, torch.bfloat16, torch.float64):
-            for scale in (1e-30, 1.0, 1e18, 0.0):
-                model = make().to(dtype)
-                optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-                with Recording(model, optimizer, log_freq=1000) as recording:
-                    for step in range(SAMPLED + 4):
-                        optimizer.zero_grad()
-                        model(model.make_batch().to(dtype)).square().mean().mul(scale).backward()
-                        optimizer.step()
-                        assert (recording.log().row is not None) == (step < SAMPLED)
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        model = MODELS[name]().to(dtype)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        with Recording(model, optimizer, log_freq=1000) as recording:
+            sampled = []
+            for scale in [1.0] * SAMPLED + [1e-30, 1.0, 1e18, 0.0]:
+                optimizer.zero_grad()
+                model(model.make_batch().to(dtype)).square().mean().mul(scale).backward()
+                optimizer.step()
+                sampled.append(recording.log().row is not None)
+        assert sampled == [True] * SAMPLED + [False] * 4
 
 
 def test_gradients_that_stay_nan_are_not_sampled_for_ever() -> None:
@@ -322,16 +335,16 @@ def test_sparse_gradients_scalars_and_frozen_layers_are_looked_at() -> None:
         model = Odd()
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
         with Recording(model, optimizer, log_freq=1000) as recording:
-            for step in range(28):
+            for step in range(SAMPLED + 8):
                 optimizer.zero_grad()
                 loss = model(torch.randint(0, 3000, (8,))).square().mean()
-                if step == 27:
+                if step == SAMPLED + 7:
                     loss = loss + torch.sqrt((model.get_parameter(spoiled) * 0).sum()) * 0
                 loss.backward()
                 optimizer.step()
                 measurement = recording.log()
-                assert (measurement.row is not None) == (step < SAMPLED or step == 27)
-                if step == 27:
+                assert (measurement.row is not None) == (step < SAMPLED or step == SAMPLED + 7)
+                if step == SAMPLED + 7:
                     assert spoiled in find_recorded(recording, measurement)
 
 
@@ -343,11 +356,11 @@ def test_what_the_look_leaves_is_the_training_to_the_bit() -> None:
         model = Transformer()
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         recording = Recording(model, optimizer, log_freq=1000) if is_watched else None
-        for step in range(26):
+        for step in range(SAMPLED + 6):
             optimizer.zero_grad()
             loss = model(model.make_batch()).square().mean()
             loss.backward()
-            if step == 24:
+            if step == SAMPLED + 4:
                 next(model.parameters()).grad[0] = math.nan  # type: ignore[index]
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from tests.client.runs import block_requests, losses, start, wait_until_recorded
 from tests.support.faulty_proxy import Fault, FaultyProxy
+from tests.support.patience import PATIENCE
 
 import gradmedic
 from gradmedic.cli import main
@@ -60,6 +61,10 @@ delivered = run.finish(timeout=120)
 weights = hashlib.sha256(b''.join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
 print(json.dumps({'losses': losses, 'norms': norms, 'weights': weights, 'delivered': delivered}), flush=True)
 """
+
+
+STEPS = 200
+"""Steps of a job."""
 
 
 class OwnService:
@@ -116,17 +121,23 @@ def begin(folder: Path, url: str, mode: str, steps: int, pause: float, *more: st
 def wait_for_blocks(proxy: FaultyProxy, count: int) -> None:
     """Wait until the service has stored this number of blocks."""
     proxy.wait_for(
-        lambda requests: sum(request.status == 200 for request in block_requests(requests)) >= count, timeout=60.0
+        lambda requests: sum(request.status == 200 for request in block_requests(requests)) >= count, PATIENCE
     )
 
 
 def result_of(job: subprocess.Popen[str]) -> dict[str, Any]:
     """Wait for a job's end and return what it printed."""
-    out, err = job.communicate(timeout=200)
+    out, err = job.communicate(timeout=PATIENCE)
     assert job.returncode == 0, err
     result: dict[str, Any] = json.loads(out.splitlines()[-1])
     assert result["delivered"], err
     return result
+
+
+@pytest.fixture(scope="module")
+def unwatched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a job without a run computes."""
+    return result_of(begin(tmp_path_factory.mktemp("unwatched"), "", "disabled", STEPS, 0))
 
 
 def assert_stored(client: gradmedic.Client, run_id: str, computed: dict[str, Any]) -> None:
@@ -141,13 +152,15 @@ def assert_stored(client: gradmedic.Client, run_id: str, computed: dict[str, Any
 
 
 @pytest.mark.slow
-def test_a_service_that_is_killed_again_and_again_while_a_job_streams(tmp_path: Path, own_service: OwnService) -> None:
+def test_a_service_that_is_killed_again_and_again_while_a_job_streams(
+    tmp_path: Path, own_service: OwnService, unwatched: dict[str, Any]
+) -> None:
     """Everything is stored once, and the job's weights are those of a job without a run."""
     with FaultyProxy(own_service.url) as proxy:  # it sees what is stored
-        job = begin(tmp_path, proxy.url, "online", 300, 0.01)
+        job = begin(tmp_path, proxy.url, "online", STEPS, 0.01)
         assert job.stdout is not None
         run_id = job.stdout.readline().strip()
-        for stored in (3, 6, 9):
+        for stored in (1, 2, 3):  # a block has 50 steps at most, so that there is one after the last kill
             wait_for_blocks(proxy, stored)
             own_service.kill()
             own_service.start()
@@ -155,15 +168,15 @@ def test_a_service_that_is_killed_again_and_again_while_a_job_streams(tmp_path: 
     with gradmedic.Client(own_service.url) as client:
         assert_stored(client, run_id, computed)
         assert client.runs.get(run_id).status == "finished"
-    assert result_of(begin(tmp_path, own_service.url, "disabled", 300, 0))["weights"] == computed["weights"]
+    assert unwatched["weights"] == computed["weights"]
 
 
 @pytest.mark.slow
 def test_a_job_that_is_killed_and_resumed_from_its_checkpoint(
-    tmp_path: Path, proxy: FaultyProxy, service_url: str, client: gradmedic.Client
+    tmp_path: Path, proxy: FaultyProxy, service_url: str, client: gradmedic.Client, unwatched: dict[str, Any]
 ) -> None:
     """The run equals that of a job without interruption, though steps behind the checkpoint had been stored."""
-    job = begin(tmp_path, proxy.url, "online", 200, 0.01)
+    job = begin(tmp_path, proxy.url, "online", STEPS, 0.01)
     assert job.stdout is not None
     run_id = job.stdout.readline().strip()
     for line in job.stdout:
@@ -174,11 +187,10 @@ def test_a_job_that_is_killed_and_resumed_from_its_checkpoint(
     job.communicate()
     assert (client.runs.get(run_id).last_step or 0) > 99
     assert job.returncode == -signal.SIGKILL
-    resumed = result_of(begin(tmp_path, service_url, "online", 200, 0, run_id))
-    whole = result_of(begin(tmp_path, service_url, "disabled", 200, 0))
-    assert resumed["weights"] == whole["weights"]
-    assert whole["losses"].items() >= resumed["losses"].items()
-    assert_stored(client, run_id, whole)
+    resumed = result_of(begin(tmp_path, service_url, "online", STEPS, 0, run_id))
+    assert resumed["weights"] == unwatched["weights"]
+    assert unwatched["losses"].items() >= resumed["losses"].items()
+    assert_stored(client, run_id, unwatched)
     assert client.runs.get(run_id).generation == 1
 
 
