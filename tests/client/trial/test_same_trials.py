@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.client.recording.test_busy_machine import BUSY_LOOPS, busy_loops
+from tests.client.recording.busy_training import busy_loops
 from tests.client.trial.trial_training import STEPS
 
 import gradmedic
@@ -63,6 +63,6 @@ def test_trials_are_the_same_on_a_quiet_and_on_a_busy_machine(service_url: str, 
     assert quiet["verdict"][0] == "exploding"
     assert [name for name in quiet["metrics"] if name.startswith(PREFIX)]
     assert quiet["series"]["double", None] == [repr(2.0 * step) for step in range(STEPS)]
-    with busy_loops(BUSY_LOOPS):
+    with busy_loops():
         assert run_trial(service_url, client) == quiet
     assert run_trial(service_url, client, "erratic") == quiet

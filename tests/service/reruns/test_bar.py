@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from tests.service.reruns.test_experiment import carry_out, design, failing, learning, trial
 
-from gradmedic_service.reruns.experiment import CONTROL, TrialState, next_step, reason_not_better
+from gradmedic_service.reruns.experiment import CONTROL, next_step
+from gradmedic_service.reruns.judging import TrialState, reason_not_better
 from gradmedic_service.reruns.loss_curves import EVALUATED_LOSS, LOSS, Measure
 
 
