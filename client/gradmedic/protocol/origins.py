@@ -10,6 +10,9 @@ from gradmedic.protocol.schema import SCHEMA, Number, OneOf, StrictBool, StrictI
 ORIGIN_PASSES = ("forward", "backward")
 ORIGIN_KINDS = ("data", "numeric", "not_deterministic")
 ORIGIN_REPRODUCED = ("1 of 1", "0 of 1")
+ORIGIN_UNITS = ("element", "row", "label", "example")
+LONGEST_TEXT = 2_000
+"""Characters of a sentence, a path or a line of code that the service accepts."""
 SPECIAL_INPUTS = (
     "zero", "negative", "out_of_range", "at_boundary", "overflow", "masked_row", "empty", "single_element",
     "ignored_labels", "impossible_alignment", "nonfinite", "unused_branch",
@@ -47,7 +50,7 @@ class OriginInput:
     """Number of elements or rows that are special."""
     total: StrictInt | None = None
     """Number of all elements or rows."""
-    unit: Annotated[Text, OneOf("element", "row", "label", "example")] | None = None
+    unit: Annotated[Text, OneOf(*ORIGIN_UNITS)] | None = None
     """What `count` and `total` count."""
     value: Number | None = None
     """The value that stands out, for example the largest one of an overflow."""

@@ -65,7 +65,7 @@ class Event:
         return self.direction == "forward"
 
 
-class OriginFinder(TorchDispatchMode):
+class OriginFinder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Checks every operation while it is entered, and remembers those whose output is not finite.
 
     Nothing that runs inside computes anything else than without it. Each operation is checked by one sum of its output.
@@ -75,7 +75,7 @@ class OriginFinder(TorchDispatchMode):
     """
 
     def __init__(self, modules: Mapping[str, torch.nn.Module] | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._paths = {id(module): path for path, module in (modules or {}).items()}
         self.calls = CallRecorder(self._paths)
         self._events: dict[int, list[Event]] = {}
@@ -95,16 +95,14 @@ class OriginFinder(TorchDispatchMode):
 
     def __enter__(self) -> OriginFinder:
         """Check and record from now on."""
-        self.calls.__enter__()
-        super().__enter__()
+        self.calls.__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Check no more."""
-        super().__exit__(kind, error, at)
-        self.calls.__exit__(kind, error, at)
+        super().__exit__(kind, error, at)  # type: ignore[no-untyped-call]
+        self.calls.__exit__(kind, error, at)  # type: ignore[no-untyped-call]
 
     def explain(self, targets: Iterable[Tensor]) -> Origin | None:
         """Return the origin of the first non-finite element that reached some tensors.

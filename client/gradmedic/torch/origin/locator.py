@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gradmedic.protocol.origins import Origin
+from gradmedic.protocol.runs import Training
 from gradmedic.torch.distributed import get_group_size
 from gradmedic.torch.loss_functions import begin_observing, end_observing
 from gradmedic.torch.module_hooks import AttachedHook, attach_forward_hook, attach_forward_pre_hook
@@ -99,6 +100,10 @@ class Locator:
         if not self._record.roots and isinstance(loss, Tensor):
             self._record.roots.append(Root(self._record.find(loss), loss.detach(), loss.grad_fn))
         self._locate()
+
+    def add_origin(self, training: Training | None) -> Training | None:
+        """Return the facts about a training, with the origin if there is one."""
+        return training if self.origin is None else dataclasses.replace(training or Training(), origin=self.origin)
 
     # --- what a step computes ---------------------------------------------------------------------------------------
 

@@ -23,7 +23,9 @@ from gradmedic.torch.module_hooks import FAST_PATH_MODULES
 from gradmedic.torch.origin.source import find_place
 from gradmedic.torch.origin.step_record import Item, Precision, StepRecord
 
-_UNRECORDED = frozenset({"__get__", "__set__", "backward", "__repr__", "__format__", "item", "tolist", "numpy", "__len__"})
+_UNRECORDED = frozenset(
+    {"__get__", "__set__", "backward", "__repr__", "__format__", "item", "tolist", "numpy", "__len__"}
+)
 """Functions that compute no tensor of the step."""
 
 
@@ -42,7 +44,7 @@ class LossTape(TorchFunctionMode):
 
     def start(self, record: StepRecord) -> bool:
         """Record from now on, if nothing else that torch calls is in the way; return whether it does."""
-        modes = _get_current_function_mode_stack()
+        modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
         if self in modes:
             self._record = record
             return True
@@ -50,7 +52,7 @@ class LossTape(TorchFunctionMode):
             return False
         self._record = record
         self._guard = register_module_forward_pre_hook(self._before_module)
-        _push_mode(self)
+        _push_mode(self)  # type: ignore[no-untyped-call]
         return True
 
     def rest(self) -> None:
@@ -64,12 +66,12 @@ class LossTape(TorchFunctionMode):
             self._guard.remove()
             self._guard = None
         above: list[Any] = []
-        if self not in _get_current_function_mode_stack():
+        if self not in _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
             return
-        while (mode := _pop_mode()) is not self:
+        while (mode := _pop_mode()) is not self:  # type: ignore[no-untyped-call]
             above.append(mode)
         for mode in reversed(above):
-            _push_mode(mode)
+            _push_mode(mode)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -35,5 +35,7 @@ def describe_origin(origin: Origin) -> str:
     if origin.is_eager:
         facts.append("the compiled model was repeated without the compiler")
     reached = "is in the data" if origin.kind == "data" else "is born"
-    details = f": {'; '.join(facts)}" if origin.input is not None and origin.input.text else "".join(f"; {f}" for f in facts)
+    details = (
+        f": {'; '.join(facts)}" if origin.input is not None and origin.input.text else "".join(f"; {f}" for f in facts)
+    )
     return f"{value} {reached}{step} {'and reaches' if origin.kind == 'data' else 'in'} {operation}{where}{details}."

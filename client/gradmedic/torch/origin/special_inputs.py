@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -86,7 +86,9 @@ def describe_backward(operation: str, saved: Saved, gradient: Tensor | None, out
         found = _count((saved["self"] == 0) & (saved["other"] == 0), argument, "zero", "both inputs were 0")
     elif argument is not None:
         found = _describe_arguments(operation, [argument], [argument, saved.get("exponent")], is_backward=True)
-    shown = argument if argument is not None else (result if _is_float(result) else output)
+    shown: Tensor = output
+    if argument is not None or _is_float(result):
+        shown = result if argument is None else argument
     described = found or _describe_overflow([shown], [output]) or _plain(shown)
     if _is_unused(gradient, output):
         text = "the gradient that arrives is 0 there, as in a branch of torch.where that is not taken"
@@ -249,7 +251,7 @@ def _is_unused(gradient: Tensor | None, output: Tensor) -> bool:
     return bool((gradient[bad] == 0).all())
 
 
-def _is_float(value: Any) -> bool:
+def _is_float(value: Any) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and is_checked(value) and value.is_floating_point()
 
 
@@ -259,5 +261,3 @@ def _largest(tensor: Tensor) -> float:
 
 def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-

@@ -8,7 +8,6 @@ kept. Inputs, targets and other tensors from outside are kept until the step end
 from __future__ import annotations
 
 import contextlib
-import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -180,5 +179,3 @@ class StepRecord:
         self.given.append(GivenTensor(tensor.detach(), version, id(tensor), tensor.requires_grad))
         self._given_numbers[id(tensor)] = len(self.given) - 1
         return Given(len(self.given) - 1)
-
-
