@@ -19,7 +19,8 @@ from torch.overrides import TorchFunctionMode
 from gradmedic.torch.origin.operation_names import name_function
 from gradmedic.torch.origin.source import Place, find_caller
 
-_GETTER = "__get__"
+_UNRECORDED = frozenset({"__get__", "backward", "grad"})
+"""Functions that are no operation: attributes, and what runs the backward pass."""
 
 
 @dataclass(slots=True)
@@ -58,7 +59,7 @@ class CallRecorder(TorchFunctionMode):
     ) -> Any:
         """Call the function and record it."""
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") == _GETTER:
+        if getattr(func, "__name__", "") in _UNRECORDED:
             return func(*args, **kwargs)
         caller = find_caller(sys._getframe(1), self._modules)
         begin = read_sequence_number()
@@ -75,8 +76,12 @@ class CallRecorder(TorchFunctionMode):
         finally:
             self.current = before
             call.end = read_sequence_number()
-            self._calls.append(call)
-            self._begins.append(begin)
+            self.add(call)
+
+    def add(self, call: Call) -> None:
+        """Record a call that made the newest nodes of the graph."""
+        self._calls.append(call)
+        self._begins.append(call.begin)
 
     def find(self, node: Node) -> Call | None:
         """Return the call that made a node; of a custom function, the first call inside of its forward pass."""

@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradmedic.protocol.origins import Origin, OriginInput
-from gradmedic.torch.origin.calls import Call, CallRecorder
+from gradmedic.torch.origin.calls import Call, CallRecorder, read_sequence_number
 from gradmedic.torch.origin.numbers import first_nonfinite, has_nan, is_checked, is_finite
-from gradmedic.torch.origin.operation_names import name_node, name_operator
+from gradmedic.torch.origin.operation_names import name_node, name_operator, normalize
 from gradmedic.torch.origin.source import Place, describe_place, find_caller
 from gradmedic.torch.origin.special_inputs import describe_backward, describe_forward
 
@@ -84,6 +85,8 @@ class OriginFinder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The storages, so that their addresses stay theirs."""
         self._uninitialized: set[int] = set()
         self._count = 0
+        self._names: dict[tuple[Place | None, str], str] = {}
+        """Name of each operation that a line called in the forward pass, by the name that the dispatcher has for it."""
         self._node = -1
         """Number of the node whose gradient is computed now."""
         self._arriving: Tensor | None = None
@@ -147,8 +150,13 @@ class OriginFinder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         read = [t for t in inputs if not (name in _OVERWRITING and any(t is c for c in changed))]
         before = [t for t in read if any(t is c for c in changed) and not self._is_finite_input(t)]
         node: Node | None = torch._C._current_autograd_node()
+        call = self.calls.current
         if node is not None:
             self._follow_gradient(node, inputs)
+            if isinstance(node, BackwardCFunction) and torch.is_grad_enabled():
+                self._add_recomputed_call(name)
+        elif call is not None and call.name is not None:
+            self._names[call.place, name] = call.name
         output = func(*args, **kwargs)
         try:
             if node is not None:
@@ -161,6 +169,17 @@ class OriginFinder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         except Exception as error:  # the check must not end what it checks
             self.failure = self.failure or error
         return output
+
+    def _add_recomputed_call(self, name: str) -> None:
+        """Record an operation of a reentrant checkpoint, which runs a forward pass inside of the backward pass.
+
+        Torch shows no calls of functions there. The node of the operation is the newest one.
+        """
+        place, module = find_caller(sys._getframe(2), self._paths)
+        if place is not None:
+            number = read_sequence_number()
+            known = self._names.get((place, name), normalize(name))
+            self.calls.add(Call(known, place, module, number - 1, number))
 
     def _follow_gradient(self, node: Node, inputs: Sequence[Tensor]) -> None:
         """Notice which input is the gradient that arrives at a node: another node made it."""
@@ -239,7 +258,9 @@ class OriginFinder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if caller.place is not None:  # Python code runs inside of the backward pass
             is_gradient = caller.place.function == _BACKWARD_FUNCTION
             module = caller.module if caller.module is not None else (made_by.module if made_by else None)
-            used = name if call is None or call.name is None else call.name
+            used = self._names.get((caller.place, func._schema.name.rpartition("::")[2]))
+            if used is None:
+                used = name if call is None or call.name is None else call.name
             return used, "backward" if is_gradient else "forward", caller.place, module
         if made_by is None:
             return name_node(node.name()), "backward", None, None
@@ -254,7 +275,9 @@ class OriginFinder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return None
             described = describe_forward(operation, values, outputs)
             return describe_forward(inner, values, outputs) if described.special is None else described
-        return describe_backward(operation, _read_saved(node), self._arriving, outputs[0])
+        return describe_backward(
+            operation, _read_saved(node), self._arriving, outputs[0], inner=describe_forward(inner, values, ())
+        )
 
     def _is_finite_input(self, tensor: Tensor) -> bool:
         return _storage(tensor) in self._uninitialized or is_finite(tensor)

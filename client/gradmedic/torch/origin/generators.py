@@ -25,7 +25,7 @@ class GeneratorState:
     def capture(cls) -> GeneratorState:
         """Return the state now. Nothing is drawn."""
         numpy = sys.modules.get("numpy.random")
-        is_used = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        is_used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         return cls(
             python=random.getstate(),
             numpy=None if numpy is None else numpy.get_state(),

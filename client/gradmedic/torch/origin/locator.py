@@ -28,9 +28,9 @@ from gradmedic.torch.origin.numbers import are_finite
 from gradmedic.torch.origin.replay import find_origin
 from gradmedic.torch.origin.sentences import describe_origin
 from gradmedic.torch.origin.source import find_place
-from gradmedic.torch.origin.step_record import Item, Precision, Root, StepRecord
+from gradmedic.torch.origin.step_record import MOST_MODEL_CALLS, Item, Precision, Root, StepRecord
 from gradmedic.torch.recorded_code import is_recorded
-from gradmedic.torch.statistics import is_nonfinite_on_host
+from gradmedic.torch.statistics import is_nonfinite_on_host, local_part
 from gradmedic.torch.structure import unwrap_model
 
 logger = logging.getLogger("gradmedic")
@@ -94,7 +94,7 @@ class Locator:
 
     def finish_step(self, loss: Any) -> None:
         """Look at a loss that was logged: a script may leave out the update if it is not finite."""
-        if self.is_over or not self._record.items or not is_nonfinite_on_host(loss):
+        if self.is_over or not (self._record.items or self._record.reason) or not is_nonfinite_on_host(loss):
             return
         self._tape.stop()
         if not self._record.roots and isinstance(loss, Tensor):
@@ -115,7 +115,11 @@ class Locator:
             self._calls.append(None)
             return
         self._calls.append(None)
-        if record.reason is not None:
+        if self._reason is not None or record.reason is not None:
+            return
+        if record.model_calls >= MOST_MODEL_CALLS:
+            record = self._record = StepRecord()
+            record.reason = f"the models are called more than {MOST_MODEL_CALLS} times in a step"
             return
         item = Item(
             model, record.encode(args), record.encode(kwargs), find_place(sys._getframe(2)), Precision.read(),
@@ -172,7 +176,7 @@ class Locator:
             return
         try:
             with torch.no_grad():
-                gradients = [p.grad for p in self._parameters if p.grad is not None]
+                gradients = [local_part(p.grad) for p in self._parameters if p.grad is not None]
                 is_ordinary = are_finite([*gradients, *(root.value for root in self._record.roots)])
             if not is_ordinary:
                 self._locate()

@@ -16,13 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from gradmedic.protocol.origins import Origin
-from gradmedic.torch.first_batch import tensors_in
 from gradmedic.torch.origin.finder import OriginFinder
 from gradmedic.torch.origin.generators import GeneratorState
 from gradmedic.torch.origin.loss_tape import uses_compiler
 from gradmedic.torch.origin.module_copies import CannotCopy, ModuleCopies, set_training
 from gradmedic.torch.origin.numbers import are_finite, is_finite
-from gradmedic.torch.origin.step_record import Given, Item, Made, StepRecord
+from gradmedic.torch.origin.step_record import Given, Item, Made, StepRecord, tensors_of
 
 _MOST_OPERATIONS = 16
 """Operations of the loss that are named where nothing else is known."""
@@ -116,7 +115,7 @@ class _Replay:
                 output = model(*args, **kwargs)
             else:
                 output = item.function(*args, **kwargs)
-        tensors = list(tensors_in(list(output.values()) if isinstance(output, dict) else output))
+        tensors = tensors_of(output)
         if len(tensors) != len(item.outputs):
             raise CannotRepeat("an operation returned other tensors when it was repeated")
         self._made.update(zip(item.outputs, tensors, strict=True))
@@ -135,6 +134,8 @@ class _Replay:
 
     def _explain_nothing(self, *, is_whole: bool) -> Origin:
         operations = [name for root in self._record.roots for name in _list_operations(root.node)]
+        if is_whole and self._record.has_foreign_graph:
+            return Origin(reason="the loss also depends on what was computed outside of the watched models")
         if is_whole:
             return Origin(reproduced="0 of 1", reason="every number was finite when the step was repeated")
         if not self._record.roots and not self._record.output_gradients:

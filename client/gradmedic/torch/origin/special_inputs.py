@@ -52,7 +52,9 @@ def describe_forward(operation: str, inputs: Sequence[Any], outputs: Sequence[Te
     return found or _describe_overflow(floats or [first], outputs) or _plain(first)
 
 
-def describe_backward(operation: str, saved: Saved, gradient: Tensor | None, output: Tensor) -> OriginInput:
+def describe_backward(
+    operation: str, saved: Saved, gradient: Tensor | None, output: Tensor, *, inner: OriginInput
+) -> OriginInput:
     """Describe the input of an operation whose gradient is not finite.
 
     Args:
@@ -60,6 +62,7 @@ def describe_backward(operation: str, saved: Saved, gradient: Tensor | None, out
         saved: what the operation saved.
         gradient: the gradient that arrives.
         output: the first gradient that is not finite.
+        inner: description of the input of the one operation inside of the gradient that failed.
     """
     argument = next((saved[name] for name in ("self", "input", "other") if _is_float(saved.get(name))), None)
     result = saved.get("result")
@@ -86,10 +89,10 @@ def describe_backward(operation: str, saved: Saved, gradient: Tensor | None, out
         found = _count((saved["self"] == 0) & (saved["other"] == 0), argument, "zero", "both inputs were 0")
     elif argument is not None:
         found = _describe_arguments(operation, [argument], [argument, saved.get("exponent")], is_backward=True)
-    shown: Tensor = output
-    if argument is not None or _is_float(result):
-        shown = result if argument is None else argument
-    described = found or _describe_overflow([shown], [output]) or _plain(shown)
+    shown = argument if argument is not None else result
+    if found is None and _is_float(shown):
+        found = _describe_overflow([shown], [output])
+    described = found or inner
     if _is_unused(gradient, output):
         text = "the gradient that arrives is 0 there, as in a branch of torch.where that is not taken"
         joined = f"{described.text}; {text}" if described.text else text

@@ -22,7 +22,9 @@ from gradmedic.torch.origin.generators import GeneratorState
 from gradmedic.torch.origin.source import Place
 
 _MOST_ITEMS = 2_000
-"""Calls that are remembered of a step. A script whose loss makes more is told that it cannot be repeated."""
+"""Calls that are remembered of a step. Of a loss that makes more, only what reaches the model is repeated."""
+MOST_MODEL_CALLS = 64
+"""Calls of models that are remembered of a step. Their inputs are kept."""
 
 
 class Made(NamedTuple):
@@ -62,7 +64,7 @@ class Precision:
     @classmethod
     def read(cls) -> Precision:
         """Return how autocast computes now."""
-        devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+        devices = ("cpu", "cuda") if torch.cuda.is_initialized() else ("cpu",)  # type: ignore[no-untyped-call]
         return cls({name: (torch.is_autocast_enabled(name), torch.get_autocast_dtype(name)) for name in devices})
 
     @contextlib.contextmanager
@@ -117,14 +119,18 @@ class StepRecord:
         """Gradient that arrived at a tensor of the step, by the tensor's number, where the tape does not reach."""
         self.reason: str | None = None
         """Why the step cannot be repeated."""
+        self.has_foreign_graph = False
+        """Whether it uses a tensor with a graph that something else has computed."""
+        self.model_calls = 0
         self._made: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._given_numbers: dict[int, int] = {}
         self._count = 0
 
     def add(self, item: Item) -> bool:
         """Remember a call; return whether there was room for it."""
-        if len(self.items) >= _MOST_ITEMS:
-            self.reason = f"the step makes more than {_MOST_ITEMS:,} calls"
+        if isinstance(item.function, int):
+            self.model_calls += 1
+        elif len(self.items) >= _MOST_ITEMS:
             return False
         self.items.append(item)
         return True
@@ -149,7 +155,7 @@ class StepRecord:
 
     def note_outputs(self, item: Item, output: Any) -> None:
         """Give numbers to the tensors that a call returned."""
-        for tensor in tensors_in(list(output.values()) if isinstance(output, dict) else output):
+        for tensor in tensors_of(output):
             number = self.find(tensor)
             if number is None:
                 number = self._count
@@ -175,7 +181,15 @@ class StepRecord:
         known = self._given_numbers.get(id(tensor))
         if known is not None and self.given[known].tensor.data_ptr() == tensor.data_ptr():
             return Given(known)
+        self.has_foreign_graph = self.has_foreign_graph or tensor.grad_fn is not None
         version = 0 if tensor.is_inference() else tensor._version
         self.given.append(GivenTensor(tensor.detach(), version, id(tensor), tensor.requires_grad))
         self._given_numbers[id(tensor)] = len(self.given) - 1
         return Given(len(self.given) - 1)
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """Return the tensors that a call returned: alone, in a container, or as attributes of an object."""
+    if isinstance(output, (Tensor, list, tuple, dict)) or output is None:
+        return list(tensors_in(output))
+    return list(tensors_in(list(getattr(output, "__dict__", {}).values())))
