@@ -87,6 +87,7 @@ class OriginFinder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._count = 0
         self._names: dict[tuple[Place | None, str], str] = {}
         """Name of each operation that a line called in the forward pass, by the name that the dispatcher has for it."""
+        self._newest = -1
         self._node = -1
         """Number of the node whose gradient is computed now."""
         self._arriving: Tensor | None = None
@@ -175,9 +176,12 @@ class OriginFinder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         Torch shows no calls of functions there. The node of the operation is the newest one.
         """
+        number = read_sequence_number()
+        if number == self._newest:  # a part of the same operation
+            return
+        self._newest = number
         place, module = find_caller(sys._getframe(2), self._paths)
         if place is not None:
-            number = read_sequence_number()
             known = self._names.get((place, name), normalize(name))
             self.calls.add(Call(known, place, module, number - 1, number))
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +19,7 @@ from gradmedic.torch.origin.finder import OriginFinder
 from gradmedic.torch.origin.generators import GeneratorState
 from gradmedic.torch.origin.loss_tape import uses_compiler
 from gradmedic.torch.origin.module_copies import CannotCopy, ModuleCopies, set_training
-from gradmedic.torch.origin.numbers import are_finite, is_finite
+from gradmedic.torch.origin.numbers import are_finite, has_nan, is_finite
 from gradmedic.torch.origin.step_record import Given, Item, Made, StepRecord, tensors_of
 
 _MOST_OPERATIONS = 16
@@ -85,15 +84,13 @@ class _Replay:
             losses = [root.detach() for root in roots]
             is_loss_finite = all(map(is_finite, losses)) if is_whole else None
             origin = self._finder.explain(losses)
-            if origin is None:
+            if origin is None and (is_whole or are_finite(record.output_gradients.values())):
                 self._run_backward(roots if is_whole else [])
                 gradients = [p.grad for p in [*self._copies.parameters, *self._given.values()] if p.grad is not None]
                 origin = self._finder.explain(gradients)
-            if origin is None and not is_whole:
-                outputs = [self._made[number] for item in record.items for number in item.outputs]
-                has_gradient = bool(record.output_gradients)
-                if not has_gradient or not are_finite(record.output_gradients.values()):
-                    origin = self._finder.explain([tensor.detach() for tensor in outputs if _is_nan(tensor)])
+            if origin is None and not is_whole:  # a NaN in an output reaches the loss; an infinity may be a mask
+                outputs = [self._made[number].detach() for item in record.items for number in item.outputs]
+                origin = self._finder.explain([output for output in outputs if has_nan(output)])
         if self._finder.failure is not None:
             raise self._finder.failure
         if origin is None:
@@ -184,7 +181,3 @@ def _list_operations(node: Any) -> list[str]:
         names.append(current.name().removesuffix("0").removesuffix("Backward"))
         waiting.extend(follower for follower, _ in current.next_functions)
     return names
-
-
-def _is_nan(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and not is_finite(tensor) and math.isnan(float(tensor.detach().sum()))
