@@ -64,6 +64,10 @@ class _Replay:
         self._record = record
         if any(given.has_changed for given in record.given):
             raise CannotRepeat("a tensor that the step used was changed in place since")
+        if not are_finite(given.tensor for given in record.given if given.is_computed):
+            raise CannotRepeat(
+                "the step used a tensor that was not finite already, computed outside of the watched models"
+            )
         self._copies = ModuleCopies(models)
         if not are_finite(self._copies.parameters):
             raise CannotRepeat("the weights are not finite any more, so that no operation of this step is the origin")
@@ -131,7 +135,7 @@ class _Replay:
 
     def _explain_nothing(self, *, is_whole: bool) -> Origin:
         operations = [name for root in self._record.roots for name in _list_operations(root.node)]
-        if is_whole and self._record.has_foreign_graph:
+        if is_whole and any(given.is_computed for given in self._record.given):
             return Origin(reason="the loss also depends on what was computed outside of the watched models")
         if is_whole:
             return Origin(reproduced="0 of 1", reason="every number was finite when the step was repeated")

@@ -48,6 +48,8 @@ class GivenTensor:
     original: int
     """Id of the tensor that the script holds. It may be a parameter."""
     requires_grad: bool
+    is_computed: bool
+    """Whether something outside of the step computed it, with a graph."""
 
     @property
     def has_changed(self) -> bool:
@@ -119,8 +121,6 @@ class StepRecord:
         """Gradient that arrived at a tensor of the step, by the tensor's number, where the tape does not reach."""
         self.reason: str | None = None
         """Why the step cannot be repeated."""
-        self.has_foreign_graph = False
-        """Whether it uses a tensor with a graph that something else has computed."""
         self.model_calls = 0
         self._made: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._given_numbers: dict[int, int] = {}
@@ -181,9 +181,10 @@ class StepRecord:
         known = self._given_numbers.get(id(tensor))
         if known is not None and self.given[known].tensor.data_ptr() == tensor.data_ptr():
             return Given(known)
-        self.has_foreign_graph = self.has_foreign_graph or tensor.grad_fn is not None
         version = 0 if tensor.is_inference() else tensor._version
-        self.given.append(GivenTensor(tensor.detach(), version, id(tensor), tensor.requires_grad))
+        self.given.append(
+            GivenTensor(tensor.detach(), version, id(tensor), tensor.requires_grad, tensor.grad_fn is not None)
+        )
         self._given_numbers[id(tensor)] = len(self.given) - 1
         return Given(len(self.given) - 1)
 

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 import gradmedic
+from gradmedic.cli.diagnose import render_diagnosis
 from gradmedic.protocol.origins import Origin
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -337,6 +338,7 @@ def test_a_module_with_a_faster_path_computes_as_without_a_watch() -> None:
     with torch.no_grad():
         assert torch.equal(states[0], teacher(torch.ones(16, 2, 4)).mean())
     assert origin is not None
+    assert (origin.operation, origin.is_loss_finite) == (None, True)
     assert origin.reason is not None
 
 
@@ -396,21 +398,15 @@ def test_a_fault_that_comes_and_goes_is_not_reproduced() -> None:
     assert (origin.operation, origin.reproduced) == (None, "0 of 1")
 
 
-def test_a_loss_that_uses_another_network_is_told() -> None:
-    """Of a network that is not watched, nothing can be repeated."""
+def test_a_network_that_is_not_watched_is_told() -> None:
+    """What it computed cannot be repeated, and the operation that reads it is not accused."""
     other = nn.Linear(4, 1)
-
-    def loss(outputs: Tensor, _targets: Tensor) -> Tensor:
-        return outputs.mean() * 0 + hidden[-1].mean()
-
-    hidden: list[Tensor] = []
-    network = Network()
-    training = Training(network, loss=loss)
-    training.step = FAULTY_STEP
-    hidden.append(root(other(torch.ones(16, 4))))
-    training.update(training.backward())
-    origin = training.close()
-    assert origin is None or origin.operation is None  # the watched network has finite gradients
+    hidden = logarithm(other(torch.ones(16, 4)))
+    origin = Training(Network(), loss=lambda outputs, _: (outputs + hidden).mean()).run()
+    assert origin is not None
+    assert origin.operation is None
+    assert origin.reason is not None
+    assert "outside of the watched models" in origin.reason
 
 
 def test_parallel_data_is_not_repeated() -> None:
@@ -462,7 +458,7 @@ def test_an_optimizer_with_a_closure_trains() -> None:
 
 
 def test_the_service_has_the_origin(service_url: str, client: gradmedic.Client) -> None:
-    """The run's facts contain the origin after the step that failed."""
+    """The run's facts contain the origin after the step that failed, and `gradmedic diagnose` prints it."""
     network = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1))
     optimizer = torch.optim.SGD(network.parameters(), 0.01)
     with gradmedic.init("origins", base_url=service_url, on_nonfinite="locate") as run:
@@ -475,10 +471,13 @@ def test_the_service_has_the_origin(service_url: str, client: gradmedic.Client) 
             optimizer.step()
             run.log(loss=loss)
         assert run.flush()
-    training = client.runs.get(run.id).training
-    assert training is not None
-    origin = training.origin
+    stored = client.runs.get(run.id)
+    assert stored.training is not None
+    origin = stored.training.origin
     assert origin is not None
+    assert origin.text is not None
+    printed = render_diagnosis(client.runs.diagnosis(run.id), stored)
+    assert origin.text in " ".join(printed.split())
     assert (origin.operation, origin.step, origin.direction) == ("sqrt", FAULTY_STEP, "backward")
     assert origin.source is not None
     assert origin.source.file.endswith("test_locator.py")
