@@ -177,7 +177,7 @@ def train(program: Program, *, is_watched: bool) -> Trained:
                 spread = outputs.float() * torch.linspace(0.5, 1.5, 8)
                 loss = loss + 0.01 * network.apply_piece(spread)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         states += [p.grad.clone() for p in network.parameters() if p.grad is not None]
         has_failed = has_failed or not all(bool(state.isfinite().all()) for state in (*states, loss))
         optimizer.step()
@@ -299,12 +299,13 @@ def measure_cost() -> tuple[float, float]:
     """Return how many steps' time one repetition takes, and what remembering adds to a step, on a larger network."""
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(256, 4, 1024, batch_first=True)
-    model = nn.Sequential(nn.Linear(64, 256), Front(), nn.TransformerEncoder(layer, 4), nn.Linear(256, 8))
+    front = Front()
+    model = nn.Sequential(nn.Linear(64, 256), front, nn.TransformerEncoder(layer, 4), nn.Linear(256, 8))
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)
 
     def run_step(*, is_faulty: bool = False) -> float:
         begun = time.process_time()
-        model[1].is_faulty = is_faulty
+        front.is_faulty = is_faulty
         loss = model(torch.randn(8, 64, 64)).log_softmax(-1)[..., 0].mean()
         optimizer.zero_grad()
         loss.backward()

@@ -85,7 +85,8 @@ def binary_logarithm(x: Tensor) -> Tensor:
 def entropy_of_negative(x: Tensor) -> Tensor:
     """`xlogy` of a negative number."""
     weights = x.abs()
-    return torch.special.xlogy(weights, -weights)  # origin: xlogy
+    entropy: Tensor = torch.special.xlogy(weights, -weights)  # origin: xlogy
+    return entropy
 
 
 def division_by_zero(x: Tensor) -> Tensor:
@@ -287,7 +288,8 @@ def infinity_minus_infinity(x: Tensor) -> Tensor:
 def equal_eigenvalues(x: Tensor) -> Tensor:
     """The gradient of eigenvectors of equal eigenvalues."""
     matrix = torch.eye(8) + (x[:8] - x[:8].detach()) * 0
-    return torch.linalg.eigh(matrix)[1].square() * x[:8]  # origin: linalg.eigh
+    vectors: Tensor = torch.linalg.eigh(matrix)[1]  # origin: linalg.eigh
+    return vectors.square() * x[:8]
 
 
 FAULTS: tuple[Piece, ...] = (
@@ -335,7 +337,8 @@ def root_with_epsilon(x: Tensor) -> Tensor:
 
 def length_of_zero(x: Tensor) -> Tensor:
     """A norm at zero, whose gradient torch defines as zero."""
-    return (x * 0).norm(dim=-1, keepdim=True)
+    length: Tensor = (x * 0).norm(dim=-1, keepdim=True)
+    return length
 
 
 def biased_spread(x: Tensor) -> Tensor:

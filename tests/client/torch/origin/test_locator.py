@@ -48,13 +48,14 @@ class Network(nn.Module):
         self.head = nn.Linear(8, 1)
         self.fault, self.checkpointed = fault, checkpointed
         self.calls, self.history = 0, list[int]()
+        self.counter: Tensor
         self.register_buffer("counter", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `[batch, 1]`."""
         self.calls += 1
         self.history.append(self.calls)
-        self.counter += 1
+        self.counter.add_(1)
         is_marked = bool(x[0, 0] == MARK)
         x = checkpoint(self.first, x, use_reentrant=False) if self.checkpointed else self.first(x)
         x = x + self.lstm(x[None])[0][0]
@@ -233,7 +234,7 @@ def test_hooks_of_the_script_are_not_called_again() -> None:
     """What a hook of the script collects is as without the repetition."""
     network, seen = Network(root), list[int]()
     network.head.register_forward_hook(lambda *_: seen.append(1))
-    next(network.parameters()).register_hook(lambda _: seen.append(2))
+    next(network.parameters()).register_hook(lambda _: seen.append(2))  # type: ignore[no-untyped-call]
     assert Training(network).run() is not None
     assert seen == [1, 2] * (FAULTY_STEP + 1)
 
@@ -328,7 +329,7 @@ def test_a_module_with_a_faster_path_computes_as_without_a_watch() -> None:
 
     def distill(outputs: Tensor, _targets: Tensor) -> Tensor:
         with torch.no_grad():
-            taught = teacher(torch.ones(16, 2, 4)).mean()
+            taught: Tensor = teacher(torch.ones(16, 2, 4)).mean()
             states.append(taught)
         return (outputs - taught).square().mean() + root(outputs).mean()
 
@@ -452,7 +453,7 @@ def test_an_optimizer_with_a_closure_trains() -> None:
             loss.backward()  # type: ignore[no-untyped-call]
             return loss
 
-        optimizer.step(closure)  # type: ignore[arg-type]
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
         training = recording.watch.training()
         assert training is None or training.origin is None
 
@@ -489,7 +490,7 @@ def test_only_what_is_asked_for_is_looked_for(service_url: str, client: gradmedi
     optimizer = torch.optim.SGD(network.parameters(), 0.01)
     with gradmedic.init("origins", base_url=service_url) as run:
         run.watch(network, optimizer)
-        root(network(torch.ones(2, 4))).mean().backward()
+        root(network(torch.ones(2, 4))).mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         run.log(loss=0.0)
     training = client.runs.get(run.id).training
