@@ -14,6 +14,7 @@ from gradmedic.cli.text import format_environment, format_evidence, format_outco
 from gradmedic.protocol.diagnosis import Diagnosis, DiagnosisAtStep, Outcome
 from gradmedic.protocol.encoding import to_json
 from gradmedic.protocol.names import closest_first
+from gradmedic.protocol.origin_fixes import find_fix
 from gradmedic.protocol.remedies import describe_remedies
 from gradmedic.protocol.runs import RunDetail, RunSummary, Training
 from gradmedic.protocol.verdicts import LEVELS, UNHEALTHY_VERDICTS, VERDICTS
@@ -107,6 +108,8 @@ def render_diagnosis_of(place: str, diagnosis: DiagnosisAtStep, training: Traini
     lines += ["", *wrap(diagnosis.summary, width)]
     if training is not None and training.origin is not None and training.origin.text is not None:
         lines += ["", *wrap(training.origin.text, width)]
+        if (fix := find_fix(training.origin)) is not None:
+            lines += ["", *wrap(fix.advice, width), "", textwrap.indent(fix.snippet, " " * 8)]
     if diagnosis.findings:
         lines += ["", "What was seen"]
         for finding in diagnosis.findings:

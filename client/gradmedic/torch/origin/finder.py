@@ -200,7 +200,7 @@ class OriginFinder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         own = {_storage(tensor) for tensor in read} if not is_mutable else set()
         bad_outputs = []
         for output in outputs:
-            if not is_checked(output) or (key := _storage(output)) in own:  # a view
+            if not is_checked(output) or (key := _storage(output)) in own or not key:  # a view, or no storage
                 continue
             if not is_finite(output):
                 bad_outputs.append(output)
@@ -371,4 +371,8 @@ def _is_nonfinite_number(value: Any) -> bool:
 
 
 def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+    """Return the address of a tensor's storage; 0 if it has none, as a sparse one."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (RuntimeError, NotImplementedError):
+        return 0

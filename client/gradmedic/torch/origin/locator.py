@@ -24,7 +24,7 @@ from gradmedic.torch.module_hooks import AttachedHook, attach_forward_hook, atta
 from gradmedic.torch.optimizer_hooks import OptimizerHooks
 from gradmedic.torch.origin.generators import GeneratorState
 from gradmedic.torch.origin.loss_tape import LossTape
-from gradmedic.torch.origin.numbers import are_finite
+from gradmedic.torch.origin.numbers import are_finite, dense_part
 from gradmedic.torch.origin.replay import find_origin
 from gradmedic.torch.origin.sentences import describe_origin
 from gradmedic.torch.origin.source import find_place
@@ -176,7 +176,7 @@ class Locator:
             return
         try:
             with torch.no_grad():
-                gradients = [local_part(p.grad) for p in self._parameters if p.grad is not None]
+                gradients = [dense_part(local_part(p.grad)) for p in self._parameters if p.grad is not None]
                 is_ordinary = are_finite([*gradients, *(root.value for root in self._record.roots)])
             if not is_ordinary:
                 self._locate()

@@ -45,6 +45,11 @@ def are_finite(tensors: Iterable[Tensor]) -> bool:
     return True
 
 
+def dense_part(tensor: Tensor) -> Tensor:
+    """Return the elements of a tensor that are stored: all, or those of a sparse one."""
+    return tensor._values() if tensor.is_sparse else tensor
+
+
 def has_nan(tensor: Tensor) -> bool:
     """Whether an element is NaN."""
     return is_checked(tensor) and bool(tensor.isnan().any())

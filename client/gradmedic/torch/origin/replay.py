@@ -19,7 +19,7 @@ from gradmedic.torch.origin.finder import OriginFinder
 from gradmedic.torch.origin.generators import GeneratorState
 from gradmedic.torch.origin.loss_tape import uses_compiler
 from gradmedic.torch.origin.module_copies import CannotCopy, ModuleCopies, set_training
-from gradmedic.torch.origin.numbers import are_finite, has_nan, is_finite
+from gradmedic.torch.origin.numbers import are_finite, dense_part, has_nan, is_finite
 from gradmedic.torch.origin.step_record import Given, Item, Made, StepRecord, tensors_of
 
 _MOST_OPERATIONS = 16
@@ -90,8 +90,8 @@ class _Replay:
             origin = self._finder.explain(losses)
             if origin is None and (is_whole or are_finite(record.output_gradients.values())):
                 self._run_backward(roots if is_whole else [])
-                gradients = [p.grad for p in [*self._copies.parameters, *self._given.values()] if p.grad is not None]
-                origin = self._finder.explain(gradients)
+                leaves = [*self._copies.parameters, *self._given.values()]
+                origin = self._finder.explain([dense_part(leaf.grad) for leaf in leaves if leaf.grad is not None])
             if origin is None and not is_whole:  # a NaN in an output reaches the loss; an infinity may be a mask
                 outputs = [self._made[number].detach() for item in record.items for number in item.outputs]
                 origin = self._finder.explain([output for output in outputs if has_nan(output)])

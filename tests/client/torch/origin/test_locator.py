@@ -440,6 +440,32 @@ def test_a_compiled_model_is_repeated_without_the_compiler() -> None:
     assert (origin.operation, origin.module, origin.is_eager) == ("sqrt", "1", True)
 
 
+def test_sparse_gradients_are_explained() -> None:
+    """The rows of an embedding that the batch reaches count."""
+
+    class Embedded(nn.Module):
+        """An embedding with sparse gradients behind a fault."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(10, 4, sparse=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            """Return zeros."""
+            return root(self.embedding(x))
+
+    network = Embedded()
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    with Recording(network, optimizer) as recording:
+        recording.watch.locate_origin(lambda: 0)
+        network(torch.tensor([1, 5])).mean().backward()
+        optimizer.step()
+        training = recording.watch.training()
+    assert training is not None
+    assert training.origin is not None
+    assert (training.origin.operation, training.origin.module) == ("sqrt", "")
+
+
 def test_an_optimizer_with_a_closure_trains() -> None:
     """Its gradients are there only during the step; nothing is looked for, and nothing is raised."""
     network = nn.Linear(4, 1)
@@ -479,6 +505,7 @@ def test_the_service_has_the_origin(service_url: str, client: gradmedic.Client) 
     assert origin.text is not None
     printed = render_diagnosis(client.runs.diagnosis(run.id), stored)
     assert origin.text in " ".join(printed.split())
+    assert "y = torch.sqrt(x.clamp_min(0) + 1e-8)" in printed
     assert (origin.operation, origin.step, origin.direction) == ("sqrt", FAULTY_STEP, "backward")
     assert origin.source is not None
     assert origin.source.file.endswith("test_locator.py")
