@@ -36,7 +36,7 @@ class SourceLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OriginInput:
-    """What was special about the input of the operation. Every field is optional."""
+    """Facts about the input of an operation without a finite result. Every field is optional."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
@@ -45,17 +45,17 @@ class OriginInput:
     dtype: Text | None = None
     """Dtype of the input, for example `float16`."""
     special: Annotated[Text, OneOf(*SPECIAL_INPUTS)] | None = None
-    """What was special. Null if nothing was found."""
+    """Property of the input that explains the result. Null if none was found."""
     count: StrictInt | None = None
     """Number of elements or rows that are special."""
     total: StrictInt | None = None
     """Number of all elements or rows."""
     unit: Annotated[Text, OneOf(*ORIGIN_UNITS)] | None = None
-    """What `count` and `total` count."""
+    """Unit of `count` and `total`."""
     value: Number | None = None
-    """The value that stands out, for example the largest one of an overflow."""
+    """Value that stands out, for example the largest one of an overflow."""
     text: Text | None = None
-    """The same as a sentence without its full stop, for example `the input was 0 in 3 of 512 elements`."""
+    """Description of the input, for example `the input was 0 in 3 of 512 elements`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,20 +75,20 @@ class Origin:
     step: StrictInt | None = None
     """Step at which the number arose."""
     input: OriginInput | None = None
-    """What was special about the input."""
+    """Facts about the input of the operation."""
     value: Number | None = None
     """The first non-finite value: NaN, Infinity or -Infinity."""
     kind: Annotated[Text, OneOf(*ORIGIN_KINDS)] | None = None
     """`data` if the batch itself is not finite, `numeric` if the operation has no finite result."""
     reproduced: Annotated[Text, OneOf(*ORIGIN_REPRODUCED)] | None = None
-    """How many repetitions of the step became non-finite in the same place, of how many."""
+    """Number of repetitions of the step that became non-finite in the same place, of all: `1 of 1`."""
     is_loss_finite: StrictBool | None = None
-    """Whether the loss of the step was finite, so that the backward pass failed. Null if it is not known."""
+    """True if the loss of the step was finite, so that the backward pass failed. Null if it is not known."""
     is_eager: StrictBool | None = None
     """True if the model is compiled, and was repeated without the compiler."""
     operations: list[Text] = field(default_factory=list)
-    """Where only the autograd graph of the loss is known: its operations, from the loss backwards."""
+    """Operations of the loss, from the loss backwards, if only its autograd graph is known."""
     reason: Text | None = None
-    """Why no operation was found. Null if one was."""
+    """Reason why no operation was found. Null if one was found."""
     text: Text | None = None
-    """All of it in a sentence."""
+    """The origin as one sentence."""

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradmedic.protocol.origins import Origin, OriginInput
 from gradmedic.torch.origin.calls import Call, CallRecorder, read_sequence_number
-from gradmedic.torch.origin.numbers import first_nonfinite, has_nan, is_checked, is_finite
+from gradmedic.torch.origin.numbers import dense_part, first_nonfinite, has_nan, is_checked, is_finite
 from gradmedic.torch.origin.operation_names import name_node, name_operator, normalize
 from gradmedic.torch.origin.source import Place, describe_place, find_caller
 from gradmedic.torch.origin.special_inputs import describe_backward, describe_forward
@@ -361,7 +361,7 @@ def _list_changed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> l
 def _tensors(values: Iterable[Any]) -> Iterable[Tensor]:
     for value in values:
         if isinstance(value, Tensor):
-            yield value
+            yield dense_part(value)
         elif isinstance(value, (list, tuple)):
             yield from _tensors(value)
 

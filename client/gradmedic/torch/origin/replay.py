@@ -83,18 +83,19 @@ class _Replay:
         with torch.enable_grad(), self._finder:
             for item in record.items:
                 self._repeat(item)
-            roots = [self._made[root.number] for root in record.roots if root.number is not None]
-            is_whole = bool(roots) and len(roots) == len(record.roots)
-            losses = [root.detach() for root in roots]
-            is_loss_finite = all(map(is_finite, losses)) if is_whole else None
-            origin = self._finder.explain(losses)
-            if origin is None and (is_whole or are_finite(record.output_gradients.values())):
+        roots = [self._made[root.number] for root in record.roots if root.number is not None]
+        is_whole = bool(roots) and len(roots) == len(record.roots)
+        losses = [root.detach() for root in roots]
+        is_loss_finite = all(map(is_finite, losses)) if is_whole else None
+        origin = self._finder.explain(losses)
+        if origin is None and (is_whole or are_finite(record.output_gradients.values())):
+            with self._finder:
                 self._run_backward(roots if is_whole else [])
-                leaves = [*self._copies.parameters, *self._given.values()]
-                origin = self._finder.explain([dense_part(leaf.grad) for leaf in leaves if leaf.grad is not None])
-            if origin is None and not is_whole:  # a NaN in an output reaches the loss; an infinity may be a mask
-                outputs = [self._made[number].detach() for item in record.items for number in item.outputs]
-                origin = self._finder.explain([output for output in outputs if has_nan(output)])
+            leaves = [*self._copies.parameters, *self._given.values()]
+            origin = self._finder.explain([dense_part(leaf.grad) for leaf in leaves if leaf.grad is not None])
+        if origin is None and not is_whole:  # a NaN in an output reaches the loss; an infinity may be a mask
+            outputs = [self._made[number].detach() for item in record.items for number in item.outputs]
+            origin = self._finder.explain([output for output in outputs if has_nan(output)])
         if self._finder.failure is not None:
             raise self._finder.failure
         if origin is None:
