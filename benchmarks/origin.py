@@ -2,8 +2,8 @@
 
 `make bench-origin` trains small networks with a fault at a known line. One form of each fault was looked at while the
 finder was built: the fault in a block of the network. The judged programs are generated from the same faults: the place
-of the fault, what is computed before and after it, and the network around it are drawn. The first reading of seed 1 had 83
-of 84 right; a name in recomputed forward passes was mended then. Seeds 2 and 3 were only judged.
+of the fault, what is computed before and after it, and the network around it are drawn. The first reading of seed 1 had
+83 of 84 right; a name in recomputed forward passes was mended then. Seeds 2 and 3 were only judged.
 
 A program counts as right if the operation and the line are right; the module is counted apart. A wrong accusation is an
 operation that is named in a program that stays finite. Each training is compared with the same one without a watch:
