@@ -62,6 +62,9 @@ bench-foreign: $(READY) ## measure the diagnosis on trainings of other kinds, re
 bench-causes: $(READY) ## measure how often the true cause is named on runs with a known one (8 minutes; RACE=1 races the advice)
 	@$(BIN)/python -m benchmarks.causes $(if $(RACE),--race)
 
+bench-origin: $(READY) ## measure how often the operation and the line of a NaN are named right (2 minutes; SEED=3 draws other programs)
+	@$(BIN)/python -m benchmarks.origin --seed $(or $(SEED),2)
+
 bench-busy: $(READY) ## compare the diagnosis of the same trainings on a quiet and on a busy machine (10 minutes)
 	@$(BIN)/python -m benchmarks.busy
 
@@ -104,4 +107,4 @@ clean: ## remove the environment and everything generated
 	@rm -rf $(VENV) .gradmedic benchmarks/.cache dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo serve test test-fast fuzz check check-cuda bench-client bench-diagnosis bench-foreign bench-causes bench-busy bench-sensitivity bench-ingest bench-query bench-page bench-start bench-load bench-faults bench-reruns experiments screenshots clean
+.PHONY: help install demo serve test test-fast fuzz check check-cuda bench-client bench-diagnosis bench-foreign bench-causes bench-origin bench-busy bench-sensitivity bench-ingest bench-query bench-page bench-start bench-load bench-faults bench-reruns experiments screenshots clean

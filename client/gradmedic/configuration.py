@@ -41,6 +41,8 @@ DEFAULT_BASE_URL = "http://127.0.0.1:8642"
 MODES = ("online", "offline", "disabled")
 REACTIONS = ("warn", "stop", "clip")
 """What a run may do about an unhealthy verdict: log a warning; raise an exception as well; clip the gradients."""
+NONFINITE_REACTIONS = ("record", "locate")
+"""What a run may do about a non-finite gradient or loss: record it; repeat the step to find its origin as well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +102,7 @@ class Configuration:
     timeout: float = field(metadata=_setting(check_positive, 10.0, "GRADMEDIC_TIMEOUT"))
     silent: bool = field(metadata=_setting(check_boolean, False, "GRADMEDIC_SILENT"))
     on_unhealthy: str = field(metadata=_setting(check_choice(*REACTIONS), "warn"))
+    on_nonfinite: str = field(metadata=_setting(check_choice(*NONFINITE_REACTIONS), "record"))
     objective: Objective | None = field(
         metadata=_setting(check_objective, None, "GRADMEDIC_OBJECTIVE", is_unset_if_empty=True)
     )
@@ -203,6 +206,7 @@ def as_trial(configuration: Configuration, parameters: Mapping[str, Any]) -> Con
         mode="online",
         dir=_resolve("dir", None),
         on_unhealthy="warn",
+        on_nonfinite="record",
         config=with_parameters(configuration.config, parameters),
     )
 

@@ -43,6 +43,7 @@ def init(
     timeout: float | None = None,
     silent: bool | None = None,
     on_unhealthy: str = "warn",
+    on_nonfinite: str = "record",
     objective: str | None = None,
     transport: Transport | None = None,
 ) -> Run:
@@ -76,6 +77,9 @@ def init(
         on_unhealthy: when the verdict becomes vanishing or exploding: "warn" logs a warning, "stop" raises
             `UnhealthyRunError` from the next `log()` too, "clip" limits the gradients from then on as the diagnosis
             advises.
+        on_nonfinite: when a gradient or the loss of a watched torch model is not finite: "record" records it; "locate"
+            also repeats the step once, on a copy of the model, and logs and records the operation, the source line and
+            the module where the first non-finite number arose. What the training computes stays the same.
         objective: what counts as progress [GRADMEDIC_OBJECTIVE]: "minimize loss"; "minimize NAME" or "maximize NAME"
             with the name of a metric that the run logs; "none" if no number measures it. By default the loss, unless
             the SDK sees that it is a surrogate, such as that of a policy gradient.
@@ -108,6 +112,7 @@ def init(
         timeout=timeout,
         silent=silent,
         on_unhealthy=on_unhealthy,
+        on_nonfinite=on_nonfinite,
         objective=objective,
     )
     if environment.instructions is not None:

@@ -234,6 +234,8 @@ class Run:
                 )
             self._end_watches(watch)
             watch.begin(layer_registry=self._layers, sampler=self._sampler, before_first_step=self._describe_layers)
+            if self._configuration.on_nonfinite == "locate" and not watch.is_follower:
+                watch.locate_origin(lambda: self._last_step + 1)
             self._instrumentations.append(watch)
             self._trial.follow_measurement(watch)
         if remedies is not None:

@@ -45,6 +45,7 @@ def test_an_argument_wins_over_the_environment_and_that_over_the_default(monkeyp
         ({"flush_interval": float("nan")}, "flush_interval"),
         ({"max_queue_bytes": -1}, "max_queue_bytes"),
         ({"timeout": "soon"}, "timeout"),
+        ({"on_nonfinite": "skip"}, "on_nonfinite must be one of record, locate, not 'skip'"),
         ({"on_unhealthy": "panic"}, "on_unhealthy must be one of warn, stop, clip"),
         ({"objective": "reward"}, 'objective must be "minimize loss", "minimize METRIC" or "maximize METRIC"'),
         ({"objective": "increase reward"}, "objective must be"),

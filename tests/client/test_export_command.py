@@ -15,6 +15,7 @@ import gradmedic
 from gradmedic.cli import replay as replay_module
 from gradmedic.cli.main import main
 from gradmedic.export.anonymization import NameHasher, anonymize_layers, anonymize_probe, anonymize_training
+from gradmedic.protocol.origins import Origin, SourceLine
 from gradmedic.protocol.recordings import MAGIC
 from gradmedic.protocol.runs import Layer, Objective, Training
 
@@ -177,3 +178,16 @@ def test_the_metric_of_the_objective_has_the_name_of_the_metric() -> None:
     assert hashed.objective.metric == hasher.hash("reward")
     assert anonymize_training(training, hasher, keeps_metric_names=True) == training
     assert anonymize_training(None, hasher, keeps_metric_names=False) is None
+
+
+@pytest.mark.parametrize("keeps_metric_names", [True, False])
+def test_an_origin_has_neither_code_nor_names(keeps_metric_names: bool) -> None:
+    """The module becomes the token that is in the names of its layers; line, file and sentences are left out."""
+    hasher = NameHasher()
+    origin = Origin(
+        operation="sqrt", module="secret.norm", source=SourceLine(file="secret.py", line=7, text="secret()"),
+        step=3, text="NaN is born in secret.py", reason="secret",
+    )  # fmt: skip
+    hashed = anonymize_training(Training(origin=origin), hasher, keeps_metric_names=keeps_metric_names)
+    assert hashed is not None
+    assert hashed.origin == Origin(operation="sqrt", module=hasher.hash("secret.norm"), step=3)

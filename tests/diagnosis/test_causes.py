@@ -11,6 +11,7 @@ from tests.diagnosis.condition_runs import with_probe, with_rate
 from tests.diagnosis.synthetic_run import falling, layers, noisy, run
 
 from gradmedic.protocol.diagnosis import Cause
+from gradmedic.protocol.origins import Origin
 from gradmedic.protocol.runs import Layer, Loss, Optimizer, Training
 from gradmedic_diagnosis import Block, Diagnostician, StepSeries
 
@@ -63,6 +64,12 @@ def test_the_place_of_a_numerical_cause_is_named() -> None:
     causes = find_causes(broken)
     assert "backward pass" in causes["numerical_instability"].explanation
     assert "nonfinite_loss" not in causes
+    origin = Origin(operation="sqrt", kind="numeric", text="NaN is born in `sqrt` (model.py:57).")
+    located = find_causes(broken, Training(origin=origin))["numerical_instability"]
+    assert located.explanation.startswith("NaN is born in `sqrt` (model.py:57). A gradient became non-finite")
+    assert located.score > causes["numerical_instability"].score
+    not_found = Training(origin=Origin(reason="a scripted module cannot be repeated", text="Not found."))
+    assert find_causes(broken, not_found)["numerical_instability"] == causes["numerical_instability"]
 
 
 def test_a_learning_rate_that_rose_is_blamed() -> None:

@@ -46,6 +46,13 @@ TRAINING = {
     "loss": {"kind": "cross_entropy", "operations": ["NllLoss", "LogSoftmax"], "classes": 10, "constant_level": 2.3,
              "broadcasts": False, "surrogate": False},
     "objective": {"kind": "metric", "metric": "reward", "direction": "maximize"},
+    "origin": {
+        "operation": "sqrt", "direction": "backward", "module": "head", "step": 7, "value": "NaN", "kind": "numeric",
+        "source": {"file": "train.py", "line": 57, "text": "x.sqrt()"}, "reproduced": "1 of 1", "is_loss_finite": True,
+        "is_eager": False, "operations": ["Mean"], "reason": "none", "text": "NaN is born",
+        "input": {"shape": [4, 3], "dtype": "float32", "special": "zero", "count": 1, "total": 12, "unit": "element",
+                  "value": 0.0, "text": "the input was 0"},
+    },
 }  # fmt: skip
 CONFIG = {"lr": 0.1, "seed": 7, "name": "x", "deep": {"list": [1, "a"], "flag": True}}
 

@@ -15,8 +15,9 @@ from gradmedic.cli.text import format_environment, format_evidence, format_outco
 from gradmedic.protocol.diagnosis import Advice, Diagnosis, DiagnosisAtStep, Outcome, Tried
 from gradmedic.protocol.encoding import to_json
 from gradmedic.protocol.names import closest_first
+from gradmedic.protocol.origin_fixes import find_fix
 from gradmedic.protocol.remedies import Remedy, describe_remedies
-from gradmedic.protocol.runs import RunDetail, RunSummary
+from gradmedic.protocol.runs import RunDetail, RunSummary, Training
 from gradmedic.protocol.verdicts import LEVELS, UNHEALTHY_VERDICTS, VERDICTS
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def render_diagnosis(diagnosis: Diagnosis, run: RunSummary) -> str:
     """Return a diagnosis as text: verdict, first step, first layer, findings, causes and advice, in this order."""
     place = f"run {run.name} in {run.project}, {run.status}"
     training = run.training if isinstance(run, RunDetail) else None
-    lines = render_diagnosis_of(place, diagnosis, None if training is None else training.dropped_steps)
+    lines = render_diagnosis_of(place, diagnosis, training)
     advised = [advice.remedies for advice in diagnosis.advice]
     other_trials = [tried for tried in diagnosis.tried if tried.remedies not in advised]
     if other_trials:
@@ -90,7 +91,7 @@ def render_diagnosis(diagnosis: Diagnosis, run: RunSummary) -> str:
     return "\n".join(lines).rstrip()
 
 
-def render_diagnosis_of(place: str, diagnosis: DiagnosisAtStep, dropped_steps: int | None) -> list[str]:
+def render_diagnosis_of(place: str, diagnosis: DiagnosisAtStep, training: Training | None) -> list[str]:
     """Return the lines of a diagnosis; `place` names the run or the file."""
     width = terminal_width()
     since = "" if diagnosis.since_step is None else f" since step {diagnosis.since_step}"
@@ -103,9 +104,13 @@ def render_diagnosis_of(place: str, diagnosis: DiagnosisAtStep, dropped_steps: i
     ]
     if causal and diagnosis.verdict in UNHEALTHY_VERDICTS:
         lines.append(f"first bad layer: {causal[0].layers[0]}")
-    if dropped_steps:
-        lines.append(f"{dropped_steps} steps are missing: the client had no room for them")
+    if training is not None and training.dropped_steps:
+        lines.append(f"{training.dropped_steps} steps are missing: the client had no room for them")
     lines += ["", *wrap(diagnosis.summary, width)]
+    if training is not None and training.origin is not None and training.origin.text is not None:
+        lines += ["", *wrap(training.origin.text, width)]
+        if (fix := find_fix(training.origin)) is not None:
+            lines += ["", *wrap(fix.advice, width), "", textwrap.indent(fix.snippet, " " * 8)]
     if diagnosis.findings:
         lines += ["", "What was seen"]
         for finding in diagnosis.findings:
@@ -136,9 +141,7 @@ def render_diagnosis_of(place: str, diagnosis: DiagnosisAtStep, dropped_steps: i
 def render_replay(replay: Replay, name: str) -> str:
     """Return the diagnosis of a recording as text, with what the service and the review gave."""
     training = replay.header.training
-    lines = render_diagnosis_of(
-        f"recording {name}", replay.diagnosis, None if training is None else training.dropped_steps
-    )
+    lines = render_diagnosis_of(f"recording {name}", replay.diagnosis, training)
     return "\n".join([*lines, "", *render_outcome_of_replay(replay)]).rstrip()
 
 

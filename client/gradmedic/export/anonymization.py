@@ -65,7 +65,12 @@ def anonymize_probe(metric: str, hasher: NameHasher) -> str | None:
 
 
 def anonymize_training(training: Training | None, hasher: NameHasher, *, keeps_metric_names: bool) -> Training | None:
-    """Return facts about a training with the hashed name of the objective's metric."""
-    if training is None or training.objective is None or training.objective.metric is None or keeps_metric_names:
+    """Return facts about a training with hashed names of modules and of the objective's metric, and without code."""
+    if training is None:
+        return None
+    if (origin := training.origin) is not None:
+        module = hasher.hash(origin.module) if origin.module else origin.module
+        training = replace(training, origin=replace(origin, module=module, source=None, text=None, reason=None))
+    if training.objective is None or training.objective.metric is None or keeps_metric_names:
         return training
     return replace(training, objective=replace(training.objective, metric=hasher.hash(training.objective.metric)))

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
+from gradmedic.protocol.origins import Origin
 from gradmedic.protocol.paging import Page
 from gradmedic.protocol.reviews import Review
 from gradmedic.protocol.schema import SCHEMA, Number, OneOf, StrictBool, StrictInt, Text
@@ -170,6 +171,8 @@ class Training:
     dropped_steps: StrictInt | None = None
     """Number of steps that the SDK dropped because the service was away and the disk space for waiting steps was used
     up. The run lacks them."""
+    origin: Origin | None = None
+    """Origin of the first non-finite number, which the SDK looks for with `on_nonfinite="locate"`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -111,6 +111,7 @@ def _merge(trainings: Sequence[Training]) -> Training | None:
         optimizers=[optimizer for training in trainings for optimizer in training.optimizers],
         target_rms=_first(training.target_rms for training in trainings),
         loss=_first(training.loss for training in trainings),
+        origin=_first(training.origin for training in trainings),
         clips_gradients=largest(training.clips_gradients for training in trainings),
         carries_gradients=largest(training.carries_gradients for training in trainings),
     )

@@ -12,8 +12,19 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from gradmedic.protocol.names import LONGEST_NAME, name_error
+from gradmedic.protocol.names import LONGEST_NAME, name_error, text_error
 from gradmedic.protocol.numbers import MAX_EXACT_INTEGER
+from gradmedic.protocol.origins import (
+    LONGEST_TEXT,
+    ORIGIN_KINDS,
+    ORIGIN_PASSES,
+    ORIGIN_REPRODUCED,
+    ORIGIN_UNITS,
+    SPECIAL_INPUTS,
+    Origin,
+    OriginInput,
+    SourceLine,
+)
 from gradmedic.protocol.runs import LAYER_ORDERS, LAYER_ROLES, LOSS_KINDS, Layer, Loss, Optimizer, Training
 
 _EXCERPT = 50
@@ -23,7 +34,7 @@ _MAX_OPERATIONS = 64
 _MAX_DIMENSIONS = 32
 """Dimensions of a shape that the service accepts."""
 
-Fact = TypeVar("Fact", Layer, Loss, Optimizer, Training)
+Fact = TypeVar("Fact", Layer, Loss, Optimizer, Training, Origin, OriginInput, SourceLine)
 Warn = Callable[[str, str], None]
 """Logs a message, once for each kind. It takes the kind and the message."""
 
@@ -46,7 +57,20 @@ def check_training(training: Training, warn: Warn) -> Training:
     loss = None if training.loss is None else _check(training.loss, "the loss", _LOSS_CHECKS, warn)
     if loss is not None and loss.operations is None:
         loss = dataclasses.replace(loss, operations=[])
-    return dataclasses.replace(_check(training, "the training", _TRAINING_CHECKS, warn), optimizers=named, loss=loss)
+    origin = None if training.origin is None else check_origin(training.origin, warn)
+    return dataclasses.replace(
+        _check(training, "the training", _TRAINING_CHECKS, warn), optimizers=named, loss=loss, origin=origin
+    )
+
+
+def check_origin(origin: Origin, warn: Warn) -> Origin:
+    """Return an origin with plain values of the right types. A source line needs its file and its number."""
+    checked = _check(origin, "the origin", _ORIGIN_CHECKS, warn)
+    source = None if origin.source is None else _check(origin.source, "the origin", _SOURCE_CHECKS, warn)
+    if source is not None and (source.file is None or source.line is None):
+        source = None
+    input_ = None if origin.input is None else _check(origin.input, "the origin", _ORIGIN_INPUT_CHECKS, warn)
+    return dataclasses.replace(checked, source=source, input=input_, operations=checked.operations or [])
 
 
 def _check(fact: Fact, owner: str, checks: Mapping[str, Callable[[Any], Any]], warn: Warn) -> Fact:
@@ -84,22 +108,21 @@ def _text(value: Any) -> str:
     return value
 
 
-def _role(value: Any) -> str:
-    if value not in LAYER_ROLES:
-        raise ValueError(f"it is none of {', '.join(LAYER_ROLES)}")
-    return str(value)
+def _long_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"it is no text but {type(value).__name__}")
+    if (error := text_error(value)) is not None:
+        raise ValueError(f"it {error}")
+    return value[:LONGEST_TEXT]
 
 
-def _loss_kind(value: Any) -> str:
-    if value not in LOSS_KINDS:
-        raise ValueError(f"it is none of {', '.join(LOSS_KINDS)}")
-    return str(value)
+def _choice(*choices: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if value not in choices:
+            raise ValueError(f"it is none of {', '.join(choices)}")
+        return str(value)
 
-
-def _layer_order(value: Any) -> str:
-    if value not in LAYER_ORDERS:
-        raise ValueError(f"it is none of {', '.join(LAYER_ORDERS)}")
-    return str(value)
+    return check
 
 
 def _operations(value: Any) -> list[str]:
@@ -143,7 +166,7 @@ def _flag(value: Any) -> bool:
 
 
 _LAYER_CHECKS: dict[str, Callable[[Any], Any]] = {
-    "kind": _text, "shape": _shape, "numel": _count, "depth": _count, "role": _role, "fan_in": _count,
+    "kind": _text, "shape": _shape, "numel": _count, "depth": _count, "role": _choice(*LAYER_ROLES), "fan_in": _count,
     "fan_out": _count, "activation": _text, "normalized": _flag, "branch": _flag, "initial_rms": _size,
     "spectral_norm": _size, "input_normalized": _flag, "block": _text, "calls": _count, "requires_grad": _flag,
 }  # fmt: skip
@@ -152,11 +175,22 @@ _OPTIMIZER_CHECKS: dict[str, Callable[[Any], Any]] = {
     "epsilon": _number,
 }  # fmt: skip
 _LOSS_CHECKS: dict[str, Callable[[Any], Any]] = {
-    "kind": _loss_kind, "operations": _operations, "classes": _count, "constant_level": _number, "broadcasts": _flag,
-    "surrogate": _flag,
+    "kind": _choice(*LOSS_KINDS), "operations": _operations, "classes": _count, "constant_level": _number,
+    "broadcasts": _flag, "surrogate": _flag,
 }  # fmt: skip
 _TRAINING_CHECKS: dict[str, Callable[[Any], Any]] = {
     "precision": _text, "parameter_dtype": _text,
     "input_rms": _size, "input_abs_max": _size, "target_rms": _size, "batch_size": _count,
-    "clips_gradients": _flag, "carries_gradients": _flag, "layer_order": _layer_order, "dropped_steps": _count,
+    "clips_gradients": _flag, "carries_gradients": _flag, "layer_order": _choice(*LAYER_ORDERS),
+    "dropped_steps": _count,
+}  # fmt: skip
+_SOURCE_CHECKS: dict[str, Callable[[Any], Any]] = {"file": _text, "line": _count, "text": _long_text}
+_ORIGIN_INPUT_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "shape": _shape, "dtype": _text, "special": _choice(*SPECIAL_INPUTS), "count": _count, "total": _count,
+    "unit": _choice(*ORIGIN_UNITS), "value": _number, "text": _long_text,
+}  # fmt: skip
+_ORIGIN_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "operation": _text, "direction": _choice(*ORIGIN_PASSES), "module": _long_text, "step": _count, "value": _number,
+    "kind": _choice(*ORIGIN_KINDS), "reproduced": _choice(*ORIGIN_REPRODUCED), "is_loss_finite": _flag,
+    "is_eager": _flag, "operations": _operations, "reason": _long_text, "text": _long_text,
 }  # fmt: skip

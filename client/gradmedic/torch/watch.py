@@ -44,6 +44,7 @@ from gradmedic.torch.loss_scaler import find_scaler, read_scale
 from gradmedic.torch.nonfinite_check import GradientCheck, measure_flags
 from gradmedic.torch.optimizer_hooks import OptimizerHooks
 from gradmedic.torch.optimizers import describe_optimizer, read_tensor_attribute
+from gradmedic.torch.origin.locator import Locator
 from gradmedic.torch.output_gradient import OutputGradientMeter
 from gradmedic.torch.probes import Probing
 from gradmedic.torch.statistics import (
@@ -115,6 +116,7 @@ class Watch:
         self._update_count = 0
         self._scale = read_scale(self._scaler)
         self._activation_meter: ActivationMeter | None = None
+        self._locator: Locator | None = None
 
     @property
     def is_follower(self) -> bool:
@@ -159,12 +161,9 @@ class Watch:
         )
         if self._measures_activations:
             self._activation_meter = ActivationMeter(
-                list(self._models.values()),
-                self._layers.owned,
-                self._sampling,
-                self._layers.find_follower,
+                list(self._models.values()), self._layers.owned, self._sampling, self._layers.find_follower,
                 self._call_safely,
-            )
+            )  # fmt: skip
         self._check = None if self._lockstep is not None else GradientCheck(self._layers.owned)
         self._clipping = ClippingMeter(
             self._layers,
@@ -178,17 +177,20 @@ class Watch:
         )
         self._carried = CarriedGradients()
         self._facts = TrainingFacts(self._first_batch, self._loss_observer, self._clipping, self._carried, self._layers)
-        self._hooks = [OptimizerHooks(self.optimizers, self._before_step, self._after_step)]
+        self._hooks: list[OptimizerHooks | Locator] = []
+        self._hooks.append(OptimizerHooks(self.optimizers, self._before_step, self._after_step))
         if self._lockstep is not None:
             self._lockstep.follow_steps(self.optimizers)
             self._hooks.append(OptimizerHooks(self.optimizers, after=self._account_for_step))
         self._unwatched_steps = UnwatchedSteps(
-            self.given_optimizers,
-            self.optimizers,
-            self._layers.by_id,
-            [owned.parameter for owned in self._layers.owned],
+            self.given_optimizers, self.optimizers, self._layers.by_id, [each.parameter for each in self._layers.owned]
         )
         add_clipping_observer(self._clipping)
+
+    def locate_origin(self, find_step: Callable[[], int]) -> None:
+        """Find the origin of the first non-finite number. `find_step` returns the number of the step that runs."""
+        self._locator = Locator(self._models, self.optimizers, find_step)
+        self._hooks.append(self._locator)
 
     def find_replaced(self, instrumentations: Iterable[object]) -> list[Watch]:
         """Return the watches among some instrumentations that observe one of these models."""
@@ -244,7 +246,7 @@ class Watch:
 
     def training(self) -> Training | None:
         """Return what is known of how the models train."""
-        return self._training
+        return self._training if self._locator is None else self._locator.add_origin(self._training)
 
     def finish_step(self, loss: Any = None) -> StepMeasurement:
         """Return what was measured since the last call, and begin the next step."""
@@ -256,6 +258,8 @@ class Watch:
             measurement.is_unwatched = has_unwatched_step and self._sampler.is_sampling
             if not self._loss_observer.is_over:
                 self._loss_observer.finish_step(loss)
+            if self._locator is not None:
+                self._locator.finish_step(loss)
             self._clipping.clear()
             measurement.output_gradient_norms = self._output_meter.finish_step()
             if measurement.may_need_evidence or is_nonfinite_on_host(loss):

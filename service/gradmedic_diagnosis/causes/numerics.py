@@ -15,6 +15,8 @@ DESTROYING_UPDATE_RATIO = 0.1
 SILENT_SCORE = 0.95
 """In half precision, a zero at the model's output is more often rounded than meant."""
 
+LOCATED_SCORE = 0.97
+"""The SDK repeated the step and named the operation."""
 SMALLEST_BATCH = 4
 """Examples from which whole features tell: in a batch of one, any number of bad values is as many for each example."""
 UNBOUNDED_SCORE = 0.9
@@ -77,6 +79,9 @@ def check_numerical_instability(run: RunEvidence) -> Cause | None:
         f"A gradient became non-finite {before}, while the loss of that step is finite, {loss:.3g}: look in the "
         "backward pass for an operation whose slope is infinite, as those of sqrt and log at 0 and of acos at 1 are."
     )
+    origin = run.training.origin
+    if origin is not None and origin.operation is not None and origin.kind == "numeric" and origin.text is not None:
+        return make_cause("numerical_instability", LOCATED_SCORE, f"{origin.text} {text}", **numbers)
     return make_cause("numerical_instability", 0.8, text, **numbers)
 
 

@@ -141,6 +141,9 @@ class Nonfinite(Detector):
             evidence["layers_affected"] = float((view.measurements.nonfinite_count[view.row] > 0).sum())
         if view.loss is not None:
             evidence["loss"] = float(view.loss)
+        inputs = view.probes.get("input_nonfinite_count", {}).get("", math.nan)
+        if not math.isnan(inputs):
+            evidence["input_nonfinite_count"] = inputs
         return evidence
 
     def explain(self, finding: FindingState, layers: Sequence[str]) -> str:
@@ -161,4 +164,18 @@ class Nonfinite(Detector):
             outcome = "The run has not been finite since."
         else:
             outcome = "Nothing shows that they reached the weights."
-        return f"{what}{where}, from step {finding.first_step} on. {outcome}"
+        return f"{what}{where}, from step {finding.first_step} on. {_describe_pass(finding.evidence)}{outcome}"
+
+
+def _describe_pass(evidence: Mapping[str, float]) -> str:
+    """Return a sentence about the pass that failed first, and the input; empty if the step has no loss or gradient."""
+    if "loss" not in evidence or not evidence.get("nonfinite_count"):
+        return ""
+    inputs = evidence.get("input_nonfinite_count")
+    if inputs:
+        return f"The input of that step already had {int(inputs)} NaN or infinite elements. "
+    known = "" if inputs is None else ", and so was its input"
+    if math.isfinite(evidence["loss"]):
+        return f"The loss of that step was finite{known}: the backward pass failed. "
+    known = "" if inputs is None else "; its input was finite"
+    return f"The loss of that step was not finite either{known}: the forward pass failed first. "

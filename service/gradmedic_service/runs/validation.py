@@ -11,6 +11,7 @@ from uuid import UUID
 from gradmedic.protocol.encoding import encode_json
 from gradmedic.protocol.names import name_error
 from gradmedic.protocol.numbers import MAX_EXACT_INTEGER
+from gradmedic.protocol.origins import LONGEST_TEXT, Origin
 from gradmedic.protocol.reviews import NO_REVIEW, REVIEW_ANSWERS, ReviewWrite
 from gradmedic.protocol.run_lists import RunTagsChange
 from gradmedic.protocol.runs import (
@@ -35,6 +36,7 @@ from gradmedic_service.projects.muting import muting_errors
 
 MAX_DIMENSIONS = 32
 MAX_LOSS_OPERATIONS = 64
+"""Names of operations in the description of a loss, and in that of an origin."""
 VALUES_PER_LAYER = 48
 """Values and names in the description of a layer: 18 fields of two each, and the sizes of a shape."""
 FILTER_CHOICES = {
@@ -267,6 +269,7 @@ def _training_errors(training: Training, limits: Limits) -> Iterator[FieldError]
         yield from _size_errors(f"training.{field}", getattr(training, field))
     yield from _loss_errors(training.loss, limits)
     yield from _objective_errors(training.objective, limits)
+    yield from _origin_errors(training.origin)
     if len(training.optimizers) > limits.max_layers:
         yield FieldError(path="training.optimizers", message=f"has more than {limits.max_layers} optimizers")
         return
@@ -284,6 +287,36 @@ def _loss_errors(loss: Loss | None, limits: Limits) -> Iterator[FieldError]:
         return
     for index, operation in enumerate(loss.operations):
         yield from _name_errors(f"training.loss.operations[{index}]", operation, limits)
+
+
+def _origin_errors(origin: Origin | None) -> Iterator[FieldError]:
+    if origin is None:
+        return
+    path, source, described = "training.origin", origin.source, origin.input
+    texts: dict[str, str | None] = {
+        name: getattr(origin, name)
+        for name in ("operation", "direction", "module", "kind", "reproduced", "reason", "text")
+    }
+    yield from _integer_errors(f"{path}.step", origin.step)
+    if source is not None:
+        texts |= {"source.file": source.file, "source.text": source.text}
+        yield from _integer_errors(f"{path}.source.line", source.line)
+    if described is not None:
+        texts |= {f"input.{name}": getattr(described, name) for name in ("dtype", "special", "unit", "text")}
+        for name, number in (("count", described.count), ("total", described.total)):
+            yield from _integer_errors(f"{path}.input.{name}", number)
+        if len(described.shape or ()) > MAX_DIMENSIONS:
+            yield FieldError(path=f"{path}.input.shape", message=f"has more than {MAX_DIMENSIONS} dimensions")
+        else:
+            for index, size in enumerate(described.shape or ()):
+                yield from _integer_errors(f"{path}.input.shape[{index}]", size)
+    if len(origin.operations) > MAX_LOSS_OPERATIONS:
+        yield FieldError(path=f"{path}.operations", message=f"has more than {MAX_LOSS_OPERATIONS} operations")
+        return
+    texts |= {f"operations[{index}]": operation for index, operation in enumerate(origin.operations)}
+    for name, text in texts.items():
+        if text is not None and len(text) > LONGEST_TEXT:
+            yield FieldError(path=f"{path}.{name}", message=f"has more than {LONGEST_TEXT} characters")
 
 
 def _objective_errors(objective: Objective | None, limits: Limits) -> Iterator[FieldError]:

@@ -11,6 +11,7 @@ import pytest
 import gradmedic
 from gradmedic.protocol.encoding import to_json
 from gradmedic.protocol.numbers import MAX_EXACT_INTEGER
+from gradmedic.protocol.origins import Origin, OriginInput, SourceLine
 from gradmedic.protocol.runs import Layer, Loss, Optimizer, RunCreate, Training
 from gradmedic.protocol.service import Limits
 from gradmedic.recording.facts import check_layer, check_training
@@ -24,6 +25,10 @@ WRONG: list[Any] = [
 LAYER_FIELDS = ("kind", "shape", "numel", "depth", "role", "fan_in", "fan_out", "activation", "normalized", "branch",
                 "initial_rms", "spectral_norm", "input_normalized", "block", "calls", "requires_grad")  # fmt: skip
 LOSS_FIELDS = ("kind", "operations", "classes", "constant_level", "broadcasts", "surrogate")
+ORIGIN_FIELDS = ("operation", "direction", "module", "step", "value", "kind", "reproduced", "is_loss_finite",
+                 "is_eager", "operations", "reason", "text")  # fmt: skip
+ORIGIN_INPUT_FIELDS = ("shape", "dtype", "special", "count", "total", "unit", "value", "text")
+SOURCE_FIELDS = ("file", "line", "text")
 TRAINING_FIELDS = ("precision", "parameter_dtype",
                    "input_rms", "input_abs_max", "target_rms", "batch_size", "clips_gradients",
                    "carries_gradients", "layer_order")  # fmt: skip
@@ -72,6 +77,11 @@ def test_the_service_takes_every_run_whose_facts_were_checked(service_url: str, 
         for value in WRONG
     ]
     trainings += [Training(loss=Loss(**{field: value})) for field in LOSS_FIELDS for value in WRONG]
+    origins = [Origin(**{field: value}) for field in ORIGIN_FIELDS for value in WRONG]
+    origins += [Origin(input=OriginInput(**{field: value})) for field in ORIGIN_INPUT_FIELDS for value in WRONG]
+    line: dict[str, Any] = {"file": "train.py", "line": 7}
+    origins += [Origin(source=SourceLine(**{**line, field: value})) for field in SOURCE_FIELDS for value in WRONG]
+    trainings += [Training(origin=origin) for origin in origins]
     with gradmedic.init("facts", base_url=service_url) as run:
         assert run.flush()
         transport = run._uploader._service

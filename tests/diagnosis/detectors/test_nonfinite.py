@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 from numpy.typing import NDArray
+from tests.diagnosis.condition_runs import with_probe
 from tests.diagnosis.synthetic_run import falling, run
 from tests.diagnosis.whole_run import STEPS, diagnose, find_finding, list_alarms
 
@@ -19,6 +20,32 @@ def skipping(loss: NDArray[np.float64], skipped: NDArray[np.bool_]) -> Block:
     values[skipped, :, block.statistics.index("grad_norm")] = np.inf
     values[skipped, :, block.statistics.index("nonfinite_count")] = 7
     return dataclasses.replace(block, values=values, skipped=skipped)
+
+
+def breaking(loss: float, inputs: float | None = None) -> str:
+    """Return the explanation of a run whose gradients are NaN from step 60 on, with this loss at that step."""
+    losses = falling(100)
+    losses[60] = loss
+    block = run(losses)
+    values = block.values.copy()
+    values[60:, :, block.statistics.index("nonfinite_count")] = 5
+    broken = dataclasses.replace(block, values=values)
+    if inputs is not None:
+        broken = with_probe(broken, "input_nonfinite_count", {60: inputs})
+    finding = find_finding(diagnose(broken), "nonfinite")
+    assert finding is not None
+    return finding.explanation
+
+
+def test_the_sentence_names_the_pass_that_failed_first() -> None:
+    """A finite loss shows that the forward pass was finite; the input is named where it is known."""
+    assert "The loss of that step was finite: the backward pass failed." in breaking(0.5)
+    assert "The loss of that step was finite, and so was its input: the backward pass" in breaking(0.5, inputs=0)
+    assert "was not finite either: the forward pass failed first." in breaking(np.nan)
+    assert "was not finite either; its input was finite: the forward pass" in breaking(np.nan, inputs=0)
+    text = breaking(np.nan, inputs=7)
+    assert "The input of that step already had 7 NaN or infinite elements." in text
+    assert "pass failed" not in text
 
 
 def test_a_loss_that_is_never_finite_is_no_overflow_of_the_scale() -> None:

@@ -24,6 +24,32 @@ from gradmedic_service.runs.service import update
 from gradmedic_service.settings import Settings
 
 RUNS = "/api/v1/runs"
+ORIGIN = {
+    "operation": "sqrt",
+    "direction": "backward",
+    "module": "decoder.1",
+    "source": {"file": "model.py", "line": 57, "text": "return x.sqrt()"},
+    "step": 812,
+    "input": {
+        "shape": [64, 32],
+        "dtype": "float32",
+        "special": "zero",
+        "count": 3,
+        "total": 2048,
+        "unit": "element",
+        "value": None,
+        "text": "the input was 0 in 3 of 2,048 elements",
+    },
+    "value": "Infinity",
+    "kind": "numeric",
+    "reproduced": "1 of 1",
+    "is_loss_finite": True,
+    "is_eager": None,
+    "operations": [],
+    "reason": None,
+    "text": "Infinity is born at step 812.",
+}
+"""Where the SDK found the first non-finite number."""
 
 
 def error_messages(response: Any) -> dict[str, str]:
@@ -121,6 +147,7 @@ def test_every_field_is_stored(client: TestClient) -> None:
             },
             "objective": {"kind": "metric", "metric": "reward", "direction": "maximize"},
             "dropped_steps": 3,
+            "origin": ORIGIN,
         },
         "id": str(new_id()),
     }
@@ -128,6 +155,33 @@ def test_every_field_is_stored(client: TestClient) -> None:
     assert response.status_code == 201, response.text
     stored = client.get(response.headers["Location"]).json()
     assert {name: stored[name] for name in body} == body
+
+
+@pytest.mark.parametrize(
+    ("changes", "path", "message"),
+    [
+        ({"text": "x" * 2001}, "text", "has more than 2000 characters"),
+        ({"operations": ["Log"] * 65}, "operations", "has more than 64 operations"),
+        ({"operations": ["x" * 2001]}, "operations[0]", "has more than 2000 characters"),
+        ({"step": -1}, "step", "must be from 0 to"),
+        ({"source": {"file": "x" * 2001, "line": 1}}, "source.file", "has more than 2000 characters"),
+        ({"source": {"file": "train.py", "line": -1}}, "source.line", "must be from 0 to"),
+        ({"input": {"count": -1}}, "input.count", "must be from 0 to"),
+        ({"input": {"shape": [1] * 33}}, "input.shape", "has more than 32 dimensions"),
+        ({"input": {"shape": [-1]}}, "input.shape[0]", "must be from 0 to"),
+        ({"input": {"text": "x" * 2001}}, "input.text", "has more than 2000 characters"),
+    ],
+)
+def test_an_origin_beyond_the_limits_is_refused(
+    sqlite_client: TestClient, changes: dict[str, Any], path: str, message: str
+) -> None:
+    """The error names the field of the origin."""
+    body = {"project": "p", "layers": [], "training": {"origin": {**ORIGIN, **changes}}}
+    response = sqlite_client.post(RUNS, json=body)
+    assert response.status_code == 422
+    (error,) = response.json()["errors"]
+    assert error["path"] == f"training.origin.{path}"
+    assert message in error["message"]
 
 
 def test_bare_nan_in_config_is_stored_by_name(client: TestClient) -> None:
