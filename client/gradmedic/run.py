@@ -339,9 +339,7 @@ class Run:
         self._trial.report_last_step(self._last_step)
         self._forget_process_exit()
         unreached_timeout = UNREACHED_FINISH_TIMEOUT if timeout is None and not self.is_trial else None
-        timeout = DEFAULT_FINISH_TIMEOUT if timeout is None else timeout
-        if self.is_trial:
-            timeout = max(timeout, FINISH_SECONDS)
+        timeout = max(DEFAULT_FINISH_TIMEOUT if timeout is None else timeout, FINISH_SECONDS if self.is_trial else 0.0)
         deadline = time.monotonic() + timeout
         self._recorder.close(max(timeout, _SHORTEST_RECORD_TIMEOUT))
         is_delivered = self._uploader.close(status, max(0.0, deadline - time.monotonic()), unreached_timeout)
@@ -377,10 +375,9 @@ class Run:
             TransportError, ApiError: the service cannot be reached, or refuses.
             UsageError: the run is disabled or offline, or another process sends for this one.
         """
-        if self._state is _State.DISABLED or self._is_follower or self._configuration.mode == "offline":
-            reason = (
-                "another process sends for this one" if self._is_follower else f"mode is {self._configuration.mode!r}"
-            )
+        mode = self._configuration.mode
+        if self._state is _State.DISABLED or self._is_follower or mode == "offline":
+            reason = "another process sends for this one" if self._is_follower else f"mode is {mode!r}"
             raise UsageError(f"there is no diagnosis here: {reason}")
         from gradmedic.api import Client  # no training needs it
 
