@@ -204,5 +204,8 @@ def _without_end(status: str, reason: str) -> TrainedTrial:
 
 
 def _as_offline_trial(configuration: Configuration, parameters: Mapping[str, Any]) -> Configuration:
-    """Return the configuration of a trial that writes its journal alone. A worker's trial reports to the service."""
-    return replace(as_trial(configuration, parameters), mode="offline")
+    """Return the configuration of a trial that writes its journal alone, where the recorder reads it.
+
+    A worker's trial reports to the service, and writes where its worker reads.
+    """
+    return replace(as_trial(configuration, parameters), mode="offline", dir=configuration.dir)
