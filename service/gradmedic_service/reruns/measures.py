@@ -112,8 +112,8 @@ def _correct(measure: Measure, evaluation: TrialEvaluation) -> Measure:
     """Return the measure of a loss as it is in `eval()`."""
     training_loss, loss = evaluation.training_loss, evaluation.loss
     if loss is not None and training_loss is not None:
-        if not math.isfinite(training_loss) or not math.isfinite(measure.final):
-            return measure  # the training has failed in `train()` already
+        if not math.isfinite(training_loss) or not math.isfinite(measure.final) or measure.final > measure.start:
+            return measure  # the training has failed in `train()` already: its end says nothing of its best level
         return replace(
             measure,
             judged_by=EVALUATED_LOSS,
@@ -139,5 +139,5 @@ def _correct_level(level: float, training_loss: float, loss: float) -> float:
     >>> _correct_level(1.0, 0.5, 2.5), _correct_level(0.3, 1.0, 0.5)
     (3.0, 0.15)
     """
-    corrected = level + loss - training_loss
+    corrected = level + (loss - training_loss)  # in this order: huge losses would swallow the level
     return max(corrected, level * loss / training_loss) if 0 <= loss < training_loss and level > 0 else corrected

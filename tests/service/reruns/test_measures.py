@@ -59,6 +59,14 @@ def test_an_evaluation_that_is_not_finite() -> None:
     assert (lost.judged_by, lost.final) == (LOSS, 0.4)
 
 
+def test_the_evaluation_of_a_training_that_has_blown_up_leaves_its_best_level() -> None:
+    """The losses of the end differ by their rounding alone, which is far more than the losses of the beginning."""
+    rising = np.array([18.0] * 20 + [1e5] * 60 + [1e25] * 20)
+    for in_eval in (1e25, 1e25 * (1 + 1e-7), 1e25 * (1 - 1e-7)):
+        measure = measure_trial(None, rising, None, TrialEvaluation(batches=4, training_loss=1e25, loss=in_eval))
+        assert (measure.judged_by, measure.best, measure.final) == (LOSS, 18.0, 1e25)
+
+
 @pytest.mark.parametrize(("difference", "is_trusted"), [(0.5, True), (0.51, False), (math.inf, False), (None, True)])
 def test_outputs_that_differ_wildly_need_a_measure(difference: float | None, is_trusted: bool) -> None:
     """Where the loss cannot be computed in `eval()`, outputs that differ by half of their deviation verify nothing."""
