@@ -66,7 +66,7 @@ def odd_bodies(body: Any) -> Iterator[tuple[str, Any]]:
 def odd_values_for(value: Any) -> tuple[Any, ...]:
     """Return the odd values to put in place of a value.
 
-    What has another type than the value is refused for that, or is taken for what it is, whatever it contains. So a
+    What has another type than the value is refused for that, or is taken for what it is, with any content. So a
     text and a number stand for all of them, where these are not the type of the value.
     """
     if isinstance(value, bool):

@@ -96,7 +96,7 @@ def evaluate_by_hand(model: nn.Module, loss_of: Loss, last: range, *, is_trainin
     ids=["plain", "log_softmax", "log", "column", "flattened", "arguments exchanged", "cast", "two losses"],
 )
 def test_the_losses_are_those_of_a_loop_by_hand(loss_of: Loss) -> None:
-    """Both losses are the means over the last batches with the weights of the end, whatever is done to the output."""
+    """Both losses are the means over the last batches with the weights of the end, also if the output is changed."""
     model, evaluator = normalized_model(), TrialEvaluator()
     train(model, loss_of, evaluator=evaluator)
     last = range(8 - KEPT_STEPS, 8)

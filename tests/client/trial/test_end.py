@@ -42,7 +42,7 @@ def start_script(ending: str, *arguments: str) -> subprocess.Popen[str]:
 def test_a_trial_waits_for_a_service_that_is_away(
     begin_trial: BeginTrial, proxy: FaultyProxy, client: gradmedic.Client, ending: str, exit_code: int
 ) -> None:
-    """However a script ends, and whatever timeout it gives, the service has all of its steps afterwards."""
+    """The service has all steps of a script, for each way in which it ends, and for each timeout."""
     trial = begin_trial(proxy.url)
     proxy.fail(*[AWAY] * 3)
     assert start_script(ending).wait(PATIENCE) == exit_code

@@ -112,7 +112,7 @@ def test_a_control_that_was_not_evaluated_is_compared_in_train() -> None:
 def test_a_metric_outranks_the_loss(
     judged_by: str, final: float, control: dict[str, Any], expected: str | None
 ) -> None:
-    """A metric is compared with the control's best, else with its own start, whatever the loss."""
+    """A metric is compared with the control's best, else with its own start; the loss does not count."""
     state = judged(trial(1, 0, 2.3, 2.3, 2.3), judged_by, start=0.4, final=final)
     assert reason_not_better(state, judged(failing(best=0.1), judged_by, **control)) == expected
 

@@ -91,7 +91,7 @@ def test_outputs_that_differ_wildly_are_not_verified(client: TestClient, worker:
 
 
 def test_the_operators_metric_decides(client: TestClient, worker: PlayedWorker) -> None:
-    """With `judge_by`, a metric of control and candidates is compared, whatever their losses and the script's word."""
+    """With `judge_by`, a metric of control and candidates is compared, not their losses or the script's objective."""
     asked = rerun(client, suspect(client), CLIP, SLOW, seeds=1)
     training = {"objective": {"kind": "metric", "metric": "other", "direction": "minimize"}}
     judge: dict[str, Any] = {"judge_by": "maximize val_accuracy", "training": training}

@@ -248,7 +248,7 @@ def test_an_attempt_with_dropped_steps_is_incomplete(client: TestClient, worker:
 def test_a_control_with_the_losses_of_the_suspect_run_has_its_verdict(
     client: TestClient, worker: PlayedWorker, has_same_losses: bool
 ) -> None:
-    """A failure is reproduced where all losses are the same, whatever steps of the two runs were sampled."""
+    """A failure is reproduced where all losses are the same, even if other steps were sampled."""
     body = {"project": "tests", "layers": [{"name": "a"}, {"name": "b"}], "statistics": ["grad_norm"]}
     run_id = client.post(f"{API}/runs", json=body | {"config": {"lr": 0.5}, "trainable": "train"}).json()["id"]
     steps = block("learning")

@@ -109,7 +109,7 @@ class Clock:
 
 
 def test_probes_of_a_trial_follow_no_clock() -> None:
-    """Without a clock, the first sampled steps are probed and then one in `MIN_INTERVAL`, whatever probes cost."""
+    """Without a clock, the first sampled steps are probed and then one in `MIN_INTERVAL`; their cost does not count."""
     schedule = ProbeSchedule(Clock(), None)
     probed = []
     for step in range(40):
