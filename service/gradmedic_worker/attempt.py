@@ -33,6 +33,8 @@ GRACE_SECONDS = 2.0
 """Time between SIGTERM and SIGKILL."""
 CHECK_INTERVAL = 0.1
 """Seconds between two checks of memory and time."""
+MEMORY_READINGS = 3
+"""Number of sums in a row that must exceed the limit of memory."""
 KILL_SECONDS = 10.0
 """Time after which killing descendants is given up."""
 OUTPUT_START_BYTES = 16 * 1024
@@ -282,12 +284,19 @@ def _exceeds_memory(limit: int) -> bool:
     """Whether the descendants together hold more than `limit` bytes of memory.
 
     The first sum is cheap, but counts memory that forked processes share once for each of them. Only if it exceeds the
-    limit, the second sum is read, which divides shared memory among the processes that share it.
+    limit, the second sum is read, which divides shared memory among the processes that share it. The processes are read
+    one after the other: where some end meanwhile, the others' shares grow, and the sum is too large. So the limit is
+    exceeded only if every one of a few sums is above it.
     """
     pids = find_descendants(os.getpid())
     if sum(_read_memory_bytes(pid, "status", (b"RssAnon", b"RssShmem")) for pid in pids) <= limit:
         return False
-    return sum(_read_memory_bytes(pid, "smaps_rollup", (b"Pss_Anon", b"Pss_Shmem")) for pid in pids) > limit
+    return all(_sum_shares(find_descendants(os.getpid())) > limit for _ in range(MEMORY_READINGS))
+
+
+def _sum_shares(pids: list[int]) -> int:
+    """Return the bytes of memory that processes hold, with what they share divided among them."""
+    return sum(_read_memory_bytes(pid, "smaps_rollup", (b"Pss_Anon", b"Pss_Shmem")) for pid in pids)
 
 
 def _read_memory_bytes(pid: int, file_name: str, fields: tuple[bytes, ...]) -> int:
