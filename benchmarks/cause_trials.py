@@ -39,6 +39,7 @@ from gradmedic.protocol.encoding import from_json, to_json
 from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.remedies import REMEDIES, Remedy
 from gradmedic.protocol.runs import RunCreate, Training
+from gradmedic.protocol.verdicts import Learning
 from gradmedic.torch.remedies.registry import REMEDY_CLASSES
 from gradmedic.trial import SEED_VARIABLE, TRIAL_VARIABLE, TrialInstructions
 from gradmedic_diagnosis import Block, Diagnostician
@@ -69,6 +70,7 @@ class CauseTrial:
 
     trained: TrainedTrial
     verdict: str
+    learning: Learning
     recording: Path
     """File of its steps, where it is done."""
 
@@ -81,7 +83,7 @@ class CauseTrial:
             seed=seed,
             status=self.trained.status,
             verdict=self.verdict,
-            curve=summarize_trial(losses, None, losses, training, None),
+            curve=summarize_trial(losses, None, losses, training, None, self.learning),
             reason=self.trained.reason,
         )
 
@@ -94,8 +96,8 @@ def try_remedies(case: CauseCase, program: CauseProgram, remedies: Sequence[Reme
     if not kept.exists():
         _train_apart(case, program, remedies, seed, kept)
     trained = msgspec.msgpack.decode(kept.read_bytes(), type=TrainedTrial)
-    verdict = _read_verdict(kept) if trained.status == "done" else "undetermined"
-    return CauseTrial(trained=trained, verdict=verdict, recording=kept.with_suffix(".npz"))
+    verdict, learning = _read_verdict(kept) if trained.status == "done" else ("undetermined", "unknown")
+    return CauseTrial(trained=trained, verdict=verdict, learning=learning, recording=kept.with_suffix(".npz"))
 
 
 @functools.cache
@@ -143,21 +145,21 @@ def read_recording(path: Path) -> tuple[RunCreate, Block]:
     return description, to_block(arrays, description.statistics)
 
 
-def _read_verdict(kept: Path) -> str:
-    """Return the verdict on a kept recording; diagnose it if this diagnosis has not done so."""
-    note = kept.with_suffix(f".{diagnosis_digest()}.verdict")
+def _read_verdict(kept: Path) -> tuple[str, Learning]:
+    """Return verdict and learning of a kept recording; diagnose it if this diagnosis has not done so."""
+    note = kept.with_suffix(f".{diagnosis_digest()}.verdict.json")
     if note.exists():
-        return note.read_text(encoding="utf-8")
+        return from_json(note.read_bytes(), tuple[str, Learning])
     description, block = read_recording(kept.with_suffix(".npz"))
     diagnostician = Diagnostician(
         tuple(description.layers), description.training or Training(), framework=description.framework
     )
     diagnostician.update(block)
-    verdict = diagnostician.diagnose().verdict
+    diagnosis = diagnostician.diagnose()
     draft = note.with_suffix(f".{os.getpid()}.draft")
-    draft.write_text(verdict, encoding="utf-8")
+    draft.write_bytes(to_json([diagnosis.verdict, diagnosis.learning]))
     draft.replace(note)
-    return verdict
+    return diagnosis.verdict, diagnosis.learning
 
 
 def _train_apart(case: CauseCase, program: CauseProgram, remedies: Sequence[Remedy], seed: int, kept: Path) -> None:

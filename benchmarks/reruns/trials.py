@@ -284,7 +284,7 @@ class Laboratory:
             status="done",
             reason=None,
             verdict=diagnosis.verdict,
-            curve=summarize_trial(losses, None, losses, training, evaluation),
+            curve=summarize_trial(losses, None, losses, training, evaluation, diagnosis.learning),
             is_silent=not AUTOTRAINER.first_alarms(recorded),
             has_dead_units=any(finding.detector == "zero_gradient" for finding in diagnosis.findings),
             causes={cause.cause: cause.score for cause in diagnosis.causes} if has_advice else {},

@@ -32,6 +32,16 @@ COMBINATIONS = (
 """Pairs of remedies of the advice that are also tried together: often both are enough where one alone is not."""
 MAX_COMBINATIONS = 6
 """Number of combinations that are tried beside the single remedies."""
+GENERAL = (
+    Remedy(id="scale_learning_rate", parameters={"factor": 0.1}),
+    Remedy(id="insert_normalization", parameters={"kind": "LayerNorm"}),
+    Remedy(id="reinitialize", parameters={"scheme": "kaiming_normal"}),
+    Remedy(id="switch_optimizer", parameters={"optimizer": "AdamW", "learning_rate": 0.001}),
+)
+"""Remedies that race where the advice names few. They need no known cause: rate, scale of the signals, initial weights,
+and the size of each update are what a training fails by most often."""
+LEAST_CANDIDATES = 4
+"""Number of candidates up to which those of the advice are completed."""
 INITIALIZATIONS = {"SELU": "lecun_normal", "Tanh": "xavier_uniform"}
 """Initialization of the activations that need another than He's: Klambauer et al. 2017 for SELU, Glorot and Bengio 2010
 for tanh."""
@@ -40,9 +50,14 @@ for tanh."""
 def candidates_of_advice(
     advice: Sequence[tuple[str, Mapping[str, Any]]], parameters: Sequence[TrainableParameter]
 ) -> list[list[Remedy]]:
-    """Return the candidates that a run's advice gives, the most promising first: single remedies and combinations.
+    """Return the candidates for a run that fails, the most promising first: single remedies and combinations.
 
-    A combination stands behind the later of its two remedies: it is more promising than the advice after it.
+    A combination stands behind the later of its two remedies: it is more promising than the advice after it. Where the
+    advice gives few candidates, or none, general remedies complete them.
+
+    Args:
+        advice: id and parameters of each remedy of the run's advice.
+        parameters: the parameters of the trainable, which limit what can be tried.
     """
     remedies = [Remedy(id=id, parameters=dict(values)) for id, values in advice]
     possible = [
@@ -69,7 +84,8 @@ def candidates_of_advice(
             ]
         candidates += combined[:combinations_left]
         combinations_left -= len(combined[:combinations_left])
-    return candidates
+    general = [[remedy] for remedy in GENERAL if remedy.id not in first_by_id and is_possible([remedy], parameters)]
+    return candidates + general[: max(0, LEAST_CANDIDATES - len(candidates))]
 
 
 def is_possible(remedies: Sequence[Remedy], parameters: Sequence[TrainableParameter]) -> bool:

@@ -4,7 +4,7 @@
 the conclusion. It depends on them alone: called again after a crash, it returns the same. `reason_to_stop` compares one
 running trial with the others at the same step. The candidates of another round come from `rounds`.
 
-1. The control, unchanged, must fail as the suspect run did. Otherwise the rerun ends `not_reproduced`.
+1. The control, unchanged, must fail: vanish, explode, or learn nothing. Otherwise the rerun ends `not_reproduced`.
 2. Every candidate of a round runs on the first seed with the same number of steps. At each rung the worse half is
    stopped, but never the best two: successive halving without waiting (Li et al. 2020, A system for massively parallel
    hyperparameter tuning, section 3.3). Candidates that have not started are cancelled once the time that is left is
@@ -193,7 +193,7 @@ def next_step(
         return NextStep(start=((CONTROL, design.seeds[0]),))
     if not control.has_ended:
         return NextStep()
-    if not control.is_unhealthy:
+    if not control.has_failed:
         if control.status != "done":
             return _conclude("failed", f"the control did not run: {control.reason or control.status}")
         state = "healthy" if control.is_healthy else control.verdict
@@ -255,7 +255,7 @@ def _next_step_of_round(
         return NextStep(start=((race.control, first_seed),)) if trials_left > 0 else None
     if not control.has_ended:
         return NextStep()
-    if not control.is_unhealthy:
+    if not control.has_failed:
         return None  # in trials of this length the job recovers by itself, so that they can prove nothing
 
     places = [(candidate, first_seed) for candidate in racing_candidates(design, race)]

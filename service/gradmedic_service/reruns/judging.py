@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import stdev
+from typing import Final
 
-from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
+from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS, Learning
 from gradmedic_service.reruns.loss_curves import EVALUATED_LOSS, LOSS, LossCurve, Measure, has_converged
 
 MIN_DECLINE = 0.1
@@ -15,6 +16,8 @@ MIN_DECLINE = 0.1
 below that. Without this margin, a thousandth below a control that learned nothing would count as learning. The loss of
 a constant answer is estimated from a few batches: the variance of 256 targets is right to 9 % (its standard error is
 the square root of 2 / 256)."""
+NO_PROGRESS: Final[tuple[Learning, ...]] = ("stuck", "worsening")
+"""What the objective of a training does that learns nothing."""
 ENDED = ("done", "failed", "cancelled", "stopped", "not_applicable")
 """Statuses of trials that have ended."""
 
@@ -63,6 +66,19 @@ class TrialState:
         return self.verdict in UNHEALTHY_VERDICTS and not (self.verdict == "vanishing" and self.has_converged)
 
     @property
+    def learns_nothing(self) -> bool:
+        """Whether its objective is stuck or gets worse, or its loss ends no better than that of a constant answer."""
+        curve, measure = self.curve, self.measure
+        if curve is None or measure is None or self.has_converged:
+            return False
+        return curve.learning in NO_PROGRESS or _is_constant(measure)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a rerun has something to repair in it: its gradients are unhealthy, or it learns nothing."""
+        return self.is_unhealthy or self.learns_nothing
+
+    @property
     def is_healthy(self) -> bool:
         """Whether the verdict is healthy, or vanishing of a training that has converged."""
         return self.verdict == "healthy" or (self.verdict == "vanishing" and self.has_converged)
@@ -100,7 +116,7 @@ def reason_not_better(trial: TrialState, control: TrialState, spread: float = 0.
     if control.curve is None and not control.is_unhealthy:
         return "the control did not run, so that there is nothing to compare with"
     level = measure.constant_level
-    if level is not None and measure.final > (1.0 - MIN_DECLINE) * level:
+    if level is not None and _is_constant(measure):
         relation = "is no better than" if measure.final >= level else "is less than a tenth below"
         return f"its {name} {measure.final:.3g} {relation} a constant answer's {level:.3g}"
     final = measure.sign * measure.final
@@ -134,6 +150,12 @@ def find_reason_not_verified(trials: Sequence[TrialState], controls: Mapping[int
         if (reason := reason_not_better(trial, controls[trial.seed], spread)) is not None:
             return f"on seed {trial.seed}: {reason}"
     return None
+
+
+def _is_constant(measure: Measure) -> bool:
+    """Whether a loss is no better than that of a constant answer: less than a tenth below it."""
+    level = measure.constant_level
+    return level is not None and measure.final > (1.0 - MIN_DECLINE) * level
 
 
 def _name(measure: Measure) -> str:

@@ -10,7 +10,7 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
+from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS, Learning
 
 START_LOSSES = 5
 """Number of first losses whose median is the start loss. A single odd batch does not change it."""
@@ -75,6 +75,8 @@ class LossCurve:
     had the same losses."""
     measure: Measure | None = None
     """What the trial is judged by; None where an earlier version has stored the trial, which judged by the loss."""
+    learning: Learning = "unknown"
+    """What its objective does at its end, by its diagnosis."""
 
 
 def summarize_losses(losses: NDArray[np.float64]) -> LossCurve | None:

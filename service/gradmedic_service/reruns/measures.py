@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from gradmedic.protocol.objectives import format_objective
 from gradmedic.protocol.runs import Loss, Objective, Training
 from gradmedic.protocol.trial_report import TrialEvaluation
+from gradmedic.protocol.verdicts import Learning
 from gradmedic_service.reruns.loss_curves import (
     EVALUATED_LOSS,
     LOSS,
@@ -49,6 +50,7 @@ def summarize_trial(
     values: NDArray[np.float64],
     training: Training | None,
     evaluation: TrialEvaluation | None,
+    learning: Learning = "unknown",
 ) -> LossCurve | None:
     """Return the losses and the measure of a trial that has ended; None if it has no loss and declares no objective.
 
@@ -58,13 +60,14 @@ def summarize_trial(
         values: values of the objective in the order of the steps: those of its metric, else the losses.
         training: facts about the training of its run.
         evaluation: what its models compute in `eval()`.
+        learning: what its objective does at its end, by its diagnosis.
     """
     curve = summarize_losses(losses)
     if curve is None and declared is None:
         return None
     if curve is None:
         curve = LossCurve(steps=0, start=math.nan, best=math.inf, final=math.nan, digest=digest_of(values))
-    return replace(curve, measure=measure_trial(declared, values, training, evaluation))
+    return replace(curve, measure=measure_trial(declared, values, training, evaluation), learning=learning)
 
 
 def measure_trial(

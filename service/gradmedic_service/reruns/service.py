@@ -253,11 +253,13 @@ def _candidates(
     if body.remedies is None:
         diagnosis = telemetry.diagnose(session.connection(), OPERATOR, facts, run.id, None)
         advice = [(entry.remedy.id, entry.remedy.parameters) for entry in diagnosis.advice]
+        if not advice and diagnosis.level not in ("attention", "critical"):
+            raise NotRerunnable(
+                f"The run is {run.verdict} (level {diagnosis.level}) and has no advice to race: name remedies."
+            )
         candidates = candidates_of_advice(advice, parameters)
         if not candidates:
-            raise NotRerunnable(
-                f"The run is {run.verdict}, and none of its advice can be tried automatically: name remedies."
-            )
+            raise NotRerunnable(f"The run is {run.verdict}, and nothing can be tried automatically: name remedies.")
     else:
         check_candidates(body.remedies, parameters)
         candidates = body.remedies

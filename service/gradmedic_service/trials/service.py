@@ -328,7 +328,7 @@ def _store_curve(
     judge_by = None if result.judge_by is None else parse_objective(result.judge_by)
     objective = choose_objective(judge_by, training)
     values = _read_values(connection, run, objective, last_step)
-    curve = summarize_trial(losses, objective, values, training, result.evaluation)
+    curve = summarize_trial(losses, objective, values, training, result.evaluation, run.learning)
     trial.curve = None if curve is None else without_nonfinite(asdict(curve))
 
 

@@ -38,6 +38,20 @@ def test_a_constant_answer_is_no_learning(final: float, level: float | None, rea
     assert reason_not_better(state, control) == reason
 
 
+@pytest.mark.parametrize(("final", "has_failed"), [(1.6, True), (1.45, True), (1.43, False), (0.1, False)])
+def test_a_control_that_gives_a_constant_answer_has_failed(final: float, *, has_failed: bool) -> None:
+    """A healthy control whose loss is less than a tenth below a constant answer's has learned nothing."""
+    control = judged(trial(CONTROL, 0, 9.0, 5.0, final), constant_level=1.6)
+    assert control.has_failed is has_failed
+
+
+def test_a_control_that_has_converged_has_not_failed() -> None:
+    """A loss that is stuck near zero has nothing left to learn."""
+    control = judged(trial(CONTROL, 0, 9.0, 0.1, 0.1), constant_level=1.6)
+    assert control.curve is not None
+    assert not replace(control, curve=replace(control.curve, learning="stuck")).has_failed
+
+
 def test_predicting_the_mean_is_not_verified() -> None:
     """Three seeds that fall from a bad start to what the mean of the targets gets are healthy and not verified."""
     results = {(0, s): judged(trial(0, s, math.nan, verdict="exploding")) for s in range(3)}

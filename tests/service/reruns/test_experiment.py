@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gradmedic.protocol.verdicts import Learning
 from gradmedic_service.reruns.experiment import (
     CANDIDATES_TO_CONFIRM,
     CONTROL,
@@ -78,6 +79,16 @@ def test_a_failure_that_does_not_show_again_ends_the_rerun(verdict: str) -> None
     assert conclusion is not None
     assert (conclusion.status, conclusion.outcomes) == ("not_reproduced", ())
     assert verdict in conclusion.reason
+
+
+@pytest.mark.parametrize("state", ["stuck", "worsening"])
+def test_a_control_that_learns_nothing_has_failed(state: Learning) -> None:
+    """Candidates race against a control whose gradients are healthy, and whose loss is stuck or gets worse."""
+    control = learning(CONTROL, final=2.0)
+    assert control.curve is not None
+    assert next_step(design(), [control]).conclusion is not None
+    failed = replace(control, curve=replace(control.curve, learning=state))
+    assert next_step(design(), [failed]).start == ((1, 0), (2, 0), (3, 0))
 
 
 def test_a_control_that_crashes_ends_the_rerun_unless_it_failed_as_expected() -> None:

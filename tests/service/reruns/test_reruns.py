@@ -11,6 +11,7 @@ from tests.support.played_worker import API, CLIP, SLOW, STEPS, PlayedWorker, bl
 
 from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.remedies import REMEDIES
+from gradmedic_service.reruns.candidates import GENERAL, LEAST_CANDIDATES
 
 
 def long_suspect(client: TestClient) -> str:
@@ -57,7 +58,9 @@ def test_the_advice_is_raced_and_read_with_its_outcomes(client: TestClient, work
     assert candidates[0] == []
     possible = [id for id, kind in REMEDIES.items() if not kind.needs_script] + ["truncate_backpropagation"]
     ids = [entry["remedy"]["id"] for entry in before if entry["remedy"]["id"] in possible]
-    assert [remedies[0]["id"] for remedies in candidates[1:] if len(remedies) == 1] == ids
+    singles = [remedies[0]["id"] for remedies in candidates[1:] if len(remedies) == 1]
+    assert singles[: len(ids)] == ids
+    assert len(candidates) - 1 >= LEAST_CANDIDATES, "general remedies complete the advice"
     single = [index for index, remedies in enumerate(candidates) if len(remedies) == 1]
     ends = {single[0]: "learning", single[2]: "learning fast"}
     worker.work({index: ends.get(index, "exploding") for index in range(len(candidates))})
@@ -154,6 +157,28 @@ def test_a_failure_that_does_not_show_again(client: TestClient, worker: PlayedWo
     assert (done["status"], len(done["trials"])) == ("not_reproduced", 1)
     assert done["candidates"][1]["outcome"] is None
     assert read(client, f"/runs/{run_id}/diagnosis")["tried"] == []
+
+
+def test_a_run_that_learns_nothing_is_rerun(client: TestClient, worker: PlayedWorker) -> None:
+    """Where the loss is stuck and no advice is known, general remedies race against a control that is stuck too."""
+    steps = 300
+    body = {"project": "tests", "layers": [{"name": "a"}, {"name": "b"}], "statistics": ["grad_norm"]}
+    run_id = client.post(f"{API}/runs", json=body | {"trainable": "train", "config": {"lr": 0.5}}).json()["id"]
+    answer = client.post(f"{API}/runs/{run_id}/steps", json=block("stuck", steps)).json()
+    assert answer["verdict"] == "healthy"
+    diagnosis = read(client, f"/runs/{run_id}/diagnosis")
+    assert (diagnosis["learning"], diagnosis["level"], diagnosis["advice"]) == ("stuck", "attention", [])
+    asked = rerun(client, run_id, seeds=1, budget={"steps": steps, "rounds": 1})
+    candidates = [candidate["remedies"][0]["id"] for candidate in asked["candidates"][1:]]
+    assert candidates == [remedy.id for remedy in GENERAL]
+    while (claimed := worker.claim()) is not None:
+        kind = "learning" if claimed["candidate"] == 2 else "stuck"
+        worker.stream(claimed, kind, steps)
+        assert worker.publish(claimed).status_code == 200
+    done = read(client, f"/reruns/{asked['id']}")
+    assert (done["status"], done["reason"]) == ("done", f"1 of {len(GENERAL)} candidates verified")
+    assert done["candidates"][2]["outcome"]["state"] == "verified"
+    assert read(client, f"/runs/{run_id}/diagnosis")["advice"][0]["remedy"]["id"] == GENERAL[1].id
 
 
 def test_each_attempt_is_a_run_of_its_own(client: TestClient, worker: PlayedWorker) -> None:

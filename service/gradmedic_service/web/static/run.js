@@ -385,7 +385,8 @@ function showDiagnosis() {
   for (const chart of [...chartsOverSteps, metrics]) chart.setMarks(marks);
   showConditions(diagnosis, select);
   showAdvice(byId("advice"), diagnosis);
-  byId("try-advice").hidden = !diagnosis.advice.length; // there is nothing to race
+  const mayRace = diagnosis.advice.length || ["attention", "critical"].includes(diagnosis.level);
+  byId("try-advice").hidden = !mayRace; // a healthy run has nothing to race
   showTried(byId("tried"), diagnosis);
   showChoices(diagnosis.advice);
   showCauses(byId("causes"), diagnosis);
