@@ -4,6 +4,9 @@ The wrappers call the originals with the same arguments, and show the call to th
 one that observes. If `torch.compile` has compiled anything, those of loss functions stay as long as a watch is open: it
 would compile every caller again when a function changes. A compiler reads the first condition of a wrapper as a
 constant, and sees nothing else of it.
+
+A script may call a reference that it took before (`from torch.nn.functional import mse_loss`). Such a call is read from
+the graph when gradients are computed of its result.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent, MultivariateNormal, Normal
 from torch.nn import functional
 
+from gradmedic.torch.loss_graph import NodeId, identify
+from gradmedic.torch.loss_nodes import read_call
 from gradmedic.torch.optimizer_hooks import keep_out_of_graphs, leave_uncompiled
 from gradmedic.torch.recorded_code import is_recorded
 
@@ -117,6 +122,8 @@ _replaced: list[_Replaced] = []
 _signatures: dict[str, inspect.Signature] = {}
 _nesting: list[str] = []
 """The loss functions and log-probabilities that run now: those that others call are not seen."""
+_noted: deque[NodeId | None] = deque(maxlen=256)
+"""Results of the calls that were seen last."""
 _last_samples: deque[tuple[weakref.ref[object], weakref.ref[Tensor]]] = deque(maxlen=256)
 """Distributions, and what was drawn from each."""
 
@@ -226,6 +233,7 @@ def _wrap_loss(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 bound = _signatures[name].bind(*args, **kwargs)
                 bound.apply_defaults()
+                _noted.append(identify(result.grad_fn))
                 _show(lambda observer: observer.note_loss(name, bound.arguments, result))
             except Exception as error:  # must not reach the script
                 _warn(error)
@@ -291,7 +299,22 @@ def _wrap_backward(original: Callable[..., Any]) -> Callable[..., Any]:
 def _show_roots(tensors: Any) -> None:
     roots = [tensors] if isinstance(tensors, Tensor) else tensors
     if _is_observed() and isinstance(roots, (list, tuple)):
+        for root in roots:
+            _show_unseen_call(root)
         _show(lambda observer: observer.before_backward(list(roots)))
+
+
+def _show_unseen_call(root: Tensor) -> None:
+    """Show the call of a loss function that computed a root, if no wrapper has seen it."""
+    try:
+        call = read_call(root)
+        if call is None or call.node in _noted:
+            return
+        result = root if call.is_root else _call_nested(call.function, call.repeat, (), {})
+    except Exception as error:  # must not reach the script
+        _warn(error)
+        return
+    _show(lambda observer: observer.note_loss(call.function, call.arguments, result))
 
 
 def _call_nested(name: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.functional import cross_entropy as imported_before_the_watch
 
 import gradmedic
 from gradmedic.protocol.encoding import to_json
@@ -85,6 +86,7 @@ def evaluate_by_hand(model: nn.Module, loss_of: Loss, last: range, *, is_trainin
     "loss_of",
     [
         cross_entropy,
+        imported_before_the_watch,
         lambda output, y: functional.nll_loss(functional.log_softmax(output, dim=1), y),
         lambda output, y: functional.nll_loss(torch.log(output.softmax(-1)), y),
         lambda output, y: functional.binary_cross_entropy_with_logits(output[:, 0], (y == 0).float()),
@@ -93,7 +95,7 @@ def evaluate_by_hand(model: nn.Module, loss_of: Loss, last: range, *, is_trainin
         lambda output, y: functional.l1_loss(output[:, -1].double(), y.double()),
         lambda output, y: functional.cross_entropy(output, y) + functional.mse_loss(output, torch.zeros(32, 3)),
     ],
-    ids=["plain", "log_softmax", "log", "column", "flattened", "arguments exchanged", "cast", "two losses"],
+    ids=["plain", "imported", "log_softmax", "log", "column", "flattened", "arguments exchanged", "cast", "two losses"],
 )
 def test_the_losses_are_those_of_a_loop_by_hand(loss_of: Loss) -> None:
     """Both losses are the means over the last batches with the weights of the end, also if the output is changed."""
