@@ -89,8 +89,8 @@ bench-start: $(READY) ## measure the CPU time until each command is ready (a min
 bench-faults: $(READY) ## kill or disconnect each part of a rerun during a trial, also on Ray (15 minutes)
 	@$(BIN)/python -m benchmarks.faults
 
-bench-reruns: $(READY) ## rerun failing trainings by our advice, at random and in AUTOTRAINER's order (2 hours; SET=own, drawn or published; PART=1/4; SEED=1)
-	@$(BIN)/python -m benchmarks.reruns --part $(or $(PART),1/1) --seed $(or $(SEED),1) $(addprefix --set ,$(SET))
+bench-reruns: $(READY) ## rerun failing trainings by our advice, at random and in AUTOTRAINER's order (2 hours; SET=own, drawn or published; PART=1/4; STRATEGY=gradmedic; SEED=1)
+	@$(BIN)/python -m benchmarks.reruns --part $(or $(PART),1/1) --seed $(or $(SEED),1) $(addprefix --set ,$(SET)) $(addprefix --strategy ,$(STRATEGY))
 
 experiments: $(READY) ## try every remedy on every failing training, and sweep clipping; redraws docs/images (30 minutes)
 	@$(BIN)/python -m benchmarks.experiments repairs --pictures docs/images

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from benchmarks.reruns.configurations import CONFIGURATIONS, drawn
 from benchmarks.reruns.measurement import LeftOut, Measured, measure, status_of_twin
 from benchmarks.reruns.published.configurations import PUBLISHED
 from benchmarks.reruns.report import SetResults, report
+from benchmarks.reruns.strategies import STRATEGIES
 from benchmarks.reruns.trials import Laboratory, Subject, laboratory
 
 SETS = ("own", "drawn", "published")
@@ -25,6 +26,9 @@ def main() -> None:
         "--part", default="1/1", help="K/N: measure the Kth of N parts of each set; finished trials are kept"
     )
     parser.add_argument("--family", default="", help="measure only families whose names begin with this text")
+    parser.add_argument(
+        "--strategy", choices=tuple(STRATEGIES), action="append", help="measure this strategy only; may be repeated"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="number of trials at a time")
     arguments = parser.parse_args()
     part, _, of = arguments.part.partition("/")
@@ -34,7 +38,9 @@ def main() -> None:
             members = [
                 member for member in members_of(name, arguments.seed) if member.family.startswith(arguments.family)
             ]
-            sets[name] = _measure_all(made, pool, members[int(part) - 1 :: int(of)])
+            sets[name] = _measure_all(
+                made, pool, members[int(part) - 1 :: int(of)], arguments.strategy or tuple(STRATEGIES)
+            )
     sys.exit(0 if report(sets) else 1)
 
 
@@ -48,9 +54,11 @@ def members_of(name: str, seed: int) -> list[Subject]:
     return list(sets[name].values())
 
 
-def _measure_all(made: Laboratory, pool: ThreadPoolExecutor, members: list[Subject]) -> SetResults:
+def _measure_all(
+    made: Laboratory, pool: ThreadPoolExecutor, members: list[Subject], strategies: Sequence[str]
+) -> SetResults:
     def work(member: Subject) -> tuple[Measured | LeftOut, str | None]:
-        result, status = measure(made, member), status_of_twin(made, member)
+        result, status = measure(made, member, strategies), status_of_twin(made, member)
         print(f"{member.name}: {result.reason if isinstance(result, LeftOut) else _line(result)}", flush=True)
         return result, status
 

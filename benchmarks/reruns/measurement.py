@@ -38,7 +38,7 @@ class Proof:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """The results of every strategy on a failing training."""
+    """The results of the measured strategies on a failing training."""
 
     configuration: Subject
     races: dict[str, Race]
@@ -66,8 +66,10 @@ class LeftOut:
     reason: str
 
 
-def measure(laboratory: Laboratory, configuration: Subject) -> Measured | LeftOut:
-    """Rerun a training by every strategy, if it fails on every seed and its twin learns."""
+def measure(
+    laboratory: Laboratory, configuration: Subject, strategies: Sequence[str] = tuple(STRATEGIES)
+) -> Measured | LeftOut:
+    """Rerun a training by some strategies, if it fails on every seed and its twin learns."""
     for seed in SEEDS:
         reason = reason_not_failing(laboratory, configuration, seed)
         if reason is not None:
@@ -78,8 +80,8 @@ def measure(laboratory: Laboratory, configuration: Subject) -> Measured | LeftOu
     twins = (laboratory.trial(configuration, (), seed, is_twin=True) for seed in SEEDS)
     twin_skill = median(skill(twin, configuration.twin) for twin in twins)
     races, in_turn, proofs, best = {}, {}, [], math.nan
-    for name, strategy in STRATEGIES.items():
-        candidates = strategy(suspect, configuration)
+    for name in strategies:
+        candidates = STRATEGIES[name](suspect, configuration)
         races[name] = race(laboratory, configuration, candidates, max_rounds=MAX_ROUNDS if name == OURS else 1)
         is_reproduced = races[name].conclusion.status == "done"  # else a rerun would try nothing
         in_turn[name] = trials_in_turn(laboratory, configuration, candidates) if is_reproduced else None
