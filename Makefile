@@ -33,11 +33,11 @@ demo: $(DEMO_READY) ## train three real models and read their diagnoses (install
 serve: $(DEMO_READY) ## start the service on http://127.0.0.1:8642 with a SQLite database in ~/.local/share/gradmedic
 	@$(BIN)/gradmedic serve
 
-test: $(READY) ## run the whole suite
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup
+test: $(READY) ## run the whole suite (WORKERS=4; the default is for two cores and 8 GB)
+	@$(BIN)/python -m pytest -n $(or $(WORKERS),3) --dist loadgroup
 
 test-fast: $(READY) ## run what takes about two minutes
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+	@$(BIN)/python -m pytest -n $(or $(WORKERS),3) --dist loadgroup -m "not slow"
 
 fuzz: $(READY) ## send many random requests to a running service, drawn from its OpenAPI document (EXAMPLES=300)
 	@GRADMEDIC_FUZZ_EXAMPLES=$(or $(EXAMPLES),300) $(BIN)/python -m pytest tests/service/test_fuzz.py -q -p no:cacheprovider

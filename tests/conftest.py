@@ -38,6 +38,13 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("suite")
 
 
+@pytest.hookimpl(trylast=True)  # after the hooks that mark tests as slow
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with the slow tests where several processes share the suite, so that none runs alone at the end."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _interruptible() -> None:
     """Let processes of tests receive interrupts: a shell that starts the suite in the background disables them."""

@@ -243,9 +243,9 @@ def test_workers_of_a_data_loader_do_not_disturb_the_run(
     body = "".join(f"    {line}\n" for line in LOADING.splitlines())
     script.write_text(f"if __name__ == '__main__':\n{body}")
     outputs = []
-    for mode in ("online", "disabled"):
+    for how, mode in ((method, "online"), ("fork", "disabled")):  # spawned workers import torch, which takes long
         done = subprocess.run(
-            [sys.executable, str(script), method, mode],
+            [sys.executable, str(script), how, mode],
             env=os.environ | {"GRADMEDIC_BASE_URL": service_url},
             capture_output=True,
             text=True,

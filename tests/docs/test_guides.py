@@ -31,7 +31,6 @@ def words_of(text: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("guides")
 def test_the_readme_leads_to_a_diagnosis(tmp_path: Path) -> None:
     """Every line of the README works in an empty folder, and the program prints the summary that the README shows."""
     with Reader(tmp_path, NOT_RUN) as reader:
@@ -47,7 +46,6 @@ def test_the_readme_leads_to_a_diagnosis(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("guides")
 def test_the_guide_leads_to_a_proven_remedy(tmp_path: Path) -> None:
     """Every line of docs/getting-started.md works in an empty folder, up to a remedy that a rerun has verified."""
     with Reader(tmp_path, NOT_RUN) as reader:

@@ -36,7 +36,9 @@ STEPS = 80
 AWAY = Fault(path="/steps")
 """The service does not take a block."""
 IMPATIENT_SCRIPT = SCRIPT.replace("import gradmedic\n", "import gradmedic, gradmedic.run\n", 1).replace(
-    "    run = gradmedic.init(", "    gradmedic.run.FINISH_SECONDS = 0.5\n    run = gradmedic.init(", 1
+    "    run = gradmedic.init(",
+    "    gradmedic.run.FINISH_SECONDS = gradmedic.run.DEFAULT_FINISH_TIMEOUT = 0.5\n    run = gradmedic.init(",
+    1,
 )
 """The script, with an SDK that waits for the service for half a second only."""
 KILLED_SCRIPT = SCRIPT.replace("import gradmedic\n", "import gradmedic, gradmedic.run, os\n", 1).replace(

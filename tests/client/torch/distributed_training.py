@@ -1,18 +1,18 @@
-"""Trains as one of several processes, with a run and without one, and prints what it measured as JSON.
+"""Trains in several processes, with a run and without one, and prints what each measured as JSON.
 
-RANK=0 WORLD_SIZE=2 python distributed_training.py ddp|fsdp|hybrid URL FILE_TO_MEET_IN
+python distributed_training.py ddp|fsdp|hybrid PROCESSES URL FILE_TO_MEET_IN
 """
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo  # before the processes are forked: sharded models import it
 import torch.distributed as dist
+from tests.support.ranks import print_answers
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -22,7 +22,7 @@ import gradmedic
 
 STEPS = 30
 KEPT: list[nn.Module] = []
-"""The models, which must not be freed before the end: see `main`."""
+"""The models, which must not be freed before the end: see `print_answers`."""
 
 
 def whole(tensor: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
@@ -80,16 +80,16 @@ def train(kind: str, mode: str, url: str) -> dict[str, Any]:
 
 def main() -> None:
     """Train in both modes, and print the answers."""
-    kind, url, meeting = sys.argv[1:]
+    kind, processes, url, meeting = sys.argv[1:]
     torch.set_num_threads(1)
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
-    print(json.dumps({mode: train(kind, mode, url) for mode in ("online", "disabled")}), flush=True)
-    dist.destroy_process_group()
-    # Not by returning, which frees the models: torch does that under Python's lock, and joins a thread of gloo's that
-    # may wait for this lock to free what backward() left in its thread-local state. On a busy machine it deadlocks,
-    # with no run at all as with one that watches.
-    os._exit(0)
+
+    def train_in_both_modes(rank: int) -> dict[str, dict[str, Any]]:
+        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=int(processes))
+        answers = {mode: train(kind, mode, url) for mode in ("online", "disabled")}
+        dist.destroy_process_group()
+        return answers
+
+    print_answers(int(processes), train_in_both_modes)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tests.support.ranks import train_in_processes
 
 import gradmedic
 
@@ -19,32 +15,13 @@ STATISTICS = ("grad_norm", "grad_abs_max", "grad_mean", "grad_zero_fraction", "n
 pytestmark = pytest.mark.slow
 
 
-def train(kind: str, url: str, processes: int, folder: Path) -> list[dict[str, Any]]:
-    """Train in several processes and return what each prints: its answer of each mode of a run."""
-    started = []
-    for rank in range(processes):
-        environment = os.environ | {
-            "RANK": str(rank), "WORLD_SIZE": str(processes), "GLOO_SOCKET_IFNAME": "lo",
-        }  # fmt: skip
-        command = [sys.executable, str(SCRIPT), kind, url, str(folder / "meeting")]
-        started.append(
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        )
-    answers = []
-    for process in started:
-        out, err = process.communicate(timeout=240)
-        assert process.returncode == 0, err
-        assert "no longer watched" not in err
-        answers.append(json.loads(out.splitlines()[-1]))
-    return answers
-
-
 @pytest.mark.parametrize(("kind", "processes"), [("ddp", 2), ("fsdp", 2), ("hybrid", 4)])
 def test_the_first_process_sends_what_all_of_them_did(
     kind: str, processes: int, service_url: str, client: gradmedic.Client, tmp_path: Path
 ) -> None:
     """All processes have one run, with the statistics of whole gradients and updates, and train as without it."""
-    answers = train(kind, service_url, processes, tmp_path)
+    answers, errors = train_in_processes(SCRIPT, kind, str(processes), service_url, str(tmp_path / "meeting"))
+    assert "no longer watched" not in errors
     first, *others = (answer["online"] for answer in answers)
     assert not first["follows"]
     assert all(other["follows"] for other in others)

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.patience import PATIENCE
+from tests.support.ranks import train_in_processes
 
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("unequal_processes.py")
-ROOT = Path(__file__).parents[3]
 MIXED, NEVER, ALWAYS = "clips now and then", "clips never", "clips always"
 
 Answers = dict[str, dict[str, Any]]
@@ -31,25 +26,8 @@ def train(
     """
     names = [f"{scenario}, {MIXED}" for scenario in scenarios]
     names += [f"{scenario}, {clipping}" for clipping in clippings for scenario in ("no process", "every process")]
-    started: list[subprocess.Popen[str]] = []
-    try:
-        for rank in range(processes):
-            environment = os.environ | {
-                "RANK": str(rank), "WORLD_SIZE": str(processes), "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT),
-            }  # fmt: skip
-            command = [sys.executable, str(SCRIPT), kind, str(folder / "meeting"), *names]
-            started.append(
-                subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            )
-        answers = []
-        for process in started:
-            out, err = process.communicate(timeout=PATIENCE)
-            assert process.returncode == 0, err
-            answers.append(json.loads(out.splitlines()[-1]))
-    finally:
-        for process in started:
-            process.kill()
-            process.communicate()
+    answers: list[Answers]
+    answers, _ = train_in_processes(SCRIPT, kind, str(processes), str(folder / "meeting"), *names)
     return answers
 
 

@@ -1,21 +1,21 @@
-"""Trains as one of several processes that do not all watch, or not all the time, and prints what each sampled as JSON.
+"""Trains in several processes that do not all watch, or not all the time, and prints what each sampled as JSON.
 
-RANK=0 WORLD_SIZE=2 python unequal_processes.py fsdp|ddp|hybrid FILE_TO_MEET_IN 'SCENARIO, CLIPPING'...
+python unequal_processes.py fsdp|ddp|hybrid PROCESSES FILE_TO_MEET_IN 'SCENARIO, CLIPPING'...
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch._dynamo  # before the processes are forked: sharded models import it
 import torch.distributed as dist
 from tests.client.torch.recording import Recording
+from tests.support.ranks import print_answers
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -194,22 +194,24 @@ def collect_warnings() -> Iterator[list[str]]:
 
 def main() -> None:
     """Train once for each scenario with its clipping, and print what was sampled."""
-    kind, meeting, *names = sys.argv[1:]
+    kind, processes, meeting, *names = sys.argv[1:]
     torch.set_num_threads(1)
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
-    answers: dict[str, dict[str, Any]] = {}
-    for name in names:
-        scenario, clipping = name.split(", ")
-        with collect_warnings() as warnings:
-            training = Training(kind, name)
-            training.run(SCENARIOS[scenario], CLIPPING[clipping])
-            training.close()
-        answers[name] = {
-            "sampled": training.sampled, "weights": training.weights(), "warnings": warnings,
-        }  # fmt: skip
-    print(json.dumps(answers), flush=True)
-    os._exit(0)  # see distributed_training.py
+
+    def train(rank: int) -> dict[str, dict[str, Any]]:
+        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=int(processes))
+        answers: dict[str, dict[str, Any]] = {}
+        for name in names:
+            scenario, clipping = name.split(", ")
+            with collect_warnings() as warnings:
+                training = Training(kind, name)
+                training.run(SCENARIOS[scenario], CLIPPING[clipping])
+                training.close()
+            answers[name] = {
+                "sampled": training.sampled, "weights": training.weights(), "warnings": warnings,
+            }  # fmt: skip
+        return answers
+
+    print_answers(int(processes), train)
 
 
 if __name__ == "__main__":

@@ -66,14 +66,14 @@ def test_a_learning_rate_that_makes_logits_grow_is_explained_by_them(
 ) -> None:
     """At a rate of 0.06, logits of thousands are the first cause; at 0.003 the task is learned, with no finding."""
     monkeypatch.setattr(schedule, "SHARE", float("inf"))  # probes at the same steps on a busy machine
-    diagnosis = train(tmp_path / "high", 0.06, 240)
+    diagnosis = train(tmp_path / "high", 0.06, 160)
     (finding,) = (finding for finding in diagnosis.findings if finding.detector == "attention_logit_growth")
     assert finding.severity == "warning"
     assert finding.layers[0].endswith("qkv.weight")
     assert finding.evidence["attention_logit_max"] > 1000
     assert diagnosis.level == "attention"
     assert diagnosis.causes[0].cause == "attention_logit_growth"
-    healthy = train(tmp_path / "low", 0.003, 240)
+    healthy = train(tmp_path / "low", 0.003, 160)
     assert healthy.level == "ok"
     assert not [finding for finding in healthy.findings if finding.detector == "attention_logit_growth"]
     assert not healthy.causes
