@@ -17,6 +17,7 @@ import { arrange } from "./layers.js";
 import { follow } from "./live.js";
 import { MetricCharts, readMetricState, writeMetricState } from "./metric_charts.js";
 import { listenToNotes, showNotes } from "./notes.js";
+import { showOrigin } from "./origin_card.js";
 import { outcomeText, remediesOf, remediesText } from "./remedies.js";
 import { listenToReview, showReview } from "./review.js";
 import { applyRerunEvent, listenToForm, readReruns, showChoices } from "./reruns_of_run.js";
@@ -383,6 +384,7 @@ function showDiagnosis() {
   const marks = marksOf(diagnosis, history);
   heatmap.setMarks(marks);
   for (const chart of [...chartsOverSteps, metrics]) chart.setMarks(marks);
+  showOrigin(diagnosis, select);
   showConditions(diagnosis, select);
   showAdvice(byId("advice"), diagnosis);
   byId("try-advice").hidden = !diagnosis.advice.length; // there is nothing to race
