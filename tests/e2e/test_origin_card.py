@@ -62,6 +62,8 @@ def test_the_card_has_the_sentence_and_the_fix(
     expect(card).to_contain_text("Line 57 of model/attention.py")
     expect(card).to_contain_text("A softmax over a row that is masked as a whole is 0/0.")
     expect(page.locator("#origin-search")).to_be_hidden()
+    expect(page.locator("#next-action")).to_have_text("Try first: change the operation softmax")
+    expect(page.locator("#causes h3").first).to_contain_text("numerical instability")
     fix = httpx2.get(f"{service.url}/api/v1/runs/{located}/diagnosis").json()["origin"]["fix"]
     expect(card.locator(".snippet code")).to_have_text(fix["snippet"])
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
