@@ -15,7 +15,7 @@ from gradmedic.cli.text import format_environment, format_evidence, format_outco
 from gradmedic.protocol.diagnosis import Advice, Diagnosis, DiagnosisAtStep, Outcome, Tried
 from gradmedic.protocol.encoding import to_json
 from gradmedic.protocol.names import closest_first
-from gradmedic.protocol.origin_fixes import find_fix
+from gradmedic.protocol.origin_sentences import explain_search
 from gradmedic.protocol.remedies import Remedy, describe_remedies
 from gradmedic.protocol.runs import RunDetail, RunSummary, Training
 from gradmedic.protocol.verdicts import LEVELS, UNHEALTHY_VERDICTS, VERDICTS
@@ -77,7 +77,7 @@ def render_diagnosis(diagnosis: Diagnosis, run: RunSummary) -> str:
     """Return a diagnosis as text: verdict, first step, first layer, findings, causes and advice, in this order."""
     place = f"run {run.name} in {run.project}, {run.status}"
     training = run.training if isinstance(run, RunDetail) else None
-    lines = render_diagnosis_of(place, diagnosis, training)
+    lines = render_diagnosis_of(place, diagnosis, training, run.framework)
     advised = [advice.remedies for advice in diagnosis.advice]
     other_trials = [tried for tried in diagnosis.tried if tried.remedies not in advised]
     if other_trials:
@@ -91,7 +91,9 @@ def render_diagnosis(diagnosis: Diagnosis, run: RunSummary) -> str:
     return "\n".join(lines).rstrip()
 
 
-def render_diagnosis_of(place: str, diagnosis: DiagnosisAtStep, training: Training | None) -> list[str]:
+def render_diagnosis_of(
+    place: str, diagnosis: DiagnosisAtStep, training: Training | None, framework: str | None
+) -> list[str]:
     """Return the lines of a diagnosis; `place` names the run or the file."""
     width = terminal_width()
     since = "" if diagnosis.since_step is None else f" since step {diagnosis.since_step}"
@@ -107,10 +109,7 @@ def render_diagnosis_of(place: str, diagnosis: DiagnosisAtStep, training: Traini
     if training is not None and training.dropped_steps:
         lines.append(f"{training.dropped_steps} steps are missing: the client had no room for them")
     lines += ["", *wrap(diagnosis.summary, width)]
-    if training is not None and training.origin is not None and training.origin.text is not None:
-        lines += ["", *wrap(training.origin.text, width)]
-        if (fix := find_fix(training.origin)) is not None:
-            lines += ["", *wrap(fix.advice, width), "", textwrap.indent(fix.snippet, " " * 8)]
+    lines += _describe_origin(diagnosis, framework, width)
     if diagnosis.findings:
         lines += ["", "What was seen"]
         for finding in diagnosis.findings:
@@ -138,10 +137,26 @@ def render_diagnosis_of(place: str, diagnosis: DiagnosisAtStep, training: Traini
     return lines
 
 
+def _describe_origin(diagnosis: DiagnosisAtStep, framework: str | None, width: int) -> list[str]:
+    """Return the lines about the origin of a non-finite number: what was found, or how to find it."""
+    origin = diagnosis.origin
+    if origin is None:
+        if all(finding.detector != "nonfinite" for finding in diagnosis.findings):
+            return []
+        search = explain_search(framework)
+        text = f"It is not known which operation made the first non-finite number. {search.text}"
+        return ["", *wrap(text, width), "", textwrap.indent(search.code, " " * 8)]
+    lines = ["", *wrap(origin.text or "", width)]
+    if (fix := origin.fix) is not None:
+        lines += ["", *wrap(f"{fix.advice} More: /operations/{fix.page} of the service.", width), ""]
+        lines.append(textwrap.indent(fix.snippet, " " * 8))
+    return lines
+
+
 def render_replay(replay: Replay, name: str) -> str:
     """Return the diagnosis of a recording as text, with what the service and the review gave."""
     training = replay.header.training
-    lines = render_diagnosis_of(f"recording {name}", replay.diagnosis, training)
+    lines = render_diagnosis_of(f"recording {name}", replay.diagnosis, training, replay.header.framework)
     return "\n".join([*lines, "", *render_outcome_of_replay(replay)]).rstrip()
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
+from gradmedic.protocol.origins import DiagnosedOrigin
 from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.schema import SCHEMA, OneOf
 from gradmedic.protocol.verdicts import VERDICTS, Learning, Level, Verdict
@@ -196,6 +197,9 @@ class DiagnosisAtStep:
     level: Level = "unknown"
     """Level that a person reads first. `critical` means a vanishing or exploding verdict. `attention` means that the
     gradients are sound, but the loss is stuck or gets worse, or a warning is open."""
+    origin: DiagnosedOrigin | None = None
+    """Origin of the first non-finite number: `training.origin` of the run, with a change of the script. Null if nothing
+    looked for it, and in a diagnosis of earlier steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

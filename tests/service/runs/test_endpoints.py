@@ -46,6 +46,17 @@ ORIGIN = {
     "is_loss_finite": True,
     "is_eager": None,
     "operations": [],
+    "batch": [
+        {
+            "shape": [64, 32],
+            "dtype": "float32",
+            "digest": "0123456789abcdef",
+            "nonfinite_count": 2,
+            "min": -1.5,
+            "max": "NaN",
+            "examples": [3],
+        }
+    ],
     "reason": None,
     "text": "Infinity is born at step 812.",
 }
@@ -157,6 +168,22 @@ def test_every_field_is_stored(client: TestClient) -> None:
     assert {name: stored[name] for name in body} == body
 
 
+def test_the_diagnosis_has_the_origin_of_the_training(client: TestClient, create_run: Any) -> None:
+    """It has all facts that were recorded, with a fix, from the step before its own on."""
+    run = create_run(client, training={"origin": {**ORIGIN, "step": 2, "value": "NaN"}}, framework="torch 2.13.0")
+    assert client.get(f"{run}/diagnosis").json()["origin"] is None
+    body = {"steps": [0, 1, 2], "loss": [1.0, 1.0, "NaN"], "statistics": {"grad_norm": [[1.0, 1.0]] * 3}}
+    assert client.post(f"{run}/steps", json=body).status_code == 200
+    recorded = client.get(run).json()["training"]["origin"]
+    origin = client.get(f"{run}/diagnosis").json()["origin"]
+    assert {name: origin[name] for name in recorded} == recorded
+    assert origin["value"] == "NaN"
+    assert origin["fix"]["page"] == "root"
+    assert client.get(f"{run}/diagnosis", params={"at_step": 1}).json()["origin"] == origin
+    assert client.get(f"{run}/diagnosis", params={"at_step": 0}).json()["origin"] is None
+    assert client.get(f"{create_run(client)}/diagnosis").json()["origin"] is None
+
+
 @pytest.mark.parametrize(
     ("changes", "path", "message"),
     [
@@ -170,6 +197,13 @@ def test_every_field_is_stored(client: TestClient) -> None:
         ({"input": {"shape": [1] * 33}}, "input.shape", "has more than 32 dimensions"),
         ({"input": {"shape": [-1]}}, "input.shape[0]", "must be from 0 to"),
         ({"input": {"text": "x" * 2001}}, "input.text", "has more than 2000 characters"),
+        ({"batch": [{}] * 9}, "batch", "has more than 8 tensors"),
+        ({"batch": [{"shape": [1] * 33}]}, "batch[0].shape", "has more than 32 dimensions"),
+        ({"batch": [{}, {"shape": [-1]}]}, "batch[1].shape[0]", "must be from 0 to"),
+        ({"batch": [{"nonfinite_count": -1}]}, "batch[0].nonfinite_count", "must be from 0 to"),
+        ({"batch": [{"examples": [0] * 17}]}, "batch[0].examples", "has more than 16 examples"),
+        ({"batch": [{"examples": [-1]}]}, "batch[0].examples[0]", "must be from 0 to"),
+        ({"batch": [{"digest": "x" * 2001}]}, "batch[0].digest", "has more than 2000 characters"),
     ],
 )
 def test_an_origin_beyond_the_limits_is_refused(
