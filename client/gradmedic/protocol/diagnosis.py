@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
+from gradmedic.protocol.origins import Origin
 from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.schema import SCHEMA, OneOf
 from gradmedic.protocol.verdicts import VERDICTS, Learning, Level, Verdict
@@ -206,6 +207,9 @@ class Diagnosis(DiagnosisAtStep):
     """Id of the run."""
     tried: list[Tried] = field(default_factory=list)
     """Results of the run's reruns, the latest first. They include combinations of remedies."""
+    origin: Origin | None = None
+    """Origin of the first non-finite number: of the latest rerun of the kind `locate` that found one, or else what the
+    training found in its own process. Null if neither found one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -164,6 +164,7 @@ def test_every_field_is_stored(client: TestClient) -> None:
         ({"operations": ["Log"] * 65}, "operations", "has more than 64 operations"),
         ({"operations": ["x" * 2001]}, "operations[0]", "has more than 2000 characters"),
         ({"step": -1}, "step", "must be from 0 to"),
+        ({"batch": "x" * 2001}, "batch", "has more than 2000 characters"),
         ({"source": {"file": "x" * 2001, "line": 1}}, "source.file", "has more than 2000 characters"),
         ({"source": {"file": "train.py", "line": -1}}, "source.line", "must be from 0 to"),
         ({"input": {"count": -1}}, "input.count", "must be from 0 to"),
