@@ -12,10 +12,10 @@ from gradmedic.protocol.reruns import Attempt, Candidate, RerunBudget, RerunDeta
 from gradmedic_service.database import models
 from gradmedic_service.database.clock import database_time
 from gradmedic_service.database.engine import Session
-from gradmedic_service.reruns import repository
+from gradmedic_service.reruns import locating, repository
 from gradmedic_service.reruns.advancing import seconds_left, seconds_per_step, trial_state
 from gradmedic_service.reruns.forecast import expected_seconds, expected_trials
-from gradmedic_service.reruns.outcomes import CANDIDATES, OUTCOMES, published_outcome
+from gradmedic_service.reruns.outcomes import CANDIDATES, ORIGIN, OUTCOMES, published_outcome
 from gradmedic_service.reruns.repository import ACTIVE_STATUSES
 from gradmedic_service.reruns.stored_plan import design_of, plan_of
 from gradmedic_service.runs.progress import read_progress
@@ -62,6 +62,7 @@ def describe(session: Session, rerun: models.Rerun) -> RerunDetail:
         ],
         cost_seconds=sum(trial.seconds for trial in trials),
         plan=describe_plan(rerun, trials, left) if is_active else None,
+        origin=ORIGIN.validate_python(rerun.origin),
     )
 
 
@@ -69,6 +70,17 @@ def describe_plan(rerun: models.Rerun, trials: Sequence[models.Trial], seconds: 
     """Return the expected cost of a rerun, whose budget has some seconds left."""
     design, states = design_of(rerun), [trial_state(trial) for trial in trials]
     step_seconds = seconds_per_step(states) or plan_of(rerun).step_seconds
+    if rerun.kind == "locate":
+        expected = min(max(locating.EXPECTED_TRIALS, len(trials)), rerun.max_trials)
+        left = (expected - sum(state.has_ended for state in states)) * rerun.steps
+        return RerunPlan(
+            candidates=0,
+            trials=expected,
+            steps=rerun.steps,
+            step_seconds=step_seconds,
+            seconds_left=None if step_seconds is None else max(0.0, min(left * step_seconds, seconds)),
+            budget=_describe_budget(rerun),
+        )
     return RerunPlan(
         candidates=sum(len(race.candidates) for race in design.rounds),
         trials=min(len(expected_trials(design, states)), rerun.max_trials),
@@ -98,6 +110,7 @@ def _summary_fields(rerun: models.Rerun) -> dict[str, Any]:
         "created_at": rerun.created_at,
         "started_at": rerun.started_at,
         "ended_at": rerun.ended_at,
+        "kind": rerun.kind,
     }
 
 
@@ -152,6 +165,7 @@ def _describe_trial(trial: models.Trial, attempts: Sequence[models.Attempt], run
         judged_value=None if measure is None or math.isnan(measure.start) else measure.final,
         constant_level=None if measure is None else measure.constant_level,
         has_converged=state.has_converged,
+        origin=ORIGIN.validate_python(trial.origin),
     )
 
 

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from gradmedic.protocol.diagnosis import Advice, Diagnosis, Outcome, Tried
 from gradmedic.protocol.encoding import encode_json
+from gradmedic.protocol.origins import Origin
 from gradmedic.protocol.remedies import SET_PARAMETER, Remedy
 from gradmedic_diagnosis.remedies import CATALOGUE
 from gradmedic_diagnosis.snippets import write_snippet
@@ -22,8 +23,17 @@ from gradmedic_service.reruns.experiment import CandidateOutcome
 
 CANDIDATES = TypeAdapter(list[list[Remedy]], config=BUILT_WHEN_USED)
 OUTCOMES = TypeAdapter(list[CandidateOutcome], config=BUILT_WHEN_USED)
+ORIGIN = TypeAdapter(Origin | None, config=BUILT_WHEN_USED)
 PROOF: Final = ("verified", "healthy", None, "failed", "not_applicable")
 """States of outcomes, the best proof first. None: it was not tried."""
+
+
+def add_results(connection: Connection, diagnosis: Diagnosis) -> Diagnosis:
+    """Return a diagnosis with the results of its run's reruns: the origin, and the outcomes of the remedies."""
+    origin = ORIGIN.validate_python(repository.find_origin(connection, diagnosis.run_id))
+    if origin is not None:
+        diagnosis = replace(diagnosis, origin=origin)
+    return add_outcomes(connection, diagnosis)
 
 
 def add_outcomes(connection: Connection, diagnosis: Diagnosis) -> Diagnosis:

@@ -97,7 +97,7 @@ class CheckedSteps:
         """Look at the loss that was logged for a step."""
         if self._finder is None or self.origin is not None or loss is None:
             return
-        with _disable_current_modes():  # type: ignore[no-untyped-call]
+        with _disable_current_modes():
             losses = [loss.detach()] if isinstance(loss, Tensor) else []
             try:
                 is_bad = not are_finite(losses) if losses else not math.isfinite(loss)  # type: ignore[arg-type]
@@ -119,7 +119,7 @@ class CheckedSteps:
     def close(self) -> None:
         """Check no more. A script that has ended itself because of its loss has not logged that."""
         if self._finder is not None and self.origin is None:
-            with _disable_current_modes():  # type: ignore[no-untyped-call]
+            with _disable_current_modes():
                 if not are_finite(self._finder.calls.scalars):
                     self._explain(self._finder.calls.scalars)
         self._end()
@@ -138,7 +138,7 @@ class CheckedSteps:
 
     def _end(self) -> None:
         finder, self._finder = self._finder, None
-        if finder is not None and _get_current_dispatch_mode() is finder:  # type: ignore[no-untyped-call]
+        if finder is not None and _get_current_dispatch_mode() is finder:
             finder.__exit__(None, None, None)
 
     # --- hooks ------------------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ class CheckedSteps:
         has_closure = any(callable(value) for value in (*args[1:], *kwargs.values()))
         if self._finder is None or has_closure or getattr(optimizer, "grad_scale", None) is not None:
             return
-        with _disable_current_modes(), torch.no_grad():  # type: ignore[no-untyped-call]
+        with _disable_current_modes(), torch.no_grad():
             gradients = [dense_part(p.grad) for p in self._parameters.values() if p.grad is not None]
             reached = [*gradients, *self._finder.calls.roots]
             if not are_finite(reached):
@@ -163,7 +163,7 @@ class CheckedSteps:
     def _after_update(self, _optimizer: torch.optim.Optimizer) -> None:
         if self._finder is None or self.origin is not None:
             return
-        with _disable_current_modes(), torch.no_grad():  # type: ignore[no-untyped-call]
+        with _disable_current_modes(), torch.no_grad():
             weights = [parameter.detach() for parameter in self._parameters.values()]
             if not are_finite(weights):
                 self._explain(weights)
