@@ -11,11 +11,18 @@ from typing import TYPE_CHECKING
 from gradmedic.cli.command import EXIT_UNHEALTHY, RUN_HELP, add_connection_argument, make_client
 from gradmedic.cli.references import find_run
 from gradmedic.cli.replay import is_path, render_outcome_of_replay, replay_recording, replay_to_json
-from gradmedic.cli.text import format_environment, format_evidence, format_outcome, list_item, terminal_width, wrap
+from gradmedic.cli.text import (
+    describe_origin,
+    format_environment,
+    format_evidence,
+    format_outcome,
+    list_item,
+    terminal_width,
+    wrap,
+)
 from gradmedic.protocol.diagnosis import Advice, Diagnosis, DiagnosisAtStep, Outcome, Tried
 from gradmedic.protocol.encoding import to_json
 from gradmedic.protocol.names import closest_first
-from gradmedic.protocol.origin_fixes import find_fix
 from gradmedic.protocol.remedies import Remedy, describe_remedies
 from gradmedic.protocol.runs import RunDetail, RunSummary, Training
 from gradmedic.protocol.verdicts import LEVELS, UNHEALTHY_VERDICTS, VERDICTS
@@ -107,10 +114,10 @@ def render_diagnosis_of(place: str, diagnosis: DiagnosisAtStep, training: Traini
     if training is not None and training.dropped_steps:
         lines.append(f"{training.dropped_steps} steps are missing: the client had no room for them")
     lines += ["", *wrap(diagnosis.summary, width)]
-    if training is not None and training.origin is not None and training.origin.text is not None:
-        lines += ["", *wrap(training.origin.text, width)]
-        if (fix := find_fix(training.origin)) is not None:
-            lines += ["", *wrap(fix.advice, width), "", textwrap.indent(fix.snippet, " " * 8)]
+    origin = diagnosis.origin if isinstance(diagnosis, Diagnosis) else None
+    origin = origin or (None if training is None else training.origin)
+    if origin is not None and origin.text is not None:
+        lines += ["", *describe_origin(origin, width)]
     if diagnosis.findings:
         lines += ["", "What was seen"]
         for finding in diagnosis.findings:
