@@ -121,7 +121,7 @@ def find_fix(origin: Origin) -> Fix | None:
     if origin.operation is None:
         return None
     found = origin.input
-    if origin.kind == "data" and (found is None or found.special in (None, "nonfinite")):
+    if origin.kind == "data" and (found is None or found.special == "nonfinite"):
         return _DATA
     if found is not None and found.special == "overflow" and found.dtype == "float16":
         return _HALF

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from gradmedic.exceptions import TrialEnded
+from gradmedic.recording.facts import check_origin
 from gradmedic.trial.instructions import TrialEnvironment
 from gradmedic.trial.report import ReportFile, describe_environment
 
 if TYPE_CHECKING:
     import torch
 
+    from gradmedic.protocol.origins import Origin
     from gradmedic.torch.origin.checked_steps import CheckedSteps
     from gradmedic.torch.remedies import AppliedRemedies
     from gradmedic.torch.trial_evaluation import TrialEvaluator
     from gradmedic.torch.watch import Watch
+
+logger = logging.getLogger("gradmedic")
 
 FINISH_SECONDS = 60.0
 """Seconds that the end of a trial waits for a service that is away, however short a timeout the script gives. Its
@@ -167,11 +172,17 @@ class TrialSession:
         from gradmedic.torch.origin.checked_steps import CannotCheck, CheckedSteps
 
         if self._checked_steps is None:
-            self._checked_steps = CheckedSteps(start, lambda origin: self._report.update(origin=origin))
+            self._checked_steps = CheckedSteps(start, self._report_origin)
         try:
             self._checked_steps.watch(models, optimizers)
         except CannotCheck as reason:
             self._end_as_not_applicable(str(reason))
+
+    def _report_origin(self, origin: Origin) -> None:
+        """Report an origin, in values that the service takes."""
+        self._report.update(
+            origin=check_origin(origin, lambda _kind, message: logger.warning("gradmedic: %s", message))
+        )
 
     def _keep_batches(self, models: Iterable[torch.nn.Module]) -> None:
         """Keep the last batches of models for their evaluation at the end, unless other processes train with them."""
