@@ -24,6 +24,8 @@ MIN_PRIOR_MERIT = 0.05
 """Merit before any race below which a remedy is not considered: races can raise it from there."""
 MERIT_STEP = 0.1
 """Difference of merits that counts."""
+UNSTOPPABLE = frozenset({"nonfinite_input", "nonfinite_loss", "numerical_instability"})
+"""Causes of a NaN or an infinity among ordinary numbers."""
 
 
 def advise(
@@ -51,13 +53,17 @@ def rank_rows(
     cause's score times the chance of repair as independent chances. What became of the remedy in races of runs with the
     same most probable cause corrects it. Merits are compared after rounding to `MERIT_STEP`: they are no more exact.
     Among equal ones the catalogue's order decides. Where every optimizer divides the gradient by its size, bounds of
-    the gradient stand behind what changes the update itself.
+    the gradient stand behind what changes the update itself. Clipping is left out where a number that is not finite
+    was born among ordinary ones: NaN times any factor is NaN.
     """
     if not causes:
         return []
+    is_unstoppable = any(cause.cause in UNSTOPPABLE for cause in causes) and not _has_grown(run)
     promising: list[tuple[float, RemedyRow]] = []
     for row in CATALOGUE:
         merit = _compute_merit(row, causes, counts)
+        if row.clips and is_unstoppable:
+            continue
         if merit >= MIN_PRIOR_MERIT and row.is_applicable(run):  # in this order: the second reads all layers
             merit *= row.estimate_fit(run)
             merit = correct_merit(merit, row.name, causes[0].cause, run.is_optimizer_scale_free, races)
@@ -65,6 +71,15 @@ def rank_rows(
                 promising.append((merit, row))
     ranked = [row for _, row in sorted(promising, key=lambda pair: -round(pair[0] / MERIT_STEP))]
     return _put_updates_first(ranked) if run.is_optimizer_scale_free else ranked
+
+
+def _has_grown(run: RunEvidence) -> bool:
+    """Return whether gradients or the loss still grew when a number became non-finite."""
+    return any(
+        finding.verdict == "exploding" and finding.detector != "nonfinite" and finding.resolved_step is None
+        for finding in run.findings
+        if finding.consequence_of is None
+    )
 
 
 def _compute_merit(row: RemedyRow, causes: Sequence[Cause], counts: RepairCounts) -> float:

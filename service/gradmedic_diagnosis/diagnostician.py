@@ -31,6 +31,7 @@ from gradmedic_diagnosis.level import LevelTracker
 from gradmedic_diagnosis.loss_progress import LossProgress
 from gradmedic_diagnosis.measurements import Measurements, measure
 from gradmedic_diagnosis.objective import ObjectiveTracker
+from gradmedic_diagnosis.origin import diagnose_origin
 from gradmedic_diagnosis.probes import read_probes
 from gradmedic_diagnosis.run_evidence import RunEvidence
 from gradmedic_diagnosis.run_history import RunHistory
@@ -361,6 +362,7 @@ class Diagnostician:
             "findings": findings,
             "causes": causes,
             "advice": advice,
+            "origin": diagnose_origin(self._training.origin, self._last_step, self._framework),
         }
 
     @property

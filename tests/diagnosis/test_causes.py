@@ -72,6 +72,17 @@ def test_the_place_of_a_numerical_cause_is_named() -> None:
     assert find_causes(broken, not_found)["numerical_instability"] == causes["numerical_instability"]
 
 
+def test_an_origin_comes_before_all_other_causes_of_a_loss_that_is_not_finite() -> None:
+    """The operation is known, so that it is the first cause; the steps before were ordinary."""
+    origin = Origin(operation="softmax", kind="numeric", step=80)
+    first = next(iter(find_causes(dying(), Training(origin=origin)).values()))
+    assert first.cause == "numerical_instability"
+    assert first.explanation == "NaN is born at step 80 in `softmax`."
+    grown = find_causes(dying(update=2.0), Training(origin=origin))
+    assert "numerical_instability" not in grown, "the updates destroyed the weights, and the operation only shows it"
+    assert "numerical_instability" not in find_causes(dying(), Training(origin=Origin(operation="linear", kind="data")))
+
+
 def test_a_learning_rate_that_rose_is_blamed() -> None:
     """A rate that rose tenfold before the NaN is named with the rise; a jump is a condition of its own."""
     block = dying(update=0.01)

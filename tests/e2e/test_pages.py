@@ -33,6 +33,8 @@ def paths(service: Service) -> dict[str, str]:
         "problem": "/runs/nonsense",
         "conditions": "/conditions",
         "condition": "/conditions/nonfinite_loss",
+        "operations": "/operations",
+        "operation": "/operations/masked_row",
     }
 
 
@@ -42,7 +44,7 @@ def test_axe_finds_nothing(open_page: Any, service: Service, scheme: str, width:
     page = open_page(service.url, refusals=(404,), color_scheme=scheme, viewport={"width": width, "height": 900})
     for name, path in paths(service).items():
         page.goto(f"{service.url}{path}")
-        if name not in ("problem", "conditions", "condition"):
+        if name not in ("problem", "conditions", "condition", "operations", "operation"):
             page.wait_for_selector("body[data-ready]")
         for summary in page.locator("main details summary:visible").all()[:4]:
             summary.click()

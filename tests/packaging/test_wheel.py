@@ -60,6 +60,7 @@ def test_wheel_holds_what_a_plain_install_needs(wheel: Path) -> None:
     assert any(name.startswith("gradmedic_service/migrations/versions/0001") for name in names)
     assert "gradmedic_service/examples/digits_classifier.py" in names
     assert "gradmedic_service/web/conditions/nonfinite_loss.md" in names
+    assert "gradmedic_service/web/operations/root.md" in names
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == PACKAGES
 
 

@@ -40,7 +40,7 @@ def test_the_code_of_each_fix_is_finite(operation: str) -> None:
     same = next(name for name in FIXES if FIXES[name] is fix)
     x = INPUTS.get(operation, INPUTS.get(same, torch.zeros(2, 2)))
     labels = torch.full((1, 6), 1) if operation == "ctc_loss" else NAMES["labels"]
-    result, gradient = run(fix.snippet, x, labels=labels, lengths=torch.tensor([6]))
+    result, gradient = run(fix.code["torch"], x, labels=labels, lengths=torch.tensor([6]))
     assert result.isfinite().all()
     assert gradient is not None
     assert gradient.isfinite().all()
@@ -57,7 +57,7 @@ def test_special_inputs_have_fixes_of_their_own() -> None:
     inputs = [torch.zeros(2, 2), torch.full((2, 2), 300.0).half(), torch.tensor([[math.nan, 1.0], [1.0, 1.0]])]
     for fix, x in zip(fixes, inputs, strict=True):
         assert fix is not None
-        result, gradient = run(fix.snippet, x)
+        result, gradient = run(fix.code["torch"], x)
         assert result.isfinite().all()
         assert gradient is not None
     assert len({fix.advice for fix in fixes if fix is not None}) == 3

@@ -23,6 +23,7 @@ from gradmedic.cli.text import (
 from gradmedic.protocol.diagnosis import Advice, Diagnosis, DiagnosisAtStep, Outcome, Tried
 from gradmedic.protocol.encoding import to_json
 from gradmedic.protocol.names import closest_first
+from gradmedic.protocol.origin_sentences import explain_search
 from gradmedic.protocol.remedies import Remedy, describe_remedies
 from gradmedic.protocol.runs import RunDetail, RunSummary, Training
 from gradmedic.protocol.verdicts import LEVELS, UNHEALTHY_VERDICTS, VERDICTS
@@ -84,7 +85,7 @@ def render_diagnosis(diagnosis: Diagnosis, run: RunSummary) -> str:
     """Return a diagnosis as text: verdict, first step, first layer, findings, causes and advice, in this order."""
     place = f"run {run.name} in {run.project}, {run.status}"
     training = run.training if isinstance(run, RunDetail) else None
-    lines = render_diagnosis_of(place, diagnosis, training)
+    lines = render_diagnosis_of(place, diagnosis, training, run.framework)
     advised = [advice.remedies for advice in diagnosis.advice]
     other_trials = [tried for tried in diagnosis.tried if tried.remedies not in advised]
     if other_trials:
@@ -98,7 +99,9 @@ def render_diagnosis(diagnosis: Diagnosis, run: RunSummary) -> str:
     return "\n".join(lines).rstrip()
 
 
-def render_diagnosis_of(place: str, diagnosis: DiagnosisAtStep, training: Training | None) -> list[str]:
+def render_diagnosis_of(
+    place: str, diagnosis: DiagnosisAtStep, training: Training | None, framework: str | None
+) -> list[str]:
     """Return the lines of a diagnosis; `place` names the run or the file."""
     width = terminal_width()
     since = "" if diagnosis.since_step is None else f" since step {diagnosis.since_step}"
@@ -114,10 +117,7 @@ def render_diagnosis_of(place: str, diagnosis: DiagnosisAtStep, training: Traini
     if training is not None and training.dropped_steps:
         lines.append(f"{training.dropped_steps} steps are missing: the client had no room for them")
     lines += ["", *wrap(diagnosis.summary, width)]
-    origin = diagnosis.origin if isinstance(diagnosis, Diagnosis) else None
-    origin = origin or (None if training is None else training.origin)
-    if origin is not None and origin.text is not None:
-        lines += ["", *describe_origin(origin, width)]
+    lines += _describe_origin(diagnosis, framework, width)
     if diagnosis.findings:
         lines += ["", "What was seen"]
         for finding in diagnosis.findings:
@@ -145,10 +145,22 @@ def render_diagnosis_of(place: str, diagnosis: DiagnosisAtStep, training: Traini
     return lines
 
 
+def _describe_origin(diagnosis: DiagnosisAtStep, framework: str | None, width: int) -> list[str]:
+    """Return the lines about the origin of a non-finite number: what was found, or how to find it."""
+    origin = diagnosis.origin
+    if origin is None:
+        if all(finding.detector != "nonfinite" for finding in diagnosis.findings):
+            return []
+        search = explain_search(framework)
+        text = f"It is not known which operation made the first non-finite number. {search.text}"
+        return ["", *wrap(text, width), "", textwrap.indent(search.code, " " * 8)]
+    return ["", *describe_origin(origin, width)]
+
+
 def render_replay(replay: Replay, name: str) -> str:
     """Return the diagnosis of a recording as text, with what the service and the review gave."""
     training = replay.header.training
-    lines = render_diagnosis_of(f"recording {name}", replay.diagnosis, training)
+    lines = render_diagnosis_of(f"recording {name}", replay.diagnosis, training, replay.header.framework)
     return "\n".join([*lines, "", *render_outcome_of_replay(replay)]).rstrip()
 
 

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 from gradmedic.protocol.diagnosis import Outcome
-from gradmedic.protocol.origin_fixes import find_fix
-from gradmedic.protocol.origins import Origin
+from gradmedic.protocol.origins import DiagnosedOrigin
 
 _WIDEST = 100
 """Columns of a line at most: longer lines are hard to read."""
@@ -34,13 +33,14 @@ def list_item(heading: str, paragraphs: Iterable[str], width: int) -> list[str]:
     return lines
 
 
-def describe_origin(origin: Origin, width: int) -> list[str]:
-    """Return the lines about an origin: its sentence, how often it was reproduced, and the fix of its operation."""
+def describe_origin(origin: DiagnosedOrigin, width: int) -> list[str]:
+    """Return the lines about an origin: its sentence, how often it was reproduced, and what to change."""
     lines = wrap(origin.text or origin.reason or "", width)
     if origin.reproduced is not None and origin.operation is not None:
         lines += wrap(f"Kind: {(origin.kind or 'unknown').replace('_', ' ')}, reproduced {origin.reproduced}.", width)
-    if (fix := find_fix(origin)) is not None:
-        lines += ["", *wrap(fix.advice, width), "", textwrap.indent(fix.snippet, " " * 8)]
+    if (fix := origin.fix) is not None:
+        lines += ["", *wrap(f"{fix.advice} More: /operations/{fix.page} of the service.", width), ""]
+        lines.append(textwrap.indent(fix.snippet, " " * 8))
     return lines
 
 

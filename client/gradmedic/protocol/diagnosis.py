@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
-from gradmedic.protocol.origins import Origin
+from gradmedic.protocol.origins import DiagnosedOrigin
 from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.schema import SCHEMA, OneOf
 from gradmedic.protocol.verdicts import VERDICTS, Learning, Level, Verdict
@@ -197,6 +197,9 @@ class DiagnosisAtStep:
     level: Level = "unknown"
     """Level that a person reads first. `critical` means a vanishing or exploding verdict. `attention` means that the
     gradients are sound, but the loss is stuck or gets worse, or a warning is open."""
+    origin: DiagnosedOrigin | None = None
+    """Origin of the first non-finite number, with a change of the script: of the latest rerun of the kind `locate` that
+    found one, else `training.origin` of the run. Null if nothing looked for it, and in a diagnosis of earlier steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,9 +210,6 @@ class Diagnosis(DiagnosisAtStep):
     """Id of the run."""
     tried: list[Tried] = field(default_factory=list)
     """Results of the run's reruns, the latest first. They include combinations of remedies."""
-    origin: Origin | None = None
-    """Origin of the first non-finite number: of the latest rerun of the kind `locate` that found one, or else what the
-    training found in its own process. Null if neither found one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

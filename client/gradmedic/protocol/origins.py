@@ -96,3 +96,25 @@ class Origin:
     """Reason why no operation was found. Null if one was found."""
     text: Text | None = None
     """The origin as one sentence."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OriginFix:
+    """Change of the script for an operation that has no finite result."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
+
+    page: str
+    """Name of the documentation page about this kind of operation. The service shows it at `/operations/{page}`."""
+    advice: str
+    """The change in one or two sentences."""
+    snippet: str
+    """Code to paste and adapt, in the run's framework. In it, `x` is the input of the operation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiagnosedOrigin(Origin):
+    """Origin of the first non-finite number in a diagnosis: the recorded facts, and a change of the script."""
+
+    fix: OriginFix | None = None
+    """Change of the script. Null if the operation was not found, or no change is known for it."""

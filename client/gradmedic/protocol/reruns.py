@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
 from gradmedic.protocol.diagnosis import Outcome
-from gradmedic.protocol.origins import Origin
+from gradmedic.protocol.origins import DiagnosedOrigin, Origin
 from gradmedic.protocol.paging import Page
 from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.schema import SCHEMA, Number, OneOf, StrictInt, Text
@@ -241,9 +241,9 @@ class RerunDetail(RerunSummary):
     """Sum of the durations of all ended attempts in seconds."""
     plan: RerunPlan | None = None
     """The expected cost. Null once the rerun has ended, and from a service that has no rounds."""
-    origin: Origin | None = None
-    """The result of a rerun of the kind `locate`. Null before its end, if the failure was not reproduced, and for other
-    kinds."""
+    origin: DiagnosedOrigin | None = None
+    """The result of a rerun of the kind `locate`, with a change of the script. Null before its end, if the failure was
+    not reproduced, and for other kinds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from gradmedic.protocol.diagnosis import Cause
+from gradmedic.protocol.origin_sentences import describe_origin
 from gradmedic_diagnosis.causes.cause import make_cause
 from gradmedic_diagnosis.precision import is_half_precision
 from gradmedic_diagnosis.run_evidence import UNBOUNDED, RunEvidence
@@ -58,11 +59,14 @@ def check_precision_underflow(run: RunEvidence) -> Cause | None:
 def check_numerical_instability(run: RunEvidence) -> Cause | None:
     """Look for non-finite gradients of a finite loss that ordinary gradients and updates do not explain.
 
-    Where the loss is the first number that is not finite, `nonfinite_loss` is the cause.
+    Where the loss is the first number that is not finite, `nonfinite_loss` is the cause; this one has its operation, if
+    the SDK found it.
     """
     finding = run.find("nonfinite")
-    if finding is None or not math.isfinite(finding.evidence.get("loss", math.nan)) or run.find("nonfinite_input"):
+    if finding is None or run.find("nonfinite_input"):
         return None
+    if not math.isfinite(finding.evidence.get("loss", math.nan)):
+        return _name_origin(run) if "nonfinite_loss" in run.conditions else None
     history, loss = run.history, finding.evidence["loss"]
     ratio = math.nan if run.starts_at_zero else history.recent_update_ratio
     if ratio >= DESTROYING_UPDATE_RATIO:
@@ -79,10 +83,16 @@ def check_numerical_instability(run: RunEvidence) -> Cause | None:
         f"A gradient became non-finite {before}, while the loss of that step is finite, {loss:.3g}: look in the "
         "backward pass for an operation whose slope is infinite, as those of sqrt and log at 0 and of acos at 1 are."
     )
+    return _name_origin(run, text, **numbers) or make_cause("numerical_instability", 0.8, text, **numbers)
+
+
+def _name_origin(run: RunEvidence, text: str = "", **numbers: float) -> Cause | None:
+    """Return the operation that has no finite result as a cause, None if the SDK did not find it."""
     origin = run.training.origin
-    if origin is not None and origin.operation is not None and origin.kind == "numeric" and origin.text is not None:
-        return make_cause("numerical_instability", LOCATED_SCORE, f"{origin.text} {text}", **numbers)
-    return make_cause("numerical_instability", 0.8, text, **numbers)
+    if origin is None or origin.operation is None or origin.kind != "numeric":
+        return None
+    sentence = origin.text or describe_origin(origin)
+    return make_cause("numerical_instability", LOCATED_SCORE, f"{sentence} {text}".rstrip(), **numbers)
 
 
 def check_division_before_model(run: RunEvidence) -> Cause | None:

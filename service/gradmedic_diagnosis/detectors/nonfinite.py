@@ -139,6 +139,9 @@ class Nonfinite(Detector):
         evidence = {"nonfinite_count": float(view.nonfinite_count)}
         if view.row is not None:
             evidence["layers_affected"] = float((view.measurements.nonfinite_count[view.row] > 0).sum())
+            if view.measurements.has_weight_norms:
+                weights = view.measurements.weight_norm[view.row][view.measurements.present[view.row]]
+                evidence["nonfinite_weights"] = float((~np.isfinite(weights)).sum())
         if view.loss is not None:
             evidence["loss"] = float(view.loss)
         inputs = view.probes.get("input_nonfinite_count", {}).get("", math.nan)
@@ -151,9 +154,11 @@ class Nonfinite(Detector):
         if "skipped_steps" in finding.evidence:
             steps, loss = int(finding.evidence["skipped_steps"]), finding.evidence.get("loss", 0.0)
             what = "the gradients are" if math.isfinite(loss) else "the loss itself is"
+            finite = _name_finite(finding.evidence)
+            known = f", while {finite} {'are' if 'weights' in finite else 'is'}" if finite else ""
             return (
                 f"The loss scaler skipped {steps} steps in a row from step {finding.first_step} on, because {what} not "
-                f"finite; a smaller scale did not help. Nothing is learned on these steps."
+                f"finite{known}; a smaller scale did not help. Nothing is learned on these steps."
             )
         count = int(finding.evidence.get("nonfinite_count", 0))
         what = f"{count} gradient elements are NaN or infinite" if count else "The loss is NaN or infinite"
@@ -168,14 +173,32 @@ class Nonfinite(Detector):
 
 
 def _describe_pass(evidence: Mapping[str, float]) -> str:
-    """Return a sentence about the pass that failed first, and the input; empty if the step has no loss or gradient."""
-    if "loss" not in evidence or not evidence.get("nonfinite_count"):
-        return ""
-    inputs = evidence.get("input_nonfinite_count")
+    """Return a sentence about what was finite in the step that broke, and the pass that failed first.
+
+    It is empty where neither loss, input nor weights of the step are known.
+    """
+    weights, inputs = evidence.get("nonfinite_weights"), evidence.get("input_nonfinite_count")
+    if weights:
+        layers = "1 layer" if weights == 1 else f"{int(weights)} layers"
+        return f"The weights of {layers} were not finite before that step: an earlier step broke them. "
     if inputs:
-        return f"The input of that step already had {int(inputs)} NaN or infinite elements. "
-    known = "" if inputs is None else ", and so was its input"
-    if math.isfinite(evidence["loss"]):
+        known = "" if weights is None else "; the weights were finite"
+        return f"The input of that step already had {int(inputs)} NaN or infinite elements{known}. "
+    finite = _name_finite(evidence)
+    were = "were" if "weights" in finite else "was"
+    loss = evidence.get("loss")
+    if loss is None:
+        return f"No loss was logged at that step; {finite} {were} finite. " if finite else ""
+    if math.isfinite(loss):
+        known = f", and so {were} {finite}" if finite else ""
         return f"The loss of that step was finite{known}: the backward pass failed. "
-    known = "" if inputs is None else "; its input was finite"
-    return f"The loss of that step was not finite either{known}: the forward pass failed first. "
+    if evidence.get("nonfinite_count"):
+        known = f"; {finite} {were} finite" if finite else ""
+        return f"The loss of that step was not finite either{known}: the forward pass failed first. "
+    return f"{finite.capitalize()} {were} finite: the forward pass failed. " if finite else ""
+
+
+def _name_finite(evidence: Mapping[str, float]) -> str:
+    """Return which of input and weights are known to be finite, as words of a sentence; empty for neither."""
+    names = {"its input": "input_nonfinite_count", "the weights": "nonfinite_weights"}
+    return " and ".join(name for name, number in names.items() if evidence.get(number) == 0)

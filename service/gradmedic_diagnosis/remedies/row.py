@@ -28,6 +28,8 @@ class RemedyRow:
 
     Our own trials correct it (`repair_counts`).
     """
+    clips: bool = False
+    """Whether it makes gradients or updates smaller where they are large. It makes no NaN finite."""
     bounds_gradients: bool = False
     """Whether it bounds the gradient as a whole, which an optimizer that divides by its size hardly notices."""
     changes_update: bool = False

@@ -11,6 +11,7 @@ SMALL_SCALE_PROXIES = "Wortsman et al. 2024, Small-scale proxies for large-scale
 UPDATE_ROWS: tuple[RemedyRow, ...] = (
     RemedyRow(
         id="clip_grad_norm",
+        clips=True,
         bounds_gradients=True,
         chances={
             "missing_clipping": 0.95,
@@ -30,6 +31,7 @@ UPDATE_ROWS: tuple[RemedyRow, ...] = (
     ),
     RemedyRow(
         id="clip_grad_value",
+        clips=True,
         bounds_gradients=True,
         chances={"missing_clipping": 0.6, "long_recurrence": 0.6, "unscaled_inputs": 0.3},
         reason="Bounds every element of the gradient; it also helps where a few elements dominate the norm.",
@@ -41,6 +43,7 @@ UPDATE_ROWS: tuple[RemedyRow, ...] = (
     ),
     RemedyRow(
         id="clip_grad_norm_per_layer",
+        clips=True,
         bounds_gradients=True,
         chances={"missing_clipping": 0.55, "long_recurrence": 0.45, "learning_rate_too_high": 0.35},
         reason="Clips each tensor by its own norm, so that one exploding layer does not shrink the other gradients.",
@@ -52,6 +55,7 @@ UPDATE_ROWS: tuple[RemedyRow, ...] = (
     ),
     RemedyRow(
         id="adaptive_clip",
+        clips=True,
         bounds_gradients=True,
         chances={"missing_clipping": 0.5, "learning_rate_too_high": 0.45, "missing_normalization": 0.3},
         reason="Bounds each row's gradient by a share of that row's own weights, at any scale.",
@@ -113,6 +117,7 @@ UPDATE_ROWS: tuple[RemedyRow, ...] = (
     ),
     RemedyRow(
         id="clip_update",
+        clips=True,
         changes_update=True,
         chances={
             "stale_second_moment": 0.9,
@@ -149,6 +154,7 @@ UPDATE_ROWS: tuple[RemedyRow, ...] = (
     ),
     RemedyRow(
         id="adaptive_clip_per_tensor",
+        clips=True,
         chances={"loss_spike": 0.7, "missing_clipping": 0.35, "stale_second_moment": 0.3},
         reason="Clips each tensor by its own recent norm: one that jumps does not shrink the gradients of the others.",
         cost="A norm per tensor and step; it cannot follow gradients that grow fast for a good reason.",

@@ -11,6 +11,7 @@ from uuid import UUID
 from gradmedic.protocol.access import ApiKey, ApiKeyCreated, ApiKeyList, AuditRecord, AuditRecordList, BrowserSession
 from gradmedic.protocol.diagnosis import Advice, Cause, Diagnosis, Finding, Outcome, VerdictChange, VerdictHistory
 from gradmedic.protocol.encoding import to_plain
+from gradmedic.protocol.origins import DiagnosedOrigin, OriginFix, OriginInput, SourceLine
 from gradmedic.protocol.projects import Project, ProjectList
 from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.reruns import (
@@ -168,6 +169,35 @@ DIAGNOSIS = Diagnosis(
             outcome=OUTCOME,
         )
     ],
+    origin=DiagnosedOrigin(
+        operation="sqrt",
+        direction="backward",
+        module="rnn.norm",
+        source=SourceLine(file="model.py", line=57, text="length = squares.sum(-1).sqrt()"),
+        step=409,
+        input=OriginInput(
+            shape=[32, 256],
+            dtype="float32",
+            special="zero",
+            count=3,
+            total=8192,
+            unit="element",
+            text="the input was 0 in 3 of 8,192 elements",
+        ),
+        value=nan,
+        kind="numeric",
+        reproduced="1 of 1",
+        is_loss_finite=True,
+        is_eager=False,
+        text="NaN is born at step 409 in the backward of `sqrt` (model.py:57, module `rnn.norm`): the input was 0 in 3 "
+        "of 8,192 elements; the loss was finite.",
+        fix=OriginFix(
+            page="root",
+            advice="The slope of a root at 0 is infinite, and a negative number has no root: add a small number inside "
+            "of the root.",
+            snippet="y = torch.sqrt(x.clamp_min(0) + 1e-8)",
+        ),
+    ),
 )
 HISTORY = VerdictHistory(
     items=[

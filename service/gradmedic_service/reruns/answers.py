@@ -8,7 +8,9 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from gradmedic.protocol.origins import DiagnosedOrigin
 from gradmedic.protocol.reruns import Attempt, Candidate, RerunBudget, RerunDetail, RerunPlan, RerunSummary, Trial
+from gradmedic_diagnosis.origin import diagnose_origin
 from gradmedic_service.database import models
 from gradmedic_service.database.clock import database_time
 from gradmedic_service.database.engine import Session
@@ -18,6 +20,7 @@ from gradmedic_service.reruns.forecast import expected_seconds, expected_trials
 from gradmedic_service.reruns.outcomes import CANDIDATES, ORIGIN, OUTCOMES, published_outcome
 from gradmedic_service.reruns.repository import ACTIVE_STATUSES
 from gradmedic_service.reruns.stored_plan import design_of, plan_of
+from gradmedic_service.runs import repository as stored_runs
 from gradmedic_service.runs.progress import read_progress
 from gradmedic_service.trainables import repository as trainables
 from gradmedic_service.trainables.service import has_expired_offer
@@ -62,7 +65,7 @@ def describe(session: Session, rerun: models.Rerun) -> RerunDetail:
         ],
         cost_seconds=sum(trial.seconds for trial in trials),
         plan=describe_plan(rerun, trials, left) if is_active else None,
-        origin=ORIGIN.validate_python(rerun.origin),
+        origin=_describe_origin(session, rerun),
     )
 
 
@@ -91,6 +94,15 @@ def describe_plan(rerun: models.Rerun, trials: Sequence[models.Trial], seconds: 
         else max(0.0, min(expected_seconds(design, states, step_seconds), seconds)),
         budget=_describe_budget(rerun),
     )
+
+
+def _describe_origin(session: Session, rerun: models.Rerun) -> DiagnosedOrigin | None:
+    """Return what a rerun of the kind `locate` has found, with code for the framework of its run."""
+    origin = ORIGIN.validate_python(rerun.origin)
+    if origin is None:
+        return None
+    run = stored_runs.find(session, rerun.run_id)
+    return diagnose_origin(origin, origin.step, None if run is None else run.framework)
 
 
 def _describe_budget(rerun: models.Rerun) -> RerunBudget:

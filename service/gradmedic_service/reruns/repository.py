@@ -32,7 +32,8 @@ _CONCLUDED = (
 )
 
 _ORIGINS = (
-    select(_RERUNS.c.origin)
+    select(_RERUNS.c.origin, _RUNS.c.framework)
+    .join(_RUNS, _RUNS.c.id == _RERUNS.c.run_id)
     .where(_RERUNS.c.run_id == bindparam("run_id"), _RERUNS.c.kind == "locate", _RERUNS.c.status == "done")
     .order_by(_RERUNS.c.ended_at.desc(), _RERUNS.c.id.desc())
 )
@@ -151,10 +152,19 @@ class ConcludedRerun:
     """Framework of the suspect run."""
 
 
-def find_origin(connection: Connection, run_id: UUID) -> Any:
+@dataclass(frozen=True, slots=True)
+class FoundOrigin:
+    """What a rerun of the kind `locate` has found."""
+
+    origin: Any
+    framework: str | None
+    """Framework of the suspect run."""
+
+
+def find_origin(connection: Connection, run_id: UUID) -> FoundOrigin | None:
     """Read the origin that the latest rerun of a run has found; None if no rerun has named an operation."""
-    found = [origin for (origin,) in connection.execute(_ORIGINS, {"run_id": run_id})]
-    return next((origin for origin in found if origin is not None and origin["operation"] is not None), None)
+    found = [FoundOrigin(*row) for row in connection.execute(_ORIGINS, {"run_id": run_id})]
+    return next((each for each in found if each.origin is not None and each.origin["operation"] is not None), None)
 
 
 def list_concluded(connection: Connection, run_id: UUID) -> list[ConcludedRerun]:

@@ -370,7 +370,7 @@ def read_diagnosis(
     """Return the diagnosis of the run: verdict, findings, causes and advice."""
     with database.reading_rows() as connection:
         diagnosis = service.diagnose(connection, principal, facts, run_id, at_step)
-        return add_results(connection, diagnosis)
+        return add_results(connection, diagnosis, is_latest=at_step is None)
 
 
 @router.get(

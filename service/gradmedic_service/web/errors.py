@@ -21,6 +21,14 @@ class PageNotFound(ServiceError):
     title = "There is no such page"
 
 
+class OperationNotFound(ServiceError):
+    """There is no page of an operation with this name."""
+
+    status = 404
+    error_code = "operation_not_found"
+    title = "There is no such operation"
+
+
 class ConditionNotFound(ServiceError):
     """There is no page of a condition with this name."""
 

@@ -18,6 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from starlette.responses import Response
 
 from gradmedic.protocol.access import SCOPES
+from gradmedic.protocol.origin_sentences import explain_search
 from gradmedic.protocol.reruns import RERUN_STATUSES
 from gradmedic.protocol.reviews import NO_REVIEW, REVIEW_ANSWERS
 from gradmedic.protocol.runs import STATUSES
@@ -39,9 +40,9 @@ from gradmedic_service.runs.endpoints import RunId
 from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.services import services_of
 from gradmedic_service.web.assets import STATIC_PATH, Assets
-from gradmedic_service.web.conditions import PATH as CONDITIONS_PATH
 from gradmedic_service.web.conditions import Conditions
-from gradmedic_service.web.errors import ConditionNotFound, PageNotFound
+from gradmedic_service.web.documents import Documents
+from gradmedic_service.web.errors import ConditionNotFound, OperationNotFound, PageNotFound
 from gradmedic_service.web.notes import render_notes
 
 CONTENT_SECURITY_POLICY = (
@@ -78,6 +79,7 @@ class Pages:
             unhealthy_verdicts=UNHEALTHY_VERDICTS,
             conditions=conditions.names,
             find_first_actions=conditions.find_first_actions,
+            explain_search=explain_search,
         )
 
     def render(self, name: str, principal: Principal | None, status: int = 200, **context: Any) -> HTMLResponse:
@@ -132,22 +134,8 @@ def add_pages(app: FastAPI) -> None:
     def compare_runs(request: Request) -> Response:
         return _respond(pages, request, lambda principal: pages.render("compare", principal))
 
-    @router.get(CONDITIONS_PATH)
-    def list_conditions(request: Request) -> Response:
-        def render(principal: Principal) -> Response:
-            return pages.render("condition", principal, title="Conditions", text=conditions.find(), is_index=True)
-
-        return _respond(pages, request, render)
-
-    @router.get(CONDITIONS_PATH + "/{name}")
-    def show_condition(request: Request, name: str) -> Response:
-        def render(principal: Principal) -> Response:
-            text = conditions.find(name) if name in conditions.names else None
-            if text is None:
-                raise ConditionNotFound(f"There is no condition {name[:100]}.")
-            return pages.render("condition", principal, title=name, text=text, is_index=False)
-
-        return _respond(pages, request, render)
+    _add_documents(router, pages, conditions, "Conditions", ConditionNotFound)
+    _add_documents(router, pages, Documents("operations"), "Operations", OperationNotFound)
 
     @router.get("/projects")
     def show_projects(request: Request) -> Response:
@@ -179,6 +167,31 @@ def add_pages(app: FastAPI) -> None:
         return _respond(pages, request, refuse)
 
     app.add_exception_handler(HTTPStatus.NOT_FOUND, answer_unknown_address)
+
+
+def _add_documents(
+    router: APIRouter, pages: Pages, documents: Documents, title: str, not_found: type[ServiceError]
+) -> None:
+    """Add the routes of an index of documents and of its pages."""
+    noun = title.lower().removesuffix("s")
+
+    @router.get(documents.path)
+    def show_index(request: Request) -> Response:
+        def render(principal: Principal) -> Response:
+            return pages.render("document", principal, title=title, text=documents.find(), index=None)
+
+        return _respond(pages, request, render)
+
+    @router.get(documents.path + "/{name}")
+    def show_document(request: Request, name: str) -> Response:
+        def render(principal: Principal) -> Response:
+            text = documents.find(name) if name in documents.names else None
+            if text is None:
+                raise not_found(f"There is no {noun} {name[:100]}.")
+            index = (documents.path, f"All {title.lower()}")
+            return pages.render("document", principal, title=name, text=text, index=index)
+
+        return _respond(pages, request, render)
 
 
 def _make_fragments() -> APIRouter:

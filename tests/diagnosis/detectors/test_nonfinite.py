@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from tests.diagnosis.condition_runs import with_probe
 from tests.diagnosis.synthetic_run import falling, run
@@ -22,14 +23,21 @@ def skipping(loss: NDArray[np.float64], skipped: NDArray[np.bool_]) -> Block:
     return dataclasses.replace(block, values=values, skipped=skipped)
 
 
-def breaking(loss: float, inputs: float | None = None) -> str:
-    """Return the explanation of a run whose gradients are NaN from step 60 on, with this loss at that step."""
+def breaking(loss: float, inputs: float | None = None, *, weights: float | None = None, count: int = 5) -> str:
+    """Return the explanation of a run whose gradients are NaN from step 60 on, with this loss at that step.
+
+    `weights` is the norm of the first layer's weights before that step; without it, no weights are measured.
+    """
     losses = falling(100)
     losses[60] = loss
     block = run(losses)
     values = block.values.copy()
-    values[60:, :, block.statistics.index("nonfinite_count")] = 5
-    broken = dataclasses.replace(block, values=values)
+    values[60:, :, block.statistics.index("nonfinite_count")] = count
+    if weights is not None:
+        values[60:, 0, block.statistics.index("weight_norm")] = weights
+    kept = [name for name in block.statistics if weights is not None or name not in ("weight_norm", "update_norm")]
+    values = values[:, :, [block.statistics.index(name) for name in kept]]
+    broken = dataclasses.replace(block, values=values, statistics=tuple(kept))
     if inputs is not None:
         broken = with_probe(broken, "input_nonfinite_count", {60: inputs})
     finding = find_finding(diagnose(broken), "nonfinite")
@@ -37,15 +45,33 @@ def breaking(loss: float, inputs: float | None = None) -> str:
     return finding.explanation
 
 
-def test_the_sentence_names_the_pass_that_failed_first() -> None:
-    """A finite loss shows that the forward pass was finite; the input is named where it is known."""
-    assert "The loss of that step was finite: the backward pass failed." in breaking(0.5)
-    assert "The loss of that step was finite, and so was its input: the backward pass" in breaking(0.5, inputs=0)
-    assert "was not finite either: the forward pass failed first." in breaking(np.nan)
-    assert "was not finite either; its input was finite: the forward pass" in breaking(np.nan, inputs=0)
-    text = breaking(np.nan, inputs=7)
-    assert "The input of that step already had 7 NaN or infinite elements." in text
-    assert "pass failed" not in text
+@pytest.mark.parametrize(
+    ("loss", "inputs", "weights", "text"),
+    [
+        (0.5, None, None, "The loss of that step was finite: the backward pass failed."),
+        (0.5, 0, None, "The loss of that step was finite, and so was its input: the backward pass failed."),
+        (0.5, 0, 9, "was finite, and so were its input and the weights: the backward pass failed."),
+        (0.5, None, 9, "The loss of that step was finite, and so were the weights: the backward pass failed."),
+        (np.nan, None, None, "The loss of that step was not finite either: the forward pass failed first."),
+        (np.nan, 0, None, "was not finite either; its input was finite: the forward pass failed first."),
+        (np.nan, 0, 9, "was not finite either; its input and the weights were finite: the forward pass failed first."),
+        (np.nan, 7, None, "The input of that step already had 7 NaN or infinite elements."),
+        (np.nan, 7, 9, "already had 7 NaN or infinite elements; the weights were finite."),
+        (np.nan, 0, np.nan, "The weights of 1 layer were not finite before that step: an earlier step broke them."),
+    ],
+)
+def test_the_sentence_has_what_was_finite(loss: float, inputs: float | None, weights: float | None, text: str) -> None:
+    """Loss, input and weights of the step that broke are named as far as they are known, with the pass that failed."""
+    explanation = breaking(loss, inputs, weights=weights)
+    assert text in explanation
+    assert ("pass failed" in explanation) == ("pass failed" in text)
+
+
+def test_the_sentence_about_a_loss_alone_has_what_was_finite() -> None:
+    """Where the gradients are finite, the loss is what is not."""
+    text = breaking(np.nan, 0, weights=9, count=0)
+    assert "The loss is NaN or infinite, from step 60 on. Its input and the weights were finite: the forward" in text
+    assert "pass failed" not in breaking(np.nan, count=0)
 
 
 def test_a_loss_that_is_never_finite_is_no_overflow_of_the_scale() -> None:

@@ -27,7 +27,8 @@ API = API_PATH
 PAGES = {"/", "/runs/{run_id}", "/compare", "/reruns", "/reruns/{rerun_id}", "/projects", "/api-keys", "/login"}
 """Public, because they redirect to the login without a session; see tests/service/web."""
 PUBLIC_PATHS = {
-    *PAGES, "/conditions", "/conditions/{name}", "/docs", "/docs/files", "/healthz", "/openapi.json", "/readyz",
+    *PAGES, "/conditions", "/conditions/{name}", "/docs", "/docs/files", "/healthz", "/openapi.json",
+    "/operations", "/operations/{name}", "/readyz",
     "/static/{version}/{path:path}"
 }  # fmt: skip
 

@@ -349,7 +349,7 @@ NO_IDS = frozenset({
 """Parameters of queries, headers and fields of bodies that name no object: numbers, texts, and positions in lists that
 are filtered by the key. What is nested in `layers` and `training` describes the run's own model."""
 DESCRIPTIONS = ("layers.", "append_layers.", "training.", "items.parameters.", "evaluation.")
-PATHS_WITHOUT_OBJECTS = frozenset({"/static/{version}/{path:path}", "/conditions/{name}"})
+PATHS_WITHOUT_OBJECTS = frozenset({"/static/{version}/{path:path}", "/conditions/{name}", "/operations/{name}"})
 
 
 def declared_fields(annotation: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

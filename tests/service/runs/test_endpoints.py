@@ -157,6 +157,22 @@ def test_every_field_is_stored(client: TestClient) -> None:
     assert {name: stored[name] for name in body} == body
 
 
+def test_the_diagnosis_has_the_origin_of_the_training(client: TestClient, create_run: Any) -> None:
+    """It has all facts that were recorded, with a fix, from the step before its own on."""
+    run = create_run(client, training={"origin": {**ORIGIN, "step": 2, "value": "NaN"}}, framework="torch 2.13.0")
+    assert client.get(f"{run}/diagnosis").json()["origin"] is None
+    body = {"steps": [0, 1, 2], "loss": [1.0, 1.0, "NaN"], "statistics": {"grad_norm": [[1.0, 1.0]] * 3}}
+    assert client.post(f"{run}/steps", json=body).status_code == 200
+    recorded = client.get(run).json()["training"]["origin"]
+    origin = client.get(f"{run}/diagnosis").json()["origin"]
+    assert {name: origin[name] for name in recorded} == recorded
+    assert origin["value"] == "NaN"
+    assert origin["fix"]["page"] == "root"
+    assert client.get(f"{run}/diagnosis", params={"at_step": 1}).json()["origin"] == origin
+    assert client.get(f"{run}/diagnosis", params={"at_step": 0}).json()["origin"] is None
+    assert client.get(f"{create_run(client)}/diagnosis").json()["origin"] is None
+
+
 @pytest.mark.parametrize(
     ("changes", "path", "message"),
     [

@@ -13,8 +13,10 @@ from tests.support.played_worker import CLIP, PlayedWorker, rerun, suspect
 
 from gradmedic_service.web.assets import Assets
 from gradmedic_service.web.conditions import Conditions
+from gradmedic_service.web.documents import Documents
 
-PAGES = ["/", "/compare", "/reruns", "/projects", "/api-keys", "/login", "/conditions", "/conditions/nonfinite_loss"]
+PAGES = ["/", "/compare", "/reruns", "/projects", "/api-keys", "/login", "/conditions", "/conditions/nonfinite_loss",
+         "/operations", "/operations/root"]  # fmt: skip
 
 
 def links(page: str) -> list[str]:
@@ -136,6 +138,38 @@ def test_every_condition_has_a_page_from_its_document(client: TestClient) -> Non
         assert "<h2>What to do</h2>" in page.text
         assert ".md" not in page.text
     assert '<code class="language-python">' in client.get("/conditions/nonfinite_loss").text
+
+
+def test_every_kind_of_operation_has_a_page_from_its_document(client: TestClient) -> None:
+    """The index leads to each page; a page has its code, and links to pages of the service only."""
+    index = client.get("/operations")
+    names = re.findall(r'<a href="/operations/([a-z_]+)"', index.text)
+    assert sorted(names) == list(Documents("operations").names)
+    for name in names:
+        page = client.get(f"/operations/{name}")
+        assert page.status_code == 200
+        assert f"<code>{name}</code></h1>" in page.text
+        assert '<code class="language-python">' in page.text
+        assert ".md" not in page.text
+    assert '<a href="/operations/root">' in client.get("/operations/spread").text
+    assert '<a href="/conditions/nonfinite_input">' in client.get("/operations/data").text
+    for name in ("nonsense", "README"):
+        answer = client.get(f"/operations/{name}")
+        assert answer.status_code == 404
+        assert "There is no operation" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("framework", "code"),
+    [("torch 2.13.0", "on_nonfinite"), (None, "on_nonfinite"), ("jax 0.10", "jax_debug_nans"), ("keras 3", "tf.debug")],
+)
+def test_the_page_of_a_run_has_how_to_find_the_origin(
+    client: TestClient, create_run: Any, framework: str | None, code: str
+) -> None:
+    """The code fits the run's framework. The script of the page shows it if the run became non-finite."""
+    run = create_run(client, framework=framework)
+    text = client.get(run.replace("/api/v1", "")).text
+    assert code in text.partition('id="origin-search-code"')[2].partition("</div>")[0]
 
 
 def test_an_unknown_condition_is_answered_with_a_page(client: TestClient) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode
 
+from gradmedic.protocol.origin_sentences import describe_origin
 from gradmedic.protocol.origins import Origin
 from gradmedic.torch.first_batch import tensors_in
 from gradmedic.torch.module_hooks import AttachedHook, attach_forward_pre_hook
@@ -25,7 +26,6 @@ from gradmedic.torch.origin.finder import OriginFinder
 from gradmedic.torch.origin.locator import find_obstacle
 from gradmedic.torch.origin.loss_tape import uses_compiler
 from gradmedic.torch.origin.numbers import are_finite, dense_part, is_finite
-from gradmedic.torch.origin.sentences import describe_origin
 from gradmedic.torch.structure import unwrap_model
 
 _MOST_INPUTS = 256

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradmedic.protocol.origin_sentences import describe_origin
 from gradmedic.protocol.origins import Origin
 from gradmedic.protocol.runs import Training
 from gradmedic.torch.distributed import get_group_size
@@ -26,7 +27,6 @@ from gradmedic.torch.origin.generators import GeneratorState
 from gradmedic.torch.origin.loss_tape import LossTape
 from gradmedic.torch.origin.numbers import are_finite, dense_part
 from gradmedic.torch.origin.replay import find_origin
-from gradmedic.torch.origin.sentences import describe_origin
 from gradmedic.torch.origin.source import find_place
 from gradmedic.torch.origin.step_record import MOST_MODEL_CALLS, Item, Precision, Root, StepRecord
 from gradmedic.torch.recorded_code import is_recorded

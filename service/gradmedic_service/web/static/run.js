@@ -17,6 +17,7 @@ import { arrange } from "./layers.js";
 import { follow } from "./live.js";
 import { MetricCharts, readMetricState, writeMetricState } from "./metric_charts.js";
 import { listenToNotes, showNotes } from "./notes.js";
+import { showOrigin } from "./origin_card.js";
 import { outcomeText, remediesOf, remediesText } from "./remedies.js";
 import { listenToReview, showReview } from "./review.js";
 import { applyRerunEvent, listenToForm, readReruns, showChoices } from "./reruns_of_run.js";
@@ -376,13 +377,15 @@ function showDiagnosis() {
   byId("first-layer").hidden = !first;
   if (first) byId("first-layer").replaceChildren("First bad layer: ", el("code", {}, first));
   const [[verified], [best]] = [verifiedAdvice(diagnosis), diagnosis.advice];
-  byId("next-action").hidden = !verified && !best;
+  byId("next-action").hidden = !verified && !best && !diagnosis.origin?.fix;
   if (verified) byId("next-action").replaceChildren("Best remedy: ", el("a", { href: `/reruns/${verified.outcome.rerun_id}` }, remediesText(remediesOf(verified))), `, ${outcomeText(verified.outcome)}`);
+  else if (diagnosis.origin?.fix) byId("next-action").replaceChildren("Try first: ", el("a", { href: "#origin-title" }, `change the operation ${diagnosis.origin.operation}`));
   else if (best?.outcome && best.outcome.state !== "healthy") byId("next-action").replaceChildren("None of the remedies that were tried helped. ", el("a", { href: "#advice-title" }, "Read what was tried"));
   else if (best) byId("next-action").replaceChildren("Try first: ", el("a", { href: "#advice-title" }, remediesText(remediesOf(best))), best.outcome ? `, ${outcomeText(best.outcome)}` : "");
   const marks = marksOf(diagnosis, history);
   heatmap.setMarks(marks);
   for (const chart of [...chartsOverSteps, metrics]) chart.setMarks(marks);
+  showOrigin(diagnosis, select);
   showConditions(diagnosis, select);
   showAdvice(byId("advice"), diagnosis);
   byId("try-advice").hidden = !diagnosis.advice.length; // there is nothing to race
