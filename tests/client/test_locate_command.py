@@ -88,7 +88,7 @@ def test_cost_progress_and_origin_are_printed(http: httpx2.Client, worker: Playe
     assert first.endswith("; at most 4 trials, 1 h 0 min, 1 round")
     assert any(line.startswith("  unchanged script, seed 0: done") for line in progress)
     lines = out.splitlines()
-    assert lines[0].endswith(f": done, {ORIGIN['text']} The same batch fails with the weights of another seed too.")
+    assert lines[0].endswith(f": done, {ORIGIN['text']} The same batch fails with the weights of another seed too")
     assert "Kind: data, reproduced 2 of 2." in lines
     assert "        y = x.clamp_min(1e-8).log()" in lines
     rerun_id = lines[0].removeprefix("rerun ").partition(":")[0]

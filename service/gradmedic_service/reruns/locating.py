@@ -114,7 +114,7 @@ def next_step(
     if other is None and can_start and again is not None and _may_be_data(first.origin, again.origin):
         return LocateStep(start=(first.candidate, seed + 1))
     origin = _judge(first.origin, again, other)
-    return _conclude("done", origin.text or f"the origin is `{origin.operation}`", origin)
+    return _conclude("done", (origin.text or f"the origin is `{origin.operation}`").removesuffix("."), origin)
 
 
 def _judge(origin: Origin, again: LocateTrial | None, other: LocateTrial | None) -> Origin:
@@ -165,7 +165,7 @@ def _describe_nothing(trial: LocateTrial, failed_step: int) -> Located:
     """Return the result of a rerun whose trials found no operation."""
     if trial.origin is not None:
         text = trial.origin.text or trial.origin.reason or "the origin was not found"
-        return Located(status="done", reason=text, origin=replace(trial.origin, reproduced="1 of 1"))
+        return Located(status="done", reason=text.removesuffix("."), origin=replace(trial.origin, reproduced="1 of 1"))
     if trial.status != "done":
         return Located(status="failed", reason=f"the trial did not run: {trial.reason or trial.status}")
     if trial.steps <= failed_step:

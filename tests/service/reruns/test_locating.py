@@ -60,7 +60,7 @@ def test_from_the_request_to_the_diagnosis(client: TestClient, worker: PlayedWor
     third = play(worker, {**ORIGIN, "batch": "f" * 16})
     assert [(each["candidate"], each["seed"]) for each in (first, second, third)] == [(0, 0), (1, 0), (0, 1)]
     done = read(client, f"/reruns/{asked['id']}")
-    assert (done["status"], done["reason"], done["plan"]) == ("done", ORIGIN["text"], None)
+    assert (done["status"], done["reason"], done["plan"]) == ("done", ORIGIN["text"].removesuffix("."), None)
     assert (done["origin"]["reproduced"], done["origin"]["kind"]) == ("2 of 2", "numeric")
     published = read(client, f"/runs/{run_id}/diagnosis")["origin"]
     assert published == done["origin"]
