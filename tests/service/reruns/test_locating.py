@@ -10,7 +10,7 @@ from tests.support.played_worker import API, CLIP, PlayedWorker, block, read, su
 
 FAILED = 20
 """The step at which the suspect run fails."""
-ORIGIN = {
+ORIGIN: dict[str, Any] = {
     "operation": "log", "direction": "forward", "module": None, "step": FAILED, "kind": "numeric", "value": "NaN",
     "source": {"file": "train.py", "line": 57, "text": "loss = x.log().mean()"}, "is_loss_finite": False,
     "input": {"special": "negative", "text": "the input was negative in 1 of 8 elements"}, "batch": "0123456789abcdef",
