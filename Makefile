@@ -62,7 +62,7 @@ bench-foreign: $(READY) ## measure the diagnosis on trainings of other kinds, re
 bench-causes: $(READY) ## measure how often the true cause is named on runs with a known one (8 minutes; RACE=1 races the advice)
 	@$(BIN)/python -m benchmarks.causes $(if $(RACE),--race)
 
-bench-origin: $(READY) ## measure how often the operation and the line of a NaN are named right (2 minutes; SEED=3 draws other programs)
+bench-origin: $(READY) ## measure how often the operation and the line of a NaN are named right (4 minutes; SEED=3 draws other programs)
 	@$(BIN)/python -m benchmarks.origin --seed $(or $(SEED),2)
 
 bench-busy: $(READY) ## compare the diagnosis of the same trainings on a quiet and on a busy machine (10 minutes)

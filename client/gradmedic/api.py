@@ -22,7 +22,7 @@ from gradmedic.protocol.encoding import encode_json, from_json, to_json, to_plai
 from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.projects import Project, ProjectList
 from gradmedic.protocol.remedies import Remedy
-from gradmedic.protocol.reruns import RerunBudget, RerunDetail, RerunList, RerunPlan, RerunSummary
+from gradmedic.protocol.reruns import RERUN_KINDS, RerunBudget, RerunDetail, RerunList, RerunPlan, RerunSummary
 from gradmedic.protocol.reviews import Review, ReviewWrite
 from gradmedic.protocol.runs import RunDetail, RunUpdate
 from gradmedic.protocol.series import SeriesResult
@@ -295,6 +295,7 @@ class Reruns:
         self,
         run_id: UUID | str,
         *,
+        kind: str = RERUN_KINDS[0],
         remedies: Sequence[Sequence[Remedy]] | None = None,
         seeds: int | None = None,
         steps: int | None = None,
@@ -306,8 +307,11 @@ class Reruns:
     ) -> RerunDetail:
         """Race remedies on a run's own trainable against an unchanged control, and return the rerun at once.
 
+        With the kind "locate", no remedy is raced: the unchanged trainable runs to the step that was not finite.
+
         Args:
             run_id: the suspect run.
+            kind: "locate" finds the operation that made the run non-finite; it takes no remedies, seeds or rounds.
             remedies: candidates, each a list of remedies that are applied together; without them, the run's advice.
             seeds: number of seeds; 3.
             steps: number of steps of each trial; without it, as many as the run has, if the seconds allow so many.
@@ -317,7 +321,9 @@ class Reruns:
             executor: one of `gradmedic.protocol.reruns.EXECUTORS`; its workers run the trials. Without it, any worker.
             id: UUIDv7 of the rerun; a second request with it makes no second rerun.
         """
-        body = _rerun_request(remedies, seeds, RerunBudget(steps=steps, seconds=seconds, trials=trials, rounds=rounds))
+        body = _rerun_request(
+            kind, remedies, seeds, RerunBudget(steps=steps, seconds=seconds, trials=trials, rounds=rounds)
+        )
         # One id for all attempts at this request.
         body |= {"executor": executor, "id": id or new_id()}
         return self._client._request(RerunDetail, "POST", f"/runs/{run_id}/reruns", body=to_json(body))
@@ -326,6 +332,7 @@ class Reruns:
         self,
         run_id: UUID | str,
         *,
+        kind: str = RERUN_KINDS[0],
         remedies: Sequence[Sequence[Remedy]] | None = None,
         seeds: int | None = None,
         steps: int | None = None,
@@ -334,7 +341,9 @@ class Reruns:
         rounds: int | None = None,
     ) -> RerunPlan:
         """Return the expected cost of the rerun that `create` makes with the same arguments. It makes none."""
-        body = _rerun_request(remedies, seeds, RerunBudget(steps=steps, seconds=seconds, trials=trials, rounds=rounds))
+        body = _rerun_request(
+            kind, remedies, seeds, RerunBudget(steps=steps, seconds=seconds, trials=trials, rounds=rounds)
+        )
         return self._client._request(RerunPlan, "POST", f"/runs/{run_id}/reruns/plan", body=to_json(body))
 
     def get(self, id: UUID | str) -> RerunDetail:
@@ -455,12 +464,16 @@ class Work:
 
 
 def _rerun_request(
-    remedies: Sequence[Sequence[Remedy]] | None, seeds: int | None, budget: RerunBudget
+    kind: str, remedies: Sequence[Sequence[Remedy]] | None, seeds: int | None, budget: RerunBudget
 ) -> dict[str, Any]:
-    """Return the body of a request for a rerun. It has no limit that is not set: an older service may not know it."""
+    """Return the body of a request for a rerun.
+
+    It has no kind and no limit that is not set: an older service may not know it.
+    """
     limits = {field.name: value for field in fields(budget) if (value := getattr(budget, field.name)) is not None}
-    return {
+    body = {
         "remedies": None if remedies is None else [list(candidate) for candidate in remedies],
         "seeds": seeds,
         "budget": limits,
     }
+    return body if kind == RERUN_KINDS[0] else {"kind": kind, **body}

@@ -46,6 +46,7 @@ def build_result(
         last_step=_find_last_step(end, status),
         judge_by=judge_by,
         evaluation=end.report.evaluation,
+        origin=end.report.origin,
     )
 
 
@@ -103,12 +104,14 @@ def _find_last_step(end: TrialEnd, status: str) -> int | None:
 def _determine_status(claimed: ClaimedTrial, end: TrialEnd) -> tuple[str, str | None]:
     """Return the status of an ended trial, and its reason if it is not `done`.
 
-    A script that has logged the last step of its budget is done, however its process ends afterwards.
+    A script that has logged the last step of its budget is done, however its process ends afterwards. So is one that
+    has reported where a number was not finite: many scripts end themselves then.
     """
     if end.report.not_applicable is not None:
         return "not_applicable", end.report.not_applicable
-    has_all_steps = end.report.last_step is not None and end.report.last_step >= claimed.steps - 1
-    if not has_all_steps and (failure := _describe_failure(claimed, end)) is not None:
+    is_last = end.report.last_step is not None and end.report.last_step >= claimed.steps - 1
+    is_over = is_last or end.report.origin is not None
+    if not is_over and (failure := _describe_failure(claimed, end)) is not None:
         return "failed", failure
     if claimed.remedies and end.report.applied is None:
         return "failed", "the script never called run.watch(), so that its remedies were not applied"

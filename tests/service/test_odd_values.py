@@ -191,6 +191,7 @@ OPERATIONS = {
     "create_rerun": Operation(
         on_run("/reruns"),
         {
+            "kind": "repair",
             "remedies": [
                 [{"id": "scale_learning_rate", "parameters": {"factor": 0.1}}],
                 [{"id": "switch_optimizer", "parameters": {"optimizer": "Adam", "learning_rate": 0.1}}],
@@ -203,6 +204,7 @@ OPERATIONS = {
     "plan_rerun": Operation(
         on_run("/reruns/plan"),
         {
+            "kind": "repair",
             "remedies": [[{"id": "scale_learning_rate", "parameters": {"factor": 0.1}}]],
             "seeds": 2, "budget": {"steps": 100, "seconds": 60.0, "trials": 5, "rounds": 2}, "executor": "local",
             "id": None,
@@ -243,6 +245,7 @@ OPERATIONS = {
             "attempt": 1, "status": "failed", "reason": "r", "exit_code": 1, "output": "o",
             "environment": {"torch": "2.13.0"}, "seconds": 1.0, "last_step": 0, "judge_by": "maximize reward",
             "evaluation": {"batches": 4, "training_loss": 0.31, "loss": 0.29, "output_difference": 0.1},
+            "origin": TRAINING["origin"],
         },
         renew=World.new_trial,
     ),

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 from gradmedic.cli.command import EXIT_UNHEALTHY, RUN_HELP, add_connection_argument, make_client
 from gradmedic.cli.references import find_run
 from gradmedic.cli.replay import is_path, render_outcome_of_replay, replay_recording, replay_to_json
-from gradmedic.cli.text import format_environment, format_evidence, format_outcome, list_item, terminal_width, wrap
+from gradmedic.cli.text import (
+    describe_origin,
+    format_environment,
+    format_evidence,
+    format_outcome,
+    list_item,
+    terminal_width,
+    wrap,
+)
 from gradmedic.protocol.diagnosis import Advice, Diagnosis, DiagnosisAtStep, Outcome, Tried
 from gradmedic.protocol.encoding import to_json
 from gradmedic.protocol.names import closest_first
@@ -146,11 +154,7 @@ def _describe_origin(diagnosis: DiagnosisAtStep, framework: str | None, width: i
         search = explain_search(framework)
         text = f"It is not known which operation made the first non-finite number. {search.text}"
         return ["", *wrap(text, width), "", textwrap.indent(search.code, " " * 8)]
-    lines = ["", *wrap(origin.text or "", width)]
-    if (fix := origin.fix) is not None:
-        lines += ["", *wrap(f"{fix.advice} More: /operations/{fix.page} of the service.", width), ""]
-        lines.append(textwrap.indent(fix.snippet, " " * 8))
-    return lines
+    return ["", *describe_origin(origin, width)]
 
 
 def render_replay(replay: Replay, name: str) -> str:

@@ -31,6 +31,7 @@ _CLIENT_COMMANDS: Mapping[str, str] = {
     "delete": "gradmedic.cli.delete:DeleteCommand",
     "diagnose": "gradmedic.cli.diagnose:DiagnoseCommand",
     "export": "gradmedic.cli.export:ExportCommand",
+    "locate": "gradmedic.cli.locate:LocateCommand",
     "projects": "gradmedic.cli.projects:ProjectsCommand",
     "rerun": "gradmedic.cli.rerun:RerunCommand",
     "review": "gradmedic.cli.review:ReviewCommand",

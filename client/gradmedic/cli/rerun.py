@@ -14,7 +14,15 @@ from gradmedic.cli.command import EXIT_ERROR, RUN_HELP, add_connection_argument,
 from gradmedic.cli.progress import Progress, format_duration, progress_stream
 from gradmedic.cli.references import find_rerun, find_run, find_trial
 from gradmedic.cli.remedy_argument import parse_candidate
-from gradmedic.cli.text import format_loss, format_outcome, format_time, list_item, print_table, terminal_width
+from gradmedic.cli.text import (
+    describe_origin,
+    format_loss,
+    format_outcome,
+    format_time,
+    list_item,
+    print_table,
+    terminal_width,
+)
 from gradmedic.exceptions import UsageError
 from gradmedic.protocol.encoding import to_json
 from gradmedic.protocol.ids import short_id
@@ -181,7 +189,8 @@ def describe_plan(plan: RerunPlan) -> str:
         limits.append(format_duration(plan.budget.seconds))
     if plan.budget.rounds is not None:
         limits.append(f"{plan.budget.rounds} round{'' if plan.budget.rounds == 1 else 's'}")
-    return f"about {plan.trials} trials of {plan.steps} steps{seconds}; at most {', '.join(limits)}"
+    trials = f"{plan.trials} trial{'' if plan.trials == 1 else 's'}"
+    return f"about {trials} of {plan.steps} steps{seconds}; at most {', '.join(limits)}"
 
 
 def render_rerun(rerun: RerunDetail) -> str:
@@ -200,6 +209,10 @@ def render_rerun(rerun: RerunDetail) -> str:
         ),
         "",
     ]
+    if rerun.kind == "locate":
+        trials = [f"  seed {trial.seed}: {trial.status} (trial {short_id(trial.id)})" for trial in rerun.trials]
+        found = [] if rerun.origin is None else ["", *describe_origin(rerun.origin, terminal_width())]
+        return "\n".join([*lines, *trials, *found])
     for index, candidate in enumerate(rerun.candidates):
         heading = f"{_name_candidate(rerun, index)}:"
         lines += list_item(heading, [_describe_candidate(rerun, index, candidate)], terminal_width())
@@ -208,6 +221,8 @@ def render_rerun(rerun: RerunDetail) -> str:
 
 def _name_candidate(rerun: RerunDetail, index: int) -> str:
     """Return the remedies of a candidate, with the steps of its trials where they differ from those of the first."""
+    if rerun.kind == "locate":
+        return "unchanged script"
     candidate = rerun.candidates[index]
     is_longer = candidate.steps is not None and candidate.steps != rerun.budget.steps
     return describe_remedies(candidate.remedies) + (f", {candidate.steps} steps" if is_longer else "")
@@ -226,15 +241,19 @@ def _describe_candidate(rerun: RerunDetail, index: int, candidate: Candidate) ->
     )
 
 
-def follow_rerun(client: Client, rerun_id: UUID, stream: TextIO | None, *, timeout: float | None = None) -> RerunDetail:
+def follow_rerun(
+    client: Client, rerun_id: UUID, stream: TextIO | None, *, timeout: float | None = None, title: str = "racing"
+) -> RerunDetail:
     """Wait for the end of a rerun; print each change of a trial to `stream`, and how far the trials are.
+
+    `title` stands before the number of steps.
 
     Raises:
         TimeoutError: `timeout` seconds passed before.
     """
     shown: set[tuple[UUID, str, str | None]] = set()
 
-    with Progress("racing", None, "steps", stream) as progress:
+    with Progress(title, None, "steps", stream) as progress:
 
         def show_changes(rerun: RerunDetail) -> None:
             for trial in rerun.trials:
@@ -242,10 +261,10 @@ def follow_rerun(client: Client, rerun_id: UUID, stream: TextIO | None, *, timeo
                 if stage in shown or trial.status == "queued":
                     continue
                 shown.add(stage)
-                title = f"{_name_candidate(rerun, trial.candidate)}, seed {trial.seed}"
+                name = f"{_name_candidate(rerun, trial.candidate)}, seed {trial.seed}"
                 reason = f" ({trial.reason})" if trial.reason else ""
                 result = "" if trial.status == "running" else f", {trial.verdict}{_describe_loss(trial.loss)}"
-                progress.print_line(f"  {title}: {trial.status}{result}{reason}")
+                progress.print_line(f"  {name}: {trial.status}{result}{reason}")
             progress.update(*count_steps(rerun))
 
         return client.reruns.wait(rerun_id, timeout=timeout, on_change=None if stream is None else show_changes)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 from gradmedic.protocol.diagnosis import Outcome
+from gradmedic.protocol.origins import DiagnosedOrigin
 
 _WIDEST = 100
 """Columns of a line at most: longer lines are hard to read."""
@@ -29,6 +30,17 @@ def list_item(heading: str, paragraphs: Iterable[str], width: int) -> list[str]:
     lines = [f"  {heading}"]
     for paragraph in paragraphs:
         lines += wrap(paragraph, width, indent=" " * 6)
+    return lines
+
+
+def describe_origin(origin: DiagnosedOrigin, width: int) -> list[str]:
+    """Return the lines about an origin: its sentence, how often it was reproduced, and what to change."""
+    lines = wrap(origin.text or origin.reason or "", width)
+    if origin.reproduced is not None and origin.operation is not None:
+        lines += wrap(f"Kind: {(origin.kind or 'unknown').replace('_', ' ')}, reproduced {origin.reproduced}.", width)
+    if (fix := origin.fix) is not None:
+        lines += ["", *wrap(f"{fix.advice} More: /operations/{fix.page} of the service.", width), ""]
+        lines.append(textwrap.indent(fix.snippet, " " * 8))
     return lines
 
 

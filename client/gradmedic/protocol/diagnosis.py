@@ -198,8 +198,8 @@ class DiagnosisAtStep:
     """Level that a person reads first. `critical` means a vanishing or exploding verdict. `attention` means that the
     gradients are sound, but the loss is stuck or gets worse, or a warning is open."""
     origin: DiagnosedOrigin | None = None
-    """Origin of the first non-finite number: `training.origin` of the run, with a change of the script. Null if nothing
-    looked for it, and in a diagnosis of earlier steps."""
+    """Origin of the first non-finite number, with a change of the script: of the latest rerun of the kind `locate` that
+    found one, else `training.origin` of the run. Null if nothing looked for it, and in a diagnosis of earlier steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -211,9 +211,9 @@ def find_fix(origin: Origin) -> Fix | None:
     """
     if origin.operation is None:
         return None
-    if origin.kind == "data":
-        return _DATA
     found = origin.input
+    if origin.kind == "data" and (found is None or found.special == "nonfinite"):
+        return _DATA
     if found is not None and found.special == "overflow" and found.dtype == "float16":
         return _HALF
     if origin.direction == "backward" and found is not None and found.text is not None and "not taken" in found.text:

@@ -9,7 +9,7 @@ from gradmedic.protocol.schema import SCHEMA, Number, OneOf, StrictBool, StrictI
 
 ORIGIN_PASSES = ("forward", "backward")
 ORIGIN_KINDS = ("data", "numeric", "not_deterministic")
-ORIGIN_REPRODUCED = ("1 of 1", "0 of 1")
+ORIGIN_REPRODUCED = ("0 of 1", "1 of 1", "1 of 2", "2 of 2")
 ORIGIN_UNITS = ("element", "row", "label", "example")
 LONGEST_TEXT = 2_000
 """Characters of a sentence, a path or a line of code that the service accepts."""
@@ -105,9 +105,11 @@ class Origin:
     value: Number | None = None
     """The first non-finite value: NaN, Infinity or -Infinity."""
     kind: Annotated[Text, OneOf(*ORIGIN_KINDS)] | None = None
-    """`data` if the batch itself is not finite, `numeric` if the operation has no finite result."""
+    """`data` if the batch itself is not finite, or fails with other weights too. `numeric` if the operation has no
+    finite result. `not_deterministic` if a second trial with the same losses stayed finite."""
     reproduced: Annotated[Text, OneOf(*ORIGIN_REPRODUCED)] | None = None
-    """Number of repetitions of the step that became non-finite in the same place, of all: `1 of 1`."""
+    """Number of repetitions that became non-finite in the same place, of all: `1 of 1`. A training repeats its step,
+    and a rerun of the kind `locate` the whole training."""
     is_loss_finite: StrictBool | None = None
     """True if the loss of the step was finite, so that the backward pass failed. Null if it is not known."""
     is_eager: StrictBool | None = None

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
 from gradmedic.protocol.diagnosis import Outcome
+from gradmedic.protocol.origins import DiagnosedOrigin, Origin
 from gradmedic.protocol.paging import Page
 from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.schema import SCHEMA, Number, OneOf, StrictInt, Text
@@ -20,6 +21,10 @@ TRIAL_STATUSES = ("queued", "running", "done", "failed", "cancelled", "stopped",
 
 
 ATTEMPT_STATUSES = ("running", "lost", "incomplete", "done", "failed", "cancelled", "stopped", "not_applicable")
+
+
+RERUN_KINDS = ("repair", "locate")
+"""What a rerun is for: to race remedies, or to find the origin of the first non-finite number."""
 
 
 EXECUTORS = ("local", "ray")
@@ -52,6 +57,9 @@ class RerunCreate:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
+    kind: Annotated[Text, OneOf(*RERUN_KINDS)] = RERUN_KINDS[0]
+    """The kind: `repair` races remedies. `locate` runs the unchanged script to the step before it becomes non-finite,
+    and checks each operation from there on. It takes no remedies, seeds or rounds."""
     remedies: list[list[Remedy]] | None = None
     """The candidates. Each is a list of remedies that are applied together. Null means the advice of the run. The
     remedy `set_parameter` sets parameters of the trainable by their own names."""
@@ -112,6 +120,8 @@ class RerunSummary:
     """Time at which the first trial started. Null before."""
     ended_at: datetime | None
     """Time at which the rerun ended. Null before."""
+    kind: Annotated[str, OneOf(*RERUN_KINDS)] = RERUN_KINDS[0]
+    """The kind of the rerun."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +216,9 @@ class Trial:
     has_converged: bool = False
     """True if the loss is at most a tenth of the constant level, or at most a hundredth of its start where that level
     is not known. Vanishing gradients are then no failure."""
+    origin: Origin | None = None
+    """The origin that a trial of a rerun of the kind `locate` has found, or the reason why it found none. Null before,
+    and if every number was finite."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,6 +241,9 @@ class RerunDetail(RerunSummary):
     """Sum of the durations of all ended attempts in seconds."""
     plan: RerunPlan | None = None
     """The expected cost. Null once the rerun has ended, and from a service that has no rounds."""
+    origin: DiagnosedOrigin | None = None
+    """The result of a rerun of the kind `locate`, with a change of the script. Null before its end, if the failure was
+    not reproduced, and for other kinds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

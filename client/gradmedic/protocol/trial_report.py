@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from gradmedic.protocol.encoding import without_nonfinite
+from gradmedic.protocol.origins import Origin
 from gradmedic.protocol.schema import SCHEMA, Number, StrictInt
 
 
@@ -65,6 +66,9 @@ class TrialReport:
     """Versions and device that the script runs on."""
     evaluation: TrialEvaluation | None = None
     """The evaluation of the models at the end. Null if there was none."""
+    origin: Origin | None = None
+    """The origin of the first non-finite number, or the reason why it was not found. Null in a trial that does not look
+    for it, and if every number was finite."""
 
     def to_fields(self) -> dict[str, Any]:
         """Return the fields as JSON has them, without those that have their default.

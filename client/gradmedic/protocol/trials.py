@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
 from gradmedic.protocol.numbers import LARGEST_INT32, MAX_EXACT_INTEGER
+from gradmedic.protocol.origins import Origin
 from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.reruns import EXECUTORS
 from gradmedic.protocol.schema import SCHEMA, Between, Number, OneOf, StrictInt, Text
@@ -70,6 +71,8 @@ class ClaimedTrial:
     """Length of the lease in seconds. After so long without a heartbeat the attempt counts as lost."""
     api_key: str | None = None
     """API key of the attempt. It reaches the attempt's own run only."""
+    locate_from: int | None = None
+    """Step from which on each operation is checked, in a rerun of the kind `locate`. Null in other reruns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +173,9 @@ class TrialResult:
     `maximize METRIC` or `none`. Null means the objective of the script, or the loss if the script declares none."""
     evaluation: TrialEvaluation | None = None
     """The evaluation of the models at the end of the attempt. Null if there was none."""
+    origin: Origin | None = None
+    """The origin of the first non-finite number, or the reason why it was not found. Null if the trial does not look
+    for it, and if every number was finite."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,9 @@ class TrialInstructions:
     parameters: dict[str, float | int | str | bool | None] = field(default_factory=dict)
     steps: int | None = None
     """Number of steps after which the trial ends."""
+    locate_from: int | None = None
+    """Number of steps after which each operation is checked, to find the origin of a non-finite number; None in trials
+    that do not look for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from gradmedic.exceptions import TrialEnded
+from gradmedic.recording.facts import check_origin
 from gradmedic.trial.instructions import TrialEnvironment
 from gradmedic.trial.report import ReportFile, describe_environment
 
 if TYPE_CHECKING:
     import torch
 
+    from gradmedic.protocol.origins import Origin
+    from gradmedic.torch.origin.checked_steps import CheckedSteps
     from gradmedic.torch.remedies import AppliedRemedies
     from gradmedic.torch.trial_evaluation import TrialEvaluator
     from gradmedic.torch.watch import Watch
+
+logger = logging.getLogger("gradmedic")
 
 FINISH_SECONDS = 60.0
 """Seconds that the end of a trial waits for a service that is away, however short a timeout the script gives. Its
@@ -37,6 +43,7 @@ class TrialSession:
         self._applied: list[AppliedRemedies] = []
         self._last_step = -1  # within the budget
         self._evaluator: TrialEvaluator | None = None
+        self._checked_steps: CheckedSteps | None = None
 
     @property
     def is_trial(self) -> bool:
@@ -83,6 +90,9 @@ class TrialSession:
         models = model if isinstance(model, Mapping) else {"": model}
         device = describe_device(next(iter(models.values())))
         self._report.update(watched=True, environment={**describe_environment(), "device": device})
+        if self._instructions.locate_from is not None:
+            self._check_operations(models, optimizers, self._instructions.locate_from)
+            return None
         if not self._instructions.remedies:
             self._keep_batches(models.values())
             return None
@@ -112,6 +122,8 @@ class TrialSession:
         """Begin the next step, after the script has logged a loss or None."""
         if self._evaluator is not None:
             self._evaluator.finish_step(loss)
+        if self._checked_steps is not None:
+            self._checked_steps.finish_step(loss)
 
     def end_if_over(self, steps: int, *, is_stop_requested: bool) -> None:
         """End the script if a remedy turned out not to apply, the steps are done, or the service asked for it.
@@ -131,6 +143,8 @@ class TrialSession:
         for applied in self._applied:
             if (reason := applied.reason_to_end()) is not None:
                 self._end_as_not_applicable(reason)
+        if self._checked_steps is not None and self._checked_steps.end_step(steps):
+            self._end("a number was not finite")
         if budget is not None and steps >= budget:
             self._end(f"its {budget} steps are done")
         if is_stop_requested:
@@ -138,12 +152,37 @@ class TrialSession:
 
     def close(self) -> None:
         """Evaluate the models, and remove the remedies from the optimizers."""
+        if self._checked_steps is not None:
+            self._checked_steps.close()
         if self._evaluator is not None and (evaluation := self._evaluator.evaluate()) is not None:
             self._report.update(evaluation=evaluation)
         if skipped_steps := sum(applied.skipped_steps for applied in self._applied):
             self._report.update(skipped_steps=skipped_steps)
         for applied in self._applied:
             applied.close()
+
+    def _check_operations(
+        self, models: Mapping[str, torch.nn.Module], optimizers: Sequence[torch.optim.Optimizer], start: int
+    ) -> None:
+        """Check each operation from a step on.
+
+        Raises:
+            TrialEnded: the operations cannot be checked.
+        """
+        from gradmedic.torch.origin.checked_steps import CannotCheck, CheckedSteps
+
+        if self._checked_steps is None:
+            self._checked_steps = CheckedSteps(start, self._report_origin)
+        try:
+            self._checked_steps.watch(models, optimizers)
+        except CannotCheck as reason:
+            self._end_as_not_applicable(str(reason))
+
+    def _report_origin(self, origin: Origin) -> None:
+        """Report an origin, in values that the service takes."""
+        self._report.update(
+            origin=check_origin(origin, lambda _kind, message: logger.warning("gradmedic: %s", message))
+        )
 
     def _keep_batches(self, models: Iterable[torch.nn.Module]) -> None:
         """Keep the last batches of models for their evaluation at the end, unless other processes train with them."""

@@ -387,6 +387,9 @@ class Rerun(Base):
     """The rounds of the race, which `reruns.stored_plan` reads. Null where an earlier version has made the rerun."""
     outcomes: Mapped[list[Any] | None]
     """Outcomes of the candidates, written once, when the rerun ends."""
+    kind: Mapped[str] = mapped_column(String(16), server_default="repair")
+    origin: Mapped[dict[str, Any] | None]
+    """Result of a rerun of the kind `locate`, written once, when the rerun ends."""
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
@@ -414,6 +417,8 @@ class Trial(Base):
     verdict: Mapped[str] = mapped_column(String(16))
     rungs: Mapped[list[Any]]
     curve: Mapped[dict[str, Any] | None]
+    origin: Mapped[dict[str, Any] | None]
+    """What a trial of a rerun of the kind `locate` has found."""
     seconds: Mapped[float] = mapped_column(Double)
 
 

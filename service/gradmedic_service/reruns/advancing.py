@@ -12,6 +12,8 @@ from dataclasses import asdict, replace
 from datetime import datetime
 from statistics import median
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from gradmedic.protocol.encoding import without_nonfinite
@@ -20,16 +22,17 @@ from gradmedic.protocol.remedies import Remedy
 from gradmedic_service.access.principal import OPERATOR
 from gradmedic_service.database import models
 from gradmedic_service.database.engine import Session
-from gradmedic_service.reruns import experiment, repository, rounds
+from gradmedic_service.reruns import experiment, locating, repository, rounds
 from gradmedic_service.reruns.experiment import ExperimentDesign
 from gradmedic_service.reruns.judging import TrialState
 from gradmedic_service.reruns.loss_curves import LossCurve
-from gradmedic_service.reruns.outcomes import CANDIDATES
+from gradmedic_service.reruns.outcomes import CANDIDATES, ORIGIN
 from gradmedic_service.reruns.repository import ACTIVE_STATUSES
 from gradmedic_service.reruns.stored_plan import design_of, plan_of, store_plan
 from gradmedic_service.runs import repository as runs
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.telemetry import service as telemetry
+from gradmedic_service.telemetry.failures import find_failed_step
 from gradmedic_service.trainables import repository as stored_trainables
 from gradmedic_service.trainables import service as trainables
 
@@ -58,6 +61,9 @@ def advance(session: Session, rerun: models.Rerun, at: datetime, reason_for_no_n
         reason = SECONDS_SPENT
     if reason is not None:
         cancel_queued(trials, reason)
+    if rerun.kind == "locate":
+        _advance_locating(session, rerun, trials, at, reason)
+        return
     attempts = repository.read_attempts(session, rerun.id)
     # The latest attempt at a trial comes last, so that its environment is the one that stays.
     environments = {attempt.trial_id: attempt.environment for attempt in attempts}
@@ -145,6 +151,70 @@ def touch_suspect_run(session: Session, rerun: models.Rerun) -> None:
         runs.touch(run)
 
 
+def _advance_locating(
+    session: Session, rerun: models.Rerun, trials: Sequence[models.Trial], at: datetime, reason: str | None
+) -> None:
+    """Start the next trial of a rerun of the kind `locate`, or conclude it."""
+    plan = plan_of(rerun)
+    seed, failed_step = rerun.seeds[0], plan.failed_step or 0
+    action = locating.next_step(
+        _read_located_trials(session, rerun, trials),
+        seed=seed,
+        failed_step=failed_step,
+        max_trials=rerun.max_trials,
+        reason_for_no_new_trials=reason,
+    )
+    if action.locate_from is not None:
+        store_plan(rerun, replace(plan, locate_from=action.locate_from))
+    if action.start is not None:
+        candidate, seed = action.start
+        missing = candidate + 1 - len(rerun.candidates)
+        rerun.candidates = [*rerun.candidates, *([[]] * missing)]
+        repository.add_trials(session, [_new_trial(rerun, len(trials), candidate, seed)])
+    if (result := action.result) is not None:
+        rerun.status, rerun.reason, rerun.ended_at = result.status, result.reason, at
+        rerun.origin = None if result.origin is None else without_nonfinite(asdict(result.origin))
+        touch_suspect_run(session, rerun)
+
+
+def _read_located_trials(
+    session: Session, rerun: models.Rerun, trials: Sequence[models.Trial]
+) -> list[locating.LocateTrial]:
+    """Return the trials of a rerun of the kind `locate` with what their runs show."""
+    connection, facts, plan = session.connection(), FactsCache(), plan_of(rerun)
+    attempts = repository.read_attempts(session, rerun.id)
+    runs_of = repository.read_runs(session, attempts)
+    run_ids = {attempt.trial_id: attempt.run_id for attempt in attempts if attempt.run_id in runs_of}
+    located: list[locating.LocateTrial] = []
+    reference: NDArray[np.float64] | None = None
+    for trial in trials:
+        run_id, origin = run_ids.get(trial.id), ORIGIN.validate_python(trial.origin)
+        found = locating.LocateTrial(
+            candidate=trial.candidate, seed=trial.seed, status=trial.status, reason=trial.reason, origin=origin
+        )
+        if run_id is not None and found.has_ended:
+            first = next((each.origin for each in located if each.has_located), origin)
+            losses = np.zeros(0)
+            if first is not None and first.step:
+                losses = telemetry.read_losses(connection, run_id, first.step - 1)
+            is_known = reference is not None and len(reference) > 0
+            same = (
+                bool(np.array_equal(reference, losses, equal_nan=True)) if is_known and reference is not None else None
+            )
+            reference = losses if reference is None and found.has_located else reference
+            failed = None if found.has_located else find_failed_step(connection, facts, run_id)
+            start = None if failed is None else failed.start
+            is_earlier = start is not None and plan.locate_from is not None and start < plan.locate_from
+            found = replace(
+                found,
+                steps=(runs_of[run_id].last_step or 0) + 1 if runs_of[run_id].last_step is not None else 0,
+                has_same_losses=same,
+                earlier_start=start if is_earlier else None,
+            )
+        located.append(found)
+    return located
+
+
 def _add_round(
     session: Session,
     rerun: models.Rerun,
@@ -211,5 +281,6 @@ def _new_trial(rerun: models.Rerun, position: int, candidate: int, seed: int) ->
         verdict="undetermined",
         rungs=[],
         curve=None,
+        origin=None,
         seconds=0.0,
     )

@@ -8,16 +8,19 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from gradmedic.protocol.origins import DiagnosedOrigin
 from gradmedic.protocol.reruns import Attempt, Candidate, RerunBudget, RerunDetail, RerunPlan, RerunSummary, Trial
+from gradmedic_diagnosis.origin import diagnose_origin
 from gradmedic_service.database import models
 from gradmedic_service.database.clock import database_time
 from gradmedic_service.database.engine import Session
-from gradmedic_service.reruns import repository
+from gradmedic_service.reruns import locating, repository
 from gradmedic_service.reruns.advancing import seconds_left, seconds_per_step, trial_state
 from gradmedic_service.reruns.forecast import expected_seconds, expected_trials
-from gradmedic_service.reruns.outcomes import CANDIDATES, OUTCOMES, published_outcome
+from gradmedic_service.reruns.outcomes import CANDIDATES, ORIGIN, OUTCOMES, published_outcome
 from gradmedic_service.reruns.repository import ACTIVE_STATUSES
 from gradmedic_service.reruns.stored_plan import design_of, plan_of
+from gradmedic_service.runs import repository as stored_runs
 from gradmedic_service.runs.progress import read_progress
 from gradmedic_service.trainables import repository as trainables
 from gradmedic_service.trainables.service import has_expired_offer
@@ -62,6 +65,7 @@ def describe(session: Session, rerun: models.Rerun) -> RerunDetail:
         ],
         cost_seconds=sum(trial.seconds for trial in trials),
         plan=describe_plan(rerun, trials, left) if is_active else None,
+        origin=_describe_origin(session, rerun),
     )
 
 
@@ -69,6 +73,17 @@ def describe_plan(rerun: models.Rerun, trials: Sequence[models.Trial], seconds: 
     """Return the expected cost of a rerun, whose budget has some seconds left."""
     design, states = design_of(rerun), [trial_state(trial) for trial in trials]
     step_seconds = seconds_per_step(states) or plan_of(rerun).step_seconds
+    if rerun.kind == "locate":
+        expected = min(max(locating.EXPECTED_TRIALS, len(trials)), rerun.max_trials)
+        left = (expected - sum(state.has_ended for state in states)) * rerun.steps
+        return RerunPlan(
+            candidates=0,
+            trials=expected,
+            steps=rerun.steps,
+            step_seconds=step_seconds,
+            seconds_left=None if step_seconds is None else max(0.0, min(left * step_seconds, seconds)),
+            budget=_describe_budget(rerun),
+        )
     return RerunPlan(
         candidates=sum(len(race.candidates) for race in design.rounds),
         trials=min(len(expected_trials(design, states)), rerun.max_trials),
@@ -79,6 +94,15 @@ def describe_plan(rerun: models.Rerun, trials: Sequence[models.Trial], seconds: 
         else max(0.0, min(expected_seconds(design, states, step_seconds), seconds)),
         budget=_describe_budget(rerun),
     )
+
+
+def _describe_origin(session: Session, rerun: models.Rerun) -> DiagnosedOrigin | None:
+    """Return what a rerun of the kind `locate` has found, with code for the framework of its run."""
+    origin = ORIGIN.validate_python(rerun.origin)
+    if origin is None:
+        return None
+    run = stored_runs.find(session, rerun.run_id)
+    return diagnose_origin(origin, origin.step, None if run is None else run.framework)
 
 
 def _describe_budget(rerun: models.Rerun) -> RerunBudget:
@@ -98,6 +122,7 @@ def _summary_fields(rerun: models.Rerun) -> dict[str, Any]:
         "created_at": rerun.created_at,
         "started_at": rerun.started_at,
         "ended_at": rerun.ended_at,
+        "kind": rerun.kind,
     }
 
 
@@ -152,6 +177,7 @@ def _describe_trial(trial: models.Trial, attempts: Sequence[models.Attempt], run
         judged_value=None if measure is None or math.isnan(measure.start) else measure.final,
         constant_level=None if measure is None else measure.constant_level,
         has_converged=state.has_converged,
+        origin=ORIGIN.validate_python(trial.origin),
     )
 
 

@@ -48,6 +48,7 @@ CREATE_EXAMPLES: dict[str, Any] = {
             "budget": {"steps": 500, "seconds": 600, "trials": 10, "rounds": 1},
         },
     },
+    "locate": {"summary": "Find the operation that made the first NaN", "value": {"kind": "locate"}},
 }
 
 
@@ -80,6 +81,9 @@ def create_rerun(
     response: Response,
 ) -> RerunDetail:
     """Race remedies on a run's trainable. Without named remedies, the run's advice is raced.
+
+    With the kind `locate`, the unchanged script runs to the step at which the run was not finite, and each operation is
+    checked there. The origin is published on the run's diagnosis.
 
     The answer 202 means that the rerun is stored and survives any crash.
     """

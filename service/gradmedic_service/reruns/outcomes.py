@@ -12,7 +12,9 @@ from pydantic import TypeAdapter
 
 from gradmedic.protocol.diagnosis import Advice, Diagnosis, Outcome, Tried
 from gradmedic.protocol.encoding import encode_json
+from gradmedic.protocol.origins import Origin
 from gradmedic.protocol.remedies import SET_PARAMETER, Remedy
+from gradmedic_diagnosis.origin import diagnose_origin
 from gradmedic_diagnosis.remedies import CATALOGUE
 from gradmedic_diagnosis.snippets import write_snippet
 from gradmedic_service.database.engine import Connection
@@ -22,8 +24,23 @@ from gradmedic_service.reruns.experiment import CandidateOutcome
 
 CANDIDATES = TypeAdapter(list[list[Remedy]], config=BUILT_WHEN_USED)
 OUTCOMES = TypeAdapter(list[CandidateOutcome], config=BUILT_WHEN_USED)
+ORIGIN = TypeAdapter(Origin | None, config=BUILT_WHEN_USED)
 PROOF: Final = ("verified", "healthy", None, "failed", "not_applicable")
 """States of outcomes, the best proof first. None: it was not tried."""
+
+
+def add_results(connection: Connection, diagnosis: Diagnosis, *, is_latest: bool) -> Diagnosis:
+    """Return a diagnosis with the results of its run's reruns: the origin, and the outcomes of the remedies.
+
+    `is_latest` says that the diagnosis is not one of an earlier step. A rerun may fail later than its run did.
+    """
+    found = repository.find_origin(connection, diagnosis.run_id)
+    if found is not None:
+        origin = ORIGIN.validate_python(found.origin)
+        last_step = origin.step if is_latest and origin is not None else diagnosis.step
+        diagnosed = diagnose_origin(origin, last_step, found.framework)
+        diagnosis = diagnosis if diagnosed is None else replace(diagnosis, origin=diagnosed)
+    return add_outcomes(connection, diagnosis)
 
 
 def add_outcomes(connection: Connection, diagnosis: Diagnosis) -> Diagnosis:

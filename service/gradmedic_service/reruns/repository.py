@@ -31,6 +31,13 @@ _CONCLUDED = (
     .order_by(_RERUNS.c.ended_at.desc(), _RERUNS.c.id.desc())
 )
 
+_ORIGINS = (
+    select(_RERUNS.c.origin, _RUNS.c.framework)
+    .join(_RUNS, _RUNS.c.id == _RERUNS.c.run_id)
+    .where(_RERUNS.c.run_id == bindparam("run_id"), _RERUNS.c.kind == "locate", _RERUNS.c.status == "done")
+    .order_by(_RERUNS.c.ended_at.desc(), _RERUNS.c.id.desc())
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RerunQuery:
@@ -88,8 +95,9 @@ def read_page(session: Session, query: RerunQuery, size: int) -> Sequence[models
 
 
 def has_rerun(session: Session, run_id: UUID) -> bool:
-    """Whether a run has any rerun."""
-    return bool(session.scalar(select(exists().where(models.Rerun.run_id == run_id))))
+    """Whether a run has any rerun that races remedies."""
+    rerun = models.Rerun
+    return bool(session.scalar(select(exists().where(rerun.run_id == run_id, rerun.kind == "repair"))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +150,21 @@ class ConcludedRerun:
     outcomes: list[Any]
     framework: str | None
     """Framework of the suspect run."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundOrigin:
+    """What a rerun of the kind `locate` has found."""
+
+    origin: Any
+    framework: str | None
+    """Framework of the suspect run."""
+
+
+def find_origin(connection: Connection, run_id: UUID) -> FoundOrigin | None:
+    """Read the origin that the latest rerun of a run has found; None if no rerun has named an operation."""
+    found = [FoundOrigin(*row) for row in connection.execute(_ORIGINS, {"run_id": run_id})]
+    return next((each for each in found if each.origin is not None and each.origin["operation"] is not None), None)
 
 
 def list_concluded(connection: Connection, run_id: UUID) -> list[ConcludedRerun]:

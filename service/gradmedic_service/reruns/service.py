@@ -9,8 +9,9 @@ from uuid import UUID
 
 from gradmedic.protocol.encoding import encode_json, without_nonfinite
 from gradmedic.protocol.ids import new_id
+from gradmedic.protocol.numbers import LARGEST_INT32
 from gradmedic.protocol.remedies import Remedy
-from gradmedic.protocol.reruns import EXECUTORS, RerunCreate, RerunDetail, RerunList, RerunPlan
+from gradmedic.protocol.reruns import EXECUTORS, RERUN_KINDS, RerunCreate, RerunDetail, RerunList, RerunPlan
 from gradmedic.protocol.service import FieldError, Limits
 from gradmedic.protocol.trainables import TrainableParameter
 from gradmedic_service.access import service as access
@@ -22,7 +23,7 @@ from gradmedic_service.http.errors import InvalidRequest
 from gradmedic_service.http.paging import cut_page, position_id, position_of, position_time
 from gradmedic_service.projects import repository as stored_projects
 from gradmedic_service.projects import service as projects
-from gradmedic_service.reruns import answers, repository
+from gradmedic_service.reruns import answers, locating, repository
 from gradmedic_service.reruns.advancing import MIN_SECONDS, advance, touch_suspect_run
 from gradmedic_service.reruns.attempts import end_attempt
 from gradmedic_service.reruns.candidates import candidates_of_advice, check_candidates, parameters_of_control
@@ -36,6 +37,7 @@ from gradmedic_service.runs import repository as runs
 from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.telemetry import service as telemetry
+from gradmedic_service.telemetry.failures import find_failed_step
 from gradmedic_service.trainables import repository as trainables
 from gradmedic_service.trainables.errors import TrainableUnknown
 from gradmedic_service.trainables.service import parameters_of
@@ -52,6 +54,10 @@ MIN_DEFAULT_STEPS = 200
 STEPS_BEYOND_FAILURE = 1.5
 """Least number of steps of a trial as a multiple of those after which the suspect run had failed, so that a repaired
 one can be seen to learn."""
+MARGIN_STEPS = 10
+"""Least number of logged steps that a trial of the kind `locate` goes on after the step at which the run failed."""
+MARGIN_SHARE = 0.1
+"""The same as a share of the steps before the failure."""
 FIRST_ROUND_SHARE = 0.5
 """Share of the budget of seconds that the first round may take where the request names no steps. The rest is for
 further rounds."""
@@ -205,6 +211,8 @@ def _new_rerun(
             "start `gradmedic worker` with a worker.toml that has it."
         )
     parameters = parameters_of(trainable)
+    if body.kind == "locate":
+        return _new_locating_rerun(session, facts, limits, run, body, trainable)
     seeds, seconds, trials = _checked_budget(body, limits, projects.rerun_caps(session, run.project).seconds)
     candidates = _candidates(session, facts, run, body, parameters)
     step_seconds = run.duration / run.last_step if run.duration and run.last_step else None
@@ -240,6 +248,78 @@ def _new_rerun(
     )
     store_plan(rerun, plan)
     return rerun
+
+
+def _new_locating_rerun(
+    session: Session,
+    facts: FactsCache,
+    limits: Limits,
+    run: models.Run,
+    body: RerunCreate,
+    trainable: models.Trainable,
+) -> models.Rerun:
+    """Return a rerun that finds the origin of the first non-finite number of a run."""
+    _check_locating(body)
+    _, seconds, trials = _checked_budget(body, limits, projects.rerun_caps(session, run.project).seconds)
+    failed = find_failed_step(session.connection(), facts, run.id)
+    if failed is None:
+        raise NotRerunnable(
+            "The run has no loss, gradient or weight that is not finite, so that the kind `locate` has nothing to find."
+        )
+    least = failed.step + 1
+    if limits.max_rerun_steps < least:
+        raise NotRerunnable(
+            f"The run failed at step {failed.step}, and a trial may have {limits.max_rerun_steps} steps at most."
+        )
+    margin = max(MARGIN_STEPS * failed.interval, math.ceil(MARGIN_SHARE * failed.step))
+    steps = body.budget.steps or min(least + margin, limits.max_rerun_steps)
+    if steps < least:
+        raise InvalidRequest.at(
+            "budget.steps", f"must be at least {least}, because the run failed at step {failed.step}"
+        )
+    seed = run.details.config.get("seed")
+    is_seed = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < LARGEST_INT32
+    rerun = models.Rerun(
+        id=body.id or new_id(),
+        run_id=run.id,
+        project=run.project,
+        trainable=trainable.name,
+        owner=trainable.owner,
+        executor=body.executor,
+        is_automatic=False,
+        status="queued",
+        reason=None,
+        candidates=[[]],
+        parameters=parameters_of_control(run.details.config, parameters_of(trainable)),
+        seeds=[seed if is_seed else 0],
+        steps=steps,
+        seconds=seconds,
+        max_trials=min(trials, locating.MAX_TRIALS),
+        outcomes=None,
+        kind="locate",
+        created_at=database_time(session),
+        started_at=None,
+        ended_at=None,
+    )
+    plan = StoredPlan(
+        first_round=locating.CANDIDATES - 1,
+        max_rounds=1,
+        max_steps=steps,
+        step_seconds=run.duration / run.last_step if run.duration and run.last_step else None,
+        failed_step=failed.step,
+        locate_from=failed.start,
+    )
+    store_plan(rerun, plan)
+    return rerun
+
+
+def _check_locating(body: RerunCreate) -> None:
+    """Raise InvalidRequest for each field that only a race of remedies has."""
+    given = {"remedies": body.remedies, "seeds": body.seeds, "budget.rounds": body.budget.rounds}
+    message = "must be left out for the kind `locate`, which tries no remedies"
+    errors = [FieldError(path=path, message=message) for path, value in given.items() if value is not None]
+    if errors:
+        raise InvalidRequest(errors)
 
 
 def _candidates(
@@ -297,6 +377,8 @@ def _checked_budget(body: RerunCreate, limits: Limits, max_seconds: float) -> tu
     steps = 1 if body.budget.steps is None else body.budget.steps
     rounds = 1 if body.budget.rounds is None else body.budget.rounds
     errors = []
+    if body.kind not in RERUN_KINDS:
+        errors.append(FieldError(path="kind", message=f"{body.kind!r} is not one of {', '.join(RERUN_KINDS)}"))
     if not 1 <= seeds <= MAX_SEEDS:
         errors.append(FieldError(path="seeds", message=f"must be from 1 to {MAX_SEEDS}"))
     if not 1 <= steps <= limits.max_rerun_steps:

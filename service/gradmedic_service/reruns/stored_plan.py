@@ -35,6 +35,10 @@ class StoredPlan:
     step_seconds: float | None
     """Seconds that a step of the suspect run took; None if they are not known."""
     later_rounds: tuple[StoredRound, ...] = ()
+    failed_step: int | None = None
+    """Step at which the suspect run failed; None unless the rerun is of the kind `locate`."""
+    locate_from: int | None = None
+    """Number of steps after which its trials check each operation."""
 
     def rounds(self) -> tuple[Round, ...]:
         """Return the rounds after the first one."""

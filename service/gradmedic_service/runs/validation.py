@@ -269,7 +269,7 @@ def _training_errors(training: Training, limits: Limits) -> Iterator[FieldError]
         yield from _size_errors(f"training.{field}", getattr(training, field))
     yield from _loss_errors(training.loss, limits)
     yield from _objective_errors(training.objective, limits)
-    yield from _origin_errors(training.origin)
+    yield from origin_errors("training.origin", training.origin)
     if len(training.optimizers) > limits.max_layers:
         yield FieldError(path="training.optimizers", message=f"has more than {limits.max_layers} optimizers")
         return
@@ -289,13 +289,14 @@ def _loss_errors(loss: Loss | None, limits: Limits) -> Iterator[FieldError]:
         yield from _name_errors(f"training.loss.operations[{index}]", operation, limits)
 
 
-def _origin_errors(origin: Origin | None) -> Iterator[FieldError]:
+def origin_errors(path: str, origin: Origin | None) -> Iterator[FieldError]:
+    """Yield an error for each field of the origin at a path that is too long or out of its range."""
     if origin is None:
         return
-    path, source, described = "training.origin", origin.source, origin.input
+    source, described = origin.source, origin.input
     texts: dict[str, str | None] = {
         name: getattr(origin, name)
-        for name in ("operation", "direction", "module", "kind", "reproduced", "reason", "text")
+        for name in ("operation", "direction", "module", "kind", "reproduced", "batch", "reason", "text")
     }
     yield from _integer_errors(f"{path}.step", origin.step)
     if source is not None:

@@ -33,7 +33,7 @@ from gradmedic_service.http.dependencies import (
 from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType, documented
 from gradmedic_service.http.json_bodies import json_body
 from gradmedic_service.http.routers import api_router
-from gradmedic_service.reruns.outcomes import add_outcomes
+from gradmedic_service.reruns.outcomes import add_results
 from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.telemetry import export, service
 from gradmedic_service.telemetry.decoding import LARGEST_GENERATION, LARGEST_STEP, decode_block
@@ -370,7 +370,7 @@ def read_diagnosis(
     """Return the diagnosis of the run: verdict, findings, causes and advice."""
     with database.reading_rows() as connection:
         diagnosis = service.diagnose(connection, principal, facts, run_id, at_step)
-        return add_outcomes(connection, diagnosis)
+        return add_results(connection, diagnosis, is_latest=at_step is None)
 
 
 @router.get(

@@ -30,7 +30,7 @@ from gradmedic_service.reruns.advancing import (
 from gradmedic_service.reruns.candidates import parameters_of_candidate, remedies_for_sdk
 from gradmedic_service.reruns.outcomes import CANDIDATES
 from gradmedic_service.reruns.repository import ACTIVE_STATUSES
-from gradmedic_service.reruns.stored_plan import steps_of
+from gradmedic_service.reruns.stored_plan import plan_of, steps_of
 from gradmedic_service.trainables import repository as trainables
 from gradmedic_service.trainables.service import owner_of, parameters_of
 from gradmedic_service.trials import repository
@@ -136,6 +136,7 @@ def describe_claimed_trial(
         seconds=seconds,
         lease_seconds=lease,
         api_key=secret,
+        locate_from=plan_of(rerun).locate_from,
     )
 
 
@@ -168,7 +169,7 @@ def _start_attempt(
     trial.attempt += 1
     trial.status, trial.reason, trial.reason_to_stop = "running", None, None
     trial.lease_expires_at = at + timedelta(seconds=lease)
-    trial.rungs, trial.curve, trial.verdict = [], None, "undetermined"
+    trial.rungs, trial.curve, trial.origin, trial.verdict = [], None, None, "undetermined"
     attempt = models.Attempt(
         trial_id=trial.id,
         number=trial.attempt,

@@ -32,6 +32,7 @@ from gradmedic_service.reruns.loss_curves import loss_at_rung, rungs_of
 from gradmedic_service.reruns.measures import choose_objective, summarize_trial
 from gradmedic_service.reruns.stored_plan import design_of, steps_of
 from gradmedic_service.runs.facts import TRAINING
+from gradmedic_service.runs.validation import origin_errors
 from gradmedic_service.telemetry import service as telemetry
 from gradmedic_service.trials import repository
 from gradmedic_service.trials.absences import Absences
@@ -72,7 +73,7 @@ def renew_lease(
     if run is not None and trial.reason_to_stop is None:
         trial.verdict = run.verdict
         _store_passed_rungs(session, rerun, trials, trial, run)
-        if trial.rungs or trial.verdict == "exploding":
+        if rerun.kind == "repair" and (trial.rungs or trial.verdict == "exploding"):
             trial.reason_to_stop = _reason_to_stop(rerun, trial, trials, (run.last_step or 0) + 1)
     running = sum(other.status == "running" for other in trials)
     seconds = seconds_left(session, rerun, trials, at) / max(1, running)
@@ -117,6 +118,8 @@ def publish_result(session: Session, principal: Principal, trial_id: UUID, body:
         trial = _trial_of_id(reruns.read_trials(session, rerun.id), trial_id)
         if run is not None:
             _store_curve(session, rerun, trial, run, body)
+        if rerun.kind == "locate" and body.origin is not None:
+            trial.origin = without_nonfinite(asdict(body.origin))
         end_attempt(session, trial, at, status=status, reason=reason, **_facts_of(body))
     advance(session, rerun, at)
     return answers.describe(session, rerun)
@@ -196,6 +199,7 @@ def _check_result(body: TrialResult) -> None:
     texts = [("reason", body.reason or "")]
     texts += [("environment", text) for fact in body.environment.items() for text in fact]
     errors = [FieldError(path=path, message=message) for path, text in texts if (message := text_error(text))]
+    errors += origin_errors("origin", body.origin)
     if errors:
         raise InvalidRequest(errors)
 
@@ -210,7 +214,7 @@ def _judge_result(body: TrialResult, trial: models.Trial, run: models.Run | None
         return "incomplete", missing
     if body.status == "done" and run is None:
         return "failed", "the script ended without gradmedic.init()"
-    if body.status == "done" and run is not None and run.last_step is None:
+    if body.status == "done" and run is not None and run.last_step is None and body.origin is None:
         return "failed", "the script never called run.log()"
     return body.status, _shortened(body.reason)
 

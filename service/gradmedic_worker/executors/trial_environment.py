@@ -62,7 +62,12 @@ def build_trial_environment(
         gpus: The trial's GPUs, as `CUDA_VISIBLE_DEVICES` names them.
     """
     temporary = folder / "tmp"
-    instructions = TrialInstructions(remedies=claimed.remedies, parameters=claimed.parameters, steps=claimed.steps)
+    instructions = TrialInstructions(
+        remedies=claimed.remedies,
+        parameters=claimed.parameters,
+        steps=claimed.steps,
+        locate_from=claimed.locate_from,
+    )
     environment = {
         **shared,
         "TMPDIR": str(temporary),

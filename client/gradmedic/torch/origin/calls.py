@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 
@@ -50,16 +51,24 @@ class CallRecorder(TorchFunctionMode):
         """The call that runs now."""
         self.outer: tuple[Place | None, str | None] = (None, None)
         """Line and module of what is not called from a line of its own: those of the call that is repeated."""
+        self.roots: list[Tensor] = []
+        """What the script called `backward()` of in this step, without the graph."""
+        self.scalars: list[Tensor] = []
+        """Results of this step that have one element and a graph, as a loss has; without the graph."""
         self._modules = modules
         self._calls: list[Call] = []
         self._begins: list[int] = []
+        self._calls_before_step = 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Call the function and record it."""
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in _UNRECORDED:
+        name = getattr(func, "__name__", "")
+        if name == "backward":
+            self.roots += [value.detach() for value in args[:1] if isinstance(value, Tensor)]
+        if name in _UNRECORDED:
             return func(*args, **kwargs)
         caller = find_caller(sys._getframe(1), self._modules)
         begin = read_sequence_number()
@@ -72,11 +81,21 @@ class CallRecorder(TorchFunctionMode):
         )
         before, self.current = self.current, call
         try:
-            return func(*args, **kwargs)
+            output = func(*args, **kwargs)
         finally:
             self.current = before
             call.end = read_sequence_number()
             self.add(call)
+        if isinstance(output, Tensor) and output.requires_grad and output.numel() == 1:
+            self.scalars.append(output.detach())
+        return output
+
+    def begin_step(self) -> None:
+        """Forget the calls of the step before the last one. Those of the last one may still have their graph."""
+        del self._calls[: self._calls_before_step], self._begins[: self._calls_before_step]
+        self._calls_before_step = len(self._calls)
+        self.roots.clear()
+        self.scalars.clear()
 
     def add(self, call: Call) -> None:
         """Record a call that made the newest nodes of the graph."""

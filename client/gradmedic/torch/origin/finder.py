@@ -81,10 +81,13 @@ class OriginFinder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.calls = CallRecorder(self._paths)
         self._events: dict[int, list[Event]] = {}
         """What made the elements of a storage that are not finite, by the storage."""
-        self._kept: list[Any] = []
-        """The storages, so that their addresses stay theirs."""
+        self._kept: dict[int, Any] = {}
+        """The storages of this step, so that their addresses stay theirs."""
+        self._kept_before: dict[int, Any] = {}
+        """Those of the step before."""
         self._uninitialized: set[int] = set()
         self._count = 0
+        self._most_events = _MOST_EVENTS
         self._names: dict[tuple[Place | None, str], str] = {}
         """Name of each operation that a line called in the forward pass, by the name that the dispatcher has for it."""
         self._newest = -1
@@ -107,6 +110,16 @@ class OriginFinder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Check no more."""
         super().__exit__(kind, error, at)  # type: ignore[no-untyped-call]
         self.calls.__exit__(kind, error, at)  # type: ignore[no-untyped-call]
+
+    def begin_step(self) -> None:
+        """Forget what is older than the last step, so that nothing of it stays in memory."""
+        forgotten, self._kept_before, self._kept = self._kept_before, self._kept, {}
+        for key in forgotten.keys() - self._kept_before.keys():
+            self._events.pop(key, None)
+            self._uninitialized.discard(key)
+        self._made_by.clear()
+        self._most_events = self._count + _MOST_EVENTS
+        self.calls.begin_step()
 
     def explain(self, targets: Iterable[Tensor]) -> Origin | None:
         """Return the origin of the first non-finite element that reached some tensors.
@@ -207,7 +220,7 @@ class OriginFinder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             elif is_mutable and output.numel() * output.element_size() >= output.untyped_storage().nbytes():
                 self._events.pop(key, None)
                 self._uninitialized.discard(key)
-        if not bad_outputs or self._count >= _MOST_EVENTS:
+        if not bad_outputs or self._count >= self._most_events:
             return
         changed = {id(output) for output in outputs} if is_mutable else set()
         bad_inputs = [t for t in read if id(t) not in changed and not self._is_finite_input(t)]
@@ -218,7 +231,9 @@ class OriginFinder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             is_whole = output.numel() * output.element_size() >= output.untyped_storage().nbytes()
             others = [] if is_whole else self._events.get(key, [])
             self._events[key] = [*others, event]
-            self._kept.append(output.untyped_storage())
+            self._kept[key] = output.untyped_storage()
+            if is_whole:
+                self._uninitialized.discard(key)
 
     def _describe_event(
         self, func: Any, values: Sequence[Any], bad_inputs: Sequence[Tensor], outputs: Sequence[Tensor],
@@ -284,11 +299,14 @@ class OriginFinder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
 
     def _is_finite_input(self, tensor: Tensor) -> bool:
-        return _storage(tensor) in self._uninitialized or is_finite(tensor)
+        key = _storage(tensor)
+        return (key in self._uninitialized and key not in self._events) or is_finite(tensor)
 
     def _keep(self, tensor: Tensor, keys: set[int]) -> None:
-        keys.add(_storage(tensor))
-        self._kept.append(tensor.untyped_storage())
+        key = _storage(tensor)
+        if key:
+            keys.add(key)
+            self._kept[key] = tensor.untyped_storage()
 
 
 def _is_origin(event: Event) -> bool:

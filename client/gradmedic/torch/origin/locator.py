@@ -63,7 +63,7 @@ class Locator:
         self._models = {name: model for name, (model, _) in unwrapped.items()}
         self._modules = [list(model.modules()) for model in self._models.values()]
         self._parameters = [p for model in self._models.values() for p in model.parameters()]
-        self._reason = _find_obstacle([wrappers for _, wrappers in unwrapped.values()], self._models.values())
+        self._reason = find_obstacle([wrappers for _, wrappers in unwrapped.values()], self._models.values())
         self._attempts = 0
         self._record = StepRecord()
         self._calls: list[Item | None] = []
@@ -255,7 +255,7 @@ class _GradientKeeper:
         return _GradientKeeper, (None, self._number)
 
 
-def _find_obstacle(wrappers: Sequence[set[str]], models: Any) -> str | None:
+def find_obstacle(wrappers: Sequence[set[str]], models: Any) -> str | None:
     """Return why no step of this training can be repeated, None if nothing is known to prevent it."""
     names = sorted(set().union(*wrappers))
     if names or get_group_size() > 1:

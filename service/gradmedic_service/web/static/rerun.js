@@ -95,7 +95,7 @@ function showResult() {
   banner.dataset.verdict = best ? "healthy" : "";
   byId("result").replaceChildren(...(best
     ? [el("strong", {}, remediesText(best.remedies)), ` is ${outcomeText(best.outcome)}.`, rerun.reason ? ` Result of the rerun: ${rerun.reason}.` : ""]
-    : [isOver() ? `${words(rerun.status)[0].toUpperCase()}${words(rerun.status).slice(1)}: ${rerun.reason ?? "no reason was given"}.` : "The race is running. The first result comes after the unchanged control has failed again and the first candidates have run."]));
+    : [isOver() ? `${words(rerun.status)[0].toUpperCase()}${words(rerun.status).slice(1)}: ${rerun.reason ?? "no reason was given"}.` : rerun.kind === "locate" ? "The unchanged script runs to the step before it was not finite. From there on, each operation is checked." : "The race is running. The first result comes after the unchanged control has failed again and the first candidates have run."]));
   const count = (statuses) => rerun.trials.filter(({ status }) => statuses.includes(status)).length;
   const [running, queued] = [count(["running"]), count(["queued"])];
   byId("no-worker").hidden = isOver() || running > 0 || queued < rerun.trials.length;
@@ -175,7 +175,7 @@ async function refresh() {
   status.dataset.status = rerun.status;
   setText(status, words(rerun.status));
   document.title = document.title.replace(/ · [^·]* · gradmedic$/, ` · ${words(rerun.status)} · gradmedic`);
-  byId("facts").replaceChildren([`trainable ${rerun.trainable}`, `${rerun.candidates.filter(({ remedies }) => remedies.length).length} candidates`, rerun.candidates.at(-1).round > 1 && `${rerun.candidates.at(-1).round} rounds`, `${rerun.seeds.length} ${rerun.seeds.length === 1 ? "seed" : "seeds"}`, `${integer(rerun.budget.steps)} steps per trial`, rerun.is_automatic && "started automatically"].filter(Boolean).join(" · "), " · created ", time(rerun.created_at));
+  byId("facts").replaceChildren([`trainable ${rerun.trainable}`, rerun.kind === "locate" ? "locates the first number that is not finite" : `${rerun.candidates.filter(({ remedies }) => remedies.length).length} candidates`, rerun.candidates.at(-1).round > 1 && `${rerun.candidates.at(-1).round} rounds`, `${rerun.seeds.length} ${rerun.seeds.length === 1 ? "seed" : "seeds"}`, `${integer(rerun.budget.steps)} steps per trial`, rerun.is_automatic && "started automatically"].filter(Boolean).join(" · "), " · created ", time(rerun.created_at));
   byId("parameters").replaceChildren(...Object.entries(rerun.parameters).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, String(value))]));
   const cancel = byId("cancel");
   if (cancel) cancel.hidden = isOver();
