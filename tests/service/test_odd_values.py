@@ -317,8 +317,7 @@ class Comparison:
         return [status for status, _, _ in answers]
 
     def check(self) -> None:
-        """Fail with every request that failed, or if no request came to the databases."""
-        assert self.compared > 0
+        """Fail with every request that failed."""
         assert not self.failures, "\n".join([f"{len(self.failures)} requests:", *self.failures])
 
 
@@ -342,6 +341,7 @@ def test_bodies(name: str, worlds: list[World]) -> None:
         statuses = comparison.send(variant, operation.request(body))
         if not has_storable_texts(body):
             assert set(statuses) <= {400, 422} or variant.startswith(CLEANED), variant
+    assert comparison.compared > 0
     comparison.check()
 
 
