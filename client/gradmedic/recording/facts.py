@@ -213,5 +213,5 @@ _ORIGIN_INPUT_CHECKS: dict[str, Callable[[Any], Any]] = {
 _ORIGIN_CHECKS: dict[str, Callable[[Any], Any]] = {
     "operation": _text, "direction": _choice(*ORIGIN_PASSES), "module": _long_text, "step": _count, "value": _number,
     "kind": _choice(*ORIGIN_KINDS), "reproduced": _choice(*ORIGIN_REPRODUCED), "is_loss_finite": _flag,
-    "is_eager": _flag, "batch": _text, "operations": _operations, "reason": _long_text, "text": _long_text,
+    "is_eager": _flag, "operations": _operations, "reason": _long_text, "text": _long_text,
 }  # fmt: skip

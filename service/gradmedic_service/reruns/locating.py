@@ -136,7 +136,7 @@ def _judge(origin: Origin, again: LocateTrial | None, other: LocateTrial | None)
         and other.origin is not None
         and other.has_same_losses is False
         and _is_same_place(origin, other.origin)
-        and origin.batch == other.origin.batch
+        and origin.batch_tensors == other.origin.batch_tensors
     ):
         kind, shown = "data", "The same batch fails with the weights of another seed too."
     text = " ".join(part for part in (origin.text, shown) if part)
@@ -150,7 +150,7 @@ def _may_be_data(origin: Origin, again: Origin | None) -> bool:
         again is not None
         and _is_same_place(origin, again)
         and origin.kind == "numeric"
-        and bool(origin.batch)
+        and bool(origin.batch_tensors)
         and bool(origin.step)
         and not has_overflown
     )

@@ -296,7 +296,7 @@ def origin_errors(path: str, origin: Origin | None) -> Iterator[FieldError]:
     source, described = origin.source, origin.input
     texts: dict[str, str | None] = {
         name: getattr(origin, name)
-        for name in ("operation", "direction", "module", "kind", "reproduced", "batch", "reason", "text")
+        for name in ("operation", "direction", "module", "kind", "reproduced", "reason", "text")
     }
     yield from _integer_errors(f"{path}.step", origin.step)
     if source is not None:

@@ -183,7 +183,7 @@ class CheckedSteps:
         is_loss_finite = all(map(is_finite, losses)) if losses else None
         is_eager = True if uses_compiler() else None
         batch = self._describe_inputs()
-        self._finish(dataclasses.replace(origin, is_loss_finite=is_loss_finite, is_eager=is_eager, batch=batch))
+        self._finish(dataclasses.replace(origin, is_loss_finite=is_loss_finite, is_eager=is_eager, batch_tensors=batch))
 
     def _finish(self, origin: Origin) -> None:
         origin = dataclasses.replace(origin, step=self._steps)
