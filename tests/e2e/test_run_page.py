@@ -247,6 +247,38 @@ def test_the_depth_chart_shows_the_slope(open_page: Any, service: Service) -> No
     expect(note).to_contain_text(re.compile(r"×(\d(\.\d+)?e6|\d{3},000) from the first layer to the last"))
 
 
+def test_the_depth_chart_has_a_zoom_of_its_own(open_page: Any, service: Service) -> None:
+    """A drag shows some layers and no other steps; a double click, the menu and a key show all."""
+    page = open_page(f"{service.url}/runs/{service.healthy}")
+    chart = page.locator("#depth-chart svg.chart")
+    dots, unit = chart.locator("g.line:not(.fit) circle"), chart.locator(".unit")
+    expect(dots).to_have_count(16)
+    for way_back in ("double click", "menu", "key"):
+        chart.scroll_into_view_if_needed()
+        box = chart.bounding_box()
+        middle = box["y"] + box["height"] / 2
+        page.mouse.move(box["x"] + 62 + (box["width"] - 72) * 0.25, middle)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 62 + (box["width"] - 72) * 0.5, middle, steps=4)
+        page.mouse.up()
+        expect(dots).to_have_count(4)
+        expect(unit).to_contain_text("double-click for all")
+        assert chart.bounding_box() == box
+        assert "from" not in query_of(page)
+        page.get_by_label("Cell").select_option("max")  # draws everything again
+        page.get_by_label("Cell").select_option("mean")
+        expect(dots).to_have_count(4)
+        if way_back == "double click":
+            chart.dblclick()
+        elif way_back == "menu":
+            page.get_by_role("button", name="Menu of Gradient norm by depth").click()
+            page.get_by_role("menuitem", name="Reset the zoom").click()
+        else:
+            chart.press("0")
+        expect(dots).to_have_count(16)
+        expect(unit).not_to_contain_text("double-click")
+
+
 def test_layers_are_in_the_order_of_their_use(open_page: Any, service: Service) -> None:
     """Rows of the heatmap follow the depth of the layers, and a note is there only if that is no order of use."""
     with httpx2.Client(base_url=f"{service.url}/api/v1", timeout=60) as client:

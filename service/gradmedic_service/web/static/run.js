@@ -98,14 +98,14 @@ const ofLayer = (...statistics) => ({ statistic: ["time", ...statistics.filter(h
 const charts = {
   loss: overSteps("loss-chart", "Loss", view.loss ?? "log", () => ({ statistic: ["time", "loss"] }), { onScale: saveScale }),
   depth: titled("depth-chart", "Gradient norm by depth", {
-    scale: "log", dots: true, unit: "layers from input to output",
+    scale: "log", dots: true, unit: "layers from input to output", zoomsItself: true,
     describeX: (point) => point.name, onSelect: (position) => select(layers[position]?.name ?? null, null),
   }),
   layer: overSteps("layer-chart", "One layer", "log", () => ofLayer(view.statistic)),
   weights: overSteps("weights-chart", "Weights and updates", "log", () => ofLayer("weight_norm", "update_norm")),
   ratio: overSteps("ratio-chart", "Update-to-weight ratio", "log"),
   rate: overSteps("rate-chart", "Learning rate", "linear", () => ({ statistic: ["time", "learning_rate"] })),
-  blocks: titled("blocks-chart", "How the gradient travels", { scale: "log", unit: "blocks from input to output", describeX: (point) => point.name }),
+  blocks: titled("blocks-chart", "How the gradient travels", { scale: "log", unit: "blocks from input to output", zoomsItself: true, describeX: (point) => point.name }),
   time: overSteps("time-chart", "Gradient per time step back", "linear"),
 };
 const chartsOverSteps = [charts.loss, charts.layer, charts.weights, charts.ratio, charts.rate, charts.time];
@@ -180,6 +180,7 @@ async function refresh() {
     heatmap.setData(table, view.statistic, view.cell, { from: shown.from, to: shown.to });
     controls.setZoomed(view.from !== null);
     await readTimes();
+    if (thisReading.signal.aborted) return;
     await Promise.all([
       drawDepth(), drawSteps(), drawLayer(),
       drawBlocks(byId("blocks-chart"), charts.blocks, run, series, CHART_COLUMNS),
@@ -273,7 +274,7 @@ async function drawDepth() {
     const slope = mean(xs.map((x, index) => (x - x0) * (ys[index] - y0))) / (mean(xs.map((x) => (x - x0) ** 2)) || 1);
     const fit = (x) => 10 ** (y0 + slope * (x - x0));
     const ends = [xs[0], xs.at(-1)];
-    lines.push({ name: "fitted slope", isFit: true, index: 1, points: ends.map((x) => ({ x, y: fit(x), low: fit(x), high: fit(x) })) });
+    lines.push({ name: "fitted slope", isFit: true, index: 1, points: xs.map((x) => ({ x, y: fit(x), low: fit(x), high: fit(x) })) });
     note += ` Gradients change by ×${number(Number((10 ** slope).toPrecision(3)))} per layer towards the output: ×${number(Number((10 ** (slope * (ends[1] - ends[0]))).toPrecision(2)))} from the first layer to the last.`;
   }
   charts.depth.setData({ lines, from: -0.5, to: layers.length - 0.5, note });
@@ -304,15 +305,13 @@ function zoom(from, to, isPan = false) {
 
 function select(layer, step) {
   if (layer !== null) view.layer = layer;
-  if (step !== null) {
-    view.step = step;
-    if ((view.from !== null && step < view.from) || (view.to !== null && step > view.to)) [view.from, view.to] = [null, null];
-  }
-  saveView();
+  if (step !== null) view.step = step;
+  const isOutside = step !== null && view.from !== null && (step < view.from || step > view.to);
+  if (isOutside) zoom(null, null);
+  else saveView();
   heatmap.setSelected({ layer: view.layer, step: view.step });
   for (const chart of [...chartsOverSteps, metrics]) chart.setSelected(view.step);
-  if (view.step !== null && (view.step < shown.from || view.step > shown.to)) refresh();
-  else Promise.all([drawDepth(), layer === null ? null : drawLayer()]).catch(showError);
+  if (!isOutside) Promise.all([drawDepth(), layer === null ? null : drawLayer()]).catch(showError);
 }
 
 byId("statistic").addEventListener("change", (event) => { view.statistic = event.target.value; saveView(); refresh(); });
