@@ -21,12 +21,14 @@ import { outcomeText, remediesOf, remediesText } from "./remedies.js";
 import { listenToReview, showReview } from "./review.js";
 import { applyRerunEvent, listenToForm, readReruns, showChoices } from "./reruns_of_run.js";
 import { listenToHeader, showHeader } from "./run_header.js";
+import { applyUnlessMoving, keepHeight } from "./steady.js";
 import { listenToTags, showTags } from "./tags.js";
 
 const MAX_HEATMAP_COLUMNS = 500;
 const CHART_COLUMNS = 300;
 const REFRESH_MILLISECONDS = 1000;
 const ONSET_MARGIN = 25; // steps that are shown before and after the first bad step
+const STEADY = "#content > *, #columns :is(.card, section, h2, h3, .frame), #below > *"; // what new lists must not move
 const FITTED_ROLES = ["weight", "recurrent", undefined, null]; // biases and gains have gradients of another size
 
 const runId = document.body.dataset.run;
@@ -48,6 +50,8 @@ let run = null;
 let layers = [];
 let diagnosis = null;
 let history = [];
+let isPlaced = false; // whether the lists have their place beside or below the pictures
+let listed = null; // {diagnosis, history} whose lists are shown
 let shown = null; // what the heatmap shows: {table, points, first, from, to}
 let reading = null; // AbortController of the requests under way
 let clock = null; // times of the run's steps, read for an axis that needs them
@@ -187,7 +191,8 @@ async function refresh() {
       drawTime(byId("time-chart"), run, series, CHART_COLUMNS, (data) => drawOverSteps(charts.time, data)),
     ]);
     drawMetrics();
-    placeLists();
+    if (!isPlaced || document.hidden) placeLists();
+    isPlaced = true;
     document.body.dataset.ready = String(run.revision);
     showError(null);
   } catch (error) {
@@ -327,6 +332,8 @@ byId("to-onset").addEventListener("click", () => {
   byId("heatmap").scrollIntoView({ block: "nearest" });
 });
 byId("all-steps").addEventListener("click", () => zoom(null, null));
+byId("changed").addEventListener("click", () => { showLists(true); placeLists(); byId("summary").focus({ preventScroll: true }); });
+document.addEventListener("visibilitychange", () => { if (document.hidden && !byId("changed").hidden) showLists(true); });
 byId("fold-all").addEventListener("click", () => heatmap.foldAll(true));
 byId("unfold-all").addEventListener("click", () => heatmap.foldAll(false));
 
@@ -368,6 +375,7 @@ function showVerdict() {
   byId("to-onset").hidden = onsetStep() === null;
 }
 
+/** Show what to know of the diagnosis at once, and its lists unless they would move what the reader looks at. */
 function showDiagnosis() {
   showReview(runId, run, diagnosis);
   showVerdict();
@@ -379,6 +387,20 @@ function showDiagnosis() {
   if (verified) byId("next-action").replaceChildren("Best remedy: ", el("a", { href: `/reruns/${verified.outcome.rerun_id}` }, remediesText(remediesOf(verified))), `, ${outcomeText(verified.outcome)}`);
   else if (best?.outcome && best.outcome.state !== "healthy") byId("next-action").replaceChildren("None of the remedies that were tried helped. ", el("a", { href: "#advice-title" }, "Read what was tried"));
   else if (best) byId("next-action").replaceChildren("Try first: ", el("a", { href: "#advice-title" }, remediesText(remediesOf(best))), best.outcome ? `, ${outcomeText(best.outcome)}` : "");
+  if (run.status === "running") keepHeight(byId("banner"));
+  showLists();
+}
+
+/** Show the lists and marks of the diagnosis. While the job trains, a list that would move something waits behind a button. */
+function showLists(isWanted = listed === null || document.hidden) {
+  const newest = { diagnosis, history };
+  const isShown = isWanted || applyUnlessMoving(STEADY, () => drawLists(newest), () => drawLists(listed));
+  if (isWanted) drawLists(newest);
+  if (isShown) listed = newest;
+  byId("changed").hidden = isShown;
+}
+
+function drawLists({ diagnosis, history }) {
   const marks = marksOf(diagnosis, history);
   heatmap.setMarks(marks);
   for (const chart of [...chartsOverSteps, metrics]) chart.setMarks(marks);
