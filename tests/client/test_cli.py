@@ -69,7 +69,7 @@ def test_a_run_is_found_by_id_beginning_of_id_or_name(
     """A reference that matches one run is accepted; one that matches none or several is an error with suggestions."""
     name = gradmedic.Client(service_url).runs.get(exploding.id).name
     id = str(exploding.id)
-    for reference in (id, id[:35].upper(), id[-8:].upper(), id[-12:], name):
+    for reference in (id, id[:35].upper(), id[:34], id[-8:].upper(), id[-12:], name):
         assert main(["diagnose", reference, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["run_id"] == str(exploding.id)
     for arguments, message in (

@@ -162,6 +162,12 @@ def test_the_address_holds_how_the_charts_are_shown(open_page: Any, service: Ser
         expect(page.get_by_role("menu")).to_have_count(0)
 
 
+ELEMENT_AT = """(chart, { x, y }) => {
+    const box = chart.getBoundingClientRect();
+    return document.elementFromPoint(box.x + x, box.y + y).getAttribute("class");
+}"""
+
+
 def test_all_charts_share_one_range(open_page: Any, service: Service, trained: str) -> None:
     """A drag in a chart zooms heatmap and charts; a double click shows all; Escape cancels; keys do so too."""
     page = open_page(f"{service.url}/runs/{trained}")
@@ -195,7 +201,14 @@ def test_all_charts_share_one_range(open_page: Any, service: Service, trained: s
     middle = int(np.searchsorted(times, (first + last) / 2))
     assert abs(int(query_of(page)["from"][0]) - middle) <= 3, "a place on the axis of time is another step"
     assert abs(int(query_of(page)["to"][0]) - int(query["to"][0])) <= 2
-    loss.dblclick()
+    expect(heatmap).to_have_attribute("aria-label", re.compile(f"steps {query_of(page)['from'][0]} to "))
+    expect(page.locator("#loss-chart tbody th").first).to_contain_text(query_of(page)["from"][0])
+    loss.hover()
+    place = {"x": float(loss.locator(".cross").get_attribute("x1") or 0), "y": 60}
+    loss.hover(position=place)
+    pressed = loss.evaluate(ELEMENT_AT, place)
+    assert pressed == "cross", "the double click would not press on what the first click draws anew"
+    loss.dblclick(position=place)
     expect(heatmap).to_have_attribute("aria-label", whole)
     page.get_by_label("Horizontal axis").select_option("step")
     expect(page.locator("#loss-chart .unit")).to_have_text("step")

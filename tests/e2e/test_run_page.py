@@ -29,6 +29,8 @@ from tests.e2e.conftest import (
     fill,
     healthy_step,
 )
+from tests.support.accessibility import violations
+from tests.support.patience import PATIENCE
 
 from gradmedic.protocol.runs import RunCreate
 from gradmedic_diagnosis import StepSeries
@@ -247,6 +249,38 @@ def test_the_depth_chart_shows_the_slope(open_page: Any, service: Service) -> No
     expect(note).to_contain_text(re.compile(r"×(\d(\.\d+)?e6|\d{3},000) from the first layer to the last"))
 
 
+def test_the_depth_chart_has_a_zoom_of_its_own(open_page: Any, service: Service) -> None:
+    """A drag shows some layers and no other steps; a double click, the menu and a key show all."""
+    page = open_page(f"{service.url}/runs/{service.healthy}")
+    chart = page.locator("#depth-chart svg.chart")
+    dots, unit = chart.locator("g.line:not(.fit) circle"), chart.locator(".unit")
+    expect(dots).to_have_count(16)
+    for way_back in ("double click", "menu", "key"):
+        chart.scroll_into_view_if_needed()
+        box = chart.bounding_box()
+        middle = box["y"] + box["height"] / 2
+        page.mouse.move(box["x"] + 62 + (box["width"] - 72) * 0.25, middle)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 62 + (box["width"] - 72) * 0.5, middle, steps=4)
+        page.mouse.up()
+        expect(dots).to_have_count(4)
+        expect(unit).to_contain_text("double-click for all")
+        assert chart.bounding_box() == box
+        assert "from" not in query_of(page)
+        page.get_by_label("Cell").select_option("max")  # draws everything again
+        page.get_by_label("Cell").select_option("mean")
+        expect(dots).to_have_count(4)
+        if way_back == "double click":
+            chart.dblclick()
+        elif way_back == "menu":
+            page.get_by_role("button", name="Menu of Gradient norm by depth").click()
+            page.get_by_role("menuitem", name="Reset the zoom").click()
+        else:
+            chart.press("0")
+        expect(dots).to_have_count(16)
+        expect(unit).not_to_contain_text("double-click")
+
+
 def test_layers_are_in_the_order_of_their_use(open_page: Any, service: Service) -> None:
     """Rows of the heatmap follow the depth of the layers, and a note is there only if that is no order of use."""
     with httpx2.Client(base_url=f"{service.url}/api/v1", timeout=60) as client:
@@ -300,6 +334,85 @@ def test_the_page_updates_with_the_job(open_page: Any, service: Service) -> None
         client.patch(f"/runs/{run}", json={"status": "failed"})
         expect(page.locator("#status")).to_have_text("failed")
     expect(page.locator(CANVAS)).to_be_focused()
+
+
+LIVE_TRAINING = """
+import gradmedic, sys, torch
+torch.manual_seed(0)
+layers = [layer for _ in range(8) for layer in (torch.nn.Linear(16, 16), torch.nn.Sigmoid())]
+model = torch.nn.Sequential(*layers, torch.nn.Linear(16, 10))
+inputs, labels = torch.randn(64, 16), torch.randint(10, (64,))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+run = gradmedic.init(project="pages", name="live")
+run.watch(model, optimizer)
+for step in range(300):
+    loss = torch.nn.functional.cross_entropy(model(inputs), labels)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    run.log(loss=loss, **{"train/score": step / 300})
+    if step in (19, 59, 119, 199):
+        run.flush()
+        print(run.id, flush=True)
+        sys.stdin.readline()
+run.finish()
+"""
+LARGEST_SHIFT = 0.05
+"""Of a run that trains: words in the line of the verdict move. Chromium calls a page steady up to 0.1."""
+WATCH_SHIFTS = """() => {
+    window.shifts = [];
+    const nameOf = (node) => node?.id || node?.className || node?.nodeName;
+    new PerformanceObserver((list) => {
+        for (const { value, sources } of list.getEntries()) {
+            window.shifts.push([value, ...sources.map(({ node, previousRect, currentRect }) =>
+                `${nameOf(node)} (in ${nameOf(node?.parentElement)}) ${previousRect.top} to ${currentRect.top}`)]);
+        }
+    }).observe({ type: "layout-shift" });
+}"""
+
+
+def test_nothing_moves_while_a_job_trains(open_page: Any, service: Service, tmp_path: Path) -> None:
+    """A verdict appears without moving anything; new lists wait behind a button, whose click shows them."""
+    environment = {
+        **os.environ, "GRADMEDIC_BASE_URL": service.url, "GRADMEDIC_SILENT": "true", "GRADMEDIC_DIR": str(tmp_path),
+    }  # fmt: skip
+    command = [sys.executable, "-c", LIVE_TRAINING]
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as training:
+        assert training.stdin is not None
+        assert training.stdout is not None
+        run = training.stdout.readline().strip()
+        sizes: list[dict[str, Any]] = [
+            {"viewport": {"width": 1400, "height": 900}, "color_scheme": "light"},
+            {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"},
+        ]
+        pages = [open_page(f"{service.url}/runs/{run}", **size) for size in sizes]
+        for page in pages:
+            expect(page.locator("#live")).to_have_text("live")
+            page.evaluate(WATCH_SHIFTS)
+        for last_step in (59, 119, 199, 299):
+            training.stdin.write("\n")
+            training.stdin.flush()
+            training.stdout.readline()
+            for page in pages:
+                expect(page.locator("#facts")).to_contain_text(f"last step {last_step}")
+        assert training.wait(timeout=PATIENCE) == 0
+    for page in pages:
+        expect(page.locator("#status")).to_have_text("finished")
+        expect(page.locator("#banner .badge")).to_have_text("vanishing")
+        expect(page.locator("#first-layer")).to_contain_text("0.weight")
+        expect(page.locator("#next-action")).to_contain_text("Try first: ")
+        shifts: list[Any] = page.evaluate("window.shifts")
+        assert sum(value for value, *_ in shifts) <= LARGEST_SHIFT, shifts
+        assert violations(page) == ""
+    wide = pages[0]  # its pictures flow around the lists
+    button = wide.get_by_role("button", name="The diagnosis has changed: show it")
+    expect(button).to_be_visible()
+    button.click()
+    expect(button).to_be_hidden()
+    expect(wide.locator("#advice")).to_contain_text("insert normalization")
+    expect(wide.locator("#findings")).to_contain_text("depth gap")
 
 
 def test_the_page_polls_where_streams_are_refused(open_page: Any, start_service: StartService, tmp_path: Path) -> None:

@@ -105,6 +105,24 @@ def test_the_list_answers_first(open_page: Any, address: str) -> None:
     page.wait_for_url(re.compile("level=critical"))
 
 
+def test_the_columns_of_cards_are_chosen_on_a_phone(open_page: Any, address: str) -> None:
+    """On a phone the menu of columns is there at once, fits the window, and its choice is shown in the cards."""
+    page = open_page(address, color_scheme="dark", viewport={"width": 390, "height": 844})
+    page.locator("#columns summary").click()
+    choice = page.get_by_label("lr setting")
+    expect(choice).to_be_visible()
+    assert choice.bounding_box()["height"] < 24
+    menu = page.locator("#columns .menu").bounding_box()
+    assert menu is not None
+    assert menu["x"] >= 0
+    assert menu["x"] + menu["width"] <= 390
+    assert violations(page) == ""
+    choice.check()
+    page.keyboard.press("Escape")
+    expect(page.locator(ROWS, has_text="fast").locator("td[data-column='config.lr']")).to_have_text("0.1")
+    expect(page.locator("#columns .menu")).to_be_hidden()
+
+
 def test_many_runs_are_marked_tagged_and_deleted(open_page: Any, address: str) -> None:
     """Runs are marked with Shift or all at once; the confirmation of a deletion names their number."""
     page = open_page(f"{address}/?sort=name")

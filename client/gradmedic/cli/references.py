@@ -38,12 +38,10 @@ def find_run(client: Client, reference: str, project: str | None) -> UUID:
     """
     if (run_id := _parse_id(reference)) is not None:
         return run_id
-    named = client.runs.list(project=project, text=reference, page_size=_PAGE)
-    matches = {run.id: run for run in named if run.name == reference}
-    matches |= {run.id: run for run in _runs_with_beginning(client, reference, project)}
-    if not matches and len(id_digits(reference)) >= SHORT_ID:
-        runs = client.runs.list(project=project, page_size=_PAGE)
-        matches = {run.id: run for run in runs if has_part(run.id, reference)}
+    found = client.runs.list(project=project, text=reference, page_size=_PAGE)
+    matches = {run.id: run for run in found if run.name == reference or has_part(run.id, reference)}
+    if len(id_digits(reference)) < SHORT_ID:  # the service looks for longer parts
+        matches |= {run.id: run for run in _runs_with_beginning(client, reference, project)}
     if not matches:
         raise UsageError(_describe_missing_run(client, reference, project))
     if len(matches) > 1:

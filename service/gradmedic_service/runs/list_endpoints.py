@@ -8,6 +8,7 @@ from uuid import UUID
 
 from fastapi import Depends, Query, Request
 
+from gradmedic.protocol.ids import SHORT_ID
 from gradmedic.protocol.reviews import NO_REVIEW, REVIEW_ANSWERS
 from gradmedic.protocol.run_lists import (
     MAX_CHANGED_RUNS,
@@ -76,7 +77,13 @@ class RunFilters:
             UUID | None,
             Query(description="Id of the run whose trials' runs are listed. By default, runs of trials are left out."),
         ] = None,
-        q: Annotated[str | None, Query(description="Text in the name, the group or the notes, in any case.")] = None,
+        q: Annotated[
+            str | None,
+            Query(
+                description="Text in the name, the group or the notes, in any case; or at least "
+                f"{SHORT_ID} characters with which the id begins or ends."
+            ),
+        ] = None,
         loss: Annotated[list[str] | None, Query(description="Condition on the last loss, for example `<0.5`.")] = None,  # noqa: ARG002 (read with the other conditions on values)
     ) -> RunQuery:
         """Return the query without its order. Raises InvalidRequest."""

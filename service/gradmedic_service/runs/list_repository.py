@@ -27,6 +27,7 @@ from sqlalchemy import (
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.orm import Session, selectinload
 
+from gradmedic.protocol.ids import SHORT_ID, id_digits
 from gradmedic.protocol.reviews import NO_REVIEW
 from gradmedic.protocol.runs import STATUSES
 from gradmedic.protocol.verdicts import LEVELS, VERDICTS
@@ -208,15 +209,24 @@ def _conditions(query: RunQuery) -> list[ColumnElement[bool]]:
         conditions.append(run.group == query.group if query.group else run.group.is_(None))
     conditions.append(run.parent_id.is_(None) if query.parent_id is None else run.parent_id == query.parent_id)
     if query.text is not None:
-        conditions.append(
-            or_(
-                run.name.icontains(query.text, autoescape=True),
-                run.group.icontains(query.text, autoescape=True),
-                run.details.has(models.RunDetails.notes.icontains(query.text, autoescape=True)),
-            )
-        )
+        conditions.append(_text_condition(query.text))
     conditions += map(_value_condition, query.values)
     return conditions
+
+
+def _text_condition(text: str) -> ColumnElement[bool]:
+    run = models.Run
+    places = [
+        run.name.icontains(text, autoescape=True),
+        run.group.icontains(text, autoescape=True),
+        run.details.has(models.RunDetails.notes.icontains(text, autoescape=True)),
+    ]
+    digits = id_digits(text)
+    if len(digits) >= SHORT_ID:
+        # SQLite stores the digits alone, PostgreSQL writes hyphens between them.
+        id_text = func.replace(sql_cast(run.id, Text), "-", "", type_=Text)
+        places += [id_text.startswith(digits), id_text.endswith(digits)]
+    return or_(*places)
 
 
 def _value_condition(condition: ValueFilter) -> ColumnElement[bool]:

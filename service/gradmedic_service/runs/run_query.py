@@ -70,7 +70,8 @@ class RunQuery:
     parent_id: UUID | None = None
     """Id of the run whose trials' runs are listed; None lists all runs that belong to no trial."""
     text: str | None = None
-    """Text that the name, the notes or the group contains, in any case."""
+    """Text that the name, the notes or the group contains, in any case; or at least SHORT_ID characters with which the
+    id begins or ends."""
     values: tuple[ValueFilter, ...] = ()
     sort_key: str = "created_at"
     """One of SORT_KEYS, or a name with one of VALUE_PREFIXES."""

@@ -462,6 +462,19 @@ def test_filters_select_runs(client: TestClient, create_run: Any) -> None:
     assert find_names(client, verdict="exploding") == []
 
 
+def test_a_search_finds_parts_of_ids(client: TestClient, create_run: Any) -> None:
+    """A text finds the run whose id begins or ends with it, in any case, from 8 characters on."""
+    wanted, other = "0199b7f0-c8d2-7a31-8f55-0b1c2d3e4f50", "0199b7f0-c8d2-7a31-8f55-0b1c2d3e4f51"
+    for name, id in (("wanted", wanted), ("other", other)):
+        create_run(client, project="p", name=name, id=id)
+    for part in (wanted, "2d3e4f50", "8F55-0B1C-2D3E4F50", wanted.replace("-", "")[3:]):
+        assert find_names(client, q=part) == ["wanted"], part
+    for part in ("0199b7f0", "0199B7F0-c8d2-7a31-8f55-0b1c2d3e4f5", f"{wanted[:-1]}"):
+        assert find_names(client, q=part) == ["other", "wanted"], part
+    for part in ("d3e4f50", "0199b7f", "7a318f55", "b7f0-c8d2", "0199b7f0x"):
+        assert find_names(client, q=part) == [], part
+
+
 def test_learning_and_level_select_runs(client: TestClient, create_run: Any) -> None:
     """A run whose loss never falls is found by its level and by what its loss does; the history has the change."""
     stuck = create_run(client, name="stuck")

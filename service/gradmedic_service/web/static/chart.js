@@ -25,7 +25,8 @@ export class Chart {
   /**
    * options: `title`; `scale`: "linear" or "log"; `onScale(scale)`: called when the reader changes it; `onSelect(x)`: called
    * when the reader selects a point, with its step; `onZoom(from, to)`: called when the reader chooses a range, in units of
-   * the axis, null and null for all; `onPoint(x)`: called when the reader points at a place of the axis, null at none;
+   * the axis, null and null for all; `zoomsItself`: whether the chart keeps the chosen range itself, because no other chart
+   * has its axis; `onPoint(x)`: called when the reader points at a place of the axis, null at none;
    * `describeX(point)`: text of a point's place, its steps by default; `unit` of the horizontal axis; `dots`: whether to draw
    * points without lines; `heading`: h3 by default; `height` in pixels; `cutsOutliers`: whether few values far above all
    * others, as of a run that explodes, are drawn at the upper edge; `compact`: whether it is one of many small charts;
@@ -33,7 +34,10 @@ export class Chart {
    * `[{runId, runName, query}]`, see `chart_export.js`; `actions()`: further `{label, run()}` of its menu.
    */
   constructor(root, options) {
-    this.options = { describeX: (point) => stepText(point.x, point.last ?? point.x), ...options };
+    this.options = {
+      describeX: (point) => stepText(point.x, point.last ?? point.x),
+      ...(options.zoomsItself && { onZoom: (from, to) => this.#zoomItself(from, to) }), ...options,
+    };
     this.layout = options.compact ? COMPACT : LARGE;
     this.scale = options.scale ?? "linear";
     this.axis = AXES.step;
@@ -42,6 +46,8 @@ export class Chart {
     this.selected = null; // step
     this.at = null; // place of the axis that is pointed at
     this.brush = null; // [start, end] of a drag, in pixels
+    this.data = null; // what `setData` was called with
+    this.range = null; // {from, to} of the axis that the reader has chosen, if the chart keeps it
     this.emptyText = "no values in these steps";
     this.root = root;
     this.title = el(options.heading ?? "h3", {}, options.title);
@@ -59,7 +65,8 @@ export class Chart {
       this.draw();
       this.options.onScale?.(this.scale);
     });
-    this.menu = menuButton(() => [...actionsOf(this), ...(options.actions?.() ?? [])]);
+    const reset = { label: "Reset the zoom", run: () => this.options.onZoom(null, null) };
+    this.menu = menuButton(() => [...(this.range ? [reset] : []), ...actionsOf(this), ...(options.actions?.() ?? [])]);
     root.append(
       el("div", { class: "head" }, this.title, this.value, el("span", { class: "tools" }, this.scaleButton, this.menu.root)),
       this.note, el("div", { class: "canvas" }, this.svg, this.tip), this.readout, this.legend, this.table,
@@ -76,8 +83,8 @@ export class Chart {
       },
       choose: (low, high) => this.options.onZoom(...[low, high].map((pixels) => this.#clamp(this.xScale.invert(pixels)))),
       click: (event) => this.#select(this.#nearest(event), event),
+      reset: () => this.options.onZoom?.(null, null),
     });
-    this.svg.addEventListener("dblclick", () => this.options.onZoom?.(null, null));
     this.svg.addEventListener("blur", () => this.#pointAt(null));
     this.svg.addEventListener("keydown", (event) => {
       if (!event.ctrlKey && !event.metaKey && !event.altKey && this.#applyKey(event)) event.preventDefault();
@@ -102,7 +109,10 @@ export class Chart {
    * in its units, and a line without a clock is left out. `smoothing`, from 0 to below 1, draws a smoothed line over each
    * line, which becomes paler.
    */
-  setData({ lines, from, to, note = "", axis = AXES.step, smoothing = 0 }) {
+  setData(data) {
+    this.data = data;
+    const { lines, note = "", axis = AXES.step, smoothing = 0 } = data;
+    const { from, to } = this.range ?? data;
     this.axis = axis;
     this.lines = lines.map((line, index) => ({ index, ...line })).filter(({ clock }) => !axis.needsClock || clock).map((line) => {
       const isInView = ({ x, last }) => axis.place(line.clock, last ?? x) >= from && axis.place(line.clock, x) <= to;
@@ -180,6 +190,16 @@ export class Chart {
     this.table.open = !this.table.open;
     if (!this.table.open) this.table.hidden = Boolean(this.options.compact);
     else this.table.querySelector("summary").focus();
+  }
+
+  /** Show a range of the axis, at least one unit wide; null and null, or a range that has everything, shows all. */
+  #zoomItself(from, to) {
+    const { from: first, to: last } = this.data;
+    const middle = (from + to) / 2;
+    const half = Math.max(to - from, 1) / 2;
+    const range = { from: Math.max(first, middle - half), to: Math.min(last, middle + half) };
+    this.range = from === null || (range.from === first && range.to === last) ? null : range;
+    this.setData(this.data);
   }
 
   /** Show the last number of a line that is alone, beside the title. */

@@ -68,7 +68,8 @@ export function drawChart(chart, range) {
   for (const [tick, text] of axis.ticks(x, Math.max(2, Math.floor((right - margin.left) / (xTick * axis.tickWidth))))) {
     root.append(svg("text", { x: x(tick), y: bottom + 16, "text-anchor": x(tick) > right - 12 ? "end" : "middle" }, text));
   }
-  if (hasUnit) root.append(svg("text", { x: right, y: height - 1, "text-anchor": "end", class: "unit" }, chart.options.unit ?? axis.label));
+  const unit = `${chart.options.unit ?? axis.label}${chart.range ? " · double-click for all" : ""}`;
+  if (hasUnit) root.append(svg("text", { x: right, y: height - 1, "text-anchor": "end", class: "unit" }, unit));
   if (range && range.cut !== null && !hasUnit) root.append(svg("text", { x: right, y: margin.top - 3, "text-anchor": "end", class: "unit" }, `cut at ${number(range.high)}`));
   const isInView = (place) => place >= chart.from && place <= chart.to;
   for (const mark of chart.marks) {

@@ -55,7 +55,7 @@ export function drawFlags({ flags, plot, marks, view, width, scale }, select) {
     flag.style.left = `${start}px`;
     flag.style.top = `${level * FLAG_HEIGHT}px`;
   }
-  flags.style.height = `${levelEnds.length * FLAG_HEIGHT}px`;
+  flags.style.height = `${Math.max(1, levelEnds.length) * FLAG_HEIGHT}px`; // the first flag of a job that trains moves nothing
 }
 
 /** Draw the labels of rows: a button for the first row of a module, which calls `toggle`, and names where they fit. */

@@ -22,8 +22,8 @@ export function listenToPointer(heatmap) {
       heatmap.pointAt(cell, event);
       heatmap.selectCell();
     },
+    reset: () => heatmap.handlers.zoom(null, null),
   });
-  canvas.addEventListener("dblclick", () => heatmap.handlers.zoom(null, null));
 }
 
 /** Move a cursor over cells, select them, zoom and fold. */

@@ -16,7 +16,7 @@ const DOTS = { width: 240, height: 24, left: 12, right: 34 };
 
 const parameters = new URLSearchParams(location.search);
 const race = new Chart(byId("race-chart"), {
-  title: "Race: loss of every trial", heading: "h2", height: 300, cutsOutliers: true, scale: parameters.get("loss") === "linear" ? "linear" : "log",
+  title: "Race: loss of every trial", heading: "h2", height: 300, cutsOutliers: true, zoomsItself: true, scale: parameters.get("loss") === "linear" ? "linear" : "log",
   onScale: (scale) => { parameters.set("loss", scale); history.replaceState(null, "", `?${parameters}`); },
 });
 const curves = new Map(); // {version, points} by trial

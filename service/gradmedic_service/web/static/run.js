@@ -22,12 +22,14 @@ import { outcomeText, remediesOf, remediesText } from "./remedies.js";
 import { listenToReview, showReview } from "./review.js";
 import { applyRerunEvent, listenToForm, readReruns, showChoices } from "./reruns_of_run.js";
 import { listenToHeader, showHeader } from "./run_header.js";
+import { applyUnlessMoving, keepHeight } from "./steady.js";
 import { listenToTags, showTags } from "./tags.js";
 
 const MAX_HEATMAP_COLUMNS = 500;
 const CHART_COLUMNS = 300;
 const REFRESH_MILLISECONDS = 1000;
 const ONSET_MARGIN = 25; // steps that are shown before and after the first bad step
+const STEADY = "#content > *, #columns :is(.card, section, h2, h3, .frame), #below > *"; // what new lists must not move
 const FITTED_ROLES = ["weight", "recurrent", undefined, null]; // biases and gains have gradients of another size
 
 const runId = document.body.dataset.run;
@@ -49,6 +51,8 @@ let run = null;
 let layers = [];
 let diagnosis = null;
 let history = [];
+let isPlaced = false; // whether the lists have their place beside or below the pictures
+let listed = null; // {diagnosis, history} whose lists are shown
 let shown = null; // what the heatmap shows: {table, points, first, from, to}
 let reading = null; // AbortController of the requests under way
 let clock = null; // times of the run's steps, read for an axis that needs them
@@ -99,14 +103,14 @@ const ofLayer = (...statistics) => ({ statistic: ["time", ...statistics.filter(h
 const charts = {
   loss: overSteps("loss-chart", "Loss", view.loss ?? "log", () => ({ statistic: ["time", "loss"] }), { onScale: saveScale }),
   depth: titled("depth-chart", "Gradient norm by depth", {
-    scale: "log", dots: true, unit: "layers from input to output",
+    scale: "log", dots: true, unit: "layers from input to output", zoomsItself: true,
     describeX: (point) => point.name, onSelect: (position) => select(layers[position]?.name ?? null, null),
   }),
   layer: overSteps("layer-chart", "One layer", "log", () => ofLayer(view.statistic)),
   weights: overSteps("weights-chart", "Weights and updates", "log", () => ofLayer("weight_norm", "update_norm")),
   ratio: overSteps("ratio-chart", "Update-to-weight ratio", "log"),
   rate: overSteps("rate-chart", "Learning rate", "linear", () => ({ statistic: ["time", "learning_rate"] })),
-  blocks: titled("blocks-chart", "How the gradient travels", { scale: "log", unit: "blocks from input to output", describeX: (point) => point.name }),
+  blocks: titled("blocks-chart", "How the gradient travels", { scale: "log", unit: "blocks from input to output", zoomsItself: true, describeX: (point) => point.name }),
   time: overSteps("time-chart", "Gradient per time step back", "linear"),
 };
 const chartsOverSteps = [charts.loss, charts.layer, charts.weights, charts.ratio, charts.rate, charts.time];
@@ -181,13 +185,15 @@ async function refresh() {
     heatmap.setData(table, view.statistic, view.cell, { from: shown.from, to: shown.to });
     controls.setZoomed(view.from !== null);
     await readTimes();
+    if (thisReading.signal.aborted) return;
     await Promise.all([
       drawDepth(), drawSteps(), drawLayer(),
       drawBlocks(byId("blocks-chart"), charts.blocks, run, series, CHART_COLUMNS),
       drawTime(byId("time-chart"), run, series, CHART_COLUMNS, (data) => drawOverSteps(charts.time, data)),
     ]);
     drawMetrics();
-    placeLists();
+    if (!isPlaced || document.hidden) placeLists();
+    isPlaced = true;
     document.body.dataset.ready = String(run.revision);
     showError(null);
   } catch (error) {
@@ -274,7 +280,7 @@ async function drawDepth() {
     const slope = mean(xs.map((x, index) => (x - x0) * (ys[index] - y0))) / (mean(xs.map((x) => (x - x0) ** 2)) || 1);
     const fit = (x) => 10 ** (y0 + slope * (x - x0));
     const ends = [xs[0], xs.at(-1)];
-    lines.push({ name: "fitted slope", isFit: true, index: 1, points: ends.map((x) => ({ x, y: fit(x), low: fit(x), high: fit(x) })) });
+    lines.push({ name: "fitted slope", isFit: true, index: 1, points: xs.map((x) => ({ x, y: fit(x), low: fit(x), high: fit(x) })) });
     note += ` Gradients change by ×${number(Number((10 ** slope).toPrecision(3)))} per layer towards the output: ×${number(Number((10 ** (slope * (ends[1] - ends[0]))).toPrecision(2)))} from the first layer to the last.`;
   }
   charts.depth.setData({ lines, from: -0.5, to: layers.length - 0.5, note });
@@ -305,15 +311,13 @@ function zoom(from, to, isPan = false) {
 
 function select(layer, step) {
   if (layer !== null) view.layer = layer;
-  if (step !== null) {
-    view.step = step;
-    if ((view.from !== null && step < view.from) || (view.to !== null && step > view.to)) [view.from, view.to] = [null, null];
-  }
-  saveView();
+  if (step !== null) view.step = step;
+  const isOutside = step !== null && view.from !== null && (step < view.from || step > view.to);
+  if (isOutside) zoom(null, null);
+  else saveView();
   heatmap.setSelected({ layer: view.layer, step: view.step });
   for (const chart of [...chartsOverSteps, metrics]) chart.setSelected(view.step);
-  if (view.step !== null && (view.step < shown.from || view.step > shown.to)) refresh();
-  else Promise.all([drawDepth(), layer === null ? null : drawLayer()]).catch(showError);
+  if (!isOutside) Promise.all([drawDepth(), layer === null ? null : drawLayer()]).catch(showError);
 }
 
 byId("statistic").addEventListener("change", (event) => { view.statistic = event.target.value; saveView(); refresh(); });
@@ -329,6 +333,8 @@ byId("to-onset").addEventListener("click", () => {
   byId("heatmap").scrollIntoView({ block: "nearest" });
 });
 byId("all-steps").addEventListener("click", () => zoom(null, null));
+byId("changed").addEventListener("click", () => { showLists(true); placeLists(); byId("summary").focus({ preventScroll: true }); });
+document.addEventListener("visibilitychange", () => { if (document.hidden && !byId("changed").hidden) showLists(true); });
 byId("fold-all").addEventListener("click", () => heatmap.foldAll(true));
 byId("unfold-all").addEventListener("click", () => heatmap.foldAll(false));
 
@@ -370,6 +376,7 @@ function showVerdict() {
   byId("to-onset").hidden = onsetStep() === null;
 }
 
+/** Show what to know of the diagnosis at once, and its lists unless they would move what the reader looks at. */
 function showDiagnosis() {
   showReview(runId, run, diagnosis);
   showVerdict();
@@ -382,6 +389,20 @@ function showDiagnosis() {
   else if (diagnosis.origin?.fix) byId("next-action").replaceChildren("Try first: ", el("a", { href: "#origin-title" }, `change the operation ${diagnosis.origin.operation}`));
   else if (best?.outcome && best.outcome.state !== "healthy") byId("next-action").replaceChildren("None of the remedies that were tried helped. ", el("a", { href: "#advice-title" }, "Read what was tried"));
   else if (best) byId("next-action").replaceChildren("Try first: ", el("a", { href: "#advice-title" }, remediesText(remediesOf(best))), best.outcome ? `, ${outcomeText(best.outcome)}` : "");
+  if (run.status === "running") keepHeight(byId("banner"));
+  showLists();
+}
+
+/** Show the lists and marks of the diagnosis. While the job trains, a list that would move something waits behind a button. */
+function showLists(isWanted = listed === null || document.hidden) {
+  const newest = { diagnosis, history };
+  const isShown = isWanted || applyUnlessMoving(STEADY, () => drawLists(newest), () => drawLists(listed));
+  if (isWanted) drawLists(newest);
+  if (isShown) listed = newest;
+  byId("changed").hidden = isShown;
+}
+
+function drawLists({ diagnosis, history }) {
   const marks = marksOf(diagnosis, history);
   heatmap.setMarks(marks);
   for (const chart of [...chartsOverSteps, metrics]) chart.setMarks(marks);
