@@ -2,13 +2,13 @@
 
 A wheel has the files beside this module, a checkout in its `docs`. A page is rendered when it is first read, without
 raw HTML. Links between the files lead to the pages; links to other documents become text, because the service does not
-serve those.
+serve those. Their pictures are files of the pages.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,13 +23,19 @@ PATH = "/conditions"
 INDEX = "README"
 ACTIONS_TITLE = "What to do"
 _SENTENCE_END = re.compile(r"(?<=[.)])\s+(?=[A-Z`])")
+_PICTURE = re.compile(r'<img src="images/([^"]*)"')
 _LINK = re.compile(r'<a href="([^"]*)">(.*?)</a>', re.DOTALL)
 
 
 class Conditions:
-    """The pages by the name of their condition."""
+    """The pages by the name of their condition.
 
-    def __init__(self) -> None:
+    Args:
+        find_picture: returns the address of a picture, given the name of its file.
+    """
+
+    def __init__(self, find_picture: Callable[[str], str]) -> None:
+        self._find_picture = find_picture
         self._files = {file.stem: file for file in sorted(find_folder().glob("*.md"))}
         self.names = tuple(name for name in self._files if name != INDEX)
         """Names of the conditions that have a page."""
@@ -52,7 +58,7 @@ class Conditions:
         return self._first_actions
 
     def _link(self, html: str) -> Markup:
-        """Lead links to the pages, and let readers scroll tables of code by keyboard."""
+        """Lead links to the pages and pictures to their files, and let readers scroll code by keyboard."""
 
         def replace(match: re.Match[str]) -> str:
             target, text = match.groups()
@@ -60,6 +66,7 @@ class Conditions:
             return f'<a href="{PATH}/{quote(name)}">{text}</a>' if name in self.names else text
 
         linked = _LINK.sub(replace, html).replace("<pre>", '<pre tabindex="0">')
+        linked = _PICTURE.sub(lambda match: f'<img src="{self._find_picture(match[1])}"', linked)
         return Markup(linked)  # noqa: S704 (html=False escapes)
 
 
@@ -85,3 +92,8 @@ def find_folder() -> Path:
     """Return the folder of the markdown files: of the wheel, else of the checkout."""
     packaged = Path(__file__).parent / "conditions"
     return packaged if packaged.is_dir() else Path(__file__).parents[3] / "docs" / "conditions"
+
+
+def find_pictures() -> Path:
+    """Return the folder of the pictures, beside the markdown files."""
+    return find_folder() / "images"
