@@ -92,10 +92,10 @@ bench-faults: $(READY) ## kill or disconnect each part of a rerun during a trial
 bench-reruns: $(READY) ## rerun failing trainings by our advice, at random and in AUTOTRAINER's order (2 hours; SET=own, drawn or published; PART=1/4; STRATEGY=gradmedic; SEED=1)
 	@$(BIN)/python -m benchmarks.reruns --part $(or $(PART),1/1) --seed $(or $(SEED),1) $(addprefix --set ,$(SET)) $(addprefix --strategy ,$(STRATEGY))
 
-experiments: $(READY) ## try every remedy on every failing training, and sweep clipping; redraws docs/images (30 minutes)
+experiments: $(READY) ## try every remedy on every failing training, sweep clipping, train each condition; redraws their pictures (30 minutes)
 	@$(BIN)/python -m benchmarks.experiments repairs --pictures docs/images
 	@$(BIN)/python -m benchmarks.experiments clipping --pictures docs/images
-	@$(BIN)/python -m benchmarks.experiments conditions --pictures docs/images
+	@$(BIN)/python -m benchmarks.experiments conditions --pictures docs/conditions/images
 
 bench-load: $(READY) ## stream 200 runs at once, then four times as many blocks, beside attacks, and 2,000 runs (8 minutes)
 	@$(BIN)/python -m benchmarks.load

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.experiments.clipping import FAMILIES, sweep
-from benchmarks.experiments.conditions import EXAMPLES, find_condition
+from benchmarks.experiments.conditions import show_conditions
 from benchmarks.experiments.evidence import gather, published_chances_only
 from benchmarks.experiments.repairs import tabulate, try_all
 from benchmarks.reruns.configurations import CONFIGURATIONS, Configuration
@@ -19,10 +19,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.experiments")
     parser.add_argument("experiment", choices=("evidence", "repairs", "clipping", "conditions"))
     parser.add_argument("--jobs", type=int, default=2, help="number of trials at a time")
-    parser.add_argument("--pictures", type=Path, help="folder to draw the table into")
+    parser.add_argument("--pictures", type=Path, help="folder of the pictures")
     arguments = parser.parse_args()
     if arguments.experiment == "conditions":
-        _conditions(arguments.pictures)
+        missing = show_conditions(arguments.pictures)
+        if missing:
+            parser.exit(1, f"not found: {', '.join(missing)}\n")
         return
     if arguments.experiment == "evidence":
         with published_chances_only(), laboratory() as made, ThreadPoolExecutor(arguments.jobs) as pool:
@@ -42,17 +44,6 @@ def main() -> None:
             _repairs(made, pool, failing, arguments.pictures)
         else:
             _clipping(made, pool, failing, arguments.pictures)
-
-
-def _conditions(pictures: Path | None) -> None:
-    from benchmarks.experiments.pictures import draw_condition
-
-    for condition in EXAMPLES:
-        evidence = find_condition(condition)
-        print(f"{condition}: {'not found' if evidence is None else evidence.finding.explanation}")
-        if evidence is not None and pictures is not None:
-            (pictures / "conditions").mkdir(exist_ok=True)
-            draw_condition(evidence, pictures / "conditions" / f"{condition}.svg")
 
 
 def _repairs(

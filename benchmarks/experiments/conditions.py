@@ -1,114 +1,172 @@
-"""One small training for each condition, in which the diagnosis finds it; the pictures show what the finding rests on.
+"""One small training for each condition, and a picture of what the page of the run shows of it.
 
-The trainings are cases of the open causes corpus (`benchmarks.corpus.causes`), recorded at the default sampling.
+The trainings are cases of the open causes corpus (`benchmarks.corpus.causes`), sampled as the SDK does by default.
+Each is sent to a service while it trains. A picture has the banner, the cards of the conditions and the charts that
+show why.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+import io
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from PIL import Image
+from playwright.sync_api import Browser, sync_playwright
 
-from benchmarks.corpus.causes.generate import record_case
+import gradmedic
+from benchmarks.corpus.causes.cases import CauseCase, CauseProgram
+from benchmarks.corpus.causes.session import CauseSession
 from benchmarks.corpus.causes.splits import CAUSES_FIT, CAUSES_SPLITS
-from gradmedic.protocol.diagnosis import Finding
-from gradmedic.protocol.probes import parse_metric
-from gradmedic.protocol.runs import Training
-from gradmedic_diagnosis import Block, Diagnostician
+from benchmarks.corpus.foreign.examiner import Examiner
+from benchmarks.corpus.foreign.recorder import train_examined
+from benchmarks.servers import gradmedic as serve
+from gradmedic import Client, Run
+from gradmedic_service.database import schema
 
-MAX_LINES: Final = 6
-"""Most lines of one panel."""
+CHROMIUM: Final = ("chromium", "chromium-browser", "google-chrome")
+WIDTH: Final = 1080
+"""Width of the page in pixels."""
+COLORS: Final = 128
+"""Colors of a picture. Few keep its file small."""
+HIDE: Final = """
+header, .crumbs, .facts, .tags, .run-actions, .skip, #rename, #live, #unsent, #review, #about, #diagnosis, #next-action,
+#chart-controls, #below, .charts > section, .grid > section { display: none !important }
+main { padding-block: 16px !important }
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """A training in which a condition is found, and the quantity to draw."""
+    """A training in which a condition is found, and the charts that show why."""
 
     case: str
     """Id of the case in the open causes corpus."""
-    drawn: str
-    """Name of a probe, of a step series, or of a statistic."""
+    charts: tuple[str, ...]
+    """Ids of parts of the run's page."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings in place of those of the case, where no case of the corpus has the condition."""
 
 
 EXAMPLES: Final[dict[str, Example]] = {
-    "accumulating_gradients": Example(case="fit-digits.0.kept-gradients-forever", drawn="grad_norm"),
-    "adversary_dominates": Example(case="fit-adversaries.0.adversary-steps", drawn="grad_norm"),
-    "attention_logit_growth": Example(case="fit-attention.0.attention-logits", drawn="attention_logit_max"),
-    "disconnected_parameters": Example(case="fit-digits.0.detached", drawn="grad_norm"),
-    "forgetting_recurrence": Example(case="fit-memory.0.forgetting", drawn="time_gradient_factor"),
-    "learning_rate_jump": Example(case="fit-regression.0.rate-jump", drawn="learning_rate"),
-    "loss_mismatch": Example(case="fit-digits.0.softmax-twice", drawn="grad_norm"),
-    "loss_scale_exhausted": Example(case="fit-digits.0.scale-exhausted", drawn="loss_scale"),
-    "loss_spike": Example(case="fit-codes.0.beta2-default-spikes", drawn="grad_norm"),
-    "low_precision_stall": Example(case="fit-regression.0.bfloat16-stall", drawn="unchanged_share"),
-    "no_signal_from_loss": Example(case="fit-rewards.0.no-signal", drawn="grad_norm"),
-    "nonfinite_input": Example(case="fit-memory.0.nonfinite-input", drawn="grad_norm"),
-    "nonfinite_loss": Example(case="fit-codes.0.log-of-zero", drawn="grad_norm"),
-    "optimizer_epsilon": Example(case="fit-regression.0.epsilon-too-large", drawn="epsilon_share"),
-    "router_collapse": Example(case="fit-experts.0.router", drawn="router_largest_share"),
-    "stale_second_moment": Example(case="fit-regression.0.stale-moment", drawn="second_moment_ratio"),
+    "accumulating_gradients": Example(case="fit-digits.0.kept-gradients-forever", charts=("loss-chart", "layer-chart")),
+    "adversary_dominates": Example(case="fit-adversaries.0.adversary-steps", charts=("heatmap",)),
+    "attention_logit_growth": Example(case="fit-attention.0.attention-logits", charts=("loss-chart", "blocks-chart")),
+    "disconnected_parameters": Example(case="fit-digits.0.detached", charts=("heatmap",)),
+    "forgetting_recurrence": Example(case="fit-memory.0.forgetting", charts=("loss-chart", "time-chart")),
+    "learning_rate_jump": Example(case="fit-regression.0.rate-jump", charts=("loss-chart", "rate-chart")),
+    "loss_mismatch": Example(case="fit-digits.0.softmax-twice", charts=("loss-chart", "layer-chart")),
+    "loss_scale_exhausted": Example(
+        case="fit-digits.0.scaled", settings={"trap_always": "head", "steps": 80}, charts=("loss-chart",)
+    ),
+    "loss_spike": Example(
+        case="fit-regression.0.twin",
+        settings={"optimizer": "sgd", "lr": 0.05, "steps": 400, "bad_loss": (220, 3000.0)},
+        charts=("loss-chart", "layer-chart"),
+    ),
+    "low_precision_stall": Example(case="fit-regression.0.bfloat16-stall", charts=("loss-chart", "ratio-chart")),
+    "no_signal_from_loss": Example(case="fit-rewards.0.no-signal", charts=("heatmap",)),
+    "nonfinite_input": Example(case="fit-memory.0.nonfinite-input", charts=("heatmap",)),
+    "nonfinite_loss": Example(case="fit-codes.0.log-of-zero", charts=("heatmap",)),
+    "optimizer_epsilon": Example(case="fit-regression.0.epsilon-too-large", charts=("loss-chart", "ratio-chart")),
+    "router_collapse": Example(case="fit-experts.0.router", charts=("heatmap",)),
+    "stale_second_moment": Example(case="fit-regression.0.stale-moment", charts=("loss-chart", "ratio-chart")),
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
-    """What a picture shows of a run."""
+def show_conditions(pictures: Path | None) -> list[str]:
+    """Train the example of each condition, print its explanation, and take its picture.
 
-    condition: str
-    finding: Finding
-    steps: NDArray[np.int64]
-    loss: NDArray[np.float64]
-    drawn: str
-    lines: dict[str, tuple[NDArray[np.int64], NDArray[np.float64]]]
-    """Steps and values of the drawn quantity, by module or layer."""
+    Args:
+        pictures: folder of the pictures; None for none.
+
+    Returns:
+        The conditions that the diagnosis did not find.
+
+    Raises:
+        FileNotFoundError: pictures are wanted, and there is no Chromium.
+    """
+    missing: list[str] = []
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name, open_browser(pictures) as browser:
+        folder = Path(name)
+        url = f"sqlite:///{folder / 'conditions.db'}"
+        schema.upgrade(url)
+        with serve(url, folder) as (address, _), Client(address) as client:
+            for condition, example in EXAMPLES.items():
+                run = train_case(*find_example(example), address, folder)
+                findings = {finding.detector: finding for finding in client.runs.diagnosis(run.id).findings}
+                if condition not in findings:
+                    missing.append(condition)
+                    continue
+                print(f"{condition}: {findings[condition].explanation}", flush=True)
+                if browser is not None and pictures is not None:
+                    picture = photograph(browser, f"{address}/runs/{run.id}", example.charts)
+                    (pictures / f"{condition}.png").write_bytes(picture)
+    return missing
 
 
-def find_condition(condition: str) -> Evidence | None:
-    """Train the example of a condition; return what to draw, None where the diagnosis does not find the condition."""
-    example = EXAMPLES[condition]
-    for program in CAUSES_SPLITS[CAUSES_FIT]:
-        for case in program.cases():
-            if case.id == example.case:
-                recorded = record_case(case, program)
-    description, block = recorded.description, recorded.block
-    diagnostician = Diagnostician(
-        tuple(description.layers), description.training or Training(), framework=description.framework
+def find_example(example: Example) -> tuple[CauseCase, CauseProgram]:
+    """Return the case of an example with its settings, and its program.
+
+    Raises:
+        StopIteration: the open split has no such case.
+    """
+    cases = ((case, program) for program in CAUSES_SPLITS[CAUSES_FIT] for case in program.cases())
+    case, program = next((case, program) for case, program in cases if case.id == example.case)
+    return replace(case, settings={**case.settings, **example.settings}), program
+
+
+def train_case(case: CauseCase, program: CauseProgram, address: str, folder: Path) -> Run:
+    """Train a case, send it to the service, and return its run."""
+    torch.set_num_threads(1)
+    run = gradmedic.init(
+        "conditions", name=case.id, base_url=address, dir=folder, silent=True, objective=case.settings.get("objective")
     )
-    diagnostician.update(block)
-    finding = next((found for found in diagnostician.diagnose().findings if found.detector == condition), None)
-    if finding is None:
-        return None
-    names = [layer.name for layer in description.layers]
-    return Evidence(
-        condition=condition,
-        finding=finding,
-        steps=block.steps,
-        loss=np.asarray(block.series["loss"].values, dtype=np.float64),
-        drawn=example.drawn,
-        lines=list_lines(block, names, example.drawn, finding.layers),
-    )
+
+    def train(run: Run, examiner: Examiner) -> None:
+        program.train(CauseSession(dict(case.settings), run, examiner, case.seed))
+
+    train_examined(run, Examiner(int(case.settings["steps"])), train)
+    return run
 
 
-def list_lines(
-    block: Block, names: list[str], drawn: str, layers: list[str]
-) -> dict[str, tuple[NDArray[np.int64], NDArray[np.float64]]]:
-    """Return steps and values of a probe, a series or a statistic, the finding's layers first, at most `MAX_LINES`."""
-    if drawn in block.series:
-        series = block.series[drawn]
-        return {drawn: (block.steps[series.present], np.asarray(series.values[series.present], dtype=np.float64))}
-    if drawn in block.statistics:
-        column, sampled = block.statistics.index(drawn), block.steps[block.sampled]
-        chosen = [name for name in layers if name in names] + [name for name in names if name not in layers]
-        return {
-            name: (sampled, np.asarray(block.values[:, names.index(name), column], dtype=np.float64))
-            for name in chosen[:MAX_LINES]
-        }
-    lines: dict[str, tuple[NDArray[np.int64], NDArray[np.float64]]] = {}
-    for metric, series in block.metrics.items():
-        probe = parse_metric(metric)
-        if probe is not None and probe[0] == drawn and len(lines) < MAX_LINES:
-            at = series.present
-            lines[probe[1] or drawn] = (block.steps[at], np.asarray(series.values[at], dtype=np.float64))
-    return lines
+@contextmanager
+def open_browser(pictures: Path | None) -> Iterator[Browser | None]:
+    """Yield a browser where pictures are wanted."""
+    if pictures is None:
+        yield None
+        return
+    executable = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if executable is None:
+        raise FileNotFoundError("There is no Chromium: apt-get install chromium")
+    pictures.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable)
+        yield browser
+        browser.close()
+
+
+def photograph(browser: Browser, address: str, charts: tuple[str, ...]) -> bytes:
+    """Return a picture of a run's page as PNG: its name, the banner, the conditions and some charts."""
+    page = browser.new_page(viewport={"width": WIDTH, "height": 1000}, color_scheme="light", bypass_csp=True)
+    page.goto(address)
+    page.wait_for_selector("body[data-ready]")
+    shown = ", ".join(f".charts > section:has(#{chart}), .grid > #{chart}" for chart in charts)
+    page.add_style_tag(content=f"{HIDE} {shown} {{ display: block !important }}")
+    picture = page.locator("main").screenshot(animations="disabled")
+    page.close()
+    return compress(picture)
+
+
+def compress(picture: bytes) -> bytes:
+    """Return a PNG with few colors."""
+    image = Image.open(io.BytesIO(picture)).convert("RGB")
+    out = io.BytesIO()
+    image.quantize(COLORS, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+    return out.getvalue()

@@ -1,15 +1,13 @@
-"""The pictures of the tables and of the conditions, as SVG."""
+"""The pictures of the tables, as SVG."""
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 
 from benchmarks.experiments.clipping import Point
-from benchmarks.experiments.conditions import Evidence
 from benchmarks.experiments.repairs import Cell
 
 mpl.use("svg")
@@ -51,29 +49,5 @@ def draw_clipping(curves: dict[str, list[Point]], path: Path) -> None:
         axes.set(title=family, xlabel="max_norm", ylim=(-0.03, 1.03))
         axes.grid(visible=True, alpha=0.3)
     np.atleast_1d(panels)[0].legend()
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
-
-
-def draw_condition(evidence: Evidence, path: Path) -> None:
-    """Draw the loss and what the finding rests on over the steps, and the step at which the condition began."""
-    figure, (above, below) = plt.subplots(2, 1, figsize=(6.4, 4.4), sharex=True, layout="constrained")
-    above.plot(evidence.steps, evidence.loss, color="0.3", linewidth=1)
-    above.set(ylabel="loss")
-    for name, (steps, values) in evidence.lines.items():
-        label = f"{name} (exactly zero)" if len(values) and not values.any() else name
-        below.plot(steps, values, linewidth=1, label=label)
-    values = np.concatenate([values for _, values in evidence.lines.values()] or [np.ones(1)])
-    finite = values[np.isfinite(values) & (values > 0)]
-    if len(finite) and finite.max() > 100 * finite.min():
-        below.set_yscale("log")
-    below.set(xlabel="step", ylabel=evidence.drawn.replace("_", " "))
-    for axes in (above, below):
-        axes.axvline(evidence.finding.first_step, color="tab:red", linestyle="--", linewidth=1)
-        axes.grid(visible=True, alpha=0.3)
-    if len(evidence.lines) > 1:
-        below.legend(fontsize=6)
-    text = "\n".join(textwrap.wrap(evidence.finding.explanation, 100))
-    figure.suptitle(f"{evidence.condition}\n{text}", fontsize=8)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)

@@ -228,10 +228,17 @@ class Diagnostician:
         return next(iter(self._streams.values())) if len(self._streams) == 1 else None
 
     def _choose_stream(self, presence_key: bytes) -> str:
-        """Return the key of the stream for these layers; the first stream's if there are too many already."""
+        """Return the key of the stream for these layers; the first stream's if there are too many already.
+
+        A single optimizer has one loss where the layers of one step are among those of another: some are only idle, as
+        experts without a token are. Heads of tasks that take turns are not like that.
+        """
         key = self._stream_names.get(presence_key)
         if key is None:
-            key = self._stream_names[presence_key] = presence_key.hex()
+            key = presence_key.hex()
+            if len(self._training.optimizers) == 1:
+                key = next((known for known in self._streams if _are_nested(key, known)), key)
+            self._stream_names[presence_key] = key
         if key in self._streams or len(self._streams) < MAX_GROUPS:
             return key
         return next(iter(self._streams))
@@ -480,3 +487,10 @@ def _to_list(block: Block, series_name: str, absent: T) -> list[float | T]:
     """Return a step series as Python floats, `absent` where the step has none."""
     series = block.series.get(series_name)
     return [absent] * len(block) if series is None else series.to_list(absent)
+
+
+def _are_nested(key: str, other: str) -> bool:
+    """Return whether all layers of one stream's key are among those of the other's, and both have layers."""
+    layers, other_layers = int(key or "0", 16), int(other or "0", 16)
+    shared = layers & other_layers
+    return shared != 0 and shared in (layers, other_layers)

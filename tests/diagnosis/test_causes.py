@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike
 from tests.diagnosis.condition_runs import with_probe, with_rate
+from tests.diagnosis.probed_run import add_probes
 from tests.diagnosis.synthetic_run import falling, layers, noisy, run
 
 from gradmedic.protocol.diagnosis import Cause
 from gradmedic.protocol.origins import Origin
+from gradmedic.protocol.probes import name_metric
 from gradmedic.protocol.runs import Layer, Loss, Optimizer, Training
 from gradmedic_diagnosis import Block, Diagnostician, StepSeries
 
@@ -114,6 +116,17 @@ def test_clipping_is_missed_only_where_it_would_have_acted() -> None:
     assert "missing_clipping" not in find_causes(dying())
     often = np.where(np.arange(100) % 5 == 4, 50.0, 1.0)[:, None]
     assert "missing_clipping" not in find_causes(dying(gradient=often))
+
+
+def test_a_recurrence_that_was_spoiled_is_no_first_cause() -> None:
+    """A recurrence that shrinks gradients from the start is the cause; a burst that spoiled one is, too."""
+    named = [*layers(3), Layer(name="rnn.weight_hh", shape=[10, 10], role="recurrent")]
+    steps = np.arange(300)
+    block = run(noisy(2.3, 300), gradient=np.where(steps == 60, 50.0, 1.0)[:, None])
+    for before, first in ((0.3, "long_recurrence"), (0.95, "missing_clipping")):
+        factors = {name_metric("time_gradient_factor", "rnn"): np.where(steps < 60, before, 0.3)}
+        causes = Diagnostician(named).update(add_probes(block, factors)).causes
+        assert causes[0].cause == first
 
 
 def test_targets_of_a_classification_have_no_scale() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from tests.diagnosis.synthetic_run import falling, layers, noisy, run
 from tests.diagnosis.whole_run import STEPS, diagnose
 
+from gradmedic.protocol.runs import Optimizer, Training
 from gradmedic.protocol.verdicts import LEARNING_STATES
 from gradmedic_diagnosis import Block, Diagnostician, StepSeries
 
@@ -29,6 +32,22 @@ def test_a_flat_loss_is_stuck() -> None:
     diagnosis = diagnose(run(noisy(np.log(10), STEPS)))
     assert (diagnosis.verdict, diagnosis.learning, diagnosis.level) == ("healthy", "stuck", "attention")
     assert diagnosis.summary.startswith("The loss does not fall: it is 2.3")
+
+
+@pytest.mark.parametrize(
+    ("optimizers", "idle", "learning"),
+    [(1, (3,), "stuck"), (2, (3,), "unknown"), (1, (2, 3), "unknown")],
+    ids=["an idle expert", "two optimizers", "heads that take turns"],
+)
+def test_one_optimizer_with_idle_layers_has_one_loss(optimizers: int, idle: tuple[int, ...], learning: str) -> None:
+    """Steps on which some layers are idle belong to one loss; those of other layers, or optimizers, may not."""
+    block = run(noisy(2.3, STEPS))
+    present = block.present.copy()
+    for turn, layer in enumerate(idle):
+        present[turn::2, layer] = False
+    block = dataclasses.replace(block, present=present)
+    training = Training(optimizers=[Optimizer(name="SGD")] * optimizers)
+    assert Diagnostician(layers(), training).update(block).learning == learning
 
 
 def test_a_fall_that_leads_nowhere_is_stuck() -> None:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from benchmarks.experiments.conditions import EXAMPLES
 
 from gradmedic_diagnosis.detectors import DETECTOR_TYPES, DETECTORS
 from gradmedic_diagnosis.detectors.base import Detector
@@ -15,6 +16,8 @@ PAGES = sorted(path.stem for path in FOLDER.glob("*.md") if path.stem != "README
 SECTIONS = ("What the evidence says", "How to check it", "What to do", "Source")
 MOST_LINES = 60
 """A page is about half a page of text, with its table and code."""
+MOST_BYTES = 100_000
+"""Of a picture. The wheel has them all, and the service holds them in memory."""
 
 
 def test_every_cause_of_its_own_has_a_page() -> None:
@@ -34,6 +37,17 @@ def test_a_page_has_the_agreed_sections(name: str) -> None:
         section.rstrip("s") for section in SECTIONS
     ]
     assert len(text.splitlines()) <= MOST_LINES
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_shows_a_small_picture_that_the_experiment_makes(name: str) -> None:
+    """A page shows one picture with a description, which is a small PNG, and a training for it is defined."""
+    pictures = re.findall(r"^!\[([^\]]+)\]\(images/(\w+)\.png\)$", (FOLDER / f"{name}.md").read_text(), re.MULTILINE)
+    assert [picture for _, picture in pictures] == [name]
+    content = (FOLDER / "images" / f"{name}.png").read_bytes()
+    assert content.startswith(b"\x89PNG")
+    assert len(content) <= MOST_BYTES
+    assert name in EXAMPLES
 
 
 def test_the_index_lists_every_page() -> None:

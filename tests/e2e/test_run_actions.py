@@ -273,6 +273,20 @@ def test_the_page_shows_first_what_to_do(
     assert violations(page) == ""
 
 
+def test_numbers_have_their_own_units(open_page: Any, service: Service, broken: str) -> None:
+    """A factor per time step and a share at a time step are no steps; a step is one."""
+    page = open_page(f"{service.url}/runs/{broken}")
+    values = {"factor_per_time_step": 0.22, "share_at_first_time_step": 0.5, "growth_per_step": 1.9, "since_step": 12}
+    shown = page.evaluate(
+        """async (values) => {
+            const { quantity } = await import(document.querySelector('link[href$="/evidence.js"]').href);
+            return Object.entries(values).map(([name, value]) => quantity(name, value));
+        }""",
+        values,
+    )
+    assert shown == ["×0.22 per time step", "50 %", "×1.9 per step", "step 12"]
+
+
 def test_no_column_is_white_beside_the_other(open_page: Any, service: Service) -> None:
     """On a wide page neither the diagnosis nor the pictures are much longer than what is beside them."""
     page = open_page(f"{service.url}/runs/{service.exploding}", viewport={"width": 1500, "height": 900})

@@ -54,13 +54,14 @@ def service(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_wheel_holds_what_a_plain_install_needs(wheel: Path) -> None:
-    """Migrations, examples and pages of conditions are packed beside the service; tests and benchmarks are not."""
+    """Migrations, examples, pages and pictures of conditions are packed; tests and benchmarks are not."""
     names = zipfile.ZipFile(wheel).namelist()
     assert "gradmedic_service/migrations/env.py" in names
     assert any(name.startswith("gradmedic_service/migrations/versions/0001") for name in names)
     assert "gradmedic_service/examples/digits_classifier.py" in names
     assert "gradmedic_service/web/conditions/nonfinite_loss.md" in names
     assert "gradmedic_service/web/operations/root.md" in names
+    assert "gradmedic_service/web/conditions/images/nonfinite_loss.png" in names
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == PACKAGES
 
 

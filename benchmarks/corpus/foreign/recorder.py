@@ -6,7 +6,6 @@ decoder into a block. So a recording holds what a service would have diagnosed.
 
 from __future__ import annotations
 
-import inspect
 import math
 import tempfile
 import time
@@ -88,21 +87,11 @@ def record_training(
     examiner = Examiner(int(settings["steps"]))
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        options: dict[str, Any] = {"log_freq": LOG_FREQUENCIES[sampling]}
-        objective = settings.get("objective")
-        if objective is not None and "objective" in inspect.signature(gradmedic.init).parameters:
-            options["objective"] = objective
-        run = gradmedic.init(mode="offline", dir=folder, silent=True, name=name, project="foreign", **options)
-        try:
-            train(run, examiner)
-        except TrainingEndedError:
-            pass
-        except (ValueError, RuntimeError):
-            if examiner.first_nonfinite is None:  # else torch refused what a destroyed model computes
-                raise
-        finally:
-            run.finish(timeout=30)
-            examiner.close()
+        run = gradmedic.init(
+            mode="offline", dir=folder, silent=True, name=name, project="foreign",
+            log_freq=LOG_FREQUENCIES[sampling], objective=settings.get("objective"),
+        )  # fmt: skip
+        train_examined(run, examiner, train)
         description, block = read_journal(Path(folder), run.id)
     skill = -math.inf if examiner.died else examiner.skill()
     return Recorded(
@@ -117,6 +106,24 @@ def record_training(
         finite_gradients=examiner.finite_gradients,
         cpu_seconds=time.process_time() - started,
     )
+
+
+def train_examined(run: gradmedic.Run, examiner: Examiner, train: Callable[[gradmedic.Run, Examiner], None]) -> None:
+    """Train until the training or the examiner ends it, and finish the run.
+
+    Raises:
+        ValueError, RuntimeError: the training failed although everything was finite.
+    """
+    try:
+        train(run, examiner)
+    except TrainingEndedError:
+        pass
+    except (ValueError, RuntimeError):
+        if examiner.first_nonfinite is None:  # else torch refused what a destroyed model computes
+            raise
+    finally:
+        run.finish(timeout=30)
+        examiner.close()
 
 
 def read_journal(directory: Path, run_id: Any) -> tuple[RunCreate, Block]:

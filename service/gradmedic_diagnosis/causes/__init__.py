@@ -43,6 +43,7 @@ from gradmedic_diagnosis.causes.scales import (
 )
 from gradmedic_diagnosis.causes.updates import (
     check_clipping_is_missing,
+    check_destroying_gradients,
     check_destroying_updates,
     check_excessive_clipping,
     check_learning_rate,
@@ -89,6 +90,7 @@ _VANISHING_CHECKS: tuple[Callable[[RunEvidence], Cause | None], ...] = (
     check_excessive_clipping,
     check_normalization_is_missing,
     check_destroying_updates,
+    check_destroying_gradients,
 )
 _OTHER_CHECKS: tuple[Callable[[RunEvidence], Cause | None], ...] = (check_precision_underflow,)
 _FAILED_CHECKS: tuple[Callable[[RunEvidence], Cause | None], ...] = (

@@ -12,6 +12,9 @@ EXPANDING_FACTORS = (0.8, 1.2)
 """Factors per time step at which an expanding recurrence begins to be likely, and is likeliest. A factor above 1 is
 necessary (Pascanu et al. 2013); the matrix may have grown since it was measured."""
 
+ACQUIRED_SCORE = 0.45
+"""Score of a recurrence that shrinks gradients now and once passed them on: what destroyed it stands before it."""
+
 
 def check_expanding_recurrence(run: RunEvidence) -> Cause | None:
     """Look for a recurrent matrix that may amplify gradients with each time step."""
@@ -35,12 +38,18 @@ def check_contracting_recurrence(run: RunEvidence) -> Cause | None:
     if finding is not None:
         factor = finding.evidence["factor_per_time_step"]
         text = f"Gradients shrink to {factor:.2g} of their size with every time step that they pass."
+        before = run.history.largest_time_factor
+        if before >= EXPANDING_FACTORS[0]:
+            text += f" Earlier in the run it was {before:.3g}: something else has spoiled the recurrence."
+            return make_cause("long_recurrence", ACQUIRED_SCORE, text, factor_per_time_step=factor)
         return make_cause("long_recurrence", 0.85, text, factor_per_time_step=factor)
     if not math.isnan(run.history.largest_time_factor):
         forgetting = run.find("forgetting_recurrence")
         if forgetting is None or forgetting.resolved_step is not None:
             return None
-        return make_cause("long_recurrence", 0.7, forgetting.explanation, **forgetting.evidence)
+        is_acquired = run.history.largest_time_factor >= EXPANDING_FACTORS[0]
+        score = ACQUIRED_SCORE if is_acquired else 0.7
+        return make_cause("long_recurrence", score, forgetting.explanation, **forgetting.evidence)
     factor, gap = run.recurrent_factor, run.find("depth_gap")
     if factor < 1:
         text = f"The recurrent matrix shrinks gradients to at most {factor:.2g} of their size with every time step."

@@ -6,6 +6,7 @@ import math
 
 from gradmedic.protocol.diagnosis import Cause
 from gradmedic_diagnosis.causes.cause import MIN_RATIO, find_largest, make_cause, ramp
+from gradmedic_diagnosis.causes.recurrence import EXPANDING_FACTORS
 from gradmedic_diagnosis.measurements import HEALTHY_UPDATE_RATIO
 from gradmedic_diagnosis.run_evidence import RunEvidence
 from gradmedic_diagnosis.run_history import CALM_FACTOR
@@ -83,6 +84,12 @@ def check_destroying_updates(run: RunEvidence) -> Cause | None:
     )
     score = 0.4 + 0.3 * ramp(math.log10(peak), math.log10(HIGH_UPDATE_RATIO), 0.0)
     return make_cause("learning_rate_too_high", score, text, update_to_weight=peak)
+
+
+def check_destroying_gradients(run: RunEvidence) -> Cause | None:
+    """Look for large gradients that nothing bounded, and that spoiled a recurrence which passed gradients before."""
+    has_passed_gradients = run.history.largest_time_factor >= EXPANDING_FACTORS[0]
+    return check_clipping_is_missing(run) if has_passed_gradients else None
 
 
 def check_clipping_is_missing(run: RunEvidence) -> Cause | None:

@@ -37,6 +37,9 @@ EXPLAINED_SHARE = 0.5
 """Share of the spikes with a probe before them that an odd second moment must precede."""
 CALM_STEPS = 20
 """Steps without a spike after which the next one is a new one."""
+EPSILON_SHARE = 0.5
+"""Share of a layer's elements whose root of the second moment is below epsilon, from which the layer is left out: its
+updates are divided by epsilon, and so is the gradient of its ratio."""
 FIRST_STEPS = 20
 """Steps at the start that do not count: the second moment is that of few gradients."""
 RESOLVED_STEPS = 200
@@ -156,7 +159,7 @@ class StaleSecondMoment(Detector):
         is_spike = self._follow_loss(view.loss, view.progress.current)
         ratios = view.probes.get("second_moment_ratio")
         if ratios and self.steps > FIRST_STEPS:
-            known = [ratio for ratio in ratios.values() if math.isfinite(ratio)]
+            known = _list_ratios(ratios, view.probes.get("epsilon_share") or {})
             self._read_probe(view.step, known)
             if known and view.row is not None:
                 self._look_for_stall(view, median(known))
@@ -263,3 +266,12 @@ class StaleSecondMoment(Detector):
             + ("A smaller beta2" if beta2 is None else f"A beta2 below {beta2:g}")
             + " follows the gradient faster."
         )
+
+
+def _list_ratios(ratios: Mapping[str, float], epsilon_shares: Mapping[str, float]) -> list[float]:
+    """Return the finite ratios of the layers whose second moment, and not epsilon, divides the updates."""
+    return [
+        ratio
+        for layer, ratio in ratios.items()
+        if math.isfinite(ratio) and not epsilon_shares.get(layer, 0.0) > EPSILON_SHARE
+    ]

@@ -1,23 +1,31 @@
-"""The pages of conditions, and what each advises to do first."""
+"""The pages of conditions, their pictures, and what each advises to do first."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from markupsafe import Markup
 
-from gradmedic_service.web.documents import Documents, render_markdown
+from gradmedic_service.web.documents import Documents, find_folder, render_markdown
 
 ACTIONS_TITLE = "What to do"
+_FOLDER = "conditions"
 _SENTENCE_END = re.compile(r"(?<=[.)])\s+(?=[A-Z`])")
+_PICTURE = re.compile(r'<img src="images/([^"]*)"')
 
 
 class Conditions(Documents):
-    """The pages by the name of their condition."""
+    """The pages by the name of their condition.
 
-    def __init__(self) -> None:
-        super().__init__("conditions")
+    Args:
+        find_picture: returns the address of a picture, given the name of its file.
+    """
+
+    def __init__(self, find_picture: Callable[[str], str]) -> None:
+        super().__init__(_FOLDER)
+        self._find_picture = find_picture
         self._first_actions: dict[str, Markup] = {}
 
     def find_first_actions(self) -> Mapping[str, Markup]:
@@ -25,6 +33,16 @@ class Conditions(Documents):
         if not self._first_actions:
             self._first_actions = {name: self.link(_render_first_action(self.read(name))) for name in self.names}
         return self._first_actions
+
+    def link(self, html: str) -> Markup:
+        """Lead links to the pages, and pictures to their files."""
+        linked = _PICTURE.sub(lambda match: f'<img src="{self._find_picture(match[1])}"', super().link(html))
+        return Markup(linked)  # noqa: S704 (html=False escapes)
+
+
+def find_pictures() -> Path:
+    """Return the folder of the pictures, beside the markdown files."""
+    return find_folder(_FOLDER) / "images"
 
 
 def _render_first_action(text: str) -> str:

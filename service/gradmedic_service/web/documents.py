@@ -81,8 +81,12 @@ def render_markdown() -> MarkdownIt:
     return MarkdownIt("commonmark", {"html": False}).enable("table")
 
 
-def _list_files(folder: str) -> dict[str, Path]:
-    """Return the markdown files of a folder by name: of the wheel, else of the checkout."""
+def find_folder(folder: str) -> Path:
+    """Return the place of a folder of documents: in the wheel, else in the checkout."""
     packaged = Path(__file__).parent / folder
-    found = packaged if packaged.is_dir() else Path(__file__).parents[3] / "docs" / folder
-    return {file.stem: file for file in sorted(found.glob("*.md"))}
+    return packaged if packaged.is_dir() else Path(__file__).parents[3] / "docs" / folder
+
+
+def _list_files(folder: str) -> dict[str, Path]:
+    """Return the markdown files of a folder by name."""
+    return {file.stem: file for file in sorted(find_folder(folder).glob("*.md"))}

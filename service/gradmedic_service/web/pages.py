@@ -39,7 +39,7 @@ from gradmedic_service.runs import service as runs
 from gradmedic_service.runs.endpoints import RunId
 from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.services import services_of
-from gradmedic_service.web.assets import STATIC_PATH, Assets
+from gradmedic_service.web.assets import PICTURES_PREFIX, STATIC_PATH, Assets
 from gradmedic_service.web.conditions import Conditions
 from gradmedic_service.web.documents import Documents
 from gradmedic_service.web.errors import ConditionNotFound, OperationNotFound, PageNotFound
@@ -98,7 +98,7 @@ class Pages:
 def add_pages(app: FastAPI) -> None:
     """Add the routes of the pages and their files."""
     assets = Assets()
-    conditions = Conditions()
+    conditions = Conditions(lambda name: assets.url(PICTURES_PREFIX + name))
     pages = Pages(assets, conditions)
     # Public: a reader who is not logged in is redirected to the login, whether the page exists or not.
     router = APIRouter(include_in_schema=False, dependencies=[PUBLIC])

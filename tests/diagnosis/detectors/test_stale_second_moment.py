@@ -103,6 +103,17 @@ def test_the_memory_of_a_huge_gradient_stalls_a_training() -> None:
     assert find(stalled(1e-4, loss=falling(STEPS))) is None
 
 
+def test_a_large_epsilon_is_no_stale_second_moment() -> None:
+    """Where epsilon is above the root of the second moment, a small ratio shows epsilon alone."""
+    spikes = spiking({step: 0.05 for spike in (120, 180, 240) for step in range(spike - 32, spike + 1, 4)})
+    for block in (stalled(1e-4), spikes):
+        assert find(block) is not None
+        steps = range(0, STEPS, 4)
+        for share, is_found in ((0.9, False), (0.1, True)):
+            shares = {name_metric("epsilon_share", f"{i}.weight"): dict.fromkeys(steps, share) for i in range(4)}
+            assert (find(with_probes(block, shares)) is not None) == is_found
+
+
 def test_the_finding_does_not_depend_on_the_cuts() -> None:
     """Cut into blocks, and through bytes after each, a run has the same finding."""
     for block in (spiking({118: 4.0, 176: 4.0, 236: 4.0}), stalled(1e-4)):

@@ -130,13 +130,15 @@ def test_every_condition_has_a_page_from_its_document(client: TestClient) -> Non
     """The index leads to each page; a page has the tables and code of its document, and no link out of the service."""
     index = client.get("/conditions")
     names = re.findall(r'<a href="/conditions/([a-z_]+)"', index.text)
-    assert sorted(names) == list(Conditions().names)
+    assert sorted(names) == list(Conditions(str).names)
     for name in names:
         page = client.get(f"/conditions/{name}")
         assert page.status_code == 200
         assert f"<code>{name}</code></h1>" in page.text
         assert "<h2>What to do</h2>" in page.text
         assert ".md" not in page.text
+        (picture,) = re.findall(r'<img src="([^"]+)"', page.text)
+        assert client.get(picture).headers["content-type"] == "image/png"
     assert '<code class="language-python">' in client.get("/conditions/nonfinite_loss").text
 
 

@@ -33,16 +33,17 @@ function card(finding, select) {
   return el("li", { class: "card condition", "data-severity": finding.severity, "data-key": finding.detector },
     el("div", { class: "head" }, el("h3", {}, el("a", { href: `/conditions/${finding.detector}` }, words(finding.detector))), el("span", {}, findingBadges(finding))),
     el("p", {}, finding.explanation),
+    finding.consequence_of ? el("p", { class: "small" }, `A consequence of: ${words(finding.consequence_of)}`) : null,
     firstAction(finding.detector),
     el("dl", { class: "numbers" }, pairsOf(finding.evidence).map((pair) => el("div", {}, pair))),
     el("p", { class: "small where" }, finding.first_step === finding.last_step ? "At " : "From ", goTo(`step ${integer(finding.first_step)}`, null), finding.first_step === finding.last_step ? "" : ` to step ${integer(finding.last_step)}`, layers.length ? [" in ", layers] : null, more > 0 ? `and ${integer(more)} more` : null));
 }
 
-/** Show the open conditions of a diagnosis; `select(layer, step)` shows their place. The cards stay where nothing changed. */
+/** Show the open conditions of a diagnosis, consequences last; `select(layer, step)` shows their place. The cards stay where nothing changed. */
 export function showConditions(diagnosis, select) {
   const section = byId("conditions");
   const list = byId("condition-cards");
-  const open = diagnosis.findings.filter(isOpenCondition);
+  const open = diagnosis.findings.filter(isOpenCondition).sort((a, b) => Boolean(a.consequence_of) - Boolean(b.consequence_of));
   section.hidden = !open.length;
   const showsAll = list.dataset.showsAll === "yes";
   const key = JSON.stringify([open, showsAll]);

@@ -9,7 +9,6 @@ const count = (one, many = `${one}s`) => (value) => `${integer(Math.round(value)
 
 // Units by the name of the number, the first that fits.
 const UNITS = [
-  [/^step$|_step$/, (value) => `step ${integer(Math.round(value))}`],
   [/^broadcasts$/, (value) => (value ? "yes" : "no")],
   [/_per_step$/, times(" per step")],
   [/^factor_per_time_step$/, times(" per time step")],
@@ -18,6 +17,7 @@ const UNITS = [
   [/_decades$/, (value) => `×${number(Number((10 ** value).toPrecision(2)))} (${number(Number(value.toPrecision(2)))} decades)`],
   [/log10_/, (value) => number(Number((10 ** value).toPrecision(3)))],
   [/(^|_)share($|_)|_fraction$|^loss_fallen$|^swing$/, percent],
+  [/^step$|_step$/, (value) => `step ${integer(Math.round(value))}`],
   [/^update_to_weight$/, percent],
   [/(^|_)(growth|rise|factor|ratio)$|_over_reference$/, times()],
   [/^(layers_|saturated_layers|dead_layers)/, count("layer")],
