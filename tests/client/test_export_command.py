@@ -15,7 +15,7 @@ import gradmedic
 from gradmedic.cli import replay as replay_module
 from gradmedic.cli.main import main
 from gradmedic.export.anonymization import NameHasher, anonymize_layers, anonymize_probe, anonymize_training
-from gradmedic.protocol.origins import Origin, SourceLine
+from gradmedic.protocol.origins import BatchTensor, Origin, SourceLine
 from gradmedic.protocol.recordings import MAGIC
 from gradmedic.protocol.runs import Layer, Objective, Training
 
@@ -186,7 +186,7 @@ def test_an_origin_has_neither_code_nor_names(keeps_metric_names: bool) -> None:
     hasher = NameHasher()
     origin = Origin(
         operation="sqrt", module="secret.norm", source=SourceLine(file="secret.py", line=7, text="secret()"),
-        step=3, text="NaN is born in secret.py", reason="secret",
+        step=3, text="NaN is born in secret.py", reason="secret", batch=[BatchTensor(shape=[4], digest="secret")],
     )  # fmt: skip
     hashed = anonymize_training(Training(origin=origin), hasher, keeps_metric_names=keeps_metric_names)
     assert hashed is not None

@@ -24,6 +24,8 @@ ORIGIN = {
     "operation": "softmax", "direction": "forward", "module": "decoder.1.attn", "step": BORN, "value": "NaN",
     "source": {"file": "model/attention.py", "line": 57, "text": LINE}, "kind": "numeric", "text": TEXT,
     "input": {"special": "masked_row", "count": 1, "total": 2048, "unit": "row"}, "is_loss_finite": False,
+    "batch": [{"shape": [32, 64], "dtype": "float32", "digest": "0123456789abcdef", "nonfinite_count": 2, "min": -1.5,
+               "max": 4.0, "examples": [3, 7]}, {"shape": [32], "dtype": "int64", "nonfinite_count": 0}],
 }  # fmt: skip
 
 
@@ -71,6 +73,13 @@ def test_the_card_has_the_sentence_and_the_fix(
     expect(card.get_by_role("button", name="Copied")).to_be_visible()
     assert page.evaluate("navigator.clipboard.readText()") == fix["snippet"]
     expect(page.locator("#causes li").first).to_be_visible()
+    card.get_by_text("The batch of that step").click()
+    expect(card.locator("li")).to_have_text(
+        [
+            "float32 [32, 64], from -1.5 to 4, 2 elements are NaN or infinite (examples 3, 7), digest 0123456789abcdef",
+            "int64 [32]",
+        ]
+    )
     tops = {
         name: page.locator(f"#{name}").evaluate("(element) => element.getBoundingClientRect().top")
         for name in ("banner", "origin", "conditions", "causes")

@@ -49,7 +49,10 @@ TRAINING = {
     "origin": {
         "operation": "sqrt", "direction": "backward", "module": "head", "step": 7, "value": "NaN", "kind": "numeric",
         "source": {"file": "train.py", "line": 57, "text": "x.sqrt()"}, "reproduced": "1 of 1", "is_loss_finite": True,
-        "is_eager": False, "batch": "0123456789abcdef", "operations": ["Mean"], "reason": "none", "text": "NaN is born",
+        "is_eager": False, "operations": ["Mean"],
+        "batch": [{"shape": [4, 3], "dtype": "float32", "digest": "0123456789abcdef", "nonfinite_count": 1, "min": -1.0,
+                   "max": 2.0, "examples": [3]}],
+        "reason": "none", "text": "NaN is born",
         "input": {"shape": [4, 3], "dtype": "float32", "special": "zero", "count": 1, "total": 12, "unit": "element",
                   "value": 0.0, "text": "the input was 0"},
     },

@@ -70,7 +70,9 @@ def anonymize_training(training: Training | None, hasher: NameHasher, *, keeps_m
         return None
     if (origin := training.origin) is not None:
         module = hasher.hash(origin.module) if origin.module else origin.module
-        training = replace(training, origin=replace(origin, module=module, source=None, text=None, reason=None))
+        training = replace(
+            training, origin=replace(origin, module=module, source=None, text=None, reason=None, batch=[])
+        )
     if training.objective is None or training.objective.metric is None or keeps_metric_names:
         return training
     return replace(training, objective=replace(training.objective, metric=hasher.hash(training.objective.metric)))

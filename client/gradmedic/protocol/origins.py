@@ -13,6 +13,10 @@ ORIGIN_REPRODUCED = ("0 of 1", "1 of 1", "1 of 2", "2 of 2")
 ORIGIN_UNITS = ("element", "row", "label", "example")
 LONGEST_TEXT = 2_000
 """Characters of a sentence, a path or a line of code that the service accepts."""
+MOST_BATCH_TENSORS = 8
+"""Tensors of a batch that are described."""
+MOST_EXAMPLES = 16
+"""Examples of a batch that are listed."""
 SPECIAL_INPUTS = (
     "zero", "negative", "out_of_range", "at_boundary", "overflow", "masked_row", "empty", "single_element",
     "ignored_labels", "impossible_alignment", "nonfinite", "unused_branch",
@@ -59,6 +63,28 @@ class OriginInput:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BatchTensor:
+    """A tensor that the script gave to the step: an input or a target. Every field is optional."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
+
+    shape: list[StrictInt] | None = None
+    """Shape of the tensor."""
+    dtype: Text | None = None
+    """Dtype of the tensor, for example `float32`."""
+    digest: Text | None = None
+    """First 16 hexadecimal digits of the SHA-256 of its elements' bytes. Null for more than 256 MiB."""
+    nonfinite_count: StrictInt | None = None
+    """Number of elements that are NaN or infinite."""
+    min: Number | None = None
+    """Smallest finite element. Null if there is none."""
+    max: Number | None = None
+    """Largest finite element. Null if there is none."""
+    examples: list[StrictInt] = field(default_factory=list)
+    """Positions in the first dimension, from 0, that have NaN or infinite elements: at most 16, the first ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
     """Origin of the first non-finite number, or the reason why it was not found."""
 
@@ -88,10 +114,10 @@ class Origin:
     """True if the loss of the step was finite, so that the backward pass failed. Null if it is not known."""
     is_eager: StrictBool | None = None
     """True if the model is compiled, and was repeated without the compiler."""
-    batch: Text | None = None
-    """Fingerprint of the inputs of the models at that step: 16 hexadecimal digits. Null if it is not known."""
     operations: list[Text] = field(default_factory=list)
     """Operations of the loss, from the loss backwards, if only its autograd graph is known."""
+    batch: list[BatchTensor] = field(default_factory=list)
+    """The batch of the step: at most 8 inputs and targets, in the order in which the step used them."""
     reason: Text | None = None
     """Reason why no operation was found. Null if one was found."""
     text: Text | None = None

@@ -16,11 +16,14 @@ from gradmedic.protocol.names import LONGEST_NAME, name_error, text_error
 from gradmedic.protocol.numbers import MAX_EXACT_INTEGER
 from gradmedic.protocol.origins import (
     LONGEST_TEXT,
+    MOST_BATCH_TENSORS,
+    MOST_EXAMPLES,
     ORIGIN_KINDS,
     ORIGIN_PASSES,
     ORIGIN_REPRODUCED,
     ORIGIN_UNITS,
     SPECIAL_INPUTS,
+    BatchTensor,
     Origin,
     OriginInput,
     SourceLine,
@@ -34,7 +37,7 @@ _MAX_OPERATIONS = 64
 _MAX_DIMENSIONS = 32
 """Dimensions of a shape that the service accepts."""
 
-Fact = TypeVar("Fact", Layer, Loss, Optimizer, Training, Origin, OriginInput, SourceLine)
+Fact = TypeVar("Fact", Layer, Loss, Optimizer, Training, Origin, OriginInput, SourceLine, BatchTensor)
 Warn = Callable[[str, str], None]
 """Logs a message, once for each kind. It takes the kind and the message."""
 
@@ -70,7 +73,13 @@ def check_origin(origin: Origin, warn: Warn) -> Origin:
     if source is not None and (source.file is None or source.line is None):
         source = None
     input_ = None if origin.input is None else _check(origin.input, "the origin", _ORIGIN_INPUT_CHECKS, warn)
-    return dataclasses.replace(checked, source=source, input=input_, operations=checked.operations or [])
+    batch = [_check_batch_tensor(tensor, warn) for tensor in origin.batch[:MOST_BATCH_TENSORS]]
+    return dataclasses.replace(checked, source=source, input=input_, operations=checked.operations or [], batch=batch)
+
+
+def _check_batch_tensor(tensor: BatchTensor, warn: Warn) -> BatchTensor:
+    checked = _check(tensor, "the batch", _BATCH_CHECKS, warn)
+    return dataclasses.replace(checked, examples=checked.examples or [])
 
 
 def _check(fact: Fact, owner: str, checks: Mapping[str, Callable[[Any], Any]], warn: Warn) -> Fact:
@@ -145,6 +154,12 @@ def _shape(value: Any) -> list[int]:
     return sizes
 
 
+def _examples(value: Any) -> list[int]:
+    if len(value) > MOST_EXAMPLES:
+        raise ValueError(f"it has more than {MOST_EXAMPLES} examples")
+    return [_count(example) for example in value]
+
+
 def _number(value: Any) -> float:
     if isinstance(value, (str, bytes)):
         raise TypeError("it is a text and no number")
@@ -185,6 +200,10 @@ _TRAINING_CHECKS: dict[str, Callable[[Any], Any]] = {
     "dropped_steps": _count,
 }  # fmt: skip
 _SOURCE_CHECKS: dict[str, Callable[[Any], Any]] = {"file": _text, "line": _count, "text": _long_text}
+_BATCH_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "shape": _shape, "dtype": _text, "digest": _text, "nonfinite_count": _count, "min": _number, "max": _number,
+    "examples": _examples,
+}  # fmt: skip
 _ORIGIN_INPUT_CHECKS: dict[str, Callable[[Any], Any]] = {
     "shape": _shape, "dtype": _text, "special": _choice(*SPECIAL_INPUTS), "count": _count, "total": _count,
     "unit": _choice(*ORIGIN_UNITS), "value": _number, "text": _long_text,
@@ -192,5 +211,5 @@ _ORIGIN_INPUT_CHECKS: dict[str, Callable[[Any], Any]] = {
 _ORIGIN_CHECKS: dict[str, Callable[[Any], Any]] = {
     "operation": _text, "direction": _choice(*ORIGIN_PASSES), "module": _long_text, "step": _count, "value": _number,
     "kind": _choice(*ORIGIN_KINDS), "reproduced": _choice(*ORIGIN_REPRODUCED), "is_loss_finite": _flag,
-    "is_eager": _flag, "batch": _text, "operations": _operations, "reason": _long_text, "text": _long_text,
+    "is_eager": _flag, "operations": _operations, "reason": _long_text, "text": _long_text,
 }  # fmt: skip

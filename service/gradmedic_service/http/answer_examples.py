@@ -11,7 +11,7 @@ from uuid import UUID
 from gradmedic.protocol.access import ApiKey, ApiKeyCreated, ApiKeyList, AuditRecord, AuditRecordList, BrowserSession
 from gradmedic.protocol.diagnosis import Advice, Cause, Diagnosis, Finding, Outcome, VerdictChange, VerdictHistory
 from gradmedic.protocol.encoding import to_plain
-from gradmedic.protocol.origins import DiagnosedOrigin, OriginFix, OriginInput, SourceLine
+from gradmedic.protocol.origins import BatchTensor, DiagnosedOrigin, OriginFix, OriginInput, SourceLine
 from gradmedic.protocol.projects import Project, ProjectList
 from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.reruns import (
@@ -189,6 +189,9 @@ DIAGNOSIS = Diagnosis(
         reproduced="1 of 1",
         is_loss_finite=True,
         is_eager=False,
+        batch=[
+            BatchTensor(shape=[32, 100], dtype="int64", digest="9f86d081884c7d65", nonfinite_count=0, min=0.0, max=95.0)
+        ],
         text="NaN is born at step 409 in the backward of `sqrt` (model.py:57, module `rnn.norm`): the input was 0 in 3 "
         "of 8,192 elements; the loss was finite.",
         fix=OriginFix(

@@ -11,7 +11,7 @@ from uuid import UUID
 from gradmedic.protocol.encoding import encode_json
 from gradmedic.protocol.names import name_error
 from gradmedic.protocol.numbers import MAX_EXACT_INTEGER
-from gradmedic.protocol.origins import LONGEST_TEXT, Origin
+from gradmedic.protocol.origins import LONGEST_TEXT, MOST_BATCH_TENSORS, MOST_EXAMPLES, BatchTensor, Origin
 from gradmedic.protocol.reviews import NO_REVIEW, REVIEW_ANSWERS, ReviewWrite
 from gradmedic.protocol.run_lists import RunTagsChange
 from gradmedic.protocol.runs import (
@@ -296,7 +296,7 @@ def origin_errors(path: str, origin: Origin | None) -> Iterator[FieldError]:
     source, described = origin.source, origin.input
     texts: dict[str, str | None] = {
         name: getattr(origin, name)
-        for name in ("operation", "direction", "module", "kind", "reproduced", "batch", "reason", "text")
+        for name in ("operation", "direction", "module", "kind", "reproduced", "reason", "text")
     }
     yield from _integer_errors(f"{path}.step", origin.step)
     if source is not None:
@@ -306,11 +306,13 @@ def origin_errors(path: str, origin: Origin | None) -> Iterator[FieldError]:
         texts |= {f"input.{name}": getattr(described, name) for name in ("dtype", "special", "unit", "text")}
         for name, number in (("count", described.count), ("total", described.total)):
             yield from _integer_errors(f"{path}.input.{name}", number)
-        if len(described.shape or ()) > MAX_DIMENSIONS:
-            yield FieldError(path=f"{path}.input.shape", message=f"has more than {MAX_DIMENSIONS} dimensions")
-        else:
-            for index, size in enumerate(described.shape or ()):
-                yield from _integer_errors(f"{path}.input.shape[{index}]", size)
+        yield from _shape_errors(f"{path}.input.shape", described.shape)
+    if len(origin.batch) > MOST_BATCH_TENSORS:
+        yield FieldError(path=f"{path}.batch", message=f"has more than {MOST_BATCH_TENSORS} tensors")
+        return
+    for index, tensor in enumerate(origin.batch):
+        texts |= {f"batch[{index}].{name}": getattr(tensor, name) for name in ("dtype", "digest")}
+        yield from _batch_tensor_errors(f"{path}.batch[{index}]", tensor)
     if len(origin.operations) > MAX_LOSS_OPERATIONS:
         yield FieldError(path=f"{path}.operations", message=f"has more than {MAX_LOSS_OPERATIONS} operations")
         return
@@ -318,6 +320,24 @@ def origin_errors(path: str, origin: Origin | None) -> Iterator[FieldError]:
     for name, text in texts.items():
         if text is not None and len(text) > LONGEST_TEXT:
             yield FieldError(path=f"{path}.{name}", message=f"has more than {LONGEST_TEXT} characters")
+
+
+def _batch_tensor_errors(path: str, tensor: BatchTensor) -> Iterator[FieldError]:
+    yield from _integer_errors(f"{path}.nonfinite_count", tensor.nonfinite_count)
+    yield from _shape_errors(f"{path}.shape", tensor.shape)
+    if len(tensor.examples) > MOST_EXAMPLES:
+        yield FieldError(path=f"{path}.examples", message=f"has more than {MOST_EXAMPLES} examples")
+        return
+    for index, example in enumerate(tensor.examples):
+        yield from _integer_errors(f"{path}.examples[{index}]", example)
+
+
+def _shape_errors(path: str, shape: Sequence[int] | None) -> Iterator[FieldError]:
+    if len(shape or ()) > MAX_DIMENSIONS:
+        yield FieldError(path=path, message=f"has more than {MAX_DIMENSIONS} dimensions")
+        return
+    for index, size in enumerate(shape or ()):
+        yield from _integer_errors(f"{path}[{index}]", size)
 
 
 def _objective_errors(objective: Objective | None, limits: Limits) -> Iterator[FieldError]:

@@ -11,7 +11,7 @@ import pytest
 import gradmedic
 from gradmedic.protocol.encoding import to_json
 from gradmedic.protocol.numbers import MAX_EXACT_INTEGER
-from gradmedic.protocol.origins import Origin, OriginInput, SourceLine
+from gradmedic.protocol.origins import BatchTensor, Origin, OriginInput, SourceLine
 from gradmedic.protocol.runs import Layer, Loss, Optimizer, RunCreate, Training
 from gradmedic.protocol.service import Limits
 from gradmedic.recording.facts import check_layer, check_training
@@ -28,6 +28,7 @@ LOSS_FIELDS = ("kind", "operations", "classes", "constant_level", "broadcasts", 
 ORIGIN_FIELDS = ("operation", "direction", "module", "step", "value", "kind", "reproduced", "is_loss_finite",
                  "is_eager", "operations", "reason", "text")  # fmt: skip
 ORIGIN_INPUT_FIELDS = ("shape", "dtype", "special", "count", "total", "unit", "value", "text")
+BATCH_FIELDS = ("shape", "dtype", "digest", "nonfinite_count", "min", "max", "examples")
 SOURCE_FIELDS = ("file", "line", "text")
 TRAINING_FIELDS = ("precision", "parameter_dtype",
                    "input_rms", "input_abs_max", "target_rms", "batch_size", "clips_gradients",
@@ -79,6 +80,7 @@ def test_the_service_takes_every_run_whose_facts_were_checked(service_url: str, 
     trainings += [Training(loss=Loss(**{field: value})) for field in LOSS_FIELDS for value in WRONG]
     origins = [Origin(**{field: value}) for field in ORIGIN_FIELDS for value in WRONG]
     origins += [Origin(input=OriginInput(**{field: value})) for field in ORIGIN_INPUT_FIELDS for value in WRONG]
+    origins += [Origin(batch=[BatchTensor(**{field: value})]) for field in BATCH_FIELDS for value in WRONG]
     line: dict[str, Any] = {"file": "train.py", "line": 7}
     origins += [Origin(source=SourceLine(**{**line, field: value})) for field in SOURCE_FIELDS for value in WRONG]
     trainings += [Training(origin=origin) for origin in origins]

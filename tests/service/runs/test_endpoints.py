@@ -46,6 +46,17 @@ ORIGIN = {
     "is_loss_finite": True,
     "is_eager": None,
     "operations": [],
+    "batch": [
+        {
+            "shape": [64, 32],
+            "dtype": "float32",
+            "digest": "0123456789abcdef",
+            "nonfinite_count": 2,
+            "min": -1.5,
+            "max": "NaN",
+            "examples": [3],
+        }
+    ],
     "reason": None,
     "text": "Infinity is born at step 812.",
 }
@@ -180,13 +191,19 @@ def test_the_diagnosis_has_the_origin_of_the_training(client: TestClient, create
         ({"operations": ["Log"] * 65}, "operations", "has more than 64 operations"),
         ({"operations": ["x" * 2001]}, "operations[0]", "has more than 2000 characters"),
         ({"step": -1}, "step", "must be from 0 to"),
-        ({"batch": "x" * 2001}, "batch", "has more than 2000 characters"),
         ({"source": {"file": "x" * 2001, "line": 1}}, "source.file", "has more than 2000 characters"),
         ({"source": {"file": "train.py", "line": -1}}, "source.line", "must be from 0 to"),
         ({"input": {"count": -1}}, "input.count", "must be from 0 to"),
         ({"input": {"shape": [1] * 33}}, "input.shape", "has more than 32 dimensions"),
         ({"input": {"shape": [-1]}}, "input.shape[0]", "must be from 0 to"),
         ({"input": {"text": "x" * 2001}}, "input.text", "has more than 2000 characters"),
+        ({"batch": [{}] * 9}, "batch", "has more than 8 tensors"),
+        ({"batch": [{"shape": [1] * 33}]}, "batch[0].shape", "has more than 32 dimensions"),
+        ({"batch": [{}, {"shape": [-1]}]}, "batch[1].shape[0]", "must be from 0 to"),
+        ({"batch": [{"nonfinite_count": -1}]}, "batch[0].nonfinite_count", "must be from 0 to"),
+        ({"batch": [{"examples": [0] * 17}]}, "batch[0].examples", "has more than 16 examples"),
+        ({"batch": [{"examples": [-1]}]}, "batch[0].examples[0]", "must be from 0 to"),
+        ({"batch": [{"digest": "x" * 2001}]}, "batch[0].digest", "has more than 2000 characters"),
     ],
 )
 def test_an_origin_beyond_the_limits_is_refused(

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from gradmedic.protocol.origin_sentences import describe_origin
-from gradmedic.protocol.origins import Origin
+from gradmedic.protocol.origins import BatchTensor, Origin
 from gradmedic.protocol.runs import Training
 from gradmedic.torch.distributed import get_group_size
 from gradmedic.torch.loss_functions import begin_observing, end_observing
 from gradmedic.torch.module_hooks import AttachedHook, attach_forward_hook, attach_forward_pre_hook
 from gradmedic.torch.optimizer_hooks import OptimizerHooks
+from gradmedic.torch.origin.fingerprint import describe_batch
 from gradmedic.torch.origin.generators import GeneratorState
 from gradmedic.torch.origin.loss_tape import LossTape
 from gradmedic.torch.origin.numbers import are_finite, dense_part
@@ -196,11 +197,19 @@ class Locator:
         values = [root.value for root in record.roots]
         if origin.is_loss_finite is None and values:
             origin = dataclasses.replace(origin, is_loss_finite=are_finite(values))
-        origin = dataclasses.replace(origin, step=self._find_step())
+        origin = dataclasses.replace(origin, step=self._find_step(), batch=self._describe_batch(record))
         self.origin = dataclasses.replace(origin, text=describe_origin(origin))
         self._attempts = _MOST_ATTEMPTS if origin.operation is not None else self._attempts
         logger.warning("gradmedic: %s", self.origin.text)
         self._forget()
+
+    def _describe_batch(self, record: StepRecord) -> list[BatchTensor]:
+        own = [tensor for model in self._models.values() for tensor in (*model.parameters(), *model.buffers())]
+        try:
+            return describe_batch(record.given, own)
+        except Exception as error:  # the origin is worth more than its batch
+            logger.debug("gradmedic: the batch could not be described: %r", error)
+            return []
 
 
 class _ModelHooks:

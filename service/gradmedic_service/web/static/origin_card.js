@@ -1,7 +1,7 @@
 // The origin of the first non-finite number: the operation, its line, and what to change; or how to find it.
 
 import { byId, copyButton, el } from "./dom.js";
-import { integer, words } from "./format.js";
+import { integer, number, words } from "./format.js";
 
 /** Return the parts of a text; those between backticks become code. */
 const withCode = (text) => text.split("`").map((part, index) => (index % 2 ? el("code", {}, part) : part));
@@ -25,6 +25,18 @@ function placeParts({ step, source }, select) {
   return el("p", { class: "small" }, button ? ["Show ", button, source?.text ? ". " : "."] : null, source?.text ? [`Line ${integer(source.line)} of ${source.file}: `, el("code", {}, source.text)] : null);
 }
 
+/** Return a list of the tensors of the step: how they look, and the digest that finds the batch again. */
+function batchParts({ batch }) {
+  if (!batch.length) return null;
+  const items = batch.map((tensor) => el("li", {},
+    `${tensor.dtype ?? "tensor"} [${(tensor.shape ?? []).join(", ")}]`,
+    tensor.min === null ? "" : `, from ${number(tensor.min)} to ${number(tensor.max)}`,
+    tensor.nonfinite_count ? `, ${integer(tensor.nonfinite_count)} elements are NaN or infinite` : "",
+    tensor.examples.length ? ` (examples ${tensor.examples.join(", ")})` : "",
+    tensor.digest === null ? "" : [", digest ", el("code", {}, tensor.digest)]));
+  return el("details", {}, el("summary", {}, "The batch of that step"), el("ul", { class: "small" }, items));
+}
+
 /** Show the origin of a diagnosis, or how to find it; `select(layer, step)` shows a step. */
 export function showOrigin(diagnosis, select) {
   const { origin } = diagnosis;
@@ -34,7 +46,7 @@ export function showOrigin(diagnosis, select) {
   const key = JSON.stringify(origin);
   if (byId("origin-found").dataset.key === key) return; // so that the focus stays
   byId("origin-found").dataset.key = key;
-  byId("origin-found").replaceChildren(...(origin ? [el("p", { class: "sentence" }, withCode(origin.text)), placeParts(origin, select), origin.fix ? fixParts(origin.fix) : null] : []).flat().filter(Boolean));
+  byId("origin-found").replaceChildren(...(origin ? [el("p", { class: "sentence" }, withCode(origin.text)), placeParts(origin, select), origin.fix ? fixParts(origin.fix) : null, batchParts(origin)] : []).flat().filter(Boolean));
 }
 
 const code = byId("origin-search-code");

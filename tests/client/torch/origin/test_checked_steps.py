@@ -109,8 +109,8 @@ def test_a_loss_outside_of_the_model_is_located(
     assert origin.source.line == line_of(loss_of, text)
     assert origin.step == FAULTY
     assert origin.is_loss_finite == (direction == "backward")
-    assert origin.batch is not None
-    assert len(origin.batch) == 16
+    (batch,) = origin.batch
+    assert (batch.shape, len(batch.digest or "")) == ([8, 4], 16)
 
 
 def test_the_same_inputs_have_the_same_fingerprint(checked: Any) -> None:

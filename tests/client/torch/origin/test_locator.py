@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import random
 from collections.abc import Callable, Iterator
@@ -482,6 +483,19 @@ def test_an_optimizer_with_a_closure_trains() -> None:
         optimizer.step(closure)  # type: ignore[no-untyped-call]
         training = recording.watch.training()
         assert training is None or training.origin is None
+
+
+def test_the_batch_of_the_step_is_described() -> None:
+    """Inputs and targets in this order, with the digest of the very batch, and without parameters or buffers."""
+    network, seen = Network(root), list[Tensor]()
+    network.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
+    origin = Training(network).run()
+    assert origin is not None
+    inputs, targets = origin.batch
+    assert (inputs.shape, targets.shape) == ([16, 4], [16, 1])
+    content = seen[FAULTY_STEP].numpy().tobytes()
+    assert inputs.digest == hashlib.sha256(content).hexdigest()[:16]
+    assert inputs.max == MARK
 
 
 def test_the_service_has_the_origin(service_url: str, client: gradmedic.Client) -> None:
