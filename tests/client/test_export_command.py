@@ -186,7 +186,8 @@ def test_an_origin_has_neither_code_nor_names(keeps_metric_names: bool) -> None:
     hasher = NameHasher()
     origin = Origin(
         operation="sqrt", module="secret.norm", source=SourceLine(file="secret.py", line=7, text="secret()"),
-        step=3, text="NaN is born in secret.py", reason="secret", batch=[BatchTensor(shape=[4], digest="secret")],
+        step=3, text="NaN is born in secret.py", reason="secret",
+        batch_tensors=[BatchTensor(shape=[4], digest="secret")],
     )  # fmt: skip
     hashed = anonymize_training(Training(origin=origin), hasher, keeps_metric_names=keeps_metric_names)
     assert hashed is not None

@@ -17,7 +17,7 @@ from gradmedic.cli import main
 
 ORIGIN = {
     "operation": "log", "direction": "forward", "step": 20, "kind": "numeric", "value": "NaN",
-    "source": {"file": "train.py", "line": 57}, "batch": [{"digest": "0123456789abcdef"}],
+    "source": {"file": "train.py", "line": 57}, "batch_tensors": [{"digest": "0123456789abcdef"}],
     "input": {"special": "negative"},
     "text": "NaN is born at step 20 in `log` (train.py:57).",
 }  # fmt: skip

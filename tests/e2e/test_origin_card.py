@@ -24,8 +24,9 @@ ORIGIN = {
     "operation": "softmax", "direction": "forward", "module": "decoder.1.attn", "step": BORN, "value": "NaN",
     "source": {"file": "model/attention.py", "line": 57, "text": LINE}, "kind": "numeric", "text": TEXT,
     "input": {"special": "masked_row", "count": 1, "total": 2048, "unit": "row"}, "is_loss_finite": False,
-    "batch": [{"shape": [32, 64], "dtype": "float32", "digest": "0123456789abcdef", "nonfinite_count": 2, "min": -1.5,
-               "max": 4.0, "examples": [3, 7]}, {"shape": [32], "dtype": "int64", "nonfinite_count": 0}],
+    "batch_tensors": [{"shape": [32, 64], "dtype": "float32", "digest": "0123456789abcdef", "nonfinite_count": 2,
+                       "min": -1.5, "max": 4.0, "examples": [3, 7]},
+                      {"shape": [32], "dtype": "int64", "nonfinite_count": 0}],
 }  # fmt: skip
 
 

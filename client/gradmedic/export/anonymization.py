@@ -71,7 +71,7 @@ def anonymize_training(training: Training | None, hasher: NameHasher, *, keeps_m
     if (origin := training.origin) is not None:
         module = hasher.hash(origin.module) if origin.module else origin.module
         training = replace(
-            training, origin=replace(origin, module=module, source=None, text=None, reason=None, batch=[])
+            training, origin=replace(origin, module=module, source=None, text=None, reason=None, batch_tensors=[])
         )
     if training.objective is None or training.objective.metric is None or keeps_metric_names:
         return training

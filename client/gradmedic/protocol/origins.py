@@ -116,7 +116,7 @@ class Origin:
     """True if the model is compiled, and was repeated without the compiler."""
     operations: list[Text] = field(default_factory=list)
     """Operations of the loss, from the loss backwards, if only its autograd graph is known."""
-    batch: list[BatchTensor] = field(default_factory=list)
+    batch_tensors: list[BatchTensor] = field(default_factory=list)
     """The batch of the step: at most 8 inputs and targets, in the order in which the step used them."""
     reason: Text | None = None
     """Reason why no operation was found. Null if one was found."""

@@ -73,8 +73,10 @@ def check_origin(origin: Origin, warn: Warn) -> Origin:
     if source is not None and (source.file is None or source.line is None):
         source = None
     input_ = None if origin.input is None else _check(origin.input, "the origin", _ORIGIN_INPUT_CHECKS, warn)
-    batch = [_check_batch_tensor(tensor, warn) for tensor in origin.batch[:MOST_BATCH_TENSORS]]
-    return dataclasses.replace(checked, source=source, input=input_, operations=checked.operations or [], batch=batch)
+    tensors = [_check_batch_tensor(tensor, warn) for tensor in origin.batch_tensors[:MOST_BATCH_TENSORS]]
+    return dataclasses.replace(
+        checked, source=source, input=input_, operations=checked.operations or [], batch_tensors=tensors
+    )
 
 
 def _check_batch_tensor(tensor: BatchTensor, warn: Warn) -> BatchTensor:

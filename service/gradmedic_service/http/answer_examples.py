@@ -189,7 +189,7 @@ DIAGNOSIS = Diagnosis(
         reproduced="1 of 1",
         is_loss_finite=True,
         is_eager=False,
-        batch=[
+        batch_tensors=[
             BatchTensor(shape=[32, 100], dtype="int64", digest="9f86d081884c7d65", nonfinite_count=0, min=0.0, max=95.0)
         ],
         text="NaN is born at step 409 in the backward of `sqrt` (model.py:57, module `rnn.norm`): the input was 0 in 3 "

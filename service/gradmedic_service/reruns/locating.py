@@ -158,8 +158,8 @@ def _may_be_data(origin: Origin, again: Origin | None) -> bool:
 
 def _digests(origin: Origin) -> list[str] | None:
     """Return the digests of the batch of a step; None if one is not known."""
-    digests = [tensor.digest for tensor in origin.batch if tensor.digest is not None]
-    return digests if digests and len(digests) == len(origin.batch) else None
+    digests = [tensor.digest for tensor in origin.batch_tensors if tensor.digest is not None]
+    return digests if digests and len(digests) == len(origin.batch_tensors) else None
 
 
 def _is_same_place(first: Origin, second: Origin) -> bool:

@@ -307,12 +307,12 @@ def origin_errors(path: str, origin: Origin | None) -> Iterator[FieldError]:
         for name, number in (("count", described.count), ("total", described.total)):
             yield from _integer_errors(f"{path}.input.{name}", number)
         yield from _shape_errors(f"{path}.input.shape", described.shape)
-    if len(origin.batch) > MOST_BATCH_TENSORS:
-        yield FieldError(path=f"{path}.batch", message=f"has more than {MOST_BATCH_TENSORS} tensors")
+    if len(origin.batch_tensors) > MOST_BATCH_TENSORS:
+        yield FieldError(path=f"{path}.batch_tensors", message=f"has more than {MOST_BATCH_TENSORS} tensors")
         return
-    for index, tensor in enumerate(origin.batch):
-        texts |= {f"batch[{index}].{name}": getattr(tensor, name) for name in ("dtype", "digest")}
-        yield from _batch_tensor_errors(f"{path}.batch[{index}]", tensor)
+    for index, tensor in enumerate(origin.batch_tensors):
+        texts |= {f"batch_tensors[{index}].{name}": getattr(tensor, name) for name in ("dtype", "digest")}
+        yield from _batch_tensor_errors(f"{path}.batch_tensors[{index}]", tensor)
     if len(origin.operations) > MAX_LOSS_OPERATIONS:
         yield FieldError(path=f"{path}.operations", message=f"has more than {MAX_LOSS_OPERATIONS} operations")
         return

@@ -80,7 +80,7 @@ def test_the_service_takes_every_run_whose_facts_were_checked(service_url: str, 
     trainings += [Training(loss=Loss(**{field: value})) for field in LOSS_FIELDS for value in WRONG]
     origins = [Origin(**{field: value}) for field in ORIGIN_FIELDS for value in WRONG]
     origins += [Origin(input=OriginInput(**{field: value})) for field in ORIGIN_INPUT_FIELDS for value in WRONG]
-    origins += [Origin(batch=[BatchTensor(**{field: value})]) for field in BATCH_FIELDS for value in WRONG]
+    origins += [Origin(batch_tensors=[BatchTensor(**{field: value})]) for field in BATCH_FIELDS for value in WRONG]
     line: dict[str, Any] = {"file": "train.py", "line": 7}
     origins += [Origin(source=SourceLine(**{**line, field: value})) for field in SOURCE_FIELDS for value in WRONG]
     trainings += [Training(origin=origin) for origin in origins]

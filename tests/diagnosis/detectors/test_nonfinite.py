@@ -89,7 +89,7 @@ def test_a_scale_that_is_used_up_is_found() -> None:
     diagnosis = diagnose(skipping(falling(STEPS), skipped))
     assert list_alarms(diagnosis) == [(139, "exploding")]
     assert (finding := find_finding(diagnosis, "nonfinite")) is not None
-    assert "because the gradients are not finite" in finding.explanation
+    assert "because the gradients are not finite, while the weights are; a smaller scale" in finding.explanation
 
 
 def test_a_scale_that_settles_is_no_finding() -> None:

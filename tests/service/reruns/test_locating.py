@@ -14,7 +14,7 @@ ORIGIN: dict[str, Any] = {
     "operation": "log", "direction": "forward", "module": None, "step": FAILED, "kind": "numeric", "value": "NaN",
     "source": {"file": "train.py", "line": 57, "text": "loss = x.log().mean()"}, "is_loss_finite": False,
     "input": {"special": "negative", "text": "the input was negative in 1 of 8 elements"},
-    "batch": [{"digest": "0123456789abcdef"}],
+    "batch_tensors": [{"digest": "0123456789abcdef"}],
     "text": "NaN is born at step 20 in `log` (train.py:57).",
 }  # fmt: skip
 
@@ -58,7 +58,7 @@ def test_from_the_request_to_the_diagnosis(client: TestClient, worker: PlayedWor
         "log",
     )
     second = play(worker, ORIGIN)
-    third = play(worker, {**ORIGIN, "batch": [{"digest": "f" * 16}]})
+    third = play(worker, {**ORIGIN, "batch_tensors": [{"digest": "f" * 16}]})
     assert [(each["candidate"], each["seed"]) for each in (first, second, third)] == [(0, 0), (1, 0), (0, 1)]
     done = read(client, f"/reruns/{asked['id']}")
     assert (done["status"], done["reason"], done["plan"]) == ("done", ORIGIN["text"].removesuffix("."), None)

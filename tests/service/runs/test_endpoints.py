@@ -46,7 +46,7 @@ ORIGIN = {
     "is_loss_finite": True,
     "is_eager": None,
     "operations": [],
-    "batch": [
+    "batch_tensors": [
         {
             "shape": [64, 32],
             "dtype": "float32",
@@ -197,13 +197,13 @@ def test_the_diagnosis_has_the_origin_of_the_training(client: TestClient, create
         ({"input": {"shape": [1] * 33}}, "input.shape", "has more than 32 dimensions"),
         ({"input": {"shape": [-1]}}, "input.shape[0]", "must be from 0 to"),
         ({"input": {"text": "x" * 2001}}, "input.text", "has more than 2000 characters"),
-        ({"batch": [{}] * 9}, "batch", "has more than 8 tensors"),
-        ({"batch": [{"shape": [1] * 33}]}, "batch[0].shape", "has more than 32 dimensions"),
-        ({"batch": [{}, {"shape": [-1]}]}, "batch[1].shape[0]", "must be from 0 to"),
-        ({"batch": [{"nonfinite_count": -1}]}, "batch[0].nonfinite_count", "must be from 0 to"),
-        ({"batch": [{"examples": [0] * 17}]}, "batch[0].examples", "has more than 16 examples"),
-        ({"batch": [{"examples": [-1]}]}, "batch[0].examples[0]", "must be from 0 to"),
-        ({"batch": [{"digest": "x" * 2001}]}, "batch[0].digest", "has more than 2000 characters"),
+        ({"batch_tensors": [{}] * 9}, "batch_tensors", "has more than 8 tensors"),
+        ({"batch_tensors": [{"shape": [1] * 33}]}, "batch_tensors[0].shape", "has more than 32 dimensions"),
+        ({"batch_tensors": [{}, {"shape": [-1]}]}, "batch_tensors[1].shape[0]", "must be from 0 to"),
+        ({"batch_tensors": [{"nonfinite_count": -1}]}, "batch_tensors[0].nonfinite_count", "must be from 0 to"),
+        ({"batch_tensors": [{"examples": [0] * 17}]}, "batch_tensors[0].examples", "has more than 16 examples"),
+        ({"batch_tensors": [{"examples": [-1]}]}, "batch_tensors[0].examples[0]", "must be from 0 to"),
+        ({"batch_tensors": [{"digest": "x" * 2001}]}, "batch_tensors[0].digest", "has more than 2000 characters"),
     ],
 )
 def test_an_origin_beyond_the_limits_is_refused(

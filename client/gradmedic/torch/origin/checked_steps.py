@@ -191,7 +191,9 @@ class CheckedSteps:
         is_loss_finite = all(map(is_finite, losses)) if losses else None
         is_eager = True if uses_compiler() else None
         self._finish(
-            dataclasses.replace(origin, is_loss_finite=is_loss_finite, is_eager=is_eager, batch=self._describe_batch())
+            dataclasses.replace(
+                origin, is_loss_finite=is_loss_finite, is_eager=is_eager, batch_tensors=self._describe_batch()
+            )
         )
 
     def _finish(self, origin: Origin) -> None:

@@ -197,7 +197,7 @@ class Locator:
         values = [root.value for root in record.roots]
         if origin.is_loss_finite is None and values:
             origin = dataclasses.replace(origin, is_loss_finite=are_finite(values))
-        origin = dataclasses.replace(origin, step=self._find_step(), batch=self._describe_batch(record))
+        origin = dataclasses.replace(origin, step=self._find_step(), batch_tensors=self._describe_batch(record))
         self.origin = dataclasses.replace(origin, text=describe_origin(origin))
         self._attempts = _MOST_ATTEMPTS if origin.operation is not None else self._attempts
         logger.warning("gradmedic: %s", self.origin.text)

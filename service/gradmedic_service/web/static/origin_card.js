@@ -26,9 +26,9 @@ function placeParts({ step, source }, select) {
 }
 
 /** Return a list of the tensors of the step: how they look, and the digest that finds the batch again. */
-function batchParts({ batch }) {
-  if (!batch.length) return null;
-  const items = batch.map((tensor) => el("li", {},
+function batchParts({ batch_tensors: tensors }) {
+  if (!tensors.length) return null;
+  const items = tensors.map((tensor) => el("li", {},
     `${tensor.dtype ?? "tensor"} [${(tensor.shape ?? []).join(", ")}]`,
     tensor.min === null ? "" : `, from ${number(tensor.min)} to ${number(tensor.max)}`,
     tensor.nonfinite_count ? `, ${integer(tensor.nonfinite_count)} elements are NaN or infinite` : "",

@@ -109,7 +109,7 @@ def test_a_loss_outside_of_the_model_is_located(
     assert origin.source.line == line_of(loss_of, text)
     assert origin.step == FAULTY
     assert origin.is_loss_finite == (direction == "backward")
-    (batch,) = origin.batch
+    (batch,) = origin.batch_tensors
     assert (batch.shape, len(batch.digest or "")) == ([8, 4], 16)
 
 
@@ -121,8 +121,8 @@ def test_the_same_inputs_have_the_same_fingerprint(checked: Any) -> None:
     assert first is not None
     assert second is not None
     assert other is not None
-    assert first.batch == second.batch
-    assert first.batch != other.batch
+    assert first.batch_tensors == second.batch_tensors
+    assert first.batch_tensors != other.batch_tensors
 
 
 def test_nothing_is_computed_twice(checked: Any) -> None:

@@ -491,7 +491,7 @@ def test_the_batch_of_the_step_is_described() -> None:
     network.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
     origin = Training(network).run()
     assert origin is not None
-    inputs, targets = origin.batch
+    inputs, targets = origin.batch_tensors
     assert (inputs.shape, targets.shape) == ([16, 4], [16, 1])
     content = seen[FAULTY_STEP].numpy().tobytes()
     assert inputs.digest == hashlib.sha256(content).hexdigest()[:16]
