@@ -31,6 +31,8 @@ from gradmedic.protocol.verdicts import LEVELS, UNHEALTHY_VERDICTS, VERDICTS
 if TYPE_CHECKING:
     from gradmedic.protocol.recordings import Replay
 
+_RERUN_HINT = "A run with a trainable needs no change of its script: `gradmedic locate RUN` runs it again and finds it."
+
 
 class DiagnoseCommand:
     """`gradmedic diagnose`."""
@@ -153,7 +155,8 @@ def _describe_origin(diagnosis: DiagnosisAtStep, framework: str | None, width: i
             return []
         search = explain_search(framework)
         text = f"It is not known which operation made the first non-finite number. {search.text}"
-        return ["", *wrap(text, width), "", textwrap.indent(search.code, " " * 8)]
+        lines = ["", *wrap(text, width), "", textwrap.indent(search.code, " " * 8)]
+        return [*lines, "", *wrap(_RERUN_HINT, width)] if (framework or "torch").startswith("torch") else lines
     return ["", *describe_origin(origin, width)]
 
 

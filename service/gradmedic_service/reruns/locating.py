@@ -136,7 +136,7 @@ def _judge(origin: Origin, again: LocateTrial | None, other: LocateTrial | None)
         and other.origin is not None
         and other.has_same_losses is False
         and _is_same_place(origin, other.origin)
-        and origin.batch_tensors == other.origin.batch_tensors
+        and _digests(origin) == _digests(other.origin)
     ):
         kind, shown = "data", "The same batch fails with the weights of another seed too."
     text = " ".join(part for part in (origin.text, shown) if part)
@@ -150,10 +150,16 @@ def _may_be_data(origin: Origin, again: Origin | None) -> bool:
         again is not None
         and _is_same_place(origin, again)
         and origin.kind == "numeric"
-        and bool(origin.batch_tensors)
+        and _digests(origin) is not None
         and bool(origin.step)
         and not has_overflown
     )
+
+
+def _digests(origin: Origin) -> list[str] | None:
+    """Return the digests of the batch of a step; None if one is not known."""
+    digests = [tensor.digest for tensor in origin.batch_tensors if tensor.digest is not None]
+    return digests if digests and len(digests) == len(origin.batch_tensors) else None
 
 
 def _is_same_place(first: Origin, second: Origin) -> bool:

@@ -14,7 +14,8 @@ ORIGIN: dict[str, Any] = {
     "operation": "log", "direction": "forward", "module": None, "step": FAILED, "kind": "numeric", "value": "NaN",
     "source": {"file": "train.py", "line": 57, "text": "loss = x.log().mean()"}, "is_loss_finite": False,
     "input": {"special": "negative", "text": "the input was negative in 1 of 8 elements"},
-    "batch_tensors": [{"digest": "0123456789abcdef"}], "text": "NaN is born at step 20 in `log` (train.py:57).",
+    "batch_tensors": [{"digest": "0123456789abcdef"}],
+    "text": "NaN is born at step 20 in `log` (train.py:57).",
 }  # fmt: skip
 
 

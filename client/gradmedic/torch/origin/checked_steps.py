@@ -8,6 +8,7 @@ repeated, so that loaders, counters and moments go on as they would.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -22,14 +23,17 @@ from gradmedic.torch.first_batch import tensors_in
 from gradmedic.torch.module_hooks import AttachedHook, attach_forward_pre_hook
 from gradmedic.torch.optimizer_hooks import OptimizerHooks
 from gradmedic.torch.origin.finder import OriginFinder
-from gradmedic.torch.origin.fingerprint import describe_tensors
+from gradmedic.torch.origin.fingerprint import describe_batch
 from gradmedic.torch.origin.locator import find_obstacle
 from gradmedic.torch.origin.loss_tape import uses_compiler
 from gradmedic.torch.origin.numbers import are_finite, dense_part, is_finite
+from gradmedic.torch.origin.step_record import GivenTensor
 from gradmedic.torch.structure import unwrap_model
 
-_MOST_INPUTS = 256
-"""Tensors of a step from which its fingerprint is computed."""
+logger = logging.getLogger("gradmedic")
+
+_MOST_INPUTS = 64
+"""Tensors of a step that are kept until it ends."""
 _NOT_MADE_HERE = "no operation of torch that was checked made it"
 
 
@@ -54,8 +58,8 @@ class CheckedSteps:
         self._paths: dict[str, nn.Module] = {}
         self._parameters: dict[int, Tensor] = {}
         self._finder: OriginFinder | None = None
-        self._inputs: list[tuple[Tensor, int]] = []
-        """Inputs of the models in this step, and their versions."""
+        self._inputs: list[GivenTensor] = []
+        """Inputs of the models in this step."""
         self._hooks: list[OptimizerHooks | AttachedHook] = []
 
     @property
@@ -147,8 +151,12 @@ class CheckedSteps:
         if self._finder is None:
             return
         for tensor in tensors_in([args, kwargs]):
-            if tensor.grad_fn is None and not tensor.is_inference() and len(self._inputs) < _MOST_INPUTS:
-                self._inputs.append((tensor.detach(), tensor._version))
+            if len(self._inputs) < _MOST_INPUTS:
+                version = 0 if tensor.is_inference() else tensor._version
+                is_computed = tensor.grad_fn is not None
+                self._inputs.append(
+                    GivenTensor(tensor.detach(), version, id(tensor), tensor.requires_grad, is_computed)
+                )
 
     def _before_update(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         has_closure = any(callable(value) for value in (*args[1:], *kwargs.values()))
@@ -182,16 +190,21 @@ class CheckedSteps:
         losses = finder.calls.roots or finder.calls.scalars[-1:]
         is_loss_finite = all(map(is_finite, losses)) if losses else None
         is_eager = True if uses_compiler() else None
-        batch = self._describe_inputs()
-        self._finish(dataclasses.replace(origin, is_loss_finite=is_loss_finite, is_eager=is_eager, batch_tensors=batch))
+        self._finish(
+            dataclasses.replace(
+                origin, is_loss_finite=is_loss_finite, is_eager=is_eager, batch_tensors=self._describe_batch()
+            )
+        )
 
     def _finish(self, origin: Origin) -> None:
         origin = dataclasses.replace(origin, step=self._steps)
         self.origin = dataclasses.replace(origin, text=describe_origin(origin))
         self._report(self.origin)
 
-    def _describe_inputs(self) -> list[BatchTensor]:
-        """Return a description of the inputs of the models; empty if one was changed in place."""
-        if any(tensor._version != version for tensor, version in self._inputs):
+    def _describe_batch(self) -> list[BatchTensor]:
+        own = [*self._parameters.values(), *(buffer for module in self._paths.values() for buffer in module.buffers())]
+        try:
+            return describe_batch(self._inputs, own)
+        except Exception as error:  # the origin is worth more than its batch
+            logger.debug("gradmedic: the batch could not be described: %r", error)
             return []
-        return describe_tensors(tensor for tensor, _ in self._inputs)

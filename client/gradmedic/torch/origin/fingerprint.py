@@ -30,14 +30,11 @@ def describe_batch(given: Iterable[GivenTensor], own: Iterable[Tensor]) -> list[
         own: parameters and buffers of the models, which are no part of the batch.
     """
     known = {id(tensor) for tensor in own}
-    return describe_tensors(
-        item.tensor for item in given if not (item.original in known or item.is_computed or item.has_changed)
-    )
-
-
-def describe_tensors(tensors: Iterable[Tensor]) -> list[BatchTensor]:
-    """Return a description of the first tensors of a batch. A single number is no part of one."""
-    batch = [tensor for tensor in tensors if tensor.ndim]
+    batch = [
+        item.tensor
+        for item in given
+        if not (item.original in known or item.is_computed or item.has_changed) and item.tensor.ndim
+    ]
     return [_describe(tensor) for tensor in batch[:MOST_BATCH_TENSORS] if _is_plain(tensor)]
 
 

@@ -109,8 +109,8 @@ def test_a_loss_outside_of_the_model_is_located(
     assert origin.source.line == line_of(loss_of, text)
     assert origin.step == FAULTY
     assert origin.is_loss_finite == (direction == "backward")
-    (inputs,) = origin.batch_tensors
-    assert (inputs.shape, len(inputs.digest or "")) == ([8, 4], 16)
+    (batch,) = origin.batch_tensors
+    assert (batch.shape, len(batch.digest or "")) == ([8, 4], 16)
 
 
 def test_the_same_inputs_have_the_same_fingerprint(checked: Any) -> None:
