@@ -114,7 +114,7 @@ def vanishing_step(_step: int, depth: Any) -> tuple[float, Any]:
     return 2.3, 10.0 ** (-6 * (1 - depth))
 
 
-def fill(address: str, name: str, step_values: Step, steps: int, blocks: int = 8) -> str:
+def fill(address: str, name: str, step_values: Step, steps: int, blocks: int = 8, **fields: Any) -> str:
     """Create a run and append its steps; return its id."""
     layers = [
         {"name": f"encoder.{block}.{kind}", "kind": "Linear", "role": role, "shape": shape}
@@ -124,7 +124,7 @@ def fill(address: str, name: str, step_values: Step, steps: int, blocks: int = 8
     with httpx2.Client(base_url=f"{address}/api/v1", timeout=60) as client:
         body = {
             "project": "pages", "name": name, "layers": layers, "tags": ["seen"], "framework": "torch 2.13.0",
-            "statistics": ["grad_norm", "weight_norm", "update_norm"], "config": {"lr": 0.1},
+            "statistics": ["grad_norm", "weight_norm", "update_norm"], "config": {"lr": 0.1}, **fields,
         }  # fmt: skip
         run: str = client.post("/runs", json=body).json()["id"]
         for first in range(0, steps, BLOCK):

@@ -37,9 +37,9 @@ def breaking_step(step: int, depth: Any) -> tuple[float, Any]:
     return 2.3 * math.exp(-step / 60), np.ones_like(depth)
 
 
-def create(service: Service, name: str, origin: dict[str, Any] | None) -> str:
+def create(service: Service, name: str, origin: dict[str, Any] | None, **fields: Any) -> str:
     """Create a run that breaks, with an origin; return its id."""
-    run = fill(service.url, name, breaking_step, BORN)
+    run = fill(service.url, name, breaking_step, BORN, **fields)
     with httpx2.Client(base_url=f"{service.url}/api/v1") as client:
         if origin is not None:
             client.patch(f"/runs/{run}", json={"training": {"origin": origin}}).raise_for_status()
@@ -109,8 +109,27 @@ def test_a_run_without_origin_shows_how_to_find_it(open_page: Any, service: Serv
     assert violations(page) == ""
     with httpx2.Client(base_url=f"{service.url}/api/v1") as client:
         client.patch(f"/runs/{run}", json={"training": {"origin": ORIGIN}}).raise_for_status()
-    expect(page.locator("#origin .sentence")).to_be_visible()
+    sentence, changed = page.locator("#origin .sentence"), page.locator("#changed")
+    expect(sentence.or_(changed).locator("visible=true")).to_have_count(1)
+    if changed.is_visible():  # the card would move what is in view while the job trains
+        changed.click()
+    expect(sentence).to_be_visible()
     expect(search).to_be_hidden()
+
+
+def test_a_button_locates_it_by_a_rerun(open_page: Any, service: Service) -> None:
+    """The button starts a rerun of the kind `locate`, and leads to its page. Without a worker it says what to do."""
+    run = create(service, "to be located", None, trainable="guilty")
+    page = open_page(f"{service.url}/runs/{run}", refusals=(409,))
+    page.locator("#origin-search summary").click()
+    button = page.get_by_role("button", name="Locate it on this job")
+    button.click()
+    expect(page.locator("#error")).to_contain_text("No worker offers the trainable 'guilty'")
+    with httpx2.Client(base_url=f"{service.url}/api/v1") as client:
+        client.put("/trainables", json={"items": [{"name": "guilty", "parameters": []}]}).raise_for_status()
+    button.click()
+    page.wait_for_url(re.compile("/reruns/"))
+    expect(page.locator("#facts")).to_contain_text("locates the first number that is not finite")
 
 
 def test_a_search_without_result_has_its_reason(open_page: Any, service: Service) -> None:

@@ -1,4 +1,4 @@
-// The reruns of a run: a list with their progress, and a form that starts one.
+// The reruns of a run: a list with their progress, and the forms that start one.
 
 import { getAll, send, showError } from "./api.js";
 import { byId, debounce, el, setText } from "./dom.js";
@@ -62,20 +62,10 @@ function planText({ trials, steps, seconds_left: seconds, budget }) {
   return `${expected} At most ${integer(budget.trials)} trials, ${duration(budget.seconds)} and ${budget.rounds === 1 ? "one round" : `${budget.rounds} rounds`}.`;
 }
 
-/** Start a rerun when the form is submitted, and go to its page. Show the expected cost once its choices are open. */
-export function listenToForm(runId) {
-  const start = byId("start");
-  const choices = start?.querySelector("details");
-  const showPlan = debounce(200, async () => {
-    if (!choices.open) return;
-    const text = await send("POST", `/runs/${runId}/reruns/plan`, requestOf(start)).then(planText, (error) => error.message);
-    setText(byId("plan"), text);
-  });
-  choices?.addEventListener("toggle", showPlan);
-  start?.addEventListener("input", showPlan);
-  start?.addEventListener("submit", async (event) => {
+/** Start a rerun when a form is submitted, and go to its page. `requestOf(form)` returns the body of the request. */
+function startOnSubmit(form, runId, requestOf) {
+  form?.addEventListener("submit", async (event) => {
     event.preventDefault();
-    const form = event.target;
     const button = form.querySelector("button[type=submit]");
     button.disabled = true;
     try {
@@ -87,4 +77,19 @@ export function listenToForm(runId) {
       byId("error").scrollIntoView({ block: "center" });
     }
   });
+}
+
+/** Listen to the forms that start reruns. Show the expected cost of a race once its choices are open. */
+export function listenToForms(runId) {
+  const start = byId("start");
+  const choices = start?.querySelector("details");
+  const showPlan = debounce(200, async () => {
+    if (!choices.open) return;
+    const text = await send("POST", `/runs/${runId}/reruns/plan`, requestOf(start)).then(planText, (error) => error.message);
+    setText(byId("plan"), text);
+  });
+  choices?.addEventListener("toggle", showPlan);
+  start?.addEventListener("input", showPlan);
+  startOnSubmit(start, runId, requestOf);
+  startOnSubmit(byId("locate"), runId, () => ({ kind: "locate" }));
 }

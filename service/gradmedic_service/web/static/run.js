@@ -20,7 +20,7 @@ import { listenToNotes, showNotes } from "./notes.js";
 import { showOrigin } from "./origin_card.js";
 import { outcomeText, remediesOf, remediesText } from "./remedies.js";
 import { listenToReview, showReview } from "./review.js";
-import { applyRerunEvent, listenToForm, readReruns, showChoices } from "./reruns_of_run.js";
+import { applyRerunEvent, listenToForms, readReruns, showChoices } from "./reruns_of_run.js";
 import { listenToHeader, showHeader } from "./run_header.js";
 import { applyUnlessMoving, keepHeight } from "./steady.js";
 import { listenToTags, showTags } from "./tags.js";
@@ -481,7 +481,7 @@ async function start() {
   follow(runId, applyChange, (text) => setText(byId("live"), text));
 }
 
-listenToForm(runId);
+listenToForms(runId);
 listenToReview();
 listenToHeader(runId, applyRun);
 listenToTags(applyRun);
