@@ -61,7 +61,7 @@ class RunLists:
             review: answer of their reviews, or `none`.
             tag: a tag that they have.
             group: name of their group; empty for runs without one.
-            text: text in the name, the group or the notes; or at least 8 characters with which the id begins or ends.
+            text: text in the name, the group or the notes, or 8 or more characters with which the id begins or ends.
             parent_id: id of the suspect run.
             where: conditions on values, such as `{"config.lr": "<0.1", "metric.accuracy": ">0.9", "loss": "<=2"}`.
             config_keys: names of hyperparameters that each run is answered with, in `config`.

@@ -233,7 +233,7 @@ def test_the_first_advice_that_holds_on_every_seed_is_verified(
     assert race(case, TINY[0], done.reading).verified == (False, True)
     after = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert after.items() > kept.items()
-    assert {path.suffixes[-1] for path in after.keys() - kept.keys()} == {".verdict"}
+    assert {path.suffixes[-1] for path in after.keys() - kept.keys()} == {".json"}
     control, repaired = (try_remedies(case, TINY[0], remedies, 0) for remedies in ((), (RIGHT,)))
     assert is_true_in_skill(control, repaired)
     assert not is_true_in_skill(repaired, control)

@@ -117,6 +117,7 @@ def _with_sign(number: float) -> float:
 def _unexpand(tensor: Tensor) -> Tensor:
     """Return a tensor without what broadcasting has repeated.
 
+    >>> import torch
     >>> _unexpand(torch.ones(3, 1).expand(3, 5)).shape
     torch.Size([3, 1])
     """

@@ -80,8 +80,8 @@ class RunFilters:
         q: Annotated[
             str | None,
             Query(
-                description="Text in the name, the group or the notes, in any case; or at least "
-                f"{SHORT_ID} characters with which the id begins or ends."
+                description="Text in the name, the group or the notes, in any case. At least "
+                f"{SHORT_ID} characters with which the id begins or ends find the run too."
             ),
         ] = None,
         loss: Annotated[list[str] | None, Query(description="Condition on the last loss, for example `<0.5`.")] = None,  # noqa: ARG002 (read with the other conditions on values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -17,6 +18,15 @@ def close_remedies() -> Iterator[None]:
     while open_remedies:
         open_remedies.pop().close()
     assert torch._C._len_torch_function_stack() == 0
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> None:
+    """Let no test see what another has compiled, nor its stance: a process that compiles is observed in another way."""
+    compiler = sys.modules.get("torch._dynamo")
+    if compiler is not None:
+        compiler.reset()
+        torch.compiler.set_stance("default")
 
 
 @pytest.fixture

@@ -58,6 +58,7 @@ class CheckedSteps:
         self._paths: dict[str, nn.Module] = {}
         self._parameters: dict[int, Tensor] = {}
         self._finder: OriginFinder | None = None
+        self._has_forced_eager = False
         self._inputs: list[GivenTensor] = []
         """Inputs of the models in this step."""
         self._hooks: list[OptimizerHooks | AttachedHook] = []
@@ -130,6 +131,9 @@ class CheckedSteps:
         for hook in self._hooks:
             hook.close() if isinstance(hook, OptimizerHooks) else hook.remove()
         self._hooks.clear()
+        if self._has_forced_eager:
+            torch.compiler.set_stance("default")
+            self._has_forced_eager = False
 
     def _begin(self) -> None:
         if not are_finite(self._parameters.values()):
@@ -137,6 +141,7 @@ class CheckedSteps:
             return
         if uses_compiler():
             torch.compiler.set_stance("force_eager")
+            self._has_forced_eager = True
         self._finder = OriginFinder(self._paths)
         self._finder.__enter__()
 

@@ -35,7 +35,6 @@ def checked() -> Iterator[Callable[..., CheckedSteps]]:
     yield make
     for each in made:
         each.close()
-    torch.compiler.set_stance("default")
 
 
 class Network(nn.Module):
