@@ -307,8 +307,8 @@ def _show_roots(tensors: Any) -> None:
 def _show_unseen_call(root: Tensor) -> None:
     """Show the call of a loss function that computed a root, if no wrapper has seen it."""
     try:
-        call = read_call(root)
-        if call is None or call.node in _noted:
+        call = read_call(root, _noted)
+        if call is None:
             return
         result = root if call.is_root else _call_nested(call.function, call.repeat, (), {})
     except Exception as error:  # must not reach the script

@@ -7,7 +7,7 @@ else: no hook of saved tensors, as that of a checkpoint, may run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,7 +55,6 @@ class ReadCall:
     function: str
     arguments: dict[str, Any]
     """The arguments by name. A cross entropy is read as `nll_loss` of its log-probabilities."""
-    node: NodeId | None
     is_root: bool
     """Whether the given tensor is the result of the call, apart from its shape."""
 
@@ -65,11 +64,12 @@ class ReadCall:
         return result
 
 
-def read_call(root: Tensor) -> ReadCall | None:
+def read_call(root: Tensor, seen: Container[NodeId | None] = ()) -> ReadCall | None:
     """Return the call that computed a tensor, or something that was multiplied to get it; None if there is none.
 
     Args:
         root: a tensor of which gradients are about to be computed.
+        seen: results of calls that are known; their nodes are not read.
     """
     node, is_root = skip_views(root.grad_fn), True
     for _ in range(_MOST_SCALINGS):
@@ -78,10 +78,10 @@ def read_call(root: Tensor) -> ReadCall | None:
         sources = [source for source, _ in node.next_functions if source is not None]
         node, is_root = (skip_views(sources[0]) if len(sources) == 1 else None), False
     stored = None if node is None else _STORED_CALLS.get(get_operation(node))
-    if node is None or stored is None:
+    if node is None or stored is None or identify(node) in seen:
         return None
     arguments = _read_arguments(node, stored)
-    return None if arguments is None else ReadCall(stored.function, arguments, identify(node), is_root)
+    return None if arguments is None else ReadCall(stored.function, arguments, is_root)
 
 
 def _read_arguments(node: Node, stored: _StoredCall) -> dict[str, Any] | None:

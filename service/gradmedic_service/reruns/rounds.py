@@ -209,7 +209,7 @@ def _has_helped(trial: TrialState, control: TrialState) -> bool:
 
 
 def _is_stable(trial: TrialState) -> bool:
-    """Whether a trial did not fail as a control does."""
+    """Whether a trial has shown healthy gradients and a finite value."""
     return trial.status in JUDGED and not trial.is_unhealthy and math.isfinite(_final_value(trial))
 
 

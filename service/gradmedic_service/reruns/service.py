@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 from gradmedic.protocol.encoding import encode_json, without_nonfinite
@@ -219,26 +220,17 @@ def _new_rerun(
     steps = body.budget.steps or min(
         _default_steps(run, len(candidates), seeds, trials, seconds, step_seconds), limits.max_rerun_steps
     )
-    rerun = models.Rerun(
-        id=body.id or new_id(),
-        run_id=run.id,
-        project=run.project,
-        trainable=trainable.name,
-        owner=trainable.owner,
-        executor=body.executor,
+    rerun = _queued(
+        session,
+        run,
+        trainable,
+        body,
         is_automatic=is_automatic,
-        status="queued",
-        reason=None,
         candidates=without_nonfinite(CANDIDATES.dump_python([[], *candidates])),
-        parameters=parameters_of_control(run.details.config, parameters),
         seeds=list(range(seeds)),
         steps=steps,
         seconds=seconds,
         max_trials=trials,
-        outcomes=None,
-        created_at=database_time(session),
-        started_at=None,
-        ended_at=None,
     )
     plan = StoredPlan(
         first_round=len(candidates),
@@ -279,27 +271,18 @@ def _new_locating_rerun(
         )
     seed = run.details.config.get("seed")
     is_seed = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < LARGEST_INT32
-    rerun = models.Rerun(
-        id=body.id or new_id(),
-        run_id=run.id,
-        project=run.project,
-        trainable=trainable.name,
-        owner=trainable.owner,
-        executor=body.executor,
+    rerun = _queued(
+        session,
+        run,
+        trainable,
+        body,
+        kind="locate",
         is_automatic=False,
-        status="queued",
-        reason=None,
         candidates=[[]],
-        parameters=parameters_of_control(run.details.config, parameters_of(trainable)),
         seeds=[seed if is_seed else 0],
         steps=steps,
         seconds=seconds,
         max_trials=min(trials, locating.MAX_TRIALS),
-        outcomes=None,
-        kind="locate",
-        created_at=database_time(session),
-        started_at=None,
-        ended_at=None,
     )
     plan = StoredPlan(
         first_round=locating.CANDIDATES - 1,
@@ -311,6 +294,28 @@ def _new_locating_rerun(
     )
     store_plan(rerun, plan)
     return rerun
+
+
+def _queued(
+    session: Session, run: models.Run, trainable: models.Trainable, body: RerunCreate, **values: Any
+) -> models.Rerun:
+    """Return a rerun that has not begun. `values` are the fields in which the kinds of reruns differ."""
+    return models.Rerun(
+        id=body.id or new_id(),
+        run_id=run.id,
+        project=run.project,
+        trainable=trainable.name,
+        owner=trainable.owner,
+        executor=body.executor,
+        status="queued",
+        reason=None,
+        parameters=parameters_of_control(run.details.config, parameters_of(trainable)),
+        outcomes=None,
+        created_at=database_time(session),
+        started_at=None,
+        ended_at=None,
+        **values,
+    )
 
 
 def _check_locating(body: RerunCreate) -> None:
