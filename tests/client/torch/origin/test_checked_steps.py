@@ -112,6 +112,25 @@ def test_a_loss_outside_of_the_model_is_located(
     assert (batch.shape, len(batch.digest or "")) == ([8, 4], 16)
 
 
+@pytest.mark.parametrize("part", [slice(None), slice(0, 4)], ids=["whole", "part"])
+def test_an_empty_buffer_that_is_overwritten_is_judged(checked: Any, part: slice) -> None:
+    """What was written into a tensor of `torch.empty` counts: the operation that made it is named, not its readers."""
+
+    def loss_of(output: Tensor, step: int) -> Tensor:
+        buffer = torch.empty(8)
+        buffer.zero_()
+        buffer[part] = (-output.detach().abs().sum(1) - 1.0 if step == FAULTY else output.detach().sum(1).exp())[part]
+        made = torch.empty(8)
+        torch.log(buffer[part], out=made[part])
+        return (output.sum(1)[part] * made[part]).mean()
+
+    origin = train(checked(), loss_of)
+    assert origin is not None
+    assert origin.operation == "log"
+    assert origin.source is not None
+    assert origin.source.line == line_of(loss_of, "torch.log(")
+
+
 def test_the_same_inputs_have_the_same_fingerprint(checked: Any) -> None:
     """The fingerprint is that of the inputs, not of the weights."""
     batches = [torch.randn(8, 4, generator=torch.Generator().manual_seed(number)) for number in range(8)]
