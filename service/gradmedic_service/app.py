@@ -20,6 +20,7 @@ from gradmedic_service.access.endpoints import router as access_router
 from gradmedic_service.access.keyring import LAST_USE_SECONDS, Keyring
 from gradmedic_service.access.places import Places
 from gradmedic_service.access.rate_limits import RateLimits
+from gradmedic_service.alerts.sending import build_sender
 from gradmedic_service.database import schema
 from gradmedic_service.database.engine import Database
 from gradmedic_service.database.urls import printable_url
@@ -132,6 +133,8 @@ def build_services(settings: Settings, route_table: RouteTable) -> Services:
         run_cache=RunCache(),
         live_runs=LiveRuns(settings.max_streams),
         automatic_reruns=AutomaticReruns(limits, facts, metrics),
+        sender=build_sender(settings),
+        max_alert_destinations=settings.max_alert_destinations,
         trial_lease=settings.trial_lease,
         worker_patience=settings.worker_patience,
         due_work_interval=settings.due_work_interval,
