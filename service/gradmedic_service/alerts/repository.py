@@ -8,7 +8,20 @@ from datetime import datetime
 from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import Connection, Table, case, delete, func, insert, literal_column, or_, select, update
+from sqlalchemy import (
+    Connection,
+    Delete,
+    Table,
+    Update,
+    case,
+    delete,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.orm import Session
 
 from gradmedic_service.alerts.grouping import NamedRun
@@ -20,7 +33,6 @@ IDS_PER_QUERY = 500
 
 _ADD_EVENTS = insert(cast("Table", models.AlertEvent.__table__))
 _IS_WAITING = models.AlertEvent.handled_at.is_(None)
-_NO_SYNCHRONIZATION = {"synchronize_session": False}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,16 +108,14 @@ def mark_handled(
     """Mark events as handled, with the alert that was made of them."""
     event = models.AlertEvent
     for ids in _batches(event_ids):
-        values = {"handled_at": handled_at, "alert_id": alert_id}
-        session.execute(update(event).where(event.id.in_(ids)).values(values), execution_options=_NO_SYNCHRONIZATION)
+        _change(session, update(event).where(event.id.in_(ids)).values(handled_at=handled_at, alert_id=alert_id))
 
 
 def postpone(session: Session, event_ids: Collection[UUID], due_at: datetime) -> None:
     """Let events wait until a time."""
     event = models.AlertEvent
     for ids in _batches(event_ids):
-        changed = update(event).where(event.id.in_(ids)).values(due_at=due_at)
-        session.execute(changed, execution_options=_NO_SYNCHRONIZATION)
+        _change(session, update(event).where(event.id.in_(ids)).values(due_at=due_at))
 
 
 def count_alerts_since(session: Session, project: str, trouble: str, since: datetime) -> int:
@@ -291,10 +301,7 @@ def end_old_deliveries(session: Session, created_before: datetime) -> int:
     """Give up waiting deliveries that were made before a time, and were tried; return how many."""
     delivery = models.AlertDelivery
     is_old = (delivery.state == "waiting", delivery.created_at < created_before, delivery.attempts > 0)
-    result = session.execute(
-        update(delivery).where(*is_old).values(state="dead"), execution_options=_NO_SYNCHRONIZATION
-    )
-    return cast("Any", result).rowcount
+    return _change(session, update(delivery).where(*is_old).values(state="dead"))
 
 
 # Retention
@@ -304,7 +311,7 @@ def remove_alerts_before(session: Session, moment: datetime, limit: int) -> int:
     """Delete the oldest alerts before a time, at most `limit`; return how many."""
     alert = models.Alert
     old = select(alert.id).where(alert.id < first_id_at(moment)).order_by(alert.id).limit(limit)
-    return cast("Any", session.execute(delete(alert).where(alert.id.in_(old)))).rowcount
+    return _change(session, delete(alert).where(alert.id.in_(old)))
 
 
 def remove_alerts_beyond(session: Session, project: str, count: int) -> int:
@@ -314,8 +321,7 @@ def remove_alerts_beyond(session: Session, project: str, count: int) -> int:
     first_beyond = session.scalar(newest_first.offset(count).limit(1))
     if first_beyond is None:
         return 0
-    removed = delete(alert).where(alert.project == project, alert.id <= first_beyond)
-    return cast("Any", session.execute(removed)).rowcount
+    return _change(session, delete(alert).where(alert.project == project, alert.id <= first_beyond))
 
 
 def list_projects_with_alerts(session: Session) -> list[str]:
@@ -326,8 +332,12 @@ def list_projects_with_alerts(session: Session) -> list[str]:
 def remove_untold_events(session: Session, handled_before: datetime) -> int:
     """Delete the events that were handled before a time and became no alert; return how many."""
     event = models.AlertEvent
-    old = delete(event).where(event.handled_at < handled_before, event.alert_id.is_(None))
-    return cast("Any", session.execute(old, execution_options=_NO_SYNCHRONIZATION)).rowcount
+    return _change(session, delete(event).where(event.handled_at < handled_before, event.alert_id.is_(None)))
+
+
+def _change(session: Session, statement: Delete | Update) -> int:
+    """Run a statement that changes rows, and return how many it changed."""
+    return session.connection().execute(statement).rowcount
 
 
 def _batches(ids: Collection[UUID]) -> Iterator[list[UUID]]:
