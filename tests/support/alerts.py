@@ -102,4 +102,4 @@ def mute_project(database: Database, project: str, seconds: float) -> None:
 def read_rows(database: Database, model: Any) -> list[Any]:
     """Return all rows of a table, the oldest first."""
     with database.reading() as session:
-        return list(session.scalars(select(model).order_by(model.id)))
+        return list(session.scalars(select(model).order_by(model.created_at, model.id)))

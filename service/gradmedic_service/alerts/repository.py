@@ -262,7 +262,7 @@ def claim_delivery(session: Session, now: datetime, lease_expires_at: datetime) 
     """
     delivery = models.AlertDelivery
     while True:
-        query = _due_deliveries(now).order_by(delivery.attempts, delivery.id).limit(1)
+        query = _due_deliveries(now).order_by(delivery.attempts, delivery.created_at, delivery.id).limit(1)
         claimed_id = session.scalar(query.with_for_update(skip_locked=True, of=delivery))
         if claimed_id is None:
             return None
