@@ -65,7 +65,7 @@ def add_destination(database: Database, project: str = "tests", name: str = "hoo
         name=name,
         kind="webhook",
         shown=f"https://{name}.example.com",
-        secret=f"https://{name}.example.com".encode(),
+        secret=fields.pop("secret", f"https://{name}.example.com".encode()),
         troubles=fields.pop("troubles", None),
         muted_until=fields.pop("muted_until", None),
         created_at=datetime.now(UTC),

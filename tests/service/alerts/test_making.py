@@ -15,7 +15,7 @@ from tests.support.alerts import add_destination, let_time_pass, mute_project, r
 from tests.support.played_worker import API, CLIP, PlayedWorker, block, rerun, suspect
 
 from gradmedic.protocol.ids import new_id
-from gradmedic_service.alerts import making
+from gradmedic_service.alerts import grouping, making
 from gradmedic_service.alerts.making import make_due_alerts
 from gradmedic_service.alerts.policy import COOLDOWN_SECONDS, GATHERING_SECONDS, LASTING_SECONDS, MAX_GATHERING_SECONDS
 from gradmedic_service.database.engine import Database
@@ -233,7 +233,7 @@ def test_an_alert_and_its_events_are_stored_together(
     for project in ("broken", "sound"):
         add_destination(database, project=project)
         suspect(client, project=project, name=project)
-    compose = making.compose
+    compose = grouping.compose
 
     def fail(project: str, *arguments: Any) -> Any:
         if project == "broken":
