@@ -20,6 +20,9 @@ from gradmedic_service.access.endpoints import router as access_router
 from gradmedic_service.access.keyring import LAST_USE_SECONDS, Keyring
 from gradmedic_service.access.places import Places
 from gradmedic_service.access.rate_limits import RateLimits
+from gradmedic_service.alerts.delivering import deliver_due
+from gradmedic_service.alerts.making import make_due_alerts
+from gradmedic_service.alerts.retention import remove_old_alerts
 from gradmedic_service.alerts.sending import build_sender
 from gradmedic_service.database import schema
 from gradmedic_service.database.engine import Database
@@ -164,6 +167,21 @@ def periodic_tasks(services: Services, is_ending: Event) -> list[PeriodicTask]:
             name="start automatic reruns",
             seconds=services.due_work_interval,
             run=lambda: services.automatic_reruns.start_waiting(services.database),
+        ),
+        PeriodicTask(
+            name="make alerts",
+            seconds=services.due_work_interval,
+            run=lambda: make_due_alerts(services.database, is_ending),
+        ),
+        PeriodicTask(
+            name="deliver alerts",
+            seconds=services.due_work_interval,
+            run=lambda: deliver_due(services.database, services.sender, services.metrics, is_ending),
+        ),
+        PeriodicTask(
+            name="remove old alerts",
+            seconds=RARE_WORK_SECONDS,
+            run=lambda: remove_old_alerts(services.database),
         ),
         PeriodicTask(
             name="do rare due work",
