@@ -254,6 +254,7 @@ OPERATIONS = {
         {
             "muted_detectors": ["plateau"], "rerun_automatically": True, "max_concurrent_trials": 8,
             "max_rerun_seconds": 60.0,
+            "alerts_muted_until": "2026-01-02T00:00:00Z",
         },
         method="PATCH",
     ),

@@ -336,15 +336,15 @@ CASES = [
 ]
 
 NO_IDS = frozenset({
-    "accept", "accept-encoding", "add", "answer", "append_layers", "at_step", "attempt", "budget", "budget.rounds",
-    "budget.seconds", "budget.steps", "budget.trials", "config", "config_keys", "date", "environment", "evaluation",
-    "executor", "exit_code", "expires_at", "field", "framework", "from_step", "generation", "gpus", "group",
-    "group_by", "items", "items.gpus", "items.parameters", "items.timeout", "judge_by", "kind",
-    "last-event-id", "last_step", "layer", "layers", "learning", "level", "loss", "max_concurrent_trials", "max_points",
-    "max_rerun_seconds", "max_results", "muted_detectors", "name", "note", "notes", "origin", "output", "page_token",
-    "q", "reason", "remedies", "remove", "remedies.id", "remedies.parameters", "rerun_automatically", "review",
-    "scopes", "seconds", "seeds", "skip", "sort", "statistic", "statistics", "status", "step", "tag", "tags", "to_step",
-    "training", "verdict", "worker",
+    "accept", "accept-encoding", "add", "alerts_muted_until", "answer", "append_layers", "at_step", "attempt",
+    "budget", "budget.rounds", "budget.seconds", "budget.steps", "budget.trials", "config", "config_keys", "date",
+    "environment", "evaluation", "executor", "exit_code", "expires_at", "field", "framework", "from_step",
+    "generation", "gpus", "group", "group_by", "items", "items.gpus", "items.parameters", "items.timeout", "judge_by",
+    "kind", "last-event-id", "last_step", "layer", "layers", "learning", "level", "loss", "max_concurrent_trials",
+    "max_points", "max_rerun_seconds", "max_results", "muted_detectors", "name", "note", "notes", "origin", "output",
+    "page_token", "q", "reason", "remedies", "remove", "remedies.id", "remedies.parameters", "rerun_automatically",
+    "review", "scopes", "seconds", "seeds", "skip", "sort", "statistic", "statistics", "status", "step", "tag", "tags",
+    "to_step", "training", "verdict", "worker",
 })  # fmt: skip
 """Parameters of queries, headers and fields of bodies that name no object: numbers, texts, and positions in lists that
 are filtered by the key. What is nested in `layers`, `training` and `origin` describes the run's own model."""
