@@ -162,6 +162,11 @@ class Settings(BaseSettings):
     max_alert_destinations: int = Field(default=20, ge=1)
     """Alert destinations of one project."""
 
+    @field_validator("secret_key", "public_url", "smtp_url", "mail_from", mode="before")
+    @classmethod
+    def _unset_empty(cls, value: object) -> object:
+        return None if value == "" else value  # as docker compose passes on a variable that is not set
+
     @field_validator("secret_key")
     @classmethod
     def _check_secret_key(cls, value: SecretStr | None) -> SecretStr | None:

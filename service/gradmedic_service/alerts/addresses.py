@@ -17,7 +17,7 @@ MAX_ADDRESS_LENGTH = 2_048
 """Characters of an address. Browsers and servers agree on URLs of this length."""
 MAX_MAIL_LENGTH = 254
 """Characters of the address of a mailbox (RFC 5321, section 4.5.3.1.3, without the angle brackets)."""
-MAILBOX = re.compile(
+MAILBOX = (
     r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*"
     r"@[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*"
 )
@@ -87,7 +87,7 @@ def is_mailbox(text: str) -> bool:
     >>> [is_mailbox(text) for text in ("ml@example.com", "a@b, c@d", "a@b\r\nBcc: c@d", "Ml <ml@example.com>")]
     [True, False, False, False]
     """
-    return len(text) <= MAX_MAIL_LENGTH and MAILBOX.fullmatch(text) is not None
+    return len(text) <= MAX_MAIL_LENGTH and re.fullmatch(MAILBOX, text) is not None
 
 
 def _parse_mailbox(text: str) -> Address:

@@ -28,8 +28,8 @@ class _Form:
     """One form in which the address of a chat service is written."""
 
     service: str
-    pattern: re.Pattern[str]
-    """The whole address; its named groups are the parts."""
+    pattern: str
+    """Pattern of the whole address; its named groups are the parts. It is compiled when it is first used."""
     shown: str
     """The address without secrets: `{channel}` is the part of that name."""
 
@@ -40,7 +40,7 @@ _TEAMS_HOST = r"(?P<host>[a-z0-9.-]+\.(?:logic\.azure\.com|api\.powerplatform\.c
 _FORMS = (
     _Form(
         "slack",
-        re.compile(
+        (
             r"slack://(?P<token_a>[A-Z0-9]{1,40})/(?P<token_b>[A-Z0-9]{1,40})/(?P<token_c>[A-Za-z0-9]{1,80})"
             + _SLACK_CHANNEL
         ),
@@ -48,12 +48,12 @@ _FORMS = (
     ),
     _Form(
         "slack",
-        re.compile(r"slack://(?P<access_token>xox[abp]-[A-Za-z0-9-]{1,200})/[#]?(?P<channel>[a-zA-Z0-9_-]{1,80})/?"),
+        (r"slack://(?P<access_token>xox[abp]-[A-Za-z0-9-]{1,200})/[#]?(?P<channel>[a-zA-Z0-9_-]{1,80})/?"),
         "slack://...{channel}",
     ),
     _Form(
         "slack",
-        re.compile(
+        (
             r"https://hooks\.slack\.com/services/"
             r"(?P<token_a>[A-Z0-9]{1,40})/(?P<token_b>[A-Z0-9]{1,40})/(?P<token_c>[A-Za-z0-9]{1,80})/?"
         ),
@@ -61,12 +61,12 @@ _FORMS = (
     ),
     _Form(
         "discord",
-        re.compile(r"discord://(?P<webhook_id>[0-9]{1,30})/(?P<webhook_token>[A-Za-z0-9_-]{1,200})/?"),
+        (r"discord://(?P<webhook_id>[0-9]{1,30})/(?P<webhook_token>[A-Za-z0-9_-]{1,200})/?"),
         "discord://{webhook_id}/...",
     ),
     _Form(
         "discord",
-        re.compile(
+        (
             r"https://(?:discord|discordapp)\.com/api/(?:v\d+/)?webhooks/"
             r"(?P<webhook_id>[0-9]{1,30})/(?P<webhook_token>[A-Za-z0-9_-]{1,200})/?"
         ),
@@ -74,7 +74,7 @@ _FORMS = (
     ),
     _Form(
         "teams",
-        re.compile(
+        (
             rf"https://{_TEAMS_HOST}(?::443)?(?P<automation>/powerautomate/automations/direct(?:/cu/(?P<routing>[0-9]+))?)?"
             r"/workflows/(?P<workflow>[A-Za-z0-9_-]{1,200})/triggers/manual/paths/invoke/?"
             r"\?(?:[^#]*&)?sig=(?P<signature>[A-Za-z0-9_-]{1,200})(?:&[^#]*)?"
@@ -83,7 +83,7 @@ _FORMS = (
     ),
     _Form(
         "telegram",
-        re.compile(
+        (
             r"(?:telegram|tgram)://(?P<bot_token>[0-9]{1,30}:[A-Za-z0-9_-]{1,100})/"
             r"(?P<chat>-?[0-9]{1,30}|@?[A-Za-z][A-Za-z0-9_]{3,63})/?"
         ),
@@ -91,7 +91,7 @@ _FORMS = (
     ),
     _Form(
         "pagerduty",
-        re.compile(
+        (
             r"pagerduty://(?P<integration_key>[A-Za-z0-9_-]{1,100})(?:@(?P<api_key>[A-Za-z0-9_+-]{1,100}))?/?"
             r"(?:\?region=(?P<region>us|eu))?"
         ),
@@ -123,10 +123,9 @@ _SCHEMES = {
     "workflows": "teams",
 }
 """The chat service that a scheme names."""
-_HOSTS = re.compile(
-    r"https?://(?:[^/?#]*@)?(?:(?P<slack>[a-z0-9.-]*\bslack\.com)|(?P<discord>[a-z0-9.-]*\bdiscord(?:app)?\.com)"
-    r"|(?P<teams>[a-z0-9.-]+\.(?:logic\.azure\.com|api\.powerplatform\.com|webhook\.office\.com)))(?=[:/?#]|$)",
-    re.IGNORECASE,
+_HOSTS = (
+    r"(?i)https?://(?:[^/?#]*@)?(?:(?P<slack>[a-z0-9.-]*\bslack\.com)|(?P<discord>[a-z0-9.-]*\bdiscord(?:app)?\.com)"
+    r"|(?P<teams>[a-z0-9.-]+\.(?:logic\.azure\.com|api\.powerplatform\.com|webhook\.office\.com)))(?=[:/?#]|$)"
 )
 """The chat service to which an https URL belongs. It would not understand the body of a webhook."""
 
@@ -137,11 +136,11 @@ def parse(text: str) -> ChatAddress | None:
     Raises ValueError if the text names a chat service, and is not in one of its forms.
     """
     for form in _FORMS:
-        if (match := form.pattern.fullmatch(text)) is not None:
+        if (match := re.fullmatch(form.pattern, text)) is not None:
             parts = {name: value for name, value in match.groupdict().items() if value}
             return ChatAddress(service=form.service, shown=_show(form, parts), parts=parts)
     service = _SCHEMES.get(text.partition("://")[0].lower())
-    if service is None and (host := _HOSTS.match(text)) is not None:
+    if service is None and (host := re.match(_HOSTS, text)) is not None:
         service = host.lastgroup
     if service is None:
         return None

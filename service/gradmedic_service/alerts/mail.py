@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass, field
-from email.message import EmailMessage
-from email.policy import SMTP as SMTP_POLICY
-from email.utils import format_datetime
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -16,6 +13,7 @@ from gradmedic_service.alerts.messages import DeliveryFailed, Message, text_of
 
 if TYPE_CHECKING:
     import ssl
+    from email.message import EmailMessage
     from smtplib import SMTP
 
 MAIL_SECONDS = 20.0
@@ -142,6 +140,11 @@ def _open(server: MailServer, seconds: float, context: ssl.SSLContext) -> SMTP:
 
 def mail_of(message: Message, sender: str, recipient: str) -> EmailMessage:
     """Return a message as a mail. A line break in its title becomes a space, so that it adds no header."""
+    # Here, because a start of the service needs no mail.
+    from email.message import EmailMessage
+    from email.policy import SMTP as SMTP_POLICY
+    from email.utils import format_datetime
+
     mail = EmailMessage(policy=SMTP_POLICY)
     mail["Subject"] = " ".join(message.title.split())
     mail["From"] = sender
