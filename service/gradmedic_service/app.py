@@ -21,6 +21,7 @@ from gradmedic_service.access.keyring import LAST_USE_SECONDS, Keyring
 from gradmedic_service.access.places import Places
 from gradmedic_service.access.rate_limits import RateLimits
 from gradmedic_service.alerts.delivering import deliver_due
+from gradmedic_service.alerts.endpoints import router as alerts_router
 from gradmedic_service.alerts.making import make_due_alerts
 from gradmedic_service.alerts.retention import remove_old_alerts
 from gradmedic_service.alerts.sending import build_sender
@@ -93,6 +94,7 @@ def create_app(settings: Settings) -> FastAPI:
         reruns_router,
         trials_router,
         trainables_router,
+        alerts_router,
     )
     add_documentation(app)
     check_requirements(app)

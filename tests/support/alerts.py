@@ -81,6 +81,25 @@ def add_destination(database: Database, project: str = "tests", name: str = "hoo
     return destination.id
 
 
+def add_alerts(database: Database, project: str, count: int) -> None:
+    """Store alerts that went nowhere."""
+    for number in range(count):
+        alert = Alert(
+            id=new_id(),
+            project=project,
+            trouble="critical",
+            run_ids=[],
+            run_count=1,
+            title=f"run {number} is exploding",
+            sentence="Gradients grow.",
+            advice=None,
+            path="/",
+            created_at=datetime.now(UTC),
+        )
+        with database.writing() as session:
+            session.add(alert)
+
+
 def let_time_pass(database: Database, seconds: float) -> None:
     """Let everything that has to do with alerts have happened some seconds earlier."""
     with database.writing() as session:

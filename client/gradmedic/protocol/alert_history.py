@@ -52,13 +52,13 @@ class Alert:
     project: str
     """Name of the project."""
     trouble: Annotated[str, OneOf(*TROUBLES)]
-    """What the alert is about."""
+    """Trouble that the alert is about."""
     title: str
     """One line, for example "lstm-3 is exploding" or "12 of 40 runs of sweep are exploding"."""
     sentence: str
-    """What happened."""
+    """The sentence that describes what happened."""
     advice: str | None
-    """What to do first. Null if there is no advice."""
+    """The first thing to do. Null if there is no advice."""
     path: str
     """Path of the page to open."""
     run_ids: list[UUID]

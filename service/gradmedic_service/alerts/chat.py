@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from http import HTTPStatus
 from importlib import import_module
 from threading import get_ident
@@ -34,6 +35,10 @@ _TITLES = {
     "telegram": "Telegram",
     "pagerduty": "PagerDuty",
 }
+ZERO_WIDTH_SPACE = "\u200b"
+_PLAIN = str.maketrans({"<": "\u2039", ">": "\u203a", "@": f"@{ZERO_WIDTH_SPACE}"})
+_LOGGERS = ("apprise", "urllib3")
+"""Loggers whose lines of finer levels contain URLs with tokens."""
 _STATUS = re.compile(r"\berror=(\d{3})\b")
 """The status of HTTP in the lines that Apprise's plugins log about a failure."""
 
@@ -60,10 +65,16 @@ def _notify(address: Address, message: Message, _connections: Connections) -> No
     kind = NotifyType.SUCCESS if message.trouble in GOOD_NEWS else NotifyType.WARNING
     if message.trouble in ("critical", "failed"):
         kind = NotifyType.FAILURE
+    shown = replace(
+        message,
+        title=_plain(message.title),
+        sentence=_plain(message.sentence),
+        advice=None if message.advice is None else _plain(message.advice),
+    )
     with _failures() as lines:
         plugins = _BUILDERS[address.service](address.parts, message)
         is_sent = all(
-            plugin.notify(title=message.title, body=text_of(message), notify_type=kind, body_format=NotifyFormat.TEXT)
+            plugin.notify(title=shown.title, body=text_of(shown), notify_type=kind, body_format=NotifyFormat.TEXT)
             for plugin in plugins
         )
     if is_sent:
@@ -75,6 +86,17 @@ def _notify(address: Address, message: Message, _connections: Connections) -> No
     if statuses[-1] < HTTPStatus.MULTIPLE_CHOICES:
         raise DeliveryFailed(f"{title} refused the message; check the channel and what the token may do.")
     raise DeliveryFailed(f"{title} answered {statuses[-1]}.", is_permanent=is_permanent(statuses[-1]))
+
+
+def _plain(text: str) -> str:
+    """Return a text in which no chat service finds a mention, a tag or a link with another text.
+
+    A run may have any name, and its owner need not be allowed to mention a whole channel.
+
+    >>> _plain("<!channel> [here](https://example.com) @everyone").replace(ZERO_WIDTH_SPACE, "|")
+    '‹!channel› [here] (https://example.com) @|everyone'
+    """
+    return text.translate(_PLAIN).replace("](", "] (")
 
 
 def _plugin(module: str, name: str, *arguments: object, **options: object) -> NotifyBase:
@@ -156,10 +178,7 @@ _BUILDERS: Mapping[str, Callable[[Mapping[str, str], Message], list[NotifyBase]]
 
 @contextmanager
 def _failures() -> Iterator[list[str]]:
-    """Collect the warnings that Apprise logs in this thread.
-
-    They go nowhere else: those of finer levels contain tokens.
-    """
+    """Collect the warnings that Apprise logs in this thread. They go nowhere else."""
     lines: list[str] = []
     thread = get_ident()
 
@@ -168,9 +187,10 @@ def _failures() -> Iterator[list[str]]:
             if record.thread == thread:
                 lines.append(record.getMessage())
 
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
     logger, handler = logging.getLogger("apprise"), Collector(logging.WARNING)
     logger.propagate = False
-    logger.setLevel(logging.WARNING)
     logger.addHandler(handler)
     try:
         yield lines

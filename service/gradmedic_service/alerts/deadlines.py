@@ -35,6 +35,12 @@ class Connections:
                     # The method of the base class: that of an SSL socket changes state that the waiting thread uses.
                     socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
+    def close(self) -> None:
+        """Close every connection."""
+        with self._lock:
+            for connection in self._sockets:
+                connection.close()
+
 
 class Call(Protocol):
     """A function that sends something, and registers its connections."""
@@ -68,3 +74,5 @@ def _keep_failure(call: Callable[[Connections], None], connections: Connections,
         call(connections)
     except BaseException as error:  # raised again where it is waited for
         failures.append(error)
+    finally:
+        connections.close()

@@ -103,9 +103,15 @@ class MailSender:
 
     def _deliver(self, server: MailServer, mail: EmailMessage, connections: Connections) -> None:
         import smtplib
+        import ssl
 
+        context = self._ssl_context or ssl.create_default_context()
         try:
-            with self._connect(server, connections) as smtp:
+            with _open(server, self._seconds, context) as smtp:
+                _register(smtp, connections)
+                if server.protection == "starttls":
+                    smtp.starttls(context=context)
+                    _register(smtp, connections)
                 if server.user is not None:
                     smtp.login(server.user, server.password or "")
                 smtp.send_message(mail)
@@ -118,25 +124,20 @@ class MailSender:
             raise _refused(code) from None
         except smtplib.SMTPResponseException as error:
             raise _refused(error.smtp_code) from None
+        except ssl.SSLCertVerificationError as error:
+            raise DeliveryFailed(f"The certificate of the mail server is refused: {error.verify_message}.") from None
         except (smtplib.SMTPException, OSError) as error:
             reason = "did not answer in time" if isinstance(error, TimeoutError) else "cannot be reached"
             raise DeliveryFailed(f"The mail server {reason}.") from None
 
-    def _connect(self, server: MailServer, connections: Connections) -> SMTP:
-        """Return a session with the server. A connection without protection carries no password."""
-        import smtplib
-        import ssl
 
-        context = self._ssl_context or ssl.create_default_context()
-        if server.protection == "tls":
-            smtp: SMTP = smtplib.SMTP_SSL(server.host, server.port, timeout=self._seconds, context=context)
-        else:
-            smtp = smtplib.SMTP(server.host, server.port, timeout=self._seconds)
-        _register(smtp, connections)
-        if server.protection == "starttls":
-            smtp.starttls(context=context)
-            _register(smtp, connections)
-        return smtp
+def _open(server: MailServer, seconds: float, context: ssl.SSLContext) -> SMTP:
+    """Return a session with the server, which is not protected yet if the server uses STARTTLS."""
+    import smtplib
+
+    if server.protection == "tls":
+        return smtplib.SMTP_SSL(server.host, server.port, timeout=seconds, context=context)
+    return smtplib.SMTP(server.host, server.port, timeout=seconds)
 
 
 def mail_of(message: Message, sender: str, recipient: str) -> EmailMessage:

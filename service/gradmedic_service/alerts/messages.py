@@ -8,8 +8,6 @@ from datetime import datetime
 from http import HTTPStatus
 from uuid import UUID
 
-TROUBLES = ("critical", "attention", "stalled", "failed", "verified", "resolved")
-"""What an alert may be about."""
 GOOD_NEWS = frozenset(("verified", "resolved"))
 """Troubles that need no action."""
 
@@ -24,7 +22,7 @@ class Message:
     id: UUID
     """Id of the delivery."""
     trouble: str
-    """One of `TROUBLES`."""
+    """One of `gradmedic.protocol.alert_history.TROUBLES`."""
     title: str
     """One line, for example "lstm-3 is exploding"."""
     sentence: str

@@ -19,8 +19,12 @@ Lookup = Callable[..., Sequence[tuple[Any, ...]]]
 
 NAT64 = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))
 """Addresses that a gateway translates into the IPv4 address in their last 32 bits (RFC 6052 and RFC 8215)."""
-METADATA = (IPv4Network("168.63.129.16/32"),)
-"""Services for virtual machines at public addresses: Azure's. Those of other clouds are link-local or private."""
+NEVER_PUBLIC: tuple[IpNetwork, ...] = (
+    IPv4Network("168.63.129.16/32"),  # Azure's services for virtual machines, at a public address
+    IPv4Network("192.0.0.0/24"),  # IETF assignments (RFC 6890), and a cloud's metadata at 192.0.0.192
+    IPv6Network("fec0::/10"),  # the former site-local addresses (RFC 3879)
+)
+"""Networks that Python's `is_global` accepts, and that are not on the internet."""
 
 
 class PeerRefused(Exception):
@@ -77,7 +81,7 @@ class PeerPolicy:
             address.is_global
             and not address.is_multicast
             and not address.is_reserved
-            and not any(address in network for network in METADATA)
+            and not any(address in network for network in NEVER_PUBLIC)
         )
 
 

@@ -57,10 +57,10 @@ class WebhookSender:
     def _post(self, url: SplitResult, body: bytes, headers: dict[str, str], connections: Connections) -> None:
         try:
             peer = self._connect(url, connections)
-            with closing(HTTPConnection(url.hostname or "", timeout=self._seconds)) as connection:
-                connection.sock = peer  # the connection to the address that was checked; it makes none of its own
-                connection.request("POST", _target(url), body, {"Host": _host_header(url), **headers})
-                answer = connection.getresponse()
+            connection = HTTPConnection(url.hostname or "")
+            connection.sock = peer  # the connection to the address that was checked; it makes none of its own
+            connection.request("POST", _target(url), body, {"Host": _host_header(url), **headers})
+            with closing(connection.getresponse()) as answer:
                 _check(answer)
         except PeerRefused as error:
             raise DeliveryFailed(f"The destination is refused: {error}") from None

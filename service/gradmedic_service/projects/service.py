@@ -46,6 +46,11 @@ def create_missing(session: Session, name: str, now: datetime) -> None:
     repository.add_missing(session, name, now)
 
 
+def lock(session: Session, name: str) -> None:
+    """Let no other transaction change a project until this one ends."""
+    repository.find(session, name, is_locked=True)
+
+
 def get(session: Session, principal: Principal, name: str) -> Project:
     """Return a project. Raises ProjectNotFound, also if the principal does not reach the project."""
     return _to_project(_existing(principal, repository.find(session, name), name))

@@ -90,6 +90,13 @@ def test_every_route_is_documented(document: dict[str, Any]) -> None:
         "get /api/v1/trials/{trial_id}/lease",
         "get /api/v1/trainables",
         "put /api/v1/trainables",
+        "post /api/v1/alerts/destinations",
+        "get /api/v1/alerts/destinations",
+        "get /api/v1/alerts/destinations/{destination_id}",
+        "patch /api/v1/alerts/destinations/{destination_id}",
+        "delete /api/v1/alerts/destinations/{destination_id}",
+        "post /api/v1/alerts/destinations/{destination_id}/test",
+        "get /api/v1/alerts/history",
     }
 
 
