@@ -90,7 +90,7 @@ def test_mutes_failures_and_removal(open_page: Any, serve: Serve, sqlite_url: st
         mute.get_by_role("button", name="End the mute").click()
         expect(mute).to_contain_text("The project is not muted.")
         row.get_by_role("button", name="Remove: hook").click()
-        row.get_by_role("button", name="Remove: hook").click()
+        row.get_by_role("button", name="Really remove: hook").click()
         expect(page.locator("#no-destination")).to_be_visible()
         assert client.get("/api/v1/alerts/destinations").json()["items"] == []
         page.get_by_label("Address").fill("ftp://example.com")
