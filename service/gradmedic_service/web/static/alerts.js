@@ -52,6 +52,7 @@ function actionsOf(destination) {
     if (remove.dataset.isConfirmed === "yes") { await send("DELETE", path); return `${name} was removed.`; }
     remove.dataset.isConfirmed = "yes";
     remove.textContent = "Really remove";
+    remove.setAttribute("aria-label", `Really remove: ${name}`);
     return null;
   });
   const muteUntil = (moment, done) => async () => { await send("PATCH", path, { muted_until: moment() }); return done; };
@@ -63,54 +64,6 @@ function actionsOf(destination) {
     return isDelivered ? `A test message was delivered to ${name}.` : `The test message was not delivered to ${name}: ${error}`;
   });
   return [test, " ", mute, " ", remove];
-}
-
-const shownTexts = new Map(); // what a table shows, as JSON, by its id
-let pages = 1;
-let timer = 0;
-let requests = 0;
-
-const inHours = (hours) => new Date(Date.now() + hours * 3_600_000).toISOString();
-const isAhead = (moment) => moment !== null && Date.parse(moment) > Date.now();
-const clockTime = (moment) => el("time", { datetime: moment }, new Date(moment).toLocaleString());
-
-/** Return a button that does something, shows the text that `action()` returns, and reads the page again. */
-function actionButton(label, name, action) {
-  const button = el("button", { type: "button", "aria-label": `${label}: ${name}` }, label);
-  button.addEventListener("click", async () => {
-    button.disabled = true;
-    try {
-      setText(byId("done"), await action() ?? "");
-      showError(null);
-      button.blur();
-      await refresh();
-    } catch (error) {
-      showError(error);
-    }
-    button.disabled = false;
-  });
-  return button;
-}
-
-function stateOf({ muted_until: mutedUntil, last_error: error, last_delivered_at: deliveredAt }) {
-  if (isAhead(mutedUntil)) return ["muted until ", clockTime(mutedUntil)];
-  if (error) return ["failed: ", error];
-  return deliveredAt ? ["delivered ", time(deliveredAt)] : ["not used yet"];
-}
-
-function actionsOf(destination) {
-  const { id, name } = destination;
-  const path = `/alerts/destinations/${id}`;
-  const remove = actionButton("Remove", name, `${name} was removed.`, async () => {
-    if (remove.dataset.isConfirmed === "yes") { await send("DELETE", path); return; }
-    remove.dataset.isConfirmed = "yes";
-    remove.textContent = "Really remove";
-  });
-  const mute = isAhead(destination.muted_until)
-    ? actionButton("End the mute of", name, `${name} is not muted any more.`, () => send("PATCH", path, { muted_until: new Date().toISOString() }))
-    : actionButton("Mute for 8 hours:", name, `${name} is muted.`, () => send("PATCH", path, { muted_until: inHours(8) }));
-  mute.textContent = isAhead(destination.muted_until) ? "End the mute" : "Mute for 8 hours";
-  return [actionButton("Test", name, `A test message was sent to ${name}.`, () => send("POST", `${path}/test`)), " ", mute, " ", remove];
 }
 
 const destinationRow = (destination) => el("tr", { "data-destination": destination.id },
