@@ -10,6 +10,9 @@ from typing import Protocol
 
 from gradmedic_service.alerts.messages import DeliveryFailed
 
+ATTEMPT_THREAD = "alert attempt"
+"""Name of the threads on which messages are sent."""
+
 
 class Connections:
     """The open connections of one call. They are cut when its time is over."""
@@ -20,9 +23,10 @@ class Connections:
         self._lock = Lock()
 
     def add(self, connection: socket.socket) -> None:
-        """Register a connection. Raises TimeoutError if the time is over."""
+        """Register a connection. If the time is over, close it and raise TimeoutError."""
         with self._lock:
             if self._is_cut:
+                connection.close()
                 raise TimeoutError
             self._sockets.append(connection)
 
@@ -59,7 +63,7 @@ def call_within(seconds: float, call: Call) -> None:
     """
     connections = Connections()
     failures: list[BaseException] = []
-    thread = Thread(target=_keep_failure, args=(call, connections, failures), name="alert", daemon=True)
+    thread = Thread(target=_keep_failure, args=(call, connections, failures), name=ATTEMPT_THREAD, daemon=True)
     thread.start()
     thread.join(seconds)
     if thread.is_alive():

@@ -51,12 +51,20 @@ class WebhookSender:
     def send(self, address: Address, message: Message) -> None:
         """Send a message. Raises DeliveryFailed."""
         url, body = urlsplit(address.parts["url"]), body_of(message)
+        context = self._trusted() if url.scheme == "https" else None
         headers = _headers(message, body, address.parts["signing_secret"])
-        call_within(self._seconds, lambda connections: self._post(url, body, headers, connections))
+        call_within(self._seconds, lambda connections: self._post(url, body, headers, context, connections))
 
-    def _post(self, url: SplitResult, body: bytes, headers: dict[str, str], connections: Connections) -> None:
+    def _post(
+        self,
+        url: SplitResult,
+        body: bytes,
+        headers: dict[str, str],
+        context: ssl.SSLContext | None,
+        connections: Connections,
+    ) -> None:
         try:
-            peer = self._connect(url, connections)
+            peer = self._connect(url, context, connections)
             connection = HTTPConnection(url.hostname or "")
             connection.sock = peer  # the connection to the address that was checked; it makes none of its own
             connection.request("POST", _target(url), body, {"Host": _host_header(url), **headers})
@@ -77,9 +85,9 @@ class WebhookSender:
         except HTTPException as error:
             raise DeliveryFailed(f"The destination does not answer in HTTP: {type(error).__name__}.") from None
 
-    def _connect(self, url: SplitResult, connections: Connections) -> socket.socket:
-        """Return a connection to the first address of the host that accepts one."""
-        is_plain = url.scheme == "http"
+    def _connect(self, url: SplitResult, context: ssl.SSLContext | None, connections: Connections) -> socket.socket:
+        """Return a connection to the first address of the host that accepts one, by TLS if there is a context."""
+        is_plain = context is None
         host, port = url.hostname or "", url.port or (80 if is_plain else 443)
         addresses = self._policy.find(host, port, loopback_only=is_plain)
         last_error = OSError("the host has no address")
@@ -91,16 +99,14 @@ class WebhookSender:
                 continue
             peer.settimeout(self._seconds)
             connections.add(peer)
-            return peer if is_plain else self._start_tls(peer, host, connections)
+            return peer if context is None else _start_tls(peer, host, context, connections)
         raise last_error
 
-    def _start_tls(self, peer: socket.socket, host: str, connections: Connections) -> socket.socket:
+    def _trusted(self) -> ssl.SSLContext:
+        """Return the context that checks certificates. It is made before the connection, because it takes a moment."""
         if self._ssl_context is None:
             self._ssl_context = ssl.create_default_context()
-        secured = self._ssl_context.wrap_socket(peer, server_hostname=host, do_handshake_on_connect=False)
-        connections.add(secured)
-        secured.do_handshake()
-        return secured
+        return self._ssl_context
 
 
 def new_signing_secret() -> str:
@@ -127,6 +133,13 @@ def body_of(message: Message) -> bytes:
             },
         }
     )
+
+
+def _start_tls(peer: socket.socket, host: str, context: ssl.SSLContext, connections: Connections) -> socket.socket:
+    secured = context.wrap_socket(peer, server_hostname=host, do_handshake_on_connect=False)
+    connections.add(secured)
+    secured.do_handshake()
+    return secured
 
 
 def _headers(message: Message, body: bytes, signing_secret: str) -> dict[str, str]:

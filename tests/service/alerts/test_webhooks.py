@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import ssl
+import threading
 from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.service.alerts.messages import RUN_ID, message, webhook
 from tests.support.patience import PATIENCE
 from tests.support.receivers import Receiver, answering
 
+from gradmedic_service.alerts.deadlines import ATTEMPT_THREAD
 from gradmedic_service.alerts.messages import DeliveryFailed
 from gradmedic_service.alerts.peers import PeerPolicy, parse_networks
 from gradmedic_service.alerts.webhooks import WebhookSender
@@ -226,6 +228,10 @@ def test_a_handshake_that_hangs() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"https://localhost:{listener.getsockname()[1]}/"
         assert "did not answer within" in failure_of(sender(seconds=SHORT), url).reason
+        for thread in threading.enumerate():
+            if thread.name == ATTEMPT_THREAD:
+                thread.join(PATIENCE)
+                assert not thread.is_alive()
 
 
 def test_a_lookup_that_hangs() -> None:
