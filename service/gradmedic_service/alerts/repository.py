@@ -255,14 +255,15 @@ def has_due_delivery(session: Session, now: datetime) -> bool:
 
 
 def claim_delivery(session: Session, now: datetime, lease_expires_at: datetime) -> ClaimedDelivery | None:
-    """Begin an attempt at the due delivery with the fewest attempts, and return it; None if none is due.
+    """Begin an attempt at a due delivery, and return it; None if none is due.
 
-    It passes over deliveries that another transaction has locked. A delivery to a destination that is muted gets the
-    state `muted`.
+    Destinations that work come first, then deliveries with few attempts, then old ones. It passes over deliveries that
+    another transaction has locked. A delivery to a destination that is muted gets the state `muted`.
     """
     delivery = models.AlertDelivery
+    order = (models.AlertDestination.failures, delivery.attempts, delivery.created_at, delivery.id)
     while True:
-        query = _due_deliveries(now).order_by(delivery.attempts, delivery.created_at, delivery.id).limit(1)
+        query = _due_deliveries(now).order_by(*order).limit(1)
         claimed_id = session.scalar(query.with_for_update(skip_locked=True, of=delivery))
         if claimed_id is None:
             return None

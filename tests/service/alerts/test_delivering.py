@@ -148,6 +148,18 @@ def test_a_destination_that_is_down_costs_one_attempt_per_pause(database: Databa
     assert {state for state, _ in states(database)} == {"delivered"}
 
 
+def test_destinations_that_work_come_first(database: Database) -> None:
+    """A destination that has failed is tried after those that work, so that one that hangs delays itself."""
+    down, up = (add_destination(database, name=name) for name in ("down", "up"))
+    add_alert(database, down)
+    deliver(database, KeptMessages(answer_500))
+    let_time_pass(database, 30)
+    add_alert(database, down, up)
+    sender = KeptMessages()
+    deliver(database, sender)
+    assert [address.shown.split("/")[2].split(".")[0] for address, _ in sender.sent] == ["up", "down", "down"]
+
+
 def test_one_message_that_is_refused_does_not_hold_up_the_others(database: Database) -> None:
     """A message that a destination always answers with 500 waits behind the others."""
     target = add_destination(database)

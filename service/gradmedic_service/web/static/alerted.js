@@ -13,7 +13,7 @@ async function refresh() {
     const line = byId("alerted");
     line.hidden = !alert;
     if (alert) {
-      const deliveries = alert.deliveries.flatMap((delivery, at) => [at ? ", " : ": ", deliveryText(delivery)]);
+      const deliveries = alert.deliveries.flatMap((delivery, at) => [at ? "; " : ": ", deliveryText(delivery)]);
       line.replaceChildren(...el("p", {}, "Alerted ", time(alert.created_at), deliveries, ". ", el("a", { href: `/alerts?project=${encodeURIComponent(alert.project)}` }, "All alerts")).childNodes);
     }
   } catch {

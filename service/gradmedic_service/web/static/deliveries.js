@@ -9,7 +9,7 @@ const attemptsText = (count) => `${count} attempt${count === 1 ? "" : "s"}`;
 export function deliveryText(delivery) {
   if (delivery.state === "delivered") return ["delivered to ", el("strong", {}, delivery.destination), " ", time(delivery.delivered_at)];
   const name = el("strong", {}, delivery.destination);
-  const reason = delivery.last_error ? `: ${delivery.last_error}` : "";
+  const reason = delivery.last_error ? `: ${delivery.last_error.replace(/\.$/, "")}` : "";
   if (delivery.state === "dead") return ["not delivered to ", name, ` after ${attemptsText(delivery.attempts)}${reason}`];
   if (delivery.state === "muted") return [name, " was muted"];
   return ["waits for ", name, delivery.attempts ? ` after ${attemptsText(delivery.attempts)}${reason}` : ""];
