@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 from uuid import UUID
 
+from gradmedic.alert_lists import Alerts
 from gradmedic.configuration import resolve_connection
 from gradmedic.exceptions import GradmedicError, TransportError, UsageError
 from gradmedic.protocol.diagnosis import Diagnosis, VerdictChange, VerdictHistory
@@ -98,6 +99,8 @@ class Client:
         """Runs, their steps and their diagnoses."""
         self.reruns = Reruns(self)
         """Races of remedies."""
+        self.alerts = Alerts(self)
+        """Destinations of alerts, and the alerts that were made."""
         self.work = Work(self)
         """The workers' side of reruns."""
 

@@ -20,6 +20,11 @@ from gradmedic_service.access.endpoints import router as access_router
 from gradmedic_service.access.keyring import LAST_USE_SECONDS, Keyring
 from gradmedic_service.access.places import Places
 from gradmedic_service.access.rate_limits import RateLimits
+from gradmedic_service.alerts.delivering import deliver_due
+from gradmedic_service.alerts.endpoints import router as alerts_router
+from gradmedic_service.alerts.making import make_due_alerts
+from gradmedic_service.alerts.retention import remove_old_alerts
+from gradmedic_service.alerts.sending import build_sender
 from gradmedic_service.database import schema
 from gradmedic_service.database.engine import Database
 from gradmedic_service.database.urls import printable_url
@@ -89,6 +94,7 @@ def create_app(settings: Settings) -> FastAPI:
         reruns_router,
         trials_router,
         trainables_router,
+        alerts_router,
     )
     add_documentation(app)
     check_requirements(app)
@@ -132,6 +138,8 @@ def build_services(settings: Settings, route_table: RouteTable) -> Services:
         run_cache=RunCache(),
         live_runs=LiveRuns(settings.max_streams),
         automatic_reruns=AutomaticReruns(limits, facts, metrics),
+        sender=build_sender(settings),
+        max_alert_destinations=settings.max_alert_destinations,
         trial_lease=settings.trial_lease,
         worker_patience=settings.worker_patience,
         due_work_interval=settings.due_work_interval,
@@ -161,6 +169,21 @@ def periodic_tasks(services: Services, is_ending: Event) -> list[PeriodicTask]:
             name="start automatic reruns",
             seconds=services.due_work_interval,
             run=lambda: services.automatic_reruns.start_waiting(services.database),
+        ),
+        PeriodicTask(
+            name="make alerts",
+            seconds=services.due_work_interval,
+            run=lambda: make_due_alerts(services.database, is_ending),
+        ),
+        PeriodicTask(
+            name="deliver alerts",
+            seconds=services.due_work_interval,
+            run=lambda: deliver_due(services.database, services.sender, services.metrics, is_ending),
+        ),
+        PeriodicTask(
+            name="remove old alerts",
+            seconds=RARE_WORK_SECONDS,
+            run=lambda: remove_old_alerts(services.database),
         ),
         PeriodicTask(
             name="do rare due work",

@@ -9,6 +9,7 @@ from starlette.applications import Starlette
 from gradmedic.protocol.service import Limits, Liveness
 from gradmedic_service.access.keyring import Keyring
 from gradmedic_service.access.rate_limits import RateLimits
+from gradmedic_service.alerts.sending import Sender
 from gradmedic_service.database.engine import Database
 from gradmedic_service.http.metrics import Metrics
 from gradmedic_service.http.routes import RouteTable
@@ -40,6 +41,10 @@ class Services:
     live_runs: LiveRuns
     """The runs that open event streams follow."""
     automatic_reruns: AutomaticReruns
+    sender: Sender
+    """Sends alerts."""
+    max_alert_destinations: int
+    """Alert destinations of one project."""
     trial_lease: float
     """Seconds without a heartbeat after which another worker gets a trial."""
     worker_patience: float

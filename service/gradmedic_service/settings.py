@@ -6,13 +6,17 @@ import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gradmedic.protocol.service import WIRE_VERSIONS, Limits
 from gradmedic_service.access.browsers import LOOPBACK_HOSTS
+from gradmedic_service.alerts.addresses import is_mailbox
+from gradmedic_service.alerts.mail import MailServer
+from gradmedic_service.alerts.peers import IpNetwork, parse_networks
+from gradmedic_service.alerts.secrets import HOW_TO_MAKE_A_KEY, MIN_SECRET_KEY_LENGTH, secret_keys
 from gradmedic_service.http.addresses import is_loopback
 
 DEFAULT_PORT = 8642
@@ -141,6 +145,57 @@ class Settings(BaseSettings):
     due_work_interval: float = Field(default=1.0, gt=0)
     """Seconds between two runs of the due work: lost trials, reruns without a worker, silent runs."""
 
+    secret_key: SecretStr | None = None
+    """Key that encrypts the secrets of alert destinations, at least 32 characters. Several keys are separated by
+    commas: the first one encrypts, each one decrypts. Without it, destinations that have a secret are refused."""
+    public_url: str | None = None
+    """URL under which people open the service, for the links in alerts. By default `http://` or `https://` with `host`
+    and `port`."""
+    smtp_url: SecretStr | None = None
+    """Mail server for alerts: `smtp://user:password@host:587` uses STARTTLS, `smtps://host:465` uses TLS, and
+    `smtp://host:25?tls=none` neither, without a password."""
+    mail_from: str | None = None
+    """Address of the sender of alerts by mail."""
+    webhook_allowed_addresses: Annotated[tuple[IpNetwork, ...], NoDecode] = ()
+    """Private networks that webhooks may reach, separated by commas: `10.1.0.0/16, fd12::/32`. Without it, webhooks
+    reach public addresses only; and this machine, if no API key is required."""
+    max_alert_destinations: int = Field(default=20, ge=1)
+    """Alert destinations of one project."""
+
+    @field_validator("secret_key", "public_url", "smtp_url", "mail_from", mode="before")
+    @classmethod
+    def _unset_empty(cls, value: object) -> object:
+        return None if value == "" else value  # as docker compose passes on a variable that is not set
+
+    @field_validator("secret_key")
+    @classmethod
+    def _check_secret_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and min(map(len, secret_keys(value)), default=0) < MIN_SECRET_KEY_LENGTH:
+            raise ValueError(f"each key must have at least {MIN_SECRET_KEY_LENGTH} characters; {HOW_TO_MAKE_A_KEY}")
+        return value
+
+    @field_validator("public_url")
+    @classmethod
+    def _check_public_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError("must be like https://gradmedic.example.com")
+        return value.rstrip("/")
+
+    @field_validator("mail_from")
+    @classmethod
+    def _check_mail_from(cls, value: str | None) -> str | None:
+        if value is not None and not is_mailbox(value):
+            raise ValueError("must be the address of a mailbox, like gradmedic@example.com")
+        return value
+
+    @field_validator("webhook_allowed_addresses", mode="before")
+    @classmethod
+    def _split_networks(cls, value: object) -> object:
+        return parse_networks(value) if isinstance(value, str) else value
+
     @field_validator("allowed_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
@@ -151,6 +206,23 @@ class Settings(BaseSettings):
         if self.ssl_keyfile is not None and self.ssl_certfile is None:
             raise ValueError("ssl_keyfile needs ssl_certfile")
         return self
+
+    @model_validator(mode="after")
+    def _check_mail(self) -> Settings:
+        if self.smtp_url is not None:
+            MailServer.from_url(self.smtp_url.get_secret_value())
+            if self.mail_from is None:
+                raise ValueError("smtp_url needs mail_from")
+        return self
+
+    @property
+    def link_base(self) -> str:
+        """The URL in front of the path of a page, without a slash at its end."""
+        if self.public_url is not None:
+            return self.public_url
+        scheme = "http" if self.ssl_certfile is None else "https"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{scheme}://{host}:{self.port}"
 
     @property
     def requires_keys(self) -> bool:

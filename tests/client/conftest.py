@@ -38,7 +38,8 @@ def service_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             stdout=subprocess.PIPE,
             stderr=output,
             text=True,
-            env={k: v for k, v in os.environ.items() if not k.startswith("GRADMEDIC_")} | {"PYTHONUNBUFFERED": "1"},
+            env={k: v for k, v in os.environ.items() if not k.startswith("GRADMEDIC_")}
+            | {"PYTHONUNBUFFERED": "1", "GRADMEDIC_SECRET_KEY": 43 * "k"},
         )
     assert process.stdout is not None
     with process.stdout:

@@ -42,7 +42,7 @@ def test_documented_commands_exist(document: Path) -> None:
             named = [word for word in words[1:] if "=" not in word and not word.isupper() and "NAME" not in word]
             assert set(named) <= targets, f"{document.name}: `{line}`"
             continue
-        nested = words[2:3] if words[1] in ("db", "api-key", "import") else []
+        nested = words[2:3] if words[1] in ("alerts", "db", "api-key", "import") else []
         help_text = gradmedic_help(shlex.join([words[1], *nested]))
         for option in (word.split("=")[0] for word in words if word.startswith("--")):
             assert option in help_text, f"{document.name}: `{line}` has no option {option}"

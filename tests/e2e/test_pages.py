@@ -28,6 +28,7 @@ def paths(service: Service) -> dict[str, str]:
         "comparison": f"/compare?run={service.exploding}&run={service.healthy}",
         "reruns": "/reruns",
         "rerun": f"/reruns/{service.rerun}",
+        "alerts": "/alerts",
         "projects": "/projects",
         "api keys": "/api-keys",
         "problem": "/runs/nonsense",

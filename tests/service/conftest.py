@@ -23,9 +23,10 @@ from gradmedic_service.settings import Settings
 
 @pytest.fixture(scope="session", autouse=True)
 def _allow_test_host() -> Iterator[None]:
-    """Make services in this process answer under the host name of Starlette's test client."""
+    """Make services in this process answer under the host name of Starlette's test client, and encrypt secrets."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("GRADMEDIC_ALLOWED_HOSTS", "testserver")
+        environment.setenv("GRADMEDIC_SECRET_KEY", 43 * "k")
         yield
 
 

@@ -22,6 +22,7 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 from sqlalchemy import event
 from starlette.testclient import TestClient
+from tests.support.alerts import add_alerts
 from tests.support.odd_values import ODD_KEYS, has_storable_texts, odd_bodies, odd_tokens, query_texts
 from tests.support.patience import PATIENCE
 from tests.support.played_worker import API, CLIP, PlayedWorker, rerun, suspect
@@ -73,6 +74,7 @@ class World:
     rerun_id: str = ""
     claimed: dict[str, Any] = field(default_factory=dict)
     key_id: str = ""
+    destination_id: str = ""
     connections: int = 0
     """How often the service has taken a connection to this world's database."""
 
@@ -94,6 +96,10 @@ class World:
             suspect(self.client, project=name, trainable=None)
             key = {"scopes": ["read"], "name": name}
             self.key_id = self.client.post(f"{API}/api-keys", json=key).json()["id"]
+            destination = {"project": "tests", "address": f"https://{name}.example.com/", "name": name}
+            answer = self.client.post(f"{API}/alerts/destinations", json=destination)
+            self.destination_id = answer.json()["id"]
+        add_alerts(self.services.database, "tests", count=2)
         self.run_id = suspect(self.client)
         self.client.patch(f"{API}/projects/tests", json={"max_concurrent_trials": 1000})
         rerun(self.client, self.run_id, CLIP)
@@ -254,7 +260,20 @@ OPERATIONS = {
         {
             "muted_detectors": ["plateau"], "rerun_automatically": True, "max_concurrent_trials": 8,
             "max_rerun_seconds": 60.0,
+            "alerts_muted_until": "2026-01-02T00:00:00Z",
         },
+        method="PATCH",
+    ),
+    "create_alert_destination": Operation(
+        lambda _: "/alerts/destinations",
+        {
+            "project": "tests", "address": "https://hooks.example.com/alerts?a=1", "name": "odd",
+            "troubles": ["critical", "failed"],
+        },
+    ),
+    "update_alert_destination": Operation(
+        lambda world: f"/alerts/destinations/{world.destination_id}",
+        {"name": "odd", "troubles": ["critical", "failed"], "muted_until": "2026-01-02T00:00:00Z"},
         method="PATCH",
     ),
     "create_api_key": Operation(
@@ -365,6 +384,8 @@ QUERIES = {
     "/projects": ("sort", "max_results", "page_token"),
     "/api-keys": ("max_results", "page_token"),
     "/audit-records": ("max_results", "page_token"),
+    "/alerts/destinations": ("project", "max_results", "page_token"),
+    "/alerts/history": ("project", "run_id", "trouble", "max_results", "page_token"),
     "/runs/{run_id}/steps": ("statistic", "layer", "from_step", "to_step", "max_points", "field"),
     "/runs/{run_id}/blocks": ("from_step", "to_step"),
     "/runs/{run_id}/diagnosis": ("at_step",),
@@ -399,7 +420,7 @@ def test_query_parameters(template: str, worlds: list[World]) -> None:
 
 LISTS = (
     *("/runs", "/runs?sort=name", "/runs?sort=-updated_at", "/runs?sort=-config.lr"),
-    *("/reruns", "/projects", "/api-keys", "/audit-records"),
+    *("/reruns", "/projects", "/api-keys", "/audit-records", "/alerts/destinations", "/alerts/history"),
 )
 
 

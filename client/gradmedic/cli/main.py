@@ -27,6 +27,7 @@ _NO_SERVICE_HINT = (
 )
 
 _CLIENT_COMMANDS: Mapping[str, str] = {
+    "alerts": "gradmedic.cli.alerts:AlertsCommand",
     "completion": "gradmedic.cli.completion:CompletionCommand",
     "delete": "gradmedic.cli.delete:DeleteCommand",
     "diagnose": "gradmedic.cli.diagnose:DiagnoseCommand",

@@ -110,11 +110,11 @@ class AuditRecord:
     actor_key_id: UUID | None
     """Id of the key. Null: the action needed no key."""
     action: str
-    """The action: `create_run`, `delete_run`, `create_rerun`, `create_api_key`, `revoke_api_key`, ..."""
+    """The action: `create_run`, `delete_run`, `create_api_key`, `create_alert_destination`, ..."""
     project: str | None
     """The project of the object. Null: the object belongs to no single project."""
     object_id: UUID
-    """Id of the run, rerun or key that the action concerned."""
+    """Id of the run, rerun, key or alert destination that the action concerned."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

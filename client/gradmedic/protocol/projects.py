@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, ClassVar
 
 from gradmedic.protocol.paging import Page
-from gradmedic.protocol.schema import SCHEMA, Number, StrictBool, StrictInt, Text
+from gradmedic.protocol.schema import SCHEMA, Number, StrictBool, StrictInt, Text, Time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +28,8 @@ class Project:
     """The largest number of the project's trials that run at the same time."""
     max_rerun_seconds: float = 86400.0
     """The largest budget, in seconds, that one rerun of the project may have."""
+    alerts_muted_until: datetime | None = None
+    """Time until which the project makes no alerts. Null if it was never muted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,8 @@ class ProjectUpdate:
     """The largest number of the project's trials that run at the same time, 1 to 1000. Running trials continue."""
     max_rerun_seconds: Number | None = None
     """The largest budget, in seconds, that one rerun of the project may have."""
+    alerts_muted_until: Time | None = None
+    """Time until which the project makes no alerts, at most a year from now. A time that has passed ends the mute."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,6 +32,7 @@ from gradmedic.protocol.service import JSON_MEDIA_TYPE, Health, Limits, Liveness
 from gradmedic.protocol.steps import AppendResult, RewindResult
 from gradmedic.protocol.trainables import Trainable, TrainableParameter, Trainables
 from gradmedic.protocol.trials import ClaimedTrial, HeartbeatResult, TrialLease, TrialOutput
+from gradmedic_service.http.alert_examples import alert_examples
 
 PROJECT = "char-lm"
 WORKER = "gpu-7"
@@ -452,6 +453,7 @@ def answer_examples(limits: Limits) -> dict[tuple[str, str], Any]:
         "trials.publish_result": RERUN,
         "trainables.list": TRAINABLES,
         "trainables.register": TRAINABLES,
+        **alert_examples(PROJECT, RUN_ID, RUN.name, SUMMARY, _at(14)),
     }
     texts = {
         ("service.metrics", "text/plain"): METRICS,

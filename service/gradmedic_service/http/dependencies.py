@@ -14,6 +14,7 @@ from fastapi import Depends, Query, Request
 
 from gradmedic.protocol.service import JSON_MEDIA_TYPE, Limits, Liveness
 from gradmedic_service.access.keyring import Keyring
+from gradmedic_service.alerts.sending import Sender
 from gradmedic_service.database.engine import Database
 from gradmedic_service.http.answers import MEMORY, AnswerMemory
 from gradmedic_service.http.errors import InvalidRequest, UnsupportedMediaType
@@ -65,6 +66,14 @@ async def _automatic_reruns(request: Request) -> AutomaticReruns:
     return services_of(request.app).automatic_reruns
 
 
+async def _sender(request: Request) -> Sender:
+    return services_of(request.app).sender
+
+
+async def _max_alert_destinations(request: Request) -> int:
+    return services_of(request.app).max_alert_destinations
+
+
 async def _trial_lease(request: Request) -> float:
     return services_of(request.app).trial_lease
 
@@ -85,6 +94,8 @@ FactsDependency = Annotated[FactsCache, Depends(_facts)]
 RunCacheDependency = Annotated[RunCache, Depends(_run_cache)]
 LiveRunsDependency = Annotated[LiveRuns, Depends(_live_runs)]
 AutomaticRerunsDependency = Annotated[AutomaticReruns, Depends(_automatic_reruns)]
+SenderDependency = Annotated[Sender, Depends(_sender)]
+MaxAlertDestinationsDependency = Annotated[int, Depends(_max_alert_destinations)]
 TrialLeaseDependency = Annotated[float, Depends(_trial_lease)]
 
 MaxResults = Annotated[int, Query(description="The number of items in a page, up to `max_results` of `GET /limits`.")]

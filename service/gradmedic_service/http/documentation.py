@@ -49,6 +49,7 @@ TAGS = {
     "runs": "Training jobs: register, list, change, review, follow and delete them.",
     "steps": "The steps of a run: append them, go back to a checkpoint, and read them as series, tables or blocks.",
     "diagnosis": "What is wrong with a run, why, and what fixes it.",
+    "alerts": "Where a project's alerts go, and the alerts that were made.",
     "reruns": "Races of remedies on a run's own trainable, against an unchanged control.",
     "projects": "The groups of runs, with their settings.",
     "access": "API keys, the sessions of browsers, and the audit log.",

@@ -53,6 +53,12 @@ class Metrics:
             ["result"],
             registry=self._registry,
         )
+        self._alert_deliveries = Counter(
+            "gradmedic_alert_deliveries",
+            "Attempts to deliver an alert, by their results: delivered, failed (it is tried again), dead (it is not).",
+            ["result"],
+            registry=self._registry,
+        )
         self._in_use = Gauge(
             "gradmedic_database_connections_in_use", "Connections taken from the pool.", registry=self._registry
         )
@@ -83,6 +89,10 @@ class Metrics:
     def count_automatic_rerun(self, result: str) -> None:
         """Count an attempt to rerun a run without a request: `started`, `refused` or `failed`."""
         self._automatic_reruns.labels(result).inc()
+
+    def count_alert_delivery(self, result: str) -> None:
+        """Count an attempt to deliver an alert: `delivered`, `failed` or `dead`."""
+        self._alert_deliveries.labels(result).inc()
 
     def render(self, database: Database) -> bytes:
         """Return all metrics in Prometheus's text format."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from gradmedic.protocol.projects import Project, ProjectList, ProjectUpdate
@@ -23,6 +23,8 @@ DEFAULT_RERUN_SECONDS = 86_400.0
 """Seconds that a rerun may take in a project that has set no cap."""
 MAX_CONCURRENT_TRIALS = 1_000
 MAX_RERUN_SECONDS = 30 * 86_400.0
+MAX_MUTE = timedelta(days=366)
+"""Longest time for which a project's alerts are muted: a mute that nobody remembers should end."""
 
 
 class RerunCaps(NamedTuple):
@@ -44,6 +46,11 @@ def create_missing(session: Session, name: str, now: datetime) -> None:
     repository.add_missing(session, name, now)
 
 
+def lock(session: Session, name: str) -> None:
+    """Let no other transaction change a project until this one ends."""
+    repository.find(session, name, is_locked=True)
+
+
 def get(session: Session, principal: Principal, name: str) -> Project:
     """Return a project. Raises ProjectNotFound, also if the principal does not reach the project."""
     return _to_project(_existing(principal, repository.find(session, name), name))
@@ -56,6 +63,8 @@ def update(session: Session, principal: Principal, name: str, body: ProjectUpdat
         errors.append(FieldError(path="max_concurrent_trials", message=f"must be from 1 to {MAX_CONCURRENT_TRIALS}"))
     if body.max_rerun_seconds is not None and not 1 <= body.max_rerun_seconds <= MAX_RERUN_SECONDS:
         errors.append(FieldError(path="max_rerun_seconds", message=f"must be from 1 to {MAX_RERUN_SECONDS:g}"))
+    if body.alerts_muted_until is not None and body.alerts_muted_until > datetime.now(UTC) + MAX_MUTE:
+        errors.append(FieldError(path="alerts_muted_until", message=f"must be at most {MAX_MUTE.days} days from now"))
     if errors:
         raise InvalidRequest(errors)
     project = _existing(principal, repository.find(session, name, is_locked=True), name)
@@ -67,6 +76,8 @@ def update(session: Session, principal: Principal, name: str, body: ProjectUpdat
         project.max_concurrent_trials = body.max_concurrent_trials
     if body.max_rerun_seconds is not None:
         project.max_rerun_seconds = body.max_rerun_seconds
+    if body.alerts_muted_until is not None:
+        project.alerts_muted_until = body.alerts_muted_until
     return _to_project(project)
 
 
@@ -100,6 +111,7 @@ def _to_project(project: models.Project) -> Project:
         rerun_automatically=bool(project.rerun_automatically),
         max_concurrent_trials=caps.concurrent_trials,
         max_rerun_seconds=caps.seconds,
+        alerts_muted_until=project.alerts_muted_until,
     )
 
 

@@ -20,6 +20,7 @@ from gradmedic.protocol.encoding import without_nonfinite
 from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.remedies import Remedy
 from gradmedic_service.access.principal import OPERATOR
+from gradmedic_service.alerts import events
 from gradmedic_service.database import models
 from gradmedic_service.database.engine import Session
 from gradmedic_service.reruns import experiment, locating, repository, rounds
@@ -144,11 +145,12 @@ def cancel_queued(trials: Sequence[models.Trial], reason: str) -> None:
             trial.status, trial.reason = "cancelled", reason
 
 
-def touch_suspect_run(session: Session, rerun: models.Rerun) -> None:
-    """Raise the revision of a rerun's suspect run."""
+def touch_suspect_run(session: Session, rerun: models.Rerun) -> models.Run | None:
+    """Raise the revision of a rerun's suspect run, and return the run."""
     run = runs.find(session, rerun.run_id, is_locked=True)
     if run is not None:
         runs.touch(run)
+    return run
 
 
 def _advance_locating(
@@ -263,7 +265,13 @@ def _read_advice(session: Session, rerun: models.Rerun, trials: Sequence[models.
 def _conclude(session: Session, rerun: models.Rerun, conclusion: experiment.Conclusion, at: datetime) -> None:
     rerun.status, rerun.reason, rerun.ended_at = conclusion.status, conclusion.reason, at
     rerun.outcomes = [without_nonfinite(asdict(outcome)) for outcome in conclusion.outcomes]
-    touch_suspect_run(session, rerun)
+    run = touch_suspect_run(session, rerun)
+    verified = next((outcome for outcome in conclusion.outcomes if outcome.state == "verified"), None)
+    if run is not None and verified is not None:
+        remedies = CANDIDATES.validate_python(rerun.candidates)[verified.candidate]
+        session.flush()
+        change = events.verified_change(rerun.id, remedies, verified.reason)
+        events.record(session.connection(), events.changed_run(run), [change])
 
 
 def _new_trial(rerun: models.Rerun, position: int, candidate: int, seed: int) -> models.Trial:

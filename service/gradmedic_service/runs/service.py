@@ -13,6 +13,7 @@ from gradmedic.protocol.runs import Layer, RunCreate, RunDetail, RunUpdate
 from gradmedic.protocol.service import Limits
 from gradmedic_service.access import service as access
 from gradmedic_service.access.principal import Principal
+from gradmedic_service.alerts import events
 from gradmedic_service.database import models
 from gradmedic_service.database.engine import Session
 from gradmedic_service.projects import service as projects
@@ -105,7 +106,7 @@ def update(session: Session, principal: Principal, run_id: UUID, body: RunUpdate
     Layers that the run already ends with are not appended again, so that the request may be repeated.
     """
     run = find_run(session, principal, run_id, is_locked=True)
-    details = run.details
+    details, status_before = run.details, run.status
     if body.name is not None:
         run.name = body.name
     if body.notes is not None:
@@ -126,6 +127,7 @@ def update(session: Session, principal: Principal, run_id: UUID, body: RunUpdate
     if body.tags is not None:
         repository.set_tags(session, run, body.tags)
     repository.touch(run)
+    _record_status(session, run, status_before)
     return _to_detail(run)
 
 
@@ -146,7 +148,7 @@ def mark_stalled(session: Session, run_id: UUID) -> bool:
 
     Returns False if the run is not silent any more, or if another transaction holds it.
     """
-    return repository.mark_stalled(session, run_id, datetime.now(UTC))
+    return _record_marked(session, run_id, repository.mark_stalled(session, run_id, datetime.now(UTC)), "running")
 
 
 def list_stalled_runs(session: Session, limit: int) -> list[UUID]:
@@ -159,7 +161,23 @@ def mark_failed(session: Session, run_id: UUID) -> bool:
 
     Returns False if the run is not stalled any more, or if another transaction holds it.
     """
-    return repository.mark_failed(session, run_id, _failing_since())
+    return _record_marked(session, run_id, repository.mark_failed(session, run_id, _failing_since()), "stalled")
+
+
+def _record_marked(session: Session, run_id: UUID, is_marked: bool, status_before: str) -> bool:
+    """Record the status that a run was marked with, if it was; return whether it was."""
+    run = repository.find(session, run_id) if is_marked else None
+    if run is not None:
+        _record_status(session, run, status_before)
+    return is_marked
+
+
+def _record_status(session: Session, run: models.Run, before: str) -> None:
+    """Record a change of a run's status, which may become an alert."""
+    change = events.status_change(before, run.status)
+    if change is not None:
+        session.flush()
+        events.record(session.connection(), events.changed_run(run), [change])
 
 
 def _failing_since() -> datetime:

@@ -32,6 +32,7 @@ class RunRow:
     revision: int
     last_step: int | None
     verdict: str
+    level: str
     since_step: int | None
     statistics: list[str]
     metrics: list[str]
@@ -40,6 +41,7 @@ class RunRow:
     muted_by_run: list[str] | None
     muted_by_project: list[str] | None
     rewound_to: int | None
+    parent_id: UUID | None
     stop_after: int | None
     silence_seconds: float | None
     stalls_at: datetime | None
@@ -134,6 +136,7 @@ _RUN_COLUMNS = (
     _RUNS.c.revision,
     _RUNS.c.last_step,
     _RUNS.c.verdict,
+    _RUNS.c.level,
     _RUNS.c.since_step,
     _RUNS.c.statistics,
     _RUNS.c.metrics,
@@ -142,6 +145,7 @@ _RUN_COLUMNS = (
     _RUNS.c.muted_detectors.label("muted_by_run"),
     _PROJECTS.c.muted_detectors.label("muted_by_project"),
     _RUNS.c.rewound_to,
+    _RUNS.c.parent_id,
     _RUNS.c.stop_after,
     _RUNS.c.patience.label("silence_seconds"),
     _RUNS.c.stalls_at,

@@ -10,12 +10,13 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
-from gradmedic.protocol.diagnosis import Diagnosis, VerdictChange, VerdictHistory
+from gradmedic.protocol.diagnosis import Diagnosis, DiagnosisAtStep, VerdictChange, VerdictHistory
 from gradmedic.protocol.packed_blocks import BlocksResult
 from gradmedic.protocol.steps import AppendResult, RewindResult, RunRewind
 from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
 from gradmedic_diagnosis import Block, StepSeries
 from gradmedic_service.access.principal import Principal
+from gradmedic_service.alerts import events
 from gradmedic_service.database.engine import Connection, Database
 from gradmedic_service.http.answers import AnswerMemory
 from gradmedic_service.http.errors import InvalidRequest
@@ -107,6 +108,7 @@ def append(
         ends_stall=has_ended_silently and silence_limit.stalls_at > now,
     )
     repository.write_append(connection, run_id, appended)
+    _record_changes(connection, run, appended.revision, diagnosis, "running" if appended.ends_stall else run.status)
     tail = write_block(connection, run_id, block, None if cached is None else cached.tail)
     result = AppendResult(
         accepted=len(block),
@@ -171,6 +173,7 @@ def rewind(
         updated_at=datetime.now(UTC),
     )
     repository.write_rewind(connection, run_id, rewound)
+    _record_changes(connection, run, rewound.revision, diagnosis, "running")
     return RewindResult(
         generation=rewound.generation,
         last_step=rewound.last_step,
@@ -318,6 +321,15 @@ def _find_run(connection: Connection, principal: Principal, run_id: UUID, *, is_
     if run is None or not principal.reaches_run(run_id, run.project):
         raise RunNotFound(f"There is no run {run_id}.")
     return run
+
+
+def _record_changes(
+    connection: Connection, run: RunRow, revision: int, diagnosis: DiagnosisAtStep, status: str
+) -> None:
+    """Record what may become an alert: a change of the run's level or status. `run` is its row before the change."""
+    changed = events.ChangedRun(id=run.id, project=run.project, parent_id=run.parent_id, revision=revision)
+    changes = (events.level_change(run.level, diagnosis), events.status_change(run.status, status))
+    events.record(connection, changed, changes)
 
 
 def _silence_limit(run: RunRow, now: datetime) -> SilenceLimit:

@@ -137,6 +137,10 @@ def add_pages(app: FastAPI) -> None:
     _add_documents(router, pages, conditions, "Conditions", ConditionNotFound)
     _add_documents(router, pages, Documents("operations"), "Operations", OperationNotFound)
 
+    @router.get("/alerts")
+    def show_alerts(request: Request) -> Response:
+        return _respond(pages, request, lambda principal: pages.render("alerts", principal))
+
     @router.get("/projects")
     def show_projects(request: Request) -> Response:
         return _respond(pages, request, lambda principal: pages.render("projects", principal))

@@ -24,7 +24,9 @@ from gradmedic_service.access.principal import OPERATOR
 from gradmedic_service.database.engine import Database
 
 API = API_PATH
-PAGES = {"/", "/runs/{run_id}", "/compare", "/reruns", "/reruns/{rerun_id}", "/projects", "/api-keys", "/login"}
+PAGES = {
+    "/", "/runs/{run_id}", "/compare", "/reruns", "/reruns/{rerun_id}", "/alerts", "/projects", "/api-keys", "/login",
+}  # fmt: skip
 """Public, because they redirect to the login without a session; see tests/service/web."""
 PUBLIC_PATHS = {
     *PAGES, "/conditions", "/conditions/{name}", "/docs", "/docs/files", "/healthz", "/openapi.json",

@@ -50,11 +50,13 @@ class Objects:
     ticket: str
     key: str
     """Id of an API key."""
+    destination: str
+    """Id of an alert destination, to which nothing can be sent."""
 
     def secrets(self) -> set[str]:
         """Return what no answer to another project may contain."""
         of_run = {self.run, self.rerun, self.trial, self.attempt_run, self.waiting_trial, self.waiting_run}
-        return {*of_run, self.ticket, self.key}
+        return {*of_run, self.ticket, self.key, self.destination}
 
 
 LAYERS = [{"name": "a"}, {"name": "b"}]
@@ -91,6 +93,7 @@ def make_objects(client_with_key: Any, project: str, trainable: str) -> Objects:
         waiting_run=waiting["run_id"],
         ticket=ticket,
         key=send("POST", "/api-keys", project=project, scopes=["read"])["id"],
+        destination=send("POST", "/alerts/destinations", project=project, address="https://10.0.0.1/")["id"],
     )
 
 
@@ -196,6 +199,18 @@ def new_key(place: str, body: Callable[[Objects, Objects], Any]) -> Case:
         lambda _mine, _theirs: path,
         BEYOND,
         lambda mine, theirs: {"project": mine.project, "scopes": ["read"], **body(mine, theirs)},
+    )
+
+
+def of_destination(method: str, path: str = "", body: Any = None) -> Case:
+    """Return the case of a route below an alert destination."""
+    return Case(
+        method,
+        f"{API_PATH}/alerts/destinations/{{destination_id}}{path}",
+        "destination_id",
+        lambda _, theirs: f"{API_PATH}/alerts/destinations/{theirs.destination}{path}",
+        (404, "alert_destination_not_found"),
+        None if body is None else lambda _mine, _theirs: body,
     )
 
 
@@ -311,6 +326,21 @@ CASES = [
         NO_PROJECT,
         lambda _mine, _theirs: {"rerun_automatically": False},
     ),
+    listing("/alerts/destinations", "project", lambda theirs: theirs.project),
+    listing("/alerts/history", "project", lambda theirs: theirs.project),
+    listing("/alerts/history", "run_id", lambda theirs: theirs.run),
+    Case(
+        "POST",
+        f"{API_PATH}/alerts/destinations",
+        "project",
+        lambda _mine, _theirs: f"{API_PATH}/alerts/destinations",
+        BEYOND,
+        lambda _, theirs: {"project": theirs.project, "address": "https://10.0.0.1/"},
+    ),
+    of_destination("GET"),
+    of_destination("PATCH", body={"name": "changed"}),
+    of_destination("POST", "/test"),
+    of_destination("DELETE"),
     Case("GET", "/runs/{run_id}", "run_id", lambda _, theirs: f"/runs/{theirs.run}", NO_SUCH_PAGE),
     Case("GET", "/runs/{run_id}/notes", "run_id", lambda _, theirs: f"/runs/{theirs.run}/notes", NO_RUN),
     Case("GET", "/reruns/{rerun_id}", "rerun_id", lambda _, theirs: f"/reruns/{theirs.rerun}", NO_SUCH_PAGE),
@@ -336,15 +366,16 @@ CASES = [
 ]
 
 NO_IDS = frozenset({
-    "accept", "accept-encoding", "add", "answer", "append_layers", "at_step", "attempt", "budget", "budget.rounds",
-    "budget.seconds", "budget.steps", "budget.trials", "config", "config_keys", "date", "environment", "evaluation",
-    "executor", "exit_code", "expires_at", "field", "framework", "from_step", "generation", "gpus", "group",
-    "group_by", "items", "items.gpus", "items.parameters", "items.timeout", "judge_by", "kind",
-    "last-event-id", "last_step", "layer", "layers", "learning", "level", "loss", "max_concurrent_trials", "max_points",
-    "max_rerun_seconds", "max_results", "muted_detectors", "name", "note", "notes", "origin", "output", "page_token",
-    "q", "reason", "remedies", "remove", "remedies.id", "remedies.parameters", "rerun_automatically", "review",
-    "scopes", "seconds", "seeds", "skip", "sort", "statistic", "statistics", "status", "step", "tag", "tags", "to_step",
-    "training", "verdict", "worker",
+    "accept", "accept-encoding", "add", "address", "muted_until", "trouble", "troubles",
+    "alerts_muted_until", "answer", "append_layers", "at_step", "attempt",
+    "budget", "budget.rounds", "budget.seconds", "budget.steps", "budget.trials", "config", "config_keys", "date",
+    "environment", "evaluation", "executor", "exit_code", "expires_at", "field", "framework", "from_step",
+    "generation", "gpus", "group", "group_by", "items", "items.gpus", "items.parameters", "items.timeout", "judge_by",
+    "kind", "last-event-id", "last_step", "layer", "layers", "learning", "level", "loss", "max_concurrent_trials",
+    "max_points", "max_rerun_seconds", "max_results", "muted_detectors", "name", "note", "notes", "origin", "output",
+    "page_token", "q", "reason", "remedies", "remove", "remedies.id", "remedies.parameters", "rerun_automatically",
+    "review", "scopes", "seconds", "seeds", "skip", "sort", "statistic", "statistics", "status", "step", "tag", "tags",
+    "to_step", "training", "verdict", "worker",
 })  # fmt: skip
 """Parameters of queries, headers and fields of bodies that name no object: numbers, texts, and positions in lists that
 are filtered by the key. What is nested in `layers`, `training` and `origin` describes the run's own model."""

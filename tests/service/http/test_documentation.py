@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from starlette.testclient import TestClient
 from tests.support.service_app import ReplaceServices
 
+from gradmedic.protocol.alert_destinations import AlertDestinationCreate, AlertDestinationUpdate
 from gradmedic.protocol.projects import ProjectUpdate
 from gradmedic.protocol.reruns import RerunCreate
 from gradmedic.protocol.runs import RunCreate, RunUpdate
@@ -18,6 +19,9 @@ from gradmedic.protocol.service import PROBLEM_MEDIA_TYPE
 from gradmedic.protocol.steps import RunRewind, StepsAppend
 from gradmedic.protocol.trainables import TrainablesOffer
 from gradmedic.protocol.trials import TrialClaim, TrialHeartbeat, TrialResult
+from gradmedic_service.alerts.addresses import parse_address
+from gradmedic_service.alerts.endpoints import CREATE_EXAMPLES as CREATE_DESTINATION_EXAMPLES
+from gradmedic_service.alerts.endpoints import UPDATE_EXAMPLES as UPDATE_DESTINATION_EXAMPLES
 from gradmedic_service.projects.endpoints import UPDATE_EXAMPLES as PROJECT_UPDATE_EXAMPLES
 from gradmedic_service.reruns.endpoints import CREATE_EXAMPLES as CREATE_RERUN_EXAMPLES
 from gradmedic_service.runs.endpoints import CREATE_EXAMPLES, UPDATE_EXAMPLES
@@ -90,6 +94,13 @@ def test_every_route_is_documented(document: dict[str, Any]) -> None:
         "get /api/v1/trials/{trial_id}/lease",
         "get /api/v1/trainables",
         "put /api/v1/trainables",
+        "post /api/v1/alerts/destinations",
+        "get /api/v1/alerts/destinations",
+        "get /api/v1/alerts/destinations/{destination_id}",
+        "patch /api/v1/alerts/destinations/{destination_id}",
+        "delete /api/v1/alerts/destinations/{destination_id}",
+        "post /api/v1/alerts/destinations/{destination_id}/test",
+        "get /api/v1/alerts/history",
     }
 
 
@@ -230,6 +241,8 @@ def test_examples_are_valid() -> None:
     for example in REWIND_EXAMPLES.values():
         TypeAdapter(RunRewind).validate_python(example["value"])
     for type_, examples in (
+        (AlertDestinationCreate, CREATE_DESTINATION_EXAMPLES),
+        (AlertDestinationUpdate, UPDATE_DESTINATION_EXAMPLES),
         (RerunCreate, CREATE_RERUN_EXAMPLES),
         (TrainablesOffer, OFFER_EXAMPLES),
         (TrialClaim, CLAIM_EXAMPLES),
@@ -239,6 +252,8 @@ def test_examples_are_valid() -> None:
         for example in examples.values():
             TypeAdapter(type_).validate_python(example["value"])
     TypeAdapter(StepsAppend).validate_python(APPEND_EXAMPLE)
+    for example in CREATE_DESTINATION_EXAMPLES.values():
+        parse_address(example["value"]["address"], allows_loopback=False)
 
 
 @pytest.mark.parametrize("requires_keys", [False, True], ids=["without keys", "with keys"])

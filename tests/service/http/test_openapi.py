@@ -19,6 +19,8 @@ from gradmedic_service.http.named_schemas import NAMED_SCHEMAS
 from gradmedic_service.services import provide_services, services_of
 
 OPERATION_IDS = {
+    "alert_destinations.create", "alert_destinations.delete", "alert_destinations.get", "alert_destinations.list",
+    "alert_destinations.test", "alert_destinations.update", "alerts.list",
     "api_keys.create", "api_keys.list", "api_keys.revoke", "audit_records.list", "diagnosis.get", "diagnosis.history",
     "projects.get", "projects.list", "projects.update", "reruns.cancel", "reruns.create", "reruns.get", "reruns.list",
     "reruns.plan",

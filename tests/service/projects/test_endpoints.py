@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -53,6 +54,26 @@ def test_invalid_queries(sqlite_client: TestClient, parameters: dict[str, Any], 
     """The error of an invalid query parameter names the parameter."""
     response = sqlite_client.get(PROJECTS, params=parameters)
     assert (response.status_code, response.json()["errors"][0]["path"]) == (422, path)
+
+
+def test_muting_the_alerts_of_a_project(client: TestClient, create_run: Any) -> None:
+    """A project's alerts are muted until a time, at most a year from now; a time that has passed ends the mute."""
+    create_run(client, project="p")
+    assert client.get(f"{PROJECTS}/p").json()["alerts_muted_until"] is None
+    until = (datetime.now(UTC) + timedelta(days=365)).replace(microsecond=0)
+    muted = client.patch(f"{PROJECTS}/p", json={"alerts_muted_until": until.isoformat()})
+    assert datetime.fromisoformat(muted.json()["alerts_muted_until"]) == until
+    for wrong, message in (
+        ((until + timedelta(days=2)).isoformat(), "must be at most 366 days from now"),
+        ("2026-01-02T00:00:00", "must have a time zone"),
+    ):
+        refused = client.patch(f"{PROJECTS}/p", json={"alerts_muted_until": wrong})
+        assert refused.status_code == 422
+        (error,) = refused.json()["errors"]
+        assert error["path"] == "alerts_muted_until"
+        assert message in error["message"]
+    ended = client.patch(f"{PROJECTS}/p", json={"alerts_muted_until": "2026-01-02T00:00:00Z"})
+    assert ended.json()["alerts_muted_until"] == "2026-01-02T00:00:00Z"
 
 
 def test_muting_for_a_project(client: TestClient, create_run: Any) -> None:

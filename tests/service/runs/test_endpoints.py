@@ -414,11 +414,12 @@ def test_unknown_run_is_not_found(client: TestClient) -> None:
 TABLES_WITHOUT_RUN = (
     *("projects", "api_keys", "browser_sessions", "audit_records"),
     *("trainables", "reruns", "trials", "attempts"),
+    *("alert_destinations", "alerts", "alert_deliveries"),
 )
 
 
 def test_deleting_removes_everything(client: TestClient, create_run: Any, database: Database) -> None:
-    """After a deletion no table has a row of the run, except the audit records; another run keeps its rows."""
+    """After a deletion only the audit records and the history of alerts name the run; another run keeps its rows."""
     kept, deleted = (create_run(client, tags=["a"]) for _ in range(2))
     for run in (kept, deleted):
         rows: list[Any] = [[1, 1]] * 1599 + [["NaN", 1]]

@@ -15,8 +15,8 @@ from gradmedic_service.web.assets import Assets
 from gradmedic_service.web.conditions import Conditions
 from gradmedic_service.web.documents import Documents
 
-PAGES = ["/", "/compare", "/reruns", "/projects", "/api-keys", "/login", "/conditions", "/conditions/nonfinite_loss",
-         "/operations", "/operations/root"]  # fmt: skip
+PAGES = ["/", "/compare", "/reruns", "/alerts", "/projects", "/api-keys", "/login", "/conditions",
+         "/conditions/nonfinite_loss", "/operations", "/operations/root"]  # fmt: skip
 
 
 def links(page: str) -> list[str]:

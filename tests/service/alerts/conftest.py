@@ -1,0 +1,3 @@
+"""The played worker for tests of alerts about reruns."""
+
+from tests.support.played_worker import worker as worker
