@@ -298,8 +298,10 @@ class Delivery:
         if self._positions.position.rewind == number:
             generation = self._positions.position.rewind_generation or 0
         self._save_position(rewind=number, rewind_generation=generation)
-        body = to_json(RunRewind(step=entry.step, generation=generation))
-        result = self._service.request_as(RewindResult, "POST", f"/runs/{self._run_id}/rewind", body=body)
+        rewind = RunRewind(step=entry.step, generation=generation)
+        # An older service refuses the name of a field that it does not have, so a null is left out.
+        body = {name: value for name, value in to_plain(rewind).items() if value is not None}
+        result = self._service.request_as(RewindResult, "POST", f"/runs/{self._run_id}/rewind", body=to_json(body))
         self._save_position(generation=result.generation)
 
     def _save_position(self, **changes: int) -> None:
