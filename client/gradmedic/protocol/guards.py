@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 from gradmedic.protocol.paging import Page
 from gradmedic.protocol.schema import SCHEMA, Number, OneOf, StrictInt, Text
+from gradmedic.protocol.verdicts import Verdict
 
 GUARD_ACTIONS = ("skip", "clip", "rewind", "lower_rate", "stop", "give_up")
 """What a guard does: it leaves out a step, clips gradients, goes back to an earlier state, lowers the learning rate,
@@ -20,6 +21,8 @@ MOST_GUARD_ACTIONS = 1_000
 """Largest number of guard actions in a block. `GET /limits` publishes it as `max_guard_actions`."""
 MOST_GUARD_NUMBERS = 16
 """Largest number of entries in `numbers` of a guard action."""
+LONGEST_NUMBER_NAME = 64
+"""Largest number of characters in the name of a number of a guard action."""
 LONGEST_EXPLANATION = 500
 """Largest number of characters in the explanation of a guard action."""
 
@@ -56,6 +59,10 @@ class RecordedGuardAction:
     """Step in which the guard acted."""
     to_step: int | None
     """The last step that a rewind kept. Null for every other action."""
+    verdict: Verdict | None
+    """The verdict that a rewind took back. Null for every other action."""
+    since_step: int | None
+    """First step of that verdict. Null if the verdict was undetermined, and for every other action."""
     action: Annotated[str, OneOf(*GUARD_ACTIONS)]
     """What the guard did."""
     reason: Annotated[str, OneOf(*GUARD_REASONS)]
@@ -66,6 +73,24 @@ class RecordedGuardAction:
     """One sentence about the action."""
     created_at: datetime
     """Time at which the service stored the action."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardReport:
+    """What the guards of a run did so far, in short."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
+
+    counts: dict[str, int]
+    """Number of actions of each kind, of all generations. A kind without an action is left out."""
+    recent_steps: int
+    """Number of the last steps of the run of which `recent_actions` counts."""
+    recent_actions: int
+    """Number of those steps that a guard skipped or clipped."""
+    is_repeated: bool
+    """True if the guards act over and over: the cause is not cured."""
+    summary: str
+    """What the guards did, in one to three sentences."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
