@@ -6,69 +6,54 @@ another table. Telemetry is stored in compressed arrays, never as one row per va
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
-    JSON,
     BigInteger,
     ColumnElement,
-    DateTime,
     Double,
     ForeignKey,
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     String,
     Text,
-    TypeDecorator,
     func,
     text,
 )
-from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.hybrid import hybrid_property
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-NAME_LENGTH = 512
-"""Characters of a column that holds a name; `Settings.max_name_length` is at most as large."""
+from gradmedic_service.database.alert_models import Alert, AlertDelivery, AlertDestination, AlertEvent
+from gradmedic_service.database.base import NAME_LENGTH, Base
 
-NAMING_CONVENTION = {
-    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-    "ck": "ck_%(table_name)s_%(constraint_name)s",
-    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
-    "pk": "pk_%(table_name)s",
-}
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """A time with a zone. SQLite stores no zone, so times are stored in UTC and read as UTC."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 (SQLAlchemy's signature)
-        """Return the time in UTC, for storing."""
-        return None if value is None else value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 (SQLAlchemy's signature)
-        """Return a stored time as UTC."""
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-class Base(DeclarativeBase):
-    """Base of every table."""
-
-    metadata = MetaData(naming_convention=NAMING_CONVENTION)
-    type_annotation_map = {  # noqa: RUF012 (SQLAlchemy's own protocol)
-        datetime: UtcDateTime(),
-        dict[str, Any]: JSON(none_as_null=True),
-        list[Any]: JSON(none_as_null=True),
-    }
+__all__ = [
+    "NAME_LENGTH",
+    "Alert",
+    "AlertDelivery",
+    "AlertDestination",
+    "AlertEvent",
+    "ApiKey",
+    "Attempt",
+    "AuditRecord",
+    "Base",
+    "BrowserSession",
+    "DiagnosisSnapshot",
+    "DiagnosisState",
+    "Project",
+    "Rerun",
+    "Run",
+    "RunDetails",
+    "RunReview",
+    "RunTag",
+    "TelemetryChunk",
+    "TelemetryRollup",
+    "Trainable",
+    "Trial",
+    "VerdictChange",
+]
 
 
 class Project(Base):
@@ -83,6 +68,8 @@ class Project(Base):
     """Null, here and in the columns below, until it is set for the first time."""
     max_concurrent_trials: Mapped[int | None]
     max_rerun_seconds: Mapped[float | None] = mapped_column(Double)
+    alerts_muted_until: Mapped[datetime | None]
+    """Time until which the project makes no alerts."""
 
 
 class Run(Base):
