@@ -33,6 +33,7 @@ def upgrade() -> None:
         sa.Column("reason", sa.String(32), nullable=False),
         sa.Column("numbers", sa.JSON(none_as_null=True), nullable=False),
         sa.Column("explanation", sa.Text(), nullable=False),
+        sa.Column("is_dropped", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(["run_id"], ["runs.id"], name=op.f("fk_guard_actions_run_id_runs"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("run_id", "sequence", name=op.f("pk_guard_actions")),

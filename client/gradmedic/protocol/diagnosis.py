@@ -212,7 +212,7 @@ class Diagnosis(DiagnosisAtStep):
     tried: list[Tried] = field(default_factory=list)
     """Results of the run's reruns, the latest first. They include combinations of remedies."""
     guards: GuardReport | None = None
-    """What the guards of the run did. Null if they did nothing, and in a diagnosis of earlier steps."""
+    """Report on the actions of guards. Null if there are none, and in a diagnosis of earlier steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

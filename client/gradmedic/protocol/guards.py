@@ -36,9 +36,9 @@ class GuardAction:
     step: StrictInt
     """Step in which the guard acted: a step of the block, or of a rewind a step after the one that stays."""
     action: Annotated[Text, OneOf(*GUARD_ACTIONS)]
-    """What the guard did. `rewind` is sent with `POST /runs/{id}/rewind`, every other action with the steps."""
+    """Kind of the action. `rewind` is sent with `POST /runs/{id}/rewind`, every other action with the steps."""
     reason: Annotated[Text, OneOf(*GUARD_REASONS)]
-    """Why the guard acted."""
+    """Reason for the action."""
     numbers: dict[Text, Number] = field(default_factory=dict)
     """The numbers of the decision by name, for example `grad_norm` and `limit`. At most 16."""
     explanation: Text
@@ -64,20 +64,22 @@ class RecordedGuardAction:
     since_step: int | None
     """First step of that verdict. Null if the verdict was undetermined, and for every other action."""
     action: Annotated[str, OneOf(*GUARD_ACTIONS)]
-    """What the guard did."""
+    """Kind of the action."""
     reason: Annotated[str, OneOf(*GUARD_REASONS)]
-    """Why the guard acted."""
+    """Reason for the action."""
     numbers: dict[str, float]
     """The numbers of the decision by name."""
     explanation: str
     """One sentence about the action."""
+    is_dropped: bool
+    """True if a later rewind dropped the step of the action. Always false for a rewind."""
     created_at: datetime
     """Time at which the service stored the action."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardReport:
-    """What the guards of a run did so far, in short."""
+    """Report on the actions of the guards of a run."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
 
@@ -90,7 +92,7 @@ class GuardReport:
     is_repeated: bool
     """True if the guards act over and over: the cause is not cured."""
     summary: str
-    """What the guards did, in one to three sentences."""
+    """Summary of the actions in one or two sentences."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ from sqlalchemy import (
     LargeBinary,
     String,
     Text,
+    false,
     func,
     text,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "BrowserSession",
     "DiagnosisSnapshot",
     "DiagnosisState",
+    "GuardAction",
     "Project",
     "Rerun",
     "Run",
@@ -246,6 +248,8 @@ class GuardAction(Base):
     numbers: Mapped[dict[str, Any]]
     """Non-finite numbers are their names."""
     explanation: Mapped[str] = mapped_column(Text)
+    is_dropped: Mapped[bool] = mapped_column(server_default=false())
+    """Whether a later rewind dropped the step. False of a rewind itself."""
     created_at: Mapped[datetime]
 
 
