@@ -227,14 +227,15 @@ def diagnose(
     """Return the diagnosis of a run, now or as it was at a step. Raises RunNotFound."""
     run = _find_run(connection, principal, run_id)
     run_facts = read_facts(connection, facts, run)
-    if at_step is None or (run.last_step is not None and at_step >= run.last_step):
+    is_latest = at_step is None or (run.last_step is not None and at_step >= run.last_step)
+    if at_step is None or is_latest:
         diagnostician, _ = diagnosis_state.restore(connection, run, run_facts)
     else:
         diagnostician, _ = diagnosis_state.replay(connection, run, run_facts, at_step)
     diagnosis = diagnostician.diagnose()
     return Diagnosis(
         run_id=run_id,
-        guards=_report_guards(connection, run) if at_step is None else None,
+        guards=_report_guards(connection, run) if is_latest else None,
         **{field.name: getattr(diagnosis, field.name) for field in fields(diagnosis)},
     )
 
