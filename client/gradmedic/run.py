@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     import torch
 
     from gradmedic.protocol.diagnosis import Diagnosis
+    from gradmedic.protocol.guards import GuardAction
     from gradmedic.torch.watch import Watch
 
 DEFAULT_FLUSH_TIMEOUT = 30.0
@@ -119,7 +120,7 @@ class Run:
             answers=self._answers,
             flush_interval=configuration.flush_interval,
             max_queue_bytes=configuration.max_queue_bytes,
-            open_journal=self._open_journal,
+            open_journal=lambda: Journal.create(configuration.dir, self.id, configuration.max_disk_bytes),
             find_sessions=lambda: find_sessions(service, configuration.dir, self.id),
         )
         self._recorder = Recorder(
@@ -362,11 +363,7 @@ class Run:
             raise ConfigurationError(f"step must be a whole number from -1, not {step!r}")
         if self._state is _State.FINISHED:
             raise UsageError("rewind() after finish()")
-        if self._state is _State.DISABLED:
-            return
-        self._last_step, self._may_join_last_step = step, False
-        if self._state is _State.RECORDING:
-            self._recorder.record(Rewind(step))
+        self._go_back(step)
 
     def diagnosis(self) -> Diagnosis:
         """Return the diagnosis of the run, with every step logged so far.
@@ -401,10 +398,10 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        has_succeeded = error is None or isinstance(error, RunStoppedError)
+        has_failed = error is not None and not isinstance(error, RunStoppedError)
         if isinstance(error, SystemExit):
-            has_succeeded = not process_exit.is_failure(error.code)
-        self.finish(status="finished" if has_succeeded else "failed")
+            has_failed = process_exit.is_failure(error.code)
+        self.finish(status="failed" if has_failed else "finished")
 
     def _record(
         self,
@@ -445,6 +442,12 @@ class Run:
             else:
                 sampler.advance(sampler.clock() - started)
 
+    def _go_back(self, step: int, guard_action: GuardAction | None = None) -> None:
+        self._last_step, self._may_join_last_step = step, False
+        if self._state is _State.RECORDING:
+            self._reactions.begin_rewind()
+            self._recorder.record(Rewind(step, guard_action))
+
     def _end_watches(self, watch: Watch) -> None:
         """End what observes the models of `watch` so far, also in other runs of this process."""
         for run in {self, *_runs}:
@@ -455,9 +458,6 @@ class Run:
     def _describe_layers(self) -> None:
         for instrumentation in self._instrumentations:
             instrumentation.describe()
-
-    def _open_journal(self) -> Journal:
-        return Journal.create(self._configuration.dir, self.id, self._configuration.max_disk_bytes)
 
     def _follow_first_process(self) -> None:
         self._state = _State.FOLLOWING

@@ -8,7 +8,14 @@ from collections.abc import Callable, Sequence
 
 from gradmedic.exceptions import GradmedicError, RunStoppedError, UnhealthyRunError
 from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
-from gradmedic.recording.events import ClippingAdvised, Event, SpikeDetected, StopRequested, VerdictEvent
+from gradmedic.recording.events import (
+    ClippingAdvised,
+    Event,
+    RewindDelivered,
+    SpikeDetected,
+    StopRequested,
+    VerdictEvent,
+)
 from gradmedic.recording.instrumentation import Instrumentation
 from gradmedic.recording.sampler import Sampler
 
@@ -48,6 +55,7 @@ class Reactions:
         self._verdict = "undetermined"
         self._error: GradmedicError | None = None
         self._is_stop_requested = False
+        self._rewinds_under_way = 0
 
     @property
     def verdict(self) -> str:
@@ -64,6 +72,12 @@ class Reactions:
         """Call `callback` with each new verdict, from `act()`."""
         self._callbacks.append(callback)
 
+    def begin_rewind(self) -> None:
+        """Drop the verdicts on what was recorded so far. Others count again when the service has rewound the run."""
+        self._rewinds_under_way += 1
+        self._received.clear()
+        self._verdict = "undetermined"
+
     def receive(self) -> None:
         """Take the events off the queue, and sample every step for a while if one of them is a reason to."""
         while True:
@@ -75,7 +89,11 @@ class Reactions:
                 self._sampler.sample_every_step()
             elif isinstance(event, StopRequested):
                 self._request_stop()
-            elif not self._is_trial:
+            elif isinstance(event, RewindDelivered):
+                self._rewinds_under_way = max(0, self._rewinds_under_way - 1)
+                if not self._is_trial:
+                    self._verdict = event.verdict
+            elif not self._is_trial and not self._rewinds_under_way:
                 self._received.append(event)
                 if isinstance(event, VerdictEvent):
                     self._verdict = event.verdict

@@ -15,6 +15,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from gradmedic.protocol.guards import GuardAction
+
 _STEP_BYTES = 400
 """About the memory of a step beside its arrays, measured with sys.getsizeof over its parts."""
 _METRIC_BYTES = 120
@@ -78,10 +80,12 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Rewind:
-    """The job resumed from a checkpoint: the next step follows `step`."""
+    """The job resumed from a checkpoint, or a guard went back: the next step follows `step`."""
 
     step: int
     """The last step that stays."""
+    guard_action: GuardAction | None = None
+    """The action of the guard that went back; None if the script resumed from a checkpoint."""
 
 
 _SERIES = ("loss", "learning_rate", "loss_scale", "clip_coefficient", "output_gradient_norm")
@@ -199,6 +203,23 @@ def unpack_step(packed: bytes) -> Step:
         metrics=step.metrics,
         row=row,
     )
+
+
+def pack_rewind(rewind: Rewind) -> bytes:
+    """Encode a rewind for the journal. Without a guard action it is the step alone, as in the first versions."""
+    if rewind.guard_action is None:
+        return msgspec.msgpack.encode(rewind.step)
+    return msgspec.msgpack.encode((rewind.step, rewind.guard_action))
+
+
+def unpack_rewind(packed: bytes) -> Rewind:
+    """Decode a rewind that `pack_rewind` encoded.
+
+    Raises:
+        ValueError: these are not the bytes of a rewind.
+    """
+    rewind = msgspec.msgpack.decode(packed, type=int | tuple[int, GuardAction])
+    return Rewind(rewind) if isinstance(rewind, int) else Rewind(*rewind)
 
 
 def metric_names(steps: Sequence[Step]) -> list[str]:
