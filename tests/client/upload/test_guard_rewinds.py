@@ -51,8 +51,13 @@ class RecordingTransport:
             self.rewinds.append(msgspec.json.decode(request.body))
             if self._refuses_actions and "guard_action" in self.rewinds[-1]:
                 problem = {
-                    "type": "about:blank", "title": "no", "status": 422, "detail": "no", "error_code": "invalid",
-                    "request_id": "1", "errors": [{"path": "guard_action.reason", "message": "is unknown"}],
+                    "type": "about:blank",
+                    "title": "no",
+                    "status": 422,
+                    "detail": "no",
+                    "error_code": "invalid",
+                    "request_id": "1",
+                    "errors": [{"path": "guard_action.reason", "message": "is unknown"}],
                 }
                 return Response(422, {"content-type": "application/problem+json"}, msgspec.json.encode(problem))
         answer = self._inner.send(request, timeout)
