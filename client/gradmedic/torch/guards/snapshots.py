@@ -11,9 +11,11 @@ the training that it was taken of. If a layer, a shape or a group of the optimiz
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gc
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,8 +52,8 @@ class Snapshot:
     """Copies of what is no tensor: settings and counters of optimizers, and states of schedulers."""
     groups: tuple[tuple[int, ...], ...]
     """Number of parameters in each group of each optimizer."""
-    events: list[torch.cuda.Event] = field(default_factory=list)
-    """Events after which the copies from devices are complete."""
+    copying: list[tuple[torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
+    """Begin and end of the copies from each device."""
 
     @property
     def nbytes(self) -> int:
@@ -60,9 +62,21 @@ class Snapshot:
 
     def wait(self) -> None:
         """Wait until the copies are complete."""
-        for event in self.events:
-            event.synchronize()
-        self.events.clear()
+        for _, end in self.copying:
+            end.synchronize()
+
+    def read_device_seconds(self) -> float:
+        """Return the seconds that the copies took on their devices; 0 where they are not complete."""
+        seconds = [
+            begin.elapsed_time(end) / 1000
+            for begin, end in self.copying
+            if end.query()  # type: ignore[no-untyped-call]
+        ]
+        return max(seconds, default=0.0)
+
+    def with_tensors(self, tensors: list[Tensor]) -> Snapshot:
+        """Return this snapshot with other tensors."""
+        return dataclasses.replace(self, tensors=tensors, copying=[])
 
 
 class TrainingState:
@@ -86,6 +100,11 @@ class TrainingState:
         self._schedulers: list[LRScheduler] | None = None
         self._nonfinite_from_start: set[Key] | None = None
         """Tensors with non-finite elements that belong there, as in a mask of attention."""
+
+    @property
+    def has_scaler(self) -> bool:
+        """Whether there is a loss scaler."""
+        return self._scaler is not None
 
     @property
     def scheduler_count(self) -> int:
@@ -113,13 +132,12 @@ class TrainingState:
             copies = reused.tensors
         else:
             copies = [_make_room_for(source) for source in sources]
+        devices = [source.device for source in sources if source.device.type == "cuda"]
+        begins = {device: _record_event(device) for device in set(devices)}
         if sources:
             torch._foreach_copy_(copies, sources, non_blocking=True)
         snapshot = Snapshot(step, layout, copies, self._copy_values(), self._count_parameters())
-        for device in {source.device for source in sources if source.device.type == "cuda"}:
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record(torch.cuda.current_stream(device))
-            snapshot.events.append(event)
+        snapshot.copying = [(begin, _record_event(device)) for device, begin in begins.items()]
         if self._nonfinite_from_start is None:
             snapshot.wait()
             self._nonfinite_from_start = {
@@ -151,6 +169,14 @@ class TrainingState:
             for parameter in _list_parameters(optimizer):
                 if parameter.grad is not None:
                     local_part(parameter.grad).data.zero_()
+
+    def fits(self, snapshot: Snapshot) -> bool:
+        """Return whether the training is still the one that a snapshot was taken of."""
+        try:
+            self._check(snapshot, dict(self._list_tensors()))
+        except CannotRestore:
+            return False
+        return True
 
     def is_finite(self, snapshot: Snapshot) -> bool:
         """Return whether a snapshot has no non-finite number, apart from tensors that had one from the start."""
@@ -287,7 +313,17 @@ def _can_be_written(tensor: Tensor) -> bool:
 
 
 def _make_room_for(tensor: Tensor) -> Tensor:
-    return torch.empty_like(tensor, device="cpu", pin_memory=tensor.device.type == "cuda", requires_grad=False)
+    """Return memory of the host; for a tensor of a GPU, memory that the GPU copies to by itself, if there is enough."""
+    if tensor.device.type == "cuda":
+        with suppress(RuntimeError):
+            return torch.empty_like(tensor, device="cpu", pin_memory=True)
+    return torch.empty_like(tensor, device="cpu")
+
+
+def _record_event(device: torch.device) -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event
 
 
 def _is_finite(tensors: Sequence[Tensor]) -> bool:
