@@ -2,9 +2,8 @@
 
 `log()` puts a step into a queue for other threads and returns at once. A problem is logged once, and the
 training goes on. The only exceptions are wrong arguments of `init()` and `watch()`, which are raised before training
-begins, `UnhealthyRunError`, if the script asked for it, and `RunStoppedError` and `TrialEnded`, which end a trial.
-
-The docstring of `gradmedic.recording` shows how a step gets from `log()` to the service.
+begins, `UnhealthyRunError`, if the script asked for it, and `RunStoppedError` and `TrialEnded`, which end a trial. The
+docstring of `gradmedic.recording` shows how a step gets from `log()` to the service.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from gradmedic import process_exit
 from gradmedic.configuration import Configuration, process_rank
 from gradmedic.exceptions import ConfigurationError, RunStoppedError, UsageError
 from gradmedic.guard.reactions import Reactions
+from gradmedic.guard.session import GuardSession
 from gradmedic.protocol.numbers import MAX_EXACT_INTEGER
 from gradmedic.recording.arguments import ArgumentReader, Number
 from gradmedic.recording.description import RunDescriber
@@ -101,17 +101,18 @@ class Run:
         self._may_join_last_step = False
         self._last_log_at = 0.0
 
+        self._guards = GuardSession(configuration, self.url, lambda: self._last_step)
         self._reactions = Reactions(
             self.url,
             self._sampler,
-            self._instrumentations,
+            self._guards,
             stops_if_unhealthy=configuration.on_unhealthy == "stop",
             is_trial=self._trial.is_trial,
         )
         service = Service(configuration.connection, transport)
         describer = RunDescriber(configuration.describe(), self._layers, self._instrumentations)
         self._answers = AnswerReader(
-            service, self.id, self.url, self._reactions.events, may_clip=configuration.on_unhealthy == "clip"
+            service, self.id, self.url, self._reactions.events, may_clip=self._guards.policy.clips
         )
         self._uploader = Uploader(
             service=service if configuration.mode == "online" else None,
@@ -228,17 +229,13 @@ class Run:
             watch = Watch(model, watch.given_optimizers, scaler=scaler, prefix=prefix, activations=activations)
             remedies.attach_before_measurement()
         if watch.is_needed:
-            if watch.has_others and self._configuration.on_unhealthy == "clip":
-                self._answers.may_clip = False  # the other processes would not clip, and train another model
-                self._warnings.warn(
-                    "clip", 'on_unhealthy="clip" works only in trainings of one process; this run only logs warnings'
-                )
             self._end_watches(watch)
             watch.begin(layer_registry=self._layers, sampler=self._sampler, before_first_step=self._describe_layers)
             if self._configuration.on_nonfinite == "locate" and not watch.is_follower:
                 watch.locate_origin(lambda: self._last_step + 1)
             self._instrumentations.append(watch)
             self._trial.follow_measurement(watch)
+        self._guards.attach(watch)
         if remedies is not None:
             remedies.attach_after_measurement(watch if watch.is_needed else None)
 
@@ -246,6 +243,7 @@ class Run:
         """Stop observing the models of this run, and leave nothing in them. The run goes on."""
         while self._instrumentations:
             self._instrumentations.pop().close()
+        self._guards.close()
 
     def log(
         self,
@@ -275,7 +273,7 @@ class Run:
             more_metrics: the same.
 
         Raises:
-            UnhealthyRunError: the verdict became unhealthy and `init(on_unhealthy="stop")` asked for it.
+            UnhealthyRunError: the verdict became unhealthy, or a gradient was not finite, and `init()` asked to stop.
             TrialEnded: this is a trial, and it is over.
             RunStoppedError: the service asked for it.
         """
@@ -334,6 +332,7 @@ class Run:
         self._state = _State.FINISHED
         for instrumentation in self._instrumentations:
             instrumentation.close()
+        self._guards.close()
         self._trial.close()
         if self._is_follower:
             return True
@@ -482,6 +481,7 @@ class Run:
         self._uploader.abandon()
         for instrumentation in self._instrumentations:
             instrumentation.close()
+        self._guards.close()
 
 
 def finish_open_runs() -> None:

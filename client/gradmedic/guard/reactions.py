@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from gradmedic.exceptions import GradmedicError, RunStoppedError, UnhealthyRunError
+from gradmedic.guard.session import GuardSession
 from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
 from gradmedic.recording.events import (
     ClippingAdvised,
@@ -16,7 +17,6 @@ from gradmedic.recording.events import (
     StopRequested,
     VerdictEvent,
 )
-from gradmedic.recording.instrumentation import Instrumentation
 from gradmedic.recording.sampler import Sampler
 
 logger = logging.getLogger("gradmedic")
@@ -28,7 +28,7 @@ class Reactions:
     Args:
         url: page of the run, for people.
         sampler: samples every step for a while after a spike or an unhealthy verdict.
-        instrumentations: clip the gradients.
+        guards: clip the gradients, and stop the training when a gradient is not finite.
         stops_if_unhealthy: whether an unhealthy verdict raises `UnhealthyRunError`.
         is_trial: whether the run is a trial. `TrialSession` ends a trial, so no `RunStoppedError` is raised. Verdicts
             have no effect, because the step at which one arrives depends on time.
@@ -38,7 +38,7 @@ class Reactions:
         self,
         url: str,
         sampler: Sampler,
-        instrumentations: Sequence[Instrumentation],
+        guards: GuardSession,
         *,
         stops_if_unhealthy: bool,
         is_trial: bool,
@@ -47,7 +47,7 @@ class Reactions:
         """The queue of events that were not received yet."""
         self._url = url
         self._sampler = sampler
-        self._instrumentations = instrumentations
+        self._guards = guards
         self._stops_if_unhealthy = stops_if_unhealthy
         self._is_trial = is_trial
         self._callbacks: list[Callable[[VerdictEvent], object]] = []
@@ -114,12 +114,13 @@ class Reactions:
         """Raise the exception that ends the training, if there is one. It is raised once.
 
         Raises:
-            UnhealthyRunError: the verdict is unhealthy.
+            UnhealthyRunError: the verdict is unhealthy, or a gradient was not finite.
             RunStoppedError: the service asked the run to stop.
         """
         if self._error is not None:
             error, self._error = self._error, None
             raise error
+        self._guards.raise_error()
 
     def _request_stop(self) -> None:
         if not self._is_stop_requested and not self._is_trial:
@@ -129,8 +130,7 @@ class Reactions:
         self._is_stop_requested = True
 
     def _clip(self, max_norm: float) -> None:
-        for instrumentation in self._instrumentations:
-            instrumentation.clip(max_norm)
+        self._guards.clip(max_norm)
         logger.warning("gradmedic: gradients are clipped to the norm %.4g from now on", max_norm)
 
     def _react_to_verdict(self, event: VerdictEvent) -> None:

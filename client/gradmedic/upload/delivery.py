@@ -387,7 +387,13 @@ class Delivery:
         """
         steps = [self._without_refused_metrics(step) for step in block]
         for reduction in range(_REDUCTIONS):
-            body = encode_block(steps, columns, max_metrics=limits.max_metrics, generation=self._generation)
+            body = encode_block(
+                steps,
+                columns,
+                max_metrics=limits.max_metrics,
+                max_guard_actions=limits.max_guard_actions,
+                generation=self._generation,
+            )
             try:
                 answer = self._post(body)
             except ApiError as error:

@@ -1,1 +1,1 @@
-"""Guards: what the SDK may do inside a torch training loop when its owner allows it."""
+"""Guards of a training loop: they decide, before an optimizer changes the weights, whether it may."""
