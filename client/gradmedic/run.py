@@ -9,9 +9,7 @@ docstring of `gradmedic.recording` shows how a step gets from `log()` to the ser
 from __future__ import annotations
 
 import atexit
-import os
 import time
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from types import TracebackType
@@ -23,6 +21,7 @@ from gradmedic.configuration import Configuration, process_rank
 from gradmedic.exceptions import ConfigurationError, RunStoppedError, UsageError
 from gradmedic.guard.reactions import Reactions
 from gradmedic.guard.session import GuardSession
+from gradmedic.open_runs import open_runs
 from gradmedic.protocol.numbers import MAX_EXACT_INTEGER
 from gradmedic.recording.arguments import ArgumentReader, Number
 from gradmedic.recording.description import RunDescriber
@@ -57,8 +56,7 @@ _SHORTEST_RECORD_TIMEOUT = 5.0
 """Seconds that steps may take to reach the disk at the end, however short the timeout is: else they would be lost."""
 
 Callback = TypeVar("Callback", bound=Callable[[VerdictEvent], object])
-
-_runs: weakref.WeakSet[Run] = weakref.WeakSet()
+RewindCallback = TypeVar("RewindCallback", bound=Callable[[int], object])
 
 
 class _State(Enum):
@@ -101,7 +99,7 @@ class Run:
         self._may_join_last_step = False
         self._last_log_at = 0.0
 
-        self._guards = GuardSession(configuration, self.url, lambda: self._last_step)
+        self._guards = GuardSession(configuration, self.url, lambda: self._last_step, self._go_back)
         self._reactions = Reactions(
             self.url,
             self._sampler,
@@ -139,7 +137,7 @@ class Run:
         elif self._state is _State.RECORDING:
             atexit.register(self._finish_at_exit)
             process_exit.watch_for_exit(self)
-            _runs.add(self)
+            open_runs.add(self)
             if self.is_trial:
                 self._trial.report_start()
 
@@ -295,6 +293,7 @@ class Run:
         except Exception as error:
             self._warnings.warn(f"log {type(error)}", f"a step could not be recorded: {error!r}")
         reactions.act()
+        self._guards.end_step(self._last_step, loss)
         if self._trial.is_trial:
             self._trial.finish_step(loss)
             self._trial.end_if_over(self._last_step + 1, is_stop_requested=reactions.is_stop_requested)
@@ -393,6 +392,15 @@ class Run:
         self._reactions.add_callback(callback)
         return callback
 
+    def on_rewind(self, callback: RewindCallback) -> RewindCallback:
+        """Call `callback(step)` when a guard has gone back to the state after `step`; usable as a decorator.
+
+        Loops set back there what they keep themselves: a moving average of the weights, a counter. The training thread
+        calls it, in every process, from `log()` or from the optimizer's step. Its exceptions are logged.
+        """
+        self._guards.rewind_callbacks.append(callback)
+        return callback
+
     def __enter__(self) -> Run:
         return self
 
@@ -449,7 +457,7 @@ class Run:
 
     def _end_watches(self, watch: Watch) -> None:
         """End what observes the models of `watch` so far, also in other runs of this process."""
-        for run in {self, *_runs}:
+        for run in {self, *open_runs}:
             for old in watch.find_replaced(run._instrumentations):
                 run._instrumentations.remove(old)
                 watch.continue_from(old, is_same_run=run is self)
@@ -475,26 +483,11 @@ class Run:
     def _finish_at_exit(self) -> None:
         self.finish(status="failed" if process_exit.has_failed(self._last_log_at) else "finished")
 
-    def _disable_in_child(self) -> None:
+    def disable_in_child(self) -> None:
+        """Do nothing from now on: this process is a fork."""
         self._state = _State.DISABLED
         self._recorder.abandon()
         self._uploader.abandon()
         for instrumentation in self._instrumentations:
             instrumentation.close()
         self._guards.close()
-
-
-def finish_open_runs() -> None:
-    """Finish the runs of this process that are not finished."""
-    for run in list(_runs):
-        run.finish()
-
-
-def _disable_runs_of_parent() -> None:
-    process_exit.reset_in_child()
-    for run in list(_runs):
-        run._disable_in_child()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_disable_runs_of_parent)

@@ -140,6 +140,8 @@ class Reactions:
             )
         elif not self._is_stop_requested:
             self._error = None
+        if event.verdict in UNHEALTHY_VERDICTS:
+            self._guards.note_verdict(event)
         for callback in self._callbacks:
             try:
                 callback(event)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gradmedic.configuration import Configuration
 from gradmedic.exceptions import UnhealthyRunError
 from gradmedic.guard.policy import GuardPolicy
+from gradmedic.protocol.guards import GuardAction
+from gradmedic.recording.events import VerdictEvent
 
 if TYPE_CHECKING:
+    from gradmedic.torch.guards.rewinding import Rewinder
     from gradmedic.torch.guards.step_guard import StepGuard
     from gradmedic.torch.watch import Watch
+
+logger = logging.getLogger("gradmedic")
 
 
 class GuardSession:
@@ -21,15 +27,27 @@ class GuardSession:
         configuration: the arguments of `gradmedic.init()`.
         url: page of the run, for people.
         find_last_step: function that returns the number of the last step that was logged.
+        go_back: function that lets the run go on behind a step; it takes the step and the guard's action.
     """
 
-    def __init__(self, configuration: Configuration, url: str, find_last_step: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        configuration: Configuration,
+        url: str,
+        find_last_step: Callable[[], int],
+        go_back: Callable[[int, GuardAction], None],
+    ) -> None:
         self.policy = GuardPolicy.from_choices(
             on_nonfinite=configuration.on_nonfinite, on_unhealthy=configuration.on_unhealthy
         )
         """What guards may do."""
         self._url = url
         self._find_last_step = find_last_step
+        self._go_back = go_back
+        self._configuration = configuration
+        self.rewind_callbacks: list[Callable[[int], object]] = []
+        """Functions that are called with the step after each rewind."""
+        self._rewinder: Rewinder | None = None
         self._guards: list[StepGuard] = []
         self._stop_reason: str | None = None
         self._has_logged = False
@@ -48,7 +66,34 @@ class GuardSession:
             if any(mine is other for mine in guard.optimizers for other in watch.optimizers):
                 guard.close()  # in a process that does not measure, nothing else ends it
         self._guards = [guard for guard in self._guards if not guard.is_over]
-        self._guards.append(begin_guard(self.policy, self, watch))
+        guard = begin_guard(self.policy, self, watch)
+        self._guards.append(guard)
+        if self.policy.rewinds:
+            if self._rewinder is None:
+                from gradmedic.torch.guards.rewinding import begin_rewinder
+
+                self._rewinder = begin_rewinder(self._configuration, self._go_back, self.rewind_callbacks)
+            self._rewinder.watch(watch, guard)
+
+    def note_verdict(self, event: VerdictEvent) -> None:
+        """Note that the service's verdict has become unhealthy."""
+        if self._rewinder is not None:
+            self._rewinder.note_verdict(event)
+
+    def end_step(self, step: int, loss: object) -> None:
+        """End a step of the run, after it was recorded: perhaps keep the state of the training, or go back to one.
+
+        Args:
+            step: number of the step.
+            loss: what `log()` was given as the loss.
+        """
+        if self._rewinder is None:
+            return
+        try:
+            self._rewinder.end_step(step, loss)
+        except Exception as error:
+            self._end_rewinder()
+            logger.warning("gradmedic: this training is no longer rewound: %r", error)
 
     def clip(self, max_norm: float) -> None:
         """Limit the norm of the gradients from the next update on."""
@@ -85,8 +130,14 @@ class GuardSession:
 
     def close(self) -> None:
         """Leave every optimizer as it was."""
+        self._end_rewinder()
         while self._guards:
             self._guards.pop().close()
+
+    def _end_rewinder(self) -> None:
+        if self._rewinder is not None:
+            self._rewinder.close()
+            self._rewinder = None
 
     def _raise(self) -> None:
         reason, self._stop_reason = self._stop_reason, None

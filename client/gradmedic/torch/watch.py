@@ -95,14 +95,16 @@ class Watch:
         prefix: str = "",
         activations: bool = False,
     ) -> None:
-        self._models = check_models(model)
+        self.models = check_models(model)
+        """The models by name."""
         self.given_optimizers = check_optimizers(optimizer)
         """The optimizers as they were given, perhaps inside wrappers."""
         self.optimizers: list[torch.optim.Optimizer] = [unwrap_optimizer(given) for given in self.given_optimizers]
         """The optimizers that do the work."""
-        self._scaler = find_scaler(scaler, self.given_optimizers)
-        self._layers = WatchedLayers(self._models, self.optimizers, prefix)
-        check_sharding(self._models.values())
+        self.scaler = find_scaler(scaler, self.given_optimizers)
+        """The loss scaler; None if there is none."""
+        self._layers = WatchedLayers(self.models, self.optimizers, prefix)
+        check_sharding(self.models.values())
         self.sharding = Sharding.from_parameters([owned.parameter for owned in self._layers.owned])
         """How the parameters are sharded over processes; None if each process holds all of them."""
         self._lockstep: Lockstep | None = None
@@ -118,7 +120,7 @@ class Watch:
         self._update: OptimizerUpdate | None = None
         self._measured_by_copies: set[int] = set()  # ids of optimizers
         self._update_count = 0
-        self._scale = read_scale(self._scaler)
+        self._scale = read_scale(self.scaler)
         self._activation_meter: ActivationMeter | None = None
         self._locator: Locator | None = None
 
@@ -157,15 +159,15 @@ class Watch:
             self._lockstep = Lockstep(self.sharding, sampler, identify_model(layers, self.statistics))
             self._sampling = self._lockstep
             self._lockstep.begin(self.optimizers)
-        self._first_batch = FirstBatch(next(iter(self._models.values())))
-        self._loss_observer = LossObserver(self._models.values(), len(self.optimizers))
-        self._output_meter = OutputGradientMeter(list(self._models.values()), self._sampling, self._call_safely)
+        self._first_batch = FirstBatch(next(iter(self.models.values())))
+        self._loss_observer = LossObserver(self.models.values(), len(self.optimizers))
+        self._output_meter = OutputGradientMeter(list(self.models.values()), self._sampling, self._call_safely)
         self._probing = Probing(
-            list(self._models.values()), self.optimizers, self._layers.owned, self._sampling, sampler
+            list(self.models.values()), self.optimizers, self._layers.owned, self._sampling, sampler
         )
         if self._measures_activations:
             self._activation_meter = ActivationMeter(
-                list(self._models.values()), self._layers.owned, self._sampling, self._layers.find_follower,
+                list(self.models.values()), self._layers.owned, self._sampling, self._layers.find_follower,
                 self._call_safely,
             )  # fmt: skip
         self._check = None if self._lockstep is not None else GradientCheck(self._layers.owned)
@@ -193,7 +195,7 @@ class Watch:
 
     def locate_origin(self, find_step: Callable[[], int]) -> None:
         """Find the origin of the first non-finite number. `find_step` returns the number of the step that runs."""
-        self._locator = Locator(self._models, self.optimizers, find_step)
+        self._locator = Locator(self.models, self.optimizers, find_step)
         self._hooks.append(self._locator)
 
     def list_layers(self) -> list[tuple[str, Tensor]]:
@@ -209,8 +211,8 @@ class Watch:
     def find_replaced(self, instrumentations: Iterable[object]) -> list[Watch]:
         """Return the watches among some instrumentations that observe one of these models."""
         watches = [each for each in instrumentations if isinstance(each, Watch)]
-        mine = {id(unwrap_model(model)[0]) for model in self._models.values()}
-        return [watch for watch in watches if mine & {id(unwrap_model(model)[0]) for model in watch._models.values()}]
+        mine = {id(unwrap_model(model)[0]) for model in self.models.values()}
+        return [watch for watch in watches if mine & {id(unwrap_model(model)[0]) for model in watch.models.values()}]
 
     def observes(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether this optimizer is watched."""
@@ -285,18 +287,15 @@ class Watch:
                 self._activation_meter.clear()
             if self._guard is not None:
                 measurement.guard_actions = self._guard.take_actions()
-            if self._scaler is not None:
-                scale_before, self._scale = self._scale, read_scale(self._scaler)
+            if self.scaler is not None:
+                scale_before, self._scale = self._scale, read_scale(self.scaler)
                 measurement.scale_before, measurement.scale_after = scale_before, self._scale
         except Exception as error:
             self._give_up("a step could not be finished", error)
         return measurement
 
     def start_reading(self, number: Any) -> PendingNumber | float | None:
-        """Return a tensor with one element as a number, or start to copy it to the host; None if it is no such tensor.
-
-        An integer on the host is no such tensor either.
-        """
+        """Return a tensor with one element as a number, or start to copy it; None if it is no such tensor."""
         return start_reading(number)
 
     def measure_updates_by_copies(self, optimizer: torch.optim.Optimizer) -> None:

@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import BinaryIO
 from uuid import UUID
 
+from gradmedic.private_files import create_private_folder, open_private_file
 from gradmedic.protocol.encoding import from_json, to_json
 from gradmedic.protocol.runs import RunCreate
 from gradmedic.recording.step import Entry, Rewind, Step, pack_rewind, pack_step, unpack_rewind, unpack_step
 from gradmedic.upload.damage import Damage, DamageCounter
-from gradmedic.upload.private_files import create_private_folder, open_private_file
 from gradmedic.upload.records import Record, RecordKind, decode_record, encode_record, read_records
 
 try:

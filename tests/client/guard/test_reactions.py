@@ -83,7 +83,7 @@ class CountingSampler(Sampler):
 
 def make_reactions(sampler: Sampler) -> Reactions:
     """Return the reactions of a run without instrumentations."""
-    guards = GuardSession(resolve_configuration(), "http://run", lambda: 0)
+    guards = GuardSession(resolve_configuration(), "http://run", lambda: 0, lambda *_: None)
     return Reactions("http://run", sampler, guards, stops_if_unhealthy=False, is_trial=False)
 
 

@@ -13,7 +13,9 @@ from tests.client.runs import log_losses, losses, start
 
 import gradmedic
 from gradmedic.cli import main
+from gradmedic.configuration import resolve_configuration
 from gradmedic.guard.reactions import Reactions
+from gradmedic.guard.session import GuardSession
 from gradmedic.protocol.guards import GuardAction
 from gradmedic.recording.events import RewindDelivered, VerdictEvent
 from gradmedic.recording.sampler import Sampler
@@ -138,7 +140,8 @@ def test_a_rewind_is_read_from_the_journal_as_it_was_written() -> None:
 
 def test_a_verdict_on_steps_that_are_gone_has_no_effect() -> None:
     """A verdict that was under way when the run was rewound neither counts nor reaches a callback."""
-    reactions = Reactions("", Sampler(None), [], stops_if_unhealthy=True, is_trial=False)
+    guards = GuardSession(resolve_configuration(), "", lambda: 0, lambda *_: None)
+    reactions = Reactions("", Sampler(None), guards, stops_if_unhealthy=True, is_trial=False)
     seen: list[str] = []
     reactions.add_callback(lambda event: seen.append(event.verdict))
     run_id = gradmedic.init(mode="disabled").id

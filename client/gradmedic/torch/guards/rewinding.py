@@ -1,8 +1,8 @@
 """Goes back to an earlier state of a training when skipping a step does not help.
 
-PaLM restarted from a checkpoint about 100 steps before a spike of the loss, and skipped 200 to 500 batches (Chowdhery et
-al. 2022, section 5.1). The rewinder does the same without a restart: it writes the newest state from before the onset
-into the training. The script's loop goes on with the batches that come next, so those in between are skipped.
+PaLM restarted from a checkpoint about 100 steps before a spike of the loss, and skipped 200 to 500 batches (Chowdhery
+et al. 2022, section 5.1). The rewinder does the same without a restart: it writes the newest state from before the
+onset into the training. The script's loop goes on with the batches that come next, so those in between are skipped.
 
 If trouble comes again in the same stretch, an older state is taken and the learning rate is halved until the stretch is
 over. After `MOST_REWINDS` of them the rewinder gives up.
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.optim import Optimizer
 
+from gradmedic.configuration import Configuration
 from gradmedic.protocol.guards import GuardAction
 from gradmedic.recording.action_draft import ActionDraft
 from gradmedic.recording.events import VerdictEvent
@@ -47,6 +49,22 @@ STRETCH = 100
 """Steps beyond the trouble at which a stretch is over: what comes later is another trouble."""
 RATE_FACTOR = 0.5
 """Factor of the learning rate for each further rewind in a stretch."""
+
+
+def begin_rewinder(
+    configuration: Configuration,
+    go_back: Callable[[int, GuardAction], None],
+    callbacks: list[Callable[[int], object]],
+) -> Rewinder:
+    """Return the rewinder of a run.
+
+    Args:
+        configuration: the arguments of `gradmedic.init()`.
+        go_back: function that lets the run go on behind a step; it takes the step and the guard's action.
+        callbacks: functions that are called with the step after each rewind; the list may grow.
+    """
+    folder = SnapshotFolder(configuration.dir, f"{configuration.id}-{os.getpid()}")
+    return Rewinder(folder, go_back, callbacks)
 
 
 class Rewinder:
@@ -111,7 +129,7 @@ class Rewinder:
             step: number of the step.
             loss: what `log()` was given as the loss.
         """
-        if self.is_over or not self._guards:
+        if self.is_over or not self._guards or self._watches[0].is_follower:
             return
         is_new = step != self._last_step
         self._last_step = step
@@ -126,9 +144,9 @@ class Rewinder:
         losses = self._read_losses(step, loss)
         if self._pending is not None:
             return
-        trouble = self._signs.end_step(step, losses)
-        if trouble is not None:
-            self._react(trouble, step)
+        found = self._signs.end_step(step, losses)
+        if found is not None:
+            self._react(found, step)
         elif self._ring.end_step() and not self._signs.is_suspicious:
             if self._has_others:
                 self._guards[0].signal(step + 1.0)
@@ -186,7 +204,7 @@ class Rewinder:
 
     def _begin(self) -> None:
         """Begin to keep states of all that is watched."""
-        models = list(dict.fromkeys(model for watch in self._watches for model in watch.list_models()))
+        models = list(dict.fromkeys(model for watch in self._watches for model in watch.models.values()))
         self._optimizers = list(dict.fromkeys(each for watch in self._watches for each in watch.optimizers))
         scaler = next((watch.scaler for watch in self._watches if watch.scaler is not None), None)
         self._models = models
@@ -197,10 +215,7 @@ class Rewinder:
 
     def _read_losses(self, step: int, loss: Any) -> list[tuple[int, float]]:
         """Return the losses that are on the host by now. One on a device is read a step later, without waiting."""
-        known = [
-            (number, each if isinstance(each, float) else each.read())
-            for number, each in self._losses
-        ]
+        known = [(number, each if isinstance(each, float) else each.read()) for number, each in self._losses]
         self._losses.clear()
         number: Any = start_reading(loss) if isinstance(loss, Tensor) else loss
         if isinstance(number, PendingScalar):
@@ -227,7 +242,7 @@ class Rewinder:
             return
         for kept in candidates:
             try:
-                self._ring.restore(kept)
+                self._state.restore(self._ring.load(kept))
             except CannotRestore as reason:
                 refusal = str(reason)
                 continue

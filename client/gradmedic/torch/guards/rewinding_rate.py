@@ -56,5 +56,3 @@ class LoweredRate:
         while self._applied:
             self._applied.pop().close()
         self.factor = 1.0
-
-

@@ -146,7 +146,9 @@ class Signs:
             losses: the losses that became known since the last call, with their steps.
         """
         nonfinite = [(number, loss) for number, loss in losses if not math.isfinite(loss)]
-        has_lasted = any([self._course.add(number, loss) for number, loss in losses if math.isfinite(loss)])
+        has_lasted = False
+        for number, loss in losses:
+            has_lasted |= math.isfinite(loss) and self._course.add(number, loss)
         is_nonfinite = self._has_nonfinite_gradient or bool(nonfinite)
         first = min([step, *(number for number, _ in nonfinite)])
         if is_nonfinite or self._has_spike:

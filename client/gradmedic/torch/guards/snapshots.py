@@ -170,10 +170,14 @@ class TrainingState:
                 if parameter.grad is not None:
                     local_part(parameter.grad).data.zero_()
 
+    def check(self, snapshot: Snapshot) -> None:
+        """Raise CannotRestore if the training is not the one that a snapshot was taken of."""
+        self._check(snapshot, dict(self._list_tensors()))
+
     def fits(self, snapshot: Snapshot) -> bool:
         """Return whether the training is still the one that a snapshot was taken of."""
         try:
-            self._check(snapshot, dict(self._list_tensors()))
+            self.check(snapshot)
         except CannotRestore:
             return False
         return True

@@ -126,8 +126,8 @@ class SnapshotRing:
         """Return the states from before a step, newest first."""
         return [kept for kept in reversed(self._kept) if kept.step < step]
 
-    def restore(self, kept: KeptState) -> None:
-        """Write a state into the training.
+    def load(self, kept: KeptState) -> Snapshot:
+        """Return the snapshot of a state.
 
         Raises:
             CannotRestore: it is not finite, does not fit the training any more, or cannot be read.
@@ -141,12 +141,13 @@ class SnapshotRing:
             snapshot = snapshot.with_tensors(tensors)
         if not self._state.is_finite(snapshot):
             raise CannotRestore(f"the state after step {kept.step} is not finite itself")
-        self._state.restore(snapshot)
+        self._state.check(snapshot)
+        return snapshot
 
     def drop_after(self, step: int) -> None:
         """Drop the states of later steps."""
         for kept in [kept for kept in self._kept if kept.step > step]:
-            self._drop(kept)
+            self.drop(kept)
         self._steps_left = self.interval
         self._last_at = None
 
@@ -179,7 +180,7 @@ class SnapshotRing:
             self._free = snapshot
         self._kept.append(kept)
         while len(self._kept) > self._room.count:
-            self._drop(self._kept[self._choose_dropped(self.interval)])
+            self.drop(self._kept[self._choose_dropped(self.interval)])
 
     def _choose_dropped(self, interval: int) -> int:
         """Return the index of the state that is needed least."""
@@ -189,7 +190,8 @@ class SnapshotRing:
             return 0
         return min(range(1, len(ages) - 1), key=lambda i: ages[i - 1] / ages[i + 1])
 
-    def _drop(self, kept: KeptState) -> None:
+    def drop(self, kept: KeptState) -> None:
+        """Drop a state; its memory is used again."""
         self._kept.remove(kept)
         if kept.path is not None:
             kept.path.unlink(missing_ok=True)

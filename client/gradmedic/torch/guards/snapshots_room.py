@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from gradmedic.upload.private_files import create_private_folder, open_private_file
+from gradmedic.private_files import create_private_folder, open_private_file
 
 try:
     import fcntl

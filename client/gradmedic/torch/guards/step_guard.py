@@ -97,8 +97,11 @@ class Rewinder(Protocol):
                 last one of `STANDSTILL` steps with a gradient that is not finite.
         """
 
-    def on_signal(self, signal: float) -> None:
-        """Act on a number that the first process gave to `StepGuard.signal`, before the decision on a step."""
+    def on_signal(self, signal: float) -> bool:
+        """Act on a number that the first process gave to `StepGuard.signal`; return whether the training went back.
+
+        Then the step is not taken, and not judged.
+        """
 
 
 class StepObserver(Protocol):
@@ -297,8 +300,9 @@ class StepGuard:
             self._skip(optimizer)
         if reading is None or reading.is_left_out or self._skipping is optimizer:
             return
-        if reading.signal and self.rewinder is not None:
-            self.rewinder.on_signal(reading.signal)
+        if reading.signal and self._follow_signal(reading.signal):
+            self._skip(optimizer)
+            return
         self._decision = decision = self._judge(optimizer, reading.norm)
         if decision.is_skipped:
             self._skip(optimizer)
@@ -345,6 +349,15 @@ class StepGuard:
             return False
         try:
             return self.rewinder.on_trouble(optimizer, decision)
+        except Exception as error:
+            self._drop_rewinder(error)
+            return False
+
+    def _follow_signal(self, signal: float) -> bool:
+        if self.rewinder is None:
+            return False
+        try:
+            return self.rewinder.on_signal(signal)
         except Exception as error:
             self._drop_rewinder(error)
             return False

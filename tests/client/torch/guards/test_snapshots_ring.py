@@ -20,7 +20,7 @@ from tests.client.torch.watched_models import OPTIMIZERS, perceptron
 
 from gradmedic.torch.guards import snapshots_room
 from gradmedic.torch.guards.snapshots import CannotRestore, TrainingState
-from gradmedic.torch.guards.snapshots_ring import LARGEST_AGE, SUFFICIENT_AGE, TIME_SHARE, SnapshotRing
+from gradmedic.torch.guards.snapshots_ring import LARGEST_AGE, SUFFICIENT_AGE, TIME_SHARE, KeptState, SnapshotRing
 from gradmedic.torch.guards.snapshots_room import MOST_KEPT, Room, SnapshotFolder, find_free_memory, find_room
 
 MIB = 2**20
@@ -72,6 +72,11 @@ def make_ring(training: Training, tmp_path: Path) -> Iterator[Callable[..., Snap
     yield make
     for ring in rings:
         ring.close()
+
+
+def restore(training: Training, ring: SnapshotRing, kept: KeptState) -> None:
+    """Write a state into the training."""
+    TrainingState([training.model], [training.optimizer]).restore(ring.load(kept))
 
 
 @pytest.fixture
@@ -128,7 +133,7 @@ def test_states_on_disk_are_restored_to_the_bit(
     assert len(files) == MOST_KEPT
     assert all(file.stat().st_mode & 0o077 == 0 for file in files)
     for kept in ring.list_before(100):
-        ring.restore(kept)
+        restore(training, ring, kept)
         assert training.read() == expected[kept.step]
     ring.drop_after(ring.steps[1])
     assert len(list((tmp_path / "unsent" / "states-run").glob("*.pt"))) == 2
@@ -163,7 +168,7 @@ def test_a_full_disk_is_logged_once_and_ends_the_keeping(
     assert "No space left on device" in caplog.text
     assert ring.is_over
     assert {file.name for file in (tmp_path / "unsent" / "states-run").iterdir()} == {"1.pt", "lock"}
-    ring.restore(ring.list_before(9)[0])
+    restore(training, ring, ring.list_before(9)[0])
     assert training.read() == expected
 
 
@@ -214,7 +219,7 @@ def test_a_file_that_cannot_be_read_is_a_reason(make_ring: Callable[..., Snapsho
     (tmp_path / "unsent" / "states-run" / "2.pt").unlink()
     for kept in (first, second):
         with pytest.raises(CannotRestore, match="could not be read"):
-            ring.restore(kept)
+            ring.load(kept)
 
 
 def test_a_state_that_is_not_finite_is_refused(make_ring: Callable[..., SnapshotRing], training: Training) -> None:
@@ -226,8 +231,8 @@ def test_a_state_that_is_not_finite_is_refused(make_ring: Callable[..., Snapshot
     ring.take(2)
     bad, good = ring.list_before(9)
     with pytest.raises(CannotRestore, match="the state after step 2 is not finite itself"):
-        ring.restore(bad)
-    ring.restore(good)
+        restore(training, ring, bad)
+    restore(training, ring, good)
 
 
 def test_states_of_a_model_that_has_changed_are_dropped(

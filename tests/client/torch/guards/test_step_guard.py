@@ -381,8 +381,9 @@ class NotingRewinder:
         self.troubles.append(decision)
         return True
 
-    def on_signal(self, signal: float) -> None:
+    def on_signal(self, signal: float) -> bool:
         """Do nothing."""
+        return False
 
 
 def attach_rewinder(guarding: StepGuard) -> NotingRewinder:
