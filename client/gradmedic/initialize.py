@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from gradmedic.configuration import Configuration, as_trial, is_being_imported_by_spawn, resolve_configuration
-from gradmedic.run import Run, finish_open_runs
+from gradmedic.open_runs import finish_open_runs
+from gradmedic.run import Run
 from gradmedic.transport.http import Transport
 from gradmedic.trial.instructions import read_trial_environment
 from gradmedic.trial.seeding import seed_generators
