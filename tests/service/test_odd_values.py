@@ -152,6 +152,16 @@ STEPS = {
     "sampled": [True, True], "skipped": [False, False], "loss_scale": [1.0, 1.0], "clip_coefficient": [1.0, 1.0],
     "output_gradient_norm": [1.0, None],
     "metrics": {"val_accuracy": [0.1, None]}, "statistics": {"grad_norm": [[0.5, 0.6], [0.5, 0.6]]},
+    "guard_actions": [
+        {
+            "step": 901, "action": "skip", "reason": "gradient_spike", "numbers": {"grad_norm": 90.0, "limit": 12.0},
+            "explanation": "The gradient is far above its usual norms.",
+        }
+    ],
+}  # fmt: skip
+REWIND = {
+    "step": 41, "action": "rewind", "reason": "nonfinite_loss", "numbers": {"loss": "NaN"},
+    "explanation": "The loss is NaN.",
 }  # fmt: skip
 OPERATIONS = {
     "create_run": Operation(
@@ -187,7 +197,9 @@ OPERATIONS = {
         renew=World.new_run,
         is_msgpack=True,
     ),
-    "rewind_run": Operation(on_run("/rewind"), {"step": 40, "generation": 0}, renew=World.new_run),
+    "rewind_run": Operation(
+        on_run("/rewind"), {"step": 40, "generation": 0, "guard_action": REWIND}, renew=World.new_run
+    ),
     "create_rerun": Operation(
         on_run("/reruns"),
         {

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 from gradmedic.protocol.paging import Page
 from gradmedic.protocol.schema import SCHEMA, Number, OneOf, StrictInt, Text
+from gradmedic.protocol.verdicts import Verdict
 
 GUARD_ACTIONS = ("skip", "clip", "rewind", "lower_rate", "stop", "give_up")
 """What a guard does: it leaves out a step, clips gradients, goes back to an earlier state, lowers the learning rate,
@@ -20,6 +21,8 @@ MOST_GUARD_ACTIONS = 1_000
 """Largest number of guard actions in a block. `GET /limits` publishes it as `max_guard_actions`."""
 MOST_GUARD_NUMBERS = 16
 """Largest number of entries in `numbers` of a guard action."""
+LONGEST_NUMBER_NAME = 64
+"""Largest number of characters in the name of a number of a guard action."""
 LONGEST_EXPLANATION = 500
 """Largest number of characters in the explanation of a guard action."""
 
@@ -33,9 +36,9 @@ class GuardAction:
     step: StrictInt
     """Step in which the guard acted: a step of the block, or of a rewind a step after the one that stays."""
     action: Annotated[Text, OneOf(*GUARD_ACTIONS)]
-    """What the guard did. `rewind` is sent with `POST /runs/{id}/rewind`, every other action with the steps."""
+    """Kind of the action. `rewind` is sent with `POST /runs/{id}/rewind`, every other action with the steps."""
     reason: Annotated[Text, OneOf(*GUARD_REASONS)]
-    """Why the guard acted."""
+    """Reason for the action."""
     numbers: dict[Text, Number] = field(default_factory=dict)
     """The numbers of the decision by name, for example `grad_norm` and `limit`. At most 16."""
     explanation: Text
@@ -56,16 +59,40 @@ class RecordedGuardAction:
     """Step in which the guard acted."""
     to_step: int | None
     """The last step that a rewind kept. Null for every other action."""
+    verdict: Verdict | None
+    """The verdict that a rewind took back. Null for every other action."""
+    since_step: int | None
+    """First step of that verdict. Null if the verdict was undetermined, and for every other action."""
     action: Annotated[str, OneOf(*GUARD_ACTIONS)]
-    """What the guard did."""
+    """Kind of the action."""
     reason: Annotated[str, OneOf(*GUARD_REASONS)]
-    """Why the guard acted."""
+    """Reason for the action."""
     numbers: dict[str, float]
     """The numbers of the decision by name."""
     explanation: str
     """One sentence about the action."""
+    is_dropped: bool
+    """True if a later rewind dropped the step of the action. Always false for a rewind."""
     created_at: datetime
     """Time at which the service stored the action."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardReport:
+    """Report on the actions of the guards of a run."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = SCHEMA
+
+    counts: dict[str, int]
+    """Number of actions of each kind, of all generations. A kind without an action is left out."""
+    recent_steps: int
+    """Number of the last steps of the run of which `recent_actions` counts."""
+    recent_actions: int
+    """Number of those steps that a guard skipped or clipped."""
+    is_repeated: bool
+    """True if the guards act over and over: the cause is not cured."""
+    summary: str
+    """Summary of the actions in one or two sentences."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,69 +6,56 @@ another table. Telemetry is stored in compressed arrays, never as one row per va
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
-    JSON,
     BigInteger,
     ColumnElement,
-    DateTime,
     Double,
     ForeignKey,
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     String,
     Text,
-    TypeDecorator,
+    false,
     func,
     text,
 )
-from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.hybrid import hybrid_property
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-NAME_LENGTH = 512
-"""Characters of a column that holds a name; `Settings.max_name_length` is at most as large."""
+from gradmedic_service.database.alert_models import Alert, AlertDelivery, AlertDestination, AlertEvent
+from gradmedic_service.database.base import NAME_LENGTH, Base
 
-NAMING_CONVENTION = {
-    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-    "ck": "ck_%(table_name)s_%(constraint_name)s",
-    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
-    "pk": "pk_%(table_name)s",
-}
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """A time with a zone. SQLite stores no zone, so times are stored in UTC and read as UTC."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 (SQLAlchemy's signature)
-        """Return the time in UTC, for storing."""
-        return None if value is None else value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 (SQLAlchemy's signature)
-        """Return a stored time as UTC."""
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-class Base(DeclarativeBase):
-    """Base of every table."""
-
-    metadata = MetaData(naming_convention=NAMING_CONVENTION)
-    type_annotation_map = {  # noqa: RUF012 (SQLAlchemy's own protocol)
-        datetime: UtcDateTime(),
-        dict[str, Any]: JSON(none_as_null=True),
-        list[Any]: JSON(none_as_null=True),
-    }
+__all__ = [
+    "NAME_LENGTH",
+    "Alert",
+    "AlertDelivery",
+    "AlertDestination",
+    "AlertEvent",
+    "ApiKey",
+    "Attempt",
+    "AuditRecord",
+    "Base",
+    "BrowserSession",
+    "DiagnosisSnapshot",
+    "DiagnosisState",
+    "GuardAction",
+    "Project",
+    "Rerun",
+    "Run",
+    "RunDetails",
+    "RunReview",
+    "RunTag",
+    "TelemetryChunk",
+    "TelemetryRollup",
+    "Trainable",
+    "Trial",
+    "VerdictChange",
+]
 
 
 class Project(Base):
@@ -83,6 +70,8 @@ class Project(Base):
     """Null, here and in the columns below, until it is set for the first time."""
     max_concurrent_trials: Mapped[int | None]
     max_rerun_seconds: Mapped[float | None] = mapped_column(Double)
+    alerts_muted_until: Mapped[datetime | None]
+    """Time until which the project makes no alerts."""
 
 
 class Run(Base):
@@ -237,6 +226,31 @@ class VerdictChange(Base):
     learning: Mapped[str] = mapped_column(String(16), server_default="unknown")
     level: Mapped[str] = mapped_column(String(16), server_default="unknown")
     finding: Mapped[str | None] = mapped_column(String(NAME_LENGTH))
+
+
+class GuardAction(Base):
+    """An action of a guard of a run. A rewind keeps it, also if its step is dropped."""
+
+    __tablename__ = "guard_actions"
+
+    run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    sequence: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    """Number of the action among those of its run, from 1 on."""
+    generation: Mapped[int] = mapped_column(Integer)
+    step: Mapped[int] = mapped_column(BigInteger)
+    to_step: Mapped[int | None] = mapped_column(BigInteger)
+    """The last step that a rewind kept. Null for every other action."""
+    verdict: Mapped[str | None] = mapped_column(String(16))
+    """The verdict that a rewind took back, and its first step. Null for every other action."""
+    since_step: Mapped[int | None] = mapped_column(BigInteger)
+    action: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str] = mapped_column(String(32))
+    numbers: Mapped[dict[str, Any]]
+    """Non-finite numbers are their names."""
+    explanation: Mapped[str] = mapped_column(Text)
+    is_dropped: Mapped[bool] = mapped_column(server_default=false())
+    """Whether a later rewind dropped the step. False of a rewind itself."""
+    created_at: Mapped[datetime]
 
 
 class TelemetryChunk(Base):

@@ -20,6 +20,7 @@ from gradmedic_service.services import provide_services, services_of
 
 OPERATION_IDS = {
     "api_keys.create", "api_keys.list", "api_keys.revoke", "audit_records.list", "diagnosis.get", "diagnosis.history",
+    "guard_actions.list",
     "projects.get", "projects.list", "projects.update", "reruns.cancel", "reruns.create", "reruns.get", "reruns.list",
     "reruns.plan",
     "runs.change_tags", "runs.count",
