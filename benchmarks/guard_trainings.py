@@ -74,9 +74,9 @@ def draw_programs(count: int, seed: int) -> list[Program]:
 
 
 def _draw_program(number: int, draw: random.Random) -> Program:
-    network = NETWORKS[number % len(NETWORKS)]
-    optimizer = OPTIMIZERS[number // len(NETWORKS) % len(OPTIMIZERS)]
-    kind = FAULTS[number // (len(NETWORKS) * len(OPTIMIZERS)) % len(FAULTS)]
+    kind = FAULTS[number % len(FAULTS)]
+    network = NETWORKS[number // len(FAULTS) % len(NETWORKS)]
+    optimizer = OPTIMIZERS[(number + number // (len(FAULTS) * len(NETWORKS))) % len(OPTIMIZERS)]
     decades = {"bad batch": (1.5, 3.0), "gradient spike": (2.0, 5.0), "NaN": (0.0, 0.0), "rate jump": (1.0, 2.5)}[kind]
     steps = draw.randint(2, 8) if kind == "rate jump" else draw.randint(1, 3)
     rates = {
