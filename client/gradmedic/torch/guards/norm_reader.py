@@ -44,10 +44,6 @@ class NormReader:
         """Observe clipping no more."""
         self._norms.close()
 
-    def end_step(self) -> None:
-        """Forget the clippings of a step that is over."""
-        self._norms.forget()
-
     def read(self, optimizer: Optimizer) -> Reading | None:
         """Return the numbers of the step that an optimizer begins; None without a gradient."""
         parameters = [parameter for parameter in list_all_parameters(optimizer) if parameter.grad is not None]
