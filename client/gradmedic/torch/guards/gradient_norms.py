@@ -127,7 +127,7 @@ def measure_parts(parameters: Sequence[Tensor], processes: int = 1) -> Tensor:
     is_low = any(gradient.dtype in _LOW_PRECISIONS for gradient in gradients)
     norms = torch._foreach_norm(gradients, dtype=torch.float32) if is_low else torch._foreach_norm(gradients)
     if len({norm.device for norm in norms}) > 1:
-        norms = [norm.to(norms[0].device) for norm in norms]
+        norms = tuple(norm.to(norms[0].device) for norm in norms)
     parts = torch.stack(norms).detach()
     if processes == 1:
         return parts
