@@ -74,7 +74,7 @@ def train(kind: str, rank: int, folder: str) -> dict[str, Any]:
         if kind == "clip" and step == CLIPPED and rank == 0:
             run._guards.clip(1e-3)  # as the answer of a service lets the first process do
         if kind.startswith("failing") and step == 40 and rank == 1:
-            broken = run._guards._guards[0]._reader if kind == "failing" else run._guards._guards[0]
+            broken: Any = run._guards._guards[0]._reader if kind == "failing" else run._guards._guards[0]
             broken._norms = broken._rules = None  # an error of the guard in one process, before or after all have sent
         before = [whole(p) for p in model.parameters()]
         optimizer.step()
