@@ -4,8 +4,8 @@ PaLM restarted from a checkpoint about 100 steps before a spike of the loss, and
 et al. 2022, section 5.1). The rewinder does the same without a restart: it writes the newest state from before the
 onset into the training. The script's loop goes on with the batches that come next, so those in between are skipped.
 
-If trouble comes again in the same stretch, an older state is taken and the learning rate is halved until the stretch is
-over. After `MOST_REWINDS` of them the rewinder gives up.
+If trouble comes again in the same stretch, an older state than the last one is taken, and the learning rate is halved
+until the stretch is over. After `MOST_REWINDS` of them the rewinder gives up.
 
 One process goes back at the end of `log()`. Several processes do so right before an optimizer's step: the first one,
 which hears from the service and logs, sends the step to go back to, with the message by which all decide on the step.
@@ -94,6 +94,7 @@ class Rewinder:
         self._last_step = -1
         self._stretch_ends = -1  # in steps of this process
         self._rewinds = 0  # in the present stretch
+        self._last_target = -1
         self._pending: tuple[KeptState, Trouble] | None = None  # sent to the other processes
         self._is_at_target = False
         self._warned: set[str] = set()
@@ -235,7 +236,8 @@ class Rewinder:
         if not candidates:
             self._warn(trouble, f"no state from before step {trouble.onset} is kept")
             return
-        candidates = candidates[min(self._rewinds, len(candidates) - 1) :]
+        if self._rewinds:  # in this stretch: what was kept since then is as bad as what it began from
+            candidates = [kept for kept in candidates if kept.step < self._last_target] or candidates[-1:]
         if self._has_others:
             self._pending = (candidates[0], trouble)
             self._guards[0].signal(-(candidates[0].step + 2.0))
@@ -274,6 +276,7 @@ class Rewinder:
     def _finish(self, kept: KeptState, trouble: Trouble, step: int) -> None:
         """Tell the service and the script that the training went back."""
         self._rewinds += 1
+        self._last_target = kept.step
         self._stretch_ends = self._steps + max(0, step - kept.step) + STRETCH
         numbers = {"onset": float(trouble.onset), "to_step": float(kept.step), "rewinds": float(self._rewinds)}
         explanation = f"{trouble.sentence}: the training went back to its state after step {kept.step}."
