@@ -146,6 +146,8 @@ class StepMeasurement:
 
     def join_on_device(self, watched: Sequence[WatchedParameter]) -> Tensor:
         """Return the table `[parameter, statistic]` of these parameters, on the device where it was measured."""
+        if not watched:  # a guard has hidden the gradients
+            return torch.zeros((0, len(self._statistics)))
         row_of = {parameter.position: row for row, parameter in enumerate(watched)}
         table: Tensor | None = None
         for part in self._parts:

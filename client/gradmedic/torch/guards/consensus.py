@@ -94,11 +94,12 @@ class Consensus:
 
     def leave(self, device: torch.device) -> None:
         """Tell the others, in place of `reduce`, that this process no longer guards."""
-        if self._has_started and not self.is_over:
+        has_others = self._has_started and not self.is_over
+        self.is_over = True
+        if has_others:
             message = torch.zeros(5, dtype=torch.float64, device=device)
             message[2] = 1.0
             self._send(message)
-        self.is_over = True
 
     def withdraw(self) -> None:
         """End the agreement, if it has not begun yet."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -227,7 +228,8 @@ class StepGuard:
             return
         self.is_over = True
         if self._reader is not None:
-            self._reader.close()
+            with suppress(Exception):  # perhaps it is what has failed
+                self._reader.close()
         if self._consensus is None or self._consensus.is_over:
             self._hooks.close()
         else:
@@ -265,15 +267,23 @@ class StepGuard:
         return wrapped
 
     def _after_step(self, optimizer: Optimizer) -> None:
+        try:
+            self._end_step(optimizer)
+        except Exception as error:
+            self._fail(repr(error))
+
+    def _end_step(self, optimizer: Optimizer) -> None:
         if self._skipping is optimizer:
             parameters = self._hidden.parameters
             self._hidden.show()
             self._skipping = None
             if _sum_versions(parameters) != self._versions:
                 self._fail(f"{type(optimizer).__name__} changes weights that have no gradient")
+        if self.is_over:
+            return
         if self._reader is not None:
             self._reader.end_step()
-        if self.rewinder is not None and not self.is_over:
+        if self.rewinder is not None:
             try:
                 self.rewinder.after_step(optimizer, self._decision)
             except Exception as error:
