@@ -4,8 +4,8 @@ PaLM restarted from a checkpoint about 100 steps before a spike of the loss, and
 et al. 2022, section 5.1). The rewinder does the same without a restart: it writes the newest state from before the
 onset into the training. The script's loop goes on with the batches that come next, so those in between are skipped.
 
-If trouble comes again in the same stretch, an older state is taken and the learning rate is halved until the stretch is
-over. After `MOST_REWINDS` of them the rewinder gives up.
+If trouble comes again in the same stretch, an older state than the last one is taken, and the learning rate is halved
+until the stretch is over. After `MOST_REWINDS` of them the rewinder gives up.
 
 One process goes back at the end of `log()`. Several processes do so right before an optimizer's step: the first one,
 which hears from the service and logs, sends the step to go back to, with the message by which all decide on the step.
@@ -94,8 +94,10 @@ class Rewinder:
         self._last_step = -1
         self._stretch_ends = -1  # in steps of this process
         self._rewinds = 0  # in the present stretch
+        self._last_target = -1
         self._pending: tuple[KeptState, Trouble] | None = None  # sent to the other processes
         self._is_at_target = False
+        self._refused: Trouble | None = None  # a process could not restore the state that was chosen
         self._warned: set[str] = set()
         self.is_over = False
         """Whether the rewinder has given up."""
@@ -144,8 +146,9 @@ class Rewinder:
         losses = self._read_losses(step, loss)
         if self._pending is not None:
             return
-        found = self._signs.end_step(step, losses)
+        found = self._signs.end_step(step, losses) or self._refused
         if found is not None:
+            self._refused = None
             self._react(found, step)
         elif self._ring.end_step() and not self._signs.is_suspicious:
             if self._has_others:
@@ -180,14 +183,11 @@ class Rewinder:
         Args:
             signal: the step plus one to keep the state, or minus the step that is gone back to minus two.
         """
-        if self.is_over:
-            return False
         if signal > 0:
             self._ring.take(round(signal) - 1)
             return False
         target = -round(signal) - 2
-        kept = next((each for each in self._ring.list_before(target + 1) if each.step == target), None)
-        if kept is None or not self._restore_together(kept):
+        if not self._restore_together(target):
             return False
         self._ring.drop_after(target)
         self._signs.begin_anew()
@@ -235,7 +235,8 @@ class Rewinder:
         if not candidates:
             self._warn(trouble, f"no state from before step {trouble.onset} is kept")
             return
-        candidates = candidates[min(self._rewinds, len(candidates) - 1) :]
+        if self._rewinds:  # in this stretch: what was kept since then is as bad as what it began from
+            candidates = [kept for kept in candidates if kept.step < self._last_target] or candidates[-1:]
         if self._has_others:
             self._pending = (candidates[0], trouble)
             self._guards[0].signal(-(candidates[0].step + 2.0))
@@ -252,28 +253,33 @@ class Rewinder:
             return
         self._warn(trouble, refusal)
 
-    def _restore_together(self, kept: KeptState) -> bool:
-        """Restore a state if every process can."""
+    def _restore_together(self, step: int) -> bool:
+        """Restore the state after a step if every process can. Each of them comes here, whatever happens to it."""
+        kept = next((each for each in self._ring.list_before(step + 1) if each.step == step), None)
+        snapshot, refusal = None, ""
         try:
-            snapshot = self._ring.load(kept)
-            refusal = None
-        except CannotRestore as reason:
+            snapshot = None if kept is None else self._ring.load(kept)
+        except Exception as reason:
             refusal = str(reason)
-        device = self._watches[0].list_layers()[0][1].device
-        refusals = torch.tensor(float(refusal is not None), device=device)
-        dist.all_reduce(refusals)
-        if not float(refusals):
+        sharding, (_, parameter) = self._watches[0].sharding, self._watches[0].list_layers()[0]
+        refusals = torch.tensor(float(snapshot is None), device=parameter.device)
+        dist.all_reduce(refusals, group=None if sharding is None else sharding.group)
+        if snapshot is not None and not float(refusals):
             self._state.restore(snapshot)
             return True
-        self._ring.drop(kept)
+        if kept is not None:
+            self._ring.drop(kept)
         if self._pending is not None:  # this is the first process, which chooses an older state at its next step
-            (_, trouble), self._pending = self._pending, None
-            self._warn(trouble, refusal or "another process cannot go back")
+            (_, self._refused), self._pending = self._pending, None
+            logger.info(
+                "gradmedic: the state after step %d is not restored: %s", step, refusal or "elsewhere it cannot be"
+            )
         return False
 
     def _finish(self, kept: KeptState, trouble: Trouble, step: int) -> None:
         """Tell the service and the script that the training went back."""
         self._rewinds += 1
+        self._last_target = kept.step
         self._stretch_ends = self._steps + max(0, step - kept.step) + STRETCH
         numbers = {"onset": float(trouble.onset), "to_step": float(kept.step), "rewinds": float(self._rewinds)}
         explanation = f"{trouble.sentence}: the training went back to its state after step {kept.step}."

@@ -44,7 +44,7 @@ class LoweredRate:
             except NotApplicable as reason:
                 logger.warning("gradmedic: a guard cannot lower the learning rate: %s", reason)
                 continue
-            remedies.attach_before_measurement()
+            remedies.attach_before_measurement(is_measured=True)
             remedies.attach_after_measurement()
             self._applied.append(remedies)
         if self._applied:

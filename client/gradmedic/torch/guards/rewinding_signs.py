@@ -25,7 +25,7 @@ SPREADS = 10.0
 that a training recovers from by itself is often as high; so a jump alone is no trouble."""
 LASTING_STEPS = 30
 """Steps in a row above the limit after which it is looked whether the loss recovers from a jump."""
-_RECOVERY = 0.2
+_RECOVERY = 0.1
 """Share of the jump by which the last third of these losses must be lower than the first third, to be a recovery."""
 _LONGEST_RECOVERY = 10 * LASTING_STEPS
 """Steps after which a loss that falls slowly from a jump is the new level: the data have changed."""

@@ -112,6 +112,8 @@ class SnapshotRing:
 
     def take(self, step: int) -> None:
         """Keep the state after a step. Without room, log it once and keep none from then on."""
+        if self.is_over:
+            return
         began = self._clock()
         try:
             self._take(step)

@@ -359,7 +359,7 @@ class StepGuard:
             return False
 
     def _follow_signal(self, signal: float) -> bool:
-        if self.rewinder is None:
+        if self.rewinder is None or self.is_over:
             return False
         try:
             return self.rewinder.on_signal(signal)

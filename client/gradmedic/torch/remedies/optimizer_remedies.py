@@ -101,8 +101,11 @@ class OptimizerRemedies:
         """Which remedy turned out not to be applicable, and why; None if none did."""
         return next((f"{remedy.id}: {remedy.failure}" for remedy in self._remedies if remedy.failure is not None), None)
 
-    def attach_before_measurement(self) -> None:
+    def attach_before_measurement(self, *, is_measured: bool = False) -> None:
         """Register the hooks that run before those of a `Watch`.
+
+        Args:
+            is_measured: whether a `Watch` has registered its hooks already.
 
         Raises:
             UsageError: remedies are applied to this optimizer already.
@@ -112,6 +115,8 @@ class OptimizerRemedies:
             raise UsageError("remedies are applied to this optimizer already; they cannot be applied twice")
         _by_optimizer[optimizer] = self
         self._handles.append(optimizer.register_step_pre_hook(keep_out_of_graphs(self._start_step)))
+        if is_measured and (hooks := self._handles[-1].hooks_dict_ref()) is not None:
+            hooks.move_to_end(self._handles[-1].id, last=False)
         self._handles.append(optimizer.register_step_post_hook(keep_out_of_graphs(self._finish_step)))
 
     def attach_after_measurement(self, observer: StepObserver | None = None) -> None:
