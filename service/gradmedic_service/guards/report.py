@@ -64,7 +64,7 @@ def _describe_counts(counts: Mapping[str, int], rewinds: Sequence[tuple[int, int
             parts.append(f"{count} {text}" if is_counted else text)
     if (count := counts.get("rewind", 0)) > 0:
         last = rewinds[-REWINDS_NAMED:]
-        places = ", ".join(f"step {step} to {to_step}" for step, to_step in last)
+        places = ", ".join(f"step {step} to {'the start' if to_step < 0 else to_step}" for step, to_step in last)
         times = "once" if count == 1 else f"{count} times"
         parts.insert(2 if {"skip", "clip"} <= counts.keys() else min(1, len(parts)), f"rewound {times} ({places})")
     return parts
