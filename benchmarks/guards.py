@@ -7,6 +7,9 @@ as saved if its end metric, the loss of evaluation data, is at most the worst of
 plus a quarter of their range and 2 percent of that loss. Nothing was fitted to these trainings: faults, networks and
 tolerance were written down before the first reading.
 
+A training takes a second or two, so that few verdicts of the service arrive before its end: the guards have to do with
+what they see in the process.
+
 A treatment touches a clean training if it changes any step. For guards, these are their guard actions; a training that
 ends in the range may have been touched.
 
