@@ -293,10 +293,7 @@ class Watch:
         return measurement
 
     def start_reading(self, number: Any) -> PendingNumber | float | None:
-        """Return a tensor with one element as a number, or start to copy it to the host; None if it is no such tensor.
-
-        An integer on the host is no such tensor either.
-        """
+        """Return a tensor with one element as a number, or start to copy it; None if it is no such tensor."""
         return start_reading(number)
 
     def measure_updates_by_copies(self, optimizer: torch.optim.Optimizer) -> None:
@@ -408,7 +405,10 @@ class Watch:
         if self._clipping.is_checked:
             return
         if self._guard is not None and self._guard.reads_norms:
-            if not self._guard.is_finite(optimizer):
+            begun = self._clock()
+            is_finite = self._guard.is_finite(optimizer)
+            self._sampler.add_cost(begun - self._clock())  # a guard's time is not what sampling costs
+            if not is_finite:
                 self._sampler.sample_this_step()
             return
         parameters = list_all_parameters(optimizer)
