@@ -1,15 +1,15 @@
 """Decides whether the norm of a gradient is a spike: far above the norms that the same training usually has.
 
-A norm is a spike only if it is above each of four limits. The history has the norms of the steps that were taken, so
+A norm is a spike only if it is above each of three limits. The history has the norms of the steps that were taken, so
 the limits follow a training whose norms decay or grow.
 
 1. Several times the usual largest norm: the 95 % quantile of the last hundred, or the largest of the last few. The
    second makes a gradient that grows from step to step no spike: such a gradient comes from the weights, and a training
    that leaves out a step meets it again.
-2. The median, times the usual spread to the eighth power. It holds for trainings whose norms vary by orders of
-   magnitude: recurrent networks, policies, a classifier that has nearly fitted its data.
-3. Twice the third-largest norm of the last thousand steps. A rare kind of batch with large gradients, or a penalty that
-   is computed at some steps only, is no spike as soon as it has come a few times.
+2. Eight standard deviations of the logarithm above the median. This one counts where norms vary by orders of magnitude:
+   in recurrent networks, in policies, in a classifier that has nearly fitted its data.
+3. Several times the third-largest norm of the last thousand steps. A rare kind of batch with large gradients, or a
+   penalty that is computed at some steps only, is no spike as soon as it has come a few times.
 
 ZClip (arXiv 2504.02507) clips at 2.5 standard deviations of an average over some thirty steps, AdaGC (arXiv 2502.11034)
 at 1.05 times the average of each tensor. Both act often and a little. To leave out a step is more, so it must be rare.
@@ -40,9 +40,7 @@ DEVIATIONS_OF_QUANTILE = 1.645
 MEMORY = 1000
 """Steps in which a large norm that came before counts."""
 FEWEST_RECURRENCES = 3
-"""A norm that came so often before is no spike."""
-TIMES_RECURRING = 2.0
-"""A spike is above so many times the norms that came before."""
+"""A norm is no spike if as large ones, up to TIMES_USUAL, came so often in this memory."""
 MOST_SKIPPED_IN_A_ROW = 5
 """After so many skipped steps in a row the next one is taken: larger gradients are no spike then, but the new level. A
 spike comes from one batch, or lasts 1 to 8 steps (Wortsman et al. 2023, section 3.2)."""
@@ -114,7 +112,7 @@ class SpikeRule:
         spread = math.log(median) + SPREADS * deviation
         recurring = heapq.nlargest(FEWEST_RECURRENCES, self._memory)
         if len(recurring) == FEWEST_RECURRENCES:
-            limit = max(limit, TIMES_RECURRING * recurring[-1])
+            limit = max(limit, self._times_usual * recurring[-1])
         self.limit = max(limit, math.exp(spread) if spread < math.log(1e300) else math.inf)
         return self.limit
 

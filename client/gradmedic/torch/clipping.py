@@ -81,10 +81,10 @@ def limit_gradients(optimizer: torch.optim.Optimizer, max_norm: float, norm: flo
     else:
         coefficient = compute_clip_coefficient(max_norm, torch.tensor(norm)).nan_to_num(0.0)
     for gradient in map(local_part, gradients):
+        factor = coefficient.to(gradient.device) if norm is None else coefficient.item()
+        gradient.mul_(factor)
         if gradient.layout == torch.strided:
-            gradient.mul_(coefficient.to(gradient.device)).nan_to_num_(0.0, 0.0, 0.0)
-        else:
-            gradient.mul_(coefficient.to(gradient.device))
+            gradient.nan_to_num_(0.0, 0.0, 0.0)
     return coefficient
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import re
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
+from tests.support.documents import ROOT, fenced_blocks
 from torch import Tensor, nn
 
 import gradmedic
@@ -109,3 +114,20 @@ def test_a_model_that_is_watched_anew_keeps_what_its_guard_has_learnt(
             run.log(1.0)
     assert [action.step for action in client.runs.guard_actions(run.id)] == [31]
     assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_the_example_of_the_guide_skips_its_damaged_batch(
+    service_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The program in docs/guards.md runs as it is, and logs the sentence that the guide shows."""
+    monkeypatch.setenv("GRADMEDIC_BASE_URL", service_url)
+    program, shown = (block.text for block in fenced_blocks(ROOT / "docs" / "guards.md")[:2])
+    with caplog.at_level(logging.WARNING, "gradmedic"):
+        (tmp_path / "train.py").write_text(program)
+        runpy.run_path(str(tmp_path / "train.py"))
+
+    def without_numbers(text: str) -> str:
+        return re.sub(r"\d[\d.e+]*", "N", text.strip())
+
+    (message,) = [record.getMessage() for record in caplog.records if "the gradient" in record.getMessage()]
+    assert without_numbers(message) == without_numbers(shown)

@@ -67,7 +67,7 @@ class Module(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], _index: int) -> Tensor:
         """Return the loss; by hand, also step."""
-        loss = self.model(**batch)["loss"]
+        loss: Tensor = self.model(**batch)["loss"]
         if not self.automatic_optimization:
             optimizer: Any = self.optimizers()
             optimizer.zero_grad()

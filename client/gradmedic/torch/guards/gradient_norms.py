@@ -9,8 +9,7 @@ On a device, nothing is waited for until the caller reads the parts of the norm,
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -23,13 +22,28 @@ _MOST_CLIPPINGS = 64
 """Clippings between two steps that are remembered at most. A script clips once, or once for each model."""
 
 
-class _Clipped(NamedTuple):
+class _Clipped:
     """Gradients that were clipped since the last step."""
 
-    parameters: frozenset[int]
-    """Ids of the parameters that had a gradient."""
-    parts: Tensor
-    """Numbers whose squares add up to that of the norm before the clipping, divided over the processes."""
+    __slots__ = ("gradient", "parameters", "parts", "version")
+
+    def __init__(self, parameters: list[Tensor], parts: Tensor) -> None:
+        self.parameters = frozenset(id(parameter) for parameter in parameters)
+        """Ids of the parameters that had a gradient."""
+        self.parts = parts
+        """Numbers whose squares add up to that of the norm before the clipping, divided over the processes."""
+        self.gradient = parameters[0].grad
+        self.version = -1
+        """Version counter of the first gradient after the clipping."""
+
+    def is_valid(self, parameters: Mapping[int, Tensor]) -> bool:
+        """Whether these are gradients of these parameters, and nothing has changed the first one since."""
+        if not self.parameters <= parameters.keys() or self.gradient is None:
+            return False
+        return (
+            any(parameters[key].grad is self.gradient for key in self.parameters)
+            and self.gradient._version == self.version
+        )
 
 
 class GradientNorms:
@@ -49,17 +63,13 @@ class GradientNorms:
         remove_clipping_observer(self)
         self._clipped.clear()
 
-    def forget(self) -> None:
-        """Forget the clippings of a step that is over."""
-        self._clipped.clear()
-
     def measure(self, parameters: Sequence[Tensor]) -> Tensor:
         """Return numbers whose squares add up to that of the norm of some parameters' gradients.
 
         Args:
             parameters: parameters with a gradient, at least one. Of sharded ones, this process has a part.
         """
-        if self._clipped and (parts := self._find_unclipped({id(parameter) for parameter in parameters})) is not None:
+        if self._clipped and (parts := self._find_unclipped(parameters)) is not None:
             return parts
         return measure_parts(parameters, self._processes)
 
@@ -70,13 +80,13 @@ class GradientNorms:
         except Exception:  # must not reach the script; the norm is measured when the optimizer steps
             self._clipped.clear()
 
-    def after_clipping(self, parameters: list[Tensor], coefficient: Tensor | None) -> None:
-        """Do nothing: the norm from before is kept."""
+    def after_clipping(self, parameters: list[Tensor], coefficient: Tensor | None) -> None:  # noqa: ARG002
+        """Note that the gradients are as the clipping has left them."""
+        if self._clipped and (gradient := self._clipped[-1].gradient) is not None:
+            self._clipped[-1].version = gradient._version
 
     def _keep(self, parameters: list[Tensor], total_norm: Tensor | None) -> None:
         clipped = [parameter for parameter in parameters if parameter.grad is not None]
-        ids = frozenset(id(parameter) for parameter in clipped)
-        self._clipped = [each for each in self._clipped if each.parameters != ids][-_MOST_CLIPPINGS:]
         if not clipped:
             return
         with torch.no_grad():
@@ -84,17 +94,24 @@ class GradientNorms:
                 parts = measure_parts(clipped, self._processes)
             else:
                 parts = total_norm.detach().reshape(1) / math.sqrt(self._processes)
-        self._clipped.append(_Clipped(ids, parts))
+        new = _Clipped(clipped, parts)
+        self._clipped = [each for each in self._clipped if each.parameters != new.parameters][-_MOST_CLIPPINGS:]
+        self._clipped.append(new)
 
-    def _find_unclipped(self, ids: set[int]) -> Tensor | None:
-        """Return the parts of the norm before the clipping, if exactly these gradients were clipped."""
+    def _find_unclipped(self, parameters: Sequence[Tensor]) -> Tensor | None:
+        """Return the parts of the norm before the clipping, if exactly these gradients were clipped, and forget it."""
+        by_id = {id(parameter): parameter for parameter in parameters}
         found: set[int] = set()
-        parts = []
+        parts: list[Tensor] = []
+        kept: list[_Clipped] = []
         for clipped in self._clipped:
-            if clipped.parameters <= ids and not clipped.parameters & found:
-                found |= clipped.parameters
-                parts.append(clipped.parts)
-        if len(found) < len(ids):
+            if not clipped.is_valid(by_id) or clipped.parameters & found:
+                kept.append(clipped)
+                continue
+            found |= clipped.parameters
+            parts.append(clipped.parts)
+        self._clipped = kept
+        if len(found) < len(by_id):
             return None
         return parts[0] if len(parts) == 1 else torch.cat([part.to(parts[0].device) for part in parts])
 
@@ -109,10 +126,12 @@ def measure_parts(parameters: Sequence[Tensor], processes: int = 1) -> Tensor:
     gradients = [_stored_part(parameter.grad) for parameter in parameters if parameter.grad is not None]
     is_low = any(gradient.dtype in _LOW_PRECISIONS for gradient in gradients)
     norms = torch._foreach_norm(gradients, dtype=torch.float32) if is_low else torch._foreach_norm(gradients)
-    device = norms[0].device
-    parts = torch.stack([norm if norm.device == device else norm.to(device) for norm in norms])
+    if len({norm.device for norm in norms}) > 1:
+        norms = tuple(norm.to(norms[0].device) for norm in norms)
+    parts = torch.stack(norms).detach()
     if processes == 1:
         return parts
+    device = parts.device
     copies = [math.sqrt(_count_copies(parameter, processes)) for parameter in parameters if parameter.grad is not None]
     if len(set(copies)) == 1:
         return parts / copies[0]
@@ -131,6 +150,8 @@ def _stored_part(gradient: Tensor | None) -> Tensor:
     """Return the elements of a gradient that this process holds: all, or those of a shard or a sparse gradient."""
     if gradient is None:
         raise RuntimeError("a gradient disappeared while it was measured")
+    if type(gradient) is Tensor and gradient.layout == torch.strided:
+        return gradient
     local = local_part(gradient)
     return local if local.layout == torch.strided else flatten(local)
 

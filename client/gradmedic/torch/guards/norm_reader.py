@@ -44,10 +44,6 @@ class NormReader:
         """Observe clipping no more."""
         self._norms.close()
 
-    def end_step(self) -> None:
-        """Forget the clippings of a step that is over."""
-        self._norms.forget()
-
     def read(self, optimizer: Optimizer) -> Reading | None:
         """Return the numbers of the step that an optimizer begins; None without a gradient."""
         parameters = [parameter for parameter in list_all_parameters(optimizer) if parameter.grad is not None]
@@ -57,8 +53,9 @@ class NormReader:
         found_inf, scale = (read_tensor_attribute(optimizer, name) for name in ("found_inf", "grad_scale"))
         if found_inf is None and scale is None:
             return Reading(math.hypot(*parts.tolist()), is_left_out=False)
-        scaler = [torch.zeros(1) if found_inf is None else found_inf, torch.ones(1) if scale is None else scale]
-        *numbers, left_out, divisor = torch.cat([parts, *(each.reshape(1).to(parts) for each in scaler)]).tolist()
+        found_inf = parts.new_zeros(1) if found_inf is None else found_inf.reshape(1)
+        scale = parts.new_ones(1) if scale is None else scale.reshape(1)
+        *numbers, left_out, divisor = torch.cat([parts, found_inf.to(parts), scale.to(parts)]).tolist()
         return Reading(math.hypot(*numbers) / divisor, is_left_out=left_out > 0)
 
     def read_together(

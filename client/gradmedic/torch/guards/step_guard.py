@@ -279,11 +279,7 @@ class StepGuard:
             self._skipping = None
             if _sum_versions(parameters) != self._versions:
                 self._fail(f"{type(optimizer).__name__} changes weights that have no gradient")
-        if self.is_over:
-            return
-        if self._reader is not None:
-            self._reader.end_step()
-        if self.rewinder is not None:
+        if self.rewinder is not None and not self.is_over:
             try:
                 self.rewinder.after_step(optimizer, self._decision)
             except Exception as error:
@@ -293,8 +289,7 @@ class StepGuard:
 
     def _decide_safely(self, optimizer: Optimizer) -> None:
         try:
-            with torch.no_grad():
-                self._decide(optimizer)
+            self._decide(optimizer)
         except UnhealthyRunError:
             raise
         except Exception as error:
@@ -407,7 +402,7 @@ class StepGuard:
         self.add_action(
             ActionDraft(action=action, reason=decision.reason or "", numbers=numbers, explanation=explanation)
         )
-        if self._warnings_left > 0:
+        if self._warnings_left > 0 and (self._consensus is None or self._consensus.is_first):
             self._warnings_left -= 1
             logger.warning("gradmedic: %s", explanation)
 
@@ -420,7 +415,8 @@ class StepGuard:
 
     def _clip(self, optimizer: Optimizer, max_norm: float, norm: float) -> None:
         parameters = [parameter for parameter in list_all_parameters(optimizer) if parameter.grad is not None]
-        coefficient = limit_gradients(optimizer, max_norm, None if self._consensus is None else norm)
+        with torch.no_grad():
+            coefficient = limit_gradients(optimizer, max_norm, None if self._consensus is None else norm)
         if self._observer is not None and coefficient is not None:
             self._observer.after_clipping(parameters, coefficient)
 
