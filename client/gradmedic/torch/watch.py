@@ -407,7 +407,10 @@ class Watch:
         if self._clipping.is_checked:
             return
         if self._guard is not None and self._guard.reads_norms:
-            if not self._guard.is_finite(optimizer):
+            begun = self._clock()
+            is_finite = self._guard.is_finite(optimizer)
+            self._sampler.add_cost(begun - self._clock())  # a guard's time is not what sampling costs
+            if not is_finite:
                 self._sampler.sample_this_step()
             return
         parameters = list_all_parameters(optimizer)

@@ -402,7 +402,7 @@ class StepGuard:
         self.add_action(
             ActionDraft(action=action, reason=decision.reason or "", numbers=numbers, explanation=explanation)
         )
-        if self._warnings_left > 0:
+        if self._warnings_left > 0 and (self._consensus is None or self._consensus.is_first):
             self._warnings_left -= 1
             logger.warning("gradmedic: %s", explanation)
 

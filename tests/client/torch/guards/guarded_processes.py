@@ -1,6 +1,6 @@
 """Trains in several processes with guards, and prints what each did as JSON.
 
-python guarded_processes.py ddp|fsdp|clip|alone|failing|failing-later PROCESSES FILE_TO_MEET_IN FOLDER
+python guarded_processes.py ddp|fsdp|clip|stop|alone|failing|failing-later PROCESSES FILE_TO_MEET_IN FOLDER
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def train(kind: str, rank: int, folder: str) -> dict[str, Any]:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     run = gradmedic.init(
         "guarded", mode="offline", dir=Path(folder) / str(rank), silent=True, log_freq=3,
-        on_unhealthy="clip" if kind == "clip" else "skip",
+        on_unhealthy="clip" if kind == "clip" else "skip", on_nonfinite="stop" if kind == "stop" else "record",
     )  # fmt: skip
     if kind != "alone" or rank == 0:
         run.watch(model, optimizer)
@@ -80,7 +80,10 @@ def train(kind: str, rank: int, folder: str) -> dict[str, Any]:
         optimizer.step()
         after = [whole(p) for p in model.parameters()]
         moved.append(float(np.sqrt(sum(np.square(a - b).sum() for a, b in zip(after, before, strict=True)))))
-        run.log(loss=loss)
+        try:
+            run.log(loss=loss)
+        except gradmedic.UnhealthyRunError:
+            break
     weights = [whole(p).tobytes().hex() for p in model.parameters()]
     run.finish()
     return {"moved": moved, "weights": weights, "log": logged}

@@ -43,6 +43,15 @@ def test_all_processes_clip_from_the_same_step_on(tmp_path: Path) -> None:
     assert first["moved"][trained.CLIPPED - 1] > 2e-5
 
 
+def test_all_processes_are_stopped_at_the_same_step(tmp_path: Path) -> None:
+    """One process has a NaN; `log()` raises in every one, before the weights are harmed."""
+    answers = train("stop", 2, tmp_path)
+    for answer in answers:
+        assert len(answer["moved"]) == trained.NONFINITE + 1
+        assert answer["moved"][-1] == 0.0
+        assert answer["weights"] == answers[0]["weights"]
+
+
 def test_no_process_waits_for_one_that_does_not_guard(tmp_path: Path) -> None:
     """If only the first process watches, no step is left out; the training ends, with one sentence about the reason."""
     answers = train("alone", 2, tmp_path)

@@ -411,3 +411,32 @@ def test_a_rewinder_sees_every_decision_and_the_spikes_that_stay() -> None:
     (trouble,) = rewinder.troubles
     assert trouble.in_a_row == MOST_SKIPPED_IN_A_ROW
     assert not trouble.is_skipped
+
+
+@pytest.mark.slow
+def test_a_compiled_step_is_guarded() -> None:
+    """`torch.compile` leaves the hooks as they are: a step is left out, and later ones are taken."""
+
+    class Descent(torch.optim.Optimizer):
+        """An optimizer of a script, which torch can compile as one graph."""
+
+        @torch.no_grad()
+        def step(self, _closure: Any = None) -> None:  # type: ignore[override]
+            """Update the weights."""
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        parameter.add_(parameter.grad, alpha=-0.1)
+
+    model = perceptron()
+    optimizer = Descent(model.parameters(), {})
+    step = torch.compile(lambda: optimizer.step(), backend="eager")
+    with Recording(model, optimizer) as recording:
+        guard(recording, SKIP_NONFINITE)
+        for number in range(6):
+            fill_gradients(model, math.nan if number == 3 else 1.0)
+            before = arrays(model)
+            step()
+            has_moved = any(not np.array_equal(before[name], array) for name, array in arrays(model).items())
+            assert has_moved == (number != 3)
+            assert recording.log().skipped == (number == 3)
