@@ -20,7 +20,9 @@ from gradmedic.configuration import resolve_connection
 from gradmedic.exceptions import GradmedicError, TransportError, UsageError
 from gradmedic.protocol.diagnosis import Diagnosis, VerdictChange, VerdictHistory
 from gradmedic.protocol.encoding import encode_json, from_json, to_json, to_plain
+from gradmedic.protocol.guards import GuardActionList, RecordedGuardAction
 from gradmedic.protocol.ids import new_id
+from gradmedic.protocol.paging import Page
 from gradmedic.protocol.projects import Project, ProjectList
 from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.reruns import RERUN_KINDS, RerunBudget, RerunDetail, RerunList, RerunPlan, RerunSummary
@@ -114,13 +116,7 @@ class Client:
 
     def projects(self, *, page_size: int = _PAGE) -> Iterator[Project]:
         """Iterate over the projects that the key reaches, by name; pages of `page_size` are fetched as needed."""
-        query: dict[str, Any] = {"max_results": page_size}
-        while True:
-            page = self._request(ProjectList, "GET", "/projects", query=query)
-            yield from page.items
-            if page.next_page_token is None:
-                return
-            query["page_token"] = page.next_page_token
+        return self._list(ProjectList, "/projects", max_results=page_size)
 
     def close(self) -> None:
         """Close the connections."""
@@ -134,6 +130,15 @@ class Client:
 
     def _request(self, answer: type[T], method: str, path: str, **request: Any) -> T:
         return self._retry(lambda: self._service.request_as(answer, method, path, **request))
+
+    def _list(self, answer: type[Page], path: str, **query: Any) -> Iterator[Any]:
+        """Iterate over the items of a list, whose pages are fetched as needed."""
+        while True:
+            page = self._request(answer, "GET", path, query=query)
+            yield from page.items
+            if page.next_page_token is None:
+                return
+            query["page_token"] = page.next_page_token
 
     def _send(self, method: str, path: str) -> None:
         self._retry(lambda: self._service.request(method, path))
@@ -223,6 +228,10 @@ class Runs(RunLists):
     def history(self, id: UUID | str) -> Sequence[VerdictChange]:
         """Return every change of a run's verdict, oldest first."""
         return self._client._request(VerdictHistory, "GET", f"/runs/{id}/diagnosis/history").items
+
+    def guard_actions(self, id: UUID | str, *, page_size: int = _PAGE) -> Iterator[RecordedGuardAction]:
+        """Iterate over what the guards of a run did, of all generations, the newest first."""
+        return self._client._list(GuardActionList, f"/runs/{id}/guard-actions", max_results=page_size)
 
     def steps(
         self,
@@ -362,13 +371,8 @@ class Reruns:
         page_size: int = _PAGE,
     ) -> Iterator[RerunSummary]:
         """Iterate over the reruns that match every argument given, newest first."""
-        query: dict[str, Any] = {"run_id": run_id, "project": project, "status": status, "max_results": page_size}
-        while True:
-            page = self._client._request(RerunList, "GET", "/reruns", query=query)
-            yield from page.items
-            if page.next_page_token is None:
-                return
-            query["page_token"] = page.next_page_token
+        filters = {"run_id": run_id, "project": project, "status": status}
+        return self._client._list(RerunList, "/reruns", max_results=page_size, **filters)
 
     def cancel(self, id: UUID | str) -> RerunDetail:
         """Cancel a rerun and its trials."""

@@ -39,10 +39,10 @@ from gradmedic.trial.instructions import with_parameters
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8642"
 MODES = ("online", "offline", "disabled")
-REACTIONS = ("warn", "stop", "clip")
-"""What a run may do about an unhealthy verdict: log a warning; raise an exception as well; clip the gradients."""
-NONFINITE_REACTIONS = ("record", "locate")
-"""What a run may do about a non-finite gradient or loss: record it; repeat the step to find its origin as well."""
+REACTIONS = ("warn", "clip", "skip", "rewind", "stop")
+"""What a run may do about an unhealthy verdict or a spike (`docs/guards.md`)."""
+NONFINITE_REACTIONS = ("record", "locate", "skip", "stop")
+"""What a run may do about a non-finite gradient or loss (`docs/guards.md`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@
     GradmedicError
     ├── ConfigurationError       a wrong argument or environment variable
     ├── UsageError               a call that is not possible now, such as watch() after finish()
-    ├── UnhealthyRunError        the run is vanishing or exploding, and the script asked to stop then
+    ├── UnhealthyRunError        the run is vanishing or exploding, or has a NaN, and the script asked to stop then
     ├── RunStoppedError          the run is a trial whose budget is spent, or that was cancelled
     ├── TransportError           the service could not be reached, or its answer is not gradmedic's
     └── ApiError                 the service refused (RFC 9457 problem)
@@ -14,8 +14,8 @@
         ├── ConflictError        409
         └── InvalidRequestError  400, 413, 415, 422
 
-`log()` raises `UnhealthyRunError` if `gradmedic.init(on_unhealthy="stop")` asked for it, `RunStoppedError`, and
-`TrialEnded`. Any other problem is logged once there, and the training goes on.
+`log()` raises `UnhealthyRunError` if `on_unhealthy="stop"` or `on_nonfinite="stop"` asked for it, `RunStoppedError`,
+and `TrialEnded`. Any other problem is logged once there, and the training goes on.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class UsageError(GradmedicError):
 
 
 class UnhealthyRunError(GradmedicError):
-    """The run's verdict became unhealthy, and the run was begun with `on_unhealthy="stop"`."""
+    """The verdict is unhealthy with `on_unhealthy="stop"`, or a gradient is not finite with `on_nonfinite="stop"`."""
 
     def __init__(self, message: str, *, verdict: str, since_step: int | None) -> None:
         super().__init__(message)

@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from gradmedic.configuration import Configuration, as_trial, is_being_imported_by_spawn, resolve_configuration
-from gradmedic.run import Run, finish_open_runs
+from gradmedic.open_runs import finish_open_runs
+from gradmedic.run import Run
 from gradmedic.transport.http import Transport
 from gradmedic.trial.instructions import read_trial_environment
 from gradmedic.trial.seeding import seed_generators
@@ -76,10 +77,12 @@ def init(
         silent: print nothing [GRADMEDIC_SILENT], False.
         on_unhealthy: when the verdict becomes vanishing or exploding: "warn" logs a warning, "stop" raises
             `UnhealthyRunError` from the next `log()` too, "clip" limits the gradients from then on as the diagnosis
-            advises.
+            advises. "skip" does not take a step whose gradient is not finite or far above the usual ones; "rewind" also
+            goes back to an earlier state where that does not help.
         on_nonfinite: when a gradient or the loss of a watched torch model is not finite: "record" records it; "locate"
             also repeats the step once, on a copy of the model, and logs and records the operation, the source line and
-            the module where the first non-finite number arose. What the training computes stays the same.
+            the module where the first non-finite number arose. What the training computes stays the same. "skip" does
+            not take the step; "stop" raises `UnhealthyRunError` from `log()` besides, which names the layer.
         objective: what counts as progress [GRADMEDIC_OBJECTIVE]: "minimize loss"; "minimize NAME" or "maximize NAME"
             with the name of a metric that the run logs; "none" if no number measures it. By default the loss, unless
             the SDK sees that it is a surrogate, such as that of a policy gradient.

@@ -2,17 +2,14 @@
 
 `log()` puts a step into a queue for other threads and returns at once. A problem is logged once, and the
 training goes on. The only exceptions are wrong arguments of `init()` and `watch()`, which are raised before training
-begins, `UnhealthyRunError`, if the script asked for it, and `RunStoppedError` and `TrialEnded`, which end a trial.
-
-The docstring of `gradmedic.recording` shows how a step gets from `log()` to the service.
+begins, `UnhealthyRunError`, if the script asked for it, and `RunStoppedError` and `TrialEnded`, which end a trial. The
+docstring of `gradmedic.recording` shows how a step gets from `log()` to the service.
 """
 
 from __future__ import annotations
 
 import atexit
-import os
 import time
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from types import TracebackType
@@ -23,6 +20,8 @@ from gradmedic import process_exit
 from gradmedic.configuration import Configuration, process_rank
 from gradmedic.exceptions import ConfigurationError, RunStoppedError, UsageError
 from gradmedic.guard.reactions import Reactions
+from gradmedic.guard.session import GuardSession
+from gradmedic.open_runs import open_runs
 from gradmedic.protocol.numbers import MAX_EXACT_INTEGER
 from gradmedic.recording.arguments import ArgumentReader, Number
 from gradmedic.recording.description import RunDescriber
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     import torch
 
     from gradmedic.protocol.diagnosis import Diagnosis
+    from gradmedic.protocol.guards import GuardAction
     from gradmedic.torch.watch import Watch
 
 DEFAULT_FLUSH_TIMEOUT = 30.0
@@ -56,8 +56,7 @@ _SHORTEST_RECORD_TIMEOUT = 5.0
 """Seconds that steps may take to reach the disk at the end, however short the timeout is: else they would be lost."""
 
 Callback = TypeVar("Callback", bound=Callable[[VerdictEvent], object])
-
-_runs: weakref.WeakSet[Run] = weakref.WeakSet()
+RewindCallback = TypeVar("RewindCallback", bound=Callable[[int], object])
 
 
 class _State(Enum):
@@ -100,17 +99,18 @@ class Run:
         self._may_join_last_step = False
         self._last_log_at = 0.0
 
+        self._guards = GuardSession(configuration, self.url, lambda: self._last_step, self._go_back)
         self._reactions = Reactions(
             self.url,
             self._sampler,
-            self._instrumentations,
+            self._guards,
             stops_if_unhealthy=configuration.on_unhealthy == "stop",
             is_trial=self._trial.is_trial,
         )
         service = Service(configuration.connection, transport)
         describer = RunDescriber(configuration.describe(), self._layers, self._instrumentations)
         self._answers = AnswerReader(
-            service, self.id, self.url, self._reactions.events, may_clip=configuration.on_unhealthy == "clip"
+            service, self.id, self.url, self._reactions.events, may_clip=self._guards.policy.clips
         )
         self._uploader = Uploader(
             service=service if configuration.mode == "online" else None,
@@ -119,7 +119,7 @@ class Run:
             answers=self._answers,
             flush_interval=configuration.flush_interval,
             max_queue_bytes=configuration.max_queue_bytes,
-            open_journal=self._open_journal,
+            open_journal=lambda: Journal.create(configuration.dir, self.id, configuration.max_disk_bytes),
             find_sessions=lambda: find_sessions(service, configuration.dir, self.id),
         )
         self._recorder = Recorder(
@@ -137,7 +137,7 @@ class Run:
         elif self._state is _State.RECORDING:
             atexit.register(self._finish_at_exit)
             process_exit.watch_for_exit(self)
-            _runs.add(self)
+            open_runs.add(self)
             if self.is_trial:
                 self._trial.report_start()
 
@@ -227,17 +227,13 @@ class Run:
             watch = Watch(model, watch.given_optimizers, scaler=scaler, prefix=prefix, activations=activations)
             remedies.attach_before_measurement()
         if watch.is_needed:
-            if watch.has_others and self._configuration.on_unhealthy == "clip":
-                self._answers.may_clip = False  # the other processes would not clip, and train another model
-                self._warnings.warn(
-                    "clip", 'on_unhealthy="clip" works only in trainings of one process; this run only logs warnings'
-                )
             self._end_watches(watch)
             watch.begin(layer_registry=self._layers, sampler=self._sampler, before_first_step=self._describe_layers)
             if self._configuration.on_nonfinite == "locate" and not watch.is_follower:
                 watch.locate_origin(lambda: self._last_step + 1)
             self._instrumentations.append(watch)
             self._trial.follow_measurement(watch)
+        self._guards.attach(watch)
         if remedies is not None:
             remedies.attach_after_measurement(watch if watch.is_needed else None)
 
@@ -245,6 +241,7 @@ class Run:
         """Stop observing the models of this run, and leave nothing in them. The run goes on."""
         while self._instrumentations:
             self._instrumentations.pop().close()
+        self._guards.close()
 
     def log(
         self,
@@ -274,7 +271,7 @@ class Run:
             more_metrics: the same.
 
         Raises:
-            UnhealthyRunError: the verdict became unhealthy and `init(on_unhealthy="stop")` asked for it.
+            UnhealthyRunError: the verdict became unhealthy, or a gradient was not finite, and `init()` asked to stop.
             TrialEnded: this is a trial, and it is over.
             RunStoppedError: the service asked for it.
         """
@@ -296,6 +293,7 @@ class Run:
         except Exception as error:
             self._warnings.warn(f"log {type(error)}", f"a step could not be recorded: {error!r}")
         reactions.act()
+        self._guards.end_step(self._last_step, loss)
         if self._trial.is_trial:
             self._trial.finish_step(loss)
             self._trial.end_if_over(self._last_step + 1, is_stop_requested=reactions.is_stop_requested)
@@ -333,6 +331,7 @@ class Run:
         self._state = _State.FINISHED
         for instrumentation in self._instrumentations:
             instrumentation.close()
+        self._guards.close()
         self._trial.close()
         if self._is_follower:
             return True
@@ -362,11 +361,7 @@ class Run:
             raise ConfigurationError(f"step must be a whole number from -1, not {step!r}")
         if self._state is _State.FINISHED:
             raise UsageError("rewind() after finish()")
-        if self._state is _State.DISABLED:
-            return
-        self._last_step, self._may_join_last_step = step, False
-        if self._state is _State.RECORDING:
-            self._recorder.record(Rewind(step))
+        self._go_back(step)
 
     def diagnosis(self) -> Diagnosis:
         """Return the diagnosis of the run, with every step logged so far.
@@ -397,14 +392,23 @@ class Run:
         self._reactions.add_callback(callback)
         return callback
 
+    def on_rewind(self, callback: RewindCallback) -> RewindCallback:
+        """Call `callback(step)` when a guard has gone back to the state after `step`; usable as a decorator.
+
+        Loops set back there what they keep themselves: a moving average of the weights, a counter. The training thread
+        calls it, in every process, from `log()` or from the optimizer's step. Its exceptions are logged.
+        """
+        self._guards.rewind_callbacks.append(callback)
+        return callback
+
     def __enter__(self) -> Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        has_succeeded = error is None or isinstance(error, RunStoppedError)
+        has_failed = error is not None and not isinstance(error, RunStoppedError)
         if isinstance(error, SystemExit):
-            has_succeeded = not process_exit.is_failure(error.code)
-        self.finish(status="finished" if has_succeeded else "failed")
+            has_failed = process_exit.is_failure(error.code)
+        self.finish(status="failed" if has_failed else "finished")
 
     def _record(
         self,
@@ -445,9 +449,15 @@ class Run:
             else:
                 sampler.advance(sampler.clock() - started)
 
+    def _go_back(self, step: int, guard_action: GuardAction | None = None) -> None:
+        self._last_step, self._may_join_last_step = step, False
+        if self._state is _State.RECORDING:
+            self._reactions.begin_rewind()
+            self._recorder.record(Rewind(step, guard_action))
+
     def _end_watches(self, watch: Watch) -> None:
         """End what observes the models of `watch` so far, also in other runs of this process."""
-        for run in {self, *_runs}:
+        for run in {self, *open_runs}:
             for old in watch.find_replaced(run._instrumentations):
                 run._instrumentations.remove(old)
                 watch.continue_from(old, is_same_run=run is self)
@@ -455,9 +465,6 @@ class Run:
     def _describe_layers(self) -> None:
         for instrumentation in self._instrumentations:
             instrumentation.describe()
-
-    def _open_journal(self) -> Journal:
-        return Journal.create(self._configuration.dir, self.id, self._configuration.max_disk_bytes)
 
     def _follow_first_process(self) -> None:
         self._state = _State.FOLLOWING
@@ -476,25 +483,11 @@ class Run:
     def _finish_at_exit(self) -> None:
         self.finish(status="failed" if process_exit.has_failed(self._last_log_at) else "finished")
 
-    def _disable_in_child(self) -> None:
+    def disable_in_child(self) -> None:
+        """Do nothing from now on: this process is a fork."""
         self._state = _State.DISABLED
         self._recorder.abandon()
         self._uploader.abandon()
         for instrumentation in self._instrumentations:
             instrumentation.close()
-
-
-def finish_open_runs() -> None:
-    """Finish the runs of this process that are not finished."""
-    for run in list(_runs):
-        run.finish()
-
-
-def _disable_runs_of_parent() -> None:
-    process_exit.reset_in_child()
-    for run in list(_runs):
-        run._disable_in_child()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_disable_runs_of_parent)
+        self._guards.close()

@@ -40,7 +40,7 @@ class Block:
     sampled: NDArray[np.bool_]
     """Whether the step carries statistics."""
     skipped: NDArray[np.bool_]
-    """Whether a loss scaler skipped the step."""
+    """Whether a loss scaler or a guard skipped the step."""
     statistics: tuple[str, ...]
     """Names of the statistics, in the order of the last axis of `values`."""
     values: NDArray[np.float32]

@@ -176,13 +176,17 @@ class Diagnostician:
             if progress is None:
                 progress = self._streams[self._stream_key] = LossProgress()
             loss = losses[i]
+            # Without a loss scale, a guard skipped the step and no scaler: its batch is odd, and taught nothing.
+            is_set_aside = is_skipped and math.isnan(loss_scales[i])
             loss_ratio, loss_reference = math.nan, progress.reference
             if loss is not None:
                 self._steps_with_loss += 1
                 if math.isfinite(loss):
                     loss_ratio = progress.ratio_to_reference(loss)
-                    progress.add(loss)
-            view.objective = self._objective.add(objectives[i], progress, step, learning_rates[i])
+                    if not is_set_aside:
+                        progress.add(loss)
+            objective = None if is_set_aside and is_loss_objective else objectives[i]
+            view.objective = self._objective.add(objective, progress, step, learning_rates[i])
             view.measures_progress = measures_progress = self._objective.measures_progress
             view.is_loss_measure = measures_progress if is_loss_objective else self._objective.is_loss_measure
             view.output_gradient_norm, view.loss_scale = output_gradient_norms[i], loss_scales[i]

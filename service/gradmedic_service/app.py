@@ -29,6 +29,7 @@ from gradmedic_service.database import schema
 from gradmedic_service.database.engine import Database
 from gradmedic_service.database.urls import printable_url
 from gradmedic_service.due_work import RARE_WORK_SECONDS, do_due_work, do_jobs, rare_jobs
+from gradmedic_service.guards.endpoints import router as guards_router
 from gradmedic_service.http.answers import BoundedAnswers
 from gradmedic_service.http.arrival import ArrivingBodies
 from gradmedic_service.http.documentation import add_documentation
@@ -90,6 +91,7 @@ def create_app(settings: Settings) -> FastAPI:
         run_lists_router,
         runs_router,
         telemetry_router,
+        guards_router,
         events_router,
         reruns_router,
         trials_router,

@@ -11,6 +11,7 @@ from urllib.parse import quote, urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from gradmedic.protocol.guards import MOST_GUARD_ACTIONS
 from gradmedic.protocol.service import WIRE_VERSIONS, Limits
 from gradmedic_service.access.browsers import LOOPBACK_HOSTS
 from gradmedic_service.alerts.addresses import is_mailbox
@@ -244,4 +245,8 @@ class Settings(BaseSettings):
     def limits(self) -> Limits:
         """Return the limits that `GET /limits` publishes."""
         published = {field.name for field in fields(Limits)} & set(type(self).model_fields)
-        return Limits(wire_versions=list(WIRE_VERSIONS), **{name: getattr(self, name) for name in published})
+        return Limits(
+            wire_versions=list(WIRE_VERSIONS),
+            max_guard_actions=MOST_GUARD_ACTIONS,
+            **{name: getattr(self, name) for name in published},
+        )

@@ -91,7 +91,7 @@ def test_a_run_is_exported_with_its_diagnosis(
     assert content["run"]["id"] == str(run.id)
     assert content["diagnosis"] == json.loads(to_json(client.runs.diagnosis(run.id)))
     assert [change["verdict"] for change in content["history"]][-1] == content["diagnosis"]["verdict"]
-    assert content["reruns"] == []
+    assert (content["reruns"], content["guard_actions"]) == ([], [])
     capsys.readouterr()
     for arguments, message in (
         (["-o", "run.json"], "run.json exists already"),

@@ -82,6 +82,34 @@ def test_skipped_steps_do_not_count() -> None:
     assert not [f for f in diagnosis.findings if f.detector == "nonfinite"]
 
 
+@pytest.mark.parametrize("has_statistics", [True, False], ids=["sampled", "not sampled"])
+@pytest.mark.parametrize(
+    "acted", [slice(20, None, 50), slice(20, None, 8), slice(100, 110)], ids=["1/50", "1/8", "ten"]
+)
+@pytest.mark.parametrize(("loss_factor", "gradient_factor"), [(1.0, 1e4), (20.0, 30.0), (1e4, 1e4)])
+def test_steps_that_a_guard_skipped_are_not_judged_as_taken(
+    acted: slice, loss_factor: float, gradient_factor: float, has_statistics: bool
+) -> None:
+    """Losses and gradients of odd batches whose steps were left out change neither verdict, nor level, nor learning."""
+    block = calm_block(400)
+    skipped = np.zeros(400, dtype=np.bool_)
+    skipped[acted] = True
+    values, loss = block.values.copy(), block.series["loss"].values.copy()
+    values[skipped, :, 0] *= gradient_factor
+    loss[skipped] *= loss_factor
+    odd = _replace(block, skipped=skipped, values=values)
+    if not has_statistics:
+        odd = _replace(odd, sampled=~skipped, values=values[~skipped], present=block.present[~skipped])
+    fields = {name: getattr(odd, name) for name in Block.__dataclass_fields__}
+    odd = Block(**{**fields, "series": {"loss": StepSeries(loss, np.ones(400, dtype=np.bool_))}})
+    plain, guarded = Diagnostician(LAYERS).update(block), Diagnostician(LAYERS).update(odd)
+    assert not guarded.findings
+    assert {(change.verdict, change.level) for change in guarded.changes} <= {
+        (change.verdict, change.level) for change in plain.changes
+    }
+    assert (guarded.verdict, guarded.level, guarded.learning) == (plain.verdict, plain.level, plain.learning)
+
+
 def test_absent_layers_do_not_count() -> None:
     """The `values` of an absent layer are never read."""
     block = calm_block(40)

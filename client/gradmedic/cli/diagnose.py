@@ -90,6 +90,8 @@ def render_diagnosis(diagnosis: Diagnosis, run: RunSummary) -> str:
     lines = render_diagnosis_of(place, diagnosis, training, run.framework)
     advised = [advice.remedies for advice in diagnosis.advice]
     other_trials = [tried for tried in diagnosis.tried if tried.remedies not in advised]
+    if diagnosis.guards is not None:
+        lines += ["", *wrap(diagnosis.guards.summary, terminal_width())]
     if other_trials:
         lines += ["", "What else was tried"]
         for tried in other_trials:

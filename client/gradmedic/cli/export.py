@@ -139,11 +139,13 @@ def _write(client: Client, run: RunDetail, file_format: str, output: str, *, is_
 
 
 def run_to_json(client: Client, run: RunDetail) -> bytes:
-    """Return a run, its diagnosis, the diagnosis's history and its reruns as one JSON object."""
+    """Return a run, its diagnosis and history, what its guards did, and its reruns as one JSON object."""
+    diagnosis = client.runs.diagnosis(run.id)
     content = {
         "run": run,
-        "diagnosis": client.runs.diagnosis(run.id),
+        "diagnosis": diagnosis,
         "history": client.runs.history(run.id),
+        "guard_actions": [] if diagnosis.guards is None else [*client.runs.guard_actions(run.id)],
         "reruns": [client.reruns.get(rerun.id) for rerun in client.reruns.list(run_id=run.id)],
     }
     return to_json(content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from uuid import UUID
 
@@ -14,6 +15,8 @@ from gradmedic.exceptions import ApiError, UsageError
 from gradmedic.export.anonymization import NameHasher, anonymize_layers, anonymize_probe, anonymize_training
 from gradmedic.protocol.packed_blocks import BlockArrays, Values
 from gradmedic.protocol.recordings import (
+    MOST_GUARDS,
+    RecordedGuard,
     RecordedReview,
     RecordedVerdict,
     RecordingError,
@@ -111,6 +114,7 @@ def _make_header(client: Client, run: RunDetail, hasher: NameHasher, keeps_metri
         ),
         history=[change for change in client.runs.history(run.id) if change.step <= last_step],
         review=None if run.review is None else _anonymize_review(run.review),
+        guard_actions=[] if diagnosis.guards is None else _anonymize_guard_actions(client, run.id),
     )
 
 
@@ -134,6 +138,20 @@ def _anonymize_review(review: Review) -> RecordedReview:
         judged_level=review.judged_level,
         diagnosis_version=review.diagnosis_version,
     )
+
+
+def _anonymize_guard_actions(client: Client, run_id: UUID) -> list[RecordedGuard]:
+    return [
+        RecordedGuard(
+            generation=action.generation,
+            step=action.step,
+            to_step=action.to_step,
+            action=action.action,
+            reason=action.reason,
+            is_dropped=action.is_dropped,
+        )
+        for action in islice(client.runs.guard_actions(run_id), MOST_GUARDS)
+    ]
 
 
 def _write_steps(

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from gradmedic.exceptions import GradmedicError, RunStoppedError, UnhealthyRunError
+from gradmedic.guard.session import GuardSession
 from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
-from gradmedic.recording.events import ClippingAdvised, Event, SpikeDetected, StopRequested, VerdictEvent
-from gradmedic.recording.instrumentation import Instrumentation
+from gradmedic.recording.events import (
+    ClippingAdvised,
+    Event,
+    RewindDelivered,
+    SpikeDetected,
+    StopRequested,
+    VerdictEvent,
+)
 from gradmedic.recording.sampler import Sampler
 
 logger = logging.getLogger("gradmedic")
@@ -21,7 +28,7 @@ class Reactions:
     Args:
         url: page of the run, for people.
         sampler: samples every step for a while after a spike or an unhealthy verdict.
-        instrumentations: clip the gradients.
+        guards: clip the gradients, and stop the training when a gradient is not finite.
         stops_if_unhealthy: whether an unhealthy verdict raises `UnhealthyRunError`.
         is_trial: whether the run is a trial. `TrialSession` ends a trial, so no `RunStoppedError` is raised. Verdicts
             have no effect, because the step at which one arrives depends on time.
@@ -31,7 +38,7 @@ class Reactions:
         self,
         url: str,
         sampler: Sampler,
-        instrumentations: Sequence[Instrumentation],
+        guards: GuardSession,
         *,
         stops_if_unhealthy: bool,
         is_trial: bool,
@@ -40,7 +47,7 @@ class Reactions:
         """The queue of events that were not received yet."""
         self._url = url
         self._sampler = sampler
-        self._instrumentations = instrumentations
+        self._guards = guards
         self._stops_if_unhealthy = stops_if_unhealthy
         self._is_trial = is_trial
         self._callbacks: list[Callable[[VerdictEvent], object]] = []
@@ -48,6 +55,7 @@ class Reactions:
         self._verdict = "undetermined"
         self._error: GradmedicError | None = None
         self._is_stop_requested = False
+        self._rewinds_under_way = 0
 
     @property
     def verdict(self) -> str:
@@ -64,6 +72,12 @@ class Reactions:
         """Call `callback` with each new verdict, from `act()`."""
         self._callbacks.append(callback)
 
+    def begin_rewind(self) -> None:
+        """Drop the verdicts on what was recorded so far. Others count again when the service has rewound the run."""
+        self._rewinds_under_way += 1
+        self._received.clear()
+        self._verdict = "undetermined"
+
     def receive(self) -> None:
         """Take the events off the queue, and sample every step for a while if one of them is a reason to."""
         while True:
@@ -75,7 +89,11 @@ class Reactions:
                 self._sampler.sample_every_step()
             elif isinstance(event, StopRequested):
                 self._request_stop()
-            elif not self._is_trial:
+            elif isinstance(event, RewindDelivered):
+                self._rewinds_under_way = max(0, self._rewinds_under_way - 1)
+                if not self._is_trial:
+                    self._verdict = event.verdict
+            elif not self._is_trial and not self._rewinds_under_way:
                 self._received.append(event)
                 if isinstance(event, VerdictEvent):
                     self._verdict = event.verdict
@@ -96,12 +114,13 @@ class Reactions:
         """Raise the exception that ends the training, if there is one. It is raised once.
 
         Raises:
-            UnhealthyRunError: the verdict is unhealthy.
+            UnhealthyRunError: the verdict is unhealthy, or a gradient was not finite.
             RunStoppedError: the service asked the run to stop.
         """
         if self._error is not None:
             error, self._error = self._error, None
             raise error
+        self._guards.raise_error()
 
     def _request_stop(self) -> None:
         if not self._is_stop_requested and not self._is_trial:
@@ -111,8 +130,7 @@ class Reactions:
         self._is_stop_requested = True
 
     def _clip(self, max_norm: float) -> None:
-        for instrumentation in self._instrumentations:
-            instrumentation.clip(max_norm)
+        self._guards.clip(max_norm)
         logger.warning("gradmedic: gradients are clipped to the norm %.4g from now on", max_norm)
 
     def _react_to_verdict(self, event: VerdictEvent) -> None:
@@ -122,6 +140,8 @@ class Reactions:
             )
         elif not self._is_stop_requested:
             self._error = None
+        if event.verdict in UNHEALTHY_VERDICTS:
+            self._guards.note_verdict(event)
         for callback in self._callbacks:
             try:
                 callback(event)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
+from gradmedic.protocol.guards import GuardReport
 from gradmedic.protocol.origins import DiagnosedOrigin
 from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.schema import SCHEMA, OneOf
@@ -210,6 +211,8 @@ class Diagnosis(DiagnosisAtStep):
     """Id of the run."""
     tried: list[Tried] = field(default_factory=list)
     """Results of the run's reruns, the latest first. They include combinations of remedies."""
+    guards: GuardReport | None = None
+    """Report on the actions of guards. Null if there are none, and in a diagnosis of earlier steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

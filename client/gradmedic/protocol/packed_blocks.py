@@ -50,7 +50,7 @@ class PackedBlock:
     sampled: bytes
     """Flags, `[step]`: whether the step carries statistics."""
     skipped: bytes
-    """Flags, `[step]`: whether a loss scaler skipped the step."""
+    """Flags, `[step]`: whether a loss scaler or a guard skipped the step."""
     layers: int
     """Number of layers."""
     present: bytes

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, BinaryIO, TypeVar
@@ -39,6 +39,8 @@ MOST_BYTES = 2**36
 """Largest size of all frames together, decompressed: 64 GiB, which a million steps of 2,000 layers fill."""
 MOST_LAYERS = 100_000
 """Largest number of layers."""
+MOST_GUARDS = 10_000
+"""Largest number of guard actions."""
 
 _PREFIX_BYTES = 9
 _COMPRESSION_LEVEL = 6
@@ -85,6 +87,24 @@ class RecordedVerdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedGuard:
+    """An action of a guard. Its numbers and its explanation are left out, because they cannot be made anonymous."""
+
+    generation: int
+    """Number of rewinds before the action."""
+    step: int
+    """Step in which the guard acted."""
+    to_step: int | None
+    """The last step that a rewind kept. None for every other action."""
+    action: str
+    """Kind of the action."""
+    reason: str
+    """Reason for the action."""
+    is_dropped: bool
+    """Whether a later rewind dropped the step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecordingHeader:
     """What a recording contains besides the steps."""
 
@@ -106,6 +126,8 @@ class RecordingHeader:
     """Every change of the diagnosis that the service gave, the oldest first."""
     review: RecordedReview | None
     """A user's review of the verdict."""
+    guard_actions: Annotated[list[RecordedGuard], msgspec.Meta(max_length=MOST_GUARDS)] = field(default_factory=list)
+    """The newest actions of the guards of the run, the newest first. Older files have none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

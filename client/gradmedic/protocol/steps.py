@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from gradmedic.protocol.guards import GuardAction
 from gradmedic.protocol.schema import SCHEMA, NumberOrNull, StrictBool, StrictInt, Text
 from gradmedic.protocol.verdicts import Verdict
 
@@ -45,6 +46,8 @@ class RunRewind:
     """The last step that stays. -1 drops every step."""
     generation: StrictInt
     """The generation of the run before this request. With it, a repeated request rewinds only once."""
+    guard_action: GuardAction | None = None
+    """The action `rewind` of a guard, if a guard went back. Null if the user resumed from a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +93,7 @@ class StepsAppend:
     sampled: list[StrictBool] | None = None
     """True for each step that carries statistics. Null means all steps if `statistics` is given, otherwise none."""
     skipped: list[StrictBool] | None = None
-    """True for each step that a loss scaler skipped on purpose."""
+    """True for each step that a loss scaler or a guard skipped on purpose."""
     loss_scale: list[NumberOrNull] | None = None
     """The factor by which a loss scaler multiplied the loss of each step."""
     clip_coefficient: list[NumberOrNull] | None = None
@@ -103,3 +106,5 @@ class StepsAppend:
     statistics: dict[Text, list[list[NumberOrNull]]] = field(default_factory=dict)
     """The values of each statistic as `[sampled step][layer]`, by the statistic's name. Null means that no optimizer
     touched the layer in that step."""
+    guard_actions: list[GuardAction] = field(default_factory=list)
+    """The actions of guards in these steps, in the order of the steps. At most `max_guard_actions` of `/limits`."""

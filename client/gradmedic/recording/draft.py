@@ -52,9 +52,11 @@ def complete_step(draft: Draft) -> Step:
         loss_scale=largest(measurement.loss_scale for measurement in measurements),
         clip_coefficient=_smallest(measurement.clip_coefficient for measurement in measurements),
         output_gradient_norm=_join_norms(measurement.output_gradient_norm for measurement in measurements),
-        skipped=any(measurement.skipped for measurement in measurements),
+        skipped=any(measurement.skipped for measurement in measurements)
+        and not any(measurement.has_update for measurement in measurements),
         metrics=metrics,
         row=_join_rows([draft.row, *(measurement.row for measurement in measurements)]),
+        guard_actions=tuple(action.at(draft.number) for each in measurements for action in each.guard_actions),
     )
     evidence = [measurement.evidence for measurement in measurements if measurement.evidence]
     if not evidence or (step.is_finite and not step.lacks_gradients and not step.skipped):

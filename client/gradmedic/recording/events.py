@@ -36,4 +36,12 @@ class StopRequested:
     """The service asked the run to stop: it is a trial whose budget is spent, or that was cancelled."""
 
 
-Event = VerdictEvent | SpikeDetected | ClippingAdvised | StopRequested
+@dataclass(frozen=True, slots=True)
+class RewindDelivered:
+    """The service has rewound the run. Every verdict before it was about steps that are gone."""
+
+    verdict: str
+    """The verdict on the steps that stayed."""
+
+
+Event = VerdictEvent | SpikeDetected | ClippingAdvised | StopRequested | RewindDelivered

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from gradmedic.protocol.runs import Training
+from gradmedic.recording.action_draft import ActionDraft
 from gradmedic.recording.spike_detector import Totals
 from gradmedic.recording.step import Row
 
@@ -27,6 +28,10 @@ class Measurement:
     output_gradient_norm: float | None = None
     """L2 norm of the loss's gradient at the outputs of the models; None if it was not measured."""
     skipped: bool = False
+    """Whether no optimizer changed the weights, because a loss scaler or a guard left its step out."""
+    has_update: bool = False
+    """Whether an optimizer changed the weights."""
+    guard_actions: Sequence[ActionDraft] = ()
     probes: Mapping[str, float] = field(default_factory=dict)
     """Probes by the name of their metric."""
     evidence: Mapping[str, float] = field(default_factory=dict)
@@ -79,9 +84,6 @@ class Instrumentation(Protocol):
         Args:
             loss: what `log()` was given as the loss.
         """
-
-    def clip(self, max_norm: float) -> None:
-        """Limit the norm of the gradients from the next update on. Called by the training thread."""
 
     def start_reading(self, number: Any) -> PendingNumber | float | None:
         """Return a number of the framework, or start to copy it from a device; None if it is no such number."""

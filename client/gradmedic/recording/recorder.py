@@ -112,7 +112,8 @@ class Recorder:
             self._wait_for_room()
         if self._output.is_closed:
             return
-        if len(self._drafts) > self._max_drafts:  # the recorder hangs, on a disk most likely
+        # The recorder hangs, on a disk most likely. A rewind is kept: the service would ignore the steps behind it.
+        if len(self._drafts) > self._max_drafts and not isinstance(draft, Rewind):
             self._overflowed += 1
             return
         self._accepted += 1

@@ -15,10 +15,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from gradmedic.protocol.guards import MOST_GUARD_ACTIONS, GuardAction
+
 _STEP_BYTES = 400
 """About the memory of a step beside its arrays, measured with sys.getsizeof over its parts."""
 _METRIC_BYTES = 120
 """About the memory of one metric."""
+_ACTION_BYTES = 800
+"""About the memory of one guard action."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,12 +56,14 @@ class Step:
     metrics: Mapping[str, float] = field(default_factory=dict)
     row: Row | None = None
     """None if the step is not sampled."""
+    guard_actions: tuple[GuardAction, ...] = ()
+    """What guards did in the step."""
 
     @property
     def nbytes(self) -> int:
         """About the memory that the step takes."""
         arrays = 0 if self.row is None else self.row.values.nbytes
-        return _STEP_BYTES + _METRIC_BYTES * len(self.metrics) + arrays
+        return _STEP_BYTES + _METRIC_BYTES * len(self.metrics) + _ACTION_BYTES * len(self.guard_actions) + arrays
 
     @property
     def is_finite(self) -> bool:
@@ -78,10 +84,12 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Rewind:
-    """The job resumed from a checkpoint: the next step follows `step`."""
+    """The job resumed from a checkpoint, or a guard went back: the next step follows `step`."""
 
     step: int
     """The last step that stays."""
+    guard_action: GuardAction | None = None
+    """The action of the guard that went back; None if the script resumed from a checkpoint."""
 
 
 _SERIES = ("loss", "learning_rate", "loss_scale", "clip_coefficient", "output_gradient_norm")
@@ -103,6 +111,7 @@ class _PackedStep(msgspec.Struct, array_like=True):
     metrics: dict[str, float]
     row: _PackedRow | None
     output_gradient_norm: float | None = None
+    guard_actions: tuple[GuardAction, ...] = ()
 
 
 Entry = Step | Rewind
@@ -122,12 +131,18 @@ class Columns:
 
 
 def encode_block(
-    steps: Sequence[Step], columns: Columns, *, max_metrics: int | None = None, generation: int | None = None
+    steps: Sequence[Step],
+    columns: Columns,
+    *,
+    max_metrics: int | None = None,
+    max_guard_actions: int = MOST_GUARD_ACTIONS,
+    generation: int | None = None,
 ) -> bytes:
     """Encode steps as the msgpack body of `POST /runs/{id}/steps` (`StepsAppend`).
 
     A row that lacks one of the run's statistics is left out, and its step counts as not sampled. Values of layers that
-    the service does not have, and metrics beyond the first `max_metrics` of the block are left out.
+    the service does not have, metrics beyond the first `max_metrics` and guard actions beyond the first
+    `max_guard_actions` of the block are left out.
     """
     rows = [step.row if step.row and has_statistics(step.row, columns) else None for step in steps]
     body: dict[str, Any] = {"steps": [step.number for step in steps], "time": [step.time for step in steps]}
@@ -142,6 +157,9 @@ def encode_block(
     names = metric_names(steps)[:max_metrics]
     if names:
         body["metrics"] = {name: [step.metrics.get(name) for step in steps] for name in names}
+    actions = [action for step in steps for action in step.guard_actions][:max_guard_actions]
+    if actions:
+        body["guard_actions"] = actions
     body["sampled"] = [row is not None for row in rows]
     sampled = [row for row in rows if row is not None]
     if sampled:
@@ -166,6 +184,7 @@ def pack_step(step: Step) -> bytes:
             metrics=dict(step.metrics),
             row=None if row is None else (row.statistics, row.layers.tobytes(), row.values.tobytes()),
             output_gradient_norm=step.output_gradient_norm,
+            guard_actions=step.guard_actions,
         )
     )
 
@@ -198,7 +217,25 @@ def unpack_step(packed: bytes) -> Step:
         skipped=step.skipped,
         metrics=step.metrics,
         row=row,
+        guard_actions=step.guard_actions,
     )
+
+
+def pack_rewind(rewind: Rewind) -> bytes:
+    """Encode a rewind for the journal. Without a guard action it is the step alone, as in the first versions."""
+    if rewind.guard_action is None:
+        return msgspec.msgpack.encode(rewind.step)
+    return msgspec.msgpack.encode((rewind.step, rewind.guard_action))
+
+
+def unpack_rewind(packed: bytes) -> Rewind:
+    """Decode a rewind that `pack_rewind` encoded.
+
+    Raises:
+        ValueError: these are not the bytes of a rewind.
+    """
+    rewind = msgspec.msgpack.decode(packed, type=int | tuple[int, GuardAction])
+    return Rewind(rewind) if isinstance(rewind, int) else Rewind(*rewind)
 
 
 def metric_names(steps: Sequence[Step]) -> list[str]:

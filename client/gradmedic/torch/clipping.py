@@ -59,8 +59,13 @@ def compute_clip_coefficient(max_norm: float | Tensor, norm: Tensor) -> Tensor:
     return torch.clamp(max_norm / (norm + CLIP_EPSILON), max=1.0)
 
 
-def limit_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor | None:
+def limit_gradients(optimizer: torch.optim.Optimizer, max_norm: float, norm: float | None = None) -> Tensor | None:
     """Limit the norm of an optimizer's gradients; non-finite elements become 0.
+
+    Args:
+        optimizer: the optimizer.
+        max_norm: largest norm, of gradients that no loss scaler scales.
+        norm: their norm; None to compute it. Of sharded gradients, each process has a part, and must be given it.
 
     Returns:
         What the gradients were multiplied by; None if there are none.
@@ -68,15 +73,18 @@ def limit_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if not gradients:
         return None
-    norm = torch.nn.utils.get_total_norm(gradients)
-    scale = read_tensor_attribute(optimizer, "grad_scale")
-    limit = max_norm if scale is None else max_norm * scale.to(norm.device)
-    coefficient = compute_clip_coefficient(limit, norm).nan_to_num(0.0)
-    for gradient in gradients:
+    if norm is None:
+        total = torch.nn.utils.get_total_norm(gradients)
+        scale = read_tensor_attribute(optimizer, "grad_scale")
+        limit = max_norm if scale is None else max_norm * scale.to(total.device)
+        coefficient = compute_clip_coefficient(limit, total).nan_to_num(0.0)
+    else:
+        coefficient = compute_clip_coefficient(max_norm, torch.tensor(norm)).nan_to_num(0.0)
+    for gradient in map(local_part, gradients):
+        factor = coefficient.to(gradient.device) if norm is None else coefficient.item()
+        gradient.mul_(factor)
         if gradient.layout == torch.strided:
-            gradient.mul_(coefficient.to(gradient.device)).nan_to_num_(0.0, 0.0, 0.0)
-        else:
-            gradient.mul_(coefficient.to(gradient.device))
+            gradient.nan_to_num_(0.0, 0.0, 0.0)
     return coefficient
 
 

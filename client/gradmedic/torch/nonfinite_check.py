@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,10 @@ from torch.nn.parameter import is_lazy
 
 from gradmedic.torch.statistics import SHORT, PendingArray, flatten, is_measured_on_host, local_part
 from gradmedic.torch.structure import OwnedParameter
+from gradmedic.torch.watched_layers import WatchedParameter, group_by_device
+
+if TYPE_CHECKING:
+    from gradmedic.torch.step_measurement import StepMeasurement
 
 _FEWEST_ELEMENTS = 32_768
 """Elements that are added up at least, if there are so many: about ten microseconds."""
@@ -159,6 +164,20 @@ def _is_sum_finite(parts: list[Tensor]) -> bool:
 def _is_eligible(parameter: Tensor) -> bool:
     local = local_part(parameter)
     return is_measured_on_host(local) and local is parameter and parameter.is_floating_point()
+
+
+def add_flags(measurement: StepMeasurement, watched: Sequence[WatchedParameter]) -> None:
+    """Measure on their device which gradients are non-finite. Those in the memory of the host are left out."""
+    measured = [
+        each
+        for each in watched
+        if (gradient := each.parameter.grad) is not None
+        and not is_measured_on_host(local_part(gradient))
+        and gradient.numel()
+    ]
+    with torch.no_grad():
+        for group in group_by_device(measured):
+            measurement.add_flags(group, measure_flags([each.parameter for each in group]))
 
 
 def measure_flags(parameters: Sequence[Tensor]) -> PendingArray:

@@ -25,7 +25,9 @@ _REASON: Final = (
 )
 """What torch's error contains where a script compiles with `fullgraph=True`."""
 
-Before = Callable[[torch.optim.Optimizer, tuple[Any, ...], dict[str, Any]], None]
+NewArguments = tuple[tuple[Any, ...], dict[str, Any]] | None
+"""Positional and named arguments that `step` gets in place of its own; None leaves them."""
+Before = Callable[[torch.optim.Optimizer, tuple[Any, ...], dict[str, Any]], NewArguments]
 After = Callable[[torch.optim.Optimizer], None]
 
 
@@ -34,7 +36,8 @@ class OptimizerHooks:
 
     Args:
         optimizers: the optimizers.
-        before: function that takes the optimizer, and the positional and named arguments of `step`; None for none.
+        before: function that takes the optimizer, and the positional and named arguments of `step`; it may return
+            others. None for none.
         after: function that takes the optimizer; None for none.
     """
 
@@ -64,7 +67,9 @@ class OptimizerHooks:
                 handle.remove()
             self._handles.clear()
 
-    def _call_before(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _call_before(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> NewArguments:
         if self._before is not None and is_captured():
             logger.warning(
                 "gradmedic: optimizer.step() is being captured in a CUDA graph; its replays are not watched: leave "
@@ -73,9 +78,10 @@ class OptimizerHooks:
         elif self._before is not None:
             OptimizerHooks._running += 1
             try:
-                self._before(optimizer, args, kwargs)
+                return self._before(optimizer, args, kwargs)
             finally:
                 OptimizerHooks._running -= 1
+        return None
 
     def _call_after(self, optimizer: torch.optim.Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
         if self._after is not None and not is_captured():

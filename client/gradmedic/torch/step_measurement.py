@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradmedic.protocol.numbers import to_float32
+from gradmedic.recording.action_draft import ActionDraft
 from gradmedic.recording.instrumentation import Measurement
 from gradmedic.recording.spike_detector import Totals
 from gradmedic.recording.step import Row
@@ -54,9 +55,9 @@ class StepMeasurement:
     """
 
     __slots__ = (
-        "_before_read", "_flags", "_parts", "_statistics", "clip_coefficients", "evidence", "found_inf", "has_numbers",
-        "has_stepped", "is_unwatched", "learning_rate", "output_gradient_norms", "probes",
-        "scale_after", "scale_before",
+        "_before_read", "_before_step", "_flags", "_parts", "_statistics", "_steps_left_out", "_steps_taken",
+        "clip_coefficients", "evidence", "found_inf", "guard_actions", "has_numbers", "has_stepped", "is_unwatched",
+        "learning_rate", "output_gradient_norms", "probes", "scale_after", "scale_before",
     )  # fmt: skip
 
     def __init__(self, statistics: tuple[str, ...], before_read: Callable[[], None]) -> None:
@@ -70,6 +71,10 @@ class StepMeasurement:
         """Whether an optimizer has stepped."""
         self.is_unwatched = False
         """Whether only something that is not watched changed the layers. Then no layer counts as present."""
+        self._steps_taken = self._steps_left_out = 0  # of optimizers
+        self._before_step = 0, 0  # parts and flags before the last optimizer step
+        self.guard_actions: Sequence[ActionDraft] = ()
+        """What guards did."""
         self.learning_rate: float | None = None
         """The largest learning rate of the optimizers that stepped."""
         self.clip_coefficients: list[MeasuredArray] = []
@@ -88,10 +93,20 @@ class StepMeasurement:
     def add_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Record that an optimizer steps."""
         self.has_stepped = True
+        self._steps_taken += 1
+        self._before_step = len(self._parts), len(self._flags)
         rates = [rate for group in optimizer.param_groups if (rate := read_number(group.get("lr"))) is not None]
         if self.learning_rate is not None:
             rates.append(self.learning_rate)
         self.learning_rate = max(rates, default=None)
+
+    def drop_optimizer_step(self) -> None:
+        """Remove the statistics of the last optimizer step, which a guard has left out."""
+        self._steps_taken -= 1
+        self._steps_left_out += 1
+        parts, flags = self._before_step
+        del self._parts[parts:]
+        self._flags = self._flags[:flags]
 
     def add_clip_coefficient(self, coefficient: MeasuredArray) -> None:
         """Add what gradients were multiplied by."""
@@ -131,6 +146,8 @@ class StepMeasurement:
 
     def join_on_device(self, watched: Sequence[WatchedParameter]) -> Tensor:
         """Return the table `[parameter, statistic]` of these parameters, on the device where it was measured."""
+        if not watched:  # a guard has hidden the gradients
+            return torch.zeros((0, len(self._statistics)))
         row_of = {parameter.position: row for row, parameter in enumerate(watched)}
         table: Tensor | None = None
         for part in self._parts:
@@ -173,7 +190,11 @@ class StepMeasurement:
     @property
     def may_need_evidence(self) -> bool:
         """Whether a gradient is non-finite, or all are zero, or a device is still to show that."""
-        if self._flags or any(not array.is_ready or array.read().max() > 0 for array in self.found_inf):
+        if (
+            self._steps_left_out
+            or self._flags
+            or any(not array.is_ready or array.read().max() > 0 for array in self.found_inf)
+        ):
             return True
         has_gradient = not self._parts
         for part in self._parts:
@@ -196,6 +217,7 @@ class StepMeasurement:
         """Return the measurement, waiting for the device if need be."""
         self._before_read()
         is_skipped = any(array.read().max() > 0 for array in self.found_inf)
+        is_skipped = is_skipped or (self._steps_left_out > 0 and self._steps_taken == 0)
         scale = None
         if self.scale_before is not None and self.scale_after is not None:
             scale, scale_after = float(self.scale_before.read()[0]), float(self.scale_after.read()[0])
@@ -209,6 +231,8 @@ class StepMeasurement:
             clip_coefficient=float(np.min(coefficients)) if coefficients else None,  # NaN if any is NaN
             output_gradient_norm=math.hypot(*norms) if norms and self.has_stepped and not is_skipped else None,
             skipped=is_skipped,
+            has_update=self._steps_taken > 0 and not is_skipped,
+            guard_actions=self.guard_actions,
             probes={name: value for part in self.probes for name, value in part.read(scale or 1.0)},
             evidence={name: value for part in self.evidence for name, value in part.read()},
         )

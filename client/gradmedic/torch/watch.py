@@ -5,15 +5,15 @@ the optimizer will use them, and weights are as they were. After it, the optimiz
 shows the update. Gradients that the script clips are measured when it clips. These statistics count if nothing but
 clipping has changed the gradients since, as their version counters show.
 
-Only sampled steps are measured. Nothing here draws random numbers, or changes a tensor of the training unless `clip`
-was called. An error of the observation ends the observation, not the training.
+Only sampled steps are measured. Nothing here draws random numbers, or changes a tensor of the training. An error of the
+observation ends the observation, not the training.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from gradmedic.recording.sampler import Sampler
 from gradmedic.torch.activations import ActivationMeter
 from gradmedic.torch.agreement import identify_model
 from gradmedic.torch.carried_gradients import CarriedGradients
-from gradmedic.torch.clipping import add_clipping_observer, limit_gradients, remove_clipping_observer
+from gradmedic.torch.clipping import add_clipping_observer, remove_clipping_observer
 from gradmedic.torch.clipping_meter import ClippingMeter
 from gradmedic.torch.columns import (
     ACTIVATION_COLUMNS,
@@ -41,7 +41,7 @@ from gradmedic.torch.first_batch import FirstBatch
 from gradmedic.torch.lockstep import Lockstep, list_all_parameters
 from gradmedic.torch.loss_observer import LossObserver
 from gradmedic.torch.loss_scaler import find_scaler, read_scale
-from gradmedic.torch.nonfinite_check import GradientCheck, measure_flags
+from gradmedic.torch.nonfinite_check import GradientCheck, add_flags
 from gradmedic.torch.optimizer_hooks import OptimizerHooks
 from gradmedic.torch.optimizers import describe_optimizer, read_tensor_attribute
 from gradmedic.torch.origin.locator import Locator
@@ -63,6 +63,9 @@ from gradmedic.torch.update_rules import UnknownUpdate
 from gradmedic.torch.updates import UpdateMeasurement
 from gradmedic.torch.watch_arguments import check_models, check_optimizers, check_sharding, unwrap_optimizer
 from gradmedic.torch.watched_layers import WatchedLayers, WatchedParameter, group_by_device
+
+if TYPE_CHECKING:
+    from gradmedic.torch.guards.step_guard import StepGuard
 
 logger = logging.getLogger("gradmedic")
 
@@ -92,29 +95,32 @@ class Watch:
         prefix: str = "",
         activations: bool = False,
     ) -> None:
-        self._models = check_models(model)
+        self.models = check_models(model)
+        """The models by name."""
         self.given_optimizers = check_optimizers(optimizer)
         """The optimizers as they were given, perhaps inside wrappers."""
         self.optimizers: list[torch.optim.Optimizer] = [unwrap_optimizer(given) for given in self.given_optimizers]
         """The optimizers that do the work."""
-        self._scaler = find_scaler(scaler, self.given_optimizers)
-        self._layers = WatchedLayers(self._models, self.optimizers, prefix)
-        check_sharding(self._models.values())
-        self._sharding = Sharding.from_parameters([owned.parameter for owned in self._layers.owned])
+        self.scaler = find_scaler(scaler, self.given_optimizers)
+        """The loss scaler; None if there is none."""
+        self._layers = WatchedLayers(self.models, self.optimizers, prefix)
+        check_sharding(self.models.values())
+        self.sharding = Sharding.from_parameters([owned.parameter for owned in self._layers.owned])
+        """How the parameters are sharded over processes; None if each process holds all of them."""
         self._lockstep: Lockstep | None = None
         self._rank = get_group_rank()
         self._measures_activations = activations
         self.statistics = (*WATCHED_STATISTICS, *ACTIVATION_STATISTICS) if activations else WATCHED_STATISTICS
         self._described_optimizers: list[Optimizer] = []
         self._training: Training | None = None
-        self._max_norm: float | None = None
+        self._guard: StepGuard | None = None
         self._is_described = False
         self._is_waiting_for_graph = False
         self._measurement = StepMeasurement(self.statistics, self._update_training)
         self._update: OptimizerUpdate | None = None
         self._measured_by_copies: set[int] = set()  # ids of optimizers
         self._update_count = 0
-        self._scale = read_scale(self._scaler)
+        self._scale = read_scale(self.scaler)
         self._activation_meter: ActivationMeter | None = None
         self._locator: Locator | None = None
 
@@ -131,7 +137,7 @@ class Watch:
     @property
     def is_needed(self) -> bool:
         """Whether this process must measure: a follower must only if it holds a part of sharded parameters."""
-        return not self.is_follower or self._sharding is not None
+        return not self.is_follower or self.sharding is not None
 
     def begin(self, *, layer_registry: LayerRegistry, sampler: Sampler, before_first_step: Callable[[], None]) -> None:
         """Begin to observe.
@@ -148,20 +154,20 @@ class Watch:
         self._sampler, self._before_first_step = sampler, before_first_step
         self._clock = sampler.clock
         self._sampling: Sampler | Lockstep = sampler
-        if self._sharding is not None:
+        if self.sharding is not None:
             layers = [(owned.name, owned.parameter.shape) for owned in self._layers.owned]
-            self._lockstep = Lockstep(self._sharding, sampler, identify_model(layers, self.statistics))
+            self._lockstep = Lockstep(self.sharding, sampler, identify_model(layers, self.statistics))
             self._sampling = self._lockstep
             self._lockstep.begin(self.optimizers)
-        self._first_batch = FirstBatch(next(iter(self._models.values())))
-        self._loss_observer = LossObserver(self._models.values(), len(self.optimizers))
-        self._output_meter = OutputGradientMeter(list(self._models.values()), self._sampling, self._call_safely)
+        self._first_batch = FirstBatch(next(iter(self.models.values())))
+        self._loss_observer = LossObserver(self.models.values(), len(self.optimizers))
+        self._output_meter = OutputGradientMeter(list(self.models.values()), self._sampling, self._call_safely)
         self._probing = Probing(
-            list(self._models.values()), self.optimizers, self._layers.owned, self._sampling, sampler
+            list(self.models.values()), self.optimizers, self._layers.owned, self._sampling, sampler
         )
         if self._measures_activations:
             self._activation_meter = ActivationMeter(
-                list(self._models.values()), self._layers.owned, self._sampling, self._layers.find_follower,
+                list(self.models.values()), self._layers.owned, self._sampling, self._layers.find_follower,
                 self._call_safely,
             )  # fmt: skip
         self._check = None if self._lockstep is not None else GradientCheck(self._layers.owned)
@@ -173,7 +179,7 @@ class Watch:
             before_first_step,
             self._call_safely,
             lambda coefficient: self._measurement.add_clip_coefficient(coefficient),
-            self._add_flags,
+            lambda watched: add_flags(self._measurement, watched),
         )
         self._carried = CarriedGradients()
         self._facts = TrainingFacts(self._first_batch, self._loss_observer, self._clipping, self._carried, self._layers)
@@ -189,14 +195,24 @@ class Watch:
 
     def locate_origin(self, find_step: Callable[[], int]) -> None:
         """Find the origin of the first non-finite number. `find_step` returns the number of the step that runs."""
-        self._locator = Locator(self._models, self.optimizers, find_step)
+        self._locator = Locator(self.models, self.optimizers, find_step)
         self._hooks.append(self._locator)
+
+    def list_layers(self) -> list[tuple[str, Tensor]]:
+        """Return name and parameter of each layer, in the order of the models."""
+        return [(owned.name, owned.parameter) for owned in self._layers.owned]
+
+    def guard_steps(self, guard: StepGuard) -> None:
+        """Take note of the guard of the optimizers, which runs after the measurement."""
+        if self._guard is not None:  # of the watch that this one replaces
+            guard.continue_from(self._guard)
+        self._guard = guard
 
     def find_replaced(self, instrumentations: Iterable[object]) -> list[Watch]:
         """Return the watches among some instrumentations that observe one of these models."""
         watches = [each for each in instrumentations if isinstance(each, Watch)]
-        mine = {id(unwrap_model(model)[0]) for model in self._models.values()}
-        return [watch for watch in watches if mine & {id(unwrap_model(model)[0]) for model in watch._models.values()}]
+        mine = {id(unwrap_model(model)[0]) for model in self.models.values()}
+        return [watch for watch in watches if mine & {id(unwrap_model(model)[0]) for model in watch.models.values()}]
 
     def observes(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether this optimizer is watched."""
@@ -206,8 +222,10 @@ class Watch:
         """End another watch; of the same run, take over what it measured since the last `log()`. Called at first."""
         measurement = other.finish_step()
         other.close()
+        if other._guard is not None:
+            other._guard.close()
         if is_same_run:
-            self._max_norm = other._max_norm
+            self._guard = other._guard
             if other.statistics == self.statistics:
                 self._measurement = measurement
 
@@ -267,30 +285,25 @@ class Watch:
             measurement.probes = self._probing.finish_step()
             if self._activation_meter is not None:
                 self._activation_meter.clear()
-            if self._scaler is not None:
-                scale_before, self._scale = self._scale, read_scale(self._scaler)
+            if self._guard is not None:
+                measurement.guard_actions = self._guard.take_actions()
+            if self.scaler is not None:
+                scale_before, self._scale = self._scale, read_scale(self.scaler)
                 measurement.scale_before, measurement.scale_after = scale_before, self._scale
         except Exception as error:
             self._give_up("a step could not be finished", error)
         return measurement
 
     def start_reading(self, number: Any) -> PendingNumber | float | None:
-        """Return a tensor with one element as a number, or start to copy it to the host; None if it is no such tensor.
-
-        An integer on the host is no such tensor either.
-        """
+        """Return a tensor with one element as a number, or start to copy it; None if it is no such tensor."""
         return start_reading(number)
-
-    def clip(self, max_norm: float) -> None:
-        """Limit the norm of each optimizer's gradients from its next step on, after they were measured."""
-        self._max_norm = max_norm
 
     def measure_updates_by_copies(self, optimizer: torch.optim.Optimizer) -> None:
         """Do not compute the updates of an optimizer from its state: something else moves the weights too."""
         self._measured_by_copies.add(id(optimizer))
 
     def after_clipping(self, parameters: list[Tensor], coefficient: Tensor | None) -> None:
-        """Record that a remedy clipped gradients, and by how much."""
+        """Record that a remedy or a guard clipped gradients, and by how much."""
         self._clipping.after_clipping(parameters, coefficient)
 
     # --- hooks of the optimizers --------------------------------------------------------------------------------------
@@ -301,9 +314,13 @@ class Watch:
         self._call_safely("a step could not be measured", self._measure_before_step, optimizer, args, kwargs)
 
     def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        is_skipped = self._guard is not None and self._guard.has_skipped(optimizer)
         if self._update is not None or not self._is_described:
-            self._call_safely("a step could not be measured", self._measure_after_step, optimizer)
-        self._probing.after_update(optimizer)
+            self._call_safely("a step could not be measured", self._measure_after_step, optimizer, is_skipped)
+        if is_skipped:
+            self._measurement.drop_optimizer_step()
+        else:
+            self._probing.after_update(optimizer)
         self._carried.after_step(optimizer)
         self._clipping.end_optimizer_step()
         self._unwatched_steps.end_step()
@@ -334,45 +351,43 @@ class Watch:
         if self._check is not None and not has_closure and not self._sampler.is_sampling:
             self._look_for_nonfinite(self._check, optimizer)
         is_sampled = self._is_sampled(optimizer) if self._lockstep is None else self._lockstep.is_due
-        if not is_sampled and self._max_norm is None:
+        if not is_sampled:
             return
         with torch.no_grad():
-            if is_sampled:
-                touched, groups = self._layers.list_touched(optimizer, needs_gradient=not has_closure)
-                update = OptimizerUpdate(
-                    has_closure,
-                    self._measurement
-                    if self._lockstep is None
-                    else StepMeasurement(self.statistics, self._update_training),
+            touched, groups = self._layers.list_touched(optimizer, needs_gradient=not has_closure)
+            update = OptimizerUpdate(
+                has_closure,
+                self._measurement
+                if self._lockstep is None
+                else StepMeasurement(self.statistics, self._update_training),
+            )
+            if not has_closure:
+                scale = read_tensor_attribute(optimizer, "grad_scale")
+                self._add_gradient_statistics(update.measurement, touched, scale)
+            self._update_count += 1
+            trusts_state = id(optimizer) not in self._measured_by_copies
+            for group in group_by_device(touched):
+                update_measurement = UpdateMeasurement(
+                    optimizer,
+                    [groups[id(watched)] for watched in group],
+                    [watched.parameter for watched in group],
+                    has_gradients=not has_closure,
+                    trusts_state=trusts_state,
+                    number=self._update_count,
                 )
-                if not has_closure:
-                    scale = read_tensor_attribute(optimizer, "grad_scale")
-                    self._add_gradient_statistics(update.measurement, touched, scale)
-                self._update_count += 1
-                trusts_state = id(optimizer) not in self._measured_by_copies
-                for group in group_by_device(touched):
-                    update_measurement = UpdateMeasurement(
-                        optimizer,
-                        [groups[id(watched)] for watched in group],
-                        [watched.parameter for watched in group],
-                        has_gradients=not has_closure,
-                        trusts_state=trusts_state,
-                        number=self._update_count,
-                    )
-                    update.by_device.append((group, update_measurement))
-                self._update = update
-            if self._max_norm is not None and not has_closure:
-                self._clip(optimizer, self._max_norm)
+                update.by_device.append((group, update_measurement))
+            self._update = update
 
-    def _measure_after_step(self, optimizer: torch.optim.Optimizer) -> None:
+    def _measure_after_step(self, optimizer: torch.optim.Optimizer, is_skipped: bool) -> None:
         self._before_first_step()
         update, self._update = self._update, None
-        if update is None:
+        if update is None or (is_skipped and self._lockstep is None):
             return
-        is_known = True
+        is_known = not is_skipped
         with torch.no_grad():
             try:
-                self._add_update_statistics(update)
+                if not is_skipped:
+                    self._add_update_statistics(update)
             except UnknownUpdate as error:
                 is_known = False
                 self._measured_by_copies.add(id(optimizer))
@@ -391,24 +406,19 @@ class Watch:
         """Sample this step, although it is not due, if a gradient is found to be non-finite."""
         if self._clipping.is_checked:
             return
+        if self._guard is not None and self._guard.reads_norms:
+            begun = self._clock()
+            is_finite = self._guard.is_finite(optimizer)
+            self._sampler.add_cost(begun - self._clock())  # a guard's time is not what sampling costs
+            if not is_finite:
+                self._sampler.sample_this_step()
+            return
         parameters = list_all_parameters(optimizer)
         if not check.is_finite(parameters):
             self._sampler.sample_this_step()
         elif not is_measured_on_host(local_part(parameters[0])):
-            self._add_flags([watched for p in parameters if (watched := self._layers.by_id.get(id(p))) is not None])
-
-    def _add_flags(self, watched: Sequence[WatchedParameter]) -> None:
-        """Measure on their device which gradients are non-finite. Those in the memory of the host are left out."""
-        measured = [
-            each
-            for each in watched
-            if (gradient := each.parameter.grad) is not None
-            and not is_measured_on_host(local_part(gradient))
-            and gradient.numel()
-        ]
-        with torch.no_grad():
-            for group in group_by_device(measured):
-                self._measurement.add_flags(group, measure_flags([each.parameter for each in group]))
+            watched = [watched for p in parameters if (watched := self._layers.by_id.get(id(p))) is not None]
+            add_flags(self._measurement, watched)
 
     def _add_gradient_statistics(
         self, measurement: StepMeasurement, touched: Sequence[WatchedParameter], scale: Tensor | None
@@ -464,13 +474,6 @@ class Watch:
         reduced = lockstep.reduce(update.measurement.join_on_device(touched), rows, parameters, is_known=is_known)
         if not self.is_follower:
             self._measurement.add(touched, slice(None), reduced)
-
-    def _clip(self, optimizer: torch.optim.Optimizer, max_norm: float) -> None:
-        coefficient = limit_gradients(optimizer, max_norm)
-        if coefficient is None:
-            return
-        if self._sampler.is_sampling or coefficient.device.type == "cpu":
-            self._measurement.add_clip_coefficient(copy_first_element(coefficient))
 
     # --- describing ---------------------------------------------------------------------------------------------------
 

@@ -7,9 +7,9 @@ from collections import deque
 from uuid import UUID
 
 from gradmedic.exceptions import GradmedicError
-from gradmedic.protocol.steps import AppendResult
+from gradmedic.protocol.steps import AppendResult, RewindResult
 from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
-from gradmedic.recording.events import ClippingAdvised, Event, StopRequested, VerdictEvent
+from gradmedic.recording.events import ClippingAdvised, Event, RewindDelivered, StopRequested, VerdictEvent
 from gradmedic.transport.http import Service
 
 logger = logging.getLogger("gradmedic")
@@ -51,6 +51,11 @@ class AnswerReader:
         self._events.append(
             VerdictEvent(run_id=self._run_id, verdict=answer.verdict, since_step=answer.since_step, summary=summary)
         )
+
+    def read_rewind(self, answer: RewindResult) -> None:
+        """Append the event of a rewind that the service has made. Verdicts before it were about steps that are gone."""
+        self._verdict = answer.verdict
+        self._events.append(RewindDelivered(answer.verdict))
 
     def _find_max_norm(self) -> float | None:
         """Return the norm to which the diagnosis advises to clip the gradients; None if it does not."""

@@ -83,6 +83,8 @@ class SendResult:
     """The service's answer to a block."""
     refused_steps: int = 0
     """Number of steps that the service refused. They are lost."""
+    rewind: RewindResult | None = None
+    """The service's answer to a rewind."""
 
 
 class Delivery:
@@ -157,8 +159,7 @@ class Delivery:
         """
         number, entry = entries[0]
         if isinstance(entry, Rewind):
-            self._rewind(number, entry)
-            return SendResult(number)
+            return SendResult(number, rewind=self._rewind(number, entry))
         steps = [(number, entry) for number, entry in takewhile(_is_step, entries) if isinstance(entry, Step)]
         steps = steps[: self._largest_block()]
         return self._append([step for _, step in steps], last_number=steps[-1][0], is_repeated=is_repeated)
@@ -292,15 +293,30 @@ class Delivery:
 
     # --- blocks and rewinds -------------------------------------------------------------------------------------------
 
-    def _rewind(self, number: int, entry: Rewind) -> None:
+    def _rewind(self, number: int, entry: Rewind) -> RewindResult:
         """Rewind the run. A repetition under the generation of the first attempt changes nothing."""
         generation = self._generation or 0
         if self._positions.position.rewind == number:
             generation = self._positions.position.rewind_generation or 0
         self._save_position(rewind=number, rewind_generation=generation)
-        body = to_json(RunRewind(step=entry.step, generation=generation))
-        result = self._service.request_as(RewindResult, "POST", f"/runs/{self._run_id}/rewind", body=body)
+        takes_action = self._limits is not None and self._limits.max_guard_actions > 0
+        rewind = RunRewind(
+            step=entry.step, generation=generation, guard_action=entry.guard_action if takes_action else None
+        )
+        try:
+            result = self._post_rewind(rewind)
+        except InvalidRequestError as error:
+            if rewind.guard_action is None:
+                raise
+            self._warn("guard_action", f"the guard action of a rewind is left out, the service refused it: {error}")
+            result = self._post_rewind(dataclasses.replace(rewind, guard_action=None))
         self._save_position(generation=result.generation)
+        return result
+
+    def _post_rewind(self, rewind: RunRewind) -> RewindResult:
+        # An older service refuses the name of a field that it does not have, so a null is left out.
+        body = {name: value for name, value in to_plain(rewind).items() if value is not None}
+        return self._service.request_as(RewindResult, "POST", f"/runs/{self._run_id}/rewind", body=to_json(body))
 
     def _save_position(self, **changes: int) -> None:
         self._generation = changes.get("generation", self._generation)
@@ -371,7 +387,13 @@ class Delivery:
         """
         steps = [self._without_refused_metrics(step) for step in block]
         for reduction in range(_REDUCTIONS):
-            body = encode_block(steps, columns, max_metrics=limits.max_metrics, generation=self._generation)
+            body = encode_block(
+                steps,
+                columns,
+                max_metrics=limits.max_metrics,
+                max_guard_actions=limits.max_guard_actions,
+                generation=self._generation,
+            )
             try:
                 answer = self._post(body)
             except ApiError as error:

@@ -28,13 +28,11 @@ from pathlib import Path
 from typing import BinaryIO
 from uuid import UUID
 
-import msgspec
-
+from gradmedic.private_files import create_private_folder, open_private_file
 from gradmedic.protocol.encoding import from_json, to_json
 from gradmedic.protocol.runs import RunCreate
-from gradmedic.recording.step import Entry, Rewind, Step, pack_step, unpack_step
+from gradmedic.recording.step import Entry, Rewind, Step, pack_rewind, pack_step, unpack_rewind, unpack_step
 from gradmedic.upload.damage import Damage, DamageCounter
-from gradmedic.upload.private_files import create_private_folder, open_private_file
 from gradmedic.upload.records import Record, RecordKind, decode_record, encode_record, read_records
 
 try:
@@ -143,7 +141,7 @@ class Journal:
     def append(self, number: int, entry: Entry, *, last_in_flight: int) -> None:
         """Write a step or a rewind. If that takes too much room, drop steps whose number is beyond `last_in_flight`."""
         if isinstance(entry, Rewind):
-            self._write(RecordKind.REWIND, number, msgspec.msgpack.encode(entry.step))
+            self._write(RecordKind.REWIND, number, pack_rewind(entry))
         else:
             self._write(RecordKind.STEP, number, pack_step(entry), is_finite=entry.is_finite)
         self._make_room(last_in_flight)
@@ -466,7 +464,7 @@ def _decode_entry(record: Record) -> Entry | None:
     try:
         if record.kind is RecordKind.STEP:
             return unpack_step(record.payload)
-        return Rewind(msgspec.msgpack.decode(record.payload, type=int))
+        return unpack_rewind(record.payload)
     except ValueError:
         return None
 

@@ -311,6 +311,8 @@ class Uploader:
             self._refused_steps += result.refused_steps
             if result.answer is not None:
                 self._answers.read(result.answer)
+            if result.rewind is not None:
+                self._answers.read_rewind(result.rewind)
             if result.last_number is not None:
                 with self._changed:
                     self._outbox.acknowledge(result.last_number)

@@ -68,7 +68,9 @@ class LossSpike(Detector):
     def observe(self, view: StepView) -> None:
         """Compare the loss with those before it."""
         loss = view.loss
-        if loss is None or not math.isfinite(loss) or view.has_several_streams or not view.is_loss_measure:
+        if loss is None or not math.isfinite(loss) or view.is_skipped:
+            return
+        if view.has_several_streams or not view.is_loss_measure:
             return
         if self.is_open:
             self._follow(view, loss)

@@ -34,7 +34,7 @@ CLEANED_STRENGTH = 0.6
 
 
 class Nonfinite(Detector):
-    """A gradient, weight or loss is NaN or infinite, on a step that no loss scaler skipped, or the scaler skips all.
+    """A gradient, weight or loss is NaN or infinite, on a step that was not skipped, or all steps are skipped.
 
     Once a weight was non-finite the run is dead, and the finding never resolves. A run whose loss stays non-finite
     counts as dead until the loss is finite again.
@@ -65,7 +65,7 @@ class Nonfinite(Detector):
         self.recent_share = 0.0
         """Share of about the last `HORIZON` sampled steps that had non-finite gradients."""
         self.skipped_steps = 0
-        """Consecutive steps that a loss scaler skipped."""
+        """Consecutive steps that a loss scaler or a guard skipped."""
         self.skipped_losses = 0
         """Consecutive skipped steps with a non-finite loss."""
 
@@ -120,6 +120,8 @@ class Nonfinite(Detector):
                 self.finding_state.evidence["skipped_steps"] = float(self.skipped_steps)
             return
         evidence = {**self._collect_evidence(view), "skipped_steps": float(self.skipped_steps)}
+        if not math.isnan(view.loss_scale):
+            evidence["loss_scale"] = view.loss_scale
         since = max(0, view.step + 1 - self.skipped_steps)
         self.update_finding(view.step, "critical", self._find_layers(view), evidence, since=since)
 
@@ -156,9 +158,12 @@ class Nonfinite(Detector):
             what = "the gradients are" if math.isfinite(loss) else "the loss itself is"
             finite = _name_finite(finding.evidence)
             known = f", while {finite} {'are' if 'weights' in finite else 'is'}" if finite else ""
+            has_scale = "loss_scale" in finding.evidence
+            who = "The loss scaler" if has_scale else "A guard or a loss scaler"
+            scale = "; a smaller scale did not help" if has_scale else ""
             return (
-                f"The loss scaler skipped {steps} steps in a row from step {finding.first_step} on, because {what} not "
-                f"finite{known}; a smaller scale did not help. Nothing is learned on these steps."
+                f"{who} skipped {steps} steps in a row from step {finding.first_step} on, because {what} not "
+                f"finite{known}{scale}. Nothing is learned on these steps."
             )
         count = int(finding.evidence.get("nonfinite_count", 0))
         what = f"{count} gradient elements are NaN or infinite" if count else "The loss is NaN or infinite"

@@ -43,7 +43,7 @@ class StepView:
     row: int | None = None
     """Row of the step in `measurements` and `depth_profile`; None on a step without statistics."""
     is_skipped: bool = False
-    """Whether a loss scaler skipped the step."""
+    """Whether a loss scaler or a guard skipped the step."""
     loss: float | None = None
     """The loss as it was sent, possibly NaN or infinite; None where the step has none."""
     loss_ratio: float = math.nan

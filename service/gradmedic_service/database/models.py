@@ -20,6 +20,7 @@ from sqlalchemy import (
     LargeBinary,
     String,
     Text,
+    false,
     func,
     text,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "BrowserSession",
     "DiagnosisSnapshot",
     "DiagnosisState",
+    "GuardAction",
     "Project",
     "Rerun",
     "Run",
@@ -224,6 +226,31 @@ class VerdictChange(Base):
     learning: Mapped[str] = mapped_column(String(16), server_default="unknown")
     level: Mapped[str] = mapped_column(String(16), server_default="unknown")
     finding: Mapped[str | None] = mapped_column(String(NAME_LENGTH))
+
+
+class GuardAction(Base):
+    """An action of a guard of a run. A rewind keeps it, also if its step is dropped."""
+
+    __tablename__ = "guard_actions"
+
+    run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    sequence: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    """Number of the action among those of its run, from 1 on."""
+    generation: Mapped[int] = mapped_column(Integer)
+    step: Mapped[int] = mapped_column(BigInteger)
+    to_step: Mapped[int | None] = mapped_column(BigInteger)
+    """The last step that a rewind kept. Null for every other action."""
+    verdict: Mapped[str | None] = mapped_column(String(16))
+    """The verdict that a rewind took back, and its first step. Null for every other action."""
+    since_step: Mapped[int | None] = mapped_column(BigInteger)
+    action: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str] = mapped_column(String(32))
+    numbers: Mapped[dict[str, Any]]
+    """Non-finite numbers are their names."""
+    explanation: Mapped[str] = mapped_column(Text)
+    is_dropped: Mapped[bool] = mapped_column(server_default=false())
+    """Whether a later rewind dropped the step. False of a rewind itself."""
+    created_at: Mapped[datetime]
 
 
 class TelemetryChunk(Base):

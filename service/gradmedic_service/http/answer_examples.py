@@ -11,6 +11,7 @@ from uuid import UUID
 from gradmedic.protocol.access import ApiKey, ApiKeyCreated, ApiKeyList, AuditRecord, AuditRecordList, BrowserSession
 from gradmedic.protocol.diagnosis import Advice, Cause, Diagnosis, Finding, Outcome, VerdictChange, VerdictHistory
 from gradmedic.protocol.encoding import to_plain
+from gradmedic.protocol.guards import GuardActionList, RecordedGuardAction
 from gradmedic.protocol.origins import BatchTensor, DiagnosedOrigin, OriginFix, OriginInput, SourceLine
 from gradmedic.protocol.projects import Project, ProjectList
 from gradmedic.protocol.remedies import Remedy
@@ -202,6 +203,20 @@ DIAGNOSIS = Diagnosis(
             snippet="y = torch.sqrt(x.clamp_min(0) + 1e-8)",
         ),
     ),
+)
+GUARD_ACTION = RecordedGuardAction(
+    sequence=4,
+    generation=0,
+    step=412,
+    to_step=320,
+    verdict="exploding",
+    since_step=371,
+    action="rewind",
+    reason="nonfinite_loss",
+    numbers={"loss": nan},
+    explanation="The loss of step 412 is NaN, so the run goes back to the state after step 320.",
+    is_dropped=False,
+    created_at=_at(15),
 )
 HISTORY = VerdictHistory(
     items=[
@@ -437,6 +452,7 @@ def answer_examples(limits: Limits) -> dict[tuple[str, str], Any]:
         ),
         "steps.rewind": RewindResult(generation=1, last_step=300, revision=10, verdict="healthy", since_step=0),
         "steps.read": SERIES,
+        "guard_actions.list": GuardActionList(items=[GUARD_ACTION], next_page_token=None),
         "diagnosis.get": DIAGNOSIS,
         "diagnosis.history": HISTORY,
         "reruns.create": RERUN,

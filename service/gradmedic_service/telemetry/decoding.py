@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from pydantic_core import SchemaValidator, ValidationError
 
+from gradmedic.protocol.guards import GuardAction
 from gradmedic.protocol.names import name_error
 from gradmedic.protocol.numbers import MAX_EXACT_INTEGER, to_float32
 from gradmedic.protocol.schema import NumberOrNull
@@ -27,6 +28,7 @@ from gradmedic.protocol.service import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, Fiel
 from gradmedic.protocol.statistics import SERIES, SERIES_TABLE, STATISTICS, STATISTICS_TABLE
 from gradmedic.protocol.steps import StepsAppend
 from gradmedic_diagnosis import Block, StepSeries
+from gradmedic_service.guards.validation import block_errors as guard_errors
 from gradmedic_service.http.bodies import NAME_MARKS, VALUE_MARKS, has_more
 from gradmedic_service.http.errors import (
     MAX_PATH_LENGTH,
@@ -37,7 +39,14 @@ from gradmedic_service.http.errors import (
 )
 from gradmedic_service.http.validation import errors_of, stopping_validator
 from gradmedic_service.telemetry.codec import packed_length, unpack_flags
-from gradmedic_service.telemetry.packed_fields import decode_bytes, decode_list, is_null, split_fields, split_map
+from gradmedic_service.telemetry.packed_fields import (
+    decode_actions,
+    decode_bytes,
+    decode_list,
+    is_null,
+    split_fields,
+    split_map,
+)
 
 STEPS_APPEND = TypeAdapter(StepsAppend)
 STEPS_VALIDATOR = stopping_validator(STEPS_APPEND)
@@ -69,6 +78,8 @@ class ReceivedBlock:
     """Each statistic as `[sampled step, layer]`, 0 where the layer is absent."""
     present: Mask
     """`[sampled step, layer]`: whether an optimizer touched the layer."""
+    guard_actions: Sequence[GuardAction] = ()
+    """The actions of guards in these steps, in their order."""
 
     def count_values(self, steps: int) -> int:
         """Return the number of values of the last `steps` steps: sampled steps x layers x statistics."""
@@ -184,8 +195,12 @@ def _from_msgpack(body: bytes, limits: Limits) -> ReceivedBlock:
     packed_statistics = split_map(statistics_field, "statistics", "a map from names to bytes", len(STATISTICS))
     packed_metrics = split_map(fields.get("metrics"), "metrics", "a map from names to lists", limits.max_metrics)
     packed_present = fields.get("present")
-    lists = {name: raw for name, raw in fields.items() if name not in ("statistics", "metrics", "present")}
+    packed_actions = fields.get("guard_actions")
+    others = ("statistics", "metrics", "present", "guard_actions")
+    lists = {name: raw for name, raw in fields.items() if name not in others}
     content = {name: decode_list(raw, name, limits.max_steps_per_block) for name, raw in lists.items()}
+    if packed_actions is not None:
+        content["guard_actions"] = decode_actions(packed_actions)
     append = _validate(STEPS_VALIDATOR, content)
     metrics = ((name, _decode_metric(name, raw, limits)) for name, raw in packed_metrics.items())
     check = _BlockCheck(append, limits, packed_metrics.keys(), metrics, has_statistics=bool(packed_statistics))
@@ -271,6 +286,8 @@ class _BlockCheck:
             for name in SERIES
             if (values := getattr(append, name)) is not None
         }
+        if append.guard_actions:
+            self._errors += guard_errors(append.guard_actions, {*append.steps})
         self._metrics = {}
         if self._has_metric_names(metric_names):
             self._metrics = {name: self._series_from_list(f"metrics.{name}", values) for name, values in metrics}
@@ -356,6 +373,7 @@ class _BlockCheck:
             metrics=self._metrics,
             statistics=statistics,
             present=present,
+            guard_actions=sorted(self._append.guard_actions, key=lambda action: action.step),
         )
 
     def _check_steps(self, steps: list[int]) -> NDArray[np.int64]:

@@ -18,6 +18,7 @@ from gradmedic.protocol.series import SeriesResult
 from gradmedic.protocol.service import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE, FieldError
 from gradmedic.protocol.steps import AppendResult, RewindResult, RunRewind
 from gradmedic_service.access.authorization import MayFollow, MayIngest, MayRead
+from gradmedic_service.guards.validation import rewind_errors as guard_errors
 from gradmedic_service.http.answers import respond_in_parts
 from gradmedic_service.http.bodies import JSON_TURN, PACKED_TURN, SentBody, decompressed, read_body
 from gradmedic_service.http.dependencies import (
@@ -51,7 +52,7 @@ router = api_router(prefix="/runs/{run_id}")
 
 RunId = Annotated[UUID, Path(description="Id of the run.", examples=["0199b7f0-c8d2-7a31-8f55-0b1c2d3e4f50"])]
 
-APPEND_EXAMPLE = {
+APPEND_EXAMPLE: dict[str, Any] = {
     "steps": [0, 1],
     "loss": [2.31, 2.29],
     "learning_rate": [0.003, 0.003],
@@ -78,7 +79,21 @@ REWIND_EXAMPLES: dict[str, Any] = {
     "checkpoint": {
         "summary": "The job resumes from the checkpoint of step 4000",
         "value": {"step": 4000, "generation": 0},
-    }
+    },
+    "guard": {
+        "summary": "A guard went back to its last good state",
+        "value": {
+            "step": 320,
+            "generation": 0,
+            "guard_action": {
+                "step": 412,
+                "action": "rewind",
+                "reason": "nonfinite_loss",
+                "numbers": {"loss": "NaN"},
+                "explanation": "The loss of step 412 is NaN, so the run goes back to the state after step 320.",
+            },
+        },
+    },
 }
 
 
@@ -178,6 +193,7 @@ def rewind_run(
         errors.append(FieldError(path="step", message=f"must be from -1 to {LARGEST_STEP}"))
     if not 0 <= body.generation < LARGEST_GENERATION:
         errors.append(FieldError(path="generation", message=f"must be from 0 to {LARGEST_GENERATION - 1}"))
+    errors += guard_errors(body)
     if errors:
         raise InvalidRequest(errors)
     with database.writing_rows() as connection:

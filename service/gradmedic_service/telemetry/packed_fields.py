@@ -21,6 +21,8 @@ ITEM_BYTES = 10
 HEADER_BYTES = 5
 """Bytes in front of a list that announce its length."""
 NIL = b"\xc0"
+MOST_ACTION_BYTES = 2**20
+"""Bytes of the guard actions of a block: a thousand of usual length take a quarter of it."""
 BYTES_MARKERS = (0xC4, 0xC5, 0xC6)
 """First bytes of the three forms of bytes."""
 SHORT_MAP, MAP_16, MAP_32 = 0x80, 0xDE, 0xDF
@@ -41,6 +43,7 @@ _FIELDS = msgspec.msgpack.Decoder(
 )
 _LIST = msgspec.msgpack.Decoder(list[Scalar])
 _ENTRIES = msgspec.msgpack.Decoder(dict[str | int, Raw])
+_ACTIONS = msgspec.msgpack.Decoder(list[dict[str, Scalar | dict[str, Scalar]]] | None)
 _BYTES = msgspec.msgpack.Decoder(bytes)
 
 
@@ -103,6 +106,21 @@ def decode_list(raw: Raw, path: str, max_items: int) -> Any:
         raise _malformed(error) from None
     try:
         return msgspec.msgpack.decode(raw)
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise _malformed(error) from None
+
+
+def decode_actions(raw: Raw) -> Any:
+    """Return the field `guard_actions`, which should be a list of maps. Its validation follows.
+
+    Raises MalformedBody, and InvalidRequest for more bytes than actions may have, or for values that are nested deeper.
+    """
+    if len(memoryview(raw)) > MOST_ACTION_BYTES:
+        raise InvalidRequest.at("guard_actions", f"has more than {MOST_ACTION_BYTES} bytes")
+    try:
+        return _ACTIONS.decode(raw)
+    except msgspec.ValidationError:
+        raise InvalidRequest.at("guard_actions", "must be a list of guard actions, whose `numbers` is a map") from None
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise _malformed(error) from None
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradmedic.protocol.diagnosis import Diagnosis, DiagnosisAtStep, VerdictChange, VerdictHistory
+from gradmedic.protocol.guards import GuardReport
 from gradmedic.protocol.packed_blocks import BlocksResult
 from gradmedic.protocol.steps import AppendResult, RewindResult, RunRewind
 from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
@@ -18,6 +19,8 @@ from gradmedic_diagnosis import Block, StepSeries
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.alerts import events
 from gradmedic_service.database.engine import Connection, Database
+from gradmedic_service.guards import repository as guards
+from gradmedic_service.guards.report import REWINDS_NAMED, describe_guards
 from gradmedic_service.http.answers import AnswerMemory
 from gradmedic_service.http.errors import InvalidRequest
 from gradmedic_service.runs.errors import RunNotFound
@@ -37,6 +40,8 @@ from gradmedic_service.telemetry.series_table import SeriesTable
 
 MAX_METRICS_OF_A_RUN = 1_000
 """Largest number of metric names of a run. A script that needs more makes names up."""
+GUARDED_CHUNKS = 4
+"""Number of the last chunks, of 50 to 99 steps each, in whose steps the actions of guards are counted."""
 MAX_SERIES_POINTS = 1_000_000
 """Largest number of series times buckets in an answer, some 40 MB of JSON."""
 
@@ -110,6 +115,9 @@ def append(
     repository.write_append(connection, run_id, appended)
     _record_changes(connection, run, appended.revision, diagnosis, "running" if appended.ends_stall else run.status)
     tail = write_block(connection, run_id, block, None if cached is None else cached.tail)
+    first, last = int(block.steps[0]), appended.last_step
+    if actions := [action for action in received.guard_actions if first <= action.step <= last]:
+        guards.add_actions(connection, run_id, run.generation, actions, now)
     result = AppendResult(
         accepted=len(block),
         ignored=received_steps - len(block),
@@ -174,6 +182,18 @@ def rewind(
     )
     repository.write_rewind(connection, run_id, rewound)
     _record_changes(connection, run, rewound.revision, diagnosis, "running")
+    guards.mark_dropped(connection, run_id, body.step)
+    if body.guard_action is not None:
+        guards.add_actions(
+            connection,
+            run_id,
+            run.generation,
+            [body.guard_action],
+            rewound.updated_at,
+            to_step=body.step,
+            verdict=run.verdict,
+            since_step=run.since_step,
+        )
     return RewindResult(
         generation=rewound.generation,
         last_step=rewound.last_step,
@@ -210,12 +230,32 @@ def diagnose(
     """Return the diagnosis of a run, now or as it was at a step. Raises RunNotFound."""
     run = _find_run(connection, principal, run_id)
     run_facts = read_facts(connection, facts, run)
-    if at_step is None or (run.last_step is not None and at_step >= run.last_step):
+    is_latest = at_step is None or (run.last_step is not None and at_step >= run.last_step)
+    if at_step is None or is_latest:
         diagnostician, _ = diagnosis_state.restore(connection, run, run_facts)
     else:
         diagnostician, _ = diagnosis_state.replay(connection, run, run_facts, at_step)
     diagnosis = diagnostician.diagnose()
-    return Diagnosis(run_id=run_id, **{field.name: getattr(diagnosis, field.name) for field in fields(diagnosis)})
+    return Diagnosis(
+        run_id=run_id,
+        guards=_report_guards(connection, run) if is_latest else None,
+        **{field.name: getattr(diagnosis, field.name) for field in fields(diagnosis)},
+    )
+
+
+def _report_guards(connection: Connection, run: RunRow) -> GuardReport | None:
+    """Return what the guards of a run did; None if they did nothing."""
+    counts = guards.count_actions(connection, run.id)
+    if not counts:
+        return None
+    extents = chunk_repository.read_last_extents(connection, run.id, GUARDED_CHUNKS)
+    first = extents[-1].first_step if extents else 0
+    return describe_guards(
+        counts,
+        guards.list_rewinds(connection, run.id, REWINDS_NAMED),
+        sum(extent.step_count for extent in extents),
+        guards.count_steps_with_actions(connection, run.id, first),
+    )
 
 
 def read_verdict_history(connection: Connection, principal: Principal, run_id: UUID) -> VerdictHistory:

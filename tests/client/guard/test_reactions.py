@@ -10,8 +10,9 @@ import pytest
 from tests.client.runs import explode, start
 
 import gradmedic
-from gradmedic.configuration import resolve_connection
+from gradmedic.configuration import resolve_configuration, resolve_connection
 from gradmedic.guard.reactions import Reactions
+from gradmedic.guard.session import GuardSession
 from gradmedic.protocol.ids import new_id
 from gradmedic.protocol.steps import AppendResult
 from gradmedic.recording.events import SpikeDetected, StopRequested, VerdictEvent
@@ -82,7 +83,8 @@ class CountingSampler(Sampler):
 
 def make_reactions(sampler: Sampler) -> Reactions:
     """Return the reactions of a run without instrumentations."""
-    return Reactions("http://run", sampler, [], stops_if_unhealthy=False, is_trial=False)
+    guards = GuardSession(resolve_configuration(), "http://run", lambda: 0, lambda *_: None)
+    return Reactions("http://run", sampler, guards, stops_if_unhealthy=False, is_trial=False)
 
 
 def test_an_unhealthy_verdict_and_a_spike_sample_every_step_and_a_recovery_does_not(service_url: str) -> None:

@@ -8,9 +8,15 @@ import msgspec
 import numpy as np
 import pytest
 
+from gradmedic.recording.action_draft import ActionDraft
 from gradmedic.recording.step import Columns, Row, Step, encode_block, pack_step, unpack_step
 
 COLUMNS = Columns(("grad_norm", "nonfinite_count"), np.array([2, 0, 1]), 4)
+
+
+SKIP = ActionDraft(
+    action="skip", reason="gradient_spike", numbers={"grad_norm": 90.0, "limit": 4.0}, explanation="Far above."
+)
 
 
 def row(layers: list[int], values: list[list[float]], names: tuple[str, ...] = ("grad_norm", "nonfinite_count")) -> Row:
@@ -37,6 +43,22 @@ def test_a_block_is_encoded_as_the_binary_body() -> None:
     assert body["loss"] == [2.0, None, float("inf")]
     assert body["metrics"] == {"accuracy": [None, 0.5, None]}
     assert "learning_rate" not in body
+
+
+def test_guard_actions_are_encoded_with_their_steps_as_many_as_the_service_takes() -> None:
+    """An action has the number of its step. A service that takes none gets a block without the field."""
+    steps = [Step(number=number, time=0.0, skipped=True, guard_actions=(SKIP.at(number),)) for number in (3, 5)]
+    body = msgspec.msgpack.decode(encode_block(steps, COLUMNS))
+    first = {
+        "step": 3,
+        "action": "skip",
+        "reason": "gradient_spike",
+        "numbers": {"grad_norm": 90.0, "limit": 4.0},
+        "explanation": "Far above.",
+    }
+    assert body["guard_actions"] == [first, {**first, "step": 5}]
+    assert msgspec.msgpack.decode(encode_block(steps, COLUMNS, max_guard_actions=1))["guard_actions"] == [first]
+    assert "guard_actions" not in msgspec.msgpack.decode(encode_block(steps, COLUMNS, max_guard_actions=0))
 
 
 def test_statistics_are_put_in_the_order_of_the_run() -> None:
@@ -76,13 +98,14 @@ def test_a_step_of_a_journal_is_the_step_that_was_packed() -> None:
     step = Step(
         number=3, time=1.0, loss=2.0, learning_rate=0.1, loss_scale=8.0, clip_coefficient=0.5, skipped=True,
         output_gradient_norm=0.25, metrics={"accuracy": 0.5}, row=row([0, 1], [[5.0, 0.0], [2.0, 7.0]]),
+        guard_actions=(SKIP.at(3),),
     )  # fmt: skip
     unpacked = unpack_step(pack_step(step))
     assert unpacked.row is not None
     np.testing.assert_array_equal(unpacked.row.values, [[5.0, 0.0], [2.0, 7.0]])
     assert _fields(unpacked) == _fields(step)
     older = msgspec.msgpack.encode(msgspec.msgpack.decode(pack_step(step))[:9])
-    assert _fields(unpack_step(older)) == {**_fields(step), "output_gradient_norm": None}
+    assert _fields(unpack_step(older)) == {**_fields(step), "output_gradient_norm": None, "guard_actions": ()}
 
 
 def _fields(step: Step) -> dict[str, object]:

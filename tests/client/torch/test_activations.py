@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.client.torch.guards.guarding import guard
 from tests.client.torch.recording import Recording
 from torch import Tensor, nn
 from torch.nn import functional
 
 import gradmedic
+from gradmedic.guard.policy import GuardPolicy
 from gradmedic.protocol.statistics import STATISTICS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -155,7 +157,7 @@ def test_clipping_that_was_asked_for_comes_after_measuring() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     with Recording(model, optimizer) as recording:
-        recording.watch.clip(0.5)
+        guard(recording, GuardPolicy(clips=True)).clip(0.5)
         for value in (10.0, 1e-4, math.nan):
             for parameter in model.parameters():
                 parameter.grad = torch.full_like(parameter, value)

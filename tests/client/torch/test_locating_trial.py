@@ -33,7 +33,7 @@ def report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, service_url: str) ->
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     yield path
-    for run in list(gradmedic.run._runs):
+    for run in list(gradmedic.open_runs.open_runs):
         run.finish()
 
 

@@ -11,7 +11,7 @@ from tests.diagnosis.condition_runs import with_probe
 from tests.diagnosis.synthetic_run import falling, run
 from tests.diagnosis.whole_run import STEPS, diagnose, find_finding, list_alarms
 
-from gradmedic_diagnosis import Block
+from gradmedic_diagnosis import Block, StepSeries
 
 
 def skipping(loss: NDArray[np.float64], skipped: NDArray[np.bool_]) -> Block:
@@ -84,12 +84,17 @@ def test_a_loss_that_is_never_finite_is_no_overflow_of_the_scale() -> None:
 
 
 def test_a_scale_that_is_used_up_is_found() -> None:
-    """With a finite loss, forty skipped steps in a row are too many for any scale."""
+    """With a finite loss, forty skipped steps in a row are too many for any scale, and for a guard."""
     skipped = np.arange(STEPS) >= 100
-    diagnosis = diagnose(skipping(falling(STEPS), skipped))
-    assert list_alarms(diagnosis) == [(139, "exploding")]
-    assert (finding := find_finding(diagnosis, "nonfinite")) is not None
-    assert "because the gradients are not finite, while the weights are; a smaller scale" in finding.explanation
+    block = skipping(falling(STEPS), skipped)
+    scale = StepSeries(np.full(STEPS, 1.0), np.ones(STEPS, dtype=np.bool_))
+    scaled = dataclasses.replace(block, series={**block.series, "loss_scale": scale})
+    for each, who, end in ((scaled, "The loss scaler", "; a smaller scale did"), (block, "A guard or a", ". Nothing")):
+        diagnosis = diagnose(each)
+        assert list_alarms(diagnosis) == [(139, "exploding")]
+        assert (finding := find_finding(diagnosis, "nonfinite")) is not None
+        assert finding.explanation.startswith(who)
+        assert f"because the gradients are not finite, while the weights are{end}" in finding.explanation
 
 
 def test_a_scale_that_settles_is_no_finding() -> None:

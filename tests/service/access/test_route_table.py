@@ -239,6 +239,7 @@ CASES = [
     of_run("GET", "/blocks"),
     of_run("GET", "/diagnosis"),
     of_run("GET", "/diagnosis/history"),
+    of_run("GET", "/guard-actions"),
     of_run("POST", "/rewind", {"step": 400, "generation": 0}),
     of_run("POST", "/reruns", {"remedies": [CLIP]}),
     of_run("POST", "/reruns/plan", {"remedies": [CLIP]}),
@@ -370,7 +371,8 @@ NO_IDS = frozenset({
     "alerts_muted_until", "answer", "append_layers", "at_step", "attempt",
     "budget", "budget.rounds", "budget.seconds", "budget.steps", "budget.trials", "config", "config_keys", "date",
     "environment", "evaluation", "executor", "exit_code", "expires_at", "field", "framework", "from_step",
-    "generation", "gpus", "group", "group_by", "items", "items.gpus", "items.parameters", "items.timeout", "judge_by",
+    "generation", "gpus", "group", "group_by", "guard_action", "guard_actions",
+    "items", "items.gpus", "items.parameters", "items.timeout", "judge_by",
     "kind", "last-event-id", "last_step", "layer", "layers", "learning", "level", "loss", "max_concurrent_trials",
     "max_points", "max_rerun_seconds", "max_results", "muted_detectors", "name", "note", "notes", "origin", "output",
     "page_token", "q", "reason", "remedies", "remove", "remedies.id", "remedies.parameters", "rerun_automatically",
@@ -378,8 +380,16 @@ NO_IDS = frozenset({
     "to_step", "training", "verdict", "worker",
 })  # fmt: skip
 """Parameters of queries, headers and fields of bodies that name no object: numbers, texts, and positions in lists that
-are filtered by the key. What is nested in `layers`, `training` and `origin` describes the run's own model."""
-DESCRIPTIONS = ("layers.", "append_layers.", "training.", "items.parameters.", "evaluation.", "origin.")
+are filtered by the key. What is nested in `layers`, `training`, `origin` and `guard_action` describes the run."""
+DESCRIPTIONS = (
+    "layers.",
+    "append_layers.",
+    "training.",
+    "items.parameters.",
+    "evaluation.",
+    "origin.",
+    "guard_action.",
+)
 PATHS_WITHOUT_OBJECTS = frozenset({"/static/{version}/{path:path}", "/conditions/{name}", "/operations/{name}"})
 
 

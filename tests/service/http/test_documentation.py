@@ -80,6 +80,7 @@ def test_every_route_is_documented(document: dict[str, Any]) -> None:
         "post /api/v1/runs/{run_id}/rewind",
         "get /api/v1/runs/{run_id}/diagnosis",
         "get /api/v1/runs/{run_id}/diagnosis/history",
+        "get /api/v1/runs/{run_id}/guard-actions",
         "post /api/v1/runs/{run_id}/reruns",
         "post /api/v1/runs/{run_id}/reruns/plan",
         "get /api/v1/reruns",

@@ -22,6 +22,7 @@ OPERATION_IDS = {
     "alert_destinations.create", "alert_destinations.delete", "alert_destinations.get", "alert_destinations.list",
     "alert_destinations.test", "alert_destinations.update", "alerts.list",
     "api_keys.create", "api_keys.list", "api_keys.revoke", "audit_records.list", "diagnosis.get", "diagnosis.history",
+    "guard_actions.list",
     "projects.get", "projects.list", "projects.update", "reruns.cancel", "reruns.create", "reruns.get", "reruns.list",
     "reruns.plan",
     "runs.change_tags", "runs.count",

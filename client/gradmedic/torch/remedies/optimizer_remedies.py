@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gradmedic.exceptions import UsageError
 from gradmedic.protocol.remedy_kind import Target
+from gradmedic.torch.hidden_gradients import HiddenGradients
 from gradmedic.torch.optimizer_hooks import keep_out_of_graphs
 from gradmedic.torch.optimizers import read_tensor_attribute
 from gradmedic.torch.remedies.base import NotApplicable
@@ -81,7 +82,7 @@ class OptimizerRemedies:
         self._steps_taken = 0
         self._script_settings: list[tuple[dict[str, Any], dict[str, Any]]] = []
         """Groups that step with other settings, and the script's settings of each."""
-        self._hidden_gradients: list[tuple[Tensor, Tensor]] = []
+        self._hidden_gradients = HiddenGradients()
         self._script_grad_scale: Tensor | None = None
         self._is_skipped = False
 
@@ -100,8 +101,11 @@ class OptimizerRemedies:
         """Which remedy turned out not to be applicable, and why; None if none did."""
         return next((f"{remedy.id}: {remedy.failure}" for remedy in self._remedies if remedy.failure is not None), None)
 
-    def attach_before_measurement(self) -> None:
+    def attach_before_measurement(self, *, is_measured: bool = False) -> None:
         """Register the hooks that run before those of a `Watch`.
+
+        Args:
+            is_measured: whether a `Watch` has registered its hooks already.
 
         Raises:
             UsageError: remedies are applied to this optimizer already.
@@ -111,6 +115,8 @@ class OptimizerRemedies:
             raise UsageError("remedies are applied to this optimizer already; they cannot be applied twice")
         _by_optimizer[optimizer] = self
         self._handles.append(optimizer.register_step_pre_hook(keep_out_of_graphs(self._start_step)))
+        if is_measured and (hooks := self._handles[-1].hooks_dict_ref()) is not None:
+            hooks.move_to_end(self._handles[-1].id, last=False)
         self._handles.append(optimizer.register_step_post_hook(keep_out_of_graphs(self._finish_step)))
 
     def attach_after_measurement(self, observer: StepObserver | None = None) -> None:
@@ -186,7 +192,7 @@ class OptimizerRemedies:
         calls = itertools.count()
 
         def wrapped() -> Any:
-            self._show_gradients()
+            self._hidden_gradients.show()
             loss = closure()
             self._change_gradients(optimizer)
             if next(calls) == 0:
@@ -196,7 +202,7 @@ class OptimizerRemedies:
         return wrapped
 
     def _finish_step(self, optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
-        self._show_gradients()
+        self._hidden_gradients.show()
         if self._replacement is not None and not self._is_skipped:
             self._replacement.step_instead(optimizer)
         self._restore(optimizer)
@@ -206,7 +212,7 @@ class OptimizerRemedies:
 
     def _restore(self, optimizer: Optimizer) -> None:
         """Give back to the script what was changed for the length of a step."""
-        self._show_gradients()
+        self._hidden_gradients.show()
         for group, script_settings in self._script_settings:
             group.update(script_settings)
         self._script_settings.clear()
@@ -236,12 +242,12 @@ class OptimizerRemedies:
             remedy.prepare_gradients(step)
         self._is_skipped = step.is_skipped
         if self._is_skipped:
-            self._hide_gradients(parameters)
+            self._hidden_gradients.hide(parameters)
             return
         for remedy in self._remedies:
             remedy.change_gradients(step)
         if self._replacement is not None:
-            self._hide_gradients(parameters)
+            self._hidden_gradients.hide(parameters)
 
     def _change_weights(self, optimizer: Optimizer) -> None:
         if not self._is_skipped:
@@ -260,17 +266,6 @@ class OptimizerRemedies:
     def _report_clipping(self, parameters: list[Tensor], coefficient: Tensor | None) -> None:
         if self._observer is not None:
             self._observer.after_clipping(parameters, coefficient)
-
-    def _hide_gradients(self, parameters: list[Tensor]) -> None:
-        """Remove the gradients until the step is over, so that the optimizer changes nothing."""
-        for parameter in parameters:
-            self._hidden_gradients.append((parameter, _get_gradient(parameter)))
-            parameter.grad = None
-
-    def _show_gradients(self) -> None:
-        for parameter, gradient in self._hidden_gradients:
-            parameter.grad = gradient
-        self._hidden_gradients.clear()
 
 
 def _list_parameters_with_gradients(optimizer: Optimizer) -> list[Tensor]:

@@ -18,6 +18,7 @@ const GAP_DASH = "1 3"; // of a line over steps without a value, ...
 const GAP_RADIUS = 1.8; // ... whose ends are dots
 const FIT_DASH = "6 4";
 const MAX_TICKS = 6; // of the vertical axis
+const TICK_HEIGHT = 10; // of a mark that stands on the horizontal axis only
 const MANY_DOTS = 60;
 const CLIP_MARGIN = 3; // pixels; lines may leave the plot so far to the left and right
 let clipCount = 0;
@@ -75,7 +76,8 @@ export function drawChart(chart, range) {
   for (const mark of chart.marks) {
     const place = chart.placeOf(mark.step);
     if (!isInView(place)) continue;
-    root.append(svg("line", { x1: x(place), x2: x(place), y1: margin.top, y2: bottom, class: "mark", "data-verdict": mark.verdict }, svg("title", {}, mark.title)));
+    const top = mark.isTick ? bottom - TICK_HEIGHT : margin.top;
+    root.append(svg("line", { x1: x(place), x2: x(place), y1: top, y2: bottom, class: mark.isTick ? "mark tick" : "mark", "data-verdict": mark.verdict }, svg("title", {}, mark.title)));
   }
   const clip = `clip-${clipCount += 1}`;
   root.append(svg("clipPath", { id: clip }, svg("rect", { x: margin.left - CLIP_MARGIN, y: 0, width: right - margin.left + 2 * CLIP_MARGIN, height })));

@@ -27,7 +27,7 @@ function replaceItems(list, items) {
  * Show the first `size` items of a list, and a button for the others. `show()` shows the list again; the first item that
  * was hidden then has the focus. `makeItem` makes an element of an item.
  */
-function showFolded(list, items, size, noun, makeItem, show) {
+export function showFolded(list, items, size, noun, makeItem, show) {
   const shown = list.dataset.showsAll === "yes" ? items : items.slice(0, size);
   const elements = shown.map(makeItem);
   const rest = items.length - shown.length;

@@ -12,6 +12,7 @@ import { marksOf, showAdvice, showCauses, showFindings, showHistory, showTried, 
 import { byId, debounce, el, setText } from "./dom.js";
 import { drawBlocks, drawTime } from "./flow.js";
 import { badge, integer, isUnhealthy, light, number, time, words } from "./format.js";
+import { MOST_ACTIONS, guardMarksOf, showGuards } from "./guards_card.js";
 import { Heatmap } from "./heatmap.js";
 import { arrange } from "./layers.js";
 import { follow } from "./live.js";
@@ -51,8 +52,9 @@ let run = null;
 let layers = [];
 let diagnosis = null;
 let history = [];
+let actions = []; // of guards, the newest first
 let isPlaced = false; // whether the lists have their place beside or below the pictures
-let listed = null; // {diagnosis, history} whose lists are shown
+let listed = null; // {diagnosis, history, actions} whose lists are shown
 let shown = null; // what the heatmap shows: {table, points, first, from, to}
 let reading = null; // AbortController of the requests under way
 let clock = null; // times of the run's steps, read for an axis that needs them
@@ -395,18 +397,19 @@ function showDiagnosis() {
 
 /** Show the lists and marks of the diagnosis. While the job trains, a list that would move something waits behind a button. */
 function showLists(isWanted = listed === null || document.hidden) {
-  const newest = { diagnosis, history };
+  const newest = { diagnosis, history, actions };
   const isShown = isWanted || applyUnlessMoving(STEADY, () => drawLists(newest), () => drawLists(listed));
   if (isWanted) drawLists(newest);
   if (isShown) listed = newest;
   byId("changed").hidden = isShown;
 }
 
-function drawLists({ diagnosis, history }) {
+function drawLists({ diagnosis, history, actions }) {
   const marks = marksOf(diagnosis, history);
   heatmap.setMarks(marks);
-  for (const chart of [...chartsOverSteps, metrics]) chart.setMarks(marks);
+  for (const chart of [...chartsOverSteps, metrics]) chart.setMarks(chart === charts.loss ? [...marks, ...guardMarksOf(actions)] : marks);
   showOrigin(diagnosis, select);
+  showGuards(diagnosis, actions, select);
   showConditions(diagnosis, select);
   showAdvice(byId("advice"), diagnosis);
   const mayRace = diagnosis.advice.length || ["attention", "critical"].includes(diagnosis.level);
@@ -428,6 +431,7 @@ async function readDiagnosis() {
   const [newDiagnosis, changes] = await Promise.all([get(`/runs/${runId}/diagnosis`), get(`/runs/${runId}/diagnosis/history`)]);
   diagnosis = newDiagnosis;
   history = changes.items;
+  actions = diagnosis.guards ? (await get(`/runs/${runId}/guard-actions`, { max_results: MOST_ACTIONS })).items : [];
 }
 
 /** Read everything again, one request at a time, at most once a second. */

@@ -7,7 +7,7 @@ import torch
 from tests.client.torch.remedies.training import apply, batch, perceptron, remedy, step
 from torch import nn
 
-from gradmedic.torch.remedies.gradients.skip_spikes import FEWEST_NORMS, MOST_SKIPPED_IN_A_ROW
+from gradmedic.guard.spike_rule import FEWEST_NORMS, MOST_SKIPPED_IN_A_ROW
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,0 +1,205 @@
+"""Finds out from the course of a training that it should go back, and to before which step.
+
+Leaving out a step is enough where one batch is bad. It is not enough where a bad number has reached the weights, or the
+buffers of a normalization; where bad steps go on; and where the loss has jumped and stays there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+NONFINITE_IN_A_ROW = 10
+"""Steps in a row with a non-finite loss or gradient, while the weights are finite, after which the training goes back.
+Fewer may be a stretch of bad data, which passes by itself."""
+WINDOW = 100
+"""Losses of good steps with which a loss is compared."""
+FEWEST_LOSSES = 50
+"""Losses that must be known before one counts as a jump."""
+_RENEWAL = 10
+"""Good losses after which the limit is computed again."""
+SPREADS = 10.0
+"""Distance of a jump from the largest usual loss, in distances between the median and the 5 or 95 % quantile. A jump
+that a training recovers from by itself is often as high; so a jump alone is no trouble."""
+LASTING_STEPS = 30
+"""Steps in a row above the limit after which it is looked whether the loss recovers from a jump."""
+_RECOVERY = 0.1
+"""Share of the jump by which the last third of these losses must be lower than the first third, to be a recovery."""
+_LONGEST_RECOVERY = 10 * LASTING_STEPS
+"""Steps after which a loss that falls slowly from a jump is the new level: the data have changed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trouble:
+    """Why a training should go back."""
+
+    reason: str
+    """One of `GUARD_REASONS`."""
+    onset: int
+    """First step that shows it. The state must be from before."""
+    sentence: str
+    """What happened, for people."""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+class LossCourse:
+    """The losses of a training, and whether they have jumped and stay there. A lower loss is never trouble."""
+
+    def __init__(self) -> None:
+        self._usual: deque[float] = deque(maxlen=WINDOW)
+        self._above: list[float] = []
+        self._added = 0
+        self.limit = math.inf
+        """Largest loss that is no jump; infinite while too few losses are known."""
+        self.jumped_at: int | None = None
+        """First step of the losses in a row that are above the limit."""
+
+    def add(self, step: int, loss: float) -> bool:
+        """Add a finite loss; return whether it is the one by which a jump has lasted too long."""
+        if loss <= self.limit:
+            self._add_usual(loss)
+            self._above.clear()
+            self.jumped_at = None
+            return False
+        self.jumped_at = step if self.jumped_at is None else self.jumped_at
+        self._above.append(loss)
+        if len(self._above) % LASTING_STEPS:
+            return False
+        if not self._is_recovering():
+            return True
+        if len(self._above) >= _LONGEST_RECOVERY:
+            self.forget()
+        return False
+
+    def forget(self) -> None:
+        """Forget all losses: another level begins."""
+        self._usual.clear()
+        self.end_jump()
+        self.limit = math.inf
+
+    def end_jump(self) -> None:
+        """Forget the losses above the limit: the training went back."""
+        self._above.clear()
+        self.jumped_at = None
+
+    def _add_usual(self, loss: float) -> None:
+        self._usual.append(loss)
+        self._added += 1
+        if len(self._usual) >= FEWEST_LOSSES and self._added % _RENEWAL == 0:
+            ordered = sorted(self._usual)
+            last = len(ordered) - 1
+            median, low, high = (ordered[round(share * last)] for share in (0.5, 0.05, 0.95))
+            self.limit = ordered[-1] + SPREADS * max(high - median, median - low)
+
+    def _is_recovering(self) -> bool:
+        third = LASTING_STEPS // 3
+        last = self._above[-LASTING_STEPS:]
+        first_mean, last_mean = (sum(part) / third for part in (last[:third], last[-third:]))
+        return last_mean < first_mean - _RECOVERY * (first_mean - self._usual[-1])
+
+
+class Signs:
+    """Collects the signs of trouble, step by step.
+
+    Args:
+        is_state_finite: function that returns whether weights, buffers and the optimizers' states are finite. It is
+            called only at steps with a non-finite number, because it takes some time.
+    """
+
+    def __init__(self, is_state_finite: Callable[[], bool]) -> None:
+        self._is_state_finite = is_state_finite
+        self._course = LossCourse()
+        self._since: int | None = None
+        self._nonfinite_in_a_row = 0
+        self._has_nonfinite_gradient = self._has_spike = self._has_lasting_spike = False
+        self._verdict: tuple[str, int | None] | None = None
+
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether the last step showed a sign. A state from then may be a bad one."""
+        return self._since is not None
+
+    def note_nonfinite_gradient(self) -> None:
+        """Note that a gradient of the present step is not finite."""
+        self._has_nonfinite_gradient = True
+
+    def note_spike(self, *, is_lasting: bool) -> None:
+        """Note that the gradient of the present step is a spike.
+
+        Args:
+            is_lasting: whether as many steps were left out before as may be, so that this one is taken.
+        """
+        self._has_spike = True
+        self._has_lasting_spike |= is_lasting
+
+    def note_verdict(self, verdict: str, since_step: int | None) -> None:
+        """Note that the service's verdict has become unhealthy."""
+        self._verdict = (verdict, since_step)
+
+    def end_step(self, step: int, losses: Sequence[tuple[int, float]]) -> Trouble | None:
+        """Return the trouble that the step shows, None if it shows none.
+
+        Args:
+            step: number of the step that ends.
+            losses: the losses that became known since the last call, with their steps.
+        """
+        nonfinite = [(number, loss) for number, loss in losses if not math.isfinite(loss)]
+        has_lasted = False
+        for number, loss in losses:
+            has_lasted |= math.isfinite(loss) and self._course.add(number, loss)
+        is_nonfinite = self._has_nonfinite_gradient or bool(nonfinite)
+        first = min([step, *(number for number, _ in nonfinite)])
+        if is_nonfinite or self._has_spike:
+            self._since = first if self._since is None else min(self._since, first)
+        elif self._course.jumped_at is not None:
+            self._since = self._course.jumped_at if self._since is None else self._since
+        else:
+            self._since = None
+        self._nonfinite_in_a_row = self._nonfinite_in_a_row + 1 if is_nonfinite else 0
+        trouble = self._judge(step, nonfinite, is_nonfinite=is_nonfinite, has_lasted=has_lasted)
+        self._has_nonfinite_gradient = self._has_spike = self._has_lasting_spike = False
+        return trouble
+
+    def begin_anew(self) -> None:
+        """Forget the signs: the training went back."""
+        self._since = self._verdict = None
+        self._nonfinite_in_a_row = 0
+        self._course.end_jump()
+
+    def _judge(
+        self, step: int, nonfinite: Sequence[tuple[int, float]], *, is_nonfinite: bool, has_lasted: bool
+    ) -> Trouble | None:
+        since = step if self._since is None else self._since
+        if is_nonfinite and not self._is_state_finite():
+            return Trouble(
+                reason="nonfinite_weights",
+                onset=since,
+                sentence=f"The weights or what belongs to them were not finite at step {step}",
+            )
+        if is_nonfinite and self._nonfinite_in_a_row >= NONFINITE_IN_A_ROW:
+            return Trouble(
+                reason="nonfinite_loss" if nonfinite else "nonfinite_gradient",
+                onset=since,
+                numbers={"in_a_row": float(self._nonfinite_in_a_row)},
+                sentence=f"{self._nonfinite_in_a_row} steps in a row had a loss or a gradient that is not finite",
+            )
+        if self._has_lasting_spike:
+            return Trouble(
+                reason="gradient_spike",
+                onset=since,
+                sentence=f"The gradients since step {since} are far above the usual ones, though steps were left out",
+            )
+        if has_lasted:
+            return Trouble(
+                reason="loss_spike",
+                onset=since,
+                numbers={"limit": self._course.limit},
+                sentence=f"The loss jumped above {self._course.limit:.4g} at step {since} and has not recovered",
+            )
+        if self._verdict is not None:
+            (verdict, since_step), self._verdict = self._verdict, None
+            onset = step if since_step is None else min(step, since_step)
+            return Trouble(reason="verdict", onset=onset, sentence=f"The verdict is {verdict} since step {onset}")
+        return None

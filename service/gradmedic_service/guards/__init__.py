@@ -1,0 +1,1 @@
+"""Guard actions: what the guards of runs did, as the SDK reports it."""
