@@ -6,8 +6,10 @@ import { byId, el } from "./dom.js";
 import { time } from "./format.js";
 
 const REFRESH_MILLISECONDS = 10_000;
+let timer = 0;
 
 async function refresh() {
+  clearTimeout(timer);
   try {
     const { items: [alert] } = await get("/alerts/history", { run_id: document.body.dataset.run, max_results: 1 });
     const line = byId("alerted");
@@ -19,8 +21,18 @@ async function refresh() {
   } catch {
     // The page shows by itself that the service does not answer.
   }
-  setTimeout(() => { if (!document.hidden) refresh(); }, REFRESH_MILLISECONDS);
+  if (!document.hidden) timer = setTimeout(refresh, REFRESH_MILLISECONDS);
 }
 
-document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); });
-refresh();
+function begin() {
+  refresh();
+  document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); });
+}
+
+// The pictures of the page do not wait for this line: it is read when they are shown.
+if (document.body.dataset.ready === undefined) {
+  const observer = new MutationObserver(() => { observer.disconnect(); begin(); });
+  observer.observe(document.body, { attributeFilter: ["data-ready"] });
+} else {
+  begin();
+}
