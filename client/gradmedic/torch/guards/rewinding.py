@@ -47,6 +47,10 @@ MOST_REWINDS = 5
 """Rewinds in one stretch after which the rewinder gives up."""
 STRETCH = 100
 """Steps beyond the trouble at which a stretch is over: what comes later is another trouble."""
+MARGIN = 20
+"""Steps before the onset from which a state is taken where a gradient, a loss or a verdict shows the trouble. What
+causes it, as a learning rate that jumps, begins some steps earlier."""
+_LATE_REASONS = ("gradient_spike", "loss_spike", "verdict")
 RATE_FACTOR = 0.5
 """Factor of the learning rate for each further rewind in a stretch."""
 
@@ -189,8 +193,7 @@ class Rewinder:
         target = -round(signal) - 2
         if not self._restore_together(target):
             return False
-        self._ring.drop_after(target)
-        self._signs.begin_anew()
+        self._begin_anew(target)
         self._is_at_target = self._pending is not None
         if not self._is_at_target:  # the first process calls them when it has logged the step
             self._call_back(target)
@@ -235,6 +238,8 @@ class Rewinder:
         if not candidates:
             self._warn(trouble, f"no state from before step {trouble.onset} is kept")
             return
+        if trouble.reason in _LATE_REASONS:
+            candidates = [kept for kept in candidates if kept.step < trouble.onset - MARGIN] or candidates[-1:]
         if self._rewinds:  # in this stretch: what was kept since then is as bad as what it began from
             candidates = [kept for kept in candidates if kept.step < self._last_target] or candidates[-1:]
         if self._has_others:
@@ -247,8 +252,7 @@ class Rewinder:
             except CannotRestore as reason:
                 refusal = str(reason)
                 continue
-            self._ring.drop_after(kept.step)
-            self._signs.begin_anew()
+            self._begin_anew(kept.step)
             self._finish(kept, trouble, step)
             return
         self._warn(trouble, refusal)
@@ -275,6 +279,13 @@ class Rewinder:
                 "gradmedic: the state after step %d is not restored: %s", step, refusal or "elsewhere it cannot be"
             )
         return False
+
+    def _begin_anew(self, step: int) -> None:
+        """Forget what was known of the steps after this one."""
+        self._ring.drop_after(step)
+        self._signs.begin_anew()
+        for guard in self._guards:
+            guard.go_back()
 
     def _finish(self, kept: KeptState, trouble: Trouble, step: int) -> None:
         """Tell the service and the script that the training went back."""
