@@ -162,6 +162,13 @@ class Rewinder:
         if self._steps == self._stretch_ends and self._rate.factor != 1.0:
             self._rate.close()
 
+    def forget_after(self, step: int) -> None:
+        """Forget what is known of the steps after this one, and their states."""
+        self._ring.drop_after(step)
+        self._signs.begin_anew()
+        for guard in self._guards:
+            guard.go_back()
+
     def close(self) -> None:
         """Forget all states, and leave the optimizers their own learning rates."""
         self.is_over = True
@@ -193,7 +200,7 @@ class Rewinder:
         target = -round(signal) - 2
         if not self._restore_together(target):
             return False
-        self._begin_anew(target)
+        self.forget_after(target)
         self._is_at_target = self._pending is not None
         if not self._is_at_target:  # the first process calls them when it has logged the step
             self._call_back(target)
@@ -252,7 +259,7 @@ class Rewinder:
             except CannotRestore as reason:
                 refusal = str(reason)
                 continue
-            self._begin_anew(kept.step)
+            self.forget_after(kept.step)
             self._finish(kept, trouble, step)
             return
         self._warn(trouble, refusal)
@@ -279,13 +286,6 @@ class Rewinder:
                 "gradmedic: the state after step %d is not restored: %s", step, refusal or "elsewhere it cannot be"
             )
         return False
-
-    def _begin_anew(self, step: int) -> None:
-        """Forget what was known of the steps after this one."""
-        self._ring.drop_after(step)
-        self._signs.begin_anew()
-        for guard in self._guards:
-            guard.go_back()
 
     def _finish(self, kept: KeptState, trouble: Trouble, step: int) -> None:
         """Tell the service and the script that the training went back."""

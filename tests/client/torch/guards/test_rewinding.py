@@ -398,6 +398,18 @@ def test_a_script_that_counts_back_logs_its_steps_again() -> None:
 
 
 @pytest.mark.usefixtures("state_of_each_step")
+def test_a_script_that_resumes_drops_the_states_of_later_steps() -> None:
+    """A state of steps that the script has given up is not one to go back to."""
+    loop = Loop()
+    loop.train(20)
+    loop.run.rewind(9)
+    assert all(step <= 9 for step in loop.run._guards._rewinder._ring.steps)  # type: ignore[union-attr]
+    loop.train(1)
+    assert loop.run._last_step == 10
+    loop.finish()
+
+
+@pytest.mark.usefixtures("state_of_each_step")
 def test_a_callback_that_fails_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """The other callbacks are called all the same."""
     loop = Loop()
