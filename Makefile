@@ -65,6 +65,9 @@ bench-causes: $(READY) ## measure how often the true cause is named on runs with
 bench-origin: $(READY) ## measure how often the operation and the line of a NaN are named right (4 minutes; SEED=3 draws other programs)
 	@$(BIN)/python -m benchmarks.origin --seed $(or $(SEED),2)
 
+bench-guards: $(READY) ## measure what guards save, touch and cost, beside rules that clip (20 minutes; PART=trainings or cost; PROGRAMS=12; SEED=2)
+	@$(BIN)/python -m benchmarks.guards --part $(or $(PART),all) --programs $(or $(PROGRAMS),60) --seed $(or $(SEED),1)
+
 bench-busy: $(READY) ## compare the diagnosis of the same trainings on a quiet and on a busy machine (10 minutes)
 	@$(BIN)/python -m benchmarks.busy
 
@@ -107,4 +110,4 @@ clean: ## remove the environment and everything generated
 	@rm -rf $(VENV) .gradmedic benchmarks/.cache dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo serve test test-fast fuzz check check-cuda bench-client bench-diagnosis bench-foreign bench-causes bench-origin bench-busy bench-sensitivity bench-ingest bench-query bench-page bench-start bench-load bench-faults bench-reruns experiments screenshots clean
+.PHONY: help install demo serve test test-fast fuzz check check-cuda bench-client bench-diagnosis bench-foreign bench-causes bench-origin bench-guards bench-busy bench-sensitivity bench-ingest bench-query bench-page bench-start bench-load bench-faults bench-reruns experiments screenshots clean

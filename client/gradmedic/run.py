@@ -256,7 +256,7 @@ class Run:
     ) -> None:
         """Record one step: everything since the last call.
 
-        Takes some 50 microseconds, also when the network or the disk is slow. Raises nothing but what is named below;
+        Takes some 0.2 ms, also when the network or the disk is slow. Raises nothing but what is named below;
         what cannot be recorded is left out and logged once. A run without `watch()` gives its gradients, or their
         statistics, here.
 

@@ -61,6 +61,7 @@ def test_the_card_has_the_actions_and_the_chart_their_marks(
     expect(card.locator("li strong")).to_have_text(["step skipped", "step skipped", "rewound", "step skipped"])
     rewound = card.locator("li[data-action=rewind]")
     expect(rewound).to_contain_text(REWOUND)
+    expect(rewound).to_contain_text("rewound the loss was not finite")
     expect(rewound).to_contain_text("Back to step 80. The verdict was healthy since step")
     rewound.get_by_text("Numbers").click()
     expect(rewound.locator("dd")).to_have_text("NaN")

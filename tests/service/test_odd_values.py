@@ -147,17 +147,16 @@ def on_trial(suffix: str) -> Callable[[World], str]:
     return lambda world: f"/trials/{world.claimed['trial_id']}{suffix}"
 
 
+ACTION = {
+    "step": 901, "action": "skip", "reason": "gradient_spike", "numbers": {"grad_norm": 90.0, "limit": 12.0},
+    "explanation": "The gradient is far above its usual norms.",
+}  # fmt: skip
 STEPS = {
     "steps": [900, 901], "generation": 0, "loss": [1.0, 1.1], "learning_rate": [0.1, 0.1], "time": [1.7e9, 1.7e9],
     "sampled": [True, True], "skipped": [False, False], "loss_scale": [1.0, 1.0], "clip_coefficient": [1.0, 1.0],
     "output_gradient_norm": [1.0, None],
     "metrics": {"val_accuracy": [0.1, None]}, "statistics": {"grad_norm": [[0.5, 0.6], [0.5, 0.6]]},
-    "guard_actions": [
-        {
-            "step": 901, "action": "skip", "reason": "gradient_spike", "numbers": {"grad_norm": 90.0, "limit": 12.0},
-            "explanation": "The gradient is far above its usual norms.",
-        }
-    ],
+    "guard_actions": [ACTION],
 }  # fmt: skip
 REWIND = {
     "step": 41, "action": "rewind", "reason": "nonfinite_loss", "numbers": {"loss": "NaN"},
@@ -380,6 +379,7 @@ QUERIES = {
     "/runs/{run_id}/steps": ("statistic", "layer", "from_step", "to_step", "max_points", "field"),
     "/runs/{run_id}/blocks": ("from_step", "to_step"),
     "/runs/{run_id}/diagnosis": ("at_step",),
+    "/runs/{run_id}/guard-actions": ("max_results", "page_token"),
     "/trials/{trial_id}/output": ("attempt",),
     "/trials/{trial_id}/lease": ("attempt",),
 }
@@ -411,7 +411,7 @@ def test_query_parameters(template: str, worlds: list[World]) -> None:
 
 LISTS = (
     *("/runs", "/runs?sort=name", "/runs?sort=-updated_at", "/runs?sort=-config.lr"),
-    *("/reruns", "/projects", "/api-keys", "/audit-records"),
+    *("/reruns", "/projects", "/api-keys", "/audit-records", "/runs/{run_id}/guard-actions"),
 )
 
 
@@ -426,13 +426,17 @@ def test_page_tokens(target: str, worlds: list[World]) -> None:
         world.fill()
         if target == "/reruns":
             rerun(world.client, world.run_id, CLIP)
-        page = world.client.get(f"{API}{target}{joint}max_results=1").json()
+        if target.endswith("/guard-actions"):
+            acted = {"steps": [950, 951], "guard_actions": [{**ACTION, "step": step} for step in (950, 951)]}
+            world.client.post(f"{API}/runs/{world.run_id}/steps", json=acted).raise_for_status()
+        page = world.client.get(f"{API}{target}{joint}max_results=1".format(run_id=world.run_id)).json()
         tokens.append(list(odd_tokens(page["next_page_token"])))
     for number, pair in enumerate(zip(*tokens, strict=True)):
         queries = {id(world): quote(token) for world, token in zip(worlds, pair, strict=True)}
 
         def send(world: World, queries: dict[int, str] = queries) -> httpx2.Response:
-            response = world.client.get(f"{API}{target}{joint}page_token={queries[id(world)]}")
+            path = target.format(run_id=world.run_id)
+            response = world.client.get(f"{API}{path}{joint}page_token={queries[id(world)]}")
             if response.status_code == 422:
                 assert [error["path"] for error in response.json()["errors"]] == ["page_token"]
             return response

@@ -14,6 +14,8 @@ REPEATED_ACTIONS = 5
 REPEATED_REWINDS = 3
 """Number of rewinds from which a guard acts over and over. The second may meet the same bad batch as the first."""
 REWINDS_NAMED = 3
+STEP_ACTIONS = ("skip", "clip")
+"""The actions that concern one step. They are named first, then rewinds."""
 
 _PARTS = {
     "skip": ("step skipped", "steps skipped"),
@@ -59,14 +61,14 @@ def _describe_counts(counts: Mapping[str, int], rewinds: Sequence[tuple[int, int
     parts = []
     for action, (one, many) in _PARTS.items():
         if (count := counts.get(action, 0)) > 0:
-            is_counted = action in ("skip", "clip")
+            is_counted = action in STEP_ACTIONS
             text = (one if count == 1 else many).format(count=count)
             parts.append(f"{count} {text}" if is_counted else text)
     if (count := counts.get("rewind", 0)) > 0:
         last = rewinds[-REWINDS_NAMED:]
-        places = ", ".join(f"step {step} to {to_step}" for step, to_step in last)
+        places = ", ".join(f"step {step} to {'the start' if to_step < 0 else to_step}" for step, to_step in last)
         times = "once" if count == 1 else f"{count} times"
-        parts.insert(2 if {"skip", "clip"} <= counts.keys() else min(1, len(parts)), f"rewound {times} ({places})")
+        parts.insert(sum(counts.get(action, 0) > 0 for action in STEP_ACTIONS), f"rewound {times} ({places})")
     return parts
 
 

@@ -13,9 +13,7 @@ from sqlalchemy import Connection, Table, false, func, insert, select, update
 from gradmedic.protocol.encoding import without_nonfinite
 from gradmedic.protocol.guards import GuardAction, RecordedGuardAction
 from gradmedic_service.database import models
-
-STEP_ACTIONS = ("skip", "clip")
-"""The actions that concern one step."""
+from gradmedic_service.guards.report import STEP_ACTIONS
 
 _ACTIONS = cast("Table", models.GuardAction.__table__)
 

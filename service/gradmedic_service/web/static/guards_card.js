@@ -9,6 +9,10 @@ const SHOWN_ACTIONS = 5;
 export const MOST_ACTIONS = 200; // that the page reads, the newest ones
 
 const NAMES = { skip: "step skipped", clip: "gradient clipped", rewind: "rewound", lower_rate: "learning rate lowered", stop: "training stopped", give_up: "guard gave up" };
+const REASONS = {
+  nonfinite_gradient: "the gradient was not finite", nonfinite_loss: "the loss was not finite", nonfinite_weights: "the weights were not finite",
+  gradient_spike: "the gradient was a spike", verdict: "the verdict was unhealthy",
+};
 const nameOf = ({ action }) => NAMES[action] ?? words(action);
 
 /** Return what a rewind went back to, and the verdict that it took back. */
@@ -21,7 +25,7 @@ function rewindParts({ to_step: toStep, verdict, since_step: sinceStep }) {
 function actionItem(action, select) {
   const button = el("button", { type: "button", class: "link" }, `step ${integer(action.step)}`);
   button.addEventListener("click", () => select(null, action.step));
-  const facts = [words(action.reason), action.is_dropped && "a rewind dropped this step", action.generation > 0 && `after ${integer(action.generation)} ${action.generation === 1 ? "rewind" : "rewinds"}`];
+  const facts = [REASONS[action.reason] ?? words(action.reason), action.is_dropped && "a rewind dropped this step", action.generation > 0 && `after ${integer(action.generation)} ${action.generation === 1 ? "rewind" : "rewinds"}`];
   return el("li", { "data-key": String(action.sequence), "data-action": action.action },
     el("p", {}, action.is_dropped || action.action === "rewind" ? `step ${integer(action.step)}` : button, " ", el("strong", {}, nameOf(action)), " ", el("span", { class: "muted" }, facts.filter(Boolean).join(" · "))),
     el("p", {}, action.explanation),

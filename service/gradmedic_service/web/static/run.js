@@ -475,13 +475,14 @@ async function start() {
     showError(error);
     return;
   }
+  const races = canRerun() ? readReruns(runId).catch(showError) : null; // before the page is shown, so that it moves nothing
   byId("statistic").append(...run.statistics.map((name) => el("option", { value: name, selected: name === view.statistic }, words(name))));
   byId("cell").value = view.cell;
   heatmap.setLayers(layers, view.folded);
   showDiagnosis();
   for (const chart of [...chartsOverSteps, metrics]) chart.setSelected(view.step);
+  await races;
   await refresh();
-  if (canRerun()) await readReruns(runId).catch(showError);
   follow(runId, applyChange, (text) => setText(byId("live"), text));
 }
 
