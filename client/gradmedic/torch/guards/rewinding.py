@@ -227,12 +227,13 @@ class Rewinder:
         """Return the losses that are on the host by now. One on a device is read a step later, without waiting."""
         known = [(number, each if isinstance(each, float) else each.read()) for number, each in self._losses]
         self._losses.clear()
-        number: Any = start_reading(loss) if isinstance(loss, Tensor) else loss
+        is_on_device = isinstance(loss, Tensor) and not loss.is_cpu
+        number: Any = start_reading(loss) if is_on_device else loss
         if isinstance(number, PendingScalar):
             self._losses.append((step, number))
-        elif number is not None and not isinstance(number, Tensor):
-            with suppress(TypeError, ValueError):
-                known.append((step, float(number)))
+        elif number is not None:
+            with suppress(TypeError, ValueError, RuntimeError):  # something that is no number
+                known.append((step, float(number.detach() if isinstance(number, Tensor) else number)))
         return known
 
     def _react(self, trouble: Trouble, step: int) -> None:

@@ -499,6 +499,19 @@ def test_a_loss_scaler_works_on_after_a_rewind() -> None:
     assert scaler.get_scale() >= 2.0**10
 
 
+@pytest.mark.usefixtures("state_of_each_step")
+@pytest.mark.parametrize("as_logged", [float, lambda loss: loss.detach().numpy(), lambda loss: loss.reshape(1), str])
+def test_a_loss_of_every_kind_is_read(as_logged: Callable[[Any], Any]) -> None:
+    """A number, an array or a tensor of one element shows a jump of the loss; something else is left out."""
+    loop = Loop(model=nn.Linear(8, 1))
+    for _ in range(60):
+        loop.run.log(loss=as_logged(torch.tensor(1.0)))
+    for _ in range(LASTING_STEPS):
+        loop.run.log(loss=as_logged(torch.tensor(1e3)))
+    assert len(loop.rewinds) == (as_logged is not str)
+    loop.finish()
+
+
 def test_a_trial_never_goes_back() -> None:
     """A trial must be what its rerun describes, so its configuration has no guard."""
     from gradmedic.configuration import as_trial, resolve_configuration
