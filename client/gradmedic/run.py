@@ -361,6 +361,7 @@ class Run:
             raise ConfigurationError(f"step must be a whole number from -1, not {step!r}")
         if self._state is _State.FINISHED:
             raise UsageError("rewind() after finish()")
+        self._guards.forget_after(step)
         self._go_back(step)
 
     def diagnosis(self) -> Diagnosis:

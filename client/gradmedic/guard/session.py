@@ -75,6 +75,11 @@ class GuardSession:
                 self._rewinder = begin_rewinder(self._configuration, self._go_back, self.rewind_callbacks)
             self._rewinder.watch(watch, guard)
 
+    def forget_after(self, step: int) -> None:
+        """Forget the states of the training after a step: the script has gone back to a checkpoint of its own."""
+        if self._rewinder is not None:
+            self._rewinder.forget_after(step)
+
     def note_verdict(self, event: VerdictEvent) -> None:
         """Note that the service's verdict has become unhealthy."""
         if self._rewinder is not None:

@@ -59,6 +59,8 @@ class SpikeRule:
         self._sorted: list[float] = []
         self._memory: deque[float] = deque(maxlen=MEMORY)
         self._skipped: list[float] = []
+        self._before: tuple[list[float], list[float]] | None = None
+        """What was known when a new level began after too many spikes."""
         self._taken = 0
         self.limit = math.inf
         """Largest norm that was no spike at the last call of `is_spike`; infinite while too few norms are known."""
@@ -89,6 +91,7 @@ class SpikeRule:
         """Note the norm of a step that was taken. After too many skipped steps in a row, theirs count too."""
         if self._skipped:
             if self.is_exhausted:
+                self._before = list(self._norms), list(self._memory)
                 self._norms.clear()
                 self._sorted.clear()
                 for skipped in self._skipped:
@@ -100,6 +103,18 @@ class SpikeRule:
         if self._taken > FEWEST_NORMS and math.isfinite(norm):  # the first ones are often large
             self._memory.append(norm)
         self._add(norm)
+
+    def go_back(self) -> None:
+        """Forget the level that began after too many spikes: the training went back to before them."""
+        if self._before is not None:
+            (norms, memory), self._before = self._before, None
+            self._norms.clear()
+            self._sorted.clear()
+            for norm in norms:
+                self._add(norm)
+            self._memory.clear()
+            self._memory.extend(memory)
+        self._skipped.clear()
 
     def note_skipped(self, norm: float) -> None:
         """Note the norm of a step that was skipped."""

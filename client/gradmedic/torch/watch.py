@@ -96,13 +96,11 @@ class Watch:
         activations: bool = False,
     ) -> None:
         self.models = check_models(model)
-        """The models by name."""
         self.given_optimizers = check_optimizers(optimizer)
         """The optimizers as they were given, perhaps inside wrappers."""
         self.optimizers: list[torch.optim.Optimizer] = [unwrap_optimizer(given) for given in self.given_optimizers]
         """The optimizers that do the work."""
         self.scaler = find_scaler(scaler, self.given_optimizers)
-        """The loss scaler; None if there is none."""
         self._layers = WatchedLayers(self.models, self.optimizers, prefix)
         check_sharding(self.models.values())
         self.sharding = Sharding.from_parameters([owned.parameter for owned in self._layers.owned])

@@ -110,3 +110,21 @@ def test_a_norm_that_is_infinite_is_a_spike_once_norms_are_known() -> None:
     """The sum of squares may overflow although the elements are finite."""
     assert list_skipped([*[1.0] * 30, math.inf, 1.0]) == [30]
     assert list_skipped([*[1.0] * 5, math.inf, 1.0]) == []
+
+
+def test_a_training_that_went_back_meets_the_same_spikes_again() -> None:
+    """The level that began after too many spikes is forgotten, so that the next spikes are skipped as before."""
+    rule = SpikeRule()
+    for _ in range(2):
+        for norm in [1.0, 1.1, 0.9] * 20:
+            assert not rule.is_spike(norm)
+            rule.note_taken(norm)
+        for _ in range(MOST_SKIPPED_IN_A_ROW):
+            assert rule.is_spike(1e4)
+            assert not rule.is_exhausted
+            rule.note_skipped(1e4)
+        assert rule.is_exhausted
+        rule.note_taken(1e4)
+        rule.go_back()
+        assert rule.skipped_in_a_row == 0
+    assert rule.is_spike(1e4)

@@ -47,6 +47,10 @@ MOST_REWINDS = 5
 """Rewinds in one stretch after which the rewinder gives up."""
 STRETCH = 100
 """Steps beyond the trouble at which a stretch is over: what comes later is another trouble."""
+MARGIN = 20
+"""Steps before the onset from which a state is taken where a gradient, a loss or a verdict shows the trouble. What
+causes it, as a learning rate that jumps, begins some steps earlier."""
+_LATE_REASONS = ("gradient_spike", "loss_spike", "verdict")
 RATE_FACTOR = 0.5
 """Factor of the learning rate for each further rewind in a stretch."""
 
@@ -158,6 +162,13 @@ class Rewinder:
         if self._steps == self._stretch_ends and self._rate.factor != 1.0:
             self._rate.close()
 
+    def forget_after(self, step: int) -> None:
+        """Forget what is known of the steps after this one, and their states."""
+        self._ring.drop_after(step)
+        self._signs.begin_anew()
+        for guard in self._guards:
+            guard.go_back()
+
     def close(self) -> None:
         """Forget all states, and leave the optimizers their own learning rates."""
         self.is_over = True
@@ -189,8 +200,7 @@ class Rewinder:
         target = -round(signal) - 2
         if not self._restore_together(target):
             return False
-        self._ring.drop_after(target)
-        self._signs.begin_anew()
+        self.forget_after(target)
         self._is_at_target = self._pending is not None
         if not self._is_at_target:  # the first process calls them when it has logged the step
             self._call_back(target)
@@ -217,12 +227,13 @@ class Rewinder:
         """Return the losses that are on the host by now. One on a device is read a step later, without waiting."""
         known = [(number, each if isinstance(each, float) else each.read()) for number, each in self._losses]
         self._losses.clear()
-        number: Any = start_reading(loss) if isinstance(loss, Tensor) else loss
+        is_on_device = isinstance(loss, Tensor) and not loss.is_cpu
+        number: Any = start_reading(loss) if is_on_device else loss
         if isinstance(number, PendingScalar):
             self._losses.append((step, number))
-        elif number is not None and not isinstance(number, Tensor):
-            with suppress(TypeError, ValueError):
-                known.append((step, float(number)))
+        elif number is not None:
+            with suppress(TypeError, ValueError, RuntimeError):  # something that is no number
+                known.append((step, float(number.detach() if isinstance(number, Tensor) else number)))
         return known
 
     def _react(self, trouble: Trouble, step: int) -> None:
@@ -235,6 +246,8 @@ class Rewinder:
         if not candidates:
             self._warn(trouble, f"no state from before step {trouble.onset} is kept")
             return
+        if trouble.reason in _LATE_REASONS:
+            candidates = [kept for kept in candidates if kept.step < trouble.onset - MARGIN] or candidates[-1:]
         if self._rewinds:  # in this stretch: what was kept since then is as bad as what it began from
             candidates = [kept for kept in candidates if kept.step < self._last_target] or candidates[-1:]
         if self._has_others:
@@ -247,8 +260,7 @@ class Rewinder:
             except CannotRestore as reason:
                 refusal = str(reason)
                 continue
-            self._ring.drop_after(kept.step)
-            self._signs.begin_anew()
+            self.forget_after(kept.step)
             self._finish(kept, trouble, step)
             return
         self._warn(trouble, refusal)

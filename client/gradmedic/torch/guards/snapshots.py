@@ -296,11 +296,14 @@ def find_schedulers(optimizers: Sequence[Optimizer]) -> list[LRScheduler]:
     tracks are searched, which takes some milliseconds.
     """
     ids = {id(optimizer) for optimizer in optimizers}
-    return [
-        each
-        for each in gc.get_objects()
-        if issubclass(type(each), LRScheduler) and id(getattr(each, "optimizer", None)) in ids
-    ]
+    schedulers = [each for each in gc.get_objects() if issubclass(type(each), LRScheduler)]
+    found = []
+    for scheduler in schedulers:
+        optimizer = getattr(scheduler, "optimizer", None)
+        inner = getattr(optimizer, "optimizer", None)  # that of a framework's wrapper
+        if id(optimizer) in ids or id(inner) in ids:
+            found.append(scheduler)
+    return found
 
 
 def _list_parameters(optimizer: Optimizer) -> list[Tensor]:

@@ -78,7 +78,7 @@ class SnapshotRing:
         self._room: Room | None = None
         self._kept: list[KeptState] = []  # oldest first
         self._free: Snapshot | None = None  # its memory is used again
-        self._taken = 0
+        self._taken = self._ended_steps = 0
         self._steps_left = 0
         self._step_seconds: deque[float] = deque(maxlen=_TIMED_STEPS)
         self._snapshot_seconds: deque[float] = deque(maxlen=_TIMED_SNAPSHOTS)
@@ -108,6 +108,7 @@ class SnapshotRing:
             self._step_seconds.append(now - self._last_at)
         self._last_at = now
         self._steps_left -= 1
+        self._ended_steps += 1
         return self._steps_left <= 0 and not self.is_over
 
     def take(self, step: int) -> None:
@@ -123,6 +124,8 @@ class SnapshotRing:
         if self._taken > 1:
             self._snapshot_seconds.append(self._last_at - began + self._read_device_seconds())
         self._steps_left = self.interval
+        if len(self._snapshot_seconds) < _TIMED_SNAPSHOTS:  # what few of them took may be far too much
+            self._steps_left = min(self._steps_left, self._ended_steps)
 
     def list_before(self, step: int) -> list[KeptState]:
         """Return the states from before a step, newest first."""

@@ -104,6 +104,7 @@ class SnapshotFolder:
         self._directory = directory
         self.path = directory / f"{_FOLDER_PREFIX}{name}"
         self._lock: BinaryIO | None = None
+        self._process = os.getpid()
 
     def write(self, step: int, tensors: list[Tensor]) -> Path:
         """Write the tensors of a snapshot and return the file. Raises OSError if there is no room."""
@@ -130,10 +131,12 @@ class SnapshotFolder:
         return tensors
 
     def close(self) -> None:
-        """Delete the folder."""
+        """Delete the folder, unless this process is a fork of the one that has it."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+            if os.getpid() != self._process:
+                return
             shutil.rmtree(self.path, ignore_errors=True)
             with contextlib.suppress(OSError):  # where nothing else is in it
                 self._directory.rmdir()

@@ -214,6 +214,12 @@ class StepGuard:
         """Send a number other than 0 to the rewinders of all processes, at the next step. In the first process."""
         self._signal = signal
 
+    def go_back(self) -> None:
+        """Forget the last spikes: the training went back to before them."""
+        for key, rule in self._rules.items():
+            rule.go_back()
+            self._nonfinite_in_a_row[key] = 0
+
     def continue_from(self, other: StepGuard) -> None:
         """Take over what another guard has learnt about the same optimizers. Called at first."""
         for key in self._rules.keys() & other._rules.keys():

@@ -316,3 +316,18 @@ def test_the_folder_of_a_killed_process_is_deleted(tmp_path: Path) -> None:
     folder.write(1, [torch.ones(3)])
     assert not (tmp_path / "states-other").exists()
     folder.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks on this system")
+def test_a_fork_leaves_the_folder_of_its_parent(tmp_path: Path) -> None:
+    """The worker of a data loader that ends deletes no state."""
+    folder = SnapshotFolder(tmp_path, "mine")
+    path = folder.write(1, [torch.ones(3)])
+    child = os.fork()
+    if child == 0:
+        folder.close()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert path.exists()
+    folder.close()
+    assert not path.exists()
