@@ -141,7 +141,6 @@ def build_services(settings: Settings, route_table: RouteTable) -> Services:
         live_runs=LiveRuns(settings.max_streams),
         automatic_reruns=AutomaticReruns(limits, facts, metrics),
         sender=build_sender(settings),
-        max_alert_destinations=settings.max_alert_destinations,
         trial_lease=settings.trial_lease,
         worker_patience=settings.worker_patience,
         due_work_interval=settings.due_work_interval,

@@ -43,8 +43,6 @@ class Services:
     automatic_reruns: AutomaticReruns
     sender: Sender
     """Sends alerts."""
-    max_alert_destinations: int
-    """Alert destinations of one project."""
     trial_lease: float
     """Seconds without a heartbeat after which another worker gets a trial."""
     worker_patience: float

@@ -60,6 +60,8 @@ class Limits:
     """The largest number of trainables of an API key."""
     max_runs_per_project: int | None = None
     """The largest number of runs in a project. Null: no limit."""
+    max_alert_destinations: int = 20
+    """The largest number of alert destinations of a project."""
     max_guard_actions: int = 0
     """The largest number of guard actions in a block. 0: the service takes none, neither with steps nor with a
     rewind. Services before this field take none."""

@@ -24,7 +24,6 @@ from gradmedic_service.alerts.validation import check_new_destination, check_upd
 from gradmedic_service.http.dependencies import (
     DatabaseDependency,
     LimitsDependency,
-    MaxAlertDestinationsDependency,
     MaxResults,
     PageToken,
     SenderDependency,
@@ -73,7 +72,6 @@ def create_alert_destination(
     body: Annotated[AlertDestinationCreate, json_body(AlertDestinationCreate, CREATE_EXAMPLES)],
     database: DatabaseDependency,
     limits: LimitsDependency,
-    max_destinations: MaxAlertDestinationsDependency,
     sender: SenderDependency,
     response: Response,
 ) -> AlertDestinationCreated:
@@ -89,7 +87,7 @@ def create_alert_destination(
             name=body.name,
             troubles=body.troubles,
             sender=sender,
-            max_destinations=max_destinations,
+            max_destinations=limits.max_alert_destinations,
             max_name_length=limits.max_name_length,
         )
     response.headers["Cache-Control"] = "no-store"

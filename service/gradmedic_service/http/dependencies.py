@@ -70,10 +70,6 @@ async def _sender(request: Request) -> Sender:
     return services_of(request.app).sender
 
 
-async def _max_alert_destinations(request: Request) -> int:
-    return services_of(request.app).max_alert_destinations
-
-
 async def _trial_lease(request: Request) -> float:
     return services_of(request.app).trial_lease
 
@@ -95,7 +91,6 @@ RunCacheDependency = Annotated[RunCache, Depends(_run_cache)]
 LiveRunsDependency = Annotated[LiveRuns, Depends(_live_runs)]
 AutomaticRerunsDependency = Annotated[AutomaticReruns, Depends(_automatic_reruns)]
 SenderDependency = Annotated[Sender, Depends(_sender)]
-MaxAlertDestinationsDependency = Annotated[int, Depends(_max_alert_destinations)]
 TrialLeaseDependency = Annotated[float, Depends(_trial_lease)]
 
 MaxResults = Annotated[int, Query(description="The number of items in a page, up to `max_results` of `GET /limits`.")]

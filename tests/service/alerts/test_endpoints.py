@@ -131,7 +131,7 @@ def test_without_a_secret_key(sqlite_client: TestClient, replace_services: Repla
 
 def test_a_project_has_a_limit(client: TestClient, replace_services: ReplaceServices) -> None:
     """A project takes as many destinations as allowed; another project has its own."""
-    replace_services(max_alert_destinations=2)
+    replace_services(limits=Settings(max_alert_destinations=2).limits())
     add(client)
     add(client)
     full = client.post(DESTINATIONS, json={"project": "p", "address": HOOK})
