@@ -31,6 +31,13 @@ class Guard(Treatment):
         assert self._run is not None
         self._run.log(loss=loss)
 
+    def end_warm_up(self) -> None:
+        """Reset the sampler, which samples every step for a while at the start and after the first verdict."""
+        assert self._run is not None
+        self._run.flush()
+        sampler = self._run._sampler
+        sampler._alarm_steps_left = sampler._owed = sampler._start_accounts = 0
+
     def finish(self) -> tuple[bool, int]:
         """Finish the run, and read its guard actions from the service."""
         assert self._run is not None
@@ -137,6 +144,8 @@ class AdaGC(Treatment):
 NOTHING = "nothing"
 GUARDS = {"skip": "skip", "rewind": "rewind"}
 """Treatments by gradmedic, with their `on_unhealthy`."""
+WATCH = "watch without a guard"
+"""gradmedic with `on_unhealthy="warn"`, whose cost is compared."""
 RULES: dict[str, Callable[[], Treatment]] = {
     NOTHING: Treatment,
     "clip_grad_norm_(1.0)": GlobalClip,
@@ -148,4 +157,6 @@ TREATMENTS = (NOTHING, *GUARDS, *(name for name in RULES if name != NOTHING))
 
 def make_treatment(name: str, url: str) -> Treatment:
     """Return a treatment for one training."""
+    if name == WATCH:
+        return Guard(url, "warn")
     return Guard(url, GUARDS[name]) if name in GUARDS else RULES[name]()

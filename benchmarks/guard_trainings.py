@@ -226,6 +226,9 @@ class Treatment:
     def log(self, loss: Tensor) -> None:
         """End a step."""
 
+    def end_warm_up(self) -> None:
+        """Begin to cost as much as in the middle of a long training."""
+
     def finish(self) -> tuple[bool, int]:
         """End the training; return whether it was touched, and the number of steps that it lost."""
         return False, 0
