@@ -144,7 +144,7 @@ class Settings(BaseSettings):
     worker_patience: float = Field(default=86_400.0, gt=0)
     """Seconds that a rerun waits for a worker that offers its trainable."""
     due_work_interval: float = Field(default=1.0, gt=0)
-    """Seconds between two runs of the due work: lost trials, reruns without a worker, silent runs."""
+    """Seconds between two runs of the due work: lost trials, reruns without a worker, silent runs, alerts."""
 
     secret_key: SecretStr | None = None
     """Key that encrypts the secrets of alert destinations, at least 32 characters. Several keys are separated by

@@ -14,7 +14,15 @@ GUARD_ACTIONS = ("skip", "clip", "rewind", "lower_rate", "stop", "give_up")
 """What a guard does: it leaves out a step, clips gradients, goes back to an earlier state, lowers the learning rate,
 stops the training, or acts no longer."""
 
-GUARD_REASONS = ("nonfinite_gradient", "nonfinite_loss", "nonfinite_weights", "gradient_spike", "loss_spike", "verdict")
+GUARD_REASONS = (
+    "nonfinite_gradient",
+    "nonfinite_loss",
+    "nonfinite_weights",
+    "gradient_spike",
+    "loss_spike",
+    "learning_rate_jump",
+    "verdict",
+)
 """Why a guard acts."""
 
 MOST_GUARD_ACTIONS = 1_000

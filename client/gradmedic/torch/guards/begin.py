@@ -37,6 +37,7 @@ def begin_guard(policy: GuardPolicy, stop_switch: StopSwitch, watch: Watch) -> S
         watch.optimizers,
         list_names=lambda: {id(parameter): name for name, parameter in watch.list_layers()},
         stop_switch=stop_switch,
+        models=watch.models.values(),
         observer=watch if watch.is_needed else None,
         consensus=consensus,
     )

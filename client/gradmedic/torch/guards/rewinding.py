@@ -177,8 +177,11 @@ class Rewinder:
 
     # --- called by the guards of the optimizers -----------------------------------------------------------------------
 
-    def after_step(self, _optimizer: Optimizer, decision: Decision | None) -> None:
-        """Note what the decision on a step shows."""
+    def after_step(self, optimizer: Optimizer, decision: Decision | None) -> None:
+        """Note what the decision on a step and its learning rate show."""
+        rates = [rate for group in optimizer.param_groups if isinstance(rate := group.get("lr"), float | int)]
+        if rates and (decision is None or not decision.is_skipped):
+            self._signs.note_rate(id(optimizer), float(max(rates)))
         if decision is not None and decision.reason == "nonfinite_gradient":
             self._signs.note_nonfinite_gradient()
         elif decision is not None and (decision.is_skipped or decision.is_trouble):

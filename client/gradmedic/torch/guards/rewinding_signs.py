@@ -1,7 +1,8 @@
 """Finds out from the course of a training that it should go back, and to before which step.
 
 Leaving out a step is enough where one batch is bad. It is not enough where a bad number has reached the weights, or the
-buffers of a normalization; where bad steps go on; and where the loss has jumped and stays there.
+buffers of a normalization; where bad steps go on; and where the loss has jumped and stays there. A loss that jumps with
+the learning rate is judged sooner: then the weights are bad, and not the data.
 """
 
 from __future__ import annotations
@@ -27,6 +28,16 @@ LASTING_STEPS = 30
 """Steps in a row above the limit after which it is looked whether the loss recovers from a jump."""
 _RECOVERY = 0.1
 """Share of the jump by which the last third of these losses must be lower than the first third, to be a recovery."""
+RATE_JUMP = 3.0
+"""Ratio of a learning rate to the largest one before, above which it has jumped. A warm-up grows by less in a step, and
+a restart goes back to a rate that was there before."""
+FEWEST_RATES = 20
+"""Steps of an optimizer before its learning rate can jump: a warm-up may begin at 0."""
+SPREADS_AFTER_RATE_JUMP = 3.0
+"""`SPREADS` for a loss that jumps within `LASTING_STEPS` after the learning rate."""
+LASTING_AFTER_RATE_JUMP = 9
+"""`LASTING_STEPS` for such a loss. Then it is left alone only if it will be back within `LASTING_STEPS`, as far as the
+course so far can tell: otherwise going back, which gives up some tens of steps, is the shorter way."""
 _LONGEST_RECOVERY = 10 * LASTING_STEPS
 """Steps after which a loss that falls slowly from a jump is the new level: the data have changed."""
 
@@ -45,9 +56,18 @@ class Trouble:
 
 
 class LossCourse:
-    """The losses of a training, and whether they have jumped and stay there. A lower loss is never trouble."""
+    """The losses of a training, and whether they have jumped and stay there. A lower loss is never trouble.
 
-    def __init__(self) -> None:
+    Args:
+        spreads: distance of a jump from the largest usual loss; see `SPREADS`.
+        lasting: steps in a row above the limit after which it is looked whether the loss recovers.
+        returns_within: steps within which a loss that recovers must be back; None if a slow recovery is one, too.
+    """
+
+    def __init__(
+        self, spreads: float = SPREADS, lasting: int = LASTING_STEPS, *, returns_within: int | None = None
+    ) -> None:
+        self._spreads, self._lasting, self._returns_within = spreads, lasting, returns_within
         self._usual: deque[float] = deque(maxlen=WINDOW)
         self._above: list[float] = []
         self._added = 0
@@ -65,7 +85,7 @@ class LossCourse:
             return False
         self.jumped_at = step if self.jumped_at is None else self.jumped_at
         self._above.append(loss)
-        if len(self._above) % LASTING_STEPS:
+        if len(self._above) % self._lasting:
             return False
         if not self._is_recovering():
             return True
@@ -91,13 +111,44 @@ class LossCourse:
             ordered = sorted(self._usual)
             last = len(ordered) - 1
             median, low, high = (ordered[round(share * last)] for share in (0.5, 0.05, 0.95))
-            self.limit = ordered[-1] + SPREADS * max(high - median, median - low)
+            self.limit = ordered[-1] + self._spreads * max(high - median, median - low)
 
     def _is_recovering(self) -> bool:
-        third = LASTING_STEPS // 3
-        last = self._above[-LASTING_STEPS:]
+        third = self._lasting // 3
+        last = self._above[-self._lasting :]
         first_mean, last_mean = (sum(part) / third for part in (last[:third], last[-third:]))
-        return last_mean < first_mean - _RECOVERY * (first_mean - self._usual[-1])
+        usual = self._usual[-1]
+        if self._returns_within is None:
+            return last_mean < first_mean - _RECOVERY * (first_mean - usual)
+        if last_mean >= first_mean or usual >= self.limit:
+            return False
+        decay = math.log((first_mean - usual) / (last_mean - usual)) / (self._lasting - third)
+        return math.log((last_mean - usual) / (self.limit - usual)) <= decay * self._returns_within
+
+
+class Rates:
+    """The learning rates of an optimizer, and whether they have jumped."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._largest_before: float | None = None
+        self.largest = 0.0
+        """The largest learning rate so far."""
+
+    def add(self, rate: float) -> bool:
+        """Add the learning rate of a step; return whether it has jumped."""
+        self._count += 1
+        has_jumped = self._count > FEWEST_RATES and 0.0 < self.largest * RATE_JUMP < rate < math.inf
+        if has_jumped:
+            self._largest_before = self.largest
+        if rate < math.inf:
+            self.largest = max(self.largest, rate)
+        return has_jumped
+
+    def go_back(self) -> None:
+        """Forget the last jump: the training went back to before it, and the same rate may come again."""
+        if self._largest_before is not None:
+            self.largest, self._largest_before = self._largest_before, None
 
 
 class Signs:
@@ -111,6 +162,12 @@ class Signs:
     def __init__(self, is_state_finite: Callable[[], bool]) -> None:
         self._is_state_finite = is_state_finite
         self._course = LossCourse()
+        self._course_after_rate_jump = LossCourse(
+            SPREADS_AFTER_RATE_JUMP, LASTING_AFTER_RATE_JUMP, returns_within=LASTING_STEPS
+        )
+        self._rates: dict[object, Rates] = {}
+        self._rate_jump: tuple[float, float] | None = None  # rate before and after, in the present step
+        self._last_rate_jump: tuple[int, float, float] | None = None  # step, rate before and after
         self._since: int | None = None
         self._nonfinite_in_a_row = 0
         self._has_nonfinite_gradient = self._has_spike = self._has_lasting_spike = False
@@ -134,6 +191,18 @@ class Signs:
         self._has_spike = True
         self._has_lasting_spike |= is_lasting
 
+    def note_rate(self, optimizer: object, rate: float) -> None:
+        """Note the learning rate of a step of an optimizer, the largest of its groups.
+
+        Args:
+            optimizer: key of the optimizer.
+            rate: the learning rate.
+        """
+        rates = self._rates.setdefault(optimizer, Rates())
+        before = rates.largest
+        if rates.add(rate):
+            self._rate_jump = (before, rate)
+
     def note_verdict(self, verdict: str, since_step: int | None) -> None:
         """Note that the service's verdict has become unhealthy."""
         self._verdict = (verdict, since_step)
@@ -147,8 +216,13 @@ class Signs:
         """
         nonfinite = [(number, loss) for number, loss in losses if not math.isfinite(loss)]
         has_lasted = False
+        has_followed_rate = False
+        if self._rate_jump is not None:
+            self._last_rate_jump, self._rate_jump = (step, *self._rate_jump), None
         for number, loss in losses:
-            has_lasted |= math.isfinite(loss) and self._course.add(number, loss)
+            if math.isfinite(loss):
+                has_lasted |= self._course.add(number, loss)
+                has_followed_rate |= self._course_after_rate_jump.add(number, loss) and self._follows_rate_jump()
         is_nonfinite = self._has_nonfinite_gradient or bool(nonfinite)
         first = min([step, *(number for number, _ in nonfinite)])
         if is_nonfinite or self._has_spike:
@@ -159,6 +233,8 @@ class Signs:
             self._since = None
         self._nonfinite_in_a_row = self._nonfinite_in_a_row + 1 if is_nonfinite else 0
         trouble = self._judge(step, nonfinite, is_nonfinite=is_nonfinite, has_lasted=has_lasted)
+        if trouble is None and has_followed_rate:
+            trouble = self._describe_rate_jump()
         self._has_nonfinite_gradient = self._has_spike = self._has_lasting_spike = False
         return trouble
 
@@ -167,6 +243,28 @@ class Signs:
         self._since = self._verdict = None
         self._nonfinite_in_a_row = 0
         self._course.end_jump()
+        self._course_after_rate_jump.end_jump()
+        self._last_rate_jump = self._rate_jump = None
+        for rates in self._rates.values():
+            rates.go_back()
+
+    def _follows_rate_jump(self) -> bool:
+        """Whether the present jump of the loss began soon after the learning rate had jumped."""
+        jumped_at = self._course_after_rate_jump.jumped_at
+        if self._last_rate_jump is None or jumped_at is None:
+            return False
+        return self._last_rate_jump[0] <= jumped_at <= self._last_rate_jump[0] + LASTING_STEPS
+
+    def _describe_rate_jump(self) -> Trouble | None:
+        if self._last_rate_jump is None:
+            return None
+        step, before, after = self._last_rate_jump
+        return Trouble(
+            reason="learning_rate_jump",
+            onset=step,
+            numbers={"limit": self._course_after_rate_jump.limit, "rate_before": before, "rate_after": after},
+            sentence=f"The learning rate rose from {before:.4g} to {after:.4g} at step {step}, and the loss with it",
+        )
 
     def _judge(
         self, step: int, nonfinite: Sequence[tuple[int, float]], *, is_nonfinite: bool, has_lasted: bool

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradmedic.exceptions import UnhealthyRunError
@@ -35,6 +35,7 @@ from gradmedic.torch.clipping import limit_gradients
 from gradmedic.torch.guards.consensus import Consensus
 from gradmedic.torch.guards.gradient_norms import find_nonfinite
 from gradmedic.torch.guards.norm_reader import NormReader, Reading, find_device
+from gradmedic.torch.guards.running_statistics import RunningStatistics
 from gradmedic.torch.hidden_gradients import HiddenGradients
 from gradmedic.torch.lockstep import list_all_parameters
 from gradmedic.torch.optimizer_hooks import NewArguments, OptimizerHooks
@@ -130,6 +131,7 @@ class StepGuard:
         optimizers: the optimizers.
         list_names: function that returns the names of layers by the ids of their parameters, in the models' order.
         stop_switch: ends the training.
+        models: the models whose running statistics a step that is not taken must not change.
         observer: measures the same steps; None in a process that does not measure.
         consensus: the common decisions of several processes; None if there is one process.
     """
@@ -141,6 +143,7 @@ class StepGuard:
         *,
         list_names: Callable[[], Mapping[int, str]],
         stop_switch: StopSwitch,
+        models: Iterable[nn.Module] = (),
         observer: StepObserver | None = None,
         consensus: Consensus | None = None,
     ) -> None:
@@ -161,6 +164,7 @@ class StepGuard:
         self._decision: Decision | None = None
         self._skipping: Optimizer | None = None
         self._hidden = HiddenGradients()
+        self._running_statistics = RunningStatistics(models if policy.needs_norms else ())
         self._versions = 0
         self._actions: list[ActionDraft] = []
         self._warnings_left = MOST_WARNINGS
@@ -219,6 +223,7 @@ class StepGuard:
         for key, rule in self._rules.items():
             rule.go_back()
             self._nonfinite_in_a_row[key] = 0
+        self._running_statistics.keep()
 
     def continue_from(self, other: StepGuard) -> None:
         """Take over what another guard has learnt about the same optimizers. Called at first."""
@@ -283,8 +288,11 @@ class StepGuard:
             parameters = self._hidden.parameters
             self._hidden.show()
             self._skipping = None
+            self._running_statistics.restore()
             if _sum_versions(parameters) != self._versions:
                 self._fail(f"{type(optimizer).__name__} changes weights that have no gradient")
+        elif not self.is_over:
+            self._running_statistics.keep()
         if self.rewinder is not None and not self.is_over:
             try:
                 self.rewinder.after_step(optimizer, self._decision)

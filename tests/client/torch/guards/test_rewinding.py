@@ -40,6 +40,25 @@ def make_model() -> nn.Sequential:
     return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 1))
 
 
+class Averaging(nn.Module):
+    """Subtracts the running average of its inputs, in a buffer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.average: Tensor
+        self.register_buffer("average", torch.zeros(8))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the inputs less their average."""
+        self.average = 0.99 * self.average + 0.01 * inputs.mean(dim=0)
+        return inputs - self.average
+
+
+def make_averaging_model() -> nn.Sequential:
+    """Return a model that a NaN among its inputs spoils for ever."""
+    return nn.Sequential(Averaging(), *make_model())
+
+
 class Loop:
     """A training loop as users write them.
 
@@ -128,7 +147,7 @@ def put_nan_into_weights(model: nn.Module) -> None:
 
 
 def test_a_bad_batch_that_reaches_the_buffers_is_undone(tmp_path: Path) -> None:
-    """Skipping the step leaves NaN in the statistics of a normalization; going back does not, and it learns on."""
+    """Skipping the step leaves NaN in a buffer of the model; going back does not, and it learns on."""
 
     def spoil(step: int, inputs: Tensor) -> None:
         if step == 60:
@@ -136,16 +155,17 @@ def test_a_bad_batch_that_reaches_the_buffers_is_undone(tmp_path: Path) -> None:
 
     losses = {}
     for reaction in ("warn", "skip", "rewind"):
-        loop = Loop(reaction)
+        loop = Loop(reaction, make_averaging_model())
         loop.train(150, spoil)
         losses[reaction] = loop.final_loss
         assert loop.is_finite == (reaction == "rewind")
         assert len(loop.rewinds) == (reaction == "rewind")
         loop.finish()
-    clean = Loop()
+    clean = Loop(model=make_averaging_model())
     clean.train(150)
     clean.finish()
     assert math.isnan(losses["warn"])
+    assert math.isnan(losses["skip"])
     assert losses["rewind"] < 2 * clean.final_loss
     (skip, rewind) = read_actions(loop.run, tmp_path / "unsent")
     assert (skip.action, skip.reason, skip.step) == ("skip", "nonfinite_gradient", 60)
@@ -155,6 +175,42 @@ def test_a_bad_batch_that_reaches_the_buffers_is_undone(tmp_path: Path) -> None:
         "The weights or what belongs to them were not finite at step 60: the training went back to its state after "
         f"step {loop.rewinds[0]}."
     )
+
+
+def test_a_bad_batch_leaves_nothing_in_a_normalization() -> None:
+    """The skipped step sets running statistics back, so that the training need not go back."""
+
+    def spoil(step: int, inputs: Tensor) -> None:
+        if step == 60:
+            inputs[0, 0] = math.nan
+
+    loop = Loop()
+    loop.train(150, spoil)
+    loop.finish()
+    assert loop.is_finite
+    assert loop.rewinds == []
+    assert loop.final_loss < 1.0
+
+
+def test_a_jump_of_the_learning_rate_is_undone() -> None:
+    """The loss jumps with the rate and falls slowly; the training goes back to before the rate has jumped."""
+    losses = {}
+    for reaction in ("skip", "rewind"):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 1))
+        loop = Loop(reaction, model, torch.optim.Adam(model.parameters(), lr=3e-3))
+        loop.train(200)
+        for group in loop.optimizer.param_groups:
+            group["lr"] *= 100
+        loop.train(3)
+        for group in loop.optimizer.param_groups:
+            group["lr"] /= 100
+        loop.train(40)
+        losses[reaction] = loop.final_loss
+        loop.finish()
+        assert bool(loop.rewinds) == (reaction == "rewind")
+    assert 180 <= loop.rewinds[0] < 200
+    assert losses["rewind"] < losses["skip"] / 3
 
 
 @pytest.mark.usefixtures("state_of_each_step")
@@ -531,7 +587,7 @@ def test_without_room_steps_are_still_skipped(
     """It is logged once that no state is kept, and once that the training cannot go back; it goes on."""
     monkeypatch.setattr(snapshots_room, "find_free_memory", lambda: 0)
     monkeypatch.setattr(snapshots_room, "_find_free_disk", lambda _: 0)
-    loop = Loop()
+    loop = Loop(model=make_averaging_model())
 
     def spoil(step: int, inputs: Tensor) -> None:
         if step in (20, 25):

@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradmedic.torch.guards.rewinding_signs import LASTING_STEPS, NONFINITE_IN_A_ROW, LossCourse, Signs
+from gradmedic.torch.guards.rewinding_signs import (
+    FEWEST_RATES,
+    LASTING_AFTER_RATE_JUMP,
+    LASTING_STEPS,
+    NONFINITE_IN_A_ROW,
+    RATE_JUMP,
+    LossCourse,
+    Rates,
+    Signs,
+    Trouble,
+)
 
 
 def find_lasting(losses: list[float]) -> int | None:
@@ -150,3 +160,75 @@ def test_a_skipped_spike_is_no_reason_and_a_lasting_one_is() -> None:
     trouble = signs.end_step(13, [(13, 1.0)])
     assert trouble is not None
     assert (trouble.reason, trouble.onset) == ("gradient_spike", 10)
+
+
+def find_trouble(rates: list[float], losses: list[float]) -> tuple[int, Trouble] | None:
+    """Return the first trouble of a course of learning rates and losses, with the step that shows it."""
+    signs = make_signs()
+    for step, (rate, loss) in enumerate(zip(rates, losses, strict=True)):
+        signs.note_rate("optimizer", rate)
+        if (trouble := signs.end_step(step, [(step, loss)])) is not None:
+            return step, trouble
+    return None
+
+
+def jump(after: list[float]) -> list[float]:
+    """Return 200 usual losses and what comes after them."""
+    return [*(2.0 + 0.1 * noise(0, 200)).tolist(), *after]
+
+
+SLOW = [3.5 * 0.995**i for i in range(100)]
+"""A loss that needs some hundred steps to be as low as before: less than ten spreads above the usual ones."""
+
+
+def test_a_loss_that_jumps_with_the_learning_rate_is_a_reason_soon() -> None:
+    """The training goes back to before the rate's jump, although the loss falls again: that would take longer."""
+    rates = [0.1] * 200 + [1.0] * 4 + [0.1] * 96
+    found = find_trouble(rates, jump(SLOW))
+    assert found is not None
+    step, trouble = found
+    assert step == 200 + LASTING_AFTER_RATE_JUMP - 1
+    assert (trouble.reason, trouble.onset) == ("learning_rate_jump", 200)
+    assert (trouble.numbers["rate_before"], trouble.numbers["rate_after"]) == (0.1, 1.0)
+    assert "rose from 0.1 to 1 at step 200" in trouble.sentence
+
+
+@pytest.mark.parametrize(
+    ("rates", "after"),
+    [
+        ([0.1] * 300, SLOW),  # the data have changed, not the rate
+        ([0.1] * 200 + [1.0] * 100, [2.0] * 100),  # the loss does not care
+        ([0.1] * 200 + [1.0] * 4 + [0.1] * 96, [2.0 + 1.5 * 0.8**i for i in range(100)]),  # it is back soon
+        ([0.1] * 100 + [1.0] * 4 + [0.1] * 196, SLOW),  # the rate jumped long before
+        ([0.001 * 10 ** min(step / 50, 3) for step in range(300)], SLOW),  # a warm-up that grows fast
+        ([0.5 * (1 + math.cos(step % 100 / 32)) for step in range(300)], SLOW),  # restarts
+    ],
+    ids=["steady rate", "steady loss", "recovery", "earlier", "warm-up", "restarts"],
+)
+def test_neither_a_rate_nor_a_loss_alone_is_a_reason(rates: list[float], after: list[float]) -> None:
+    """Without a jump of the rate, a low one of the loss is left alone, and one of the rate alone always is."""
+    assert find_trouble(rates, jump(after)) is None
+
+
+def test_the_same_rate_may_be_the_reason_again() -> None:
+    """After going back, a rate that is still too high is seen again."""
+    rates = Rates()
+    assert not any(rates.add(0.1) for _ in range(FEWEST_RATES))
+    assert not rates.add(0.1 * RATE_JUMP * 0.99)
+    assert rates.add(1.0)
+    assert not rates.add(1.0)
+    rates.go_back()
+    assert rates.add(1.0)
+    assert not rates.add(math.inf)
+
+
+def test_the_first_rates_may_jump() -> None:
+    """A schedule may begin with a step at a rate of 0 or close to it."""
+    rates = Rates()
+    assert not any(rates.add(rate) for rate in [0.0, 1e-8, *[0.1] * FEWEST_RATES])
+
+
+def test_losses_that_never_vary_have_no_recovery() -> None:
+    """A constant loss that jumps with the rate is no error of the guard."""
+    found = find_trouble([0.1] * 200 + [1.0] * 100, [0.0] * 200 + [1.0 * 0.9**i for i in range(100)])
+    assert found is not None
